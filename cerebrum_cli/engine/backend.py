@@ -21,6 +21,16 @@ class TokenRow(NamedTuple):
     output: bool
 
 
+class Checkpoint(NamedTuple):
+    """What of a slot's memory at `length` tokens is lost as it grows: recurrent states, and sliding windows.
+
+    `state` is llama.cpp's, in a buffer of ctypes, whose length is its size.
+    """
+
+    length: int
+    state: ctypes.Array[ctypes.c_char]
+
+
 class TokenScore(NamedTuple):
     """Natural logarithm of a token's probability, and whether it is the most likely token."""
 
@@ -159,11 +169,31 @@ class Backend(Vocabulary, Protocol):
         """Empty all slots, whatever they hold; nothing without memory."""
 
     def is_trimmable(self, held: int, length: int) -> bool:
-        """Whether this model can trim a slot of `held` tokens to `length`."""
+        """Whether this model can trim any slot of `held` tokens to `length`."""
+
+    def can_trim_slot(self, slot: int, length: int) -> bool:
+        """Whether the slot can be trimmed to `length`: from sliding windows, a few tokens can be removed."""
 
     @property
     def can_trim(self) -> bool:
         """Whether tokens can be removed from the end of a slot, as from any memory but a recurrent state."""
+
+    @property
+    def needs_checkpoints(self) -> bool:
+        """Whether slots may lack what they need to be trimmed: recurrent states, or cells of a sliding window."""
+
+    @property
+    def checkpoint_budget(self) -> int:
+        """Bytes of checkpoints that memory was planned for; 0 with separate KV caches, and if none are needed."""
+
+    def checkpoint(self, slot: int, is_whole: bool = False) -> Checkpoint:
+        """Copy what a later trim of the slot would lack; with `is_whole`, all, which can be loaded into other slots."""
+
+    def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool = False) -> bool:
+        """Trim the slot to the length of a checkpoint taken of the same tokens; False, and an empty slot, if that fails.
+
+        With `is_whole`, the slot may hold anything.
+        """
 
     @property
     def state_kind(self) -> str | None:
@@ -177,6 +207,10 @@ class Backend(Vocabulary, Protocol):
 
     def load_state(self, slot: int, path: Path) -> bool:
         """Restore the slot from `save_state`'s file, ignoring trailing bytes; False, and an empty slot, if rejected."""
+
+    @property
+    def carries_states(self) -> bool:
+        """Whether a state of this context can be loaded into a longer one."""
 
     def close(self) -> None:
         """Free the model and its KV cache."""

@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -126,11 +127,18 @@ def new_drafter(request: Request) -> Drafter | None:
 
 
 class LocalEngine(Engine):
-    """A model on its own thread, which starts loading it immediately; prompts are cached on disk in `state_store`."""
+    """A model on its own thread, which starts loading it immediately; prompts are cached on disk in `state_store`.
 
-    def __init__(self, open_backend: OpenBackend, state_store: StateStore | None = None) -> None:
+    States of preempted sequences are saved in a new directory in `swap_directory`, or in the system's for temporary
+    files.
+    """
+
+    def __init__(
+        self, open_backend: OpenBackend, state_store: StateStore | None = None, swap_directory: Path | None = None
+    ) -> None:
         self._open = open_backend
         self._state_store = state_store
+        self._swap_directory = swap_directory
         self._stop = StopFlag()
         self._commands = Commands(self._stop)
         super().__init__("engine")
@@ -228,7 +236,7 @@ class LocalEngine(Engine):
             return
         self._backend = backend
         self._loading.put(None)
-        loop = Loop(backend, perf_counter() - start, self._state_store)
+        loop = Loop(backend, perf_counter() - start, self._state_store, self._swap_directory)
         try:
             while loop.process_commands(self._commands):
                 loop.step()
@@ -237,6 +245,7 @@ class LocalEngine(Engine):
             fail_commands(self._commands, error)
         finally:
             self._backend = None  # from now on callers get an error, not freed memory
+            loop.close()
             backend.close()
 
 

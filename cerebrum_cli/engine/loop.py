@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from pathlib import Path
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend
+from cerebrum_cli.engine.checkpoints import Checkpoints
 from cerebrum_cli.engine.memory import EXPECTED_LENGTH
 from cerebrum_cli.engine.messages import Abort, Cancel, Commands, SavePromptCache, Submit, SubmitScores
 from cerebrum_cli.engine.prompt_cache import PromptCache
@@ -18,6 +20,7 @@ from cerebrum_cli.engine.scoring import ScoreJob, Scorer
 from cerebrum_cli.engine.sequence import Failure, Sequence
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step_costs import draft_lengths
+from cerebrum_cli.engine.swap import SwapSpace
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.drafter import DraftToken
@@ -26,12 +29,19 @@ BACKLOG_POLL_S = 0.01
 
 
 class Loop:
-    """The work of the engine's thread: alternately `process_commands` and `step`."""
+    """The work of the engine's thread: alternately `process_commands` and `step`.
 
-    def __init__(self, backend: Backend, load_s: float, state_store: StateStore | None = None) -> None:
+    States of preempted sequences are saved in a new directory in `swap_directory`.
+    """
+
+    def __init__(
+        self, backend: Backend, load_s: float, state_store: StateStore | None = None, swap_directory: Path | None = None
+    ) -> None:
         self._backend = backend
         self._load_s = load_s
-        self._scheduler = Scheduler(backend.slots)
+        self._scheduler = Scheduler(backend.slots, backend.kv_unified)
+        self._checkpoints = Checkpoints(backend, self._scheduler)
+        self._swap = SwapSpace(backend, self._scheduler, swap_directory)
         self._max_slots = backend.slots
         self._scorer = Scorer(backend)
         self._reserves_max = backend.slots == 1 or backend.kv_unified
@@ -66,6 +76,7 @@ class Loop:
         While texts wait to be scored, no sequence is admitted; they are scored once none is running.
         """
         try:
+            self._preempt_full()
             if not self._scorer.jobs:
                 self._admit()
             elif not self._scheduler.running:
@@ -73,6 +84,7 @@ class Loop:
             self._compact()
             step = self._schedule()
             if step.shares:
+                self._checkpoints.before_step(step)
                 self._process_output(step, self._backend.decode(step.rows))
             elif self._scheduler.waiting:  # for a slow reader
                 sleep(BACKLOG_POLL_S)
@@ -81,12 +93,34 @@ class Loop:
             self._backend.clear_all()  # the step may have written any part of its rows
             self._scheduler.clear_slots()
 
+    def close(self) -> None:
+        """Remove temporary files."""
+        self._swap.close()
+
     def _score(self) -> None:
         """Score texts for a step, in slots that hold nothing for sequences afterwards."""
         try:
             self._scorer.step()
         finally:  # memory may have been reserved again
-            self._scheduler.reset_slots(self._backend.slots)
+            self._reset_slots()
+
+    def _preempt_full(self) -> None:
+        """Preempt sequences that fill their slots, to resume in longer ones: all now if memory for those is free.
+
+        Otherwise the full ones are last in the queue: the others finish, with more slots than longer ones would leave.
+        """
+        scheduler, backend = self._scheduler, self._backend
+        full = [one for one in scheduler.running if one.length >= backend.capacity]
+        if not full:
+            return
+        is_free = backend.slots_for(max(map(self._required_length, full))) >= backend.slots
+        preempted = scheduler.running if is_free else full
+        for sequence in preempted:
+            self._swap.save(sequence)
+            scheduler.preempt(sequence)
+        if is_free:
+            scheduler.waiting.rotate(len(preempted))
+            self._reserve(0)
 
     def _admit(self) -> None:
         scheduler, backend = self._scheduler, self._backend
@@ -97,16 +131,21 @@ class Loop:
             needs_memory = self._required_length(sequence) > backend.capacity or self._lacks_slots()
             if scheduler.running and (needs_memory or not self._has_room(sequence)):
                 return
-            state = self._prompt_cache.find(sequence, needs_memory) if self._prompt_cache else None
+            state = None
+            if self._prompt_cache and not sequence.swapped:
+                state = self._prompt_cache.find(sequence, needs_memory)
             if needs_memory:
                 kind = backend.state_kind
                 self._reserve(len(state.tokens) if state else 0)
-                if self._prompt_cache and backend.state_kind != kind:  # fewer slots than requested
+                if self._prompt_cache and state and backend.state_kind != kind:  # fewer slots than requested
                     state = self._prompt_cache.find(sequence, needs_memory=False)
+            if self._swap.load(sequence):
+                continue
             if self._prompt_cache and state and self._make_room(len(state.tokens)):
-                self._prompt_cache.restore(state, sequence)
+                self._prompt_cache.restore(state)
+            self._checkpoints.prepare(sequence)
             try:
-                self._place(scheduler.next_admission(0 if backend.kv_unified else backend.capacity))
+                self._place(scheduler.next_admission(backend.capacity, self._checkpoints.reusable))
             except GrammarError as error:
                 self._fail_sequence(sequence, error)
             else:
@@ -128,24 +167,36 @@ class Loop:
         return min(slots, backend.slots_for(length)) > backend.slots
 
     def _plan_memory(self) -> tuple[int, int]:
-        """Length and number of slots for all that waits.
+        """Length and number of slots for all that waits: as long as it may become, if memory is free for that.
 
         Short slots are all made, for what is submitted later; of long ones, no more than there will be samples.
         """
-        waiting, slots = self._scheduler.waiting, self._max_slots
-        length = max(map(self._required_length, waiting))
-        if not self._reserves_max:
-            counts = Counter(id(sequence.request) for sequence in waiting)
-            requests = {id(sequence.request): sequence.request for sequence in waiting}
-            samples = sum(max(count, requests[each].max_n) for each, count in counts.items())
-            slots = min(slots, max(samples, slots * EXPECTED_LENGTH // length))
-        return length, slots
+        waiting, max_slots = self._scheduler.waiting, self._max_slots
+        required = max(map(self._required_length, waiting))
+        if self._reserves_max:
+            return required, max_slots
+        counts = Counter(id(sequence.request) for sequence in waiting)
+        requests = {id(sequence.request): sequence.request for sequence in waiting}
+        samples = sum(max(count, requests[each].max_n) for each, count in counts.items())
+        limits = [one.max_length(self._backend.context_size) for one in requests.values() if one.params.max_tokens]
+
+        def slots_of(length: int) -> int:
+            return min(max_slots, max(samples, max_slots * EXPECTED_LENGTH // length))
+
+        longest = max(required, *limits, 0)
+        if self._backend.slots_for(longest) >= slots_of(longest):
+            return longest, slots_of(longest)
+        return required, slots_of(required)
 
     def _reserve(self, min_length: int) -> None:
         length, slots = self._plan_memory()
         if notice := self._backend.reserve(max(min_length, length), slots):
             self._scheduler.waiting[0].emit(notice)
+        self._reset_slots()
+
+    def _reset_slots(self) -> None:
         self._scheduler.reset_slots(self._backend.slots)
+        self._checkpoints.clear()
 
     def _has_room(self, sequence: Sequence) -> bool:
         """Whether memory holds one more sequence beside the running ones."""
@@ -232,17 +283,19 @@ class Loop:
             length = backend.reusable_prefix(length)
         if slot is not source and length:
             backend.copy(source.index, slot.index)
-        length = self._trim(slot, length)
+        length = self._checkpoints.rewind(slot, length, source.checkpoints)
         self._scheduler.admit(admission, length)
+        self._checkpoints.plan(sequence)
         sequence.admitted_at = sequence.admitted_at or perf_counter()
 
     def _process_output(self, step: Step, is_complete: bool) -> None:
         if not is_complete:
             for share in step.shares:
-                self._resume(share.sequence)
+                self._checkpoints.resume(share.sequence)
             return
         for share in step.shares:
             self._scheduler.record_evaluated(share.sequence, share.tokens)
+            self._checkpoints.after_step(share.sequence)
         row = -1
         for share in step.shares:
             sequence = share.sequence
@@ -278,9 +331,10 @@ class Loop:
             return
         if sequence.draft_state:
             sequence.draft_state.record(accepted)
-        if not self._trim(slot, len(slot.tokens)):
-            slot.clear()
-            sequence.evaluated = 0
+        length = self._checkpoints.rewind(slot, len(slot.tokens), slot.checkpoints)
+        if length < len(slot.tokens):
+            slot.copy_prefix(slot, length)
+            sequence.evaluated = length
 
     @staticmethod
     def _report_prefill(sequence: Sequence) -> None:
@@ -288,23 +342,8 @@ class Loop:
         if not sequence.generated:
             sequence.emit(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
 
-    def _resume(self, sequence: Sequence) -> None:
-        """Resume after an interrupted step: the slot's contents are used, up to tokens whose logits are needed."""
-        assert sequence.slot is not None
-        slot = self._scheduler.slots[sequence.slot]
-        length = min(self._backend.length(slot.index), sequence.first_output)
-        self._scheduler.resume(sequence, self._trim(slot, length))
-
-    def _trim(self, slot: Slot, length: int) -> int:
-        """Trim what llama.cpp holds in a slot, or clear it if that is impossible; the number of tokens left."""
-        backend = self._backend
-        if length and (backend.length(slot.index) <= length or backend.trim(slot.index, length)):
-            return length
-        backend.clear(slot.index)
-        return 0
-
     def _sample_token(self, sequence: Sequence, row: int) -> bool:
-        """Sample the next token from a row of logits, and emit its text; False if the sequence has left its slot."""
+        """Sample the next token from a row of logits, and emit its text; False if its slot holds no other after it."""
         backend, request, is_forced = self._backend, sequence.request, bool(sequence.pending)
         try:
             token = sequence.next_token(row)
@@ -320,9 +359,7 @@ class Loop:
             return self._finish(sequence, reason, by_stop_string=reason == "stop")
         if sequence.length >= backend.context_size:
             return self._finish(sequence, "context")
-        if sequence.length >= backend.capacity:
-            self._scheduler.preempt(sequence)
-        return sequence.slot is not None
+        return sequence.length < backend.capacity
 
     def _finish(self, sequence: Sequence, reason: FinishReason, by_stop_string: bool = False) -> bool:
         """End a sequence; False, since it has left its slot."""
@@ -337,6 +374,7 @@ class Loop:
 
     def _release(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
+        self._swap.discard(sequence)
         if sequence.sampler is not None:
             sequence.sampler.close()
             sequence.sampler = None

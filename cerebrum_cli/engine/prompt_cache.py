@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.scheduler import Scheduler, common_prefix, common_prefixes
+from cerebrum_cli.engine.scheduler import Scheduler, Slot, common_prefix, common_prefixes
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import State, StateStore
 
@@ -36,7 +36,7 @@ class PromptCache:
         kind = backend.state_kind if len(prompt) - held >= MIN_SAVED_TOKENS else None
         return self._store.find_longest(prompt, kind, is_usable, sequence.emit) if kind else None
 
-    def restore(self, state: State, sequence: Sequence) -> None:
+    def restore(self, state: State) -> None:
         """Load a state into a free slot, where admission will find it; not if a copy to or from each is pending."""
         backend, free = self._backend, self._scheduler.slots_to_overwrite
         slot = next((slot for slot in free if not backend.has_pending_copy(slot.index)), None)
@@ -47,7 +47,7 @@ class PromptCache:
             slot.extend(state.tokens)
         else:
             backend.clear(slot.index)
-            self._store.discard(state, sequence.emit)
+            self._store.reject(state)
 
     def save(self, min_tokens: int, prompt: tuple[int, ...] | None) -> None:
         """Save idle slots with at least `min_tokens` tokens in no state yet; with a prompt, only the best match."""
@@ -62,8 +62,16 @@ class PromptCache:
             if backend.has_pending_copy(slot.index) or backend.length(slot.index) != len(slot.tokens):
                 continue  # a difference was never seen, but a mislabeled state would give wrong answers from then on
             if len(slot.tokens) - self._store.stored_prefix(slot.tokens, kind, self._is_restorable) >= min_tokens:
-                size = backend.state_size(slot.index)
-                self._store.write(slot.tokens, kind, size, partial(backend.save_state, slot.index))
+                self._write(slot, kind)
+                if slot.checkpoints:  # memory that cannot be trimmed: what a retry, or the next prompt, returns to
+                    newest = slot.checkpoints[-1]
+                    slot.copy_prefix(slot, newest.length if backend.restore(slot.index, newest) else 0)
+                    self._write(slot, kind)
+
+    def _write(self, slot: Slot, kind: str) -> None:
+        size = self._backend.state_size(slot.index)
+        if slot.tokens:
+            self._store.write(slot.tokens, kind, size, partial(self._backend.save_state, slot.index))
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:
         """Save a common prefix of prompts from an idle slot, which drops the rest, unless a state has it already."""

@@ -8,14 +8,14 @@ the last bits of a reply would depend on the number of slots. Decoding waits for
 from __future__ import annotations
 
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from itertools import count, islice, takewhile
 from typing import NamedTuple
 
-from cerebrum_cli.engine.backend import TokenRow
+from cerebrum_cli.engine.backend import Checkpoint, TokenRow
 from cerebrum_cli.engine.sequence import Sequence, Tokens, common_tokens, pack_tokens
 
 MIN_FREE_CELLS = 256  # tokens of room for a reply that admission to a unified KV cache requires
@@ -23,31 +23,45 @@ MAX_PREFILL_BETWEEN_DECODES = 1024  # tokens of prompts
 CELLS_PER_TOKEN = 512  # copied in the time of evaluating one token: 400 to 1,500 on CPUs, from 135M to 7B parameters
 
 CELL_IDS = count()  # unique across all KV caches of the process
+CLOCK = count(1)
 
 
 @dataclass(slots=True)
 class Slot:
     """Place for one sequence: the tokens in its KV cache, the cells that hold them, and the sequence running in it.
 
-    In a unified KV cache, copies of a token share its cell.
+    In a unified KV cache, copies of a token share its cell; `uses` counts the slots that use each cell. `checkpoints`
+    are earlier states of this slot, and `last_used` is larger the later a sequence was in it.
     """
 
     index: int
+    uses: Counter[int]
     tokens: array[int] = field(default_factory=lambda: array("i"))
     cells: list[int] = field(default_factory=list)
     sequence: Sequence | None = None
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    last_used: int = 0
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Record tokens that were evaluated or restored."""
         self.tokens.extend(tokens)
-        self.cells.extend(islice(CELL_IDS, len(self.tokens) - len(self.cells)))
+        cells = list(islice(CELL_IDS, len(self.tokens) - len(self.cells)))
+        self.cells += cells
+        self.uses.update(cells)
 
     def copy_prefix(self, source: Slot, length: int) -> None:
         """Record that this slot now holds the first `length` tokens of another, or of itself."""
-        self.tokens, self.cells = source.tokens[:length], source.cells[:length]
+        before, cells = self.cells, source.cells[:length]
+        self.tokens, self.cells = source.tokens[:length], cells
+        self.checkpoints = [each for each in source.checkpoints if each.length <= length]
+        self.uses.update(cells)
+        for cell in before:
+            self.uses[cell] -= 1
+            if not self.uses[cell]:
+                del self.uses[cell]
 
     def clear(self) -> None:
-        self.tokens, self.cells = array("i"), []
+        self.copy_prefix(self, 0)
 
 
 class Admission(NamedTuple):
@@ -103,13 +117,15 @@ class Step(NamedTuple):
 class Scheduler:
     """Waiting and running sequences, and the slots of the running ones."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, kv_unified: bool = False) -> None:
         self.waiting: deque[Sequence] = deque()
+        self._kv_unified = kv_unified
         self.reset_slots(slots)
 
     def reset_slots(self, slots: int) -> None:
         """Replace the slots by so many empty ones, after memory was allocated."""
-        self.slots = [Slot(index) for index in range(slots)]
+        self._uses: Counter[int] = Counter()
+        self.slots = [Slot(index, self._uses) for index in range(slots)]
         self._prefilled = 0
 
     @property
@@ -134,9 +150,7 @@ class Scheduler:
 
     def has_cells(self, tokens: int, cells: int) -> bool:
         """Whether a unified KV cache of so many cells holds `tokens` more."""
-        if sum(len(slot.cells) for slot in self.slots) + tokens <= cells:
-            return True
-        return len(set[int]().union(*(slot.cells for slot in self.slots))) + tokens <= cells
+        return len(self._uses) + tokens <= cells
 
     def can_hold(self, sequence: Sequence, cells: int) -> bool:
         """Whether a unified KV cache, without its idle slots, has room for one more sequence and part of its reply."""
@@ -147,8 +161,8 @@ class Scheduler:
 
     @property
     def eviction_candidate(self) -> Slot | None:
-        """The highest free slot that holds tokens: admission prefers the lowest."""
-        return next((slot for slot in reversed(self.free_slots) if slot.tokens), None)
+        """The least recently used of the free slots that hold tokens."""
+        return min((slot for slot in self.free_slots if slot.tokens), key=lambda slot: slot.last_used, default=None)
 
     @property
     def free_slots(self) -> list[Slot]:
@@ -157,28 +171,37 @@ class Scheduler:
 
     @property
     def slots_to_overwrite(self) -> list[Slot]:
-        """Free slots, those whose contents are the smallest loss first: empty ones, then the others, ascending."""
-        return sorted(self.free_slots, key=lambda slot: len(slot.tokens) > 0)
+        """Free slots, those whose contents are the smallest loss first: empty ones, then the least recently used.
+
+        In separate KV caches the lowest of those come first, since llama.cpp computes consecutive slots together.
+        """
+        return sorted(self.free_slots, key=lambda slot: (len(slot.tokens) > 0, slot.last_used * self._kv_unified))
 
     @property
     def can_admit(self) -> bool:
         """Whether a sequence is waiting, a slot is free, and no prompt is being evaluated."""
         return bool(self.waiting and self.free_slots) and not any(one.is_prefilling for one in self.running)
 
-    def next_admission(self, copied_cells: int = 0) -> Admission:
+    def next_admission(
+        self, copied_cells: int = 0, reusable: Callable[[Slot, int], int] = lambda _, length: length
+    ) -> Admission:
         """Choose a slot for the next waiting sequence, and the slot whose common prefix saves the most as its source.
 
-        A prefix in a running slot has to be copied, which moves `copied_cells` however short it is. Tokens whose logits
-        are needed are never reused: the last one, since its logits choose the next, and those of an inspection.
+        `reusable` is how much of a slot's first tokens can be reused. A prefix in a running slot has to be copied, which
+        moves `copied_cells` however short it is. In a unified KV cache a copy costs nothing, and replaces the least
+        recently used slot instead of the rest of the source. Tokens whose logits are needed are never reused: the last
+        one, since its logits choose the next, and those of an inspection.
         """
         sequence = self.waiting[0]
-        shared = common_prefixes(self.slots, sequence.tokens[: sequence.first_output])
-        copy_cost = copied_cells // CELLS_PER_TOKEN
+        lengths = common_prefixes(self.slots, sequence.tokens[: sequence.first_output])
+        shared = [reusable(slot, length) if length else 0 for slot, length in zip(self.slots, lengths, strict=True)]
+        copy_cost = 0 if self._kv_unified else copied_cells // CELLS_PER_TOKEN
         saved = [each - copy_cost * bool(slot.sequence) for each, slot in zip(shared, self.slots, strict=True)]
         source = max(self.slots, key=lambda slot: (saved[slot.index], not slot.sequence, -slot.index))
         if saved[source.index] <= 0:
             return Admission(sequence, self.slots_to_overwrite[0], source, 0)
-        slot = self.slots_to_overwrite[0] if source.sequence else source
+        is_kept = self._kv_unified and shared[source.index] < len(source.tokens)
+        slot = self.slots_to_overwrite[0] if source.sequence or is_kept else source
         return Admission(sequence, slot, source, shared[source.index])
 
     def sibling_samples(self, evaluated: Sequence) -> list[Admission]:
@@ -194,7 +217,7 @@ class Scheduler:
         sequence, slot, source, _ = admission
         self.waiting.remove(sequence)
         slot.copy_prefix(source, prefix_length)
-        slot.sequence = sequence
+        slot.sequence, slot.last_used = sequence, next(CLOCK)
         sequence.slot = slot.index
         sequence.evaluated = prefix_length
         if not sequence.generated:
@@ -217,7 +240,7 @@ class Scheduler:
         target.copy_prefix(source, len(source.tokens))
         source.clear()
         target.sequence, source.sequence = source.sequence, None
-        target.sequence.slot = target.index
+        target.sequence.slot, target.last_used = target.index, source.last_used
 
     def schedule(self, prefill_chunk: Callable[[int], int], max_outputs: int = 1) -> Step:
         """Schedule a step: part of the one prompt being evaluated, or one token of each decoding sequence.
@@ -235,8 +258,11 @@ class Scheduler:
         if prefilling is None or (decoding and self._prefilled >= MAX_PREFILL_BETWEEN_DECODES):
             self._prefilled = 0
             return Step(decoding)
-        before_outputs = prefilling.first_output - prefilling.evaluated
-        size = min(prefill_chunk(prefilling.evaluated), before_outputs + max_outputs)
+        evaluated, checkpoint_at = prefilling.evaluated, prefilling.checkpoint_at or 0
+        before_outputs = prefilling.first_output - evaluated
+        size = min(prefill_chunk(evaluated), before_outputs + max_outputs)
+        if evaluated < checkpoint_at:
+            size = min(size, checkpoint_at - evaluated)
         tokens = prefilling.tokens_from(prefilling.evaluated, size)
         self._prefilled += len(tokens)
         return Step([Share(prefilling, tokens, max(0, len(tokens) - before_outputs))])
@@ -259,7 +285,8 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """Remove a sequence; the contents of its slot can be reused."""
         if sequence.slot is not None:
-            self.slots[sequence.slot].sequence = None
+            slot = self.slots[sequence.slot]
+            slot.sequence, slot.last_used = None, next(CLOCK)
             sequence.slot = None
         elif sequence in self.waiting:
             self.waiting.remove(sequence)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
@@ -104,7 +105,7 @@ class Request:
         return context_size if limit is None else min(context_size, len(self.prompt_tokens) + limit)
 
     def expected_length(self, context_size: int, generated: int = 0) -> int:
-        """Length to reserve memory for; more is reserved if a sample outgrows it."""
+        """Length to reserve memory for at least; more is reserved if a sample outgrows it."""
         return min(self.max_length(context_size), len(self.prompt_tokens) + max(EXPECTED_REPLY_TOKENS, 2 * generated))
 
 
@@ -113,7 +114,8 @@ class Sequence:
     """State of one sample; `evaluated` is the number of its tokens in its slot.
 
     `is_backlogged`: whether too many events wait for their reader. `draft_n` tokens were drafted. `pending` tokens are
-    forced: they follow instead of sampled ones. `inspected` tokens of an inspection are reported.
+    forced: they follow instead of sampled ones. `inspected` tokens of an inspection are reported. A step of the prompt
+    ends at `checkpoint_at`. While the sequence is preempted, its state may be in the file `swapped`.
     """
 
     id: SequenceId
@@ -138,6 +140,8 @@ class Sequence:
     pending: deque[int] = field(default_factory=deque)
     forced: list[Forced] = field(default_factory=list)
     inspected: int = 0
+    checkpoint_at: int | None = None
+    swapped: Path | None = None
 
     @property
     def prompt(self) -> Tokens:

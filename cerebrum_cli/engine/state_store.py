@@ -125,11 +125,9 @@ class StateStore:
                 remove(self._directory / name)
         self._evict(path.name)
 
-    def discard(self, state: State, notify: Notify) -> None:
-        """Remove a state that could not be loaded, unless another process has removed it."""
-        if state.path.exists():
-            self._known[state.path.name] = None
-            self._remove_damaged(state.path, notify)
+    def reject(self, state: State) -> None:
+        """Ignore a state that llama.cpp did not load, such as one made with other options, from now on."""
+        self._known[state.path.name] = None
 
     def _usable(
         self, packed_prompt: bytes, identity: bytes, is_usable: IsUsable, notify: Notify

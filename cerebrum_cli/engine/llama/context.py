@@ -5,16 +5,20 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
+from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.backend import StopFlag, TokenRow
+from cerebrum_cli.engine.backend import Checkpoint, StopFlag, TokenRow
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log
 from cerebrum_cli.engine.memory import ContextOptions, pad_length
 
 INVALID, DONE, NO_ROOM, ABORTED = -1, 0, 1, 2  # results of llama_decode
+STATE_HEADER = 3  # words before a sequence's state in a file
+WORD = 4  # bytes
+WHOLE, PARTIAL = 0, 1  # flags of a sequence's state: all, or only recurrent states and sliding windows
 CACHE_TYPES = {
     "f32": llama.GGML_TYPE_F32,
     "f16": llama.GGML_TYPE_F16,
@@ -26,6 +30,7 @@ FLASH_ATTENTION = {True: llama.LLAMA_FLASH_ATTN_TYPE_ENABLED, False: llama.LLAMA
 # The abort callback runs at every node of the graph. libc's atoi, on a byte that is "0" or "1", runs without Python and
 # the GIL.
 _abort_callback = ctypes.cast(ctypes.CDLL(None).atoi, llama.ggml_abort_callback)
+NEVER = ctypes.create_string_buffer(b"0")
 
 
 def has_recurrent_state(model: Any) -> bool:
@@ -45,6 +50,7 @@ def context_params(options: ContextOptions, vocabulary_size: int) -> Any:
     if options.flash_attention is not None:
         params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
     params.kv_unified = options.kv_unified
+    params.swa_full = False
     params.no_perf = True
     return params
 
@@ -55,6 +61,9 @@ class LlamaContext:
     llama.cpp copies between separate KV caches only at the start of the next decode. `pending_copies` are the slots
     such copies read or write: a state saved from one may hold other tokens, and one loaded into it is overwritten or
     copied. Clearing a slot does not drop its copy, and does no harm either, nor do trimming it and copying it again.
+
+    An interrupted decode leaves recurrent states of its slots half updated: these are invalid, and have length 0, until
+    they are restored or cleared. So only prefill is interrupted in such a model, not the short steps of decoding.
     """
 
     def __init__(
@@ -82,7 +91,9 @@ class LlamaContext:
         self._recurrent = has_recurrent_state(model)
         self._batch = llama.llama_batch_init(options.n_ubatch, 0, 1)
         self._defers_copies = options.n_streams > 1
+        self._n_streams = 0 if llama.llama_model_is_recurrent(model) else options.n_streams
         self.pending_copies: set[int] = set()
+        self._invalid: set[int] = set()
 
     def decode(self, rows: Sequence[TokenRow]) -> bool:
         batch = self._batch
@@ -94,13 +105,16 @@ class LlamaContext:
             batch.seq_id[index][0] = slot
             batch.logits[index] = output
         log.problems.clear()
+        if self._recurrent:
+            is_prefill = not all(row.output for row in rows)
+            flag = self._stop.buffer if is_prefill else NEVER
+            llama.llama_set_abort_callback(self.handle, _abort_callback, ctypes.cast(flag, ctypes.c_void_p))
         status = llama.llama_decode(self.handle, batch)
         if status != INVALID:
             self.pending_copies.clear()
         if status == ABORTED:
-            if self._recurrent:  # its state was partly updated, and cannot be rolled back
-                for slot in {row.slot for row in rows}:
-                    self.clear(slot)
+            if self._recurrent:
+                self._invalid |= {row.slot for row in rows}
             return False
         if status != DONE:
             problem = "the context is full" if status == NO_ROOM else f"llama.cpp failed to decode ({status})"
@@ -108,7 +122,7 @@ class LlamaContext:
         return True
 
     def length(self, slot: int) -> int:
-        return int(llama.llama_memory_seq_pos_max(self._memory, slot)) + 1
+        return 0 if slot in self._invalid else int(llama.llama_memory_seq_pos_max(self._memory, slot)) + 1
 
     def copy(self, source: int, target: int) -> None:
         """Copy a whole slot; llama.cpp cannot copy a part between separate KV caches."""
@@ -117,21 +131,76 @@ class LlamaContext:
         if self._defers_copies:
             self.pending_copies |= {source, target}
 
-    def trim(self, slot: int, length: int) -> bool:
-        """Remove positions from `length` on; False if the model's memory cannot be rolled back that far."""
+    def can_trim(self, slot: int, length: int) -> bool:
+        """Whether memory can be rolled back to `length`: a sliding window drops cells that the next token attends to."""
+        if slot in self._invalid:
+            return False
         if length >= self.length(slot):
             return True
         oldest = llama.llama_memory_seq_pos_min(self._memory, slot)
-        if oldest > 0 and oldest > length - self._window:
-            return False  # the sliding window has dropped cells that the next token attends to
-        return bool(llama.llama_memory_seq_rm(self._memory, slot, length, -1))
+        return not self._recurrent and (oldest <= 0 or oldest <= length - self._window + 1)
+
+    def trim(self, slot: int, length: int) -> bool:
+        """Remove positions from `length` on; False if memory cannot be rolled back that far."""
+        return self.can_trim(slot, length) and bool(llama.llama_memory_seq_rm(self._memory, slot, length, -1))
+
+    def checkpoint(self, slot: int, is_whole: bool) -> Checkpoint:
+        flags = WHOLE if is_whole else PARTIAL
+        state = ctypes.create_string_buffer(llama.llama_state_seq_get_size_ext(self.handle, slot, flags))
+        pointer = ctypes.cast(state, ctypes.POINTER(ctypes.c_uint8))
+        llama.llama_state_seq_get_data_ext(self.handle, pointer, len(state), slot, flags)
+        return Checkpoint(self.length(slot), state)
+
+    def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool) -> bool:
+        """Restore a checkpoint; a partial one needs the other cells of the first `length` tokens in the slot.
+
+        llama.cpp restores those without the cells of full attention just as well, so the length is checked.
+        """
+        flags = WHOLE if is_whole else PARTIAL
+        if is_whole:
+            self.clear(slot)
+        pointer = ctypes.cast(checkpoint.state, ctypes.POINTER(ctypes.c_uint8))
+        read = llama.llama_state_seq_set_data_ext(self.handle, pointer, len(checkpoint.state), slot, flags)
+        self._invalid.discard(slot)
+        if (
+            read
+            and llama.llama_memory_seq_rm(self._memory, slot, checkpoint.length, -1)
+            and self.length(slot) == checkpoint.length
+        ):
+            return True
+        self.clear(slot)
+        return False
+
+    def load(self, slot: int, path: Path) -> bool:
+        """Load a saved state, also of a context with more slots; False, and an empty slot, if it is rejected.
+
+        In attention caches, a state begins with the number of separate caches, then for each the number of its cells,
+        which is 0 but for one, and its contents. That number is adapted, with as many zeros before the contents as fit.
+        """
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_COPY) as data:
+            words = memoryview(data)[: len(data) // WORD * WORD].cast("I")
+            first = STATE_HEADER
+            if self._n_streams and words[first] != self._n_streams:
+                empty = next((n for n, cells in enumerate(words[first + 1 : first + words[first]]) if cells), 0)
+                first += max(0, empty + 1 - self._n_streams)
+                words[first] = self._n_streams
+            words.release()
+            state = (ctypes.c_uint8 * (len(data) - first * WORD)).from_buffer(data, first * WORD)
+            is_loaded = llama.llama_state_seq_set_data_ext(self.handle, state, len(state), slot, WHOLE)
+            del state
+        self._invalid.discard(slot)
+        if not is_loaded:  # the slot may hold part of it
+            self.clear(slot)
+        return bool(is_loaded)
 
     def clear(self, slot: int) -> None:
         llama.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        self._invalid.discard(slot)
 
     def clear_all(self) -> None:
         """Empty all slots and zero their cells: a NaN in one would spread through attention masks."""
         llama.llama_memory_clear(self._memory, True)
+        self._invalid.clear()
 
     def close(self) -> None:
         llama.llama_batch_free(self._batch)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Sampler, StopFlag, TokenRow, TokenScore
+from cerebrum_cli.engine.backend import Checkpoint, Sampler, StopFlag, TokenRow, TokenScore
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.bindings import llama, log
 from cerebrum_cli.engine.llama.context import (
@@ -37,7 +37,7 @@ from cerebrum_cli.engine.llama.sampler import (
 )
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.load_options import fallback_notice
-from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, plan_slots
+from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, checkpoint_budget, plan_slots
 from cerebrum_cli.engine.state_store import write_error
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -70,6 +70,8 @@ class LlamaBackend(LlamaVocabulary):
         self._sizes = sizes
         self._offloaded = offloaded
         self._adapters = adapters
+        self.can_trim = not has_recurrent_state(model)
+        self._window: int = llama.llama_model_n_swa(model)
         self._fallback = fallback
         self._free: FreeMemory | None = None  # before the current context was created
         self._batch_indices: list[int] | None = None
@@ -233,14 +235,24 @@ class LlamaBackend(LlamaVocabulary):
             self._context.clear_all()
 
     def is_trimmable(self, held: int, length: int) -> bool:
-        if not self.can_trim:
-            return length == held
-        window = llama.llama_model_n_swa(self._model)
-        return length == held or not window or held <= window
+        return length == held or (self.can_trim and held <= (self._window or held))
+
+    def can_trim_slot(self, slot: int, length: int) -> bool:
+        return not self.needs_checkpoints or self._open_context.can_trim(slot, length)
 
     @property
-    def can_trim(self) -> bool:
-        return not has_recurrent_state(self._model)
+    def needs_checkpoints(self) -> bool:
+        return not self.can_trim or self._window > 0
+
+    @property
+    def checkpoint_budget(self) -> int:
+        return checkpoint_budget(self._sizes, self._made_with)
+
+    def checkpoint(self, slot: int, is_whole: bool = False) -> Checkpoint:
+        return self._open_context.checkpoint(slot, is_whole)
+
+    def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool = False) -> bool:
+        return self._open_context.restore(slot, checkpoint, is_whole)
 
     @property
     def state_kind(self) -> str | None:
@@ -248,7 +260,7 @@ class LlamaBackend(LlamaVocabulary):
         if self._batch_invariant or uses_long_rope(self._model):
             return None
         params = context_params(self._made_with, self.size)
-        types = f"keys {params.type_k}, values {params.type_v}, flash attention {params.flash_attn_type}"
+        types = f"keys {params.type_k}, values {params.type_v}"
         return f"llama.cpp {library_digest()}, {types}, sequences {1 if params.kv_unified else params.n_seq_max}"
 
     def state_size(self, slot: int) -> int:
@@ -261,12 +273,12 @@ class LlamaBackend(LlamaVocabulary):
             problem = next((line.rpartition("error: ")[2].strip() for line in log.problems), "")
             raise write_error(path.parent, problem or "incomplete write")
 
+    @property
+    def carries_states(self) -> bool:
+        return not uses_long_rope(self._model)  # see state_kind
+
     def load_state(self, slot: int, path: Path) -> bool:
-        handle, no_tokens, count = self._open_context.handle, (llama.llama_token * 1)(), ctypes.byref(ctypes.c_size_t())
-        is_loaded = llama.llama_state_seq_load_file(handle, os.fsencode(path), slot, no_tokens, 0, count)
-        if not is_loaded:  # the slot may hold part of it
-            self.clear(slot)
-        return bool(is_loaded)
+        return self._open_context.load(slot, path)
 
     def close(self) -> None:
         if self._context:

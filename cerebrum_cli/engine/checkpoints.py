@@ -1,0 +1,137 @@
+"""Shorten what slots hold, also where a model cannot forget its last tokens: recurrent states and sliding windows.
+
+Such a slot can only return to a checkpoint. In a context with one KV cache, which conversations return to, checkpoints
+are taken where a prompt continues an earlier one, and shortly before its end: a template may drop what follows the last
+question. In one with a cache for each slot, whose prompts have a common prefix at most, a single snapshot of that
+prefix is kept, which can be loaded into any slot.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from cerebrum_cli.engine.backend import Backend, Checkpoint
+from cerebrum_cli.engine.scheduler import Scheduler, Slot, Step, common_prefix, common_prefixes
+from cerebrum_cli.engine.sequence import Sequence
+
+TOKENS_BEFORE_END = 16  # of a prompt; evaluated again by a retry, and more than a template's start of a reply
+MIN_SNAPSHOT_TOKENS = 64  # fewer are evaluated as fast
+MAX_SNAPSHOT_BYTES = 256 * 2**20
+
+
+class Snapshot(NamedTuple):
+    """The whole state of a slot that held these tokens."""
+
+    tokens: array[int]
+    checkpoint: Checkpoint
+
+
+class Checkpoints:
+    """Checkpoints of one context; their slots have those of their own tokens."""
+
+    def __init__(self, backend: Backend, scheduler: Scheduler) -> None:
+        self._backend = backend
+        self._scheduler = scheduler
+        self._snapshot: Snapshot | None = None
+        self._shared = 0  # first tokens of the prompt to admit that a slot has evaluated too
+        self._before_step: tuple[int, Checkpoint] | None = None  # of a slot whose prompt is evaluated
+
+    def reusable(self, slot: Slot, length: int) -> int:
+        """Number of the first `length` tokens of a slot that it can be shortened to."""
+        if length == len(slot.tokens) or self._backend.can_trim_slot(slot.index, length):
+            return length
+        return max((each.length for each in slot.checkpoints if each.length <= length), default=0)
+
+    def rewind(self, slot: Slot, length: int, checkpoints: Iterable[Checkpoint]) -> int:
+        """Shorten what llama.cpp holds in a slot to `length` tokens, or to a checkpoint before; the number left."""
+        backend, held = self._backend, self._backend.length(slot.index)
+        if length and held and (held <= length or backend.trim(slot.index, length)):
+            return length
+        usable = (each for each in checkpoints if each.length <= length)
+        newest = max(usable, key=lambda each: each.length, default=None)
+        if newest and backend.restore(slot.index, newest):
+            return newest.length
+        backend.clear(slot.index)
+        return 0
+
+    def resume(self, sequence: Sequence) -> None:
+        """Use what a slot holds after an interrupted step, up to tokens whose logits are needed."""
+        assert sequence.slot is not None
+        slot = self._scheduler.slots[sequence.slot]
+        checkpoints = list(slot.checkpoints)
+        if self._before_step and self._before_step[0] == slot.index:
+            checkpoints.append(self._before_step[1])
+        length = min(self._backend.length(slot.index) or len(slot.tokens), sequence.first_output)
+        self._scheduler.resume(sequence, self.rewind(slot, length, checkpoints))
+
+    def plan(self, sequence: Sequence) -> None:
+        """Take a checkpoint where an admitted prompt continues an earlier one, and decide where to take the next."""
+        backend, sequence.checkpoint_at = self._backend, None
+        if sequence.slot is None or sequence.generated or not backend.needs_checkpoints:
+            return
+        slot, end = self._scheduler.slots[sequence.slot], sequence.first_output + 1 - TOKENS_BEFORE_END
+        if backend.checkpoint_budget:
+            if sequence.evaluated:
+                self._take(slot)
+            sequence.checkpoint_at = end
+        else:
+            is_sampled_later = max(sequence.request.n, sequence.request.max_n) > len(self._scheduler.slots)
+            shared = backend.reusable_prefix(end if is_sampled_later else min(self._shared, end))
+            if shared - sequence.evaluated >= MIN_SNAPSHOT_TOKENS:
+                sequence.checkpoint_at = shared
+
+    def prepare(self, sequence: Sequence) -> None:
+        """Load the snapshot into a free slot, where admission finds it, if it holds more of a prompt than any slot."""
+        snapshot, scheduler = self._snapshot, self._scheduler
+        if not self._backend.needs_checkpoints or self._backend.checkpoint_budget or sequence.generated:
+            return
+        tokens = sequence.tokens[: sequence.first_output]
+        shared = common_prefixes(scheduler.slots, tokens)
+        self._shared = max(shared)
+        if snapshot is None or common_prefix(snapshot.tokens, tokens) < len(snapshot.tokens):
+            return
+        pairs = zip(scheduler.slots, shared, strict=True)
+        free = [slot for slot in scheduler.slots_to_overwrite if not self._backend.has_pending_copy(slot.index)]
+        if free and all(self.reusable(slot, length) < len(snapshot.tokens) for slot, length in pairs):
+            free[0].clear()
+            if self._backend.restore(free[0].index, snapshot.checkpoint, is_whole=True):
+                free[0].extend(snapshot.tokens)
+
+    def before_step(self, step: Step) -> None:
+        """Copy the recurrent state of a prompt in progress: an interruption would leave it half updated."""
+        self._before_step = None
+        backend = self._backend
+        if backend.can_trim or not backend.checkpoint_budget:
+            return
+        for share in step.shares:
+            if share.sequence.is_prefilling and share.sequence.evaluated and share.sequence.slot is not None:
+                self._before_step = share.sequence.slot, backend.checkpoint(share.sequence.slot)
+
+    def after_step(self, sequence: Sequence) -> None:
+        """Take the checkpoint that was planned here."""
+        if sequence.evaluated != sequence.checkpoint_at or sequence.slot is None:
+            return
+        backend, slot = self._backend, self._scheduler.slots[sequence.slot]
+        if backend.checkpoint_budget:
+            self._take(slot)
+        elif backend.state_size(slot.index) <= MAX_SNAPSHOT_BYTES and not backend.has_pending_copy(slot.index):
+            self._snapshot = Snapshot(array("i", slot.tokens), backend.checkpoint(slot.index, is_whole=True))
+
+    def clear(self) -> None:
+        """Forget the snapshot: the context that it was taken in is gone."""
+        self._snapshot = self._before_step = None
+
+    def _take(self, slot: Slot) -> None:
+        """Take a checkpoint of a slot, dropping others to stay within the budget: those of the least recently used."""
+        if any(each.length == len(slot.tokens) for each in slot.checkpoints):
+            return
+        slot.checkpoints.append(self._backend.checkpoint(slot.index))
+        by_use = sorted(self._scheduler.slots, key=lambda each: each.last_used)
+        held = {id(each): len(each.state) for one in by_use for each in one.checkpoints}
+        for one in by_use:
+            while sum(held.values()) > self._backend.checkpoint_budget and len(one.checkpoints) > (one is slot):
+                dropped = one.checkpoints.pop(0)
+                if not any(dropped is each for other in by_use for each in other.checkpoints):
+                    del held[id(dropped)]
