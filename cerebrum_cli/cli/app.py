@@ -101,7 +101,8 @@ class App:
         """What models are opened with; `no_profile` leaves out what was measured on this machine."""
         from cerebrum_cli.inference.loading import Resources
 
-        return Resources(self.open_backend, self.prompt_cache, *(() if no_profile else (self.profile,)))
+        profile = {} if no_profile else {"profile": self.profile}
+        return Resources(self.open_backend, self.prompt_cache, **profile, swap_directory=self.cache_directory)
 
     def prompt_cache(self, model: Model, format_name: str, settings: Settings) -> StateStore | None:
         from cerebrum_cli.engine.state_store import StateStore

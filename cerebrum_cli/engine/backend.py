@@ -190,7 +190,7 @@ class Backend(Vocabulary, Protocol):
         """Copy what a later trim of the slot would lack; with `is_whole`, all, which can be loaded into other slots."""
 
     def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool = False) -> bool:
-        """Trim the slot to the length of a checkpoint taken of the same tokens; False, and an empty slot, if that fails.
+        """Trim the slot to a checkpoint that was taken of the same tokens; False, and an empty slot, if that fails.
 
         With `is_whole`, the slot may hold anything.
         """

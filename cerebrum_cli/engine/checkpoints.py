@@ -1,19 +1,25 @@
-"""Shorten what slots hold, also where a model cannot forget its last tokens: recurrent states and sliding windows.
+"""States of sequences that are not in a slot now: checkpoints that slots return to, and those of preempted sequences.
 
-Such a slot can only return to a checkpoint. In a context with one KV cache, which conversations return to, checkpoints
-are taken where a prompt continues an earlier one, and shortly before its end: a template may drop what follows the last
-question. In one with a cache for each slot, whose prompts have a common prefix at most, a single snapshot of that
-prefix is kept, which can be loaded into any slot.
+A model with recurrent states or sliding windows cannot forget its last tokens, only return to a checkpoint. With one KV
+cache, as in a chat, checkpoints are taken where a prompt continues an earlier one, and shortly before its end: a
+template may drop what follows the last question. With a cache for each slot, as in a batch, prompts have no more than a
+prefix in common: there is one snapshot of it, which can be loaded into any slot.
 """
 
 from __future__ import annotations
 
+import tempfile
 from array import array
 from collections.abc import Iterable
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
 from typing import NamedTuple
 
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.files import remove, work_directory
 from cerebrum_cli.engine.backend import Backend, Checkpoint
-from cerebrum_cli.engine.scheduler import Scheduler, Slot, Step, common_prefix, common_prefixes
+from cerebrum_cli.engine.scheduler import Admission, Scheduler, Slot, Step, common_prefix, common_prefixes
 from cerebrum_cli.engine.sequence import Sequence
 
 TOKENS_BEFORE_END = 16  # of a prompt; evaluated again by a retry, and more than a template's start of a reply
@@ -78,7 +84,7 @@ class Checkpoints:
             sequence.checkpoint_at = end
         else:
             is_sampled_later = max(sequence.request.n, sequence.request.max_n) > len(self._scheduler.slots)
-            shared = backend.reusable_prefix(end if is_sampled_later else min(self._shared, end))
+            shared = backend.reusable_prefix(end if is_sampled_later else self._shared)
             if shared - sequence.evaluated >= MIN_SNAPSHOT_TOKENS:
                 sequence.checkpoint_at = shared
 
@@ -135,3 +141,60 @@ class Checkpoints:
                 dropped = one.checkpoints.pop(0)
                 if not any(dropped is each for other in by_use for each in other.checkpoints):
                     del held[id(dropped)]
+
+
+class SwapSpace:
+    """States of preempted sequences, which resume without evaluating anything again.
+
+    They are in files, because sequences are preempted to make room for longer ones: in a directory that is created in
+    `parent`, or else in the system's, when it is needed.
+    """
+
+    def __init__(self, backend: Backend, scheduler: Scheduler, parent: Path | None) -> None:
+        self._backend = backend
+        self._scheduler = scheduler
+        self._parent = parent
+        self._directory: Path | None = None
+        self._names = count()
+        self._resources = ExitStack()
+
+    def save(self, sequence: Sequence) -> None:
+        """Save the slot of a sequence that is about to be preempted; if that fails, it is evaluated again."""
+        backend, slot = self._backend, sequence.slot
+        if slot is None or sequence.is_prefilling or not backend.carries_states or backend.has_pending_copy(slot):
+            return
+        try:
+            if self._directory is None:
+                folder = work_directory(self._parent or Path(tempfile.gettempdir()), "cerebrum-swap")
+                self._directory = self._resources.enter_context(folder)
+            path = self._directory / f"{next(self._names)}.state"
+            sequence.swapped = path
+            backend.save_state(slot, path)
+        except (OSError, EngineError):
+            self.discard(sequence)
+
+    def load(self, sequence: Sequence) -> bool:
+        """Admit a sequence to a free slot with its saved state; False if it has to be evaluated again."""
+        if sequence.swapped is None:
+            return False
+        free = (slot for slot in self._scheduler.slots_to_overwrite if not self._backend.has_pending_copy(slot.index))
+        slot, length = next(free, None), sequence.length - 1
+        if slot is None:
+            return False
+        slot.clear()
+        is_loaded = self._backend.load_state(slot.index, sequence.swapped)
+        self.discard(sequence)
+        if not is_loaded or self._backend.length(slot.index) != length:
+            self._backend.clear(slot.index)
+            return False
+        slot.extend(sequence.tokens[:length])
+        self._scheduler.admit(Admission(sequence, slot, slot, length), length)
+        return True
+
+    def discard(self, sequence: Sequence) -> None:
+        if sequence.swapped:
+            remove(sequence.swapped)
+            sequence.swapped = None
+
+    def close(self) -> None:
+        self._resources.close()

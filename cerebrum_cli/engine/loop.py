@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.checkpoints import Checkpoints
+from cerebrum_cli.engine.checkpoints import Checkpoints, SwapSpace
 from cerebrum_cli.engine.memory import EXPECTED_LENGTH
 from cerebrum_cli.engine.messages import Abort, Cancel, Commands, SavePromptCache, Submit, SubmitScores
 from cerebrum_cli.engine.prompt_cache import PromptCache
-from cerebrum_cli.engine.scheduler import Admission, Scheduler, Slot, Step
+from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
 from cerebrum_cli.engine.scoring import ScoreJob, Scorer
 from cerebrum_cli.engine.sequence import Failure, Sequence
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step_costs import draft_lengths
-from cerebrum_cli.engine.swap import SwapSpace
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.drafter import DraftToken
@@ -131,18 +130,17 @@ class Loop:
             needs_memory = self._required_length(sequence) > backend.capacity or self._lacks_slots()
             if scheduler.running and (needs_memory or not self._has_room(sequence)):
                 return
-            state = None
-            if self._prompt_cache and not sequence.swapped:
-                state = self._prompt_cache.find(sequence, needs_memory)
+            cache = None if sequence.swapped else self._prompt_cache
+            state = cache.find(sequence, needs_memory) if cache else None
             if needs_memory:
                 kind = backend.state_kind
                 self._reserve(len(state.tokens) if state else 0)
-                if self._prompt_cache and state and backend.state_kind != kind:  # fewer slots than requested
-                    state = self._prompt_cache.find(sequence, needs_memory=False)
+                if cache and backend.state_kind != kind:  # fewer slots than requested
+                    state = cache.find(sequence, needs_memory=False)
             if self._swap.load(sequence):
                 continue
-            if self._prompt_cache and state and self._make_room(len(state.tokens)):
-                self._prompt_cache.restore(state)
+            if cache and state and self._make_room(len(state.tokens)):
+                cache.restore(state)
             self._checkpoints.prepare(sequence)
             try:
                 self._place(scheduler.next_admission(backend.capacity, self._checkpoints.reusable))

@@ -187,10 +187,10 @@ class Scheduler:
     ) -> Admission:
         """Choose a slot for the next waiting sequence, and the slot whose common prefix saves the most as its source.
 
-        `reusable` is how much of a slot's first tokens can be reused. A prefix in a running slot has to be copied, which
-        moves `copied_cells` however short it is. In a unified KV cache a copy costs nothing, and replaces the least
-        recently used slot instead of the rest of the source. Tokens whose logits are needed are never reused: the last
-        one, since its logits choose the next, and those of an inspection.
+        `reusable` is how much of a slot's first tokens can be reused. A prefix in a running slot has to be copied,
+        which moves `copied_cells` however short it is. In a unified KV cache a copy costs nothing, and replaces the
+        least recently used slot instead of the rest of the source. Tokens whose logits are needed are never
+        reused: the last one, since its logits choose the next, and those of an inspection.
         """
         sequence = self.waiting[0]
         lengths = common_prefixes(self.slots, sequence.tokens[: sequence.first_output])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 from platform import machine
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +50,15 @@ PromptCacheFactory = Callable[[Model, str, Settings], StateStore | None]
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What this process opens models with: a backend, a prompt cache on disk, and profiles of this machine."""
+    """What this process opens models with: a backend, a prompt cache on disk, and profiles of this machine.
+
+    States of preempted sequences are saved in `swap_directory`, or in the system's directory for temporary files.
+    """
 
     open_backend: BackendFactory
     prompt_cache: PromptCacheFactory = lambda *_: None
     profile: Callable[[Model, Settings], Profile | None] = lambda *_: None
+    swap_directory: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +236,7 @@ def open_model(source: ReplySource) -> LoadedModel:
     tuned, default = source.load_options(tuning_of(profile, use.tuned_for)), source.load_options()
     opener = Opener(resources.open_backend, tuned, default, draft_notice(model, settings.drafts))
     states = resources.prompt_cache(model, name, settings) if use.caches_prompts and not use.vocabulary_only else None
-    local = LocalEngine(opener, states)
+    local = LocalEngine(opener, states, resources.swap_directory)
     choose_drafts = partial(draft_costs, step_costs_of(profile, use.drafts_for), draft_problem(model))
     responder = Responder(local, build, model.trained_context, prepare, choose_drafts)
     return LoadedModel(source, name, local, responder, opener)

@@ -14,6 +14,7 @@ from scripted_backend import ALPHABET, ScriptedBackend, expected_reply, random_m
 
 from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine import checkpoints
 from cerebrum_cli.engine import scheduler as scheduling
 from cerebrum_cli.engine import sequence as sequencing
 from cerebrum_cli.engine.backend import StopFlag
@@ -95,6 +96,8 @@ class AnyTraffic(RuleBasedStateMachine):
         between=st.integers(1, 9),
         shared=st.booleans(),
         cells=st.sampled_from([20, 60, 1_000_000]),
+        budget=st.sampled_from([0, 60, 1000]),
+        carries=st.booleans(),
     )
     def start(
         self,
@@ -106,8 +109,12 @@ class AnyTraffic(RuleBasedStateMachine):
         between: int,
         shared: bool,
         cells: int,
+        budget: int,
+        carries: bool,
     ) -> None:
         self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(checkpoints, "TOKENS_BEFORE_END", 3)
+        self.patch.setattr(checkpoints, "MIN_SNAPSHOT_TOKENS", 2)
         self.patch.setattr(sequencing, "EXPECTED_REPLY_TOKENS", hope)
         self.patch.setattr(scheduling, "MAX_PREFILL_BETWEEN_DECODES", between)
         self.patch.setattr(scheduling, "MIN_FREE_CELLS", hope)
@@ -120,6 +127,8 @@ class AnyTraffic(RuleBasedStateMachine):
             kv_unified=shared,
             fitting_cells=cells,
             max_outputs=between,
+            checkpoint_budget=budget * (slots == 1 or shared),
+            carries_states=carries,
         )
         self.stop = StopFlag()
         self.commands = NonBlockingCommands(self.stop)
@@ -242,6 +251,7 @@ class AnyTraffic(RuleBasedStateMachine):
             else:
                 assert (sample.tokens, finish.reason) == (said, reason)
             assert finish.completion_tokens == len(sample.tokens)
+        self.loop.close()
         self.backend.close()
 
 

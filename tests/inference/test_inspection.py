@@ -28,6 +28,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import AlternativesEvent, Event, Forced, SequenceId, TokenEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.checkpoints import TOKENS_BEFORE_END
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.client import Endpoint
@@ -100,7 +101,7 @@ def test_inspection_gives_the_probabilities_of_decoding(precise_model: Path) -> 
         [next_turn] = collect_replies(
             engine.generate([Request((*prompt, *(each.token for each in decoded), 5), params)])
         ).values()
-        reused = len(prompt) - 1 if engine.backend.can_trim else 0
+        reused = len(prompt) - (1 if engine.backend.can_trim else TOKENS_BEFORE_END)
     found = reports(evaluated)
     assert [event.given.token for event in found] == [each.token for each in decoded]
     expected = [each.logprob for each in decoded]

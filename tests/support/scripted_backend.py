@@ -6,6 +6,7 @@ logits are sampled, and all calls come from one thread.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from array import array
@@ -19,7 +20,7 @@ from cerebrum_cli.core.conversation import PromptPart, Tokens
 from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import StopFlag, TokenRow, TokenScore
+from cerebrum_cli.engine.backend import Checkpoint, StopFlag, TokenRow, TokenScore
 
 END = 256
 MARK = 257  # a control token
@@ -102,6 +103,7 @@ class ScriptedBackend:
     """Memory of `slots` sequences; `can_trim=False` is a recurrent model, `fits` the maximum length that memory allows.
 
     `fitting_cells` are the tokens that all slots together can hold; `reserved` records length and slots of each memory.
+    A token takes 4 bytes of the `checkpoint_budget`.
 
     By number of a step, `fails` raises an error, `interrupts` stops after some rows, and `holds` waits for the stop
     flag first. `unwritable` fails saves.
@@ -123,6 +125,8 @@ class ScriptedBackend:
     kv_unified: bool = False
     unwritable: bool = False
     fitting_cells: int = 1_000_000
+    checkpoint_budget: int = 0
+    carries_states: bool = True
 
     requested: int = 0
     reserved: list[tuple[int, int]] = field(default_factory=list)
@@ -130,6 +134,7 @@ class ScriptedBackend:
     memory: list[list[int]] = field(default_factory=list)
     cells: list[list[object]] = field(default_factory=list)
     pending: set[int] = field(default_factory=set)
+    invalid: set[int] = field(default_factory=set)
     steps: list[list[TokenRow]] = field(default_factory=list)
     runs_single: bool = True
     evaluated: int = 0
@@ -191,7 +196,7 @@ class ScriptedBackend:
         self._working()
         assert slots is None or 0 < slots <= self.requested
         assert 0 < length <= self.context_size
-        self.memory, self.capacity, self.pending = [], 0, set()
+        self.memory, self.capacity, self.pending, self.invalid = [], 0, set(), set()
         if length > self.fits:
             raise EngineError(f"no memory for {length} tokens")
         self.slots = self.requested if self.kv_unified else min(self.slots_for(length), slots or self.requested)
@@ -215,6 +220,11 @@ class ScriptedBackend:
             kept = self.interrupts[number]
         elif self.stop:
             kept = 0
+        if not self.can_trim:
+            if all(row.output for row in rows):  # decoding, which is not interrupted
+                kept = len(rows)
+            assert not self.invalid.intersection(row.slot for row in rows)
+            self.invalid |= {row.slot for row in rows} if kept < len(rows) else set()
         self.pending.clear()
         self.outputs = {}
         per_slot = Counter(row.slot for row in rows)
@@ -254,7 +264,7 @@ class ScriptedBackend:
         return [token_score(self.outputs[row], token) for row, token in pairs]
 
     def length(self, slot: int) -> int:
-        return len(self.memory[slot])
+        return 0 if slot in self.invalid else len(self.memory[slot])
 
     def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> ScriptedSampler:
         self._working()
@@ -279,13 +289,14 @@ class ScriptedBackend:
     def trim(self, slot: int, length: int) -> bool:
         self._working()
         assert 0 <= length <= len(self.memory[slot])
-        if 0 < length < len(self.memory[slot]) and not self.can_trim:
+        if (0 < length < len(self.memory[slot]) and not self.can_trim) or slot in self.invalid:
             return False
         del self.memory[slot][length:], self.cells[slot][length:]
         return True
 
     def clear(self, slot: int) -> None:
         self._working()
+        self.invalid.discard(slot)
         self.memory[slot].clear()
         self.cells[slot].clear()
 
@@ -296,6 +307,33 @@ class ScriptedBackend:
 
     def is_trimmable(self, held: int, length: int) -> bool:
         return self.can_trim or held == length
+
+    def can_trim_slot(self, slot: int, length: int) -> bool:
+        return self.is_trimmable(len(self.memory[slot]), length)
+
+    @property
+    def needs_checkpoints(self) -> bool:
+        return not self.can_trim
+
+    def checkpoint(self, slot: int, is_whole: bool = False) -> Checkpoint:
+        self._working()
+        assert slot not in self.pending and self.memory[slot]
+        packed = array("i", self.memory[slot]).tobytes()
+        return Checkpoint(len(self.memory[slot]), ctypes.create_string_buffer(packed, len(packed)))
+
+    def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool = False) -> bool:
+        self._working()
+        assert slot not in self.pending
+        held = list(array("i", checkpoint.state.raw))
+        if is_whole:
+            self.clear(slot)
+            for token in held:
+                self.memory[slot].append(token)
+                self._take_cell(slot)
+        assert self.memory[slot][: len(held)] == held, "a checkpoint of other tokens"
+        del self.memory[slot][len(held) :], self.cells[slot][len(held) :]
+        self.invalid.discard(slot)
+        return True
 
     def state_size(self, slot: int) -> int:
         return len(array("i", self.memory[slot]).tobytes())

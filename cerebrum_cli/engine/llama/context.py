@@ -17,6 +17,7 @@ from cerebrum_cli.engine.memory import ContextOptions, pad_length
 
 INVALID, DONE, NO_ROOM, ABORTED = -1, 0, 1, 2  # results of llama_decode
 STATE_HEADER = 3  # words before a sequence's state in a file
+STATE_MAGIC = 0xAF143CD8  # of llama.cpp
 WORD = 4  # bytes
 WHOLE, PARTIAL = 0, 1  # flags of a sequence's state: all, or only recurrent states and sliding windows
 CACHE_TYPES = {
@@ -132,7 +133,7 @@ class LlamaContext:
             self.pending_copies |= {source, target}
 
     def can_trim(self, slot: int, length: int) -> bool:
-        """Whether memory can be rolled back to `length`: a sliding window drops cells that the next token attends to."""
+        """Whether memory can be rolled back to `length`: a sliding window drops cells that the next token needs."""
         if slot in self._invalid:
             return False
         if length >= self.length(slot):
@@ -181,11 +182,13 @@ class LlamaContext:
             words = memoryview(data)[: len(data) // WORD * WORD].cast("I")
             first = STATE_HEADER
             if self._n_streams and words[first] != self._n_streams:
-                empty = next((n for n, cells in enumerate(words[first + 1 : first + words[first]]) if cells), 0)
+                empty = next((n for n, cells in enumerate(words[first + 1 : first + 1 + words[first]]) if cells), 0)
                 first += max(0, empty + 1 - self._n_streams)
                 words[first] = self._n_streams
+            words[first - 2] = STATE_MAGIC  # a state in memory has this and a number before it
             words.release()
-            state = (ctypes.c_uint8 * (len(data) - first * WORD)).from_buffer(data, first * WORD)
+            start = (first - 2) * WORD
+            state = (ctypes.c_uint8 * (len(data) - start)).from_buffer(data, start)
             is_loaded = llama.llama_state_seq_set_data_ext(self.handle, state, len(state), slot, WHOLE)
             del state
         self._invalid.discard(slot)

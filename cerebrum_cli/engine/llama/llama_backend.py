@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -260,7 +259,8 @@ class LlamaBackend(LlamaVocabulary):
         if self._batch_invariant or uses_long_rope(self._model):
             return None
         params = context_params(self._made_with, self.size)
-        types = f"keys {params.type_k}, values {params.type_v}"
+        attention = "no " * (self._made_with.flash_attention is False) + "flash attention"  # on, and auto, is mostly on
+        types = f"keys {params.type_k}, values {params.type_v}, {attention}"
         return f"llama.cpp {library_digest()}, {types}, sequences {1 if params.kv_unified else params.n_seq_max}"
 
     def state_size(self, slot: int) -> int:

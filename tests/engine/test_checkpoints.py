@@ -1,0 +1,153 @@
+"""Returning to earlier tokens, and moving to longer slots, without evaluating anything twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import ask, collect_replies, loaded, running_engine
+from llama_engines import TALE, open_engine, options
+from scripted_backend import ScriptedBackend, endless, replies, tokens
+
+from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine import checkpoints, sequence
+from cerebrum_cli.engine.backend import StopFlag, TokenRow
+from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.sequence import Request
+
+BUDGET = 10_000
+END = checkpoints.TOKENS_BEFORE_END
+FIRST = "a question of more than sixteen tokens, asked first? "
+SCRIPT = {FIRST: "An answer. ", f"{FIRST}An answer. Another? ": "So. ", f"{FIRST}An answer. A third? ": "Or so. "}
+
+
+def recurrent(slots: int = 1, **options: Any) -> ScriptedBackend:
+    return ScriptedBackend(replies(SCRIPT), slots, 200, can_trim=False, checkpoint_budget=BUDGET, **options)
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_recurrent_model_returns_to_checkpoints(slots: int) -> None:
+    """The last question again, and then another one in its place, as after an undo."""
+    first, second, third = SCRIPT
+    with running_engine(recurrent(slots, kv_unified=slots > 1)) as engine:
+        said = [ask(engine, prompt)[0] for prompt in (first, first, second, second, third)]
+    assert [reply.text for reply in said] == ["An answer. ", "An answer. ", "So. ", "So. ", "Or so. "]
+    answered = len(first) + len("An answer. ")
+    assert [reply.cached for reply in said] == [0, len(first) - END, answered, answered, answered]
+
+
+def test_recurrent_model_samples_one_after_another_from_a_checkpoint() -> None:
+    with running_engine(recurrent()) as engine:
+        said = ask(engine, FIRST, n=4)
+    assert [reply.cached for reply in said] == [0, *[len(FIRST) - END] * 3]
+
+
+def test_checkpoints_stay_within_their_budget() -> None:
+    """Each takes 4 bytes a token: the first, of 37 tokens, is dropped for the second, of 64."""
+    first, second, _ = SCRIPT
+    backend = recurrent()
+    backend.checkpoint_budget = 4 * 100
+    with running_engine(backend) as engine:
+        for prompt in (first, second, first):
+            [reply] = ask(engine, prompt)
+    assert (reply.text, reply.cached) == ("An answer. ", 0)
+
+
+def test_interrupted_prompt_of_a_recurrent_model_resumes_before_the_step() -> None:
+    backend = recurrent(batch_size=16, interrupts={1: 5})
+    with running_engine(backend) as engine:
+        [reply] = ask(engine, FIRST)
+    assert reply.text == "An answer. "
+    assert backend.evaluated == len(FIRST) + len("An answer. ") + 5
+
+
+def test_common_prefix_is_snapshot_for_slots_that_cannot_be_trimmed() -> None:
+    """The second prompt shows what is common, the third loads it."""
+    common = "Some examples that all questions have in common, in more than sixty-four tokens: "
+    script = {f"{common}{name}": "Yes." for name in ("first", "second", "third", "fourth")}
+    backend = ScriptedBackend(replies(script), 2, 200, can_trim=False)
+    with running_engine(backend) as engine:
+        said = [ask(engine, prompt)[0] for prompt in script]
+    assert [reply.cached for reply in said] == [0, 0, len(common), len(common)]
+
+
+def growing(slots: int, **options: Any) -> tuple[ScriptedBackend, list[Request]]:
+    """Requests whose replies outgrow slots of 40 tokens: 90 tokens after 10."""
+    script = {f"{name} prompt. ": name for name in "abcd"}
+    backend = ScriptedBackend(endless(script), slots, 100, **options)
+    return backend, [Request(tokens(prompt)) for prompt in script]
+
+
+@pytest.mark.parametrize(
+    ("cells", "reserved"), [(1_000_000, [(40, 4), (70, 4), (100, 4)]), (170, [(40, 4), (70, 2), (100, 1)])]
+)
+def test_sequences_move_to_longer_slots_without_evaluating_again(
+    monkeypatch: pytest.MonkeyPatch, cells: int, reserved: list[tuple[int, int]]
+) -> None:
+    monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 30)
+    backend, requests = growing(4, fitting_cells=cells)
+    with running_engine(backend) as engine:
+        said = collect_replies(engine.generate(requests)).values()
+    assert [(len(reply.ids), reply.reason) for reply in said] == [(90, "context")] * 4
+    assert backend.evaluated == 4 * 99
+    assert backend.reserved == reserved
+
+
+def test_slots_are_as_long_as_requested_if_memory_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 30)
+    backend, requests = growing(4)
+    limited = [replace(request, params=SamplingParams(max_tokens=80)) for request in requests]
+    with running_engine(backend) as engine:
+        collect_replies(engine.generate(limited))
+    assert backend.reserved == [(90, 4)]
+
+
+def test_sequences_are_evaluated_again_if_their_states_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 30)
+    backend, requests = growing(4, unwritable=True)
+    with running_engine(backend) as engine:
+        said = collect_replies(engine.generate(requests)).values()
+    assert [(len(reply.ids), reply.reason) for reply in said] == [(90, "context")] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "slot", "after"), [(4, 0, 2), (4, 1, 2), (4, 3, 2), (4, 2, 1), (3, 1, 3)])
+def test_llama_loads_a_state_from_a_context_with_more_slots(
+    tmp_path: Path, chatml_model: Path, before: int, slot: int, after: int
+) -> None:
+    with open_engine(chatml_model) as engine:
+        text = engine.vocabulary.tokenize([Text(TALE)])[:100]
+    path, rows = tmp_path / "state", [TokenRow(slot, at, token, at == 99) for at, token in enumerate(text)]
+    backend = open_llama(options(chatml_model, slots=before), lambda event: None, StopFlag())
+    backend.reserve(256)
+    assert backend.decode(rows)
+    expected = backend.top_tokens(99, 3)
+    backend.save_state(slot, path)
+    backend.reserve(512, after)
+    assert backend.slots == after and backend.load_state(0, path) and backend.length(0) == 100
+    assert backend.trim(0, 99) and backend.decode([TokenRow(0, 99, text[99], True)])
+    assert [each.token for each in backend.top_tokens(0, 3)] == [each.token for each in expected]
+    backend.close()
+
+
+@pytest.mark.slow
+def test_llama_replies_continue_in_longer_slots(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: Path
+) -> None:
+    """Texts and evaluated tokens are those of slots that were long enough at first."""
+    load_options = options(tiny_model, slots=3, context_size=2048)
+    params = SamplingParams(max_tokens=400, temperature=1.0, seed=1)
+    said = []
+    for expected in (30, 1024):
+        monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", expected)
+        monkeypatch.setattr(Request, "max_length", lambda self, size: size)
+        with loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop), None, tmp_path)) as engine:
+            prompt = engine.vocabulary.tokenize([Text(TALE)])[:60]
+            found = collect_replies(engine.generate([Request(prompt, params, n=3, ignore_eos=True)]))
+            said.append([reply.ids for reply in found.values()])
+    assert said[0] == said[1]
+    assert not list(tmp_path.iterdir())
