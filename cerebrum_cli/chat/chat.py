@@ -30,7 +30,7 @@ from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, Se
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import LOCAL_KEYS, Layer, Settings
 from cerebrum_cli.inference.inspection import GivenReply
-from cerebrum_cli.inference.loading import LoadedModel, ReplySource, draft_notice, open_model, reload_key
+from cerebrum_cli.inference.loading import LoadedModel, ReplySource, draft_notice, open_model
 from cerebrum_cli.inference.voting import MajorityVote
 
 Events = Generator[Event, None, None]
@@ -239,7 +239,7 @@ class Chat:
         previous, source = replace(self.loaded.source, settings=self.settings), self.resolve(overrides)
         source.validate()
         settings = source.settings
-        if (source.model.paths, reload_key(settings)) != (previous.model.paths, reload_key(self.settings)):
+        if source.reload_key != previous.reload_key:
             if notice := self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, self.conversation):
                 yield notice
             try:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.inference.loading import ModelUse, ReplySource, draft_costs, draft_problem, open_model
-from cerebrum_cli.inference.profiles import step_costs_of
+from cerebrum_cli.inference.loading import ModelUse, ReplySource, open_model
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -81,12 +80,11 @@ def open_on_node(file: NodeFile, settings: Settings, use: ModelUse, is_tuned: bo
 
     app = real_app()
     source = ReplySource(app.resources(not is_tuned), find_file(app.library, file), settings, use)
-    measured, problem = step_costs_of(source.profile, use.drafts_for), draft_problem(source.model)
     if settings.threads is None and processors < thread_count():
         source = replace(source, settings=replace(settings, threads=processors))
     engine = open_model(source.used(raw=True)).engine
     assert isinstance(engine, LocalEngine)
-    costs = draft_costs(measured, problem, True) if settings.drafts else None
+    costs = source.step_costs(True) if settings.drafts else None
     return NodeEngine(engine, partial(fingerprint, app), costs)
 
 

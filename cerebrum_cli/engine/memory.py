@@ -66,6 +66,7 @@ class ContextOptions:
     - `pad_steps`: with `batch_invariant`, so are matrix multiplications with any type of weights; costs several rows
     - `flash_attention`: None leaves it to llama.cpp
     - `cache_type_k`, `cache_type_v`: types of keys and values in the KV cache
+    - `n_rs_seq`: number of drafted tokens that can be removed from a recurrent state, each by a copy of the state
     """
 
     length: int = 0
@@ -79,6 +80,12 @@ class ContextOptions:
     flash_attention: bool | None = None
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
+    n_rs_seq: int = 0
+
+    @property
+    def state_copies(self) -> int:
+        """Number of copies of a sequence's recurrent states."""
+        return 1 + self.n_rs_seq
 
     @property
     def n_streams(self) -> int:
@@ -157,7 +164,7 @@ def compute_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     if context.flash_attention is False:
         scores = sizes.n_heads * pad_length(context.length)
         attention = 4 * context.n_ubatch * (scores + 11 * embedding // 2) + _mask_bytes(sizes, context)
-    return max(logits, feed_forward, attention) + state * context.slots
+    return max(logits, feed_forward, attention) + state * context.slots * context.state_copies
 
 
 def checkpoint_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
@@ -182,7 +189,8 @@ def is_quantized(cache_type: str | None) -> bool:
 
 def sequence_bytes(layers: Sequence[LayerSizes], context: ContextOptions) -> int:
     """Size of one sequence in the KV cache and recurrent states of these layers."""
-    return sum(int(context.token_bytes(each) * context.cells(each)) + each.state_bytes for each in layers)
+    states = context.state_copies * sum(layer.state_bytes for layer in layers)
+    return states + sum(int(context.token_bytes(each) * context.cells(each)) for each in layers)
 
 
 def fits(needs: MemoryNeeds, free: FreeMemory) -> bool:
@@ -278,7 +286,7 @@ def plan_slots(
     layers = sizes.layers
     start = max(0, len(layers) + 1 - sum(offloaded))
     working = compute_bytes(sizes, replace(context, slots=1)) + HEADROOM
-    state = max((layer.state_bytes for layer in layers), default=0) + 4 * sizes.vocabulary_size
+    state = max((layer.state_bytes for layer in layers), default=0) * context.state_copies + 4 * sizes.vocabulary_size
 
     def count(memory: int, held: Sequence[LayerSizes]) -> int:
         return max(0, memory - working) // max(1, sequence_bytes(held, context) + state)
@@ -318,7 +326,8 @@ def group_lengths(lengths: Iterable[int], slots_for: Callable[[int], int]) -> li
 def _layer_bytes(layer: LayerSizes, context: ContextOptions) -> int:
     cells = context.cells(layer) * context.n_streams
     weights = layer.weight_bytes + layer.adapter_bytes
-    return weights + int(context.token_bytes(layer) * cells) + layer.state_bytes * context.slots
+    states = layer.state_bytes * context.state_copies * context.slots
+    return weights + int(context.token_bytes(layer) * cells) + states
 
 
 def _mask_bytes(sizes: ModelSizes, context: ContextOptions) -> int:

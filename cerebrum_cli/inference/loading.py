@@ -20,7 +20,7 @@ from cerebrum_cli.engine.load_options import AdapterFile, GgufFile, LoadOptions,
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import BLOCK_SIZE, SINGLE, ContextOptions, is_quantized
 from cerebrum_cli.engine.state_store import StateStore
-from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, StepCosts
+from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, MAX_ROLLBACK, StepCosts
 from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.inference.format_choice import FormatBuilder, choose_format, format_builder, prepare_format
@@ -36,6 +36,10 @@ RELOADING = ("format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS, 
 FLASH_ATTENTION = {"on": True, "off": False}
 NO_FLASH_ATTENTION = ("grok",)  # architectures for which llama.cpp turns it off
 ONE_CACHE_TYPE = ("deepseek4",)  # architectures that need equal types of keys and values, besides those with MLA
+ROLLBACK = (  # architectures with recurrent states from whose end llama.cpp can remove tokens
+    *("bailingmoe3", "deepseek4", "glm5-next", "kimi-k3", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe"),
+    *("qwen35", "qwen35moe", "qwen4exp"),
+)
 CHAT_CONTEXT = ContextOptions(slots=16, kv_unified=True)  # one sequence, except for votes
 
 BackendFactory = Callable[[LoadOptions], OpenBackend]
@@ -140,8 +144,24 @@ class ReplySource:
 
     def load_options(self, tuning: Tuning = DEFAULT) -> LoadOptions:
         """How to load the model with a tuning, within what the settings leave open."""
-        use = self.use
-        return load_options(self.model, self.settings, use.context, tuning, use.vocabulary_only, use.is_chat)
+        use, context = self.use, replace(self.use.context, n_rs_seq=self._n_rs_seq)
+        return load_options(self.model, self.settings, context, tuning, use.vocabulary_only, use.is_chat)
+
+    @property
+    def reload_key(self) -> tuple[object, ...]:
+        """What the model has to be loaded again for."""
+        return self.model.paths, *(getattr(self.settings, key) for key in RELOADING), self._n_rs_seq
+
+    def step_costs(self, drafts: bool | None) -> StepCosts | None:
+        """What steps cost with this setting of `drafts`; None if no tokens are drafted. The profile is read."""
+        profile = self.profile if self.use.drafts_for else None
+        return draft_costs(step_costs_of(profile, self.use.drafts_for), draft_problem(self.model), drafts)
+
+    @property
+    def _n_rs_seq(self) -> int:
+        """Number of drafted tokens that the model's recurrent state has to allow to be removed."""
+        can_roll_back = self.model.header.architecture in ROLLBACK
+        return MAX_ROLLBACK if can_roll_back and self.step_costs(self.settings.drafts) else 0
 
 
 @dataclass(slots=True)
@@ -298,16 +318,11 @@ def require_attention(model: Model, settings: Settings, pad_steps: bool = False)
         raise UsageError(problem, "give both the same type: --set cache_type=TYPE")
 
 
-def reload_key(settings: Settings) -> tuple[object, ...]:
-    return tuple(getattr(settings, key) for key in RELOADING)
-
-
 def draft_problem(model: Model) -> str | None:
-    """Why speculative decoding cannot pay for a model; None if it can."""
-    if model.header.expert_count:
-        return "each token of a mixture of experts needs different weights"
-    if any(layer.state_bytes for layer in model.sizes.layers):
-        return "a recurrent state cannot be rolled back"
+    """Why tokens cannot be drafted for a model; None if they can."""
+    name = model.header.architecture
+    if any(layer.state_bytes for layer in model.sizes.layers) and name not in ROLLBACK:
+        return f"llama.cpp cannot roll back the recurrent state of the architecture {name}"
     return None
 
 
@@ -318,7 +333,10 @@ def draft_notice(model: Model, drafts: bool | None) -> NoticeEvent | None:
 
 
 def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | None) -> StepCosts | None:
-    """What steps cost: as measured, if drafting tokens can pay; if it is asked for, in any case; None if it is off."""
+    """What steps cost: as measured, if drafting tokens can pay; if it is asked for, in any case; None if it is off.
+
+    That holds for mixtures of experts too, where each drafted token may need further experts: it is measured.
+    """
     if problem or drafts is False:
         return None
     if drafts:

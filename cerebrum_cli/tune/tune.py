@@ -18,10 +18,10 @@ from cerebrum_cli.engine.load_options import LoadOptions, Tuning, plan_repacking
 from cerebrum_cli.engine.machine import available_memory, processors
 from cerebrum_cli.engine.memory import CPU_UBATCH, ContextOptions, Device, FreeMemory, plan_slots
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
-from cerebrum_cli.engine.step_costs import MEASURED_ROWS, StepCosts
+from cerebrum_cli.engine.step_costs import MAX_ROLLBACK, MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.trials import Bench, TrialError
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.inference.loading import draft_problem, load_options
+from cerebrum_cli.inference.loading import ROLLBACK, draft_problem, load_options
 from cerebrum_cli.inference.profiles import (
     Profile,
     ProfileStore,
@@ -78,7 +78,8 @@ def tune_model(
     search = Search(bench, space, search_s, clock)
     uses = yield from search.run()
     if has_drafts:
-        uses |= yield from measure_steps(bench, uses, space, steps_s)
+        most = 1 + MAX_ROLLBACK if model.header.architecture in ROLLBACK else MEASURED_ROWS[-1]
+        uses |= yield from measure_steps(bench, uses, space, steps_s, most)
     profile = Profile(*profile_key(bench.devices), format_utc(time()), uses)
     old = {name: previous.uses[name].tuning if previous else Tuning() for name in uses}
     changes = {name: (without_user_settings(old[name], settings), used.tuning) for name, used in uses.items()}
@@ -92,21 +93,24 @@ def tune_model(
 
 
 def measure_steps(
-    bench: Bench, uses: Mapping[UseName, TunedUse], space: SearchSpace, seconds: float
+    bench: Bench, uses: Mapping[UseName, TunedUse], space: SearchSpace, seconds: float, most: int = MEASURED_ROWS[-1]
 ) -> Generator[StageEvent, None, dict[UseName, TunedUse]]:
-    """The uses that generate one sequence, with costs of steps with drafted tokens; equal ones are measured once."""
+    """The uses that generate one sequence, with costs of steps with drafted tokens; equal ones are measured once.
+
+    Steps have at most `most` rows.
+    """
     defaults: dict[UseName, Tuning] = {"chat": space.chat, "ask": space.ask}
     measured: dict[tuple[Tuning, tuple[int, ...]], StepCosts | None] = {}
     found: dict[UseName, TunedUse] = {}
     for done, (name, default) in enumerate(defaults.items()):
         tuning = replace(default, **uses[name].tuning.overrides)
-        rows = tuple(count for count in MEASURED_ROWS if count <= (tuning.n_ubatch or count))
+        rows = tuple(count for count in MEASURED_ROWS if count <= min(most, tuning.n_ubatch or count))
         job = replace(tuning, n_ubatch=None), rows
         if job not in measured:
             yield StageEvent("steps with drafted tokens", done, len(defaults))
             try:
                 measured[job] = bench.step_costs(*job, seconds)
-            except TrialError:  # a recurrent model, or another program has taken the memory meanwhile
+            except TrialError:  # another program has taken the memory meanwhile
                 measured[job] = None
         found[name] = replace(uses[name], step_costs=measured[job])
     return found

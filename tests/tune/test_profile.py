@@ -15,7 +15,7 @@ from screen import Screen
 from scripted_backend import ScriptedBackend
 from scripted_bench import ScriptedBench, SpeedModel
 from scripted_command import app_for, run_here
-from tiny_models import Shape, write_quantized
+from tiny_models import Shape, write_quantized, write_vocabulary
 
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.errors import EngineError
@@ -25,7 +25,7 @@ from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, Device
 from cerebrum_cli.engine.step_costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.gguf.sizes import uniform_sizes
-from cerebrum_cli.inference.loading import CHAT_CONTEXT, load_options
+from cerebrum_cli.inference.loading import CHAT, CHAT_CONTEXT, ReplySource, load_options
 from cerebrum_cli.inference.profiles import (
     Profile,
     ProfileStore,
@@ -504,13 +504,25 @@ def test_tune_measures_drafts_without_settings_that_do_not_matter(runner: Comman
     assert runner.benches[-1].stepped == [Tuning(repack=True)]
 
 
-def test_tune_measures_no_drafts_for_a_mixture_of_experts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("row_cost", "is_drafted"), [(0.25, True), (0.9, False)])
+def test_tune_measures_whether_drafts_pay_for_a_mixture_of_experts(
+    tmp_path: Path, row_cost: float, is_drafted: bool
+) -> None:
     model = write_quantized(tmp_path / "experts.gguf", shape=Shape(), experts=4, encoding="F16")
     runner = CommandRunner(tmp_path, model)
+    runner.row_cost = row_cost
+    assert runner.run("tune", runner.model).code == 0
+    source = ReplySource(runner.app().resources(), runner.app().library.model_at(model), Settings(), CHAT)
+    assert (source.step_costs(None) is not None) == is_drafted
+
+
+def test_tune_measures_as_many_rows_as_a_recurrent_state_can_be_rolled_back(tmp_path: Path) -> None:
+    runner = CommandRunner(tmp_path, write_vocabulary(tmp_path / "lfm2.gguf", "lfm2"))
     runner.row_cost = 0.25
-    done = runner.run("tune", runner.model, "--json")
-    assert (done.code, runner.benches[-1].stepped) == (0, [])
-    assert done.object["uses"]["chat"]["step_costs"] is None
+    uses = runner.run("tune", runner.model, "--json").object["uses"]
+    assert uses["chat"]["step_costs"]["rows"] == [1, 2, 3, 4, 6, 8]
+    contexts = [runner.load_options("ask", *options, "q").context for options in ((), ("--set", "drafts=off"))]
+    assert [context.n_rs_seq for context in contexts] == [7, 0]
 
 
 def test_tune_with_threads_saves_defaults_that_replace_a_profile(runner: CommandRunner) -> None:

@@ -26,6 +26,7 @@ from cerebrum_cli.engine.llama.load import open_llama, resolve
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import peak_memory
 from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
 from cerebrum_cli.engine.trials import BenchJob, Closeness, TrialError
 
 PREFIX_TOKENS = 16  # evaluated before decoding
@@ -51,7 +52,7 @@ class TrialModel:
 
     def measure(self, tuning: Tuning, length: int, name: str, *arguments: Any) -> Any:
         """Call a method on the tokens of the text, in a context for `tuning.slots` sequences of this length."""
-        self._configure(tuning, length)
+        self._configure(tuning, length, MAX_ROLLBACK if name == "time_steps" else 0)
         return getattr(self, name)(self._tokens * (1 + length // len(self._tokens)), *arguments)
 
     def time_job(self, text: tuple[int, ...], job: BenchJob) -> tuple[float, float]:
@@ -82,8 +83,7 @@ class TrialModel:
             if turn >= MIN_ROUNDS and perf_counter() > start + seconds:
                 break
             for size in [*measured] or sorted(rows, key=lambda size: first.get(size, len(first))):
-                step = [TokenRow(0, index, text[index], True) for index in range(prefix, prefix + size)]
-                measured.setdefault(size, []).extend(self._repeat_step(step))
+                measured.setdefault(size, []).extend(self._repeat_step(text[:prefix], size))
                 if turn == 0 and len(measured) > 1 and perf_counter() > start + seconds / MIN_ROUNDS:
                     break
         return [(size, min(durations)) for size, durations in sorted(measured.items())]
@@ -99,9 +99,9 @@ class TrialModel:
     def compare_logits(self, text: tuple[int, ...], count: int, path: Path) -> Closeness:
         return closeness(numpy.load(path, mmap_mode="r"), self._logits(text[:count]))
 
-    def _configure(self, tuning: Tuning, length: int) -> None:
+    def _configure(self, tuning: Tuning, length: int, n_rs_seq: int) -> None:
         """Create a context, or clear the current one if it is the same."""
-        key, sequences = (tuning, length), tuning.slots or 1
+        key, sequences = (tuning, length, n_rs_seq), tuning.slots or 1
         if key == self._context_key:
             for slot in range(self.backend.slots):
                 self.backend.clear(slot)
@@ -109,7 +109,8 @@ class TrialModel:
         self._context_key = ()
         options = self._options.with_tuning(tuning)
         offloads = bool(accelerators()) and options.gpu_layers != "0"
-        context = replace(options.context, length=length, batch_invariant=sequences > 1 and not offloads)
+        context = replace(options.context, length=length, n_rs_seq=n_rs_seq)
+        context = replace(context, batch_invariant=sequences > 1 and not offloads)
         self._context = resolve(context, True, offloads)
         self.backend.configure(self._context)
         self.backend.reserve(length)
@@ -159,15 +160,23 @@ class TrialModel:
             for sampler in samplers:
                 sampler.close()
 
-    def _repeat_step(self, rows: Sequence[TokenRow]) -> list[float]:
-        """Seconds of a step that is repeated and undone; the first, which builds the graph, counts only if alone."""
-        durations: list[float] = []
+    def _repeat_step(self, prefix: tuple[int, ...], size: int) -> list[float]:
+        """Seconds of a step that is repeated and undone; the first, which builds the graph, counts only if alone.
+
+        From a recurrent state all rows but the first can be removed, so sequences grow up to their capacity.
+        """
+        backend, durations = self.backend, list[float]()
         while sum(durations) < MIN_VISIT_S:
+            if (begin := backend.length(0)) + size > backend.capacity:
+                backend.clear(0)
+                self._evaluate(prefix)
+                begin = len(prefix)
+            rows = [TokenRow(0, at, prefix[at % len(prefix)], True) for at in range(begin, begin + size)]
             start = perf_counter()
-            self.backend.decode(rows)
-            self.backend.logits(len(rows) - 1)  # waits until a GPU is done
+            backend.decode(rows)
+            backend.logits(size - 1)  # waits until a GPU is done
             durations.append(perf_counter() - start)
-            if not self.backend.trim(0, rows[0].position):
+            if not (backend.trim(0, begin) or backend.trim(0, begin + 1)):
                 raise CerebrumError("its cache cannot be trimmed")
         return durations[WARM_UP_STEPS:] or durations
 
