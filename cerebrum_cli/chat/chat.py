@@ -194,13 +194,20 @@ class Chat:
         self.switch_session(store.create(store.unused_name(name or self.session.name), "chat", **values))
         return self.session
 
-    def switch_session(self, session: Session | None, name: str | None = None) -> None:
-        """Switch to a session, with None to one that the next question creates. Raises SessionError if it is locked."""
+    def switch_session(self, session: Session | None, name: str | None = None) -> NoticeEvent | None:
+        """Switch to a session, with None to one that the next question creates. Raises SessionError if it is locked.
+
+        What was evaluated of the previous one is saved; return a notice if that fails.
+        """
+        notice = None
+        if self.session and self.session.leaf:
+            notice = self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, self.conversation)
         if session:
             session = self.history.acquire(session)
         else:
             self.history.release()
         self.session, self.name = session, name
+        return notice
 
     def rename(self, name: str) -> None:
         """Rename the session, or name the one to be created. Raises SessionError if the name is in use."""

@@ -47,7 +47,7 @@ from cerebrum_cli.terminal.tables import (
 )
 
 if TYPE_CHECKING:
-    from cerebrum_cli.chat.session import StoredMessage
+    from cerebrum_cli.chat.session import Session, StoredMessage
     from cerebrum_cli.terminal.repl.repl import Repl
 
 LIKELIEST = 3  # alternatives that /why shows by default
@@ -65,8 +65,7 @@ def exit_chat(repl: Repl, _: SlashLine) -> None:
 
 
 def start_new(repl: Repl, _: SlashLine) -> None:
-    repl.chat.switch_session(None)
-    repl.last_collector = None
+    _switch_session(repl, None)
     repl.streams.info("New conversation")
 
 
@@ -209,8 +208,7 @@ def load_session(repl: Repl, line: SlashLine) -> None:
         session = chat.history.get(_required(line, "a session", "/sessions lists them"))
     except SessionError as error:
         raise SessionError(error.message, "/sessions lists them") from error
-    chat.switch_session(session)
-    repl.last_collector = None
+    _switch_session(repl, session)
     repl.streams.info(f"Now in session {session.name!r}")
     repl.show_last_exchange()
     if session.model and session.model != chat.loaded.model.reference:
@@ -218,6 +216,12 @@ def load_session(repl: Repl, line: SlashLine) -> None:
     elif (adapters := session.params.get(LORA, [])) != chat.loaded.model.adapter_names and not chat.loaded.is_remote:
         used, switch = (" and ".join(adapters), f"/set lora {adapters[0]}") if adapters else ("none", "/set lora none")
         repl.streams.notice(NoticeEvent(f"this session used other adapters: {used}", f"switch with {switch}"))
+
+
+def _switch_session(repl: Repl, session: Session | None) -> None:
+    if notice := repl.chat.switch_session(session):
+        repl.streams.notice(notice)
+    repl.last_collector = None
 
 
 def rename_session(repl: Repl, line: SlashLine) -> None:
