@@ -55,6 +55,7 @@ PARTS = ("repeat", "server", "prose", "replay", "plot")
 TOKENS, CONTEXT = 384, 2048
 PROSE_QUESTIONS, REPLAYED, REPLAYED_ON_SHAPE = 24, 200, 6
 COST_SECONDS = 10.0
+COST_DEPTH = 128  # tokens before the steps
 MAX_ROWS = MAX_DRAFT + 1
 PLOT = ROOT / "docs" / "explanation" / "drafts.png"
 FREE_ROWS = StepCosts(MEASURED_ROWS, tuple(1 + 0.005 * (rows - 1) for rows in MEASURED_ROWS))
@@ -110,7 +111,7 @@ def measured_costs(model: Path) -> StepCosts:
     """Cost of a step by its number of rows, as `cerebrum tune` measures it."""
     bench = Bench(load_options(model), PROBE.read_text(encoding="utf-8"))
     try:
-        return bench.step_costs(Tuning(), MEASURED_ROWS, COST_SECONDS)
+        return bench.step_costs(Tuning(), MEASURED_ROWS, COST_SECONDS, COST_DEPTH)
     finally:
         bench.close()
 

@@ -38,18 +38,22 @@ MIN_CPU_SHARE = 0.7  # of the CPU time of its cores, for a valid run; next to an
 MIN_SHARE_OF_BEST = 0.9  # of the best share of such runs, which is below 1 if many threads wait for each other
 MAX_RUNS = 3  # of a job that other programs disturb, if the previous job was undisturbed in the end
 READ_BYTES = 2**22
-DRAFT_PREFIX_TOKENS = 128  # evaluated before the steps that are timed for speculative decoding
+ROOM = 128  # tokens of a context beside those of its jobs, more than one of them decodes
 
 JobKind = Literal["prefill", "decode"]
 JOB_KINDS: tuple[JobKind, ...] = ("prefill", "decode")
 
 
 class BenchJob(NamedTuple):
-    """Work to time: a number of prompt tokens to prefill, or of steps to decode in one or several sequences."""
+    """Work to time: a number of prompt tokens to prefill, or of steps to decode behind `depth` tokens of context.
+
+    Several sequences decode together.
+    """
 
     kind: JobKind
     tokens: int
     sequences: int = 1
+    depth: int = 16
 
 
 class Closeness(NamedTuple):
@@ -168,8 +172,9 @@ class Bench:
         job is not repeated if the previous one was in vain.
         """
         speeds: list[float] = []
+        length = max(job.tokens, job.depth) + ROOM  # the same for longer jobs at this depth, which reuse the context
         for _ in range(1 if self._is_busy else MAX_RUNS):
-            speed, share = self._request(tuning, job.tokens + 64, job.sequences, "time_job", job)
+            speed, share = self._request(tuning, length, job.sequences, "time_job", job)
             speeds.append(speed)
             self._is_busy = not (self.devices or self._had_enough_cpu(tuning, job, share))
             if not self._is_busy:
@@ -177,13 +182,14 @@ class Bench:
         self.disturbed_jobs += 1
         return max(speeds)
 
-    def step_costs(self, tuning: Tuning, rows: tuple[int, ...], seconds: float) -> StepCosts:
+    def step_costs(self, tuning: Tuning, rows: tuple[int, ...], seconds: float, depth: int) -> StepCosts:
         """Measure steps of these numbers of rows of one sequence, ascending from 1, for about `seconds`.
 
-        They follow a prefix. If time is short, only some of them are measured.
+        They follow `depth` tokens. If time is short, only some of them are measured.
         """
-        length = DRAFT_PREFIX_TOKENS + max(rows)
-        measured, durations = zip(*self._request(tuning, length, 1, "time_steps", length, rows, seconds), strict=True)
+        length = depth + max(rows)
+        steps = self._request(tuning, length + ROOM, 1, "time_steps", length, rows, seconds)
+        measured, durations = zip(*steps, strict=True)
         return StepCosts(measured, tuple(round(each / durations[0], 3) for each in durations))
 
     def load_stats(self, tuning: Tuning) -> tuple[float, int]:

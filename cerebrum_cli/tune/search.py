@@ -34,6 +34,8 @@ from cerebrum_cli.tune.candidates import (
 
 SEARCH_S = 60.0  # between measuring the defaults and confirming the winners
 RUN_S = 0.8  # of one measurement
+MIN_DEPTH, BATCH_DEPTH, MAX_DEPTH = 16, 128, 2048  # tokens of context to decode behind
+DEPTH_S = 2.0  # of evaluating them, once for each way of loading the model
 PAIRS, CONFIRMATION_PAIRS = 2, 3  # of measurements in turn, for a candidate and for a winner
 PROBE_TOKENS = 192  # compared to detect changed output
 MIN_GAIN = 1.05  # over the defaults, to be used: less may be caused by other programs
@@ -99,8 +101,9 @@ class Search:
             if base:
                 self._measure(default, base, JOB_KINDS)
             else:
-                prefill = self._calibrate(default, "prefill", 64, 1024, 2 if default.is_batch else 1)
-                decode = self._calibrate(default, "decode", 3 if default.is_batch else 6, 64, tuning.slots or 1)
+                prefill = self._calibrate(default, BenchJob("prefill", 64, 2 if default.is_batch else 1), 1024)
+                least, depth = 3 if default.is_batch else 6, context_depth(prefill, default.is_batch)
+                decode = self._calibrate(default, BenchJob("decode", least, tuning.slots or 1, depth), 64)
                 load_s, memory = self.bench.load_stats(tuning)
                 default.speeds = Speeds(load_s, prefill, decode, memory)
         except TrialError as error:
@@ -110,10 +113,9 @@ class Search:
             self.defaults[use.name] = self.best[use.name] = default
         self._update_best()
 
-    def _calibrate(self, candidate: Candidate, kind: JobKind, least: int, most: int, sequences: int) -> float:
-        """Store a job that takes about `RUN_S`, and measure its speed."""
-        job = BenchJob(kind, least, sequences)
-        speed = self.bench.speed(candidate.tuning, job)
+    def _calibrate(self, candidate: Candidate, job: BenchJob, most: int) -> float:
+        """Store a job that takes about `RUN_S`, from one of the least size, and measure its speed."""
+        speed, (kind, least, sequences, _) = self.bench.speed(candidate.tuning, job), job
         steps = speed / (sequences if kind == "decode" else 1) * RUN_S
         tokens = int(steps) if kind == "decode" else int(steps // least * least)
         sized = self._jobs[candidate.is_batch, kind] = job._replace(tokens=min(most, max(least, tokens)))
@@ -197,8 +199,10 @@ class Search:
         speeds, seconds = base.known_speeds, 0.0
         for kind in kinds:
             job = self._job(candidate, kind)
-            sequences = job.sequences if kind == "decode" else 1
-            seconds += 2 * job.tokens * sequences / (speeds.prompt if kind == "prefill" else speeds.generate)
+            if kind == "prefill":
+                seconds += 2 * job.tokens / speeds.prompt
+            else:
+                seconds += job.depth / speeds.prompt + 2 * job.tokens * job.sequences / speeds.generate
         return seconds
 
     def _speedup(self, candidate: Candidate, base: Candidate, kind: JobKind) -> float:
@@ -258,11 +262,14 @@ class Search:
         try:
             if self._preserves_output(best) and (best, baseline) not in self._confirmations:
                 before, known = self.bench.disturbed_jobs, baseline.known_speeds
-                pairs = self._confirmations[best, baseline] = []
-                for turn in range(CONFIRMATION_PAIRS):
-                    prefill, decode = (self._paired_speedup(best, baseline, kind, turn) for kind in JOB_KINDS)
-                    speeds = replace(best.known_speeds, prompt=known.prompt * prefill, generate=known.generate * decode)
-                    pairs.append(speeds)
+                speedups = (
+                    [self._paired_speedup(best, baseline, kind, turn) for turn in range(CONFIRMATION_PAIRS)]
+                    for kind in JOB_KINDS  # one after the other, since each has a context of its own
+                )
+                self._confirmations[best, baseline] = [
+                    replace(best.known_speeds, prompt=known.prompt * prefill, generate=known.generate * decode)
+                    for prefill, decode in zip(*speedups, strict=True)
+                ]
                 changed = differences(best.tuning, baseline.tuning)
                 if self.bench.disturbed_jobs > before and (changed.n_threads or changed.n_threads_batch):
                     best.dropped = "inconclusive: the CPU was busy"
@@ -284,6 +291,14 @@ class Search:
             if candidate.agreement < MIN_AGREEMENT:
                 candidate.dropped = f"changes the output: same top-1 {candidate.agreement:.2%}"
         return not candidate.dropped
+
+
+def context_depth(prompt_speed: float, is_batch: bool = False) -> int:
+    """Tokens of context behind which decoding is measured: of a whole chat, or of the prompts of a batch.
+
+    On slow machines they are fewer, but then the weights, not attention, take most of the time of a step.
+    """
+    return max(MIN_DEPTH, min(BATCH_DEPTH if is_batch else MAX_DEPTH, int(prompt_speed * DEPTH_S)))
 
 
 def relevant_kinds(base: Candidate, uses: Sequence[Use], settings: Mapping[str, Any]) -> list[JobKind]:

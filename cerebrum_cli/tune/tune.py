@@ -37,7 +37,7 @@ from cerebrum_cli.tune.candidates import (
     thread_counts_to_try,
     unplanned,
 )
-from cerebrum_cli.tune.search import SEARCH_S, Search
+from cerebrum_cli.tune.search import SEARCH_S, Search, context_depth
 
 MAX_BATCH_SLOTS = 64
 STEPS_S = 10.0  # to measure steps with drafted tokens, for each use whose defaults differ
@@ -109,7 +109,7 @@ def measure_steps(
         if job not in measured:
             yield StageEvent("steps with drafted tokens", done, len(defaults))
             try:
-                measured[job] = bench.step_costs(*job, seconds)
+                measured[job] = bench.step_costs(*job, seconds, context_depth(uses[name].speeds.prompt))
             except TrialError:  # another program has taken the memory meanwhile
                 measured[job] = None
         found[name] = replace(uses[name], step_costs=measured[job])

@@ -65,6 +65,7 @@ class ScriptedBench(Bench):
     now: float = 0.0
     closed: bool = False
     loaded: dict[Tuning, float] = field(default_factory=dict)
+    contexts: dict[Tuning, tuple[Tuning, str]] = field(default_factory=dict)
     jobs: list[tuple[Tuning, BenchJob]] = field(default_factory=list)
     compared: list[Tuning] = field(default_factory=list)
     row_cost: float | None = None
@@ -84,17 +85,20 @@ class ScriptedBench(Bench):
         assert job.kind == "prefill" or job.sequences == (tuning.slots or 1)
         assert job.kind == "decode" or job.tokens >= (tuning.n_ubatch or 0)
         truth = self.speed_model(tuning)
+        if job.kind == "decode" and self.contexts.get(load_settings(tuning)) != (tuning, job.kind):
+            self.now += job.depth / truth.prompt
+        self.contexts[load_settings(tuning)] = tuning, job.kind
         speed = self._noisy(truth.prompt if job.kind == "prefill" else truth.generate)
         self.now += job.tokens * (job.sequences if job.kind == "decode" else 1) / speed
         self.jobs.append((tuning, job))
         return speed
 
-    def step_costs(self, tuning: Tuning, rows: tuple[int, ...], seconds: float) -> StepCosts:
+    def step_costs(self, tuning: Tuning, rows: tuple[int, ...], seconds: float, depth: int) -> StepCosts:
         """Costs by `row_cost`; without it, the model cannot be trimmed."""
         self._load(tuning)
         if self.row_cost is None:
             raise TrialError("its cache cannot be trimmed")
-        self.now += seconds
+        self.now += seconds + depth / self.speed_model(tuning).prompt
         self.stepped.append(tuning)
         return StepCosts(rows, (1.0, *(self.row_cost * count for count in rows[1:])))
 

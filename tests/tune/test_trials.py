@@ -6,7 +6,7 @@ import contextlib
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from cerebrum_cli.cli.app import PROBE
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.doctor.checks import NANO
+from cerebrum_cli.engine.backend import TokenRow
+from cerebrum_cli.engine.llama.trial_process import WARM_UP_STEPS, TrialModel
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.memory import HEADROOM
@@ -108,18 +110,46 @@ def test_bench_starts_a_process_for_each_load_settings(bench: Bench) -> None:
 
 
 def test_bench_measures_the_costs_of_steps_with_drafts(bench: Bench) -> None:
-    measured = bench.step_costs(NOT_REPACKED, (1, 2, 8, 32), 60.0)
+    measured = bench.step_costs(NOT_REPACKED, (1, 2, 8, 32), 60.0, 64)
     assert (measured.rows, measured.costs[0]) == ((1, 2, 8, 32), 1.0)
     assert measured.costs[-1] > 1.0
-    assert bench.step_costs(NOT_REPACKED, (1, 2, 8, 32), 0.0).rows == (1, 32)
+    assert bench.step_costs(NOT_REPACKED, (1, 2, 8, 32), 0.0, 64).rows == (1, 32)
     assert bench.speed(NOT_REPACKED, DECODE) > 0
 
 
 def test_bench_measures_no_steps_of_a_recurrent_model(recurrent_model: Path) -> None:
     with contextlib.closing(Bench(options_of(recurrent_model), TEXT)) as bench:
         with pytest.raises(TrialError, match="cannot be trimmed"):
-            bench.step_costs(NOT_REPACKED, (1, 2), 0.1)
+            bench.step_costs(NOT_REPACKED, (1, 2), 0.1, 64)
         assert bench.speed(NOT_REPACKED, DECODE) > 0
+
+
+def count_rows(model: TrialModel) -> list[int]:
+    """Record the number of rows of each decode of a model."""
+    counts, decode = list[int](), model.backend.decode
+
+    def counted(rows: Sequence[TokenRow]) -> bool:
+        counts.append(len(rows))
+        return decode(rows)
+
+    model.backend.decode = counted  # type: ignore[method-assign]
+    return counts
+
+
+def test_trial_evaluates_the_context_of_decode_jobs_once(options: LoadOptions, recurrent_model: Path) -> None:
+    job, steps = BenchJob("decode", 4, 2, depth=200), 2 * (4 + WARM_UP_STEPS)
+    for load_options, evaluations in ((options, 1), (options_of(recurrent_model), 2)):  # this one cannot be trimmed
+        model = TrialModel()
+        model.load(load_options, TEXT)
+        counts = count_rows(model)
+        for _ in range(2):
+            model.measure(Tuning(slots=2), 512, "time_job", job)
+        assert sum(counts) == evaluations * 200 + 2 * steps
+        counts.clear()
+        for each in (PREFILL, job):
+            model.measure(Tuning(slots=2), 512, "time_job", each)
+        assert sum(counts) == 16 + 64 + 200 + steps, "what another job left is no such context"
+        model.backend.close()
 
 
 def test_closeness_is_exact_only_for_a_tuning_itself(bench: Bench) -> None:

@@ -175,6 +175,15 @@ def test_search_times_three_loads_and_takes_the_median() -> None:
     assert uses["ask"].speeds.load_s == 0.4
 
 
+@pytest.mark.parametrize(("speed", "depth", "batch_depth"), [(5.0, 16, 16), (300.0, 600, 128), (5000.0, 2048, 128)])
+def test_search_measures_decoding_behind_a_context(speed: float, depth: int, batch_depth: int) -> None:
+    speeds = Speeds(0.1, speed, 8.0)
+    bench = ScriptedBench(SpeedModel(baseline=speeds, batch_baseline=speeds))
+    run_search(bench)
+    decoded = {(tuning.slots is not None, job.depth) for tuning, job in bench.jobs if job.kind == "decode"}
+    assert decoded == {(False, depth), (True, batch_depth)}
+
+
 def test_search_ignores_gains_below_the_minimum() -> None:
     uses, search, _ = run_search(ScriptedBench(SpeedModel(single={("repack", False): (1.04, 1.04)})))
     assert search.best["chat"].tuning.repack is False

@@ -29,7 +29,6 @@ from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
 from cerebrum_cli.engine.trials import BenchJob, Closeness, TrialError
 
-PREFIX_TOKENS = 16  # evaluated before decoding
 SIMILAR = 0.95  # of the probability of the most likely token
 MEASURED_FIRST = (1, 16, 4, 32, 8, 64, 2)  # numbers of rows, the most important first
 MIN_ROUNDS, MAX_ROUNDS = 2, 9  # of steps with each number of rows
@@ -58,9 +57,8 @@ class TrialModel:
     def time_job(self, text: tuple[int, ...], job: BenchJob) -> tuple[float, float]:
         """Tokens per second, and the share of the CPU time of its threads that this process got."""
         if job.kind == "decode":
-            return self._time_decode(text[:PREFIX_TOKENS], job.tokens, job.sequences)
-        self._evaluate(text[:PREFIX_TOKENS])  # the first steps of a context are not timed
-        self.backend.clear(0)
+            return self._time_decode(text[: job.depth], job.tokens, job.sequences)
+        self._evaluate(text[: job.depth])  # the first steps of a context are not timed
         stopwatch = Stopwatch(self._threads(is_batch=True))
         self._evaluate(text[: job.tokens])
         return stopwatch.result(job.tokens)
@@ -100,11 +98,9 @@ class TrialModel:
         return closeness(numpy.load(path, mmap_mode="r"), self._logits(text[:count]))
 
     def _configure(self, tuning: Tuning, length: int, n_rs_seq: int) -> None:
-        """Create a context, or clear the current one if it is the same."""
+        """Create a context, unless the current one is the same."""
         key, sequences = (tuning, length, n_rs_seq), tuning.slots or 1
         if key == self._context_key:
-            for slot in range(self.backend.slots):
-                self.backend.clear(slot)
             return
         self._context_key = ()
         options = self._options.with_tuning(tuning)
@@ -123,13 +119,16 @@ class TrialModel:
         return (is_batch and self._context.n_threads_batch) or self._context.n_threads
 
     def _evaluate(self, tokens: tuple[int, ...]) -> None:
-        """Evaluate a prompt in slot 0, with logits for its last token."""
+        """Empty all slots, and evaluate a prompt in slot 0, with logits for its last token."""
+        for slot in range(self.backend.slots):
+            self.backend.clear(slot)
         for start, end in self._chunks(len(tokens)):
             rows = [TokenRow(0, index, tokens[index], index == len(tokens) - 1) for index in range(start, end)]
             self.backend.decode(rows)
 
     def _logits(self, tokens: tuple[int, ...]) -> Iterator[NDArray[numpy.float32]]:
         """Yield the logits after each token but the last; each array is valid until the next one is requested."""
+        self.backend.clear(0)
         for start, end in self._chunks(len(tokens) - 1):
             self.backend.decode([TokenRow(0, index, tokens[index], True) for index in range(start, end)])
             yield from (self.backend.logits(row) for row in range(end - start))
@@ -143,11 +142,13 @@ class TrialModel:
             start = end
 
     def _time_decode(self, prefix: tuple[int, ...], steps: int, sequences: int) -> tuple[float, float]:
-        backend = self.backend
-        self._evaluate(prefix)
-        for slot in range(1, sequences):
-            backend.copy(0, slot)
-        samplers = [backend.sampler(SamplingParams(), 0, None, prefix) for _ in range(sequences)]
+        backend, slots = self.backend, range(sequences)
+        # A measurement before may have left the prefix, which takes long to evaluate.
+        if any(backend.length(slot) < len(prefix) or not backend.trim(slot, len(prefix)) for slot in slots):
+            self._evaluate(prefix)
+            for slot in slots[1:]:
+                backend.copy(0, slot)
+        samplers = [backend.sampler(SamplingParams(), 0, None, prefix) for _ in slots]
         last, stopwatch = [prefix[0]] * sequences, Stopwatch(1)
         try:
             for step in range(steps + WARM_UP_STEPS):
@@ -168,7 +169,6 @@ class TrialModel:
         backend, durations = self.backend, list[float]()
         while sum(durations) < MIN_VISIT_S:
             if (begin := backend.length(0)) + size > backend.capacity:
-                backend.clear(0)
                 self._evaluate(prefix)
                 begin = len(prefix)
             rows = [TokenRow(0, at, prefix[at % len(prefix)], True) for at in range(begin, begin + size)]
