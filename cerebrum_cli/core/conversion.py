@@ -121,13 +121,15 @@ def to_thinking(declared: Option, value: Any) -> str:
 def to_layers(declared: Option, value: Any) -> str:
     text = str(value)
     if not (text in declared.choices or text.isdecimal()):
-        raise InvalidValue("a number of layers, `auto` or `all`")
+        first, second = declared.choices
+        raise InvalidValue(f"a number of layers, `{first}` or `{second}`")
     return text
 
 
 TYPES: Mapping[str, Converter] = {"bool": to_bool, "int": to_int, "float": to_float, "str": to_text}  # others: texts
 NUMBERS: Mapping[str, Callable[[str], Any]] = {"int": int, "float": float}
 SPECIAL: Mapping[str, Converter] = {  # by setting
+    "cpu_moe": to_layers,
     "gpu_layers": to_layers,
     "lora": to_adapters,
     "dry_sequence_breaker": to_breakers,

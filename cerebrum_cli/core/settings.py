@@ -50,6 +50,13 @@ class Settings(SamplingParams):
         choices=("auto", "all"),
         local=True,
     )
+    cpu_moe: str = setting(
+        "auto",
+        "Layers with experts on the CPU [default: auto]",
+        metavar="N|auto|off",
+        choices=("auto", "off"),
+        local=True,
+    )
     cache_type_k: str | None = setting(None, "Type of cached keys [default: f16]", choices=CACHE_TYPES, local=True)
     cache_type_v: str | None = setting(None, "Type of cached values [default: f16]", choices=CACHE_TYPES, local=True)
     flash_attn: str | None = setting(None, "Flash attention [default: auto]", choices=("auto", "on", "off"), local=True)
@@ -88,7 +95,7 @@ GENERATION_KEYS = (*SAMPLING_KEYS, "think", "loop_check")
 KEYS = tuple(OPTIONS)
 SHORTHANDS = {"cache_type": ("cache_type_k", "cache_type_v")}  # names that stand for several keys
 ATTENTION_KEYS = ("cache_type_k", "cache_type_v", "flash_attn")
-LOAD_KEYS = ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS)
+LOAD_KEYS = ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", "cpu_moe", *ATTENTION_KEYS)
 REPLY_KEYS = (*LOAD_KEYS, "drafts", *GENERATION_KEYS)  # of commands that generate replies
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
 

@@ -45,6 +45,8 @@ class LoadOptions:
       allocated for the first request, so that a single answer starts sooner
     - `repack`: convert weights to CPU-optimized layouts: faster for a single sequence, slower for batches, a longer
       load and twice the memory
+    - `cpu_moe`: number of the first layers whose experts stay in host memory, with "auto" so many that all layers fit
+      on the GPU; "off" is none
     - `baseline`: the options without a tuning, which are used if the tuned ones need more memory than is free
     """
 
@@ -54,6 +56,7 @@ class LoadOptions:
     repack: bool = True
     vocabulary_only: bool = False
     whole_context: bool = False
+    cpu_moe: str = "auto"
     baseline: LoadOptions | None = None
 
     def with_tuning(self, tuning: Tuning) -> LoadOptions:
@@ -89,7 +92,15 @@ def short_context_notice(context: int, default: int) -> NoticeEvent | None:
         return None
     return NoticeEvent(
         f"context limited to {context} tokens by free memory (default: {default})",
-        "close other programs, use a smaller quantization, or force it with --ctx",
+        "close other programs, or use a smaller quantization",
+    )
+
+
+def large_model_notice(weight_bytes: int) -> NoticeEvent:
+    """Notice that the weights exceed free memory; they are mapped, so that the model runs all the same."""
+    return NoticeEvent(
+        f"the model ({weight_bytes / 1e9:.1f} GB) exceeds free memory: each token reads weights from disk",
+        "close other programs, or use a smaller model or quantization",
     )
 
 

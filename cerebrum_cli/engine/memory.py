@@ -6,9 +6,11 @@ the host; so are compute buffers. A GPU that shares the host's memory draws from
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import EngineError
@@ -132,26 +134,33 @@ def pad_length(length: int) -> int:
 
 
 def memory_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence[int] = ()) -> MemoryNeeds:
-    """Memory for the weights, the KV cache, recurrent states and buffers.
+    """Memory for the weights and a context.
 
     `offloaded` is the number of layers on each GPU. llama.cpp offloads the last layers, the output layer after them.
     """
-    layers = [_layer_bytes(layer, context) for layer in sizes.layers]
-    on_host = max(0, len(layers) + 1 - sum(offloaded))
-    host = sizes.input_bytes + sum(layers[:on_host]) + 4 * context.slots * sizes.vocabulary_size  # and the logits
-    inputs = 4 * context.n_ubatch * sizes.embedding_length + _mask_bytes(sizes, context)
-    host += compute_bytes(sizes, context) if on_host else inputs
-    host += sizes.output_bytes if on_host > len(layers) else 0
-    host += checkpoint_budget(sizes, context)
-    devices, start = list[int](), on_host
-    for count in offloaded:
-        end = start + count
-        need = sum(layers[start:end]) + (compute_bytes(sizes, context) if count else 0)
-        if start <= len(layers) < end:
-            need += sizes.output_bytes + sizes.input_bytes * sizes.is_tied
-        devices.append(need)
-        start = end
-    return MemoryNeeds(host, tuple(devices))
+    weights, others = weight_needs(sizes, offloaded), context_needs(sizes, context, offloaded)
+    devices = (sum(pair) for pair in zip(weights.devices, others.devices, strict=True))
+    return MemoryNeeds(weights.host + others.host, tuple(devices))
+
+
+def weight_needs(sizes: ModelSizes, offloaded: Sequence[int] = ()) -> MemoryNeeds:
+    """Memory for the weights, also for those that are mapped."""
+    output_bytes = sizes.output_bytes + sizes.input_bytes * (sizes.is_tied and any(offloaded))
+    layers = [layer.weight_bytes + layer.adapter_bytes for layer in sizes.layers]
+    on_host, on_devices = _divide([*layers, output_bytes], offloaded)
+    return MemoryNeeds(sizes.input_bytes + sizes.host_expert_bytes + on_host, on_devices)
+
+
+def context_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence[int] = ()) -> MemoryNeeds:
+    """Memory for the KV cache, recurrent states and their checkpoints, compute buffers and logits."""
+    host, on_devices = _divide([*(_cache_bytes(layer, context) for layer in sizes.layers), 0], offloaded)
+    host += checkpoint_budget(sizes, context) + 4 * context.slots * sizes.vocabulary_size
+    if sum(offloaded) <= len(sizes.layers):
+        host += compute_bytes(sizes, context)
+    else:
+        host += 4 * context.n_ubatch * sizes.embedding_length + _mask_bytes(sizes, context)
+    buffers = [_device_buffers(sizes, context) * bool(count) for count in offloaded]
+    return MemoryNeeds(host, tuple(map(sum, zip(on_devices, buffers, strict=True))))
 
 
 def compute_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
@@ -171,13 +180,12 @@ def checkpoint_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     """Size of a sequence's recurrent states and windows: what cannot be trimmed. 0 if everything can."""
     length = pad_length(context.length)
     windows = [layer for layer in sizes.layers if context.cells(layer) < length]
-    states = sum(layer.state_bytes for layer in sizes.layers)
-    return states + sum(int(context.token_bytes(layer) * layer.window) for layer in windows)
+    return sizes.state_bytes + sum(int(context.token_bytes(layer) * layer.window) for layer in windows)
 
 
 def checkpoint_budget(sizes: ModelSizes, context: ContextOptions) -> int:
     """Bytes of the host's memory for checkpoints of sequences, which a context with one KV cache needs."""
-    if context.n_streams > 1:
+    if context.n_streams != 1:
         return 0
     each = checkpoint_bytes(sizes, context)
     return max(MIN_CHECKPOINTS * each, min(CHECKPOINTS * each, CHECKPOINT_BYTES))
@@ -185,12 +193,6 @@ def checkpoint_budget(sizes: ModelSizes, context: ContextOptions) -> int:
 
 def is_quantized(cache_type: str | None) -> bool:
     return cache_type is not None and cache_type.startswith("q")
-
-
-def sequence_bytes(layers: Sequence[LayerSizes], context: ContextOptions) -> int:
-    """Size of one sequence in the KV cache and recurrent states of these layers."""
-    states = context.state_copies * sum(layer.state_bytes for layer in layers)
-    return states + sum(int(context.token_bytes(each) * context.cells(each)) for each in layers)
 
 
 def fits(needs: MemoryNeeds, free: FreeMemory) -> bool:
@@ -227,45 +229,27 @@ def plan_layers(
     return (0,) * len(devices)
 
 
-def default_context(trained: int) -> int:
-    return min(trained, DEFAULT_CONTEXT)
+def plan_experts(
+    sizes: ModelSizes, requested: str, gpu_layers: str, context: ContextOptions, devices: tuple[Device, ...]
+) -> int:
+    """Number of the first layers whose experts stay in host memory: the requested one, or as few as let all layers fit.
 
-
-def plan_context(sizes: ModelSizes, default: ContextOptions, gpu_layers: str, free: FreeMemory) -> int:
-    """Length of a context that fits in memory, at most that of the default one and at least 256 tokens."""
-
-    def fits_with(length: int) -> bool:
-        context = replace(default, length=length)
-        return fits(memory_needs(sizes, context, plan_layers(sizes, gpu_layers, context, free.devices)), free)
-
-    if fits_with(default.length):
-        return default.length
-    low, high = 1, -(-default.length // PADDING)  # in units of the padding; `high` does not fit
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits_with(middle * PADDING) else (low, middle)
-    return low * PADDING
-
-
-def require_context(
-    sizes: ModelSizes, context: ContextOptions, trained: int, gpu_layers: str, free: FreeMemory
-) -> None:
-    """Raise EngineError if the KV cache of the requested context exceeds free memory.
-
-    Weights do not count: they are mapped, so that the system can drop them from memory.
+    0 if all fit anyway, or not even without experts: fewer layers are then offloaded as a whole.
     """
-    offloaded = plan_layers(sizes, gpu_layers, context, free.devices)
-    weightless = replace(sizes, layers=tuple(each._replace(weight_bytes=0) for each in sizes.layers))
-    weightless = replace(weightless, input_bytes=0, output_bytes=0)
-    needed = host_bytes(memory_needs(weightless, context, offloaded), free.devices)
-    if needed <= free.host:
-        return
-    most = int(free.host / 2 / max(1.0, sum(map(context.token_bytes, sizes.layers)))) // PADDING * PADDING
-    raise EngineError(
-        f"a context of {context.length} tokens needs {needed / 1e9:.1f} GB,"
-        f" but only {free.host / 1e9:.1f} GB of memory is free",
-        f"use --ctx {max(PADDING, min(trained, most))} or less",
-    )
+    if requested != "auto" or gpu_layers not in ("auto", "all") or all(device.is_unified for device in devices):
+        return min(int(requested), len(sizes.layers)) if requested.isdecimal() else 0
+    all_layers = len(sizes.layers) + 1
+
+    def fit_without(count: int) -> bool:
+        return sum(_fill(sizes.with_experts_on_host(count), context, devices, all_layers)) == all_layers
+
+    count = bisect_left(range(all_layers * sizes.has_experts), True, key=fit_without)
+    return count if count < all_layers else 0
+
+
+def default_context(trained: int) -> int:
+    """Context size in tokens if memory is no limit."""
+    return min(trained, DEFAULT_CONTEXT)
 
 
 def require_devices(needs: MemoryNeeds, devices: Sequence[Device]) -> None:
@@ -282,24 +266,16 @@ def require_devices(needs: MemoryNeeds, devices: Sequence[Device]) -> None:
 def plan_slots(
     sizes: ModelSizes, requested: int, context: ContextOptions, offloaded: Sequence[int], free: FreeMemory
 ) -> int:
-    """Number of concurrent sequences: the requested number, or what fits beside the loaded weights; at least one."""
-    layers = sizes.layers
-    start = max(0, len(layers) + 1 - sum(offloaded))
-    working = compute_bytes(sizes, replace(context, slots=1)) + HEADROOM
-    state = max((layer.state_bytes for layer in layers), default=0) * context.state_copies + 4 * sizes.vocabulary_size
+    """Number of concurrent sequences: the requested number, or what fits; at least one.
 
-    def count(memory: int, held: Sequence[LayerSizes]) -> int:
-        return max(0, memory - working) // max(1, sequence_bytes(held, context) + state)
-
-    slots = [requested]
-    on_host = [*layers[:start]]
-    for device, number in zip(free.devices, offloaded, strict=True):
-        held = layers[start : start + number]
-        start += number
-        if held:
-            slots.append(count(device.free, held))
-        on_host += held if device.is_unified else ()
-    return max(1, min(*slots, count(free.host, on_host)))
+    `free` is measured beside the weights, also beside those that are mapped.
+    """
+    count = bisect_left(
+        range(1, requested + 1),
+        True,
+        key=lambda slots: not fits(context_needs(sizes, replace(context, slots=slots), offloaded), free),
+    )
+    return max(1, count)
 
 
 def group_lengths(lengths: Iterable[int], slots_for: Callable[[int], int]) -> list[int]:
@@ -323,11 +299,21 @@ def group_lengths(lengths: Iterable[int], slots_for: Callable[[int], int]) -> li
     return cheapest[-1][1]
 
 
-def _layer_bytes(layer: LayerSizes, context: ContextOptions) -> int:
+def _divide(sizes: Sequence[int], offloaded: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+    """Sums of the sizes of layers on the host and on each GPU, the output layer last."""
+    ends = [*accumulate(offloaded, initial=max(0, len(sizes) - sum(offloaded)))]
+    return sum(sizes[: ends[0]]), tuple(sum(sizes[start:end]) for start, end in pairwise(ends))
+
+
+def _cache_bytes(layer: LayerSizes, context: ContextOptions) -> int:
     cells = context.cells(layer) * context.n_streams
-    weights = layer.weight_bytes + layer.adapter_bytes
-    states = layer.state_bytes * context.state_copies * context.slots
-    return weights + int(context.token_bytes(layer) * cells) + states
+    return int(context.token_bytes(layer) * cells) + layer.state_bytes * context.state_copies * context.slots
+
+
+def _device_buffers(sizes: ModelSizes, context: ContextOptions) -> int:
+    """Size of a GPU's compute buffer, with room for one layer's experts, which large steps copy from host memory."""
+    copied = max((layer.expert_bytes for layer in sizes.layers), default=0) if sizes.host_expert_bytes else 0
+    return compute_bytes(sizes, context) + copied
 
 
 def _mask_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
@@ -340,11 +326,13 @@ def _mask_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
 def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...], count: int) -> tuple[int, ...]:
     """Offload up to `count` of the last layers, to each GPU as many as fit."""
     output_bytes = sizes.output_bytes + sizes.input_bytes * sizes.is_tied
-    layers = [*(_layer_bytes(layer, context) for layer in sizes.layers), output_bytes]
+    weights = [layer.weight_bytes + layer.adapter_bytes + _cache_bytes(layer, context) for layer in sizes.layers]
+    layers = [*weights, output_bytes]
+    buffers = _device_buffers(sizes, context)
     waiting = iter(layers[len(layers) - count :])
     size, filled = next(waiting, None), []
     for device in devices:
-        room, number = device.free - HEADROOM - compute_bytes(sizes, context), 0
+        room, number = device.free - HEADROOM - buffers, 0
         while size is not None and size <= room:
             room, number, size = room - size, number + 1, next(waiting, None)
         filled.append(number)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)")
+_EXPERTS = re.compile(r"ffn_(up|down|gate|gate_up)_(ch)?exps")
 _STATE_BYTES = 4  # recurrent states are F32
 _KEYS = {"attn_k", "attn_kv_a_mqa", "attn_k_b"}
 _RECURRENT = ("ssm_", "time_mix_", "shortconv")
@@ -40,7 +41,8 @@ class LayerSizes(NamedTuple):
     """One layer: bytes of weights, elements of keys and of values per token, bytes of state per sequence.
 
     `adapter_bytes` are the weights of adapters, which are allocated where those of the model may be mapped. A layer
-    with a sliding window attends to the last `window` tokens only; 0 is all of them.
+    with a sliding window attends to the last `window` tokens only; 0 is all of them. `expert_bytes` are those of the
+    weights that belong to the experts of a mixture.
     """
 
     weight_bytes: int
@@ -49,6 +51,7 @@ class LayerSizes(NamedTuple):
     state_bytes: int = 0
     adapter_bytes: int = 0
     window: int = 0
+    expert_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class ModelSizes:
     and its norm, which it offloads as one more layer, with a copy of the embeddings if `is_tied`. The other sizes
     determine the compute buffers, as numbers of elements per token: an embedding, the activations of a layer, and
     logits. `head_lengths` are the elements of a key and of a value in one head, for each kind of attention layers.
+    `host_expert_bytes` are experts that stay in host memory, wherever their layer is.
     """
 
     layers: tuple[LayerSizes, ...]
@@ -70,11 +74,26 @@ class ModelSizes:
     vocabulary_size: int = 0
     n_heads: int = 0
     head_lengths: tuple[tuple[int, int], ...] = ()
+    host_expert_bytes: int = 0
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights."""
-        return self.input_bytes + self.output_bytes + sum(layer.weight_bytes for layer in self.layers)
+        others = self.input_bytes + self.output_bytes + self.host_expert_bytes
+        return others + sum(layer.weight_bytes for layer in self.layers)
+
+    @property
+    def has_experts(self) -> bool:
+        return any(layer.expert_bytes for layer in self.layers)
+
+    @property
+    def has_windows(self) -> bool:
+        return any(layer.window for layer in self.layers)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all recurrent states of a sequence."""
+        return sum(layer.state_bytes for layer in self.layers)
 
     @property
     def kv_length(self) -> int:
@@ -88,10 +107,24 @@ class ModelSizes:
             even = size // max(1, len(self.layers))
             layers = tuple(layer._replace(weight_bytes=even) for layer in self.layers)
             return replace(self, layers=layers, input_bytes=size - even * len(layers), output_bytes=0)
-        layers = tuple(layer._replace(weight_bytes=layer.weight_bytes * size // whole) for layer in self.layers)
+        layers = tuple(
+            layer._replace(
+                weight_bytes=layer.weight_bytes * size // whole, expert_bytes=layer.expert_bytes * size // whole
+            )
+            for layer in self.layers
+        )
         output_bytes = self.output_bytes * size // whole
         rest = output_bytes + sum(layer.weight_bytes for layer in layers)
         return replace(self, layers=layers, input_bytes=size - rest, output_bytes=output_bytes)
+
+    def with_experts_on_host(self, count: int) -> ModelSizes:
+        """The same model with the experts of the first `count` layers in host memory."""
+        moved = self.layers[:count]
+        layers = (
+            *(each._replace(weight_bytes=each.weight_bytes - each.expert_bytes) for each in moved),
+            *self.layers[count:],
+        )
+        return replace(self, layers=layers, host_expert_bytes=sum(each.expert_bytes for each in moved))
 
     def with_adapters(self, tensors: Iterable[tuple[str, int]]) -> ModelSizes:
         """The same model with tensors of adapters, by the name of the tensor that each applies to."""
@@ -130,11 +163,13 @@ def model_sizes(
     attention layer.
     """
     weights: dict[int, int] = defaultdict(int)
+    experts: dict[int, int] = defaultdict(int)
     names: dict[int, set[str]] = defaultdict(set)
     others: dict[str, int] = {}
     for name, size in tensors:
         if match := _LAYER.match(name):
             weights[int(match[1])] += size
+            experts[int(match[1])] += size if _EXPERTS.fullmatch(match[2]) else 0
             names[int(match[1])].add(match[2])
         else:
             others[name] = size
@@ -159,7 +194,8 @@ def model_sizes(
         if n_kv:
             head_lengths.add((key_length, value_length))
         state_bytes = _STATE_BYTES * _state_length(hyperparameter, max(heads, default=0)) * _recurs(names[index])
-        layers.append(LayerSizes(weights[index], n_kv * key_length, n_kv * value_length, state_bytes, 0, window))
+        cached = n_kv * key_length, n_kv * value_length
+        layers.append(LayerSizes(weights[index], *cached, state_bytes, 0, window, experts[index]))
     input_bytes = sum(size for name, size in others.items() if name.startswith(_INPUT))
     return ModelSizes(
         tuple(layers),

@@ -32,7 +32,7 @@ from cerebrum_cli.models.model import Model
 if TYPE_CHECKING:
     from cerebrum_cli.engine.remote.client import Endpoint
 
-RELOADING = ("format", "ctx", "lora", "threads", "gpu_layers", *ATTENTION_KEYS, "cache_gb")
+RELOADING = ("format", "ctx", "lora", "threads", "gpu_layers", "cpu_moe", *ATTENTION_KEYS, "cache_gb")
 FLASH_ATTENTION = {"on": True, "off": False}
 NO_FLASH_ATTENTION = ("grok",)  # architectures for which llama.cpp turns it off
 ONE_CACHE_TYPE = ("deepseek4",)  # architectures that need equal types of keys and values, besides those with MLA
@@ -288,6 +288,7 @@ def load_options(
         plan_repacking(model.quantization, whole_context, machine()),
         vocabulary_only,
         whole_context,
+        settings.cpu_moe,
     )
     return options.with_tuning(without_user_settings(replace(tuning, slots=None), settings))
 

@@ -6,22 +6,14 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.text import format_size
-from cerebrum_cli.engine.memory import (
-    CPU_UBATCH,
-    DEFAULT_CONTEXT,
-    GPU_UBATCH,
-    HEADROOM,
-    ContextOptions,
-    Device,
-    default_context,
-    host_bytes,
-    memory_needs,
-    plan_layers,
-)
+from cerebrum_cli.engine.load_options import GgufFile, LoadOptions
+from cerebrum_cli.engine.load_plan import place
+from cerebrum_cli.engine.memory import DEFAULT_CONTEXT, HEADROOM, ContextOptions, Device, default_context, host_bytes
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.hub import Listing
@@ -86,16 +78,16 @@ class MemoryFit(NamedTuple):
 
 
 def fit_memory(sizes: ModelSizes, context: int, capacity: Capacity) -> MemoryFit:
-    """Plan the memory of a model with one sequence; llama.cpp offloads as many layers as GPUs can hold."""
+    """Plan the memory of a model with one sequence, with as many layers on GPUs as these can hold."""
     devices = capacity.devices or ()
-    options = ContextOptions(context, 1, 1, GPU_UBATCH if devices else CPU_UBATCH)
-    offloaded = plan_layers(sizes, "auto", options, devices)
-    needs = memory_needs(sizes, options, offloaded)
+    plan = place(LoadOptions(GgufFile(Path(), context, sizes)), ContextOptions(context), devices)
+    needs = plan.needs
     needed, on_host, available = needs.total + HEADROOM, host_bytes(needs, devices) + HEADROOM, capacity.host_memory
     verdict: Verdict = "fits" if on_host <= TIGHT_FRACTION * available else "tight"
     if on_host > available:
         verdict = "too big"
-    if sum(offloaded) > len(sizes.layers) and not any(device.is_unified for device in devices):  # GPUs hold it
+    is_offloaded = sum(plan.offloaded) > len(sizes.layers) and not plan.host_experts
+    if is_offloaded and not any(device.is_unified for device in devices):  # GPUs hold it
         return MemoryFit(needed, verdict, verdict == "fits")
     return MemoryFit(needed, verdict, needed <= COMFORTABLE_FRACTION * available)
 

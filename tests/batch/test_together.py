@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,7 @@ from cerebrum_cli.engine.memory import (
     HEADROOM,
     ContextOptions,
     FreeMemory,
-    compute_bytes,
-    sequence_bytes,
+    memory_needs,
 )
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import StateStore
@@ -193,10 +193,9 @@ def memory_for_three(monkeypatch: pytest.MonkeyPatch) -> None:
     """Free memory for three sequences of 512 tokens."""
     sizes = read_header(NANO).sizes
     context = ContextOptions(512, 1, 1, CPU_UBATCH)
-    fixed = HEADROOM + compute_bytes(sizes, context)
-    each = sequence_bytes(sizes.layers, context) + 4 * sizes.vocabulary_size
-    free = FreeMemory(fixed + 3 * each)
-    monkeypatch.setattr("cerebrum_cli.engine.llama.llama_backend.free_memory", lambda: free)
+    free = FreeMemory(HEADROOM + memory_needs(sizes, replace(context, slots=3)).total)
+    for module in ("llama_backend", "load"):  # the weights are mapped, and take no other memory
+        monkeypatch.setattr(f"cerebrum_cli.engine.llama.{module}.free_memory", lambda: free)
 
 
 @pytest.mark.usefixtures("memory_for_three")

@@ -46,6 +46,7 @@ GOOD: dict[str, Any] = {
     "lora": ("style.gguf", "tone.gguf:-0.5"),
     "threads": 2,
     "gpu_layers": "all",
+    "cpu_moe": "off",
     "cache_type_k": "q8_0",
     "cache_type_v": "q4_0",
     "flash_attn": "on",
@@ -69,7 +70,7 @@ def test_settings_convert_each_value_to_its_type() -> None:
     settings = fold(GOOD)
     assert {key: getattr(settings, key) for key in KEYS} == GOOD
     assert isinstance(fold({"temperature": 1}).temperature, float)
-    assert fold({"gpu_layers": 12}).gpu_layers == "12"
+    assert fold({"gpu_layers": 12, "cpu_moe": 8}) == Settings(gpu_layers="12", cpu_moe="8")
     assert fold({"stop": "one"}).stop == ("one",)
     assert fold({"stop": ["one", "two"]}).stop == ("one", "two")
 
@@ -85,6 +86,7 @@ def test_settings_convert_each_value_to_its_type() -> None:
         ("repeat_penalty", 0, "it must be a number of 0.01 or more"),
         ("seed", 2**32 - 1, "it must be a whole number from 0 to 4294967294"),
         ("gpu_layers", "many", "it must be a number of layers, `auto` or `all`"),
+        ("cpu_moe", "all", "it must be a number of layers, `auto` or `off`"),
         ("stop", "", "it must be non-empty text"),
         ("model", 7, "it must be text"),
         ("overflow", 7, "it must be drop-oldest or stop"),

@@ -26,10 +26,8 @@ from cerebrum_cli.engine.memory import (
     group_lengths,
     host_bytes,
     memory_needs,
-    plan_context,
     plan_layers,
     plan_slots,
-    require_context,
     require_devices,
 )
 from cerebrum_cli.gguf.header import read_header
@@ -182,34 +180,6 @@ def test_plan_copies_tied_embeddings_to_the_gpu() -> None:
     assert plan(tied)[1].host == plan(MISTRAL)[1].host - 256 * MIB
 
 
-@pytest.mark.parametrize("length", [8192, 4096, 512])
-def test_plan_context_is_the_default_or_what_fits(length: int) -> None:
-    needed = HEADROOM + memory_needs(MISTRAL, replace(CHAT, length=length)).host
-    assert plan_context(MISTRAL, CHAT, "auto", FreeMemory(64 * GIB)) == 8192
-    assert plan_context(MISTRAL, CHAT, "auto", FreeMemory(needed)) == length
-    assert plan_context(MISTRAL, CHAT, "auto", FreeMemory(needed - 1)) == length - 256
-    assert plan_context(MISTRAL, CHAT, "auto", FreeMemory(GIB)) == 256
-
-
-def test_plan_context_uses_the_memory_of_a_gpu_only_if_allowed() -> None:
-    free = FreeMemory(4 * GIB, (cuda(8 * GIB),))
-    assert plan_context(MISTRAL, CHAT, "auto", free) == 8192
-    assert plan_context(MISTRAL, CHAT, "0", free) == 256
-    assert plan_context(MISTRAL, CHAT, "auto", FreeMemory(4 * GIB, (metal(8 * GIB),))) == 256
-
-
-def test_plan_context_beyond_free_memory_is_refused() -> None:
-    require_context(MISTRAL, CHAT, 32768, "auto", FreeMemory(2 * GIB))
-    long = replace(CHAT, length=32768, n_ubatch=128)
-    with pytest.raises(EngineError) as caught:
-        require_context(MISTRAL, long, 32768, "auto", FreeMemory(2 * GIB))
-    assert caught.value.message == "a context of 32768 tokens needs 4.3 GB, but only 2.1 GB of memory is free"
-    assert caught.value.hint == "use --ctx 8192 or less"
-    require_context(MISTRAL, long, 32768, "auto", FreeMemory(2 * GIB, (cuda(16 * GIB),)))
-    with pytest.raises(EngineError):
-        require_context(MISTRAL, long, 32768, "0", FreeMemory(2 * GIB, (cuda(16 * GIB),)))
-
-
 def test_plan_slots_is_what_fits_in_memory_and_at_least_one() -> None:
     batch = ContextOptions(1024, 64, 1, 128)
     sequence = 1024 * 2000
@@ -277,7 +247,7 @@ def test_plan_slots_is_limited_by_each_device() -> None:
             for count, layers in zip(free_on_gpus, (16, 16), strict=True)
         ]
         assert plan_slots(MISTRAL, 64, batch, offloaded, FreeMemory(64 * GIB, tuple(gpus))) == 9
-    free = FreeMemory(HEADROOM + COMPUTE + 5 * (32 * layer + LOGITS), (metal(64 * GIB),))
+    free = FreeMemory(HEADROOM + INPUTS + COMPUTE + 5 * (32 * layer + LOGITS), (metal(64 * GIB),))
     assert plan_slots(MISTRAL, 64, batch, (33,), free) == 5, "shared with the host"
 
 

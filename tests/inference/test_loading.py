@@ -28,7 +28,15 @@ from cerebrum_cli.engine.load_options import (
 )
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.machine import cgroup_memory, cgroup_quota, own_cgroups
-from cerebrum_cli.engine.memory import GPU_UBATCH, HEADROOM, ContextOptions, Device, FreeMemory, memory_needs
+from cerebrum_cli.engine.memory import (
+    GPU_UBATCH,
+    HEADROOM,
+    ContextOptions,
+    Device,
+    FreeMemory,
+    context_needs,
+    memory_needs,
+)
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.sizes import uniform_sizes
@@ -137,6 +145,31 @@ def test_load_offloads_a_recurrent_model_with_the_one_state_it_gets(
     load = LoadOptions(GgufFile(recurrent_model, 2048, sizes), context)
     backend = open_llama(load, lambda event: None, StopFlag())
     assert backend._offloaded == all_layers
+    backend.close()
+
+
+def test_load_plans_batches_beside_mapped_weights(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = read_header(seven).sizes
+    batch = ContextOptions(1024, 64, 1, 128)
+    cache = context_needs(sizes, replace(batch, slots=10)).host
+    load = LoadOptions(GgufFile(seven, 2048, sizes), batch)
+    for allocated in (0, sizes.weight_bytes // 3, sizes.weight_bytes):  # while the file is loaded
+        before = HEADROOM + sizes.weight_bytes + cache
+        measured = iter([FreeMemory(before), *[FreeMemory(before - allocated)] * 2])
+        for module in ("load", "llama_backend"):
+            monkeypatch.setattr(f"cerebrum_cli.engine.llama.{module}.free_memory", lambda values=measured: next(values))
+        backend = open_llama(load, lambda event: None, StopFlag())
+        assert backend.slots_for(1024) == 10
+        backend.close()
+
+
+def test_load_maps_weights_that_memory_cannot_hold(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Event] = []
+    sizes = read_header(seven).sizes
+    monkeypatch.setattr("cerebrum_cli.engine.llama.load.free_memory", lambda: FreeMemory(HEADROOM))
+    backend = open_llama(LoadOptions(GgufFile(seven, 2048, sizes)), told.append, StopFlag())
+    assert backend.context_size == 256
+    assert any("exceeds free memory" in event.message for event in told if isinstance(event, NoticeEvent))
     backend.close()
 
 

@@ -49,7 +49,8 @@ class LlamaBackend(LlamaVocabulary):
     """A loaded model. `reserve` creates its context, since creating a large one takes longer than a short answer.
 
     `offloaded` is the number of layers on each GPU; `fallback` is used if no context can be created with the options.
-    `adapters` of the model apply in every context, each with its scale.
+    `adapters` of the model apply in every context, each with its scale. `mapped_bytes` of its weights are files in the
+    system's cache, which counts as free memory, although each step reads them.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class LlamaBackend(LlamaVocabulary):
         offloaded: tuple[int, ...] = (),
         fallback: ContextOptions | None = None,
         adapters: Sequence[tuple[Any, float]] = (),
+        mapped_bytes: int = 0,
     ) -> None:
         super().__init__(model)
         self._chains = SamplerChains(self._vocab)
@@ -72,6 +74,7 @@ class LlamaBackend(LlamaVocabulary):
         self.can_trim = not has_recurrent_state(model)
         self._window: int = llama.llama_model_n_swa(model)
         self._fallback = fallback
+        self._mapped_bytes = mapped_bytes
         self._free: FreeMemory | None = None  # before the current context was created
         self._batch_indices: list[int] | None = None
         self._context: LlamaContext | None = None
@@ -96,8 +99,13 @@ class LlamaBackend(LlamaVocabulary):
     def slots_for(self, length: int) -> int:
         if self._options.n_streams == 1:
             return self._options.slots
-        options, free = replace(self._options, length=length + self._room), self._free or free_memory()
+        options, free = replace(self._options, length=length + self._room), self._free or self._measure_memory()
         return plan_slots(self._sizes, options.slots, options, self._offloaded, free)
+
+    def _measure_memory(self) -> FreeMemory:
+        """Free memory beside the weights."""
+        free = free_memory()
+        return free._replace(host=free.host - self._mapped_bytes)
 
     def reserve(self, length: int, slots: int | None = None) -> NoticeEvent | None:
         """Create a context for sequences of `length` tokens, with up to `slots` slots, as many as fit in memory.
@@ -121,7 +129,7 @@ class LlamaBackend(LlamaVocabulary):
             self._context.close()
             self._context = None
             length = self.context_size if is_single else length
-        self._free, self._batch_invariant = free_memory(), self._options.batch_invariant
+        self._free, self._batch_invariant = self._measure_memory(), self._options.batch_invariant
         requested, options = self.slots_for(length), replace(self._options, length=length + self._room)
         if not is_single:
             requested = min(requested, max_slots or requested)

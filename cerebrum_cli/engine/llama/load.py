@@ -14,30 +14,13 @@ from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.bindings import llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import has_recurrent_state
-from cerebrum_cli.engine.llama.devices import can_offload, free_memory
+from cerebrum_cli.engine.llama.devices import can_offload, expert_overrides, free_memory
 from cerebrum_cli.engine.llama.first_load import FileCheck, require_adapter_loads, require_loads
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.engine.load_options import (
-    MAX_SLOTS,
-    AdapterFile,
-    LoadOptions,
-    option_notices,
-    short_context_notice,
-)
+from cerebrum_cli.engine.load_options import AdapterFile, LoadOptions, option_notices
+from cerebrum_cli.engine.load_plan import LoadPlan, plan_load
 from cerebrum_cli.engine.machine import save_devices, thread_count
-from cerebrum_cli.engine.memory import (
-    CPU_UBATCH,
-    EXPECTED_LENGTH,
-    GPU_UBATCH,
-    ContextOptions,
-    FreeMemory,
-    default_context,
-    memory_needs,
-    plan_context,
-    plan_layers,
-    require_context,
-    require_devices,
-)
+from cerebrum_cli.engine.memory import ContextOptions, host_bytes, weight_needs
 
 
 def open_llama(
@@ -64,61 +47,41 @@ def open_llama(
         save_devices(devices_file, free.devices)
     for notice in option_notices(options, can_offload(), free.devices):
         emit(notice)
-    planned = expected = plan_length(options, free, emit)
-    if planned.n_streams > 1:  # concurrent sequences are rarely as long as the context
-        expected = replace(planned, length=max(planned.length // planned.slots, EXPECTED_LENGTH))
-    offloaded = plan_layers(file.sizes, options.gpu_layers, expected, free.devices)
-    if options.baseline:
-        require_devices(memory_needs(file.sizes, expected, offloaded), free.devices)
-    model = load_model(options, offloaded, emit, stop)
-    can_unify, offloads = not has_recurrent_state(model), any(offloaded)
-    is_invariant = options.context.batch_invariant and can_unify and not offloads
-    if options.context.pad_steps and not is_invariant:
+    plan = plan_load(options, free, emit)
+    model = load_model(options, plan, emit, stop)
+    has_state, offloads = has_recurrent_state(model), any(plan.offloaded)
+    if options.context.pad_steps and (has_state or offloads):
         hint = "use the CPU with --gpu-layers 0" if offloads else "use --parallel 1"
         emit(NoticeEvent(f"batch_invariant has no effect on a {'GPU' if offloads else 'recurrent model'}", hint))
-
-    def made_with(context: ContextOptions) -> ContextOptions:
-        pad_steps = context.pad_steps and is_invariant
-        context = replace(context, length=planned.length, batch_invariant=is_invariant, pad_steps=pad_steps)
-        return resolve(context, can_unify, offloads)
-
-    fallback = made_with(options.baseline.context) if options.baseline else None
     adapters = () if options.vocabulary_only else load_adapters(model, file.adapters)
-    backend = LlamaBackend(model, made_with(options.context), stop, file.sizes, offloaded, fallback, adapters)
-    if options.whole_context and (replaced := backend.reserve(planned.length)):
+    allocated = max(0, free.host - free_memory().host)
+    mapped = max(0, host_bytes(weight_needs(plan.sizes, plan.offloaded), free.devices) - allocated)
+    context, fallback = adapted(plan.context, model, plan), plan.baseline and adapted(plan.baseline, model, plan)
+    backend = LlamaBackend(model, context, stop, plan.sizes, plan.offloaded, fallback, adapters, mapped)
+    if options.whole_context and (replaced := backend.reserve(plan.context.length)):
         emit(replaced)
     return backend
 
 
-def plan_length(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], None]) -> ContextOptions:
-    """The context to load for, of the length that was asked for or fits; EngineError if the former does not fit."""
-    file = options.file
-    planned = resolve(options.context, not any(layer.state_bytes for layer in file.sizes.layers), bool(free.devices))
-    if planned.length:
-        require_context(file.sizes, replace(planned, slots=1), file.trained_context, options.gpu_layers, free)
-        return planned
-    default = default_context(file.trained_context)
-    length = plan_context(file.sizes, replace(planned, length=default, slots=1), options.gpu_layers, free)
-    if shortage := short_context_notice(length, default):
-        emit(shortage)
-    return replace(planned, length=length)
-
-
-def resolve(options: ContextOptions, can_unify: bool, offloads: bool) -> ContextOptions:
-    """Choose what is left to this machine, besides the length."""
-    slots = 1 if options.kv_unified and not can_unify else options.slots
-    min_ubatch = MAX_SLOTS if options.pad_steps else slots + 1
+def adapted(context: ContextOptions, model: Any, plan: LoadPlan) -> ContextOptions:
+    """Options of a context that suit the loaded model, whose file may not show that it has states or windows."""
+    has_state, sizes = has_recurrent_state(model), plan.sizes
+    is_invariant = context.batch_invariant and not has_state and not any(plan.offloaded)
+    needs_own_cells = (has_state and not sizes.state_bytes) or (
+        llama.llama_model_n_swa(model) and not sizes.has_windows
+    )
+    is_single = context.slots == 1 or (context.kv_unified and needs_own_cells)
     return replace(
-        options,
-        slots=slots,
-        n_threads=options.n_threads or thread_count(),
-        n_ubatch=max(min_ubatch, options.n_ubatch or (GPU_UBATCH if offloads else CPU_UBATCH)),
-        kv_unified=slots > 1 and options.kv_unified,
-        flash_attention=None if options.pad_steps else options.flash_attention,  # off, kernels depend on rows per slot
+        context,
+        slots=1 if is_single else context.slots,
+        kv_unified=context.kv_unified and not is_single,
+        n_threads=context.n_threads or thread_count(),
+        batch_invariant=is_invariant,
+        pad_steps=context.pad_steps and is_invariant,
     )
 
 
-def load_model(options: LoadOptions, offloaded: tuple[int, ...], emit: Callable[[Event], None], stop: StopFlag) -> Any:
+def load_model(options: LoadOptions, plan: LoadPlan, emit: Callable[[Event], None], stop: StopFlag) -> Any:
     """Load the model, with a number of layers on each GPU; weights are memory-mapped unless they are repacked."""
     reported = -1.0
 
@@ -130,10 +93,12 @@ def load_model(options: LoadOptions, offloaded: tuple[int, ...], emit: Callable[
         return not stop
 
     params = llama.llama_model_default_params()
-    params.n_gpu_layers, params.vocab_only = sum(offloaded), options.vocabulary_only
-    params.use_extra_bufts = options.repack
-    if len(offloaded) > 1:
-        params.tensor_split = (ctypes.c_float * llama.llama_max_devices())(*offloaded)
+    params.n_gpu_layers, params.vocab_only = sum(plan.offloaded), options.vocabulary_only
+    params.use_extra_bufts = plan.repack
+    if len(plan.offloaded) > 1:
+        params.tensor_split = (ctypes.c_float * llama.llama_max_devices())(*plan.offloaded)
+    overrides = expert_overrides(plan.host_experts)  # alive until the model is loaded
+    params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
     params.progress_callback = llama.llama_progress_callback(progress)
     log.problems.clear()
     with suppress_log():

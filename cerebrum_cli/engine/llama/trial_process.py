@@ -22,9 +22,10 @@ from cerebrum_cli.core.errors import CerebrumError, EngineError
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.devices import accelerators
-from cerebrum_cli.engine.llama.load import open_llama, resolve
+from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
-from cerebrum_cli.engine.machine import peak_memory
+from cerebrum_cli.engine.load_plan import resolve
+from cerebrum_cli.engine.machine import peak_memory, thread_count
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
 from cerebrum_cli.engine.trials import BenchJob, Closeness, TrialError
@@ -107,7 +108,8 @@ class TrialModel:
         offloads = bool(accelerators()) and options.gpu_layers != "0"
         context = replace(options.context, length=length, n_rs_seq=n_rs_seq)
         context = replace(context, batch_invariant=sequences > 1 and not offloads)
-        self._context = resolve(context, True, offloads)
+        context = replace(context, n_threads=context.n_threads or thread_count())
+        self._context = resolve(context, options.file.sizes, (int(offloads),))
         self.backend.configure(self._context)
         self.backend.reserve(length)
         if self.backend.slots < sequences:

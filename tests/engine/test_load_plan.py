@@ -1,0 +1,315 @@
+"""Load plans of models that people have, on machines that people have: everything planned fits in free memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from cerebrum_cli.core.errors import EngineError, UsageError
+from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.engine.load_options import GgufFile, LoadOptions
+from cerebrum_cli.engine.load_plan import HOST_EXPERTS_UBATCH, LoadPlan, plan_load
+from cerebrum_cli.engine.memory import (
+    GPU_UBATCH,
+    HEADROOM,
+    ContextOptions,
+    Device,
+    FreeMemory,
+    fits,
+    host_bytes,
+    memory_needs,
+    plan_slots,
+    weight_needs,
+)
+from cerebrum_cli.gguf.sizes import ModelSizes, layer_windows, model_sizes
+
+GB, GIB, MIB = 10**9, 2**30, 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A published model: hyperparameters, and bytes of its embeddings, its output matrix and each layer's weights."""
+
+    architecture: str
+    hyperparameters: Mapping[str, int]
+    vocabulary: int
+    embeddings: int
+    output: int
+    layer: int
+    experts: int = 0
+    full_attention_every: int = 1
+
+    @property
+    def sizes(self) -> ModelSizes:
+        layers, values = self.hyperparameters["block_count"], self.hyperparameters
+        kv_heads = tuple(values["attention.head_count_kv"] for _ in range(layers))
+        per_layer = {"attention.head_count_kv": kv_heads, "attention.head_count": (values["attention.head_count"],)}
+        return model_sizes(
+            self._tensors(),
+            lambda key: values.get(key, 0),
+            lambda key: per_layer.get(key, (values[key],) if key in values else ()),
+            self.vocabulary,
+            layer_windows(self.architecture, layers, lambda key: values.get(key, 0), 0),
+        )
+
+    def _tensors(self) -> Iterator[tuple[str, int]]:
+        yield "token_embd.weight", self.embeddings
+        if self.output:
+            yield "output.weight", self.output
+        for index in range(self.hyperparameters["block_count"]):
+            attends = (index + 1) % self.full_attention_every == 0
+            yield f"blk.{index}.{'attn_k' if attends else 'ssm_out'}.weight", self.layer
+            if self.experts:
+                yield f"blk.{index}.ffn_up_exps.weight", self.experts
+
+
+def shape(layers: int, width: int, heads: int, kv_heads: int, head: int, **values: int) -> Mapping[str, int]:
+    """Hyperparameters by key; in the names of `values`, `__` stands for a dot."""
+    return {
+        "block_count": layers,
+        "embedding_length": width,
+        "attention.head_count": heads,
+        "attention.head_count_kv": kv_heads,
+        "attention.key_length": head,
+        "attention.value_length": head,
+        **{name.replace("__", "."): value for name, value in values.items()},
+    }
+
+
+SHAPES = {  # bytes are those of published Q4_K_M files; gpt-oss is in MXFP4
+    "Mistral 7B": Shape(
+        "llama",
+        shape(32, 4096, 32, 8, 128, feed_forward_length=14336),
+        32_000,
+        embeddings=74 * MIB,
+        output=103 * MIB,
+        layer=125 * MIB,
+    ),
+    "Qwen3 30B-A3B": Shape(
+        "qwen3moe",
+        shape(48, 2048, 32, 4, 128, expert_used_count=8, expert_feed_forward_length=768),
+        151_936,
+        embeddings=167 * MIB,
+        output=243 * MIB,
+        layer=12 * MIB,
+        experts=348 * MIB,
+    ),
+    "Gemma 3 12B": Shape(
+        "gemma3",
+        shape(48, 3840, 16, 8, 256, feed_forward_length=15360, attention__sliding_window=1024),
+        262_208,
+        embeddings=788 * MIB,
+        output=0,
+        layer=129 * MIB,
+    ),
+    "gpt-oss-20b": Shape(
+        "gpt-oss",
+        shape(
+            24,
+            2880,
+            64,
+            8,
+            64,
+            expert_used_count=4,
+            expert_feed_forward_length=2880,
+            attention__sliding_window=128,
+        ),
+        201_088,
+        embeddings=587 * MIB,
+        output=587 * MIB,
+        layer=28 * MIB,
+        experts=404 * MIB,
+    ),
+    "Qwen3.5 9B": Shape(
+        "qwen35",
+        shape(
+            32,
+            4096,
+            16,
+            4,
+            256,
+            feed_forward_length=12288,
+            ssm__conv_kernel=4,
+            ssm__inner_size=4096,
+            ssm__state_size=128,
+            ssm__group_count=16,
+        ),
+        248_320,
+        embeddings=546 * MIB,
+        output=796 * MIB,
+        layer=128 * MIB,
+        full_attention_every=4,
+    ),
+}
+
+MEMORY = {f"{size} GB": size * GIB - GIB for size in (8, 12, 16, 32)}  # 1 GiB is in use
+CHAT, ASK = ContextOptions(slots=16, kv_unified=True), ContextOptions()
+BATCH = ContextOptions(slots=64, batch_invariant=True)
+USES = {"chat": (CHAT, True), "ask": (ASK, False), "batch": (BATCH, False)}
+
+
+def machines(memory: int) -> dict[str, FreeMemory]:
+    """Machines with so much free memory: without a GPU, with one of 8 or 24 GB, with both, and with unified memory."""
+    small, large = (Device(f"CUDA{index}", "a GPU", free, free) for index, free in enumerate((7 * GIB, 23 * GIB)))
+    shared = Device("MTL0", "Apple M4", memory * 3 // 4, memory * 3 // 4, is_unified=True)
+    return {
+        "CPU": FreeMemory(memory),
+        "8 GB": FreeMemory(memory, (small,)),
+        "24 GB": FreeMemory(memory, (large,)),
+        "two": FreeMemory(memory, (small, large)),
+        "unified": FreeMemory(memory, (shared,)),
+    }
+
+
+def options(model: str, context: ContextOptions = ASK, **others: object) -> LoadOptions:
+    return LoadOptions(GgufFile(Path("model.gguf"), 32_768, SHAPES[model].sizes), context, **others)  # type: ignore[arg-type]
+
+
+def planned(load_options: LoadOptions, free: FreeMemory) -> tuple[LoadPlan, list[str]]:
+    """The plan, and its notices."""
+    events: list[Event] = []
+    plan = plan_load(load_options, free, events.append)
+    return plan, [event.message for event in events if isinstance(event, NoticeEvent)]
+
+
+def beside_weights(plan: LoadPlan, free: FreeMemory) -> FreeMemory:
+    """Free memory once the weights are loaded, also those that are mapped."""
+    weights = weight_needs(plan.sizes, plan.offloaded)
+    pairs = zip(free.devices, weights.devices, strict=True)
+    devices = tuple(replace(each, free=each.free - need) for each, need in pairs)
+    return FreeMemory(free.host - host_bytes(weights, free.devices), devices)
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("model", SHAPES)
+def test_plan_of_weights_cache_and_buffers_fits_in_free_memory(model: str, memory: str, use: str) -> None:
+    context, repack = USES[use]
+    for machine, free in machines(MEMORY[memory]).items():
+        plan, notices = planned(options(model, context, repack=repack), free)
+        if "exceeds free memory" in "".join(notices):
+            assert plan.context.length == 256 and not plan.repack
+            assert plan.sizes.weight_bytes + GIB > free.host, machine
+            continue
+        assert plan.repack is (repack and not plan.host_experts)
+        longest = plan.context
+        if use != "batch":
+            assert fits(memory_needs(plan.sizes, longest, plan.offloaded), free), machine
+            continue
+        left = beside_weights(plan, free)
+        for length in (320, 1280, longest.length):
+            requested = replace(longest, length=length)
+            slots = plan_slots(plan.sizes, 64, requested, plan.offloaded, left)
+            needs = memory_needs(plan.sizes, replace(requested, slots=slots), plan.offloaded)
+            assert fits(needs, free) or (slots == 1 and length > 1280), (machine, length, slots)
+
+
+def test_plan_of_a_batch_leaves_memory_for_mapped_weights() -> None:
+    plan, _ = planned(options("Mistral 7B", BATCH), FreeMemory(7 * GB))
+    batch = replace(plan.context, length=1280)
+    assert plan_slots(plan.sizes, 64, batch, (), beside_weights(plan, FreeMemory(7 * GB))) == 12
+    assert plan_slots(plan.sizes, 64, batch, (), FreeMemory(7 * GB)) == 38, "as if the weights took no memory"
+
+
+@pytest.mark.parametrize("length", [8192, 4096, 512])
+def test_plan_context_is_the_default_or_what_fits(length: int) -> None:
+    chat = options("Mistral 7B")
+    needed = HEADROOM + memory_needs(chat.file.sizes, ContextOptions(length, n_ubatch=128)).host
+    for free, expected in ((64 * GIB, 8192), (needed, length), (needed - 1, length - 256)):
+        plan, notices = planned(chat, FreeMemory(free))
+        assert plan.context.length == expected
+        limited = f"context limited to {expected} tokens by free memory (default: 8192)"
+        assert notices == ([limited] if expected < 8192 else [])
+
+
+def test_plan_context_uses_the_memory_of_a_gpu_only_if_allowed() -> None:
+    free = machines(4 * GIB)
+    chat = options("Mistral 7B")
+    assert planned(chat, free["8 GB"])[0].context.length == 8192
+    assert planned(replace(chat, gpu_layers="0"), free["8 GB"])[0].context.length == 256
+    assert planned(chat, free["unified"])[0].context.length == 256
+
+
+@pytest.mark.parametrize("use", ["chat", "ask"])
+def test_plan_refuses_a_context_that_would_evict_the_weights(use: str) -> None:
+    context, repack = USES[use]
+    requested = options("Mistral 7B", replace(context, length=32768), repack=repack)
+    with pytest.raises(EngineError) as caught:
+        planned(requested, FreeMemory(8 * GB))
+    assert caught.value.message == (
+        "a context of 32768 tokens needs 8.7 GB with the model's weights, but only 8.0 GB of memory is free"
+    )
+    assert caught.value.hint == "use --ctx 27136 or less"
+    accepted = replace(requested, context=replace(context, length=27136))
+    assert planned(accepted, FreeMemory(8 * GB))[0].context.length == 27136
+    assert planned(requested, machines(8 * GB)["24 GB"])[0].context.length == 32768
+
+
+def test_plan_maps_weights_beyond_free_memory() -> None:
+    chat = options("Qwen3 30B-A3B", CHAT, repack=True)
+    plan, notices = planned(chat, FreeMemory(8 * GB))
+    assert notices == [
+        "the model (18.5 GB) exceeds free memory: each token reads weights from disk",
+        "context limited to 256 tokens by free memory (default: 8192)",
+    ]
+    assert not plan.repack, "these would have to be in memory"
+    forced = replace(chat, context=replace(CHAT, length=32768))
+    assert planned(forced, FreeMemory(8 * GB))[0].context.length == 32768
+    with pytest.raises(EngineError, match=r"needs 3\.\d GB, but only 2\.0 GB"):
+        planned(forced, FreeMemory(2 * GB))
+
+
+def test_plan_of_a_chat_limits_slots_to_the_states_that_fit() -> None:
+    hybrid, windowed = options("Qwen3.5 9B", CHAT), options("Gemma 3 12B", CHAT)
+    assert planned(options("Mistral 7B", CHAT), FreeMemory(32 * GIB))[0].context.slots == 16
+    plenty, scarce = (planned(hybrid, FreeMemory(free))[0] for free in (32 * GIB, 7100 * MIB))
+    assert (plenty.context.slots, plenty.context.kv_unified) == (10, True), "50 MiB each, 512 MiB in all"
+    assert 1 < scarce.context.slots < 10 and scarce.context.length == 8192
+    one = planned(windowed, FreeMemory(32 * GIB))[0].context
+    assert (one.slots, one.kv_unified) == (1, False)
+    assert planned(replace(windowed, context=BATCH), FreeMemory(32 * GIB))[0].context.slots == 64
+
+
+MIXTURE = options("Qwen3 30B-A3B", CHAT, repack=True)
+
+
+def test_plan_keeps_experts_on_the_host_if_not_all_layers_fit() -> None:
+    for machine, experts, layers in (("8 GB", 36, 49), ("24 GB", 0, 49), ("unified", 0, 49)):
+        plan, _ = planned(MIXTURE, machines(31 * GIB)[machine])
+        assert (plan.host_experts, sum(plan.offloaded)) == (experts, layers)
+        assert plan.repack is not bool(experts), "repacked experts could not be copied to the GPU"
+        assert plan.context.n_ubatch == (HOST_EXPERTS_UBATCH if experts else GPU_UBATCH)
+    tuned = replace(MIXTURE, context=replace(CHAT, n_ubatch=512))
+    assert planned(tuned, machines(31 * GIB)["8 GB"])[0].host_experts == 35, "its buffers are smaller"
+
+
+@pytest.mark.parametrize(
+    ("cpu_moe", "gpu_layers", "experts", "layers"),
+    [
+        ("off", "auto", 0, 17),
+        ("48", "auto", 48, 49),
+        ("100", "10", 48, 10),
+        ("auto", "10", 0, 10),
+        ("auto", "all", 36, 49),
+    ],
+)
+def test_plan_follows_requested_experts_and_layers(cpu_moe: str, gpu_layers: str, experts: int, layers: int) -> None:
+    requested = replace(MIXTURE, cpu_moe=cpu_moe, gpu_layers=gpu_layers)
+    plan, _ = planned(requested, machines(31 * GIB)["8 GB"])
+    assert (plan.host_experts, sum(plan.offloaded)) == (experts, layers)
+
+
+def test_plan_without_a_gpu_refuses_experts_on_the_cpu() -> None:
+    for accepted in ("auto", "off"):
+        assert not planned(replace(MIXTURE, cpu_moe=accepted), FreeMemory(32 * GIB))[0].host_experts
+    with pytest.raises(UsageError) as caught:
+        planned(replace(MIXTURE, cpu_moe="4"), FreeMemory(32 * GIB))
+    assert caught.value.message == "cpu_moe=4 needs a GPU"
+
+
+def test_plan_of_a_dense_model_offloads_whole_layers() -> None:
+    plan, _ = planned(options("Gemma 3 12B"), machines(31 * GIB)["8 GB"])
+    assert plan.host_experts == 0 and 0 < sum(plan.offloaded) < 49
