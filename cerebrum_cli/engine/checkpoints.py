@@ -79,7 +79,7 @@ class Checkpoints:
             return
         slot, end = self._scheduler.slots[sequence.slot], sequence.first_output + 1 - TOKENS_BEFORE_END
         if backend.checkpoint_budget:
-            if sequence.evaluated:
+            if 0 < sequence.evaluated < len(sequence.prompt):
                 self._take(slot)
             sequence.checkpoint_at = end
         else:

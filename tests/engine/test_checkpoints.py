@@ -46,6 +46,16 @@ def test_recurrent_model_samples_one_after_another_from_a_checkpoint() -> None:
     assert [reply.cached for reply in said] == [0, *[len(FIRST) - END] * 3]
 
 
+def test_samples_share_the_checkpoints_of_their_prompt() -> None:
+    """One of 37 tokens, of which each slot has its own, though it would not fit into the budget four times."""
+    backend = recurrent(4, kv_unified=True)
+    backend.checkpoint_budget = 4 * 100
+    with running_engine(backend) as engine:
+        ask(engine, FIRST, n=4)
+        again = ask(engine, FIRST, n=4)
+    assert [reply.cached for reply in again] == [len(FIRST) - END, *[len(FIRST)] * 3]
+
+
 def test_checkpoints_stay_within_their_budget() -> None:
     """Each takes 4 bytes a token: the first, of 37 tokens, is dropped for the second, of 64."""
     first, second, _ = SCRIPT
