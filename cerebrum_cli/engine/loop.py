@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.drafter import DraftToken
 
 BACKLOG_POLL_S = 0.01
+MAX_RESERVED_TOKENS = 65_536  # in all slots, beyond the expected lengths: memory is zeroed, which takes 1 s a gigabyte
 
 
 class Loop:
@@ -165,7 +166,7 @@ class Loop:
         return min(slots, backend.slots_for(length)) > backend.slots
 
     def _plan_memory(self) -> tuple[int, int]:
-        """Length and number of slots for all that waits: as long as it may become, if memory is free for that.
+        """Length and number of slots for all that waits: as long as it may become, if memory is free and not too large.
 
         Short slots are all made, for what is submitted later; of long ones, no more than there will be samples.
         """
@@ -181,9 +182,10 @@ class Loop:
         def slots_of(length: int) -> int:
             return min(max_slots, max(samples, max_slots * EXPECTED_LENGTH // length))
 
-        longest = max(required, *limits, 0)
-        if self._backend.slots_for(longest) >= slots_of(longest):
-            return longest, slots_of(longest)
+        longest = max(required, *limits)
+        slots = slots_of(longest)
+        if longest * slots <= MAX_RESERVED_TOKENS and self._backend.slots_for(longest) >= slots:
+            return longest, slots
         return required, slots_of(required)
 
     def _reserve(self, min_length: int) -> None:
