@@ -179,6 +179,10 @@ class Backend(Vocabulary, Protocol):
         """Whether tokens can be removed from the end of a slot, as from any memory but a recurrent state."""
 
     @property
+    def max_draft(self) -> int:
+        """Maximum number of drafted tokens of a sequence in one step: as many as can be removed after it."""
+
+    @property
     def needs_checkpoints(self) -> bool:
         """Whether slots may lack what they need to be trimmed: recurrent states, or cells of a sliding window."""
 

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from cerebrum_cli.engine.step_costs import MAX_DRAFT
+
 SourceKind = Literal["own", "sibling"]
 
 NGRAM_LENGTHS = (5, 3)  # tokens that a new lookup has to match, longest first
 MAX_MATCH = 32  # longer matches are not distinguished
-MAX_DRAFT = 63  # tokens, which with the last sampled one make 64 rows
 MAX_MISSES = 3  # steps in a row in which no drafted token was accepted; then only long matches are tried
 RETRY_MATCH = 16  # tokens
 MATCH_CLASSES = (5, 8, 16, 32)  # lengths from which acceptance is learned separately

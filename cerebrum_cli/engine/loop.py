@@ -232,11 +232,12 @@ class Loop:
         """Add drafted tokens to a step in which sequences decode, where they pay and memory holds so many rows."""
         backend, sequences = self._backend, [share.sequence for share in step.shares]
         costs = next((one.request.step_costs for one in sequences if one.request.step_costs), None)
-        if costs is None or not backend.can_trim or any(one.is_prefilling for one in sequences):
+        if costs is None or not backend.max_draft or any(one.is_prefilling for one in sequences):
             return step
         drafts = [self._draft(one) for one in sequences]
         probabilities = [[each.probability for each in tokens] for tokens in drafts]
-        lengths = draft_lengths(probabilities, costs, backend.batch_size, is_equal=not backend.kv_unified)
+        is_equal = not (backend.kv_unified and backend.can_trim)
+        lengths = draft_lengths(probabilities, costs, backend.batch_size, is_equal)
         drafted = step.with_drafts(
             tuple(each.token for each in tokens[:length]) for tokens, length in zip(drafts, lengths, strict=True)
         )
@@ -247,8 +248,8 @@ class Loop:
         if sequence.drafter is None:
             return []
         sequence.draft_state = sequence.draft_state or sequence.drafter.start(sequence.generated)
-        limit = sequence.request.max_length(self._backend.capacity) - sequence.length - 1
-        return sequence.drafter.draft(sequence.draft_state, limit)
+        room = sequence.request.max_length(self._backend.capacity) - sequence.length - 1
+        return sequence.drafter.draft(sequence.draft_state, min(room, self._backend.max_draft))
 
     def _compact(self) -> None:
         """Move the sequences in the highest slots to holes below, unless waiting sequences will fill those."""

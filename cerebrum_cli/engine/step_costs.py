@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MEASURED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+MAX_DRAFT = 63  # tokens of a sequence, which with the last sampled one make 64 rows
 MAX_ROLLBACK = 7  # tokens that can be removed from a recurrent state: each takes as much memory as the state itself
 MAX_ROW_COST = 0.8  # of a step's rows, in steps of one row: more leaves nothing to gain
 
@@ -52,8 +53,8 @@ def draft_lengths(
     """Number of tokens to draft for each sequence: those with the most expected tokens per time, or none.
 
     `probabilities` are, for each sequence, those of its drafted tokens being accepted, descending. With `is_equal` all
-    sequences get the same number: llama.cpp splits a step of separate KV caches to the shortest of them. A step has at
-    most `max_rows`.
+    sequences get the same number: llama.cpp splits a step of separate KV caches, or with recurrent states, to the
+    shortest of them. A step has at most `max_rows`.
     """
     count = len(probabilities)
     row_counts = [rows for rows in costs.rows if rows <= max_rows]

@@ -15,9 +15,9 @@ from scripted_backend import DEAD_END, DEAD_END_TOKENS, ScriptedBackend, expecte
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import FinishEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.drafter import MAX_DRAFT, Drafter, DraftState
+from cerebrum_cli.engine.drafter import Drafter, DraftState
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, StepCosts, draft_lengths
+from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, MAX_DRAFT, StepCosts, draft_lengths
 from cerebrum_cli.inference.loading import draft_costs
 
 DEAR_ROWS = StepCosts((1, 2, 4), (1.0, 1.65, 3.3))
@@ -105,6 +105,14 @@ def test_engine_verifies_a_draft_in_one_step() -> None:
     assert len(backend.steps) < 30 < len(REPEATED * 4)
     count, accepted = drafted(reply)
     assert count >= accepted > 60
+
+
+def test_engine_drafts_as_much_as_a_recurrent_state_can_be_rolled_back() -> None:
+    backend = ScriptedBackend(COPY, context_size=300, batch_size=64, can_trim=False, max_rollback=3)
+    with running_engine(backend) as engine:
+        [reply] = ask(engine, "copy: " + REPEATED, step_costs=FREE_ROWS)
+    assert (reply.text, drafted(reply)[1] > 30) == (REPEATED * 4, True)
+    assert max(map(len, backend.steps[1:])) == 4
 
 
 @pytest.mark.parametrize(("costs", "can_trim"), [(None, True), (FREE_ROWS, False)])
@@ -197,10 +205,15 @@ def test_engine_aborts_siblings_that_are_drafting() -> None:
     st.integers(1, 5),
     st.booleans(),
     st.integers(1, 60),
+    st.sampled_from((None, 1, 7)),
 )
-def test_engine_drafts_change_no_reply(prompts: list[str], n: int, slots: int, kv_unified: bool, limit: int) -> None:
+def test_engine_drafts_change_no_reply(
+    prompts: list[str], n: int, slots: int, kv_unified: bool, limit: int, max_rollback: int | None
+) -> None:
     context = 300 if kv_unified else 80
     backend = ScriptedBackend(random_model, slots, context, batch_size=64, kv_unified=kv_unified)
+    if max_rollback:
+        backend.can_trim, backend.max_rollback = False, max_rollback
     params = SamplingParams(seed=7, max_tokens=limit)
     with running_engine(backend) as engine:
         requests = [Request(tokens(text), params, n=n, step_costs=FREE_ROWS) for text in prompts]

@@ -21,6 +21,7 @@ from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Checkpoint, StopFlag, TokenRow, TokenScore
+from cerebrum_cli.engine.step_costs import MAX_DRAFT
 
 END = 256
 MARK = 257  # a control token
@@ -102,6 +103,7 @@ class ScriptedSampler:
 class ScriptedBackend:
     """Memory of `slots` sequences; `can_trim=False` is a recurrent model, `fits` the maximum length that memory allows.
 
+    Right after a step, `max_rollback` tokens can be removed from a recurrent model too, but not the first row.
     `fitting_cells` are the tokens that all slots together can hold; `reserved` records length and slots of each memory.
     A token takes 4 bytes of the `checkpoint_budget`.
 
@@ -114,6 +116,7 @@ class ScriptedBackend:
     context_size: int = 100
     batch_size: int = 16
     can_trim: bool = True
+    max_rollback: int = 0
     words: tuple[bytes, ...] = ()
     load_events: tuple[Event, ...] = ()
     fits: int = 1_000_000
@@ -135,6 +138,7 @@ class ScriptedBackend:
     cells: list[list[object]] = field(default_factory=list)
     pending: set[int] = field(default_factory=set)
     invalid: set[int] = field(default_factory=set)
+    removable: dict[int, int] = field(default_factory=dict)
     steps: list[list[TokenRow]] = field(default_factory=list)
     runs_single: bool = True
     evaluated: int = 0
@@ -228,7 +232,9 @@ class ScriptedBackend:
         self.pending.clear()
         self.outputs = {}
         per_slot = Counter(row.slot for row in rows)
-        assert self.kv_unified or len(set(per_slot.values())) == 1, "llama.cpp would split this step"
+        self.removable = {slot: min(self.max_rollback, count - 1) for slot, count in per_slot.items()}
+        takes_any = self.kv_unified and self.can_trim
+        assert takes_any or len(set(per_slot.values())) == 1, "llama.cpp would split this step"
         last_slot = 0
         for index, (slot, position, token, output) in enumerate(rows[:kept]):
             assert last_slot <= slot < self.slots
@@ -289,8 +295,10 @@ class ScriptedBackend:
     def trim(self, slot: int, length: int) -> bool:
         self._working()
         assert 0 <= length <= len(self.memory[slot])
-        if (0 < length < len(self.memory[slot]) and not self.can_trim) or slot in self.invalid:
+        if slot in self.invalid or (length and not self.can_trim_slot(slot, length)):
             return False
+        if length < len(self.memory[slot]):
+            self.removable.pop(slot, None)
         del self.memory[slot][length:], self.cells[slot][length:]
         return True
 
@@ -309,7 +317,12 @@ class ScriptedBackend:
         return self.can_trim or held == length
 
     def can_trim_slot(self, slot: int, length: int) -> bool:
-        return self.is_trimmable(len(self.memory[slot]), length)
+        removed = len(self.memory[slot]) - length
+        return slot not in self.invalid and (self.can_trim or removed <= self.removable.get(slot, 0))
+
+    @property
+    def max_draft(self) -> int:
+        return MAX_DRAFT if self.can_trim else self.max_rollback
 
     @property
     def needs_checkpoints(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from mmap import ACCESS_COPY, mmap
@@ -52,6 +53,7 @@ def context_params(options: ContextOptions, vocabulary_size: int) -> Any:
         params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
     params.kv_unified = options.kv_unified
     params.swa_full = False
+    params.n_rs_seq = options.n_rs_seq if options.n_rs_seq + 1 < options.n_ubatch else 0  # or decode would abort
     params.no_perf = True
     return params
 
@@ -65,6 +67,10 @@ class LlamaContext:
 
     An interrupted decode leaves recurrent states of its slots half updated: these are invalid, and have length 0, until
     they are restored or cleared. So only prefill is interrupted in such a model, not the short steps of decoding.
+
+    With `max_rollback`, right after a decode some of its last tokens can be removed from such a state once: all rows of
+    a slot but the first, at most so many. llama.cpp would remove others too, and leave a wrong state. It notes which of
+    its copies is the state, in a note of the slot that is not copied with it.
     """
 
     def __init__(
@@ -90,11 +96,14 @@ class LlamaContext:
         self._memory = llama.llama_get_memory(self.handle)
         self._window: int = llama.llama_model_n_swa(model)
         self._recurrent = has_recurrent_state(model)
+        self.max_rollback: int = llama.llama_n_rs_seq(self.handle)
         self._batch = llama.llama_batch_init(options.n_ubatch, 0, 1)
         self._defers_copies = options.n_streams > 1
         self._n_streams = 0 if llama.llama_model_is_recurrent(model) else options.n_streams
         self.pending_copies: set[int] = set()
         self._invalid: set[int] = set()
+        self._removable: dict[int, int] = {}  # tokens, by slot
+        self._rolled_back: set[int] = set()  # slots that have not been decoded since
 
     def decode(self, rows: Sequence[TokenRow]) -> bool:
         batch = self._batch
@@ -110,6 +119,9 @@ class LlamaContext:
             is_prefill = not all(row.output for row in rows)
             flag = self._stop.buffer if is_prefill else NEVER
             llama.llama_set_abort_callback(self.handle, _abort_callback, ctypes.cast(flag, ctypes.c_void_p))
+        counts = Counter(row.slot for row in rows if self.max_rollback)
+        self._removable = {slot: min(self.max_rollback, count - 1) for slot, count in counts.items()}
+        self._rolled_back -= counts.keys()
         status = llama.llama_decode(self.handle, batch)
         if status != INVALID:
             self.pending_copies.clear()
@@ -128,6 +140,8 @@ class LlamaContext:
     def copy(self, source: int, target: int) -> None:
         """Copy a whole slot; llama.cpp cannot copy a part between separate KV caches."""
         self.clear(target)
+        if source in self._rolled_back:
+            self.restore(source, self.checkpoint(source, is_whole=False), is_whole=False)
         llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         if self._defers_copies:
             self.pending_copies |= {source, target}
@@ -138,12 +152,19 @@ class LlamaContext:
             return False
         if length >= self.length(slot):
             return True
+        if self._recurrent and self.length(slot) - length > self._removable.get(slot, 0):
+            return False
         oldest = llama.llama_memory_seq_pos_min(self._memory, slot)
-        return not self._recurrent and (oldest <= 0 or oldest <= length - self._window + 1)
+        return bool(self._recurrent or oldest <= 0 or oldest <= length - self._window + 1)
 
     def trim(self, slot: int, length: int) -> bool:
         """Remove positions from `length` on; False if memory cannot be rolled back that far."""
-        return self.can_trim(slot, length) and bool(llama.llama_memory_seq_rm(self._memory, slot, length, -1))
+        if not self.can_trim(slot, length):
+            return False
+        if length < self.length(slot) and self._recurrent:
+            del self._removable[slot]
+            self._rolled_back.add(slot)
+        return bool(llama.llama_memory_seq_rm(self._memory, slot, length, -1))
 
     def checkpoint(self, slot: int, is_whole: bool) -> Checkpoint:
         flags = WHOLE if is_whole else PARTIAL

@@ -38,6 +38,7 @@ from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.load_options import fallback_notice
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, checkpoint_budget, plan_slots
 from cerebrum_cli.engine.state_store import write_error
+from cerebrum_cli.engine.step_costs import MAX_DRAFT
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 if TYPE_CHECKING:
@@ -246,6 +247,10 @@ class LlamaBackend(LlamaVocabulary):
 
     def can_trim_slot(self, slot: int, length: int) -> bool:
         return not self.needs_checkpoints or self._open_context.can_trim(slot, length)
+
+    @property
+    def max_draft(self) -> int:
+        return MAX_DRAFT if self.can_trim else self._open_context.max_rollback
 
     @property
     def needs_checkpoints(self) -> bool:
