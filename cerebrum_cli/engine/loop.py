@@ -177,12 +177,12 @@ class Loop:
         counts = Counter(id(sequence.request) for sequence in waiting)
         requests = {id(sequence.request): sequence.request for sequence in waiting}
         samples = sum(max(count, requests[each].max_n) for each, count in counts.items())
-        limits = [one.max_length(self._backend.context_size) for one in requests.values() if one.params.max_tokens]
+        limited = [one.max_length(self._backend.context_size) for one in requests.values() if one.params.max_tokens]
 
         def slots_of(length: int) -> int:
             return min(max_slots, max(samples, max_slots * EXPECTED_LENGTH // length))
 
-        longest = max(required, *limits)
+        longest = max([required, *limited])
         slots = slots_of(longest)
         if longest * slots <= MAX_RESERVED_TOKENS and self._backend.slots_for(longest) >= slots:
             return longest, slots
