@@ -3,13 +3,14 @@
 #   make setup WHEELS=URL   the same without a compiler: llama.cpp from a package index or a directory of wheels
 #   make demo     pull the starter model and ask it a question
 #   make test     the test suite; ARGS are pytest's: make test ARGS="tests/cli/test_ask.py -k stop"
-#   make fuzz     many damaged and hostile inputs, and thousands of cases of each property, in minutes
+#   make fuzz     many damaged and hostile inputs, thousands of cases of each property and, after `make peers`, all
+#                 architectures of llama.cpp, in minutes
 #   make quick    no slow tests and no property tests, under a minute
 #   make check    format, lint, types
 #   make docs     docs/reference/cli.md and chat.md, from the code
 #   make dist     the wheel and the source archive, in dist/
 #   make picture  docs/chat.svg, vote.svg and accuracy.png, from a real chat, vote and evaluation
-#   make peers    llama.cpp's own programs and `llm`, for the benchmarks
+#   make peers    llama.cpp's own programs and `llm`, for the benchmarks; the programs for `make fuzz` too
 #   make bench [DATA=DIR] [SHAPE=FILE]   all benchmarks, into benchmarks/RESULTS.md and two pictures beside it; DIR holds
 #                 the questions of MT-bench and GSM8K, FILE is a model of Mistral-7B's shape (see benchmarks/all.py);
 #                 without them, the benchmarks that need them are skipped

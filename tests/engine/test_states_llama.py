@@ -140,7 +140,7 @@ def test_long_rope_models_save_no_states(tmp_path: Path) -> None:
     """With LongRoPE, tokens have other keys in a context longer than the original one."""
     for scaling, files in ((None, 0), ("yarn", 1)):
         keys = {**tiny_models.LLAMA.keys, "rope.scaling.original_context_length": "original"}
-        metadata = {**tiny_models._bpe_metadata(), **({"llama.rope.scaling.type": scaling} if scaling else {})}
+        metadata = {**tiny_models.bpe_metadata(), **({"llama.rope.scaling.type": scaling} if scaling else {})}
         sizes = {**tiny_models._transformer_sizes(tiny_models.Shape(), 2048), "original": 256}
         path = tmp_path / f"{scaling}.gguf"
         tiny_models._write(path, replace(tiny_models.LLAMA, keys=keys), sizes, metadata, 0)

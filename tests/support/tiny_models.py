@@ -19,7 +19,7 @@ CHATML_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 # llama.cpp 0c1e57098 recognizes some of these by their text, whatever their type here: <|endoftext|>, <|im_end|> and
 # <|end|> end a generation; <|start|>, <|channel|> and <|message|> become USER_DEFINED while loading.
@@ -167,14 +167,14 @@ FULL_PRECISION = ("ssm_a", "ssm_conv1d.weight")  # and vectors: llama.cpp has no
 
 def write_mistral(path: Path, *, name: str = "tiny mistral", chat_template: str | None = None, **options: Any) -> Path:
     """Write a Llama with Mistral-7B's vocabulary of 32,000 tokens; like the files of 2023, without a template."""
-    return _write_llama(path, {**tokenizer_metadata(), **_described(name, chat_template)}, **options)
+    return _write_llama(path, {**tokenizer_metadata(), **described(name, chat_template)}, **options)
 
 
 def write_chatml(
     path: Path, *, name: str = "tiny chatml", chat_template: str | None = CHATML_TEMPLATE, **options: Any
 ) -> Path:
     """Write a Llama with a byte-level BPE vocabulary of 275 tokens, including ChatML's and thinking tokens."""
-    return _write_llama(path, {**_bpe_metadata(), **_described(name, chat_template)}, **options)
+    return _write_llama(path, {**bpe_metadata(), **described(name, chat_template)}, **options)
 
 
 def _write_llama(
@@ -185,19 +185,19 @@ def _write_llama(
 
 def write_recurrent(path: Path) -> Path:
     """Write a Mamba, whose state cannot be rolled back. Vocabulary of `write_chatml`."""
-    metadata = {**_bpe_metadata(), **_described("tiny mamba", CHATML_TEMPLATE)}
+    metadata = {**bpe_metadata(), **described("tiny mamba", CHATML_TEMPLATE)}
     return _write(path, MAMBA, MAMBA_SIZES, metadata, 0)
 
 
 def write_sliding_window(path: Path, *, window: int = 32) -> Path:
     """Write a Gemma 2, whose first layer has a sliding window. Vocabulary of `write_chatml`."""
-    metadata = {**_bpe_metadata(), **_described("tiny gemma2", CHATML_TEMPLATE)}
+    metadata = {**bpe_metadata(), **described("tiny gemma2", CHATML_TEMPLATE)}
     return _write(path, GEMMA2, {**_transformer_sizes(Shape(), 2048), "window": window}, metadata, 0)
 
 
 def write_vocabulary(path: Path, architecture: str, **keys: int | bool) -> Path:
     """Write what llama.cpp needs of an architecture to load the vocabulary alone, and hyperparameters of its own."""
-    metadata = {**_bpe_metadata(), **_described(f"tiny {architecture}", CHATML_TEMPLATE)}
+    metadata = {**bpe_metadata(), **described(f"tiny {architecture}", CHATML_TEMPLATE)}
     metadata |= {f"{architecture}.{key.replace('__', '.')}": value for key, value in keys.items()}
     tensors = {"token_embd.weight": ("vocabulary", "width")}
     shape = Architecture(architecture, TRANSFORMER_KEYS, tensors, {})
@@ -222,9 +222,9 @@ def write_quantized(
     from gguf import LlamaFileType
 
     file_type = int(LlamaFileType[f"MOSTLY_{encoding}"])
-    described = {**_bpe_metadata(), **_described(name, chat_template), "general.file_type": file_type}
+    metadata = {**bpe_metadata(), **described(name, chat_template), "general.file_type": file_type}
     sizes = {**_transformer_sizes(shape, 2048), "experts": experts}
-    return _write(path, MIXTRAL if experts else LLAMA, sizes, described, seed, partial(_quantized, encoding))
+    return _write(path, MIXTRAL if experts else LLAMA, sizes, metadata, seed, partial(_quantized, encoding))
 
 
 def _transformer_sizes(shape: Shape, context_length: int) -> dict[str, int]:
@@ -241,20 +241,28 @@ def _transformer_sizes(shape: Shape, context_length: int) -> dict[str, int]:
     }
 
 
-def _described(name: str, chat_template: str | None) -> dict[str, MetadataValue]:
+def described(name: str, chat_template: str | None) -> dict[str, MetadataValue]:
     template = {} if chat_template is None else {"tokenizer.chat_template": chat_template}
     return {"general.name": name, **template}
 
 
-def _bpe_metadata() -> dict[str, MetadataValue]:
-    """Metadata of the vocabulary: special tokens first, as in SmolLM2, then the 256 bytes, then the merged tokens."""
-    special = list(SPECIAL_TOKENS)
-    tokens = [*special, *_byte_alphabet(), *(merge.replace(" ", "") for merge in MERGES)]
+def bpe_metadata(size: int | None = None) -> dict[str, MetadataValue]:
+    """Metadata of the vocabulary: special tokens first, as in SmolLM2, then the 256 bytes, then the merged tokens.
+
+    With a `size`, it has as many tokens: some are unused, and if there is no room for all bytes, it has ASCII's only.
+    """
+    special, merged = list(SPECIAL_TOKENS), [merge.replace(" ", "") for merge in MERGES]
+    alphabet = _byte_alphabet()
+    if size is not None and size < len(special) + len(alphabet) + len(merged):
+        alphabet = [alphabet[byte] for byte in (0x0A, *range(0x20, 0x7F))]
+    tokens = [*special, *alphabet, *merged]
+    types = [SPECIAL_TOKENS.get(token, NORMAL) for token in tokens]
+    unused = [f"<unused_{index}>" for index in range(len(tokens), size or 0)]
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [SPECIAL_TOKENS.get(token, NORMAL) for token in tokens],
+        "tokenizer.ggml.tokens": [*tokens, *unused],
+        "tokenizer.ggml.token_type": [*types, *(UNUSED for _ in unused)],
         "tokenizer.ggml.merges": list(MERGES),
         "tokenizer.ggml.bos_token_id": special.index("<|im_start|>"),
         "tokenizer.ggml.eos_token_id": special.index("<|im_end|>"),

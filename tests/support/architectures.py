@@ -1,0 +1,198 @@
+"""Tiny models of llama.cpp's architectures, with random weights and the ChatML vocabulary.
+
+llama.cpp itself lists the tensors of an architecture: of ten by `llama_model_init_from_user`, from the keys below; of
+all by its program `test-llama-archs`, which `make peers` builds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+from command_line import ROOT
+from gguf_files import write_file
+from tiny_models import CHATML_TEMPLATE, bpe_metadata, described
+
+PEERS = ROOT / ".peers"
+WRITER = PEERS / "build" / "bin" / "test-llama-archs"
+CONTEXT = 2048
+VOCABULARY = 128  # tokens: ASCII, as in the models of llama.cpp's program
+WINDOW = 32
+KEYS: Mapping[str, Any] = {
+    "block_count": 2,
+    "context_length": CONTEXT,
+    "embedding_length": 64,
+    "feed_forward_length": 96,
+    "attention.head_count": 2,
+    "attention.head_count_kv": 1,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+}
+EXPERTS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 48}
+STATE = {"ssm.conv_kernel": 4, "ssm.state_size": 16, "ssm.time_step_rank": 4, "ssm.group_count": 2}
+MAMBA2 = {**STATE, "ssm.inner_size": 128}
+DELTA_NET = {
+    **STATE,
+    "ssm.inner_size": 64,
+    "full_attention_interval": 2,
+    "rope.dimension_sections": [4, 4, 4, 4],
+}
+HALF_ATTENTION = {"attention.head_count_kv": [1, 0]}
+WINDOWS = {"attention.sliding_window": WINDOW}
+HEADS = {f"attention.{kind}_length{layers}": 32 for kind in ("key", "value") for layers in ("", "_swa")}
+ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
+    "llama": {},
+    "qwen3": {},
+    "qwen3moe": EXPERTS,
+    "qwen35": DELTA_NET,
+    "gemma3": {**WINDOWS, "attention.sliding_window_pattern": 2},
+    "gemma4": {
+        **WINDOWS,
+        **HEADS,
+        "attention.sliding_window_pattern": [True, False],
+        "embedding_length_per_layer_input": 16,
+    },
+    "gpt-oss": {**EXPERTS, **WINDOWS},
+    "lfm2": {**HALF_ATTENTION, "shortconv.l_cache": 3},
+    "granitehybrid": {**MAMBA2, **HALF_ATTENTION},
+    "mamba2": MAMBA2,
+}
+
+# By the end of a tensor's name. llama.cpp's program draws norms near 0, so that layers hardly change the logits and a
+# wrong state goes unnoticed. The state decays slowly: A is negative, and time steps are short.
+CONSTANTS = {
+    **dict.fromkeys(("norm.weight", "norm", "scale", "scale.weight", "rope_freqs.weight", "ssm_d"), 1.0),
+    "ssm_dt.bias": -4.0,
+    "ssm_a": -1.0,
+}
+OPTIONAL = ("scale", "dense_2.weight", "dense_2.bias")  # no converted file of these ten has them
+VOCABULARY_ROWS = ("token_embd.weight", "output.weight")
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_int), ("buffer", ctypes.c_void_p), ("shape", ctypes.c_int64 * 4))
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p))
+
+
+def write_architecture(path: Path, name: str) -> Path:
+    """Write a tiny model of one of the ten ARCHITECTURES."""
+    keys = {**bpe_metadata(VOCABULARY), **described(f"tiny {name}", CHATML_TEMPLATE)}
+    keys |= {f"{name}.{key}": value for key, value in {**KEYS, **ARCHITECTURES[name]}.items()}
+    header = _writer(path, name, keys)
+    header.write_header_to_file()
+    header.write_kv_data_to_file()
+    header.close()
+    shapes = {tensor: shape for tensor, shape in _required_tensors(path).items() if not tensor.endswith(OPTIONAL)}
+    writer, random = _writer(path, name, keys), np.random.default_rng(0)
+    for tensor, shape in shapes.items():
+        writer.add_tensor(tensor, _values(tensor, shape, random))
+    write_file(writer)
+    return path
+
+
+def _required_tensors(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that llama.cpp creates for a file's metadata."""
+    from cerebrum_cli.engine.llama.bindings import llama, suppress_log
+
+    init, get_name = llama._lib.gguf_init_from_file, llama._lib.ggml_get_name
+    init.argtypes, init.restype = (ctypes.c_char_p, _InitParams), ctypes.c_void_p
+    get_name.argtypes, get_name.restype = (ctypes.c_void_p,), ctypes.c_char_p
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def record(address: int, _: object) -> None:
+        shape = tuple(ctypes.cast(address, ctypes.POINTER(_Tensor)).contents.shape)
+        last = max((axis for axis, size in enumerate(shape) if size > 1), default=0)
+        shapes[get_name(address).decode()] = shape[last::-1]
+
+    params = llama.llama_model_default_params()
+    params.n_gpu_layers = 0
+    with suppress_log():
+        metadata = init(os.fsencode(path), _InitParams(True, None))
+        fill = llama.llama_model_set_tensor_data_t(record)
+        llama.llama_model_free(llama.llama_model_init_from_user(metadata, fill, None, params))
+    return shapes
+
+
+def all_architectures() -> list[str]:
+    """Names in the sources that the program was built from; none if it was not built."""
+    [table] = PEERS.glob("llama_cpp_python-*/vendor/llama.cpp/src/llama-arch.cpp") if WRITER.exists() else [None]
+    return re.findall(r'\{ LLM_ARCH_\w+, +"([\w-]+)" ', table.read_text()) if table else []
+
+
+def write_all_kinds(name: str, directory: Path) -> list[Path]:
+    """Write the models that llama.cpp's program makes of an architecture: dense, of experts, both or none."""
+    made = directory / "made"
+    made.mkdir()
+    done = subprocess.run([WRITER, "-a", name, "-s", "1", "-o", made], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [_with_vocabulary(path, directory / path.name) for path in sorted(made.iterdir())]
+
+
+def _with_vocabulary(source: Path, target: Path) -> Path:
+    """Rewrite a model of llama.cpp's program with a vocabulary of as many tokens, a template and other weights."""
+    reader = gguf.GGUFReader(source)
+    keys = {
+        name: field
+        for name, field in reader.fields.items()
+        if not name.startswith(("GGUF.", "general.name", "tokenizer."))
+    }
+    name = keys.pop("general.architecture").contents()
+    kept = {key: field.contents() for key, field in keys.items() if not key.endswith("pooling_type")}
+    kept = {key: value for key, value in kept.items() if value != []}  # which the `gguf` package does not write
+    size = kept[f"{name}.vocab_size"]
+    has_positions = any("position_embd" in tensor.name for tensor in reader.tensors)
+    kept |= {} if has_positions else {f"{name}.context_length": CONTEXT}
+    writer = gguf.GGUFWriter(target, name)
+    for key, value in kept.items():
+        types = keys[key].types
+        writer.add_key_value(key, value, types[0], types[-1] if types[0] == gguf.GGUFValueType.ARRAY else None)
+    _add(writer, {**bpe_metadata(size), **described("tiny", CHATML_TEMPLATE)})
+    random = np.random.default_rng(0)
+    for tensor in reader.tensors:
+        shape = tuple(int(size) for size in reversed(tensor.shape))
+        values = _values(tensor.name, shape, random) if tensor.data.dtype == np.float32 else tensor.data
+        writer.add_tensor(
+            tensor.name, values, raw_dtype=None if tensor.data.dtype == np.float32 else tensor.tensor_type
+        )
+    write_file(writer)
+    return target
+
+
+def _writer(path: Path, name: str, keys: Mapping[str, Any]) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(path, name)
+    _add(writer, keys)
+    return writer
+
+
+def _add(writer: gguf.GGUFWriter, keys: Mapping[str, Any]) -> None:
+    for key, value in keys.items():
+        kind = gguf.GGUFValueType.get_type(value)
+        writer.add_key_value(key, value, gguf.GGUFValueType.UINT32 if kind == gguf.GGUFValueType.INT32 else kind)
+
+
+def _values(name: str, shape: Iterable[int], random: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Draw weights. Tokens that do not stand for text get rows of zeros, and so are never the likeliest."""
+    shape = tuple(shape)
+    for ending, constant in CONSTANTS.items():
+        if name.endswith(ending):
+            return np.full(shape, constant, np.float32)
+    weights = random.standard_normal(shape, np.float32)
+    if name.endswith("bias"):
+        weights /= 10
+    elif not name.startswith("token_embd"):
+        weights /= np.float32(np.sqrt(shape[-1]))
+    if name in VOCABULARY_ROWS:
+        tokens = bpe_metadata(shape[0])["tokenizer.ggml.token_type"]
+        assert isinstance(tokens, list)
+        weights[np.array(tokens) != 1] = 0
+    return weights
