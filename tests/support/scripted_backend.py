@@ -233,8 +233,7 @@ class ScriptedBackend:
         self.outputs = {}
         per_slot = Counter(row.slot for row in rows)
         self.removable = {slot: min(self.max_rollback, count - 1) for slot, count in per_slot.items()}
-        takes_any = self.kv_unified and self.can_trim
-        assert takes_any or len(set(per_slot.values())) == 1, "llama.cpp would split this step"
+        assert self.kv_unified or len(set(per_slot.values())) == 1, "llama.cpp would split this step"
         last_slot = 0
         for index, (slot, position, token, output) in enumerate(rows[:kept]):
             assert last_slot <= slot < self.slots
