@@ -82,7 +82,7 @@ def tune_and_compare(case: Case, directory: Path, dry_run: bool) -> None:
     row = Row(f"cerebrum tune, {case.name}", f"{tuned.seconds:.0f} s", f"{LIMIT_S} s allowed", ratio, "<= 1.25")
     record([row], dry_run)
     for name, use in profile["uses"].items():
-        print(f"{name}: {settings_text(use['settings'])}, gain {use['gain']}, agreement {use['agreement']}")
+        print(f"{name}: {settings_text(use['settings'])}, gain {use['gain']}")
     scenarios = Scenarios(case, directory, environment)
     for use_name in ("ask", "chat", "batch"):
         pairs = measure_pairs(getattr(scenarios, use_name), case, profile["uses"][use_name]["settings"])

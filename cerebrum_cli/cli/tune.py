@@ -37,7 +37,7 @@ def tune(
     """Measures settings on this machine, which takes about two minutes for a 7B. From then on, ask, chat and batch use
     the fastest.
 
-    Settings that noticeably change the output are rejected, and settings that do not fit in memory are not tried.
+    Settings that change the output, or do not fit in memory, are not tried.
 
     Examples:
       cerebrum tune cerebrum-7b
@@ -102,6 +102,5 @@ def candidate_object(candidate: Candidate) -> dict[str, Any]:
         "settings": candidate.tuning.overrides,
         "batch": candidate.is_batch,
         "ratios": dict(zip(("prompt_tokens_per_second", "tokens_per_second"), candidate.ratios, strict=True)),
-        "agreement": candidate.agreement,
         "dropped": candidate.dropped,
     }

@@ -33,7 +33,6 @@ from cerebrum_cli.engine.memory import (
 from cerebrum_cli.engine.step_costs import StepCosts
 
 EXIT_TIMEOUT_S = 10.0  # after a process has closed its output
-MIN_AGREEMENT = 0.97  # below this, the output counts as changed
 MIN_CPU_SHARE = 0.7  # of the CPU time of its cores, for a valid run; next to another program it would be about half
 MIN_SHARE_OF_BEST = 0.9  # of the best share of such runs, which is below 1 if many threads wait for each other
 MAX_RUNS = 3  # of a job that other programs disturb, if the previous job was undisturbed in the end
@@ -59,14 +58,11 @@ class BenchJob(NamedTuple):
 class Closeness(NamedTuple):
     """How similar two evaluations of a text are.
 
-    `top1_agreement` is the share of tokens after which both rank the same next token first. `agreement` also counts
-    tokens that the reference considers nearly as likely as its own choice: rounding alone decides between those, and a
-    model with random weights chooses differently in 5 % of the cases. `mean_kld` is the mean Kullback-Leibler
-    divergence of the probabilities, in nats.
+    `top1_agreement` is the share of tokens after which both rank the same next token first, `mean_kld` the mean
+    Kullback-Leibler divergence of the probabilities, in nats.
     """
 
     top1_agreement: float
-    agreement: float
     mean_kld: float
 
 
@@ -156,7 +152,6 @@ class Bench:
         self._devices: tuple[Device, ...] | None = None
         self._is_busy = False
         self._best_shares: dict[tuple[Any, ...], float] = {}
-        self._logits: dict[tuple[Tuning, int], Path] = {}
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -202,22 +197,15 @@ class Bench:
         self._close_trial(load_settings(tuning))
         return self._trial(tuning).load_s
 
-    def closeness(self, reference: Tuning, tuning: Tuning, tokens: int) -> Closeness:
-        """Compare two tunings on the first tokens of the probe text."""
-        return self.compare_logits(self.write_logits(reference, tokens), tuning, tokens)
-
-    def write_logits(self, tuning: Tuning, tokens: int) -> Path:
+    def write_logits(self, tokens: int) -> Path:
         """Write the logits for the first tokens of the probe text to a file that exists until `close`."""
-        path = self._logits.get((tuning, tokens))
-        if path is None:
-            path = self._folder / f"{len(self._logits)}.npy"
-            self._request(tuning, tokens, 1, "write_logits", tokens, path)
-            self._logits[tuning, tokens] = path
+        path = self._folder / f"{tokens}.npy"
+        self._request(Tuning(), tokens, 1, "write_logits", tokens, path)
         return path
 
-    def compare_logits(self, logits: Path, tuning: Tuning, tokens: int) -> Closeness:
+    def compare_logits(self, logits: Path, tokens: int) -> Closeness:
         """Compare with the logits that another bench wrote for the same tokens."""
-        closeness: Closeness = self._request(tuning, tokens, 1, "compare_logits", tokens, logits)
+        closeness: Closeness = self._request(Tuning(), tokens, 1, "compare_logits", tokens, logits)
         return closeness
 
     def release(self) -> None:

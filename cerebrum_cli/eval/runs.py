@@ -254,7 +254,6 @@ def measure_divergence(reference: Model, other: Model, settings: Settings, open_
 
     Raises ModelFileError, UsageError if their vocabularies or layers differ, EngineError if they cannot be loaded.
     """
-    from cerebrum_cli.engine.load_options import Tuning
     from cerebrum_cli.engine.trials import TrialError
     from cerebrum_cli.gguf.header import require_generative
     from cerebrum_cli.inference.loading import load_options
@@ -269,14 +268,14 @@ def measure_divergence(reference: Model, other: Model, settings: Settings, open_
             f"{reference.label} and {other.label} are not quantizations of the same model",
             "compare two with the same vocabulary, architecture and number of layers",
         )
-    count, default = min(PROBE_TOKENS, reference.trained_context, other.trained_context), Tuning()
+    count = min(PROBE_TOKENS, reference.trained_context, other.trained_context)
     with (
         closing(open_bench(load_options(reference, settings), reference.paths)) as reference_bench,
         closing(open_bench(load_options(other, settings), other.paths)) as other_bench,
     ):
         try:
-            logits = reference_bench.write_logits(default, count)
+            logits = reference_bench.write_logits(count)
             reference_bench.release()  # memory may hold only one of them
-            return other_bench.compare_logits(logits, default, count)
+            return other_bench.compare_logits(logits, count)
         except TrialError as error:
             raise EngineError(f"cannot compare these models: {error.message}", error.hint) from error

@@ -41,15 +41,13 @@ class Speeds:
 class TunedUse:
     """Settings for one use, and their speeds.
 
-    `gain` is the speedup of the use over the defaults (`Use.gain`); `agreement` is the share of equal next tokens, if
-    it was measured. `step_costs` are those of steps with drafted tokens, with these settings; None if none are
-    drafted.
+    `gain` is the speedup of the use over the defaults (`Use.gain`). `step_costs` are those of steps with drafted
+    tokens, with these settings; None if none are drafted.
     """
 
     tuning: Tuning
     speeds: Speeds
     gain: float = 1.0
-    agreement: float | None = None
     step_costs: StepCosts | None = None
 
     @property
@@ -172,7 +170,6 @@ def use_object(tuned: TunedUse) -> dict[str, Any]:
     return {
         "settings": tuned.tuning.overrides,
         "gain": round(tuned.gain, 3),
-        "agreement": tuned.agreement,
         "load_s": round(tuned.speeds.load_s, 3),
         "prompt_tokens_per_second": round(tuned.speeds.prompt, 2),
         "tokens_per_second": round(tuned.speeds.generate, 2),

@@ -165,7 +165,7 @@ def span(first: int, last: int) -> str:
 def print_profile(streams: Streams, profile: Profile) -> None:
     """Print the settings of each use, their gain and their speeds, and what verifying drafted tokens costs."""
     rows = [tuned_row(name, tuned) for name, tuned in profile.uses.items()]
-    print_table(streams, ("use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "same top-1"), rows)
+    print_table(streams, ("use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory"), rows)
     chat, ask = (draft_text(profile.uses[name]) for name in ("chat", "ask"))
     for use, text in [("", chat)] if chat == ask else [(", chat", chat), (", ask", ask)]:
         streams.answer(f"speculative decoding{use}: {text}\n")
@@ -191,7 +191,6 @@ def tuned_row(title: str, tuned: TunedUse) -> tuple[str, ...]:
         f"{speeds.generate:.1f}",
         f"{speeds.load_s:.1f} s",
         format_size(speeds.memory),
-        "" if tuned.agreement is None else f"{tuned.agreement:.1%}",
     )
 
 

@@ -89,7 +89,6 @@ class Candidate:
     tuning: Tuning
     baseline: Candidate | None = None
     speeds: Speeds | None = None
-    agreement: float | None = None
     dropped: str | None = None
     measured_kinds: frozenset[JobKind] = frozenset()
 

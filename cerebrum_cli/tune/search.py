@@ -16,7 +16,7 @@ from typing import Any
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.load_options import Tuning
-from cerebrum_cli.engine.trials import JOB_KINDS, MIN_AGREEMENT, Bench, BenchJob, JobKind, TrialError
+from cerebrum_cli.engine.trials import JOB_KINDS, Bench, BenchJob, JobKind, TrialError
 from cerebrum_cli.inference.profiles import Speeds, TunedUse, UseName
 from cerebrum_cli.tune.candidates import (
     ASK,
@@ -37,7 +37,6 @@ RUN_S = 0.8  # of one measurement
 MIN_DEPTH, BATCH_DEPTH, MAX_DEPTH = 16, 128, 2048  # tokens of context to decode behind
 DEPTH_S = 2.0  # of evaluating them, once for each way of loading the model
 PAIRS, CONFIRMATION_PAIRS = 2, 3  # of measurements in turn, for a candidate and for a winner
-PROBE_TOKENS = 192  # compared to detect changed output
 MIN_GAIN = 1.05  # over the defaults, to be used: less may be caused by other programs
 MIN_IMPROVEMENT = 1.02  # over the best so far, to become the base of further candidates
 MIN_FIRST_RATIO, MAX_FIRST_RATIO = 1.0, 1.15  # a first pair outside this range decides: no further pairs
@@ -162,7 +161,7 @@ class Search:
         return max(prefill, decode) >= MIN_IMPROVEMENT
 
     def _measure(self, candidate: Candidate, base: Candidate, kinds: Iterable[JobKind]) -> tuple[float, float]:
-        """Measure a candidate and check its output if it is the best for a use; its speedups over the base."""
+        """Measure a candidate; its speedups over the base."""
         speedups = {kind: self._speedup(candidate, base, kind) for kind in kinds}
         candidate.measured_kinds = base.measured_kinds | frozenset(speedups)
         prefill, decode = speedups.get("prefill", 1.0), speedups.get("decode", 1.0)
@@ -171,8 +170,6 @@ class Search:
         if load_key(candidate.tuning) != load_key(base.tuning):
             self._time_loads(base, candidate)
         self._update_best()
-        if candidate in self.best.values() and not self._preserves_output(candidate):
-            self._update_best()
         return prefill, decode
 
     def _time_loads(self, *compared: Candidate) -> None:
@@ -241,7 +238,7 @@ class Search:
     # Confirmation.
 
     def _confirm(self, use: Use) -> TunedUse:
-        """Choose the best candidate that does not change the output and beats the defaults a second time."""
+        """Choose the best candidate that beats the defaults a second time."""
         baseline = self.defaults[use.name]
         while (best := self.best[use.name]) is not baseline and not self._passes_confirmation(best, baseline):
             self._update_best()
@@ -251,16 +248,16 @@ class Search:
             middle = confirmed[len(confirmed) // 2]
             gain, first = (use.gain(speeds, known) for speeds in (middle, best.known_speeds))
             if min(gain, (gain + first) / 2) >= MIN_GAIN:
-                return TunedUse(differences(best.tuning, baseline.tuning), middle, gain, best.agreement)
+                return TunedUse(differences(best.tuning, baseline.tuning), middle, gain)
         return TunedUse(Tuning(), known)
 
     def _passes_confirmation(self, best: Candidate, baseline: Candidate) -> bool:
-        """Check the output and measure both in turn; a candidate that fails is dropped.
+        """Measure both in turn; a candidate that fails is dropped.
 
         The confirmation has, per pair, the speeds of the baseline times the ratios measured.
         """
         try:
-            if self._preserves_output(best) and (best, baseline) not in self._confirmations:
+            if (best, baseline) not in self._confirmations:
                 before, known = self.bench.disturbed_jobs, baseline.known_speeds
                 speedups = (
                     [self._paired_speedup(best, baseline, kind, turn) for turn in range(CONFIRMATION_PAIRS)]
@@ -276,21 +273,6 @@ class Search:
         except TrialError as error:  # another program may have taken the memory since the first measurement
             best.dropped = error.message
         return not best.dropped
-
-    def _preserves_output(self, candidate: Candidate) -> bool:
-        """Compare the predicted tokens of a text with the defaults; a candidate that changes them is dropped."""
-        if candidate.agreement is None:
-            reference, tuning = (  # without what only changes who computes the same values, and when
-                replace(each.tuning, slots=None, n_threads=None, n_threads_batch=None)
-                for each in (candidate.baseline or candidate, candidate)
-            )
-            if reference == tuning:
-                candidate.agreement = 1.0
-            else:
-                candidate.agreement = self.bench.closeness(reference, tuning, PROBE_TOKENS).agreement
-            if candidate.agreement < MIN_AGREEMENT:
-                candidate.dropped = f"changes the output: same top-1 {candidate.agreement:.2%}"
-        return not candidate.dropped
 
 
 def context_depth(prompt_speed: float, is_batch: bool = False) -> int:

@@ -28,7 +28,7 @@ from cerebrum_cli.models.model import Model
 
 SPEEDS = Speeds(1.0, 10.0, 10.0)
 TUNING = Tuning(n_threads=3)
-USE = TunedUse(TUNING, SPEEDS, 1.5, 1.0)
+USE = TunedUse(TUNING, SPEEDS, 1.5)
 TYPES = ("f16", "q8_0", "q4_0")
 
 

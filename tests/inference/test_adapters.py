@@ -36,7 +36,7 @@ from cerebrum_cli.models.model import Model
 Values = npt.NDArray[Any]
 TOKENS = range(20, 40)
 SPEEDS = Speeds(1.0, 10.0, 10.0)
-USE = TunedUse(Tuning(n_threads=1), SPEEDS, 1.5, 1.0)
+USE = TunedUse(Tuning(n_threads=1), SPEEDS, 1.5)
 
 
 Factors = Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
@@ -174,7 +174,7 @@ def test_trials_measure_the_model_with_its_adapters(tmp_path: Path, chatml_model
     for adapters in ((), files):
         bench = Bench(with_files(options(chatml_model), adapters), "Some text. " * 9, (), tmp_path)
         try:
-            written.append(np.load(bench.write_logits(Tuning(), 16)))
+            written.append(np.load(bench.write_logits(16)))
         finally:
             bench.close()
     assert np.abs(written[0] - written[1]).max() > 0.5

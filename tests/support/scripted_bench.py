@@ -14,7 +14,7 @@ from typing import Any
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.step_costs import StepCosts
-from cerebrum_cli.engine.trials import Bench, BenchJob, Closeness, TrialError, load_settings
+from cerebrum_cli.engine.trials import Bench, BenchJob, TrialError, load_settings
 from cerebrum_cli.inference.profiles import Speeds
 
 SettingFactors = Mapping[tuple[str, Any], tuple[float, float]]
@@ -50,13 +50,11 @@ class SpeedModel:
 class ScriptedBench(Bench):
     """A bench with scripted speeds.
 
-    `agreement` is that of a tuning with the defaults, `refusal` the reason why it cannot be tried. `row_cost` is the
-    cost of each row of a step with several. Measurements are off by at most `noise`, a share of the true value, and
-    advance the clock `now`.
+    `refusal` is the reason why a tuning cannot be tried, `row_cost` the cost of each row of a step with several.
+    Measurements are off by at most `noise`, a share of the true value, and advance the clock `now`.
     """
 
     speed_model: Callable[[Tuning], Speeds] = field(default_factory=SpeedModel)
-    agreement: Callable[[Tuning], float] = lambda _: 1.0
     refusal: Callable[[Tuning], str | None] = lambda _: None
     devices: tuple[Device, ...] = ()
     noise: float = 0.0
@@ -67,7 +65,6 @@ class ScriptedBench(Bench):
     loaded: dict[Tuning, float] = field(default_factory=dict)
     contexts: dict[Tuning, tuple[Tuning, str]] = field(default_factory=dict)
     jobs: list[tuple[Tuning, BenchJob]] = field(default_factory=list)
-    compared: list[Tuning] = field(default_factory=list)
     row_cost: float | None = None
     stepped: list[Tuning] = field(default_factory=list)
 
@@ -104,13 +101,6 @@ class ScriptedBench(Bench):
 
     def load_stats(self, tuning: Tuning) -> tuple[float, int]:
         return self._load(tuning), self.speed_model(tuning).memory
-
-    def closeness(self, reference: Tuning, tuning: Tuning, tokens: int) -> Closeness:
-        assert reference.slots is None and tuning.slots is None, "the probe text is one sequence"
-        self._load(tuning)
-        self.compared.append(tuning)
-        share = self.agreement(tuning)
-        return Closeness(share, share, 1.0 - share)
 
     def close(self) -> None:
         self.closed = True

@@ -43,12 +43,11 @@ from cerebrum_cli.tune.tune import search_space, trial_options, tuning_lock
 DEFAULT_SPEEDS = Speeds(2.0, 30.0, 8.0, 8_000_000_000)
 TUNED_SPEEDS = Speeds(0.5, 45.0, 5.6, 4_600_000_000)
 DEFAULT_USE = TunedUse(Tuning(), DEFAULT_SPEEDS)
-TUNED_USE = TunedUse(Tuning(repack=False), TUNED_SPEEDS, 1.31, 0.987)
+TUNED_USE = TunedUse(Tuning(repack=False), TUNED_SPEEDS, 1.31)
 KEYS = ["model", "file", "created", "machine", "build", "uses", "tried"]
 USE_KEYS = [
     "settings",
     "gain",
-    "agreement",
     "load_s",
     "prompt_tokens_per_second",
     "tokens_per_second",
@@ -291,7 +290,7 @@ def runner(tmp_path: Path, chatml_model: Path) -> CommandRunner:
 
 
 def tuned_use(count: int, speeds: Speeds = DEFAULT_SPEEDS, slots: int | None = None) -> TunedUse:
-    return TunedUse(Tuning(n_threads=count, n_threads_batch=count + 100, slots=slots), speeds, 1.5, 1.0)
+    return TunedUse(Tuning(n_threads=count, n_threads_batch=count + 100, slots=slots), speeds, 1.5)
 
 
 @pytest.fixture
@@ -385,8 +384,8 @@ def test_tune_saves_a_profile_that_other_commands_use(runner: CommandRunner) -> 
     settings = {name: use["settings"] for name, use in uses.items()}
     assert settings == {"chat": {}, "ask": {"repack": False}, "batch": {"slots": 16}}
     assert all(list(use) == USE_KEYS for use in uses.values())
-    assert [(use["gain"] > 1, use["agreement"]) for use in uses.values()] == [(False, None), (True, 1.0), (True, 1.0)]
-    assert {tuple(tried) for tried in done.object["tried"]} == {("settings", "batch", "ratios", "agreement", "dropped")}
+    assert [use["gain"] > 1 for use in uses.values()] == [False, True, True]
+    assert {tuple(tried) for tried in done.object["tried"]} == {("settings", "batch", "ratios", "dropped")}
     assert [bench.closed for bench in runner.benches] == [True]
     assert sorted(path.suffix for path in runner.profiles.iterdir()) == ["", ".json"], "a lock and a profile"
     assert runner.load_options("ask", "hello") == replace(default, repack=False, baseline=default)
@@ -401,7 +400,7 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner, monkeypa
     rows = [line.split("  ") for line in done.out.splitlines()]
     assert [row[0] for row in rows] == ["use", "chat", "ask", "batch", "speculative decoding: off"]
     ask = [cell.strip() for cell in rows[2] if cell.strip()]
-    assert ask == ["ask", "1.21 x", "not repacked", "45.0", "7.2", "2.0 s", "1 kB", "100.0%"]
+    assert ask == ["ask", "1.21 x", "not repacked", "45.0", "7.2", "2.0 s", "1 kB"]
     assert done.err.splitlines()[1:] == [
         "measured, relative to the defaults:",
         "  not repacked: prompt 1.50 x, gen 0.90 x",
@@ -529,7 +528,7 @@ def test_tune_with_threads_saves_defaults_that_replace_a_profile(runner: Command
     runner.speed_model = SpeedModel()
     assert runner.run("tune", runner.model, "--threads", "1").code == 0
     assert list(runner.profiles.glob("*.json")) == []
-    runner.save_profile(profile(ask=TunedUse(Tuning(repack=False), TUNED_SPEEDS, 1.3, 1.0)))
+    runner.save_profile(profile(ask=TunedUse(Tuning(repack=False), TUNED_SPEEDS, 1.3)))
     assert runner.load_options("ask", "--threads", "1", "hello").repack is False
     done = runner.run("tune", runner.model, "--threads", "1")
     assert "use the defaults for" in done.err.splitlines()[-1]

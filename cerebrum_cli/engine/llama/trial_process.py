@@ -30,7 +30,6 @@ from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
 from cerebrum_cli.engine.trials import BenchJob, Closeness, TrialError
 
-SIMILAR = 0.95  # of the probability of the most likely token
 MEASURED_FIRST = (1, 16, 4, 32, 8, 64, 2)  # numbers of rows, the most important first
 MIN_ROUNDS, MAX_ROUNDS = 2, 9  # of steps with each number of rows
 MIN_VISIT_S = 0.01  # steps of one number of rows in a round are repeated for so long
@@ -198,15 +197,12 @@ class Stopwatch:
 
 def closeness(reference: NDArray[numpy.float32], other: Iterable[NDArray[numpy.float32]]) -> Closeness:
     """Compare two evaluations of a text, given a row of logits per token."""
-    same, similar, total = 0, 0, 0.0
+    same, total = 0, 0.0
     for row, against in zip(reference, other, strict=True):  # converted to double row by row
         p, q = log_softmax(row), log_softmax(against)
-        choice = int(against.argmax())
-        same += choice == int(row.argmax())
-        similar += bool(p[choice] >= p.max() + numpy.log(SIMILAR))
+        same += int(against.argmax()) == int(row.argmax())
         total += float((numpy.exp(p) * (p - q)).sum())
-    count = len(reference)
-    return Closeness(same / count, similar / count, total / count)
+    return Closeness(same / len(reference), total / len(reference))
 
 
 def log_softmax(row: NDArray[numpy.float32]) -> NDArray[numpy.float64]:
