@@ -173,7 +173,7 @@ def compute_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     if context.flash_attention is False:
         scores = sizes.n_heads * pad_length(context.length)
         attention = 4 * context.n_ubatch * (scores + 11 * embedding // 2) + _mask_bytes(sizes, context)
-    return max(logits, feed_forward, attention) + state * context.slots * context.state_copies
+    return max(logits, feed_forward, attention) + state * context.slots * (sizes.step_states + context.n_rs_seq)
 
 
 def checkpoint_bytes(sizes: ModelSizes, context: ContextOptions) -> int:

@@ -13,6 +13,7 @@ _EXPERTS = re.compile(r"ffn_(up|down|gate|gate_up)_(ch)?exps")
 _STATE_BYTES = 4  # recurrent states are F32
 _KEYS = {"attn_k", "attn_kv_a_mqa", "attn_k_b"}
 _RECURRENT = ("ssm_", "time_mix_", "shortconv")
+_DELTA_NET = {"ssm_beta", "ssm_ba"}
 _INPUT = ("token_", "per_layer_token_embd", "position_embd")
 
 # By general.architecture: every n-th layer has no sliding window, the first of n where n is negative, and the window if
@@ -62,7 +63,8 @@ class ModelSizes:
     and its norm, which it offloads as one more layer, with a copy of the embeddings if `is_tied`. The other sizes
     determine the compute buffers, as numbers of elements per token: an embedding, the activations of a layer, and
     logits. `head_lengths` are the elements of a key and of a value in one head, for each kind of attention layers.
-    `host_expert_bytes` are experts that stay in host memory, wherever their layer is.
+    `host_expert_bytes` are experts that stay in host memory, wherever their layer is. A step works on `step_states`
+    copies of a layer's recurrent state.
     """
 
     layers: tuple[LayerSizes, ...]
@@ -75,6 +77,7 @@ class ModelSizes:
     n_heads: int = 0
     head_lengths: tuple[tuple[int, int], ...] = ()
     host_expert_bytes: int = 0
+    step_states: int = 1
 
     @property
     def weight_bytes(self) -> int:
@@ -207,6 +210,7 @@ def model_sizes(
         vocabulary_size,
         max(heads, default=0),
         tuple(sorted(head_lengths)),
+        step_states=2 if any(_DELTA_NET & each for each in names.values()) else 1,
     )
 
 
@@ -219,6 +223,8 @@ def layer_windows(
     """
     period, default = _WINDOW_PATTERNS.get(architecture, (0, 0))
     window = hyperparameter("attention.sliding_window") or default
+    if architecture == "exaone4" and n_layers != 64:  # only the 32B has windows
+        return ()
     if isinstance(pattern, int):
         every = abs(pattern or period)
         dense = every - 1 if period > 0 else 0

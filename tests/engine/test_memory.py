@@ -69,9 +69,7 @@ def logged_mib(path: Path, options: ContextOptions, monkeypatch: pytest.MonkeyPa
     params.n_gpu_layers, params.use_extra_bufts = 0, False
     model = llama.llama_model_load_from_file(str(path).encode(), params)
     vocabulary_size = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
-    context_parameters = context_params(options, vocabulary_size)
-    context_parameters.swa_full = False
-    context = llama.llama_init_from_model(model, context_parameters)
+    context = llama.llama_init_from_model(model, context_params(options, vocabulary_size))
     assert context
     llama.llama_free(context)
     llama.llama_model_free(model)
@@ -103,19 +101,33 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["one", "batch", "votes", "no-flash-attention"],
 )
 @pytest.mark.parametrize("model", ["seven", "recurrent_model", "sliding_window_model", "mixtral"])
-def test_plan_is_within_a_tenth_of_logged_buffers(
+def test_plan_is_within_3_percent_of_logged_buffers(
     model: str, options: ContextOptions, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if model == "sliding_window_model" and options.kv_unified:
+        pytest.skip("windows are never shared")
     path: Path = request.getfixturevalue(model)
     planned = logged_needs(read_header(path).sizes, options)
-    assert planned == pytest.approx(logged_mib(path, options, monkeypatch), rel=0.1, abs=0.1)
+    assert planned == pytest.approx(logged_mib(path, options, monkeypatch), rel=0.03, abs=0.1)
 
 
 @pytest.mark.slow
-def test_plan_of_a_quantized_cache_is_within_a_tenth(monkeypatch: pytest.MonkeyPatch, starter: Path) -> None:
-    options = ContextOptions(8192, 1, 1, 128, cache_type_k="q8_0", cache_type_v="q8_0")
+@pytest.mark.parametrize(
+    "options",
+    [
+        ContextOptions(8192, 1, 1, 512),
+        ContextOptions(1280, 32, 1, 128),
+        ContextOptions(8192, 16, 1, 128, kv_unified=True),
+        ContextOptions(2048, 1, 1, 512, flash_attention=False),
+        ContextOptions(8192, 1, 1, 128, cache_type_k="q8_0", cache_type_v="q8_0"),
+    ],
+    ids=["one", "batch", "chat", "no-flash-attention", "q8_0"],
+)
+def test_plan_of_the_starter_is_within_3_percent(
+    options: ContextOptions, monkeypatch: pytest.MonkeyPatch, starter: Path
+) -> None:
     planned = logged_needs(read_header(starter).sizes, options)
-    assert planned == pytest.approx(logged_mib(starter, options, monkeypatch), rel=0.1)
+    assert planned == pytest.approx(logged_mib(starter, options, monkeypatch), rel=0.03)
 
 
 def plan(
@@ -323,6 +335,7 @@ def test_sizes_of_windowed_and_shared_layers() -> None:
         ("cohere2moe", 512, 0, (0, 512, 512, 512, 0, 512, 512)),  # the first of four has none
         ("olmo2", 512, 3, (512, 512, 0, 512, 512, 0, 512)),
         ("gemma4", 64, (True, False, True), (64, 0, 64)),
+        ("exaone4", 4096, 0, ()),  # only the 32B has windows
         ("llama", 4096, 0, ()),  # Mistral 7B 0.1 states one, which llama.cpp ignores
     ],
 )
