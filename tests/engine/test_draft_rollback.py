@@ -1,0 +1,124 @@
+"""Speculative decoding on architectures whose rejected tokens are not only in a KV cache: recurrent states, experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from architectures import write_architecture
+from asking import FREE_ROWS, Reply, collect_replies, loaded
+from llama_engines import STORY, options
+
+from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine import drafter
+from cerebrum_cli.engine.backend import StopFlag, TokenRow
+from cerebrum_cli.engine.drafter import Drafter, DraftState, DraftToken
+from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.load_options import Tuning
+from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.memory import ContextOptions
+from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
+from cerebrum_cli.engine.trials import Bench
+from cerebrum_cli.inference.loading import CHAT, ReplySource, Resources
+from cerebrum_cli.models.model import Model
+
+LENGTH = 80  # tokens of a reply
+EXACT = ContextOptions(1024, n_threads=1, flash_attention=False, cache_type_k="f32", cache_type_v="f32")
+
+
+class Guesser(Drafter):
+    """Drafts the known reply that a sample follows, with every fifth token wrong."""
+
+    known: tuple[list[int], ...] = ()
+
+    def draft(self, state: DraftState, limit: int) -> list[DraftToken]:
+        said = state.text.reply
+        reply = next(each for each in self.known if each[: len(said)] == said)
+        drafted = range(len(said), min(len(said) + limit, len(reply)))
+        return [DraftToken(reply[at] if at % 5 else reply[at] ^ 1, 0.99) for at in drafted]
+
+
+def generate(path: Path, context: ContextOptions, conversations: Iterable[Request]) -> list[list[Reply]]:
+    """Replies of one engine to requests, one after the other."""
+    load_options = replace(options(path), context=context)
+    with loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop))) as engine:
+        replies = (collect_replies(engine.generate([request])) for request in conversations)
+        return [[each for _, each in sorted(samples.items())] for samples in replies]
+
+
+@pytest.mark.parametrize("kv_unified", [False, True])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("name", ["lfm2", "qwen35", "qwen3moe"])
+def test_llama_drafts_that_are_rejected_change_no_reply(
+    name: str, temperature: float, kv_unified: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, prompt = write_architecture(tmp_path / "tiny.gguf", name), tuple(range(5, 90))
+    context = replace(EXACT, slots=3, kv_unified=kv_unified)
+    params = SamplingParams(max_tokens=LENGTH, temperature=temperature, seed=5)
+    request = Request(prompt, params, n=3, ignore_eos=True)
+    [plain] = generate(path, context, [request])
+    monkeypatch.setattr(Guesser, "known", [reply.ids for reply in plain])
+    monkeypatch.setattr(drafter, "Drafter", Guesser)
+    context = replace(context, n_rs_seq=MAX_ROLLBACK)
+    next_turn = Request((*prompt, *plain[-1].ids, 9, 9), replace(params, max_tokens=10))
+    [drafted, [after]] = generate(path, context, [replace(request, step_costs=FREE_ROWS), next_turn])
+    assert [reply.ids for reply in drafted] == [reply.ids for reply in plain]
+    for reply in drafted:
+        assert reply.finish and reply.finish.timings.draft_n > reply.finish.timings.draft_n_accepted > LENGTH // 4
+    [[fresh]] = generate(path, context, [next_turn])
+    assert (after.ids, after.cached > len(prompt)) == (fresh.ids, True)
+
+
+@pytest.mark.parametrize("kv_unified", [False, True])
+@pytest.mark.parametrize("name", ["lfm2", "qwen35"])
+def test_llama_removes_rows_of_a_step_from_a_recurrent_state_once(name: str, kv_unified: bool, tmp_path: Path) -> None:
+    path = write_architecture(tmp_path / "tiny.gguf", name)
+    context = replace(EXACT, slots=3, kv_unified=kv_unified, n_rs_seq=MAX_ROLLBACK)
+    backend = open_llama(replace(options(path), context=context), lambda _: None, StopFlag())
+    backend.configure(replace(context, n_ubatch=64))  # all slots, also in a unified cache
+    backend.reserve(1024)
+
+    def evaluate(slot: int, start: int, stop: int) -> list[float]:
+        """Evaluate tokens of a text; the logits after them."""
+        backend.decode([TokenRow(slot, at, 5 + at, True) for at in range(start, stop)])
+        return [float(logit) for logit in backend.logits(stop - start - 1)]
+
+    for rows, removed in ((8, 7), (4, 3), (3, 1), (12, 7)):
+        backend.clear_all()
+        evaluate(0, 0, 40)
+        evaluate(0, 40, 40 + rows)
+        end = 40 + rows - removed
+        lengths = 39, 40, 40 + rows - 8, end, end - 1
+        assert [backend.trim(0, length) for length in lengths] == [False, False, False, True, False]
+        assert (backend.max_draft, backend.length(0)) == (MAX_ROLLBACK, end)
+        backend.copy(0, 1)
+        evaluate(2, 0, 40)
+        evaluate(2, 40, end)
+        expected = evaluate(2, end, end + 1)
+        for slot in (1, 0):
+            assert evaluate(slot, end, end + 1) == pytest.approx(expected, abs=1e-5)
+    backend.close()
+
+
+@pytest.mark.slow
+def test_bench_measures_steps_from_a_recurrent_state(tmp_path: Path) -> None:
+    """Its sequence grows, since a step cannot be removed as a whole, and starts again at the end of the context."""
+    path = write_architecture(tmp_path / "tiny.gguf", "qwen35")
+    with closing(Bench(options(path), STORY)) as bench:
+        costs = bench.step_costs(Tuning(), (1, 2, 4, 8), 60.0, depth=60)
+    assert (costs.rows, costs.costs[0]) == ((1, 2, 4, 8), 1.0)
+
+
+@pytest.mark.parametrize(("name", "is_reloaded"), [("lfm2", True), ("qwen3moe", False)])
+def test_chat_loads_again_where_drafts_need_copies_of_the_state(name: str, is_reloaded: bool, tmp_path: Path) -> None:
+    path = write_architecture(tmp_path / "tiny.gguf", name)
+    resources = Resources(lambda options: lambda emit, stop: open_llama(options, emit, stop))
+    source = ReplySource(resources, Model(name, (path,)), Settings(), CHAT)
+    drafting = replace(source, settings=Settings(drafts=True))
+    assert (source.reload_key != drafting.reload_key) == is_reloaded
+    assert [each.load_options().context.n_rs_seq for each in (source, drafting)] == [0, MAX_ROLLBACK * is_reloaded]
