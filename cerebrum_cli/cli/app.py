@@ -210,14 +210,13 @@ def devices_file(data_directory: Path) -> Path:
 
 def llama_opener(options: LoadOptions, data_directory: Path) -> OpenBackend:
     """How llama.cpp opens a model; the engine's thread imports it."""
-    is_known = options.file.is_verified and not options.file.adapters
-    loaded_files = None if is_known else data_directory / "loaded_files.json"
 
     def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
         from cerebrum_cli.engine.llama.first_load import FileCheck
         from cerebrum_cli.engine.llama.load import open_llama
 
         check = FileCheck("cerebrum_cli.formats.template", "try_template", "chat template")
+        loaded_files = data_directory / "loaded_files.json"
         return open_llama(options, emit, stop, devices_file(data_directory), loaded_files, check)
 
     return open_backend

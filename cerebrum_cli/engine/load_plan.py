@@ -58,6 +58,10 @@ class LoadPlan:
     def needs(self) -> MemoryNeeds:
         return memory_needs(self.sizes, self.context, self.offloaded)
 
+    def with_one_slot(self) -> LoadPlan:
+        baseline = self.baseline and replace(self.baseline, slots=1)
+        return replace(self, context=replace(self.context, slots=1), baseline=baseline)
+
 
 def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], None]) -> LoadPlan:
     """Plan for this free memory. The context is as long as requested, or as fits; its number of threads is left open.

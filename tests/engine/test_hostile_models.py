@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from architectures import write_architecture
 from command_line import CommandLine, Finished, start_python
 from gguf_files import string
+from llama_engines import options
 from mutated_models import Parts, mutated, strings, take_apart, write_mutated
 from tiny_models import write_chatml, write_mistral, write_recurrent, write_sliding_window
 
+from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.first_load import file_key
+from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.gguf.parser import STRING
 
 pytestmark = pytest.mark.slow
@@ -129,6 +135,61 @@ def test_model_is_tried_in_a_child_process_once_for_each_use(chatml_model: Path,
         for option, files in (("--dry-run", 1), ("-n1", 2), ("--dry-run", 2), ("-n1", 2)):  # the vocabulary, the model
             assert new_user.run("ask", "-m", path, option, "--no-log", "hi").code == 0
             assert len(json.loads(remembered.read_text())) == 2 * copy + files
+
+
+def test_model_that_crashes_with_several_sequences_runs_them_singly(new_user: CommandLine) -> None:
+    """A child process finds that out once, and only if there are several."""
+    path = write_architecture(new_user.home / "plamo2.gguf", "plamo2")
+    remembered = new_user.home / "data" / "cerebrum" / "loaded_files.json"
+    remembered.parent.mkdir(parents=True)
+    remembered.write_text(json.dumps([file_key(path)]))
+    rows = "".join(f"Question {number}\n" for number in range(6))
+
+    def answers(parallel: int) -> tuple[list[str], str]:
+        given = ("--parallel", str(parallel), "-n", "4", "--input-format", "txt", "-o", "-", "-")
+        done = new_user.run("batch", "-m", path, *given, stdin=rows)
+        assert done.code == 0, done.err
+        return sorted(json.loads(line)["text"] for line in done.out.splitlines()), done.err
+
+    singly, notices = answers(1)
+    assert ("concurrent" in notices, len(json.loads(remembered.read_text()))) == (False, 1)
+    for _ in range(2):
+        together, notices = answers(3)
+        assert together == singly
+        assert "llama.cpp crashes on concurrent sequences of this model" in notices
+        assert json.loads(remembered.read_text()) == [file_key(path), f"{file_key(path)} single"]
+    voted = new_user.run("ask", "-m", path, "-n", "4", "--votes", "3", "--no-log", "hi")
+    assert voted.code in (0, 5) and "concurrent" in voted.err
+
+
+def test_verified_model_is_tried_with_several_sequences_only(tmp_path: Path) -> None:
+    path, remembered = write_architecture(tmp_path / "plamo2.gguf", "plamo2"), tmp_path / "loaded_files.json"
+    for slots, expected in ((1, None), (3, [f"{file_key(path)} single"])):
+        given = options(path, slots=slots)
+        given = replace(given, file=replace(given.file, is_verified=True))
+        backend = open_llama(given, lambda _: None, StopFlag(), loaded_files=remembered)
+        assert backend.slots == 1
+        backend.close()
+        assert (json.loads(remembered.read_text()) if remembered.exists() else None) == expected
+
+
+def test_model_that_runs_several_sequences_is_tried_once(new_user: CommandLine) -> None:
+    path = write_architecture(new_user.home / "mamba2.gguf", "mamba2")
+    remembered = new_user.home / "data" / "cerebrum" / "loaded_files.json"
+    for _ in range(2):
+        done = new_user.run("ask", "-m", path, "-n", "4", "--votes", "3", "--no-log", "hi")
+        assert done.code in (0, 5) and "concurrent" not in done.err
+        assert json.loads(remembered.read_text())[-2:] == [file_key(path), f"{file_key(path)} several"]
+
+
+def test_load_that_exhausts_its_cpu_time_is_ended_as_such() -> None:
+    """At the hard limit, the system would kill it, and the file would be loaded in this process."""
+    code = (
+        "from cerebrum_cli.engine.llama import first_load as f; f.MAX_CPU_S = 1; f.limit_resources()\nwhile True: pass"
+    )
+    child = start_python(code)
+    assert child.wait(30) == -signal.SIGXCPU
+    child.communicate()
 
 
 def test_first_load_is_repeated_for_another_part_of_a_model(tmp_path: Path) -> None:

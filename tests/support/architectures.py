@@ -64,6 +64,8 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "granitehybrid": {**MAMBA2, **HALF_ATTENTION},
     "mamba2": MAMBA2,
 }
+# llama.cpp 0c1e57098 aborts when it decodes two sequences of it that are not the first (src/models/plamo2.cpp:398).
+SEQUENTIAL = {"plamo2": {**MAMBA2, **HALF_ATTENTION, "ssm.group_count": 0}}
 
 # By the end of a tensor's name. llama.cpp's program draws norms near 0, so that layers hardly change the logits and a
 # wrong state goes unnoticed. The state decays slowly: A is negative, and time steps are short.
@@ -85,9 +87,9 @@ class _InitParams(ctypes.Structure):
 
 
 def write_architecture(path: Path, name: str) -> Path:
-    """Write a tiny model of one of the ten ARCHITECTURES."""
+    """Write a tiny model of one of the ten ARCHITECTURES, or a SEQUENTIAL one."""
     keys = {**bpe_metadata(VOCABULARY), **described(f"tiny {name}", CHATML_TEMPLATE)}
-    keys |= {f"{name}.{key}": value for key, value in {**KEYS, **ARCHITECTURES[name]}.items()}
+    keys |= {f"{name}.{key}": value for key, value in {**KEYS, **{**ARCHITECTURES, **SEQUENTIAL}[name]}.items()}
     header = _writer(path, name, keys)
     header.write_header_to_file()
     header.write_kv_data_to_file()

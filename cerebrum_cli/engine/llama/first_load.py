@@ -3,7 +3,7 @@
 Files that loaded are remembered by device, inode, size and modification time. Run as a module, this is the child: it
 runs the caller's check of the file, then maps the file, converts text to tokens and back, creates a small context and
 decodes nothing. A file whose vocabulary alone is used is not mapped: it may have no weights. An adapter is loaded after
-its model.
+its model. Another child decodes several sequences, on which llama.cpp aborts for some architectures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelFileError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MAX_DATA_BYTES, MAX_CPU_S = 2 * 2**30, 20  # of the child: an honest file is mapped, and takes less than a second
 MAX_CHECK_S = 5  # of CPU
+MAX_TRIAL_S = 20  # of several sequences; a large model that takes longer has not crashed
 OUT_OF_MEMORY = 3  # exit status of the child
 CRASHES = {-getattr(signal, f"SIG{name}") for name in ("ABRT", "SEGV", "BUS", "FPE", "ILL", "XCPU")}
 CHECK_FAILURES = {OUT_OF_MEMORY: "takes too much memory", -signal.SIGPROF: f"takes longer than {MAX_CHECK_S} s"}
@@ -40,6 +41,9 @@ MAX_REMEMBERED = 1000
 POLL_S = 0.01
 VOCABULARY = "vocabulary"  # argument of the child, and suffix of a key
 ADAPTER = "adapter"  # argument of the child, before an adapter's path
+SEVERAL = "several"  # argument of the child, and suffix of a key
+SINGLE = "single"  # suffix of the key of a file whose model crashes with several sequences
+N_SEQUENCES, N_UBATCH = 3, 32  # of the trial; the latter is no multiple of the former, on which some graphs depend
 
 
 class FileCheck(NamedTuple):
@@ -64,17 +68,29 @@ def require_loads(
     key = f"{whole} {VOCABULARY}" if vocabulary_only else whole
     if key in known or whole in known:
         return
-    arguments = (*(check[:2] if check else ("", "")), path, VOCABULARY * vocabulary_only)
-    code = _load_in_child(path, arguments, [*known, key], remembered, stop)
+    code = _load_in_child(path, (*(check[:2] if check else ("", "")), path, VOCABULARY * vocabulary_only), stop)
     if check and code in CHECK_FAILURES:
         raise ModelFileError(path, f"its {check.subject} {CHECK_FAILURES[code]}", TRUSTED)
+    if code == 0:
+        _remember(key, remembered)
 
 
 def require_adapter_loads(adapter: Path, model: Path, remembered: Path, stop: StopFlag) -> None:
     """Raise ModelFileError if llama.cpp crashes on an adapter that it has not loaded for this model before."""
-    known, key = _read_keys(remembered), f"{file_key(adapter)} {ADAPTER} {file_key(model)}"
-    if key not in known:
-        _load_in_child(adapter, ("", "", model, ADAPTER, adapter), [*known, key], remembered, stop)
+    key = f"{file_key(adapter)} {ADAPTER} {file_key(model)}"
+    if key not in _read_keys(remembered) and _load_in_child(adapter, ("", "", model, ADAPTER, adapter), stop) == 0:
+        _remember(key, remembered)
+
+
+def runs_several(path: Path, remembered: Path, stop: StopFlag) -> bool:
+    """Whether llama.cpp decodes several sequences of a model, which loads, without a crash; tried once for a file."""
+    whole, known = file_key(path), _read_keys(remembered)
+    if f"{whole} {SEVERAL}" in known or f"{whole} {SINGLE}" in known:
+        return f"{whole} {SEVERAL}" in known
+    code, _ = _run_child(("", "", path, SEVERAL), stop)
+    is_sound = code not in CRASHES or code == -signal.SIGXCPU
+    _remember(f"{whole} {SEVERAL if is_sound else SINGLE}", remembered)
+    return is_sound
 
 
 def file_key(path: Path) -> str:
@@ -93,10 +109,25 @@ def _read_keys(remembered: Path) -> list[str]:
         return []
 
 
-def _load_in_child(
-    path: Path, arguments: Sequence[Path | str], keys: list[str], remembered: Path, stop: StopFlag
-) -> int:
-    """Exit status of a child that loads a file; on success the keys are remembered, a crash is a ModelFileError."""
+def _remember(key: str, remembered: Path) -> None:
+    keys = [*_read_keys(remembered), key]
+    with contextlib.suppress(OSError):
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(remembered, json.dumps(keys[-MAX_REMEMBERED:]).encode())
+
+
+def _load_in_child(path: Path, arguments: Sequence[Path | str], stop: StopFlag) -> int:
+    """Exit status of a child that loads a file. Raises ModelFileError if it crashes."""
+    code, lines = _run_child(arguments, stop)
+    if code in CRASHES:
+        reason = next((line for line in reversed(lines) if line.strip()), f"signal {-code}")
+        reason = reason.rpartition("/")[2].replace("what():", "").strip()
+        raise ModelFileError(path, f"llama.cpp crashes on it: {reason}", TRUSTED)
+    return code
+
+
+def _run_child(arguments: Sequence[Path | str], stop: StopFlag) -> tuple[int, list[str]]:
+    """Exit status of a child, and the lines it printed."""
     import subprocess
 
     with TemporaryFile() as log:
@@ -116,25 +147,21 @@ def _load_in_child(
             child.kill()
             child.wait()
         log.seek(0)
-        lines = log.read().decode("utf-8", "replace").splitlines()
-    if code in CRASHES:
-        reason = next((line for line in reversed(lines) if line.strip()), f"signal {-code}")
-        reason = reason.rpartition("/")[2].replace("what():", "").strip()
-        raise ModelFileError(path, f"llama.cpp crashes on it: {reason}", TRUSTED)
-    if code == 0:
-        with contextlib.suppress(OSError):
-            remembered.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(remembered, json.dumps(keys[-MAX_REMEMBERED:]).encode())
-    return code
+        return code, log.read().decode("utf-8", "replace").splitlines()
 
 
-def _try_and_load(module: str, function: str, path: str, kind: str = "", adapter: str = "") -> None:
-    """What the child does, within its limits; the system ends it when time is up."""
+def limit_resources() -> None:
+    """Limit memory and CPU time of this process, which SIGXCPU then ends: at the hard limit it would be SIGKILL."""
     import resource
 
     for limited, limit in ((resource.RLIMIT_DATA, MAX_DATA_BYTES), (resource.RLIMIT_CPU, MAX_CPU_S)):
         with contextlib.suppress(ValueError, OSError):  # a lower limit is in force
-            resource.setrlimit(limited, (limit, limit))
+            resource.setrlimit(limited, (limit, limit + 1))
+
+
+def _try_and_load(module: str, function: str, path: str, kind: str = "", adapter: str = "") -> None:
+    """What the child does, within its limits; the system ends it when time is up."""
+    limit_resources()
     if module:
         signal.setitimer(signal.ITIMER_PROF, MAX_CHECK_S)
         try:
@@ -142,6 +169,8 @@ def _try_and_load(module: str, function: str, path: str, kind: str = "", adapter
         except MemoryError:
             os._exit(OUT_OF_MEMORY)
         signal.setitimer(signal.ITIMER_PROF, 0)
+    if kind == SEVERAL:
+        signal.alarm(MAX_TRIAL_S)
     _load(path, kind, adapter)
 
 
@@ -153,17 +182,40 @@ def _load(path: str, kind: str, adapter: str) -> None:
     params.n_gpu_layers, params.use_extra_bufts = 0, False
     with suppress_log():
         # With the vocabulary only and without, loading gets as far as it does not in the other way.
-        for params.vocab_only in (True,) if kind == VOCABULARY else (True, False):
+        for params.vocab_only in {VOCABULARY: (True,), SEVERAL: (False,)}.get(kind, (True, False)):
             model = llama.llama_model_load_from_file(os.fsencode(path), params)
-            if model:
+            if model and kind != SEVERAL:
                 _use_vocabulary(LlamaVocabulary(model))
         if model and adapter:
             llama.llama_adapter_lora_init(model, os.fsencode(adapter))
+        elif model and kind == SEVERAL:
+            _decode_several(model)
         elif model and not kind:
-            options = llama.llama_context_default_params()
-            options.n_ctx, options.n_batch, options.n_ubatch = 256, 32, 32
-            llama.llama_init_from_model(model, options)
+            _create_context(model, 1)
     os._exit(0)  # the system frees everything faster
+
+
+def _create_context(model: Any, n_sequences: int) -> Any:
+    from cerebrum_cli.engine.llama.bindings import llama
+
+    options = llama.llama_context_default_params()
+    options.n_ctx, options.n_batch, options.n_ubatch = 256 * n_sequences, N_UBATCH, N_UBATCH
+    options.n_seq_max = n_sequences
+    return llama.llama_init_from_model(model, options)
+
+
+def _decode_several(model: Any) -> None:
+    """Decode a token of each sequence, then one of all but the first: their states are not the first ones then."""
+    from cerebrum_cli.engine.llama.bindings import llama
+
+    context, batch = _create_context(model, N_SEQUENCES), llama.llama_batch_init(N_UBATCH, 0, 1)
+    for position, sequences in enumerate((range(N_SEQUENCES), range(1, N_SEQUENCES))):
+        batch.n_tokens = len(sequences)
+        for row, sequence in enumerate(sequences):
+            batch.token[row], batch.pos[row], batch.n_seq_id[row] = 0, position, 1
+            batch.seq_id[row][0], batch.logits[row] = sequence, True
+        if context:
+            llama.llama_decode(context, batch)
 
 
 def _use_vocabulary(vocabulary: LlamaVocabulary) -> None:

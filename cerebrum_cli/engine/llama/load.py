@@ -15,7 +15,7 @@ from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.bindings import llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import has_recurrent_state
 from cerebrum_cli.engine.llama.devices import can_offload, expert_overrides, free_memory
-from cerebrum_cli.engine.llama.first_load import FileCheck, require_adapter_loads, require_loads
+from cerebrum_cli.engine.llama.first_load import FileCheck, require_adapter_loads, require_loads, runs_several
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.load_options import AdapterFile, LoadOptions, option_notices
 from cerebrum_cli.engine.load_plan import LoadPlan, plan_load
@@ -33,12 +33,12 @@ def open_llama(
 ) -> LlamaBackend:
     """Load the model with llama.cpp on this thread; ModelFileError if it rejects the file.
 
-    The GPUs found are cached in `devices_file`, for commands that do not load llama.cpp. A file that is not yet in
-    `loaded_files` is first loaded in a child process, after a `check`.
+    The GPUs found are cached in `devices_file`, for commands that do not load llama.cpp. A file that is neither
+    verified nor in `loaded_files` is first loaded in a child process, after a `check`.
     """
     emit(LoadEvent(0.0))
     file = options.file
-    if loaded_files:
+    if loaded_files and (file.adapters or not file.is_verified):
         require_loads(file.path, loaded_files, stop, options.vocabulary_only, check)
         for path, _ in () if options.vocabulary_only else file.adapters:
             require_adapter_loads(Path(path), file.path, loaded_files, stop)
@@ -50,6 +50,9 @@ def open_llama(
     plan = plan_load(options, free, emit)
     model = load_model(options, plan, emit, stop)
     has_state, offloads = has_recurrent_state(model), any(plan.offloaded)
+    if has_state and plan.context.slots > 1 and loaded_files and not is_parallel(model, file.path, loaded_files, stop):
+        emit(NoticeEvent("llama.cpp crashes on concurrent sequences of this model", "they run one at a time"))
+        plan = plan.with_one_slot()
     if options.context.pad_steps and (has_state or offloads):
         hint = "use the CPU with --gpu-layers 0" if offloads else "use --parallel 1"
         emit(NoticeEvent(f"batch_invariant has no effect on a {'GPU' if offloads else 'recurrent model'}", hint))
@@ -61,6 +64,15 @@ def open_llama(
     if options.whole_context and (replaced := backend.reserve(plan.context.length)):
         emit(replaced)
     return backend
+
+
+def is_parallel(model: Any, path: Path, loaded_files: Path, stop: StopFlag) -> bool:
+    """Whether a model can run several sequences; free it if that cannot be found out."""
+    try:
+        return runs_several(path, loaded_files, stop)
+    except BaseException:
+        llama.llama_model_free(model)
+        raise
 
 
 def adapted(context: ContextOptions, model: Any, plan: LoadPlan) -> ContextOptions:
