@@ -142,8 +142,7 @@ class Search:
         """
         tuning = replace(base.tuning, **stage.settings)
         kinds = relevant_kinds(base, uses, stage.settings)
-        is_known = tuning in (each.tuning for each in self.candidates)
-        if not kinds or is_known:
+        if not kinds or tuning in (each.tuning for each in self.candidates):
             return True
         candidate = Candidate(tuning, base.baseline or base)
         self.candidates.append(candidate)
@@ -156,7 +155,7 @@ class Search:
             candidate.dropped = error.message
             self._update_best()
             return True
-        if "n_threads" in stage.settings and (prefill > 1) != (decode > 1) and not (base.is_batch or candidate.dropped):
+        if "n_threads" in stage.settings and (prefill > 1) != (decode > 1) and not base.is_batch:
             self._split_threads(base, uses, candidate, faster_prefill=prefill > 1)
         return max(prefill, decode) >= MIN_IMPROVEMENT
 

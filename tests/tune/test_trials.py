@@ -227,7 +227,7 @@ def test_bench_reports_the_signal_that_killed_a_trial(bench: Bench) -> None:
     with pytest.raises(TrialError, match=r"^llama\.cpp ended with signal 9$"):
         bench.speed(REPACKED, DECODE)
     with pytest.raises(TrialError, match="signal 9"):
-        bench.load_stats(REPACKED) and bench.speed(REPACKED, PREFILL)
+        bench.speed(REPACKED, PREFILL)
     assert bench.speed(NOT_REPACKED, DECODE) > 0
 
 
