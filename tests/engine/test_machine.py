@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -116,6 +118,30 @@ def test_default_threads_are_the_performance_cores(
     devices = record_cpus(tmp_path, cores, hybrid, capacities)
     found = linux_processors(20, {*allowed}, quota, devices)
     assert (found.threads, found.most_threads, found.usable) == expected
+
+
+@pytest.mark.parametrize(
+    ("numbers", "threads", "most"),
+    [
+        ({"hw.physicalcpu": 10, "hw.perflevel0.physicalcpu": 8}, 8, 10),
+        ({"hw.physicalcpu": 4}, 4, 16),  # with Intel's processors
+        ({}, 16, 16),
+    ],
+)
+def test_default_threads_on_macos(
+    numbers: dict[str, int], threads: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Library:
+        def __init__(self, name: None) -> None: ...
+
+        def sysctlbyname(self, name: bytes, value: Any, *_: object) -> int:
+            value._obj.value = numbers.get(name.decode(), 0)
+            return 0 if name.decode() in numbers else -1
+
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    assert (processors().threads, processors().most_threads) == (threads, most)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no CPU affinity")
