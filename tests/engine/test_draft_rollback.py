@@ -24,7 +24,7 @@ from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
 from cerebrum_cli.engine.trials import Bench
-from cerebrum_cli.inference.loading import CHAT, ReplySource, Resources
+from cerebrum_cli.inference.loading import CHAT, ROLLBACK, ReplySource, Resources
 from cerebrum_cli.models.model import Model
 
 LENGTH = 80  # tokens of a reply
@@ -102,6 +102,16 @@ def test_llama_removes_rows_of_a_step_from_a_recurrent_state_once(name: str, kv_
         expected = evaluate(2, end, end + 1)
         for slot in (1, 0):
             assert evaluate(slot, end, end + 1) == pytest.approx(expected, abs=1e-5)
+    backend.close()
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen35", "granitehybrid", "mamba2"])
+def test_rollback_is_known_by_architecture(name: str, tmp_path: Path) -> None:
+    context = replace(EXACT, n_rs_seq=MAX_ROLLBACK)
+    path = write_architecture(tmp_path / "tiny.gguf", name)
+    backend = open_llama(replace(options(path), context=context), lambda _: None, StopFlag())
+    backend.reserve(256)
+    assert backend.max_draft == MAX_ROLLBACK * (name in ROLLBACK)
     backend.close()
 
 
