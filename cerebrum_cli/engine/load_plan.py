@@ -35,6 +35,7 @@ from cerebrum_cli.engine.memory import (
 )
 from cerebrum_cli.gguf.sizes import ModelSizes
 
+EXPERTS_UBATCH = 512  # tokens, of a mixture of experts on a CPU
 HOST_EXPERTS_UBATCH = 2048  # each step copies experts to the GPU; gpt-oss-20b prefills 3 times as fast as with 512
 UNIFIED_STATE_BYTES = 512 * 2**20  # of the recurrent states of all slots in a unified cache
 
@@ -167,8 +168,13 @@ def place(options: LoadOptions, context: ContextOptions, devices: tuple[Device, 
 
 
 def resolve(context: ContextOptions, sizes: ModelSizes, offloaded: Sequence[int]) -> ContextOptions:
-    """Choose what a context leaves to this machine, besides its length and threads."""
-    n_ubatch = GPU_UBATCH if any(offloaded) else CPU_UBATCH
+    """Choose what a context leaves to this machine, besides its length and threads.
+
+    On a CPU, a mixture of experts gets larger steps, since tiled kernels need 8 rows for each expert. Measured with 64
+    experts of which 8 are used, in Q4_K_M, 1,024 prompt tokens, on two cores with AVX-512: 9.4 ms of CPU time a token
+    with 128 rows, 7.3 ms with 256 and 6.4 ms with 512; repacked 12.1, 11.6 and 11.2 ms.
+    """
+    n_ubatch = GPU_UBATCH if any(offloaded) else EXPERTS_UBATCH if sizes.has_experts else CPU_UBATCH
     if any(offloaded) and sizes.host_expert_bytes:
         n_ubatch = HOST_EXPERTS_UBATCH
     min_ubatch = MAX_SLOTS if context.pad_steps else context.slots + 1

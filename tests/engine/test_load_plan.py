@@ -310,6 +310,12 @@ def test_plan_without_a_gpu_refuses_experts_on_the_cpu() -> None:
     assert caught.value.message == "cpu_moe=4 needs a GPU"
 
 
+def test_plan_of_a_mixture_on_a_cpu_has_large_steps() -> None:
+    for model, n_ubatch in (("Qwen3 30B-A3B", 512), ("gpt-oss-20b", 512), ("Mistral 7B", 128)):
+        assert planned(options(model), FreeMemory(32 * GIB))[0].context.n_ubatch == n_ubatch
+    assert planned(options("gpt-oss-20b", ContextOptions(n_ubatch=64)), FreeMemory(32 * GIB))[0].context.n_ubatch == 64
+
+
 def test_plan_of_a_dense_model_offloads_whole_layers() -> None:
     plan, _ = planned(options("Gemma 3 12B"), machines(31 * GIB)["8 GB"])
     assert plan.host_experts == 0 and 0 < sum(plan.offloaded) < 49
