@@ -6,7 +6,7 @@ import math
 import mmap
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from cerebrum_cli.gguf.parser import (
     Array,
     Metadata,
     Tables,
+    Tensor,
     checked_integer,
     parse_tables,
     read_tables,
@@ -86,6 +87,12 @@ def parse_header(path: Path, data: mmap.mmap | bytes, size: int) -> Header:
     return _header(path, parse_tables(path, data, size))
 
 
+def parts_sizes(paths: Sequence[Path]) -> ModelSizes:
+    """Sizes of a model in several files. Raises ModelFileError for a damaged one."""
+    parts = [read_tables(path) for path in paths]
+    return _sizes(paths[0], parts[0].metadata, [tensor for part in parts for tensor in part.tensors])
+
+
 def vocabulary_digest(path: Path, header: Header) -> str | None:
     """Digest in hexadecimal of the vocabulary in a file with this header; None if the file cannot be read.
 
@@ -114,12 +121,7 @@ def _header(path: Path, tables: Tables) -> Header:
     integers = _Integers(path, metadata, architecture)
     heads = integers.per_layer("attention.head_count")
     kv_heads = integers.per_layer("attention.head_count_kv") or heads
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    vocabulary_size = tokens.length if isinstance(tokens, Array) else integers.hyperparameter("vocab_size")
-    listed = metadata.get(f"{architecture}.attention.sliding_window_pattern")
-    pattern = listed.values if isinstance(listed, Array) else listed if isinstance(listed, int) else 0
-    windows = layer_windows(architecture, integers.layers(), integers.hyperparameter, pattern)
-    sizes = [(tensor.name, tensor.size) for tensor in tensors]
+    sizes = _sizes(path, metadata, tensors)
     file_type, template = integers.optional("general.file_type"), metadata.get("tokenizer.chat_template")
     return Header(
         architecture=architecture,
@@ -130,15 +132,27 @@ def _header(path: Path, tables: Tables) -> Header:
         n_heads=max(heads, default=0),
         n_kv_heads=max(kv_heads, default=0),
         embedding_length=integers.hyperparameter("embedding_length"),
-        vocabulary_size=vocabulary_size,
+        vocabulary_size=sizes.vocabulary_size,
         context_length=integers.hyperparameter("context_length") or None,
         expert_count=integers.hyperparameter("expert_count"),
         chat_template=template if isinstance(template, str) and template else None,
-        sizes=model_sizes(sizes, integers.hyperparameter, integers.per_layer, vocabulary_size, windows),
+        sizes=sizes,
         per_expert_tensors=any(_EXPERT_TENSOR.fullmatch(tensor.name) for tensor in tensors),
         vocabulary=tables.vocabulary,
         metadata=metadata,
     )
+
+
+def _sizes(path: Path, metadata: Metadata, tensors: Iterable[Tensor]) -> ModelSizes:
+    architecture = str(metadata.get("general.architecture"))
+    integers = _Integers(path, metadata, architecture)
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    vocabulary_size = tokens.length if isinstance(tokens, Array) else integers.hyperparameter("vocab_size")
+    listed = metadata.get(f"{architecture}.attention.sliding_window_pattern")
+    pattern = listed.values if isinstance(listed, Array) else listed if isinstance(listed, int) else 0
+    windows = layer_windows(architecture, integers.layers(), integers.hyperparameter, pattern)
+    sizes = [(tensor.name, tensor.size) for tensor in tensors]
+    return model_sizes(sizes, integers.hyperparameter, integers.per_layer, vocabulary_size, windows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ class ModelSizes:
     def with_weights(self, size: int) -> ModelSizes:
         """The same model with `size` bytes of weights: in another quantization, or of all parts of a split file."""
         whole = self.weight_bytes
-        if not whole or not all(layer.weight_bytes for layer in self.layers):  # a part of a split file, or unknown
+        if not whole or any(each.key_length and not each.weight_bytes for each in self.layers):  # a part, or unknown
             even = size // max(1, len(self.layers))
             layers = tuple(layer._replace(weight_bytes=even) for layer in self.layers)
             return replace(self, layers=layers, input_bytes=size - even * len(layers), output_bytes=0)
@@ -163,42 +163,35 @@ def model_sizes(
     """Sizes of a model from the names and bytes of its tensors and from its metadata, 0 and () where a key is not set.
 
     `windows` as in `layer_windows`. A layer without tensors, as in the first part of a split file, counts as an
-    attention layer.
+    attention layer. The last layers may predict several tokens, which llama.cpp does not load.
     """
-    weights: dict[int, int] = defaultdict(int)
-    experts: dict[int, int] = defaultdict(int)
-    names: dict[int, set[str]] = defaultdict(set)
+    own: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))  # of each layer, by the kind of tensor
     others: dict[str, int] = {}
     for name, size in tensors:
         if match := _LAYER.match(name):
-            weights[int(match[1])] += size
-            experts[int(match[1])] += size if _EXPERTS.fullmatch(match[2]) else 0
-            names[int(match[1])].add(match[2])
+            own[int(match[1])][match[2]] += size
         else:
             others[name] = size
     embedding, heads = hyperparameter("embedding_length"), per_layer("attention.head_count")
     kv_heads = per_layer("attention.head_count_kv") or heads
-    head_length = embedding // max(heads) if any(heads) else 0
-    key_length = hyperparameter("attention.key_length") or head_length
-    value_length = hyperparameter("attention.value_length") or head_length
-    if hyperparameter("attention.key_length_mla"):
-        value_length = 0  # values are part of the keys
-    lengths = key_length, value_length
-    window_lengths = (
-        hyperparameter("attention.key_length_swa") or key_length,
-        hyperparameter("attention.value_length_swa") or value_length,
-    )
+    lengths, window_lengths = _head_lengths(hyperparameter, embedding // max(heads) if any(heads) else 0)
     n_cached = len(kv_heads) - hyperparameter("attention.shared_kv_layers")
-    layers, head_lengths = [], set()
+    n_used = max(len(kv_heads), hyperparameter("block_count")) - hyperparameter("nextn_predict_layers")
+    layers, head_lengths = list[LayerSizes](), set()
     for index, heads_here in enumerate(kv_heads or (0,) * hyperparameter("block_count")):
-        n_kv = heads_here if index < n_cached and _attends(names[index]) else 0
+        if index >= n_used:
+            layers.append(LayerSizes(0))
+            continue
+        names = own[index].keys()
+        n_kv = heads_here if index < n_cached and _attends(names) else 0
         window = windows[index] if index < len(windows) else 0
         key_length, value_length = window_lengths if window else lengths
         if n_kv:
             head_lengths.add((key_length, value_length))
-        state_bytes = _STATE_BYTES * _state_length(hyperparameter, max(heads, default=0)) * _recurs(names[index])
+        state_bytes = _STATE_BYTES * _state_length(hyperparameter, max(heads, default=0)) * _recurs(names)
         cached = n_kv * key_length, n_kv * value_length
-        layers.append(LayerSizes(weights[index], *cached, state_bytes, 0, window, experts[index]))
+        expert_bytes = sum(size for name, size in own[index].items() if _EXPERTS.fullmatch(name))
+        layers.append(LayerSizes(sum(own[index].values()), *cached, state_bytes, 0, window, expert_bytes))
     input_bytes = sum(size for name, size in others.items() if name.startswith(_INPUT))
     return ModelSizes(
         tuple(layers),
@@ -210,7 +203,7 @@ def model_sizes(
         vocabulary_size,
         max(heads, default=0),
         tuple(sorted(head_lengths)),
-        step_states=2 if any(_DELTA_NET & each for each in names.values()) else 1,
+        step_states=2 if any(_DELTA_NET & each.keys() for each in own.values()) else 1,
     )
 
 
@@ -230,6 +223,18 @@ def layer_windows(
         dense = every - 1 if period > 0 else 0
         pattern = [index % every != dense for index in range(n_layers)] if period else ()
     return tuple(window * bool(each) for each in pattern)
+
+
+def _head_lengths(hyperparameter: Callable[[str], int], default: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Elements of a key and of a value in one head, of layers without and with a window."""
+    key_length = hyperparameter("attention.key_length") or default
+    value_length = hyperparameter("attention.value_length") or default
+    if hyperparameter("attention.key_length_mla"):
+        value_length = 0  # values are part of the keys
+    return (key_length, value_length), (
+        hyperparameter("attention.key_length_swa") or key_length,
+        hyperparameter("attention.value_length_swa") or value_length,
+    )
 
 
 def _attends(names: Set[str]) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from cerebrum_cli.core.conversion import LORA
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
-from cerebrum_cli.gguf.header import Header, read_header, vocabulary_digest
+from cerebrum_cli.gguf.header import Header, parts_sizes, read_header, vocabulary_digest
 from cerebrum_cli.gguf.sizes import ModelSizes
 from cerebrum_cli.models.cache import CachedModel
 from cerebrum_cli.models.catalogue import ModelSpec
@@ -76,7 +76,7 @@ class Model:
     @property
     def sizes(self) -> ModelSizes:
         """Sizes of its layers in memory. Raises ModelFileError."""
-        sizes = self.header.sizes if len(self.paths) == 1 else self.header.sizes.with_weights(self.size)
+        sizes = self.header.sizes if len(self.paths) == 1 else parts_sizes(self.paths)
         return sizes.with_adapters(pair for adapter in self.adapters for pair in adapter.sizes)
 
     @property

@@ -30,7 +30,7 @@ from cerebrum_cli.engine.memory import (
     plan_slots,
     require_devices,
 )
-from cerebrum_cli.gguf.header import read_header
+from cerebrum_cli.gguf.header import parts_sizes, read_header
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes, layer_windows, model_sizes, uniform_sizes
 
 MIB, GIB = 2**20, 2**30
@@ -344,6 +344,17 @@ def test_sizes_know_the_windows_of_architectures(
 ) -> None:
     values = {"attention.sliding_window": window}
     assert layer_windows(architecture, 7, lambda key: values.get(key, 0), pattern) == windows
+
+
+def test_sizes_leave_out_layers_that_predict_several_tokens() -> None:
+    sizes = sizes_of((2, 2, 2), nextn_predict_layers=1, attention__key_length=64)
+    assert [layer.key_length for layer in sizes.layers] == [128, 128, 0]
+
+
+def test_sizes_of_a_model_in_parts_are_those_of_the_whole(parts: dict[str, Path], chatml_model: Path) -> None:
+    whole = read_header(chatml_model).sizes
+    assert read_header(next(iter(parts.values()))).sizes != whole
+    assert parts_sizes([*parts.values()]) == whole
 
 
 def test_sizes_of_latent_attention_have_no_values() -> None:
