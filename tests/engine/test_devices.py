@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from tiny_models import Shape, write_quantized
 
+from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama import devices
+from cerebrum_cli.engine.llama.bindings import llama
+from cerebrum_cli.engine.llama.load import load_model
+from cerebrum_cli.engine.load_options import GgufFile, LoadOptions
+from cerebrum_cli.engine.load_plan import LoadPlan
 from cerebrum_cli.engine.memory import ContextOptions, Device, fits, memory_needs, plan_layers
+from cerebrum_cli.gguf.header import read_header
+from cerebrum_cli.gguf.parser import read_tables
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
 
 MIB = 1 << 20
@@ -109,3 +119,16 @@ def test_memory_of_the_host_is_counted_once(found: Any, listed: tuple[Listed, ..
         offloaded = plan_layers(sizes, "auto", context, gpus)
         assert offloaded == (17,), "the device alone would hold it"
         assert fits(memory_needs(sizes, context, offloaded), devices.free_memory()) is fits_memory
+
+
+@pytest.mark.slow
+def test_experts_of_the_first_layers_are_kept_on_the_host(tmp_path: Path) -> None:
+    path = write_quantized(tmp_path / "mixtral.gguf", experts=4, shape=Shape(layers=12, width=256, ffn=256))
+    tensors = [tensor.name for tensor in read_tables(path).tensors]
+    first, end = devices.expert_overrides(11)
+    kept = [name for name in tensors if re.search(first.pattern.decode(), name)]
+    assert kept == [name for name in tensors if "_exps" in name and not name.startswith("blk.11.")]
+    assert first.buffer_type and not end.pattern and not end.buffer_type
+    options = LoadOptions(GgufFile(path, 512, read_header(path).sizes))
+    plan = LoadPlan(options.file.sizes, options.context, host_experts=11)
+    llama.llama_model_free(load_model(options, plan, lambda _: None, StopFlag()))
