@@ -16,6 +16,7 @@ from cerebrum_cli.engine.llama.bindings import llama, log
 from cerebrum_cli.engine.llama.context import context_params
 from cerebrum_cli.engine.memory import (
     HEADROOM,
+    MIN_OUTPUTS,
     ContextOptions,
     Device,
     FreeMemory,
@@ -30,6 +31,7 @@ from cerebrum_cli.engine.memory import (
     plan_slots,
     require_devices,
 )
+from cerebrum_cli.engine.step_costs import MEASURED_ROWS
 from cerebrum_cli.gguf.header import parts_sizes, read_header
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes, layer_windows, model_sizes, uniform_sizes
 
@@ -245,6 +247,7 @@ def test_outputs_are_limited_to_what_steps_need() -> None:
         (16, 8, 248_320, 16),  # llama.cpp requires one for each slot
     ):
         assert ContextOptions(8192, slots, 1, n_ubatch).n_outputs_max(vocabulary) == outputs
+    assert max(MEASURED_ROWS) <= MIN_OUTPUTS, "steps with drafted tokens"
     assert ContextOptions(8192, 16, 1, 256, pad_steps=True).n_outputs_max(248_320) == 256
     large = replace(MISTRAL, vocabulary_size=248_320)
     assert compute_bytes(large, CHAT) == COMPUTE, "logits of 64 rows are smaller than a layer's activations"
