@@ -66,20 +66,21 @@ class LocalCompletions(Completions[Sequence]):
         """Submit requests, numbered in the order they are added; EngineError if the engine is closed."""
         first = len(self._submitted)
         self._submitted += [SubmittedRequest(each, first_seed(each), new_drafter(each)) for each in requests]
-        counts = ((index, each.request.n) for index, each in enumerate(self._submitted[first:], first))
-        self._start([sample for index, count in counts for sample in self._new_samples(index, count)])
+        self._submit((index, each.request.n) for index, each in enumerate(self._submitted[first:], first))
 
     def add_samples(self, index: int, count: int) -> None:
-        self._start(self._new_samples(index, count), first=True)
+        """Add samples, before all that waits: they complete a vote, whose row should not wait for all others."""
+        self._submit([(index, count)], first=True)
 
     def inspect(self, index: int, replies: Mapping[int, tuple[int, ...]]) -> bool:
-        prompt, sequences = tuple(self._submitted[index].request.prompt_tokens), list[Sequence]()
+        prompt, new = tuple(self._submitted[index].request.prompt_tokens), list[Sequence]()
         for sample, tokens in replies.items():
             params, inspection = SamplingParams(max_tokens=1), Inspection(tokens, 0)
             request = Request((*prompt, *tokens[:-1]), params, inspection=inspection)
-            sequences += create_sequences(index, request, self._outbox.put, [sample], 0)
-        self._start(sequences, first=True)
-        return True
+            new += create_sequences(index, request, self._outbox.put, [sample], 0)
+        is_sent = self._commands.send(Submit(new, self._scope, first=True))
+        self._live.update((sequence.id, sequence) for sequence in new if is_sent)
+        return is_sent
 
     def abort(self, index: int) -> None:
         """Cancel the running samples after the current step; samples added later get no drafted tokens."""
@@ -93,17 +94,16 @@ class LocalCompletions(Completions[Sequence]):
             command.done.wait()
         self._live.clear()
 
-    def _new_samples(self, index: int, count: int) -> list[Sequence]:
-        one = self._submitted[index]
-        samples = range(one.samples, one.samples + count)
-        one.samples += count
+    def _submit(self, counts: Iterable[tuple[int, int]], first: bool = False) -> None:
+        new: list[Sequence] = []
         emit, is_backlogged = self._outbox.put, lambda: self._outbox.qsize() > MAX_BACKLOG
-        return create_sequences(index, one.request, emit, samples, one.seed, is_backlogged, one.drafter)
-
-    def _start(self, sequences: list[Sequence], first: bool = False) -> None:
-        """Submit sequences; those that complete a vote go `first`, so that its row does not wait for all others."""
-        self._live.update((sequence.id, sequence) for sequence in sequences)
-        if not self._commands.send(Submit(sequences, self._scope, first)):
+        for index, count in counts:
+            one = self._submitted[index]
+            samples = range(one.samples, one.samples + count)
+            new += create_sequences(index, one.request, emit, samples, one.seed, is_backlogged, one.drafter)
+            one.samples += count
+        self._live.update((sequence.id, sequence) for sequence in new)
+        if not self._commands.send(Submit(new, self._scope, first)):
             self._live.clear()
             raise EngineError("the engine is closed")
 
