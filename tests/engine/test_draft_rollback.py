@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from architectures import write_architecture
+from architectures import all_architectures, write_all_kinds, write_architecture
 from asking import FREE_ROWS, Reply, collect_replies, loaded
 from llama_engines import STORY, options
 
@@ -51,27 +51,50 @@ def generate(path: Path, context: ContextOptions, conversations: Iterable[Reques
         return [[each for _, each in sorted(samples.items())] for samples in replies]
 
 
+@pytest.fixture
+def require_equal_replies(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, float, bool], None]:
+    """A function that compares the replies of a model with those it gives without drafts, and the next turn."""
+
+    def compare(path: Path, temperature: float, kv_unified: bool) -> None:
+        context, prompt = replace(EXACT, slots=3, kv_unified=kv_unified), tuple(range(5, 90))
+        params = SamplingParams(max_tokens=LENGTH, temperature=temperature, seed=5)
+        request = Request(prompt, params, n=3, ignore_eos=True)
+        [plain] = generate(path, context, [request])
+        monkeypatch.setattr(Guesser, "known", [reply.ids for reply in plain])
+        monkeypatch.setattr(drafter, "Drafter", Guesser)
+        context = replace(context, n_rs_seq=MAX_ROLLBACK)
+        next_turn = Request((*prompt, *plain[-1].ids, 9, 9), replace(params, max_tokens=10))
+        [drafted, [after]] = generate(path, context, [replace(request, step_costs=FREE_ROWS), next_turn])
+        assert [reply.ids for reply in drafted] == [reply.ids for reply in plain]
+        for reply in drafted:
+            assert reply.finish and reply.finish.timings.draft_n > reply.finish.timings.draft_n_accepted > LENGTH // 4
+        [[fresh]] = generate(path, context, [next_turn])
+        assert (after.ids, after.cached > len(prompt)) == (fresh.ids, True)
+
+    return compare
+
+
 @pytest.mark.parametrize("kv_unified", [False, True])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("name", ["lfm2", "qwen35", "qwen3moe"])
 def test_llama_drafts_that_are_rejected_change_no_reply(
-    name: str, temperature: float, kv_unified: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    temperature: float,
+    kv_unified: bool,
+    tmp_path: Path,
+    require_equal_replies: Callable[[Path, float, bool], None],
 ) -> None:
-    path, prompt = write_architecture(tmp_path / "tiny.gguf", name), tuple(range(5, 90))
-    context = replace(EXACT, slots=3, kv_unified=kv_unified)
-    params = SamplingParams(max_tokens=LENGTH, temperature=temperature, seed=5)
-    request = Request(prompt, params, n=3, ignore_eos=True)
-    [plain] = generate(path, context, [request])
-    monkeypatch.setattr(Guesser, "known", [reply.ids for reply in plain])
-    monkeypatch.setattr(drafter, "Drafter", Guesser)
-    context = replace(context, n_rs_seq=MAX_ROLLBACK)
-    next_turn = Request((*prompt, *plain[-1].ids, 9, 9), replace(params, max_tokens=10))
-    [drafted, [after]] = generate(path, context, [replace(request, step_costs=FREE_ROWS), next_turn])
-    assert [reply.ids for reply in drafted] == [reply.ids for reply in plain]
-    for reply in drafted:
-        assert reply.finish and reply.finish.timings.draft_n > reply.finish.timings.draft_n_accepted > LENGTH // 4
-    [[fresh]] = generate(path, context, [next_turn])
-    assert (after.ids, after.cached > len(prompt)) == (fresh.ids, True)
+    require_equal_replies(write_architecture(tmp_path / "tiny.gguf", name), temperature, kv_unified)
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("kv_unified", [False, True])
+@pytest.mark.parametrize("name", sorted({*ROLLBACK} & {*all_architectures()}))
+def test_fuzzed_architecture_rolls_back(
+    name: str, kv_unified: bool, tmp_path: Path, require_equal_replies: Callable[[Path, float, bool], None]
+) -> None:
+    for path in write_all_kinds(name, tmp_path):
+        require_equal_replies(path, 0.8, kv_unified)
 
 
 @pytest.mark.parametrize("kv_unified", [False, True])
@@ -96,12 +119,15 @@ def test_llama_removes_rows_of_a_step_from_a_recurrent_state_once(name: str, kv_
         lengths = 39, 40, 40 + rows - 8, end, end - 1
         assert [backend.trim(0, length) for length in lengths] == [False, False, False, True, False]
         assert (backend.max_draft, backend.length(0)) == (MAX_ROLLBACK, end)
+        backend.save_state(0, tmp_path / "state")
         backend.copy(0, 1)
         evaluate(2, 0, 40)
         evaluate(2, 40, end)
         expected = evaluate(2, end, end + 1)
         for slot in (1, 0):
             assert evaluate(slot, end, end + 1) == pytest.approx(expected, abs=1e-5)
+        assert backend.load_state(2, tmp_path / "state")
+        assert evaluate(2, end, end + 1) == pytest.approx(expected, abs=1e-5)
     backend.close()
 
 
