@@ -80,11 +80,11 @@ def open_on_node(file: NodeFile, settings: Settings, use: ModelUse, is_tuned: bo
 
     app = real_app()
     source = ReplySource(app.resources(not is_tuned), find_file(app.library, file), settings, use)
+    costs = source.step_costs(True) if settings.drafts else None
     if settings.threads is None and processors < thread_count():
         source = replace(source, settings=replace(settings, threads=processors))
     engine = open_model(source.used(raw=True)).engine
     assert isinstance(engine, LocalEngine)
-    costs = source.step_costs(True) if settings.drafts else None
     return NodeEngine(engine, partial(fingerprint, app), costs)
 
 
