@@ -66,7 +66,8 @@ class LlamaContext:
     copied. Clearing a slot does not drop its copy, and does no harm either, nor do trimming it and copying it again.
 
     An interrupted decode leaves recurrent states of its slots half updated: these are invalid, and have length 0, until
-    they are restored or cleared. So only prefill is interrupted in such a model, not the short steps of decoding.
+    they are restored or cleared. With rows of several slots, it also loses states of other slots, which llama.cpp moves
+    during the decode. So only the prefill of one slot is interrupted in such a model.
 
     With `max_rollback`, right after a decode some of its last tokens can be removed from such a state once: all rows of
     a slot but the first, at most so many. llama.cpp would remove others too, and leave a wrong state. It notes which of
@@ -117,7 +118,7 @@ class LlamaContext:
         log.problems.clear()
         if self._recurrent:
             is_prefill = not all(row.output for row in rows)
-            flag = self._stop.buffer if is_prefill else NEVER
+            flag = self._stop.buffer if is_prefill and rows[0].slot == rows[-1].slot else NEVER
             llama.llama_set_abort_callback(self.handle, _abort_callback, ctypes.cast(flag, ctypes.c_void_p))
         counts = Counter(row.slot for row in rows if self.max_rollback)
         self._removable = {slot: min(self.max_rollback, count - 1) for slot, count in counts.items()}
