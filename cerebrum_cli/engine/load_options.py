@@ -92,7 +92,7 @@ def short_context_notice(context: int, default: int) -> NoticeEvent | None:
         return None
     return NoticeEvent(
         f"context limited to {context} tokens by free memory (default: {default})",
-        "close other programs, or use a smaller quantization",
+        "close other programs, use a smaller quantization, or force it with --ctx",
     )
 
 
