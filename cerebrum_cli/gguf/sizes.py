@@ -14,6 +14,7 @@ _STATE_BYTES = 4  # recurrent states are F32
 _KEYS = {"attn_k", "attn_kv_a_mqa", "attn_k_b"}
 _RECURRENT = ("ssm_", "time_mix_", "shortconv")
 _DELTA_NET = {"ssm_beta", "ssm_ba"}
+_INDEXER = "indexer"  # chooses the cells that sparse attention reads
 _INPUT = ("token_", "per_layer_token_embd", "position_embd")
 
 # By general.architecture: every n-th layer has no sliding window, the first of n where n is negative, and the window if
@@ -64,7 +65,8 @@ class ModelSizes:
     determine the compute buffers, as numbers of elements per token: an embedding, the activations of a layer, and
     logits. `head_lengths` are the elements of a key and of a value in one head, for each kind of attention layers.
     `host_expert_bytes` are experts that stay in host memory, wherever their layer is. A step works on `step_states`
-    copies of a layer's recurrent state.
+    copies of a layer's recurrent state, and where attention is sparse, on `indexer_length` elements for each pair of a
+    row and a cell.
     """
 
     layers: tuple[LayerSizes, ...]
@@ -78,6 +80,7 @@ class ModelSizes:
     head_lengths: tuple[tuple[int, int], ...] = ()
     host_expert_bytes: int = 0
     step_states: int = 1
+    indexer_length: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -189,7 +192,8 @@ def model_sizes(
         if n_kv:
             head_lengths.add((key_length, value_length))
         state_bytes = _STATE_BYTES * _state_length(hyperparameter, max(heads, default=0)) * _recurs(names)
-        cached = n_kv * key_length, n_kv * value_length
+        indexed = hyperparameter("attention.indexer.key_length") * (_INDEXER in names)
+        cached = n_kv * key_length + indexed, n_kv * value_length
         expert_bytes = sum(size for name, size in own[index].items() if _EXPERTS.fullmatch(name))
         layers.append(LayerSizes(sum(own[index].values()), *cached, state_bytes, 0, window, expert_bytes))
     input_bytes = sum(size for name, size in others.items() if name.startswith(_INPUT))
@@ -204,6 +208,7 @@ def model_sizes(
         max(heads, default=0),
         tuple(sorted(head_lengths)),
         step_states=2 if any(_DELTA_NET & each.keys() for each in own.values()) else 1,
+        indexer_length=_indexer_length(hyperparameter, per_layer) * any(_INDEXER in each for each in own.values()),
     )
 
 
@@ -235,6 +240,12 @@ def _head_lengths(hyperparameter: Callable[[str], int], default: int) -> tuple[t
         hyperparameter("attention.key_length_swa") or key_length,
         hyperparameter("attention.value_length_swa") or value_length,
     )
+
+
+def _indexer_length(hyperparameter: Callable[[str], int], per_layer: Callable[[str], tuple[int, ...]]) -> int:
+    """Elements that sparse attention scores for a row and a cell, found by measuring; some score blocks of cells."""
+    block = max(per_layer("attention.compress_ratios"), default=0)
+    return 2 + 2 * hyperparameter("attention.indexer.head_count") // block if block else 6
 
 
 def _attends(names: Set[str]) -> bool:

@@ -301,11 +301,13 @@ def test_plan_of_tuned_layers_beyond_free_memory_is_refused() -> None:
     require_devices(needs, [cuda(8 * GIB)])
 
 
-def sizes_of(kv_heads: tuple[int, ...], windows: tuple[int, ...] = (), **values: int) -> ModelSizes:
-    """Sizes by metadata alone; in the names, `__` stands for a dot."""
+def sizes_of(
+    kv_heads: tuple[int, ...], windows: tuple[int, ...] = (), tensors: tuple[str, ...] = (), **values: int
+) -> ModelSizes:
+    """Sizes by metadata, and the names of tensors of a byte each; in other names, `__` stands for a dot."""
     given = {name.replace("__", "."): value for name, value in values.items()} | {"block_count": len(kv_heads)}
     return model_sizes(
-        (),
+        ((name, 1) for name in tensors),
         lambda key: given.get(key, 0),
         lambda key: {"attention.head_count_kv": kv_heads, "attention.head_count": (8,) * len(kv_heads)}.get(key, ()),
         0,
@@ -347,6 +349,15 @@ def test_sizes_know_the_windows_of_architectures(
 ) -> None:
     values = {"attention.sliding_window": window}
     assert layer_windows(architecture, 7, lambda key: values.get(key, 0), pattern) == windows
+
+
+def test_sizes_of_sparse_attention_have_an_index_of_cells() -> None:
+    tensors = ("blk.0.attn_k.weight", "blk.1.attn_k.weight", "blk.1.indexer.k_norm.weight")
+    sizes = sizes_of((2, 2), (), tensors, attention__key_length=64, attention__indexer__key_length=32)
+    assert [layer.key_length for layer in sizes.layers] == [128, 160]
+    context = ContextOptions(8192, 1, 1, 128)
+    assert compute_bytes(sizes, context) == 6 * 4 * 128 * 8192
+    assert compute_bytes(sizes_of((2, 2), (), tensors[:2], attention__key_length=64), context) < 4 * 128 * 8192
 
 
 def test_sizes_leave_out_layers_that_predict_several_tokens() -> None:
