@@ -25,7 +25,7 @@ PEERS = ROOT / ".peers"
 WRITER = PEERS / "build" / "bin" / "test-llama-archs"
 CONTEXT = 2048
 VOCABULARY = 128  # tokens: ASCII, as in the models of llama.cpp's program
-WINDOW = 32
+WINDOW = 128
 KEYS: Mapping[str, Any] = {
     "block_count": 2,
     "context_length": CONTEXT,
