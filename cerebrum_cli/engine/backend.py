@@ -22,7 +22,7 @@ class TokenRow(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """What of a slot's memory at `length` tokens is lost as it grows: recurrent states, and sliding windows.
+    """The part of a slot's memory, at `length` tokens, that later tokens overwrite: recurrent states and windows.
 
     `state` is llama.cpp's, in a buffer of ctypes, whose length is its size.
     """
@@ -93,6 +93,10 @@ class Backend(Vocabulary, Protocol):
 
     Methods other than those of its vocabulary may be called from one thread only.
     """
+
+    @property
+    def repacks(self) -> bool:
+        """Whether the model was loaded with weights in CPU-optimized layouts, where those exist."""
 
     @property
     def context_size(self) -> int:
@@ -184,14 +188,17 @@ class Backend(Vocabulary, Protocol):
 
     @property
     def needs_checkpoints(self) -> bool:
-        """Whether slots may lack what they need to be trimmed: recurrent states, or cells of a sliding window."""
+        """Whether trimming a slot may require a checkpoint: with recurrent states or sliding windows."""
 
     @property
     def checkpoint_budget(self) -> int:
         """Bytes of checkpoints that memory was planned for; 0 with separate KV caches, and if none are needed."""
 
     def checkpoint(self, slot: int, is_whole: bool = False) -> Checkpoint:
-        """Copy what a later trim of the slot would lack; with `is_whole`, all, which can be loaded into other slots."""
+        """Copy what later tokens overwrite, so that the slot can return here.
+
+        With `is_whole`, copy the whole state, which can be restored into any slot.
+        """
 
     def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool = False) -> bool:
         """Trim the slot to a checkpoint that was taken of the same tokens; False, and an empty slot, if that fails.

@@ -45,7 +45,7 @@ class LoadOptions:
       allocated for the first request, so that a single answer starts sooner
     - `repack`: convert weights to CPU-optimized layouts: faster for a single sequence, slower for batches, a longer
       load and twice the memory
-    - `cpu_moe`: number of the first layers whose experts stay in host memory, with "auto" so many that all layers fit
+    - `cpu_moe`: number of the first layers whose experts stay in host memory, with "auto" as few as let all layers fit
       on the GPU; "off" is none
     - `baseline`: the options without a tuning, which are used if the tuned ones need more memory than is free
     """
@@ -97,9 +97,10 @@ def short_context_notice(context: int, default: int) -> NoticeEvent | None:
 
 
 def large_model_notice(weight_bytes: int) -> NoticeEvent:
-    """Notice that the weights exceed free memory; they are mapped, so that the model runs all the same."""
+    """Notice that the weights do not fit in free memory; they are mapped, so that the model runs all the same."""
     return NoticeEvent(
-        f"the model ({weight_bytes / 1e9:.1f} GB) exceeds free memory: each token reads weights from disk",
+        f"the model ({weight_bytes / 1e9:.1f} GB) does not fit in free memory:"
+        " weights are read from disk for each token",
         "close other programs, or use a smaller model or quantization",
     )
 

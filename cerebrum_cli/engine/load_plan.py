@@ -71,7 +71,9 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
     on the CPU without a GPU.
     """
     if options.cpu_moe.isdecimal() and not free.devices:
-        raise UsageError(f"cpu_moe={options.cpu_moe} needs a GPU", "omit it: without one, all experts are on the CPU")
+        raise UsageError(
+            f"cpu_moe={options.cpu_moe} needs a GPU", "omit cpu_moe: without a GPU, all experts are on the CPU"
+        )
     fits_memory = fits(_single(options, PADDING, free).needs, free)
     if not fits_memory:
         emit(large_model_notice(options.file.sizes.weight_bytes))
@@ -120,7 +122,7 @@ def require_context(options: LoadOptions, free: FreeMemory, counts_weights: bool
     if needed(length) <= free.host:
         return
     longest = _longest(length, lambda length: needed(length) <= free.host)
-    weights = " with the model's weights" if counts_weights else ""
+    weights = " including the model's weights" if counts_weights else ""
     raise EngineError(
         f"a context of {length} tokens needs {needed(length) / 1e9:.1f} GB{weights},"
         f" but only {free.host / 1e9:.1f} GB of memory is free",

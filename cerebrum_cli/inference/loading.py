@@ -149,7 +149,7 @@ class ReplySource:
 
     @property
     def reload_key(self) -> tuple[object, ...]:
-        """What the model has to be loaded again for."""
+        """Values that require a reload when they change."""
         return self.model.paths, *(getattr(self.settings, key) for key in RELOADING), self._n_rs_seq
 
     def step_costs(self, drafts: bool | None) -> StepCosts | None:
@@ -159,23 +159,32 @@ class ReplySource:
 
     @property
     def _n_rs_seq(self) -> int:
-        """Number of drafted tokens that the model's recurrent state has to allow to be removed."""
+        """Number of drafted tokens that can be rolled back from the recurrent state; 0 if none are drafted."""
         can_roll_back = self.model.header.architecture in ROLLBACK
         return MAX_ROLLBACK if can_roll_back and self.step_costs(self.settings.drafts) else 0
 
 
 @dataclass(slots=True)
 class Opener:
-    """Opens a model with its `options`, or with the defaults if that fails, as with less free memory."""
+    """Opens a model with its `options`, or with the defaults if that fails, as with less free memory.
+
+    `repacks`: whether the model that was opened last has repacked weights.
+    """
 
     factory: BackendFactory
     options: LoadOptions
     default: LoadOptions
     notice: NoticeEvent | None = None
+    repacks: bool = False
 
     def __call__(self, on_event: Callable[[Event], None], stop: StopFlag) -> Backend:
         if self.notice:
             on_event(self.notice)
+        backend = self._open(on_event, stop)
+        self.repacks = backend.repacks
+        return backend
+
+    def _open(self, on_event: Callable[[Event], None], stop: StopFlag) -> Backend:
         if self.options != self.default:
             try:
                 return self.factory(replace(self.options, baseline=self.default))(on_event, stop)
@@ -207,8 +216,8 @@ class LoadedModel:
 
     @property
     def repacks(self) -> bool | None:
-        """Whether weights are repacked for speed; None behind a server."""
-        return self.opener.options.repack if self.opener else None
+        """Whether weights were repacked for speed; None behind a server."""
+        return self.opener.repacks if self.opener else None
 
     def save_prompt_cache(self, min_tokens: int, conversation: Conversation | None = None) -> NoticeEvent | None:
         """Save `min_tokens` or more evaluated tokens, of one conversation or all. Return a notice if that fails."""
@@ -323,7 +332,7 @@ def draft_problem(model: Model) -> str | None:
     """Why tokens cannot be drafted for a model; None if they can."""
     name = model.header.architecture
     if any(layer.state_bytes for layer in model.sizes.layers) and name not in ROLLBACK:
-        return f"llama.cpp cannot roll back the recurrent state of the architecture {name}"
+        return f"llama.cpp cannot roll back recurrent states of the {name} architecture"
     return None
 
 
@@ -334,9 +343,10 @@ def draft_notice(model: Model, drafts: bool | None) -> NoticeEvent | None:
 
 
 def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | None) -> StepCosts | None:
-    """What steps cost: as measured, if drafting tokens can pay; if it is asked for, in any case; None if it is off.
+    """Costs of steps for drafting: as measured, if it can pay off; measured or default ones, if `drafts` is on.
 
-    That holds for mixtures of experts too, where each drafted token may need further experts: it is measured.
+    None if tokens are not drafted. Mixtures of experts are no exception: the costs of their additional experts are
+    measured too.
     """
     if problem or drafts is False:
         return None

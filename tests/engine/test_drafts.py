@@ -263,7 +263,7 @@ def test_commands_report_once_that_a_model_gets_no_drafts(tmp_path: Path, recurr
     arguments = ("ask", "-m", recurrent_model, "--raw", "-n", "3", "--no-log", STORY)
     asked, plain = run(*arguments, "--set", "drafts=on"), run(*arguments)
     chat = run("chat", "-m", recurrent_model, stdin="/set drafts on\n/set drafts off\n")
-    problem = "llama.cpp cannot roll back the recurrent state of the architecture mamba"
+    problem = "llama.cpp cannot roll back recurrent states of the mamba architecture"
     note = f"note: speculative decoding is off for this model: {problem}\n"
     assert [(done.code, done.err.count(note)) for done in (asked, plain, chat)] == [(0, 1), (0, 0), (0, 1)]
 

@@ -190,7 +190,7 @@ def test_plan_of_weights_cache_and_buffers_fits_in_free_memory(model: str, memor
     context, repack = USES[use]
     for machine, free in machines(MEMORY[memory]).items():
         plan, notices = planned(options(model, context, repack=repack), free)
-        if "exceeds free memory" in "".join(notices):
+        if "does not fit in free memory" in "".join(notices):
             assert plan.context.length == 256 and not plan.repack
             assert plan.sizes.weight_bytes + GIB > free.host, machine
             continue
@@ -240,7 +240,7 @@ def test_plan_refuses_a_context_that_would_evict_the_weights(use: str) -> None:
     with pytest.raises(EngineError) as caught:
         planned(requested, FreeMemory(8 * GB))
     assert caught.value.message == (
-        "a context of 32768 tokens needs 8.7 GB with the model's weights, but only 8.0 GB of memory is free"
+        "a context of 32768 tokens needs 8.7 GB including the model's weights, but only 8.0 GB of memory is free"
     )
     assert caught.value.hint == "use --ctx 27136 or less"
     accepted = replace(requested, context=replace(context, length=27136))
@@ -252,7 +252,7 @@ def test_plan_maps_weights_beyond_free_memory() -> None:
     chat = options("Qwen3 30B-A3B", CHAT, repack=True)
     plan, notices = planned(chat, FreeMemory(8 * GB))
     assert notices == [
-        "the model (18.5 GB) exceeds free memory: each token reads weights from disk",
+        "the model (18.5 GB) does not fit in free memory: weights are read from disk for each token",
         "context limited to 256 tokens by free memory (default: 8192)",
     ]
     assert not plan.repack, "these would have to be in memory"

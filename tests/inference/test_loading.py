@@ -169,8 +169,17 @@ def test_load_maps_weights_that_memory_cannot_hold(seven: Path, monkeypatch: pyt
     monkeypatch.setattr("cerebrum_cli.engine.llama.load.free_memory", lambda: FreeMemory(HEADROOM))
     backend = open_llama(LoadOptions(GgufFile(seven, 2048, sizes)), told.append, StopFlag())
     assert backend.context_size == 256
-    assert any("exceeds free memory" in event.message for event in told if isinstance(event, NoticeEvent))
+    assert any("does not fit in free memory" in event.message for event in told if isinstance(event, NoticeEvent))
     backend.close()
+
+
+def test_opener_reports_whether_weights_were_repacked(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = LoadOptions(GgufFile(seven, 2048, read_header(seven).sizes), repack=True)
+    opener = Opener(lambda given: lambda emit, stop: open_llama(given, emit, stop), load, load)
+    for free, repacks in ((8 * GIB, True), (HEADROOM, False)):
+        monkeypatch.setattr("cerebrum_cli.engine.llama.load.free_memory", lambda free=free: FreeMemory(free))
+        opener(lambda event: None, StopFlag()).close()
+        assert opener.repacks == repacks
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file names are Unicode")

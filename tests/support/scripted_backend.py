@@ -130,6 +130,7 @@ class ScriptedBackend:
     fitting_cells: int = 1_000_000
     checkpoint_budget: int = 0
     carries_states: bool = True
+    repacks: bool = False
 
     requested: int = 0
     reserved: list[tuple[int, int]] = field(default_factory=list)

@@ -64,6 +64,7 @@ class LlamaBackend(LlamaVocabulary):
         fallback: ContextOptions | None = None,
         adapters: Sequence[tuple[Any, float]] = (),
         mapped_bytes: int = 0,
+        repacks: bool = False,
     ) -> None:
         super().__init__(model)
         self._chains = SamplerChains(self._vocab)
@@ -76,6 +77,7 @@ class LlamaBackend(LlamaVocabulary):
         self._window: int = llama.llama_model_n_swa(model)
         self._fallback = fallback
         self._mapped_bytes = mapped_bytes
+        self.repacks = repacks
         self._free: FreeMemory | None = None  # before the current context was created
         self._batch_indices: list[int] | None = None
         self._context: LlamaContext | None = None

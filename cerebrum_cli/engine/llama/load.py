@@ -51,7 +51,8 @@ def open_llama(
     model = load_model(options, plan, emit, stop)
     has_state, offloads = has_recurrent_state(model), any(plan.offloaded)
     if has_state and plan.context.slots > 1 and loaded_files and not is_parallel(model, file.path, loaded_files, stop):
-        emit(NoticeEvent("llama.cpp crashes on concurrent sequences of this model", "they run one at a time"))
+        if not options.whole_context:  # a chat, which may never run several
+            emit(NoticeEvent("llama.cpp crashes when this model runs several sequences", "running them one at a time"))
         plan = plan.with_one_slot()
     if options.context.pad_steps and (has_state or offloads):
         hint = "use the CPU with --gpu-layers 0" if offloads else "use --parallel 1"
@@ -60,7 +61,7 @@ def open_llama(
     allocated = max(0, free.host - free_memory().host)
     mapped = max(0, host_bytes(weight_needs(plan.sizes, plan.offloaded), free.devices) - allocated)
     context, fallback = adapted(plan.context, model, plan), plan.baseline and adapted(plan.baseline, model, plan)
-    backend = LlamaBackend(model, context, stop, plan.sizes, plan.offloaded, fallback, adapters, mapped)
+    backend = LlamaBackend(model, context, stop, plan.sizes, plan.offloaded, fallback, adapters, mapped, plan.repack)
     if options.whole_context and (replaced := backend.reserve(plan.context.length)):
         emit(replaced)
     return backend
