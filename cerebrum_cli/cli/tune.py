@@ -37,7 +37,7 @@ def tune(
     """Measures settings on this machine, which takes about two minutes for a 7B. From then on, ask, chat and batch use
     the fastest.
 
-    Settings that change the output, or do not fit in memory, are not tried.
+    Settings that affect the output beyond rounding, or do not fit in memory, are not tried.
 
     Examples:
       cerebrum tune cerebrum-7b

@@ -39,7 +39,7 @@ class Settings(SamplingParams):
     )
     lora: tuple[str, ...] = option((), "Apply a LoRA adapter, or none (repeatable)", "Model", metavar="FILE[:SCALE]")
     threads: int | None = option(
-        None, "CPU threads [default: performance cores]", "Speed", metavar="N", least=1, most=1024, local=True
+        None, "CPU threads [default: one per performance core]", "Speed", metavar="N", least=1, most=1024, local=True
     )
     gpu_layers: str = option(
         "auto",
@@ -52,7 +52,7 @@ class Settings(SamplingParams):
     )
     cpu_moe: str = setting(
         "auto",
-        "Layers with experts on the CPU [default: auto]",
+        "Layers whose experts stay on the CPU [default: auto]",
         metavar="N|auto|off",
         choices=("auto", "off"),
         local=True,

@@ -97,9 +97,10 @@ def assess_threads(processors: Processors, requested: int | None) -> CheckResult
     quota = "no cgroup quota" if processors.quota == inf else f"cgroup quota {processors.quota:g}"
     slower = processors.cores - processors.performance_cores
     detail = (
-        f"{requested or processors.threads} used; {processors.cores} cores"
+        f"{format_count(requested or processors.threads, 'thread')};"
+        f" {format_count(processors.cores, 'core')} available"
         + (f" ({slower} of them efficiency cores)" if slower else "")
-        + f", {processors.allowed} of {processors.logical} logical CPUs, {quota}"
+        + f", {processors.allowed} of {processors.logical} logical CPUs allowed, {quota}"
     )
     problem = f"{requested} requested, but only {processors.usable} can run concurrently"
     hint = "lower CEREBRUM_THREADS or threads in config.toml"

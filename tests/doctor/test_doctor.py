@@ -377,16 +377,31 @@ SEEMS = "this machine seems to have a GPU"
 @pytest.mark.parametrize(
     ("result", "status", "detail", "hint"),
     [
-        (assess_threads(PROCESSORS, None), "ok", "8 used; 8 cores, 16 of 16 logical CPUs, no cgroup quota", ""),
-        (assess_threads(PROCESSORS, 16), "ok", "16 used; 8 cores, 16 of 16 logical CPUs, no cgroup quota", ""),
+        (
+            assess_threads(PROCESSORS, None),
+            "ok",
+            "8 threads; 8 cores available, 16 of 16 logical CPUs allowed, no cgroup quota",
+            "",
+        ),
+        (
+            assess_threads(PROCESSORS, 16),
+            "ok",
+            "16 threads; 8 cores available, 16 of 16 logical CPUs allowed, no cgroup quota",
+            "",
+        ),
         (assess_threads(PROCESSORS, 17), "warning", "17 requested, but only 16 can run concurrently", ""),
         (
             assess_threads(replace(PROCESSORS, allowed=4, cores=3, performance_cores=1), None),
             "ok",
-            "1 used; 3 cores (2 of them efficiency cores), 4 of 16 logical CPUs, no cgroup quota",
+            "1 thread; 3 cores available (2 of them efficiency cores), 4 of 16 logical CPUs allowed, no cgroup quota",
             "",
         ),
-        (assess_threads(LIMITED, None), "ok", "2 used; 8 cores, 16 of 16 logical CPUs, cgroup quota 1.5", ""),
+        (
+            assess_threads(LIMITED, None),
+            "ok",
+            "2 threads; 8 cores available, 16 of 16 logical CPUs allowed, cgroup quota 1.5",
+            "",
+        ),
         (assess_threads(LIMITED, 3), "warning", "3 requested, but only 2 can run concurrently", ""),
         (assess_devices(WITH_GPU, "cuda"), "ok", "CUDA0 NVIDIA H200: 140.00 GB of 150.00 GB free", ""),
         (
