@@ -35,7 +35,7 @@ class Snapshot(NamedTuple):
 
 
 class Checkpoints:
-    """Checkpoints of one context; their slots have those of their own tokens."""
+    """Takes and restores checkpoints of one context; each slot lists those of its own tokens."""
 
     def __init__(self, backend: Backend, scheduler: Scheduler) -> None:
         self._backend = backend

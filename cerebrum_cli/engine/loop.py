@@ -105,9 +105,9 @@ class Loop:
             self._reset_slots()
 
     def _preempt_full(self) -> None:
-        """Preempt sequences that fill their slots, to resume in longer ones: all now if memory for those is free.
+        """Preempt sequences that fill their slots, to resume in longer ones: all now if memory holds as many of those.
 
-        Otherwise the full ones are last in the queue: the others finish, with more slots than longer ones would leave.
+        Otherwise only the full ones are preempted, to the end of the queue, while the others finish.
         """
         scheduler, backend = self._scheduler, self._backend
         full = [one for one in scheduler.running if one.length >= backend.capacity]
@@ -166,7 +166,7 @@ class Loop:
         return min(slots, backend.slots_for(length)) > backend.slots
 
     def _plan_memory(self) -> tuple[int, int]:
-        """Length and number of slots for all that waits: as long as it may become, if memory is free and not too large.
+        """Length and number of slots for all that waits: for `max_tokens` if memory allows, else for expected lengths.
 
         Short slots are all made, for what is submitted later; of long ones, no more than there will be samples.
         """
@@ -344,7 +344,7 @@ class Loop:
             sequence.emit(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
 
     def _sample_token(self, sequence: Sequence, row: int) -> bool:
-        """Sample the next token from a row of logits, and emit its text; False if its slot holds no other after it."""
+        """Sample the next token from a row of logits, and emit its text; False if it has ended or its slot is full."""
         backend, request, is_forced = self._backend, sequence.request, bool(sequence.pending)
         try:
             token = sequence.next_token(row)

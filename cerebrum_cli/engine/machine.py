@@ -57,7 +57,7 @@ class Processors:
 
     @property
     def most_threads(self) -> int:
-        """Largest number of threads that may be faster: with efficiency cores, or with hyper-threads if it has none."""
+        """Largest number of threads that may be faster: with efficiency cores, or, without any, with hyper-threads."""
         return self._within_quota(self.cores if self.cores > self.performance_cores else self.allowed)
 
     @property

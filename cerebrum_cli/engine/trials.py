@@ -37,14 +37,14 @@ MIN_CPU_SHARE = 0.7  # of the CPU time of its cores, for a valid run; next to an
 MIN_SHARE_OF_BEST = 0.9  # of the best share of such runs, which is below 1 if many threads wait for each other
 MAX_RUNS = 3  # of a job that other programs disturb, if the previous job was undisturbed in the end
 READ_BYTES = 2**22
-ROOM = 128  # tokens of a context beside those of its jobs, more than one of them decodes
+ROOM = 128  # tokens of a context beyond those of its jobs; no job decodes more
 
 JobKind = Literal["prefill", "decode"]
 JOB_KINDS: tuple[JobKind, ...] = ("prefill", "decode")
 
 
 class BenchJob(NamedTuple):
-    """Work to time: a number of prompt tokens to prefill, or of steps to decode behind `depth` tokens of context.
+    """Work to time: a number of prompt tokens to prefill, or of steps to decode after `depth` tokens of context.
 
     Several sequences decode together.
     """

@@ -17,8 +17,9 @@ _DELTA_NET = {"ssm_beta", "ssm_ba"}
 _INDEXER = "indexer"  # chooses the cells that sparse attention reads
 _INPUT = ("token_", "per_layer_token_embd", "position_embd")
 
-# By general.architecture: every n-th layer has no sliding window, the first of n where n is negative, and the window if
-# the file has none (src/models in llama.cpp 0c1e57098). Files of other architectures list their layers with a window.
+# By general.architecture: the period n, where the last layer of each n has no sliding window (the first if n is
+# negative), and the window for files that do not set one (src/models in llama.cpp 0c1e57098). Files of other
+# architectures list their layers with a window.
 _WINDOW_PATTERNS = {
     "afmoe": (4, 0),
     "cohere2": (4, 0),
@@ -217,7 +218,8 @@ def layer_windows(
 ) -> tuple[int, ...]:
     """Sliding window of each layer in tokens, 0 for none.
 
-    `pattern` are the layers with a window or how often one has none, as in the file, which may omit it: 0.
+    `pattern` comes from the file: a flag for each layer, or a period n, where one layer in n has no window; 0 if the
+    file has none.
     """
     period, default = _WINDOW_PATTERNS.get(architecture, (0, 0))
     window = hyperparameter("attention.sliding_window") or default

@@ -55,7 +55,10 @@ class MajorityVote:
         self._inspected: set[int] = set()  # of these, those that are being evaluated again
 
     def with_samples(self, request: ReplyRequest, engine: Engine) -> ReplyRequest:
-        """Set how many samples a request starts and may end with; servers cannot score them later, and do it now."""
+        """Set how many samples a request starts and may end with.
+
+        Request log probabilities now from a server, which cannot score samples later.
+        """
         return replace(request, n=self.requested, max_n=self.max_samples, logprobs=not engine.scores_texts)
 
     def add_event(self, event: SampleEvent, replies: ReplyStream) -> bool:

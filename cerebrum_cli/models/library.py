@@ -187,7 +187,10 @@ class Library:
         return f"{file}{ADAPTED}{model.adapter_identity}" if model.adapters else file
 
     def file_identity(self, model: Model) -> str:
-        """Unique text for a model's files: of each its digest if known without reading it, else path and time; size."""
+        """Unique text for a model's files: for each, its size, and its digest if known without reading it.
+
+        Otherwise its path and time take the place of the digest.
+        """
         digests = (self._known_digest(model, part) for part in range(len(model.paths)))
         files = ((known, path, path.stat()) for known, path in zip(digests, model.paths, strict=True))
         return " ".join(

@@ -34,7 +34,7 @@ from cerebrum_cli.tune.candidates import (
 
 SEARCH_S = 60.0  # between measuring the defaults and confirming the winners
 RUN_S = 0.8  # of one measurement
-MIN_DEPTH, BATCH_DEPTH, MAX_DEPTH = 16, 128, 2048  # tokens of context to decode behind
+MIN_DEPTH, BATCH_DEPTH, MAX_DEPTH = 16, 128, 2048  # tokens of context to decode after
 DEPTH_S = 2.0  # of evaluating them, once for each way of loading the model
 PAIRS, CONFIRMATION_PAIRS = 2, 3  # of measurements in turn, for a candidate and for a winner
 MIN_GAIN = 1.05  # over the defaults, to be used: less may be caused by other programs
@@ -275,7 +275,7 @@ class Search:
 
 
 def context_depth(prompt_speed: float, is_batch: bool = False) -> int:
-    """Tokens of context behind which decoding is measured: of a whole chat, or of the prompts of a batch.
+    """Tokens of context after which decoding is measured: of a whole chat, or of the prompts of a batch.
 
     On slow machines they are fewer, but then the weights, not attention, take most of the time of a step.
     """

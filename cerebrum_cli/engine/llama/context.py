@@ -69,9 +69,9 @@ class LlamaContext:
     they are restored or cleared. With rows of several slots, it also loses states of other slots, which llama.cpp moves
     during the decode. So only the prefill of one slot is interrupted in such a model.
 
-    With `max_rollback`, right after a decode some of its last tokens can be removed from such a state once: all rows of
-    a slot but the first, at most so many. llama.cpp would remove others too, and leave a wrong state. It notes which of
-    its copies is the state, in a note of the slot that is not copied with it.
+    With `max_rollback`, up to that many of a slot's last tokens can be removed from its recurrent state: only once,
+    right after a decode, and never the first row of that step. llama.cpp would also remove others, and leave a wrong
+    state. It records per slot which copy of the state is current, and does not copy that record with the slot.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class LlamaContext:
     def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool) -> bool:
         """Restore a checkpoint; a partial one needs the other cells of the first `length` tokens in the slot.
 
-        llama.cpp restores those without the cells of full attention just as well, so the length is checked.
+        llama.cpp also accepts a partial state when those cells are missing, so the length is checked.
         """
         flags = WHOLE if is_whole else PARTIAL
         if is_whole:
@@ -198,7 +198,8 @@ class LlamaContext:
         """Load a saved state, also of a context with more slots; False, and an empty slot, if it is rejected.
 
         In attention caches, a state begins with the number of separate caches, then for each the number of its cells,
-        which is 0 but for one, and its contents. That number is adapted, with as many zeros before the contents as fit.
+        which is 0 but for one, and its contents. The number of caches is rewritten for this context, and surplus zeros
+        before the contents are skipped.
         """
         with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_COPY) as data:
             words = memoryview(data)[: len(data) // WORD * WORD].cast("I")

@@ -3,7 +3,7 @@
 Files that loaded are remembered by device, inode, size and modification time. Run as a module, this is the child: it
 runs the caller's check of the file, then maps the file, converts text to tokens and back, creates a small context and
 decodes nothing. A file whose vocabulary alone is used is not mapped: it may have no weights. An adapter is loaded after
-its model. Another child decodes several sequences, on which llama.cpp aborts for some architectures.
+its model. A second child decodes several sequences, on which llama.cpp aborts for some architectures.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def require_adapter_loads(adapter: Path, model: Path, remembered: Path, stop: St
 
 
 def runs_several(path: Path, remembered: Path, stop: StopFlag) -> bool:
-    """Whether llama.cpp decodes several sequences of a model, which loads, without a crash; tried once for a file."""
+    """Whether llama.cpp decodes several sequences of a loadable model without crashing; tried once per file."""
     whole, known = file_key(path), _read_keys(remembered)
     if f"{whole} {SEVERAL}" in known or f"{whole} {SINGLE}" in known:
         return f"{whole} {SEVERAL}" in known
