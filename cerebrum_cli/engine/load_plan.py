@@ -70,6 +70,9 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
     Raises EngineError for a requested context or tuned GPU layers that do not fit, and UsageError for experts to keep
     on the CPU without a GPU.
     """
+    if options.vocabulary_only:
+        length = options.context.length or default_context(options.file.trained_context)
+        return LoadPlan(options.file.sizes, resolve(replace(options.context, length=length), options.file.sizes, ()))
     if options.cpu_moe.isdecimal() and not free.devices:
         raise UsageError(
             f"cpu_moe={options.cpu_moe} needs a GPU", "omit cpu_moe: without a GPU, all experts are on the CPU"
@@ -80,10 +83,7 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
     if length := options.context.length:
         require_context(options, free, counts_weights=fits_memory)
     else:
-        default = default_context(options.file.trained_context)
-        length = plan_context(options, default, free)
-        if shortage := short_context_notice(length, default):
-            emit(shortage)
+        length = plan_context(options, free, emit)
     context = replace(options.context, length=length)
     slots = fitting_slots(options, context, free)
     plan = place(options, replace(context, slots=slots), free.devices)
@@ -103,11 +103,17 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
     )
 
 
-def plan_context(options: LoadOptions, default: int, free: FreeMemory) -> int:
+def plan_context(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], None]) -> int:
     """Length of a context for one sequence that fits in memory: the default one, or less, but at least 256 tokens."""
-    if fits(_single(options, default, free).needs, free):
-        return default
-    return _longest(default, lambda length: fits(_single(options, length, free).needs, free))
+
+    def fits_with(length: int) -> bool:
+        return fits(_single(options, length, free).needs, free)
+
+    default = default_context(options.file.trained_context)
+    length = default if fits_with(default) else _longest(default, fits_with)
+    if shortage := short_context_notice(length, default):
+        emit(shortage)
+    return length
 
 
 def require_context(options: LoadOptions, free: FreeMemory, counts_weights: bool) -> None:

@@ -310,6 +310,12 @@ def test_plan_without_a_gpu_refuses_experts_on_the_cpu() -> None:
     assert caught.value.message == "cpu_moe=4 needs a GPU"
 
 
+def test_plan_of_a_vocabulary_alone_needs_no_memory() -> None:
+    requested = replace(MIXTURE, cpu_moe="4", vocabulary_only=True)
+    plan, notices = planned(requested, FreeMemory(GIB))
+    assert (plan.context.length, notices) == (8192, [])
+
+
 def test_plan_of_a_mixture_on_a_cpu_has_large_steps() -> None:
     for model, n_ubatch in (("Qwen3 30B-A3B", 512), ("gpt-oss-20b", 512), ("Mistral 7B", 128)):
         assert planned(options(model), FreeMemory(32 * GIB))[0].context.n_ubatch == n_ubatch
