@@ -135,7 +135,7 @@ def test_vote_shows_its_tally_and_then_the_winning_sample(start: OpenTerminal) -
     assert len(person.screen.lines) == 1
     assert person.end() == 0
     assert person.screen.lines == [
-        "Well, the answer is 日本語の答え.",
+        "The answer is 日本語の答え.",
         "日本語の答え: 3 of 4 votes (75%); runner-up 5: 1",
     ]
 
