@@ -98,13 +98,13 @@ class Tally:
 
     @property
     def counts(self) -> tuple[Count, ...]:
-        """Candidates, best first: by samples, then by the sum of their probabilities, then by the first sample."""
+        """Candidates, best first: by samples, if that is several by the sum of probabilities, then by the first one."""
         groups: dict[str, list[SampleAnswer]] = {}
         for each in self.answers:
             if each.form is not None:
                 groups.setdefault(each.form, []).append(each)
         counts = [_count(form, group) for form, group in groups.items()]
-        return tuple(sorted(counts, key=lambda count: (-count.count, -count.probability_sum)))  # stable
+        return tuple(sorted(counts, key=lambda each: (-each.count, -each.probability_sum * (each.count > 1))))  # stable
 
     @property
     def winner(self) -> Count | None:
@@ -113,9 +113,9 @@ class Tally:
 
     @property
     def tied_samples(self) -> list[int]:
-        """The samples of the leading answers if several have the most samples; none otherwise."""
+        """The samples of the leading answers if several have the most samples, and at least two; none otherwise."""
         counts = self.counts
-        forms = [each.form for each in counts if each.count == counts[0].count]
+        forms = [each.form for each in counts if each.count == counts[0].count > 1]
         return [each.sample for each in self.answers if each.form in forms] if len(forms) > 1 else []
 
     @property

@@ -117,10 +117,11 @@ def test_vote_without_a_final_answer_exits_5(runner: VoteRunner, arguments: tupl
 def test_vote_breaks_ties_by_probability(runner: VoteRunner) -> None:
     # the log probability of a token is minus a thousandth of its id: smaller bytes are likelier
     assert runner.vote("4", replies=[reply(9), reply(1), reply(9), reply(1)])["final_answer"] == "1"
-    assert runner.vote("2", replies=[reply("b"), reply("a")])["votes"]["tally"] == [
-        {"answer": "a", "count": 1},
-        {"answer": "b", "count": 1},
+    assert runner.vote("4", replies=[reply("b"), reply("a")])["votes"]["tally"] == [
+        {"answer": "a", "count": 2},
+        {"answer": "b", "count": 2},
     ]
+    assert runner.vote("2", replies=[reply("b"), reply("a")])["final_answer"] == "b"
 
 
 def test_vote_evaluates_only_tied_samples_again(runner: VoteRunner) -> None:
@@ -135,7 +136,8 @@ def test_vote_evaluates_only_tied_samples_again(runner: VoteRunner) -> None:
 
 def test_vote_interrupted_while_it_breaks_a_tie_is_not_over() -> None:
     seen: list[Event] = []
-    vote = events_of([reply(9), reply(1)], "2", seen, lambda engine: engine.cancel() if len(seen) > 30 else None)
+    replies = [reply(9), reply(1), reply(9), reply(1)]
+    vote = events_of(replies, "4", seen, lambda engine: engine.cancel() if len(seen) > 64 else None)
     assert (vote.final_answer, vote.is_over) == ("9", False)
     assert not any(isinstance(event, AlternativesEvent) for event in seen)
 
@@ -281,10 +283,10 @@ def test_batch_votes_on_every_row(runner: VoteRunner) -> None:
 def test_batch_breaks_ties_by_probability(runner: VoteRunner) -> None:
     source = runner.home / "in.txt"
     source.write_text("".join(f"{row}\n" for row in "abcdefgh"))
-    arguments = (source, "-o", "-", "--votes", "2", "--parallel", "2")
+    arguments = (source, "-o", "-", "--votes", "4", "--parallel", "2")
     done = runner.run(*arguments, replies=[reply(9), reply(1)], command="batch")
     rows = [json.loads(line) for line in done.out.splitlines()]
-    assert [(row["final_answer"], row["seed"] % 2, row["votes"]["samples"]) for row in rows] == [("1", 1, 2)] * 8
+    assert [(row["final_answer"], row["seed"] % 2, row["votes"]["samples"]) for row in rows] == [("1", 1, 4)] * 8
 
 
 def test_batch_samples_have_distinct_seeds(runner: VoteRunner) -> None:
