@@ -140,7 +140,9 @@ def open_for_lm_eval(source: ReplySource, use: Use) -> LoadedModel:
         context = replace(source.use.context, slots=source.use.context.slots or AUTO_PARALLEL)
         return open_model(source.used(context=context, tuned_for="batch"))
     settings = replace(source.settings, cache_type_k=None, cache_type_v=None, flash_attn=None)
-    exact = ContextOptions(16, kv_unified=True, flash_attention=False, cache_type_k="f32", cache_type_v="f32")
+    exact = ContextOptions(
+        slots=16, kv_unified=True, flash_attention=False, cache_type_k="f32", cache_type_v="f32", swa_full=True
+    )
     return open_model(replace(source, settings=settings).used(context=exact, tuned_for="batch"))
 
 

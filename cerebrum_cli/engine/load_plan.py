@@ -144,8 +144,10 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
     """
     sizes, most = options.file.sizes, context.slots
     if context.kv_unified:
-        if sizes.has_windows or not sizes.state_bytes:
-            return 1 if sizes.has_windows else most
+        if sizes.has_windows and not context.swa_full:
+            return 1
+        if not sizes.state_bytes:
+            return most
         most = min(most, UNIFIED_STATE_BYTES // (sizes.state_bytes * context.state_copies))
 
     def on_host(plan: LoadPlan) -> int:

@@ -68,6 +68,7 @@ class ContextOptions:
     - `pad_steps`: with `batch_invariant`, so are matrix multiplications with any type of weights; costs several rows
     - `flash_attention`: None leaves it to llama.cpp
     - `cache_type_k`, `cache_type_v`: types of keys and values in the KV cache
+    - `swa_full`: layers with a sliding window store all tokens, so that many slots can share their cells
     - `n_rs_seq`: number of drafted tokens that can be removed from a recurrent state, each by a copy of the state
     """
 
@@ -82,6 +83,7 @@ class ContextOptions:
     flash_attention: bool | None = None
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
+    swa_full: bool = False
     n_rs_seq: int = 0
 
     @property
@@ -97,7 +99,7 @@ class ContextOptions:
     def cells(self, layer: LayerSizes) -> int:
         """Number of tokens that each KV cache holds of a layer: with a sliding window, no more than a step reads."""
         length = pad_length(self.length)
-        if not layer.window:
+        if not layer.window or self.swa_full:
             return length
         windows = self.slots if self.kv_unified else 1
         return min(length, pad_length(layer.window * windows + self.n_ubatch))

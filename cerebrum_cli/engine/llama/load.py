@@ -81,7 +81,7 @@ def adapted(context: ContextOptions, model: Any, plan: LoadPlan) -> ContextOptio
     has_state, sizes = has_recurrent_state(model), plan.sizes
     is_invariant = context.batch_invariant and not has_state and not any(plan.offloaded)
     needs_own_cells = (has_state and not sizes.state_bytes) or (
-        llama.llama_model_n_swa(model) and not sizes.has_windows
+        llama.llama_model_n_swa(model) and not (sizes.has_windows or context.swa_full)
     )
     is_single = context.slots == 1 or (context.kv_unified and needs_own_cells)
     return replace(
