@@ -161,7 +161,8 @@ class SwapSpace:
     def save(self, sequence: Sequence) -> None:
         """Save the slot of a sequence that is about to be preempted; if that fails, it is evaluated again."""
         backend, slot = self._backend, sequence.slot
-        if slot is None or sequence.is_prefilling or not backend.carries_states or backend.has_pending_copy(slot):
+        self.discard(sequence)
+        if slot is None or not backend.carries_states or not backend.length(slot) or backend.has_pending_copy(slot):
             return
         try:
             if self._directory is None:
@@ -178,13 +179,14 @@ class SwapSpace:
         if sequence.swapped is None:
             return False
         free = (slot for slot in self._scheduler.slots_to_overwrite if not self._backend.has_pending_copy(slot.index))
-        slot, length = next(free, None), sequence.length - 1
+        slot = next(free, None)
         if slot is None:
             return False
         slot.clear()
         is_loaded = self._backend.load_state(slot.index, sequence.swapped)
         self.discard(sequence)
-        if not is_loaded or self._backend.length(slot.index) != length:
+        length = self._backend.length(slot.index)
+        if not is_loaded or not 0 < length <= sequence.first_output:
             self._backend.clear(slot.index)
             return False
         slot.extend(sequence.tokens[:length])

@@ -40,12 +40,12 @@ class Loop:
         self._backend = backend
         self._load_s = load_s
         self._scheduler = Scheduler(backend.slots, backend.kv_unified)
-        self._checkpoints = Checkpoints(backend, self._scheduler)
+        self._checkpoints = checkpoints = Checkpoints(backend, self._scheduler)
         self._swap = SwapSpace(backend, self._scheduler, swap_directory)
         self._max_slots = backend.slots
         self._scorer = Scorer(backend)
         self._reserves_max = backend.slots == 1 or backend.kv_unified
-        self._prompt_cache = PromptCache(backend, self._scheduler, state_store) if state_store else None
+        self._prompt_cache = PromptCache(backend, self._scheduler, checkpoints, state_store) if state_store else None
 
     def process_commands(self, commands: Commands) -> bool:
         """Execute all queued commands, waiting for one if no work is left; False after Close."""
@@ -120,7 +120,7 @@ class Loop:
             scheduler.preempt(sequence)
         if is_free:
             scheduler.waiting.rotate(len(preempted))
-            self._reserve(0)
+            self._reserve(0, backend.slots)
 
     def _admit(self) -> None:
         scheduler, backend = self._scheduler, self._backend
@@ -188,9 +188,9 @@ class Loop:
             return longest, slots
         return required, slots_of(required)
 
-    def _reserve(self, min_length: int) -> None:
+    def _reserve(self, min_length: int, n_slots: int | None = None) -> None:
         length, slots = self._plan_memory()
-        if notice := self._backend.reserve(max(min_length, length), slots):
+        if notice := self._backend.reserve(max(min_length, length), n_slots or slots):
             self._scheduler.waiting[0].emit(notice)
         self._reset_slots()
 

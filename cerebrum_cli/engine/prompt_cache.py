@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from cerebrum_cli.engine.backend import Backend
+from cerebrum_cli.engine.checkpoints import Checkpoints
 from cerebrum_cli.engine.scheduler import Scheduler, Slot, common_prefix, common_prefixes
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import State, StateStore
@@ -14,9 +15,10 @@ MAX_READ_RATIO = 16  # tokens read for each token saved: reading takes about a t
 
 
 class PromptCache:
-    def __init__(self, backend: Backend, scheduler: Scheduler, store: StateStore) -> None:
+    def __init__(self, backend: Backend, scheduler: Scheduler, checkpoints: Checkpoints, store: StateStore) -> None:
         self._backend = backend
         self._scheduler = scheduler
+        self._checkpoints = checkpoints
         self._store = store
 
     def find(self, sequence: Sequence, needs_memory: bool) -> State | None:
@@ -27,7 +29,9 @@ class PromptCache:
         """
         backend, prompt = self._backend, sequence.prompt[: sequence.first_output]
         max_length = backend.context_size if needs_memory else backend.capacity
-        held = 0 if needs_memory else max(common_prefixes(self._scheduler.slots, prompt))
+        slots = [] if needs_memory else self._scheduler.slots
+        shared_lengths = zip(slots, common_prefixes(slots, prompt), strict=True)
+        held = max((self._checkpoints.reusable(slot, length) for slot, length in shared_lengths), default=0)
 
         def is_usable(length: int, shared: int) -> bool:
             is_worth_it = shared - held >= max(MIN_SAVED_TOKENS, length // MAX_READ_RATIO)

@@ -41,7 +41,6 @@ LENGTH = 12  # tokens of a reply
 LONG = STORY * 18  # over 1,500 tokens
 TURN = 40  # tokens of a short question and the markup around it
 MAX_REEVALUATED = 64
-NOT_BUILT = pytest.mark.skip("llama.cpp's program is not built: run `make peers`")
 BROKEN = {"cogvlm": "llama.cpp 0c1e57098 returns the logits of the first tokens of a step, not of those asked for"}
 
 
@@ -214,6 +213,10 @@ def test_long_prompts_are_not_evaluated_again(owner: Owner, count_rows: Callable
         assert count_rows(chat.retry(replace(chat.settings, temperature=0.8), vote)) <= few + 8 * LENGTH
     with replace(owner, is_exact=False).chat() as chat:
         assert count_rows(chat.send("What then?")) <= few + TURN
+        chat.undo()
+        assert count_rows(chat.retry()) <= few
+    with replace(owner, is_exact=False).chat() as chat:
+        assert count_rows(chat.retry()) <= few
 
 
 @pytest.mark.parametrize("owner", ("qwen35", "lfm2", "gemma3", "gpt-oss", "mamba2"), indirect=True)
@@ -226,7 +229,7 @@ def test_vote_evaluates_its_prompt_once(owner: Owner, count_rows: Callable[[Iter
 
 
 @pytest.mark.fuzz
-@pytest.mark.parametrize("name", all_architectures() or [pytest.param("all", marks=NOT_BUILT)])
+@pytest.mark.parametrize("name", all_architectures())
 def test_fuzzed_architecture_gives_the_same_reply_in_every_way(name: str, tmp_path: Path) -> None:
     if name in BROKEN:
         pytest.skip(BROKEN[name])
@@ -241,3 +244,8 @@ def test_fuzzed_architecture_gives_the_same_reply_in_every_way(name: str, tmp_pa
         home = tmp_path / path.stem
         home.mkdir()
         require_equal_replies(Owner(home, path))
+
+
+@pytest.mark.fuzz
+def test_all_architectures_are_fuzzed() -> None:
+    assert all_architectures(), "llama.cpp's program is not built: run `make peers`"

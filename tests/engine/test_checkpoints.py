@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from architectures import write_architecture
 from asking import ask, collect_replies, loaded, running_engine
-from llama_engines import TALE, open_engine, options
+from llama_engines import TALE, options
 from scripted_backend import ScriptedBackend, endless, replies, tokens
 
 from cerebrum_cli.core.conversation import Text
@@ -125,22 +126,23 @@ def test_sequences_are_evaluated_again_if_their_states_cannot_be_written(monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "slot", "after"), [(4, 0, 2), (4, 1, 2), (4, 3, 2), (4, 2, 1), (3, 1, 3)])
-def test_llama_loads_a_state_from_a_context_with_more_slots(
-    tmp_path: Path, chatml_model: Path, before: int, slot: int, after: int
-) -> None:
-    with open_engine(chatml_model) as engine:
-        text = engine.vocabulary.tokenize([Text(TALE)])[:100]
-    path, rows = tmp_path / "state", [TokenRow(slot, at, token, at == 99) for at, token in enumerate(text)]
-    backend = open_llama(options(chatml_model, slots=before), lambda event: None, StopFlag())
-    backend.reserve(256)
-    assert backend.decode(rows)
-    expected = backend.top_tokens(99, 3)
-    backend.save_state(slot, path)
-    backend.reserve(512, after)
-    assert backend.slots == after and backend.load_state(0, path) and backend.length(0) == 100
-    assert backend.trim(0, 99) and backend.decode([TokenRow(0, 99, text[99], True)])
-    assert [each.token for each in backend.top_tokens(0, 3)] == [each.token for each in expected]
+@pytest.mark.parametrize("name", ["llama", "gemma3", "lfm2", "mamba2"])
+def test_llama_loads_a_state_from_a_context_with_other_slots(tmp_path: Path, name: str) -> None:
+    path, model = tmp_path / "state", write_architecture(tmp_path / "model.gguf", name)
+    backend = open_llama(options(model, slots=4), lambda event: None, StopFlag())
+    text = [5 + 7 * at % 90 for at in range(101)]
+    for before, slot, after in ((4, 0, 2), (4, 1, 2), (4, 3, 2), (4, 2, 1), (3, 1, 3), (2, 1, 4)):
+        backend.reserve(256, before)
+        assert backend.decode([TokenRow(slot, at, token, at == 99) for at, token in enumerate(text[:100])])
+        backend.save_state(slot, path)
+        assert backend.decode([TokenRow(slot, 100, text[100], True)])
+        expected = backend.logits(0).copy()
+        backend.reserve(512, after)
+        assert backend.slots == after and backend.load_state(0, path) and backend.length(0) == 100
+        assert backend.decode([TokenRow(0, 100, text[100], True)])
+        assert abs(backend.logits(0) - expected).max() <= 0.01 * abs(expected).max()
+    path.unlink()
+    assert not backend.load_state(0, path) and not backend.length(0)
     backend.close()
 
 

@@ -74,6 +74,28 @@ def require_equal_replies(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, fl
     return compare
 
 
+def test_llama_rolls_back_no_state_that_was_restored(tmp_path: Path) -> None:
+    """The copies of a state belong to the tokens of the last decode, whatever was loaded since."""
+    path, state = write_architecture(tmp_path / "model.gguf", "qwen35"), tmp_path / "state"
+    load_options = replace(options(path), context=replace(EXACT, n_rs_seq=MAX_ROLLBACK))
+    backend = open_llama(load_options, lambda event: None, StopFlag())
+    backend.reserve(256)
+
+    def decode() -> None:
+        backend.clear(0)
+        assert backend.decode([TokenRow(0, at, 5 + at, True) for at in range(40)])
+
+    decode()
+    assert backend.can_trim_slot(0, 36)
+    checkpoint = backend.checkpoint(0)
+    backend.save_state(0, state)
+    for is_saved in (False, True):
+        decode()
+        assert backend.load_state(0, state) if is_saved else backend.restore(0, checkpoint)
+        assert backend.length(0) == 40 and not backend.can_trim_slot(0, 36)
+    backend.close()
+
+
 @pytest.mark.parametrize("kv_unified", [False, True])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("name", ["lfm2", "qwen35", "qwen3moe"])

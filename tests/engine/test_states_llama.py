@@ -15,6 +15,7 @@ from llama_engines import MODELS, TALE, assert_matches_single_run, greedy_reply,
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.checkpoints import TOKENS_BEFORE_END
+from cerebrum_cli.engine.llama.state_files import SIZE
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.state_store import FOOTER, StateStore
@@ -124,14 +125,15 @@ def test_full_disk_is_an_error_and_leaves_no_state(tmp_path: Path, chatml_model:
         state.unlink()
         body, *_ = FOOTER.unpack(content[-FOOTER.size :])
         _, unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-        for room in (body // 2, body - 1, body, len(content) - 1):
+        for room in (body // 2, body - SIZE - 1, body - 1, body, len(content) - 1):
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, unlimited))
             try:
                 with pytest.raises(EngineError) as caught:
                     engine.save_prompt_cache(64)
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
-            problem = "incomplete write" if room == body - 1 else "File too large"  # llama.cpp ignores errors of fclose
+            is_noticed = room != body - SIZE - 1  # llama.cpp ignores errors of fclose
+            problem = "File too large" if is_noticed else "incomplete write"
             assert (caught.value.message, list(tmp_path.iterdir())) == (f"{tmp_path}: {problem}", [])
             assert greedy_reply(engine, prompt)[0].cached == len(prompt) - 1
 

@@ -127,8 +127,8 @@ def _required_tensors(path: Path) -> dict[str, tuple[int, ...]]:
 
 def all_architectures() -> list[str]:
     """Names in the sources that the program was built from; none if it was not built."""
-    tables = PEERS.glob("llama_cpp_python-*/vendor/llama.cpp/src/llama-arch.cpp") if WRITER.exists() else ()
-    return re.findall(r'\{ LLM_ARCH_\w+, +"([\w-]+)" ', max(tables, default=Path(os.devnull)).read_text())
+    [table] = PEERS.glob("llama_cpp_python-*/vendor/llama.cpp/src/llama-arch.cpp") if WRITER.exists() else [None]
+    return re.findall(r'\{ LLM_ARCH_\w+, +"([\w-]+)" ', table.read_text()) if table else []
 
 
 def write_all_kinds(name: str, directory: Path) -> list[Path]:

@@ -6,7 +6,6 @@ import ctypes
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -14,13 +13,10 @@ from zlib import crc32
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.backend import Checkpoint, StopFlag, TokenRow
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log
+from cerebrum_cli.engine.llama.state_files import PARTIAL, WHOLE, load_state
 from cerebrum_cli.engine.memory import ContextOptions, pad_length
 
 INVALID, DONE, NO_ROOM, ABORTED = -1, 0, 1, 2  # results of llama_decode
-STATE_HEADER = 3  # words before a sequence's state in a file
-STATE_MAGIC = 0xAF143CD8  # of llama.cpp
-WORD = 4  # bytes
-WHOLE, PARTIAL = 0, 1  # flags of a sequence's state: all, or only recurrent states and sliding windows
 CACHE_TYPES = {
     "f32": llama.GGML_TYPE_F32,
     "f16": llama.GGML_TYPE_F16,
@@ -52,7 +48,7 @@ def context_params(options: ContextOptions, vocabulary_size: int) -> Any:
     if options.flash_attention is not None:
         params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
     params.kv_unified = options.kv_unified
-    params.swa_full = False
+    params.swa_full = options.swa_full
     params.n_rs_seq = options.n_rs_seq if options.n_rs_seq + 1 < options.n_ubatch else 0  # or decode would abort
     params.no_perf = True
     return params
@@ -100,7 +96,9 @@ class LlamaContext:
         self.max_rollback: int = llama.llama_n_rs_seq(self.handle)
         self._batch = llama.llama_batch_init(options.n_ubatch, 0, 1)
         self._defers_copies = options.n_streams > 1
-        self._n_streams = 0 if llama.llama_model_is_recurrent(model) else options.n_streams
+        self._n_streams = options.n_streams
+        self._state_parts = [not llama.llama_model_is_recurrent(model), *[True] * bool(self._window)]
+        self._state_parts += [False] * bool(llama.llama_model_is_hybrid(model))
         self.pending_copies: set[int] = set()
         self._invalid: set[int] = set()
         self._removable: dict[int, int] = {}  # tokens, by slot
@@ -184,7 +182,7 @@ class LlamaContext:
             self.clear(slot)
         pointer = ctypes.cast(checkpoint.state, ctypes.POINTER(ctypes.c_uint8))
         read = llama.llama_state_seq_set_data_ext(self.handle, pointer, len(checkpoint.state), slot, flags)
-        self._invalid.discard(slot)
+        self._set_valid(slot)
         if (
             read
             and llama.llama_memory_seq_rm(self._memory, slot, checkpoint.length, -1)
@@ -195,38 +193,28 @@ class LlamaContext:
         return False
 
     def load(self, slot: int, path: Path) -> bool:
-        """Load a saved state, also of a context with more slots; False, and an empty slot, if it is rejected.
-
-        In attention caches, a state begins with the number of separate caches, then for each the number of its cells,
-        which is 0 but for one, and its contents. The number of caches is rewritten for this context, and surplus zeros
-        before the contents are skipped.
-        """
-        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_COPY) as data:
-            words = memoryview(data)[: len(data) // WORD * WORD].cast("I")
-            first = STATE_HEADER
-            if self._n_streams and words[first] != self._n_streams:
-                empty = next((n for n, cells in enumerate(words[first + 1 : first + 1 + words[first]]) if cells), 0)
-                first += max(0, empty + 1 - self._n_streams)
-                words[first] = self._n_streams
-            words[first - 2] = STATE_MAGIC  # a state in memory has this and a number before it
-            words.release()
-            start = (first - 2) * WORD
-            state = (ctypes.c_uint8 * (len(data) - start)).from_buffer(data, start)
-            is_loaded = llama.llama_state_seq_set_data_ext(self.handle, state, len(state), slot, WHOLE)
-            del state
-        self._invalid.discard(slot)
+        """Load a saved state; False, and an empty slot, if it is rejected."""
+        self.clear(slot)
+        is_loaded = load_state(self.handle, slot, path, self._n_streams, self._state_parts)
         if not is_loaded:  # the slot may hold part of it
             self.clear(slot)
-        return bool(is_loaded)
+        return is_loaded
 
     def clear(self, slot: int) -> None:
         llama.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        self._set_valid(slot)
+
+    def _set_valid(self, slot: int) -> None:
+        """Record that the recurrent state of a slot is right, and not of a decode with rows that can be removed."""
         self._invalid.discard(slot)
+        self._removable.pop(slot, None)
+        self._rolled_back.discard(slot)
 
     def clear_all(self) -> None:
         """Empty all slots and zero their cells: a NaN in one would spread through attention masks."""
         llama.llama_memory_clear(self._memory, True)
         self._invalid.clear()
+        self._removable.clear()
 
     def close(self) -> None:
         llama.llama_batch_free(self._batch)

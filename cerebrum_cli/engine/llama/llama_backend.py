@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -15,7 +14,7 @@ from cerebrum_cli.core.events import NoticeEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Checkpoint, Sampler, StopFlag, TokenRow, TokenScore
 from cerebrum_cli.engine.llama import batch_invariance
-from cerebrum_cli.engine.llama.bindings import llama, log
+from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.context import (
     LlamaContext,
     context_params,
@@ -34,10 +33,10 @@ from cerebrum_cli.engine.llama.sampler import (
     score_row,
     top_tokens,
 )
+from cerebrum_cli.engine.llama.state_files import save_state
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.load_options import fallback_notice
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, checkpoint_budget, plan_slots
-from cerebrum_cli.engine.state_store import write_error
 from cerebrum_cli.engine.step_costs import MAX_DRAFT
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -282,11 +281,7 @@ class LlamaBackend(LlamaVocabulary):
         return int(llama.llama_state_seq_get_size(self._open_context.handle, slot))
 
     def save_state(self, slot: int, path: Path) -> None:
-        log.problems.clear()
-        written = llama.llama_state_seq_save_file(self._open_context.handle, os.fsencode(path), slot, None, 0)
-        if not written or path.stat().st_size != written:  # llama.cpp ignores write errors of fclose
-            problem = next((line.rpartition("error: ")[2].strip() for line in log.problems), "")
-            raise write_error(path.parent, problem or "incomplete write")
+        save_state(self._open_context.handle, slot, path)
 
     @property
     def carries_states(self) -> bool:
