@@ -143,8 +143,8 @@ def majorities(questions: Sequence[Sequence[Vote]]) -> list[list[float]]:
 
     All questions have as many samples. All subsets of `k` samples vote, or MAX_SUBSETS seeded ones where there are
     more, the same for all questions. The answer with the most samples wins; of tied ones, that with the higher sum of
-    probabilities, then the one of the earlier sample. A sample without an answer votes for nothing, and a vote without
-    an answer is wrong.
+    probabilities if at least two samples agree, then the one of the earlier sample. A sample without an answer votes
+    for nothing, and a vote without an answer is wrong.
     """
     import numpy
 
@@ -188,13 +188,15 @@ def _winners(questions: Sequence[Sequence[Vote]], orders: NDArray[numpy.int64]) 
     """Yield the index of the first sample with the winning answer, by question and order, after each sample.
 
     It is -1 without an answer. A sample counts as one ballot plus its probability in whole units, small enough for the
-    ballots to decide. Only the answer that gets a vote can take the lead, so no other is looked at.
+    ballots to decide; a single sample of an answer as one ballot. Only the answer that gets a vote can take the lead,
+    so no other is looked at.
     """
     import numpy
 
     size = len(questions[0])
     unit = 2 ** (52 - 2 * size.bit_length())
-    ballots = numpy.array([[size * unit + round(vote.probability * unit) for vote in votes] for votes in questions])
+    single = size * unit
+    ballots = numpy.array([[single + round(vote.probability * unit) for vote in votes] for votes in questions])
     labels = numpy.array([_labels(votes) for votes in questions])
     ballots[labels < 0] = 0
     question, order = numpy.ogrid[: len(questions), : len(orders)]
@@ -205,8 +207,9 @@ def _winners(questions: Sequence[Sequence[Vote]], orders: NDArray[numpy.int64]) 
         cells = question, order, labels[:, samples]
         votes, first = counts[cells] + ballots[:, samples], numpy.minimum(firsts[cells], samples)
         counts[cells], firsts[cells] = votes, first
-        leads = (votes > most) | ((votes == most) & (first < winners))
-        most, winners = numpy.where(leads, votes, most), numpy.where(leads, first, winners)
+        rank = numpy.where(votes < 2 * single, numpy.minimum(votes, single), votes)
+        leads = (rank > most) | ((rank == most) & (first < winners))
+        most, winners = numpy.where(leads, rank, most), numpy.where(leads, first, winners)
         yield winners
 
 

@@ -56,7 +56,7 @@ def is_right(votes: Sequence[Vote]) -> bool:
     right = False
     for index, vote in enumerate(votes):
         same = [each for each in votes if each.form == vote.form]
-        standing = (len(same), fsum(each.probability for each in same), -index)
+        standing = (len(same), fsum(each.probability for each in same) * (len(same) > 1), -index)
         if vote.form is not None and standing > best:
             best, right = standing, vote.correct
     return right
@@ -224,12 +224,13 @@ def test_majority_settles_ties_as_a_tally_does() -> None:
     """Equal sums must be equal in any order: 0.1 + 0.2 + 0.7 is not 0.7 + 0.2 + 0.1 in floats."""
     cases = [
         [Vote("a", False, 0.4), Vote("b", True, 0.5)],
+        [*(Vote("a", False, 0.4),) * 2, *(Vote("b", True, each) for each in (0.3, 0.6))],
         [Vote("a", False, 0.5), Vote("b", True, 0.5)],
         [Vote(None, False, 0.9), Vote("b", True, 0.1)],
         [*(Vote("b", True, each) for each in (0.7, 0.2, 0.1)), *(Vote("a", False, each) for each in (0.1, 0.2, 0.7))],
         [*(Vote("b", True, each) for each in (0.1, 0.2, 0.7)), *(Vote("a", False, each) for each in (0.7, 0.2, 0.1))],
     ]
-    assert [majorities([votes])[-1] for votes in cases] == [[1.0], [0.0], [1.0], [1.0], [1.0]]
+    assert [majorities([votes])[-1] for votes in cases] == [[0.0], [1.0], [0.0], [1.0], [1.0], [1.0]]
     for votes in (*cases, *(random_votes(Random(seed), 9) for seed in range(60))):
         tally = Tally(Votes(len(votes), len(votes)))
         for sample, vote in enumerate(votes):
