@@ -200,8 +200,8 @@ class Chat:
         What was evaluated of the previous one is saved; return a notice if that fails.
         """
         notice = None
-        if self.session and self.session.leaf:
-            notice = self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, self.conversation)
+        if self.session and self.session.leaf and not (session and session.leaf == self.session.leaf):
+            notice = self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, self.conversation, empties=True)
         if session:
             session = self.history.acquire(session)
         else:

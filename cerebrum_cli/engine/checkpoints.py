@@ -8,7 +8,6 @@ prefix in common: there is one snapshot of it, which can be loaded into any slot
 
 from __future__ import annotations
 
-import tempfile
 from array import array
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -166,6 +165,8 @@ class SwapSpace:
             return
         try:
             if self._directory is None:
+                import tempfile
+
                 folder = work_directory(self._parent or Path(tempfile.gettempdir()), "cerebrum-swap")
                 self._directory = self._resources.enter_context(folder)
             path = self._directory / f"{next(self._names)}.state"

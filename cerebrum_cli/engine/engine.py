@@ -193,8 +193,13 @@ class Engine(ABC):
     def cancel(self) -> None:
         """Cancel everything, loading included; streams end with the finish reason `cancelled`."""
 
-    def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None) -> None:  # noqa: B027
-        """Save evaluated prompts of at least `min_tokens` tokens, or the one that matches `prompt`, if supported."""
+    def save_prompt_cache(  # noqa: B027
+        self, min_tokens: int, prompt: tuple[int, ...] | None = None, empties: bool = False
+    ) -> None:
+        """Save evaluated prompts of at least `min_tokens` tokens, or the one that matches `prompt`, if supported.
+
+        With `empties`, they are then dropped from memory.
+        """
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:  # noqa: B027
         """Save a common prefix of later prompts, if supported."""

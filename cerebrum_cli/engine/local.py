@@ -204,9 +204,9 @@ class LocalEngine(Engine):
     def cancel(self) -> None:
         self._commands.send(Cancel(None, threading.Event()))
 
-    def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None) -> None:
+    def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None, empties: bool = False) -> None:
         """Save idle slots; running sequences are not saved, and wait meanwhile. EngineError if writing fails."""
-        self._save(SavePromptCache(min_tokens, prompt, SimpleQueue()))
+        self._save(SavePromptCache(min_tokens, prompt, SimpleQueue(), empties=empties))
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:
         """Save a common prefix of later prompts to disk; the idle slot that holds it drops the rest."""

@@ -269,7 +269,7 @@ class Loop:
             if self._prompt_cache and command.prefix:
                 self._prompt_cache.save_prefix(command.prefix)
             elif self._prompt_cache:
-                self._prompt_cache.save(command.min_tokens, command.prompt)
+                self._prompt_cache.save(command.min_tokens, command.prompt, command.empties)
         except Exception as error:
             return Failure(error)
         return None

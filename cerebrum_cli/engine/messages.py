@@ -47,13 +47,14 @@ class Abort(NamedTuple):
 class SavePromptCache(NamedTuple):
     """Save idle slots with at least `min_tokens` unsaved tokens; with `prompt`, only the slot that matches it best.
 
-    A `prefix` is saved on its own instead. `result` receives the failure, or None.
+    `empties` slots that are saved. A `prefix` is saved on its own instead. `result` receives the failure, or None.
     """
 
     min_tokens: int
     prompt: tuple[int, ...] | None
     result: SimpleQueue[Failure | None]
     prefix: tuple[int, ...] = ()
+    empties: bool = False
 
 
 class Close(NamedTuple):

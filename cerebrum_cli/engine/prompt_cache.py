@@ -53,8 +53,11 @@ class PromptCache:
             backend.clear(slot.index)
             self._store.reject(state)
 
-    def save(self, min_tokens: int, prompt: tuple[int, ...] | None) -> None:
-        """Save idle slots with at least `min_tokens` tokens in no state yet; with a prompt, only the best match."""
+    def save(self, min_tokens: int, prompt: tuple[int, ...] | None, empties: bool) -> None:
+        """Save idle slots with at least `min_tokens` tokens in no state yet; with a prompt, only the best match.
+
+        `empties` those slots that are on disk then: in a unified cache, what they hold slows down others.
+        """
         backend, kind = self._backend, self._backend.state_kind
         if kind is None:
             return
@@ -71,6 +74,10 @@ class PromptCache:
                     newest = slot.checkpoints[-1]
                     slot.copy_prefix(slot, newest.length if backend.restore(slot.index, newest) else 0)
                     self._write(slot, kind)
+            stored = self._store.stored_prefix(slot.tokens, kind, self._is_restorable)
+            if empties and len(slot.tokens) - stored < min_tokens:
+                backend.clear(slot.index)
+                slot.clear()
 
     def _write(self, slot: Slot, kind: str) -> None:
         size = self._backend.state_size(slot.index)

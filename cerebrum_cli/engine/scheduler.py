@@ -188,8 +188,8 @@ class Scheduler:
         """Choose a slot for the next waiting sequence, and the slot whose common prefix saves the most as its source.
 
         `reusable` is how much of a slot's first tokens can be reused. A prefix in a running slot has to be copied,
-        which moves `copied_cells` however short it is. In a unified KV cache a copy costs nothing, and replaces the
-        least recently used slot instead of the rest of the source. Tokens whose logits are needed are never
+        which moves `copied_cells` however short it is. In a unified KV cache a copy costs nothing, and if most of
+        the source differs it replaces the least recently used slot instead. Tokens whose logits are needed are never
         reused: the last one, since its logits choose the next, and those of an inspection.
         """
         sequence = self.waiting[0]
@@ -200,7 +200,7 @@ class Scheduler:
         source = max(self.slots, key=lambda slot: (saved[slot.index], not slot.sequence, -slot.index))
         if saved[source.index] <= 0:
             return Admission(sequence, self.slots_to_overwrite[0], source, 0)
-        is_kept = self._kv_unified and shared[source.index] < len(source.tokens)
+        is_kept = self._kv_unified and shared[source.index] < len(source.tokens) // 2  # of another conversation
         slot = self.slots_to_overwrite[0] if source.sequence or is_kept else source
         return Admission(sequence, slot, source, shared[source.index])
 

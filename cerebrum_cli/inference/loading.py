@@ -219,12 +219,17 @@ class LoadedModel:
         """Whether weights were repacked for speed; None behind a server."""
         return self.opener.repacks if self.opener else None
 
-    def save_prompt_cache(self, min_tokens: int, conversation: Conversation | None = None) -> NoticeEvent | None:
-        """Save `min_tokens` or more evaluated tokens, of one conversation or all. Return a notice if that fails."""
+    def save_prompt_cache(
+        self, min_tokens: int, conversation: Conversation | None = None, empties: bool = False
+    ) -> NoticeEvent | None:
+        """Save `min_tokens` or more evaluated tokens, of one conversation or all. Return a notice if that fails.
+
+        With `empties`, they are then dropped from memory.
+        """
 
         def save() -> None:
             prompt = self.responder.tokenize(conversation) if conversation and self.engine.is_loaded else None
-            self.engine.save_prompt_cache(min_tokens, prompt)
+            self.engine.save_prompt_cache(min_tokens, prompt, empties)
 
         return self._notice_of(save)
 

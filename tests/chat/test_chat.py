@@ -307,17 +307,22 @@ def test_next_chat_restores_the_prompt_cache(store: Store, tmp_path: Path, chatm
     assert second.close() is None
 
 
-def test_switch_session_saves_what_the_only_slot_holds(store: Store, tmp_path: Path, chatml_model: Path) -> None:
+@pytest.mark.parametrize("slots", [1, 4])
+def test_switch_session_saves_and_drops_what_was_evaluated(
+    store: Store, tmp_path: Path, chatml_model: Path, slots: int
+) -> None:
     question = "One, in more than sixty-four tokens, since fewer are not worth a file of their own?"
     script = {
         f"S\nUser: {question}\nAI:": " First.",
         f"S\nUser: {question}\nAI: First.\nUser: Two?\nAI:": " Second.",
         "S\nUser: Other?\nAI:": " Third.",
     }
-    chat = make_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=500))
+    backend = ScriptedBackend(replies(script), slots, context_size=500, kv_unified=slots > 1)
+    chat = make_chat(store, tmp_path, chatml_model, lambda: backend)
     list(chat.send(question))
     first = chat.session
     assert chat.switch_session(None) is None
+    assert not any(backend.memory)
     list(chat.send("Other?"))
     assert chat.switch_session(first) is None
     again = list(chat.send("Two?"))

@@ -65,7 +65,14 @@ def test_scheduler_puts_late_samples_first_but_not_between_siblings() -> None:
 def test_unified_cache_copies_to_empty_slots_and_replaces_the_oldest() -> None:
     """A new conversation with the same beginning costs the previous one nothing."""
     scheduler, used = Scheduler(3, kv_unified=True), []
-    for prompt in ("ab old", "ab new", "ab third", "ab other", "ab new, continued"):
+    for prompt in (
+        "ab old one",
+        "ab new one",
+        "ab third one",
+        "ab other one",
+        "ab new one, again",
+        "ab new one, retried",
+    ):
         [sequence] = create_sequences(0, Request(tokens(prompt)), lambda event: None, range(1), 0)
         scheduler.waiting.append(sequence)
         admission = scheduler.next_admission()
@@ -74,7 +81,7 @@ def test_unified_cache_copies_to_empty_slots_and_replaces_the_oldest() -> None:
         scheduler.record_evaluated(sequence, share.tokens)
         scheduler.remove(sequence)
         used.append((admission.slot.index, admission.prefix_length))
-    assert used == [(0, 0), (1, 3), (2, 3), (0, 4), (1, 6)]
+    assert used == [(0, 0), (1, 3), (2, 3), (0, 4), (1, 10), (1, 12)]
     assert scheduler.eviction_candidate is scheduler.slots[2]
     held = {cell for slot in scheduler.slots for cell in slot.cells}
     assert scheduler.has_cells(10, len(held) + 10) and not scheduler.has_cells(10, len(held) + 9)

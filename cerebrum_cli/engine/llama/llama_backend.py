@@ -131,14 +131,15 @@ class LlamaBackend(LlamaVocabulary):
             self._context.close()
             self._context = None
             length = self.context_size if is_single else length
-        self._free, self._batch_invariant = self._measure_memory(), self._options.batch_invariant
+        free = self._free = None if is_single else self._measure_memory()
+        self._batch_invariant = self._options.batch_invariant
         requested, options = self.slots_for(length), replace(self._options, length=length + self._room)
         if not is_single:
             requested = min(requested, max_slots or requested)
         slots = requested
         if self._options.pad_steps and slots > 2:
             slots = batch_invariance.stable_slots(slots + batch_invariance.ROW_GROUP - 1)
-            slots = slots if is_single else plan_slots(self._sizes, slots, options, self._offloaded, self._free)
+            slots = plan_slots(self._sizes, slots, options, self._offloaded, free) if free else slots
         while self._context is None:
             if self._options.pad_steps:
                 slots = batch_invariance.stable_slots(slots)

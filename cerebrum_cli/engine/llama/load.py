@@ -20,7 +20,7 @@ from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.load_options import AdapterFile, LoadOptions, option_notices
 from cerebrum_cli.engine.load_plan import LoadPlan, plan_load
 from cerebrum_cli.engine.machine import save_devices, thread_count
-from cerebrum_cli.engine.memory import ContextOptions, host_bytes, weight_needs
+from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, host_bytes, weight_needs
 
 
 def open_llama(
@@ -58,13 +58,18 @@ def open_llama(
         hint = "use the CPU with --gpu-layers 0" if offloads else "use --parallel 1"
         emit(NoticeEvent(f"batch_invariant has no effect on a {'GPU' if offloads else 'recurrent model'}", hint))
     adapters = () if options.vocabulary_only else load_adapters(model, file.adapters)
-    allocated = max(0, free.host - free_memory().host)
-    mapped = max(0, host_bytes(weight_needs(plan.sizes, plan.offloaded), free.devices) - allocated)
+    mapped = mapped_bytes(plan, free) if plan.context.n_streams > 1 else 0
     context, fallback = adapted(plan.context, model, plan), plan.baseline and adapted(plan.baseline, model, plan)
     backend = LlamaBackend(model, context, stop, plan.sizes, plan.offloaded, fallback, adapters, mapped, plan.repack)
     if options.whole_context and (replaced := backend.reserve(plan.context.length)):
         emit(replaced)
     return backend
+
+
+def mapped_bytes(plan: LoadPlan, free: FreeMemory) -> int:
+    """Bytes of weights in host memory that loading has not allocated, from what was free before."""
+    allocated = max(0, free.host - free_memory().host)
+    return max(0, host_bytes(weight_needs(plan.sizes, plan.offloaded), free.devices) - allocated)
 
 
 def is_parallel(model: Any, path: Path, loaded_files: Path, stop: StopFlag) -> bool:
