@@ -116,7 +116,7 @@ def test_lm_eval_resumes_after_an_interrupt(command: CommandLine, tasks: Path, t
     output = tmp_path / "results.json"
     arguments = ("lm-eval", "replies", *MODEL, "--include-path", tasks, "--offline", "--log-samples", "-o", output)
     process = command.start(*arguments)
-    wait_until(lambda: process.poll() is not None or any(path.stat().st_size > 8000 for path in cache.glob("*")))
+    wait_until(lambda: process.poll() is not None or any(path.stat().st_size > 8000 for path in cache.glob("*.db")))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     if process.returncode == 0:
