@@ -95,7 +95,6 @@ class LlamaContext:
         self._recurrent = has_recurrent_state(model)
         self.max_rollback: int = llama.llama_n_rs_seq(self.handle)
         self._batch = llama.llama_batch_init(options.n_ubatch, 0, 1)
-        self._defers_copies = options.n_streams > 1
         self._n_streams = options.n_streams
         self._state_parts = [not llama.llama_model_is_recurrent(model), *[True] * bool(self._window)]
         self._state_parts += [False] * bool(llama.llama_model_is_hybrid(model))
@@ -142,7 +141,7 @@ class LlamaContext:
         if source in self._rolled_back:
             self.restore(source, self.checkpoint(source, is_whole=False), is_whole=False)
         llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-        if self._defers_copies:
+        if self._n_streams > 1:
             self.pending_copies |= {source, target}
 
     def can_trim(self, slot: int, length: int) -> bool:
@@ -215,6 +214,7 @@ class LlamaContext:
         llama.llama_memory_clear(self._memory, True)
         self._invalid.clear()
         self._removable.clear()
+        self._rolled_back.clear()
 
     def close(self) -> None:
         llama.llama_batch_free(self._batch)

@@ -93,6 +93,7 @@ class LlamaBackend(LlamaVocabulary):
         self.context_size: int = max(1, options.length - self._room)
         self.slots: int = options.slots
         self.batch_size: int = options.n_ubatch
+        self.checkpoint_budget = checkpoint_budget(self._sizes, options)
 
     @property
     def capacity(self) -> int:
@@ -153,6 +154,7 @@ class LlamaBackend(LlamaVocabulary):
                 self._batch_invariant &= slots > 1  # one sequence alone needs no slot for padding
                 slots = max(1, slots // 2)  # memory was allocated meanwhile
         self._made_with = options
+        self.checkpoint_budget = checkpoint_budget(self._sizes, options)
         self.slots = min(slots, requested)
 
     @property
@@ -257,10 +259,6 @@ class LlamaBackend(LlamaVocabulary):
     @property
     def needs_checkpoints(self) -> bool:
         return not self.can_trim or self._window > 0
-
-    @property
-    def checkpoint_budget(self) -> int:
-        return checkpoint_budget(self._sizes, self._made_with)
 
     def checkpoint(self, slot: int, is_whole: bool = False) -> Checkpoint:
         return self._open_context.checkpoint(slot, is_whole)
