@@ -49,6 +49,14 @@ class Checkpoints:
             return length
         return max((each.length for each in slot.checkpoints if each.length <= length), default=0)
 
+    def slot_to_load(self) -> Slot | None:
+        """Empty the free slot whose contents are the smallest loss, of those that no pending copy reads or writes."""
+        free = self._scheduler.slots_to_overwrite
+        slot = next((slot for slot in free if not self._backend.has_pending_copy(slot.index)), None)
+        if slot:
+            slot.clear()
+        return slot
+
     def rewind(self, slot: Slot, length: int, checkpoints: Iterable[Checkpoint]) -> int:
         """Shorten what llama.cpp holds in a slot to `length` tokens, or to a checkpoint before; the number left."""
         backend, held = self._backend, self._backend.length(slot.index)
@@ -98,11 +106,10 @@ class Checkpoints:
         if snapshot is None or common_prefix(snapshot.tokens, tokens) < len(snapshot.tokens):
             return
         pairs = zip(scheduler.slots, shared, strict=True)
-        free = [slot for slot in scheduler.slots_to_overwrite if not self._backend.has_pending_copy(slot.index)]
-        if free and all(self.reusable(slot, length) < len(snapshot.tokens) for slot, length in pairs):
-            free[0].clear()
-            if self._backend.restore(free[0].index, snapshot.checkpoint, is_whole=True):
-                free[0].extend(snapshot.tokens)
+        is_longest = all(self.reusable(slot, length) < len(snapshot.tokens) for slot, length in pairs)
+        slot = self.slot_to_load() if is_longest else None
+        if slot and self._backend.restore(slot.index, snapshot.checkpoint, is_whole=True):
+            slot.extend(snapshot.tokens)
 
     def before_step(self, step: Step) -> None:
         """Copy the recurrent state of a prompt in progress: an interruption would leave it half updated."""
@@ -149,9 +156,10 @@ class SwapSpace:
     `parent`, or else in the system's, when it is needed.
     """
 
-    def __init__(self, backend: Backend, scheduler: Scheduler, parent: Path | None) -> None:
+    def __init__(self, backend: Backend, scheduler: Scheduler, checkpoints: Checkpoints, parent: Path | None) -> None:
         self._backend = backend
         self._scheduler = scheduler
+        self._checkpoints = checkpoints
         self._parent = parent
         self._directory: Path | None = None
         self._names = count()
@@ -179,11 +187,9 @@ class SwapSpace:
         """Admit a sequence to a free slot with its saved state; False if it has to be evaluated again."""
         if sequence.swapped is None:
             return False
-        free = (slot for slot in self._scheduler.slots_to_overwrite if not self._backend.has_pending_copy(slot.index))
-        slot = next(free, None)
+        slot = self._checkpoints.slot_to_load()
         if slot is None:
             return False
-        slot.clear()
         is_loaded = self._backend.load_state(slot.index, sequence.swapped)
         self.discard(sequence)
         length = self._backend.length(slot.index)

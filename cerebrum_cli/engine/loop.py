@@ -41,7 +41,7 @@ class Loop:
         self._load_s = load_s
         self._scheduler = Scheduler(backend.slots, backend.kv_unified)
         self._checkpoints = checkpoints = Checkpoints(backend, self._scheduler)
-        self._swap = SwapSpace(backend, self._scheduler, swap_directory)
+        self._swap = SwapSpace(backend, self._scheduler, checkpoints, swap_directory)
         self._max_slots = backend.slots
         self._scorer = Scorer(backend)
         self._reserves_max = backend.slots == 1 or backend.kv_unified

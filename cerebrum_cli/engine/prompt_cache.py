@@ -6,7 +6,7 @@ from functools import partial
 
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.checkpoints import Checkpoints
-from cerebrum_cli.engine.scheduler import Scheduler, Slot, common_prefix, common_prefixes
+from cerebrum_cli.engine.scheduler import Scheduler, Slot, common_prefix, reusable_prefixes
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import State, StateStore
 
@@ -30,8 +30,7 @@ class PromptCache:
         backend, prompt = self._backend, sequence.prompt[: sequence.first_output]
         max_length = backend.context_size if needs_memory else backend.capacity
         slots = [] if needs_memory else self._scheduler.slots
-        shared_lengths = zip(slots, common_prefixes(slots, prompt), strict=True)
-        held = max((self._checkpoints.reusable(slot, length) for slot, length in shared_lengths), default=0)
+        held = max(reusable_prefixes(slots, prompt, self._checkpoints.reusable), default=0)
 
         def is_usable(length: int, shared: int) -> bool:
             is_worth_it = shared - held >= max(MIN_SAVED_TOKENS, length // MAX_READ_RATIO)
@@ -42,11 +41,9 @@ class PromptCache:
 
     def restore(self, state: State) -> None:
         """Load a state into a free slot, where admission will find it; not if a copy to or from each is pending."""
-        backend, free = self._backend, self._scheduler.slots_to_overwrite
-        slot = next((slot for slot in free if not backend.has_pending_copy(slot.index)), None)
+        backend, slot = self._backend, self._checkpoints.slot_to_load()
         if slot is None:
             return
-        slot.clear()
         if backend.load_state(slot.index, state.path) and backend.length(slot.index) == len(state.tokens):
             slot.extend(state.tokens)
         else:
@@ -68,21 +65,23 @@ class PromptCache:
         for slot in sorted(idle, key=lambda slot: -len(slot.tokens)):
             if backend.has_pending_copy(slot.index) or backend.length(slot.index) != len(slot.tokens):
                 continue  # a difference was never seen, but a mislabeled state would give wrong answers from then on
-            if len(slot.tokens) - self._store.stored_prefix(slot.tokens, kind, self._is_restorable) >= min_tokens:
+            if self._count_unsaved(slot, kind) >= min_tokens:
                 self._write(slot, kind)
                 if slot.checkpoints:  # memory that cannot be trimmed: what a retry, or the next prompt, returns to
                     newest = slot.checkpoints[-1]
                     slot.copy_prefix(slot, newest.length if backend.restore(slot.index, newest) else 0)
                     self._write(slot, kind)
-            stored = self._store.stored_prefix(slot.tokens, kind, self._is_restorable)
-            if empties and len(slot.tokens) - stored < min_tokens:
+            if empties and self._count_unsaved(slot, kind) < min_tokens:
                 backend.clear(slot.index)
                 slot.clear()
 
-    def _write(self, slot: Slot, kind: str) -> None:
-        size = self._backend.state_size(slot.index)
+    def _count_unsaved(self, slot: Slot, kind: str) -> int:
+        return len(slot.tokens) - self._store.stored_prefix(slot.tokens, kind, self._is_restorable)
+
+    def _write(self, slot: Slot, kind: str, is_prefix: bool = False) -> None:
         if slot.tokens:
-            self._store.write(slot.tokens, kind, size, partial(self._backend.save_state, slot.index))
+            size, save = self._backend.state_size(slot.index), partial(self._backend.save_state, slot.index)
+            self._store.write(slot.tokens, kind, size, save, is_prefix)
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:
         """Save a common prefix of prompts from an idle slot, which drops the rest, unless a state has it already."""
@@ -94,8 +93,7 @@ class PromptCache:
         if slot is None or not backend.trim(slot.index, len(tokens)):
             return
         slot.copy_prefix(slot, len(tokens))
-        size = backend.state_size(slot.index)
-        self._store.write(tokens, kind, size, partial(backend.save_state, slot.index), is_prefix=True)
+        self._write(slot, kind, is_prefix=True)
 
     def _is_restorable(self, length: int, shared: int) -> bool:
         """Whether a state fits the largest context and can be trimmed to the shared prefix."""

@@ -193,8 +193,7 @@ class Scheduler:
         reused: the last one, since its logits choose the next, and those of an inspection.
         """
         sequence = self.waiting[0]
-        lengths = common_prefixes(self.slots, sequence.tokens[: sequence.first_output])
-        shared = [reusable(slot, length) if length else 0 for slot, length in zip(self.slots, lengths, strict=True)]
+        shared = reusable_prefixes(self.slots, sequence.tokens[: sequence.first_output], reusable)
         copy_cost = 0 if self._kv_unified else copied_cells // CELLS_PER_TOKEN
         saved = [each - copy_cost * bool(slot.sequence) for each, slot in zip(shared, self.slots, strict=True)]
         source = max(self.slots, key=lambda slot: (saved[slot.index], not slot.sequence, -slot.index))
@@ -302,6 +301,12 @@ def common_prefixes(slots: Iterable[Slot], tokens: Many[int]) -> list[int]:
     """Length of the common prefix of the tokens with those in each slot."""
     packed = pack_tokens(tokens)
     return [common_tokens(pack_tokens(slot.tokens), packed) for slot in slots]
+
+
+def reusable_prefixes(slots: Many[Slot], tokens: Many[int], reusable: Callable[[Slot, int], int]) -> list[int]:
+    """How much of the common prefix of the tokens with those in each slot can be reused."""
+    lengths = common_prefixes(slots, tokens)
+    return [reusable(slot, length) if length else 0 for slot, length in zip(slots, lengths, strict=True)]
 
 
 def common_prefix(a: Many[int], b: Many[int]) -> int:
