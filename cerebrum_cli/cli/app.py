@@ -170,7 +170,7 @@ class App:
 
         `preferred` is what a use of the model, such as a vote, sets over the first two. Raises ConfigError, UsageError.
         """
-        row = model.spec.settings if model and model.spec else {}
+        row = model.spec.layer if model and model.spec else {}
         return fold(row, preferred or {}, self.config.settings, overrides)
 
     def readable_settings(self, overrides: Layer) -> Settings:

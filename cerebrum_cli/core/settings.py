@@ -97,14 +97,23 @@ SHORTHANDS = {"cache_type": ("cache_type_k", "cache_type_v")}  # names that stan
 ATTENTION_KEYS = ("cache_type_k", "cache_type_v", "flash_attn")
 LOAD_KEYS = ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", "cpu_moe", *ATTENTION_KEYS)
 REPLY_KEYS = (*LOAD_KEYS, "drafts", *GENERATION_KEYS)  # of commands that generate replies
+MODES = {True: "thinking", False: "no_thinking"}  # tables of a layer that apply while `think` is on or off
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
 
 
 def fold(*layers: Layer) -> Settings:
-    """Merge layers, later ones over earlier ones; None in a layer sets nothing. Raises UsageError."""
+    """Merge layers, later ones over earlier ones; None in a layer sets nothing. Raises UsageError.
+
+    A layer may have tables for one mode only. The mode is that of the merged `think`.
+    """
+    think = next((layer["think"] for layer in reversed(layers) if layer.get("think") is not None), None)
+    mode = MODES[validate("think", think) != "off"] if think is not None else ""
     values: dict[str, Any] = {}
     for layer in layers:
-        values.update((key, validate(key, value)) for key, value in layer.items() if value is not None)
+        given = {**layer, **layer.get(mode, {})}
+        values.update(
+            (key, validate(key, value)) for key, value in given.items() if key in OPTIONS and value is not None
+        )
     return Settings(**values)
 
 

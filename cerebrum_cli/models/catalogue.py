@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import ConfigError, UsageError
-from cerebrum_cli.core.settings import KEYS, in_directory, validate
+from cerebrum_cli.core.settings import KEYS, MODES, SAMPLING_KEYS, Layer, in_directory, validate
 from cerebrum_cli.models.reference import MODEL_NAME, REPO_ID, is_safe_path
 from cerebrum_cli.models.variants import same_quantization
 
@@ -72,7 +72,8 @@ class ModelSpec:
 
     `context_size` is the trained context in tokens, `kv_bytes_per_token` its KV cache in f16. In `file`, `{quant}`
     stands for the quantization; `revision` is a commit, branch or tag other than main. `recipe` is the merge recipe
-    of a model that is not downloaded itself.
+    of a model that is not downloaded itself. `settings` are recommended, `thinking` and `no_thinking` while `think` is
+    on or off.
     """
 
     name: str
@@ -92,6 +93,13 @@ class ModelSpec:
     alternatives: tuple[Repository, ...] = ()
     refuse: tuple[Refusal, ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
+    thinking: Mapping[str, object] = field(default_factory=dict)
+    no_thinking: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def layer(self) -> Layer:
+        """The recommended settings, with the tables of both modes."""
+        return {**self.settings, **{mode: getattr(self, mode) for mode in MODES.values()}}
 
     @property
     def sources(self) -> tuple[Repository, ...]:
@@ -171,7 +179,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _spec(directory: Path, name: str, row: dict[str, Any]) -> ModelSpec:
-    checks = _ROW | {"recipe": partial(_recipe, directory), "settings": partial(_settings, directory)}
+    checks = _ROW | {"recipe": partial(_recipe, directory), "settings": partial(_settings, directory, KEYS)}
+    checks |= {mode: partial(_settings, directory, SAMPLING_KEYS) for mode in MODES.values()}
     values = _table(checks, row, ("file",) if "repo_id" in row else ())
     return ModelSpec(name, **{"title": name, **values})
 
@@ -225,7 +234,7 @@ def _models(value: object) -> dict[str, dict[str, Any]]:
     return {_at(name, _name, name): _at(name, _dict, row) for name, row in _dict(value).items()}
 
 
-def _settings(directory: Path, value: object) -> Mapping[str, object]:
+def _settings(directory: Path, keys: Sequence[str], value: object) -> Mapping[str, object]:
     def check(key: str, item: object) -> object:
         try:
             validate(key, item, key)
@@ -233,7 +242,7 @@ def _settings(directory: Path, value: object) -> Mapping[str, object]:
             raise _Invalid(f"{error.message}: {error.hint}") from error
         return item
 
-    return in_directory(_table({key: partial(check, key) for key in KEYS}, value), directory)
+    return in_directory(_table({key: partial(check, key) for key in keys}, value), directory)
 
 
 def _quantizations(value: object) -> tuple[Quantization, ...]:

@@ -65,6 +65,13 @@ def test_settings_later_layers_override_and_none_is_ignored() -> None:
     assert fold() == fold({}, {"seed": None}) == Settings()
 
 
+def test_settings_of_a_mode_apply_while_the_merged_think_is_on_or_off() -> None:
+    row = {"temperature": 1.0, "think": "on", "thinking": {"top_k": 5}, "no_thinking": {"temperature": 0.7, "top_k": 7}}
+    assert fold(row) == fold(row, {"think": 64}, {"think": "on"}) == Settings(temperature=1.0, top_k=5, think="on")
+    assert fold(row, {"top_k": 1}, {"think": False}) == Settings(temperature=0.7, top_k=1, think="off")
+    assert fold({**row, "think": None}) == Settings(temperature=1.0)
+
+
 def test_settings_convert_each_value_to_its_type() -> None:
     assert set(GOOD) == set(KEYS)
     settings = fold(GOOD)

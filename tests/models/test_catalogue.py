@@ -128,6 +128,11 @@ def test_catalogue_user_file_adds_a_row(tmp_path: Path) -> None:
     refuse = [{repo_id = "you/Mine-old", reason = "it is old"}]
     [models.mine.settings]
     temperature = 0.5
+    think = "on"
+    [models.mine.thinking]
+    top_k = 20
+    [models.mine.no_thinking]
+    presence_penalty = 1.5
     """
     alternative = Repository("you/Mine", "Mine-{quant}.gguf", (Quantization("Q8_0", 20),), "v1")
     spec = row(tmp_path, "mine", text)
@@ -146,7 +151,9 @@ def test_catalogue_user_file_adds_a_row(tmp_path: Path) -> None:
         notes="Mine.",
         alternatives=(alternative,),
         refuse=(Refusal("you/Mine-old", "it is old"),),
-        settings={"temperature": 0.5},
+        settings={"temperature": 0.5, "think": "on"},
+        thinking={"top_k": 20},
+        no_thinking={"presence_penalty": 1.5},
     )
     own = Repository("me/Mine-GGUF", "mine.{quant}.gguf", (Quantization("Q4_0", 10),), "refs/pr/1")
     assert spec.sources == (own, alternative)
@@ -214,6 +221,8 @@ PACKAGE = (
         (REFUSAL.replace('"broken"', "1"), "models.a.refuse.1.reason: must be non-empty text"),
         (f"{REFUSAL}why = 1", "models.a.refuse.1.why: unknown key; the keys are repo_id, reason"),
         ("[models.a.settings]\ntop_p = 2", "models.a.settings.top_p: top_p is 2: it must be a number from 0 to 1"),
+        ("[models.a.thinking]\nmin_p = 2", "models.a.thinking.min_p: min_p is 2: it must be a number from 0 to 1"),
+        ('[models.a.no_thinking]\nthink = "off"', "models.a.no_thinking.think: unknown key; the keys are max_tokens,"),
     ],
 )
 def test_catalogue_error_names_file_row_and_key(tmp_path: Path, text: str, said: str) -> None:
