@@ -73,7 +73,7 @@ class ModelSpec:
     `context_size` is the trained context in tokens, `kv_bytes_per_token` its KV cache in f16. In `file`, `{quant}`
     stands for the quantization; `revision` is a commit, branch or tag other than main. `recipe` is the merge recipe
     of a model that is not downloaded itself. `settings` are recommended, `thinking` and `no_thinking` while `think` is
-    on or off.
+    on or off. `good_for` is one word.
     """
 
     name: str
@@ -87,6 +87,7 @@ class ModelSpec:
     context_size: int | None = None
     kv_bytes_per_token: int | None = None
     license: str | None = None
+    good_for: str | None = None
     notes: str = ""
     package: PackageSource | None = None
     recipe: Path | None = None
@@ -288,6 +289,7 @@ _ROW: dict[str, Check] = {
     "context_size": _positive_integer,
     "kv_bytes_per_token": _positive_integer,
     "license": _text,
+    "good_for": _matching(r"\S+", "must be one word"),
     "notes": _text,
     "package": lambda value: PackageSource(**_table(_PACKAGE, value, _PACKAGE)),
     "alternatives": _list(lambda value: Repository(**_table(_REPOSITORY, value, ("repo_id", "file")))),

@@ -10,13 +10,14 @@ from typing import NamedTuple
 _SUFFIX = ".gguf"
 # As llama.cpp names parts (llama_split_path): five digits, starting at 1.
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
-# Quantization at the end of a file name, as spelled by llama-quantize and by repositories.
+# Quantization at the end of a file name, as spelled by llama-quantize and by repositories, or else within it.
 _LABEL = re.compile(
     r"(?:^|[-._])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))"
     r"(?:[-._]imat(?:rix)?)?$",
     re.IGNORECASE,
 )
-_PROJECTOR = re.compile(r"(?:^|[-._])mmproj(?:[-._]|$)", re.IGNORECASE)  # a part of other models
+_INNER_LABEL = re.compile(r"[-._]((?:UD-)?I?Q[1-8]_[A-Z0-9_]+)(?=[-.])", re.IGNORECASE)
+_PART_OF_OTHERS = re.compile(r"(?:^|[-._])mmproj(?:[-._]|$)|^mtp-", re.IGNORECASE)  # projectors, heads that draft
 _IMATRIX = re.compile(r"(?:^|[-._])imatrix(?:[-._]|$)", re.IGNORECASE)  # statistics, unless a quantization follows
 
 
@@ -41,7 +42,7 @@ def variants(files: Iterable[str]) -> tuple[Variant, ...]:
 def is_model(file: str) -> bool:
     stem, part, total = _parse_split(file)
     stem = PurePosixPath(stem).name
-    is_auxiliary = _PROJECTOR.search(stem) or (_IMATRIX.search(stem) and not _LABEL.search(stem))
+    is_auxiliary = _PART_OF_OTHERS.search(stem) or (_IMATRIX.search(stem) and not _LABEL.search(stem))
     return (
         file.lower().endswith(_SUFFIX)
         and bool(stem)
@@ -63,9 +64,9 @@ def is_part(name: str) -> bool:
 
 
 def quantization_of(file: str) -> str:
-    """Quantization at the end of a file name, in capitals; else its stem in characters a reference allows."""
+    """Quantization in a file name, in capitals; else its stem in characters a reference allows."""
     stem = PurePosixPath(_parse_split(file)[0]).name
-    label = _LABEL.search(stem)
+    label = _LABEL.search(stem) or _INNER_LABEL.search(stem)
     return label[1].upper() if label else name_from_stem(stem) or "model"
 
 

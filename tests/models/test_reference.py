@@ -217,6 +217,8 @@ def parts(stem: str, count: int, ending: str = ".gguf") -> tuple[str, ...]:
         ("Q4_K_M.gguf", "Q4_K_M"),
         ("Cerebrum-1.0-7b-Q8_0-00002-of-00003.GGUF", "Q8_0"),
         ("x-Q6_K-f16.gguf", "F16"),
+        ("gemma-4-E4B_q4_0-it.gguf", "Q4_0"),
+        ("x.UD-Q4_K_XL.v2.gguf", "UD-Q4_K_XL"),
         ("model.gguf", "model"),
         ("Llama-Q4-instruct.gguf", "Llama-Q4-instruct"),
         ("Q4_K_M/model-v2.gguf", "model-v2"),
@@ -237,6 +239,7 @@ def test_variants_compare_quantizations_loosely() -> None:
 IN_TWO, IN_THREE = parts("x-Q8_0", 2), parts("x-Q8_0", 3)
 WHOLE = Variant("Q4_0", ("x-Q4_0.gguf",))
 AUXILIARY = ("mmproj-F16.gguf", "mmproj-model-f16.gguf", "x.mmproj-Q8_0.gguf", "folder/MMPROJ-x.gguf", "imatrix.gguf")
+OF_OTHERS = ("Ministral-3-8B-Instruct-2512-BF16-mmproj.gguf", "gemma-4-26B-it-mmproj.gguf", "mtp-Qwen3.5-4B-Q8_0.gguf")
 NO_MODELS = ("x-imatrix.gguf", "imatrix_unsloth.gguf", "x-Q4_0.gguf.part", "x-Q4_0.bin", "README.md", "config.json")
 INVALID_PARTS = ("x-Q4_0-00000-of-00000.gguf", "x-Q4_0-00001-of-00000.gguf", "x-Q4_0-00003-of-00002.gguf")
 
@@ -245,7 +248,7 @@ INVALID_PARTS = ("x-Q4_0-00000-of-00000.gguf", "x-Q4_0-00001-of-00000.gguf", "x-
     ("files", "found"),
     [
         ((), ()),
-        ((*AUXILIARY, *NO_MODELS, *INVALID_PARTS), ()),
+        ((*AUXILIARY, *OF_OTHERS, *NO_MODELS, *INVALID_PARTS), ()),
         (
             ("x-Q8_0.gguf", "old/x.q4_0.gguf"),
             (Variant("Q4_0", ("old/x.q4_0.gguf",)), Variant("Q8_0", ("x-Q8_0.gguf",))),
@@ -257,7 +260,10 @@ INVALID_PARTS = ("x-Q4_0-00000-of-00000.gguf", "x-Q4_0-00001-of-00000.gguf", "x-
         ((*IN_THREE[1:], *IN_TWO), (Variant("Q8_0", IN_TWO),)),
         (("x.gguf", "x.GGUF"), (Variant("x", ("x.GGUF",)), Variant("x", ("x.gguf",)))),
         *(((name,), (Variant("Q4_0", (name,)),)) for name in ("mmprojected-Q4_0.gguf", "imatrixed-7b-Q4_0.gguf")),
-        (("mmproj/x-Q4_0.gguf",), (Variant("Q4_0", ("mmproj/x-Q4_0.gguf",)),)),
+        *(
+            ((name,), (Variant("Q4_0", (name,)),))
+            for name in ("mmproj/x-Q4_0.gguf", "x-mtp-Q4_0.gguf", "mtp/x-Q4_0.gguf")
+        ),
     ],
 )
 def test_variants_group_files_into_models(files: tuple[str, ...], found: tuple[Variant, ...]) -> None:

@@ -24,6 +24,7 @@ from loopback import ArmedFault, CountedFault, Loopback, LoopbackHandler, reset
 
 Part = Literal["api", "resolve", "cdn", "other"]
 Headers = tuple[tuple[str, str], ...]
+Source = bytes | Path | int  # of a file; of one that is only listed, its size
 
 BLOCK = 256 * 1024
 DATASETS = "datasets/"
@@ -261,8 +262,10 @@ class Content:
     blob_id: str
 
     @classmethod
-    def of(cls, name: str, source: bytes | Path) -> Content:
+    def of(cls, name: str, source: Source) -> Content:
         """Read a file once for its digests; one of Git LFS by its name."""
+        if isinstance(source, int):
+            return replace(cls.of(name, name.encode()), size=source)
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         with opened(source) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -299,7 +302,7 @@ class Repository:
     branches: dict[str, Commit] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
 
-    def commit(self, files: Mapping[str, bytes | Path | None], branch: str = "main") -> str:
+    def commit(self, files: Mapping[str, Source | None], branch: str = "main") -> str:
         """Move a branch on with files new, changed or, if None, removed. Return the commit's hash."""
         parent = self.branches.get(branch) or self.branches.get("main") or Commit("", {})
         changed = {name: Content.of(name, source) for name, source in files.items() if source is not None}
@@ -360,7 +363,7 @@ class HubServer:
         if bugs and error is None:
             raise bugs[0]
 
-    def repository(self, repo_id: str, files: Mapping[str, bytes | Path], **access: Any) -> Repository:
+    def repository(self, repo_id: str, files: Mapping[str, Source], **access: Any) -> Repository:
         """Create a repository with a first commit on `main`; `access` are fields of `Repository`."""
         self.repositories[repo_id] = repository = Repository(repo_id, **access)
         repository.commit(files)
