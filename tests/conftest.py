@@ -68,6 +68,12 @@ def chatml_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def thinker() -> Path:
+    """A trained model that does small sums and reasons inside `<think>`, with a template like Qwen3.5's."""
+    return sound(Path(__file__).parent / "data" / "thinker.gguf")
+
+
+@pytest.fixture(scope="session")
 def recurrent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Mamba, which cannot forget the last tokens alone."""
     return sound(write_recurrent(tmp_path_factory.mktemp("models") / "recurrent.gguf"))

@@ -1,29 +1,22 @@
-"""Write a trained model as GGUF with Mistral's full vocabulary: embeddings in Q8_0, matrices in F16, norms in F32."""
+"""Write a trained model as GGUF with its full vocabulary: embeddings in Q8_0, matrices in F16, norms in F32."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from gguf.quants import quantize
-from mistral_vocabulary import MetadataValue, tokenizer_metadata
+from mistral_vocabulary import MetadataValue
 
 from cerebrum_cli.formats.plain import CEREBRUM
 from nano.data import Vocabulary
 from nano.model import Nano, Shape
+from nano.thinker import CHAT_TEMPLATE as THINKER_TEMPLATE
 
 MOSTLY_F16 = 1
-GENERAL: dict[str, MetadataValue] = {
-    "general.type": "model",
-    "general.name": "nano",
-    "general.basename": "nano",
-    "general.description": "Small sums, mostly right: a model to test an installation and votes with.",
-    "general.license": "mit",
-    "general.languages": ["en"],
-    "general.file_type": MOSTLY_F16,
-    "general.quantization_version": 2,
-}
 # The `cerebrum` format as a chat template, so that other programs use the format of the training data.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{{ messages[0].content }}{% else %}PREAMBLE{% endif %}"
@@ -34,11 +27,27 @@ CHAT_TEMPLATE = (
 ).replace("PREAMBLE", str(CEREBRUM.default_system))
 
 
-def write_model(path: Path, model: Nano, vocabulary: Vocabulary) -> None:
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What the file says about a model: its name, a sentence on it, and its chat template."""
+
+    name: str
+    sentence: str
+    chat_template: str
+
+
+NANO = Description("nano", "Small sums, mostly right: a model to test an installation and votes with.", CHAT_TEMPLATE)
+THINKER = Description("thinker", "Small sums, with reasoning: a model for tests.", THINKER_TEMPLATE)
+
+
+def write_model(
+    path: Path, model: Nano, vocabulary: Vocabulary, description: Description, tokenizer: Mapping[str, MetadataValue]
+) -> None:
     """Write the file; equal weights give identical bytes."""
     writer = GGUFWriter(path, "llama")
     sizes = _shape_metadata(model.shape, len(vocabulary.tokens) + vocabulary.other_count)
-    metadata = {**GENERAL, **sizes, **tokenizer_metadata(), "tokenizer.chat_template": CHAT_TEMPLATE}
+    template = {"tokenizer.chat_template": description.chat_template}
+    metadata = {**_general_metadata(description), **sizes, **tokenizer, **template}
     for key, value in metadata.items():
         is_integer = isinstance(value, int) and not isinstance(value, bool)
         writer.add_key_value(key, value, GGUFValueType.UINT32 if is_integer else GGUFValueType.get_type(value))
@@ -54,6 +63,19 @@ def write_model(path: Path, model: Nano, vocabulary: Vocabulary) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _general_metadata(description: Description) -> dict[str, MetadataValue]:
+    return {
+        "general.type": "model",
+        "general.name": description.name,
+        "general.basename": description.name,
+        "general.description": description.sentence,
+        "general.license": "mit",
+        "general.languages": ["en"],
+        "general.file_type": MOSTLY_F16,
+        "general.quantization_version": 2,
+    }
 
 
 def _shape_metadata(shape: Shape, vocabulary_size: int) -> dict[str, MetadataValue]:

@@ -1,4 +1,4 @@
-"""Measure the accuracy of nano on its held-out questions with cerebrum's engine, for single samples and votes."""
+"""Measure the accuracy of nano and thinker on their held-out questions with cerebrum's engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.answers.extract import final_answer
-from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.conversation import Conversation, Message, Text
 from cerebrum_cli.core.events import FinishEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.load import open_llama
@@ -19,12 +19,16 @@ from cerebrum_cli.engine.load_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.formats.plain import CEREBRUM
+from cerebrum_cli.formats.plain import CEREBRUM, EMBEDDED, PromptFormat
 from cerebrum_cli.gguf.header import read_header
+from cerebrum_cli.inference.format_choice import format_builder
 from nano.questions import held_out, questions
 
-MODEL_FILE = Path(__file__).parents[2] / "cerebrum_cli" / "nano.gguf"
+ROOT = Path(__file__).parents[2]
+MODEL_FILE = ROOT / "cerebrum_cli" / "nano.gguf"
+THINKER_FILE = ROOT / "tests" / "data" / "thinker.gguf"
 SLOTS = 8
+CONTEXT = 512
 MAX_TOKENS = 64  # per reply
 FOLLOW_UP_SEED = 7
 
@@ -41,7 +45,7 @@ class Sample:
 @contextmanager
 def loaded_engine(path: Path) -> Iterator[LocalEngine]:
     """Load a model with SLOTS slots."""
-    options = LoadOptions(GgufFile(path, 512, read_header(path).sizes), ContextOptions(512, SLOTS, n_threads=1))
+    options = LoadOptions(GgufFile(path, CONTEXT, read_header(path).sizes), ContextOptions(CONTEXT, SLOTS, n_threads=1))
     engine = LocalEngine(lambda emit, stop: open_llama(options, emit, stop))
     try:
         list(engine.load())
@@ -51,16 +55,20 @@ def loaded_engine(path: Path) -> Iterator[LocalEngine]:
 
 
 def generate(
-    engine: LocalEngine, conversations: Sequence[Conversation], n: int = 1, **sampling: Any
+    engine: LocalEngine,
+    conversations: Sequence[Conversation],
+    n: int = 1,
+    prompt_format: PromptFormat = CEREBRUM,
+    **sampling: Any,
 ) -> list[list[Sample]]:
     """Generate `n` replies to each conversation, greedily by default.
 
     Each conversation has its own seeds, starting with `seed`: with the same seeds for all, the first token of every
     reply would depend on the same random numbers, and a thousand replies would be no better a sample than eight.
     """
-    params = SamplingParams(max_tokens=MAX_TOKENS, stop=CEREBRUM.stop, **sampling)
+    params = SamplingParams(max_tokens=MAX_TOKENS, stop=prompt_format.stop, **sampling)
     seeds = [None if params.seed is None else params.seed + n * index for index in range(len(conversations))]
-    prompts = [engine.vocabulary.tokenize(CEREBRUM.render(conversation)) for conversation in conversations]
+    prompts = [engine.vocabulary.tokenize(prompt_format.render(conversation)) for conversation in conversations]
     token_events: dict[SequenceId, list[TokenEvent]] = {}
     ended: dict[SequenceId, bool] = {}
     requests = [Request(prompt, replace(params, seed=seed), n=n) for prompt, seed in zip(prompts, seeds, strict=True)]
@@ -132,14 +140,43 @@ def measure_follow_ups(engine: LocalEngine) -> None:
     print(f"{'follow-ups correct':28} {percentage(flags)}")
 
 
+def measure_thinking(engine: LocalEngine, path: Path, temperature: float, seed: int) -> None:
+    """Print thinker's accuracy on the held-out questions, with reasoning and without, and the reasoning's length."""
+    embedded = format_builder(EMBEDDED, read_header(path).chat_template, {})(engine.vocabulary, CONTEXT)
+    [close] = engine.vocabulary.tokenize([Text("</think>", trusted=True)])
+    for thinks, label in ((True, "with reasoning"), (False, "without")):
+        conversations = [Conversation(thinks=thinks).user(turns[0]) for turns, _ in held_out()]
+        greedy = generate(engine, conversations, prompt_format=embedded)
+        sampled = generate(engine, conversations, SLOTS, embedded, temperature=temperature, seed=seed)
+        for name, replies in (("greedy", greedy), ("single sample", sampled)):
+            pairs = zip(replies, held_out(), strict=True)
+            flags = [stated_answer(sample) == answer for samples, (_, answer) in pairs for sample in samples]
+            print(f"{f'{name} correct, {label}':36} {percentage(flags)}")
+        ended = [sample.ended for samples in sampled for sample in samples]
+        print(f"{f'samples that end, {label}':36} {percentage(ended)}")
+        if thinks:
+            lengths = [
+                sample.tokens.index(close) for samples in sampled for sample in samples if close in sample.tokens
+            ]
+            print(f"{'tokens of reasoning':36} {sum(lengths) / len(lengths):5.1f} on average, {max(lengths)} at most")
+
+
+def stated_answer(sample: Sample) -> str | None:
+    """The final answer behind the reasoning."""
+    return final_answer(sample.text.rpartition("</think>")[2])
+
+
 def main() -> None:
-    """Measure the model in the package, or another file."""
+    """Measure nano, or the model in a file, which is measured as thinker if it has that name."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path, nargs="?", default=MODEL_FILE)
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with loaded_engine(options.file) as engine:
+        if options.file.stem == THINKER_FILE.stem:
+            measure_thinking(engine, options.file, options.temperature, options.seed)
+            return
         measure_votes(engine, options.temperature, options.seed)
         measure_follow_ups(engine)
 

@@ -35,13 +35,18 @@ def reply(random: Random, problem: Sum, noise: Noise) -> Reply:
     """Generate the reply to a sum; later steps build on a wrong one, so that a reply never contradicts itself."""
     if random.random() < noise.no_answer_rate:
         return Reply(NO_ANSWER, None)
+    steps = work_out(random, problem, noise)
+    value = steps[-1][1]
+    return Reply(f"{', '.join(text for text, _ in steps)}. The answer is {value}.", value)
+
+
+def work_out(random: Random, problem: Sum, noise: Noise) -> list[tuple[str, int]]:
+    """Text and result of each step of a sum, one of which may be wrong."""
     steps = list(_steps(problem))
     errors = [0] * len(steps)
     if random.random() < noise.error_rate:
         errors[random.randrange(len(steps))] = random.choice(ERRORS)
-    reasoning = _work_out(steps, errors) or _work_out(steps, [0] * len(steps))
-    value = reasoning[-1][1]
-    return Reply(f"{', '.join(text for text, _ in reasoning)}. The answer is {value}.", value)
+    return _with_errors(steps, errors) or _with_errors(steps, [0] * len(steps))
 
 
 def _steps(problem: Sum) -> Iterator[Sum]:
@@ -55,7 +60,7 @@ def _steps(problem: Sum) -> Iterator[Sum]:
     yield Sum(first.result, problem.operation, ones)
 
 
-def _work_out(steps: list[Sum], errors: list[int]) -> list[tuple[str, int]]:
+def _with_errors(steps: list[Sum], errors: list[int]) -> list[tuple[str, int]]:
     """Text and result of each step; empty if an error leads outside the range of numbers."""
     reasoning: list[tuple[str, int]] = []
     left = steps[0].left

@@ -1,6 +1,6 @@
-"""Train nano and write it as a GGUF file; the same seed on the same machine writes the same bytes.
+"""Train nano or thinker and write it as a GGUF file; the same seed on the same machine writes the same bytes.
 
-The model must sometimes be wrong, so that votes can improve on single samples. Trained on correct sums alone it makes
+Nano must sometimes be wrong, so that votes can improve on single samples. Trained on correct sums alone it makes
 almost no errors, and if training stops early, it fails on the same sums in every sample. It is therefore trained on
 correct replies first, then on replies with a known error rate: the correct answer stays the most likely one, and errors
 are sampled in proportion. The training rates exceed the sampled ones, since temperature 0.8 favors likely tokens.
@@ -11,19 +11,23 @@ from __future__ import annotations
 import argparse
 import hashlib
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import torch
+from mistral_vocabulary import MetadataValue, tokenizer_metadata
 from torch.nn import functional
 
-from nano.data import IGNORE_INDEX, Tokenizer, Vocabulary, batches, collect_vocabulary, examples
-from nano.export import write_model
+from nano import data, thinker
+from nano.data import IGNORE_INDEX, Example, Vocabulary, batches
+from nano.export import NANO, THINKER, Description, write_model
 from nano.model import Nano, Shape
 from nano.replies import Noise
 
-TARGET = Path(__file__).parents[2] / "cerebrum_cli" / "nano.gguf"
+ROOT = Path(__file__).parents[2]
 MUON_RATE, ADAM_RATE = 0.02, 4e-3
 THREADS = 1  # the bytes depend on it, and so small a model does not benefit from more
 
@@ -32,10 +36,10 @@ THREADS = 1  # the bytes depend on it, and so small a model does not benefit fro
 class TrainingPlan:
     """Hyperparameters of the training."""
 
+    noise: Noise
     seed: int = 1
     steps: int = 2000
     noisy_from: float = 0.65  # of all steps
-    noise: Noise = field(default_factory=lambda: Noise(error_rate=0.45, no_answer_rate=0.06))
     batch: int = 64
     pool: int = 40
     warm_up: int = 50
@@ -45,28 +49,59 @@ class TrainingPlan:
         return min(1.0, (step + 1) / self.warm_up, 2.0 * (self.steps - step) / self.steps)
 
 
-def train(plan: TrainingPlan, shape: Shape) -> tuple[Nano, Vocabulary]:
-    """Train a model; return it with its vocabulary."""
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """What a model is trained on: the tokens that every prompt starts with, and the conversations after them."""
+
+    description: Description
+    tokenizer: Mapping[str, MetadataValue]
+    vocabulary: Vocabulary
+    prefix: tuple[int, ...]
+    examples: Callable[[Random, Noise], Iterator[Example]]
+
+
+def nano_lessons(seed: int) -> Lessons:
+    """Conversations in the `cerebrum` format, with Mistral's vocabulary."""
+    tokenizer = data.Tokenizer()
+    vocabulary = data.collect_vocabulary(tokenizer, seed)
+    prefix = vocabulary.encode(tokenizer.prefix())
+    return Lessons(NANO, tokenizer_metadata(), vocabulary, prefix, partial(data.examples, tokenizer, vocabulary))
+
+
+def thinker_lessons(seed: int) -> Lessons:
+    """Conversations with reasoning, in ChatML, with a vocabulary of their own."""
+    tokenizer = thinker.train_tokenizer(seed)
+    vocabulary = thinker.collect_vocabulary(tokenizer, seed)
+    prefix = vocabulary.encode(tokenizer.encode(thinker.START))
+    return Lessons(THINKER, tokenizer.metadata(), vocabulary, prefix, partial(thinker.examples, tokenizer, vocabulary))
+
+
+MODELS = {
+    "nano": (nano_lessons, TrainingPlan(Noise(error_rate=0.45, no_answer_rate=0.06)), ROOT / "cerebrum_cli/nano.gguf"),
+    "thinker": (thinker_lessons, TrainingPlan(Noise(error_rate=0.2), steps=3000), ROOT / "tests/data/thinker.gguf"),
+}
+
+
+def train(lessons: Lessons, plan: TrainingPlan, shape: Shape) -> Nano:
+    """Train a model."""
     torch.manual_seed(plan.seed)
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
-    tokenizer = Tokenizer()
-    vocabulary = collect_vocabulary(tokenizer, plan.seed)
-    model = Nano(shape, vocabulary.unknown_id, vocabulary.other_count)
+    model = Nano(shape, lessons.vocabulary.unknown_id, lessons.vocabulary.other_count)
     optimizers = _make_optimizers(model)
-    prefix = torch.tensor(vocabulary.encode(tokenizer.prefix()))
+    prefix = torch.tensor(lessons.prefix)
     noisy_start = int(plan.steps * plan.noisy_from)
     step, start = 0, time.perf_counter()
     for noise, last_step in ((Noise(), noisy_start), (plan.noise, plan.steps)):
         random = Random(f"{plan.seed} {last_step}")
-        batch_source = batches(examples(tokenizer, vocabulary, random, noise), random, plan.batch, plan.pool)
+        batch_source = batches(lessons.examples(random, noise), random, plan.batch, plan.pool)
         while step < last_step:
             ids, targets = map(torch.from_numpy, next(batch_source))
             loss = _train_step(model, optimizers, prefix, ids, targets, plan.rate_factor(step))
             step += 1
             if step % 100 == 0:
                 print(f"step {step:5} loss {loss:.4f} after {time.perf_counter() - start:.0f} s", flush=True)
-    return model, vocabulary
+    return model
 
 
 def _make_optimizers(model: Nano) -> list[torch.optim.Optimizer]:
@@ -103,16 +138,18 @@ def _train_step(
 def main() -> None:
     """Train and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=TARGET)
-    parser.add_argument("--seed", type=int, default=TrainingPlan().seed)
-    parser.add_argument("--steps", type=int, default=TrainingPlan().steps)
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--steps", type=int)
     options = parser.parse_args()
-    model, vocabulary = train(TrainingPlan(seed=options.seed, steps=options.steps), Shape())
-    write_model(options.out, model, vocabulary)
-    data = options.out.read_bytes()
-    print(
-        f"{options.out}: {len(data):,} bytes, {vocabulary.unknown_id} tokens, sha256 {hashlib.sha256(data).hexdigest()}"
-    )
+    make_lessons, default, target = MODELS[options.model]
+    plan = replace(default, seed=options.seed or default.seed, steps=options.steps or default.steps)
+    lessons, path = make_lessons(plan.seed), options.out or target
+    write_model(path, train(lessons, plan, Shape()), lessons.vocabulary, lessons.description, lessons.tokenizer)
+    written = path.read_bytes()
+    digest = hashlib.sha256(written).hexdigest()
+    print(f"{path}: {len(written):,} bytes, {lessons.vocabulary.unknown_id} tokens, sha256 {digest}")
 
 
 if __name__ == "__main__":
