@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cerebrum_cli.core.errors import ConfigError
+from cerebrum_cli.core.settings import fold
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.models.catalogue import (
     ModelSpec,
@@ -121,6 +122,22 @@ def test_spec_matches_whole_and_split_files_in_any_case(spec: ModelSpec, source:
             assert [each.name for each in PACKAGED.values() if each.matches(spelling)] == [spec.name]
         assert same_quantization(quantization_of(file), name)
         assert 500_000_000 < size < 60_000_000_000
+
+
+def test_catalogue_rows_recommend_sampling_for_each_mode() -> None:
+    def sampled(name: str, **user: object) -> tuple[object, ...]:
+        values = fold(PACKAGED[name].layer, user)
+        return values.think, values.temperature, values.top_k, values.top_p, values.min_p, values.presence_penalty
+
+    assert sampled("qwen3.5-4b") == sampled("qwen3.5-4b", think="on") == ("on", 1.0, 20, 0.95, 0.0, 1.5)
+    assert sampled("qwen3.5-4b", think="off") == ("off", 0.7, 20, 0.8, 0.0, 1.5)
+    assert sampled("qwen3.5-2b") == ("off", 1.0, 20, 1.0, 0.0, 2.0)
+    assert sampled("qwen3.8-27b") == ("on", 1.0, 20, 0.95, 0.0, 0.0)
+    assert sampled("gemma4-12b") == (None, 1.0, 64, 0.95, 0.0, 0.0)
+    assert sampled("gpt-oss-20b") == (None, 1.0, 0, 1.0, 0.05, 0.0)
+    greedy = {name for name in PACKAGED if sampled(name)[1] == 0}
+    first = {"cerebrum-7b", "cerebrum-8x7b", "cerebrum-12b", "collective-cognition-7b", "mistral-c2f-7b", "starter"}
+    assert greedy == first | {"granite-4.1-3b", "llama-3.2-3b", "ministral-3-8b"}
 
 
 def written(directory: Path, text: str, name: str = "models.toml") -> Path:
