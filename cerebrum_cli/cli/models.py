@@ -18,7 +18,8 @@ from cerebrum_cli.cli.options import (
     ShowOptions,
 )
 from cerebrum_cli.cli.signature import app_of, composed, positional, require_agreement
-from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.errors import ModelNotFound, NoModel, UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Layer, Settings, environment_layer
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.interrupts import interruptible
@@ -35,13 +36,16 @@ if TYPE_CHECKING:
 def pull(
     context: typer.Context,
     model: Annotated[
-        str, positional("MODEL", "NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a path", known_models)
-    ],
+        str | None,
+        positional("[MODEL]", "NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a path", known_models),
+    ] = None,
+    *,
     options: PullCommandOptions,
 ) -> None:
     """Models are downloaded from the Hugging Face Hub to the Hugging Face cache. A local file is used in place.
 
-    Without :QUANT, the quantization recommended for this machine is chosen. If a download is interrupted, run the
+    Without MODEL, you choose from a few models that fit this machine. Without :QUANT, the quantization recommended for
+    this machine is chosen. If a download is interrupted, run the
     command again to resume. With --vocabulary, only the header of the file is downloaded, a few megabytes: enough to
     build prompts for a server that runs the model.
 
@@ -51,9 +55,13 @@ def pull(
       cerebrum pull --dry-run cerebrum-8x7b
     """
     app = app_of(context, options)
-    reference = app.library.parse(model)
     options.validate()
     ctx = app.settings(environment_layer("ctx")).ctx
+    if model is None and (model := choose_model(app, "models that fit this machine, best first", ctx)) is None:
+        raise UsageError(
+            "no model given", "name one, such as cerebrum pull cerebrum-7b, or see cerebrum list --available"
+        )
+    reference = app.library.parse(model)
     if options.dry_run:
         show_download_plan(app, reference, ctx, options)
         return
@@ -101,17 +109,20 @@ def list_models(context: typer.Context, options: ListOptions) -> None:
       cerebrum list --available
     """
     from cerebrum_cli.models import listing
-    from cerebrum_cli.terminal.tables import print_catalogue, print_models
+    from cerebrum_cli.models.fit import planned_context
+    from cerebrum_cli.terminal.tables import capacity_text, print_catalogue, print_models
 
     app = app_of(context, options)
     library, streams = app.library, app.streams
     ctx = app.readable_settings(environment_layer("ctx")).ctx
     installed = (listing.row(library, model) for model in library.models())
-    listed = list(listing.catalogue_rows(library, ctx) if options.available else installed)
+    listed = listing.catalogue_rows(library, ctx) if options.available else list(installed)
     if options.json:
         streams.answer_object(listed)
     elif options.available:
         print_catalogue(streams, listed)
+        planned = f"memory for a context of {planned_context(ctx, None)} tokens"
+        streams.report(NoticeEvent(f"{planned}; {capacity_text(library.capacity())}", ""))
     elif listed:
         print_models(streams, listed)
         for row in listed:
@@ -229,11 +240,31 @@ def find_model(app: App, overrides: Layer, options: PullOptions) -> Model:
         with FileProgress(app.streams) as progress:
             if app.puller(progress, options.offline).is_unavailable_offline(reference):
                 raise
-        if not (options.yes or confirm_pull(app, error, reference, settings.ctx, options)):
+        if isinstance(error, NoModel) and not options.yes:
+            chosen = choose_model(app, f"{error.message}; these fit this machine, best first", settings.ctx)
+            if chosen is None:
+                raise
+            reference = app.library.parse(chosen)
+        elif not (options.yes or confirm_pull(app, error, reference, settings.ctx, options)):
             raise
         model = pull_model(app, reference, None, settings.ctx, options)
     app.library.registry.touch(model.usage_key)
     return model
+
+
+def choose_model(app: App, heading: str, context: int | None) -> str | None:
+    """List a few models that fit this machine, and ask for one; None if there is no terminal, or the user quits."""
+    from cerebrum_cli.models.listing import suggestions
+    from cerebrum_cli.terminal.tables import show_suggestions
+
+    rows = suggestions(app.library, context)
+    if not rows:
+        return None
+    app.streams.info(f"{heading}:\n")
+    show_suggestions(app.streams, rows)
+    app.streams.info("")
+    number = app.streams.choose("Pull which one?", len(rows))
+    return None if number is None else str(rows[number - 1]["name"])
 
 
 def confirm_pull(

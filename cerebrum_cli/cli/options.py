@@ -210,7 +210,7 @@ class RunOptions(QuietOptions):
 
 @option_group
 class ListOptions(QuietOptions):
-    available: bool = option(False, "List the whole catalog and what fits this machine", "Model")
+    available: bool = option(False, "List the whole catalog, what fits this machine first", "Model")
     json: bool = option(False, "Print a JSON array", "Output")
 
 

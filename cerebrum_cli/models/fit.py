@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.text import format_size
@@ -26,6 +26,7 @@ Verdict = Literal["fits", "tight", "too big"]
 PREFERRED_QUANTIZATION = "Q4_K_M"  # the common compromise of size and quality
 SYSTEM_RESERVE = 2**30  # bytes of memory left to the system
 TIGHT_FRACTION = 7 / 8  # of the host's memory; above it other programs are swapped out
+ROOMY_FRACTION = 0.5  # of all usable memory; models that need more are listed after those that do not
 COMFORTABLE_FRACTION = 0.25  # of the host's memory; below it a file larger than the preferred one does no harm
 PREFERRED_BITS, FEWEST_BITS = 4, 2
 CATALOG_LAYERS = 32  # as most models have
@@ -162,6 +163,12 @@ class DownloadPlan:
             return None
         needs = f"needs {format_size(self.chosen.needed)} of memory at {self.context} tokens of context"
         return f"{self.reference} {needs}; {format_size(self.capacity.usable_memory)} is available"
+
+    @property
+    def rank(self) -> tuple[int, bool]:
+        """Sorts plans of several models by how well they fit this machine, best first."""
+        is_large = self.chosen.needed > ROOMY_FRACTION * self.capacity.usable_memory
+        return get_args(Verdict).index(self.chosen.verdict), is_large
 
     @property
     def variant(self) -> Variant:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -10,10 +9,13 @@ from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.gguf.header import unsupported_kind
 from cerebrum_cli.gguf.parser import Array, Scalar
+from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import DownloadPlan, known_plan, planned_context
 from cerebrum_cli.models.library import Library, OnProgress
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.reference import PathReference, Reference
+
+SUGGESTIONS = 5  # models to choose a first one from: the best, and the smallest of the others
 
 
 def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[str, Any]:
@@ -114,26 +116,41 @@ def row(library: Library, model: Model) -> dict[str, Any]:
         return description | {"error": problem}
 
 
-def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, Any]]:
-    """Yield the objects of `list --available --json`."""
+def catalogue_rows(library: Library, context: int | None) -> list[dict[str, Any]]:
+    """Objects of `list --available --json`, sorted by how well the models fit this machine."""
+    installed = {model.spec.name for model in library.models() if model.spec}
+    return [_catalogue_row(spec, plan, spec.name in installed) for spec, plan in _ranked_plans(library, context)]
+
+
+def suggestions(library: Library, context: int | None) -> list[dict[str, Any]]:
+    """Rows of a few models that fit this machine, the recommended one first, for a user without a model."""
+    fitting = [(spec, plan) for spec, plan in _ranked_plans(library, context) if plan and plan.chosen.verdict == "fits"]
+    few = fitting[: SUGGESTIONS - 1] + sorted(fitting[SUGGESTIONS - 1 :], key=lambda pair: pair[1].chosen.size)[:1]
+    return [_catalogue_row(spec, plan, False) for spec, plan in few]
+
+
+def _ranked_plans(library: Library, context: int | None) -> list[tuple[ModelSpec, DownloadPlan | None]]:
+    """The catalog, with the models that fit this machine best first, then in its own order."""
     models, capacity = library.models(), library.capacity()
-    installed = {model.spec.name for model in models if model.spec}
-    for spec in library.specs:
-        plan = known_plan(spec, models, None, context, capacity)
-        candidates = plan.candidates if plan else ()
-        yield {
-            "name": spec.name,
-            "aliases": list(spec.aliases),
-            "system": spec.title,
-            "here": spec.name in installed,
-            "format": spec.format,
-            "context_size": spec.context_size,
-            "licence": spec.license,
-            "repo_id": spec.repo_id,
-            "recommended": next((each.quantization for each in candidates if each.recommended), None),
-            "quantizations": [asdict(candidate) for candidate in candidates],
-            "notes": spec.notes,
-        }
+    plans = [(spec, known_plan(spec, models, None, context, capacity)) for spec in library.specs]
+    return sorted(plans, key=lambda pair: (0, *pair[1].rank) if pair[1] else (1, 0, False))
+
+
+def _catalogue_row(spec: ModelSpec, plan: DownloadPlan | None, is_installed: bool) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "aliases": list(spec.aliases),
+        "system": spec.title,
+        "here": is_installed,
+        "format": spec.format,
+        "context_size": spec.context_size,
+        "licence": spec.license,
+        "good_for": spec.good_for,
+        "repo_id": spec.repo_id,
+        "recommended": plan.chosen.quantization if plan else None,
+        "quantizations": [asdict(candidate) for candidate in plan.candidates] if plan else [],
+        "notes": spec.notes,
+    }
 
 
 def download_plan_object(plan: DownloadPlan) -> dict[str, Any]:

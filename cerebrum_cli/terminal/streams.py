@@ -116,6 +116,20 @@ class Streams:
             self.info("")
         return reply.strip().lower() in ("y", "yes") or (default and reply == "\n")
 
+    def choose(self, question: str, count: int) -> int | None:
+        """Ask for a number from 1 to `count`; Enter means 1. None if the user or the input ends, or no terminal."""
+        while self.can_ask:
+            self.draw(f"{strip_controls(question)} [1 to {count}, q to quit; Enter: 1] ")
+            reply = sys.stdin.readline()
+            if not reply.endswith("\n"):
+                self.info("")
+            word = reply.strip().lower() or ("1" if reply else "q")
+            if word.isdecimal() and 1 <= int(word) <= count:
+                return int(word)
+            if word == "q":
+                break
+        return None
+
     def info(self, text: str) -> None:
         """Write a line to standard error. A failure is ignored, so that the answer can still be written."""
         self.draw((strip_controls(text) if self.err_is_terminal else text) + "\n")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is truncated or wrapped
 SHOWN_SERVERS = 8
 MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
-MIN_SHORTENED = 16  # columns of the terminal
+MIN_SHORTENED = 15  # columns of the terminal
 EXCERPT_LENGTH = 100  # characters
 MIN_NOTE_WIDTH = 20
 HIDDEN = ("metadata", "files")  # fields of a model that only --json prints
@@ -46,10 +46,14 @@ def table_of(columns: Mapping[str, Column], shorten: str = "", drop: Sequence[st
     """A function that prints rows as a table with these columns; see `table_lines`."""
 
     def print_listed(streams: Streams, rows: Iterable[Row]) -> None:
-        cells = [[row[each] if isinstance(each, str) else each(row) for each in columns.values()] for row in rows]
+        cells = [[_value(row, each) for each in columns.values()] for row in rows]
         print_table(streams, tuple(columns), cells, shorten, drop)
 
     return print_listed
+
+
+def _value(row: Row, column: Column) -> Any:
+    return row[column] if isinstance(column, str) else column(row)
 
 
 def _location(row: Row) -> str:
@@ -94,13 +98,23 @@ print_catalogue = table_of(
         "installed": "here",
         "best fit": "recommended",
         "size": lambda row: _size(_recommended(row, "size")),
+        "memory": lambda row: _size(_recommended(row, "needed")),
         "verdict": lambda row: _recommended(row, "verdict"),
+        "good for": "good_for",
         "license": "licence",
         "full name": "system",
     },
-    shorten="name",
-    drop=("full name", "license", "installed", "best fit"),
+    shorten="license",
+    drop=("full name", "installed", "best fit", "license", "good for", "memory"),
 )
+SUGGESTION_COLUMNS: Mapping[str, Column] = {
+    "name": "name",
+    "quant": "recommended",
+    "size": lambda row: _size(_recommended(row, "size")),
+    "memory": lambda row: _size(_recommended(row, "needed")),
+    "good for": "good_for",
+    "license": "licence",
+}
 print_sessions = table_of(
     {
         "name": "name",
@@ -117,6 +131,15 @@ print_prompts = table_of(
     shorten="prompt",
     drop=("model",),
 )
+
+
+def show_suggestions(streams: Streams, rows: Sequence[Row]) -> None:
+    """Print numbered models on standard error."""
+    cells = [
+        [number, *(_value(row, each) for each in SUGGESTION_COLUMNS.values())] for number, row in enumerate(rows, 1)
+    ]
+    for line in table_lines(("", *SUGGESTION_COLUMNS), cells, columns(streams.err) - 1, "license", ("quant",)):
+        streams.info(line)
 
 
 def print_matches(streams: Streams, matches: Iterable[Row]) -> None:

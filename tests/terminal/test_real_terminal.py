@@ -130,15 +130,6 @@ def test_ask_ctrl_c_cancels_loading(open_terminal: OpenTerminal, chatml_model: P
     assert "Traceback" not in window.output
 
 
-def test_ask_without_a_model_offers_one(open_terminal: OpenTerminal) -> None:
-    window = open_terminal(COMMAND, "ask", "hi")
-    window.wait_for_output("no model is installed. Pull starter (Q4_1, 98 MB) now? [Y/n] ")
-    window.type("\x04")
-    assert window.end() == 3
-    assert "error: no model is installed" in window.screen.lines
-    assert any(line.startswith(" hint: cerebrum pull cerebrum-7b") for line in window.screen.lines)
-
-
 def test_ask_notes_that_it_waits_for_standard_input(open_terminal: OpenTerminal, chatml_model: Path) -> None:
     window = open_terminal("sh", "-c", f"sleep 30 | {COMMAND} ask hi -n 1 --model {chatml_model}")
     window.wait_for_output("note: reading standard input")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -280,10 +281,11 @@ def model_row(name: str = "collective-cognition-7b") -> dict[str, object]:
 def catalog_row(**row: object) -> dict[str, object]:
     """A row of `list --available`."""
     quantizations = [
-        {"quantization": "Q2_K", "size": 1, "verdict": "fits", "recommended": False},
-        {"quantization": "Q4_K_M", "size": 4_368_438_944, "verdict": "tight", "recommended": True},
+        {"quantization": "Q2_K", "size": 1, "needed": 2, "verdict": "fits", "recommended": False},
+        {"quantization": "Q4_K_M", "size": 4_368_438_944, "needed": 6 * 10**9, "verdict": "tight", "recommended": True},
     ]
-    return {"recommended": "Q4_K_M", "quantizations": quantizations, "licence": "mit", **row}
+    known = {"licence": "nvidia-open-model-license", "good_for": "reasoning"}
+    return {"recommended": "Q4_K_M", "quantizations": quantizations, **known, **row}
 
 
 def test_tables_in_a_pipe_are_not_truncated() -> None:
@@ -296,7 +298,7 @@ def test_tables_in_a_pipe_are_not_truncated() -> None:
     streams = piped()
     row = catalog_row(name="a", here=False, licence=None, system=LONG)
     print_catalogue(streams, [row, {**row, "system": "short", "recommended": None, "quantizations": []}])
-    assert "no         Q4_K_M    4.37 GB  tight    -        a note" in written(streams.out)
+    assert "no         Q4_K_M    4.37 GB  6.00 GB  tight    reasoning  -        a note" in written(streams.out)
     assert LONG.strip() in written(streams.out)
     assert not [line for line in written(streams.out).splitlines() if line != line.rstrip()]
 
@@ -310,9 +312,10 @@ def test_tables_on_a_narrow_terminal_drop_columns(columns: int, monkeypatch: pyt
     for streams in (models, catalogue):
         head, row = lines(streams.out)
         assert row.removeprefix("*").lstrip().startswith("collective-cognition")
-        assert ("…" in row) is (streams is catalogue and columns == 40)
+        assert ("…" in row) is (streams is catalogue and columns == 80)
         assert max(map(len, (head, row))) <= columns
-    assert columns == 80 or head.split() == ["name", "size", "verdict"]
+    heads = ["name", "size", "memory", "verdict", "good for", "license"]
+    assert re.split(" {2,}", head) == (heads if columns == 80 else ["name", "size"])
 
 
 SESSION = {"name": "apples", "messages": 4, "updated": "2026-11-20T10:20:30", "model": "m", "first": "w " * 70}

@@ -1,0 +1,51 @@
+"""`cerebrum list --available` and `cerebrum pull` without a name: what fits this machine comes first."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from command_line import CommandLine, assert_error
+
+GIB = 2**30
+VERDICTS = ["fits", "tight", "too big", None]
+
+
+@pytest.fixture(params=[8, 16, 32, 64])
+def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Bytes of memory of this machine."""
+    monkeypatch.setattr("cerebrum_cli.engine.machine.total_memory", lambda: request.param * GIB)
+    return int(request.param * GIB)
+
+
+BEST = {8: "qwen3.5-4b", 16: "qwen3.5-9b", 32: "gemma4-26b-a4b", 64: "qwen3.6-35b-a3b"}
+
+
+def test_list_available_is_sorted_by_what_fits(new_user: CommandLine, memory: int) -> None:
+    rows = new_user.run("list", "--available", "--json").object
+    chosen = [next((each for each in row["quantizations"] if each["recommended"]), None) for row in rows]
+    verdicts = [VERDICTS.index(each and each["verdict"]) for each in chosen]
+    assert verdicts == sorted(verdicts) and len(rows) == len({row["name"] for row in rows})
+    assert rows[0]["name"] == BEST[memory // GIB]
+    assert chosen[0] and chosen[0]["needed"] <= (memory - GIB) / 2
+    assert rows[-1]["name"] == "mistral-c2f-7b" and chosen[-1] is None  # cannot be downloaded
+    assert all(row["licence"] and row["good_for"] for row in rows)
+
+
+def test_list_available_shows_size_memory_license_and_use_in_a_pipe(new_user: CommandLine, memory: int) -> None:
+    done = new_user.run("list", "--available")
+    head, *lines = done.out.splitlines()
+    columns = ["name", "installed", "best fit", "size", "memory", "verdict", "good for", "license", "full name"]
+    assert re.split(" {2,}", head) == columns
+    assert next(line.split() for line in lines if line.startswith("nemotron"))[-3:] == [
+        *("speed", "nvidia-open-model-license", "Nemotron-3-Nano-30B-A3B"),
+    ]
+    assert done.err.startswith("note: memory for a context of 8192 tokens; this machine has ")
+
+
+def test_pull_without_a_name_lists_what_fits_in_a_pipe(new_user: CommandLine, memory: int) -> None:
+    done = new_user.run("pull")
+    lines = done.err.splitlines()
+    assert lines[0] == "models that fit this machine, best first:"
+    assert [line.split()[:2] for line in lines[3:8]][::4] == [["1", BEST[memory // GIB]], ["5", "starter"]]
+    assert_error(done, 2, "no model given", "cerebrum pull cerebrum-7b")

@@ -1,0 +1,53 @@
+"""A user without a model chooses from a few that fit this machine, in a real terminal."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from command_line import COMMAND
+from hub_user import HubUser
+from person import OpenTerminal
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
+
+TINY = """
+[models.tiny]
+repo_id = "someone/tiny-GGUF"
+file = "tiny-{quant}.gguf"
+kv_bytes_per_token = 8
+license = "mit"
+quantizations = {Q8_0 = 225_000}
+"""
+
+
+def test_ask_without_a_model_lists_some_and_can_be_declined(open_terminal: OpenTerminal) -> None:
+    window = open_terminal(COMMAND, "ask", "hi")
+    window.wait_for_output("Pull which one? [1 to 5, q to quit; Enter: 1] ")
+    assert "no model is installed; these fit this machine, best first:" in window.screen.lines
+    window.type("6\r", shows="Pull which one?")
+    window.type("q\r")
+    assert window.end() == 3
+    assert "error: no model is installed" in window.screen.lines
+    assert any(line.startswith(" hint: cerebrum pull cerebrum-7b") for line in window.screen.lines)
+
+
+@pytest.mark.parametrize("command", [("ask", "-n", "4", "Why?"), ("chat",), ("pull",)], ids=lambda words: words[0])
+def test_first_run_pulls_the_chosen_model_and_continues(
+    open_terminal: OpenTerminal, hub_user: HubUser, chatml_model: Path, command: tuple[str, ...]
+) -> None:
+    """The smallest model that fits, which is the last of the list, is on the Hub of the tests."""
+    hub_user.hub.repository("someone/tiny-GGUF", {"tiny-Q8_0.gguf": chatml_model})
+    (hub_user.command.config / "models.toml").write_text(TINY)
+    window = open_terminal(COMMAND, *command, **hub_user.environment({}))
+    window.wait_for_output("Pull which one?")
+    assert re.search(r"^5  tiny +Q8_0 +\d+ kB ", "\n".join(window.screen.lines), re.MULTILINE)
+    window.type("5\r")
+    window.wait_for_output("installed tiny:Q8_0: ")
+    if command == ("chat",):
+        window.wait_for(">")
+        window.leave()
+    else:
+        assert window.end() == 0
+    assert hub_user.listed()[0]["reference"] == "tiny:Q8_0"
