@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count, islice
@@ -21,7 +21,7 @@ from cerebrum_cli.batch.rows import (
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, RefusedEvent, RowCounts, RowEvent
 from cerebrum_cli.core.sampling import SEEDS
-from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.settings import MODES, Layer, Settings
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.inference.loading import generation_fingerprint
@@ -43,7 +43,8 @@ NO_PROMPT = RowError(REFUSED, "there is no prompt")
 class BatchOptions:
     """Options of all rows of a batch; the settings of a row take precedence.
 
-    With `is_json`, the grammar is that of a JSON Schema: answers state no final answer.
+    With `is_json`, the grammar is that of a JSON Schema: answers state no final answer. `modes` are the settings of
+    rows that turn thinking on or off.
     """
 
     settings: Settings
@@ -51,6 +52,12 @@ class BatchOptions:
     is_json: bool = False
     votes: Votes | None = None
     ignore_eos: bool = False
+    modes: Mapping[str, Settings] = field(default_factory=dict)
+
+    def for_row(self, position: int, row: Layer) -> Settings:
+        """The settings of a row, which may have some of its own."""
+        mode = self.modes.get(MODES[row["think"] != "off"], self.settings) if row.get("think") else self.settings
+        return replace(mode, **{"seed": self.seed(position), **row})
 
     def seed(self, position: int) -> int | None:
         """The seed of a row's first sample; no two samples of the batch share a seed."""
@@ -231,6 +238,11 @@ def batch_fingerprint(options: BatchOptions, model: Model, library: Library) -> 
         **generation_fingerprint(options.settings, options.grammar, model, library),
         "votes": votes and f"{votes.minimum}..{votes.maximum}",
         "ignore eos": options.ignore_eos,
+        **{
+            mode.replace("_", " "): settings.samplers
+            for mode, settings in options.modes.items()
+            if settings.samplers != options.settings.samplers
+        },
     }
 
 
@@ -251,7 +263,7 @@ def _group_rows(responder: Responder, pending: Sequence[PendingRow]) -> Iterator
 def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchOptions) -> PendingRow | RowError:
     if row.conversation is None:
         return row.error or NO_PROMPT
-    settings = replace(options.settings, **{"seed": options.seed(position), **row.settings})
+    settings = options.for_row(position, row.settings)
     conversation = row.conversation
     if conversation.system_prompt is None:
         conversation = replace(conversation, system_prompt=settings.system)

@@ -26,9 +26,10 @@ from cerebrum_cli.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.chat.session import Session, StoredMessage, validated_name
 from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.conversion import LORA
 from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
-from cerebrum_cli.core.settings import LOCAL_KEYS, Layer, Settings
+from cerebrum_cli.core.settings import LOCAL_KEYS, Layer, Settings, SourcedLayer
 from cerebrum_cli.inference.inspection import GivenReply
 from cerebrum_cli.inference.loading import LoadedModel, ReplySource, draft_notice, open_model
 from cerebrum_cli.inference.voting import MajorityVote
@@ -231,7 +232,7 @@ class Chat:
         saved.require_chat()
         before = self.overrides.get("system")
         unprompted = self.overrides if self.unprompted is None else self.unprompted
-        settings = yield from self._apply({**unprompted, **saved.settings}, saved.settings)
+        settings = yield from self._apply(SourcedLayer(unprompted, saved.settings), saved.settings)
         self.unprompted = unprompted
         is_earlier = self.overrides.get("system") != before == self.conversation.system_prompt
         if "system" in saved.settings or is_earlier:  # not after /system, which stays
@@ -311,9 +312,10 @@ class Chat:
 
     @property
     def _session_values(self) -> dict[str, Any]:
-        """What a session records of the model, the format and the sampling settings that answer in it."""
+        """What a session records of the model and the format that answer in it, and the sampling that was asked for."""
         model = self.loaded.model
-        params = session_params(self.settings, model)
+        recorded = session_params(self.settings, model)
+        params = {key: value for key, value in recorded.items() if key == LORA or key in self.overrides}
         return {"model": model.reference, "format": self.loaded.format_name, "params": params}
 
     def _update_session(self) -> Session:
@@ -382,4 +384,7 @@ class Chat:
 
 def with_changes(layer: Layer, changes: Layer) -> Layer:
     """A layer with changes, of which None removes a setting."""
-    return {key: value for key, value in {**layer, **changes}.items() if value is not None}
+    changed = SourcedLayer(layer, SourcedLayer(changes, origin="/set"))
+    for key in changes.keys() - SourcedLayer(changes).keys():
+        changed.pop(key, None)
+    return changed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from io import FileIO
@@ -18,7 +17,7 @@ from cerebrum_cli.core.conversion import LORA
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 from cerebrum_cli.core.events import Forced
 from cerebrum_cli.core.files import lock_file, remove
-from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings, wants_thought
+from cerebrum_cli.core.settings import SAMPLING_KEYS, SESSION, Layer, Settings, SourcedLayer, wants_thought
 from cerebrum_cli.inference.loading import LoadedModel
 from cerebrum_cli.inference.reply import Reply
 from cerebrum_cli.models.model import Model, absolute_reference
@@ -160,20 +159,18 @@ def forced_tokens(metadata: ReplyMetadata) -> tuple[Forced, ...]:
     return tuple(Forced(*each) for each in (metadata.timings or {}).get("forced", ()))
 
 
-def with_session_defaults(
-    session: Session | None, overrides: Mapping[str, Any], is_remote: bool = False
-) -> dict[str, Any]:
+def with_session_defaults(session: Session | None, overrides: Layer, is_remote: bool = False) -> Layer:
     """Add a session's model, format and adapters to the overrides, unless these name another model.
 
     A chat's sampling settings are added too; those of `ask` applied to one question. A server has adapters of its own.
     """
     named = overrides.get("model")
     if session is None or (named is not None and absolute_reference(named) != session.model):
-        return dict(overrides)
+        return overrides
     is_kept = session.origin == "chat"
     params = {key: value for key, value in session.params.items() if (not is_remote if key == LORA else is_kept)}
     defaults = {"model": session.model, "format": session.format, **params}
-    return {**{key: value for key, value in defaults.items() if value is not None}, **overrides}
+    return SourcedLayer(SourcedLayer(defaults, origin=SESSION), overrides)
 
 
 def session_params(settings: Settings, model: Model) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from cerebrum_cli.core.events import NoticeEvent
 if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
     from cerebrum_cli.core.conversation import Conversation
-    from cerebrum_cli.core.settings import Settings
+    from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.inference.loading import LoadedModel
     from cerebrum_cli.inference.reply import Reply
     from cerebrum_cli.inference.voting import MajorityVote
@@ -39,10 +39,10 @@ class SessionRecorder:
         self.session = self._history.acquire_latest() if continues else None
         self.saved_as: str | None = None  # the name of the session that has the exchange
 
-    def with_defaults(self, overrides: Mapping[str, Any], is_remote: bool) -> dict[str, Any]:
+    def with_defaults(self, overrides: Layer, is_remote: bool) -> Layer:
         """Add the session's own model, format and adapters to the overrides."""
         if self.session is None:
-            return dict(overrides)
+            return overrides
         from cerebrum_cli.chat.history import with_session_defaults
 
         return with_session_defaults(self.session, overrides, is_remote)

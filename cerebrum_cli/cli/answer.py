@@ -24,7 +24,7 @@ from cerebrum_cli.inference.reply import (
 )
 from cerebrum_cli.terminal.progress import StatusLine
 from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, Sink, answer_sink, render, show_answer
-from cerebrum_cli.terminal.tables import result_text, stats_line
+from cerebrum_cli.terminal.tables import result_text, sampling_text, stats_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes
@@ -210,4 +210,7 @@ class AnswerPrinter:
 
             print_uncertain(streams, self.uncertain, to_error=True)
         if options.stats:
-            streams.write_line("", stats_line(reply.finish, loaded.model.name, loaded.format_name, loaded.repacks))
+            settings = self.request.settings
+            sampling = sampling_text(settings.samplers, settings.origins)
+            line = stats_line(reply.finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling)
+            streams.write_line("", line)

@@ -165,21 +165,21 @@ class App:
 
         return Merger(self.library, self.codec)
 
-    def settings(self, overrides: Layer, model: Model | None = None, preferred: Layer | None = None) -> Settings:
-        """Merge all layers: defaults, the model's row, config.toml, then the environment and the command line.
+    def settings(self, overrides: Layer, model: Model | None = None) -> Settings:
+        """Merge all layers: defaults, what a model recommends, config.toml, then the environment and the command line.
 
-        `preferred` is what a use of the model, such as a vote, sets over the first two. Raises ConfigError, UsageError.
+        Raises ConfigError, UsageError, and ModelFileError for the model's file.
         """
-        row = model.spec.layer if model and model.spec else {}
-        return fold(row, preferred or {}, self.config.settings, overrides)
+        return fold(*(model.recommended if model else ()), self.config.settings, overrides)
 
-    def readable_settings(self, overrides: Layer) -> Settings:
+    def readable_settings(self, overrides: Layer, model: Model | None = None) -> Settings:
         """Settings for a command that only reports: without config.toml, with a notice, if that is invalid."""
         try:
-            return self.settings(overrides)
+            return self.settings(overrides, model)
         except ConfigError as error:
             self.streams.notice(NoticeEvent(error.message, error.hint))
-            return fold(overrides)
+            self._config = Config()
+            return self.settings(overrides, model)
 
     @property
     def config(self) -> Config:

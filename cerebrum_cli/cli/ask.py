@@ -12,7 +12,7 @@ from cerebrum_cli.chat.session_recorder import SessionRecorder
 from cerebrum_cli.cli.options import AskOptions
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, options_on_command_line, positional
-from cerebrum_cli.core.settings import REPLY_KEYS, Layer
+from cerebrum_cli.core.settings import RECOMMENDED, REPLY_KEYS, Layer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -68,6 +68,8 @@ def run_question(
     overrides = recorder.with_defaults(overrides, is_remote=bool(options.endpoint))
     source = find_source(app, overrides, options, "--votes" if options.vote_bounds else None)
     settings = source.settings
+    if options.raw and settings.origin("think") in RECOMMENDED:
+        settings = replace(settings, think=None)  # the user's text decides whether a thought follows
     require_effective(settings, on_command_line, options)
     grammar, piped = read_grammar(app, options), app.streams.piped
 

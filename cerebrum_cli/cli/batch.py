@@ -81,13 +81,20 @@ def run_rows(
     Raises Interrupted with how to resume.
     """
     from cerebrum_cli.batch import answering
-    from cerebrum_cli.cli.generation import find_source, read_grammar, require_effective, source_fingerprint
+    from cerebrum_cli.cli.generation import (
+        find_source,
+        read_grammar,
+        require_effective,
+        settings_by_mode,
+        source_fingerprint,
+    )
 
     votes = options.vote_bounds
-    source = find_source(app, overrides, options, "--votes" if votes else None)
+    source = find_source(app, overrides, options, samples_by := "--votes" if votes else None)
     require_effective(source.settings, on_command_line, options)
     grammar, is_json = read_grammar(app, options), options.schema is not None
-    row_options = answering.BatchOptions(source.settings, grammar, is_json, votes, options.ignore_eos)
+    modes = settings_by_mode(app, source, overrides, samples_by)
+    row_options = answering.BatchOptions(source.settings, grammar, is_json, votes, options.ignore_eos, modes)
     record = {
         "input": rows.sha256,
         "template": options.template,

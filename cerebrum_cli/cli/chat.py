@@ -12,7 +12,7 @@ from cerebrum_cli.cli.options import ChatOptions
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, options_on_command_line, positional
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
-from cerebrum_cli.core.settings import REPLY_KEYS, Layer
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.chat import Chat
@@ -52,7 +52,8 @@ def chat(
     app, on_command_line, words = app_of(context, options), options_on_command_line(context), words or []
     if "model" not in on_command_line and words:
         reference, *words = words
-        overrides, on_command_line = {**overrides, "model": require_model_name(reference)}, on_command_line | {"model"}
+        overrides = SourcedLayer(overrides, {"model": require_model_name(reference)})
+        on_command_line |= {"model"}
     if len(words) > 1:
         raise UsageError("more than one question given", f"quote the first question: {quote(' '.join(words))}")
     if options.continue_ and options.session:
@@ -117,7 +118,7 @@ def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions)
         conversation = Chat(history, resolve, defaults, open_model(source), source.settings, session, name)
         if options.saved_prompt is not None:
             own_system = {"system": session.system_prompt} if session else {}
-            conversation.unprompted = with_defaults({**own_system, **overrides})
+            conversation.unprompted = with_defaults(SourcedLayer(own_system, overrides))
     except BaseException:
         history.close()  # which frees its session
         raise

@@ -17,7 +17,7 @@ from cerebrum_cli.cli.options import EvalOptions
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, options_on_command_line, parameter, positional
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, Interrupted, UsageError
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
-from cerebrum_cli.core.settings import REPLY_KEYS, Layer, Settings
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import format_count, format_duration
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SETTINGS = SettingKeys(
     REPLY_KEYS,
     {
-        "temperature": "Sampling temperature [default: 0, or 0.7 with several samples]",
+        "temperature": "Sampling temperature [default: the model's, else 0, or 0.7 with several samples]",
         "seed": "Random seed [default: 0]",
     },
 )
@@ -140,7 +140,7 @@ def prepare(
     if samples > 1 and overrides.get("temperature") is None and task.settings.get("temperature") == 0:
         problem = f"--samples needs a temperature above 0, but preset {options.preset} sets 0"
         raise UsageError(problem, "add --temperature 0.7, or omit --samples")
-    overrides = {**overrides, **{key: value for key, value in task.settings.items() if overrides.get(key) is None}}
+    overrides = SourcedLayer(SourcedLayer(task.settings, origin="preset"), overrides)
     reply_source = generation.find_source(app, overrides, options, "--samples" if samples > 1 else None)
     generation.require_effective(reply_source.settings, on_command_line, options)
     settings = reply_source.settings
@@ -247,6 +247,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     from cerebrum_cli.engine.memory import SINGLE
     from cerebrum_cli.eval.runs import samples_to_keep
     from cerebrum_cli.inference.loading import open_model
+    from cerebrum_cli.terminal.tables import sampling_text
 
     streams, evaluation = app.streams, prepared.evaluation
     kept = [] if options.restart else samples_to_keep(path, prepared.fingerprint, prepared.extent)
@@ -279,6 +280,8 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     streams.info(f"expected answer: {question.gold}")
     questions = format_count(len(prepared.task.questions), "question")
     streams.info(f"{len(evaluation.questions)} of {questions}, {format_count(evaluation.samples, 'sample')} each")
+    settings = prepared.source.settings
+    streams.info(sampling_text(settings.samplers, settings.origins))
     for line in prepared.task.remarks:
         streams.write_line("- ", line)
     if kept:

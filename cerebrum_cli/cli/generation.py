@@ -17,6 +17,7 @@ from cerebrum_cli.cli.options import (
 )
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.settings import MODES, RECOMMENDED, SAMPLING_KEYS, SourcedLayer
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.inference.loading import (
@@ -116,7 +117,7 @@ def without_padded_drafts(overrides: Layer, options: ConcurrencyOptions) -> Laye
         return overrides
     if overrides.get("drafts"):
         raise UsageError("batch_invariant and drafts cannot be used together", "omit one of them")
-    return {**overrides, "drafts": False}
+    return SourcedLayer(overrides, {"drafts": False})
 
 
 def generation_settings(app: App, overrides: Layer, model: Model, samples_by: str | None) -> Settings:
@@ -124,13 +125,25 @@ def generation_settings(app: App, overrides: Layer, model: Model, samples_by: st
 
     Raises UsageError.
     """
-    if not samples_by:
-        return app.settings(overrides, model)
-    from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, require_sampling
+    settings = app.settings(overrides, model)
+    if samples_by:
+        from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, require_sampling
 
-    settings = app.settings(overrides, model, {"temperature": VOTE_TEMPERATURE})
-    require_sampling(settings, samples_by)
+        if settings.temperature == 0 and settings.origin("temperature") in RECOMMENDED:
+            overrides = SourcedLayer(overrides, SourcedLayer({"temperature": VOTE_TEMPERATURE}, origin=samples_by))
+            settings = app.settings(overrides, model)
+        require_sampling(settings, samples_by)
     return settings
+
+
+def settings_by_mode(app: App, source: ReplySource, overrides: Layer, samples_by: str | None) -> dict[str, Settings]:
+    """The settings of rows that turn thinking on, and off: a model may recommend other sampling for each."""
+    modes = {mode: SourcedLayer(overrides, {"think": is_on}) for is_on, mode in MODES.items()}
+    found = {mode: generation_settings(app, layer, source.model, samples_by) for mode, layer in modes.items()}
+    return {
+        mode: replace(source.settings, **{key: getattr(settings, key) for key in SAMPLING_KEYS})
+        for mode, settings in found.items()
+    }
 
 
 def require_effective(settings: Settings, on_command_line: frozenset[str], options: ConstrainedOptions) -> None:

@@ -20,7 +20,7 @@ from cerebrum_cli.cli.options import (
 from cerebrum_cli.cli.signature import app_of, composed, positional, require_agreement
 from cerebrum_cli.core.errors import ModelNotFound, NoModel, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.settings import Layer, Settings, environment_layer
+from cerebrum_cli.core.settings import MODES, SAMPLING_KEYS, Layer, Settings, SourcedLayer, environment_layer
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.progress import FileProgress
@@ -169,11 +169,16 @@ def show(
         description, plan = available or ({}, None)
         note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
         if vocabulary:
-            description = listing.describe(library, vocabulary, lambda *_: None)
+            description = listing.describe(library, vocabulary, sampling_by_mode(app, vocabulary), lambda *_: None)
             note = f"only its vocabulary is installed, for --endpoint; {note}"
     else:
         with FileProgress(replace(app.streams, is_quiet=options.quiet or options.json)) as progress:
-            description = listing.describe(library, model, lambda done, total: progress.update("verify", done, total))
+            description = listing.describe(
+                library,
+                model,
+                sampling_by_mode(app, model),
+                lambda done, total: progress.update("verify", done, total),
+            )
         plan = listing.quantization_plan(library, model, settings.ctx)
         profile, note = profile_of(app, model, settings)
     if options.json:
@@ -187,6 +192,13 @@ def show(
     if plan:
         print_candidates(app.streams, plan)
     app.streams.report(note)
+
+
+def sampling_by_mode(app: App, model: Model) -> dict[str, Settings]:
+    """The settings of a question with thinking on, and off."""
+    given = environment_layer(*SAMPLING_KEYS)
+    thinks = {mode: SourcedLayer(given, {"think": is_on}) for is_on, mode in MODES.items()}
+    return {mode: app.readable_settings(layer, model) for mode, layer in thinks.items()}
 
 
 def profile_of(app: App, model: Model, settings: Settings) -> tuple[Profile | None, str]:

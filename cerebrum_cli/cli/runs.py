@@ -105,7 +105,8 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool) -> None
     report = report_of(run, samples)
     if json:
         bad_rows = run.record.notes.get("bad_rows", 0)
-        app.streams.answer_object({**report_object(report), "skipped": skipped, "bad_rows": bad_rows})
+        more = {"skipped": skipped, "bad_rows": bad_rows, "sampling": run.sampling}
+        app.streams.answer_object({**report_object(report), **more})
         return
     print_report(app.streams, report, run, skipped)
     if not app.streams.is_quiet:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cerebrum_cli.cli.options import FIRST, AskOptions, ConstrainedOptions, SavedPromptOptions
 from cerebrum_cli.core.config import SavedPrompt, find_prompt
+from cerebrum_cli.core.settings import SourcedLayer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -26,7 +27,8 @@ def apply_prompt(
     if options.saved_prompt is None:
         return None, overrides, options
     saved = find_prompt(app.config.prompts, options.saved_prompt, is_option=True)
-    overrides = {**overrides, **{key: value for key, value in saved.settings.items() if key not in on_command_line}}
+    given = SourcedLayer({key: value for key, value in overrides.items() if key in on_command_line})
+    overrides = SourcedLayer(overrides, saved.settings, given)
     if not isinstance(options, ConstrainedOptions):
         saved.require_chat()
         return saved, overrides, options

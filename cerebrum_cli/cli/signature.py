@@ -21,7 +21,16 @@ from cerebrum_cli.core.declaration import HEADINGS, Heading, Option, flag, optio
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.settings import OPTIONS, Settings, environment_value, unknown_variables, validate
+from cerebrum_cli.core.settings import (
+    COMMAND_LINE,
+    OPTIONS,
+    Layer,
+    Settings,
+    SourcedLayer,
+    environment_value,
+    unknown_variables,
+    validate,
+)
 
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
@@ -120,8 +129,15 @@ class Arguments:
         taken = ((name, self._take(name, declared)) for name, declared in options_in(group).items())
         values = {name: value for name, value in taken if value is not None}
         if isinstance(group, SettingKeys):
-            return {key: validate(key, value, environment_source(key, self.context)) for key, value in values.items()}
+            return SourcedLayer(*(self._layer(key, value) for key, value in values.items()))
         return group(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    def _layer(self, key: str, value: Any) -> Layer:
+        """The layer of one setting, from the command line or the environment."""
+        source = environment_source(key, self.context)
+        if not OPTIONS[key].has_flag and key not in self.assigned:
+            source = variable(key)
+        return SourcedLayer({key: validate(key, value, source)}, origin=source or COMMAND_LINE)
 
     def _take(self, name: str, declared: Option) -> Any:
         """Value of an option; None without one, and for a local one of a server.

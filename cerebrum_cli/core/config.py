@@ -12,7 +12,7 @@ from typing import Any
 
 from cerebrum_cli.core.conversion import InvalidValue
 from cerebrum_cli.core.errors import ConfigError, UsageError
-from cerebrum_cli.core.settings import KEYS, Layer, convert, in_directory, keys_of
+from cerebrum_cli.core.settings import KEYS, SAVED_PROMPT, Layer, SourcedLayer, convert, in_directory, keys_of
 
 ENDPOINTS = "endpoints"
 PROMPTS = "prompts"
@@ -119,7 +119,8 @@ def parse_config(text: str, path: Path) -> Config:
         layer |= read_setting(name, value, where, (ENDPOINTS, PROMPTS))
     require_tables(prompts, f"{path}: `{PROMPTS}`", '[prompts.NAME] with prompt = "..."')
     saved = {name: read_prompt(name, table, path) for name, table in prompts.items()}
-    return Config(in_directory(layer, path.parent), read_endpoints(endpoints, path), saved)
+    own = SourcedLayer(in_directory(layer, path.parent), origin="config.toml")
+    return Config(own, read_endpoints(endpoints, path), saved)
 
 
 def read_setting(name: str, value: Any, where: str, other_keys: tuple[str, ...]) -> Layer:
@@ -169,7 +170,8 @@ def read_prompt(name: str, table: Mapping[str, Any], path: Path) -> SavedPrompt:
         settings |= read_setting(key, table[key], where, PROMPT_KEYS)
     prompt, schema = own.get("prompt"), own.get("schema")
     file = schema and path.parent / Path(schema).expanduser()
-    return SavedPrompt(name, in_directory(settings, path.parent), prompt and prompt.rstrip("\r\n"), file, extract)
+    layer = SourcedLayer(in_directory(settings, path.parent), origin=SAVED_PROMPT)
+    return SavedPrompt(name, layer, prompt and prompt.rstrip("\r\n"), file, extract)
 
 
 def find_prompt(prompts: Mapping[str, SavedPrompt], name: str, is_option: bool = False) -> SavedPrompt:

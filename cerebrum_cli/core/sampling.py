@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 from cerebrum_cli.core.declaration import option, setting
 
@@ -12,6 +13,8 @@ DRY_BREAKERS = ("\n", ":", '"', "*")
 NO_BREAKERS = "none"
 MAX_LOGIT = 10_000  # of penalties and biases: the sum of several stays finite
 MAX_COUNT = 2**31 - 1
+MODEL_ELSE = "[default: the model's, else {}]"
+TRUNCATING = ("top_k", "top_p", "min_p", "top_n_sigma", "typical_p")  # samplers without effect at temperature 0
 
 
 class TokenBias(NamedTuple):
@@ -35,19 +38,33 @@ class SamplingParams:
     max_tokens: int | None = option(
         None, "Maximum tokens to generate [default: no limit]", "Length", short="-n", metavar="N", least=1
     )
-    temperature: float = option(0.0, "Sampling temperature; 0 is greedy [default: 0]", "Sampling", metavar="T", least=0)
-    top_k: int = option(40, "Keep the K likeliest tokens; 0: all [default: 40]", "Sampling", metavar="K", least=0)
+    temperature: float = option(
+        0.0, f"Sampling temperature; 0 is greedy {MODEL_ELSE.format(0)}", "Sampling", metavar="T", least=0
+    )
+    top_k: int = option(
+        40, f"Keep the K likeliest tokens; 0: all {MODEL_ELSE.format(40)}", "Sampling", metavar="K", least=0
+    )
     top_p: float = option(
-        0.95, "Keep the likeliest tokens up to probability P [default: 0.95]", "Sampling", metavar="P", least=0, most=1
+        0.95,
+        f"Keep the likeliest tokens up to probability P {MODEL_ELSE.format(0.95)}",
+        "Sampling",
+        metavar="P",
+        least=0,
+        most=1,
     )
     min_p: float = option(
-        0.05, "Drop tokens below P times the likeliest [default: 0.05]", "Sampling", metavar="P", least=0, most=1
+        0.05,
+        f"Drop tokens below P times the likeliest {MODEL_ELSE.format(0.05)}",
+        "Sampling",
+        metavar="P",
+        least=0,
+        most=1,
     )
     top_n_sigma: float = setting(-1.0, "Keep logits within N sigma; 0 and below: off [default: -1]", least=-1)
     typical_p: float = setting(1.0, "Locally typical sampling; 1: off [default: 1]", least=0, most=1)
-    repeat_penalty: float = setting(1.0, "Penalty for repeated tokens; 1: off [default: 1]", least=0.01)
+    repeat_penalty: float = setting(1.0, f"Penalty for repeated tokens; 1: off {MODEL_ELSE.format(1)}", least=0.01)
     presence_penalty: float = setting(
-        0.0, "Penalty for tokens in the last 64 [default: 0]", least=-MAX_LOGIT, most=MAX_LOGIT
+        0.0, f"Penalty for tokens in the last 64 {MODEL_ELSE.format(0)}", least=-MAX_LOGIT, most=MAX_LOGIT
     )
     frequency_penalty: float = setting(
         0.0, "Penalty per occurrence in the last 64 [default: 0]", least=-MAX_LOGIT, most=MAX_LOGIT
@@ -68,6 +85,11 @@ class SamplingParams:
     stop: tuple[str, ...] = option((), "Stop before this text (repeatable)", "Length", metavar="TEXT")
 
     @property
+    def samplers(self) -> dict[str, Any]:
+        """The samplers in effect, with their values."""
+        return samplers_in_effect({key: getattr(self, key) for key in SAMPLERS})
+
+    @property
     def is_argmax(self) -> bool:
         """Whether each token is the one with the highest logit, whatever came before."""
         return self.temperature == 0 and not (self.has_penalties or self.has_dry or self.logit_bias)
@@ -86,3 +108,15 @@ class SamplingParams:
         given = self.dry_sequence_breaker
         last = max((at for at, text in enumerate(given) if text == NO_BREAKERS), default=-1)
         return given[last + 1 :]
+
+
+SAMPLERS = tuple(each.name for each in fields(SamplingParams) if each.name not in ("max_tokens", "seed", "stop"))
+ALWAYS_SHOWN = ("temperature", "top_k", "top_p", "min_p")
+
+
+def samplers_in_effect(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of samplers among others, without those that are off or have no effect."""
+    off, is_greedy = SamplingParams(), values.get("temperature") == 0
+    keys = (key for key in SAMPLERS if key in values and not (is_greedy and key in TRUNCATING))
+    given = {key: tuple(value) if isinstance(value := values[key], list) else value for key in keys}
+    return {key: value for key, value in given.items() if key in ALWAYS_SHOWN or value != getattr(off, key)}

@@ -1,14 +1,15 @@
 """Settings: partial layers merged into one frozen value.
 
-Lowest layer first: the defaults below, the model's row in models.toml, config.toml, CEREBRUM_* variables, the saved
-prompt that `-p` names, the command line.
+Lowest layer first: the defaults below, the model's file, its row in models.toml, config.toml, CEREBRUM_* variables, the
+saved prompt that `-p` names, the command line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,26 @@ from cerebrum_cli.core.sampling import SamplingParams
 
 Layer = Mapping[str, Any]
 
+DEFAULT, MODEL_FILE, CATALOGUE = "default", "model file", "catalogue"  # origins of what no user has set
+RECOMMENDED = (DEFAULT, MODEL_FILE, CATALOGUE)
+COMMAND_LINE, SAVED_PROMPT, SESSION = "command line", "saved prompt", "session"
 CACHE_TYPES = ("f16", "q8_0", "q4_0")  # of the KV cache, for its keys and its values
+
+
+class SourcedLayer(dict[str, Any]):
+    """A layer merged from others, later ones over earlier ones, that knows where each value comes from.
+
+    `origin` is that of the layers which do not know. None sets nothing.
+    """
+
+    def __init__(self, *layers: Layer, origin: str = COMMAND_LINE) -> None:
+        super().__init__()
+        self.origins: dict[str, str] = {}
+        for layer in layers:
+            known = layer.origins if isinstance(layer, SourcedLayer) else {}
+            for key, value in layer.items():
+                if value is not None:
+                    self[key], self.origins[key] = value, known.get(key, origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +48,7 @@ class Settings(SamplingParams):
     """Everything that can be set for a command, with all layers merged; None leaves a choice to the model or machine.
 
     `lora` are LoRA adapters, each as FILE or FILE:SCALE. `cache_gb` limits the prompt cache on disk, in GB; 0 turns it
-    off.
+    off. `origins` says where the values come from that are not the defaults.
     """
 
     model: str | None = option(None, "Model to use [default: see cerebrum list]", "Model", short="-m", metavar="MODEL")
@@ -72,6 +92,11 @@ class Settings(SamplingParams):
         None, "Speculative decoding (prompt lookup) [default: set by tune]", choices=("on", "off"), local=True
     )
     cache_gb: float = setting(4.0, "Limit of the prompt cache in GB; 0: off [default: 4]", least=0, local=True)
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def origin(self, key: str) -> str:
+        """Where a value comes from: "default", "model file", "CEREBRUM_TOP_K"."""
+        return self.origins.get(key, DEFAULT)
 
     def sampling(self, format_stop: tuple[str, ...]) -> SamplingParams:
         """Sampling parameters, with the format's stop strings before the user's."""
@@ -108,13 +133,9 @@ def fold(*layers: Layer) -> Settings:
     """
     think = next((layer["think"] for layer in reversed(layers) if layer.get("think") is not None), None)
     mode = MODES[validate("think", think) != "off"] if think is not None else ""
-    values: dict[str, Any] = {}
-    for layer in layers:
-        given = {**layer, **layer.get(mode, {})}
-        values.update(
-            (key, validate(key, value)) for key, value in given.items() if key in OPTIONS and value is not None
-        )
-    return Settings(**values)
+    merged = SourcedLayer(*chain.from_iterable((layer, layer.get(mode, {})) for layer in layers))
+    values = {key: validate(key, value) for key, value in merged.items() if key in OPTIONS}
+    return Settings(**values, origins=merged.origins)
 
 
 def keys_of(name: str) -> tuple[str, ...]:
@@ -168,8 +189,8 @@ def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
 
 def environment_layer(*keys: str) -> Layer:
     """Settings that CEREBRUM_* variables give to a command without options for them. Raises UsageError."""
-    values = ((key, environment_value(key, OPTIONS[key])) for key in keys)
-    return {key: value for key, value in values if value is not None}
+    values = {key: environment_value(key, OPTIONS[key]) for key in keys}
+    return SourcedLayer(*(SourcedLayer({key: value}, origin=variable(key)) for key, value in values.items()))
 
 
 def environment_value(name: str, declared: Option) -> Any:

@@ -30,6 +30,7 @@ from cerebrum_cli.batch.output_files import (
 )
 from cerebrum_cli.core.errors import BatchError, EngineError, UsageError
 from cerebrum_cli.core.files import exists, remove_abandoned
+from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.text import enumeration
 from cerebrum_cli.eval.comparison import Comparison, compare, outcomes
 from cerebrum_cli.eval.marking import Match, Unmarked, marker
@@ -72,6 +73,13 @@ class Run:
     def match(self) -> Match:
         match: Match = self.record.fingerprint["match"]
         return match
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The samplers that were in effect, with their values, and `think` if it was set."""
+        recorded = {key: self.record.fingerprint.get(key.replace("_", " ")) for key in (*SAMPLERS, "think")}
+        think = {"think": recorded["think"]} if recorded["think"] else {}
+        return samplers_in_effect({key: value for key, value in recorded.items() if value is not None}) | think
 
     @property
     def changed_at(self) -> float:

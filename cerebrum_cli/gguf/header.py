@@ -7,10 +7,13 @@ import mmap
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cerebrum_cli.core.conversion import InvalidValue
 from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.settings import MODEL_FILE, SourcedLayer, convert
 from cerebrum_cli.gguf.parser import (
     MAX_TENSORS,
     VOCABULARY_KEYS,
@@ -28,6 +31,12 @@ from cerebrum_cli.gguf.types import FILE_TYPES
 # Layout of Mixtral files before April 2024, one tensor per expert, which llama.cpp no longer loads.
 _EXPERT_TENSOR = re.compile(r"blk\.\d+\.ffn_(?:gate|down|up)\.\d+\.weight")
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+SAMPLING_KEYS = {  # general.sampling.*, by the settings they recommend; there are others without an equivalent here
+    **{key: key for key in ("top_k", "top_p", "min_p")},
+    "temp": "temperature",
+    "penalty_repeat": "repeat_penalty",
+}
+FLOAT_DIGITS = 6  # of a number that the file holds in 32 bits: 0.95 is read as 0.949999988...
 GENERATIVE_HINT = "use a decoder-only model; cerebrum list --available shows some"
 
 _EMBEDS = "which computes embeddings and generates no text"
@@ -75,6 +84,17 @@ class Header:
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache per token in f16."""
         return 2 * self.sizes.kv_length
+
+    @property
+    def sampling(self) -> SourcedLayer:
+        """The settings of sampling that the file recommends; invalid ones are ignored."""
+        values = {}
+        for key, name in SAMPLING_KEYS.items():
+            value = self.metadata.get(f"general.sampling.{key}")
+            with suppress(InvalidValue):
+                if value is not None:
+                    values[name] = convert(name, round(value, FLOAT_DIGITS) if isinstance(value, float) else value)
+        return SourcedLayer(values, origin=MODEL_FILE)
 
 
 def read_header(path: Path) -> Header:

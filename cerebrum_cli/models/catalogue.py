@@ -10,7 +10,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import ConfigError, UsageError
-from cerebrum_cli.core.settings import KEYS, MODES, SAMPLING_KEYS, Layer, in_directory, validate
+from cerebrum_cli.core.settings import (
+    CATALOGUE,
+    KEYS,
+    MODES,
+    SAMPLING_KEYS,
+    Layer,
+    SourcedLayer,
+    in_directory,
+    validate,
+)
 from cerebrum_cli.models.reference import MODEL_NAME, REPO_ID, is_safe_path
 from cerebrum_cli.models.variants import same_quantization
 
@@ -100,7 +109,8 @@ class ModelSpec:
     @property
     def layer(self) -> Layer:
         """The recommended settings, with the tables of both modes."""
-        return {**self.settings, **{mode: getattr(self, mode) for mode in MODES.values()}}
+        tables = {mode: SourcedLayer(getattr(self, mode), origin=CATALOGUE) for mode in MODES.values()}
+        return SourcedLayer(self.settings, tables, origin=CATALOGUE)
 
     @property
     def sources(self) -> tuple[Repository, ...]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.sampling import SAMPLERS
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.gguf.header import unsupported_kind
 from cerebrum_cli.gguf.parser import Array, Scalar
@@ -18,10 +21,12 @@ from cerebrum_cli.models.reference import PathReference, Reference
 SUGGESTIONS = 5  # models to choose a first one from: the best, and the smallest of the others
 
 
-def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[str, Any]:
-    """Object of `show --json`, without the table of quantizations."""
+def describe(
+    library: Library, model: Model, sampling: Mapping[str, Settings], on_progress: OnProgress
+) -> dict[str, Any]:
+    """Object of `show --json`, without the table of quantizations; `sampling` is that of each mode."""
     header, spec, cached, format_name = model.header, model.spec, model.cached, model.default_format
-    settings = spec.settings if spec else {}
+    settings = {key: value for key, value in (spec.settings if spec else {}).items() if key not in SAMPLERS}
     license_name = header.metadata.get("general.license")
     return {
         "name": model.name,
@@ -31,6 +36,7 @@ def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[st
         "format": format_name,
         "context_size": model.trained_context,
         "ask": {"format": format_name, "context": planned_context(None, model.trained_context), **settings},
+        "sampling": {mode: sampling_object(each) for mode, each in sampling.items()},
         "sha256": library.digest(model, on_progress).sha256,
         "quantization": model.quantization,
         "tensor_types": dict(header.tensor_types),
@@ -55,6 +61,11 @@ def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[st
         "files": [str(path) for path in model.paths],
         "metadata": {key: metadata_json(value) for key, value in header.metadata.items()},
     }
+
+
+def sampling_object(settings: Settings) -> dict[str, Any]:
+    """The samplers in effect, each with its value and where that comes from."""
+    return {key: {"value": value, "origin": settings.origin(key)} for key, value in settings.samplers.items()}
 
 
 def describe_available(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cerebrum_cli.core.conversion import LORA
 from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
 from cerebrum_cli.gguf.header import Header, parts_sizes, read_header, vocabulary_digest
 from cerebrum_cli.gguf.sizes import ModelSizes
@@ -177,6 +178,11 @@ class Model:
     def default_format(self) -> str | None:
         """Prompt format without --format: the catalog's, else the embedded template."""
         return self.known_format or (EMBEDDED if self.header.chat_template else None)
+
+    @property
+    def recommended(self) -> tuple[Layer, ...]:
+        """Settings that its file recommends, and over them those of its row in the catalog. Raises ModelFileError."""
+        return self.header.sampling, self.spec.layer if self.spec else {}
 
     @property
     def trained_context(self) -> int:

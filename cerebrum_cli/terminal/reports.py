@@ -17,7 +17,16 @@ from cerebrum_cli.inference.inspection import CERTAIN
 from cerebrum_cli.models.reference import looks_like_path
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns, is_plain_terminal
-from cerebrum_cli.terminal.tables import PIPE_WIDTH, field_lines, print_table, table_lines, table_of, updated, wrapped
+from cerebrum_cli.terminal.tables import (
+    PIPE_WIDTH,
+    field_lines,
+    print_table,
+    sampling_text,
+    table_lines,
+    table_of,
+    updated,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.trials import Closeness
@@ -42,9 +51,8 @@ HINT_PREFIX = "hint: "
 
 
 def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> None:
-    temperature = run.record.fingerprint["temperature"]
     questions, samples = format_count(report.n, "question"), format_count(report.samples, "sample")
-    title = f"{report.task}: {report.model}, {questions}, {samples} each, temperature {temperature:g}"
+    title = f"{report.task}: {report.model}, {questions}, {samples} each, {sampling_text(run.sampling)}"
     streams.answer(f"{wrapped(streams, one_line(title))}\n\n")
     estimates = {"accuracy": report.accuracy}
     estimates |= {f"maj@{k}": report.maj[k - 1] for k in shown_numbers(len(report.maj))}

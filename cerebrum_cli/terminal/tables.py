@@ -7,8 +7,10 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.core.settings import DEFAULT
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_size, one_line
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
@@ -182,10 +184,24 @@ def capacity_text(capacity: Capacity) -> str:
 
 def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
     shown = {key: value for key, value in description.items() if key not in HIDDEN and (value or key not in OPTIONAL)}
-    fields = {FIELD_LABELS.get(key, key): _describe(key, value) for key, value in shown.items()}
+    fields = {FIELD_LABELS.get(key, key): _describe(key, value) for key, value in _by_mode(shown).items()}
     if "notes" in fields:
         fields["notes"] = wrapped(streams, fields["notes"], indent=max(map(len, fields)) + 2)
     streams.answer(field_lines(fields))
+
+
+def _by_mode(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A description with a field for the sampling of each mode, or one for both."""
+    fields: dict[str, Any] = {}
+    for key, value in description.items():
+        if key != "sampling":
+            fields[key] = value
+            continue
+        for mode, samplers in value.items():
+            values, origins = ({name: each[part] for name, each in samplers.items()} for part in ("value", "origin"))
+            is_same = all(samplers == other for other in value.values())
+            fields[key if is_same else f"{key}, {mode.replace('_', ' ')}"] = sampling_text(values, origins)
+    return fields
 
 
 def _describe(key: str, value: Any) -> str:
@@ -277,8 +293,19 @@ def field_lines(fields: Mapping[str, str]) -> str:
     return "".join(f"{name:<{width}}  {value}\n" for name, value in fields.items())
 
 
-def settings_lines(values: Mapping[str, Any]) -> str:
-    return field_lines({key: _setting_text(value) for key, value in values.items()}).rstrip("\n")
+def settings_lines(values: Mapping[str, Any], origins: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Settings with their values, and with their origins where these are given."""
+    texts = {key: _setting_text(value) for key, value in values.items()}
+    width = max((len(text) for key, text in texts.items() if key in origins), default=0)
+    return field_lines(
+        {key: f"{text:<{width}}  {origins[key]}" if key in origins else text for key, text in texts.items()}
+    ).rstrip("\n")
+
+
+def sampling_text(samplers: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> str:
+    """Samplers in a line: "temperature 0.6 (model file), top_k 20 (catalogue)"; without unknown origins."""
+    known = {} if origins is None else {key: f" ({origins.get(key, DEFAULT)})" for key in samplers}
+    return ", ".join(f"{key} {_setting_text(value)}{known.get(key, '')}" for key, value in samplers.items())
 
 
 def _setting_text(value: Any) -> str:
@@ -305,7 +332,7 @@ def print_rows(
         streams.report(empty)
 
 
-def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool | None) -> str:
+def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool | None, sampling: str) -> str:
     """Line printed by `--stats`; `repacks` is None where a server holds the weights."""
     timings = finish.timings
     cached = f" ({finish.cached_tokens} cached)" if finish.cached_tokens else ""
@@ -319,6 +346,7 @@ def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool 
             f"generated {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}{drafts}",
             f"first token {timings.ttft_s:.2f} s",
             f"context {finish.context_size}",
+            sampling,
             f"seed {finish.seed}",
             f"finish reason {finish.reason}",
         )

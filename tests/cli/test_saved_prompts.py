@@ -284,7 +284,7 @@ def script(home: Home, text: str, *arguments: str) -> tuple[Finished, list[str]]
 
 def shown_values(done: Finished, setting: str) -> list[str]:
     """Values of a setting that /set and /params have shown."""
-    lines = (line.split(maxsplit=1) for line in done.err.splitlines())
+    lines = (line.split() for line in done.err.splitlines())
     return [line[1] for line in lines if line[:1] == [setting]]
 
 

@@ -223,7 +223,12 @@ def test_set_help_prints_the_settings_of_a_command(new_user: CommandLine) -> Non
     assert (done.code, done.err) == (0, "")
     head, *lines = (re.split(r"  +", line.rstrip()) for line in done.out.splitlines())
     assert head == ["key", "default", "range", "meaning"]
-    assert ["top_k", "40", "a whole number of 0 or more", "Keep the K likeliest tokens; 0: all"] in lines
+    assert [
+        "top_k",
+        "the model's, else 40",
+        "a whole number of 0 or more",
+        "Keep the K likeliest tokens; 0: all",
+    ] in lines
     keys = [line[0] for line in lines]
     assert {"repeat_penalty", "cache_type", "drafts", "cache_gb", "template_arg"} <= {*keys}
     assert not {"overflow", "vi", "batch_invariant", "cache_type_k"} & {*keys}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import tempfile
@@ -209,6 +210,32 @@ def test_header_accepts_unknown_tensor_types(tmp_path: Path) -> None:
     tensors = (tensor(b"x", (1 << 30,), 99, 0), tensor(b"y", (8,), 0, 64))
     path.write_bytes(handmade(LLAMA, tensors=tensors, data=bytes(96)))
     assert read_header(path).parameters == (1 << 30) + 8
+
+
+def test_header_has_the_sampling_that_the_file_recommends(tmp_path: Path) -> None:
+    def fill(writer: gguf.GGUFWriter) -> None:
+        writer.add_float32("general.sampling.temp", 0.6)
+        writer.add_int32("general.sampling.top_k", 20)
+        writer.add_float32("general.sampling.top_p", 0.95)
+        writer.add_float32("general.sampling.min_p", 0.0)
+        writer.add_float32("general.sampling.penalty_repeat", 1.05)
+        writer.add_float32("general.sampling.xtc_probability", 0.5)
+        writer.add_int32("general.sampling.mirostat", 2)
+
+    sampling = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.0, "repeat_penalty": 1.05}
+    assert read_header(write_model(tmp_path / "a.gguf", fill)).sampling == sampling
+    assert read_header(write_model(tmp_path / "b.gguf")).sampling == {}
+
+
+def test_header_ignores_invalid_sampling(tmp_path: Path) -> None:
+    def fill(writer: gguf.GGUFWriter) -> None:
+        writer.add_float32("general.sampling.temp", math.nan)
+        writer.add_int32("general.sampling.top_k", -1)
+        writer.add_float32("general.sampling.top_p", 1.5)
+        writer.add_string("general.sampling.min_p", "0.1")
+        writer.add_array("general.sampling.penalty_repeat", [1.0, 2.0])
+
+    assert read_header(write_model(tmp_path / "a.gguf", fill)).sampling == {}
 
 
 @pytest.mark.slow

@@ -171,10 +171,19 @@ def write_mistral(path: Path, *, name: str = "tiny mistral", chat_template: str 
 
 
 def write_chatml(
-    path: Path, *, name: str = "tiny chatml", chat_template: str | None = CHATML_TEMPLATE, **options: Any
+    path: Path,
+    *,
+    name: str = "tiny chatml",
+    chat_template: str | None = CHATML_TEMPLATE,
+    sampling: Mapping[str, float] | None = None,
+    **options: Any,
 ) -> Path:
-    """Write a Llama with a byte-level BPE vocabulary of 275 tokens, including ChatML's and thinking tokens."""
-    return _write_llama(path, {**bpe_metadata(), **described(name, chat_template)}, **options)
+    """Write a Llama with a byte-level BPE vocabulary of 275 tokens, including ChatML's and thinking tokens.
+
+    `sampling` is what it recommends.
+    """
+    recommended = {f"general.sampling.{key}": value for key, value in (sampling or {}).items()}
+    return _write_llama(path, {**bpe_metadata(), **described(name, chat_template), **recommended}, **options)
 
 
 def _write_llama(

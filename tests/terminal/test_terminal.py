@@ -367,10 +367,10 @@ def test_description_prints_one_field_per_line() -> None:
 
 
 def test_stats_line() -> None:
-    assert stats_line(FINISH, "starter", "embedded", False) == (
+    assert stats_line(FINISH, "starter", "embedded", False, "temperature 0 (default)") == (
         "starter | format embedded | load 0.50 s | weights as in the file (not repacked)"
         " | prompt 12 tokens, 12.0 t/s | generated 5 tokens, 2.0 t/s"
-        " | first token 1.25 s | context 2048 | seed 42 | finish reason stop"
+        " | first token 1.25 s | context 2048 | temperature 0 (default) | seed 42 | finish reason stop"
     )
     cached = replace(FINISH, cached_tokens=10, timings=Timings())
-    assert "weights repacked where possible | prompt 12 tokens (10 cached) |" in stats_line(cached, "m", "f", True)
+    assert "weights repacked where possible | prompt 12 tokens (10 cached) |" in stats_line(cached, "m", "f", True, "")

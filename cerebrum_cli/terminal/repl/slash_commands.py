@@ -15,6 +15,7 @@ from cerebrum_cli.core.config import find_prompt
 from cerebrum_cli.core.conversion import LORA
 from cerebrum_cli.core.errors import Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.sampling import samplers_in_effect
 from cerebrum_cli.core.settings import SHORTHANDS, Settings, keys_of, parse_value
 from cerebrum_cli.inference.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.inference.prompt_sources import read_prompt_files
@@ -42,6 +43,7 @@ from cerebrum_cli.terminal.tables import (
     context_text,
     print_prompts,
     print_sessions,
+    sampling_text,
     settings_lines,
     stats_line,
 )
@@ -100,7 +102,8 @@ def change_setting(repl: Repl, line: SlashLine) -> None:
     keys = keys_of(key)
     with unchanged_on_interrupt(f"{key} unchanged"):
         repl.wait_for(repl.chat.change_settings({key: parse_value(key, value, key) if value else None for key in keys}))
-    repl.streams.info(settings_lines({key: getattr(repl.chat.settings, key) for key in keys}))
+    settings = repl.chat.settings
+    repl.streams.info(settings_lines({key: getattr(settings, key) for key in keys}, {} if value else settings.origins))
 
 
 def show_settings(repl: Repl, _: SlashLine) -> None:
@@ -109,7 +112,8 @@ def show_settings(repl: Repl, _: SlashLine) -> None:
     values = {key: value for key, value in asdict(chat.settings).items() if key in keys}
     shown = {"model": chat.loaded.model.reference, **values, "format": chat.loaded.format_name}
     usage = chat.context_usage
-    repl.streams.info(settings_lines({**shown, "ctx": usage[1] if usage else chat.settings.ctx}))
+    shown["ctx"] = usage[1] if usage else chat.settings.ctx
+    repl.streams.info(settings_lines(shown, chat.settings.origins))
 
 
 def use_prompt(repl: Repl, line: SlashLine) -> None:
@@ -263,7 +267,8 @@ def show_stats(repl: Repl, _: SlashLine) -> None:
     if repl.last_collector is None or repl.last_collector.reply is None:
         raise UsageError("the conversation is empty", "ask something first")
     loaded, finish = repl.chat.loaded, repl.last_collector.reply.finish
-    repl.streams.write_line("", stats_line(finish, loaded.model.name, loaded.format_name, loaded.repacks))
+    sampling = sampling_text(samplers_in_effect(_last_reply(repl).metadata.params or {}))
+    repl.streams.write_line("", stats_line(finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling))
 
 
 def explain_reply(repl: Repl, line: SlashLine) -> None:
@@ -349,7 +354,7 @@ SLASH_COMMANDS = (
     ),
     SlashCommand("model", change_model, "[MODEL]", "show the model, or switch to another", "model"),
     SlashCommand("set", change_setting, "KEY [VALUE]", "change a setting; no value resets it", "setting"),
-    SlashCommand("params", show_settings, "", "show the settings"),
+    SlashCommand("params", show_settings, "", "show the settings, and where they come from"),
     SlashCommand(
         "use", use_prompt, "[NAME]", "list saved prompts, or use one for the next question, with its settings", "prompt"
     ),
