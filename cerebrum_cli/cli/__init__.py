@@ -20,6 +20,7 @@ COMMANDS = (
     Command("batch", "batch", "batch", "Answer many questions from a file"),
     Command("eval", "eval", "evaluate_model", "Measure how well a model answers"),
     Command("lm-eval", "lm_eval", "lm_eval", "Run tasks of lm-evaluation-harness"),
+    Command("search", "models", "search", "Search the Hugging Face Hub for models"),
     Command("pull", "models", "pull", "Download a model, or register a local file"),
     Command("list", "models", "list_models", "List installed models"),
     Command("show", "models", "show", "Show a model's metadata and prompt format"),

@@ -15,6 +15,7 @@ from cerebrum_cli.cli.options import (
     ListOptions,
     PullCommandOptions,
     PullOptions,
+    SearchOptions,
     ShowOptions,
 )
 from cerebrum_cli.cli.signature import app_of, composed, positional, require_agreement
@@ -30,6 +31,34 @@ if TYPE_CHECKING:
     from cerebrum_cli.inference.profiles import Profile
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.reference import Reference
+
+
+@composed
+def search(
+    context: typer.Context,
+    text: Annotated[str, positional("TEXT", "Part of a repository's name")],
+    options: SearchOptions,
+) -> None:
+    """Lists the 10 most downloaded GGUF repositories with the quantization recommended for this machine.
+
+    Headers are not read, so memory is estimated; `cerebrum pull --dry-run REPOSITORY` is exact, and lists all
+    quantizations.
+
+    Examples:
+      cerebrum search qwen3.5
+      cerebrum search "gemma 4" --json
+    """
+    from cerebrum_cli.models.listing import search_row
+    from cerebrum_cli.terminal.tables import print_found, print_rows
+
+    app = app_of(context, options)
+    ctx = app.readable_settings(environment_layer("ctx")).ctx
+    with FileProgress(app.streams) as progress:
+        found = app.puller(progress, options.offline).planner.search(text, ctx)
+    rows = [search_row(*each) for each in found]
+    print_rows(app.streams, rows, options.json, print_found, f"no GGUF repository on the Hub matches {text!r}")
+    if rows and app.streams.err_is_terminal:
+        app.streams.report("next: cerebrum pull REPOSITORY")
 
 
 @composed

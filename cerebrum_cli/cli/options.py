@@ -215,6 +215,12 @@ class ListOptions(QuietOptions):
 
 
 @option_group
+class SearchOptions(QuietOptions):
+    offline: bool = option(False, "Do not use the network", "Model")
+    json: bool = option(False, "Print a JSON array", "Output")
+
+
+@option_group
 class DoctorOptions(ServerOptions):
     endpoint: tuple[str, ...] = option(
         (), "Check this server instead (repeatable)", "Server", metavar="URL|NAME", splits=True

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.errors import ModelNotFound, PullError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.gguf.header import Header, parse_header
 from cerebrum_cli.gguf.parser import HeaderTruncated, parse_tables
@@ -19,13 +20,24 @@ from cerebrum_cli.models.fit import (
     planned_context,
     spec_sizes,
 )
-from cerebrum_cli.models.hub import HubFile, Listing, Progress, RetryPolicy, is_offline, list_repository, open_file
+from cerebrum_cli.models.hub import (
+    FoundRepository,
+    HubFile,
+    Listing,
+    Progress,
+    RetryPolicy,
+    is_offline,
+    list_repository,
+    open_file,
+    search_repositories,
+)
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.listing import quantization_plan
 from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, Reference
 from cerebrum_cli.models.variants import Variant, variants
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
+MOST_FOUND = 10  # repositories of a search
 
 
 @dataclass(slots=True)
@@ -55,6 +67,24 @@ class DownloadPlanner:
             raise ModelNotFound(f"no quantizations of {reference} are known", "list them online: omit --offline")
         return plan
 
+    def search(self, text: str, context: int | None) -> list[tuple[FoundRepository, DownloadPlan | None]]:
+        """GGUF repositories on the Hub by their name, with a plan of each; None without a model. Raises PullError."""
+        if self.is_offline:
+            raise PullError("cannot search the Hub: the network is disabled", "omit --offline, or unset HF_HUB_OFFLINE")
+        found = RetryPolicy(self.progress).run(lambda: search_repositories(text, MOST_FOUND))
+        with ThreadPoolExecutor(MOST_FOUND) as pool:
+            return list(zip(found, pool.map(lambda each: self._estimate(each.repo_id, context), found), strict=True))
+
+    def _estimate(self, repo_id: str, context: int | None) -> DownloadPlan | None:
+        """Plan a repository's download without reading a header, which would take megabytes of each."""
+        try:
+            self.library.require_not_refused(repo_id)
+            listing = list_repository(repo_id)
+            found = _variants(listing)
+            return self._plan_listing(self._spec_of(listing, found), listing, found, None, context, reads_header=False)
+        except (ModelNotFound, PullError):
+            return None
+
     def header(self, listing: Listing, file: HubFile) -> Header:
         """Header of a file on the Hub, read from its first megabytes. Raises ModelFileError."""
         return parse_header(Path(listing.repo_id, file.name), self.header_bytes(listing, file), file.size)
@@ -81,7 +111,7 @@ class DownloadPlanner:
             try:
                 listing = RetryPolicy(self.progress).run(lambda: list_repository(source.repo_id, source.revision))  # noqa: B023
                 found = [each for each in _variants(listing) if source.matches(each.files[0].rpartition("/")[2])]
-                return self._plan_listing(spec.name, spec, listing, found, quantization, context)
+                return self._plan_listing(spec, listing, found, quantization, context)
             except ModelNotFound as error:
                 errors.append(error)
         raise errors[0]
@@ -94,24 +124,27 @@ class DownloadPlanner:
         if reference.file and not found:
             hint = f"list its models: cerebrum pull --dry-run {repo_id}"
             raise ModelNotFound(f"{repo_id} has no complete model {reference.file}", hint)
-        spec = next((spec for each in found if (spec := self.library.spec_in(repo_id, each.files[0]))), None)
-        name = spec.name if spec else repo_id
-        return self._plan_listing(name, spec, listing, found, reference.quantization, context)
+        spec = self._spec_of(listing, found)
+        return self._plan_listing(spec, listing, found, reference.quantization, context)
+
+    def _spec_of(self, listing: Listing, found: Sequence[Variant]) -> ModelSpec | None:
+        return next((spec for each in found if (spec := self.library.spec_in(listing.repo_id, each.files[0]))), None)
 
     def _plan_listing(
         self,
-        name: str,
         spec: ModelSpec | None,
         listing: Listing,
-        found: list[Variant],
+        found: Sequence[Variant],
         quantization: str | None,
         context: int | None,
+        reads_header: bool = True,
     ) -> DownloadPlan:
         if not found:
             raise ModelNotFound(f"{listing.repo_id} has no GGUF model", "see its page on the Hub")
+        name = spec.name if spec else listing.repo_id
         sizes = [(each.quantization, sum(listing.file(file).size for file in each.files)) for each in found]
-        if spec and spec.kv_bytes_per_token:
-            layer_sizes, trained = spec_sizes(spec), spec.context_size
+        if (spec and spec.kv_bytes_per_token) or not reads_header:
+            layer_sizes, trained = spec_sizes(spec), spec.context_size if spec else None
         else:
             header = self._installed_header(listing) or self.header(listing, listing.file(found[0].files[0]))
             layer_sizes, trained = header.sizes, header.context_length

@@ -30,6 +30,7 @@ ROOMY_FRACTION = 0.5  # of all usable memory; models that need more are listed a
 COMFORTABLE_FRACTION = 0.25  # of the host's memory; below it a file larger than the preferred one does no harm
 PREFERRED_BITS, FEWEST_BITS = 4, 2
 CATALOG_LAYERS = 32  # as most models have
+ASSUMED_KV_BYTES = 131_072  # per token, where it is unknown: as in Mistral 7B
 _BITS = re.compile(r"(?:Q|FP)([1-8])", re.IGNORECASE)
 _UNQUANTIZED = re.compile(r"B?F(P?16|P?32)", re.IGNORECASE)
 
@@ -215,6 +216,7 @@ def known_plan(
     return DownloadPlan(name, candidates, choose_candidate(name, candidates, quantization), context, capacity, spec)
 
 
-def spec_sizes(spec: ModelSpec) -> ModelSizes:
-    """Sizes of a catalog model without a file, spread over as many layers as most of them have."""
-    return uniform_sizes(0, CATALOG_LAYERS, (spec.kv_bytes_per_token or 0) // 2)
+def spec_sizes(spec: ModelSpec | None) -> ModelSizes:
+    """Sizes of a model by its catalog row or without one, spread over as many layers as most models have."""
+    kv_bytes_per_token = (spec and spec.kv_bytes_per_token) or ASSUMED_KV_BYTES
+    return uniform_sizes(0, CATALOG_LAYERS, kv_bytes_per_token // 2)

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from urllib.parse import urlencode, urlsplit
 
 from cerebrum_cli import __version__
 from cerebrum_cli.core.environment import environment, forget_empty_variable
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.models.cache import COMMIT, SHA256
-from cerebrum_cli.models.reference import HUB_HOSTS, MAIN, RepositoryKind, is_safe_path
+from cerebrum_cli.models.reference import HUB_HOSTS, MAIN, REPO_ID, RepositoryKind, is_safe_path
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -29,6 +29,7 @@ MAX_WAIT_S = 600.0  # longest delay accepted from the Hub, whose rate limits las
 _MAX_BACKOFF_S = 16.0
 _RATE_LIMIT = re.compile(r"\br=0\b.*?\bt=(\d+)")  # header `RateLimit: "api";r=0;t=55`: seconds to reset
 _VARIABLES = ("HF_ENDPOINT", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")  # empty counts as unset
+_SEARCH_FIELDS = ("downloads", "gated", "lastModified", "tags")
 _LIBRARY_NAME = "cerebrum"  # for the Hub's statistics
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 
@@ -189,6 +190,47 @@ def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryK
     if not COMMIT.fullmatch(commit):
         raise _not_a_hub()
     return Listing(repo_id, revision or MAIN, commit, files, kind)
+
+
+class FoundRepository(NamedTuple):
+    """A GGUF repository that a search found: downloads in 30 days, and the date of its last change."""
+
+    repo_id: str
+    downloads: int
+    updated: str
+    license: str | None
+    is_gated: bool
+
+
+def search_repositories(text: str, limit: int) -> tuple[FoundRepository, ...]:
+    """Request the GGUF repositories whose name has a text, the most downloaded first. Raises HubError.
+
+    huggingface_hub's own search waits half a minute before it reports that there is no network.
+    """
+    timeout = _constants().HF_HUB_DOWNLOAD_TIMEOUT
+    from huggingface_hub import get_session
+    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils._http import hf_raise_for_status
+
+    found: list[FoundRepository] = []
+    query = {"search": text, "filter": "gguf", "sort": "downloads", "limit": limit, "expand": _SEARCH_FIELDS}
+    with _translated("cerebrum search"):
+        headers = build_hf_headers(library_name=_LIBRARY_NAME, library_version=__version__)
+        page = f"{_endpoint()}/api/models?{urlencode(query, doseq=True)}"
+        while page.startswith(f"{_endpoint()}/") and len(found) < limit:
+            response = get_session().get(page, headers=headers, timeout=timeout)
+            hf_raise_for_status(response)
+            found += [_found_repository(item) for item in response.json() if REPO_ID.fullmatch(item["id"])]
+            page = response.links.get("next", {}).get("url", "")
+    return tuple(found[:limit])
+
+
+def _found_repository(item: Mapping[str, Any]) -> FoundRepository:
+    prefix = "license:"
+    tags = item.get("tags") or ()
+    license_name = next((tag.removeprefix(prefix) for tag in tags if tag.startswith(prefix)), None)
+    updated = (item.get("lastModified") or "")[:10]
+    return FoundRepository(item["id"], int(item.get("downloads") or 0), updated, license_name, bool(item.get("gated")))
 
 
 def _matching(pattern: re.Pattern[str], digest: str | None) -> str | None:

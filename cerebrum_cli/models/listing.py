@@ -14,6 +14,7 @@ from cerebrum_cli.gguf.header import unsupported_kind
 from cerebrum_cli.gguf.parser import Array, Scalar
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import DownloadPlan, known_plan, planned_context
+from cerebrum_cli.models.hub import FoundRepository
 from cerebrum_cli.models.library import Library, OnProgress
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.reference import PathReference, Reference
@@ -172,6 +173,21 @@ def download_plan_object(plan: DownloadPlan) -> dict[str, Any]:
         "revision": plan.listing.commit if plan.listing else None,
         "chosen": plan.chosen.quantization,
         **candidates_object(plan),
+    }
+
+
+def search_row(found: FoundRepository, plan: DownloadPlan | None) -> dict[str, Any]:
+    """Object of `search --json`; without a plan the repository has no model that can be downloaded."""
+    return {
+        "repo_id": found.repo_id,
+        "downloads": found.downloads,
+        "updated": found.updated,
+        "licence": found.license,
+        "gated": found.is_gated,
+        "recommended": plan.chosen.quantization if plan else None,
+        "size": plan.chosen.size if plan else None,
+        "memory": plan.chosen.needed if plan else None,
+        "verdict": plan.chosen.verdict if plan else None,
     }
 
 

@@ -109,6 +109,18 @@ print_catalogue = table_of(
     shorten="license",
     drop=("full name", "installed", "best fit", "license", "good for", "memory"),
 )
+print_found = table_of(
+    {
+        "repository": lambda row: f"{row['repo_id']} (gated)" if row["gated"] else row["repo_id"],
+        "best fit": "recommended",
+        "size": lambda row: _size(row["size"]),
+        "verdict": "verdict",
+        "license": "licence",
+        "updated": "updated",
+        "downloads": lambda row: f"{row['downloads']:,}",
+    },
+    drop=("downloads", "updated", "license", "best fit", "size"),
+)
 SUGGESTION_COLUMNS: Mapping[str, Column] = {
     "name": "name",
     "quant": "recommended",

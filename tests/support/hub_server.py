@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from threading import Condition
 from types import TracebackType
 from typing import Any, Literal
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 from loopback import ArmedFault, CountedFault, Loopback, LoopbackHandler, reset
 
@@ -30,6 +30,7 @@ BLOCK = 256 * 1024
 DATASETS = "datasets/"
 LFS_SUFFIXES = {".gguf", ".safetensors", ".bin", ".parquet"}  # in a new repository's .gitattributes, in part
 API = re.compile(r"/api/(?:models/|(datasets/))([^/]+/[^/]+)(?:/revision/([^/]+))?")
+SEARCH = "/api/models"
 RESOLVE = re.compile(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 SIGNED = "Expires=3600&Signature=signed"
@@ -299,6 +300,8 @@ class Repository:
     private: bool = False
     gated: Literal[False, "auto", "manual"] = False
     readers: tuple[str, ...] = ()  # tokens, for what is not public
+    license: str = "apache-2.0"
+    downloads: int = 0
     branches: dict[str, Commit] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
 
@@ -331,8 +334,9 @@ class Repository:
             "private": self.private,
             "gated": self.gated,
             "disabled": False,
-            "tags": ["gguf", "region:us", "license:apache-2.0"],
-            "cardData": {"license": "apache-2.0"},
+            "downloads": self.downloads,
+            "tags": ["gguf", "region:us", f"license:{self.license}"],
+            "cardData": {"license": self.license},
             "siblings": [{"rfilename": name, **(file.listed if blobs else {})} for name, file in commit.files.items()],
         }
 
@@ -345,6 +349,7 @@ class HubServer:
 
     def __init__(self, *, tokens: tuple[str, ...] = ()) -> None:
         self.tokens = tokens
+        self.page_size = 1000  # of a search
         self.log = Log()
         self.repositories: dict[str, Repository] = {}
         self.armed: list[Armed] = []
@@ -395,6 +400,8 @@ class HubServer:
                 return self._blob(request, url.path, asked_range)
             if match := RESOLVE.fullmatch(url.path):
                 return self._file(request, asked_range, *map(unquote, match.groups()))
+            if url.path == SEARCH:
+                return self._search(request, parse_qs(url.query))
             if match := API.fullmatch(url.path):
                 repository = self._readable(request, (match[1] or "") + unquote(match[2]))
                 commit = repository.at(unquote(match[3] or "main"))
@@ -402,6 +409,21 @@ class HubServer:
             raise Refused(NO_SUCH_PAGE)
         except Refused as refused:
             return refused.reply
+
+    def _search(self, request: Request, query: dict[str, list[str]]) -> Reply:
+        """A page of the models whose name has a text, the most downloaded first, with the fields that are asked for."""
+        assert (query["filter"], query["sort"]) == (["gguf"], ["downloads"]), query
+        if request.token is not None and request.token not in self.tokens:
+            raise Refused(WRONG_TOKEN)
+        text = query.get("search", [""])[0].lower()
+        found = [each for each in self.repositories.values() if text in each.repo_id.lower() and not each.private]
+        found.sort(key=lambda each: -each.downloads)
+        start, size = int(query.get("cursor", ["0"])[0]), min(self.page_size, int(query["limit"][0]))
+        fields = {"id", *query["expand"]}
+        page = [each.listed(each.branches["main"], blobs=False) for each in found[start : start + size]]
+        rest = urlencode({**query, "cursor": [start + size]}, doseq=True)
+        link = (("Link", f'<{self.url}{SEARCH}?{rest}>; rel="next"'),) if found[start + size :] else ()
+        return json_reply([{key: row[key] for key in row.keys() & fields} for row in page], link)
 
     def _readable(self, request: Request, repo_id: str) -> Repository:
         """The repository if the client may know of it, and read it if it wants a file."""
@@ -443,7 +465,7 @@ class HubServer:
 
 def part_of_hub(path: str) -> Part:
     plain = urlsplit(path).path
-    return "api" if API.fullmatch(plain) else "resolve" if RESOLVE.fullmatch(plain) else "other"
+    return "api" if plain == SEARCH or API.fullmatch(plain) else "resolve" if RESOLVE.fullmatch(plain) else "other"
 
 
 def ranged(asked_range: str, file: Content, headers: Headers) -> Reply:
