@@ -8,6 +8,7 @@
 #   make quick    no slow tests and no property tests, under a minute
 #   make check    format, lint, types
 #   make docs     docs/reference/cli.md and chat.md, from the code
+#   make catalogue   sizes and pinned revisions of models.toml, from the Hugging Face Hub
 #   make dist     the wheel and the source archive, in dist/
 #   make picture  docs/chat.svg, vote.svg and accuracy.png, from a real chat, vote and evaluation
 #   make peers    llama.cpp's own programs and `llm`, for the benchmarks; the programs for `make fuzz` too
@@ -57,7 +58,7 @@ endif
 NEEDED := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 comma := ,
 
-.PHONY: setup demo test quick fuzz check format docs dist picture peers bench clean
+.PHONY: setup demo test quick fuzz check format docs catalogue dist picture peers bench clean
 
 setup: $(STAMP)
 
@@ -98,6 +99,9 @@ format: setup
 
 docs: setup
 	$(BIN)/python docs/reference.py
+
+catalogue: setup
+	$(BIN)/python scripts/catalogue.py
 
 dist: setup
 	rm -rf dist
