@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -66,17 +66,19 @@ def pull(
     context: typer.Context,
     model: Annotated[
         str | None,
-        positional("[MODEL]", "NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a path", known_models),
+        positional(
+            "[MODEL]", "NAME[:QUANT], OWNER/REPO[:QUANT], a URL, a path, ollama:NAME or lmstudio:NAME", known_models
+        ),
     ] = None,
     *,
     options: PullCommandOptions,
 ) -> None:
-    """Models are downloaded from the Hugging Face Hub to the Hugging Face cache. A local file is used in place.
+    """Models are downloaded from the Hugging Face Hub to the Hugging Face cache. A local file is used in place, and so
+    are models of Ollama and LM Studio (`cerebrum list --found`).
 
     Without MODEL, you choose from a few models that fit this machine. Without :QUANT, the quantization recommended for
-    this machine is chosen. If a download is interrupted, run the
-    command again to resume. With --vocabulary, only the header of the file is downloaded, a few megabytes: enough to
-    build prompts for a server that runs the model.
+    this machine is chosen. If a download is interrupted, run the command again to resume. With --vocabulary, only the
+    header of the file is downloaded, a few megabytes: enough to build prompts for a server that runs the model.
 
     Examples:
       cerebrum pull cerebrum-7b
@@ -131,39 +133,72 @@ def pull_vocabulary(app: App, reference: Reference, context: int | None, options
 
 @composed
 def list_models(context: typer.Context, options: ListOptions) -> None:
-    """Includes models that other tools have put into the Hugging Face cache. The network is not used.
+    """Includes models that other tools have put into the Hugging Face cache. Only --outdated uses the network.
+
+    With --found, the models in the stores of Ollama and LM Studio are listed, which `cerebrum pull` can register.
 
     Examples:
       cerebrum list
       cerebrum list --available
+      cerebrum list --outdated
     """
     from cerebrum_cli.models import listing
     from cerebrum_cli.models.fit import planned_context
-    from cerebrum_cli.terminal.tables import capacity_text, print_catalogue, print_models
+    from cerebrum_cli.terminal.tables import capacity_text, print_catalogue, print_found
 
+    options.validate()
     app = app_of(context, options)
     library, streams = app.library, app.streams
     ctx = app.readable_settings(environment_layer("ctx")).ctx
-    installed = (listing.row(library, model) for model in library.models())
-    listed = listing.catalogue_rows(library, ctx) if options.available else list(installed)
+    if options.available:
+        listed = listing.catalogue_rows(library, ctx)
+    elif options.found:
+        listed = listing.found_rows(library)
+    else:
+        listed = [listing.row(library, model) for model in (outdated(app) if options.outdated else library.models())]
     if options.json:
         streams.answer_object(listed)
     elif options.available:
         print_catalogue(streams, listed)
         planned = f"memory for a context of {planned_context(ctx, None)} tokens"
         streams.report(NoticeEvent(f"{planned}; {capacity_text(library.capacity())}", ""))
-    elif listed:
+    elif options.found:
+        print_found(streams, listed)
+        hint = (
+            "cerebrum pull MODEL registers one in place" if listed else "neither Ollama nor LM Studio has a GGUF model"
+        )
+        streams.report(hint)
+    else:
+        print_installed(app, listed, options.outdated)
+
+
+def print_installed(app: App, listed: list[dict[str, Any]], is_outdated: bool) -> None:
+    from cerebrum_cli.terminal.tables import print_models
+
+    library, streams = app.library, app.streams
+    if listed:
         print_models(streams, listed)
         for row in listed:
             if row["error"]:
                 streams.info(f"error: {row['error']}")
         if any(row["default"] for row in listed):
             streams.report("* default model")
-    else:
+    if is_outdated:
+        for row in listed:
+            streams.report(f"get the newer upload: cerebrum pull {row['reference']}")
+        if not listed:
+            streams.report("no installed model has a newer upload")
+        return
+    if not listed:
         streams.report("no model is installed; cerebrum list --available shows models to pull")
-    if not (options.json or options.available):
-        for model in library.vocabularies():
-            streams.report(f"vocabulary only, for --endpoint: {model.reference}")
+    for model in library.vocabularies():
+        streams.report(f"vocabulary only, for --endpoint: {model.reference}")
+
+
+def outdated(app: App) -> list[Model]:
+    """Installed models of whose files the Hub has newer uploads."""
+    with FileProgress(app.streams) as progress, interruptible("run it again"):
+        return app.puller(progress, offline=False).outdated()
 
 
 @composed
@@ -244,7 +279,7 @@ def rm(
     model: Annotated[str, positional("MODEL", "An installed model or vocabulary", stored_models)],
     options: DeleteOptions,
 ) -> None:
-    """A local file that was registered is unregistered, not deleted.
+    """A local file, or one of Ollama or LM Studio, that was registered is unregistered, not deleted.
 
     Files shared with another revision in the Hugging Face cache are kept.
 

@@ -211,7 +211,14 @@ class RunOptions(QuietOptions):
 @option_group
 class ListOptions(QuietOptions):
     available: bool = option(False, "List the whole catalog, what fits this machine first", "Model")
+    found: bool = option(False, "List the models of Ollama and LM Studio", "Model")
+    outdated: bool = option(False, "List models with a newer upload; asks the Hub", "Model")
     json: bool = option(False, "Print a JSON array", "Output")
+
+    def validate(self) -> None:
+        given = [flag(name) for name in ("available", "found", "outdated") if getattr(self, name)]
+        if len(given) > 1:
+            raise UsageError(f"{given[0]} and {given[1]} cannot be used together", "give one of them")
 
 
 @option_group

@@ -17,8 +17,17 @@ from cerebrum_cli.models.cache import Cache, CachedModel
 from cerebrum_cli.models.catalogue import ModelSpec, load_catalogue
 from cerebrum_cli.models.fit import Capacity, assess_quantizations, planned_context
 from cerebrum_cli.models.model import Model, absolute_path, as_path, is_file, is_missing, model_paths
-from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, Reference, parse_reference
+from cerebrum_cli.models.reference import (
+    STORES,
+    HubReference,
+    NameReference,
+    PathReference,
+    Reference,
+    names_stored,
+    parse_reference,
+)
 from cerebrum_cli.models.registry import Digest, Registry, RegistryEntry, hash_file
+from cerebrum_cli.models.stores import find_in_store
 from cerebrum_cli.models.variants import same_quantization
 
 ADAPTED = " with adapters "  # in an identity, between those of the file and of its adapters
@@ -135,6 +144,8 @@ class Library:
         if isinstance(reference, HubReference):
             self.require_not_refused(reference.repo_id)
             raise _not_installed(reference)
+        if names_stored(reference.name):
+            return self._registered_from_store(reference.name)
         if spec := self.spec_named(reference.name):
             raise _not_installed(reference, spec)
         raise self._unknown(str(reference))
@@ -151,6 +162,13 @@ class Library:
         model = Model(path.stem, model_paths(resolved), self.spec_of_file(path))
         _ = model.header
         return model
+
+    def _registered_from_store(self, reference: str) -> Model:
+        """The registered model with the file that a reference to the store of another tool means."""
+        path = absolute_path(find_in_store(reference).path)
+        if entry := next((each for each in self.registry.entries() if each.path == path), None):
+            return self.model_from_entry(entry)
+        raise ModelNotFound(f"{reference} is not registered", f"cerebrum pull {reference}")
 
     def model_from_entry(self, entry: RegistryEntry) -> Model:
         spec = self.spec_named(entry.name) or self.spec_of_file(entry.path)
@@ -244,8 +262,8 @@ class Library:
         names = {model.name for model in self.models()} | {spec.name for spec in self.specs}
         similar = get_close_matches(text.partition(":")[0], sorted(names), n=3, cutoff=0.5)
         if _OLLAMA_TAG.fullmatch(text) and not similar:
-            problem = f"unknown model {text!r}: Ollama tags are not supported"
-            return ModelNotFound(problem, "pull a GGUF repository of the Hub: cerebrum pull OWNER/REPO[:QUANT]")
+            hint = "pull a GGUF repository of the Hub: cerebrum pull OWNER/REPO[:QUANT]"
+            return ModelNotFound(f"unknown model {text!r}", f"if Ollama has it: cerebrum pull ollama:{text}; or {hint}")
         if "gguf" in text.lower() and not similar:
             hint = f"if it is on the Hub, name its owner: cerebrum pull OWNER/{text}"
         else:
@@ -315,7 +333,10 @@ def _marked(models: Iterable[Model]) -> list[Model]:
 def _file_missing(model: Model, merge_directory: Path) -> ModelNotFound:
     """Error for a registered model whose file no longer exists."""
     name, spec, cached = model.name, model.spec, model.cached
-    problem = f"{name}: its file {model.path} no longer exists"
+    problem = f"{name}: {model.missing_file}"
+    if model.file and model.file.source in STORES:
+        again = name if names_stored(name) else f"{model.file.source}:NAME --name {name}"
+        return ModelNotFound(problem, f"cerebrum pull {again}  (if it is there again), or cerebrum rm {name}")
     if cached:
         return ModelNotFound(problem, f"cerebrum pull {cached.repo_id}:{cached.quantization} --name {name}")
     if spec and spec.package:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.errors import ModelFileError, ModelNotFound
 from cerebrum_cli.core.sampling import SAMPLERS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
@@ -16,8 +16,9 @@ from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import DownloadPlan, known_plan, planned_context
 from cerebrum_cli.models.hub import FoundRepository
 from cerebrum_cli.models.library import Library, OnProgress
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.model import Model, absolute_path, is_missing
 from cerebrum_cli.models.reference import PathReference, Reference
+from cerebrum_cli.models.stores import found_models
 
 SUGGESTIONS = 5  # models to choose a first one from: the best, and the smallest of the others
 
@@ -125,7 +126,39 @@ def row(library: Library, model: Model) -> dict[str, Any]:
         }
     except (ModelFileError, OSError) as error:
         problem = error.message if isinstance(error, ModelFileError) else f"{model.path}: {error.strerror}"
+        if is_missing(model.path):
+            problem = f"{model.name}: {model.missing_file}"
         return description | {"error": problem}
+
+
+def found_rows(library: Library) -> list[dict[str, Any]]:
+    """Objects of `list --found --json`; `error` is set for a file that cannot be used."""
+    names = {entry.path: entry.name for entry in library.registry.entries()}
+    rows = []
+    for found in found_models():
+        description: dict[str, Any] = {
+            "reference": found.reference,
+            "path": str(found.path),
+            "name": names.get(absolute_path(found.path)),
+            "architecture": None,
+            "quantization": None,
+            "size": None,
+            "context_size": None,
+            "error": None,
+        }
+        try:
+            model = library.model_at(found.path)
+            description |= {
+                "architecture": model.header.architecture,
+                "quantization": model.quantization,
+                "size": model.size,
+                "context_size": model.header.context_length,
+                "error": "only Ollama can load it" if found.needs_ollama else unsupported_kind(model.header),
+            }
+        except (ModelFileError, ModelNotFound, OSError) as error:
+            description["error"] = str(error)
+        rows.append(description)
+    return rows
 
 
 def catalogue_rows(library: Library, context: int | None) -> list[dict[str, Any]]:

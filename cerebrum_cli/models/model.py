@@ -15,7 +15,7 @@ from cerebrum_cli.gguf.header import Header, parts_sizes, read_header, vocabular
 from cerebrum_cli.gguf.sizes import ModelSizes
 from cerebrum_cli.models.cache import CachedModel
 from cerebrum_cli.models.catalogue import ModelSpec
-from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, looks_like_path
+from cerebrum_cli.models.reference import STORES, HubReference, NameReference, PathReference, looks_like_path
 from cerebrum_cli.models.registry import RegistryEntry
 from cerebrum_cli.models.variants import parts_of
 
@@ -111,10 +111,16 @@ class Model:
     @property
     def is_verified(self) -> bool:
         """Whether its digest was compared with a published one, or we wrote it ourselves; unknown of several parts."""
-        if self.file is None or self.file.source == "local" or len(self.paths) > 1:
+        if self.file is None or self.file.source in ("local", *STORES) or len(self.paths) > 1:
             return False
         stat = self.path.stat()
         return (stat.st_size, stat.st_mtime_ns) == (self.file.size, self.file.mtime_ns)
+
+    @property
+    def missing_file(self) -> str:
+        """What to say when its file no longer exists: who may delete it, if it is in the store of another tool."""
+        remover = STORES.get(self.file.source) if self.file else None
+        return f"its file {self.path} no longer exists{f': {remover} has removed it' if remover else ''}"
 
     @property
     def is_unnamed(self) -> bool:

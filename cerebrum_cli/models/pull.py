@@ -12,17 +12,26 @@ from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, 
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, translate_os_errors
 from cerebrum_cli.gguf.header import GENERATIVE_HINT, Header, require_loadable, unsupported_kind
-from cerebrum_cli.models.cache import Cache
+from cerebrum_cli.models.cache import Cache, CachedModel
 from cerebrum_cli.models.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.models.download import Download
 from cerebrum_cli.models.download_plan import DownloadPlanner
 from cerebrum_cli.models.fit import DownloadPlan
-from cerebrum_cli.models.hub import HubError, HubFile, Listing, Progress
+from cerebrum_cli.models.hub import HubError, HubFile, Listing, Progress, RetryPolicy, list_repository
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Model, is_missing
-from cerebrum_cli.models.reference import MODEL_NAME, NameReference, PathReference, Reference, looks_like_path
+from cerebrum_cli.models.reference import (
+    MODEL_NAME,
+    HubReference,
+    NameReference,
+    PathReference,
+    Reference,
+    looks_like_path,
+    names_stored,
+)
 from cerebrum_cli.models.registry import Digest, RegistryEntry, Source
 from cerebrum_cli.models.removal import Removal
+from cerebrum_cli.models.stores import FoundModel, find_in_store
 from cerebrum_cli.models.variants import name_from_stem
 
 Confirm = Callable[[str], bool]  # asks whether to continue in spite of a warning
@@ -133,8 +142,13 @@ class Puller:
         if isinstance(reference, PathReference):
             return self._register_local(reference.path, name)
         text = str(reference)
+        if names_stored(text):
+            return self._register_found(find_in_store(text), name)
         if (entry := library.registry.find(text)) and library.spec_named(text) is None and not is_missing(entry.path):
-            return library.model_from_entry(entry) if name is None else self._register_local(entry.path, name)
+            if name is not None:
+                return self._register_local(entry.path, name)
+            model = library.model_from_entry(entry)
+            return self._pull_again(entry.name, model.cached, context, confirm) if model.cached else model
         spec = library.spec_named(reference.name) if isinstance(reference, NameReference) else None
         if isinstance(reference, NameReference) and spec is None:
             return self.with_name(library.find(reference), name)
@@ -147,6 +161,36 @@ class Puller:
             return self.with_name(plan, name)
         require_confirmation(plan, confirm)
         return self.with_name(self._download(plan, name), name)
+
+    def _pull_again(self, name: str, cached: CachedModel, context: int | None, confirm: Confirm) -> Model:
+        """Pull the newest upload of a registered model's file."""
+        newest = self.find_or_pull(HubReference(cached.repo_id, file=cached.names[0]), None, context, confirm)
+        return self._register(name, self.library.digest(newest, lambda *_: None), "hub")
+
+    def outdated(self) -> list[Model]:
+        """Installed models of whose files the Hub has newer uploads, which are not installed. Raises HubError."""
+        library, outdated, listings = self.library, [], dict[tuple[str, str | None], Listing | None]()
+        for model in library.models():
+            if (cached := model.cached) is None:
+                continue
+            sources = model.spec.sources if model.spec else ()
+            revision = next((each.revision for each in sources if each.repo_id == cached.repo_id), None)
+            key = (cached.repo_id, revision)
+            if key not in listings:
+                listings[key] = self._listing(*key)
+            listing = listings[key]
+            newest = [file for file in listing.files if file.name in cached.names] if listing else []
+            if any(file.sha256 and not exists(library.cache.blob(cached.repo_id, file.sha256)) for file in newest):
+                outdated.append(model)
+        return outdated
+
+    def _listing(self, repo_id: str, revision: str | None) -> Listing | None:
+        """Files of a repository; None, with a notice, if it is gone or private."""
+        try:
+            return RetryPolicy(self.progress).run(lambda: list_repository(repo_id, revision))
+        except ModelNotFound as error:
+            self.progress.notice(NoticeEvent(error.message, "its models are not compared"))
+            return None
 
     def _download(self, plan: DownloadPlan, name: str | None) -> Model:
         library, listing, variant = self.library, plan.listing, plan.variant
@@ -197,13 +241,30 @@ class Puller:
 
     def _register_local(self, path: Path, name: str | None) -> Model:
         """Register a local file without copying it."""
-        library = self.library
-        local = library.model_at(path)
-        self._check(local.path, local.header)
-        hashed = library.digest(local, lambda done, total: self.progress.update("verify", done, total))
-        name = name_from_stem(local.path.stem) if name is None else name
+        hashed = self._hash(path)
+        name = name_from_stem(hashed.path.stem) if name is None else name
         self._require_free_name(name, lambda spec: spec.matches(path.name), hashed.sha256)
         return self._register(name, hashed, "local")
+
+    def _register_found(self, found: FoundModel, name: str | None) -> Model:
+        """Register a model in the store of another tool without copying it, by its name there if no other is given."""
+        if found.needs_ollama:
+            base = found.name.replace(":", "-")
+            other = f"pull {base}" if self.library.spec_named(base) else f"search {found.name.partition(':')[0]}"
+            raise PullError(f"{found.reference} is converted for Ollama, which alone can load it", f"cerebrum {other}")
+        hashed = self._hash(found.path)
+        if found.sha256 not in (None, hashed.sha256):
+            hint = "remove it in Ollama and pull it there again"
+            raise PullError(f"{found.reference} is damaged: the SHA-256 of {found.path} is {hashed.sha256}", hint)
+        if name is not None:
+            self._require_free_name(name, lambda _: False, hashed.sha256)
+        return self._register(name or found.reference, hashed, found.store)
+
+    def _hash(self, path: Path) -> Digest:
+        """Digest of a local file that can be loaded."""
+        local = self.library.model_at(path)
+        self._check(local.path, local.header)
+        return self.library.digest(local, lambda done, total: self.progress.update("verify", done, total))
 
     def _check(self, path: Path, header: Header) -> None:
         """Print a notice for a model that only other programs can use. Raises ModelFileError for one that none can."""

@@ -4,6 +4,8 @@
     [hf.co/]OWNER/REPO[:QUANT]              a repository on the Hugging Face Hub
     https://huggingface.co/OWNER/REPO/resolve/REVISION/FILE.gguf       one file of it (`blob` likewise)
     PATH                                    begins with / ./ ../ or ~, or ends in .gguf
+    ollama:NAME[:TAG]                       a model in the store of Ollama
+    lmstudio:NAME[:QUANT]                   a model in the store of LM Studio
 
 `str()` of a value is a reference that parses to the same value.
 """
@@ -35,7 +37,7 @@ _FORMS = "use NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a pa
 
 @dataclass(frozen=True, slots=True)
 class NameReference:
-    """A model by its name, installed or in the catalog."""
+    """A model by its name, installed or in the catalog; or with a store's prefix, by its name there."""
 
     name: str
     quantization: str | None = None
@@ -76,10 +78,14 @@ class PathReference:
 
 
 Reference = NameReference | HubReference | PathReference
+STORES = {"ollama": "Ollama", "lmstudio": "LM Studio"}  # titles of the tools by the prefix of their references
+DEFAULT_TAG = ":latest"  # Ollama's
 
 
 def parse_reference(text: str, endpoint: str | None = None) -> Reference:
     """Parse a reference; `endpoint` is the URL of another Hub. Raises UsageError for a text that is no reference."""
+    if names_stored(text):
+        return NameReference(text.removesuffix(DEFAULT_TAG))
     scheme, slashes, path = text.partition("://")
     if slashes:
         return _parse_url(text, scheme, path, endpoint)
@@ -95,6 +101,12 @@ def parse_reference(text: str, endpoint: str | None = None) -> Reference:
     if MODEL_NAME.fullmatch(name):
         return NameReference(name, quantization)
     raise UsageError(f"{text!r} is not a model reference", _FORMS)
+
+
+def names_stored(text: str) -> bool:
+    """Whether a reference names a model in the store of another tool."""
+    store, _, name = text.partition(":")
+    return store in STORES and bool(name)
 
 
 def looks_like_path(text: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from cerebrum_cli.core.errors import ConfigError, ModelFileError
 from cerebrum_cli.core.files import atomic_write, exists, translate_os_errors, wait_for_lock
 
-Source = Literal["package", "local", "hub", "merge"]
+Source = Literal["package", "local", "hub", "merge", "ollama", "lmstudio"]
 
 _VERSION = 1
 _CHUNK = 1 << 20

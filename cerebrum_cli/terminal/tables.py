@@ -94,6 +94,17 @@ print_models = table_of(
         "where": _location,
     }
 )
+print_found = table_of(
+    {
+        "model": "reference",
+        "quant": "quantization",
+        "size": lambda row: _size(row["size"]),
+        "context": "context_size",
+        "registered as": lambda row: row["name"] or row["error"],
+    },
+    shorten="model",
+    drop=("context",),
+)
 print_catalogue = table_of(
     {
         "name": "name",

@@ -1,0 +1,152 @@
+"""Models in the stores of Ollama and LM Studio, which are read as files and never changed.
+
+Ollama      manifests/HOST/NAMESPACE/MODEL/TAG         JSON that lists layers by media type and digest
+            blobs/sha256-HEX                           a layer; the one of type _OLLAMA_GGUF is the model
+LM Studio   PUBLISHER/MODEL/FILE.gguf
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cerebrum_cli.core.environment import environment
+from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.gguf.parser import Tables, read_tables
+from cerebrum_cli.models.model import is_file
+from cerebrum_cli.models.reference import DEFAULT_TAG, STORES
+from cerebrum_cli.models.variants import is_model, quantization_of, same_quantization, variants
+
+_OLLAMA_GGUF = "application/vnd.ollama.image.model"
+_OLLAMA_HOST, _OLLAMA_LIBRARY = "registry.ollama.ai", "library"
+# Files that only Ollama's llama.cpp can load, since its compatibility layer translates them (llama/compat in its
+# sources): architectures under names of its own, other parts of the model in the same file, and other tensor names.
+_OLLAMA_ARCHITECTURES = {
+    *("gptoss", "olmo3", "qwen25vl", "deepseekocr", "glmocr", "glm4moelite", "nemotron_h_omni"),
+}
+_OLLAMA_PARTS = ("v.", "mm.", "a.", "mtp.", "model.vision_tower.")  # prefixes of tensors
+_OLLAMA_NAMES = {  # of tensors and metadata, by architecture
+    "lfm2": ("output_norm.weight",),
+    "mistral3": ("mistral3.rope.scaling.beta_fast", "mistral3.rope.scaling_beta"),
+    **dict.fromkeys(("qwen35", "qwen35moe", "qwen3next"), ("blk.0.ssm_dt",)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A GGUF model in the store of another tool; `sha256` is that of its file, where the store has it."""
+
+    store: Literal["ollama", "lmstudio"]
+    name: str
+    path: Path
+    sha256: str | None = None
+
+    @property
+    def reference(self) -> str:
+        return f"{self.store}:{self.name}"
+
+    @property
+    def needs_ollama(self) -> bool:
+        """Whether only Ollama can load it. Raises ModelFileError for a file that is damaged or cannot be read."""
+        return self.store == "ollama" and _needs_ollama(read_tables(self.path))
+
+    def is_called(self, name: str) -> bool:
+        """Whether a name of its store means it; that of LM Studio may lack the publisher, `-GGUF`, or the end."""
+        if self.store == "ollama":
+            return name.lower() == self.name.lower()
+        model, _, quantization = name.partition(":")
+        own, _, own_quantization = self.name.partition(":")
+        short = own.rpartition("/")[2].lower()
+        return model.lower() in (own.lower(), short, short.removesuffix("-gguf")) and (
+            not quantization or same_quantization(quantization, own_quantization)
+        )
+
+
+def found_models() -> Iterator[FoundModel]:
+    """Yield the models of all stores. What cannot be read is left out."""
+    yield from _ollama_models()
+    yield from _lm_studio_models()
+
+
+def find_in_store(reference: str) -> FoundModel:
+    """The model that a reference to a store means. Raises ModelNotFound if there is none, or more than one."""
+    store, _, name = reference.partition(":")
+    matches = [model for model in found_models() if model.store == store and model.is_called(name)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        problem = f"{STORES[store]} has several models {name}"
+        raise ModelNotFound(problem, f"choose one: {', '.join(model.reference for model in matches)}")
+    raise ModelNotFound(f"{STORES[store]} has no GGUF model {name}", "cerebrum list --found lists what it has")
+
+
+def _ollama_models() -> Iterator[FoundModel]:
+    own = environment("OLLAMA_MODELS")
+    # The directory of a user who runs Ollama, and that of its Linux service.
+    for directory in [Path(own)] if own else [Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]:
+        for manifest in _files(directory / "manifests", "*/*/*/*"):
+            host, namespace, model, tag = manifest.relative_to(directory / "manifests").parts
+            name = f"{model}:{tag}".removesuffix(DEFAULT_TAG)
+            if (host, namespace) != (_OLLAMA_HOST, _OLLAMA_LIBRARY):
+                name = f"{namespace}/{name}"
+            for digest in _gguf_digests(_read_object(manifest)):
+                blob = directory / "blobs" / f"sha256-{digest}"
+                if is_file(blob):
+                    yield FoundModel("ollama", name if host == _OLLAMA_HOST else f"{host}/{name}", blob, digest)
+
+
+def _gguf_digests(manifest: dict[str, Any]) -> Iterator[str]:
+    layers = manifest.get("layers")
+    for layer in layers if isinstance(layers, list) else ():
+        if isinstance(layer, dict) and layer.get("mediaType") == _OLLAMA_GGUF:
+            yield str(layer.get("digest")).removeprefix("sha256:")
+
+
+def _lm_studio_models() -> Iterator[FoundModel]:
+    for directory in _lm_studio_directories():
+        folders = sorted({file.parent for file in _files(directory, "*/*/*.gguf")})
+        for folder in folders:
+            for variant in variants(file.name for file in folder.iterdir() if is_model(file.name)):
+                name = f"{folder.parent.name}/{folder.name}:{quantization_of(variant.files[0])}"
+                yield FoundModel("lmstudio", name, folder / variant.files[0])
+
+
+def _lm_studio_directories() -> list[Path]:
+    """The directory of models that is set, or else the default one; and that of older versions."""
+    home = Path.home() / ".lmstudio"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        home = Path((Path.home() / ".lmstudio-home-pointer").read_text(encoding="utf-8").strip() or home)
+    chosen = _read_object(home / "settings.json").get("downloadsFolder")
+    current = Path(chosen) if isinstance(chosen, str) and chosen else home / "models"
+    return [current, Path.home() / ".cache/lm-studio/models"]
+
+
+def _needs_ollama(tables: Tables) -> bool:
+    architecture = str(tables.metadata.get("general.architecture"))
+    names = {*tables.metadata, *(tensor.name for tensor in tables.tensors)}
+    return (
+        architecture in _OLLAMA_ARCHITECTURES
+        or not names.isdisjoint(_OLLAMA_NAMES.get(architecture, ()))
+        or any(tensor.name.startswith(_OLLAMA_PARTS) for tensor in tables.tensors)
+    )
+
+
+def _files(directory: Path, pattern: str) -> list[Path]:
+    """Files below a directory, by name; none if it cannot be read."""
+    try:
+        return sorted(path for path in directory.glob(pattern) if is_file(path))
+    except OSError:
+        return []
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if the file holds none or cannot be read."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
