@@ -163,11 +163,9 @@ def list_models(context: typer.Context, options: ListOptions) -> None:
         planned = f"memory for a context of {planned_context(ctx, None)} tokens"
         streams.report(NoticeEvent(f"{planned}; {capacity_text(library.capacity())}", ""))
     elif options.found:
-        print_found(streams, listed)
-        hint = (
-            "cerebrum pull MODEL registers one in place" if listed else "neither Ollama nor LM Studio has a GGUF model"
-        )
-        streams.report(hint)
+        if listed:
+            print_found(streams, listed)
+        streams.report("cerebrum pull MODEL registers one" if listed else "no GGUF model in Ollama or LM Studio")
     else:
         print_installed(app, listed, options.outdated)
 

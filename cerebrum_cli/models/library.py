@@ -333,7 +333,7 @@ def _marked(models: Iterable[Model]) -> list[Model]:
 def _file_missing(model: Model, merge_directory: Path) -> ModelNotFound:
     """Error for a registered model whose file no longer exists."""
     name, spec, cached = model.name, model.spec, model.cached
-    problem = f"{name}: {model.missing_file}"
+    problem = f"{name}: its file {model.path} no longer exists{model.remover_note}"
     if model.file and model.file.source in STORES:
         again = name if names_stored(name) else f"{model.file.source}:NAME --name {name}"
         return ModelNotFound(problem, f"cerebrum pull {again}  (if it is there again), or cerebrum rm {name}")

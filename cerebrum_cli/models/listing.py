@@ -16,7 +16,7 @@ from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import DownloadPlan, known_plan, planned_context
 from cerebrum_cli.models.hub import FoundRepository
 from cerebrum_cli.models.library import Library, OnProgress
-from cerebrum_cli.models.model import Model, absolute_path, is_missing
+from cerebrum_cli.models.model import Model, absolute_path
 from cerebrum_cli.models.reference import PathReference, Reference
 from cerebrum_cli.models.stores import found_models
 
@@ -126,9 +126,7 @@ def row(library: Library, model: Model) -> dict[str, Any]:
         }
     except (ModelFileError, OSError) as error:
         problem = error.message if isinstance(error, ModelFileError) else f"{model.path}: {error.strerror}"
-        if is_missing(model.path):
-            problem = f"{model.name}: {model.missing_file}"
-        return description | {"error": problem}
+        return description | {"error": f"{problem}{model.remover_note}"}
 
 
 def found_rows(library: Library) -> list[dict[str, Any]]:

@@ -117,10 +117,10 @@ class Model:
         return (stat.st_size, stat.st_mtime_ns) == (self.file.size, self.file.mtime_ns)
 
     @property
-    def missing_file(self) -> str:
-        """What to say when its file no longer exists: who may delete it, if it is in the store of another tool."""
-        remover = STORES.get(self.file.source) if self.file else None
-        return f"its file {self.path} no longer exists{f': {remover} has removed it' if remover else ''}"
+    def remover_note(self) -> str:
+        """Which other tool has removed its file, to be added to an error; empty if none has."""
+        tool = STORES.get(self.file.source) if self.file else None
+        return f"; {tool} has removed it" if tool and is_missing(self.path) else ""
 
     @property
     def is_unnamed(self) -> bool:

@@ -255,7 +255,7 @@ class Puller:
         hashed = self._hash(found.path)
         if found.sha256 not in (None, hashed.sha256):
             hint = "remove it in Ollama and pull it there again"
-            raise PullError(f"{found.reference} is damaged: the SHA-256 of {found.path} is {hashed.sha256}", hint)
+            raise PullError(f"{found.reference} is damaged: its SHA-256 is not that of its manifest", hint)
         if name is not None:
             self._require_free_name(name, lambda _: False, hashed.sha256)
         return self._register(name or found.reference, hashed, found.store)

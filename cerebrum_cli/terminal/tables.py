@@ -102,8 +102,8 @@ print_found = table_of(
         "context": "context_size",
         "registered as": lambda row: row["name"] or row["error"],
     },
-    shorten="model",
-    drop=("context",),
+    shorten="registered as",
+    drop=("context", "quant"),
 )
 print_catalogue = table_of(
     {

@@ -1,0 +1,165 @@
+"""Models in the stores of Ollama and LM Studio: found, registered in place, and missed when the other tool is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine, assert_error
+from tiny_models import write_vocabulary
+
+Put = Callable[..., Path]
+
+
+@pytest.fixture
+def ollama(new_user: CommandLine, chatml_model: Path) -> Put:
+    """A function that puts a model into Ollama's store, under a name such as `library/small/latest`."""
+    return lambda name, model=chatml_model, host="registry.ollama.ai", store=new_user.home / ".ollama/models": (
+        put_layer(store, f"{host}/{name}", model)
+    )
+
+
+def put_layer(store: Path, name: str, model: Path) -> Path:
+    data = model.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    blob, manifest = store / "blobs" / f"sha256-{digest}", store / "manifests" / name
+    for path in (blob, manifest):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    blob.write_bytes(data)
+    layers = [
+        {"mediaType": "application/vnd.ollama.image.template", "digest": f"sha256:{'0' * 64}", "size": 5},
+        {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{digest}", "size": len(data)},
+    ]
+    manifest.write_text(json.dumps({"schemaVersion": 2, "config": {}, "layers": layers}))
+    return blob
+
+
+def put_file(directory: Path, model: Path) -> Path:
+    directory.mkdir(parents=True)
+    return Path(shutil.copy(model, directory / f"{directory.name}-Q8_0.gguf"))
+
+
+def found(user: CommandLine, **variables: str) -> dict[str, str | None]:
+    """Error of each found model by its reference."""
+    return {row["reference"]: row["error"] for row in user.run("list", "--found", "--json", env=variables).object}
+
+
+def test_list_found_shows_the_models_of_ollama_and_lm_studio(
+    new_user: CommandLine, ollama: Put, chatml_model: Path, tmp_path: Path
+) -> None:
+    ollama("library/small/latest")
+    ollama("library/small/8b")
+    ollama("someone/other/latest")
+    ollama("unsloth/Small-GGUF/Q4_K_M", host="hf.co")
+    put_file(new_user.home / ".lmstudio/models/someone/Tiny-GGUF", chatml_model)
+    shutil.copy(chatml_model, new_user.home / ".lmstudio/models/someone/Tiny-GGUF/mmproj-F16.gguf")
+    assert found(new_user) == dict.fromkeys(
+        (
+            "ollama:hf.co/unsloth/Small-GGUF:Q4_K_M",
+            "ollama:small:8b",
+            "ollama:small",
+            "ollama:someone/other",
+            "lmstudio:someone/Tiny-GGUF:Q8_0",
+        )
+    )
+    ollama("library/elsewhere/latest", store=tmp_path / "moved")
+    assert "ollama:elsewhere" in found(new_user, OLLAMA_MODELS=str(tmp_path / "moved"))
+    assert "ollama:small" not in found(new_user, OLLAMA_MODELS=str(tmp_path / "moved"))
+
+
+def test_list_found_reads_where_lm_studio_keeps_its_models(
+    new_user: CommandLine, chatml_model: Path, tmp_path: Path
+) -> None:
+    put_file(tmp_path / "downloads/someone/Tiny-GGUF", chatml_model)
+    put_file(tmp_path / "studio/models/someone/Other-GGUF", chatml_model)
+    (new_user.home / ".lmstudio-home-pointer").write_text(f"{tmp_path / 'studio'}\n")
+    assert list(found(new_user)) == ["lmstudio:someone/Other-GGUF:Q8_0"]
+    (tmp_path / "studio/settings.json").write_text(json.dumps({"downloadsFolder": str(tmp_path / "downloads")}))
+    assert list(found(new_user)) == ["lmstudio:someone/Tiny-GGUF:Q8_0"]
+
+
+def test_list_found_without_stores_or_with_damaged_ones(new_user: CommandLine, ollama: Put) -> None:
+    done = new_user.run("list", "--found")
+    assert (done.code, done.out, done.err) == (0, "", "no GGUF model in Ollama or LM Studio\n")
+    blob = ollama("library/small/latest")
+    blob.write_bytes(b"GGUF")
+    (new_user.home / ".ollama/models/manifests/registry.ollama.ai/library/small/broken").write_text("[")
+    [error] = found(new_user).values()
+    assert error and str(blob) in error
+
+
+@pytest.mark.slow
+def test_pull_registers_a_model_of_ollama_in_place(new_user: CommandLine, ollama: Put) -> None:
+    blob = ollama("library/small/latest")
+    assert_error(new_user.run("ask", "-m", "ollama:small", "Hi"), 3, "cerebrum pull ollama:small")
+    done = new_user.run("pull", "ollama:small:latest")
+    assert (done.code, done.err.splitlines()[-1]) == (0, f"installed ollama:small: {blob}")
+    assert not blob.is_symlink() and not (new_user.home / "hf").exists()
+    for reference in ("ollama:small", "ollama:small:latest", "OLLAMA:small".lower()):
+        assert new_user.run("ask", "-q", "-n", "2", "-m", reference, "Hi").code == 0
+    [row] = new_user.run("list", "--json").object
+    assert (row["name"], row["source"], row["path"], row["default"]) == ("ollama:small", "ollama", str(blob), True)
+    [row] = new_user.run("list", "--found", "--json").object
+    assert row["name"] == "ollama:small"
+
+
+@pytest.mark.slow
+def test_pull_registers_a_model_of_lm_studio_by_its_short_name(new_user: CommandLine, chatml_model: Path) -> None:
+    file = put_file(new_user.home / ".lmstudio/models/someone/Tiny-GGUF", chatml_model)
+    for reference in ("lmstudio:tiny", "lmstudio:Tiny-GGUF:q8_0", "lmstudio:someone/Tiny-GGUF"):
+        assert new_user.run("pull", reference).err.endswith(f"installed lmstudio:someone/Tiny-GGUF:Q8_0: {file}\n")
+        assert new_user.run("show", reference).code == 0
+    put_file(new_user.home / ".lmstudio/models/another/Tiny-GGUF", chatml_model)
+    done = new_user.run("pull", "lmstudio:tiny")
+    assert_error(done, 3, "LM Studio has several models tiny", "lmstudio:another/Tiny-GGUF:Q8_0")
+    assert_error(new_user.run("pull", "lmstudio:huge"), 3, "LM Studio has no GGUF model huge", "list --found")
+
+
+@pytest.mark.slow
+def test_pull_again_gets_what_ollama_has_pulled_since(new_user: CommandLine, ollama: Put, mistral_model: Path) -> None:
+    old = ollama("library/small/latest")
+    assert new_user.run("pull", "ollama:small").code == 0
+    new = ollama("library/small/latest", mistral_model)
+    old.unlink()
+    done = new_user.run("ask", "-m", "ollama:small", "Hi")
+    assert_error(done, 3, f"{old} no longer exists; Ollama has removed it", "cerebrum pull ollama:small")
+    [row] = new_user.run("list", "--json").object
+    assert row["error"] == f"{old}: file not found; Ollama has removed it"
+    assert new_user.run("pull", "ollama:small").code == 0
+    [row] = new_user.run("list", "--json").object
+    assert row["path"] == str(new)
+
+
+@pytest.mark.slow
+def test_rm_of_a_model_of_ollama_keeps_its_file(new_user: CommandLine, ollama: Put) -> None:
+    blob = ollama("library/small/latest")
+    assert new_user.run("pull", "ollama:small", "--name", "mine").code == 0
+    done = new_user.run("rm", "mine")
+    assert (done.code, done.err) == (1, "mine not deleted; confirm with -y\n")
+    assert new_user.run("rm", "-y", "mine").err == f"removed mine from the list; kept {blob}\n"
+    assert blob.exists() and new_user.run("list", "--json").object == []
+
+
+@pytest.mark.slow
+def test_pull_refuses_a_damaged_blob_and_what_only_ollama_loads(
+    new_user: CommandLine, ollama: Put, tmp_path: Path
+) -> None:
+    blob = ollama("library/small/latest")
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(data)
+    assert_error(new_user.run("pull", "ollama:small"), 1, "ollama:small is damaged", "remove it in Ollama")
+    own = write_vocabulary(tmp_path / "own.gguf", "gptoss")
+    ollama("library/gpt-oss/20b", own)
+    ollama("library/gpt-oss/1b", own)
+    ollama("library/ministral-3/8b", write_vocabulary(tmp_path / "mistral3.gguf", "mistral3", rope__scaling_beta=1))
+    refused = "is converted for Ollama, which alone can load it"
+    assert_error(new_user.run("pull", "ollama:gpt-oss:20b"), 1, refused, "cerebrum pull gpt-oss-20b")
+    assert_error(new_user.run("pull", "ollama:gpt-oss:1b"), 1, refused, "cerebrum search gpt-oss")
+    assert_error(new_user.run("pull", "ollama:ministral-3:8b"), 1, refused, "cerebrum pull ministral-3-8b")
+    assert found(new_user)["ollama:gpt-oss:20b"] == "only Ollama can load it"
+    assert new_user.run("list", "--json").object == []
