@@ -25,7 +25,7 @@ from cerebrum_cli.core.settings import MODES, Layer, Settings
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.inference.loading import generation_fingerprint
-from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest, ReplyStream, reply_notice
+from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest, ReplyStream, mismatch_notice
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.inference.voting import MajorityVote, SampleEvent, require_sampling, votes_object
 from cerebrum_cli.models.library import Library
@@ -35,7 +35,7 @@ SORT_WINDOW = 4096  # rows sorted together so that shared prefixes meet; more wo
 READ_AHEAD = 16_384  # rows read past the first unfinished one where answers are in order, and so wait in memory for it
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
 REFUSED = "invalid_request"
-INCOMPLETE = "incomplete_output"  # truncated or blank, so that it does not match the grammar
+INCOMPLETE = "incomplete_output"  # truncated, blank or reasoning only, so that it does not match the grammar
 NO_PROMPT = RowError(REFUSED, "there is no prompt")
 
 
@@ -94,7 +94,7 @@ class PendingRow:
     def answer_object(self, reply: Reply) -> dict[str, Any]:
         replies = [reply] if self.vote is None else self.vote.replies.values()
         states_answer = self.vote or not self.options.is_json
-        notice = reply_notice(reply, self.larger_context) if self.options.grammar else None
+        notice = mismatch_notice(reply, self.larger_context) if self.options.grammar else None
         error = notice and RowError(INCOMPLETE, f"{notice.message}: {notice.hint}")
         return output_object(
             self.row,

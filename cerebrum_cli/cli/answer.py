@@ -18,6 +18,7 @@ from cerebrum_cli.inference.reply import (
     ReplyCollector,
     ReplyRequest,
     length_notice,
+    mismatch_notice,
     prompt_object,
     reply_notice,
     reply_object,
@@ -147,11 +148,11 @@ class AnswerPrinter:
 
     def _require_complete(self, reply: Reply) -> None:
         """Print a notice about an incomplete reply. Raises NoAnswer if its grammar makes it useless."""
-        notice = reply_notice(reply, self.loaded.responder.larger_context)
-        if notice and self.request.grammar:
+        larger_context = self.loaded.responder.larger_context
+        if self.request.grammar and (mismatch := mismatch_notice(reply, larger_context)):
             constraint = "schema" if self.options.schema else "grammar"
-            raise NoAnswer(f"{notice.message}, so it does not match the {constraint}", notice.hint)
-        self.streams.report(notice)
+            raise NoAnswer(f"{mismatch.message}, so it does not match the {constraint}", mismatch.hint)
+        self.streams.report(reply_notice(reply, larger_context))
 
     def _find_code(self, reply: Reply) -> str | None:
         options = self.options

@@ -52,7 +52,7 @@ def ask(
     saves = not (options.no_log or options.raw)
     recorder = SessionRecorder(app.open_history, app.streams.notice, continues=options.continue_, saves=saves)
     with closing(recorder):
-        run_question(app, question, recorder, overrides, options, on_command_line)
+        run_question(app, question, recorder, overrides, options)
 
 
 def run_question(
@@ -61,16 +61,14 @@ def run_question(
     recorder: SessionRecorder,
     overrides: Layer,
     options: AskOptions,
-    on_command_line: frozenset[str],
 ) -> None:
-    from cerebrum_cli.cli.generation import find_source, read_grammar, require_effective
+    from cerebrum_cli.cli.generation import find_source, read_grammar
 
     overrides = recorder.with_defaults(overrides, is_remote=bool(options.endpoint))
     source = find_source(app, overrides, options, "--votes" if options.vote_bounds else None)
     settings = source.settings
     if options.raw and settings.origin("think") in RECOMMENDED:
         settings = replace(settings, think=None)  # the user's text decides whether a thought follows
-    require_effective(settings, on_command_line, options)
     grammar, piped = read_grammar(app, options), app.streams.piped
 
     def read() -> Conversation:

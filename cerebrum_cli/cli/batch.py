@@ -62,7 +62,7 @@ def batch(
     with closing(open_source(app, source)) as file:
         shape = detect_shape(source, options.input_format, file.head)
         rows = read_rows(file, shape, options.template, options.include_input, saved)
-        without_answer = run_rows(app, rows, output, overrides, options, on_command_line, saved)
+        without_answer = run_rows(app, rows, output, overrides, options, saved)
     if without_answer:
         raise typer.Exit(SOME_FAILED)
 
@@ -73,7 +73,6 @@ def run_rows(
     output: Path,
     overrides: Layer,
     options: BatchCommandOptions,
-    on_command_line: frozenset[str],
     saved: SavedPrompt | None,
 ) -> int:
     """Answer the rows that have no answer yet; return how many failed or have no winner.
@@ -84,14 +83,12 @@ def run_rows(
     from cerebrum_cli.cli.generation import (
         find_source,
         read_grammar,
-        require_effective,
         settings_by_mode,
         source_fingerprint,
     )
 
     votes = options.vote_bounds
     source = find_source(app, overrides, options, samples_by := "--votes" if votes else None)
-    require_effective(source.settings, on_command_line, options)
     grammar, is_json = read_grammar(app, options), options.schema is not None
     modes = settings_by_mode(app, source, overrides, samples_by)
     row_options = answering.BatchOptions(source.settings, grammar, is_json, votes, options.ignore_eos, modes)

@@ -14,7 +14,7 @@ import typer
 from cerebrum_cli.cli.completion import tasks
 from cerebrum_cli.cli.endpoints import noted_servers, noting_servers
 from cerebrum_cli.cli.options import EvalOptions
-from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, options_on_command_line, parameter, positional
+from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, parameter, positional
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, Interrupted, UsageError
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, Settings, SourcedLayer
@@ -73,7 +73,7 @@ def evaluate_model(
     app = app_of(context, options)
     if output:
         require_file(output, source)
-    prepared = prepare(app, source, overrides, options, options_on_command_line(context))
+    prepared = prepare(app, source, overrides, options)
     path = output or app.runs.path_for(prepared.fingerprint)
     if options.dry_run:
         show_preview(app, prepared, path, options)
@@ -122,9 +122,7 @@ class PreparedEvaluation:
         return {QUESTIONS: len(self.evaluation.questions), SAMPLES: self.evaluation.samples}
 
 
-def prepare(
-    app: App, source: str, overrides: Layer, options: EvalOptions, on_command_line: frozenset[str]
-) -> PreparedEvaluation:
+def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> PreparedEvaluation:
     """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
     from cerebrum_cli.cli import generation
     from cerebrum_cli.eval.evaluate import Evaluation
@@ -142,7 +140,6 @@ def prepare(
         raise UsageError(problem, "add --temperature 0.7, or omit --samples")
     overrides = SourcedLayer(SourcedLayer(task.settings, origin="preset"), overrides)
     reply_source = generation.find_source(app, overrides, options, "--samples" if samples > 1 else None)
-    generation.require_effective(reply_source.settings, on_command_line, options)
     settings = reply_source.settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     task = replace(task, remarks=(*task.remarks, *deviations(task.condition, settings, samples)))

@@ -146,13 +146,6 @@ def settings_by_mode(app: App, source: ReplySource, overrides: Layer, samples_by
     }
 
 
-def require_effective(settings: Settings, on_command_line: frozenset[str], options: ConstrainedOptions) -> None:
-    """Raise UsageError for a limit of thinking on the command line that a grammar rules out; others have no effect."""
-    constraint = "--schema" if options.schema else "--grammar" if options.grammar else None
-    if constraint and (settings.think or "").isdecimal() and "think" in on_command_line:
-        raise UsageError(f"--think N and {constraint} cannot be used together", "use --think off, or omit it")
-
-
 def read_grammar(app: App, options: ConstrainedOptions) -> str | None:
     """GBNF grammar that `--schema` or `--grammar` names; None without either. Raises UsageError, GrammarError."""
     schema, grammar = options.schema, options.grammar

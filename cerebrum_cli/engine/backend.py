@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
 from cerebrum_cli.core.events import Event, NoticeEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.control import Constraint
 
 
 class TokenRow(NamedTuple):
@@ -154,7 +155,9 @@ class Backend(Vocabulary, Protocol):
     def length(self, slot: int) -> int:
         """Number of tokens in the slot."""
 
-    def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> Sampler:
+    def sampler(
+        self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
+    ) -> Sampler:
         """Create a sampler; penalties start with the end of the prompt."""
 
     def copy(self, source: int, target: int) -> None:

@@ -1,10 +1,10 @@
-"""Controls, which see each token of a reply and may intervene after it; and one that ends a cycle of tokens."""
+"""Controls, which see each token of a reply and may intervene after it; and what keeps a grammar to its answer."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from cerebrum_cli.core.events import FinishReason
 
@@ -67,6 +67,50 @@ class Controls:
     @property
     def horizon(self) -> int | None:
         return min((control.horizon for control in self._controls if control.horizon is not None), default=None)
+
+
+Stage = Literal["thinking", "undecided", "answer"]
+"""Where a reply is: in its reasoning, in markup or white space before its answer, or in its answer."""
+
+
+class AnswerStart(Protocol):
+    """State of one reply that decides where its answer begins, from which on its grammar applies."""
+
+    @property
+    def stage(self) -> Stage:
+        """Where the reply is."""
+
+    @property
+    def held(self) -> str:
+        """Text that is part of the answer unless it turns out to be markup."""
+
+    @property
+    def rest(self) -> str:
+        """What completes the markup that has begun; empty if none has."""
+
+    def feed(self, token: int, text: str) -> None:
+        """Add a token, sampled or forced, with its text."""
+
+    def passes(self, token: int, text: str) -> bool:
+        """Whether a token is markup, or white space, that may precede the answer here."""
+
+    def begin(self) -> None:
+        """Begin the answer with the next token."""
+
+
+AnswerStartFactory: TypeAlias = Callable[[], AnswerStart]
+"""Creates the state of one reply; picklable, as a `ControlFactory`."""
+
+
+class Constraint(NamedTuple):
+    """The grammar of one reply, as GBNF, and where it starts to apply: None for the first token."""
+
+    grammar: str
+    start: AnswerStart | None = None
+
+    @property
+    def applies(self) -> bool:
+        return self.start is None or self.start.stage == "answer"
 
 
 class LoopCheck:

@@ -279,7 +279,7 @@ class Loop:
         sequence, slot, source, length = admission
         backend, request = self._backend, sequence.request
         if sequence.sampler is None and not request.inspection:
-            sequence.sampler = backend.sampler(request.params, sequence.seed, request.grammar, sequence.prompt)
+            sequence.sampler = backend.sampler(request.params, sequence.seed, sequence.constraint, sequence.prompt)
         if length < len(sequence.prompt):
             length = backend.reusable_prefix(length)
         if slot is not source and length:

@@ -25,7 +25,7 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.backend import Backend, Sampler
-from cerebrum_cli.engine.control import ControlFactory, Controls, EndReply
+from cerebrum_cli.engine.control import AnswerStartFactory, Constraint, ControlFactory, Controls, EndReply
 from cerebrum_cli.engine.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
@@ -71,11 +71,12 @@ class Inspection(NamedTuple):
 class Request:
     """A prompt with its sampling parameters and number of samples; `grammar` is GBNF with the rule `root`.
 
+    The grammar applies from the first token on, or from where `answer_start` decides that the answer begins.
     `max_n`, if larger, is the number of samples that there may be in the end. `visible_tokens` are control tokens to
     include in the text. `logprobs` adds its log probability to each token. `ignore_eos` treats end-of-generation tokens
     as ordinary ones. With `step_costs`, several tokens may be drafted and verified in one step. With `stream`, a server
     is to send tokens as they are sampled, even if some of their ids are lost that way. `controls` may end a sample or
-    force tokens into it; none of them forces any with a `grammar`.
+    force tokens into it, but not where the grammar applies.
 
     With an `inspection`, nothing is generated: its tokens, of which all but the last end the prompt, are reported.
     `channels` creates what splits the text of a sample; engines ignore it.
@@ -92,8 +93,16 @@ class Request:
     max_n: int = 1
     stream: bool = False
     controls: tuple[ControlFactory, ...] = ()
+    answer_start: AnswerStartFactory | None = None
     inspection: Inspection | None = None
     channels: Callable[[], Any] | None = None
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What constrains a new sample."""
+        if self.grammar is None:
+            return None
+        return Constraint(self.grammar, self.answer_start() if self.answer_start else None)
 
     def compact(self) -> Request:
         """The request with its prompt in 4 bytes a token, for work that holds many."""
@@ -137,6 +146,7 @@ class Sequence:
     sampled_at: list[float] = field(default_factory=list)
     is_backlogged: Callable[[], bool] = lambda: False
     controls: Controls | None = None
+    constraint: Constraint | None = None
     pending: deque[int] = field(default_factory=deque)
     forced: list[Forced] = field(default_factory=list)
     inspected: int = 0
@@ -184,7 +194,10 @@ class Sequence:
         self.emit(TokenEvent(self.id, text, token=token, logprob=logprob))
         if is_stopped:
             return "stop"
-        if self.controls and (reason := self._intervene(self.controls, token, text)):
+        if self.constraint and self.constraint.start:
+            self.constraint.start.feed(token, piece.decode("utf-8", "replace"))
+        is_constrained = self.constraint is not None and self.constraint.applies
+        if self.controls and not is_constrained and (reason := self._intervene(self.controls, token, text)):
             return reason
         return "length" if len(self.generated) == self.request.params.max_tokens else None
 
@@ -272,6 +285,7 @@ def create_sequences(
             is_backlogged=is_backlogged,
             drafter=drafter,
             controls=Controls(controls) if controls else None,
+            constraint=request.constraint,
         )
         for sample in samples
     ]

@@ -30,9 +30,8 @@ class PromptFormat(ABC):
     thoughts: tuple[ThoughtMarkup, ...] = ()
     verbatim: bool = False
 
-    @property
-    def marks_thought(self) -> bool:
-        """Whether the format itself has reasoning markup."""
+    def mentions(self, thought: ThoughtMarkup) -> bool:  # noqa: ARG002
+        """Whether the format itself has this reasoning markup."""
         return False
 
     @property

@@ -85,9 +85,8 @@ class EmbeddedFormat(PromptFormat):
     name: str = EMBEDDED
     thoughts: tuple[ThoughtMarkup, ...] = THOUGHTS
 
-    @property
-    def marks_thought(self) -> bool:
-        return self.has_switch or any(each.open in self.source or each.close in self.source for each in self.thoughts)
+    def mentions(self, thought: ThoughtMarkup) -> bool:
+        return thought.open in self.source or thought.close in self.source
 
     @property
     def has_switch(self) -> bool:

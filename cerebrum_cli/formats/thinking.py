@@ -79,6 +79,11 @@ class ThoughtSplitter:
         """Whether the answer has begun, so that no reasoning follows."""
         return self._in_answer
 
+    @property
+    def held(self) -> str:
+        """Text that is not assigned to a channel yet, since it may be markup."""
+        return self._held
+
     def feed(self, text: str) -> list[SplitText]:
         """Add text, and return what can be assigned to a channel."""
         self._held += text

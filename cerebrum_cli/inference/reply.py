@@ -248,6 +248,14 @@ def reply_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
     return None
 
 
+def mismatch_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
+    """A notice of why a reply does not match its grammar, which it did while it was generated; None if it does."""
+    if reply.reasoning and not reply.text.strip() and reply.finish.reason != "cancelled":
+        problem = "the reply ended while it was still reasoning"
+        return NoticeEvent(problem, "raise --max-tokens, or limit reasoning with --think N or --think off")
+    return reply_notice(reply, larger_context)
+
+
 def length_notice(tokens: int, context_size: int) -> NoticeEvent | None:
     """A notice about a prompt that fits the context, but takes more than half of it; None for any other."""
     if not context_size < 2 * tokens < 2 * context_size:

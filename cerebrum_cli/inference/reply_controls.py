@@ -1,10 +1,10 @@
-"""Which controls watch a reply while it is generated, and the one that ends its reasoning."""
+"""What watches a reply: its controls, one of which ends its reasoning, and what finds the start of its answer."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from cerebrum_cli.core.conversation import Text
@@ -12,13 +12,14 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.engine.backend import Vocabulary, continuation
-from cerebrum_cli.engine.control import ControlFactory, Force, LoopCheck
+from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Force, LoopCheck, Stage
 from cerebrum_cli.formats.plain import PromptFormat
 from cerebrum_cli.formats.thinking import ThoughtMarkup
 from cerebrum_cli.inference.reply import ReplyChannels, ReplyRequest
 
 SENTENCE_TOKENS = 16  # to wait for the end of a sentence
 OPENING_TOKENS = 8  # within which a reply has mostly begun to reason, or to answer
+MAX_BLANKS = 4  # tokens of white space before an answer under a grammar
 
 # Patterns are compiled when they are first searched for: few replies need them.
 _SENTENCE_END = r"""(?x) (?: \n | [。！？] | [^\W\d_][.!?] | [^\w\s][.!?] | \d[!?] ) ["')\]”’*]*+ \s*+ \Z"""
@@ -45,8 +46,8 @@ class ReplyControls:
     def create(
         self, request: ReplyRequest, channels: ReplyChannels, answer_now: AnswerNow
     ) -> tuple[ControlFactory, ...]:
-        """The controls of a reply, in the order in which they may intervene; none with a grammar."""
-        if request.grammar:
+        """The controls of a reply, in the order in which they may intervene; none if a grammar applies to all of it."""
+        if request.grammar and not self.answer_start(request, channels):
             return ()
         settings = request.settings
         controls: list[ControlFactory] = []
@@ -56,6 +57,16 @@ class ReplyControls:
         if budget := self._thought_budget(request, channels, answer_now):
             controls.append(budget)
         return tuple(controls)
+
+    def answer_start(self, request: ReplyRequest, channels: ReplyChannels) -> AnswerStartFactory | None:
+        """What decides where the answer of a reply under a grammar starts; None if that is at the first token."""
+        thoughts = self._own_thoughts(request.conversation.system_prompt)
+        is_off = request.settings.thinks is False and self.format.has_switch
+        if request.grammar is None or (channels.thought is None and (is_off or not thoughts)):
+            return None
+        markers = (*(each.header for each in thoughts if each.header), *(each.open for each in thoughts))
+        tokens = {marker: self.vocabulary.special_token_ids([marker]) for marker in markers}
+        return partial(AnswerDetector, replace(channels, thoughts=thoughts), tokens)
 
     def require_marked_thought(self, settings: Settings, system_prompt: str | None) -> None:
         """Raise UsageError for a limit of reasoning that nothing marks."""
@@ -78,15 +89,17 @@ class ReplyControls:
         return partial(ThoughtBudget, limit, self._endings, channels, watched, len(request.prefix_tokens))
 
     def _marks_thought(self, system_prompt: str | None) -> bool:
-        return (
-            self.format.marks_thought
-            or self._has_thought_tokens
-            or any(each.open in (system_prompt or "") for each in self.format.thoughts)
-        )
+        return self.format.has_switch or bool(self._own_thoughts(system_prompt))
+
+    def _own_thoughts(self, system_prompt: str | None) -> tuple[ThoughtMarkup, ...]:
+        """The markup that this model may use: its format's, its vocabulary's, and what the system prompt asks for."""
+        asked = system_prompt or ""
+        return tuple(each for each in self.format.thoughts if each in self._known_thoughts or each.open in asked)
 
     @cached_property
-    def _has_thought_tokens(self) -> bool:
-        return bool(self.vocabulary.special_token_ids(each.open for each in self.format.thoughts))
+    def _known_thoughts(self) -> tuple[ThoughtMarkup, ...]:
+        tokens, mentions = self.vocabulary.special_token_ids, self.format.mentions
+        return tuple(each for each in self.format.thoughts if mentions(each) or tokens([each.open]))
 
     @cached_property
     def _endings(self) -> Mapping[str, tuple[int, ...]]:
@@ -147,6 +160,71 @@ class ThoughtBudget:
             return True
         late = -1 if self._limit is None else self._used - self._limit
         return late >= SENTENCE_TOKENS or (late >= 0 and self._sentences.is_at_end)
+
+
+class AnswerDetector:
+    """Tells the markup of reasoning and the white space before an answer from the answer itself.
+
+    `markers` are the texts that precede an answer or open reasoning, each with its special tokens. Such a token is
+    never part of an answer. A marker without any may be spelled out, and its beginning may be that of an answer.
+    """
+
+    def __init__(self, channels: ReplyChannels, markers: Mapping[str, frozenset[int]]) -> None:
+        self._splitter = channels()
+        self._markers = markers
+        self._blanks = 0  # tokens of white space since the reply, or its last thought, ended
+        self._overhang = ""  # of the answer, in the token that ended what precedes it
+        self._has_special = False  # in the text that is held
+        self._has_begun = False
+
+    @property
+    def stage(self) -> Stage:
+        if self._has_begun or self._splitter.is_in_answer:
+            return "answer"
+        return "thinking" if self._splitter.open_thought else "undecided"
+
+    @property
+    def held(self) -> str:
+        return "" if self._has_special else self._overhang or self._marker
+
+    @property
+    def rest(self) -> str:
+        begun = self._marker
+        return next((marker[len(begun) :] for marker in self._markers if begun and marker.startswith(begun)), "")
+
+    @property
+    def _marker(self) -> str:
+        """The beginning of a marker that ends the text."""
+        return self._splitter.held.lstrip() if self.stage == "undecided" else ""
+
+    def feed(self, token: int, text: str) -> None:
+        if self._has_begun:
+            return
+        parts = self._splitter.feed(text)
+        self._overhang += "".join(part for channel, part in parts if channel == "answer")
+        begun = self._marker
+        self._has_special = bool(begun) and (self._has_special or self._is_special(token))
+        self._blanks = self._blanks + 1 if text.isspace() and self.stage == "undecided" and not begun else 0
+
+    def passes(self, token: int, text: str) -> bool:
+        begun = self._marker
+        line = (begun + text).lstrip()
+        if not line:
+            return text.isspace() and self._blanks < MAX_BLANKS
+        if not text:
+            return False
+        any_marker = begun or self._is_special(token)
+        return any(
+            marker.startswith(line) or (line.startswith(marker) and not line[len(marker) :].strip())
+            for marker, tokens in self._markers.items()
+            if any_marker or not tokens
+        )
+
+    def begin(self) -> None:
+        self._has_begun = True
+
+    def _is_special(self, token: int) -> bool:
+        return any(token in tokens for tokens in self._markers.values())
 
 
 def plan_endings(vocabulary: Vocabulary, thoughts: tuple[ThoughtMarkup, ...]) -> dict[str, tuple[int, ...]]:

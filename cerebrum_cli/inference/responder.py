@@ -81,6 +81,7 @@ class Responder:
             max_n=request.max_n,
             stream=request.stream,
             controls=self._controls.create(request, channels, self._answer_now),
+            answer_start=self._controls.answer_start(request, channels),
             channels=None if prompt_format.verbatim else channels,
         )
 

@@ -133,13 +133,6 @@ def test_ask_continues_a_conversation_whose_thought_was_ended(models: dict[str, 
     assert f"assistant\n{SENTENCE}{ENDING}Yes.<|im_end|>" in shown
 
 
-def test_ask_refuses_to_limit_thought_within_a_grammar(models: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "rule.gbnf").write_text('root ::= "x"')
-    options = ("--grammar", tmp_path / "rule.gbnf")
-    done = ask(models["none"], tmp_path, "x", LIMIT, *options)
-    assert (done.code, done.err.splitlines()[0]) == (2, "error: --think N and --grammar cannot be used together")
-
-
 def test_vote_limits_the_thought_of_each_sample(models: dict[str, Path], tmp_path: Path) -> None:
     seeds = [reply_around(SENTENCE, ENDING, "The answer is 42."), "<think>Hm.</think>The answer is 42."]
     options = ("--votes", "2", "--seed", "0", "--json", "--think", str(LIMIT))

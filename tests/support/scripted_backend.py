@@ -21,6 +21,7 @@ from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Checkpoint, StopFlag, TokenRow, TokenScore
+from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.step_costs import MAX_DRAFT
 
 END = 256
@@ -76,19 +77,28 @@ class ScriptedSampler:
     backend: ScriptedBackend
     seed: int
     expected: tuple[int, ...]
-    remaining: int | None = None
+    constraint: Constraint | None = None
+    constrained: int = 0  # tokens
     closed: bool = False
 
     def sample(self, row: int) -> int:
-        if self.remaining is not None:
-            if not self.remaining:
-                raise GrammarError("the grammar rejects every possible next token")
-            self.remaining -= 1
         held = self.backend.outputs[row]
         assert held == self.expected, f"{held} was evaluated, {self.expected} expected"
         token = self.backend.model(held, self.seed)
+        if self.constraint:
+            self._constrain(self.constraint, token)
         self.expected = (*held, token)
         return token
+
+    def _constrain(self, constraint: Constraint, token: int) -> None:
+        """Begin the answer where it starts, and end it where its grammar does."""
+        start, text = constraint.start, self.backend.piece(token, special=True).decode("utf-8", "replace")
+        if start and start.stage != "thinking" and not (start.stage == "undecided" and start.passes(token, text)):
+            start.begin()
+        if constraint.applies:
+            if constraint.grammar == DEAD_END and self.constrained == DEAD_END_TOKENS:
+                raise GrammarError("the grammar rejects every possible next token")
+            self.constrained += 1
 
     def accept(self, token: int) -> None:
         self.expected = (*self.expected, token)
@@ -272,13 +282,14 @@ class ScriptedBackend:
     def length(self, slot: int) -> int:
         return 0 if slot in self.invalid else len(self.memory[slot])
 
-    def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> ScriptedSampler:
+    def sampler(
+        self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
+    ) -> ScriptedSampler:
         self._working()
         assert self.capacity, "a sampler needs a context"
-        if grammar == BAD_GRAMMAR:
+        if constraint and constraint.grammar == BAD_GRAMMAR:
             raise GrammarError("cannot parse the grammar")
-        remaining = DEAD_END_TOKENS if grammar == DEAD_END else None
-        self.samplers.append(ScriptedSampler(self, seed, tuple(prompt), remaining))
+        self.samplers.append(ScriptedSampler(self, seed, tuple(prompt), constraint))
         return self.samplers[-1]
 
     def copy(self, source: int, target: int) -> None:

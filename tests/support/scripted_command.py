@@ -27,6 +27,7 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
+from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.load_options import LoadOptions
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal import progress
@@ -57,9 +58,11 @@ def scripted(script: dict[str, Any], slots: int) -> ScriptedBackend:
 class RecordingBackend(ScriptedBackend):
     params: list[SamplingParams] = field(default_factory=list)
 
-    def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> ScriptedSampler:
+    def sampler(
+        self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
+    ) -> ScriptedSampler:
         self.params.append(params)
-        return ScriptedBackend.sampler(self, params, seed, grammar, prompt)
+        return ScriptedBackend.sampler(self, params, seed, constraint, prompt)
 
 
 def batch_backend(script: dict[str, Any], slots: int) -> RecordingBackend:

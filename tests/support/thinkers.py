@@ -8,10 +8,10 @@ from typing import Any
 
 from scripted_backend import END, Model, ScriptedBackend
 
-from cerebrum_cli.engine.control import ControlFactory
+from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory
 from cerebrum_cli.formats.thinking import THOUGHTS
 from cerebrum_cli.inference.reply import ReplyChannels
-from cerebrum_cli.inference.reply_controls import ThoughtBudget, plan_endings
+from cerebrum_cli.inference.reply_controls import AnswerDetector, ThoughtBudget, plan_endings
 
 LIMIT = 10  # tokens
 ENDING = "\n</think>\n\n"
@@ -36,3 +36,7 @@ def speaker(reply: Callable[[int], str], prompt: int = 2) -> Model:
 def budget(limit: int = LIMIT, **options: Any) -> ControlFactory:
     endings = plan_endings(ScriptedBackend(lambda held, seed: END), THOUGHTS)
     return partial(ThoughtBudget, limit, endings, **{"channels": ReplyChannels(THOUGHTS), **options})
+
+
+def answer_start() -> AnswerStartFactory:
+    return partial(AnswerDetector, ReplyChannels(THOUGHTS[:1]), {"<think>": frozenset()})

@@ -6,6 +6,7 @@ An architecture is a row of data: which metadata keys llama.cpp wants and which 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,7 @@ CONSTANTS = {
     "ssm_d": 1.0,
 }
 SEVEN_B = Shape(layers=32, width=256, heads=8, kv_heads=2, ffn=512)  # layers of Mistral-7B, a 16th of the width
+BIGRAM_SHAPE = Shape(layers=1, width=512, heads=8, kv_heads=1, ffn=32)  # at least as wide as the vocabulary
 FULL_PRECISION = ("ssm_a", "ssm_conv1d.weight")  # and vectors: llama.cpp has no half-precision kernel for these
 
 
@@ -234,6 +236,29 @@ def write_quantized(
     metadata = {**bpe_metadata(), **described(name, chat_template), "general.file_type": file_type}
     sizes = {**_transformer_sizes(shape, 2048), "experts": experts}
     return _write(path, MIXTRAL if experts else LLAMA, sizes, metadata, seed, partial(_quantized, encoding))
+
+
+def write_bigrams(path: Path, *follows: str, chat_template: str = CHATML_TEMPLATE, logit: float = 20.0) -> Path:
+    """Write a transformer in which each of these tokens follows the one before it; after all others, all are alike.
+
+    The embedding of a token is an axis of its own, attention and layers add nothing, and the output is the table.
+    """
+    metadata = {**bpe_metadata(), **described("bigrams", chat_template)}
+    tokens = metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, list)
+    ids = {str(token).replace("Ċ", "\n").replace("Ġ", " "): id for id, token in enumerate(tokens)}
+    pairs = [(ids[token], ids[following]) for token, following in pairwise(follows)]
+
+    def draw(name: str, dimensions: tuple[int, ...], _: np.random.Generator) -> tuple[Values, Any]:
+        values = np.full(dimensions, name.endswith("norm.weight"), np.float32)
+        if name == "token_embd.weight":
+            np.fill_diagonal(values, 1)
+        if name == "output.weight":
+            for token, following in pairs:
+                values[following, token] = logit / np.sqrt(BIGRAM_SHAPE.width)  # by which the norm multiplies
+        return values, None
+
+    return _write(path, LLAMA, _transformer_sizes(BIGRAM_SHAPE, 4096), metadata, 0, draw)
 
 
 def _transformer_sizes(shape: Shape, context_length: int) -> dict[str, int]:

@@ -13,6 +13,7 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Checkpoint, Sampler, StopFlag, TokenRow, TokenScore
+from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.context import (
@@ -194,15 +195,20 @@ class LlamaBackend(LlamaVocabulary):
     def _has_room(self, slot: int) -> bool:
         return 0 <= slot < self._made_with.slots and self.length(slot) < self.capacity
 
-    def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> Sampler:
-        if grammar is None and params.is_argmax and self._options.n_streams > 1:
+    def sampler(
+        self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
+    ) -> Sampler:
+        is_greedy = params.is_argmax and self._options.n_streams > 1
+        if constraint is None and is_greedy:
             return GreedySampler(self.logits)
-        parsed = None if grammar is None else parse_grammar(self._vocab, grammar)
+        grammar = parse_grammar(self._vocab, constraint.grammar) if constraint else None
         last_n = min(params.dry_penalty_last_n, self.context_size)  # it takes memory
         chain = self._chains.create(replace(params, dry_penalty_last_n=last_n), seed, prompt)
-        if parsed is None:
-            return LlamaSampler(chain, self.batch_position)
-        return GrammarSampler(parsed, chain, self.batch_position, self.size)
+        plain = LlamaSampler(chain, self.batch_position)
+        if constraint is None:
+            return plain
+        free = GreedySampler(self.logits) if is_greedy else plain
+        return GrammarSampler(grammar, chain, self.batch_position, self, constraint.start, free)
 
     def batch_position(self, row: int) -> tuple[Any, int]:
         """llama.cpp's context, and the index of a row of the last decode in its batch."""

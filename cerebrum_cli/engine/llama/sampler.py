@@ -4,21 +4,25 @@ These are logit biases, penalties, DRY, top-n-sigma, top-k, typical-p, top-p, mi
 temperature 0, the likeliest token follows DRY.
 
 A grammar is applied last and lazily: most sampled tokens fit it, and checking one token is cheap, while filtering the
-whole vocabulary is not. Only if a token does not fit, all tokens are filtered and one is sampled again.
+whole vocabulary is not. Only if a token does not fit, all tokens are filtered and one is sampled again. While the model
+reasons, tokens are sampled as without a grammar; markup and white space may precede the answer.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import TokenScore
+from cerebrum_cli.engine.backend import Sampler, TokenScore, Vocabulary, continuation
+from cerebrum_cli.engine.control import AnswerStart
 from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.llama.grammar import is_allowed
+from cerebrum_cli.engine.llama.grammar import accept_token, is_allowed
 
 PENALTY_WINDOW = 64  # tokens, llama.cpp's own default
 LEAST_P = 1e-30  # of a token for typical-p, whose entropy is not a number with a probability of 0
@@ -112,20 +116,65 @@ class GreedySampler:
 
 
 class GrammarSampler(LlamaSampler):
-    """A sampler constrained by a grammar, given as a sampler of its own."""
+    """A sampler constrained by a grammar, given as a sampler of its own, from where the answer starts.
 
-    def __init__(self, grammar: Any, chain: Any, batch_position: BatchPosition, size: int) -> None:
+    The `free` sampler samples what precedes the answer.
+    """
+
+    def __init__(
+        self,
+        grammar: Any,
+        chain: Any,
+        batch_position: BatchPosition,
+        vocabulary: Vocabulary,
+        start: AnswerStart | None,
+        free: Sampler,
+    ) -> None:
         import numpy
 
         super().__init__(chain, batch_position)
         self._grammar = grammar
-        self._data = numpy.zeros(size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
-        self._ids = numpy.arange(size)
+        self._vocabulary = vocabulary
+        self._start = start  # None once the grammar applies
+        self._free = free
+        self._markup: deque[int] = deque()  # completes the markup that has begun
+        self._data = numpy.zeros(vocabulary.size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
+        self._ids = numpy.arange(vocabulary.size)
 
     def sample(self, row: int) -> int:
-        """Sample the next token that the grammar allows; GrammarError if there is none."""
+        """Sample the next token that the grammar allows, if it applies; GrammarError if there is none."""
+        start = self._start
+        if start and start.stage == "thinking":
+            return self._free.sample(row)
         row_logits = logits(*self._batch_position(row), len(self._data))
         token = self._draw(self._candidates(row_logits))
+        if start is None or (passing := self._before_answer(start, token)) is None:
+            return self._constrained(row_logits, token)
+        self.accept(passing)
+        return passing
+
+    def _before_answer(self, start: AnswerStart, token: int) -> int | None:
+        """The token that precedes the answer: the one drawn, or one of markup; None if the answer starts here."""
+        if self._markup:
+            return self._markup.popleft()
+        text = self._vocabulary.piece(token, special=True).decode("utf-8", "replace")
+        if start.stage == "undecided" and start.passes(token, text):
+            return token
+        held = continuation(self._vocabulary, (Text(start.held),)) if start.held else ()
+        fits = all(accept_token(self._grammar, each) for each in held)
+        if fits and (held or not start.rest):
+            start.begin()
+            self._start = None
+            return None
+        if not start.rest:
+            problem = "the grammar rejects what the token that ended the reasoning begins the answer with"
+            raise GrammarError(problem, "ask again, or use --think off")
+        llama.llama_sampler_reset(self._grammar)
+        self._markup += continuation(self._vocabulary, (Text(start.rest, trusted=True),))
+        return self._markup.popleft()
+
+    def _constrained(self, row_logits: Any, token: int) -> int:
+        """The token, or another one if the grammar does not allow it; GrammarError if it allows none."""
         if not is_allowed(self._grammar, token):
             allowed = self._candidates(row_logits)
             llama.llama_sampler_apply(self._grammar, ctypes.byref(allowed))
