@@ -17,12 +17,18 @@ from remote_engines import (
     serving_kind,
     summaries,
 )
-from scripted_backend import Model
+from scripted_backend import DEAD_END, END, FIRST_WORD, Model, ScriptedBackend
 from scripted_cluster import Nodes, clustered
-from server_kinds import LlamaServer, VllmServer
-from thinkers import ENDING, LIMIT, budget, reply_around, speaker
+from server_kinds import LlamaServer, SglangServer, VllmServer
+from thinkers import ENDING, LIMIT, answer_start, budget, reply_around, speaker
 
+from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.events import RefusedEvent, SequenceId
 from cerebrum_cli.engine.control import MIN_TOKENS, LoopCheck
+from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
+from cerebrum_cli.engine.remote.client import RefusedRequestError
+from cerebrum_cli.engine.remote.kind import ReplyChunk
+from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.inference.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS
 
@@ -110,3 +116,88 @@ def test_remote_thought_survives_the_loss_of_a_server() -> None:
         for server in servers:
             server.arm(let_through=1, reset_after=0)
         assert summaries(replies_of(engine, given)) == local(MODELS["ended"], given)
+
+
+# Grammars that apply once the answer starts.
+
+THINKING = "<think>I can see that it is {seed}, so I say it.</think>"
+ANSWERED = {
+    "ended": reply_around("<think>\nI can see {seed}.", ENDING, "{seed}"),
+    "short": THINKING + "\n\n{seed}",
+    "no thought": "{seed} is it",
+    "all thought": THINKING.partition("</think>")[0],
+    "blank": THINKING,
+}
+EVERY_KIND = [(LlamaServer, False), (LlamaServer, True), (VllmServer, False), (VllmServer, True), (SglangServer, True)]
+
+
+def constrained(stream: bool = False, grammar: str = DEAD_END, **more: Any) -> Request:
+    """A request whose grammar allows 12 tokens."""
+    values = {"grammar": grammar, "answer_start": answer_start(), "controls": (LoopCheck,), **UNLIMITED, **more}
+    return request_of("go", seed=3, stream=stream, **values, **({} if stream else {"n": 3, "max_n": 3}))
+
+
+def grammar_of(body: Any) -> Any:
+    """What a server of any kind is asked to constrain its reply to; nothing if that is false."""
+    return (
+        body.get("grammar")
+        or body.get("structured_outputs", {}).get("grammar")
+        or body.get("sampling_params", {}).get("ebnf")
+    )
+
+
+@pytest.mark.parametrize(("kind", "stream"), EVERY_KIND)
+@pytest.mark.parametrize("name", ANSWERED)
+@pytest.mark.parametrize("limit", [None, LIMIT])
+def test_remote_grammar_applies_to_the_answer(
+    kind: type[ModelServer], stream: bool, name: str, limit: int | None
+) -> None:
+    model = speaking(ANSWERED[name])
+    given = constrained(stream, controls=(LoopCheck,) if limit is None else (LoopCheck, budget(limit)))
+    with serving_kind(kind, model, context_size=300) as [server], connected(server) as engine:
+        assert summaries(replies_of(engine, given)) == local(model, given)
+        asked = [(bytes(each.prompt).decode(), grammar_of(each.body)) for each in server.completions()]
+    before = [grammar for prompt, grammar in asked if "</think>" not in prompt and name != "no thought"]
+    assert not (asked[0][1] or any(before))
+    assert bool(asked[-1][1]) is (limit is not None or name not in ("ended", "all thought"))
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_cluster_grammar_applies_to_the_answer(name: str) -> None:
+    model = speaking(ANSWERED[name])
+    with clustered(nodes := Nodes(model, context_size=300), nodes.actor()) as engine:
+        assert summaries(replies_of(engine, constrained())) == local(model, constrained())
+
+
+def test_remote_answer_that_does_not_match_the_grammar_is_refused() -> None:
+    model = speaking(THINKING + "{seed} and much more than that")
+    with serving_kind(VllmServer, model, context_size=300) as servers, connected(*servers) as engine:
+        [event] = [event for event in events_of(engine, constrained(stream=True)) if isinstance(event, RefusedEvent)]
+    assert "does not match the grammar" in event.error.message
+
+
+def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:
+    words = (b">{",)
+    text = [*b"<think>Hm.</think", FIRST_WORD, *b"}"]
+    sample = RemoteSample(
+        SequenceId(0, 0), constrained(stream=True), 3, ScriptedBackend(lambda held, seed: END, words=words), 300
+    )
+    sample.begin_turns()
+    with pytest.raises(RefusedRequestError) as caught:
+        list(sample.add(ReplyChunk(tuple(text))))
+    assert caught.value.error.message.startswith("the answer begins in the token that ends the reasoning")
+
+
+def test_remote_reply_without_all_ids_is_continued_after_its_special_tokens(chatml: LlamaBackend) -> None:
+    [think], [close] = chatml.special_token_ids(["<think>"]), chatml.special_token_ids(["</think>"])
+    request = constrained(stream=True, visible_tokens=frozenset({think, close}))
+    sample = RemoteSample(SequenceId(0, 0), request, 3, chatml, 300)
+    sample.begin_turns()
+    thought = chatml.tokenize((Text("é."),))
+    for token, text in ((think, ""), (thought[1], "é"), (thought[2], "."), (close, ""), (ord("{"), "{")):
+        list(sample.add(ReplyChunk((token,), text, total=5)))
+    assert sample.is_interrupted
+    list(sample.interrupt())
+    turn = sample.take_turn()
+    assert turn.prompt_tokens == (*request.prompt_tokens, think, *thought, close)
+    assert (turn.grammar, turn.answer_start) == (request.grammar, None)

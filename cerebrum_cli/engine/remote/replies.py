@@ -1,10 +1,12 @@
 """A server's reply as events, equal to those of a model on this machine wherever all token ids arrived.
 
-Servers know no controls: a reply under controls is asked for in turns, each a request of its own.
+Servers know no controls, and their grammars apply from the first token: such a reply is asked for in turns, each a
+request of its own.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
@@ -23,23 +25,30 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.engine.backend import Vocabulary, continuation
-from cerebrum_cli.engine.control import Controls, EndReply, Force, Intervention
+from cerebrum_cli.engine.control import AnswerStart, Constraint, Controls, EndReply, Force, Intervention
 from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.engine.remote.client import LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd
 from cerebrum_cli.engine.sequence import Request
+
+ENDED = -1, ""  # the token that ends a reply, whatever it is
+OVERHANG = "the answer begins in the token that ends the reasoning, so the server cannot apply the grammar"
 
 
 @dataclass(slots=True)
 class Turns:
     """The turns of one reply, whose controls have fed on all tokens so far; `intervention` ends the running turn.
 
-    A turn began after `start` tokens of the reply. It is asked for up to `end`: a whole reply comes without a chance to
-    intervene before, so it is no longer than its controls need to decide. `ends` are those of turns.
+    With a `constraint`, turns are asked for without its grammar until the answer starts: its first token ends the turn,
+    and is asked for again. A turn began after `start` tokens of the reply. It is asked for up to `end`: a whole reply
+    comes without a chance to intervene before, so it is no longer than its controls need to decide. `ends` are those of
+    turns.
     """
 
     request: Request
+    vocabulary: Vocabulary
     controls: Controls
+    constraint: Constraint | None
     start: int = 0
     end: int | None = None
     intervention: Intervention | None = None
@@ -54,16 +63,47 @@ class Turns:
         limits = self.request.params.max_tokens, None if self.request.stream else self.controls.horizon
         self.end = min((each for each in limits if each is not None and each > generated), default=None)
         params = replace(self.request.params, max_tokens=None if self.end is None else self.end - generated)
-        return replace(self.request, prompt_tokens=(*self.request.prompt_tokens, *tokens), params=params)
+        prompt, grammar = (*self.request.prompt_tokens, *tokens), None if self.free_start else self.request.grammar
+        return replace(self.request, prompt_tokens=prompt, params=params, grammar=grammar, answer_start=None)
+
+    @property
+    def free_start(self) -> AnswerStart | None:
+        """What decides where the answer starts; None once the grammar applies, and without one."""
+        return None if self.constraint is None or self.constraint.applies else self.constraint.start
+
+    def starts_answer(self, token: int, text: str) -> bool:
+        """Whether a token does not precede the answer, so that the running turn ends before it."""
+        start = self.free_start
+        if start is None or start.stage == "thinking" or start.passes(token, text):
+            return False
+        self.intervention = Force(
+            continuation(self.vocabulary, (Text(start.rest, trusted=True),)) if start.rest else ()
+        )
+        if not start.rest:
+            start.begin()
+        return True
 
     def feed(self, tokens: Sequence[int], text: str, is_forced: bool = False) -> None:
-        """Add tokens that complete a text, and let the controls intervene after them unless they were forced."""
+        """Add tokens that complete a text, and let the controls intervene after them unless they were forced.
+
+        Raises RefusedRequestError if the last one ends what precedes the answer, and begins the answer, too.
+        """
         self.tokens += tokens
         self.texts.append(text)
+        if self.constraint and self.constraint.applies:
+            return
         for index, token in enumerate(tokens, start=1):
             self.controls.feed(token, text if index == len(tokens) else "")
+            if start := self.free_start:
+                start.feed(token, self.piece(token).decode("utf-8", "replace"))
+                if start.stage == "answer" and start.held:
+                    raise RefusedRequestError(GrammarError(OVERHANG, "ask again, or use --think off"))
         if not is_forced:
-            self.intervention = self.controls.intervene()
+            has_started = self.constraint and self.constraint.applies
+            self.intervention = Force(()) if has_started else self.controls.intervene()
+
+    def piece(self, token: int) -> bytes:
+        return self.vocabulary.piece(token, special=token in self.request.visible_tokens)
 
     def was_shortened(self, generated: int) -> bool:
         """Whether the running turn ended only because no more tokens were asked for."""
@@ -118,9 +158,10 @@ class RemoteSample:
         return RemoteSample(self.id, self.request, self.seed, self._vocabulary, context_size)
 
     def begin_turns(self) -> None:
-        """Apply the controls of the request here, since the server has none."""
-        if self.request.controls:
-            self._turns = Turns(self.request, Controls(self.request.controls))
+        """Apply the controls of the request here, since the server has none, and its grammar only to the answer."""
+        request = self.request
+        if request.controls or request.answer_start:
+            self._turns = Turns(request, self._vocabulary, Controls(request.controls), request.constraint)
             self._turn = self._turns.next_request()
 
     def take_turn(self) -> Request:
@@ -129,7 +170,7 @@ class RemoteSample:
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether a control has intervened: what else arrives in this turn is not part of the reply."""
+        """Whether a control has intervened, or the answer starts: what else arrives in this turn is not used."""
         return self._turns is not None and self._turns.intervention is not None
 
     @property
@@ -163,9 +204,9 @@ class RemoteSample:
         """Decode tokens as on this machine, up to one that ends the reply."""
         vocabulary, request = self._vocabulary, self.request
         for token, logprob in zip(chunk.tokens, chunk.logprobs or repeat(None), strict=False):
-            if self._is_ended or self.is_interrupted:
+            if self._is_ended or self.is_interrupted or self._starts_answer(token):
                 return
-            if request.grammar:
+            if self._turn.grammar and not self._turn.answer_start:
                 self._decoded.append(token)
             self._is_ended = vocabulary.is_eog(token) and not request.ignore_eos
             if self._is_ended:
@@ -182,14 +223,22 @@ class RemoteSample:
         self._is_ended = self._by_stop_string
         return TokenEvent(self.id, text, token=token, logprob=logprob)
 
+    def _starts_answer(self, token: int) -> bool:
+        text = self._vocabulary.piece(token, special=True).decode("utf-8", "replace")
+        return self._turns is not None and self._turns.starts_answer(token, text)
+
     def _guess_tokens(self, text: str) -> tuple[int, ...]:
         """The tokens of a text whose ids did not arrive, as far as the text shows them."""
-        return continuation(self._vocabulary, (Text(text),))
+        markup = [self._vocabulary.piece(token, special=True).decode() for token in self.request.visible_tokens]
+        parts = re.split(f"({'|'.join(map(re.escape, markup))})", text) if markup else [text]
+        return continuation(self._vocabulary, (Text(part, trusted=part in markup) for part in parts))
 
     def _show_text(self, chunk: ReplyChunk, text: str) -> Iterator[Event]:
         """Pass on the server's text, with the ids that came with it."""
         vocabulary, request = self._vocabulary, self.request
         tokens = [token for token in chunk.tokens if request.ignore_eos or not vocabulary.is_eog(token)]
+        if any(map(self._starts_answer, (tokens or self._guess_tokens(text))[:1])):
+            return
         self.tokens += len(tokens)
         if len(tokens) == len(chunk.tokens):
             total = None if chunk.total is None else self._turn_start + chunk.total
@@ -212,6 +261,8 @@ class RemoteSample:
         if end.tokens not in (None, self.tokens - self._turn_start) and not (self._is_ended or self.is_interrupted):
             self.tokens, self.has_all_tokens = self._turn_start + (end.tokens or 0), False
         if turns := self._turns:
+            if end.reason == "eos" and turns.free_start and turns.free_start.stage != "thinking":
+                turns.starts_answer(*ENDED)
             end = turns.add_end(end)
             is_limited = end.reason == "limit" and not self._is_ended
             if isinstance(turns.intervention, Force) or (is_limited and turns.was_shortened(self.tokens)):
@@ -231,7 +282,7 @@ class RemoteSample:
     def _force(self, turns: Turns) -> Iterator[Event]:
         """Add the tokens that a control forces, as far as there is room."""
         tokens = turns.intervention.tokens if isinstance(turns.intervention, Force) else ()
-        if tokens:
+        if tokens and not (turns.free_start and turns.free_start.stage == "undecided"):  # where it is markup
             turns.forced.append(Forced(self.tokens, len(tokens)))
         for token in tokens:
             if self._is_ended or self._is_full:
