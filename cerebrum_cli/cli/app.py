@@ -11,7 +11,7 @@ from cerebrum_cli.core.config import Config, read_config
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import Layer, Settings, fold
-from cerebrum_cli.models.catalogue import packaged_catalogue
+from cerebrum_cli.models.catalogue import ModelSpec, packaged_catalogue
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.terminal.streams import Streams, standard_streams
@@ -165,14 +165,14 @@ class App:
 
         return Merger(self.library, self.codec)
 
-    def settings(self, overrides: Layer, model: Model | None = None) -> Settings:
+    def settings(self, overrides: Layer, model: Model | ModelSpec | None = None) -> Settings:
         """Merge all layers: defaults, what a model recommends, config.toml, then the environment and the command line.
 
         Raises ConfigError, UsageError, and ModelFileError for the model's file.
         """
         return fold(*(model.recommended if model else ()), self.config.settings, overrides)
 
-    def readable_settings(self, overrides: Layer, model: Model | None = None) -> Settings:
+    def readable_settings(self, overrides: Layer, model: Model | ModelSpec | None = None) -> Settings:
         """Settings for a command that only reports: without config.toml, with a notice, if that is invalid."""
         try:
             return self.settings(overrides, model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +30,7 @@ from cerebrum_cli.terminal.progress import FileProgress
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.inference.profiles import Profile
+    from cerebrum_cli.models.catalogue import ModelSpec
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.reference import Reference
 
@@ -221,26 +223,23 @@ def show(
     app, profile = app_of(context, options), None
     library, reference = app.library, app.library.parse(name)
     settings = app.readable_settings(environment_layer("ctx", "threads", "gpu_layers"))
+    by_mode = partial(settings_by_mode, app)
     try:
         model = library.find(reference)
     except ModelNotFound as error:
-        available = listing.describe_available(library, reference, settings.ctx)
+        available = listing.describe_available(library, reference, by_mode, settings.ctx)
         vocabulary = library.stored_vocabulary(reference)
         if available is None and vocabulary is None:
             raise
         description, plan = available or ({}, None)
         note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
         if vocabulary:
-            description = listing.describe(library, vocabulary, sampling_by_mode(app, vocabulary), lambda *_: None)
+            description = listing.describe(library, vocabulary, by_mode, lambda *_: None)
             note = f"only its vocabulary is installed, for --endpoint; {note}"
     else:
         with FileProgress(replace(app.streams, is_quiet=options.quiet or options.json)) as progress:
-            description = listing.describe(
-                library,
-                model,
-                sampling_by_mode(app, model),
-                lambda done, total: progress.update("verify", done, total),
-            )
+            verify = partial(progress.update, "verify")
+            description = listing.describe(library, model, by_mode, verify)
         plan = listing.quantization_plan(library, model, settings.ctx)
         profile, note = profile_of(app, model, settings)
     if options.json:
@@ -256,7 +255,7 @@ def show(
     app.streams.report(note)
 
 
-def sampling_by_mode(app: App, model: Model) -> dict[str, Settings]:
+def settings_by_mode(app: App, model: Model | ModelSpec) -> dict[str, Settings]:
     """The settings of a question with thinking on, and off."""
     given = environment_layer(*SAMPLING_KEYS)
     thinks = {mode: SourcedLayer(given, {"think": is_on}) for is_on, mode in MODES.items()}

@@ -107,10 +107,10 @@ class ModelSpec:
     no_thinking: Mapping[str, object] = field(default_factory=dict)
 
     @property
-    def layer(self) -> Layer:
+    def recommended(self) -> tuple[Layer, ...]:
         """The recommended settings, with the tables of both modes."""
         tables = {mode: SourcedLayer(getattr(self, mode), origin=CATALOGUE) for mode in MODES.values()}
-        return SourcedLayer(self.settings, tables, origin=CATALOGUE)
+        return (SourcedLayer(self.settings, tables, origin=CATALOGUE),)
 
     @property
     def sources(self) -> tuple[Repository, ...]:

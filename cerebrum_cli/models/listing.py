@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -23,10 +23,12 @@ from cerebrum_cli.models.stores import found_models
 SUGGESTIONS = 5  # models to choose a first one from: the best, and the smallest of the others
 
 
-def describe(
-    library: Library, model: Model, sampling: Mapping[str, Settings], on_progress: OnProgress
-) -> dict[str, Any]:
-    """Object of `show --json`, without the table of quantizations; `sampling` is that of each mode."""
+SettingsByMode = Callable[[Model | ModelSpec], Mapping[str, Settings]]
+"""The settings that a question to a model gets, by the mode of thinking."""
+
+
+def describe(library: Library, model: Model, by_mode: SettingsByMode, on_progress: OnProgress) -> dict[str, Any]:
+    """Object of `show --json`, without the table of quantizations."""
     header, spec, cached, format_name = model.header, model.spec, model.cached, model.default_format
     settings = {key: value for key, value in (spec.settings if spec else {}).items() if key not in SAMPLERS}
     license_name = header.metadata.get("general.license")
@@ -38,7 +40,7 @@ def describe(
         "format": format_name,
         "context_size": model.trained_context,
         "ask": {"format": format_name, "context": planned_context(None, model.trained_context), **settings},
-        "sampling": {mode: sampling_object(each) for mode, each in sampling.items()},
+        "sampling": sampling_object(by_mode(model)),
         "sha256": library.digest(model, on_progress).sha256,
         "quantization": model.quantization,
         "tensor_types": dict(header.tensor_types),
@@ -65,13 +67,16 @@ def describe(
     }
 
 
-def sampling_object(settings: Settings) -> dict[str, Any]:
-    """The samplers in effect, each with its value and where that comes from."""
-    return {key: {"value": value, "origin": settings.origin(key)} for key, value in settings.samplers.items()}
+def sampling_object(by_mode: Mapping[str, Settings]) -> dict[str, Any]:
+    """The samplers in effect in each mode, with their values and where these come from."""
+    return {
+        mode: {key: {"value": value, "origin": settings.origin(key)} for key, value in settings.samplers.items()}
+        for mode, settings in by_mode.items()
+    }
 
 
 def describe_available(
-    library: Library, reference: Reference, context: int | None
+    library: Library, reference: Reference, by_mode: SettingsByMode, context: int | None
 ) -> tuple[dict[str, Any], DownloadPlan | None] | None:
     """Description and quantizations of a catalog model that is not installed; None for any other model."""
     spec = library.spec_for(reference)
@@ -85,6 +90,7 @@ def describe_available(
         "size": None,
         "format": spec.format,
         "context_size": spec.context_size,
+        "sampling": sampling_object(by_mode(spec)),
         "sha256": None,
         "quantization": None,
         "kv_bytes_per_token": spec.kv_bytes_per_token,

@@ -188,7 +188,7 @@ class Model:
     @property
     def recommended(self) -> tuple[Layer, ...]:
         """Settings that its file recommends, and over them those of its row in the catalog. Raises ModelFileError."""
-        return self.header.sampling, self.spec.layer if self.spec else {}
+        return (self.header.sampling, *(self.spec.recommended if self.spec else ()))
 
     @property
     def trained_context(self) -> int:

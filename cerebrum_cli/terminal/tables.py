@@ -28,6 +28,7 @@ MIN_NOTE_WIDTH = 20
 HIDDEN = ("metadata", "files")  # fields of a model that only --json prints
 OPTIONAL = ("notes", "merged_from", "unsupported")  # fields that are left out if they are empty
 FIELD_LABELS = {"system": "full name", "licence": "license"}  # of JSON keys that would be unclear on a screen
+WRAPPED = ("notes", "sampling")  # beginnings of the names of fields with long texts
 NO_PROMPTS = "no saved prompts; cerebrum prompts edit NAME creates one"
 WEIGHTS = {True: "weights repacked where possible", False: "weights as in the file (not repacked)"}
 _ONE_LINE = str.maketrans("\t\n", "  ")
@@ -208,9 +209,9 @@ def capacity_text(capacity: Capacity) -> str:
 def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
     shown = {key: value for key, value in description.items() if key not in HIDDEN and (value or key not in OPTIONAL)}
     fields = {FIELD_LABELS.get(key, key): _describe(key, value) for key, value in _by_mode(shown).items()}
-    if "notes" in fields:
-        fields["notes"] = wrapped(streams, fields["notes"], indent=max(map(len, fields)) + 2)
-    streams.answer(field_lines(fields))
+    indent = max(map(len, fields)) + 2
+    sentences = {key: wrapped(streams, text, indent) for key, text in fields.items() if key.startswith(WRAPPED)}
+    streams.answer(field_lines(fields | sentences))
 
 
 def _by_mode(description: Mapping[str, Any]) -> dict[str, Any]:

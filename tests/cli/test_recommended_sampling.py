@@ -286,6 +286,13 @@ def test_show_states_the_sampling_of_both_modes(user: User, chatml_model: Path) 
     assert values == {"thinking": ON | {"min_p": 0.1}, "no_thinking": OFF | {"min_p": 0.1}}
     assert sampling["no_thinking"]["top_p"] == {"value": 0.8, "origin": "catalogue"}
     assert "\nsampling            temperature 0 (default)\n" in shown(chatml_model)
+    assert "\nsampling            temperature 0 (default)\n" in shown(Path("cerebrum-7b"))
+
+
+def test_show_states_the_sampling_of_a_model_before_it_is_pulled(user: User) -> None:
+    sampling = run_here({}, user.home, "show", "thinker", "--json").object["sampling"]
+    assert sampling["no_thinking"]["temperature"] == {"value": 0.7, "origin": "catalogue"}
+    assert sampling["thinking"]["top_k"] == {"value": 40, "origin": "default"}
 
 
 def test_eval_reports_the_sampling_and_starts_another_run_for_another(user: User) -> None:

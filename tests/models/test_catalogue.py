@@ -126,7 +126,7 @@ def test_spec_matches_whole_and_split_files_in_any_case(spec: ModelSpec, source:
 
 def test_catalogue_rows_recommend_sampling_for_each_mode() -> None:
     def sampled(name: str, **user: object) -> tuple[object, ...]:
-        values = fold(PACKAGED[name].layer, user)
+        values = fold(*PACKAGED[name].recommended, user)
         return values.think, values.temperature, values.top_k, values.top_p, values.min_p, values.presence_penalty
 
     assert sampled("qwen3.5-4b") == sampled("qwen3.5-4b", think="on") == ("on", 1.0, 20, 0.95, 0.0, 1.5)
@@ -135,6 +135,8 @@ def test_catalogue_rows_recommend_sampling_for_each_mode() -> None:
     assert sampled("qwen3.8-27b") == ("on", 1.0, 20, 0.95, 0.0, 0.0)
     assert sampled("gemma4-12b") == (None, 1.0, 64, 0.95, 0.0, 0.0)
     assert sampled("gpt-oss-20b") == (None, 1.0, 0, 1.0, 0.05, 0.0)
+    modes = [spec for spec in PACKAGED.values() if spec.thinking or spec.no_thinking]
+    assert all("think" in spec.settings for spec in modes)  # without it, neither table would apply
     greedy = {name for name in PACKAGED if sampled(name)[1] == 0}
     first = {"cerebrum-7b", "cerebrum-8x7b", "cerebrum-12b", "collective-cognition-7b", "mistral-c2f-7b", "starter"}
     assert greedy == first | {"granite-4.1-3b", "llama-3.2-3b", "ministral-3-8b"}

@@ -279,7 +279,7 @@ def test_library_identity_covers_all_parts_of_a_model(library: Library, other: P
 
 def test_listing_describes_a_model_by_file_and_catalogue(library: Library, packed: Path) -> None:
     pulled(library, str(packed))
-    description = describe(library, library.resolve("packed"), {}, silent)
+    description = describe(library, library.resolve("packed"), lambda _: {}, silent)
     expected = {
         "name": "Packed.Q4_1",
         "path": str(packed),
