@@ -30,6 +30,7 @@ from cerebrum_cli.core.settings import (
     environment_value,
     unknown_variables,
     validate,
+    variable_that_sets,
 )
 
 if TYPE_CHECKING:
@@ -134,9 +135,9 @@ class Arguments:
 
     def _layer(self, key: str, value: Any) -> Layer:
         """The layer of one setting, from the command line or the environment."""
-        source = environment_source(key, self.context)
-        if not OPTIONS[key].has_flag and key not in self.assigned:
-            source = variable(key)
+        source = None
+        if key not in self.assigned:
+            source = environment_source(key, self.context) if OPTIONS[key].has_flag else variable_that_sets(key)
         return SourcedLayer({key: validate(key, value, source)}, origin=source or COMMAND_LINE)
 
     def _take(self, name: str, declared: Option) -> Any:

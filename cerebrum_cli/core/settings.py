@@ -189,13 +189,20 @@ def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
 
 def environment_layer(*keys: str) -> Layer:
     """Settings that CEREBRUM_* variables give to a command without options for them. Raises UsageError."""
-    values = {key: environment_value(key, OPTIONS[key]) for key in keys}
-    return SourcedLayer(*(SourcedLayer({key: value}, origin=variable(key)) for key, value in values.items()))
+    given = {key: source for key in keys if (source := variable_that_sets(key))}
+    return SourcedLayer(
+        *(SourcedLayer({key: environment_value(key, OPTIONS[key])}, origin=source) for key, source in given.items())
+    )
 
 
 def environment_value(name: str, declared: Option) -> Any:
     """Value that a CEREBRUM_* variable gives to an option; None without one. Raises UsageError."""
-    for each in (name, *(shorthand for shorthand, keys in SHORTHANDS.items() if name in keys)):
-        if (text := environment(variable(each))) is not None:
-            return conversion.parse(name, declared, [text], variable(each))
+    if source := variable_that_sets(name):
+        return conversion.parse(name, declared, [environment(source) or ""], source)
     return None
+
+
+def variable_that_sets(name: str) -> str | None:
+    """The environment variable that sets an option: its own, or a shorthand's; None if neither is set."""
+    names = (name, *(shorthand for shorthand, keys in SHORTHANDS.items() if name in keys))
+    return next((each for each in map(variable, names) if environment(each) is not None), None)

@@ -50,8 +50,8 @@ lora                  none
 threads               default
 gpu_layers            auto
 cpu_moe               auto
-cache_type_k          default
-cache_type_v          default
+cache_type_k          f16   CEREBRUM_CACHE_TYPE
+cache_type_v          f16   CEREBRUM_CACHE_TYPE
 flash_attn            default
 overflow              drop-oldest
 think                 on    catalogue
@@ -212,6 +212,7 @@ def test_params_say_where_each_value_comes_from(user: User, monkeypatch: pytest.
     monkeypatch.setenv("CEREBRUM_MAX_TOKENS", "7")
     (user.config / "config.toml").write_text("top_p = 0.9\nmin_p = 0.3\n[prompts.p]\nmin_p = 0.1\n")
     install(user.home, user.model, "mine")
+    monkeypatch.setenv("CEREBRUM_CACHE_TYPE", "f16")
     done = user.run("chat", "-m", "mine", "-p", "p", "--set", "repeat_penalty=1.1", typed="Q\n/set seed 3\n/params\n")
     assert done.err.endswith(f"\nseed  3\n{PARAMS}")
 
@@ -264,6 +265,7 @@ def test_stats_say_where_each_value_comes_from(user: User, monkeypatch: pytest.M
         "temperature 0.7 (catalogue), top_k 9 (CEREBRUM_TOP_K), top_p 0.9 (config.toml), min_p 0.1 (saved prompt), "
         "typical_p 0.9 (CEREBRUM_TYPICAL_P), repeat_penalty 1.1 (command line)"
     )
+    assert ", top_k 3 (command line), " in user.stats("--set", "top_k=3")
 
 
 def test_show_states_the_sampling_of_both_modes(user: User, chatml_model: Path) -> None:
