@@ -337,7 +337,7 @@ def choose_model(app: App, heading: str, context: int | None) -> str | None:
     show_suggestions(app.streams, rows)
     app.streams.info("")
     number = app.streams.choose("Pull which one?", len(rows))
-    return None if number is None else str(rows[number - 1]["name"])
+    return None if number is None else "{name}:{recommended}".format_map(rows[number - 1])
 
 
 def confirm_pull(

@@ -61,7 +61,7 @@ def test_catalogue_names_contradictory_and_other_licenses() -> None:
         "mistral-c2f-7b": "mit, apache-2.0",
         "lfm2.5-8b-a1b": "lfm1.0",
         "llama-3.2-3b": "llama3.2",
-        "nemotron-3-nano": "nvidia-open-model-license",
+        "nemotron-3-nano": "nvidia-nemotron-open-model-license",
     }
 
 

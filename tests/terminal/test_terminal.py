@@ -284,7 +284,7 @@ def catalog_row(**row: object) -> dict[str, object]:
         {"quantization": "Q2_K", "size": 1, "needed": 2, "verdict": "fits", "recommended": False},
         {"quantization": "Q4_K_M", "size": 4_368_438_944, "needed": 6 * 10**9, "verdict": "tight", "recommended": True},
     ]
-    known = {"licence": "nvidia-open-model-license", "good_for": "reasoning"}
+    known = {"licence": "nvidia-nemotron-open-model-license", "good_for": "reasoning"}
     return {"recommended": "Q4_K_M", "quantizations": quantizations, **known, **row}
 
 
