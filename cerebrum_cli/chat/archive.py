@@ -10,7 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.chat.history import History, has_valid_tokens, load_conversation, suggest_name, with_thinking
+from cerebrum_cli.chat.history import (
+    History,
+    has_valid_tokens,
+    load_conversation,
+    settings_of,
+    suggest_name,
+    with_thinking,
+)
 from cerebrum_cli.chat.session import Session, StoredMessage, printable_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
@@ -130,7 +137,8 @@ def export_transcript(source: ReplySource, store: Store, session: Session) -> st
 
 def _transcript(loaded: LoadedModel, store: Store, session: Session) -> str:
     model = loaded.model
-    conversation, last = load_conversation(store, session, model), store.messages(session)[-1:]
+    last, settings = store.messages(session)[-1:], loaded.source.settings
+    conversation = load_conversation(store, session, model, settings_of(last[0], settings) if last else settings)
     # Nothing follows the last reply, so its own tokens are exact even if it ended while reasoning.
     if last and has_valid_tokens(last[0], model):
         conversation = replace(conversation, messages=(*conversation.messages[:-1], with_thinking(last[0])))

@@ -19,8 +19,8 @@ from cerebrum_cli.chat.history import (
     is_author,
     load_conversation,
     session_params,
+    settings_of,
     unused_session_name,
-    with_thinking,
 )
 from cerebrum_cli.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.chat.session import Session, StoredMessage, validated_name
@@ -66,7 +66,7 @@ class Chat:
     @property
     def conversation(self) -> Conversation:
         if self.session is None:
-            return Conversation((), self.settings.system, self.settings.thinks)
+            return self.settings.applied_to(Conversation((), self.settings.system))
         return load_conversation(self.history.store, self.session, self.loaded.model, self.settings)
 
     @property
@@ -86,7 +86,7 @@ class Chat:
         size = responder.context_size
         if size is None:
             return None
-        key = self.loaded, self.session, self.settings.system, self.settings.think
+        key = self.loaded, self.session, self.settings.system, self.settings.think, self.settings.keep_thoughts
         if self._counted is None or self._counted[0] != key:
             try:
                 self._counted = key, responder.count_tokens(self.conversation)
@@ -136,9 +136,7 @@ class Chat:
         if len(prefix_tokens) < len(tokens):  # it ends within a character, which is generated again
             content = content.removesuffix("\ufffd").rstrip()  # a reply's trailing space is held back
         continued = replace(last, message=replace(last.message, content=content))
-        settings = self.settings
-        if with_thinking(last).thinks != settings.thinks:  # the prompt is that of its beginning
-            settings = replace(settings, think=(last.metadata.params or {}).get("think"))
+        settings = settings_of(last, self.settings)
         yield from self._reply(self._rewind_to_question(), prefix_tokens, continued, settings)
 
     def given_reply(self) -> GivenReply:
@@ -155,8 +153,8 @@ class Chat:
             tokens = self._sampled[1]
         if tokens is None or not is_author(self.loaded.model, last.metadata):
             raise SessionError("the tokens of the last reply are not known for this model", "/retry answers again")
-        conversation = self.conversation
-        before = replace(conversation, messages=conversation.messages[:-1], thinks=conversation.messages[-1].thinks)
+        conversation = settings_of(last, self.settings).applied_to(self.conversation)
+        before = replace(conversation, messages=conversation.messages[:-1])
         return GivenReply(before, tokens, forced_tokens(last.metadata))
 
     def inspect(self, reply: GivenReply, likeliest: int) -> Events:

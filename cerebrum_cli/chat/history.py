@@ -24,7 +24,7 @@ from cerebrum_cli.models.model import Model, absolute_reference
 
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
 _QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
-PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think")
+PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think", "keep_thoughts")
 
 
 @dataclass(slots=True)
@@ -209,7 +209,8 @@ def load_conversation(store: Store, session: Session, model: Model, settings: Se
         is_unfinished = stored.metadata.reasoning and not stored.message.content
         keeps_tokens = has_valid_tokens(stored, model) and not is_unfinished
         messages.append(with_thinking(stored) if keeps_tokens else replace(with_thinking(stored), tokens=None))
-    return Conversation(tuple(messages), session.system_prompt, settings.thinks if settings else None)
+    conversation = Conversation(tuple(messages), session.system_prompt)
+    return settings.applied_to(conversation) if settings else conversation
 
 
 def has_valid_tokens(stored: StoredMessage, model: Model) -> bool:
@@ -228,8 +229,15 @@ def is_author(model: Model, metadata: ReplyMetadata) -> bool:
 
 
 def with_thinking(stored: StoredMessage) -> Message:
-    """A message, with the setting of `think` that it was generated with."""
-    return replace(stored.message, thinks=wants_thought((stored.metadata.params or {}).get("think")))
+    """A message, with its reasoning and the setting of `think` that it was generated with."""
+    thinks = wants_thought((stored.metadata.params or {}).get("think"))
+    return replace(stored.message, thinks=thinks, reasoning=stored.metadata.reasoning)
+
+
+def settings_of(stored: StoredMessage, settings: Settings) -> Settings:
+    """Settings, with those that a reply's prompt was rendered with."""
+    params = stored.metadata.params or {}
+    return replace(settings, think=params.get("think"), keep_thoughts=params.get("keep_thoughts"))
 
 
 def visible_messages(store: Store, session: Session) -> list[StoredMessage]:

@@ -75,7 +75,7 @@ def run_question(
         conversation = recorder.prepend(
             question.read(piped, settings, overrides.get("system")), source.model, overrides
         )
-        return replace(conversation, thinks=settings.thinks)
+        return settings.applied_to(conversation)
 
     conversation = None if piped else read()  # standard input is read while the model loads
     loaded = start_loading(source, options)

@@ -251,7 +251,9 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     question = evaluation.questions[0]
     loaded = open_model(prepared.source.used(context=SINGLE, vocabulary_only=True))
     with closing(loaded.engine):
-        conversation = Conversation((), evaluation.settings.system, evaluation.settings.thinks).user(question.prompt)
+        conversation = evaluation.settings.applied_to(
+            Conversation((), evaluation.settings.system).user(question.prompt)
+        )
         preview = loaded.responder.preview(conversation)
     rows = [evaluation.rows.identity(position) for position in range(len(evaluation.rows))]
     finished = {(sample.id, sample.sample) for sample in kept}

@@ -14,30 +14,38 @@ ROLES: tuple[Role, Role] = ("user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn; `tokens` are those a reply was generated as, `thinks` is that of the conversation it answered."""
+    """One turn; `tokens` are those a reply was generated as, `thinks` is that of the conversation it answered.
+
+    `reasoning` is what a reply marked as such, which is no part of its content.
+    """
 
     role: Role
     content: str
     tokens: tuple[int, ...] | None = None
     thinks: bool | None = None
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """Turns that alternate and start with the user; with `system_prompt=None` the format's default applies.
 
-    `thinks`: whether the next reply is to begin with reasoning; None leaves it to the format.
+    `thinks`: whether the next reply is to begin with reasoning, `keeps_thoughts`: whether the prompt holds that of
+    earlier replies; None leaves it to the format.
     """
 
     messages: tuple[Message, ...] = ()
     system_prompt: str | None = None
     thinks: bool | None = None
+    keeps_thoughts: bool | None = None
 
     def user(self, content: str) -> Conversation:
         return replace(self, messages=(*self.messages, Message("user", content)))
 
-    def assistant(self, content: str, tokens: tuple[int, ...] | None = None) -> Conversation:
-        return replace(self, messages=(*self.messages, Message("assistant", content, tokens, self.thinks)))
+    def assistant(
+        self, content: str, tokens: tuple[int, ...] | None = None, reasoning: str | None = None
+    ) -> Conversation:
+        return replace(self, messages=(*self.messages, Message("assistant", content, tokens, self.thinks, reasoning)))
 
     @property
     def openai_messages(self) -> list[dict[str, str]]:
@@ -60,7 +68,7 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
     system = messages[0][1] if messages[0][0] == "system" else None
     turns = messages[1:] if system is not None else messages
     found = []
-    for number, (role, content) in enumerate(turns):
+    for number, (role, content, reasoning) in enumerate(turns):
         where, expected = f"{name}: message {number + 1 + len(messages) - len(turns)}", ROLES[number % 2]
         if role != expected:
             raise UsageError(
@@ -69,13 +77,13 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
             )
         if is_request and role == "user" and not content.strip():
             raise UsageError(f"{where} is empty", "a question must contain text")
-        found.append(Message(expected, content))
+        found.append(Message(expected, content, reasoning=reasoning))
     if is_request and len(turns) % 2 == 0:
         raise UsageError(f"{name}: no question to answer", "the last message must have the role user")
     return Conversation(tuple(found), system)
 
 
-def _message(item: Any, where: str) -> tuple[str, str]:
+def _message(item: Any, where: str) -> tuple[str, str, str | None]:
     role = item.get("role") if isinstance(item, dict) else None
     if role == "developer":
         role = "system"
@@ -84,7 +92,8 @@ def _message(item: Any, where: str) -> tuple[str, str]:
     content = _text_of(item.get("content"))
     if content is None:
         raise UsageError(f"{where} has no text content", "content must be a string, or a list of text parts")
-    return role, well_formed(content)
+    reasoning = item.get("reasoning_content") if role == "assistant" else None
+    return role, well_formed(content), well_formed(reasoning) if isinstance(reasoning, str) and reasoning else None
 
 
 def _text_of(content: Any) -> str | None:

@@ -7,13 +7,14 @@ saved prompt that `-p` names, the command line.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core import conversion
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.conversion import NONE
 from cerebrum_cli.core.declaration import Option, argument, option, options_of, setting, variable
 from cerebrum_cli.core.environment import environment, environment_names
@@ -86,6 +87,9 @@ class Settings(SamplingParams):
     think: str | None = option(
         None, "Turn thinking on or off, or limit it to N tokens", "Length", metavar="on|off|N", choices=("on", "off")
     )
+    keep_thoughts: bool | None = setting(
+        None, "Keep earlier reasoning in the prompt [default: the template's choice]", choices=("on", "off")
+    )
     vi: bool = setting(False, "Edit with vi keys [default: off]", choices=("on", "off"))
     loop_check: bool = setting(True, "End replies that repeat themselves [default: on]", choices=("on", "off"))
     drafts: bool | None = setting(
@@ -103,6 +107,10 @@ class Settings(SamplingParams):
         values = {each.name: getattr(self, each.name) for each in fields(SamplingParams)}
         return SamplingParams(**values | {"stop": (*format_stop, *self.stop)})
 
+    def applied_to(self, conversation: Conversation) -> Conversation:
+        """The conversation, whose next reply is generated with these settings."""
+        return replace(conversation, thinks=self.thinks, keeps_thoughts=self.keep_thoughts)
+
     @property
     def thinks(self) -> bool | None:
         """Whether a model is to reason before it answers; None leaves it to the chat template."""
@@ -116,7 +124,7 @@ class Settings(SamplingParams):
 
 OPTIONS = options_of(Settings)
 SAMPLING_KEYS = tuple(options_of(SamplingParams))
-GENERATION_KEYS = (*SAMPLING_KEYS, "think", "loop_check")
+GENERATION_KEYS = (*SAMPLING_KEYS, "think", "keep_thoughts", "loop_check")
 KEYS = tuple(OPTIONS)
 SHORTHANDS = {"cache_type": ("cache_type_k", "cache_type_v")}  # names that stand for several keys
 ATTENTION_KEYS = ("cache_type_k", "cache_type_v", "flash_attn")

@@ -1,9 +1,9 @@
 """States of sequences that are not in a slot now: checkpoints that slots return to, and those of preempted sequences.
 
 A model with recurrent states or sliding windows cannot forget its last tokens, only return to a checkpoint. With one KV
-cache, as in a chat, checkpoints are taken where a prompt continues an earlier one, and shortly before its end: a
-template may drop what follows the last question. With a cache for each slot, as in a batch, prompts have no more than a
-prefix in common: there is one snapshot of it, which can be loaded into any slot.
+cache, as in a chat, checkpoints are taken where a prompt continues an earlier one, and where its last question ends: a
+template may drop what follows, such as the reasoning of the reply. With a cache for each slot, as in a batch, prompts
+have no more than a prefix in common: there is one snapshot of it, which can be loaded into any slot.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from cerebrum_cli.engine.backend import Backend, Checkpoint
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Slot, Step, common_prefix, common_prefixes
 from cerebrum_cli.engine.sequence import Sequence
 
-TOKENS_BEFORE_END = 16  # of a prompt; evaluated again by a retry, and more than a template's start of a reply
 MIN_SNAPSHOT_TOKENS = 64  # fewer are evaluated as fast
 MAX_SNAPSHOT_BYTES = 256 * 2**20
 
@@ -84,7 +83,7 @@ class Checkpoints:
         backend, sequence.checkpoint_at = self._backend, None
         if sequence.slot is None or sequence.generated or not backend.needs_checkpoints:
             return
-        slot, end = self._scheduler.slots[sequence.slot], sequence.first_output + 1 - TOKENS_BEFORE_END
+        slot, end = self._scheduler.slots[sequence.slot], sequence.first_output + 1 - sequence.request.opening
         if backend.checkpoint_budget:
             if 0 < sequence.evaluated < len(sequence.prompt):
                 self._take(slot)

@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 TOKEN_BYTES = 4
 SIGNAL_CHECK_S = 0.5
+OPENING_TOKENS = 16  # more than most formats begin a reply with
 EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
 
 
@@ -79,7 +80,8 @@ class Request:
     force tokens into it, but not where the grammar applies.
 
     With an `inspection`, nothing is generated: its tokens, of which all but the last end the prompt, are reported.
-    `channels` creates what splits the text of a sample; engines ignore it.
+    `channels` creates what splits the text of a sample; engines ignore it. The last `opening` tokens of a prompt begin
+    the reply; the prompt of the next turn may differ from there on.
     """
 
     prompt_tokens: Tokens
@@ -96,6 +98,7 @@ class Request:
     answer_start: AnswerStartFactory | None = None
     inspection: Inspection | None = None
     channels: Callable[[], Any] | None = None
+    opening: int = OPENING_TOKENS
 
     @property
     def constraint(self) -> Constraint | None:

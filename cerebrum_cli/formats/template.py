@@ -7,32 +7,31 @@ prompt holds exactly these tokens. Each rendering has placeholders of its own, w
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
 from operator import methodcaller
 from pathlib import Path
-from typing import Any, NoReturn
-from warnings import catch_warnings, simplefilter
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
-from cerebrum_cli.core.errors import FormatError, Interrupted
+from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
+from cerebrum_cli.formats.sandbox import run_template
+from cerebrum_cli.formats.template_traits import (
+    SWITCHES,
+    Turn,
+    WriteReply,
+    find_switch,
+    find_writer,
+    variables,
+    write_answer,
+)
 from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup, open_thought
 from cerebrum_cli.gguf.header import read_header
 
-SWITCHES = ("enable_thinking", "thinking")  # variables by which templates turn reasoning on and off
 TRIAL_ROLES = (("user",), ("system", "user"), ("user", "assistant") * 20 + ("user",))
 STRIPS = ("strip", "rstrip", "lstrip")
 TRIMS: tuple[Callable[[str], str], ...] = (
@@ -41,10 +40,13 @@ TRIMS: tuple[Callable[[str], str], ...] = (
     *(methodcaller(strip, "\n") for strip in STRIPS),
 )
 
-Turn = dict[str, str]  # a message as templates get it: `role` and `content`
+PRESERVE = "preserve_thinking"  # variable by which templates keep earlier reasoning, or drop it
 FROM_TEMPLATE = -1
 Piece = tuple[int, str]
-"""Part of a render: the index of its message, or FROM_TEMPLATE, and its text. The two kinds alternate."""
+"""Part of a render: the index of its text, or FROM_TEMPLATE, and the text. The two kinds alternate.
+
+A message has two texts: its content, with twice the index of the message, and the reasoning of a reply.
+"""
 
 
 class Placeholders:
@@ -59,9 +61,6 @@ class Placeholders:
 
     def text(self, index: int) -> str:
         return f"{self._start}{index}\ue001"
-
-    def put(self, index: int, turn: Turn) -> Turn:
-        return {**turn, "content": self.text(index)}
 
     def split(self, rendered: str) -> tuple[str, list[tuple[int, str]]]:
         """Split a render at the placeholders: the text before them, and for each its index and the text after it."""
@@ -94,32 +93,55 @@ class EmbeddedFormat(PromptFormat):
 
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the prompt; only the template's own text is trusted. Raises FormatError if the template fails."""
-        messages = conversation.openai_messages
-        offset = len(messages) - len(conversation.messages)
-        replies = {
-            index: message for index, message in enumerate(conversation.messages, offset) if message.tokens is not None
-        }
-        placeholders, now, thinks = Placeholders(), datetime.now(), conversation.thinks
-        real = [placeholders.put(index, turn) if index in replies else turn for index, turn in enumerate(messages)]
-        placed = [placeholders.put(index, turn) if turn["content"].strip() else turn for index, turn in enumerate(real)]
-        pieces = self._pieces(self._fill(real, now, thinks), self._fill(placed, now, thinks), real, placeholders)
+        values, placeholders = self._values(conversation, conversation.thinks), Placeholders()
+        write, keeps_tokens = self._history(conversation, values)
+        turns, thinks = conversation.openai_messages, conversation.thinks
+        offset = len(turns) - len(conversation.messages)
+        messages = dict(enumerate(conversation.messages, offset))
+        fixed = {index: part for index, each in messages.items() if (part := self._fixed_part(each, keeps_tokens))}
+        contents = [placeholders.text(at) if at in fixed else turn["content"] for at, turn in enumerate(turns)]
+        thoughts = ["" if isinstance(fixed.get(at), Tokens) else each.reasoning or "" for at, each in messages.items()]
+        real = [*contents, *[""] * offset, *thoughts]
+        placed = [placeholders.text(index) if text.strip() else text for index, text in enumerate(real)]
+
+        def fill(texts: Sequence[str], values: Mapping[str, Any]) -> str:
+            return run_template(self.source, {**values, "messages": _messages(turns, texts, write)})
+
+        pieces = self._pieces(fill(real, values), fill(placed, values), real, placeholders)
 
         def header(thinks: bool | None) -> str:
             """What follows the last question, or would follow it in another conversation."""
             text = pieces[-1][1]
             if thinks != conversation.thinks and self._switch:
-                _, rest = placeholders.split(self._fill(placed, now, thinks))
+                _, rest = placeholders.split(fill(placed, self._values(conversation, thinks)))
                 text = rest[-1][1] if rest else text
             thought = open_thought(text, self.thoughts) if thinks is False and not self._is_fixed else None
             return text + thought.ending(text) if thought else text
 
-        headers = {each: header(each) for each in {thinks, *(reply.thinks for reply in replies.values())}}
-        before = {index: headers[reply.thinks] for index, reply in replies.items()}
-        out = [*_restore_headers(pieces, before, len(messages) - 1)[:-1], (FROM_TEMPLATE, headers[thinks])]
-        return join_parts(tuple(_part(piece, replies) for piece in out))
+        sampled = {index: messages[index].thinks for index, part in fixed.items() if isinstance(part, Tokens)}
+        headers = {each: header(each) for each in {thinks, *sampled.values()}}
+        before = {index: headers[thinks] for index, thinks in sampled.items()}
+        out = [*_restore_headers(pieces, before, len(turns) - 1)[:-1], (FROM_TEMPLATE, headers[thinks])]
+        return join_parts(tuple(_part(piece, fixed) for piece in out))
 
-    def _pieces(self, prompt: str, skeleton: str, real: list[Turn], placeholders: Placeholders) -> list[Piece]:
-        pieces = _align(*placeholders.split(skeleton), prompt, [turn["content"] for turn in real])
+    def _fixed_part(self, message: Message, keeps_tokens: bool) -> PromptPart | None:
+        """A sampled reply that the template does not see: one that keeps its tokens, or mentions markup."""
+        if message.tokens is None:
+            return None
+        if keeps_tokens:
+            return Tokens(message.tokens)
+        return Text(message.content) if any(each.close in message.content for each in self.thoughts) else None
+
+    def _history(self, conversation: Conversation, values: Mapping[str, Any]) -> tuple[WriteReply, bool]:
+        """How to give earlier replies to the template, and whether those with known tokens keep these."""
+        keeps = conversation.keeps_thoughts
+        if keeps is False:
+            return write_answer, False
+        write, is_dropped = find_writer(self.source, values, self.thoughts)
+        return write, bool(keeps) or not is_dropped
+
+    def _pieces(self, prompt: str, skeleton: str, real: list[str], placeholders: Placeholders) -> list[Piece]:
+        pieces = _align(*placeholders.split(skeleton), prompt, real)
         if pieces is not None:
             return pieces
         if self.special_tokens(prompt) != self.special_tokens(skeleton):
@@ -143,10 +165,11 @@ class EmbeddedFormat(PromptFormat):
         """The variable that turns reasoning on and off; None without one, and where the user has set it."""
         return None if self._is_fixed else find_switch(self.source, self.bos, self.eos)
 
-    def _fill(self, messages: list[Turn], now: datetime, thinks: bool | None) -> str:
-        switched = {self._switch: thinks} if thinks is not None and self._switch else {}
-        values = {**_variables(self.bos, self.eos, now), **switched, **self.options, "messages": messages}
-        return run_template(self.source, values)
+    def _values(self, conversation: Conversation, thinks: bool | None) -> dict[str, Any]:
+        """The template's variables, apart from the messages."""
+        switches = {self._switch: thinks, PRESERVE: conversation.keeps_thoughts}
+        given = {name: value for name, value in switches.items() if name and value is not None}
+        return {**variables(self.bos, self.eos, datetime.now()), **given, **self.options}
 
 
 def try_template(path: Path) -> None:
@@ -158,44 +181,31 @@ def try_template(path: Path) -> None:
     for roles in TRIAL_ROLES:
         messages = [{"role": role, "content": "A question, or its answer.\n" * 100} for role in roles]
         try:
-            run_template(source, {**_variables("<s>", "</s>", datetime.now()), "messages": messages})
+            run_template(source, {**variables("<s>", "</s>", datetime.now()), "messages": messages})
         except FormatError as error:
             if isinstance(error.__cause__, MemoryError):
                 raise error.__cause__ from None
 
 
-@cache
-def find_switch(source: str, bos: str, eos: str) -> str | None:
-    """The variable by which a template turns reasoning on and off: one that changes a prompt; None without one."""
-    values = {**_variables(bos, eos, datetime.now()), "messages": [{"role": "user", "content": "?"}]}
-    for name in SWITCHES:
-        with suppress(FormatError):  # raised again where the prompt is rendered
-            if name in source and len({run_template(source, {**values, name: value}) for value in (True, False)}) > 1:
-                return name
-    return None
+def _messages(turns: list[dict[str, str]], texts: Sequence[str], write: WriteReply) -> list[Turn]:
+    """The messages of a template, with other texts: the contents of all, then the reasoning of each."""
+    written = zip(turns, texts[: len(turns)], texts[len(turns) :], strict=True)
+    return [
+        write(content, thought or None) if turn["role"] == "assistant" else {**turn, "content": content}
+        for turn, content, thought in written
+    ]
 
 
-def _variables(bos: str, eos: str, now: datetime) -> dict[str, Any]:
-    return {
-        "add_generation_prompt": True,
-        "bos_token": bos,
-        "eos_token": eos,
-        "tools": None,
-        "documents": None,
-        "strftime_now": now.strftime,
-    }
-
-
-def _align(first: str, placed: list[tuple[int, str]], real: str, contents: Sequence[str]) -> list[Piece] | None:
+def _align(first: str, placed: list[tuple[int, str]], real: str, texts: Sequence[str]) -> list[Piece] | None:
     """Split the real render into text of the template and of the messages; None if the two renders disagree.
 
-    `first` and `placed` are the other render, split at its placeholders. Templates trim messages in different ways, so
-    all of them are tried.
+    `first` and `placed` are the other render, split at the placeholders of `texts`. Templates trim texts in different
+    ways, so all of them are tried.
     """
     pieces: list[Piece] = [(FROM_TEMPLATE, first)]
     at = len(first) if real.startswith(first) else len(real) + 1
     for index, literal in placed:
-        ways = [trim(contents[index]) for trim in TRIMS] if index < len(contents) else []
+        ways = [trim(texts[index]) for trim in TRIMS] if index < len(texts) else []
         text = next((way for way in ways if real.startswith(way + literal, at)), None)
         if text is None:
             return None
@@ -219,76 +229,6 @@ def _restore_headers(pieces: list[Piece], headers: Mapping[int, str], last: int)
     return out
 
 
-def _part(piece: Piece, replies: Mapping[int, Message]) -> PromptPart:
+def _part(piece: Piece, fixed: Mapping[int, PromptPart]) -> PromptPart:
     index, text = piece
-    tokens = replies[index].tokens if index in replies else None
-    return Text(text, trusted=index == FROM_TEMPLATE) if tokens is None else Tokens(tokens)
-
-
-# The sandbox: Jinja, with the functions that `transformers` gives templates.
-
-
-class GenerationBlock(Extension):
-    """The `{% generation %}` block, which marks text for training and does not change a prompt."""
-
-    tags = {"generation"}  # noqa: RUF012 (Jinja declares it a plain set)
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-
-def run_template(source: str, values: Mapping[str, Any]) -> str:
-    """Render a template, in any time and memory it takes: `try_template` bounds both for unknown files.
-
-    Raises FormatError if the template is invalid, rejects the values, or fails.
-    """
-    try:
-        return _compile(source).render(values)
-    except (FormatError, Interrupted):
-        raise
-    except jinja2.TemplateError as error:
-        raise FormatError(
-            f"the chat template rejects this conversation: {_line(error)}",
-            "change the conversation, or choose another --format",
-        ) from error
-    except Exception as error:  # a template is code: it can fail in any way code can
-        raise FormatError(
-            f"the chat template fails: {type(error).__name__}: {_line(error)}", "choose another --format"
-        ) from error
-
-
-@cache
-def _compile(source: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationBlock]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    try:
-        with catch_warnings():
-            simplefilter("ignore", SyntaxWarning)  # Python's, of the code that Jinja makes
-            return environment.from_string(source)
-    except Exception as error:  # not only TemplateError: deep nesting and long numbers raise others
-        raise FormatError(
-            f"the chat template cannot be parsed: {_line(error)}", "choose a --format, or use --raw"
-        ) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Encode JSON as chat templates expect it: not escaped for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+    return fixed.get(index) or Text(text, trusted=index == FROM_TEMPLATE)

@@ -22,6 +22,11 @@ class ThoughtMarkup:
     own_lines: bool = False
     final: str = ""
 
+    def wrap(self, thought: str) -> str:
+        """The reasoning with its markup, as it precedes an answer."""
+        text = f"{self.open}\n{thought}" if self.own_lines else f"{self.open}{thought}"
+        return text + self.ending(text)
+
     def ending(self, text: str = "") -> str:
         """What ends the reasoning behind a text, which may include `open`, and begins the answer."""
         if not self.own_lines:

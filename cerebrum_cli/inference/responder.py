@@ -13,10 +13,10 @@ from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.engine.backend import Vocabulary, continuation
 from cerebrum_cli.engine.engine import CancelScope, Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.sequence import Inspection, Request
+from cerebrum_cli.engine.sequence import OPENING_TOKENS, Inspection, Request
 from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.formats.plain import PromptFormat
 from cerebrum_cli.formats.thinking import open_thought
@@ -46,6 +46,7 @@ class Responder:
     prepare: Callable[[], None] = lambda: None
     choose_drafts: DraftChoice = lambda _: None
     _answer_now: AnswerNow = field(default_factory=AnswerNow, init=False)
+    _openings: dict[str, int] = field(default_factory=dict, init=False)  # their lengths
 
     def respond(self, request: ReplyRequest) -> Generator[Event, None, None]:
         """Load the model if necessary, then generate one reply. Raises PromptTooLong before any evaluation."""
@@ -62,7 +63,7 @@ class Responder:
         """
         prompt_format, settings, prefix = self.format, request.settings, request.prefix_tokens
         self._controls.require_marked_thought(settings, request.conversation.system_prompt)
-        prompt = self._render(replace(request.conversation, thinks=settings.thinks))
+        prompt = self._render(settings.applied_to(request.conversation))
         pieces = (self.engine.vocabulary.piece(token, special=token in self._visible_tokens) for token in prefix)
         last = prompt[-1] if prompt else None
         thought = open_thought(last.value, prompt_format.thoughts) if isinstance(last, Text) and last.trusted else None
@@ -83,6 +84,7 @@ class Responder:
             controls=self._controls.create(request, channels, self._answer_now),
             answer_start=self._controls.answer_start(request, channels),
             channels=None if prompt_format.verbatim else channels,
+            opening=self._opening_length(prompt) + len(prefix),
         )
 
     def check_settings(self, settings: Settings) -> None:
@@ -227,6 +229,15 @@ class Responder:
     def _render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         self._require_possible(last_text(conversation))
         return self.format.render(conversation)
+
+    def _opening_length(self, prompt: Sequence[PromptPart]) -> int:
+        """Number of tokens behind the last question of a prompt."""
+        last = prompt[-1] if len(prompt) > 1 else None
+        if not isinstance(last, Text) or not last.trusted:
+            return OPENING_TOKENS
+        if last.value not in self._openings:
+            self._openings[last.value] = len(continuation(self.engine.vocabulary, (last,)))
+        return self._openings[last.value]
 
     def _spell(self, prompt: Sequence[PromptPart]) -> str:
         return "".join(part.value if isinstance(part, Text) else self.detokenize(part.ids) for part in prompt)

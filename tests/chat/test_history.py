@@ -75,6 +75,7 @@ PARAMS = {
     "max_tokens": 10,
     "stop": ["\n\n"],
     "think": None,
+    "keep_thoughts": None,
 }
 SUM = Conversation(system_prompt="Be brief.").user("What is 2 + 2? Think.")
 
@@ -151,28 +152,28 @@ def test_continue_session_replaces_the_system_prompt_if_given(history: History) 
     for own, instead, prompt in (("own", None, "own"), (None, None, None), ("own", "now", "now"), ("own", "", "")):
         session = history.record(None, replace(SUM, system_prompt=own), FOUR, LOADED, SETTINGS)
         whole = continue_session(history.store, session, MODEL, question, instead)
-        assert whole == replace(SUM, system_prompt=prompt).assistant("Four.", (7, 8)).user("And 3 + 3?")
+        assert whole == replace(SUM, system_prompt=prompt).assistant("Four.", (7, 8), "2 and 2").user("And 3 + 3?")
         history.record(session, whole, SIX, LOADED, SETTINGS)
-        assert history.store.conversation(history.acquire_latest()) == whole.assistant("Six.", (9,))
+        assert load_conversation(history.store, history.acquire_latest(), MODEL) == whole.assistant("Six.", (9,))
 
 
 def test_load_conversation_drops_tokens_of_unfinished_reasoning(history: History) -> None:
     """Its markup is unclosed, so everything after it would be reasoning."""
     truncated = Reply("", "2 and", replace(FINISH, reason="cancelled"), (7,))
     session = history.record(None, SUM, truncated, LOADED, SETTINGS)
-    assert load_conversation(history.store, session, MODEL) == SUM.assistant("")
+    assert load_conversation(history.store, session, MODEL) == SUM.assistant("", None, "2 and")
     assert history.store.messages(session)[-1].message.tokens == (7,)
 
 
 def test_load_conversation_keeps_tokens_of_the_same_vocabulary_only(history: History, chatml_model: Path) -> None:
     session = history.record(None, SUM, FOUR, LOADED, SETTINGS)
-    assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.", (7, 8))
+    assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.", (7, 8), "2 and 2")
     renamed = Model("other", (NANO,), file=RegistryEntry("other", NANO, 1, "00", 1, "local"))
     for other in (replace(MODEL, paths=(chatml_model,)), renamed):
-        assert load_conversation(history.store, session, other) == SUM.assistant("Four.")
+        assert load_conversation(history.store, session, other) == SUM.assistant("Four.", None, "2 and 2")
     [_, reply] = history.store.messages(session)
     history.store.update_message(session, reply.message, replace(reply.metadata, vocabulary=None))
-    assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.")
+    assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.", None, "2 and 2")
 
 
 def test_session_defaults_apply_to_the_same_file_by_any_path(

@@ -53,13 +53,13 @@ def test_template_without_a_switch_gets_an_empty_thought(template: str, chatml: 
 
 
 @given(
-    template=st.sampled_from(sorted({*TEMPLATES} - {"granite"})),  # whose switch is in the system prompt
+    template=st.sampled_from(sorted({*TEMPLATES} - {"gemma4", "granite"})),  # whose switch is in the system prompt
     turns=st.lists(st.sampled_from([None, True, False]), min_size=2, max_size=4),
 )
 def test_switched_prompt_extends_prompt_and_reply(
     template: str, turns: list[bool | None], chatml: LlamaBackend
 ) -> None:
-    prompt_format, conversation, evaluated = embedded(chatml, template), Conversation(), ""
+    prompt_format, conversation, evaluated = embedded(chatml, template), Conversation(keeps_thoughts=True), ""
     for number, thinks in enumerate(turns):
         conversation = replace(conversation.user(f"Q{number}"), thinks=thinks)
         prompt = prompt_format.render(conversation)
@@ -99,6 +99,8 @@ def test_chat_continues_conversations_with_other_switches(thinker: Path, tmp_pat
     for number, think in enumerate(("on", "off", "on")):
         more = ("-c",) if number else ()
         assert run_here(script, tmp_path, "ask", f"Q{number}", "-m", thinker, "--think", think, *more).code == 0
-    shown = run_here(script, tmp_path, "ask", "Q3", "-m", thinker, "--think", "off", "-c", "--dry-run").out
     empty = "<think>\n\n</think>\n\n"
-    assert [turn.count(empty) for turn in shown.split("<|im_start|>assistant\n")] == [0, 0, 1, 0, 1]
+    arguments = ("ask", "Q3", "-m", thinker, "--think", "off", "-c", "--dry-run")
+    for keeps, blocks in (("off", [0, 0, 0, 0, 1]), ("on", [0, 0, 1, 0, 1])):
+        shown = run_here(script, tmp_path, *arguments, "--set", f"keep_thoughts={keeps}").out
+        assert [turn.count(empty) for turn in shown.split("<|im_start|>assistant\n")] == blocks

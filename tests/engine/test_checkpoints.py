@@ -14,14 +14,14 @@ from scripted_backend import ScriptedBackend, endless, replies, tokens
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine import checkpoints, sequence
+from cerebrum_cli.engine import sequence
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 
 BUDGET = 10_000
-END = checkpoints.TOKENS_BEFORE_END
+END = sequence.OPENING_TOKENS
 FIRST = "a question of more than sixteen tokens, asked first? "
 SCRIPT = {FIRST: "An answer. ", f"{FIRST}An answer. Another? ": "So. ", f"{FIRST}An answer. A third? ": "Or so. "}
 

@@ -138,7 +138,6 @@ class AnyTraffic(RuleBasedStateMachine):
         carries: bool,
     ) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(checkpoints, "TOKENS_BEFORE_END", 3)
         self.patch.setattr(checkpoints, "MIN_SNAPSHOT_TOKENS", 2)
         self.patch.setattr(sequencing, "EXPECTED_REPLY_TOKENS", hope)
         self.patch.setattr(scheduling, "MAX_PREFILL_BETWEEN_DECODES", between)
@@ -171,7 +170,7 @@ class AnyTraffic(RuleBasedStateMachine):
     def ask(self, prompts: list[tuple[int, ...]], limit: int, n: int, seed: int) -> None:
         born: list[Sequence] = []
         for index, prompt in enumerate(prompts):
-            request = Request(prompt, SamplingParams(seed=seed, max_tokens=limit), n=n)
+            request = Request(prompt, SamplingParams(seed=seed, max_tokens=limit), n=n, opening=3)
             asked: dict[SequenceId, Sample] = {}
             for sequence in create_sequences(index, request, partial(self.on_event, asked), range(n), seed):
                 asked[sequence.id] = Sample(sequence)
@@ -185,7 +184,9 @@ class AnyTraffic(RuleBasedStateMachine):
     )
     def inspect(self, prompt: tuple[int, ...], reply: tuple[int, ...]) -> None:
         inspection = Inspection(reply, 2)
-        request = Request((*prompt, *reply[:-1]), SamplingParams(seed=0, max_tokens=1), inspection=inspection)
+        request = Request(
+            (*prompt, *reply[:-1]), SamplingParams(seed=0, max_tokens=1), inspection=inspection, opening=3
+        )
         asked: dict[SequenceId, Sample] = {}
         [sequence] = create_sequences(0, request, partial(self.on_event, asked), range(1), 0)
         asked[sequence.id] = Sample(sequence)

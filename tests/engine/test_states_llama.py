@@ -14,10 +14,10 @@ from llama_engines import MODELS, TALE, assert_matches_single_run, greedy_reply,
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.checkpoints import TOKENS_BEFORE_END
 from cerebrum_cli.engine.llama.state_files import SIZE
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.scheduler import common_prefix
+from cerebrum_cli.engine.sequence import OPENING_TOKENS
 from cerebrum_cli.engine.state_store import FOOTER, StateStore
 
 pytestmark = pytest.mark.slow
@@ -60,7 +60,7 @@ def test_restored_conversation_can_be_shortened(tmp_path: Path, request: pytest.
         with open_engine(tiny_model, tmp_path) as engine:
             reply, told = greedy_reply(engine, undone, 40)
         shared = common_prefix(prompt, undone[:-1])
-        checkpoint = len(prompt) - TOKENS_BEFORE_END
+        checkpoint = len(prompt) - OPENING_TOKENS
         assert (reply.cached, told) == (shared if name in TRIMS else checkpoint * (checkpoint <= shared), [])
         assert_matches_single_run(tiny_model, undone, reply.ids)
 

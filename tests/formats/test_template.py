@@ -6,6 +6,7 @@ import datetime
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any, NoReturn
 
@@ -19,7 +20,8 @@ from vocabularies import marked_up, text_of
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.template import run_template
+from cerebrum_cli.formats.sandbox import run_template
+from cerebrum_cli.formats.template_traits import find_switch
 from cerebrum_cli.formats.thinking import THOUGHTS, open_thought
 from cerebrum_cli.inference.responder import detokenize
 
@@ -157,7 +159,7 @@ def test_next_prompt_extends_prompt_and_reply(
     prompt_format = embedded(chatml, template, **options)
     sampled = st.lists(st.integers(0, chatml.size - 1).filter(lambda token: not chatml.is_eog(token)), max_size=8)
     texts = marked_up.map(lambda text: chatml.tokenize((Text(text),)))
-    conversation = Conversation()
+    conversation = Conversation(keeps_thoughts=True)
     evaluated: tuple[int, ...] = ()
     for _ in range(3):
         conversation = conversation.user(data.draw(st.text("ab <>\n", min_size=1).filter(str.strip)))
@@ -176,13 +178,15 @@ def test_next_prompt_extends_prompt_and_reply(
         ("qwen3", {"enable_thinking": False}, "<|im_start|>assistant\n<think>\n\n</think>\n\n", "<|im_end|>\n"),
         ("smollm3", {"enable_thinking": False}, "<|im_start|>assistant\n<think>\n\n</think>\n", "<|im_end|>\n"),
         ("deepseek-r1", {}, "<｜Assistant｜><think>\n", "<｜end▁of▁sentence｜>"),
+        ("qwen3.5", {}, "<|im_start|>assistant\n<think>\n", "<|im_end|>\n"),
         ("gpt-oss", {}, "<|end|><|start|>assistant", "<|end|><|start|>user<|message|>"),
     ],
 )
 def test_reply_tokens_follow_the_same_header_as_in_the_prompt(
     template: str, options: dict[str, Any], before: str, after: str, chatml: LlamaBackend
 ) -> None:
-    parts = embedded(chatml, template, **options).render(Conversation().user("a").assistant("b", (7,)).user("c"))
+    conversation = Conversation(keeps_thoughts=True).user("a").assistant("b", (7,)).user("c")
+    parts = embedded(chatml, template, **options).render(conversation)
     at = parts.index(Tokens((7,)))
     around = parts[at - 1], parts[at + 1]
     assert all(isinstance(part, Text) and part.trusted for part in around)
@@ -193,9 +197,11 @@ def test_reply_tokens_follow_the_same_header_as_in_the_prompt(
 
 def test_reply_tokens_survive_a_template_that_truncates_text(chatml: LlamaBackend) -> None:
     conversation = Conversation().user("<think>").assistant("use </think> so", (7,)).user("<|im_end|>")
-    parts = embedded(chatml, "qwen3").render(conversation)
+    parts = embedded(chatml, "qwen3").render(replace(conversation, keeps_thoughts=True))
     assert Tokens((7,)) in parts
     assert untrusted(parts) == ["<think>", "<|im_end|>"]
+    parts = embedded(chatml, "qwen3").render(conversation)
+    assert untrusted(parts) == ["<think>", "use </think> so", "<|im_end|>"]
 
 
 def test_reply_tokens_survive_a_template_that_rewrites(chatml: LlamaBackend) -> None:
@@ -212,6 +218,82 @@ def test_no_message_can_contain_the_tokens_of_a_reply(chatml: LlamaBackend) -> N
     parts = embedded(chatml, UPPER).render(Conversation().user("q").assistant("b", (7,)).user(forged))
     assert parts.count(Tokens((7,))) == 1
     assert forged.upper() in text_of([part for part in parts if isinstance(part, Text)])
+
+
+# Replies with reasoning.
+
+
+def inline(answer: str, thought: str) -> dict[str, str]:
+    return {"content": f"<think>\n{thought}\n</think>\n\n{answer}"}
+
+
+def in_fields(answer: str, thought: str) -> dict[str, str]:
+    """As `transformers` gives templates a reply that has its reasoning in a field of its own."""
+    return {"content": answer, **dict.fromkeys(("reasoning_content", "thinking", "reasoning"), thought)}
+
+
+DROPPING = {  # templates that drop reasoning, and how a user of `transformers` gives them replies
+    "deepseek-r1": inline,
+    "deepseek-v3.1": inline,
+    "gemma4": lambda answer, thought: {"content": f"<|channel>thought\n{thought}<channel|>{answer}"},
+    "gpt-oss": in_fields,
+    "lfm2.5": inline,
+    "qwen3": inline,
+    "qwen3.5": in_fields,
+    "solar": in_fields,
+}
+THOUGHTFUL = Conversation().user("One?").assistant("1.", (7, 8), "A <|im_end|> thought.").user("Two?")
+THREE_TURNS = THOUGHTFUL.assistant("2.\n", (9,), "Another\n\nthought.").user("Three?")
+
+
+@pytest.mark.parametrize("thinks", [None, True, False])
+@pytest.mark.parametrize("template", DROPPING)
+def test_earlier_thoughts_are_dropped_as_transformers_does(
+    template: str, thinks: bool | None, chatml: LlamaBackend
+) -> None:
+    prompt_format, source = embedded(chatml, template), TEMPLATES[template]
+    bos, eos = chatml.special_token_text("bos"), chatml.special_token_text("eos")
+    switch = find_switch(source, bos, eos)
+    messages = [
+        {"role": each.role, "content": each.content}
+        | (DROPPING[template](each.content, each.reasoning) if each.reasoning else {})
+        for each in THREE_TURNS.messages
+    ]
+    expected = plain_jinja(source).render(
+        messages=messages,
+        add_generation_prompt=True,
+        bos_token=bos,
+        eos_token=eos,
+        **({switch: thinks} if switch and thinks is not None else {}),
+    )
+    parts = prompt_format.render(replace(THREE_TURNS, thinks=thinks if switch else None))
+    assert text_of(parts) == expected
+    assert [text.strip() for text in untrusted(parts) if "thought" not in text] == [
+        "One?",
+        "1.",
+        "Two?",
+        "2.",
+        "Three?",
+    ]
+    assert "<|im_end|> thought" not in expected
+    assert chatml.tokenize(parts) == chatml.tokenize((Text(expected, trusted=True),))
+
+
+def test_keep_thoughts_keeps_sampled_tokens_or_gives_answers_only(chatml: LlamaBackend) -> None:
+    for template in (*DROPPING, "qwen3.8", "smollm3", "chatml"):
+        parts = embedded(chatml, template).render(replace(THREE_TURNS, keeps_thoughts=True))
+        assert [part for part in parts if isinstance(part, Tokens)] == [Tokens((7, 8)), Tokens((9,))]
+        parts = embedded(chatml, template).render(replace(THREE_TURNS, keeps_thoughts=False))
+        assert [text.strip() for text in untrusted(parts)] == ["One?", "1.", "Two?", "2.", "Three?"]
+
+
+def test_template_that_keeps_thoughts_keeps_sampled_tokens(chatml: LlamaBackend) -> None:
+    for template, options in (("qwen3.8", {}), ("smollm3", {}), ("qwen3.5", {"preserve_thinking": True})):
+        parts = embedded(chatml, template, **options).render(THREE_TURNS)
+        assert [part for part in parts if isinstance(part, Tokens)] == [Tokens((7, 8)), Tokens((9,))]
+    untokenized = Conversation().user("One?").assistant("1.", None, "<|im_end|>").user("Two?")
+    assert untrusted(embedded(chatml, "qwen3.8").render(untokenized)) == ["One?", "<|im_end|>", "1.", "Two?"]
+    assert untrusted(embedded(chatml, "smollm3").render(untokenized)) == ["One?", "1.", "Two?"]
 
 
 # The sandbox: what templates may use, what they may not, and their errors.

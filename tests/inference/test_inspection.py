@@ -28,11 +28,10 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import AlternativesEvent, Event, Forced, SequenceId, TokenEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.checkpoints import TOKENS_BEFORE_END
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.client import Endpoint
-from cerebrum_cli.engine.sequence import Inspection, Request
+from cerebrum_cli.engine.sequence import OPENING_TOKENS, Inspection, Request
 from cerebrum_cli.inference.inspection import MAX_ROWS, GivenReply, LeastCertain
 
 TOLERANCE = 1e-4  # of a log probability
@@ -101,7 +100,7 @@ def test_inspection_gives_the_probabilities_of_decoding(precise_model: Path) -> 
         [next_turn] = collect_replies(
             engine.generate([Request((*prompt, *(each.token for each in decoded), 5), params)])
         ).values()
-        reused = len(prompt) - (1 if engine.backend.can_trim else TOKENS_BEFORE_END)
+        reused = len(prompt) - (1 if engine.backend.can_trim else OPENING_TOKENS)
     found = reports(evaluated)
     assert [event.given.token for event in found] == [each.token for each in decoded]
     expected = [each.logprob for each in decoded]
