@@ -89,10 +89,17 @@ class Chat:
         key = self.loaded, self.session, self.settings.system, self.settings.think, self.settings.keep_thoughts
         if self._counted is None or self._counted[0] != key:
             try:
-                self._counted = key, responder.count_tokens(self.conversation)
+                self._counted = key, responder.count_tokens(self._next_conversation)
             except FormatError:  # reported with the next question
                 return None
         return self._counted[1], size
+
+    @property
+    def _next_conversation(self) -> Conversation:
+        """The conversation before the next question is written: templates may show the reasoning of a last reply."""
+        conversation = self.conversation
+        is_answered = conversation.messages and conversation.messages[-1].role == "assistant"
+        return conversation.user("") if is_answered else conversation
 
     def send(self, text: str, settings: Settings | None = None, majority_vote: MajorityVote | None = None) -> Events:
         """Save a question, and yield the events of the reply or vote. Without a reply, the question is removed."""

@@ -13,7 +13,7 @@ from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.backend import Vocabulary, continuation
+from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.engine import CancelScope, Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import OPENING_TOKENS, Inspection, Request
@@ -46,7 +46,6 @@ class Responder:
     prepare: Callable[[], None] = lambda: None
     choose_drafts: DraftChoice = lambda _: None
     _answer_now: AnswerNow = field(default_factory=AnswerNow, init=False)
-    _openings: dict[str, int] = field(default_factory=dict, init=False)  # their lengths
 
     def respond(self, request: ReplyRequest) -> Generator[Event, None, None]:
         """Load the model if necessary, then generate one reply. Raises PromptTooLong before any evaluation."""
@@ -66,9 +65,11 @@ class Responder:
         prompt = self._render(settings.applied_to(request.conversation))
         pieces = (self.engine.vocabulary.piece(token, special=token in self._visible_tokens) for token in prefix)
         last = prompt[-1] if prompt else None
-        thought = open_thought(last.value, prompt_format.thoughts) if isinstance(last, Text) and last.trusted else None
+        markup = last if isinstance(last, Text) and last.trusted else None
+        thought = open_thought(markup.value, prompt_format.thoughts) if markup else None
         channels = ReplyChannels(prompt_format.thoughts, thought, b"".join(pieces).decode("utf-8", "replace"))
         tokens = (*self._tokenize(prompt), *prefix)
+        opening = self._tokenize([markup]) if markup and len(prompt) > 1 else tokens[-OPENING_TOKENS:]
         self._require_room(tokens)
         return Request(
             tokens,
@@ -84,7 +85,7 @@ class Responder:
             controls=self._controls.create(request, channels, self._answer_now),
             answer_start=self._controls.answer_start(request, channels),
             channels=None if prompt_format.verbatim else channels,
-            opening=self._opening_length(prompt) + len(prefix),
+            opening=len(opening) - (opening[:1] == tokens[:1]) + len(prefix),  # BOS precedes both
         )
 
     def check_settings(self, settings: Settings) -> None:
@@ -229,15 +230,6 @@ class Responder:
     def _render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         self._require_possible(last_text(conversation))
         return self.format.render(conversation)
-
-    def _opening_length(self, prompt: Sequence[PromptPart]) -> int:
-        """Number of tokens behind the last question of a prompt."""
-        last = prompt[-1] if len(prompt) > 1 else None
-        if not isinstance(last, Text) or not last.trusted:
-            return OPENING_TOKENS
-        if last.value not in self._openings:
-            self._openings[last.value] = len(continuation(self.engine.vocabulary, (last,)))
-        return self._openings[last.value]
 
     def _spell(self, prompt: Sequence[PromptPart]) -> str:
         return "".join(part.value if isinstance(part, Text) else self.detokenize(part.ids) for part in prompt)

@@ -246,7 +246,7 @@ def test_context_usage_counts_the_conversation_in_the_context(small_chat: Chat) 
     list(chat.loaded.responder.load())
     assert chat.context_usage == (len("S\nAI:"), 250)
     list(chat.send(X))
-    assert chat.context_usage == (len(f"{PROMPT_X} First.\nAI:"), 250)
+    assert chat.context_usage == (len(f"{PROMPT_X} First.\nUser: \nAI:"), 250)
     chat.undo()
     assert chat.context_usage == (len("S\nAI:"), 250)
 

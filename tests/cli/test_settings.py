@@ -53,6 +53,7 @@ GOOD: dict[str, Any] = {
     "overflow": "stop",
     "think": "on",
     "vi": True,
+    "keep_thoughts": True,
     "loop_check": False,
     "drafts": True,
     "cache_gb": 0.5,
