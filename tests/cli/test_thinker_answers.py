@@ -1,0 +1,76 @@
+"""A model that really thinks, through the command line: budgets, and schemas after a thought."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CommandLine, assert_error
+
+pytestmark = pytest.mark.slow
+
+QUESTION = "What is 38 plus 47?"
+SCHEMA = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}
+
+
+def answers(user: CommandLine, thinker: Path, *options: str | Path, seeds: int = 16) -> list[dict[str, Any]]:
+    """Results of a batch that asks one question with many seeds, 16 at a time."""
+    rows, out = user.home / "rows.jsonl", user.home / f"answers{len(list(user.home.iterdir()))}.jsonl"
+    lines = [{"prompt": QUESTION, "seed": seed, "temperature": 1.0} for seed in range(seeds)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = user.run("batch", rows, "-o", out, "-m", thinker, "--parallel", "16", *options)
+    assert done.code == 0, done.err
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+@pytest.fixture
+def schema(new_user: CommandLine) -> Path:
+    path = new_user.home / "schema.json"
+    path.write_text(json.dumps(SCHEMA))
+    return path
+
+
+def test_think_budget_ends_each_thought_at_its_first_sentence(new_user: CommandLine, thinker: Path) -> None:
+    unlimited, limited = (answers(new_user, thinker, "--think", value) for value in ("on", "8"))
+    for whole, cut in zip(unlimited, limited, strict=True):
+        assert cut["reasoning"] == whole["reasoning"].splitlines()[0]
+        assert cut["thought_closed_at"] < whole["completion_tokens"]
+        assert cut["text"].startswith("The answer is ") and cut["finish_reason"] == "stop"
+    right, guessed = (sum(row["final_answer"] == "85" for row in rows) for rows in (unlimited, limited))
+    assert right > guessed
+
+
+def test_think_off_answers_from_the_first_token(new_user: CommandLine, thinker: Path, schema: Path) -> None:
+    for row in answers(new_user, thinker, "--think", "off"):
+        assert row["reasoning"] is None and row["text"].startswith("The answer is ")
+    for row in answers(new_user, thinker, "--think", "off", "--schema", schema):
+        assert row["reasoning"] is None and 10 <= json.loads(row["text"])["answer"] <= 99
+
+
+@pytest.mark.parametrize("options", [(), ("--set", "drafts=on"), ("--think", "8")], ids=["plain", "drafts", "budget"])
+def test_schema_binds_the_answer_after_the_thought_for_each_seed(
+    options: Sequence[str], new_user: CommandLine, thinker: Path, schema: Path
+) -> None:
+    rows = answers(new_user, thinker, "--schema", schema, *options, seeds=100)
+    for row in rows:
+        assert row["error"] is None, row
+        assert "38 plus 47" in row["reasoning"] and isinstance(json.loads(row["text"])["answer"], int)
+    if "--think" not in options:
+        assert sum(json.loads(row["text"]) == {"answer": 85} for row in rows) > 60
+
+
+def test_schema_binds_the_answer_of_ask(new_user: CommandLine, thinker: Path, schema: Path) -> None:
+    for seed in range(4):
+        options = ("--schema", schema, "--set", "temperature=1", "--seed", str(seed), "--set", "drafts=on", "--json")
+        reply = new_user.run("ask", "-m", thinker, *options, QUESTION).object
+        assert "38 plus 47" in reply["reasoning"] and isinstance(json.loads(reply["text"])["answer"], int)
+
+
+def test_schema_is_not_met_by_a_reply_that_ends_while_thinking(
+    new_user: CommandLine, thinker: Path, schema: Path
+) -> None:
+    done = new_user.run("ask", "-m", thinker, "--schema", schema, "-n", "5", QUESTION)
+    assert_error(done, 5, "still reasoning, so it does not match the schema", "--max-tokens")
