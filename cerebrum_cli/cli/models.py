@@ -51,14 +51,14 @@ def search(
       cerebrum search "gemma 4" --json
     """
     from cerebrum_cli.models.listing import search_row
-    from cerebrum_cli.terminal.tables import print_found, print_rows
+    from cerebrum_cli.terminal.tables import print_repositories, print_rows
 
     app = app_of(context, options)
     ctx = app.readable_settings(environment_layer("ctx")).ctx
     with FileProgress(app.streams) as progress:
         found = app.puller(progress, options.offline).planner.search(text, ctx)
     rows = [search_row(*each) for each in found]
-    print_rows(app.streams, rows, options.json, print_found, f"no GGUF repository on the Hub matches {text!r}")
+    print_rows(app.streams, rows, options.json, print_repositories, f"no GGUF repository on the Hub matches {text!r}")
     if rows and app.streams.err_is_terminal:
         app.streams.report("next: cerebrum pull REPOSITORY")
 
@@ -328,13 +328,14 @@ def find_model(app: App, overrides: Layer, options: PullOptions) -> Model:
 def choose_model(app: App, heading: str, context: int | None) -> str | None:
     """List a few models that fit this machine, and ask for one; None if there is no terminal, or the user quits."""
     from cerebrum_cli.models.listing import suggestions
-    from cerebrum_cli.terminal.tables import show_suggestions
+    from cerebrum_cli.terminal.tables import print_suggestions
 
     rows = suggestions(app.library, context)
     if not rows:
         return None
+    on_stderr = replace(app.streams, out=app.streams.err, out_is_terminal=app.streams.err_is_terminal)
     app.streams.info(f"{heading}:\n")
-    show_suggestions(app.streams, rows)
+    print_suggestions(on_stderr, [{**row, "number": number} for number, row in enumerate(rows, 1)])
     app.streams.info("")
     number = app.streams.choose("Pull which one?", len(rows))
     return None if number is None else "{name}:{recommended}".format_map(rows[number - 1])

@@ -198,8 +198,8 @@ class FoundRepository(NamedTuple):
     repo_id: str
     downloads: int
     updated: str
-    license: str | None
-    is_gated: bool
+    licence: str | None
+    gated: bool
 
 
 def search_repositories(text: str, limit: int) -> tuple[FoundRepository, ...]:
@@ -214,9 +214,9 @@ def search_repositories(text: str, limit: int) -> tuple[FoundRepository, ...]:
 
     found: list[FoundRepository] = []
     query = {"search": text, "filter": "gguf", "sort": "downloads", "limit": limit, "expand": _SEARCH_FIELDS}
+    page = f"{_endpoint()}/api/models?{urlencode(query, doseq=True)}"
     with _translated("cerebrum search"):
         headers = build_hf_headers(library_name=_LIBRARY_NAME, library_version=__version__)
-        page = f"{_endpoint()}/api/models?{urlencode(query, doseq=True)}"
         while page.startswith(f"{_endpoint()}/") and len(found) < limit:
             response = get_session().get(page, headers=headers, timeout=timeout)
             hf_raise_for_status(response)
@@ -226,11 +226,9 @@ def search_repositories(text: str, limit: int) -> tuple[FoundRepository, ...]:
 
 
 def _found_repository(item: Mapping[str, Any]) -> FoundRepository:
-    prefix = "license:"
-    tags = item.get("tags") or ()
-    license_name = next((tag.removeprefix(prefix) for tag in tags if tag.startswith(prefix)), None)
-    updated = (item.get("lastModified") or "")[:10]
-    return FoundRepository(item["id"], int(item.get("downloads") or 0), updated, license_name, bool(item.get("gated")))
+    licenses = [tag.removeprefix("license:") for tag in item.get("tags") or () if tag.startswith("license:")]
+    updated, downloads = (item.get("lastModified") or "")[:10], int(item.get("downloads") or 0)
+    return FoundRepository(item["id"], downloads, updated, next(iter(licenses), None), bool(item.get("gated")))
 
 
 def _matching(pattern: re.Pattern[str], digest: str | None) -> str | None:

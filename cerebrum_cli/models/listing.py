@@ -196,7 +196,7 @@ def _catalogue_row(spec: ModelSpec, plan: DownloadPlan | None, is_installed: boo
         "licence": spec.license,
         "good_for": spec.good_for,
         "repo_id": spec.repo_id,
-        "recommended": plan.chosen.quantization if plan else None,
+        **_chosen(plan),
         "quantizations": [asdict(candidate) for candidate in plan.candidates] if plan else [],
         "notes": spec.notes,
     }
@@ -215,16 +215,17 @@ def download_plan_object(plan: DownloadPlan) -> dict[str, Any]:
 
 def search_row(found: FoundRepository, plan: DownloadPlan | None) -> dict[str, Any]:
     """Object of `search --json`; without a plan the repository has no model that can be downloaded."""
+    return {**found._asdict(), **_chosen(plan)}
+
+
+def _chosen(plan: DownloadPlan | None) -> dict[str, Any]:
+    """The recommended quantization of a plan, with its sizes in bytes."""
+    chosen = plan.chosen if plan else None
     return {
-        "repo_id": found.repo_id,
-        "downloads": found.downloads,
-        "updated": found.updated,
-        "licence": found.license,
-        "gated": found.is_gated,
-        "recommended": plan.chosen.quantization if plan else None,
-        "size": plan.chosen.size if plan else None,
-        "memory": plan.chosen.needed if plan else None,
-        "verdict": plan.chosen.verdict if plan else None,
+        "recommended": chosen and chosen.quantization,
+        "size": chosen and chosen.size,
+        "memory": chosen and chosen.needed,
+        "verdict": chosen and chosen.verdict,
     }
 
 

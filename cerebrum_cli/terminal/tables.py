@@ -49,23 +49,15 @@ def table_of(columns: Mapping[str, Column], shorten: str = "", drop: Sequence[st
     """A function that prints rows as a table with these columns; see `table_lines`."""
 
     def print_listed(streams: Streams, rows: Iterable[Row]) -> None:
-        cells = [[_value(row, each) for each in columns.values()] for row in rows]
+        cells = [[row[each] if isinstance(each, str) else each(row) for each in columns.values()] for row in rows]
         print_table(streams, tuple(columns), cells, shorten, drop)
 
     return print_listed
 
 
-def _value(row: Row, column: Column) -> Any:
-    return row[column] if isinstance(column, str) else column(row)
-
-
 def _location(row: Row) -> str:
     place = f"hf.co/{row['repo_id']}" if row["repo_id"] else shorten_home(row["path"])
     return f"{place}, merged from {' and '.join(row['merged_from'])}" if row["merged_from"] else place
-
-
-def _recommended(row: Row, key: str) -> Any:
-    return next((each[key] for each in row["quantizations"] if each["recommended"]), None)
 
 
 def _model(row: Row) -> str | None:
@@ -111,9 +103,9 @@ print_catalogue = table_of(
         "name": "name",
         "installed": "here",
         "best fit": "recommended",
-        "size": lambda row: _size(_recommended(row, "size")),
-        "memory": lambda row: _size(_recommended(row, "needed")),
-        "verdict": lambda row: _recommended(row, "verdict"),
+        "size": lambda row: _size(row["size"]),
+        "memory": lambda row: _size(row["memory"]),
+        "verdict": "verdict",
         "good for": "good_for",
         "license": "licence",
         "full name": "system",
@@ -121,7 +113,7 @@ print_catalogue = table_of(
     shorten="license",
     drop=("full name", "installed", "best fit", "license", "good for", "memory"),
 )
-print_found = table_of(
+print_repositories = table_of(
     {
         "repository": lambda row: f"{row['repo_id']} (gated)" if row["gated"] else row["repo_id"],
         "best fit": "recommended",
@@ -133,14 +125,19 @@ print_found = table_of(
     },
     drop=("downloads", "updated", "license", "best fit", "size"),
 )
-SUGGESTION_COLUMNS: Mapping[str, Column] = {
-    "name": "name",
-    "quant": "recommended",
-    "size": lambda row: _size(_recommended(row, "size")),
-    "memory": lambda row: _size(_recommended(row, "needed")),
-    "good for": "good_for",
-    "license": "licence",
-}
+print_suggestions = table_of(
+    {
+        "": "number",
+        "name": "name",
+        "quant": "recommended",
+        "size": lambda row: _size(row["size"]),
+        "memory": lambda row: _size(row["memory"]),
+        "good for": "good_for",
+        "license": "licence",
+    },
+    shorten="license",
+    drop=("quant",),
+)
 print_sessions = table_of(
     {
         "name": "name",
@@ -157,15 +154,6 @@ print_prompts = table_of(
     shorten="prompt",
     drop=("model",),
 )
-
-
-def show_suggestions(streams: Streams, rows: Sequence[Row]) -> None:
-    """Print numbered models on standard error."""
-    cells = [
-        [number, *(_value(row, each) for each in SUGGESTION_COLUMNS.values())] for number, row in enumerate(rows, 1)
-    ]
-    for line in table_lines(("", *SUGGESTION_COLUMNS), cells, columns(streams.err) - 1, "license", ("quant",)):
-        streams.info(line)
 
 
 def print_matches(streams: Streams, matches: Iterable[Row]) -> None:

@@ -280,12 +280,8 @@ def model_row(name: str = "collective-cognition-7b") -> dict[str, object]:
 
 def catalog_row(**row: object) -> dict[str, object]:
     """A row of `list --available`."""
-    quantizations = [
-        {"quantization": "Q2_K", "size": 1, "needed": 2, "verdict": "fits", "recommended": False},
-        {"quantization": "Q4_K_M", "size": 4_368_438_944, "needed": 6 * 10**9, "verdict": "tight", "recommended": True},
-    ]
-    known = {"licence": "nvidia-nemotron-open-model-license", "good_for": "reasoning"}
-    return {"recommended": "Q4_K_M", "quantizations": quantizations, **known, **row}
+    chosen = {"recommended": "Q4_K_M", "size": 4_368_438_944, "memory": 6 * 10**9, "verdict": "tight"}
+    return {**chosen, "licence": "nvidia-nemotron-open-model-license", "good_for": "reasoning", **row}
 
 
 def test_tables_in_a_pipe_are_not_truncated() -> None:
@@ -297,7 +293,7 @@ def test_tables_in_a_pipe_are_not_truncated() -> None:
     assert second.endswith(PATH)
     streams = piped()
     row = catalog_row(name="a", here=False, licence=None, system=LONG)
-    print_catalogue(streams, [row, {**row, "system": "short", "recommended": None, "quantizations": []}])
+    print_catalogue(streams, [row, {**row, "system": "short", "recommended": None, "size": None}])
     assert "no         Q4_K_M    4.37 GB  6.00 GB  tight    reasoning  -        a note" in written(streams.out)
     assert LONG.strip() in written(streams.out)
     assert not [line for line in written(streams.out).splitlines() if line != line.rstrip()]
