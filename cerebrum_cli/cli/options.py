@@ -92,7 +92,7 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
         None, "Print only the first code block, the last, or one in LANG", "Output", short="-x", metavar="[=LANG|last]"
     )
     json: bool = option(False, "Print a JSON object", "Output")
-    stats: bool = option(False, "Print speed, context and seed on standard error", "Output")
+    stats: bool = option(False, "Print speed, context, sampling and seed on standard error", "Output")
     top_logprobs: int | None = option(
         None, "Show the least certain tokens with N alternatives", "Output", metavar="N", local=True
     )
