@@ -79,7 +79,7 @@ class DownloadPlanner:
         """Plan a repository's download without reading a header, which would take megabytes of each."""
         try:
             self.library.require_not_refused(repo_id)
-            listing = list_repository(repo_id)
+            listing = RetryPolicy(self.progress).run(lambda: list_repository(repo_id))
             found = _variants(listing)
             return self._plan_listing(self._spec_of(listing, found), listing, found, None, context, reads_header=False)
         except (ModelNotFound, PullError):

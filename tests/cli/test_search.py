@@ -6,7 +6,7 @@ import json
 
 import pytest
 from command_line import assert_error
-from hub_server import RATE_LIMITED, Fault
+from hub_server import FORBIDDEN, RATE_LIMITED, Fault
 from hub_user import HubUser
 
 from cerebrum_cli.engine.memory import DEFAULT_CONTEXT, HEADROOM
@@ -88,6 +88,8 @@ def test_search_offline_is_an_error_of_one_line(hub_user: HubUser, offline: tupl
 
 def test_search_retries_where_the_hub_asks_for_it(hub_user: HubUser) -> None:
     hub_user.hub.arm(Fault(part="api", path="search=", refusal=RATE_LIMITED, times=2))
+    hub_user.hub.arm(Fault(part="api", path=CATALOGUED, refusal=RATE_LIMITED))
+    hub_user.hub.arm(Fault(part="api", path=LONG, refusal=FORBIDDEN))
     done = hub_user.run("search", "qwen", "--json")
-    assert done.err.count("note: the Hub is rate-limiting requests (429)") == 2
-    assert len(done.object) == 5
+    assert done.err.count("note: the Hub is rate-limiting requests (429)") == 3
+    assert [row["verdict"] for row in done.object] == ["fits", "too big", None, None, "fits"]
