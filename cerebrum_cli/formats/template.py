@@ -85,7 +85,8 @@ class EmbeddedFormat(PromptFormat):
     thoughts: tuple[ThoughtMarkup, ...] = THOUGHTS
 
     def mentions(self, thought: ThoughtMarkup) -> bool:
-        return thought.open in self.source or thought.close in self.source
+        is_tag = thought.own_lines  # what else ends reasoning may also end turns, as <|end|> does
+        return thought.open in self.source or (is_tag and thought.close in self.source)
 
     @property
     def has_switch(self) -> bool:

@@ -383,3 +383,19 @@ def test_interrupt_while_rendering_is_not_a_format_error() -> None:
 
     with pytest.raises(Interrupted):
         run_template("{{ value }}", {"value": Late()})
+
+
+@pytest.mark.parametrize(
+    ("source", "opens"),
+    [
+        ("<|user|> a <|end|>", []),
+        ("qwen3", ["<think>"]),
+        ("[/THINK] </think>", ["<think>"]),
+        ("<|channel>thought", ["<|channel>thought"]),
+    ],
+)
+def test_template_mentions_markup_by_what_nothing_else_means(
+    chatml: LlamaBackend, source: str, opens: list[str]
+) -> None:
+    built = embedded(chatml, source)
+    assert [thought.open for thought in THOUGHTS if built.mentions(thought)] == opens
