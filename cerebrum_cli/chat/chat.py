@@ -80,6 +80,11 @@ class Chat:
         return messages[-1] if messages and messages[-1].message.role == "assistant" else None
 
     @property
+    def efforts(self) -> tuple[str, ...]:
+        """The efforts of reasoning that the model knows; none before it is loaded."""
+        return self.loaded.responder.format.efforts if self.loaded.engine.is_loaded else ()
+
+    @property
     def context_usage(self) -> tuple[int, int] | None:
         """Tokens of the conversation and of the context; None until the model is loaded."""
         responder = self.loaded.responder

@@ -172,7 +172,7 @@ def slash_completer(app: App, repl: Repl) -> SlashCompleter:
         "session": repl.chat.history.store.names,
         "setting": lambda: SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE,
         "part": lambda: PARTS,
-        "think": lambda: SETTING_VALUES["think"],
+        "think": lambda: ("on", "off", *repl.chat.efforts),
         "prompt": lambda: repl.prompts,
     }
     return SlashCompleter(candidates, SETTING_VALUES)

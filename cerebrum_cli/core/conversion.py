@@ -14,6 +14,7 @@ from cerebrum_cli.core.sampling import MAX_LOGIT, TokenBias
 
 LORA = "lora"  # key of the adapters among recorded settings
 NONE = "none"  # instead of a file: no adapter, whatever a layer below sets
+EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "max")  # of reasoning, that templates may take
 SWITCH_WORDS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 
 Converter: TypeAlias = Callable[[Option, Any], Any]
@@ -114,7 +115,7 @@ def to_thinking(declared: Option, value: Any) -> str:
     if text.isdecimal():
         return str(int(text)) if int(text) else "off"
     if text not in declared.choices:
-        raise InvalidValue("`on`, `off`, or a whole number of tokens")
+        raise InvalidValue(f"`on`, `off`, a whole number of tokens, or an effort ({', '.join(EFFORTS)})")
     return text
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from cerebrum_cli.core import conversion
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.conversion import NONE
+from cerebrum_cli.core.conversion import EFFORTS, NONE
 from cerebrum_cli.core.declaration import Option, argument, option, options_of, setting, variable
 from cerebrum_cli.core.environment import environment, environment_names
 from cerebrum_cli.core.sampling import SamplingParams
@@ -85,7 +85,11 @@ class Settings(SamplingParams):
         "drop-oldest", "When a chat fills the context [default: drop-oldest]", choices=("drop-oldest", "stop")
     )
     think: str | None = option(
-        None, "Turn thinking on or off, or limit it to N tokens", "Length", metavar="on|off|N", choices=("on", "off")
+        None,
+        "Turn thinking on or off, limit it, or set its effort",
+        "Length",
+        metavar="on|off|N|EFFORT",
+        choices=("on", "off", *EFFORTS),
     )
     keep_thoughts: bool | None = setting(
         None, "Keep earlier reasoning in the prompt [default: the template's choice]", choices=("on", "off")
@@ -109,7 +113,7 @@ class Settings(SamplingParams):
 
     def applied_to(self, conversation: Conversation) -> Conversation:
         """The conversation, whose next reply is generated with these settings."""
-        return replace(conversation, thinks=self.thinks, keeps_thoughts=self.keep_thoughts)
+        return replace(conversation, thinks=self.thinks, effort=self.effort, keeps_thoughts=self.keep_thoughts)
 
     @property
     def thinks(self) -> bool | None:
@@ -119,7 +123,12 @@ class Settings(SamplingParams):
     @property
     def thought_limit(self) -> int | None:
         """Number of tokens that a model may reason for; None for any number."""
-        return None if self.think in (None, "on") else int(self.think.replace("off", "0"))
+        return None if self.think in (None, "on", *EFFORTS) else int(self.think.replace("off", "0"))
+
+    @property
+    def effort(self) -> str | None:
+        """How hard a model is to reason, in the words of its chat template; None leaves it to the template."""
+        return self.think if self.think in EFFORTS else None
 
 
 OPTIONS = options_of(Settings)

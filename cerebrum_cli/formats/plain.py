@@ -39,6 +39,11 @@ class PromptFormat(ABC):
         """Whether a prompt turns reasoning on and off."""
         return False
 
+    @property
+    def efforts(self) -> tuple[str, ...]:
+        """The efforts of reasoning that a prompt may ask for."""
+        return ()
+
     @abstractmethod
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the prompt of the next reply, without BOS unless the format itself writes it."""

@@ -24,6 +24,7 @@ from cerebrum_cli.formats.template_traits import (
     SWITCHES,
     Turn,
     WriteReply,
+    find_efforts,
     find_switch,
     find_writer,
     variables,
@@ -91,6 +92,10 @@ class EmbeddedFormat(PromptFormat):
     @property
     def has_switch(self) -> bool:
         return self._is_fixed or self._switch is not None
+
+    @property
+    def efforts(self) -> tuple[str, ...]:
+        return find_efforts(self.source, self.bos, self.eos)[1]
 
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the prompt; only the template's own text is trusted. Raises FormatError if the template fails."""
@@ -168,7 +173,8 @@ class EmbeddedFormat(PromptFormat):
 
     def _values(self, conversation: Conversation, thinks: bool | None) -> dict[str, Any]:
         """The template's variables, apart from the messages."""
-        switches = {self._switch: thinks, PRESERVE: conversation.keeps_thoughts}
+        effort, _ = find_efforts(self.source, self.bos, self.eos)
+        switches = {self._switch: thinks, effort: conversation.effort, PRESERVE: conversation.keeps_thoughts}
         given = {name: value for name, value in switches.items() if name and value is not None}
         return {**variables(self.bos, self.eos, datetime.now()), **given, **self.options}
 

@@ -8,11 +8,14 @@ from datetime import datetime
 from functools import cache, partial
 from typing import Any
 
+from cerebrum_cli.core.conversion import EFFORTS
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.formats.sandbox import run_template
 from cerebrum_cli.formats.thinking import ThoughtMarkup
 
 SWITCHES = ("enable_thinking", "thinking")  # variables by which templates turn reasoning on and off
+EFFORT_NAMES = ("reasoning_effort", "thinking_effort")  # variables that take an effort
+COMMON_EFFORTS = ("low", "medium", "high")
 THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")  # of a message; `transformers` sets each that is read
 THOUGHT, QUESTION, ANSWER = "1234567", "2345678", "3456789"  # digits, which no template changes
 
@@ -42,6 +45,32 @@ def find_switch(source: str, bos: str, eos: str) -> str | None:
             if name in source and len({run_template(source, {**values, name: value}) for value in (True, False)}) > 1:
                 return name
     return None
+
+
+@cache
+def find_efforts(source: str, bos: str, eos: str) -> tuple[str | None, tuple[str, ...]]:
+    """The variable by which a template takes an effort of reasoning, and the efforts it knows; None without one."""
+    switch = find_switch(source, bos, eos)
+    values = {**variables(bos, eos, datetime.now()), "messages": [{"role": "user", "content": QUESTION}]}
+    values |= {switch: True} if switch else {}
+
+    def render(name: str, effort: str) -> str | None:
+        with suppress(FormatError):
+            return run_template(source, {**values, name: effort})
+        return None
+
+    for name in EFFORT_NAMES:
+        if name not in source:
+            continue
+        unknown = render(name, THOUGHT)
+        prompts = {effort: prompt for effort in EFFORTS if (prompt := render(name, effort)) is not None}
+        if unknown is None:
+            return name, tuple(prompts)
+        if THOUGHT in unknown:  # the template takes any
+            return name, tuple(effort for effort in prompts if effort in COMMON_EFFORTS)
+        if any(prompt != unknown for prompt in prompts.values()):
+            return name, tuple(effort for effort in prompts if f"'{effort}'" in source or f'"{effort}"' in source)
+    return None, ()
 
 
 def write_answer(answer: str, _: str | None = None) -> Turn:

@@ -69,7 +69,10 @@ class ReplyControls:
         return partial(AnswerDetector, replace(channels, thoughts=thoughts), tokens)
 
     def require_marked_thought(self, settings: Settings, system_prompt: str | None) -> None:
-        """Raise UsageError for a limit of reasoning that nothing marks."""
+        """Raise UsageError for a limit of reasoning that nothing marks, and an effort that the format does not know."""
+        if settings.effort and settings.effort not in self.format.efforts:
+            known = ", ".join(("on", "off", "a number of tokens", *self.format.efforts))
+            raise UsageError(f"think is {settings.think}, an effort that this model does not know", f"it takes {known}")
         if settings.thought_limit is not None and not self._marks_thought(system_prompt):
             problem = f"think is {settings.think}, but this model does not mark its reasoning"
             raise UsageError(problem, "omit it, or set it to on; --max-tokens limits the whole reply")

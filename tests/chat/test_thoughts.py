@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tiny_models import write_chatml
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.errors import UsageError
 
 OpenChat = Callable[..., AbstractContextManager[Chat]]
 
@@ -103,3 +104,15 @@ def test_kept_thoughts_are_not_evaluated_again(open_chat: OpenChat) -> None:
                 assert finish(done).cached_tokens >= len(prompt(turn - 1, kept) + reply(turn - 1)) - 1
         list(chat.change_settings({"keep_thoughts": None}))
         assert finish(chat.retry()).prompt_tokens == len(prompt(2))
+
+
+def test_chat_knows_the_efforts_of_the_loaded_model(store: Store, tmp_path: Path) -> None:
+    model = write_chatml(tmp_path / "effort.gguf", chat_template=TEMPLATES["qwen3.8"])
+    with closing(make_chat(store, tmp_path, model, lambda: ScriptedBackend(replies({})), format="embedded")) as chat:
+        list(chat.load())
+        assert chat.efforts == ("low", "medium", "xhigh")
+        list(chat.change_settings({"think": "low"}))
+        with pytest.raises(UsageError, match="think is high, an effort that this model does not know") as refused:
+            list(chat.change_settings({"think": "high"}))
+        assert refused.value.hint == "it takes on, off, a number of tokens, low, medium, xhigh"
+        assert chat.settings.think == "low"

@@ -85,6 +85,39 @@ def test_batch_rows_switch_thought(thinker: Path, tmp_path: Path) -> None:
     assert maybe["error"]["type"] == "invalid_setting"
 
 
+@pytest.mark.parametrize(
+    ("template", "efforts"),
+    [
+        ("gpt-oss", ("low", "medium", "high")),
+        ("qwen3.8", ("low", "medium", "xhigh")),
+        ("solar", ("minimal", "low", "high")),
+        ("qwen3", ()),
+    ],
+)
+def test_template_takes_efforts(template: str, efforts: tuple[str, ...], chatml: LlamaBackend) -> None:
+    prompt_format = embedded(chatml, template)
+    assert prompt_format.efforts == efforts
+    for effort in efforts:
+        expected = embedded(chatml, template, reasoning_effort=effort).render(ONE_TURN)
+        assert prompt_format.render(replace(ONE_TURN, thinks=True, effort=effort)) == expected
+    fixed = embedded(chatml, template, reasoning_effort="low")
+    assert fixed.render(replace(ONE_TURN, effort="medium")) == fixed.render(ONE_TURN)
+
+
+def test_ask_sets_an_effort_that_the_model_knows(tmp_path: Path) -> None:
+    model = write_chatml(tmp_path / "effort.gguf", chat_template=TEMPLATES["qwen3.8"])
+    arguments = ("ask", "Why?", "-m", model)
+    shown = run_here({"reply": "Yes."}, tmp_path, *arguments, "--think", "low", "--dry-run").out
+    assert shown.startswith("<|im_start|>system\nReasoning effort: low<|im_end|>")
+    assert run_here({"reply": "Yes."}, tmp_path, *arguments, "--think", "xhigh").code == 0
+    for think, problem in (("high", "think is high, an effort that this model does not know"), ("very", "is 'very'")):
+        assert_error(run_here({"reply": "Yes."}, tmp_path, *arguments, "--think", think), 2, problem, "low, medium")
+    rows = [{"prompt": "one", "think": think} for think in ("medium", "high")]
+    _, [medium, high] = batch_here({"rows": {}, "seeds": ["Yes."]}, tmp_path, model, *rows)
+    assert medium["error"] is None
+    assert "on, off, a number of tokens, low, medium, xhigh" in high["error"]["message"]
+
+
 def test_ask_refuses_to_limit_thought_that_nothing_marks(chatml_model: Path, tmp_path: Path) -> None:
     options = ("ask", "Why?", "-m", chatml_model, "--format", "cerebrum")
     for think in ("off", "100"):

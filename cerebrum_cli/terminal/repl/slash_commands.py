@@ -383,6 +383,6 @@ SLASH_COMMANDS = (
     SlashCommand("copy", copy_reply, "[N]", "copy the last reply, or its N-th code block"),
     SlashCommand("final", show_final_answer, "", "show the last reply's final answer"),
     SlashCommand("prompt", show_prompt, "", "show the exact prompt"),
-    SlashCommand("think", think, "[on|off|N]", "show the last reply's reasoning, or control thinking", "think"),
+    SlashCommand("think", think, "[on|off|N|EFFORT]", "show the last reply's reasoning, or control thinking", "think"),
 )
 COMMANDS = {slash.name: slash for slash in SLASH_COMMANDS}
