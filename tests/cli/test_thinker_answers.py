@@ -1,4 +1,4 @@
-"""A model that really thinks, through the command line: budgets, and schemas after a thought."""
+"""A model that really thinks, through the command line: budgets, schemas after a thought, and histories of turns."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 from command_line import CommandLine, assert_error
+from vocabularies import open_vocabulary
+
+from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.gguf.header import read_header
 
 pytestmark = pytest.mark.slow
 
@@ -69,8 +74,57 @@ def test_schema_binds_the_answer_of_ask(new_user: CommandLine, thinker: Path, sc
         assert "38 plus 47" in reply["reasoning"] and isinstance(json.loads(reply["text"])["answer"], int)
 
 
+def test_drafts_do_not_change_an_answer_that_a_schema_binds_after_a_thought(
+    new_user: CommandLine, thinker: Path, schema: Path
+) -> None:
+    options = ("-m", thinker, "--schema", schema, "--set", "keep_thoughts=on", "--json", QUESTION)
+    assert new_user.run("ask", *options).code == 0
+    plain, drafted = (
+        new_user.run("ask", "-c", "--no-log", "--set", f"drafts={drafts}", *options).object for drafts in ("off", "on")
+    )
+    assert drafted["timings"]["draft_n_accepted"] > 20 and plain["timings"]["draft_n"] == 0
+    assert [drafted[key] for key in ("reasoning", "text")] == [plain[key] for key in ("reasoning", "text")]
+
+
 def test_schema_is_not_met_by_a_reply_that_ends_while_thinking(
     new_user: CommandLine, thinker: Path, schema: Path
 ) -> None:
     done = new_user.run("ask", "-m", thinker, "--schema", schema, "-n", "5", QUESTION)
     assert_error(done, 5, "still reasoning, so it does not match the schema", "--max-tokens")
+
+
+def rendered_ids(thinker: Path, messages: list[dict[str, str]], **variables: bool) -> list[int]:
+    """Token ids of a conversation as transformers renders it with the template in the file."""
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(read_header(thinker).chat_template or "")
+    prompt = template.render(messages=messages, add_generation_prompt=True, **variables)
+    with open_vocabulary(thinker) as backend:
+        return list(backend.tokenize([Text(prompt, trusted=True)]))
+
+
+def test_history_of_three_turns_has_the_ids_of_the_template(new_user: CommandLine, thinker: Path) -> None:
+    questions = ("What is 17 plus 25?", "Double it. Answer in JSON.", "Now subtract 6.")
+    messages: list[dict[str, str]] = []
+    for question in questions:
+        continued = ("-c",) if messages else ()
+        messages.append({"role": "user", "content": question})
+        for variables in ({}, {"enable_thinking": False}):
+            options = ("--think", "off") if variables else ()
+            shown = new_user.run("ask", "-m", thinker, *continued, *options, "--dry-run", "--json", question)
+            assert shown.object["token_ids"] == rendered_ids(thinker, messages, **variables)
+        reply = new_user.run("ask", "-m", thinker, *continued, "--json", question).object
+        raw = f"<think>\n{reply['reasoning']}\n</think>\n\n{reply['text']}"
+        messages.append({"role": "assistant", "content": raw})
+    assert reply["text"] == "The answer is 78."
+
+
+def test_history_of_a_batch_row_has_the_ids_of_the_template(new_user: CommandLine, thinker: Path) -> None:
+    turns = [
+        {"role": "user", "content": "What is 17 plus 25?"},
+        {"role": "assistant", "reasoning_content": "I need 17 plus 25.", "content": "The answer is 42."},
+        {"role": "user", "content": "Double it."},
+    ]
+    path = new_user.home / "messages.json"
+    path.write_text(json.dumps(turns))
+    shown = new_user.run("ask", "-m", thinker, "--dry-run", "--json", "--messages", path)
+    assert shown.object["token_ids"] == rendered_ids(thinker, turns)
