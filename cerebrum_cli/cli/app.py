@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from cerebrum_cli.inference.profiles import Profile, ProfileStore
     from cerebrum_cli.merge.merge import Merger
     from cerebrum_cli.merge.weights import Codec
-    from cerebrum_cli.models.hub import Progress
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.pull import Puller
+    from cerebrum_cli.models.retries import Progress
 
 PROBE = Path(__file__).parents[1] / "probe.txt"
 

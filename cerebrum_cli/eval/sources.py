@@ -22,7 +22,8 @@ from cerebrum_cli.eval.reading import BadRow, QuestionSet, Row, parse_lines, rea
 from cerebrum_cli.eval.tasks import TASKS, Condition, Preset, Task, find_condition, find_task
 from cerebrum_cli.models.cache import Cache, CachedFile
 from cerebrum_cli.models.download import Download, git_hash
-from cerebrum_cli.models.hub import Progress, RetryPolicy, cache_directory, is_offline, list_repository
+from cerebrum_cli.models.hub import cache_directory, is_offline, list_repository
+from cerebrum_cli.models.retries import Progress, RetryPolicy
 
 _PARQUET = ".parquet"
 

@@ -21,8 +21,9 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import existing_parent, exists, translate_os_errors, wait_for_lock
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.models.cache import Cache
-from cerebrum_cli.models.hub import HubError, HubFile, Listing, Progress, RetryPolicy, open_file
+from cerebrum_cli.models.hub import HubFile, Listing, open_file
 from cerebrum_cli.models.registry import Digest, hash_file
+from cerebrum_cli.models.retries import HubError, Progress, RetryPolicy
 
 DISK_MARGIN = 64_000_000  # bytes of free disk space to leave
 RANGE_BYTES = 4_000_000_000  # of one request

@@ -24,8 +24,6 @@ from cerebrum_cli.models.hub import (
     FoundRepository,
     HubFile,
     Listing,
-    Progress,
-    RetryPolicy,
     is_offline,
     list_repository,
     open_file,
@@ -34,6 +32,7 @@ from cerebrum_cli.models.hub import (
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.listing import quantization_plan
 from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, Reference
+from cerebrum_cli.models.retries import Progress, RetryPolicy
 from cerebrum_cli.models.variants import Variant, variants
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB

@@ -1,83 +1,32 @@
-"""The Hugging Face Hub through huggingface_hub, which only this module imports: listings, files, errors and retries."""
+"""The Hugging Face Hub through huggingface_hub, which only this module imports: listings, searches, files, errors."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from time import sleep
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 from cerebrum_cli import __version__
 from cerebrum_cli.core.environment import environment, forget_empty_variable
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.models.cache import COMMIT, SHA256
 from cerebrum_cli.models.reference import HUB_HOSTS, MAIN, REPO_ID, RepositoryKind, is_safe_path
+from cerebrum_cli.models.retries import HubError
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     import httpx2
 
-T = TypeVar("T")
-
-MAX_WAIT_S = 600.0  # longest delay accepted from the Hub, whose rate limits last 300
-_MAX_BACKOFF_S = 16.0
 _RATE_LIMIT = re.compile(r"\br=0\b.*?\bt=(\d+)")  # header `RateLimit: "api";r=0;t=55`: seconds to reset
 _VARIABLES = ("HF_ENDPOINT", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")  # empty counts as unset
 _SEARCH_FIELDS = ("downloads", "gated", "lastModified", "tags")
 _LIBRARY_NAME = "cerebrum"  # for the Hub's statistics
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
-
-
-class HubError(PullError):
-    """The Hub did not respond as expected. `retries` is how often to retry, `wait_s` the delay it asks for."""
-
-    def __init__(self, problem: str, hint: str, retries: int = 0, wait_s: float | None = None) -> None:
-        super().__init__(problem, hint)
-        self.retries = retries
-        self.wait_s = wait_s
-
-
-class Progress(Protocol):
-    """Receiver of a download's progress."""
-
-    def update(self, stage: str, done: int, total: int) -> None:
-        """Report how many bytes of a stage are done."""
-
-    def notice(self, event: NoticeEvent) -> None:
-        """Report an event to the user."""
-
-
-@dataclass(slots=True)
-class RetryPolicy:
-    """Waits between retries: exponential backoff, or as long as the Hub asks; each error sets its number of retries."""
-
-    progress: Progress
-    failures: int = 0  # in a row
-
-    def run(self, request: Callable[[], T]) -> T:
-        while True:
-            try:
-                return request()
-            except HubError as error:
-                self.wait(error)
-
-    def wait(self, error: HubError) -> None:
-        """Sleep until the next attempt; raise the error if no retries are left."""
-        self.failures += 1
-        if self.failures > error.retries:
-            raise error
-        seconds = min(_MAX_BACKOFF_S, 2.0 ** (self.failures - 1)) if error.wait_s is None else error.wait_s
-        if seconds > MAX_WAIT_S:
-            problem = f"{error.message} and asks to wait {seconds / 60:.0f} minutes"
-            raise HubError(problem, "try again after that") from error
-        self.progress.notice(NoticeEvent(error.message, f"retrying in {seconds:.0f} s"))
-        sleep(seconds)
 
 
 class HubFile(NamedTuple):
