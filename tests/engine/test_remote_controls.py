@@ -162,6 +162,14 @@ def test_remote_grammar_applies_to_the_answer(
     assert bool(asked[-1][1]) is (limit is not None or name not in ("ended", "all thought"))
 
 
+def test_remote_grammar_applies_to_a_long_answer_in_one_turn() -> None:
+    model = speaking("<think>Hm.</think>{seed} is what it is, and needs more words than that")
+    given = constrained(grammar="root", controls=(LoopCheck, budget()))
+    with serving_kind(LlamaServer, model, context_size=300) as [server], connected(server) as engine:
+        assert summaries(replies_of(engine, given)) == local(model, given)
+        assert len([asked for asked in server.completions() if grammar_of(asked.body)]) == 3
+
+
 @pytest.mark.parametrize("name", ANSWERED)
 def test_cluster_grammar_applies_to_the_answer(name: str) -> None:
     model = speaking(ANSWERED[name])

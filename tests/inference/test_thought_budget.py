@@ -248,8 +248,8 @@ def test_engine_lets_several_controls_intervene() -> None:
 # Answers that the user asks for.
 
 
-@pytest.mark.parametrize("think", [None, "500"])
-def test_responder_answers_when_asked_to(think: str | None) -> None:
+@pytest.mark.parametrize(("think", "grammar"), [(None, None), ("500", None), (None, "root")])
+def test_responder_answers_when_asked_to(think: str | None, grammar: str | None) -> None:
     asked_after = b"<think>\nAnd so"
 
     def model(held: tuple[int, ...], seed: int) -> int:
@@ -265,7 +265,8 @@ def test_responder_answers_when_asked_to(think: str | None) -> None:
         responder = Responder(engine, format_builder(EMBEDDED, IN_PROMPT, {}), 1000)
         for question in ("Why?", "Who?"):
             collector = ReplyCollector()
-            for event in responder.respond(ReplyRequest(Conversation().user(question), Settings(think=think))):
+            request = ReplyRequest(Conversation().user(question), Settings(think=think), grammar)
+            for event in responder.respond(request):
                 collector.emit(event)
             assert (collector.reasoning, collector.text) == ("And so", "Yes.")
             assert collector.reply and collector.reply.thought_closed_at == len("And so ")

@@ -60,10 +60,11 @@ class Turns:
     def next_request(self, tokens: Sequence[int] = (), generated: int = 0) -> Request:
         """The request that continues the reply after these tokens, as far as they are known of those generated."""
         self.start, self.intervention = generated, None
-        limits = self.request.params.max_tokens, None if self.request.stream else self.controls.horizon
+        grammar = None if self.free_start else self.request.grammar  # of one turn only: it would start again in another
+        limits = self.request.params.max_tokens, None if self.request.stream or grammar else self.controls.horizon
         self.end = min((each for each in limits if each is not None and each > generated), default=None)
         params = replace(self.request.params, max_tokens=None if self.end is None else self.end - generated)
-        prompt, grammar = (*self.request.prompt_tokens, *tokens), None if self.free_start else self.request.grammar
+        prompt = (*self.request.prompt_tokens, *tokens)
         return replace(self.request, prompt_tokens=prompt, params=params, grammar=grammar, answer_start=None)
 
     @property
