@@ -67,7 +67,7 @@ class FoundModel:
 
 
 def found_models() -> Iterator[FoundModel]:
-    """Yield the models of all stores. What cannot be read is left out."""
+    """Yield the models of all stores, those of a user before those of a service. What cannot be read is left out."""
     yield from _ollama_models()
     yield from _lm_studio_models()
 
@@ -75,12 +75,12 @@ def found_models() -> Iterator[FoundModel]:
 def find_in_store(reference: str) -> FoundModel:
     """The model that a reference to a store means. Raises ModelNotFound if there is none, or more than one."""
     store, _, name = reference.partition(":")
-    matches = [model for model in found_models() if model.store == store and model.is_called(name)]
+    found = [model for model in found_models() if model.store == store and model.is_called(name)]
+    matches = {model.reference: model for model in reversed(found)}  # of equal names, the first
     if len(matches) == 1:
-        return matches[0]
+        return next(iter(matches.values()))
     if matches:
-        problem = f"{STORES[store]} has several models {name}"
-        raise ModelNotFound(problem, f"choose one: {', '.join(model.reference for model in matches)}")
+        raise ModelNotFound(f"{STORES[store]} has several models {name}", f"choose one: {', '.join(matches)}")
     raise ModelNotFound(f"{STORES[store]} has no GGUF model {name}", "cerebrum list --found lists what it has")
 
 

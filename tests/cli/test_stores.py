@@ -8,8 +8,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import CommandLine, assert_error
+from gguf import GGUFWriter
+from gguf_files import write_file
 from tiny_models import write_vocabulary
 
 Put = Callable[..., Path]
@@ -41,6 +44,15 @@ def put_layer(store: Path, name: str, model: Path) -> Path:
 def put_file(directory: Path, model: Path) -> Path:
     directory.mkdir(parents=True)
     return Path(shutil.copy(model, directory / f"{directory.name}-Q8_0.gguf"))
+
+
+def write_with_tensor(path: Path, name: str) -> Path:
+    """Write a model of one layer, with another tensor in its file."""
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_tensor(name, np.zeros(32, np.float32))
+    write_file(writer)
+    return path
 
 
 def found(user: CommandLine, **variables: str) -> dict[str, str | None]:
@@ -108,6 +120,22 @@ def test_pull_registers_a_model_of_ollama_in_place(new_user: CommandLine, ollama
 
 
 @pytest.mark.slow
+def test_model_of_ollama_is_used_like_any_other(new_user: CommandLine, ollama: Put) -> None:
+    ollama("unsloth/Small-GGUF/Q4_K_M", host="hf.co")
+    name = "ollama:hf.co/unsloth/Small-GGUF:Q4_K_M"
+    assert new_user.run("pull", name.lower()).code == 0
+    (new_user.config / "config.toml").write_text(f'model = "{name}"\n')
+    rows = new_user.home / "rows.txt"
+    rows.write_text("Hi\n")
+    for arguments in (("ask", "-q", "-n", "2", "Hi"), ("batch", "-q", "-n", "2", rows, "-o", "-"), ("show", name)):
+        done = new_user.run(*arguments)
+        assert done.code == 0, done.err
+    chat = new_user.run("chat", name, stdin="/set max_tokens=2\nHi\n")
+    assert chat.code == 0, chat.err
+    assert new_user.run("sessions", "list", "--json").object[0]["model"] == name
+
+
+@pytest.mark.slow
 def test_pull_registers_a_model_of_lm_studio_by_its_short_name(new_user: CommandLine, chatml_model: Path) -> None:
     file = put_file(new_user.home / ".lmstudio/models/someone/Tiny-GGUF", chatml_model)
     for reference in ("lmstudio:tiny", "lmstudio:Tiny-GGUF:q8_0", "lmstudio:someone/Tiny-GGUF"):
@@ -156,10 +184,13 @@ def test_pull_refuses_a_damaged_blob_and_what_only_ollama_loads(
     own = write_vocabulary(tmp_path / "own.gguf", "gptoss")
     ollama("library/gpt-oss/20b", own)
     ollama("library/gpt-oss/1b", own)
+    vision = write_with_tensor(tmp_path / "vision.gguf", "v.patch_embd.weight")
+    ollama("library/seeing/1b", vision)
     ollama("library/ministral-3/8b", write_vocabulary(tmp_path / "mistral3.gguf", "mistral3", rope__scaling_beta=1))
     refused = "is converted for Ollama, which alone can load it"
     assert_error(new_user.run("pull", "ollama:gpt-oss:20b"), 1, refused, "cerebrum pull gpt-oss-20b")
     assert_error(new_user.run("pull", "ollama:gpt-oss:1b"), 1, refused, "cerebrum search gpt-oss")
     assert_error(new_user.run("pull", "ollama:ministral-3:8b"), 1, refused, "cerebrum pull ministral-3-8b")
+    assert_error(new_user.run("pull", "ollama:seeing:1b"), 1, refused, "cerebrum search seeing")
     assert found(new_user)["ollama:gpt-oss:20b"] == "only Ollama can load it"
     assert new_user.run("list", "--json").object == []
