@@ -250,9 +250,11 @@ class Puller:
     def _register_found(self, found: FoundModel, name: str | None) -> Model:
         """Register a model in the store of another tool without copying it, by its name there if no other is given."""
         if found.needs_ollama:
-            base = found.name.replace(":", "-")
-            other = f"pull {base}" if self.library.spec_named(base) else f"search {found.name.partition(':')[0]}"
-            raise PullError(f"{found.reference} is converted for Ollama, which alone can load it", f"cerebrum {other}")
+            name = found.name.replace(":", "-")
+            similar = (spec.name for spec in self.library.specs if f"{spec.name}-".startswith(f"{name}-"))
+            spec_name, model = next(similar, None), found.name.partition(":")[0]
+            hint = f"cerebrum pull {spec_name}" if spec_name else f"cerebrum search {model}"
+            raise PullError(f"{found.reference} is converted for Ollama, which alone can load it", hint)
         hashed = self._hash(found.path)
         if found.sha256 not in (None, hashed.sha256):
             hint = "remove it in Ollama and pull it there again"

@@ -189,6 +189,8 @@ def test_pull_refuses_a_damaged_blob_and_what_only_ollama_loads(
     ollama("library/ministral-3/8b", write_vocabulary(tmp_path / "mistral3.gguf", "mistral3", rope__scaling_beta=1))
     refused = "is converted for Ollama, which alone can load it"
     assert_error(new_user.run("pull", "ollama:gpt-oss:20b"), 1, refused, "cerebrum pull gpt-oss-20b")
+    ollama("library/gpt-oss/latest", own)
+    assert_error(new_user.run("pull", "ollama:gpt-oss"), 1, refused, "cerebrum pull gpt-oss-20b")
     assert_error(new_user.run("pull", "ollama:gpt-oss:1b"), 1, refused, "cerebrum search gpt-oss")
     assert_error(new_user.run("pull", "ollama:ministral-3:8b"), 1, refused, "cerebrum pull ministral-3-8b")
     assert_error(new_user.run("pull", "ollama:seeing:1b"), 1, refused, "cerebrum search seeing")
