@@ -19,6 +19,7 @@ from cerebrum_cli.inference.reply import ReplyChannels, ReplyRequest
 
 SENTENCE_TOKENS = 16  # to wait for the end of a sentence
 OPENING_TOKENS = 8  # within which a reply has mostly begun to reason, or to answer
+PREFIX = -1  # for the tokens of a prefix
 MAX_BLANKS = 4  # tokens of white space before an answer under a grammar
 
 # Patterns are compiled when they are first searched for: few replies need them.
@@ -173,12 +174,13 @@ class AnswerDetector:
     """
 
     def __init__(self, channels: ReplyChannels, markers: Mapping[str, frozenset[int]]) -> None:
-        self._splitter = channels()
+        self._splitter = replace(channels, prefix_text="")()
         self._markers = markers
         self._blanks = 0  # tokens of white space since the reply, or its last thought, ended
-        self._overhang = ""  # of the answer, in the token that ended what precedes it
+        self._overhang = ""  # of the answer, in the token that ended what precedes it, or in the prefix
         self._has_special = False  # in the text that is held
         self._has_begun = False
+        self.feed(PREFIX, channels.prefix_text)
 
     @property
     def stage(self) -> Stage:

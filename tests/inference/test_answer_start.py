@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import dumps, loads
 from typing import Any
 
 import pytest
+from asking import collect_replies
 from command_line import CommandLine, Finished, assert_error
+from llama_engines import open_engine
 from tiny_models import CHATML_TEMPLATE, write_bigrams
 
+from cerebrum_cli.core.errors import GrammarError
+from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup
 from cerebrum_cli.inference.reply import ReplyChannels
 from cerebrum_cli.inference.reply_controls import MAX_BLANKS, AnswerDetector
@@ -176,6 +183,16 @@ def test_answer_has_penalties_of_the_thought(new_user: CommandLine, models: dict
     for options, text in (((), "H"), (("--set", "presence_penalty=2"), "z")):
         answer = ask(new_user, models["own"], '"H" | "z"', "--temperature", "0", *options).object
         assert (answer["reasoning"], answer["text"]) == ("Hm.", text)
+
+
+@pytest.mark.parametrize(("held", "text"), [("a", "bc"), ("z", None)])
+def test_answer_that_begins_in_the_last_token_of_its_thought(chatml_model: Path, held: str, text: str | None) -> None:
+    start = partial(AnswerDetector, ReplyChannels(QWEN, QWEN[0], f"H</think>{held}"), {})
+    with open_engine(chatml_model) as engine:
+        request = Request((97,), SamplingParams(), 'root ::= "abc"', answer_start=lambda: loads(dumps(start))())
+        with pytest.raises(GrammarError, match=r"rejects 'z'") if text is None else nullcontext():
+            [reply] = collect_replies(engine.generate([request])).values()
+            assert reply.text == text
 
 
 def test_ask_reports_a_reply_that_ended_in_its_thought(new_user: CommandLine, models: dict[str, Path]) -> None:

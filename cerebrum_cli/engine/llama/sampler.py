@@ -167,7 +167,7 @@ class GrammarSampler(LlamaSampler):
             self._start = None
             return None
         if not start.rest:
-            problem = "the grammar rejects what the token that ended the reasoning begins the answer with"
+            problem = f"the answer begins in the token that ends the reasoning, and the grammar rejects {start.held!r}"
             raise GrammarError(problem, "ask again, or use --think off")
         llama.llama_sampler_reset(self._grammar)
         self._markup += continuation(self._vocabulary, (Text(start.rest, trusted=True),))
