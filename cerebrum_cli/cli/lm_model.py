@@ -14,8 +14,7 @@ from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import GENERATION_KEYS, KEYS
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.eval.lm_harness import CerebrumLM
-from cerebrum_cli.inference.format_choice import choose_format
-from cerebrum_cli.inference.loading import ModelUse, ReplySource
+from cerebrum_cli.inference.loading import ModelUse, ReplySource, format_of
 from cerebrum_cli.models.adapters import with_adapters
 from cerebrum_cli.terminal.progress import StageProgress
 from cerebrum_cli.terminal.sinks import NoticeSink
@@ -43,7 +42,7 @@ class CerebrumModel(CerebrumLM):
         found = with_adapters(app.library, found, merged.lora)
         raw = True
         with suppress(FormatError):
-            raw = not choose_format(merged.format, found.known_format, found.header.chat_template)
+            raw = not format_of(merged, found)
         use = ModelUse(ContextOptions(slots=AUTO_PARALLEL, batch_invariant=True), raw=raw)
         source = ReplySource(app.resources(), found, merged, use)
         sinks = (StageProgress(app.streams), NoticeSink(app.streams))

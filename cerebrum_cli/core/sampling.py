@@ -52,10 +52,9 @@ class SamplingParams:
         least=0,
         most=1,
     )
-    min_p: float = option(
+    min_p: float = setting(
         0.05,
         f"Drop tokens below P times the likeliest {MODEL_ELSE.format(0.05)}",
-        "Sampling",
         metavar="P",
         least=0,
         most=1,

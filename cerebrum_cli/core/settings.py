@@ -55,6 +55,9 @@ class Settings(SamplingParams):
     model: str | None = option(None, "Model to use [default: see cerebrum list]", "Model", short="-m", metavar="MODEL")
     system: str | None = option(None, "System prompt [default: the format's own]", "Input", short="-s", metavar="TEXT")
     format: str | None = option(None, "Prompt format [default: the model's own]", "Model", metavar="NAME")
+    chat_template: str | None = option(
+        None, "Chat template to use [default: the embedded one]", "Model", metavar="FILE"
+    )
     ctx: int | None = option(
         None, "Context size in tokens [default: at most 8192]", "Model", metavar="N", least=1, local=True
     )
@@ -137,7 +140,18 @@ GENERATION_KEYS = (*SAMPLING_KEYS, "think", "keep_thoughts", "loop_check")
 KEYS = tuple(OPTIONS)
 SHORTHANDS = {"cache_type": ("cache_type_k", "cache_type_v")}  # names that stand for several keys
 ATTENTION_KEYS = ("cache_type_k", "cache_type_v", "flash_attn")
-LOAD_KEYS = ("model", "system", "format", "ctx", "lora", "threads", "gpu_layers", "cpu_moe", *ATTENTION_KEYS)
+LOAD_KEYS = (
+    "model",
+    "system",
+    "format",
+    "chat_template",
+    "ctx",
+    "lora",
+    "threads",
+    "gpu_layers",
+    "cpu_moe",
+    *ATTENTION_KEYS,
+)
 REPLY_KEYS = (*LOAD_KEYS, "drafts", *GENERATION_KEYS)  # of commands that generate replies
 MODES = {True: "thinking", False: "no_thinking"}  # tables of a layer that apply while `think` is on or off
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
@@ -183,13 +197,13 @@ def parse_value(key: str, text: str, source: str | None = None) -> Any:
 
 def in_directory(layer: Layer, directory: Path) -> Layer:
     """The layer of a file in this directory: paths in it are relative to the directory."""
-    if "lora" not in layer:
-        return layer
-    texts = validate("lora", layer["lora"])
-    return {
-        **layer,
-        "lora": tuple(text if text == NONE else str(directory / Path(text).expanduser()) for text in texts),
-    }
+    paths: dict[str, Any] = {}
+    if "lora" in layer:
+        texts = validate("lora", layer["lora"])
+        paths["lora"] = tuple(text if text == NONE else str(directory / Path(text).expanduser()) for text in texts)
+    if layer.get("chat_template") is not None:
+        paths["chat_template"] = str(directory / Path(validate("chat_template", layer["chat_template"])).expanduser())
+    return {**layer, **paths} if paths else layer
 
 
 def wants_thought(think: str | None) -> bool | None:

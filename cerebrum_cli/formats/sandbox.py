@@ -33,7 +33,7 @@ def run_template(source: str, values: Mapping[str, Any]) -> str:
     Raises FormatError if the template is invalid, rejects the values, or fails.
     """
     try:
-        return _compile(source).render(values)
+        return compile_template(source).render(values)
     except (FormatError, Interrupted):
         raise
     except jinja2.TemplateError as error:
@@ -48,7 +48,8 @@ def run_template(source: str, values: Mapping[str, Any]) -> str:
 
 
 @cache
-def _compile(source: str) -> jinja2.Template:
+def compile_template(source: str) -> jinja2.Template:
+    """Compile a template. Raises FormatError if it is invalid."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationBlock]
     )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.conversation import PromptPart, Text
 from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW, PromptFormat
+from cerebrum_cli.inference.prompt_sources import read_text
 
 FormatBuilder = Callable[[Vocabulary, int], PromptFormat]
 """Builds the prompt format from a vocabulary and the context size. Raises FormatError."""
 
 FORMAT_NAMES = (*PLAIN_FORMATS, EMBEDDED)
+MAX_TEMPLATE_BYTES = 2**20
 POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized without asking whether they can fit
 
 
@@ -59,6 +62,18 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
         )
 
     return build
+
+
+def read_template(path: Path) -> str:
+    """Read a chat template from a file. Raises UsageError, FormatError if it is not valid."""
+    from cerebrum_cli.formats.sandbox import compile_template
+
+    template = read_text(path, MAX_TEMPLATE_BYTES)
+    try:
+        compile_template(template)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error.message}", "fix it, or choose another chat template") from error
+    return template
 
 
 def prepare_format(name: str) -> None:

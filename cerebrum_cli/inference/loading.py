@@ -21,9 +21,15 @@ from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import BLOCK_SIZE, SINGLE, ContextOptions, is_quantized
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, MAX_ROLLBACK, StepCosts
-from cerebrum_cli.formats.plain import RAW
+from cerebrum_cli.formats.plain import EMBEDDED, RAW
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.inference.format_choice import FormatBuilder, choose_format, format_builder, prepare_format
+from cerebrum_cli.inference.format_choice import (
+    FormatBuilder,
+    choose_format,
+    format_builder,
+    prepare_format,
+    read_template,
+)
 from cerebrum_cli.inference.profiles import DEFAULT, Profile, UseName, step_costs_of, tuning_of, without_user_settings
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.models.library import Library
@@ -32,7 +38,7 @@ from cerebrum_cli.models.model import Model
 if TYPE_CHECKING:
     from cerebrum_cli.engine.remote.client import Endpoint
 
-RELOADING = ("format", "ctx", "lora", "threads", "gpu_layers", "cpu_moe", *ATTENTION_KEYS, "cache_gb")
+RELOADING = ("format", "chat_template", "ctx", "lora", "threads", "gpu_layers", "cpu_moe", *ATTENTION_KEYS, "cache_gb")
 FLASH_ATTENTION = {"on": True, "off": False}
 NO_FLASH_ATTENTION = ("grok",)  # architectures for which llama.cpp turns it off
 ONE_CACHE_TYPE = ("deepseek4",)  # architectures that need equal types of keys and values, besides those with MLA
@@ -129,12 +135,13 @@ class ReplySource:
         """Name of the prompt format. Raises FormatError, UsageError."""
         if self.use.raw:
             return RAW.name
-        return choose_format(self.settings.format, self.model.known_format, self.model.header.chat_template)
+        return format_of(self.settings, self.model)[0]
 
     @property
     def format_builder(self) -> FormatBuilder:
         """What builds the prompt format. Raises FormatError, UsageError."""
-        return format_builder(self.format_name, self.model.header.chat_template, self.use.template_options)
+        name, template = (RAW.name, None) if self.use.raw else format_of(self.settings, self.model)
+        return format_builder(name, template, self.use.template_options)
 
     def validate(self) -> None:
         """Raise every error that can be found before the model is loaded."""
@@ -276,6 +283,17 @@ def open_model(source: ReplySource) -> LoadedModel:
     return LoadedModel(source, name, local, responder, opener)
 
 
+def format_of(settings: Settings, model: Model) -> tuple[str, str | None]:
+    """The name of a model's prompt format, and its chat template, if any. Raises FormatError, UsageError."""
+    if settings.chat_template is None:
+        embedded = model.header.chat_template
+        return choose_format(settings.format, model.known_format, embedded), embedded
+    template = read_template(Path(settings.chat_template).expanduser())
+    if settings.format not in (None, EMBEDDED):
+        raise UsageError(f"chat_template cannot be used with the format {settings.format}", "omit one of them")
+    return EMBEDDED, template
+
+
 def load_options(
     model: Model,
     settings: Settings,
@@ -361,13 +379,14 @@ def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | 
 
 
 def generation_fingerprint(settings: Settings, grammar: str | None, model: Model, library: Library) -> dict[str, Any]:
-    values = asdict(settings)
+    values, (name, template) = asdict(settings), format_of(settings, model)
     keys = ("system", *GENERATION_KEYS, "ctx", "cache_type_k", "cache_type_v")
     return {
         "model": model.label,
         "model file": library.file_identity(model),
         "adapter": model.adapter_identity,
-        "format": choose_format(settings.format, model.known_format, model.header.chat_template),
+        "format": name,
+        **({"chat template": sha256((template or "").encode()).hexdigest()} if settings.chat_template else {}),
         **{key.replace("_", " "): values[key] for key in keys},
         "grammar": grammar and sha256(grammar.encode()).hexdigest(),
     }

@@ -42,6 +42,7 @@ GOOD: dict[str, Any] = {
     "logit_bias": (TokenBias(42, -1.5), TokenBias(" a=b", 2.0)),
     "seed": 2**32 - 2,
     "stop": ("a b", "\n"),
+    "chat_template": "chat.jinja",
     "ctx": 4096,
     "lora": ("style.gguf", "tone.gguf:-0.5"),
     "threads": 2,
