@@ -74,6 +74,12 @@ def test_schema_binds_the_answer_of_ask(new_user: CommandLine, thinker: Path, sc
         assert "38 plus 47" in reply["reasoning"] and isinstance(json.loads(reply["text"])["answer"], int)
 
 
+def test_schema_binds_the_answer_of_each_vote(new_user: CommandLine, thinker: Path, schema: Path) -> None:
+    options = ("--schema", schema, "--votes", "8", "--set", "temperature=1", "--seed", "1", "--json")
+    reply = new_user.run("ask", "-m", thinker, *options, QUESTION).object
+    assert json.loads(reply["text"]) == {"answer": 85} and reply["votes"]["tally"][0]["answer"] == "85"
+
+
 def test_drafts_do_not_change_an_answer_that_a_schema_binds_after_a_thought(
     new_user: CommandLine, thinker: Path, schema: Path
 ) -> None:
