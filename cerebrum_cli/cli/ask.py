@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +11,7 @@ from cerebrum_cli.chat.session_recorder import SessionRecorder
 from cerebrum_cli.cli.options import AskOptions
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, options_on_command_line, positional
-from cerebrum_cli.core.settings import RECOMMENDED, REPLY_KEYS, Layer
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -67,8 +66,6 @@ def run_question(
     overrides = recorder.with_defaults(overrides, is_remote=bool(options.endpoint))
     source = find_source(app, overrides, options, "--votes" if options.vote_bounds else None)
     settings = source.settings
-    if options.raw and settings.origin("think") in RECOMMENDED:
-        settings = replace(settings, think=None)  # the user's text decides whether a thought follows
     grammar, piped = read_grammar(app, options), app.streams.piped
 
     def read() -> Conversation:

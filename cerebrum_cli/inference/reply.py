@@ -242,7 +242,7 @@ def reply_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
         return NoticeEvent(f"answer truncated at {finish.completion_tokens} tokens{stage}", "raise --max-tokens")
     if finish.reason == "repetition":
         problem = f"the reply repeats itself and was ended after {finish.completion_tokens} tokens"
-        return NoticeEvent(problem, "try --temperature 0.7 or --set repeat_penalty=1.1, or --set loop_check=off")
+        return NoticeEvent(problem, "try a higher --temperature, --set repeat_penalty=1.1, or --set loop_check=off")
     if finish.reason == "stop" and not reply.text.strip():
         return NoticeEvent("the model's answer is blank", "check the prompt format with --dry-run, or ask again")
     return None

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.settings import RECOMMENDED, Settings
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.engine.backend import Vocabulary, continuation
 from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Force, LoopCheck, Stage
@@ -70,7 +70,12 @@ class ReplyControls:
         return partial(AnswerDetector, replace(channels, thoughts=thoughts), tokens)
 
     def require_marked_thought(self, settings: Settings, system_prompt: str | None) -> None:
-        """Raise UsageError for a limit of reasoning that nothing marks, and an effort that the format does not know."""
+        """Raise UsageError for a limit of reasoning that nothing marks, and an effort that the format does not know.
+
+        What the model's row recommends is ignored instead: the user may have chosen a format without reasoning.
+        """
+        if settings.origin("think") in RECOMMENDED:
+            return
         if settings.effort and settings.effort not in self.format.efforts:
             known = ", ".join(("on", "off", "a number of tokens", *self.format.efforts))
             raise UsageError(f"think is {settings.think}, an effort that this model does not know", f"it takes {known}")

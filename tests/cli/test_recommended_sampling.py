@@ -126,9 +126,10 @@ def test_endpoint_is_sent_what_the_model_recommends(tmp_path: Path, thinker: Pat
     assert sent == [ON, OFF | {"presence_penalty": 0.0}]
 
 
-def test_raw_prompt_decides_itself_whether_a_thought_follows(user: User) -> None:
+@pytest.mark.parametrize("arguments", [["--raw"], ["--format", "cerebrum"]])
+def test_recommended_think_is_no_error_in_a_format_without_thoughts(user: User, arguments: list[str]) -> None:
     user.row(ROW.replace('"on"', '"off"'))
-    assert user.sampled("Q", "--raw") == [OFF]  # not an error: nothing marks a thought that could be turned off
+    assert user.sampled("Q", *arguments) == [OFF]
 
 
 # Votes.

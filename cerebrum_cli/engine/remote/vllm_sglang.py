@@ -60,7 +60,7 @@ class _SharedFields:
             (
                 params.repeat_penalty != 1.0,
                 f"{name}'s repeat penalty counts the whole text, not the last 64 tokens",
-                "replies differ from those of llama.cpp; omit repeat_penalty",
+                "replies differ from those of llama.cpp; use --set repeat_penalty=1",
             ),
             (
                 params.presence_penalty or params.frequency_penalty,
