@@ -13,7 +13,7 @@ class ThoughtMarkup:
     """The markup of a model's reasoning: `open` before it, `close` after it, `header` before the answer, if any.
 
     With `own_lines`, the reasoning is on lines of its own, and a blank line precedes the answer. `final` is the header
-    behind this reasoning, where that is another one.
+    behind this reasoning, where that is another one. `footer` ends an answer that began with the header.
     """
 
     open: str
@@ -21,6 +21,7 @@ class ThoughtMarkup:
     header: str = ""
     own_lines: bool = False
     final: str = ""
+    footer: str = ""
 
     def wrap(self, thought: str) -> str:
         """The reasoning with its markup, as it precedes an answer."""
@@ -37,6 +38,7 @@ class ThoughtMarkup:
 
 
 HARMONY_FINAL = "<|start|>assistant<|channel|>final<|message|>"
+SOLAR_FINAL = "<|begin|>assistant<|content|>"
 THOUGHTS = (
     ThoughtMarkup("<think>", "</think>", own_lines=True),
     ThoughtMarkup("<thinking>", "</thinking>", own_lines=True),
@@ -48,9 +50,21 @@ THOUGHTS = (
     ThoughtMarkup("<|channel|>commentary<|message|>", "<|end|>", "<|channel|>final<|message|>", final=HARMONY_FINAL),
     ThoughtMarkup("<|start|>assistant<|channel|>analysis<|message|>", "<|end|>", final=HARMONY_FINAL),  # second blocks
     ThoughtMarkup("<|start|>assistant<|channel|>commentary<|message|>", "<|end|>", final=HARMONY_FINAL),
+    ThoughtMarkup("<|inner_prefix|>", "<|inner_suffix|>"),  # of Apertus
+    ThoughtMarkup("<|think|>", "<|end|>", SOLAR_FINAL),  # of Solar Open
+    ThoughtMarkup("<|begin|>assistant<|think|>", "<|end|>", "<|content|>", final=SOLAR_FINAL),
 )
+REPLACED = {  # the first markup, in templates with this text
+    "<response></response>": ThoughtMarkup("<think>", "</think>", "<response>", footer="</response>"),  # of Granite 3.3
+}
 
 SplitText = tuple[Channel, str]
+
+
+def thoughts_of(template: str) -> tuple[ThoughtMarkup, ...]:
+    """The reasoning markup of models with a chat template."""
+    first = next((markup for text, markup in REPLACED.items() if text in template), THOUGHTS[0])
+    return first, *THOUGHTS[1:]
 
 
 def open_thought(prompt_end: str, thoughts: tuple[ThoughtMarkup, ...]) -> ThoughtMarkup | None:
@@ -69,6 +83,7 @@ class ThoughtSplitter:
         self._open_thought = opened
         self._in_answer = not thoughts and opened is None
         self._held = ""
+        self._footer = ""
         self._trimmers: dict[Channel, WhitespaceTrimmer] = {
             "answer": WhitespaceTrimmer(),
             "thinking": WhitespaceTrimmer(),
@@ -100,6 +115,7 @@ class ThoughtSplitter:
     def flush(self) -> list[SplitText]:
         """Return the remaining text at the end of the reply."""
         rest, self._held = self._held, ""
+        rest = "" if self._footer and rest.rstrip() == self._footer else rest
         out: list[SplitText] = []
         self._emit("thinking" if self._open_thought else "answer", rest, out)
         return out
@@ -108,8 +124,11 @@ class ThoughtSplitter:
         if self._open_thought:
             return self._consume_thought(self._open_thought, out)
         if self._in_answer:
-            self._emit("answer", self._held, out)
-            self._held = ""
+            body, footer = self._held.rstrip(), self._footer
+            is_over = bool(footer) and body.endswith(footer)
+            cut = len(body) - len(footer) if is_over else len(self._held) - partial_marker_length(self._held, (footer,))
+            self._emit("answer", self._held[:cut], out)
+            self._held = self._held[cut:]
             return False
         return self._detect_markup()
 
@@ -134,6 +153,7 @@ class ThoughtSplitter:
                 self._held = text[len(marker) :]
                 self._open_thought = markers.get(marker)
                 self._in_answer = marker not in markers
+                self._footer = next((each.footer for each in self._thoughts if each.header == marker), "")
                 return True
         if any(marker.startswith(text) for marker in (*markers, *headers)):
             return False

@@ -52,6 +52,7 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
 
     def build(vocabulary: Vocabulary, context_size: int) -> PromptFormat:
         from cerebrum_cli.formats.template import EmbeddedFormat
+        from cerebrum_cli.formats.thinking import thoughts_of
 
         return EmbeddedFormat(
             source=template,
@@ -59,6 +60,7 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
             eos=vocabulary.special_token_text("eos"),
             special_tokens=lambda text: special_tokens(vocabulary, context_size, text),
             options=options,
+            thoughts=thoughts_of(template),
         )
 
     return build

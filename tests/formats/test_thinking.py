@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.core.events import Channel
-from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup, ThoughtSplitter, open_thought
+from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup, ThoughtSplitter, open_thought, thoughts_of
 
 THINK = THOUGHTS[0]
 ANALYSIS = "<|channel|>analysis<|message|>"
@@ -61,6 +61,14 @@ CASES = [
     ("harmony, commentary", f"{ANALYSIS}a<|end|>{START}{COMMENTARY}b<|end|>{START}{FINAL}c", ("ab", "c")),
     ("harmony, commentary first", f"{COMMENTARY}b<|end|>{START}{FINAL}c", ("b", "c")),
     ("harmony's markup in the answer", f"{FINAL}say {ANALYSIS}", ("", f"say {ANALYSIS}")),
+    ("Apertus", "<|inner_prefix|>a<|inner_suffix|>b", ("a", "b")),
+    ("Solar", "<|think|>a<|end|><|begin|>assistant<|content|>b", ("a", "b")),
+    ("Solar without a thought", "<|content|>b", ("", "b")),
+    (
+        "Solar, two thoughts",
+        "<|think|>a<|end|><|begin|>assistant<|think|>b<|end|><|begin|>assistant<|content|>c",
+        ("ab", "c"),
+    ),
     ("a header", "<|START_THINKING|>a<|END_THINKING|><|START_RESPONSE|>b", ("a", "b")),
     ("a header alone", "<|START_RESPONSE|>b", ("", "b")),
 ]
@@ -72,6 +80,25 @@ def test_splitter_result_is_independent_of_chunks(text: str, expected: tuple[str
     assert thought_and_answer(*text) == expected
     for cut in range(len(text)):
         assert thought_and_answer(text[:cut], text[cut:]) == expected, cut
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<think>a</think><response>b</response>", ("a", "b")),
+        ("<think>a</think>\n<response>\nb </b> </response>\n", ("a", "b </b>")),
+        ("<think>a</think><response>b</response>c</resp", ("a", "b</response>c</resp")),
+        ("<think>a</think>b</response>", ("a", "b</response>")),
+        ("<xml></response>", ("", "<xml></response>")),
+    ],
+)
+def test_splitter_drops_the_tags_around_an_answer_of_granite(text: str, expected: tuple[str, str]) -> None:
+    thoughts = thoughts_of("Write your response between <response></response>.")
+    for cut in range(len(text)):
+        splitter = ThoughtSplitter(thoughts)
+        pieces = [*splitter.feed(text[:cut]), *splitter.feed(text[cut:]), *splitter.flush()]
+        found = ("".join(piece for to, piece in pieces if to == channel) for channel in ("thinking", "answer"))
+        assert tuple(found) == expected
 
 
 @pytest.mark.parametrize("thought", THOUGHTS, ids=lambda thought: thought.open)
