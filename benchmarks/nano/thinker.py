@@ -14,6 +14,7 @@ from functools import lru_cache
 from itertools import pairwise
 from random import Random
 
+from byte_alphabet import byte_alphabet
 from mistral_vocabulary import MetadataValue
 
 from nano.data import FOLLOW_UP_RATE, IGNORE_INDEX, NOT_A_SUM_RATE, TURNS, Example, Turn, Vocabulary
@@ -23,6 +24,7 @@ from nano.replies import NOT_A_SUM, Noise, work_out
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # token types of GGUF
 PAD, START, END, OPEN, CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"
 SPECIAL_TOKENS = {PAD: CONTROL, START: CONTROL, END: CONTROL, OPEN: USER_DEFINED, CLOSE: USER_DEFINED}
+BYTES = byte_alphabet()
 SPECIAL = re.compile(f"({'|'.join(map(re.escape, SPECIAL_TOKENS))})")
 # What llama.cpp's rule "qwen2" does to ASCII: each digit is a token, and a word includes the space before it.
 WORDS = re.compile(
@@ -108,16 +110,6 @@ class Tokenizer:
             "tokenizer.ggml.padding_token_id": self._ids[PAD],
             "tokenizer.ggml.add_bos_token": False,
         }
-
-
-def _byte_alphabet() -> tuple[str, ...]:
-    """GPT-2's spelling of the 256 bytes: printable Latin-1 characters, and letters from U+0100 on for the others."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    substitutes = iter(range(0x100, 0x200))
-    return tuple(chr(byte if byte in printable else next(substitutes)) for byte in range(256))
-
-
-BYTES = _byte_alphabet()
 
 
 def spell(word: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from byte_alphabet import byte_alphabet
 from gguf_files import write_file
 from mistral_vocabulary import MetadataValue, tokenizer_metadata
 
@@ -286,7 +287,7 @@ def bpe_metadata(size: int | None = None) -> dict[str, MetadataValue]:
     With a `size`, it has as many tokens: some are unused, and if there is no room for all bytes, it has ASCII's only.
     """
     special, merged = list(SPECIAL_TOKENS), [merge.replace(" ", "") for merge in MERGES]
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     if size is not None and size < len(special) + len(alphabet) + len(merged):
         alphabet = [alphabet[byte] for byte in (0x0A, *range(0x20, 0x7F))]
     tokens = [*special, *alphabet, *merged]
@@ -303,13 +304,6 @@ def bpe_metadata(size: int | None = None) -> dict[str, MetadataValue]:
         "tokenizer.ggml.padding_token_id": special.index("<|endoftext|>"),
         "tokenizer.ggml.add_bos_token": False,
     }
-
-
-def _byte_alphabet() -> list[str]:
-    """GPT-2's spelling of the 256 bytes: printable Latin-1 characters, and letters from U+0100 on for the others."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    substitutes = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(substitutes)) for byte in range(256)]
 
 
 def _write(
