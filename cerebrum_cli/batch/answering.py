@@ -57,7 +57,8 @@ class BatchOptions:
     def for_row(self, position: int, row: Layer) -> Settings:
         """The settings of a row, which may have some of its own."""
         mode = self.modes.get(MODES[row["think"] != "off"], self.settings) if row.get("think") else self.settings
-        return replace(mode, **{"seed": self.seed(position), **row})
+        origins = {**mode.origins, **dict.fromkeys(row, "row")}
+        return replace(mode, **{"seed": self.seed(position), **row}, origins=origins)
 
     def seed(self, position: int) -> int | None:
         """The seed of a row's first sample; no two samples of the batch share a seed."""
