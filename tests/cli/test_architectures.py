@@ -15,18 +15,20 @@ from typing import Any
 
 import pytest
 from architectures import ARCHITECTURES, all_architectures, write_all_kinds, write_architecture
-from chats import text
+from chats import finish, text
 from command_line import SOUND_MODELS, CommandLine
 from llama_engines import STORY, in_f32
 from scripted_command import app_for
+from templates import TEMPLATES
 
 from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.cli.app import App, llama_opener
 from cerebrum_cli.cli.chat import open_chat
 from cerebrum_cli.cli.options import ChatOptions
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.core.events import Event, TokenEvent
+from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.engine.backend import OpenBackend, TokenRow
 from cerebrum_cli.engine.llama.context import LlamaContext
 from cerebrum_cli.engine.load_options import LoadOptions
@@ -217,6 +219,35 @@ def test_long_prompts_are_not_evaluated_again(owner: Owner, count_rows: Callable
         assert count_rows(chat.retry()) <= few
     with replace(owner, is_exact=False).chat() as chat:
         assert count_rows(chat.retry()) <= few
+
+
+@pytest.mark.parametrize("owner", ("llama", "qwen35", "lfm2", "gemma3", "gpt-oss", "mamba2"), indirect=True)
+def test_turn_after_a_thought_evaluates_what_follows_the_last_question(owner: Owner) -> None:
+    """Also after a resume, and with a thought longer than what a sliding window can be rolled back by."""
+    template = owner.home / "template.jinja"
+    template.write_text(
+        TEMPLATES["qwen3.5"].replace("<think>\\n') }}", "(thinking before the answer is given)\\n<think>\\n') }}")
+    )
+    settings = {"chat_template": str(template), "max_tokens": 150}
+    opening = Text("<|im_end|>\n<|im_start|>assistant\n(thinking before the answer is given)\n<think>\n", trusted=True)
+
+    def turn(chat: Chat, question: str) -> FinishEvent:
+        done = finish(chat.send(question))
+        reply = chat.messages[-1]
+        assert (reply.message.content == "") == (reply.metadata.reasoning is not None)
+        return done
+
+    with replace(owner, is_exact=False).chat(**settings) as chat:
+        first = turn(chat, STORY * 3)
+        length = len(chat.loaded.engine.vocabulary.tokenize([opening]))
+        second = turn(chat, "And then?")
+        assert second.cached_tokens >= first.prompt_tokens - length - 1
+        assert second.prompt_tokens < first.prompt_tokens + TURN + 2 * length
+        chat.undo()
+        assert turn(chat, "Who?").cached_tokens >= first.prompt_tokens - length - 1
+        third = turn(chat, "Why?")
+    with replace(owner, is_exact=False).chat(**settings) as chat:
+        assert turn(chat, "So?").cached_tokens >= third.prompt_tokens - length - 1
 
 
 @pytest.mark.parametrize("owner", ("qwen35", "lfm2", "gemma3", "gpt-oss", "mamba2"), indirect=True)
