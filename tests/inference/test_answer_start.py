@@ -19,7 +19,7 @@ from tiny_models import CHATML_TEMPLATE, write_bigrams
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup
+from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup, thoughts_of
 from cerebrum_cli.inference.reply import ReplyChannels
 from cerebrum_cli.inference.reply_controls import MAX_BLANKS, AnswerDetector
 
@@ -27,9 +27,10 @@ from cerebrum_cli.inference.reply_controls import MAX_BLANKS, AnswerDetector
 
 OPENS = {thought.open: (thought,) for thought in THOUGHTS}
 QWEN, MISTRAL, GEMMA = OPENS["<think>"], OPENS["[THINK]"], OPENS["<|channel>thought"]
-GRANITE = (ThoughtMarkup("<think>", "</think>", "<response>"),)
+GRANITE = thoughts_of("<response></response>")[:1]
+SOLAR = tuple(thought for thought in THOUGHTS if "<|think|>" in thought.open)
 HARMONY = tuple(thought for thought in THOUGHTS if "<|message|>" in thought.open)
-SPECIAL = ("<|channel|>", "<|message|>", "<|start|>", "<|channel>", "[THINK]")
+SPECIAL = ("<|channel|>", "<|message|>", "<|start|>", "<|channel>", "[THINK]", "<|think|>", "<|begin|>", "<|content|>")
 SPECIAL_TAGS = (*SPECIAL, "<think>", "</think>")
 ANALYSIS = "<|channel|> analysis <|message|> H m <|end|>"
 NEXT_CHANNEL = "<|start|> assistant <|channel|> final <|message|>"
@@ -66,6 +67,8 @@ class Case:
         pytest.param(Case("<|channel> thought ␤ H <channel|> {", "ppttta", GEMMA), id="special token and text"),
         pytest.param(Case(f"{ANALYSIS} {NEXT_CHANNEL} {{", "ppptttpppppa", HARMONY), id="channels"),
         pytest.param(Case("<|channel|> final <|message|> {", "pppa", HARMONY), id="final channel alone"),
+        pytest.param(Case("<|think|> H <|end|> <|begin|> assistant <|content|> {", "pttpppa", SOLAR), id="turns"),
+        pytest.param(Case("<|content|> {", "pa", SOLAR), id="content alone"),
         pytest.param(Case("<|channel|> final json", "ppa", HARMONY, rest="<|message|>"), id="unknown header"),
         pytest.param(Case(" ".join("␤" * (MAX_BLANKS + 1)), "p" * MAX_BLANKS + "a"), id="much white space"),
         pytest.param(Case("{ <think>", "aa", special=SPECIAL_TAGS), id="no reasoning"),
