@@ -6,6 +6,7 @@ import datetime
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from templates import BARE, NO_SYSTEM, ONE_TURN, TEMPLATES, TWO_TURNS, UPPER, embedded, untrusted
-from vocabularies import marked_up, text_of
+from vocabularies import MARKS, marked_up, text_of
 
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import FormatError, Interrupted
@@ -277,6 +278,28 @@ def test_earlier_thoughts_are_dropped_as_transformers_does(
     ]
     assert "<|im_end|> thought" not in expected
     assert chatml.tokenize(parts) == chatml.tokenize((Text(expected, trusted=True),))
+
+
+@given(
+    template=st.sampled_from(sorted({*DROPPING, "qwen3.8"})),
+    texts=st.lists(marked_up.filter(str.strip), min_size=7, max_size=7),
+    keeps=st.sampled_from([None, True, False]),
+    is_sampled=st.booleans(),
+)
+def test_replies_with_reasoning_never_become_special_tokens(
+    template: str, texts: list[str], keeps: bool | None, is_sampled: bool, chatml: LlamaBackend
+) -> None:
+    specials = chatml.special_token_ids(MARKS)
+
+    def special(texts: list[str]) -> list[int]:
+        conversation, tokens = Conversation(keeps_thoughts=keeps), (3,) if is_sampled else None
+        for question, answer, thought in zip(texts[:6:3], texts[1:6:3], texts[2:6:3], strict=True):
+            conversation = conversation.user(question).assistant(answer, tokens, thought)
+        ids = chatml.tokenize(embedded(chatml, template).render(conversation.user(texts[6])))
+        return [token for token in ids if token in specials]
+
+    with suppress(FormatError):
+        assert special(texts) == special(["x"] * 7)
 
 
 def test_keep_thoughts_keeps_sampled_tokens_or_gives_answers_only(chatml: LlamaBackend) -> None:
