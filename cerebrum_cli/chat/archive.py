@@ -26,6 +26,7 @@ from cerebrum_cli.core.files import remove
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc
 from cerebrum_cli.engine.sequence import TOKEN_BYTES
 from cerebrum_cli.engine.state_store import read_states
+from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.inference.loading import LoadedModel, ReplySource, open_model
 from cerebrum_cli.inference.prompt_sources import read_text
 from cerebrum_cli.inference.responder import Responder
@@ -127,7 +128,8 @@ def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation
 
 def export_transcript(source: ReplySource, store: Store, session: Session) -> str:
     """Export the exact prompt and last reply of a session; loads only the model's vocabulary."""
-    settings = replace(source.settings, format=session.format)
+    template = source.settings.chat_template if session.format == EMBEDDED else None
+    settings = replace(source.settings, format=session.format, chat_template=template)
     loaded = open_model(replace(source.used(vocabulary_only=True), settings=settings))
     try:
         return _transcript(loaded, store, session)

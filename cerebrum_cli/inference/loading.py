@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import EngineError, FormatError, ModelFileError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
-from cerebrum_cli.core.settings import ATTENTION_KEYS, GENERATION_KEYS, Settings
+from cerebrum_cli.core.settings import ATTENTION_KEYS, GENERATION_KEYS, SESSION, Settings
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.load_options import AdapterFile, GgufFile, LoadOptions, Tuning, fallback_notice, plan_repacking
@@ -289,7 +289,7 @@ def format_of(settings: Settings, model: Model) -> tuple[str, str | None]:
         embedded = model.header.chat_template
         return choose_format(settings.format, model.known_format, embedded), embedded
     template = read_template(Path(settings.chat_template).expanduser())
-    if settings.format not in (None, EMBEDDED):
+    if settings.format not in (None, EMBEDDED) and settings.origin("format") != SESSION:
         raise UsageError(f"chat_template cannot be used with the format {settings.format}", "omit one of them")
     return EMBEDDED, template
 

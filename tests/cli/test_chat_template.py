@@ -84,3 +84,15 @@ def test_chat_changes_its_template(template: Path, chatml_model: Path, store: St
     with pytest.raises(FormatError):
         list(chat.change_settings({"chat_template": str(template), "ctx": 100}))
     chat.close()
+
+
+def test_template_wins_over_the_format_that_a_session_recorded(
+    template: Path, chatml_model: Path, tmp_path: Path
+) -> None:
+    asked = ("ask", "One?", "-m", chatml_model, "--format", "collective-cognition", "--temperature", "0")
+    assert run_here({"reply": "1."}, tmp_path, *asked).code == 0
+    continued = run_here(REPLY, tmp_path, "ask", "-c", "Why?", "--chat-template", template, "--dry-run")
+    assert continued.out == f"<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n1.<|im_end|>\n{OPENING}"
+    (template.parent / "config.toml").write_text('chat_template = "own.jinja"\n')
+    exported = run_here(REPLY, tmp_path, "sessions", "export", "one", "--as", "transcript")
+    assert "USER: One?" in exported.out, exported.err
