@@ -1,8 +1,9 @@
-"""The chat template embedded in a GGUF file, as a prompt format.
+"""A chat template, embedded in a GGUF file or from a file of its own, as a prompt format.
 
 To tell the template's own text from that of the messages, the template is rendered twice: with the messages, and with
-placeholders in their place. The two must agree. A reply whose tokens are known is a placeholder in both, and the
-prompt holds exactly these tokens. Each rendering has placeholders of its own, which no message can contain.
+placeholders in the place of their texts. The two must agree. A reply that keeps its tokens is a placeholder in both,
+and the prompt holds exactly these tokens; templates that drop reasoning get the text of replies instead. Each rendering
+has placeholders of its own, which no message can contain.
 """
 
 from __future__ import annotations
