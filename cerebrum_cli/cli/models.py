@@ -43,8 +43,7 @@ def search(
 ) -> None:
     """Lists the 10 most downloaded GGUF repositories with the quantization recommended for this machine.
 
-    Headers are not read, so memory is estimated; `cerebrum pull --dry-run REPOSITORY` is exact, and lists all
-    quantizations.
+    The verdict is an estimate; `cerebrum pull --dry-run REPOSITORY` is exact, and lists all quantizations.
 
     Examples:
       cerebrum search qwen3.5
@@ -137,7 +136,7 @@ def pull_vocabulary(app: App, reference: Reference, context: int | None, options
 def list_models(context: typer.Context, options: ListOptions) -> None:
     """Includes models that other tools have put into the Hugging Face cache. Only --outdated uses the network.
 
-    With --found, the models in the stores of Ollama and LM Studio are listed, which `cerebrum pull` can register.
+    With --found, lists the models of Ollama and LM Studio instead, which `cerebrum pull` can register.
 
     Examples:
       cerebrum list
@@ -167,7 +166,7 @@ def list_models(context: typer.Context, options: ListOptions) -> None:
     elif options.found:
         if listed:
             print_found(streams, listed)
-        streams.report("cerebrum pull MODEL registers one" if listed else "no GGUF model in Ollama or LM Studio")
+        streams.report("next: cerebrum pull MODEL" if listed else "no GGUF models found in Ollama or LM Studio")
     else:
         print_installed(app, listed, options.outdated)
 
@@ -196,7 +195,7 @@ def print_installed(app: App, listed: list[dict[str, Any]], is_outdated: bool) -
 
 
 def outdated(app: App) -> list[Model]:
-    """Installed models of whose files the Hub has newer uploads."""
+    """Installed models with newer uploads on the Hub."""
     with FileProgress(app.streams) as progress, interruptible("run it again"):
         return app.puller(progress, offline=False).outdated()
 
@@ -276,7 +275,7 @@ def rm(
     model: Annotated[str, positional("MODEL", "An installed model or vocabulary", stored_models)],
     options: DeleteOptions,
 ) -> None:
-    """A local file, or one of Ollama or LM Studio, that was registered is unregistered, not deleted.
+    """Local files, and those of Ollama and LM Studio, are unregistered, not deleted.
 
     Files shared with another revision in the Hugging Face cache are kept.
 

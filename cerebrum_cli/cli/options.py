@@ -210,9 +210,9 @@ class RunOptions(QuietOptions):
 
 @option_group
 class ListOptions(QuietOptions):
-    available: bool = option(False, "List the whole catalog, what fits this machine first", "Model")
+    available: bool = option(False, "List the catalog, models that fit this machine first", "Model")
     found: bool = option(False, "List the models of Ollama and LM Studio", "Model")
-    outdated: bool = option(False, "List models with a newer upload; asks the Hub", "Model")
+    outdated: bool = option(False, "List models with a newer upload on the Hub", "Model")
     json: bool = option(False, "Print a JSON array", "Output")
 
     def validate(self) -> None:

@@ -22,7 +22,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 
 Layer = Mapping[str, Any]
 
-DEFAULT, MODEL_FILE, CATALOGUE = "default", "model file", "catalogue"  # origins of what no user has set
+DEFAULT, MODEL_FILE, CATALOGUE = "default", "model file", "catalog"  # origins of what no user has set
 RECOMMENDED = (DEFAULT, MODEL_FILE, CATALOGUE)
 COMMAND_LINE, SAVED_PROMPT, SESSION = "command line", "saved prompt", "session"
 CACHE_TYPES = ("f16", "q8_0", "q4_0")  # of the KV cache, for its keys and its values
@@ -49,7 +49,7 @@ class Settings(SamplingParams):
     """Everything that can be set for a command, with all layers merged; None leaves a choice to the model or machine.
 
     `lora` are LoRA adapters, each as FILE or FILE:SCALE. `cache_gb` limits the prompt cache on disk, in GB; 0 turns it
-    off. `origins` says where the values come from that are not the defaults.
+    off. `origins` is where values that are not defaults come from.
     """
 
     model: str | None = option(None, "Model to use [default: see cerebrum list]", "Model", short="-m", metavar="MODEL")
@@ -115,7 +115,7 @@ class Settings(SamplingParams):
         return SamplingParams(**values | {"stop": (*format_stop, *self.stop)})
 
     def applied_to(self, conversation: Conversation) -> Conversation:
-        """The conversation, whose next reply is generated with these settings."""
+        """The conversation, with these settings for its next reply."""
         return replace(conversation, thinks=self.thinks, effort=self.effort, keeps_thoughts=self.keep_thoughts)
 
     @property

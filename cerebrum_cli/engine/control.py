@@ -1,4 +1,4 @@
-"""Controls, which see each token of a reply and may intervene after it; and what keeps a grammar to its answer."""
+"""Controls, which see each token of a reply and may intervene after it; and where a grammar starts to apply."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ Stage = Literal["thinking", "undecided", "answer"]
 
 
 class AnswerStart(Protocol):
-    """State of one reply that decides where its answer begins, from which on its grammar applies."""
+    """Finds where the answer of one reply begins, and so where its grammar starts to apply."""
 
     @property
     def stage(self) -> Stage:

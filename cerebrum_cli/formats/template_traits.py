@@ -118,7 +118,7 @@ def reads_fields(source: str, bos: str, eos: str) -> bool:
 def find_writer(source: str, values: Mapping[str, Any], thoughts: tuple[ThoughtMarkup, ...]) -> tuple[WriteReply, bool]:
     """How a template takes replies with their reasoning, and whether it drops that of earlier ones.
 
-    A template that knows no reasoning gets the answers alone.
+    A template without reasoning gets only the answers.
     """
     for write in _writers(source, values["bos_token"], values["eos_token"], thoughts):
         with suppress(FormatError):  # GPT-OSS rejects markup in the content

@@ -87,7 +87,7 @@ class Header:
 
     @property
     def sampling(self) -> SourcedLayer:
-        """The settings of sampling that the file recommends; invalid ones are ignored."""
+        """The sampling settings that the file recommends; invalid ones are ignored."""
         values = {}
         for key, name in SAMPLING_KEYS.items():
             value = self.metadata.get(f"general.sampling.{key}")

@@ -249,9 +249,9 @@ def reply_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
 
 
 def mismatch_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
-    """A notice of why a reply does not match its grammar, which it did while it was generated; None if it does."""
+    """A notice of why a reply under a grammar is incomplete, and so does not match it; None if it is complete."""
     if reply.reasoning and not reply.text.strip() and reply.finish.reason != "cancelled":
-        problem = "the reply ended while it was still reasoning"
+        problem = "the reply ended before its answer started"
         return NoticeEvent(problem, "raise --max-tokens, or limit reasoning with --think N or --think off")
     return reply_notice(reply, larger_context)
 

@@ -1,4 +1,4 @@
-"""What watches a reply: its controls, one of which ends its reasoning, and what finds the start of its answer."""
+"""Controls of a reply, one of which ends its reasoning, and the detector of where its answer starts."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ReplyControls:
         return partial(AnswerDetector, replace(channels, thoughts=thoughts), tokens)
 
     def require_marked_thought(self, settings: Settings, system_prompt: str | None) -> None:
-        """Raise UsageError for a limit of reasoning that nothing marks, and an effort that the format does not know.
+        """Raise UsageError for a limit of reasoning that nothing marks, and an effort that the format does not support.
 
         What the model's row recommends is ignored instead: the user may have chosen a format without reasoning.
         """
@@ -78,7 +78,8 @@ class ReplyControls:
             return
         if settings.effort and settings.effort not in self.format.efforts:
             known = ", ".join(("on", "off", "a number of tokens", *self.format.efforts))
-            raise UsageError(f"think is {settings.think}, an effort that this model does not know", f"it takes {known}")
+            problem = f"think is {settings.think}, an effort that this model does not support"
+            raise UsageError(problem, f"it supports: {known}")
         if settings.thought_limit is not None and not self._marks_thought(system_prompt):
             problem = f"think is {settings.think}, but this model does not mark its reasoning"
             raise UsageError(problem, "omit it, or set it to on; --max-tokens limits the whole reply")
@@ -172,10 +173,10 @@ class ThoughtBudget:
 
 
 class AnswerDetector:
-    """Tells the markup of reasoning and the white space before an answer from the answer itself.
+    """Finds where an answer starts, after the markup of reasoning and white space.
 
     `markers` are the texts that precede an answer or open reasoning, each with its special tokens. Such a token is
-    never part of an answer. A marker without any may be spelled out, and its beginning may be that of an answer.
+    never part of an answer. A marker without any is spelled out, and an answer may begin with the same characters.
     """
 
     def __init__(self, channels: ReplyChannels, markers: Mapping[str, frozenset[int]]) -> None:

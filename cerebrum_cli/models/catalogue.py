@@ -81,8 +81,8 @@ class ModelSpec:
 
     `context_size` is the trained context in tokens, `kv_bytes_per_token` its KV cache in f16. In `file`, `{quant}`
     stands for the quantization; `revision` is a commit, branch or tag other than main. `recipe` is the merge recipe
-    of a model that is not downloaded itself. `settings` are recommended, `thinking` and `no_thinking` while `think` is
-    on or off. `good_for` is one word.
+    of a model that is not downloaded itself. `settings` are recommended settings; `thinking` and `no_thinking` override
+    them while `think` is on or off. `good_for` is one word.
     """
 
     name: str

@@ -67,7 +67,7 @@ class DownloadPlanner:
         return plan
 
     def search(self, text: str, context: int | None) -> list[tuple[FoundRepository, DownloadPlan | None]]:
-        """GGUF repositories on the Hub by their name, with a plan of each; None without a model. Raises PullError."""
+        """Search the Hub for GGUF repositories, with a plan of each; None without a model. Raises PullError."""
         if self.is_offline:
             raise PullError("cannot search the Hub: the network is disabled", "omit --offline, or unset HF_HUB_OFFLINE")
         found = RetryPolicy(self.progress).run(lambda: search_repositories(text, MOST_FOUND))

@@ -152,7 +152,7 @@ class FoundRepository(NamedTuple):
 
 
 def search_repositories(text: str, limit: int) -> tuple[FoundRepository, ...]:
-    """Request the GGUF repositories whose name has a text, the most downloaded first. Raises HubError.
+    """Request the GGUF repositories whose names contain a text, the most downloaded first. Raises HubError.
 
     huggingface_hub's own search waits half a minute before it reports that there is no network.
     """

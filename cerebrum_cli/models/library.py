@@ -164,7 +164,7 @@ class Library:
         return model
 
     def _registered_from_store(self, reference: str) -> Model:
-        """The registered model with the file that a reference to the store of another tool means."""
+        """The registered model whose file is the one that a reference to another tool's store names."""
         path = absolute_path(find_in_store(reference).path)
         if entry := next((each for each in self.registry.entries() if each.path == path), None):
             return self.model_from_entry(entry)
@@ -336,7 +336,7 @@ def _file_missing(model: Model, merge_directory: Path) -> ModelNotFound:
     problem = f"{name}: its file {model.path} no longer exists{model.remover_note}"
     if model.file and model.file.source in STORES:
         again = name if names_stored(name) else f"{model.file.source}:NAME --name {name}"
-        return ModelNotFound(problem, f"cerebrum pull {again}  (if it is there again), or cerebrum rm {name}")
+        return ModelNotFound(problem, f"cerebrum pull {again}  (once it is back), or cerebrum rm {name}")
     if cached:
         return ModelNotFound(problem, f"cerebrum pull {cached.repo_id}:{cached.quantization} --name {name}")
     if spec and spec.package:

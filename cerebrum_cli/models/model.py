@@ -118,7 +118,7 @@ class Model:
 
     @property
     def remover_note(self) -> str:
-        """Which other tool has removed its file, to be added to an error; empty if none has."""
+        """Text to add to an error if another tool has removed the file; empty otherwise."""
         tool = STORES.get(self.file.source) if self.file else None
         return f"; {tool} has removed it" if tool and is_missing(self.path) else ""
 

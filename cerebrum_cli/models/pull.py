@@ -169,7 +169,7 @@ class Puller:
         return self._register(name, self.library.digest(newest, lambda *_: None), "hub")
 
     def outdated(self) -> list[Model]:
-        """Installed models of whose files the Hub has newer uploads, which are not installed. Raises HubError."""
+        """Installed models with newer uploads on the Hub that are not installed. Raises HubError."""
         library, outdated, listings = self.library, [], dict[tuple[str, str | None], Listing | None]()
         for model in library.models():
             if (cached := model.cached) is None:
@@ -190,7 +190,7 @@ class Puller:
         try:
             return RetryPolicy(self.progress).run(lambda: list_repository(repo_id, revision))
         except ModelNotFound as error:
-            self.progress.notice(NoticeEvent(error.message, "its models are not compared"))
+            self.progress.notice(NoticeEvent(error.message, "its models are skipped"))
             return None
 
     def _download(self, plan: DownloadPlan, name: str | None) -> Model:
@@ -248,17 +248,17 @@ class Puller:
         return self._register(name, hashed, "local")
 
     def _register_found(self, found: FoundModel, name: str | None) -> Model:
-        """Register a model in the store of another tool without copying it, by its name there if no other is given."""
+        """Register a model in another tool's store without copying it, by its name there if no other is given."""
         if found.needs_ollama:
             name = found.name.replace(":", "-")
             similar = (spec.name for spec in self.library.specs if f"{spec.name}-".startswith(f"{name}-"))
             spec_name, model = next(similar, None), found.name.partition(":")[0]
             hint = f"cerebrum pull {spec_name}" if spec_name else f"cerebrum search {model}"
-            raise PullError(f"{found.reference} is converted for Ollama, which alone can load it", hint)
+            raise PullError(f"{found.reference} is in a format that only Ollama can load", hint)
         hashed = self._hash(found.path)
         if found.sha256 not in (None, hashed.sha256):
-            hint = "remove it in Ollama and pull it there again"
-            raise PullError(f"{found.reference} is damaged: its SHA-256 is not that of its manifest", hint)
+            hint = "remove it in Ollama, then pull it there again"
+            raise PullError(f"{found.reference} is damaged: its SHA-256 does not match its manifest", hint)
         if name is not None:
             self._require_free_name(name, lambda _: False, hashed.sha256)
         return self._register(name or found.reference, hashed, found.store)

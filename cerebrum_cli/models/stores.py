@@ -55,7 +55,7 @@ class FoundModel:
         return self.store == "ollama" and _needs_ollama(read_tables(self.path))
 
     def is_called(self, name: str) -> bool:
-        """Whether a name of its store means it; that of LM Studio may lack the publisher, `-GGUF`, or the end."""
+        """Whether a name in its store matches; LM Studio's may omit the publisher, `-GGUF` and the quantization."""
         if self.store == "ollama":
             return name.lower() == self.name.lower()
         model, _, quantization = name.partition(":")
@@ -67,20 +67,22 @@ class FoundModel:
 
 
 def found_models() -> Iterator[FoundModel]:
-    """Yield the models of all stores, those of a user before those of a service. What cannot be read is left out."""
+    """Yield the models of all stores, a user's before those of a service. Unreadable files are skipped."""
     yield from _ollama_models()
     yield from _lm_studio_models()
 
 
 def find_in_store(reference: str) -> FoundModel:
-    """The model that a reference to a store means. Raises ModelNotFound if there is none, or more than one."""
+    """Find the model that a reference to a store names. Raises ModelNotFound if there is none, or more than one."""
     store, _, name = reference.partition(":")
     found = [model for model in found_models() if model.store == store and model.is_called(name)]
     matches = {model.reference: model for model in reversed(found)}  # of equal names, the first
     if len(matches) == 1:
         return next(iter(matches.values()))
     if matches:
-        raise ModelNotFound(f"{STORES[store]} has several models {name}", f"choose one: {', '.join(matches)}")
+        raise ModelNotFound(
+            f"{STORES[store]} has several models that match {name}", f"choose one: {', '.join(matches)}"
+        )
     raise ModelNotFound(f"{STORES[store]} has no GGUF model {name}", "cerebrum list --found lists what it has")
 
 
@@ -116,7 +118,7 @@ def _lm_studio_models() -> Iterator[FoundModel]:
 
 
 def _lm_studio_directories() -> list[Path]:
-    """The directory of models that is set, or else the default one; and that of older versions."""
+    """The directory of models, as set or by default, and that of older versions."""
     home = Path.home() / ".lmstudio"
     with contextlib.suppress(OSError, UnicodeDecodeError):
         home = Path((Path.home() / ".lmstudio-home-pointer").read_text(encoding="utf-8").strip() or home)

@@ -117,7 +117,7 @@ class Streams:
         return reply.strip().lower() in ("y", "yes") or (default and reply == "\n")
 
     def choose(self, question: str, count: int) -> int | None:
-        """Ask for a number from 1 to `count`; Enter means 1. None if the user or the input ends, or no terminal."""
+        """Ask for a number from 1 to `count`; Enter means 1. None if the user quits, or without input."""
         while self.can_ask:
             self.draw(f"{strip_controls(question)} [1 to {count}, q to quit; Enter: 1] ")
             reply = sys.stdin.readline()

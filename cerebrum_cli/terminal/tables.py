@@ -315,7 +315,7 @@ def settings_lines(values: Mapping[str, Any], origins: Mapping[str, str] = Mappi
 
 
 def sampling_text(samplers: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> str:
-    """Samplers in a line: "temperature 0.6 (model file), top_k 20 (catalogue)"; without unknown origins."""
+    """Samplers in a line: "temperature 0.6 (model file), top_k 20 (catalog)"; without unknown origins."""
     known = {} if origins is None else {key: f" ({origins.get(key, DEFAULT)})" for key in samplers}
     return ", ".join(f"{key} {_setting_text(value)}{known.get(key, '')}" for key, value in samplers.items())
 

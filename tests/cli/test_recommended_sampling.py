@@ -27,16 +27,16 @@ OFF = {"temperature": 0.7, "top_k": 64, "top_p": 0.8, "min_p": 0.05}
 PARAMS = """\
 model                 mine  command line
 max_tokens            7     CEREBRUM_MAX_TOKENS
-temperature           1     catalogue
+temperature           1     catalog
 top_k                 64    model file
 top_p                 0.9   config.toml
 min_p                 0.1   saved prompt
 repeat_penalty        1.1   command line
-presence_penalty      1.5   catalogue
+presence_penalty      1.5   catalog
 seed                  3     /set
 cache_type_k          f16   CEREBRUM_CACHE_TYPE
 cache_type_v          f16   CEREBRUM_CACHE_TYPE
-think                 on    catalogue
+think                 on    catalog
 """
 
 
@@ -139,7 +139,7 @@ def test_recommended_think_is_no_error_in_a_format_without_thoughts(user: User, 
 def test_vote_uses_a_recommended_temperature_above_0(user: User, recommended: str, used: float) -> None:
     user.row(ROW.replace("temperature = 1.0", f"temperature = {recommended}"))
     assert user.sampled("Q", "--votes", "2") == 2 * [ON | {"temperature": used}]
-    origin = "catalogue" if used == 1.0 else "--votes"
+    origin = "catalog" if used == 1.0 else "--votes"
     assert user.stats("--votes", "2").startswith(f"temperature {used:g} ({origin}), top_k 64 (model file)")
     assert user.sampled("-q", typed="Q\n/votes 2\n", command="chat")[1:] == 2 * [ON | {"temperature": used}]
 
@@ -207,10 +207,10 @@ def test_think_switches_the_recommended_sampling(user: User) -> None:
     shown = [line for line in done.err.splitlines() if line.startswith(("temperature ", "think "))]
     assert shown == [
         "temperature  0.1",
-        "temperature  1  catalogue",
+        "temperature  1  catalog",
         "think  off",
-        "temperature  0.7  catalogue",
-        "think  on  catalogue",
+        "temperature  0.7  catalog",
+        "think  on  catalog",
     ]
 
 
@@ -225,7 +225,7 @@ def test_session_records_only_what_the_user_has_set(user: User) -> None:
     assert user.sampled("-q", "-c", typed="S\n", command="chat") == [changed]
     assert "\ntop_k                 3" in user.run("chat", "-c", typed="/params\n").err
     lines = user.run("chat", "-c", typed="/params\n").err.splitlines()
-    assert [line.split()[-1] for line in lines if line.startswith(("top_k", "top_p"))] == ["session", "catalogue"]
+    assert [line.split()[-1] for line in lines if line.startswith(("top_k", "top_p"))] == ["session", "catalog"]
 
 
 def test_stats_of_a_chat_are_those_of_the_reply(user: User) -> None:
@@ -238,14 +238,14 @@ def test_stats_of_a_chat_are_those_of_the_reply(user: User) -> None:
 
 def test_stats_say_where_each_value_comes_from(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
     assert user.stats() == (
-        "temperature 1 (catalogue), top_k 64 (model file), top_p 0.95 (model file), min_p 0.05 (default), "
-        "presence_penalty 1.5 (catalogue)"
+        "temperature 1 (catalog), top_k 64 (model file), top_p 0.95 (model file), min_p 0.05 (default), "
+        "presence_penalty 1.5 (catalog)"
     )
     (user.config / "config.toml").write_text("top_p = 0.9\n[prompts.p]\nmin_p = 0.1\n")
     monkeypatch.setenv("CEREBRUM_TOP_K", "9")
     monkeypatch.setenv("CEREBRUM_TYPICAL_P", "0.9")
     assert user.stats("-p", "p", "--think", "off", "--set", "repeat_penalty=1.1") == (
-        "temperature 0.7 (catalogue), top_k 9 (CEREBRUM_TOP_K), top_p 0.9 (config.toml), min_p 0.1 (saved prompt), "
+        "temperature 0.7 (catalog), top_k 9 (CEREBRUM_TOP_K), top_p 0.9 (config.toml), min_p 0.1 (saved prompt), "
         "typical_p 0.9 (CEREBRUM_TYPICAL_P), repeat_penalty 1.1 (command line)"
     )
     assert ", top_k 3 (command line), " in user.stats("--set", "top_k=3")
@@ -261,22 +261,22 @@ def test_show_states_the_sampling_of_both_modes(user: User, chatml_model: Path) 
     lines = [line for line in shown(user.model).splitlines() if line.startswith(("ask ", "sampling"))]
     assert lines == [
         "ask                    format embedded, context 2048, think on",
-        "sampling, thinking     temperature 1 (catalogue), top_k 64 (model file), top_p 0.95 (model file), "
-        "min_p 0.1 (config.toml), presence_penalty 1.5 (catalogue)",
-        "sampling, no thinking  temperature 0.7 (catalogue), top_k 64 (model file), top_p 0.8 (catalogue), "
+        "sampling, thinking     temperature 1 (catalog), top_k 64 (model file), top_p 0.95 (model file), "
+        "min_p 0.1 (config.toml), presence_penalty 1.5 (catalog)",
+        "sampling, no thinking  temperature 0.7 (catalog), top_k 64 (model file), top_p 0.8 (catalog), "
         "min_p 0.1 (config.toml)",
     ]
     sampling = json.loads(shown(user.model, "--json"))["sampling"]
     values = {mode: {key: each["value"] for key, each in samplers.items()} for mode, samplers in sampling.items()}
     assert values == {"thinking": ON | {"min_p": 0.1}, "no_thinking": OFF | {"min_p": 0.1}}
-    assert sampling["no_thinking"]["top_p"] == {"value": 0.8, "origin": "catalogue"}
+    assert sampling["no_thinking"]["top_p"] == {"value": 0.8, "origin": "catalog"}
     assert "\nsampling            temperature 0 (default)\n" in shown(chatml_model)
     assert "\nsampling            temperature 0 (default)\n" in shown(Path("cerebrum-7b"))
 
 
 def test_show_states_the_sampling_of_a_model_before_it_is_pulled(user: User) -> None:
     sampling = run_here({}, user.home, "show", "thinker", "--json").object["sampling"]
-    assert sampling["no_thinking"]["temperature"] == {"value": 0.7, "origin": "catalogue"}
+    assert sampling["no_thinking"]["temperature"] == {"value": 0.7, "origin": "catalog"}
     assert sampling["thinking"]["top_k"] == {"value": 40, "origin": "default"}
 
 
@@ -295,5 +295,5 @@ def test_eval_reports_the_sampling_and_starts_another_run_for_another(user: User
     rows = json.loads(run_here({}, user.home, "runs", "list", "--json").out)
     assert [row["name"] for row in rows] == ["sums-thinker", "sums-thinker-2", "sums-thinker-3"]
     done = user.run("eval", "sums.jsonl", "--dry-run", "--samples", "2")
-    assert "\ntemperature 0.9 (catalogue), top_k 64 (model file)," in done.err
+    assert "\ntemperature 0.9 (catalog), top_k 64 (model file)," in done.err
     assert "\n1 of 2 samples already in the run\n" in done.err

@@ -96,7 +96,7 @@ def test_list_found_reads_where_lm_studio_keeps_its_models(
 
 def test_list_found_without_stores_or_with_damaged_ones(new_user: CommandLine, ollama: Put) -> None:
     done = new_user.run("list", "--found")
-    assert (done.code, done.out, done.err) == (0, "", "no GGUF model in Ollama or LM Studio\n")
+    assert (done.code, done.out, done.err) == (0, "", "no GGUF models found in Ollama or LM Studio\n")
     blob = ollama("library/small/latest")
     blob.write_bytes(b"GGUF")
     (new_user.home / ".ollama/models/manifests/registry.ollama.ai/library/small/broken").write_text("[")
@@ -143,7 +143,7 @@ def test_pull_registers_a_model_of_lm_studio_by_its_short_name(new_user: Command
         assert new_user.run("show", reference).code == 0
     put_file(new_user.home / ".lmstudio/models/another/Tiny-GGUF", chatml_model)
     done = new_user.run("pull", "lmstudio:tiny")
-    assert_error(done, 3, "LM Studio has several models tiny", "lmstudio:another/Tiny-GGUF:Q8_0")
+    assert_error(done, 3, "LM Studio has several models that match tiny", "lmstudio:another/Tiny-GGUF:Q8_0")
     assert_error(new_user.run("pull", "lmstudio:huge"), 3, "LM Studio has no GGUF model huge", "list --found")
 
 
@@ -187,7 +187,7 @@ def test_pull_refuses_a_damaged_blob_and_what_only_ollama_loads(
     vision = write_with_tensor(tmp_path / "vision.gguf", "v.patch_embd.weight")
     ollama("library/seeing/1b", vision)
     ollama("library/ministral-3/8b", write_vocabulary(tmp_path / "mistral3.gguf", "mistral3", rope__scaling_beta=1))
-    refused = "is converted for Ollama, which alone can load it"
+    refused = "is in a format that only Ollama can load"
     assert_error(new_user.run("pull", "ollama:gpt-oss:20b"), 1, refused, "cerebrum pull gpt-oss-20b")
     ollama("library/gpt-oss/latest", own)
     assert_error(new_user.run("pull", "ollama:gpt-oss"), 1, refused, "cerebrum pull gpt-oss-20b")

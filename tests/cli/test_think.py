@@ -110,7 +110,10 @@ def test_ask_sets_an_effort_that_the_model_knows(tmp_path: Path) -> None:
     shown = run_here({"reply": "Yes."}, tmp_path, *arguments, "--think", "low", "--dry-run").out
     assert shown.startswith("<|im_start|>system\nReasoning effort: low<|im_end|>")
     assert run_here({"reply": "Yes."}, tmp_path, *arguments, "--think", "xhigh").code == 0
-    for think, problem in (("high", "think is high, an effort that this model does not know"), ("very", "is 'very'")):
+    for think, problem in (
+        ("high", "think is high, an effort that this model does not support"),
+        ("very", "is 'very'"),
+    ):
         assert_error(run_here({"reply": "Yes."}, tmp_path, *arguments, "--think", think), 2, problem, "low, medium")
     rows = [{"prompt": "one", "think": think} for think in ("medium", "high")]
     _, [medium, high] = batch_here({"rows": {}, "seeds": ["Yes."]}, tmp_path, model, *rows)
