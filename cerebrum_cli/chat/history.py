@@ -202,13 +202,14 @@ def load_conversation(store: Store, session: Session, model: Model, settings: Se
     The settings decide whether the next reply begins with reasoning.
 
     Its own replies keep their tokens; those of other models are tokenized again. So are replies that ended while
-    reasoning: their markup is unclosed, and everything after it would be reasoning.
+    reasoning, or before it: their markup is unclosed, and everything after it would be reasoning.
     """
     messages = []
     for stored in visible_messages(store, session):
-        is_unfinished = stored.metadata.reasoning and not stored.message.content
-        keeps_tokens = has_valid_tokens(stored, model) and not is_unfinished
-        messages.append(with_thinking(stored) if keeps_tokens else replace(with_thinking(stored), tokens=None))
+        tokens = stored.message.tokens if has_valid_tokens(stored, model) else None
+        if tokens and not stored.message.content:
+            tokens = None if stored.metadata.reasoning else ()
+        messages.append(replace(with_thinking(stored), tokens=tokens))
     conversation = Conversation(tuple(messages), session.system_prompt)
     return settings.applied_to(conversation) if settings else conversation
 

@@ -103,10 +103,14 @@ AnswerStartFactory: TypeAlias = Callable[[], AnswerStart]
 
 
 class Constraint(NamedTuple):
-    """The grammar of one reply, as GBNF, and where it starts to apply: None for the first token."""
+    """The grammar of one reply, as GBNF, and where it starts to apply: None for the first token.
+
+    `markup` are tokens that the answer must not have, whatever the grammar: they would begin reasoning.
+    """
 
     grammar: str
     start: AnswerStart | None = None
+    markup: frozenset[int] = frozenset()
 
     @property
     def applies(self) -> bool:

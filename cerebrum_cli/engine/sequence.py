@@ -105,7 +105,7 @@ class Request:
         """What constrains a new sample."""
         if self.grammar is None:
             return None
-        return Constraint(self.grammar, self.answer_start() if self.answer_start else None)
+        return Constraint(self.grammar, self.answer_start() if self.answer_start else None, self.visible_tokens)
 
     def compact(self) -> Request:
         """The request with its prompt in 4 bytes a token, for work that holds many."""

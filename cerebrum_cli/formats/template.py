@@ -107,7 +107,7 @@ class EmbeddedFormat(PromptFormat):
         messages = dict(enumerate(conversation.messages, offset))
         fixed = {index: part for index, each in messages.items() if (part := self._fixed_part(each, keeps_tokens))}
         contents = [placeholders.text(at) if at in fixed else turn["content"] for at, turn in enumerate(turns)]
-        thoughts = ["" if isinstance(fixed.get(at), Tokens) else each.reasoning or "" for at, each in messages.items()]
+        thoughts = ["" if at in fixed else each.reasoning or "" for at, each in messages.items()]
         real = [*contents, *[""] * offset, *thoughts]
         placed = [placeholders.text(index) if text.strip() else text for index, text in enumerate(real)]
 
@@ -122,22 +122,34 @@ class EmbeddedFormat(PromptFormat):
             if thinks != conversation.thinks and self._switch:
                 _, rest = placeholders.split(fill(placed, self._values(conversation, thinks)))
                 text = rest[-1][1] if rest else text
-            thought = open_thought(text, self.thoughts) if thinks is False and not self._is_fixed else None
-            return text + thought.ending(text) if thought else text
+            return self._closed(text) if thinks is False and not self._is_fixed else text
 
-        sampled = {index: messages[index].thinks for index, part in fixed.items() if isinstance(part, Tokens)}
-        headers = {each: header(each) for each in {thinks, *sampled.values()}}
-        before = {index: headers[thinks] for index, thinks in sampled.items()}
+        sampled = {index: part.ids for index, part in fixed.items() if isinstance(part, Tokens)}
+        headers = {each: header(each) for each in {thinks, *(messages[index].thinks for index in sampled)}}
+        before = {
+            index: headers[messages[index].thinks] if ids else self._closed(headers[messages[index].thinks])
+            for index, ids in sampled.items()
+        }
         out = [*_restore_headers(pieces, before, len(turns) - 1)[:-1], (FROM_TEMPLATE, headers[thinks])]
         return join_parts(tuple(_part(piece, fixed) for piece in out))
 
     def _fixed_part(self, message: Message, keeps_tokens: bool) -> PromptPart | None:
-        """A sampled reply that the template does not see: one that keeps its tokens, or mentions markup."""
+        """A sampled reply that the template does not see: one that keeps its tokens, or mentions markup.
+
+        Templates search replies for markup, and would truncate such a reply, or reject it.
+        """
         if message.tokens is None:
             return None
         if keeps_tokens:
             return Tokens(message.tokens)
-        return Text(message.content) if any(each.close in message.content for each in self.thoughts) else None
+        markers = (text for each in self.thoughts for text in (each.open, each.close, each.header, each.final) if text)
+        texts = message.content, message.reasoning or ""
+        return Text(message.content) if any(marker in text for marker in markers for text in texts) else None
+
+    def _closed(self, prompt_end: str) -> str:
+        """The end of a prompt, with any reasoning that it leaves open closed."""
+        thought = open_thought(prompt_end, self.thoughts)
+        return prompt_end + thought.ending(prompt_end) if thought else prompt_end
 
     def _history(self, conversation: Conversation, values: Mapping[str, Any]) -> tuple[WriteReply, bool]:
         """How to give earlier replies to the template, and whether those with known tokens keep these."""

@@ -120,13 +120,15 @@ def find_writer(source: str, values: Mapping[str, Any], thoughts: tuple[ThoughtM
 
     A template without reasoning gets only the answers.
     """
+    keeping: WriteReply | None = None
     for write in _writers(source, values["bos_token"], values["eos_token"], thoughts):
         with suppress(FormatError):  # GPT-OSS rejects markup in the content
             prompt = run_template(source, {**values, "messages": _conversation(write)})
             is_dropped = prompt.count(ANSWER) == 2 and prompt.count(THOUGHT) < 2
             if is_dropped or write is write_fields:
                 return write, is_dropped
-    return write_answer, False
+            keeping = keeping or write
+    return keeping or write_answer, False
 
 
 def _writers(source: str, bos: str, eos: str, thoughts: tuple[ThoughtMarkup, ...]) -> Iterator[WriteReply]:

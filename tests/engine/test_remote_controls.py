@@ -196,6 +196,19 @@ def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:
     assert caught.value.error.message.startswith("the answer begins in the token that ends the reasoning")
 
 
+@pytest.mark.parametrize("chunks", [["<think>Hm.</think>\n\n{"], ["<think>Hm.", "</think>\n\n{"]])
+def test_remote_answer_may_start_within_a_text_without_ids(chunks: list[str]) -> None:
+    request = constrained(stream=True)
+    sample = RemoteSample(SequenceId(0, 0), request, 3, ScriptedBackend(lambda held, seed: END), 300)
+    sample.begin_turns()
+    for chunk in chunks:
+        list(sample.add(ReplyChunk(text=chunk)))
+    assert sample.is_interrupted
+    list(sample.interrupt())
+    turn = sample.take_turn()
+    assert (turn.prompt_tokens, turn.grammar) == ((*request.prompt_tokens, *b"<think>Hm.</think>\n\n"), request.grammar)
+
+
 def test_remote_reply_without_all_ids_is_continued_after_its_special_tokens(chatml: LlamaBackend) -> None:
     [think], [close] = chatml.special_token_ids(["<think>"]), chatml.special_token_ids(["</think>"])
     request = constrained(stream=True, visible_tokens=frozenset({think, close}))

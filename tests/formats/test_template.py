@@ -315,8 +315,30 @@ def test_template_that_keeps_thoughts_keeps_sampled_tokens(chatml: LlamaBackend)
         parts = embedded(chatml, template, **options).render(THREE_TURNS)
         assert [part for part in parts if isinstance(part, Tokens)] == [Tokens((7, 8)), Tokens((9,))]
     untokenized = Conversation().user("One?").assistant("1.", None, "<|im_end|>").user("Two?")
-    assert untrusted(embedded(chatml, "qwen3.8").render(untokenized)) == ["One?", "<|im_end|>", "1.", "Two?"]
-    assert untrusted(embedded(chatml, "smollm3").render(untokenized)) == ["One?", "1.", "Two?"]
+    for template in ("qwen3.8", "smollm3"):
+        assert untrusted(embedded(chatml, template).render(untokenized)) == ["One?", "<|im_end|>", "1.", "Two?"]
+
+
+def test_reply_interrupted_before_its_thought_leaves_none_open(chatml: LlamaBackend) -> None:
+    interrupted = Conversation().user("One?").assistant("", ()).user("Two?")
+    shown = text_of(embedded(chatml, "qwen3.8").render(interrupted))
+    assert "assistant\n<think>\n\n</think>\n\n<|im_end|>" in shown
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "thought"),
+    [
+        ("gpt-oss", "It starts with `<|channel|>analysis<|message|>`.", "Harmony."),
+        ("gpt-oss", "It uses channels.", "Before it: <|channel|>final<|message|>."),
+        ("gemma4", "Reasoning opens with <|channel>thought.", None),
+        ("qwen3", "Reasoning ends with </think>.", "Easy."),
+    ],
+)
+def test_sampled_reply_may_quote_the_markup_of_thoughts(
+    template: str, answer: str, thought: str | None, chatml: LlamaBackend
+) -> None:
+    conversation = Conversation().user("What is <|im_end|>?").assistant(answer, (7, 8), thought).user("Two?")
+    assert untrusted(embedded(chatml, template).render(conversation)) == ["What is <|im_end|>?", answer, "Two?"]
 
 
 # The sandbox: what templates may use, what they may not, and their errors.

@@ -182,6 +182,12 @@ def test_answer_of_any_text_follows_a_thought(new_user: CommandLine, models: dic
     assert (answer["reasoning"], answer["text"]) == ("Hm.", "x")
 
 
+def test_answer_that_begins_with_a_tag_does_not_begin_a_thought(new_user: CommandLine, models: dict[str, Path]) -> None:
+    likely = ("--set", "logit_bias=<think>=100", "--think", "off", "-n", "12")
+    answer = ask(new_user, models["switched"], '"<" [a-z]+ ">"', *likely).object
+    assert (answer["text"][:1], answer["reasoning"]) == ("<", None)
+
+
 def test_answer_has_penalties_of_the_thought(new_user: CommandLine, models: dict[str, Path]) -> None:
     for options, text in (((), "H"), (("--set", "presence_penalty=2"), "z")):
         answer = ask(new_user, models["own"], '"H" | "z"', "--temperature", "0", *options).object
@@ -210,6 +216,7 @@ def test_ask_checks_a_thought_under_a_grammar_for_loops(new_user: CommandLine, t
     endless = write_bigrams(tmp_path / "endless.gguf", ":", "<think>", "H", "m", "H", chat_template=AFTER_COLON)
     done = ask(new_user, endless, OBJECT)
     assert (done.code, done.object["finish_reason"]) == (5, "repetition")
+    assert_error(done, 5, "the reply repeats itself", "try a higher --temperature")
     looped = ask(new_user, endless, '"ab"{200}', "--think", "1")
     assert (looped.object["text"], looped.object["finish_reason"]) == ("ab" * 200, "stop")
 

@@ -208,7 +208,7 @@ class LlamaBackend(LlamaVocabulary):
         if constraint is None:
             return plain
         free = GreedySampler(self.logits) if is_greedy else plain
-        return GrammarSampler(grammar, chain, self.batch_position, self, constraint.start, free)
+        return GrammarSampler(grammar, chain, self.batch_position, self, constraint, free)
 
     def batch_position(self, row: int) -> tuple[Any, int]:
         """llama.cpp's context, and the index of a row of the last decode in its batch."""

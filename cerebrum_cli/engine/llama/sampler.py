@@ -20,7 +20,7 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Sampler, TokenScore, Vocabulary, continuation
-from cerebrum_cli.engine.control import AnswerStart
+from cerebrum_cli.engine.control import AnswerStart, Constraint
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.grammar import accept_token, is_allowed
 
@@ -127,7 +127,7 @@ class GrammarSampler(LlamaSampler):
         chain: Any,
         batch_position: BatchPosition,
         vocabulary: Vocabulary,
-        start: AnswerStart | None,
+        constraint: Constraint,
         free: Sampler,
     ) -> None:
         import numpy
@@ -135,7 +135,8 @@ class GrammarSampler(LlamaSampler):
         super().__init__(chain, batch_position)
         self._grammar = grammar
         self._vocabulary = vocabulary
-        self._start = start  # None once the grammar applies
+        self._start = constraint.start  # None once the grammar applies
+        self._banned = [token for token in constraint.markup if not vocabulary.is_eog(token)]
         self._free = free
         self._markup: deque[int] = deque()  # completes the markup that has begun
         self._data = numpy.zeros(vocabulary.size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
@@ -175,8 +176,9 @@ class GrammarSampler(LlamaSampler):
 
     def _constrained(self, row_logits: Any, token: int) -> int:
         """The token, or another one if the grammar does not allow it; GrammarError if it allows none."""
-        if not is_allowed(self._grammar, token):
+        if token in self._banned or not is_allowed(self._grammar, token):
             allowed = self._candidates(row_logits)
+            self._data["logit"][self._banned] = float("-inf")
             llama.llama_sampler_apply(self._grammar, ctypes.byref(allowed))
             if self._data["logit"].max() == float("-inf"):
                 raise GrammarError("the grammar rejects every possible next token", "check that it can be completed")

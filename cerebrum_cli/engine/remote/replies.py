@@ -7,6 +7,7 @@ request of its own.
 from __future__ import annotations
 
 import re
+from codecs import getincrementaldecoder
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
@@ -238,7 +239,14 @@ class RemoteSample:
         """Pass on the server's text, with the ids that came with it."""
         vocabulary, request = self._vocabulary, self.request
         tokens = [token for token in chunk.tokens if request.ignore_eos or not vocabulary.is_eog(token)]
-        if any(map(self._starts_answer, (tokens or self._guess_tokens(text))[:1])):
+        guessed = tokens or self._guess_tokens(text)
+        if self._turns and self._turns.free_start and not tokens and len(guessed) > 1:
+            decoder = getincrementaldecoder("utf-8")("replace")
+            for token in guessed:  # the answer may start within the chunk
+                if not self.is_interrupted:
+                    yield from self._show_text(ReplyChunk(total=chunk.total), decoder.decode(self._turns.piece(token)))
+            return
+        if any(map(self._starts_answer, guessed[:1])):
             return
         self.tokens += len(tokens)
         if len(tokens) == len(chunk.tokens):
