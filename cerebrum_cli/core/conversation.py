@@ -16,7 +16,7 @@ ROLES: tuple[Role, Role] = ("user", "assistant")
 class Message:
     """One turn; `tokens` are those a reply was generated as, `thinks` is that of the conversation it answered.
 
-    `reasoning` is what a reply marked as such, which is no part of its content.
+    `reasoning` is what a reply marked as such; its content does not include it.
     """
 
     role: Role

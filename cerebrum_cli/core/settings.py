@@ -31,7 +31,7 @@ CACHE_TYPES = ("f16", "q8_0", "q4_0")  # of the KV cache, for its keys and its v
 class SourcedLayer(dict[str, Any]):
     """A layer merged from others, later ones over earlier ones, that knows where each value comes from.
 
-    `origin` is that of the layers which do not know. None sets nothing.
+    `origin` is that of layers without origins of their own. None sets nothing.
     """
 
     def __init__(self, *layers: Layer, origin: str = COMMAND_LINE) -> None:

@@ -54,7 +54,7 @@ THOUGHTS = (
     ThoughtMarkup("<|think|>", "<|end|>", SOLAR_FINAL),  # of Solar Open
     ThoughtMarkup("<|begin|>assistant<|think|>", "<|end|>", "<|content|>", final=SOLAR_FINAL),
 )
-REPLACED = {  # the first markup, in templates with this text
+REPLACED = {  # what replaces the first markup in templates with this text
     "<response></response>": ThoughtMarkup("<think>", "</think>", "<response>", footer="</response>"),  # of Granite 3.3
 }
 

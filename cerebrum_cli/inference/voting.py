@@ -31,7 +31,7 @@ from cerebrum_cli.inference.reply import (
 from cerebrum_cli.inference.responder import Responder
 
 SampleEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
-VOTE_TEMPERATURE = 0.7  # default of a vote: at 0 all samples would be the same
+VOTE_TEMPERATURE = 0.7  # of a vote, if the model recommends 0 or nothing: at 0 all samples would be the same
 
 
 class MajorityVote:
@@ -189,7 +189,7 @@ def require_sampling(settings: Settings, option: str = "--votes") -> None:
     if settings.temperature == 0:
         raise UsageError(
             f"{option} needs a temperature above 0: at 0 all samples are the same",
-            f"omit --temperature (default {VOTE_TEMPERATURE}), or set it above 0",
+            "omit --temperature, or set it above 0",
         )
 
 

@@ -167,7 +167,7 @@ class DownloadPlan:
 
     @property
     def rank(self) -> tuple[int, bool]:
-        """Sorts plans of several models by how well they fit this machine, best first."""
+        """Sort key for plans of several models: those that fit this machine best come first."""
         is_large = self.chosen.needed > ROOMY_FRACTION * self.capacity.usable_memory
         return get_args(Verdict).index(self.chosen.verdict), is_large
 

@@ -179,7 +179,7 @@ def suggestions(library: Library, context: int | None) -> list[dict[str, Any]]:
 
 
 def _ranked_plans(library: Library, context: int | None) -> list[tuple[ModelSpec, DownloadPlan | None]]:
-    """The catalog, with the models that fit this machine best first, then in its own order."""
+    """The catalog, sorted by how well models fit this machine, then in its own order."""
     models, capacity = library.models(), library.capacity()
     plans = [(spec, known_plan(spec, models, None, context, capacity)) for spec in library.specs]
     return sorted(plans, key=lambda pair: (0, *pair[1].rank) if pair[1] else (1, 0, False))

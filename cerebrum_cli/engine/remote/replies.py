@@ -88,7 +88,7 @@ class Turns:
     def feed(self, tokens: Sequence[int], text: str, is_forced: bool = False) -> None:
         """Add tokens that complete a text, and let the controls intervene after them unless they were forced.
 
-        Raises RefusedRequestError if the last one ends what precedes the answer, and begins the answer, too.
+        Raises RefusedRequestError if one token both ends what precedes the answer and begins the answer.
         """
         self.tokens += tokens
         self.texts.append(text)
