@@ -48,6 +48,8 @@ class Repository:
 
     def matches(self, filename: str) -> bool:
         """Whether a file of this name, possibly part of a split file, belongs to this model."""
+        if not filename.lower().startswith(self.file.partition("{quant}")[0].removesuffix(".gguf").lower()):
+            return False  # most rows; a pattern for each takes longer
         pattern = _QUANT.join(map(re.escape, self.file[: -len(".gguf")].split("{quant}")))
         return bool(re.fullmatch(rf"{pattern}(?:{_SPLIT})?\.gguf", filename, re.IGNORECASE))
 
