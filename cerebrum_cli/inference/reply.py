@@ -252,7 +252,7 @@ def mismatch_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
     """A notice of why a reply under a grammar is incomplete, and so does not match it; None if it is complete."""
     is_limited = reply.finish.reason == "length"
     if reply.reasoning and not reply.text.strip() and (is_limited or reply.finish.reason == "stop"):
-        problem = "the reply ended before its answer started"
+        problem = "the reply ended in its reasoning, before an answer"
         shorter = "limit reasoning with --think N or --think off"
         return NoticeEvent(problem, f"raise --max-tokens, or {shorter}" if is_limited else f"ask again, or {shorter}")
     return reply_notice(reply, larger_context)

@@ -96,7 +96,7 @@ def test_schema_is_not_met_by_a_reply_that_ends_while_thinking(
     new_user: CommandLine, thinker: Path, schema: Path
 ) -> None:
     done = new_user.run("ask", "-m", thinker, "--schema", schema, "-n", "5", QUESTION)
-    assert_error(done, 5, "before its answer started, so it does not match the schema", "--max-tokens")
+    assert_error(done, 5, "in its reasoning, before an answer, so it does not match the schema", "--max-tokens")
 
 
 def rendered_ids(thinker: Path, messages: list[dict[str, str]], **variables: bool) -> list[int]:

@@ -205,7 +205,7 @@ def test_answer_that_begins_in_the_last_token_of_its_thought(chatml_model: Path,
 
 
 def test_ask_reports_a_reply_that_ended_in_its_thought(new_user: CommandLine, models: dict[str, Path]) -> None:
-    still = "the reply ended before its answer started, so it does not match the"
+    still = "the reply ended in its reasoning, before an answer, so it does not match the"
     for rule, name in ((OBJECT, "schema"), ('"x"', "grammar")):
         done = ask(new_user, models["own"], rule, "-n", "3")
         assert_error(done, 5, f"{still} {name}", "raise --max-tokens, or limit reasoning with --think N or --think off")
@@ -236,7 +236,9 @@ def test_batch_rows_match_their_schema_after_a_thought(
     assert all(type(json.loads(answer["text"])["ok"]) is bool for answer in (*answers, limited))
     assert {answer["reasoning"] for answer in answers} == {"Hm."}
     assert limited["thought_closed_at"] == 4
-    problem = "the reply ended before its answer started: raise --max-tokens, or limit reasoning with --think N or"
+    problem = (
+        "the reply ended in its reasoning, before an answer: raise --max-tokens, or limit reasoning with --think N or"
+    )
     assert short["error"] == {"type": "incomplete_output", "message": f"{problem} --think off"}
 
 
