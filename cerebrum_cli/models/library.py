@@ -164,9 +164,9 @@ class Library:
         return model
 
     def _registered_from_store(self, reference: str) -> Model:
-        """The registered model whose file is the one that a reference to another tool's store names."""
-        path = absolute_path(find_in_store(reference).path)
-        if entry := next((each for each in self.registry.entries() if each.path == path), None):
+        """The model registered by the full name of the one that a reference to another tool's store names."""
+        found = find_in_store(reference)
+        if (entry := self.registry.find(found.reference)) and entry.path == absolute_path(found.path):
             return self.model_from_entry(entry)
         raise ModelNotFound(f"{reference} is not registered", f"cerebrum pull {reference}")
 
