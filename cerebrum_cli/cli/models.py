@@ -145,6 +145,7 @@ def list_models(context: typer.Context, options: ListOptions) -> None:
     """
     from cerebrum_cli.models import listing
     from cerebrum_cli.models.fit import planned_context
+    from cerebrum_cli.models.stores import unreadable_stores
     from cerebrum_cli.terminal.tables import capacity_text, print_catalogue, print_found
 
     options.validate()
@@ -154,7 +155,7 @@ def list_models(context: typer.Context, options: ListOptions) -> None:
     if options.available:
         listed = listing.catalogue_rows(library, ctx)
     elif options.found:
-        listed = listing.found_rows(library)
+        listed, unreadable = listing.found_rows(library), unreadable_stores()
     else:
         listed = [listing.row(library, model) for model in (outdated(app) if options.outdated else library.models())]
     if options.json:
@@ -166,7 +167,10 @@ def list_models(context: typer.Context, options: ListOptions) -> None:
     elif options.found:
         if listed:
             print_found(streams, listed)
-        streams.report("next: cerebrum pull MODEL" if listed else "no GGUF models found in Ollama or LM Studio")
+        for error in unreadable.values():
+            streams.report(NoticeEvent(error.message, error.hint))
+        if listed or not unreadable:
+            streams.report("next: cerebrum pull MODEL" if listed else "no GGUF models found in Ollama or LM Studio")
     else:
         print_installed(app, listed, options.outdated)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,16 @@ from typing import Any, Literal
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.gguf.parser import Tables, read_tables
-from cerebrum_cli.models.model import is_file
+from cerebrum_cli.models.model import is_file, is_missing
 from cerebrum_cli.models.reference import DEFAULT_TAG, STORES
-from cerebrum_cli.models.variants import is_model, quantization_of, same_quantization, variants
+from cerebrum_cli.models.variants import is_model, name_from_stem, quantization_of, same_quantization, variants
 
 _OLLAMA_GGUF = "application/vnd.ollama.image.model"
 _OLLAMA_HOST, _OLLAMA_LIBRARY = "registry.ollama.ai", "library"
+_ACCESS_HINTS = {
+    "ollama": "join the group ollama (sudo usermod -aG ollama $USER), or set OLLAMA_MODELS",
+    "lmstudio": "check its permissions",
+}
 # Files that only Ollama's llama.cpp can load, since its compatibility layer translates them (llama/compat in its
 # sources): architectures under names of its own, other parts of the model in the same file, and other tensor names.
 _OLLAMA_ARCHITECTURES = {
@@ -62,34 +68,65 @@ class FoundModel:
         own, _, own_quantization = self.name.partition(":")
         short = own.rpartition("/")[2].lower()
         return model.lower() in (own.lower(), short, short.removesuffix("-gguf")) and (
-            not quantization or same_quantization(quantization, own_quantization)
+            not quantization
+            or any(
+                same_quantization(quantization, each) for each in (own_quantization, quantization_of(own_quantization))
+            )
         )
 
 
 def found_models() -> Iterator[FoundModel]:
-    """Yield the models of all stores, a user's before those of a service. Unreadable files are skipped."""
+    """Yield the models of all stores, a user's before those of a service; a file may be missing or unreadable."""
     yield from _ollama_models()
     yield from _lm_studio_models()
 
 
+def unreadable_stores() -> dict[str, ModelNotFound]:
+    """An error for each tool with a directory that cannot be read."""
+    directories = [("ollama", each / part) for each in _ollama_directories() for part in ("manifests", "blobs")]
+    directories += [("lmstudio", each) for each in _lm_studio_directories()]
+    errors: dict[str, ModelNotFound] = {}
+    for store, directory in directories:
+        try:
+            os.scandir(directory).close()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            problem = f"cannot read {directory}: {(error.strerror or str(error)).lower()}"
+            errors.setdefault(store, ModelNotFound(problem, _ACCESS_HINTS[store]))
+    return errors
+
+
 def find_in_store(reference: str) -> FoundModel:
-    """Find the model that a reference to a store names. Raises ModelNotFound if there is none, or more than one."""
+    """Find the model that a reference to a store names. Raises ModelNotFound without one, or with more than one."""
     store, _, name = reference.partition(":")
+    unreadable = unreadable_stores().get(store)
     found = [model for model in found_models() if model.store == store and model.is_called(name)]
     matches = {model.reference: model for model in reversed(found)}  # of equal names, the first
     if len(matches) == 1:
-        return next(iter(matches.values()))
+        [model] = matches.values()
+        if is_missing(model.path):
+            hint = f"pull it again in {STORES[store]}"
+            raise ModelNotFound(f"{model.reference}: its file {model.path} is missing", hint)
+        if unreadable and not is_file(model.path):
+            raise unreadable
+        return model
     if matches:
         raise ModelNotFound(
-            f"{STORES[store]} has several models that match {name}", f"choose one: {', '.join(matches)}"
+            f"{STORES[store]} has several models that match {name}", f"choose one: {', '.join(sorted(matches))}"
         )
-    raise ModelNotFound(f"{STORES[store]} has no GGUF model {name}", "cerebrum list --found lists what it has")
+    hint = "cerebrum list --found lists what it has"
+    raise unreadable or ModelNotFound(f"{STORES[store]} has no GGUF model {name}", hint)
+
+
+def _ollama_directories() -> list[Path]:
+    """The directory that is set, or else that of a user who runs Ollama, and that of its Linux service."""
+    own = environment("OLLAMA_MODELS")
+    return [Path(own)] if own else [Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]
 
 
 def _ollama_models() -> Iterator[FoundModel]:
-    own = environment("OLLAMA_MODELS")
-    # The directory of a user who runs Ollama, and that of its Linux service.
-    for directory in [Path(own)] if own else [Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]:
+    for directory in _ollama_directories():
         for manifest in _files(directory / "manifests", "*/*/*/*"):
             host, namespace, model, tag = manifest.relative_to(directory / "manifests").parts
             name = f"{model}:{tag}".removesuffix(DEFAULT_TAG)
@@ -97,8 +134,7 @@ def _ollama_models() -> Iterator[FoundModel]:
                 name = f"{namespace}/{name}"
             for digest in _gguf_digests(_read_object(manifest)):
                 blob = directory / "blobs" / f"sha256-{digest}"
-                if is_file(blob):
-                    yield FoundModel("ollama", name if host == _OLLAMA_HOST else f"{host}/{name}", blob, digest)
+                yield FoundModel("ollama", name if host == _OLLAMA_HOST else f"{host}/{name}", blob, digest)
 
 
 def _gguf_digests(manifest: dict[str, Any]) -> Iterator[str]:
@@ -112,9 +148,11 @@ def _lm_studio_models() -> Iterator[FoundModel]:
     for directory in _lm_studio_directories():
         folders = sorted({file.parent for file in _files(directory, "*/*/*.gguf")})
         for folder in folders:
-            for variant in variants(file.name for file in folder.iterdir() if is_model(file.name)):
-                name = f"{folder.parent.name}/{folder.name}:{quantization_of(variant.files[0])}"
-                yield FoundModel("lmstudio", name, folder / variant.files[0])
+            found = variants(file.name for file in folder.iterdir() if is_model(file.name))
+            counts = Counter(variant.quantization for variant in found)
+            for quantization, (first, *_) in found:
+                own = quantization if counts[quantization] == 1 else name_from_stem(Path(first).stem)
+                yield FoundModel("lmstudio", f"{folder.parent.name}/{folder.name}:{own}", folder / first)
 
 
 def _lm_studio_directories() -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,43 @@ def test_list_found_without_stores_or_with_damaged_ones(new_user: CommandLine, o
     assert error and str(blob) in error
 
 
+def assert_unreadable(user: CommandLine, directory: Path, reason: str) -> None:
+    problem, hint = f"cannot read {directory}: {reason}", "join the group ollama"
+    done = user.run("list", "--found")
+    assert f"note: {problem}\n      {hint}" in done.err and "no GGUF models found" not in done.err
+    assert_error(user.run("pull", "ollama:small"), 3, problem, hint)
+
+
+def test_ollama_store_that_cannot_be_read_is_not_empty(new_user: CommandLine, ollama: Put) -> None:
+    ollama("library/small/latest")
+    manifests = new_user.home / ".ollama/models/manifests"
+    manifests.rename(manifests.with_name("elsewhere"))
+    manifests.symlink_to(manifests.name)  # not even root can read a link to itself
+    assert_unreadable(new_user, manifests, "too many levels of symbolic links")
+
+
+@pytest.mark.parametrize("part", ["", "manifests", "blobs"])
+def test_ollama_store_without_permission_is_not_empty(new_user: CommandLine, ollama: Put, part: str) -> None:
+    ollama("library/small/latest")
+    closed = new_user.home / ".ollama/models" / part
+    closed.chmod(0)
+    try:
+        if os.access(closed, os.R_OK):
+            pytest.skip("root may read everything")
+        assert_unreadable(new_user, closed / ("" if part else "manifests"), "permission denied")
+    finally:
+        closed.chmod(0o700)
+
+
+def test_model_of_ollama_without_its_blob_is_said_to_be_missing(new_user: CommandLine, ollama: Put) -> None:
+    blob = ollama("library/small/latest")
+    blob.unlink()
+    [(reference, error)] = found(new_user).items()
+    assert (reference, error) == ("ollama:small", f"{blob}: file not found")
+    done = new_user.run("pull", "ollama:small")
+    assert_error(done, 3, f"ollama:small: its file {blob} is missing", "pull it again in Ollama")
+
+
 @pytest.mark.slow
 def test_pull_registers_a_model_of_ollama_in_place(new_user: CommandLine, ollama: Put) -> None:
     blob = ollama("library/small/latest")
@@ -170,6 +208,30 @@ def test_rm_of_a_model_of_ollama_keeps_its_file(new_user: CommandLine, ollama: P
     assert (done.code, done.err) == (1, "mine not deleted; confirm with -y\n")
     assert new_user.run("rm", "-y", "mine").err == f"removed mine from the list; kept {blob}\n"
     assert blob.exists() and new_user.run("list", "--json").object == []
+
+
+@pytest.mark.slow
+def test_rm_of_a_model_of_ollama_keeps_another_name_of_its_file(new_user: CommandLine, ollama: Put) -> None:
+    ollama("library/small/latest")
+    ollama("library/small/1b")
+    assert new_user.run("pull", "ollama:small").code == 0
+    done = new_user.run("rm", "-y", "ollama:small:1b")
+    assert_error(done, 3, "ollama:small:1b is not registered", "cerebrum list")
+    assert [row["name"] for row in new_user.run("list", "--json").object] == ["ollama:small"]
+
+
+@pytest.mark.slow
+def test_models_of_lm_studio_in_one_folder_have_different_names(new_user: CommandLine, chatml_model: Path) -> None:
+    folder = new_user.home / ".lmstudio/models/someone/Two"
+    folder.mkdir(parents=True)
+    for name in ("A-Q8_0", "B-Q8_0", "B-Q4_0"):
+        shutil.copy(chatml_model, folder / f"{name}.gguf")
+    names = [f"lmstudio:someone/Two:{each}" for each in ("A-Q8_0", "Q4_0", "B-Q8_0")]
+    assert list(found(new_user)) == names
+    done = new_user.run("pull", "lmstudio:Two:Q8_0")
+    assert_error(done, 3, "LM Studio has several models that match Two:Q8_0", f"{names[0]}, {names[2]}")
+    assert new_user.run("pull", names[2]).err.endswith(f"installed {names[2]}: {folder / 'B-Q8_0.gguf'}\n")
+    assert new_user.run("show", "lmstudio:two:b-q8_0").code == 0
 
 
 @pytest.mark.slow
