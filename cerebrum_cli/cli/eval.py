@@ -17,7 +17,7 @@ from cerebrum_cli.cli.options import EvalOptions
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, parameter, positional
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, Interrupted, UsageError
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
-from cerebrum_cli.core.settings import REPLY_KEYS, Layer, Settings, SourcedLayer
+from cerebrum_cli.core.settings import RECOMMENDED, REPLY_KEYS, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import format_count, format_duration
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ SETTINGS = SettingKeys(
 )
 ASSUMED_TOKENS = 256  # of an answer, where no earlier run says
 BENCH_SLOTS = 16
+SAMPLES_OPTION = "--samples"
 
 
 @composed
@@ -111,9 +112,12 @@ class PreparedEvaluation:
     @property
     def notes(self) -> dict[str, Any]:
         """What the report of the run states, and the model that `runs compare --kl` loads."""
-        task, model = self.task, self.source.model
+        from cerebrum_cli.eval.runs import CHOSEN
+
+        task, model, origins = self.task, self.source.model, self.source.settings.origins
         counts = {"bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
-        return {"reference": model.reference, **model.adapter_params, **counts}
+        chosen = [key for key, origin in origins.items() if origin not in (*RECOMMENDED, SAMPLES_OPTION)]
+        return {"reference": model.reference, **model.adapter_params, CHOSEN: chosen, **counts}
 
     @property
     def extent(self) -> dict[str, int]:
@@ -131,7 +135,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
 
     generation.parse_parallel(options.parallel)  # what is invalid is refused before questions are downloaded
     generation.without_padded_drafts(overrides, options)
-    require_count("--samples", options.samples, MAX_SAMPLES)
+    require_count(SAMPLES_OPTION, options.samples, MAX_SAMPLES)
     require_count("--limit", options.limit)
     task = read_task(app, source, options)
     samples = options.samples or task.samples
@@ -139,7 +143,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
         problem = f"--samples needs a temperature above 0, but preset {options.preset} sets 0"
         raise UsageError(problem, "add --temperature 0.7, or omit --samples")
     overrides = SourcedLayer(SourcedLayer(task.settings, origin="preset"), overrides)
-    reply_source = generation.find_source(app, overrides, options, "--samples" if samples > 1 else None)
+    reply_source = generation.find_source(app, overrides, options, SAMPLES_OPTION if samples > 1 else None)
     settings = reply_source.settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     task = replace(task, remarks=(*task.remarks, *deviations(task.condition, settings, samples)))

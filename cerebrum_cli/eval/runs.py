@@ -31,6 +31,7 @@ from cerebrum_cli.batch.output_files import (
 from cerebrum_cli.core.errors import BatchError, EngineError, UsageError
 from cerebrum_cli.core.files import exists, remove_abandoned
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
+from cerebrum_cli.core.settings import KEYS
 from cerebrum_cli.core.text import enumeration
 from cerebrum_cli.eval.comparison import Comparison, compare, outcomes
 from cerebrum_cli.eval.marking import Match, Unmarked, marker
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 MODEL_KEYS = ("model", "model file", "adapter", "format", "cache type k", "cache type v")
 SUFFIX = ".jsonl"
 QUESTIONS, SAMPLES = "questions", "samples"  # keys of a run's extent
+CHOSEN = "chosen settings"  # key of a run's notes: settings whose values are not the model's, nor defaults
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
 _MAX_NAME = 200  # bytes; file systems have 255, of which suffixes take some
 PROBE_TOKENS = 256  # of the text on which two quantizations are compared
@@ -226,13 +228,14 @@ def rescored(run: Run, samples: Sequence[Sample], run_code: bool = False) -> lis
 def compare_runs(before: Run, after: Run) -> Comparison:
     """Compare the questions that are finished in both runs.
 
-    Raises UsageError, which names the difference, unless only their models differ.
+    Raises UsageError, which names the difference, unless only their models differ, and what these recommend.
     """
     first, second = _condition(before), _condition(after)
+    own = _own_settings(before) & _own_settings(after)
     differing = [
         f"{key}{shown_values(first.get(key), ' and', second.get(key))}"
         for key in {**first, **second}
-        if first.get(key) != second.get(key)
+        if first.get(key) != second.get(key) and key not in own
     ]
     if differing:
         raise UsageError(
@@ -250,6 +253,13 @@ def _condition(run: Run) -> dict[str, Any]:
     """What runs must share to be compared, by readable names."""
     settings = {key: value for key, value in run.record.fingerprint.items() if key not in MODEL_KEYS}
     return {**settings, **{f"number of {key}": value for key, value in run.record.extent.items()}}
+
+
+def _own_settings(run: Run) -> set[str]:
+    """The settings that the user did not choose, by readable names; none in a run that does not record which."""
+    if CHOSEN not in run.record.notes:
+        return set()
+    return {key.replace("_", " ") for key in KEYS if key not in run.record.notes[CHOSEN]}
 
 
 def _finished_samples(run: Run) -> Iterator[Sample]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine, Finished
+from command_line import CommandLine, Finished, assert_error
 from scripted_command import install, run_here
 from served import serving_user
 from templates import TEMPLATES
@@ -297,3 +297,15 @@ def test_eval_reports_the_sampling_and_starts_another_run_for_another(user: User
     done = user.run("eval", "sums.jsonl", "--dry-run", "--samples", "2")
     assert "\ntemperature 0.9 (catalog), top_k 64 (model file)," in done.err
     assert "\n1 of 2 samples already in the run\n" in done.err
+
+
+def test_runs_with_the_recommended_sampling_of_each_model_are_compared(user: User, chatml_model: Path) -> None:
+    (user.home / "sums.jsonl").write_text('{"question": "Q", "answer": "4"}\n')
+    names = [f"sums-{model.stem}" for model in (user.model, chatml_model)]
+    for more in ((), ("-m", chatml_model)):
+        assert user.run("eval", "sums.jsonl", *more).code == 0
+    compared = run_here({}, user.home, "runs", "compare", *names, "--json")
+    assert compared.code == 0, compared.err
+    assert user.run("eval", "sums.jsonl", "--temperature", "0.3").code == 0
+    refused = run_here({}, user.home, "runs", "compare", f"{names[0]}-2", names[1])
+    assert_error(refused, 2, "they differ in temperature (0.3 and 0.0) hint")
