@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 
-from cerebrum_cli.core.errors import ModelNotFound, PullError
+from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import exists
+from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.gguf.header import Header, parse_header
 from cerebrum_cli.gguf.parser import HeaderTruncated, parse_tables
 from cerebrum_cli.models.catalogue import ModelSpec
@@ -37,6 +39,7 @@ from cerebrum_cli.models.variants import Variant, variants
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
 MOST_FOUND = 10  # repositories of a search
+MOST_SEARCHED = 200  # characters
 
 
 @dataclass(slots=True)
@@ -67,18 +70,26 @@ class DownloadPlanner:
         return plan
 
     def search(self, text: str, context: int | None) -> list[tuple[FoundRepository, DownloadPlan | None]]:
-        """Search the Hub for GGUF repositories, with a plan of each; None without a model. Raises PullError."""
+        """Search the Hub for GGUF repositories, with a plan of each; None without a model or if the Hub lists none.
+
+        Raises UsageError, or PullError if the search itself fails.
+        """
+        if len(text) > MOST_SEARCHED or well_formed(text) != text:
+            problem = f"the text to search for must be UTF-8 with at most {MOST_SEARCHED} characters"
+            raise UsageError(problem, "give a part of a repository's name")
         if self.is_offline:
             raise PullError("cannot search the Hub: the network is disabled", "omit --offline, or unset HF_HUB_OFFLINE")
         found = RetryPolicy(self.progress).run(lambda: search_repositories(text, MOST_FOUND))
-        with ThreadPoolExecutor(MOST_FOUND) as pool:
-            return list(zip(found, pool.map(lambda each: self._estimate(each.repo_id, context), found), strict=True))
+        listings = _list_repositories([each.repo_id for each in found])
+        plans = [self._estimate(listing, context) for listing in listings]
+        return list(zip(found, plans, strict=True))
 
-    def _estimate(self, repo_id: str, context: int | None) -> DownloadPlan | None:
+    def _estimate(self, listing: Listing | None, context: int | None) -> DownloadPlan | None:
         """Plan a repository's download without reading a header, which would take megabytes of each."""
+        if listing is None:
+            return None
         try:
-            self.library.require_not_refused(repo_id)
-            listing = RetryPolicy(self.progress).run(lambda: list_repository(repo_id))
+            self.library.require_not_refused(listing.repo_id)
             found = _variants(listing)
             return self._plan_listing(self._spec_of(listing, found), listing, found, None, context, reads_header=False)
         except (ModelNotFound, PullError):
@@ -156,6 +167,23 @@ class DownloadPlanner:
     def _is_cached(self, listing: Listing, variant: Variant) -> bool:
         digests = [listing.file(name).sha256 for name in variant.files]
         return all(digest and exists(self.library.cache.blob(listing.repo_id, digest)) for digest in digests)
+
+
+def _list_repositories(repo_ids: Sequence[str]) -> list[Listing | None]:
+    """Request listings at the same time; None for each that the Hub does not give at once."""
+    listings: dict[str, Listing] = {}
+
+    def request(repo_id: str) -> None:
+        with contextlib.suppress(ModelNotFound, PullError):
+            listings[repo_id] = list_repository(repo_id)
+
+    # Daemon threads: those of a pool would delay the exit after Ctrl-C.
+    threads = [Thread(target=request, args=(repo_id,), daemon=True) for repo_id in repo_ids]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [listings.get(repo_id) for repo_id in repo_ids]
 
 
 def _variants(listing: Listing) -> tuple[Variant, ...]:

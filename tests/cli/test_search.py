@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 from command_line import assert_error
@@ -86,10 +87,28 @@ def test_search_offline_is_an_error_of_one_line(hub_user: HubUser, offline: tupl
     assert json.loads(hub_user.run("search", "qwen", "--json").out)
 
 
-def test_search_retries_where_the_hub_asks_for_it(hub_user: HubUser) -> None:
-    hub_user.hub.arm(Fault(part="api", path="search=", refusal=RATE_LIMITED, times=2))
-    hub_user.hub.arm(Fault(part="api", path=CATALOGUED, refusal=RATE_LIMITED))
+def test_search_is_retried_where_the_hub_asks_for_it_but_no_repository(hub_user: HubUser) -> None:
+    hub_user.hub.arm(Fault(part="api", path="search=", refusal=RATE_LIMITED.with_header("Retry-After", "0"), times=2))
+    hub_user.hub.arm(Fault(part="api", path=CATALOGUED, refusal=RATE_LIMITED.with_header("Retry-After", "45")))
     hub_user.hub.arm(Fault(part="api", path=LONG, refusal=FORBIDDEN))
     done = hub_user.run("search", "qwen", "--json")
-    assert done.err.count("note: the Hub is rate-limiting requests (429)") == 3
-    assert [row["verdict"] for row in done.object] == ["fits", "too big", None, None, "fits"]
+    assert done.err.count("note: the Hub is rate-limiting requests (429)") == 2
+    assert [row["verdict"] for row in done.object] == [None, "too big", None, None, "fits"]
+
+
+@pytest.mark.slow
+def test_search_is_interrupted_at_once(hub_user: HubUser) -> None:
+    armed = hub_user.hub.arm(Fault(part="api", path=LONG, hang_after=0))
+    with hub_user.start("search", "qwen") as process:
+        hub_user.hub.log.wait_for(lambda request: LONG in request.path)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=5)  # the request itself would time out after 10
+        armed.release()
+    assert (process.returncode, out, err) == (130, b"", b"")
+
+
+@pytest.mark.parametrize("text", ["\udcff", "x" * 201])
+def test_search_refuses_text_that_no_repository_contains(hub_user: HubUser, text: str) -> None:
+    done = hub_user.run("search", text)
+    assert_error(done, 2, "the text to search for must be UTF-8 with at most 200 characters", "a repository's name")
+    assert not hub_user.hub.log.requests()
