@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,7 @@ class App:
     build: Callable[[], Build] = llama_build
     bench: BenchFactory = process_bench
     codec: Callable[[], Codec] = llama_codec
+    try_template: Callable[[Path, Path, str], None] = lambda *_: None
     library: Library = field(init=False)
     _config: Config | None = field(init=False, default=None)
 
@@ -102,7 +104,13 @@ class App:
         from cerebrum_cli.inference.loading import Resources
 
         profile = {} if no_profile else {"profile": self.profile}
-        return Resources(self.open_backend, self.prompt_cache, **profile, swap_directory=self.cache_directory)
+        return Resources(
+            self.open_backend,
+            self.prompt_cache,
+            **profile,
+            swap_directory=self.cache_directory,
+            try_template=partial(self.try_template, self.data_directory),
+        )
 
     def prompt_cache(self, model: Model, format_name: str, settings: Settings) -> StateStore | None:
         from cerebrum_cli.engine.state_store import StateStore
@@ -201,11 +209,24 @@ def real_app() -> App:
         open_backend=lambda options: llama_opener(options, directories.user_data_path),
         native_log=forward_llama_log,
         schema_to_grammar=llama_schema_to_grammar,
+        try_template=try_template_file,
     )
 
 
 def devices_file(data_directory: Path) -> Path:
     return data_directory / "devices.json"
+
+
+def loaded_files(data_directory: Path) -> Path:
+    return data_directory / "loaded_files.json"
+
+
+def try_template_file(data_directory: Path, path: Path, template: str) -> None:
+    """Raise FormatError for a file whose chat template takes too much time or memory in a process with limits."""
+    from cerebrum_cli.engine.llama.first_load import FileCheck, require_harmless
+
+    check = FileCheck("cerebrum_cli.formats.template", "try_template_file", "chat template")
+    require_harmless(path, template, loaded_files(data_directory), check)
 
 
 def llama_opener(options: LoadOptions, data_directory: Path) -> OpenBackend:
@@ -216,8 +237,7 @@ def llama_opener(options: LoadOptions, data_directory: Path) -> OpenBackend:
         from cerebrum_cli.engine.llama.load import open_llama
 
         check = FileCheck("cerebrum_cli.formats.template", "try_template", "chat template")
-        loaded_files = data_directory / "loaded_files.json"
-        return open_llama(options, emit, stop, devices_file(data_directory), loaded_files, check)
+        return open_llama(options, emit, stop, devices_file(data_directory), loaded_files(data_directory), check)
 
     return open_backend
 

@@ -193,11 +193,19 @@ class EmbeddedFormat(PromptFormat):
 
 
 def try_template(path: Path) -> None:
-    """Render some conversations with a file's chat template, of unknown origin, in a process with limits.
+    """Render some conversations with the chat template in a model file, of unknown origin, in a process with limits.
 
     Raises MemoryError if memory does not suffice; a template that fails in another way is harmless.
     """
-    source = read_header(path).chat_template or ""
+    _try(read_header(path).chat_template or "")
+
+
+def try_template_file(path: Path) -> None:
+    """Do the same with a file that holds nothing but a chat template."""
+    _try(path.read_text(encoding="utf-8-sig"))
+
+
+def _try(source: str) -> None:
     for roles in TRIAL_ROLES:
         messages = [{"role": role, "content": "A question, or its answer.\n" * 100} for role in roles]
         try:

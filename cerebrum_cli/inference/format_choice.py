@@ -67,15 +67,18 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
 
 
 def read_template(path: Path) -> str:
-    """Read a chat template from a file. Raises UsageError, FormatError if it is not valid."""
+    """Read a chat template from a file, without compiling it: that may take any time. Raises UsageError."""
+    return read_text(path, MAX_TEMPLATE_BYTES)
+
+
+def require_valid(path: Path, template: str) -> None:
+    """Raise FormatError for a file whose template is invalid."""
     from cerebrum_cli.formats.sandbox import compile_template
 
-    template = read_text(path, MAX_TEMPLATE_BYTES)
     try:
         compile_template(template)
     except FormatError as error:
         raise FormatError(f"{path}: {error.message}", "fix it, or choose another chat template") from error
-    return template
 
 
 def prepare_format(name: str) -> None:

@@ -29,6 +29,7 @@ from cerebrum_cli.inference.format_choice import (
     format_builder,
     prepare_format,
     read_template,
+    require_valid,
 )
 from cerebrum_cli.inference.profiles import DEFAULT, Profile, UseName, step_costs_of, tuning_of, without_user_settings
 from cerebrum_cli.inference.responder import Responder
@@ -63,12 +64,14 @@ class Resources:
     """What this process opens models with: a backend, a prompt cache on disk, and profiles of this machine.
 
     States of preempted sequences are saved in `swap_directory`, or in the system's directory for temporary files.
+    `try_template` raises FormatError for a file whose chat template takes too much time or memory.
     """
 
     open_backend: BackendFactory
     prompt_cache: PromptCacheFactory = lambda *_: None
     profile: Callable[[Model, Settings], Profile | None] = lambda *_: None
     swap_directory: Path | None = None
+    try_template: Callable[[Path, str], None] = lambda *_: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,10 @@ class ReplySource:
     def format_builder(self) -> FormatBuilder:
         """What builds the prompt format. Raises FormatError, UsageError."""
         name, template = (RAW.name, None) if self.use.raw else format_of(self.settings, self.model)
+        if self.settings.chat_template is not None and template is not None:
+            path = Path(self.settings.chat_template).expanduser()
+            self.resources.try_template(path, template)
+            require_valid(path, template)
         return format_builder(name, template, self.use.template_options)
 
     def validate(self) -> None:

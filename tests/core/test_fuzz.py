@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine
+from command_line import CommandLine, assert_error
 from tiny_models import write_chatml
 
 pytestmark = pytest.mark.slow
@@ -78,3 +79,36 @@ def test_hostile_template_is_an_error_line(user: CommandLine, template: str, pro
     assert (done.code, done.out) == (1, "")
     assert [line.partition(": ")[0].strip() for line in done.err.splitlines()] == ["error", "hint"]
     assert "hostile.gguf" in done.err and "its chat template takes" in done.err and problem in done.err
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ 9 ** (9 ** 9) }}", "takes longer than 5 s"),
+        ("{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "memory"),
+    ],
+    ids=("compiling", "doubling"),
+)
+def test_hostile_template_file_is_an_error_line(
+    user: CommandLine, chatml_model: Path, template: str, problem: str
+) -> None:
+    path = user.home / "hostile.jinja"
+    path.write_text(template)
+    arguments = ("-m", chatml_model, "--chat-template", path)
+    assert_error(user.run_process("ask", *arguments, "hi", "--dry-run"), 1, f"{path}: the chat template", problem)
+
+
+def test_sound_template_file_is_tried_once(user: CommandLine, chatml_model: Path) -> None:
+    path = user.home / "sound.jinja"
+    path.write_text("{{ messages[-1].content }}")
+    remembered = user.home / "data" / "cerebrum" / "loaded_files.json"
+    user.vouch_for_models()
+    before = json.loads(remembered.read_text())
+    for _ in range(2):
+        done = user.run("ask", "-m", chatml_model, "--chat-template", path, "hi", "--dry-run")
+        assert done.out == "hi", done.err
+    assert len(json.loads(remembered.read_text())) == len(before) + 1
+    path.write_text("{% set x = 10 ** (10 ** 10) %}")
+    typed = f"/set chat_template {path}\n"
+    changed = user.run_process("chat", "-m", chatml_model, input=typed.encode(), stdin=None)
+    assert "the chat template takes longer than 5 s" in changed.err

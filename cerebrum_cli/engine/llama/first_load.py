@@ -17,12 +17,13 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelFileError
+from cerebrum_cli.core.errors import CerebrumError, EngineError, FormatError, ModelFileError
 from cerebrum_cli.core.files import atomic_write
 from cerebrum_cli.engine.backend import StopFlag
 
@@ -35,12 +36,13 @@ MAX_TRIAL_S = 20  # of several sequences; a large model that takes longer has no
 OUT_OF_MEMORY = 3  # exit status of the child
 CRASHES = {-getattr(signal, f"SIG{name}") for name in ("ABRT", "SEGV", "BUS", "FPE", "ILL", "XCPU")}
 CHECK_FAILURES = {OUT_OF_MEMORY: "takes too much memory", -signal.SIGPROF: f"takes longer than {MAX_CHECK_S} s"}
-TRUSTED = "pull it from a source you trust"
+TRUSTED, TRUSTED_TEXT = "pull it from a source you trust", "choose one from a source you trust"
 FIRST_PART = re.compile(r"(.*)-00001-of-(\d{5})(\.gguf)")
 MAX_REMEMBERED = 1000
 POLL_S = 0.01
 VOCABULARY = "vocabulary"  # argument of the child, and suffix of a key
 ADAPTER = "adapter"  # argument of the child, before an adapter's path
+TEXT = "text"  # argument of the child, which then only checks the file
 SEVERAL = "several"  # argument of the child, and suffix of a key
 SINGLE = "single"  # suffix of the key of a file whose model crashes with several sequences
 N_SEQUENCES, N_UBATCH = 3, 32  # of the trial; the latter is no multiple of the former, on which some graphs depend
@@ -73,6 +75,17 @@ def require_loads(
         raise ModelFileError(path, f"its {check.subject} {CHECK_FAILURES[code]}", TRUSTED)
     if code == 0:
         _remember(key, remembered)
+
+
+def require_harmless(path: Path, text: str, remembered: Path, check: FileCheck) -> None:
+    """Raise FormatError if a check fails on a file that llama.cpp does not load, unless it passed with this text."""
+    key = f"{sha256(text.encode()).hexdigest()} {check.subject}"
+    if key in _read_keys(remembered):
+        return
+    code, _ = _run_child((*check[:2], path, TEXT), StopFlag())
+    if code:
+        raise FormatError(f"{path}: the {check.subject} {CHECK_FAILURES.get(code, 'cannot be tried')}", TRUSTED_TEXT)
+    _remember(key, remembered)
 
 
 def require_adapter_loads(adapter: Path, model: Path, remembered: Path, stop: StopFlag) -> None:
@@ -169,6 +182,8 @@ def _try_and_load(module: str, function: str, path: str, kind: str = "", adapter
         except MemoryError:
             os._exit(OUT_OF_MEMORY)
         signal.setitimer(signal.ITIMER_PROF, 0)
+    if kind == TEXT:
+        os._exit(0)
     if kind == SEVERAL:
         signal.alarm(MAX_TRIAL_S)
     _load(path, kind, adapter)
