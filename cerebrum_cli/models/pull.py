@@ -172,7 +172,7 @@ class Puller:
         """Installed models with newer uploads on the Hub that are not installed. Raises HubError."""
         library, outdated, listings = self.library, [], dict[tuple[str, str | None], Listing | None]()
         for model in library.models():
-            if (cached := model.cached) is None:
+            if (cached := model.cached) is None or model.is_shadowed:
                 continue
             sources = model.spec.sources if model.spec else ()
             revision = next((each.revision for each in sources if each.repo_id == cached.repo_id), None)

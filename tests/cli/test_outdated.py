@@ -47,6 +47,8 @@ def test_list_outdated_shows_newer_uploads_and_pull_gets_them(hub_user: HubUser,
         assert name not in outdated(hub_user)
     assert hub_user.run("show", "mine", "--json").object["sha256"] == hub_user.digest(named("Q4_K_M"))
     assert not hub_user.run("list", "--outdated").out
+    repositories[OWNED].commit({FILE: write_chatml(tmp_path / "newest.gguf", seed=2)})
+    assert outdated(hub_user) == [f"{OWNED}:Q8_0"]  # and not the first upload, which was superseded before
 
 
 def test_pull_of_a_registered_name_without_a_network_keeps_the_installed_file(hub_user: HubUser) -> None:
