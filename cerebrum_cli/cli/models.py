@@ -176,7 +176,7 @@ def list_models(context: typer.Context, options: ListOptions) -> None:
 
 
 def print_installed(app: App, listed: list[dict[str, Any]], is_outdated: bool) -> None:
-    from cerebrum_cli.terminal.tables import print_models
+    from cerebrum_cli.terminal.tables import is_url, print_models
 
     library, streams = app.library, app.streams
     if listed:
@@ -184,6 +184,8 @@ def print_installed(app: App, listed: list[dict[str, Any]], is_outdated: bool) -
         for row in listed:
             if row["error"]:
                 streams.info(f"error: {row['error']}")
+            if is_url(row["reference"]):
+                streams.report(f"another {row['name']}:{row['quantization']}, by its URL: {row['reference']}")
         if any(row["default"] for row in listed):
             streams.report("* default model")
     if is_outdated:
@@ -364,4 +366,7 @@ def pull_model(app: App, reference: Reference, name: str | None, context: int | 
         with interruptible("run it again to resume"):
             model = app.puller(progress, options.offline).pull(reference, name, context, agree)
     app.streams.report(f"installed {model.reference}: {model.path}")
+    for older in app.library.older_uploads(model):
+        size = format_size(older.size)
+        app.streams.report(f"an older upload stays on disk, {size}; to delete it: cerebrum rm {older.reference}")
     return model

@@ -163,6 +163,19 @@ class Library:
         _ = model.header
         return model
 
+    def find_unregistered(self, reference: Reference) -> Model | None:
+        """The model that a reference means among those of the cache that no registered name refers to."""
+        if isinstance(reference, PathReference):
+            return None
+        found = [model for model in self.models() if not model.file and self._matches(reference, model)]
+        return self._best(found) if found else None
+
+    def older_uploads(self, model: Model) -> list[Model]:
+        """Models of the cache that were uploaded under the names of this model's files before."""
+        key = model.cached and (model.cached.repo_id, model.cached.names)
+        others = [each for each in self.models() if each.is_shadowed and each.path != model.path]
+        return [each for each in others if each.cached and (each.cached.repo_id, each.cached.names) == key]
+
     def _registered_from_store(self, reference: str) -> Model:
         """The model registered by the full name of the one that a reference to another tool's store names."""
         found = find_in_store(reference)

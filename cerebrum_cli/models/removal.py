@@ -100,6 +100,8 @@ def plan_removal(library: Library, reference: Reference) -> Removal:
     """Plan the removal of a model, or of its vocabulary file if it is not installed. Raises ModelNotFound."""
     if entry := library.registry.find(str(reference)):
         return Removal(library, library.model_from_entry(entry))
+    if cached := library.find_unregistered(reference):
+        return Removal(library, cached)
     try:
         model = library.find(reference)
     except ModelNotFound as error:
@@ -108,8 +110,8 @@ def plan_removal(library: Library, reference: Reference) -> Removal:
         raise ModelNotFound(error.message, "list installed models with cerebrum list") from error
     if not model.is_unnamed:
         return Removal(library, model)
-    for cached in library.cached_models():
-        if absolute_path(cached.path) == model.path:
-            return Removal(library, cached)
+    for each in library.cached_models():
+        if absolute_path(each.path) == model.path:
+            return Removal(library, each)
     hint = "delete the file yourself; cerebrum list shows what rm removes"
     raise ModelNotFound(f"{model.path} is not registered", hint)

@@ -55,7 +55,14 @@ def table_of(columns: Mapping[str, Column], shorten: str = "", drop: Sequence[st
     return print_listed
 
 
+def is_url(reference: str) -> bool:
+    """Whether a model is referred to by its URL, since another one has its name."""
+    return "://" in reference
+
+
 def _location(row: Row) -> str:
+    if is_url(row["reference"]):
+        return str(row["reference"])
     place = f"hf.co/{row['repo_id']}" if row["repo_id"] else shorten_home(row["path"])
     return f"{place}, merged from {' and '.join(row['merged_from'])}" if row["merged_from"] else place
 

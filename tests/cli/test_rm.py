@@ -100,6 +100,17 @@ def test_rm_of_the_default_chooses_another(hub_user: HubUser) -> None:
     assert hub_user.ask()
 
 
+def test_rm_of_an_older_upload_keeps_the_newer_one_of_a_name(hub_user: HubUser, tmp_path: Path) -> None:
+    hub_user.pull(OWNED, "--name", "mine")
+    hub_user.hub.repositories[OWNED].commit({"tiny-Q8_0.gguf": write_chatml(tmp_path / "newer.gguf", seed=7)})
+    command = hub_user.pull("mine").err.splitlines()[-1].rpartition("cerebrum rm ")[2]
+    newer = hub_user.path("tiny-Q8_0.gguf", OWNED)
+    rows = {row["reference"]: row["path"] for row in hub_user.listed()}
+    assert rows.pop("mine") == str(newer) and command in rows
+    assert removed(hub_user, OWNED).startswith(f"deleted {command}, freed ")
+    assert newer.exists() and len(hub_user.blobs(OWNED)) == 1 and hub_user.ask("-m", "mine")
+
+
 def test_rm_keeps_files_of_another_name(hub_user: HubUser) -> None:
     hub_user.pull(OWNED, "--name", "one")
     hub_user.pull(OWNED, "--name", "two")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -203,14 +204,21 @@ def test_pull_downloads_a_new_commit_and_keeps_the_old(hub_user: HubUser, tmp_pa
     newer = write_chatml(tmp_path / "newer.gguf", seed=7)
     hub_user.hub.repositories[CATALOGUED].commit({named("Q4_K_M"): newer})
     new = hub_user.path(named("Q4_K_M"))
-    assert cleaned(hub_user.pull("cerebrum-7b")) == f"installed cerebrum-7b:Q4_K_M: {new}\n"
+    url = f"https://huggingface.co/{CATALOGUED}/resolve/{old.parent.name}/{old.name}"
+    installed, older = cleaned(hub_user.pull("cerebrum-7b")).splitlines()
+    assert installed == f"installed cerebrum-7b:Q4_K_M: {new}"
+    assert re.fullmatch(rf"an older upload stays on disk, \d+ [kM]B; to delete it: cerebrum rm {re.escape(url)}", older)
+    done = hub_user.run("list")
+    first, second = done.out.splitlines()[1:]
+    assert first.endswith(f"hf.co/{CATALOGUED}") and second.endswith(f" {url}")
+    assert f"another cerebrum-7b:Q4_K_M, by its URL: {url}\n" in done.err
     assert new.read_bytes() == newer.read_bytes()
     assert hub_user.ask() == hub_user.ask("-m", new) != hub_user.ask("-m", old)
     assert len(hub_user.blobs()) == 2
     hub_user.hub.repositories[CATALOGUED].commit({"README.md": b"# Better\n"})
     hub_user.hub.log.clear()
     assert hub_user.path(named("Q4_K_M")) != new
-    assert cleaned(hub_user.pull("cerebrum-7b")).endswith(f" {hub_user.path(named('Q4_K_M'))}\n")
+    assert f" {hub_user.path(named('Q4_K_M'))}\n" in cleaned(hub_user.pull("cerebrum-7b"))
     assert not hub_user.downloads()
 
 

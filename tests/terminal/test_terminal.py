@@ -265,6 +265,7 @@ def model_row(name: str = "collective-cognition-7b") -> dict[str, object]:
     """A row of `list`."""
     return {
         "name": name,
+        "reference": name,
         "path": PATH,
         "default": True,
         "quantization": "Q4_K_M",
