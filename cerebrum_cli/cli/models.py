@@ -86,13 +86,17 @@ def pull(
       cerebrum pull owner/repo:Q5_K_M --name mine
       cerebrum pull --dry-run cerebrum-8x7b
     """
+    from cerebrum_cli.models.listing import suggestions
+
     app = app_of(context, options)
     options.validate()
     ctx = app.settings(environment_layer("ctx")).ctx
-    if model is None and (model := choose_model(app, "models that fit this machine, best first", ctx)) is None:
-        raise UsageError(
-            "no model given", "name one, such as cerebrum pull cerebrum-7b, or see cerebrum list --available"
-        )
+    if model is None:
+        rows = suggestions(app.library, ctx)
+        model = choose_model(app, "models that fit this machine, best first", rows)
+        if model is None:
+            example = f"name one, such as cerebrum pull {rows[0]['name']}, or " if rows else ""
+            raise UsageError("no model given", f"{example}see cerebrum list --available")
     reference = app.library.parse(model)
     if options.dry_run:
         show_download_plan(app, reference, ctx, options)
@@ -319,7 +323,10 @@ def find_model(app: App, overrides: Layer, options: PullOptions) -> Model:
             if app.puller(progress, options.offline).is_unavailable_offline(reference):
                 raise
         if isinstance(error, NoModel) and not options.yes:
-            chosen = choose_model(app, f"{error.message}; these fit this machine, best first", settings.ctx)
+            from cerebrum_cli.models.listing import suggestions
+
+            rows = suggestions(app.library, settings.ctx)
+            chosen = choose_model(app, f"{error.message}; these fit this machine, best first", rows)
             if chosen is None:
                 raise
             reference = app.library.parse(chosen)
@@ -330,17 +337,18 @@ def find_model(app: App, overrides: Layer, options: PullOptions) -> Model:
     return model
 
 
-def choose_model(app: App, heading: str, context: int | None) -> str | None:
-    """List a few models that fit this machine, and ask for one; None if there is no terminal, or the user quits."""
-    from cerebrum_cli.models.listing import suggestions
-    from cerebrum_cli.terminal.tables import print_suggestions
+def choose_model(app: App, heading: str, rows: list[dict[str, Any]]) -> str | None:
+    """List suggested models, and ask for one; None if there is no terminal to ask on, or the user quits."""
+    from cerebrum_cli.terminal.tables import print_choices, print_suggestions
 
-    rows = suggestions(app.library, context)
     if not rows:
         return None
     on_stderr = replace(app.streams, out=app.streams.err, out_is_terminal=app.streams.err_is_terminal)
     app.streams.info(f"{heading}:\n")
-    print_suggestions(on_stderr, [{**row, "number": number} for number, row in enumerate(rows, 1)])
+    if not app.streams.can_ask:
+        print_suggestions(on_stderr, rows)
+        return None
+    print_choices(on_stderr, [{**row, "number": number} for number, row in enumerate(rows, 1)])
     app.streams.info("")
     number = app.streams.choose("Pull which one?", len(rows))
     return None if number is None else "{name}:{recommended}".format_map(rows[number - 1])

@@ -61,9 +61,9 @@ def is_url(reference: str) -> bool:
 
 
 def _location(row: Row) -> str:
-    if is_url(row["reference"]):
-        return str(row["reference"])
     place = f"hf.co/{row['repo_id']}" if row["repo_id"] else shorten_home(row["path"])
+    if is_url(row["reference"]):
+        return f"{place}, commit {row['revision'][:7]}"
     return f"{place}, merged from {' and '.join(row['merged_from'])}" if row["merged_from"] else place
 
 
@@ -132,19 +132,16 @@ print_repositories = table_of(
     },
     drop=("downloads", "updated", "license", "best fit", "size"),
 )
-print_suggestions = table_of(
-    {
-        "": "number",
-        "name": "name",
-        "quant": "recommended",
-        "size": lambda row: _size(row["size"]),
-        "memory": lambda row: _size(row["memory"]),
-        "good for": "good_for",
-        "license": "licence",
-    },
-    shorten="license",
-    drop=("quant",),
-)
+_SUGGESTED: Mapping[str, Column] = {
+    "name": "name",
+    "quant": "recommended",
+    "size": lambda row: _size(row["size"]),
+    "memory": lambda row: _size(row["memory"]),
+    "good for": "good_for",
+    "license": "licence",
+}
+print_suggestions = table_of(_SUGGESTED, shorten="license", drop=("quant",))
+print_choices = table_of({"": "number", **_SUGGESTED}, shorten="license", drop=("quant",))
 print_sessions = table_of(
     {
         "name": "name",

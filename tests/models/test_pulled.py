@@ -210,7 +210,7 @@ def test_pull_downloads_a_new_commit_and_keeps_the_old(hub_user: HubUser, tmp_pa
     assert re.fullmatch(rf"an older upload stays on disk, \d+ [kM]B; to delete it: cerebrum rm {re.escape(url)}", older)
     done = hub_user.run("list")
     first, second = done.out.splitlines()[1:]
-    assert first.endswith(f"hf.co/{CATALOGUED}") and second.endswith(f" {url}")
+    assert first.endswith(f"hf.co/{CATALOGUED}") and second.endswith(f"{CATALOGUED}, commit {old.parent.name[:7]}")
     assert f"another cerebrum-7b:Q4_K_M, by its URL: {url}\n" in done.err
     assert new.read_bytes() == newer.read_bytes()
     assert hub_user.ask() == hub_user.ask("-m", new) != hub_user.ask("-m", old)
