@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.chat.history import (
+    CHAT_TEMPLATE,
     History,
     has_valid_tokens,
     load_conversation,
@@ -128,7 +129,8 @@ def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation
 
 def export_transcript(source: ReplySource, store: Store, session: Session) -> str:
     """Export the exact prompt and last reply of a session; loads only the model's vocabulary."""
-    template = source.settings.chat_template if session.format == EMBEDDED else None
+    recorded = session.params.get(CHAT_TEMPLATE, source.settings.chat_template)
+    template = recorded if session.format == EMBEDDED else None
     settings = replace(source.settings, format=session.format, chat_template=template)
     loaded = open_model(replace(source.used(vocabulary_only=True), settings=settings))
     try:

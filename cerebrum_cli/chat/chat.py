@@ -13,6 +13,7 @@ from typing import Any
 
 from cerebrum_cli.chat.context_window import fit_session
 from cerebrum_cli.chat.history import (
+    KEPT,
     History,
     forced_tokens,
     has_valid_tokens,
@@ -26,10 +27,9 @@ from cerebrum_cli.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.chat.session import Session, StoredMessage, validated_name
 from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.conversion import LORA
 from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
-from cerebrum_cli.core.settings import LOCAL_KEYS, Layer, Settings, SourcedLayer
+from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer
 from cerebrum_cli.inference.inspection import GivenReply
 from cerebrum_cli.inference.loading import LoadedModel, ReplySource, draft_notice, open_model
 from cerebrum_cli.inference.voting import MajorityVote
@@ -325,7 +325,7 @@ class Chat:
         """What a session records of the model and the format that answer in it, and the sampling that was asked for."""
         model = self.loaded.model
         recorded = session_params(self.settings, model)
-        params = {key: value for key, value in recorded.items() if key == LORA or key in self.overrides}
+        params = {key: value for key, value in recorded.items() if key in KEPT or key in self.overrides}
         return {"model": model.reference, "format": self.loaded.format_name, "params": params}
 
     def _update_session(self) -> Session:
@@ -394,7 +394,7 @@ class Chat:
 
 def with_changes(layer: Layer, changes: Layer) -> Layer:
     """A layer with changes, of which None removes a setting."""
-    changed = SourcedLayer(layer, SourcedLayer(changes, origin="/set"))
+    changed = SourcedLayer(layer, SourcedLayer(changes, origin=SLASH_SET))
     for key in changes.keys() - SourcedLayer(changes).keys():
         changed.pop(key, None)
     return changed

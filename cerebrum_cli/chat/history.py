@@ -13,11 +13,21 @@ from typing import Any
 from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, validated_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.conversion import LORA
+from cerebrum_cli.core.conversion import LORA, NONE
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 from cerebrum_cli.core.events import Forced
 from cerebrum_cli.core.files import lock_file, remove
-from cerebrum_cli.core.settings import SAMPLING_KEYS, SESSION, Layer, Settings, SourcedLayer, wants_thought
+from cerebrum_cli.core.settings import (
+    CONFIG,
+    RECOMMENDED,
+    SAMPLING_KEYS,
+    SESSION,
+    Layer,
+    Settings,
+    SourcedLayer,
+    wants_thought,
+)
+from cerebrum_cli.inference.format_choice import template_file
 from cerebrum_cli.inference.loading import LoadedModel
 from cerebrum_cli.inference.reply import Reply
 from cerebrum_cli.models.model import Model, absolute_reference
@@ -25,6 +35,8 @@ from cerebrum_cli.models.model import Model, absolute_reference
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
 _QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
 PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think", "keep_thoughts")
+CHAT_TEMPLATE = "chat_template"
+KEPT = (LORA, CHAT_TEMPLATE)  # what later questions of `ask` use, too
 
 
 @dataclass(slots=True)
@@ -121,13 +133,13 @@ class History:
         with self.store.transaction():
             if session is None:
                 session = self.store.create(unused_session_name(self.store, conversation), "ask", params=params)
-            others = {key: value for key, value in session.params.items() if key != LORA}
+            others = {key: value for key, value in session.params.items() if key not in KEPT}
             session = self.store.update_session(
                 session,
                 system_prompt=conversation.system_prompt,
                 model=loaded.model.reference,
                 format=loaded.format_name,
-                params=others | loaded.model.adapter_params,
+                params=others | {key: value for key, value in params.items() if key in KEPT},
             )
             for message in conversation.messages[len(visible_messages(self.store, session)) :]:
                 session = self.store.add_message(session, message)
@@ -160,24 +172,27 @@ def forced_tokens(metadata: ReplyMetadata) -> tuple[Forced, ...]:
 
 
 def with_session_defaults(session: Session | None, overrides: Layer, is_remote: bool = False) -> Layer:
-    """Add a session's model, format and adapters to the overrides, unless these name another model.
+    """Add a session's model, format, chat template and adapters to the overrides, unless these name another model.
 
     A chat's sampling settings are added too; those of `ask` applied to one question. A server has adapters of its own.
     """
     named = overrides.get("model")
     if session is None or (named is not None and absolute_reference(named) != session.model):
         return overrides
-    is_kept = session.origin == "chat"
-    params = {key: value for key, value in session.params.items() if (not is_remote if key == LORA else is_kept)}
+    kept = [*(session.params if session.origin == "chat" else KEPT)]
+    params = {key: value for key, value in session.params.items() if key in kept and not (is_remote and key == LORA)}
     defaults = {"model": session.model, "format": session.format, **params}
     return SourcedLayer(SourcedLayer(defaults, origin=SESSION), overrides)
 
 
 def session_params(settings: Settings, model: Model) -> dict[str, Any]:
-    """What a session records of the settings, as JSON gives it back: those of sampling, and any adapters."""
+    """What a session records of the settings, as JSON gives it back: those of sampling, and those that it `KEPT`."""
     values = {key: getattr(settings, key) for key in PARAMS}
     texts = {key: list(map(str, value)) for key, value in values.items() if isinstance(value, tuple)}
-    return {**values, **texts, **model.adapter_params}
+    template, path = {}, template_file(settings)
+    if settings.chat_template and (path is None or settings.origin(CHAT_TEMPLATE) not in (*RECOMMENDED, CONFIG)):
+        template = {CHAT_TEMPLATE: str(path.absolute()) if path else NONE}
+    return {**values, **texts, **template, **model.adapter_params}
 
 
 def suggest_name(conversation: Conversation) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from cerebrum_cli.core.conversion import InvalidValue
 from cerebrum_cli.core.errors import ConfigError, UsageError
-from cerebrum_cli.core.settings import KEYS, SAVED_PROMPT, Layer, SourcedLayer, convert, in_directory, keys_of
+from cerebrum_cli.core.settings import CONFIG, KEYS, SAVED_PROMPT, Layer, SourcedLayer, convert, in_directory, keys_of
 
 ENDPOINTS = "endpoints"
 PROMPTS = "prompts"
@@ -119,7 +119,7 @@ def parse_config(text: str, path: Path) -> Config:
         layer |= read_setting(name, value, where, (ENDPOINTS, PROMPTS))
     require_tables(prompts, f"{path}: `{PROMPTS}`", '[prompts.NAME] with prompt = "..."')
     saved = {name: read_prompt(name, table, path) for name, table in prompts.items()}
-    own = SourcedLayer(in_directory(layer, path.parent), origin="config.toml")
+    own = SourcedLayer(in_directory(layer, path.parent), origin=CONFIG)
     return Config(own, read_endpoints(endpoints, path), saved)
 
 

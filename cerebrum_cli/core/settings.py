@@ -24,7 +24,10 @@ Layer = Mapping[str, Any]
 
 DEFAULT, MODEL_FILE, CATALOGUE = "default", "model file", "catalog"  # origins of what no user has set
 RECOMMENDED = (DEFAULT, MODEL_FILE, CATALOGUE)
-COMMAND_LINE, SAVED_PROMPT, SESSION = "command line", "saved prompt", "session"
+CONFIG, SESSION, SAVED_PROMPT = "config.toml", "session", "saved prompt"
+COMMAND_LINE, SLASH_SET = "command line", "/set"
+ENVIRONMENT = variable("")  # how its origins begin
+RANKED = (*RECOMMENDED, CONFIG, SESSION, ENVIRONMENT, SAVED_PROMPT, COMMAND_LINE, SLASH_SET)
 CACHE_TYPES = ("f16", "q8_0", "q4_0")  # of the KV cache, for its keys and its values
 
 
@@ -56,7 +59,7 @@ class Settings(SamplingParams):
     system: str | None = option(None, "System prompt [default: the format's own]", "Input", short="-s", metavar="TEXT")
     format: str | None = option(None, "Prompt format [default: the model's own]", "Model", metavar="NAME")
     chat_template: str | None = option(
-        None, "Chat template to use [default: the embedded one]", "Model", metavar="FILE"
+        None, "Chat template to use, or none [default: the embedded one]", "Model", metavar="FILE"
     )
     ctx: int | None = option(
         None, "Context size in tokens [default: at most 8192]", "Model", metavar="N", least=1, local=True
@@ -108,6 +111,12 @@ class Settings(SamplingParams):
     def origin(self, key: str) -> str:
         """Where a value comes from: "default", "model file", "CEREBRUM_TOP_K"."""
         return self.origins.get(key, DEFAULT)
+
+    def outranks(self, key: str, other: str) -> bool:
+        """Whether a value comes from a higher layer than that of another setting."""
+        origins = (self.origin(each) for each in (key, other))
+        mine, others = (RANKED.index(ENVIRONMENT if each.startswith(ENVIRONMENT) else each) for each in origins)
+        return mine > others
 
     def sampling(self, format_stop: tuple[str, ...]) -> SamplingParams:
         """Sampling parameters, with the format's stop strings before the user's."""
@@ -201,7 +210,7 @@ def in_directory(layer: Layer, directory: Path) -> Layer:
     if "lora" in layer:
         texts = validate("lora", layer["lora"])
         paths["lora"] = tuple(text if text == NONE else str(directory / Path(text).expanduser()) for text in texts)
-    if layer.get("chat_template") is not None:
+    if layer.get("chat_template") not in (None, NONE):
         paths["chat_template"] = str(directory / Path(validate("chat_template", layer["chat_template"])).expanduser())
     return {**layer, **paths} if paths else layer
 

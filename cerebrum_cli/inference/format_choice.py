@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.conversation import PromptPart, Text
+from cerebrum_cli.core.conversion import NONE
 from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
+from cerebrum_cli.core.settings import SESSION, Settings
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW, PromptFormat
 from cerebrum_cli.inference.prompt_sources import read_text
@@ -64,6 +66,21 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
         )
 
     return build
+
+
+def template_file(settings: Settings) -> Path | None:
+    """The file whose chat template the settings choose; None without one, and for a format from a higher layer.
+
+    It takes precedence over the format that a session used. Raises UsageError for a format from the same layer.
+    """
+    if settings.chat_template in (None, NONE):
+        return None
+    if settings.format not in (None, EMBEDDED) and settings.origin("format") != SESSION:
+        if settings.outranks("format", "chat_template"):
+            return None
+        if not settings.outranks("chat_template", "format"):
+            raise UsageError(f"chat_template cannot be used with the format {settings.format}", "omit one of them")
+    return Path(settings.chat_template).expanduser()
 
 
 def read_template(path: Path) -> str:

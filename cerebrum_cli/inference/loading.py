@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import EngineError, FormatError, ModelFileError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
-from cerebrum_cli.core.settings import ATTENTION_KEYS, GENERATION_KEYS, SESSION, Settings
+from cerebrum_cli.core.settings import ATTENTION_KEYS, GENERATION_KEYS, Settings
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.load_options import AdapterFile, GgufFile, LoadOptions, Tuning, fallback_notice, plan_repacking
@@ -30,6 +30,7 @@ from cerebrum_cli.inference.format_choice import (
     prepare_format,
     read_template,
     require_valid,
+    template_file,
 )
 from cerebrum_cli.inference.profiles import DEFAULT, Profile, UseName, step_costs_of, tuning_of, without_user_settings
 from cerebrum_cli.inference.responder import Responder
@@ -144,8 +145,7 @@ class ReplySource:
     def format_builder(self) -> FormatBuilder:
         """What builds the prompt format. Raises FormatError, UsageError."""
         name, template = (RAW.name, None) if self.use.raw else format_of(self.settings, self.model)
-        if self.settings.chat_template is not None and template is not None:
-            path = Path(self.settings.chat_template).expanduser()
+        if template is not None and (path := template_file(self.settings)):
             self.resources.try_template(path, template)
             require_valid(path, template)
         return format_builder(name, template, self.use.template_options)
@@ -292,13 +292,10 @@ def open_model(source: ReplySource) -> LoadedModel:
 
 def format_of(settings: Settings, model: Model) -> tuple[str, str | None]:
     """The name of a model's prompt format, and its chat template, if any. Raises FormatError, UsageError."""
-    if settings.chat_template is None:
-        embedded = model.header.chat_template
-        return choose_format(settings.format, model.known_format, embedded), embedded
-    template = read_template(Path(settings.chat_template).expanduser())
-    if settings.format not in (None, EMBEDDED) and settings.origin("format") != SESSION:
-        raise UsageError(f"chat_template cannot be used with the format {settings.format}", "omit one of them")
-    return EMBEDDED, template
+    if path := template_file(settings):
+        return EMBEDDED, read_template(path)
+    embedded = model.header.chat_template
+    return choose_format(settings.format, model.known_format, embedded), embedded
 
 
 def load_options(
@@ -393,7 +390,7 @@ def generation_fingerprint(settings: Settings, grammar: str | None, model: Model
         "model file": library.file_identity(model),
         "adapter": model.adapter_identity,
         "format": name,
-        **({"chat template": sha256((template or "").encode()).hexdigest()} if settings.chat_template else {}),
+        **({"chat template": sha256((template or "").encode()).hexdigest()} if template_file(settings) else {}),
         **{key.replace("_", " "): values[key] for key in keys},
         "grammar": grammar and sha256(grammar.encode()).hexdigest(),
     }

@@ -96,3 +96,47 @@ def test_template_wins_over_the_format_that_a_session_recorded(
     (template.parent / "config.toml").write_text('chat_template = "own.jinja"\n')
     exported = run_here(REPLY, tmp_path, "sessions", "export", "one", "--as", "transcript")
     assert "USER: One?" in exported.out, exported.err
+
+
+def test_session_keeps_its_template(
+    template: Path, mistral_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(template.parent)
+    begun = ("-m", mistral_model, "--chat-template", template.name)
+    for command in (("ask", "One?"), ("chat", "--session", "two")):
+        piped = b"Two?\n" if command[0] == "chat" else None
+        assert run_here(REPLY, tmp_path, *command, *begun, piped=piped).code == 0
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        session = run_here({}, tmp_path, "sessions", "show", name, "--json").object
+        assert session["params"]["chat_template"] == str(template)
+        continued = run_here(REPLY, tmp_path, "chat", "--session", name, piped=b"Why?\n")
+        assert (continued.code, continued.out) == (0, "> Why?\nYes.\n"), continued.err
+        exported = run_here(REPLY, tmp_path, "sessions", "export", name, "--as", "transcript")
+        assert OPENING in exported.out, exported.err
+    assert run_here(REPLY, tmp_path, "ask", "-c", "Why?", "--dry-run").out.endswith(OPENING)
+
+
+def test_session_without_its_template_stays_without_it(template: Path, chatml_model: Path, tmp_path: Path) -> None:
+    (template.parent / "config.toml").write_text('chat_template = "own.jinja"\n')
+    arguments = ("ask", "Why?", "-c", "--dry-run")
+    for without in (("--chat-template", "none"), ("--format", "cerebrum")):
+        assert run_here(REPLY, tmp_path, "ask", "One?", "-m", chatml_model, *without).code == 0
+        assert "<think>" not in run_here(REPLY, tmp_path, *arguments).out
+        assert run_here(REPLY, tmp_path, *arguments, "--chat-template", template).out.endswith(OPENING)
+
+
+def test_later_of_template_and_format_wins(
+    template: Path, chatml_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("ask", "Why?", "-m", chatml_model, "--dry-run")
+    config = template.parent / "config.toml"
+    config.write_text('chat_template = "own.jinja"\n')
+    assert run_here(REPLY, tmp_path, *arguments, "--format", "cerebrum").out.endswith("\nUser: Why?\nAI:")
+    assert run_here(REPLY, tmp_path, *arguments, "--chat-template", "none").out == OPENING.removesuffix("<think>\n")
+    config.write_text('chat_template = "none"\nformat = "cerebrum"\n')
+    assert run_here(REPLY, tmp_path, *arguments).out.endswith("\nUser: Why?\nAI:")
+    assert run_here(REPLY, tmp_path, *arguments, "--chat-template", template).out == OPENING
+    monkeypatch.setenv("CEREBRUM_FORMAT", "cerebrum")
+    monkeypatch.setenv("CEREBRUM_CHAT_TEMPLATE", str(template))
+    assert run_here(REPLY, tmp_path, *arguments).code == 2
