@@ -40,7 +40,7 @@ MAJORITY = 0.5
 
 def show_prompt(streams: Streams, loaded: LoadedModel, conversation: Conversation, options: AskOptions) -> None:
     """Print the exact prompt on standard output, byte for byte in a pipe, and its token count on standard error."""
-    preview = loaded.responder.preview(conversation)
+    preview = loaded.responder.preview(conversation, loaded.source.settings)
     if options.json:
         streams.answer_object(prompt_object(preview, loaded.model.name, loaded.format_name))
         return

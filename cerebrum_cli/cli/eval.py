@@ -258,7 +258,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
         conversation = evaluation.settings.applied_to(
             Conversation((), evaluation.settings.system).user(question.prompt)
         )
-        preview = loaded.responder.preview(conversation)
+        preview = loaded.responder.preview(conversation, evaluation.settings)
     rows = [evaluation.rows.identity(position) for position in range(len(evaluation.rows))]
     finished = {(sample.id, sample.sample) for sample in kept}
     missing = [row for row in rows if row not in finished]

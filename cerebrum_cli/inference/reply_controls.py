@@ -13,7 +13,7 @@ from cerebrum_cli.core.settings import RECOMMENDED, Settings
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.engine.backend import Vocabulary, continuation
 from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Force, LoopCheck, Stage
-from cerebrum_cli.formats.plain import PromptFormat
+from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.thinking import ThoughtMarkup
 from cerebrum_cli.inference.reply import ReplyChannels, ReplyRequest
 
@@ -70,13 +70,13 @@ class ReplyControls:
         return partial(AnswerDetector, replace(channels, thoughts=thoughts), tokens)
 
     def require_marked_thought(self, settings: Settings, system_prompt: str | None) -> None:
-        """Raise UsageError for a limit of reasoning that nothing marks, and an effort that the format does not support.
+        """Raise UsageError for a limit of reasoning that nothing marks, and an effort that a template does not support.
 
         What the model's row recommends is ignored instead: the user may have chosen a format without reasoning.
         """
         if settings.origin("think") in RECOMMENDED:
             return
-        if settings.effort and settings.effort not in self.format.efforts:
+        if settings.effort and self.format.name == EMBEDDED and settings.effort not in self.format.efforts:
             known = ", ".join(("on", "off", "a number of tokens", *self.format.efforts))
             problem = f"think is {settings.think}, an effort that this model does not support"
             raise UsageError(problem, f"it supports: {known}")

@@ -166,10 +166,16 @@ class Responder:
         """Tokens in the context of the loaded model; None before it is loaded."""
         return self.engine.context_size if self.engine.is_loaded else None
 
-    def preview(self, conversation: Conversation) -> Preview:
-        """Load the model, and return the exact prompt of a conversation without evaluating it."""
+    def preview(self, conversation: Conversation, settings: Settings | None = None) -> Preview:
+        """Load the model, and return the exact prompt of a conversation without evaluating it.
+
+        Raises UsageError for settings that a reply could not follow.
+        """
         for _ in self.load():
             pass
+        if settings:
+            self._sampling(settings, ())
+            self._controls.require_marked_thought(settings, conversation.system_prompt)
         vocabulary = self.engine.vocabulary
         parts = self._render(conversation)
         ids, text = self._tokenize(parts), self._spell(parts)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command_line import assert_error
+from command_line import CommandLine, assert_error
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_command import batch_here, run_here
@@ -114,11 +114,21 @@ def test_ask_sets_an_effort_that_the_model_knows(tmp_path: Path) -> None:
         ("high", "think is high, an effort that this model does not support"),
         ("very", "is 'very'"),
     ):
-        assert_error(run_here({"reply": "Yes."}, tmp_path, *arguments, "--think", think), 2, problem, "low, medium")
+        for more in ((), ("--dry-run",)):
+            done = run_here({"reply": "Yes."}, tmp_path, *arguments, "--think", think, *more)
+            assert_error(done, 2, problem, "low, medium")
     rows = [{"prompt": "one", "think": think} for think in ("medium", "high")]
     _, [medium, high] = batch_here({"rows": {}, "seeds": ["Yes."]}, tmp_path, model, *rows)
     assert medium["error"] is None
     assert "on, off, a number of tokens, low, medium, xhigh" in high["error"]["message"]
+
+
+def test_effort_has_no_effect_without_a_template(thinker: Path, new_user: CommandLine) -> None:
+    (new_user.config / "config.toml").write_text('think = "high"\n')
+    arguments = ("ask", "Why?", "-m", thinker)
+    for without in (("--raw",), ("--format", "cerebrum")):
+        assert run_here({"reply": "Yes."}, new_user.home, *arguments, *without).code == 0
+    assert run_here({"reply": "Yes."}, new_user.home, *arguments).code == 2
 
 
 def test_ask_refuses_to_limit_thought_that_nothing_marks(chatml_model: Path, tmp_path: Path) -> None:
