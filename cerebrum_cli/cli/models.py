@@ -50,7 +50,8 @@ def search(
       cerebrum search "gemma 4" --json
     """
     from cerebrum_cli.models.listing import search_row
-    from cerebrum_cli.terminal.tables import print_repositories, print_rows
+    from cerebrum_cli.terminal.reports import print_repositories
+    from cerebrum_cli.terminal.tables import print_rows
 
     app = app_of(context, options)
     ctx = app.readable_settings(environment_layer("ctx")).ctx

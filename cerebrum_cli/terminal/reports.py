@@ -1,10 +1,10 @@
-"""What commands print of evaluations, merges, tuning, checks, and the least certain tokens of a reply."""
+"""What commands print of searches, evaluations, merges, tuning, checks, and the least certain tokens of a reply."""
 
 from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import exp
 from pathlib import Path
@@ -19,11 +19,15 @@ from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns, is_plain_terminal
 from cerebrum_cli.terminal.tables import (
     PIPE_WIDTH,
+    Row,
     field_lines,
+    print_lines,
     print_table,
     sampling_text,
+    size_text,
     table_lines,
     table_of,
+    table_width,
     updated,
     wrapped,
 )
@@ -48,6 +52,9 @@ STATUS_WIDTH = len("warning") + 2
 NAME_WIDTH = len("hugging_face_cache") + 2
 MIN_TEXT_WIDTH = 30  # columns; on a narrower terminal the text is below the name, not beside it
 HINT_PREFIX = "hint: "
+FOUND_HEADINGS = ("repository", "best fit", "size", "verdict", "license", "updated", "downloads")
+FOUND_DROP = ("downloads", "updated", "license", "best fit", "size")
+FOUND_INDENT = "  "
 
 
 def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> None:
@@ -338,3 +345,26 @@ def wrap_check(text: str, width: int, margin: str) -> list[str]:
     return textwrap.wrap(
         text, width, initial_indent=margin, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     ) or [margin]
+
+
+def print_repositories(streams: Streams, rows: Iterable[Row]) -> None:
+    """Print repositories that a search found: on a line each, or on two where the terminal is too narrow."""
+    from rich.cells import cell_len
+
+    cells = [
+        [
+            f"{row['repo_id']} (gated)" if row["gated"] else row["repo_id"],
+            *(row["recommended"], size_text(row["size"]), row["verdict"], row["licence"], row["updated"]),
+            f"{row['downloads']:,}",
+        ]
+        for row in rows
+    ]
+    width = table_width(streams)
+    whole = table_lines(FOUND_HEADINGS, cells, PIPE_WIDTH)
+    if max(map(cell_len, whole)) <= width:
+        print_lines(streams, whole)
+        return
+    names = table_lines(FOUND_HEADINGS[:1], [row[:1] for row in cells], width)
+    details = table_lines(FOUND_HEADINGS[1:], [row[1:] for row in cells], width - len(FOUND_INDENT), drop=FOUND_DROP)
+    pairs = zip(names, details, strict=True)
+    print_lines(streams, (line for name, detail in pairs for line in (name, FOUND_INDENT + detail)), heads=2)

@@ -87,7 +87,7 @@ print_models = table_of(
         "": lambda row: "*" if row["default"] else "",
         "name": "name",
         "quant": "quantization",
-        "size": lambda row: _size(row["size"]),
+        "size": lambda row: size_text(row["size"]),
         "format": "format",
         "context": "context_size",
         "last used": lambda row: row["last_used"] and row["last_used"][:10],
@@ -98,7 +98,7 @@ print_found = table_of(
     {
         "model": "reference",
         "quant": "quantization",
-        "size": lambda row: _size(row["size"]),
+        "size": lambda row: size_text(row["size"]),
         "context": "context_size",
         "registered as": lambda row: row["name"] or row["error"],
     },
@@ -110,8 +110,8 @@ print_catalogue = table_of(
         "name": "name",
         "installed": "here",
         "best fit": "recommended",
-        "size": lambda row: _size(row["size"]),
-        "memory": lambda row: _size(row["memory"]),
+        "size": lambda row: size_text(row["size"]),
+        "memory": lambda row: size_text(row["memory"]),
         "verdict": "verdict",
         "good for": "good_for",
         "license": "licence",
@@ -120,23 +120,11 @@ print_catalogue = table_of(
     shorten="license",
     drop=("full name", "installed", "best fit", "license", "good for", "memory"),
 )
-print_repositories = table_of(
-    {
-        "repository": lambda row: f"{row['repo_id']} (gated)" if row["gated"] else row["repo_id"],
-        "best fit": "recommended",
-        "size": lambda row: _size(row["size"]),
-        "verdict": "verdict",
-        "license": "licence",
-        "updated": "updated",
-        "downloads": lambda row: f"{row['downloads']:,}",
-    },
-    drop=("downloads", "updated", "license", "best fit", "size"),
-)
 _SUGGESTED: Mapping[str, Column] = {
     "name": "name",
     "quant": "recommended",
-    "size": lambda row: _size(row["size"]),
-    "memory": lambda row: _size(row["memory"]),
+    "size": lambda row: size_text(row["size"]),
+    "memory": lambda row: size_text(row["memory"]),
     "good for": "good_for",
     "license": "licence",
 }
@@ -239,14 +227,22 @@ def print_table(
     drop: Sequence[str] = (),
 ) -> None:
     """Print a table on standard output, as wide as the terminal allows; see `table_lines`."""
+    print_lines(streams, table_lines(headings, rows, table_width(streams), shorten, drop))
+
+
+def table_width(streams: Streams) -> int:
+    """Columns that a table on standard output may have."""
     from rich.console import Console
 
-    width = Console(file=streams.out).width if streams.out_is_terminal else PIPE_WIDTH
-    head, *lines = table_lines(headings, rows, width, shorten, drop)
-    if streams.out_is_terminal and not is_plain_terminal():
-        head = f"\x1b[1m{head}\x1b[0m"
+    return Console(file=streams.out).width if streams.out_is_terminal else PIPE_WIDTH
+
+
+def print_lines(streams: Streams, lines: Iterable[str], heads: int = 1) -> None:
+    """Print the lines of a table on standard output, of which the first are its head."""
+    is_styled = streams.out_is_terminal and not is_plain_terminal()
     with streams.writing_answer():
-        streams.out.write("".join(f"{line}\n" for line in (head, *lines)))
+        for number, line in enumerate(lines):
+            streams.out.write(f"\x1b[1m{line}\x1b[0m\n" if is_styled and number < heads else f"{line}\n")
         streams.out.flush()
 
 
@@ -300,7 +296,7 @@ def _cell(value: Any) -> str:
     return "-" if value is None else strip_controls(str(value))
 
 
-def _size(size: int | None) -> str | None:
+def size_text(size: int | None) -> str | None:
     return None if size is None else format_size(size)
 
 

@@ -30,6 +30,7 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.terminal import progress
 from cerebrum_cli.terminal.progress import FileProgress, StatusLine
+from cerebrum_cli.terminal.reports import print_repositories
 from cerebrum_cli.terminal.sinks import TextSink, render
 from cerebrum_cli.terminal.streams import Streams, has_piped_input
 from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, print_sessions, stats_line
@@ -313,6 +314,29 @@ def test_tables_on_a_narrow_terminal_drop_columns(columns: int, monkeypatch: pyt
         assert max(map(len, (head, row))) <= columns
     heads = ["name", "size", "memory", "verdict", "good for", "license"]
     assert re.split(" {2,}", head) == (heads if columns == 80 else ["name", "size"])
+
+
+@pytest.mark.parametrize(("columns", "is_stacked"), [(120, False), (80, True), (40, True)])
+def test_search_results_take_two_lines_on_a_narrow_terminal(
+    columns: int, is_stacked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    streams, longest = shown(columns, 24), "unsloth/Qwen3.6-35B-A3B-Instruct-2607-i1-GGUF"
+    row = catalog_row(licence="apache-2.0", updated="2026-01-02", downloads=2_000_000, gated=False)
+    print_repositories(streams, [{**row, "repo_id": longest}, {**row, "repo_id": "a/b", "gated": True}])
+    values = ["Q4_K_M", "4.37 GB", "tight", "apache-2.0", "2026-01-02", "2,000,000"]
+    table = [re.split(" {2,}", line.strip()) for line in lines(streams.out)]
+    if columns == 40:
+        assert table[2:4] == [[longest[:40]], [longest[40:]]] and table[4] == [
+            "Q4_K_M",
+            "4.37 GB",
+            "tight",
+            "apache-2.0",
+        ]
+    elif is_stacked:
+        assert table[2:] == [[longest], values, ["a/b (gated)"], values] and len(table[1]) == len(values)
+    else:
+        assert table[1:] == [[longest, *values], ["a/b (gated)", *values]]
 
 
 SESSION = {"name": "apples", "messages": 4, "updated": "2026-11-20T10:20:30", "model": "m", "first": "w " * 70}
