@@ -22,7 +22,15 @@ from cerebrum_cli.cli.options import (
 from cerebrum_cli.cli.signature import app_of, composed, positional, require_agreement
 from cerebrum_cli.core.errors import ModelNotFound, NoModel, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.settings import MODES, SAMPLING_KEYS, Layer, Settings, SourcedLayer, environment_layer
+from cerebrum_cli.core.settings import (
+    MODES,
+    REPLY_KEYS,
+    SAMPLING_KEYS,
+    Layer,
+    Settings,
+    SourcedLayer,
+    environment_layer,
+)
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.progress import FileProgress
@@ -244,12 +252,12 @@ def show(
         description, plan = available or ({}, None)
         note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
         if vocabulary:
-            description = listing.describe(library, vocabulary, by_mode, lambda *_: None)
+            description = listing.describe(library, vocabulary, ask_settings(app, vocabulary), by_mode, lambda *_: None)
             note = f"only its vocabulary is installed, for --endpoint; {note}"
     else:
         with FileProgress(replace(app.streams, is_quiet=options.quiet or options.json)) as progress:
             verify = partial(progress.update, "verify")
-            description = listing.describe(library, model, by_mode, verify)
+            description = listing.describe(library, model, ask_settings(app, model), by_mode, verify)
         plan = listing.quantization_plan(library, model, settings.ctx)
         profile, note = profile_of(app, model, settings)
     if options.json:
@@ -263,6 +271,15 @@ def show(
     if plan:
         print_candidates(app.streams, plan)
     app.streams.report(note)
+
+
+def ask_settings(app: App, model: Model) -> Settings:
+    """The settings of a question without options."""
+    from cerebrum_cli.formats.plain import EMBEDDED
+    from cerebrum_cli.inference.format_choice import template_file
+
+    settings = app.readable_settings(environment_layer(*REPLY_KEYS), model)
+    return replace(settings, format=EMBEDDED) if template_file(settings) else settings
 
 
 def settings_by_mode(app: App, model: Model | ModelSpec) -> dict[str, Settings]:

@@ -20,6 +20,7 @@ from cerebrum_cli.models.model import Model, absolute_path
 from cerebrum_cli.models.reference import PathReference, Reference
 from cerebrum_cli.models.stores import found_models
 
+SHOWN = ("think", "chat_template")  # settings of a question, besides those of the catalog, its format and context
 SUGGESTIONS = 5  # models to choose a first one from: the best, and the smallest of the others
 
 
@@ -27,19 +28,23 @@ SettingsByMode = Callable[[Model | ModelSpec], Mapping[str, Settings]]
 """The settings that a question to a model gets, by the mode of thinking."""
 
 
-def describe(library: Library, model: Model, by_mode: SettingsByMode, on_progress: OnProgress) -> dict[str, Any]:
-    """Object of `show --json`, without the table of quantizations."""
-    header, spec, cached, format_name = model.header, model.spec, model.cached, model.default_format
-    settings = {key: value for key, value in (spec.settings if spec else {}).items() if key not in SAMPLERS}
+def describe(
+    library: Library, model: Model, settings: Settings, by_mode: SettingsByMode, on_progress: OnProgress
+) -> dict[str, Any]:
+    """Object of `show --json`, without the table of quantizations; `settings` are those of a question."""
+    header, spec, cached = model.header, model.spec, model.cached
+    format_name, context = settings.format or model.default_format, planned_context(settings.ctx, model.trained_context)
+    asked = {key: getattr(settings, key) for key in (*(spec.settings if spec else ()), *SHOWN) if key not in SAMPLERS}
     license_name = header.metadata.get("general.license")
     return {
         "name": model.name,
         "reference": model.reference,
         "path": str(model.path),
         "size": model.size,
-        "format": format_name,
+        "format": model.default_format,
         "context_size": model.trained_context,
-        "ask": {"format": format_name, "context": planned_context(None, model.trained_context), **settings},
+        "ask": {"format": format_name, "context": context}
+        | {key: each for key, each in asked.items() if each is not None},
         "sampling": sampling_object(by_mode(model)),
         "sha256": library.digest(model, on_progress).sha256,
         "quantization": model.quantization,

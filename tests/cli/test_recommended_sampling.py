@@ -274,6 +274,19 @@ def test_show_states_the_sampling_of_both_modes(user: User, chatml_model: Path) 
     assert "\nsampling            temperature 0 (default)\n" in shown(Path("cerebrum-7b"))
 
 
+def test_show_states_what_a_question_uses(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> dict[str, Any]:
+        found: dict[str, Any] = run_here({}, user.home, "show", user.model, "--json").object["ask"]
+        return found
+
+    assert asked() == {"format": "embedded", "context": 2048, "think": "on"}
+    (user.config / "config.toml").write_text('think = "off"\nctx = 512\nformat = "cerebrum"\n')
+    assert asked() == {"format": "cerebrum", "context": 512, "think": "off"}
+    monkeypatch.setenv("CEREBRUM_THINK", "100")
+    monkeypatch.setenv("CEREBRUM_CHAT_TEMPLATE", "/own.jinja")
+    assert asked() == {"format": "embedded", "context": 512, "think": "100", "chat_template": "/own.jinja"}
+
+
 def test_show_states_the_sampling_of_a_model_before_it_is_pulled(user: User) -> None:
     sampling = run_here({}, user.home, "show", "thinker", "--json").object["sampling"]
     assert sampling["no_thinking"]["temperature"] == {"value": 0.7, "origin": "catalog"}

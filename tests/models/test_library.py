@@ -12,6 +12,7 @@ import pytest
 from hub_user import RecordedProgress
 
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, NoModel, UsageError
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
@@ -279,7 +280,7 @@ def test_library_identity_covers_all_parts_of_a_model(library: Library, other: P
 
 def test_listing_describes_a_model_by_file_and_catalogue(library: Library, packed: Path) -> None:
     pulled(library, str(packed))
-    description = describe(library, library.resolve("packed"), lambda _: {}, silent)
+    description = describe(library, library.resolve("packed"), Settings(), lambda _: {}, silent)
     expected = {
         "name": "Packed.Q4_1",
         "path": str(packed),
