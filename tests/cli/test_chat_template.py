@@ -98,6 +98,7 @@ def test_template_wins_over_the_format_that_a_session_recorded(
     assert "USER: One?" in exported.out, exported.err
 
 
+@pytest.mark.slow
 def test_session_keeps_its_template(
     template: Path, mistral_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
