@@ -154,7 +154,7 @@ class EmbeddedFormat(PromptFormat):
     def _history(self, conversation: Conversation, values: Mapping[str, Any]) -> tuple[WriteReply, bool]:
         """How to give earlier replies to the template, and whether those with known tokens keep these."""
         keeps = conversation.keeps_thoughts
-        if keeps is False:
+        if keeps is False or len(conversation.messages) < 2:
             return write_answer, False
         write, is_dropped = find_writer(self.source, values, self.thoughts)
         return write, bool(keeps) or not is_dropped
