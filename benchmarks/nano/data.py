@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sentencepiece import SentencePieceProcessor
 
 from cerebrum_cli.formats.plain import CEREBRUM
-from nano.questions import first_question, follow_up, held_out
+from nano.questions import Question, first_question, follow_up, held_out
 from nano.replies import NOT_A_SUM, Noise, reply
 
 BOS, EOS, LINE_BREAK = 1, 2, 13
@@ -110,14 +110,20 @@ def _conversation(random: Random, noise: Noise, excluded: frozenset[str]) -> lis
     turns: list[Turn] = []
     value: int | None = None
     for _ in range(random.choice(TURNS)):
-        is_follow_up = value is not None and random.random() < FOLLOW_UP_RATE
-        question = follow_up(random, value) if is_follow_up and value is not None else first_question(random)
-        while question.text in excluded:
-            question = first_question(random)
+        question = next_question(random, value, excluded)
         answer = reply(random, question.sum, noise)
         turns.append((question.text, answer.text))
         value = answer.value
     return turns
+
+
+def next_question(random: Random, value: int | None, excluded: frozenset[str]) -> Question:
+    """Generate a question, which may refer to the value of the last reply."""
+    is_follow_up = value is not None and random.random() < FOLLOW_UP_RATE
+    question = follow_up(random, value) if is_follow_up and value is not None else first_question(random)
+    while question.text in excluded:
+        question = first_question(random)
+    return question
 
 
 def _lines(turns: Iterable[Turn]) -> Iterator[str]:

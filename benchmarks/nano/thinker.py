@@ -17,8 +17,8 @@ from random import Random
 from byte_alphabet import byte_alphabet
 from mistral_vocabulary import MetadataValue
 
-from nano.data import FOLLOW_UP_RATE, IGNORE_INDEX, NOT_A_SUM_RATE, TURNS, Example, Turn, Vocabulary
-from nano.questions import first_question, follow_up, held_out
+from nano.data import IGNORE_INDEX, NOT_A_SUM_RATE, TURNS, Example, Turn, Vocabulary, next_question
+from nano.questions import held_out
 from nano.replies import NOT_A_SUM, Noise, work_out
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # token types of GGUF
@@ -185,10 +185,7 @@ def _conversation(random: Random, noise: Noise, excluded: frozenset[str]) -> tup
     value: int | None = None
     keeps = random.random() < KEPT_RATE
     for _ in range(random.choice(TURNS)):
-        refers = value is not None and random.random() < FOLLOW_UP_RATE
-        question = follow_up(random, value) if refers and value is not None else first_question(random)
-        while question.text in excluded:
-            question = first_question(random)
+        question = next_question(random, value, excluded)
         steps = work_out(random, question.sum, noise)
         value = steps[-1][1]
         problem = f"{question.sum.left} {question.sum.operation} {question.sum.right}"
