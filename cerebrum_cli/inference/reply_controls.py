@@ -47,9 +47,7 @@ class ReplyControls:
     def create(
         self, request: ReplyRequest, channels: ReplyChannels, answer_now: AnswerNow
     ) -> tuple[ControlFactory, ...]:
-        """The controls of a reply, in the order in which they may intervene; none if a grammar applies to all of it."""
-        if request.grammar and not self.answer_start(request, channels):
-            return ()
+        """The controls of a reply, in the order in which they may intervene."""
         settings = request.settings
         controls: list[ControlFactory] = []
         may_repeat = request.ignore_eos or self.format.verbatim  # text of a given length, or without a format
@@ -185,12 +183,12 @@ class AnswerDetector:
         self._blanks = 0  # tokens of white space since the reply, or its last thought, ended
         self._overhang = ""  # of the answer, in the token that ended what precedes it, or in the prefix
         self._has_special = False  # in the text that is held
-        self._has_begun = False
+        self._has_started = False
         self.feed(PREFIX, channels.prefix_text)
 
     @property
     def stage(self) -> Stage:
-        if self._has_begun or self._splitter.is_in_answer:
+        if self._has_started or self._splitter.is_in_answer:
             return "answer"
         return "thinking" if self._splitter.open_thought else "undecided"
 
@@ -200,8 +198,8 @@ class AnswerDetector:
 
     @property
     def rest(self) -> str:
-        begun = self._marker
-        return next((marker[len(begun) :] for marker in self._markers if begun and marker.startswith(begun)), "")
+        started = self._marker
+        return next((marker[len(started) :] for marker in self._markers if started and marker.startswith(started)), "")
 
     @property
     def _marker(self) -> str:
@@ -209,22 +207,22 @@ class AnswerDetector:
         return self._splitter.held.lstrip() if self.stage == "undecided" else ""
 
     def feed(self, token: int, text: str) -> None:
-        if self._has_begun:
+        if self._has_started:
             return
         parts = self._splitter.feed(text)
         self._overhang += "".join(part for channel, part in parts if channel == "answer")
-        begun = self._marker
-        self._has_special = bool(begun) and (self._has_special or self._is_special(token))
-        self._blanks = self._blanks + 1 if text.isspace() and self.stage == "undecided" and not begun else 0
+        started = self._marker
+        self._has_special = bool(started) and (self._has_special or self._is_special(token))
+        self._blanks = self._blanks + 1 if text.isspace() and self.stage == "undecided" and not started else 0
 
     def passes(self, token: int, text: str) -> bool:
-        begun = self._marker
-        line = (begun + text).lstrip()
+        started = self._marker
+        line = (started + text).lstrip()
         if not line:
             return text.isspace() and self._blanks < MAX_BLANKS
         if not text:
             return False
-        any_marker = begun or self._is_special(token)
+        any_marker = started or self._is_special(token)
         return any(
             marker.startswith(line) or (line.startswith(marker) and not line[len(marker) :].strip())
             for marker, tokens in self._markers.items()
@@ -232,7 +230,7 @@ class AnswerDetector:
         )
 
     def begin(self) -> None:
-        self._has_begun = True
+        self._has_started = True
 
     def _is_special(self, token: int) -> bool:
         return any(token in tokens for tokens in self._markers.values())

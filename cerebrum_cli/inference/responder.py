@@ -71,6 +71,8 @@ class Responder:
         tokens = (*self._tokenize(prompt), *prefix)
         opening = self._tokenize([markup]) if markup and len(prompt) > 1 else tokens[-OPENING_TOKENS:]
         self._require_room(tokens)
+        answer_start = self._controls.answer_start(request, channels)
+        is_bound = request.grammar and answer_start is None  # from the first token, so that nothing may be forced
         return Request(
             tokens,
             self._sampling(settings, () if request.ignore_eos else prompt_format.stop),
@@ -82,8 +84,8 @@ class Responder:
             step_costs=self.choose_drafts(settings.drafts),
             max_n=request.max_n,
             stream=request.stream,
-            controls=self._controls.create(request, channels, self._answer_now),
-            answer_start=self._controls.answer_start(request, channels),
+            controls=() if is_bound else self._controls.create(request, channels, self._answer_now),
+            answer_start=answer_start,
             channels=None if prompt_format.verbatim else channels,
             opening=len(opening) - (opening[:1] == tokens[:1]) + len(prefix),  # BOS precedes both
         )
