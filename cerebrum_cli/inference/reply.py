@@ -169,7 +169,8 @@ def mean_probability(logprobs: Sequence[float]) -> float:
 
 def lowest_window(logprobs: Sequence[float]) -> float:
     """Lowest `mean_probability` of WINDOW consecutive tokens; that of all of them if they are fewer."""
-    return min(mean_probability(logprobs[at : at + WINDOW]) for at in range(max(1, len(logprobs) - WINDOW + 1)))
+    windows = (logprobs[at : at + WINDOW] for at in range(max(1, len(logprobs) - WINDOW + 1)))
+    return mean_probability(min(windows, key=fsum))
 
 
 class ReplyStream:
