@@ -5,6 +5,7 @@ Only this module imports httpx2 for endpoints. Redirects are not followed: a key
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -151,6 +152,11 @@ class Client:
         """The JSON value at a path."""
         return await self._request("GET", path, timeout_s, params=query)
 
+    async def text(self, path: str, timeout_s: float) -> str:
+        """The text at a path, such as a page of metrics."""
+        content = await self._request("GET", path, timeout_s, is_json=False)
+        return str(content, "utf-8", "replace")
+
     async def check(self, path: str, timeout_s: float) -> None:
         """Raise unless a path answers with success; its content does not matter."""
         await self._request("GET", path, timeout_s, is_json=False)
@@ -166,9 +172,10 @@ class Client:
 
         with self._translated():
             timeout = httpx2.Timeout(timeout_s, connect=CONNECT_S, write=WRITE_S)
-            response = await self._http.request(method, path, timeout=timeout, **content)
+            async with asyncio.timeout(timeout_s):
+                response = await self._http.request(method, path, timeout=timeout, **content)
             self._raise_for_status(response)
-            return response.json() if is_json else None
+            return response.json() if is_json else response.content
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the JSON objects of server-sent events; closing the iterator closes the connection."""
@@ -196,7 +203,7 @@ class Client:
             raise LostServerError(f"no connection within {CONNECT_S:g} s", was_sent=False) from error
         except httpx2.ConnectError as error:
             raise _connection_error(self._name, error) from error
-        except httpx2.TimeoutException as error:
+        except (httpx2.TimeoutException, TimeoutError) as error:
             raise LostServerError("no reply in time") from error
         except (ValueError, RecursionError, httpx2.DecodingError, httpx2.SSEError) as error:
             raise LostServerError("damaged reply") from error
