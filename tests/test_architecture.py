@@ -52,7 +52,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "math_verify": ("eval.math_equality",),
     "pyarrow": ("eval.sources",),
     "tomlkit": ("cli.config_file",),
-    "ray": ("engine.cluster.ray_cluster",),
+    "ray": (),
     "click": (),
 }
 # Modules, or packages with all below them, that compute values: they touch no files, clocks or processes.
@@ -93,7 +93,6 @@ ENGINE_EXCEPTIONS = {
     "cli.generation": "sizes of a context",
     "cli.lm_eval": "sizes of a context",
     "cli.lm_model": "sizes of a context",
-    "cli.ray_nodes": "the engine that a node opens",
     "cli.tune": "processors and memory, for its report",
     "eval.code_sandbox": "processors, to run programs on",
     "eval.evaluate": "requests, and the scope in which they are cancelled",

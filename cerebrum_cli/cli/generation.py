@@ -90,10 +90,8 @@ def find_source(
     if endpoints:
         host, settings = Servers(endpoints, context.slots or None), without_local(settings)
     elif isinstance(options, ConcurrencyOptions) and options.ray is not None:
-        from cerebrum_cli.cli.ray_nodes import find_nodes
-
         require_no_adapters(settings, "--ray")
-        host = find_nodes(app, model, options.ray, not options.no_profile)
+        raise UsageError("--ray is not available in this version", "omit it, or use --endpoint")
     require_attention(model, settings, context.pad_steps)
     model = with_adapters(app.library, model, settings.lora)
     use = ModelUse(context, template_options=template_options(options.template_arg))

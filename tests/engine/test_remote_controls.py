@@ -18,7 +18,6 @@ from remote_engines import (
     summaries,
 )
 from scripted_backend import DEAD_END, END, FIRST_WORD, Model, ScriptedBackend
-from scripted_cluster import Nodes, clustered
 from server_kinds import LlamaServer, SglangServer, VllmServer
 from thinkers import ENDING, LIMIT, answer_start, budget, reply_around, speaker
 
@@ -69,13 +68,6 @@ def local(model: Model, *given: Request) -> dict[Any, tuple[Any, ...]]:
 def test_remote_controls_act_as_here(kind: type[ModelServer], name: str, stream: bool, limit: int) -> None:
     given = requests(limit, stream=stream)
     with serving_kind(kind, MODELS[name], context_size=300) as servers, connected(*servers) as engine:
-        assert summaries(replies_of(engine, *given)) == local(MODELS[name], *given)
-
-
-@every_model
-def test_cluster_controls_act_as_here(name: str) -> None:
-    given, nodes = requests(), Nodes(MODELS[name], context_size=300)
-    with clustered(nodes, nodes.actor(), nodes.actor()) as engine:
         assert summaries(replies_of(engine, *given)) == local(MODELS[name], *given)
 
 
@@ -170,13 +162,6 @@ def test_remote_grammar_applies_to_a_long_answer_in_one_turn() -> None:
         assert len([asked for asked in server.completions() if grammar_of(asked.body)]) == 3
 
 
-@pytest.mark.parametrize("name", ANSWERED)
-def test_cluster_grammar_applies_to_the_answer(name: str) -> None:
-    model = speaking(ANSWERED[name])
-    with clustered(nodes := Nodes(model, context_size=300), nodes.actor()) as engine:
-        assert summaries(replies_of(engine, constrained())) == local(model, constrained())
-
-
 def test_remote_answer_that_does_not_match_the_grammar_is_refused() -> None:
     model = speaking(THINKING + "{seed} and much more than that")
     with serving_kind(VllmServer, model, context_size=300) as servers, connected(*servers) as engine:
@@ -263,10 +248,3 @@ def test_remote_stop_strings_end_an_answer_under_a_grammar(stream: bool) -> None
         replies = replies_of(engine, given)
         assert {reply.text for reply in replies.values()} == {"<think>1 2 3</think>1 2"}
         assert [bool(asked.body["stop"]) for asked in server.completions()][-1]
-
-
-@pytest.mark.parametrize("name", ["short", "no thought"])
-def test_cluster_stop_strings_count_in_the_answer(name: str) -> None:
-    given, nodes = stopped(), Nodes(MODELS[name], context_size=300)
-    with clustered(nodes, nodes.actor()) as engine:
-        assert summaries(replies_of(engine, given)) == local(MODELS[name], given)

@@ -11,15 +11,14 @@ from cerebrum_cli.core.events import Forced, Timings
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.sequence import Request
 
-StopReason = Literal["eos", "stop string", "limit", "length", "repetition"]
+StopReason = Literal["eos", "stop string", "limit"]
 
 
 @dataclass(frozen=True, slots=True)
 class ReplyEnd:
     """How a reply ended, with the server's counts and times; `tokens` leaves out the one that ends a generation.
 
-    A "limit" is that of tokens or that of the context; only nodes report "length", "repetition" and `forced` tokens.
-    Counts are None where the server does not state them.
+    A "limit" is that of tokens or that of the context. Counts are None where the server does not state them.
     """
 
     reason: StopReason

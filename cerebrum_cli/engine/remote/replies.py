@@ -322,8 +322,6 @@ class RemoteSample:
             reason = intervention.reason
         elif is_stopped or self._by_stop_string:
             reason = "stop"
-        elif end.reason in ("length", "repetition"):
-            reason = end.reason
         elif self._limit is not None and (self.tokens >= self._limit or self._has_room_for(self._limit)):
             reason = "length"
         yield self._finish(reason, end.cached_tokens, self._timings(end.timings), end.forced)
