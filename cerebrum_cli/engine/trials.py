@@ -112,10 +112,7 @@ class Trial:
     def close(self) -> None:
         """Kill the process and close its pipes."""
         self._child.kill()
-        for pipe in filter(None, (self._child.stdin, self._child.stdout)):
-            with contextlib.suppress(OSError):  # raised for data that was not flushed before the process died
-                pipe.close()
-        self._child.wait()
+        self._child.communicate()
 
     def _exit_reason(self) -> str:
         code = self._child.wait(EXIT_TIMEOUT_S)
