@@ -157,10 +157,9 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     settings = reply_source.settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     if preset and task.condition:
-        found = (*generation.differences(reply_source, preset, {"temperature": task.condition.temperature}),)
-        if others := [*found, *deviations(task.condition, samples, options)]:
-            no_reproduction = f"this run does not reproduce {preset.source}: {'; '.join(others)}"
-            task = replace(task, remarks=(*task.remarks, no_reproduction))
+        expected, others = {"temperature": task.condition.temperature}, deviations(task.condition, samples, options)
+        if remark := generation.no_reproduction(reply_source, preset, expected, others):
+            task = replace(task, remarks=(*task.remarks, remark))
     grammar, model = generation.read_grammar(app, options), reply_source.model
     questions = select(task.questions, options.limit)
     evaluation = Evaluation(questions, samples, settings, model.label, task.marker, grammar)

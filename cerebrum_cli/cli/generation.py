@@ -46,7 +46,7 @@ from cerebrum_cli.inference.prompt_sources import read_text, template_options
 from cerebrum_cli.models.adapters import with_adapters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.settings import Layer
@@ -98,8 +98,18 @@ def find_source(
     return ReplySource(app.resources(options.no_profile), model, settings, use, host)
 
 
-def differences(source: ReplySource, preset: Preset, expected: Mapping[str, Any]) -> Iterator[str]:
-    """How a model and its settings differ from those of a preset; None in `expected` is a value that it leaves open."""
+def no_reproduction(
+    source: ReplySource, preset: Preset, expected: Mapping[str, Any], deviations: Iterable[str]
+) -> str | None:
+    """A remark that names the differences from a preset, of model and settings and other `deviations`; None without.
+
+    None in `expected` is a value that the preset leaves open.
+    """
+    found = "; ".join([*_differences(source, preset, expected), *deviations])
+    return f"this run does not reproduce {preset.source}: {found}" if found else None
+
+
+def _differences(source: ReplySource, preset: Preset, expected: Mapping[str, Any]) -> Iterator[str]:
     spec, settings = source.model.spec, source.settings
     if spec is None or spec.name != preset.model:
         yield f"model {source.model.label}, not {preset.model}"

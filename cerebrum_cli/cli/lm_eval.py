@@ -49,7 +49,7 @@ def lm_eval(
     Examples:
       cerebrum lm-eval arc_easy piqa -m cerebrum-7b --limit 200
     """
-    from cerebrum_cli.cli.generation import CONDITION_KEYS, differences, find_source
+    from cerebrum_cli.cli.generation import CONDITION_KEYS, find_source, no_reproduction
     from cerebrum_cli.core.files import atomic_write
     from cerebrum_cli.eval.tasks import find_preset
     from cerebrum_cli.terminal.interrupts import interruptible
@@ -75,8 +75,8 @@ def lm_eval(
             results = run_tasks(app, source, tasks, cache, preset, options)
         if options.output:
             atomic_write(options.output, json.dumps(results, ensure_ascii=False).encode())
-        others = [*differences(source, preset, {}), *deviations(preset, options, results)] if preset else []
-        print_results(app, results, preset, options, others)
+        remark = no_reproduction(source, preset, {}, deviations(preset, options, results)) if preset else None
+        print_results(app, results, preset, options, remark)
         remove_cache(cache)
 
 
@@ -190,9 +190,9 @@ def open_for_lm_eval(source: ReplySource, use: Use, scores_raw: bool = False) ->
 
 
 def print_results(
-    app: App, results: Mapping[str, Any], preset: Preset | None, options: LmEvalOptions, others: Sequence[str]
+    app: App, results: Mapping[str, Any], preset: Preset | None, options: LmEvalOptions, remark: str | None
 ) -> None:
-    """Print lm-eval's table, or all results without the answers as JSON; what a preset's card states, and `others`."""
+    """Print lm-eval's table, or all results without the answers as JSON; what a preset's card states; a `remark`."""
     from cerebrum_cli.eval.lm_tasks import remarks, results_table
     from cerebrum_cli.terminal.reports import print_published
 
@@ -206,8 +206,8 @@ def print_results(
     if preset and not app.streams.is_quiet:
         for line in remarks(results, preset):
             app.streams.write_line("- ", line)
-        if others:
-            app.streams.write_line("- ", f"this run does not reproduce {preset.source}: {'; '.join(others)}")
+        if remark:
+            app.streams.write_line("- ", remark)
 
 
 def cache_path(app: App, source: ReplySource, options: LmEvalOptions) -> Path:
