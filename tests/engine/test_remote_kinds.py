@@ -6,6 +6,7 @@ import json
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from asking import collect_replies
@@ -26,11 +27,13 @@ from remote_engines import (
 )
 from scripted_backend import DEAD_END, END, MARK, Model, endless, random_model, replies
 from server_kinds import KINDS, OTHER_KINDS, LlamaServer, OtherServer, SglangServer, VllmServer
+from waiting import TIMEOUT_S
 
 from cerebrum_cli.core.errors import EndpointError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import NoticeEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.core.sampling import TokenBias
-from cerebrum_cli.engine.remote.kind import ServerInfo, ServerKind
+from cerebrum_cli.engine.remote.client import DAMAGE
+from cerebrum_cli.engine.remote.kind import Load, ServerInfo, ServerKind
 from cerebrum_cli.engine.remote.server import KINDS as SERVER_KINDS
 from cerebrum_cli.engine.remote.vllm_sglang import IGNORED_SEEDS
 
@@ -273,6 +276,73 @@ def test_kinds_sglang_describes_weights_and_seeds() -> None:
             assert notices(list(engine.load())) == []
             assert notices(events_of(engine, request_of("Q", temperature=1.0))) == [IGNORED_SEEDS[0]]
             assert "sampling_seed" not in server.completions()[0].body["sampling_params"]
+
+
+# What they are doing.
+
+VLLM_LOAD = """# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="a}b \\"c"} 1.0
+vllm:num_requests_running{engine="1",model_name="a}b \\"c"} 2e+00
+vllm:num_requests_waiting{engine="0",model_name="a}b"} 0.0
+vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 7.0
+vllm:generation_tokens_total{engine="0"} 1.5e+06 1700000000000
+vllm:generation_tokens_total{engine="1"} 2.0
+"""
+SGLANG_LOAD = """sglang:num_running_reqs{dp_rank="0",priority="",tp_rank="0"} 5.0
+sglang:num_running_reqs{dp_rank="0",priority="",tp_rank="1"} 5.0
+sglang:num_running_reqs{dp_rank="0",priority="3",tp_rank="0"} 2.0
+sglang:num_running_reqs{dp_rank="1",priority="",tp_rank="2"} 1.0
+sglang:num_queue_reqs 4
+sglang:generation_tokens_total{model_name="m"} 10.0
+sglang:realtime_tokens_total{mode="decode"} 30.0
+sglang:realtime_tokens_total{mode="prefill_compute"} 2.0
+"""
+SLOT = {"id": 0, "n_ctx": 100, "is_processing": True, "n_prompt_tokens_processed": 5, "next_token": [{"n_decoded": 7}]}
+LLAMA_LOAD = json.dumps([SLOT, {"id": 1, "n_ctx": 100, "is_processing": False}, SLOT])
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "load"),
+    [
+        (VLLM, VLLM_LOAD, Load(3, 0, 1500002)),
+        (SGLANG, SGLANG_LOAD, Load(6, 4, 42)),
+        (LLAMA, LLAMA_LOAD, Load(2, None, 24)),
+        (VLLM, "", Load()),
+        (SGLANG, "<html>\x00" + "sglang:num_running_reqs{" * 10_000, Load()),
+    ],
+)
+def test_kinds_read_the_load_of_a_server(kind: ServerKind, text: str, load: Load) -> None:
+    assert kind.read_load(text) == load
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (VLLM, "vllm:num_requests_running NaN"),
+        (SGLANG, "sglang:num_queue_reqs +Inf"),
+        (VLLM, "vllm:generation_tokens_total x"),
+        (LLAMA, '{"error":{}}'),
+        (LLAMA, "[" * 100_000),
+        (LLAMA, '[{"is_processing":true,"next_token":[{"n_decoded":1e999}]}]'),
+        (LLAMA, '[{"next_token":3}]'),
+        (LLAMA, "3"),
+    ],
+)
+def test_kinds_damaged_load_is_known_as_such(kind: ServerKind, text: str) -> None:
+    with pytest.raises(DAMAGE):
+        kind.read_load(text)
+
+
+@every_kind
+def test_kinds_state_the_load_where_it_is_read(kind: type[ModelServer]) -> None:
+    with serving_kind(kind, STORY) as [server], connected(server) as engine:
+        armed = server.arm(hang_after=1)
+        with closing(engine.complete([request_of("Q")])):
+            assert armed.is_hanging.wait(TIMEOUT_S)
+            with urlopen(server.url + SERVER_KINDS[server.owner].load_path) as answer:
+                load = SERVER_KINDS[server.owner].read_load(answer.read().decode())
+            assert load.running == 1 and load.generated
+            server.disarm()
 
 
 # Requests that they refuse.

@@ -120,6 +120,7 @@ class ModelServer(ABC):
         self.models: tuple[str, ...] = ("tiny.gguf",)
         self.has_logprobs = True
         self.key: str | None = None
+        self.generated = 0  # tokens
         self.is_loading = False  # all answers are 503
         self.asked: list[Asked] = []
         self.changed = Condition()
@@ -133,7 +134,7 @@ class ModelServer(ABC):
 
     @abstractmethod
     def answer(self, path: str, body: Any) -> Any:
-        """The answer to a request that only this kind knows; None if there is no such path."""
+        """The answer to a request that only this kind knows, as bytes or for JSON; None if there is no such path."""
 
     @abstractmethod
     def complete(self, body: Mapping[str, Any]) -> Generator[Any, None, None]:
@@ -149,6 +150,7 @@ class ModelServer(ABC):
             yield
             token = self.model((*prompt, *sample.tokens), seed)
             sample.tokens.append(token)
+            self.generated += 1
             text += decoder.decode(self.vocabulary.piece(token))
             sample.ends_characters.append(not decoder.getstate()[0])
             if self.vocabulary.is_eog(token) and not params["ignore_eos"]:
@@ -208,6 +210,12 @@ class ModelServer(ABC):
     def completions(self) -> list[Asked]:
         with self.changed:
             return [asked for asked in self.asked if asked.path == self.completion_path]
+
+    @property
+    def running(self) -> int:
+        """Number of samples that are being generated."""
+        bodies = [asked.body for asked in self.completions() if not (asked.is_answered or asked.is_left)]
+        return sum(body.get("n_cmpl") or body.get("n") or 1 for body in bodies)
 
     def wait_for(self, condition: Callable[[], object]) -> None:
         """Wait until something holds that a request changes."""
@@ -284,7 +292,7 @@ class _Exchange(LoopbackHandler):
         elif asked.path == site.completion_path:
             self._complete(asked.body, armed)
         elif answer := site.answer(asked.path, asked.body):
-            self._send(dump(answer))
+            self._send(answer if isinstance(answer, bytes) else dump(answer))
         else:
             raise Refused(404, "File Not Found", "not_found_error")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Generator, Mapping
 from itertools import takewhile
 from typing import Any
@@ -31,6 +32,8 @@ class LlamaServer(ModelServer):
     def answer(self, path: str, body: Any) -> Any:
         if path == "/tokenize":
             return {"tokens": self.tokenize(body["content"], trusted=body["parse_special"])}
+        if path == "/slots":
+            return [self._slot(at, at < self.running) for at in range(self.slots)]
         if path != "/props":
             return None
         return {
@@ -42,6 +45,14 @@ class LlamaServer(ModelServer):
             "build_info": BUILD,
             "is_sleeping": False,
         }
+
+    def _slot(self, at: int, is_processing: bool) -> dict[str, Any]:
+        slot = {"id": at, "n_ctx": self.context_size, "speculative": False, "is_processing": is_processing}
+        if at >= len(self.completions()):
+            return slot
+        next_token = {"has_next_token": True, "has_new_line": False, "n_remain": -1, "n_decoded": self.generated}
+        counts = {"n_prompt_tokens": 9, "n_prompt_tokens_processed": 9, "n_prompt_tokens_cache": 0}
+        return {**slot, "id_task": at, **counts, "params": {}, "next_token": [next_token]}
 
     def complete(self, body: Mapping[str, Any]) -> Generator[Any, None, None]:
         prompt, count = tuple(body["prompt"]), body["n_cmpl"]
@@ -109,16 +120,30 @@ class OtherServer(ModelServer):
     """A server that imitates OpenAI's. Grammars are ignored; with `hides_ids`, replies are text alone."""
 
     hides_ids = False
+    engines = 1  # of data parallelism
+    waiting = 0
 
     def listed(self, name: str) -> dict[str, Any]:
         own = {"root": name, "parent": None, "max_model_len": self.context_size}
         return {"id": name, "object": "model", "created": 1, "owned_by": self.owner, **own}
 
     def answer(self, path: str, body: Any) -> Any:
+        if path == "/metrics":
+            return self.metrics().encode()
         if path != "/tokenize":
             return None
         tokens = self.tokenize(body["prompt"], trusted=True)
         return {"count": len(tokens), "max_model_len": self.context_size, "tokens": tokens}
+
+    @abstractmethod
+    def metrics(self) -> str:
+        """The load in Prometheus' text format."""
+
+    def gauge(self, name: str, labels: str, total: int) -> str:
+        """A metric whose total is spread over the engines; `labels` has a place for the number of each."""
+        shares = [total // self.engines + (at < total % self.engines) for at in range(self.engines)]
+        lines = [f"{name}{{{labels % at}}} {float(share)}" for at, share in enumerate(shares)]
+        return "\n".join((f"# HELP {name} Words.", f"# TYPE {name} gauge", *lines, ""))
 
 
 class VllmServer(OtherServer):
@@ -126,6 +151,12 @@ class VllmServer(OtherServer):
 
     completion_path = "/v1/completions"
     owner = "vllm"
+
+    def metrics(self) -> str:
+        labels = 'engine="%s",model_name="tiny.gguf"'
+        counts = {"num_requests_running": self.running, "num_requests_waiting": self.waiting}
+        counts["generation_tokens_total"] = self.generated
+        return "".join(self.gauge(f"vllm:{name}", labels, count) for name, count in counts.items())
 
     def answer(self, path: str, body: Any) -> Any:
         return {"version": "0.32.0"} if path == "/version" else super().answer(path, body)
@@ -167,8 +198,20 @@ class SglangServer(OtherServer):
     sends_deltas = False
     is_deterministic = True
     load_format = "auto"
+    has_metrics = True  # with --enable-metrics
+
+    def metrics(self) -> str:
+        labels = 'dp_rank="%s",engine_type="unified",model_name="tiny.gguf",pp_rank="0",tp_rank="0"'
+        counts = {
+            "num_running_reqs": self.running,
+            "num_queue_reqs": self.waiting,
+            "realtime_tokens_total": self.generated,
+        }
+        return "".join(self.gauge(f"sglang:{name}", labels, count) for name, count in counts.items())
 
     def answer(self, path: str, body: Any) -> Any:
+        if path == "/metrics" and not self.has_metrics:
+            return None
         if path != "/server_info":
             return super().answer(path, body)
         return {

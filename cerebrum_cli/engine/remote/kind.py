@@ -47,6 +47,18 @@ class ReplyChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """What a server is doing for all its clients: sequences that run, those that wait, and tokens so far.
+
+    `generated` changes while the server works, and may count tokens of prompts as well. None where it is not known.
+    """
+
+    running: int | None = None
+    waiting: int | None = None
+    generated: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServerInfo:
     """A server that is ready: its kind and build, the id of its model, where its `weights` are from, tokens of a
     sequence, and concurrent sequences.
@@ -83,6 +95,7 @@ class ServerKind(Protocol):
     name: str
     description_path: str
     completion_path: str
+    load_path: str
     context_option: str  # on the server's command line
     takes_end_tokens: bool
 
@@ -100,6 +113,9 @@ class ServerKind(Protocol):
 
     def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
         """Yield the parts of a streamed reply, the last with its end."""
+
+    def read_load(self, text: str) -> Load:
+        """What a server is doing, by what it answers to `load_path`."""
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
         """How this server handles a request differently from llama.cpp: notices and hints."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from cerebrum_cli.core.events import Timings
 from cerebrum_cli.engine.remote.client import server_text
-from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd, ServerInfo, StopReason, file_name, text_of
+from cerebrum_cli.engine.remote.kind import Load, ReplyChunk, ReplyEnd, ServerInfo, StopReason, file_name, text_of
 from cerebrum_cli.engine.sequence import Request
 
 PENALTY_WINDOW = 64  # tokens, as on this machine
@@ -42,6 +43,7 @@ class LlamaServer:
     name = "llama-server"
     description_path = "/props"
     completion_path = "/completion"
+    load_path = "/slots"  # on unless it is started with --no-slots; answered between two steps
     context_option = "-c"
     takes_end_tokens = False  # it knows them from the same file
 
@@ -108,6 +110,13 @@ class LlamaServer:
             else:
                 tokens = tuple(int(token) for token in event.get("tokens", ()))
                 yield ReplyChunk(tokens, text_of(event, "content"), total=event.get("tokens_predicted"))
+
+    def read_load(self, text: str) -> Load:
+        """What its slots are doing; requests that wait for one are not counted."""
+        slots = json.loads(text)
+        decoded = sum(int(slot["next_token"][0]["n_decoded"]) for slot in slots if "next_token" in slot)
+        evaluated = sum(int(slot.get("n_prompt_tokens_processed", 0)) for slot in slots)
+        return Load(sum(bool(slot["is_processing"]) for slot in slots), None, decoded + evaluated)
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
         params = request.params

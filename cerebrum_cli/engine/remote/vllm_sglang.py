@@ -5,11 +5,12 @@ vLLM ignores fields it does not know, and fills in unset ones from the model's g
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from cerebrum_cli.engine.remote.client import LostServerError, failure, server_text
-from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd, ServerInfo, StopReason, file_name, text_of
+from cerebrum_cli.engine.remote.kind import Load, ReplyChunk, ReplyEnd, ServerInfo, StopReason, file_name, text_of
 from cerebrum_cli.engine.sequence import Request
 
 SEQUENCES = 256  # by default; vLLM does not report its --max-num-seqs
@@ -25,7 +26,14 @@ _PARAMS = ("temperature", "min_p", "presence_penalty", "frequency_penalty")  # w
 
 class _SharedFields:
     name: str
+    load_path = "/metrics"
     takes_end_tokens = True
+    _load_metrics: tuple[str, str, Sequence[str]]  # sequences that run, those that wait, and counters of tokens
+
+    def read_load(self, text: str) -> Load:
+        running, waiting, generated = self._load_metrics
+        counters = [count for name in generated for count in _samples(text, name).values()]
+        return Load(_total(text, running), _total(text, waiting), int(sum(counters)) if counters else None)
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
         return {"model": info.model, "prompt": text, "add_special_tokens": False}
@@ -83,6 +91,7 @@ class Vllm(_SharedFields):
     description_path = "/version"
     completion_path = "/v1/completions"
     context_option = "--max-model-len"
+    _load_metrics = "vllm:num_requests_running", "vllm:num_requests_waiting", ("vllm:generation_tokens_total",)
 
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
         build, weights = server_text(str(answer["version"])), _weights(entry, entry.get("root"))
@@ -146,6 +155,10 @@ class Sglang(_SharedFields):
     description_path = "/server_info"
     completion_path = "/generate"
     context_option = "--context-length"
+    _load_metrics = (  # with --enable-metrics; the first counter is that of finished replies
+        *("sglang:num_running_reqs", "sglang:num_queue_reqs"),
+        ("sglang:generation_tokens_total", "sglang:realtime_tokens_total"),
+    )
 
     def __init__(self, sends_deltas: bool = False, adapter: str | None = None) -> None:
         self._sends_deltas = sends_deltas
@@ -196,6 +209,25 @@ class Sglang(_SharedFields):
                 tokens += len(chunk.tokens)
                 characters += len(chunk.text or "")
             yield chunk
+
+
+def _samples(text: str, metric: str) -> dict[str, float]:
+    """Values of a metric by their labels, in Prometheus' text format."""
+    found = re.finditer(rf"^{re.escape(metric)}(?:\{{(.*)\}})?[ \t]+([^\s]+)", text, re.MULTILINE)
+    return {labels or "": float(value) for labels, value in (each.groups() for each in found)}
+
+
+def _total(text: str, gauge: str) -> int | None:
+    """The sum of a gauge over the engines of data parallelism; None without it.
+
+    SGLang may report an engine several times, for each of its GPUs and each priority besides their total.
+    """
+    engines = dict[str, float]()
+    for labels, value in _samples(text, gauge).items():
+        engine = re.search(r'\b(?:engine|dp_rank)="(\w*)"', labels)
+        key = engine[1] if engine else ""
+        engines[key] = max(value, engines.get(key, 0.0))
+    return int(sum(engines.values())) if engines else None
 
 
 def _weights(entry: Mapping[str, Any], path: Any) -> str:
