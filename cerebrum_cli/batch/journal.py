@@ -56,7 +56,7 @@ def open_journal(
     """
     paths = output_paths(output)
     with journal_errors(paths.partial):
-        partial = PartialFile(paths.partial, rows)
+        partial = PartialFile(paths.partial, rows, may_grow=bool(extent))
     try:
         with journal_errors(output):
             record = BatchRecord(normalize(fingerprint), len(rows), extent=dict(extent or {}), notes=dict(notes or {}))

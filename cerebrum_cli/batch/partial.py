@@ -31,12 +31,14 @@ class PartialFile:
     """An open and locked partial file. Raises BatchError if another process has it open.
 
     `finished` are the rows in the file; none before `load`. Memory holds 9 bytes for each row of the result: the offset
-    of its line, and how it counts.
+    of its line, and how it counts. If it `may_grow`, rows move when more of them are asked for, and are then found by
+    what identifies them: memory holds that of all rows.
     """
 
-    def __init__(self, path: Path, rows: ResultRows) -> None:
+    def __init__(self, path: Path, rows: ResultRows, may_grow: bool = False) -> None:
         self._path = path
         self._rows = rows
+        self._may_grow = may_grow
         self._file = lock_partial(path)
         self._descriptor = self._file.fileno()
         self._sync = PeriodicSync(self._descriptor)
@@ -113,9 +115,7 @@ class PartialFile:
         """Yield the lines as in the result. Raises BatchError if another program has changed the file."""
         with self._reader() as file:
             for position in self.finished:
-                line = self._read_line(file, position)
-                start, separator, end = line.rpartition(_ROW)
-                yield start + b"}\n" if separator and end.removesuffix(b"}\n").isdigit() else line
+                yield self._read_line(file, position).rpartition(_ROW)[0] + b"}\n"
 
     def remove(self) -> None:
         """Delete the file while it is locked."""
@@ -136,8 +136,10 @@ class PartialFile:
     def _read_line(self, file: BinaryIO, position: int) -> bytes:
         file.seek(self._offsets[position])
         line = file.readline()
-        if not line.endswith(b"\n"):
-            raise BatchError(f"{self._path} was changed while the batch ran", "run the same command again")
+        object = self._parse_line(line)
+        if not object or (object.get(ROW) != position and self._position(object) != position):
+            problem = f"{self._path} was changed while the batch ran: row {position + 1} is not where it was written"
+            raise BatchError(problem, "make sure that nothing else writes this file, then run the same command again")
         return line
 
     def _damaged(self, number: int) -> BatchError:
@@ -151,14 +153,11 @@ class PartialFile:
         position, identity = object.get(ROW), self._rows.schema.identify(object)
         if isinstance(position, int) and 0 <= position < len(self._rows) and self._rows.identity(position) == identity:
             return position
-        return self._positions_by_key.get(_key(identity))
+        return self._positions_by_key.get(_key(identity)) if self._may_grow else None
 
     @cached_property
     def _positions_by_key(self) -> dict[bytes, int | None]:
-        """The positions of the rows, None for several that are equal.
-
-        For lines written before more rows were asked for.
-        """
+        """The positions of the rows, None for several that are equal."""
         positions: dict[bytes, int | None] = {}
         for position in range(len(self._rows)):
             key = _key(self._rows.identity(position))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import stat
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from waiting import wait_until
 from cerebrum_cli.batch import output_files
 from cerebrum_cli.batch.journal import open_journal
 from cerebrum_cli.batch.output_files import output_paths
-from cerebrum_cli.batch.result import Result, ResultRows, StreamedResult
+from cerebrum_cli.batch.result import Result, ResultRows, StreamedResult, to_json_line
 from cerebrum_cli.batch.rows import OUTPUT_KEYS, SCHEMA, Row, result_rows
 from cerebrum_cli.core.errors import BatchError, UsageError
 
@@ -253,6 +255,21 @@ def test_partial_file_with_foreign_lines_is_refused(output: Path, line: bytes, n
     assert "use --restart to start over" in hint
     assert partial.read_bytes() == before
     assert run(output, restart=True) == list(ORDER)
+
+
+def test_foreign_line_is_compared_with_its_own_row_only(output: Path) -> None:
+    """The input of a batch may have 50 million rows, which fit no dictionary."""
+    run_some(output, 0)
+    with output_paths(output).partial.open("ab") as partial:
+        partial.write(to_json_line({**answer(ROWS[1]), "id": 9, "row": 2}).encode())
+    rows, read = result_rows(ROWS), []
+
+    def identity(position: int) -> tuple[Any, ...]:
+        read.append(position)
+        return rows.identity(position)
+
+    batch_error(lambda: open_journal(output, FINGERPRINT, replace(rows, identity=identity)))
+    assert read == [0, 2]
 
 
 # Errors.
@@ -694,9 +711,25 @@ def test_changed_partial_file_is_not_completed(output: Path) -> None:
         journal.write(position, answer(ROWS[position]))
     with output_paths(output).partial.open("r+b") as partial:
         partial.truncate(50)
-    assert batch_error(journal.complete)[0] == f"{output}.partial was changed while the batch ran"
+    assert batch_error(journal.complete)[0].startswith(f"{output}.partial was changed while the batch ran: row 1")
     journal.close()
     assert names(output.parent) == IN_PROGRESS
+
+
+@pytest.mark.parametrize("order", [ORDER, ORDER[::-1]])
+def test_lines_of_a_second_writer_are_an_error(
+    output: Path, order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # as on a mount whose locks are local to each machine
+    first, second = open_batch(output), open_batch(output)
+    for mine, other in zip(ORDER, order, strict=True):
+        first.write(mine, answer(ROWS[mine]))
+        second.write(other, answer(ROWS[other], "This is so."))
+    problem, hint = batch_error(first.complete)
+    assert "was changed while the batch ran: row" in problem and "nothing else writes" in hint
+    assert not output.exists()
+    first.close()
+    second.close()
 
 
 # Streamed results.
