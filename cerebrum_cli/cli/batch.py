@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,6 +62,7 @@ def batch(
         output_paths(output, None if source == STANDARD else source)
     with closing(open_source(app, source)) as file:
         shape = detect_shape(source, options.input_format, file.head)
+        options = replace(options, input_format=shape)
         rows = read_rows(file, shape, options.template, options.include_input, saved)
         without_answer = run_rows(app, rows, output, overrides, options, saved)
     if without_answer:
@@ -95,6 +97,7 @@ def run_rows(
     record = {
         "input": rows.sha256,
         "template": options.template,
+        "input format": options.input_format,
         **({"include input": True} if options.include_input else {}),
         **({"prompt": saved.prompt} if saved and saved.prompt else {}),
         **source_fingerprint(source),

@@ -257,6 +257,23 @@ def test_retry_failed_answers_only_failed_rows(runner: BatchRunner) -> None:
     command = (source, "-o", output, "--grammar", fixed_reply_grammar("yes or no", runner.home), "-n", "6")
     runner.script["rows"] = {"a": "yes", "b": "yes or no"}
     assert runner.run(*command).code == 6
+def test_row_that_names_another_model_is_an_error(runner: BatchRunner) -> None:
+    names = (runner.model.stem.upper(), str(runner.model), "gpt-4o")
+    requests = [{"model": name, "messages": [{"role": "user", "content": "hi"}]} for name in names]
+    rows = runner.answer([{**OPENAI, "body": requests[0]}, requests[1], {**OPENAI, "body": requests[2]}, requests[2]])
+    assert [row["text"] for row in rows] == ["ok", "ok", None, None]
+    problem = f"`model` is 'gpt-4o', but this batch uses {runner.model.stem}: remove the key with jq -c"
+    for row, key in zip(rows[2:], (".body.model", ".model"), strict=True):
+        assert row["error"] == {"type": "invalid_request", "message": f"{problem} 'del({key})'"}
+
+
+def test_other_input_format_is_another_batch(runner: BatchRunner) -> None:
+    source, output = runner.write("in.txt", [{"prompt": "a"}]), runner.home / "out"
+    assert runner.run(source, "-o", output).code == 0
+    assert runner.run(source, "-o", output, "--input-format", "txt").code == 0
+    assert "another input format (txt, now jsonl)" in runner.run(source, "-o", output, "--input-format", "jsonl").err
+
+
     first, _, third = output.read_text().splitlines()
     runner.script["rows"] = {"a": "changed", "b": "no"}
     done = runner.run(*command, "--retry-failed")
