@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 from cerebrum_cli.batch.rows import InvalidRow, Row, RowId, Template, invalid_row, require_prompt
@@ -45,10 +46,21 @@ def read_json_row(number: int, line: str, template: Template | None) -> Row:
 
 def _object(line: str) -> dict[str, Any]:
     try:
-        item = json.loads(line)
+def parse_json(line: str) -> Any:
+    """The value of a line. Raises ValueError, also for a number that is not finite, which JSON cannot have."""
+    return json.loads(line, parse_float=_finite, parse_constant=_finite)
+
+
+def _finite(text: str) -> float:
+    if isfinite(value := float(text)):
+        return value
+    raise ValueError(f"{text} is not a finite number")
+
+
+        item = parse_json(line)
     except json.JSONDecodeError as error:
         raise InvalidRow("invalid_json", f"not JSON: {error.msg} (character {error.pos + 1})") from error
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a number of thousands of digits, or one that is not finite
         raise InvalidRow("invalid_json", f"not JSON: {error}") from error
     if not isinstance(item, dict):
         raise InvalidRow("invalid_request", 'a line must be an object like {"prompt": "..."}')

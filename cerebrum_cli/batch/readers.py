@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import stat
 from array import array
@@ -22,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from cerebrum_cli.batch.json_rows import ID_KEYS, read_json_row
+from cerebrum_cli.batch.json_rows import ID_KEYS, parse_json, read_json_row
 from cerebrum_cli.batch.rows import InvalidRow, Row, Template, invalid_row, parse_template, prompt_row
 from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.errors import BatchError, UsageError
@@ -164,7 +163,7 @@ class LineRows:
     def _input(self, line: str) -> Any:
         """A line as the output has it; one that is not JSON as text."""
         with suppress(ValueError, RecursionError):
-            return json.loads(line) if self.shape == "jsonl" else line
+            return parse_json(line) if self.shape == "jsonl" else line
         return line
 
 

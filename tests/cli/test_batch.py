@@ -238,6 +238,11 @@ def test_batch_ends_with_the_first_errors(runner: BatchRunner) -> None:
     ("name", "content", "inputs"),
     [
         ("in.jsonl", '{"prompt": "a", "level": 3}\n{x\n', [{"prompt": "a", "level": 3}, "{x"]),
+        (
+            "in.jsonl",
+            '{"prompt": "a"}\n{"level": NaN}\n{"x": 1e999}',
+            [{"prompt": "a"}, '{"level": NaN}', '{"x": 1e999}'],
+        ),
         ("in.csv", "prompt,level\na,3\nb\n", [{"prompt": "a", "level": "3"}, {"prompt": "b"}]),
         ("in.txt", "a\nb\n", ["a", "b"]),
     ],
