@@ -135,7 +135,7 @@ def unobserved(events: Generator[Event, None, None]) -> Generator[Event, None, N
 def run_batch(job: BatchJob, observe: Observer = unobserved) -> BatchResult:
     """Run a batch as `cerebrum batch` does, writing to a file; to be called in a subprocess."""
     settings = benchmark_settings(job.settings)
-    options = BatchOptions(settings, ignore_eos=job.ignore_eos)
+    options = BatchOptions(settings, (), ignore_eos=job.ignore_eos)
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "answers.jsonl"
         with (

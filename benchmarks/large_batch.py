@@ -138,7 +138,7 @@ def answer_file(source: Path, output: Path, name: str) -> None:
     def report(done: int) -> None:
         print(json.dumps({"done": done, "seconds": time.perf_counter() - start}), flush=True)
 
-    options = BatchOptions(Settings())
+    options = BatchOptions(Settings(), ())
     responder: Any = SimulatedResponder(f"{name}: {TEXT}")
     with closing(open_input(source)) as file:
         rows = read_rows(file, "jsonl")

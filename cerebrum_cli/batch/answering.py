@@ -12,6 +12,7 @@ from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.batch.result import Result
 from cerebrum_cli.batch.rows import (
     THOUGHT_CLOSED_AT,
+    NamedModel,
     Row,
     RowError,
     Rows,
@@ -44,10 +45,11 @@ class BatchOptions:
     """Options of all rows of a batch; the settings of a row take precedence.
 
     With `is_json`, the grammar is that of a JSON Schema: answers state no final answer. `modes` are the settings of
-    rows that turn thinking on or off.
+    rows that turn thinking on or off. `models` are names of the model in use, its label first.
     """
 
     settings: Settings
+    models: tuple[str, ...]
     grammar: str | None = None
     is_json: bool = False
     votes: Votes | None = None
@@ -264,6 +266,8 @@ def _group_rows(responder: Responder, pending: Sequence[PendingRow]) -> Iterator
 def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchOptions) -> PendingRow | RowError:
     if row.conversation is None:
         return row.error or NO_PROMPT
+    if row.model and (error := _model_error(row.model, (*options.models, *responder.engine.served_models))):
+        return error
     settings = options.for_row(position, row.settings)
     conversation = row.conversation
     if conversation.system_prompt is None:
@@ -281,6 +285,14 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
     limits_thought = settings.thought_limit is not None
     advice = responder.larger_context
     return PendingRow(position, row, tokenized.compact(), options, vote, ReplyCollector(), advice, limits_thought)
+
+
+def _model_error(model: NamedModel, names: Sequence[str]) -> RowError | None:
+    """The error of a row that names another model than the one with these names."""
+    if model.name.casefold() in map(str.casefold, names):
+        return None
+    problem = f"`model` is {model.name!r}, but this batch uses {names[0]}"
+    return RowError(REFUSED, f"{problem}: remove the key with jq -c 'del({model.path})'")
 
 
 def _row_error(error: CerebrumError) -> RowError:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any
 
-from cerebrum_cli.batch.rows import InvalidRow, Row, RowId, Template, invalid_row, require_prompt
+from cerebrum_cli.batch.rows import InvalidRow, NamedModel, Row, RowId, Template, invalid_row, require_prompt
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.sampling import TokenBias
@@ -37,15 +37,15 @@ def read_json_row(number: int, line: str, template: Template | None) -> Row:
         rest = {key: value for key, value in request.items() if key not in fields}
         conversation = _conversation(rest, template.render(request) if template else None)
         prompt = conversation.messages[-1].content
-        return Row(number, id, prompt, conversation, _settings(rest), None)
+        path = "" if request is item else ".body"
+        model = _model(rest, path) if template is None and (path or "messages" in item) else None
+        return Row(number, id, prompt, conversation, _settings(rest), None, model=model)
     except InvalidRow as invalid:
         return invalid_row(number, id, prompt, invalid)
     except RecursionError:
         return invalid_row(number, id, prompt, InvalidRow("invalid_json", "nested too deeply"))
 
 
-def _object(line: str) -> dict[str, Any]:
-    try:
 def parse_json(line: str) -> Any:
     """The value of a line. Raises ValueError, also for a number that is not finite, which JSON cannot have."""
     return json.loads(line, parse_float=_finite, parse_constant=_finite)
@@ -57,6 +57,8 @@ def _finite(text: str) -> float:
     raise ValueError(f"{text} is not a finite number")
 
 
+def _object(line: str) -> dict[str, Any]:
+    try:
         item = parse_json(line)
     except json.JSONDecodeError as error:
         raise InvalidRow("invalid_json", f"not JSON: {error.msg} (character {error.pos + 1})") from error
@@ -88,6 +90,16 @@ def _request(item: dict[str, Any]) -> dict[str, Any]:
     if (url := item.get("url")) not in (None, *URLS):
         raise InvalidRow("invalid_request", f"`url` is {url!r}: it must be {' or '.join(URLS)}")
     return item | body
+
+
+def _model(request: Mapping[str, Any], path: str) -> NamedModel | None:
+    """The model that an OpenAI request, at this path in its line, names. Raises InvalidRow for unsupported keys."""
+    for key in ("logprobs", "top_logprobs", "stream"):
+        if request.get(key):
+            problem = f"`{key}` is not supported: remove it with jq -c 'del({path}.{key})'"
+            raise InvalidRow("invalid_request", problem)
+    name = request.get("model")
+    return None if name is None else NamedModel(str(name), f"{path}.model")
 
 
 def _conversation(request: Mapping[str, Any], rendered: str | None) -> Conversation:

@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from cerebrum_cli.batch.result import ResultRows, Schema, with_optional
 from cerebrum_cli.core.conversation import Conversation
@@ -57,6 +57,13 @@ class RowError:
     message: str
 
 
+class NamedModel(NamedTuple):
+    """A model that a row names, and the `path` of that key in its line, as jq writes it."""
+
+    name: str
+    path: str
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One question of a batch.
@@ -64,7 +71,7 @@ class Row:
     `number` counts lines (txt, jsonl) or records (csv, tsv) from 1; `id` is the row's own id, or its number. `prompt`
     is the last question of the conversation; None if unknown. `conversation` is None for a row with an error; its
     `system_prompt` is None if the row has none. `settings` holds the row's validated sampling settings. `input` is the
-    row as it was read, if the output carries it.
+    row as it was read, if the output carries it. `model` is the one that an OpenAI request names.
     """
 
     number: int
@@ -74,6 +81,7 @@ class Row:
     settings: Mapping[str, Any]
     error: RowError | None
     input: Any = None
+    model: NamedModel | None = None
 
 
 class Rows(Protocol):

@@ -93,11 +93,12 @@ def run_rows(
     source = find_source(app, overrides, options, samples_by := "--votes" if votes else None)
     grammar, is_json = read_grammar(app, options), options.schema is not None
     modes = settings_by_mode(app, source, overrides, samples_by)
-    row_options = answering.BatchOptions(source.settings, grammar, is_json, votes, options.ignore_eos, modes)
+    names = source.model.names
+    row_options = answering.BatchOptions(source.settings, names, grammar, is_json, votes, options.ignore_eos, modes)
     record = {
         "input": rows.sha256,
-        "template": options.template,
         "input format": options.input_format,
+        "template": options.template,
         **({"include input": True} if options.include_input else {}),
         **({"prompt": saved.prompt} if saved and saved.prompt else {}),
         **source_fingerprint(source),

@@ -163,6 +163,11 @@ class Engine(ABC):
         """What generates, to be recorded with the output: kind and build of each server, each once; none here."""
         return ()
 
+    @property
+    def served_models(self) -> Sequence[str]:
+        """The ids by which servers know the model; none here."""
+        return ()
+
     @abstractmethod
     def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> Completions[Any]:
         """Submit requests, whose prompts must be shorter than the context; close the result when done.

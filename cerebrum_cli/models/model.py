@@ -172,6 +172,11 @@ class Model:
         return {self.reference, unnamed.reference}
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Its label, its references, and its name in the catalog."""
+        return (self.label, *sorted(self.references), *([self.spec.name] if self.spec else []))
+
+    @property
     def known_format(self) -> str | None:
         """Prompt format from the catalog, or from the metadata of a merge."""
         if self.spec and self.spec.format:

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.batch.readers import MAX_LINE_BYTES, SHAPES, Shape, detect_shape, open_input, read_rows, spool_input
-from cerebrum_cli.batch.rows import Row, RowError, failed_object
+from cerebrum_cli.batch.rows import NamedModel, Row, RowError, failed_object
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.sampling import TokenBias
@@ -114,7 +114,8 @@ def test_openai_batch_request_is_a_row(around: dict[str, Any]) -> None:
     body = {"model": "gpt-4", "messages": [SYSTEM, USER], "max_completion_tokens": 5, "temperature": 1, "stop": "x"}
     row = json_row({**around, "body": body})
     settings = {"max_tokens": 5, "temperature": 1.0, "stop": ("x",)}
-    assert row == Row(1, "a", "Why?", Conversation((), "Be brief.").user("Why?"), settings, None)
+    conversation, model = Conversation((), "Be brief.").user("Why?"), NamedModel("gpt-4", ".body.model")
+    assert row == Row(1, "a", "Why?", conversation, settings, None, model=model)
     assert json_row({**around, "body": {"prompt": "Why?"}}).conversation == Conversation().user("Why?")
 
 

@@ -257,11 +257,6 @@ def test_include_input_copies_the_input(runner: BatchRunner, name: str, content:
     assert "another include input" in runner.run(source, "-o", output).err
 
 
-def test_retry_failed_answers_only_failed_rows(runner: BatchRunner) -> None:
-    source, output = runner.write("in.txt", "a\nb\na\n"), runner.home / "out"
-    command = (source, "-o", output, "--grammar", fixed_reply_grammar("yes or no", runner.home), "-n", "6")
-    runner.script["rows"] = {"a": "yes", "b": "yes or no"}
-    assert runner.run(*command).code == 6
 def test_row_that_names_another_model_is_an_error(runner: BatchRunner) -> None:
     names = (runner.model.stem.upper(), str(runner.model), "gpt-4o")
     requests = [{"model": name, "messages": [{"role": "user", "content": "hi"}]} for name in names]
@@ -279,6 +274,11 @@ def test_other_input_format_is_another_batch(runner: BatchRunner) -> None:
     assert "another input format (txt, now jsonl)" in runner.run(source, "-o", output, "--input-format", "jsonl").err
 
 
+def test_retry_failed_answers_only_failed_rows(runner: BatchRunner) -> None:
+    source, output = runner.write("in.txt", "a\nb\na\n"), runner.home / "out"
+    command = (source, "-o", output, "--grammar", fixed_reply_grammar("yes or no", runner.home), "-n", "6")
+    runner.script["rows"] = {"a": "yes", "b": "yes or no"}
+    assert runner.run(*command).code == 6
     first, _, third = output.read_text().splitlines()
     runner.script["rows"] = {"a": "changed", "b": "no"}
     done = runner.run(*command, "--retry-failed")

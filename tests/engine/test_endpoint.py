@@ -84,6 +84,15 @@ def test_endpoint_batch_writes_the_local_result(served: Served, options: tuple[s
     assert "127.0.0.1" not in record and "/srv" not in record
 
 
+def test_endpoint_batch_accepts_rows_that_name_the_served_model(served: Served) -> None:
+    rows = [{"model": name, "messages": [{"role": "user", "content": "hi"}]} for name in ("Served.gguf", "other")]
+    source = served.home / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    served.servers[0].models = ("served.GGUF",)
+    done = served.run("batch", source, "-o", "-")
+    assert [json.loads(line)["error"] is None for line in done.out.splitlines()] == [True, False]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), [(VllmServer, "vLLM"), (SglangServer, "SGLang")])
 def test_endpoint_batch_on_other_kinds_writes_the_local_result(

@@ -124,6 +124,7 @@ class Server(ABC):
         self.larger_context = self.variant = ""
         self.remarks: Sequence[NoticeEvent] = ()
         self.recorded: dict[str, str] = {}
+        self.served_model = ""
 
     @abstractmethod
     async def answer(self, job: PoolJob) -> None:

@@ -157,6 +157,10 @@ class PooledEngine(Engine):
         records = [server.recorded for server in self.pool.known]
         return [record for at, record in enumerate(records) if record not in records[:at]]
 
+    @property
+    def served_models(self) -> list[str]:
+        return [server.served_model for server in self.pool.known]
+
     def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> RemoteCompletions:
         return RemoteCompletions(self, requests, scope or self.cancel_scope())
 

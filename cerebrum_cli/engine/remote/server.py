@@ -103,7 +103,7 @@ class HttpServer(Server):
             raise EndpointError(problem, "restart it with the previous model, then run the same command again")
         self._info = replace(info, end_tokens=self._expected.end_tokens) if kind.takes_end_tokens else info
         self.context_size, self.max_samples = info.context_size, info.max_samples
-        self.recorded, self.variant = info.recorded, now
+        self.recorded, self.variant, self.served_model = info.recorded, now, info.model
         self.larger_context = f"restart the server with a larger {kind.context_option}"
         problem = f"{kind.name} serves the model's original weights, not those of the local file"
         notice = NoticeEvent(problem, "answers differ from those of llama.cpp")
