@@ -87,12 +87,15 @@ class PendingRow:
             if not (self.vote.add_event(event, replies) and self.vote.is_over):
                 return None
             reply = self.vote.reply
-            return self.answer_object(reply) if reply else failed_object(self.row, _row_error(self.vote.refusals[0]))
+            return self.answer_object(reply) if reply else self.refused_object(self.vote.refusals[0])
         if isinstance(event, RefusedEvent):
-            return failed_object(self.row, _row_error(event.error))
+            return self.refused_object(event)
         self.collector.emit(event)
         reply = self.collector.reply
         return None if reply is None or reply.finish.reason == "cancelled" else self.answer_object(reply)
+
+    def refused_object(self, refused: RefusedEvent) -> dict[str, Any]:
+        return failed_object(self.row, _row_error(refused.error), refused.origin)
 
     def answer_object(self, reply: Reply) -> dict[str, Any]:
         replies = [reply] if self.vote is None else self.vote.replies.values()
@@ -101,6 +104,7 @@ class PendingRow:
         error = notice and RowError(INCOMPLETE, f"{notice.message}: {notice.hint}")
         return output_object(
             self.row,
+            reply.finish.origin,
             text=reply.text,
             final_answer=(self.vote or reply).final_answer if states_answer else None,
             finish_reason=reply.finish.reason,

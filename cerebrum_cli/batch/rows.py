@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 from cerebrum_cli.batch.result import ResultRows, Schema, with_optional
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import TRUNCATED, RowCounts
+from cerebrum_cli.core.events import TRUNCATED, Origin, RowCounts
 from cerebrum_cli.core.text import well_formed
 
 OUTPUT_KEYS = (
@@ -41,7 +41,7 @@ OUTPUT_KEYS = (
 )
 THOUGHT_CLOSED_AT = "thought_closed_at"  # a key of replies whose reasoning is limited
 INPUT = "input"  # the key of a row's input in its output object
-MORE_KEYS = (THOUGHT_CLOSED_AT, INPUT)
+MORE_KEYS = (THOUGHT_CLOSED_AT, *Origin._fields, INPUT)
 _MAX_MESSAGE = 400  # characters: the value it quotes may be a megabyte
 
 _PIECE = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<field>[^{}]*)\}|(?P<stray>[{}])|(?P<text>[^{}]+)")
@@ -177,12 +177,13 @@ def result_rows(rows: Rows) -> ResultRows:
     return ResultRows(SCHEMA, len(rows), identity)
 
 
-def failed_object(row: Row, error: RowError) -> dict[str, Any]:
+def failed_object(row: Row, error: RowError, origin: Origin | None = None) -> dict[str, Any]:
     """The output object of a row without an answer."""
-    return output_object(row, error=asdict(error))
+    return output_object(row, origin, error=asdict(error))
 
 
-def output_object(row: Row, **values: Any) -> dict[str, Any]:
+def output_object(row: Row, origin: Origin | None = None, **values: Any) -> dict[str, Any]:
     """The output object of a row: OUTPUT_KEYS, any of MORE_KEYS among the values, and the input if that is included."""
     object = {**dict.fromkeys(OUTPUT_KEYS), "id": row.id, "prompt": row.prompt, **values}
+    object |= origin.keys if origin else {}
     return object if row.input is None else {**object, INPUT: row.input}

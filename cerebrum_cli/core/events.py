@@ -33,6 +33,18 @@ class TokenLogprob(NamedTuple):
     logprob: float
 
 
+class Origin(NamedTuple):
+    """The server that a reply is from, by its name, not its address, and where the weights of its model are from."""
+
+    server: str
+    served_model: str | None = None
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """What is known of it, as keys of a result."""
+        return {key: value for key, value in self._asdict().items() if value is not None}
+
+
 @dataclass(frozen=True, slots=True)
 class NoticeEvent:
     """A problem that is not an error, and a hint."""
@@ -88,6 +100,7 @@ class RefusedEvent:
 
     sequence: SequenceId
     error: CerebrumError
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +227,8 @@ class FinishEvent:
     """The last event of a sequence: the reason it finished, token counts, timings and its seed.
 
     With `by_stop_string`, its tokens include those of the stop string, and its text does not. A server may not send all
-    tokens of a reply: `has_all_tokens`. `forced` are the places where tokens were forced into the reply.
+    tokens of a reply: `has_all_tokens`. `forced` are the places where tokens were forced into the reply. Replies of
+    servers have an `origin`.
     """
 
     sequence: SequenceId
@@ -228,6 +242,7 @@ class FinishEvent:
     by_stop_string: bool = False
     has_all_tokens: bool = True
     forced: tuple[Forced, ...] = ()
+    origin: Origin | None = None
 
 
 Event = (

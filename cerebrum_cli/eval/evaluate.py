@@ -19,6 +19,7 @@ from cerebrum_cli.core.events import (
     Event,
     FinishEvent,
     NoticeEvent,
+    Origin,
     RefusedEvent,
     RowCounts,
     SequenceId,
@@ -126,13 +127,16 @@ class SampleWriter:
                     completion_tokens=reply.finish.completion_tokens,
                     thought_closed_at=reply.thought_closed_at,
                     lowest_window=reply.lowest_window,
+                    **(reply.finish.origin.keys if reply.finish.origin else {}),
                 )
                 yield self.progress
 
-    def skip(self, position: int, samples: Iterable[int], error: CerebrumError) -> Iterator[Event]:
+    def skip(
+        self, position: int, samples: Iterable[int], error: CerebrumError, origin: Origin | None = None
+    ) -> Iterator[Event]:
         """Write samples that do not count, with the reason as their text; yield the first notices, and the progress."""
         for sample in samples:
-            self._write(position, sample, text=error.message)
+            self._write(position, sample, text=error.message, **(origin.keys if origin else {}))
         self._notices += 1
         if self._notices <= SHOWN_ERRORS:
             id = self._evaluation.questions[position].id
@@ -216,7 +220,7 @@ def _take_samples(
             question = pending[event.sequence.request]
             sample = question.first + event.sequence.sample
             if isinstance(event, RefusedEvent):
-                yield from writer.skip(question.position, [sample], event.error)
+                yield from writer.skip(question.position, [sample], event.error, event.origin)
             else:
                 collector = collectors[event.sequence]
                 collector.emit(event)

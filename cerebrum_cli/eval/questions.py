@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from cerebrum_cli.core.events import TRUNCATED
+from cerebrum_cli.core.events import TRUNCATED, Origin
 from cerebrum_cli.core.sampling import SEEDS
 
 QuestionId = str | int
@@ -15,7 +15,7 @@ QuestionId = str | int
 MAX_SAMPLES = 256  # of a question
 _STRIDE = 1024  # from the first seed of a question to that of the next; another one would change the seeds of all runs
 _BLOCKS = SEEDS // _STRIDE  # more than four million
-OPTIONAL_KEYS = ("choices", "cluster", "thought_closed_at", "lowest_window")  # of questions and replies that have them
+OPTIONAL_KEYS = ("choices", "cluster", "thought_closed_at", "lowest_window", *Origin._fields)  # where they apply
 SKIPPED = "skipped"  # reason of a sample that could not be generated, such as one whose prompt is too long
 
 
@@ -85,6 +85,8 @@ class Sample:
     cluster: str | None = None
     thought_closed_at: int | None = None
     lowest_window: float = 0.0
+    server: str | None = None
+    served_model: str | None = None
 
     @property
     def is_cut_off(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from cerebrum_cli.answers.vote import Tally, Votes
-from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import (
     AlternativesEvent,
     Event,
@@ -48,8 +48,8 @@ class MajorityVote:
         self.replies: dict[int, Reply] = {}  # of the samples in the tally
         self.requested = self.tally.votes.minimum
         self._collectors: dict[int, ReplyCollector] = {}
-        self.refusals: list[CerebrumError] = []  # of the samples in the tally
-        self._waiting: dict[int, Reply | CerebrumError] = {}  # finished, but an earlier sample has not
+        self.refusals: list[RefusedEvent] = []  # of the samples in the tally
+        self._waiting: dict[int, Reply | RefusedEvent] = {}  # finished, but an earlier sample has not
         self._finished = 0
         self._logprobs: dict[int, list[float]] = {}  # of the tokens of tied samples
         self._inspected: set[int] = set()  # of these, those that are being evaluated again
@@ -69,7 +69,7 @@ class MajorityVote:
         if isinstance(event, AlternativesEvent):
             return False
         if isinstance(event, RefusedEvent):
-            outcome: Reply | CerebrumError | None = event.error
+            outcome: Reply | RefusedEvent | None = event
         else:
             collector = self._collectors.setdefault(sample, ReplyCollector())
             collector.emit(event)
@@ -109,9 +109,9 @@ class MajorityVote:
                 self.tally = self.tally.with_probabilities(probabilities)
         return self.is_over
 
-    def _count(self, outcome: Reply | CerebrumError) -> None:
+    def _count(self, outcome: Reply | RefusedEvent) -> None:
         sample = self.tally.samples
-        if isinstance(outcome, CerebrumError):
+        if isinstance(outcome, RefusedEvent):
             self.refusals.append(outcome)
             self.tally = self.tally.add(sample, None, 0.0)
         else:
@@ -178,7 +178,7 @@ def run_vote(responder: Responder, request: ReplyRequest, vote: MajorityVote) ->
             if isinstance(event, SampleEvent) and vote.add_event(event, replies):
                 yield vote.tally_event
     if vote.refusals:
-        error = vote.refusals[0]
+        error = vote.refusals[0].error
         if not vote.replies:
             raise error
         yield NoticeEvent(f"{len(vote.refusals)} of {vote.tally.samples} samples failed: {error.message}", error.hint)

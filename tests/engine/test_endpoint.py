@@ -12,6 +12,7 @@ import pytest
 from command_line import Finished, assert_error
 from model_servers import ModelServer
 from remote_engines import HASTY
+from scripted_command import run_here
 from served import SEEDS, Served
 from server_kinds import BUILD, SglangServer, VllmServer
 from waiting import TIMEOUT_S
@@ -25,6 +26,17 @@ ROWS = 100
 def without_times(reply: dict[str, Any]) -> dict[str, Any]:
     """An object of `ask --json` without what depends on where it was generated."""
     return {key: value for key, value in reply.items() if key not in ("timings", "file", "cached_tokens")}
+
+
+def rows_of(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(output).read_text().splitlines()]
+
+
+def assert_local_rows(remote: str, local: str, origins: set[tuple[str, str]]) -> None:
+    """Check that a result of servers is that of a model on this machine, and besides names each of these servers."""
+    rows = rows_of(remote)
+    assert {(row.pop("server"), row.pop("served_model")) for row in rows} == origins
+    assert [list(row.items()) for row in rows] == [list(row.items()) for row in rows_of(local)]
 
 
 # The same answers.
@@ -75,8 +87,11 @@ def test_endpoint_batch_writes_the_local_result(served: Served, options: tuple[s
     remote = served.run("batch", *arguments, "-o", "remote.jsonl", servers=2)
     local = served.run_alone("batch", *arguments, "-o", "local.jsonl")
     assert (remote.code, remote.err, local.code) == (0, "", 0)
-    assert Path("remote.jsonl").read_bytes() == Path("local.jsonl").read_bytes()
-    assert all(server.completions() for server in served.servers)
+    weights = "tiny.gguf (1000 bytes)"
+    assert_local_rows("remote.jsonl", "local.jsonl", {("server 1", weights), ("server 2", weights)})
+    for row in rows_of("remote.jsonl"):
+        asked = served.servers[int(row["server"][-1]) - 1].completions()
+        assert any(f"{row['prompt']}<" in bytes(each.prompt).decode() for each in asked)
     record = Path("remote.jsonl.meta.json").read_text()
     assert json.loads(record)["notes"]["servers"] == [
         {"kind": "llama-server", "build": BUILD, "model": "tiny.gguf (1000 bytes)"}
@@ -104,7 +119,7 @@ def test_endpoint_batch_on_other_kinds_writes_the_local_result(
     local = served.run_alone("batch", *arguments, "-o", "local.jsonl")
     assert (remote.code, local.code) == (0, 0), remote.err
     assert remote.err.count(f"{name} serves the model's original weights") == 1
-    assert Path("remote.jsonl").read_bytes() == Path("local.jsonl").read_bytes()
+    assert_local_rows("remote.jsonl", "local.jsonl", {("server 1", "tiny.gguf")})
 
 
 @pytest.mark.slow
@@ -129,10 +144,16 @@ def test_endpoint_eval_scores_as_locally(served: Served) -> None:
     source = served.home / "sums.jsonl"
     source.write_text("".join(json.dumps({"question": f"{n} + 1?", "answer": "4"}) + "\n" for n in range(12)))
     arguments = (source, "--json", "--seed", "3")
-    remote, local = served.run("eval", *arguments, servers=2), served.run_alone("eval", *arguments)
+    remote = served.run("eval", *arguments, "-o", "remote.jsonl", servers=2)
+    local = served.run_alone("eval", *arguments, "-o", "local.jsonl")
     assert (remote.code, local.code) == (0, 0), remote.err
     assert remote.object["accuracy"] == local.object["accuracy"]
     assert len(served.asked()) == 12
+    weights = "tiny.gguf (1000 bytes)"
+    assert_local_rows("remote.jsonl", "local.jsonl", {("server 1", weights), ("server 2", weights)})
+    for command in (("show", "remote.jsonl"), ("compare", "remote.jsonl", "remote.jsonl")):
+        done = run_here({}, served.home, "runs", *command)
+        assert done.code == 0, done.err
 
 
 # Several servers that come and go.
@@ -280,8 +301,9 @@ def test_endpoint_results_name_servers_without_their_addresses(served: Served) -
     done = served.run_alone("batch", served.questions(12), "-o", "out.jsonl", *endpoints)
     assert done.code == 6
     result = Path("out.jsonl").read_text()
-    errors = [row["error"]["message"] for row in map(json.loads, result.splitlines()) if row["error"]]
-    assert {error.partition(":")[0] for error in errors} >= {"big", "server 2"}
+    failed = [row for row in map(json.loads, result.splitlines()) if row["error"]]
+    assert {row["error"]["message"].partition(":")[0] for row in failed} >= {"big", "server 2"}
+    assert {row["server"] for row in failed} == {"big", "server 2"}
     assert "127.0.0.1" not in result + Path("out.jsonl.meta.json").read_text()
 
 

@@ -180,7 +180,7 @@ def test_remote_request_that_three_servers_failed_at_is_refused() -> None:
         server.arm(times=3, status=500, message="assertion failed")
         events = events_of(engine, request_of("bad"))
         [refused] = [event for event in events if isinstance(event, RefusedEvent)]
-        assert refused.error.message == ("3 servers failed on this request; the last, the server: assertion failed")
+        assert refused.error.message == ("3 servers failed on this request; the last, server 1: assertion failed")
         assert outcome(events_of(engine, REQUESTS[0])) == summaries(local_replies(unicode_model, REQUESTS[0]))
 
 

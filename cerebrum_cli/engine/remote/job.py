@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, Origin, RefusedEvent
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Failure, Request
 
@@ -82,12 +82,13 @@ class PoolJob:
     def report(self, events: Iterable[Event]) -> None:
         """Emit events of the samples; count the tokens of those that finish, and remember which these are."""
         for event in events:
-            if isinstance(event, FinishEvent) and self.pooled.server:
-                self.pooled.server.generated += event.completion_tokens
-            self.emit(event)
             if isinstance(event, FinishEvent | RefusedEvent):
+                if server := self.pooled.server:
+                    server.generated += event.completion_tokens if isinstance(event, FinishEvent) else 0
+                    event = replace(event, origin=server.origin)
                 for sample in self.samples:
                     sample.is_finished = sample.is_finished or sample.id == event.sequence
+            self.emit(event)
 
     def cancel(self) -> None:
         self.report([sample.cancelled() for sample in self.samples if not sample.is_finished])
@@ -140,6 +141,10 @@ class Server(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Free what it holds."""
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.alias, self.recorded.get("model"))
 
     @property
     def is_known(self) -> bool:

@@ -271,6 +271,4 @@ class RemoteEngine(PooledEngine):
     def _alias(self, number: int) -> str:
         """What results call a server: its name in config.toml, or else its position."""
         endpoint = self._endpoints[number - 1]
-        if endpoint.name != endpoint.url:
-            return endpoint.name
-        return f"server {number}" if len(self._endpoints) > 1 else "the server"
+        return f"server {number}" if endpoint.name == endpoint.url else endpoint.name
