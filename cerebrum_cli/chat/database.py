@@ -11,10 +11,13 @@ from pathlib import Path
 
 from cerebrum_cli.chat.session import printable_name
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
+from cerebrum_cli.core.files import file_system
 from cerebrum_cli.core.text import one_line
 
 BUSY_TIMEOUT_S = 10.0  # for another process's transaction
-NO_ACCESS = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+# Types of file systems that several machines mount: a write-ahead log needs memory that all its readers share.
+SHARED = ("9p", "afs", "beegfs", "ceph", "cifs", "fuse.", "gpfs", "lustre", "nfs", "smb", "virtiofs")
+NO_ACCESS = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL)
 NO_SPACE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
 DAMAGE = ("malformed", "not a database", "vtable constructor", "already exists", "decode", "no such", "FOREIGN KEY")
 READ_ERRORS = (sqlite3.Error, UnicodeDecodeError)
@@ -81,7 +84,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
             require_known_version(database, path)
-            _enable_wal(database)
+            _set_journal_mode(database, "DELETE" if file_system(path).startswith(SHARED) else "WAL")
             database.execute("PRAGMA synchronous = FULL")
             database.execute("PRAGMA secure_delete = ON")  # deleted text must not remain in the file
             create_tables(database)
@@ -134,12 +137,12 @@ def _version(database: sqlite3.Connection) -> int:
     return int(version)
 
 
-def _enable_wal(database: sqlite3.Connection) -> None:
-    """Turn on the write-ahead log, retrying since SQLite's busy timeout does not cover this change."""
+def _set_journal_mode(database: sqlite3.Connection, mode: str) -> None:
+    """Use a write-ahead log or a rollback journal, retrying since SQLite's busy timeout does not cover this change."""
     deadline = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
-            database.execute("PRAGMA journal_mode = WAL")
+            database.execute(f"PRAGMA journal_mode = {mode}")
             return
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > deadline:

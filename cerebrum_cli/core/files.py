@@ -22,6 +22,7 @@ from cerebrum_cli.core.errors import CerebrumError
 PART = ".part"  # suffix of unfinished files
 _DIRECTORY = ".d"  # suffix of the directory that an unfinished file stands for
 _POLL_S = 0.02
+MOUNTS = Path("/proc/self/mounts")
 # As far as this user can see: a `Path` raises an error where directories of other users are closed.
 exists, is_directory, is_file = os.path.exists, os.path.isdir, os.path.isfile
 
@@ -38,6 +39,17 @@ def read_at_most(path: Path, limit: int) -> bytes | None:
 def existing_parent(path: Path) -> Path:
     """The path, or the nearest directory above it that exists."""
     return next(each for each in (path, *path.parents) if exists(each))
+
+
+def file_system(path: Path) -> str:
+    """Type of the file system that holds a path, such as ext4; empty where the system has no list of mounts."""
+    mounts: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in MOUNTS.read_text("utf-8", "surrogateescape").splitlines():
+            _, point, kind, *_ = line.split(" ")
+            mounts[point.replace("\\040", " ")] = kind  # the last one on a directory hides the others
+    path = path.resolve()
+    return next((mounts[str(each)] for each in (path, *path.parents) if str(each) in mounts), "")
 
 
 def is_disk_full(error: OSError) -> bool:
