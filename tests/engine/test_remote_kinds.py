@@ -168,7 +168,7 @@ OF_OTHER_KINDS = {
 
 def info_of(kind: ServerKind, *, has_seeds: bool = True) -> ServerInfo:
     """A server with a context of 100 tokens."""
-    return ServerInfo(kind, "1", "tiny.gguf", "tiny.gguf", 100, 4, 4, has_seeds=has_seeds, end_tokens=(END,))
+    return ServerInfo(kind, "1", "tiny.gguf", "tiny.gguf", 100, 4, 4, 4, has_seeds=has_seeds, end_tokens=(END,))
 
 
 def test_kinds_vllm_is_sent_every_field() -> None:
@@ -331,6 +331,26 @@ def test_kinds_read_the_load_of_a_server(kind: ServerKind, text: str, load: Load
 def test_kinds_damaged_load_is_known_as_such(kind: ServerKind, text: str) -> None:
     with pytest.raises(DAMAGE):
         kind.read_load(text)
+
+
+@pytest.mark.parametrize(
+    ("window", "given", "load", "after"),
+    [
+        (256, 256, Load(256, 0), 512),
+        (2048, 2000, Load(1990, 0), 4096),
+        (4096, 4096, Load(4096, 0), 4096),
+        (256, 100, Load(100, 0), 256),  # there are no more rows
+        (256, 256, Load(100, 0), 256),  # they are on their way
+        (512, 512, Load(256, 256), 289),
+        (512, 256, Load(128, 384), 73),  # half of what runs and waits belongs to others
+        (289, 289, Load(256, 33), 289),
+        (256, 256, Load(0, 256), 1),
+        (256, 256, Load(), 256),
+        (256, 256, Load(256, None), 256),
+    ],
+)
+def test_kinds_window_follows_the_load(window: int, given: int, load: Load, after: int) -> None:
+    assert load.next_window(window, given, 4096) == after
 
 
 @every_kind

@@ -11,6 +11,8 @@ from cerebrum_cli.core.events import Forced, Timings
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.sequence import Request
 
+MAX_WINDOW = 4096  # sequences to give a server at a time
+
 StopReason = Literal["eos", "stop string", "limit"]
 
 
@@ -57,11 +59,25 @@ class Load:
     waiting: int | None = None
     generated: int | None = None
 
+    def next_window(self, window: int, given: int, most: int) -> int:
+        """How many sequences to give the server at a time, after a `window` of which it has `given`.
+
+        Where sequences wait, it is the share of these that run, and an eighth more, so that some always wait. Where
+        none wait and all run, it is twice as many.
+        """
+        if self.running is None or self.waiting is None:
+            return window
+        if self.waiting:
+            share = given * self.running // (self.running + self.waiting)
+            return min(window, share + share // 8 + 1)
+        is_full = 4 * given >= 3 * window and 4 * self.running >= 3 * given  # the figures are not of one moment
+        return max(window, min(most, 2 * window)) if is_full else window
+
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
     """A server that is ready: its kind and build, the id of its model, where its `weights` are from, tokens of a
-    sequence, and concurrent sequences.
+    sequence, and concurrent sequences; it may take `max_window` if its load shows it.
 
     One request may ask for `max_samples`. `has_seeds`: the same seed gives the same sample. `has_other_weights`: those
     of the model are not read from a GGUF file. `end_tokens` end a reply here; the server's own files may name fewer.
@@ -74,6 +90,7 @@ class ServerInfo:
     context_size: int
     slots: int
     max_samples: int
+    max_window: int
     vocabulary_size: int | None = None
     has_seeds: bool = True
     has_other_weights: bool = False

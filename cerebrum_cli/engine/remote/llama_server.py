@@ -59,6 +59,7 @@ class LlamaServer:
             int(answer["default_generation_settings"]["n_ctx"]),
             slots,
             slots,
+            slots,
             None if size is None else int(size),
         )
 

@@ -10,7 +10,16 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from cerebrum_cli.engine.remote.client import LostServerError, failure, server_text
-from cerebrum_cli.engine.remote.kind import Load, ReplyChunk, ReplyEnd, ServerInfo, StopReason, file_name, text_of
+from cerebrum_cli.engine.remote.kind import (
+    MAX_WINDOW,
+    Load,
+    ReplyChunk,
+    ReplyEnd,
+    ServerInfo,
+    StopReason,
+    file_name,
+    text_of,
+)
 from cerebrum_cli.engine.sequence import Request
 
 SEQUENCES = 256  # by default; vLLM does not report its --max-num-seqs
@@ -96,7 +105,8 @@ class Vllm(_SharedFields):
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
         build, weights = server_text(str(answer["version"])), _weights(entry, entry.get("root"))
         size = int(entry["max_model_len"])
-        return ServerInfo(self, build, str(entry["id"]), weights, size, SEQUENCES, MAX_SAMPLES, has_other_weights=True)
+        counts = SEQUENCES, MAX_SAMPLES, MAX_WINDOW
+        return ServerInfo(self, build, str(entry["id"]), weights, size, *counts, has_other_weights=True)
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
         """Without a limit of tokens, or with null, it would generate 16; one larger than the context is refused."""
@@ -173,8 +183,9 @@ class Sglang(_SharedFields):
             str(entry["id"]),
             _weights(entry, entry.get("root") if adapter else answer.get("model_path")),
             int(entry["max_model_len"]),
-            int(answer.get("max_running_requests") or SEQUENCES),
+            slots := int(answer.get("max_running_requests") or SEQUENCES),
             max_samples=1,
+            max_window=slots if answer.get("max_running_requests") else MAX_WINDOW,
             has_seeds=bool(answer.get("enable_deterministic_inference")),
             has_other_weights=answer.get("load_format") != "gguf",
         )
