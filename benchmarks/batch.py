@@ -306,8 +306,8 @@ class StepTimer:
         start = 0.0
         try:
             for event in events:
-                if isinstance(event, TokenEvent) and event.token is not None:
-                    self.consumed += 1
+                if isinstance(event, TokenEvent):
+                    self.consumed += len(event.tokens)
                     start = start or time.thread_time()
                 yield event
         finally:

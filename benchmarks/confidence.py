@@ -373,8 +373,8 @@ def add_trace(output: IO[str]) -> None:
 
         def emit(self, event: Event) -> None:
             super().emit(event)
-            if isinstance(event, TokenEvent) and isinstance(event.logprob, TracedLogprob):
-                self.traced.append(event.logprob)
+            if isinstance(event, TokenEvent):
+                self.traced += (each for each in event.logprobs if isinstance(each, TracedLogprob))
             elif isinstance(event, FinishEvent) and event.reason != "cancelled":
                 print(json.dumps({"seed": event.seed, **traced_figures(self.traced)}), file=output)
 

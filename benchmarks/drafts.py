@@ -160,7 +160,7 @@ def generate(
     params = SamplingParams(max_tokens=tokens, temperature=temperature, seed=seed)
     events = list(engine.generate([Request(prompt, params, ignore_eos=True, step_costs=costs)]))
     finish = next(event for event in events if isinstance(event, FinishEvent))
-    reply = tuple(event.token for event in events if isinstance(event, TokenEvent) and event.token is not None)
+    reply = tuple(token for event in events if isinstance(event, TokenEvent) for token in event.tokens)
     timings = finish.timings
     return Speed(timings.tokens_per_second, reply, timings.draft_n, timings.draft_n_accepted)
 

@@ -149,7 +149,7 @@ def top_two_gap(model: str, prompt: str, local: str, remote: str) -> float:
     with loaded_model(model, settings) as loaded:
         request = loaded.responder.tokenize_request(ReplyRequest(Conversation().user(prompt), settings))
         with closing(loaded.responder.generate([request])) as events:
-            tokens = [event.token for event in events if isinstance(event, TokenEvent) and event.token is not None]
+            tokens = [token for event in events if isinstance(event, TokenEvent) for token in event.tokens]
         pieces = [loaded.engine.vocabulary.piece(token) for token in tokens]
         if b"".join(pieces).decode().strip() != local:
             raise RuntimeError(f"{b''.join(pieces)!r} instead of {local!r}")

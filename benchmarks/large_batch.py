@@ -196,7 +196,7 @@ class SimulatedReplies:
     def __iter__(self) -> Iterator[Event]:
         for index, request in enumerate(self._requests):
             sequence, length = SequenceId(index), len(request.prompt_tokens)
-            yield TokenEvent(sequence, self._text, token=1)
+            yield TokenEvent(sequence, self._text, tokens=(1,))
             yield FinishEvent(sequence, "stop", length, 0, 100, 1, 4096, Timings())
 
     def forget(self, index: int) -> None:

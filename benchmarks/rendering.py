@@ -116,7 +116,7 @@ def record_times(events: Generator[Event, None, None], times: list[float]) -> Ge
     """Yield events and record the time of each token."""
     try:
         for event in events:
-            if isinstance(event, TokenEvent) and event.token is not None:
+            if isinstance(event, TokenEvent) and event.tokens:
                 times.append(time.perf_counter())
             yield event
     finally:

@@ -87,7 +87,7 @@ def generate(
 
 
 def _sample(events: Sequence[TokenEvent], ended: bool) -> Sample:
-    tokens = tuple(event.token for event in events if event.token is not None)
+    tokens = tuple(token for event in events for token in event.tokens)
     return Sample("".join(event.text for event in events), tokens, ended)
 
 

@@ -140,7 +140,7 @@ class AnswerPrinter:
         if count is None or reply is None:
             return
         responder = self.loaded.responder
-        given = GivenReply(self.request.conversation, reply.sampled, reply.finish.forced)
+        given = GivenReply(self.request.conversation, tuple(reply.sampled), reply.finish.forced)
         least_certain = LeastCertain(given)
         line = StatusLine(self.streams, self.loaded.model.name)
         render(responder.inspect(given, count), responder.cancel, [*self._progress_sinks(line), least_certain])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -71,17 +72,17 @@ class PromptEvent:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One sampled token and the text it completes; `token` is None for text that was held back until the end.
+    """Tokens and the text they complete: one token where a reply streams, otherwise all; none for text held back.
 
-    `logprob` is the natural logarithm of the token's probability before sampling settings apply; None unless the
-    request asked for it.
+    If the request asked for them, `logprobs` are the natural logarithms of the tokens' probabilities before sampling
+    settings apply; None for a token of which it is not known.
     """
 
     sequence: SequenceId
     text: str
     channel: Channel = "answer"
-    token: int | None = None
-    logprob: float | None = None
+    tokens: Sequence[int] = ()
+    logprobs: Sequence[float | None] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from cerebrum_cli.core.events import FinishReason
@@ -13,7 +16,6 @@ MIN_REPEATS = 4
 MIN_TOKENS = 128  # of all repeats together
 PROBE = 32  # tokens at the end whose earlier occurrences give the periods to try; at most MIN_TOKENS / MIN_REPEATS
 TOKEN_BYTES = 4
-NO_TOKEN = -1  # for text that is not one token's
 
 
 class EndReply(NamedTuple):
@@ -31,14 +33,34 @@ class Force(NamedTuple):
 Intervention: TypeAlias = EndReply | Force
 
 
+@dataclass(frozen=True, slots=True)
+class Upcoming:
+    """Tokens of a reply that were not fed yet, and the bytes of each; `held` is text before them, not fed either."""
+
+    tokens: array[int]
+    pieces: Sequence[bytes]
+    held: bytes = b""
+
+    def before(self, marker: str, fed: str) -> int:
+        """Number of tokens that end before the first marker, which may begin in the text that was `fed`."""
+        start = (fed.encode() + self.held + b"".join(self.pieces)).find(marker.encode())
+        if start < 0:
+            return len(self.tokens)
+        ends = accumulate(map(len, self.pieces), initial=len(fed.encode()) + len(self.held))
+        return max(0, bisect_right(list(ends), start) - 1)
+
+
 class ReplyControl(Protocol):
     """State of one reply, which decides after each of its tokens whether to intervene."""
 
-    def feed(self, token: int, text: str) -> None:
-        """Add a token, sampled or forced, and the text that it completes."""
+    def feed(self, tokens: Sequence[int], text: str) -> None:
+        """Add tokens, sampled or forced, and the text that they complete."""
 
     def intervene(self) -> Intervention | None:
         """What is to be done after the last token; not called while forced tokens are pending."""
+
+    def lets_pass(self, upcoming: Upcoming) -> int:
+        """For how many of the next tokens it certainly does not intervene, so that they may be fed together."""
 
     @property
     def horizon(self) -> int | None:
@@ -55,15 +77,18 @@ class Controls:
     def __init__(self, factories: Iterable[ControlFactory]) -> None:
         self._controls = [create() for create in factories]
 
-    def feed(self, token: int, text: str) -> None:
+    def feed(self, tokens: Sequence[int], text: str) -> None:
         for control in self._controls:
-            control.feed(token, text)
+            control.feed(tokens, text)
 
     def intervene(self) -> Intervention | None:
         for control in self._controls:
             if intervention := control.intervene():
                 return intervention
         return None
+
+    def lets_pass(self, upcoming: Upcoming) -> int:
+        return min((control.lets_pass(upcoming) for control in self._controls), default=len(upcoming.tokens))
 
     @property
     def horizon(self) -> int | None:
@@ -89,14 +114,17 @@ class AnswerStart(Protocol):
     def rest(self) -> str:
         """What completes the markup that has begun; empty if none has."""
 
-    def feed(self, token: int, text: str) -> None:
-        """Add a token, sampled or forced, with its text."""
+    def feed(self, tokens: Sequence[int], text: str) -> None:
+        """Add tokens, sampled or forced, with their text."""
 
     def passes(self, token: int, text: str) -> bool:
         """Whether a token is markup, or white space, that may precede the answer here."""
 
     def begin(self) -> None:
         """Begin the answer with the next token."""
+
+    def lets_pass(self, upcoming: Upcoming) -> int:
+        """For how many of the next tokens the stage certainly stays, so that they may be fed together."""
 
 
 AnswerStartFactory: TypeAlias = Callable[[], AnswerStart]
@@ -121,31 +149,47 @@ class Constraint(NamedTuple):
 class LoopCheck:
     """Ends a reply once its last tokens are a period of up to 256, at least 4 times, and at least 128 tokens.
 
-    In a cycle, each token has occurred within the last period. Only after a run of such tokens is the cycle searched
-    for, by bytes: that costs microseconds, and other text less than one a token.
+    In a cycle, the tokens before each multiple of PROBE have occurred within the last period. Only after such a place
+    is the cycle searched for, by bytes: that costs microseconds, and other text a hundredth of that a token.
     """
 
     horizon: int | None = None
 
     def __init__(self) -> None:
         self._tokens = array("i")
-        self._last: dict[int, int] = {}
-        self._run = 0  # of tokens that each occurred within the last MAX_PERIOD
-        self._is_cyclic = False
+        self._probed = 0  # the last multiple of PROBE, and whether a cycle may end after it
+        self._may_end = False
 
-    def feed(self, token: int, text: str) -> None:  # noqa: ARG002
-        tokens, position = self._tokens, len(self._tokens)
-        self._run = self._run + 1 if position - self._last.get(token, -MAX_PERIOD - 1) <= MAX_PERIOD else 0
-        self._last[token] = position
-        tokens.append(token)
-        if self._run >= MIN_TOKENS - PROBE:
-            self._is_cyclic = ends_in_cycle(tokens[-MAX_PERIOD * MIN_REPEATS :].tobytes())
+    def feed(self, tokens: Sequence[int], text: str) -> None:  # noqa: ARG002
+        self._tokens.extend(tokens)
 
     def intervene(self) -> EndReply | None:
-        return EndReply("repetition") if self._is_cyclic else None
+        tokens = self._tokens
+        last = len(tokens) - len(tokens) % PROBE
+        if last != self._probed:
+            self._probed, self._may_end = last, recurs(tokens, last)
+        return EndReply("repetition") if self._may_end and ends_in_cycle(tokens, len(tokens)) else None
+
+    def lets_pass(self, upcoming: Upcoming) -> int:
+        fed, tokens = len(self._tokens), self._tokens + upcoming.tokens
+        for place in range(fed - fed % PROBE, len(tokens) + 1, PROBE):
+            if recurs(tokens, place):
+                for length in range(max(place, fed + 1), min(place + PROBE, len(tokens) + 1)):
+                    if ends_in_cycle(tokens, length):
+                        return length - fed - 1
+        return len(upcoming.tokens)
 
 
-def ends_in_cycle(window: bytes) -> bool:
+def recurs(tokens: array[int], length: int) -> bool:
+    """Whether the PROBE tokens that end the first `length` occur in the MAX_PERIOD before, too."""
+    window = tokens[max(0, length - PROBE - MAX_PERIOD) : length].tobytes()
+    start = len(window) - PROBE * TOKEN_BYTES
+    return start > 0 and window.find(window[start:], 0, -1) >= 0
+
+
+def ends_in_cycle(tokens: array[int], length: int) -> bool:
+    """Whether the first `length` tokens end in a cycle."""
+    window = tokens[max(0, length - MAX_PERIOD * MIN_REPEATS) : length].tobytes()
     start = len(window) - PROBE * TOKEN_BYTES
     probe, at = window[start:], start
     first = max(0, start - MAX_PERIOD * TOKEN_BYTES)
@@ -153,9 +197,9 @@ def ends_in_cycle(window: bytes) -> bool:
         period = start - at
         if period % TOKEN_BYTES:  # within a token
             continue
-        length = max(period * MIN_REPEATS, MIN_TOKENS * TOKEN_BYTES)
-        if length > len(window):
+        needed = max(period * MIN_REPEATS, MIN_TOKENS * TOKEN_BYTES)
+        if needed > len(window):
             return False
-        if window[-length:-period] == window[period - length :]:
+        if window[-needed:-period] == window[period - needed :]:
             return True
     return False

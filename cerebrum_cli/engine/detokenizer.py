@@ -6,13 +6,28 @@ Text is held back only while further tokens may still change it.
 from __future__ import annotations
 
 import codecs
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from cerebrum_cli.core.text import partial_marker_length
-from cerebrum_cli.engine.control import NO_TOKEN, AnswerStart, AnswerStartFactory
+from cerebrum_cli.engine.control import AnswerStart, AnswerStartFactory
+
+T = TypeVar("T")
+
+
+class TokenTable(dict[int, T], Generic[T]):
+    """What is known of tokens, each looked up once: a whole reply is then a `map` over the table."""
+
+    def __init__(self, look_up: Callable[[int], T]) -> None:
+        self._look_up = look_up
+
+    def __missing__(self, token: int) -> T:
+        found = self[token] = self._look_up(token)
+        return found
 
 
 class Detokenizer:
-    """Convert the token bytes of one sequence to text, up to the stop string that completes first.
+    """Convert the bytes of one sequence's tokens to text, up to the stop string that completes first.
 
     With `answer_start`, stop strings are text like any other before the answer.
     """
@@ -25,8 +40,13 @@ class Detokenizer:
         self._start = start if start and not _has_started(start) else None
 
     def feed(self, piece: bytes) -> tuple[str, bool]:
-        """Decode a token's bytes: the text that is final now, and whether a stop string ended it."""
+        """Decode the bytes of some tokens: the text that is final now, and whether a stop string ended it."""
         return self._split_at_stop(self._decoder.decode(piece))
+
+    @property
+    def held(self) -> bytes:
+        """What was fed and is not final."""
+        return self._held.encode("utf-8", "surrogatepass") + self._decoder.getstate()[0]
 
     def flush(self, is_truncated: bool = False) -> tuple[str, bool]:
         """Flush the text held back; an incomplete character becomes U+FFFD, or is dropped from a truncated reply."""
@@ -53,7 +73,7 @@ class Detokenizer:
     def _split_at_answer(self, text: str) -> tuple[str, str]:
         """Split off what precedes the answer; the rest is of the answer, or may be as long as it has not started."""
         assert self._start
-        self._start.feed(NO_TOKEN, text)
+        self._start.feed((), text)
         text = self._held + text
         at = max(0, text.rfind(self._start.held))
         if _has_started(self._start):

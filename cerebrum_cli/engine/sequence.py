@@ -200,11 +200,11 @@ class Sequence:
         """Add a token and emit its text; return the reason if it is the last: "stop" means a stop string."""
         self.generated.append(token)
         text, is_stopped = self.detokenizer.feed(piece)
-        self.emit(TokenEvent(self.id, text, token=token, logprob=logprob))
+        self.emit(TokenEvent(self.id, text, tokens=(token,), logprobs=() if logprob is None else (logprob,)))
         if is_stopped:
             return "stop"
         if self.constraint and self.constraint.start:
-            self.constraint.start.feed(token, piece.decode("utf-8", "replace"))
+            self.constraint.start.feed((token,), piece.decode("utf-8", "replace"))
         is_constrained = self.constraint is not None and self.constraint.applies
         if self.controls and not is_constrained and (reason := self._intervene(self.controls, token, text)):
             return reason
@@ -212,7 +212,7 @@ class Sequence:
 
     def _intervene(self, controls: Controls, token: int, text: str) -> FinishReason | None:
         """Let the controls force tokens, or return the reason to end the reply."""
-        controls.feed(token, text)
+        controls.feed((token,), text)
         intervention = None if self.pending else controls.intervene()
         if intervention is None:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -13,7 +14,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Channel, Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope, Engine
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.sequence import Request, Tokens
 from cerebrum_cli.formats.thinking import ThoughtMarkup, ThoughtSplitter
 
 PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with the same text must be equal
@@ -71,14 +72,14 @@ class Reply:
     text: str
     reasoning: str | None
     finish: FinishEvent
-    sampled: tuple[int, ...] = ()
+    sampled: Tokens = ()
     probability: float = 0.0
     lowest_window: float = 0.0
 
     @property
     def tokens(self) -> tuple[int, ...] | None:
         """The tokens to save in a conversation; None if they are not all known, or the text lacks a stop string's."""
-        return self.sampled if self.finish.has_all_tokens and not self.finish.by_stop_string else None
+        return tuple(self.sampled) if self.finish.has_all_tokens and not self.finish.by_stop_string else None
 
     @property
     def has_long_prompt(self) -> bool:
@@ -123,17 +124,15 @@ class Preview(NamedTuple):
 class ReplyCollector:
     def __init__(self) -> None:
         self._texts: dict[Channel, list[str]] = {"answer": [], "thinking": []}
-        self._tokens: list[int] = []
-        self._logprobs: list[float] = []
+        self._tokens = array("i")
+        self._logprobs = array("d")
         self._finish: FinishEvent | None = None
 
     def emit(self, event: Event) -> None:
         if isinstance(event, TokenEvent):
             self._texts[event.channel].append(event.text)
-            if event.token is not None:
-                self._tokens.append(event.token)
-            if event.logprob is not None:
-                self._logprobs.append(event.logprob)
+            self._tokens.extend(event.tokens)
+            self._logprobs.extend(each for each in event.logprobs if each is not None)
         elif isinstance(event, FinishEvent):
             self._finish = event
 
@@ -150,8 +149,8 @@ class ReplyCollector:
         return "".join(self._texts["thinking"]) or None
 
     @property
-    def tokens(self) -> tuple[int, ...]:
-        return tuple(self._tokens)
+    def tokens(self) -> Tokens:
+        return self._tokens
 
     @property
     def reply(self) -> Reply | None:
@@ -159,7 +158,7 @@ class ReplyCollector:
         if self._finish is None:
             return None
         figures = mean_probability(self._logprobs), lowest_window(self._logprobs)
-        return Reply(self.text, self.reasoning, self._finish, self.tokens, *figures)
+        return Reply(self.text, self.reasoning, self._finish, self._tokens, *figures)
 
 
 def mean_probability(logprobs: Sequence[float]) -> float:
@@ -228,7 +227,7 @@ class ReplyStream:
 
 
 def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -> Iterator[Event]:
-    """Split the text of an event by channel; the last of the texts has the token's id."""
+    """Split the text of an event by channel; the last of the texts has the tokens."""
     if isinstance(event, TokenEvent):
         texts = splitter.feed(event.text) or [("thinking" if splitter.open_thought else "answer", "")]
         for channel, text in texts[:-1]:

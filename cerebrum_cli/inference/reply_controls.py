@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -12,7 +12,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import RECOMMENDED, Settings
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.engine.backend import Vocabulary, continuation
-from cerebrum_cli.engine.control import NO_TOKEN, AnswerStartFactory, ControlFactory, Force, LoopCheck, Stage
+from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Force, LoopCheck, Stage, Upcoming
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.thinking import ThoughtMarkup
 from cerebrum_cli.inference.reply import ReplyChannels, ReplyRequest
@@ -157,10 +157,10 @@ class ThoughtBudget:
         opening = 0 if self._splitter.open_thought else OPENING_TOKENS
         return self._count + opening + max(1, self._limit + SENTENCE_TOKENS - self._used)
 
-    def feed(self, token: int, text: str) -> None:  # noqa: ARG002
+    def feed(self, tokens: Sequence[int], text: str) -> None:
         if not self._splitter.is_in_answer:
-            self._count += 1
-            self._used += self._splitter.open_thought is not None
+            self._count += len(tokens)
+            self._used += 0 if self._splitter.open_thought is None else len(tokens)
             self._sentences.read(text)
             self._splitter.feed(text)
 
@@ -170,6 +170,14 @@ class ThoughtBudget:
             return None
         self._is_used_up = self._has_forced = True
         return Force(self._endings[thought.ending(tail)])
+
+    def lets_pass(self, upcoming: Upcoming) -> int:
+        splitter, thought = self._splitter, self._splitter.open_thought
+        if splitter.is_in_answer:
+            return len(upcoming.tokens)
+        if thought is None or self._limit is None or self._is_due:
+            return 0
+        return min(self._limit - self._used - 1, upcoming.before(thought.close, splitter.held))
 
     @property
     def _is_due(self) -> bool:
@@ -194,7 +202,7 @@ class AnswerDetector:
         self._overhang = ""  # of the answer, in the token that ended what precedes it, or in the prefix
         self._has_special = False  # in the text that is held
         self._has_started = False
-        self.feed(NO_TOKEN, channels.prefix_text)
+        self.feed((), channels.prefix_text)
 
     @property
     def stage(self) -> Stage:
@@ -216,13 +224,13 @@ class AnswerDetector:
         """The beginning of a marker that ends the text."""
         return self._splitter.held.lstrip() if self.stage == "undecided" else ""
 
-    def feed(self, token: int, text: str) -> None:
+    def feed(self, tokens: Sequence[int], text: str) -> None:
         if self._has_started:
             return
         parts = self._splitter.feed(text)
         self._overhang += "".join(part for channel, part in parts if channel == "answer")
         started = self._marker
-        self._has_special = bool(started) and (self._has_special or self._is_special(token))
+        self._has_special = bool(started) and (self._has_special or any(map(self._is_special, tokens)))
         self._blanks = self._blanks + 1 if text.isspace() and self.stage == "undecided" and not started else 0
 
     def passes(self, token: int, text: str) -> bool:
@@ -242,6 +250,12 @@ class AnswerDetector:
     def begin(self) -> None:
         self._has_started = True
 
+    def lets_pass(self, upcoming: Upcoming) -> int:
+        thought = self._splitter.open_thought
+        if self.stage == "answer":
+            return len(upcoming.tokens)
+        return upcoming.before(thought.close, self._splitter.held) if thought else 0
+
     def _is_special(self, token: int) -> bool:
         return any(token in tokens for tokens in self._markers.values())
 
@@ -259,8 +273,9 @@ class Sentences:
         self._has_decimals = False
 
     def read(self, text: str) -> None:
-        self.tail = (self.tail + text)[-max(_TAIL, len(text)) :]
-        self._has_decimals = self._has_decimals or re.search(_DECIMAL, self.tail) is not None
+        text = self.tail + text
+        self.tail = text[-_TAIL:]
+        self._has_decimals = self._has_decimals or re.search(_DECIMAL, text) is not None
 
     @property
     def is_at_end(self) -> bool:

@@ -86,7 +86,7 @@ class MajorityVote:
             self._count(ready)
         if self.is_over:
             replies.abort(index)
-            tied = {each: self.replies[each].sampled for each in self.tally.tied_samples}
+            tied = {each: tuple(self.replies[each].sampled) for each in self.tally.tied_samples}
             if tied and replies.inspect(index, tied):
                 self._logprobs, self._inspected = {each: [] for each in tied}, set(tied)
         elif not self.running and (count := self.tally.missing_samples(0)):

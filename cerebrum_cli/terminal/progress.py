@@ -138,7 +138,7 @@ class StatusLine:
         if not self._line.draws or isinstance(event, ServersEvent):
             return
         if isinstance(event, TokenEvent):
-            self._tokens[event.channel] += 1
+            self._tokens[event.channel] += max(1, len(event.tokens))
         text = self._vote_text(event)
         self._has_hint = text is None and isinstance(event, TokenEvent) and event.channel == "thinking"
         text = text or self._reply_text(event)
@@ -213,7 +213,7 @@ class BatchProgress:
             self._started = self._started or time.monotonic()
         elif isinstance(event, TokenEvent):
             self._phase = "generating"
-            self._tokens += event.token is not None
+            self._tokens += len(event.tokens)
         elif isinstance(event, ServersEvent):
             self._servers = event.servers
         elif isinstance(event, Counts):

@@ -115,7 +115,7 @@ def test_continue_refuses_a_complete_reply_and_one_that_does_not_fit(chat: Chat,
 def test_chat_saves_the_part_of_an_interrupted_reply(endless_chat: Chat) -> None:
     events = endless_chat.send("One?")
     for event in events:
-        if isinstance(event, TokenEvent) and event.token == ord("d"):
+        if isinstance(event, TokenEvent) and event.tokens == (ord("d"),):
             break
     events.close()
     assert contents(endless_chat) == ["One?", "and"]
@@ -133,7 +133,7 @@ def test_chat_saves_a_reply_while_it_is_generated(
     monkeypatch.setattr("cerebrum_cli.chat.reply_recorder.save_interval", lambda elapsed_s: 0.0)
     events = endless_chat.send("One?")
     for event in events:
-        if isinstance(event, TokenEvent) and event.token == ord("o"):
+        if isinstance(event, TokenEvent) and event.tokens == (ord("o"),):
             other = Store(tmp_path / "sessions.db")
             session = other.find("one")
             assert session

@@ -193,9 +193,9 @@ def test_session_defaults_apply_to_the_same_file_by_any_path(
 def collected(by_stop_string: bool) -> Reply:
     collector = ReplyCollector()
     for event in (
-        TokenEvent(ONLY, "hm", "thinking", 5),
-        TokenEvent(ONLY, "Fo", "answer", 6),
-        TokenEvent(ONLY, "", "answer", 7),
+        TokenEvent(ONLY, "hm", "thinking", (5,)),
+        TokenEvent(ONLY, "Fo", "answer", (6,)),
+        TokenEvent(ONLY, "", "answer", (7,)),
         TokenEvent(ONLY, "ur", "answer"),
         replace(FINISH, by_stop_string=by_stop_string),
     ):
@@ -207,7 +207,7 @@ def collected(by_stop_string: bool) -> Reply:
 def test_record_omits_the_tokens_of_a_reply_ended_by_a_stop_string(history: History) -> None:
     reply = collected(True)
     assert (collected(False).text, collected(False).tokens) == ("Four", (5, 6, 7))
-    assert (reply.tokens, reply.sampled) == (None, (5, 6, 7))
+    assert (reply.tokens, list(reply.sampled)) == (None, [5, 6, 7])
     session = history.record(None, SUM, reply, LOADED, SETTINGS)
     assert history.store.conversation(session) == SUM.assistant("Four")
 

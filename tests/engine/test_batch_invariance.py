@@ -88,8 +88,8 @@ def replies(
     with loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop))) as engine:
         given = [Request(each, SamplingParams(max_tokens=limit), logprobs=True, ignore_eos=True) for each in requests]
         for event in engine.generate(given):
-            if isinstance(event, TokenEvent) and event.token is not None:
-                said[event.sequence.request].append((event.token, event.logprob))
+            if isinstance(event, TokenEvent):
+                said[event.sequence.request] += zip(event.tokens, event.logprobs, strict=True)
     return said
 
 

@@ -203,8 +203,8 @@ def test_llama_stream_is_unaffected_by_closed_neighbors(tiny_model: Path) -> Non
         kept_on = engine.generate([Request(engine.vocabulary.tokenize([Text(STORY)]), SamplingParams(max_tokens=200))])
         ids: list[int] = []
         for event in kept_on:
-            if isinstance(event, TokenEvent) and event.token is not None:
-                ids.append(event.token)
+            if isinstance(event, TokenEvent):
+                ids += event.tokens
                 if len(ids) % 40 == 0:
                     other = engine.generate([Request(engine.vocabulary.tokenize([Text(f"{len(ids)} {STORY}")]), n=2)])
                     next(event for event in other if isinstance(event, TokenEvent))

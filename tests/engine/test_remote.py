@@ -65,7 +65,12 @@ def test_remote_logprobs_belong_to_the_tokens_whose_text_was_complete() -> None:
         connected(*servers) as engine,
         closing(engine.complete([request])) as events,
     ):
-        found = [(event.token, event.logprob) for event in events if isinstance(event, TokenEvent) and event.token]
+        found = [
+            each
+            for event in events
+            if isinstance(event, TokenEvent)
+            for each in zip(event.tokens, event.logprobs, strict=True)
+        ]
     assert any(logprob is None for _, logprob in found)
     assert all(logprob in (None, -token / 1000) for token, logprob in found)
     assert sum(logprob is not None for _, logprob in found) > len(found) / 3

@@ -27,7 +27,7 @@ from cerebrum_cli.engine.control import MIN_TOKENS, LoopCheck
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk
-from cerebrum_cli.engine.remote.replies import RemoteSample
+from cerebrum_cli.engine.remote.replies import RemoteSample, TokenTables
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.inference.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS
 
@@ -173,7 +173,11 @@ def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:
     words = (b">{",)
     text = [*b"<think>Hm.</think", FIRST_WORD, *b"}"]
     sample = RemoteSample(
-        SequenceId(0, 0), constrained(stream=True), 3, ScriptedBackend(lambda held, seed: END, words=words), 300
+        SequenceId(0, 0),
+        constrained(stream=True),
+        3,
+        TokenTables(ScriptedBackend(lambda held, seed: END, words=words)),
+        300,
     )
     sample.begin_turns()
     with pytest.raises(RefusedRequestError) as caught:
@@ -184,7 +188,7 @@ def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:
 @pytest.mark.parametrize("chunks", [["<think>Hm.</think>\n\n{"], ["<think>Hm.", "</think>\n\n{"]])
 def test_remote_answer_may_start_within_a_text_without_ids(chunks: list[str]) -> None:
     request = constrained(stream=True)
-    sample = RemoteSample(SequenceId(0, 0), request, 3, ScriptedBackend(lambda held, seed: END), 300)
+    sample = RemoteSample(SequenceId(0, 0), request, 3, TokenTables(ScriptedBackend(lambda held, seed: END)), 300)
     sample.begin_turns()
     for chunk in chunks:
         list(sample.add(ReplyChunk(text=chunk)))
@@ -197,7 +201,7 @@ def test_remote_answer_may_start_within_a_text_without_ids(chunks: list[str]) ->
 def test_remote_reply_without_all_ids_is_continued_after_its_special_tokens(chatml: LlamaBackend) -> None:
     [think], [close] = chatml.special_token_ids(["<think>"]), chatml.special_token_ids(["</think>"])
     request = constrained(stream=True, visible_tokens=frozenset({think, close}))
-    sample = RemoteSample(SequenceId(0, 0), request, 3, chatml, 300)
+    sample = RemoteSample(SequenceId(0, 0), request, 3, TokenTables(chatml), 300)
     sample.begin_turns()
     thought = chatml.tokenize((Text("é."),))
     for token, text in ((think, ""), (thought[1], "é"), (thought[2], "."), (close, ""), (ord("{"), "{")):

@@ -216,8 +216,8 @@ class AnyTraffic(RuleBasedStateMachine):
             sample.prefilled.append(event.evaluated)
         elif isinstance(event, AlternativesEvent):
             sample.reports.append(event)
-        elif event.token is not None:
-            sample.tokens.append(event.token)
+        else:
+            sample.tokens += event.tokens
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(count=st.integers(1, 12))

@@ -92,7 +92,7 @@ def test_answer_starts_after_reasoning_and_its_markup(case: Case) -> None:
             stages += "a"
             ends.append((start.held, start.rest))
             start.begin()
-        start.feed(token, text)
+        start.feed((token,), text)
     assert (stages, ends[0]) == (case.stages, (case.held, case.rest))
 
 

@@ -114,9 +114,10 @@ def test_inspection_gives_the_probabilities_of_decoding(precise_model: Path) -> 
 
 def sampled(events: Iterable[Event]) -> Iterator[tuple[int, float]]:
     for event in events:
-        if isinstance(event, TokenEvent) and event.token is not None:
-            assert event.logprob is not None
-            yield event.token, event.logprob
+        if isinstance(event, TokenEvent) and event.tokens:
+            [token], [logprob] = event.tokens, event.logprobs
+            assert logprob is not None
+            yield token, logprob
 
 
 # The choice of tokens.

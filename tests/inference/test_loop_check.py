@@ -34,7 +34,7 @@ def found_at(reply: Sequence[int]) -> int | None:
     """Number of tokens after which the check ends a reply; None if it does not."""
     check = LoopCheck()
     for count, token in enumerate(reply, start=1):
-        check.feed(token, "")
+        check.feed((token,), "")
         if check.intervene():
             return count
     return None

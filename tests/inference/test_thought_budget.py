@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import dumps, loads
@@ -20,7 +21,7 @@ from tiny_models import CHATML_TEMPLATE, write_chatml
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.control import MIN_TOKENS, Force, LoopCheck
+from cerebrum_cli.engine.control import MIN_TOKENS, Force, LoopCheck, Upcoming
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import EMBEDDED
@@ -228,8 +229,11 @@ class Interrupt:
     count: int = 0
     horizon: int | None = None
 
-    def feed(self, token: int, text: str) -> None:
-        self.count += 1
+    def feed(self, tokens: Sequence[int], text: str) -> None:
+        self.count += len(tokens)
+
+    def lets_pass(self, upcoming: Upcoming) -> int:
+        return 0
 
     def intervene(self) -> Force | None:
         return Force(tokens("But: ")) if self.count == 5 else None

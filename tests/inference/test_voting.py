@@ -345,7 +345,7 @@ def test_vote_yields_a_tally_event_per_change() -> None:
     finished = [event.sequence.sample for event in seen if isinstance(event, FinishEvent)]
     assert sorted(finished) == [0, 1, 2, 3]
     assert any(isinstance(event, PromptEvent) for event in seen)
-    assert {event.logprob for event in seen if isinstance(event, TokenEvent)} == {None}  # no tie needs them
+    assert {event.logprobs for event in seen if isinstance(event, TokenEvent)} == {()}  # no tie needs them
     assert not any(isinstance(event, AlternativesEvent) for event in seen)
 
 

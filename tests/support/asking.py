@@ -57,7 +57,7 @@ def collect_replies(events: Iterable[Event]) -> dict[SequenceId, Reply]:
             reply.finish = event
         elif isinstance(event, TokenEvent):
             reply.pieces.append(event.text)
-            reply.ids += [] if event.token is None else [event.token]
+            reply.ids += event.tokens
     return said
 
 

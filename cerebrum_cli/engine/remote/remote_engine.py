@@ -24,7 +24,7 @@ from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, first_s
 from cerebrum_cli.engine.remote.client import Endpoint, import_http
 from cerebrum_cli.engine.remote.job import PooledRequest, PoolJob, Server, ServerTimeouts
 from cerebrum_cli.engine.remote.pool import Pool
-from cerebrum_cli.engine.remote.replies import RemoteSample
+from cerebrum_cli.engine.remote.replies import RemoteSample, TokenTables
 from cerebrum_cli.engine.remote.server import ExpectedModel, HttpServer
 from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 from cerebrum_cli.engine.sequence import Failure, Request
@@ -42,7 +42,7 @@ class RemoteCompletions(Completions[RemoteSample]):
 
     def __init__(self, engine: PooledEngine, requests: Iterable[Request | None], scope: CancelScope) -> None:
         super().__init__(scope)
-        self._pool, self._call, self._vocabulary = engine.pool, engine.call, engine.vocabulary
+        self._pool, self._call, self._tables = engine.pool, engine.call, TokenTables(engine.vocabulary)
         self._source: Iterator[Request | None] | None = iter(requests)
         self._submitted: dict[int, PooledRequest] = {}
         self._next_index = 0
@@ -93,7 +93,7 @@ class RemoteCompletions(Completions[RemoteSample]):
         submitted = self._submitted[index]
         request, numbers = submitted.request, range(submitted.samples, submitted.samples + count)
         samples = [
-            RemoteSample(SequenceId(index, number), request, (submitted.seed + number) % SEEDS, self._vocabulary)
+            RemoteSample(SequenceId(index, number), request, (submitted.seed + number) % SEEDS, self._tables)
             for number in numbers
         ]
         submitted.samples += count

@@ -7,10 +7,12 @@ request of its own.
 from __future__ import annotations
 
 import re
+from array import array
+from bisect import bisect_left
 from codecs import getincrementaldecoder
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import repeat
+from itertools import compress, count
 from time import perf_counter
 
 from cerebrum_cli.core.conversation import Text
@@ -26,14 +28,34 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.engine.backend import Vocabulary, continuation
-from cerebrum_cli.engine.control import AnswerStart, Constraint, Controls, EndReply, Force, Intervention
-from cerebrum_cli.engine.detokenizer import Detokenizer
+from cerebrum_cli.engine.control import AnswerStart, Constraint, Controls, EndReply, Force, Intervention, Upcoming
+from cerebrum_cli.engine.detokenizer import Detokenizer, TokenTable
 from cerebrum_cli.engine.remote.client import LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd
 from cerebrum_cli.engine.sequence import Request
 
 ENDED = -1, ""  # the token that ends a reply, whatever it is
 OVERHANG = "the answer begins in the token that ends the reasoning, so the server cannot apply the grammar"
+
+
+class TokenTables:
+    """What is known of the tokens of a vocabulary: their bytes, and which end a reply."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self.is_end = TokenTable(vocabulary.is_eog)
+        self._pieces: dict[frozenset[int], TokenTable[bytes]] = {}
+
+    def pieces(self, visible: frozenset[int]) -> TokenTable[bytes]:
+        """The bytes of tokens, those of the visible control tokens spelled out."""
+        if visible not in self._pieces:
+            piece = self.vocabulary.piece
+            self._pieces[visible] = TokenTable(lambda token: piece(token, special=token in visible))
+        return self._pieces[visible]
+
+    def length(self, tokens: Sequence[int]) -> int:
+        """Number of tokens before the one that ends a reply."""
+        return next(compress(count(), map(self.is_end.__getitem__, tokens)), len(tokens))
 
 
 @dataclass(slots=True)
@@ -53,8 +75,6 @@ class Turns:
     start: int = 0
     end: int | None = None
     intervention: Intervention | None = None
-    tokens: list[int] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
     forced: list[Forced] = field(default_factory=list)
     ends: list[ReplyEnd] = field(default_factory=list)
 
@@ -86,27 +106,29 @@ class Turns:
             start.begin()
         return True
 
-    def feed(self, tokens: Sequence[int], text: str, is_forced: bool = False) -> None:
+    def lets_pass(self, upcoming: Upcoming) -> int:
+        """For how many of the next tokens nothing intervenes, and the answer does not start."""
+        if self.constraint and self.constraint.applies:
+            return len(upcoming.tokens)
+        passed = self.controls.lets_pass(upcoming)
+        return min(passed, self.free_start.lets_pass(upcoming)) if self.free_start else passed
+
+    def feed(self, tokens: Sequence[int], text: str, spelled: str, is_forced: bool = False) -> None:
         """Add tokens that complete a text, and let the controls intervene after them unless they were forced.
 
-        Raises RefusedRequestError if one token both ends what precedes the answer and begins the answer.
+        The tokens alone are `spelled` like this. Raises RefusedRequestError if one token both ends what precedes the
+        answer and begins the answer.
         """
-        self.tokens += tokens
-        self.texts.append(text)
         if self.constraint and self.constraint.applies:
             return
-        for index, token in enumerate(tokens, start=1):
-            self.controls.feed(token, text if index == len(tokens) else "")
-            if start := self.free_start:
-                start.feed(token, self.piece(token).decode("utf-8", "replace"))
-                if start.stage == "answer" and start.held:
-                    raise RefusedRequestError(GrammarError(OVERHANG, "ask again, or use --think off"))
+        self.controls.feed(tokens, text)
+        if start := self.free_start:
+            start.feed(tokens, spelled)
+            if start.stage == "answer" and start.held:
+                raise RefusedRequestError(GrammarError(OVERHANG, "ask again, or use --think off"))
         if not is_forced:
             has_started = self.constraint and self.constraint.applies
             self.intervention = Force(()) if has_started else self.controls.intervene()
-
-    def piece(self, token: int) -> bytes:
-        return self.vocabulary.piece(token, special=token in self.request.visible_tokens)
 
     def was_shortened(self, generated: int) -> bool:
         """Whether the running turn ended only because no more tokens were asked for."""
@@ -132,11 +154,10 @@ class RemoteSample:
     """One sample of a request: what has arrived of it from a server with a context of `context_size` tokens.
 
     `is_finished` once its last event was emitted; `needs_turn` while the controls want it continued by another request.
+    All of a reply that does not stream is one event.
     """
 
-    def __init__(
-        self, id: SequenceId, request: Request, seed: int, vocabulary: Vocabulary, context_size: int = 0
-    ) -> None:
+    def __init__(self, id: SequenceId, request: Request, seed: int, tables: TokenTables, context_size: int = 0) -> None:
         self.id = id
         self.request = request
         self.seed = seed
@@ -144,11 +165,16 @@ class RemoteSample:
         self.has_all_tokens = True
         self.is_finished = False
         self.needs_turn = False
-        self._vocabulary = vocabulary
+        self._tables = tables
+        self._vocabulary = tables.vocabulary
+        self._pieces = tables.pieces(request.visible_tokens)
         self._context_size = context_size
         self._started_at = perf_counter()
         self._first_at: float | None = None
         self._cached = 0  # tokens of the prompt, as far as known before the end
+        self._ids = array("i")
+        self._texts: list[str] = []
+        self._logprobs: list[float | None] = []
         self._decoded: list[int] = []  # with a grammar: the tokens, and the one that ends the reply
         self._detokenizer = Detokenizer(request.params.stop, request.answer_start)
         self._is_ended = False  # no further token is part of the reply
@@ -158,7 +184,7 @@ class RemoteSample:
 
     def restarted(self, context_size: int) -> RemoteSample:
         """The sample before anything has arrived from a server with such a context."""
-        return RemoteSample(self.id, self.request, self.seed, self._vocabulary, context_size)
+        return RemoteSample(self.id, self.request, self.seed, self._tables, context_size)
 
     def begin_turns(self) -> None:
         """Apply the controls of the request here, since the server has none, and its grammar only to the answer."""
@@ -209,31 +235,60 @@ class RemoteSample:
         return self._finish("cancelled", self._cached, self._measured)
 
     def _decode(self, chunk: ReplyChunk) -> Iterator[Event]:
-        """Decode tokens as on this machine, up to one that ends the reply."""
-        vocabulary, request = self._vocabulary, self.request
-        for token, logprob in zip(chunk.tokens, chunk.logprobs or repeat(None), strict=False):
-            if self._is_ended or self.is_interrupted or self._starts_answer(token):
+        """Decode tokens as on this machine, up to one that ends the reply: together where nothing can intervene."""
+        tokens, at = array("i", chunk.tokens), 0
+        end = len(tokens) if self.request.ignore_eos else self._tables.length(tokens)
+        while at < len(tokens) and not (self._is_ended or self.is_interrupted or self._starts_answer(tokens[at])):
+            if at == end:
+                self._is_ended = True
+                self._decoded += tokens[at : at + 1] if self._is_bound else ()
                 return
-            if self._turn.grammar and not self._turn.answer_start:
-                self._decoded.append(token)
-            self._is_ended = vocabulary.is_eog(token) and not request.ignore_eos
-            if self._is_ended:
-                return
-            event = self._add(token, logprob)
-            if self._turns and not self._is_ended:
-                self._turns.feed((token,), event.text)
-            yield event
+            block, pieces = tokens[at:end], list(map(self._pieces.__getitem__, tokens[at:end]))
+            if self._turns:
+                passed = max(1, self._turns.lets_pass(Upcoming(block, pieces, self._detokenizer.held)))
+                block, pieces = block[:passed], pieces[:passed]
+            yield from self._add(block, pieces, chunk.logprobs[at : at + len(block)])
+            at += len(block)
 
-    def _add(self, token: int, logprob: float | None = None) -> TokenEvent:
-        self.tokens += 1
-        piece = self._vocabulary.piece(token, special=token in self.request.visible_tokens)
-        text, self._by_stop_string = self._detokenizer.feed(piece)
+    def _add(
+        self, tokens: array[int], pieces: list[bytes], logprobs: Sequence[float | None] = (), is_forced: bool = False
+    ) -> Iterator[Event]:
+        """Add tokens, up to one that completes a stop string; controls may intervene after the last of others."""
+        text, self._by_stop_string = self._detokenizer.feed(b"".join(pieces))
         self._is_ended = self._by_stop_string
-        return TokenEvent(self.id, text, token=token, logprob=logprob)
+        if self._is_ended and len(tokens) > 1:
+            tokens = tokens[: self._length_to_stop(pieces)]
+        self.tokens += len(tokens)
+        self._ids += tokens
+        self._texts.append(text)
+        self._decoded += tokens if self._is_bound and not is_forced else ()
+        if self._turns and not self._is_ended:
+            self._turns.feed(tokens, text, b"".join(pieces).decode("utf-8", "replace"), is_forced)
+        logprobs = logprobs[: len(tokens)]
+        if self.request.stream:
+            yield TokenEvent(self.id, text, tokens=tokens, logprobs=logprobs)
+        elif self.request.logprobs:
+            self._logprobs += logprobs or [None] * len(tokens)
+
+    def _length_to_stop(self, pieces: Sequence[bytes]) -> int:
+        """Number of tokens, of those with these pieces, up to the one that completes a stop string."""
+        before = b"".join(map(self._pieces.__getitem__, self._ids))
+
+        def has_stopped(count: int) -> bool:
+            detokenizer = Detokenizer(self.request.params.stop, self.request.answer_start)
+            return detokenizer.feed(before + b"".join(pieces[:count]))[1]
+
+        return 1 + bisect_left(range(1, len(pieces)), True, key=has_stopped)
+
+    @property
+    def _is_bound(self) -> bool:
+        """Whether the server applies the grammar in the running turn."""
+        return self._turn.grammar is not None and self._turn.answer_start is None
 
     def _starts_answer(self, token: int) -> bool:
-        text = self._vocabulary.piece(token, special=True).decode("utf-8", "replace")
-        return self._turns is not None and self._turns.starts_answer(token, text)
+        if self._turns is None or self._turns.free_start is None:
+            return False
+        return self._turns.starts_answer(token, self._vocabulary.piece(token, special=True).decode("utf-8", "replace"))
 
     def _guess_tokens(self, text: str) -> tuple[int, ...]:
         """The tokens of a text whose ids did not arrive, as far as the text shows them."""
@@ -250,7 +305,7 @@ class RemoteSample:
             decoder = getincrementaldecoder("utf-8")("replace")
             for token in guessed:  # the answer may start within the chunk
                 if not self.is_interrupted:
-                    yield from self._show_text(ReplyChunk(total=chunk.total), decoder.decode(self._turns.piece(token)))
+                    yield from self._show_text(ReplyChunk(total=chunk.total), decoder.decode(self._pieces[token]))
             return
         if any(map(self._starts_answer, guessed[:1])):
             return
@@ -263,12 +318,17 @@ class RemoteSample:
         if not text and tokens and tokens[-1] in request.visible_tokens:
             text = vocabulary.piece(tokens[-1], special=True).decode("utf-8", "replace")
         if text or tokens:
+            self._ids.extend(tokens)
+            self._texts.append(text)
             if self._turns:
-                self._turns.feed(tokens or self._guess_tokens(text), text)
+                self._turns.feed(
+                    guessed, text, b"".join(map(self._pieces.__getitem__, guessed)).decode("utf-8", "replace")
+                )
             if self.request.answer_start:
                 text, self._by_stop_string = self._detokenizer.feed(text.encode("utf-8", "surrogatepass"))
                 self._is_ended = self._by_stop_string
-            yield TokenEvent(self.id, text, token=tokens[-1] if tokens else None)
+            if self.request.stream:
+                yield TokenEvent(self.id, text, tokens=tokens)
 
     def _end(self, end: ReplyEnd) -> Iterator[Event]:
         given = len(self._turn.prompt_tokens)
@@ -286,7 +346,7 @@ class RemoteSample:
             if isinstance(turns.intervention, Force) or (is_limited and turns.was_shortened(self.tokens)):
                 yield from self._force(turns)
                 if not (self._is_ended or self._is_full):
-                    known = turns.tokens if self.has_all_tokens else self._guess_tokens("".join(turns.texts))
+                    known = self._ids if self.has_all_tokens else self._guess_tokens("".join(self._texts))
                     self._turn, self.needs_turn = turns.next_request(known, self.tokens), True
                     return
                 turns.intervention, end = None, replace(end, reason="limit")
@@ -305,16 +365,16 @@ class RemoteSample:
         for token in tokens:
             if self._is_ended or self._is_full:
                 return
-            event = self._add(token)
-            turns.feed((token,), event.text, is_forced=True)
-            yield event
+            yield from self._add(array("i", (token,)), [self._pieces[token]], is_forced=True)
 
     def _finish_reply(self, end: ReplyEnd) -> Iterator[Event]:
         """Yield the text that was held back, and the last event."""
         is_stopped = self._is_ended or end.reason in ("eos", "stop string")
         text, stopped_at_end = self._detokenizer.flush(is_truncated=not is_stopped)
-        if text:
-            yield TokenEvent(self.id, text)
+        if not self.request.stream:
+            text = "".join((*self._texts, text))
+        if text or not self.request.stream:
+            yield TokenEvent(self.id, text, tokens=() if self.request.stream else self._ids, logprobs=self._logprobs)
         self._by_stop_string = self._by_stop_string or stopped_at_end or end.reason == "stop string"
         reason: FinishReason = "context"
         intervention = self._turns and self._turns.intervention

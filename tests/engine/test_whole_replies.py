@@ -1,0 +1,185 @@
+"""A reply that arrives whole equals the same reply token by token, wherever it is ended, continued or broken."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scripted_backend import END, FIRST_WORD, ScriptedBackend
+
+from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
+from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.engine.control import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, LoopCheck, Upcoming
+from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
+from cerebrum_cli.engine.remote.client import RefusedRequestError
+from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd
+from cerebrum_cli.engine.remote.replies import RemoteSample, TokenTables
+from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.formats.thinking import THOUGHTS
+from cerebrum_cli.inference.reply import Reply, ReplyChannels, ReplyCollector, split_channels
+from cerebrum_cli.inference.reply_controls import AnswerDetector, ThoughtBudget, plan_endings
+
+CONTEXT = 400
+PARTS = (
+    *("<think>", "</think>", "<think>\n", "\n</think>\n\n", "<th", "ink>", "</", "\n\n", " ", "\n"),
+    *(
+        "I see. ",
+        "It is 3",
+        ".5",
+        "So be it!",
+        "STOP",
+        "ST",
+        "OP",
+        "The answer is 4.",
+        "é",
+        "🙂",
+        "日本",
+        "over and over ",
+    ),
+)
+STOPS = ((), ("STOP",), ("\n\n", "answer"), ("🙂",))
+replies = st.lists(
+    st.one_of(st.sampled_from(PARTS).map(str.encode), st.sampled_from([b"\xf0\x9f", b"\x99\x82", b"\xc3", b"\xff"])),
+    max_size=24,
+).map(b"".join)
+
+
+class Served:
+    """A server of a scripted reply, to whose tokens others are added where turns begin after forced ones."""
+
+    def __init__(self, vocabulary: Vocabulary, script: Sequence[int]) -> None:
+        self.tables = TokenTables(vocabulary)
+        self._script = script
+
+    def reply(self, request: Request, is_whole: bool) -> tuple[Any, ...]:
+        """What a reply is in the end, of which the server sends all of a turn, or one token at a time."""
+        sample = RemoteSample(SequenceId(0), request, 3, self.tables, CONTEXT)
+        sample.begin_turns()
+        events: list[Event] = []
+        try:
+            while not events or sample.needs_turn:
+                turn = sample.take_turn()
+                events += [event for chunk in self._answer(turn, request, is_whole) for event in sample.add(chunk)]
+                assert events or sample.needs_turn
+        except RefusedRequestError as refused:
+            return (refused.error.message,)
+        return outcome(request, events)
+
+    def _answer(self, turn: Request, request: Request, is_whole: bool) -> list[ReplyChunk]:
+        given = len(turn.prompt_tokens) - len(request.prompt_tokens)
+        limit = min(CONTEXT - len(turn.prompt_tokens), turn.params.max_tokens or CONTEXT)
+        tokens = tuple(self._script[given : given + limit])
+        logprobs = tuple(-(token % 7) / 10 if token % 3 else None for token in tokens) if turn.logprobs else ()
+        is_over = bool(tokens) and self.tables.is_end[tokens[-1]] and not turn.ignore_eos
+        end = ReplyEnd("eos" if is_over else "limit", len(tokens) - is_over)
+        if is_whole:
+            return [ReplyChunk(tokens, logprobs=logprobs, end=end)]
+        parts = [ReplyChunk((token,), logprobs=logprobs[at : at + 1]) for at, token in enumerate(tokens)]
+        return [*parts, ReplyChunk(end=end)]
+
+
+def outcome(request: Request, events: Sequence[Event]) -> tuple[Any, ...]:
+    collector, splitter = ReplyCollector(), request.channels() if request.channels else None
+    for event in events:
+        assert not isinstance(event, RefusedEvent)
+        for part in split_channels(event, splitter) if splitter else [event]:  # type: ignore[arg-type]
+            collector.emit(part)
+    assert [type(event).__name__ for event in events] == ["TokenEvent", "FinishEvent"]
+    reply, finish = collector.reply, events[-1]
+    assert isinstance(reply, Reply) and isinstance(finish, FinishEvent)
+    counts = finish.reason, finish.completion_tokens, finish.by_stop_string, finish.has_all_tokens, finish.forced
+    return reply.text, reply.reasoning, *counts, list(reply.sampled), reply.probability, reply.lowest_window
+
+
+def thinking_request(
+    vocabulary: Vocabulary,
+    budget: int | None = None,
+    stop: tuple[str, ...] = (),
+    is_opened: bool = False,
+    limit: int | None = None,
+    grammar: str | None = None,
+    **more: Any,
+) -> Request:
+    """A request for a reply that may think, be constrained, be stopped, and be told to answer."""
+    channels = ReplyChannels(THOUGHTS[:1], THOUGHTS[0] if is_opened else None)
+    markers = {"<think>": vocabulary.special_token_ids(["<think>"])}
+    thought_budget = partial(ThoughtBudget, budget, plan_endings(vocabulary, THOUGHTS), channels)
+    return Request(
+        (1, 2),
+        SamplingParams(max_tokens=limit, stop=stop),
+        grammar,
+        controls=(LoopCheck,) if budget is None else (LoopCheck, thought_budget),
+        answer_start=partial(AnswerDetector, channels, markers) if stop or grammar else None,
+        channels=channels,
+        visible_tokens=vocabulary.special_token_ids(["<think>", "</think>"]),
+        **more,
+    )
+
+
+OPTIONS = {
+    "budget": st.sampled_from([None, None, 0, 3, 12, 40]),
+    "stop": st.sampled_from(STOPS),
+    "is_opened": st.booleans(),
+    "limit": st.sampled_from([None, None, 1, 20, 90]),
+    "logprobs": st.booleans(),
+    "ignore_eos": st.booleans(),
+}
+
+
+def require_equal(vocabulary: Vocabulary, script: Sequence[int], request: Request) -> None:
+    server = Served(vocabulary, script)
+    assert server.reply(request, is_whole=True) == server.reply(request, is_whole=False)
+
+
+WORDS = (b"<think>\nI", b" see</th", b"ink>\n", b"ST", b"OPand", b". It is 3.", b"\xf0\x9f\x99", b"\x82.\n\n")
+
+
+@pytest.mark.slow
+@settings(max_examples=300)
+@given(st.lists(st.one_of(replies, st.integers(0, len(WORDS) - 1), st.just(END)), max_size=12), st.data())
+def test_whole_reply_equals_its_tokens(parts: list[bytes | int], data: st.DataObject) -> None:
+    backend = ScriptedBackend(lambda held, seed: END, words=WORDS)
+    script: list[int] = []
+    for part in parts:
+        script += part if isinstance(part, bytes) else [END if part == END else FIRST_WORD + part]
+    grammar = st.sampled_from([None, None, "root"])
+    request = data.draw(st.builds(thinking_request, st.just(backend), grammar=grammar, **OPTIONS))
+    require_equal(backend, [*script, END], request)
+
+
+@pytest.mark.slow
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(replies, st.sampled_from(["<think>", "</think>"])), max_size=8), st.data())
+def test_whole_reply_of_a_real_vocabulary_equals_its_tokens(
+    chatml: LlamaBackend, parts: list[bytes | str], data: st.DataObject
+) -> None:
+    script: list[int] = []
+    for part in parts:
+        text = part if isinstance(part, str) else part.decode("utf-8", "surrogateescape")
+        script += chatml.tokenize((Text(text, trusted=isinstance(part, str)),))
+    [end] = chatml.special_token_ids(["<|im_end|>"])
+    grammar = st.sampled_from([None, None, "root ::= [^x]*"])
+    request = data.draw(st.builds(thinking_request, st.just(chatml), grammar=grammar, **OPTIONS))
+    require_equal(chatml, [*script, end], request)
+
+
+@pytest.mark.parametrize("budget", [12, 24, 40])
+def test_whole_reply_of_several_thoughts_equals_its_tokens(budget: int) -> None:
+    backend = ScriptedBackend(lambda held, seed: END)
+    text = "I see it</think>\n<think>And it goes on and on, and on and on again</think>So."
+    require_equal(backend, [*text.encode(), END], thinking_request(backend, budget, is_opened=True))
+
+
+@pytest.mark.parametrize("period", [1, 7, 31, 32, 33, 90, 256, 257])
+@pytest.mark.parametrize("before", [0, 5, 64, 200])
+def test_whole_reply_ends_where_it_repeats_itself(period: int, before: int) -> None:
+    tokens = [*range(before), *(1000 + at % period for at in range(2000)), *range(5000, 5100)]
+    passed = LoopCheck().lets_pass(Upcoming(array("i", tokens), [b""] * len(tokens)))
+    assert passed == (len(tokens) if period > MAX_PERIOD else before + max(MIN_TOKENS, MIN_REPEATS * period) - 1)
