@@ -81,10 +81,10 @@ def test_final_answer_keeps_the_value_of_a_latex_fraction(fraction: Fraction) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("unit", [*MARKUP, "\\frac{1}{", "\\boxed{\\boxed{", "\\frac{\\frac{1}{2}}{", "\n#### ", '."'])
 @pytest.mark.parametrize("opening", ["", "The answer is ", "\\boxed{"])
-def test_final_answer_takes_linear_time(unit: str, opening: str) -> None:
-    text = opening + unit * (30_000 // len(unit))
-    start = time.process_time()
-    final_answer(text)
-    assert time.process_time() - start < 1.0  # a quadratic pattern takes three
+def test_final_answer_takes_linear_time(opening: str) -> None:
+    for unit in (*MARKUP, "\\frac{1}{", "\\boxed{\\boxed{", "\\frac{\\frac{1}{2}}{", "\n#### ", '."'):
+        text = opening + unit * (10_000 // len(unit))
+        start = time.process_time()
+        final_answer(text)
+        assert time.process_time() - start < 0.15, unit  # a quadratic pattern takes 0.33, others 0.04

@@ -174,12 +174,10 @@ def test_canonical_leaves_huge_exponents_as_text(text: str) -> None:
     assert canonical(canonical(text)) == canonical(text) != ""
 
 
-@pytest.mark.parametrize(
-    "unit", [*MARKUP, "((", "x=", "1, ", "\u0300\u0315", "ﷺ", "\\frac{1}{", "\\sqrt{", "1 000", "a b "]
-)
 @pytest.mark.parametrize("size", [990, 50_000])
-def test_canonical_takes_linear_time(unit: str, size: int) -> None:
-    text = unit * (size // len(unit))
-    start = time.process_time()
-    canonical(text)
-    assert time.process_time() - start < 5.0  # a quadratic pattern takes longer
+def test_canonical_takes_linear_time(size: int) -> None:
+    for unit in (*MARKUP, "((", "x=", "1, ", "\u0300\u0315", "ﷺ", "\\frac{1}{", "\\sqrt{", "1 000", "a b "):
+        text = unit * (size // len(unit))
+        start = time.process_time()
+        canonical(text)
+        assert time.process_time() - start < 5.0, unit  # a quadratic pattern takes longer

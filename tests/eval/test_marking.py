@@ -212,27 +212,13 @@ def test_choices_are_found_among_amounts_and_other_letters(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "unit",
-    [
-        *"ABab.,:( \n",
-        "A. ",
-        "A or ",
-        "answer ",
-        "answer is ",
-        "not A is best ",
-        "\n\n",
-        "argon ",
-        "(A) ",
-        "answer (",
-        "\n- ",
-    ],
-)
-def test_choice_is_found_in_linear_time(unit: str) -> None:
-    text = unit * (30_000 // len(unit))
-    start = time.process_time()
-    mark(text, "B", GASES)
-    assert time.process_time() - start < 1.0  # a quadratic pattern takes three
+def test_choice_is_found_in_linear_time() -> None:
+    longer = ("A. ", "A or ", "answer ", "answer is ", "not A is best ", "\n\n", "argon ", "(A) ", "answer (", "\n- ")
+    for unit in (*"ABab.,:( \n", *longer):
+        text = unit * (30_000 // len(unit))
+        start = time.process_time()
+        mark(text, "B", GASES)
+        assert time.process_time() - start < 1.0, unit  # a quadratic pattern takes three
 
 
 def test_marks_change_only_with_the_number_of_their_rules() -> None:
