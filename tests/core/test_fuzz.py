@@ -39,14 +39,13 @@ def test_much_random_input_is_an_error_at_worst(kind: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "loop",
+    ("loop", "options"),
     [
-        "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3,
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        ("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3, ()),
+        ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}", ("--dry-run",)),
     ],
     ids=("loops", "recursion"),
 )
-@pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=("ask", "dry run"))
 def test_two_interrupts_end_a_template(user: CommandLine, loop: str, options: tuple[str, ...]) -> None:
     template = f"{{% if messages[-1].content == 'loop' %}}{loop}{{% endif %}}"
     model = write_chatml(user.home / "endless.gguf", chat_template=template)
@@ -79,20 +78,11 @@ def test_hostile_template_is_an_error_line(user: CommandLine, template: str, pro
     assert "hostile.gguf" in done.err and "its chat template takes" in done.err and problem in done.err
 
 
-@pytest.mark.parametrize(
-    ("template", "problem"),
-    [
-        ("{{ 9 ** (9 ** 9) }}", "takes longer than 5 s"),
-        ("{{ 'a' * 3 * 10 ** 9 }}", "memory"),
-    ],
-    ids=("compiling", "value"),
-)
-def test_hostile_template_file_is_an_error_line(
-    user: CommandLine, chatml_model: Path, template: str, problem: str
-) -> None:
+def test_hostile_template_file_is_an_error_line(user: CommandLine, chatml_model: Path) -> None:
     path = user.home / "hostile.jinja"
-    path.write_text(template)
+    path.write_text("{{ 9 ** (9 ** 9) }}")  # computed when it is compiled
     arguments = ("-m", chatml_model, "--chat-template", path)
+    problem = "takes longer than 5 s"
     assert_error(user.run_process("ask", *arguments, "hi", "--dry-run"), 1, f"{path}: the chat template", problem)
 
 
@@ -106,7 +96,7 @@ def test_sound_template_file_is_tried_once(user: CommandLine, chatml_model: Path
         done = user.run("ask", "-m", chatml_model, "--chat-template", path, "hi", "--dry-run")
         assert done.out == "hi", done.err
     assert len(json.loads(remembered.read_text())) == len(before) + 1
-    path.write_text("{% set x = 10 ** (10 ** 10) %}")
+    path.write_text("{{ 'a' * 3 * 10 ** 9 }}")
     typed = f"/set chat_template {path}\n"
     changed = user.run_process("chat", "-m", chatml_model, input=typed.encode(), stdin=None)
-    assert "the chat template takes longer than 5 s" in changed.err
+    assert "the chat template takes too much memory" in changed.err

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -356,6 +357,7 @@ def test_code_comment_has_its_color_before_it_is_closed(language: str, begin: st
 
 # Recorded replies.
 
+SIZES = ((80, 24), (20, 6), (33, 12))
 STREAMS: dict[str, list[str]] = json.loads(
     (Path(__file__).parents[1] / "data" / "streams.json").read_text(encoding="utf-8")
 )
@@ -380,8 +382,7 @@ def screen(of: Console) -> Screen:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("redraw_always")
-@pytest.mark.parametrize(("columns", "height"), [(80, 24), (20, 6), (33, 12)])
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize(("name", "columns", "height"), [(name, *size) for name, size in zip(STREAMS, cycle(SIZES))])
 def test_recorded_stream_ends_like_the_document_with_its_colors(name: str, columns: int, height: int) -> None:
     window, expected = console(columns, height), rendered(name, columns, height)
     stream = MarkdownStream(window)
