@@ -42,51 +42,36 @@ def test_chat_answers_now_and_keeps_what_is_typed_ahead(shell: Person) -> None:
     assert shell.output.count("; /think shows it") == 1
     shell.type("\x15/think\r")
     shell.wait_for("word0 word1")
+    shell.type("/think 20\r")
+    shell.wait_for("think 20")
+    shell.type("Two?\r")
+    shell.wait_for("The end.")
+    shell.type("/think some\r")
+    shell.wait_for("error: /think is 'some'")
     shell.type("/exit\r")
     require_restored_keys(shell)
 
 
-def test_chat_limits_thought_with_a_command(shell: Person) -> None:
-    shell.type("./chat\n")
-    shell.wait_for("/help")
-    shell.type("/think 20\r")
-    shell.wait_for("think 20")
-    shell.type("One?\r")
-    shell.wait_for("The end.")
-    assert any(line.startswith("reasoned for") for line in shell.screen.lines)
-    shell.type("/think some\r")
-    shell.wait_for("error: /think is 'some'")
-
-
-def test_ask_answers_now(shell: Person) -> None:
-    shell.type("./ask hi\n")
-    shell.wait_for_output(HINT)
-    shell.type("\x14")
-    shell.wait_for("word")
-    shell.wait_for("The end.")
-    require_restored_keys(shell)
-
-
-def test_ask_ignores_the_key_that_is_pressed_again(shell: Person) -> None:
+def test_ask_answers_now_and_ignores_the_key_that_is_pressed_again(shell: Person) -> None:
     shell.type("./ask hi\n")
     shell.wait_for_output(HINT)
     shell.type("\x14\x14\x14")
+    shell.wait_for("word")
     shell.wait_for("The end.")
     shell.type("\x15echo code $?\n")
     shell.wait_for("code 0")
+    require_restored_keys(shell)
 
 
-@pytest.mark.parametrize("key", ["\x1c", "\x03"])
-def test_ask_quits_by_the_default_keys(shell: Person, key: str) -> None:
+def test_ask_quits_by_the_default_key(shell: Person) -> None:
     shell.type("./ask hi\n")
     shell.wait_for_output(HINT)
-    if key == "\x1c":  # once the thought has ended
-        shell.type("\x14")
-        shell.wait_for("word40")
-    shell.type(key)
+    shell.type("\x14")  # until the thought has ended
+    shell.wait_for("word40")
+    shell.type("\x1c")
     shell.wait_for(SHELL.strip())
     shell.type("echo code $?\n")
-    shell.wait_for(f"code {128 + (signal.SIGQUIT if key == chr(28) else signal.SIGINT)}")
+    shell.wait_for(f"code {128 + signal.SIGQUIT}")
     assert shell.has_echo
 
 
