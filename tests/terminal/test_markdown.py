@@ -357,7 +357,7 @@ def test_code_comment_has_its_color_before_it_is_closed(language: str, begin: st
 
 # Recorded replies.
 
-SIZES = ((80, 24), (20, 6), (33, 12))
+WINDOWS = ((80, 24), (20, 6), (33, 12))
 STREAMS: dict[str, list[str]] = json.loads(
     (Path(__file__).parents[1] / "data" / "streams.json").read_text(encoding="utf-8")
 )
@@ -382,7 +382,7 @@ def screen(of: Console) -> Screen:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("redraw_always")
-@pytest.mark.parametrize(("name", "columns", "height"), [(name, *size) for name, size in zip(STREAMS, cycle(SIZES))])
+@pytest.mark.parametrize(("name", "columns", "height"), [(name, *size) for name, size in zip(STREAMS, cycle(WINDOWS))])
 def test_recorded_stream_ends_like_the_document_with_its_colors(name: str, columns: int, height: int) -> None:
     window, expected = console(columns, height), rendered(name, columns, height)
     stream = MarkdownStream(window)
