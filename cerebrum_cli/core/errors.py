@@ -119,6 +119,12 @@ class EndpointError(CerebrumError):
     """A server that cannot be reached, refuses, or serves something else than is needed."""
 
 
+class NoServerError(EndpointError):
+    """No server answers; what is finished is kept, and the same command resumes."""
+
+    exit_code = 7
+
+
 class EngineError(CerebrumError):
     """llama.cpp failed; `log` holds the last lines of its log."""
 

@@ -17,9 +17,9 @@ from cerebrum_cli.doctor.assessment import CheckResult, check_result
 from cerebrum_cli.doctor.checks import QUESTION, DoctorContext, SkippedCheck, run_table, run_with_timeout
 from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.remote.client import BusyServerError, Endpoint, server_text
+from cerebrum_cli.engine.remote.description import probe
 from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
-from cerebrum_cli.engine.remote.server import probe
 from cerebrum_cli.engine.remote.vllm_sglang import IGNORED_SEEDS
 from cerebrum_cli.inference.loading import LoadedModel, ReplySource, Resources, Servers, open_model
 from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest, reply_notice

@@ -212,7 +212,7 @@ def test_endpoint_batch_without_servers_stops_and_resumes(served: Served, monkey
     with monkeypatch.context() as patched:
         patched.setattr(remote_engine, "ServerTimeouts", lambda: HASTY)
         done = run_batch(served, command, kill_both)
-    assert_error(done, 1, "no server answers", *(server.url for server in served.servers), "run the same command again")
+    assert_error(done, 7, "no server answers", *(server.url for server in served.servers), "run the same command again")
     finished = [json.loads(line) for line in Path("out.jsonl.partial").read_text().splitlines()]
     assert len(finished) >= 30 and not any(row["error"] for row in finished)
     before = len(served.asked())
@@ -231,7 +231,7 @@ def interrupted_batch(served: Served, monkeypatch: pytest.MonkeyPatch) -> tuple[
         server.arm(times=None, let_through=20, status=500)
         server.arm(path="/v1/models", times=None, let_through=1, reset_after=0)
         command = (served.questions(ROWS), "--seed", "7", "-o", "out.jsonl")
-        assert_error(served.run("batch", *command), 1, "no server answers")
+        assert_error(served.run("batch", *command), 7, "no server answers")
     server.kill()
     server.disarm()
     server.start()
@@ -309,7 +309,7 @@ def test_endpoint_results_name_servers_without_their_addresses(served: Served) -
 
 def test_endpoint_without_a_server_is_an_error(served: Served) -> None:
     served.servers[0].kill()
-    assert_error(served.run("ask", "hi"), 1, "no server answers", "Connection refused", "start one")
+    assert_error(served.run("ask", "hi"), 7, "no server answers", "Connection refused", "start one")
 
 
 def test_endpoint_reply_of_a_lost_server_is_printed_so_far(served: Served) -> None:

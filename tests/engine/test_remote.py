@@ -7,14 +7,16 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asking import collect_replies
+from model_servers import Refused
 from person import OpenTerminal
 from remote_engines import (
     HASTY,
@@ -36,7 +38,7 @@ from scripted_command import SCRIPTED
 from server_kinds import LlamaServer
 from waiting import wait_until
 
-from cerebrum_cli.core.errors import EndpointError, EngineError
+from cerebrum_cli.core.errors import EndpointError, EngineError, NoServerError
 from cerebrum_cli.core.events import (
     Event,
     FinishEvent,
@@ -51,6 +53,7 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
+from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.terminal.tables import server_rates
 
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
@@ -158,7 +161,7 @@ def test_remote_request_of_a_failing_server_is_asked_again(fault: dict[str, Any]
         armed = servers[0].arm(times=3, **fault)
         events = events_of(engine, *REQUESTS)
         asked = [asked.body["seed"] for server in servers for asked in server.completions()]
-        assert len(asked) == len(REQUESTS) + armed.struck
+        assert len(asked) >= len(REQUESTS) + armed.struck
     assert armed.struck and len(set(asked)) == len(REQUESTS)
     assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
     assert f"{servers[0].url} is unavailable: {reason}" in notices(events)[0]
@@ -174,6 +177,7 @@ def test_remote_all_servers_gone_ends_with_an_error() -> None:
                 server.kill()
             with pytest.raises(EndpointError) as raised:
                 list(replies)
+    assert isinstance(raised.value, NoServerError) and raised.value.exit_code == 7
     assert raised.value.message == (
         f"no server answers ({servers[0].url}: Connection refused; {servers[1].url}: Connection refused)"
     )
@@ -204,11 +208,11 @@ def test_remote_busy_server_is_asked_later(status: int) -> None:
     ("headers", "hint"),
     [
         ({}, "retrying, until it is available"),
-        ({"Retry-After": "1000"}, "retrying in 1000 s, as requested, until it is available"),
+        ({"Retry-After": "500"}, "retrying in 500 s, as requested, until it is available"),
     ],
 )
 def test_remote_busy_server_is_noted_once_after_a_while(headers: dict[str, str], hint: str) -> None:
-    timeouts = replace(QUICK, busy_notice=0.1)
+    timeouts = replace(QUICK, busy_notice=0.1, notices=300.0)
     with serving(unicode_model) as [server], connected(server, timeouts=timeouts) as engine:
         server.arm(times=20, status=429, message="no slot", headers=headers)
         with closing(engine.complete([request_of("Q")])) as replies:
@@ -228,12 +232,37 @@ def test_remote_busy_server_holds_no_request_that_another_has_room_for() -> None
     assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 500},  # fails each request at once
+        {"hang_after": 0},  # sends nothing, and shows no load
+        {"status": 404},  # a gateway, behind which it restarts
+        {"status": 429, "headers": {"Retry-After": "86400"}},
+        {"status": 503},
+        {"status": 422},  # a setting that only this one refuses
+    ],
+)
+def test_remote_server_that_answers_nothing_costs_no_row(fault: dict[str, Any]) -> None:
+    with serving(unicode_model, 2) as servers, connected(*servers) as engine:
+        servers[0].arm(times=None, **fault)
+        events = events_of(engine, *REQUESTS)
+    assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
+    assert len(notices(events)) <= 1
+
+
 @pytest.mark.slow
-def test_remote_healthy_silence_is_waited_out() -> None:
-    with serving(unicode_model) as [server], connected(server) as engine:
-        stuck = server.arm(hang_after=0)
+def test_remote_server_whose_load_changes_is_waited_for() -> None:
+    with serving(unicode_model) as [server], connected(server, timeouts=replace(QUICK, patience=0.1)) as engine:
+        stuck, known, decoded = server.arm(hang_after=0), server.answer, count()
+
+        def answer(path: str, body: Any) -> Any:
+            slot = {"is_processing": True, "next_token": [{"n_decoded": next(decoded)}]}
+            return [slot] if path == "/slots" else known(path, body)
+
+        server.answer = answer  # type: ignore[method-assign]
         with closing(engine.complete([REQUESTS[0]])) as replies:
-            server.wait_for(lambda: sum(asked.path == "/health" for asked in server.asked) >= 3)
+            server.wait_for(lambda: sum(asked.path == "/slots" for asked in server.asked) >= 6)
             stuck.released.set()
             events = list(replies)
         assert len(server.completions()) == 1
@@ -241,16 +270,53 @@ def test_remote_healthy_silence_is_waited_out() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("health", [{"hang_after": 0}, {"status": 503, "message": "Loading model"}])
-def test_remote_silent_server_without_health_is_lost(health: dict[str, Any]) -> None:
+@pytest.mark.parametrize("page", [{"hang_after": 0}, {"status": 500}, {"status": 501}, {"body": b"[]"}])
+def test_remote_silent_server_is_lost(page: dict[str, Any]) -> None:
     with serving(unicode_model, 2) as servers, connected(*servers, timeouts=HASTY) as engine:
         first = servers[0]
         first.arm(hang_after=0, times=None)
-        first.arm(path="/health", times=None, **health)
-        first.arm(path="/v1/models", times=None, status=500)
+        first.arm(path="/slots", times=None, **page)
         events = events_of(engine, *REQUESTS)
         first.wait_for(lambda: all(asked.is_left for asked in first.completions()))
     assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
+
+
+@pytest.mark.slow
+def test_remote_row_that_takes_too_long_is_asked_elsewhere() -> None:
+    with serving(unicode_model, 2) as servers, connected(*servers, timeouts=replace(QUICK, row_timeout=0.3)) as engine:
+        for server in servers:
+            server.arm(path="/slots", times=None, body=b'[{"is_processing":true}]')  # it works on something
+        stuck = servers[0].arm(hang_after=0)
+        events = events_of(engine, *REQUESTS)
+    assert stuck.struck and outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
+    assert notices(events) in ([], [f"{servers[0].url} is unavailable: no reply within 0.3 s"])
+
+
+def poisoned(server: LlamaServer, request: Request) -> None:
+    """Let a server fail at a request, whenever it comes."""
+    whole = server.complete
+
+    def complete(body: Mapping[str, Any]) -> Generator[Any, None, None]:
+        if tuple(body["prompt"]) == request.prompt_tokens:
+            raise Refused(500, "assertion failed")
+        yield from whole(body)
+
+    server.complete = complete  # type: ignore[method-assign]
+
+
+def test_remote_row_that_kills_servers_is_refused_and_stalls_no_other() -> None:
+    bad, good = REQUESTS[5], [request for request in REQUESTS if request is not REQUESTS[5]]
+    with serving(unicode_model, 2) as servers, connected(*servers) as engine:
+        for server in servers:
+            poisoned(server, bad)
+        events = events_of(engine, *REQUESTS)
+        prompts = [tuple(asked.prompt) for server in servers for asked in server.completions()]
+    refused = [event for event in events if isinstance(event, RefusedEvent)]
+    assert [event.sequence.request for event in refused] == [5]
+    assert refused[0].error.message.startswith("3 servers failed on this request; the last, server ")
+    texts = [outcome(events)[SequenceId(at)][0] for at in range(20) if at != 5]
+    assert texts == [reply.text for reply in local_replies(unicode_model, *good).values()]
+    assert prompts.count(tuple(bad.prompt_tokens)) >= 3 and prompts[-1] == tuple(bad.prompt_tokens)  # the last alone
 
 
 @pytest.mark.parametrize(
@@ -332,17 +398,19 @@ def test_remote_server_back_with_other_weights_ends_everything() -> None:
     assert raised.value.message == f"{server.url} now serves {now} instead of {was}"
 
 
-def test_remote_servers_of_different_weights_are_noted_once() -> None:
-    with serving(random_model, 3) as servers:
-        servers[1].size = 2000
-        with closing(remote_engine(*servers)) as engine:
-            [notice] = [event for event in engine.load() if isinstance(event, NoticeEvent)]
-            assert notices(events_of(engine, *REQUESTS)) == []
-    assert notice.message == (
-        "the servers differ, so answers may depend on the server "
-        f"({servers[0].url}: tiny.gguf (1000 bytes) on llama-server; "
-        f"{servers[1].url}: tiny.gguf (2000 bytes) on llama-server)"
-    )
+def test_remote_servers_of_different_weights_are_refused_at_the_start_and_left_out_later() -> None:
+    one, two = (f"tiny.gguf ({size} bytes)" for size in (1000, 2000))
+    with serving(random_model, 2) as [first, second]:
+        second.size = 2000
+        assert set(re.findall(r"tiny.gguf \(\d+ bytes\)", load_error(first, second).message)) == {one, two}
+        second.size = 1000
+        with connected(first, second) as engine:
+            second.size = 2000
+            second.arm(status=500, let_through=2)
+            events = events_of(engine, *REQUESTS)
+            told = [each for each in notices(events) if "now serves" in each]
+            assert len(told) <= 1 and len(second.completions()) <= 3 + second.slots
+    assert outcome(events) == summaries(local_replies(random_model, *REQUESTS))
 
 
 @pytest.mark.parametrize(("path", "status"), [("/v1/models", 301), ("/completion", 308)])
@@ -438,6 +506,44 @@ def test_remote_loading_server_is_waited_for_with_progress() -> None:
             assert engine.is_loaded and len(replies_of(engine, REQUESTS[0])) == 1
 
 
+def test_remote_start_waits_for_a_server_that_refuses_connections() -> None:
+    with serving(random_model) as [server]:
+        server.kill()
+        with closing(remote_engine(server, timeouts=replace(QUICK, waits_at_start=True))) as engine:
+            loading = iter(engine.load())
+            notice = next(loading)
+            assert isinstance(notice, NoticeEvent)
+            assert notice.message == f"waiting for {server.url}: Connection refused"
+            assert notice.hint == "giving up after 600 s without a server"
+            server.start()
+            assert notices(loading)[-1] == f"{server.url} is available now"
+            assert len(replies_of(engine, REQUESTS[0])) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 500}])
+def test_remote_servers_that_never_answer_end_with_an_error(fault: dict[str, Any]) -> None:
+    timeouts = replace(QUICK, patience=0.2, waits_at_start=True)
+    with serving(random_model) as [server]:
+        armed = server.arm(path="/v1/models", times=None, **fault)
+        assert isinstance(load_error(server, timeouts=timeouts), NoServerError)
+        armed.disarm()
+        with connected(server, timeouts=timeouts) as engine:
+            server.arm(times=None, **fault)
+            with pytest.raises(NoServerError, match="scripted"):
+                events_of(engine, *REQUESTS)
+
+
+def test_remote_missing_paths_on_all_servers_are_an_error_at_once() -> None:
+    with serving(random_model, 2) as servers:
+        armed = [server.arm(path="/v1/models", times=None, status=404) for server in servers]
+        error = load_error(*servers, timeouts=replace(QUICK, waits_at_start=True))
+        assert error.message == f"{servers[0].url}: /v1/models: scripted" and "check the URL" in error.hint
+        armed[0].disarm()
+        with connected(*servers) as engine:
+            assert len(replies_of(engine, REQUESTS[0])) == 1
+
+
 def test_remote_server_missing_at_the_start_is_noted_and_joins() -> None:
     with serving(random_model, 2) as [first, missing]:
         missing.kill()
@@ -500,7 +606,7 @@ def test_remote_close_leaves_nothing_behind(moment: str) -> None:
     with serving(random_model) as [server]:
         is_connecting = moment == "connecting"
         armed = server.arm(path="/props", hang_after=0) if is_connecting else None
-        engine = remote_engine(server, timeouts=replace(QUICK, retries=(1000.0,), give_up=1000.0))
+        engine = remote_engine(server, timeouts=replace(QUICK, retries=(1000.0,), patience=1000.0))
         if not armed:
             list(engine.load())
             armed = server.arm(**({"hang_after": 0} if moment == "running" else {"status": 500}))

@@ -97,7 +97,7 @@ class RefusedRequestError(Exception):
 
 @dataclass(eq=False)
 class RequestError(Exception):
-    """A status of 400 to 499 that concerns one request; `message` is the server's."""
+    """A status of 400 to 499 that concerns one request, or 501; `message` is the server's."""
 
     status: int
     message: str
@@ -239,7 +239,7 @@ def failure(status: int, message: str, retry_after: float | None = None) -> Exce
     """What an error with an HTTP status means, whether it is that of the answer or comes in the middle of a stream."""
     if status in RETRY_LATER:
         return BusyServerError(message, retry_after)
-    if 400 <= status < 500:
+    if 400 <= status < 500 or status == 501:
         return RequestError(status, message)
     return LostServerError(message)
 

@@ -1,11 +1,14 @@
-"""What a pool deals with: the jobs, and the servers that answer them."""
+"""What a pool decides with: requests that wait for a server, a server's circuit breaker, and how long is too long.
+
+Values and pure decisions; the clock is the caller's.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import Literal
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, Origin, RefusedEvent
@@ -13,24 +16,107 @@ from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Failure, Request
 
 MAX_LOSSES = 3  # servers lost with one request, after which it is refused
+SLOW = 10  # times the slowest reply so far
 
 
 @dataclass(frozen=True, slots=True)
 class ServerTimeouts:
-    """Times in seconds.
+    """Times in seconds, and whether servers that do not answer at the start are waited for.
 
-    They are: silence before a server's health is checked, the limit of that check, the delays before a lost server is
-    tried again, and before a busy one is, how long a server is busy before users are notified, how long no server may
-    answer, and how long a start waits for the other servers once one is ready.
+    They are: how long no server may be usable, the limit of one row (None: by the slowest replies), silence before a
+    server is asked for its load, the limit of that question, the delays before a lost server is tried again, and before
+    a busy one is, how long a server is busy before users are notified, from one notice about a server to the next, and
+    how long a start waits for the other servers once one is ready.
     """
 
+    patience: float = 600.0
+    row_timeout: float | None = None
     silence: float = 30.0
-    health: float = 25.0  # SGLang's check may take 20 s while it evaluates a long prompt
-    retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0)
+    load: float = 25.0
+    retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
     busy: float = 1.0  # unless the server states how long to wait
     busy_notice: float = 5.0
-    give_up: float = 60.0
+    notices: float = 300.0
     join: float = 1.0
+    waits_at_start: bool = False
+
+    @property
+    def tick(self) -> float:
+        """From one look at a server to the next."""
+        return min(5.0, self.silence / 4)
+
+    def silence_limit(self, slowest: float) -> float:
+        """How long a server may give no sign of life, after the slowest reply so far."""
+        return max(self.silence, SLOW * slowest) if slowest else self.patience
+
+    def row_limit(self, slowest: float, losses: int) -> float:
+        """How long one request may take, after the slowest reply so far; more than where it was lost before."""
+        if self.row_timeout is not None:
+            return self.row_timeout
+        return max(self.patience, SLOW * slowest) * 2**losses if slowest else inf
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """Whether a server is given requests.
+
+    closed:     as many as its window has room for
+    open:       none; from `retry_at` it is asked what it is
+    half-open:  one, since it has lost requests; its reply closes the breaker, and its loss opens it for longer
+    """
+
+    state: Literal["closed", "open", "half-open"] = "open"
+    retry_at: float = 0.0
+    failures: int = 0  # in a row, that of being asked what it is included
+    lost_request: bool = False  # since it last finished one
+    has_answered: bool = False  # a request, since it was last reached
+
+    def reached(self) -> Breaker:
+        """The state after it has answered what it is, and fits."""
+        state: Literal["closed", "half-open"] = "half-open" if self.lost_request else "closed"
+        return replace(self, state=state, has_answered=False)
+
+    def finished(self) -> Breaker:
+        """The state after a reply; one to an older request does not close it early."""
+        is_open = self.state == "open"
+        return replace(self, state="open" if is_open else "closed", failures=0, lost_request=is_open, has_answered=True)
+
+    def failed(self, now: float, delays: tuple[float, ...], with_request: bool) -> Breaker:
+        """The state after a loss, which came with a request or when it was asked what it is."""
+        retry_at = now + delays[min(self.failures, len(delays) - 1)]
+        lost_request = self.lost_request or with_request
+        return replace(self, state="open", retry_at=retry_at, failures=self.failures + 1, lost_request=lost_request)
+
+
+@dataclass(slots=True)
+class ServerNotices:
+    """What users are told about each server: at most one line in `interval` seconds, of several the latest."""
+
+    interval: float
+    _waiting: dict[str, tuple[NoticeEvent, bool]] = field(default_factory=dict)
+    _last: dict[str, tuple[NoticeEvent, float]] = field(default_factory=dict)
+
+    def add(self, server: str, notice: NoticeEvent, repeats: bool = False) -> None:
+        """Add a notice, which is dropped if it is the server's last one, unless it `repeats`."""
+        self._waiting[server] = notice, repeats
+
+    def recover(self, server: str, notice: NoticeEvent) -> None:
+        """Add a notice that a server is available, unless users were never told otherwise."""
+        if self._waiting.pop(server, None) or server in self._last:
+            self.add(server, notice)
+
+    def take(self, now: float) -> list[NoticeEvent]:
+        """The notices that are due."""
+        due = []
+        for server, (notice, repeats) in list(self._waiting.items()):
+            last, at = self._last.get(server, (None, -inf))
+            if now - at < self.interval:
+                continue
+            del self._waiting[server]
+            if repeats or notice != last:
+                self._last[server] = notice, now
+                due.append(notice)
+        return due
 
 
 @dataclass(eq=False, slots=True)
@@ -42,7 +128,7 @@ class PooledRequest:
 
     request: Request
     seed: int
-    server: Server | None = None
+    server: object = None
     samples: int = 0
     unfinished: int = 0
     is_aborted: bool = False
@@ -54,14 +140,23 @@ class PooledRequest:
 
 @dataclass(eq=False, slots=True)
 class PoolJob:
-    """Samples of one request that one server generates together, or fewer where it takes fewer in one request."""
+    """Samples of one request that one server generates together, or fewer where it takes fewer in one request.
+
+    A running one began at `start`, and was last heard of at `alive_at`; `opening` counts how often its server had been
+    reached by then. `stopped_by` is why it was taken from its server.
+    """
 
     samples: tuple[RemoteSample, ...]
     emit: Callable[[Event | Failure], None]
     pooled: PooledRequest
     losses: int = 0
     has_output: bool = False
-    is_cancelled: bool = False
+    start: float = 0.0
+    alive_at: float = 0.0
+    opening: int = 0
+    load: int = 0
+    origin: Origin | None = None
+    stopped_by: BaseException | None = None
 
     @property
     def is_suspect(self) -> bool:
@@ -69,10 +164,8 @@ class PoolJob:
         return self.losses == MAX_LOSSES - 1
 
     @property
-    def bound_to(self) -> Server | None:
-        """The server that has evaluated the prompt, unless it is lost."""
-        server = self.pooled.server
-        return server if server and server.state != "lost" else None
+    def is_finished(self) -> bool:
+        return all(sample.is_finished for sample in self.samples)
 
     def take(self, count: int) -> PoolJob:
         """A job of the first samples, up to `count`; the others stay in this one."""
@@ -80,12 +173,10 @@ class PoolJob:
         return PoolJob(taken, self.emit, self.pooled, self.losses)
 
     def report(self, events: Iterable[Event]) -> None:
-        """Emit events of the samples; count the tokens of those that finish, and remember which these are."""
+        """Emit events of the samples, and remember which of these are finished."""
         for event in events:
             if isinstance(event, FinishEvent | RefusedEvent):
-                if server := self.pooled.server:
-                    server.generated += event.completion_tokens if isinstance(event, FinishEvent) else 0
-                    event = replace(event, origin=server.origin)
+                event = replace(event, origin=self.origin)
                 for sample in self.samples:
                     sample.is_finished = sample.is_finished or sample.id == event.sequence
             self.emit(event)
@@ -96,64 +187,3 @@ class PoolJob:
     def refuse(self, error: CerebrumError) -> None:
         """End the samples, which no server will answer."""
         self.report([RefusedEvent(sample.id, error) for sample in self.samples if not sample.is_finished])
-
-
-class Server(ABC):
-    """What answers requests, and how much it is doing.
-
-    `window` is the number of samples it is given at a time, up to `limit`. `state` is "busy" while it takes no more
-    requests, as before it was opened; `reason` is why it is not ready. Results call it by its `alias`, which is no
-    address.
-    """
-
-    noun: ClassVar[str] = "server"
-    remedy: ClassVar[str] = "start one or correct the URL"  # where none answers
-
-    def __init__(self, name: str, alias: str) -> None:
-        self.name = name
-        self.alias = alias
-        self.limit = self.window = 0
-        self.outstanding = 0
-        self.state: Literal["ready", "busy", "lost"] = "busy"
-        self.reason = "no answer yet"
-        self.busy_since: float | None = None  # on the event loop's clock; None after an answer
-        self.busy_until = 0.0
-        self.generated = 0  # tokens
-        # What `open` finds out: tokens of a sequence, samples of a request, advice to a user whose context is full,
-        # what answers depend on besides the request, what users should know, and what is recorded with replies.
-        self.context_size = self.max_samples = 0
-        self.larger_context = self.variant = ""
-        self.remarks: Sequence[NoticeEvent] = ()
-        self.recorded: dict[str, str] = {}
-        self.served_model = ""
-
-    @abstractmethod
-    async def answer(self, job: PoolJob) -> None:
-        """Generate the samples of a job and emit their events.
-
-        Raises LostServerError, BusyServerError or RefusedRequestError; any other error ends everything.
-        """
-
-    @abstractmethod
-    async def open(self) -> None:
-        """Find out whether it can be used, for the first time or after it was lost; raises the same."""
-
-    @abstractmethod
-    async def close(self) -> None:
-        """Free what it holds."""
-
-    @property
-    def origin(self) -> Origin:
-        return Origin(self.alias, self.recorded.get("model"))
-
-    @property
-    def is_known(self) -> bool:
-        """Whether it was ever opened, and so has a context and a record."""
-        return self.limit > 0
-
-    def has_room(self, job: PoolJob) -> bool:
-        """Whether it can be given a job now."""
-        if self.state != "ready" or job.bound_to not in (None, self):
-            return False
-        fits = self.outstanding + min(len(job.samples), self.max_samples) <= self.window and not job.is_suspect
-        return fits or self.outstanding == 0

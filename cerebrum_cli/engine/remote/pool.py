@@ -1,7 +1,15 @@
 """Which server answers which request, and what happens when one fails.
 
 All of it runs on one event loop. A request is computed at least once and reported once: one whose server is lost is
-sent to another one with the same seed; a lost server is tried again with growing delays.
+sent to another one with the same seed. For each server, a task goes through the states of its `Breaker`:
+
+    open       wait, then ask what it is: `_reach`; an answer that fits leads to half-open, at first to closed
+    half-open  give it one request: a reply closes it, a loss opens it again
+    closed     give it requests, and watch that it shows signs of life: `Server.watch`; a loss opens it
+
+Jobs wait in two queues. Those that were lost with two servers are suspects: one waits until nothing else does and a
+server is empty, so that no other request is lost with it. While no server is usable (closed, and not busy since its
+last reply), the pool waits for one as long as its timeouts allow, then everything fails.
 """
 
 from __future__ import annotations
@@ -10,23 +18,19 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import chain, repeat
-from math import inf
+from dataclasses import replace
 
-from cerebrum_cli.core.errors import EndpointError
-from cerebrum_cli.core.events import (
-    Event,
-    NoticeEvent,
-    PromptEvent,
-    ServerTokens,
-    StageEvent,
-)
+from cerebrum_cli.core.errors import EndpointError, NoServerError
+from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, ServerTokens, StageEvent
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, LostServerError, RefusedRequestError
-from cerebrum_cli.engine.remote.job import MAX_LOSSES, PoolJob, Server, ServerTimeouts
+from cerebrum_cli.engine.remote.job import MAX_LOSSES, PoolJob, ServerNotices, ServerTimeouts
+from cerebrum_cli.engine.remote.server import LateReplyError, MissingServerError, Server
 from cerebrum_cli.engine.sequence import Failure
 
 AHEAD = 2  # requests submitted for each sample that the servers run at a time
+CANCELLED = asyncio.CancelledError()
+RECALLED = BusyServerError("another server is free")
 
 
 class Pool:
@@ -36,33 +40,43 @@ class Pool:
         self._servers = servers
         self._timeouts = timeouts
         self._emit = emit  # later replaced by that of the latest job
-        self._reported: set[NoticeEvent] = set()
+        self._notices = ServerNotices(timeouts.notices)
+        self._remarks: set[NoticeEvent] = set()
         self._waiting: deque[PoolJob] = deque()
-        self._running: dict[PoolJob, asyncio.Task[None]] = {}
-        self._opening: dict[Server, asyncio.Task[None]] = {}
+        self._suspects: deque[PoolJob] = deque()
+        self._slowest = 0.0  # seconds of the slowest reply so far
         self._giving_up: asyncio.TimerHandle | None = None
-        self._misfits: dict[Server, Exception] = {}  # servers that are something else than expected
-        self._has_tried = asyncio.Event()  # to open a server
+        self._tasks: list[asyncio.Task[None]] = []
+        self._has_asked = asyncio.Event()  # a server what it is, or has failed
+        self._error: BaseException | None = None  # of the start
         self._is_connected = False
 
     async def connect(self) -> None:
-        """Open the servers; return soon after one can be used. The others join as they answer.
+        """Start to ask the servers; return soon after one can be used. The others join as they answer.
 
-        Raises EndpointError if none answers, or one does not fit.
+        Raises NoServerError if none answers in time, EndpointError if one does not fit.
         """
         for server in self._servers:
-            self._start_opening(server, 0.0)
-        await self._until(lambda: self._is_lost or any(server.state == "ready" for server in self._servers))
-        if self._is_lost:
-            raise self._lost_error
+            self._tasks.append(asyncio.get_running_loop().create_task(self._serve(server)))
+        self._watch_for_the_end()
+        await self._until(lambda: any(server.breaker.state != "open" for server in self._servers))
         with contextlib.suppress(TimeoutError):
-            all_tried = self._until(lambda: all(server.state != "busy" for server in self._servers))
-            await asyncio.wait_for(all_tried, self._timeouts.join)
-        for server in self._opening:
-            problem = f"{server.name} is not available yet: {server.reason}"
-            self._emit(NoticeEvent(problem, "using the other servers until it answers"))
+            async with asyncio.timeout(self._timeouts.join):
+                await self._until(lambda: all(server.is_known or server.problem for server in self._servers))
         self._is_connected = True
+        for server in self._servers:
+            if not server.is_known:
+                problem = f"{server.name} is not available yet: {server.reason}"
+                self._notices.add(server.name, NoticeEvent(problem, "using the other servers until it answers"))
         self._report()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something holds that asking a server changes. Raises what ends the start."""
+        while not condition():
+            self._has_asked.clear()
+            await self._has_asked.wait()
+            if self._error:
+                raise self._error
 
     @property
     def known(self) -> list[Server]:
@@ -71,7 +85,7 @@ class Pool:
 
     @property
     def generated(self) -> tuple[ServerTokens, ...]:
-        return tuple(ServerTokens(server.name, server.generated, server.state == "lost") for server in self.known)
+        return tuple(ServerTokens(each.name, each.generated, each.breaker.state != "closed") for each in self.known)
 
     @property
     def room(self) -> int:
@@ -87,215 +101,294 @@ class Pool:
         self._waiting += jobs
         for job in jobs:
             self._emit = job.emit
-        if self._misfits:
-            self._fail(next(iter(self._misfits.values())))
-        else:
+        if not self._fail_if_none_fits():
             self._assign()
 
     def cancel(self, should_cancel: Callable[[PoolJob], bool]) -> None:
         """Stop jobs; each sample that has not finished does, as `cancelled`."""
-        for job in [each for each in self._waiting if should_cancel(each)]:
-            self._waiting.remove(job)
-            job.cancel()
-        for job, task in self._running.items():
-            if should_cancel(job):
-                job.is_cancelled = True
-                task.cancel()
+        for queue in (self._waiting, self._suspects):
+            for job in [each for each in queue if should_cancel(each)]:
+                queue.remove(job)
+                job.cancel()
+        for server in self._servers:
+            server.stop(CANCELLED, filter(should_cancel, server.running))
 
     async def close(self) -> None:
+        running = [task for server in self._servers for task in server.running.values()]
         self.cancel(lambda _: True)
-        for task in self._opening.values():
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._running.values(), *self._opening.values(), return_exceptions=True)
+        await asyncio.gather(*running, *self._tasks, return_exceptions=True)
         for server in self._servers:
             await server.close()
 
-    # Jobs.
+    @property
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    # Jobs that wait.
 
     def _assign(self) -> None:
-        """Start waiting jobs, in order, while a server can take the next: the one with the smallest share in use.
+        """Start waiting jobs, in order, while a server can take the next.
 
         A job whose prompt a server has evaluated waits for that one, and no later job takes its slots.
         """
-        free = list(self._servers)
-        for job in list(self._waiting):
-            while job.samples and (fitting := [server for server in free if server.has_room(job)]):
-                server = min(fitting, key=lambda each: each.outstanding / each.window)
-                self._start(job.take(server.max_samples), server)
-            if not job.samples:
-                self._waiting.remove(job)
-            elif not job.bound_to:
+        free, bound = list(self._servers), list[PoolJob]()
+        while self._waiting:
+            job = self._waiting[0]
+            if server := self._choose(job, free):
+                self._start(job.take(server.known_info.max_samples), server)
+                if not job.samples:
+                    self._waiting.popleft()
+            elif owner := self._owner(job):
+                bound.append(self._waiting.popleft())
+                free = [each for each in free if each is not owner]
+            else:
                 break
-            elif job.bound_to in free:
-                free.remove(job.bound_to)
+        self._waiting.extendleft(reversed(bound))
+        while self._suspects and not self._waiting and (server := self._choose(self._suspects[0], self._servers)):
+            self._start(self._suspects.popleft(), server)
+        if not self._waiting and any(server.is_free(self._now) for server in self._servers):
+            self._recall()
         self._watch_for_the_end()
+
+    def _owner(self, job: PoolJob) -> Server | None:
+        """The server that has evaluated the prompt of a job, unless it is lost."""
+        server = job.pooled.server
+        return server if isinstance(server, Server) and server.breaker.state == "closed" else None
+
+    def _choose(self, job: PoolJob, free: Sequence[Server]) -> Server | None:
+        """The server to give a job now: the one with the smallest share in use, one that is half-open last."""
+        owner, now = self._owner(job), self._now
+        fitting = [each for each in free if owner in (None, each) and each.has_room(job, now)]
+        return min(fitting, key=lambda each: (each.breaker.state, each.outstanding / each.window), default=None)
 
     def _start(self, job: PoolJob, server: Server) -> None:
         job.pooled.server = server
-        load = max(len(job.samples), server.window if job.is_suspect else 0)
-        server.outstanding += load
-        self._running[job] = task = asyncio.get_running_loop().create_task(self._answer(job, server))
-        task.add_done_callback(lambda task: self._end(task, job, server, load))
+        task = asyncio.get_running_loop().create_task(self._answer(job, server))
+        server.add(job, task, self._now)
+        task.add_done_callback(lambda task: self._end(task, job, server))
 
     async def _answer(self, job: PoolJob, server: Server) -> None:
-        job.samples = tuple(sample.restarted(server.context_size) for sample in job.samples)
+        job.samples = tuple(sample.restarted(server.known_info.context_size) for sample in job.samples)
         for sample in job.samples:
             job.emit(PromptEvent(sample.id, 0, len(sample.request.prompt_tokens)))
         await server.answer(job)
 
-    def _end(self, task: asyncio.Task[None], job: PoolJob, server: Server, load: int) -> None:
-        """Act on how a server's answer to a job ended; a task that was cancelled may never have begun."""
-        error = None if task.cancelled() else task.exception()
-        if task.cancelled() or job.is_cancelled:
+    def _recall(self) -> None:
+        """Take back the jobs of half-open servers, which may never answer, for one that is free."""
+        for server in self._servers:
+            if server.breaker.state == "half-open":
+                server.stop(RECALLED, (job for job in server.running if not job.has_output))
+
+    def _requeue(self, job: PoolJob) -> None:
+        """Let a job wait again, behind the others: it may be what fails."""
+        job.pooled.server = job.stopped_by = None
+        (self._suspects if job.is_suspect else self._waiting).append(job)
+
+    # Jobs that end.
+
+    def _end(self, task: asyncio.Task[None], job: PoolJob, server: Server) -> None:
+        """Act on how a server's answer to a job ended."""
+        error = job.stopped_by or (CANCELLED if task.cancelled() else task.exception())
+        server.remove(job)
+        if error is None or job.is_finished:
+            self._finish(job, server)
+        elif error is CANCELLED:
             job.cancel()
-        elif error is None:
-            server.window = min(server.limit, server.window + 1)
-            server.busy_since = None
+        elif error is RECALLED:
+            self._requeue(job)
         elif isinstance(error, RefusedRequestError):
+            server.alive_at = self._now
             job.refuse(error.error)
         elif isinstance(error, BusyServerError):
             self._postpone(job, server, error)
         elif isinstance(error, LostServerError):
             self._lose(job, server, error)
-        else:  # it concerns everything
+        elif isinstance(error, EndpointError):
+            self._open(server, error, job)
+            self._requeue(job)
+            self._leave_out(server, error)
+        else:  # a bug
             self._fail(error)
-        del self._running[job]
-        server.outstanding -= load
         self._assign()
+        self._report()
 
-    def _fail(self, error: BaseException) -> None:
-        waiting, self._waiting = self._waiting, deque()
-        for job in (*waiting, *self._running):
-            job.emit(Failure(error))
+    def _finish(self, job: PoolJob, server: Server) -> None:
+        was_usable, now = server.is_usable, self._now
+        server.breaker, server.busy_since, server.alive_at = server.breaker.finished(), None, now
+        server.window = min(server.limit, server.window + 1)
+        self._slowest = max(self._slowest, now - job.start)
+        if server.is_usable and not was_usable:
+            self._notices.recover(server.name, NoticeEvent(f"{server.name} is available again", ""))
 
     def _postpone(self, job: PoolJob, server: Server, busy: BusyServerError) -> None:
-        """Ask a busy server's job again, elsewhere or later, unless part of its reply was shown."""
-        if server.state == "ready":  # else it has refused several at the same time
-            server.window = max(1, server.window // 2)
+        """Ask for a busy server's job again, elsewhere or later, unless part of its reply was shown."""
         if job.has_output:
             job.emit(Failure(EndpointError(f"{server.name}: {busy.reason}", "ask again later")))
         else:
-            job.pooled.server = None
-            self._waiting.appendleft(job)
-        if server not in self._opening:
+            self._requeue(job)
+        if busy.retry_after is not None and busy.retry_after > self._timeouts.patience:
+            self._open(server, LostServerError(f"{busy.reason} (retry after {busy.retry_after:g} s)"), job)
+        else:
             self._rest(server, busy)
 
     def _rest(self, server: Server, busy: BusyServerError) -> None:
-        """Give a busy server nothing for a while; notify users once if it answers nothing for long."""
-        loop = asyncio.get_running_loop()
-        seconds = self._timeouts.busy if busy.retry_after is None else busy.retry_after
-        server.state, server.reason = "busy", busy.reason
-        server.busy_until = max(server.busy_until, loop.time() + seconds)
-        server.busy_since = server.busy_since or loop.time()
-        if server.busy_until - server.busy_since >= self._timeouts.busy_notice:
-            server.busy_since = inf  # it is not reported again
+        """Give a busy server nothing for a while; notify users if it answers nothing for long."""
+        now, seconds = self._now, self._timeouts.busy if busy.retry_after is None else busy.retry_after
+        if server.rest(busy, now, seconds) >= self._timeouts.busy_notice:
             wait = "retrying" if busy.retry_after is None else f"retrying in {seconds:g} s, as requested"
-            self._emit(NoticeEvent(f"{server.name} is busy: {busy.reason}", f"{wait}, until it is available"))
-
-        def resume() -> None:
-            if server not in self._opening and loop.time() >= server.busy_until:
-                server.state = "ready"
-                self._assign()
-
-        loop.call_at(server.busy_until, resume)
+            self._notices.add(
+                server.name, NoticeEvent(f"{server.name} is busy: {busy.reason}", f"{wait}, until it is available")
+            )
+        asyncio.get_running_loop().call_at(server.busy_until, self._assign)
 
     def _lose(self, job: PoolJob, server: Server, lost: LostServerError) -> None:
-        """Ask a lost server's job again, unless part of its reply was shown, or it may be what kills servers."""
-        job.losses += lost.was_sent
-        noun = server.noun
-        is_alone = all(other.state == "lost" for other in self._servers if other is not server)
+        """Ask for a lost server's job again, unless part of its reply was shown, or it may be what kills servers.
+
+        A server that has answered nothing since it was reached proves nothing, unless there is no other job.
+        """
+        is_only = not self._waiting and not any(each.running for each in self._servers)
+        is_late = isinstance(lost, LateReplyError)
+        job.losses += is_late or (lost.was_sent and (server.breaker.has_answered or is_only))
+        if not is_late:
+            self._open(server, lost, job)
+        is_alone = all(other.breaker.state == "open" for other in self._servers if other is not server)
         if job.has_output or (is_alone and job.samples[0].request.stream):
-            job.emit(Failure(EndpointError(f"{server.name}: {lost.reason}", f"check the {noun}, then ask again")))
+            job.emit(Failure(EndpointError(f"{server.name}: {lost.reason}", "check the server, then ask again")))
         elif job.losses >= MAX_LOSSES:
-            problem = f"{job.losses} {noun}s failed on this request; the last, {server.alias}: {lost.reason}"
-            job.refuse(EndpointError(problem, f"check the log of the {noun}"))
+            problem = f"{job.losses} servers failed on this request; the last, {server.alias}: {lost.reason}"
+            job.refuse(EndpointError(problem, "check the log of the server"))
         else:
-            self._waiting.appendleft(job)
-        server.state, server.reason = "lost", lost.reason
-        if server not in self._opening:
-            self._emit(NoticeEvent(f"{server.name} is unavailable: {lost.reason}", "retrying until it answers"))
-            self._start_opening(server, self._timeouts.retries[0])
+            self._requeue(job)
 
-    # Servers that do not answer.
+    def _open(self, server: Server, problem: LostServerError | EndpointError, job: PoolJob) -> None:
+        """Open the breaker of a server because of a job, unless that was sent before the server was last reached."""
+        before = server.breaker.state
+        if before == "open" or job.opening != server.openings:
+            return
+        server.set_problem(problem)
+        server.breaker = server.breaker.failed(self._now, self._timeouts.retries, with_request=True)
+        server.was_lost.set()
+        if before == "closed" and isinstance(problem, LostServerError):
+            notice = NoticeEvent(f"{server.name} is unavailable: {server.reason}", "retrying until it answers")
+            self._notices.add(server.name, notice)
 
-    def _start_opening(self, server: Server, delay: float) -> None:
-        """Open a server in the background, for the first time after a delay."""
-        self._opening[server] = asyncio.get_running_loop().create_task(self._open(server, delay))
+    def _leave_out(self, server: Server, error: EndpointError) -> None:
+        """Do without a server that is something else than expected; everything fails at the start, or if all are."""
+        server.set_problem(error)
+        if not self._is_connected:
+            self._fail(error)
+        elif not self._fail_if_none_fits():
+            self._notices.add(server.name, NoticeEvent(error.message, error.hint))
 
-    async def _open(self, server: Server, delay: float) -> None:
-        """Open a server, again and again until it can be used; one that does not fit ends everything."""
-        was_known = server.is_known
-        retries = self._timeouts.retries
-        delays = chain(retries[bool(delay) :], repeat(retries[-1]))
-        while server in self._opening:
-            await asyncio.sleep(delay)
-            try:
-                await server.open()
-                server.state = "ready"
-                del self._opening[server]
-                self._misfits.pop(server, None)
-            except BusyServerError as busy:  # it is loading its model
-                server.state, server.reason = "busy", busy.reason
-                delay = min(busy.retry_after or self._timeouts.busy, retries[-1])
-                if not self.known:
-                    self._emit(StageEvent(f"waiting for {server.name}: {busy.reason}", 0, 1))
-            except LostServerError as lost:
-                server.state, server.reason, delay = "lost", lost.reason, next(delays)
-            except Exception as error:
-                server.state, server.reason, delay = "lost", str(error), next(delays)
-                self._misfits[server] = error
-                self._fail(error)
-            self._has_tried.set()
-            self._watch_for_the_end()
-        if self._is_connected:
-            self._emit(NoticeEvent(f"{server.name} is available {'again' if was_known else 'now'}", ""))
-            self._report()
+    def _fail_if_none_fits(self) -> bool:
+        misfits = [each.problem for each in self._servers if isinstance(each.problem, EndpointError)]
+        is_end = len(misfits) == len(self._servers)
+        if is_end:
+            self._fail(misfits[0])
+        return is_end
+
+    def _fail(self, error: BaseException) -> None:
+        """End everything."""
+        self._error = error
+        self._has_asked.set()
+        for job in (*self._waiting, *self._suspects, *(job for server in self._servers for job in server.running)):
+            job.emit(Failure(error))
+        self._waiting.clear()
+        self._suspects.clear()
+
+    # Servers.
+
+    async def _serve(self, server: Server) -> None:
+        """Go through the states of a server, until the pool is closed."""
+        try:
+            while True:
+                server.was_lost.clear()
+                if server.breaker.state == "open":
+                    await asyncio.sleep(server.breaker.retry_at - self._now)
+                    await self._reach(server)
+                else:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(self._timeouts.tick):
+                            await server.was_lost.wait()
+                    await server.watch(self._slowest)
+                    self._report()
+        except Exception as error:  # a bug
+            self._fail(error)
+
+    async def _reach(self, server: Server) -> None:
+        """Ask a server what it is; from then on it is given requests, unless it does not fit."""
+        was_known, pause = server.is_known, self._timeouts.retries[-1]
+        try:
+            await server.open()
+        except BusyServerError as busy:  # it is loading its model
+            server.set_problem(busy)
+            retry_at = self._now + min(busy.retry_after or self._timeouts.busy, pause)
+            server.breaker = replace(server.breaker, retry_at=retry_at)
+        except (LostServerError, EndpointError) as error:
+            server.set_problem(error)
+            server.breaker = server.breaker.failed(self._now, self._timeouts.retries, with_request=False)
+            server.stop(LostServerError(server.reason), server.running)  # what was sent before it was lost
+            if isinstance(error, EndpointError):
+                self._leave_out(server, error)
+        else:
+            if not was_known:
+                self._notices.recover(server.name, NoticeEvent(f"{server.name} is available now", ""))
+        self._fail_without_answer()
+        self._has_asked.set()
         self._assign()
+        self._report_wait()
+        self._report()
 
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something holds that opening servers changes. Raises the error of one that does not fit."""
-        while not condition():
-            self._has_tried.clear()
-            await self._has_tried.wait()
-            if self._misfits:
-                raise next(iter(self._misfits.values()))
+    def _fail_without_answer(self) -> None:
+        """End the start if no server answers and none is waited for, or if no address is that of a server."""
+        problems = [server.problem for server in self._servers]
+        if self._is_connected or not all(isinstance(problem, LostServerError) for problem in problems):
+            return
+        if all(isinstance(problem, MissingServerError) for problem in problems):
+            first = self._servers[0]
+            hint = "check the URL: it must be that of a language model server"
+            self._fail(EndpointError(f"{first.name}: {first.reason}", hint))
+        elif not self._timeouts.waits_at_start:
+            self._fail(self._no_server)
+
+    def _report_wait(self) -> None:
+        """Report what is waited for while no server is usable."""
+        if not (self._giving_up and all(server.problem for server in self._servers)):
+            return
+        for server in self._servers:
+            message = f"waiting for {server.name}: {server.reason}"
+            if self._is_connected or self._timeouts.waits_at_start:
+                hint = f"giving up after {self._timeouts.patience:g} s without a server"
+                self._notices.add(server.name, NoticeEvent(message, hint), repeats=True)
+            else:
+                self._emit(StageEvent(message, 0, 1))
 
     def _watch_for_the_end(self) -> None:
-        """Fail the waiting jobs once no server has been usable for a while."""
-        is_stuck = bool(self._waiting) and self._is_lost
+        """Fail everything once no server has been usable for too long while something waits for one."""
+        has_work = self._waiting or self._suspects or any(server.running for server in self._servers)
+        is_stuck = (has_work or not self._is_connected) and not any(server.is_usable for server in self._servers)
         if not is_stuck and self._giving_up:
             self._giving_up.cancel()
             self._giving_up = None
         elif is_stuck and self._giving_up is None:
-            self._giving_up = asyncio.get_running_loop().call_later(self._timeouts.give_up, self._give_up)
+            self._giving_up = asyncio.get_running_loop().call_later(self._timeouts.patience, self._give_up)
 
     def _give_up(self) -> None:
         self._giving_up = None
-        self._fail(self._lost_error)
+        self._fail(self._no_server)
 
     @property
-    def _is_lost(self) -> bool:
-        return all(server.state == "lost" for server in self._servers)
-
-    @property
-    def _lost_error(self) -> EndpointError:
-        first, problems = self._servers[0], "; ".join(f"{server.name}: {server.reason}" for server in self._servers)
-        return EndpointError(
-            f"no {first.noun} answers ({problems})", f"{first.remedy}, then run the same command again"
-        )
+    def _no_server(self) -> NoServerError:
+        problems = "; ".join(f"{server.name}: {server.reason}" for server in self._servers)
+        hint = "start one or correct the URL, then run the same command again"
+        return NoServerError(f"no server answers ({problems})", hint)
 
     def _report(self) -> None:
-        """Emit the remarks of the servers, and one if they differ, each once."""
-        variants: dict[str, str] = {}
-        for server in self.known:
-            variants.setdefault(server.variant, server.name)
-        found = [remark for server in self.known for remark in server.remarks]
-        if len(variants) > 1:
-            noun = self._servers[0].noun
-            shown = "; ".join(f"{name}: {variant}" for variant, name in variants.items())
-            problem = f"the {noun}s differ, so answers may depend on the {noun} ({shown})"
-            found.append(NoticeEvent(problem, "for identical answers, use identical machines, builds and models"))
-        for notice in found:
-            if notice not in self._reported:
-                self._reported.add(notice)
+        """Emit the remarks of the servers that are in use, each once, and the notices that are due."""
+        remarks = [remark for server in self.known for remark in server.remarks] if self._is_connected else []
+        for notice in (*remarks, *self._notices.take(self._now)):
+            if notice not in self._remarks:
                 self._emit(notice)
+            self._remarks.update(remarks)

@@ -10,11 +10,9 @@ import asyncio
 import atexit
 import contextlib
 import threading
-from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from time import monotonic
-from typing import ClassVar
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, LoadEvent, SequenceId, ServersEvent
@@ -22,10 +20,11 @@ from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.backend import OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, first_seed
 from cerebrum_cli.engine.remote.client import Endpoint, import_http
-from cerebrum_cli.engine.remote.job import PooledRequest, PoolJob, Server, ServerTimeouts
+from cerebrum_cli.engine.remote.description import ExpectedModel
+from cerebrum_cli.engine.remote.job import PooledRequest, PoolJob, ServerTimeouts
 from cerebrum_cli.engine.remote.pool import Pool
 from cerebrum_cli.engine.remote.replies import RemoteSample, TokenTables
-from cerebrum_cli.engine.remote.server import ExpectedModel, HttpServer
+from cerebrum_cli.engine.remote.server import Server
 from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 from cerebrum_cli.engine.sequence import Failure, Request
 
@@ -40,7 +39,7 @@ class RemoteCompletions(Completions[RemoteSample]):
     reported in between, and at the end.
     """
 
-    def __init__(self, engine: PooledEngine, requests: Iterable[Request | None], scope: CancelScope) -> None:
+    def __init__(self, engine: RemoteEngine, requests: Iterable[Request | None], scope: CancelScope) -> None:
         super().__init__(scope)
         self._pool, self._call, self._tables = engine.pool, engine.call, TokenTables(engine.vocabulary)
         self._source: Iterator[Request | None] | None = iter(requests)
@@ -110,15 +109,32 @@ class RemoteCompletions(Completions[RemoteSample]):
             del self._submitted[index]
 
 
-class PooledEngine(Engine):
-    """A pool of servers of one model, to which it starts to connect immediately; `option` is what asks for it."""
+class RemoteEngine(Engine):
+    """Servers of one model, to which it starts to connect immediately; each gets up to `window` samples at a time.
 
-    option: ClassVar[str]
+    With records of servers in `earlier`, only such kinds and models are used. Unless they `may_differ`, all have one.
+    """
+
     scores_texts = has_prompt_cache = False
     schedules_rows = True
 
-    def __init__(self, open_vocabulary: OpenBackend, timeouts: ServerTimeouts | None = None) -> None:
+    def __init__(
+        self,
+        open_vocabulary: OpenBackend,
+        endpoints: Sequence[Endpoint],
+        window: int | None = None,
+        timeouts: ServerTimeouts | None = None,
+        earlier: Sequence[Mapping[str, str]] = (),
+        may_differ: bool = False,
+    ) -> None:
+        threading.Thread(
+            target=import_http, name="servers: imports", daemon=True
+        ).start()  # while native code loads the vocabulary
         self._open_vocabulary = open_vocabulary
+        self._endpoints = endpoints
+        self._window = window
+        self._earlier = earlier
+        self._may_differ = may_differ
         self._timeouts = timeouts or ServerTimeouts()
         self._stop = StopFlag()
         self._cancel_count = 0
@@ -126,10 +142,6 @@ class PooledEngine(Engine):
         self._serving: asyncio.Task[None] | None = None
         self._pool: Pool | None = None  # once it is connected
         super().__init__("servers")
-
-    @abstractmethod
-    async def _find_servers(self) -> Sequence[Server]:
-        """The servers to open. Raises EndpointError."""
 
     # For callers, on any thread.
 
@@ -143,7 +155,7 @@ class PooledEngine(Engine):
 
     @property
     def context_size(self) -> int:
-        return min(server.context_size for server in self.pool.known)
+        return min(server.known_info.context_size for server in self.pool.known)
 
     @property
     def pool(self) -> Pool:
@@ -154,12 +166,12 @@ class PooledEngine(Engine):
 
     @property
     def builds(self) -> list[dict[str, str]]:
-        records = [server.recorded for server in self.pool.known]
+        records = [server.known_info.recorded for server in self.pool.known]
         return [record for at, record in enumerate(records) if record not in records[:at]]
 
     @property
     def served_models(self) -> list[str]:
-        return [server.served_model for server in self.pool.known]
+        return [server.known_info.model for server in self.pool.known]
 
     def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> RemoteCompletions:
         return RemoteCompletions(self, requests, scope or self.cancel_scope())
@@ -170,7 +182,7 @@ class PooledEngine(Engine):
 
     def score(self, requests: Iterable[ScoreRequest]) -> Generator[ScoringEvent, None, None]:  # noqa: ARG002
         """Raise EngineError: servers do not score given texts."""
-        raise EngineError("only a local model can score given texts", f"omit {self.option}")
+        raise EngineError("only a local model can score given texts", "omit --endpoint")
 
     def cancel_scope(self) -> CancelScope:
         return CancelScope(lambda: self._cancel_count)
@@ -213,7 +225,7 @@ class PooledEngine(Engine):
             raise EngineError("loading interrupted")
         self._serving, pool = asyncio.current_task(), None
         try:
-            pool = Pool(await self._find_servers(), self._timeouts, self._loading.put)
+            pool = Pool(self._create_servers(), self._timeouts, self._loading.put)
             await pool.connect()
             self._pool = pool
             self._loading.put(None)
@@ -226,6 +238,18 @@ class PooledEngine(Engine):
             if pool:
                 await pool.close()
 
+    def _create_servers(self) -> Sequence[Server]:
+        expected = ExpectedModel(self.vocabulary, self._earlier, self._may_differ)
+        return [
+            Server(endpoint, self._alias(number), self._window, expected, self._timeouts)
+            for number, endpoint in enumerate(self._endpoints, 1)
+        ]
+
+    def _alias(self, number: int) -> str:
+        """What results call a server: its name in config.toml, or else its position."""
+        endpoint = self._endpoints[number - 1]
+        return f"server {number}" if endpoint.name == endpoint.url else endpoint.name
+
     def _stop_serving(self) -> None:
         if self._serving:
             self._serving.cancel()
@@ -235,40 +259,3 @@ class PooledEngine(Engine):
         """Pass on progress of opening the vocabulary; notices concern memory for a whole model."""
         if isinstance(event, LoadEvent):
             self._loading.put(event)
-
-
-class RemoteEngine(PooledEngine):
-    """Servers that are reached over HTTP; each gets up to `window` samples at a time.
-
-    With records of servers in `earlier`, only such kinds and models are used.
-    """
-
-    option = "--endpoint"
-
-    def __init__(
-        self,
-        open_vocabulary: OpenBackend,
-        endpoints: Sequence[Endpoint],
-        window: int | None = None,
-        timeouts: ServerTimeouts | None = None,
-        earlier: Sequence[Mapping[str, str]] = (),
-    ) -> None:
-        self._endpoints = endpoints
-        self._earlier = earlier
-        self._window = window
-        threading.Thread(
-            target=import_http, name="servers: imports", daemon=True
-        ).start()  # while native code loads the vocabulary
-        super().__init__(open_vocabulary, timeouts)
-
-    async def _find_servers(self) -> Sequence[HttpServer]:
-        expected = ExpectedModel(self.vocabulary, self._earlier)
-        return [
-            HttpServer(endpoint, self._alias(number), self._window, expected, self._timeouts)
-            for number, endpoint in enumerate(self._endpoints, 1)
-        ]
-
-    def _alias(self, number: int) -> str:
-        """What results call a server: its name in config.toml, or else its position."""
-        endpoint = self._endpoints[number - 1]
-        return f"server {number}" if endpoint.name == endpoint.url else endpoint.name

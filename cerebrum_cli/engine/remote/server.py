@@ -1,18 +1,14 @@
-"""A server that is reached over HTTP: what it is, whether it fits, and what its answers mean for a job's samples."""
+"""A server: its state, by which the pool decides what it is given, and what its answers mean for a job's samples."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import replace
 
-from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
-from cerebrum_cli.core.events import NoticeEvent, PromptEvent
-from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, Origin, PromptEvent
 from cerebrum_cli.engine.remote.client import (
     DAMAGE,
     BusyServerError,
@@ -21,101 +17,197 @@ from cerebrum_cli.engine.remote.client import (
     LostServerError,
     RefusedRequestError,
     RequestError,
-    server_text,
 )
-from cerebrum_cli.engine.remote.job import PoolJob, Server, ServerTimeouts
-from cerebrum_cli.engine.remote.kind import ReplyChunk, ServerInfo, ServerKind, origin
-from cerebrum_cli.engine.remote.llama_server import LlamaServer
+from cerebrum_cli.engine.remote.description import ExpectedModel, describe
+from cerebrum_cli.engine.remote.job import Breaker, PoolJob, ServerTimeouts
+from cerebrum_cli.engine.remote.kind import Load, ReplyChunk, ServerInfo, origin
 from cerebrum_cli.engine.remote.replies import RemoteSample, read_replies
-from cerebrum_cli.engine.remote.vllm_sglang import Sglang, Vllm
 from cerebrum_cli.engine.sequence import Request
 
-# By the owner of the models in /v1/models.
-KINDS: Mapping[str, ServerKind] = {"llamacpp": LlamaServer(), "vllm": Vllm(), "sglang": Sglang()}
-UNSUPPORTED = {"library": "Ollama", "organization_owner": "LM Studio"}
-
-DESCRIBE_S = 30.0  # a busy server answers between two steps
 OF_ONE_REQUEST = (400, 413)  # others concern every request
 TOO_LONG = ("exceeds the available context size", "context length", "max_tokens must be at least 1")
 GUESSED = "repetition checks and --think use the text, and may be off by a few tokens"
-PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
-
-T = TypeVar("T")
 
 
-@dataclass
-class ExpectedModel:
-    """What servers must serve: a model of this vocabulary, and with records in `earlier`, one like those."""
-
-    vocabulary: Vocabulary
-    earlier: Sequence[Mapping[str, str]] = ()
-
-    @cached_property
-    def end_tokens(self) -> tuple[int, ...]:
-        return tuple(filter(self.vocabulary.is_eog, range(self.vocabulary.size)))
-
-    @cached_property
-    def probe(self) -> tuple[int, ...]:
-        """The tokens of a text, without BOS: other kinds of servers may add one where llama.cpp does not."""
-        tokens, bos = self.vocabulary.tokenize((Text(PROBE),)), self.vocabulary.special_token_text("bos")
-        return tokens[1:] if bos and tokens[0] in self.vocabulary.special_token_ids([bos]) else tokens
-
-    async def check(self, client: Client, endpoint: Endpoint, info: ServerInfo) -> None:
-        """Raise EndpointError for another kind of server or model than before, or another vocabulary."""
-        now, before = origin(info.recorded), [origin(record) for record in self.earlier]
-        if before and now not in before:
-            problem = (
-                f"{endpoint.name} serves {now}, but earlier replies are from {' and '.join(dict.fromkeys(before))}"
-            )
-            raise EndpointError(problem, "resume with a server like that, or use --restart to start over")
-        try:
-            answer = await client.post("/tokenize", info.kind.tokenize_body(PROBE, info), DESCRIBE_S)
-            tokens = tuple(int(token) for token in answer["tokens"])
-        except (RequestError, *DAMAGE) as error:
-            raise EndpointError(f"{endpoint.name}: /tokenize fails: {error}", f"update {info.kind.name}") from error
-        if info.vocabulary_size not in (None, self.vocabulary.size) or tokens != self.probe:
-            problem = f"{endpoint.name} serves {info.model}, whose vocabulary differs from the model's"
-            raise EndpointError(problem, "name the server's model with -m; cerebrum pull --vocabulary MODEL fetches it")
+class MissingServerError(LostServerError):
+    """The address answers, but not as a server: it may be that of a gateway to one that restarts."""
 
 
-class HttpServer(Server):
-    """A server that is reached over HTTP; it gets up to `window` samples at a time."""
+class LateReplyError(LostServerError):
+    """One reply takes too long, from a server that works."""
+
+
+class Server:
+    """A server: what it is, whether it fits, what it is doing, and what its answers mean for the samples of a job.
+
+    `window` is the number of samples it is given at a time, up to `limit`. Results call it by its `alias`, which is no
+    address. `openings` counts how often it was reached, `sent` the running jobs that it was given since.
+    """
 
     def __init__(
         self, endpoint: Endpoint, alias: str, window: int | None, expected: ExpectedModel, timeouts: ServerTimeouts
     ) -> None:
-        super().__init__(endpoint.name, alias)
+        self.name = endpoint.name
+        self.alias = alias
+        self.breaker = Breaker()
+        self.was_lost = asyncio.Event()
+        self.problem: Exception | None = None  # why it is not usable
+        self.reason = "no answer yet"  # in words; that of its last problem
+        self.running: dict[PoolJob, asyncio.Task[None]] = {}
+        self.window = self.limit = self.outstanding = self.generated = self.openings = self.sent = 0
+        self.alive_at = self.busy_until = 0.0  # on the event loop's clock
+        self.busy_since: float | None = None  # None after an answer
+        self.info: ServerInfo | None = None
+        self._load = Load()
         self._endpoint = endpoint
         self._window = window
         self._expected = expected
         self._timeouts = timeouts
         self._client = Client(endpoint)
         self._noted: set[tuple[str, str]] = set()  # differences that were reported
-        self._info: ServerInfo | None = None
+
+    # What it is.
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it was ever opened, and so has a context and a record."""
+        return self.info is not None
+
+    @property
+    def known_info(self) -> ServerInfo:
+        assert self.info
+        return self.info
+
+    @property
+    def larger_context(self) -> str:
+        """Advice to a user whose context is full."""
+        return f"restart the server with a larger {self.known_info.kind.context_option}"
+
+    @property
+    def remarks(self) -> Sequence[NoticeEvent]:
+        """What users should know."""
+        info = self.known_info
+        problem = f"{info.kind.name} serves the model's original weights, not those of the local file"
+        return [NoticeEvent(problem, "answers differ from those of llama.cpp")] if info.has_other_weights else []
 
     async def open(self) -> None:
-        """Find out whether it can be used: it may serve another model than before."""
-        info = await describe(self._client, self._endpoint)
-        await self._expected.check(self._client, self._endpoint, info)
-        now, before, kind = origin(info.recorded), self.variant, info.kind
-        if before not in ("", now):
+        """Find out whether it can be used, for the first time or after it was lost: it may serve another model.
+
+        Raises LostServerError, BusyServerError, or EndpointError if it does not fit.
+        """
+        try:
+            info = await describe(self._client, self._endpoint)
+            await self._expected.check(self._client, self._endpoint, info)
+        except EndpointError as error:
+            cause = error.__cause__
+            if isinstance(cause, RequestError) and cause.status == 404:
+                raise MissingServerError(error.message.removeprefix(f"{self.name}: ")) from error
+            raise
+        now = origin(info.recorded)
+        if self.info and now != (before := origin(self.info.recorded)):
             problem = f"{self.name} now serves {now} instead of {before}"
             raise EndpointError(problem, "restart it with the previous model, then run the same command again")
-        self._info = replace(info, end_tokens=self._expected.end_tokens) if kind.takes_end_tokens else info
-        self.context_size, self.max_samples = info.context_size, info.max_samples
-        self.recorded, self.variant, self.served_model = info.recorded, now, info.model
-        self.larger_context = f"restart the server with a larger {kind.context_option}"
-        problem = f"{kind.name} serves the model's original weights, not those of the local file"
-        notice = NoticeEvent(problem, "answers differ from those of llama.cpp")
-        self.remarks = [notice] if info.has_other_weights else []
-        self.limit = self.window = min(self._window or info.slots, info.slots)
+        self.info = replace(info, end_tokens=self._expected.end_tokens) if info.kind.takes_end_tokens else info
+        self.limit = self.window = min(self._window or info.slots, info.max_window)
+        self.breaker, self.problem = self.breaker.reached(), None
+        self.openings, self.sent = self.openings + 1, 0
 
     async def close(self) -> None:
         await self._client.aclose()
 
+    # What it is doing.
+
+    def set_problem(self, error: BusyServerError | LostServerError | EndpointError) -> None:
+        self.problem = error
+        self.reason = error.message if isinstance(error, EndpointError) else error.reason
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it takes requests and answers them, as far as is known."""
+        return self.breaker.state == "closed" and self.busy_since is None
+
+    def is_free(self, now: float) -> bool:
+        return self.breaker.state == "closed" and now >= self.busy_until and self.outstanding < self.window
+
+    def has_room(self, job: PoolJob, now: float) -> bool:
+        """Whether it can be given a job now; a suspect only if it has no other."""
+        if self.breaker.state == "open" or now < self.busy_until:
+            return False
+        if self.breaker.state == "half-open" and self.sent:
+            return False
+        fits = self.outstanding + min(len(job.samples), self.known_info.max_samples) <= self.window
+        return (fits and not job.is_suspect) or self.outstanding == 0
+
+    def add(self, job: PoolJob, task: asyncio.Task[None], now: float) -> None:
+        if not self.running:
+            self.alive_at = now
+        job.start = job.alive_at = now
+        job.origin = Origin(self.alias, self.known_info.weights)
+        job.opening, job.load = self.openings, max(len(job.samples), self.window if job.is_suspect else 0)
+        self.running[job] = task
+        self.outstanding += job.load
+        self.sent += 1
+
+    def remove(self, job: PoolJob) -> None:
+        del self.running[job]
+        self.outstanding -= job.load
+        self.sent -= job.opening == self.openings
+
+    def stop(self, error: BaseException, jobs: Iterable[PoolJob]) -> None:
+        """Take some of its jobs from it, which end with an error."""
+        for job in list(jobs):
+            if self.running[job].cancel():
+                job.stopped_by = error
+
+    def rest(self, busy: BusyServerError, now: float, seconds: float) -> float:
+        """Take no requests for a while; return how long it will have been busy then."""
+        if now >= self.busy_until:  # else it has refused several at the same time
+            self.window = max(1, self.window // 2)
+        self.set_problem(busy)
+        self.busy_until = max(self.busy_until, now + seconds)
+        self.busy_since = now if self.busy_since is None else self.busy_since
+        return self.busy_until - self.busy_since
+
+    async def watch(self, slowest: float) -> None:
+        """Take jobs from it that take too long after the slowest reply so far; all, if it shows no sign of life."""
+        now, timeouts = asyncio.get_running_loop().time(), self._timeouts
+        for job in list(self.running):
+            if now - job.alive_at > (limit := timeouts.row_limit(slowest, job.losses)):
+                kind = LateReplyError if self.alive_at > job.start else LostServerError
+                self.stop(kind(f"no reply within {limit:g} s"), [job])
+        follows_load = self._window is None and self.known_info.max_window > self.known_info.slots
+        is_silent = now - self.alive_at >= timeouts.silence
+        if not (self.running and (follows_load or is_silent)):
+            return
+        try:
+            load = await self._update_load()
+        except LostServerError as lost:
+            self.stop(LostServerError(f"it stopped answering: {lost.reason}"), self.running)
+            return
+        window = load.next_window(self.window, self.outstanding, self.known_info.max_window)
+        if follows_load and window != self.window:
+            self.window = self.limit = window
+        silent_s = asyncio.get_running_loop().time() - self.alive_at
+        if silent_s > timeouts.silence_limit(slowest):
+            self.stop(LostServerError(f"no sign of life for {silent_s:.0f} s"), self.running)
+
+    async def _update_load(self) -> Load:
+        """Ask it what it is doing: if that has changed, it is alive. Raises LostServerError."""
+        kind, load = self.known_info.kind, Load()
+        with contextlib.suppress(RequestError, BusyServerError, EndpointError, *DAMAGE):  # it has no such page
+            load = kind.read_load(await self._client.text(kind.load_path, self._timeouts.load))
+        if load != self._load:
+            self._load, self.alive_at = load, asyncio.get_running_loop().time()
+        return load
+
+    # Its answers.
+
     async def answer(self, job: PoolJob) -> None:
-        request, info = job.samples[0].request, self._info
-        assert info
+        """Generate the samples of a job and emit their events.
+
+        Raises LostServerError, BusyServerError or RefusedRequestError, or EndpointError if it concerns all requests.
+        """
+        request, info = job.samples[0].request, self.known_info
         for difference in info.kind.differences(request, info):
             self._note(job, *difference)
         for sample in job.samples:
@@ -123,6 +215,8 @@ class HttpServer(Server):
         try:
             await (self._receive_stream(job, info) if request.stream else self._receive_replies(job, info))
         except RequestError as error:
+            if error.status == 404:  # as from a gateway while the server restarts
+                raise LostServerError(error.message) from error
             if error.status in OF_ONE_REQUEST:
                 raise RefusedRequestError(_refusal(error, request, self.alias)) from error
             raise _refusal(error, request, self.name) from error
@@ -140,7 +234,7 @@ class HttpServer(Server):
             self._note(job, f"{self.name} did not send all token ids", GUESSED)
 
     async def _receive_replies(self, job: PoolJob, info: ServerInfo) -> None:
-        """Wait for whole replies, however long they take while the server is healthy.
+        """Wait for whole replies.
 
         Nothing is emitted before the last turn: until then, another server may be asked for all of them.
         """
@@ -152,13 +246,18 @@ class HttpServer(Server):
                     raise answer
                 events += read_replies([sample], answer)
         self._note_guesses(job)
-        job.report(events)
+        self._report(job, events)
+
+    def _report(self, job: PoolJob, events: Iterable[Event]) -> None:
+        for event in events:
+            self.generated += event.completion_tokens if isinstance(event, FinishEvent) else 0
+            job.report([event])
 
     async def _ask(self, samples: Sequence[RemoteSample], info: ServerInfo) -> Sequence[ReplyChunk]:
         """Ask for the next turn of some samples, which share it if there are several."""
         turns = [sample.take_turn() for sample in samples]
         body = info.kind.completion_body(turns[0], info, samples[0].seed, len(samples))
-        return info.kind.read_replies(await self._while_healthy(self._client.post(info.kind.completion_path, body)))
+        return info.kind.read_replies(await self._client.post(info.kind.completion_path, body))
 
     async def _receive_stream(self, job: PoolJob, info: ServerInfo) -> None:
         """Pass on the parts of a reply as they arrive; closing the stream of a turn stops the server."""
@@ -172,105 +271,19 @@ class HttpServer(Server):
         """Pass on the parts of a turn, up to its end or to an intervention."""
         try:
             while not (sample.is_finished or sample.needs_turn):
-                for event in sample.add(await self._while_healthy(anext(chunks))):
+                chunk = await anext(chunks)
+                self.alive_at = job.alive_at = asyncio.get_running_loop().time()
+                for event in sample.add(chunk):
                     job.has_output = job.has_output or not isinstance(event, PromptEvent)
-                    job.report([event])
+                    self._report(job, [event])
                 if sample.is_cut and not sample.is_finished:
                     self._note_guesses(job)
-                    job.report(sample.interrupt())
+                    self._report(job, sample.interrupt())
         except StopAsyncIteration as error:
             raise LostServerError("the reply is incomplete") from error
 
-    async def _while_healthy(self, work: Awaitable[T]) -> T:
-        """Wait for something; in silence, check now and then that the server is alive."""
-        task = asyncio.ensure_future(work)
-        try:
-            while not (await asyncio.wait([task], timeout=self._timeouts.silence))[0]:
-                await self._require_health()
-            return await task
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def _require_health(self) -> None:
-        try:
-            await asyncio.wait_for(self._client.check("/health", self._timeouts.health), self._timeouts.health)
-        except (LostServerError, TimeoutError, RequestError) as error:
-            raise LostServerError("it stopped answering") from error
-        except BusyServerError as error:  # it is loading the model again
-            raise LostServerError(error.reason) from error
-
-
-def probe(endpoint: Endpoint) -> ServerInfo:
-    """Ask a server what it is, without waiting until it is; for a thread without an event loop.
-
-    Raises EndpointError if it cannot be used, BusyServerError if it cannot be used yet.
-    """
-
-    async def ask() -> ServerInfo:
-        async with contextlib.aclosing(Client(endpoint)) as client:
-            return await describe(client, endpoint)
-
-    try:
-        return asyncio.run(ask())
-    except LostServerError as lost:
-        found = "that it is a llama-server, and its log" if lost.was_sent else "and start llama-server there"
-        raise EndpointError(f"{endpoint.name}: {lost.reason}", f"check the URL, {found}") from lost
-
-
-async def describe(client: Client, endpoint: Endpoint) -> ServerInfo:
-    """Ask a server what it is. Raises EndpointError if it cannot be used."""
-    path = "/v1/models"
-    try:
-        entry = _choose_model(await client.get(path, DESCRIBE_S), endpoint)
-        kind = _kind_of(entry.get("owned_by"), endpoint)
-        path = kind.description_path
-        answer = await client.get(path, DESCRIBE_S, model=str(entry["id"]))
-    except RequestError as error:
-        problem = f"{endpoint.name}: {path}: {error.message}"
-        raise EndpointError(problem, "check the URL: it must be that of a language model server") from error
-    try:
-        return kind.read_info(entry, answer)
-    except DAMAGE as error:
-        problem = f"{endpoint.name}: unexpected response to /v1/models or {path}"
-        raise EndpointError(problem, f"update {kind.name}") from error
-
-
-def _kind_of(owner: Any, endpoint: Endpoint) -> ServerKind:
-    """The kind of a server, by the owner of its model. Raises EndpointError."""
-    if kind := KINDS.get(str(owner)):
-        return kind
-    found, names = UNSUPPORTED.get(str(owner), "a server of an unknown kind"), [kind.name for kind in KINDS.values()]
-    hint = f"use {', '.join(names)}: prompts and replies are exchanged as token ids"
-    raise EndpointError(f"{endpoint.name} is {found}, which is not supported", hint)
-
-
-def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
-    """The entry of the model to ask for: the only one, or the one named. Raises EndpointError."""
-    entries = listed.get("data") if isinstance(listed, dict) else None
-    models = {
-        str(entry["id"]): entry
-        for entry in (entries if isinstance(entries, list) else ())
-        if isinstance(entry, dict) and "id" in entry
-    }
-    names = ", ".join(map(server_text, models))
-    if not models:
-        raise EndpointError(f"{endpoint.name}: not a language model server", "check the URL")
-    if endpoint.served_model is not None:
-        if endpoint.served_model not in models:
-            raise EndpointError(f"{endpoint.name} serves no model {endpoint.served_model!r}", f"it serves {names}")
-        chosen = models[endpoint.served_model]
-        base = models.get(str(chosen.get("parent")), {})  # of an adapter, which has no context size of its own
-        return {**base, **{key: value for key, value in chosen.items() if value is not None}}
-    if len(models) > 1:
-        hint = f"choose with --set served_model_name=NAME: {names}"
-        raise EndpointError(f"{endpoint.name} serves several models", hint)
-    return next(iter(models.values()))
-
 
 def _refusal(error: RequestError, request: Request, name: str) -> CerebrumError:
-    if error.status == 404:
-        return EndpointError(f"{name}: {error.message}", "check the URL, and which model the server has")
     if any(sign in error.message for sign in TOO_LONG):
         return PromptTooLong(f"{name}: {error.message}", "shorten the prompt, or give the server a larger context")
     if request.grammar and "grammar" in error.message.lower():

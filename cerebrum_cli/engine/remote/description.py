@@ -1,0 +1,136 @@
+"""What a server is, and whether it serves the model that is expected."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.errors import EndpointError
+from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.engine.remote.client import DAMAGE, Client, Endpoint, LostServerError, RequestError, server_text
+from cerebrum_cli.engine.remote.kind import ServerInfo, ServerKind, origin
+from cerebrum_cli.engine.remote.llama_server import LlamaServer
+from cerebrum_cli.engine.remote.vllm_sglang import Sglang, Vllm
+
+# By the owner of the models in /v1/models.
+KINDS: Mapping[str, ServerKind] = {"llamacpp": LlamaServer(), "vllm": Vllm(), "sglang": Sglang()}
+UNSUPPORTED = {"library": "Ollama", "organization_owner": "LM Studio"}
+
+DESCRIBE_S = 30.0  # a busy server answers between two steps
+PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
+
+
+@dataclass
+class ExpectedModel:
+    """What servers must serve: a model of this vocabulary, and with records in `earlier`, one like those.
+
+    Unless they `may_differ`, it is that of the `first` one found, by its name.
+    """
+
+    vocabulary: Vocabulary
+    earlier: Sequence[Mapping[str, str]] = ()
+    may_differ: bool = True
+    first: tuple[str, ServerInfo] | None = None
+
+    @cached_property
+    def end_tokens(self) -> tuple[int, ...]:
+        return tuple(filter(self.vocabulary.is_eog, range(self.vocabulary.size)))
+
+    @cached_property
+    def probe(self) -> tuple[int, ...]:
+        """The tokens of a text, without BOS: other kinds of servers may add one where llama.cpp does not."""
+        tokens, bos = self.vocabulary.tokenize((Text(PROBE),)), self.vocabulary.special_token_text("bos")
+        return tokens[1:] if bos and tokens[0] in self.vocabulary.special_token_ids([bos]) else tokens
+
+    async def check(self, client: Client, endpoint: Endpoint, info: ServerInfo) -> None:
+        """Raise EndpointError for another kind of server or model than before, or another vocabulary."""
+        now, before = origin(info.recorded), [origin(record) for record in self.earlier]
+        if before and now not in before:
+            problem = (
+                f"{endpoint.name} serves {now}, but earlier replies are from {' and '.join(dict.fromkeys(before))}"
+            )
+            raise EndpointError(problem, "resume with a server like that, or use --restart to start over")
+        try:
+            answer = await client.post("/tokenize", info.kind.tokenize_body(PROBE, info), DESCRIBE_S)
+            tokens = tuple(int(token) for token in answer["tokens"])
+        except (RequestError, *DAMAGE) as error:
+            raise EndpointError(f"{endpoint.name}: /tokenize fails: {error}", f"update {info.kind.name}") from error
+        if info.vocabulary_size not in (None, self.vocabulary.size) or tokens != self.probe:
+            problem = f"{endpoint.name} serves {info.model}, whose vocabulary differs from the model's"
+            raise EndpointError(problem, "name the server's model with -m; cerebrum pull --vocabulary MODEL fetches it")
+        name, first = self.first = self.first or (endpoint.name, info)
+        if name != endpoint.name and info.weights != first.weights and not self.may_differ:
+            problem = f"{endpoint.name} serves {info.weights}, but {name} serves {first.weights}"
+            raise EndpointError(problem, "use servers of one model, or --allow-different-models of batch and eval")
+
+
+def probe(endpoint: Endpoint) -> ServerInfo:
+    """Ask a server what it is, without waiting until it is; for a thread without an event loop.
+
+    Raises EndpointError if it cannot be used, BusyServerError if it cannot be used yet.
+    """
+
+    async def ask() -> ServerInfo:
+        async with contextlib.aclosing(Client(endpoint)) as client:
+            return await describe(client, endpoint)
+
+    try:
+        return asyncio.run(ask())
+    except LostServerError as lost:
+        found = "that it is a llama-server, and its log" if lost.was_sent else "and start llama-server there"
+        raise EndpointError(f"{endpoint.name}: {lost.reason}", f"check the URL, {found}") from lost
+
+
+async def describe(client: Client, endpoint: Endpoint) -> ServerInfo:
+    """Ask a server what it is. Raises EndpointError if it cannot be used."""
+    path = "/v1/models"
+    try:
+        entry = _choose_model(await client.get(path, DESCRIBE_S), endpoint)
+        kind = _kind_of(entry.get("owned_by"), endpoint)
+        path = kind.description_path
+        answer = await client.get(path, DESCRIBE_S, model=str(entry["id"]))
+    except RequestError as error:
+        problem = f"{endpoint.name}: {path}: {error.message}"
+        raise EndpointError(problem, "check the URL: it must be that of a language model server") from error
+    try:
+        return kind.read_info(entry, answer)
+    except DAMAGE as error:
+        problem = f"{endpoint.name}: unexpected response to /v1/models or {path}"
+        raise EndpointError(problem, f"update {kind.name}") from error
+
+
+def _kind_of(owner: Any, endpoint: Endpoint) -> ServerKind:
+    """The kind of a server, by the owner of its model. Raises EndpointError."""
+    if kind := KINDS.get(str(owner)):
+        return kind
+    found, names = UNSUPPORTED.get(str(owner), "a server of an unknown kind"), [kind.name for kind in KINDS.values()]
+    hint = f"use {', '.join(names)}: prompts and replies are exchanged as token ids"
+    raise EndpointError(f"{endpoint.name} is {found}, which is not supported", hint)
+
+
+def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
+    """The entry of the model to ask for: the only one, or the one named. Raises EndpointError."""
+    entries = listed.get("data") if isinstance(listed, dict) else None
+    models = {
+        str(entry["id"]): entry
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict) and "id" in entry
+    }
+    names = ", ".join(map(server_text, models))
+    if not models:
+        raise EndpointError(f"{endpoint.name}: not a language model server", "check the URL")
+    if endpoint.served_model is not None:
+        if endpoint.served_model not in models:
+            raise EndpointError(f"{endpoint.name} serves no model {endpoint.served_model!r}", f"it serves {names}")
+        chosen = models[endpoint.served_model]
+        base = models.get(str(chosen.get("parent")), {})  # of an adapter, which has no context size of its own
+        return {**base, **{key: value for key, value in chosen.items() if value is not None}}
+    if len(models) > 1:
+        hint = f"choose with --set served_model_name=NAME: {names}"
+        raise EndpointError(f"{endpoint.name} serves several models", hint)
+    return next(iter(models.values()))
