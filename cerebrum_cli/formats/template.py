@@ -8,7 +8,6 @@ has placeholders of its own, which no message can contain.
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,15 +58,21 @@ class Placeholders:
 
     def __init__(self) -> None:
         self._start = f"\ue000{secrets.randbelow(10**12):012}"
-        self._pattern = re.compile(f"{self._start}([0-9]{{1,6}})\ue001")
 
     def text(self, index: int) -> str:
         return f"{self._start}{index}\ue001"
 
     def split(self, rendered: str) -> tuple[str, list[tuple[int, str]]]:
         """Split a render at the placeholders: the text before them, and for each its index and the text after it."""
-        first, *rest = self._pattern.split(rendered)
-        return first, list(zip(map(int, rest[::2]), rest[1::2], strict=True))
+        texts, indexes = [""], list[int]()
+        for at, part in enumerate(rendered.split(self._start)):
+            index, end, text = part.partition("\ue001")
+            if at and end and index.isdecimal():
+                indexes.append(int(index))
+                texts.append(text)
+            else:  # before the first, or what a template has left of one
+                texts[-1] += self._start * bool(at) + part
+        return texts[0], list(zip(indexes, texts[1:], strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

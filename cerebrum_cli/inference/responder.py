@@ -250,6 +250,8 @@ class Responder:
 
     def _sampling(self, settings: Settings, stop: tuple[str, ...]) -> SamplingParams:
         params = settings.sampling(stop)
+        if not params.logit_bias:
+            return params
         return replace(params, logit_bias=resolve_biases(self.engine.vocabulary, params.logit_bias))
 
     def _require_room(self, tokens: tuple[int, ...]) -> None:

@@ -14,13 +14,14 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
+from cerebrum_cli.core.conversation import PromptPart, Tokens
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.signals import exit_on_second_interrupt
+from cerebrum_cli.engine.detokenizer import TokenTable
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.grammar import accept_token, parse_grammar
 
@@ -28,6 +29,7 @@ CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
 USER_DEFINED = llama.LLAMA_TOKEN_ATTR_USER_DEFINED
 SPACE_PREFIX_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_UGM)
 LOSSLESS_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_BPE)  # others drop white space, for example
+REPEATED, REPEATED_TEXT = 64, 4096  # texts of a prompt format to remember, and the length of the longest
 LONG_TEXT = 100_000  # bytes, which take a tenth of a second to tokenize, or many with other tokens between them
 ANCHORS = ("\n", "a", "0", ".")
 BLANK = re.compile(r"\s+|\d+")
@@ -54,6 +56,9 @@ class LlamaVocabulary:
     def __init__(self, model: Any) -> None:
         self._vocab = llama.llama_model_get_vocab(model)
         self._pieces: dict[tuple[int, bool], bytes] = {}
+        self._markups = TokenTable(self._find_markup)
+        self._split_repeated = lru_cache(REPEATED)(self._split_controls)
+        self._tokenize_repeated = lru_cache(REPEATED)(self._tokenize_segment)
         self._space_prefix = llama.llama_vocab_type(self._vocab) in SPACE_PREFIX_TYPES
         self._template = (llama.llama_model_chat_template(model, None) or b"").decode("utf-8", "replace")
         self.size: int = llama.llama_vocab_n_tokens(self._vocab)
@@ -114,7 +119,7 @@ class LlamaVocabulary:
             token
             for text in texts
             for token in self._tokenize_raw(text, parse_special=True)
-            if (self._attribute(token) & CONTROL and self._spelling(token) in text) or self._is_markup(token)
+            if (self._attribute(token) & CONTROL and self._spelling(token) in text) or self._markups[token]
         )
 
     def special_token_text(self, name: str) -> str:
@@ -127,12 +132,14 @@ class LlamaVocabulary:
             if isinstance(part, Tokens):
                 yield part
             elif part.trusted:
-                yield from self._split_controls(part)
+                is_repeated = len(part.value) <= REPEATED_TEXT
+                yield from (self._split_repeated if is_repeated else self._split_controls)(part.value)
             else:
                 yield Plain(part.value, False)
 
-    def _split_controls(self, part: Text) -> Iterator[Plain | Control]:
-        text, at = part.value, 0
+    def _split_controls(self, text: str) -> list[Plain | Control]:
+        items: list[Plain | Control] = []
+        at = 0
         for token in self._tokenize_raw(text, parse_special=True):
             attribute = self._attribute(token)
             if not attribute & CONTROL:
@@ -142,13 +149,13 @@ class LlamaVocabulary:
             if found < 0:  # <unk> for a byte that no token covers: not spelled out
                 continue
             before = text[at:found]
-            yield Plain(before.rstrip() if attribute & llama.LLAMA_TOKEN_ATTR_LSTRIP else before, True)
-            yield Control(token)
+            items.append(Plain(before.rstrip() if attribute & llama.LLAMA_TOKEN_ATTR_LSTRIP else before, True))
+            items.append(Control(token))
             at = found + len(spelling)
             if attribute & llama.LLAMA_TOKEN_ATTR_RSTRIP:
                 while text[at : at + 1].isspace():
                     at += 1
-        yield Plain(text[at:], True)
+        return [*items, Plain(text[at:], True)]
 
     def _tokenize_plain(self, run: list[Plain], continues: bool) -> list[int]:
         """Tokenize joined plain text so that no untrusted character is part of a user-defined token."""
@@ -159,6 +166,8 @@ class LlamaVocabulary:
             if not plain.trusted:
                 untrusted.append((at, at + len(plain.value)))
             at += len(plain.value)
+        if not untrusted and len(text) <= REPEATED_TEXT:
+            return self._tokenize_repeated(text, continues)
         splits: set[int] = set()
         while text:
             edges = [0, *sorted(splits), len(text)]
@@ -174,7 +183,7 @@ class LlamaVocabulary:
         return []
 
     def _split_positions(self, text: str, untrusted: list[tuple[int, int]], ids: list[int]) -> Iterator[int]:
-        for mark in {self._spelling(token) for token in set(ids) if self._is_markup(token)}:
+        for mark in filter(None, set(map(self._markups.__getitem__, ids))):
             at = text.find(mark)
             while at >= 0:
                 if any(start < at + len(mark) and at < end for start, end in untrusted):
@@ -198,8 +207,8 @@ class LlamaVocabulary:
     def _tokenize_bytes(self, data: bytes, parse_special: bool) -> list[int]:
         capacity = len(data) + 8
         while True:
-            tokens = (llama.llama_token * capacity)()
-            count = llama.llama_tokenize(self._vocab, data, len(data), tokens, capacity, False, parse_special)
+            tokens = _array(capacity.bit_length())()
+            count = llama.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), False, parse_special)
             if count >= 0:
                 return list(tokens[:count])
             capacity = -count
@@ -214,12 +223,11 @@ class LlamaVocabulary:
                 )
         return ids
 
-    def _is_markup(self, token: int) -> bool:
-        """Whether a token is markup that plain text can match; an HTML tag only if the chat template contains it."""
+    def _find_markup(self, token: int) -> str:
+        """A token that is markup, which plain text can match; empty for others, and HTML outside the chat template."""
         spelling = self._spelling(token) if self._attribute(token) & USER_DEFINED else ""
-        if len(spelling) < 2 or BLANK.fullmatch(spelling):
-            return False
-        return not HTML.fullmatch(spelling) or spelling in self._template
+        is_plain = len(spelling) < 2 or BLANK.fullmatch(spelling)
+        return "" if is_plain or (HTML.fullmatch(spelling) and spelling not in self._template) else spelling
 
     def _spelling(self, token: int) -> str:
         return self.piece(token, special=True).decode("utf-8", "replace")
@@ -235,3 +243,9 @@ class LlamaVocabulary:
             if count >= 0:
                 return buffer.raw[:count]
             capacity = -count
+
+
+@cache
+def _array(bits: int) -> Any:
+    """A type of arrays for so many tokens; making one takes longer than to tokenize a line."""
+    return llama.llama_token * (1 << bits)
