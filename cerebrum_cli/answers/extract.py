@@ -45,6 +45,7 @@ _MARKER = re.compile(
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
 
+_MARKER_WORDS = "answer", "boxed", "fbox", "####"  # one of which is in each
 _JSON_END = re.compile(r'"\s*+[,}]|,\s*+"|\}')
 _LEAD = re.compile(
     r"(?:[\s*`:=$#>\"“]++|[-•]\s|\\[\[(]|[)\]}]|\\displaystyle|as\s++follows\b|(?:therefore|thus|hence|simply)\b,?)*+",
@@ -128,7 +129,7 @@ def extract_answers(text: str, is_complete: bool) -> Extraction:
 def own_text(text: str) -> str:
     """What a reply has behind its thought, and before a next question that a base model makes up."""
     text = text.replace("\r\n", "\n").replace('\\"', '"').replace("\N{MINUS SIGN}", "-")
-    text = _THOUGHT.sub("", text)
+    text = _THOUGHT.sub("", text) if "think" in text else text
     if question := _NEXT_QUESTION.search(text):
         own = text[: question.start()].strip()
         is_answer = "\n" not in own and (_AS_IS.match(own) or NUMBER.search(own))
@@ -143,7 +144,7 @@ def _statements_from_last(text: str) -> Iterator[tuple[str, bool]]:
     A statement ends where the next begins: so no character is read twice, however many statements are empty.
     """
     end = len(text)
-    for marker in reversed(list(_MARKER.finditer(text))):
+    for marker in reversed(list(_MARKER.finditer(text, _first_line_of_marker(text)))):
         kind, region = marker.lastgroup, text[marker.end() : end]
         if is_box := kind == "box" and region.startswith("{"):
             line, below = _braced(region), ""
@@ -164,6 +165,15 @@ def _statements_from_last(text: str) -> Iterator[tuple[str, bool]]:
             is_prose = len(_WORD.findall(value)) > 3 and not _REFUSAL.search(value)
             yield value, not (is_prose or is_remark)
         end = marker.start()
+
+
+def _first_line_of_marker(text: str) -> int:
+    """Where the line of the first marker begins, or one before it: most replies have none but at their end."""
+    folded = text.casefold()
+    if len(folded) != len(text):  # places differ
+        return 0
+    first = min((at for word in _MARKER_WORDS if (at := folded.find(word)) >= 0), default=len(text))
+    return text.rfind("\n", 0, first) + 1
 
 
 def _braced(text: str) -> str:
