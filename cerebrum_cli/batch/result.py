@@ -29,9 +29,9 @@ class Schema:
         return tuple(object[key] for key in self.identity)
 
 
-def with_optional(keys: tuple[str, ...], optional: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+def with_optional(keys: tuple[str, ...], optional: tuple[str, ...]) -> frozenset[tuple[str, ...]]:
     """The lists of keys with any of the optional ones behind them, in order."""
-    return tuple((*keys, *more) for count in range(len(optional) + 1) for more in combinations(optional, count))
+    return frozenset((*keys, *more) for count in range(len(optional) + 1) for more in combinations(optional, count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +46,11 @@ class ResultRows:
         return self.size
 
     def validate(self, finished: Collection[int], position: int, object: Mapping[str, Any]) -> None:
-        """Raise ValueError unless the row at a position is unfinished and the object belongs to it."""
+        """Raise ValueError unless the row at a position is unfinished and the object has the keys of one."""
         if position in finished or not 0 <= position < len(self):
             raise ValueError(f"no unfinished row at position {position}")
-        identity = self.identity(position)
-        if tuple(object) not in self.schema.keys or self.schema.identify(object) != identity:
-            raise ValueError(f"not an object of row {identity}: {list(object)}")
+        if tuple(object) not in self.schema.keys:
+            raise ValueError(f"not an object of a row: {list(object)}")
 
     def require_finished(self, finished: Collection[int]) -> None:
         if len(finished) != len(self):
@@ -119,7 +118,7 @@ class Result(Protocol):
         """Finished rows that failed, were truncated, or have no winner."""
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
-        """Write the object of a row. Raises ValueError for another row's object, and for a finished row."""
+        """Write the object of a row. Raises ValueError for an object with other keys, and for a finished row."""
 
     def complete(self) -> None:
         """Complete the result once all rows are written."""
