@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from cerebrum_cli.core.events import Forced, Timings
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.sequence import Request, Tokens
 
 MAX_WINDOW = 4096  # sequences to give a server at a time
 
@@ -39,9 +39,9 @@ class ReplyChunk:
     prompt: tokens evaluated, and all; the server had `cached` of them.
     """
 
-    tokens: tuple[int, ...] = ()
+    tokens: Tokens = ()
     text: str | None = None
-    logprobs: tuple[float | None, ...] = ()
+    logprobs: Sequence[float | None] = ()
     total: int | None = None
     progress: tuple[int, int] | None = None
     cached: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -109,7 +110,7 @@ class LlamaServer:
                 yield ReplyChunk(text="", end=_end(event))
                 return
             else:
-                tokens = tuple(int(token) for token in event.get("tokens", ()))
+                tokens = array("i", event.get("tokens", ()))
                 yield ReplyChunk(tokens, text_of(event, "content"), total=event.get("tokens_predicted"))
 
     def read_load(self, text: str) -> Load:
@@ -128,7 +129,7 @@ class LlamaServer:
 
 
 def _whole(reply: Mapping[str, Any]) -> ReplyChunk:
-    tokens = tuple(int(token) for token in reply.get("tokens", ()))
+    tokens = array("i", reply.get("tokens", ()))
     if len(tokens) != int(reply.get("tokens_predicted", len(tokens))):
         return ReplyChunk(text=text_of(reply, "content"), end=_end(reply))
     return ReplyChunk(tokens, logprobs=_logprobs(reply, tokens), end=_end(reply))
@@ -151,12 +152,14 @@ def _end(reply: Mapping[str, Any]) -> ReplyEnd:
     )
 
 
-def _logprobs(reply: Mapping[str, Any], tokens: Sequence[int]) -> tuple[float | None, ...]:
-    """Log probabilities of the tokens; None for those that a character or a stop string hides."""
+def _logprobs(reply: Mapping[str, Any], tokens: Sequence[int]) -> Sequence[float | None]:
+    """Log probabilities of the tokens; None for those that a character or a stop string hides. Empty without any."""
     known = [(int(each["id"]), float(each["logprob"])) for each in reply.get("completion_probabilities", ())]
+    if not known:
+        return ()
     at, logprobs = 0, list[float | None]()
     for token in tokens:
         is_known = at < len(known) and known[at][0] == token
         logprobs.append(known[at][1] if is_known else None)
         at += is_known
-    return tuple(logprobs)
+    return logprobs

@@ -6,6 +6,7 @@ vLLM ignores fields it does not know, and fills in unset ones from the model's g
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -291,7 +292,7 @@ def _sglang_end(meta: Mapping[str, Any]) -> ReplyEnd:
 
 def _chunk(ids: Sequence[Any] | None, text: str | None, scores: Any, end: ReplyEnd | None) -> ReplyChunk:
     """A part of a reply, with log probabilities if each of its tokens has one."""
-    tokens, logprobs = tuple(int(token) for token in ids or ()), tuple(scores or ())
+    tokens, logprobs = array("i", ids or ()), scores or ()
     return ReplyChunk(tokens, text, logprobs if len(logprobs) == len(tokens) else (), end=end)
 
 
