@@ -78,7 +78,7 @@ def test_merge_reports_a_source_truncated_meanwhile(small: Path, out: Path, at_s
         write_merge(WHOLE, {"a": [small]}, out)
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError, MergeError, SystemExit, OSError])
+@pytest.mark.parametrize("error", [ZeroDivisionError, MergeError, OSError])
 def test_merge_raises_an_error_of_its_writing_thread(
     small: Path, out: Path, at_size: AtSize, error: type[BaseException]
 ) -> None:
@@ -209,14 +209,13 @@ def job(tmp_path: Path, seven: Path) -> Iterator[MergeProcess]:
         process.communicate()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_merge_command_signals_leave_no_files(job: MergeProcess, number: signal.Signals, code: int) -> None:
+def test_merge_command_signal_leaves_no_files(job: MergeProcess) -> None:
     job.out.write_bytes(EXISTING)
     process = job.start()
     job.wait_until_writing()
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     ended, lines = job.wait(process)
-    assert (ended, lines[-2:]) == (code, INTERRUPTED)
+    assert (ended, lines[-2:]) == (143, INTERRUPTED)
     assert all(line.startswith("merge: ") for line in lines[:-2])
     assert (job.files, job.out.read_bytes()) == (["out.gguf"], EXISTING)
     assert job.command.run("list", "--json").object == []
