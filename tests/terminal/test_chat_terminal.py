@@ -32,14 +32,6 @@ def turn(person: Person, question: str) -> None:
     person.wait_for("/2048 (")
 
 
-def test_toolbar_shows_session_model_format_context_and_speed(open_small_chat: OpenTerminal, user: CommandLine) -> None:
-    person = open_small_chat()
-    person.wait_for("small | embedded | context ")
-    person.type("How are you?\r", shows="how-are-you | small | embedded | context ")
-    person.wait_for(" t/s")
-    person.leave()
-
-
 def test_chat_on_a_full_disk_says_once_that_it_is_not_saved(
     open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
 ) -> None:
@@ -141,15 +133,17 @@ def test_chat_output_can_be_piped_from_a_terminal(
     assert user.contents("one")[1] in (tmp_path / "log").read_text()
 
 
-def test_prompt_ctrl_c_discards_the_line_and_exits_when_pressed_twice(
+def test_prompt_has_a_toolbar_and_exits_when_ctrl_c_is_pressed_twice(
     open_small_chat: OpenTerminal, user: CommandLine
 ) -> None:
     person = open_small_chat()
+    person.wait_for("small | embedded | context ")
     for _ in range(3):
         person.type("not sent", shows="> not sent")
         person.type("\x03")
     person.type("\x03", shows="Press Ctrl-C again")
-    person.type("One?\r", shows="one | small")
+    person.type("One?\r", shows="one | small | embedded | context ")
+    person.wait_for(" t/s")
     person.type("\x03", shows="Press Ctrl-C again")
     person.type("\x03")
     assert person.end() == 0
