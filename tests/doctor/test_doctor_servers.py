@@ -196,7 +196,7 @@ def test_doctor_finds_seeds_without_effect(new_user: CommandLine, server: LlamaS
     [
         ({"status": 500, "message": "boom"}, "boom"),
         ({"reset_after": 1}, "connection lost"),
-        ({"body": b"<html>"}, "damaged reply"),
+        ({"body": b"<html>"}, "the reply is incomplete"),
     ],
 )
 def test_doctor_reports_a_reply_that_fails(

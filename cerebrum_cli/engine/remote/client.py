@@ -1,6 +1,6 @@
-"""The address of a server, HTTP to it, and why a request has no reply, by how that is handled.
+"""The address of a server, requests to it, and why one has no reply, by how that is handled.
 
-Only this module imports httpx2 for endpoints. Redirects are not followed: a key never reaches another host.
+Redirects are not followed: a key never reaches another host.
 """
 
 from __future__ import annotations
@@ -9,26 +9,39 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncGenerator, Iterator, Mapping
+import re
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, urlsplit
+from typing import Any, TypeVar
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
+
+import h11
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
 from cerebrum_cli.core.text import one_line, well_formed
-
-if TYPE_CHECKING:
-    import httpx2
+from cerebrum_cli.engine.remote.connection import (
+    CONNECT_S,
+    PORTS,
+    Connection,
+    ConnectionPool,
+    OversizedReplyError,
+)
 
 KEY_VARIABLE = "CEREBRUM_API_KEY"
-CONNECT_S = 5.0
-WRITE_S = 60.0
-IDLE_S = 2.0  # of a connection before it is closed: llama-server closes it after 5, perhaps while a request is sent
+MESSAGE_S = 5.0  # in which the message of an error must arrive
+QUESTION_BYTES = 2**20  # about a server, its load or the tokens of a text, and of an error
+REPLY_BYTES = 2**26  # of all samples of a request
+EVENT_BYTES = 2**23  # of a stream: llama-server's last event may repeat a long prompt
+STREAM_BYTES = 2**28
+IN_PATH = "/%:@!$&'()*+,;=~"  # what may be in the path of a URL besides letters and digits
 MAX_REASON = 200  # characters of a server's message
 RETRY_LATER = (408, 429, 503)
 URL_EXAMPLE = "write it like http://localhost:8080"
-DONE = "[DONE]"  # ends a stream in OpenAI's format
+DONE = b"[DONE]"  # ends a stream in OpenAI's format
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,115 +137,164 @@ def parse_url(text: str) -> str:
 
 
 class Client:
-    """A connection pool to one server; for one event loop."""
+    """Requests to one server; for one event loop. Each raises LostServerError, BusyServerError or RequestError."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        import httpx2
-
-        headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
-        self._name = endpoint.name
-        self._has_key = endpoint.key is not None
+        self._name, self._has_key = endpoint.name, endpoint.key is not None
+        url = urlsplit(endpoint.url)
         try:
-            self._http = httpx2.AsyncClient(
-                base_url=endpoint.url,
-                headers=headers,
-                timeout=httpx2.Timeout(None, connect=CONNECT_S, write=WRITE_S),
-                limits=httpx2.Limits(keepalive_expiry=IDLE_S),
-                trust_env=not endpoint.is_loopback,
-                verify=httpx2.create_ssl_context() if endpoint.is_encrypted else False,
-            )
+            host = url.netloc.encode("idna").decode()
+            proxy = None if endpoint.is_loopback else _proxy_of(url)
+            uses_tls = "https" in (url.scheme, proxy and proxy.scheme)
+            self._connections = ConnectionPool(endpoint.url, proxy, _trusted_certificates() if uses_tls else None)
         except OSError as error:
             problem = f"{endpoint.name}: the certificates cannot be read: {error.strerror or error}"
             raise EndpointError(problem, "check SSL_CERT_FILE and SSL_CERT_DIR") from error
-        except (httpx2.InvalidURL, ValueError, ImportError) as error:
+        except ValueError as error:
             problem = f"{endpoint.name}: {server_text(str(error))}"
             raise EndpointError(problem, "check the URL, and the proxy that HTTP_PROXY or ALL_PROXY names") from error
+        self._headers = [("Host", host), ("User-Agent", "cerebrum-cli"), ("Accept-Encoding", "identity")]
+        if endpoint.key:
+            self._headers.append(("Authorization", f"Bearer {endpoint.key.strip()}"))
+        self._base = quote(url.path, safe=IN_PATH)
+        if proxy and url.scheme == "http":
+            self._base = f"http://{host}{self._base}"
+            self._headers += self._connections.headers
 
     async def get(self, path: str, timeout_s: float, **query: str) -> Any:
         """The JSON value at a path."""
-        return await self._request("GET", path, timeout_s, params=query)
+        return await self._request("GET", f"{path}?{urlencode(query)}" if query else path, json.loads, timeout_s)
 
     async def text(self, path: str, timeout_s: float) -> str:
         """The text at a path, such as a page of metrics."""
-        content = await self._request("GET", path, timeout_s, is_json=False)
-        return str(content, "utf-8", "replace")
-
-    async def check(self, path: str, timeout_s: float) -> None:
-        """Raise unless a path answers with success; its content does not matter."""
-        await self._request("GET", path, timeout_s, is_json=False)
+        return await self._request("GET", path, lambda content: content.decode("utf-8", "replace"), timeout_s)
 
     async def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None) -> Any:
-        """The JSON value that a path answers a JSON body with; without a timeout, however long it takes."""
-        return await self._request("POST", path, timeout_s, json=body)
-
-    async def _request(
-        self, method: str, path: str, timeout_s: float | None, is_json: bool = True, **content: Any
-    ) -> Any:
-        import httpx2
-
-        with self._translated():
-            timeout = httpx2.Timeout(timeout_s, connect=CONNECT_S, write=WRITE_S)
-            async with asyncio.timeout(timeout_s):
-                response = await self._http.request(method, path, timeout=timeout, **content)
-            self._raise_for_status(response)
-            return response.json() if is_json else response.content
+        """The JSON value that a path answers a JSON body with. Without a timeout, the caller ends a reply in time."""
+        return await self._request("POST", path, json.loads, timeout_s, body)
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the JSON objects of server-sent events; closing the iterator closes the connection."""
-        import httpx2
-
-        with self._translated():
-            async with self._http.stream("POST", path, json=body) as response:
-                if not response.is_success:
-                    await response.aread()
-                    self._raise_for_status(response)
-                async for event in httpx2.EventSource(response):
-                    if event.data != DONE:
-                        yield _checked(json.loads(event.data))
+        async with (
+            self._exchange("POST", path, None, body) as connection,
+            contextlib.aclosing(connection.read_parts(STREAM_BYTES)) as parts,
+            contextlib.aclosing(_events(parts)) as events,
+        ):
+            async for event in events:
+                yield _checked(json.loads(event))
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self._connections.close()
 
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        import httpx2
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        parse: Callable[[bytes], T],
+        timeout_s: float | None,
+        body: Mapping[str, Any] | None = None,
+    ) -> T:
+        """What a whole reply says; with a time limit, it is that to a question, and is small."""
+        async with self._exchange(method, path, timeout_s, body) as connection:
+            return parse(await connection.read(REPLY_BYTES if timeout_s is None else QUESTION_BYTES))
 
-        try:
-            yield
-        except httpx2.ConnectTimeout as error:
-            raise LostServerError(f"no connection within {CONNECT_S:g} s", was_sent=False) from error
-        except httpx2.ConnectError as error:
-            raise _connection_error(self._name, error) from error
-        except (httpx2.TimeoutException, TimeoutError) as error:
-            raise LostServerError("no reply in time") from error
-        except (ValueError, RecursionError, httpx2.DecodingError, httpx2.SSEError) as error:
-            raise LostServerError("damaged reply") from error
-        except httpx2.TransportError as error:
-            raise LostServerError("connection lost") from error
-        except httpx2.InvalidURL as error:
-            raise EndpointError(f"{self._name}: {error}", "check the URL") from error
+    @contextlib.asynccontextmanager
+    async def _exchange(
+        self, method: str, path: str, timeout_s: float | None, body: Mapping[str, Any] | None
+    ) -> AsyncGenerator[Connection, None]:
+        """Send a request, and let the content of the reply be read from the connection if it is a success."""
+        content, headers = b"", self._headers
+        if body is not None:
+            content = json.dumps(body, separators=(",", ":")).encode()
+            headers = [*headers, ("Content-Type", "application/json"), ("Content-Length", str(len(content)))]
+        request = h11.Request(method=method, target=self._base + path, headers=headers)
+        with _translated():
+            async with asyncio.timeout(timeout_s):
+                try:
+                    connection = await self._connections.take()
+                except OSError as error:
+                    raise _connection_error(self._name, error) from error
+                try:
+                    response = await connection.ask(request, content)
+                    if not 200 <= response.status_code < 300:
+                        raise await self._error(connection, response)
+                    if _header(response, b"content-encoding") not in ("", "identity"):
+                        raise LostServerError("the reply is compressed, which was not asked for")
+                    yield connection
+                finally:
+                    self._connections.put_back(connection)
 
-    def _raise_for_status(self, response: httpx2.Response) -> None:
+    async def _error(self, connection: Connection, response: h11.Response) -> Exception:
+        """What a response without success means."""
         status, name = response.status_code, self._name
-        if response.is_success:
-            return
-        if response.is_redirect or response.has_redirect_location:
-            target = server_text(response.headers.get("Location", "another address"))
-            raise EndpointError(f"{name} redirects to {target}", "if you trust it, give that URL as --endpoint")
+        if 300 <= status < 400:
+            target = server_text(_header(response, b"location") or "another address")
+            return EndpointError(f"{name} redirects to {target}", "if you trust it, give that URL as --endpoint")
         if status in (401, 403):
             problem = "refuses this API key" if self._has_key else "requires an API key"
-            raise EndpointError(f"{name} {problem}", f"set {KEY_VARIABLE}, or key_env of its table in config.toml")
-        retry_after = response.headers.get("Retry-After", "")
+            return EndpointError(f"{name} {problem}", f"set {KEY_VARIABLE}, or key_env of its table in config.toml")
+        content = b""
+        with contextlib.suppress(TimeoutError, OSError, OversizedReplyError, h11.RemoteProtocolError):
+            async with asyncio.timeout(MESSAGE_S):
+                content = await connection.read(QUESTION_BYTES)
+        retry_after = _header(response, b"retry-after")
         is_number = retry_after.isascii() and retry_after.isdecimal()
-        raise failure(status, _server_message(response), float(retry_after) if is_number else None)
+        return failure(status, _server_message(content, status), float(retry_after) if is_number else None)
 
 
-def import_http() -> None:
-    """Import all of httpx2 that a client needs, which takes a tenth of a second; what goes wrong is raised later."""
-    with contextlib.suppress(Exception):
-        import httpx2
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise LostServerError("no reply in time") from error
+    except OversizedReplyError as error:
+        raise LostServerError("the reply is too large") from error
+    except (ValueError, RecursionError) as error:
+        raise LostServerError("damaged reply") from error
+    except (OSError, h11.RemoteProtocolError) as error:
+        raise LostServerError("connection lost") from error
 
-        httpx2.AsyncClient(trust_env=False, verify=False)
+
+def _proxy_of(url: SplitResult) -> SplitResult | None:
+    """The proxy that the environment names for a URL. Raises ValueError if it cannot be used."""
+    from urllib.request import getproxies, proxy_bypass
+
+    proxies = getproxies()
+    named = proxies.get(url.scheme) or proxies.get("all")
+    if not named or proxy_bypass(url.hostname or ""):
+        return None
+    proxy = urlsplit(named if "://" in named else f"http://{named}")
+    if proxy.scheme not in PORTS or not proxy.hostname or proxy.port == 0:
+        raise ValueError("its proxy is not one for HTTP")  # which may contain a password
+    return proxy
+
+
+def _trusted_certificates() -> ssl.SSLContext:
+    import httpx2
+
+    return httpx2.create_ssl_context()
+
+
+def _header(response: h11.Response, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in response.headers if key == name), "")
+
+
+async def _events(parts: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """Yield the data of server-sent events but the last, `[DONE]`. Raises OversizedReplyError."""
+    received, searched = bytearray(), 0
+    async for part in parts:
+        received += part.replace(b"\r", b"")  # which JSON escapes
+        while (end := received.find(b"\n\n", searched)) >= 0:
+            lines = received[:end].split(b"\n")
+            data = b"\n".join(line[5:] for line in lines if line.startswith(b"data:")).strip()
+            del received[: end + 2]
+            searched = 0
+            if data not in (b"", DONE):
+                yield data
+        searched = max(0, len(received) - 1)
+        if searched > EVENT_BYTES:
+            raise OversizedReplyError
 
 
 def failure(status: int, message: str, retry_after: float | None = None) -> Exception:
@@ -254,15 +316,15 @@ def _checked(event: dict[str, Any]) -> dict[str, Any]:
     raise failure(status if isinstance(status, int) else 500, server_text(str(detail.get("message", "error"))))
 
 
-def _server_message(response: httpx2.Response) -> str:
+def _server_message(content: bytes, status: int) -> str:
     try:
-        body = response.json()
+        body = json.loads(content)
     except (ValueError, RecursionError):
         body = None
     error = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail")
-    return server_text(str(error)) if error else f"status {response.status_code}"
+    return server_text(str(error)) if error else f"status {status}"
 
 
 def server_text(text: str) -> str:
@@ -270,19 +332,15 @@ def server_text(text: str) -> str:
     return well_formed(one_line(text))[:MAX_REASON]
 
 
-def _connection_error(name: str, error: Exception) -> Exception:
+def _connection_error(name: str, error: OSError) -> Exception:
     """Why there is no connection: an untrusted certificate, or in the operating system's words if there are any."""
-    import ssl
-
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            problem = f"{name}: untrusted certificate: {cause.verify_message.rstrip('.')}"
-            return EndpointError(problem, "check the URL, or name trusted certificates with SSL_CERT_FILE")
-        if isinstance(cause, ssl.SSLError):  # its number is not the operating system's
-            return LostServerError(f"no encrypted connection: {cause.reason}", was_sent=False)
-        if isinstance(cause, OSError) and cause.errno:
-            words = os.strerror(cause.errno) if cause.errno > 0 else cause.strerror or str(cause)
-            return LostServerError(words, was_sent=False)
-        cause = cause.__cause__ or cause.__context__
-    return LostServerError(str(error) or "no connection", was_sent=False)
+    number = re.search(r"\[Errno (\d+)\]", str(error))  # of the first of several addresses, or of the only one
+    if isinstance(error, ssl.SSLCertVerificationError):
+        problem = f"{name}: untrusted certificate: {error.verify_message.rstrip('.')}"
+        return EndpointError(problem, "check the URL, or name trusted certificates with SSL_CERT_FILE")
+    if isinstance(error, ssl.SSLError):  # its number is not the operating system's
+        return LostServerError(f"no encrypted connection: {error.reason}", was_sent=False)
+    if isinstance(error, TimeoutError) and not error.errno:
+        return LostServerError(f"no connection within {CONNECT_S:g} s", was_sent=False)
+    words = os.strerror(int(number[1])) if number else error.strerror or str(error) or "no connection"
+    return LostServerError(words, was_sent=False)

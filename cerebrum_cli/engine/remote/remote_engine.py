@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from time import monotonic
@@ -19,7 +18,7 @@ from cerebrum_cli.core.events import Event, LoadEvent, SequenceId, ServersEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.backend import OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, first_seed
-from cerebrum_cli.engine.remote.client import Endpoint, import_http
+from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.remote.description import ExpectedModel
 from cerebrum_cli.engine.remote.job import PooledRequest, PoolJob, ServerTimeouts
 from cerebrum_cli.engine.remote.pool import Pool
@@ -127,9 +126,6 @@ class RemoteEngine(Engine):
         earlier: Sequence[Mapping[str, str]] = (),
         may_differ: bool = False,
     ) -> None:
-        threading.Thread(
-            target=import_http, name="servers: imports", daemon=True
-        ).start()  # while native code loads the vocabulary
         self._open_vocabulary = open_vocabulary
         self._endpoints = endpoints
         self._window = window
