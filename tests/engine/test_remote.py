@@ -224,14 +224,6 @@ def test_remote_busy_server_is_noted_once_after_a_while(headers: dict[str, str],
         assert len(server.completions()) == (1 if headers else 21)
 
 
-def test_remote_busy_server_holds_no_request_that_another_has_room_for() -> None:
-    timeouts = replace(QUICK, busy=1000.0)
-    with serving(unicode_model, 2) as servers, connected(*servers, timeouts=timeouts) as engine:
-        servers[0].arm(times=None, status=429)
-        events = events_of(engine, *REQUESTS)
-    assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
-
-
 @pytest.mark.parametrize(
     "fault",
     [

@@ -148,7 +148,7 @@ class Pool:
         self._waiting.extendleft(reversed(bound))
         while self._suspects and not self._waiting and (server := self._choose(self._suspects[0], self._servers)):
             self._start(self._suspects.popleft(), server)
-        if not self._waiting and any(server.is_free(self._now) for server in self._servers):
+        if not self._waiting and any(server.is_idle(self._now) for server in self._servers):
             self._recall()
         self._watch_for_the_end()
 
@@ -176,7 +176,7 @@ class Pool:
         await server.answer(job)
 
     def _recall(self) -> None:
-        """Take back the jobs of half-open servers, which may never answer, for one that is free."""
+        """Take back the jobs of half-open servers, which may never answer, for one that has nothing to do."""
         for server in self._servers:
             if server.breaker.state == "half-open":
                 server.stop(RECALLED, (job for job in server.running if not job.has_output))

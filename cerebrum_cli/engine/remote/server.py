@@ -126,8 +126,9 @@ class Server:
         """Whether it takes requests and answers them, as far as is known."""
         return self.breaker.state == "closed" and self.busy_since is None
 
-    def is_free(self, now: float) -> bool:
-        return self.breaker.state == "closed" and now >= self.busy_until and self.outstanding < self.window
+    def is_idle(self, now: float) -> bool:
+        """Whether it has nothing to do, and would answer."""
+        return self.breaker.state == "closed" and now >= self.busy_until and not self.running
 
     def has_room(self, job: PoolJob, now: float) -> bool:
         """Whether it can be given a job now; a suspect only if it has no other."""
