@@ -1,0 +1,325 @@
+"""The HTTP client of servers, against hostile ones in the same event loop: bounds, connections, streams and proxies."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, closing, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from cerebrum_cli.core.errors import EndpointError
+from cerebrum_cli.engine.remote import client as client_module
+from cerebrum_cli.engine.remote import connection as connection_module
+from cerebrum_cli.engine.remote.client import Client, Endpoint, LostServerError, RequestError
+
+CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"  # with its key, self-signed
+LIMIT = 2**16
+BUFFERED = 2**23  # bytes that may be on their way between two sockets
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+ENDLESS = b"x" * 2**16
+
+Ask = Callable[[Client], Awaitable[Any]]
+
+
+class Server:
+    """Answers each request with the same bytes, then with an endless repetition of others; counts what it does."""
+
+    def __init__(self, reply: bytes = b"", repeated: bytes = b"", pause_s: float = 0.0) -> None:
+        self.reply, self.repeated, self.pause_s = reply, repeated, pause_s
+        self.connections, self.sent = 0, 0
+        self.requests: list[bytes] = []
+        self.port = 0
+
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError), closing(writer.transport):
+            while True:
+                self.requests.append(await read_request(reader))
+                writer.write(self.reply)
+                while self.repeated:
+                    writer.write(self.repeated)
+                    await writer.drain()
+                    self.sent += len(self.repeated)
+                    await asyncio.sleep(self.pause_s)
+
+    def client(self, **endpoint: Any) -> Client:
+        return Client(Endpoint("it", f"http://127.0.0.1:{self.port}", **endpoint))
+
+
+S = TypeVar("S", bound=Server)
+
+
+async def read_request(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    return head + (await reader.readexactly(int(lengths[0].split(b":")[1])) if lengths else b"")
+
+
+@asynccontextmanager
+async def listening(server: S, tls: ssl.SSLContext | None = None) -> AsyncIterator[S]:
+    async with await asyncio.start_server(server.converse, "127.0.0.1", backlog=1024, ssl=tls) as listener:
+        server.port = listener.sockets[0].getsockname()[1]
+        yield server
+
+
+def json_reply(content: bytes = b"[1]", headers: bytes = b"") -> bytes:
+    return OK + headers + b"Content-Length: %d\r\n\r\n%b" % (len(content), content)
+
+
+def asked(server: Server, ask: Ask) -> Any:
+    """What asking a server returns."""
+
+    async def run() -> Any:
+        async with listening(server), aclosing(server.client()) as client, asyncio.timeout(30):
+            return await ask(client)
+
+    return asyncio.run(run())
+
+
+def lost(server: Server, ask: Ask) -> str:
+    with pytest.raises(LostServerError) as raised:
+        asked(server, ask)
+    return raised.value.reason
+
+
+async def stream(client: Client) -> list[Any]:
+    async with aclosing(client.stream("/completion", {})) as events:
+        return [event async for event in events]
+
+
+ASKS: dict[str, Ask] = {
+    "get": lambda client: client.get("/v1/models", 20.0),
+    "text": lambda client: client.text("/metrics", 20.0),
+    "question": lambda client: client.post("/tokenize", {}, 20.0),
+    "reply": lambda client: client.post("/completion", {}),
+    "stream": stream,
+}
+
+
+@pytest.fixture(autouse=True)
+def small_replies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("QUESTION_BYTES", "REPLY_BYTES", "STREAM_BYTES", "EVENT_BYTES"):
+        monkeypatch.setattr(client_module, name, LIMIT)
+
+
+# Bounds.
+
+
+@pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS.keys())
+@pytest.mark.parametrize(
+    ("reply", "repeated", "reason"),
+    [
+        pytest.param(OK + b"\r\n", ENDLESS, "the reply is too large", id="endless"),
+        pytest.param(OK + b"Content-Length: 9999999999\r\n\r\n", ENDLESS, "the reply is too large", id="huge"),
+        pytest.param(OK + b"\r\ndata: ", ENDLESS, "the reply is too large", id="event"),
+        pytest.param(OK + b"\r\n", b":\n\n" * 2**12, "the reply is too large", id="pings"),
+        pytest.param(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 2**10, "the reply is too large", id="provisional"),
+        pytest.param(OK, b"a: b\r\n" * 2**12, "connection lost", id="headers"),
+        pytest.param(b"HTTP/1.1 500 Oh\r\n\r\n", ENDLESS, "status 500", id="error"),
+        pytest.param(CHUNKED, b"1\r\nx\r\n" * 2**12, "the reply is too large", id="chunks"),
+    ],
+)
+def test_client_ends_a_reply_that_is_too_large(ask: Ask, reply: bytes, repeated: bytes, reason: str) -> None:
+    server = Server(reply, repeated)
+    assert lost(server, ask) == reason
+    assert server.sent < LIMIT + BUFFERED
+
+
+@pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS.keys())
+def test_client_takes_no_compressed_reply(ask: Ask) -> None:
+    bomb = gzip.compress(bytes(2**24))
+    server = Server(json_reply(bomb, b"Content-Encoding: gzip\r\n"))
+    assert lost(server, ask) == "the reply is compressed, which was not asked for"
+    assert b"Accept-Encoding: identity\r\n" in server.requests[0]
+
+
+@pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS.keys())
+def test_client_does_not_read_what_redirects(ask: Ask) -> None:
+    server = Server(b"HTTP/1.1 302 Found\r\nLocation: http://other/\r\n\r\n", ENDLESS)
+    with pytest.raises(EndpointError, match="redirects to http://other/"):
+        asked(server, ask)
+
+
+@pytest.mark.parametrize(
+    "reply", [OK[:-2], OK + b"a: ", OK + b"Content-Length: 9\r\n\r\n"], ids=["status", "headers", "content"]
+)
+@pytest.mark.parametrize("name", ["get", "text", "post"])
+def test_client_ends_a_question_in_time(name: str, reply: bytes) -> None:
+    server = Server(reply, b" ", pause_s=0.01)
+    more: tuple[Any, ...] = ({},) if name == "post" else ()
+    assert lost(server, lambda client: getattr(client, name)("/x", *more, 0.05)) == "no reply in time"
+
+
+def test_client_does_not_wait_for_the_message_of_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "MESSAGE_S", 0.02)
+    server = Server(b"HTTP/1.1 404 No\r\nContent-Length: 9\r\n\r\n", b" ", pause_s=0.005)
+    with pytest.raises(RequestError, match="status 404"):
+        asked(server, ASKS["reply"])
+
+
+# Connections.
+
+
+def test_client_asks_a_vanished_server_for_a_sign_of_life() -> None:
+    server = Server(json_reply())
+
+    async def options(client: Client) -> list[int]:
+        await client.get("/", 20.0)
+        return keepalive_of_socket_to(server.port)
+
+    assert asked(server, options) == [1, 30, 10, 3]
+
+
+def keepalive_of_socket_to(port: int) -> list[int]:
+    """The options of this process's socket that is connected to a port."""
+    idle = getattr(socket, "TCP_KEEPIDLE", 0x10)  # TCP_KEEPALIVE on macOS
+    for name in os.listdir("/dev/fd"):
+        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as found:
+            if found.getpeername() == ("127.0.0.1", port):
+                options = (idle, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+                is_on = found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                return [is_on, *(found.getsockopt(socket.IPPROTO_TCP, option) for option in options)]
+    raise AssertionError("there is no such socket")
+
+
+def test_client_reuses_a_connection_until_it_has_been_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(json_reply())
+
+    async def ask(client: Client) -> None:
+        for _ in range(3):
+            assert await client.get("/", 20.0) == [1]
+        assert server.connections == 1
+        monkeypatch.setattr(connection_module, "IDLE_S", -1.0)
+        assert await client.get("/", 20.0) == [1]
+
+    asked(server, ask)
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [json_reply(headers=b"Connection: close\r\n"), json_reply() + b"more", OK + b"Content-Length: 3\r\n\r\n[1] "],
+)
+def test_client_does_not_reuse_a_connection_that_is_out_of_step(reply: bytes) -> None:
+    server = Server(reply)
+
+    async def ask(client: Client) -> None:
+        for _ in range(2):
+            assert await client.get("/", 20.0) == [1]
+
+    asked(server, ask)
+    assert server.connections == 2
+
+
+def test_client_has_as_many_connections_as_requests() -> None:
+    server = Server(json_reply(), pause_s=20.0)
+
+    async def ask(client: Client) -> None:
+        tasks = [asyncio.create_task(client.post("/completion", {})) for _ in range(300)]
+        assert await asyncio.gather(*tasks) == [[1]] * 300
+        assert 100 < server.connections <= 300
+        before = server.connections
+        assert await asyncio.gather(*(client.get("/", 20.0) for _ in range(100))) == [[1]] * 100
+        assert server.connections == before
+
+    asked(server, ask)
+
+
+# Streams.
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'data: {"a": 1}\n\ndata: {"b": 2}\n\ndata: [DONE]\n\n',
+        b':ping\r\n\r\nevent: x\r\ndata:{"a": 1}\r\n\r\n:\r\n\r\ndata: {"b":\r\ndata: 2}\r\n\r\n',
+        b'data: {"a": 1}\n\nid: 7\nretry: 5\ndata: {"b": 2}\n\ndata:\n\ndata: unfinished',
+    ],
+)
+def test_client_reads_events_however_they_are_split(content: bytes) -> None:
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in content)
+    whole = OK + b"Content-Length: %d\r\n\r\n%b" % (len(content), content)
+    for reply in (whole, CHUNKED + chunks + b"0\r\n\r\n"):
+        assert asked(Server(reply), stream) == [{"a": 1}, {"b": 2}]
+
+
+# Proxies.
+
+
+class Proxy(Server):
+    """Answers itself, but connects a tunnel to a port of this machine."""
+
+    def __init__(self, port: int, status: bytes = b"200 OK") -> None:
+        super().__init__(json_reply(b"[2]"))
+        self.target, self.status = port, status
+
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await read_request(reader)
+        self.requests.append(request)
+        with closing(writer.transport):
+            if not request.startswith(b"CONNECT"):
+                writer.write(self.reply)
+                return
+            writer.write(b"HTTP/1.1 %b\r\n\r\n" % self.status)
+            if self.target:
+                source, target = await asyncio.open_connection("127.0.0.1", self.target)
+                await asyncio.gather(pump(reader, target), pump(source, writer))
+
+
+async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with suppress(OSError), closing(target.transport):
+        while data := await source.read(2**16):
+            target.write(data)
+
+
+def through_proxy(url: str, monkeypatch: pytest.MonkeyPatch, status: bytes = b"200 OK") -> tuple[Any, list[bytes]]:
+    async def run() -> tuple[Any, list[bytes]]:
+        async with listening(Proxy(0, status)) as proxy:
+            for name in ("http_proxy", "https_proxy"):
+                monkeypatch.setenv(name, f"http://me:p%40ss@127.0.0.1:{proxy.port}")
+            async with aclosing(Client(Endpoint("it", url, key="sesame"))) as client:
+                return await client.get("/v1/models", 20.0), proxy.requests
+
+    return asyncio.run(run())
+
+
+def test_client_asks_a_proxy_for_a_server_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    value, [request] = through_proxy("http://far.example:81/größe", monkeypatch)
+    assert value == [2]
+    assert request.startswith(
+        b"GET http://far.example:81/gr%C3%B6%C3%9Fe/v1/models HTTP/1.1\r\nHost: far.example:81\r\n"
+    )
+    assert b"Proxy-Authorization: Basic bWU6cEBzcw==\r\n" in request
+
+
+def test_client_opens_an_encrypted_tunnel_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    monkeypatch.setattr(Endpoint, "is_loopback", False)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    server = Server(json_reply())
+
+    async def run() -> tuple[Any, list[bytes]]:
+        async with listening(server, context), listening(Proxy(server.port)) as proxy:
+            monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
+            async with aclosing(Client(Endpoint("it", "https://localhost:444", key="sesame"))) as client:
+                return [await client.get("/", 20.0), await client.get("/", 20.0)], proxy.requests
+
+    value, [request] = asyncio.run(run())
+    assert value == [[1], [1]]
+    assert request.startswith(b"CONNECT localhost:444 HTTP/1.1\r\n") and b"sesame" not in request
+    assert server.connections == 1 and b"Authorization: Bearer sesame" in server.requests[0]
+
+
+def test_client_reports_a_proxy_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LostServerError) as raised:
+        through_proxy("https://far.example", monkeypatch, status=b"403 No")
+    assert (raised.value.reason, raised.value.was_sent) == ("the proxy answers 403", False)
