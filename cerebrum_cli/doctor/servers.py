@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from threading import Timer
 
 from cerebrum_cli.core.conversation import Conversation
@@ -14,7 +13,7 @@ from cerebrum_cli.core.errors import EndpointError, ModelNotFound
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.doctor.assessment import CheckResult, check_result
-from cerebrum_cli.doctor.checks import QUESTION, DoctorContext, SkippedCheck, run_table, run_with_timeout
+from cerebrum_cli.doctor.checks import QUESTION, DoctorContext, SkippedCheck, run_table
 from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.remote.client import BusyServerError, Endpoint, server_text
 from cerebrum_cli.engine.remote.description import probe
@@ -25,11 +24,11 @@ from cerebrum_cli.inference.loading import LoadedModel, ReplySource, Resources, 
 from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest, reply_notice
 from cerebrum_cli.inference.responder import Responder
 
-PROBE_TIMEOUT_S = 30.0
 REPLY_TIMEOUT_S = 60.0  # of each reply; the server may be busy with other requests
 REPLY_TOKENS = 64
 ANSWER = "42"
 WRONG = "a small model may be wrong; otherwise check that -m names the model of the server"
+SLOW = "the server is slow or busy: check its log"
 SHOWN_CHARACTERS = 80  # of the reply
 SAMPLED_TOKENS = 16
 SEED = 1
@@ -78,10 +77,7 @@ def run_server_checks(context: DoctorContext, endpoints: Sequence[Endpoint]) -> 
 
 def _check_server(server: CheckedServer) -> CheckResult:
     try:
-        server.info = info = run_with_timeout(partial(probe, server.endpoint), PROBE_TIMEOUT_S)
-    except TimeoutError as error:
-        problem = f"{server.endpoint.name}: no reply within {PROBE_TIMEOUT_S:g} s"
-        raise EndpointError(problem, "check the URL, and the log of the server") from error
+        server.info = info = probe(server.endpoint)
     except BusyServerError as busy:
         problem = f"{server.endpoint.name} is not ready: {busy.reason}"
         return check_result("", (problem, "other commands wait for it; check again later"))
@@ -129,7 +125,7 @@ def _check_reply(server: CheckedServer) -> CheckResult:
     notice = reply_notice(reply, server.responder.larger_context)
     problem = None
     if finish.reason == "cancelled":
-        problem = f"stopped after {REPLY_TIMEOUT_S:g} s", "the server is slow or busy: check its log"
+        problem = f"stopped after {REPLY_TIMEOUT_S:g} s", SLOW
     elif notice and finish.reason != "length":  # the limit of this check
         problem = notice.message, notice.hint
     elif finish.reason == "stop" and ANSWER not in re.findall(r"\d+", reply.text):
@@ -148,7 +144,10 @@ def _check_speed(server: CheckedServer) -> CheckResult:
 
 
 def _check_token_ids(server: CheckedServer) -> CheckResult:
-    whole, streamed = _sample(server, server.responder), server.reply
+    streamed = server.reply
+    if streamed and streamed.finish.reason == "cancelled":
+        raise SkippedCheck
+    whole = _sample(server, server.responder)
     lacking = [] if whole.finish.has_all_tokens else ["whole replies"]
     # A stream of llama-server leaves out ids within characters of several tokens.
     if streamed and not streamed.finish.has_all_tokens and f"{streamed.text}{streamed.reasoning or ''}".isascii():
@@ -193,6 +192,8 @@ def _sample(server: CheckedServer, responder: Responder) -> Reply:
     request = ReplyRequest(Conversation().user(QUESTION), settings, ignore_eos=True)
     with closing(responder.generate([responder.tokenize_request(request)])) as events:
         sample = _collect(responder, raise_refusals(events))
+    if sample.finish.reason == "cancelled":
+        raise EndpointError(f"{server.endpoint.name}: no reply within {REPLY_TIMEOUT_S:g} s", SLOW)
     server.samples.append(sample)
     return sample
 

@@ -15,7 +15,9 @@ from remote_engines import served_engine
 from scripted_command import batch_backend, run_here
 from server_kinds import BUILD, LlamaServer, SglangServer, VllmServer
 
+from cerebrum_cli.doctor import servers
 from cerebrum_cli.doctor.checks import ANSWER, NANO, QUESTION
+from cerebrum_cli.engine.remote import description
 
 pytestmark = pytest.mark.slow
 
@@ -207,3 +209,26 @@ def test_doctor_reports_a_reply_that_fails(
     assert (done.code, problems(done)["reply"]) == (1, "failure")
     assert f"{server.url}: {detail}" in by_name(done)["reply"]["detail"]
     assert by_name(done)["reply"]["hint"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "last", "status", "detail"),
+    [
+        ({"path": "/v1/models"}, "server", "failure", "no reply in time"),
+        ({"path": "/tokenize"}, "vocabulary", "failure", "no reply in time"),
+        ({"hang_after": 3}, "reply", "warning", "stopped after 0.3 s"),
+        ({"hang_after": 0, "let_through": 1}, "token_ids", "failure", "no reply within 0.3 s"),
+        ({"hang_after": 0, "let_through": 2}, "seeds", "failure", "no reply within 0.3 s"),
+    ],
+)
+def test_doctor_ends_where_a_server_hangs(
+    tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch, fault: Any, last: str, status: str, detail: str
+) -> None:
+    module, limit = (description, "DESCRIBE_S") if "path" in fault else (servers, "REPLY_TIMEOUT_S")
+    monkeypatch.setattr(module, limit, 0.3)
+    script: dict[str, Any] = {"rows": {}, "seeds": [f"{ANSWER}, and so on and on"]}
+    with LlamaServer(batch_backend(script, 1).model, context_size=5000) as server:
+        server.arm(**{"times": None, "hang_after": 0, **fault})
+        done = run_here(script, tmp_path, "doctor", "--json", "--endpoint", server.url, "-m", chatml_model)
+    assert (list(by_name(done))[-1], problems(done)) == (last, {last: status})
+    assert detail in by_name(done)[last]["detail"]
