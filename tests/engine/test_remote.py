@@ -53,7 +53,7 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS, Request
 from cerebrum_cli.terminal.tables import server_rates
 
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
@@ -140,6 +140,17 @@ def test_remote_reports_what_each_server_generated() -> None:
     assert not any(server.is_lost for server in last.servers)
     generated = sum(event.completion_tokens for event in events if isinstance(event, FinishEvent))
     assert sum(server.tokens for server in last.servers) == generated > 0
+
+
+@pytest.mark.parametrize(("held", "read"), [(4_000_000, 8), (4 * EXPECTED_REPLY_TOKENS, 4), (5500, 6)])
+def test_remote_source_is_read_ahead_by_tokens(held: int, read: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cerebrum_cli.engine.remote.remote_engine.HELD_TOKENS", held)
+    given = iter(REQUESTS)
+    with serving(STORY) as [server], connected(server) as engine:
+        stuck = server.arm(hang_after=0, times=None)
+        with closing(engine.complete(given)):
+            assert len(REQUESTS) - len(list(given)) == read
+            assert stuck.is_hanging.wait(10)
 
 
 # Servers that fail.

@@ -28,7 +28,6 @@ from cerebrum_cli.engine.remote.job import MAX_LOSSES, PoolJob, ServerNotices, S
 from cerebrum_cli.engine.remote.server import LateReplyError, MissingServerError, Server
 from cerebrum_cli.engine.sequence import Failure
 
-AHEAD = 2  # requests submitted for each sample that the servers run at a time
 CANCELLED = asyncio.CancelledError()
 RECALLED = BusyServerError("another server is free")
 
@@ -88,9 +87,9 @@ class Pool:
         return tuple(ServerTokens(each.name, each.generated, each.breaker.state != "closed") for each in self.known)
 
     @property
-    def room(self) -> int:
-        """Number of samples to submit at a time."""
-        return AHEAD * sum(server.window for server in self.known)
+    def window(self) -> int:
+        """Number of samples that the servers are given at a time."""
+        return sum(server.window for server in self._servers)
 
     def submit(self, jobs: Sequence[PoolJob], scope: CancelScope) -> None:
         """Answer jobs, unless their scope is cancelled by now."""

@@ -14,7 +14,7 @@ from math import inf
 from time import monotonic
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import Event, LoadEvent, SequenceId, ServersEvent
+from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, SequenceId, ServersEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.backend import OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, first_seed
@@ -25,17 +25,21 @@ from cerebrum_cli.engine.remote.pool import Pool
 from cerebrum_cli.engine.remote.replies import RemoteSample, TokenTables
 from cerebrum_cli.engine.remote.server import Server
 from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
-from cerebrum_cli.engine.sequence import Failure, Request
+from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS, Failure, Request
 
 REPORT_S = 1.0  # between reports of what each server has generated
+AHEAD = 2  # requests submitted for each sample that the servers run at a time
+HELD_TOKENS = 4_000_000  # of prompts and replies, beyond which no more is read ahead; a token takes some 10 bytes
+LOTS = 4  # in which the requests ahead are submitted
 
 
 class RemoteCompletions(Completions[RemoteSample]):
     """Completions of servers.
 
     The source is read on the caller's thread, no further than the servers have use for, and up to a None until the next
-    event; nothing of it is read after the scope was cancelled. With several servers, what each has generated is
-    reported in between, and at the end.
+    event; nothing of it is read after the scope was cancelled. Requests ahead of those that run are read in lots, and
+    only while prompts and replies of usual length are few enough to be held in memory. With several servers, what each
+    has generated is reported in between, and at the end.
     """
 
     def __init__(self, engine: RemoteEngine, requests: Iterable[Request | None], scope: CancelScope) -> None:
@@ -44,6 +48,9 @@ class RemoteCompletions(Completions[RemoteSample]):
         self._source: Iterator[Request | None] | None = iter(requests)
         self._submitted: dict[int, PooledRequest] = {}
         self._next_index = 0
+        self._prompt_tokens = 0  # of the requests submitted
+        self._replies, self._reply_tokens = 1, EXPECTED_REPLY_TOKENS  # of which the mean is expected of the next
+        self._read_at = 0  # the number of samples running at which to read on
         self._report_at = monotonic() + REPORT_S
         self._read_source()
 
@@ -53,14 +60,18 @@ class RemoteCompletions(Completions[RemoteSample]):
             submitted.is_aborted = True
             self._call(lambda: self._pool.cancel(lambda job: job.pooled is submitted))
             if submitted.is_over:
-                del self._submitted[index]
+                self._forget(index)
 
     def __next__(self) -> Event:
-        self._read_source()
+        if len(self._live) <= self._read_at:
+            self._read_source()
         if self._is_report_due:
             self._report_at = monotonic() + REPORT_S if self._live else inf
             return ServersEvent(self._pool.generated)
-        return super().__next__()
+        event = super().__next__()
+        if isinstance(event, FinishEvent):
+            self._replies, self._reply_tokens = self._replies + 1, self._reply_tokens + event.completion_tokens
+        return event
 
     def close(self) -> None:
         self._source, self._report_at = None, inf
@@ -70,24 +81,40 @@ class RemoteCompletions(Completions[RemoteSample]):
 
     @property
     def _is_report_due(self) -> bool:
-        is_reported = self._report_at < inf and len(self._pool.known) > 1 and self._next_index > 0
-        return is_reported and (not self._live or monotonic() >= self._report_at)
+        is_due = (not self._live and self._report_at < inf) or monotonic() >= self._report_at
+        return is_due and len(self._pool.known) > 1 and self._next_index > 0
 
     def _read_source(self) -> None:
-        while self._source is not None and len(self._live) < self._pool.room:
+        """Read and submit as many requests as there is room for."""
+        window, jobs, request = self._pool.window, list[PoolJob](), None
+        while self._source is not None and self._has_room(window):
             try:
                 request = None if self._scope.is_cancelled else next(self._source)
             except StopIteration:
-                self._source = None
-                return
+                self._source = request = None
             if request is None:
-                return
+                break
             index = self._next_index
             self._next_index += 1
             self._submitted[index] = PooledRequest(request, first_seed(request))
-            self.add_samples(index, request.n)
+            self._prompt_tokens += len(request.prompt_tokens)
+            jobs += self._create_jobs(index, request.n)
+        if jobs:
+            self._call(lambda: self._pool.submit(jobs, self._scope))
+        lot = 0 if request is None else max(1, (len(self._live) - window) // LOTS)
+        self._read_at = -1 if self._source is None else len(self._live) - lot
+
+    def _has_room(self, window: int) -> bool:
+        live = len(self._live)
+        if not window <= live < AHEAD * window:
+            return live < window
+        return self._prompt_tokens + live * self._reply_tokens // self._replies < HELD_TOKENS
 
     def add_samples(self, index: int, count: int) -> None:
+        jobs = self._create_jobs(index, count)
+        self._call(lambda: self._pool.submit(jobs, self._scope))
+
+    def _create_jobs(self, index: int, count: int) -> list[PoolJob]:
         submitted = self._submitted[index]
         request, numbers = submitted.request, range(submitted.samples, submitted.samples + count)
         samples = [
@@ -98,14 +125,16 @@ class RemoteCompletions(Completions[RemoteSample]):
         submitted.unfinished += count
         self._live.update((sample.id, sample) for sample in samples)
         groups = [(sample,) for sample in samples] if request.stream else [tuple(samples)]
-        jobs = [PoolJob(group, self._outbox.put, submitted) for group in groups]
-        self._call(lambda: self._pool.submit(jobs, self._scope))
+        return [PoolJob(group, self._outbox.put, submitted) for group in groups]
 
     def _end_sample(self, index: int) -> None:
         submitted = self._submitted[index]
         submitted.unfinished -= 1
         if submitted.is_over:
-            del self._submitted[index]
+            self._forget(index)
+
+    def _forget(self, index: int) -> None:
+        self._prompt_tokens -= len(self._submitted.pop(index).request.prompt_tokens)
 
 
 class RemoteEngine(Engine):
