@@ -56,6 +56,7 @@ _PLAIN = rewriting(
     (r"\\([%{}#&_])", r"\1"),
     (r"(?<![\w)\]}^*])\*{1,3}(?=[^\s*])|(?<=[^\s^*])\*{1,3}(?![\w(\[{\\*])|\s\*++\Z", ""),  # bold, but not 2**3
 )
+_MARKED = re.compile(r"[\\$`*<~{]")  # what all of these patterns need
 _THOUSANDS = re.compile(r"(?<![\w.,(\[{])[1-9]\d{0,2}(?:,\d{3})++(?![\d,]*\d)")
 
 _SPACED_THOUSANDS = re.compile(
@@ -71,9 +72,10 @@ _FRACTION_DEPTH = 3
 
 def plain(text: str) -> str:
     """Remove markup from a text: fractions as "4/5", numbers without thousands separators, no delimiters."""
-    text = _BEFORE_FRACTION.sub(" ", rewritten(text, _PLAIN))  # 3\frac{1}{2} is three and a half, not 31/2
-    for _ in range(_FRACTION_DEPTH):
-        text = _FRACTION.sub(_slashed, text)
+    if _MARKED.search(text):
+        text = _BEFORE_FRACTION.sub(" ", rewritten(text, _PLAIN))  # 3\frac{1}{2} is three and a half, not 31/2
+        for _ in range(_FRACTION_DEPTH):
+            text = _FRACTION.sub(_slashed, text)
     text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
     return _SPACED_THOUSANDS.sub(lambda number: number[0].replace(number[1], ""), text)
 

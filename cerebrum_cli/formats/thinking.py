@@ -133,17 +133,17 @@ class ThoughtSplitter:
         if not text:
             return False
         markers = {thought.open: thought for thought in self.thoughts}
-        headers = [thought.header for thought in self.thoughts if thought.header]
-        for marker in sorted((*markers, *headers), key=len, reverse=True):
-            if text.startswith(marker):
-                self.held = text[len(marker) :]
-                self.open_thought = markers.get(marker)
-                self.is_in_answer = marker not in markers
-                self._footer = next((each.footer for each in self.thoughts if each.header == marker), "")
-                return True
-        if any(marker.startswith(text) for marker in (*markers, *headers)):
+        texts = (*markers, *(thought.header for thought in self.thoughts if thought.header))
+        if text.startswith(texts):
+            marker = max(filter(text.startswith, texts), key=len)
+            self.held = text[len(marker) :]
+            self.open_thought = markers.get(marker)
+            self.is_in_answer = marker not in markers
+            self._footer = next((each.footer for each in self.thoughts if each.header == marker), "")
+        elif any(marker.startswith(text) for marker in texts):
             return False
-        self.is_in_answer = True
+        else:
+            self.is_in_answer = True
         return True
 
     def _emit(self, channel: Channel, text: str, out: list[SplitText]) -> None:

@@ -75,8 +75,8 @@ class Line:
 
     def erase(self) -> None:
         """Erase the line; needed before anything else is written to the terminal."""
-        self._stopped.set()
         if self._thread:
+            self._stopped.set()
             self._thread.join()
             self._thread = None
         if self._drawn:
