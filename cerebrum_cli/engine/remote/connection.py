@@ -42,8 +42,8 @@ class Connection:
 
     async def ask(self, request: h11.Request, content: bytes) -> h11.Response:
         """Send a request, and receive status and headers."""
-        for event in (request, h11.Data(content), h11.EndOfMessage()):
-            self._writer.write(self._http.send(event) or b"")
+        events = (request, h11.Data(content), h11.EndOfMessage())
+        self._writer.write(b"".join(self._http.send(event) or b"" for event in events))  # in one packet, if it fits
         self._room = HEAD_BYTES
         while not isinstance(response := await self._receive(), h11.Response):
             pass  # provisional
