@@ -140,7 +140,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     from cerebrum_cli.eval.tasks import find_preset
     from cerebrum_cli.inference.loading import generation_fingerprint
 
-    generation.parse_parallel(options.parallel)  # what is invalid is refused before questions are downloaded
+    generation.parse_parallel(options)  # what is invalid is refused before questions are downloaded
     generation.without_padded_drafts(overrides, options)
     require_count(SAMPLES_OPTION, options.samples, MAX_SAMPLES)
     require_count("--limit", options.limit)

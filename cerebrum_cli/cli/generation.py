@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.settings import Layer
+    from cerebrum_cli.engine.remote.client import Endpoint
     from cerebrum_cli.eval.tasks import Preset
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.terminal.sinks import Sink
@@ -80,7 +81,7 @@ def find_source(
     if isinstance(options, ConcurrencyOptions):
         if endpoints and options.ray is not None:
             raise UsageError("--ray and --endpoint cannot be used together", "give one of them")
-        slots = parse_parallel(options.parallel)
+        slots = parse_parallel(options)
         context = ContextOptions(slots=slots, batch_invariant=True, pad_steps=options.batch_invariant)
         overrides = without_padded_drafts(overrides, options)
     model = model or find_model(app, overrides, options)
@@ -88,7 +89,7 @@ def find_source(
     settings = generation_settings(app, overrides, model, samples_by)
     host: Host | None = None
     if endpoints:
-        host, settings = Servers(endpoints, context.slots or None), without_local(settings)
+        host, settings = servers_of(endpoints, options), without_local(settings)
     elif isinstance(options, ConcurrencyOptions) and options.ray is not None:
         require_no_adapters(settings, "--ray")
         raise UsageError("--ray is not available in this version", "omit it, or use --endpoint")
@@ -152,13 +153,27 @@ def source_fingerprint(source: ReplySource) -> dict[str, Any]:
     }
 
 
-def parse_parallel(text: str | None) -> int:
-    """Read `--parallel`; 0 chooses automatically. Raises UsageError."""
+def servers_of(endpoints: tuple[Endpoint, ...], options: AnswerOptions) -> Servers:
+    """Servers for one answer at a time, or for many, which wait for a server that does not answer yet."""
+    if not isinstance(options, ConcurrencyOptions):
+        return Servers(endpoints)
+    given = {"patience": options.patience, "row_timeout": options.row_timeout}
+    timeouts = {"waits_at_start": True, **{key: value for key, value in given.items() if value is not None}}
+    window, may_differ = parse_parallel(options) or None, options.allow_different_models
+    return Servers(endpoints, window, timeouts=timeouts, may_differ=may_differ)
+
+
+def parse_parallel(options: ConcurrencyOptions) -> int:
+    """Read `--parallel`, which counts for each server; 0 chooses automatically. Raises UsageError."""
+    from cerebrum_cli.engine.remote.kind import MAX_WINDOW
+
+    text = options.parallel
     if text in (None, "auto"):
         return 0
-    if text.isdecimal() and 1 <= int(text) <= MAX_PARALLEL:
+    most = MAX_WINDOW if isinstance(options, AnswerOptions) and options.endpoint else MAX_PARALLEL
+    if text.isdecimal() and 1 <= int(text) <= most:
         return int(text)
-    raise UsageError(f"--parallel is {text!r}", f"it must be a number from 1 to {MAX_PARALLEL}, or auto")
+    raise UsageError(f"--parallel is {text!r}", f"it must be a number from 1 to {most}, or auto")
 
 
 def without_padded_drafts(overrides: Layer, options: ConcurrencyOptions) -> Layer:

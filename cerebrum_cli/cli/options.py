@@ -143,6 +143,9 @@ class ChatOptions(SavedPromptOptions, AnswerOptions):
 class ConcurrencyOptions:
     parallel: str | None = option(None, "Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
     ray: str | None = option(None, "Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
+    allow_different_models: bool = option(False, "Use servers whose models differ", "Server")
+    patience: float | None = setting(None, "Seconds to wait while no server answers [default: 600]", least=0)
+    row_timeout: float | None = setting(None, "Seconds for a row on a server [default: by the slowest row]", least=0.1)
     batch_invariant: bool = setting(False, "Make answers independent of concurrency; slower [default: off]", local=True)
 
 
@@ -183,6 +186,9 @@ class LmEvalOptions(ConcurrencyOptions, AnswerOptions):
     served_model_name: str | None = None
     allow_http_key: bool = False
     ray: str | None = None
+    allow_different_models: bool = False
+    patience: float | None = None
+    row_timeout: float | None = None
     preset: str | None = option(None, "Compare with a model card, under its conditions", "Output", metavar="NAME")
     limit: int | None = option(None, "The first N documents of each task [default: all]", "Input", metavar="N")
     num_fewshot: int | None = option(None, "Few-shot examples per prompt [default: the task's]", "Input", metavar="N")

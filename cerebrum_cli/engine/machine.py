@@ -31,6 +31,7 @@ LISTED_BY = {
     "amx_int8": (5, 16),
     "sme": (5, 19),
 }
+MAX_OPEN_FILES = 10_240  # macOS refuses more where its hard limit is unlimited
 MIN_CAPACITY = 0.6  # of the fastest core: Cortex-A55 in an RK3588 has 0.52, Cortex-A76 in a Tensor 0.61
 CPUINFO, DEVICES = Path("/proc/cpuinfo"), Path("/sys/devices")
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -194,6 +195,18 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def raise_open_files() -> int:
+    """Raise the limit of this process's open files, connections included, as far as it may be; return it."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else hard
+    if soft < highest:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def total_memory() -> int:

@@ -104,16 +104,23 @@ CHAT = ModelUse(CHAT_CONTEXT, "chat", "chat", is_chat=True, caches_prompts=True)
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """Servers of a model, with at most `window` requests each at a time; with `earlier` records, only such servers."""
+    """Servers of a model, with `window` requests each at a time; with `earlier` records, only such servers.
+
+    `timeouts` are fields of ServerTimeouts other than the defaults. With `may_differ`, each may have its own model.
+    """
 
     endpoints: Sequence[Endpoint]
     window: int | None = None
     earlier: Sequence[Mapping[str, str]] = ()
+    timeouts: Mapping[str, Any] = field(default_factory=dict)
+    may_differ: bool = False
 
     def __call__(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:  # noqa: ARG002
+        from cerebrum_cli.engine.remote.job import ServerTimeouts
         from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
 
-        return RemoteEngine(open_vocabulary, self.endpoints, self.window, earlier=self.earlier)
+        timeouts = replace(ServerTimeouts(), **self.timeouts)
+        return RemoteEngine(open_vocabulary, self.endpoints, self.window, timeouts, self.earlier, self.may_differ)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import ssl
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from command_line import CommandLine, assert_error
 from loopback import Loopback, LoopbackHandler
+from model_servers import Armed
 from served import Served
+from server_kinds import VllmServer
+from waiting import TIMEOUT_S, wait_until
 
+from cerebrum_cli.engine.remote import remote_engine
 from cerebrum_cli.eval.runs import require_run
 
 CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"  # with its key, self-signed
@@ -124,6 +130,78 @@ def test_endpoint_table_is_checked(served: Served, table: str, code: int, part: 
     done = served.run_alone("ask", "--endpoint", "big", "hi")
     assert_error(done, code, part)
     assert "sesame" not in done.err
+
+
+# Several servers.
+
+
+@pytest.mark.slow
+def test_endpoint_servers_of_different_models_need_consent(served: Served) -> None:
+    first, second = served.servers
+    second.models = ("other.gguf",)
+    command = ("batch", served.questions(12), "-o", "out.jsonl")
+    done = served.run(*command, servers=2)
+    serves = {first.url: f"{first.url} serves tiny.gguf (1000 bytes)", second.url: f"{second.url} serves other.gguf"}
+    assert_error(done, 1, *serves.values(), "--allow-different-models")
+    assert served.asked() == []
+    done = served.run(*command, "--allow-different-models", servers=2)
+    assert done.code == 0 and "the servers differ" in done.err
+    rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert {(row["server"], row["served_model"].split()[0]) for row in rows} == {
+        ("server 1", "tiny.gguf"),
+        ("server 2", "other.gguf"),
+    }
+
+
+@pytest.mark.slow
+def test_endpoint_server_that_joins_is_recorded_before_its_first_row(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_engine, "REPORT_S", math.inf)
+    first, record = served.servers[0], served.home / "out.jsonl.meta.json"
+
+    def join(second: VllmServer, loading: Armed) -> list[str]:
+        held = first.arm(hang_after=0, times=None), second.arm(hang_after=0, times=None)
+        assert held[0].is_hanging.wait(TIMEOUT_S)
+        loading.disarm()
+        assert held[1].is_hanging.wait(TIMEOUT_S)
+        wait_until(lambda: len(json.loads(record.read_text())["notes"]["servers"]) == 2)
+        for each in held:
+            each.disarm()
+        return [server["kind"] for server in json.loads(record.read_text())["notes"]["servers"]]
+
+    with VllmServer(first.model, context_size=100_000) as second, ThreadPoolExecutor() as meanwhile:
+        joining = meanwhile.submit(join, second, second.arm(path="/v1/models", status=503, times=None))
+        urls = ("--endpoint", first.url, "--endpoint", second.url, "--allow-different-models")
+        done = served.run_alone("batch", served.questions(40), "-o", "out.jsonl", *urls)
+        assert (done.code, joining.result(TIMEOUT_S)) == (0, ["llama-server", "vLLM"]), done.err
+
+
+def test_endpoint_patience_is_a_setting(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.servers[0].kill()
+    command = ("batch", served.questions(2), "-o", "out.jsonl")
+    assert_error(served.run(*command, "--set", "patience=0.05"), 7, "no server answers")
+    monkeypatch.setenv("CEREBRUM_PATIENCE", "0.05")
+    assert_error(served.run(*command), 7, "no server answers")
+
+
+@pytest.mark.slow
+def test_endpoint_row_that_takes_too_long_is_asked_elsewhere(served: Served) -> None:
+    stuck = served.servers[0].arm(hang_after=0, times=1)
+    done = served.run("batch", served.questions(4), "-q", "-o", "-", "--set", "row_timeout=0.1", servers=2)
+    stuck.disarm()
+    assert (done.code, len(done.out.splitlines())) == (0, 4), done.err
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "most"),
+    [(("batch", "--endpoint", "http://127.0.0.1:9"), 4097, 4096), (("batch",), 257, 256)],
+)
+def test_parallel_has_a_limit_on_servers_and_on_this_machine(
+    served: Served, command: tuple[str, ...], number: int, most: int
+) -> None:
+    done = served.run_alone(command[0], served.questions(1), "-o", "-", *command[1:], "--parallel", str(number))
+    assert_error(done, 2, f"--parallel is '{number}'", f"from 1 to {most}")
 
 
 # Keys and proxies.

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from batch_files import complete_lines
-from command_line import CommandLine
+from command_line import CommandLine, assert_error
 from llama_engines import open_engine
 from person import OpenTerminal, Person
 from remote_engines import served_engine
 from scripted_command import SCRIPTED, batch_backend, run_here, start_scripted
-from server_kinds import LlamaServer
+from server_kinds import LlamaServer, VllmServer
 from vocabularies import MARKS, marks_in
 from waiting import TIMEOUT_S, wait_until
 
@@ -98,10 +98,11 @@ def test_endpoint_ended_batch_asks_for_nothing_finished_again(
     code: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stuck = server.arm(hang_after=0, times=None, let_through=10)
+    answered = 1 if number == signal.SIGKILL else 10
+    stuck = server.arm(hang_after=0, times=None, let_through=answered)
     process = start_scripted(SCRIPT, new_user.home, "batch", *batch)
     assert stuck.is_hanging.wait(TIMEOUT_S)
-    wait_until(lambda: len(partial(new_user)) >= 10)
+    wait_until(lambda: len(partial(new_user)) >= answered)
     process.send_signal(number)
     _, err = process.communicate(timeout=TIMEOUT_S)
     finished = partial(new_user)
@@ -112,6 +113,12 @@ def test_endpoint_ended_batch_asks_for_nothing_finished_again(
     stuck.disarm()
     before = len(server.completions())
     monkeypatch.chdir(new_user.home)
+    with VllmServer(server.model, context_size=100_000) as other:
+        done = run_here(
+            dict(SCRIPT), new_user.home, "batch", *(other.url if each == server.url else each for each in batch)
+        )
+        assert_error(done, 1, "serves tiny.gguf on vLLM, but earlier replies are from tiny.gguf (1000 bytes) on llama")
+    assert partial(new_user) == finished
     assert run_here(dict(SCRIPT), new_user.home, "batch", *batch, "-q").code == 0
     again = [bytes(asked.prompt).decode() for asked in server.completions()[before:]]
     assert len(again) == ROWS - len(finished)

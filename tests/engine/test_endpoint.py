@@ -18,7 +18,7 @@ from server_kinds import BUILD, SglangServer, VllmServer
 from waiting import TIMEOUT_S
 
 from cerebrum_cli.batch import answering as batch
-from cerebrum_cli.engine.remote import remote_engine
+from cerebrum_cli.engine.remote import job
 
 ROWS = 100
 
@@ -210,7 +210,7 @@ def test_endpoint_batch_without_servers_stops_and_resumes(served: Served, monkey
 
     command = (questions, "--seed", "7", "-o", "out.jsonl")
     with monkeypatch.context() as patched:
-        patched.setattr(remote_engine, "ServerTimeouts", lambda: HASTY)
+        patched.setattr(job, "ServerTimeouts", lambda: HASTY)
         done = run_batch(served, command, kill_both)
     assert_error(done, 7, "no server answers", *(server.url for server in served.servers), "run the same command again")
     finished = [json.loads(line) for line in Path("out.jsonl.partial").read_text().splitlines()]
@@ -227,7 +227,7 @@ def interrupted_batch(served: Served, monkeypatch: pytest.MonkeyPatch) -> tuple[
     """The command of a batch whose server was lost in the middle, and has started again."""
     [server, _] = served.servers
     with monkeypatch.context() as hasty:
-        hasty.setattr(remote_engine, "ServerTimeouts", lambda: HASTY)
+        hasty.setattr(job, "ServerTimeouts", lambda: HASTY)
         server.arm(times=None, let_through=20, status=500)
         server.arm(path="/v1/models", times=None, let_through=1, reset_after=0)
         command = (served.questions(ROWS), "--seed", "7", "-o", "out.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -27,7 +28,7 @@ from remote_engines import (
 )
 from scripted_backend import DEAD_END, END, MARK, Model, endless, random_model, replies
 from server_kinds import KINDS, OTHER_KINDS, LlamaServer, OtherServer, SglangServer, VllmServer
-from waiting import TIMEOUT_S
+from waiting import TIMEOUT_S, wait_until
 
 from cerebrum_cli.core.errors import EndpointError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import NoticeEvent, RefusedEvent, TokenEvent
@@ -365,6 +366,31 @@ def test_kinds_state_the_load_where_it_is_read(kind: type[ModelServer]) -> None:
                 load = SERVER_KINDS[server.owner].read_load(answer.read().decode())
             assert load.running == 1 and load.generated
             server.disarm()
+
+
+@pytest.mark.slow
+def test_kinds_vllm_with_data_parallelism_is_given_what_it_runs() -> None:
+    requests = [request_of(f"Q{at}", n=64, max_n=64) for at in range(80)]
+    with (
+        serving_kind(VllmServer, random_model) as [server],
+        connected(server) as engine,
+        ThreadPoolExecutor() as reading,
+    ):
+        server.engines = 8
+        stuck = server.arm(hang_after=0, times=None)
+        with closing(engine.complete(requests)) as events:
+            reading.submit(list, events)
+            server.wait_for(lambda: server.running > 2048)
+            wait_until(lambda: engine.pool.known[0].window == 2048 + 256 + 1)
+            engine.cancel()
+        stuck.disarm()
+
+
+def test_kinds_window_is_halved_by_a_server_that_is_busy() -> None:
+    with serving_kind(VllmServer, random_model) as [server], connected(server) as engine:
+        server.arm(status=429, times=1)
+        replies_of(engine, request_of("Q"))
+        wait_until(lambda: engine.pool.known[0].window == 256 // 2 + 1)
 
 
 # Requests that they refuse.

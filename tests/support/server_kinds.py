@@ -121,7 +121,13 @@ class OtherServer(ModelServer):
 
     hides_ids = False
     engines = 1  # of data parallelism
-    waiting = 0
+    capacity = 256  # sequences that an engine runs at a time
+
+    @property
+    def load(self) -> tuple[int, int, int]:
+        """Sequences that run, those that wait, and tokens so far."""
+        running = min(self.running, self.engines * self.capacity)
+        return running, self.running - running, self.generated
 
     def listed(self, name: str) -> dict[str, Any]:
         own = {"root": name, "parent": None, "max_model_len": self.context_size}
@@ -154,9 +160,8 @@ class VllmServer(OtherServer):
 
     def metrics(self) -> str:
         labels = 'engine="%s",model_name="tiny.gguf"'
-        counts = {"num_requests_running": self.running, "num_requests_waiting": self.waiting}
-        counts["generation_tokens_total"] = self.generated
-        return "".join(self.gauge(f"vllm:{name}", labels, count) for name, count in counts.items())
+        names = "num_requests_running", "num_requests_waiting", "generation_tokens_total"
+        return "".join(self.gauge(f"vllm:{name}", labels, count) for name, count in zip(names, self.load, strict=True))
 
     def answer(self, path: str, body: Any) -> Any:
         return {"version": "0.32.0"} if path == "/version" else super().answer(path, body)
@@ -202,12 +207,10 @@ class SglangServer(OtherServer):
 
     def metrics(self) -> str:
         labels = 'dp_rank="%s",engine_type="unified",model_name="tiny.gguf",pp_rank="0",tp_rank="0"'
-        counts = {
-            "num_running_reqs": self.running,
-            "num_queue_reqs": self.waiting,
-            "realtime_tokens_total": self.generated,
-        }
-        return "".join(self.gauge(f"sglang:{name}", labels, count) for name, count in counts.items())
+        names = "num_running_reqs", "num_queue_reqs", "realtime_tokens_total"
+        return "".join(
+            self.gauge(f"sglang:{name}", labels, count) for name, count in zip(names, self.load, strict=True)
+        )
 
     def answer(self, path: str, body: Any) -> Any:
         if path == "/metrics" and not self.has_metrics:

@@ -11,6 +11,7 @@ from typing import Any
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EndpointError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.remote.client import DAMAGE, Client, Endpoint, LostServerError, RequestError, server_text
 from cerebrum_cli.engine.remote.kind import ServerInfo, ServerKind, origin
@@ -102,6 +103,18 @@ async def describe(client: Client, endpoint: Endpoint) -> ServerInfo:
     except DAMAGE as error:
         problem = f"{endpoint.name}: unexpected response to /v1/models or {path}"
         raise EndpointError(problem, f"update {kind.name}") from error
+
+
+def differences(servers: Mapping[str, ServerInfo]) -> Sequence[NoticeEvent]:
+    """A notice if servers differ in what replies depend on besides the requests."""
+    variants: dict[str, str] = {}
+    for name, info in servers.items():
+        variants.setdefault(f"{info.weights} on {info.kind.name} {info.build}", name)
+    if len(variants) < 2:
+        return ()
+    shown = "; ".join(f"{name}: {variant}" for variant, name in variants.items())
+    problem = f"the servers differ, so answers may depend on the server ({shown})"
+    return [NoticeEvent(problem, "for identical answers, use identical machines, builds and models")]
 
 
 def _kind_of(owner: Any, endpoint: Endpoint) -> ServerKind:

@@ -21,9 +21,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from cerebrum_cli.core.errors import EndpointError, NoServerError
-from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, ServerTokens, StageEvent
+from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, ServersEvent, ServerTokens, StageEvent
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, LostServerError, RefusedRequestError
+from cerebrum_cli.engine.remote.description import differences
 from cerebrum_cli.engine.remote.job import MAX_LOSSES, PoolJob, ServerNotices, ServerTimeouts
 from cerebrum_cli.engine.remote.server import LateReplyError, MissingServerError, Server
 from cerebrum_cli.engine.sequence import Failure
@@ -312,6 +313,7 @@ class Pool:
                         async with asyncio.timeout(self._timeouts.tick):
                             await server.was_lost.wait()
                     await server.watch(self._slowest)
+                    self._assign()  # its window may have grown
                     self._report()
         except Exception as error:  # a bug
             self._fail(error)
@@ -333,6 +335,8 @@ class Pool:
                 self._leave_out(server, error)
         else:
             if not was_known:
+                if self._is_connected:
+                    self._emit(ServersEvent(self.generated))  # so that it is recorded before its first reply
                 self._notices.recover(server.name, NoticeEvent(f"{server.name} is available now", ""))
         self._fail_without_answer()
         self._has_asked.set()
@@ -386,7 +390,9 @@ class Pool:
 
     def _report(self) -> None:
         """Emit the remarks of the servers that are in use, each once, and the notices that are due."""
-        remarks = [remark for server in self.known for remark in server.remarks] if self._is_connected else []
+        known = self.known if self._is_connected else []
+        remarks = [remark for server in known for remark in server.remarks]
+        remarks += differences({server.name: server.known_info for server in known})
         for notice in (*remarks, *self._notices.take(self._now)):
             if notice not in self._remarks:
                 self._emit(notice)

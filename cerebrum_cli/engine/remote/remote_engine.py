@@ -18,6 +18,7 @@ from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, SequenceId, 
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.backend import OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, first_seed
+from cerebrum_cli.engine.machine import raise_open_files
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.remote.description import ExpectedModel
 from cerebrum_cli.engine.remote.job import PooledRequest, PoolJob, ServerTimeouts
@@ -27,6 +28,7 @@ from cerebrum_cli.engine.remote.server import Server
 from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS, Failure, Request
 
+OTHER_FILES = 128  # that are open besides connections
 REPORT_S = 1.0  # between reports of what each server has generated
 AHEAD = 2  # requests submitted for each sample that the servers run at a time
 HELD_TOKENS = 4_000_000  # of prompts and replies, beyond which no more is read ahead; a token takes some 10 bytes
@@ -265,8 +267,9 @@ class RemoteEngine(Engine):
 
     def _create_servers(self) -> Sequence[Server]:
         expected = ExpectedModel(self.vocabulary, self._earlier, self._may_differ)
+        most = max(1, (raise_open_files() - OTHER_FILES) // len(self._endpoints))
         return [
-            Server(endpoint, self._alias(number), self._window, expected, self._timeouts)
+            Server(endpoint, self._alias(number), self._window, most, expected, self._timeouts)
             for number, endpoint in enumerate(self._endpoints, 1)
         ]
 

@@ -40,12 +40,19 @@ class LateReplyError(LostServerError):
 class Server:
     """A server: what it is, whether it fits, what it is doing, and what its answers mean for the samples of a job.
 
-    `window` is the number of samples it is given at a time, up to `limit`. Results call it by its `alias`, which is no
-    address. `openings` counts how often it was reached, `sent` the running jobs that it was given since.
+    `window` is the number of samples it is given at a time, up to `limit`, which is never above `most`. Results call it
+    by its `alias`, which is no address. `openings` counts how often it was reached, `sent` the running jobs that it was
+    given since.
     """
 
     def __init__(
-        self, endpoint: Endpoint, alias: str, window: int | None, expected: ExpectedModel, timeouts: ServerTimeouts
+        self,
+        endpoint: Endpoint,
+        alias: str,
+        window: int | None,
+        most: int,
+        expected: ExpectedModel,
+        timeouts: ServerTimeouts,
     ) -> None:
         self.name = endpoint.name
         self.alias = alias
@@ -61,6 +68,7 @@ class Server:
         self._load = Load()
         self._endpoint = endpoint
         self._window = window
+        self._most = most
         self._expected = expected
         self._timeouts = timeouts
         self._client = Client(endpoint)
@@ -108,7 +116,7 @@ class Server:
             problem = f"{self.name} now serves {now} instead of {before}"
             raise EndpointError(problem, "restart it with the previous model, then run the same command again")
         self.info = replace(info, end_tokens=self._expected.end_tokens) if info.kind.takes_end_tokens else info
-        self.limit = self.window = min(self._window or info.slots, info.max_window)
+        self.limit = self.window = min(self._window or info.slots, info.max_window, self._most)
         self.breaker, self.problem = self.breaker.reached(), None
         self.openings, self.sent = self.openings + 1, 0
 
@@ -183,11 +191,12 @@ class Server:
         try:
             load = await self._update_load()
         except LostServerError as lost:
-            self.stop(LostServerError(f"it stopped answering: {lost.reason}"), self.running)
+            if is_silent:
+                self.stop(LostServerError(f"it stopped answering: {lost.reason}"), self.running)
             return
-        window = load.next_window(self.window, self.outstanding, self.known_info.max_window)
-        if follows_load and window != self.window:
-            self.window = self.limit = window
+        if follows_load and (load.waiting or self.window == self.limit):  # else it was busy not long ago
+            most = min(self.known_info.max_window, self._most)
+            self.window = self.limit = load.next_window(self.window, self.outstanding, most)
         silent_s = asyncio.get_running_loop().time() - self.alive_at
         if silent_s > timeouts.silence_limit(slowest):
             self.stop(LostServerError(f"no sign of life for {silent_s:.0f} s"), self.running)
