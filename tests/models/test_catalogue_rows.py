@@ -17,19 +17,22 @@ PARTS_OF_OTHERS = {"mmproj-F16.gguf": 600_000_000, "mtp-x-Q8_0.gguf": 300_000_00
 
 
 @pytest.mark.parametrize(("spec", "source"), SOURCES, ids=[source.repo_id for _, source in SOURCES])
-@pytest.mark.parametrize("gigabytes", [8, 16, 24])
 def test_catalogue_row_resolves_and_is_planned(
-    spec: ModelSpec, source: Repository, gigabytes: int, hub_user: HubUser, monkeypatch: pytest.MonkeyPatch
+    spec: ModelSpec, source: Repository, hub_user: HubUser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cerebrum_cli.engine.machine.total_memory", lambda: gigabytes * GIB)
     files = {source.file.replace("{quant}", name): size for name, size in source.quantizations}
     hub_user.hub.repository(source.repo_id, files | PARTS_OF_OTHERS)
     reference = spec.name if source == spec.sources[0] else source.repo_id
+    for gigabytes in (8, 16, 24):
+        monkeypatch.setattr("cerebrum_cli.engine.machine.total_memory", lambda total=gigabytes * GIB: total)
+        require_plan(hub_user, reference, spec, source, gigabytes * GIB - SYSTEM_RESERVE)
+
+
+def require_plan(hub_user: HubUser, reference: str, spec: ModelSpec, source: Repository, available: int) -> None:
     plan = hub_user.run("pull", "--dry-run", "--json", reference).object
     assert (plan["name"], plan["repo_id"], plan["context"]) == (spec.name, source.repo_id, DEFAULT_CONTEXT)
     found = {each["quantization"]: each for each in plan["quantizations"]}
     assert {name: each["size"] for name, each in found.items()} == dict(source.quantizations)
-    available = gigabytes * GIB - SYSTEM_RESERVE
     for each in found.values():
         needed = each["size"] + DEFAULT_CONTEXT * (spec.kv_bytes_per_token or 0) + HEADROOM
         assert needed < each["needed"] < needed + 5_000_000  # the mask
