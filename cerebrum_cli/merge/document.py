@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from yaml.error import Mark
     from yaml.nodes import Node
 
 _LEVELS, _VALUES = 20, 100_000  # with aliases expanded: far beyond any recipe, and still fast to check
@@ -91,26 +90,20 @@ def read_document(file: str, text: str) -> Field:
         if not _is_bounded(node):
             raise root.error("too many levels or aliases", "use fewer levels and aliases")
         return Field(file, "", loader.construct_document(node))
-    except yaml.MarkedYAMLError as error:
-        reason = " ".join(filter(None, [error.context, error.problem]))
-        problem = f"not valid YAML{_position(error.problem_mark)}: {truncate(reason, 200)}"
-        raise root.error(problem, "correct the syntax there") from error
-    except yaml.reader.ReaderError as error:
-        lines = text[: error.position].split("\n")
-        at = f"line {len(lines)}, column {len(lines[-1]) + 1}"
-        raise root.error(f"not valid YAML at {at}: {error.reason}", "remove the character there") from error
-    except RecursionError as error:
-        raise root.error("too many levels", "use fewer levels") from error
     # PyYAML does not translate the exceptions of int(), date() and re for invalid numbers, dates and tagged values.
-    except (ValueError, LookupError, AttributeError, ArithmeticError, TypeError) as error:
-        unfinished = list(loader.recursive_objects)
-        at = _position(unfinished[-1].start_mark if unfinished else loader.get_mark())
-        problem = f"not valid YAML{at}: invalid number, date or tagged value"
-        raise root.error(problem, "correct it, or quote it if it is text") from error
-
-
-def _position(mark: Mark | None) -> str:
-    return f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    except (
+        yaml.YAMLError,
+        RecursionError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        TypeError,
+    ) as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = truncate(str(getattr(error, "problem", None) or error), 200)
+        raise root.error(f"not valid YAML{at}: {reason}", "correct it, or quote it if it is text") from error
 
 
 def _is_bounded(root: Node) -> bool:
