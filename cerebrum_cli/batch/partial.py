@@ -115,7 +115,7 @@ class PartialFile:
         """Yield the lines as in the result. Raises BatchError if another program has changed the file."""
         with self._reader() as file:
             for position in self.finished:
-                yield self._read_line(file, position).rpartition(_ROW)[0] + b"}\n"
+                yield self._read_line(file, position)
 
     def remove(self) -> None:
         """Delete the file while it is locked."""
@@ -134,13 +134,14 @@ class PartialFile:
         return file
 
     def _read_line(self, file: BinaryIO, position: int) -> bytes:
+        """The line of a row, as in the result."""
         file.seek(self._offsets[position])
         line = file.readline()
         object = self._parse_line(line)
         if not object or (object.get(ROW) != position and self._position(object) != position):
             problem = f"{self._path} was changed while the batch ran: row {position + 1} is not where it was written"
             raise BatchError(problem, "make sure that nothing else writes this file, then run the same command again")
-        return line
+        return line.rpartition(_ROW)[0] + b"}\n" if ROW in object else line
 
     def _damaged(self, number: int) -> BatchError:
         message = f"{self._path} is damaged: line {number} matches no row of the input"
