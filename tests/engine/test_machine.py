@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import re
+import resource
 import shutil
 import sys
 from collections.abc import Callable, Iterable
@@ -28,6 +29,7 @@ from cerebrum_cli.engine.machine import (
     machine_memory,
     processor_name,
     processors,
+    raise_open_files,
     save_devices,
     thread_count,
     total_memory,
@@ -239,3 +241,13 @@ def test_fingerprints_import_nothing_heavy() -> None:
     fingerprints, loaded = out.splitlines()
     assert fingerprints == f"{build_fingerprint()} {machine_fingerprint(None)}"
     assert loaded == "[]"
+
+
+def test_open_files_are_limited_by_the_hard_limit_alone() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+    try:
+        assert raise_open_files() == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        assert raise_open_files() in (hard, 10_240)  # where that is unlimited
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
