@@ -149,9 +149,7 @@ def _condition(run: Run) -> dict[str, Any]:
 
 def _own_settings(run: Run) -> set[str]:
     """The settings that the user did not choose, by readable names; none in a run that does not record which."""
-    if CHOSEN not in run.record.notes:
-        return set()
-    return {key.replace("_", " ") for key in KEYS if key not in run.record.notes[CHOSEN]}
+    return {key.replace("_", " ") for key in KEYS if key not in run.record.notes.get(CHOSEN, KEYS)}
 
 
 def _finished_samples(run: Run, is_outdated: bool) -> Iterator[Sample]:

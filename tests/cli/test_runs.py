@@ -264,25 +264,6 @@ def test_run_of_an_earlier_version_without_versions_is_not_extended(store: RunSt
     assert store.path_for(CONDITION)[1] == f"sums-tiny was made with {difference}; this is a new run, sums-tiny-2"
 
 
-def test_earlier_run_of_math500_is_marked_as_mathematics(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It records the match `answer`, which math500 now has only if it is chosen."""
-    monkeypatch.setattr(math_equality, "math_verify_version", lambda: None)
-    now = {**CONDITION, "task": "math500", "match": "math"}
-    old = {key: value for key, value in now.items() if key != "marking"} | {"match": "answer"}
-    path, _ = store.path_for(now)
-    first = write_run(path, [sample(1), sample(2)], 2, condition=old)
-    assert first.match == "math"
-    new, why_new = store.path_for(now)
-    assert why_new.startswith("math500-tiny was made with another match (answer, now math)")
-    second = write_run(new, [sample(1), sample(2)], 2, condition={**now, "model": "other"})
-    assert compare_runs(first, second).n == 2
-    save_marks(first)
-    saved = require_run(path)
-    assert (saved.match, saved.marked_by, store.path_for(now)) == ("math", NOW, (path, ""))
-    chosen = write_run(store.path_for(CONDITION)[0], [sample(1)], 1, condition={**now, "match": "answer"})
-    assert chosen.match == "answer"
-
-
 def test_run_of_a_newer_version_is_one_line(store: RunStore) -> None:
     run = write_run(store.path_for(CONDITION)[0], [sample(1)], 1, condition={**CONDITION, "match": "telepathy"})
     for use in (lambda: save_marks(run), lambda: run.outdated, lambda: compare_runs(run, run)):
