@@ -36,7 +36,7 @@ class Server:
         self.reply, self.repeated, self.pause_s = reply, repeated, pause_s
         self.connections, self.sent = 0, 0
         self.requests: list[bytes] = []
-        self.port = 0
+        self.port, self.hangs_up = 0, False
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -44,6 +44,8 @@ class Server:
             while True:
                 self.requests.append(await read_request(reader))
                 writer.write(self.reply)
+                if self.hangs_up:
+                    return
                 while self.repeated:
                     writer.write(self.repeated)
                     await writer.drain()
@@ -214,6 +216,19 @@ def test_client_does_not_reuse_a_connection_that_is_out_of_step(reply: bytes) ->
     async def ask(client: Client) -> None:
         for _ in range(2):
             assert await client.get("/", 20.0) == [1]
+
+    asked(server, ask)
+    assert server.connections == 2
+
+
+def test_client_does_not_reuse_a_connection_that_the_server_has_closed() -> None:
+    server = Server(json_reply())
+    server.hangs_up = True
+
+    async def ask(client: Client) -> None:
+        for _ in range(2):
+            assert await client.get("/", 20.0) == [1]
+            await asyncio.sleep(0.02)
 
     asked(server, ask)
     assert server.connections == 2

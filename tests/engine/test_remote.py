@@ -416,18 +416,6 @@ def test_remote_servers_of_different_weights_are_refused_at_the_start_and_left_o
     assert outcome(events) == summaries(local_replies(random_model, *REQUESTS))
 
 
-@pytest.mark.parametrize(("path", "status"), [("/v1/models", 301), ("/completion", 308)])
-def test_remote_redirect_is_not_followed(path: str, status: int) -> None:
-    with serving(random_model, 2) as servers:
-        server, other = servers
-        server.arm(path=path, times=None, status=status, headers={"Location": f"{other.url}{path}"})
-        with closing(remote_engine(server, key="sesame")) as engine, pytest.raises(EndpointError) as raised:
-            list(engine.load())
-            events_of(engine, *REQUESTS)
-        assert f"redirects to {other.url}{path}" in raised.value.message
-        assert other.asked == []
-
-
 @pytest.mark.parametrize(
     ("body", "problem"),
     [

@@ -145,8 +145,12 @@ class Client:
         try:
             host = url.netloc.encode("idna").decode()
             proxy = None if endpoint.is_loopback else _proxy_of(url)
-            uses_tls = "https" in (url.scheme, proxy and proxy.scheme)
-            self._connections = ConnectionPool(endpoint.url, proxy, _trusted_certificates() if uses_tls else None)
+            tls = None
+            if "https" in (url.scheme, proxy and proxy.scheme):
+                import httpx2
+
+                tls = httpx2.create_ssl_context()
+            self._connections = ConnectionPool(endpoint.url, proxy, tls)
         except OSError as error:
             problem = f"{endpoint.name}: the certificates cannot be read: {error.strerror or error}"
             raise EndpointError(problem, "check SSL_CERT_FILE and SSL_CERT_DIR") from error
@@ -268,12 +272,6 @@ def _proxy_of(url: SplitResult) -> SplitResult | None:
     if proxy.scheme not in PORTS or not proxy.hostname or proxy.port == 0:
         raise ValueError("its proxy is not one for HTTP")  # which may contain a password
     return proxy
-
-
-def _trusted_certificates() -> ssl.SSLContext:
-    import httpx2
-
-    return httpx2.create_ssl_context()
 
 
 def _header(response: h11.Response, name: bytes) -> str:

@@ -10,7 +10,6 @@ import socket
 from base64 import b64encode
 from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from ssl import SSLContext
 from time import monotonic
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -51,8 +50,7 @@ class Connection:
 
     async def read(self, limit: int) -> bytes:
         """The content of the reply. Raises OversizedReplyError."""
-        async with aclosing(self.read_parts(limit)) as parts:
-            return b"".join([part async for part in parts])
+        return b"".join([part async for part in self.read_parts(limit)])
 
     async def read_parts(self, limit: int) -> AsyncGenerator[bytes, None]:
         """Yield the content of the reply as it comes. Raises OversizedReplyError."""
@@ -79,7 +77,8 @@ class Connection:
 
     @property
     def is_expired(self) -> bool:
-        return monotonic() - self._idle_since > IDLE_S or self._reader.at_eof()
+        is_gone = self._reader.at_eof() or self._writer.is_closing()
+        return is_gone or monotonic() - self._idle_since > IDLE_S
 
     def close(self) -> None:
         self._writer.transport.abort()
