@@ -59,6 +59,8 @@ class BatchOptions:
     def for_row(self, position: int, row: Layer) -> Settings:
         """The settings of a row, which may have some of its own."""
         mode = self.modes.get(MODES[row["think"] != "off"], self.settings) if row.get("think") else self.settings
+        if not row and mode.seed is None:
+            return mode
         origins = {**mode.origins, **dict.fromkeys(row, "row")}
         return replace(mode, **{"seed": self.seed(position), **row}, origins=origins)
 
@@ -274,7 +276,7 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
         return error
     settings = options.for_row(position, row.settings)
     conversation = row.conversation
-    if conversation.system_prompt is None:
+    if conversation.system_prompt is None and settings.system is not None:
         conversation = replace(conversation, system_prompt=settings.system)
     vote = MajorityVote(options.votes) if options.votes else None
     request = ReplyRequest(conversation, settings, options.grammar, ignore_eos=options.ignore_eos)

@@ -169,9 +169,11 @@ class StreamedResult:
 
 def to_json_line(object: Mapping[str, Any]) -> str:
     """Encode an object as one line, also for readers that split at Unicode line breaks."""
-    return to_json(object).translate(_LINE_BREAKS) + "\n"
+    text = to_json(object)
+    return (text if text.isascii() else text.translate(_LINE_BREAKS)) + "\n"
 
 
 def to_json(value: Any) -> str:
     """Encode a value as JSON that is valid UTF-8."""
-    return well_formed(json.dumps(value, ensure_ascii=False))
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isascii() else well_formed(text)
