@@ -37,12 +37,6 @@ BLANK = re.compile(r"\s+|\d+")
 HTML = re.compile(r"</?(?:table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|sub|sup|code)>")
 
 
-class Control(NamedTuple):
-    """A control token spelled out in trusted text."""
-
-    token: int
-
-
 class Plain(NamedTuple):
     """Characters without special meaning."""
 
@@ -81,7 +75,7 @@ class LlamaVocabulary:
                 run.append(item)
                 continue
             close_run()
-            ids.extend(self._checked_ids(item.ids) if isinstance(item, Tokens) else (item.token,))
+            ids.extend(self._checked_ids(item.ids))
             continues = bool(ids) and not self._attribute(ids[-1]) & CONTROL
         close_run()
         bos = llama.llama_vocab_bos(self._vocab)
@@ -126,7 +120,7 @@ class LlamaVocabulary:
         token = llama.llama_vocab_bos(self._vocab) if name == "bos" else llama.llama_vocab_eos(self._vocab)
         return self._spelling(token) if token >= 0 else ""
 
-    def _items(self, parts: Iterable[PromptPart]) -> Iterator[Plain | Control | Tokens]:
+    def _items(self, parts: Iterable[PromptPart]) -> Iterator[Plain | Tokens]:
         """Yield the prompt, with its trusted text split at control tokens."""
         for part in parts:
             if isinstance(part, Tokens):
@@ -137,9 +131,10 @@ class LlamaVocabulary:
             else:
                 yield Plain(part.value, False)
 
-    def _split_controls(self, text: str) -> list[Plain | Control]:
-        items: list[Plain | Control] = []
-        at = 0
+    def _split_controls(self, text: str) -> list[Plain | Tokens]:
+        """Split trusted text at its first and last control token; what is between them is tokenized."""
+        ids: list[int] = []
+        first, at = "", 0
         for token in self._tokenize_raw(text, parse_special=True):
             attribute = self._attribute(token)
             if not attribute & CONTROL:
@@ -149,13 +144,17 @@ class LlamaVocabulary:
             if found < 0:  # <unk> for a byte that no token covers: not spelled out
                 continue
             before = text[at:found]
-            items.append(Plain(before.rstrip() if attribute & llama.LLAMA_TOKEN_ATTR_LSTRIP else before, True))
-            items.append(Control(token))
+            before = before.rstrip() if attribute & llama.LLAMA_TOKEN_ATTR_LSTRIP else before
+            if not ids:
+                first = before
+            elif before:
+                ids += self._tokenize_segment(before, continues=False)
+            ids.append(token)
             at = found + len(spelling)
             if attribute & llama.LLAMA_TOKEN_ATTR_RSTRIP:
                 while text[at : at + 1].isspace():
                     at += 1
-        return [*items, Plain(text[at:], True)]
+        return [Plain(first, True), Tokens(tuple(ids)), Plain(text[at:], True)] if ids else [Plain(text, True)]
 
     def _tokenize_plain(self, run: list[Plain], continues: bool) -> list[int]:
         """Tokenize joined plain text so that no untrusted character is part of a user-defined token."""
