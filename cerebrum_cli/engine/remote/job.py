@@ -176,7 +176,6 @@ class PoolJob:
         """Emit events of the samples, and remember which of these are finished."""
         for event in events:
             if isinstance(event, FinishEvent | RefusedEvent):
-                event = replace(event, origin=self.origin)
                 for sample in self.samples:
                     sample.is_finished = sample.is_finished or sample.id == event.sequence
             self.emit(event)
@@ -186,4 +185,4 @@ class PoolJob:
 
     def refuse(self, error: CerebrumError) -> None:
         """End the samples, which no server will answer."""
-        self.report([RefusedEvent(sample.id, error) for sample in self.samples if not sample.is_finished])
+        self.report([RefusedEvent(sample.id, error, self.origin) for sample in self.samples if not sample.is_finished])

@@ -170,7 +170,7 @@ class Pool:
         task.add_done_callback(lambda task: self._end(task, job, server))
 
     async def _answer(self, job: PoolJob, server: Server) -> None:
-        job.samples = tuple(sample.restarted(server.known_info.context_size) for sample in job.samples)
+        job.samples = tuple(sample.begun(server.known_info.context_size, job.origin) for sample in job.samples)
         for sample in job.samples:
             job.emit(PromptEvent(sample.id, 0, len(sample.request.prompt_tokens)))
         await server.answer(job)

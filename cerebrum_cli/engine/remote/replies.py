@@ -22,6 +22,7 @@ from cerebrum_cli.core.events import (
     FinishEvent,
     FinishReason,
     Forced,
+    Origin,
     PromptEvent,
     SequenceId,
     Timings,
@@ -85,7 +86,7 @@ class Turns:
         limits = self.request.params.max_tokens, None if self.request.stream or grammar else self.controls.horizon
         self.end = min((each for each in limits if each is not None and each > generated), default=None)
         params = replace(self.request.params, max_tokens=None if self.end is None else self.end - generated)
-        prompt = (*self.request.prompt_tokens, *tokens)
+        prompt = array("i", (*self.request.prompt_tokens, *tokens))
         start = None if grammar else self.request.answer_start
         return replace(self.request, prompt_tokens=prompt, params=params, grammar=grammar, answer_start=start)
 
@@ -139,6 +140,8 @@ class Turns:
         """The end of a turn, with the cached tokens of the first, and the times of all if the server states them."""
         self.ends.append(end)
         first, *others = (each.timings for each in self.ends)
+        if not others:
+            return end
         timings = Timings()
         if all(each.timings.decode_s for each in self.ends):
             timings = replace(
@@ -157,7 +160,15 @@ class RemoteSample:
     All of a reply that does not stream is one event.
     """
 
-    def __init__(self, id: SequenceId, request: Request, seed: int, tables: TokenTables, context_size: int = 0) -> None:
+    def __init__(
+        self,
+        id: SequenceId,
+        request: Request,
+        seed: int,
+        tables: TokenTables,
+        context_size: int = 0,
+        origin: Origin | None = None,
+    ) -> None:
         self.id = id
         self.request = request
         self.seed = seed
@@ -169,6 +180,7 @@ class RemoteSample:
         self._vocabulary = tables.vocabulary
         self._pieces = tables.pieces(request.visible_tokens)
         self._context_size = context_size
+        self._origin = origin
         self._started_at = perf_counter()
         self._first_at: float | None = None
         self._cached = 0  # tokens of the prompt, as far as known before the end
@@ -176,22 +188,24 @@ class RemoteSample:
         self._texts: list[str] = []
         self._logprobs: list[float | None] = []
         self._decoded: list[int] = []  # with a grammar: the tokens, and the one that ends the reply
-        self._detokenizer = Detokenizer(request.params.stop, request.answer_start)
+        self._detokenizer: Detokenizer
         self._is_ended = False  # no further token is part of the reply
         self._by_stop_string = False
         self._turns: Turns | None = None
         self._turn = request
 
-    def restarted(self, context_size: int) -> RemoteSample:
-        """The sample before anything has arrived from a server with such a context."""
-        return RemoteSample(self.id, self.request, self.seed, self._tables, context_size)
+    def begun(self, context_size: int, origin: Origin | None = None) -> RemoteSample:
+        """The sample before anything has arrived from a server.
 
-    def begin_turns(self) -> None:
-        """Apply the controls of the request here, since the server has none, and its grammar only to the answer."""
+        The controls of the request are applied here, since the server has none, and its grammar only to the answer.
+        """
         request = self.request
+        begun = RemoteSample(self.id, request, self.seed, self._tables, context_size, origin)
+        begun._detokenizer = Detokenizer(request.params.stop, request.answer_start)
         if request.controls or request.answer_start:
-            self._turns = Turns(request, self._vocabulary, Controls(request.controls), request.constraint)
-            self._turn = self._turns.next_request()
+            begun._turns = Turns(request, self._vocabulary, Controls(request.controls), request.constraint)
+            begun._turn = begun._turns.next_request()
+        return begun
 
     def take_turn(self) -> Request:
         self.needs_turn = False
@@ -350,7 +364,7 @@ class RemoteSample:
                     self._turn, self.needs_turn = turns.next_request(known, self.tokens), True
                     return
                 turns.intervention, end = None, replace(end, reason="limit")
-            end = replace(end, forced=tuple(turns.forced))
+            end = replace(end, forced=tuple(turns.forced)) if turns.forced else end
         yield from self._finish_reply(end)
 
     def interrupt(self) -> Iterator[Event]:
@@ -450,6 +464,7 @@ class RemoteSample:
             by_stop_string=self._by_stop_string,
             has_all_tokens=self.has_all_tokens,
             forced=forced,
+            origin=self._origin,
         )
 
 

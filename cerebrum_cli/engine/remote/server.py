@@ -220,8 +220,6 @@ class Server:
         request, info = job.samples[0].request, self.known_info
         for difference in info.kind.differences(request, info):
             self._note(job, *difference)
-        for sample in job.samples:
-            sample.begin_turns()
         try:
             await (self._receive_stream(job, info) if request.stream else self._receive_replies(job, info))
         except RequestError as error:
