@@ -13,6 +13,7 @@ import pytest
 from asking import collect_replies
 from model_servers import ModelServer
 from remote_engines import (
+    ALERT,
     connected,
     events_of,
     local_replies,
@@ -373,7 +374,7 @@ def test_kinds_vllm_with_data_parallelism_is_given_what_it_runs() -> None:
     requests = [request_of(f"Q{at}", n=64, max_n=64) for at in range(80)]
     with (
         serving_kind(VllmServer, random_model) as [server],
-        connected(server) as engine,
+        connected(server, timeouts=ALERT) as engine,
         ThreadPoolExecutor() as reading,
     ):
         server.engines = 8

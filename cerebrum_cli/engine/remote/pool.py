@@ -41,7 +41,6 @@ class Pool:
         self._timeouts = timeouts
         self._emit = emit  # later replaced by that of the latest job
         self._notices = ServerNotices(timeouts.notices)
-        self._remarks: set[NoticeEvent] = set()
         self._waiting: deque[PoolJob] = deque()
         self._suspects: deque[PoolJob] = deque()
         self._slowest = 0.0  # seconds of the slowest reply so far
@@ -68,6 +67,7 @@ class Pool:
             if not server.is_known:
                 problem = f"{server.name} is not available yet: {server.reason}"
                 self._notices.add(server.name, NoticeEvent(problem, "using the other servers until it answers"))
+        self._remark()
         self._report()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
@@ -238,9 +238,8 @@ class Pool:
         now, seconds = self._now, self._timeouts.busy if busy.retry_after is None else busy.retry_after
         if server.rest(busy, now, seconds) >= self._timeouts.busy_notice:
             wait = "retrying" if busy.retry_after is None else f"retrying in {seconds:g} s, as requested"
-            self._notices.add(
-                server.name, NoticeEvent(f"{server.name} is busy: {busy.reason}", f"{wait}, until it is available")
-            )
+            notice = NoticeEvent(f"{server.name} is busy: {busy.reason}", f"{wait}, until it is available")
+            self._notices.add(server.name, notice)
         asyncio.get_running_loop().call_at(server.busy_until, self._assign)
 
     def _lose(self, job: PoolJob, server: Server, lost: LostServerError) -> None:
@@ -334,6 +333,7 @@ class Pool:
             if isinstance(error, EndpointError):
                 self._leave_out(server, error)
         else:
+            self._remark()
             if not was_known:
                 if self._is_connected:
                     self._emit(ServersEvent(self.generated))  # so that it is recorded before its first reply
@@ -388,12 +388,14 @@ class Pool:
         hint = "start one or correct the URL, then run the same command again"
         return NoServerError(f"no server answers ({problems})", hint)
 
-    def _report(self) -> None:
-        """Emit the remarks of the servers that are in use, each once, and the notices that are due."""
+    def _remark(self) -> None:
+        """Report what users should know of the servers that are in use, each remark once."""
         known = self.known if self._is_connected else []
         remarks = [remark for server in known for remark in server.remarks]
-        remarks += differences({server.name: server.known_info for server in known})
-        for notice in (*remarks, *self._notices.take(self._now)):
-            if notice not in self._remarks:
-                self._emit(notice)
-            self._remarks.update(remarks)
+        for remark in (*remarks, *differences({server.name: server.known_info for server in known})):
+            self._notices.add(remark.message, remark)
+
+    def _report(self) -> None:
+        """Emit the notices that are due."""
+        for notice in self._notices.take(self._now):
+            self._emit(notice)
