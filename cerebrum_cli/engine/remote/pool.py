@@ -7,9 +7,9 @@ sent to another one with the same seed. For each server, a task goes through the
     half-open  give it one request: a reply closes it, a loss opens it again
     closed     give it requests, and watch that it shows signs of life: `Server.watch`; a loss opens it
 
-Jobs wait in two queues. Those that were lost with two servers are suspects: one waits until nothing else does and a
-server is empty, so that no other request is lost with it. While no server is usable (closed, and not busy since its
-last reply), the pool waits for one as long as its timeouts allow, then everything fails.
+Jobs wait in two queues: those that were lost with two servers are suspects, one of which waits until nothing else does
+and a server is empty, so that no other is lost with it. While no server is usable (closed, and not busy since its last
+reply), the pool waits for one as long as its timeouts allow; then everything fails.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from cerebrum_cli.core.errors import EndpointError, NoServerError
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, ServersEvent, ServerTokens, StageEvent
@@ -55,8 +56,7 @@ class Pool:
 
         Raises NoServerError if none answers in time, EndpointError if one does not fit.
         """
-        for server in self._servers:
-            self._tasks.append(asyncio.get_running_loop().create_task(self._serve(server)))
+        self._tasks = [asyncio.create_task(self._serve(server)) for server in self._servers]
         self._watch_for_the_end()
         await self._until(lambda: any(server.breaker.state != "open" for server in self._servers))
         with contextlib.suppress(TimeoutError):
@@ -165,7 +165,7 @@ class Pool:
 
     def _start(self, job: PoolJob, server: Server) -> None:
         job.pooled.server = server
-        task = asyncio.get_running_loop().create_task(self._answer(job, server))
+        task = asyncio.create_task(self._answer(job, server))
         server.add(job, task, self._now)
         task.add_done_callback(lambda task: self._end(task, job, server))
 
@@ -283,16 +283,16 @@ class Pool:
 
     def _fail_if_none_fits(self) -> bool:
         misfits = [each.problem for each in self._servers if isinstance(each.problem, EndpointError)]
-        is_end = len(misfits) == len(self._servers)
-        if is_end:
-            self._fail(misfits[0])
-        return is_end
+        if len(misfits) < len(self._servers):
+            return False
+        self._fail(misfits[0])
+        return True
 
     def _fail(self, error: BaseException) -> None:
         """End everything."""
         self._error = error
         self._has_asked.set()
-        for job in (*self._waiting, *self._suspects, *(job for server in self._servers for job in server.running)):
+        for job in chain(self._waiting, self._suspects, *(server.running for server in self._servers)):
             job.emit(Failure(error))
         self._waiting.clear()
         self._suspects.clear()
@@ -311,21 +311,24 @@ class Pool:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(self._timeouts.tick):
                             await server.was_lost.wait()
+                    window = server.window
                     await server.watch(self._slowest)
-                    self._assign()  # its window may have grown
+                    if server.window > window:
+                        self._assign()
+                        self._emit(ServersEvent(self.generated))  # so that more is submitted
                     self._report()
         except Exception as error:  # a bug
             self._fail(error)
 
     async def _reach(self, server: Server) -> None:
         """Ask a server what it is; from then on it is given requests, unless it does not fit."""
-        was_known, pause = server.is_known, self._timeouts.retries[-1]
+        was_known = server.is_known
         try:
             await server.open()
         except BusyServerError as busy:  # it is loading its model
             server.set_problem(busy)
-            retry_at = self._now + min(busy.retry_after or self._timeouts.busy, pause)
-            server.breaker = replace(server.breaker, retry_at=retry_at)
+            pause = min(busy.retry_after or self._timeouts.busy, self._timeouts.retries[-1])
+            server.breaker = replace(server.breaker, retry_at=self._now + pause)
         except (LostServerError, EndpointError) as error:
             server.set_problem(error)
             server.breaker = server.breaker.failed(self._now, self._timeouts.retries, with_request=False)
@@ -346,13 +349,12 @@ class Pool:
 
     def _fail_without_answer(self) -> None:
         """End the start if no server answers and none is waited for, or if no address is that of a server."""
-        problems = [server.problem for server in self._servers]
+        first, problems = self._servers[0], [server.problem for server in self._servers]
         if self._is_connected or not all(isinstance(problem, LostServerError) for problem in problems):
             return
         if all(isinstance(problem, MissingServerError) for problem in problems):
-            first = self._servers[0]
-            hint = "check the URL: it must be that of a language model server"
-            self._fail(EndpointError(f"{first.name}: {first.reason}", hint))
+            problem = f"{first.name}: {first.reason}"
+            self._fail(EndpointError(problem, "check the URL: it must be that of a language model server"))
         elif not self._timeouts.waits_at_start:
             self._fail(self._no_server)
 
@@ -384,9 +386,8 @@ class Pool:
 
     @property
     def _no_server(self) -> NoServerError:
-        problems = "; ".join(f"{server.name}: {server.reason}" for server in self._servers)
-        hint = "start one or correct the URL, then run the same command again"
-        return NoServerError(f"no server answers ({problems})", hint)
+        problem = f"no server answers ({'; '.join(f'{server.name}: {server.reason}' for server in self._servers)})"
+        return NoServerError(problem, "start one or correct the URL, then run the same command again")
 
     def _remark(self) -> None:
         """Report what users should know of the servers that are in use, each remark once."""
@@ -396,6 +397,5 @@ class Pool:
             self._notices.add(remark.message, remark)
 
     def _report(self) -> None:
-        """Emit the notices that are due."""
         for notice in self._notices.take(self._now):
             self._emit(notice)

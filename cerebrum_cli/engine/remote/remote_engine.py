@@ -65,7 +65,7 @@ class RemoteCompletions(Completions[RemoteSample]):
                 self._forget(index)
 
     def __next__(self) -> Event:
-        if len(self._live) <= self._read_at:
+        if len(self._live) <= self._read_at or (self._source and len(self._live) < self._pool.window):
             self._read_source()
         if self._is_report_due:
             self._report_at = monotonic() + REPORT_S if self._live else inf
