@@ -87,25 +87,6 @@ def test_pull_names_other_models_by_repository_and_downloads_once(hub_user: HubU
     assert [each.part for each in hub_user.hub.log.requests()] == ["api"]
 
 
-@pytest.mark.slow
-def test_pull_stores_files_where_huggingface_hub_finds_them(hub_user: HubUser) -> None:
-    hub_user.pull("cerebrum-7b")
-    hub_user.hub.log.clear()
-    path, file = str(hub_user.path(named("Q4_K_M"))), f"'{CATALOGUED}', '{named('Q4_K_M')}'"
-    assert hub_user.hugging_face(
-        f"hf_hub_download({file}, local_files_only=True)", f"try_to_load_from_cache({file})"
-    ) == [
-        path,
-        path,
-    ]
-    assert not hub_user.hub.log.requests("resolve")
-    command = [str(Path(sys.executable).with_name("hf")), "download", CATALOGUED, named("Q4_K_M")]
-    environment = hub_user.command.environment(hub_user.environment({}))
-    subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True)
-    assert [each.method for each in hub_user.hub.log.requests("resolve")] == ["HEAD"]
-    assert not hub_user.hub.log.requests("cdn")
-
-
 SCANNED = """[
     [[repo.repo_id, repo.nb_files, [[each.commit_hash, list(each.refs)] for each in repo.revisions]]
      for repo in scan_cache_dir().repos],
@@ -114,16 +95,28 @@ SCANNED = """[
 
 
 @pytest.mark.slow
-def test_pull_reuses_files_of_huggingface_hub(hub_user: HubUser) -> None:
+def test_pull_and_huggingface_hub_find_each_others_files(hub_user: HubUser) -> None:
     hub_user.pull("cerebrum-7b:Q4_K_M")
-    assert hub_user.hugging_face(f"hf_hub_download('{CATALOGUED}', '{named('Q2_K')}')", SCANNED) == [
-        str(hub_user.path(named("Q2_K"))),
-        [[[CATALOGUED, 2, [[hub_user.commit(), ["main"]]]]], []],
-    ]
+    hub_user.hub.log.clear()
+    ours, theirs = str(hub_user.path(named("Q4_K_M"))), str(hub_user.path(named("Q2_K")))
+    file = f"'{CATALOGUED}', '{named('Q4_K_M')}'"
+    assert hub_user.hugging_face(
+        f"hf_hub_download({file}, local_files_only=True)",
+        f"try_to_load_from_cache({file})",
+        f"hf_hub_download('{CATALOGUED}', '{named('Q2_K')}')",
+        SCANNED,
+    ) == [ours, ours, theirs, [[[CATALOGUED, 2, [[hub_user.commit(), ["main"]]]]], []]]
+    assert all(each.path.endswith(named("Q2_K")) for each in hub_user.hub.log.requests("resolve"))
     assert [row["reference"] for row in hub_user.listed()] == ["cerebrum-7b:Q2_K", "cerebrum-7b:Q4_K_M"]
     assert hub_user.ask("-m", "cerebrum-7b:Q2_K")
     hub_user.hub.log.clear()
-    assert cleaned(hub_user.pull("cerebrum-7b:Q2_K")) == f"installed cerebrum-7b:Q2_K: {hub_user.path(named('Q2_K'))}\n"
+    assert cleaned(hub_user.pull("cerebrum-7b:Q2_K")) == f"installed cerebrum-7b:Q2_K: {theirs}\n"
+    assert not hub_user.hub.log.requests("cdn")
+    hub_user.hub.log.clear()
+    command = [str(Path(sys.executable).with_name("hf")), "download", CATALOGUED, named("Q4_K_M")]
+    environment = hub_user.command.environment(hub_user.environment({}))
+    subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True)
+    assert [each.method for each in hub_user.hub.log.requests("resolve")] == ["HEAD"]
     assert not hub_user.hub.log.requests("cdn")
 
 
