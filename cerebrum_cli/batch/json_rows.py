@@ -57,13 +57,18 @@ def _finite(text: str) -> float:
     raise ValueError(f"{text} is not a finite number")
 
 
-def _object(line: str) -> dict[str, Any]:
+def parse_line(line: str) -> Any:
+    """The value of a line. Raises InvalidRow."""
     try:
-        item = parse_json(line)
+        return parse_json(line)
     except json.JSONDecodeError as error:
         raise InvalidRow("invalid_json", f"not JSON: {error.msg} (character {error.pos + 1})") from error
-    except ValueError as error:  # a number of thousands of digits, or one that is not finite
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or one that is not finite
         raise InvalidRow("invalid_json", f"not JSON: {error}") from error
+
+
+def _object(line: str) -> dict[str, Any]:
+    item = parse_line(line)
     if not isinstance(item, dict):
         raise InvalidRow("invalid_request", 'a line must be an object like {"prompt": "..."}')
     return item

@@ -9,7 +9,6 @@ A row may have an `id` and a `cluster`. Whether an index counts from 0 or from 1
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from dataclasses import dataclass, replace
 from string import ascii_uppercase as LETTERS
 from typing import Any
 
+from cerebrum_cli.batch.json_rows import parse_line
 from cerebrum_cli.batch.rows import InvalidRow, Template
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import well_formed
@@ -123,15 +123,11 @@ def read_questions(rows: Iterable[Row], fields: Fields | None = None, template: 
 
 def _parse_line(number: int, line: bytes) -> Mapping[str, Any] | BadRow:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = parse_line(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return BadRow(number, f"byte {error.start + 1} is not UTF-8")
-    except json.JSONDecodeError as error:
-        return BadRow(number, f"not JSON: {error.msg} (character {error.pos + 1})")
-    except ValueError as error:  # a number of thousands of digits
-        return BadRow(number, f"not JSON: {error}")
-    except RecursionError:
-        return BadRow(number, "not JSON: nested too deeply")
+    except InvalidRow as invalid:
+        return BadRow(number, invalid.error.message)
     return row if isinstance(row, dict) else BadRow(number, "not a JSON object")
 
 

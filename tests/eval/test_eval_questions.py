@@ -126,7 +126,7 @@ def test_choices_with_both_bases_are_bad_rows() -> None:
     [
         (b"{", "not JSON: Expecting property name enclosed in double quotes (character 2)"),
         (b'{"question": "\xff"}', "byte 15 is not UTF-8"),
-        (b"[" * 100_000, "not JSON: nested too deeply"),
+        (b"[" * 100_000, "not JSON: maximum recursion depth exceeded"),
         (b'{"a": ' + b"1" * 5000 + b"}", "not JSON: Exceeds the limit"),
         ([1], "not a JSON object"),
         ({"prompt": "?", "answer": "2"}, "no `question`; the fields are: prompt, answer"),
@@ -136,7 +136,7 @@ def test_choices_with_both_bases_are_bad_rows() -> None:
         ({"question": "?", "answer": ""}, "`answer` is blank"),
         ({"question": "?", "answer": "so\n####"}, "`answer` has nothing after its ####"),
         ({"question": "?", "answer": True}, "`answer` is True: it must be text or a number"),
-        (b'{"question": "?", "answer": NaN}', "`answer` is nan: it must be text or a number"),
+        (b'{"question": "?", "answer": NaN}', "not JSON: NaN is not a finite number"),
         ({"question": ["?"], "answer": "2"}, "`question` is ['?']: it must be text or a number"),
         ({**GOOD, "id": 1}, "duplicate id 1, first on line 1"),
         ({**GOOD, "id": 1.5}, "`id` is 1.5: it must be text or an integer"),
