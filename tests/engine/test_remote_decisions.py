@@ -40,9 +40,9 @@ def test_breaker_knows_whether_it_has_answered_since_it_was_reached() -> None:
 
 def test_timeouts_follow_the_slowest_reply() -> None:
     timeouts = ServerTimeouts()
-    assert [timeouts.silence_limit(slowest) for slowest in (0.0, 1.0, 60.0)] == [600, 30, 600]
+    assert [timeouts.silence_limit(slowest, 0) for slowest in (0.0, 1.0, 60.0)] == [600, 30, 600]
     assert [timeouts.row_limit(slowest, 0) for slowest in (0.0, 1.0, 90.0)] == [inf, 600, 900]
-    assert timeouts.row_limit(1.0, 2) == 2400
+    assert (timeouts.silence_limit(1.0, 2), timeouts.row_limit(1.0, 2)) == (120, 2400)
     assert ServerTimeouts(row_timeout=5.0).row_limit(90.0, 2) == 5
 
 

@@ -45,15 +45,15 @@ class ServerTimeouts:
         """From one look at a server to the next."""
         return min(5.0, self.silence / 4)
 
-    def silence_limit(self, slowest: float) -> float:
-        """How long a server may give no sign of life, after the slowest reply so far."""
-        return max(self.silence, SLOW * slowest) if slowest else self.patience
+    def silence_limit(self, slowest: float, losses: int) -> float:
+        """How long a server may give no sign of life; longer with what was lost before."""
+        return (max(self.silence, SLOW * slowest) if slowest else self.patience) * (1 << losses)
 
     def row_limit(self, slowest: float, losses: int) -> float:
         """How long one request may take, after the slowest reply so far; more than where it was lost before."""
         if self.row_timeout is not None:
             return self.row_timeout
-        return max(self.patience, SLOW * slowest) * 2**losses if slowest else inf
+        return max(self.patience, SLOW * slowest) * (1 << losses) if slowest else inf
 
 
 @dataclass(frozen=True, slots=True)

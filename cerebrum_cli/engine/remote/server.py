@@ -198,7 +198,8 @@ class Server:
             most = min(self.known_info.max_window, self._most)
             self.window = self.limit = load.next_window(self.window, self.outstanding, most)
         silent_s = asyncio.get_running_loop().time() - self.alive_at
-        if silent_s > timeouts.silence_limit(slowest):
+        losses = max((job.losses for job in self.running), default=0)
+        if silent_s > timeouts.silence_limit(slowest, losses):
             self.stop(LostServerError(f"no sign of life for {silent_s:.0f} s"), self.running)
 
     async def _update_load(self) -> Load:
