@@ -309,7 +309,7 @@ LLAMA_LOAD = json.dumps([SLOT, {"id": 1, "n_ctx": 100, "is_processing": False}, 
     ("kind", "text", "load"),
     [
         (VLLM, VLLM_LOAD, Load(3, 0, 1500002)),
-        (SGLANG, SGLANG_LOAD, Load(6, 4, 42)),
+        (SGLANG, SGLANG_LOAD, Load(6, 4, 32)),
         (LLAMA, LLAMA_LOAD, Load(2, None, 24)),
         (VLLM, "", Load()),
         (SGLANG, "<html>\x00" + "sglang:num_running_reqs{" * 10_000, Load()),

@@ -51,18 +51,10 @@ class LlamaServer:
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
         model, meta, slots = str(entry["id"]), entry.get("meta", {}), max(1, int(answer["total_slots"]))
         weights = server_text(file_name(str(answer.get("model_path", model))))  # elsewhere on another machine
-        size = meta.get("n_vocab")
-        return ServerInfo(
-            self,
-            server_text(str(answer["build_info"])),
-            model,
-            f"{weights} ({int(meta['size'])} bytes)" if "size" in meta else weights,
-            int(answer["default_generation_settings"]["n_ctx"]),
-            slots,
-            slots,
-            slots,
-            None if size is None else int(size),
-        )
+        weights = f"{weights} ({int(meta['size'])} bytes)" if "size" in meta else weights
+        build, context = server_text(str(answer["build_info"])), int(answer["default_generation_settings"]["n_ctx"])
+        vocabulary_size = None if meta.get("n_vocab") is None else int(meta["n_vocab"])
+        return ServerInfo(self, build, model, weights, context, slots, slots, slots, vocabulary_size)
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
         return {"content": text, "add_special": False, "parse_special": False, "model": info.model}

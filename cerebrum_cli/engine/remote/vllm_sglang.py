@@ -38,11 +38,11 @@ class _SharedFields:
     name: str
     load_path = "/metrics"
     takes_end_tokens = True
-    _load_metrics: tuple[str, str, Sequence[str]]  # sequences that run, those that wait, and counters of tokens
+    _load_metrics: tuple[str, str, str]  # sequences that run, those that wait, and tokens
 
     def read_load(self, text: str) -> Load:
         running, waiting, generated = self._load_metrics
-        counters = [count for name in generated for count in _samples(text, name).values()]
+        counters = _samples(text, generated).values()
         return Load(_total(text, running), _total(text, waiting), int(sum(counters)) if counters else None)
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Vllm(_SharedFields):
     description_path = "/version"
     completion_path = "/v1/completions"
     context_option = "--max-model-len"
-    _load_metrics = "vllm:num_requests_running", "vllm:num_requests_waiting", ("vllm:generation_tokens_total",)
+    _load_metrics = "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:generation_tokens_total"
 
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
         build, weights = server_text(str(answer["version"])), _weights(entry, entry.get("root"))
@@ -166,10 +166,7 @@ class Sglang(_SharedFields):
     description_path = "/server_info"
     completion_path = "/generate"
     context_option = "--context-length"
-    _load_metrics = (  # with --enable-metrics; the first counter is that of finished replies
-        *("sglang:num_running_reqs", "sglang:num_queue_reqs"),
-        ("sglang:generation_tokens_total", "sglang:realtime_tokens_total"),
-    )
+    _load_metrics = "sglang:num_running_reqs", "sglang:num_queue_reqs", "sglang:realtime_tokens_total"
 
     def __init__(self, sends_deltas: bool = False, adapter: str | None = None) -> None:
         self._sends_deltas = sends_deltas
@@ -177,16 +174,14 @@ class Sglang(_SharedFields):
 
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
         """What a server is; only with deterministic inference, seeds have an effect."""
-        adapter = str(entry["id"]) if entry.get("parent") else None
+        adapter, stated = str(entry["id"]) if entry.get("parent") else None, answer.get("max_running_requests")
         return ServerInfo(
             Sglang(bool(answer.get("incremental_streaming_output")), adapter),
             server_text(str(answer["version"])),
             str(entry["id"]),
             _weights(entry, entry.get("root") if adapter else answer.get("model_path")),
             int(entry["max_model_len"]),
-            slots := int(answer.get("max_running_requests") or SEQUENCES),
-            max_samples=1,
-            max_window=slots if answer.get("max_running_requests") else MAX_WINDOW,
+            *(int(stated or SEQUENCES), 1, int(stated or MAX_WINDOW)),
             has_seeds=bool(answer.get("enable_deterministic_inference")),
             has_other_weights=answer.get("load_format") != "gguf",
         )
@@ -236,9 +231,8 @@ def _total(text: str, gauge: str) -> int | None:
     """
     engines = dict[str, float]()
     for labels, value in _samples(text, gauge).items():
-        engine = re.search(r'\b(?:engine|dp_rank)="(\w*)"', labels)
-        key = engine[1] if engine else ""
-        engines[key] = max(value, engines.get(key, 0.0))
+        engine = "".join(re.findall(r'\b(?:engine|dp_rank)="(\w*)"', labels))
+        engines[engine] = max(value, engines.get(engine, 0.0))
     return int(sum(engines.values())) if engines else None
 
 
