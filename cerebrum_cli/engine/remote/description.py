@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -105,16 +105,18 @@ async def describe(client: Client, endpoint: Endpoint) -> ServerInfo:
         raise EndpointError(problem, f"update {kind.name}") from error
 
 
-def differences(servers: Mapping[str, ServerInfo]) -> Sequence[NoticeEvent]:
-    """A notice if servers differ in what replies depend on besides the requests."""
+def remarks(servers: Mapping[str, ServerInfo]) -> Iterator[NoticeEvent]:
+    """Yield what users should know of servers: on what else than the requests their replies depend."""
     variants: dict[str, str] = {}
     for name, info in servers.items():
         variants.setdefault(f"{info.weights} on {info.kind.name} {info.build}", name)
-    if len(variants) < 2:
-        return ()
-    shown = "; ".join(f"{name}: {variant}" for variant, name in variants.items())
-    problem = f"the servers differ, so answers may depend on the server ({shown})"
-    return [NoticeEvent(problem, "for identical answers, use identical machines, builds and models")]
+        if info.has_other_weights:
+            problem = f"{info.kind.name} serves the model's original weights, not those of the local file"
+            yield NoticeEvent(problem, "answers differ from those of llama.cpp")
+    if len(variants) > 1:
+        shown = "; ".join(f"{name}: {variant}" for variant, name in variants.items())
+        problem = f"the servers differ, so answers may depend on the server ({shown})"
+        yield NoticeEvent(problem, "for identical answers, use identical machines, builds and models")
 
 
 def _kind_of(owner: Any, endpoint: Endpoint) -> ServerKind:

@@ -25,7 +25,7 @@ from cerebrum_cli.core.errors import EndpointError, NoServerError
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, ServersEvent, ServerTokens, StageEvent
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, LostServerError, RefusedRequestError
-from cerebrum_cli.engine.remote.description import differences
+from cerebrum_cli.engine.remote.description import remarks
 from cerebrum_cli.engine.remote.job import MAX_LOSSES, PoolJob, ServerNotices, ServerTimeouts
 from cerebrum_cli.engine.remote.server import LateReplyError, MissingServerError, Server
 from cerebrum_cli.engine.sequence import Failure
@@ -85,7 +85,8 @@ class Pool:
 
     @property
     def generated(self) -> tuple[ServerTokens, ...]:
-        return tuple(ServerTokens(each.name, each.generated, each.breaker.state != "closed") for each in self.known)
+        known = self.known if len(self._servers) > 1 else []
+        return tuple(ServerTokens(each.name, each.generated, each.breaker.state != "closed") for each in known)
 
     @property
     def window(self) -> int:
@@ -392,8 +393,7 @@ class Pool:
     def _remark(self) -> None:
         """Report what users should know of the servers that are in use, each remark once."""
         known = self.known if self._is_connected else []
-        remarks = [remark for server in known for remark in server.remarks]
-        for remark in (*remarks, *differences({server.name: server.known_info for server in known})):
+        for remark in remarks({server.name: server.known_info for server in known}):
             self._notices.add(remark.message, remark)
 
     def _report(self) -> None:

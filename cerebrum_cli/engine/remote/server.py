@@ -91,13 +91,6 @@ class Server:
         """Advice to a user whose context is full."""
         return f"restart the server with a larger {self.known_info.kind.context_option}"
 
-    @property
-    def remarks(self) -> Sequence[NoticeEvent]:
-        """What users should know."""
-        info = self.known_info
-        problem = f"{info.kind.name} serves the model's original weights, not those of the local file"
-        return [NoticeEvent(problem, "answers differ from those of llama.cpp")] if info.has_other_weights else []
-
     async def open(self) -> None:
         """Find out whether it can be used, for the first time or after it was lost: it may serve another model.
 
