@@ -48,7 +48,7 @@ pairwise ratios; token counts come from a single run.
 
 
 class Run(NamedTuple):
-    """A finished process: wall time in seconds, peak memory in MiB, standard output and standard error.
+    """A finished process: wall time and CPU time in seconds, peak memory in MiB, standard output and standard error.
 
     `first_byte_s` is the time to the first byte on its standard output, or to the end without one.
     """
@@ -58,6 +58,7 @@ class Run(NamedTuple):
     output: str
     errors: str
     first_byte_s: float
+    cpu_s: float
 
 
 class Row(NamedTuple):
@@ -106,7 +107,7 @@ def run(command: Sequence[str], stdin_text: str | None = None, environment: Envi
         raise RuntimeError(f"{command} failed with exit code {process.returncode}: {errors[-2000:]}")
     peak_mib = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)  # macOS reports bytes, Linux KiB
     text = output.decode(errors="replace")  # random weights write any bytes
-    return Run(seconds, peak_mib, text, errors, first_byte_s)
+    return Run(seconds, peak_mib, text, errors, first_byte_s, usage.ru_utime + usage.ru_stime)
 
 
 def require_peers() -> None:

@@ -1,13 +1,14 @@
-"""Measure what a batch of a million rows costs beside its engine: reading, journaling, resuming and completing.
+"""Measure what a batch of many rows costs beside its servers: CPU time and memory a row, and resuming.
 
+Needs `cerebrum pull starter`.
 Usage: python benchmarks/large_batch.py [--rows N] [--dry-run]
 
-The engine is simulated: it answers every prompt immediately with the same text, in the order in which the batch starts
-the prompts, which is not the order of the input. Everything else is real: the input file, the windows of rows, the
-journal with its syncs to the disk, and the result. Each run is a process of its own.
+`cerebrum batch` runs in a process of its own, from the input to the complete result, with the starter's vocabulary.
+Another process stands in for SERVERS llama-servers: it answers every prompt of about 100 tokens at once, with the same
+reply of 300 tokens, their ids, and the fields that llama-server sends.
 
-speed   Rows per second in the last tenth of the rows against the first tenth.
-memory  Peak memory of N rows less that of N / 10 rows, by the difference in rows.
+cpu     CPU time of `cerebrum batch` for N rows less that for N / 10 rows, by the difference in rows.
+memory  Peak memory likewise.
 resume  A process is killed with SIGKILL when nine tenths of the rows are done. Seconds from the start of the next one
         to its first new answer, against the seconds in which the killed one had written its rows. Every row it had
         written must be in the result as it was, and no row may have been answered twice.
@@ -15,195 +16,256 @@ resume  A process is killed with SIGKILL when nine tenths of the rows are done. 
 
 from __future__ import annotations
 
-import argparse
+import asyncio
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
-from harness import Row, argument_parser, record, run, time_limit
+from answering import loaded_model, model_path
+from harness import SCRIPT, Row, argument_parser, in_subprocess, isolated_environment, record, run, time_limit
 
-from cerebrum_cli.batch.answering import BatchOptions, answer_rows
-from cerebrum_cli.batch.journal import open_journal
 from cerebrum_cli.batch.output_files import output_paths
-from cerebrum_cli.batch.readers import open_input, read_rows
-from cerebrum_cli.batch.rows import result_rows
-from cerebrum_cli.core.events import Event, FinishEvent, RowEvent, SequenceId, Timings, TokenEvent
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.inference.reply import ReplyRequest
+from cerebrum_cli.engine.remote.description import PROBE
 
-ROWS = 1_000_000
+ROWS = 200_000
 PARTS = 10
-TEXT = "The train covers 120 km in 1.5 hours. " * 7 + "So its speed is 80 km/h. The answer is 80."  # 77 words
-MOST_BYTES = 100  # of memory a row
+SERVERS, SLOTS, CONTEXT = 2, 64, 8192
+MOST_MS, MOST_BYTES = 0.7, 100  # a row
+POLL_S = 0.01
+HOST = "127.0.0.1"
+HEADERS_END = b"\r\n\r\n"
+QUESTION = """{}: A train leaves at {} o'clock, covers 120 km in 1.5 hours, and stops for a quarter of an hour. It
+continues for another 40 km at two thirds of its former speed, while a second train starts from the other end of the
+line. Explain each step of your reasoning, and state the average speed over the whole trip in km/h, with the pause."""
+REPLY = """{}. Let us work through this step by step. The first train covers 120 km in 1.5 hours, so its speed is
+120 / 1.5 = 80 km/h. It then stops for a quarter of an hour, which adds 0.25 hours to the trip without any distance.
+
+After the stop, the train continues at two thirds of its former speed. Two thirds of 80 km/h is 80 * 2 / 3 = 53.33 km/h,
+rounded to two decimals. For the remaining 40 km it therefore needs 40 / 53.33 = 0.75 hours, which is 45 minutes.
+
+Now we can add up the times: 1.5 hours for the first part, 0.25 hours for the pause, and 0.75 hours for the second part.
+Together that is 1.5 + 0.25 + 0.75 = 2.5 hours. The whole distance is 120 + 40 = 160 km.
+
+As a check, 64 km/h for 2.5 hours is 160 km. So the average speed is 160 / 2.5 = 64 km/h, and the answer is 64."""
 
 
 def main() -> None:
     """Run the batches, and record their rows."""
     parser = argument_parser(__doc__)
     parser.add_argument("--rows", type=int, default=ROWS, metavar="N", help=f"rows of the input [default: {ROWS:,}]")
-    parser.add_argument("--child", nargs=3, metavar=("INPUT", "OUTPUT", "NAME"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        source, output, name = options.child
-        answer_file(Path(source), Path(output), name)
-        return
     with tempfile.TemporaryDirectory() as directory:
-        record(measure(Path(directory), options.rows), options.dry_run)
+        record(measure(Path(directory), options.rows, model_path("starter")), options.dry_run)
 
 
-def measure(directory: Path, rows: int) -> Iterator[Row]:
-    label = f"batch of {rows:,} rows, an engine that answers immediately"
+def measure(directory: Path, rows: int, model: Path) -> Iterator[Row]:
     small, large = write_input(directory / "small.jsonl", rows // PARTS), write_input(directory / "in.jsonl", rows)
-    few = run(child(small, directory / "few.jsonl", "a"))
-    many = run(child(large, directory / "many.jsonl", "a"))
-    times = [report["seconds"] for report in reports(many.output)]
-    first, last = (rows / PARTS / (times[part] - times[part - 1]) for part in (1, PARTS))
-    before, after = times[0], times[-1] - times[PARTS]
-    print(f"{times[-1]:.1f} s: {before:.2f} s to begin, {after:.2f} s to complete; {many.peak_mib:.0f} MiB", flush=True)
-    yield Row(
-        f"{label}: rows/s in the last tenth / in the first", f"{last:,.0f}", f"{first:,.0f}", last / first, ">= 0.9"
+    batch = Batch(directory, model)
+    first, second = in_subprocess(speeches, model, ["First", "Second"])
+    label = f"batch of {rows:,} rows, {SERVERS} servers that answer at once with {len(first.tokens)} tokens"
+    with running_servers(first) as urls:
+        few = run(batch.command(small, "few", urls), environment=batch.environment)
+        many = run(batch.command(large, "many", urls), environment=batch.environment)
+        seconds = kill(batch, large, urls)
+    more = rows - rows // PARTS
+    cpu_ms, size = (many.cpu_s - few.cpu_s) / more * 1e3, (many.peak_mib - few.peak_mib) * 2**20 / more
+    print(
+        f"{many.seconds:.1f} s, CPU {many.cpu_s:.1f} s, {few.cpu_s:.1f} s of {rows // PARTS:,}; {many.peak_mib:.0f} MiB"
     )
-    size = (many.peak_mib - few.peak_mib) * 2**20 / (rows - rows // PARTS)
+    yield Row(f"{label}: CPU time a row", f"{cpu_ms:.2f} ms", f"{MOST_MS} ms", cpu_ms / MOST_MS, "<= 1")
     yield Row(f"{label}: memory a row", f"{size:.0f} bytes", f"{MOST_BYTES} bytes", size / MOST_BYTES, "<= 1")
-    yield resume_row(label, large, directory / "killed.jsonl", rows)
+    with running_servers(second) as urls:
+        yield resume_row(label, batch, large, urls, rows, seconds)
 
 
-def resume_row(label: str, source: Path, output: Path, rows: int) -> Row:
-    """Kill a batch when nine tenths of its rows are done, run it again, and check the result."""
-    with process(child(source, output, "first")) as killed:
-        assert killed.stdout is not None
-        before = [json.loads(killed.stdout.readline()) for _ in range(PARTS)][-1]
-        killed.kill()
-    with output_paths(output).partial.open("rb") as lines:
-        written = sum(line.endswith(b"\n") for line in lines)
+def kill(batch: Batch, source: Path, urls: Sequence[str]) -> float:
+    """Kill a batch when nine tenths of its rows are done; return the seconds until then."""
+    whole, partial = batch.output("many").stat().st_size, output_paths(batch.output("killed")).partial
     start = time.perf_counter()
-    with process(child(source, output, "second")) as resumed:
-        assert resumed.stdout is not None
-        first, *others = [resumed.stdout.readline()]
+    with batch.process(source, "killed", urls) as killed:
+        wait_until_larger(partial, whole * (PARTS - 1) // PARTS, killed)
         seconds = time.perf_counter() - start
-        others += resumed.stdout.readlines()
-    answered = json.loads(others[-1])["done"] - json.loads(first)["done"]
+        killed.kill()
+    return seconds
+
+
+def resume_row(label: str, batch: Batch, source: Path, urls: Sequence[str], rows: int, before: float) -> Row:
+    """Run a killed batch again, and check the result."""
+    output = batch.output("killed")
+    partial = output_paths(output).partial
+    written, size = partial.read_bytes().count(b"\n"), partial.stat().st_size
+    start = time.perf_counter()
+    with batch.process(source, "killed", urls) as resumed:
+        wait_until_larger(partial, size, resumed)
+        seconds = time.perf_counter() - start
     with output.open("rb") as lines:
-        names = Counter(json.loads(line)["text"].partition(":")[0] for line in lines)
-    if names != {"first": written, "second": rows - written}:
+        found = [json.loads(line) for line in lines]
+    names = Counter(each["text"].partition(".")[0] for each in found)
+    if names != {"First": written, "Second": rows - written} or [each["id"] for each in found] != row_ids(rows):
         raise RuntimeError(f"{written} of {rows} rows were written first, but the result has {dict(names)}")
-    if answered != rows - written:
-        raise RuntimeError(f"{answered} rows were answered again, not {rows - written}")
-    ratio = seconds / before["seconds"]
-    peer = f"{before['seconds']:.1f} s to write {written:,} rows"
-    return Row(f"{label}: kill -9 at 90 %, time to resume", f"{seconds:.1f} s", peer, ratio, "<= 0.5")
+    peer = f"{before:.1f} s to write {written:,} rows"
+    return Row(f"{label}: kill -9 at 90 %, time to resume", f"{seconds:.1f} s", peer, seconds / before, "<= 0.5")
 
 
 def write_input(path: Path, rows: int) -> Path:
-    """Write rows whose prompts are sorted in another order than that of the file."""
     with path.open("w", encoding="utf-8") as lines:
-        for number in range(rows):
-            prompt = f"{number * 7919 % rows}: a train covers 120 km in 1.5 hours. What is its speed in km/h?"
-            lines.write(json.dumps({"id": f"row-{number}", "prompt": prompt}) + "\n")
+        for id in row_ids(rows):
+            lines.write(json.dumps({"id": id, "prompt": QUESTION.format(id, len(id))}) + "\n")
     return path
 
 
-def child(source: Path, output: Path, name: str) -> list[str]:
-    """The command that answers a file; its answers begin with a name."""
-    return [sys.executable, __file__, "--child", str(source), str(output), name]
+def row_ids(rows: int) -> list[str]:
+    return [f"row-{number}" for number in range(rows)]
+
+
+def wait_until_larger(path: Path, size: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a file has more bytes than this; RuntimeError if a process ends before."""
+    while not path.exists() or path.stat().st_size <= size:
+        if process.poll() is not None:
+            raise RuntimeError(f"the batch ended with exit code {process.returncode}")
+        time.sleep(POLL_S)
+
+
+class Batch:
+    """Runs `cerebrum batch`, with its outputs in a directory."""
+
+    def __init__(self, directory: Path, model: Path) -> None:
+        self.model = model
+        self.environment = isolated_environment(directory)
+        self._directory = directory
+
+    def output(self, name: str) -> Path:
+        return self._directory / f"{name}-answers.jsonl"
+
+    def command(self, source: Path, name: str, urls: Sequence[str]) -> list[str]:
+        endpoints = [part for url in urls for part in ("--endpoint", url)]
+        return [SCRIPT, "batch", str(source), "-o", str(self.output(name)), "-m", str(self.model), *endpoints]
+
+    @contextmanager
+    def process(self, source: Path, name: str, urls: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+        command = self.command(source, name, urls)
+        with (
+            subprocess.Popen(command, stderr=subprocess.DEVNULL, env=self.environment) as started,
+            time_limit(started),
+        ):
+            yield started
+
+
+class Speech(NamedTuple):
+    """What a server says: the tokens of the probe by which vocabularies are compared, and those of each reply with its
+    text; the last of them ends it.
+    """
+
+    probe: tuple[int, ...]
+    tokens: tuple[int, ...]
+    text: str
+
+
+def speeches(model: Path, names: Sequence[str]) -> list[Speech]:
+    """Replies that begin with a name, in the vocabulary of a model; to be called in a subprocess."""
+    with loaded_model(str(model), Settings()) as loaded:
+        vocabulary = loaded.engine.vocabulary
+        [end] = vocabulary.special_token_ids([vocabulary.special_token_text("eos")])
+        probe, texts = vocabulary.tokenize((Text(PROBE),)), [REPLY.format(name) for name in names]
+        return [Speech(probe, (*vocabulary.tokenize((Text(text),)), end), text) for text in texts]
 
 
 @contextmanager
-def process(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that writes its reports to a pipe."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as started, time_limit(started):
-        yield started
+def running_servers(said: Speech) -> Iterator[list[str]]:
+    """Run servers in another process, and yield their URLs."""
+    spawning = get_context("spawn")
+    ours, theirs = spawning.Pipe()
+    process = spawning.Process(target=serve, args=(said, theirs), daemon=True)
+    process.start()
+    try:
+        yield [f"http://{HOST}:{port}" for port in ours.recv()]
+    finally:
+        process.kill()
+        process.join()
 
 
-def reports(output: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in output.splitlines()]
+# In the process of the servers.
 
 
-# In a child process.
+def serve(said: Speech, ports: Connection) -> None:
+    """Send the ports, and serve until the process is killed."""
+
+    async def listen() -> None:
+        loop = asyncio.get_running_loop()
+        servers = [await loop.create_server(lambda: StandIn(said), HOST, 0) for _ in range(SERVERS)]
+        ports.send([server.sockets[0].getsockname()[1] for server in servers])
+        await asyncio.Event().wait()
+
+    asyncio.run(listen())
 
 
-def answer_file(source: Path, output: Path, name: str) -> None:
-    """Answer the rows of a file as `cerebrum batch` does; print a report at the start, after each tenth, and last."""
-    start, tenth = time.perf_counter(), 0
+class StandIn(asyncio.Protocol):
+    """One connection: requests one after the other, each answered as soon as it is complete."""
 
-    def report(done: int) -> None:
-        print(json.dumps({"done": done, "seconds": time.perf_counter() - start}), flush=True)
+    def __init__(self, said: Speech) -> None:
+        self._probe = json.dumps({"tokens": said.probe})
+        self._completion = json.dumps(completion(said), separators=(",", ":"))[:-1]
+        self._received = bytearray()
+        self._transport: Any = None
 
-    options = BatchOptions(Settings(), ())
-    responder: Any = SimulatedResponder(f"{name}: {TEXT}")
-    with closing(open_input(source)) as file:
-        rows = read_rows(file, "jsonl")
-        with closing(open_journal(output, {"input": rows.sha256}, result_rows(rows))) as result:
-            for event in answer_rows(responder, rows, options, result, in_order=False):
-                if isinstance(event, RowEvent) and event.done * PARTS >= tenth * event.total:
-                    report(event.done)
-                    tenth = event.done * PARTS // event.total + 1
-            result.complete()
-            report(len(result.finished))
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
 
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while (end := self._received.find(HEADERS_END)) >= 0:
+            head = self._received[:end].decode("latin-1").lower()
+            length = int((head + "\r\ncontent-length: 0\r\n").split("content-length:")[1].split("\r\n")[0])
+            start = end + len(HEADERS_END)
+            if len(self._received) < start + length:
+                return
+            body = bytes(self._received[start : start + length])
+            del self._received[: start + length]
+            content = self._answer(head.split(" ", 2)[1].partition("?")[0], body).encode()
+            self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
 
-class SimulatedEngine:
-    """An engine that is never cancelled, and answers rows in one group."""
-
-    schedules_rows = False
-
-    def cancel_scope(self) -> Any:
-        return SimpleNamespace(is_cancelled=False)
-
-    def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
-        return [list(range(len(list(requests))))]
-
-
-class SimulatedResponder:
-    """Answers every prompt with the same text; a token is a byte."""
-
-    larger_context = ""
-
-    def __init__(self, text: str) -> None:
-        self.engine = SimulatedEngine()
-        self._text = text
-
-    def load(self) -> Iterator[Event]:
-        return iter(())
-
-    def check_settings(self, settings: Settings) -> None:
-        """Do nothing: there is no vocabulary."""
-
-    def tokenize_request(self, request: ReplyRequest) -> Request:
-        prompt = tuple(request.conversation.messages[-1].content.encode())
-        return Request(prompt, request.settings.sampling(()))
-
-    def generate(self, requests: Iterable[Request], _: Any) -> SimulatedReplies:
-        return SimulatedReplies(requests, self._text)
+    def _answer(self, path: str, body: bytes) -> str:
+        if path == "/completion":
+            return f'{self._completion},"tokens_evaluated":{len(json.loads(body)["prompt"])}}}'
+        return json.dumps(ANSWERS[path]) if path in ANSWERS else self._probe
 
 
-class SimulatedReplies:
-    """Replies to requests, one after the other."""
+ANSWERS: dict[str, Any] = {
+    "/v1/models": {"data": [{"id": "stand-in.gguf", "owned_by": "llamacpp", "meta": {"size": 1}}]},
+    "/props": {
+        "default_generation_settings": {"n_ctx": CONTEXT},
+        "total_slots": SLOTS,
+        "model_path": "/models/stand-in.gguf",
+        "build_info": "stand-in",
+    },
+    "/slots": [],
+}
 
-    def __init__(self, requests: Iterable[Request], text: str) -> None:
-        self._requests = requests
-        self._text = text
 
-    def __iter__(self) -> Iterator[Event]:
-        for index, request in enumerate(self._requests):
-            sequence, length = SequenceId(index), len(request.prompt_tokens)
-            yield TokenEvent(sequence, self._text, tokens=(1,))
-            yield FinishEvent(sequence, "stop", length, 0, 100, 1, 4096, Timings())
-
-    def forget(self, index: int) -> None:
-        """Do nothing: nothing is held."""
-
-    def close(self) -> None:
-        """Do nothing: nothing is held."""
+def completion(said: Speech) -> dict[str, Any]:
+    """A reply with the fields that llama-server sends, but for the number of tokens in the prompt."""
+    count = len(said.tokens)
+    timings = {"cache_n": 0, "prompt_n": 100, "prompt_ms": 12.345, "prompt_per_token_ms": 0.123, "predicted_n": count}
+    return {
+        "index": 0,
+        "content": said.text,
+        "tokens": said.tokens,
+        "stop": True,
+        "stop_type": "eos",
+        "truncated": False,
+        "tokens_predicted": count,
+        "timings": {**timings, "predicted_ms": 3456.789, "predicted_per_second": 86.785},
+    }
 
 
 if __name__ == "__main__":

@@ -59,9 +59,9 @@ def test_benchmark_machine_names_the_devices(monkeypatch: pytest.MonkeyPatch) ->
     assert ", CUDA0 H200, " in name
 
 
-def test_benchmark_large_batch_loses_and_repeats_no_row(tmp_path: Path) -> None:
-    rate, memory, resume = large_batch.measure(tmp_path, 5_000)
-    assert rate.label.startswith("batch of 5,000 rows")
+def test_benchmark_large_batch_loses_and_repeats_no_row(tmp_path: Path, chatml_model: Path) -> None:
+    cpu, memory, resume = large_batch.measure(tmp_path, 500, chatml_model)
+    assert cpu.label.startswith("batch of 500 rows, 2 servers") and cpu.ratio > 0
     assert memory.peer == "100 bytes"
     assert resume.ratio > 0
 
