@@ -51,9 +51,9 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "platformdirs": ("cli.app",),
     "lm_eval": ("eval.lm_harness", "eval.lm_tasks"),
     "math_verify": ("eval.math_equality",),
-    "pyarrow": ("eval.sources",),
+    "pyarrow": ("eval.sources", "cli.ray_cluster"),
     "tomlkit": ("cli.config_file",),
-    "ray": (),
+    "ray": ("cli.ray_cluster",),
     "click": (),
 }
 # Modules, or packages with all below them, that compute values: they touch no files, clocks or processes.
@@ -94,6 +94,8 @@ ENGINE_EXCEPTIONS = {
     "cli.generation": "sizes of a context",
     "cli.lm_eval": "sizes of a context",
     "cli.lm_model": "sizes of a context",
+    "cli.ray_cluster": "processors, for nodes on this machine",
+    "cli.ray_nodes": "processors of a node",
     "cli.tune": "processors and memory, for its report",
     "eval.code_sandbox": "processors, to run programs on",
     "eval.evaluate": "requests, and the scope in which they are cancelled",

@@ -121,9 +121,14 @@ class PendingRow:
 
 
 def answer_rows(
-    responder: Responder, rows: Rows, options: BatchOptions, result: Result, in_order: bool
+    responder: Responder,
+    rows: Rows,
+    options: BatchOptions,
+    result: Result,
+    in_order: bool,
+    positions: Iterable[int] | None = None,
 ) -> Generator[Event, None, None]:
-    """Answer the unfinished rows; yield all events, and a RowEvent whenever a row is finished.
+    """Answer the unfinished rows, all or those at some positions; yield all events, and a RowEvent for each row.
 
     Rows that cannot be answered get an error. On this machine, memory holds a window of SORT_WINDOW rows. Unless a
     reader needs the answers `in_order`, short rows of a window are answered before much longer ones, rows with a common
@@ -131,7 +136,8 @@ def answer_rows(
     get rows in the order of the input, as they can take them; `in_order`, no more than READ_AHEAD past the first
     unfinished one. The caller completes the result; after a cancel, rows are missing.
     """
-    answering = Answering(responder, rows, options, result, responder.engine.cancel_scope())
+    positions = range(len(rows)) if positions is None else positions
+    answering = Answering(responder, rows, positions, options, result, responder.engine.cancel_scope())
     yield from responder.load()
     responder.check_settings(options.settings)
     yield answering.progress
@@ -145,6 +151,7 @@ class Answering:
 
     responder: Responder
     rows: Rows
+    positions: Iterable[int]
     options: BatchOptions
     result: Result
     scope: CancelScope
@@ -179,7 +186,7 @@ class Answering:
         yield self.progress
 
     def _unfinished(self) -> Iterator[int]:
-        return (position for position in range(len(self.rows)) if position not in self.result.finished)
+        return (position for position in self.positions if position not in self.result.finished)
 
     def _near_the_first(self, positions: Iterable[int]) -> Iterator[int | None]:
         """Yield positions, each once it is near the first unfinished one, and None until then."""

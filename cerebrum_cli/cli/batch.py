@@ -140,14 +140,20 @@ def generate(
         return
     notify_of_experts(app, source.model, options)
     journal = result if isinstance(result, Journal) else None
+    shares_terminal = journal is None and app.streams.out_is_terminal
+    sinks = progress_sinks(app, source.model.name, options, shares_terminal)
+    if options.ray is not None:
+        from cerebrum_cli.cli.ray_nodes import BatchWork, answer_on_nodes
+
+        answer_on_nodes(app, source, BatchWork(rows, result, row_options), journal, options, sinks)
+        return
     samples = questions * (row_options.votes.maximum if row_options.votes else 1)
     loaded = open_for(source, samples, noted_servers(journal) if journal else ())
     with closing(loaded.engine), naming_grammar_file(options):
         events = answer_rows(loaded.responder, rows, row_options, result, in_order=journal is None)
         if journal:
             events = noting_servers(events, journal, loaded)
-        shares_terminal = journal is None and app.streams.out_is_terminal
-        render(events, loaded.responder.cancel, progress_sinks(app, loaded.model.name, options, shares_terminal))
+        render(events, loaded.responder.cancel, sinks)
 
 
 def open_source(app: App, source: Path) -> InputFile:

@@ -238,14 +238,20 @@ def generate(app: App, prepared: PreparedEvaluation, run: Journal, missing: int,
     from cerebrum_cli.eval.evaluate import evaluate
     from cerebrum_cli.terminal.sinks import render
 
-    loaded = open_for(prepared.source, missing, noted_servers(run))
+    source, evaluation = prepared.source, prepared.evaluation
+    sinks = progress_sinks(app, source.model.name, options)
     before, start = len(run.finished), time.monotonic()
     try:
-        with naming_grammar_file(options):
-            events = noting_servers(evaluate(loaded.responder, prepared.evaluation, run), run, loaded)
-            render(events, loaded.responder.cancel, progress_sinks(app, loaded.model.name, options))
+        if options.ray is not None:
+            from cerebrum_cli.cli.ray_nodes import EvalWork, answer_on_nodes
+
+            answer_on_nodes(app, source, EvalWork(evaluation, prepared.fingerprint["match"], run), run, options, sinks)
+            return
+        loaded = open_for(source, missing, noted_servers(run))
+        with closing(loaded.engine), naming_grammar_file(options):
+            events = noting_servers(evaluate(loaded.responder, evaluation, run), run, loaded)
+            render(events, loaded.responder.cancel, sinks)
     finally:
-        loaded.engine.close()
         if samples := len(run.finished) - before:
             seconds = run.notes.get("seconds", 0.0) + time.monotonic() - start
             timed = run.notes.get("timed_samples", 0) + samples

@@ -79,8 +79,6 @@ def find_source(
     """
     endpoints, context = find_endpoints(app, options), SINGLE
     if isinstance(options, ConcurrencyOptions):
-        if endpoints and options.ray is not None:
-            raise UsageError("--ray and --endpoint cannot be used together", "give one of them")
         slots = parse_parallel(options)
         context = ContextOptions(slots=slots, batch_invariant=True, pad_steps=options.batch_invariant)
         overrides = without_padded_drafts(overrides, options)
@@ -92,7 +90,6 @@ def find_source(
         host, settings = servers_of(endpoints, options), without_local(settings)
     elif isinstance(options, ConcurrencyOptions) and options.ray is not None:
         require_no_adapters(settings, "--ray")
-        raise UsageError("--ray is not available in this version", "omit it, or use --endpoint")
     require_attention(model, settings, context.pad_steps)
     model = with_adapters(app.library, model, settings.lora)
     use = ModelUse(context, template_options=template_options(options.template_arg))

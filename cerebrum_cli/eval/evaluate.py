@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from cerebrum_cli.batch.journal import Journal
 from cerebrum_cli.batch.result import ResultRows, Schema, with_optional
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
@@ -82,6 +81,17 @@ class Evaluation:
         return ReplyRequest(conversation, settings, self.grammar, n=count, max_n=count, logprobs=True)
 
 
+class SampleFile(Protocol):
+    """Where samples are written: a journal, or a list in memory."""
+
+    @property
+    def finished(self) -> Collection[int]: ...
+
+    def objects(self) -> Iterator[dict[str, Any]]: ...
+
+    def write(self, position: int, object: Mapping[str, Any]) -> None: ...
+
+
 class PendingQuestion(NamedTuple):
     """Samples that are missing, from `first` on, of the question at a position."""
 
@@ -93,7 +103,7 @@ class PendingQuestion(NamedTuple):
 class SampleWriter:
     """Writes replies to the run as soon as they are marked, and keeps its score."""
 
-    def __init__(self, evaluation: Evaluation, run: Journal) -> None:
+    def __init__(self, evaluation: Evaluation, run: SampleFile) -> None:
         self._evaluation = evaluation
         self._run = run
         self._notices = 0
@@ -167,7 +177,7 @@ class SampleWriter:
         self._score.add(written)
 
 
-def evaluate(responder: Responder, evaluation: Evaluation, run: Journal) -> Generator[Event, None, None]:
+def evaluate(responder: Responder, evaluation: Evaluation, run: SampleFile) -> Generator[Event, None, None]:
     """Take the missing samples; yield all events, and an EvalProgress whenever a sample is finished.
 
     A question whose prompt cannot be answered, such as one that is too long, gets samples marked as skipped, which do

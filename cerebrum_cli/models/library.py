@@ -229,6 +229,11 @@ class Library:
             f"{known.sha256 if known else f'{path} {stat.st_mtime_ns}'} {stat.st_size}" for known, path, stat in files
         )
 
+    def hashed_identity(self, model: Model) -> str:
+        """`file_identity` with the digests of all files, which are computed unless they are known."""
+        digests = (self.digest(model, lambda *_: None, part) for part in range(len(model.paths)))
+        return " ".join(f"{digest.sha256} {digest.size}" for digest in digests)
+
     def digest(self, model: Model, on_progress: OnProgress, part: int = 0) -> Digest:
         """Digest of one of a model's files: the name of its blob, else stored, else computed."""
         if known := self._known_digest(model, part):

@@ -237,13 +237,17 @@ class BatchProgress:
     def _seconds(self) -> float:
         return time.monotonic() - self._started if self._started else 0.0
 
+    @property
+    def _all_tokens(self) -> int:
+        return max(self._tokens, sum(server.tokens for server in self._servers))  # some servers send no ids
+
     def _summary(self) -> str:
         assert self._rows
-        speed, seconds = "", self._seconds
-        if self._tokens and seconds:
+        speed, seconds, tokens = "", self._seconds, self._all_tokens
+        if tokens and seconds:
             rates = server_rates([server._replace(is_lost=False) for server in self._servers], seconds)
-            rate = f"{self._tokens / seconds:.1f} t/s" + (f": {rates}" if rates else "")
-            speed = f"{self._tokens} tokens in {seconds:.1f} s ({rate})"
+            rate = f"{tokens / seconds:.1f} t/s" + (f": {rates}" if rates else "")
+            speed = f"{tokens} tokens in {seconds:.1f} s ({rate})"
         done, total = counter(self._rows)
         of = format_count(total, "question") if isinstance(self._rows, EvalProgress) else total
         return ", ".join(filter(None, [f"{done} of {of} done", *exceptions(self._rows), speed]))
@@ -255,8 +259,7 @@ class BatchProgress:
         left = f"{format_duration(seconds / done * (rows.total - rows.done))} left" if done else self._phase
         speeds = []
         if seconds > 1:
-            tokens = max(self._tokens, sum(server.tokens for server in self._servers))  # some servers send no ids
-            speed, rates = f"{tokens / seconds:.1f} tokens/s", server_rates(self._servers, seconds)
+            speed, rates = f"{self._all_tokens / seconds:.1f} tokens/s", server_rates(self._servers, seconds)
             speeds = [f"{speed} ({rates})", speed] if rates else [speed]
         for texts in batch_texts(rows, speeds, left):
             done_text, clauses, tail = texts

@@ -1,0 +1,241 @@
+"""`--ray`: what the head does with answers of workers, and runs on real nodes."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import pytest
+import ray_machines
+from batch_files import complete_lines
+from command_line import COMMAND, CommandLine, assert_error
+
+from cerebrum_cli.batch.answering import BatchOptions
+from cerebrum_cli.batch.journal import open_journal
+from cerebrum_cli.batch.readers import open_input, read_rows
+from cerebrum_cli.batch.rows import output_object, result_rows
+from cerebrum_cli.cli.ray_cluster import Pass, Place, RayCluster, WorkerReport
+from cerebrum_cli.cli.ray_nodes import BatchWork, Distribution, NodeFile, NodeJob, find_file
+from cerebrum_cli.core.errors import EndpointError, ModelNotFound, NoServerError
+from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.inference.loading import ModelUse
+from cerebrum_cli.models.cache import Cache
+from cerebrum_cli.models.fit import Capacity
+from cerebrum_cli.models.library import Library
+from cerebrum_cli.models.registry import RegistryEntry, hash_file
+
+ROWS = 40
+READY = WorkerReport("1", "here", records=({"kind": "ray", "build": "1"},))
+Messages = Iterator[bytes | WorkerReport | None]
+
+
+def answered(block: bytes) -> bytes:
+    rows = [(position, output_object(row, text=row.prompt)) for position, row in pickle.loads(block).items()]
+    return pickle.dumps(("here", rows, 10 * len(rows), [NoticeEvent("slow", "")]))
+
+
+@dataclass
+class ScriptedCluster:
+    """Two workers that answer the blocks of each pass as scripted, and after that all of them.
+
+    `asked` are the sizes of the blocks of each pass.
+    """
+
+    passes: Sequence[Callable[[list[bytes]], Messages]] = ()
+    asked: list[list[int]] = field(default_factory=list)
+
+    def places(self, workers: int | None, uses_gpus: bool) -> list[Place]:
+        return [Place("a", 1, 0), Place("b", 1, 0)]
+
+    def answer(self, work: Pass) -> Messages:
+        blocks = list(work.source())
+        script = self.passes[len(self.asked)] if len(self.asked) < len(self.passes) else None
+        self.asked.append([len(pickle.loads(block)) for block in blocks])
+        yield READY
+        yield from script(blocks) if script else map(answered, blocks)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.txt"
+    path.write_text("".join(f"question {number}\n" for number in range(ROWS)))
+    return path
+
+
+def answer_all(source: Path, cluster: ScriptedCluster, **options: Any) -> tuple[list[Event], list[str]]:
+    """The events of a batch on a cluster, and its texts; a first call may fail, and a second resumes."""
+    job = NodeJob(NodeFile("", 0, source, ""), Settings(), ModelUse(), None, False, 1, cast("Any", None))
+    output = source.with_name("out.jsonl")
+    with closing(open_input(source)) as file:
+        rows = read_rows(file, "txt")
+        with closing(open_journal(output, {"model": "a"}, result_rows(rows))) as journal:
+            work = BatchWork(rows, journal, BatchOptions(Settings(), ()))
+            run = Distribution(cast("RayCluster", cluster), job, work, run=journal, **options)
+            events = list(run.events())
+            journal.complete()
+            assert journal.notes["servers"] == [{"kind": "ray", "build": "1"}]
+    return events, [json.loads(line)["text"] for line in output.read_text().splitlines()]
+
+
+EXPECTED = [f"question {number}" for number in range(ROWS)]
+
+
+def test_ray_rows_of_lost_workers_are_answered_again(source: Path) -> None:
+    cluster = ScriptedCluster([lambda blocks: map(answered, blocks[::2])])
+    events, texts = answer_all(source, cluster)
+    assert texts == EXPECTED
+    assert cluster.asked == [[5] * 8, [3] * 6 + [2]]
+    assert [event for event in events if isinstance(event, NoticeEvent)] == [NoticeEvent("slow", "")]
+    [server] = [event for event in events if isinstance(event, ServersEvent)][-1].servers
+    assert server.tokens == 10 * ROWS
+
+
+def test_ray_first_answer_of_a_row_counts(source: Path) -> None:
+    cluster = ScriptedCluster([lambda blocks: map(answered, [*blocks[:3], *blocks])])
+    assert answer_all(source, cluster)[1] == EXPECTED
+    assert len(cluster.asked) == 1
+
+
+def test_ray_node_with_a_problem_is_reported_once(source: Path) -> None:
+    bad = WorkerReport("2", "there", "no model", "pull it")
+    cluster = ScriptedCluster([lambda blocks: iter([bad, *map(answered, blocks[1:]), bad])])
+    events, texts = answer_all(source, cluster)
+    assert texts == EXPECTED
+    assert NoticeEvent("there is not used: no model", "pull it") in events
+    assert len([event for event in events if isinstance(event, NoticeEvent)]) == 2
+
+
+def test_ray_ends_when_every_worker_has_a_problem(source: Path) -> None:
+    bad = [WorkerReport(worker, worker, "no model", "pull it") for worker in ("1", "2")]
+    with pytest.raises(EndpointError, match=r"no node can generate \(2: no model\)"):
+        answer_all(source, ScriptedCluster([lambda blocks: iter([answered(blocks[0]), *bad])]))
+    cluster = ScriptedCluster()
+    assert answer_all(source, cluster)[1] == EXPECTED
+    assert [sum(sizes) for sizes in cluster.asked] == [ROWS - 5]
+
+
+def test_ray_ends_without_workers_and_with_rows_that_end_them(source: Path) -> None:
+    def wait(blocks: list[bytes]) -> Messages:
+        yield WorkerReport("1", "here", "busy")
+        while True:
+            yield None
+
+    with pytest.raises(NoServerError, match="no worker has started"):
+        answer_all(source, ScriptedCluster([wait]), patience=0.01)
+    lost = ScriptedCluster([lambda blocks: iter(())] * 3)
+    with pytest.raises(EndpointError, match=f"{ROWS} rows were lost 3 times"):
+        answer_all(source, lost)
+    assert [len(sizes) for sizes in lost.asked] == [8, ROWS, ROWS]
+
+
+def test_ray_node_finds_the_model_by_its_digest(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> None:
+    library = Library((), tmp_path / "models", lambda: Capacity(2**34))
+    library.cache = Cache(tmp_path / "hub")
+    here = tmp_path / "chatml.gguf"
+    shutil.copyfile(chatml_model, here)
+    digest = hash_file(here)
+    file = NodeFile(f"{digest.sha256} {digest.size}", digest.size, here, "chatml")
+    assert find_file(library, file).path == here
+    elsewhere = tmp_path / "elsewhere.gguf"
+    here.rename(elsewhere)
+    shutil.copyfile(mistral_model, here)  # another model at the same path
+    with pytest.raises(ModelNotFound, match=f"chatml is not installed .* SHA-256, {digest.sha256[:12]}"):
+        find_file(library, file)
+    moved = hash_file(elsewhere)
+    library.registry.add(RegistryEntry("mine", elsewhere, moved.size, moved.sha256, moved.mtime_ns, "local"))
+    assert find_file(library, file).path == elsewhere
+
+
+# On real nodes.
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
+    home = tmp_path_factory.mktemp("ray")
+    (home / "in.txt").write_text("".join(f"question {number}\n" for number in range(4 * ROWS)))
+    exam = [{"question": f"{number} + 1?", "answer": str(number + 1)} for number in range(ROWS)]
+    (home / "exam.jsonl").write_text("".join(json.dumps(each) + "\n" for each in exam))
+    return CommandLine(home)
+
+
+@pytest.fixture(scope="module")
+def address(user: CommandLine) -> Iterator[str]:
+    """The address of a cluster of two nodes, and one with another version of this program."""
+    with subprocess.Popen(
+        [sys.executable, ray_machines.__file__, user.home],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=user.environment({"RAY_USAGE_STATS_ENABLED": "0"}),
+    ) as process:
+        assert process.stdout
+        yield process.stdout.readline().strip()
+        process.communicate()
+
+
+def arguments(model: Path, output: str, *more: str) -> list[str]:
+    settings = ["-m", str(model), "--parallel", "4", "-n", "40", "--seed", "1", "--ignore-eos"]
+    return ["batch", "in.txt", "-o", output, *settings, *more]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["nowhere", "http://host:8080"])
+def test_ray_refuses_other_addresses(user: CommandLine, chatml_model: Path, address: str) -> None:
+    done = user.run(*arguments(chatml_model, "refused", "--ray", address))
+    assert_error(done, 2, f"--ray is '{address}'")
+
+
+@pytest.mark.slow
+def test_ray_without_a_cluster_at_the_address_is_an_error(user: CommandLine, chatml_model: Path) -> None:
+    done = user.run(*arguments(chatml_model, "refused", "--ray", "127.0.0.1:9"))
+    assert_error(done, 1, "no Ray cluster at 127.0.0.1:9: Connection refused")
+
+
+@pytest.mark.slow
+def test_ray_runs_share_nodes_of_which_one_is_bad(user: CommandLine, chatml_model: Path, address: str) -> None:
+    def start(*line: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [COMMAND, *line, "--ray", address],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=user.environment(),
+            cwd=user.home,
+        )
+
+    def seeds(name: str) -> list[tuple[int, int]]:
+        lines = (user.home / name).read_text().splitlines()
+        return [(row["id"], row["seed"]) for row in map(json.loads, lines) if row["text"]]
+
+    batch = start(*arguments(chatml_model, "out"))
+    settings = ["-m", str(chatml_model), "-n", "20", "--samples", "2", "--temperature", "1"]
+    run = start("eval", "exam.jsonl", "-o", "run.jsonl", *settings)
+    while len(complete_lines(user.home / "out.partial")) < 20:
+        assert batch.poll() is None, batch.communicate()
+        time.sleep(0.1)
+    worker = next(each for each in psutil.process_iter(["name"]) if each.info["name"].startswith("ray::MapWorker"))
+    worker.kill()
+    local = user.run(*arguments(chatml_model, "local"))
+    out, err = batch.communicate()
+    assert (batch.returncode, out, local.code) == (0, "", 0)
+    assert "is not used: it has version 99 of cerebrum, not" in err and "aylet" not in err
+    assert seeds("out") == seeds("local")
+    _, err = run.communicate()
+    assert run.returncode == 0, err
+    samples = [json.loads(line) for line in (user.home / "run.jsonl").read_text().splitlines()]
+    assert len(samples) == 2 * ROWS and all(sample["server"] for sample in samples)
+    [record] = json.loads((user.home / "out.meta.json").read_text())["notes"]["servers"]
+    assert record["kind"] == "ray"
