@@ -346,9 +346,10 @@ def test_kinds_damaged_load_is_known_as_such(kind: ServerKind, text: str) -> Non
         (256, 100, Load(100, 0), 256),  # there are no more rows
         (256, 256, Load(100, 0), 256),  # they are on their way
         (512, 512, Load(256, 256), 289),
-        (512, 256, Load(128, 384), 73),  # half of what runs and waits belongs to others
+        (512, 512, Load(320, 320 + 384), 256),  # more than half of what runs and waits belongs to others
         (289, 289, Load(256, 33), 289),
-        (256, 256, Load(0, 256), 1),
+        (256, 256, Load(0, 256), 128),
+        (1, 1, Load(0, 9), 1),
         (256, 256, Load(), 256),
         (256, 256, Load(256, None), 256),
     ],

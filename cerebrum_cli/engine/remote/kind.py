@@ -62,14 +62,15 @@ class Load:
     def next_window(self, window: int, given: int, most: int) -> int:
         """How many sequences to give the server at a time, after a `window` of which it has `given`.
 
-        Where sequences wait, it is the share of these that run, and an eighth more, so that some always wait. Where
-        none wait and all run, it is twice as many.
+        Where sequences wait, it is the share of these that run, and an eighth more, so that some always wait; but at
+        least half as many, since a server may begin many at that moment. Where none wait and all run, it is twice as
+        many.
         """
         if self.running is None or self.waiting is None:
             return window
         if self.waiting:
             share = given * self.running // (self.running + self.waiting)
-            return min(window, share + share // 8 + 1)
+            return min(window, max(share + share // 8 + 1, window // 2))
         is_full = 4 * given >= 3 * window and 4 * self.running >= 3 * given  # the figures are not of one moment
         return max(window, min(most, 2 * window)) if is_full else window
 
