@@ -143,7 +143,7 @@ class Client:
         self._name, self._has_key = endpoint.name, endpoint.key is not None
         url = urlsplit(endpoint.url)
         try:
-            host = url.netloc.encode("idna").decode()
+            host = url.netloc if url.netloc.isascii() else url.netloc.encode("idna").decode()
             proxy = None if endpoint.is_loopback else _proxy_of(url)
             tls = None
             if "https" in (url.scheme, proxy and proxy.scheme):
@@ -216,7 +216,7 @@ class Client:
             async with asyncio.timeout(timeout_s):
                 try:
                     connection = await self._connections.take()
-                except OSError as error:
+                except (OSError, UnicodeError) as error:  # or the name of no host
                     raise _connection_error(self._name, error) from error
                 try:
                     response = await connection.ask(request, content)
@@ -330,7 +330,7 @@ def server_text(text: str) -> str:
     return well_formed(one_line(text))[:MAX_REASON]
 
 
-def _connection_error(name: str, error: OSError) -> Exception:
+def _connection_error(name: str, error: Exception) -> Exception:
     """Why there is no connection: an untrusted certificate, or in the operating system's words if there are any."""
     number = re.search(r"\[Errno (\d+)\]", str(error))  # of the first of several addresses, or of the only one
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -340,5 +340,5 @@ def _connection_error(name: str, error: OSError) -> Exception:
         return LostServerError(f"no encrypted connection: {error.reason}", was_sent=False)
     if isinstance(error, TimeoutError) and not error.errno:
         return LostServerError(f"no connection within {CONNECT_S:g} s", was_sent=False)
-    words = os.strerror(int(number[1])) if number else error.strerror or str(error) or "no connection"
+    words = os.strerror(int(number[1])) if number else getattr(error, "strerror", None) or str(error) or "no connection"
     return LostServerError(words, was_sent=False)
