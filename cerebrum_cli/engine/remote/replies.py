@@ -1,7 +1,6 @@
 """A server's reply as events, equal to those of a model on this machine wherever all token ids arrived.
 
-Servers know no controls, and their grammars apply from the first token: such a reply is asked for in turns, each a
-request of its own.
+The tokens of a whole reply are decoded together, with Python's work for each reply, not for each token.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from array import array
 from bisect import bisect_left
 from codecs import getincrementaldecoder
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import compress, count
 from time import perf_counter
 
@@ -29,14 +28,12 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.engine.backend import Vocabulary, continuation
-from cerebrum_cli.engine.control import AnswerStart, Constraint, Controls, EndReply, Force, Intervention, Upcoming
+from cerebrum_cli.engine.control import Controls, EndReply, Force, Upcoming
 from cerebrum_cli.engine.detokenizer import Detokenizer, TokenTable
 from cerebrum_cli.engine.remote.client import LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd
+from cerebrum_cli.engine.remote.turns import ENDED, Turns
 from cerebrum_cli.engine.sequence import Request
-
-ENDED = -1, ""  # the token that ends a reply, whatever it is
-OVERHANG = "the answer begins in the token that ends the reasoning, so the server cannot apply the grammar"
 
 
 class TokenTables:
@@ -57,100 +54,6 @@ class TokenTables:
     def length(self, tokens: Sequence[int]) -> int:
         """Number of tokens before the one that ends a reply."""
         return next(compress(count(), map(self.is_end.__getitem__, tokens)), len(tokens))
-
-
-@dataclass(slots=True)
-class Turns:
-    """The turns of one reply, whose controls have fed on all tokens so far; `intervention` ends the running turn.
-
-    With a `constraint`, turns are asked for without its grammar until the answer starts: its first token ends the turn,
-    and is asked for again. A turn began after `start` tokens of the reply. It is asked for up to `end`: a whole reply
-    comes without a chance to intervene before, so it is no longer than its controls need to decide. `ends` are those of
-    turns.
-    """
-
-    request: Request
-    vocabulary: Vocabulary
-    controls: Controls
-    constraint: Constraint | None
-    start: int = 0
-    end: int | None = None
-    intervention: Intervention | None = None
-    forced: list[Forced] = field(default_factory=list)
-    ends: list[ReplyEnd] = field(default_factory=list)
-
-    def next_request(self, tokens: Sequence[int] = (), generated: int = 0) -> Request:
-        """The request that continues the reply after these tokens, as far as they are known of those generated."""
-        self.start, self.intervention = generated, None
-        grammar = None if self.free_start else self.request.grammar  # of one turn only: it would start again in another
-        limits = self.request.params.max_tokens, None if self.request.stream or grammar else self.controls.horizon
-        self.end = min((each for each in limits if each is not None and each > generated), default=None)
-        params = replace(self.request.params, max_tokens=None if self.end is None else self.end - generated)
-        prompt = array("i", (*self.request.prompt_tokens, *tokens))
-        start = None if grammar else self.request.answer_start
-        return replace(self.request, prompt_tokens=prompt, params=params, grammar=grammar, answer_start=start)
-
-    @property
-    def free_start(self) -> AnswerStart | None:
-        """What decides where the answer starts; None once the grammar applies, and without one."""
-        return None if self.constraint is None or self.constraint.applies else self.constraint.start
-
-    def starts_answer(self, token: int, text: str) -> bool:
-        """Whether a token does not precede the answer, so that the running turn ends before it."""
-        start = self.free_start
-        if start is None or start.stage == "thinking" or start.passes(token, text):
-            return False
-        self.intervention = Force(
-            continuation(self.vocabulary, (Text(start.rest, trusted=True),)) if start.rest else ()
-        )
-        if not start.rest:
-            start.begin()
-        return True
-
-    def lets_pass(self, upcoming: Upcoming) -> int:
-        """For how many of the next tokens nothing intervenes, and the answer does not start."""
-        if self.constraint and self.constraint.applies:
-            return len(upcoming.tokens)
-        passed = self.controls.lets_pass(upcoming)
-        return min(passed, self.free_start.lets_pass(upcoming)) if self.free_start else passed
-
-    def feed(self, tokens: Sequence[int], text: str, spelled: str, is_forced: bool = False) -> None:
-        """Add tokens that complete a text, and let the controls intervene after them unless they were forced.
-
-        The tokens alone are `spelled` like this. Raises RefusedRequestError if one token both ends what precedes the
-        answer and begins the answer.
-        """
-        if self.constraint and self.constraint.applies:
-            return
-        self.controls.feed(tokens, text)
-        if start := self.free_start:
-            start.feed(tokens, spelled)
-            if start.stage == "answer" and start.held:
-                raise RefusedRequestError(GrammarError(OVERHANG, "ask again, or use --think off"))
-        if not is_forced:
-            has_started = self.constraint and self.constraint.applies
-            self.intervention = Force(()) if has_started else self.controls.intervene()
-
-    def was_shortened(self, generated: int) -> bool:
-        """Whether the running turn ended only because no more tokens were asked for."""
-        limit = self.request.params.max_tokens
-        return self.end is not None and self.end <= generated and (limit is None or generated < limit)
-
-    def add_end(self, end: ReplyEnd) -> ReplyEnd:
-        """The end of a turn, with the cached tokens of the first, and the times of all if the server states them."""
-        self.ends.append(end)
-        first, *others = (each.timings for each in self.ends)
-        if not others:
-            return end
-        timings = Timings()
-        if all(each.timings.decode_s for each in self.ends):
-            timings = replace(
-                first,
-                decode_s=first.decode_s + sum(each.prefill_s + each.decode_s for each in others),
-                draft_n=sum(each.timings.draft_n for each in self.ends),
-                draft_n_accepted=sum(each.timings.draft_n_accepted for each in self.ends),
-            )
-        return replace(end, cached_tokens=self.ends[0].cached_tokens, timings=timings)
 
 
 class RemoteSample:
