@@ -36,7 +36,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "llama_cpp": ("engine.llama",),
     "huggingface_hub": ("models.hub",),
     "httpx2": ("models.hub", "engine.remote.client"),
-    "h11": ("engine.remote.client", "engine.remote.connection"),
+    "aiohttp": ("engine.remote.client",),
     "gguf": (),  # headers are read without it, which takes half a second to import
     "yaml": ("merge.document",),
     "matplotlib": ("terminal.plot",),

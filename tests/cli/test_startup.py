@@ -81,7 +81,7 @@ def test_startup_models_and_merges_do_not_import_llama_cpp(tmp_path: Path, chatm
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"merge_method: passthrough\nmodels: [{{model: {chatml_model}}}]")
     for line in (("pull", chatml_model), ("list", "--available"), ("show", "chatml")):
-        engine = {"llama_cpp", "numpy", "jinja2", "httpx2", "prompt_toolkit", "pydantic"}
+        engine = {"llama_cpp", "numpy", "jinja2", "httpx2", "aiohttp", "prompt_toolkit", "pydantic"}
         assert imported_packages(user, *line).isdisjoint(engine)
     packages = imported_packages(user, "merge", recipe, "-o", tmp_path / "merged.gguf")
     assert packages.isdisjoint({"llama_cpp", "prompt_toolkit", "sqlite3"})
@@ -92,7 +92,7 @@ def test_startup_ask_imports_only_the_bindings(tmp_path: Path, mistral_model: Pa
     (user.config / "config.toml").write_text('[prompts.short]\nmax_tokens = 1\nformat = "cerebrum"\n')
     modules = imported_modules(user, "ask", "-m", mistral_model, "-p", "short", "hi")
     assert {"llama_cpp", "tomllib"} <= modules
-    heavy = {"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit", "httpx2", "asyncio", "tomlkit"}
+    heavy = {"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit", "httpx2", "aiohttp", "asyncio", "tomlkit"}
     assert modules.isdisjoint(heavy | {f"cerebrum_cli.{name}" for name in UNUSED_BY_ASK})
 
 
@@ -101,7 +101,7 @@ def test_startup_batch_imports_neither_servers_nor_a_cluster(tmp_path: Path, cha
     paths = (tmp_path / "in.txt", "-o", tmp_path / "out.jsonl", "-m", chatml_model, "-n", "2")
     modules = imported_modules(CommandLine(tmp_path), "batch", *paths)
     assert "llama_cpp" in modules
-    assert modules.isdisjoint({"ray", "httpx2", "cerebrum_cli.engine.remote.pool"})
+    assert modules.isdisjoint({"ray", "httpx2", "aiohttp", "cerebrum_cli.engine.remote.pool"})
 
 
 def test_startup_overview_has_the_same_help_as_the_whole_command_line() -> None:

@@ -10,24 +10,20 @@ import contextlib
 import json
 import os
 import re
+import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address
-from typing import Any, TypeVar
-from urllib.parse import SplitResult, quote, urlencode, urlsplit
-
-import h11
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
 from cerebrum_cli.core.text import one_line, well_formed
-from cerebrum_cli.engine.remote.connection import (
-    CONNECT_S,
-    PORTS,
-    Connection,
-    ConnectionPool,
-    OversizedReplyError,
-)
+
+if TYPE_CHECKING:
+    import aiohttp
 
 KEY_VARIABLE = "CEREBRUM_API_KEY"
 MESSAGE_S = 5.0  # in which the message of an error must arrive
@@ -35,7 +31,11 @@ QUESTION_BYTES = 2**20  # about a server, its load or the tokens of a text, and 
 REPLY_BYTES = 2**26  # of all samples of a request
 EVENT_BYTES = 2**23  # of a stream: llama-server's last event may repeat a long prompt
 STREAM_BYTES = 2**28
-IN_PATH = "/%:@!$&'()*+,;=~"  # what may be in the path of a URL besides letters and digits
+CONNECT_S = 5.0
+IDLE_S = 2.0  # of a connection before it is closed: llama-server closes it after 5, perhaps while a request is sent
+# A peer that has vanished is noticed within a minute. TCP_KEEPALIVE is TCP_KEEPIDLE on macOS; the last is for a request
+# that is never acknowledged, in ms.
+KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
 MAX_REASON = 200  # characters of a server's message
 RETRY_LATER = (408, 429, 503)
 URL_EXAMPLE = "write it like http://localhost:8080"
@@ -79,6 +79,10 @@ class Endpoint:
             raise UsageError(problem, "use an https URL, or add --set allow_http_key=on")
         if not (self.key.isascii() and self.key.isprintable()):
             raise UsageError(f"{self.name}: the API key is not printable ASCII", "check its variable for line breaks")
+
+
+class OversizedReplyError(Exception):
+    """A reply has more bytes than it may have."""
 
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -137,37 +141,38 @@ def parse_url(text: str) -> str:
 
 
 class Client:
-    """Requests to one server; for one event loop. Each raises LostServerError, BusyServerError or RequestError."""
+    """Requests to a server, for the running event loop. Each raises LostServerError, BusyServerError, RequestError."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._name, self._has_key = endpoint.name, endpoint.key is not None
+        import aiohttp
+
+        self._name, self._has_key, self._url = endpoint.name, endpoint.key is not None, endpoint.url
         url = urlsplit(endpoint.url)
         try:
-            host = url.netloc if url.netloc.isascii() else url.netloc.encode("idna").decode()
-            proxy = None if endpoint.is_loopback else _proxy_of(url)
-            tls = None
-            if "https" in (url.scheme, proxy and proxy.scheme):
-                import httpx2
-
-                tls = httpx2.create_ssl_context()
-            self._connections = ConnectionPool(endpoint.url, proxy, tls)
+            self._proxy = None if endpoint.is_loopback else _proxy_of(url)
+            uses_tls = endpoint.is_encrypted or (self._proxy or "").startswith("https:")
+            certificates = _trusted_certificates() if uses_tls else True
         except OSError as error:
             problem = f"{endpoint.name}: the certificates cannot be read: {error.strerror or error}"
             raise EndpointError(problem, "check SSL_CERT_FILE and SSL_CERT_DIR") from error
         except ValueError as error:
             problem = f"{endpoint.name}: {server_text(str(error))}"
             raise EndpointError(problem, "check the URL, and the proxy that HTTP_PROXY or ALL_PROXY names") from error
-        self._headers = [("Host", host), ("User-Agent", "cerebrum-cli"), ("Accept-Encoding", "identity")]
+        self._headers = {"User-Agent": "cerebrum-cli", "Accept-Encoding": "identity"}
         if endpoint.key:
-            self._headers.append(("Authorization", f"Bearer {endpoint.key.strip()}"))
-        self._base = quote(url.path, safe=IN_PATH)
-        if proxy and url.scheme == "http":
-            self._base = f"http://{host}{self._base}"
-            self._headers += self._connections.headers
+            self._headers["Authorization"] = f"Bearer {endpoint.key.strip()}"  # those of a session also go to a proxy
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=IDLE_S, ssl=certificates, socket_factory=_kept_alive
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            json_serialize=partial(json.dumps, separators=(",", ":")),
+        )
 
     async def get(self, path: str, timeout_s: float, **query: str) -> Any:
         """The JSON value at a path."""
-        return await self._request("GET", f"{path}?{urlencode(query)}" if query else path, json.loads, timeout_s)
+        return await self._request("GET", path, json.loads, timeout_s, params=query)
 
     async def text(self, path: str, timeout_s: float) -> str:
         """The text at a path, such as a page of metrics."""
@@ -175,92 +180,124 @@ class Client:
 
     async def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None) -> Any:
         """The JSON value that a path answers a JSON body with. Without a timeout, the caller ends a reply in time."""
-        return await self._request("POST", path, json.loads, timeout_s, body)
+        return await self._request("POST", path, json.loads, timeout_s, json=body)
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the JSON objects of server-sent events; closing the iterator closes the connection."""
         async with (
-            self._exchange("POST", path, None, body) as connection,
-            contextlib.aclosing(connection.read_parts(STREAM_BYTES)) as parts,
-            contextlib.aclosing(_events(parts)) as events,
+            self._exchange("POST", path, None, json=body) as response,
+            contextlib.aclosing(_events(_parts(response, STREAM_BYTES))) as events,
         ):
             async for event in events:
                 yield _checked(json.loads(event))
 
     async def aclose(self) -> None:
-        await self._connections.close()
+        await self._session.close()
 
     async def _request(
-        self,
-        method: str,
-        path: str,
-        parse: Callable[[bytes], T],
-        timeout_s: float | None,
-        body: Mapping[str, Any] | None = None,
+        self, method: str, path: str, parse: Callable[[bytes], T], timeout_s: float | None, **content: Any
     ) -> T:
         """What a whole reply says; with a time limit, it is that to a question, and is small."""
-        async with self._exchange(method, path, timeout_s, body) as connection:
-            return parse(await connection.read(REPLY_BYTES if timeout_s is None else QUESTION_BYTES))
+        async with self._exchange(method, path, timeout_s, **content) as response:
+            return parse(await _read(response, REPLY_BYTES if timeout_s is None else QUESTION_BYTES))
 
     @contextlib.asynccontextmanager
     async def _exchange(
-        self, method: str, path: str, timeout_s: float | None, body: Mapping[str, Any] | None
-    ) -> AsyncGenerator[Connection, None]:
-        """Send a request, and let the content of the reply be read from the connection if it is a success."""
-        content, headers = b"", self._headers
-        if body is not None:
-            content = json.dumps(body, separators=(",", ":")).encode()
-            headers = [*headers, ("Content-Type", "application/json"), ("Content-Length", str(len(content)))]
-        request = h11.Request(method=method, target=self._base + path, headers=headers)
-        with _translated():
-            async with asyncio.timeout(timeout_s):
-                try:
-                    connection = await self._connections.take()
-                except (OSError, UnicodeError) as error:  # or the name of no host
-                    raise _connection_error(self._name, error) from error
-                try:
-                    response = await connection.ask(request, content)
-                    if not 200 <= response.status_code < 300:
-                        raise await self._error(connection, response)
-                    if _header(response, b"content-encoding") not in ("", "identity"):
-                        raise LostServerError("the reply is compressed, which was not asked for")
-                    yield connection
-                finally:
-                    self._connections.put_back(connection)
+        self, method: str, path: str, timeout_s: float | None, **content: Any
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        """Send a request; the content of the response, which is a success, is not read yet."""
+        import aiohttp
 
-    async def _error(self, connection: Connection, response: h11.Response) -> Exception:
+        timeout = aiohttp.ClientTimeout(timeout_s, sock_connect=CONNECT_S)
+        with self._translated():
+            async with self._session.request(
+                method,
+                self._url + path,
+                headers=self._headers,
+                timeout=timeout,
+                proxy=self._proxy,
+                allow_redirects=False,
+                **content,
+            ) as response:
+                if not response.ok or response.status >= 300:
+                    raise await self._error(response)
+                if response.headers.get("Content-Encoding", "identity") != "identity":
+                    raise LostServerError("the reply is compressed, which was not asked for")
+                yield response
+
+    async def _error(self, response: aiohttp.ClientResponse) -> Exception:
         """What a response without success means."""
-        status, name = response.status_code, self._name
+        import aiohttp
+
+        status, name = response.status, self._name
         if 300 <= status < 400:
-            target = server_text(_header(response, b"location") or "another address")
+            target = server_text(response.headers.get("Location", "another address"))
             return EndpointError(f"{name} redirects to {target}", "if you trust it, give that URL as --endpoint")
         if status in (401, 403):
             problem = "refuses this API key" if self._has_key else "requires an API key"
             return EndpointError(f"{name} {problem}", f"set {KEY_VARIABLE}, or key_env of its table in config.toml")
         content = b""
-        with contextlib.suppress(TimeoutError, OSError, OversizedReplyError, h11.RemoteProtocolError):
+        with contextlib.suppress(TimeoutError, OversizedReplyError, aiohttp.ClientError):
             async with asyncio.timeout(MESSAGE_S):
-                content = await connection.read(QUESTION_BYTES)
-        retry_after = _header(response, b"retry-after")
+                content = await _read(response, QUESTION_BYTES)
+        retry_after = response.headers.get("Retry-After", "")
         is_number = retry_after.isascii() and retry_after.isdecimal()
         return failure(status, _server_message(content, status), float(retry_after) if is_number else None)
 
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        import aiohttp
 
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except TimeoutError as error:
-        raise LostServerError("no reply in time") from error
-    except OversizedReplyError as error:
-        raise LostServerError("the reply is too large") from error
-    except (ValueError, RecursionError) as error:
-        raise LostServerError("damaged reply") from error
-    except (OSError, h11.RemoteProtocolError) as error:
-        raise LostServerError("connection lost") from error
+        try:
+            yield
+        except aiohttp.InvalidURL as error:
+            raise EndpointError(f"{self._name}: not the URL of a server", "check the URL") from error
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
+            raise _connection_error(self._name, error) from error
+        except aiohttp.ClientHttpProxyError as error:
+            raise LostServerError(f"the proxy answers {error.status}", was_sent=False) from error
+        except TimeoutError as error:
+            raise LostServerError("no reply in time") from error
+        except OversizedReplyError as error:
+            raise LostServerError("the reply is too large") from error
+        except (OSError, aiohttp.ClientError) as error:
+            raise LostServerError("connection lost") from error
+        except (ValueError, RecursionError) as error:
+            raise LostServerError("damaged reply") from error
 
 
-def _proxy_of(url: SplitResult) -> SplitResult | None:
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    async with contextlib.aclosing(_parts(response, limit)) as parts:
+        return b"".join([part async for part in parts])
+
+
+async def _parts(response: aiohttp.ClientResponse, limit: int) -> AsyncGenerator[bytes, None]:
+    """Yield the content of a response as it comes. Raises OversizedReplyError."""
+    async for part in response.content.iter_any():
+        limit -= len(part)
+        if limit < 0:
+            raise OversizedReplyError
+        yield part
+
+
+def _kept_alive(address: Any) -> socket.socket:
+    """A socket whose peer the operating system asks for a sign of life."""
+    family, kind, protocol, *_ = address
+    created = socket.socket(family, kind, protocol)
+    created.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if option := getattr(socket, name, None):
+            created.setsockopt(socket.IPPROTO_TCP, option, value)
+    return created
+
+
+def import_http() -> None:
+    """Import the HTTP client, which takes a fifth of a second; what goes wrong is raised later."""
+    with contextlib.suppress(Exception):
+        import aiohttp  # noqa: F401
+
+
+def _proxy_of(url: SplitResult) -> str | None:
     """The proxy that the environment names for a URL. Raises ValueError if it cannot be used."""
     from urllib.request import getproxies, proxy_bypass
 
@@ -269,13 +306,15 @@ def _proxy_of(url: SplitResult) -> SplitResult | None:
     if not named or proxy_bypass(url.hostname or ""):
         return None
     proxy = urlsplit(named if "://" in named else f"http://{named}")
-    if proxy.scheme not in PORTS or not proxy.hostname or proxy.port == 0:
+    if proxy.scheme not in ("http", "https") or not proxy.hostname or proxy.port == 0:
         raise ValueError("its proxy is not one for HTTP")  # which may contain a password
-    return proxy
+    return proxy.geturl()
 
 
-def _header(response: h11.Response, name: bytes) -> str:
-    return next((value.decode("latin-1") for key, value in response.headers if key == name), "")
+def _trusted_certificates() -> ssl.SSLContext:
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 async def _events(parts: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
@@ -330,15 +369,20 @@ def server_text(text: str) -> str:
     return well_formed(one_line(text))[:MAX_REASON]
 
 
-def _connection_error(name: str, error: Exception) -> Exception:
+def _connection_error(name: str, error: aiohttp.ClientError) -> Exception:
     """Why there is no connection: an untrusted certificate, or in the operating system's words if there are any."""
-    number = re.search(r"\[Errno (\d+)\]", str(error))  # of the first of several addresses, or of the only one
-    if isinstance(error, ssl.SSLCertVerificationError):
-        problem = f"{name}: untrusted certificate: {error.verify_message.rstrip('.')}"
+    import aiohttp
+
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        found = error.certificate_error
+        reason = getattr(found, "verify_message", "") or str(found)
+        problem = f"{name}: untrusted certificate: {reason.rstrip('.')}"
         return EndpointError(problem, "check the URL, or name trusted certificates with SSL_CERT_FILE")
-    if isinstance(error, ssl.SSLError):  # its number is not the operating system's
-        return LostServerError(f"no encrypted connection: {error.reason}", was_sent=False)
-    if isinstance(error, TimeoutError) and not error.errno:
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
         return LostServerError(f"no connection within {CONNECT_S:g} s", was_sent=False)
-    words = os.strerror(int(number[1])) if number else getattr(error, "strerror", None) or str(error) or "no connection"
+    if isinstance(error, aiohttp.ClientConnectorSSLError):  # its number is not the operating system's
+        return LostServerError(f"no encrypted connection: {getattr(error.os_error, 'reason', error)}", was_sent=False)
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else None
+    number = re.search(r"\[Errno (\d+)\]", str(cause))  # of the first of several addresses, or of the only one
+    words = os.strerror(int(number[1])) if number else (cause and cause.strerror) or str(error)
     return LostServerError(words, was_sent=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from time import monotonic
@@ -19,7 +20,7 @@ from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.backend import OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, first_seed
 from cerebrum_cli.engine.machine import raise_open_files
-from cerebrum_cli.engine.remote.client import Endpoint
+from cerebrum_cli.engine.remote.client import Endpoint, import_http
 from cerebrum_cli.engine.remote.description import ExpectedModel
 from cerebrum_cli.engine.remote.job import PooledRequest, PoolJob, ServerTimeouts
 from cerebrum_cli.engine.remote.pool import Pool
@@ -168,6 +169,7 @@ class RemoteEngine(Engine):
         self._loop = asyncio.new_event_loop()
         self._serving: asyncio.Task[None] | None = None
         self._pool: Pool | None = None  # once it is connected
+        threading.Thread(target=import_http, daemon=True).start()  # while native code loads the vocabulary
         super().__init__("servers")
 
     # For callers, on any thread.
