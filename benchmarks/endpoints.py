@@ -20,8 +20,7 @@ batch     Rows per second of ROWS questions, of which the server answers SLOTS a
           tokens each, from the connected engine to the complete result on disk, against a bare httpx2.AsyncClient that
           sends the same bodies, as recorded in a warm-up, from its first request to the last reply. Each run has a
           process and a server of its own. Printed: the CPU time of either process a row.
-failover  Two servers: one is killed with SIGKILL and started again, then the batch is killed, then both servers. See
-          benchmarks/failover.py.
+failover  Servers that fail, and servers and batches that are killed. See benchmarks/failover.py.
 """
 
 from __future__ import annotations
