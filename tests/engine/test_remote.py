@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import count
@@ -52,6 +52,7 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.engine.backend import Backend, StopFlag
+from cerebrum_cli.engine.control import LoopCheck
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS, Request
@@ -277,6 +278,37 @@ def test_remote_server_whose_load_changes_is_waited_for() -> None:
             events = list(replies)
         assert len(server.completions()) == 1
     assert outcome(events) == summaries(local_replies(unicode_model, REQUESTS[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [{"status": 500}, {"status": 503}])
+def test_remote_server_that_works_on_its_only_row_is_not_given_up(fault: dict[str, Any]) -> None:
+    timeouts = replace(ALERT, patience=0.3, row_timeout=60.0)
+    with serving(unicode_model) as [server], connected(server, timeouts=timeouts) as engine:
+        working(server)
+        server.arm(**fault)
+        stuck = server.arm(hang_after=0)
+        with closing(engine.complete([REQUESTS[0]])) as replies:
+            assert stuck.is_hanging.wait(10)
+            polls = sum(asked.path == "/slots" for asked in server.asked)
+            server.wait_for(lambda: sum(asked.path == "/slots" for asked in server.asked) >= polls + 20)
+            stuck.released.set()
+            events = list(replies)
+    assert outcome(events) == summaries(local_replies(unicode_model, REQUESTS[0]))
+
+
+class BrokenControl(LoopCheck):
+    def feed(self, tokens: Sequence[int], text: str) -> None:
+        raise RuntimeError("a bug")
+
+
+def test_remote_bug_ends_the_only_row_with_its_error() -> None:
+    with (
+        serving(STORY) as servers,
+        connected(*servers) as engine,
+        pytest.raises(RuntimeError, match="a bug"),
+    ):
+        events_of(engine, request_of("Q", controls=(BrokenControl,)))
 
 
 @pytest.mark.slow

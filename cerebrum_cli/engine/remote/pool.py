@@ -27,10 +27,9 @@ from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.description import remarks
 from cerebrum_cli.engine.remote.job import MAX_LOSSES, PoolJob, ServerNotices, ServerTimeouts
-from cerebrum_cli.engine.remote.server import LateReplyError, MissingServerError, Server
+from cerebrum_cli.engine.remote.server import CANCELLED, LateReplyError, MissingServerError, Server
 from cerebrum_cli.engine.sequence import Failure
 
-CANCELLED = asyncio.CancelledError()
 RECALLED = BusyServerError("another server is free")
 
 
@@ -154,9 +153,9 @@ class Pool:
         self._watch_for_the_end()
 
     def _owner(self, job: PoolJob) -> Server | None:
-        """The server that has evaluated the prompt of a job, unless it is lost."""
+        """The server that has evaluated the prompt of a job, unless it is lost or busy."""
         server = job.pooled.server
-        return server if isinstance(server, Server) and server.breaker.state == "closed" else None
+        return server if isinstance(server, Server) and server.is_usable else None
 
     def _choose(self, job: PoolJob, free: Sequence[Server]) -> Server | None:
         """The server to give a job now: the one with the smallest share in use, one that is half-open last."""
@@ -211,6 +210,7 @@ class Pool:
             self._requeue(job)
             self._leave_out(server, error)
         else:  # a bug
+            self._requeue(job)
             self._fail(error)
         self._assign()
         self._report()
@@ -383,7 +383,10 @@ class Pool:
 
     def _give_up(self) -> None:
         self._giving_up = None
-        self._fail(self._no_server)
+        if any(server.is_working for server in self._servers):
+            self._watch_for_the_end()
+        else:
+            self._fail(self._no_server)
 
     @property
     def _no_server(self) -> NoServerError:

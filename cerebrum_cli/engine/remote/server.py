@@ -29,6 +29,9 @@ TOO_LONG = ("exceeds the available context size", "context length", "max_tokens 
 GUESSED = "repetition checks and --think use the text, and may be off by a few tokens"
 
 
+CANCELLED = asyncio.CancelledError()
+
+
 class MissingServerError(LostServerError):
     """The address answers, but not as a server: it may be that of a gateway to one that restarts."""
 
@@ -127,6 +130,11 @@ class Server:
         """Whether it takes requests and answers them, as far as is known."""
         return self.breaker.state == "closed" and self.busy_since is None
 
+    @property
+    def is_working(self) -> bool:
+        """Whether it has shown a sign of life since it was given one of its jobs."""
+        return any(self.alive_at > job.start for job in self.running)
+
     def is_idle(self, now: float) -> bool:
         """Whether it has nothing to do, and would answer."""
         return self.breaker.state == "closed" and now >= self.busy_until and not self.running
@@ -158,7 +166,7 @@ class Server:
     def stop(self, error: BaseException, jobs: Iterable[PoolJob]) -> None:
         """Take some of its jobs from it, which end with an error."""
         for job in list(jobs):
-            if self.running[job].cancel():
+            if job.stopped_by is not CANCELLED and self.running[job].cancel():
                 job.stopped_by = error
 
     def rest(self, busy: BusyServerError, now: float, seconds: float) -> float:
