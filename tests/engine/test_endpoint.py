@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -126,12 +127,19 @@ def test_endpoint_batch_on_other_kinds_writes_the_local_result(
 def test_endpoint_batch_reads_a_bounded_number_of_rows_ahead(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "READ_AHEAD", 30)
     [server, _] = served.servers
-    slow = server.arm(hang_after=0)
+    released, whole = Event(), server.complete
+
+    def complete(body: Mapping[str, Any]) -> Generator[Any, None, None]:
+        if b"Question 0:" in bytes(body["prompt"]):
+            assert released.wait(TIMEOUT_S)
+        yield from whole(body)
+
+    server.complete = complete  # type: ignore[method-assign]
 
     def release_when_all_others_wait() -> None:
         server.wait_for(lambda: sum(asked.is_answered for asked in server.completions()) == 29)
-        assert not slow.released.wait(0.1) and len(server.completions()) == 30
-        slow.released.set()
+        assert not released.wait(0.1) and len(server.completions()) == 30
+        released.set()
 
     command = (served.questions(ROWS), "--seed", "7", "-q", "-o", "-")
     done = run_batch(served, command, release_when_all_others_wait, servers=1)
