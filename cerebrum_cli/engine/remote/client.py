@@ -66,15 +66,11 @@ class Endpoint:
         except ValueError:
             return host == "localhost" or host.endswith(".localhost")
 
-    @property
-    def is_encrypted(self) -> bool:
-        return self.url.startswith("https:")
-
     def validate(self) -> None:
         """Raise UsageError if the key would travel unencrypted to another machine, or cannot be a header."""
         if self.key is None:
             return
-        if not (self.is_encrypted or self.is_loopback or self.allow_http_key):
+        if not (self.url.startswith("https:") or self.is_loopback or self.allow_http_key):
             problem = f"{self.name}: the API key would be sent unencrypted"
             raise UsageError(problem, "use an https URL, or add --set allow_http_key=on")
         if not (self.key.isascii() and self.key.isprintable()):
@@ -147,17 +143,13 @@ class Client:
         import aiohttp
 
         self._name, self._has_key, self._url = endpoint.name, endpoint.key is not None, endpoint.url
-        url = urlsplit(endpoint.url)
         try:
-            self._proxy = None if endpoint.is_loopback else _proxy_of(url)
-            uses_tls = endpoint.is_encrypted or (self._proxy or "").startswith("https:")
+            self._proxy = None if endpoint.is_loopback else _proxy_of(urlsplit(endpoint.url))
+            uses_tls = "https:" in (endpoint.url[:6], (self._proxy or "")[:6])
             certificates = _trusted_certificates() if uses_tls else True
-        except OSError as error:
-            problem = f"{endpoint.name}: the certificates cannot be read: {error.strerror or error}"
-            raise EndpointError(problem, "check SSL_CERT_FILE and SSL_CERT_DIR") from error
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             problem = f"{endpoint.name}: {server_text(str(error))}"
-            raise EndpointError(problem, "check the URL, and the proxy that HTTP_PROXY or ALL_PROXY names") from error
+            raise EndpointError(problem, "check the URL, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE") from error
         self._headers = {"User-Agent": "cerebrum-cli", "Accept-Encoding": "identity"}
         if endpoint.key:
             self._headers["Authorization"] = f"Bearer {endpoint.key.strip()}"  # those of a session also go to a proxy
@@ -184,11 +176,8 @@ class Client:
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the JSON objects of server-sent events; closing the iterator closes the connection."""
-        async with (
-            self._exchange("POST", path, None, json=body) as response,
-            contextlib.aclosing(_events(_parts(response, STREAM_BYTES))) as events,
-        ):
-            async for event in events:
+        async with self._exchange("POST", path, None, json=body) as response:
+            async for event in _events(_parts(response, STREAM_BYTES)):
                 yield _checked(json.loads(event))
 
     async def aclose(self) -> None:
@@ -198,8 +187,9 @@ class Client:
         self, method: str, path: str, parse: Callable[[bytes], T], timeout_s: float | None, **content: Any
     ) -> T:
         """What a whole reply says; with a time limit, it is that to a question, and is small."""
+        limit = REPLY_BYTES if timeout_s is None else QUESTION_BYTES
         async with self._exchange(method, path, timeout_s, **content) as response:
-            return parse(await _read(response, REPLY_BYTES if timeout_s is None else QUESTION_BYTES))
+            return parse(b"".join([part async for part in _parts(response, limit)]))
 
     @contextlib.asynccontextmanager
     async def _exchange(
@@ -210,15 +200,8 @@ class Client:
 
         timeout = aiohttp.ClientTimeout(timeout_s, sock_connect=CONNECT_S)
         with self._translated():
-            async with self._session.request(
-                method,
-                self._url + path,
-                headers=self._headers,
-                timeout=timeout,
-                proxy=self._proxy,
-                allow_redirects=False,
-                **content,
-            ) as response:
+            content |= {"headers": self._headers, "proxy": self._proxy, "allow_redirects": False}
+            async with self._session.request(method, self._url + path, timeout=timeout, **content) as response:
                 if not response.ok or response.status >= 300:
                     raise await self._error(response)
                 if response.headers.get("Content-Encoding", "identity") != "identity":
@@ -236,16 +219,17 @@ class Client:
         if status in (401, 403):
             problem = "refuses this API key" if self._has_key else "requires an API key"
             return EndpointError(f"{name} {problem}", f"set {KEY_VARIABLE}, or key_env of its table in config.toml")
-        content = b""
-        with contextlib.suppress(TimeoutError, OversizedReplyError, aiohttp.ClientError):
+        body = None
+        with contextlib.suppress(TimeoutError, OversizedReplyError, aiohttp.ClientError, ValueError, RecursionError):
             async with asyncio.timeout(MESSAGE_S):
-                content = await _read(response, QUESTION_BYTES)
+                body = json.loads(b"".join([part async for part in _parts(response, QUESTION_BYTES)]))
         retry_after = response.headers.get("Retry-After", "")
         is_number = retry_after.isascii() and retry_after.isdecimal()
-        return failure(status, _server_message(content, status), float(retry_after) if is_number else None)
+        return failure(status, _message(body, status), float(retry_after) if is_number else None)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
+        """Raise what a failed exchange means."""
         import aiohttp
 
         try:
@@ -264,11 +248,6 @@ class Client:
             raise LostServerError("connection lost") from error
         except (ValueError, RecursionError) as error:
             raise LostServerError("damaged reply") from error
-
-
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    async with contextlib.aclosing(_parts(response, limit)) as parts:
-        return b"".join([part async for part in parts])
 
 
 async def _parts(response: aiohttp.ClientResponse, limit: int) -> AsyncGenerator[bytes, None]:
@@ -292,9 +271,8 @@ def _kept_alive(address: Any) -> socket.socket:
 
 
 def import_http() -> None:
-    """Import the HTTP client, which takes a fifth of a second; what goes wrong is raised later."""
-    with contextlib.suppress(Exception):
-        import aiohttp  # noqa: F401
+    """Import the HTTP client, which takes a fifth of a second."""
+    import aiohttp  # noqa: F401
 
 
 def _proxy_of(url: SplitResult) -> str | None:
@@ -348,16 +326,13 @@ def _checked(event: dict[str, Any]) -> dict[str, Any]:
     error = event.get("error")
     if error is None:
         return event
-    detail = error if isinstance(error, dict) else {"message": error}
-    status = detail.get("code")
-    raise failure(status if isinstance(status, int) else 500, server_text(str(detail.get("message", "error"))))
+    code = error.get("code") if isinstance(error, dict) else None
+    status = code if isinstance(code, int) else 500
+    raise failure(status, _message(event, status))
 
 
-def _server_message(content: bytes, status: int) -> str:
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
-        body = None
+def _message(body: Any, status: int) -> str:
+    """What a server says of an error."""
     error = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail")
@@ -374,9 +349,7 @@ def _connection_error(name: str, error: aiohttp.ClientError) -> Exception:
     import aiohttp
 
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        found = error.certificate_error
-        reason = getattr(found, "verify_message", "") or str(found)
-        problem = f"{name}: untrusted certificate: {reason.rstrip('.')}"
+        problem = f"{name}: untrusted certificate: {getattr(error.certificate_error, 'verify_message', error)}"
         return EndpointError(problem, "check the URL, or name trusted certificates with SSL_CERT_FILE")
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return LostServerError(f"no connection within {CONNECT_S:g} s", was_sent=False)

@@ -11,7 +11,7 @@ import atexit
 import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from math import inf
+from math import inf, nan
 from time import monotonic
 
 from cerebrum_cli.core.errors import EngineError
@@ -30,6 +30,7 @@ from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS, Failure, Request
 
 OTHER_FILES = 128  # that are open besides connections
+NEVER = nan  # a time that no time is after
 REPORT_S = 1.0  # between reports of what each server has generated
 AHEAD = 2  # requests submitted for each sample that the servers run at a time
 HELD_TOKENS = 4_000_000  # of prompts and replies, beyond which no more is read ahead; a token takes some 10 bytes
@@ -37,12 +38,10 @@ LOTS = 4  # in which the requests ahead are submitted
 
 
 class RemoteCompletions(Completions[RemoteSample]):
-    """Completions of servers.
+    """Completions of servers, and once a second what each of several has generated.
 
-    The source is read on the caller's thread, no further than the servers have use for, and up to a None until the next
-    event; nothing of it is read after the scope was cancelled. Requests ahead of those that run are read in lots, and
-    only while prompts and replies of usual length are few enough to be held in memory. With several servers, what each
-    has generated is reported in between, and at the end.
+    The source is read on the caller's thread, up to a None until the next event. Requests ahead of those that run are
+    read in lots, and only while prompts and replies of usual length are few enough to be held in memory.
     """
 
     def __init__(self, engine: RemoteEngine, requests: Iterable[Request | None], scope: CancelScope) -> None:
@@ -62,14 +61,13 @@ class RemoteCompletions(Completions[RemoteSample]):
         if submitted := self._submitted.get(index):
             submitted.is_aborted = True
             self._call(lambda: self._pool.cancel(lambda job: job.pooled is submitted))
-            if submitted.is_over:
-                self._forget(index)
+            self._forget_if_over(index)
 
     def __next__(self) -> Event:
         if len(self._live) <= self._read_at or (self._source and len(self._live) < self._pool.window):
             self._read_source()
-        if self._is_report_due:
-            self._report_at = monotonic() + REPORT_S if self._live else inf
+        if (monotonic() if self._live else inf) >= self._report_at and len(self._pool.known) > 1 and self._next_index:
+            self._report_at = monotonic() + REPORT_S if self._live else NEVER
             return ServersEvent(self._pool.generated)
         event = super().__next__()
         if isinstance(event, FinishEvent):
@@ -77,15 +75,10 @@ class RemoteCompletions(Completions[RemoteSample]):
         return event
 
     def close(self) -> None:
-        self._source, self._report_at = None, inf
+        self._source, self._report_at = None, NEVER
         if self._live:
             self._call(lambda: self._pool.cancel(lambda job: job.emit == self._outbox.put))
             self._live.clear()
-
-    @property
-    def _is_report_due(self) -> bool:
-        is_due = (not self._live and self._report_at < inf) or monotonic() >= self._report_at
-        return is_due and len(self._pool.known) > 1 and self._next_index > 0
 
     def _read_source(self) -> None:
         """Read and submit as many requests as there is room for."""
@@ -131,20 +124,16 @@ class RemoteCompletions(Completions[RemoteSample]):
         return [PoolJob(group, self._outbox.put, submitted) for group in groups]
 
     def _end_sample(self, index: int) -> None:
-        submitted = self._submitted[index]
-        submitted.unfinished -= 1
-        if submitted.is_over:
-            self._forget(index)
+        self._submitted[index].unfinished -= 1
+        self._forget_if_over(index)
 
-    def _forget(self, index: int) -> None:
-        self._prompt_tokens -= len(self._submitted.pop(index).request.prompt_tokens)
+    def _forget_if_over(self, index: int) -> None:
+        if self._submitted[index].is_over:
+            self._prompt_tokens -= len(self._submitted.pop(index).request.prompt_tokens)
 
 
 class RemoteEngine(Engine):
-    """Servers of one model, to which it starts to connect immediately; each gets up to `window` samples at a time.
-
-    With records of servers in `earlier`, only such kinds and models are used. Unless they `may_differ`, all have one.
-    """
+    """Servers of one model, to which it starts to connect immediately; for the options, see `Servers`."""
 
     scores_texts = has_prompt_cache = False
     schedules_rows = True
@@ -158,14 +147,9 @@ class RemoteEngine(Engine):
         earlier: Sequence[Mapping[str, str]] = (),
         may_differ: bool = False,
     ) -> None:
-        self._open_vocabulary = open_vocabulary
-        self._endpoints = endpoints
-        self._window = window
-        self._earlier = earlier
-        self._may_differ = may_differ
-        self._timeouts = timeouts or ServerTimeouts()
-        self._stop = StopFlag()
-        self._cancel_count = 0
+        self._open_vocabulary, self._endpoints, self._window = open_vocabulary, endpoints, window
+        self._earlier, self._may_differ, self._timeouts = earlier, may_differ, timeouts or ServerTimeouts()
+        self._stop, self._cancel_count = StopFlag(), 0
         self._loop = asyncio.new_event_loop()
         self._serving: asyncio.Task[None] | None = None
         self._pool: Pool | None = None  # once it is connected
@@ -270,15 +254,14 @@ class RemoteEngine(Engine):
     def _create_servers(self) -> Sequence[Server]:
         expected = ExpectedModel(self.vocabulary, self._earlier, self._may_differ)
         most = max(1, (raise_open_files() - OTHER_FILES) // len(self._endpoints))
-        return [
-            Server(endpoint, self._alias(number), self._window, most, expected, self._timeouts)
+        aliases = [
+            f"server {number}" if endpoint.name == endpoint.url else endpoint.name
             for number, endpoint in enumerate(self._endpoints, 1)
         ]
-
-    def _alias(self, number: int) -> str:
-        """What results call a server: its name in config.toml, or else its position."""
-        endpoint = self._endpoints[number - 1]
-        return f"server {number}" if endpoint.name == endpoint.url else endpoint.name
+        return [
+            Server(endpoint, alias, self._window, most, expected, self._timeouts)
+            for endpoint, alias in zip(self._endpoints, aliases, strict=True)
+        ]
 
     def _stop_serving(self) -> None:
         if self._serving:
