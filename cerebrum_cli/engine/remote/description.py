@@ -52,9 +52,8 @@ class ExpectedModel:
         """Raise EndpointError for another kind of server or model than before, or another vocabulary."""
         now, before = origin(info.recorded), [origin(record) for record in self.earlier]
         if before and now not in before:
-            problem = (
-                f"{endpoint.name} serves {now}, but earlier replies are from {' and '.join(dict.fromkeys(before))}"
-            )
+            known = " and ".join(dict.fromkeys(before))
+            problem = f"{endpoint.name} serves {now}, but earlier replies are from {known}"
             raise EndpointError(problem, "resume with a server like that, or use --restart to start over")
         try:
             answer = await client.post("/tokenize", info.kind.tokenize_body(PROBE, info), DESCRIBE_S)
@@ -94,15 +93,13 @@ async def describe(client: Client, endpoint: Endpoint) -> ServerInfo:
         entry = _choose_model(await client.get(path, DESCRIBE_S), endpoint)
         kind = _kind_of(entry.get("owned_by"), endpoint)
         path = kind.description_path
-        answer = await client.get(path, DESCRIBE_S, model=str(entry["id"]))
+        return kind.read_info(entry, await client.get(path, DESCRIBE_S, model=str(entry["id"])))
     except RequestError as error:
         problem = f"{endpoint.name}: {path}: {error.message}"
         raise EndpointError(problem, "check the URL: it must be that of a language model server") from error
-    try:
-        return kind.read_info(entry, answer)
     except DAMAGE as error:
         problem = f"{endpoint.name}: unexpected response to /v1/models or {path}"
-        raise EndpointError(problem, f"update {kind.name}") from error
+        raise EndpointError(problem, "update the server") from error
 
 
 def remarks(servers: Mapping[str, ServerInfo]) -> Iterator[NoticeEvent]:
@@ -123,29 +120,25 @@ def _kind_of(owner: Any, endpoint: Endpoint) -> ServerKind:
     """The kind of a server, by the owner of its model. Raises EndpointError."""
     if kind := KINDS.get(str(owner)):
         return kind
-    found, names = UNSUPPORTED.get(str(owner), "a server of an unknown kind"), [kind.name for kind in KINDS.values()]
-    hint = f"use {', '.join(names)}: prompts and replies are exchanged as token ids"
+    hint = f"use {', '.join(kind.name for kind in KINDS.values())}: prompts and replies are exchanged as token ids"
+    found = UNSUPPORTED.get(str(owner), "a server of an unknown kind")
     raise EndpointError(f"{endpoint.name} is {found}, which is not supported", hint)
 
 
 def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
     """The entry of the model to ask for: the only one, or the one named. Raises EndpointError."""
-    entries = listed.get("data") if isinstance(listed, dict) else None
-    models = {
-        str(entry["id"]): entry
-        for entry in (entries if isinstance(entries, list) else ())
-        if isinstance(entry, dict) and "id" in entry
-    }
+    try:
+        models = {str(entry["id"]): entry for entry in listed["data"]}
+        wanted = endpoint.served_model or next(iter(models))
+    except (*DAMAGE, StopIteration) as error:
+        raise EndpointError(f"{endpoint.name}: not a language model server", "check the URL") from error
     names = ", ".join(map(server_text, models))
-    if not models:
-        raise EndpointError(f"{endpoint.name}: not a language model server", "check the URL")
-    if endpoint.served_model is not None:
-        if endpoint.served_model not in models:
-            raise EndpointError(f"{endpoint.name} serves no model {endpoint.served_model!r}", f"it serves {names}")
-        chosen = models[endpoint.served_model]
-        base = models.get(str(chosen.get("parent")), {})  # of an adapter, which has no context size of its own
-        return {**base, **{key: value for key, value in chosen.items() if value is not None}}
-    if len(models) > 1:
-        hint = f"choose with --set served_model_name=NAME: {names}"
-        raise EndpointError(f"{endpoint.name} serves several models", hint)
-    return next(iter(models.values()))
+    if wanted not in models:
+        raise EndpointError(f"{endpoint.name} serves no model {wanted!r}", f"it serves {names}")
+    if endpoint.served_model is None and len(models) > 1:
+        raise EndpointError(
+            f"{endpoint.name} serves several models", f"choose with --set served_model_name=NAME: {names}"
+        )
+    chosen = models[wanted]
+    base = models.get(str(chosen.get("parent")), {})  # of an adapter, which has no context size of its own
+    return {**base, **{key: value for key, value in chosen.items() if value is not None}}

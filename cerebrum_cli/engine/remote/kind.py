@@ -77,25 +77,20 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """A server that is ready: its kind and build, the id of its model, where its `weights` are from, tokens of a
-    sequence, and concurrent sequences; it may take `max_window` if its load shows it.
-
-    One request may ask for `max_samples`. `has_seeds`: the same seed gives the same sample. `has_other_weights`: those
-    of the model are not read from a GGUF file. `end_tokens` end a reply here; the server's own files may name fewer.
-    """
+    """A server that is ready."""
 
     kind: ServerKind
     build: str
-    model: str
-    weights: str
+    model: str  # its id there
+    weights: str  # where they are from
     context_size: int
-    slots: int
-    max_samples: int
-    max_window: int
+    slots: int  # concurrent sequences
+    max_samples: int  # of one request
+    max_window: int  # of sequences, if its load shows that it can do more
     vocabulary_size: int | None = None
-    has_seeds: bool = True
-    has_other_weights: bool = False
-    end_tokens: tuple[int, ...] = ()
+    has_seeds: bool = True  # the same seed gives the same sample
+    has_other_weights: bool = False  # than those of a GGUF file
+    end_tokens: tuple[int, ...] = ()  # of a reply here; the server's own files may name fewer
 
     @property
     def recorded(self) -> dict[str, str]:
@@ -117,26 +112,20 @@ class ServerKind(Protocol):
     context_option: str  # on the server's command line
     takes_end_tokens: bool
 
-    def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
-        """What a server is, by the `entry` of its model in /v1/models and by what it answers to `description_path`."""
+    # What a server is, by its model's entry in /v1/models and its description; and what it is doing.
+    def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo: ...
+    def read_load(self, text: str) -> Load: ...
 
-    def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
-        """The body for /tokenize that asks for the tokens of a text, without BOS and the like."""
+    # The body for /tokenize, without BOS and the like; the body that asks for samples, the first with this seed.
+    def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]: ...
+    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]: ...
 
-    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
-        """The body that asks for a number of samples of a request, the first with this seed."""
+    # Whole replies, in the order of the samples; the parts of a streamed one, the last with its end.
+    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]: ...
+    def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]: ...
 
-    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
-        """The whole replies in an answer, in the order of the samples."""
-
-    def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
-        """Yield the parts of a streamed reply, the last with its end."""
-
-    def read_load(self, text: str) -> Load:
-        """What a server is doing, by what it answers to `load_path`."""
-
-    def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
-        """How this server handles a request differently from llama.cpp: notices and hints."""
+    # How it handles a request differently from llama.cpp: notices and hints.
+    def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]: ...
 
 
 def origin(record: Mapping[str, str]) -> str:

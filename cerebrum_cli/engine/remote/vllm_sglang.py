@@ -11,16 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from cerebrum_cli.engine.remote.client import LostServerError, failure, server_text
-from cerebrum_cli.engine.remote.kind import (
-    MAX_WINDOW,
-    Load,
-    ReplyChunk,
-    ReplyEnd,
-    ServerInfo,
-    StopReason,
-    file_name,
-    text_of,
-)
+from cerebrum_cli.engine.remote.kind import MAX_WINDOW, Load, ReplyChunk, ReplyEnd, ServerInfo, file_name, text_of
 from cerebrum_cli.engine.sequence import Request
 
 SEQUENCES = 256  # by default; vLLM does not report its --max-num-seqs
@@ -42,7 +33,7 @@ class _SharedFields:
 
     def read_load(self, text: str) -> Load:
         running, waiting, generated = self._load_metrics
-        counters = _samples(text, generated).values()
+        counters = [value for _, value in _samples(text, generated)]
         return Load(_total(text, running), _total(text, waiting), int(sum(counters)) if counters else None)
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
@@ -69,29 +60,20 @@ class _SharedFields:
             "top_n_sigma": params.temperature > 0 and params.top_n_sigma > 0,
             "typical_p": params.temperature > 0 and params.typical_p < 1,
         }
-        differences = (
-            (
-                params.temperature not in (0.0, 1.0),
-                f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them",
-                "the sampling distribution differs, except at temperature 0 or 1",
-            ),
-            (
-                params.repeat_penalty != 1.0,
-                f"{name}'s repeat penalty counts the whole text, not the last 64 tokens",
-                "replies differ from those of llama.cpp; use --set repeat_penalty=1",
-            ),
-            (
-                params.presence_penalty or params.frequency_penalty,
-                f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens",
-                "replies differ from those of llama.cpp",
-            ),
-            *(
-                (is_used, f"{name} does not support {option}: it is ignored", f"omit {option}, or use llama-server")
-                for option, is_used in ignored.items()
-            ),
-            (params.temperature and not info.has_seeds, *IGNORED_SEEDS),
-        )
-        return [(problem, hint) for is_used, problem, hint in differences if is_used]
+        found: list[tuple[str, str]] = []
+        if params.temperature not in (0.0, 1.0):
+            problem = f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them"
+            found.append((problem, "the sampling distribution differs, except at temperature 0 or 1"))
+        if params.repeat_penalty != 1.0:
+            problem = f"{name}'s repeat penalty counts the whole text, not the last 64 tokens"
+            found.append((problem, "replies differ from those of llama.cpp; use --set repeat_penalty=1"))
+        if params.presence_penalty or params.frequency_penalty:
+            problem = f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens"
+            found.append((problem, "replies differ from those of llama.cpp"))
+        for option in (option for option, is_used in ignored.items() if is_used):
+            problem = f"{name} does not support {option}: it is ignored"
+            found.append((problem, f"omit {option}, or use llama-server"))
+        return [*found, IGNORED_SEEDS] if params.temperature and not info.has_seeds else found
 
 
 class Vllm(_SharedFields):
@@ -155,11 +137,9 @@ class Vllm(_SharedFields):
 
 
 class Sglang(_SharedFields):
-    """SGLang's server: prompts and replies are token ids on its own `/generate`.
+    """SGLang's server, on `/generate`: samples of one request would share a seed, so each is a request.
 
-    All samples of one request would share a seed, so each is a request; the prompt is cached. With an `adapter`, its
-    LoRA weights are used. With `sends_deltas`, each event of a stream holds what is new in it; otherwise, all of the
-    reply so far.
+    With `sends_deltas`, each event of a stream holds what is new in it; otherwise, all of the reply so far.
     """
 
     name = "SGLang"
@@ -218,19 +198,16 @@ class Sglang(_SharedFields):
             yield chunk
 
 
-def _samples(text: str, metric: str) -> dict[str, float]:
-    """Values of a metric by their labels, in Prometheus' text format."""
+def _samples(text: str, metric: str) -> list[tuple[str, float]]:
+    """Labels and values of a metric, in Prometheus' text format."""
     found = re.finditer(rf"^{re.escape(metric)}(?:\{{(.*)\}})?[ \t]+([^\s]+)", text, re.MULTILINE)
-    return {labels or "": float(value) for labels, value in (each.groups() for each in found)}
+    return [(each[1] or "", float(each[2])) for each in found]
 
 
 def _total(text: str, gauge: str) -> int | None:
-    """The sum of a gauge over the engines of data parallelism; None without it.
-
-    SGLang may report an engine several times, for each of its GPUs and each priority besides their total.
-    """
+    """The sum of a gauge over the engines of data parallelism, which SGLang may report several times; None without."""
     engines = dict[str, float]()
-    for labels, value in _samples(text, gauge).items():
+    for labels, value in _samples(text, gauge):
         engine = "".join(re.findall(r'\b(?:engine|dp_rank)="(\w*)"', labels))
         engines[engine] = max(value, engines.get(engine, 0.0))
     return int(sum(engines.values())) if engines else None
@@ -292,7 +269,6 @@ def _chunk(ids: Sequence[Any] | None, text: str | None, scores: Any, end: ReplyE
 
 def _end(finish: str, matched: Any, tokens: int | None, prompt_tokens: int | None, cached: int | None) -> ReplyEnd:
     """The end of a reply; `matched` is the stop string or the token that ended it."""
-    reason: StopReason = "limit" if finish == "length" else "stop string" if isinstance(matched, str) else "eos"
-    return ReplyEnd(
-        reason, None if tokens is None else int(tokens) - (reason == "eos"), prompt_tokens, int(cached or 0)
-    )
+    is_eos = finish != "length" and not isinstance(matched, str)
+    counts = None if tokens is None else int(tokens) - is_eos, prompt_tokens, int(cached or 0)
+    return ReplyEnd("eos" if is_eos else "limit" if finish == "length" else "stop string", *counts)
