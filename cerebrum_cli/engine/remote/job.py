@@ -18,26 +18,22 @@ from cerebrum_cli.engine.sequence import Failure, Request
 MAX_LOSSES = 3  # servers lost with one request, after which it is refused
 SLOW = 10  # times the slowest reply so far
 
+State = Literal["closed", "open", "half-open"]
+
 
 @dataclass(frozen=True, slots=True)
 class ServerTimeouts:
-    """Times in seconds, and whether servers that do not answer at the start are waited for.
+    """Times in seconds, and whether servers that do not answer at the start are waited for."""
 
-    They are: how long no server may be usable, the limit of one row (None: by the slowest replies), silence before a
-    server is asked for its load, the limit of that question, the delays before a lost server is tried again, and before
-    a busy one is, how long a server is busy before users are notified, from one notice about a server to the next, and
-    how long a start waits for the other servers once one is ready.
-    """
-
-    patience: float = 600.0
-    row_timeout: float | None = None
-    silence: float = 30.0
-    load: float = 25.0
-    retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
-    busy: float = 1.0  # unless the server states how long to wait
-    busy_notice: float = 5.0
-    notices: float = 300.0
-    join: float = 1.0
+    patience: float = 600.0  # without a usable server
+    row_timeout: float | None = None  # of one request; None: by the slowest replies
+    silence: float = 30.0  # of a server before it is asked for its load
+    load: float = 25.0  # for that question
+    retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # before a lost server is tried again
+    busy: float = 1.0  # before a busy one is, unless it states how long to wait
+    busy_notice: float = 5.0  # of a busy server before users are notified
+    notices: float = 300.0  # from one about a server to the next
+    join: float = 1.0  # for the other servers at the start, once one is ready
     waits_at_start: bool = False
 
     @property
@@ -65,7 +61,7 @@ class Breaker:
     half-open:  one, since it has lost requests; its reply closes the breaker, and its loss opens it for longer
     """
 
-    state: Literal["closed", "open", "half-open"] = "open"
+    state: State = "open"
     retry_at: float = 0.0
     failures: int = 0  # in a row, that of being asked what it is included
     lost_request: bool = False  # since it last finished one
@@ -73,19 +69,17 @@ class Breaker:
 
     def reached(self) -> Breaker:
         """The state after it has answered what it is, and fits."""
-        state: Literal["closed", "half-open"] = "half-open" if self.lost_request else "closed"
-        return replace(self, state=state, has_answered=False)
+        return replace(self, state="half-open" if self.lost_request else "closed", has_answered=False)
 
     def finished(self) -> Breaker:
         """The state after a reply; one to an older request does not close it early."""
-        is_open = self.state == "open"
-        return replace(self, state="open" if is_open else "closed", failures=0, lost_request=is_open, has_answered=True)
+        state: State = "open" if self.state == "open" else "closed"
+        return replace(self, state=state, failures=0, lost_request=state == "open", has_answered=True)
 
     def failed(self, now: float, delays: tuple[float, ...], with_request: bool) -> Breaker:
         """The state after a loss, which came with a request or when it was asked what it is."""
         retry_at = now + delays[min(self.failures, len(delays) - 1)]
-        lost_request = self.lost_request or with_request
-        return replace(self, state="open", retry_at=retry_at, failures=self.failures + 1, lost_request=lost_request)
+        return Breaker("open", retry_at, self.failures + 1, self.lost_request or with_request, self.has_answered)
 
 
 @dataclass(slots=True)
@@ -164,8 +158,8 @@ class PoolJob:
         return self.losses == MAX_LOSSES - 1
 
     @property
-    def is_finished(self) -> bool:
-        return all(sample.is_finished for sample in self.samples)
+    def unfinished(self) -> list[RemoteSample]:
+        return [sample for sample in self.samples if not sample.is_finished]
 
     def take(self, count: int) -> PoolJob:
         """A job of the first samples, up to `count`; the others stay in this one."""
@@ -181,8 +175,8 @@ class PoolJob:
             self.emit(event)
 
     def cancel(self) -> None:
-        self.report([sample.cancelled() for sample in self.samples if not sample.is_finished])
+        self.report([sample.cancelled() for sample in self.unfinished])
 
     def refuse(self, error: CerebrumError) -> None:
         """End the samples, which no server will answer."""
-        self.report([RefusedEvent(sample.id, error, self.origin) for sample in self.samples if not sample.is_finished])
+        self.report([RefusedEvent(sample.id, error, self.origin) for sample in self.unfinished])

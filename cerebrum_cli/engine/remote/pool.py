@@ -7,9 +7,8 @@ sent to another one with the same seed. For each server, a task goes through the
     half-open  give it one request: a reply closes it, a loss opens it again
     closed     give it requests, and watch that it shows signs of life: `Server.watch`; a loss opens it
 
-Jobs wait in two queues: those that were lost with two servers are suspects, one of which waits until nothing else does
-and a server is empty, so that no other is lost with it. While no server is usable (closed, and not busy since its last
-reply), the pool waits for one as long as its timeouts allow; then everything fails.
+Jobs that were lost with two servers are suspects: one waits until nothing else does and a server is empty, so that no
+other is lost with it. Everything fails once no server has been usable for as long as the timeouts allow.
 """
 
 from __future__ import annotations
@@ -60,10 +59,10 @@ class Pool:
         await self._until(lambda: any(server.breaker.state != "open" for server in self._servers))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._timeouts.join):
-                await self._until(lambda: all(server.is_known or server.problem for server in self._servers))
+                await self._until(lambda: all(server.info or server.problem for server in self._servers))
         self._is_connected = True
         for server in self._servers:
-            if not server.is_known:
+            if not server.info:
                 problem = f"{server.name} is not available yet: {server.reason}"
                 self._notices.add(server.name, NoticeEvent(problem, "using the other servers until it answers"))
         self._remark()
@@ -80,7 +79,7 @@ class Pool:
     @property
     def known(self) -> list[Server]:
         """The servers that have answered so far; for any thread, as the next two."""
-        return [server for server in self._servers if server.is_known]
+        return [server for server in self._servers if server.info]
 
     @property
     def generated(self) -> tuple[ServerTokens, ...]:
@@ -192,7 +191,7 @@ class Pool:
         """Act on how a server's answer to a job ended."""
         error = job.stopped_by or (CANCELLED if task.cancelled() else task.exception())
         server.remove(job)
-        if error is None or job.is_finished:
+        if error is None or not job.unfinished:
             self._finish(job, server)
         elif error is CANCELLED:
             job.cancel()
@@ -229,15 +228,11 @@ class Pool:
             job.emit(Failure(EndpointError(f"{server.name}: {busy.reason}", "ask again later")))
         else:
             self._requeue(job)
-        if busy.retry_after is not None and busy.retry_after > self._timeouts.patience:
-            self._open(server, LostServerError(f"{busy.reason} (retry after {busy.retry_after:g} s)"), job)
-        else:
-            self._rest(server, busy)
-
-    def _rest(self, server: Server, busy: BusyServerError) -> None:
-        """Give a busy server nothing for a while; notify users if it answers nothing for long."""
-        now, seconds = self._now, self._timeouts.busy if busy.retry_after is None else busy.retry_after
-        if server.rest(busy, now, seconds) >= self._timeouts.busy_notice:
+        seconds = self._timeouts.busy if busy.retry_after is None else busy.retry_after
+        if seconds > self._timeouts.patience:
+            self._open(server, LostServerError(f"{busy.reason} (retry after {seconds:g} s)"), job)
+            return
+        if server.rest(busy, self._now, seconds) >= self._timeouts.busy_notice:
             wait = "retrying" if busy.retry_after is None else f"retrying in {seconds:g} s, as requested"
             notice = NoticeEvent(f"{server.name} is busy: {busy.reason}", f"{wait}, until it is available")
             self._notices.add(server.name, notice)
@@ -284,10 +279,9 @@ class Pool:
 
     def _fail_if_none_fits(self) -> bool:
         misfits = [each.problem for each in self._servers if isinstance(each.problem, EndpointError)]
-        if len(misfits) < len(self._servers):
-            return False
-        self._fail(misfits[0])
-        return True
+        if has_none := len(misfits) == len(self._servers):
+            self._fail(misfits[0])
+        return has_none
 
     def _fail(self, error: BaseException) -> None:
         """End everything."""
@@ -323,7 +317,7 @@ class Pool:
 
     async def _reach(self, server: Server) -> None:
         """Ask a server what it is; from then on it is given requests, unless it does not fit."""
-        was_known = server.is_known
+        was_known = server.info is not None
         try:
             await server.open()
         except BusyServerError as busy:  # it is loading its model

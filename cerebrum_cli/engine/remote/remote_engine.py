@@ -160,7 +160,9 @@ class RemoteEngine(Engine):
 
     @property
     def larger_context(self) -> str:
-        return self._pool.known[0].larger_context if self._pool else super().larger_context
+        if self._pool is None:
+            return super().larger_context
+        return f"restart the server with a larger {self._pool.known[0].known_info.kind.context_option}"
 
     @property
     def is_loaded(self) -> bool:

@@ -41,11 +41,9 @@ class LateReplyError(LostServerError):
 
 
 class Server:
-    """A server: what it is, whether it fits, what it is doing, and what its answers mean for the samples of a job.
+    """A server, which is given up to `window` samples at a time, or `most` if it shows that it can do more.
 
-    `window` is the number of samples it is given at a time, up to `limit`, which is never above `most`. Results call it
-    by its `alias`, which is no address. `openings` counts how often it was reached, `sent` the running jobs that it was
-    given since.
+    Results call it by its `alias`, which is no address.
     """
 
     def __init__(
@@ -57,42 +55,29 @@ class Server:
         expected: ExpectedModel,
         timeouts: ServerTimeouts,
     ) -> None:
-        self.name = endpoint.name
-        self.alias = alias
-        self.breaker = Breaker()
-        self.was_lost = asyncio.Event()
+        self.name, self.alias = endpoint.name, alias
+        self.breaker, self.was_lost = Breaker(), asyncio.Event()
         self.problem: Exception | None = None  # why it is not usable
         self.reason = "no answer yet"  # in words; that of its last problem
         self.running: dict[PoolJob, asyncio.Task[None]] = {}
-        self.window = self.limit = self.outstanding = self.generated = self.openings = self.sent = 0
+        self.window = self.limit = self.outstanding = 0  # samples: now at most, after no refusal, and given
+        self.generated = 0  # tokens
+        self.openings = self.sent = 0  # how often it was reached, and the running jobs that it was given since
         self.alive_at = self.busy_until = 0.0  # on the event loop's clock
         self.busy_since: float | None = None  # None after an answer
         self.info: ServerInfo | None = None
-        self._load = Load()
-        self._endpoint = endpoint
-        self._window = window
-        self._most = most
-        self._expected = expected
-        self._timeouts = timeouts
-        self._client = Client(endpoint)
+        self._load, self._client = Load(), Client(endpoint)
+        self._endpoint, self._window, self._most = endpoint, window, most
+        self._expected, self._timeouts = expected, timeouts
         self._noted: set[tuple[str, str]] = set()  # differences that were reported
 
     # What it is.
 
     @property
-    def is_known(self) -> bool:
-        """Whether it was ever opened, and so has a context and a record."""
-        return self.info is not None
-
-    @property
     def known_info(self) -> ServerInfo:
+        """What it was when it was last opened."""
         assert self.info
         return self.info
-
-    @property
-    def larger_context(self) -> str:
-        """Advice to a user whose context is full."""
-        return f"restart the server with a larger {self.known_info.kind.context_option}"
 
     async def open(self) -> None:
         """Find out whether it can be used, for the first time or after it was lost: it may serve another model.
@@ -141,9 +126,7 @@ class Server:
 
     def has_room(self, job: PoolJob, now: float) -> bool:
         """Whether it can be given a job now; a suspect only if it has no other."""
-        if self.breaker.state == "open" or now < self.busy_until:
-            return False
-        if self.breaker.state == "half-open" and self.sent:
+        if self.breaker.state == "open" or now < self.busy_until or (self.breaker.state == "half-open" and self.sent):
             return False
         fits = self.outstanding + min(len(job.samples), self.known_info.max_samples) <= self.window
         return (fits and not job.is_suspect) or self.outstanding == 0
@@ -238,11 +221,6 @@ class Server:
             self._noted.add((problem, hint))
             job.emit(NoticeEvent(problem, hint))
 
-    def _note_guesses(self, job: PoolJob) -> None:
-        """Report that controls act on text, before the last event of a sample."""
-        if any(sample.was_guessed for sample in job.samples):
-            self._note(job, f"{self.name} did not send all token ids", GUESSED)
-
     async def _receive_replies(self, job: PoolJob, info: ServerInfo) -> None:
         """Wait for whole replies.
 
@@ -255,10 +233,11 @@ class Server:
                 if isinstance(answer, BaseException):
                     raise answer
                 events += read_replies([sample], answer)
-        self._note_guesses(job)
         self._report(job, events)
 
     def _report(self, job: PoolJob, events: Iterable[Event]) -> None:
+        if any(sample.was_guessed for sample in job.samples):
+            self._note(job, f"{self.name} did not send all token ids", GUESSED)
         for event in events:
             self.generated += event.completion_tokens if isinstance(event, FinishEvent) else 0
             job.report([event])
@@ -287,7 +266,6 @@ class Server:
                     job.has_output = job.has_output or not isinstance(event, PromptEvent)
                     self._report(job, [event])
                 if sample.is_cut and not sample.is_finished:
-                    self._note_guesses(job)
                     self._report(job, sample.interrupt())
         except StopAsyncIteration as error:
             raise LostServerError("the reply is incomplete") from error
