@@ -95,7 +95,6 @@ def note_servers(run: Journal, loaded: LoadedModel) -> None:
     if not loaded.is_remote or not loaded.engine.is_loaded:
         return
     known = noted_servers(run)
-    new = [record for record in loaded.engine.builds if record not in known]
-    if new:
+    if new := [record for record in loaded.engine.builds if record not in known]:
         with contextlib.suppress(BatchError):  # of a full disk: what went wrong before it matters more
             run.write_notes({**run.notes, "servers": [*known, *new]})

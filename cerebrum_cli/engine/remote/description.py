@@ -28,9 +28,8 @@ PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6
 
 @dataclass
 class ExpectedModel:
-    """What servers must serve: a model of this vocabulary, and with records in `earlier`, one like those.
-
-    Unless they `may_differ`, it is that of the `first` one found, by its name.
+    """What servers must serve: a model of this vocabulary, like one in `earlier`, and, unless they `may_differ`, the
+    model of the `first` one found.
     """
 
     vocabulary: Vocabulary
@@ -70,10 +69,7 @@ class ExpectedModel:
 
 
 def probe(endpoint: Endpoint) -> ServerInfo:
-    """Ask a server what it is, without waiting until it is; for a thread without an event loop.
-
-    Raises EndpointError if it cannot be used, BusyServerError if it cannot be used yet.
-    """
+    """Ask a server what it is. Raises EndpointError if it cannot be used, BusyServerError if not yet."""
 
     async def ask() -> ServerInfo:
         async with contextlib.aclosing(Client(endpoint)) as client:

@@ -32,8 +32,8 @@ _PARAMS = (
     *("frequency_penalty", "dry_multiplier", "dry_base", "dry_allowed_length"),
 )
 _REPLY_FIELDS = (
-    *("index", "content", "tokens", "stop", "stop_type", "truncated", "tokens_predicted", "tokens_evaluated"),
-    *("timings", "completion_probabilities"),
+    *("index", "content", "tokens", "stop", "stop_type", "tokens_predicted", "tokens_evaluated", "timings"),
+    "completion_probabilities",
 )
 _REASONS: Mapping[Any, StopReason] = {"eos": "eos", "word": "stop string"}
 
@@ -149,9 +149,5 @@ def _logprobs(reply: Mapping[str, Any], tokens: Sequence[int]) -> Sequence[float
     known = [(int(each["id"]), float(each["logprob"])) for each in reply.get("completion_probabilities", ())]
     if not known:
         return ()
-    at, logprobs = 0, list[float | None]()
-    for token in tokens:
-        is_known = at < len(known) and known[at][0] == token
-        logprobs.append(known[at][1] if is_known else None)
-        at += is_known
-    return logprobs
+    known.reverse()
+    return [known.pop()[1] if known and known[-1][0] == token else None for token in tokens]

@@ -57,33 +57,19 @@ class TokenTables:
 
 
 class RemoteSample:
-    """One sample of a request: what has arrived of it from a server with a context of `context_size` tokens.
+    """One sample of a request: what has arrived of it from a server. All of a reply that does not stream is one event.
 
     `is_finished` once its last event was emitted; `needs_turn` while the controls want it continued by another request.
-    All of a reply that does not stream is one event.
     """
 
-    def __init__(
-        self,
-        id: SequenceId,
-        request: Request,
-        seed: int,
-        tables: TokenTables,
-        context_size: int = 0,
-        origin: Origin | None = None,
-    ) -> None:
-        self.id = id
-        self.request = request
-        self.seed = seed
-        self.tokens = 0
-        self.has_all_tokens = True
-        self.is_finished = False
-        self.needs_turn = False
-        self._tables = tables
-        self._vocabulary = tables.vocabulary
+    def __init__(self, id: SequenceId, request: Request, seed: int, tables: TokenTables) -> None:
+        self.id, self.request, self.seed = id, request, seed
+        self.tokens, self.has_all_tokens = 0, True
+        self.is_finished = self.needs_turn = False
+        self._tables, self._vocabulary = tables, tables.vocabulary
         self._pieces = tables.pieces(request.visible_tokens)
-        self._context_size = context_size
-        self._origin = origin
+        self._context_size = 0  # of the server
+        self._origin: Origin | None = None
         self._started_at = perf_counter()
         self._first_at: float | None = None
         self._cached = 0  # tokens of the prompt, as far as known before the end
@@ -98,12 +84,10 @@ class RemoteSample:
         self._turn = request
 
     def begun(self, context_size: int, origin: Origin | None = None) -> RemoteSample:
-        """The sample before anything has arrived from a server.
-
-        The controls of the request are applied here, since the server has none, and its grammar only to the answer.
-        """
+        """The sample before anything has arrived from a server; controls are applied here, since that has none."""
         request = self.request
-        begun = RemoteSample(self.id, request, self.seed, self._tables, context_size, origin)
+        begun = RemoteSample(self.id, request, self.seed, self._tables)
+        begun._context_size, begun._origin = context_size, origin
         begun._detokenizer = Detokenizer(request.params.stop, request.answer_start)
         if request.controls or request.answer_start:
             begun._turns = Turns(request, self._vocabulary, Controls(request.controls), request.constraint)
@@ -116,7 +100,7 @@ class RemoteSample:
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether a control has intervened, or the answer starts: what else arrives in this turn is not used."""
+        """Whether nothing else of this turn is used: a control has intervened, or the answer starts."""
         return self._turns is not None and self._turns.intervention is not None
 
     @property
@@ -149,10 +133,10 @@ class RemoteSample:
 
     def cancelled(self) -> FinishEvent:
         """The last event of a sample that was stopped from here."""
-        return self._finish("cancelled", self._cached, self._measured)
+        return self._finish("cancelled", ReplyEnd("limit", cached_tokens=self._cached))
 
     def _decode(self, chunk: ReplyChunk) -> Iterator[Event]:
-        """Decode tokens as on this machine, up to one that ends the reply: together where nothing can intervene."""
+        """Decode tokens up to one that ends the reply: together where nothing can intervene."""
         tokens, at = array("i", chunk.tokens), 0
         end = len(tokens) if self.request.ignore_eos else self._tables.length(tokens)
         while at < len(tokens) and not (self._is_ended or self.is_interrupted or self._starts_answer(tokens[at])):
@@ -180,7 +164,7 @@ class RemoteSample:
         self._texts.append(text)
         self._decoded += tokens if self._is_bound and not is_forced else ()
         if self._turns and not self._is_ended:
-            self._turns.feed(tokens, text, b"".join(pieces).decode("utf-8", "replace"), is_forced)
+            self._turns.feed(tokens, text, self._spelled(tokens), is_forced)
         logprobs = logprobs[: len(tokens)]
         if self.request.stream:
             yield TokenEvent(self.id, text, tokens=tokens, logprobs=logprobs)
@@ -196,6 +180,9 @@ class RemoteSample:
             return detokenizer.feed(before + b"".join(pieces[:count]))[1]
 
         return 1 + bisect_left(range(1, len(pieces)), True, key=has_stopped)
+
+    def _spelled(self, tokens: Sequence[int]) -> str:
+        return b"".join(map(self._pieces.__getitem__, tokens)).decode("utf-8", "replace")
 
     @property
     def _is_bound(self) -> bool:
@@ -215,8 +202,8 @@ class RemoteSample:
 
     def _show_text(self, chunk: ReplyChunk, text: str) -> Iterator[Event]:
         """Pass on the server's text, with the ids that came with it."""
-        vocabulary, request = self._vocabulary, self.request
-        tokens = [token for token in chunk.tokens if request.ignore_eos or not vocabulary.is_eog(token)]
+        request, is_end = self.request, self._tables.is_end
+        tokens = [token for token in chunk.tokens if request.ignore_eos or not is_end[token]]
         guessed = tokens or self._guess_tokens(text)
         if self._turns and self._turns.free_start and not tokens and len(guessed) > 1:
             decoder = getincrementaldecoder("utf-8")("replace")
@@ -233,14 +220,12 @@ class RemoteSample:
             self.has_all_tokens = self.has_all_tokens and has_ids
             self.tokens = total or self.tokens
         if not text and tokens and tokens[-1] in request.visible_tokens:
-            text = vocabulary.piece(tokens[-1], special=True).decode("utf-8", "replace")
+            text = self._spelled(tokens[-1:])
         if text or tokens:
             self._ids.extend(tokens)
             self._texts.append(text)
             if self._turns:
-                self._turns.feed(
-                    guessed, text, b"".join(map(self._pieces.__getitem__, guessed)).decode("utf-8", "replace")
-                )
+                self._turns.feed(guessed, text, self._spelled(guessed))
             if self.request.answer_start:
                 text, self._by_stop_string = self._detokenizer.feed(text.encode("utf-8", "surrogatepass"))
                 self._is_ended = self._by_stop_string
@@ -301,7 +286,7 @@ class RemoteSample:
             reason = "stop"
         elif self._limit is not None and (self.tokens >= self._limit or self._has_room_for(self._limit)):
             reason = "length"
-        yield self._finish(reason, end.cached_tokens, self._timings(end.timings), end.forced)
+        yield self._finish(reason, end)
 
     @property
     def _turn_start(self) -> int:
@@ -335,38 +320,30 @@ class RemoteSample:
 
     def _timings(self, stated: Timings) -> Timings:
         """The server's times, or those measured here where it states none."""
-        measured = self._measured
-        if not stated.decode_s:
-            return measured
-        ttft_s = stated.prefill_s
-        if self.request.stream:
-            ttft_s = measured.ttft_s
-        elif self.request.n == 1:  # several samples come together: the time is that of the longest
-            ttft_s = max(ttft_s, perf_counter() - self._started_at - stated.decode_s)
-        return replace(stated, ttft_s=ttft_s, decode_steps=measured.decode_steps)
-
-    @property
-    def _measured(self) -> Timings:
         now = perf_counter()
-        first = self._first_at or now
+        first, steps = self._first_at or now, max(0, self.tokens - 1)
         ttft_s = first - self._started_at
-        return Timings(prefill_s=ttft_s, ttft_s=ttft_s, decode_s=now - first, decode_steps=max(0, self.tokens - 1))
+        if not stated.decode_s:
+            return Timings(prefill_s=ttft_s, ttft_s=ttft_s, decode_s=now - first, decode_steps=steps)
+        if not self.request.stream:
+            ttft_s = stated.prefill_s
+            if self.request.n == 1:  # several samples come together: the time is that of the longest
+                ttft_s = max(ttft_s, now - self._started_at - stated.decode_s)
+        return replace(stated, ttft_s=ttft_s, decode_steps=steps)
 
-    def _finish(
-        self, reason: FinishReason, cached_tokens: int, timings: Timings, forced: tuple[Forced, ...] = ()
-    ) -> FinishEvent:
+    def _finish(self, reason: FinishReason, end: ReplyEnd) -> FinishEvent:
         return FinishEvent(
             self.id,
             reason,
             prompt_tokens=len(self.request.prompt_tokens),
-            cached_tokens=cached_tokens,
+            cached_tokens=end.cached_tokens,
             completion_tokens=self.tokens,
             seed=self.seed,
             context_size=self._context_size,
-            timings=timings,
+            timings=self._timings(end.timings),
             by_stop_string=self._by_stop_string,
             has_all_tokens=self.has_all_tokens,
-            forced=forced,
+            forced=end.forced,
             origin=self._origin,
         )
 

@@ -25,21 +25,20 @@ OVERHANG = "the answer begins in the token that ends the reasoning, so the serve
 
 @dataclass(slots=True)
 class Turns:
-    """The turns of one reply, whose controls have fed on all tokens so far; `intervention` ends the running turn.
+    """The turns of one reply.
 
     With a `constraint`, turns are asked for without its grammar until the answer starts: its first token ends the turn,
-    and is asked for again. A turn began after `start` tokens of the reply. It is asked for up to `end`: a whole reply
-    comes without a chance to intervene before, so it is no longer than its controls need to decide. `ends` are those of
-    turns.
+    and is asked for again. A whole turn comes without a chance to intervene before, so it is asked for no longer than
+    its controls need to decide.
     """
 
     request: Request
     vocabulary: Vocabulary
-    controls: Controls
+    controls: Controls  # which have fed on all tokens so far
     constraint: Constraint | None
-    start: int = 0
-    end: int | None = None
-    intervention: Intervention | None = None
+    start: int = 0  # of the running turn: tokens of the reply before it
+    end: int | None = None  # up to which it is asked for
+    intervention: Intervention | None = None  # which ends it
     forced: list[Forced] = field(default_factory=list)
     ends: list[ReplyEnd] = field(default_factory=list)
 
@@ -47,15 +46,12 @@ class Turns:
         """The request that continues the reply after these tokens, as far as they are known of those generated."""
         self.start, self.intervention = generated, None
         grammar = None if self.free_start else self.request.grammar  # of one turn only: it would start again in another
-        limits = self.request.params.max_tokens, None if self.request.stream or grammar else self.controls.horizon
+        request = self.request
+        limits = request.params.max_tokens, None if request.stream or grammar else self.controls.horizon
         self.end = min((each for each in limits if each is not None and each > generated), default=None)
-        request, max_tokens = self.request, None if self.end is None else self.end - generated
+        params = replace(request.params, max_tokens=None if self.end is None else self.end - generated)
+        prompt = array("i", (*request.prompt_tokens, *tokens)) if tokens else request.prompt_tokens
         start = None if grammar else request.answer_start
-        changed = grammar != request.grammar or start is not request.answer_start
-        if not (tokens or changed or max_tokens != request.params.max_tokens):
-            return request
-        params = replace(request.params, max_tokens=max_tokens)
-        prompt = array("i", (*request.prompt_tokens, *tokens))
         return replace(request, prompt_tokens=prompt, params=params, grammar=grammar, answer_start=start)
 
     @property
@@ -68,10 +64,9 @@ class Turns:
         start = self.free_start
         if start is None or start.stage == "thinking" or start.passes(token, text):
             return False
-        self.intervention = Force(
-            continuation(self.vocabulary, (Text(start.rest, trusted=True),)) if start.rest else ()
-        )
-        if not start.rest:
+        rest = (Text(start.rest, trusted=True),) if start.rest else ()
+        self.intervention = Force(continuation(self.vocabulary, rest) if rest else ())
+        if not rest:
             start.begin()
         return True
 
@@ -83,10 +78,9 @@ class Turns:
         return min(passed, self.free_start.lets_pass(upcoming)) if self.free_start else passed
 
     def feed(self, tokens: Sequence[int], text: str, spelled: str, is_forced: bool = False) -> None:
-        """Add tokens that complete a text, and let the controls intervene after them unless they were forced.
+        """Add tokens that complete a text, and alone are `spelled` so; controls intervene unless they are forced.
 
-        The tokens alone are `spelled` like this. Raises RefusedRequestError if one token both ends what precedes the
-        answer and begins the answer.
+        Raises RefusedRequestError if one token both ends what precedes the answer and begins the answer.
         """
         if self.constraint and self.constraint.applies:
             return
@@ -107,15 +101,13 @@ class Turns:
     def add_end(self, end: ReplyEnd) -> ReplyEnd:
         """The end of a turn, with the cached tokens of the first, and the times of all if the server states them."""
         self.ends.append(end)
-        first, *others = (each.timings for each in self.ends)
-        if not others:
-            return end
-        timings = Timings()
-        if all(each.timings.decode_s for each in self.ends):
-            timings = replace(
-                first,
-                decode_s=first.decode_s + sum(each.prefill_s + each.decode_s for each in others),
-                draft_n=sum(each.timings.draft_n for each in self.ends),
-                draft_n_accepted=sum(each.timings.draft_n_accepted for each in self.ends),
+        timings = [each.timings for each in self.ends]
+        total = Timings()
+        if all(each.decode_s for each in timings):
+            total = replace(
+                timings[0],
+                decode_s=sum(each.prefill_s + each.decode_s for each in timings) - timings[0].prefill_s,
+                draft_n=sum(each.draft_n for each in timings),
+                draft_n_accepted=sum(each.draft_n_accepted for each in timings),
             )
-        return replace(end, cached_tokens=self.ends[0].cached_tokens, timings=timings)
+        return replace(end, cached_tokens=self.ends[0].cached_tokens, timings=total)
