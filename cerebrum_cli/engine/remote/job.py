@@ -39,7 +39,7 @@ class ServerTimeouts:
     @property
     def tick(self) -> float:
         """From one look at a server to the next."""
-        return min(5.0, self.silence / 4)
+        return min(5.0, self.silence / 4, self.row_timeout or inf)
 
     def silence_limit(self, slowest: float, losses: int) -> float:
         """How long a server may give no sign of life; longer with what was lost before."""
