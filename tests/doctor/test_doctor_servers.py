@@ -11,13 +11,13 @@ import pytest
 from command_line import CommandLine, Finished
 from llama_engines import open_engine
 from model_servers import ModelServer
-from remote_engines import served_engine
+from remote_engines import QUICK, served_engine
 from scripted_command import batch_backend, run_here
 from server_kinds import BUILD, LlamaServer, SglangServer, VllmServer
 
 from cerebrum_cli.doctor import servers
 from cerebrum_cli.doctor.checks import ANSWER, NANO, QUESTION
-from cerebrum_cli.engine.remote import description
+from cerebrum_cli.engine.remote import description, job
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +34,9 @@ def nano_server() -> Iterator[LlamaServer]:
 
 
 @pytest.fixture
-def server(nano_server: LlamaServer) -> LlamaServer:
-    """That server without faults."""
+def server(nano_server: LlamaServer, monkeypatch: pytest.MonkeyPatch) -> LlamaServer:
+    """That server without faults, tried again soon after one."""
+    monkeypatch.setattr(job, "ServerTimeouts", lambda: QUICK)
     nano_server.models, nano_server.owner, nano_server.key = ("nano.gguf",), "llamacpp", None
     nano_server.is_loading, nano_server.n_vocab = False, None
     nano_server.asked.clear()
