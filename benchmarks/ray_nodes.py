@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from harness import SCRIPT, Row, alternate, argument_parser, record, run
 
 from cerebrum_cli.batch.rows import output_object
 from cerebrum_cli.cli import ray_nodes
+from cerebrum_cli.cli.ray_cluster import OpenedNode
 
 TOKENS, SLOTS = 64, 16
 QUESTION = "A train covers {0} km in {1} hours, then {2} km in {3} hours. {4} What is its average speed?"
@@ -85,7 +85,19 @@ def rate(source: Path, *more: str) -> float:
 def measure_head(source: Path, rows: int) -> tuple[float, int]:
     """Rows a second of the half after the kill, and the most memory of the command and its driver of Ray, in MB."""
     output = source.with_name("head.jsonl")
-    command = [sys.executable, __file__, HEAD, "batch", str(source), "-o", str(output), "-m", "starter"]
+    command = [
+        sys.executable,
+        __file__,
+        HEAD,
+        "batch",
+        str(source),
+        "-o",
+        str(output),
+        "-m",
+        "starter",
+        "-n",
+        str(HEAD_TOKENS),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     memory, errors = 0, ""
     for until in (rows // 2, rows):
@@ -124,25 +136,21 @@ def head_memory(process: int) -> int:
 class InstantJob(ray_nodes.NodeJob):
     """Opens what answers at once."""
 
-    def open(self, threads: int) -> InstantModel:  # type: ignore[override]  # noqa: ARG002
-        return InstantModel()
+    def __call__(self, threads: int) -> OpenedNode:  # noqa: ARG002
+        return OpenedNode(answer_at_once, ())
 
 
-class InstantModel:
-    records: tuple[Mapping[str, str], ...] = ()
-
-    def answer(self, block: bytes) -> bytes:
-        values: dict[str, Any] = {
-            "finish_reason": "stop",
-            "prompt_tokens": 40,
-            "completion_tokens": HEAD_TOKENS,
-            "seed": 1,
-        }
-        rows = [
-            (at, output_object(row, text=FILLER * 20, final_answer="80", **values))
-            for at, row in pickle.loads(block).items()
-        ]
-        return pickle.dumps(("node", rows, HEAD_TOKENS * len(rows), []))
+def answer_at_once(block: bytes) -> bytes:
+    values: dict[str, Any] = {
+        "finish_reason": "stop",
+        "prompt_tokens": 40,
+        "completion_tokens": HEAD_TOKENS,
+        "seed": 1,
+    }
+    rows = {
+        at: output_object(row, text=FILLER * 20, final_answer="80", **values) for at, row in pickle.loads(block).items()
+    }
+    return pickle.dumps(("node", rows, HEAD_TOKENS * len(rows), []))
 
 
 def run_head() -> None:

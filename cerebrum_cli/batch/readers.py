@@ -57,12 +57,6 @@ class InputFile:
         self.head = self._read(_HEAD, 0)
         self.start = len(BOM) if self.head.startswith(BOM) else 0
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Another process of this machine opens the file again; a copy has no path but that of this process."""
-        path = Path(self._name)
-        is_named = path.exists() and os.path.samestat(path.stat(), os.fstat(self._file.fileno()))
-        return open_input, (path.absolute() if is_named else Path(f"/proc/{os.getpid()}/fd/{self._file.fileno()}"),)
-
     def close(self) -> None:
         self._file.close()
 
@@ -274,9 +268,6 @@ class IndexedRows:
             else:
                 self._offsets.append(offset)
         self.sha256 = digest.hexdigest()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return IndexedRows, (self._source, self._form, self._saved)
 
     def __len__(self) -> int:
         return len(self._offsets)

@@ -142,10 +142,10 @@ def generate(
     journal = result if isinstance(result, Journal) else None
     shares_terminal = journal is None and app.streams.out_is_terminal
     sinks = progress_sinks(app, source.model.name, options, shares_terminal)
-    if options.ray is not None:
+    if journal and options.ray is not None:
         from cerebrum_cli.cli.ray_nodes import BatchWork, answer_on_nodes
 
-        answer_on_nodes(app, source, BatchWork(rows, result, row_options), journal, options, sinks)
+        answer_on_nodes(app, source, BatchWork(rows, journal, row_options), options, sinks)
         return
     samples = questions * (row_options.votes.maximum if row_options.votes else 1)
     loaded = open_for(source, samples, noted_servers(journal) if journal else ())
@@ -188,6 +188,8 @@ def open_result(
     from cerebrum_cli.batch.rows import result_rows
 
     if output == STANDARD:
+        if options.ray is not None:
+            raise UsageError("-o is `-`, but --ray needs a file for its answers", "name one with -o OUTPUT")
         if options.retry_failed:
             raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
         return StreamedResult(result_rows(rows), app.streams.answer)

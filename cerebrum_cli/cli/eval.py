@@ -245,7 +245,7 @@ def generate(app: App, prepared: PreparedEvaluation, run: Journal, missing: int,
         if options.ray is not None:
             from cerebrum_cli.cli.ray_nodes import EvalWork, answer_on_nodes
 
-            answer_on_nodes(app, source, EvalWork(evaluation, prepared.fingerprint["match"], run), run, options, sinks)
+            answer_on_nodes(app, source, EvalWork(evaluation, prepared.fingerprint["match"], run), options, sinks)
             return
         loaded = open_for(source, missing, noted_servers(run))
         with closing(loaded.engine), naming_grammar_file(options):

@@ -134,11 +134,15 @@ def open_for(source: ReplySource, samples: int, earlier: Sequence[Mapping[str, s
     """Start to load the model for so many samples, or to connect to servers like the `earlier` ones."""
     if isinstance(source.host, Servers):
         return open_model(replace(source, host=replace(source.host, earlier=earlier)))
-    slots = source.use.context.slots or tuning_of(source.profile, "batch").slots or AUTO_PARALLEL
-    context = replace(source.use.context, slots=min(slots, samples))
+    context = replace(source.use.context, slots=min(slots_of(source), samples))
     return open_model(
         source.used(context=context, tuned_for="batch", drafts_for="ask" if source.settings.drafts else None)
     )
+
+
+def slots_of(source: ReplySource) -> int:
+    """How many samples a model that runs here generates at a time."""
+    return source.use.context.slots or tuning_of(source.profile, "batch").slots or AUTO_PARALLEL
 
 
 def source_fingerprint(source: ReplySource) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,8 +18,9 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import cycle
-from multiprocessing.connection import Connection, Pipe
-from typing import Any, NamedTuple, Protocol
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener, Pipe
+from typing import Any, NamedTuple
 
 from cerebrum_cli import __version__
 from cerebrum_cli.core.environment import environment, set_environment_default
@@ -27,29 +30,25 @@ from cerebrum_cli.core.text import one_line, pip_install, well_formed
 CONNECT_S = 5.0
 CLOSE_S = 15.0
 POLL_S = 0.2  # between questions after reports of workers
-RETRY_S = 30.0  # before a worker tries again what failed
+RESTART_S = 30.0  # before a worker that failed is started again
 OBJECT_STORE_BYTES = 200 * 2**20  # of shared memory, for blocks that wait
 MAX_REASON = 300  # characters
+END = "end"  # of the answers
 PROGRAM = f"from {__name__} import main; main()"
 
 Source = Callable[[], Iterator[bytes]]
-"""Yields blocks of rows, always the same ones, on this machine but in another process."""
+"""Yields blocks of rows, always the same ones."""
 
 
-class OpenedNode(Protocol):
-    """An opened model on a node, used on several threads."""
+class OpenedNode(NamedTuple):
+    """What answers blocks on a node, on several threads; `records` identify what generates."""
 
-    @property
-    def records(self) -> Sequence[Mapping[str, str]]:
-        """What identifies that which generates."""
-
-    def answer(self, block: bytes) -> bytes: ...
+    answer: Callable[[bytes], bytes]
+    records: Sequence[Mapping[str, str]]
 
 
-class Job(Protocol):
-    """What each worker does; its class is in a module that nodes can import."""
-
-    def open(self, threads: int) -> OpenedNode: ...
+Job = Callable[[int], OpenedNode]
+"""Opens a model on a node, with so many threads; its class is in a module that nodes can import."""
 
 
 class Place(NamedTuple):
@@ -71,12 +70,35 @@ class WorkerReport(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """Answers all blocks of a source once, in each place some of them at a time."""
+    """Answers all blocks that are read at an address, with a pickled job, in each place some of them at a time."""
 
-    source: Source
-    job: Job
+    address: Any
+    key: bytes
+    job: bytes
     places: Sequence[Place]
     concurrency: int
+
+
+class BlockServer:
+    """Sends the blocks of `source` to each process on this machine that knows the key; `error` is what ended that."""
+
+    def __init__(self) -> None:
+        self.source: Source = lambda: iter(())
+        self.key = os.urandom(32)
+        self.error: Exception | None = None
+        self._listener = Listener(("127.0.0.1", 0), authkey=self.key)
+        self.address = self._listener.address
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            with contextlib.suppress(OSError, EOFError, AuthenticationError), self._listener.accept() as reader:
+                try:
+                    for block in self.source():
+                        reader.send_bytes(block)
+                    reader.send_bytes(b"")
+                except CerebrumError as error:
+                    self.error = error
 
 
 class RayCluster:
@@ -89,6 +111,7 @@ class RayCluster:
         if find_spec("ray") is None:
             hint = pip_install("'cerebrum-cli[ray]'")
             raise EndpointError("--ray needs the package ray, which is not installed", hint)
+        self._blocks = BlockServer()
         self._pipe, child = Pipe()
         with child:
             self._process = subprocess.Popen(
@@ -106,19 +129,23 @@ class RayCluster:
         found: list[Place] = self._receive()
         return found
 
-    def answer(self, work: Pass) -> Generator[bytes | WorkerReport | None, None, None]:
+    def answer(
+        self, source: Source, job: Job, places: Sequence[Place], concurrency: int
+    ) -> Generator[bytes | WorkerReport | None, None, None]:
         """Yield answers to blocks as they are finished, reports of workers, and None now and then.
 
-        Blocks whose worker or node is lost are left out. Raises EndpointError.
+        Blocks whose worker or node is lost are left out. Raises EndpointError, and errors of the source.
         """
-        self._pipe.send(work)
+        self._blocks.source = source
+        self._pipe.send(Pass(self._blocks.address, self._blocks.key, pickle.dumps(job), places, concurrency))
         while True:
-            if not self._pipe.poll(POLL_S):
-                yield None
-            elif (message := self._receive()) is None:
+            is_waiting = self._pipe.poll(POLL_S)
+            if self._blocks.error:
+                raise self._blocks.error
+            message = self._receive() if is_waiting else None
+            if message == END:
                 return
-            else:
-                yield message
+            yield message
 
     def _receive(self) -> Any:
         try:
@@ -151,18 +178,19 @@ def main() -> None:
                 request = pipe.recv()
                 if isinstance(request, Pass):
                     answer_blocks(request, pipe)
-                    pipe.send(None)
+                    pipe.send(END)
                 else:
                     pipe.send(find_places(*request))
     except CerebrumError as error:
         pipe.send(error)
-    except EOFError:
+    except (EOFError, OSError, KeyboardInterrupt):  # the command has ended
         pass
 
 
 @contextlib.contextmanager
 def start_nodes(count: int) -> Iterator[str]:
-    """Start nodes, which share this machine's processors; yield their address."""
+    """Start nodes, which share this machine's processors; yield their address. They leave no files."""
+    import ray
     from ray.cluster_utils import Cluster
 
     from cerebrum_cli.engine.machine import thread_count
@@ -173,7 +201,10 @@ def start_nodes(count: int) -> Iterator[str]:
             cluster.add_node(num_cpus=processors, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
         yield cluster.address
     finally:
+        session = cluster.head_node.get_session_dir_path() if cluster.head_node else ""
+        ray.shutdown()
         cluster.shutdown()
+        shutil.rmtree(session, ignore_errors=True)
 
 
 def connect(address: str) -> None:
@@ -218,16 +249,20 @@ def find_places(workers: int | None, uses_gpus: bool) -> list[Place]:
 
 
 def answer_blocks(work: Pass, pipe: Connection) -> None:
-    """Send the answers to all blocks, and the reports of workers meanwhile; exit once nobody reads them."""
+    """Send the answers to all blocks, and the reports of workers meanwhile, until nobody reads them."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    ray.cloudpickle.register_pickle_by_value(sys.modules[Worker.__module__])  # nodes may lack this package
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
     lock, is_over = threading.Lock(), threading.Event()
 
     def pass_on_reports() -> None:
         while not is_over.wait(POLL_S):
+            if pipe.poll():  # the command has closed its end
+                os.kill(os.getpid(), signal.SIGINT)
+                return
             for report in ray.get(ledger.take.remote()):
                 with lock:
                     pipe.send(WorkerReport(*report))
@@ -254,17 +289,17 @@ def pipeline(work: Pass, here: Any, ledger: Any) -> Any:
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = 1  # one block of rows in each of Ray's
     context.max_errored_blocks = context.max_consecutive_actor_init_deaths = -1
-    ray.cloudpickle.register_pickle_by_value(sys.modules[Worker.__module__])  # nodes may lack this package
     threads = {place.node: place.threads for place in work.places}
     turns, count, concurrency = cycle(work.places), len(work.places), work.concurrency
-    blocks = ray.data.read_datasource(
-        datasource(work.source), override_num_blocks=1, num_cpus=0, scheduling_strategy=here
+    start = ray.data.from_items([0], override_num_blocks=1)
+    blocks = start.map_batches(
+        read_blocks, fn_args=(work.address, work.key), batch_format="pyarrow", num_cpus=0, scheduling_strategy=here
     )
     return blocks.map_batches(
         Worker,
         batch_size=1,
         batch_format="pyarrow",
-        fn_constructor_args=(__version__, pickle.dumps(work.job), threads, ledger),
+        fn_constructor_args=(__version__, work.job, threads, ledger),
         compute=ray.data.ActorPoolStrategy(
             min_size=1, max_size=count, initial_size=count, max_tasks_in_flight_per_actor=concurrency
         ),
@@ -274,27 +309,6 @@ def pipeline(work: Pass, here: Any, ledger: Any) -> Any:
         max_restarts=-1,
         max_task_retries=0,  # Ray would wait for the same worker, also where its node has no successor
     )
-
-
-def datasource(source: Source) -> Any:
-    from ray.data import Datasource
-    from ray.data.block import BlockMetadata
-    from ray.data.datasource import ReadTask
-
-    def read() -> Iterator[Any]:
-        import pyarrow
-
-        for block in source():
-            yield pyarrow.table({"block": pyarrow.array([block], pyarrow.large_binary())})
-
-    class Blocks(Datasource):  # type: ignore[misc]
-        def estimate_inmemory_data_size(self) -> None:
-            """Return None: it is unknown."""
-
-        def get_read_tasks(self, *_: Any, **__: Any) -> list[Any]:
-            return [ReadTask(read, BlockMetadata(None, None, None, None))]
-
-    return Blocks()
 
 
 # In processes of the cluster. They get these classes by value, and import this package only where that is reported.
@@ -314,22 +328,28 @@ class Ledger:
         return reports
 
 
+def read_blocks(_: Any, address: Any, key: bytes) -> Iterator[Any]:
+    """Yield the blocks that the command sends, as tables of one."""
+    import pyarrow
+
+    with Client(address, authkey=key) as server:
+        while block := server.recv_bytes():
+            yield pyarrow.table({"block": pyarrow.array([block], pyarrow.large_binary())})
+
+
 class Worker:
-    """Answers blocks with a model; one that cannot be opened is tried again now and then, and gets no blocks."""
+    """Answers blocks with a model; one that cannot be opened is reported, and gets no blocks."""
 
     def __init__(self, version: str, job: bytes, threads: Mapping[str, int], ledger: Any) -> None:
         import ray
 
         context = ray.get_runtime_context()
         self._id, self._host, self._ledger = context.get_actor_id(), socket.gethostname(), ledger
-        while True:
-            try:
-                self._node = self._open(version, job, threads.get(context.get_node_id(), 1))
-            except Exception as error:
-                self._report(error)
-                time.sleep(RETRY_S)
-            else:
-                break
+        try:
+            self._node = open_node(version, job, threads.get(context.get_node_id(), 1))
+        except Exception as error:
+            self._report(error)
+            threading.Event().wait()
         ledger.add.remote(self._id, self._host, "", "", self._node.records)
 
     def __call__(self, batch: Any) -> Any:
@@ -337,20 +357,21 @@ class Worker:
             answers = [self._node.answer(block) for block in batch["block"].to_pylist()]
         except Exception as error:  # of the whole model: Ray starts another worker, and the blocks are answered later
             self._report(error)
-            time.sleep(RETRY_S)
+            time.sleep(RESTART_S)
             os._exit(1)
         return batch.from_pydict({"block": answers}, schema=batch.schema)
 
-    def _open(self, version: str, job: bytes, threads: int) -> OpenedNode:
-        try:
-            import cerebrum_cli
-        except ImportError:
-            raise RuntimeError("cerebrum is not installed") from None
-        if cerebrum_cli.__version__ != version:
-            raise RuntimeError(f"it has version {cerebrum_cli.__version__} of cerebrum, not {version}")
-        opened: OpenedNode = pickle.loads(job).open(threads)
-        return opened
-
     def _report(self, error: Exception) -> None:
         problem = str(error) or type(error).__name__
-        self._ledger.add.remote(self._id, self._host, problem, getattr(error, "hint", ""))
+        self._ledger.add.remote(self._id, self._host, problem, getattr(error, "hint", "see Ray's logs there"))
+
+
+def open_node(version: str, job: bytes, threads: int) -> OpenedNode:
+    try:
+        import cerebrum_cli
+    except ImportError:
+        raise RuntimeError("cerebrum is not installed") from None
+    if cerebrum_cli.__version__ != version:
+        raise RuntimeError(f"it has version {cerebrum_cli.__version__} of cerebrum, not {version}")
+    opened: OpenedNode = pickle.loads(job)(threads)
+    return opened

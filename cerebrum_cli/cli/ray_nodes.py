@@ -1,4 +1,8 @@
-"""`--ray`: blocks of rows are answered on the nodes of a Ray cluster, by the same code as here."""
+"""`--ray`: blocks of rows are answered on the nodes of a Ray cluster, by the same code as here.
+
+`Distribution` cuts the missing rows into blocks, and writes their answers. A `NodeJob` opens the model on a node.
+Blocks that are lost with their worker are answered in another pass.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,20 @@ import pickle
 import platform
 import re
 import time
-import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
-from cerebrum_cli.batch.readers import IndexedRows
-from cerebrum_cli.batch.result import Result
+from cerebrum_cli.batch.journal import Journal
 from cerebrum_cli.batch.rows import INPUT
 from cerebrum_cli.cli.endpoints import noted_servers
-from cerebrum_cli.cli.generation import AUTO_PARALLEL, open_for
-from cerebrum_cli.cli.ray_cluster import Pass, Place, RayCluster, Source, WorkerReport
+from cerebrum_cli.cli.generation import open_for, slots_of
+from cerebrum_cli.cli.ray_cluster import OpenedNode, Place, RayCluster, WorkerReport
 from cerebrum_cli.core.errors import (
     BatchError,
     EndpointError,
@@ -43,16 +45,14 @@ from cerebrum_cli.core.events import (
     StageEvent,
 )
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.eval.evaluate import Evaluation, evaluate
+from cerebrum_cli.eval.evaluate import Evaluation, SampleWriter, evaluate
 from cerebrum_cli.eval.marking import Match, code_marker, marker
-from cerebrum_cli.eval.questions import Question, parse_sample
-from cerebrum_cli.eval.report import RunningScore
-from cerebrum_cli.inference.loading import LoadedModel, ModelUse, ReplySource, Servers
+from cerebrum_cli.inference.loading import ModelUse, ReplySource, Servers
 
 if TYPE_CHECKING:
-    from cerebrum_cli.batch.journal import Journal
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.options import BatchCommandOptions, EvalOptions
+    from cerebrum_cli.eval.marking import Marker
     from cerebrum_cli.inference.responder import Responder
     from cerebrum_cli.models.library import Library
     from cerebrum_cli.models.model import Model
@@ -60,35 +60,35 @@ if TYPE_CHECKING:
 
 ADDRESS = re.compile(r"[^\s/:]+:\d{1,5}")
 LOCAL = re.compile(r"local(?::([1-9]\d?))?")
-BLOCK = 64  # rows at most: what is lost with a worker
+BLOCK, SHORT_BLOCK, BLOCK_TOKENS = 64, 256, 65_536  # rows at most, and if each is short: what is lost with a worker
 BLOCKS_EACH = 4  # blocks for each worker at least, so that all end at about the same time
 SERVER_SAMPLES = 1024  # that a server of a node is given at a time, without --parallel
 PATIENCE_S = 600.0
 MAX_FRUITLESS = 3  # attempts at blocks none of which is answered
+SHOWN_ROWS = 5
 
-QuestionBlock = Sequence[tuple[int, Question, Sequence[int]]]
-"""Questions by position, each with its finished samples."""
+Block = Mapping[int, Any]
+"""Rows of a batch by position; of an evaluation, positions of samples."""
 
 
 def answer_on_nodes(
     app: App,
     source: ReplySource,
     work: BatchWork | EvalWork,
-    run: Journal | None,
     options: BatchCommandOptions | EvalOptions,
     sinks: Sequence[Sink],
 ) -> None:
     """Answer the missing rows of some work on the cluster that the options name. Raises UsageError, EndpointError."""
     from cerebrum_cli.terminal.sinks import render
 
-    model = source.model
+    model, servers = source.model, source.host if isinstance(source.host, Servers) else None
     file = NodeFile(app.library.hashed_identity(model), model.size, model.path, model.reference)
-    servers = source.host if isinstance(source.host, Servers) else None
-    if servers and run:
-        servers = replace(servers, earlier=noted_servers(run))
-    job = NodeJob(file, source.settings, source.use, servers, not options.no_profile, work.samples, work.answer_block)
+    slots = (servers.window or SERVER_SAMPLES) if servers else slots_of(source)
+    servers = servers and replace(servers, earlier=noted_servers(work.run))
+    job = NodeJob(file, source.settings, source.use, servers, not options.no_profile, 0, work.answer_block)
     with closing(open_cluster(options.ray or "")) as cluster:
-        distribution = Distribution(cluster, job, work, options.ray_workers, run, options.patience or PATIENCE_S)
+        patience = PATIENCE_S if options.patience is None else options.patience
+        distribution = Distribution(cluster, job, work, slots, options.ray_workers, patience)
         render(distribution.events(), distribution.cancel, sinks)
 
 
@@ -103,19 +103,18 @@ def open_cluster(text: str) -> RayCluster:
 
 @dataclass(slots=True)
 class Distribution:
-    """Answers the rows of some work on a cluster; after `cancel` it ends soon."""
+    """Answers the rows of some work on a cluster, `slots` samples at a time on each node; `cancel` ends it soon."""
 
     cluster: RayCluster
     job: NodeJob
     work: BatchWork | EvalWork
+    slots: int
     workers: int | None = None
-    run: Journal | None = None
     patience: float = PATIENCE_S  # without any worker
     is_cancelled: bool = False
     _reports: dict[str, WorkerReport] = field(default_factory=dict)
     _notices: set[NoticeEvent] = field(default_factory=set)
     _tokens: dict[str, int] = field(default_factory=dict)
-    _idle_since: float = 0.0
 
     def cancel(self) -> None:
         self.is_cancelled = True
@@ -123,21 +122,29 @@ class Distribution:
     def events(self) -> Generator[Event, None, None]:
         """Answer the missing rows, and again those of lost workers; yield notices and progress."""
         yield StageEvent("starting the nodes", 0, 1)
-        fruitless = 0
-        while (missing := self.work.missing) and not self.is_cancelled:
+        run, fruitless = self.work.run, 0
+        while (missing := len(run.rows) - len(run.finished)) and not self.is_cancelled:
             places = self.cluster.places(self.workers, uses_gpus=self.job.servers is None)
-            yield from self._answer(places, 1 if fruitless else min(BLOCK, -(-missing // (BLOCKS_EACH * len(places)))))
-            fruitless = fruitless + 1 if self.work.missing == missing else 0
+            most = max(BLOCK, min(SHORT_BLOCK, BLOCK_TOKENS // (self.job.settings.max_tokens or BLOCK_TOKENS)))
+            size = 1 if fruitless else min(most, -(-missing // (BLOCKS_EACH * len(places))))
+            yield from self._answer(places, missing, size)
+            fruitless = fruitless + 1 if len(run.rows) - len(run.finished) == missing else 0
             if fruitless == MAX_FRUITLESS and not self.is_cancelled:
-                raise EndpointError(f"{missing} rows were lost {fruitless} times with their workers", "see Ray's logs")
+                lost = (at for at in range(len(run.rows)) if at not in run.finished)
+                names = ", ".join(str(run.rows.identity(at)[0]) for at in islice(lost, SHOWN_ROWS))
+                more = f" and {missing - SHOWN_ROWS} more" if missing > SHOWN_ROWS else ""
+                problem = f"rows {names}{more} were lost {fruitless} times with their workers"
+                raise EndpointError(problem, "see Ray's logs")
 
-    def _answer(self, places: Sequence[Place], size: int) -> Iterator[Event]:
+    def _answer(self, places: Sequence[Place], missing: int, size: int) -> Iterator[Event]:
         """Answer the missing rows once, in blocks of a size."""
-        slots = self.job.use.context.slots or (SERVER_SAMPLES if self.job.servers else AUTO_PARALLEL)
-        concurrency = slots // (size * self.work.samples) + 2
-        job = replace(self.job, samples=-(-self.work.missing // len(places)) * self.work.samples)
-        self._reports, self._idle_since = {}, time.monotonic()
-        with closing(self.cluster.answer(Pass(self.work.blocks(size), job, places, concurrency))) as answers:
+        finished, samples = self.work.run.finished, self.work.samples
+        flags = bytes(position in finished for position in range(len(self.work.run.rows)))
+        each = -(-missing // len(places))
+        concurrency = min(self.slots // (size * samples) + 2, max(2, -(-each // size)))
+        blocks, job = partial(read_blocks, self.work.rows, flags, size), replace(self.job, samples=each * samples)
+        self._reports, idle_since = {}, time.monotonic()
+        with closing(self.cluster.answer(blocks, job, places, concurrency)) as answers:
             for answer in answers:
                 if self.is_cancelled:
                     return
@@ -145,8 +152,11 @@ class Distribution:
                     yield from self._take_report(answer, len(places))
                 elif answer:
                     yield from self._write(answer)
-                else:
-                    self._require_worker()
+                if any(not report.problem for report in self._reports.values()):
+                    idle_since = time.monotonic()
+                elif time.monotonic() - idle_since > self.patience:
+                    hint = "see ray status, then run the same command again"
+                    raise NoServerError("no worker has started on any node", hint)
 
     def _take_report(self, report: WorkerReport, workers: int) -> Iterator[Event]:
         self._reports[report.worker] = report
@@ -155,17 +165,19 @@ class Distribution:
                 raise EndpointError(f"no node can generate ({report.host}: {report.problem})", report.hint)
             yield from self._notify([NoticeEvent(f"{report.host} is not used: {report.problem}", report.hint)])
             return
-        known = noted_servers(self.run) if self.run else ()
-        if self.run and (new := [record for record in report.records if record not in known]):
+        run = self.work.run
+        known = noted_servers(run)
+        if new := [record for record in report.records if record not in known]:
             with suppress(BatchError):  # of a full disk: what went wrong before it matters more
-                self.run.write_notes({**self.run.notes, "servers": [*known, *new]})
+                run.write_notes({**run.notes, "servers": [*known, *new]})
         yield PromptEvent(SequenceId(0), 0, 1)
         yield self.work.progress
 
     def _write(self, answer: bytes) -> Iterator[Event]:
-        host, rows, tokens, notices = pickle.loads(answer)
-        for position, object in rows:
-            self.work.write(position, object)
+        host, objects, tokens, notices = pickle.loads(answer)
+        for position, object in objects.items():
+            if position not in self.work.run.finished:
+                self.work.write(position, object)
         self._tokens[host] = self._tokens.get(host, 0) + tokens
         yield from self._notify(notices)
         yield ServersEvent(tuple(ServerTokens(host, tokens, False) for host, tokens in self._tokens.items()))
@@ -176,20 +188,20 @@ class Distribution:
         self._notices.update(new)
         yield from new
 
-    def _require_worker(self) -> None:
-        """Raise EndpointError if no worker has been ready for too long."""
-        if any(not report.problem for report in self._reports.values()):
-            self._idle_since = time.monotonic()
-        if time.monotonic() - self._idle_since > self.patience:
-            raise NoServerError("no worker has started on any node", "see ray status, then run the same command again")
+
+def read_blocks(rows: Any, finished: bytes, size: int) -> Iterator[bytes]:
+    """Yield blocks of the rows without a flag that they are finished."""
+    missing = (position for position, is_finished in enumerate(finished) if not is_finished)
+    while block := {position: rows[position] for position in islice(missing, size)}:
+        yield pickle.dumps(block)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class BatchWork:
-    """The rows of a batch, of which the result lacks some."""
+    """The rows of a batch."""
 
-    rows: IndexedRows
-    result: Result
+    rows: Any
+    run: Journal
     options: BatchOptions
 
     @property
@@ -201,78 +213,23 @@ class BatchWork:
         return partial(answer_block, self.options)
 
     @property
-    def missing(self) -> int:
-        return len(self.rows) - len(self.result.finished)
-
-    @property
     def progress(self) -> Event:
-        return RowEvent(len(self.result.finished), len(self.rows), self.result.counts)
-
-    def blocks(self, size: int) -> Source:
-        finished = bytes(position in self.result.finished for position in range(len(self.rows)))
-        return partial(read_blocks, self.rows, zlib.compress(finished, 1), size)
+        return RowEvent(len(self.run.finished), len(self.run.rows), self.run.counts)
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
-        if position not in self.result.finished:
-            self.result.write(position, object)
+        self.run.write(position, object)
 
 
-def read_blocks(rows: IndexedRows, finished: bytes, size: int) -> Iterator[bytes]:
-    """Yield blocks of rows that are not `finished`, compressed flags; here the rows are read from the input again."""
-    missing = (position for position, is_finished in enumerate(zlib.decompress(finished)) if not is_finished)
-    while block := {position: rows[position] for position in islice(missing, size)}:
-        yield pickle.dumps(block)
+class EvalWork(SampleWriter):
+    """The samples of an evaluation, which are marked on the nodes."""
 
+    samples = 1
 
-@dataclass(slots=True)
-class EvalWork:
-    """The questions of an evaluation, of which a run lacks samples; `match` is how they are marked."""
-
-    evaluation: Evaluation
-    match: Match
-    run: Journal
-    _score: RunningScore = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._score = RunningScore(len(self.evaluation.questions), self.samples)
-        for object in self.run.objects():
-            self._score.add(parse_sample(object))
-
-    @property
-    def samples(self) -> int:
-        return self.evaluation.samples
-
-    @property
-    def answer_block(self) -> AnswerBlock:
-        whole = self.evaluation
-        return partial(take_block, self.samples, whole.settings, whole.model, self.match, whole.grammar)
-
-    @property
-    def missing(self) -> int:
-        return len(self._missing)
-
-    @property
-    def progress(self) -> Event:
-        return self._score.event
-
-    def blocks(self, size: int) -> Source:
-        missing = self._missing
-        blocks = [pickle.dumps(missing[at : at + size]) for at in range(0, len(missing), size)]
-        return partial(iter, blocks)
-
-    def write(self, position: int, object: Mapping[str, Any]) -> None:
-        if position not in self.run.finished:
-            self.run.write(position, object)
-            self._score.add(parse_sample(object))
-
-    @property
-    def _missing(self) -> QuestionBlock:
-        samples, finished = range(self.samples), self.run.finished
-        found = (
-            (at, question, [sample for sample in samples if at * len(samples) + sample in finished])
-            for at, question in enumerate(self.evaluation.questions)
-        )
-        return [each for each in found if len(each[-1]) < len(samples)]
+    def __init__(self, evaluation: Evaluation, match: Match, run: Journal) -> None:
+        super().__init__(evaluation, run)
+        self.run = run
+        self.rows = range(len(evaluation.rows))
+        self.answer_block = partial(take_block, replace(evaluation, marker=cast("Marker", None)), match)
 
 
 # On a node.
@@ -280,7 +237,7 @@ class EvalWork:
 
 @dataclass(slots=True)
 class BlockResult:
-    """The result of a block, in memory: its rows by position."""
+    """The result of a block, in memory: its objects by position."""
 
     finished: set[int] = field(default_factory=set)
     rows: dict[int, Mapping[str, Any]] = field(default_factory=dict)
@@ -299,36 +256,24 @@ class BlockResult:
     close = complete
 
 
-AnswerBlock = Callable[["Responder", Any, BlockResult], Iterator[Event]]
-"""Answers a block of rows or questions, and yields all events."""
+AnswerBlock = Callable[["Responder", Block, BlockResult], Iterator[Event]]
+"""Answers a block, and yields all events."""
 
 
-def answer_block(
-    options: BatchOptions, responder: Responder, block: Mapping[int, Any], result: BlockResult
-) -> Iterator[Event]:
+def answer_block(options: BatchOptions, responder: Responder, block: Block, result: BlockResult) -> Iterator[Event]:
     return answer_rows(responder, block, options, result, in_order=False, positions=tuple(block))
 
 
 def take_block(
-    samples: int,
-    settings: Settings,
-    model: str,
-    match: Match,
-    grammar: str | None,
-    responder: Responder,
-    block: QuestionBlock,
-    result: BlockResult,
+    evaluation: Evaluation, match: Match, responder: Responder, block: Block, result: BlockResult
 ) -> Iterator[Event]:
-    questions = tuple(question for _, question, _ in block)
-    marks = code_marker(True) if match == "code" else marker(match, questions)
-    result.finished.update(at * samples + sample for at, (_, _, finished) in enumerate(block) for sample in finished)
-    yield from evaluate(responder, Evaluation(questions, samples, settings, model, marks, grammar), result)
-    result.rows = {block[at // samples][0] * samples + at % samples: object for at, object in result.rows.items()}
+    marks = code_marker(True) if match == "code" else marker(match, evaluation.questions)
+    result.finished = set(range(len(evaluation.rows))) - block.keys()
+    return evaluate(responder, replace(evaluation, marker=marks), result)
 
 
-@dataclass(frozen=True, slots=True)
-class NodeFile:
-    """What nodes open, at the same path as here or in their own caches: the digests and the size of its files.
+class NodeFile(NamedTuple):
+    """What nodes open, at the same path as here or in their own caches; `identity` are the digests of its files.
 
     `reference` is for messages.
     """
@@ -351,7 +296,7 @@ class NodeJob:
     samples: int
     answer_block: AnswerBlock
 
-    def open(self, threads: int) -> NodeModel:
+    def __call__(self, threads: int) -> OpenedNode:
         """Load the model, or connect to the node's server. Raises CerebrumError."""
         from cerebrum_cli.cli.app import real_app
         from cerebrum_cli.engine.machine import processor_name, thread_count
@@ -362,42 +307,34 @@ class NodeJob:
         model, resources = find_file(app.library, self.file), app.resources(not self.is_tuned)
         loaded = open_for(ReplySource(resources, model, settings, self.use, self.servers), self.samples)
         notices = [event for event in loaded.responder.load() if isinstance(event, NoticeEvent)]
+        answer = partial(answer_rows_of, loaded.responder, self.answer_block, notices)
         if loaded.is_remote:
-            return NodeModel(loaded, self.answer_block, notices, loaded.engine.builds)
+            return OpenedNode(answer, loaded.engine.builds)
         build = app.build()
         processor = ", ".join((processor_name(), *(device.description for device in build.devices)))
         llama = f"{build.version} ({' '.join(build.cpu_features)})"
-        record = {"kind": "ray", "build": llama, "processor": processor}
-        return NodeModel(loaded, self.answer_block, notices, [record])
+        return OpenedNode(answer, [{"kind": "ray", "build": llama, "processor": processor}])
 
 
-@dataclass(frozen=True, slots=True)
-class NodeModel:
-    """A model that a node has opened."""
-
-    loaded: LoadedModel
-    answer_block: AnswerBlock
-    notices: Sequence[NoticeEvent]
-    records: Sequence[Mapping[str, str]]
-
-    def answer(self, block: bytes) -> bytes:
-        """Answer a block: the host, its rows by position, the tokens that were generated for them, and notices."""
-        result, host, tokens, notices = BlockResult(), platform.node(), 0, list(self.notices)
-        for event in self.answer_block(self.loaded.responder, pickle.loads(block), result):
-            if isinstance(event, FinishEvent):
-                tokens += event.completion_tokens
-            elif isinstance(event, NoticeEvent):
-                notices.append(event)
-        rows = [(position, with_server(object, host)) for position, object in result.rows.items()]
-        return pickle.dumps((host, rows, tokens, notices))
+def answer_rows_of(
+    responder: Responder, answer_block: AnswerBlock, notices: Sequence[NoticeEvent], block: bytes
+) -> bytes:
+    """Answer a block: the host, its objects by position, the tokens that were generated for them, and notices."""
+    result, host, tokens, notices = BlockResult(), platform.node(), 0, list(notices)
+    for event in answer_block(responder, pickle.loads(block), result):
+        if isinstance(event, FinishEvent):
+            tokens += event.completion_tokens
+        elif isinstance(event, NoticeEvent):
+            notices.append(event)
+    objects = {position: with_server(object, host) for position, object in result.rows.items()}
+    return pickle.dumps((host, objects, tokens, notices))
 
 
 def with_server(object: Mapping[str, Any], host: str) -> dict[str, Any]:
-    """An object with the node as its server; the row's input comes last."""
-    named = {**object, "server": host}
-    if INPUT in named:
-        named[INPUT] = named.pop(INPUT)
-    return named
+    """An object with the node as its server, before the name of the node's own server; the row's input comes last."""
+    more = {key: object[key] for key in ("served_model", INPUT) if key in object}
+    server = " ".join(filter(None, (host, object.get("server"))))
+    return {**{key: value for key, value in object.items() if key not in more}, "server": server, **more}
 
 
 def find_file(library: Library, file: NodeFile) -> Model:

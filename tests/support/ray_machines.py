@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine, as a program: a head without CPUs, and two nodes; a third lacks this version."""
+"""A Ray cluster on this machine, as a program: a node with another version of this program, and two good ones."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ STORE_BYTES = 100 * 2**20
 
 
 def main() -> None:
-    """Start the nodes, write the address, and stop them at the end of standard input."""
+    """Start the bad node, and write the address; start the others at a line; stop at the end of standard input."""
     from ray.cluster_utils import Cluster
 
     other = Path(sys.argv[1]) / "other" / "cerebrum_cli"
     other.mkdir(parents=True)
     (other / "__init__.py").write_text("__version__ = '99'\n")
     cluster = Cluster()
-    with contextlib.redirect_stdout(sys.stderr):
-        start_nodes(cluster, str(other.parent))
-    sys.stdout.write(f"{cluster.address}\n")
-    sys.stdout.flush()
+    add_node(cluster, env_vars={"PYTHONPATH": str(other.parent)})
+    write_line(cluster.address)
+    sys.stdin.readline()
+    for _ in range(2):
+        add_node(cluster)
+    write_line("ready")
     sys.stdin.read()
     cluster.shutdown()
 
 
-def start_nodes(cluster: Any, directory: str) -> None:
-    for cpus, path in ((0, ""), (CPUS, ""), (CPUS, ""), (CPUS, directory)):
-        more = {"env_vars": {"PYTHONPATH": path}} if path else {}
-        cluster.add_node(num_cpus=cpus, object_store_memory=STORE_BYTES, include_dashboard=False, **more)
+def add_node(cluster: Any, **options: Any) -> None:
+    with contextlib.redirect_stdout(sys.stderr):
+        cluster.add_node(num_cpus=CPUS, object_store_memory=STORE_BYTES, include_dashboard=False, **options)
+
+
+def write_line(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
