@@ -60,8 +60,8 @@ def test_benchmark_machine_names_the_devices(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_benchmark_large_batch_loses_and_repeats_no_row(tmp_path: Path, chatml_model: Path) -> None:
-    cpu, memory, resume = large_batch.measure(tmp_path, 500, chatml_model)
-    assert cpu.label.startswith("batch of 500 rows, 2 servers") and cpu.ratio > 0
+    cpu, memory, resume = large_batch.measure(tmp_path, 1000, chatml_model)
+    assert cpu.label.startswith("batch of 1,000 rows, 2 servers") and cpu.ratio > 0
     assert memory.peer == "100 bytes"
     assert resume.ratio > 0
 
