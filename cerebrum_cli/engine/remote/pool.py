@@ -21,7 +21,7 @@ from dataclasses import replace
 from itertools import chain
 
 from cerebrum_cli.core.errors import EndpointError, NoServerError
-from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, ServersEvent, ServerTokens, StageEvent
+from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent, ServerTokens, StageEvent
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.description import remarks
@@ -119,7 +119,7 @@ class Pool:
             task.cancel()
         await asyncio.gather(*running, *self._tasks, return_exceptions=True)
         for server in self._servers:
-            await server.close()
+            await server.client.aclose()
 
     @property
     def _now(self) -> float:
@@ -164,15 +164,9 @@ class Pool:
 
     def _start(self, job: PoolJob, server: Server) -> None:
         job.pooled.server = server
-        task = asyncio.create_task(self._answer(job, server))
+        task = asyncio.create_task(server.answer(job))
         server.add(job, task, self._now)
         task.add_done_callback(lambda task: self._end(task, job, server))
-
-    async def _answer(self, job: PoolJob, server: Server) -> None:
-        job.samples = tuple(sample.begun(server.known_info.context_size, job.origin) for sample in job.samples)
-        for sample in job.samples:
-            job.emit(PromptEvent(sample.id, 0, len(sample.request.prompt_tokens)))
-        await server.answer(job)
 
     def _recall(self) -> None:
         """Take back the jobs of half-open servers, which may never answer, for one that has nothing to do."""

@@ -27,8 +27,6 @@ from cerebrum_cli.engine.sequence import Request
 OF_ONE_REQUEST = (400, 413)  # others concern every request
 TOO_LONG = ("exceeds the available context size", "context length", "max_tokens must be at least 1")
 GUESSED = "repetition checks and --think use the text, and may be off by a few tokens"
-
-
 CANCELLED = asyncio.CancelledError()
 
 
@@ -66,7 +64,7 @@ class Server:
         self.alive_at = self.busy_until = 0.0  # on the event loop's clock
         self.busy_since: float | None = None  # None after an answer
         self.info: ServerInfo | None = None
-        self._load, self._client = Load(), Client(endpoint)
+        self._load, self.client = Load(), Client(endpoint)
         self._endpoint, self._window, self._most = endpoint, window, most
         self._expected, self._timeouts = expected, timeouts
         self._noted: set[tuple[str, str]] = set()  # differences that were reported
@@ -85,8 +83,8 @@ class Server:
         Raises LostServerError, BusyServerError, or EndpointError if it does not fit.
         """
         try:
-            info = await describe(self._client, self._endpoint)
-            await self._expected.check(self._client, self._endpoint, info)
+            info = await describe(self.client, self._endpoint)
+            await self._expected.check(self.client, self._endpoint, info)
         except EndpointError as error:
             cause = error.__cause__
             if isinstance(cause, RequestError) and cause.status == 404:
@@ -100,9 +98,6 @@ class Server:
         self.limit = self.window = min(self._window or info.slots, info.max_window, self._most)
         self.breaker, self.problem = self.breaker.reached(), None
         self.openings, self.sent = self.openings + 1, 0
-
-    async def close(self) -> None:
-        await self._client.aclose()
 
     # What it is doing.
 
@@ -190,7 +185,7 @@ class Server:
         """Ask it what it is doing: if that has changed, it is alive. Raises LostServerError."""
         kind, load = self.known_info.kind, Load()
         with contextlib.suppress(RequestError, BusyServerError, EndpointError, *DAMAGE):  # it has no such page
-            load = kind.read_load(await self._client.text(kind.load_path, self._timeouts.load))
+            load = kind.read_load(await self.client.text(kind.load_path, self._timeouts.load))
         if load != self._load:
             self._load, self.alive_at = load, asyncio.get_running_loop().time()
         return load
@@ -203,6 +198,9 @@ class Server:
         Raises LostServerError, BusyServerError or RefusedRequestError, or EndpointError if it concerns all requests.
         """
         request, info = job.samples[0].request, self.known_info
+        job.samples = tuple(sample.begun(info.context_size, job.origin) for sample in job.samples)
+        for sample in job.samples:
+            job.emit(PromptEvent(sample.id, 0, len(request.prompt_tokens)))
         for difference in info.kind.differences(request, info):
             self._note(job, *difference)
         try:
@@ -246,14 +244,14 @@ class Server:
         """Ask for the next turn of some samples, which share it if there are several."""
         turns = [sample.take_turn() for sample in samples]
         body = info.kind.completion_body(turns[0], info, samples[0].seed, len(samples))
-        return info.kind.read_replies(await self._client.post(info.kind.completion_path, body))
+        return info.kind.read_replies(await self.client.post(info.kind.completion_path, body))
 
     async def _receive_stream(self, job: PoolJob, info: ServerInfo) -> None:
         """Pass on the parts of a reply as they arrive; closing the stream of a turn stops the server."""
         [sample] = job.samples
         while not sample.is_finished:
             body = info.kind.completion_body(sample.take_turn(), info, sample.seed, 1)
-            async with contextlib.aclosing(self._client.stream(info.kind.completion_path, body)) as answers:
+            async with contextlib.aclosing(self.client.stream(info.kind.completion_path, body)) as answers:
                 await self._receive_turn(job, sample, info.kind.read_stream(answers))
 
     async def _receive_turn(self, job: PoolJob, sample: RemoteSample, chunks: AsyncIterator[ReplyChunk]) -> None:
