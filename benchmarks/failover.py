@@ -83,7 +83,7 @@ def standing_in(server: LlamaServer, behaviour: Behaviour) -> Iterator[str]:
     """Stand in for a llama-server, on a thread; yield the URL."""
     body = {"prompt": [1, 2, 3], "n_predict": TOKENS, "return_tokens": True, "ignore_eos": True}
     reply = completion(server.port, json.dumps(body).encode())
-    slots = asyncio.Semaphore(SLOTS)
+    slots, hung = asyncio.Semaphore(SLOTS), asyncio.Event()  # which holds on to its tasks
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -96,13 +96,13 @@ def standing_in(server: LlamaServer, behaviour: Behaviour) -> Iterator[str]:
                 else:
                     status, data = await asyncio.to_thread(send, server.port, method, path, content or None)
                     writer.write(response(status, data))
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             writer.close()
 
     async def complete(asked: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         if behaviour == "hangs":
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-            await asyncio.Event().wait()
+            await hung.wait()
         if behaviour != "replies":
             status, extra = (500, "") if behaviour == "fails" else (429, "Retry-After: 86400\r\n")
             writer.write(response(status, b'{"error": {"message": "stand-in"}}', extra))
