@@ -447,7 +447,7 @@ def test_remote_servers_of_different_weights_are_refused_at_the_start_and_left_o
         second.size = 1000
         with connected(first, second) as engine:
             second.size = 2000
-            second.arm(status=500, let_through=2)
+            second.arm(status=500, times=None, let_through=2)
             events = events_of(engine, *REQUESTS)
             told = [each for each in notices(events) if "now serves" in each]
             assert len(told) <= 1 and len(second.completions()) <= 3 + second.slots
