@@ -143,8 +143,8 @@ class ChatOptions(SavedPromptOptions, AnswerOptions):
 class ConcurrencyOptions:
     parallel: str | None = option(None, "Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
     ray: str | None = option(None, "Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
-    ray_workers: int | None = option(None, "Workers with --ray [default: one a GPU or node]", "Server", metavar="N")
-    allow_different_models: bool = option(False, "Use servers whose models differ", "Server")
+    ray_workers: int | None = option(None, "Workers with --ray [default: one per GPU or node]", "Server", metavar="N")
+    allow_different_models: bool = option(False, "Allow servers with different models", "Server")
     patience: float | None = setting(None, "Seconds to wait while no server answers [default: 600]", least=0)
     row_timeout: float | None = setting(None, "Seconds for a row on a server [default: by the slowest row]", least=0.1)
     batch_invariant: bool = setting(False, "Make answers independent of concurrency; slower [default: off]", local=True)
