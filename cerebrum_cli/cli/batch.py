@@ -189,7 +189,7 @@ def open_result(
 
     if output == STANDARD:
         if options.ray is not None:
-            raise UsageError("-o is `-`, but --ray needs a file for its answers", "name one with -o OUTPUT")
+            raise UsageError("--ray cannot stream to standard output", "name a file with -o OUTPUT")
         if options.retry_failed:
             raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
         return StreamedResult(result_rows(rows), app.streams.answer)

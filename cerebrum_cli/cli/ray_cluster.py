@@ -151,7 +151,7 @@ class RayCluster:
         try:
             message = self._pipe.recv()
         except (EOFError, ConnectionError) as error:
-            raise EndpointError("Ray has ended unexpectedly", "see the logs of Ray in /tmp/ray") from error
+            raise EndpointError("Ray has ended unexpectedly", "see its logs in /tmp/ray") from error
         if isinstance(message, CerebrumError):
             raise message
         return message
@@ -214,10 +214,14 @@ def connect(address: str) -> None:
     hint = "start one with ray start --head, or use --ray local"
     try:
         if address == "auto":
-            address = environment("RAY_ADDRESS") or ray._private.utils.read_ray_address() or "auto"
+            address = environment("RAY_ADDRESS") or ray._private.utils.read_ray_address() or ""
+            if not address:
+                raise EndpointError("no Ray cluster is running on this machine", hint)
         host, _, port = address.rpartition(":")
         socket.create_connection((host, int(port)), CONNECT_S).close()  # where nothing listens, Ray tries for minutes
         ray.init(address, log_to_driver=False)
+    except EndpointError:
+        raise
     except Exception as error:
         reason = well_formed(one_line(str((isinstance(error, OSError) and error.strerror) or error)))[:MAX_REASON]
         if "ersion mismatch" in reason:
@@ -363,7 +367,7 @@ class Worker:
 
     def _report(self, error: Exception) -> None:
         problem = str(error) or type(error).__name__
-        self._ledger.add.remote(self._id, self._host, problem, getattr(error, "hint", "see Ray's logs there"))
+        self._ledger.add.remote(self._id, self._host, problem, getattr(error, "hint", "see its Ray logs in /tmp/ray"))
 
 
 def open_node(version: str, job: bytes, threads: int) -> OpenedNode:

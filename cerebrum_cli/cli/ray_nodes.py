@@ -133,8 +133,8 @@ class Distribution:
                 lost = (at for at in range(len(run.rows)) if at not in run.finished)
                 names = ", ".join(str(run.rows.identity(at)[0]) for at in islice(lost, SHOWN_ROWS))
                 more = f" and {missing - SHOWN_ROWS} more" if missing > SHOWN_ROWS else ""
-                problem = f"rows {names}{more} were lost {fruitless} times with their workers"
-                raise EndpointError(problem, "see Ray's logs")
+                problem = f"the workers failed {fruitless} times on rows {names}{more}"
+                raise EndpointError(problem, "see the Ray logs of the nodes in /tmp/ray")
 
     def _answer(self, places: Sequence[Place], missing: int, size: int) -> Iterator[Event]:
         """Answer the missing rows once, in blocks of a size."""
@@ -162,7 +162,7 @@ class Distribution:
         self._reports[report.worker] = report
         if report.problem:
             if len(self._reports) >= workers and all(each.problem for each in self._reports.values()):
-                raise EndpointError(f"no node can generate ({report.host}: {report.problem})", report.hint)
+                raise EndpointError(f"no worker could start ({report.host}: {report.problem})", report.hint)
             yield from self._notify([NoticeEvent(f"{report.host} is not used: {report.problem}", report.hint)])
             return
         run = self.work.run

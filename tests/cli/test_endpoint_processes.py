@@ -222,7 +222,7 @@ def test_endpoint_wrong_vocabulary_is_refused(
 ) -> None:
     done = new_user.run("ask", "-m", mistral_model, "--format", "cerebrum", "--endpoint", real_server.url, "hi")
     assert (done.code, done.out) == (1, "")
-    assert "whose vocabulary differs from the model's" in done.err and "Traceback" not in done.err
+    assert "whose vocabulary differs from that of the local model" in done.err and "Traceback" not in done.err
 
 
 def test_endpoint_chat_sets_and_shows_no_local_settings(user: CommandLine, real_server: LlamaServer) -> None:

@@ -118,7 +118,7 @@ def test_ray_node_with_a_problem_is_reported_once(source: Path) -> None:
 
 def test_ray_ends_when_every_worker_has_a_problem(source: Path) -> None:
     bad = [WorkerReport(worker, worker, "no model", "pull it") for worker in ("1", "2")]
-    with pytest.raises(EndpointError, match=r"no node can generate \(2: no model\)"):
+    with pytest.raises(EndpointError, match=r"no worker could start \(2: no model\)"):
         answer_all(source, ScriptedCluster([lambda blocks: iter([answered(blocks[0]), *bad])]))
     cluster = ScriptedCluster()
     assert answer_all(source, cluster)[1] == EXPECTED
@@ -134,7 +134,7 @@ def test_ray_ends_without_workers_and_with_rows_that_end_them(source: Path) -> N
     with pytest.raises(NoServerError, match="no worker has started"):
         answer_all(source, ScriptedCluster([wait]), patience=0.01)
     lost = ScriptedCluster([lambda blocks: iter(())] * 3)
-    with pytest.raises(EndpointError, match="rows 1, 2, 3, 4, 5 and 35 more were lost 3 times"):
+    with pytest.raises(EndpointError, match="the workers failed 3 times on rows 1, 2, 3, 4, 5 and 35 more"):
         answer_all(source, lost)
     assert [len(sizes) for sizes in lost.asked] == [8, ROWS, ROWS]
 
@@ -235,7 +235,7 @@ def test_ray_runs_share_nodes_of_which_one_is_bad(user: CommandLine, chatml_mode
         return [(row["id"], row["seed"], row["text"]) for row in map(json.loads, lines)]
 
     done = user.run(*arguments(chatml_model, "out", "--ray", machines.address))
-    assert_error(done, 1, "no node can generate")
+    assert_error(done, 1, "no worker could start")
     assert "it has version 99 of cerebrum, not" in done.err
     machines.add_good()
     batch = start(*arguments(chatml_model, "out"))
@@ -261,4 +261,4 @@ def test_ray_runs_share_nodes_of_which_one_is_bad(user: CommandLine, chatml_mode
 
 @pytest.mark.slow
 def test_ray_needs_a_file_for_answers(user: CommandLine, chatml_model: Path) -> None:
-    assert_error(user.run(*arguments(chatml_model, "-", "--ray", "local")), 2, "-o is `-`, but --ray needs a file")
+    assert_error(user.run(*arguments(chatml_model, "-", "--ray", "local")), 2, "--ray cannot stream to standard output")

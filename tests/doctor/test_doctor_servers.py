@@ -149,7 +149,7 @@ def test_doctor_sends_the_key_and_never_prints_it(new_user: CommandLine, server:
 def test_doctor_finds_another_vocabulary(new_user: CommandLine, server: LlamaServer, chatml_model: Path) -> None:
     done = check(new_user, server.url, model=chatml_model)
     assert (done.code, list(by_name(done))[-1]) == (1, "vocabulary")
-    assert "whose vocabulary differs from the model's" in by_name(done)["vocabulary"]["detail"]
+    assert "whose vocabulary differs from that of the local model" in by_name(done)["vocabulary"]["detail"]
     assert "-m" in by_name(done)["vocabulary"]["hint"]
     server.n_vocab = 7
     assert problems(check(new_user, server.url))["vocabulary"] == "failure"

@@ -202,7 +202,7 @@ def test_remote_request_that_three_servers_failed_at_is_refused() -> None:
         server.arm(times=3, status=500, message="assertion failed")
         events = events_of(engine, request_of("bad"))
         [refused] = [event for event in events if isinstance(event, RefusedEvent)]
-        assert refused.error.message == ("3 servers failed on this request; the last, server 1: assertion failed")
+        assert refused.error.message == ("this request failed 3 times, last on server 1: assertion failed")
         assert outcome(events_of(engine, REQUESTS[0])) == summaries(local_replies(unicode_model, REQUESTS[0]))
 
 
@@ -354,7 +354,7 @@ def test_remote_row_that_kills_servers_is_refused_and_stalls_no_other() -> None:
         prompts = [tuple(asked.prompt) for server in servers for asked in server.completions()]
     refused = [event for event in events if isinstance(event, RefusedEvent)]
     assert [event.sequence.request for event in refused] == [5]
-    assert refused[0].error.message.startswith("3 servers failed on this request; the last, server ")
+    assert refused[0].error.message.startswith("this request failed 3 times, last on server ")
     texts = [outcome(events)[SequenceId(at)][0] for at in range(20) if at != 5]
     assert texts == [reply.text for reply in local_replies(unicode_model, *good).values()]
     assert prompts.count(tuple(bad.prompt_tokens)) >= 3 and prompts[-1] == tuple(bad.prompt_tokens)  # the last alone
@@ -417,9 +417,9 @@ def load_error(*servers: LlamaServer | str, **options: Any) -> EndpointError:
 def test_remote_vocabulary_of_another_model_is_refused() -> None:
     with serving(random_model) as [server]:
         server.arm(**OTHER_MODEL)
-        assert "tiny.gguf, whose vocabulary differs from the model's" in load_error(server).message
+        assert "tiny.gguf, whose vocabulary differs from that of the local model" in load_error(server).message
         server.n_vocab = 999
-        assert "tiny.gguf, whose vocabulary differs from the model's" in load_error(server).message
+        assert "tiny.gguf, whose vocabulary differs from that of the local model" in load_error(server).message
 
 
 def test_remote_prompt_of_another_length_ends_everything() -> None:
@@ -482,7 +482,7 @@ def test_remote_server_is_used_again_once_it_has_its_own_model() -> None:
     with serving(random_model) as [server], connected(server) as engine:
         server.arm(status=500)
         other = server.arm(times=None, **OTHER_MODEL)
-        with pytest.raises(EndpointError, match="whose vocabulary differs from the model's"):
+        with pytest.raises(EndpointError, match="whose vocabulary differs from that of the local model"):
             events_of(engine, *REQUESTS)
         other.disarm()
 

@@ -511,6 +511,6 @@ def test_kinds_that_cannot_be_used_are_named(kind: type[OtherServer], path: str)
         server.arm(path="/v1/models", status=401, body=b'{"error":"Unauthorized"}')
         assert error() == " requires an API key"
         server.arm(path="/tokenize", body=b'{"tokens":[1,2,3]}')
-        assert error() == " serves tiny.gguf, whose vocabulary differs from the model's"
+        assert error() == " serves tiny.gguf, whose vocabulary differs from that of the local model"
         server.arm(path=path, body=b"[]")
         assert error().startswith(": unexpected response to /")

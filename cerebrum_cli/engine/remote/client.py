@@ -1,4 +1,4 @@
-"""The address of a server, requests to it, and why one has no reply, by how that is handled.
+"""The address of a server, requests to it, and failures, classified by how they are handled.
 
 Redirects are not followed: a key never reaches another host.
 """
@@ -205,7 +205,7 @@ class Client:
                 if not response.ok or response.status >= 300:
                     raise await self._error(response)
                 if response.headers.get("Content-Encoding", "identity") != "identity":
-                    raise LostServerError("the reply is compressed, which was not asked for")
+                    raise LostServerError("the server sent a compressed reply")
                 yield response
 
     async def _error(self, response: aiohttp.ClientResponse) -> Exception:
@@ -285,7 +285,7 @@ def _proxy_of(url: SplitResult) -> str | None:
         return None
     proxy = urlsplit(named if "://" in named else f"http://{named}")
     if proxy.scheme not in ("http", "https") or not proxy.hostname or proxy.port == 0:
-        raise ValueError("its proxy is not one for HTTP")  # which may contain a password
+        raise ValueError("its proxy is not an HTTP proxy")  # which may contain a password
     return proxy.geturl()
 
 
@@ -350,7 +350,7 @@ def _connection_error(name: str, error: aiohttp.ClientError) -> Exception:
 
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         problem = f"{name}: untrusted certificate: {getattr(error.certificate_error, 'verify_message', error)}"
-        return EndpointError(problem, "check the URL, or name trusted certificates with SSL_CERT_FILE")
+        return EndpointError(problem, "check the URL, or set SSL_CERT_FILE to trusted certificates")
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return LostServerError(f"no connection within {CONNECT_S:g} s", was_sent=False)
     if isinstance(error, aiohttp.ClientConnectorSSLError):  # its number is not the operating system's

@@ -53,19 +53,21 @@ class ExpectedModel:
         if before and now not in before:
             known = " and ".join(dict.fromkeys(before))
             problem = f"{endpoint.name} serves {now}, but earlier replies are from {known}"
-            raise EndpointError(problem, "resume with a server like that, or use --restart to start over")
+            raise EndpointError(problem, "resume with a server of that kind and model, or use --restart to start over")
         try:
             answer = await client.post("/tokenize", info.kind.tokenize_body(PROBE, info), DESCRIBE_S)
             tokens = tuple(int(token) for token in answer["tokens"])
         except (RequestError, *DAMAGE) as error:
             raise EndpointError(f"{endpoint.name}: /tokenize fails: {error}", f"update {info.kind.name}") from error
         if info.vocabulary_size not in (None, self.vocabulary.size) or tokens != self.probe:
-            problem = f"{endpoint.name} serves {info.model}, whose vocabulary differs from the model's"
+            problem = f"{endpoint.name} serves {info.model}, whose vocabulary differs from that of the local model"
             raise EndpointError(problem, "name the server's model with -m; cerebrum pull --vocabulary MODEL fetches it")
         name, first = self.first = self.first or (endpoint.name, info)
         if name != endpoint.name and info.weights != first.weights and not self.may_differ:
             problem = f"{endpoint.name} serves {info.weights}, but {name} serves {first.weights}"
-            raise EndpointError(problem, "use servers of one model, or --allow-different-models of batch and eval")
+            raise EndpointError(
+                problem, "use servers with the same model; batch and eval have --allow-different-models"
+            )
 
 
 def probe(endpoint: Endpoint) -> ServerInfo:

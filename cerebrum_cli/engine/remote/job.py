@@ -1,4 +1,4 @@
-"""What a pool decides with: requests that wait for a server, a server's circuit breaker, and how long is too long.
+"""Data and rules of the pool: requests that wait, the circuit breaker of a server, and how long is too long.
 
 Values and pure decisions; the clock is the caller's.
 """

@@ -246,7 +246,7 @@ class Pool:
         if job.has_output or (is_alone and job.samples[0].request.stream):
             job.emit(Failure(EndpointError(f"{server.name}: {lost.reason}", "check the server, then ask again")))
         elif job.losses >= MAX_LOSSES:
-            problem = f"{job.losses} servers failed on this request; the last, {server.alias}: {lost.reason}"
+            problem = f"this request failed {job.losses} times, last on {server.alias}: {lost.reason}"
             job.refuse(EndpointError(problem, "check the log of the server"))
         else:
             self._requeue(job)
