@@ -199,11 +199,19 @@ def test_remote_all_servers_gone_ends_with_an_error() -> None:
 
 def test_remote_request_that_three_servers_failed_at_is_refused() -> None:
     with serving(unicode_model) as [server], connected(server) as engine:
-        server.arm(times=3, status=500, message="assertion failed")
+        server.arm(times=4, status=500, message="assertion failed")  # the first may be an outage
         events = events_of(engine, request_of("bad"))
         [refused] = [event for event in events if isinstance(event, RefusedEvent)]
         assert refused.error.message == ("this request failed 3 times, last on server 1: assertion failed")
         assert outcome(events_of(engine, REQUESTS[0])) == summaries(local_replies(unicode_model, REQUESTS[0]))
+
+
+def test_remote_last_request_outlives_an_outage_of_the_only_server() -> None:
+    timeouts = replace(QUICK, retries=(0.01,) * 5)
+    with serving(unicode_model) as [server], connected(server, timeouts=timeouts) as engine:
+        server.arm(times=4, status=500)
+        events = events_of(engine, REQUESTS[0])
+    assert outcome(events) == summaries(local_replies(unicode_model, REQUESTS[0]))
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -41,6 +41,11 @@ class ServerTimeouts:
         """From one look at a server to the next."""
         return min(5.0, self.silence / 4, self.row_timeout or inf)
 
+    @property
+    def delays(self) -> tuple[float, ...]:
+        """Those before a lost server is tried again, several times before patience is over."""
+        return tuple(min(delay, self.patience / 10) for delay in self.retries)
+
     def silence_limit(self, slowest: float, losses: int) -> float:
         """How long a server may give no sign of life; longer with what was lost before."""
         return (max(self.silence, SLOW * slowest) if slowest else self.patience) * (1 << losses)

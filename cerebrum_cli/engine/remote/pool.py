@@ -235,11 +235,13 @@ class Pool:
     def _lose(self, job: PoolJob, server: Server, lost: LostServerError) -> None:
         """Ask for a lost server's job again, unless part of its reply was shown, or it may be what kills servers.
 
-        A server that has answered nothing since it was reached proves nothing, unless there is no other job.
+        A server that has answered nothing since it was reached proves nothing, unless there is no other job, and it has
+        failed for long.
         """
         is_only = not self._waiting and not any(each.running for each in self._servers)
+        has_failed_for_long = server.breaker.failures >= len(self._timeouts.retries)
         is_late = isinstance(lost, LateReplyError)
-        job.losses += is_late or (lost.was_sent and (server.breaker.has_answered or is_only))
+        job.losses += is_late or (lost.was_sent and (server.breaker.has_answered or (is_only and has_failed_for_long)))
         if not is_late:
             self._open(server, lost, job)
         is_alone = all(other.breaker.state == "open" for other in self._servers if other is not server)
@@ -257,7 +259,7 @@ class Pool:
         if before == "open" or job.opening != server.openings:
             return
         server.set_problem(problem)
-        server.breaker = server.breaker.failed(self._now, self._timeouts.retries, with_request=True)
+        server.breaker = server.breaker.failed(self._now, self._timeouts.delays, with_request=True)
         server.was_lost.set()
         if before == "closed" and isinstance(problem, LostServerError):
             notice = NoticeEvent(f"{server.name} is unavailable: {server.reason}", "retrying until it answers")
@@ -320,7 +322,7 @@ class Pool:
             server.breaker = replace(server.breaker, retry_at=self._now + pause)
         except (LostServerError, EndpointError) as error:
             server.set_problem(error)
-            server.breaker = server.breaker.failed(self._now, self._timeouts.retries, with_request=False)
+            server.breaker = server.breaker.failed(self._now, self._timeouts.delays, with_request=False)
             server.stop(LostServerError(server.reason), server.running)  # what was sent before it was lost
             if isinstance(error, EndpointError):
                 self._leave_out(server, error)
@@ -349,7 +351,7 @@ class Pool:
 
     def _report_wait(self) -> None:
         """Report what is waited for while no server is usable."""
-        if not (self._giving_up and all(server.problem for server in self._servers)):
+        if self._error or not (self._giving_up and all(server.problem for server in self._servers)):
             return
         for server in self._servers:
             message = f"waiting for {server.name}: {server.reason}"
@@ -371,8 +373,8 @@ class Pool:
 
     def _give_up(self) -> None:
         self._giving_up = None
-        if any(server.is_working for server in self._servers):
-            self._watch_for_the_end()
+        if any(server.running for server in self._servers):  # a reply may come
+            self._giving_up = asyncio.get_running_loop().call_later(self._timeouts.tick, self._give_up)
         else:
             self._fail(self._no_server)
 

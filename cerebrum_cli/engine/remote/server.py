@@ -110,11 +110,6 @@ class Server:
         """Whether it takes requests and answers them, as far as is known."""
         return self.breaker.state == "closed" and self.busy_since is None
 
-    @property
-    def is_working(self) -> bool:
-        """Whether it has shown a sign of life since it was given one of its jobs."""
-        return any(self.alive_at > job.start for job in self.running)
-
     def is_idle(self, now: float) -> bool:
         """Whether it has nothing to do, and would answer."""
         return self.breaker.state == "closed" and now >= self.busy_until and not self.running
