@@ -133,6 +133,12 @@ def test_client_ends_a_reply_that_is_too_large(ask: Ask, reply: bytes, repeated:
     assert server.sent < LIMIT + BUFFERED
 
 
+def test_client_lets_each_sample_of_a_request_be_long() -> None:
+    server = Server(json_reply(b"[%b]" % (b" " * 2 * LIMIT)))
+    assert asked(server, lambda client: client.post("/completion", {}, samples=3)) == []
+    assert lost(server, ASKS["reply"]) == "the reply is too large"
+
+
 @pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS.keys())
 def test_client_takes_no_compressed_reply(ask: Ask) -> None:
     bomb = gzip.compress(bytes(2**24))

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "CEREBRUM_API_KEY"
 MESSAGE_S = 5.0  # in which the message of an error must arrive
 QUESTION_BYTES = 2**20  # about a server, its load or the tokens of a text, and of an error
-REPLY_BYTES = 2**26  # of all samples of a request
+REPLY_BYTES = 2**26  # of one sample; with log probabilities, a token takes about 200
+MAX_LONG_SAMPLES = 4  # so long ones of one request, at most
 EVENT_BYTES = 2**23  # of a stream: llama-server's last event may repeat a long prompt
 STREAM_BYTES = 2**28
 CONNECT_S = 5.0
@@ -170,9 +171,9 @@ class Client:
         """The text at a path, such as a page of metrics."""
         return await self._request("GET", path, lambda content: content.decode("utf-8", "replace"), timeout_s)
 
-    async def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None) -> Any:
+    async def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None, samples: int = 1) -> Any:
         """The JSON value that a path answers a JSON body with. Without a timeout, the caller ends a reply in time."""
-        return await self._request("POST", path, json.loads, timeout_s, json=body)
+        return await self._request("POST", path, json.loads, timeout_s, samples, json=body)
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the JSON objects of server-sent events; closing the iterator closes the connection."""
@@ -184,10 +185,16 @@ class Client:
         await self._session.close()
 
     async def _request(
-        self, method: str, path: str, parse: Callable[[bytes], T], timeout_s: float | None, **content: Any
+        self,
+        method: str,
+        path: str,
+        parse: Callable[[bytes], T],
+        timeout_s: float | None,
+        samples: int = 1,
+        **content: Any,
     ) -> T:
         """What a whole reply says; with a time limit, it is that to a question, and is small."""
-        limit = REPLY_BYTES if timeout_s is None else QUESTION_BYTES
+        limit = REPLY_BYTES * min(samples, MAX_LONG_SAMPLES) if timeout_s is None else QUESTION_BYTES
         async with self._exchange(method, path, timeout_s, **content) as response:
             return parse(b"".join([part async for part in _parts(response, limit)]))
 

@@ -239,7 +239,7 @@ class Server:
         """Ask for the next turn of some samples, which share it if there are several."""
         turns = [sample.take_turn() for sample in samples]
         body = info.kind.completion_body(turns[0], info, samples[0].seed, len(samples))
-        return info.kind.read_replies(await self.client.post(info.kind.completion_path, body))
+        return info.kind.read_replies(await self.client.post(info.kind.completion_path, body, samples=len(samples)))
 
     async def _receive_stream(self, job: PoolJob, info: ServerInfo) -> None:
         """Pass on the parts of a reply as they arrive; closing the stream of a turn stops the server."""
