@@ -92,9 +92,13 @@ def noted_servers(run: Journal) -> Servers:
 
 def note_servers(run: Journal, loaded: LoadedModel) -> None:
     """Note the kind, build and model of the servers with the rows they answered; their addresses are not recorded."""
-    if not loaded.is_remote or not loaded.engine.is_loaded:
-        return
+    if loaded.is_remote and loaded.engine.is_loaded:
+        note_records(run, loaded.engine.builds)
+
+
+def note_records(run: Journal, records: Servers) -> None:
+    """Add what is not noted yet of these records of servers or nodes."""
     known = noted_servers(run)
-    if new := [record for record in loaded.engine.builds if record not in known]:
+    if new := [record for record in records if record not in known]:
         with contextlib.suppress(BatchError):  # of a full disk: what went wrong before it matters more
             run.write_notes({**run.notes, "servers": [*known, *new]})

@@ -21,17 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
 from cerebrum_cli.batch.journal import Journal
 from cerebrum_cli.batch.rows import INPUT
-from cerebrum_cli.cli.endpoints import noted_servers
+from cerebrum_cli.cli.endpoints import note_records, noted_servers
 from cerebrum_cli.cli.generation import open_for, slots_of
 from cerebrum_cli.cli.ray_cluster import OpenedNode, Place, RayCluster, WorkerReport
-from cerebrum_cli.core.errors import (
-    BatchError,
-    EndpointError,
-    ModelFileError,
-    ModelNotFound,
-    NoServerError,
-    UsageError,
-)
+from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFound, NoServerError, UsageError
 from cerebrum_cli.core.events import (
     Event,
     FinishEvent,
@@ -165,11 +158,7 @@ class Distribution:
                 raise EndpointError(f"no worker could start ({report.host}: {report.problem})", report.hint)
             yield from self._notify([NoticeEvent(f"{report.host} is not used: {report.problem}", report.hint)])
             return
-        run = self.work.run
-        known = noted_servers(run)
-        if new := [record for record in report.records if record not in known]:
-            with suppress(BatchError):  # of a full disk: what went wrong before it matters more
-                run.write_notes({**run.notes, "servers": [*known, *new]})
+        note_records(self.work.run, report.records)
         yield PromptEvent(SequenceId(0), 0, 1)
         yield self.work.progress
 
