@@ -166,12 +166,13 @@ def servers_of(endpoints: tuple[Endpoint, ...], options: AnswerOptions) -> Serve
 
 def parse_parallel(options: ConcurrencyOptions) -> int:
     """Read `--parallel`, which counts for each server; 0 chooses automatically. Raises UsageError."""
-    from cerebrum_cli.engine.remote.kind import MAX_WINDOW
-
-    text = options.parallel
+    text, most = options.parallel, MAX_PARALLEL
     if text in (None, "auto"):
         return 0
-    most = MAX_WINDOW if isinstance(options, AnswerOptions) and options.endpoint else MAX_PARALLEL
+    if isinstance(options, AnswerOptions) and options.endpoint:
+        from cerebrum_cli.engine.remote.kind import MAX_WINDOW
+
+        most = MAX_WINDOW
     if text.isdecimal() and 1 <= int(text) <= most:
         return int(text)
     raise UsageError(f"--parallel is {text!r}", f"it must be a number from 1 to {most}, or auto")
