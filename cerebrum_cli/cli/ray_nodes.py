@@ -116,18 +116,22 @@ class Distribution:
         """Answer the missing rows, and again those of lost workers; yield notices and progress."""
         yield StageEvent("starting the nodes", 0, 1)
         run, fruitless = self.work.run, 0
-        while (missing := len(run.rows) - len(run.finished)) and not self.is_cancelled:
+        while (missing := self._missing) and not self.is_cancelled:
             places = self.cluster.places(self.workers, uses_gpus=self.job.servers is None)
             most = max(BLOCK, min(SHORT_BLOCK, BLOCK_TOKENS // (self.job.settings.max_tokens or BLOCK_TOKENS)))
             size = 1 if fruitless else min(most, -(-missing // (BLOCKS_EACH * len(places))))
             yield from self._answer(places, missing, size)
-            fruitless = fruitless + 1 if len(run.rows) - len(run.finished) == missing else 0
+            fruitless = fruitless + 1 if self._missing == missing else 0
             if fruitless == MAX_FRUITLESS and not self.is_cancelled:
                 lost = (at for at in range(len(run.rows)) if at not in run.finished)
                 names = ", ".join(str(run.rows.identity(at)[0]) for at in islice(lost, SHOWN_ROWS))
                 more = f" and {missing - SHOWN_ROWS} more" if missing > SHOWN_ROWS else ""
                 problem = f"the workers failed {fruitless} times on rows {names}{more}"
                 raise EndpointError(problem, "see the Ray logs of the nodes in /tmp/ray")
+
+    @property
+    def _missing(self) -> int:
+        return len(self.work.run.rows) - len(self.work.run.finished)
 
     def _answer(self, places: Sequence[Place], missing: int, size: int) -> Iterator[Event]:
         """Answer the missing rows once, in blocks of a size."""
