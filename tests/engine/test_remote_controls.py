@@ -177,7 +177,7 @@ def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:
         constrained(stream=True),
         3,
         TokenTables(ScriptedBackend(lambda held, seed: END, words=words)),
-    ).begun(300)
+    ).started(300)
     with pytest.raises(RefusedRequestError) as caught:
         list(sample.add(ReplyChunk(tuple(text))))
     assert caught.value.error.message.startswith("the answer begins in the token that ends the reasoning")
@@ -186,7 +186,8 @@ def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:
 @pytest.mark.parametrize("chunks", [["<think>Hm.</think>\n\n{"], ["<think>Hm.", "</think>\n\n{"]])
 def test_remote_answer_may_start_within_a_text_without_ids(chunks: list[str]) -> None:
     request = constrained(stream=True)
-    sample = RemoteSample(SequenceId(0, 0), request, 3, TokenTables(ScriptedBackend(lambda held, seed: END))).begun(300)
+    tables = TokenTables(ScriptedBackend(lambda held, seed: END))
+    sample = RemoteSample(SequenceId(0, 0), request, 3, tables).started(300)
     for chunk in chunks:
         list(sample.add(ReplyChunk(text=chunk)))
     assert sample.is_interrupted
@@ -201,7 +202,7 @@ def test_remote_answer_may_start_within_a_text_without_ids(chunks: list[str]) ->
 def test_remote_reply_without_all_ids_is_continued_after_its_special_tokens(chatml: LlamaBackend) -> None:
     [think], [close] = chatml.special_token_ids(["<think>"]), chatml.special_token_ids(["</think>"])
     request = constrained(stream=True, visible_tokens=frozenset({think, close}))
-    sample = RemoteSample(SequenceId(0, 0), request, 3, TokenTables(chatml)).begun(300)
+    sample = RemoteSample(SequenceId(0, 0), request, 3, TokenTables(chatml)).started(300)
     thought = chatml.tokenize((Text("é."),))
     for token, text in ((think, ""), (thought[1], "é"), (thought[2], "."), (close, ""), (ord("{"), "{")):
         list(sample.add(ReplyChunk((token,), text, total=5)))

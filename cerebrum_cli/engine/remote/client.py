@@ -209,7 +209,7 @@ class Client:
         with self._translated():
             content |= {"headers": self._headers, "proxy": self._proxy, "allow_redirects": False}
             async with self._session.request(method, self._url + path, timeout=timeout, **content) as response:
-                if not response.ok or response.status >= 300:
+                if response.status >= 300:
                     raise await self._error(response)
                 if response.headers.get("Content-Encoding", "identity") != "identity":
                     raise LostServerError("the server sent a compressed reply")
@@ -339,7 +339,7 @@ def _checked(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _message(body: Any, status: int) -> str:
-    """What a server says of an error."""
+    """A server's message about an error."""
     error = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail")

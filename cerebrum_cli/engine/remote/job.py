@@ -89,7 +89,7 @@ class Breaker:
 
 @dataclass(slots=True)
 class ServerNotices:
-    """What users are told about each server: at most one line in `interval` seconds, of several the latest."""
+    """Notices about each server: at most one in `interval` seconds, of several the latest."""
 
     interval: float
     _waiting: dict[str, tuple[NoticeEvent, bool]] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class ServerNotices:
         self._waiting[server] = notice, repeats
 
     def recover(self, server: str, notice: NoticeEvent) -> None:
-        """Add a notice that a server is available, unless users were never told otherwise."""
+        """Add a notice that a server is available, unless none was shown that it is not."""
         if self._waiting.pop(server, None) or server in self._last:
             self.add(server, notice)
 
@@ -141,8 +141,8 @@ class PooledRequest:
 class PoolJob:
     """Samples of one request that one server generates together, or fewer where it takes fewer in one request.
 
-    A running one began at `start`, and was last heard of at `alive_at`; `opening` counts how often its server had been
-    reached by then. `stopped_by` is why it was taken from its server.
+    A running one began at `start`, and something last arrived of it at `alive_at`; `opening` counts how often its server
+    had been reached by then. `stopped_by` is why it was taken from its server.
     """
 
     samples: tuple[RemoteSample, ...]

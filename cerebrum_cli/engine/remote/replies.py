@@ -83,16 +83,16 @@ class RemoteSample:
         self._turns: Turns | None = None
         self._turn = request
 
-    def begun(self, context_size: int, origin: Origin | None = None) -> RemoteSample:
+    def started(self, context_size: int, origin: Origin | None = None) -> RemoteSample:
         """The sample before anything has arrived from a server; controls are applied here, since that has none."""
         request = self.request
-        begun = RemoteSample(self.id, request, self.seed, self._tables)
-        begun._context_size, begun._origin = context_size, origin
-        begun._detokenizer = Detokenizer(request.params.stop, request.answer_start)
+        sample = RemoteSample(self.id, request, self.seed, self._tables)
+        sample._context_size, sample._origin = context_size, origin
+        sample._detokenizer = Detokenizer(request.params.stop, request.answer_start)
         if request.controls or request.answer_start:
-            begun._turns = Turns(request, self._vocabulary, Controls(request.controls), request.constraint)
-            begun._turn = begun._turns.next_request()
-        return begun
+            sample._turns = Turns(request, self._vocabulary, Controls(request.controls), request.constraint)
+            sample._turn = sample._turns.next_request()
+        return sample
 
     def take_turn(self) -> Request:
         self.needs_turn = False

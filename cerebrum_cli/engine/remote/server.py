@@ -193,7 +193,7 @@ class Server:
         Raises LostServerError, BusyServerError or RefusedRequestError, or EndpointError if it concerns all requests.
         """
         request, info = job.samples[0].request, self.known_info
-        job.samples = tuple(sample.begun(info.context_size, job.origin) for sample in job.samples)
+        job.samples = tuple(sample.started(info.context_size, job.origin) for sample in job.samples)
         for sample in job.samples:
             job.emit(PromptEvent(sample.id, 0, len(request.prompt_tokens)))
         for difference in info.kind.differences(request, info):
