@@ -141,8 +141,8 @@ class PooledRequest:
 class PoolJob:
     """Samples of one request that one server generates together, or fewer where it takes fewer in one request.
 
-    A running one began at `start`, and something last arrived of it at `alive_at`; `opening` counts how often its server
-    had been reached by then. `stopped_by` is why it was taken from its server.
+    A running one began at `start`, and something last arrived of it at `alive_at`; its server had been reached
+    `opening` times by then. `stopped_by` is why it was taken from its server.
     """
 
     samples: tuple[RemoteSample, ...]
