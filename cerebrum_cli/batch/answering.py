@@ -12,7 +12,6 @@ from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.batch.result import Result
 from cerebrum_cli.batch.rows import (
     THOUGHT_CLOSED_AT,
-    NamedModel,
     Row,
     RowError,
     Rows,
@@ -300,12 +299,11 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
     return PendingRow(position, row, tokenized.compact(), options, vote, ReplyCollector(), advice, limits_thought)
 
 
-def _model_error(model: NamedModel, names: Sequence[str]) -> RowError | None:
+def _model_error(model: str, names: Sequence[str]) -> RowError | None:
     """The error of a row that names another model than the one with these names."""
-    if model.name.casefold() in map(str.casefold, names):
+    if model.casefold() in map(str.casefold, names):
         return None
-    problem = f"`model` is {model.name!r}, but this batch uses {names[0]}"
-    return RowError(REFUSED, f"{problem}: remove the key with jq -c 'del({model.path})'")
+    return RowError(REFUSED, f"`model` is {model!r}, but this batch uses {names[0]}: remove the key")
 
 
 def _row_error(error: CerebrumError) -> RowError:

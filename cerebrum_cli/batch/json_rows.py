@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any
 
-from cerebrum_cli.batch.rows import InvalidRow, NamedModel, Row, RowId, Template, invalid_row, require_prompt
+from cerebrum_cli.batch.rows import InvalidRow, Row, RowId, Template, invalid_row, require_prompt
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.sampling import TokenBias
@@ -37,9 +37,10 @@ def read_json_row(number: int, line: str, template: Template | None) -> Row:
         rest = {key: value for key, value in request.items() if key not in fields}
         conversation = _conversation(rest, template.render(request) if template else None)
         prompt = conversation.messages[-1].content
-        path = "" if request is item else ".body"
-        model = _model(rest, path) if template is None and (path or "messages" in item) else None
-        return Row(number, id, prompt, conversation, _settings(rest), None, model=model)
+        is_openai = template is None and (request is not item or "messages" in item)
+        model = rest.get("model") if is_openai else None
+        settings = _settings(rest)
+        return Row(number, id, prompt, conversation, settings, None, model=None if model is None else str(model))
     except InvalidRow as invalid:
         return invalid_row(number, id, prompt, invalid)
     except RecursionError:
@@ -95,16 +96,6 @@ def _request(item: dict[str, Any]) -> dict[str, Any]:
     if (url := item.get("url")) not in (None, *URLS):
         raise InvalidRow("invalid_request", f"`url` is {url!r}: it must be {' or '.join(URLS)}")
     return item | body
-
-
-def _model(request: Mapping[str, Any], path: str) -> NamedModel | None:
-    """The model that an OpenAI request, at this path in its line, names. Raises InvalidRow for unsupported keys."""
-    for key in ("logprobs", "top_logprobs", "stream"):
-        if request.get(key):
-            problem = f"`{key}` is not supported: remove it with jq -c 'del({path}.{key})'"
-            raise InvalidRow("invalid_request", problem)
-    name = request.get("model")
-    return None if name is None else NamedModel(str(name), f"{path}.model")
 
 
 def _conversation(request: Mapping[str, Any], rendered: str | None) -> Conversation:
@@ -168,6 +159,9 @@ def _reject_unsupported(request: Mapping[str, Any]) -> None:
     for key in ("tools", "functions"):
         if request.get(key):
             raise InvalidRow("invalid_request", f"`{key}` is not supported")
+    for key in ("logprobs", "top_logprobs", "stream"):  # as text or a list, it is a note
+        if isinstance(value := request.get(key), int) and value is not False:
+            raise InvalidRow("invalid_request", f"`{key}` is not supported: remove the key")
     if adapters := request.get("lora"):
         raise InvalidRow("invalid_request", f"`lora` is {adapters!r}: adapters apply to all rows; use --lora")
     form = request.get("response_format")

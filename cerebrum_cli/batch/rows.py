@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from cerebrum_cli.batch.result import ResultRows, Schema, with_optional
 from cerebrum_cli.core.conversation import Conversation
@@ -57,13 +57,6 @@ class RowError:
     message: str
 
 
-class NamedModel(NamedTuple):
-    """A model that a row names, and the `path` of that key in its line, as jq writes it."""
-
-    name: str
-    path: str
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """One question of a batch.
@@ -81,7 +74,7 @@ class Row:
     settings: Mapping[str, Any]
     error: RowError | None
     input: Any = None
-    model: NamedModel | None = None
+    model: str | None = None
 
 
 class Rows(Protocol):

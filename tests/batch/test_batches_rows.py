@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.batch.readers import MAX_LINE_BYTES, SHAPES, Shape, detect_shape, open_input, read_rows, spool_input
-from cerebrum_cli.batch.rows import NamedModel, Row, RowError, failed_object
+from cerebrum_cli.batch.rows import Row, RowError, failed_object
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.sampling import TokenBias
@@ -92,7 +92,11 @@ def test_line_that_is_not_utf_8_is_an_error_row() -> None:
         ({"messages": [USER], "system": "Be brief."}, 1, Conversation((), "Be brief.").user("Why?")),
         ({"messages": [USER, ASSISTANT, USER]}, 1, Conversation().user("Why?").assistant("So.").user("Why?")),
         ({"prompt": "Why?", "body": "b"}, 1, Conversation().user("Why?")),
-        ({"prompt": "Why?", "stream": True, "n": 1, "tools": []}, 1, Conversation().user("Why?")),
+        (
+            {"prompt": "Why?", "stream": "science", "logprobs": False, "n": 1, "tools": []},
+            1,
+            Conversation().user("Why?"),
+        ),
         ({"prompt": "Why?", "response_format": {"type": "text"}}, 1, Conversation().user("Why?")),
         ({"prompt": "\ud83d cut", "id": "\udc00"}, "\ufffd", Conversation().user("\ufffd cut")),
     ],
@@ -114,8 +118,8 @@ def test_openai_batch_request_is_a_row(around: dict[str, Any]) -> None:
     body = {"model": "gpt-4", "messages": [SYSTEM, USER], "max_completion_tokens": 5, "temperature": 1, "stop": "x"}
     row = json_row({**around, "body": body})
     settings = {"max_tokens": 5, "temperature": 1.0, "stop": ("x",)}
-    conversation, model = Conversation((), "Be brief.").user("Why?"), NamedModel("gpt-4", ".body.model")
-    assert row == Row(1, "a", "Why?", conversation, settings, None, model=model)
+    conversation = Conversation((), "Be brief.").user("Why?")
+    assert row == Row(1, "a", "Why?", conversation, settings, None, model="gpt-4")
     assert json_row({**around, "body": {"prompt": "Why?"}}).conversation == Conversation().user("Why?")
 
 
@@ -171,17 +175,10 @@ def test_json_row_has_settings_beside_the_prompt() -> None:
         ({"prompt": "a", "temperature": "1"}, "invalid_setting", "`temperature` is '1': it must be a number"),
         ('{"prompt": "a", "score": NaN}', "invalid_json", "not JSON: NaN is not a finite number"),
         ('{"prompt": "a", "score": 1e999}', "invalid_json", "not JSON: 1e999 is not a finite number"),
-        (
-            {"body": {"prompt": "a", "logprobs": 1}},
-            "invalid_request",
-            "`logprobs` is not supported: remove it with jq -c",
-        ),
-        ({"messages": [USER], "top_logprobs": 2}, "invalid_request", "`top_logprobs` is not supported: remove it with"),
-        (
-            {"messages": [USER], "stream": True},
-            "invalid_request",
-            "`stream` is not supported: remove it with jq -c 'del(.",
-        ),
+        ({"body": {"prompt": "a", "logprobs": 0}}, "invalid_request", "`logprobs` is not supported: remove the key"),
+        ({"prompt": "a", "logprobs": True}, "invalid_request", "`logprobs` is not supported: remove the key"),
+        ({"messages": [USER], "top_logprobs": 2}, "invalid_request", "`top_logprobs` is not supported: remove the key"),
+        ({"prompt": "a", "stream": True}, "invalid_request", "`stream` is not supported: remove the key"),
         ({"prompt": "a", "temperature": 10**400}, "invalid_setting", "`temperature` is 1000"),
         ({"prompt": "a", "max_completion_tokens": 0}, "invalid_setting", "`max_completion_tokens` is 0: it must be a"),
         ({"prompt": "a", "top_k": 1.0}, "invalid_setting", "`top_k` is 1.0: it must be a whole number"),

@@ -262,9 +262,8 @@ def test_row_that_names_another_model_is_an_error(runner: BatchRunner) -> None:
     requests = [{"model": name, "messages": [{"role": "user", "content": "hi"}]} for name in names]
     rows = runner.answer([{**OPENAI, "body": requests[0]}, requests[1], {**OPENAI, "body": requests[2]}, requests[2]])
     assert [row["text"] for row in rows] == ["ok", "ok", None, None]
-    problem = f"`model` is 'gpt-4o', but this batch uses {runner.model.stem}: remove the key with jq -c"
-    for row, key in zip(rows[2:], (".body.model", ".model"), strict=True):
-        assert row["error"] == {"type": "invalid_request", "message": f"{problem} 'del({key})'"}
+    problem = f"`model` is 'gpt-4o', but this batch uses {runner.model.stem}: remove the key"
+    assert [row["error"] for row in rows[2:]] == [{"type": "invalid_request", "message": problem}] * 2
 
 
 def test_other_input_format_is_another_batch(runner: BatchRunner) -> None:

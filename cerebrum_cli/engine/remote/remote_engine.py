@@ -23,6 +23,7 @@ from cerebrum_cli.engine.machine import raise_open_files
 from cerebrum_cli.engine.remote.client import Endpoint, import_http
 from cerebrum_cli.engine.remote.description import ExpectedModel
 from cerebrum_cli.engine.remote.job import PooledRequest, PoolJob, ServerTimeouts
+from cerebrum_cli.engine.remote.kind import file_name
 from cerebrum_cli.engine.remote.pool import Pool
 from cerebrum_cli.engine.remote.replies import RemoteSample, TokenTables
 from cerebrum_cli.engine.remote.server import Server
@@ -186,7 +187,8 @@ class RemoteEngine(Engine):
 
     @property
     def served_models(self) -> list[str]:
-        return [server.known_info.model for server in self.pool.known]
+        ids = [server.known_info.model for server in self.pool.known]
+        return [*ids, *map(file_name, ids)]
 
     def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> RemoteCompletions:
         return RemoteCompletions(self, requests, scope or self.cancel_scope())
