@@ -10,7 +10,6 @@ from remote_engines import (
     connected,
     events_of,
     local_replies,
-    notices,
     outcome,
     replies_of,
     request_of,
@@ -99,7 +98,6 @@ def test_remote_thought_without_all_ids_goes_by_the_text() -> None:
         events = events_of(engine, given)
     [(text, reason, *_)] = outcome(events).values()
     assert (text, reason) == (f"<think>\nIch möchte so.{ENDING}Ja.", "stop")
-    assert [notice for notice in notices(events) if "did not send all token ids" in notice]
 
 
 def test_remote_thought_survives_the_loss_of_a_server() -> None:
@@ -183,31 +181,15 @@ def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:
     assert caught.value.error.message.startswith("the answer begins in the token that ends the reasoning")
 
 
-@pytest.mark.parametrize("chunks", [["<think>Hm.</think>\n\n{"], ["<think>Hm.", "</think>\n\n{"]])
-def test_remote_answer_may_start_within_a_text_without_ids(chunks: list[str]) -> None:
-    request = constrained(stream=True)
-    tables = TokenTables(ScriptedBackend(lambda held, seed: END))
-    sample = RemoteSample(SequenceId(0, 0), request, 3, tables).started(300)
-    for chunk in chunks:
-        list(sample.add(ReplyChunk(text=chunk)))
-    assert sample.is_interrupted
-    list(sample.interrupt())
-    turn = sample.take_turn()
-    assert (tuple(turn.prompt_tokens), turn.grammar) == (
-        (*request.prompt_tokens, *b"<think>Hm.</think>\n\n"),
-        request.grammar,
-    )
-
-
 def test_remote_reply_without_all_ids_is_continued_after_its_special_tokens(chatml: LlamaBackend) -> None:
     [think], [close] = chatml.special_token_ids(["<think>"]), chatml.special_token_ids(["</think>"])
     request = constrained(stream=True, visible_tokens=frozenset({think, close}))
     sample = RemoteSample(SequenceId(0, 0), request, 3, TokenTables(chatml)).started(300)
     thought = chatml.tokenize((Text("é."),))
-    for token, text in ((think, ""), (thought[1], "é"), (thought[2], "."), (close, ""), (ord("{"), "{")):
-        list(sample.add(ReplyChunk((token,), text, total=5)))
-    assert sample.is_interrupted
-    list(sample.interrupt())
+    parts = ((think, 1, ""), (thought[1], 3, "é"), (thought[2], 4, "."), (close, 5, ""), (ord("{"), 6, "{"))
+    for token, total, text in parts:
+        list(sample.add(ReplyChunk((token,), total=total, text=text)))
+    assert sample.needs_turn
     turn = sample.take_turn()
     assert tuple(turn.prompt_tokens) == (*request.prompt_tokens, think, *thought, close)
     assert (turn.grammar, turn.answer_start) == (request.grammar, None)

@@ -119,21 +119,12 @@ def test_kinds_end_replies_at_the_limit_or_the_context(
 
 
 @other_kinds
-@pytest.mark.parametrize(("n", "stream", "limit"), [(1, True, 40), (3, False, 3), (3, False, 40)])
-def test_kinds_reply_without_ids_is_text(kind: type[OtherServer], n: int, stream: bool, limit: int) -> None:
-    request = request_of("Q", n=n, stream=stream, temperature=0.7, max_tokens=limit)
+@pytest.mark.parametrize("stream", [False, True])
+def test_kinds_must_send_token_ids(kind: type[OtherServer], stream: bool) -> None:
     with serving_kind(kind, unicode_model) as [server], connected(server) as engine:
         server.hides_ids = True
-        remote = replies_of(engine, request)
-    local = local_replies(unicode_model, request)
-    assert [(each.text, each.reason) for each in remote.values()] == [
-        (each.text, each.reason) for each in local.values()
-    ]
-    assert not any(reply.finish and reply.finish.has_all_tokens for reply in remote.values())
-    counted, exact = (
-        [each.finish.completion_tokens for each in found.values() if each.finish] for found in (remote, local)
-    )
-    assert sum(counted) == sum(exact) and all(counted)
+        with pytest.raises(EndpointError, match="does not send token ids"):
+            events_of(engine, request_of("Q", stream=stream))
 
 
 @both_kinds
@@ -345,9 +336,9 @@ def test_kinds_damaged_load_is_known_as_such(kind: ServerKind, text: str) -> Non
         (4096, 4096, Load(4096, 0), 4096),
         (256, 100, Load(100, 0), 256),  # there are no more rows
         (256, 256, Load(100, 0), 256),  # they are on their way
-        (512, 512, Load(256, 256), 289),
+        (512, 512, Load(256, 256), 288),
         (512, 512, Load(320, 320 + 384), 256),  # more than half of what runs and waits belongs to others
-        (289, 289, Load(256, 33), 289),
+        (288, 288, Load(256, 32), 288),
         (256, 256, Load(0, 256), 128),
         (1, 1, Load(0, 9), 1),
         (256, 256, Load(), 256),
@@ -383,7 +374,7 @@ def test_kinds_vllm_with_data_parallelism_is_given_what_it_runs() -> None:
         with closing(engine.complete(requests)) as events:
             reading.submit(list, events)
             server.wait_for(lambda: server.running > 2048)
-            wait_until(lambda: engine.pool.known[0].window == 2048 + 256 + 1)
+            wait_until(lambda: engine.pool.known[0].window == 2048 * 9 // 8)
             engine.cancel()
         stuck.disarm()
 

@@ -65,7 +65,9 @@ class Served:
         try:
             while not events or sample.needs_turn:
                 turn = sample.take_turn()
-                events += [event for chunk in self._answer(turn, request, is_whole) for event in sample.add(chunk)]
+                for chunk in self._answer(turn, request, is_whole):
+                    if not (sample.needs_turn or any(isinstance(event, FinishEvent) for event in events)):
+                        events += sample.add(chunk)
                 assert events or sample.needs_turn
         except RefusedRequestError as refused:
             return (refused.error.message,)
@@ -77,7 +79,7 @@ class Served:
         tokens = tuple(self._script[given : given + limit])
         logprobs = tuple(-(token % 7) / 10 if token % 3 else None for token in tokens) if turn.logprobs else ()
         is_over = bool(tokens) and self.tables.is_end[tokens[-1]] and not turn.ignore_eos
-        end = ReplyEnd("eos" if is_over else "limit", len(tokens) - is_over)
+        end = ReplyEnd("eos" if is_over else "limit")
         if is_whole:
             return [ReplyChunk(tokens, logprobs=logprobs, end=end)]
         parts = [ReplyChunk((token,), logprobs=logprobs[at : at + 1]) for at, token in enumerate(tokens)]

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from cerebrum_cli.core.events import Timings
+from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.remote.client import server_text
-from cerebrum_cli.engine.remote.kind import Load, ReplyChunk, ReplyEnd, ServerInfo, StopReason, file_name, text_of
+from cerebrum_cli.engine.remote.kind import Load, ReplyChunk, ReplyEnd, ServerInfo, StopReason, file_name, require_ids
 from cerebrum_cli.engine.sequence import Request
 
 PENALTY_WINDOW = 64  # tokens, as on this machine
@@ -99,11 +100,12 @@ class LlamaServer:
                 evaluated = int(progress["processed"]), int(progress["total"])
                 yield ReplyChunk(progress=evaluated, cached=int(progress.get("cache", 0)))
             elif event.get("stop"):
-                yield ReplyChunk(text="", end=_end(event))
+                end = _end(event)
+                yield ReplyChunk(total=int(event["tokens_predicted"]) - (end.reason == "eos"), end=end)
                 return
             else:
-                tokens = array("i", event.get("tokens", ()))
-                yield ReplyChunk(tokens, text_of(event, "content"), total=event.get("tokens_predicted"))
+                tokens, total = array("i", event.get("tokens", ())), int(event["tokens_predicted"])
+                yield ReplyChunk(tokens, total=total, text=well_formed(event.get("content", "")))
 
     def read_load(self, text: str) -> Load:
         """What its slots are doing; requests that wait for one are not counted."""
@@ -121,17 +123,14 @@ class LlamaServer:
 
 
 def _whole(reply: Mapping[str, Any]) -> ReplyChunk:
-    tokens = array("i", reply.get("tokens", ()))
-    if len(tokens) != int(reply.get("tokens_predicted", len(tokens))):
-        return ReplyChunk(text=text_of(reply, "content"), end=_end(reply))
-    return ReplyChunk(tokens, logprobs=_logprobs(reply, tokens), end=_end(reply))
+    tokens = require_ids(reply.get("tokens"), int(reply["tokens_predicted"]))
+    return ReplyChunk(tokens, _logprobs(reply, tokens), end=_end(reply))
 
 
 def _end(reply: Mapping[str, Any]) -> ReplyEnd:
-    reason, times = _REASONS.get(reply.get("stop_type"), "limit"), reply.get("timings", {})
+    times = reply.get("timings", {})
     return ReplyEnd(
-        reason,
-        int(reply["tokens_predicted"]) - (reason == "eos"),
+        _REASONS.get(reply.get("stop_type"), "limit"),
         reply.get("tokens_evaluated"),
         int(times.get("cache_n", 0)),
         Timings(

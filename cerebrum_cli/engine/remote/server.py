@@ -26,7 +26,6 @@ from cerebrum_cli.engine.sequence import Request
 
 OF_ONE_REQUEST = (400, 413)  # others concern every request
 TOO_LONG = ("exceeds the available context size", "context length", "max_tokens must be at least 1")
-GUESSED = "repetition checks and --think use the text, and may be off by a few tokens"
 CANCELLED = asyncio.CancelledError()
 
 
@@ -229,8 +228,6 @@ class Server:
         self._report(job, events)
 
     def _report(self, job: PoolJob, events: Iterable[Event]) -> None:
-        if any(sample.was_guessed for sample in job.samples):
-            self._note(job, f"{self.name} did not send all token ids", GUESSED)
         for event in events:
             self.generated += event.completion_tokens if isinstance(event, FinishEvent) else 0
             job.report([event])
@@ -258,8 +255,6 @@ class Server:
                 for event in sample.add(chunk):
                     job.has_output = job.has_output or not isinstance(event, PromptEvent)
                     self._report(job, [event])
-                if sample.is_cut and not sample.is_finished:
-                    self._report(job, sample.interrupt())
         except StopAsyncIteration as error:
             raise LostServerError("the reply is incomplete") from error
 

@@ -6,13 +6,21 @@ vLLM ignores fields it does not know, and fills in unset ones from the model's g
 from __future__ import annotations
 
 import re
-from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from cerebrum_cli.engine.remote.client import LostServerError, failure, server_text
-from cerebrum_cli.engine.remote.kind import MAX_WINDOW, Load, ReplyChunk, ReplyEnd, ServerInfo, file_name, text_of
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.remote.kind import (
+    MAX_WINDOW,
+    Load,
+    ReplyChunk,
+    ReplyEnd,
+    ServerInfo,
+    StopReason,
+    file_name,
+    require_ids,
+)
+from cerebrum_cli.engine.sequence import Request, Tokens
 
 SEQUENCES = 256  # by default; vLLM does not report its --max-num-seqs
 MAX_SAMPLES = 64
@@ -32,9 +40,7 @@ class _SharedFields:
     _load_metrics: tuple[str, str, str]  # sequences that run, those that wait, and tokens
 
     def read_load(self, text: str) -> Load:
-        running, waiting, generated = self._load_metrics
-        counters = [value for _, value in _samples(text, generated)]
-        return Load(_total(text, running), _total(text, waiting), int(sum(counters)) if counters else None)
+        return Load(*(_total(text, metric) for metric in self._load_metrics))
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
         return {"model": info.model, "prompt": text, "add_special_tokens": False}
@@ -111,15 +117,8 @@ class Vllm(_SharedFields):
         }
 
     def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
-        """The reply of each choice; `usage` counts the tokens of all, so several without ids get equal shares."""
         choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
-        usage, count = answer.get("usage") or {}, len(choices)
-        total, replies = usage.get("completion_tokens"), list[ReplyChunk]()
-        for at, choice in enumerate(choices):
-            is_counted = count > 1 and choice.get("token_ids") is not None
-            tokens = None if total is None or is_counted else (int(total) + count - 1 - at) // count
-            replies.append(_vllm_chunk(choice, {**usage, "completion_tokens": tokens}))
-        return replies
+        return [_vllm_chunk(choice, answer.get("usage") or {}) for choice in choices]
 
     async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
         """Yield parts with the ids of all tokens; the counts follow in an event of their own."""
@@ -137,10 +136,7 @@ class Vllm(_SharedFields):
 
 
 class Sglang(_SharedFields):
-    """SGLang's server, on `/generate`: samples of one request would share a seed, so each is a request.
-
-    With `sends_deltas`, each event of a stream holds what is new in it; otherwise, all of the reply so far.
-    """
+    """SGLang's server, on `/generate`: samples of one request would share a seed, so each is a request."""
 
     name = "SGLang"
     description_path = "/server_info"
@@ -148,22 +144,19 @@ class Sglang(_SharedFields):
     context_option = "--context-length"
     _load_metrics = "sglang:num_running_reqs", "sglang:num_queue_reqs", "sglang:realtime_tokens_total"
 
-    def __init__(self, sends_deltas: bool = False, adapter: str | None = None) -> None:
-        self._sends_deltas = sends_deltas
-        self._adapter = adapter
-
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
         """What a server is; only with deterministic inference, seeds have an effect."""
-        adapter, stated = str(entry["id"]) if entry.get("parent") else None, answer.get("max_running_requests")
+        is_adapter, stated = bool(entry.get("parent")), answer.get("max_running_requests")
         return ServerInfo(
-            Sglang(bool(answer.get("incremental_streaming_output")), adapter),
+            self,
             server_text(str(answer["version"])),
             str(entry["id"]),
-            _weights(entry, entry.get("root") if adapter else answer.get("model_path")),
+            _weights(entry, entry.get("root") if is_adapter else answer.get("model_path")),
             int(entry["max_model_len"]),
             *(int(stated or SEQUENCES), 1, int(stated or MAX_WINDOW)),
             has_seeds=bool(answer.get("enable_deterministic_inference")),
             has_other_weights=answer.get("load_format") != "gguf",
+            is_adapter=is_adapter,
         )
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
@@ -173,7 +166,7 @@ class Sglang(_SharedFields):
             "input_ids": list(request.prompt_tokens),
             "stream": request.stream,
             "return_logprob": request.logprobs,
-            **({"lora_path": self._adapter} if self._adapter else {}),
+            **({"lora_path": info.model} if info.is_adapter else {}),
             "sampling_params": {
                 **self._sampling_fields(request, info),
                 "max_new_tokens": limit if limit is not None and limit < info.room_for_reply(request) else None,
@@ -189,27 +182,21 @@ class Sglang(_SharedFields):
         return [_sglang_chunk(reply) for reply in (answer if isinstance(answer, list) else [answer])]
 
     async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
-        tokens = characters = 0
+        seen = 0
         async for event in events:
-            chunk = _sglang_chunk(event, tokens, characters)
-            if not self._sends_deltas:
-                tokens += len(chunk.tokens)
-                characters += len(chunk.text or "")
-            yield chunk
+            yield _sglang_chunk(event, seen)
+            seen = int(event["meta_info"]["completion_tokens"])
 
 
-def _samples(text: str, metric: str) -> list[tuple[str, float]]:
-    """Labels and values of a metric, in Prometheus' text format."""
-    found = re.finditer(rf"^{re.escape(metric)}(?:\{{(.*)\}})?[ \t]+([^\s]+)", text, re.MULTILINE)
-    return [(each[1] or "", float(each[2])) for each in found]
+def _total(text: str, metric: str) -> int | None:
+    """The sum of a metric over the engines of data parallelism, in Prometheus' text format; None without it.
 
-
-def _total(text: str, gauge: str) -> int | None:
-    """The sum of a gauge over the engines of data parallelism, which SGLang may report several times; None without."""
+    SGLang may report that of one engine several times.
+    """
     engines = dict[str, float]()
-    for labels, value in _samples(text, gauge):
-        engine = "".join(re.findall(r'\b(?:engine|dp_rank)="(\w*)"', labels))
-        engines[engine] = max(value, engines.get(engine, 0.0))
+    for each in re.finditer(rf"^{re.escape(metric)}(?:\{{(.*)\}})?[ \t]+([^\s]+)", text, re.MULTILINE):
+        engine = "".join(re.findall(r'\b(?:engine|dp_rank|mode)="(\w*)"', each[1] or ""))
+        engines[engine] = max(float(each[2]), engines.get(engine, 0.0))
     return int(sum(engines.values())) if engines else None
 
 
@@ -227,28 +214,23 @@ def _repository(name: str) -> str:
 
 def _vllm_chunk(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> ReplyChunk:
     """A part of a reply, or with `usage` its last."""
-    ids, scores = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
-    text = None if ids is not None else text_of(choice, "text")
-    return _chunk(ids, text, scores, None if usage is None else _vllm_end(choice, usage))
+    tokens, scores = require_ids(choice.get("token_ids")), (choice.get("logprobs") or {}).get("token_logprobs")
+    return _chunk(tokens, scores, None if usage is None else _vllm_end(choice, usage))
 
 
 def _vllm_end(choice: Mapping[str, Any], usage: Mapping[str, Any]) -> ReplyEnd:
-    finish = choice.get("finish_reason")
+    finish, details = choice.get("finish_reason"), usage.get("prompt_tokens_details") or {}
     if finish not in ("stop", "length"):
         raise LostServerError(f"the reply ended with {server_text(str(finish))}")
-    details = usage.get("prompt_tokens_details") or {}
-    counts = usage.get("completion_tokens"), usage.get("prompt_tokens"), details.get("cached_tokens")
-    return _end(finish, choice.get("stop_reason"), *counts)
+    return _end(finish, choice.get("stop_reason"), usage.get("prompt_tokens"), details.get("cached_tokens"))
 
 
-def _sglang_chunk(reply: Mapping[str, Any], seen: int = 0, characters: int = 0) -> ReplyChunk:
-    """The part of a reply after the tokens and characters that were seen."""
-    meta, ids = reply["meta_info"], reply.get("output_ids")
-    end = _sglang_end(meta) if meta.get("finish_reason") else None
-    if ids is None:
-        return ReplyChunk(text=text_of(reply, "text")[characters:], total=int(meta["completion_tokens"]), end=end)
-    tokens = ids[seen:]
-    return _chunk(tokens, None, [score for score, *_ in meta.get("output_token_logprobs") or ()][-len(tokens) :], end)
+def _sglang_chunk(reply: Mapping[str, Any], seen: int = 0) -> ReplyChunk:
+    """What is new in a part of a reply after the tokens that were seen; it may repeat these."""
+    meta, tokens = reply["meta_info"], require_ids(reply.get("output_ids"))
+    tokens = tokens[max(0, len(tokens) + seen - int(meta["completion_tokens"])) :]
+    scores = [score for score, *_ in meta.get("output_token_logprobs") or ()][-len(tokens) :]
+    return _chunk(tokens, scores, _sglang_end(meta) if meta.get("finish_reason") else None)
 
 
 def _sglang_end(meta: Mapping[str, Any]) -> ReplyEnd:
@@ -257,18 +239,15 @@ def _sglang_end(meta: Mapping[str, Any]) -> ReplyEnd:
     if finish["type"] not in ("stop", "length"):
         message = server_text(str(finish.get("message") or f"the reply ended with {finish['type']}"))
         raise failure(int(finish.get("status_code") or 500), message)
-    counts = int(meta["completion_tokens"]), meta.get("prompt_tokens"), meta.get("cached_tokens")
-    return _end(finish["type"], finish.get("matched"), *counts)
+    return _end(finish["type"], finish.get("matched"), meta.get("prompt_tokens"), meta.get("cached_tokens"))
 
 
-def _chunk(ids: Sequence[Any] | None, text: str | None, scores: Any, end: ReplyEnd | None) -> ReplyChunk:
+def _chunk(tokens: Tokens, scores: Any, end: ReplyEnd | None) -> ReplyChunk:
     """A part of a reply, with log probabilities if each of its tokens has one."""
-    tokens, logprobs = array("i", ids or ()), scores or ()
-    return ReplyChunk(tokens, text, logprobs if len(logprobs) == len(tokens) else (), end=end)
+    return ReplyChunk(tokens, scores if scores and len(scores) == len(tokens) else (), end=end)
 
 
-def _end(finish: str, matched: Any, tokens: int | None, prompt_tokens: int | None, cached: int | None) -> ReplyEnd:
+def _end(finish: str, matched: Any, prompt_tokens: int | None, cached: int | None) -> ReplyEnd:
     """The end of a reply; `matched` is the stop string or the token that ended it."""
-    is_eos = finish != "length" and not isinstance(matched, str)
-    counts = None if tokens is None else int(tokens) - is_eos, prompt_tokens, int(cached or 0)
-    return ReplyEnd("eos" if is_eos else "limit" if finish == "length" else "stop string", *counts)
+    reason: StopReason = "limit" if finish == "length" else "stop string" if isinstance(matched, str) else "eos"
+    return ReplyEnd(reason, prompt_tokens, int(cached or 0))
