@@ -35,14 +35,15 @@ NEVER = nan  # a time that no time is after
 REPORT_S = 1.0  # between reports of what each server has generated
 AHEAD = 2  # requests submitted for each sample that the servers run at a time
 HELD_TOKENS = 4_000_000  # of prompts and replies, beyond which no more is read ahead; a token takes some 10 bytes
-LOTS = 4  # in which the requests ahead are submitted
+READ_AT = 1.5  # such requests; together, since submitting wakes the thread of the servers
+REPLIES = 64  # whose mean length is expected of the others
 
 
 class RemoteCompletions(Completions[RemoteSample]):
     """Completions of servers, and once a second what each of several has generated.
 
     The source is read on the caller's thread, up to a None until the next event. Requests ahead of those that run are
-    read in lots, and only while prompts and replies of usual length are few enough to be held in memory.
+    read only while prompts and replies of usual length are few enough to be held in memory.
     """
 
     def __init__(self, engine: RemoteEngine, requests: Iterable[Request | None], scope: CancelScope) -> None:
@@ -52,8 +53,7 @@ class RemoteCompletions(Completions[RemoteSample]):
         self._submitted: dict[int, PooledRequest] = {}
         self._next_index = 0
         self._prompt_tokens = 0  # of the requests submitted
-        self._replies, self._reply_tokens = 1, EXPECTED_REPLY_TOKENS  # of which the mean is expected of the next
-        self._read_at = 0  # the number of samples running at which to read on
+        self._reply_tokens: float = EXPECTED_REPLY_TOKENS  # of one
         self._report_at = monotonic() + REPORT_S
         self._read_source()
 
@@ -65,14 +65,14 @@ class RemoteCompletions(Completions[RemoteSample]):
             self._forget_if_over(index)
 
     def __next__(self) -> Event:
-        if len(self._live) <= self._read_at or (self._source and len(self._live) < self._pool.window):
+        if self._source and len(self._live) < READ_AT * self._pool.window:
             self._read_source()
         if (monotonic() if self._live else inf) >= self._report_at and len(self._pool.known) > 1 and self._next_index:
             self._report_at = monotonic() + REPORT_S if self._live else NEVER
             return ServersEvent(self._pool.generated)
         event = super().__next__()
         if isinstance(event, FinishEvent):
-            self._replies, self._reply_tokens = self._replies + 1, self._reply_tokens + event.completion_tokens
+            self._reply_tokens += (event.completion_tokens - self._reply_tokens) / REPLIES
         return event
 
     def close(self) -> None:
@@ -83,8 +83,8 @@ class RemoteCompletions(Completions[RemoteSample]):
 
     def _read_source(self) -> None:
         """Read and submit as many requests as there is room for."""
-        window, jobs, request = self._pool.window, list[PoolJob](), None
-        while self._source is not None and self._has_room(window):
+        jobs = list[PoolJob]()
+        while self._source and self._has_room():
             try:
                 request = None if self._scope.is_cancelled else next(self._source)
             except StopIteration:
@@ -98,14 +98,11 @@ class RemoteCompletions(Completions[RemoteSample]):
             jobs += self._create_jobs(index, request.n)
         if jobs:
             self._call(lambda: self._pool.submit(jobs, self._scope))
-        lot = 0 if request is None else max(1, (len(self._live) - window) // LOTS)
-        self._read_at = -1 if self._source is None else len(self._live) - lot
 
-    def _has_room(self, window: int) -> bool:
-        live = len(self._live)
-        if not window <= live < AHEAD * window:
-            return live < window
-        return self._prompt_tokens + live * self._reply_tokens // self._replies < HELD_TOKENS
+    def _has_room(self) -> bool:
+        live, window = len(self._live), self._pool.window
+        held = self._prompt_tokens + live * self._reply_tokens
+        return live < window or (live < AHEAD * window and held < HELD_TOKENS)
 
     def add_samples(self, index: int, count: int) -> None:
         jobs = self._create_jobs(index, count)

@@ -182,7 +182,7 @@ class RemoteSample:
             raise EndpointError(problem, "its model has a different vocabulary; name that model with -m")
         self._require_grammar(given - len(self.request.prompt_tokens))
         self._cached = self._cached if turns.start else end.cached_tokens
-        self._timings = _sum(self._timings, end.timings) if turns.start else end.timings
+        self._timings = Timings() if turns.start else end.timings
         if end.reason == "eos":
             turns.starts_answer(ENDED)
         is_shortened = end.reason == "limit" and not self._is_ended and turns.was_shortened(self.tokens)
@@ -246,17 +246,13 @@ class RemoteSample:
             raise RefusedRequestError(EndpointError(problem, "update the server, or use another"))
 
     def _measured(self, stated: Timings) -> Timings:
-        """The server's times, or those measured here where it states none."""
+        """The server's times, or those measured here where it states none, and with several turns."""
         now = perf_counter()
         first, steps = self._first_at or now, max(0, self.tokens - 1)
         ttft_s = first - self._started_at
         if not stated.decode_s:
             return Timings(prefill_s=ttft_s, ttft_s=ttft_s, decode_s=now - first, decode_steps=steps)
-        if not self.request.stream:
-            ttft_s = stated.prefill_s
-            if self.request.n == 1:  # several samples come together: the time is that of the longest
-                ttft_s = max(ttft_s, now - self._started_at - stated.decode_s)
-        return replace(stated, ttft_s=ttft_s, decode_steps=steps)
+        return replace(stated, ttft_s=ttft_s if self.request.stream else stated.prefill_s, decode_steps=steps)
 
     def _finish(self, reason: FinishReason) -> FinishEvent:
         return FinishEvent(
@@ -273,16 +269,6 @@ class RemoteSample:
             forced=tuple(self._forced),
             origin=self._origin,
         )
-
-
-def _sum(times: Timings, turn: Timings) -> Timings:
-    """The times of a reply and of its next turn."""
-    return replace(
-        times,
-        decode_s=times.decode_s + turn.prefill_s + turn.decode_s,
-        draft_n=times.draft_n + turn.draft_n,
-        draft_n_accepted=times.draft_n_accepted + turn.draft_n_accepted,
-    )
 
 
 def read_replies(samples: Sequence[RemoteSample], replies: Sequence[ReplyChunk]) -> list[Event]:
