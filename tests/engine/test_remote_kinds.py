@@ -235,11 +235,8 @@ def test_kinds_sample_otherwise_than_llama_cpp(kind: ServerKind) -> None:
     request = request_of("Q", temperature=0.7, **params)
     assert [problem for problem, _ in kind.differences(request, info_of(kind))] == [
         f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them",
-        f"{name}'s repeat penalty counts the whole text, not the last 64 tokens",
-        f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens",
-        f"{name} does not support dry_multiplier: it is ignored",
-        f"{name} does not support top_n_sigma: it is ignored",
-        f"{name} does not support typical_p: it is ignored",
+        f"{name}'s penalties count the whole text or reply, not the last 64 tokens",
+        f"{name} does not support dry_multiplier, top_n_sigma, typical_p: ignored",
     ]
     assert kind.differences(request_of("Q", temperature=1.0), info_of(kind)) == []
     assert kind.differences(request_of("Q", temperature=1.0), info_of(kind, has_seeds=False)) == [IGNORED_SEEDS]

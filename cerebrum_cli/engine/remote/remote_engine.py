@@ -255,13 +255,9 @@ class RemoteEngine(Engine):
     def _create_servers(self) -> Sequence[Server]:
         expected = ExpectedModel(self.vocabulary, self._earlier, self._may_differ)
         most = max(1, (raise_open_files() - OTHER_FILES) // len(self._endpoints))
-        aliases = [
-            f"server {number}" if endpoint.name == endpoint.url else endpoint.name
-            for number, endpoint in enumerate(self._endpoints, 1)
-        ]
         return [
-            Server(endpoint, alias, self._window, most, expected, self._timeouts)
-            for endpoint, alias in zip(self._endpoints, aliases, strict=True)
+            Server(endpoint, number, self._window, most, expected, self._timeouts)
+            for number, endpoint in enumerate(self._endpoints, 1)
         ]
 
     def _stop_serving(self) -> None:

@@ -46,13 +46,13 @@ class Server:
     def __init__(
         self,
         endpoint: Endpoint,
-        alias: str,
+        number: int,
         window: int | None,
         most: int,
         expected: ExpectedModel,
         timeouts: ServerTimeouts,
     ) -> None:
-        self.name, self.alias = endpoint.name, alias
+        self.name, self.alias = endpoint.name, f"server {number}" if endpoint.name == endpoint.url else endpoint.name
         self.breaker, self.was_lost = Breaker(), asyncio.Event()
         self.problem: Exception | None = None  # why it is not usable
         self.reason = "no answer yet"  # in words; that of its last problem

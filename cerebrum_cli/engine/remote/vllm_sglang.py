@@ -61,25 +61,22 @@ class _SharedFields:
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
         params, name = request.params, self.name
-        ignored = {
-            "dry_multiplier": params.has_dry,
-            "top_n_sigma": params.temperature > 0 and params.top_n_sigma > 0,
-            "typical_p": params.temperature > 0 and params.typical_p < 1,
-        }
+        samples = params.temperature > 0
         found: list[tuple[str, str]] = []
         if params.temperature not in (0.0, 1.0):
             problem = f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them"
             found.append((problem, "the sampling distribution differs, except at temperature 0 or 1"))
-        if params.repeat_penalty != 1.0:
-            problem = f"{name}'s repeat penalty counts the whole text, not the last 64 tokens"
+        if params.repeat_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
+            problem = f"{name}'s penalties count the whole text or reply, not the last 64 tokens"
             found.append((problem, "replies differ from those of llama.cpp; use --set repeat_penalty=1"))
-        if params.presence_penalty or params.frequency_penalty:
-            problem = f"{name}'s presence and frequency penalties count the reply, not the last 64 tokens"
-            found.append((problem, "replies differ from those of llama.cpp"))
-        for option in (option for option, is_used in ignored.items() if is_used):
-            problem = f"{name} does not support {option}: it is ignored"
-            found.append((problem, f"omit {option}, or use llama-server"))
-        return [*found, IGNORED_SEEDS] if params.temperature and not info.has_seeds else found
+        options = {
+            "dry_multiplier": params.has_dry,
+            "top_n_sigma": samples and params.top_n_sigma > 0,
+            "typical_p": samples and params.typical_p < 1,
+        }
+        if ignored := ", ".join(option for option, is_used in options.items() if is_used):
+            found.append((f"{name} does not support {ignored}: ignored", "omit this, or use llama-server"))
+        return [*found, IGNORED_SEEDS] if samples and not info.has_seeds else found
 
 
 class Vllm(_SharedFields):
@@ -208,38 +205,30 @@ def _weights(entry: Mapping[str, Any], path: Any) -> str:
 
 def _repository(name: str) -> str:
     """The name of a model on the Hub, or of the folder that a path leads to."""
-    is_path = name.startswith(("/", ".", "~", "\\")) or name[1:2] == ":"
-    return server_text(file_name(name) if is_path else name)
+    return server_text(file_name(name) if name.startswith(("/", ".", "~")) else name)
 
 
 def _vllm_chunk(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> ReplyChunk:
     """A part of a reply, or with `usage` its last."""
-    tokens, scores = require_ids(choice.get("token_ids")), (choice.get("logprobs") or {}).get("token_logprobs")
-    return _chunk(tokens, scores, None if usage is None else _vllm_end(choice, usage))
-
-
-def _vllm_end(choice: Mapping[str, Any], usage: Mapping[str, Any]) -> ReplyEnd:
-    finish, details = choice.get("finish_reason"), usage.get("prompt_tokens_details") or {}
-    if finish not in ("stop", "length"):
-        raise LostServerError(f"the reply ended with {server_text(str(finish))}")
-    return _end(finish, choice.get("stop_reason"), usage.get("prompt_tokens"), details.get("cached_tokens"))
+    end, scores = None, (choice.get("logprobs") or {}).get("token_logprobs")
+    if usage is not None:
+        counts = usage.get("prompt_tokens"), (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+        end = _end(choice.get("finish_reason"), choice.get("stop_reason"), *counts)
+    return _chunk(require_ids(choice.get("token_ids")), scores, end)
 
 
 def _sglang_chunk(reply: Mapping[str, Any], seen: int = 0) -> ReplyChunk:
     """What is new in a part of a reply after the tokens that were seen; it may repeat these."""
-    meta, tokens = reply["meta_info"], require_ids(reply.get("output_ids"))
+    meta, end = reply["meta_info"], None
+    if finish := meta.get("finish_reason"):
+        if finish["type"] == "abort":  # a request that the server gives up
+            message = server_text(str(finish.get("message") or "the server gave the reply up"))
+            raise failure(int(finish.get("status_code") or 500), message)
+        end = _end(finish["type"], finish.get("matched"), meta.get("prompt_tokens"), meta.get("cached_tokens"))
+    tokens = require_ids(reply.get("output_ids"))
     tokens = tokens[max(0, len(tokens) + seen - int(meta["completion_tokens"])) :]
     scores = [score for score, *_ in meta.get("output_token_logprobs") or ()][-len(tokens) :]
-    return _chunk(tokens, scores, _sglang_end(meta) if meta.get("finish_reason") else None)
-
-
-def _sglang_end(meta: Mapping[str, Any]) -> ReplyEnd:
-    """The end of a reply; a request that the server gives up may come back as one."""
-    finish = meta["finish_reason"]
-    if finish["type"] not in ("stop", "length"):
-        message = server_text(str(finish.get("message") or f"the reply ended with {finish['type']}"))
-        raise failure(int(finish.get("status_code") or 500), message)
-    return _end(finish["type"], finish.get("matched"), meta.get("prompt_tokens"), meta.get("cached_tokens"))
+    return _chunk(tokens, scores, end)
 
 
 def _chunk(tokens: Tokens, scores: Any, end: ReplyEnd | None) -> ReplyChunk:
@@ -247,7 +236,9 @@ def _chunk(tokens: Tokens, scores: Any, end: ReplyEnd | None) -> ReplyChunk:
     return ReplyChunk(tokens, scores if scores and len(scores) == len(tokens) else (), end=end)
 
 
-def _end(finish: str, matched: Any, prompt_tokens: int | None, cached: int | None) -> ReplyEnd:
+def _end(finish: Any, matched: Any, prompt_tokens: int | None, cached: int | None) -> ReplyEnd:
     """The end of a reply; `matched` is the stop string or the token that ended it."""
+    if finish not in ("stop", "length"):
+        raise LostServerError(f"the reply ended with {server_text(str(finish))}")
     reason: StopReason = "limit" if finish == "length" else "stop string" if isinstance(matched, str) else "eos"
     return ReplyEnd(reason, prompt_tokens, int(cached or 0))
