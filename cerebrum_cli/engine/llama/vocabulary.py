@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -206,7 +206,7 @@ class LlamaVocabulary:
     def _tokenize_bytes(self, data: bytes, parse_special: bool) -> list[int]:
         capacity = len(data) + 8
         while True:
-            tokens = _array(capacity.bit_length())()
+            tokens = (llama.llama_token * (1 << capacity.bit_length()))()  # of few sizes, whose types ctypes reuses
             count = llama.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), False, parse_special)
             if count >= 0:
                 return list(tokens[:count])
@@ -242,9 +242,3 @@ class LlamaVocabulary:
             if count >= 0:
                 return buffer.raw[:count]
             capacity = -count
-
-
-@cache
-def _array(bits: int) -> Any:
-    """A type of arrays for so many tokens; making one takes longer than to tokenize a line."""
-    return llama.llama_token * (1 << bits)
