@@ -41,7 +41,7 @@ class Upcoming:
     pieces: Sequence[bytes]
     held: bytes = b""
 
-    def before(self, marker: str, fed: str) -> int:
+    def before(self, marker: str, fed: str = "") -> int:
         """Number of tokens that end before the first marker, which may begin in the text that was `fed`."""
         start = (fed.encode() + self.held + b"".join(self.pieces)).find(marker.encode())
         if start < 0:

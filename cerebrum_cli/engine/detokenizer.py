@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from cerebrum_cli.core.text import partial_marker_length
-from cerebrum_cli.engine.control import AnswerStart, AnswerStartFactory
+from cerebrum_cli.engine.control import AnswerStart, AnswerStartFactory, Upcoming
 
 T = TypeVar("T")
 
@@ -42,6 +42,12 @@ class Detokenizer:
     def feed(self, piece: bytes) -> tuple[str, bool]:
         """Decode the bytes of some tokens: the text that is final now, and whether a stop string ended it."""
         return self._split_at_stop(self._decoder.decode(piece))
+
+    def lets_pass(self, upcoming: Upcoming) -> int:
+        """For how many of the next tokens no stop string completes, so that they may be fed together."""
+        if self._start and self._start.stage != "answer":
+            return self._start.lets_pass(upcoming)
+        return min((upcoming.before(stop) for stop in self._stop), default=len(upcoming.tokens))
 
     @property
     def held(self) -> bytes:

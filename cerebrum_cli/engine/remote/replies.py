@@ -6,7 +6,6 @@ The tokens of a whole reply are decoded together, with Python's work for each re
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import compress, count
@@ -87,7 +86,7 @@ class RemoteSample:
         """The sample before anything has arrived from a server; controls are applied here, since that has none."""
         sample = RemoteSample(self.id, self.request, self.seed, self._tables)
         sample._context_size, sample._origin = context_size, origin
-        sample._detokenizer = sample._create_detokenizer()
+        sample._detokenizer = Detokenizer(self.request.params.stop, self.request.answer_start)
         sample._turns = Turns(self.request, self._tables.vocabulary)
         sample._turn = sample._turns.next_request()
         return sample
@@ -140,40 +139,26 @@ class RemoteSample:
                 self._is_ended, self._end_token = True, (tokens[at],)
                 return
             block, pieces = tokens[at:end], list(map(self._pieces.__getitem__, tokens[at:end]))
-            passed = max(1, turns.lets_pass(Upcoming(block, pieces, self._detokenizer.held)))
+            upcoming = Upcoming(block, pieces, self._detokenizer.held)
+            passed = max(1, min(turns.lets_pass(upcoming), self._detokenizer.lets_pass(upcoming)))
             yield from self._add(block[:passed], pieces[:passed], chunk.logprobs[at : at + passed])
             at += passed
 
     def _add(
         self, tokens: array[int], pieces: list[bytes], logprobs: Sequence[float | None] = (), is_forced: bool = False
     ) -> Iterator[Event]:
-        """Add tokens, up to one that completes a stop string; controls may intervene after the last of others."""
+        """Add tokens, of which the last may complete a stop string; if not, controls may intervene after it."""
         text, self._by_stop_string = self._detokenizer.feed(b"".join(pieces))
         self._is_ended = self._by_stop_string
-        if self._is_ended:
-            tokens = tokens[: self._length_to_stop(pieces)]
         self.tokens += len(tokens)
         self._ids += tokens
         self._texts.append(text)
         if not self._is_ended:
             self._turns.feed(tokens, text, pieces, is_forced)
-        logprobs = logprobs[: len(tokens)]
         if self.request.stream:
             yield TokenEvent(self.id, text, tokens=tokens, logprobs=logprobs)
         elif self.request.logprobs:
             self._logprobs += logprobs or [None] * len(tokens)
-
-    def _length_to_stop(self, pieces: Sequence[bytes]) -> int:
-        """Number of tokens, of those with these pieces, up to the one that completes a stop string."""
-        before = b"".join(map(self._pieces.__getitem__, self._ids))
-
-        def has_stopped(count: int) -> bool:
-            return self._create_detokenizer().feed(before + b"".join(pieces[:count]))[1]
-
-        return 1 + bisect_left(range(1, len(pieces)), True, key=has_stopped)
-
-    def _create_detokenizer(self) -> Detokenizer:
-        return Detokenizer(self.request.params.stop, self.request.answer_start)
 
     def _end(self, end: ReplyEnd) -> Iterator[Event]:
         given, turns = len(self._turn.prompt_tokens), self._turns
@@ -236,18 +221,20 @@ class RemoteSample:
 
         They begin at `start`.
         """
-        grammar, tokens = self._turn.grammar, (*self._ids[start:], *self._end_token)
+        grammar = self._turn.grammar
+        tokens = (*self._ids[start:], *self._end_token) if grammar else ()
         try:
-            is_allowed = not (grammar and tokens) or self._tables.vocabulary.matches_grammar(grammar, tokens)
+            if not (grammar and tokens) or self._tables.vocabulary.matches_grammar(grammar, tokens):
+                return
         except GrammarError as error:
             raise RefusedRequestError(error) from error
-        if not is_allowed:
-            problem = "the reply does not match the grammar or schema: the server ignored it"
-            raise RefusedRequestError(EndpointError(problem, "update the server, or use another"))
+        problem = "the reply does not match the grammar or schema: the server ignored it"
+        raise RefusedRequestError(EndpointError(problem, "update the server, or use another"))
 
-    def _measured(self, stated: Timings) -> Timings:
+    @property
+    def _measured_timings(self) -> Timings:
         """The server's times, or those measured here where it states none, and with several turns."""
-        now = perf_counter()
+        now, stated = perf_counter(), self._timings
         first, steps = self._first_at or now, max(0, self.tokens - 1)
         ttft_s = first - self._started_at
         if not stated.decode_s:
@@ -263,7 +250,7 @@ class RemoteSample:
             completion_tokens=self.tokens,
             seed=self.seed,
             context_size=self._context_size,
-            timings=self._measured(self._timings),
+            timings=self._measured_timings,
             by_stop_string=self._by_stop_string,
             has_all_tokens=self.has_all_tokens,
             forced=tuple(self._forced),
