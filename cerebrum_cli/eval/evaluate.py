@@ -172,11 +172,9 @@ class SampleWriter:
             choices=question.choices,
             cluster=question.cluster,
         )
-        self.write(position * evaluation.samples + sample, sample_object(replace(skipped, **taken)))
-
-    def write(self, row: int, object: Mapping[str, Any]) -> None:
-        self._run.write(row, object)
-        self._score.add(parse_sample(object))
+        written = replace(skipped, **taken)
+        self._run.write(position * evaluation.samples + sample, sample_object(written))
+        self._score.add(written)
 
 
 def evaluate(responder: Responder, evaluation: Evaluation, run: SampleFile) -> Generator[Event, None, None]:
