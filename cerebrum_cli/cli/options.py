@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.conversion import SWITCH_WORDS
 from cerebrum_cli.core.declaration import flag, option, option_group, options_of, setting
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import OPTIONS
+from cerebrum_cli.core.settings import OPTIONS, PATIENCE_S
 
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes
@@ -145,7 +145,9 @@ class ConcurrencyOptions:
     ray: str | None = option(None, "Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
     ray_workers: int | None = option(None, "Workers with --ray [default: one per GPU or node]", "Server", metavar="N")
     allow_different_models: bool = option(False, "Allow servers with different models", "Server")
-    patience: float | None = setting(None, "Seconds to wait while no server answers [default: 600]", least=0)
+    patience: float | None = setting(
+        None, f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", least=0
+    )
     row_timeout: float | None = setting(None, "Seconds for a row on a server [default: by the slowest row]", least=0.1)
     batch_invariant: bool = setting(False, "Make answers independent of concurrency; slower [default: off]", local=True)
 

@@ -28,6 +28,7 @@ CONFIG, SESSION, SAVED_PROMPT = "config.toml", "session", "saved prompt"
 COMMAND_LINE, SLASH_SET = "command line", "/set"
 ENVIRONMENT = variable("")  # how its origins begin
 RANKED = (*RECOMMENDED, CONFIG, SESSION, ENVIRONMENT, SAVED_PROMPT, COMMAND_LINE, SLASH_SET)
+PATIENCE_S = 600.0  # without a usable server or worker
 CACHE_TYPES = ("f16", "q8_0", "q4_0")  # of the KV cache, for its keys and its values
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, Origin, RefusedEvent
+from cerebrum_cli.core.settings import PATIENCE_S
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Failure, Request
 
@@ -25,7 +26,7 @@ State = Literal["closed", "open", "half-open"]
 class ServerTimeouts:
     """Times in seconds, and whether servers that do not answer at the start are waited for."""
 
-    patience: float = 600.0  # without a usable server
+    patience: float = PATIENCE_S
     row_timeout: float | None = None  # of one request; None: by the slowest replies
     silence: float = 30.0  # of a server before it is asked for its load
     load: float = 25.0  # for that question
