@@ -143,9 +143,9 @@ def generate(
     shares_terminal = journal is None and app.streams.out_is_terminal
     sinks = progress_sinks(app, source.model.name, options, shares_terminal)
     if journal and options.ray is not None:
-        from cerebrum_cli.cli.ray_nodes import BatchWork, answer_on_nodes
+        from cerebrum_cli.cli.ray_nodes import answer_on_nodes, batch_work
 
-        answer_on_nodes(app, source, BatchWork(rows, journal, row_options), options, sinks)
+        answer_on_nodes(app, source, batch_work(rows, row_options, journal), options, sinks)
         return
     samples = questions * (row_options.votes.maximum if row_options.votes else 1)
     loaded = open_for(source, samples, noted_servers(journal) if journal else ())

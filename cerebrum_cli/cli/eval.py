@@ -243,9 +243,10 @@ def generate(app: App, prepared: PreparedEvaluation, run: Journal, missing: int,
     before, start = len(run.finished), time.monotonic()
     try:
         if options.ray is not None:
-            from cerebrum_cli.cli.ray_nodes import EvalWork, answer_on_nodes
+            from cerebrum_cli.cli.ray_nodes import answer_on_nodes, evaluation_work
 
-            answer_on_nodes(app, source, EvalWork(evaluation, prepared.fingerprint["match"], run), options, sinks)
+            work = evaluation_work(evaluation, prepared.fingerprint["match"], run)
+            answer_on_nodes(app, source, work, options, sinks)
             return
         loaded = open_for(source, missing, noted_servers(run))
         with closing(loaded.engine), naming_grammar_file(options):

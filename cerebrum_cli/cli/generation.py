@@ -79,6 +79,8 @@ def find_source(
     """
     endpoints, context = find_endpoints(app, options), SINGLE
     if isinstance(options, ConcurrencyOptions):
+        if options.ray_workers is not None and (options.ray is None or options.ray_workers < 1):
+            raise UsageError(f"--ray-workers is {options.ray_workers}", "it must be 1 or more, and needs --ray")
         slots = parse_parallel(options)
         context = ContextOptions(slots=slots, batch_invariant=True, pad_steps=options.batch_invariant)
         overrides = without_padded_drafts(overrides, options)

@@ -17,152 +17,93 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from itertools import cycle
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener, Pipe
+from itertools import cycle, islice
+from multiprocessing.connection import Connection, Pipe
 from typing import Any, NamedTuple
 
 from cerebrum_cli import __version__
-from cerebrum_cli.core.environment import environment, set_environment_default
+from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.errors import CerebrumError, EndpointError
 from cerebrum_cli.core.text import one_line, pip_install, well_formed
 
 CONNECT_S = 5.0
-CLOSE_S = 15.0
-POLL_S = 0.2  # between questions after reports of workers
+CLOSE_S = 5.0  # that the command waits for Ray to stop
+STOP_S = 60  # after which Ray is killed
+POLL_S = 0.2  # that a message is waited for
 RESTART_S = 30.0  # before a worker that failed is started again
 OBJECT_STORE_BYTES = 200 * 2**20  # of shared memory, for blocks that wait
+MAX_WAITING = 8  # messages for the command
 MAX_REASON = 300  # characters
-END = "end"  # of the answers
+NEXT, END = "next", "end"  # messages to the command: send the next block; all are answered or lost
 PROGRAM = f"from {__name__} import main; main()"
 
-Source = Callable[[], Iterator[bytes]]
-"""Yields blocks of rows, always the same ones."""
+Job = Callable[[int], tuple[Callable[[bytes], bytes], Sequence[Mapping[str, str]]]]
+"""Opens a model on a node, with so many threads; its class is in a module that nodes can import.
 
+Returns a function that answers blocks, on several threads, and records that identify what generates.
+"""
 
-class OpenedNode(NamedTuple):
-    """What answers blocks on a node, on several threads; `records` identify what generates."""
-
-    answer: Callable[[bytes], bytes]
-    records: Sequence[Mapping[str, str]]
-
-
-Job = Callable[[int], OpenedNode]
-"""Opens a model on a node, with so many threads; its class is in a module that nodes can import."""
-
-
-class Place(NamedTuple):
-    """A node for one worker, how many processors it may use, and how many GPUs."""
-
-    node: str
-    threads: int
-    gpus: int
+Plan = Callable[[int], tuple[Iterator[bytes], Job, int]]
+"""The blocks for a number of workers, the job of each, and how many blocks it has at a time."""
 
 
 class WorkerReport(NamedTuple):
-    """A worker on a host is ready, or has a problem; `worker` is its id."""
+    """A worker on a host is ready, or has a problem; `worker` is its id, and `workers` the number of all."""
 
     worker: str
     host: str
-    problem: str = ""
-    hint: str = ""
-    records: Sequence[Mapping[str, str]] = ()
+    problem: str
+    hint: str
+    records: Sequence[Mapping[str, str]]
+    workers: int
 
 
-class Pass(NamedTuple):
-    """Answers all blocks that are read at an address, with a pickled job, in each place some of them at a time."""
-
-    address: Any
-    key: bytes
-    job: bytes
-    places: Sequence[Place]
-    concurrency: int
+Message = bytes | WorkerReport | None
 
 
-class BlockServer:
-    """Sends the blocks of `source` to each process on this machine that knows the key; `error` is what ended that."""
+def answer_blocks(
+    address: str | int, workers: int | None, uses_gpus: bool, plan: Plan
+) -> Generator[Message, None, None]:
+    """Yield answers to blocks as they are finished, reports of workers, and None now and then.
 
-    def __init__(self) -> None:
-        self.source: Source = lambda: iter(())
-        self.key = os.urandom(32)
-        self.error: Exception | None = None
-        self._listener = Listener(("127.0.0.1", 0), authkey=self.key)
-        self.address = self._listener.address
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            with contextlib.suppress(OSError, EOFError, AuthenticationError), self._listener.accept() as reader:
-                try:
-                    for block in self.source():
-                        reader.send_bytes(block)
-                    reader.send_bytes(b"")
-                except CerebrumError as error:
-                    self.error = error
-
-
-class RayCluster:
-    """A Ray cluster at an address, or of so many nodes on this machine, which are started for it.
-
-    Raises EndpointError if Ray is not installed.
+    The cluster is at an address, or of so many nodes on this machine. It has so many workers, or one on each GPU, or on
+    each node. Blocks whose worker or node is lost are left out. Raises EndpointError.
     """
-
-    def __init__(self, address: str | int) -> None:
-        if find_spec("ray") is None:
-            hint = pip_install("'cerebrum-cli[ray]'")
-            raise EndpointError("--ray needs the package ray, which is not installed", hint)
-        self._blocks = BlockServer()
-        self._pipe, child = Pipe()
-        with child:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(child.fileno()), str(address)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[child.fileno()],
-                start_new_session=True,  # Ctrl-C is for the command alone
-            )
-
-    def places(self, workers: int | None, uses_gpus: bool) -> list[Place]:
-        """Places for a number of workers, or for one on each GPU, or on each node. Raises EndpointError."""
-        self._pipe.send((workers, uses_gpus))
-        found: list[Place] = self._receive()
-        return found
-
-    def answer(
-        self, source: Source, job: Job, places: Sequence[Place], concurrency: int
-    ) -> Generator[bytes | WorkerReport | None, None, None]:
-        """Yield answers to blocks as they are finished, reports of workers, and None now and then.
-
-        Blocks whose worker or node is lost are left out. Raises EndpointError, and errors of the source.
-        """
-        self._blocks.source = source
-        self._pipe.send(Pass(self._blocks.address, self._blocks.key, pickle.dumps(job), places, concurrency))
-        while True:
-            is_waiting = self._pipe.poll(POLL_S)
-            if self._blocks.error:
-                raise self._blocks.error
-            message = self._receive() if is_waiting else None
-            if message == END:
-                return
-            yield message
-
-    def _receive(self) -> Any:
-        try:
-            message = self._pipe.recv()
-        except (EOFError, ConnectionError) as error:
-            raise EndpointError("Ray has ended unexpectedly", "see its logs in /tmp/ray") from error
-        if isinstance(message, CerebrumError):
-            raise message
-        return message
-
-    def close(self) -> None:
-        """Stop the workers, and disconnect."""
-        self._pipe.close()
-        try:
-            self._process.wait(CLOSE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+    if find_spec("ray") is None:
+        hint = pip_install("'cerebrum-cli[ray]'")
+        raise EndpointError("--ray needs the package ray, which is not installed", hint)
+    pipe, child = Pipe()
+    with child:
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(child.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[child.fileno()],
+            start_new_session=True,  # Ctrl-C is for the command alone
+        )
+    try:
+        pipe.send((address, workers, uses_gpus))
+        blocks: Iterator[bytes] = iter(())
+        while (message := pipe.recv() if pipe.poll(POLL_S) else None) != END:
+            if isinstance(message, CerebrumError):
+                raise message
+            if isinstance(message, int):
+                count = message
+                blocks, job, concurrency = plan(count)
+                pipe.send((pickle.dumps(job), concurrency))
+            elif isinstance(message, tuple):
+                yield WorkerReport._make((*message, count))
+            elif message == NEXT:
+                pipe.send(next(blocks, b""))
+            else:
+                yield message
+    except (EOFError, ConnectionError) as error:
+        raise EndpointError("Ray has ended unexpectedly", "see its logs in /tmp/ray") from error
+    finally:
+        pipe.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(CLOSE_S)
 
 
 # In the child process.
@@ -170,17 +111,15 @@ class RayCluster:
 
 def main() -> None:
     set_environment_default("RAY_USAGE_STATS_ENABLED", "0")
-    pipe, address = Connection(int(sys.argv[1])), sys.argv[2]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background ignore
+    pipe = Connection(int(sys.argv[1]))
     try:
-        with start_nodes(int(address)) if address.isdecimal() else contextlib.nullcontext(address) as address:
+        address, workers, uses_gpus = pipe.recv()
+        with start_nodes(address) if isinstance(address, int) else contextlib.nullcontext(address) as address:
             connect(address)
-            while True:
-                request = pipe.recv()
-                if isinstance(request, Pass):
-                    answer_blocks(request, pipe)
-                    pipe.send(END)
-                else:
-                    pipe.send(find_places(*request))
+            places = find_places(workers, uses_gpus)
+            pipe.send(len(places.nodes))
+            answer_in_places(pipe, places, *pipe.recv())
     except CerebrumError as error:
         pipe.send(error)
     except (EOFError, OSError, KeyboardInterrupt):  # the command has ended
@@ -210,172 +149,144 @@ def start_nodes(count: int) -> Iterator[str]:
 def connect(address: str) -> None:
     """Connect to a cluster. Raises EndpointError."""
     import ray
+    from ray._private.services import canonicalize_bootstrap_address_or_die
 
-    hint = "start one with ray start --head, or use --ray local"
     try:
-        if address == "auto":
-            address = environment("RAY_ADDRESS") or ray._private.utils.read_ray_address() or ""
-            if not address:
-                raise EndpointError("no Ray cluster is running on this machine", hint)
-        host, _, port = address.rpartition(":")
+        found = canonicalize_bootstrap_address_or_die(address)
+        host, _, port = found.rpartition(":")
         socket.create_connection((host, int(port)), CONNECT_S).close()  # where nothing listens, Ray tries for minutes
-        ray.init(address, log_to_driver=False)
-    except EndpointError:
-        raise
+        ray.init(found, log_to_driver=False)
     except Exception as error:
         reason = well_formed(one_line(str((isinstance(error, OSError) and error.strerror) or error)))[:MAX_REASON]
-        if "ersion mismatch" in reason:
-            hint = "use the same versions of Ray and Python everywhere"
-        elif "uthenticat" in reason or "AUTH" in reason:
-            hint = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH"
+        hint = "start one with ray start --head, or use --ray local"
         raise EndpointError(f"no Ray cluster at {address}: {reason}", hint) from error
 
 
-def find_places(workers: int | None, uses_gpus: bool) -> list[Place]:
-    """Places for a number of workers, or for one on each GPU; in a cluster without, or else, one on each node.
+class Places(NamedTuple):
+    """The node of each worker, the threads of workers by node, and what a worker needs one of."""
 
-    Nodes without GPUs, such as a head, are left out where others have some.
+    nodes: Sequence[str]
+    threads: Mapping[str, int]
+    resource: str
+
+
+def find_places(workers: int | None, uses_gpus: bool) -> Places:
+    """Places for so many workers, or for one on each GPU; in a cluster without, or else, one on each node.
+
+    Nodes without GPUs, such as a head, are left out where others have some. Raises EndpointError if none is left.
     """
     import ray
 
-    nodes = {
-        node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")
-    }
-    with_gpus = {node: resources for node, resources in nodes.items() if resources.get("GPU")}
-    nodes = with_gpus or nodes
-    counts = {node: int(resources.get("GPU", 1)) if uses_gpus else 1 for node, resources in nodes.items()}
-    turns = [node for turn in range(max(counts.values(), default=0)) for node in nodes if turn < counts[node]]
-    if workers and turns:
-        most = len(turns) if with_gpus and uses_gpus else workers
-        turns = [node for node, _ in zip(cycle(turns), range(min(workers, most)), strict=False)]
-    gpus = 1 if with_gpus and uses_gpus else 0
-    return [Place(node, max(1, int(nodes[node]["CPU"]) // turns.count(node)), gpus) for node in turns]
+    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    found = {node["NodeID"]: node["Resources"] for node in alive}
+    nodes = {node: resources for node, resources in found.items() if resources.get("GPU")} or found
+    counts = {node: int(resources.get("GPU", 0)) if uses_gpus else 0 for node, resources in nodes.items()}
+    on_gpus = [node for turn in range(max(counts.values(), default=0)) for node in nodes if turn < counts[node]]
+    places = on_gpus[:workers] or list(islice(cycle(nodes), workers or len(nodes)))
+    if not places:
+        raise EndpointError("no node of the Ray cluster has processors", "see ray status")
+    threads = {node: max(1, int(nodes[node]["CPU"]) // places.count(node)) for node in places}
+    return Places(places, threads, "num_gpus" if on_gpus else "num_cpus")
 
 
-def answer_blocks(work: Pass, pipe: Connection) -> None:
-    """Send the answers to all blocks, and the reports of workers meanwhile, until nobody reads them."""
+def answer_in_places(pipe: Connection, places: Places, job: bytes, concurrency: int) -> None:
+    """Send the answers to all blocks that the command sends, and reports of workers, until it closes its end."""
     import ray
+    from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[Worker.__module__])  # nodes may lack this package
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
-    lock, is_over = threading.Lock(), threading.Event()
-
-    def pass_on_reports() -> None:
-        while not is_over.wait(POLL_S):
-            if pipe.poll():  # the command has closed its end
-                os.kill(os.getpid(), signal.SIGINT)
-                return
-            for report in ray.get(ledger.take.remote()):
-                with lock:
-                    pipe.send(WorkerReport(*report))
-
-    reporter = threading.Thread(target=pass_on_reports)
-    reporter.start()
-    try:
-        for table in pipeline(work, here, ledger).iter_batches(
-            batch_size=None, prefetch_batches=0, batch_format="pyarrow"
-        ):
-            for answer in table["block"].to_pylist():
-                with lock:
-                    pipe.send(answer)
-    finally:
-        is_over.set()
-        reporter.join()
-
-
-def pipeline(work: Pass, here: Any, ledger: Any) -> Any:
-    """A data set that answers the blocks of a source as it is read."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    here = {"num_cpus": 0, "scheduling_strategy": this_node}
+    blocks, messages = Queue(0, here), Queue(MAX_WAITING, here)
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = 1  # one block of rows in each of Ray's
     context.max_errored_blocks = context.max_consecutive_actor_init_deaths = -1
-    threads = {place.node: place.threads for place in work.places}
-    turns, count, concurrency = cycle(work.places), len(work.places), work.concurrency
     start = ray.data.from_items([0], override_num_blocks=1)
-    blocks = start.map_batches(
-        read_blocks, fn_args=(work.address, work.key), batch_format="pyarrow", num_cpus=0, scheduling_strategy=here
-    )
-    return blocks.map_batches(
-        Worker,
-        batch_size=1,
-        batch_format="pyarrow",
-        fn_constructor_args=(__version__, work.job, threads, ledger),
-        compute=ray.data.ActorPoolStrategy(
+    source = start.map_batches(read_blocks, fn_args=(blocks, messages), batch_format="pyarrow", **here)
+    answered = source.map_batches(Worker, **worker_options(places, job, concurrency, messages))
+
+    def receive() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                blocks.put(pipe.recv())
+        signal.alarm(STOP_S)  # if Ray does not stop
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def answer() -> None:
+        try:
+            for _ in answered.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+                pass
+        finally:
+            messages.put(END)
+
+    for each in (receive, answer):
+        threading.Thread(target=each, daemon=True).start()
+    while True:
+        pipe.send(messages.get())
+
+
+def worker_options(places: Places, job: bytes, concurrency: int, messages: Any) -> dict[str, Any]:
+    """How Ray Data runs workers, each with some blocks at a time."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as Affinity
+
+    count, turns = len(places.nodes), cycle(places.nodes)
+    return {
+        "batch_size": 1,
+        "batch_format": "pyarrow",
+        "fn_constructor_args": (__version__, job, places.threads, messages),
+        "compute": ray.data.ActorPoolStrategy(
             min_size=1, max_size=count, initial_size=count, max_tasks_in_flight_per_actor=concurrency
         ),
-        ray_remote_args_fn=lambda: {"scheduling_strategy": NodeAffinitySchedulingStrategy(next(turns).node, soft=True)},
-        **({"num_gpus": 1} if work.places[0].gpus else {"num_cpus": 1}),
-        max_concurrency=concurrency,
-        max_restarts=-1,
-        max_task_retries=0,  # Ray would wait for the same worker, also where its node has no successor
-    )
+        "ray_remote_args_fn": lambda: {"scheduling_strategy": Affinity(next(turns), soft=True)},
+        places.resource: 1,
+        "max_concurrency": concurrency,
+        "max_restarts": -1,
+        "max_task_retries": 0,  # Ray would wait for the same worker, also where its node has no successor
+    }
 
 
-# In processes of the cluster. They get these classes by value, and import this package only where that is reported.
+# In processes of the cluster. They get what follows by value: a node may lack this package.
 
 
-class Ledger:
-    """Collects the reports of workers until the head takes them."""
-
-    def __init__(self) -> None:
-        self._reports: list[tuple[Any, ...]] = []
-
-    def add(self, *report: Any) -> None:
-        self._reports.append(report)
-
-    def take(self) -> list[tuple[Any, ...]]:
-        reports, self._reports = self._reports, []
-        return reports
-
-
-def read_blocks(_: Any, address: Any, key: bytes) -> Iterator[Any]:
-    """Yield the blocks that the command sends, as tables of one."""
+def read_blocks(_: Any, blocks: Any, messages: Any) -> Iterator[Any]:
+    """Yield the blocks that the command sends, as tables of one, until an empty one."""
     import pyarrow
 
-    with Client(address, authkey=key) as server:
-        while block := server.recv_bytes():
-            yield pyarrow.table({"block": pyarrow.array([block], pyarrow.large_binary())})
+    while messages.put(NEXT) or (block := blocks.get()):
+        yield pyarrow.table({"block": pyarrow.array([block], pyarrow.large_binary())})
 
 
 class Worker:
     """Answers blocks with a model; one that cannot be opened is reported, and gets no blocks."""
 
-    def __init__(self, version: str, job: bytes, threads: Mapping[str, int], ledger: Any) -> None:
+    def __init__(self, version: str, job: bytes, threads: Mapping[str, int], messages: Any) -> None:
         import ray
 
         context = ray.get_runtime_context()
-        self._id, self._host, self._ledger = context.get_actor_id(), socket.gethostname(), ledger
+        self._id, self._host, self._messages = context.get_actor_id(), socket.gethostname(), messages
         try:
-            self._node = open_node(version, job, threads.get(context.get_node_id(), 1))
+            import cerebrum_cli
+
+            if cerebrum_cli.__version__ != version:
+                raise RuntimeError(f"it has version {cerebrum_cli.__version__} of cerebrum, not {version}")
+            self._answer, records = pickle.loads(job)(threads.get(context.get_node_id(), 1))
         except Exception as error:
             self._report(error)
             threading.Event().wait()
-        ledger.add.remote(self._id, self._host, "", "", self._node.records)
+        messages.put((self._id, self._host, "", "", records))
 
     def __call__(self, batch: Any) -> Any:
         try:
-            answers = [self._node.answer(block) for block in batch["block"].to_pylist()]
+            for block in batch["block"].to_pylist():
+                self._messages.put(self._answer(block))
         except Exception as error:  # of the whole model: Ray starts another worker, and the blocks are answered later
             self._report(error)
             time.sleep(RESTART_S)
             os._exit(1)
-        return batch.from_pydict({"block": answers}, schema=batch.schema)
+        return batch.slice(0, 0)
 
     def _report(self, error: Exception) -> None:
-        problem = str(error) or type(error).__name__
-        self._ledger.add.remote(self._id, self._host, problem, getattr(error, "hint", "see its Ray logs in /tmp/ray"))
-
-
-def open_node(version: str, job: bytes, threads: int) -> OpenedNode:
-    try:
-        import cerebrum_cli
-    except ImportError:
-        raise RuntimeError("cerebrum is not installed") from None
-    if cerebrum_cli.__version__ != version:
-        raise RuntimeError(f"it has version {cerebrum_cli.__version__} of cerebrum, not {version}")
-    opened: OpenedNode = pickle.loads(job)(threads)
-    return opened
+        problem, hint = str(error) or type(error).__name__, getattr(error, "hint", "see its Ray logs in /tmp/ray")
+        self._messages.put((self._id, self._host, problem, hint, ()))

@@ -8,9 +8,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,20 +24,20 @@ from cerebrum_cli.batch.answering import BatchOptions
 from cerebrum_cli.batch.journal import open_journal
 from cerebrum_cli.batch.readers import open_input, read_rows
 from cerebrum_cli.batch.rows import output_object, result_rows
-from cerebrum_cli.cli.ray_cluster import Place, RayCluster, WorkerReport
-from cerebrum_cli.cli.ray_nodes import BatchWork, Distribution, NodeFile, NodeJob, find_file
+from cerebrum_cli.cli.ray_cluster import Message, Plan, WorkerReport
+from cerebrum_cli.cli.ray_nodes import Distribution, NodeJob, batch_work, find_file
 from cerebrum_cli.core.errors import EndpointError, ModelNotFound, NoServerError
 from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.inference.loading import ModelUse
+from cerebrum_cli.inference.loading import ModelUse, Servers
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.registry import RegistryEntry, hash_file
 
 ROWS = 40
-READY = WorkerReport("1", "here", records=({"kind": "ray", "build": "1"},))
-Messages = Iterator[bytes | WorkerReport | None]
+READY = WorkerReport("1", "here", "", "", ({"kind": "vllm", "model": "m"},), 2)
+Messages = Iterator[Message]
 
 
 def answered(block: bytes) -> bytes:
@@ -55,11 +55,8 @@ class ScriptedCluster:
     passes: Sequence[Callable[[list[bytes]], Messages]] = ()
     asked: list[list[int]] = field(default_factory=list)
 
-    def places(self, workers: int | None, uses_gpus: bool) -> list[Place]:
-        return [Place("a", 1, 0), Place("b", 1, 0)]
-
-    def answer(self, source: Callable[[], Iterator[bytes]], *_: Any) -> Messages:
-        blocks = list(source())
+    def __call__(self, plan: Plan) -> Generator[Message, None, None]:
+        blocks = list(plan(2)[0])
         script = self.passes[len(self.asked)] if len(self.asked) < len(self.passes) else None
         self.asked.append([len(pickle.loads(block)) for block in blocks])
         yield READY
@@ -73,18 +70,23 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def answer_all(source: Path, cluster: ScriptedCluster, **options: Any) -> tuple[list[Event], list[str]]:
+def node_job(identity: str, path: Path, reference: str) -> NodeJob:
+    return NodeJob(identity, path, reference, Settings(), ModelUse(), None, False, cast("Any", None))
+
+
+def answer_all(
+    source: Path, cluster: ScriptedCluster, may_differ: bool = False, **options: Any
+) -> tuple[list[Event], list[str]]:
     """The events of a batch on a cluster, and its texts; a first call may fail, and a second resumes."""
-    job = NodeJob(NodeFile("", 0, source, ""), Settings(), ModelUse(), None, False, 1, cast("Any", None))
+    job = replace(node_job("", source, ""), servers=Servers((), may_differ=may_differ))
     output = source.with_name("out.jsonl")
     with closing(open_input(source)) as file:
         rows = read_rows(file, "txt")
         with closing(open_journal(output, {"model": "a"}, result_rows(rows))) as journal:
-            work = BatchWork(rows, journal, BatchOptions(Settings(), ()))
-            run = Distribution(cast("RayCluster", cluster), job, work, 64, **options)
-            events = list(run.events())
+            work = batch_work(rows, BatchOptions(Settings(), ()), journal)
+            events = list(Distribution(cluster, job, work, 64, **options).answer())
             journal.complete()
-            assert journal.notes["servers"] == [{"kind": "ray", "build": "1"}]
+            assert journal.notes["servers"][0] == READY.records[0]
     return events, [json.loads(line)["text"] for line in output.read_text().splitlines()]
 
 
@@ -108,7 +110,7 @@ def test_ray_first_answer_of_a_row_counts(source: Path) -> None:
 
 
 def test_ray_node_with_a_problem_is_reported_once(source: Path) -> None:
-    bad = WorkerReport("2", "there", "no model", "pull it")
+    bad = WorkerReport("2", "there", "no model", "pull it", (), 2)
     cluster = ScriptedCluster([lambda blocks: iter([bad, *map(answered, blocks[1:]), bad])])
     events, texts = answer_all(source, cluster)
     assert texts == EXPECTED
@@ -116,8 +118,21 @@ def test_ray_node_with_a_problem_is_reported_once(source: Path) -> None:
     assert len([event for event in events if isinstance(event, NoticeEvent)]) == 2
 
 
+def test_ray_refuses_servers_with_different_models(source: Path) -> None:
+    other = WorkerReport("2", "there", "", "", ({"kind": "vllm", "model": "n"},), 2)
+
+    def script(blocks: list[bytes]) -> Messages:
+        yield answered(blocks[0])
+        yield other
+        yield from map(answered, blocks)
+
+    with pytest.raises(EndpointError, match="the server of there serves n, but that of here serves m"):
+        answer_all(source, ScriptedCluster([script]))
+    assert answer_all(source, ScriptedCluster([script]), may_differ=True)[1] == EXPECTED
+
+
 def test_ray_ends_when_every_worker_has_a_problem(source: Path) -> None:
-    bad = [WorkerReport(worker, worker, "no model", "pull it") for worker in ("1", "2")]
+    bad = [WorkerReport(worker, worker, "no model", "pull it", (), 2) for worker in ("1", "2")]
     with pytest.raises(EndpointError, match=r"no worker could start \(2: no model\)"):
         answer_all(source, ScriptedCluster([lambda blocks: iter([answered(blocks[0]), *bad])]))
     cluster = ScriptedCluster()
@@ -127,14 +142,14 @@ def test_ray_ends_when_every_worker_has_a_problem(source: Path) -> None:
 
 def test_ray_ends_without_workers_and_with_rows_that_end_them(source: Path) -> None:
     def wait(blocks: list[bytes]) -> Messages:
-        yield WorkerReport("1", "here", "busy")
+        yield WorkerReport("1", "here", "busy", "", (), 2)
         while True:
             yield None
 
     with pytest.raises(NoServerError, match="no worker has started"):
         answer_all(source, ScriptedCluster([wait]), patience=0.01)
     lost = ScriptedCluster([lambda blocks: iter(())] * 3)
-    with pytest.raises(EndpointError, match="the workers failed 3 times on rows 1, 2, 3, 4, 5 and 35 more"):
+    with pytest.raises(EndpointError, match="workers fail on 40 rows, the first of which is 1"):
         answer_all(source, lost)
     assert [len(sizes) for sizes in lost.asked] == [8, ROWS, ROWS]
 
@@ -145,7 +160,7 @@ def test_ray_node_finds_the_model_by_its_digest(tmp_path: Path, chatml_model: Pa
     here = tmp_path / "chatml.gguf"
     shutil.copyfile(chatml_model, here)
     digest = hash_file(here)
-    file = NodeFile(f"{digest.sha256} {digest.size}", digest.size, here, "chatml")
+    file = node_job(f"{digest.sha256} {digest.size}", here, "chatml")
     assert find_file(library, file).path == here
     elsewhere = tmp_path / "elsewhere.gguf"
     here.rename(elsewhere)
@@ -160,20 +175,6 @@ def test_ray_node_finds_the_model_by_its_digest(tmp_path: Path, chatml_model: Pa
 # On real nodes.
 
 
-@dataclass
-class Machines:
-    """A cluster at an address, with one bad node until the others are added."""
-
-    process: subprocess.Popen[str]
-    address: str
-
-    def add_good(self) -> None:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        assert self.process.stdout.readline() == "ready\n"
-
-
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
     home = tmp_path_factory.mktemp("ray")
@@ -184,7 +185,8 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
 
 
 @pytest.fixture(scope="module")
-def machines(user: CommandLine) -> Iterator[Machines]:
+def address(user: CommandLine) -> Iterator[str]:
+    """The address of a cluster with a bad node and two good ones."""
     with subprocess.Popen(
         [sys.executable, ray_machines.__file__, user.home],
         stdin=subprocess.PIPE,
@@ -194,7 +196,7 @@ def machines(user: CommandLine) -> Iterator[Machines]:
         env=user.environment({"RAY_USAGE_STATS_ENABLED": "0"}),
     ) as process:
         assert process.stdout
-        yield Machines(process, process.stdout.readline().strip())
+        yield process.stdout.readline().strip()
         process.communicate()
 
 
@@ -212,16 +214,23 @@ def test_ray_refuses_other_addresses(user: CommandLine, chatml_model: Path, addr
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [("--ray-workers", "2"), ("--ray-workers", "0", "--ray", "local")])
+def test_ray_workers_need_ray(user: CommandLine, chatml_model: Path, more: tuple[str, ...]) -> None:
+    done = user.run(*arguments(chatml_model, "refused", *more))
+    assert_error(done, 2, f"--ray-workers is {more[1]}")
+
+
+@pytest.mark.slow
 def test_ray_without_a_cluster_at_the_address_is_an_error(user: CommandLine, chatml_model: Path) -> None:
     done = user.run(*arguments(chatml_model, "refused", "--ray", "127.0.0.1:9"))
     assert_error(done, 1, "no Ray cluster at 127.0.0.1:9: Connection refused")
 
 
 @pytest.mark.slow
-def test_ray_runs_share_nodes_of_which_one_is_bad(user: CommandLine, chatml_model: Path, machines: Machines) -> None:
+def test_ray_runs_share_nodes_of_which_one_is_bad(user: CommandLine, chatml_model: Path, address: str) -> None:
     def start(*line: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [COMMAND, *line, "--ray", machines.address],
+            [COMMAND, *line, "--ray", address],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -234,10 +243,6 @@ def test_ray_runs_share_nodes_of_which_one_is_bad(user: CommandLine, chatml_mode
         lines = (user.home / name).read_text().splitlines()
         return [(row["id"], row["seed"], row["text"]) for row in map(json.loads, lines)]
 
-    done = user.run(*arguments(chatml_model, "out", "--ray", machines.address))
-    assert_error(done, 1, "no worker could start")
-    assert "it has version 99 of cerebrum, not" in done.err
-    machines.add_good()
     batch = start(*arguments(chatml_model, "out"))
     settings = ["-m", str(chatml_model), "-n", "20", "--samples", "2", "--temperature", "1"]
     run = start("eval", "exam.jsonl", "-o", "run.jsonl", *settings)
@@ -249,7 +254,7 @@ def test_ray_runs_share_nodes_of_which_one_is_bad(user: CommandLine, chatml_mode
     local = user.run(*arguments(chatml_model, "local"))
     out, err = batch.communicate()
     assert (batch.returncode, out, local.code) == (0, "", 0)
-    assert "aylet" not in err
+    assert "is not used: it has version 99 of cerebrum, not" in err and "aylet" not in err
     assert texts("out") == texts("local")
     _, err = run.communicate()
     assert run.returncode == 0, err
