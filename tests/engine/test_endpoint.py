@@ -253,7 +253,7 @@ def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, mon
     first, second = served.servers
     second.models = ("other.gguf",)
     done = served.run("batch", *command, servers=2)
-    problem = f"{second.url} serves other.gguf (1000 bytes) on llama-server, but earlier replies are from tiny.gguf"
+    problem = f"{second.url} serves other.gguf (1000 bytes) on llama-server instead of tiny.gguf"
     assert_error(done, 1, problem, "--restart")
     assert Path("out.jsonl.partial").read_bytes() == finished
     second.models = first.models
@@ -261,10 +261,23 @@ def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, mon
     record = json.loads(path.read_text())
     earlier = {"servers": [{"kind": "vLLM", "build": "1", "model": "x"}]}
     path.write_text(json.dumps({**record, "notes": {**record["notes"], **earlier}}))
-    assert_error(served.run("batch", *command), 1, "on llama-server, but earlier replies are from x on vLLM")
+    assert_error(served.run("batch", *command), 1, "on llama-server instead of x on vLLM")
     path.write_text(json.dumps(record))
     assert served.run("batch", *command, "-q", servers=2).code == 0
     assert_all_answered(Path("out.jsonl"))
+
+
+@pytest.mark.slow
+def test_endpoint_batch_resumes_on_servers_of_another_model_if_they_may_differ(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = interrupted_batch(served, monkeypatch)
+    served.servers[0].models = ("other.gguf",)
+    done = served.run("batch", *command, "--allow-different-models", "-q")
+    assert done.code == 0, done.err
+    assert_all_answered(Path("out.jsonl"))
+    models = {row["served_model"].split()[0] for row in rows_of("out.jsonl")}
+    assert models == {"tiny.gguf", "other.gguf"}
 
 
 # Errors: an exit code, one line for the problem, one for the fix.
@@ -277,7 +290,6 @@ def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, mon
         ({"status": 500}, ("scripted",)),
         ({"status": 401}, ("requires an API key", "CEREBRUM_API_KEY")),
         ({"reset_after": 9}, ()),
-        ({"path": "/v1/models", "status": 404}, ("check the URL",)),
         ({"path": "/tokenize", "body": b'{"tokens":[1]}'}, ("vocabulary", "-m")),
     ],
 )

@@ -10,10 +10,10 @@ from cerebrum_cli.engine.remote.job import Breaker, ServerNotices, ServerTimeout
 DELAYS = ServerTimeouts().retries
 
 
-def test_breaker_takes_all_requests_when_first_reached_and_one_after_a_loss() -> None:
-    closed = Breaker().failed(0.0, DELAYS, with_request=False).reached()
+def test_breaker_takes_all_requests_when_first_reached_and_one_after_a_failure() -> None:
+    closed = Breaker().reached()
     assert closed.state == "closed"
-    opened = closed.failed(10.0, DELAYS, with_request=True)
+    opened = closed.failed(10.0, DELAYS)
     assert (opened.state, opened.reached().state) == ("open", "half-open")
     assert opened.reached().finished().state == "closed"
 
@@ -21,42 +21,40 @@ def test_breaker_takes_all_requests_when_first_reached_and_one_after_a_loss() ->
 def test_breaker_backs_off_until_a_reply() -> None:
     breaker, now, delays = Breaker().reached().finished(), 0.0, []
     for _ in range(9):
-        breaker = breaker.failed(now, DELAYS, with_request=True)
+        breaker = breaker.failed(now, DELAYS)
         delays.append(breaker.retry_at - now)
         now, breaker = breaker.retry_at, breaker.reached()
     assert delays == [1, 2, 4, 8, 15, 30, 60, 60, 60]
-    assert breaker.finished().failed(now, DELAYS, with_request=True).retry_at == now + 1
+    assert breaker.finished().failed(now, DELAYS).retry_at == now + 1
 
 
 def test_breaker_stays_open_at_a_reply_to_an_older_request() -> None:
-    opened = Breaker().reached().failed(0.0, DELAYS, with_request=True)
+    opened = Breaker().reached().failed(0.0, DELAYS)
     assert opened.finished().state == "open" and opened.finished().reached().state == "half-open"
 
 
 def test_breaker_knows_whether_it_has_answered_since_it_was_reached() -> None:
-    lost = Breaker().reached().finished().failed(0.0, DELAYS, with_request=True)
+    lost = Breaker().reached().finished().failed(0.0, DELAYS)
     assert lost.has_answered and not lost.reached().has_answered
 
 
 def test_timeouts_follow_the_slowest_reply() -> None:
     timeouts = ServerTimeouts()
-    assert [timeouts.silence_limit(slowest, 0) for slowest in (0.0, 1.0, 60.0)] == [600, 30, 600]
+    assert [timeouts.silence_limit(slowest, 0, False) for slowest in (0.0, 1.0, 60.0)] == [600, 30, 600]
+    assert [timeouts.silence_limit(slowest, 0, True) for slowest in (0.0, 60.0)] == [45, 45]
+    assert [timeouts.recall_limit(slowest) for slowest in (0.0, 60.0)] == [10, 180]
     assert [timeouts.row_limit(slowest, 0) for slowest in (0.0, 1.0, 90.0)] == [inf, 600, 900]
-    assert (timeouts.silence_limit(1.0, 2), timeouts.row_limit(1.0, 2)) == (120, 2400)
+    assert (timeouts.silence_limit(1.0, 2, False), timeouts.row_limit(1.0, 2)) == (120, 2400)
     assert ServerTimeouts(row_timeout=5.0).row_limit(90.0, 2) == 5
 
 
 def test_server_has_one_notice_in_five_minutes_and_then_the_latest() -> None:
-    notices, (lost, busy, back) = ServerNotices(300.0), (NoticeEvent(each, "") for each in ("lost", "busy", "back"))
-    notices.recover("a", back)  # nobody was told otherwise
+    notices, (lost, busy) = ServerNotices(300.0), (NoticeEvent(each, "") for each in ("lost", "busy"))
+    notices.recover("a")  # nobody was told otherwise
     notices.add("a", lost)
     notices.add("b", lost)
     assert notices.take(0.0) == [lost, lost]
     notices.add("a", busy)
-    notices.recover("a", back)
+    notices.recover("a")
     notices.add("b", lost)
-    assert notices.take(299.0) == [] and notices.take(300.0) == [back]
-    notices.add("a", lost, repeats=True)
-    assert [notices.take(now) for now in (599.0, 600.0, 900.0)] == [[], [lost], []]
-    notices.add("a", lost, repeats=True)
-    assert notices.take(900.0) == [lost]
+    assert notices.take(299.0) == [] and notices.take(300.0) == [NoticeEvent("a is available again", "")]

@@ -9,10 +9,9 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
@@ -30,8 +29,9 @@ MESSAGE_S = 5.0  # in which the message of an error must arrive
 QUESTION_BYTES = 2**20  # about a server, its load or the tokens of a text, and of an error
 REPLY_BYTES = 2**26  # of one sample; with log probabilities, a token takes about 200
 MAX_LONG_SAMPLES = 4  # so long ones of one request, at most
-EVENT_BYTES = 2**23  # of a stream: llama-server's last event may repeat a long prompt
+EVENT_BYTES = 2**23  # of a line of a stream: llama-server's last event may repeat a long prompt
 STREAM_BYTES = 2**28
+TOO_LARGE = "the reply is too large"
 CONNECT_S = 5.0
 IDLE_S = 2.0  # of a connection before it is closed: llama-server closes it after 5, perhaps while a request is sent
 # A peer that has vanished is noticed within a minute. TCP_KEEPALIVE is TCP_KEEPIDLE on macOS; the last is for a request
@@ -78,28 +78,39 @@ class Endpoint:
             raise UsageError(f"{self.name}: the API key is not printable ASCII", "check its variable for line breaks")
 
 
-class OversizedReplyError(Exception):
-    """A reply has more bytes than it may have."""
-
-
 DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What reading a value raises that has not the expected shape."""
 
 
 @dataclass(eq=False)
-class LostServerError(Exception):
-    """The server is gone or failed; another may answer. `was_sent`: it may have been this request that killed it."""
+class ExchangeError(Exception):
+    """What became of a request without a reply; the reason is in the server's words, if it gives one."""
 
     reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(eq=False)
+class LostServerError(ExchangeError):
+    """The server is gone or failed; another may answer. `was_sent`: it may have been this request that killed it."""
+
     was_sent: bool = True
 
 
 @dataclass(eq=False)
-class BusyServerError(Exception):
+class BusyServerError(ExchangeError):
     """The server takes no more requests now; `retry_after` is in seconds, None if not stated."""
 
-    reason: str
     retry_after: float | None = None
+
+
+@dataclass(eq=False)
+class RequestError(ExchangeError):
+    """A status of 400 to 499 that concerns one request, or 501."""
+
+    status: int
 
 
 @dataclass(eq=False)
@@ -107,17 +118,6 @@ class RefusedRequestError(Exception):
     """The server will never answer this request."""
 
     error: CerebrumError
-
-
-@dataclass(eq=False)
-class RequestError(Exception):
-    """A status of 400 to 499 that concerns one request, or 501; `message` is the server's."""
-
-    status: int
-    message: str
-
-    def __str__(self) -> str:
-        return self.message
 
 
 def parse_url(text: str) -> str:
@@ -176,10 +176,20 @@ class Client:
         return await self._request("POST", path, json.loads, timeout_s, samples, json=body)
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the JSON objects of server-sent events; closing the iterator closes the connection."""
-        async with self._exchange("POST", path, None, json=body) as response:
-            async for event in _events(_parts(response, STREAM_BYTES)):
-                yield _checked(json.loads(event))
+        """Yield the JSON objects of server-sent events, each in a line, and an empty one for each sign of life.
+
+        Closing the iterator closes the connection.
+        """
+        async with self._exchange("POST", path, None, json=body, read_bufsize=EVENT_BYTES // 2) as response:
+            limit = STREAM_BYTES
+            async for line in response.content:
+                if (limit := limit - len(line)) < 0:
+                    raise LostServerError(TOO_LARGE)
+                field, _, data = line.strip().partition(b":")
+                if field == b"data" and data.strip() != DONE:
+                    yield _checked(json.loads(data))
+                elif not field:
+                    yield {}
 
     async def aclose(self) -> None:
         await self._session.close()
@@ -227,7 +237,7 @@ class Client:
             problem = "refuses this API key" if self._has_key else "requires an API key"
             return EndpointError(f"{name} {problem}", f"set {KEY_VARIABLE}, or key_env of its table in config.toml")
         body = None
-        with contextlib.suppress(TimeoutError, OversizedReplyError, aiohttp.ClientError, ValueError, RecursionError):
+        with contextlib.suppress(TimeoutError, LostServerError, aiohttp.ClientError, ValueError, RecursionError):
             async with asyncio.timeout(MESSAGE_S):
                 body = json.loads(b"".join([part async for part in _parts(response, QUESTION_BYTES)]))
         retry_after = response.headers.get("Retry-After", "")
@@ -249,20 +259,20 @@ class Client:
             raise LostServerError(f"the proxy answers {error.status}", was_sent=False) from error
         except TimeoutError as error:
             raise LostServerError("no reply in time") from error
-        except OversizedReplyError as error:
-            raise LostServerError("the reply is too large") from error
         except (OSError, aiohttp.ClientError) as error:
             raise LostServerError("connection lost") from error
+        except aiohttp.http_exceptions.LineTooLong as error:
+            raise LostServerError(TOO_LARGE) from error
         except (ValueError, RecursionError) as error:
             raise LostServerError("damaged reply") from error
 
 
 async def _parts(response: aiohttp.ClientResponse, limit: int) -> AsyncGenerator[bytes, None]:
-    """Yield the content of a response as it comes. Raises OversizedReplyError."""
+    """Yield the content of a response as it comes. Raises LostServerError."""
     async for part in response.content.iter_any():
         limit -= len(part)
         if limit < 0:
-            raise OversizedReplyError
+            raise LostServerError(TOO_LARGE)
         yield part
 
 
@@ -302,29 +312,12 @@ def _trusted_certificates() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
 
 
-async def _events(parts: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """Yield the data of server-sent events but the last, `[DONE]`. Raises OversizedReplyError."""
-    received, searched = bytearray(), 0
-    async for part in parts:
-        received += part.replace(b"\r", b"")  # which JSON escapes
-        while (end := received.find(b"\n\n", searched)) >= 0:
-            lines = received[:end].split(b"\n")
-            data = b"\n".join(line[5:] for line in lines if line.startswith(b"data:")).strip()
-            del received[: end + 2]
-            searched = 0
-            if data not in (b"", DONE):
-                yield data
-        searched = max(0, len(received) - 1)
-        if searched > EVENT_BYTES:
-            raise OversizedReplyError
-
-
 def failure(status: int, message: str, retry_after: float | None = None) -> Exception:
     """What an error with an HTTP status means, whether it is that of the answer or comes in the middle of a stream."""
     if status in RETRY_LATER:
         return BusyServerError(message, retry_after)
     if 400 <= status < 500 or status == 501:
-        return RequestError(status, message)
+        return RequestError(message, status)
     return LostServerError(message)
 
 
@@ -362,7 +355,6 @@ def _connection_error(name: str, error: aiohttp.ClientError) -> Exception:
         return LostServerError(f"no connection within {CONNECT_S:g} s", was_sent=False)
     if isinstance(error, aiohttp.ClientConnectorSSLError):  # its number is not the operating system's
         return LostServerError(f"no encrypted connection: {getattr(error.os_error, 'reason', error)}", was_sent=False)
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else None
-    number = re.search(r"\[Errno (\d+)\]", str(cause))  # of the first of several addresses, or of the only one
-    words = os.strerror(int(number[1])) if number else (cause and cause.strerror) or str(error)
-    return LostServerError(words, was_sent=False)
+    number = getattr(error, "errno", None) or 0  # negative where a name has no address
+    words = os.strerror(number) if number > 0 else getattr(error, "strerror", None)
+    return LostServerError(words or str(error), was_sent=False)

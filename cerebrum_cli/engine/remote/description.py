@@ -23,19 +23,19 @@ KINDS: Mapping[str, ServerKind] = {"llamacpp": LlamaServer(), "vllm": Vllm(), "s
 UNSUPPORTED = {"library": "Ollama", "organization_owner": "LM Studio"}
 
 DESCRIBE_S = 30.0  # a busy server answers between two steps
+DIFFERENT_MODEL = "use servers of one model; batch and eval have --allow-different-models, and --restart to start over"
 PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
 
 
 @dataclass
 class ExpectedModel:
-    """What servers must serve: a model of this vocabulary, like one in `earlier`, and, unless they `may_differ`, the
-    model of the `first` one found.
+    """What servers must serve: a model of this vocabulary, and unless they `may_differ`, one that an `earlier` record
+    names, of these replies or of the first server found.
     """
 
     vocabulary: Vocabulary
     earlier: Sequence[Mapping[str, str]] = ()
-    may_differ: bool = True
-    first: tuple[str, ServerInfo] | None = None
+    may_differ: bool = False
 
     @cached_property
     def end_tokens(self) -> tuple[int, ...]:
@@ -48,12 +48,7 @@ class ExpectedModel:
         return tokens[1:] if bos and tokens[0] in self.vocabulary.special_token_ids([bos]) else tokens
 
     async def check(self, client: Client, endpoint: Endpoint, info: ServerInfo) -> None:
-        """Raise EndpointError for another kind of server or model than before, or another vocabulary."""
-        now, before = origin(info.recorded), [origin(record) for record in self.earlier]
-        if before and now not in before:
-            known = " and ".join(dict.fromkeys(before))
-            problem = f"{endpoint.name} serves {now}, but earlier replies are from {known}"
-            raise EndpointError(problem, "resume with a server of that kind and model, or use --restart to start over")
+        """Raise EndpointError for another vocabulary, or another model or kind of server than before."""
         try:
             answer = await client.post("/tokenize", info.kind.tokenize_body(PROBE, info), DESCRIBE_S)
             tokens = tuple(int(token) for token in answer["tokens"])
@@ -62,12 +57,11 @@ class ExpectedModel:
         if info.vocabulary_size not in (None, self.vocabulary.size) or tokens != self.probe:
             problem = f"{endpoint.name} serves {info.model}, whose vocabulary differs from that of the local model"
             raise EndpointError(problem, "name the server's model with -m; cerebrum pull --vocabulary MODEL fetches it")
-        name, first = self.first = self.first or (endpoint.name, info)
-        if name != endpoint.name and info.weights != first.weights and not self.may_differ:
-            problem = f"{endpoint.name} serves {info.weights}, but {name} serves {first.weights}"
-            raise EndpointError(
-                problem, "use servers with the same model; batch and eval have --allow-different-models"
-            )
+        now, before = origin(info.recorded), list(dict.fromkeys(map(origin, self.earlier)))
+        if before and now not in before and not self.may_differ:
+            problem = f"{endpoint.name} serves {now} instead of {' or '.join(before)}"
+            raise EndpointError(problem, DIFFERENT_MODEL)
+        self.earlier = self.earlier or [info.recorded]
 
 
 def probe(endpoint: Endpoint) -> ServerInfo:
@@ -93,7 +87,9 @@ async def describe(client: Client, endpoint: Endpoint) -> ServerInfo:
         path = kind.description_path
         return kind.read_info(entry, await client.get(path, DESCRIBE_S, model=str(entry["id"])))
     except RequestError as error:
-        problem = f"{endpoint.name}: {path}: {error.message}"
+        if error.status == 404:  # as from a gateway while the server restarts
+            raise LostServerError(f"{path}: {error}") from error
+        problem = f"{endpoint.name}: {path}: {error}"
         raise EndpointError(problem, "check the URL: it must be that of a language model server") from error
     except DAMAGE as error:
         problem = f"{endpoint.name}: unexpected response to /v1/models or {path}"

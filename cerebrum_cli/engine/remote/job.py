@@ -32,7 +32,7 @@ class ServerTimeouts:
     load: float = 25.0  # for that question
     retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # before a lost server is tried again
     busy: float = 1.0  # before a busy one is, unless it states how long to wait
-    busy_notice: float = 5.0  # of a busy server before users are notified
+    busy_notice: float = 5.0  # of a busy server, or without any, before users are notified
     notices: float = 300.0  # from one about a server to the next
     join: float = 1.0  # for the other servers at the start, once one is ready
     waits_at_start: bool = False
@@ -47,8 +47,10 @@ class ServerTimeouts:
         """Those before a lost server is tried again, several times before patience is over."""
         return tuple(min(delay, self.patience / 10) for delay in self.retries)
 
-    def silence_limit(self, slowest: float, losses: int) -> float:
+    def silence_limit(self, slowest: float, losses: int, is_streamed: bool) -> float:
         """How long a server may give no sign of life; longer with what was lost before."""
+        if is_streamed:  # to someone who waits; llama-server gives a sign every 15 s
+            return 1.5 * self.silence
         return (max(self.silence, SLOW * slowest) if slowest else self.patience) * (1 << losses)
 
     def row_limit(self, slowest: float, losses: int) -> float:
@@ -57,6 +59,10 @@ class ServerTimeouts:
             return self.row_timeout
         return max(self.patience, SLOW * slowest) * (1 << losses) if slowest else inf
 
+    def recall_limit(self, slowest: float) -> float:
+        """How long one request may stay on a server that has answered none, while another has nothing to do."""
+        return max(self.silence / 3, 3 * slowest)
+
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
@@ -64,58 +70,54 @@ class Breaker:
 
     closed:     as many as its window has room for
     open:       none; from `retry_at` it is asked what it is
-    half-open:  one, since it has lost requests; its reply closes the breaker, and its loss opens it for longer
+    half-open:  one, since it has failed; its reply closes the breaker, and its loss opens it for longer
     """
 
     state: State = "open"
     retry_at: float = 0.0
     failures: int = 0  # in a row, that of being asked what it is included
-    lost_request: bool = False  # since it last finished one
     has_answered: bool = False  # a request, since it was last reached
 
     def reached(self) -> Breaker:
         """The state after it has answered what it is, and fits."""
-        return replace(self, state="half-open" if self.lost_request else "closed", has_answered=False)
+        return replace(self, state="half-open" if self.failures else "closed", has_answered=False)
 
     def finished(self) -> Breaker:
         """The state after a reply; one to an older request does not close it early."""
-        state: State = "open" if self.state == "open" else "closed"
-        return replace(self, state=state, failures=0, lost_request=state == "open", has_answered=True)
+        return self if self.state == "open" else Breaker("closed", has_answered=True)
 
-    def failed(self, now: float, delays: tuple[float, ...], with_request: bool) -> Breaker:
-        """The state after a loss, which came with a request or when it was asked what it is."""
+    def failed(self, now: float, delays: tuple[float, ...]) -> Breaker:
+        """The state after a request was lost, or after it did not answer what it is."""
         retry_at = now + delays[min(self.failures, len(delays) - 1)]
-        return Breaker("open", retry_at, self.failures + 1, self.lost_request or with_request, self.has_answered)
+        return Breaker("open", retry_at, self.failures + 1, self.has_answered)
 
 
 @dataclass(slots=True)
 class ServerNotices:
-    """Notices about each server: at most one in `interval` seconds, of several the latest."""
+    """Notices about each subject, such as a server: one in `interval` seconds, of several the latest, none twice."""
 
     interval: float
-    _waiting: dict[str, tuple[NoticeEvent, bool]] = field(default_factory=dict)
+    _waiting: dict[str, NoticeEvent] = field(default_factory=dict)
     _last: dict[str, tuple[NoticeEvent, float]] = field(default_factory=dict)
 
-    def add(self, server: str, notice: NoticeEvent, repeats: bool = False) -> None:
-        """Add a notice, which is dropped if it is the server's last one, unless it `repeats`."""
-        self._waiting[server] = notice, repeats
+    def add(self, subject: str, notice: NoticeEvent) -> None:
+        self._waiting[subject] = notice
 
-    def recover(self, server: str, notice: NoticeEvent) -> None:
-        """Add a notice that a server is available, unless none was shown that it is not."""
+    def recover(self, server: str) -> None:
+        """Add the notice that a server is available, unless none was shown that it is not."""
         if self._waiting.pop(server, None) or server in self._last:
-            self.add(server, notice)
+            self.add(server, NoticeEvent(f"{server} is available again", ""))
 
     def take(self, now: float) -> list[NoticeEvent]:
         """The notices that are due."""
         due = []
-        for server, (notice, repeats) in list(self._waiting.items()):
-            last, at = self._last.get(server, (None, -inf))
-            if now - at < self.interval:
-                continue
-            del self._waiting[server]
-            if repeats or notice != last:
-                self._last[server] = notice, now
-                due.append(notice)
+        for subject, notice in list(self._waiting.items()):
+            last, at = self._last.get(subject, (None, -inf))
+            if now - at >= self.interval:
+                del self._waiting[subject]
+                if notice != last:
+                    self._last[subject] = notice, now
+                    due.append(notice)
         return due
 
 
@@ -142,8 +144,8 @@ class PooledRequest:
 class PoolJob:
     """Samples of one request that one server generates together, or fewer where it takes fewer in one request.
 
-    A running one began at `start`, and something last arrived of it at `alive_at`; its server had been reached
-    `opening` times by then. `stopped_by` is why it was taken from its server.
+    A running one began at `start`, and something last arrived of it at `alive_at`. `stopped_by` is why it was taken
+    from its server.
     """
 
     samples: tuple[RemoteSample, ...]
@@ -153,7 +155,6 @@ class PoolJob:
     has_output: bool = False
     start: float = 0.0
     alive_at: float = 0.0
-    opening: int = 0
     load: int = 0
     origin: Origin | None = None
     stopped_by: BaseException | None = None
@@ -162,6 +163,10 @@ class PoolJob:
     def is_suspect(self) -> bool:
         """Whether the next server lost with it is the last: it gets one of its own, to be the only possible cause."""
         return self.losses == MAX_LOSSES - 1
+
+    @property
+    def is_streamed(self) -> bool:
+        return self.samples[0].request.stream
 
     @property
     def unfinished(self) -> list[RemoteSample]:

@@ -21,12 +21,12 @@ from dataclasses import replace
 from itertools import chain
 
 from cerebrum_cli.core.errors import EndpointError, NoServerError
-from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent, ServerTokens, StageEvent
+from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent, ServerTokens
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.description import remarks
 from cerebrum_cli.engine.remote.job import MAX_LOSSES, PoolJob, ServerNotices, ServerTimeouts
-from cerebrum_cli.engine.remote.server import CANCELLED, LateReplyError, MissingServerError, Server
+from cerebrum_cli.engine.remote.server import CANCELLED, NOT_ASKED, LateReplyError, Server
 from cerebrum_cli.engine.sequence import Failure
 
 RECALLED = BusyServerError("another server is free")
@@ -43,43 +43,34 @@ class Pool:
         self._waiting: deque[PoolJob] = deque()
         self._suspects: deque[PoolJob] = deque()
         self._slowest = 0.0  # seconds of the slowest reply so far
-        self._giving_up: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._has_asked = asyncio.Event()  # a server what it is, or has failed
+        self._has_started = asyncio.Event()  # a server can be used, or the start has failed
         self._error: BaseException | None = None  # of the start
         self._is_connected = False
+        self._stuck_since = self._now  # without a usable server
 
     async def connect(self) -> None:
         """Start to ask the servers; return soon after one can be used. The others join as they answer.
 
         Raises NoServerError if none answers in time, EndpointError if one does not fit.
         """
-        self._tasks = [asyncio.create_task(self._serve(server)) for server in self._servers]
-        self._watch_for_the_end()
-        await self._until(lambda: any(server.breaker.state != "open" for server in self._servers))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._timeouts.join):
-                await self._until(lambda: all(server.info or server.problem for server in self._servers))
+        asked = [asyncio.create_task(self._reach(server)) for server in self._servers]
+        self._tasks = [asyncio.create_task(self._serve(*each)) for each in zip(self._servers, asked, strict=True)]
+        await asyncio.wait(asked, timeout=self._timeouts.join)
+        await self._has_started.wait()
+        if self._error:
+            raise self._error
         self._is_connected = True
         for server in self._servers:
-            if not server.info:
-                problem = f"{server.name} is not available yet: {server.reason}"
-                self._notices.add(server.name, NoticeEvent(problem, "using the other servers until it answers"))
+            if not server.is_known:
+                self._note(server)
         self._remark()
-        self._report()
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something holds that asking a server changes. Raises what ends the start."""
-        while not condition():
-            self._has_asked.clear()
-            await self._has_asked.wait()
-            if self._error:
-                raise self._error
+        self._assign()
 
     @property
     def known(self) -> list[Server]:
         """The servers that have answered so far; for any thread, as the next two."""
-        return [server for server in self._servers if server.info]
+        return [server for server in self._servers if server.is_known]
 
     @property
     def generated(self) -> tuple[ServerTokens, ...]:
@@ -100,8 +91,7 @@ class Pool:
         self._waiting += jobs
         for job in jobs:
             self._emit = job.emit
-        if not self._fail_if_none_fits():
-            self._assign()
+        self._assign()
 
     def cancel(self, should_cancel: Callable[[PoolJob], bool]) -> None:
         """Stop jobs; each sample that has not finished does, as `cancelled`."""
@@ -136,7 +126,7 @@ class Pool:
         while self._waiting:
             job = self._waiting[0]
             if server := self._choose(job, free):
-                self._start(job.take(server.known_info.max_samples), server)
+                self._start(job.take(server.info.max_samples), server)
                 if not job.samples:
                     self._waiting.popleft()
             elif owner := self._owner(job):
@@ -147,9 +137,11 @@ class Pool:
         self._waiting.extendleft(reversed(bound))
         while self._suspects and not self._waiting and (server := self._choose(self._suspects[0], self._servers)):
             self._start(self._suspects.popleft(), server)
-        if not self._waiting and any(server.is_idle(self._now) for server in self._servers):
+        if not self._waiting:
             self._recall()
-        self._watch_for_the_end()
+        self._fail_if_stuck()
+        for notice in self._notices.take(self._now):
+            self._emit(notice)
 
     def _owner(self, job: PoolJob) -> Server | None:
         """The server that has evaluated the prompt of a job, unless it is lost or busy."""
@@ -157,22 +149,29 @@ class Pool:
         return server if isinstance(server, Server) and server.is_usable else None
 
     def _choose(self, job: PoolJob, free: Sequence[Server]) -> Server | None:
-        """The server to give a job now: the one with the smallest share in use, one that is half-open last."""
+        """The server to give a job now: one that has answered, or the one with the smallest share in use."""
         owner, now = self._owner(job), self._now
         fitting = [each for each in free if owner in (None, each) and each.has_room(job, now)]
-        return min(fitting, key=lambda each: (each.breaker.state, each.outstanding / each.window), default=None)
+        return min(
+            fitting, key=lambda each: (not each.breaker.has_answered, each.outstanding / each.window), default=None
+        )
 
     def _start(self, job: PoolJob, server: Server) -> None:
         job.pooled.server = server
+        for problem, hint in server.info.kind.differences(job.samples[0].request, server.info):
+            self._notices.add(problem, NoticeEvent(problem, hint))
         task = asyncio.create_task(server.answer(job))
         server.add(job, task, self._now)
         task.add_done_callback(lambda task: self._end(task, job, server))
 
     def _recall(self) -> None:
-        """Take back the jobs of half-open servers, which may never answer, for one that has nothing to do."""
-        for server in self._servers:
-            if server.breaker.state == "half-open":
-                server.stop(RECALLED, (job for job in server.running if not job.has_output))
+        """Take jobs of which nothing has come for long from servers that may never answer, for those without any."""
+        since = self._now - self._timeouts.recall_limit(self._slowest)
+        room = sum(server.window for server in self._servers if server.is_idle)
+        doubtful = [server for server in self._servers if room and not server.breaker.has_answered]
+        late = [(job, server) for server in doubtful for job in server.running if job.alive_at < since]
+        for job, server in late[:room]:
+            server.stop(RECALLED, [] if job.has_output else [job])
 
     def _requeue(self, job: PoolJob) -> None:
         """Let a job wait again, behind the others: it may be what fails."""
@@ -198,38 +197,32 @@ class Pool:
             self._postpone(job, server, error)
         elif isinstance(error, LostServerError):
             self._lose(job, server, error)
-        elif isinstance(error, EndpointError):
-            self._open(server, error, job)
+        else:
             self._requeue(job)
-            self._leave_out(server, error)
-        else:  # a bug
-            self._requeue(job)
-            self._fail(error)
+            if isinstance(error, EndpointError):
+                self._open(server, error)
+            else:  # a bug
+                self._fail(error)
         self._assign()
-        self._report()
 
     def _finish(self, job: PoolJob, server: Server) -> None:
-        was_usable, now = server.is_usable, self._now
-        server.breaker, server.busy_since, server.alive_at = server.breaker.finished(), None, now
+        server.breaker, server.alive_at = server.breaker.finished(), self._now
         server.window = min(server.limit, server.window + 1)
-        self._slowest = max(self._slowest, now - job.start)
-        if server.is_usable and not was_usable:
-            self._notices.recover(server.name, NoticeEvent(f"{server.name} is available again", ""))
+        self._slowest = max(self._slowest, server.alive_at - job.start)
+        self._recover(server)
 
     def _postpone(self, job: PoolJob, server: Server, busy: BusyServerError) -> None:
         """Ask for a busy server's job again, elsewhere or later, unless part of its reply was shown."""
         if job.has_output:
-            job.emit(Failure(EndpointError(f"{server.name}: {busy.reason}", "ask again later")))
+            job.emit(Failure(EndpointError(f"{server.name}: {busy}", "ask again later")))
         else:
             self._requeue(job)
         seconds = self._timeouts.busy if busy.retry_after is None else busy.retry_after
         if seconds > self._timeouts.patience:
-            self._open(server, LostServerError(f"{busy.reason} (retry after {seconds:g} s)"), job)
+            self._open(server, LostServerError(f"{busy} (retry after {seconds:g} s)"))
             return
         if server.rest(busy, self._now, seconds) >= self._timeouts.busy_notice:
-            wait = "retrying" if busy.retry_after is None else f"retrying in {seconds:g} s, as requested"
-            notice = NoticeEvent(f"{server.name} is busy: {busy.reason}", f"{wait}, until it is available")
-            self._notices.add(server.name, notice)
+            self._note(server, f"retrying in {seconds:g} s")
         asyncio.get_running_loop().call_at(server.busy_until, self._assign)
 
     def _lose(self, job: PoolJob, server: Server, lost: LostServerError) -> None:
@@ -243,46 +236,44 @@ class Pool:
         is_late = isinstance(lost, LateReplyError)
         job.losses += is_late or (lost.was_sent and (server.breaker.has_answered or (is_only and has_failed_for_long)))
         if not is_late:
-            self._open(server, lost, job)
+            self._open(server, lost)
         is_alone = all(other.breaker.state == "open" for other in self._servers if other is not server)
-        if job.has_output or (is_alone and job.samples[0].request.stream):
-            job.emit(Failure(EndpointError(f"{server.name}: {lost.reason}", "check the server, then ask again")))
+        if job.has_output or (is_alone and job.is_streamed):
+            job.emit(Failure(EndpointError(f"{server.name}: {lost}", "check the server, then ask again")))
         elif job.losses >= MAX_LOSSES:
-            problem = f"this request failed {job.losses} times, last on {server.alias}: {lost.reason}"
+            problem = f"this request failed {job.losses} times, last on {server.alias}: {lost}"
             job.refuse(EndpointError(problem, "check the log of the server"))
         else:
             self._requeue(job)
 
-    def _open(self, server: Server, problem: LostServerError | EndpointError, job: PoolJob) -> None:
-        """Open the breaker of a server because of a job, unless that was sent before the server was last reached."""
-        before = server.breaker.state
-        if before == "open" or job.opening != server.openings:
-            return
-        server.set_problem(problem)
-        server.breaker = server.breaker.failed(self._now, self._timeouts.delays, with_request=True)
-        server.was_lost.set()
-        if before == "closed" and isinstance(problem, LostServerError):
-            notice = NoticeEvent(f"{server.name} is unavailable: {server.reason}", "retrying until it answers")
-            self._notices.add(server.name, notice)
+    def _fail_if_stuck(self) -> None:
+        """Fail everything if no server fits, or once none has been usable for too long while something waits for one.
 
-    def _leave_out(self, server: Server, error: EndpointError) -> None:
-        """Do without a server that is something else than expected; everything fails at the start, or if all are."""
-        server.set_problem(error)
-        if not self._is_connected:
-            self._fail(error)
-        elif not self._fail_if_none_fits():
-            self._notices.add(server.name, NoticeEvent(error.message, error.hint))
-
-    def _fail_if_none_fits(self) -> bool:
-        misfits = [each.problem for each in self._servers if isinstance(each.problem, EndpointError)]
-        if has_none := len(misfits) == len(self._servers):
+        At the start, one that does not fit is enough, and those that do not answer may not be waited for at all.
+        """
+        problems, now = [server.problem for server in self._servers], self._now
+        misfits = [problem for problem in problems if isinstance(problem, EndpointError)]
+        is_running = any(server.running for server in self._servers)  # a reply may come
+        if misfits and (not self._is_connected or len(misfits) == len(problems)):
             self._fail(misfits[0])
-        return has_none
+        elif None in problems or (self._is_connected and not (is_running or self._waiting or self._suspects)):
+            self._stuck_since = now
+        elif not (is_running or NOT_ASKED in problems):
+            waits = self._is_connected or self._timeouts.waits_at_start
+            waits = waits or any(isinstance(problem, BusyServerError) for problem in problems)
+            left = self._timeouts.patience - (now - self._stuck_since)
+            if left <= 0 or not waits:
+                reasons = "; ".join(f"{server.name}: {server.problem}" for server in self._servers)
+                hint = "start one or correct the URL, then run the same command again"
+                self._fail(NoServerError(f"no server answers ({reasons})", hint))
+            elif not self._is_connected or now - self._stuck_since >= self._timeouts.busy_notice:
+                for server in self._servers:
+                    self._note(server, f"giving up in {left:.0f} s")
 
     def _fail(self, error: BaseException) -> None:
         """End everything."""
         self._error = error
-        self._has_asked.set()
+        self._has_started.set()
         for job in chain(self._waiting, self._suspects, *(server.running for server in self._servers)):
             job.emit(Failure(error))
         self._waiting.clear()
@@ -290,105 +281,71 @@ class Pool:
 
     # Servers.
 
-    async def _serve(self, server: Server) -> None:
+    async def _serve(self, server: Server, asked: asyncio.Task[None]) -> None:
         """Go through the states of a server, until the pool is closed."""
         try:
+            await asked
             while True:
                 server.was_lost.clear()
                 if server.breaker.state == "open":
                     await asyncio.sleep(server.breaker.retry_at - self._now)
                     await self._reach(server)
-                else:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(self._timeouts.tick):
-                            await server.was_lost.wait()
-                    window = server.window
-                    await server.watch(self._slowest)
-                    if server.window > window:
-                        self._assign()
-                        self._emit(ServersEvent(self.generated))  # so that more is submitted
-                    self._report()
+                    continue
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._timeouts.tick):
+                        await server.was_lost.wait()
+                window = server.window
+                await server.watch(self._slowest)
+                self._assign()
+                if server.window > window:
+                    self._emit(ServersEvent(self.generated))  # so that more is submitted
         except Exception as error:  # a bug
             self._fail(error)
 
     async def _reach(self, server: Server) -> None:
         """Ask a server what it is; from then on it is given requests, unless it does not fit."""
-        was_known = server.info is not None
         try:
             await server.open()
         except BusyServerError as busy:  # it is loading its model
-            server.set_problem(busy)
             pause = min(busy.retry_after or self._timeouts.busy, self._timeouts.retries[-1])
-            server.breaker = replace(server.breaker, retry_at=self._now + pause)
+            server.problem, server.breaker = busy, replace(server.breaker, retry_at=self._now + pause)
         except (LostServerError, EndpointError) as error:
-            server.set_problem(error)
-            server.breaker = server.breaker.failed(self._now, self._timeouts.delays, with_request=False)
-            server.stop(LostServerError(server.reason), server.running)  # what was sent before it was lost
-            if isinstance(error, EndpointError):
-                self._leave_out(server, error)
+            self._back_off(server, error)
+            server.stop(LostServerError(str(error)), server.running)  # what was sent before it was lost
         else:
+            self._recover(server)
             self._remark()
-            if not was_known:
-                if self._is_connected:
-                    self._emit(ServersEvent(self.generated))  # so that it is recorded before its first reply
-                self._notices.recover(server.name, NoticeEvent(f"{server.name} is available now", ""))
-        self._fail_without_answer()
-        self._has_asked.set()
+            if self._is_connected:
+                self._emit(ServersEvent(self.generated))  # so that it is recorded before its first reply
+            self._has_started.set()
         self._assign()
-        self._report_wait()
-        self._report()
 
-    def _fail_without_answer(self) -> None:
-        """End the start if no server answers and none is waited for, or if no address is that of a server."""
-        first, problems = self._servers[0], [server.problem for server in self._servers]
-        if self._is_connected or not all(isinstance(problem, LostServerError) for problem in problems):
-            return
-        if all(isinstance(problem, MissingServerError) for problem in problems):
-            problem = f"{first.name}: {first.reason}"
-            self._fail(EndpointError(problem, "check the URL: it must be that of a language model server"))
-        elif not self._timeouts.waits_at_start:
-            self._fail(self._no_server)
+    def _open(self, server: Server, problem: LostServerError | EndpointError) -> None:
+        """Open the breaker of a server because of a request, unless it is open by now."""
+        if server.breaker.state != "open":
+            self._back_off(server, problem)
+            server.was_lost.set()
 
-    def _report_wait(self) -> None:
-        """Report what is waited for while no server is usable."""
-        if self._error or not (self._giving_up and all(server.problem for server in self._servers)):
-            return
-        for server in self._servers:
-            message = f"waiting for {server.name}: {server.reason}"
-            if self._is_connected or self._timeouts.waits_at_start:
-                hint = f"giving up after {self._timeouts.patience:g} s without a server"
-                self._notices.add(server.name, NoticeEvent(message, hint), repeats=True)
-            else:
-                self._emit(StageEvent(message, 0, 1))
+    def _back_off(self, server: Server, problem: LostServerError | EndpointError) -> None:
+        server.problem = problem
+        server.breaker = server.breaker.failed(self._now, self._timeouts.delays)
+        if self._is_connected:
+            self._note(server)
 
-    def _watch_for_the_end(self) -> None:
-        """Fail everything once no server has been usable for too long while something waits for one."""
-        has_work = self._waiting or self._suspects or any(server.running for server in self._servers)
-        is_stuck = (has_work or not self._is_connected) and not any(server.is_usable for server in self._servers)
-        if not is_stuck and self._giving_up:
-            self._giving_up.cancel()
-            self._giving_up = None
-        elif is_stuck and self._giving_up is None:
-            self._giving_up = asyncio.get_running_loop().call_later(self._timeouts.patience, self._give_up)
+    def _recover(self, server: Server) -> None:
+        """Know a server as usable, if its breaker is closed."""
+        if server.breaker.state == "closed" and not server.is_usable:
+            server.problem = None
+            self._notices.recover(server.name)
 
-    def _give_up(self) -> None:
-        self._giving_up = None
-        if any(server.running for server in self._servers):  # a reply may come
-            self._giving_up = asyncio.get_running_loop().call_later(self._timeouts.tick, self._give_up)
-        else:
-            self._fail(self._no_server)
-
-    @property
-    def _no_server(self) -> NoServerError:
-        problem = f"no server answers ({'; '.join(f'{server.name}: {server.reason}' for server in self._servers)})"
-        return NoServerError(problem, "start one or correct the URL, then run the same command again")
+    def _note(self, server: Server, hint: str = "retrying until it answers") -> None:
+        """Report why a server is not usable."""
+        notice = NoticeEvent(f"{server.name} is unavailable: {server.problem}", hint)
+        if isinstance(server.problem, EndpointError):
+            notice = NoticeEvent(server.problem.message, server.problem.hint)
+        self._notices.add(server.name, notice)
 
     def _remark(self) -> None:
         """Report what users should know of the servers that are in use, each remark once."""
-        known = self.known if self._is_connected else []
-        for remark in remarks({server.name: server.known_info for server in known}):
+        for remark in remarks({server.name: server.info for server in self.known if self._is_connected}):
             self._notices.add(remark.message, remark)
-
-    def _report(self) -> None:
-        for notice in self._notices.take(self._now):
-            self._emit(notice)

@@ -160,7 +160,7 @@ class RemoteEngine(Engine):
     def larger_context(self) -> str:
         if self._pool is None:
             return super().larger_context
-        return f"restart the server with a larger {self._pool.known[0].known_info.kind.context_option}"
+        return f"restart the server with a larger {self._pool.known[0].info.kind.context_option}"
 
     @property
     def is_loaded(self) -> bool:
@@ -168,7 +168,7 @@ class RemoteEngine(Engine):
 
     @property
     def context_size(self) -> int:
-        return min(server.known_info.context_size for server in self.pool.known)
+        return min(server.info.context_size for server in self.pool.known)
 
     @property
     def pool(self) -> Pool:
@@ -179,12 +179,12 @@ class RemoteEngine(Engine):
 
     @property
     def builds(self) -> list[dict[str, str]]:
-        records = [server.known_info.recorded for server in self.pool.known]
+        records = [server.info.recorded for server in self.pool.known]
         return [record for at, record in enumerate(records) if record not in records[:at]]
 
     @property
     def served_models(self) -> list[str]:
-        ids = [server.known_info.model for server in self.pool.known]
+        ids = [server.info.model for server in self.pool.known]
         return [*ids, *map(file_name, ids)]
 
     def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> RemoteCompletions:

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from dataclasses import replace
+from math import inf
+from typing import Any
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, Origin, PromptEvent
+from cerebrum_cli.core.events import Event, FinishEvent, Origin, PromptEvent
 from cerebrum_cli.engine.remote.client import (
     DAMAGE,
     BusyServerError,
     Client,
     Endpoint,
+    ExchangeError,
     LostServerError,
     RefusedRequestError,
     RequestError,
 )
 from cerebrum_cli.engine.remote.description import ExpectedModel, describe
 from cerebrum_cli.engine.remote.job import Breaker, PoolJob, ServerTimeouts
-from cerebrum_cli.engine.remote.kind import Load, ReplyChunk, ServerInfo, origin
+from cerebrum_cli.engine.remote.kind import Load, ReplyChunk, ServerInfo
 from cerebrum_cli.engine.remote.replies import RemoteSample, read_replies
 from cerebrum_cli.engine.sequence import Request
 
 OF_ONE_REQUEST = (400, 413)  # others concern every request
 TOO_LONG = ("exceeds the available context size", "context length", "max_tokens must be at least 1")
 CANCELLED = asyncio.CancelledError()
-
-
-class MissingServerError(LostServerError):
-    """The address answers, but not as a server: it may be that of a gateway to one that restarts."""
+NOT_ASKED = BusyServerError("no answer yet")
 
 
 class LateReplyError(LostServerError):
@@ -54,86 +54,61 @@ class Server:
     ) -> None:
         self.name, self.alias = endpoint.name, f"server {number}" if endpoint.name == endpoint.url else endpoint.name
         self.breaker, self.was_lost = Breaker(), asyncio.Event()
-        self.problem: Exception | None = None  # why it is not usable
-        self.reason = "no answer yet"  # in words; that of its last problem
+        self.problem: BusyServerError | LostServerError | EndpointError | None = NOT_ASKED  # why it is not usable
         self.running: dict[PoolJob, asyncio.Task[None]] = {}
         self.window = self.limit = self.outstanding = 0  # samples: now at most, after no refusal, and given
         self.generated = 0  # tokens
-        self.openings = self.sent = 0  # how often it was reached, and the running jobs that it was given since
-        self.alive_at = self.busy_until = 0.0  # on the event loop's clock
-        self.busy_since: float | None = None  # None after an answer
-        self.info: ServerInfo | None = None
+        self.alive_at = self.busy_since = self.busy_until = 0.0  # on the event loop's clock
+        self.is_known = False
+        self.info: ServerInfo  # once it is known: what it was when it was last reached
         self._load, self.client = Load(), Client(endpoint)
         self._endpoint, self._window, self._most = endpoint, window, most
         self._expected, self._timeouts = expected, timeouts
-        self._noted: set[tuple[str, str]] = set()  # differences that were reported
 
     # What it is.
-
-    @property
-    def known_info(self) -> ServerInfo:
-        """What it was when it was last opened."""
-        assert self.info
-        return self.info
 
     async def open(self) -> None:
         """Find out whether it can be used, for the first time or after it was lost: it may serve another model.
 
         Raises LostServerError, BusyServerError, or EndpointError if it does not fit.
         """
-        try:
-            info = await describe(self.client, self._endpoint)
-            await self._expected.check(self.client, self._endpoint, info)
-        except EndpointError as error:
-            cause = error.__cause__
-            if isinstance(cause, RequestError) and cause.status == 404:
-                raise MissingServerError(error.message.removeprefix(f"{self.name}: ")) from error
-            raise
-        now = origin(info.recorded)
-        if self.info and now != (before := origin(self.info.recorded)):
-            problem = f"{self.name} now serves {now} instead of {before}"
-            raise EndpointError(problem, "restart it with the previous model, then run the same command again")
+        info = await describe(self.client, self._endpoint)
+        await self._expected.check(self.client, self._endpoint, info)
         self.info = replace(info, end_tokens=self._expected.end_tokens) if info.kind.takes_end_tokens else info
         self.limit = self.window = min(self._window or info.slots, info.max_window, self._most)
-        self.breaker, self.problem = self.breaker.reached(), None
-        self.openings, self.sent = self.openings + 1, 0
+        self.breaker, self.is_known = self.breaker.reached(), True
 
     # What it is doing.
-
-    def set_problem(self, error: BusyServerError | LostServerError | EndpointError) -> None:
-        self.problem = error
-        self.reason = error.message if isinstance(error, EndpointError) else error.reason
 
     @property
     def is_usable(self) -> bool:
         """Whether it takes requests and answers them, as far as is known."""
-        return self.breaker.state == "closed" and self.busy_since is None
+        return self.problem is None
 
-    def is_idle(self, now: float) -> bool:
+    @property
+    def is_idle(self) -> bool:
         """Whether it has nothing to do, and would answer."""
-        return self.breaker.state == "closed" and now >= self.busy_until and not self.running
+        return self.is_usable and self.breaker.has_answered and not self.running
 
     def has_room(self, job: PoolJob, now: float) -> bool:
-        """Whether it can be given a job now; a suspect only if it has no other."""
-        if self.breaker.state == "open" or now < self.busy_until or (self.breaker.state == "half-open" and self.sent):
+        """Whether it can be given a job now; if it is half-open, or for a suspect, only if it has no other."""
+        if self.breaker.state == "open" or now < self.busy_until:
             return False
-        fits = self.outstanding + min(len(job.samples), self.known_info.max_samples) <= self.window
-        return (fits and not job.is_suspect) or self.outstanding == 0
+        fits = self.outstanding + min(len(job.samples), self.info.max_samples) <= self.window
+        return (fits and self.breaker.state == "closed" and not job.is_suspect) or self.outstanding == 0
 
     def add(self, job: PoolJob, task: asyncio.Task[None], now: float) -> None:
         if not self.running:
             self.alive_at = now
         job.start = job.alive_at = now
-        job.origin = Origin(self.alias, self.known_info.weights)
-        job.opening, job.load = self.openings, max(len(job.samples), self.window if job.is_suspect else 0)
+        job.origin = Origin(self.alias, self.info.weights)
+        job.load = max(len(job.samples), self.window if job.is_suspect else 0)
         self.running[job] = task
         self.outstanding += job.load
-        self.sent += 1
 
     def remove(self, job: PoolJob) -> None:
         del self.running[job]
         self.outstanding -= job.load
-        self.sent -= job.opening == self.openings
 
     def stop(self, error: BaseException, jobs: Iterable[PoolJob]) -> None:
         """Take some of its jobs from it, which end with an error."""
@@ -145,9 +120,8 @@ class Server:
         """Take no requests for a while; return how long it will have been busy then."""
         if now >= self.busy_until:  # else it has refused several at the same time
             self.window = max(1, self.window // 2)
-        self.set_problem(busy)
-        self.busy_until = max(self.busy_until, now + seconds)
-        self.busy_since = now if self.busy_since is None else self.busy_since
+        self.busy_since = self.busy_since if isinstance(self.problem, BusyServerError) else now
+        self.problem, self.busy_until = busy, max(self.busy_until, now + seconds)
         return self.busy_until - self.busy_since
 
     async def watch(self, slowest: float) -> None:
@@ -157,28 +131,22 @@ class Server:
             if now - job.alive_at > (limit := timeouts.row_limit(slowest, job.losses)):
                 kind = LateReplyError if self.alive_at > job.start else LostServerError
                 self.stop(kind(f"no reply within {limit:g} s"), [job])
-        follows_load = self._window is None and self.known_info.max_window > self.known_info.slots
-        is_silent = now - self.alive_at >= timeouts.silence
-        if not (self.running and (follows_load or is_silent)):
+        follows_load = self._window is None and self.info.max_window > self.info.slots
+        if not (self.running and (follows_load or now - self.alive_at >= timeouts.silence)):
             return
-        try:
-            load = await self._update_load()
-        except LostServerError as lost:
-            if is_silent:
-                self.stop(LostServerError(f"it stopped answering: {lost.reason}"), self.running)
-            return
+        load = await self._update_load()
         if follows_load and (load.waiting or self.window == self.limit):  # else it was busy not long ago
-            most = min(self.known_info.max_window, self._most)
+            most = min(self.info.max_window, self._most)
             self.window = self.limit = load.next_window(self.window, self.outstanding, most)
         silent_s = asyncio.get_running_loop().time() - self.alive_at
-        losses = max((job.losses for job in self.running), default=0)
-        if silent_s > timeouts.silence_limit(slowest, losses):
+        limits = (timeouts.silence_limit(slowest, job.losses, job.is_streamed) for job in self.running)
+        if silent_s > max(limits, default=inf):
             self.stop(LostServerError(f"no sign of life for {silent_s:.0f} s"), self.running)
 
     async def _update_load(self) -> Load:
-        """Ask it what it is doing: if that has changed, it is alive. Raises LostServerError."""
-        kind, load = self.known_info.kind, Load()
-        with contextlib.suppress(RequestError, BusyServerError, EndpointError, *DAMAGE):  # it has no such page
+        """Ask it what it is doing: if that has changed, it is alive."""
+        kind, load = self.info.kind, Load()
+        with contextlib.suppress(ExchangeError, EndpointError, *DAMAGE):  # it is hanging, or has no such page
             load = kind.read_load(await self.client.text(kind.load_path, self._timeouts.load))
         if load != self._load:
             self._load, self.alive_at = load, asyncio.get_running_loop().time()
@@ -191,27 +159,20 @@ class Server:
 
         Raises LostServerError, BusyServerError or RefusedRequestError, or EndpointError if it concerns all requests.
         """
-        request, info = job.samples[0].request, self.known_info
+        request, info = job.samples[0].request, self.info
         job.samples = tuple(sample.started(info.context_size, job.origin) for sample in job.samples)
         for sample in job.samples:
             job.emit(PromptEvent(sample.id, 0, len(request.prompt_tokens)))
-        for difference in info.kind.differences(request, info):
-            self._note(job, *difference)
         try:
-            await (self._receive_stream(job, info) if request.stream else self._receive_replies(job, info))
+            await (self._receive_stream(job, info) if job.is_streamed else self._receive_replies(job, info))
         except RequestError as error:
             if error.status == 404:  # as from a gateway while the server restarts
-                raise LostServerError(error.message) from error
+                raise LostServerError(error.reason) from error
             if error.status in OF_ONE_REQUEST:
                 raise RefusedRequestError(_refusal(error, request, self.alias)) from error
             raise _refusal(error, request, self.name) from error
         except DAMAGE as error:
             raise LostServerError("damaged reply") from error
-
-    def _note(self, job: PoolJob, problem: str, hint: str) -> None:
-        if (problem, hint) not in self._noted:
-            self._noted.add((problem, hint))
-            job.emit(NoticeEvent(problem, hint))
 
     async def _receive_replies(self, job: PoolJob, info: ServerInfo) -> None:
         """Wait for whole replies.
@@ -244,15 +205,22 @@ class Server:
         while not sample.is_finished:
             body = info.kind.completion_body(sample.take_turn(), info, sample.seed, 1)
             async with contextlib.aclosing(self.client.stream(info.kind.completion_path, body)) as answers:
-                await self._receive_turn(job, sample, info.kind.read_stream(answers))
+                await self._receive_turn(job, sample, info.kind.read_stream(self._noting_life(job, answers)))
+
+    async def _noting_life(
+        self, job: PoolJob, answers: AsyncIterator[dict[str, Any]]
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the parts of a stream that are not mere signs of life."""
+        async for answer in answers:
+            self.alive_at = job.alive_at = asyncio.get_running_loop().time()
+            if answer:
+                yield answer
 
     async def _receive_turn(self, job: PoolJob, sample: RemoteSample, chunks: AsyncIterator[ReplyChunk]) -> None:
         """Pass on the parts of a turn, up to its end or to an intervention."""
         try:
             while not (sample.is_finished or sample.needs_turn):
-                chunk = await anext(chunks)
-                self.alive_at = job.alive_at = asyncio.get_running_loop().time()
-                for event in sample.add(chunk):
+                for event in sample.add(await anext(chunks)):
                     job.has_output = job.has_output or not isinstance(event, PromptEvent)
                     self._report(job, [event])
         except StopAsyncIteration as error:
@@ -260,8 +228,8 @@ class Server:
 
 
 def _refusal(error: RequestError, request: Request, name: str) -> CerebrumError:
-    if any(sign in error.message for sign in TOO_LONG):
-        return PromptTooLong(f"{name}: {error.message}", "shorten the prompt, or give the server a larger context")
-    if request.grammar and "grammar" in error.message.lower():
-        return GrammarError(error.message, "it must be GBNF with a rule named root")
-    return EndpointError(f"{name}: {error.message}", "check the settings of the request, and the server's log")
+    if any(sign in error.reason for sign in TOO_LONG):
+        return PromptTooLong(f"{name}: {error}", "shorten the prompt, or give the server a larger context")
+    if request.grammar and "grammar" in error.reason.lower():
+        return GrammarError(error.reason, "it must be GBNF with a rule named root")
+    return EndpointError(f"{name}: {error}", "check the settings of the request, and the server's log")
