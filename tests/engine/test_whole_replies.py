@@ -19,7 +19,7 @@ from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, LoopCheck, Upcoming
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.remote.client import RefusedRequestError
-from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd
+from cerebrum_cli.engine.remote.kind import ReplyChunk, StopReason
 from cerebrum_cli.engine.remote.replies import RemoteSample, TokenTables
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.thinking import THOUGHTS
@@ -79,7 +79,7 @@ class Served:
         tokens = tuple(self._script[given : given + limit])
         logprobs = tuple(-(token % 7) / 10 if token % 3 else None for token in tokens) if turn.logprobs else ()
         is_over = bool(tokens) and self.tables.is_end[tokens[-1]] and not turn.ignore_eos
-        end = ReplyEnd("eos" if is_over else "limit")
+        end: StopReason = "eos" if is_over else "limit"
         if is_whole:
             return [ReplyChunk(tokens, logprobs=logprobs, end=end)]
         parts = [ReplyChunk((token,), logprobs=logprobs[at : at + 1]) for at, token in enumerate(tokens)]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cerebrum_cli.core.events import Timings
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.remote.client import server_text
-from cerebrum_cli.engine.remote.kind import Load, ReplyChunk, ReplyEnd, ServerInfo, StopReason, file_name, require_ids
+from cerebrum_cli.engine.remote.kind import Load, ReplyChunk, ServerInfo, StopReason, file_name, require_ids
 from cerebrum_cli.engine.sequence import Request
 
 PENALTY_WINDOW = 64  # tokens, as on this machine
@@ -101,7 +102,7 @@ class LlamaServer:
                 yield ReplyChunk(progress=evaluated, cached=int(progress.get("cache", 0)))
             elif event.get("stop"):
                 end = _end(event)
-                yield ReplyChunk(total=int(event["tokens_predicted"]) - (end.reason == "eos"), end=end)
+                yield replace(end, total=int(event["tokens_predicted"]) - (end.end == "eos"))
                 return
             else:
                 tokens, total = array("i", event.get("tokens", ())), int(event["tokens_predicted"])
@@ -124,16 +125,16 @@ class LlamaServer:
 
 def _whole(reply: Mapping[str, Any]) -> ReplyChunk:
     tokens = require_ids(reply.get("tokens"), int(reply["tokens_predicted"]))
-    return ReplyChunk(tokens, _logprobs(reply, tokens), end=_end(reply))
+    return replace(_end(reply), tokens=tokens, logprobs=_logprobs(reply, tokens))
 
 
-def _end(reply: Mapping[str, Any]) -> ReplyEnd:
+def _end(reply: Mapping[str, Any]) -> ReplyChunk:
     times = reply.get("timings", {})
-    return ReplyEnd(
-        _REASONS.get(reply.get("stop_type"), "limit"),
-        reply.get("tokens_evaluated"),
-        int(times.get("cache_n", 0)),
-        Timings(
+    return ReplyChunk(
+        end=_REASONS.get(reply.get("stop_type"), "limit"),
+        prompt_tokens=reply.get("tokens_evaluated"),
+        cached=int(times.get("cache_n", 0)),
+        timings=Timings(
             prefill_s=times.get("prompt_ms", 0.0) / 1000,
             decode_s=times.get("predicted_ms", 0.0) / 1000,
             prefill_tokens=int(times.get("prompt_n", 0)),

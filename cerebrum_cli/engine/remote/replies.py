@@ -28,7 +28,7 @@ from cerebrum_cli.engine.backend import Vocabulary, continuation
 from cerebrum_cli.engine.control import EndReply, Force, Upcoming
 from cerebrum_cli.engine.detokenizer import Detokenizer, TokenTable
 from cerebrum_cli.engine.remote.client import LostServerError, RefusedRequestError
-from cerebrum_cli.engine.remote.kind import ReplyChunk, ReplyEnd, StopReason
+from cerebrum_cli.engine.remote.kind import ReplyChunk, StopReason
 from cerebrum_cli.engine.remote.turns import ENDED, Turns
 from cerebrum_cli.engine.sequence import Request
 
@@ -111,7 +111,7 @@ class RemoteSample:
         # A server knows no control, and may not know a stop string: it would continue.
         is_left = self._turns.intervention or (self._by_stop_string and self.request.answer_start)
         if chunk.end or is_left:
-            yield from self._end(chunk.end or ReplyEnd("limit", cached_tokens=self._cached))
+            yield from self._end(chunk)
 
     def cancelled(self) -> FinishEvent:
         """The last event of a sample that was stopped from here."""
@@ -160,24 +160,25 @@ class RemoteSample:
         elif self.request.logprobs:
             self._logprobs += logprobs or [None] * len(tokens)
 
-    def _end(self, end: ReplyEnd) -> Iterator[Event]:
-        given, turns = len(self._turn.prompt_tokens), self._turns
-        if end.prompt_tokens not in (None, given):
-            problem = f"the server evaluated {end.prompt_tokens} prompt tokens instead of {given}"
+    def _end(self, chunk: ReplyChunk) -> Iterator[Event]:
+        """End the running turn with its last part, or the one after which the rest is left."""
+        given, turns, end = len(self._turn.prompt_tokens), self._turns, chunk.end or "limit"
+        if chunk.prompt_tokens not in (None, given):
+            problem = f"the server evaluated {chunk.prompt_tokens} prompt tokens instead of {given}"
             raise EndpointError(problem, "its model has a different vocabulary; name that model with -m")
         self._require_grammar(given - len(self.request.prompt_tokens))
-        self._cached = self._cached if turns.start else end.cached_tokens
-        self._timings = Timings() if turns.start else end.timings
-        if end.reason == "eos":
+        self._cached = self._cached if turns.start else chunk.cached or self._cached
+        self._timings = Timings() if turns.start else chunk.timings
+        if end == "eos":
             turns.starts_answer(ENDED)
-        is_shortened = end.reason == "limit" and not self._is_ended and turns.was_shortened(self.tokens)
+        is_shortened = end == "limit" and not self._is_ended and turns.was_shortened(self.tokens)
         if isinstance(turns.intervention, Force) or is_shortened:
             yield from self._force()
             if not (self._is_ended or self._is_full):
                 self._turn, self.needs_turn = turns.next_request(self._ids, self.tokens), True
                 return
-            turns.intervention, end = None, replace(end, reason="limit")
-        yield from self._finish_reply(end.reason)
+            turns.intervention, end = None, "limit"
+        yield from self._finish_reply(end)
 
     def _force(self) -> Iterator[Event]:
         """Add the tokens that a control forces, as far as there is room."""

@@ -10,16 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from cerebrum_cli.engine.remote.client import LostServerError, failure, server_text
-from cerebrum_cli.engine.remote.kind import (
-    MAX_WINDOW,
-    Load,
-    ReplyChunk,
-    ReplyEnd,
-    ServerInfo,
-    StopReason,
-    file_name,
-    require_ids,
-)
+from cerebrum_cli.engine.remote.kind import MAX_WINDOW, Load, ReplyChunk, ServerInfo, StopReason, file_name, require_ids
 from cerebrum_cli.engine.sequence import Request, Tokens
 
 SEQUENCES = 256  # by default; vLLM does not report its --max-num-seqs
@@ -210,35 +201,36 @@ def _repository(name: str) -> str:
 
 def _vllm_chunk(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> ReplyChunk:
     """A part of a reply, or with `usage` its last."""
-    end, scores = None, (choice.get("logprobs") or {}).get("token_logprobs")
-    if usage is not None:
-        counts = usage.get("prompt_tokens"), (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-        end = _end(choice.get("finish_reason"), choice.get("stop_reason"), *counts)
-    return _chunk(require_ids(choice.get("token_ids")), scores, end)
+    finish, usage = None if usage is None else str(choice.get("finish_reason")), usage or {}
+    counts = usage.get("prompt_tokens"), (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    scores = (choice.get("logprobs") or {}).get("token_logprobs")
+    return _chunk(require_ids(choice.get("token_ids")), scores, finish, choice.get("stop_reason"), *counts)
 
 
 def _sglang_chunk(reply: Mapping[str, Any], seen: int = 0) -> ReplyChunk:
     """What is new in a part of a reply after the tokens that were seen; it may repeat these."""
-    meta, end = reply["meta_info"], None
-    if finish := meta.get("finish_reason"):
-        if finish["type"] == "abort":  # a request that the server gives up
-            message = server_text(str(finish.get("message") or "the server gave the reply up"))
-            raise failure(int(finish.get("status_code") or 500), message)
-        end = _end(finish["type"], finish.get("matched"), meta.get("prompt_tokens"), meta.get("cached_tokens"))
-    tokens = require_ids(reply.get("output_ids"))
-    tokens = tokens[max(0, len(tokens) + seen - int(meta["completion_tokens"])) :]
-    scores = [score for score, *_ in meta.get("output_token_logprobs") or ()][-len(tokens) :]
-    return _chunk(tokens, scores, end)
+    meta = reply["meta_info"]
+    finish = meta.get("finish_reason") or {}
+    if finish.get("type") == "abort":  # a request that the server gives up
+        message = server_text(str(finish.get("message") or "the server gave the reply up"))
+        raise failure(int(finish.get("status_code") or 500), message)
+    ids, scores = require_ids(reply.get("output_ids")), [score for score, *_ in meta.get("output_token_logprobs") or ()]
+    new = ids[max(0, len(ids) + seen - int(meta["completion_tokens"])) :]
+    counts = meta.get("prompt_tokens"), meta.get("cached_tokens")
+    return _chunk(new, scores[-len(new) :], finish.get("type"), finish.get("matched"), *counts)
 
 
-def _chunk(tokens: Tokens, scores: Any, end: ReplyEnd | None) -> ReplyChunk:
-    """A part of a reply, with log probabilities if each of its tokens has one."""
-    return ReplyChunk(tokens, scores if scores and len(scores) == len(tokens) else (), end=end)
-
-
-def _end(finish: Any, matched: Any, prompt_tokens: int | None, cached: int | None) -> ReplyEnd:
-    """The end of a reply; `matched` is the stop string or the token that ended it."""
-    if finish not in ("stop", "length"):
-        raise LostServerError(f"the reply ended with {server_text(str(finish))}")
-    reason: StopReason = "limit" if finish == "length" else "stop string" if isinstance(matched, str) else "eos"
-    return ReplyEnd(reason, prompt_tokens, int(cached or 0))
+def _chunk(
+    tokens: Tokens, scores: Any, finish: str | None, matched: Any, prompt_tokens: int | None, cached: int | None
+) -> ReplyChunk:
+    """A part of a reply, the last with how it finished: `matched` is the stop string or the token that ended it."""
+    if finish not in (None, "stop", "length"):
+        raise LostServerError(f"the reply ended with {server_text(finish)}")
+    end: StopReason = "limit" if finish == "length" else "stop string" if isinstance(matched, str) else "eos"
+    return ReplyChunk(
+        tokens,
+        scores if scores and len(scores) == len(tokens) else (),
+        end=end if finish else None,
+        prompt_tokens=prompt_tokens,
+        cached=int(cached or 0),
+    )
