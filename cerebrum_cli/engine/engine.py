@@ -176,19 +176,19 @@ class Engine(ABC):
         `scope` that began before makes a `cancel` in between count.
         """
 
-    @abstractmethod
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
         """Divide requests, named by index, into groups to complete one after the other, the shortest first.
 
-        Call it while nothing runs.
+        Call it while nothing runs. Servers manage their own memory: one group.
         """
+        return [list(range(len(list(requests))))]
 
-    @abstractmethod
-    def score(self, requests: Iterable[ScoreRequest]) -> Generator[ScoringEvent, None, None]:
+    def score(self, requests: Iterable[ScoreRequest]) -> Generator[ScoringEvent, None, None]:  # noqa: ARG002
         """Yield LogprobScores, or a RefusedEvent, for each request as it finishes, and progress in between.
 
         Nothing else runs meanwhile. After a cancel the stream ends early; closing it frees the slots before returning.
         """
+        raise EngineError("only a local model can score given texts", "omit --endpoint")
 
     @abstractmethod
     def cancel_scope(self) -> CancelScope:

@@ -10,8 +10,8 @@ import asyncio
 import atexit
 import contextlib
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from math import inf, nan
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import inf
 from time import monotonic
 
 from cerebrum_cli.core.errors import EngineError
@@ -27,11 +27,9 @@ from cerebrum_cli.engine.remote.kind import file_name
 from cerebrum_cli.engine.remote.pool import Pool
 from cerebrum_cli.engine.remote.replies import RemoteSample, TokenTables
 from cerebrum_cli.engine.remote.server import Server
-from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS, Failure, Request
 
 OTHER_FILES = 128  # that are open besides connections
-NEVER = nan  # a time that no time is after
 REPORT_S = 1.0  # between reports of what each server has generated
 AHEAD = 2  # requests submitted for each sample that the servers run at a time
 HELD_TOKENS = 4_000_000  # of prompts and replies, beyond which no more is read ahead; a token takes some 10 bytes
@@ -67,8 +65,8 @@ class RemoteCompletions(Completions[RemoteSample]):
     def __next__(self) -> Event:
         if self._source and len(self._live) < READ_AT * self._pool.window:
             self._read_source()
-        if (monotonic() if self._live else inf) >= self._report_at and len(self._pool.known) > 1 and self._next_index:
-            self._report_at = monotonic() + REPORT_S if self._live else NEVER
+        if (monotonic() if self._live else inf) > self._report_at and len(self._pool.known) > 1 and self._next_index:
+            self._report_at = monotonic() + REPORT_S if self._live else inf
             return ServersEvent(self._pool.generated)
         event = super().__next__()
         if isinstance(event, FinishEvent):
@@ -76,7 +74,7 @@ class RemoteCompletions(Completions[RemoteSample]):
         return event
 
     def close(self) -> None:
-        self._source, self._report_at = None, NEVER
+        self._source, self._report_at = None, inf
         if self._live:
             self._call(lambda: self._pool.cancel(lambda job: job.emit == self._outbox.put))
             self._live.clear()
@@ -189,14 +187,6 @@ class RemoteEngine(Engine):
 
     def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> RemoteCompletions:
         return RemoteCompletions(self, requests, scope or self.cancel_scope())
-
-    def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
-        """All requests in one group: servers manage their own memory."""
-        return [list(range(len(list(requests))))]
-
-    def score(self, requests: Iterable[ScoreRequest]) -> Generator[ScoringEvent, None, None]:  # noqa: ARG002
-        """Raise EngineError: servers do not score given texts."""
-        raise EngineError("only a local model can score given texts", "omit --endpoint")
 
     def cancel_scope(self) -> CancelScope:
         return CancelScope(lambda: self._cancel_count)
