@@ -125,9 +125,8 @@ def answer_rows(
     options: BatchOptions,
     result: Result,
     in_order: bool,
-    positions: Iterable[int] | None = None,
 ) -> Generator[Event, None, None]:
-    """Answer the unfinished rows, all or those at some positions; yield all events, and a RowEvent for each row.
+    """Answer the unfinished rows, or those of a mapping; yield all events, and a RowEvent for each row.
 
     Rows that cannot be answered get an error. On this machine, memory holds a window of SORT_WINDOW rows. Unless a
     reader needs the answers `in_order`, short rows of a window are answered before much longer ones, rows with a common
@@ -135,7 +134,7 @@ def answer_rows(
     get rows in the order of the input, as they can take them; `in_order`, no more than READ_AHEAD past the first
     unfinished one. The caller completes the result; after a cancel, rows are missing.
     """
-    positions = range(len(rows)) if positions is None else positions
+    positions = rows if isinstance(rows, Mapping) else range(len(rows))
     answering = Answering(responder, rows, positions, options, result, responder.engine.cancel_scope())
     yield from responder.load()
     responder.check_settings(options.settings)

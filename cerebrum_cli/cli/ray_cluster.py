@@ -111,7 +111,6 @@ def answer_blocks(
 
 def main() -> None:
     set_environment_default("RAY_USAGE_STATS_ENABLED", "0")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background ignore
     pipe = Connection(int(sys.argv[1]))
     try:
         address, workers, uses_gpus = pipe.recv()
@@ -122,7 +121,7 @@ def main() -> None:
             answer_in_places(pipe, places, *pipe.recv())
     except CerebrumError as error:
         pipe.send(error)
-    except (EOFError, OSError, KeyboardInterrupt):  # the command has ended
+    except (EOFError, OSError):  # the command has ended
         pass
 
 
@@ -158,8 +157,8 @@ def connect(address: str) -> None:
         ray.init(found, log_to_driver=False)
     except Exception as error:
         reason = well_formed(one_line(str((isinstance(error, OSError) and error.strerror) or error)))[:MAX_REASON]
-        hint = "start one with ray start --head, or use --ray local"
-        raise EndpointError(f"no Ray cluster at {address}: {reason}", hint) from error
+        problem = f"no Ray cluster at {address}: {reason}"
+        raise EndpointError(problem, "start one with ray start --head, or use --ray local") from error
 
 
 class Places(NamedTuple):
@@ -211,7 +210,7 @@ def answer_in_places(pipe: Connection, places: Places, job: bytes, concurrency: 
             while True:
                 blocks.put(pipe.recv())
         signal.alarm(STOP_S)  # if Ray does not stop
-        os.kill(os.getpid(), signal.SIGINT)
+        messages.put(None)
 
     def answer() -> None:
         try:
@@ -222,8 +221,9 @@ def answer_in_places(pipe: Connection, places: Places, job: bytes, concurrency: 
 
     for each in (receive, answer):
         threading.Thread(target=each, daemon=True).start()
-    while True:
-        pipe.send(messages.get())
+    while (message := messages.get()) is not None:
+        with contextlib.suppress(OSError):
+            pipe.send(message)
 
 
 def worker_options(places: Places, job: bytes, concurrency: int, messages: Any) -> dict[str, Any]:

@@ -62,7 +62,8 @@ class Work(NamedTuple):
 
 
 def batch_work(rows: Any, options: BatchOptions, run: Journal) -> Work:
-    return Work(rows, options.votes.maximum if options.votes else 1, partial(answer_batch, options), run)
+    answer_block = partial(answer_rows, options=options, in_order=False)
+    return Work(rows, options.votes.maximum if options.votes else 1, answer_block, run)
 
 
 def evaluation_work(evaluation: Evaluation, match: Match, run: Journal) -> Work:
@@ -134,10 +135,11 @@ class Distribution:
             for message in messages:
                 if self.is_cancelled:
                     return
-                if isinstance(message, WorkerReport):
-                    yield from self._take_report(message)
-                elif message:
-                    yield from self._write(message)
+                for event in self._take(message) if message else ():
+                    if event not in self._notices:
+                        yield event
+                    if isinstance(event, NoticeEvent):
+                        self._notices.add(event)
                 if any(not report.problem for report in self._reports.values()):
                     ready_at = time.monotonic()
                 elif time.monotonic() - ready_at > self.patience:
@@ -155,12 +157,17 @@ class Distribution:
         blocks = iter(lambda: {position: rows[position] for position in islice(missing, size)}, {})
         return map(pickle.dumps, blocks), self.job, concurrency
 
+    def _take(self, message: bytes | WorkerReport) -> Iterator[Event]:
+        yield from self._take_report(message) if isinstance(message, WorkerReport) else self._write(message)
+        run = self.work.run
+        yield events.RowEvent(len(run.finished), len(run.rows), run.counts)
+
     def _take_report(self, report: WorkerReport) -> Iterator[Event]:
         self._reports[report.worker] = report
         if report.problem:
             if len(self._reports) >= report.workers and all(each.problem for each in self._reports.values()):
                 raise EndpointError(f"no worker could start ({report.host}: {report.problem})", report.hint)
-            yield from self._notify(NoticeEvent(f"{report.host} is not used: {report.problem}", report.hint))
+            yield NoticeEvent(f"{report.host} is not used: {report.problem}", report.hint)
             return
         models = {record.get("model"): each.host for each in self._reports.values() for record in each.records}
         if len(models) > 1 and not (self.job.servers and self.job.servers.may_differ):
@@ -169,7 +176,6 @@ class Distribution:
             raise EndpointError(problem, "use servers with the same model, or --allow-different-models")
         note_records(self.work.run, report.records)
         yield events.PromptEvent(events.SequenceId(0), 0, 1)
-        yield self._progress
 
     def _write(self, answer: bytes) -> Iterator[Event]:
         host, objects, tokens, notices = pickle.loads(answer)
@@ -177,19 +183,8 @@ class Distribution:
             if position not in self.work.run.finished:
                 self.work.run.write(position, object)
         self._tokens[host] = self._tokens.get(host, 0) + tokens
-        yield from self._notify(*notices)
+        yield from notices
         yield events.ServersEvent(tuple(events.ServerTokens(*each, False) for each in self._tokens.items()))
-        yield self._progress
-
-    @property
-    def _progress(self) -> Event:
-        run = self.work.run
-        return events.RowEvent(len(run.finished), len(run.rows), run.counts)
-
-    def _notify(self, *notices: NoticeEvent) -> Iterator[Event]:
-        new = dict.fromkeys(notice for notice in notices if notice not in self._notices)
-        self._notices.update(new)
-        yield from new
 
 
 # On a node.
@@ -217,12 +212,8 @@ class BlockResult:
     close = complete
 
 
-AnswerBlock = Callable[["Responder", Block, BlockResult], Iterator[Event]]
-"""Answers a block, and yields all events."""
-
-
-def answer_batch(options: BatchOptions, responder: Responder, block: Block, result: BlockResult) -> Iterator[Event]:
-    return answer_rows(responder, block, options, result, in_order=False, positions=tuple(block))
+AnswerBlock = Callable[..., Iterator[Event]]
+"""Answers a block with a responder, writes its result, and yields all events."""
 
 
 def answer_evaluation(
@@ -271,7 +262,7 @@ class NodeJob:
     def answer(self, responder: Responder, notices: Iterable[NoticeEvent], block: bytes) -> bytes:
         """Answer a block: the host, its objects by position, the tokens that were generated for them, and notices."""
         result, tokens, notices = BlockResult(), 0, list(notices)
-        for event in self.answer_block(responder, pickle.loads(block), result):
+        for event in self.answer_block(responder, pickle.loads(block), result=result):
             if isinstance(event, events.FinishEvent):
                 tokens += event.completion_tokens
             elif isinstance(event, NoticeEvent):
