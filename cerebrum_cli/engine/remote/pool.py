@@ -23,7 +23,7 @@ from itertools import chain
 from cerebrum_cli.core.errors import EndpointError, NoServerError
 from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent, ServerTokens
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.engine.remote.client import BusyServerError, LostServerError, RefusedRequestError
+from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.description import remarks
 from cerebrum_cli.engine.remote.job import MAX_LOSSES, PoolJob, ServerNotices, ServerTimeouts
 from cerebrum_cli.engine.remote.server import CANCELLED, NOT_ASKED, LateReplyError, Server
@@ -118,24 +118,22 @@ class Pool:
     # Jobs that wait.
 
     def _assign(self) -> None:
-        """Start waiting jobs, in order, while a server can take the next.
+        """Start waiting jobs, in order, while a server can take the next, and report what users should know.
 
-        A job whose prompt a server has evaluated waits for that one, and no later job takes its slots.
+        A job whose prompt a server has evaluated waits for that one, and others pass it.
         """
-        free, bound = list(self._servers), list[PoolJob]()
-        while self._waiting:
-            job = self._waiting[0]
-            if server := self._choose(job, free):
+        at = 0
+        while at < len(self._waiting):
+            job = self._waiting[at]
+            if server := self._choose(job):
                 self._start(job.take(server.info.max_samples), server)
                 if not job.samples:
-                    self._waiting.popleft()
-            elif owner := self._owner(job):
-                bound.append(self._waiting.popleft())
-                free = [each for each in free if each is not owner]
+                    del self._waiting[at]
+            elif self._owner(job):
+                at += 1
             else:
                 break
-        self._waiting.extendleft(reversed(bound))
-        while self._suspects and not self._waiting and (server := self._choose(self._suspects[0], self._servers)):
+        while self._suspects and not self._waiting and (server := self._choose(self._suspects[0])):
             self._start(self._suspects.popleft(), server)
         if not self._waiting:
             self._recall()
@@ -148,10 +146,10 @@ class Pool:
         server = job.pooled.server
         return server if isinstance(server, Server) and server.is_usable else None
 
-    def _choose(self, job: PoolJob, free: Sequence[Server]) -> Server | None:
+    def _choose(self, job: PoolJob) -> Server | None:
         """The server to give a job now: one that has answered, or the one with the smallest share in use."""
         owner, now = self._owner(job), self._now
-        fitting = [each for each in free if owner in (None, each) and each.has_room(job, now)]
+        fitting = [each for each in self._servers if owner in (None, each) and each.has_room(job, now)]
         return min(
             fitting, key=lambda each: (not each.breaker.has_answered, each.outstanding / each.window), default=None
         )
@@ -193,10 +191,10 @@ class Pool:
         elif isinstance(error, RefusedRequestError):
             server.alive_at = self._now
             job.refuse(error.error)
-        elif isinstance(error, BusyServerError):
+        elif isinstance(error, BusyServerError) and not job.has_output:
             self._postpone(job, server, error)
-        elif isinstance(error, LostServerError):
-            self._lose(job, server, error)
+        elif isinstance(error, ExchangeError):
+            self._lose(job, server, error if isinstance(error, LostServerError) else LostServerError(str(error)))
         else:
             self._requeue(job)
             if isinstance(error, EndpointError):
@@ -212,11 +210,8 @@ class Pool:
         self._recover(server)
 
     def _postpone(self, job: PoolJob, server: Server, busy: BusyServerError) -> None:
-        """Ask for a busy server's job again, elsewhere or later, unless part of its reply was shown."""
-        if job.has_output:
-            job.emit(Failure(EndpointError(f"{server.name}: {busy}", "ask again later")))
-        else:
-            self._requeue(job)
+        """Ask for a busy server's job again, elsewhere or later."""
+        self._requeue(job)
         seconds = self._timeouts.busy if busy.retry_after is None else busy.retry_after
         if seconds > self._timeouts.patience:
             self._open(server, LostServerError(f"{busy} (retry after {seconds:g} s)"))
@@ -320,13 +315,13 @@ class Pool:
             self._has_started.set()
         self._assign()
 
-    def _open(self, server: Server, problem: LostServerError | EndpointError) -> None:
+    def _open(self, server: Server, problem: ExchangeError | EndpointError) -> None:
         """Open the breaker of a server because of a request, unless it is open by now."""
         if server.breaker.state != "open":
             self._back_off(server, problem)
             server.was_lost.set()
 
-    def _back_off(self, server: Server, problem: LostServerError | EndpointError) -> None:
+    def _back_off(self, server: Server, problem: ExchangeError | EndpointError) -> None:
         server.problem = problem
         server.breaker = server.breaker.failed(self._now, self._timeouts.delays)
         if self._is_connected:

@@ -54,7 +54,7 @@ class Server:
     ) -> None:
         self.name, self.alias = endpoint.name, f"server {number}" if endpoint.name == endpoint.url else endpoint.name
         self.breaker, self.was_lost = Breaker(), asyncio.Event()
-        self.problem: BusyServerError | LostServerError | EndpointError | None = NOT_ASKED  # why it is not usable
+        self.problem: ExchangeError | EndpointError | None = NOT_ASKED  # why it is not usable
         self.running: dict[PoolJob, asyncio.Task[None]] = {}
         self.window = self.limit = self.outstanding = 0  # samples: now at most, after no refusal, and given
         self.generated = 0  # tokens
@@ -147,7 +147,7 @@ class Server:
         """Ask it what it is doing: if that has changed, it is alive."""
         kind, load = self.info.kind, Load()
         with contextlib.suppress(ExchangeError, EndpointError, *DAMAGE):  # it is hanging, or has no such page
-            load = kind.read_load(await self.client.text(kind.load_path, self._timeouts.load))
+            load = kind.read_load(await self.client.get(kind.load_path, self._timeouts.load, bytes.decode))
         if load != self._load:
             self._load, self.alive_at = load, asyncio.get_running_loop().time()
         return load
