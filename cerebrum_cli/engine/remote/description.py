@@ -20,6 +20,7 @@ from cerebrum_cli.engine.remote.vllm_sglang import Sglang, Vllm
 
 # By the owner of the models in /v1/models.
 KINDS: Mapping[str, ServerKind] = {"llamacpp": LlamaServer(), "vllm": Vllm(), "sglang": Sglang()}
+SUPPORTED = [kind.name for kind in KINDS.values()]
 UNSUPPORTED = {"library": "Ollama", "organization_owner": "LM Studio"}
 
 DESCRIBE_S = 30.0  # a busy server answers between two steps
@@ -83,8 +84,11 @@ async def describe(client: Client, endpoint: Endpoint) -> ServerInfo:
     path = "/v1/models"
     try:
         entry = _choose_model(await client.get(path, DESCRIBE_S), endpoint)
-        kind = _kind_of(entry.get("owned_by"), endpoint)
-        path = kind.description_path
+        owner = str(entry.get("owned_by"))
+        if owner not in KINDS:
+            found = UNSUPPORTED.get(owner, "a server of an unknown kind")
+            raise EndpointError(f"{endpoint.name} is {found}, which is not supported", f"use {' or '.join(SUPPORTED)}")
+        kind, path = KINDS[owner], KINDS[owner].description_path
         return kind.read_info(entry, await client.get(path, DESCRIBE_S, model=str(entry["id"])))
     except RequestError as error:
         if error.status == 404:  # as from a gateway while the server restarts
@@ -110,15 +114,6 @@ def remarks(servers: Mapping[str, ServerInfo]) -> Iterator[NoticeEvent]:
         yield NoticeEvent(problem, "for identical answers, use identical machines, builds and models")
 
 
-def _kind_of(owner: Any, endpoint: Endpoint) -> ServerKind:
-    """The kind of a server, by the owner of its model. Raises EndpointError."""
-    if kind := KINDS.get(str(owner)):
-        return kind
-    hint = f"use {', '.join(kind.name for kind in KINDS.values())}: prompts and replies are exchanged as token ids"
-    found = UNSUPPORTED.get(str(owner), "a server of an unknown kind")
-    raise EndpointError(f"{endpoint.name} is {found}, which is not supported", hint)
-
-
 def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
     """The entry of the model to ask for: the only one, or the one named. Raises EndpointError."""
     try:
@@ -130,9 +125,8 @@ def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
     if wanted not in models:
         raise EndpointError(f"{endpoint.name} serves no model {wanted!r}", f"it serves {names}")
     if endpoint.served_model is None and len(models) > 1:
-        raise EndpointError(
-            f"{endpoint.name} serves several models", f"choose with --set served_model_name=NAME: {names}"
-        )
+        hint = f"choose with --set served_model_name=NAME: {names}"
+        raise EndpointError(f"{endpoint.name} serves several models", hint)
     chosen = models[wanted]
     base = models.get(str(chosen.get("parent")), {})  # of an adapter, which has no context size of its own
     return {**base, **{key: value for key, value in chosen.items() if value is not None}}

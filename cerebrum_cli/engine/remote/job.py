@@ -66,11 +66,9 @@ class ServerTimeouts:
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """Whether a server is given requests.
+    """Whether a server is given requests: if closed, as many as it takes; if half-open, one; if open, none.
 
-    closed:     as many as its window has room for
-    open:       none; from `retry_at` it is asked what it is
-    half-open:  one, since it has failed; its reply closes the breaker, and its loss opens it for longer
+    An open one is asked what it is from `retry_at`.
     """
 
     state: State = "open"

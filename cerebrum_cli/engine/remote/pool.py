@@ -64,7 +64,6 @@ class Pool:
         for server in self._servers:
             if not server.is_known:
                 self._note(server)
-        self._remark()
         self._assign()
 
     @property
@@ -166,10 +165,11 @@ class Pool:
         """Take jobs of which nothing has come for long from servers that may never answer, for those without any."""
         since = self._now - self._timeouts.recall_limit(self._slowest)
         room = sum(server.window for server in self._servers if server.is_idle)
-        doubtful = [server for server in self._servers if room and not server.breaker.has_answered]
-        late = [(job, server) for server in doubtful for job in server.running if job.alive_at < since]
-        for job, server in late[:room]:
-            server.stop(RECALLED, [] if job.has_output else [job])
+        for server in self._servers:
+            if room > 0 and not server.breaker.has_answered:
+                late = [job for job in server.running if job.alive_at < since and not job.has_output][:room]
+                server.stop(RECALLED, late)
+                room -= len(late)
 
     def _requeue(self, job: PoolJob) -> None:
         """Let a job wait again, behind the others: it may be what fails."""
@@ -309,7 +309,8 @@ class Pool:
             server.stop(LostServerError(str(error)), server.running)  # what was sent before it was lost
         else:
             self._recover(server)
-            self._remark()
+            for remark in remarks({each.name: each.info for each in self.known}):
+                self._notices.add(remark.message, remark)
             if self._is_connected:
                 self._emit(ServersEvent(self.generated))  # so that it is recorded before its first reply
             self._has_started.set()
@@ -339,8 +340,3 @@ class Pool:
         if isinstance(server.problem, EndpointError):
             notice = NoticeEvent(server.problem.message, server.problem.hint)
         self._notices.add(server.name, notice)
-
-    def _remark(self) -> None:
-        """Report what users should know of the servers that are in use, each remark once."""
-        for remark in remarks({server.name: server.info for server in self.known if self._is_connected}):
-            self._notices.add(remark.message, remark)

@@ -181,10 +181,8 @@ class Server:
         """
         events = read_replies(job.samples, await self._ask(job.samples, info))
         while waiting := [sample for sample in job.samples if sample.needs_turn]:
-            answers = await asyncio.gather(*(self._ask([sample], info) for sample in waiting), return_exceptions=True)
+            answers = await asyncio.gather(*(self._ask([sample], info) for sample in waiting))
             for sample, answer in zip(waiting, answers, strict=True):
-                if isinstance(answer, BaseException):
-                    raise answer
                 events += read_replies([sample], answer)
         self._report(job, events)
 
