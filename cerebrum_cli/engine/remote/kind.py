@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Timings
-from cerebrum_cli.engine.sequence import Request, Tokens
+from cerebrum_cli.engine.sequence import Request
 
 MAX_WINDOW = 4096  # sequences to give a server at a time
 
@@ -27,7 +26,7 @@ class ReplyChunk:
     them. With `progress` or an `end`, `cached` tokens of the prompt were.
     """
 
-    tokens: Tokens = ()
+    tokens: Sequence[int] = ()
     logprobs: Sequence[float | None] = ()
     total: int | None = None
     text: str = ""
@@ -126,8 +125,8 @@ def file_name(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
-def require_ids(ids: Sequence[int] | None, count: int | None = None) -> Tokens:
+def require_ids(ids: Sequence[int] | None, count: int | None = None) -> Sequence[int]:
     """The token ids of a reply, of which there are `count` if that is known. Raises EndpointError without them."""
     if ids is None or len(ids) != (len(ids) if count is None else count):
         raise EndpointError("the server does not send token ids", "update it, or connect without a gateway")
-    return array("i", ids)
+    return ids

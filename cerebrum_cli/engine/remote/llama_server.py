@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -105,8 +104,8 @@ class LlamaServer:
                 yield replace(end, total=int(event["tokens_predicted"]) - (end.end == "eos"))
                 return
             else:
-                tokens, total = array("i", event.get("tokens", ())), int(event["tokens_predicted"])
-                yield ReplyChunk(tokens, total=total, text=well_formed(event.get("content", "")))
+                total, text = int(event["tokens_predicted"]), well_formed(event.get("content", ""))
+                yield ReplyChunk(event.get("tokens", ()), total=total, text=text)
 
     def read_load(self, text: str) -> Load:
         """What its slots are doing; requests that wait for one are not counted."""

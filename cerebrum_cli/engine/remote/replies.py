@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import compress, count
 from time import perf_counter
 
@@ -39,14 +40,11 @@ class TokenTables:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self.is_end = TokenTable(vocabulary.is_eog)
-        self._pieces: dict[frozenset[int], TokenTable[bytes]] = {}
+        self.pieces = cache(self._find_pieces)
 
-    def pieces(self, visible: frozenset[int]) -> TokenTable[bytes]:
+    def _find_pieces(self, visible: frozenset[int]) -> TokenTable[bytes]:
         """The bytes of tokens, those of the visible control tokens spelled out."""
-        if visible not in self._pieces:
-            piece = self.vocabulary.piece
-            self._pieces[visible] = TokenTable(lambda token: piece(token, special=token in visible))
-        return self._pieces[visible]
+        return TokenTable(lambda token: self.vocabulary.piece(token, special=token in visible))
 
     def length(self, tokens: Sequence[int]) -> int:
         """Number of tokens before the one that ends a reply."""

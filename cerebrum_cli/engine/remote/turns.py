@@ -55,16 +55,15 @@ class Turns:
     def starts_answer(self, token: int) -> bool:
         """Whether a token does not precede the answer, so that the running turn ends before it."""
         start = self.free_start
-        if start is None or start.stage == "thinking" or start.passes(token, self._spell(token)):
+        if start is None or start.stage == "thinking":
             return False
-        rest = (Text(start.rest, trusted=True),) if start.rest else ()
-        self.intervention = Force(continuation(self._vocabulary, rest) if rest else ())
-        if not rest:
+        piece = b"" if token == ENDED else self._vocabulary.piece(token, special=True)
+        if start.passes(token, piece.decode("utf-8", "replace")):
+            return False
+        self.intervention = Force(continuation(self._vocabulary, (Text(start.rest, trusted=True),)))
+        if not start.rest:
             start.begin()
         return True
-
-    def _spell(self, token: int) -> str:
-        return "" if token == ENDED else self._vocabulary.piece(token, special=True).decode("utf-8", "replace")
 
     def lets_pass(self, upcoming: Upcoming) -> int:
         """For how many of the next tokens nothing intervenes, and the answer does not start."""

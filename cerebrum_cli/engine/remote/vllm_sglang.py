@@ -11,7 +11,7 @@ from typing import Any
 
 from cerebrum_cli.engine.remote.client import LostServerError, failure, server_text
 from cerebrum_cli.engine.remote.kind import MAX_WINDOW, Load, ReplyChunk, ServerInfo, StopReason, file_name, require_ids
-from cerebrum_cli.engine.sequence import Request, Tokens
+from cerebrum_cli.engine.sequence import Request
 
 SEQUENCES = 256  # by default; vLLM does not report its --max-num-seqs
 MAX_SAMPLES = 64
@@ -110,8 +110,7 @@ class Vllm(_SharedFields):
 
     async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
         """Yield parts with the ids of all tokens; the counts follow in an event of their own."""
-        last: Mapping[str, Any] | None = None
-        usage: Mapping[str, Any] = {}
+        last, usage = dict[str, Any](), dict[str, Any]()
         async for event in events:
             usage = event.get("usage") or usage
             for choice in event.get("choices", ()):
@@ -119,7 +118,7 @@ class Vllm(_SharedFields):
                     last = choice
                 else:
                     yield _vllm_chunk(choice)
-        if last is not None:
+        if last:
             yield _vllm_chunk(last, usage)
 
 
@@ -189,14 +188,9 @@ def _total(text: str, metric: str) -> int | None:
 
 
 def _weights(entry: Mapping[str, Any], path: Any) -> str:
-    """Where the weights of a model in /v1/models are from, given their path; with the base of an adapter."""
-    name, base = _repository(str(path or entry["id"])), entry.get("parent")
-    return f"{name} on {_repository(str(base))}" if base else name
-
-
-def _repository(name: str) -> str:
-    """The name of a model on the Hub, or of the folder that a path leads to."""
-    return server_text(file_name(name) if name.startswith(("/", ".", "~")) else name)
+    """Where the weights of a model in /v1/models are from: a name on the Hub, or a folder; with an adapter's base."""
+    names = map(str, filter(None, (path or entry["id"], entry.get("parent"))))
+    return server_text(" on ".join(file_name(each) if each.startswith(("/", ".", "~")) else each for each in names))
 
 
 def _vllm_chunk(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> ReplyChunk:
@@ -221,7 +215,7 @@ def _sglang_chunk(reply: Mapping[str, Any], seen: int = 0) -> ReplyChunk:
 
 
 def _chunk(
-    tokens: Tokens, scores: Any, finish: str | None, matched: Any, prompt_tokens: int | None, cached: int | None
+    tokens: Sequence[int], scores: Any, finish: str | None, matched: Any, prompt_tokens: int | None, cached: int | None
 ) -> ReplyChunk:
     """A part of a reply, the last with how it finished: `matched` is the stop string or the token that ended it."""
     if finish not in (None, "stop", "length"):
