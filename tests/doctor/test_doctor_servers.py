@@ -135,7 +135,7 @@ def test_doctor_refuses_servers_it_cannot_reach(new_user: CommandLine, server: L
     assert new_user.run("doctor", "--endpoint", "box").code == 2
     done = check(new_user, server.url.replace("http:", "https:"))
     assert (done.code, problems(done)) == (1, {"server": "failure"})
-    assert "no encrypted connection: " in by_name(done)["server"]["detail"]
+    assert "[SSL: " in by_name(done)["server"]["detail"]
 
 
 def test_doctor_sends_the_key_and_never_prints_it(new_user: CommandLine, server: LlamaServer) -> None:
