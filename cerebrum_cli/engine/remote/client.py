@@ -149,6 +149,7 @@ class Client:
         except (OSError, ValueError) as error:
             problem = f"{endpoint.name}: {server_text(str(error))}"
             raise EndpointError(problem, "check the URL, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE") from error
+        self.heard_at = 0.0  # when a stream last gave a sign of life, on the event loop's clock
         self._headers = {"User-Agent": "cerebrum-cli", "Accept-Encoding": "identity"}
         if endpoint.key:
             self._headers["Authorization"] = f"Bearer {endpoint.key.strip()}"  # those of a session also go to a proxy
@@ -173,20 +174,16 @@ class Client:
             return json.loads(await _content(response, limit))
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the JSON objects of server-sent events, each in a line, and an empty one for each sign of life.
-
-        Closing the iterator closes the connection.
-        """
+        """Yield the JSON objects of server-sent events, each in a line; closing the iterator closes the connection."""
         async with self._exchange("POST", path, None, json=body, read_bufsize=EVENT_BYTES // 2) as response:
             limit = STREAM_BYTES
             async for line in response.content:
+                self.heard_at = asyncio.get_running_loop().time()
                 if (limit := limit - len(line)) < 0:
                     raise LostServerError(TOO_LARGE)
                 field, _, data = line.strip().partition(b":")
                 if field == b"data" and data.strip() != DONE:
                     yield _checked(json.loads(data))
-                elif not field:
-                    yield {}
 
     async def aclose(self) -> None:
         await self._session.close()

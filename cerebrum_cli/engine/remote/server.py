@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from math import inf
-from typing import Any
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, Origin, PromptEvent
@@ -127,6 +126,7 @@ class Server:
     async def watch(self, slowest: float) -> None:
         """Take jobs from it that take too long after the slowest reply so far; all, if it shows no sign of life."""
         now, timeouts = asyncio.get_running_loop().time(), self._timeouts
+        self.alive_at = max(self.alive_at, self.client.heard_at)
         for job in list(self.running):
             if now - job.alive_at > (limit := timeouts.row_limit(slowest, job.losses)):
                 kind = LateReplyError if self.alive_at > job.start else LostServerError
@@ -203,22 +203,15 @@ class Server:
         while not sample.is_finished:
             body = info.kind.completion_body(sample.take_turn(), info, sample.seed, 1)
             async with contextlib.aclosing(self.client.stream(info.kind.completion_path, body)) as answers:
-                await self._receive_turn(job, sample, info.kind.read_stream(self._noting_life(job, answers)))
-
-    async def _noting_life(
-        self, job: PoolJob, answers: AsyncIterator[dict[str, Any]]
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the parts of a stream that are not mere signs of life."""
-        async for answer in answers:
-            self.alive_at = job.alive_at = asyncio.get_running_loop().time()
-            if answer:
-                yield answer
+                await self._receive_turn(job, sample, info.kind.read_stream(answers))
 
     async def _receive_turn(self, job: PoolJob, sample: RemoteSample, chunks: AsyncIterator[ReplyChunk]) -> None:
         """Pass on the parts of a turn, up to its end or to an intervention."""
         try:
             while not (sample.is_finished or sample.needs_turn):
-                for event in sample.add(await anext(chunks)):
+                chunk = await anext(chunks)
+                job.alive_at = asyncio.get_running_loop().time()
+                for event in sample.add(chunk):
                     job.has_output = job.has_output or not isinstance(event, PromptEvent)
                     self._report(job, [event])
         except StopAsyncIteration as error:
