@@ -242,14 +242,6 @@ def test_kinds_sample_otherwise_than_llama_cpp(kind: ServerKind) -> None:
     assert kind.differences(request_of("Q", temperature=1.0), info_of(kind, has_seeds=False)) == [IGNORED_SEEDS]
 
 
-def test_kinds_llama_server_notes_samplers_that_it_cannot_combine() -> None:
-    both = request_of("Q", temperature=0.7, top_n_sigma=1.5, typical_p=0.9)
-    [(problem, _)] = LLAMA.differences(both, info_of(LLAMA))
-    assert problem == "llama-server does not compute typical_p correctly after top_n_sigma"
-    greedy = replace(both, params=replace(both.params, temperature=0.0))
-    assert LLAMA.differences(greedy, info_of(LLAMA)) == ()
-
-
 @both_kinds
 def test_kinds_are_noted_once_for_what_differs(kind: type[OtherServer]) -> None:
     requests = [request_of(f"Q{at}", temperature=0.7) for at in range(12)]

@@ -90,6 +90,5 @@ class Turns:
             self.intervention = Force(()) if has_started else self._controls.intervene()
 
     def was_shortened(self, generated: int) -> bool:
-        """Whether the running turn ended only because no more tokens were asked for."""
-        limit = self._request.params.max_tokens
-        return self._end is not None and self._end <= generated and (limit is None or generated < limit)
+        """Whether the running turn ended where no more tokens were asked for."""
+        return self._end is not None and self._end <= generated
