@@ -111,6 +111,7 @@ def answer_blocks(
 
 def main() -> None:
     set_environment_default("RAY_USAGE_STATS_ENABLED", "0")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background ignore
     pipe = Connection(int(sys.argv[1]))
     try:
         address, workers, uses_gpus = pipe.recv()
@@ -121,7 +122,7 @@ def main() -> None:
             answer_in_places(pipe, places, *pipe.recv())
     except CerebrumError as error:
         pipe.send(error)
-    except (EOFError, OSError):  # the command has ended
+    except (EOFError, OSError, KeyboardInterrupt):  # the command has ended
         pass
 
 
@@ -210,20 +211,24 @@ def answer_in_places(pipe: Connection, places: Places, job: bytes, concurrency: 
             while True:
                 blocks.put(pipe.recv())
         signal.alarm(STOP_S)  # if Ray does not stop
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def send() -> None:
+        while (message := messages.get()) is not None:
+            with contextlib.suppress(OSError):
+                pipe.send(message)
+
+    sender = threading.Thread(target=send, daemon=True)
+    try:
+        for thread in (sender, threading.Thread(target=receive, daemon=True)):
+            thread.start()
+        for _ in answered.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+            pass
+        messages.put(END)
+        signal.pause()  # until `receive` interrupts
+    finally:
         messages.put(None)
-
-    def answer() -> None:
-        try:
-            for _ in answered.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
-                pass
-        finally:
-            messages.put(END)
-
-    for each in (receive, answer):
-        threading.Thread(target=each, daemon=True).start()
-    while (message := messages.get()) is not None:
-        with contextlib.suppress(OSError):
-            pipe.send(message)
+        sender.join()  # Ray aborts if a thread uses it once it is shut down
 
 
 def worker_options(places: Places, job: bytes, concurrency: int, messages: Any) -> dict[str, Any]:
