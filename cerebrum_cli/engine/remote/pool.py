@@ -3,7 +3,7 @@
 All of it runs on one event loop. A request is computed at least once and reported once: one whose server is lost is
 sent to another one with the same seed. For each server, a task goes through the states of its `Breaker`:
 
-    open       wait, then ask what it is: `_reach`; an answer that fits leads to half-open, at first to closed
+    open       wait, then ask what it is: `_reach`; an answer that fits leads to closed, or half-open after a failure
     half-open  give it one request: a reply closes it, a loss opens it again
     closed     give it requests, and watch that it shows signs of life: `Server.watch`; a loss opens it
 
@@ -212,10 +212,7 @@ class Pool:
     def _postpone(self, job: PoolJob, server: Server, busy: BusyServerError) -> None:
         """Ask for a busy server's job again, elsewhere or later."""
         self._requeue(job)
-        seconds = self._timeouts.busy if busy.retry_after is None else busy.retry_after
-        if seconds > self._timeouts.patience:
-            self._open(server, LostServerError(f"{busy} (retry after {seconds:g} s)"))
-            return
+        seconds = self._timeouts.busy if busy.retry_after is None else min(busy.retry_after, self._timeouts.patience)
         if server.rest(busy, self._now, seconds) >= self._timeouts.busy_notice:
             self._note(server, f"retrying in {seconds:g} s")
         asyncio.get_running_loop().call_at(server.busy_until, self._assign)
