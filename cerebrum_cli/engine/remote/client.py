@@ -262,11 +262,6 @@ def _kept_alive(address: Any) -> socket.socket:
     return created
 
 
-def import_http() -> None:
-    """Import the HTTP client, which takes a fifth of a second."""
-    import aiohttp  # noqa: F401
-
-
 def _proxy_of(url: SplitResult) -> str | None:
     """The proxy that the environment names for a URL. Raises ValueError if it cannot be used."""
     from urllib.request import getproxies, proxy_bypass

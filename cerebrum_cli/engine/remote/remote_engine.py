@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from math import inf
 from time import monotonic
 
@@ -20,7 +21,7 @@ from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.backend import OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, first_seed
 from cerebrum_cli.engine.machine import raise_open_files
-from cerebrum_cli.engine.remote.client import Endpoint, import_http
+from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.remote.description import ExpectedModel
 from cerebrum_cli.engine.remote.job import PooledRequest, PoolJob, ServerTimeouts
 from cerebrum_cli.engine.remote.kind import file_name
@@ -149,7 +150,7 @@ class RemoteEngine(Engine):
         self._loop = asyncio.new_event_loop()
         self._serving: asyncio.Task[None] | None = None
         self._pool: Pool | None = None  # once it is connected
-        threading.Thread(target=import_http, daemon=True).start()  # while native code loads the vocabulary
+        threading.Thread(target=import_module, args=["aiohttp"], daemon=True).start()  # while the vocabulary is loaded
         super().__init__("servers")
 
     # For callers, on any thread.
