@@ -38,10 +38,7 @@ NEXT, END = "next", "end"  # messages to the command: send the next block; all a
 PROGRAM = f"from {__name__} import main; main()"
 
 Job = Callable[[int], tuple[Callable[[bytes], bytes], Sequence[Mapping[str, str]]]]
-"""Opens a model on a node, with so many threads; its class is in a module that nodes can import.
-
-Returns a function that answers blocks, on several threads, and records that identify what generates.
-"""
+"""Opens a model on a node with so many threads: a function that answers blocks, and records of what generates."""
 
 Plan = Callable[[int], tuple[Iterator[bytes], Job, int]]
 """The blocks for a number of workers, the job of each, and how many blocks it has at a time."""

@@ -48,16 +48,16 @@ BLOCKS_EACH = 4  # blocks for each worker at least, so that all end at about the
 SERVER_SAMPLES = 1024  # that a server of a node is given at a time, without --parallel
 MAX_FRUITLESS = 3  # attempts at blocks none of which is answered
 
-Block = Mapping[int, Any]
-"""Rows of a batch by position; of an evaluation, positions of samples."""
-
 
 class Work(NamedTuple):
-    """Rows, each with so many samples at most, what answers a block of them on a node, and where they are written."""
+    """Rows by position, each of so many samples, and where they are written.
+
+    `answer_block` answers some of them on a node: a responder, a mapping of rows and a BlockResult give events.
+    """
 
     rows: Any
     samples: int
-    answer_block: AnswerBlock
+    answer_block: Callable[..., Iterator[Event]]
     run: Journal
 
 
@@ -143,8 +143,7 @@ class Distribution:
                 if any(not report.problem for report in self._reports.values()):
                     ready_at = time.monotonic()
                 elif time.monotonic() - ready_at > self.patience:
-                    hint = "see ray status, then run the same command again"
-                    raise NoServerError("no worker has started on any node", hint)
+                    raise NoServerError("no worker has started on any node", "see ray status, then run it again")
 
     def _plan(self, workers: int) -> tuple[Iterator[bytes], NodeJob, int]:
         """The blocks of missing rows for some workers, the job of each, and how many blocks it has at a time."""
@@ -212,12 +211,8 @@ class BlockResult:
     close = complete
 
 
-AnswerBlock = Callable[..., Iterator[Event]]
-"""Answers a block with a responder, writes its result, and yields all events."""
-
-
 def answer_evaluation(
-    evaluation: Evaluation, match: Match, responder: Responder, block: Block, result: BlockResult
+    evaluation: Evaluation, match: Match, responder: Responder, block: Mapping[int, Any], result: BlockResult
 ) -> Iterator[Event]:
     marks = code_marker(True) if match == "code" else marker(match, evaluation.questions)
     result.finished = set(range(len(evaluation.rows))) - block.keys()
@@ -238,7 +233,7 @@ class NodeJob:
     use: ModelUse
     servers: Servers | None
     is_tuned: bool
-    answer_block: AnswerBlock
+    answer_block: Callable[..., Iterator[Event]]
 
     def __call__(self, threads: int) -> tuple[Callable[[bytes], bytes], Sequence[Mapping[str, str]]]:
         """Load the model, or connect to the node's server. Raises CerebrumError."""
