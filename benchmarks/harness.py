@@ -112,7 +112,7 @@ def run(command: Sequence[str], stdin_text: str | None = None, environment: Envi
 
 def require_peers() -> None:
     """Exit with a message unless `make peers` has built all of llama.cpp's programs."""
-    if not any(PEER_PROGRAMS.parent.glob("*.built")):
+    if not any(PEER_PROGRAMS.parent.glob("*.programs")):
         sys.exit("the peers are not built\nrun `make peers` first")
 
 
