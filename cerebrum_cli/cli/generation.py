@@ -135,7 +135,7 @@ def shown(value: Any) -> str:
 def open_for(source: ReplySource, samples: int, earlier: Sequence[Mapping[str, str]] = ()) -> LoadedModel:
     """Start to load the model for so many samples, or to connect to servers like the `earlier` ones."""
     if isinstance(source.host, Servers):
-        return open_model(replace(source, host=replace(source.host, earlier=earlier)))
+        return open_model(replace(source, host=replace(source.host, earlier=earlier or source.host.earlier)))
     context = replace(source.use.context, slots=min(slots_of(source), samples))
     return open_model(
         source.used(context=context, tuned_for="batch", drafts_for="ask" if source.settings.drafts else None)
