@@ -31,14 +31,17 @@ CLOSE_S = 5.0  # that the command waits for Ray to stop
 STOP_S = 60  # after which Ray is killed
 POLL_S = 0.2  # that a message is waited for
 RESTART_S = 30.0  # before a worker that failed is started again
+ALIVE_S = 30.0  # from one sign of life of a worker to the next
 OBJECT_STORE_BYTES = 200 * 2**20  # of shared memory, for blocks that wait
 MAX_WAITING = 8  # messages for the command
+MAX_CALLS = 100_000  # of workers that wait to send one: with Ray's 1,000 the command could not receive any
 MAX_REASON = 300  # characters
 NEXT, END = "next", "end"  # messages to the command: send the next block; all are answered or lost
 PROGRAM = f"from {__name__} import main; main()"
 
-Job = Callable[[int], tuple[Callable[[bytes], bytes], Sequence[Mapping[str, str]]]]
-"""Opens a model on a node with so many threads: a function that answers blocks, and records of what generates."""
+Records = Sequence[Mapping[str, str]]  # of what generates
+Job = Callable[[int, Callable[[bytes], None]], tuple[Callable[[bytes], bytes], Records]]
+"""Opens a model on a node with so many threads, and sends notices as answers without rows: what answers blocks."""
 
 Plan = Callable[[int], tuple[Iterator[bytes], Job, int]]
 """The blocks for a number of workers, the job of each, and how many blocks it has at a time."""
@@ -51,7 +54,7 @@ class WorkerReport(NamedTuple):
     host: str
     problem: str
     hint: str
-    records: Sequence[Mapping[str, str]]
+    records: Records
     workers: int
 
 
@@ -61,14 +64,13 @@ Message = bytes | WorkerReport | None
 def answer_blocks(
     address: str | int, workers: int | None, uses_gpus: bool, plan: Plan
 ) -> Generator[Message, None, None]:
-    """Yield answers to blocks as they are finished, reports of workers, and None now and then.
+    """Yield answers to blocks as they are finished, reports of workers, b"" as their sign of life, and None otherwise.
 
     The cluster is at an address, or of so many nodes on this machine. It has so many workers, or one on each GPU, or on
     each node. Blocks whose worker or node is lost are left out. Raises EndpointError.
     """
     if find_spec("ray") is None:
-        hint = pip_install("'cerebrum-cli[ray]'")
-        raise EndpointError("--ray needs the package ray, which is not installed", hint)
+        raise EndpointError("--ray needs the package ray, which is not installed", pip_install("'cerebrum-cli[ray]'"))
     pipe, child = Pipe()
     with child:
         process = subprocess.Popen(
@@ -81,8 +83,7 @@ def answer_blocks(
         )
     try:
         pipe.send((address, workers, uses_gpus))
-        blocks: Iterator[bytes] = iter(())
-        while (message := pipe.recv() if pipe.poll(POLL_S) else None) != END:
+        while (message := receive_message(pipe)) != END:
             if isinstance(message, CerebrumError):
                 raise message
             if isinstance(message, int):
@@ -101,6 +102,14 @@ def answer_blocks(
         pipe.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(CLOSE_S)
+
+
+def receive_message(pipe: Connection) -> Any:
+    """The next message, or None if there is none for a while. Raises EOFError."""
+    try:
+        return pipe.recv() if pipe.poll(POLL_S) else None
+    except OSError as error:  # the end is within a message
+        raise EOFError from error
 
 
 # In the child process.
@@ -195,7 +204,7 @@ def answer_in_places(pipe: Connection, places: Places, job: bytes, concurrency: 
     ray.cloudpickle.register_pickle_by_value(sys.modules[Worker.__module__])  # nodes may lack this package
     this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     here = {"num_cpus": 0, "scheduling_strategy": this_node}
-    blocks, messages = Queue(0, here), Queue(MAX_WAITING, here)
+    blocks, messages = Queue(0, here), Queue(MAX_WAITING, {**here, "max_concurrency": MAX_CALLS})
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = 1  # one block of rows in each of Ray's
     context.max_errored_blocks = context.max_consecutive_actor_init_deaths = -1
@@ -204,7 +213,7 @@ def answer_in_places(pipe: Connection, places: Places, job: bytes, concurrency: 
     answered = source.map_batches(Worker, **worker_options(places, job, concurrency, messages))
 
     def receive() -> None:
-        with contextlib.suppress(EOFError, OSError):
+        with contextlib.suppress(Exception):  # of the pipe, or of Ray
             while True:
                 blocks.put(pipe.recv())
         signal.alarm(STOP_S)  # if Ray does not stop
@@ -273,11 +282,12 @@ class Worker:
 
             if cerebrum_cli.__version__ != version:
                 raise RuntimeError(f"it has version {cerebrum_cli.__version__} of cerebrum, not {version}")
-            self._answer, records = pickle.loads(job)(threads.get(context.get_node_id(), 1))
+            self._answer, records = pickle.loads(job)(threads.get(context.get_node_id(), 1), messages.put)
         except Exception as error:
             self._report(error)
             threading.Event().wait()
         messages.put((self._id, self._host, "", "", records))
+        threading.Thread(target=self._show_life, daemon=True).start()
 
     def __call__(self, batch: Any) -> Any:
         try:
@@ -288,6 +298,11 @@ class Worker:
             time.sleep(RESTART_S)
             os._exit(1)
         return batch.slice(0, 0)
+
+    def _show_life(self) -> None:
+        while True:
+            time.sleep(ALIVE_S)
+            self._messages.put(b"")
 
     def _report(self, error: Exception) -> None:
         problem, hint = str(error) or type(error).__name__, getattr(error, "hint", "see its Ray logs in /tmp/ray")

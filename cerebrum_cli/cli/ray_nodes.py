@@ -10,7 +10,7 @@ import pickle
 import platform
 import re
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +23,7 @@ from cerebrum_cli.batch.journal import Journal
 from cerebrum_cli.batch.rows import INPUT
 from cerebrum_cli.cli.endpoints import note_records, noted_servers
 from cerebrum_cli.cli.generation import MAX_PARALLEL, open_for, slots_of
-from cerebrum_cli.cli.ray_cluster import Message, Plan, WorkerReport, answer_blocks
+from cerebrum_cli.cli.ray_cluster import Message, Plan, Records, WorkerReport, answer_blocks
 from cerebrum_cli.core import events
 from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFound, NoServerError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
@@ -46,7 +46,8 @@ LOCAL = re.compile(r"local(?::([1-9]\d?))?")
 BLOCK, SHORT_BLOCK, BLOCK_TOKENS = 64, 256, 65_536  # rows at most, and if each is short: what is lost with a worker
 BLOCKS_EACH = 4  # blocks for each worker at least, so that all end at about the same time
 SERVER_SAMPLES = 1024  # that a server of a node is given at a time, without --parallel
-MAX_FRUITLESS = 3  # attempts at blocks none of which is answered
+MAX_FRUITLESS = 3  # attempts at blocks none of which is answered, and restarts of each worker without an answer
+START_S = 120.0  # besides the patience, in which Ray and a worker start
 
 
 class Work(NamedTuple):
@@ -84,7 +85,7 @@ def answer_on_nodes(
     servers = servers and replace(servers, earlier=noted_servers(work.run))
     opened = (identity, model.path, model.reference, source.settings, source.use, servers, is_tuned)
     job = NodeJob(*opened, work.answer_block)
-    patience = PATIENCE_S if options.patience is None else options.patience
+    patience = START_S + (PATIENCE_S if options.patience is None else options.patience)
     cluster = partial(answer_blocks, parse_cluster(options.ray or ""), options.ray_workers, not servers)
     run = Distribution(cluster, job, work, slots, patience)
     render(run.answer(), run.cancel, sinks)
@@ -110,6 +111,7 @@ class Distribution:
     patience: float = PATIENCE_S
     is_cancelled: bool = False
     _fruitless: int = 0  # passes in which no row was answered
+    _restarts: int = 0  # of workers since a row was answered
     _reports: dict[str, WorkerReport] = field(default_factory=dict)
     _notices: set[NoticeEvent] = field(default_factory=set)
     _tokens: dict[str, int] = field(default_factory=dict)
@@ -130,7 +132,7 @@ class Distribution:
             self._fruitless = self._fruitless + 1 if missing == len(run.rows) - len(run.finished) else 0
 
     def _answer_once(self) -> Iterator[Event]:
-        self._reports, ready_at = {}, time.monotonic()
+        self._reports, alive_at = {}, time.monotonic()
         with closing(self.cluster(self._plan)) as messages:
             for message in messages:
                 if self.is_cancelled:
@@ -140,19 +142,21 @@ class Distribution:
                         yield event
                     if isinstance(event, NoticeEvent):
                         self._notices.add(event)
-                if any(not report.problem for report in self._reports.values()):
-                    ready_at = time.monotonic()
-                elif time.monotonic() - ready_at > self.patience:
-                    raise NoServerError("no worker has started on any node", "see ray status, then run it again")
+                if message is not None:
+                    alive_at = time.monotonic()
+                elif time.monotonic() - alive_at > self.patience:
+                    raise NoServerError("no worker is running on any node", "see ray status, then run it again")
 
     def _plan(self, workers: int) -> tuple[Iterator[bytes], NodeJob, int]:
         """The blocks of missing rows for some workers, the job of each, and how many blocks it has at a time."""
         rows, samples, _, run = self.work
         each = -(-(len(run.rows) - len(run.finished)) // workers)
         most = max(BLOCK, min(SHORT_BLOCK, BLOCK_TOKENS // (self.job.settings.max_tokens or BLOCK_TOKENS)))
-        size = 1 if self._fruitless else min(most, -(-each // BLOCKS_EACH))
+        size = min(most, -(-each // BLOCKS_EACH))
         concurrency = min(self.slots // (size * samples) + 2, max(2, -(-each // size)))
-        missing = (position for position in range(len(run.rows)) if position not in run.finished)
+        missing: Iterator[int] = (position for position in range(len(run.rows)) if position not in run.finished)
+        if self._fruitless:  # one row may have ended each worker: find others
+            missing, size, concurrency = islice(missing, BLOCKS_EACH * workers), 1, 2
         blocks = iter(lambda: {position: rows[position] for position in islice(missing, size)}, {})
         return map(pickle.dumps, blocks), self.job, concurrency
 
@@ -162,6 +166,7 @@ class Distribution:
         yield events.RowEvent(len(run.finished), len(run.rows), run.counts)
 
     def _take_report(self, report: WorkerReport) -> Iterator[Event]:
+        is_restart = report.worker in self._reports and not report.problem
         self._reports[report.worker] = report
         if report.problem:
             if len(self._reports) >= report.workers and all(each.problem for each in self._reports.values()):
@@ -173,6 +178,11 @@ class Distribution:
             (model, host), (other, there), *_ = models.items()
             problem = f"the server of {there} serves {other}, but that of {host} serves {model}"
             raise EndpointError(problem, "use servers with the same model, or --allow-different-models")
+        if is_restart:
+            self._restarts += 1
+            if self._restarts >= MAX_FRUITLESS * report.workers:
+                raise EndpointError("workers end without answering a row", "see the Ray logs of the nodes in /tmp/ray")
+            yield NoticeEvent(f"{report.host}: a worker was lost, and started again", "see its Ray logs in /tmp/ray")
         note_records(self.work.run, report.records)
         yield events.PromptEvent(events.SequenceId(0), 0, 1)
 
@@ -181,6 +191,7 @@ class Distribution:
         for position, object in objects.items():
             if position not in self.work.run.finished:
                 self.work.run.write(position, object)
+        self._restarts = 0 if objects else self._restarts
         self._tokens[host] = self._tokens.get(host, 0) + tokens
         yield from notices
         yield events.ServersEvent(tuple(events.ServerTokens(*each, False) for each in self._tokens.items()))
@@ -235,8 +246,8 @@ class NodeJob:
     is_tuned: bool
     answer_block: Callable[..., Iterator[Event]]
 
-    def __call__(self, threads: int) -> tuple[Callable[[bytes], bytes], Sequence[Mapping[str, str]]]:
-        """Load the model, or connect to the node's server. Raises CerebrumError."""
+    def __call__(self, threads: int, send: Callable[[bytes], None]) -> tuple[Callable[[bytes], bytes], Records]:
+        """Load the model, or connect to the node's server, and send notices meanwhile. Raises CerebrumError."""
         from cerebrum_cli.cli.app import real_app
         from cerebrum_cli.engine.machine import processor_name, thread_count
 
@@ -245,8 +256,10 @@ class NodeJob:
             settings = replace(settings, threads=threads)
         model, resources = find_file(app.library, self), app.resources(not self.is_tuned)
         loaded = open_for(ReplySource(resources, model, settings, self.use, self.servers), MAX_PARALLEL)
-        notices = [event for event in loaded.responder.load() if isinstance(event, NoticeEvent)]
-        answer = partial(self.answer, loaded.responder, notices)
+        for event in loaded.responder.load():
+            if isinstance(event, NoticeEvent):
+                send(pickle.dumps((platform.node(), {}, 0, [event])))
+        answer = partial(self.answer, loaded.responder)
         if loaded.is_remote:
             return answer, loaded.engine.builds
         build = app.build()
@@ -254,9 +267,9 @@ class NodeJob:
         llama = f"{build.version} ({' '.join(build.cpu_features)})"
         return answer, [{"kind": "ray", "build": llama, "processor": processor}]
 
-    def answer(self, responder: Responder, notices: Iterable[NoticeEvent], block: bytes) -> bytes:
+    def answer(self, responder: Responder, block: bytes) -> bytes:
         """Answer a block: the host, its objects by position, the tokens that were generated for them, and notices."""
-        result, tokens, notices = BlockResult(), 0, list(notices)
+        result, tokens, notices = BlockResult(), 0, list[NoticeEvent]()
         for event in self.answer_block(responder, pickle.loads(block), result=result):
             if isinstance(event, events.FinishEvent):
                 tokens += event.completion_tokens

@@ -24,12 +24,16 @@ from cerebrum_cli.batch.answering import BatchOptions
 from cerebrum_cli.batch.journal import open_journal
 from cerebrum_cli.batch.readers import open_input, read_rows
 from cerebrum_cli.batch.rows import output_object, result_rows
+from cerebrum_cli.cli import ray_cluster
 from cerebrum_cli.cli.ray_cluster import Message, Plan, WorkerReport
 from cerebrum_cli.cli.ray_nodes import Distribution, NodeJob, batch_work, find_file
 from cerebrum_cli.core.errors import EndpointError, ModelNotFound, NoServerError
 from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.inference.loading import ModelUse, Servers
+from cerebrum_cli.engine.backend import OpenBackend
+from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.remote.client import Endpoint
+from cerebrum_cli.inference.loading import ModelUse, ReplySource, Servers
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
@@ -146,12 +150,43 @@ def test_ray_ends_without_workers_and_with_rows_that_end_them(source: Path) -> N
         while True:
             yield None
 
-    with pytest.raises(NoServerError, match="no worker has started"):
+    with pytest.raises(NoServerError, match="no worker is running"):
         answer_all(source, ScriptedCluster([wait]), patience=0.01)
     lost = ScriptedCluster([lambda blocks: iter(())] * 3)
     with pytest.raises(EndpointError, match="workers fail on 40 rows, the first of which is 1"):
         answer_all(source, lost)
-    assert [len(sizes) for sizes in lost.asked] == [8, ROWS, ROWS]
+    assert [sum(sizes) for sizes in lost.asked] == [ROWS, 8, 8]  # one by one, only a few
+
+
+def test_ray_ends_without_a_sign_of_life(source: Path) -> None:
+    def fall_silent(blocks: list[bytes]) -> Messages:
+        for _ in range(20):
+            yield b""
+            time.sleep(0.002)
+        yield answered(blocks[0])
+        while True:
+            yield None
+
+    with pytest.raises(NoServerError, match="no worker is running"):
+        answer_all(source, ScriptedCluster([fall_silent]), patience=0.02)
+    cluster = ScriptedCluster()
+    assert answer_all(source, cluster)[1] == EXPECTED
+    assert [sum(sizes) for sizes in cluster.asked] == [ROWS - 5]
+
+
+def test_ray_reports_workers_that_start_again(source: Path) -> None:
+    lost = NoticeEvent("here: a worker was lost, and started again", "see its Ray logs in /tmp/ray")
+    again = [READY] * 5
+    cluster = ScriptedCluster([lambda blocks: iter([*again, answered(blocks[0]), *again, *map(answered, blocks)])])
+    events, texts = answer_all(source, cluster)
+    assert texts == EXPECTED
+    assert events.count(lost) == 1
+
+
+def test_ray_ends_when_workers_start_again_without_an_answer(source: Path) -> None:
+    cluster = ScriptedCluster([lambda blocks: iter([*[READY] * 6, *map(answered, blocks)])])
+    with pytest.raises(EndpointError, match="workers end without answering a row"):
+        answer_all(source, cluster)
 
 
 def test_ray_node_finds_the_model_by_its_digest(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> None:
@@ -170,6 +205,47 @@ def test_ray_node_finds_the_model_by_its_digest(tmp_path: Path, chatml_model: Pa
     moved = hash_file(elsewhere)
     library.registry.add(RegistryEntry("mine", elsewhere, moved.size, moved.sha256, moved.mtime_ns, "local"))
     assert find_file(library, file).path == elsewhere
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this process that of a worker, with a home of its own."""
+    monkeypatch.setattr(sys, "stdin", None)
+    for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
+
+
+@pytest.mark.usefixtures("node")
+def test_ray_node_sends_notices_while_it_waits_for_a_server(chatml_model: Path) -> None:
+    digest, sent = hash_file(chatml_model), list[bytes]()
+    endpoint = Endpoint("there", "http://127.0.0.1:9")
+    servers = Servers([endpoint], timeouts={"waits_at_start": True, "patience": 0.05, "busy_notice": 0.1})
+    job = node_job(f"{digest.sha256} {digest.size}", chatml_model, "chatml")
+    with pytest.raises(NoServerError, match="no server answers"):
+        replace(job, servers=servers)(1, sent.append)
+    [notice] = pickle.loads(sent[0])[-1]
+    assert notice.message.startswith("there is unavailable")
+
+
+@pytest.mark.usefixtures("node")
+def test_ray_node_refuses_another_model_than_before(chatml_model: Path) -> None:
+    @dataclass(frozen=True)
+    class RecordedServers(Servers):
+        def __call__(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:
+            raise EndpointError(f"not {self.earlier[0]['model']}", "")
+
+    digest = hash_file(chatml_model)
+    job = node_job(f"{digest.sha256} {digest.size}", chatml_model, "chatml")
+    with pytest.raises(EndpointError, match="not m"):
+        replace(job, servers=RecordedServers((), earlier=READY.records))(1, lambda _: None)
+
+
+@pytest.mark.slow
+def test_ray_that_ends_within_a_message_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import os, sys; pipe = int(sys.argv[1]); os.read(pipe, 1000); os.write(pipe, bytes([0, 0, 0, 9, 1]))"
+    monkeypatch.setattr(ray_cluster, "PROGRAM", program)
+    with pytest.raises(EndpointError, match="Ray has ended unexpectedly"):
+        list(ray_cluster.answer_blocks("", None, False, lambda _: (iter(()), cast("Any", None), 1)))
 
 
 # On real nodes.
