@@ -197,7 +197,7 @@ class BatchProgress:
         self._servers: tuple[ServerTokens, ...] = ()
         self._phase = "preparing prompts"
         self._tokens = 0
-        self._started = 0.0
+        self._started = self._latest = 0.0  # when tokens and rows were reported; Ray takes seconds to stop after that
 
     def emit(self, event: Event) -> None:
         if isinstance(event, (LoadEvent, StageEvent)):
@@ -221,6 +221,7 @@ class BatchProgress:
             self._before = event.done if self._before is None else self._before
         else:
             return
+        self._latest = time.monotonic()
         if self._rows:
             self._line.show()
 
@@ -234,16 +235,12 @@ class BatchProgress:
                 self._streams.write_line("  ", message)
 
     @property
-    def _seconds(self) -> float:
-        return time.monotonic() - self._started if self._started else 0.0
-
-    @property
     def _all_tokens(self) -> int:
         return max(self._tokens, sum(server.tokens for server in self._servers))  # some servers send no ids
 
     def _summary(self) -> str:
         assert self._rows
-        speed, seconds, tokens = "", self._seconds, self._all_tokens
+        speed, seconds, tokens = "", self._latest - (self._started or self._latest), self._all_tokens
         if tokens and seconds:
             rates = server_rates([server._replace(is_lost=False) for server in self._servers], seconds)
             rate = f"{tokens / seconds:.1f} t/s" + (f": {rates}" if rates else "")
@@ -253,7 +250,7 @@ class BatchProgress:
         return ", ".join(filter(None, [f"{done} of {of} done", *exceptions(self._rows), speed]))
 
     def _render(self, width: int) -> Iterator[Segment]:
-        rows, seconds = self._rows, self._seconds
+        rows, seconds = self._rows, time.monotonic() - self._started if self._started else 0.0
         assert rows
         done = rows.done - (self._before or 0)
         left = f"{format_duration(seconds / done * (rows.total - rows.done))} left" if done else self._phase

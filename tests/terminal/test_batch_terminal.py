@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,10 @@ from person import OpenTerminal, Person
 from rich.cells import cell_len
 from scripted_command import SCRIPTED
 from waiting import wait_until
+
+from cerebrum_cli.core.events import PromptEvent, RowCounts, RowEvent, SequenceId, TokenEvent
+from cerebrum_cli.terminal.progress import BatchProgress
+from cerebrum_cli.terminal.streams import Streams
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
@@ -125,6 +131,17 @@ def test_batch_ctrl_c_during_loading_leaves_no_files(start: OpenTerminal, tmp_pa
 
 
 # A vote.
+
+
+def test_batch_rate_leaves_out_the_time_after_the_last_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, err, one = [100.0], StringIO(), SequenceId(0)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress = BatchProgress(Streams(StringIO(), err, None, False, False, False), draws=False)
+    for event in (PromptEvent(one, 0, 1), TokenEvent(one, "", tokens=(1,) * 40), RowEvent(1, 1, RowCounts())):
+        progress.emit(event)
+        now[0] += 2  # the last time until Ray has stopped
+    progress.close()
+    assert "40 tokens in 4.0 s (10.0 t/s)" in err.getvalue()
 
 
 def test_vote_shows_its_tally_and_then_the_winning_sample(start: OpenTerminal) -> None:
