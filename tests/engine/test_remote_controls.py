@@ -108,6 +108,15 @@ def test_remote_thought_survives_the_loss_of_a_server() -> None:
         assert summaries(replies_of(engine, given)) == local(MODELS["ended"], given)
 
 
+def test_remote_turn_that_fails_ends_those_of_the_other_samples() -> None:
+    given, _ = requests()
+    with serving_kind(LlamaServer, MODELS["ended"], context_size=300) as [server], connected(server) as engine:
+        server.arm(let_through=1, hang_after=0, times=2)
+        server.arm(let_through=1, status=429)
+        assert summaries(replies_of(engine, given)) == local(MODELS["ended"], given)
+        server.wait_for(lambda: sum(asked.is_left for asked in server.completions()) == 2)
+
+
 # Grammars that apply once the answer starts.
 
 THINKING = "<think>I can see that it is {seed}, so I say it.</think>"

@@ -181,9 +181,13 @@ class Server:
         """
         events = read_replies(job.samples, await self._ask(job.samples, info))
         while waiting := [sample for sample in job.samples if sample.needs_turn]:
-            answers = await asyncio.gather(*(self._ask([sample], info) for sample in waiting))
-            for sample, answer in zip(waiting, answers, strict=True):
-                events += read_replies([sample], answer)
+            try:
+                async with asyncio.TaskGroup() as group:  # one that fails ends the others
+                    turns = [group.create_task(self._ask([sample], info)) for sample in waiting]
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from errors
+            for sample, turn in zip(waiting, turns, strict=True):
+                events += read_replies([sample], turn.result())
         self._report(job, events)
 
     def _report(self, job: PoolJob, events: Iterable[Event]) -> None:
