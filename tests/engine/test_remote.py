@@ -7,8 +7,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from asking import collect_replies
-from model_servers import Refused
+from model_servers import Armed, Refused
 from person import OpenTerminal
 from remote_engines import (
     ALERT,
@@ -53,7 +53,7 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.control import LoopCheck
 from cerebrum_cli.engine.remote.client import Endpoint
-from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
+from cerebrum_cli.engine.remote.remote_engine import RemoteCompletions, RemoteEngine
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS, Request
 from cerebrum_cli.terminal.tables import server_rates
 
@@ -337,6 +337,25 @@ def test_remote_silent_server_is_lost(page: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+def test_remote_server_whose_load_is_known_only_at_times_is_lost() -> None:
+    polls = count()
+    with serving(unicode_model) as [server], connected(server, timeouts=replace(ALERT, patience=0.1)) as engine:
+        known = server.answer
+        server.answer = lambda path, body: (  # type: ignore[method-assign]
+            None if path == "/slots" and next(polls) % 2 else known(path, body)
+        )
+        stuck = server.arm(hang_after=0)
+        with closing(engine.complete([REQUESTS[0]])) as replies:
+            assert stuck.is_hanging.wait(10)
+            server.wait_for(
+                lambda: server.completions()[0].is_left or sum(asked.path == "/slots" for asked in server.asked) > 60
+            )
+            assert server.completions()[0].is_left
+            events = list(replies)
+    assert outcome(events) == summaries(local_replies(unicode_model, REQUESTS[0]))
+
+
+@pytest.mark.slow
 def test_remote_stream_of_a_server_without_a_sign_of_life_is_an_error() -> None:
     with serving(STORY) as [server], connected(server, timeouts=replace(QUICK, silence=0.2)) as engine:
         stuck = server.arm(hang_after=0)
@@ -345,15 +364,83 @@ def test_remote_stream_of_a_server_without_a_sign_of_life_is_an_error() -> None:
     assert stuck.struck and raised.value.hint == "check the server, then ask again"
 
 
-def test_remote_idle_server_takes_rows_of_one_that_has_answered_nothing() -> None:
+@contextmanager
+def beside_a_hanging_server() -> Iterator[tuple[LlamaServer, LlamaServer, Armed, RemoteEngine]]:
+    """Two servers: the first hangs at every row while its load changes; the other has answered one."""
     timeouts = replace(QUICK, silence=0.3, patience=1000.0)  # which is that before the first reply
-    with serving(unicode_model, 2) as [first, second], connected(first, second, timeouts=timeouts) as engine:
-        working(second)
-        second.arm(hang_after=0, times=None)
-        events = events_of(engine, *REQUESTS)
-        assert len(first.completions()) == len(REQUESTS)
-    assert outcome(events) == summaries(local_replies(unicode_model, *REQUESTS))
+    with serving(unicode_model, 2) as [hanging, other]:
+        hanging.is_loading = True
+        with connected(hanging, other, timeouts=timeouts) as engine:
+            events_of(engine, REQUESTS[1])
+            working(hanging)
+            stuck = hanging.arm(hang_after=0, times=None)
+            hanging.is_loading = False
+            wait_until(lambda: len(engine.pool.known) == 2)
+            yield hanging, other, stuck, engine
+
+
+def test_remote_idle_server_takes_a_vote_of_one_that_has_answered_nothing() -> None:
+    """A part of the vote waits for the server that hangs."""
+    vote = request_of("Q", n=5)
+    with beside_a_hanging_server() as (hanging, other, stuck, engine):
+        held = other.arm(hang_after=0)
+        with closing(engine.complete([request_of("busy", n=4)])) as first, closing(engine.complete([vote])) as replies:
+            assert stuck.is_hanging.wait(10)
+            held.disarm()
+            list(first)
+            other.wait_for(lambda: len(other.completions()) == 4)
+            stuck.disarm()
+            events = list(replies)
+        assert all(asked.is_left for asked in hanging.completions())
+    assert outcome(events) == summaries(local_replies(unicode_model, vote))
     assert notices(events) == []
+
+
+def test_remote_server_that_is_back_takes_the_last_row_of_one_that_has_answered_nothing() -> None:
+    with beside_a_hanging_server() as (_, other, stuck, engine):
+        other.arm(status=500)
+        with closing(engine.complete([REQUESTS[1]])) as replies:
+            assert stuck.is_hanging.wait(10)
+            other.wait_for(lambda: len(other.completions()) == 3)
+            stuck.disarm()
+            [(text, *_)] = outcome(replies).values()
+    assert text == local_replies(unicode_model, REQUESTS[1])[SequenceId(0)].text
+
+
+@contextmanager
+def holding_a_row(
+    fault: dict[str, Any], **row: Any
+) -> Iterator[tuple[LlamaServer, LlamaServer, Armed, RemoteCompletions]]:
+    """Two servers, the first of which holds a row; another has failed there, and it says that it loads its model."""
+    timeouts = replace(QUICK, silence=1000.0)
+    with serving(unicode_model, 2) as [first, second], connected(first, second, timeouts=timeouts) as engine:
+        stuck = first.arm(hang_after=0)
+        with closing(engine.complete([request_of("held", **row)])) as replies:
+            assert stuck.is_hanging.wait(10)
+            first.arm(times=None, **fault)
+            armed = first.arm(path="/v1/models", times=None, status=503)
+            others = REQUESTS[1:3]
+            assert outcome(events_of(engine, *others)) == summaries(local_replies(unicode_model, *others))
+            assert len(first.completions()) > 1
+            yield first, second, stuck, replies
+            armed.disarm()
+
+
+def test_remote_server_that_rests_is_given_no_more_samples() -> None:
+    fault = {"status": 429, "headers": {"Retry-After": "20"}}
+    with holding_a_row(fault, max_n=2) as (first, second, stuck, replies):
+        asked = len(first.completions())
+        stuck.released.set()
+        assert len(outcome(replies)) == 1
+        replies.add_samples(0, 1)
+        assert len(outcome(replies)) == 1
+        assert len(first.completions()) == asked and len(second.completions()) == 3
+
+
+def test_remote_row_of_a_server_that_loads_its_model_is_asked_elsewhere() -> None:
+    with holding_a_row({"status": 500}) as (first, second, _, replies):
+        first.wait_for(lambda: first.completions()[0].is_left)
+        assert len(outcome(replies)) == 1 and len(second.completions()) == 3
 
 
 def poisoned(server: LlamaServer, request: Request) -> None:
@@ -564,7 +651,7 @@ def test_remote_start_waits_for_a_server(is_loading: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 500}])
+@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 500}, {"status": 429, "headers": {"Retry-After": "0"}}])
 def test_remote_servers_that_never_answer_end_with_an_error(fault: dict[str, Any]) -> None:
     timeouts = replace(QUICK, patience=0.2, waits_at_start=True)
     with serving(random_model) as [server]:
@@ -572,7 +659,7 @@ def test_remote_servers_that_never_answer_end_with_an_error(fault: dict[str, Any
         assert isinstance(load_error(server, timeouts=timeouts), NoServerError)
         armed.disarm()
         with connected(server, timeouts=timeouts) as engine:
-            server.arm(times=None, **fault)
+            server.arm(times=300, **fault)
             with pytest.raises(NoServerError, match="scripted"):
                 events_of(engine, *REQUESTS)
 

@@ -42,10 +42,16 @@ def test_timeouts_follow_the_slowest_reply() -> None:
     timeouts = ServerTimeouts()
     assert [timeouts.silence_limit(slowest, 0, False) for slowest in (0.0, 1.0, 60.0)] == [600, 30, 600]
     assert [timeouts.silence_limit(slowest, 0, True) for slowest in (0.0, 60.0)] == [45, 45]
-    assert [timeouts.recall_limit(slowest) for slowest in (0.0, 60.0)] == [10, 180]
+    assert [timeouts.recall_limit(slowest, 0) for slowest in (0.0, 60.0)] == [10, 180]
+    assert timeouts.recall_limit(60.0, 2) == 720
     assert [timeouts.row_limit(slowest, 0) for slowest in (0.0, 1.0, 90.0)] == [inf, 600, 900]
     assert (timeouts.silence_limit(1.0, 2, False), timeouts.row_limit(1.0, 2)) == (120, 2400)
     assert ServerTimeouts(row_timeout=5.0).row_limit(90.0, 2) == 5
+
+
+def test_server_is_given_time_without_patience() -> None:
+    timeouts = ServerTimeouts(patience=0.0)
+    assert timeouts.silence_limit(0.0, 0, False) == 30 and set(timeouts.delays) == {1}
 
 
 def test_server_has_one_notice_in_five_minutes_and_then_the_latest() -> None:

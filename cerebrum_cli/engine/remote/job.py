@@ -44,14 +44,14 @@ class ServerTimeouts:
 
     @property
     def delays(self) -> tuple[float, ...]:
-        """Those before a lost server is tried again, several times before patience is over."""
-        return tuple(min(delay, self.patience / 10) for delay in self.retries)
+        """Those before a lost server is tried again, several times before patience is over, but not incessantly."""
+        return tuple(min(delay, max(self.patience / 10, 1.0)) for delay in self.retries)
 
     def silence_limit(self, slowest: float, losses: int, is_streamed: bool) -> float:
         """How long a server may give no sign of life; longer with what was lost before."""
         if is_streamed:  # to someone who waits; llama-server gives a sign every 15 s
             return 1.5 * self.silence
-        return (max(self.silence, SLOW * slowest) if slowest else self.patience) * (1 << losses)
+        return max(self.silence, SLOW * slowest or self.patience) * (1 << losses)
 
     def row_limit(self, slowest: float, losses: int) -> float:
         """How long one request may take, after the slowest reply so far; more than where it was lost before."""
@@ -59,9 +59,12 @@ class ServerTimeouts:
             return self.row_timeout
         return max(self.patience, SLOW * slowest) * (1 << losses) if slowest else inf
 
-    def recall_limit(self, slowest: float) -> float:
-        """How long one request may stay on a server that has answered none, while another has nothing to do."""
-        return max(self.silence / 3, 3 * slowest)
+    def recall_limit(self, slowest: float, recalls: int) -> float:
+        """How long one request may stay on a server that has answered none, while another has nothing to do.
+
+        It doubles with each recall, so that a slow one is not sent to and fro for ever.
+        """
+        return max(self.silence / 3, 3 * slowest) * (1 << recalls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +146,14 @@ class PoolJob:
     """Samples of one request that one server generates together, or fewer where it takes fewer in one request.
 
     A running one began at `start`, and something last arrived of it at `alive_at`. `stopped_by` is why it was taken
-    from its server.
+    from its server; it was recalled from those in `left`.
     """
 
     samples: tuple[RemoteSample, ...]
     emit: Callable[[Event | Failure], None]
     pooled: PooledRequest
     losses: int = 0
+    left: tuple[object, ...] = ()
     has_output: bool = False
     start: float = 0.0
     alive_at: float = 0.0
@@ -173,7 +177,7 @@ class PoolJob:
     def take(self, count: int) -> PoolJob:
         """A job of the first samples, up to `count`; the others stay in this one."""
         taken, self.samples = self.samples[:count], self.samples[count:]
-        return PoolJob(taken, self.emit, self.pooled, self.losses)
+        return PoolJob(taken, self.emit, self.pooled, self.losses, self.left)
 
     def report(self, events: Iterable[Event]) -> None:
         """Emit events of the samples, and remember which of these are finished."""

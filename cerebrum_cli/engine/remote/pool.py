@@ -134,8 +134,7 @@ class Pool:
                 break
         while self._suspects and not self._waiting and (server := self._choose(self._suspects[0])):
             self._start(self._suspects.popleft(), server)
-        if not self._waiting:
-            self._recall()
+        self._recall()
         self._fail_if_stuck()
         for notice in self._notices.take(self._now):
             self._emit(notice)
@@ -146,12 +145,14 @@ class Pool:
         return server if isinstance(server, Server) and server.is_usable else None
 
     def _choose(self, job: PoolJob) -> Server | None:
-        """The server to give a job now: one that has answered, or the one with the smallest share in use."""
+        """The server to give a job now: one that has answered, that it has not left, with the smallest share in use."""
         owner, now = self._owner(job), self._now
         fitting = [each for each in self._servers if owner in (None, each) and each.has_room(job, now)]
-        return min(
-            fitting, key=lambda each: (not each.breaker.has_answered, each.outstanding / each.window), default=None
-        )
+
+        def preference(each: Server) -> tuple[bool, int, float]:
+            return not each.breaker.has_answered, job.left.count(each), each.outstanding / each.window
+
+        return min(fitting, key=preference, default=None)
 
     def _start(self, job: PoolJob, server: Server) -> None:
         job.pooled.server = server
@@ -163,11 +164,12 @@ class Pool:
 
     def _recall(self) -> None:
         """Take jobs of which nothing has come for long from servers that may never answer, for those without any."""
-        since = self._now - self._timeouts.recall_limit(self._slowest)
-        room = sum(server.window for server in self._servers if server.is_idle)
+        now = self._now
+        room = sum(server.idle_window(now) for server in self._servers)
         for server in self._servers:
             if room > 0 and not server.breaker.has_answered:
-                late = [job for job in server.running if job.alive_at < since and not job.has_output][:room]
+                limits = {job: self._timeouts.recall_limit(self._slowest, len(job.left)) for job in server.running}
+                late = [job for job in limits if now - job.alive_at > limits[job] and not job.has_output][:room]
                 server.stop(RECALLED, late)
                 room -= len(late)
 
@@ -187,6 +189,7 @@ class Pool:
         elif error is CANCELLED:
             job.cancel()
         elif error is RECALLED:
+            job.left += (server,)
             self._requeue(job)
         elif isinstance(error, RefusedRequestError):
             server.alive_at = self._now
@@ -204,7 +207,8 @@ class Pool:
         self._assign()
 
     def _finish(self, job: PoolJob, server: Server) -> None:
-        server.breaker, server.alive_at = server.breaker.finished(), self._now
+        server.breaker = server.breaker.finished()
+        self._stuck_since = server.busy_since = server.alive_at = self._now
         server.window = min(server.limit, server.window + 1)
         self._slowest = max(self._slowest, server.alive_at - job.start)
         self._recover(server)
@@ -212,7 +216,7 @@ class Pool:
     def _postpone(self, job: PoolJob, server: Server, busy: BusyServerError) -> None:
         """Ask for a busy server's job again, elsewhere or later."""
         self._requeue(job)
-        seconds = self._timeouts.busy if busy.retry_after is None else min(busy.retry_after, self._timeouts.patience)
+        seconds = max(self._timeouts.busy, min(busy.retry_after or 0.0, self._timeouts.patience))
         if server.rest(busy, self._now, seconds) >= self._timeouts.busy_notice:
             self._note(server, f"retrying in {seconds:g} s")
         asyncio.get_running_loop().call_at(server.busy_until, self._assign)
@@ -301,6 +305,7 @@ class Pool:
         except BusyServerError as busy:  # it is loading its model
             pause = min(busy.retry_after or self._timeouts.busy, self._timeouts.retries[-1])
             server.problem, server.breaker = busy, replace(server.breaker, retry_at=self._now + pause)
+            server.stop(LostServerError(str(busy)), server.running)
         except (LostServerError, EndpointError) as error:
             self._back_off(server, error)
             server.stop(LostServerError(str(error)), server.running)  # what was sent before it was lost
@@ -326,8 +331,8 @@ class Pool:
             self._note(server)
 
     def _recover(self, server: Server) -> None:
-        """Know a server as usable, if its breaker is closed."""
-        if server.breaker.state == "closed" and not server.is_usable:
+        """Know a server as usable, if its breaker is closed and it takes requests."""
+        if server.breaker.state == "closed" and self._now >= server.busy_until and not server.is_usable:
             server.problem = None
             self._notices.recover(server.name)
 

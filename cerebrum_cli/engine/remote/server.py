@@ -84,10 +84,11 @@ class Server:
         """Whether it takes requests and answers them, as far as is known."""
         return self.problem is None
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether it has nothing to do, and would answer."""
-        return self.is_usable and self.breaker.has_answered and not self.running
+    def idle_window(self, now: float) -> int:
+        """Number of samples it can be given now, if it has nothing to do and has answered before; else 0."""
+        if self.breaker.state == "open" or now < self.busy_until or self.running or not self.generated:
+            return 0
+        return self.window if self.breaker.state == "closed" else 1
 
     def has_room(self, job: PoolJob, now: float) -> bool:
         """Whether it can be given a job now; if it is half-open, or for a suspect, only if it has no other."""
@@ -144,11 +145,11 @@ class Server:
             self.stop(LostServerError(f"no sign of life for {silent_s:.0f} s"), self.running)
 
     async def _update_load(self) -> Load:
-        """Ask it what it is doing: if that has changed, it is alive."""
+        """Ask it what it is doing: if it says something else than before, it is alive."""
         kind, load = self.info.kind, Load()
         with contextlib.suppress(ExchangeError, EndpointError, *DAMAGE):  # it is hanging, or has no such page
             load = kind.read_load(await self.client.get(kind.load_path, self._timeouts.load, bytes.decode))
-        if load != self._load:
+        if load not in (self._load, Load()):
             self._load, self.alive_at = load, asyncio.get_running_loop().time()
         return load
 
