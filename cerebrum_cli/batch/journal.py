@@ -2,7 +2,7 @@
 
 If the process is killed, the same command resumes; only rows that were still running are lost. The file is synced once
 a second: a power cut also loses the rows of the last second, which are then answered again. Memory holds 9 bytes for
-each row; the texts are on disk only.
+each row, 25 while rows of a changed input are found; the texts are on disk only.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def open_journal(
 
     `retry_failed` resumes also a complete one, for its rows with an error or without a winner.
 
-    With a larger `extent` than before, a complete one is resumed for its new rows, and an incomplete one grows.
+    With a larger `extent` than before, or another input, a complete one is resumed for its new rows, and an incomplete
+    one gets these rows: answers stay with the rows that they are for.
 
     `fingerprint` holds everything the answers depend on, as JSON values by readable names; only a batch with the same
     fingerprint is resumed. `notes` are those of a new one. `restart` discards finished rows, and replaces an existing
@@ -56,10 +57,12 @@ def open_journal(
     """
     paths = output_paths(output)
     with journal_errors(paths.partial):
-        partial = PartialFile(paths.partial, rows, may_grow=bool(extent))
+        partial = PartialFile(paths.partial, rows)
     try:
         with journal_errors(output):
-            record = BatchRecord(normalize(fingerprint), len(rows), extent=dict(extent or {}), notes=dict(notes or {}))
+            record = BatchRecord(
+                normalize(fingerprint), len(rows), rows.sha256, extent=dict(extent or {}), notes=dict(notes or {})
+            )
             return _open(paths, partial, record, rows, restart, retry_failed)
     except BaseException:
         with contextlib.closing(partial), contextlib.suppress(OSError):
@@ -85,12 +88,12 @@ def _open(
         write_record(paths, record)
     elif step == "resume":
         partial.load()
-        if record.extent != new.extent:
-            record = replace(record, rows=new.rows, extent=new.extent)
+        if not record.has_rows_of(new):
+            record = replace(record, rows=new.rows, input=new.input, extent=new.extent)
             write_record(paths, record)
     elif step == "extend" or (retry_failed and (record.counts.failed or record.counts.undecided)):
-        partial.clear()
         partial.copy(paths.output)  # before the record, so that no answer is lost
+        partial.load()
         step, record = "resume", replace(new, replaces=output, notes=record.notes)
         write_record(paths, record)
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from math import isfinite
 from typing import Any
@@ -27,11 +28,10 @@ _SETTINGS = {**{key: key for key in GENERATION_KEYS}, **_ALIASES}  # later ones 
 
 def read_json_row(number: int, line: str, template: Template | None) -> Row:
     """Read a row from a line of JSON; an invalid line gives a row with an error."""
-    id: RowId = number
-    prompt = None
+    id = prompt = None
     try:
         item = _object(line)
-        id = _own_id(item, number)
+        id = _own_id(item)
         request = _request(item)
         fields = template.fields if template else ()
         rest = {key: value for key, value in request.items() if key not in fields}
@@ -71,11 +71,20 @@ def parse_line(line: str) -> Any:
 def _object(line: str) -> dict[str, Any]:
     item = parse_line(line)
     if not isinstance(item, dict):
-        raise InvalidRow("invalid_request", 'a line must be an object like {"prompt": "..."}')
+        raise InvalidRow("invalid_request", 'a row must be an object like {"prompt": "..."}')
     return item
 
 
-def _own_id(item: Mapping[str, Any], number: int) -> RowId:
+def has_own_id(line: bytes) -> bool:
+    """Whether a line is an object with an id."""
+    if not any(f'"{key}"'.encode() in line for key in ID_KEYS):
+        return False
+    with suppress(InvalidRow, UnicodeDecodeError):
+        return _own_id(_object(line.decode())) is not None
+    return False
+
+
+def _own_id(item: Mapping[str, Any]) -> RowId | None:
     for key in ID_KEYS:
         value = item.get(key)
         if value is None or value == "":
@@ -83,7 +92,7 @@ def _own_id(item: Mapping[str, Any], number: int) -> RowId:
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             raise InvalidRow("invalid_request", f"`{key}` is {value!r}: it must be text or an integer")
         return well_formed(value) if isinstance(value, str) else value
-    return number
+    return None
 
 
 def _request(item: dict[str, Any]) -> dict[str, Any]:

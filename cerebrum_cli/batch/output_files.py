@@ -135,12 +135,14 @@ def journal_errors(path: Path, then: str = _RESUME) -> AbstractContextManager[No
 class BatchRecord:
     """The record of a batch: `fingerprint` holds everything the answers depend on, by readable names.
 
-    `replaces` identifies an older result to replace. `result` is None until all rows are finished. `extent` holds what
-    may grow from one run to the next, such as the number of questions, and `notes` what is worth remembering.
+    `input` is the SHA-256 of an input that may change. `replaces` identifies an older result to replace. `result` is
+    None until all rows are finished. `extent` holds what may grow from one run to the next, such as the number of
+    questions, and `notes` what is worth remembering.
     """
 
     fingerprint: Mapping[str, Any]
     rows: int
+    input: str | None = None
     replaces: Identity | None = None
     failed: int | None = None
     truncated: int | None = None
@@ -152,6 +154,9 @@ class BatchRecord:
     @property
     def counts(self) -> RowCounts:
         return RowCounts(self.failed or 0, self.truncated or 0, self.undecided or 0)
+
+    def has_rows_of(self, other: BatchRecord) -> bool:
+        return (self.input, self.extent) == (other.input, other.extent)
 
     @property
     def adapter_files(self) -> str:
@@ -231,7 +236,7 @@ def decide(
     """Decide the next step without --restart. Raises BatchError where it would lose or mix answers.
 
     The files on disk are a record, a partial file if it `has_rows`, and an output. `new` is the record of a result that
-    would begin. With a larger extent, a complete result is extended.
+    would begin. With a larger extent or another input, a complete result is extended.
 
     The files are written in this order, each synced before the next, so that they show how far a batch came: the
     record; rows in the partial file; the record with the hash of the result; the result. Then the partial file is
@@ -256,7 +261,7 @@ def decide(
     if smaller := [f"{name} ({before[name]}, now {now[name]})" for name in now if now[name] < before.get(name, 0)]:
         raise BatchError(f"{paths.output} already has more {' and '.join(smaller)}", _SMALLER)
     if record.result and record.result == output:
-        return "complete" if before == now else "extend"
+        return "complete" if record.has_rows_of(new) else "extend"
     if output is None:
         return "resume" if has_rows else "begin"
     if has_rows:

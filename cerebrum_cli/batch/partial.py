@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import threading
 from array import array
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from cerebrum_cli.batch.output_files import lock_partial
-from cerebrum_cli.batch.result import FinishedRows, ResultRows, to_json
+from cerebrum_cli.batch.result import FinishedRows, ResultRows, to_json_line
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import SHOWN_ERRORS, RowCounts
 from cerebrum_cli.core.files import write_all
@@ -31,14 +29,12 @@ class PartialFile:
     """An open and locked partial file. Raises BatchError if another process has it open.
 
     `finished` are the rows in the file; none before `load`. Memory holds 9 bytes for each row of the result: the offset
-    of its line, and how it counts. If it `may_grow`, rows move when more of them are asked for, and are then found by
-    what identifies them: memory holds that of all rows.
+    of its line, and how it counts.
     """
 
-    def __init__(self, path: Path, rows: ResultRows, may_grow: bool = False) -> None:
+    def __init__(self, path: Path, rows: ResultRows) -> None:
         self._path = path
         self._rows = rows
-        self._may_grow = may_grow
         self._file = lock_partial(path)
         self._descriptor = self._file.fileno()
         self._sync = PeriodicSync(self._descriptor)
@@ -59,42 +55,39 @@ class PartialFile:
     def load(self) -> None:
         """Find the row of each line, and remove an incomplete last line.
 
-        A line with zero bytes is skipped: after a power cut, blocks that were not synced are zeros. Raises BatchError
-        for a line that belongs to no row, or is the second of a row that has an answer.
+        A line belongs to the row at its position, or else to the first one like it that has no answer; without such a
+        row it is ignored. So are zero bytes: after a power cut, blocks that were not synced are zeros. Raises
+        BatchError for a line that is not one of a row.
         """
-        offset = 0
+        offset, moved = 0, MovedLines(array("Q"), array("Q"))
         with self._reader() as file:
             for number, line in enumerate(file, 1):
                 object = self._parse_line(line)
-                if object is not None:
-                    position = self._position(object)
-                    if position is None or (position in self.finished and self.finished.has_answer(position)):
-                        raise self._damaged(number)
-                    self._offsets[position] = offset
-                    self.finished.mark(position, self._rows.schema.count(object))
+                if object:
+                    counts = self._rows.schema.count(object)
+                    if not self._is_at_its_row(object) or not self._mark(object[ROW], offset, counts):
+                        (moved.failed if counts.failed or counts.undecided else moved.answered).append(offset)
                     self._end = offset + len(line)
-                elif b"\0" not in line and file.read(1):
-                    raise self._damaged(number)
+                elif object is not None or (b"\0" not in line and file.read(1)):
+                    message = f"{self._path} is damaged: line {number} is not that of a row"
+                    raise BatchError(message, "move it elsewhere, choose another -o, or use --restart to start over")
                 offset += len(line)
+            self._find_rows(file, moved)
         self._recount()
         self.clear()
 
     def copy(self, result: Path) -> None:
-        """Append the lines of a complete result, and sync them. Raises BatchError if it is not one of these rows."""
+        """Write the lines of a complete result, each with its position there, and sync them."""
+        self.clear()
         with result.open("rb") as lines:
             for position, line in enumerate(lines):
-                object = self._parse_line(line)
-                row = self._position({**object, ROW: position}) if object else None
-                if object is None or row is None:
-                    raise BatchError(f"{result}: line {position + 1} matches no row of the input", "use --restart")
-                self.append(row, line, self._rows.schema.count(object))
+                write_all(self._descriptor, _with_position(line, position))
         os.fsync(self._descriptor)
 
     def append(self, position: int, line: bytes, counts: RowCounts) -> None:
         """Append the line of a row; on failure, remove it again. Raises OSError, also if an earlier sync failed."""
         self._sync.raise_error()
-        line = line.removesuffix(b"}\n") + _ROW + b"%d}\n" % position
-        end = self._end
+        line, end = _with_position(line, position), self._end
         try:
             if self._may_have_more:
                 os.ftruncate(self._descriptor, end)
@@ -134,36 +127,44 @@ class PartialFile:
         return file
 
     def _read_line(self, file: BinaryIO, position: int) -> bytes:
-        """The line of a row, as in the result."""
+        """The line of a row, as in the result, with what this input has in place of an earlier one."""
         file.seek(self._offsets[position])
-        line = file.readline()
-        object = self._parse_line(line)
-        if not object or (object.get(ROW) != position and self._position(object) != position):
-            problem = f"{self._path} was changed while the batch ran: row {position + 1} is not where it was written"
+        object = self._parse_line(file.readline()) or {}
+        fields, identify = self._rows.fields(position), self._rows.schema.identify
+        if not object or identify(object) != identify(fields):
+            name = self._rows.schema.name(fields)
+            problem = f"{self._path} was changed while the batch ran: {name} is not where it was written"
             raise BatchError(problem, "make sure that nothing else writes this file, then run the same command again")
-        return line.rpartition(_ROW)[0] + b"}\n" if ROW in object else line
+        return to_json_line({key: fields.get(key, value) for key, value in object.items() if key != ROW}).encode()
 
-    def _damaged(self, number: int) -> BatchError:
-        message = f"{self._path} is damaged: line {number} matches no row of the input"
-        return BatchError(message, "move it elsewhere, choose another -o, or use --restart to start over")
-
-    def _position(self, object: dict[str, Any]) -> int | None:
-        """The position of the row that an object belongs to; None if the input has no such row."""
-        if not object:
-            return None
+    def _is_at_its_row(self, object: dict[str, Any]) -> bool:
         position, identity = object.get(ROW), self._rows.schema.identify(object)
-        if isinstance(position, int) and 0 <= position < len(self._rows) and self._rows.identity(position) == identity:
-            return position
-        return self._positions_by_key.get(_key(identity)) if self._may_grow else None
+        return (
+            isinstance(position, int)
+            and position in range(len(self._rows))
+            and self._rows.identity(position) == identity
+        )
 
-    @cached_property
-    def _positions_by_key(self) -> dict[bytes, int | None]:
-        """The positions of the rows, None for several that are equal."""
-        positions: dict[bytes, int | None] = {}
-        for position in range(len(self._rows)):
-            key = _key(self._rows.identity(position))
-            positions[key] = None if key in positions else position
-        return positions
+    def _mark(self, position: int, offset: int, counts: RowCounts) -> bool:
+        """Give a line to a row; False if the row has an answer."""
+        if self.finished.has_answer(position):
+            return False
+        self._offsets[position] = offset
+        self.finished.mark(position, counts)
+        return True
+
+    def _find_rows(self, file: BinaryIO, moved: MovedLines) -> None:
+        """Find the rows of lines that are not at their positions; those with an answer come first."""
+        if not any(moved):
+            return
+        index = RowIndex(self._rows, self.finished)
+        for lines in moved:
+            for offset in lines:
+                file.seek(offset)
+                object = self._parse_line(file.readline()) or {}
+                position = index.pop(self._rows.schema.identify(object))
+                if position is not None and (lines is moved.answered or position not in self.finished):
+                    self._mark(position, offset, self._rows.schema.count(object))
 
     def _parse_line(self, line: bytes) -> dict[str, Any] | None:
         """The object in a line; empty for other JSON, None for an incomplete or invalid line."""
@@ -185,8 +186,49 @@ class PartialFile:
         self.finished.counts = replace(self.finished.counts, errors=errors)
 
 
-def _key(identity: tuple[Any, ...]) -> bytes:
-    return hashlib.sha256(to_json(identity).encode()).digest()
+def _with_position(line: bytes, position: int) -> bytes:
+    return line.removesuffix(b"}\n") + _ROW + b"%d}\n" % position
+
+
+class MovedLines(NamedTuple):
+    """Offsets of lines that are not at the positions of their rows: with an answer, and without."""
+
+    answered: array[int]
+    failed: array[int]
+
+
+class RowIndex:
+    """Finds rows without an answer by what identifies them, equal ones in order.
+
+    A hash table with chains, of 8 bytes for each row.
+    """
+
+    def __init__(self, rows: ResultRows, finished: FinishedRows) -> None:
+        self._rows = rows
+        self._heads = array("I", bytes(4)) * len(rows)  # the first row of each chain, from 1; 0 ends it
+        self._next = array("I", bytes(4)) * len(rows)
+        for position in reversed(range(len(rows))):
+            if not finished.has_answer(position):
+                chain = self._chain(rows.identity(position))
+                self._next[position], self._heads[chain] = self._heads[chain], position + 1
+
+    def pop(self, identity: tuple[Any, ...]) -> int | None:
+        """Remove and return the first row with an identity."""
+        chain, before = self._chain(identity), 0
+        row = self._heads[chain]
+        while row and self._rows.identity(row - 1) != identity:
+            before, row = row, self._next[row - 1]
+        if not row:
+            return None
+        following = self._next[row - 1]
+        if before:
+            self._next[before - 1] = following
+        else:
+            self._heads[chain] = following
+        return row - 1
+
+    def _chain(self, identity: tuple[Any, ...]) -> int:
+        return hash(identity) % len(self._heads)
 
 
 class PeriodicSync:

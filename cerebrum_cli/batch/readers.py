@@ -13,7 +13,7 @@ import os
 import stat
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from cerebrum_cli.batch.json_rows import ID_KEYS, parse_json, read_json_row
+from cerebrum_cli.batch.json_rows import ID_KEYS, has_own_id, parse_json, read_json_row
 from cerebrum_cli.batch.rows import InvalidRow, Row, Template, invalid_row, parse_template, prompt_row
 from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.errors import BatchError, UsageError
@@ -86,7 +86,7 @@ class InputFile:
         except OSError as error:
             raise UsageError(f"{self._name}: {error.strerror or error}", "check the file") from error
         if self._current_stamp() != self._stamp:  # looked up afterwards: what was read before a change is good
-            hint = "undo the change and run it again without --restart to resume, or use --restart to start over"
+            hint = "run it again without --restart to resume: unchanged rows keep their answers"
             raise BatchError(f"{self._name} was changed while the batch ran", hint)
         return data
 
@@ -139,11 +139,18 @@ class LineRows:
     template: Template | None
     include_input: bool
 
-    def find(self, lines: Iterable[bytes], start: int) -> Iterator[int | None]:
-        """Yield the offset of each row in a whole input that begins at `start`, and None for each line skipped."""
+    unit = "line"
+
+    def find(self, lines: Iterable[bytes], start: int) -> Iterator[tuple[int | None, bool]]:
+        """Yield the offset of each row in a whole input that begins at `start`, and None for each line skipped.
+
+        With it, whether this row or an earlier one has its own id.
+        """
+        has_id = False
         for line in lines:
             text = line.decode("utf-8", "replace").strip()
-            yield start if text and not (self.shape == "txt" and text.startswith("#")) else None
+            has_id = has_id or (self.shape == "jsonl" and has_own_id(line))
+            yield start if text and not (self.shape == "txt" and text.startswith("#")) else None, has_id
             start += len(line) + 1
 
     def read(self, number: int, lines: Iterable[bytes]) -> Row:
@@ -152,12 +159,12 @@ class LineRows:
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
-            return invalid_row(number, number, None, InvalidRow("invalid_utf8", f"byte {error.start + 1} is not UTF-8"))
+            return invalid_row(number, None, None, InvalidRow("invalid_utf8", f"byte {error.start + 1} is not UTF-8"))
         if self.shape == "jsonl":
             row = read_json_row(number, text, self.template)
         else:
             prompt = self.template.render(dict.fromkeys(_TEXT_FIELDS, text)) if self.template else text
-            row = prompt_row(number, number, prompt)
+            row = prompt_row(number, None, prompt)
         return replace(row, input=self._input(text)) if self.include_input else row
 
     def _input(self, line: str) -> Any:
@@ -180,23 +187,35 @@ class TableRows:
     template: Template | None
     include_input: bool
 
-    def find(self, lines: Iterable[bytes], start: int) -> Iterator[int]:
-        """Yield the offsets of the rows in a whole input that begins at `start`. Raises UsageError for bad quoting."""
-        return (offset for offset, _ in islice(_records(lines, self.delimiter, start), 1, None))  # without the header
+    unit = "row"
+
+    def find(self, lines: Iterable[bytes], start: int) -> Iterator[tuple[int, bool]]:
+        """Yield the offsets of the rows as `LineRows.find` does. Raises UsageError for bad quoting."""
+        has_id = False
+        for offset, record in islice(_records(lines, self.delimiter, start), 1, None):  # without the header
+            has_id = has_id or self._own_id(self._fields(record)) is not None
+            yield offset, has_id
 
     def read(self, number: int, lines: Iterable[bytes]) -> Row:
         """Read the row that begins with the first of some lines."""
         _, record = next(_records(lines, self.delimiter))
-        fields = dict(zip(self.header, record, strict=False))
-        id = well_formed(next(filter(None, map(fields.get, ID_KEYS)), "")) or number
+        fields = self._fields(record)
+        id = self._own_id(fields)
         try:
             if len(record) != len(self.header):
-                problem = f"the record has {len(record)} fields, but the header has {len(self.header)}"
+                problem = f"the row has {len(record)} fields, but the header has {len(self.header)}"
                 raise InvalidRow("invalid_record", problem)
             row = prompt_row(number, id, self.template.render(fields) if self.template else fields[_PROMPT_COLUMN])
         except InvalidRow as invalid:
             row = invalid_row(number, id, None, invalid)
         return replace(row, input=fields) if self.include_input else row
+
+    def _fields(self, record: Sequence[str]) -> dict[str, str]:
+        return dict(zip(self.header, record, strict=False))
+
+    def _own_id(self, fields: Mapping[str, str]) -> str | None:
+        id = next(filter(None, map(fields.get, ID_KEYS)), None)
+        return id and well_formed(id)
 
 
 def open_table(lines: Iterable[bytes], delimiter: str, template: Template | None, include_input: bool) -> TableRows:
@@ -228,7 +247,7 @@ def _records(lines: Iterable[bytes], delimiter: str, start: int = 0) -> Iterator
         try:
             record = next(reader, None)
         except csv.Error as error:
-            message = f"invalid quoting in the input: {error} (record at line {line})"
+            message = f"invalid quoting in the input: {error} (row at line {line})"
             raise UsageError(message, 'double the quotes in a quoted field: "like ""this"""') from error
         if record is None:
             return
@@ -252,7 +271,7 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
 class IndexedRows:
     """The rows of an input by position: memory holds 8 bytes for each, the offset at which it begins.
 
-    `sha256` is the hexadecimal digest of the input.
+    `sha256` is the hexadecimal digest of the input. Rows without an id get their number, unless a row has its own.
     """
 
     def __init__(self, source: InputFile, form: LineRows | TableRows, saved: SavedPrompt | None = None) -> None:
@@ -261,13 +280,14 @@ class IndexedRows:
         self._saved = saved
         self._offsets = array("Q")
         self._skipped = array("Q")  # for each line that is no row, the number of rows before it
+        self._have_ids = False
         digest = sha256(source.head[: source.start])
-        for offset in form.find(source.lines(source.start, digest), source.start):
+        for offset, self._have_ids in form.find(source.lines(source.start, digest), source.start):
             if offset is None:
                 self._skipped.append(len(self._offsets))
             else:
                 self._offsets.append(offset)
-        self.sha256 = digest.hexdigest()
+        self.sha256, self.unit = digest.hexdigest(), form.unit
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -276,6 +296,8 @@ class IndexedRows:
         """Read a row. Raises BatchError if the input has changed."""
         number = position + 1 + bisect_right(self._skipped, position)
         row = self._form.read(number, self._source.lines(self._offsets[position]))
+        if row.id is None and not self._have_ids:
+            row = replace(row, id=number)
         if self._saved is None or row.conversation is None:
             return row
         conversation = row.conversation.with_question(self._saved.fill(row.conversation.question))

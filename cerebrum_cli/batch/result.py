@@ -19,14 +19,15 @@ _LINE_BREAKS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The lists of keys a line may have, those whose values identify its row, and how it counts in the totals."""
+    """The lists of keys a line may have, those whose values identify its row, its totals, and its name in messages."""
 
     keys: Collection[tuple[str, ...]]
     identity: tuple[str, ...]
     count: Callable[[Mapping[str, Any]], RowCounts]
+    name: Callable[[Mapping[str, Any]], str]
 
     def identify(self, object: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(object[key] for key in self.identity)
+        return tuple(object.get(key) for key in self.identity)
 
 
 def with_optional(keys: tuple[str, ...], optional: tuple[str, ...]) -> frozenset[tuple[str, ...]]:
@@ -36,14 +37,24 @@ def with_optional(keys: tuple[str, ...], optional: tuple[str, ...]) -> frozenset
 
 @dataclass(frozen=True, slots=True)
 class ResultRows:
-    """The rows of a result: how many, and what identifies the row at a position; rows of a batch may be equal."""
+    """The rows of a result: how many, and the keys that the line of a row has from the input, which is read for them.
+
+    Rows of a batch may be equal. `sha256` is the digest of an input that may change from one run to the next.
+    """
 
     schema: Schema
     size: int
-    identity: Callable[[int], tuple[Any, ...]]
+    fields: Callable[[int], Mapping[str, Any]]
+    sha256: str | None = None
 
     def __len__(self) -> int:
         return self.size
+
+    def identity(self, position: int) -> tuple[Any, ...]:
+        return self.schema.identify(self.fields(position))
+
+    def name(self, position: int) -> str:
+        return self.schema.name(self.fields(position))
 
     def validate(self, finished: Collection[int], position: int, object: Mapping[str, Any]) -> None:
         """Raise ValueError unless the row at a position is unfinished and the object has the keys of one."""
@@ -91,8 +102,8 @@ class FinishedRows(Collection[int]):
         self.counts = RowCounts(self._count(_FAILED), self._count(_TRUNCATED), self._count(_UNDECIDED))
 
     def has_answer(self, position: int) -> bool:
-        """Whether a finished row has neither an error nor a vote without a winner."""
-        return not self._flags[position] & _NO_ANSWER
+        """Whether a row is finished, with neither an error nor a vote without a winner."""
+        return self._flags[position] & (_FINISHED | _NO_ANSWER) == _FINISHED
 
     @property
     def failed(self) -> Iterator[int]:

@@ -14,13 +14,15 @@ Errors of a row by `type`; errors while generating have other types:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol
 
-from cerebrum_cli.batch.result import ResultRows, Schema, with_optional
+from cerebrum_cli.batch.result import ResultRows, Schema, to_json, with_optional
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import TRUNCATED, Origin, RowCounts
@@ -40,8 +42,10 @@ OUTPUT_KEYS = (
     "error",
 )
 THOUGHT_CLOSED_AT = "thought_closed_at"  # a key of replies whose reasoning is limited
+LINE, REQUEST = "line", "request"  # keys of rows that failed, and of those that ask for more than their prompt
 INPUT = "input"  # the key of a row's input in its output object
-MORE_KEYS = (THOUGHT_CLOSED_AT, *Origin._fields, INPUT)
+MORE_KEYS = (THOUGHT_CLOSED_AT, LINE, REQUEST, *Origin._fields, INPUT)
+_REQUEST_DIGITS = 12
 _MAX_MESSAGE = 400  # characters: the value it quotes may be a megabyte
 
 _PIECE = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<field>[^{}]*)\}|(?P<stray>[{}])|(?P<text>[^{}]+)")
@@ -61,20 +65,41 @@ class RowError:
 class Row:
     """One question of a batch.
 
-    `number` counts lines (txt, jsonl) or records (csv, tsv) from 1; `id` is the row's own id, or its number. `prompt`
-    is the last question of the conversation; None if unknown. `conversation` is None for a row with an error; its
-    `system_prompt` is None if the row has none. `settings` holds the row's validated sampling settings. `input` is the
-    row as it was read, if the output carries it. `model` is the one that an OpenAI request names.
+    `number` counts lines (txt, jsonl) or records (csv, tsv) from 1; `id` is the row's own id, or its number if no row
+    of the input has its own. `prompt` is the last question of the conversation; None if unknown. `conversation` is None
+    for a row with an error; its `system_prompt` is None if the row has none. `settings` holds the row's validated
+    sampling settings. `input` is the row as it was read, if the output carries it. `model` is the one that an OpenAI
+    request names.
     """
 
     number: int
-    id: RowId
+    id: RowId | None
     prompt: str | None
     conversation: Conversation | None
     settings: Mapping[str, Any]
     error: RowError | None
     input: Any = None
     model: str | None = None
+
+    @property
+    def request(self) -> str | None:
+        """A digest of what the row asks besides its prompt, or of its error; None if the prompt is all."""
+        if self.conversation is None:
+            asked: dict[str, Any] = {"error": self.error and asdict(self.error)}
+        else:
+            values = {
+                "messages": [(each.role, each.content, each.reasoning) for each in self.conversation.messages[:-1]],
+                "system": self.conversation.system_prompt,
+                "settings": dict(self.settings),
+                "model": self.model,
+            }
+            asked = {key: value for key, value in values.items() if value not in (None, [], {})}
+        return hashlib.sha256(to_json(asked).encode()).hexdigest()[:_REQUEST_DIGITS] if asked else None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What an output object has from the input."""
+        return {"id": self.id, "prompt": self.prompt, LINE: self.number, REQUEST: self.request, INPUT: self.input}
 
 
 class Rows(Protocol):
@@ -101,13 +126,13 @@ def require_prompt(text: str) -> str:
     return well_formed(text)
 
 
-def prompt_row(number: int, id: RowId, prompt: str) -> Row:
+def prompt_row(number: int, id: RowId | None, prompt: str) -> Row:
     """The row of a question alone. Raises InvalidRow if it is blank."""
     prompt = require_prompt(prompt)
     return Row(number, id, prompt, Conversation().user(prompt), {}, None)
 
 
-def invalid_row(number: int, id: RowId, prompt: str | None, invalid: InvalidRow) -> Row:
+def invalid_row(number: int, id: RowId | None, prompt: str | None, invalid: InvalidRow) -> Row:
     return Row(number, id, prompt, None, {}, invalid.error)
 
 
@@ -152,22 +177,23 @@ def parse_template(text: str) -> Template:
     return template
 
 
-def count_row(object: Mapping[str, Any]) -> RowCounts:
+def name_row(unit: str, object: Mapping[str, Any]) -> str:
+    """A row in messages: by its own id, or as the line or row of the input that it is."""
+    return f"row {object['id']}" if object["id"] not in (None, object[LINE]) else f"{unit} {object[LINE]}"
+
+
+def count_row(unit: str, object: Mapping[str, Any]) -> RowCounts:
     if object["error"] is not None:
-        return RowCounts(failed=1, errors=(f"row {object['id']}: {object['error']['message']}",))
+        return RowCounts(failed=1, errors=(f"{name_row(unit, object)}: {object['error']['message']}",))
     is_undecided = object["votes"] is not None and object["votes"]["winner"] is None
     return RowCounts(truncated=object["finish_reason"] in TRUNCATED, undecided=is_undecided)
 
 
-SCHEMA = Schema(with_optional(OUTPUT_KEYS, MORE_KEYS), ("id", "prompt"), count_row)
-
-
-def result_rows(rows: Rows) -> ResultRows:
-    def identity(position: int) -> tuple[Any, ...]:
-        row = rows[position]
-        return row.id, row.prompt
-
-    return ResultRows(SCHEMA, len(rows), identity)
+def result_rows(rows: Rows, sha256: str | None = None, unit: str = "line") -> ResultRows:
+    """The rows of a result. `unit` is what a row is in the input, of which `sha256` is the digest."""
+    keys = with_optional(OUTPUT_KEYS, MORE_KEYS)
+    schema = Schema(keys, ("prompt", REQUEST), partial(count_row, unit), partial(name_row, unit))
+    return ResultRows(schema, len(rows), lambda position: rows[position].fields, sha256)
 
 
 def failed_object(row: Row, error: RowError, origin: Origin | None = None) -> dict[str, Any]:
@@ -176,7 +202,9 @@ def failed_object(row: Row, error: RowError, origin: Origin | None = None) -> di
 
 
 def output_object(row: Row, origin: Origin | None = None, **values: Any) -> dict[str, Any]:
-    """The output object of a row: OUTPUT_KEYS, any of MORE_KEYS among the values, and the input if that is included."""
+    """The output object of a row: OUTPUT_KEYS, and those of MORE_KEYS that have a value."""
+    fields = row.fields
+    more = {LINE: fields[LINE] if values.get("error") else None, REQUEST: fields[REQUEST]}
+    more |= {**(origin.keys if origin else {}), INPUT: row.input}
     object = {**dict.fromkeys(OUTPUT_KEYS), "id": row.id, "prompt": row.prompt, **values}
-    object |= origin.keys if origin else {}
-    return object if row.input is None else {**object, INPUT: row.input}
+    return object | {key: value for key, value in more.items() if value is not None}

@@ -46,7 +46,8 @@ def batch(
 ) -> None:
     """Each answer is written to OUTPUT.partial immediately; OUTPUT appears when all are done, in the order of INPUT.
 
-    If the run is interrupted, run it again to resume. Settings are recorded in OUTPUT.meta.json.
+    If the run is interrupted, or INPUT has changed, run it again: rows that have an answer keep it. Settings are
+    recorded in OUTPUT.meta.json.
 
     Examples:
       cerebrum batch questions.txt -o answers.jsonl
@@ -96,7 +97,6 @@ def run_rows(
     names = source.model.names
     row_options = answering.BatchOptions(source.settings, names, grammar, is_json, votes, options.ignore_eos, modes)
     record = {
-        "input": rows.sha256,
         "input format": options.input_format,
         "template": options.template,
         **({"include input": True} if options.include_input else {}),
@@ -187,10 +187,11 @@ def open_result(
     from cerebrum_cli.batch.result import StreamedResult
     from cerebrum_cli.batch.rows import result_rows
 
+    found = result_rows(rows, rows.sha256, rows.unit)
     if output == STANDARD:
         if options.ray is not None:
             raise UsageError("--ray cannot stream to standard output", "name a file with -o OUTPUT")
         if options.retry_failed:
             raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
-        return StreamedResult(result_rows(rows), app.streams.answer)
-    return open_journal(output, record, result_rows(rows), options.restart, options.retry_failed, notes=notes)
+        return StreamedResult(found, app.streams.answer)
+    return open_journal(output, record, found, options.restart, options.retry_failed, notes=notes)

@@ -125,7 +125,7 @@ class Distribution:
         run = self.work.run
         while (missing := len(run.rows) - len(run.finished)) and not self.is_cancelled:
             if self._fruitless == MAX_FRUITLESS:
-                first = run.rows.identity(next(at for at in range(len(run.rows)) if at not in run.finished))[0]
+                first = run.rows.name(next(at for at in range(len(run.rows)) if at not in run.finished))
                 problem = f"workers fail on {missing} rows, the first of which is {first}"
                 raise EndpointError(problem, "see the Ray logs of the nodes in /tmp/ray")
             yield from self._answer_once()

@@ -46,6 +46,7 @@ SCHEMA = Schema(
     with_optional(SAMPLE_KEYS, OPTIONAL_KEYS),
     ("id", "sample"),
     lambda object: RowCounts(failed=object["finish_reason"] == SKIPPED),
+    lambda object: f"question {object['id']}",
 )
 
 
@@ -67,7 +68,11 @@ class Evaluation:
     def rows(self) -> ResultRows:
         """The rows of the run file: all samples of the first question, then those of the next."""
         questions, samples = self.questions, self.samples
-        return ResultRows(SCHEMA, len(questions) * samples, lambda at: (questions[at // samples].id, at % samples))
+
+        def fields(position: int) -> dict[str, Any]:
+            return {"id": questions[position // samples].id, "sample": position % samples}
+
+        return ResultRows(SCHEMA, len(questions) * samples, fields)
 
     def seed(self, question: Question, sample: int) -> int:
         """The seed of a sample, the same for every model; that of the next sample follows it."""

@@ -17,6 +17,7 @@ from cerebrum_cli.core.events import (
     LoadEvent,
     NoticeEvent,
     PromptEvent,
+    RowCounts,
     RowEvent,
     ServersEvent,
     ServerTokens,
@@ -231,8 +232,14 @@ class BatchProgress:
         self._line.erase()
         if self._rows and not isinstance(sys.exception(), BrokenPipeError) and not self._streams.is_quiet:
             self._streams.write_line("", self._summary())
-            for message in self._rows.counts.errors if isinstance(self._rows, RowEvent) else ():
-                self._streams.write_line("  ", message)
+            if isinstance(self._rows, RowEvent):
+                self._write_errors(self._rows.counts)
+
+    def _write_errors(self, counts: RowCounts) -> None:
+        for message in counts.errors:
+            self._streams.write_line("  ", message)
+        if counts.errors and (more := counts.failed - len(counts.errors)):
+            self._streams.write_line("  ", f"and {more} more")
 
     @property
     def _all_tokens(self) -> int:

@@ -11,7 +11,6 @@ import stat
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,8 @@ from waiting import wait_until
 from cerebrum_cli.batch import output_files
 from cerebrum_cli.batch.journal import open_journal
 from cerebrum_cli.batch.output_files import output_paths
-from cerebrum_cli.batch.result import Result, ResultRows, StreamedResult, to_json_line
-from cerebrum_cli.batch.rows import OUTPUT_KEYS, SCHEMA, Row, result_rows
+from cerebrum_cli.batch.result import Result, ResultRows, StreamedResult
+from cerebrum_cli.batch.rows import OUTPUT_KEYS, Row, result_rows
 from cerebrum_cli.core.errors import BatchError, UsageError
 
 
@@ -78,6 +77,7 @@ def test_result_is_in_input_order_with_a_record_beside_it(output: Path) -> None:
         "version": 1,
         "fingerprint": {**FINGERPRINT, "stop": ["x"]},
         "rows": 4,
+        "input": None,
         "replaces": None,
         "failed": 1,
         "truncated": 0,
@@ -173,16 +173,24 @@ def numbered_rows(count: int) -> tuple[Row, ...]:
 
 @pytest.mark.slow
 def test_journal_takes_few_bytes_a_row(output: Path) -> None:
-    rows = ResultRows(SCHEMA, 200_000, lambda position: (position, "Why?"))
-    tracemalloc.start()
-    try:
-        with contextlib.closing(open_journal(output, FINGERPRINT, rows)) as journal:
-            for position in range(0, 200_000, 50):
-                journal.write(position, {**answer(ROWS[0]), "id": position})
-            _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak / len(rows) < 12
+    """So does one whose rows have moved."""
+    schema = result_rows(ROWS).schema
+
+    def rows(first: int) -> ResultRows:
+        return ResultRows(schema, 200_000, lambda position: {"prompt": str(position - first), "line": position})
+
+    for first, most in ((0, 12), (1, 26)):
+        tracemalloc.start()
+        try:
+            with contextlib.closing(open_journal(output, FINGERPRINT, rows(first))) as journal:
+                for position in range(0, 200_000, 50):
+                    if position not in journal.finished:
+                        journal.write(position, {**answer(ROWS[0]), "prompt": str(position - first)})
+                assert len(journal.finished) == 4000 * (1 + first)
+                _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak / 200_000 < most
 
 
 def test_lines_lost_in_a_power_cut_are_answered_again(output: Path) -> None:
@@ -238,9 +246,6 @@ def test_identical_rows_are_distinguished_by_position(output: Path) -> None:
         (b"[]", 2),
         (b"1", 2),
         (b'{"id": 1}', 2),
-        (json.dumps(answer(ROWS[0])).encode(), 2),
-        (json.dumps({**answer(ROWS[0]), "row": 1}).encode(), 2),
-        (json.dumps({**answer(ROWS[1]), "id": 9, "row": 1}).encode(), 2),
         (b'{"id": \n{}', 2),
         (b"\0\n{}", 3),
     ],
@@ -251,25 +256,110 @@ def test_partial_file_with_foreign_lines_is_refused(output: Path, line: bytes, n
     before = partial.read_bytes() + line + b"\n"
     partial.write_bytes(before)
     message, hint = batch_error(lambda: open_batch(output))
-    assert message == f"{partial} is damaged: line {number} matches no row of the input"
+    assert message == f"{partial} is damaged: line {number} is not that of a row"
     assert "use --restart to start over" in hint
     assert partial.read_bytes() == before
     assert run(output, restart=True) == list(ORDER)
 
 
-def test_foreign_line_is_compared_with_its_own_row_only(output: Path) -> None:
-    """The input of a batch may have 50 million rows, which fit no dictionary."""
-    run_some(output, 0)
-    with output_paths(output).partial.open("ab") as partial:
-        partial.write(to_json_line({**answer(ROWS[1]), "id": 9, "row": 2}).encode())
-    rows, read = result_rows(ROWS), []
+# Changed inputs.
 
-    def identity(position: int) -> tuple[Any, ...]:
-        read.append(position)
-        return rows.identity(position)
 
-    batch_error(lambda: open_journal(output, FINGERPRINT, replace(rows, identity=identity)))
-    assert read == [0, 2]
+def texts_by_row(output: Path) -> list[tuple[int, str, str]]:
+    return [(row["id"], row["prompt"], row["text"]) for row in map(json.loads, output.read_text().splitlines())]
+
+
+def answer_missing(output: Path, lines: str, text: str, most: int = 99) -> list[int]:
+    """Answer the missing rows of an input, at most so many; "Who?" fails. Return their positions."""
+    rows = rows_in(lines)
+    with contextlib.closing(open_batch(output, rows=rows, sha256=lines)) as journal:
+        missing = [position for position in range(len(rows)) if position not in journal.finished][:most]
+        for position in missing:
+            journal.write(position, answer(rows[position], text))
+        if len(journal.finished) == len(rows):
+            journal.complete()
+    return missing
+
+
+def test_changed_input_keeps_the_answers_of_its_rows(output: Path) -> None:
+    assert answer_missing(output, "Why?\nWhere?\nWhy?\nHow?\n", "First.", 3) == [0, 1, 2]
+    assert answer_missing(output, "Why?\nWhere?\nWhy?\nHow?\nWhen?\n", "Second.") == [3, 4]
+    complete = output.read_bytes()
+    changed = "How?\nWhen not?\n\nWhy?\nWhy?\nWhy?\n"
+    assert answer_missing(output, changed, "Third.", 1) == [1]
+    assert output.read_bytes() == complete
+    assert answer_missing(output, changed, "Third.") == [4]
+    assert texts_by_row(output) == [
+        (1, "How?", "Second. How?"),
+        (2, "When not?", "Third. When not?"),
+        (4, "Why?", "First. Why?"),
+        (5, "Why?", "First. Why?"),
+        (6, "Why?", "Third. Why?"),
+    ]
+    assert answer_missing(output, changed, "Fourth.") == []
+    assert (answer_missing(output, "Why?\n", "Fifth."), texts_by_row(output)) == ([], [(1, "Why?", "First. Why?")])
+
+
+def test_answer_of_a_retried_row_stays_with_it_when_it_moves(output: Path) -> None:
+    rows = rows_in("Who?\nWhy?\n")
+    with contextlib.closing(open_batch(output, rows=rows)) as journal:
+        journal.write(0, answer(rows[0]))
+    for moved in ("How?\nWho?\nWhy?\n", "Who?\nWhy?\n", "Why?\nWho?\n"):
+        rows = rows_in(moved)
+        position = next(at for at, row in enumerate(rows) if row.prompt == "Who?")
+        journal = open_journal(output, FINGERPRINT, result_rows(rows, moved), retry_failed=True)
+        with contextlib.closing(journal):
+            if moved.startswith("How?"):
+                assert not journal.finished
+                journal.write(position, {**answer(rows[position]), "text": "Me.", "error": None})
+            assert (list(journal.finished), journal.counts.failed) == ([position], 0)
+
+
+def test_rows_are_told_apart_by_what_else_they_ask(output: Path) -> None:
+    asked: list[dict[str, Any]] = [
+        {},
+        {"system": ""},
+        {"temperature": 0.5},
+        {"temperature": 0.5, "max_tokens": 3},
+        {"model": "m", "messages": [{"role": "user", "content": "a"}]},
+        {
+            "messages": [
+                {"role": role, "content": text} for role, text in (("user", "b"), ("assistant", "c"), ("user", "a"))
+            ]
+        },
+        {"temperature": "high"},
+        {"temperature": "higher"},
+    ]
+    rows = rows_in(
+        "\n".join(json.dumps({"prompt": "a", **each} if "messages" not in each else each) for each in asked), "jsonl"
+    )
+    requests = [row.request for row in rows]
+    assert requests[0] is None
+    assert len(set(requests)) == len(rows)
+    assert all(len(request or "x" * 12) == 12 for request in requests)
+    with contextlib.closing(open_batch(output, rows=rows)) as journal:
+        for position, row in enumerate(rows):
+            journal.write(position, {**answer(row), "text": str(position)})
+    backwards = rows[::-1]
+    with contextlib.closing(open_batch(output, rows=backwards, sha256="new")) as journal:
+        journal.complete()
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["text"] for row in written] == list("76543210")
+    assert [row.get("request") for row in written] == requests[::-1]
+
+
+def test_change_of_the_input_killed_at_any_call_loses_and_repeats_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = "Why?\nWhere?\n", "How?\nWhere?\nWhy?\n"
+    for output in kill_at_each_call(
+        tmp_path,
+        monkeypatch,
+        lambda output: answer_missing(output, after, "Second."),
+        lambda output: answer_missing(output, before, "First."),
+    ):
+        assert answer_missing(output, after, "Third.") in ([0], [])
+        assert [text for _, _, text in texts_by_row(output)][1:] == ["First. Where?", "First. Why?"]
 
 
 # Errors.
@@ -281,7 +371,7 @@ def test_foreign_line_is_compared_with_its_own_row_only(output: Path) -> None:
         ({"temperature": 0.8}, "another temperature (0.7, now 0.8)"),
         ({"system": "Be brief."}, "another system (none, now Be brief.)"),
         ({"template": "x" * 99 + "b"}, "another template"),  # equal when truncated
-        ({"input_sha256": "0" * 64}, f"another input sha256 (none, now {'0' * 39}…)"),
+        ({"grammar": "0" * 64}, f"another grammar (none, now {'0' * 39}…)"),
         ({"model": "b", "stop": ("x", "y")}, 'another model (a, now b) and another stop (["x"], now ["x", "y"])'),
         (
             {"model": "b", "temperature": 1, "stop": None, "system": "", "votes": 3},
@@ -711,7 +801,7 @@ def test_changed_partial_file_is_not_completed(output: Path) -> None:
         journal.write(position, answer(ROWS[position]))
     with output_paths(output).partial.open("r+b") as partial:
         partial.truncate(50)
-    assert batch_error(journal.complete)[0].startswith(f"{output}.partial was changed while the batch ran: row 1")
+    assert batch_error(journal.complete)[0].startswith(f"{output}.partial was changed while the batch ran: line 1")
     journal.close()
     assert names(output.parent) == IN_PROGRESS
 
@@ -726,7 +816,7 @@ def test_lines_of_a_second_writer_are_an_error(
         first.write(mine, answer(ROWS[mine]))
         second.write(other, answer(ROWS[other], "This is so."))
     problem, hint = batch_error(first.complete)
-    assert "was changed while the batch ran: row" in problem and "nothing else writes" in hint
+    assert "was changed while the batch ran: line" in problem and "nothing else writes" in hint
     assert not output.exists()
     first.close()
     second.close()

@@ -142,8 +142,8 @@ def test_json_row_has_settings_beside_the_prompt() -> None:
 @pytest.mark.parametrize(
     ("value", "type", "message"),
     [
-        ("[1]", "invalid_request", 'a line must be an object like {"prompt": "..."}'),
-        ('"Why?"', "invalid_request", 'a line must be an object like {"prompt": "..."}'),
+        ("[1]", "invalid_request", 'a row must be an object like {"prompt": "..."}'),
+        ('"Why?"', "invalid_request", 'a row must be an object like {"prompt": "..."}'),
         ("Why?", "invalid_json", "not JSON: Expecting value (character 1)"),
         ('{"prompt": "a"} x', "invalid_json", "not JSON: Extra data (character 17)"),
         ('{"prompt": "a', "invalid_json", "not JSON: Unterminated string starting at (character 12)"),
@@ -227,9 +227,19 @@ def test_csv_prompts_are_in_a_column() -> None:
     rows = rows_in("\ufeff" + table, "csv", template="{question}")
     assert rows == (
         Row(1, "a", "Why, then?", Conversation().user("Why, then?"), {}, None),
-        Row(2, 2, 'a "b"\nc', Conversation().user('a "b"\nc'), {}, None),
+        Row(2, None, 'a "b"\nc', Conversation().user('a "b"\nc'), {}, None),
         Row(3, "7", " x ", Conversation().user(" x "), {}, None),
     )
+
+
+def test_row_without_an_id_gets_its_number_if_no_row_has_its_own() -> None:
+    assert [row.id for row in rows_in('{"prompt": "an \\"id\\" of 4"}\nx\n\n{"prompt": "b", "id": ""}\n', "jsonl")] == [
+        1,
+        2,
+        4,
+    ]
+    assert [row.id for row in rows_in('x\n{"prompt": "a"}\n{"custom_id": 2}\n\xff\n', "jsonl")] == [None, None, 2, None]
+    assert [row.id for row in rows_in("id,prompt\n,a\n,b\n", "csv")] == [1, 2]
 
 
 def test_tsv_column_defaults_to_prompt() -> None:
@@ -239,8 +249,8 @@ def test_tsv_column_defaults_to_prompt() -> None:
 
 def test_record_of_another_length_is_an_error_row() -> None:
     short, long, empty, good = rows_in('id,prompt\na\nb,c,d\ne," "\nf,g', "csv")
-    assert (short.id, problem(short)) == ("a", ("invalid_record", "the record has 1 fields, but the header has 2"))
-    assert (long.id, problem(long)) == ("b", ("invalid_record", "the record has 3 fields, but the header has 2"))
+    assert (short.id, problem(short)) == ("a", ("invalid_record", "the row has 1 fields, but the header has 2"))
+    assert (long.id, problem(long)) == ("b", ("invalid_record", "the row has 3 fields, but the header has 2"))
     assert (empty.id, problem(empty)) == ("e", ("no_prompt", "the prompt is empty"))
     assert good.prompt == "g"
 
@@ -261,13 +271,13 @@ def test_csv_field_may_be_large() -> None:
         (
             b'a\nx\n"y\nz\n',
             {"template": "{a}"},
-            "invalid quoting in the input: unexpected end of data (record at line 3)",
+            "invalid quoting in the input: unexpected end of data (row at line 3)",
             'double the quotes in a quoted field: "like ""this"""',
         ),
         (
             b'a\n"y" z\n',
             {"template": "{a}"},
-            "invalid quoting in the input: ',' expected after '\"' (record at line 2)",
+            "invalid quoting in the input: ',' expected after '\"' (row at line 2)",
             'double the quotes in a quoted field: "like ""this"""',
         ),
         (b"a\n", {"template": "{a}"}, "the input has no prompts", ""),
@@ -429,7 +439,7 @@ def test_rows_take_8_bytes_each() -> None:
 @pytest.mark.slow
 def test_unclosed_quote_does_not_fill_memory() -> None:
     record = b"a" * 1000 + b"\n"
-    with pytest.raises(UsageError, match=r"field larger than field limit \(16000000\) \(record at line 2\)"):
+    with pytest.raises(UsageError, match=r"field larger than field limit \(16000000\) \(row at line 2\)"):
         rows_in(b'prompt\n"' + record * 20_000, "csv")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +76,10 @@ def sequences(backend: RecordingBackend) -> list[str]:
 # Inputs.
 
 LINES = "first\n\n# a remark\n  second \n"
-SHAPES: list[tuple[str, str | bytes | list[Any], list[str], list[tuple[str | int, str]]]] = [
+SHAPES: list[tuple[str, str | bytes | list[Any], list[str], list[tuple[str | int | None, str]]]] = [
     ("in.txt", LINES, [], [(1, "first"), (4, "  second ")]),
     ("in.txt", "a {b}\n", ["--template", "Sum up: {text}"], [(1, "Sum up: a {b}")]),
-    ("in.jsonl", [{"prompt": "été 日本"}, {"id": 7, "prompt": "b"}], [], [(1, "été 日本"), (7, "b")]),
+    ("in.jsonl", [{"prompt": "été 日本"}, {"id": 7, "prompt": "b"}], [], [(None, "été 日本"), (7, "b")]),
     ("in.ndjson", [{**OPENAI, "body": {"messages": [{"role": "user", "content": "hi"}]}}], [], [("o", "hi")]),
     ("in.jsonl", [{"q": 3, "prompt": "p"}], ["--template", "{{{q}}}"], [(1, "{3}")]),
     ("in.csv", 'n,q\r\n1,"a, ""b""\nc"\r\n2,d\r\n', ["--template", "{q}"], [(1, 'a, "b"\nc'), (2, "d")]),
@@ -97,7 +96,7 @@ def test_batch_answers_every_input_type_in_order(
     name: str,
     content: str | bytes | list[Any],
     arguments: list[str],
-    rows: list[tuple[str | int, str]],
+    rows: list[tuple[str | int | None, str]],
 ) -> None:
     written = runner.write("in" if name == "-" else name, content)
     piped = written.read_bytes() if name == "-" else None
@@ -152,7 +151,7 @@ def test_output_row_has_every_key_in_order(runner: BatchRunner) -> None:
     runner.script["rows"] = {"p": "<think>hm</think>The answer is 4."}
     done = runner.run(runner.write("in.jsonl", b'{"id": "a", "prompt": "p"}\n{"prompt"\n'), "-o", "-", "--seed", "3")
     answered, failed = parse_lines(done.out)
-    assert [list(each) for each in (answered, failed)] == [OUTPUT_KEYS] * 2
+    assert (list(answered), list(failed)) == (OUTPUT_KEYS, [*OUTPUT_KEYS, "line", "request"])
     assert list(answered.values()) == [
         "a",
         "p",
@@ -167,7 +166,8 @@ def test_output_row_has_every_key_in_order(runner: BatchRunner) -> None:
         None,
     ]
     message = "not JSON: Expecting ':' delimiter (character 10)"
-    assert list(failed.values()) == [2, *[None] * 9, {"type": "invalid_json", "message": message}]
+    problem = {"type": "invalid_json", "message": message}
+    assert list(failed.values()) == [None, *[None] * 9, problem, 2, failed["request"]]
     assert done.code == 6
 
 
@@ -228,10 +228,13 @@ def test_batch_ends_with_the_first_errors(runner: BatchRunner) -> None:
     first, *errors = runner.run(source, "-o", runner.home / "out").err.splitlines()
     assert first.startswith("5 of 5 done, 4 failed")
     assert errors == [
-        "  row 1: the prompt is empty",
+        "  line 1: the prompt is empty",
         "  row b: neither `prompt` nor `messages` is given; the fields are: id",
-        "  row 4: `prompt` is 3: it must be text",
+        "  line 4: `prompt` is 3: it must be text",
+        "  and 1 more",
     ]
+    table = runner.run(runner.write("in.csv", "prompt\na\nb,c\n"), "-o", runner.home / "table")
+    assert table.err.splitlines()[1:] == ["  row 2: the row has 2 fields, but the header has 1"]
 
 
 @pytest.mark.parametrize(
@@ -392,17 +395,34 @@ def test_output_of_other_settings_is_refused(runner: BatchRunner) -> None:
     other_model.write_bytes(runner.model.read_bytes())
     done = run_here(runner.script, runner.home, "batch", source, "-o", output, "-n", "9", "-m", other_model)
     assert "was made with another model (chatml, now other)" in done.err
-    runner.write("in.txt", "a\nc\n")
-    assert "another input\n" in runner.run(source, "-o", output, "-n", "9").err
     assert len(runner.backends) == 1
-    assert runner.run(source, "-o", output, "-n", "9", "--restart").code == 0
-    assert [each["prompt"] for each in parse_lines(output.read_text())] == ["a", "c"]
+
+
+def test_changed_input_is_answered_where_it_is_new(runner: BatchRunner) -> None:
+    source, output = runner.write("in.jsonl", [{"prompt": "a"}, {"prompt": 3}, {"prompt": "b"}]), runner.home / "out"
+    command = (source, "-o", output, "--include-input", "--seed", "1")
+    assert runner.run(*command).code == 6
+    runner.script["seeds"] = ["new"]
+    rows = [{"prompt": "c"}, {"prompt": "a", "id": "x", "note": 5}, {"prompt": "3"}, {"prompt": "b", "top_k": 3}]
+    runner.write("in.jsonl", rows)
+    assert runner.run(*command, "--retry-failed").code == 0
+    answers = parse_lines(output.read_text())
+    assert [(each["id"], each["text"], each["input"]) for each in answers] == [
+        (None, "new", rows[0]),
+        ("x", "ok", rows[1]),
+        (None, "new", rows[2]),
+        (None, "new", rows[3]),
+    ]
+    assert [len(backend.params) for backend in runner.backends] == [2, 3]
+    runner.write("in.jsonl", rows[1:3])
+    assert runner.run(*command).code == 0
+    assert [each["text"] for each in parse_lines(output.read_text())] == ["ok", "new"]
+    assert len(runner.backends) == 2
 
 
 def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "".join(f"question {number}\n" for number in range(12))
     source, output = runner.write("in.txt", text), runner.home / "out"
-    before = source.stat()
     runner.run(source, "-o", runner.home / "whole", "--seed", "1")
     arguments = (source, "-o", output, "--seed", "1", "--parallel", "2")
 
@@ -421,14 +441,12 @@ def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, mon
     assert (failed.code, 0 < done < 12) == (1, True)
     assert failed.err.splitlines()[-2:] == [
         f"error: {source} was changed while the batch ran",
-        " hint: undo the change and run it again without --restart to resume, or use --restart to start over",
+        " hint: run it again without --restart to resume: unchanged rows keep their answers",
     ]
-    assert "was started with another input" in runner.run(*arguments).err
-    source.write_text(text)
-    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert runner.run(*arguments).code == 0
     assert len(runner.backends[-1].params) == 12 - done
-    assert output.read_bytes() == (runner.home / "whole").read_bytes()
+    whole = (runner.home / "whole").read_text()
+    assert output.read_text() == whole.replace("question 11", "question 99")
 
 
 def test_usage_errors_exit_2(runner: BatchRunner) -> None:

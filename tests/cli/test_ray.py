@@ -153,7 +153,7 @@ def test_ray_ends_without_workers_and_with_rows_that_end_them(source: Path) -> N
     with pytest.raises(NoServerError, match="no worker is running"):
         answer_all(source, ScriptedCluster([wait]), patience=0.01)
     lost = ScriptedCluster([lambda blocks: iter(())] * 3)
-    with pytest.raises(EndpointError, match="workers fail on 40 rows, the first of which is 1"):
+    with pytest.raises(EndpointError, match="workers fail on 40 rows, the first of which is line 1"):
         answer_all(source, lost)
     assert [sum(sizes) for sizes in lost.asked] == [ROWS, 8, 8]  # one by one, only a few
 

@@ -99,7 +99,7 @@ def write_run(
 
 def start_run(path: Path, questions: int, k: int = 1, condition: Mapping[str, object] = CONDITION) -> Journal:
     path.parent.mkdir(exist_ok=True)
-    rows = ResultRows(SCHEMA, questions * k, lambda position: (position // k + 1, position % k))
+    rows = ResultRows(SCHEMA, questions * k, lambda position: {"id": position // k + 1, "sample": position % k})
     return open_journal(path, condition, rows, extent={"questions": questions, "samples": k})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from cerebrum_cli.batch.journal import Journal, open_journal
 from cerebrum_cli.batch.readers import Shape, read_rows, spool_input
-from cerebrum_cli.batch.rows import Row, RowError, failed_object, result_rows
+from cerebrum_cli.batch.rows import Row, RowError, failed_object, output_object, result_rows
 
 FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",), "system": None}
 
@@ -30,7 +30,7 @@ def answer(row: Row, text: str = "So.") -> dict[str, Any]:
     """The output object of a row; the row "Who?" has an error."""
     if row.prompt == "Who?":
         return failed_object(row, RowError("prompt_too_long", "it is"))
-    return {**failed_object(row, RowError("", "")), "text": f"{text} {row.prompt}", "seed": 1, "error": None}
+    return output_object(row, text=f"{text} {row.prompt}", seed=1)
 
 
 def complete_result(text: str = "So.") -> bytes:
@@ -38,8 +38,10 @@ def complete_result(text: str = "So.") -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def open_batch(output: Path, restart: bool = False, rows: tuple[Row, ...] = ROWS, **changed: Any) -> Journal:
-    return open_journal(output, {**FINGERPRINT, **changed}, result_rows(rows), restart)
+def open_batch(
+    output: Path, restart: bool = False, rows: tuple[Row, ...] = ROWS, sha256: str | None = None, **changed: Any
+) -> Journal:
+    return open_journal(output, {**FINGERPRINT, **changed}, result_rows(rows, sha256), restart)
 
 
 def open_growing(output: Path, questions: int) -> Journal:
