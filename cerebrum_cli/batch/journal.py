@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.batch.output_files import (
+    REPLACE,
     BatchRecord,
     OutputPaths,
     decide,
@@ -92,11 +93,14 @@ def _open(
             record = replace(record, rows=new.rows, input=new.input, extent=new.extent)
             write_record(paths, record)
     elif step == "extend" or (retry_failed and (record.counts.failed or record.counts.undecided)):
-        partial.copy(paths.output)  # before the record, so that no answer is lost
+        if rows.table is None:
+            partial.copy(paths.output)  # before the record, so that no answer is lost
+        elif partial.is_empty:
+            raise BatchError(f"{paths.partial} has the answers for {paths.output.name}, but is missing", REPLACE)
         partial.load()
         step, record = "resume", replace(new, replaces=output, notes=record.notes)
         write_record(paths, record)
-    else:
+    elif rows.table is None or partial.is_empty:
         partial.remove()
     if retry_failed and step == "resume":
         partial.finished.forget_failed()  # the next line of such a row replaces it
@@ -154,15 +158,17 @@ class Journal:
     def complete(self) -> None:
         """Write the result file atomically, in the order of the input; nothing if it is complete.
 
-        Raises ValueError while rows are missing, and BatchError if that fails or another program has changed the
-        output; the partial file then holds all rows, and the next run evaluates none.
+        The partial file of a table stays: only there, rows have all their keys. Raises ValueError while rows are
+        missing, and BatchError if that fails or another program has changed the output; the partial file then holds all
+        rows, and the next run evaluates none.
         """
         if self.is_complete:
             return
         self.rows.require_finished(self.finished)
         paths = self.paths
         with journal_errors(paths.output), unfinished_file(paths.output, 0o666) as part:
-            result = write_result(part.file, self.partial.lines_in_order())
+            lines, table = self.partial.lines_in_order(), self.rows.table
+            result = write_result(part.file, table.lines(map(json.loads, lines)) if table else lines)
             record = replace(self.record, result=result, **self.partial.finished.counts.recorded)
             write_record(paths, record)
             if file_stamp(paths.output) != self.replaced:
@@ -171,7 +177,8 @@ class Journal:
             commit_file(part, paths.output)
             self.record, self.is_complete = record, True
         with contextlib.suppress(OSError):  # the next run of the same batch removes it
-            self.partial.remove()
+            if self.rows.table is None:
+                self.partial.remove()
             fsync_directory(paths.output.parent)
         self.close()
 

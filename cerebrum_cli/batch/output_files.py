@@ -27,12 +27,14 @@ from cerebrum_cli.core.text import enumeration
 
 VERSION = 1
 MADE_BY = ("cerebrum", "llama.cpp")  # keys of a fingerprint: versions of the programs, which older ones lack
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_JSON_SUFFIXES = ("", ".jsonl", ".ndjson", ".json")
 _MAX_DIFFERENCES = 3  # in an error message
 _MAX_VALUE = 40  # characters
 _DIGEST = re.compile(rf"[0-9a-f]{{{_MAX_VALUE - 1}}}")
 _SMALLER = "use the same number or more, choose another -o, or use --restart to start over"
 _RESUME = ", then run it again without --restart to resume"
-_REPLACE = "use --restart to replace it, or choose another -o"
+REPLACE = "use --restart to replace it, or choose another -o"
 Step = Literal["begin", "resume", "extend", "complete"]
 
 
@@ -90,6 +92,16 @@ def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
         if source is not None and path.exists() and source.exists() and path.samefile(source):
             raise UsageError(f"the output would overwrite the input {source}", "choose another -o")
     return paths
+
+
+def result_delimiter(output: Path) -> str | None:
+    """The delimiter of a result that is a table by its suffix; None for JSON Lines. Raises UsageError for another."""
+    suffix = output.suffix.lower()
+    if suffix in _JSON_SUFFIXES:
+        return None
+    if suffix in _DELIMITERS:
+        return _DELIMITERS[suffix]
+    raise UsageError(f"{output}: unsupported file type {suffix}", "name it .jsonl, .csv or .tsv")
 
 
 def lock_partial(path: Path, hint: str = "wait for it, or choose another -o") -> FileIO:
@@ -240,22 +252,22 @@ def decide(
 
     The files are written in this order, each synced before the next, so that they show how far a batch came: the
     record; rows in the partial file; the record with the hash of the result; the result. Then the partial file is
-    deleted.
+    deleted, unless the result is a table.
     """
     if record is None:
         if has_rows:
             message = f"{paths.partial} exists, but its record {paths.meta.name} is missing"
             raise BatchError(message, "move it elsewhere, choose another -o, or use --restart to start over")
         if output:
-            raise BatchError(f"{paths.output} already exists", _REPLACE)
+            raise BatchError(f"{paths.output} already exists", REPLACE)
         return "begin"
     if difference := describe_difference(record, new):
-        if has_rows:
+        if has_rows and not (record.result and record.result == output):
             message = f"{paths.partial} was started with {difference}"
             raise BatchError(message, "run the previous command to resume, or use --restart to start over")
         if output:
             problem = f"was made with {difference}" if output == record.result else "already exists"
-            raise BatchError(f"{paths.output} {problem}", _REPLACE)
+            raise BatchError(f"{paths.output} {problem}", REPLACE)
         return "begin"
     before, now = record.extent, new.extent
     if smaller := [f"{name} ({before[name]}, now {now[name]})" for name in now if now[name] < before.get(name, 0)]:
@@ -271,4 +283,4 @@ def decide(
         raise BatchError(message, "move it elsewhere to resume, or use --restart to start over and replace it")
     if output == record.replaces and record.result is None:
         return "begin"  # --restart was interrupted before the first row
-    raise BatchError(f"{paths.output} was changed after it was completed", _REPLACE)
+    raise BatchError(f"{paths.output} was changed after it was completed", REPLACE)

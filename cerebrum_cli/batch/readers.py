@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Shape = Literal["txt", "jsonl", "csv", "tsv"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 _SUFFIXES: dict[str, Shape] = {f".{shape}": shape for shape in SHAPES} | {".ndjson": "jsonl"}
-_DELIMITERS = {"csv": ",", "tsv": "\t"}
+TABLES = {"csv": ",", "tsv": "\t"}  # their delimiters
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
 _PROMPT_COLUMN = "prompt"
 MAX_LINE_BYTES = 16_000_000
@@ -140,6 +140,7 @@ class LineRows:
     include_input: bool
 
     unit = "line"
+    header = None
 
     def find(self, lines: Iterable[bytes], start: int) -> Iterator[tuple[int | None, bool]]:
         """Yield the offset of each row in a whole input that begins at `start`, and None for each line skipped.
@@ -271,7 +272,8 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
 class IndexedRows:
     """The rows of an input by position: memory holds 8 bytes for each, the offset at which it begins.
 
-    `sha256` is the hexadecimal digest of the input. Rows without an id get their number, unless a row has its own.
+    `sha256` is the hexadecimal digest of the input, `columns` are those of a table. Rows without an id get their
+    number, unless a row has its own.
     """
 
     def __init__(self, source: InputFile, form: LineRows | TableRows, saved: SavedPrompt | None = None) -> None:
@@ -288,6 +290,7 @@ class IndexedRows:
             else:
                 self._offsets.append(offset)
         self.sha256, self.unit = digest.hexdigest(), form.unit
+        self.columns = None if form.header is None else tuple(form.header)
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -342,7 +345,7 @@ def read_rows(
         raise UsageError("the input is UTF-16, not UTF-8", "convert it: iconv -f UTF-16 -t UTF-8")
     if shape == "txt" and parsed and (unknown := [name for name in parsed.fields if name not in _TEXT_FIELDS]):
         raise UsageError(f"a line of text has no field `{unknown[0]}`", f"use {{{_TEXT_FIELDS[0]}}}")
-    if delimiter := _DELIMITERS.get(shape):
+    if delimiter := TABLES.get(shape):
         form: LineRows | TableRows = open_table(source.lines(source.start), delimiter, parsed, include_input)
     else:
         form = LineRows(shape, parsed, include_input)

@@ -1,9 +1,10 @@
-"""Results, one line of JSON for each row: what a line holds, which rows are finished, and a stream in input order."""
+"""Results, a line for each row: its keys, tables, which rows are finished, and a stream in the order of the input."""
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from cerebrum_cli.core.text import well_formed
 _FINISHED, _FAILED, _TRUNCATED, _UNDECIDED = 1, 2, 4, 8
 _NO_ANSWER = _FAILED | _UNDECIDED
 _FORGOTTEN = bytes(0 if flags & _NO_ANSWER else flags for flags in range(256))  # a table for `translate`
+_ANSWER_COLUMNS = ("text", "final_answer", "finish_reason", "error")
 _LINE_BREAKS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}  # some readers split lines at them
 
 
@@ -36,16 +38,47 @@ def with_optional(keys: tuple[str, ...], optional: tuple[str, ...]) -> frozenset
 
 
 @dataclass(frozen=True, slots=True)
+class TableFormat:
+    """A result as a table: the columns of an input that is one, or `id` and `prompt`, then those of the answers."""
+
+    delimiter: str
+    columns: tuple[str, ...] | None
+
+    def lines(self, objects: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+        """Encode the objects of rows, with a header. The name of an answer's column that the input has ends with _2."""
+        columns = self.columns or ("id", "prompt")
+        yield self._line((*columns, *(f"{key}_2" if key in columns else key for key in _ANSWER_COLUMNS)))
+        for object in objects:
+            given = object["input"] if self.columns else object
+            error = object["error"] and f"{object['error']['type']}: {object['error']['message']}"
+            yield self._line([*map(given.get, columns), *map(object.get, _ANSWER_COLUMNS[:-1]), error])
+
+    def _line(self, values: Iterable[Any]) -> bytes:
+        line: list[str] = []
+        csv.writer(_Lines(line), delimiter=self.delimiter, lineterminator="\n").writerow(values)
+        return line[0].encode()
+
+
+class _Lines:
+    """What a table is written to: a list of its lines."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.write = lines.append
+
+
+@dataclass(frozen=True, slots=True)
 class ResultRows:
     """The rows of a result: how many, and the keys that the line of a row has from the input, which is read for them.
 
-    Rows of a batch may be equal. `sha256` is the digest of an input that may change from one run to the next.
+    Rows of a batch may be equal. `sha256` is the digest of an input that may change from one run to the next. The
+    result is a `table`, or JSON Lines.
     """
 
     schema: Schema
     size: int
     fields: Callable[[int], Mapping[str, Any]]
     sha256: str | None = None
+    table: TableFormat | None = None
 
     def __len__(self) -> int:
         return self.size

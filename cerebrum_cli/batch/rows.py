@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from cerebrum_cli.batch.result import ResultRows, Schema, to_json, with_optional
+from cerebrum_cli.batch.result import ResultRows, Schema, TableFormat, to_json, with_optional
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import TRUNCATED, Origin, RowCounts
@@ -189,11 +189,13 @@ def count_row(unit: str, object: Mapping[str, Any]) -> RowCounts:
     return RowCounts(truncated=object["finish_reason"] in TRUNCATED, undecided=is_undecided)
 
 
-def result_rows(rows: Rows, sha256: str | None = None, unit: str = "line") -> ResultRows:
+def result_rows(
+    rows: Rows, sha256: str | None = None, unit: str = "line", table: TableFormat | None = None
+) -> ResultRows:
     """The rows of a result. `unit` is what a row is in the input, of which `sha256` is the digest."""
     keys = with_optional(OUTPUT_KEYS, MORE_KEYS)
     schema = Schema(keys, ("prompt", REQUEST), partial(count_row, unit), partial(name_row, unit))
-    return ResultRows(schema, len(rows), lambda position: rows[position].fields, sha256)
+    return ResultRows(schema, len(rows), lambda position: rows[position].fields, sha256, table)
 
 
 def failed_object(row: Row, error: RowError, origin: Origin | None = None) -> dict[str, Any]:

@@ -39,7 +39,13 @@ def batch(
     source: Annotated[Path, positional("INPUT", "Questions: .txt, .jsonl, .csv or .tsv; `-` reads standard input")],
     output: Annotated[
         Path,
-        parameter("output", "JSON Lines file; `-` streams to standard output", "Output", short="-o", metavar="OUTPUT"),
+        parameter(
+            "output",
+            "Answers: .jsonl, .csv, .tsv; `-` streams to standard output",
+            "Output",
+            short="-o",
+            metavar="OUTPUT",
+        ),
     ],
     overrides: Annotated[Layer, SettingKeys(REPLY_KEYS)],
     options: BatchCommandOptions,
@@ -54,16 +60,18 @@ def batch(
       cerebrum batch rows.csv -o out.jsonl --template "Sum up: {text}"
       cerebrum batch exam.jsonl -o out.jsonl --votes auto:3..16
     """
-    from cerebrum_cli.batch.output_files import output_paths
-    from cerebrum_cli.batch.readers import detect_shape, read_rows
+    from cerebrum_cli.batch.output_files import output_paths, result_delimiter
+    from cerebrum_cli.batch.readers import TABLES, detect_shape, read_rows
 
     app, on_command_line = app_of(context, options), options_on_command_line(context)
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
+    is_table = result_delimiter(output) is not None
     with closing(open_source(app, source)) as file:
         shape = detect_shape(source, options.input_format, file.head)
-        options = replace(options, input_format=shape)
+        includes_input = options.include_input or (is_table and shape in TABLES)
+        options = replace(options, input_format=shape, include_input=includes_input)
         rows = read_rows(file, shape, options.template, options.include_input, saved)
         without_answer = run_rows(app, rows, output, overrides, options, saved)
     if without_answer:
@@ -184,10 +192,13 @@ def open_result(
     options: BatchCommandOptions,
 ) -> Result:
     from cerebrum_cli.batch.journal import open_journal
-    from cerebrum_cli.batch.result import StreamedResult
+    from cerebrum_cli.batch.output_files import result_delimiter
+    from cerebrum_cli.batch.result import StreamedResult, TableFormat
     from cerebrum_cli.batch.rows import result_rows
 
-    found = result_rows(rows, rows.sha256, rows.unit)
+    delimiter = result_delimiter(output)
+    table = TableFormat(delimiter, rows.columns) if delimiter else None
+    found = result_rows(rows, rows.sha256, rows.unit, table)
     if output == STANDARD:
         if options.ray is not None:
             raise UsageError("--ray cannot stream to standard output", "name a file with -o OUTPUT")

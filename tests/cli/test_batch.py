@@ -362,7 +362,7 @@ def test_row_that_fails_while_sampling_gets_an_error(runner: BatchRunner, monkey
 
 def test_complete_output_is_not_evaluated_again(runner: BatchRunner) -> None:
     for name, content, code in (("good.txt", "a\nb\n", 0), ("bad.jsonl", '{"prompt": "a"}\n{\n', 6)):
-        output = runner.home / f"{name}.out"
+        output = runner.home / f"{name}.jsonl"
         first = runner.run(runner.write(name, content), "-o", output)
         written, loaded = output.read_bytes(), len(runner.backends)
         again = runner.run(runner.home / name, "-o", output)
@@ -449,6 +449,49 @@ def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, mon
     assert output.read_text() == whole.replace("question 11", "question 99")
 
 
+def test_table_has_the_columns_of_the_input_and_the_answers(runner: BatchRunner) -> None:
+    table = 'id,text,n\na,"Why,\n""now""?",1\nb,Who?,2\nc,x\n'
+    source, output = runner.write("in.csv", table), runner.home / "out.csv"
+    runner.script["rows"] = {'Why,\n"now"?': "So, the answer is 4.\nYes.", "Who?": "M\te"}
+    command = (source, "--template", "{text}", "--seed", "1", "-o")
+    assert runner.run(*command, output).code == 6
+    header = "id,text,n,text_2,final_answer,finish_reason,error\n"
+    answered = 'a,"Why,\n""now""?",1,"So, the answer is 4.\nYes.",4,stop,\n' + "b,Who?,2,M\te,,stop,\n"
+    problem = '"invalid_record: the row has 2 fields, but the header has 3"'
+    assert output.read_text() == header + answered + f"c,x,,,,,{problem}\n"
+    runner.write("in.csv", table.replace("c,x", "c,x,y"))
+    runner.script["rows"] = {}
+    assert runner.run(*command, output).code == 0
+    assert output.read_text() == header + answered + "c,x,y,ok,,stop,\n"
+    assert len(runner.backends[-1].params) == 1
+    assert runner.run(*command, runner.home / "out.tsv").code == 0
+    assert (runner.home / "out.tsv").read_text().endswith("c\tx\ty\tok\t\tstop\t\n")
+    lines = runner.write("in.jsonl", [{"prompt": "a", "id": 5}, {"prompt": "b", "n": 1}])
+    assert runner.run(lines, "-o", runner.home / "lines.csv").code == 0
+    expected = "id,prompt,text,final_answer,finish_reason,error\n5,a,ok,,stop,\n,b,ok,,stop,\n"
+    assert (runner.home / "lines.csv").read_text() == expected
+
+
+def test_table_is_written_again_from_its_rows(runner: BatchRunner) -> None:
+    source, output = runner.write("in.txt", "a\nb\n"), runner.home / "out.csv"
+    for _ in range(2):
+        assert runner.run(source, "-o", output).code == 0
+    table, rows = output.read_text(), runner.home / "out.csv.partial"
+    assert [row["text"] for row in parse_lines(rows.read_text())] == ["ok", "ok"]
+    assert f"error: {output} was made with another max tokens" in runner.run(source, "-o", output, "-n", "9").err
+    output.unlink()
+    assert runner.run(source, "-o", output).code == 0
+    assert (output.read_text(), len(runner.backends)) == (table, 1)
+    rows.unlink()
+    assert (runner.run(source, "-o", output).code, rows.exists()) == (0, False)
+    runner.write("in.txt", "a\nb\nc\n")
+    refused = runner.run(source, "-o", output)
+    assert refused.code == 1
+    assert refused.err.startswith(f"error: {rows} has the answers for out.csv, but is missing\n hint: use --restart")
+    assert runner.run(source, "-o", output, "--restart").code == 0
+    assert output.read_text() == table + "3,c,ok,,stop,\n"
+
+
 def test_usage_errors_exit_2(runner: BatchRunner) -> None:
     source, table = runner.write("in.txt", "a\n"), runner.write("in.csv", "q\na\n")
     for arguments, message in (
@@ -466,6 +509,9 @@ def test_usage_errors_exit_2(runner: BatchRunner) -> None:
         done = runner.run(*arguments, "-o", runner.home / "out")
         assert (done.code, done.out) == (2, ""), arguments
         assert done.err.startswith(message), done.err
+    unsupported = runner.run(source, "-o", runner.home / "out.xlsx").err.splitlines()
+    assert unsupported[0].endswith("out.xlsx: unsupported file type .xlsx")
+    assert unsupported[1] == " hint: name it .jsonl, .csv or .tsv"
     refused = runner.run(source, "-o", source)
     assert (refused.code, refused.err.splitlines()[0]) == (2, f"error: the output would overwrite the input {source}")
     assert not list(runner.home.glob("out*")) and not runner.backends
@@ -497,9 +543,9 @@ def test_real_model_answers_do_not_depend_on_parallel(mistral_user: CommandLine)
     (mistral_user.home / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     command = ("batch", "in.jsonl", "--seed", "7", "-n", "20", "--ctx", "180")
     for parallel in ("1", "4", "auto"):
-        done = mistral_user.run(*command, "--parallel", parallel, "-o", f"{parallel}.out")
+        done = mistral_user.run(*command, "--parallel", parallel, "-o", f"{parallel}.jsonl")
         assert done.code == 6, done.err
-    texts = [(mistral_user.home / f"{parallel}.out").read_bytes() for parallel in ("1", "4", "auto")]
+    texts = [(mistral_user.home / f"{parallel}.jsonl").read_bytes() for parallel in ("1", "4", "auto")]
     assert texts[0] == texts[1] == texts[2]
     answers = parse_lines(texts[0].decode())
     assert answers[1]["completion_tokens"] == 5
