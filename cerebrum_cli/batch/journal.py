@@ -88,7 +88,8 @@ def _open(
         record = replace(new, replaces=output)
         write_record(paths, record)
     elif step == "resume":
-        partial.load()
+        if not partial.load():
+            raise BatchError(f"none of the answers in {paths.partial} is for this input", REPLACE)
         if not record.has_rows_of(new):
             record = replace(record, rows=new.rows, input=new.input, extent=new.extent)
             write_record(paths, record)
@@ -97,7 +98,10 @@ def _open(
             partial.copy(paths.output)  # before the record, so that no answer is lost
         elif partial.is_empty:
             raise BatchError(f"{paths.partial} has the answers for {paths.output.name}, but is missing", REPLACE)
-        partial.load()
+        if not partial.load():
+            if rows.table is None:
+                partial.remove()
+            raise BatchError(f"none of the answers in {paths.output} is for this input", REPLACE)
         step, record = "resume", replace(new, replaces=output, notes=record.notes)
         write_record(paths, record)
     elif rows.table is None or partial.is_empty:
@@ -188,7 +192,7 @@ class Journal:
             return
         self._is_open = False
         try:
-            if not self.is_complete and not self.partial.finished and self.record.replaces is None:
+            if not self.is_complete and self.partial.is_empty and self.record.replaces is None:
                 with contextlib.suppress(OSError):
                     self.paths.meta.unlink(missing_ok=True)
                     self.partial.remove()

@@ -52,8 +52,8 @@ class PartialFile:
         os.ftruncate(self._descriptor, self._end)
         os.fsync(self._descriptor)
 
-    def load(self) -> None:
-        """Find the row of each line, and remove an incomplete last line.
+    def load(self) -> bool:
+        """Find the row of each line, and remove an incomplete last line. False if all answers are for other rows.
 
         A line belongs to the row at its position, or else to the first one like it that has no answer; without such a
         row it is ignored. So are zero bytes: after a power cut, blocks that were not synced are zeros. Raises
@@ -75,6 +75,7 @@ class PartialFile:
             self._find_rows(file, moved)
         self._recount()
         self.clear()
+        return not moved.answered or len(self.finished) > 0
 
     def copy(self, result: Path) -> None:
         """Write the lines of a complete result, each with its position there, and sync them."""

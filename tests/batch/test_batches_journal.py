@@ -300,6 +300,24 @@ def test_changed_input_keeps_the_answers_of_its_rows(output: Path) -> None:
     assert (answer_missing(output, "Why?\n", "Fifth."), texts_by_row(output)) == ([], [(1, "Why?", "First. Why?")])
 
 
+def test_input_without_a_row_of_the_result_is_refused(output: Path) -> None:
+    assert answer_missing(output, "Why?\nHow?\n", "First.", 1) == [0]
+    message, hint = batch_error(lambda: answer_missing(output, "When?\n", "Second."))
+    assert message == f"none of the answers in {output}.partial is for this input"
+    assert hint == "use --restart to replace it, or choose another -o"
+    assert answer_missing(output, "Why?\nHow?\n", "First.") == [1]
+    message, _ = batch_error(lambda: answer_missing(output, "When?\n", "Second."))
+    assert message == f"none of the answers in {output} is for this input"
+    assert texts_by_row(output) == [(1, "Why?", "First. Why?"), (2, "How?", "First. How?")]
+    assert names(output.parent) == COMPLETE
+
+
+def test_answers_to_rows_that_are_gone_stay_until_the_result_is_complete(output: Path) -> None:
+    assert answer_missing(output, "Who?\nWhy?\n", "First.", 2) == [0, 1]
+    assert answer_missing(output, "Who?\nWhen?\n", "Second.", 0) == []
+    assert answer_missing(output, "Why?\nWho?\n", "Third.") == []
+
+
 def test_answer_of_a_retried_row_stays_with_it_when_it_moves(output: Path) -> None:
     rows = rows_in("Who?\nWhy?\n")
     with contextlib.closing(open_batch(output, rows=rows)) as journal:
