@@ -60,14 +60,11 @@ def batch(
       cerebrum batch rows.csv -o out.jsonl --template "Sum up: {text}"
       cerebrum batch exam.jsonl -o out.jsonl --votes auto:3..16
     """
-    from cerebrum_cli.batch.output_files import output_paths, result_delimiter
     from cerebrum_cli.batch.readers import TABLES, detect_shape, read_rows
 
     app, on_command_line = app_of(context, options), options_on_command_line(context)
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
-    if output != STANDARD:
-        output_paths(output, None if source == STANDARD else source)
-    is_table = result_delimiter(output) is not None
+    is_table = check_output(output, source)
     with closing(open_source(app, source)) as file:
         shape = detect_shape(source, options.input_format, file.head)
         includes_input = options.include_input or (is_table and shape in TABLES)
@@ -76,6 +73,15 @@ def batch(
         without_answer = run_rows(app, rows, output, overrides, options, saved)
     if without_answer:
         raise typer.Exit(SOME_FAILED)
+
+
+def check_output(output: Path, source: Path) -> bool:
+    """Whether the result will be a table. Raises UsageError for an output that cannot be written."""
+    from cerebrum_cli.batch.output_files import output_paths, result_delimiter
+
+    if output != STANDARD:
+        output_paths(output, None if source == STANDARD else source)
+    return result_delimiter(output) is not None
 
 
 def run_rows(

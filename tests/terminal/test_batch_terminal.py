@@ -72,7 +72,7 @@ def test_batch_bar_shows_progress_and_is_erased(start: OpenTerminal, tmp_path: P
     assert len(person.screen.lines) == 1
     assert person.end() == 6
     line, error = person.screen.lines
-    assert error == "  row 1: not JSON: Expecting value (character 1)"
+    assert error == "  line 1: not JSON: Expecting value (character 1)"
     assert re.fullmatch(r"30 of 30 done, 1 failed, 638 tokens in \d+\.\d s \(\d+\.\d t/s\)", line)
     assert person.screen.cursor == (0, 2)
     assert not person.screen.cursor_hidden
