@@ -159,9 +159,9 @@ def compare(
     kl: Annotated[bool, parameter("kl", "Also measure KL divergence (quantizations of one model)", "Output")] = False,
     json: Json = False,
 ) -> None:
-    """Compare two models on the same questions, and report whether the difference is statistically significant."""
+    """Compare two models, prompts or settings, and report whether the difference is statistically significant."""
     from cerebrum_cli.eval.comparison import verdict
-    from cerebrum_cli.eval.rescoring import compare_runs, comparison_notes
+    from cerebrum_cli.eval.rescoring import compare_runs, comparison_notes, describe_differences, differences
     from cerebrum_cli.eval.runs import measure_divergence
     from cerebrum_cli.terminal.progress import StageProgress
     from cerebrum_cli.terminal.reports import print_comparison
@@ -169,7 +169,7 @@ def compare(
 
     app = app_of(context)
     runs = app.runs.find(before), app.runs.find(after)
-    comparison = compare_runs(*runs)
+    comparison, differing = compare_runs(*runs), differences(*runs)
     for note in comparison_notes(*runs):
         app.streams.report(NoticeEvent(note, ""))
     closeness = None
@@ -183,9 +183,9 @@ def compare(
             progress.close()
     if json:
         more = {} if closeness is None else {"mean_kld": closeness.mean_kld, "top1_agreement": closeness.top1_agreement}
-        app.streams.answer_object({**asdict(comparison), **more})
+        app.streams.answer_object({**asdict(comparison), "differences": differing, **more})
         return
-    print_comparison(app.streams, comparison, *runs, closeness)
+    print_comparison(app.streams, comparison, *runs, describe_differences(differing), closeness)
     app.streams.answer(f"\n{wrapped(app.streams, verdict(comparison, *(run.name for run in runs)))}\n")
 
 

@@ -29,9 +29,10 @@ from cerebrum_cli.eval.questions import Question, Sample, sample_object
 from cerebrum_cli.eval.report import group_by_question
 from cerebrum_cli.eval.runs import AGAIN, CHOSEN, DEFAULT_TEMPLATE, Run, form_of, has_rows, require_run, writing
 
-# What may differ: keys of the model, of the versions, and of the dataset, whose file has a digest.
-MODEL_KEYS = ("model", "model file", "adapter", "format", "prompt", "cache type k", "cache type v")
-NOT_COMPARED = (*MODEL_KEYS, *MADE_BY, MARKING, "dataset")
+# What is not named as a difference: what a model's label stands for, and keys of the versions and of the questions.
+NOT_NAMED = ("model", *MADE_BY, MARKING, "task", "dataset", DEFAULT_TEMPLATE)
+OF_A_FORMAT = ("prompt", "chat template")
+QUESTION_FILE = "question file"
 
 
 class Rescored(NamedTuple):
@@ -98,18 +99,11 @@ def save_marks(run: Run, run_code: bool = False) -> Rescored:
 def compare_runs(before: Run, after: Run) -> Comparison:
     """Compare the questions that are finished in both runs, marked by one version of the rules.
 
-    Raises UsageError, which names the difference, unless only their models differ, and what these recommend, and the
-    versions that made and marked them.
+    Raises UsageError if they ask different questions.
     """
-    first, second = _condition(before), _condition(after)
-    own = _own_settings(before) & _own_settings(after)
-    if first.get("template") or DEFAULT_TEMPLATE not in first.keys() & second.keys():
-        own |= {DEFAULT_TEMPLATE}  # it is not used, or not recorded
-    if differing := _differences(first, second, own):
-        raise UsageError(
-            f"{before.name} and {after.name} cannot be compared: they differ in {enumeration(differing)}",
-            "evaluate both models with the same questions and settings",
-        )
+    if before.record.fingerprint.get(QUESTION_FILE) != after.record.fingerprint.get(QUESTION_FILE):
+        problem = f"{before.name} and {after.name} cannot be compared: their questions differ"
+        raise UsageError(problem, "evaluate the same task or the same file")
     outdated = _to_mark_again(before, after)
     runs = [outcomes(_finished_samples(run, run in outdated), form_of) for run in (before, after)]
     common = [id for id in runs[0] if id in runs[1]]
@@ -118,20 +112,44 @@ def compare_runs(before: Run, after: Run) -> Comparison:
     return compare(*([run[id] for id in common] for run in runs))
 
 
+def differences(before: Run, after: Run) -> dict[str, tuple[Any, Any]]:
+    """What differs between two runs besides their models, what these recommend, and versions: names and both values."""
+    first, second = _condition(before), _condition(after)
+    left_out = set(NOT_NAMED)
+    if first["model"] != second["model"]:
+        left_out |= {"model file", *(_own_settings(before) & _own_settings(after))}
+    if "format" in left_out or first.get("format") != second.get("format"):
+        left_out |= set(OF_A_FORMAT)
+    if first.get("template") == second.get("template") is None and DEFAULT_TEMPLATE in first.keys() & second.keys():
+        left_out.remove(DEFAULT_TEMPLATE)  # it is used, and recorded
+    found = _differences(first, second, left_out)
+    if "adapter" in found:
+        found["adapter"] = before.record.adapter_files, after.record.adapter_files
+    return found
+
+
+def describe_differences(found: Mapping[str, tuple[Any, Any]]) -> str:
+    """Differences in words; empty without any."""
+    clauses = [f"{key}{shown_values(first, ' and', second)}" for key, (first, second) in found.items()]
+    return enumeration(clauses) if clauses else ""
+
+
 def comparison_notes(before: Run, after: Run) -> Iterator[str]:
-    """What may explain a difference besides the models: the versions that made the runs, and how they were marked."""
-    if differing := _differences(before.versions, after.versions):
-        yield f"the runs were made with different versions: {enumeration(differing)}"
+    """What else may explain a difference: the versions that made the runs, and how they were marked."""
+    if found := _differences(before.versions, after.versions):
+        yield f"the runs were made with different versions: {describe_differences(found)}"
     for run in _to_mark_again(before, after):
         again = f"; for this comparison its replies were marked again by {describe_rules(rules_of(run.match))}"
         now = f", not {describe_rules(rules_of(run.match))}: programs are not run again"
         yield f"{run.name} was marked by {describe_rules(run.marked_by)}{now if run.match == 'code' else again}"
 
 
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any], left_out: Collection[str] = ()) -> list[str]:
+def _differences(
+    first: Mapping[str, Any], second: Mapping[str, Any], left_out: Collection[str] = ()
+) -> dict[str, tuple[Any, Any]]:
     """The keys of two mappings whose values differ, with both values."""
-    keys = [key for key in {**first, **second} if first.get(key) != second.get(key) and key not in left_out]
-    return [f"{key}{shown_values(first.get(key), ' and', second.get(key))}" for key in keys]
+    pairs = {key: (first.get(key), second.get(key)) for key in {**first, **second} if key not in left_out}
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
 
 
 def _to_mark_again(before: Run, after: Run) -> list[Run]:
@@ -142,9 +160,9 @@ def _to_mark_again(before: Run, after: Run) -> list[Run]:
 
 
 def _condition(run: Run) -> dict[str, Any]:
-    """What runs must share to be compared, by readable names."""
-    settings = {key: value for key, value in run.record.fingerprint.items() if key not in NOT_COMPARED}
-    return {**settings, "match": run.match, **{f"number of {key}": value for key, value in run.record.extent.items()}}
+    """What the marks of a run depend on, by readable names."""
+    counts = {f"number of {key}": value for key, value in run.record.extent.items()}
+    return {**run.record.fingerprint, "match": run.match, **counts}
 
 
 def _own_settings(run: Run) -> set[str]:

@@ -79,8 +79,13 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
 
 
 def print_comparison(
-    streams: Streams, comparison: Comparison, before: Run, after: Run, closeness: Closeness | None
+    streams: Streams, comparison: Comparison, before: Run, after: Run, differing: str, closeness: Closeness | None
 ) -> None:
+    """Print two runs side by side; `differing` names what differs besides their models."""
+    models = before.model if before.model == after.model else f"{before.model} and {after.model}"
+    title = f"{before.task}: {models}, {format_count(comparison.n, 'question')}"
+    title += f"; the runs differ in {differing}" * bool(differing)
+    streams.answer(f"{wrapped(streams, one_line(title))}\n\n")
     rows: list[Sequence[Any]] = [
         (f"accuracy of {before.name}", share(comparison.accuracy_a), ""),
         (f"accuracy of {after.name}", share(comparison.accuracy_b), ""),

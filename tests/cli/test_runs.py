@@ -24,7 +24,14 @@ from cerebrum_cli.eval.code_sandbox import require_sandbox
 from cerebrum_cli.eval.evaluate import SCHEMA
 from cerebrum_cli.eval.marking import MARKING_VERSION
 from cerebrum_cli.eval.questions import SKIPPED, Sample, sample_object
-from cerebrum_cli.eval.rescoring import compare_runs, comparison_notes, rescored, save_marks
+from cerebrum_cli.eval.rescoring import (
+    compare_runs,
+    comparison_notes,
+    describe_differences,
+    differences,
+    rescored,
+    save_marks,
+)
 from cerebrum_cli.eval.runs import Run, RunStore, report_of, require_run, require_same_rules, samples_to_keep
 
 NOW, NEWER, OLDER = (str(MARKING_VERSION + by) for by in (0, 1, -1))
@@ -37,6 +44,8 @@ CONDITION = {
     "temperature": 0.0,
 } | VERSIONS
 OTHER_MODEL = {**CONDITION, "model": "other"}
+Notes = Mapping[str, object]
+OWN: Notes = {"chosen settings": []}  # of a run whose settings are the model's own, or defaults
 
 
 @pytest.fixture
@@ -266,7 +275,7 @@ def test_run_of_an_earlier_version_without_versions_is_not_extended(store: RunSt
 
 def test_run_of_a_newer_version_is_one_line(store: RunStore) -> None:
     run = write_run(store.path_for(CONDITION)[0], [sample(1)], 1, condition={**CONDITION, "match": "telepathy"})
-    for use in (lambda: save_marks(run), lambda: run.outdated, lambda: compare_runs(run, run)):
+    for use in (lambda: save_marks(run), lambda: run.outdated, lambda: differences(run, run)):
         with pytest.raises(UsageError, match="sums-tiny was made by a newer cerebrum") as error:
             use()
         assert error.value.hint == "update it"
@@ -284,19 +293,40 @@ def test_run_without_a_sample_is_begun_by_any_version(tmp_path: Path) -> None:
 
 def test_runs_of_other_questions_are_not_compared(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a.jsonl", [sample(1)], 1)
+    other = write_run(tmp_path / "b.jsonl", [sample(1)], 1, condition={**CONDITION, "question file": "x"})
+    with pytest.raises(UsageError, match="a and b cannot be compared: their questions differ"):
+        compare_runs(first, other)
 
-    def refused(difference: str, changed: dict[str, str], samples: Sequence[Sample] = (sample(1),), k: int = 1) -> None:
+
+def test_runs_of_other_settings_are_compared_and_the_difference_named(tmp_path: Path) -> None:
+    """Prompt, system text, format, sampling, or how many: every difference between runs of one model has a name."""
+    first = write_run(tmp_path / "a.jsonl", [sample(1)], 1, notes=OWN, condition={**CONDITION, "format": "chatml"})
+
+    def named(
+        changed: dict[str, object], samples: Sequence[Sample] = (sample(1),), k: int = 1, notes: Notes = OWN
+    ) -> str:
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
-        other = write_run(path, samples, len(samples) // k, k, condition={**CONDITION, **changed})
-        with pytest.raises(UsageError, match=f"they differ in {re.escape(difference)}"):
-            compare_runs(first, other)
+        condition = {**CONDITION, "format": "chatml", **changed}
+        other = write_run(path, samples, len(samples) // k, k, notes=notes, condition=condition)
+        assert compare_runs(first, other).n == 1
+        return describe_differences(differences(first, other))
 
-    refused("question file", {"question file": "x"})
-    refused("match", {"match": "exact"})
-    refused("system (none and d)", {"system": "d"})
-    refused("question file and system (none and d)", {"question file": "c" * 64, "system": "d"})
-    refused("number of questions (1 and 2)", {}, [sample(1), sample(2)])
-    refused("number of samples (1 and 2)", {}, [sample(1), sample(1, 1)], 2)
+    system = "You are a mathematician who checks every step."
+    assert named({"system": system}) == "system (none and You are a mathematician who checks ever…)"
+    assert named({"template": "{q}", "temperature": 0.7}) == "temperature (0.0 and 0.7) and template (none and {q})"
+    assert named({"format": "plain", "prompt": "Q: {question}"}) == "format (chatml and plain)"
+    assert named({"prompt": "Q: {question}"}) == "prompt (none and Q: {question})"
+    assert named({"match": "exact"}) == "match (answer and exact)"
+    assert (
+        named({"adapter": "f" * 64}, notes={**OWN, "lora": ["/a/terse.gguf:0.5"]})
+        == "adapter (none and terse.gguf:0.5)"
+    )
+    assert named({}, [sample(1), sample(2)]) == "number of questions (1 and 2)"
+    assert named({}, [sample(1), sample(1, 1)], 2) == "number of samples (1 and 2)"
+    model = {"model": "other", "model file": "x", "format": "plain", "prompt": "Q: {question}", "temperature": 0.6}
+    assert named(model) == named({**model, "task": "renamed"}) == ""
+    chosen = {"chosen settings": ["temperature", "format"]}
+    assert named(model, notes=chosen) == "temperature (0.0 and 0.6) and format (chatml and plain)"
 
 
 def test_runs_of_other_models_are_compared(tmp_path: Path) -> None:
@@ -375,11 +405,10 @@ def test_comparison_notes_other_versions(tmp_path: Path) -> None:
     other = write_run(
         tmp_path / "d.jsonl", [sample(1)], 1, condition={**CONDITION, "default template": "Say {question}"}
     )
-    with pytest.raises(UsageError, match=r"they differ in default template \({question} and Say {question}\)"):
-        compare_runs(first, other)
+    assert differences(first, other) == {"default template": ("{question}", "Say {question}")}
     asked = ({"template": "{question}", "default template": default} for default in ("{question}", "Say {question}"))
     pair = [write_run(tmp_path / f"{n}.jsonl", [sample(1)], 1, condition=CONDITION | c) for n, c in enumerate(asked)]
-    assert compare_runs(*pair).n == 1
+    assert differences(*pair) == {}
 
 
 def test_comparison_leaves_out_what_one_run_lacks(tmp_path: Path) -> None:
