@@ -126,6 +126,21 @@ def extract_answers(text: str, is_complete: bool) -> Extraction:
     return Extraction((last_value(text) if is_complete else None) or doubtful, doubtful)
 
 
+def final_words(text: str, is_complete: bool = True) -> str | None:
+    """Find the final answer of a reply to a question that words answer: what it states, or else its last line.
+
+    No number in it counts as its answer. A truncated text has only what it states.
+    """
+    text = own_text(text)
+    doubtful = None
+    for answer, firm in _statements_from_last(text, in_words=True):
+        if firm:
+            return None if _REFUSAL.search(answer) else answer
+        doubtful = doubtful or answer
+    last = trimmed(plain(text.rstrip().rpartition("\n")[2])) if is_complete else ""
+    return doubtful or last or None
+
+
 def own_text(text: str) -> str:
     """What a reply has behind its thought, and before a next question that a base model makes up."""
     text = text.replace("\r\n", "\n").replace('\\"', '"').replace("\N{MINUS SIGN}", "-")
@@ -138,8 +153,10 @@ def own_text(text: str) -> str:
     return text
 
 
-def _statements_from_last(text: str) -> Iterator[tuple[str, bool]]:
+def _statements_from_last(text: str, in_words: bool = False) -> Iterator[tuple[str, bool]]:
     """Yield each statement of an answer and whether it is firm, last first.
+
+    `in_words` keeps sentences as they are, instead of the amounts that they come to.
 
     A statement ends where the next begins: so no character is read twice, however many statements are empty.
     """
@@ -158,8 +175,10 @@ def _statements_from_last(text: str) -> Iterator[tuple[str, bool]]:
         is_heading = kind == "hashes" and (not NUMBER.match(answer) or has_content(rest))
         if answer and not (is_heading and (end < len(text) or has_content(rest + below))):
             is_remark = _REMARK.fullmatch(answer) is not None
-            value = answer if is_remark else _value(answer, text, marker.start())
-            if kind in ("label", "heading") and value != answer and has_content(rest):
+            value = answer if is_remark or in_words else _value(answer, text, marker.start())
+            if in_words:
+                value = _ASIDE.sub("", answer)
+            elif kind in ("label", "heading") and value != answer and has_content(rest):
                 value = _last_result(line, text, marker.start()) or value
             # Many words without an amount are a first step ("Answer: Let us think step by step"), or a remark.
             is_prose = len(_WORD.findall(value)) > 3 and not _REFUSAL.search(value)

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from cerebrum_cli.answers.canonical import matches_gold
-from cerebrum_cli.answers.extract import final_answer
+from cerebrum_cli.answers.canonical import canonical, matches_gold
+from cerebrum_cli.answers.extract import final_answer, final_words
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.eval import math_equality
 from cerebrum_cli.eval.choices import chosen_letter
@@ -31,7 +31,8 @@ for line in sys.stdin:
 """
 MARKING = "marking"  # key of a fingerprint: the rules that marked a run, such as "1 with Math-Verify 0.9.0"
 MATH_VERIFY = "Math-Verify"
-MARKING_VERSION = 1  # of the rules by which replies are marked; raise it when a mark may change
+MARKING_VERSION = 2  # of the rules by which replies are marked; raise it when a mark may change
+_WORDS = re.compile(r"(?!(?:yes|no)\Z)[^\W\d_]{2}[^\\=^{}$<>|+*/]*+")  # normal form of an answer in words
 
 
 class SearchTimeout(CerebrumError):
@@ -180,8 +181,13 @@ def mark_answer(reply: Unmarked) -> Mark:
     if question.choices:
         letter = chosen_letter(text, question.choices, is_complete)
         return Mark(letter, letter == question.gold)
-    answer = final_answer(text, is_complete)
+    answer = (final_words if is_in_words(question) else final_answer)(text, is_complete)
     return Mark(answer, matches_gold(answer, question.gold))
+
+
+def is_in_words(question: Question) -> bool:
+    """Whether words are the correct answer to a question, rather than a choice, a number, a letter, yes or no."""
+    return not question.choices and _WORDS.fullmatch(canonical(question.gold)) is not None
 
 
 def mark_exact(reply: Unmarked) -> Mark:

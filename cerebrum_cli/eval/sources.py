@@ -16,7 +16,7 @@ from cerebrum_cli.batch.rows import parse_template
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.text import pip_install
-from cerebrum_cli.eval.marking import MARKING, Marker, Match, code_marker, marker, rules_of
+from cerebrum_cli.eval.marking import MARKING, Marker, Match, code_marker, is_in_words, marker, rules_of
 from cerebrum_cli.eval.questions import Question
 from cerebrum_cli.eval.reading import (
     CHOICE_TEMPLATE,
@@ -34,6 +34,7 @@ from cerebrum_cli.models.hub import cache_directory, is_offline, list_repository
 from cerebrum_cli.models.retries import Progress, RetryPolicy
 
 _PARQUET = ".parquet"
+IN_WORDS = "correct answers are words, which a reply must state alone: --match contains finds them anywhere in it"
 
 
 def load_file(path: Path, template: str | None = None) -> tuple[QuestionSet, str, str]:
@@ -184,6 +185,7 @@ def read_source(
     found, digest, origin = loaded
     name = task.name if task else Path(source).stem
     has_choices = any(question.choices for question in found.questions)
+    use_contains = match == "answer" and 2 * sum(map(is_in_words, found.questions)) > len(found.questions)
     default = CODE_TEMPLATE if is_code else CHOICE_TEMPLATE if has_choices else QUESTION_TEMPLATE
     return LoadedTask(
         name=name,
@@ -199,7 +201,7 @@ def read_source(
         },
         marker=of_code or marker(match, found.questions),
         condition=condition,
-        remarks=tuple(filter(None, (origin, *_remarks(task, preset, condition), found.note))),
+        remarks=tuple(filter(None, (origin, *_remarks(task, preset, condition), found.note, IN_WORDS * use_contains))),
     )
 
 

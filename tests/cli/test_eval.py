@@ -283,6 +283,13 @@ def test_choices_are_listed_and_letters_compared(command: CommandLine, tmp_path:
     assert "answer indices are assumed to start at 0" in command.run("eval", index, *MODEL, "--dry-run").err
 
 
+def test_dry_run_proposes_contains_for_answers_in_words(command: CommandLine, tmp_path: Path) -> None:
+    rows = [{"question": "Where is it?", "answer": answer} for answer in ("Paris", "the Pacific Ocean", "7")]
+    source = write_questions(tmp_path / "words.jsonl", rows)
+    assert "--match contains finds them" in command.run("eval", source, *MODEL, "--dry-run").err
+    assert "--match" not in command.run("eval", source, *MODEL, "--dry-run", "--match", "contains").err
+
+
 @pytest.mark.slow
 def test_dry_run_estimates_the_whole_run_and_what_is_missing(command: CommandLine, sums: Path) -> None:
     done = command.run("eval", sums, *MODEL, "--limit", "20", "--samples", "2", "--dry-run")

@@ -179,7 +179,22 @@ OTHER_CHOICES: tuple[tuple[str, tuple[str, ...], str | None], ...] = (
     ("I do not know.", GREEK, None),
     ("None of these.", ("Rome", "None of these"), "B"),
 )
-MARKS = (1, "ac059f2630945bf4")
+PATCH = "Great Pacific Garbage Patch"
+IN_WORDS = (  # replies, correct answers, and what is found
+    (f"The {PATCH} is the largest: it has 13 million pieces.", PATCH, None),
+    (f"The {PATCH}.", PATCH, f"The {PATCH}"),
+    (f"**{PATCH}**", PATCH, PATCH),
+    (
+        f"It has 13 million pieces.\n\nThe answer is the {PATCH} (13 million pieces).\nAsk me more!",
+        PATCH,
+        f"the {PATCH}",
+    ),
+    ("The answer is World War 2.", "World War 2", "World War 2"),
+    ("It lies on the Seine, with 2 million people.\nAnswer: Paris", "Paris", "Paris"),
+    ("Let me think.\nParis", "Paris", "Paris"),
+    ("The answer is unknown.", "Paris", ""),
+)
+MARKS = (2, "30fca29ac0fce407")
 ANSWERS = json.loads((Path(__file__).parents[1] / "data" / "answers.json").read_text(encoding="utf-8"))
 
 
@@ -226,6 +241,7 @@ def test_marks_change_only_with_the_number_of_their_rules() -> None:
         (str(case["text"]), "10", ()) for case in ANSWERS
     ]
     replies += [(text, "B", choices) for text, choices, _ in OTHER_CHOICES]
+    replies += [(text, gold, ()) for text, gold, _ in IN_WORDS]
     marks = json.dumps([mark(*reply) for reply in replies])
     assert (MARKING_VERSION, hashlib.sha256(marks.encode()).hexdigest()[:16]) == MARKS, (
         "marks differ: raise MARKING_VERSION if the rules have changed, and then, or if cases have, change MARKS"
@@ -252,6 +268,12 @@ def test_marks_change_only_with_the_number_of_their_rules() -> None:
 )
 def test_texts_are_marked_as_match_says(match: Match, text: str, gold: str, found: tuple[str | None, bool]) -> None:
     assert mark(text, gold, match=match) == found
+
+
+@pytest.mark.parametrize(("text", "gold", "found"), IN_WORDS)
+def test_answer_in_words_is_never_the_number_in_a_reply(text: str, gold: str, found: str | None) -> None:
+    is_correct = bool(found)  # None stands for the whole reply, which is not the answer alone
+    assert mark(text, gold) == (text.rstrip(".") if found is None else found or None, is_correct)
 
 
 @pytest.mark.parametrize(
