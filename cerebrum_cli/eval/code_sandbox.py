@@ -181,7 +181,7 @@ def require_sandbox() -> Sandbox:
 def run_program(sandbox: Sandbox, program: Program, timeout_s: float = TIMEOUT_S) -> CodeResult:
     with contextlib.closing(ProgramPool[None](sandbox, timeout_s)) as pool:
         pool.add(None, program)
-        return pool.results(wait=True)[0][1]
+        return pool.results(math.inf)[0][1]
 
 
 class ProgramPool(Generic[Key]):
@@ -204,11 +204,16 @@ class ProgramPool(Generic[Key]):
         self._waiting.append((key, program))
         self._start_waiting()
 
-    def results(self, wait: bool = False) -> list[tuple[Key, CodeResult]]:
-        """Take the results of programs that have ended; with `wait`, at least one while there are any."""
-        self._collect(wait=False)
-        while wait and self._runs and not self._results:
-            self._collect(wait=True)
+    @property
+    def is_running(self) -> bool:
+        return bool(self._runs)
+
+    def results(self, wait_s: float = 0.0) -> list[tuple[Key, CodeResult]]:
+        """Take the results of programs that have ended; if none has, wait for one while there are any."""
+        end = time.monotonic() + wait_s
+        self._collect(0.0)
+        while self._runs and not self._results and (left_s := end - time.monotonic()) > 0:
+            self._collect(left_s)
         results, self._results = self._results, []
         return results
 
@@ -225,12 +230,12 @@ class ProgramPool(Generic[Key]):
             self._runs.append(run)
             self._selector.register(run.stdout, selectors.EVENT_READ, run)
 
-    def _collect(self, wait: bool) -> None:
+    def _collect(self, wait_s: float) -> None:
         """Read output, waiting for some until a program is late, and finish the programs that have ended."""
         if not self._runs:
             return
-        late = min(run.deadline for run in self._runs) if wait else 0.0
-        for key, _ in self._selector.select(max(0.0, late - time.monotonic())):
+        late_s = min(run.deadline for run in self._runs) - time.monotonic()
+        for key, _ in self._selector.select(max(0.0, min(wait_s, late_s))):
             key.data.read()
         for run in [run for run in self._runs if run.has_ended]:
             self._selector.unregister(run.stdout)

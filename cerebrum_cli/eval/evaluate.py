@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import inf
 from typing import Any, NamedTuple, Protocol
 
 from cerebrum_cli.batch.result import ResultRows, Schema, with_optional
@@ -41,6 +43,9 @@ from cerebrum_cli.eval.questions import (
 from cerebrum_cli.eval.report import RunningScore
 from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest
 from cerebrum_cli.inference.responder import Responder
+
+POLL_S = 0.2  # a signal does not end a wait
+GRACE_S = 2.0  # after a signal, for programs that are running
 
 SCHEMA = Schema(
     with_optional(SAMPLE_KEYS, OPTIONAL_KEYS),
@@ -125,9 +130,17 @@ class SampleWriter:
         unmarked = Unmarked(reply.text, self._evaluation.questions[position], reply.finish.reason == "stop")
         self._evaluation.marker.add((position, sample, reply), unmarked)
 
-    def write_marked(self, wait: bool = False) -> Iterator[Event]:
-        """Write the samples that are marked by now, or, with `wait`, all that are being marked; yield the progress."""
-        while marks := self._evaluation.marker.marks(wait):
+    def write_last(self, scope: CancelScope) -> Iterator[Event]:
+        """Write all samples that are being marked; after a cancel, those that are marked soon. Yield the progress."""
+        yield from self.write_marked()
+        end = inf
+        while self._evaluation.marker.is_running and time.monotonic() < end:
+            end = min(end, time.monotonic() + GRACE_S) if scope.is_cancelled else inf
+            yield from self.write_marked(POLL_S)
+
+    def write_marked(self, wait_s: float = 0.0) -> Iterator[Event]:
+        """Write the samples that are marked by now, or within a time; yield the progress."""
+        while marks := self._evaluation.marker.marks(wait_s):
             for (position, sample, reply), mark in marks:
                 self._write(
                     position,
@@ -210,7 +223,7 @@ def evaluate(responder: Responder, evaluation: Evaluation, run: SampleFile) -> G
             yield from _take_samples(responder, scope, [pending[index] for index in group], writer)
             if scope.is_cancelled:
                 break
-        yield from writer.write_marked(wait=True)
+        yield from writer.write_last(scope)
 
 
 def missing_samples(evaluation: Evaluation, finished: Collection[int]) -> Iterator[tuple[int, int, int]]:

@@ -77,11 +77,16 @@ class Marker:
             assert self._pool
             self._pool.add((key, mark.code), mark)
 
-    def marks(self, wait: bool = False) -> list[tuple[Any, Mark]]:
-        """Take the marks known by now; with `wait`, at least one while any program runs."""
+    @property
+    def is_running(self) -> bool:
+        """Whether programs run or wait for a core."""
+        return self._pool is not None and self._pool.is_running
+
+    def marks(self, wait_s: float = 0.0) -> list[tuple[Any, Mark]]:
+        """Take the marks known by now; if there are none, wait for one while any program runs."""
         marks, self._marks = self._marks, []
         if self._pool:
-            results = self._pool.results(wait and not marks)
+            results = self._pool.results(0.0 if marks else wait_s)
             marks += [(key, Mark(code, result.passed)) for (key, code), result in results]
         return marks
 

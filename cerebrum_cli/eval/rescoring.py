@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain
+from math import inf
 from typing import Any, NamedTuple
 
 from cerebrum_cli.batch.output_files import MADE_BY, identify, shown_values, write_record, write_result
@@ -59,7 +60,7 @@ def rescored(match: Match, samples: Sequence[Sample], run_code: bool = False) ->
                     replies.add(at, Unmarked(text, question, sample.finish_reason == "stop"))
                 except SearchTimeout:
                     too_slow += 1
-        while marks := replies.marks(wait=True):
+        while marks := replies.marks(inf):
             for at, mark in marks:
                 marked[at] = replace(marked[at], answer=mark.answer, correct=mark.correct)
     changed = sum(old.correct != new.correct for old, new in zip(samples, marked, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import signal
@@ -403,7 +404,7 @@ def test_sandbox_runs_as_many_programs_as_cores(sandbox: Sandbox, monkeypatch: p
             code = f"import time\ntime.sleep({0.6 if key == 0 else 0.2})"
             pool.add(key, Program(code, f"assert {key} % 2 == 0"))
         assert len(psutil.Process().children()) == 3
-        while found := pool.results(wait=True):
+        while found := pool.results(math.inf):
             results += found
             assert len(psutil.Process().children()) == min(3, 7 - len(results))
     reasons = [(key, result.reason) for key, result in sorted(results)]
@@ -481,7 +482,7 @@ def start(sandbox: Sandbox, tmp_path: Path, chatml_model: Path) -> Iterator[Star
     stubs = {id: f'def {name}():\n    """Seven."""' for id, name in names.items()}
     rows = [{"task_id": id, "prompt": stub, "test": SEVEN, "entry_point": names[id]} for id, stub in stubs.items()]
     cache_dataset(tmp_path, "openai/openai_humaneval", "openai_humaneval/test-00000-of-00001.parquet", table(rows))
-    replies = {f"{stub}\n```": reply_with(names[id], 4 if id == FIRST else 0) for id, stub in stubs.items()}
+    replies = {f"{stub}\n```": reply_with(names[id], 6 if id == FIRST else 0) for id, stub in stubs.items()}
     script = {"rows": replies, "pause": 0.001}
     options = ("--run-code", "--offline", "--parallel", "1", "-m", str(chatml_model), "-o", "run.jsonl")
     processes: list[subprocess.Popen[bytes]] = []
@@ -498,10 +499,9 @@ def start(sandbox: Sandbox, tmp_path: Path, chatml_model: Path) -> Iterator[Star
 
 @pytest.mark.slow
 @needs_two_cores
-@pytest.mark.parametrize(("signum", "code", "has_first"), [(signal.SIGINT, 130, True), (signal.SIGKILL, -9, False)])
-def test_eval_marks_programs_beside_a_slow_one(
-    start: Start, tmp_path: Path, signum: signal.Signals, code: int, has_first: bool
-) -> None:
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_eval_marks_programs_beside_a_slow_one(start: Start, tmp_path: Path, signum: signal.Signals, code: int) -> None:
+    """A signal ends them all: the slow one takes longer than it waits for those that run."""
     partial = tmp_path / "run.jsonl.partial"
     process = start()
     wait_until(lambda: bool(complete_lines(partial)) or process.poll() is not None)
@@ -513,7 +513,7 @@ def test_eval_marks_programs_beside_a_slow_one(
     assert process.returncode == code, err
     wait_for_end(running)
     saved = complete_lines(partial)
-    assert (FIRST in [json.loads(line)["id"] for line in saved]) is has_first  # it was finished, but not marked
+    assert FIRST not in [json.loads(line)["id"] for line in saved]  # it was finished, but not marked
     process = start()
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
@@ -531,7 +531,7 @@ def test_marker_runs_programs_beside_each_other(sandbox: Sandbox) -> None:
         for question, text in zip(questions, (reply_with("f", 2), reply_with("f"), "I cannot."), strict=True):
             marker.add(question.id, Unmarked(text, question, True))
         found: list[tuple[int, Mark]] = []
-        while marks := marker.marks(wait=True):
+        while marks := marker.marks(math.inf):
             found += marks
     assert [key for key, _ in found][-1] == 0
     assert {key: mark.correct for key, mark in found} == {0: True, 1: True, 2: False}

@@ -205,7 +205,7 @@ def mark(
     with closing(marker(match, (question,))) as replies:
         replies.add("key", Unmarked(text, question, is_complete))
         [(key, found)] = replies.marks()
-        assert (key, replies.marks(wait=True)) == ("key", [])
+        assert (key, replies.marks(60.0)) == ("key", [])
         return found
 
 
