@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 import sys
 import textwrap
 import time
@@ -112,7 +113,7 @@ def check_form(problems: Sequence[Problem], form: str, reply_to: Callable[[Probl
     with closing(ProgramPool[str](require_sandbox())) as pool:
         for task_id, program in runs:
             pool.add(task_id, program)
-        while found := pool.results(wait=True):
+        while found := pool.results(math.inf):
             results |= dict(found)
     seconds = time.perf_counter() - started
     passed = sum(result.passed for result in results.values())

@@ -109,7 +109,7 @@ def _parses_to(text: str, expected: Mapping[str, Any]) -> bool:
     """Whether the values of a text are the expected ones; a missing group of prompts is an empty one."""
     try:
         return {PROMPTS: {}, **tomllib.loads(text)} == {PROMPTS: {}, **expected}
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return False
 
 

@@ -19,7 +19,7 @@ from cerebrum_cli.cli.completion import saved_prompts
 from cerebrum_cli.cli.config_file import prompt_table, table_line, with_prompt, with_skeleton, without_prompt
 from cerebrum_cli.cli.options import FIRST, AskOptions, DeleteOptions, QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, app_of, positional, require_agreement, subcommand
-from cerebrum_cli.core.config import PROMPTS, SavedPrompt, find_prompt, parse_config
+from cerebrum_cli.core.config import PROMPTS, SavedPrompt, find_prompt, parse_config, read_config_text
 from cerebrum_cli.core.declaration import argument, options_of
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import replace_user_file
@@ -146,16 +146,6 @@ def save(
     app.streams.report(f"{name} saved in {path}; use it with cerebrum ask -p {quote(name)}")
 
 
-def read_config_text(path: Path) -> str:
-    """Text of config.toml with its line ends; empty if there is none. Raises ConfigError."""
-    try:
-        return path.read_bytes().decode()
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}", "fix the file, or move it elsewhere") from error
-
-
 def require_name(name: str) -> str:
     """Return the name of a new prompt. Raises UsageError for one that is hard to type."""
     if not name or name.startswith("-") or not name.isprintable() or any(char.isspace() for char in name):
@@ -166,5 +156,5 @@ def require_name(name: str) -> str:
 def has_prompt(text: str, name: str) -> bool:
     try:
         return name in tomllib.loads(text).get(PROMPTS, {})
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return table_line(text, name) is not None

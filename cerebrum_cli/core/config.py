@@ -12,6 +12,7 @@ from typing import Any
 
 from cerebrum_cli.core.conversion import InvalidValue
 from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.files import read_small
 from cerebrum_cli.core.settings import CONFIG, KEYS, SAVED_PROMPT, Layer, SourcedLayer, convert, in_directory, keys_of
 
 ENDPOINTS = "endpoints"
@@ -91,17 +92,18 @@ class Config:
 
 def read_config(path: Path) -> Config:
     """Read a config.toml; a missing file sets nothing. Raises ConfigError with file and key."""
-    return parse_config(read_text(path), path)
+    return parse_config(read_config_text(path), path)
 
 
-def read_text(path: Path) -> str:
-    """Text of a user's file, empty if it is missing. Raises ConfigError."""
+def read_config_text(path: Path) -> str:
+    """Text of a user's file with its line ends, empty if it is missing. Raises ConfigError."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_small(path).decode()
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}", "fix the file, or move it elsewhere") from error
+        problem = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path}: {problem}", "fix the file, or move it elsewhere") from error
 
 
 def parse_toml(text: str, path: Path) -> dict[str, Any]:
@@ -109,12 +111,16 @@ def parse_toml(text: str, path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        values = tomllib.loads(text)
+        repr(values)  # hexadecimal numbers of any length are read, but cannot be shown
+        return values
+    except (ValueError, RecursionError) as error:
         if unquoted := _UNQUOTED.search(text):
             problem = f"{path}:{line_of(text, unquoted.start())}: {unquoted[2]} is text without quotes"
             raise ConfigError(problem, f'write {unquoted[1]} = "{unquoted[2]}"') from error
-        raise ConfigError(f"{path}: {error}", "fix the file, or move it elsewhere") from error
+        is_syntax = isinstance(error, tomllib.TOMLDecodeError)
+        problem = str(error) if is_syntax else "a value is nested too deeply, or has too many digits"
+        raise ConfigError(f"{path}: {problem}", "fix the file, or move it elsewhere") from error
 
 
 def parse_config(text: str, path: Path) -> Config:

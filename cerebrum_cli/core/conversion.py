@@ -41,7 +41,10 @@ def to_int(declared: Option, value: Any) -> int:
 def to_float(declared: Option, value: Any) -> float:
     if not _is_number(declared, value, int | float):
         raise InvalidValue(f"a number {_bounds(declared)}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise InvalidValue("a smaller number") from error
 
 
 def to_text(declared: Option, value: Any) -> str:

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError
 
+MAX_SMALL_BYTES = 16_000_000
 PART = ".part"  # suffix of unfinished files
 _DIRECTORY = ".d"  # suffix of the directory that an unfinished file stands for
 _POLL_S = 0.02
@@ -27,11 +28,30 @@ MOUNTS = Path("/proc/self/mounts")
 exists, is_directory, is_file = os.path.exists, os.path.isdir, os.path.isfile
 
 
+def read_small(path: Path) -> bytes:
+    """Content of a file that the program itself needs. Raises OSError, also unless it is regular and at most 16 MB."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        data = file.read(MAX_SMALL_BYTES + 1)
+    if len(data) > MAX_SMALL_BYTES:
+        raise OSError(errno.EFBIG, "larger than 16 MB", str(path))
+    return data
+
+
+def read_small_json(path: Path) -> Any:
+    """The JSON value in such a file. Raises OSError, and ValueError if it holds none."""
+    import json
+
+    try:
+        return json.loads(read_small(path))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def read_at_most(path: Path, limit: int) -> bytes | None:
-    """Content of a file; None if it has more than `limit` bytes: a device or a pipe may have no end."""
+    """Content of a file or a pipe; None if it has more than `limit` bytes."""
     with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size > limit:
-            return None
         data = file.read(limit + 1)
     return None if len(data) > limit else data
 
@@ -223,8 +243,6 @@ def _try_lock(path: Path, mode: int = 0o666, is_required: bool = True) -> FileIO
     while True:
         file = FileIO(path, "r+", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, mode))
         try:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OSError(errno.EINVAL, "not a regular file", str(path))
             is_locked = _flock(file, path, is_required)
             if is_locked and _is_at(file, path):
                 return file

@@ -16,7 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-from cerebrum_cli.core.files import atomic_write
+from cerebrum_cli.core.files import atomic_write, read_small, read_small_json
 from cerebrum_cli.engine.memory import Device
 
 # Linux versions by which CPU features are listed, by their flags; an older kernel may not know that the CPU has one.
@@ -266,7 +266,7 @@ def save_devices(path: Path, devices: tuple[Device, ...]) -> None:
     """Cache the GPUs llama.cpp found, since finding them requires loading it; failures are ignored."""
     text = json.dumps([asdict(device) for device in devices]).encode()
     with contextlib.suppress(OSError):
-        if not path.exists() or path.read_bytes() != text:
+        if not path.exists() or read_small(path) != text:
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, text)
 
@@ -274,6 +274,6 @@ def save_devices(path: Path, devices: tuple[Device, ...]) -> None:
 def load_devices(path: Path) -> tuple[Device, ...] | None:
     """Read the cached GPUs; None before the first model was loaded."""
     try:
-        return tuple(Device(**each) for each in json.loads(path.read_bytes()))
+        return tuple(Device(**each) for each in read_small_json(path))
     except (OSError, ValueError, TypeError):
         return None

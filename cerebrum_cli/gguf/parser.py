@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import stat
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.files import exists, is_directory, is_file
 from cerebrum_cli.gguf.types import SIGNATURE_BYTES, TENSOR_TYPES, TensorType, identify
 
 Scalar = str | int | float | bool
@@ -271,14 +271,12 @@ def quoted(text: str) -> str:
 
 
 def _require_file(path: Path) -> None:
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError as error:
-        raise ModelFileError(path, "file not found", "check the path") from error
-    if stat.S_ISDIR(mode):
+    if not exists(path):
+        raise ModelFileError(path, "file not found", "check the path")
+    if is_directory(path):
         raise ModelFileError(path, "is a directory", "name the .gguf file inside it")
-    if not stat.S_ISREG(mode):
-        raise ModelFileError(path, "is not a regular file", "copy it to a regular file, which can be memory-mapped")
+    if not is_file(path):
+        raise ModelFileError(path, "is not a regular file", "name a .gguf file")
 
 
 def _check_version(path: Path, cursor: Cursor) -> None:

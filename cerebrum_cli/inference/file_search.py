@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cerebrum_cli.core.files import exists, is_directory, read_at_most
+from cerebrum_cli.core.files import exists, is_directory, read_small
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
     from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
-MAX_GITIGNORE_BYTES = 1_000_000
+MAX_PATTERN = 4096  # characters of a line in .gitignore: no path is longer
 ANY_DIRECTORIES = "**"  # a part of a pattern; at its end, everything in these directories
+STAR, ANY_BELOW = "[^/]*", "(?:/.+)?"  # what pathspec makes of `*` and of `**` between slashes
+ITEM = r"\\.|\[\^/\](?!\*)|\[(?!\^/\])\^?(?:\\.|[^\]\\])+\]|[^\\/()\[]"  # one character of a name
+INNER_STAR = re.compile(rf"{re.escape(STAR)}((?:{ITEM})*+)(?={re.escape(STAR)})")
 SPECIAL = re.compile(r"[*?[]")  # characters that make a path a pattern
 
 
@@ -132,19 +136,28 @@ def open_directory(path: Path) -> Directory:
 
 def read_rules(directory: Path) -> tuple[Rules, ...]:
     """Read the `.gitignore` of a directory; empty if it has none. Lines that Git would not understand do nothing."""
-    path = directory / ".gitignore"
-    if not path.is_file():
-        return ()
     try:
-        data = read_at_most(path, MAX_GITIGNORE_BYTES) or b""
+        data = read_small(directory / ".gitignore")
     except OSError:
         return ()
     from pathspec import GitIgnoreSpec
+    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
     patterns: list[GitIgnoreSpecPattern] = []
     for line in data.decode("utf-8-sig", "surrogateescape").splitlines():
-        try:
-            patterns += GitIgnoreSpec.from_lines([line]).patterns
-        except (ValueError, re.error):
-            continue
+        with suppress(ValueError, re.error):
+            found = GitIgnoreSpec.from_lines([line] if len(line) <= MAX_PATTERN else []).patterns
+            patterns += [GitIgnoreSpecPattern(linear(each.regex.pattern), each.include) for each in found if each.regex]
     return (Rules(directory, GitIgnoreSpec(patterns)),)
+
+
+def linear(regex: str) -> re.Pattern[str]:
+    """A pattern's regular expression, without the choices that take exponential time.
+
+    What follows `*` in a name or `**` in a path has one length, so that its first match is as good as any other.
+    """
+    first, *others = INNER_STAR.sub(rf"(?>{STAR}?\1)", regex).split(ANY_BELOW)
+    if not others:
+        return re.compile(first)
+    inner = "".join(rf"(?>(?:/.+?)??{part}(?=/))" for part in others[:-1])
+    return re.compile(rf"(?>{first.replace('(?:.+/)?', '(?:.+?/)??')}(?=/)){inner}{ANY_BELOW}{others[-1]}")

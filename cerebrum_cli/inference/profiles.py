@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cerebrum_cli.core.files import atomic_write
+from cerebrum_cli.core.files import atomic_write, read_small_json
 from cerebrum_cli.core.settings import ATTENTION_KEYS, Settings, as_arguments
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.step_costs import StepCosts
@@ -185,7 +185,7 @@ def _digest(text: str) -> str:
 def _read(path: Path) -> Profile | None:
     """Load a profile; None if the file is missing, damaged or of another version."""
     try:
-        value = json.loads(path.read_bytes())
+        value = read_small_json(path)
         if value.pop("version") == VERSION:
             return Profile(**value | {"uses": {name: _parse_use(**value["uses"][name]) for name in get_args(UseName)}})
     except (OSError, ValueError, TypeError, KeyError, AttributeError):

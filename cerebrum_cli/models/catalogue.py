@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from cerebrum_cli.core.config import parse_toml, read_text
+from cerebrum_cli.core.config import parse_toml, read_config_text
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.settings import (
     CATALOGUE,
@@ -160,7 +160,9 @@ def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
     rows: dict[str, dict[str, Any]] = {}
     for path in paths:
         try:
-            for name, row in _table({"models": _models}, parse_toml(read_text(path), path)).get("models", {}).items():
+            for name, row in (
+                _table({"models": _models}, parse_toml(read_config_text(path), path)).get("models", {}).items()
+            ):
                 rows[name] = rows.get(name, {}) | row
                 specs[name] = _at(f"models.{name}", partial(_spec, path.parent, name), rows[name])
         except _Invalid as error:

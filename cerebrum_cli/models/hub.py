@@ -13,6 +13,7 @@ from urllib.parse import urlencode, urlsplit
 from cerebrum_cli import __version__
 from cerebrum_cli.core.environment import environment, forget_empty_variable
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
+from cerebrum_cli.core.files import read_small
 from cerebrum_cli.models.cache import COMMIT, SHA256
 from cerebrum_cli.models.reference import HUB_HOSTS, MAIN, REPO_ID, RepositoryKind, is_safe_path
 from cerebrum_cli.models.retries import HubError
@@ -75,7 +76,7 @@ def token_location() -> str | None:
     location, text = _token_location(), environment("HF_TOKEN") or ""
     if not text:
         with contextlib.suppress(FileNotFoundError):
-            text = Path(location).read_text(encoding="utf-8", errors="surrogateescape")
+            text = read_small(Path(location)).decode(errors="surrogateescape")
     if not text.isascii() or len(text.split()) > 1:
         raise PullError(f"invalid characters in the token from {location}", "fix it")
     return location if text.strip() else None

@@ -11,10 +11,10 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.errors import ConfigError, ModelFileError
-from cerebrum_cli.core.files import atomic_write, exists, translate_os_errors, wait_for_lock
+from cerebrum_cli.core.files import atomic_write, exists, read_small_json, translate_os_errors, wait_for_lock
 
 Source = Literal["package", "local", "hub", "merge", "ollama", "lmstudio"]
 
@@ -143,7 +143,7 @@ class Registry:
     def _read(self) -> _Content:
         try:
             with translate_os_errors(ConfigError, self._path), contextlib.suppress(FileNotFoundError):
-                return _decode(self._path.read_bytes())
+                return _decode(read_small_json(self._path))
             return _Content()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
@@ -184,9 +184,8 @@ def _state(stat: os.stat_result) -> tuple[int, ...]:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _decode(text: bytes) -> _Content:
+def _decode(value: Any) -> _Content:
     """Parse registry.json, which only this module writes; a lookup or conversion error means that it is damaged."""
-    value = json.loads(text)
     if value["version"] != _VERSION:
         raise ValueError(f"version {value['version']!r}, not {_VERSION}")
     models = tuple(RegistryEntry(**item | {"path": Path(item["path"])}) for item in value["models"])

@@ -8,7 +8,6 @@ LM Studio   PUBLISHER/MODEL/FILE.gguf
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import Any, Literal
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ModelNotFound
-from cerebrum_cli.core.files import is_file
+from cerebrum_cli.core.files import is_file, read_small_json
 from cerebrum_cli.gguf.parser import Tables, read_tables
 from cerebrum_cli.models.model import is_missing
 from cerebrum_cli.models.reference import DEFAULT_TAG, STORES
@@ -187,7 +186,7 @@ def _files(directory: Path, pattern: str) -> list[Path]:
 def _read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if the file holds none or cannot be read."""
     try:
-        value = json.loads(path.read_bytes())
+        value = read_small_json(path)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

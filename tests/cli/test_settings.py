@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -14,7 +15,7 @@ from typer.main import get_command
 from cerebrum_cli.cli import COMMANDS
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.declaration import argument
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import KEYS, OPTIONS, Settings, fold, unknown_variables, validate
 from cerebrum_cli.main import assembled
@@ -147,6 +148,42 @@ def test_config_accepts_dashes_underscores_and_biases_as_a_table_or_a_list(tmp_p
     for text in ('[logit_bias]\n42 = -1.5\n" hello" = 2\n', 'logit-bias = ["42=-1.5", " hello=2"]\n'):
         path.write_text(text, encoding="utf-8")
         assert fold(read_config(path).settings).logit_bias == (TokenBias(42, -1.5), TokenBias(" hello", 2.0))
+
+
+TOO_MUCH = "a value is nested too deeply, or has too many digits"
+FIX_OR_MOVE = "fix the file, or move it elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (f"stop = {'[' * 5000}{']' * 5000}", TOO_MUCH),
+        (f"top-k = {'9' * 5000}", TOO_MUCH),
+        (f"top-k = 0x{'f' * 5000}", TOO_MUCH),
+        ("#" * 16_000_001, "larger than 16 MB"),
+    ],
+)
+def test_config_that_cannot_be_read_is_one_line(new_user: CommandLine, text: str, problem: str) -> None:
+    path = new_user.config / "config.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    assert_error(new_user.run("ask", "hi"), 1, f"{path}: {problem}", FIX_OR_MOVE)
+
+
+def test_config_number_beyond_floats_is_invalid(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(f"temperature = {'9' * 400}")
+    with pytest.raises(ConfigError, match=r"config.toml:1: temperature is 999"):
+        read_config(tmp_path / "config.toml")
+
+
+def test_own_files_that_are_not_regular_are_never_waited_for(new_user: CommandLine) -> None:
+    for name in ("config/cerebrum/config.toml", "data/cerebrum/models/registry.json"):
+        path = new_user.home / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(path)
+        done = new_user.run("list")
+        assert f"{path}: not a regular file\n" in done.err
+        path.unlink()
 
 
 def test_unknown_variables_name_the_likely_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -135,11 +134,9 @@ def test_lock_that_another_process_takes_first_is_refused(tmp_path: Path, before
         lock_file(path, BUSY)
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
-def test_lock_of_what_is_not_a_file_is_an_error(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    make(tmp_path / "file")
-    with pytest.raises(OSError, match=r"Is a directory|not a regular file"):
-        lock_file(tmp_path / "file", BUSY)
+def test_lock_of_a_directory_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Is a directory"):
+        lock_file(tmp_path, BUSY)
 
 
 # A file system without locks.

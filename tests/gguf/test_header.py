@@ -128,7 +128,7 @@ def test_header_reports_a_path_that_is_not_a_file(tmp_path: Path) -> None:
     assert problem_of(tmp_path / "pipe.gguf") == "is not a regular file"
     (tmp_path / "file").write_bytes(b"")
     assert problem_of(tmp_path / "file") == "the file is empty"
-    assert problem_of(tmp_path / "file" / "inner.gguf") == "cannot be read: Not a directory"
+    assert problem_of(tmp_path / "file" / "inner.gguf") == "file not found"
     with pytest.raises(ModelFileError):
         read_header(Path("zero\0byte.gguf"))
 

@@ -140,6 +140,8 @@ IGNORED: list[Mapping[str, str]] = [
     {".gitignore": "/*\n!/s/\n", "s/a": "", "s/t/b": "", "c": ""},
     {".gitignore": "s/*\n!s/keep\n", "s/a": "", "s/keep": "", "s/t/b": ""},
     {".gitignore": "**/gen/**\ndoc/**/*.pdf\n", "a/gen/b/c": "", "doc/x/y.pdf": "", "doc/y.pdf": "", "doc/z": ""},
+    {".gitignore": "*a*b?c*\n", "xaybzc": "", "abc": "", "ab": "", "s/aabbcc": "", "acb": ""},
+    {".gitignore": "a/**/b/**/c\n", "a/b/c": "", "a/x/b/y/z/c": "", "a/b/x/b/c": "", "a/bb/c": "", "x/a/b/c": ""},
     {".gitignore": "a b\ntrailing \nesc\\ \n\\#hash\n\\!bang\n", "a b": "", "trailing": "", "#hash": "", "!bang": ""},
     {".gitignore": "!\n\\\n[z-a]\n[\n//\nx\n", "x": "", "y": ""},
     {".gitignore": "\ufeffx\r\ny\r\n", "x": "", "y": "", "z": ""},
@@ -155,6 +157,13 @@ def test_prompt_files_are_those_that_git_does_not_ignore(folder: Path, tree: Map
     git("init", "-q")
     listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     assert outside == names(".") == names("**") == sorted(name for name in listed if name and "gitignore" not in name)
+
+
+def test_prompt_files_are_found_quickly_among_rules_of_many_stars(folder: Path) -> None:
+    """Each of these took years."""
+    write_tree(folder, {"s/.gitignore": f"{'*a' * 40}*b\n{'*' * 9000}\n", f"s/{'a' * 250}": ""})
+    write_tree(folder, {"t/.gitignore": "a/**/" * 12 + "b\n", f"t/{'a/' * 60}c": ""})
+    assert len(names("s")) == len(names("t")) == 1
 
 
 def git(*arguments: str) -> str:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import CerebrumError, EngineError, FormatError, ModelFileError
-from cerebrum_cli.core.files import atomic_write
+from cerebrum_cli.core.files import atomic_write, read_small_json
 from cerebrum_cli.engine.backend import StopFlag
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def file_key(path: Path) -> str:
 
 def _read_keys(remembered: Path) -> list[str]:
     try:
-        return [str(key) for key in json.loads(remembered.read_bytes())]
+        return [str(key) for key in read_small_json(remembered)]
     except (OSError, ValueError, TypeError):
         return []
 
