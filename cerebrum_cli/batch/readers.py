@@ -37,7 +37,7 @@ _SUFFIXES: dict[str, Shape] = {f".{shape}": shape for shape in SHAPES} | {".ndjs
 TABLES = {"csv": ",", "tsv": "\t"}  # their delimiters
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
 _PROMPT_COLUMN = "prompt"
-MAX_LINE_BYTES = 16_000_000
+MAX_LINE_BYTES = 64_000_000
 BOM = b"\xef\xbb\xbf"
 _HEAD = 1 << 16  # bytes that decide what the input is
 _FIRST_READ = 1 << 12  # one row is read at a time, except when all rows are indexed
@@ -73,9 +73,9 @@ class InputFile:
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 number += 1
-                self._require_length(line, number)
+                _require_length(len(line), number, self._name)
                 yield line
-            self._require_length(rest, number + 1)
+            _require_length(len(rest), number + 1, self._name)
             size = max(min(2 * size, _LARGEST_READ), len(rest))  # a long line is copied a few times only
         if rest:
             yield rest
@@ -94,10 +94,10 @@ class InputFile:
         status = os.fstat(self._file.fileno())
         return status.st_size, status.st_mtime_ns
 
-    def _require_length(self, line: bytes, number: int) -> None:
-        if len(line) > MAX_LINE_BYTES:
-            message = f"{self._name}: line {number} is larger than {format_size(MAX_LINE_BYTES)}"
-            raise UsageError(message, "shorten it")
+
+def _require_length(size: int, number: int, name: str) -> None:
+    if size > MAX_LINE_BYTES:
+        raise UsageError(f"{name}: line {number} is larger than {format_size(MAX_LINE_BYTES)}", "shorten it")
 
 
 def open_input(source: Path) -> InputFile:
@@ -113,14 +113,21 @@ def open_input(source: Path) -> InputFile:
 
 
 def spool_input(read: Callable[[int], bytes], name: str) -> InputFile:
-    """Copy a stream, of which `read` returns the next bytes, to a temporary file without a name. Raises BatchError."""
+    """Copy a stream, of which `read` returns the next bytes, to a temporary file without a name.
+
+    Raises BatchError, and UsageError for a line that is too long: a device may have no end.
+    """
     import tempfile
 
+    number, size = 1, 0  # of the line that is read
     try:
         file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
         try:
             while data := read(_LARGEST_READ):
                 write_all(file.fileno(), data)
+                _, line_end, rest = data.rpartition(b"\n")
+                number, size = number + data.count(b"\n"), len(rest) + (0 if line_end else size)
+                _require_length(size, number, name)
         except BaseException:
             file.close()
             raise

@@ -19,7 +19,8 @@ from batch_files import rows_in
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.batch.readers import MAX_LINE_BYTES, SHAPES, Shape, detect_shape, open_input, read_rows, spool_input
+from cerebrum_cli.batch import readers
+from cerebrum_cli.batch.readers import SHAPES, Shape, detect_shape, open_input, read_rows, spool_input
 from cerebrum_cli.batch.rows import Row, RowError, failed_object
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import BatchError, UsageError
@@ -437,7 +438,8 @@ def test_rows_take_8_bytes_each() -> None:
 
 
 @pytest.mark.slow
-def test_unclosed_quote_does_not_fill_memory() -> None:
+def test_unclosed_quote_does_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 16_000_000)
     record = b"a" * 1000 + b"\n"
     with pytest.raises(UsageError, match=r"field larger than field limit \(16000000\) \(row at line 2\)"):
         rows_in(b'prompt\n"' + record * 20_000, "csv")
@@ -491,14 +493,19 @@ def test_unreadable_input_is_named(tmp_path: Path) -> None:
         assert caught.value.message == f"{path}: {reason}"
 
 
-@pytest.mark.slow
-def test_lines_may_have_16_megabytes() -> None:
-    line = b"a" * MAX_LINE_BYTES
+def test_lines_may_have_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 3_000_000)
+    line = b"a" * readers.MAX_LINE_BYTES
     data = b"\n".join([b"x", line, line, b"", b"y", line])
     assert [row.number for row in rows_in(data)] == [1, 2, 3, 5, 6]
     for longer, number in ((data + b"a", 6), (data.replace(b"\n\ny", b"a\n\ny"), 3), (b"a" + line, 1)):
-        with pytest.raises(UsageError, match=f"^it: line {number} is larger than 16 MB$"):
+        with pytest.raises(UsageError, match=f"^it: line {number} is larger than 3 MB$"):
             rows_in(longer)
+
+
+def test_device_without_end_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^/dev/zero: line 1 is larger than 64 MB$"):
+        open_input(Path("/dev/zero"))
 
 
 # Generated inputs.
