@@ -13,7 +13,7 @@ from pathlib import Path
 from cerebrum_cli.core.conversion import parse_adapter
 from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.core.files import exists
-from cerebrum_cli.gguf.parser import Tables, Tensor, quoted, read_tables
+from cerebrum_cli.gguf.parser import Tables, Tensor, Value, quoted, read_tables, read_values
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Adapter, Model, absolute_path, as_path
@@ -47,8 +47,11 @@ def with_adapters(library: Library, model: Model, texts: Iterable[str]) -> Model
 
 def adapter_sizes(path: Path, model_paths: Iterable[Path]) -> tuple[tuple[str, int], ...]:
     """Bytes of an adapter for each tensor of a model that it changes. Raises ModelFileError if it does not fit."""
-    adapter, parts = read_tables(path), [read_tables(part) for part in model_paths]
+    (adapter, values), parts = read_values(path), [read_tables(part) for part in model_paths]
     _check_metadata(path, adapter, str(parts[0].metadata.get("general.architecture")))
+    alpha = values.get(ALPHA, Value("FLOAT32", 0.0))
+    if alpha.type != "FLOAT32" or not math.isfinite(alpha.content):
+        raise ModelFileError(path, f"damaged: its {ALPHA} is {quoted(str(alpha.content))} of type {alpha.type}")
     tensors = {tensor.name: tensor for part in parts for tensor in part.tensors}
     pairs = _pairs(path, adapter.tensors)
     for name, pair in pairs.items():
@@ -69,9 +72,6 @@ def _check_metadata(path: Path, adapter: Tables, architecture: str) -> None:
     if (made_for := metadata.get("general.architecture")) != architecture:
         problem = f"made for the architecture {quoted(str(made_for))}, but the model's is {quoted(architecture)}"
         raise ModelFileError(path, problem, _HINT)
-    alpha = metadata.get(ALPHA, 0.0)
-    if not isinstance(alpha, float) or not math.isfinite(alpha):
-        raise ModelFileError(path, f"damaged: its {ALPHA} is {quoted(str(alpha))}")
 
 
 def _pairs(path: Path, tensors: Iterable[Tensor]) -> dict[str, Factors]:

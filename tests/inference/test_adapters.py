@@ -30,6 +30,7 @@ from cerebrum_cli.engine.memory import ContextOptions, memory_needs
 from cerebrum_cli.engine.trials import Bench
 from cerebrum_cli.inference.loading import load_options
 from cerebrum_cli.inference.profiles import Profile, Speeds, TunedUse
+from cerebrum_cli.models import adapters
 from cerebrum_cli.models.adapters import adapter_sizes, with_adapters
 from cerebrum_cli.models.model import Model
 
@@ -171,8 +172,8 @@ def test_adapter_weights_count_as_memory_of_their_layers(chatml_model: Path, ada
 def test_trials_measure_the_model_with_its_adapters(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
     files = (AdapterFile(str(adapter), 1.0),)
     written = []
-    for adapters in ((), files):
-        bench = Bench(with_files(options(chatml_model), adapters), "Some text. " * 9, (), tmp_path)
+    for each in ((), files):
+        bench = Bench(with_files(options(chatml_model), each), "Some text. " * 9, (), tmp_path)
         try:
             written.append(np.load(bench.write_logits(16)))
         finally:
@@ -204,6 +205,7 @@ def transposed(name: str, values: Values) -> tuple[str, Values]:
         ({"metadata": {"adapter.alora.invocation_tokens": [1, 2]}}, "an activated LoRA adapter"),
         ({"alpha": 16}, "its adapter.lora.alpha is '16'"),
         ({"alpha": float("nan")}, "its adapter.lora.alpha is 'nan'"),
+        ({"alpha": np.float64(6)}, "its adapter.lora.alpha is '6.0' of type FLOAT64"),
         (renamed("blk.0", "blk.7"), "changes the tensor 'blk.7.attn_q.weight', which the model does not have"),
         (renamed("attn_q.weight.lora_b", "attn_q.weight.diff"), "'blk.0.attn_q.weight.diff' is not part of a LoRA"),
         (renamed("attn_q.weight.lora_b", "attn_k.weight.lora_b"), "missing tensor 'blk.0.attn_k.weight.lora_a'"),
@@ -232,7 +234,10 @@ def test_adapter_of_embeddings_that_are_also_the_output_is_refused(tmp_path: Pat
         adapter_sizes(path, [sliding_window_model])
 
 
-def test_adapter_on_which_llama_cpp_crashes_is_an_error(user: CommandLine, chatml_model: Path) -> None:
+def test_adapter_on_which_llama_cpp_crashes_is_an_error(
+    user: CommandLine, chatml_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "ALPHA", "an error of no known kind")
     path = write_adapter(user.home / "a.gguf", factors_for(chatml_model), alpha=np.float64(6))  # asserted to be FLOAT32
     done = user.run("ask", "-m", "small", "--lora", path, "hello", "--max-tokens", "2")
     assert done.code == 1
