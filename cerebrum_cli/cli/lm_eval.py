@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.inference.loading import LoadedModel, ReplySource
     from cerebrum_cli.models.model import Model
 
+HUB_TIMEOUT_S = 3.0
 ANSWER_RULES = 1  # by which thoughts are removed from replies: results in the cache depend on them
 
 
@@ -52,6 +53,7 @@ def lm_eval(
     from cerebrum_cli.cli.generation import CONDITION_KEYS, find_source, no_reproduction
     from cerebrum_cli.core.files import atomic_write
     from cerebrum_cli.eval.tasks import find_preset
+    from cerebrum_cli.models.hub import offline_if_unreachable
     from cerebrum_cli.terminal.interrupts import interruptible
 
     app = app_of(context, options)
@@ -67,6 +69,8 @@ def lm_eval(
     if options.offline:
         set_environment_default("HF_HUB_OFFLINE", "1")
         set_environment_default("HF_DATASETS_OFFLINE", "1")
+    elif problem := offline_if_unreachable(HUB_TIMEOUT_S):  # each request would be repeated for most of a minute
+        app.streams.report(NoticeEvent(problem, "only datasets that were downloaded before can be used"))
     cache = cache_path(app, source, options)
     with locked(cache):
         if options.restart:

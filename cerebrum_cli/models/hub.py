@@ -95,6 +95,18 @@ def check_reachable(timeout: float) -> str:
     return endpoint
 
 
+def offline_if_unreachable(timeout: float) -> str:
+    """If the Hub cannot be reached, keep this process from trying, and return why; otherwise return no text."""
+    try:
+        check_reachable(timeout)
+    except HubError as error:
+        from huggingface_hub import constants
+
+        constants.HF_HUB_OFFLINE = True
+        return error.message
+    return ""
+
+
 def _constants() -> ModuleType:
     """Values that huggingface_hub reads from the environment. Raises ConfigError for invalid ones."""
     for name in _VARIABLES:

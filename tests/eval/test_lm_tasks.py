@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 from command_line import CommandLine, Finished, start_python
 from nano.measure import MODEL_FILE
@@ -210,6 +211,23 @@ def test_lm_eval_refuses_what_it_cannot_run(
     message, hint = problem(run_tasks(command, tasks, "choices"), 1)
     assert message.startswith("error: cannot load choices: ") and hint == " hint: check the task and the network"
     assert not list((command.home / ".cache" / "cerebrum" / "lm-eval").glob(".*"))  # no lock
+
+
+@needs_lm_eval
+def test_lm_eval_without_a_network_repeats_no_request(
+    command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # restored when the test ends
+    write_task(tmp_path, tmp_path, "remote", {"dataset_path": "owner/data", "dataset_kwargs": {}})
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = command.run("lm-eval", "remote", *MODEL, "--include-path", tmp_path, env=nowhere)
+    lines = done.err.splitlines()
+    assert [*lines[:2], *lines[-2:]] == [
+        "note: 127.0.0.1:9: connection refused",
+        "      only datasets that were downloaded before can be used",
+        "error: cannot load remote: Couldn't reach 'owner/data' on the Hub (OfflineModeIsEnabled)",
+        " hint: check the task and the network",
+    ]
 
 
 def test_lm_eval_names_the_extra_where_it_is_missing(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
