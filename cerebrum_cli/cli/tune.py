@@ -12,8 +12,7 @@ from cerebrum_cli.cli.completion import installed_models
 from cerebrum_cli.cli.models import find_model
 from cerebrum_cli.cli.options import TuneOptions
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, positional
-from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.errors import CerebrumError, ModelFileError
 from cerebrum_cli.core.settings import ATTENTION_KEYS, Layer, Settings
 
 if TYPE_CHECKING:
@@ -55,17 +54,20 @@ def tune(
         tried = [candidate_object(each) for each in result.tried]
         head = {"model": model.label, "file": str(model.path)}
         streams.answer_object({**head, **profile_object(result.profile), "tried": tried})
-        return
-    print_profile(streams, result.profile)
+    else:
+        print_profile(streams, result.profile)
     if result.is_disturbed:
-        problem = "other programs used the CPU during the measurement"
-        streams.notice(NoticeEvent(problem, "results are unreliable; rerun when the machine is idle"))
-    if not streams.is_quiet:
+        problem = "nothing was saved: other programs used the CPU during the measurement"
+        raise CerebrumError(problem, "run it again when the machine is idle")
+    if not (options.json or streams.is_quiet):
         print_summary(streams, result, model.label + settings_text(settings).replace(", ", " with ", 1))
 
 
 def measure(app: App, model: Model, settings: Settings, streams: Streams) -> TuningResult:
-    """Search for the fastest settings with a progress bar, and save them. Raises ModelFileError, Interrupted."""
+    """Search for the fastest settings with a progress bar, and save them unless other programs disturbed it.
+
+    Raises ModelFileError, Interrupted.
+    """
     from cerebrum_cli.cli.app import devices_file
     from cerebrum_cli.engine.machine import save_devices
     from cerebrum_cli.inference.profiles import general_settings
@@ -89,10 +91,10 @@ def measure(app: App, model: Model, settings: Settings, streams: Streams) -> Tun
             result = render_stages(search, StageProgress(streams))
         if any(map(is_missing, model.paths)) or app.library.identity(model) != identity:
             raise ModelFileError(model.path, "changed while it was measured", "tune it again")
+        if result.is_disturbed:
+            return result
         general = general_settings(settings)
         fallback = app.profiles(general).find(identity) if general != settings else None
-        if previous and result.is_disturbed and result.profile.is_default:
-            return replace(result, changes={})  # nothing was found out: the previous profile stays
         update_store(app.profiles(settings), result.profile, fallback)
     return result
 
