@@ -503,11 +503,6 @@ def test_lines_may_have_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
             rows_in(longer)
 
 
-def test_device_without_end_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"^/dev/zero: line 1 is larger than 64 MB$"):
-        open_input(Path("/dev/zero"))
-
-
 # Generated inputs.
 
 SCRAPS = [*(bytes([each]) for each in b'{}":,[]\n\r\t# \x001'), b"prompt", b"messages"]
