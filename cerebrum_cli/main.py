@@ -11,7 +11,7 @@ from inspect import cleandoc
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer._click.exceptions import ClickException, NoArgsIsHelpError
+from typer._click.exceptions import ClickException, NoArgsIsHelpError, NoSuchOption
 
 from cerebrum_cli import __version__
 from cerebrum_cli.cli import COMMANDS, Command
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
 
 COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
+OTHER_COMMANDS = {  # of other programs, and what does the same here
+    "run": "did you mean cerebrum chat?",
+    "serve": "start llama-server -m FILE, and use it with cerebrum chat --endpoint URL",
+}
 
 
 def assembled(only: str | None = None, overview: bool = False) -> typer.Typer:
@@ -132,7 +136,12 @@ def usage_error(error: ClickException, command: str | None) -> UsageError:
     path = context.command_path if context else " ".join(filter(None, ("cerebrum", command)))
     hint = f"see {path} --help"
     if near := re.search(r" (?:Did you mean|\(Possible options:) ([^)?]+)[)?]+", text):
-        text, hint = text[: near.start()], f"did you mean {near[1]}?"
+        text, hint = text[: near.start()].rstrip("."), f"did you mean {near[1]}?"
+    if isinstance(error, NoSuchOption) and context and (longer := longer_options(error.option_name, context)):
+        hint = f"did you mean {' or '.join(longer)}?"
+    for name, meaning in OTHER_COMMANDS.items():
+        if text == f"No such command {name!r}":
+            hint = meaning
     if isinstance(error, typer.BadParameter) and error.message and error.param and error.param.name:
         from cerebrum_cli.cli.signature import environment_source
 
@@ -140,6 +149,11 @@ def usage_error(error: ClickException, command: str | None) -> UsageError:
         for kind, meaning in (("valid int", "whole number"), ("valid float", "number")):
             text = text.replace(f"is not a {kind}", f"is not a {meaning}")
     return UsageError(text if text.startswith(("-", "CEREBRUM_")) else text[:1].lower() + text[1:], hint)
+
+
+def longer_options(start: str, context: typer.Context) -> list[str]:
+    names = (name for parameter in context.command.params for name in parameter.opts)
+    return [name for name in names if start.startswith("--") and name.startswith(start)]
 
 
 def print_error(app: App | None, error: CerebrumError) -> None:

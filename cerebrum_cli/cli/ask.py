@@ -10,7 +10,14 @@ import typer
 from cerebrum_cli.chat.session_recorder import SessionRecorder
 from cerebrum_cli.cli.options import AskOptions
 from cerebrum_cli.cli.saved_prompts import apply_prompt
-from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, options_on_command_line, positional
+from cerebrum_cli.cli.signature import (
+    SettingKeys,
+    app_of,
+    composed,
+    only_question,
+    options_on_command_line,
+    positional,
+)
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
 if TYPE_CHECKING:
@@ -25,7 +32,7 @@ def ask(
     context: typer.Context,
     overrides: Annotated[Layer, SettingKeys((*REPLY_KEYS, "cache_gb"))],
     options: AskOptions,
-    prompt: Annotated[str | None, positional("PROMPT", "The question; `-` reads standard input")] = None,
+    words: Annotated[list[str] | None, positional("[PROMPT]", "The question; `-` reads standard input")] = None,
 ) -> None:
     """The prompt is built from the files, PROMPT and standard input, in that order.
 
@@ -36,7 +43,7 @@ def ask(
       git diff | cerebrum ask "Write a commit message for this change"
       cerebrum ask "What is 15% of 80?" --votes 8 --final
     """
-    app, on_command_line = app_of(context, options), options_on_command_line(context)
+    app, on_command_line, prompt = app_of(context, options), options_on_command_line(context), only_question(words)
     if options.save_prompt is not None:
         from cerebrum_cli.cli.prompts import save
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cerebrum_cli.cli.options import ChatOptions
 from cerebrum_cli.cli.saved_prompts import apply_prompt
-from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, options_on_command_line, positional
+from cerebrum_cli.cli.signature import (
+    SettingKeys,
+    app_of,
+    composed,
+    only_question,
+    options_on_command_line,
+    positional,
+)
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
 def chat(
     context: typer.Context,
     words: Annotated[
-        list[str] | None, positional("[MODEL] [QUESTION]", "Model, then the first question; with -m, only a question")
+        list[str] | None, positional("[MODEL] [QUESTION]", "Model, first question, or both; with -m, only a question")
     ] = None,
     *,
     overrides: Annotated[Layer, SettingKeys((*REPLY_KEYS, "overflow", "cache_gb", "vi"))],
@@ -50,12 +56,11 @@ def chat(
     from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 
     app, on_command_line, words = app_of(context, options), options_on_command_line(context), words or []
-    if "model" not in on_command_line and words:
+    if "model" not in on_command_line and words and not begins_question(app, words):
         reference, *words = words
-        overrides = SourcedLayer(overrides, {"model": require_model_name(reference)})
+        overrides = SourcedLayer(overrides, {"model": reference})
         on_command_line |= {"model"}
-    if len(words) > 1:
-        raise UsageError("more than one question given", f"quote the first question: {quote(' '.join(words))}")
+    question = only_question(words)
     if options.continue_ and options.session:
         raise UsageError("-c and --session cannot be used together", "give one of them")
     saved, prompted, options = apply_prompt(app, overrides, options, on_command_line)
@@ -75,7 +80,7 @@ def chat(
                 prompts=app.config.prompts,
                 pending_prompt=saved if saved and saved.prompt else None,
             )
-            repl.run(input_lines(app, repl, keyboard, app.settings(overrides).vi), *words)
+            repl.run(input_lines(app, repl, keyboard, app.settings(overrides).vi), question)
         finally:
             with signals.exiting():
                 app.streams.report(conversation.close())
@@ -83,16 +88,25 @@ def chat(
         raise typer.Exit(repl.exit_code)
 
 
-def require_model_name(text: str) -> str:
-    """The text, if it can name a model. Raises ModelNotFound for what looks like a question."""
+def begins_question(app: App, words: list[str]) -> bool:
+    """Whether the first argument belongs to a question: it is one, or the arguments are one without quotes."""
+    if len(words) > 2 and not any(map(is_text, words[:-1])):
+        try:
+            app.library.resolve(words[0])
+        except ModelNotFound as error:
+            return error.pullable is None
+    return is_text(words[0])
+
+
+def is_text(argument: str) -> bool:
+    """Whether an argument looks like a question, rather than a reference to a model."""
     from cerebrum_cli.core.files import is_file
     from cerebrum_cli.models.model import as_path
     from cerebrum_cli.models.reference import looks_like_path
 
-    if " " in text.strip() and not (looks_like_path(text) and is_file(as_path(text))):
-        problem = f"unknown model {text!r}"
-        raise ModelNotFound(problem, f"to ask this as the first question: cerebrum chat -m MODEL {quote(text)}")
-    return text
+    if "://" in argument or (looks_like_path(argument) and is_file(as_path(argument))):
+        return False
+    return len(argument.split()) > 1 or argument.endswith(("?", "!"))
 
 
 def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions) -> Chat:

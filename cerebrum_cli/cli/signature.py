@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
@@ -291,6 +292,13 @@ def options_on_command_line(context: typer.Context) -> frozenset[str]:
     sources = {name: context.get_parameter_source(name) for name in context.params if name != SET}
     flags = (name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
     return assigned_keys(context.params.get(SET)).union(flags)
+
+
+def only_question(words: list[str] | None) -> str | None:
+    """The question among the arguments. Raises UsageError for several, as of one without quotes."""
+    if words and len(words) > 1:
+        raise UsageError("more than one question given", f"quote the question: {quote(' '.join(words))}")
+    return words[0] if words else None
 
 
 def require_agreement(app: App, question: str, name: str, yes: bool) -> None:

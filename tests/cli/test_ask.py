@@ -391,7 +391,8 @@ def test_interrupted_ask_prints_the_json_object(user: CommandLine) -> None:
         ("hi --top-p x", ("--top-p: 'x' is not a number", "see cerebrum ask --help")),
         ("hi --think", ("option '--think' requires an argument", "see cerebrum ask --help")),
         ("hi --nope", ("--nope",)),
-        ("hi there", ("there",)),
+        ("hi there you", ("more than one question given", "quote the question: 'hi there you'")),
+        ("hi --temp 0", ("no such option: --temp", "did you mean --temperature?")),
     ],
 )
 def test_usage_errors_exit_2(user: CommandLine, line: str, parts: tuple[str, ...]) -> None:
@@ -403,6 +404,11 @@ def test_usage_errors_exit_2(user: CommandLine, line: str, parts: tuple[str, ...
     done = user.run("ask", *line.split())
     assert done.out == ""
     assert_error(done, 2, *parts)
+
+
+def test_commands_of_other_programs_name_what_does_the_same(user: CommandLine) -> None:
+    assert_error(user.run("run", "small"), 2, "no such command 'run'", "did you mean cerebrum chat?")
+    assert_error(user.run("serve"), 2, "no such command 'serve'", "llama-server -m FILE")
 
 
 @pytest.mark.parametrize(
