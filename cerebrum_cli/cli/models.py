@@ -20,7 +20,7 @@ from cerebrum_cli.cli.options import (
     ShowOptions,
 )
 from cerebrum_cli.cli.signature import app_of, composed, positional, require_agreement
-from cerebrum_cli.core.errors import ModelNotFound, NoModel, UsageError
+from cerebrum_cli.core.errors import FormatError, ModelNotFound, NoModel, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import (
     MODES,
@@ -32,6 +32,7 @@ from cerebrum_cli.core.settings import (
     environment_layer,
 )
 from cerebrum_cli.core.text import format_size
+from cerebrum_cli.gguf.header import unsupported_kind
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.progress import FileProgress
 
@@ -117,11 +118,24 @@ def pull(
         if options.default:
             app.library.registry.set_default(installed.reference)
         if app.streams.err_is_terminal:
-            app.streams.report(f"next: cerebrum chat {installed.reference}")
+            app.streams.report(next_step(app, installed))
     if options.json:
         from cerebrum_cli.models.listing import row
 
         app.streams.answer_object(row(app.library, installed))
+
+
+def next_step(app: App, model: Model) -> str:
+    """The command that tries an installed model; none for one that generates no text."""
+    from cerebrum_cli.inference.loading import format_of
+
+    if unsupported_kind(model.header):
+        return ""
+    try:
+        format_of(app.settings({}, model), model)
+    except FormatError:
+        return f'its file has no chat template; next: cerebrum ask --raw -m {model.reference} "Once upon a time"'
+    return f"next: cerebrum chat {model.reference}"
 
 
 def show_download_plan(app: App, reference: Reference, context: int | None, options: PullCommandOptions) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ConfigError, ModelFileError, ModelNotFound, NoModel, PullError, UsageError
@@ -281,8 +282,9 @@ class Library:
         if "gguf" in text.lower() and not similar:
             hint = f"if it is on the Hub, name its owner: cerebrum pull OWNER/{text}"
         else:
-            suggestion = f"did you mean {' or '.join(similar)}? " if similar else ""
-            hint = f"{suggestion}cerebrum list --available shows all"
+            suggestion = f"did you mean {' or '.join(similar)}? " if similar else "see cerebrum list --available; "
+            searched = quote(text.partition(":")[0])
+            hint = f"{suggestion}to find others: cerebrum search {searched}, then cerebrum pull OWNER/REPO"
         return ModelNotFound(f"unknown model {text!r}", f"{hint}{_file_hint(text)}")
 
     def _default_model(self) -> Model:

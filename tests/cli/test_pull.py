@@ -6,13 +6,18 @@ import contextlib
 import hashlib
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from command_line import assert_error
 from hub_server import Fault
 from hub_user import CATALOGUED, READER, HubUser, cleaned, named
+from scripted_command import app_for
 from tiny_models import write_chatml
+
+from cerebrum_cli.main import run
+from cerebrum_cli.terminal.streams import Streams
 
 OWNED = "someone/tiny-GGUF"
 
@@ -180,3 +185,17 @@ def test_pull_ignores_incomplete_split_models(hub_user: HubUser, parts: dict[str
     hub_user.hub.repository("owner/split", {name: path for name, path in parts.items() if name != last})
     done = hub_user.run("pull", "owner/split")
     assert_error(done, 3, "owner/split has no GGUF model", "see its page on the Hub")
+
+
+def test_pull_names_a_next_command_that_works(tmp_path: Path) -> None:
+    for file, shown in (
+        (write_chatml(tmp_path / "chatty.gguf"), "next: cerebrum chat chatty"),
+        (
+            write_chatml(tmp_path / "bare.gguf", chat_template=None),
+            'its file has no chat template; next: cerebrum ask --raw -m bare "Once upon a time"',
+        ),
+    ):
+        errors = StringIO()
+        streams = Streams(StringIO(), errors, None, False, True, False)
+        assert run(["pull", str(file)], app_for({}, tmp_path, streams)) == 0
+        assert errors.getvalue().splitlines()[-1] == shown

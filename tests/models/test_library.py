@@ -216,10 +216,11 @@ def test_library_unknown_name_suggests_similar_names(library: Library, other: Pa
         with pytest.raises(ModelNotFound) as caught:
             attempt("thinkr")
         assert caught.value.message == "unknown model 'thinkr'"
-        assert caught.value.hint == "did you mean thinker? cerebrum list --available shows all"
+        others = "to find others: cerebrum search {}, then cerebrum pull OWNER/REPO"
+        assert caught.value.hint == f"did you mean thinker? {others.format('thinkr')}"
     with pytest.raises(ModelNotFound) as caught:
         library.resolve("x")
-    assert caught.value.hint == "cerebrum list --available shows all"
+    assert caught.value.hint == f"see cerebrum list --available; {others.format('x')}"
 
 
 def test_library_offers_downloadable_models(library: Library) -> None:

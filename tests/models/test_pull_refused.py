@@ -99,7 +99,8 @@ NO_SUCH_REVISION = f"{CATALOGUED} has no such revision", f"see its branches at H
         (
             "cerebum-7b",
             "unknown model 'cerebum-7b'",
-            "did you mean cerebrum-7b or cerebrum-8x7b or cerebrum-12b? cerebrum list --available shows all",
+            "did you mean cerebrum-7b or cerebrum-8x7b or cerebrum-12b?"
+            " to find others: cerebrum search cerebum-7b, then cerebrum pull OWNER/REPO",
         ),
         ("./nowhere.gguf", "nowhere.gguf: file not found", "check the path; cerebrum list lists installed models"),
     ],
