@@ -38,13 +38,6 @@ MIN_REPLY_TOKENS = 8  # shorter ones may occur in any conversation
 MAX_END_TOKENS = 4  # of a reply's last token and the end of its turn
 SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
 HEADINGS = {"user": "User", "assistant": "Assistant"}
-END_LABELS = {
-    "cancelled": "interrupted",
-    None: "interrupted",
-    "length": "truncated",
-    "context": "truncated",
-    "repetition": "ended: repetition",
-}
 _SHAREGPT = {"human": "user", "gpt": "assistant"}
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})\s*(.*)")
 _EXPECTED = 'expected OpenAI\'s {"messages": [...]} or ShareGPT\'s {"conversations": [...]}'
@@ -261,11 +254,10 @@ def _format_json(value: object) -> str:
 
 
 def _markdown_turn(stored: StoredMessage) -> Iterable[str]:
-    message, metadata = stored.message, stored.metadata
+    message = stored.message
     yield f"## {HEADINGS[message.role]}"
     content = message.content.strip()
-    is_sampled = metadata.model or metadata.finish_reason  # imported and edited replies have no finish reason to show
-    end = END_LABELS.get(metadata.finish_reason) if message.role == "assistant" and is_sampled else None
+    end = stored.early_end
     if content:
         yield f"{content}\n{fence}" if end and (fence := _open_fence(content)) else content
     if end:

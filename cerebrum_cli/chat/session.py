@@ -15,6 +15,13 @@ from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.text import well_formed
 
 Origin = Literal["chat", "ask", "import"]
+END_LABELS = {
+    "cancelled": "interrupted",
+    None: "interrupted",
+    "length": "truncated",
+    "context": "truncated",
+    "repetition": "ended: repetition",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,12 @@ class StoredMessage:
     message: Message
     metadata: ReplyMetadata
     created: float
+
+    @property
+    def early_end(self) -> str | None:
+        """Why a reply is incomplete; None for a complete one, and for one that was imported or edited."""
+        is_sampled = self.metadata.model or self.metadata.finish_reason
+        return END_LABELS.get(self.metadata.finish_reason) if self.message.role == "assistant" and is_sampled else None
 
 
 @dataclass(frozen=True, slots=True)

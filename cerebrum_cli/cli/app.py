@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.config import Config, read_config
-from cerebrum_cli.core.errors import ConfigError
+from cerebrum_cli.core.errors import ConfigError, UnwritableSessions
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import CONFIG, Layer, Settings, SourcedLayer, fold
 from cerebrum_cli.models.catalogue import ModelSpec, packaged_catalogue
@@ -99,13 +99,22 @@ class App:
 
         return Capacity(total_memory(), load_devices(devices_file(self.data_directory)))
 
-    def open_history(self, detaches: bool = False) -> History:
-        """Sessions of this user; the database is opened on first use. See `Store` for `detaches`."""
+    def open_history(self, detaches: bool = False, saves: bool = True) -> History:
+        """Sessions of this user; the database is opened on first use. See `Store` for `detaches`.
+
+        Unless it `saves`, changes are made in memory only.
+        """
         from cerebrum_cli.chat.history import History
         from cerebrum_cli.chat.store import Store
 
         directory = self.data_directory / "sessions"
-        return History(Store(directory / "sessions.db", detaches), directory / "locks")
+        path = directory / "sessions.db"
+        store = Store(path, detaches)
+        if not saves:
+            if path.exists():
+                store.names()  # opens it, to be copied
+            store.detach(UnwritableSessions("no_log is on", "turn it off with --set no_log=off"))
+        return History(store, directory / "locks")
 
     def resources(self, no_profile: bool = False) -> Resources:
         """What models are opened with; `no_profile` leaves out what was measured on this machine."""

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 @composed
 def ask(
     context: typer.Context,
-    overrides: Annotated[Layer, SettingKeys((*REPLY_KEYS, "cache_gb"))],
+    overrides: Annotated[Layer, SettingKeys((*REPLY_KEYS, "cache_gb", "no_log"))],
     options: AskOptions,
-    words: Annotated[list[str] | None, positional("[PROMPT]", "The question; `-` reads standard input")] = None,
+    prompt: Annotated[list[str] | None, positional("[PROMPT]", "The question; `-` reads standard input")] = None,
 ) -> None:
     """The prompt is built from the files, PROMPT and standard input, in that order.
 
@@ -43,21 +43,21 @@ def ask(
       git diff | cerebrum ask "Write a commit message for this change"
       cerebrum ask "What is 15% of 80?" --votes 8 --final
     """
-    app, on_command_line, prompt = app_of(context, options), options_on_command_line(context), only_question(words)
+    app, on_command_line, text = app_of(context, options), options_on_command_line(context), only_question(prompt)
     if options.save_prompt is not None:
         from cerebrum_cli.cli.prompts import save
 
-        save(app, options.save_prompt, prompt, overrides, options, on_command_line)
+        save(app, options.save_prompt, text, overrides, options, on_command_line)
         return
     from cerebrum_cli.inference.prompt_sources import PromptSources
 
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
-    question = PromptSources(prompt, options.file, options.messages, options.raw, app.streams.report, saved)
+    question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved)
     question.validate(app.streams.piped)
     options.validate()
-    saves = not (options.no_log or options.raw)
+    saves = not (options.raw or app.settings(overrides).no_log)
     recorder = SessionRecorder(app.open_history, app.streams.notice, continues=options.continue_, saves=saves)
-    with closing(recorder):
+    with closing(recorder), question.naming_files():
         run_question(app, question, recorder, overrides, options)
 
 

@@ -38,7 +38,7 @@ def chat(
         list[str] | None, positional("[MODEL] [QUESTION]", "Model, first question, or both; with -m, only a question")
     ] = None,
     *,
-    overrides: Annotated[Layer, SettingKeys((*REPLY_KEYS, "overflow", "cache_gb", "vi"))],
+    overrides: Annotated[Layer, SettingKeys((*REPLY_KEYS, "overflow", "cache_gb", "no_log", "vi"))],
     options: ChatOptions,
 ) -> None:
     """Type /help for commands and keys.
@@ -80,7 +80,7 @@ def chat(
                 prompts=app.config.prompts,
                 pending_prompt=saved if saved and saved.prompt else None,
             )
-            repl.run(input_lines(app, repl, keyboard, app.settings(overrides).vi), question)
+            repl.run(input_lines(app, repl, keyboard), question)
         finally:
             with signals.exiting():
                 app.streams.report(conversation.close())
@@ -124,7 +124,8 @@ def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions)
     def with_defaults(layer: Layer) -> Layer:
         return with_session_defaults(session, layer, is_remote=bool(options.endpoint))
 
-    history, name, session = app.open_history(detaches=True), options.session, None
+    saves, name, session = not app.settings(prompted).no_log, options.session, None
+    history = app.open_history(detaches=True, saves=saves)
     try:
         if options.continue_ or name is not None:
             session = history.acquire_latest() if name is None else history.acquire_named(name)
@@ -145,10 +146,11 @@ def chat_source(app: App, overrides: Layer, options: ChatOptions, model: Model) 
     from cerebrum_cli.inference.loading import CHAT
 
     source = find_source(app, overrides, options, model=model)
-    return replace(source, use=replace(CHAT, template_options=source.use.template_options))
+    settings = replace(source.settings, cache_gb=0.0) if source.settings.no_log else source.settings
+    return replace(source, settings=settings, use=replace(CHAT, template_options=source.use.template_options))
 
 
-def input_lines(app: App, repl: Repl, keyboard: Keyboard, vi: bool) -> InputSource:
+def input_lines(app: App, repl: Repl, keyboard: Keyboard) -> InputSource:
     """Where the questions come from: a pipe, a plain prompt, or a prompt with history and completion."""
     from cerebrum_cli.inference.prompt_sources import read_piped
     from cerebrum_cli.terminal.repl.questions import PlainPrompt, ScriptInput
@@ -170,11 +172,11 @@ def input_lines(app: App, repl: Repl, keyboard: Keyboard, vi: bool) -> InputSour
         streams,
         keyboard,
         signals,
-        history=app.data_directory / "history",
+        history=None if repl.chat.settings.no_log else app.data_directory / "history",
         toolbar=repl.toolbar,
         is_settled=is_settled,
         completer=slash_completer(app, repl),
-        vi=vi,
+        vi=repl.chat.settings.vi,
     )
 
 

@@ -98,7 +98,6 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
     )
     dry_run: bool = option(False, "Print the exact prompt without evaluating it", "Output")
     no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
-    no_log: bool = option(False, "Do not save this exchange as a session", "Output")
 
     @property
     def extract_flag(self) -> str | None:

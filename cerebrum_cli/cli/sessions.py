@@ -19,10 +19,10 @@ from cerebrum_cli.cli.completion import sessions
 from cerebrum_cli.cli.options import DeleteOptions, QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, app_of, parameter, positional, require_agreement, subcommand
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.terminal.reports import LISTED, print_latest
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 Name = Annotated[str, positional("NAME", "A session's name, as in `cerebrum sessions list`", sessions)]
-LISTED = 20  # sessions that a terminal shows unless asked for more
 
 
 class ExportFormat(StrEnum):
@@ -47,17 +47,13 @@ def list_sessions(
 ) -> None:
     """List sessions: the latest is last on a terminal, first in a pipe or with --json."""
     from cerebrum_cli.chat.archive import session_rows
-    from cerebrum_cli.terminal.tables import print_rows, print_sessions
 
     app = app_of(context, options)
-    at_terminal = app.streams.out_is_terminal and not json
-    limit = None if all else number or (LISTED if at_terminal else None)
     rows = session_rows(app.open_history().store)
-    listed = rows[:limit][:: -1 if at_terminal else 1]
-    empty = "no saved sessions; cerebrum ask and cerebrum chat create them"
-    print_rows(app.streams, listed, json, print_sessions, empty)
-    if at_terminal and number is None and len(listed) < len(rows):
-        app.streams.report(f"the latest {len(listed)} of {len(rows)}; --all lists the others")
+    if json:
+        app.streams.answer_object(rows if all else rows[:number])
+    else:
+        print_latest(app.streams, rows, len(rows) if all else number)
 
 
 @subcommand(group)

@@ -160,7 +160,8 @@ class Arguments:
             return self.assigned[name]
         if not declared.has_flag:
             return environment_value(name, declared)
-        return None if value == [] else value
+        is_absent_switch = value is False and source is not None and source.name == "DEFAULT"
+        return None if value == [] or is_absent_switch else value
 
 
 def environment_source(name: str, context: typer.Context | None) -> str | None:

@@ -101,6 +101,7 @@ class Settings(SamplingParams):
     keep_thoughts: bool | None = setting(
         None, "Keep earlier reasoning in the prompt [default: the template's choice]", choices=("on", "off")
     )
+    no_log: bool = option(False, "Do not save this conversation as a session [default: off]", "Output")
     vi: bool = setting(False, "Edit with vi keys [default: off]", choices=("on", "off"))
     loop_check: bool = setting(True, "End replies that repeat themselves [default: on]", choices=("on", "off"))
     drafts: bool | None = setting(

@@ -6,7 +6,8 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from cerebrum_cli.inference.file_search import Skipped, search_of
 MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
 STANDARD_INPUT = Path("-")  # to other programs
 MAX_FOUND_BYTES = 1_000_000  # of a file that was not named itself: larger ones are data, and fill most contexts
+MAX_NAMED_FILES = 3  # in the error of a prompt that is too long
 TOO_LARGE = f"over {format_size(MAX_FOUND_BYTES)}"
 
 
@@ -39,6 +41,7 @@ class PromptSources:
     raw: bool
     on_notice: Callable[[NoticeEvent], None]
     saved: SavedPrompt | None = None
+    _texts: list[tuple[str, str]] = field(default_factory=list, init=False)  # of files that were read
 
     def validate(self, piped: Readable | None) -> None:
         """Raise UsageError for sources that cannot give a question. Reads nothing."""
@@ -64,10 +67,19 @@ class PromptSources:
         text = read_piped(piped) if piped else None
         prompt = None if self.prompt in (None, "-") else well_formed(self.prompt)
         files = read_prompt_files(self.files, self.on_notice)
+        self._texts[:] = files
         if self.raw:
             texts = [*(content for _, content in files), prompt or "", text or ""]
             return Conversation().user(fill(self.saved, "".join(texts)))
         return Conversation(system_prompt=settings.system).user(compose_prompt(prompt, files, text, self.saved))
+
+    @contextmanager
+    def naming_files(self) -> Iterator[None]:
+        """Add the largest files to the hint of a PromptTooLong."""
+        try:
+            yield
+        except PromptTooLong as error:
+            raise naming_files(error, self._texts) from error
 
     def _read_messages(self, source: Path, piped: Readable | None, system: str | None) -> Conversation:
         if source == Path("-") and piped is not None:
@@ -78,6 +90,15 @@ class PromptSources:
         if self.saved:
             conversation = conversation.with_question(self.saved.fill(conversation.question))
         return conversation if system is None else replace(conversation, system_prompt=system)
+
+
+def naming_files(error: PromptTooLong, files: Sequence[tuple[str, str]]) -> PromptTooLong:
+    """The error of a prompt with files, whose hint names the largest of them."""
+    if not files:
+        return error
+    sizes = sorted(((len(text.encode("utf-8", "surrogatepass")), name) for name, text in files), reverse=True)
+    largest = ", ".join(f"{name} ({format_size(size)})" for size, name in sizes[:MAX_NAMED_FILES])
+    return PromptTooLong(error.message, f"{error.hint}; largest files: {largest}")
 
 
 def compose_prompt(

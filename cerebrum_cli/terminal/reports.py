@@ -20,7 +20,9 @@ from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns
 from cerebrum_cli.terminal.tables import (
     PIPE_WIDTH,
     Row,
+    excerpt,
     field_lines,
+    model_name,
     print_lines,
     print_table,
     sampling_text,
@@ -54,6 +56,30 @@ HINT_PREFIX = "hint: "
 FOUND_HEADINGS = ("repository", "best fit", "size", "verdict", "license", "updated", "downloads")
 FOUND_DROP = ("downloads", "updated", "license", "best fit", "size")
 FOUND_INDENT = "  "
+LISTED = 20  # sessions that a terminal shows unless asked for more
+print_sessions = table_of(
+    {
+        "name": "name",
+        "messages": "messages",
+        "updated": updated,
+        "model": model_name,
+        "first message": lambda row: excerpt(row["first"]),
+    },
+    shorten="first message",
+    drop=("model", "messages", "updated"),
+)
+
+
+def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = None) -> None:
+    """Print the latest sessions of all, which come first: in a pipe all, and the latest last on a terminal."""
+    at_terminal = streams.out_is_terminal
+    listed = rows[: number or (LISTED if at_terminal else None)][:: -1 if at_terminal else 1]
+    if not listed:
+        streams.report("no saved sessions; cerebrum ask and cerebrum chat create them")
+        return
+    print_sessions(streams, listed)
+    if at_terminal and number is None and len(listed) < len(rows):
+        streams.report(f"the latest {len(listed)} of {len(rows)}; cerebrum sessions list --all lists the others")
 
 
 def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> None:

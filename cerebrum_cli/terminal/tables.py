@@ -66,13 +66,13 @@ def _location(row: Row) -> str:
     return f"{place}, merged from {' and '.join(row['merged_from'])}" if row["merged_from"] else place
 
 
-def _model(row: Row) -> str | None:
+def model_name(row: Row) -> str | None:
     """The model of a row: of a path, the file's name."""
     reference = row["model"]
     return Path(reference).name if reference and Path(reference).is_absolute() else reference
 
 
-def _excerpt(text: str) -> str:
+def excerpt(text: str) -> str:
     return textwrap.shorten(text, EXCERPT_LENGTH, placeholder=" ...")
 
 
@@ -132,19 +132,8 @@ print_choices = table_of(
     shorten="license",
     drop=("quant",),
 )
-print_sessions = table_of(
-    {
-        "name": "name",
-        "messages": "messages",
-        "updated": updated,
-        "model": _model,
-        "first message": lambda row: _excerpt(row["first"]),
-    },
-    shorten="first message",
-    drop=("model", "messages", "updated"),
-)
 print_prompts = table_of(
-    {"name": "name", "model": _model, "prompt": lambda row: _excerpt(row["prompt"] or row["system"] or "")},
+    {"name": "name", "model": model_name, "prompt": lambda row: excerpt(row["prompt"] or row["system"] or "")},
     shorten="prompt",
     drop=("model",),
 )

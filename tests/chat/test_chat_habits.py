@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import pytest
 from command_line import Finished
 from person import OpenTerminal
-from scripted_command import run_here
+from scripted_command import app_for, run_here
+
+from cerebrum_cli.main import run
+from cerebrum_cli.terminal.streams import Streams
 
 SCRIPT = {"rows": {"Who?": "Me."}, "seeds": ["Yes."]}
 
@@ -59,6 +63,35 @@ def test_chat_takes_a_question_without_a_model(chat: Chat, tmp_path: Path, chatm
     done = chat("", "Who", "are", "you?")
     assert (done.code, done.err.splitlines()[-1]) == (2, " hint: quote the question: 'Who are you?'")
     assert "unknown model 'Who'" in chat("", "Who").err
+
+
+def test_chat_greets_with_a_new_session_and_with_a_reply_that_was_cut_off(tmp_path: Path, chatml_model: Path) -> None:
+    def greeting(*arguments: str, script: bytes = b"") -> list[str]:
+        out, err = StringIO(), StringIO()
+        app = app_for({**SCRIPT}, tmp_path, Streams(out, err, BytesIO(script), False, False, True))
+        assert run(["chat", "-m", str(chatml_model), *arguments], app) == 0
+        return err.getvalue().splitlines()
+
+    assert greeting("--session", "tea", "-n", "1", script=b"Who?\n")[2] == "New session 'tea'"
+    cut_off = ["note: the last reply was cut off (truncated)", "      /continue resumes it"]
+    assert greeting("-c")[-2:] == cut_off
+    assert greeting("-c", "-n", "9", script=b"Who?\n")[-2:] == cut_off
+    assert cut_off[0] not in greeting("-c")
+
+
+def test_sessions_lists_the_latest_20_at_the_end_of_a_terminal(tmp_path: Path, chatml_model: Path) -> None:
+    script = "".join(f"Who {number}?\n/clear\n" for number in range(21)) + "/sessions\n"
+    out = StringIO()
+    streams = Streams(out, StringIO(), BytesIO(script.encode()), True, False, False)
+    assert run(["chat", "-m", str(chatml_model)], app_for({**SCRIPT}, tmp_path, streams)) == 0
+    rows = out.getvalue().splitlines()[-20:]
+    assert [row.split()[0] for row in rows] == [f"who-{number}" for number in range(1, 21)]
+
+
+def test_retry_says_that_a_greedy_reply_repeats_itself_but_not_a_vote(chat: Chat, chatml_model: Path) -> None:
+    same = "note: at temperature 0 the reply will be the same"
+    assert same in chat("Who?\n/retry\n", "-m", chatml_model).err
+    assert same not in chat("Who?\n/votes 2\n/retry\n", "-m", chatml_model).err
 
 
 def test_slash_load_shows_the_last_exchange(chat: Chat, chatml_model: Path) -> None:

@@ -437,6 +437,12 @@ def test_too_long_prompt_exits_4_with_both_sizes(user: CommandLine) -> None:
     problem = f"the prompt has {size} tokens, but the context has {size}"
     assert_error(done, 4, problem, "raise --ctx (trained context: 2048)")
     assert user.run("ask", "--ctx", str(size + 1), "word " * 60).code == 0
+    for number in range(1, 6):
+        (user.home / f"{number}.txt").write_text("word " * 200 * number)
+    largest = "; largest files: 5.txt (5 kB), 4.txt (4 kB), 3.txt (3 kB)"
+    assert user.run("ask", "--ctx", str(size), "-f", "*.txt", "Why?").err.endswith(f"{largest}\n")
+    done = user.run("chat", "--ctx", str(size), stdin="/file 1.txt\n/file 2.txt\nWhy?\n")
+    assert "; largest files: 2.txt (2 kB), 1.txt (1 kB); /undo removes a turn" in done.err
 
 
 def broken_files(directory: Path, good: Path) -> Iterator[tuple[Path, str]]:

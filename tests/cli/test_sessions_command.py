@@ -86,6 +86,18 @@ def test_ask_saves_nothing_with_no_log_raw_or_dry_run(user: CommandLine) -> None
     assert user.run("ask", "--raw", "-n", "2", "once upon").code == 0
     assert user.run("ask", "--dry-run", "Why?").code == 0
     assert listed(user) == []
+    (user.config / "config.toml").write_text("no_log = true\n")
+    ask(user, "Is this private?", "Yes.")
+    chatted = user.run("chat", "-n", "2", "--session", "tea", stdin="Hi\n/undo\n/sessions\n")
+    assert "note: this chat is not saved: no_log is on" in chatted.err
+    assert "tea " in chatted.out and not list(user.home.rglob("*.state"))
+    assert listed(user) == []
+    ask(user, "Is this public?", "Yes.", "--set", "no_log=off")
+    assert [row["name"] for row in listed(user)] == ["is-this-public"]
+    assert user.run("chat", "-c", "-n", "2", stdin="Hi\n").code == 0
+    assert user.contents("is-this-public") == ["Is this public?", "Yes."]
+    (user.config / "config.toml").unlink()
+    assert user.run("sessions", "rm", "-y", "is-this-public").code == 0
     done = user.run("sessions", "list")
     assert (done.code, done.out, done.err) == (0, "", "no saved sessions; cerebrum ask and cerebrum chat create them\n")
 

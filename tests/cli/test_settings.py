@@ -54,6 +54,7 @@ GOOD: dict[str, Any] = {
     "flash_attn": "on",
     "overflow": "stop",
     "think": "on",
+    "no_log": True,
     "vi": True,
     "keep_thoughts": True,
     "loop_check": False,

@@ -81,6 +81,7 @@ def test_slash_edit_changes_the_last_question_or_reply(
     person = open_small_chat(EDITOR=f"'{editor}'")
     turn(person, "One?")
     turn(person, "/edit")
+    assert "> So: Two?" in person.screen.lines
     person.type("/edit answer\r", shows="reply replaced")
     person.type("/copy 1\r", shows="code block")
     person.type("/export talk.md\r", shows="wrote talk.md")

@@ -161,7 +161,6 @@ def test_chat_rejects_invalid_options(user: CommandLine) -> None:
 
 def test_slash_commands_report_their_results(user: CommandLine) -> None:
     rows = [
-        ("/set\n", "error: no setting given"),
         ("/set tempo 1\n", "error: unknown setting 'tempo'"),
         ("/system X\n/system default\n", "no system prompt"),
         ("/set temperature hot\n", "error: temperature is 'hot'"),
@@ -186,6 +185,15 @@ def test_slash_commands_report_their_results(user: CommandLine) -> None:
     ]
     reported = iter(chat(user, "".join(lines for lines, _ in rows)).err.splitlines())
     assert [message for _, message in rows if message not in reported] == []  # in this order
+
+
+def test_slash_params_shows_the_settings_in_effect_and_set_all_of_them(user: CommandLine) -> None:
+    def names(script: str) -> list[str]:
+        return [line.split()[0] for line in chat(user, script).err.splitlines()]
+
+    assert names("/params\n") == ["model", "max_tokens", "temperature", "format", "ctx", "threads"]
+    assert "top_k" in names("/set temperature 1\n/params\n")
+    assert {"model", "top_k", "seed", "cache_gb"} <= set(names("/set\n"))
 
 
 def test_toolbar_drops_the_least_important_segments() -> None:

@@ -30,10 +30,10 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.terminal import progress
 from cerebrum_cli.terminal.progress import FileProgress, StatusLine
-from cerebrum_cli.terminal.reports import print_repositories
+from cerebrum_cli.terminal.reports import print_repositories, print_sessions
 from cerebrum_cli.terminal.sinks import TextSink, render
 from cerebrum_cli.terminal.streams import Streams, has_piped_input
-from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, print_sessions, stats_line
+from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, stats_line
 
 ONE = SequenceId(0)
 FINISH = FinishEvent(ONE, "stop", 12, 0, 5, 42, 2048, Timings(0.5, 1.0, 1.25, 2.0, 12, 4))

@@ -48,7 +48,7 @@ class InteractivePrompt(PlainPrompt):
         keyboard: Keyboard,
         signals: Signals,
         *,
-        history: Path,
+        history: Path | None,
         toolbar: Callable[[int], str],
         is_settled: Callable[[], bool],
         completer: Completer,
@@ -56,11 +56,10 @@ class InteractivePrompt(PlainPrompt):
     ) -> None:
         super().__init__(streams, keyboard, signals)
         self._is_settled = is_settled
-        past: History
+        past: History = InMemoryHistory()
         try:
-            past = PromptHistory(history)
+            past = PromptHistory(history) if history else past
         except OSError as error:
-            past = InMemoryHistory()
             problem = f"prompt history is not saved: {history}: {error.strerror}"
             streams.report(NoticeEvent(problem, "fix or remove that file"))
         self._draft = ""  # initial text of the prompt

@@ -13,7 +13,7 @@ from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
-from cerebrum_cli.inference.prompt_sources import compose_prompt
+from cerebrum_cli.inference.prompt_sources import compose_prompt, naming_files
 from cerebrum_cli.inference.reply import Reply, ReplyCollector, reply_notice
 from cerebrum_cli.inference.voting import MajorityVote
 from cerebrum_cli.terminal.escapes import strip_controls
@@ -177,6 +177,8 @@ class Repl:
         about = f"{loaded.model.label}, prompt format: {loaded.format_name}; /help lists commands and keys"
         self.streams.write_line("", about)
         self.streams.info("")
+        if chat.session is None and chat.name:
+            self.streams.info(f"New session {chat.name!r}\n")
         if chat.session is None or not chat.messages:
             return
         dropped = f" (the {chat.dropped_count} oldest messages no longer fit the context)" if chat.dropped_count else ""
@@ -190,6 +192,10 @@ class Repl:
             else:
                 show_answer(self.streams, stored.message.content, not self.no_markdown)
         self.streams.answer("\n")
+        last = self.chat.last_reply
+        if last and last.early_end:
+            hint = "/continue resumes it" if last.message.tokens else "/retry asks again"
+            self.streams.report(NoticeEvent(f"the last reply was cut off ({last.early_end})", hint))
 
     def wait_for(self, events: Generator[Event, None, None], *sinks: Sink, line: StatusLine | None = None) -> None:
         """Consume events, with their progress in a line; Ctrl-C stops the work."""
@@ -210,6 +216,7 @@ class Repl:
             if not isinstance(error, PromptTooLong):
                 raise
             self.pending_files, self.pending_prompt = files, saved
+            error = naming_files(error, files)
             raise CerebrumError(error.message, f"{error.hint}; /undo removes a turn, /clear starts over") from error
 
     def _ask(self, text: str) -> None:

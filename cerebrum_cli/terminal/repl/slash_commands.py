@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
@@ -13,13 +14,13 @@ from cerebrum_cli.core.config import find_prompt
 from cerebrum_cli.core.conversion import LORA
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.sampling import samplers_in_effect
+from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.settings import SHORTHANDS, Settings, keys_of, parse_value
 from cerebrum_cli.inference.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.inference.prompt_sources import read_prompt_files
 from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, MajorityVote
 from cerebrum_cli.terminal.repl.programs import copy_to_clipboard
-from cerebrum_cli.terminal.repl.questions import shorten_question
+from cerebrum_cli.terminal.repl.questions import prompt_text, shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import (
     DEFAULT_SYSTEM,
     OWN_COMMANDS,
@@ -32,14 +33,13 @@ from cerebrum_cli.terminal.repl.slash_lines import (
     parse_path,
     setting_key,
 )
-from cerebrum_cli.terminal.reports import print_uncertain
+from cerebrum_cli.terminal.reports import print_latest, print_uncertain
 from cerebrum_cli.terminal.streams import columns
 from cerebrum_cli.terminal.tables import (
     NO_PROMPTS,
     PIPE_WIDTH,
     context_text,
     print_prompts,
-    print_sessions,
     sampling_text,
     settings_lines,
     stats_line,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.terminal.repl.repl import Repl
 
 LIKELIEST = 3  # alternatives that /why shows by default
+LOADED = ("format", "ctx")  # settings whose values are known once the model is loaded
 TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry reads as temperatures; others are seeds
 
 
@@ -88,13 +89,14 @@ def change_model(repl: Repl, line: SlashLine) -> None:
 def change_setting(repl: Repl, line: SlashLine) -> None:
     key, _, value = line.argument.partition(" ")
     key, value = setting_key(key), value.strip()
+    if not key:
+        print_settings(repl, lambda _: True)
+        return
     if key in OWN_COMMANDS:
         raise UsageError(f"/set cannot change {key}", f"use {OWN_COMMANDS[key]}")
     if key not in (*SETTABLE, *SHORTHANDS):
         near = "".join(f"did you mean {match}? " for match in get_close_matches(key, SETTABLE, n=1, cutoff=0.5))
-        message = f"unknown setting {key!r}" if key else "no setting given"
-        settable = SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE
-        raise UsageError(message, f"{near}settings: {', '.join(settable)}")
+        raise UsageError(f"unknown setting {key!r}", f"{near}/set lists all")
     keys = keys_of(key)
     repl.wait_for(repl.chat.change_settings({key: parse_value(key, value, key) if value else None for key in keys}))
     settings = repl.chat.settings
@@ -102,13 +104,22 @@ def change_setting(repl: Repl, line: SlashLine) -> None:
 
 
 def show_settings(repl: Repl, _: SlashLine) -> None:
+    settings = repl.chat.settings
+    defaults, samplers = asdict(Settings()), settings.samplers
+    print_settings(
+        repl,
+        lambda key: key in samplers if key in SAMPLERS else key in LOADED or getattr(settings, key) != defaults[key],
+    )
+
+
+def print_settings(repl: Repl, is_shown: Callable[[str], bool]) -> None:
     chat = repl.chat
     keys = SETTABLE_ON_SERVERS if chat.loaded.is_remote else SETTABLE
-    values = {key: value for key, value in asdict(chat.settings).items() if key in keys}
-    shown = {"model": chat.loaded.model.reference, **values, "format": chat.loaded.format_name}
     usage = chat.context_usage
-    shown["ctx"] = usage[1] if usage else chat.settings.ctx
-    repl.streams.info(settings_lines(shown, chat.settings.origins))
+    loaded = {"format": chat.loaded.format_name, "ctx": usage[1] if usage else chat.settings.ctx}
+    values = asdict(chat.settings) | loaded
+    shown = {key: value for key, value in values.items() if key in keys and is_shown(key)}
+    repl.streams.info(settings_lines({"model": chat.loaded.model.reference, **shown}, chat.settings.origins))
 
 
 def use_prompt(repl: Repl, line: SlashLine) -> None:
@@ -135,7 +146,8 @@ def undo(repl: Repl, _: SlashLine) -> None:
 
 def retry(repl: Repl, line: SlashLine) -> None:
     settings = retry_settings(repl.chat.settings, line.argument)
-    if settings.temperature == 0 and repl.chat.last_question:
+    last = repl.chat.last_reply
+    if settings.temperature == 0 and last and (last.metadata.params or {}).get("temperature") == 0:
         message = "at temperature 0 the reply will be the same"
         repl.streams.notice(NoticeEvent(message, "/retry 0.7 samples a different one"))
     repl.render(repl.chat.retry(settings))
@@ -182,6 +194,7 @@ def edit(repl: Repl, line: SlashLine) -> None:
     if not text.strip() or text == before:
         repl.streams.info("no changes")
     elif part == "question":
+        repl.streams.answer(prompt_text(shorten_question(text)) + "\n")
         repl.render(chat.edit_question(text))
     else:
         chat.replace_reply(text)
@@ -197,7 +210,7 @@ def fork(repl: Repl, line: SlashLine) -> None:
 
 
 def list_sessions(repl: Repl, _: SlashLine) -> None:
-    print_sessions(repl.streams, session_rows(repl.chat.history.store))
+    print_latest(repl.streams, session_rows(repl.chat.history.store))
 
 
 def load_session(repl: Repl, line: SlashLine) -> None:
@@ -335,8 +348,10 @@ SLASH_COMMANDS = (
         "show or set the system prompt; `default` restores the format's own",
     ),
     SlashCommand("model", change_model, "[MODEL]", "show the model, or switch to another", "model"),
-    SlashCommand("set", change_setting, "KEY [VALUE]", "change a setting; no value resets it", "setting"),
-    SlashCommand("params", show_settings, "", "show the settings, and where they come from"),
+    SlashCommand(
+        "set", change_setting, "[KEY [VALUE]]", "list all settings, change one, or reset it (no value)", "setting"
+    ),
+    SlashCommand("params", show_settings, "", "show the settings in effect, and where they come from"),
     SlashCommand(
         "use", use_prompt, "[NAME]", "list saved prompts, or use one for the next question, with its settings", "prompt"
     ),

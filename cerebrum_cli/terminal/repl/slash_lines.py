@@ -18,7 +18,7 @@ from cerebrum_cli.inference.format_choice import FORMAT_NAMES
 DEFAULT_SYSTEM = "default"  # argument of /system for the format's own prompt
 
 OWN_COMMANDS = {"model": "/model", "system": "/system"}  # settings that have their own command
-SETTABLE = tuple(key for key in SETTINGS if key not in (*OWN_COMMANDS, "vi"))  # which applies to the next chat
+SETTABLE = tuple(key for key in SETTINGS if key not in (*OWN_COMMANDS, "no_log", "vi"))  # which apply to the next chat
 SETTABLE_ON_SERVERS = tuple(key for key in SETTABLE if key not in (*LOCAL_KEYS, "lora"))  # "none" is its only value
 SETTING_VALUES = {"format": FORMAT_NAMES} | {key: option.choices for key, option in OPTIONS.items() if option.choices}
 PARTS = ("question", "answer")  # of a turn; both can be edited
