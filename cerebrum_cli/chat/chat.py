@@ -15,13 +15,14 @@ from cerebrum_cli.chat.context_window import fit_session
 from cerebrum_cli.chat.history import (
     KEPT,
     History,
+    can_continue,
     forced_tokens,
-    has_valid_tokens,
     is_author,
     load_conversation,
     session_params,
     settings_of,
     unused_session_name,
+    without_partial_character,
 )
 from cerebrum_cli.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.chat.session import Session, StoredMessage, validated_name
@@ -137,19 +138,14 @@ class Chat:
         last = self.last_reply
         if last is None:
             raise SessionError("no reply to continue", "ask something first")
-        tokens = last.message.tokens if has_valid_tokens(last, self.loaded.model) else None
-        if tokens is None or last.metadata.finish_reason == "stop":
+        if not can_continue(last, self.loaded.model):
             raise SessionError(
                 "nothing to continue: the reply is complete, or another model wrote it", "ask a question, or use /retry"
             )
         yield from self.load()
-        content = last.message.content
-        prefix_tokens = self.loaded.responder.drop_partial_character(tokens)
-        if len(prefix_tokens) < len(tokens):  # it ends within a character, which is generated again
-            content = content.removesuffix("\ufffd").rstrip()  # a reply's trailing space is held back
-        continued = replace(last, message=replace(last.message, content=content))
+        continued = without_partial_character(last, self.loaded.responder)
         settings = settings_of(last, self.settings)
-        yield from self._reply(self._rewind_to_question(), prefix_tokens, continued, settings)
+        yield from self._reply(self._rewind_to_question(), continued, settings)
 
     def given_reply(self) -> GivenReply:
         """The last reply in the tokens it was sampled as. Raises SessionError if they are not known.
@@ -350,7 +346,6 @@ class Chat:
     def _reply(
         self,
         previous_leaf: int | None,
-        prefix_tokens: tuple[int, ...] = (),
         continued: StoredMessage | None = None,
         settings: Settings | None = None,
         majority_vote: MajorityVote | None = None,
@@ -362,11 +357,11 @@ class Chat:
         """
         settings, responder = settings or self.settings, self.loaded.responder
         session = self._update_session()
-        recorder = ReplyRecorder(self.history.store, session, self.loaded, settings, prefix_tokens, continued)
+        recorder = ReplyRecorder(self.history.store, session, self.loaded, settings, continued)
         try:
             yield from self.load()
             recorder.session, notice = fit_session(
-                recorder.store, session, self.loaded.model, responder, len(prefix_tokens), settings
+                recorder.store, session, self.loaded.model, responder, len(recorder.prefix_tokens), settings
             )
             self.session = recorder.session
             if notice:

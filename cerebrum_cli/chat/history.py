@@ -29,7 +29,8 @@ from cerebrum_cli.core.settings import (
 )
 from cerebrum_cli.inference.format_choice import template_file
 from cerebrum_cli.inference.loading import LoadedModel
-from cerebrum_cli.inference.reply import Reply
+from cerebrum_cli.inference.reply import Reply, ReplyCollector
+from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.models.model import Model, absolute_reference
 
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
@@ -126,11 +127,22 @@ class History:
         self.store.close()
 
     def record(
-        self, session: Session | None, conversation: Conversation, reply: Reply, loaded: LoadedModel, settings: Settings
+        self,
+        session: Session | None,
+        conversation: Conversation,
+        reply: Reply | ReplyCollector,
+        loaded: LoadedModel,
+        settings: Settings,
+        continued: StoredMessage | None = None,
     ) -> Session:
-        """Save the new messages of a conversation and its reply; without a session, create one."""
+        """Save the new messages of a conversation and its reply; without a session, create one.
+
+        Without a FinishEvent, the reply was interrupted. It takes the place of the last one if that was `continued`.
+        """
         params = session_params(settings, loaded.model)
         with self.store.transaction():
+            if session and continued:
+                session = self.store.move(session, continued.parent)
             if session is None:
                 session = self.store.create(unused_session_name(self.store, conversation), "ask", params=params)
             others = {key: value for key, value in session.params.items() if key not in KEPT}
@@ -143,12 +155,15 @@ class History:
             )
             for message in conversation.messages[len(visible_messages(self.store, session)) :]:
                 session = self.store.add_message(session, message)
-            return self.store.add_message(
-                session, Message("assistant", reply.text, reply.tokens), reply_metadata(reply, loaded, params)
-            )
+            metadata = reply_metadata(reply, loaded, params)
+            tokens = reply.tokens if isinstance(reply, Reply) else tuple(reply.tokens) or None
+            return self.store.add_message(session, Message("assistant", reply.text, tokens), metadata)
 
 
-def reply_metadata(reply: Reply, loaded: LoadedModel, params: dict[str, Any]) -> ReplyMetadata:
+def reply_metadata(reply: Reply | ReplyCollector, loaded: LoadedModel, params: dict[str, Any]) -> ReplyMetadata:
+    if isinstance(reply, ReplyCollector):
+        model, name = loaded.model, loaded.format_name
+        return ReplyMetadata(reply.reasoning, "cancelled", model.reference, name, model.vocabulary, params)
     finish = reply.finish
     return ReplyMetadata(
         reasoning=reply.reasoning,
@@ -227,6 +242,28 @@ def load_conversation(store: Store, session: Session, model: Model, settings: Se
         messages.append(replace(with_thinking(stored), tokens=tokens))
     conversation = Conversation(tuple(messages), session.system_prompt)
     return settings.applied_to(conversation) if settings else conversation
+
+
+def can_continue(last: StoredMessage | None, model: Model) -> bool:
+    """Whether a model wrote the last reply, and it was cut off."""
+    return last is not None and has_valid_tokens(last, model) and last.metadata.finish_reason != "stop"
+
+
+def without_partial_character(stored: StoredMessage, responder: Responder) -> StoredMessage:
+    """A reply to continue, without the tokens of a character that it ends within, which are generated again."""
+    message, tokens = stored.message, stored.message.tokens or ()
+    whole = responder.drop_partial_character(tokens)
+    if len(whole) == len(tokens):
+        return stored
+    content = message.content.removesuffix("\ufffd").rstrip()  # a reply's trailing space is held back
+    return replace(stored, message=replace(message, content=content, tokens=whole))
+
+
+def add_forced_tokens(before: StoredMessage, reply: Reply) -> Reply:
+    """A reply that continues another, with the places of the forced tokens in both."""
+    length = len(before.message.tokens or ())
+    own = (each._replace(at=each.at + length) for each in reply.finish.forced)
+    return replace(reply, finish=replace(reply.finish, forced=(*forced_tokens(before.metadata), *own)))
 
 
 def has_valid_tokens(stored: StoredMessage, model: Model) -> bool:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
-from cerebrum_cli.chat.history import forced_tokens, reply_metadata, session_params
+from cerebrum_cli.chat.history import add_forced_tokens, reply_metadata, session_params
 from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
@@ -30,13 +30,12 @@ def save_interval(elapsed_s: float) -> float:
 
 @dataclass(slots=True)
 class ReplyRecorder:
-    """The reply to the last question of `session`; it continues `prefix_tokens`, those of the reply `continued`."""
+    """The reply to the last question of `session`; it may continue the reply `continued`."""
 
     store: Store
     session: Session
     loaded: LoadedModel
     settings: Settings
-    prefix_tokens: tuple[int, ...] = ()
     continued: StoredMessage | None = None
     collector: ReplyCollector = field(default_factory=ReplyCollector)
     _is_stored: bool = field(default=False, init=False)
@@ -73,6 +72,10 @@ class ReplyRecorder:
                 self._save(is_over=False)
 
     @property
+    def prefix_tokens(self) -> tuple[int, ...]:
+        return (self.continued and self.continued.message.tokens) or ()
+
+    @property
     def has_tokens(self) -> bool:
         return bool(self.collector.tokens)
 
@@ -93,9 +96,7 @@ class ReplyRecorder:
         reply, model, before = self.collector.reply, self.loaded.model, self.continued
         params = session_params(self.settings, model)
         if reply:
-            own = (each._replace(at=each.at + len(self.prefix_tokens)) for each in reply.finish.forced)
-            forced = (*(forced_tokens(before.metadata) if before else ()), *own)
-            metadata = reply_metadata(replace(reply, finish=replace(reply.finish, forced=forced)), self.loaded, params)
+            metadata = reply_metadata(add_forced_tokens(before, reply) if before else reply, self.loaded, params)
         else:
             reason = "cancelled" if is_over else None
             metadata = ReplyMetadata(None, reason, model.reference, vocabulary=model.vocabulary, params=params)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import SessionError
@@ -10,10 +11,11 @@ from cerebrum_cli.core.events import NoticeEvent
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
+    from cerebrum_cli.chat.session import StoredMessage
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.inference.loading import LoadedModel
-    from cerebrum_cli.inference.reply import Reply
+    from cerebrum_cli.inference.reply import Reply, ReplyCollector
     from cerebrum_cli.inference.voting import MajorityVote
     from cerebrum_cli.models.model import Model
 
@@ -37,6 +39,7 @@ class SessionRecorder:
         self._saves = saves
         self._opened: History | None = None
         self.session = self._history.acquire_latest() if continues else None
+        self.continued: StoredMessage | None = None  # the last reply, which was cut off
         self.saved_as: str | None = None  # the name of the session that has the exchange
 
     def with_defaults(self, overrides: Layer, is_remote: bool) -> Layer:
@@ -54,12 +57,40 @@ class SessionRecorder:
 
         return continue_session(self._history.store, self.session, model, conversation, overrides.get("system"))
 
-    def save(self, conversation: Conversation, loaded: LoadedModel, settings: Settings, reply: Reply) -> None:
+    def resume(self, model: Model, settings: Settings) -> tuple[Conversation, Settings]:
+        """The conversation up to the last question, whose reply is to be continued, and the settings of that.
+
+        Raises SessionError.
+        """
+        from cerebrum_cli.chat.history import can_continue, load_conversation, settings_of
+
+        assert self.session, "it continues"
+        messages = self._history.store.messages(self.session)
+        if not messages or not can_continue(messages[-1], model):
+            problem = "nothing to continue: the last reply is complete, or another model wrote it"
+            raise SessionError(problem, 'give a question: cerebrum ask -c "..."')
+        self.continued = messages[-1]
+        settings = settings_of(self.continued, settings)
+        conversation = load_conversation(self._history.store, self.session, model, settings)
+        return replace(conversation, messages=conversation.messages[:-1]), settings
+
+    def with_continued(self, reply: Reply) -> Reply:
+        """A reply, with the places of forced tokens in what it continues."""
+        if self.continued is None:
+            return reply
+        from cerebrum_cli.chat.history import add_forced_tokens
+
+        return add_forced_tokens(self.continued, reply)
+
+    def save(
+        self, conversation: Conversation, loaded: LoadedModel, settings: Settings, reply: Reply | ReplyCollector
+    ) -> None:
         """Save the exchange; a failure is a notice, since the answer stands."""
         if not self._saves:
             return
+        session, continued = self.session, self.continued
         try:
-            self.saved_as = self._history.record(self.session, conversation, reply, loaded, settings).name
+            self.saved_as = self._history.record(session, conversation, reply, loaded, settings, continued).name
         except SessionError as error:
             self._notify(NoticeEvent(f"this exchange was not saved: {error.message}", error.hint))
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.cli.generation import naming_grammar_file
 from cerebrum_cli.cli.options import LAST, AskOptions
-from cerebrum_cli.core.errors import Interrupted, NoAnswer
-from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent
+from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer
+from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.inference.inspection import GivenReply, LeastCertain, UncertainToken
 from cerebrum_cli.inference.reply import (
     Reply,
@@ -66,18 +66,19 @@ class AnswerPrinter:
 
     def show(self) -> None:
         """Generate and print the answer. Raises NoAnswer if it is not what the options ask for."""
+        votes = self.options.vote_bounds
         try:
-            votes = self.options.vote_bounds
             with naming_grammar_file(self.options):
                 self._show_vote(votes) if votes else self._show_reply()
         except Interrupted:
             if self.recorder.saved_as and self.streams.err_is_terminal:
-                self.streams.report("interrupted; the answer so far is saved, and cerebrum ask -c continues from it")
+                saved = "leading answer is saved" if votes else f"answer so far is saved; {self._continuation}"
+                self.streams.report(f"interrupted; the {saved}")
             raise
 
     def _show_reply(self) -> None:
-        request, options, collector = self.request, self.options, ReplyCollector()
-        events = self.loaded.responder.respond(request)
+        request, options, recorder, collector = self.request, self.options, self.recorder, ReplyCollector()
+        events = self._continue(collector) if recorder.continued else self.loaded.responder.respond(request)
         key = AnswerKeySink(self.keyboard, self.loaded.responder)
         counts_answer = not options.streams_answer
         line = StatusLine(self.streams, self.loaded.model.name, lambda: key.hint, counts_answer)
@@ -87,13 +88,19 @@ class AnswerPrinter:
         try:
             render(self._with_length_notice(events), self.loaded.responder.cancel, sinks)
             self._inspect(collector.reply)
+        except CerebrumError as error:
+            if not collector.reply and (collector.tokens or collector.text):  # of a server that was lost
+                self._save(collector)
+                if recorder.saved_as and not isinstance(error, Interrupted):
+                    error.hint = f"the answer so far is saved; {self._continuation}"
+            raise
         finally:
-            reply = collector.reply
+            reply = collector.reply and recorder.with_continued(collector.reply)
             if reply:
                 final_answer = None if options.schema else reply.final_answer
                 self._save(reply)
                 self._print_rest(reply, final_answer)
-                self.recorder.save_prompt_cache(self.loaded, request.conversation, reply)
+                recorder.save_prompt_cache(self.loaded, request.conversation, reply)
         if reply:
             self._require_complete(reply)
             if options.extract_flag and self._find_code(reply) is None:
@@ -101,6 +108,26 @@ class AnswerPrinter:
                 raise NoAnswer(f"the reply has no {language}code block", self._hint_to_read(reply, "a code block"))
             if options.final and final_answer is None:
                 raise NoAnswer("the reply states no final answer", self._hint_to_read(reply, "a final answer"))
+
+    def _continue(self, collector: ReplyCollector) -> Generator[Event, None, None]:
+        """Yield the events of loading the model, and of what follows the reply that was cut off.
+
+        The collector gets that reply, too.
+        """
+        from cerebrum_cli.chat.history import without_partial_character
+
+        assert self.recorder.continued
+        yield from self.loaded.responder.load()
+        self.recorder.continued = before = without_partial_character(self.recorder.continued, self.loaded.responder)
+        tokens = before.message.tokens or ()
+        collector.emit(TokenEvent(SequenceId(0), before.metadata.reasoning or "", "thinking"))
+        collector.emit(TokenEvent(SequenceId(0), before.message.content, tokens=tokens))
+        yield from self.loaded.responder.respond(replace(self.request, prefix_tokens=tokens))
+
+    @property
+    def _continuation(self) -> str:
+        servers = "".join(f" --endpoint {quote(each)}" for each in self.options.endpoint)
+        return f"cerebrum ask -c{servers} continues it"
 
     def _show_vote(self, votes: Votes) -> None:
         """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
@@ -152,7 +179,10 @@ class AnswerPrinter:
         if self.request.grammar and (mismatch := mismatch_notice(reply, larger_context)):
             constraint = "schema" if self.options.schema else "grammar"
             raise NoAnswer(f"{mismatch.message}, so it does not match the {constraint}", mismatch.hint)
-        self.streams.report(reply_notice(reply, larger_context))
+        notice = reply_notice(reply, larger_context)
+        if notice and reply.finish.reason == "length" and self.recorder.saved_as and not self.options.vote_bounds:
+            notice = replace(notice, hint=f"{notice.hint}; {self._continuation}")
+        self.streams.report(notice)
 
     def _find_code(self, reply: Reply) -> str | None:
         options = self.options
@@ -188,7 +218,7 @@ class AnswerPrinter:
         notices = NoticeSink(self.streams)
         return [notices] if self.options.verbose else [line, notices]
 
-    def _save(self, reply: Reply) -> None:
+    def _save(self, reply: Reply | ReplyCollector) -> None:
         self.recorder.save(self.request.conversation, self.loaded, self.request.settings, reply)
 
     def _print_rest(self, reply: Reply, final_answer: str | None, votes: Mapping[str, Any] | None = None) -> None:

@@ -36,7 +36,7 @@ def ask(
 ) -> None:
     """The prompt is built from the files, PROMPT and standard input, in that order.
 
-    The exchange is saved as a session, which -c continues.
+    The exchange is saved as a session, which -c continues; without a prompt, -c continues a reply that was cut off.
 
     Examples:
       cerebrum ask "Why is the sky blue?"
@@ -53,12 +53,20 @@ def ask(
 
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved)
-    question.validate(app.streams.piped)
+    if not continues_reply(app, question, options):
+        question.validate(app.streams.piped)
     options.validate()
     saves = not (options.raw or app.settings(overrides).no_log)
     recorder = SessionRecorder(app.open_history, app.streams.notice, continues=options.continue_, saves=saves)
     with closing(recorder), question.naming_files():
         run_question(app, question, recorder, overrides, options)
+
+
+def continues_reply(app: App, question: PromptSources, options: AskOptions) -> bool:
+    """Whether there is only `-c`, so that the last reply is continued."""
+    is_empty = question.prompt is None and not question.files and not question.saved and app.streams.piped is None
+    others = (options.dry_run, options.vote_bounds, options.schema, options.grammar)
+    return options.continue_ and is_empty and not any(others)
 
 
 def run_question(
@@ -81,7 +89,11 @@ def run_question(
         )
         return settings.applied_to(conversation)
 
-    conversation = None if piped else read()  # standard input is read while the model loads
+    conversation: Conversation | None = None  # standard input is read while the model loads
+    if continues_reply(app, question, options):
+        conversation, settings = recorder.resume(source.model, settings)
+    elif not piped:
+        conversation = read()
     loaded = start_loading(source, options)
     with closing(loaded.engine):
         from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt

@@ -67,6 +67,20 @@ def test_ask_continue_extends_the_sampled_tokens(user: CommandLine) -> None:
     assert len(listed(user)) == 1  # a dry run saves nothing
 
 
+def test_ask_continue_without_a_prompt_continues_a_reply_that_was_cut_off(user: CommandLine) -> None:
+    whole = user.run("ask", "-n", "12", "--no-log", "Why?").out
+    first = user.run("ask", "-n", "5", "Why?")
+    assert first.err == "note: answer truncated at 5 tokens\n      raise --max-tokens; cerebrum ask -c continues it\n"
+    more = user.run("ask", "-c", "-n", "3", "--no-log")
+    last = user.run("ask", "-c", "-n", "7", "--json").object
+    assert last["text"] == whole.rstrip("\n") and last["text"].startswith((first.out + more.out).replace("\n", ""))
+    assert user.contents("why") == ["Why?", last["text"]]
+    refused = user.run("ask", "-c", "--dry-run")
+    assert_error(refused, 2, "no prompt given")
+    ask(user, "Is it complete?", "Yes.")
+    assert_error(user.run("ask", "-c"), 1, "nothing to continue: the last reply is complete", 'cerebrum ask -c "..."')
+
+
 @pytest.mark.slow
 def test_ask_continue_uses_the_sessions_model_and_system_prompt(user: CommandLine, mistral_model: Path) -> None:
     assert user.run("pull", mistral_model, "--name", "other").code == 0

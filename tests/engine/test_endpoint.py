@@ -10,7 +10,7 @@ from threading import Event
 from typing import Any
 
 import pytest
-from command_line import Finished, assert_error
+from command_line import CommandLine, Finished, assert_error
 from model_servers import ModelServer
 from remote_engines import HASTY
 from scripted_command import run_here
@@ -332,8 +332,12 @@ def test_endpoint_without_a_server_is_an_error(served: Served) -> None:
     assert_error(served.run("ask", "hi"), 7, "no server answers", "Connection refused", "start one")
 
 
-def test_endpoint_reply_of_a_lost_server_is_printed_so_far(served: Served) -> None:
+def test_endpoint_reply_of_a_lost_server_is_printed_and_can_be_continued(served: Served) -> None:
     served.servers[0].arm(edit=lambda at, chunk: b"data: {\n\n" if "4" in str(chunk.get("content")) else chunk)
     done = served.run("ask", "--seed", "0", "What is 2 + 2?")
     assert done.out == "The answer is\n"
-    assert_error(done, 1, "damaged reply", "ask again")
+    saved = f"the answer so far is saved; cerebrum ask -c --endpoint {served.servers[0].url} continues it"
+    assert_error(done, 1, "damaged reply", saved)
+    served.servers[0].disarm()
+    assert served.run("ask", "-c", "--seed", "0").out == " 4.\n"
+    assert CommandLine(served.home).contents("what-is-2-2") == ["What is 2 + 2?", "The answer is 4."]

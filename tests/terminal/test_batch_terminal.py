@@ -184,7 +184,7 @@ def test_vote_ctrl_c_shows_the_leading_answer(start: OpenTerminal) -> None:
     assert person.screen.lines == [
         "The answer is 日本語の答え.",
         "日本語の答え: 1 of 1 votes (100%)",
-        "interrupted; the answer so far is saved, and cerebrum ask -c continues from it",
+        "interrupted; the leading answer is saved",
     ]
     assert "Traceback" not in person.output
 
