@@ -21,10 +21,23 @@ _VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{
 
 @dataclass(frozen=True, slots=True)
 class Votes:
-    """How many samples to take, `minimum` and `maximum` may be equal; between them, until the outcome is likely."""
+    """How many samples to take, `minimum` and `maximum` may be equal; between them, until the outcome is likely.
+
+    An answer wins with at least `needed` samples.
+    """
 
     minimum: int
     maximum: int
+    needed: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.minimum}..{self.maximum}" + (f", {self.needed} to win" if self.needed > 1 else "")
+
+    def needing(self, votes: int | None) -> Votes:
+        """The same number of samples, of which so many must agree. Raises UsageError for more than there are."""
+        if votes is not None and not 1 <= votes <= self.maximum:
+            raise UsageError(f"--min-votes is {votes}", f"it must be from 1 to {self.maximum}, the number of samples")
+        return replace(self, needed=votes or 1)
 
 
 AUTO = Votes(3, 16)
@@ -104,8 +117,20 @@ class Tally:
         return tuple(sorted(counts, key=lambda each: (-each.count, -each.probability_sum * (each.count > 1))))  # stable
 
     @property
-    def winner(self) -> Count | None:
+    def leader(self) -> Count | None:
         return next(iter(self.counts), None)
+
+    @property
+    def winner(self) -> Count | None:
+        """The leader, if it has the votes that it needs."""
+        return self.leader if self.leader and self.leader.count >= self.votes.needed else None
+
+    @property
+    def tied_answers(self) -> int:
+        """Number of answers with the most samples if that is several, else 0."""
+        counts = self.counts
+        most = sum(each.count == counts[0].count for each in counts)
+        return most if most > 1 else 0
 
     @property
     def tied_samples(self) -> list[int]:
@@ -116,9 +141,9 @@ class Tally:
 
     @property
     def winning_sample(self) -> int | None:
-        """Sample to show: the first one with the winning answer."""
-        winner = self.winner
-        return next((each.sample for each in self.answers if winner and each.form == winner.form), None)
+        """Sample to show: the first one with the leading answer."""
+        leader = self.leader
+        return next((each.sample for each in self.answers if leader and each.form == leader.form), None)
 
     @property
     def agreement(self) -> float:
@@ -142,8 +167,12 @@ class Tally:
         """Whether the vote would be decided if `more` samples had the leader's answer."""
         counted = self.samples + more
         first, second = (*(count.count for count in self.counts[:2]), 0, 0)[:2]
-        leader = first + more
-        if counted >= self.votes.maximum or leader > second + self.votes.maximum - counted:
+        leader, left = first + more, self.votes.maximum - counted
+        if left <= 0 or leader + left < self.votes.needed:
+            return True
+        if leader < self.votes.needed:
+            return False
+        if leader > second + left:
             return True
         is_adaptive = self.votes.minimum < self.votes.maximum  # a likely outcome is enough, it need not be certain
         return is_adaptive and counted >= self.votes.minimum and is_lead_certain(leader, second)

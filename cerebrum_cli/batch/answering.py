@@ -250,7 +250,7 @@ def batch_fingerprint(options: BatchOptions, model: Model, library: Library) -> 
     votes = options.votes
     return {
         **generation_fingerprint(options.settings, options.grammar, model, library),
-        "votes": votes and f"{votes.minimum}..{votes.maximum}",
+        "votes": votes and str(votes),
         "ignore eos": options.ignore_eos,
         **{
             mode.replace("_", " "): settings.samplers

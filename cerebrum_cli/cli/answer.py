@@ -28,7 +28,7 @@ from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, Sink, answer_
 from cerebrum_cli.terminal.tables import result_text, sampling_text, stats_line
 
 if TYPE_CHECKING:
-    from cerebrum_cli.answers.vote import Votes
+    from cerebrum_cli.answers.vote import Tally, Votes
     from cerebrum_cli.chat.session_recorder import SessionRecorder
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.inference.loading import LoadedModel
@@ -148,19 +148,29 @@ class AnswerPrinter:
                 self._save(reply)
                 if options.streams_answer:
                     show_answer(self.streams, reply.text, self.markdown)
-                self._print_rest(reply, vote.final_answer, voting.votes_object(vote))
+                is_shown = options.json or not vote.tally.tied_answers
+                self._print_rest(reply, vote.final_answer if is_shown else None, voting.votes_object(vote))
                 if options.stats or (self.streams.err_is_terminal and not self.streams.is_quiet):
                     self.streams.info(result_text(vote.tally_event))
                 self.recorder.save_prompt_cache(self.loaded, self.request.conversation, vote)
         if reply:
             self._require_complete(reply)
-            if vote.tally.winner is None:
-                raise NoAnswer(
-                    f"no final answer in {vote.tally.samples} samples", self._hint_to_read(reply, "a final answer")
-                )
-            if vote.tally.agreement < MAJORITY:
-                problem = f"the winner has only {vote.tally.winner.count} of {vote.tally.samples} votes"
-                self.streams.report(NoticeEvent(problem, "take more samples, or ask more precisely"))
+            self._require_winner(vote.tally, reply)
+
+    def _require_winner(self, tally: Tally, reply: Reply) -> None:
+        """Print a notice about a winner without a majority. Raises NoAnswer without one, and for a tie with --final."""
+        from cerebrum_cli.inference.voting import outcome_notice
+
+        notice = outcome_notice(tally)
+        if tally.leader is None:
+            problem = f"no final answer in {tally.samples} samples"
+            raise NoAnswer(problem, self._hint_to_read(reply, "a final answer"))
+        if notice and (self.options.final or not tally.winner):
+            raise NoAnswer(notice.message, notice.hint)
+        if not notice and tally.agreement < MAJORITY:
+            problem = f"the winner has only {tally.leader.count} of {tally.samples} votes"
+            notice = NoticeEvent(problem, "take more samples, or ask more precisely")
+        self.streams.report(notice)
 
     def _inspect(self, reply: Reply | None) -> None:
         count = self.options.top_logprobs

@@ -77,6 +77,7 @@ def chat(
                 COMMANDS,
                 keyboard,
                 no_markdown=options.no_markdown,
+                min_votes=options.min_votes,
                 prompts=app.config.prompts,
                 pending_prompt=saved if saved and saved.prompt else None,
             )

@@ -64,13 +64,17 @@ class GenerationOptions(ConstrainedOptions):
         None, "Majority of K answers; auto samples as few as needed", "Sampling", metavar="K|auto[:A..B]"
     )
 
+    min_votes: int | None = option(None, "Votes that the winner needs [default: 1]", "Sampling", metavar="N")
+
     @property
     def vote_bounds(self) -> Votes | None:
         if self.votes is None:
+            if self.min_votes is not None:
+                raise UsageError("--min-votes needs --votes", "add --votes K, the number of samples")
             return None
         from cerebrum_cli.answers.vote import parse_votes
 
-        return parse_votes(self.votes)
+        return parse_votes(self.votes).needing(self.min_votes)
 
 
 @option_group
@@ -135,6 +139,7 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
 class ChatOptions(SavedPromptOptions, AnswerOptions):
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
+    min_votes: int | None = option(None, "Votes that a winner of /votes needs [default: 1]", "Sampling", metavar="N")
     no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
 
 

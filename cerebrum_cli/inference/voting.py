@@ -184,6 +184,18 @@ def run_vote(responder: Responder, request: ReplyRequest, vote: MajorityVote) ->
         yield NoticeEvent(f"{len(vote.refusals)} of {vote.tally.samples} samples failed: {error.message}", error.hint)
 
 
+def outcome_notice(tally: Tally) -> NoticeEvent | None:
+    """A notice that the leading answer has too few votes, or the same number as another; None otherwise."""
+    leader, number = tally.leader, tally.samples
+    hint = "take more samples, or ask more precisely"
+    if leader and not tally.winner:
+        needed = f"--min-votes {tally.votes.needed}"
+        return NoticeEvent(f"the best answer has {leader.count} of {number} votes, fewer than {needed}", hint)
+    if leader and tally.tied_answers:
+        return NoticeEvent(f"{tally.tied_answers} answers are tied with {leader.count} of {number} votes each", hint)
+    return None
+
+
 def require_sampling(settings: Settings, option: str = "--votes") -> None:
     """Raise UsageError where all samples that an option asks for would be the same."""
     if settings.temperature == 0:
@@ -198,6 +210,7 @@ def votes_object(vote: MajorityVote) -> dict[str, Any]:
     return {
         "samples": vote.tally.samples,
         "winner": vote.final_answer,
+        "tie": vote.tally.tied_answers > 0,
         "tally": [{"answer": count.answer, "count": count.count} for count in vote.tally.counts],
         "agreement": round(vote.tally.agreement, 4),
         "chains": [

@@ -137,6 +137,17 @@ def test_vote_fixed_is_decided_when_no_sample_can_change_the_winner(number: int)
             assert is_decided is is_settled(counted, number - length), counted
 
 
+def test_vote_needs_enough_samples_with_one_answer() -> None:
+    needed = Votes(4, 4).needing(3)
+    assert tally("5", "5", "7", "7", votes=needed).winner is None
+    assert tally("5", "5", "7", "5", votes=needed).winner == Count("5", 3, 1.5, "5")
+    assert [tally(*each, votes=needed).is_decided for each in (("5", "5"), ("5", "7"), ("5", "7", "9"))] == [
+        *(False, False),
+        True,  # no answer can have three votes
+    ]
+    assert [tally(*each).tied_answers for each in ([], ["5"], ["5", "7"], ["5", "7", "5"])] == [0, 0, 2, 0]
+
+
 @pytest.mark.parametrize("counted", [("5", None, "7"), (None, None, None), ("5", "7", "9")])
 def test_vote_is_decided_when_all_samples_are_counted(counted: tuple[str | None, ...]) -> None:
     assert tally(*counted, votes=Votes(3, 3)).is_decided

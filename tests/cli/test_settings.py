@@ -196,7 +196,7 @@ def test_unknown_variables_name_the_likely_one(monkeypatch: pytest.MonkeyPatch) 
 
 # --set.
 
-MOST_OPTIONS = {"ask": 38}
+MOST_OPTIONS = {"ask": 39}
 MOST = 42  # of any other command
 
 

@@ -24,7 +24,7 @@ from cerebrum_cli.inference.reply import ReplyRequest, ReplyStream
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.inference.voting import MajorityVote, run_vote
 
-VOTES_KEYS = ["samples", "winner", "tally", "agreement", "chains"]
+VOTES_KEYS = ["samples", "winner", "tie", "tally", "agreement", "chains"]
 SAMPLE_KEYS = ["seed", "text", "final_answer", "finish_reason"]
 LONG = "".join(f"{chr(97 + n // 10)}{chr(107 + n % 10)}" for n in range(100))  # without a cycle
 
@@ -48,8 +48,8 @@ class VoteRunner:
 
     def vote(self, votes: str, *arguments: str | Path, replies: list[str]) -> Any:
         """Run `ask --votes`, and return its JSON object."""
-        done = self.run("q", "--json", "--votes", votes, *arguments, replies=replies)
-        assert done.err == ""
+        done = self.run("q", "--json", "-q", "--votes", votes, *arguments, replies=replies)
+        assert (done.code, done.err) == (0, "")
         return done.object
 
     @property
@@ -122,6 +122,47 @@ def test_vote_breaks_ties_by_probability(runner: VoteRunner) -> None:
         {"answer": "b", "count": 2},
     ]
     assert runner.vote("2", replies=[reply("b"), reply("a")])["final_answer"] == "b"
+
+
+def test_vote_reports_a_tie_and_has_no_final_answer_in_it(runner: VoteRunner) -> None:
+    replies = [reply(answer) for answer in (1, 2, 3, 4, 5)]
+    done = runner.run("q", "--votes", "5", replies=replies)
+    assert (done.code, done.out) == (0, "The answer is 1.\n")
+    problem, hint = "5 answers are tied with 1 of 5 votes each", "take more samples, or ask more precisely"
+    assert done.err == f"note: {problem}\n      {hint}\n"
+    done = runner.run("q", "--votes", "5", "--final")
+    assert (done.code, done.out, done.err) == (5, "", f"error: {problem}\n hint: {hint}\n")
+    assert runner.run("q", "--votes", "5", "--final", "--json").object["votes"]["tie"] is True
+    assert runner.vote("5", replies=SPLIT_VOTE)["votes"]["tie"] is False
+
+
+def test_vote_winner_needs_min_votes(runner: VoteRunner) -> None:
+    enough = runner.run("q", "--votes", "5", "--min-votes", "3", "--final", replies=SPLIT_VOTE)
+    assert (enough.code, enough.out, enough.err) == (0, "4\n", "")
+    done = runner.run("q", "--votes", "5", "--min-votes", "4", "--json")
+    problem = "the best answer has 2 of 4 votes, fewer than --min-votes 4"  # the fifth sample cannot change that
+    assert (done.code, done.err.splitlines()[0]) == (5, f"error: {problem}")
+    votes = done.object["votes"]
+    assert (done.object["final_answer"], votes["winner"], votes["samples"]) == (None, None, 4)
+    for arguments, problem in (
+        (
+            ("--votes", "5", "--min-votes", "6"),
+            "--min-votes is 6\n hint: it must be from 1 to 5, the number of samples",
+        ),
+        (("--min-votes", "2"), "--min-votes needs --votes\n hint: add --votes K, the number of samples"),
+    ):
+        done = runner.run("q", *arguments)
+        assert (done.code, done.err) == (2, f"error: {problem}\n")
+
+
+def test_chat_vote_reports_a_tie_and_too_few_votes(runner: VoteRunner) -> None:
+    runner.script["seeds"] = [reply(1), reply(2)]
+    command = ("chat", "-m", runner.model, "--seed", "0")
+    done = run_here(runner.script, runner.home, *command, piped=b"/votes 2 Why?\n")
+    assert "note: 2 answers are tied with 1 of 2 votes each" in done.err
+    done = run_here(runner.script, runner.home, *command, "--min-votes", "3", piped=b"/votes 4 Why?\n/votes 2\n")
+    assert "note: the best answer has 2 of 4 votes, fewer than --min-votes 3" in done.err
+    assert "error: --min-votes is 3\n hint: it must be from 1 to 2" in done.err
 
 
 def test_vote_evaluates_only_tied_samples_again(runner: VoteRunner) -> None:
@@ -307,6 +348,14 @@ def test_batch_counts_votes_without_a_winner(runner: VoteRunner) -> None:
         row = json.loads(line)
         assert (row["final_answer"], row["error"]) == (None, None)
         assert (row["votes"]["winner"], row["votes"]["samples"]) == (None, 16)
+
+
+def test_batch_rows_without_min_votes_have_no_winner(runner: VoteRunner) -> None:
+    (runner.home / "in.txt").write_text("a\nb\n")
+    arguments = (runner.home / "in.txt", "-o", runner.home / "out", "--votes", "2", "--min-votes", "2")
+    done = runner.run(*arguments, replies=[reply(1), reply(2)], command="batch")
+    assert (done.code, "2 of 2 done, 2 without a winner" in done.err) == (6, True)
+    assert runner.run(*arguments[:-1], "1", command="batch").code == 1  # another condition
 
 
 # Events.

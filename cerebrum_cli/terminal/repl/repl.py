@@ -15,7 +15,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.inference.prompt_sources import compose_prompt, naming_files
 from cerebrum_cli.inference.reply import Reply, ReplyCollector, reply_notice
-from cerebrum_cli.inference.voting import MajorityVote
+from cerebrum_cli.inference.voting import MajorityVote, outcome_notice
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.keyboard import Keyboard
@@ -46,6 +46,7 @@ class Repl:
     commands: Mapping[str, SlashCommand]
     keyboard: Keyboard = field(default_factory=Keyboard)
     no_markdown: bool = False
+    min_votes: int | None = None
     prompts: Mapping[str, SavedPrompt] = field(default_factory=dict)
     pending_prompt: SavedPrompt | None = None
     last_collector: ReplyCollector | None = None
@@ -168,6 +169,7 @@ class Repl:
                 self._has_replied = True
                 show_answer(self.streams, majority_vote.reply.text, not self.no_markdown)
                 self.streams.report(result_text(majority_vote.tally_event))
+                self.streams.report(outcome_notice(majority_vote.tally))
             if self.streams.out_is_terminal:
                 self.streams.answer("\n")
 

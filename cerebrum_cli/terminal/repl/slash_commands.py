@@ -170,7 +170,7 @@ def retry_settings(settings: Settings, argument: str) -> Settings:
 def vote(repl: Repl, line: SlashLine) -> None:
     votes, _, question = line.argument.partition(" ")
     try:
-        majority_vote = MajorityVote(parse_votes(votes))
+        bounds = parse_votes(votes)
     except UsageError as error:
         message = f"/votes: {votes or 'nothing'} is not a number of samples"
         raise UsageError(
@@ -179,7 +179,7 @@ def vote(repl: Repl, line: SlashLine) -> None:
     settings = repl.chat.settings
     if settings.temperature == 0:
         settings = replace(settings, temperature=VOTE_TEMPERATURE)
-    repl.vote(question.strip(), settings, majority_vote)
+    repl.vote(question.strip(), settings, MajorityVote(bounds.needing(repl.min_votes)))
 
 
 def edit(repl: Repl, line: SlashLine) -> None:
