@@ -10,10 +10,17 @@ from types import FrameType
 from cerebrum_cli.core.signals import is_importing
 
 INTERRUPTED = 130
+NO_WINDOWS = """error: native Windows is not supported
+ hint: use WSL, the Windows Subsystem for Linux: https://learn.microsoft.com/windows/wsl/install"""
 
 
 def main() -> None:
-    """Run the command line. Its imports take long enough to be interrupted."""
+    """Run the command line. Its imports take long enough to be interrupted.
+
+    Windows has no file locks, terminal modes and signals like those of POSIX, and does not rename open files.
+    """
+    if sys.platform == "win32":
+        sys.exit(NO_WINDOWS)
     try:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, interrupt)

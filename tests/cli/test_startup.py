@@ -50,6 +50,17 @@ sys.exit(code)
 """
 
 
+def test_windows_is_refused_before_anything_is_imported() -> None:
+    absent = "for name in ('fcntl', 'termios', 'resource'): sys.modules[name] = None"
+    script = f"import sys\nsys.platform = 'win32'\n{absent}\nfrom cerebrum_cli.__main__ import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert [line[:32] for line in done.stderr.splitlines()] == [
+        "error: native Windows is not sup",
+        " hint: use WSL, the Windows Subs",
+    ]
+
+
 def imported_modules(cerebrum: CommandLine, *arguments: str | Path) -> set[str]:
     """Modules that a command line imports."""
     done = subprocess.run(
