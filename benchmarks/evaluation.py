@@ -21,11 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from answering import GSM8K, THREADS, model_path
-from harness import ROOT, SCRIPT, Environment, Row, alternate, argument_parser, isolated_environment, record, run
-from nano.questions import held_out
+from harness import SCRIPT, Environment, Row, alternate, argument_parser, isolated_environment, record, run
 
 PARTS = ("speed", "accuracy")
-NANO = str(ROOT / "cerebrum_cli" / "nano.gguf")
 QUESTIONS, TOKENS = 64, 64
 SAMPLES, SEEDS = 8, (1, 2)
 
@@ -44,7 +42,7 @@ def main() -> None:
         if "speed" in parts and options.data:
             record([speed_row(options.data / GSM8K, directory, environment, options.runs)], options.dry_run)
         if "accuracy" in parts:
-            record(accuracy_rows(directory, environment), options.dry_run)
+            record(accuracy_rows(environment), options.dry_run)
 
 
 def speed_row(source: Path, directory: Path, environment: Environment, runs: int) -> Row:
@@ -84,13 +82,10 @@ def generated_tokens(result: Path) -> int:
     return sum(json.loads(line)["completion_tokens"] for line in result.read_text(encoding="utf-8").splitlines())
 
 
-def accuracy_rows(directory: Path, environment: Environment) -> Iterator[Row]:
+def accuracy_rows(environment: Environment) -> Iterator[Row]:
     """Votes of all samples against single samples, for each seed."""
-    sums = directory / "sums.jsonl"
-    rows = [{"question": turns[0], "answer": answer} for turns, answer in held_out()]
-    sums.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     for seed in SEEDS:
-        command = [SCRIPT, "eval", str(sums), "-m", NANO, "--format", "cerebrum", "--temperature", "0.8"]
+        command = [SCRIPT, "eval", "sums", "-m", "nano", "--temperature", "0.8"]
         command += ["--samples", str(SAMPLES), "--seed", str(seed), "--json", "-q"]
         report = json.loads(run(command, environment=environment).output)
         vote = report["maj"][str(SAMPLES)]

@@ -19,14 +19,12 @@ from typing import Any
 
 import pexpect
 import pyte
-from nano.questions import held_out
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
 CEREBRUM = Path(sys.executable).with_name("cerebrum")
 DOCS = Path(__file__).parent
-NANO = DOCS.parent / "cerebrum_cli" / "nano.gguf"
 COLUMNS = 96
 TIMEOUT_S = 60.0
 QUIET_S = 1.0  # the screen is complete after so long without output
@@ -108,14 +106,12 @@ def main() -> None:
 
 def evaluate(home: Path, env: dict[str, str]) -> None:
     """Evaluate two quantizations of nano, compare them, and plot the second as docs/accuracy.png."""
-    rows = [{"question": turns[0], "answer": answer} for turns, answer in held_out()]
-    (home / "sums.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    (home / "nano.yaml").write_text(f"merge_method: linear\nmodels: [{{model: {NANO}, parameters: {{weight: 1}}}}]\n")
+    (home / "nano.yaml").write_text("merge_method: linear\nmodels: [{model: nano, parameters: {weight: 1}}]\n")
     for quantization in ("Q8_0", "Q4_0"):
         name = f"nano-{quantization}"
         run = partial(subprocess.run, cwd=home, env=env, check=True)
         run([CEREBRUM, "merge", "nano.yaml", "-o", f"{name}.gguf", "--type", quantization, "--name", name, "-q"])
-        run([CEREBRUM, "eval", "sums.jsonl", "-m", name, "--format", "cerebrum", "--samples", "16", "-q"])
+        run([CEREBRUM, "eval", "sums", "-m", name, "--format", "cerebrum", "--samples", "16", "-q"])
     run([CEREBRUM, "runs", "compare", "sums-nano-Q8_0", "sums-nano-Q4_0"])
     run([CEREBRUM, "runs", "show", "sums-nano-Q4_0", "--plot", DOCS / "accuracy.png", "-q"])
 

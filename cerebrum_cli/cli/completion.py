@@ -120,9 +120,9 @@ def formats(_: App) -> Iterable[str]:
 
 
 def tasks(_: App) -> Iterable[str]:
-    from cerebrum_cli.eval.tasks import TASKS
+    from cerebrum_cli.eval.tasks import TASK_NAMES
 
-    return (task.name for task in TASKS)
+    return TASK_NAMES
 
 
 def presets(_: App) -> Iterable[str]:

@@ -45,7 +45,8 @@ SAMPLES_OPTION = "--samples"
 def evaluate_model(
     context: typer.Context,
     source: Annotated[
-        str, positional("TASK", "gsm8k, math, math500, arc-challenge, humaneval, or a file like exam.jsonl", tasks)
+        str,
+        positional("TASK", "gsm8k, math, math500, arc-challenge, humaneval, sums, or a file like exam.jsonl", tasks),
     ],
     overrides: Annotated[Layer, SETTINGS],
     options: EvalOptions,

@@ -33,11 +33,10 @@ from cerebrum_cli.engine.state_store import STATE, list_names
 from cerebrum_cli.inference.loading import BackendFactory, ReplySource, Resources, open_model
 from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest
 from cerebrum_cli.models import listing
-from cerebrum_cli.models.library import Library
+from cerebrum_cli.models.library import NANO, Library
 from cerebrum_cli.models.model import Model
 
 NETWORK_TIMEOUT_S = 3.0
-NANO = Path(__file__).parents[1] / "nano.gguf"
 QUESTION = "What is 17 plus 25?"
 ANSWER = "17 plus 20 makes 37, 37 plus 5 makes 42. The answer is 42."
 MAX_TOKENS = 64  # twice the length of the answer

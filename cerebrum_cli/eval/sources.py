@@ -27,7 +27,7 @@ from cerebrum_cli.eval.reading import (
     parse_lines,
     read_questions,
 )
-from cerebrum_cli.eval.tasks import CODE_TEMPLATE, TASKS, Condition, Preset, Task, find_condition, find_task
+from cerebrum_cli.eval.tasks import CODE_TEMPLATE, SUMS, TASK_NAMES, Condition, Preset, Task, find_condition, find_task
 from cerebrum_cli.models.cache import Cache, CachedFile
 from cerebrum_cli.models.download import Download, git_hash
 from cerebrum_cli.models.hub import cache_directory, is_offline, list_repository
@@ -167,10 +167,10 @@ def read_source(
     Raises UsageError, PullError.
     """
     task = find_task(source)
-    if task is None and not exists(Path(source)) and not source.endswith(".jsonl"):
-        known = [each.name for each in TASKS]
-        near = next(iter(get_close_matches(source, known, 1)), None)
-        hint = f"did you mean {near}?" if near else f"use {', '.join(known)}, or a file such as exam.jsonl"
+    path = SUMS if source == SUMS.stem else Path(source)
+    if task is None and not exists(path) and not source.endswith(".jsonl"):
+        near = next(iter(get_close_matches(source, TASK_NAMES, 1)), None)
+        hint = f"did you mean {near}?" if near else f"use {', '.join(TASK_NAMES)}, or a file such as exam.jsonl"
         raise UsageError(f"unknown task {source!r}", hint)
     condition = find_condition(preset, source) if preset else None
     is_code = task is not None and task.scorer == "code"
@@ -181,9 +181,9 @@ def read_source(
     of_code = code_marker(run_code) if is_code else None  # refused before anything is downloaded
     scorer = task.scorer if task else "answer"
     match = match or ("answer" if scorer == "choice" else scorer)
-    loaded = load_task(task, progress, template, offline) if task else load_file(Path(source), template)
+    loaded = load_task(task, progress, template, offline) if task else load_file(path, template)
     found, digest, origin = loaded
-    name = task.name if task else Path(source).stem
+    name = task.name if task else path.stem
     has_choices = any(question.choices for question in found.questions)
     use_contains = match == "answer" and 2 * sum(map(is_in_words, found.questions)) > len(found.questions)
     default = CODE_TEMPLATE if is_code else CHOICE_TEMPLATE if has_choices else QUESTION_TEMPLATE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
+from pathlib import Path
 from typing import Any, Literal
 
 from cerebrum_cli.core.errors import UsageError
@@ -127,7 +128,8 @@ TASKS = (
         convert=_code_row,
     ),
 )
-
+SUMS = Path(__file__).parents[1] / "sums.jsonl"  # bundled questions that the bundled model can answer
+TASK_NAMES = (*(task.name for task in TASKS), SUMS.stem)
 
 PICTURES_ONLY = "the card publishes its figures only as an image, so none is printed next to yours"
 _EXTRACTION = "how answers are extracted from replies"

@@ -35,6 +35,9 @@ from cerebrum_cli.models.variants import same_quantization
 ADAPTED = " with adapters "  # in an identity, between those of the file and of its adapters
 _OLLAMA_TAG = re.compile(r"[\w.-]+:(?:latest|e?\d+(?:\.\d+)?[bm]\b.*)", re.IGNORECASE)
 
+NANO = Path(__file__).parents[1] / "nano.gguf"  # the bundled model
+NANO_SPEC = ModelSpec("nano", "nano", format="cerebrum")
+
 OnProgress = Callable[[int, int], None]  # receives the bytes done and the total
 
 
@@ -146,6 +149,8 @@ class Library:
         if isinstance(reference, HubReference):
             self.require_not_refused(reference.repo_id)
             raise _not_installed(reference)
+        if str(reference) == NANO_SPEC.name:
+            return Model(NANO_SPEC.name, (NANO,), NANO_SPEC)
         if names_stored(reference.name):
             return self._registered_from_store(reference.name)
         if spec := self.spec_named(reference.name):

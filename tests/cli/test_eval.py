@@ -29,6 +29,7 @@ from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 from cerebrum_cli.eval import marking
 from cerebrum_cli.eval.marking import MARKING_VERSION
 from cerebrum_cli.eval.questions import SAMPLE_KEYS
+from cerebrum_cli.eval.tasks import SUMS
 from cerebrum_cli.formats.plain import CEREBRUM
 
 MODEL = ("-m", str(MODEL_FILE), "--format", "cerebrum")
@@ -65,6 +66,18 @@ def problem(done: Finished) -> str:
     assert done.code == 2, done.err
     assert done.out == ""
     return done.err.splitlines()[0]
+
+
+@pytest.mark.slow
+def test_bundled_model_answers_the_bundled_questions(command: CommandLine, tmp_path: Path) -> None:
+    done = command.run("eval", "sums", "-m", "nano", "--limit", "8", "--json", "-o", tmp_path / "run.jsonl")
+    assert (done.object["task"], done.object["model"], done.object["n"]) == ("sums", "nano", 8)
+    assert done.object["accuracy"] >= 0.75
+
+
+def test_bundled_questions_are_those_held_out() -> None:
+    rows = [json.loads(line) for line in SUMS.read_text(encoding="utf-8").splitlines()]
+    assert rows == [{"question": turns[0], "answer": answer} for turns, answer in held_out()]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from command_line import CommandLine
 from person import SHELL, OpenTerminal, Person
 
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, UsageError
-from cerebrum_cli.doctor.checks import NANO
+from cerebrum_cli.models.library import NANO
 from cerebrum_cli.terminal.interrupts import interruptible
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -32,13 +32,14 @@ from cerebrum_cli.doctor.assessment import (
     assess_prompt_cache,
     assess_threads,
 )
-from cerebrum_cli.doctor.checks import ANSWER, CHECKS, NANO, QUESTION, inspect_directory, run_with_timeout
+from cerebrum_cli.doctor.checks import ANSWER, CHECKS, QUESTION, inspect_directory, run_with_timeout
 from cerebrum_cli.engine.build import CPU_FLAGS, Build, read_features
 from cerebrum_cli.engine.llama.devices import build as installed_build
 from cerebrum_cli.engine.machine import Processors, likely_accelerator, processor_flags
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.main import run
 from cerebrum_cli.models.cache import Cache
+from cerebrum_cli.models.library import NANO
 from cerebrum_cli.terminal.reports import check_terminal, format_check_result
 from cerebrum_cli.terminal.streams import Streams
 

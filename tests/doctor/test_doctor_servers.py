@@ -17,8 +17,9 @@ from scripted_command import batch_backend, run_here
 from server_kinds import BUILD, LlamaServer, SglangServer, VllmServer
 
 from cerebrum_cli.doctor import servers
-from cerebrum_cli.doctor.checks import ANSWER, NANO, QUESTION
+from cerebrum_cli.doctor.checks import ANSWER, QUESTION
 from cerebrum_cli.engine.remote import description, job
+from cerebrum_cli.models.library import NANO
 
 pytestmark = pytest.mark.slow
 

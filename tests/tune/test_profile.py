@@ -20,7 +20,6 @@ from tiny_models import Shape, write_quantized, write_vocabulary
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.doctor.checks import NANO
 from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, Device
 from cerebrum_cli.engine.step_costs import MEASURED_ROWS, StepCosts
@@ -36,6 +35,7 @@ from cerebrum_cli.inference.profiles import (
     without_user_settings,
 )
 from cerebrum_cli.main import run
+from cerebrum_cli.models.library import NANO
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.tune.tune import search_space, trial_options, tuning_lock

@@ -20,7 +20,6 @@ from waiting import wait_for_end
 from cerebrum_cli.cli.app import PROBE
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.doctor.checks import NANO
 from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.llama.trial_process import WARM_UP_STEPS, TrialModel
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
@@ -28,6 +27,7 @@ from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.memory import HEADROOM
 from cerebrum_cli.engine.trials import Bench, BenchJob, TrialError
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
+from cerebrum_cli.models.library import NANO
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.tune.tune import trial_options
 
