@@ -35,11 +35,17 @@ ifneq ($(ACCEL),)
 ifeq ($(cmake_$(ACCEL)),)
 $(error ACCEL is "$(ACCEL)"; it can be cuda, metal, vulkan or rpc)
 endif
-define llama
-CMAKE_ARGS="$(cmake_$(ACCEL))" FORCE_CMAKE=1 $(BIN)/python -m pip install \
-	--force-reinstall --no-cache-dir --no-deps "$(LLAMA)"
-endef
 endif
+# The wheel that is built has llama.cpp's libraries alone, and is kept for other checkouts. It is for the processor of
+# this machine, after which its directory is named.
+BUILT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cerebrum/wheels/$(shell uname -n)/$(or $(ACCEL),cpu)
+install := $(BIN)/python -m pip install --quiet --force-reinstall --no-deps --no-index --find-links $(BUILT) "$(LLAMA)"
+define llama
+$(install) 2>/dev/null || { \
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF $(cmake_$(ACCEL))" SKBUILD_BUILD_TARGETS=llama FORCE_CMAKE=1 \
+	CMAKE_BUILD_PARALLEL_LEVEL=$$(getconf _NPROCESSORS_ONLN) \
+	$(BIN)/python -m pip wheel --no-cache-dir --no-deps --wheel-dir $(BUILT) "$(LLAMA)" && $(install); }
+endef
 ifneq ($(WHEELS),)
 ifneq ($(ACCEL),)
 $(error ACCEL builds llama.cpp and WHEELS installs a wheel of it; use one of them)
