@@ -1,4 +1,4 @@
-"""How many functions a prompt passes from `cerebrum ask` to llama_decode; docs/architecture.md lists them."""
+"""How many functions a prompt passes from `cerebrum ask` to llama_decode."""
 
 from __future__ import annotations
 
