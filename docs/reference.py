@@ -40,8 +40,8 @@ def cli_page() -> str:
     commands: dict[str, Any] = {}
     for row in COMMANDS:
         command = group.commands[row.name]
-        children = getattr(command, "commands", {})
-        commands |= {row.name: command, **{f"{row.name} {child}": each for child, each in children.items()}}
+        children = getattr(command, "commands", {"": command})
+        commands |= {f"{row.name} {child}".rstrip(): each for child, each in children.items()}
     shared = shared_options(each for command in commands.values() for each in command.params)
     all_shared = SectionedCommand("shared", params=list(shared.values()), add_help_option=False)
     lines = [
@@ -54,7 +54,7 @@ def cli_page() -> str:
         "",
         "## Shared options",
         "",
-        "The sections of commands name those that they have, and headings for all options below them.",
+        "Commands name those that they have below their own options; a heading stands for all options under it.",
         "",
         *block(options_help(all_shared)),
     ]
@@ -66,7 +66,7 @@ def cli_page() -> str:
         if text := options_help(command):
             lines += block(text)
         if names:
-            lines += [fill(f"Shared options: {', '.join(names)}", 120, break_on_hyphens=False), ""]
+            lines += [fill(f"Shared: {', '.join(names)}", 120, break_on_hyphens=False), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -115,19 +115,16 @@ def plain(text: str) -> str:
 
 def chat_page() -> str:
     """Slash commands and keys of `cerebrum chat`."""
-    commands = ((f"/{slash.name} {slash.argument}".rstrip(), slash.help) for slash in SLASH_COMMANDS)
-    return "\n".join(
-        ["# Chat commands and keys", "", NOTE, "", *table("command", commands), "", *table("key", KEYS), ""]
-    )
+    commands = [(f"/{slash.name} {slash.argument}".rstrip(), slash.help) for slash in SLASH_COMMANDS]
+    lines = ["# Chat commands and keys", "", NOTE, "", *block(columns(commands)), *block(columns(KEYS))]
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def table(heading: str, rows: Iterable[tuple[str, str]]) -> list[str]:
-    """Lines of a Markdown table whose first column is code."""
-    return [
-        f"| {heading} | what it does |",
-        "|---|---|",
-        *(f"| `{typed.replace('|', chr(92) + '|')}` | {help} |" for typed, help in rows),
-    ]
+def columns(rows: Iterable[tuple[str, str]]) -> str:
+    """Rows as `/help` shows them."""
+    rows = list(rows)
+    width = max(len(typed) for typed, _ in rows) + 2
+    return "\n".join(f"{typed:{width}}{help}" for typed, help in rows)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ def test_reference_pages_are_current(name: str) -> None:
 
 def test_reference_lists_slash_commands_and_keys() -> None:
     text = (ROOT / "docs" / "reference" / "chat.md").read_text(encoding="utf-8")
-    assert "| `/undo` | undo the last turn |" in text
-    assert "| `Ctrl-R` |" in text
+    assert re.search("^/undo +undo the last turn$", text, re.M)
+    assert re.search("^Ctrl-R ", text, re.M)
 
 
 def test_examples_of_saved_prompts_can_be_read(tmp_path: Path) -> None:
