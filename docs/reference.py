@@ -54,7 +54,7 @@ def cli_page() -> str:
         "",
         "## Shared options",
         "",
-        "Commands name those that they have below their own options; a heading stands for all options under it.",
+        "Each command lists its shared options last; a heading stands for all options under it.",
         "",
         *block(options_help(all_shared)),
     ]
