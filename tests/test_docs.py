@@ -56,13 +56,17 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "signs"), [("chat", (">context<", ">/undo<", ">is_even<")), ("vote", (">--votes<", ">25:<"))]
+    ("name", "page", "signs"),
+    [
+        ("chat", "README.md", (">context<", ">/undo<", ">is_even<")),
+        ("vote", "docs/how-to/vote.md", (">--votes<", ">25:<")),
+    ],
 )
-def test_readme_shows_pictures(name: str, signs: tuple[str, ...]) -> None:
+def test_pages_show_pictures(name: str, page: str, signs: tuple[str, ...]) -> None:
     picture = (ROOT / "docs" / f"{name}.svg").read_text(encoding="utf-8")
     assert picture.startswith("<svg")
     assert [sign for sign in signs if sign not in picture] == []
-    assert f"(docs/{name}.svg)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"/{name}.svg)" in (ROOT / page).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
