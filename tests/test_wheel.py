@@ -118,7 +118,7 @@ def test_wheel_contains_package_and_catalogue_only(wheel: Path) -> None:
     assert "cerebrum_cli/models.toml" in names
     assert {name.partition("/")[0] for name in names} == {"cerebrum_cli", f"cerebrum_cli-{__version__}.dist-info"}
     suffixes = {Path(name).suffix for name in names if name.startswith("cerebrum_cli/")}
-    assert suffixes <= {".py", ".yaml", ".toml", ".typed", ".gguf", ".txt"}
+    assert suffixes <= {".py", ".yaml", ".toml", ".typed", ".gguf", ".txt", ".jsonl"}
     assert {"cerebrum_cli/probe.txt", "cerebrum_cli/recipes/cerebrum-12b.yaml"} <= set(names)
 
 

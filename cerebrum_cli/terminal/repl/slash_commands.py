@@ -118,7 +118,7 @@ def print_settings(repl: Repl, is_shown: Callable[[str], bool]) -> None:
     usage = chat.context_usage
     loaded = {"format": chat.loaded.format_name, "ctx": usage[1] if usage else chat.settings.ctx}
     values = asdict(chat.settings) | loaded
-    shown = {key: value for key, value in values.items() if key in keys and is_shown(key)}
+    shown = {key: value for key, value in values.items() if (key in keys or key in loaded) and is_shown(key)}
     repl.streams.info(settings_lines({"model": chat.loaded.model.reference, **shown}, chat.settings.origins))
 
 
