@@ -34,14 +34,7 @@ SCRIPT = str(Path(sys.executable).parent / "cerebrum")
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program has bytecode, too: the warm-up writes it
 TIMEOUT_S = 3600.0  # far longer than any measured process takes, even on a slow machine
-HEAD = """# Results
-
-Each figure is the median of at least three runs (one or two in rows with `7B shape`) that alternate with the peer's
-runs on the machine in the row, which names the GPUs if llama.cpp is built to use them. The ratio is the median of the
-pairwise ratios; token counts come from a single run.
-`make bench` repeats the measurements and replaces their rows. Two plots compare with llama-batched-bench:
-[decode throughput by parallel sequences](throughput.png) and [time to first token by prompt length](prompt_time.png).
-
+TABLE_HEAD = """
 | benchmark | ours | peer | ratio | target | met | date | machine | versions |
 |---|---|---|---|---|---|---|---|---|
 """
@@ -230,7 +223,7 @@ def record(rows: Iterable[Row], dry_run: bool = False) -> None:
 
     A dry run only prints them.
     """
-    lines, sections = read_results()
+    introduction, lines, sections = read_results()
     versions = ", ".join(f"{name} {version(name)}" for name in ("cerebrum-cli", "llama-cpp-python", "huggingface-hub"))
     for row in rows:
         met = "yes" if row.met else "**no**"
@@ -238,27 +231,27 @@ def record(rows: Iterable[Row], dry_run: bool = False) -> None:
         lines[row.label] = f"| {' | '.join(cells)} | {date.today()} | {machine()} | {versions} |"
         print(f"{row.label}: {row.ours} against {row.peer}, ratio {row.ratio:.3f}, target {row.target}, met: {met}")
     if not dry_run:
-        write_results(lines, sections)
+        write_results(introduction, lines, sections)
 
 
 def record_section(heading: str, text: str) -> None:
     """Write a section below the table of RESULTS.md, replacing the section with the same heading."""
-    lines, sections = read_results()
+    introduction, lines, sections = read_results()
     sections[heading] = text.strip()
-    write_results(lines, sections)
+    write_results(introduction, lines, sections)
 
 
-def read_results() -> tuple[dict[str, str], dict[str, str]]:
-    """Rows of the table in RESULTS.md by label, and the sections below it by heading."""
-    if not RESULTS.exists():
-        return {}, {}
-    table, *rest = RESULTS.read_text().split("\n## ")
-    rows = [line for line in table.splitlines() if line.startswith("| ") and "| benchmark |" not in line]
-    sections = (section.partition("\n") for section in rest)
-    return {row.split("|")[1].strip(): row for row in rows}, {name: text.strip() for name, _, text in sections}
+def read_results() -> tuple[str, dict[str, str], dict[str, str]]:
+    """Text above the table in RESULTS.md, rows of the table by label, and the sections below it by heading."""
+    introduction, _, rest = RESULTS.read_text().partition(TABLE_HEAD)
+    table, *below = rest.split("\n## ")
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    sections = (section.partition("\n") for section in below)
+    named = {name: text.strip() for name, _, text in sections}
+    return introduction, {row.split("|")[1].strip(): row for row in rows}, named
 
 
-def write_results(lines: Mapping[str, str], sections: Mapping[str, str]) -> None:
-    """Write the table and the sections to RESULTS.md."""
+def write_results(introduction: str, lines: Mapping[str, str], sections: Mapping[str, str]) -> None:
+    """Write the introduction, the table and the sections to RESULTS.md."""
     tail = "".join(f"\n## {heading}\n\n{text}\n" for heading, text in sections.items())
-    RESULTS.write_text(HEAD + "\n".join(lines.values()) + "\n" + tail)
+    RESULTS.write_text(introduction + TABLE_HEAD + "\n".join(lines.values()) + "\n" + tail)

@@ -69,6 +69,13 @@ def test_pages_show_pictures(name: str, page: str, signs: tuple[str, ...]) -> No
     assert f"/{name}.svg)" in (ROOT / page).read_text(encoding="utf-8")
 
 
+def test_summary_of_benchmarks_has_the_figures_of_the_tables() -> None:
+    summary, *tables = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8").split("\n## ")
+    figures, measured = (set(re.findall(r"\d+\.\d+", text)) for text in (summary, "".join(tables)))
+    assert len(figures) >= 10
+    assert figures - measured == set()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_in_examples_have_valid_options(page: Path) -> None:
     group: Any = get_command(assembled())
