@@ -82,7 +82,7 @@ def test_commands_in_examples_have_valid_options(page: Path) -> None:
     blocks = re.findall(r"^```(?:sh|console)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     for line in lines:
-        for found in re.finditer(r"(?<![\w./-])cerebrum (?!-)([^|>#&]*)", line.partition("  # ")[0]):
+        for found in re.finditer(r"(?<![\w./-])cerebrum (?!-)([^|>#&;]*)", line.partition("  # ")[0]):
             try:
                 words = shlex.split(found[1].strip().rstrip(")"))
             except ValueError:  # a sign of the shell's in quotes
