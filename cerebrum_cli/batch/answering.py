@@ -109,7 +109,7 @@ class PendingRow:
             text=reply.text,
             final_answer=(self.vote or reply).final_answer if states_answer else None,
             finish_reason=reply.finish.reason,
-            prompt_tokens=reply.finish.prompt_tokens,
+            prompt_tokens=reply.finish.prompt_tokens or None,
             completion_tokens=sum(each.finish.completion_tokens for each in replies),
             seed=reply.finish.seed,
             reasoning=reply.reasoning,

@@ -87,10 +87,10 @@ class Chat:
 
     @property
     def context_usage(self) -> tuple[int, int] | None:
-        """Tokens of the conversation and of the context; None until the model is loaded."""
+        """Tokens of the conversation and of the context; None until the model is loaded, and where they are unknown."""
         responder = self.loaded.responder
         size = responder.context_size
-        if size is None:
+        if size is None or self.loaded.model.is_served:
             return None
         key = self.loaded, self.session, self.settings.system, self.settings.think, self.settings.keep_thoughts
         if self._counted is None or self._counted[0] != key:

@@ -126,6 +126,8 @@ class AnswerPrinter:
 
     @property
     def _continuation(self) -> str:
+        if self.loaded.model.is_served:
+            return "its server cannot continue it"
         servers = "".join(f" --endpoint {quote(each)}" for each in self.options.endpoint)
         return f"cerebrum ask -c{servers} continues it"
 

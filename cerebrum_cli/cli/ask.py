@@ -81,7 +81,7 @@ def run_question(
     overrides = recorder.with_defaults(overrides, is_remote=bool(options.endpoint))
     source = find_source(app, overrides, options, "--votes" if options.vote_bounds else None)
     settings = source.settings
-    grammar, piped = read_grammar(app, options), app.streams.piped
+    grammar, piped = read_grammar(app, options, source.model), app.streams.piped
 
     def read() -> Conversation:
         conversation = recorder.prepend(

@@ -106,7 +106,7 @@ def run_rows(
 
     votes = options.vote_bounds
     source = find_source(app, overrides, options, samples_by := "--votes" if votes else None)
-    grammar, is_json = read_grammar(app, options), options.schema is not None
+    grammar, is_json = read_grammar(app, options, source.model), options.schema is not None
     modes = settings_by_mode(app, source, overrides, samples_by)
     names = source.model.names
     row_options = answering.BatchOptions(source.settings, names, grammar, is_json, votes, options.ignore_eos, modes)

@@ -118,8 +118,7 @@ def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions)
     from cerebrum_cli.inference.loading import open_model
 
     def resolve(layer: Layer) -> ReplySource:
-        library, reference = app.library, layer.get("model")
-        model = library.resolve_vocabulary(reference) if options.endpoint else library.resolve(reference)
+        model = find_model(app, layer, options) if options.endpoint else app.library.resolve(layer.get("model"))
         return chat_source(app, layer, options, model)
 
     def with_defaults(layer: Layer) -> Layer:

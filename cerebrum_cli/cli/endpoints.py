@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import BatchError, ConfigError, UsageError
+from cerebrum_cli.core.errors import BatchError, ConfigError, EndpointError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import Event, ServersEvent
-from cerebrum_cli.core.settings import LOCAL_KEYS, Settings
+from cerebrum_cli.core.settings import CHOSEN, ENVIRONMENT, LOCAL_KEYS, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.options import ServerOptions
     from cerebrum_cli.engine.remote.client import Endpoint
     from cerebrum_cli.inference.loading import LoadedModel
+    from cerebrum_cli.models.model import Model
 
     Servers = Sequence[Mapping[str, str]]  # as they are recorded
 
@@ -52,6 +53,29 @@ def find_endpoint(app: App, text: str, options: ServerOptions) -> Endpoint:
         known = f"config.toml has {', '.join(tables)}" if tables else "config.toml has no table [endpoints.NAME]"
         raise UsageError(f"unknown endpoint {text!r}", f"{known}; a URL begins with http:// or https://")
     return Endpoint(text if text in tables else url, url, key, served_model, options.allow_http_key)
+
+
+def find_remote_model(app: App, settings: Settings, options: ServerOptions) -> Model:
+    """The model that `-m` or its variable names, whose vocabulary is the servers'; else the one that the first server
+    has if it takes messages, or the default. Raises ModelNotFound, UsageError, ConfigError, EndpointError.
+    """
+    from cerebrum_cli.engine.remote.client import BusyServerError
+    from cerebrum_cli.engine.remote.description import probe
+    from cerebrum_cli.models.library import served_model
+
+    origin = settings.origin("model")
+    problem: Exception | None = None
+    if origin not in CHOSEN and not origin.startswith(ENVIRONMENT):
+        try:
+            info = probe(find_endpoints(app, options)[0])
+            if info.kind.takes_messages:
+                return served_model(info.weights)
+        except (BusyServerError, EndpointError) as error:
+            problem = error
+    try:
+        return app.library.resolve_vocabulary(settings.model)
+    except ModelNotFound as error:
+        raise (problem if isinstance(problem, EndpointError) else error) from None
 
 
 def require_no_adapters(settings: Settings, option: str) -> None:

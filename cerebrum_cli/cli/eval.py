@@ -161,7 +161,8 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
         expected, others = {"temperature": task.condition.temperature}, deviations(task.condition, samples, options)
         if remark := generation.no_reproduction(reply_source, preset, expected, others):
             task = replace(task, remarks=(*task.remarks, remark))
-    grammar, model = generation.read_grammar(app, options), reply_source.model
+    model = reply_source.model
+    grammar = generation.read_grammar(app, options, model)
     questions = select(task.questions, options.limit)
     evaluation = Evaluation(questions, samples, settings, model.label, task.marker, grammar)
     fingerprint = {

@@ -215,20 +215,28 @@ def settings_by_mode(app: App, source: ReplySource, overrides: Layer, samples_by
     }
 
 
-def read_grammar(app: App, options: ConstrainedOptions) -> str | None:
-    """GBNF grammar that `--schema` or `--grammar` names; None without either. Raises UsageError, GrammarError."""
+def read_grammar(app: App, options: ConstrainedOptions, model: Model) -> str | None:
+    """GBNF grammar that `--schema` or `--grammar` names; None without either. Raises UsageError, GrammarError.
+
+    A model that is served gets the schema itself.
+    """
     schema, grammar = options.schema, options.grammar
     if schema and grammar:
         raise UsageError("--schema and --grammar cannot be used together", "give one of them")
     if schema:
         with naming_grammar_file(options):
-            text, ignored = app.schema_to_grammar(read_text(schema, MAX_GRAMMAR_BYTES))
+            given = read_text(schema, MAX_GRAMMAR_BYTES)
+            text, ignored = app.schema_to_grammar(given)
+        if model.is_served:
+            return given
         if ignored:
             problem = f"{schema}: a grammar cannot express {', '.join(ignored)}, so answers may violate it"
             app.streams.report(NoticeEvent(problem, "check the answer against the schema"))
         return text
     if not grammar:
         return None
+    if model.is_served:
+        raise UsageError("--grammar: chat completions take no grammar", "use --schema, or llama-server")
     text = read_text(grammar, MAX_GRAMMAR_BYTES)
     if not text.strip():  # to servers this means no constraint
         raise GrammarError(f"{grammar}: the grammar is empty", "it must be GBNF with a rule named root")

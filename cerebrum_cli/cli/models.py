@@ -339,12 +339,15 @@ def rm(
 def find_model(app: App, overrides: Layer, options: PullOptions) -> Model:
     """Find the model the settings name; offer to download it if it is not installed. Raises ModelNotFound.
 
-    A model that servers or nodes open is needed here only with its vocabulary.
+    A model that servers or nodes open is needed here only with its vocabulary, or not at all.
     """
     settings = app.settings(overrides)
-    has_nodes = isinstance(options, ConcurrencyOptions) and options.ray
-    if has_nodes or (isinstance(options, AnswerOptions) and options.endpoint):
+    if isinstance(options, ConcurrencyOptions) and options.ray:
         return app.library.resolve_vocabulary(settings.model)
+    if isinstance(options, AnswerOptions) and options.endpoint:
+        from cerebrum_cli.cli.endpoints import find_remote_model
+
+        return find_remote_model(app, settings, options)
     try:
         model = app.library.resolve(settings.model)
     except ModelNotFound as error:

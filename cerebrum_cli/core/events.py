@@ -227,6 +227,7 @@ class Timings:
 class FinishEvent:
     """The last event of a sequence: the reason it finished, token counts, timings and its seed.
 
+    A server may not state how many tokens the prompt has, nor its context: they are 0 then.
     With `by_stop_string`, its tokens include those of the stop string, and its text does not. A server may not send all
     tokens of a reply: `has_all_tokens`. `forced` are the places where tokens were forced into the reply. Replies of
     servers have an `origin`.

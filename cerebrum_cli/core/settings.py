@@ -26,6 +26,7 @@ DEFAULT, MODEL_FILE, CATALOGUE = "default", "model file", "catalog"  # origins o
 RECOMMENDED = (DEFAULT, MODEL_FILE, CATALOGUE)
 CONFIG, SESSION, SAVED_PROMPT = "config.toml", "session", "saved prompt"
 COMMAND_LINE, SLASH_SET = "command line", "/set"
+CHOSEN = (COMMAND_LINE, SLASH_SET)  # for this command
 ENVIRONMENT = variable("")  # how its origins begin
 RANKED = (*RECOMMENDED, CONFIG, SESSION, ENVIRONMENT, SAVED_PROMPT, COMMAND_LINE, SLASH_SET)
 PATIENCE_S = 600.0  # without a usable server or worker

@@ -23,6 +23,7 @@ from cerebrum_cli.engine.remote.vllm_sglang import IGNORED_SEEDS
 from cerebrum_cli.inference.loading import LoadedModel, ReplySource, Resources, Servers, open_model
 from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest, reply_notice
 from cerebrum_cli.inference.responder import Responder
+from cerebrum_cli.models.library import served_model
 
 REPLY_TIMEOUT_S = 60.0  # of each reply; the server may be busy with other requests
 REPLY_TOKENS = 64
@@ -87,6 +88,8 @@ def _check_server(server: CheckedServer) -> CheckResult:
 def _check_context(server: CheckedServer) -> CheckResult:
     size = server.info.context_size
     kind = server.info.kind
+    if kind.takes_messages:  # it states neither this nor its slots
+        raise SkippedCheck
     shared = ", which its slots share" if isinstance(kind, LlamaServer) else ""
     hint = f"restart {kind.name} with a larger {kind.context_option}{shared}"
     problem = f"a chain of thought may need more than {MIN_CONTEXT}", hint
@@ -95,14 +98,17 @@ def _check_context(server: CheckedServer) -> CheckResult:
 
 def _check_slots(server: CheckedServer) -> CheckResult:
     slots = server.info.slots
+    if server.info.kind.takes_messages:
+        raise SkippedCheck
     one = "1 reply at a time; more slots (-np) speed up batches and votes"
     return check_result(one if slots == 1 else f"{slots} replies at a time")
 
 
 def _check_vocabulary(server: CheckedServer) -> CheckResult:
-    context = server.context
+    context, named = server.context, server.context.settings.model
+    is_served, served = server.info.kind.takes_messages, server.info.weights
     try:
-        model = context.library.resolve_vocabulary(context.settings.model)
+        model = served_model(served) if is_served else context.library.resolve_vocabulary(named)
     except ModelNotFound as error:
         return check_result("", (f"skipped, along with all replies: {error.message}", error.hint))
     server.loaded = loaded = open_model(
@@ -112,6 +118,8 @@ def _check_vocabulary(server: CheckedServer) -> CheckResult:
         for _ in loaded.responder.load():
             pass
     server.has_vocabulary = True
+    if model.is_served:
+        return check_result("not needed: the server applies its own chat template")
     return check_result(f"matches {model.label}: {loaded.engine.vocabulary.size} tokens")
 
 
@@ -147,6 +155,8 @@ def _check_token_ids(server: CheckedServer) -> CheckResult:
     if server.reply and server.reply.finish.reason == "cancelled":
         raise SkippedCheck
     _sample(server, server.responder)
+    if server.info.kind.takes_messages:
+        return check_result("none: prompts are sent as messages, through chat completions")
     return check_result("prompts are sent as token ids, and replies include theirs")
 
 

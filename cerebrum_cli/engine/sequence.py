@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import (
     AlternativesEvent,
     Event,
@@ -83,6 +84,9 @@ class Request:
     With an `inspection`, nothing is generated: its tokens, of which all but the last end the prompt, are reported.
     `channels` creates what splits the text of a sample; engines ignore it. The last `opening` tokens of a prompt begin
     the reply; the prompt of the next turn may differ from there on.
+
+    With a `conversation`, it is for a server that applies its own chat template to that: then the tokens of the prompt
+    only estimate its length, and `grammar` is a JSON Schema.
     """
 
     prompt_tokens: Tokens
@@ -100,6 +104,7 @@ class Request:
     inspection: Inspection | None = None
     channels: Callable[[], Any] | None = None
     opening: int = OPENING_TOKENS
+    conversation: Conversation | None = None
 
     @property
     def constraint(self) -> Constraint | None:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
-from cerebrum_cli.formats.thinking import ThoughtMarkup
+from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,7 @@ class PromptFormat(ABC):
     - `default_system`: the system prompt of a conversation that has none
     - `thoughts`: the reasoning markup a reply may start with
     - `verbatim`: replies are passed on unchanged, with surrounding white space and reasoning markup
+    - `is_servers`: a server applies its own template to the messages, so that the prompt is not known here
     """
 
     name: str
@@ -29,6 +30,7 @@ class PromptFormat(ABC):
     default_system: str | None = None
     thoughts: tuple[ThoughtMarkup, ...] = ()
     verbatim: bool = False
+    is_servers: bool = False
 
     def mentions(self, thought: ThoughtMarkup) -> bool:  # noqa: ARG002
         """Whether the format itself has this reasoning markup."""
@@ -89,6 +91,14 @@ class RawFormat(PromptFormat):
         return (Text(conversation.messages[-1].content, True),)
 
 
+class ServersFormat(PromptFormat):
+    """The unknown format of a server."""
+
+    def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
+        """Render the messages as text of nearly the same length as the prompt."""
+        return tuple(Text(message["content"]) for message in conversation.openai_messages)
+
+
 CEREBRUM = PlainFormat(
     name="cerebrum",
     user="User:",
@@ -108,4 +118,5 @@ COLLECTIVE_COGNITION = PlainFormat(
 
 PLAIN_FORMATS = {plain.name: plain for plain in (CEREBRUM, COLLECTIVE_COGNITION)}
 RAW = RawFormat(name="raw", verbatim=True)
+SERVERS = ServersFormat(name="server", thoughts=THOUGHTS, is_servers=True)
 EMBEDDED = "embedded"

@@ -11,7 +11,7 @@ from cerebrum_cli.core.conversion import NONE
 from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.settings import SESSION, Settings
 from cerebrum_cli.engine.backend import Vocabulary
-from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW, PromptFormat
+from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW, SERVERS, PromptFormat
 from cerebrum_cli.inference.prompt_sources import read_text
 
 FormatBuilder = Callable[[Vocabulary, int], PromptFormat]
@@ -50,7 +50,7 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
                 f"template_arg needs the format embedded, and this model uses {name}",
                 "omit it, or add --format embedded",
             )
-        return lambda *_: RAW if name == RAW.name else PLAIN_FORMATS[name]
+        return lambda *_: next(each for each in (RAW, SERVERS, *PLAIN_FORMATS.values()) if each.name == name)
 
     def build(vocabulary: Vocabulary, context_size: int) -> PromptFormat:
         from cerebrum_cli.formats.template import EmbeddedFormat

@@ -21,7 +21,7 @@ from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import BLOCK_SIZE, SINGLE, ContextOptions, is_quantized
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, MAX_ROLLBACK, StepCosts
-from cerebrum_cli.formats.plain import EMBEDDED, RAW
+from cerebrum_cli.formats.plain import EMBEDDED, RAW, SERVERS
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.inference.format_choice import (
     FormatBuilder,
@@ -115,12 +115,13 @@ class Servers:
     timeouts: Mapping[str, Any] = field(default_factory=dict)
     may_differ: bool = False
 
-    def __call__(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:  # noqa: ARG002
+    def __call__(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:
         from cerebrum_cli.engine.remote.job import ServerTimeouts
         from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
 
         timeouts = replace(ServerTimeouts(), **self.timeouts)
-        return RemoteEngine(open_vocabulary, self.endpoints, self.window, timeouts, self.earlier, self.may_differ)
+        options = timeouts, self.earlier, self.may_differ, source.model.is_served
+        return RemoteEngine(open_vocabulary, self.endpoints, self.window, *options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +283,9 @@ class LoadedModel:
 def open_model(source: ReplySource) -> LoadedModel:
     """Start to load a model, or to connect to it, without waiting. Errors of file and format are raised before that."""
     model, settings, use, resources = source.model, source.settings, source.use, source.resources
+    if model.is_served and (use.raw or use.vocabulary_only):
+        option = "--raw" if use.raw else "--dry-run"
+        raise UsageError(f"{option} needs the prompt, which the server makes", "omit it, or use llama-server")
     require_generative(model.path, model.header)
     name, build, prepare = source.format_name, source.format_builder, partial(prepare_format, source.format_name)
     if source.host and not use.vocabulary_only:
@@ -299,6 +303,8 @@ def open_model(source: ReplySource) -> LoadedModel:
 
 def format_of(settings: Settings, model: Model) -> tuple[str, str | None]:
     """The name of a model's prompt format, and its chat template, if any. Raises FormatError, UsageError."""
+    if model.is_served:
+        return SERVERS.name, None
     if path := template_file(settings):
         return EMBEDDED, read_template(path)
     embedded = model.header.chat_template

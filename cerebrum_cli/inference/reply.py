@@ -244,7 +244,8 @@ def reply_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
     """A notice that the answer is truncated or blank, or None. `larger_context` is that of the engine."""
     finish = reply.finish
     if finish.reason == "context":
-        problem = f"answer truncated: the context of {finish.context_size} tokens is full"
+        size = f" of {finish.context_size} tokens" if finish.context_size else ""
+        problem = f"answer truncated: the context{size} is full"
         return NoticeEvent(problem, f"{larger_context}, or ask for less")
     if finish.reason == "length":
         stage = " of reasoning" if reply.reasoning and not reply.text else ""
@@ -296,8 +297,8 @@ def reply_object(
         "extracted": extracted,
         "finish_reason": finish.reason,
         "thought_closed_at": reply.thought_closed_at,
-        "prompt_tokens": finish.prompt_tokens,
-        "cached_tokens": finish.cached_tokens,
+        "prompt_tokens": finish.prompt_tokens or None,
+        "cached_tokens": finish.cached_tokens if finish.context_size else None,
         "completion_tokens": finish.completion_tokens,
         "seed": finish.seed,
         "reasoning": reply.reasoning,

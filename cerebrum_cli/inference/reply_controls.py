@@ -9,7 +9,7 @@ from functools import cached_property, partial
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import RECOMMENDED, Settings
+from cerebrum_cli.core.settings import CHOSEN, RECOMMENDED, Settings
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.engine.backend import Vocabulary, continuation
 from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Force, LoopCheck, Stage, Upcoming
@@ -77,6 +77,9 @@ class ReplyControls:
         What the model's row recommends is ignored instead: the user may have chosen a format without reasoning. Markup
         of reasoning as a stop string is an error too.
         """
+        if self.format.is_servers:
+            require_servable(settings)
+            return
         markup = {text for each in self.own_thoughts(system_prompt) for text in (each.open, each.close)}
         if settings.thinks is not False and (ignored := markup.intersection(map(str.strip, settings.stop))):
             problem = f"stop is {ignored.pop()!r}, but stop strings apply to the answer, not to the thought before it"
@@ -96,7 +99,7 @@ class ReplyControls:
     ) -> ControlFactory | None:
         """What may end the reasoning of a reply: a limit, or the user who watches it stream; None for neither."""
         limit = request.settings.thought_limit
-        if limit == 0 and self.format.has_switch:
+        if limit == 0 and (self.format.has_switch or self.format.is_servers):
             limit = None
         can_hurry = request.stream and self._marks_thought(request.conversation.system_prompt)
         if limit is None and not can_hurry:
@@ -111,6 +114,8 @@ class ReplyControls:
     def own_thoughts(self, system_prompt: str | None) -> tuple[ThoughtMarkup, ...]:
         """The markup that this model may use: its format's, its vocabulary's, and what the system prompt asks for."""
         asked = system_prompt or ""
+        if self.format.is_servers:  # it knows itself where they are
+            return ()
         return tuple(each for each in self.format.thoughts if each in self._known_thoughts or each.open in asked)
 
     @cached_property
@@ -258,6 +263,16 @@ class AnswerDetector:
 
     def _is_special(self, token: int) -> bool:
         return any(token in tokens for tokens in self._markers.values())
+
+
+def require_servable(settings: Settings) -> None:
+    """Raise UsageError for settings that need token ids, or a prompt made here, where a server takes messages."""
+    given = [key for key in ("format", "chat_template") if settings.origin(key) in CHOSEN]
+    given += [f"think={settings.think}"] if settings.thought_limit else []
+    given += ["logit_bias"] if settings.logit_bias else []
+    if given:
+        problem = f"{given[0]} is not possible through chat completions: the server makes the prompt, and sends no ids"
+        raise UsageError(problem, "omit it, or use llama-server")
 
 
 def plan_endings(vocabulary: Vocabulary, thoughts: tuple[ThoughtMarkup, ...]) -> dict[str, tuple[int, ...]]:

@@ -62,7 +62,8 @@ class Responder:
         """
         prompt_format, settings, prefix = self.format, request.settings, request.prefix_tokens
         self._controls.require_marked_thought(settings, request.conversation.system_prompt)
-        prompt = self._render(settings.applied_to(request.conversation))
+        conversation = settings.applied_to(request.conversation)
+        prompt = self._render(conversation)
         pieces = (self.engine.vocabulary.piece(token, special=token in self._visible_tokens) for token in prefix)
         last = prompt[-1] if prompt else None
         markup = last if isinstance(last, Text) and last.trusted else None
@@ -88,6 +89,7 @@ class Responder:
             answer_start=answer_start,
             channels=None if prompt_format.verbatim else channels,
             opening=len(opening) - (opening[:1] == tokens[:1]) + len(prefix),  # BOS precedes both
+            conversation=conversation if prompt_format.is_servers else None,
         )
 
     def continuation_request(self, text: str, tokens: tuple[int, ...], settings: Settings, n: int) -> Request:

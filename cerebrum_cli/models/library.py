@@ -229,6 +229,8 @@ class Library:
 
         Otherwise its path and time take the place of the digest.
         """
+        if model.is_served:
+            return model.name
         digests = (self._known_digest(model, part) for part in range(len(model.paths)))
         files = ((known, path, path.stat()) for known, path in zip(digests, model.paths, strict=True))
         return " ".join(
@@ -340,6 +342,11 @@ class Library:
 
     def spec_of_file(self, path: Path) -> ModelSpec | None:
         return next((spec for spec in self.specs if spec.matches(path.name)), None)
+
+
+def served_model(name: str) -> Model:
+    """A model that only a server has; the bundled model's vocabulary stands in for its own, to handle text."""
+    return Model(name, (NANO,), is_served=True)
 
 
 def _marked(models: Iterable[Model]) -> list[Model]:

@@ -46,7 +46,7 @@ class Model:
 
     If `is_shadowed`, another model has the same short name, which refers to that one. If `is_vocabulary`, its files
     have their headers only and no weights: it is not installed, but its vocabulary is. `adapters` are applied when it
-    is loaded.
+    is loaded. One that `is_served` is known by name only: a server has it, and the file is that of another.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Model:
     is_shadowed: bool = False
     is_vocabulary: bool = False
     adapters: tuple[Adapter, ...] = ()
+    is_served: bool = False
 
     @property
     def path(self) -> Path:
@@ -150,7 +151,7 @@ class Model:
     @property
     def reference(self) -> str:
         """A reference that means this model only."""
-        if self.file:
+        if self.file or self.is_served:
             return self.name
         if self.cached is None:
             return str(PathReference(self.path))

@@ -346,7 +346,7 @@ def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool 
             f"prompt {finish.prompt_tokens} tokens{cached}{_rate(timings.prompt_tokens_per_second)}",
             f"generated {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}{drafts}",
             f"first token {timings.ttft_s:.2f} s",
-            f"context {finish.context_size}",
+            f"context {finish.context_size or 'unknown'}",
             sampling,
             f"seed {finish.seed}",
             f"finish reason {finish.reason}",

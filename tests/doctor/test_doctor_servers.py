@@ -99,13 +99,12 @@ def test_doctor_groups_results_by_server(new_user: CommandLine, server: LlamaSer
     lines = done.out.splitlines()
     assert [line for line in lines if not line.startswith(" ")][0::2] == ["lab", "box"]
     assert lines[-2] == "failure  server              box: Connection refused"
-    assert lines[-1].strip() == "hint: check the URL, and start llama-server there"
+    assert lines[-1].strip() == "hint: check the URL, and start the server there"
 
 
 @pytest.mark.parametrize(
     ("state", "status", "detail", "hint"),
     [
-        ({"owner": "library"}, "failure", "is Ollama, which is not supported", "llama-server"),
         ({"key": KEY}, "failure", "requires an API key", "CEREBRUM_API_KEY"),
         ({"is_loading": True}, "warning", "is not ready: Loading model", "check again later"),
         ({"models": ("a", "b")}, "failure", "serves several models", "--set served_model_name=NAME: a, b"),

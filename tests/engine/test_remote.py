@@ -567,16 +567,14 @@ def test_remote_servers_of_different_weights_are_refused_at_the_start_and_left_o
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        (b'{"object":"list","data":[{"id":"x","object":"model","owned_by":"library"}]}', "is Ollama"),
-        (b'{"object":"list","data":[{"id":"x","object":"model","owned_by":"organization_owner"}]}', "is LM Studio"),
-        (b'{"object":"list","data":[{"id":"x"}]}', "unknown kind"),
+        (b'{"object":"list","data":[{"id":"x"}]}', "takes messages, not token ids"),
         (b"[]", "not a language model server"),
         (b"<html>", "no server answers"),
     ],
 )
 def test_remote_server_of_another_kind_is_refused(body: bytes, problem: str) -> None:
     with serving(random_model) as servers:
-        servers[0].arm(path="/v1/models", body=body)
+        servers[0].arm(path="/v1/models", body=body, times=2)
         assert problem in load_error(servers[0]).message
 
 

@@ -1,4 +1,4 @@
-"""llama-server b1-0c1e570, vLLM 0.32.0 and SGLang 0.5.23 as recorded."""
+"""llama-server b1-0c1e570, vLLM 0.32.0 and SGLang 0.5.23 as recorded; Ollama and LM Studio as documented."""
 
 from __future__ import annotations
 
@@ -260,6 +260,61 @@ class SglangDeltas(SglangServer):
     """SGLang with --incremental-streaming-output."""
 
     sends_deltas = True
+
+
+class OllamaServer(ModelServer):
+    """Ollama 0.34: chat completions, with a template of its own; reasoning comes apart, unless `is_plain`."""
+
+    completion_path = "/v1/chat/completions"
+    owner = "library"
+    reasoning_key = "reasoning"
+    is_plain = False
+    has_usage = True
+    finish_reason: str | None = None  # instead of the right one
+
+    def listed(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": 1790000000, "owned_by": self.owner}
+
+    def answer(self, path: str, body: Any) -> Any:
+        return None
+
+    def complete(self, body: Mapping[str, Any]) -> Generator[Any, None, None]:
+        turns = "".join(f"<|im_start|>{each['role']}\n{each['content']}<|im_end|>\n" for each in body["messages"])
+        prompt = f"{turns}<|im_start|>assistant\n".encode()
+        params = {"ignore_eos": False, "stop": body.get("stop", [])}
+        sample = yield from self.generate(tuple(prompt), body["seed"], body.get("max_tokens"), params)
+        texts = self._texts("".join(sample.texts))
+        finish = self.finish_reason or ("length" if sample.matched is None else "stop")
+        counts = {"prompt_tokens": len(prompt), "completion_tokens": len(sample.tokens)}
+        usage = {"usage": counts | {"total_tokens": sum(counts.values())}} if self.has_usage else {}
+        head = {"id": "chatcmpl-1", "created": 1790000000, "model": body["model"], "system_fingerprint": "fp_ollama"}
+        if not body["stream"]:
+            choice = {"index": 0, "message": {"role": "assistant", "content": "", **texts}, "finish_reason": finish}
+            yield {**head, "object": "chat.completion", "choices": [choice], **usage}
+            return
+        head["object"] = "chat.completion.chunk"
+        for key, text in texts.items():
+            for part in (text[at : at + 5] for at in range(0, len(text), 5)):
+                delta = {"role": "assistant", "content": "", key: part}
+                yield {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+        yield {**head, "choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": finish}]}
+        if usage and body["stream_options"]["include_usage"]:
+            yield {**head, "choices": [], **usage}
+        yield b"data: [DONE]\n\n"
+
+    def _texts(self, text: str) -> dict[str, str]:
+        """The texts of a message by their keys, without the markup of reasoning."""
+        reasoning, closed, answer = text.partition("</think>")
+        if self.is_plain or not closed:
+            return {"content": text}
+        return {self.reasoning_key: reasoning.removeprefix("<think>"), "content": answer.strip()}
+
+
+class LmStudioServer(OllamaServer):
+    """LM Studio 0.3.29."""
+
+    owner = "organization_owner"
+    reasoning_key = "reasoning_content"
 
 
 OTHER_KINDS: tuple[type[OtherServer], ...] = (VllmServer, SglangServer, SglangDeltas)

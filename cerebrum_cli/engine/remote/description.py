@@ -16,12 +16,13 @@ from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.remote.client import DAMAGE, Client, Endpoint, LostServerError, RequestError, server_text
 from cerebrum_cli.engine.remote.kind import ServerInfo, ServerKind, origin
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
+from cerebrum_cli.engine.remote.openai_server import OpenAIServer
 from cerebrum_cli.engine.remote.vllm_sglang import Sglang, Vllm
 
-# By the owner of the models in /v1/models.
+# By the owner of the models in /v1/models; all others have chat completions.
 KINDS: Mapping[str, ServerKind] = {"llamacpp": LlamaServer(), "vllm": Vllm(), "sglang": Sglang()}
-SUPPORTED = [kind.name for kind in KINDS.values()]
-UNSUPPORTED = {"library": "Ollama", "organization_owner": "LM Studio"}
+OTHER: ServerKind = OpenAIServer()
+EXACT = "llama-server, vLLM or SGLang"
 
 DESCRIBE_S = 30.0  # a busy server answers between two steps
 DIFFERENT_MODEL = "use servers of one model; batch and eval have --allow-different-models, and --restart to start over"
@@ -31,12 +32,13 @@ PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6
 @dataclass
 class ExpectedModel:
     """What servers must serve: a model of this vocabulary, and unless they `may_differ`, one that an `earlier` record
-    names, of these replies or of the first server found.
+    names, of these replies or of the first server found. If prompts are `messages`, the vocabulary is any.
     """
 
     vocabulary: Vocabulary
     earlier: Sequence[Mapping[str, str]] = ()
     may_differ: bool = False
+    messages: bool = False
 
     @cached_property
     def end_tokens(self) -> tuple[int, ...]:
@@ -50,6 +52,20 @@ class ExpectedModel:
 
     async def check(self, client: Client, endpoint: Endpoint, info: ServerInfo) -> None:
         """Raise EndpointError for another vocabulary, or another model or kind of server than before."""
+        if info.kind.takes_messages != self.messages:
+            problem, hint = f"{endpoint.name} takes messages, not token ids", f"omit -m, or use {EXACT}"
+            if self.messages:
+                problem, hint = f"{endpoint.name} takes token ids, the first server messages", "use servers of one kind"
+            raise EndpointError(problem, hint)
+        if not self.messages:
+            await self._check_vocabulary(client, endpoint, info)
+        now, before = origin(info.recorded), list(dict.fromkeys(map(origin, self.earlier)))
+        if before and now not in before and not self.may_differ:
+            problem = f"{endpoint.name} serves {now} instead of {' or '.join(before)}"
+            raise EndpointError(problem, DIFFERENT_MODEL)
+        self.earlier = self.earlier or [info.recorded]
+
+    async def _check_vocabulary(self, client: Client, endpoint: Endpoint, info: ServerInfo) -> None:
         try:
             answer = await client.post("/tokenize", info.kind.tokenize_body(PROBE, info), DESCRIBE_S)
             tokens = tuple(int(token) for token in answer["tokens"])
@@ -58,11 +74,6 @@ class ExpectedModel:
         if info.vocabulary_size not in (None, self.vocabulary.size) or tokens != self.probe:
             problem = f"{endpoint.name} serves {info.model}, whose vocabulary differs from that of the local model"
             raise EndpointError(problem, "name the server's model with -m; cerebrum pull --vocabulary MODEL fetches it")
-        now, before = origin(info.recorded), list(dict.fromkeys(map(origin, self.earlier)))
-        if before and now not in before and not self.may_differ:
-            problem = f"{endpoint.name} serves {now} instead of {' or '.join(before)}"
-            raise EndpointError(problem, DIFFERENT_MODEL)
-        self.earlier = self.earlier or [info.recorded]
 
 
 def probe(endpoint: Endpoint) -> ServerInfo:
@@ -75,7 +86,7 @@ def probe(endpoint: Endpoint) -> ServerInfo:
     try:
         return asyncio.run(ask())
     except LostServerError as lost:
-        found = "that it is a llama-server, and its log" if lost.was_sent else "and start llama-server there"
+        found = "and the log of the server" if lost.was_sent else "and start the server there"
         raise EndpointError(f"{endpoint.name}: {lost.reason}", f"check the URL, {found}") from lost
 
 
@@ -84,11 +95,8 @@ async def describe(client: Client, endpoint: Endpoint) -> ServerInfo:
     path = "/v1/models"
     try:
         entry = _choose_model(await client.get(path, DESCRIBE_S), endpoint)
-        owner = str(entry.get("owned_by"))
-        if owner not in KINDS:
-            found = UNSUPPORTED.get(owner, "a server of an unknown kind")
-            raise EndpointError(f"{endpoint.name} is {found}, which is not supported", f"use {' or '.join(SUPPORTED)}")
-        kind, path = KINDS[owner], KINDS[owner].description_path
+        kind = KINDS.get(str(entry.get("owned_by")), OTHER)
+        path = kind.description_path
         return kind.read_info(entry, await client.get(path, DESCRIBE_S, model=str(entry["id"])))
     except RequestError as error:
         if error.status == 404:  # as from a gateway while the server restarts
@@ -105,6 +113,9 @@ def remarks(servers: Mapping[str, ServerInfo]) -> Iterator[NoticeEvent]:
     variants: dict[str, str] = {}
     for name, info in servers.items():
         variants.setdefault(f"{info.weights} on {info.kind.name} {info.build}", name)
+        if info.kind.takes_messages:
+            problem = f"{name} applies its own chat template: no exact prompts, token ids or cache figures"
+            yield NoticeEvent(problem, f"for exact prompts, use {EXACT}")
         if info.has_other_weights:
             problem = f"{info.kind.name} serves the model's original weights, not those of the local file"
             yield NoticeEvent(problem, "answers differ from those of llama.cpp")

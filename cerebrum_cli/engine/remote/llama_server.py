@@ -43,6 +43,7 @@ class LlamaServer:
     """llama.cpp's own server; a completion is asked for on `/completion`, whose reply holds token ids and timings."""
 
     name = "llama-server"
+    takes_messages = False
     description_path = "/props"
     completion_path = "/completion"
     load_path = "/slots"  # on unless it is started with --no-slots; answered between two steps

@@ -143,9 +143,11 @@ class RemoteEngine(Engine):
         timeouts: ServerTimeouts | None = None,
         earlier: Sequence[Mapping[str, str]] = (),
         may_differ: bool = False,
+        messages: bool = False,
     ) -> None:
         self._open_vocabulary, self._endpoints, self._window = open_vocabulary, endpoints, window
-        self._earlier, self._may_differ, self._timeouts = earlier, may_differ, timeouts or ServerTimeouts()
+        self._earlier, self._may_differ, self._messages = earlier, may_differ, messages
+        self._timeouts = timeouts or ServerTimeouts()
         self._stop, self._cancel_count = StopFlag(), 0
         self._loop = asyncio.new_event_loop()
         self._serving: asyncio.Task[None] | None = None
@@ -244,7 +246,7 @@ class RemoteEngine(Engine):
                 await pool.close()
 
     def _create_servers(self) -> Sequence[Server]:
-        expected = ExpectedModel(self.vocabulary, self._earlier, self._may_differ)
+        expected = ExpectedModel(self.vocabulary, self._earlier, self._may_differ, self._messages)
         most = max(1, (raise_open_files() - OTHER_FILES) // len(self._endpoints))
         return [
             Server(endpoint, number, self._window, most, expected, self._timeouts)

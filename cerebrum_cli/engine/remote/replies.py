@@ -29,9 +29,11 @@ from cerebrum_cli.engine.backend import Vocabulary, continuation
 from cerebrum_cli.engine.control import EndReply, Force, Upcoming
 from cerebrum_cli.engine.detokenizer import Detokenizer, TokenTable
 from cerebrum_cli.engine.remote.client import LostServerError, RefusedRequestError
-from cerebrum_cli.engine.remote.kind import ReplyChunk, StopReason
+from cerebrum_cli.engine.remote.kind import CLOSE, ReplyChunk, StopReason
 from cerebrum_cli.engine.remote.turns import ENDED, Turns
 from cerebrum_cli.engine.sequence import Request
+
+JSON_STARTS = '{["-0123456789tfn'
 
 
 class TokenTables:
@@ -60,6 +62,7 @@ class RemoteSample:
     def __init__(self, id: SequenceId, request: Request, seed: int, tables: TokenTables) -> None:
         self.id, self.request, self.seed = id, request, seed
         self.tokens, self.has_all_tokens = 0, True
+        self._prompt_tokens = 0 if request.conversation else len(request.prompt_tokens)
         self.is_finished = self.needs_turn = False
         self._tables, self._pieces = tables, tables.pieces(request.visible_tokens)
         self._context_size = 0  # of the server
@@ -84,7 +87,8 @@ class RemoteSample:
         """The sample before anything has arrived from a server; controls are applied here, since that has none."""
         sample = RemoteSample(self.id, self.request, self.seed, self._tables)
         sample._context_size, sample._origin = context_size, origin
-        sample._detokenizer = Detokenizer(self.request.params.stop, self.request.answer_start)
+        stop = () if self.request.conversation else self.request.params.stop  # it has matched them, reasoning apart
+        sample._detokenizer = Detokenizer(stop, self.request.answer_start)
         sample._turns = Turns(self.request, self._tables.vocabulary)
         sample._turn = sample._turns.next_request()
         return sample
@@ -105,7 +109,10 @@ class RemoteSample:
             return
         if chunk.tokens or chunk.text:
             self._first_at = self._first_at or perf_counter()
-        yield from self._decode(chunk) if chunk.total is None else self._decode_counted(chunk, chunk.total)
+        if chunk.total is not None:
+            yield from self._decode_counted(chunk, chunk.total)
+        else:
+            yield from self._decode_text(chunk, chunk.text) if chunk.text else self._decode(chunk)
         # A server knows no control, and may not know a stop string: it would continue.
         is_left = self._turns.intervention or (self._by_stop_string and self.request.answer_start)
         if chunk.end or is_left:
@@ -123,10 +130,13 @@ class RemoteSample:
             yield from self._decode(chunk)
         elif chunk.text or chunk.end:
             unknown = chunk.text.encode().removeprefix(self._unsent).decode("utf-8", "replace")
-            guessed = continuation(self._tables.vocabulary, (Text(unknown),))
-            self._unsent, self.has_all_tokens = b"", False
-            yield from self._decode(replace(chunk, tokens=guessed))
+            yield from self._decode_text(chunk, unknown)
             self.tokens = total
+
+    def _decode_text(self, chunk: ReplyChunk, text: str) -> Iterator[Event]:
+        """Decode a text whose ids are not known, by some with the same text."""
+        self._unsent, self.has_all_tokens = b"", False
+        yield from self._decode(replace(chunk, tokens=continuation(self._tables.vocabulary, (Text(text),))))
 
     def _decode(self, chunk: ReplyChunk) -> Iterator[Event]:
         """Decode tokens up to one that ends the reply: together where nothing can intervene."""
@@ -161,7 +171,9 @@ class RemoteSample:
     def _end(self, chunk: ReplyChunk) -> Iterator[Event]:
         """End the running turn with its last part, or the one after which the rest is left."""
         given, turns, end = len(self._turn.prompt_tokens), self._turns, chunk.end or "limit"
-        if chunk.prompt_tokens not in (None, given):
+        if self.request.conversation:
+            self._prompt_tokens = chunk.prompt_tokens or 0
+        elif chunk.prompt_tokens not in (None, given):
             problem = f"the server evaluated {chunk.prompt_tokens} prompt tokens instead of {given}"
             raise EndpointError(problem, "its model has a different vocabulary; name that model with -m")
         self._require_grammar(given - len(self.request.prompt_tokens))
@@ -198,7 +210,8 @@ class RemoteSample:
         if text or not self.request.stream:
             yield TokenEvent(self.id, text, tokens=() if self.request.stream else self._ids, logprobs=self._logprobs)
         self._by_stop_string = self._by_stop_string or stopped_at_end or end == "stop string"
-        reason: FinishReason = "length" if self._is_at_limit else "context"
+        is_limited = self.request.conversation is not None and self.request.params.max_tokens is not None
+        reason: FinishReason = "length" if self._is_at_limit or is_limited else "context"
         if isinstance(self._turns.intervention, EndReply):
             reason = self._turns.intervention.reason
         elif is_stopped or self._by_stop_string:
@@ -223,12 +236,18 @@ class RemoteSample:
         grammar = self._turn.grammar
         tokens = (*self._ids[start:], *self._end_token) if grammar else ()
         try:
-            if not (grammar and tokens) or self._tables.vocabulary.matches_grammar(grammar, tokens):
+            if not (grammar and tokens) or self._matches(grammar, tokens):
                 return
         except GrammarError as error:
             raise RefusedRequestError(error) from error
         problem = "the reply does not match the grammar or schema: the server ignored it"
         raise RefusedRequestError(EndpointError(problem, "update the server, or use another"))
+
+    def _matches(self, grammar: str, tokens: Sequence[int]) -> bool:
+        """Whether a grammar allows these tokens; of JSON, whose schema a server has, only the beginning is checked."""
+        if self.request.conversation:
+            return "".join(self._texts).rpartition(CLOSE)[2].lstrip()[:1] in JSON_STARTS
+        return self._tables.vocabulary.matches_grammar(grammar, tokens)
 
     @property
     def _measured_timings(self) -> Timings:
@@ -244,11 +263,11 @@ class RemoteSample:
         return FinishEvent(
             self.id,
             reason,
-            prompt_tokens=len(self.request.prompt_tokens),
+            prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached,
             completion_tokens=self.tokens,
             seed=self.seed,
-            context_size=self._context_size,
+            context_size=0 if self.request.conversation else self._context_size,
             timings=self._measured_timings,
             by_stop_string=self._by_stop_string,
             has_all_tokens=self.has_all_tokens,

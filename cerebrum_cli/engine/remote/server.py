@@ -133,6 +133,7 @@ class Server:
                 kind = LateReplyError if self.alive_at > job.start else LostServerError
                 self.stop(kind(f"no reply within {limit:g} s"), [job])
         follows_load = self._window is None and self.info.max_window > self.info.slots
+        follows_load = follows_load and not self.info.kind.takes_messages
         if not (self.running and (follows_load or now - self.alive_at >= timeouts.silence)):
             return
         load = await self._update_load()

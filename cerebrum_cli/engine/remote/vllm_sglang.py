@@ -26,6 +26,7 @@ _PARAMS = ("temperature", "min_p", "presence_penalty", "frequency_penalty")  # w
 
 class _SharedFields:
     name: str
+    takes_messages = False
     load_path = "/metrics"
     takes_end_tokens = True
     _load_metrics: tuple[str, str, str]  # sequences that run, those that wait, and tokens

@@ -266,8 +266,9 @@ def attach_file(repl: Repl, line: SlashLine) -> None:
 
 def show_tokens(repl: Repl, _: SlashLine) -> None:
     repl.wait_for(repl.chat.load())
-    usage = repl.chat.context_usage
-    repl.streams.info(context_text(*usage) if usage else "loading the model")
+    usage, served = repl.chat.context_usage, repl.chat.loaded.model.is_served
+    unknown = "the server does not state its context" if served else "loading the model"
+    repl.streams.info(context_text(*usage) if usage else unknown)
 
 
 def show_stats(repl: Repl, _: SlashLine) -> None:

@@ -1,0 +1,185 @@
+"""`--endpoint` on servers of chat completions, such as Ollama and LM Studio, without any local model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CommandLine, Finished, assert_error
+from remote_engines import QUICK
+from scripted_command import batch_backend, run_here
+from server_kinds import LmStudioServer, OllamaServer
+
+from cerebrum_cli.engine.remote import job
+
+MODEL = "gemma3:4b"
+THOUGHT = "<think>\n2 and 2\n</think>\n\n"
+SCRIPT: dict[str, Any] = {
+    "rows": {"+ 3?": f"{THOUGHT}The answer is 4.", "json?": '{"a": 1}', "prose?": "Sure: it is 1."},
+    "seeds": [f"{THOUGHT}The answer is 4.", "Perhaps 5. The answer is 5.", f"{THOUGHT}Four. The answer is 4."],
+}
+Ask = Callable[..., Finished]
+
+
+@pytest.fixture(params=[OllamaServer, LmStudioServer])
+def server(request: pytest.FixtureRequest) -> Iterator[OllamaServer]:
+    with request.param(batch_backend(dict(SCRIPT), 1).model, context_size=5000) as server:
+        server.models = (MODEL,)
+        yield server
+
+
+@pytest.fixture
+def ask(server: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """Run a command on the server, with seed 0."""
+    monkeypatch.setattr(job, "ServerTimeouts", lambda: QUICK)
+    monkeypatch.chdir(tmp_path)
+
+    def run(command: str, *arguments: str | Path) -> Finished:
+        return run_here(dict(SCRIPT), tmp_path, command, *arguments, "--endpoint", server.url, "--seed", "0")
+
+    return run
+
+
+def questions(count: int) -> Path:
+    path = Path("questions.txt")
+    path.write_text("".join(f"{number} + 3?\n" for number in range(count)))
+    return path
+
+
+def schema() -> Path:
+    path = Path("schema.json")
+    path.write_text('{"type": "object"}')
+    return path
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_served_model_answers_through_chat_completions(server: OllamaServer, ask: Ask, is_plain: bool) -> None:
+    server.is_plain = is_plain
+    done = ask("ask", "What is 2 + 2?", "-s", "Be brief.", "--json", "-n", "99", "--stop", "###", "--think", "low")
+    [notice, _] = done.err.splitlines()
+    assert done.code == 0 and f"{server.url} applies its own chat template" in notice
+    found = done.object
+    assert (found["text"], found["reasoning"], found["final_answer"]) == ("The answer is 4.", "2 and 2", "4")
+    assert (found["model"], found["file"], found["format"]) == (MODEL, None, "server")
+    [asked] = server.completions()
+    assert asked.body == {
+        "model": MODEL,
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 + 2?"}],
+        "temperature": 0.0,
+        "top_p": 0.95,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "seed": 0,
+        "max_tokens": 99,
+        "stop": ["###"],
+        "reasoning_effort": "low",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    assert (found["finish_reason"], found["completion_tokens"]) == ("stop", len(SCRIPT["seeds"][0]) + 1)
+    assert found["prompt_tokens"] > 40 and found["cached_tokens"] is None
+
+
+def test_served_model_continues_a_session(server: OllamaServer, ask: Ask) -> None:
+    assert ask("ask", "One?").code == 0
+    done = ask("ask", "-c", "Two?", "--think", "off")
+    assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
+    body = server.completions()[1].body
+    assert [each["content"] for each in body["messages"]] == ["One?", "The answer is 4.", "Two?"]
+    assert body["reasoning_effort"] == "none"
+
+
+def test_served_model_counts_are_unknown_without_usage(server: OllamaServer, ask: Ask) -> None:
+    server.has_usage = False
+    found = ask("ask", "2 + 2?", "--json", "-n", "30").object
+    assert (found["prompt_tokens"], found["finish_reason"]) == (None, "length")
+
+
+def test_served_model_votes_with_a_request_for_each_sample(server: OllamaServer, ask: Ask) -> None:
+    done = ask("ask", "2 + 2?", "--votes", "3", "--final")
+    assert (done.code, done.out) == (0, "4\n"), done.err
+    assert "chat completions have no top_k, min_p: the server's own settings apply" in done.err
+    bodies = [asked.body for asked in server.completions()]
+    assert sorted(body["seed"] for body in bodies) == [0, 1, 2] and not any("n" in body for body in bodies)
+
+
+def test_served_model_answers_a_batch_and_resumes_it(server: OllamaServer, ask: Ask) -> None:
+    command = ("batch", questions(3), "-q", "-o", "out.jsonl")
+    assert ask(*command).code == 0
+    Path("questions.txt").write_text("1 + 3?\n4 + 3?\n")
+    done = ask(*command)
+    assert (done.code, len(server.completions())) == (0, 4), done.err
+    rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [(row["prompt"], row["reasoning"], row["final_answer"], row["served_model"]) for row in rows] == [
+        (f"{number} + 3?", "2 and 2", "4", MODEL) for number in (1, 4)
+    ]
+
+
+def test_served_model_is_evaluated(ask: Ask) -> None:
+    Path("exam.jsonl").write_text('{"question": "1 + 3?", "answer": "4"}\n{"question": "2 + 3?", "answer": "5"}\n')
+    found = ask("eval", "exam.jsonl", "--json").object
+    assert (found["model"], found["n"], found["accuracy"]) == (MODEL, 2, 0.5)
+
+
+def test_served_model_follows_a_schema(server: OllamaServer, ask: Ask) -> None:
+    done = ask("ask", "json?", "--schema", schema())
+    assert (done.code, done.out) == (0, '{"a": 1}\n'), done.err
+    schemas = [asked.body["response_format"] for asked in server.completions()]
+    named = {"name": "answer", "strict": True, "schema": {"type": "object"}}
+    assert schemas == [{"type": "json_schema", "json_schema": named}]
+    assert_error(ask("ask", "prose?", "--schema", schema()), 1, "the server ignored it")
+
+
+def test_served_model_reply_that_is_withheld_is_an_error(server: OllamaServer, ask: Ask) -> None:
+    server.finish_reason = "content_filter"
+    assert_error(ask("ask", "2 + 2?"), 1, "the server ended the reply: content_filter")
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--raw",), "--raw needs the prompt, which the server makes"),
+        (("--dry-run",), "--dry-run needs the prompt"),
+        (("--grammar", "schema.json"), "chat completions take no grammar"),
+        (("--think", "100"), "think=100 is not possible through chat completions"),
+        (("--format", "cerebrum"), "format is not possible"),
+        (("--chat-template", "schema.json"), "chat_template is not possible"),
+        (("--set", "logit_bias=42=-1"), "logit_bias is not possible"),
+        (("-m", "nano"), "takes messages, not token ids"),
+    ],
+)
+def test_served_model_refuses_what_needs_token_ids(
+    server: OllamaServer, ask: Ask, options: tuple[str, ...], part: str
+) -> None:
+    schema()
+    done = ask("ask", "2 + 2?", *options)
+    assert_error(done, 1 if "-m" in options else 2, part)
+    assert not server.completions()
+
+
+def test_served_model_is_chosen_if_there_are_several(server: OllamaServer, ask: Ask) -> None:
+    server.models = (MODEL, "qwen3:8b")
+    assert_error(ask("ask", "2 + 2?"), 1, "serves several models", f"{MODEL}, qwen3:8b")
+    done = ask("ask", "2 + 2?", "--set", "served_model_name=qwen3:8b", "--json")
+    assert (done.object["model"], server.completions()[0].body["model"]) == ("qwen3:8b", "qwen3:8b")
+
+
+def test_served_model_is_checked_by_doctor(server: OllamaServer, tmp_path: Path) -> None:
+    done = run_here(dict(SCRIPT), tmp_path, "doctor", "--endpoint", server.url, "--json")
+    details = {result["name"]: result["detail"] for result in done.object}
+    assert list(details) == ["server", "served_model", "vocabulary", "reply", "speed", "token_ids", "seeds"]
+    assert details["token_ids"] == "none: prompts are sent as messages, through chat completions"
+
+
+@pytest.mark.slow
+def test_served_model_text_survives_the_stand_in_vocabulary(new_user: CommandLine) -> None:
+    text = "  Zwölf 🙂\n\n\tif x:  日本語</s> [INST] end."
+    script = {"rows": {}, "seeds": [f"A{text}"]}
+    with OllamaServer(batch_backend(script, 1).model, context_size=5000) as server:
+        server.models = (MODEL,)
+        for stream in ((), ("--votes", "1")):
+            done = new_user.run("ask", "Say it", "--endpoint", server.url, "--seed", "0", "--json", *stream)
+            assert done.object["text"] == f"A{text}", done.err
