@@ -11,14 +11,19 @@ import pytest
 from command_line import CommandLine, Finished, assert_error
 from remote_engines import QUICK
 from scripted_command import batch_backend, run_here
-from server_kinds import LmStudioServer, OllamaServer
+from server_kinds import LlamaServer, LmStudioServer, OllamaServer
 
 from cerebrum_cli.engine.remote import job
 
 MODEL = "gemma3:4b"
 THOUGHT = "<think>\n2 and 2\n</think>\n\n"
 SCRIPT: dict[str, Any] = {
-    "rows": {"+ 3?": f"{THOUGHT}The answer is 4.", "json?": '{"a": 1}', "prose?": "Sure: it is 1."},
+    "rows": {
+        "+ 3?": f"{THOUGHT}The answer is 4.",
+        "line?": "<think>2 and 2</think>The answer is 4.",
+        "json?": '{"a": 1}',
+        "prose?": "Sure: it is 1.",
+    },
     "seeds": [f"{THOUGHT}The answer is 4.", "Perhaps 5. The answer is 5.", f"{THOUGHT}Four. The answer is 4."],
 }
 Ask = Callable[..., Finished]
@@ -38,7 +43,7 @@ def ask(server: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
 
     def run(command: str, *arguments: str | Path) -> Finished:
-        return run_here(dict(SCRIPT), tmp_path, command, *arguments, "--endpoint", server.url, "--seed", "0")
+        return run_here(dict(SCRIPT), tmp_path, command, "--endpoint", server.url, "--seed", "0", *arguments)
 
     return run
 
@@ -90,11 +95,17 @@ def test_served_model_continues_a_session(server: OllamaServer, ask: Ask) -> Non
     body = server.completions()[1].body
     assert [each["content"] for each in body["messages"]] == ["One?", "The answer is 4.", "Two?"]
     assert body["reasoning_effort"] == "none"
+    assert_error(run_here(dict(SCRIPT), Path.cwd(), "ask", "-c", "Three?"), 3, f"unknown model '{MODEL}'")
+
+
+def test_served_model_stop_strings_are_left_to_the_server(ask: Ask) -> None:
+    done = ask("ask", "line?", "--stop", "\n")
+    assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
 
 
 def test_served_model_counts_are_unknown_without_usage(server: OllamaServer, ask: Ask) -> None:
-    server.has_usage = False
-    found = ask("ask", "2 + 2?", "--json", "-n", "30").object
+    server.has_usage, server.finish_reason = False, "length"
+    found = ask("ask", "2 + 2?", "--json", "-n", "9999").object
     assert (found["prompt_tokens"], found["finish_reason"]) == (None, "length")
 
 
@@ -106,9 +117,11 @@ def test_served_model_votes_with_a_request_for_each_sample(server: OllamaServer,
     assert sorted(body["seed"] for body in bodies) == [0, 1, 2] and not any("n" in body for body in bodies)
 
 
+@pytest.mark.slow
 def test_served_model_answers_a_batch_and_resumes_it(server: OllamaServer, ask: Ask) -> None:
     command = ("batch", questions(3), "-q", "-o", "out.jsonl")
     assert ask(*command).code == 0
+    assert json.loads(Path("out.jsonl.meta.json").read_text())["fingerprint"]["model file"] == MODEL
     Path("questions.txt").write_text("1 + 3?\n4 + 3?\n")
     done = ask(*command)
     assert (done.code, len(server.completions())) == (0, 4), done.err
@@ -118,6 +131,7 @@ def test_served_model_answers_a_batch_and_resumes_it(server: OllamaServer, ask: 
     ]
 
 
+@pytest.mark.slow
 def test_served_model_is_evaluated(ask: Ask) -> None:
     Path("exam.jsonl").write_text('{"question": "1 + 3?", "answer": "4"}\n{"question": "2 + 3?", "answer": "5"}\n')
     found = ask("eval", "exam.jsonl", "--json").object
@@ -165,6 +179,13 @@ def test_served_model_is_chosen_if_there_are_several(server: OllamaServer, ask: 
     assert_error(ask("ask", "2 + 2?"), 1, "serves several models", f"{MODEL}, qwen3:8b")
     done = ask("ask", "2 + 2?", "--set", "served_model_name=qwen3:8b", "--json")
     assert (done.object["model"], server.completions()[0].body["model"]) == ("qwen3:8b", "qwen3:8b")
+
+
+def test_served_model_needs_servers_of_one_kind_that_answer(server: OllamaServer, ask: Ask) -> None:
+    with LlamaServer(server.model) as other:
+        assert_error(ask("ask", "2 + 2?", "--endpoint", other.url), 1, f"{other.url} takes token ids", "one kind")
+    server.kill()
+    assert_error(ask("ask", "2 + 2?"), 1, "Connection refused", "start the server there")
 
 
 def test_served_model_is_checked_by_doctor(server: OllamaServer, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ class OpenAIServer:
         finish, usage, is_reasoning = None, dict[str, Any](), False
         async for event in events:
             usage = event.get("usage") or usage
-            for choice in event.get("choices", ()):
+            for choice in event.get("choices") or ():
                 finish = choice.get("finish_reason") or finish
                 reasoning, text = _texts(choice.get("delta") or {})
                 marked = reasoning if is_reasoning or not reasoning else OPEN + reasoning
