@@ -19,7 +19,7 @@ from typing import Any
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
-from cerebrum_cli.formats.sandbox import run_template
+from cerebrum_cli.formats.template_sandbox import run_template
 from cerebrum_cli.formats.template_traits import (
     SWITCHES,
     Turn,

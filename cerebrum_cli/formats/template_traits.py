@@ -10,7 +10,7 @@ from typing import Any
 
 from cerebrum_cli.core.conversion import EFFORTS
 from cerebrum_cli.core.errors import FormatError
-from cerebrum_cli.formats.sandbox import run_template
+from cerebrum_cli.formats.template_sandbox import run_template
 from cerebrum_cli.formats.thinking import ThoughtMarkup
 
 SWITCHES = ("enable_thinking", "thinking")  # variables by which templates turn reasoning on and off

@@ -90,7 +90,7 @@ def read_template(path: Path) -> str:
 
 def require_valid(path: Path, template: str) -> None:
     """Raise FormatError for a file whose template is invalid."""
-    from cerebrum_cli.formats.sandbox import compile_template
+    from cerebrum_cli.formats.template_sandbox import compile_template
 
     try:
         compile_template(template)

@@ -21,7 +21,7 @@ from vocabularies import MARKS, marked_up, text_of
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.sandbox import run_template
+from cerebrum_cli.formats.template_sandbox import run_template
 from cerebrum_cli.formats.template_traits import find_switch
 from cerebrum_cli.formats.thinking import THOUGHTS, open_thought
 from cerebrum_cli.inference.responder import detokenize

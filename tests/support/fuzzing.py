@@ -51,7 +51,7 @@ def mutated(rng: random.Random, text: str) -> str:
 
 
 def template_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
-    from cerebrum_cli.formats.sandbox import run_template
+    from cerebrum_cli.formats.template_sandbox import run_template
 
     values = {
         "messages": [{"role": role, "content": f"{role}s say: <b>é</b>\\n"} for role in ("user", "assistant", "user")],
