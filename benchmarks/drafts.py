@@ -155,7 +155,7 @@ def generate(
     tokens: int = TOKENS,
     seed: int = 1,
 ) -> Speed:
-    """Generate exactly so many tokens after a text."""
+    """Generate a fixed number of tokens after a text."""
     prompt = engine.vocabulary.tokenize([Text(text, trusted=False)])
     params = SamplingParams(max_tokens=tokens, temperature=temperature, seed=seed)
     events = list(engine.generate([Request(prompt, params, ignore_eos=True, step_costs=costs)]))

@@ -210,7 +210,7 @@ class Batch:
             yield process
 
     def wait_for(self, rows: int, process: subprocess.Popen[bytes]) -> None:
-        """Wait until so many rows are written. RuntimeError if it ends before."""
+        """Wait until this number of rows is written. RuntimeError if it ends before."""
         while self._written_lines < rows:
             if process.poll() is not None:
                 raise RuntimeError(f"the batch ended with {process.returncode} before {rows} rows: {self.errors}")

@@ -1,7 +1,7 @@
 r"""Give answers that mean the same one normal form, and others another: the key under which votes are counted.
 
-Two answers are equal where their forms are, so equality is an equivalence. The rules, of which the first that fits is
-taken; groups of spellings are in tests/data/canonical.json:
+Two answers are equal if their forms are, so equality is an equivalence relation. The first rule that fits applies;
+tests/data/canonical.json has groups of spellings:
 
     a choice letter, yes, no   (B)   b)   option B   B) 12   Yes, it is     B, yes; a lone letter stays as it is
     an amount, exactly         4/5   .80   8 \times 10^{-1}   twelve        4/5, 4/5, 4/5, 12
@@ -62,9 +62,9 @@ def canonical(answer: str) -> str:
 
 
 def matches_gold(answer: str | None, gold: str) -> bool:
-    """Whether an answer is the gold one: in normal form, or apart from what votes tell apart and a question implies.
+    """Whether an answer equals the gold one, in normal form or in a form that the question implies.
 
-    Beside a gold answer of 60%, 0.6 is right as well as 60, and beside one of 8, "8 p.m." as well as 8; or the reverse.
+    If the gold answer is 60%, both 0.6 and 60 are right; if it is 8, so is "8 p.m."; and the reverse.
     """
     if answer is None:
         return False
@@ -137,7 +137,7 @@ def _nested(text: str, depth: int) -> str | None:
 
 
 def _algebra(text: str) -> str | None:
-    """What has operators or digits and no words."""
+    """Form of a text with operators or digits, and without words."""
     rest = re.sub(_FUNCTION, "·", text, flags=re.IGNORECASE)
     if re.search(_LETTER + "{3}", rest) or not re.search(r"[^\w\s'.,!?]|\d", rest):
         return None
@@ -162,7 +162,7 @@ def _parts(text: str) -> tuple[list[str], bool]:
 
 
 def _outside_brackets(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
-    """Yield the marks outside of brackets that a pattern finds, which finds brackets too."""
+    """Yield the matches of a pattern outside of brackets; it must match brackets too."""
     depth = 0
     for mark in pattern.finditer(text):
         if mark[0] in "([{":

@@ -114,7 +114,7 @@ def final_answer(text: str, is_complete: bool = True) -> str | None:
 
 
 def extract_answers(text: str, is_complete: bool) -> Extraction:
-    """Find the final answer as `final_answer` does, and what a text states wherever it was truncated."""
+    """Find the final answer as `final_answer` does, and the answer that the text states even if it is truncated."""
     text = own_text(text)
     doubtful = None
     for answer, firm in _statements_from_last(text):
@@ -142,7 +142,7 @@ def final_words(text: str, is_complete: bool = True) -> str | None:
 
 
 def own_text(text: str) -> str:
-    """What a reply has behind its thought, and before a next question that a base model makes up."""
+    """Text of a reply after its reasoning, and before another question that a base model makes up."""
     text = text.replace("\r\n", "\n").replace('\\"', '"').replace("\N{MINUS SIGN}", "-")
     text = _THOUGHT.sub("", text) if "think" in text else text
     if question := _NEXT_QUESTION.search(text):
@@ -196,7 +196,7 @@ def _first_line_of_marker(text: str) -> int:
 
 
 def _braced(text: str) -> str:
-    """Text between the brace that opens `text` and its partner; empty if there is none."""
+    """Text between the brace that opens `text` and the matching one; empty if there is none."""
     depth = 0
     for mark in re.finditer(r"\\.|[{}]", text, re.DOTALL):
         depth += {"{": 1, "}": -1}.get(mark[0], 0)
@@ -206,7 +206,7 @@ def _braced(text: str) -> str:
 
 
 def _value(answer: str, text: str, place: int) -> str:
-    """What a statement at a place in a text comes to: without a remark in parentheses; of a sentence, its amount."""
+    """Value of a statement at a place in a text, without a remark in parentheses; of a sentence, its amount."""
     answer = _ASIDE.sub("", answer)
     if _REFUSAL.search(answer) or _AS_IS.match(answer):
         return answer

@@ -34,7 +34,7 @@ class Votes:
         return f"{self.minimum}..{self.maximum}" + (f", {self.needed} to win" if self.needed > 1 else "")
 
     def needing(self, votes: int | None) -> Votes:
-        """The same number of samples, of which so many must agree. Raises UsageError for more than there are."""
+        """The same samples, with the votes that the winner needs. Raises UsageError if that is more than all."""
         if votes is not None and not 1 <= votes <= self.maximum:
             raise UsageError(f"--min-votes is {votes}", f"it must be from 1 to {self.maximum}, the number of samples")
         return replace(self, needed=votes or 1)

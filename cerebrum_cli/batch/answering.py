@@ -56,7 +56,7 @@ class BatchOptions:
     modes: Mapping[str, Settings] = field(default_factory=dict)
 
     def for_row(self, position: int, row: Layer) -> Settings:
-        """The settings of a row, which may have some of its own."""
+        """The settings of a row: those of the batch, overridden by its own."""
         mode = self.modes.get(MODES[row["think"] != "off"], self.settings) if row.get("think") else self.settings
         if not row and mode.seed is None:
             return mode
@@ -269,7 +269,7 @@ def write_row_errors(rows: Rows, result: Result) -> None:
 
 
 def _group_rows(responder: Responder, pending: Sequence[PendingRow]) -> Iterator[list[PendingRow]]:
-    """Yield groups of rows of similar lengths, the shortest first, in each of which rows are sorted by their tokens."""
+    """Yield groups of rows of similar lengths, the shortest first; the rows of a group are sorted by their tokens."""
     for group in responder.engine.group_by_length(row.request for row in pending):
         yield sorted((pending[index] for index in group), key=lambda row: row.request.prompt_tokens)
 
@@ -299,7 +299,7 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
 
 
 def _model_error(model: str, names: Sequence[str]) -> RowError | None:
-    """The error of a row that names another model than the one with these names."""
+    """Error for a row that requests a model by none of these names."""
     if model.casefold() in map(str.casefold, names):
         return None
     return RowError(REFUSED, f"`model` is {model!r}, but this batch uses {names[0]}: remove the key")

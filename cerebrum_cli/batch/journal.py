@@ -150,7 +150,7 @@ class Journal:
 
     @property
     def notes(self) -> Mapping[str, Any]:
-        """What is remembered beside the rows."""
+        """Notes stored beside the rows."""
         return self.record.notes
 
     def write_notes(self, notes: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The files of a batch result, and what they say about the next run: begin, resume, complete or refuse.
+"""The files of a batch result, which decide how the next run begins, resumes or completes it, or is refused.
 
 The record beside a result, OUTPUT.meta.json, has the settings, the identity of a file that may be replaced, and that of
 the result.
@@ -95,7 +95,7 @@ def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
 
 
 def result_delimiter(output: Path) -> str | None:
-    """The delimiter of a result that is a table by its suffix; None for JSON Lines. Raises UsageError for another."""
+    """Delimiter of a result with the suffix of a table; None for JSON Lines. Raises UsageError for other suffixes."""
     suffix = output.suffix.lower()
     if suffix in _JSON_SUFFIXES:
         return None

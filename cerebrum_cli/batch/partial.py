@@ -128,7 +128,7 @@ class PartialFile:
         return file
 
     def _read_line(self, file: BinaryIO, position: int) -> bytes:
-        """The line of a row, as in the result, with what this input has in place of an earlier one."""
+        """Line of a row as in the result, with the fields that the present input has for it."""
         file.seek(self._offsets[position])
         object = self._parse_line(file.readline()) or {}
         fields, identify = self._rows.fields(position), self._rows.schema.identify

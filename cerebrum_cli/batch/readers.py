@@ -113,7 +113,7 @@ def open_input(source: Path) -> InputFile:
 
 
 def spool_input(read: Callable[[int], bytes], name: str) -> InputFile:
-    """Copy a stream, of which `read` returns the next bytes, to a temporary file without a name.
+    """Copy a stream to a temporary file without a name; `read` returns its next bytes.
 
     Raises BatchError, and UsageError for a line that is too long: a device may have no end.
     """
@@ -176,7 +176,7 @@ class LineRows:
         return replace(row, input=self._input(text)) if self.include_input else row
 
     def _input(self, line: str) -> Any:
-        """A line as the output has it; one that is not JSON as text."""
+        """Value of a line for the key `input` of its answer: JSON, or else text."""
         with suppress(ValueError, RecursionError):
             return parse_json(line) if self.shape == "jsonl" else line
         return line

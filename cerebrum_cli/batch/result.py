@@ -60,7 +60,7 @@ class TableFormat:
 
 
 class _Lines:
-    """What a table is written to: a list of its lines."""
+    """The file that a table is written to: a list of its lines."""
 
     def __init__(self, lines: list[str]) -> None:
         self.write = lines.append
@@ -68,7 +68,7 @@ class _Lines:
 
 @dataclass(frozen=True, slots=True)
 class ResultRows:
-    """The rows of a result: how many, and the keys that the line of a row has from the input, which is read for them.
+    """The rows of a result: their number, and the keys that each line takes from the input, which is read for them.
 
     Rows of a batch may be equal. `sha256` is the digest of an input that may change from one run to the next. The
     result is a `table`, or JSON Lines.

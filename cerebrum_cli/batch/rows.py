@@ -83,7 +83,7 @@ class Row:
 
     @property
     def request(self) -> str | None:
-        """A digest of what the row asks besides its prompt, or of its error; None if the prompt is all."""
+        """Digest of everything that the row requests besides its prompt, or of its error; None if there is nothing."""
         if self.conversation is None:
             asked: dict[str, Any] = {"error": self.error and asdict(self.error)}
         else:
@@ -98,7 +98,7 @@ class Row:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What an output object has from the input."""
+        """Keys of an output object that come from the input."""
         return {"id": self.id, "prompt": self.prompt, LINE: self.number, REQUEST: self.request, INPUT: self.input}
 
 
@@ -192,7 +192,7 @@ def count_row(unit: str, object: Mapping[str, Any]) -> RowCounts:
 def result_rows(
     rows: Rows, sha256: str | None = None, unit: str = "line", table: TableFormat | None = None
 ) -> ResultRows:
-    """The rows of a result. `unit` is what a row is in the input, of which `sha256` is the digest."""
+    """The rows of a result. `unit` is the word for a row of the input, whose digest is `sha256`."""
     keys = with_optional(OUTPUT_KEYS, MORE_KEYS)
     schema = Schema(keys, ("prompt", REQUEST), partial(count_row, unit), partial(name_row, unit))
     return ResultRows(schema, len(rows), lambda position: rows[position].fields, sha256, table)

@@ -102,7 +102,7 @@ class Chat:
 
     @property
     def _next_conversation(self) -> Conversation:
-        """The conversation before the next question is written: templates may show the reasoning of a last reply."""
+        """The conversation without the next question: templates may include the reasoning of its last reply."""
         conversation = self.conversation
         is_answered = conversation.messages and conversation.messages[-1].role == "assistant"
         return conversation.user("") if is_answered else conversation
@@ -150,7 +150,7 @@ class Chat:
     def given_reply(self) -> GivenReply:
         """The last reply in the tokens it was sampled as. Raises SessionError if they are not known.
 
-        Those of a stop string's are not stored, and known as long as the chat runs.
+        Those of a reply that a stop string ended are not stored, and known only while the chat runs.
         """
         self.loaded.responder.require_inspection()
         last = self.last_reply
@@ -318,7 +318,7 @@ class Chat:
 
     @property
     def _session_values(self) -> dict[str, Any]:
-        """What a session records of the model and the format that answer in it, and the sampling that was asked for."""
+        """Values that a session records: the model, the format and the requested sampling."""
         model = self.loaded.model
         recorded = session_params(self.settings, model)
         params = {key: value for key, value in recorded.items() if key in KEPT or key in self.overrides}
@@ -388,7 +388,7 @@ class Chat:
 
 
 def with_changes(layer: Layer, changes: Layer) -> Layer:
-    """A layer with changes, of which None removes a setting."""
+    """A layer with changes; None removes a setting."""
     changed = SourcedLayer(layer, SourcedLayer(changes, origin=SLASH_SET))
     for key in changes.keys() - SourcedLayer(changes).keys():
         changed.pop(key, None)

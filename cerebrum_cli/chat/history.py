@@ -42,7 +42,7 @@ KEPT = (LORA, CHAT_TEMPLATE)  # what later questions of `ask` use, too
 
 @dataclass(slots=True)
 class History:
-    """A user's sessions, of which this process locks at most one, by an empty file in `locks`.
+    """A user's sessions; this process locks at most one, by an empty file in `locks`.
 
     A lock keeps other processes from writing to the session, and ends with its process.
     """
@@ -201,7 +201,7 @@ def with_session_defaults(session: Session | None, overrides: Layer, is_remote: 
 
 
 def session_params(settings: Settings, model: Model) -> dict[str, Any]:
-    """What a session records of the settings, as JSON gives it back: those of sampling, and those that it `KEPT`."""
+    """Settings that a session records, as JSON values: those of sampling, and those in `KEPT`."""
     values = {key: getattr(settings, key) for key in PARAMS}
     texts = {key: list(map(str, value)) for key, value in values.items() if isinstance(value, tuple)}
     template, path = {}, template_file(settings)
@@ -267,12 +267,12 @@ def add_forced_tokens(before: StoredMessage, reply: Reply) -> Reply:
 
 
 def has_valid_tokens(stored: StoredMessage, model: Model) -> bool:
-    """Whether a model wrote a reply, and its tokens have the same meaning in the file that the model is now."""
+    """Whether a model wrote a reply, and its tokens have the same meaning in the present file of the model."""
     return stored.message.tokens is not None and is_author(model, stored.metadata)
 
 
 def is_author(model: Model, metadata: ReplyMetadata) -> bool:
-    """Whether a model wrote a reply, with the same adapters, and the vocabulary of the file that it is now."""
+    """Whether a model wrote a reply, with the same adapters and the vocabulary of its present file."""
     return (
         metadata.vocabulary is not None  # the file could be read
         and metadata.model == model.reference
@@ -288,7 +288,7 @@ def with_thinking(stored: StoredMessage) -> Message:
 
 
 def settings_of(stored: StoredMessage, settings: Settings) -> Settings:
-    """Settings, with those that a reply's prompt was rendered with."""
+    """Settings, overridden by those that a reply's prompt was rendered with."""
     params = stored.metadata.params or {}
     return replace(settings, think=params.get("think"), keep_thoughts=params.get("keep_thoughts"))
 

@@ -58,7 +58,7 @@ class SessionRecorder:
         return continue_session(self._history.store, self.session, model, conversation, overrides.get("system"))
 
     def resume(self, model: Model, settings: Settings) -> tuple[Conversation, Settings]:
-        """The conversation up to the last question, whose reply is to be continued, and the settings of that.
+        """The conversation up to the last question, and the settings of its reply, which is continued.
 
         Raises SessionError.
         """
@@ -95,7 +95,7 @@ class SessionRecorder:
             self._notify(NoticeEvent(f"this exchange was not saved: {error.message}", error.hint))
 
     def save_prompt_cache(self, loaded: LoadedModel, conversation: Conversation, reply: Reply | MajorityVote) -> None:
-        """Save what took long to evaluate: the prompt, and the prefix that all prompts of this kind share."""
+        """Save the prompt, and the prefix that all such prompts share, if they took long to evaluate."""
         if not self._saves:
             return
         from cerebrum_cli.inference.reply import LONG_PROMPT

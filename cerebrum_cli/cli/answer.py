@@ -110,7 +110,7 @@ class AnswerPrinter:
                 raise NoAnswer("the reply states no final answer", self._hint_to_read(reply, "a final answer"))
 
     def _continue(self, collector: ReplyCollector) -> Generator[Event, None, None]:
-        """Yield the events of loading the model, and of what follows the reply that was cut off.
+        """Yield the events of loading the model and of continuing the truncated reply.
 
         The collector gets that reply, too.
         """
@@ -226,7 +226,7 @@ class AnswerPrinter:
                 yield event
 
     def _progress_sinks(self, line: StatusLine) -> list[Sink]:
-        """What standard error shows while the answer is generated; the line erases itself before others write."""
+        """Sinks of standard error while the answer is generated; the line erases itself before others write."""
         notices = NoticeSink(self.streams)
         return [notices] if self.options.verbose else [line, notices]
 

@@ -69,7 +69,7 @@ def llama_codec() -> Codec:
 
 @dataclass(slots=True)
 class App:
-    """What commands run on: directories, streams, the model library, and how a model is opened."""
+    """The environment of commands: directories, streams, the model library, and how a model is opened."""
 
     config_directory: Path
     data_directory: Path
@@ -117,7 +117,7 @@ class App:
         return History(store, directory / "locks")
 
     def resources(self, no_profile: bool = False) -> Resources:
-        """What models are opened with; `no_profile` leaves out what was measured on this machine."""
+        """Resources for opening models; `no_profile` leaves out tuning profiles."""
         from cerebrum_cli.inference.loading import Resources
 
         profile = {} if no_profile else {"profile": self.profile}

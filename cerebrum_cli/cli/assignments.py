@@ -60,7 +60,7 @@ def rows(settable: Mapping[str, Option]) -> Iterator[tuple[str, str, str, str]]:
 
 
 def assignments(settable: Mapping[str, Option], app: App) -> Iterator[str]:
-    """What Tab offers after `--set`: each key, with its values if they can be listed."""
+    """Completions of `--set`: each key, with its values if they can be listed."""
     for name, declared in {key: settable[keys[0]] for key, keys in SHORTHANDS.items() if keys[0] in settable}.items():
         yield from (f"{name}={value}" for value in declared.choices)
     for name, declared in settable.items():

@@ -90,7 +90,7 @@ def chat(
 
 
 def begins_question(app: App, words: list[str]) -> bool:
-    """Whether the first argument belongs to a question: it is one, or the arguments are one without quotes."""
+    """Whether the first argument begins a question, with or without quotes."""
     if len(words) > 2 and not any(map(is_text, words[:-1])):
         try:
             app.library.resolve(words[0])

@@ -1,4 +1,4 @@
-"""What Tab completes in a shell: installed and known models, prompt formats, sessions, saved prompts, files."""
+"""Completion in a shell: installed and known models, prompt formats, sessions, saved prompts, files."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def completed_command() -> str | None:
 
 
 Values: TypeAlias = Callable[["App"], Iterable[str]]
-"""What Tab offers, read when it is pressed."""
+"""Candidates of completion, read when Tab is pressed."""
 
 
 def installed_models(app: App) -> Iterable[str]:
@@ -93,7 +93,7 @@ def installed_models(app: App) -> Iterable[str]:
 
 
 def stored_models(app: App) -> Iterable[str]:
-    """Installed models, and those of which only the vocabulary is here."""
+    """Installed models, and those of which only the vocabulary is installed."""
     return (model.reference for model in (*app.library.models(), *app.library.vocabularies()))
 
 

@@ -79,7 +79,7 @@ def find_remote_model(app: App, settings: Settings, options: ServerOptions) -> M
 
 
 def require_no_adapters(settings: Settings, option: str) -> None:
-    """Raise UsageError if adapters are set, wherever that is: without them, answers are others."""
+    """Raise UsageError if any layer sets adapters: answers would differ without them."""
     if settings.lora:
         problem = f"{option} cannot apply the adapter {settings.lora[0]}: adapters apply to local models"
         hint = "start the server with it, and give --lora none" if option == "--endpoint" else "give --lora none"
@@ -121,7 +121,7 @@ def note_servers(run: Journal, loaded: LoadedModel) -> None:
 
 
 def note_records(run: Journal, records: Servers) -> None:
-    """Add what is not noted yet of these records of servers or nodes."""
+    """Add those of these records of servers or nodes that are not noted yet."""
     known = noted_servers(run)
     if new := [record for record in records if record not in known]:
         with contextlib.suppress(BatchError):  # of a full disk: what went wrong before it matters more

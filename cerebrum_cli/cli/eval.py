@@ -117,7 +117,7 @@ class PreparedEvaluation:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What the report of the run states, and the model that `runs compare --kl` loads."""
+        """Notes for the report of the run, and the model that `runs compare --kl` loads."""
         from cerebrum_cli.eval.runs import CHOSEN
 
         task, model, origins = self.task, self.source.model, self.source.settings.origins
@@ -263,7 +263,7 @@ def generate(app: App, prepared: PreparedEvaluation, run: Journal, missing: int,
 
 
 def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> None:
-    """Print the exact prompt of the first question on standard output, and what the run would be on standard error."""
+    """Print the exact prompt of the first question on standard output, and a summary of the run on standard error."""
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.engine.memory import SINGLE
     from cerebrum_cli.eval.runs import samples_to_keep
@@ -318,7 +318,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
 
 
 def estimate(app: App, prepared: PreparedEvaluation, prompt_tokens: int) -> tuple[float | None, str]:
-    """How many seconds the whole run takes, and what the estimate rests on; None if that is unknown."""
+    """Estimated seconds of the whole run, None if unknown, and the basis of the estimate."""
     from statistics import StatisticsError, mean
 
     from cerebrum_cli.engine.trials import BenchJob, TrialError

@@ -126,7 +126,7 @@ def pull(
 
 
 def next_step(app: App, model: Model) -> str:
-    """The command that tries an installed model; none for one that generates no text."""
+    """Notice with the command that tries an installed model; empty for one that generates no text."""
     from cerebrum_cli.inference.loading import format_of
 
     if unsupported_kind(model.header):

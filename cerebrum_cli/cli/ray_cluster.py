@@ -41,7 +41,7 @@ PROGRAM = f"from {__name__} import main; main()"
 
 Records = Sequence[Mapping[str, str]]  # of what generates
 Job = Callable[[int, Callable[[bytes], None]], tuple[Callable[[bytes], bytes], Records]]
-"""Opens a model on a node with so many threads, and sends notices as answers without rows: what answers blocks."""
+"""Opens a model with a number of threads, and sends notices as answers without rows; returns what answers blocks."""
 
 Plan = Callable[[int], tuple[Iterator[bytes], Job, int]]
 """The blocks for a number of workers, the job of each, and how many blocks it has at a time."""
@@ -66,8 +66,8 @@ def answer_blocks(
 ) -> Generator[Message, None, None]:
     """Yield answers to blocks as they are finished, reports of workers, b"" as their sign of life, and None otherwise.
 
-    The cluster is at an address, or of so many nodes on this machine. It has so many workers, or one on each GPU, or on
-    each node. Blocks whose worker or node is lost are left out. Raises EndpointError.
+    `address` is that of a cluster, or a number of nodes to start on this machine. Without a number of `workers`, there
+    is one on each GPU, or on each node. Blocks whose worker or node is lost are left out. Raises EndpointError.
     """
     if find_spec("ray") is None:
         raise EndpointError("--ray needs the package ray, which is not installed", pip_install("'cerebrum-cli[ray]'"))
@@ -169,7 +169,7 @@ def connect(address: str) -> None:
 
 
 class Places(NamedTuple):
-    """The node of each worker, the threads of workers by node, and what a worker needs one of."""
+    """The node of each worker, the threads of workers by node, and the resource of which a worker takes one."""
 
     nodes: Sequence[str]
     threads: Mapping[str, int]
@@ -177,7 +177,7 @@ class Places(NamedTuple):
 
 
 def find_places(workers: int | None, uses_gpus: bool) -> Places:
-    """Places for so many workers, or for one on each GPU; in a cluster without, or else, one on each node.
+    """Places for a number of workers; without one, for one on each GPU, or on each node if there are no GPUs.
 
     Nodes without GPUs, such as a head, are left out where others have some. Raises EndpointError if none is left.
     """

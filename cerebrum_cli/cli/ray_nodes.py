@@ -51,7 +51,7 @@ START_S = 120.0  # besides the patience, in which Ray and a worker start
 
 
 class Work(NamedTuple):
-    """Rows by position, each of so many samples, and where they are written.
+    """Rows by position, the number of samples of each, and where they are written.
 
     `answer_block` answers some of them on a node: a responder, a mapping of rows and a BlockResult give events.
     """

@@ -66,7 +66,7 @@ class SettingKeys:
 
 
 Group = type | SettingKeys
-"""What stands for several options in a signature: a dataclass of options, or settings."""
+"""Annotation that stands for several options in a signature: a dataclass of options, or settings."""
 
 
 def composed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,7 +116,7 @@ def options_in(group: Group) -> dict[str, Option]:
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What a command line and the environment give: arguments by parameter, and assignments of `--set`."""
+    """Values of a command line and the environment: arguments by parameter, and assignments of `--set`."""
 
     arguments: dict[str, Any]
     assigned: Mapping[str, Any]
@@ -142,9 +142,9 @@ class Arguments:
         return SourcedLayer({key: validate(key, value, source)}, origin=source or COMMAND_LINE)
 
     def _take(self, name: str, declared: Option) -> Any:
-        """Value of an option; None without one, and for a local one of a server.
+        """Value of an option; None if it is not set, or applies to local models and a server is used.
 
-        Raises UsageError for a local one on the command line of a server, and for one that is given twice.
+        Raises UsageError if such an option is on the command line, and for one that is set twice.
         """
         value = self.arguments.pop(name, None)
         source = self.context.get_parameter_source(name) if self.context and declared.has_flag else None
@@ -296,7 +296,7 @@ def options_on_command_line(context: typer.Context) -> frozenset[str]:
 
 
 def only_question(words: list[str] | None) -> str | None:
-    """The question among the arguments. Raises UsageError for several, as of one without quotes."""
+    """The question, a single argument. Raises UsageError for several, such as the words of an unquoted one."""
     if words and len(words) > 1:
         raise UsageError("more than one question given", f"quote the question: {quote(' '.join(words))}")
     return words[0] if words else None

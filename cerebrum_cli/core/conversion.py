@@ -171,7 +171,7 @@ def parse(name: str, declared: Option, texts: Sequence[str], source: str) -> Any
 
 
 def expected_value(name: str, declared: Option) -> str:
-    """What the values of an option must be, such as "a number from 0 to 1"."""
+    """Description of an option's valid values, such as "a number from 0 to 1"."""
     try:
         convert(name, declared, object())
     except InvalidValue as expected:

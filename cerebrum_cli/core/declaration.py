@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Option(NamedTuple):
-    """What an option is, apart from its name, type and default, which are those of its field.
+    """Properties of an option other than its name, type and default, which are those of its field.
 
     Numbers lie between `least` and `most`, inclusive. Text is one of `choices` where there are any. A `local` option
     concerns a model on this machine, and has no meaning for one on a server. The variable of a repeatable option holds

@@ -57,7 +57,7 @@ class PromptTooLong(CerebrumError):
 
     @classmethod
     def for_context(cls, prompt_tokens: str, context_size: int, advice: str = "") -> PromptTooLong:
-        """Error for a prompt of so many tokens, where `prompt_tokens` may be like "at least 9000"."""
+        """Error for a prompt with this number of tokens; `prompt_tokens` may be "at least 9000"."""
         return cls(f"the prompt has {prompt_tokens} tokens, but the context has {context_size}", f"shorten it{advice}")
 
 

@@ -21,7 +21,7 @@ class SequenceId(NamedTuple):
 
 
 class Forced(NamedTuple):
-    """Tokens in a reply that were not sampled: after how many of its tokens, and how many were to follow."""
+    """Tokens in a reply that were not sampled: the position of the first, and their number."""
 
     at: int
     length: int
@@ -42,7 +42,7 @@ class Origin(NamedTuple):
 
     @property
     def keys(self) -> dict[str, str]:
-        """What is known of it, as keys of a result."""
+        """The known fields, as keys of a result."""
         return {key: value for key, value in self._asdict().items() if value is not None}
 
 
@@ -162,7 +162,7 @@ class ServerTokens(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ServersEvent:
-    """What each of several servers has generated so far."""
+    """Tokens that each of several servers has generated so far."""
 
     servers: tuple[ServerTokens, ...]
 

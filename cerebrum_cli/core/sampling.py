@@ -18,7 +18,7 @@ TRUNCATING = ("top_k", "top_p", "min_p", "top_n_sigma", "typical_p")  # samplers
 
 
 class TokenBias(NamedTuple):
-    """What is added to the logit of a token: an id, or text of exactly one token until the vocabulary is known."""
+    """A number added to the logit of a token: an id, or text of one token until the vocabulary is known."""
 
     token: int | str
     bias: float

@@ -1,4 +1,4 @@
-"""What runs when a signal comes and must not be interrupted by an exception: native calls, and imports."""
+"""Signals during native calls and imports, which no exception may interrupt."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def format_count(count: int, noun: str) -> str:
 
 
 def format_names(names: Sequence[str], most: int = 3) -> str:
-    """Format names as a list of so many at most: "a, b, c, and 2 more"."""
+    """Format names as a list, shortened to `most`: "a, b, c, and 2 more"."""
     shown = ", ".join(names[:most])
     return f"{shown}, and {len(names) - most} more" if len(names) > most else shown
 

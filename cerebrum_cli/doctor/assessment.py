@@ -1,4 +1,4 @@
-"""Results of checks, and the assessment of what they found: whether it is a problem, and how to fix it. Pure."""
+"""Results of checks, and the assessment of their findings: whether there is a problem, and the fix. Pure."""
 
 from __future__ import annotations
 

@@ -57,10 +57,10 @@ class ReplyControl(Protocol):
         """Add tokens, sampled or forced, and the text that they complete."""
 
     def intervene(self) -> Intervention | None:
-        """What is to be done after the last token; not called while forced tokens are pending."""
+        """Return the action after the last token; not called while forced tokens are pending."""
 
     def lets_pass(self, upcoming: Upcoming) -> int:
-        """For how many of the next tokens it certainly does not intervene, so that they may be fed together."""
+        """Number of the next tokens after which it certainly does not intervene, so that they may be fed together."""
 
     @property
     def horizon(self) -> int | None:
@@ -112,7 +112,7 @@ class AnswerStart(Protocol):
 
     @property
     def rest(self) -> str:
-        """What completes the markup that has begun; empty if none has."""
+        """Text that completes the markup that has begun; empty if none has."""
 
     def feed(self, tokens: Sequence[int], text: str) -> None:
         """Add tokens, sampled or forced, with their text."""
@@ -124,7 +124,7 @@ class AnswerStart(Protocol):
         """Begin the answer with the next token."""
 
     def lets_pass(self, upcoming: Upcoming) -> int:
-        """For how many of the next tokens the stage certainly stays, so that they may be fed together."""
+        """Number of the next tokens that certainly do not end the stage, so that they may be fed together."""
 
 
 AnswerStartFactory: TypeAlias = Callable[[], AnswerStart]

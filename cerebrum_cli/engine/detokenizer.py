@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class TokenTable(dict[int, T], Generic[T]):
-    """What is known of tokens, each looked up once: a whole reply is then a `map` over the table."""
+    """Facts about tokens, each looked up once: a whole reply is then a `map` over the table."""
 
     def __init__(self, look_up: Callable[[int], T]) -> None:
         self._look_up = look_up
@@ -44,14 +44,14 @@ class Detokenizer:
         return self._split_at_stop(self._decoder.decode(piece))
 
     def lets_pass(self, upcoming: Upcoming) -> int:
-        """For how many of the next tokens no stop string completes, so that they may be fed together."""
+        """Number of the next tokens that complete no stop string, so that they may be fed together."""
         if self._start and self._start.stage != "answer":
             return self._start.lets_pass(upcoming)
         return min((upcoming.before(stop) for stop in self._stop), default=len(upcoming.tokens))
 
     @property
     def held(self) -> bytes:
-        """What was fed and is not final."""
+        """Text that was fed and is not final."""
         return self._held.encode("utf-8", "surrogatepass") + self._decoder.getstate()[0]
 
     def flush(self, is_truncated: bool = False) -> tuple[str, bool]:

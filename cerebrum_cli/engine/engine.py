@@ -1,4 +1,4 @@
-"""What generation needs of an engine: the model on this machine, or one behind a server."""
+"""The interface of engines: of the model on this machine, or of servers."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class Engine(ABC):
 
     @property
     def builds(self) -> Sequence[Mapping[str, str]]:
-        """What generates, to be recorded with the output: kind and build of each server, each once; none here."""
+        """Kinds and builds of servers, to be recorded with the output; none for a local model."""
         return ()
 
     @property

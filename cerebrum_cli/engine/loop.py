@@ -203,11 +203,11 @@ class Loop:
         return not self._backend.kv_unified or self._scheduler.can_hold(sequence, self._backend.capacity)
 
     def _has_cells(self, tokens: int) -> bool:
-        """Whether memory holds so many tokens more without evicting any."""
+        """Whether memory holds this many additional tokens without evicting any."""
         return not self._backend.kv_unified or self._scheduler.has_cells(tokens, self._backend.capacity)
 
     def _make_room(self, tokens: int) -> bool:
-        """Evict idle slots from a unified KV cache until it holds so many tokens more; False if it cannot."""
+        """Evict idle slots from a unified KV cache until it holds this many additional tokens; False if it cannot."""
         while not self._has_cells(tokens):
             slot = self._scheduler.eviction_candidate
             if slot is None:
@@ -229,7 +229,7 @@ class Loop:
         return self._add_drafts(step)
 
     def _add_drafts(self, step: Step) -> Step:
-        """Add drafted tokens to a step in which sequences decode, where they pay and memory holds so many rows."""
+        """Add drafted tokens to a step in which sequences decode, where they pay off and memory holds them."""
         backend, sequences = self._backend, [share.sequence for share in step.shares]
         costs = next((one.request.step_costs for one in sequences if one.request.step_costs), None)
         if costs is None or not backend.max_draft or any(one.is_prefilling for one in sequences):

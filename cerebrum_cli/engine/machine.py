@@ -142,7 +142,7 @@ def processor_name(path: Path = CPUINFO) -> str:
 
 
 def _first_processor(path: Path) -> dict[str, str]:
-    """What Linux lists of the first processor: listing all takes milliseconds where there are many."""
+    """Properties of the first processor as Linux lists them: listing all takes milliseconds if there are many."""
     try:
         with path.open(encoding="utf-8", errors="replace") as lines:
             pairs = (line.partition(":") for line in takewhile(str.strip, lines))

@@ -123,7 +123,7 @@ class Scheduler:
         self.reset_slots(slots)
 
     def reset_slots(self, slots: int) -> None:
-        """Replace the slots by so many empty ones, after memory was allocated."""
+        """Replace the slots by this number of empty ones, after memory was allocated."""
         self._uses: Counter[int] = Counter()
         self.slots = [Slot(index, self._uses) for index in range(slots)]
         self._prefilled = 0
@@ -149,7 +149,7 @@ class Scheduler:
             slot.clear()
 
     def has_cells(self, tokens: int, cells: int) -> bool:
-        """Whether a unified KV cache of so many cells holds `tokens` more."""
+        """Whether a unified KV cache of `cells` holds `tokens` more."""
         return len(self._uses) + tokens <= cells
 
     def can_hold(self, sequence: Sequence, cells: int) -> bool:
@@ -304,7 +304,7 @@ def common_prefixes(slots: Iterable[Slot], tokens: Many[int]) -> list[int]:
 
 
 def reusable_prefixes(slots: Many[Slot], tokens: Many[int], reusable: Callable[[Slot, int], int]) -> list[int]:
-    """How much of the common prefix of the tokens with those in each slot can be reused."""
+    """Length of the common prefix of the tokens with those in each slot, as far as it can be reused."""
     lengths = common_prefixes(slots, tokens)
     return [reusable(slot, length) if length else 0 for slot, length in zip(slots, lengths, strict=True)]
 

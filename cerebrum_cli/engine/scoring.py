@@ -44,7 +44,7 @@ class LogprobScores:
 
 
 ScoringEvent = LogprobScores | RefusedEvent | StageEvent | NoticeEvent
-"""What scoring yields; a StageEvent counts evaluated rows."""
+"""Events of scoring; a StageEvent counts evaluated rows."""
 
 
 def refusal(request: ScoreRequest, context_size: int) -> CerebrumError | None:

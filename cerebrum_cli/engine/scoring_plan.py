@@ -28,7 +28,7 @@ Lookups = dict[int, dict[int, list[int]]]
 
 
 class Path(NamedTuple):
-    """A leaf of the trie: the tokens from the root to it, of which the path before has the first `shared` in common.
+    """A leaf of the trie: the tokens from the root to it; it shares the first `shared` with the path before.
 
     `lookups` are the probabilities read at the nodes that are not shared, as flat triples of integers: number of tokens
     evaluated, next token, reader. An array takes a tenth of the memory of objects.
@@ -93,7 +93,7 @@ LOOKAHEAD = 64  # paths that are considered for a step, after the first that has
 class Limits:
     """Limits of a step: rows, and rows with logits; of memory: slots, and cells in all of them together.
 
-    `is_trimmable`: whether a slot with so many tokens can be trimmed to a length.
+    `is_trimmable`: whether a slot with a number of tokens can be trimmed to a length.
     """
 
     batch_size: int
@@ -131,7 +131,7 @@ class TokenLookup(NamedTuple):
 class ScoreStep(NamedTuple):
     """Changes of slots, then one decode of `rows`, then lookups in its logits, ascending by row.
 
-    It evaluates so many `nodes` of the trie for the first time: all its rows, unless slots could not be trimmed.
+    `nodes` is the number of rows evaluated for the first time: all, unless slots could not be trimmed.
     """
 
     slot_changes: tuple[SlotChange, ...]

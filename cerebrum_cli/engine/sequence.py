@@ -81,12 +81,12 @@ class Request:
     is to send tokens as they are sampled, even if some of their ids are lost that way. `controls` may end a sample or
     force tokens into it, but not where the grammar applies.
 
-    With an `inspection`, nothing is generated: its tokens, of which all but the last end the prompt, are reported.
-    `channels` creates what splits the text of a sample; engines ignore it. The last `opening` tokens of a prompt begin
-    the reply; the prompt of the next turn may differ from there on.
+    With an `inspection`, nothing is generated: its tokens are reported; all but the last one end the prompt. `channels`
+    creates what splits the text of a sample; engines ignore it. The last `opening` tokens of a prompt begin the reply;
+    the prompt of the next turn may differ from there on.
 
-    With a `conversation`, it is for a server that applies its own chat template to that: then the tokens of the prompt
-    only estimate its length, and `grammar` is a JSON Schema.
+    With a `conversation`, the request is for a server that applies its own chat template to it: then the tokens of the
+    prompt only estimate its length, and `grammar` is a JSON Schema.
     """
 
     prompt_tokens: Tokens
@@ -108,7 +108,7 @@ class Request:
 
     @property
     def constraint(self) -> Constraint | None:
-        """What constrains a new sample."""
+        """Constraint of a new sample."""
         if self.grammar is None:
             return None
         return Constraint(self.grammar, self.answer_start() if self.answer_start else None, self.visible_tokens)
@@ -239,7 +239,7 @@ class Sequence:
             self.inspected += 1
 
     def tokens_from(self, position: int, count: int) -> Tokens:
-        """Up to so many token ids of prompt and reply from a position."""
+        """Up to `count` token ids of prompt and reply from a position."""
         prompt, end = self.prompt, position + count
         if end <= len(prompt):
             return prompt[position:end]

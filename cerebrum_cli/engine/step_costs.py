@@ -1,4 +1,4 @@
-"""What a decode step of several rows costs, relative to a step of one row, and how many drafted tokens pay for it."""
+"""Costs of decode steps relative to a step of one row, and the number of drafted tokens that pays off."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StepCosts:
     costs: tuple[float, ...]
 
     def cost(self, rows: int) -> float:
-        """Cost of a step of so many rows: interpolated between measured row counts, extrapolated beyond the last."""
+        """Cost of a step by its rows: interpolated between measured row counts, extrapolated beyond the last."""
         above = bisect_left(self.rows, rows)
         if above == len(self.rows):
             return self.costs[-1] * rows / self.rows[-1]
@@ -71,7 +71,7 @@ def draft_lengths(
 
 
 def _likeliest(probabilities: Sequence[Sequence[float]], rows: int) -> list[int]:
-    """Lengths for a step of at most so many rows, made of the likeliest drafted tokens."""
+    """Lengths for a step of at most `rows` rows, made of the likeliest drafted tokens."""
     extra = max(0, rows - len(probabilities))
     ranked = sorted((-probability, index) for index, each in enumerate(probabilities) for probability in each)
     lengths = [0] * len(probabilities)

@@ -65,7 +65,7 @@ _LONGEST_SENTENCE = 2000
 
 @lru_cache
 def _patterns(count: int) -> tuple[re.Pattern[str], ...]:
-    """Patterns for the letters of so many choices: where one is stated, opens a line or is named, and several ones."""
+    """Patterns for the letters of `count` choices: one that is stated, opens a line or is named, and several."""
     last = LETTERS[count - 1]
     upper = (
         rf"(?<![A-Za-z0-9_'])[A-{last}](?![A-Za-z0-9_'’]|-\w|\ ?(?:[=+/^≈_]|<(?![/|]))|\ [*-]\s(?:\d|\w\b))"
@@ -124,7 +124,7 @@ def chosen_letter(text: str, choices: tuple[str, ...], is_complete: bool) -> str
 
 
 def _items(lines: list[re.Match[str]]) -> list[re.Match[str]]:
-    """The lines that list choices: the letter that opens one is behind that of the line before, or before the next."""
+    """The lines that list choices: their letters follow that of the previous line, or precede that of the next."""
     letters = [ord(line[1].upper()) for line in lines]
     steps = [False, *(after - before == 1 for before, after in pairwise(letters)), False]
     return [line for line, after, before in zip(lines, steps, steps[1:], strict=False) if after or before]

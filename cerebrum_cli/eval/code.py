@@ -17,7 +17,7 @@ INNER_FENCES = 8  # in a program's strings, such as examples of its use
 
 
 class Block(NamedTuple):
-    """Text that may be code; what is not closed may be cut off, or followed by other text."""
+    """Text that may be code; an unclosed block may be truncated, or followed by other text."""
 
     text: str
     is_closed: bool

@@ -172,7 +172,7 @@ class SampleWriter:
         yield self.progress
 
     def _write(self, position: int, sample: int, **taken: Any) -> None:
-        """Write a sample; what was not `taken` is that of a skipped one."""
+        """Write a sample; one that was not `taken` is skipped."""
         evaluation, question = self._evaluation, self._evaluation.questions[position]
         skipped = Sample(
             id=question.id,

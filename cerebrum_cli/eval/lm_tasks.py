@@ -155,7 +155,7 @@ def compare(
 
 
 def remarks(results: Mapping[str, Any], preset: Preset) -> list[str]:
-    """What the card of a preset does not state about these tasks, other versions of them, and notes on them."""
+    """Remarks on these tasks: details that the card of a preset does not state, other versions, and notes."""
     conditions = [each for each in preset.conditions if each.task in results["results"]]
     if not conditions:
         return [f"{preset.source} has no results for these tasks"]

@@ -200,7 +200,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def _final_answer(answer: str, name: str) -> str:
-    """What follows `####` in the last line, if it has one, or else the whole answer."""
+    """Text after `####` in the last line, or else the whole answer."""
     final = _FINAL.match(answer.rpartition("\n")[2])
     if final and not final[1].strip():
         raise _Invalid(f"`{name}` has nothing after its ####")

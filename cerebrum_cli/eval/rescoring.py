@@ -114,7 +114,7 @@ def compare_runs(before: Run, after: Run) -> Comparison:
 
 
 def differences(before: Run, after: Run) -> dict[str, tuple[Any, Any]]:
-    """What differs between two runs besides their models, what these recommend, and versions: names and both values."""
+    """Differences of two runs besides models, their recommendations and versions: names and both values."""
     first, second = _condition(before), _condition(after)
     left_out = set(NOT_NAMED)
     if first["model"] != second["model"]:
@@ -136,7 +136,7 @@ def describe_differences(found: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def comparison_notes(before: Run, after: Run) -> Iterator[str]:
-    """What else may explain a difference: the versions that made the runs, and how they were marked."""
+    """Notes on other causes of a difference: the versions that made the runs, and how they were marked."""
     if found := _differences(before.versions, after.versions):
         yield f"the runs were made with different versions: {describe_differences(found)}"
     for run in _to_mark_again(before, after):
@@ -161,7 +161,7 @@ def _to_mark_again(before: Run, after: Run) -> list[Run]:
 
 
 def _condition(run: Run) -> dict[str, Any]:
-    """What the marks of a run depend on, by readable names."""
+    """Everything the marks of a run depend on, by readable names."""
     counts = {f"number of {key}": value for key, value in run.record.extent.items()}
     return {**run.record.fingerprint, "match": run.match, **counts}
 

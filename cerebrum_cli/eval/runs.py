@@ -1,4 +1,4 @@
-"""Stored runs, each a file of samples with its record, at a path or under a name; what made them, and their reports."""
+"""Stored runs, each a file of samples with its record, at a path or under a name; their provenance and reports."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Run:
 
     @property
     def match(self) -> Match:
-        """How its replies are marked. Raises UsageError for a way that only newer versions know."""
+        """Method of marking its replies. Raises UsageError for one that only newer versions know."""
         match: Match = self.record.fingerprint["match"]
         if match not in get_args(Match):
             raise UsageError(f"{self.name} was made by a newer cerebrum", "update it")
@@ -96,7 +96,7 @@ class Run:
         return "" if before == now else text
 
     def how_to_mark(self, reference: str) -> str:
-        """How the run with this name or path is marked again, by rules that are not worse than those that marked it."""
+        """Hint for marking the run with this name or path again, by rules that are no worse than before."""
         lacks = MATH_VERIFY in (self.marked_by or "") and MATH_VERIFY not in rules_of(self.match)
         first = f"install Math-Verify: {INSTALL}; or, without it, " if lacks else ""
         code = " --run-code" if self.match == "code" else ""
@@ -104,7 +104,7 @@ class Run:
 
     @property
     def versions(self) -> dict[str, Any]:
-        """What made it: versions, and the builds of servers."""
+        """Versions that made it, and builds of servers."""
         builds = ", ".join(f"{server['kind']} {server['build']}" for server in self.record.notes.get("servers", ()))
         recorded = {key: self.record.fingerprint.get(key) for key in MADE_BY}
         return {**recorded, **({"llama.cpp": builds} if builds else {})}
@@ -236,7 +236,7 @@ def require_run(path: Path) -> Run:
 
 
 def provenance(source: ReplySource, llama_version: Callable[[], str]) -> dict[str, Any]:
-    """What a run depends on besides its settings and questions: versions, and what surrounds a question in its prompt.
+    """Everything a run depends on besides settings and questions: versions, and the text around a question.
 
     That is the text of a built-in format with its own system prompt, or the digest of a chat template. Builds of
     servers are notes of the run.

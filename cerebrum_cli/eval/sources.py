@@ -206,7 +206,7 @@ def read_source(
 
 
 def _remarks(task: Task | None, preset: Preset | None, condition: Condition | None) -> Iterator[str]:
-    """What model cards state of a task and of the condition in a preset."""
+    """Statements of model cards about a task and the condition in a preset."""
     if task:
         yield task.published and f"settings on the Cerebrum model cards: {task.published}"
         yield task.note

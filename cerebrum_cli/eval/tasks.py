@@ -66,7 +66,7 @@ def _code_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def last_boxed(solution: str) -> str:
-    r"""What the last `\boxed{...}` of a solution in MATH holds, without which it is no number: `\boxed 5` is 5."""
+    r"""Content of the last `\boxed{...}` in a solution of MATH, or the number after it: `\boxed 5` is 5."""
     boxed = solution[max(solution.rfind(box) for box in BOXES) :]
     depth = 0
     for at, character in enumerate(boxed):

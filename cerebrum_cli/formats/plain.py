@@ -1,4 +1,4 @@
-"""What a prompt format is, and the built-in ones: a system line, then turns that start with the speaker's name.
+"""The interface of prompt formats, and the built-in ones: a system line, then turns that start with a name.
 
 Sources: the model cards of Cerebrum-1.0-7b and -8x7b and their chat template; the card of
 CollectiveCognition-v1-Mistral-7B and the EOS token that its training tool put after each reply. How that tool joined

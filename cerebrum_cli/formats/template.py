@@ -122,7 +122,7 @@ class EmbeddedFormat(PromptFormat):
         pieces = self._pieces(fill(real, values), fill(placed, values), real, placeholders)
 
         def header(thinks: bool | None) -> str:
-            """What follows the last question, or would follow it in another conversation."""
+            """Text that follows the last question, or would follow it in another conversation."""
             text = pieces[-1][1]
             if thinks != conversation.thinks and self._switch:
                 _, rest = placeholders.split(fill(placed, self._values(conversation, thinks)))
@@ -157,7 +157,7 @@ class EmbeddedFormat(PromptFormat):
         return prompt_end + thought.ending(prompt_end) if thought else prompt_end
 
     def _history(self, conversation: Conversation, values: Mapping[str, Any]) -> tuple[WriteReply, bool]:
-        """How to give earlier replies to the template, and whether those with known tokens keep these."""
+        """The function that gives earlier replies to the template, and whether they keep known tokens."""
         keeps = conversation.keeps_thoughts
         if keeps is False or len(conversation.messages) < 2:
             return write_answer, False

@@ -1,4 +1,4 @@
-"""What a chat template does with reasoning, found by rendering small conversations with it."""
+"""Find out how a chat template treats reasoning, by rendering small conversations."""
 
 from __future__ import annotations
 

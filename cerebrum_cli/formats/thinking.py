@@ -29,7 +29,7 @@ class ThoughtMarkup:
         return text + self.ending(text)
 
     def ending(self, text: str = "") -> str:
-        """What ends the reasoning behind a text, which may include `open`, and begins the answer."""
+        """Markup that ends the reasoning after a text, which may include `open`, and begins the answer."""
         if not self.own_lines:
             return self.close + (self.final or self.header)
         body = text.rstrip("\n")

@@ -1,1 +1,1 @@
-"""What a GGUF file holds: its header, its metadata and tensors, and their types and sizes."""
+"""Contents of a GGUF file: its header, its metadata and tensors, and their types and sizes."""

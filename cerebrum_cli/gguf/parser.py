@@ -192,7 +192,7 @@ class Tensor(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """What a header consists of; its `length` is in bytes, without the padding before the tensors' data.
+    """Parts of a header; its `length` is in bytes, without the padding before the tensors' data.
 
     Offsets of tensors count from the start of the data. `vocabulary` are the first byte and the end of each
     VOCABULARY_KEYS value that the file has.

@@ -59,7 +59,7 @@ class LayerSizes(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelSizes:
-    """What memory is planned by.
+    """Sizes by which memory is planned.
 
     `input_bytes` are the token embeddings, which llama.cpp leaves in host memory; `output_bytes` are the output matrix
     and its norm, which it offloads as one more layer, with a copy of the embeddings if `is_tied`. The other sizes
@@ -151,7 +151,7 @@ class ModelSizes:
 
 
 def uniform_sizes(weight_bytes: int, n_layers: int, kv_length: int) -> ModelSizes:
-    """Sizes of a model of which only totals are known, spread evenly over its layers."""
+    """Sizes of a model with known totals only, spread evenly over its layers."""
     even = LayerSizes(weight_bytes // n_layers, kv_length // n_layers)
     first = LayerSizes(weight_bytes - even.weight_bytes * (n_layers - 1), kv_length - even.key_length * (n_layers - 1))
     return ModelSizes((first, *(even,) * (n_layers - 1)))

@@ -88,7 +88,7 @@ SIGNATURE_BYTES = 256
 
 
 def identify(first: bytes) -> tuple[str, str]:
-    """What a file with these first bytes seems to be, and a hint; the hint may be empty."""
+    """The likely kind of a file with these first bytes, and a hint, which may be empty."""
     start = first.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for offset, magic, kind, hint in _SIGNATURES:
         if first[offset:].lower().startswith(magic) or (offset == 0 and start.startswith(magic)):

@@ -62,7 +62,7 @@ PromptCacheFactory = Callable[[Model, str, Settings], StateStore | None]
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What this process opens models with: a backend, a prompt cache on disk, and profiles of this machine.
+    """Resources for opening models in this process: a backend, a prompt cache on disk, and profiles of this machine.
 
     States of preempted sequences are saved in `swap_directory`, or in the system's directory for temporary files.
     `try_template` raises FormatError for a file whose chat template takes too much time or memory.
@@ -126,7 +126,7 @@ class Servers:
 
 @dataclass(frozen=True, slots=True)
 class ReplySource:
-    """What generates replies: a model with its settings, how it is used, and where it runs; None is this process."""
+    """Source of replies: a model with its settings, how it is used, and where it runs; None is this process."""
 
     resources: Resources
     model: Model
@@ -139,7 +139,7 @@ class ReplySource:
 
     @property
     def profile(self) -> Profile | None:
-        """What was measured for the model on this machine; None if it was never tuned, or runs elsewhere."""
+        """Tuning profile of the model on this machine; None if it was never tuned, or runs elsewhere."""
         return None if self.host else self.resources.profile(self.model, self.settings)
 
     @property
@@ -151,7 +151,7 @@ class ReplySource:
 
     @property
     def format_builder(self) -> FormatBuilder:
-        """What builds the prompt format. Raises FormatError, UsageError."""
+        """Builder of the prompt format. Raises FormatError, UsageError."""
         name, template = (RAW.name, None) if self.use.raw else format_of(self.settings, self.model)
         if template is not None and (path := template_file(self.settings)):
             self.resources.try_template(path, template)
@@ -175,7 +175,7 @@ class ReplySource:
         return self.model.paths, *(getattr(self.settings, key) for key in RELOADING), self._n_rs_seq
 
     def step_costs(self, drafts: bool | None) -> StepCosts | None:
-        """What steps cost with this setting of `drafts`; None if no tokens are drafted. The profile is read."""
+        """Costs of steps with this setting of `drafts`; None if no tokens are drafted. The profile is read."""
         profile = self.profile if self.use.drafts_for else None
         return draft_costs(step_costs_of(profile, self.use.drafts_for), draft_problem(self.model), drafts)
 

@@ -68,7 +68,7 @@ class Profile:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What it is valid for: the model, the machine and the build."""
+        """Key of the model, the machine and the build that it is valid for."""
         return self.model, self.machine, self.build
 
     @property

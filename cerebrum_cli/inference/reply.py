@@ -45,7 +45,7 @@ class ReplyRequest:
 
 @dataclass(frozen=True, slots=True)
 class ReplyChannels:
-    """Creates what splits the text of a reply into reasoning and answer.
+    """Creates splitters of a reply's text into reasoning and answer.
 
     `thought` is the reasoning block that the prompt leaves open, and `prefix_text` the text of the reply to continue.
     """
@@ -193,7 +193,7 @@ class ReplyStream:
                 self._splitters.pop(event.sequence, None)
 
     def forget(self, index: int) -> None:
-        """Free what is held of a request whose further events do not matter: there may be more than fit into memory."""
+        """Free the state of a request whose further events do not matter: all requests may not fit into memory."""
         self._requests.pop(index, None)
 
     def inspect(self, index: int, replies: Mapping[int, tuple[int, ...]]) -> bool:
@@ -219,7 +219,7 @@ class ReplyStream:
             yield each
 
     def _splitter(self, sequence: SequenceId) -> ThoughtSplitter | None:
-        """What splits the text of a sample; None for text without channels, or whose request was forgotten."""
+        """Splitter of a sample's text; None for text without channels, or of a forgotten request."""
         if sequence not in self._splitters:
             request = self._requests.get(sequence.request)
             self._splitters[sequence] = request.channels() if request and request.channels else None

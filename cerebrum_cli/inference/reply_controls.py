@@ -57,7 +57,7 @@ class ReplyControls:
         return tuple(controls)
 
     def answer_start(self, request: ReplyRequest, channels: ReplyChannels) -> AnswerStartFactory | None:
-        """What decides where the answer starts, to which a grammar and stop strings apply.
+        """Detector of the start of the answer, to which a grammar and stop strings apply.
 
         None without either, and for replies that are all answer.
         """
@@ -97,7 +97,7 @@ class ReplyControls:
     def _thought_budget(
         self, request: ReplyRequest, channels: ReplyChannels, answer_now: AnswerNow
     ) -> ControlFactory | None:
-        """What may end the reasoning of a reply: a limit, or the user who watches it stream; None for neither."""
+        """Control that may end the reasoning of a reply, by a limit or for a user who watches; None for neither."""
         limit = request.settings.thought_limit
         if limit == 0 and (self.format.has_switch or self.format.is_servers):
             limit = None

@@ -29,7 +29,7 @@ MAX_SHOWN = 8  # tokens, in an error message
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 
 DraftChoice = Callable[[bool | None], StepCosts | None]
-"""What steps cost, for a request with this setting of `drafts`; None if no tokens are drafted."""
+"""Costs of steps for a request with this setting of `drafts`; None if no tokens are drafted."""
 
 
 @dataclass(eq=False)

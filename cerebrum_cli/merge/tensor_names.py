@@ -1,4 +1,4 @@
-"""What llama.cpp's converter changes: names of tensors, norms stored as w + 1, and RoPE factors stored as tensors."""
+"""Changes by llama.cpp's converter: names of tensors, norms stored as w + 1, and RoPE factors stored as tensors."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Cache:
         return self.model_from_files(repo_id, commit, Variant(quantization_of(name), parts_of(name)))
 
     def find_files(self, repo_id: str, pattern: str, count: int) -> list[CachedFile]:
-        """So many files by the pattern of their names: in the commit of `main`, or else in the newest that has them."""
+        """Find `count` files by the pattern of their names: in the commit of `main`, or else in the newest with all."""
         for snapshot in self._snapshots(repo_id):
             names = sorted(_files(snapshot, lambda name: fnmatchcase(name, pattern)))
             if len(names) == count:

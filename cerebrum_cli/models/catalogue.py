@@ -171,7 +171,7 @@ def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
 
 
 class _Invalid(ValueError):
-    """What is wrong with a value of a file, and the keys that lead to it."""
+    """An invalid value of a file: the problem, and the keys that lead to the value."""
 
     def __init__(self, problem: str, *keys: str) -> None:
         super().__init__(problem)

@@ -79,7 +79,7 @@ class Library:
         return registered + [model for model in _marked(self.cached_models()) if model.path not in paths]
 
     def vocabularies(self) -> list[Model]:
-        """Models of which only the header was pulled, with their vocabulary."""
+        """Models with a pulled header only, which holds their vocabulary."""
         models = map(self.model_from_cache, self.vocabulary_cache.models())
         return _marked(replace(model, is_vocabulary=True) for model in models)
 
@@ -387,5 +387,5 @@ def _not_installed(reference: NameReference | HubReference, spec: ModelSpec | No
 
 
 def _file_hint(text: str) -> str:
-    """How to refer to the file of this name, if there is one: a name never means a file."""
+    """Hint for referring to the file of this name, if there is one: a name never means a file."""
     return f"; for the file of this name, use ./{text}" if is_file(Path(text)) else ""

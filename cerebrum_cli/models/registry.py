@@ -180,7 +180,7 @@ def hash_file(path: Path, on_progress: Callable[[int, int], None] | None = None)
 
 
 def _state(stat: os.stat_result) -> tuple[int, ...]:
-    """What changes if a file is written to or replaced."""
+    """Properties that change if a file is written to or replaced."""
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 

@@ -115,7 +115,7 @@ class Line:
 
 @dataclass
 class StatusLine:
-    """What a reply waits for, shown while a stage takes longer than a second.
+    """The stage that a reply waits for, shown if it takes longer than a second.
 
     `hint` is shown beside reasoning where there is room. `counts_answer`: the answer is printed at the end, and its
     tokens are counted until then. `vote` bounds the number of a vote's samples, whose tally is shown.

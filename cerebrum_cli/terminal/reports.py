@@ -1,4 +1,4 @@
-"""What commands print of searches, evaluations, merges, tuning, checks, and the least certain tokens of a reply."""
+"""Reports of searches, evaluations, merges, tuning, checks, and the least certain tokens of a reply."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def print_profile(streams: Streams, profile: Profile) -> None:
 
 
 def draft_text(tuned: TunedUse) -> str:
-    """How long a step with drafted tokens takes, in steps of one token, if that can pay."""
+    """Duration of a step with drafted tokens, in steps of one token, if drafting can pay off."""
     if tuned.best_draft is None:
         return "off"
     rows, cost = tuned.best_draft

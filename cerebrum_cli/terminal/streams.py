@@ -32,7 +32,7 @@ class PipedInput:
     has_data: bool = False
 
     def read(self, size: int = -1) -> bytes:
-        """Read it to the end, or so many bytes."""
+        """Read to the end, or up to `size` bytes."""
         timer = threading.Timer(STDIN_NOTICE_S, self._notify)
         timer.daemon = True
         if self.err.isatty() and not self.has_data:

@@ -227,7 +227,7 @@ def table_width(streams: Streams) -> int:
 
 
 def print_lines(streams: Streams, lines: Iterable[str], heads: int = 1) -> None:
-    """Print the lines of a table on standard output, of which the first are its head."""
+    """Print the lines of a table on standard output; the first ones are its head."""
     text = (
         f"\x1b[1m{line}\x1b[0m\n" if streams.can_style and number < heads else f"{line}\n"
         for number, line in enumerate(lines)

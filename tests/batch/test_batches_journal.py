@@ -270,7 +270,7 @@ def texts_by_row(output: Path) -> list[tuple[int, str, str]]:
 
 
 def answer_missing(output: Path, lines: str, text: str, most: int = 99) -> list[int]:
-    """Answer the missing rows of an input, at most so many; "Who?" fails. Return their positions."""
+    """Answer the missing rows of an input, up to a number of them; "Who?" fails. Return their positions."""
     rows = rows_in(lines)
     with contextlib.closing(open_batch(output, rows=rows, sha256=lines)) as journal:
         missing = [position for position in range(len(rows)) if position not in journal.finished][:most]

@@ -47,7 +47,7 @@ def open_engine(
     kv_unified: bool = False,
     states: StateStore | None = None,
 ) -> AbstractContextManager[LocalEngine]:
-    """Start an engine with so many slots."""
+    """Start an engine with a number of slots."""
     invariant = batch_invariant and not kv_unified
     context = ContextOptions(context_size, slots, n_threads=1, kv_unified=kv_unified, batch_invariant=invariant)
     options = LoadOptions(GgufFile(NANO, 512, read_header(NANO).sizes), context, whole_context=kv_unified)

@@ -128,7 +128,7 @@ def plain_scores(path: Path, pairs: Sequence[tuple[Sequence[int], Sequence[int]]
 
 
 def greedy_replies(path: Path, prompts: Sequence[Sequence[int]], most: int) -> list[str]:
-    """Whole greedy replies of up to so many tokens, special tokens spelled out: one token at a time."""
+    """Whole greedy replies of limited length, special tokens spelled out: one token at a time."""
     sizes = Model("tiny", (path,)).sizes
     options = in_f32(LoadOptions(GgufFile(path, 2048, sizes), ContextOptions(CONTEXT, n_threads=1)))
     backend = open_llama(options, lambda event: None, StopFlag())

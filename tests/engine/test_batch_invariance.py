@@ -76,7 +76,7 @@ def replies(
     context_size: int = 1024,
     **context: Any,
 ) -> Replies:
-    """Greedy replies to prompts, with at most so many at the same time."""
+    """Greedy replies to prompts, at most `parallel` at the same time."""
     header = read_header(path)
     defaults = {"n_threads": 1, "batch_invariant": True, "pad_steps": True}
     options = LoadOptions(

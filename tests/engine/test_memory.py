@@ -267,7 +267,7 @@ def test_plan_slots_is_limited_by_each_device() -> None:
 
 
 def limited_slots(most: int, cells: int) -> Callable[[int], int]:
-    """Number of slots of a length, in memory for so many cells."""
+    """Number of slots of a length, in memory for a number of cells."""
     return lambda length: max(1, min(most, cells // length))
 
 

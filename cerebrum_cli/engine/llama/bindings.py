@@ -27,7 +27,7 @@ SHOW_LOG = "show its log with --set verbose=on"
 
 
 class Log:
-    """The last problems in llama.cpp's log, all of which is forwarded to a listener if there is one."""
+    """The last problems in llama.cpp's log; the whole log is forwarded to a listener if there is one."""
 
     def __init__(self) -> None:
         self.problems: deque[str] = deque(maxlen=20)

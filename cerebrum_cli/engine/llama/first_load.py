@@ -49,7 +49,7 @@ N_SEQUENCES, N_UBATCH = 3, 32  # of the trial; the latter is no multiple of the 
 
 
 class FileCheck(NamedTuple):
-    """What the child checks before it loads a file: a function of its path, and the name of what that function checks.
+    """Check by the child before it loads a file: a function of its path, and the name of the checked part.
 
     The function may take some seconds, and raises MemoryError if memory does not suffice.
     """
@@ -173,7 +173,7 @@ def limit_resources() -> None:
 
 
 def _try_and_load(module: str, function: str, path: str, kind: str = "", adapter: str = "") -> None:
-    """What the child does, within its limits; the system ends it when time is up."""
+    """Work of the child, within its limits; the system ends it when time is up."""
     limit_resources()
     if module:
         signal.setitimer(signal.ITIMER_PROF, MAX_CHECK_S)

@@ -53,10 +53,10 @@ def ignored_keywords(schema: Any) -> tuple[str, ...]:
 
 
 def check_schema(schema: Any, place: str = "", depth: int = 0) -> int:
-    """Raise ValueError, with a place like `properties.name.type`, for what the converter or its grammar cannot bear.
+    """Raise ValueError, naming the place, for a schema that the converter or its grammar cannot handle.
 
-    That is a type that JSON Schema does not have, deep nesting, and many repetitions, which the converter spells out:
-    their approximate number of characters is returned.
+    A place is like `properties.name.type`. Such a schema has an unknown type, deep nesting, or many repetitions, which
+    the converter spells out. Returns their approximate number of characters.
     """
     if depth > 2 * MAX_SCHEMA_DEPTH:  # a level of objects is two of JSON
         raise ValueError(f"more than {MAX_SCHEMA_DEPTH} levels, at {place[:60]} ...")
@@ -113,7 +113,7 @@ def schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
 
 
 def check_grammar(grammar: str) -> None:
-    """Raise GrammarError for what llama.cpp's parser cannot survive: it may overflow the stack or exhaust memory."""
+    """Raise GrammarError for a grammar that may overflow the stack of llama.cpp's parser, or exhaust memory."""
     if len(grammar) > MAX_BYTES:
         raise GrammarError(f"the grammar is larger than {MAX_BYTES // 1_000_000} MB", "use a smaller one")
     depth = rules = 0

@@ -42,7 +42,7 @@ def save_state(handle: Any, slot: int, path: Path) -> None:
 
 
 def load_state(handle: Any, slot: int, path: Path, caches: int, parts: Iterable[bool]) -> bool:
-    """Load a state into a slot of a context with so many separate caches; False if it is rejected or gone.
+    """Load a state into a slot of a context with this number of caches; False if it is rejected or gone.
 
     `parts` are those of the model: whether each is of a KV cache.
     """
@@ -73,7 +73,7 @@ def adapt_state(path: Path, caches: int, parts: list[bool]) -> None:
 
 
 def write_part(out: BinaryIO, part: memoryview, caches: int) -> None:
-    """Write a part of a state for so many caches; 0 leaves it as it is."""
+    """Write a part of a state for this number of caches; 0 leaves it unchanged."""
     if caches:
         first, *cells = part[: WORD * (1 + int.from_bytes(part[:WORD], sys.byteorder))].cast("I")
         empty = next((index for index, count in enumerate(cells) if count), 0)

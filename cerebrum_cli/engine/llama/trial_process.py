@@ -66,7 +66,7 @@ class TrialModel:
     def time_steps(
         self, text: tuple[int, ...], count: int, rows: Sequence[int], seconds: float
     ) -> list[tuple[int, float]]:
-        """Shortest duration of a step with each number of rows at the end of so many tokens, all with logits.
+        """Shortest duration of a step with each number of rows after `count` tokens, all with logits.
 
         Row counts take turns, in rounds, for about `seconds`; if time is short, only the most important are measured,
         at least two. Other programs lengthen a short step more than a long one, because its threads wait for each other
@@ -211,7 +211,7 @@ def log_softmax(row: NDArray[numpy.float32]) -> NDArray[numpy.float64]:
 
 
 def answer(model: TrialModel, name: str, arguments: Sequence[Any]) -> Any:
-    """What a method returns, or a TrialError, with the first line of llama.cpp's log if there is one."""
+    """Return value of a method, or a TrialError with the first line of llama.cpp's log if there is one."""
     try:
         return getattr(model, name)(*arguments)
     except CerebrumError as error:

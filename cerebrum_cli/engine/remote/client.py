@@ -77,12 +77,12 @@ class Endpoint:
 
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What reading a value raises that has not the expected shape."""
+"""Errors raised by reading a value of an unexpected shape."""
 
 
 @dataclass(eq=False)
 class ExchangeError(Exception):
-    """What became of a request without a reply; the reason is in the server's words, if it gives one."""
+    """A request that got no reply; the reason is in the server's words, if it gives one."""
 
     reason: str
 
@@ -168,7 +168,7 @@ class Client:
             return parse(await _content(response, QUESTION_BYTES))
 
     async def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None, samples: int = 1) -> Any:
-        """The JSON value that a path answers a JSON body with. Without a timeout, the caller ends a reply in time."""
+        """The JSON reply to a JSON body. Without a timeout, the caller must end the request in time."""
         limit = QUESTION_BYTES if timeout_s else REPLY_BYTES * min(samples, MAX_LONG_SAMPLES)
         async with self._exchange("POST", path, timeout_s, json=body) as response:
             return json.loads(await _content(response, limit))
@@ -192,7 +192,7 @@ class Client:
     async def _exchange(
         self, method: str, path: str, timeout_s: float | None, **content: Any
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-        """Send a request, and raise what its failure means; the content of a success is not read yet."""
+        """Send a request, and raise the error of a failure; the content of a success is not read yet."""
         import aiohttp
 
         timeout = aiohttp.ClientTimeout(timeout_s, sock_connect=CONNECT_S)
@@ -222,7 +222,7 @@ class Client:
             raise LostServerError("damaged reply") from error
 
     async def _error(self, response: aiohttp.ClientResponse) -> Exception:
-        """What a response without success means."""
+        """Error for an unsuccessful response."""
         import aiohttp
 
         status, name = response.status, self._name
@@ -283,7 +283,7 @@ def _trusted_certificates() -> ssl.SSLContext:
 
 
 def failure(status: int, message: str, retry_after: float | None = None) -> Exception:
-    """What an error with an HTTP status means, whether it is that of the answer or comes in the middle of a stream."""
+    """Error for an HTTP status, of a response or in the middle of a stream."""
     if status in RETRY_LATER:
         return BusyServerError(message, retry_after)
     if 400 <= status < 500 or status == 501:
@@ -292,7 +292,7 @@ def failure(status: int, message: str, retry_after: float | None = None) -> Exce
 
 
 def _checked(event: dict[str, Any]) -> dict[str, Any]:
-    """An event of a stream. Raises what it means if it is an error."""
+    """Return an event of a stream; raise its error if it is one."""
     error = event.get("error")
     if error is None:
         return event

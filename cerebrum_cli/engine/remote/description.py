@@ -1,4 +1,4 @@
-"""What a server is, and whether it serves the model that is expected."""
+"""Identify a server, and check that it serves the expected model."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6
 
 @dataclass
 class ExpectedModel:
-    """What servers must serve: a model of this vocabulary, and unless they `may_differ`, one that an `earlier` record
-    names, of these replies or of the first server found. If prompts are `messages`, the vocabulary is any.
+    """The model that servers must serve: one with this vocabulary, or with any if prompts are `messages`.
+
+    Unless they `may_differ`, it is also one that an `earlier` record names, of these replies or of the first server.
     """
 
     vocabulary: Vocabulary
@@ -109,7 +110,7 @@ async def describe(client: Client, endpoint: Endpoint) -> ServerInfo:
 
 
 def remarks(servers: Mapping[str, ServerInfo]) -> Iterator[NoticeEvent]:
-    """Yield what users should know of servers: on what else than the requests their replies depend."""
+    """Yield notices about what replies of servers depend on besides the requests."""
     variants: dict[str, str] = {}
     for name, info in servers.items():
         variants.setdefault(f"{info.weights} on {info.kind.name} {info.build}", name)

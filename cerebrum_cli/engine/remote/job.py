@@ -39,30 +39,30 @@ class ServerTimeouts:
 
     @property
     def tick(self) -> float:
-        """From one look at a server to the next."""
+        """Time between two checks of a server."""
         return min(5.0, self.silence / 4, self.row_timeout or inf)
 
     @property
     def delays(self) -> tuple[float, ...]:
-        """Those before a lost server is tried again, several times before patience is over, but not incessantly."""
+        """Delays before a lost server is tried again, several of them within the patience, but at least a second."""
         return tuple(min(delay, max(self.patience / 10, 1.0)) for delay in self.retries)
 
     def silence_limit(self, slowest: float, losses: int, is_streamed: bool) -> float:
-        """How long a server may give no sign of life; longer with what was lost before."""
+        """Longest silence of a server; longer for requests that were lost before."""
         if is_streamed:  # to someone who waits; llama-server gives a sign every 15 s
             return 1.5 * self.silence
         return max(self.silence, SLOW * slowest or self.patience) * (1 << losses)
 
     def row_limit(self, slowest: float, losses: int) -> float:
-        """How long one request may take, after the slowest reply so far; more than where it was lost before."""
+        """Longest time of one request, given the slowest reply so far; longer than where it was lost before."""
         if self.row_timeout is not None:
             return self.row_timeout
         return max(self.patience, SLOW * slowest) * (1 << losses) if slowest else inf
 
     def recall_limit(self, slowest: float, recalls: int) -> float:
-        """How long one request may stay on a server that has answered none, while another has nothing to do.
+        """Longest time of one request on a server that has answered none, while another has nothing to do.
 
-        It doubles with each recall, so that a slow one is not sent to and fro for ever.
+        It doubles with each recall, so that a slow request is not moved back and forth forever.
         """
         return max(self.silence / 3, 3 * slowest) * (1 << recalls)
 
@@ -95,7 +95,7 @@ class Breaker:
 
 @dataclass(slots=True)
 class ServerNotices:
-    """Notices about each subject, such as a server: one in `interval` seconds, of several the latest, none twice."""
+    """Notices about subjects such as servers: of each the latest, one per `interval` seconds, none twice."""
 
     interval: float
     _waiting: dict[str, NoticeEvent] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class ServerNotices:
         self._waiting[subject] = notice
 
     def recover(self, server: str) -> None:
-        """Add the notice that a server is available, unless none was shown that it is not."""
+        """Add the notice that a server is available again, if users know that it was not."""
         if self._waiting.pop(server, None) or server in self._last:
             self.add(server, NoticeEvent(f"{server} is available again", ""))
 
@@ -163,7 +163,7 @@ class PoolJob:
 
     @property
     def is_suspect(self) -> bool:
-        """Whether the next server lost with it is the last: it gets one of its own, to be the only possible cause."""
+        """Whether one more lost server ends it: it then gets a server of its own, to be the only possible cause."""
         return self.losses == MAX_LOSSES - 1
 
     @property

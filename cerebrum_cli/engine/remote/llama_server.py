@@ -109,7 +109,7 @@ class LlamaServer:
                 yield ReplyChunk(event.get("tokens", ()), total=total, text=text)
 
     def read_load(self, text: str) -> Load:
-        """What its slots are doing; requests that wait for one are not counted."""
+        """Activity of its slots; requests that wait for one are not counted."""
         slots = json.loads(text)
         decoded = sum(int(slot["next_token"][0]["n_decoded"]) for slot in slots if "next_token" in slot)
         evaluated = sum(int(slot.get("n_prompt_tokens_processed", 0)) for slot in slots)

@@ -163,7 +163,7 @@ class Pool:
         task.add_done_callback(lambda task: self._end(task, job, server))
 
     def _recall(self) -> None:
-        """Take jobs of which nothing has come for long from servers that may never answer, for those without any."""
+        """Take jobs that got nothing for long from servers that may never answer, for servers without any."""
         now = self._now
         room = sum(server.idle_window(now) for server in self._servers)
         for server in self._servers:

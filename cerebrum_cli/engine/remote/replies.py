@@ -37,7 +37,7 @@ JSON_STARTS = '{["-0123456789tfn'
 
 
 class TokenTables:
-    """What is known of the tokens of a vocabulary: their bytes, and which end a reply."""
+    """The tokens of a vocabulary: their bytes, and which end a reply."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary

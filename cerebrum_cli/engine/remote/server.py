@@ -1,4 +1,4 @@
-"""A server: its state, by which the pool decides what it is given, and what its answers mean for a job's samples."""
+"""A server: the state by which the pool gives it jobs, and the events of its replies."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Server:
         self.outstanding -= job.load
 
     def stop(self, error: BaseException, jobs: Iterable[PoolJob]) -> None:
-        """Take some of its jobs from it, which end with an error."""
+        """Remove some of its jobs, which end with an error."""
         for job in list(jobs):
             if job.stopped_by is not CANCELLED and self.running[job].cancel():
                 job.stopped_by = error
@@ -125,7 +125,7 @@ class Server:
         return self.busy_until - self.busy_since
 
     async def watch(self, slowest: float) -> None:
-        """Take jobs from it that take too long after the slowest reply so far; all, if it shows no sign of life."""
+        """Remove jobs that take too long, given the slowest reply so far; all, if it shows no sign of life."""
         now, timeouts = asyncio.get_running_loop().time(), self._timeouts
         self.alive_at = max(self.alive_at, self.client.heard_at)
         for job in list(self.running):

@@ -49,7 +49,7 @@ class Turns:
 
     @property
     def free_start(self) -> AnswerStart | None:
-        """What decides where the answer starts; None once the grammar applies, and without one."""
+        """Detector of the start of the answer; None once the grammar applies, and without one."""
         return None if self._constraint is None or self._constraint.applies else self._constraint.start
 
     def starts_answer(self, token: int) -> bool:
@@ -66,7 +66,7 @@ class Turns:
         return True
 
     def lets_pass(self, upcoming: Upcoming) -> int:
-        """For how many of the next tokens nothing intervenes, and the answer does not start."""
+        """Number of the next tokens after which nothing intervenes, and the answer does not start."""
         if self._constraint and self._constraint.applies:
             return len(upcoming.tokens)
         passed = self._controls.lets_pass(upcoming)

@@ -133,7 +133,7 @@ class Sglang(_SharedFields):
     _load_metrics = "sglang:num_running_reqs", "sglang:num_queue_reqs", "sglang:realtime_tokens_total"
 
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
-        """What a server is; only with deterministic inference, seeds have an effect."""
+        """Description of a server; seeds have an effect only with deterministic inference."""
         is_adapter, stated = bool(entry.get("parent")), answer.get("max_running_requests")
         return ServerInfo(
             self,
@@ -203,7 +203,7 @@ def _vllm_chunk(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = Non
 
 
 def _sglang_chunk(reply: Mapping[str, Any], seen: int = 0) -> ReplyChunk:
-    """What is new in a part of a reply after the tokens that were seen; it may repeat these."""
+    """New tokens in a part of a reply, which may repeat those that were seen."""
     meta = reply["meta_info"]
     finish = meta.get("finish_reason") or {}
     if finish.get("type") == "abort":  # a request that the server gives up

@@ -1,4 +1,4 @@
-"""What a slash command is, how a line with one is read, and the keys and settings of a chat."""
+"""Slash commands as values, the parser of their lines, and the keys and settings of a chat."""
 
 from __future__ import annotations
 
