@@ -145,9 +145,11 @@ def usage_error(error: ClickException, command: str | None) -> UsageError:
     if isinstance(error, typer.BadParameter) and error.message and error.param and error.param.name:
         from cerebrum_cli.cli.signature import environment_source
 
-        text = f"{environment_source(error.param.name, context) or error.param.opts[0]}: {error.message.rstrip('.')}"
-        for kind, meaning in (("valid int", "whole number"), ("valid float", "number")):
-            text = text.replace(f"is not a {kind}", f"is not a {meaning}")
+        source = environment_source(error.param.name, context) or error.param.opts[0]
+        problem = error.message.rstrip(".")
+        if number := re.fullmatch(r"'(.*)' is not a valid (int|float)", problem, re.DOTALL):
+            return UsageError.invalid(source, number[1], "a whole number" if number[2] == "int" else "a number")
+        text = f"{source}: {problem}"
     return UsageError(text if text.startswith(("-", "CEREBRUM_")) else text[:1].lower() + text[1:], hint)
 
 

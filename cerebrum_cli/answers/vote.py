@@ -36,7 +36,7 @@ class Votes:
     def needing(self, votes: int | None) -> Votes:
         """The same samples, with the votes that the winner needs. Raises UsageError if that is more than all."""
         if votes is not None and not 1 <= votes <= self.maximum:
-            raise UsageError(f"--min-votes is {votes}", f"it must be from 1 to {self.maximum}, the number of samples")
+            raise UsageError.invalid("--min-votes", votes, f"from 1 to {self.maximum}, the number of samples")
         return replace(self, needed=votes or 1)
 
 
@@ -50,11 +50,8 @@ def parse_votes(text: str) -> Votes:
         votes = Votes(int(least), int(most)) if least and most else AUTO
         if 1 <= votes.minimum <= votes.maximum <= MAX_VOTES:
             return votes
-    raise UsageError(
-        f"--votes is {text!r}",
-        f"it must be a number of samples from 1 to {MAX_VOTES}, `auto`, or `auto` with bounds:"
-        f" auto:{AUTO.minimum}..{AUTO.maximum}",
-    )
+    bounds = f"auto:{AUTO.minimum}..{AUTO.maximum}"
+    raise UsageError.invalid("--votes", text, f"a number from 1 to {MAX_VOTES}, auto, or auto with bounds: {bounds}")
 
 
 @dataclass(frozen=True, slots=True)

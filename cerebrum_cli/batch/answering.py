@@ -302,7 +302,7 @@ def _model_error(model: str, names: Sequence[str]) -> RowError | None:
     """Error for a row that requests a model by none of these names."""
     if model.casefold() in map(str.casefold, names):
         return None
-    return RowError(REFUSED, f"`model` is {model!r}, but this batch uses {names[0]}: remove the key")
+    return RowError(REFUSED, f"invalid `model`: {model!r}; this batch uses {names[0]}: remove the key")
 
 
 def _row_error(error: CerebrumError) -> RowError:

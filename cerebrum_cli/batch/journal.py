@@ -97,7 +97,7 @@ def _open(
         if rows.table is None:
             partial.copy(paths.output)  # before the record, so that no answer is lost
         elif partial.is_empty:
-            raise BatchError(f"{paths.partial} has the answers for {paths.output.name}, but is missing", REPLACE)
+            raise BatchError(f"{paths.partial} is missing: it has the answers for {paths.output.name}", REPLACE)
         if not partial.load():
             if rows.table is None:
                 partial.remove()

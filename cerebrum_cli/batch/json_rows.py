@@ -90,7 +90,7 @@ def _own_id(item: Mapping[str, Any]) -> RowId | None:
         if value is None or value == "":
             continue
         if isinstance(value, bool) or not isinstance(value, (str, int)):
-            raise InvalidRow("invalid_request", f"`{key}` is {value!r}: it must be text or an integer")
+            raise InvalidRow("invalid_request", f"invalid `{key}`: {value!r}; it must be text or an integer")
         return well_formed(value) if isinstance(value, str) else value
     return None
 
@@ -101,16 +101,16 @@ def _request(item: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(body, dict) or "prompt" in item or "messages" in item:
         return item
     if (method := item.get("method")) not in (None, "POST"):
-        raise InvalidRow("invalid_request", f"`method` is {method!r}: it must be POST")
+        raise InvalidRow("invalid_request", f"invalid `method`: {method!r}; it must be POST")
     if (url := item.get("url")) not in (None, *URLS):
-        raise InvalidRow("invalid_request", f"`url` is {url!r}: it must be {' or '.join(URLS)}")
+        raise InvalidRow("invalid_request", f"invalid `url`: {url!r}; it must be {' or '.join(URLS)}")
     return item | body
 
 
 def _conversation(request: Mapping[str, Any], rendered: str | None) -> Conversation:
     prompt, messages, system = (request.get(key) for key in ("prompt", "messages", "system"))
     if system is not None and not isinstance(system, str):
-        raise InvalidRow("invalid_request", f"`system` is {system!r}: it must be text")
+        raise InvalidRow("invalid_request", f"invalid `system`: {system!r}; it must be text")
     system_prompt = None if system is None else well_formed(system)
     if rendered is not None:
         return Conversation(system_prompt=system_prompt).user(require_prompt(rendered))
@@ -122,7 +122,7 @@ def _conversation(request: Mapping[str, Any], rendered: str | None) -> Conversat
         keys = ", ".join(request) or "none"
         raise InvalidRow("no_prompt", f"neither `prompt` nor `messages` is given; the fields are: {keys}")
     if not isinstance(prompt, str):
-        raise InvalidRow("invalid_request", f"`prompt` is {prompt!r}: it must be text")
+        raise InvalidRow("invalid_request", f"invalid `prompt`: {prompt!r}; it must be text")
     return Conversation(system_prompt=system_prompt).user(require_prompt(prompt))
 
 
@@ -147,10 +147,10 @@ def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
         try:
             settings[name] = validate(name, value)
         except UsageError as error:
-            problem = error.message.partition(" is ")[2]
-            raise InvalidRow("invalid_setting", f"`{key}` is {problem}: {error.hint}") from error
+            value = error.message.partition(": ")[2]
+            raise InvalidRow("invalid_setting", f"invalid `{key}`: {value}; {error.hint}") from error
         except OverflowError as error:  # an integer of hundreds of digits for a float
-            raise InvalidRow("invalid_setting", f"`{key}` is {value}: it is too large") from error
+            raise InvalidRow("invalid_setting", f"invalid `{key}`: {value} is too large") from error
     return {key: _well_formed(value) for key, value in settings.items()}
 
 
@@ -164,15 +164,15 @@ def _well_formed(value: Any) -> Any:
 
 def _reject_unsupported(request: Mapping[str, Any]) -> None:
     if (count := request.get("n")) not in (None, 1):
-        raise InvalidRow("invalid_request", f"`n` is {count!r}: a row has one answer; use --votes to sample several")
+        raise InvalidRow("invalid_request", f"invalid `n`: {count!r}; use --votes to sample several answers")
     for key in ("tools", "functions"):
         if request.get(key):
             raise InvalidRow("invalid_request", f"`{key}` is not supported")
     for key in ("logprobs", "top_logprobs", "stream"):  # as text or a list, it is a note
         if isinstance(value := request.get(key), int) and value is not False:
             raise InvalidRow("invalid_request", f"`{key}` is not supported: remove the key")
-    if adapters := request.get("lora"):
-        raise InvalidRow("invalid_request", f"`lora` is {adapters!r}: adapters apply to all rows; use --lora")
+    if request.get("lora"):
+        raise InvalidRow("invalid_request", "`lora` is not supported: adapters apply to all rows, use --lora")
     form = request.get("response_format")
     if form is not None and (not isinstance(form, dict) or form.get("type") != "text"):
         raise InvalidRow("invalid_request", "`response_format` is not supported: answers are text")

@@ -69,7 +69,7 @@ class PartialFile:
                         (moved.failed if counts.failed or counts.undecided else moved.answered).append(offset)
                     self._end = offset + len(line)
                 elif object is not None or (b"\0" not in line and file.read(1)):
-                    message = f"{self._path} is damaged: line {number} is not that of a row"
+                    message = f"{self._path} is damaged: line {number} is not a row"
                     raise BatchError(message, "move it elsewhere, choose another -o, or use --restart to start over")
                 offset += len(line)
             self._find_rows(file, moved)
@@ -134,7 +134,7 @@ class PartialFile:
         fields, identify = self._rows.fields(position), self._rows.schema.identify
         if not object or identify(object) != identify(fields):
             name = self._rows.schema.name(fields)
-            problem = f"{self._path} was changed while the batch ran: {name} is not where it was written"
+            problem = f"{self._path} was changed while the batch ran: {name} is no longer where it was written"
             raise BatchError(problem, "make sure that nothing else writes this file, then run the same command again")
         return to_json_line({key: fields.get(key, value) for key, value in object.items() if key != ROW}).encode()
 

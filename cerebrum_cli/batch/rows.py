@@ -170,7 +170,7 @@ def parse_template(text: str) -> Template:
         elif name := match["field"].strip():
             pieces.append((name, True))
         else:
-            raise UsageError(f"field without a name in the template, at character {match.start() + 1}", "name it")
+            raise UsageError(f"field without a name in the template, at character {match.start() + 1}", "write {NAME}")
     template = Template(tuple(pieces))
     if not template.fields:
         raise UsageError("the template has no field, so all prompts would be the same", "add one, like {text}")

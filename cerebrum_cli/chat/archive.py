@@ -189,7 +189,7 @@ def import_session(store: Store, file: Path, name: str | None) -> Session:
 def sessions_older_than(store: Store, age: str) -> list[Session]:
     """Sessions that have not changed for an age such as 30d or 8w. Raises UsageError."""
     if not (match := re.fullmatch(r"(\d+)([dw])", age)):
-        raise UsageError(f"--older-than is {age!r}", "give days or weeks, such as 30d or 8w")
+        raise UsageError.invalid("--older-than", age, "days or weeks, such as 30d or 8w")
     limit = time.time() - int(match[1]) * DAY_S * (7 if match[2] == "w" else 1)
     return [summary.session for summary in store.summaries() if summary.session.updated < limit]
 

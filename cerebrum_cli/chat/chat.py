@@ -160,7 +160,7 @@ class Chat:
         if self._sampled and self._sampled[0] == last.id:
             tokens = self._sampled[1]
         if tokens is None or not is_author(self.loaded.model, last.metadata):
-            raise SessionError("the tokens of the last reply are not known for this model", "/retry answers again")
+            raise SessionError("the tokens of the last reply are not known for this model", "use /retry first")
         conversation = settings_of(last, self.settings).applied_to(self.conversation)
         before = replace(conversation, messages=conversation.messages[:-1])
         return GivenReply(before, tokens, forced_tokens(last.metadata))
@@ -295,8 +295,8 @@ class Chat:
     @property
     def unsaved_notice(self) -> NoticeEvent | None:
         """Why nothing is saved since the session database could not be written; None if it can."""
-        error = self.history.store.detached_by
-        return NoticeEvent(f"this chat is not saved: {error.message}", "/export FILE saves a copy") if error else None
+        error, hint = self.history.store.detached_by, "use /export FILE to save a copy"
+        return NoticeEvent(f"this chat is not saved: {error.message}", hint) if error else None
 
     @property
     def last_question(self) -> StoredMessage | None:

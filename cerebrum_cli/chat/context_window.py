@@ -54,8 +54,8 @@ def fit_session(
     notice = NoticeEvent(
         f"the context of {size} tokens is nearly full: dropped the"
         f" {drop.messages} oldest messages ({drop.tokens} tokens) from it",
-        f"they stay in the session; {responder.larger_context} to fit more, or use --set overflow=stop to refuse the"
-        " question instead",
+        f"the session keeps them; {responder.larger_context} to fit more, or use --set overflow=stop to refuse such"
+        " questions",
     )
     return store.update_session(session, first=first), notice if first != previous_first else None
 

@@ -102,9 +102,7 @@ def validated_name(name: str) -> str:
     """Normalize a session name as it is stored. Raises SessionError if it cannot be shown and typed on one line."""
     name = well_formed(name)
     if not name or name != printable_name(name):
-        raise SessionError(
-            f"invalid session name {name!r}", "use one line of printable text without leading or trailing spaces"
-        )
+        raise SessionError.invalid("session name", name, "one line of printable text without spaces around it")
     return name
 
 

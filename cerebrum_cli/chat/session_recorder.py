@@ -68,7 +68,7 @@ class SessionRecorder:
         messages = self._history.store.messages(self.session)
         if not messages or not can_continue(messages[-1], model):
             problem = "nothing to continue: the last reply is complete, or another model wrote it"
-            raise SessionError(problem, 'give a question: cerebrum ask -c "..."')
+            raise SessionError(problem, 'ask a question: cerebrum ask -c "..."')
         self.continued = messages[-1]
         settings = settings_of(self.continued, settings)
         conversation = load_conversation(self._history.store, self.session, model, settings)

@@ -161,7 +161,7 @@ class AnswerPrinter:
 
     def _require_winner(self, tally: Tally, reply: Reply) -> None:
         """Print a notice about a winner without a majority. Raises NoAnswer without one, and for a tie with --final."""
-        from cerebrum_cli.inference.voting import outcome_notice
+        from cerebrum_cli.inference.voting import MORE_SAMPLES, outcome_notice
 
         notice = outcome_notice(tally)
         if tally.leader is None:
@@ -171,7 +171,7 @@ class AnswerPrinter:
             raise NoAnswer(notice.message, notice.hint)
         if not notice and tally.agreement < MAJORITY:
             problem = f"the winner has only {tally.leader.count} of {tally.samples} votes"
-            notice = NoticeEvent(problem, "take more samples, or ask more precisely")
+            notice = NoticeEvent(problem, MORE_SAMPLES)
         self.streams.report(notice)
 
     def _inspect(self, reply: Reply | None) -> None:
@@ -211,7 +211,7 @@ class AnswerPrinter:
             return f"ask for {missing} in the prompt"
         if self.recorder.saved_as is None:
             self.streams.info(reply.text)
-            return f"drop {options.extract_flag or '--final'}, or ask for {missing} in the prompt"
+            return f"omit {options.extract_flag or '--final'}, or ask for {missing} in the prompt"
         return f"read the reply: cerebrum sessions show {quote(self.recorder.saved_as)}"
 
     def _with_length_notice(self, events: Generator[Event, None, None]) -> Generator[Event, None, None]:

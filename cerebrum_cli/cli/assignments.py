@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +14,7 @@ from cerebrum_cli.core.conversion import expected_value, parse
 from cerebrum_cli.core.declaration import Option
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import SHORTHANDS
+from cerebrum_cli.core.text import did_you_mean
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -37,8 +37,8 @@ def parse_assignments(texts: Iterable[str] | None, settable: Mapping[str, Option
         key = name.replace("-", "_")
         keys = [each for each in SHORTHANDS.get(key, (key,)) if each in settable]
         if not keys:
-            near = "".join(f"did you mean {match}? " for match in get_close_matches(key, (*SHORTHANDS, *settable), 1))
-            raise UsageError(f"--set {name}: this command has no such setting", f"{near}--set help lists all")
+            near = did_you_mean(key, (*SHORTHANDS, *settable))
+            raise UsageError(f"this command has no setting {name!r}", f"{near}list all with --set help")
         if not equals:
             raise UsageError(f"--set {name} has no value", f"write --set {name}=VALUE")
         for each in keys:

@@ -62,7 +62,7 @@ def chat(
         on_command_line |= {"model"}
     question = only_question(words)
     if options.continue_ and options.session:
-        raise UsageError("-c and --session cannot be used together", "give one of them")
+        raise UsageError.conflict("-c", "--session")
     saved, prompted, options = apply_prompt(app, overrides, options, on_command_line)
     conversation = open_chat(app, overrides, prompted, options)
     keyboard = Keyboard()

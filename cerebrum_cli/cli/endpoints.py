@@ -31,7 +31,7 @@ def find_endpoints(app: App, options: ServerOptions) -> tuple[Endpoint, ...]:
     endpoints = tuple(find_endpoint(app, text, options) for text in options.endpoint)
     urls = [endpoint.url for endpoint in endpoints]
     if repeated := next((url for url in urls if urls.count(url) > 1), None):
-        raise UsageError(f"endpoint {repeated} is given twice", "omit one of them")
+        raise UsageError(f"the endpoint {repeated} is given twice", "omit one of them")
     for endpoint in endpoints:
         endpoint.validate()
     return endpoints
@@ -45,7 +45,7 @@ def find_endpoint(app: App, text: str, options: ServerOptions) -> Endpoint:
         table = tables[text]
         key = environment(table.key_env or KEY_VARIABLE)
         if table.key_env and key is None:
-            raise ConfigError(f"endpoint {text}: the variable {table.key_env} is not set", "export it with the API key")
+            raise ConfigError(f"endpoint {text}: {table.key_env} is not set", f"run export {table.key_env}=KEY")
         url, served_model = parse_url(table.url), options.served_model_name or table.served_model
     elif "://" in text:
         url, served_model, key = parse_url(text), options.served_model_name, environment(KEY_VARIABLE)
@@ -82,7 +82,7 @@ def require_no_adapters(settings: Settings, option: str) -> None:
     """Raise UsageError if any layer sets adapters: answers would differ without them."""
     if settings.lora:
         problem = f"{option} cannot apply the adapter {settings.lora[0]}: adapters apply to local models"
-        hint = "start the server with it, and give --lora none" if option == "--endpoint" else "give --lora none"
+        hint = "load it in the server, and use --lora none" if option == "--endpoint" else "use --lora none"
         raise UsageError(problem, hint)
 
 

@@ -102,7 +102,7 @@ def require_file(output: Path, source: str) -> None:
     from cerebrum_cli.batch.output_files import output_paths
 
     if output == Path("-"):
-        raise UsageError("-o is `-`, but a run is a file", "omit -o to store it by name; --json prints the report")
+        raise UsageError("a run cannot be written to standard output", "omit -o; use --json to print the report")
     output_paths(output, Path(source))
 
 
@@ -182,7 +182,7 @@ def read_task(app: App, source: str, options: EvalOptions, preset: Preset | None
 
     match = next((each for each in MATCHES if each == options.match), None)
     if options.match and match is None:
-        raise UsageError(f"--match is {options.match!r}", f"it must be {', '.join(MATCHES)}")
+        raise UsageError.invalid("--match", options.match, f"one of {', '.join(MATCHES)}")
     with FileProgress(app.streams) as progress:
         task = read_source(
             source,
@@ -210,7 +210,7 @@ def deviations(condition: Condition, samples: int, options: EvalOptions) -> Iter
 
 def require_count(option: str, value: int | None, most: int | None = None) -> None:
     if value is not None and (value < 1 or (most and value > most)):
-        raise UsageError(f"{option} is {value}", f"it must be from 1 to {most}" if most else "it must be 1 or more")
+        raise UsageError.invalid(option, value, f"from 1 to {most}" if most else "1 or more")
 
 
 def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> Run:

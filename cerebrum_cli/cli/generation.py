@@ -80,7 +80,7 @@ def find_source(
     endpoints, context = find_endpoints(app, options), SINGLE
     if isinstance(options, ConcurrencyOptions):
         if options.ray_workers is not None and (options.ray is None or options.ray_workers < 1):
-            raise UsageError(f"--ray-workers is {options.ray_workers}", "it must be 1 or more, and needs --ray")
+            raise UsageError.invalid("--ray-workers", options.ray_workers, "1 or more, and needs --ray")
         slots = parse_parallel(options)
         context = ContextOptions(slots=slots, batch_invariant=True, pad_steps=options.batch_invariant)
         overrides = without_padded_drafts(overrides, options)
@@ -177,7 +177,7 @@ def parse_parallel(options: ConcurrencyOptions) -> int:
         most = MAX_WINDOW
     if text.isdecimal() and 1 <= int(text) <= most:
         return int(text)
-    raise UsageError(f"--parallel is {text!r}", f"it must be a number from 1 to {most}, or auto")
+    raise UsageError.invalid("--parallel", text, f"a number from 1 to {most}, or auto")
 
 
 def without_padded_drafts(overrides: Layer, options: ConcurrencyOptions) -> Layer:
@@ -185,7 +185,7 @@ def without_padded_drafts(overrides: Layer, options: ConcurrencyOptions) -> Laye
     if not options.batch_invariant:
         return overrides
     if overrides.get("drafts"):
-        raise UsageError("batch_invariant and drafts cannot be used together", "omit one of them")
+        raise UsageError.conflict("batch_invariant", "drafts")
     return SourcedLayer(overrides, {"drafts": False})
 
 
@@ -222,7 +222,7 @@ def read_grammar(app: App, options: ConstrainedOptions, model: Model) -> str | N
     """
     schema, grammar = options.schema, options.grammar
     if schema and grammar:
-        raise UsageError("--schema and --grammar cannot be used together", "give one of them")
+        raise UsageError.conflict("--schema", "--grammar")
     if schema:
         with naming_grammar_file(options):
             given = read_text(schema, MAX_GRAMMAR_BYTES)

@@ -70,7 +70,7 @@ def lm_eval(
         set_environment_default("HF_HUB_OFFLINE", "1")
         set_environment_default("HF_DATASETS_OFFLINE", "1")
     elif problem := offline_if_unreachable(HUB_TIMEOUT_S):  # each request would be repeated for most of a minute
-        app.streams.report(NoticeEvent(problem, "only datasets that were downloaded before can be used"))
+        app.streams.report(NoticeEvent(problem, "only datasets that are already downloaded can be used"))
     cache = cache_path(app, source, options)
     with locked(cache):
         if options.restart:
@@ -98,15 +98,15 @@ def require_usable(overrides: Layer, options: LmEvalOptions) -> None:
         problem = f"--think {think} has no effect without --apply-chat-template"
         raise UsageError(problem, "add it, or limit thinking with --think N")
     if options.limit is not None and options.limit < 1:
-        raise UsageError(f"--limit is {options.limit}", "it must be 1 or more")
+        raise UsageError.invalid("--limit", options.limit, "1 or more")
     if options.num_fewshot is not None and options.num_fewshot < 0:
-        raise UsageError(f"--num-fewshot is {options.num_fewshot}", "it must be 0 or more")
+        raise UsageError.invalid("--num-fewshot", options.num_fewshot, "0 or more")
     if include_path and not include_path.is_dir():
         raise UsageError(f"--include-path {include_path} is not a directory", "check the path")
     if options.log_samples and not output:
         raise UsageError("--log-samples requires -o", "add -o RESULTS.json")
     if output == Path("-"):
-        raise UsageError("-o is `-`, but the results are a file", "omit -o; --json prints the results")
+        raise UsageError("results cannot be written to standard output", "omit -o; use --json to print the results")
     if output:
         output_paths(output)
         if output.exists() and not options.restart:

@@ -96,11 +96,11 @@ def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
         raise UsageError("no output file given (-o)", "name a file: -o OUT.gguf")
     path = as_path(str(options.output)) if options.output else Path(f"{stem}.gguf")
     if is_directory(path):
-        raise UsageError(f"-o {path}: is a directory", "name a file")
+        raise UsageError(f"-o {path} is a directory", "name a file")
     if path.suffix.lower() != ".gguf":
-        raise UsageError(f"-o {path}: not a .gguf file name", f"use -o {path}.gguf")
+        raise UsageError(f"-o {path} is not a .gguf file", f"use -o {path}.gguf")
     if is_part(path.name):
-        raise UsageError(f"-o {path}: is the name of one part of a split model", "omit the part number")
+        raise UsageError(f"-o {path} is the name of one part of a split model", "omit the part number")
     if not is_directory(path.parent):
         raise UsageError(f"-o {path}: directory {path.parent} does not exist", "create it first, or write elsewhere")
     return MergeOptions(
@@ -116,10 +116,10 @@ def require_new(app: App, path: Path, yes: bool) -> None:
 
 def warn(app: App, plan: Merge) -> None:
     for key in plan.recipe.ignored_keys:
-        problem = f"the recipe's key {key} is unknown and ignored"
+        problem = f"the recipe key {key} is unknown and ignored"
         app.streams.report(
             NoticeEvent(problem, "mergekit ignores it too; check the spelling if it should have an effect")
         )
     for each in plan.plan.unmatched_filters:
-        problem = f"the recipe's filter {each} matches no tensor and is ignored"
+        problem = f"the recipe filter {each} matches no tensor and is ignored"
         app.streams.report(NoticeEvent(problem, "use Hugging Face tensor names, such as self_attn.q_proj"))

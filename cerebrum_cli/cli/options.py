@@ -117,18 +117,16 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
 
     def validate(self) -> None:
         if self.extract == "":
-            raise UsageError("--extract is ''", "name a language: --extract=python")
+            raise UsageError.invalid("--extract", "", "a language, as in --extract=python")
         part = "--final" if self.final else self.extract_flag
         if self.final and self.extract_flag:
-            raise UsageError(f"--final and {self.extract_flag} cannot be used together", "give one of them")
+            raise UsageError.conflict("--final", self.extract_flag)
         if self.votes and self.extract_flag:
-            problem = f"{self.extract_flag} and --votes cannot be used together"
-            raise UsageError(problem, "omit one of them: a vote counts final answers, not code")
+            raise UsageError.conflict(self.extract_flag, "--votes", "omit one of them: votes count answers, not code")
         if part and self.schema:
-            raise UsageError(f"{part} and --schema cannot be used together", f"omit {part}: the whole answer is JSON")
+            raise UsageError.conflict(part, "--schema", f"omit {part}: the whole answer is JSON")
         if self.continue_ and (self.raw or self.messages):
-            other = "--raw" if self.raw else "--messages"
-            raise UsageError(f"-c and {other} cannot be used together", "omit one of them")
+            raise UsageError.conflict("-c", "--raw" if self.raw else "--messages")
         if self.top_logprobs is not None:
             from cerebrum_cli.inference.inspection import parse_likeliest
 
@@ -236,7 +234,7 @@ class ListOptions(QuietOptions):
     def validate(self) -> None:
         given = [flag(name) for name in ("available", "found", "outdated") if getattr(self, name)]
         if len(given) > 1:
-            raise UsageError(f"{given[0]} and {given[1]} cannot be used together", "give one of them")
+            raise UsageError.conflict(given[0], given[1])
 
 
 @option_group
@@ -265,7 +263,7 @@ class PullCommandOptions(PullOptions):
     def validate(self) -> None:
         given = (name for name in ("name", "default", "dry_run") if getattr(self, name))
         if self.vocabulary and (other := next(given, None)):
-            raise UsageError(f"--vocabulary and {flag(other)} cannot be used together", "give one of them")
+            raise UsageError.conflict("--vocabulary", flag(other))
 
 
 @option_group

@@ -84,7 +84,7 @@ def edit(
     try:
         prompts = parse_config(edited, path).prompts
     except ConfigError as error:
-        again = f"cerebrum prompts edit {quote(name)}  opens the file again, with your text"
+        again = f"run cerebrum prompts edit {quote(name)} to open the file again, with your text"
         raise ConfigError(error.message, f"{error.hint}; {again}") from error
     app.streams.report(f"{name} saved in {path}" if name in prompts else f"{path} saved, without {name}")
 
@@ -119,7 +119,7 @@ def save(
     require_name(name)
     if other := min(on_command_line - SAVED, default=None):
         problem = f"{argument(other, options_of(type(options))[other])} cannot be saved with a prompt"
-        raise UsageError(problem, "omit it, and give it with each question")
+        raise UsageError(problem, "omit it, and add it to each question")
     settings = dict(
         in_directory({key: value for key, value in overrides.items() if key in on_command_line}, Path.cwd())
     )
@@ -132,15 +132,15 @@ def save(
         read_text(schema, MAX_GRAMMAR_BYTES)
     extract = options.extract if "extract" in on_command_line and options.extract else False
     if schema and extract:
-        raise UsageError(f"{options.extract_flag} and --schema cannot be used together", "give one of them")
+        raise UsageError.conflict(str(options.extract_flag), "--schema")
     values = SavedPrompt(
         name, settings, text.rstrip("\r\n") or None, schema and schema.resolve(), extract == FIRST or extract
     ).table()
     if not values:
-        raise UsageError(f"there is nothing to save as {name}", "give a PROMPT, a system prompt with -s, or a setting")
+        raise UsageError(f"nothing to save as {name}", "add a PROMPT, a system prompt with -s, or a setting")
     is_new = name not in app.config.prompts
     if not (is_new or options.yes or app.streams.confirm(f"Replace the saved prompt {name}?", default=False)):
-        raise UsageError(f"there is a saved prompt {name} already", "choose another name, or replace it with -y")
+        raise UsageError(f"the saved prompt {name} already exists", "choose another name, or replace it with -y")
     path = app.config_directory / "config.toml"
     replace_user_file(path, with_prompt(read_config_text(path), name, values).encode())
     app.streams.report(f"{name} saved in {path}; use it with cerebrum ask -p {quote(name)}")
@@ -149,7 +149,7 @@ def save(
 def require_name(name: str) -> str:
     """Return the name of a new prompt. Raises UsageError for one that is hard to type."""
     if not name or name.startswith("-") or not name.isprintable() or any(char.isspace() for char in name):
-        raise UsageError(f"a saved prompt cannot be named {name!r}", "use letters, digits, - and _")
+        raise UsageError.invalid("prompt name", name, "letters, digits, - and _")
     return name
 
 

@@ -70,7 +70,7 @@ def answer_blocks(
     is one on each GPU, or on each node. Blocks whose worker or node is lost are left out. Raises EndpointError.
     """
     if find_spec("ray") is None:
-        raise EndpointError("--ray needs the package ray, which is not installed", pip_install("'cerebrum-cli[ray]'"))
+        raise EndpointError("ray is not installed", pip_install("'cerebrum-cli[ray]'"))
     pipe, child = Pipe()
     with child:
         process = subprocess.Popen(
@@ -97,7 +97,7 @@ def answer_blocks(
             else:
                 yield message
     except (EOFError, ConnectionError) as error:
-        raise EndpointError("Ray has ended unexpectedly", "see its logs in /tmp/ray") from error
+        raise EndpointError("Ray ended unexpectedly", "see its logs in /tmp/ray") from error
     finally:
         pipe.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -165,7 +165,7 @@ def connect(address: str) -> None:
     except Exception as error:
         reason = well_formed(one_line(str((isinstance(error, OSError) and error.strerror) or error)))[:MAX_REASON]
         problem = f"no Ray cluster at {address}: {reason}"
-        raise EndpointError(problem, "start one with ray start --head, or use --ray local") from error
+        raise EndpointError(problem, "run ray start --head, or use --ray local") from error
 
 
 class Places(NamedTuple):
@@ -190,7 +190,7 @@ def find_places(workers: int | None, uses_gpus: bool) -> Places:
     on_gpus = [node for turn in range(max(counts.values(), default=0)) for node in nodes if turn < counts[node]]
     places = on_gpus[:workers] or list(islice(cycle(nodes), workers or len(nodes)))
     if not places:
-        raise EndpointError("no node of the Ray cluster has processors", "see ray status")
+        raise EndpointError("no node of the Ray cluster has CPUs", "check the nodes with ray status")
     threads = {node: max(1, int(nodes[node]["CPU"]) // places.count(node)) for node in places}
     return Places(places, threads, "num_gpus" if on_gpus else "num_cpus")
 

@@ -97,7 +97,7 @@ def parse_cluster(text: str) -> str | int:
         return int(local[1] or 1)
     if ADDRESS.fullmatch(text):
         return text
-    raise UsageError(f"--ray is {text!r}", "it must be auto, local, local:N or HOST:PORT")
+    raise UsageError.invalid("--ray", text, "auto, local, local:N or HOST:PORT")
 
 
 @dataclass(slots=True)
@@ -126,7 +126,7 @@ class Distribution:
         while (missing := len(run.rows) - len(run.finished)) and not self.is_cancelled:
             if self._fruitless == MAX_FRUITLESS:
                 first = run.rows.name(next(at for at in range(len(run.rows)) if at not in run.finished))
-                problem = f"workers fail on {missing} rows, the first of which is {first}"
+                problem = f"workers fail on {missing} rows, beginning with {first}"
                 raise EndpointError(problem, "see the Ray logs of the nodes in /tmp/ray")
             yield from self._answer_once()
             self._fruitless = self._fruitless + 1 if missing == len(run.rows) - len(run.finished) else 0
@@ -145,7 +145,7 @@ class Distribution:
                 if message is not None:
                     alive_at = time.monotonic()
                 elif time.monotonic() - alive_at > self.patience:
-                    raise NoServerError("no worker is running on any node", "see ray status, then run it again")
+                    raise NoServerError("no worker is running on any node", "check the nodes with ray status")
 
     def _plan(self, workers: int) -> tuple[Iterator[bytes], NodeJob, int]:
         """The blocks of missing rows for some workers, the job of each, and how many blocks it has at a time."""
@@ -176,7 +176,7 @@ class Distribution:
         models = {record.get("model"): each.host for each in self._reports.values() for record in each.records}
         if len(models) > 1 and not (self.job.servers and self.job.servers.may_differ):
             (model, host), (other, there), *_ = models.items()
-            problem = f"the server of {there} serves {other}, but that of {host} serves {model}"
+            problem = f"the servers differ: {there} has {other}, {host} has {model}"
             raise EndpointError(problem, "use servers with the same model, or --allow-different-models")
         if is_restart:
             self._restarts += 1
@@ -286,5 +286,5 @@ def find_file(library: Library, file: NodeJob) -> Model:
     for model in (*library.models(), *library.vocabularies()):
         if model.is_readable and library.file_identity(model) == file.identity:
             return model
-    problem = f"{file.reference} is not installed on this node: no file has its SHA-256, {file.identity[:12]}..."
-    raise ModelNotFound(problem, f"cerebrum pull {file.reference} there, or use a path that all nodes share")
+    problem = f"{file.reference} is not installed on this node: no file has the SHA-256 {file.identity[:12]}..."
+    raise ModelNotFound(problem, f"run cerebrum pull {file.reference} there, or use a path that all nodes share")

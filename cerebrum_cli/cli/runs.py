@@ -51,10 +51,10 @@ def list_runs(context: typer.Context, options: QuietOptions, json: JsonArray = F
             rows.append(run_row(run))
             outdated += [run.name] if run.outdated else []
         except UsageError as error:  # the others can be listed
-            app.streams.report(NoticeEvent(error.message, f"{error.hint}; cerebrum runs rm {run.name}  deletes it"))
+            app.streams.report(NoticeEvent(error.message, f"{error.hint}, or delete it: cerebrum runs rm {run.name}"))
     print_rows(app.streams, rows, json, print_runs, "no stored runs; cerebrum eval creates them")
     if outdated:
-        app.streams.report(NoticeEvent(f"marked by other rules: {', '.join(outdated)}", "see cerebrum runs show RUN"))
+        app.streams.report(NoticeEvent(f"marked by other rules: {', '.join(outdated)}", "run cerebrum runs show RUN"))
 
 
 def run_row(run: Run) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def show(context: typer.Context, name: Name, options: RunOptions) -> None:
         samples, changed, too_slow = (
             save_marks(run, options.run_code) if options.save else rescored(run.match, samples, options.run_code)
         )
-        kept = f"; {too_slow} took too long to be searched, and kept their scores" if too_slow else ""
+        kept = f"; {too_slow} took too long to search and kept their scores" if too_slow else ""
         app.streams.report(f"{changed} of {len(samples)} scores changed{'; saved' if options.save else ''}{kept}")
     elif run.outdated:
         app.streams.report(NoticeEvent(run.outdated, run.how_to_mark(name)))
@@ -134,8 +134,8 @@ def print_run(
 
 def no_sample_counts(run: Run, samples: Sequence[Sample]) -> UsageError:
     """Error for a run without a report: none of its samples is finished, or all were skipped."""
-    reason = samples[0].text if samples else "none is finished"
-    return UsageError(f"no sample of {run.name} counts: {reason}", "run cerebrum eval again, with other settings")
+    reason = samples[0].text if samples else "none has finished"
+    return UsageError(f"no sample of {run.name} counts: {reason}", "run cerebrum eval again with other settings")
 
 
 def model_of(app: App, run: Run) -> Model:
@@ -147,7 +147,7 @@ def model_of(app: App, run: Run) -> Model:
     model = with_adapters(library, model, run.record.notes.get(LORA, ()))
     recorded = run.record.fingerprint
     if (library.file_identity(model), model.adapter_identity) != (recorded["model file"], recorded.get("adapter")):
-        raise UsageError(f"the file of {run.model} has changed since the run {run.name}", "evaluate it again")
+        raise UsageError(f"the file of {run.model} has changed since the run {run.name}", "run cerebrum eval again")
     return model
 
 

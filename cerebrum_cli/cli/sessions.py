@@ -107,7 +107,7 @@ def rm(
         if older_than:
             chosen |= {session.name: session for session in sessions_older_than(history.store, older_than)}
         elif not names:
-            raise UsageError("no session named", "name one or more, or use --older-than")
+            raise UsageError("no session given", "name one or more, or use --older-than")
         if not chosen:
             app.streams.info(f"no session is older than {older_than}")
             return

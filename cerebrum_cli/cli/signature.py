@@ -46,7 +46,7 @@ class GivenPath(TyperPath):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if not value:
             source = environment_source(param.name, ctx) or flag(param.name)
-            raise UsageError(f"{source} is {value!r}", "give a path, or omit it")
+            raise UsageError.invalid(source, value, "a path")
         return super().convert(value, param, ctx)
 
 
@@ -150,11 +150,11 @@ class Arguments:
         source = self.context.get_parameter_source(name) if self.context and declared.has_flag else None
         has_flag = source is not None and source.name == "COMMANDLINE"
         if has_flag and name in self.assigned:
-            raise UsageError(f"{flag(name)} and --set {name} are both given", "omit one of them")
+            raise UsageError.conflict(flag(name), f"--set {name}")
         if declared.local and self.is_remote:
             if has_flag or name in self.assigned:
                 named = flag(name) if has_flag else f"--set {name}"
-                raise UsageError(f"{named} applies to local models, not to --endpoint", "omit one of them")
+                raise UsageError(f"{named} applies to local models, not to --endpoint", f"omit {named}")
             return None
         if name in self.assigned:
             return self.assigned[name]
@@ -280,8 +280,8 @@ def app_of(context: typer.Context, options: QuietOptions | None = None) -> App:
 
     app = context.obj if isinstance(context.obj, App) else real_app()
     for name, likely in unknown_variables(option_names()).items():
-        hint = f"did you mean {likely}?" if likely else "see cerebrum COMMAND --help for the options"
-        app.streams.notice(NoticeEvent(f"the environment variable {name} sets nothing", hint))
+        hint = f"did you mean {likely}?" if likely else "run cerebrum COMMAND --help to list the options"
+        app.streams.notice(NoticeEvent(f"unknown environment variable {name}", hint))
     app.streams = replace(app.streams, is_quiet=options is not None and options.quiet)
     if isinstance(options, AnswerOptions) and options.verbose:
         app.native_log(app.streams.info)

@@ -90,7 +90,7 @@ def measure(app: App, model: Model, settings: Settings, streams: Streams) -> Tun
             search = tune_model(bench, model, settings, previous, profile_key)
             result = render_stages(search, StageProgress(streams))
         if any(map(is_missing, model.paths)) or app.library.identity(model) != identity:
-            raise ModelFileError(model.path, "changed while it was measured", "tune it again")
+            raise ModelFileError(model.path, "changed while it was measured", "run cerebrum tune again")
         if result.is_disturbed:
             return result
         general = general_settings(settings)

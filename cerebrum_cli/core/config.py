@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -14,6 +13,7 @@ from cerebrum_cli.core.conversion import InvalidValue
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import read_small
 from cerebrum_cli.core.settings import CONFIG, KEYS, SAVED_PROMPT, Layer, SourcedLayer, convert, in_directory, keys_of
+from cerebrum_cli.core.text import did_you_mean
 
 ENDPOINTS = "endpoints"
 PROMPTS = "prompts"
@@ -65,8 +65,8 @@ class SavedPrompt:
     def require_without(self, key: str, use: str) -> None:
         """Raise UsageError if the prompt sets a key that has no effect in a use."""
         if getattr(self, key):
-            problem = f"the saved prompt {self.name} sets {key}, which {use} cannot apply"
-            raise UsageError(problem, f"cerebrum ask -p {quote(self.name)}")
+            problem = f"the saved prompt {self.name} sets {key}, which has no effect in {use}"
+            raise UsageError(problem, f"use cerebrum ask -p {quote(self.name)}")
 
     def table(self) -> dict[str, Any]:
         """Keys and values of its table in config.toml."""
@@ -143,12 +143,12 @@ def read_setting(name: str, value: Any, where: str, other_keys: tuple[str, ...])
     keys = keys_of(name)
     if not keys:
         known = (*KEYS, *other_keys)
-        near = "".join(f"did you mean {match}? " for match in get_close_matches(name.replace("-", "_"), known, 1))
+        near = did_you_mean(name.replace("-", "_"), known)
         raise ConfigError(f"{where}: unknown key `{name}`", f"{near}known keys: {', '.join(known)}")
     try:
         return {key: convert(key, value) for key in keys}
     except InvalidValue as expected:
-        raise ConfigError(f"{where}: {name} is {value!r}", f"it must be {expected}") from expected
+        raise ConfigError.invalid(name, value, str(expected), f"{where}: ") from expected
 
 
 def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:
@@ -162,7 +162,7 @@ def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:
         if unknown := next((key for key in table if key not in known), None):
             raise ConfigError(f"{where}: unknown key `{unknown}`", f"known keys: {', '.join(known)}")
         if wrong := next((key for key, value in table.items() if not isinstance(value, str) or not value), None):
-            raise ConfigError(f"{where}: {wrong} is {table[wrong]!r}", "it must be text")
+            raise ConfigError.invalid(wrong, table[wrong], "non-empty text", f"{where}: ")
         if "url" not in table:
             raise ConfigError(f"{where}: url is missing", f"write {example}")
         endpoints[name] = EndpointTable(**table)
@@ -175,11 +175,11 @@ def read_prompt(name: str, table: Mapping[str, Any], path: Path) -> SavedPrompt:
     own = {key: table[key] for key in ("prompt", "schema") if key in table}
     extract = table.get("extract", False)
     if wrong := next((key for key, value in own.items() if not isinstance(value, str) or not value.strip()), None):
-        raise ConfigError(f"{where}: {wrong} is {own[wrong]!r}", "it must be non-empty text")
+        raise ConfigError.invalid(wrong, own[wrong], "non-empty text", f"{where}: ")
     if not (extract is True or extract is False or (isinstance(extract, str) and extract)):
-        raise ConfigError(f"{where}: extract is {extract!r}", 'it must be true, "last", or a language like "python"')
+        raise ConfigError.invalid("extract", extract, 'true, "last", or a language like "python"', f"{where}: ")
     if extract and "schema" in own:
-        raise ConfigError(f"{where}: extract and schema cannot be used together", "remove one of them")
+        raise ConfigError.conflict("extract", "schema", "remove one of them", f"{where}: ")
     settings: dict[str, Any] = {}
     for key in (key for key in table if key not in PROMPT_KEYS):
         settings |= read_setting(key, table[key], where, PROMPT_KEYS)
@@ -195,12 +195,12 @@ def find_prompt(prompts: Mapping[str, SavedPrompt], name: str, is_option: bool =
         return prompts[name]
     if is_option and len(name.split()) > 1:
         hint = f"-p takes the name of a saved prompt; the question is an argument: cerebrum ask {quote(name)}"
-    elif near := get_close_matches(name, prompts, 1):
-        hint = f"did you mean {near[0]}? cerebrum prompts list shows all"
+    elif near := did_you_mean(name, tuple(prompts)):
+        hint = f"{near}list all with cerebrum prompts list"
     elif prompts:
         hint = f"saved prompts: {', '.join(prompts)}"
     else:
-        hint = f"none are saved; cerebrum prompts edit {quote(name)} creates it"
+        hint = f"none are saved; create it with cerebrum prompts edit {quote(name)}"
     raise UsageError(f"no saved prompt named {name!r}", hint)
 
 

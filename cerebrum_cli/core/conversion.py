@@ -153,7 +153,7 @@ def validate(name: str, declared: Option, value: Any, source: str) -> Any:
         return convert(name, declared, value)
     except InvalidValue as expected:
         wrong = _invalid_item(name, declared, value)
-        raise UsageError(f"{source} is {wrong!r}", f"it must be {expected}") from expected
+        raise UsageError.invalid(source, wrong, str(expected)) from expected
 
 
 def parse(name: str, declared: Option, texts: Sequence[str], source: str) -> Any:

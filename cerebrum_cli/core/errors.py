@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 SOME_FAILED = 6  # exit code of a batch or an evaluation some of whose rows failed
 
@@ -17,6 +18,16 @@ class CerebrumError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    @classmethod
+    def invalid(cls, name: str, value: object, expected: str, where: str = "") -> Self:
+        """Error for the value of an option, a variable or a key; `where` precedes the message."""
+        return cls(f"{where}invalid {name}: {value!r}", f"it must be {expected}")
+
+    @classmethod
+    def conflict(cls, first: str, second: str, hint: str = "omit one of them", where: str = "") -> Self:
+        """Error for two options or keys that exclude each other."""
+        return cls(f"{where}{first} and {second} cannot be used together", hint)
 
 
 class UsageError(CerebrumError):

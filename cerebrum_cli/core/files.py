@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError
+from cerebrum_cli.core.text import format_size
 
 MAX_SMALL_BYTES = 16_000_000
 PART = ".part"  # suffix of unfinished files
@@ -92,6 +93,16 @@ def translate_os_errors(
         fix = "free some disk space" if is_disk_full(error) else "check its permissions"
         hint = elsewhere if isinstance(error, NoLocks) else f"{fix}{then}"
         raise error_type(f"{name}: {error.strerror or error}", hint) from error
+
+
+def require_space(directory: Path, need: int, error_type: type[CerebrumError], elsewhere: str) -> None:
+    """Raise a CerebrumError if the disk of a directory has fewer free bytes; `elsewhere` is what helps besides."""
+    from shutil import disk_usage
+
+    usage = disk_usage(directory)
+    if usage.total and usage.free < need:  # some file systems report no size
+        problem = f"{directory}: not enough disk space: needs {format_size(need)}; {format_size(usage.free)} is free"
+        raise error_type(problem, f"free {format_size(need - usage.free)}, or {elsewhere}")
 
 
 def write_all(descriptor: int, data: bytes) -> None:

@@ -43,6 +43,14 @@ def enumeration(clauses: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(clauses[:-1]), clauses[-1]]))
 
 
+def did_you_mean(name: str, known: Sequence[str], count: int = 1, cutoff: float = 0.6) -> str:
+    """Beginning of a hint with the known names most like a given one: "did you mean a or b? "; empty without any."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, count, cutoff)
+    return f"did you mean {' or '.join(near)}? " if near else ""
+
+
 def format_utc(seconds: float) -> str:
     """Format a Unix time as ISO 8601 in UTC."""
     from datetime import UTC, datetime

@@ -42,7 +42,7 @@ ANSWER = "17 plus 20 makes 37, 37 plus 5 makes 42. The answer is 42."
 MAX_TOKENS = 64  # twice the length of the answer
 REINSTALL = f"reinstall llama.cpp: {rebuild_command()}"
 WITHOUT_GPU = "check the GPU's driver, and reinstall llama.cpp; until then use --gpu-layers 0"
-FIX_LLAMA_CPP = "fix the llama_cpp check first"
+FIX_LLAMA_CPP = "see the check llama_cpp"
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ def _check_models(context: DoctorContext) -> CheckResult:
 
 def _check_hugging_face_cache(context: DoctorContext) -> CheckResult:
     directory = inspect_directory("models", context.library.cache.directory)
-    problem = ("not writable, so nothing can be pulled", "fix its permissions, or set HF_HUB_CACHE")
+    problem = ("not writable, so nothing can be pulled", "make it writable, or set HF_HUB_CACHE")
     warning = None if directory.writable else problem
     if not directory.path.is_dir():
         return check_result(f"none yet: {directory.path}", warning)
@@ -147,7 +147,7 @@ def _check_token(_: DoctorContext) -> CheckResult:
     from cerebrum_cli.models.hub import token_location
 
     location = token_location()
-    none = "none; private and gated models need one (hf auth login)"
+    none = "none; private and gated models need one: run hf auth login"
     return check_result(f"found in {location}" if location else none)
 
 
@@ -182,7 +182,7 @@ def _check_sessions(context: DoctorContext) -> CheckResult:
     if found is None:
         return check_result("none yet")
     if not os.access(path, os.W_OK):
-        return CheckResult("failure", f"{path} is not writable", "fix its permissions, or use --no-log")
+        return CheckResult("failure", f"{path} is not writable", "make it writable, or use --no-log")
     sessions, messages, version = found
     counts = f"{format_count(sessions, 'session')}, {format_count(messages, 'message')}, undamaged"
     return check_result(f"{counts}; {format_size(path.stat().st_size)}, version {version}")

@@ -81,7 +81,7 @@ def _check_server(server: CheckedServer) -> CheckResult:
         server.info = info = probe(server.endpoint)
     except BusyServerError as busy:
         problem = f"{server.endpoint.name} is not ready: {busy.reason}"
-        return check_result("", (problem, "other commands wait for it; check again later"))
+        return check_result("", (problem, "other commands wait for it; try again later"))
     return check_result(f"{info.kind.name}, build {info.build}")
 
 

@@ -130,8 +130,7 @@ def require_context(options: LoadOptions, free: FreeMemory, counts_weights: bool
     longest = _longest(length, lambda length: needed(length) <= free.host)
     weights = " including the model's weights" if counts_weights else ""
     raise EngineError(
-        f"a context of {length} tokens needs {needed(length) / 1e9:.1f} GB{weights},"
-        f" but only {free.host / 1e9:.1f} GB of memory is free",
+        f"a context of {length} tokens needs {needed(length) / 1e9:.1f} GB{weights}; {free.host / 1e9:.1f} GB is free",
         f"use --ctx {min(longest, options.file.trained_context)} or less",
     )
 

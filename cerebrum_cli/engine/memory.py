@@ -258,11 +258,8 @@ def require_devices(needs: MemoryNeeds, devices: Sequence[Device]) -> None:
     """Raise EngineError if what was requested of a GPU exceeds its free memory."""
     for need, device in zip(needs.devices, devices, strict=True):
         if need > device.free:
-            raise EngineError(
-                f"{device.description} has {device.free / 1e9:.1f} GB of free memory, of which {need / 1e9:.1f} GB"
-                " would be needed",
-                "use a smaller --gpu-layers",
-            )
+            problem = f"the model needs {need / 1e9:.1f} GB on {device.description}; {device.free / 1e9:.1f} GB is free"
+            raise EngineError(problem, "use a smaller --gpu-layers")
 
 
 def plan_slots(

@@ -239,7 +239,7 @@ class Bench:
                 self._close_trial(next(iter(self._trials)))
             if not has_memory(needed):  # before the system kills this process or another
                 total, free = (needed + HEADROOM) / 1e9, available_memory() / 1e9
-                raise TrialError(f"needs {total:.1f} GB of memory, but only {free:.1f} GB is free")
+                raise TrialError(f"needs {total:.1f} GB; {free:.1f} GB is free")
         finally:
             if trial:
                 self._trials[settings] = trial

@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from difflib import get_close_matches
 from io import StringIO
 from math import hypot
 from pathlib import Path
@@ -18,6 +17,7 @@ from lm_eval.utils import handle_non_serializable, make_table
 
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent
+from cerebrum_cli.core.text import did_you_mean, pip_install
 from cerebrum_cli.eval.lm_harness import CerebrumLM
 from cerebrum_cli.eval.tasks import Figure, Preset, published
 
@@ -49,9 +49,8 @@ def find_tasks(tasks: Sequence[str], include_path: Path | None) -> tuple[TaskMan
         if all(matches.values()):
             return manager, list(dict.fromkeys(name for names in matches.values() for name in names))
     unknown = next(task for task, names in matches.items() if not names)
-    near = get_close_matches(unknown, manager.all_tasks, 3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "lm_eval ls tasks  lists all of them"
-    raise UsageError(f"lm-eval has no task {unknown!r}", hint)
+    near = did_you_mean(unknown, manager.all_tasks, 3)
+    raise UsageError(f"lm-eval has no task {unknown!r}", f"{near}list all with lm_eval ls tasks")
 
 
 class Tasks(TaskManager):  # type: ignore[misc]  # lm_eval is not a dependency
@@ -61,7 +60,9 @@ class Tasks(TaskManager):  # type: ignore[misc]  # lm_eval is not a dependency
         try:
             loaded = super().load(task_list)
         except ImportError as error:
-            raise UsageError(f"{task_list[0]} needs {error.name or error}", "pip install it") from error
+            raise UsageError(
+                f"{task_list[0]} needs {error.name or error}", pip_install(error.name or "PACKAGE")
+            ) from error
         except (OSError, ValueError, KeyError) as error:  # of the network, its data, or a file of the user's
             names = ", ".join(map(str, task_list))
             if CODE_METRIC in str(error):  # which such tasks load on import
@@ -77,7 +78,7 @@ class Tasks(TaskManager):  # type: ignore[misc]  # lm_eval is not a dependency
 
 
 def runs_code(task: str) -> UsageError:
-    return UsageError(f"{task} would run code that the model writes", "cerebrum eval humaneval --run-code")
+    return UsageError(f"{task} would run code that the model writes", "use cerebrum eval humaneval --run-code")
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def marker(match: Match, questions: tuple[Question, ...]) -> Marker:
                 re.compile(question.gold)
             except re.error as error:
                 problem = f"the answer of question {question.id} is not a regular expression: {error}"
-                raise UsageError(problem, "fix it, or use another --match") from error
+                raise UsageError(problem, "correct it in the question file, or use another --match") from error
         return pattern_marker()
     return Marker({"answer": mark_answer, "exact": mark_exact, "contains": mark_contains}[match])
 

@@ -160,7 +160,7 @@ def _choices(value: Any) -> _Choices | None:
     if not isinstance(value, list) or not (labels is None or (isinstance(labels, list) and len(labels) == len(value))):
         raise _Invalid('`choices` must be a list of texts, or {"text": [...], "label": [...]}')
     if not 2 <= len(value) <= len(LETTERS):
-        raise _Invalid(f"the number of choices is {len(value)}, not 2 to {len(LETTERS)}")
+        raise _Invalid(f"`choices` must have 2 to {len(LETTERS)} items, not {len(value)}")
     return _Choices(
         tuple(_text(choice, "choices") for choice in value),
         tuple(_text(label, "choices") for label in labels or ()),
@@ -192,7 +192,7 @@ def _required(row: Mapping[str, Any], name: str) -> str:
 def _text(value: Any, name: str) -> str:
     """A text, or a number as text, without the spaces around it."""
     if not (isinstance(value, str) or type(value) is int or (isinstance(value, float) and math.isfinite(value))):
-        raise _Invalid(f"`{name}` is {_shown(value)}: it must be text or a number")
+        raise _Invalid(f"invalid `{name}`: {_shown(value)}; it must be text or a number")
     text = well_formed(str(value)).strip()
     if not text:
         raise _Invalid(f"`{name}` is blank")
@@ -220,19 +220,19 @@ def _correct_choice(row: Mapping[str, Any], name: str, choices: _Choices) -> str
         places |= {place for place, each in enumerate(choices.texts) if text == each}
     if len(places) > 1:
         named = " or ".join(LETTERS[place] for place in sorted(places))
-        raise _Invalid(f"`{name}` is {_shown(answer)}, which may mean choice {named}")
+        raise _Invalid(f"ambiguous `{name}`: {_shown(answer)} may mean choice {named}")
     if places:
         return LETTERS[places.pop()]
     if could_be_index:
         return int(text)
-    raise _Invalid(f"`{name}` is {_shown(answer)}, which is none of the {count} choices")
+    raise _Invalid(f"invalid `{name}`: {_shown(answer)} is none of the {count} choices")
 
 
 def _own_id(value: Any, name: str, line: int) -> QuestionId:
     if value is None or value == "":
         return line
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _Invalid(f"`{name}` is {_shown(value)}: it must be text or an integer")
+        raise _Invalid(f"invalid `{name}`: {_shown(value)}; it must be text or an integer")
     return well_formed(value) if isinstance(value, str) else value
 
 

@@ -109,7 +109,7 @@ def compare_runs(before: Run, after: Run) -> Comparison:
     runs = [outcomes(_finished_samples(run, run in outdated), form_of) for run in (before, after)]
     common = [id for id in runs[0] if id in runs[1]]
     if not common:
-        raise UsageError(f"{before.name} and {after.name} have no finished question in common", "finish them first")
+        raise UsageError(f"{before.name} and {after.name} have no finished question in common", "finish both runs")
     return compare(*([run[id] for id in common] for run in runs))
 
 

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import lru_cache
 from hashlib import sha256
 from itertools import count
@@ -35,6 +34,7 @@ from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import BatchError, EngineError, UsageError
 from cerebrum_cli.core.files import exists, remove_abandoned, translate_os_errors
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
+from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.eval.marking import MARKING, MATH_VERIFY, Match, describe_rules, rules_of
 from cerebrum_cli.eval.math_equality import INSTALL
 from cerebrum_cli.eval.questions import Sample, parse_sample
@@ -80,7 +80,7 @@ class Run:
         """Method of marking its replies. Raises UsageError for one that only newer versions know."""
         match: Match = self.record.fingerprint["match"]
         if match not in get_args(Match):
-            raise UsageError(f"{self.name} was made by a newer cerebrum", "update it")
+            raise UsageError(f"{self.name} was made by a newer version of cerebrum", "update cerebrum")
         return match
 
     @property
@@ -148,7 +148,7 @@ class Run:
         except FileNotFoundError:
             return []
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UsageError(f"{path} is not a run of cerebrum eval", "check the path") from error
+            raise _not_a_run(path) from error
 
 
 class RunStore:
@@ -172,9 +172,8 @@ class RunStore:
         if run is not None:
             return run
         if exists(Path(reference)):
-            raise UsageError(f"{reference} is not a run of cerebrum eval", "check the path")
-        near = get_close_matches(reference, [run.name for run in self], 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "cerebrum runs list  shows the stored runs"
+            raise _not_a_run(reference)
+        hint = did_you_mean(reference, [run.name for run in self], 3) + "list the stored runs with cerebrum runs list"
         raise UsageError(f"no run named {reference!r}", hint)
 
     def path_for(self, fingerprint: Mapping[str, Any]) -> tuple[Path, str]:
@@ -231,8 +230,12 @@ def read_run(path: Path) -> Run | None:
 def require_run(path: Path) -> Run:
     run = read_run(path)
     if run is None:
-        raise UsageError(f"{path} is not a run of cerebrum eval", "check the path")
+        raise _not_a_run(path)
     return run
+
+
+def _not_a_run(path: str | Path) -> UsageError:
+    return UsageError(f"{path} is not a run of cerebrum eval", "check the path")
 
 
 def provenance(source: ReplySource, llama_version: Callable[[], str]) -> dict[str, Any]:

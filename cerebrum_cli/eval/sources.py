@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from cerebrum_cli.batch.readers import open_input
 from cerebrum_cli.batch.rows import parse_template
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import exists
-from cerebrum_cli.core.text import pip_install
+from cerebrum_cli.core.text import did_you_mean, pip_install
 from cerebrum_cli.eval.marking import MARKING, Marker, Match, code_marker, is_in_words, marker, rules_of
 from cerebrum_cli.eval.questions import Question
 from cerebrum_cli.eval.reading import (
@@ -34,7 +33,7 @@ from cerebrum_cli.models.hub import cache_directory, is_offline, list_repository
 from cerebrum_cli.models.retries import Progress, RetryPolicy
 
 _PARQUET = ".parquet"
-IN_WORDS = "correct answers are words, which a reply must state alone: --match contains finds them anywhere in it"
+IN_WORDS = "correct answers are words, which final answers must equal; --match contains accepts them anywhere"
 
 
 def load_file(path: Path, template: str | None = None) -> tuple[QuestionSet, str, str]:
@@ -96,7 +95,7 @@ def _download(task: Task, progress: Progress, cache: Cache) -> list[CachedFile]:
     if len(files) != task.files:
         count = f"{len(files)} files" if files else "no file"
         problem = f"the dataset {task.repo_id} has {count} {task.file} for its split {task.split}"
-        raise PullError(problem, "evaluate a JSON Lines file instead, or look for a newer version of cerebrum")
+        raise PullError(problem, "evaluate a JSON Lines file instead, or update cerebrum")
     download = Download(listing, cache, progress)
     download.require_space(files)
     paths = download.fetch(files)
@@ -169,13 +168,12 @@ def read_source(
     task = find_task(source)
     path = SUMS if source == SUMS.stem else Path(source)
     if task is None and not exists(path) and not source.endswith(".jsonl"):
-        near = next(iter(get_close_matches(source, TASK_NAMES, 1)), None)
-        hint = f"did you mean {near}?" if near else f"use {', '.join(TASK_NAMES)}, or a file such as exam.jsonl"
-        raise UsageError(f"unknown task {source!r}", hint)
+        hint = f"use {', '.join(TASK_NAMES)}, or a file such as exam.jsonl"
+        raise UsageError(f"unknown task {source!r}", did_you_mean(source, TASK_NAMES) + hint)
     condition = find_condition(preset, source) if preset else None
     is_code = task is not None and task.scorer == "code"
     if is_code and match:
-        raise UsageError(f"--match has no effect on {source}, whose programs are tested", "omit --match")
+        raise UsageError(f"--match has no effect on {source}, which runs programs", "omit --match")
     if run_code and not is_code:
         raise UsageError("--run-code applies only to humaneval", "omit --run-code")
     of_code = code_marker(run_code) if is_code else None  # refused before anything is downloaded

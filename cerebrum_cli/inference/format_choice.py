@@ -25,7 +25,7 @@ POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized wi
 def choose_format(requested: str | None, known: str | None, template: str | None) -> str:
     """The name of the format: the requested one, else the catalog's, else the embedded template."""
     if requested is not None and requested not in FORMAT_NAMES:
-        raise UsageError(f"unknown format {requested!r}", f"--format is one of {', '.join(FORMAT_NAMES)}")
+        raise UsageError(f"unknown format {requested!r}", f"use one of {', '.join(FORMAT_NAMES)}")
     if requested is None and known is not None and known not in FORMAT_NAMES:
         raise FormatError(
             f"unknown format {known!r} in this model's catalog entry",
@@ -47,7 +47,7 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
     if name != EMBEDDED or template is None:
         if options:
             raise UsageError(
-                f"template_arg needs the format embedded, and this model uses {name}",
+                f"template_arg needs the format embedded; this model uses {name}",
                 "omit it, or add --format embedded",
             )
         return lambda *_: next(each for each in (RAW, SERVERS, *PLAIN_FORMATS.values()) if each.name == name)
@@ -79,7 +79,7 @@ def template_file(settings: Settings) -> Path | None:
         if settings.outranks("format", "chat_template"):
             return None
         if not settings.outranks("chat_template", "format"):
-            raise UsageError(f"chat_template cannot be used with the format {settings.format}", "omit one of them")
+            raise UsageError(f"chat_template cannot be used with --format {settings.format}", "omit one of them")
     return Path(settings.chat_template).expanduser()
 
 
@@ -95,7 +95,7 @@ def require_valid(path: Path, template: str) -> None:
     try:
         compile_template(template)
     except FormatError as error:
-        raise FormatError(f"{path}: {error.message}", "fix it, or choose another chat template") from error
+        raise FormatError(f"{path}: {error.message}", "correct it, or choose another chat template") from error
 
 
 def prepare_format(name: str) -> None:

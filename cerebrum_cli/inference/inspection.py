@@ -94,7 +94,7 @@ def parse_likeliest(source: str, text: str) -> int:
     """Read a number of alternatives. Raises UsageError, which names the source."""
     if text.isdecimal() and 1 <= int(text) <= MAX_LIKELIEST:
         return int(text)
-    raise UsageError(f"{source} is {text}", f"it must be a whole number from 1 to {MAX_LIKELIEST}")
+    raise UsageError.invalid(source, text, f"a whole number from 1 to {MAX_LIKELIEST}")
 
 
 def last_words(text: str) -> str:

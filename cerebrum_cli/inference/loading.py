@@ -345,13 +345,13 @@ def load_options(
 def require_attention(model: Model, settings: Settings, pad_steps: bool = False) -> None:
     """Raise UsageError for cache types, or a choice of flash attention, that cannot be used with this model."""
     if pad_steps and settings.flash_attn == "off":
-        raise UsageError("batch_invariant and flash_attn=off cannot be used together", "omit one of them")
+        raise UsageError.conflict("batch_invariant", "flash_attn=off")
     types = {"cache_type_k": settings.cache_type_k, "cache_type_v": settings.cache_type_v}
     header, name = model.header, model.header.architecture
     for index, (key, given) in enumerate(types.items()):
         lengths = [each[index] for each in header.sizes.head_lengths] if is_quantized(given) else []
         if wrong := next((length for length in lengths if length % BLOCK_SIZE), None):
-            problem = f"{key}={given} needs heads of a multiple of {BLOCK_SIZE} elements, but this model's have {wrong}"
+            problem = f"{key}={given} needs heads with a multiple of {BLOCK_SIZE} elements; this model's have {wrong}"
             raise UsageError(problem, f"omit {key}={given}")
     wants_flash = "flash_attn=on" if settings.flash_attn == "on" else None
     if is_quantized(settings.cache_type_v):
@@ -365,7 +365,7 @@ def require_attention(model: Model, settings: Settings, pad_steps: bool = False)
     has_one_type = name in ONE_CACHE_TYPE or f"{name}.attention.key_length_mla" in header.metadata
     if has_one_type and len({given or "f16" for given in types.values()}) > 1:
         problem = f"the architecture {name} needs the same type for keys and values"
-        raise UsageError(problem, "give both the same type: --set cache_type=TYPE")
+        raise UsageError(problem, "set both with --set cache_type=TYPE")
 
 
 def draft_problem(model: Model) -> str | None:

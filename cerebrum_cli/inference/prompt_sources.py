@@ -146,7 +146,7 @@ def template_options(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
-            raise UsageError(f"template_arg {pair!r}", "write it as KEY=VALUE")
+            raise UsageError.invalid("template_arg", pair, "KEY=VALUE")
         if key == "messages":
             raise UsageError("template_arg messages would replace the conversation", "use --messages FILE")
         try:
@@ -202,7 +202,7 @@ def read_found(source: Path, paths: Iterable[Path], skipped: list[Skipped]) -> I
         size += len(data)
         if size > MAX_PROMPT_BYTES:
             raise PromptTooLong(
-                f"the files of {source} are larger than {format_size(MAX_PROMPT_BYTES)} in all", "name fewer"
+                f"the files in {source} exceed {format_size(MAX_PROMPT_BYTES)} in total", "name fewer files"
             )
         yield well_formed(str(path)), data.removeprefix("\ufeff")
 

@@ -251,7 +251,7 @@ def reply_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
         stage = " of reasoning" if reply.reasoning and not reply.text else ""
         return NoticeEvent(f"answer truncated at {finish.completion_tokens} tokens{stage}", "raise --max-tokens")
     if finish.reason == "repetition":
-        problem = f"the reply repeats itself and was ended after {finish.completion_tokens} tokens"
+        problem = f"the reply repeats itself and was stopped after {finish.completion_tokens} tokens"
         return NoticeEvent(problem, "try a higher --temperature, --set repeat_penalty=1.1, or --set loop_check=off")
     if finish.reason == "stop" and not reply.text.strip():
         return NoticeEvent("the model's answer is blank", "check the prompt format with --dry-run, or ask again")
@@ -262,7 +262,7 @@ def mismatch_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
     """A notice of why a reply under a grammar is incomplete, and so does not match it; None if it is complete."""
     is_limited = reply.finish.reason == "length"
     if reply.reasoning and not reply.text.strip() and (is_limited or reply.finish.reason == "stop"):
-        problem = "the reply ended in its reasoning, before an answer"
+        problem = "the reply ended while reasoning, before an answer"
         shorter = "limit reasoning with --think N or --think off"
         return NoticeEvent(problem, f"raise --max-tokens, or {shorter}" if is_limited else f"ask again, or {shorter}")
     return reply_notice(reply, larger_context)

@@ -82,16 +82,15 @@ class ReplyControls:
             return
         markup = {text for each in self.own_thoughts(system_prompt) for text in (each.open, each.close)}
         if settings.thinks is not False and (ignored := markup.intersection(map(str.strip, settings.stop))):
-            problem = f"stop is {ignored.pop()!r}, but stop strings apply to the answer, not to the thought before it"
-            raise UsageError(problem, "omit it; --think limits thoughts, or turns them off")
+            problem = f"invalid stop: {ignored.pop()!r}; stop strings apply to the answer, not to reasoning"
+            raise UsageError(problem, "omit it; --think limits reasoning or turns it off")
         if settings.origin("think") in RECOMMENDED:
             return
         if settings.effort and self.format.name == EMBEDDED and settings.effort not in self.format.efforts:
             known = ", ".join(("on", "off", "a number of tokens", *self.format.efforts))
-            problem = f"think is {settings.think}, an effort that this model does not support"
-            raise UsageError(problem, f"it supports: {known}")
+            raise UsageError(f"this model does not support the effort {settings.think!r}", f"it supports: {known}")
         if settings.thought_limit is not None and not self._marks_thought(system_prompt):
-            problem = f"think is {settings.think}, but this model does not mark its reasoning"
+            problem = f"think={settings.think} has no effect: this model does not mark its reasoning"
             raise UsageError(problem, "omit it, or set it to on; --max-tokens limits the whole reply")
 
     def _thought_budget(

@@ -314,8 +314,8 @@ def _token_id(vocabulary: Vocabulary, token: int | str) -> int:
     problem = f"logit_bias: {token!r} is not one token of this model but {len(tokens)}: {listed}"
     spaced = f" {token}"
     if len(_tokens_within_text(vocabulary, spaced)) == 1:
-        raise UsageError(problem, f"with its leading space it is one: {spaced!r}")
-    raise UsageError(problem, "bias some of them by their ids, as in 42=-1")
+        raise UsageError(problem, f"with a leading space it is one: {spaced!r}")
+    raise UsageError(problem, "bias tokens by their ids, as in 42=-1")
 
 
 def _tokens_within_text(vocabulary: Vocabulary, text: str) -> tuple[int, ...]:

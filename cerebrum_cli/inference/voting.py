@@ -32,6 +32,7 @@ from cerebrum_cli.inference.responder import Responder
 
 SampleEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
 VOTE_TEMPERATURE = 0.7  # of a vote, if the model recommends 0 or nothing: at 0 all samples would be the same
+MORE_SAMPLES = "take more samples, or ask a more specific question"  # hint for a vote without a clear winner
 
 
 class MajorityVote:
@@ -187,12 +188,13 @@ def run_vote(responder: Responder, request: ReplyRequest, vote: MajorityVote) ->
 def outcome_notice(tally: Tally) -> NoticeEvent | None:
     """A notice that the leading answer has too few votes, or the same number as another; None otherwise."""
     leader, number = tally.leader, tally.samples
-    hint = "take more samples, or ask more precisely"
     if leader and not tally.winner:
         needed = f"--min-votes {tally.votes.needed}"
-        return NoticeEvent(f"the best answer has {leader.count} of {number} votes, fewer than {needed}", hint)
+        return NoticeEvent(f"the best answer has {leader.count} of {number} votes, fewer than {needed}", MORE_SAMPLES)
     if leader and tally.tied_answers:
-        return NoticeEvent(f"{tally.tied_answers} answers are tied with {leader.count} of {number} votes each", hint)
+        return NoticeEvent(
+            f"{tally.tied_answers} answers are tied with {leader.count} of {number} votes each", MORE_SAMPLES
+        )
     return None
 
 

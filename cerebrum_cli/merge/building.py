@@ -31,7 +31,7 @@ def pull_merge(
 ) -> Model:
     """Merge a catalog model from source models in the planned quantization, which are pulled first."""
     if spec.name in puller.merge_stack:
-        raise ConfigError(f"{spec.name}: circular recipe", "fix its row in models.toml")
+        raise ConfigError(f"{spec.name}: circular recipe", "correct its row in models.toml")
     inner = replace(puller, merge_stack=(*puller.merge_stack, spec.name))
     recipe, quantization = catalogue_recipe(spec), reference.quantization
     if spec.quantizations:

@@ -11,8 +11,7 @@ from shlex import quote
 from typing import Any
 
 from cerebrum_cli.core.errors import ConfigError, MergeError, ModelNotFound, PullError, UsageError
-from cerebrum_cli.core.files import remove_abandoned
-from cerebrum_cli.core.text import format_size
+from cerebrum_cli.core.files import remove_abandoned, require_space
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.header import parse_header, read_header, require_loadable
@@ -161,10 +160,7 @@ class Merger:
 
     def require_disk_space(self, folder: Path, size: int) -> None:
         """Raise MergeError if the disk of a directory has too little space for `size` bytes."""
-        free, need = shutil.disk_usage(folder).free, size + DISK_RESERVE
-        if free < need:
-            problem = f"not enough disk space: {format_size(free)} free, {format_size(need)} needed"
-            raise MergeError(f"{folder.resolve()}: {problem}", f"free {format_size(need - free)}, or write elsewhere")
+        require_space(folder.resolve(), size + DISK_RESERVE, MergeError, "write elsewhere")
 
     def write(self, merge: Merge, on_progress: OnProgress) -> str:
         """Write a merge, report bytes done and total, and return its SHA-256. Raises MergeError, and leaves no file."""

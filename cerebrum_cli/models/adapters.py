@@ -38,7 +38,7 @@ def with_adapters(library: Library, model: Model, texts: Iterable[str]) -> Model
         name, scale = parse_adapter(text)
         path = absolute_path(as_path(name))
         if not exists(path):
-            raise UsageError(f"adapter {path} does not exist", "check the path, or give --lora none")
+            raise UsageError(f"adapter {path} does not exist", "check the path, or use --lora none")
         sizes = adapter_sizes(path, model.paths)
         adapters.append(Adapter(path, scale, library.remembered_digest(path, lambda *_: None).sha256, sizes))
     applied = tuple(adapter for adapter in adapters if adapter.scale)

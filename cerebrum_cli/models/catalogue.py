@@ -240,7 +240,7 @@ def _settings(directory: Path, keys: Sequence[str], value: object) -> Mapping[st
         try:
             validate(key, item, key)
         except UsageError as error:
-            raise _Invalid(f"{error.message}: {error.hint}") from error
+            raise _Invalid(f"{error.message}; {error.hint}") from error
         return item
 
     return in_directory(_table({key: partial(check, key) for key in keys}, value), directory)

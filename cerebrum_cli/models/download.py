@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +17,14 @@ from typing import BinaryIO
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import existing_parent, exists, translate_os_errors, wait_for_lock
-from cerebrum_cli.core.text import format_size
+from cerebrum_cli.core.files import existing_parent, exists, require_space, translate_os_errors, wait_for_lock
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.hub import HubFile, Listing, open_file
 from cerebrum_cli.models.registry import Digest, hash_file
 from cerebrum_cli.models.retries import HubError, Progress, RetryPolicy
 
 DISK_MARGIN = 64_000_000  # bytes of free disk space to leave
+ELSEWHERE = "set HF_HUB_CACHE to a directory on another disk"  # hint for a full disk, or one without locks
 RANGE_BYTES = 4_000_000_000  # of one request
 _REPORT_S = 0.5  # between two looks at the download of another process
 _PROGRESS_BYTES = 1 << 20  # chunks are 64 KiB: reporting each would cost more than writing it
@@ -52,17 +51,13 @@ class Download:
         """Raise PullError if the disk has no room for the missing bytes."""
         missing = sum(file.size - self._present_bytes(file) for file in files)
         directory = existing_parent(self.cache.directory)
-        usage, need = shutil.disk_usage(directory), missing + DISK_MARGIN
-        if missing and usage.total and usage.free < need:  # some file systems report no size
-            problem = f"not enough disk space: {format_size(usage.free)} free, {format_size(need)} needed"
-            hint = f"free {format_size(need - usage.free)}, or set HF_HUB_CACHE to a directory on another disk"
-            raise PullError(f"{directory}: {problem}", hint)
+        if missing:
+            require_space(directory, missing + DISK_MARGIN, PullError, ELSEWHERE)
 
     def fetch(self, files: tuple[HubFile, ...]) -> tuple[Path, ...]:
         """Download and verify the files that are not in the cache, and return the paths of all."""
         total, before, paths = sum(file.size for file in files), 0, []
-        elsewhere = "set HF_HUB_CACHE to a directory on another disk"
-        with translate_os_errors(PullError, Path(files[0].name), ", then try again to resume", elsewhere):
+        with translate_os_errors(PullError, Path(files[0].name), ", then try again to resume", ELSEWHERE):
             for file in files:
                 paths.append(self._fetch(file, partial(self._report, before, total)))
                 before += file.size

@@ -78,8 +78,13 @@ def token_location() -> str | None:
         with contextlib.suppress(FileNotFoundError):
             text = read_small(Path(location)).decode(errors="surrogateescape")
     if not text.isascii() or len(text.split()) > 1:
-        raise PullError(f"invalid characters in the token from {location}", "fix it")
+        raise PullError(f"invalid characters in the token from {location}", replace_token(location))
     return location if text.strip() else None
+
+
+def replace_token(location: str) -> str:
+    """Hint for an invalid token."""
+    return "set it to a valid token, or unset it" if location == "HF_TOKEN" else "run hf auth login to replace it"
 
 
 def check_reachable(timeout: float) -> str:
@@ -122,7 +127,7 @@ def _constants() -> ModuleType:
     try:
         from huggingface_hub import constants
     except ValueError as error:
-        raise ConfigError(f"invalid HF_ environment variable: {error}", "fix it, or unset it") from error
+        raise ConfigError(f"invalid HF_ environment variable: {error}", "correct it, or unset it") from error
     return constants
 
 
@@ -285,7 +290,8 @@ def _translated(subject: str, kind: RepositoryKind = "model") -> Iterator[None]:
     except httpx2.TransportError as error:
         raise _connection_error(error.request.url.netloc.decode("ascii", "replace"), error) from error
     except UnicodeEncodeError as error:
-        raise HubError(f"invalid characters in the token from {_token_location()}", "set another") from error
+        location = _token_location()
+        raise HubError(f"invalid characters in the token from {location}", replace_token(location)) from error
     except (ImportError, OSError) as error:  # no library for a proxy; an unreadable token or certificate
         raise HubError(f"cannot use the network: {error}", "check the proxy, the token and SSL_CERT_FILE") from error
     except (httpx2.RequestError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -304,7 +310,7 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
     if status in (401, 403, 404) and not _is_from_hub(response):  # URLs of the storage are valid for an hour
         return HubError(f"the Hub's storage rejected the download URL ({status})", hint, retries=2)
     if code == "GatedRepo":
-        login = ", then set HF_TOKEN, or run: hf auth login"
+        login = ", then run hf auth login, or set HF_TOKEN"
         then = f" with the account of the token in {location}" if has_token else login
         return HubError(f"{repo_id} is gated: you must accept its terms first", f"accept them at {page}{then}")
     if code == "RevisionNotFound":
@@ -312,10 +318,9 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
     if code == "EntryNotFound":
         return ModelNotFound(f"{subject} is not in this revision", f"see its files at {page}/tree/main")
     if status == 401 and "credentials in Authorization" in message:
-        hint = "set it to a valid one, or unset it" if location == "HF_TOKEN" else "replace it: hf auth login"
-        return HubError(f"the Hub rejected the token in {location}", hint)
+        return HubError(f"the Hub rejected the token in {location}", replace_token(location))
     if status in (401, 404):
-        private = "" if has_token else "; for a private repository set HF_TOKEN, or run: hf auth login"
+        private = "" if has_token else "; for a private repository run hf auth login, or set HF_TOKEN"
         problem = f"{repo_id}: no such repository on the Hub, or it is private"
         return ModelNotFound(problem, f"check the spelling{private}")
     if status == 403:

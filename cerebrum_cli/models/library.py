@@ -160,7 +160,9 @@ class Library:
     def model_at(self, path: Path) -> Model:
         """The model in a file. Raises ModelNotFound if there is no file, ModelFileError if it is not a model."""
         if is_missing(path):
-            raise ModelNotFound(f"{path}: file not found", "check the path; cerebrum list lists installed models")
+            raise ModelNotFound(
+                f"{path}: file not found", "check the path, or list installed models with cerebrum list"
+            )
         if vocabulary := self._vocabulary_at(path):
             raise ModelFileError(path, "only a vocabulary, without weights", f"cerebrum pull {vocabulary.reference}")
         resolved = absolute_path(path)
@@ -284,8 +286,8 @@ class Library:
         names = {model.name for model in self.models()} | {spec.name for spec in self.specs}
         similar = get_close_matches(text.partition(":")[0], sorted(names), n=3, cutoff=0.5)
         if _OLLAMA_TAG.fullmatch(text) and not similar:
-            hint = "pull a GGUF repository of the Hub: cerebrum pull OWNER/REPO[:QUANT]"
-            return ModelNotFound(f"unknown model {text!r}", f"if Ollama has it: cerebrum pull ollama:{text}; or {hint}")
+            hint = f"if Ollama has it, run cerebrum pull ollama:{text}; or pull from the Hub: cerebrum pull OWNER/REPO"
+            return ModelNotFound(f"unknown model {text!r}", hint)
         if "gguf" in text.lower() and not similar:
             hint = f"if it is on the Hub, name its owner: cerebrum pull OWNER/{text}"
         else:

@@ -299,9 +299,9 @@ def require_free_name(
 ) -> None:
     """Raise UsageError for an invalid name, or one of another catalog model or registry entry."""
     if not MODEL_NAME.fullmatch(name):
-        raise UsageError(f"invalid name {name!r}", "use --name with letters, digits, `.`, `_` and `-`")
+        raise UsageError(f"invalid name: {name!r}", "use --name with letters, digits, `.`, `_` and `-`")
     if looks_like_path(name):
-        raise UsageError(f"invalid name {name!r}: it would be read as a path", "use --name without .gguf")
+        raise UsageError(f"invalid name: {name!r} would be read as a path", "use --name without .gguf")
     entry, spec = library.registry.find(name), library.spec_named(name)
     taken = entry and not owns_entry(entry) and not is_missing(entry.path)
     if taken or (spec and not owns_spec(spec)):

@@ -113,5 +113,5 @@ def plan_removal(library: Library, reference: Reference) -> Removal:
     for each in library.cached_models():
         if absolute_path(each.path) == model.path:
             return Removal(library, each)
-    hint = "delete the file yourself; cerebrum list shows what rm removes"
+    hint = "delete the file yourself; list what rm can remove with cerebrum list"
     raise ModelNotFound(f"{model.path} is not registered", hint)

@@ -115,7 +115,7 @@ def find_in_store(reference: str) -> FoundModel:
         raise ModelNotFound(
             f"{STORES[store]} has several models that match {name}", f"choose one: {', '.join(sorted(matches))}"
         )
-    hint = "cerebrum list --found lists what it has"
+    hint = "list its models with cerebrum list --found"
     raise unreadable or ModelNotFound(f"{STORES[store]} has no GGUF model {name}", hint)
 
 

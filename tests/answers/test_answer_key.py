@@ -47,7 +47,7 @@ def test_chat_answers_now_and_keeps_what_is_typed_ahead(shell: Person) -> None:
     shell.type("Two?\r")
     shell.wait_for("The end.")
     shell.type("/think some\r")
-    shell.wait_for("error: /think is 'some'")
+    shell.wait_for("error: invalid /think: 'some'")
     shell.type("/exit\r")
     require_restored_keys(shell)
 

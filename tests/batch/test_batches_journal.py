@@ -256,7 +256,7 @@ def test_partial_file_with_foreign_lines_is_refused(output: Path, line: bytes, n
     before = partial.read_bytes() + line + b"\n"
     partial.write_bytes(before)
     message, hint = batch_error(lambda: open_batch(output))
-    assert message == f"{partial} is damaged: line {number} is not that of a row"
+    assert message == f"{partial} is damaged: line {number} is not a row"
     assert "use --restart to start over" in hint
     assert partial.read_bytes() == before
     assert run(output, restart=True) == list(ORDER)

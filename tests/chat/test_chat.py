@@ -261,7 +261,7 @@ def test_change_settings_applies_and_resets_a_setting(chat: Chat) -> None:
     assert (chat.settings.temperature, chat.settings.max_tokens) == (0.5, 3)
     list(chat.change_settings({"temperature": None}))
     assert (chat.settings.temperature, chat.settings.max_tokens) == (0.0, 3)
-    with pytest.raises(UsageError, match="--top-p is 2"):
+    with pytest.raises(UsageError, match="invalid --top-p: 2"):
         list(chat.change_settings({"top_p": 2}))
     assert text(chat.send("One?")) == "Fi"
 

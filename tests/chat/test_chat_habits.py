@@ -123,4 +123,4 @@ def test_empty_paths_are_not_the_working_directory(chat: Chat, tmp_path: Path, c
     assert done.err.splitlines() == ["error: the path is empty", " hint: name a file; `.` is the working directory"]
     for option in ("--file", "--schema"):
         done = run_here({**SCRIPT}, tmp_path, "ask", "Who?", "-m", chatml_model, option, "")
-        assert (done.code, done.err.splitlines()) == (2, [f"error: {option} is ''", " hint: give a path, or omit it"])
+        assert (done.code, done.err.splitlines()) == (2, [f"error: invalid {option}: ''", " hint: it must be a path"])

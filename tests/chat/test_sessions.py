@@ -87,7 +87,7 @@ def test_messages_persist_after_reopening(sessions: Store, path: Path) -> None:
 
 def test_store_refuses_unprintable_names_and_names_in_use(sessions: Store) -> None:
     session, other = sessions.create("a", "chat"), sessions.create("b", "chat")
-    problems = {name: f"invalid session name {name!r}" for name in ("", " a", "a\nb", "\x1b[2J")}
+    problems = {name: f"invalid session name: {name!r}" for name in ("", " a", "a\nb", "\x1b[2J")}
     for name, problem in {**problems, "a": 'session "a" already exists'}.items():
         attempts: tuple[Callable[[], object], ...] = (
             lambda name=name: sessions.create(name, "chat"),  # type: ignore[misc]

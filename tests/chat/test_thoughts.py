@@ -112,7 +112,7 @@ def test_chat_knows_the_efforts_of_the_loaded_model(store: Store, tmp_path: Path
         list(chat.load())
         assert chat.efforts == ("low", "medium", "xhigh")
         list(chat.change_settings({"think": "low"}))
-        with pytest.raises(UsageError, match="think is high, an effort that this model does not support") as refused:
+        with pytest.raises(UsageError, match="this model does not support the effort 'high'") as refused:
             list(chat.change_settings({"think": "high"}))
         assert refused.value.hint == "it supports: on, off, a number of tokens, low, medium, xhigh"
         assert chat.settings.think == "low"

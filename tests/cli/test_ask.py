@@ -208,7 +208,7 @@ def test_extract_without_a_code_block_exits_5(user: CommandLine) -> None:
     assert (done.code, done.out) == (5, "")
     assert done.err == "error: the reply has no code block\n hint: read the reply: cerebrum sessions show hi\n"
     unsaved = user.run(*command, "--no-log")
-    assert unsaved.err.startswith("so `it` goes\nerror: the reply has no code block\n hint: drop --extract, or ask")
+    assert unsaved.err.startswith("so `it` goes\nerror: the reply has no code block\n hint: omit --extract, or ask")
     described = user.run(*command, "--json")
     assert (described.code, described.object["text"], described.object["extracted"]) == (5, "so `it` goes", None)
 
@@ -365,11 +365,11 @@ def test_interrupted_ask_prints_the_json_object(user: CommandLine) -> None:
     [
         ("", ("no prompt given",)),
         ("-", ("the prompt is `-`, but nothing is piped in",)),
-        ("hi --max-tokens 0", ("--max-tokens is 0", "of 1 or more")),
-        ("hi --extract=", ("--extract is ''",)),
-        ("hi --temperature -1", ("--temperature is -1.0",)),
-        ("hi --seed 4294967295", ("--seed is 4294967295", "from 0 to 4294967294")),
-        ("hi --gpu-layers many", ("--gpu-layers is 'many'",)),
+        ("hi --max-tokens 0", ("invalid --max-tokens: 0", "of 1 or more")),
+        ("hi --extract=", ("invalid --extract: ''",)),
+        ("hi --temperature -1", ("invalid --temperature: -1.0",)),
+        ("hi --seed 4294967295", ("invalid --seed: 4294967295", "from 0 to 4294967294")),
+        ("hi --gpu-layers many", ("invalid --gpu-layers: 'many'",)),
         ("hi --format nope", ("unknown format 'nope'",)),
         ("hi -f nowhere", ("nowhere: No such file or directory",)),
         ("hi -f -", ("- is not a file",)),
@@ -386,9 +386,9 @@ def test_interrupted_ask_prints_the_json_object(user: CommandLine) -> None:
         ("hi --schema type.json", ("unknown type 'strng' at properties.type.type",)),
         ("hi --grammar bad.gbnf", ("bad.gbnf: cannot parse the grammar",)),
         ("hi --grammar deep.gbnf", ("line 1, column 2010: more than 2000 nested groups", "simplify the grammar there")),
-        ("hi --set template_arg=x", ("template_arg 'x'",)),
-        ("hi -n x", ("-n: 'x' is not a whole number", "see cerebrum ask --help")),
-        ("hi --top-p x", ("--top-p: 'x' is not a number", "see cerebrum ask --help")),
+        ("hi --set template_arg=x", ("invalid template_arg: 'x'",)),
+        ("hi -n x", ("invalid -n: 'x'", "it must be a whole number")),
+        ("hi --top-p x", ("invalid --top-p: 'x'", "it must be a number")),
         ("hi --think", ("option '--think' requires an argument", "see cerebrum ask --help")),
         ("hi --nope", ("--nope",)),
         ("hi there you", ("more than one question given", "quote the question: 'hi there you'")),
@@ -520,7 +520,7 @@ def test_environment_sets_switches_files_and_the_model(new_user: CommandLine, ch
         (b"top_k = \nseed = 1", "Invalid value (at line 1, column 9)"),
         (b"\xff", "invalid start byte"),
         (b"colour = 'red'\n", ":1: unknown key `colour`"),
-        (b"top_k = 1\nseed = -1\n", ":2: seed is -1"),
+        (b"top_k = 1\nseed = -1\n", ":2: invalid seed: -1"),
         (b"# mine\n\nmodel = starter  # small\n", ":3: starter is text without quotes"),
     ],
 )
@@ -546,9 +546,9 @@ def test_invalid_config_file_does_not_stop_reports(user: CommandLine) -> None:
 def test_invalid_variable_is_named(new_user: CommandLine) -> None:
     for name, value in (("TEMPERATURE", "hot"), ("TEMPERATURE", "-1"), ("TOP_K", "many"), ("TOP_K", "-1")):
         done = new_user.run("ask", "hi", env={f"CEREBRUM_{name}": value})
-        assert_error(done, 2, f"error: CEREBRUM_{name}")
+        assert_error(done, 2, f"error: invalid CEREBRUM_{name}: ")
     done = new_user.run("list", env={"CEREBRUM_TEMPRATURE": "1"})
-    assert done.err.startswith("note: the environment variable CEREBRUM_TEMPRATURE sets nothing\n      did you mean")
+    assert done.err.startswith("note: unknown environment variable CEREBRUM_TEMPRATURE\n      did you mean")
 
 
 @pytest.mark.parametrize(

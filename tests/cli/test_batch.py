@@ -230,7 +230,7 @@ def test_batch_ends_with_the_first_errors(runner: BatchRunner) -> None:
     assert errors == [
         "  line 1: the prompt is empty",
         "  row b: neither `prompt` nor `messages` is given; the fields are: id",
-        "  line 4: `prompt` is 3: it must be text",
+        "  line 4: invalid `prompt`: 3; it must be text",
         "  and 1 more",
     ]
     table = runner.run(runner.write("in.csv", "prompt\na\nb,c\n"), "-o", runner.home / "table")
@@ -265,7 +265,7 @@ def test_row_that_names_another_model_is_an_error(runner: BatchRunner) -> None:
     requests = [{"model": name, "messages": [{"role": "user", "content": "hi"}]} for name in names]
     rows = runner.answer([{**OPENAI, "body": requests[0]}, requests[1], {**OPENAI, "body": requests[2]}, requests[2]])
     assert [row["text"] for row in rows] == ["ok", "ok", None, None]
-    problem = f"`model` is 'gpt-4o', but this batch uses {runner.model.stem}: remove the key"
+    problem = f"invalid `model`: 'gpt-4o'; this batch uses {runner.model.stem}: remove the key"
     assert [row["error"] for row in rows[2:]] == [{"type": "invalid_request", "message": problem}] * 2
 
 
@@ -487,7 +487,7 @@ def test_table_is_written_again_from_its_rows(runner: BatchRunner) -> None:
     runner.write("in.txt", "a\nb\nc\n")
     refused = runner.run(source, "-o", output)
     assert refused.code == 1
-    assert refused.err.startswith(f"error: {rows} has the answers for out.csv, but is missing\n hint: use --restart")
+    assert refused.err.startswith(f"error: {rows} is missing: it has the answers for out.csv\n hint: use --restart")
     assert runner.run(source, "-o", output, "--restart").code == 0
     assert output.read_text() == table + "3,c,ok,,stop,\n"
 
@@ -500,10 +500,10 @@ def test_usage_errors_exit_2(runner: BatchRunner) -> None:
         ([table], "error: the input has no column `prompt`"),
         ([source, "--template", "{nope}"], "error: a line of text has no field `nope`"),
         ([source, "--input-format", "xml"], "error: unknown --input-format 'xml'"),
-        ([source, "--votes", "none"], "error: --votes is 'none'"),
-        ([source, "--parallel", "0"], "error: --parallel is '0'"),
-        ([source, "--parallel", "257"], "error: --parallel is '257'"),
-        ([source, "--parallel", "x"], "error: --parallel is 'x'"),
+        ([source, "--votes", "none"], "error: invalid --votes: 'none'"),
+        ([source, "--parallel", "0"], "error: invalid --parallel: '0'"),
+        ([source, "--parallel", "257"], "error: invalid --parallel: '257'"),
+        ([source, "--parallel", "x"], "error: invalid --parallel: 'x'"),
         ([runner.write("empty.txt", "# nothing\n")], "error: the input has no prompts"),
     ):
         done = runner.run(*arguments, "-o", runner.home / "out")

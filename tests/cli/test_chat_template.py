@@ -62,7 +62,7 @@ def test_invalid_template_file_is_an_error(template: Path, chatml_model: Path, t
     arguments = ("ask", "Why?", "-m", chatml_model, "--chat-template")
     assert_error(run_here(REPLY, tmp_path, *arguments, tmp_path / "none"), 2, "No such file", "check the path")
     both = run_here(REPLY, tmp_path, *arguments, template, "--format", "cerebrum")
-    assert_error(both, 2, "chat_template cannot be used with the format cerebrum", "omit one of them")
+    assert_error(both, 2, "chat_template cannot be used with --format cerebrum", "omit one of them")
     template.write_text("{% if %}")
     invalid = run_here(REPLY, tmp_path, *arguments, template)
     assert_error(invalid, 1, f"{template}: the chat template cannot be parsed", "choose another chat template")

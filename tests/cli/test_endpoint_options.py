@@ -199,7 +199,7 @@ def test_parallel_has_a_limit_on_servers_and_on_this_machine(
     served: Served, command: tuple[str, ...], number: int, most: int
 ) -> None:
     done = served.run_alone(command[0], served.questions(1), "-o", "-", *command[1:], "--parallel", str(number))
-    assert_error(done, 2, f"--parallel is '{number}'", f"from 1 to {most}")
+    assert_error(done, 2, f"invalid --parallel: '{number}'", f"from 1 to {most}")
 
 
 # Keys and proxies.

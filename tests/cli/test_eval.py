@@ -299,7 +299,7 @@ def test_choices_are_listed_and_letters_compared(command: CommandLine, tmp_path:
 def test_dry_run_proposes_contains_for_answers_in_words(command: CommandLine, tmp_path: Path) -> None:
     rows = [{"question": "Where is it?", "answer": answer} for answer in ("Paris", "the Pacific Ocean", "7")]
     source = write_questions(tmp_path / "words.jsonl", rows)
-    assert "--match contains finds them" in command.run("eval", source, *MODEL, "--dry-run").err
+    assert "--match contains accepts them" in command.run("eval", source, *MODEL, "--dry-run").err
     assert "--match" not in command.run("eval", source, *MODEL, "--dry-run", "--match", "contains").err
 
 
@@ -340,11 +340,11 @@ def test_dry_run_estimates_the_whole_run_and_what_is_missing(command: CommandLin
         (("humaneval",), "this task runs programs that the model writes"),
         (("humaneval", "--run-code", "--match", "exact"), "--match has no effect on humaneval"),
         (("gsm8k", "--run-code"), "--run-code applies only to humaneval"),
-        (("gsm8k", "--samples", "0"), "--samples is 0"),
-        (("gsm8k", "-o", "-"), "-o is `-`, but a run is a file"),
+        (("gsm8k", "--samples", "0"), "invalid --samples: 0"),
+        (("gsm8k", "-o", "-"), "a run cannot be written to standard output"),
         (("mine.jsonl", "-o", "mine.jsonl"), "the output would overwrite the input mine.jsonl"),
         (("gsm8k", "--preset", "cerebrum"), "unknown preset 'cerebrum'"),
-        (("gsm8k", "--match", "same"), "--match is 'same'"),
+        (("gsm8k", "--match", "same"), "invalid --match: 'same'"),
     ],
 )
 def test_invalid_eval_is_one_line_and_a_hint(command: CommandLine, arguments: tuple[str, ...], message: str) -> None:
@@ -464,7 +464,7 @@ def test_run_of_another_version_is_not_extended(
         "hint: mark it again: cerebrum runs show sums-nano --rescore --save\n"
     )
     listed = command.run("runs", "list")
-    assert listed.err == "note: marked by other rules: sums-nano\n      see cerebrum runs show RUN\n"
+    assert listed.err == "note: marked by other rules: sums-nano\n      run cerebrum runs show RUN\n"
     other_rules(0)
     ours = f"{record['fingerprint']['llama.cpp'][:39]}…"
     record["fingerprint"]["llama.cpp"] = "abc"

@@ -188,9 +188,9 @@ def test_merge_reports_ignored_keys_and_filters_that_match_no_tensor(home: Home)
     done = home.run(*arguments)
     unknown, *notes = [line for line in done.err.splitlines() if line.startswith("note: ")]
     assert (done.code, len(notes)) == (0, 2), done.err
-    assert unknown == "note: the recipe's key random_seed is unknown and ignored"
+    assert unknown == "note: the recipe key random_seed is unknown and ignored"
     for each, note in zip(("self_atn", "down_prj"), notes, strict=True):
-        assert note.startswith(f"note: the recipe's filter {each} matches no tensor and is ignored")
+        assert note.startswith(f"note: the recipe filter {each} matches no tensor and is ignored")
     assert home.merge("--dry-run", "--json").object["unmatched_filters"] == []
 
 
@@ -206,10 +206,10 @@ USE = "use NAME=MODEL, where NAME is tiny"
     ("arguments", "problem", "hint"),
     [
         ([], "no output file given (-o)", "name a file: -o OUT.gguf"),
-        (["-o", "out.bin"], "-o out.bin: not a .gguf file name", "use -o out.bin.gguf"),
+        (["-o", "out.bin"], "-o out.bin is not a .gguf file", "use -o out.bin.gguf"),
         (["-o", "no/out.gguf"], "-o no/out.gguf: directory no does not exist", "create it first, or write elsewhere"),
-        (["-o", "a.gguf"], "-o a.gguf: is a directory", "name a file"),
-        (["-o", PART], f"-o {PART}: is the name of one part of a split model", "omit the part number"),
+        (["-o", "a.gguf"], "-o a.gguf is a directory", "name a file"),
+        (["-o", PART], f"-o {PART} is the name of one part of a split model", "omit the part number"),
         (["-o", MODEL, *SOURCE], f"{MODEL} is a source of this merge", "choose another output file"),
         (["-o", "link.gguf", *SOURCE], "link.gguf is a source of this merge", "choose another output file"),
         ([*OUT, "--name", "starter"], "the name starter belongs to another model", "choose another with --name"),
@@ -267,9 +267,9 @@ def test_merge_reports_missing_models_with_a_hint(home: Home) -> None:
 
 
 def test_merge_reports_too_little_disk_space_before_writing(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=60_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, free=60_000_000))
     done = home.merge(*OUT)
-    problem = f"{home.path.resolve()}: not enough disk space: 60 MB free, 67 MB needed"
+    problem = f"{home.path.resolve()}: not enough disk space: needs 67 MB; 60 MB is free"
     assert (done.code, done.err) == (1, f"error: {problem}\n hint: free 7 MB, or write elsewhere\n")
 
 

@@ -130,7 +130,7 @@ def test_ray_refuses_servers_with_different_models(source: Path) -> None:
         yield other
         yield from map(answered, blocks)
 
-    with pytest.raises(EndpointError, match="the server of there serves n, but that of here serves m"):
+    with pytest.raises(EndpointError, match="the servers differ: there has n, here has m"):
         answer_all(source, ScriptedCluster([script]))
     assert answer_all(source, ScriptedCluster([script]), may_differ=True)[1] == EXPECTED
 
@@ -153,7 +153,7 @@ def test_ray_ends_without_workers_and_with_rows_that_end_them(source: Path) -> N
     with pytest.raises(NoServerError, match="no worker is running"):
         answer_all(source, ScriptedCluster([wait]), patience=0.01)
     lost = ScriptedCluster([lambda blocks: iter(())] * 3)
-    with pytest.raises(EndpointError, match="workers fail on 40 rows, the first of which is line 1"):
+    with pytest.raises(EndpointError, match="workers fail on 40 rows, beginning with line 1"):
         answer_all(source, lost)
     assert [sum(sizes) for sizes in lost.asked] == [ROWS, 8, 8]  # one by one, only a few
 
@@ -200,7 +200,7 @@ def test_ray_node_finds_the_model_by_its_digest(tmp_path: Path, chatml_model: Pa
     elsewhere = tmp_path / "elsewhere.gguf"
     here.rename(elsewhere)
     shutil.copyfile(mistral_model, here)  # another model at the same path
-    with pytest.raises(ModelNotFound, match=f"chatml is not installed .* SHA-256, {digest.sha256[:12]}"):
+    with pytest.raises(ModelNotFound, match=f"chatml is not installed .* SHA-256 {digest.sha256[:12]}"):
         find_file(library, file)
     moved = hash_file(elsewhere)
     library.registry.add(RegistryEntry("mine", elsewhere, moved.size, moved.sha256, moved.mtime_ns, "local"))
@@ -244,7 +244,7 @@ def test_ray_node_refuses_another_model_than_before(chatml_model: Path) -> None:
 def test_ray_that_ends_within_a_message_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     program = "import os, sys; pipe = int(sys.argv[1]); os.read(pipe, 1000); os.write(pipe, bytes([0, 0, 0, 9, 1]))"
     monkeypatch.setattr(ray_cluster, "PROGRAM", program)
-    with pytest.raises(EndpointError, match="Ray has ended unexpectedly"):
+    with pytest.raises(EndpointError, match="Ray ended unexpectedly"):
         list(ray_cluster.answer_blocks("", None, False, lambda _: (iter(()), cast("Any", None), 1)))
 
 
@@ -286,14 +286,14 @@ def arguments(model: Path, output: str, *more: str) -> list[str]:
 @pytest.mark.parametrize("address", ["nowhere", "http://host:8080"])
 def test_ray_refuses_other_addresses(user: CommandLine, chatml_model: Path, address: str) -> None:
     done = user.run(*arguments(chatml_model, "refused", "--ray", address))
-    assert_error(done, 2, f"--ray is '{address}'")
+    assert_error(done, 2, f"invalid --ray: '{address}'")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [("--ray-workers", "2"), ("--ray-workers", "0", "--ray", "local")])
 def test_ray_workers_need_ray(user: CommandLine, chatml_model: Path, more: tuple[str, ...]) -> None:
     done = user.run(*arguments(chatml_model, "refused", *more))
-    assert_error(done, 2, f"--ray-workers is {more[1]}")
+    assert_error(done, 2, f"invalid --ray-workers: {more[1]}")
 
 
 @pytest.mark.slow

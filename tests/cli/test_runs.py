@@ -143,7 +143,7 @@ def test_run_is_found_by_name_or_path(store: RunStore, tmp_path: Path) -> None:
             store.find(reference)
     with pytest.raises(UsageError, match="no run named 'ones'") as error:
         store.find("ones")
-    assert error.value.hint == "did you mean one?"
+    assert error.value.hint == "did you mean one? list the stored runs with cerebrum runs list"
     (tmp_path / "other.txt").touch()
     with pytest.raises(UsageError, match=r"other.txt is not a run of cerebrum eval"):
         store.find(str(tmp_path / "other.txt"))
@@ -276,9 +276,9 @@ def test_run_of_an_earlier_version_without_versions_is_not_extended(store: RunSt
 def test_run_of_a_newer_version_is_one_line(store: RunStore) -> None:
     run = write_run(store.path_for(CONDITION)[0], [sample(1)], 1, condition={**CONDITION, "match": "telepathy"})
     for use in (lambda: save_marks(run), lambda: run.outdated, lambda: differences(run, run)):
-        with pytest.raises(UsageError, match="sums-tiny was made by a newer cerebrum") as error:
+        with pytest.raises(UsageError, match="sums-tiny was made by a newer version of cerebrum") as error:
             use()
-        assert error.value.hint == "update it"
+        assert error.value.hint == "update cerebrum"
 
 
 def test_run_without_a_sample_is_begun_by_any_version(tmp_path: Path) -> None:

@@ -109,11 +109,11 @@ def test_config_reads_saved_prompts(tmp_path: Path) -> None:
     [
         ("[prompts]\nsum = 1", "`prompts` must contain only tables"),
         ("[prompts.sum]\nprmpt = 'x'", "[prompts.sum]: unknown key `prmpt`"),
-        ("[prompts.sum]\nprompt = ' '", "[prompts.sum]: prompt is ' '"),
-        ("[prompts.sum]\nschema = {}", "[prompts.sum]: schema is {}"),
-        ("[prompts.sum]\nextract = ''", "[prompts.sum]: extract is ''"),
+        ("[prompts.sum]\nprompt = ' '", "[prompts.sum]: invalid prompt: ' '"),
+        ("[prompts.sum]\nschema = {}", "[prompts.sum]: invalid schema: {}"),
+        ("[prompts.sum]\nextract = ''", "[prompts.sum]: invalid extract: ''"),
         ("[prompts.sum]\nextract = true\nschema = 'x'", "[prompts.sum]: extract and schema cannot be used together"),
-        ("[prompts.sum]\ntop_p = 2", "[prompts.sum]: top_p is 2"),
+        ("[prompts.sum]\ntop_p = 2", "[prompts.sum]: invalid top_p: 2"),
     ],
 )
 def test_config_reports_an_invalid_saved_prompt(tmp_path: Path, content: str, problem: str) -> None:
@@ -220,7 +220,7 @@ def test_batch_and_chat_refuse_a_saved_extraction(home: Home) -> None:
     for use, arguments in (("a batch", ("batch", "in.txt", "-o", "-")), ("a chat", ("chat",))):
         done = home.run(*arguments, "-p", "code", piped=b"x\n")
         assert (done.code, done.out) == (2, "")
-        assert done.err.startswith(f"error: the saved prompt code sets extract, which {use} cannot apply\n")
+        assert done.err.startswith(f"error: the saved prompt code sets extract, which has no effect in {use}\n")
 
 
 def test_saved_session_holds_the_question_and_not_the_name(home: Home) -> None:
@@ -321,7 +321,9 @@ def test_chat_keeps_what_the_user_set_after_a_prompt(home: Home) -> None:
 
 
 def test_chat_refuses_what_it_cannot_apply(home: Home) -> None:
-    problem = "error: the saved prompt parsed sets schema, which a chat cannot apply\n hint: cerebrum ask -p parsed\n"
+    problem = (
+        "error: the saved prompt parsed sets schema, which has no effect in a chat\n hint: use cerebrum ask -p parsed\n"
+    )
     done = home.run("chat", "-p", "parsed", piped=b"x\n")
     assert (done.code, done.err) == (2, problem)
     assert problem in script(home, "/use parsed\n")[0].err
@@ -455,7 +457,7 @@ def test_prompts_rm_deletes_what_is_confirmed(editable: Home) -> None:
     assert editable.text == WITHOUT_SUM
     editable.config.unlink()
     deleted = editable.run("prompts", "rm", "old")
-    assert deleted.err.endswith(" hint: none are saved; cerebrum prompts edit old creates it\n")
+    assert deleted.err.endswith(" hint: none are saved; create it with cerebrum prompts edit old\n")
     assert editable.run("prompts", "list").err == "no saved prompts; cerebrum prompts edit NAME creates one\n"
     assert editable.run("prompts", "list", "--json").object == []
 
@@ -496,7 +498,7 @@ def test_ask_saves_what_is_typed_as_a_prompt(editable: Home, monkeypatch: pytest
 def test_ask_replaces_a_prompt_only_if_confirmed(editable: Home) -> None:
     refused = editable.run("ask", "New", "--save-prompt", "sum")
     assert (refused.code, editable.text) == (2, FILE)
-    assert refused.err.startswith("error: there is a saved prompt sum already\n hint: choose another name")
+    assert refused.err.startswith("error: the saved prompt sum already exists\n hint: choose another name")
     assert editable.run("ask", "New", "--save-prompt", "sum", "-y").code == 0
     assert tomllib.loads(editable.text)["prompts"]["sum"] == {"prompt": "New"}
     assert "# short" in editable.text and "# The server." in editable.text
@@ -512,12 +514,12 @@ def test_ask_replaces_a_prompt_only_if_confirmed(editable: Home) -> None:
         (("x", "-p", "sum"), "--saved-prompt cannot be saved with a prompt"),
         (("-f", "a.txt"), "--file cannot be saved with a prompt"),
         (("-c", "x"), "--continue cannot be saved with a prompt"),
-        ((), "there is nothing to save as new"),
+        ((), "nothing to save as new"),
         (("x", "--schema", "none.json"), "none.json: No such file or directory"),
         (("x", "--set", "no_profile=on"), "--set no_profile cannot be saved with a prompt"),
         (("x", "-x", "--schema", "config/cerebrum/config.toml"), "--extract and --schema cannot be used together"),
-        (("x", "--save-prompt=-x"), "a saved prompt cannot be named '-x'"),
-        (("x", "--save-prompt=a b"), "a saved prompt cannot be named 'a b'"),
+        (("x", "--save-prompt=-x"), "invalid prompt name: '-x'"),
+        (("x", "--save-prompt=a b"), "invalid prompt name: 'a b'"),
     ],
 )
 def test_ask_reports_what_it_cannot_save(editable: Home, arguments: tuple[str, ...], problem: str) -> None:
@@ -567,7 +569,7 @@ def test_prompts_edit_keeps_the_text_of_a_fault(editable: Home, monkeypatch: pyt
     assert (done.code, editable.text) == (1, FILE + 'prmpt = "x"\n')
     problem = f"error: {editable.config}: [prompts.a b]: unknown key `prmpt`\n hint: did you mean prompt?"
     assert done.err.startswith(problem)
-    assert done.err.endswith("cerebrum prompts edit 'a b'  opens the file again, with your text\n")
+    assert done.err.endswith("run cerebrum prompts edit 'a b' to open the file again, with your text\n")
     editable.config.write_text(editable.text + "top_k = = 1\n")
     monkeypatch.setenv("VISUAL", editor(editable.home, "text = text.replace('prmpt', 'prompt').replace('= =', '=')"))
     assert editable.run("prompts", "edit", "a b").code == 0

@@ -177,7 +177,7 @@ def test_ask_saves_the_part_of_an_interrupted_answer(user: CommandLine) -> None:
         ("sessions rm nothing -y", 1, 'no session named "nothing"'),
         ("sessions export nothing", 1, 'no session named "nothing"'),
         ("sessions import nothing.json", 2, "nothing.json: No such file or directory"),
-        ("sessions import talk.json --name=", 1, "invalid session name ''"),
+        ("sessions import talk.json --name=", 1, "invalid session name: ''"),
     ],
 )
 def test_missing_sessions_and_files_are_reported(user: CommandLine, line: str, code: int, error: str) -> None:
@@ -353,7 +353,7 @@ def test_sessions_rm_deletes_several_and_old_ones(user: CommandLine) -> None:
     assert (refused.code, refused.err) == (1, "three not deleted; confirm with -y\n")
     assert user.run("sessions", "rm", "--older-than", "30d", "-y").code == 0
     assert [row["name"] for row in listed(user)] == ["four"]
-    for arguments, problem in ((["--older-than", "soon"], "--older-than is 'soon'"), ([], "no session named")):
+    for arguments, problem in ((["--older-than", "soon"], "invalid --older-than: 'soon'"), ([], "no session given")):
         done = user.run("sessions", "rm", *arguments)
         assert (done.code, done.err.splitlines()[0]) == (2, f"error: {problem}")
 

@@ -112,12 +112,12 @@ def test_settings_convert_each_value_to_its_type() -> None:
 def test_settings_reject_invalid_values_by_option(key: str, value: Any, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
         validate(key, value)
-    assert (caught.value.message, caught.value.hint) == (f"{argument(key, OPTIONS[key])} is {value!r}", hint)
+    assert (caught.value.message, caught.value.hint) == (f"invalid {argument(key, OPTIONS[key])}: {value!r}", hint)
 
 
 def test_settings_name_the_invalid_item_of_a_list() -> None:
     for key, value, named in (("logit_bias", ["42=1", "2"], "'2'"), ("stop", ["a", 1], "1")):
-        with pytest.raises(UsageError, match=f" is {named}$"):
+        with pytest.raises(UsageError, match=rf"^invalid .*: {named}$"):
             validate(key, value)
 
 
@@ -173,7 +173,7 @@ def test_config_that_cannot_be_read_is_one_line(new_user: CommandLine, text: str
 
 def test_config_number_beyond_floats_is_invalid(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(f"temperature = {'9' * 400}")
-    with pytest.raises(ConfigError, match=r"config.toml:1: temperature is 999"):
+    with pytest.raises(ConfigError, match=r"config.toml:1: invalid temperature: 999"):
         read_config(tmp_path / "config.toml")
 
 
@@ -234,12 +234,15 @@ def test_set_reaches_settings_with_and_without_flags(new_user: CommandLine) -> N
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("--set", "temprature=1"), ("--set temprature", "did you mean temperature?", "--set help")),
-        (("--set", "overflow=stop"), ("--set overflow: this command has no such setting",)),
+        (
+            ("--set", "temprature=1"),
+            ("this command has no setting 'temprature'", "did you mean temperature?", "--set help"),
+        ),
+        (("--set", "overflow=stop"), ("this command has no setting 'overflow'",)),
         (("--set", "top_k"), ("--set top_k has no value", "--set top_k=VALUE")),
-        (("--set", "top_k=-1"), ("--set top_k is -1", "it must be a whole number of 0 or more")),
-        (("--set", "flash_attn=maybe"), ("--set flash_attn is 'maybe'", "auto, on or off")),
-        (("--seed", "1", "--set", "seed=2"), ("--seed and --set seed are both given",)),
+        (("--set", "top_k=-1"), ("invalid --set top_k: -1", "it must be a whole number of 0 or more")),
+        (("--set", "flash_attn=maybe"), ("invalid --set flash_attn: 'maybe'", "auto, on or off")),
+        (("--seed", "1", "--set", "seed=2"), ("--seed and --set seed cannot be used together",)),
     ],
 )
 def test_set_reports_what_it_cannot_read(
@@ -249,8 +252,8 @@ def test_set_reports_what_it_cannot_read(
 
 
 def test_set_takes_precedence_over_variables_and_saved_prompts(new_user: CommandLine, chatml_model: Path) -> None:
-    assert_error(ask(new_user, CEREBRUM_MIROSTAT="1", CEREBRUM_TYPICAL_P="2"), 2, "CEREBRUM_TYPICAL_P is 2.0")
-    assert_error(ask(new_user, CEREBRUM_CACHE_TYPE="q5"), 2, "CEREBRUM_CACHE_TYPE is 'q5'")
+    assert_error(ask(new_user, CEREBRUM_MIROSTAT="1", CEREBRUM_TYPICAL_P="2"), 2, "invalid CEREBRUM_TYPICAL_P: 2.0")
+    assert_error(ask(new_user, CEREBRUM_CACHE_TYPE="q5"), 2, "invalid CEREBRUM_CACHE_TYPE: 'q5'")
     (new_user.config / "config.toml").write_text('system = "no"\n[prompts.p]\nsystem = "saved"\n')
     arguments = ("ask", "-m", chatml_model, "--dry-run", "-q", "-p", "p", "hi")
     variable = {"CEREBRUM_SYSTEM": "variable"}

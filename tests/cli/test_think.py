@@ -111,8 +111,8 @@ def test_ask_sets_an_effort_that_the_model_knows(tmp_path: Path) -> None:
     assert shown.startswith("<|im_start|>system\nReasoning effort: low<|im_end|>")
     assert run_here({"reply": "Yes."}, tmp_path, *arguments, "--think", "xhigh").code == 0
     for think, problem in (
-        ("high", "think is high, an effort that this model does not support"),
-        ("very", "is 'very'"),
+        ("high", "this model does not support the effort 'high'"),
+        ("very", "invalid --think: 'very'"),
     ):
         for more in ((), ("--dry-run",)):
             done = run_here({"reply": "Yes."}, tmp_path, *arguments, "--think", think, *more)
@@ -135,7 +135,7 @@ def test_ask_refuses_to_limit_thought_that_nothing_marks(chatml_model: Path, tmp
     options = ("ask", "Why?", "-m", chatml_model, "--format", "cerebrum")
     for think in ("off", "100"):
         done = run_here({"reply": "Yes."}, tmp_path, *options, "--think", think)
-        problem = f"think is {think}, but this model does not mark its reasoning"
+        problem = f"think={think} has no effect: this model does not mark its reasoning"
         assert_error(done, 2, problem, "--max-tokens limits")
     assert run_here({"reply": "Yes."}, tmp_path, *options, "--think", "on").code == 0
 

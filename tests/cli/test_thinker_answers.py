@@ -75,7 +75,7 @@ def test_stop_strings_of_a_batch_end_answers_and_no_thought(new_user: CommandLin
 
 def test_stop_string_that_ends_thoughts_is_refused(new_user: CommandLine, thinker: Path) -> None:
     question = ("ask", "-m", thinker, QUESTION, "--no-log", "--stop", "</think>")
-    assert_error(new_user.run(*question), 2, "stop is '</think>', but stop strings apply to the answer", "--think")
+    assert_error(new_user.run(*question), 2, "invalid stop: '</think>'; stop strings apply to the answer", "--think")
     assert new_user.run(*question, "--think", "off").code == 0
 
 
@@ -108,7 +108,7 @@ def test_schema_is_not_met_by_a_reply_that_ends_while_thinking(
     new_user: CommandLine, thinker: Path, schema: Path
 ) -> None:
     done = new_user.run("ask", "-m", thinker, "--schema", schema, "-n", "5", QUESTION)
-    assert_error(done, 5, "in its reasoning, before an answer, so it does not match the schema", "--max-tokens")
+    assert_error(done, 5, "while reasoning, before an answer, so it does not match the schema", "--max-tokens")
 
 
 def rendered_ids(thinker: Path, messages: list[dict[str, str]], **variables: bool) -> list[int]:

@@ -364,7 +364,7 @@ def test_doctor_warns_about_too_many_threads(tmp_path: Path, monkeypatch: pytest
     assert (done.code, statuses(done)["threads"]) == (0, "warning")
     monkeypatch.setenv("CEREBRUM_THREADS", "0")
     refused = scripted(tmp_path)
-    assert (refused.code, refused.err.splitlines()[0]) == (2, "error: CEREBRUM_THREADS is 0")
+    assert (refused.code, refused.err.splitlines()[0]) == (2, "error: invalid CEREBRUM_THREADS: 0")
 
 
 GB = 10**9

@@ -106,7 +106,7 @@ def test_doctor_groups_results_by_server(new_user: CommandLine, server: LlamaSer
     ("state", "status", "detail", "hint"),
     [
         ({"key": KEY}, "failure", "requires an API key", "CEREBRUM_API_KEY"),
-        ({"is_loading": True}, "warning", "is not ready: Loading model", "check again later"),
+        ({"is_loading": True}, "warning", "is not ready: Loading model", "try again later"),
         ({"models": ("a", "b")}, "failure", "serves several models", "--set served_model_name=NAME: a, b"),
     ],
 )

@@ -48,8 +48,8 @@ def options_with(path: Path, tuning: Tuning = DEFAULT, /, **settings: Any) -> Lo
 @pytest.mark.parametrize(
     ("model", "settings", "problem"),
     [
-        ("narrow", {"cache_type_k": "q4_0"}, "cache_type_k=q4_0 needs heads of a multiple of 32 elements.* have 16"),
-        ("narrow", {"cache_type_v": "q4_0"}, "cache_type_v=q4_0 needs heads of a multiple of 32 elements.* have 16"),
+        ("narrow", {"cache_type_k": "q4_0"}, "cache_type_k=q4_0 needs heads with a multiple of 32 elements.* have 16"),
+        ("narrow", {"cache_type_v": "q4_0"}, "cache_type_v=q4_0 needs heads with a multiple of 32 elements.* have 16"),
         ("wide", {"cache_type_v": "q8_0", "flash_attn": "off"}, "cache_type_v=q8_0 needs flash attention"),
         ("mla", {"cache_type_v": "q8_0", "ctx": 256}, "deepseek2 needs the same type for keys and values"),
         ("batch", {"flash_attn": "off"}, "batch_invariant and flash_attn=off cannot be used together"),
@@ -92,7 +92,7 @@ def test_refused_cache_type_ends_each_command_before_it_loads(user: CommandLine)
     for command in commands:
         done = user.run(*command, "--set", "cache_type_v=q8_0", *(() if "small" in command else ("-m", "small")))
         assert (done.code, done.out) == (2, ""), command
-        assert done.err.startswith("error: cache_type_v=q8_0 needs heads of a multiple of 32 elements"), command
+        assert done.err.startswith("error: cache_type_v=q8_0 needs heads with a multiple of 32 elements"), command
     assert not (user.home / "out.jsonl.meta.json").exists()
 
 

@@ -345,4 +345,4 @@ def test_client_opens_an_encrypted_tunnel_through_a_proxy(monkeypatch: pytest.Mo
 def test_client_reports_a_proxy_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LostServerError) as raised:
         through_proxy("https://far.example", monkeypatch, status=b"403 No")
-    assert (raised.value.reason, raised.value.was_sent) == ("the proxy answers 403", False)
+    assert (raised.value.reason, raised.value.was_sent) == ("the proxy returned status 403", False)

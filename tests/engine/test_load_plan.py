@@ -240,7 +240,7 @@ def test_plan_refuses_a_context_that_would_evict_the_weights(use: str) -> None:
     with pytest.raises(EngineError) as caught:
         planned(requested, FreeMemory(8 * GB))
     assert caught.value.message == (
-        "a context of 32768 tokens needs 8.7 GB including the model's weights, but only 8.0 GB of memory is free"
+        "a context of 32768 tokens needs 8.7 GB including the model's weights; 8.0 GB is free"
     )
     assert caught.value.hint == "use --ctx 27136 or less"
     accepted = replace(requested, context=replace(context, length=27136))
@@ -258,7 +258,7 @@ def test_plan_maps_weights_beyond_free_memory() -> None:
     assert not plan.repack, "these would have to be in memory"
     forced = replace(chat, context=replace(CHAT, length=32768))
     assert planned(forced, FreeMemory(8 * GB))[0].context.length == 32768
-    with pytest.raises(EngineError, match=r"needs 3\.\d GB, but only 2\.0 GB"):
+    with pytest.raises(EngineError, match=r"needs 3\.\d GB; 2\.0 GB is free"):
         planned(forced, FreeMemory(2 * GB))
 
 

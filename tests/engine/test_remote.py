@@ -621,8 +621,8 @@ def test_remote_served_model_is_chosen_by_name() -> None:
         server.models = ("a.gguf", "b.gguf")
         error = load_error(server)
         assert error.message == f"{server.url} serves several models"
-        assert error.hint == "choose with --set served_model_name=NAME: a.gguf, b.gguf"
-        assert load_error(server, served_model="c").message == f"{server.url} serves no model 'c'"
+        assert error.hint == "choose one with --set served_model_name=NAME: a.gguf, b.gguf"
+        assert load_error(server, served_model="c").message == f"{server.url} does not serve the model 'c'"
         with connected(server, served_model="b.gguf") as engine:
             replies_of(engine, REQUESTS[0])
         assert server.completions()[0].body["model"] == "b.gguf"

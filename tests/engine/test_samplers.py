@@ -135,7 +135,7 @@ def test_logit_bias_of_several_tokens_names_them(mistral: LlamaBackend) -> None:
     assert (caught.value.message, caught.value.hint.endswith("as in 42=-1")) == (expected, True)
     with pytest.raises(UsageError) as caught:
         resolve_biases(mistral, [TokenBias("makes", 1.0)])
-    assert caught.value.hint == "with its leading space it is one: ' makes'"
+    assert caught.value.hint == "with a leading space it is one: ' makes'"
     with pytest.raises(UsageError, match=r"no token 32000"):
         resolve_biases(mistral, [TokenBias(32000, 1.0)])
 

@@ -242,7 +242,7 @@ def test_dataset_gated_by_the_hub_needs_a_token(hub_user: HubUser) -> None:
     page = f"{hub_user.hub.url}/datasets/openai/gsm8k"
     assert refusal(hub_user, "gsm8k") == [
         problem,
-        f"accept them at {page}, then set HF_TOKEN, or run: hf auth login",
+        f"accept them at {page}, then run hf auth login, or set HF_TOKEN",
     ]
     assert refusal(hub_user, "gsm8k", variables={"HF_TOKEN": OTHER})[0] == problem
     assert load(hub_user, "gsm8k", variables={"HF_TOKEN": READER})
@@ -270,7 +270,7 @@ def test_dataset_of_arc_has_choices(hub_user: HubUser) -> None:
         ("M_1", "Which?\nA) a\nB) b", "B"),
         ("M_2", "How many?\nA) 2\nB) 1", "A"),
     ]
-    assert found["bad_rows"] == [{"line": 3, "reason": "`answerKey` is 'C', which is none of the 2 choices"}]
+    assert found["bad_rows"] == [{"line": 3, "reason": "invalid `answerKey`: 'C' is none of the 2 choices"}]
 
 
 def test_dataset_of_math_has_seven_files(hub_user: HubUser) -> None:

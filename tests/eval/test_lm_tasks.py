@@ -198,9 +198,12 @@ def test_lm_eval_refuses_what_it_cannot_run(
         monkeypatch.setenv(variable, "1")
     human_eval = Path(lm_eval.tasks.__file__).parent / "humaneval"
     monkeypatch.setattr(manager, "__file__", str(human_eval / "manager.py"))  # reading all its tasks takes 10 s
-    assert refused("humaneval,choises") == ["error: lm-eval has no task 'choises'", " hint: did you mean choices?"]
+    assert refused("humaneval,choises") == [
+        "error: lm-eval has no task 'choises'",
+        " hint: did you mean choices? list all with lm_eval ls tasks",
+    ]
     assert refused("choices", "--system", "Hi")[0].endswith("--system has no effect without --apply-chat-template")
-    assert refused("choices", "-o", "-")[0] == "error: -o is `-`, but the results are a file"
+    assert refused("choices", "-o", "-")[0] == "error: results cannot be written to standard output"
     (tmp_path / "old.json").write_text("mine")
     assert refused("choices", "-o", tmp_path / "old.json")[0].endswith("old.json already exists")
     unsafe = refused("humaneval", include_path=human_eval)
@@ -224,7 +227,7 @@ def test_lm_eval_without_a_network_repeats_no_request(
     lines = done.err.splitlines()
     assert [*lines[:2], *lines[-2:]] == [
         "note: 127.0.0.1:9: connection refused",
-        "      only datasets that were downloaded before can be used",
+        "      only datasets that are already downloaded can be used",
         "error: cannot load remote: Couldn't reach 'owner/data' on the Hub (OfflineModeIsEnabled)",
         " hint: check the task and the network",
     ]

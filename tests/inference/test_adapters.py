@@ -246,7 +246,7 @@ def test_adapter_on_which_llama_cpp_crashes_is_an_error(
 
 @pytest.mark.parametrize("text", ["style.gguf:nan", "style.gguf:inf", ":0.5", ["none", "style.gguf"], ""])
 def test_lora_with_an_invalid_scale_or_no_file_is_a_usage_error(text: object) -> None:
-    with pytest.raises(UsageError, match="--lora is"):
+    with pytest.raises(UsageError, match="invalid --lora: "):
         fold({"lora": text})
 
 
@@ -254,7 +254,7 @@ def test_missing_adapter_is_one_line_and_a_hint(user: CommandLine) -> None:
     done = user.run("ask", "-m", "small", "--lora", "none.gguf:0.5", "hello")
     assert (done.code, done.out) == (2, "")
     problem = f"error: adapter {user.home}/none.gguf does not exist"
-    assert done.err.splitlines() == [problem, " hint: check the path, or give --lora none"]
+    assert done.err.splitlines() == [problem, " hint: check the path, or use --lora none"]
 
 
 # On the command line.

@@ -214,7 +214,7 @@ def test_stop_strings_count_in_the_answer_only(new_user: CommandLine, models: di
 
 
 def test_ask_reports_a_reply_that_ended_in_its_thought(new_user: CommandLine, models: dict[str, Path]) -> None:
-    still = "the reply ended in its reasoning, before an answer, so it does not match the"
+    still = "the reply ended while reasoning, before an answer, so it does not match the"
     for rule, name in ((OBJECT, "schema"), ('"x"', "grammar")):
         done = ask(new_user, models["own"], rule, "-n", "3")
         assert_error(done, 5, f"{still} {name}", "raise --max-tokens, or limit reasoning with --think N or --think off")
@@ -246,7 +246,7 @@ def test_batch_rows_match_their_schema_after_a_thought(
     assert {answer["reasoning"] for answer in answers} == {"Hm."}
     assert limited["thought_closed_at"] == 4
     problem = (
-        "the reply ended in its reasoning, before an answer: raise --max-tokens, or limit reasoning with --think N or"
+        "the reply ended while reasoning, before an answer: raise --max-tokens, or limit reasoning with --think N or"
     )
     assert short["error"] == {"type": "incomplete_output", "message": f"{problem} --think off"}
 

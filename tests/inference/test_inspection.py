@@ -282,8 +282,8 @@ def test_ask_inspects_the_winner_of_a_vote(chatml_model: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("--top-logprobs", "0"), "--top-logprobs is 0"),
-        (("--top-logprobs", "21"), "--top-logprobs is 21"),
+        (("--top-logprobs", "0"), "invalid --top-logprobs: '0'"),
+        (("--top-logprobs", "21"), "invalid --top-logprobs: '21'"),
         (("--top-logprobs", "2", "--endpoint", "http://127.0.0.1:8201"), "--top-logprobs applies to local models"),
     ],
 )

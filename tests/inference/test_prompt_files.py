@@ -243,7 +243,7 @@ def test_prompt_files_that_are_none_are_an_error(folder: Path, path: str, messag
 
 def test_prompt_files_have_a_limit_in_total(folder: Path) -> None:
     write_tree(folder, {f"in/{number:02}": b"a" * 1_000_000 for number in range(65)})
-    with pytest.raises(PromptTooLong, match="the files of in are larger than 64 MB in all"):
+    with pytest.raises(PromptTooLong, match="the files in in exceed 64 MB in total"):
         read("in")
 
 

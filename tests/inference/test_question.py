@@ -243,6 +243,6 @@ def test_template_options_are_json_or_text() -> None:
 def test_template_option_must_be_key_and_value(pair: str) -> None:
     with pytest.raises(UsageError) as caught:
         template_options(["a=1", pair])
-    assert (caught.value.message, caught.value.hint) == (f"template_arg {pair!r}", "write it as KEY=VALUE")
+    assert (caught.value.message, caught.value.hint) == (f"invalid template_arg: {pair!r}", "it must be KEY=VALUE")
     with pytest.raises(UsageError, match="would replace the conversation"):
         template_options(["messages=[]"])

@@ -128,7 +128,7 @@ def test_vote_reports_a_tie_and_has_no_final_answer_in_it(runner: VoteRunner) ->
     replies = [reply(answer) for answer in (1, 2, 3, 4, 5)]
     done = runner.run("q", "--votes", "5", replies=replies)
     assert (done.code, done.out) == (0, "The answer is 1.\n")
-    problem, hint = "5 answers are tied with 1 of 5 votes each", "take more samples, or ask more precisely"
+    problem, hint = "5 answers are tied with 1 of 5 votes each", "take more samples, or ask a more specific question"
     assert done.err == f"note: {problem}\n      {hint}\n"
     done = runner.run("q", "--votes", "5", "--final")
     assert (done.code, done.out, done.err) == (5, "", f"error: {problem}\n hint: {hint}\n")
@@ -147,7 +147,7 @@ def test_vote_winner_needs_min_votes(runner: VoteRunner) -> None:
     for arguments, problem in (
         (
             ("--votes", "5", "--min-votes", "6"),
-            "--min-votes is 6\n hint: it must be from 1 to 5, the number of samples",
+            "invalid --min-votes: 6\n hint: it must be from 1 to 5, the number of samples",
         ),
         (("--min-votes", "2"), "--min-votes needs --votes\n hint: add --votes K, the number of samples"),
     ):
@@ -162,7 +162,7 @@ def test_chat_vote_reports_a_tie_and_too_few_votes(runner: VoteRunner) -> None:
     assert "note: 2 answers are tied with 1 of 2 votes each" in done.err
     done = run_here(runner.script, runner.home, *command, "--min-votes", "3", piped=b"/votes 4 Why?\n/votes 2\n")
     assert "note: the best answer has 2 of 4 votes, fewer than --min-votes 3" in done.err
-    assert "error: --min-votes is 3\n hint: it must be from 1 to 2" in done.err
+    assert "error: invalid --min-votes: 3\n hint: it must be from 1 to 2" in done.err
 
 
 def test_vote_evaluates_only_tied_samples_again(runner: VoteRunner) -> None:
@@ -284,7 +284,7 @@ def test_vote_at_temperature_0_is_a_usage_error(runner: VoteRunner, command: str
 def test_invalid_votes_exit_2(runner: VoteRunner, votes: str) -> None:
     done = runner.run("q", "--votes", votes, replies=["ok"])
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith(f"error: --votes is {votes!r}\n hint: it must be a number of samples from 1 to 256")
+    assert done.err.startswith(f"error: invalid --votes: {votes!r}\n hint: it must be a number from 1 to 256")
 
 
 # Sessions.

@@ -144,7 +144,7 @@ def test_merge_pull_reports_circular_recipes(rows: list[str], quantizations: str
     for each, used in zip(rows, [*rows[1:], rows[0]], strict=True):
         (home.command.config / f"{each}.yaml").write_text(stack((used, 0, 4)))
     done = home.run("pull", "--offline", "-y", "own")
-    error = "error: own: circular recipe\n hint: fix its row in models.toml\n"
+    error = "error: own: circular recipe\n hint: correct its row in models.toml\n"
     assert (done.code, done.out, done.err) == (1, "", error)
     assert not list((home.path / "data").rglob("*.gguf*"))
 
@@ -162,7 +162,7 @@ def test_merge_pull_checks_the_disk_before_it_downloads(
     home: Home, tinies: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def problem(free: int) -> str:
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, free=free))
         return home.run("pull", "--offline", "own:Q4_K_M").err
 
     need = 2_700_000 + DISK_RESERVE

@@ -263,8 +263,14 @@ PACKAGE = (
         ('[[models.a.refuse]]\nreason = "broken"', "models.a.refuse.1.repo_id: missing"),
         (REFUSAL.replace('"broken"', "1"), "models.a.refuse.1.reason: must be non-empty text"),
         (f"{REFUSAL}why = 1", "models.a.refuse.1.why: unknown key; the keys are repo_id, reason"),
-        ("[models.a.settings]\ntop_p = 2", "models.a.settings.top_p: top_p is 2: it must be a number from 0 to 1"),
-        ("[models.a.thinking]\nmin_p = 2", "models.a.thinking.min_p: min_p is 2: it must be a number from 0 to 1"),
+        (
+            "[models.a.settings]\ntop_p = 2",
+            "models.a.settings.top_p: invalid top_p: 2; it must be a number from 0 to 1",
+        ),
+        (
+            "[models.a.thinking]\nmin_p = 2",
+            "models.a.thinking.min_p: invalid min_p: 2; it must be a number from 0 to 1",
+        ),
         ('[models.a.no_thinking]\nthink = "off"', "models.a.no_thinking.think: unknown key; the keys are max_tokens,"),
     ],
 )

@@ -135,7 +135,7 @@ def test_library_name_never_means_a_file(library: Library, other: Path, monkeypa
             library.resolve(name)
         assert caught.value.hint.endswith(f"; for the file of this name, use ./{name}")
         assert library.resolve(f"./{name}").path == other.parent / name
-    with pytest.raises(UsageError, match="it would be read as a path"):
+    with pytest.raises(UsageError, match="would be read as a path"):
         pulled(library, str(other), "mine.gguf")
 
 

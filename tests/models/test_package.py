@@ -138,7 +138,7 @@ def test_package_without_pip_suggests_to_install_it(tmp_path: Path) -> None:
     argv = [python, "-c", script, str(tmp_path / "models")]
     what, do = subprocess.run(argv, cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True).stdout.splitlines()
     assert what.startswith("pip could not download it: ") and what.endswith("No module named pip")
-    assert do == f"install it: {python} -m ensurepip"
+    assert do == f"run {python} -m ensurepip"
 
 
 def test_package_interrupt_stops_pip_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def refused(hub_user: HubUser, *arguments: str, **more: str) -> tuple[int, str, 
 
 UNKNOWN = (
     "no such repository on the Hub, or it is private",
-    "check the spelling; for a private repository set HF_TOKEN, or run: hf auth login",
+    "check the spelling; for a private repository run hf auth login, or set HF_TOKEN",
 )
 
 
@@ -57,7 +57,7 @@ def test_pull_unknown_repository_may_be_private(hub_user: HubUser) -> None:
 def test_pull_gated_repository_names_its_page(hub_user: HubUser) -> None:
     gated = "owner/gated is gated: you must accept its terms first"
     accept = f"accept them at {hub_user.hub.url}/owner/gated"
-    login = f"{accept}, then set HF_TOKEN, or run: hf auth login"
+    login = f"{accept}, then run hf auth login, or set HF_TOKEN"
     assert refused(hub_user, "owner/gated") == (1, gated, login)
     hub_user.token.write_text(OTHER)
     account = f"{accept} with the account of the token in {hub_user.token}"
@@ -67,7 +67,7 @@ def test_pull_gated_repository_names_its_page(hub_user: HubUser) -> None:
 def test_pull_rejected_token_names_its_location(hub_user: HubUser) -> None:
     hub_user.token.write_text("hf_unknown")
     unknown = "the Hub rejected the token in"
-    assert refused(hub_user, CATALOGUED) == (1, f"{unknown} {hub_user.token}", "replace it: hf auth login")
+    assert refused(hub_user, CATALOGUED) == (1, f"{unknown} {hub_user.token}", "run hf auth login to replace it")
     code, error, do = refused(hub_user, CATALOGUED, HF_TOKEN="hf_unknown")
     assert (code, error) == (1, f"{unknown} HF_TOKEN")
     assert "hf auth login" not in do  # a variable outweighs what that command writes
@@ -102,7 +102,11 @@ NO_SUCH_REVISION = f"{CATALOGUED} has no such revision", f"see its branches at H
             "did you mean cerebrum-7b or cerebrum-8x7b or cerebrum-12b?"
             " to find others: cerebrum search cerebum-7b, then cerebrum pull OWNER/REPO",
         ),
-        ("./nowhere.gguf", "nowhere.gguf: file not found", "check the path; cerebrum list lists installed models"),
+        (
+            "./nowhere.gguf",
+            "nowhere.gguf: file not found",
+            "check the path, or list installed models with cerebrum list",
+        ),
     ],
 )
 def test_pull_reports_missing_models_and_files(hub_user: HubUser, reference: str, error: str, do: str) -> None:

@@ -240,7 +240,7 @@ class OneBench:
 
     def _load(self, tokens: int) -> None:
         if self.memory.loaded and self.memory.loaded != [self.name]:
-            raise TrialError("needs 9.0 GB of memory, but only 1.0 GB is free")
+            raise TrialError("needs 9.0 GB; 1.0 GB is free")
         self.memory.loaded = [self.name]
         self.memory.tokens.append(tokens)
 

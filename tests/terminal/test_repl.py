@@ -68,7 +68,11 @@ def test_parse_slash_splits_a_command_or_suggests_a_close_one() -> None:
     assert parse_slash("/system  Be brief. ", COMMANDS) == SlashLine("system", "Be brief.")
     assert parse_slash("/undo", COMMANDS) == SlashLine("undo", "")
     assert parse_slash("what is /undo?", COMMANDS) is parse_slash(" /undo", COMMANDS) is None
-    for line, hint in (("/udno", "did you mean /undo? "), ("/usr/bin", "/help lists commands"), ("/", "/help lists")):
+    for line, hint in (
+        ("/udno", "did you mean /undo? "),
+        ("/usr/bin", "list commands with /help"),
+        ("/", "list commands"),
+    ):
         with pytest.raises(UsageError) as caught:
             parse_slash(line, COMMANDS)
         assert caught.value.hint.startswith(hint)
@@ -98,7 +102,7 @@ def test_chat_script_output_is_a_transcript(user: CommandLine) -> None:
     assert [line for line in done.err.splitlines() if line not in truncated] == [
         "Undone: Who are you?",
         "error: unknown command /xyzzy",
-        " hint: /help lists commands; to send the text itself, put a space before the slash",
+        " hint: list commands with /help; to send the text itself, put a space before the slash",
         "system prompt: Be kind.",
     ]
 
@@ -126,7 +130,7 @@ def test_slash_prompt_shows_the_evaluated_prompt(user: CommandLine, tmp_path: Pa
 def test_slash_command_errors_do_not_end_the_chat(user: CommandLine) -> None:
     rows = [
         ("/retry\n", "no question to answer"),
-        ("/retry hot\n", "/retry: hot is neither a temperature nor a seed"),
+        ("/retry hot\n", "invalid /retry: 'hot'"),
         ("/undo\n", "nothing to undo"),
         ("/continue\n", "no reply to continue"),
         ("/fork\n", "no messages yet"),
@@ -154,7 +158,7 @@ def test_chat_script_without_an_answer_fails(user: CommandLine) -> None:
 
 def test_chat_rejects_invalid_options(user: CommandLine) -> None:
     done = user.run("chat", "--set", "overflow=shift", stdin="hi\n")
-    assert_error(done, 2, "--set overflow is 'shift'", "it must be drop-oldest or stop")
+    assert_error(done, 2, "invalid --set overflow: 'shift'", "it must be drop-oldest or stop")
     done = user.run("chat", "-c", "--session", "x", stdin="hi\n")
     assert_error(done, 2, "-c and --session cannot be used together")
 
@@ -163,7 +167,7 @@ def test_slash_commands_report_their_results(user: CommandLine) -> None:
     rows = [
         ("/set tempo 1\n", "error: unknown setting 'tempo'"),
         ("/system X\n/system default\n", "no system prompt"),
-        ("/set temperature hot\n", "error: temperature is 'hot'"),
+        ("/set temperature hot\n", "error: invalid temperature: 'hot'"),
         ("/set system x\n", "error: /set cannot change system"),
         ("/set --top-p 0.5\n", "top_p  0.5"),
         ("/set stop END\n", "stop  'END'"),
@@ -179,7 +183,7 @@ def test_slash_commands_report_their_results(user: CommandLine) -> None:
         ("/export talk.md\n", "error: the conversation is empty"),
         ("hi\n/copy 1\n", "error: /copy 1: the last reply has 0 code blocks"),
         ("/edit\n", "error: cannot edit while questions are piped in"),
-        ("/edit both\n", "error: /edit: both is neither question nor answer"),
+        ("/edit both\n", "error: invalid /edit: 'both'"),
         ("/export talk.pdf\n", "error: talk.pdf: unsupported file type"),
         ("/save tea\n", "Session saved as 'tea'; every turn is saved automatically"),
     ]

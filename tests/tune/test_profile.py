@@ -599,7 +599,7 @@ def test_tune_reports_what_keeps_it_from_measuring(runner: CommandRunner) -> Non
 
 
 def test_tune_saves_nothing_if_the_model_cannot_be_measured(runner: CommandRunner) -> None:
-    bench = ScriptedBench(refusal=lambda _: "needs 99.0 GB of memory, but only 8.0 GB is free")
+    bench = ScriptedBench(refusal=lambda _: "needs 99.0 GB; 8.0 GB is free")
     app = runner.app()
     app.bench = lambda *_: bench
     done = runner.run_with(app, "tune", runner.model)

@@ -162,7 +162,7 @@ def test_logits_do_not_depend_on_jobs_before(bench: Bench) -> None:
 def test_bench_rejects_a_model_larger_than_memory(options: LoadOptions) -> None:
     sizes = options.file.sizes.with_weights(10**15)
     with contextlib.closing(Bench(with_sizes(options, sizes), TEXT)) as bench:
-        with pytest.raises(TrialError, match=r"^needs 100000\d\.\d GB of memory, but only \d+\.\d GB is free$"):
+        with pytest.raises(TrialError, match=r"^needs 100000\d\.\d GB; \d+\.\d GB is free$"):
             bench.speed(REPACKED, DECODE)
         with pytest.raises(TrialError):
             bench.load_stats(REPACKED)
@@ -173,7 +173,7 @@ def test_bench_requires_memory_for_weights_and_cache_together(options: LoadOptio
     most = available_memory() - HEADROOM
     sizes = uniform_sizes(most * 6 // 10, 2, most * 6 // 10 // 256 // 2)
     with contextlib.closing(Bench(with_sizes(options, sizes), TEXT)) as bench:
-        with pytest.raises(TrialError, match="GB of memory, but"):
+        with pytest.raises(TrialError, match=r"GB; .* GB is free"):
             bench.speed(REPACKED, DECODE)  # a cache for 4 + 64 tokens, padded to 256
         assert trial_processes() == []
         assert bench.load_stats(REPACKED)[0] > 0, "the weights alone fit"

@@ -218,7 +218,7 @@ def test_search_drops_settings_that_fail_during_confirmation() -> None:
 
     def refusal(tuning: Tuning) -> str | None:
         is_full = events and "again, against" in events[-1].stage
-        return "needs 9.9 GB of memory, but only 1.0 GB is free" if is_full and is_not_repacked(tuning) else None
+        return "needs 9.9 GB; 1.0 GB is free" if is_full and is_not_repacked(tuning) else None
 
     speed_model = SpeedModel(single={("repack", False): (2.0, 2.0)}, batch={("slots", 64): (1.0, 2.0)})
     bench = ScriptedBench(speed_model, refusal=refusal)
@@ -226,12 +226,12 @@ def test_search_drops_settings_that_fail_during_confirmation() -> None:
     uses, search, _ = run_search(bench, space=space, events=events)
     assert overrides_by_use(uses) == {"batch": {"slots": 64}}
     [dropped] = [each for each in search.candidates if each.tuning == Tuning(repack=False)]
-    assert dropped.dropped == "needs 9.9 GB of memory, but only 1.0 GB is free"
+    assert dropped.dropped == "needs 9.9 GB; 1.0 GB is free"
 
 
 def test_search_reports_a_model_that_cannot_be_loaded() -> None:
-    bench = ScriptedBench(refusal=lambda _: "needs 99.0 GB of memory, but only 8.0 GB is free")
-    with pytest.raises(EngineError, match=r"^cannot measure this model: needs 99\.0 GB of memory"):
+    bench = ScriptedBench(refusal=lambda _: "needs 99.0 GB; 8.0 GB is free")
+    with pytest.raises(EngineError, match=r"^cannot measure this model: needs 99\.0 GB; "):
         run_search(bench)
 
 

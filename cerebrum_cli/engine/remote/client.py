@@ -211,7 +211,7 @@ class Client:
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
             raise LostServerError(_connection_problem(error), was_sent=False) from error
         except aiohttp.ClientHttpProxyError as error:
-            raise LostServerError(f"the proxy answers {error.status}", was_sent=False) from error
+            raise LostServerError(f"the proxy returned status {error.status}", was_sent=False) from error
         except TimeoutError as error:
             raise LostServerError("no reply in time") from error
         except (OSError, aiohttp.ClientError) as error:
@@ -228,10 +228,10 @@ class Client:
         status, name = response.status, self._name
         if 300 <= status < 400:
             target = server_text(response.headers.get("Location", "another address"))
-            return EndpointError(f"{name} redirects to {target}", "if you trust it, give that URL as --endpoint")
+            return EndpointError(f"{name} redirects to {target}", "if you trust it, use that URL as --endpoint")
         if status in (401, 403):
             problem = "refuses this API key" if self._has_key else "requires an API key"
-            return EndpointError(f"{name} {problem}", f"set {KEY_VARIABLE}, or key_env of its table in config.toml")
+            return EndpointError(f"{name} {problem}", f"set {KEY_VARIABLE}, or key_env in its table in config.toml")
         body = None
         with contextlib.suppress(TimeoutError, LostServerError, aiohttp.ClientError, ValueError, RecursionError):
             async with asyncio.timeout(MESSAGE_S):

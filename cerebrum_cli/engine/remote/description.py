@@ -74,7 +74,7 @@ class ExpectedModel:
             raise EndpointError(f"{endpoint.name}: /tokenize fails: {error}", f"update {info.kind.name}") from error
         if info.vocabulary_size not in (None, self.vocabulary.size) or tokens != self.probe:
             problem = f"{endpoint.name} serves {info.model}, whose vocabulary differs from that of the local model"
-            raise EndpointError(problem, "name the server's model with -m; cerebrum pull --vocabulary MODEL fetches it")
+            raise EndpointError(problem, "name the server's model with -m, after cerebrum pull --vocabulary MODEL")
 
 
 def probe(endpoint: Endpoint) -> ServerInfo:
@@ -119,7 +119,7 @@ def remarks(servers: Mapping[str, ServerInfo]) -> Iterator[NoticeEvent]:
             yield NoticeEvent(problem, f"for exact prompts, use {EXACT}")
         if info.has_other_weights:
             problem = f"{info.kind.name} serves the model's original weights, not those of the local file"
-            yield NoticeEvent(problem, "answers differ from those of llama.cpp")
+            yield NoticeEvent(problem, "expect other answers than from llama.cpp")
     if len(variants) > 1:
         shown = "; ".join(f"{name}: {variant}" for variant, name in variants.items())
         problem = f"the servers differ, so answers may depend on the server ({shown})"
@@ -135,9 +135,9 @@ def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
         raise EndpointError(f"{endpoint.name}: not a language model server", "check the URL") from error
     names = ", ".join(map(server_text, models))
     if wanted not in models:
-        raise EndpointError(f"{endpoint.name} serves no model {wanted!r}", f"it serves {names}")
+        raise EndpointError(f"{endpoint.name} does not serve the model {wanted!r}", f"it serves {names}")
     if endpoint.served_model is None and len(models) > 1:
-        hint = f"choose with --set served_model_name=NAME: {names}"
+        hint = f"choose one with --set served_model_name=NAME: {names}"
         raise EndpointError(f"{endpoint.name} serves several models", hint)
     chosen = models[wanted]
     base = models.get(str(chosen.get("parent")), {})  # of an adapter, which has no context size of its own

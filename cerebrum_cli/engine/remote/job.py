@@ -44,7 +44,7 @@ class ServerTimeouts:
 
     @property
     def delays(self) -> tuple[float, ...]:
-        """Delays before a lost server is tried again, several of them within the patience, but at least a second."""
+        """Delays before a lost server is tried again, several of them within the patience, unless that is short."""
         return tuple(min(delay, max(self.patience / 10, 1.0)) for delay in self.retries)
 
     def silence_limit(self, slowest: float, losses: int, is_streamed: bool) -> float:

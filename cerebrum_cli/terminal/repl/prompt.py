@@ -61,7 +61,7 @@ class InteractivePrompt(PlainPrompt):
             past = PromptHistory(history) if history else past
         except OSError as error:
             problem = f"prompt history is not saved: {history}: {error.strerror}"
-            streams.report(NoticeEvent(problem, "fix or remove that file"))
+            streams.report(NoticeEvent(problem, "remove that file, or make it writable"))
         self._draft = ""  # initial text of the prompt
         self._session: PromptSession[str | OpenInEditor] = PromptSession(
             history=past,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.answers.extract import final_answer
@@ -16,6 +15,7 @@ from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.settings import SHORTHANDS, Settings, keys_of, parse_value
+from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.inference.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.inference.prompt_sources import read_prompt_files
 from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, MajorityVote
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.terminal.repl.repl import Repl
 
 LIKELIEST = 3  # alternatives that /why shows by default
+LIST_SESSIONS = "list sessions with /sessions"
 LOADED = ("format", "ctx")  # settings whose values are known once the model is loaded
 TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry reads as temperatures; others are seeds
 
@@ -95,8 +96,8 @@ def change_setting(repl: Repl, line: SlashLine) -> None:
     if key in OWN_COMMANDS:
         raise UsageError(f"/set cannot change {key}", f"use {OWN_COMMANDS[key]}")
     if key not in (*SETTABLE, *SHORTHANDS):
-        near = "".join(f"did you mean {match}? " for match in get_close_matches(key, SETTABLE, n=1, cutoff=0.5))
-        raise UsageError(f"unknown setting {key!r}", f"{near}/set lists all")
+        near = did_you_mean(key, SETTABLE, cutoff=0.5)
+        raise UsageError(f"unknown setting {key!r}", f"{near}list all with /set")
     keys = keys_of(key)
     repl.wait_for(repl.chat.change_settings({key: parse_value(key, value, key) if value else None for key in keys}))
     settings = repl.chat.settings
@@ -159,12 +160,12 @@ def retry_settings(settings: Settings, argument: str) -> Settings:
         return settings
     if argument.isdecimal() and argument not in TEMPERATURES:
         if settings.temperature == 0:
-            raise UsageError("a seed has no effect at temperature 0", "/set temperature 0.7 first")
+            raise UsageError("a seed has no effect at temperature 0", "use /set temperature 0.7 first")
         return replace(settings, seed=parse_value("seed", argument))
     try:
         return replace(settings, temperature=parse_value("temperature", argument))
     except UsageError as error:
-        raise UsageError(f"/retry: {argument} is neither a temperature nor a seed", "for example /retry 0.7") from error
+        raise UsageError.invalid("/retry", argument, "a temperature, such as 0.7, or a seed above 2") from error
 
 
 def vote(repl: Repl, line: SlashLine) -> None:
@@ -172,10 +173,8 @@ def vote(repl: Repl, line: SlashLine) -> None:
     try:
         bounds = parse_votes(votes)
     except UsageError as error:
-        message = f"/votes: {votes or 'nothing'} is not a number of samples"
-        raise UsageError(
-            message, "give a number of samples, such as /votes 8 or /votes auto, then optionally a question"
-        ) from error
+        expected = "a number of samples or auto, as in /votes 8, and optionally a question"
+        raise UsageError.invalid("/votes", votes, expected) from error
     settings = repl.chat.settings
     if settings.temperature == 0:
         settings = replace(settings, temperature=VOTE_TEMPERATURE)
@@ -185,7 +184,7 @@ def vote(repl: Repl, line: SlashLine) -> None:
 def edit(repl: Repl, line: SlashLine) -> None:
     chat, part = repl.chat, line.argument or "question"
     if part not in PARTS:
-        raise UsageError(f"/edit: {part} is neither {' nor '.join(PARTS)}", f"edit the {' or the '.join(PARTS)}")
+        raise UsageError.invalid("/edit", part, " or ".join(PARTS))
     stored = chat.last_question if part == "question" else chat.last_reply
     if stored is None:
         raise UsageError(f"no {part} to edit", "ask something first")
@@ -216,9 +215,9 @@ def list_sessions(repl: Repl, _: SlashLine) -> None:
 def load_session(repl: Repl, line: SlashLine) -> None:
     chat = repl.chat
     try:
-        session = chat.history.get(_required(line, "a session", "/sessions lists them"))
+        session = chat.history.get(_required(line, "a session", LIST_SESSIONS))
     except SessionError as error:
-        raise SessionError(error.message, "/sessions lists them") from error
+        raise SessionError(error.message, LIST_SESSIONS) from error
     _switch_session(repl, session)
     repl.streams.info(f"Now in session {session.name!r}")
     repl.show_last_exchange()

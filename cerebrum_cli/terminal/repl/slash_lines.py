@@ -84,7 +84,7 @@ def parse_slash(line: str, commands: Mapping[str, SlashCommand]) -> SlashLine | 
     suggestion = f"did you mean /{matches[0]}? " if matches else ""
     raise UsageError(
         f"unknown command /{name}",
-        f"{suggestion}/help lists commands; to send the text itself, put a space before the slash",
+        f"{suggestion}list commands with /help; to send the text itself, put a space before the slash",
     )
 
 
