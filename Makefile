@@ -25,7 +25,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 LLAMA := llama-cpp-python>=0.3.36,<0.3.37
-STAMP := $(VENV)/.setup$(if $(ACCEL),-$(ACCEL))$(if $(WHEELS),-$(firstword $(shell printf %s "$(WHEELS)" | cksum)))
+INSTALLED := $(VENV)/.installed$(if $(ACCEL),-$(ACCEL))$(if $(WHEELS),-$(firstword $(shell printf %s "$(WHEELS)" | cksum)))
 
 cmake_cuda := -DGGML_CUDA=on
 cmake_metal := -DGGML_METAL=on
@@ -67,9 +67,13 @@ comma := ,
 
 .PHONY: setup demo test quick fuzz check format docs catalogue dist picture peers bench clean
 
-setup: $(STAMP)
+setup: $(VENV)/.setup
 
-$(STAMP): pyproject.toml
+$(VENV)/.setup: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
+
+$(INSTALLED): pyproject.toml
 	@python=$(PYTHON) remove=; test ! -x $(BIN)/python || { python=$(BIN)/python; remove="rm -r $(VENV) && "; }; \
 	$$python -c 'import sys; sys.exit(sys.version_info < ($(subst .,$(comma),$(NEEDED))))' || { \
 		echo "Python $(NEEDED) or newer is needed; $$python is $$($$python --version 2>&1)" >&2; \
@@ -77,12 +81,12 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(llama)
-	$(BIN)/python -m pip install --quiet --editable . --group dev
+	$(BIN)/python -m pip install --quiet --editable .
 	$(check)
-	rm -f $(VENV)/.setup-*
-	touch $(VENV)/.setup $@
+	rm -f $(VENV)/.installed-*
+	touch $(VENV)/.installed $@
 
-demo: setup
+demo: $(INSTALLED)
 	$(BIN)/cerebrum pull starter
 	$(BIN)/cerebrum ask -m starter --stats "Out of six apples three are bad. What is the probability of picking a good one?"
 
