@@ -310,5 +310,5 @@ def test_why_prints_a_table_that_fits_the_terminal(
     lines = [line for line in person.screen.lines if '"' in line]
     assert len(lines) == MAX_ROWS
     assert all(line.rstrip().endswith("…") for line in lines)
-    person.type("/why x\r", shows="the number of alternatives is x")
+    person.type("/why x\r", shows="invalid number of alternatives")
     person.leave()

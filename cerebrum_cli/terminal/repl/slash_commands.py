@@ -279,7 +279,7 @@ def show_stats(repl: Repl, _: SlashLine) -> None:
 
 
 def explain_reply(repl: Repl, line: SlashLine) -> None:
-    count = parse_likeliest("the number of alternatives", line.argument) if line.argument else LIKELIEST
+    count = parse_likeliest("number of alternatives", line.argument) if line.argument else LIKELIEST
     reply = repl.chat.given_reply()
     least_certain = LeastCertain(reply)
     repl.wait_for(repl.chat.inspect(reply, count), least_certain)
