@@ -32,12 +32,12 @@ exists, is_directory, is_file = os.path.exists, os.path.isdir, os.path.isfile
 def read_small(path: Path) -> bytes:
     """Content of a file that the program itself needs. Raises OSError, also unless it is regular and at most 16 MB."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        data = file.read(MAX_SMALL_BYTES + 1)
-    if len(data) > MAX_SMALL_BYTES:
-        raise OSError(errno.EFBIG, "larger than 16 MB", str(path))
-    return data
+        if status.st_size > MAX_SMALL_BYTES:  # a limit for `read` would be allocated at once
+            raise OSError(errno.EFBIG, "larger than 16 MB", str(path))
+        return file.read()
 
 
 def read_small_json(path: Path) -> Any:
