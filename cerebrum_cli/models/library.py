@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -15,6 +14,7 @@ from shlex import quote
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ConfigError, ModelFileError, ModelNotFound, NoModel, PullError, UsageError
 from cerebrum_cli.core.files import is_file
+from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.models.cache import Cache, CachedModel
 from cerebrum_cli.models.catalogue import ModelSpec, load_catalogue
 from cerebrum_cli.models.fit import Capacity, assess_quantizations, planned_context
@@ -284,14 +284,14 @@ class Library:
     def _unknown(self, text: str) -> ModelNotFound:
         """Error for a name that no model has; the hint suggests similar names."""
         names = {model.name for model in self.models()} | {spec.name for spec in self.specs}
-        similar = get_close_matches(text.partition(":")[0], sorted(names), n=3, cutoff=0.5)
+        similar = did_you_mean(text.partition(":")[0], sorted(names), 3, 0.5)
         if _OLLAMA_TAG.fullmatch(text) and not similar:
             hint = f"if Ollama has it, run cerebrum pull ollama:{text}; or pull from the Hub: cerebrum pull OWNER/REPO"
             return ModelNotFound(f"unknown model {text!r}", hint)
         if "gguf" in text.lower() and not similar:
             hint = f"if it is on the Hub, name its owner: cerebrum pull OWNER/{text}"
         else:
-            suggestion = f"did you mean {' or '.join(similar)}? " if similar else "see cerebrum list --available; "
+            suggestion = similar or "see cerebrum list --available; "
             searched = quote(text.partition(":")[0])
             hint = f"{suggestion}to find others: cerebrum search {searched}, then cerebrum pull OWNER/REPO"
         return ModelNotFound(f"unknown model {text!r}", f"{hint}{_file_hint(text)}")
