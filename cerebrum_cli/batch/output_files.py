@@ -18,16 +18,22 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
-from cerebrum_cli.batch.result import to_json
+from cerebrum_cli.batch.result import DELIMITERS, to_json
 from cerebrum_cli.core.conversion import LORA, parse_adapter
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.events import RowCounts
-from cerebrum_cli.core.files import commit_file, lock_file, translate_os_errors, unfinished_file, write_all
+from cerebrum_cli.core.files import (
+    commit_file,
+    lock_file,
+    read_small_json,
+    translate_os_errors,
+    unfinished_file,
+    write_all,
+)
 from cerebrum_cli.core.text import enumeration
 
 VERSION = 1
 MADE_BY = ("cerebrum", "llama.cpp")  # keys of a fingerprint: versions of the programs, which older ones lack
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON_SUFFIXES = ("", ".jsonl", ".ndjson", ".json")
 _MAX_DIFFERENCES = 3  # in an error message
 _MAX_VALUE = 40  # characters
@@ -99,8 +105,8 @@ def result_delimiter(output: Path) -> str | None:
     suffix = output.suffix.lower()
     if suffix in _JSON_SUFFIXES:
         return None
-    if suffix in _DELIMITERS:
-        return _DELIMITERS[suffix]
+    if delimiter := DELIMITERS.get(suffix.removeprefix(".")):
+        return delimiter
     raise UsageError(f"{output}: unsupported file type {suffix}", "name it .jsonl, .csv or .tsv")
 
 
@@ -180,7 +186,7 @@ class BatchRecord:
 def read_record(path: Path) -> BatchRecord | None:
     """Read a record; None if the file does not exist. Raises BatchError if it is not a record."""
     try:
-        value = json.loads(path.read_bytes())
+        value = read_small_json(path)
         if value.pop("version") != VERSION:
             raise BatchError(f"{path} was written by another version of cerebrum", "choose another -o, or --restart")
         identities = {key: value[key] and Identity(**value[key]) for key in ("replaces", "result")}

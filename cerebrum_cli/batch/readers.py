@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cerebrum_cli.batch.json_rows import ID_KEYS, has_own_id, parse_json, read_json_row
+from cerebrum_cli.batch.result import DELIMITERS
 from cerebrum_cli.batch.rows import InvalidRow, Row, Template, invalid_row, parse_template, prompt_row
 from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.errors import BatchError, UsageError
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 Shape = Literal["txt", "jsonl", "csv", "tsv"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 _SUFFIXES: dict[str, Shape] = {f".{shape}": shape for shape in SHAPES} | {".ndjson": "jsonl"}
-TABLES = {"csv": ",", "tsv": "\t"}  # their delimiters
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
 _PROMPT_COLUMN = "prompt"
 MAX_LINE_BYTES = 64_000_000
@@ -352,7 +352,7 @@ def read_rows(
         raise UsageError("the input is UTF-16, not UTF-8", "convert it: iconv -f UTF-16 -t UTF-8")
     if shape == "txt" and parsed and (unknown := [name for name in parsed.fields if name not in _TEXT_FIELDS]):
         raise UsageError(f"a line of text has no field `{unknown[0]}`", f"use {{{_TEXT_FIELDS[0]}}}")
-    if delimiter := TABLES.get(shape):
+    if delimiter := DELIMITERS.get(shape):
         form: LineRows | TableRows = open_table(source.lines(source.start), delimiter, parsed, include_input)
     else:
         form = LineRows(shape, parsed, include_input)

@@ -37,6 +37,9 @@ def with_optional(keys: tuple[str, ...], optional: tuple[str, ...]) -> frozenset
     return frozenset((*keys, *more) for count in range(len(optional) + 1) for more in combinations(optional, count))
 
 
+DELIMITERS = {"csv": ",", "tsv": "\t"}  # of the tables that are read and written
+
+
 @dataclass(frozen=True, slots=True)
 class TableFormat:
     """A result as a table: the columns of an input that is one, or `id` and `prompt`, then those of the answers."""

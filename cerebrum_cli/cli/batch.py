@@ -60,14 +60,15 @@ def batch(
       cerebrum batch rows.csv -o out.jsonl --template "Sum up: {text}"
       cerebrum batch exam.jsonl -o out.jsonl --votes auto:3..16
     """
-    from cerebrum_cli.batch.readers import TABLES, detect_shape, read_rows
+    from cerebrum_cli.batch.readers import detect_shape, read_rows
+    from cerebrum_cli.batch.result import DELIMITERS
 
     app, on_command_line = app_of(context, options), options_on_command_line(context)
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     is_table = check_output(output, source)
     with closing(open_source(app, source)) as file:
         shape = detect_shape(source, options.input_format, file.head)
-        includes_input = options.include_input or (is_table and shape in TABLES)
+        includes_input = options.include_input or (is_table and shape in DELIMITERS)
         options = replace(options, input_format=shape, include_input=includes_input)
         rows = read_rows(file, shape, options.template, options.include_input, saved)
         without_answer = run_rows(app, rows, output, overrides, options, saved)
