@@ -244,6 +244,8 @@ def test_bench_repeats_a_short_text_and_imports_nothing_from_here(
 def test_tune_measures_a_real_model_and_saves_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cerebrum_cli.tune.search.RUN_S", 0.05)
     monkeypatch.setattr("cerebrum_cli.tune.tune.SEARCH_S", 1.0)
+    monkeypatch.setattr("cerebrum_cli.engine.trials.MIN_CPU_SHARE", 0.0)  # the other tests use the CPU
+    monkeypatch.setattr("cerebrum_cli.engine.trials.MIN_SHARE_OF_BEST", 0.0)
     done = run_here({}, tmp_path, "tune", NANO, "--threads", "1")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
