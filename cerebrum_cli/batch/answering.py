@@ -25,7 +25,14 @@ from cerebrum_cli.core.settings import MODES, Layer, Settings
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.inference.loading import generation_fingerprint
-from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest, ReplyStream, mismatch_notice
+from cerebrum_cli.inference.reply import (
+    Reply,
+    ReplyChannels,
+    ReplyCollector,
+    ReplyRequest,
+    ReplyStream,
+    mismatch_notice,
+)
 from cerebrum_cli.inference.responder import Responder
 from cerebrum_cli.inference.voting import MajorityVote, SampleEvent, require_sampling, votes_object
 from cerebrum_cli.models.library import Library
@@ -71,7 +78,11 @@ class BatchOptions:
 
 @dataclass(slots=True)
 class PendingRow:
-    """A row whose reply or vote is running."""
+    """A row whose reply or vote is running.
+
+    A reply that is interrupted can be continued unless its seed is to give the same reply again, or something counts
+    its samples or tokens from the beginning; `continued` is the number of tokens from before.
+    """
 
     position: int
     row: Row
@@ -81,6 +92,8 @@ class PendingRow:
     collector: ReplyCollector
     larger_context: str
     limits_thought: bool
+    can_continue: bool
+    continued: int
 
     def add_event(self, event: SampleEvent, replies: ReplyStream) -> dict[str, Any] | None:
         """Process an event of this row; return the output object when the answer is complete."""
@@ -94,6 +107,12 @@ class PendingRow:
         self.collector.emit(event)
         reply = self.collector.reply
         return None if reply is None or reply.finish.reason == "cancelled" else self.answer_object(reply)
+
+    @property
+    def cancelled_tokens(self) -> Sequence[int]:
+        """The tokens of a reply that was cancelled and can be continued."""
+        reply = self.collector.reply
+        return reply.tokens or () if reply and self.can_continue else ()
 
     def refused_object(self, refused: RefusedEvent) -> dict[str, Any]:
         return failed_object(self.row, _row_error(refused.error), refused.origin)
@@ -109,9 +128,9 @@ class PendingRow:
             text=reply.text,
             final_answer=(self.vote or reply).final_answer if states_answer else None,
             finish_reason=reply.finish.reason,
-            prompt_tokens=reply.finish.prompt_tokens or None,
-            completion_tokens=sum(each.finish.completion_tokens for each in replies),
-            seed=reply.finish.seed,
+            prompt_tokens=reply.finish.prompt_tokens - self.continued or None,
+            completion_tokens=self.continued + sum(each.finish.completion_tokens for each in replies),
+            seed=None if self.continued else reply.finish.seed,
             reasoning=reply.reasoning,
             votes=self.vote and votes_object(self.vote),
             error=error and asdict(error),
@@ -206,7 +225,8 @@ class Answering:
                 yield None
                 continue
             row = self.rows[position]
-            tokenized = _tokenize_row(self.responder, position, row, self.options)
+            unfinished = self.result.unfinished_tokens(position)
+            tokenized = _tokenize_row(self.responder, position, row, self.options, unfinished)
             if isinstance(tokenized, PendingRow):
                 yield tokenized
             elif self.writes_errors_last:
@@ -238,11 +258,15 @@ class Answering:
                     continue
                 index = event.sequence.request
                 row = pending.get(index)
-                if row and (answer := row.add_event(event, replies)):
+                if row is None:
+                    continue
+                if answer := row.add_event(event, replies):
                     del pending[index]
                     replies.forget(index)
                     self.result.write(row.position, answer)
                     yield self.progress
+                elif tokens := self.responder.whole_characters(row.cancelled_tokens):
+                    self.result.keep_unfinished(row.position, tokens)
 
 
 def batch_fingerprint(options: BatchOptions, model: Model, library: Library) -> dict[str, Any]:
@@ -274,7 +298,9 @@ def _group_rows(responder: Responder, pending: Sequence[PendingRow]) -> Iterator
         yield sorted((pending[index] for index in group), key=lambda row: row.request.prompt_tokens)
 
 
-def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchOptions) -> PendingRow | RowError:
+def _tokenize_row(
+    responder: Responder, position: int, row: Row, options: BatchOptions, unfinished: tuple[int, ...]
+) -> PendingRow | RowError:
     if row.conversation is None:
         return row.error or NO_PROMPT
     if row.model and (error := _model_error(row.model, (*options.models, *responder.engine.served_models))):
@@ -283,8 +309,12 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
     conversation = row.conversation
     if conversation.system_prompt is None and settings.system is not None:
         conversation = replace(conversation, system_prompt=settings.system)
+    if unfinished and settings.max_tokens is not None:
+        settings = replace(settings, max_tokens=settings.max_tokens - len(unfinished))
     vote = MajorityVote(options.votes) if options.votes else None
-    request = ReplyRequest(conversation, settings, options.grammar, ignore_eos=options.ignore_eos)
+    request = ReplyRequest(
+        conversation, settings, options.grammar, prefix_tokens=unfinished, ignore_eos=options.ignore_eos
+    )
     try:
         if vote:
             require_sampling(settings)
@@ -294,8 +324,20 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
     except CerebrumError as error:
         return _row_error(error)
     limits_thought = settings.thought_limit is not None
-    advice = responder.larger_context
-    return PendingRow(position, row, tokenized.compact(), options, vote, ReplyCollector(), advice, limits_thought)
+    is_bound = bool(vote or options.grammar or limits_thought) or settings.seed is not None
+    channels = tokenized.channels if isinstance(tokenized.channels, ReplyChannels) else None
+    return PendingRow(
+        position,
+        row,
+        tokenized.compact(),
+        options,
+        vote,
+        ReplyCollector(unfinished, channels.split_prefix()[1] if channels else ()),
+        responder.larger_context,
+        limits_thought,
+        can_continue=channels is not None and not is_bound,
+        continued=len(unfinished),
+    )
 
 
 def _model_error(model: str, names: Sequence[str]) -> RowError | None:

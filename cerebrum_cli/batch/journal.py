@@ -1,15 +1,17 @@
 """The journal of a batch: each finished row is written immediately, and the result file appears complete, in one step.
 
-If the process is killed, the same command resumes; only rows that were still running are lost. The file is synced once
-a second: a power cut also loses the rows of the last second, which are then answered again. Memory holds 9 bytes for
-each row, 25 while rows of a changed input are found; the texts are on disk only.
+If the process is killed, the same command resumes; only rows that were still running are lost. After Ctrl-C, their
+tokens are in the record. The file is synced once a second: a power cut also loses the rows of the last second, which
+are then answered again. Memory holds 9 bytes for each row, 25 while rows of a changed input are found; the texts are on
+disk only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from cerebrum_cli.batch.output_files import (
     write_result,
 )
 from cerebrum_cli.batch.partial import PartialFile
-from cerebrum_cli.batch.result import ResultRows, to_json_line
+from cerebrum_cli.batch.result import ResultRows, to_json, to_json_line
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.files import commit_file, fsync_directory, unfinished_file
@@ -122,6 +124,10 @@ class Journal:
     is_complete: bool
     replaced: tuple[int, ...] | None
     _is_open: bool = field(default=True, init=False)
+    _unfinished: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._unfinished = dict(self.record.unfinished)
 
     @property
     def finished(self) -> Collection[int]:
@@ -139,6 +145,15 @@ class Journal:
         self.rows.validate(self.finished, position, object)
         with journal_errors(self.paths.partial):
             self.partial.append(position, to_json_line(object).encode(), self.rows.schema.count(object))
+        self._unfinished.pop(str(position), None)
+
+    def keep_unfinished(self, position: int, tokens: Sequence[int]) -> None:
+        """Keep the tokens of a row's reply, which `close` writes."""
+        self._unfinished[str(position)] = " ".join((self._digest(position), *map(str, tokens)))
+
+    def unfinished_tokens(self, position: int) -> tuple[int, ...]:
+        digest, *tokens = self._unfinished.get(str(position), "").split() or [""]
+        return tuple(map(int, tokens)) if tokens and digest == self._digest(position) else ()
 
     def objects(self) -> Iterator[dict[str, Any]]:
         """Yield the objects of the finished rows, in the order of the rows."""
@@ -173,7 +188,7 @@ class Journal:
         with journal_errors(paths.output), unfinished_file(paths.output, 0o666) as part:
             lines, table = self.partial.lines_in_order(), self.rows.table
             result = write_result(part.file, table.lines(map(json.loads, lines)) if table else lines)
-            record = replace(self.record, result=result, **self.partial.finished.counts.recorded)
+            record = replace(self.record, result=result, unfinished={}, **self.partial.finished.counts.recorded)
             write_record(paths, record)
             if file_stamp(paths.output) != self.replaced:
                 hint = "move it elsewhere, then run it again without --restart to write the result"
@@ -192,10 +207,16 @@ class Journal:
             return
         self._is_open = False
         try:
-            if not self.is_complete and self.partial.is_empty and self.record.replaces is None:
+            if not self.is_complete and self._unfinished:
+                with contextlib.suppress(BatchError):  # their rows are answered from the beginning
+                    write_record(self.paths, replace(self.record, unfinished=self._unfinished))
+            elif not self.is_complete and self.partial.is_empty and self.record.replaces is None:
                 with contextlib.suppress(OSError):
                     self.paths.meta.unlink(missing_ok=True)
                     self.partial.remove()
         finally:
             with journal_errors(self.paths.partial):
                 self.partial.close()
+
+    def _digest(self, position: int) -> str:
+        return hashlib.sha256(to_json(self.rows.identity(position)).encode()).hexdigest()

@@ -155,7 +155,8 @@ class BatchRecord:
 
     `input` is the SHA-256 of an input that may change. `replaces` identifies an older result to replace. `result` is
     None until all rows are finished. `extent` holds what may grow from one run to the next, such as the number of
-    questions, and `notes` what is worth remembering.
+    questions, and `notes` what is worth remembering. `unfinished` are replies that were interrupted, by the
+    positions of their rows: the digest of the row, then the token ids.
     """
 
     fingerprint: Mapping[str, Any]
@@ -168,6 +169,7 @@ class BatchRecord:
     result: Identity | None = None
     extent: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    unfinished: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def counts(self) -> RowCounts:
@@ -281,7 +283,7 @@ def decide(
     if record.result and record.result == output:
         return "complete" if record.has_rows_of(new) else "extend"
     if output is None:
-        return "resume" if has_rows else "begin"
+        return "resume" if has_rows or record.result is None else "begin"
     if has_rows:
         if output == record.replaces:
             return "resume"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Protocol
@@ -167,6 +167,12 @@ class Result(Protocol):
     def write(self, position: int, object: Mapping[str, Any]) -> None:
         """Write the object of a row. Raises ValueError for an object with other keys, and for a finished row."""
 
+    def keep_unfinished(self, position: int, tokens: Sequence[int]) -> None:
+        """Keep the tokens of a reply that was interrupted, if the result can be resumed."""
+
+    def unfinished_tokens(self, position: int) -> tuple[int, ...]:
+        """The tokens that were kept for a row, if any."""
+
     def complete(self) -> None:
         """Complete the result once all rows are written."""
 
@@ -196,6 +202,12 @@ class StreamedResult:
         while (line := self._waiting.pop(self._next, None)) is not None:
             self._next += 1
             self._emit(line)
+
+    def keep_unfinished(self, position: int, tokens: Sequence[int]) -> None:
+        """Do nothing: nothing is saved on disk."""
+
+    def unfinished_tokens(self, position: int) -> tuple[int, ...]:  # noqa: ARG002
+        return ()
 
     def complete(self) -> None:
         self._rows.require_finished(self.finished)

@@ -15,7 +15,7 @@ from cerebrum_cli.core.events import Channel, Event, FinishEvent, NoticeEvent, R
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope, Engine
 from cerebrum_cli.engine.sequence import Request, Tokens
-from cerebrum_cli.formats.thinking import ThoughtMarkup, ThoughtSplitter
+from cerebrum_cli.formats.thinking import SplitText, ThoughtMarkup, ThoughtSplitter
 
 PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with the same text must be equal
 WINDOW = 16  # tokens; DeepConf (arXiv:2508.15260) takes 2,048, of replies of up to 130,000
@@ -55,9 +55,12 @@ class ReplyChannels:
     prefix_text: str = ""
 
     def __call__(self) -> ThoughtSplitter:
+        return self.split_prefix()[0]
+
+    def split_prefix(self) -> tuple[ThoughtSplitter, list[SplitText]]:
+        """A splitter, and what it has assigned of the text of the reply to continue."""
         splitter = ThoughtSplitter(self.thoughts, self.thought)
-        splitter.feed(self.prefix_text)
-        return splitter
+        return splitter, splitter.feed(self.prefix_text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +125,13 @@ class Preview(NamedTuple):
 
 
 class ReplyCollector:
-    def __init__(self) -> None:
+    """Collects the events of a reply, after the tokens and texts of one that it continues."""
+
+    def __init__(self, tokens: Sequence[int] = (), texts: Iterable[SplitText] = ()) -> None:
         self._texts: dict[Channel, list[str]] = {"answer": [], "thinking": []}
-        self._tokens = array("i")
+        for channel, text in texts:
+            self._texts[channel].append(text)
+        self._tokens = array("i", tokens)
         self._logprobs = array("d")
         self._finish: FinishEvent | None = None
 
