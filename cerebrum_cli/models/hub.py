@@ -165,7 +165,7 @@ class FoundRepository(NamedTuple):
     repo_id: str
     downloads: int
     updated: str
-    licence: str | None
+    license: str | None
     gated: bool
 
 

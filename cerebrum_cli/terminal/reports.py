@@ -368,7 +368,7 @@ def print_repositories(streams: Streams, rows: Iterable[Row]) -> None:
     cells = [
         [
             f"{row['repo_id']} (gated)" if row["gated"] else row["repo_id"],
-            *(row["recommended"], size_text(row["size"]), row["verdict"], row["licence"], row["updated"]),
+            *(row["recommended"], size_text(row["size"]), row["verdict"], row["license"], row["updated"]),
             f"{row['downloads']:,}",
         ]
         for row in rows

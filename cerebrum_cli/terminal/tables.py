@@ -26,7 +26,6 @@ EXCERPT_LENGTH = 100  # characters
 MIN_NOTE_WIDTH = 20
 HIDDEN = ("metadata", "files")  # fields of a model that only --json prints
 OPTIONAL = ("notes", "merged_from", "unsupported")  # fields that are left out if they are empty
-FIELD_LABELS = {"system": "full name", "licence": "license"}  # of JSON keys that would be unclear on a screen
 WRAPPED = ("notes", "sampling")  # beginnings of the names of fields with long texts
 NO_PROMPTS = "no saved prompts; cerebrum prompts edit NAME creates one"
 WEIGHTS = {True: "weights repacked where possible", False: "weights as in the file (not repacked)"}
@@ -113,11 +112,11 @@ print_catalogue = table_of(
         "memory": lambda row: size_text(row["memory"]),
         "verdict": "verdict",
         "good for": "good_for",
-        "license": "licence",
-        "full name": "system",
+        "license": "license",
+        "title": "title",
     },
     shorten="license",
-    drop=("full name", "installed", "best fit", "license", "good for", "memory"),
+    drop=("title", "installed", "best fit", "license", "good for", "memory"),
 )
 print_choices = table_of(
     {
@@ -127,7 +126,7 @@ print_choices = table_of(
         "size": lambda row: size_text(row["size"]),
         "memory": lambda row: size_text(row["memory"]),
         "good for": "good_for",
-        "license": "licence",
+        "license": "license",
     },
     shorten="license",
     drop=("quant",),
@@ -177,7 +176,7 @@ def capacity_text(capacity: Capacity) -> str:
 
 def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
     shown = {key: value for key, value in description.items() if key not in HIDDEN and (value or key not in OPTIONAL)}
-    fields = {FIELD_LABELS.get(key, key): _describe(key, value) for key, value in _by_mode(shown).items()}
+    fields = {key: _describe(key, value) for key, value in _by_mode(shown).items()}
     indent = max(map(len, fields)) + 2
     sentences = {key: wrapped(streams, text, indent) for key, text in fields.items() if key.startswith(WRAPPED)}
     streams.answer(field_lines(fields | sentences))

@@ -29,13 +29,13 @@ def test_list_available_is_sorted_by_what_fits(new_user: CommandLine, memory: in
     assert rows[0]["name"] == BEST[memory // GIB]
     assert chosen[0] and chosen[0]["needed"] <= (memory - GIB) / 2
     assert rows[-1]["name"] == "mistral-c2f-7b" and chosen[-1] is None  # cannot be downloaded
-    assert all(row["licence"] and row["good_for"] for row in rows)
+    assert all(row["license"] and row["good_for"] for row in rows)
 
 
 def test_list_available_shows_size_memory_license_and_use_in_a_pipe(new_user: CommandLine, memory: int) -> None:
     done = new_user.run("list", "--available")
     head, *lines = done.out.splitlines()
-    columns = ["name", "installed", "best fit", "size", "memory", "verdict", "good for", "license", "full name"]
+    columns = ["name", "installed", "best fit", "size", "memory", "verdict", "good for", "license", "title"]
     assert re.split(" {2,}", head) == columns
     assert next(line.split() for line in lines if line.startswith("nemotron"))[-3:] == [
         *("speed", "nvidia-nemotron-open-model-license", "Nemotron-3-Nano-30B-A3B"),

@@ -44,7 +44,7 @@ def test_search_lists_repositories_by_downloads_with_the_best_fit(hub_user: HubU
     planned = hub_user.run("pull", "--dry-run", "--json", CATALOGUED).object
     assert [first["recommended"], first["size"]] == ["Q4_K_M", 2_740_937_888] and planned["chosen"] == "Q4_K_M"
     assert first["memory"] == next(each["needed"] for each in planned["quantizations"] if each["recommended"])
-    assert (first["licence"], second["licence"], gated["licence"]) == ("apache-2.0", "other", "llama3.2")
+    assert (first["license"], second["license"], gated["license"]) == ("apache-2.0", "other", "llama3.2")
     assert (first["downloads"], first["updated"], second["size"]) == (2_000_000, "2026-01-02", 75 * 10**9)
     assert 0 < long["memory"] - 10**9 - HEADROOM - DEFAULT_CONTEXT * 131_072 < 5_000_000  # assumed: no header is read
     assert nothing["recommended"] is None and not hub_user.hub.log.requests("cdn")

@@ -126,7 +126,7 @@ def test_show_describes_an_installed_model(hub_user: HubUser) -> None:
     shown = done.object
     assert {key: shown[key] for key in row} == row
     assert shown["sha256"] == hub_user.digest(named("Q4_K_M"))
-    assert (shown["licence"], shown["files"]) == ("apache-2.0", [row["path"]])
+    assert (shown["license"], shown["files"]) == ("apache-2.0", [row["path"]])
     assert shown["metadata"]["general.name"] == "tiny chatml"
     installed = {each["quantization"]: each["installed"] for each in shown["quantizations"]}
     assert (installed["Q4_K_M"], installed["Q2_K"]) == (True, False)

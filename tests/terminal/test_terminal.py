@@ -283,7 +283,7 @@ def model_row(name: str = "collective-cognition-7b") -> dict[str, object]:
 def catalog_row(**row: object) -> dict[str, object]:
     """A row of `list --available`."""
     chosen = {"recommended": "Q4_K_M", "size": 4_368_438_944, "memory": 6 * 10**9, "verdict": "tight"}
-    return {**chosen, "licence": "nvidia-nemotron-open-model-license", "good_for": "reasoning", **row}
+    return {**chosen, "license": "nvidia-nemotron-open-model-license", "good_for": "reasoning", **row}
 
 
 def test_tables_in_a_pipe_are_not_truncated() -> None:
@@ -294,8 +294,8 @@ def test_tables_in_a_pipe_are_not_truncated() -> None:
     assert first.split() == ["*", "collective-cognition-7b", "Q4_K_M", "4.37", "GB", "-", "32768", "2026-11-20", PATH]
     assert second.endswith(PATH)
     streams = piped()
-    row = catalog_row(name="a", here=False, licence=None, system=LONG)
-    print_catalogue(streams, [row, {**row, "system": "short", "recommended": None, "size": None}])
+    row = catalog_row(name="a", here=False, license=None, title=LONG)
+    print_catalogue(streams, [row, {**row, "title": "short", "recommended": None, "size": None}])
     assert "no         Q4_K_M    4.37 GB  6.00 GB  tight    reasoning  -        a note" in written(streams.out)
     assert LONG.strip() in written(streams.out)
     assert not [line for line in written(streams.out).splitlines() if line != line.rstrip()]
@@ -306,7 +306,7 @@ def test_tables_on_a_narrow_terminal_drop_columns(columns: int, monkeypatch: pyt
     monkeypatch.setenv("COLUMNS", str(columns))
     models, catalogue = shown(columns, 24), shown(columns, 24)
     print_models(models, [model_row()])
-    print_catalogue(catalogue, [catalog_row(name="collective-cognition-7b", here=True, system=LONG)])
+    print_catalogue(catalogue, [catalog_row(name="collective-cognition-7b", here=True, title=LONG)])
     for streams in (models, catalogue):
         head, row = lines(streams.out)
         assert row.removeprefix("*").lstrip().startswith("collective-cognition")
@@ -322,7 +322,7 @@ def test_search_results_take_two_lines_on_a_narrow_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     streams, longest = shown(columns, 24), "unsloth/Qwen3.6-35B-A3B-Instruct-2607-i1-GGUF"
-    row = catalog_row(licence="apache-2.0", updated="2026-01-02", downloads=2_000_000, gated=False)
+    row = catalog_row(license="apache-2.0", updated="2026-01-02", downloads=2_000_000, gated=False)
     print_repositories(streams, [{**row, "repo_id": longest}, {**row, "repo_id": "a/b", "gated": True}])
     values = ["Q4_K_M", "4.37 GB", "tight", "apache-2.0", "2026-01-02", "2,000,000"]
     table = [re.split(" {2,}", line.strip()) for line in lines(streams.out)]
@@ -376,7 +376,7 @@ def test_models_table_shows_the_repository_or_path(monkeypatch: pytest.MonkeyPat
 
 def test_description_prints_one_field_per_line() -> None:
     streams = piped()
-    fields = {"name": "a\x1b[2J", "size": 98_362_432, "default": True, "repo_id": None, "licence": "mit"}
+    fields = {"name": "a\x1b[2J", "size": 98_362_432, "default": True, "repo_id": None, "license": "mit"}
     print_description(streams, fields)
     assert written(streams.out).splitlines() == [
         "name     a",
