@@ -39,13 +39,17 @@ endif
 # The wheel that is built has llama.cpp's libraries alone, and is kept for other checkouts. It is for the processor of
 # this machine, after which its directory is named.
 BUILT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cerebrum/wheels/$(shell uname -n)/$(or $(ACCEL),cpu)
+WITHOUT_COMPILER := https://abetlen.github.io/llama-cpp-python/whl/cpu
 install := $(BIN)/python -m pip install --quiet --force-reinstall --no-deps --no-index --find-links $(BUILT) "$(LLAMA)"
 define llama
 $(install) 2>/dev/null || { \
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/scripts/libraries.cmake $(cmake_$(ACCEL))" \
 	FORCE_CMAKE=1 \
 	CMAKE_BUILD_PARALLEL_LEVEL=$$(getconf _NPROCESSORS_ONLN) \
-	$(BIN)/python -m pip wheel --no-cache-dir --no-deps --wheel-dir $(BUILT) "$(LLAMA)" && $(install); }
+	$(BIN)/python -m pip wheel --no-cache-dir --no-deps --wheel-dir $(BUILT) "$(LLAMA)" || { \
+		echo "error: llama.cpp was not built, for the reason above" >&2; \
+		echo " hint: install a C++ compiler; without one, run make setup WHEELS=$(WITHOUT_COMPILER)" >&2; exit 1; }; \
+	$(install); }
 endef
 ifneq ($(WHEELS),)
 ifneq ($(ACCEL),)
