@@ -56,7 +56,7 @@ class NoModel(ModelNotFound):
     def __init__(self) -> None:
         super().__init__(
             "no model is installed",
-            "cerebrum pull cerebrum-7b  (4.4 GB, for reasoning)  or  cerebrum pull starter  (98 MB, to try it out)",
+            "cerebrum pull  (choose one that fits this machine)  or  cerebrum pull starter  (98 MB, to try it out)",
             pullable="starter",
         )
 

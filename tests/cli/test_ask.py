@@ -415,7 +415,7 @@ def test_commands_of_other_programs_name_what_does_the_same(user: CommandLine) -
     ("arguments", "parts"),
     [
         (("-m", "startr"), ("unknown model 'startr'", "did you mean starter? to find others: cerebrum search startr")),
-        ((), ("no model is installed", "cerebrum pull cerebrum-7b", "cerebrum pull starter")),
+        ((), ("no model is installed", "cerebrum pull  (choose", "cerebrum pull starter")),
         (("--yes", "--offline"), ("no model is installed", "cerebrum pull starter")),
         (("-m", "./nowhere.gguf"), ("nowhere.gguf: file not found",)),
         (("-m", "~nobody-of-that-name/model.gguf"), ("~nobody-of-that-name",)),

@@ -30,7 +30,7 @@ def test_ask_without_a_model_lists_some_and_can_be_declined(open_terminal: OpenT
     window.type("q\r")
     assert window.end() == 3
     assert "error: no model is installed" in window.screen.lines
-    assert any(line.startswith(" hint: cerebrum pull cerebrum-7b") for line in window.screen.lines)
+    assert any(line.startswith(" hint: cerebrum pull  (choose") for line in window.screen.lines)
 
 
 @pytest.mark.parametrize("command", [("ask", "-n", "4", "Why?"), ("chat",), ("pull",)], ids=lambda words: words[0])
