@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ import pytest
 from command_line import CommandLine, assert_error
 from gguf import GGUFWriter
 from gguf_files import write_file
+from ollama_store import put_layer
 from tiny_models import write_vocabulary
 
 Put = Callable[..., Path]
@@ -25,21 +25,6 @@ def ollama(new_user: CommandLine, chatml_model: Path) -> Put:
     return lambda name, model=chatml_model, host="registry.ollama.ai", store=new_user.home / ".ollama/models": (
         put_layer(store, f"{host}/{name}", model)
     )
-
-
-def put_layer(store: Path, name: str, model: Path) -> Path:
-    data = model.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    blob, manifest = store / "blobs" / f"sha256-{digest}", store / "manifests" / name
-    for path in (blob, manifest):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    blob.write_bytes(data)
-    layers = [
-        {"mediaType": "application/vnd.ollama.image.template", "digest": f"sha256:{'0' * 64}", "size": 5},
-        {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{digest}", "size": len(data)},
-    ]
-    manifest.write_text(json.dumps({"schemaVersion": 2, "config": {}, "layers": layers}))
-    return blob
 
 
 def put_file(directory: Path, model: Path) -> Path:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 import pytest
+from adapter_files import RANK, Factors, factors_for, write_adapter
 from command_line import CommandLine
-from gguf_files import rewritten, write_file
+from gguf_files import rewritten
 from llama_engines import TALE, options
 from scripted_command import app_for
 from tiny_models import Shape, write_quantized
@@ -38,53 +38,6 @@ Values = npt.NDArray[Any]
 TOKENS = range(20, 40)
 SPEEDS = Speeds(1.0, 10.0, 10.0)
 USE = TunedUse(Tuning(n_threads=1), SPEEDS, 1.5)
-
-
-Factors = Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
-"""The factors A and B of the change to each tensor, as matrices of which B @ A is the change."""
-
-ATTENTION = ("blk.0.attn_q.weight", "blk.1.attn_v.weight", "blk.1.ffn_down.weight")
-RANK, ALPHA = 4, 6.0
-
-
-def factors_for(model: Path, names: Iterable[str] = ATTENTION, seed: int = 0, size: float = 1.0) -> Factors:
-    """Random factors for tensors of a model, strong enough to change its replies."""
-    random = np.random.default_rng(seed)
-    shapes = {tensor.name: tuple(map(int, tensor.shape)) for tensor in gguf.GGUFReader(model).tensors}
-    found = {}
-    for name in names:
-        columns, rows, *more = shapes[name]
-        a = random.standard_normal((*more, RANK, columns), np.float32) * np.float32(size / np.sqrt(columns))
-        found[name] = a, random.standard_normal((*more, rows, RANK), np.float32)
-    return found
-
-
-def write_adapter(
-    path: Path,
-    factors: Factors,
-    *,
-    alpha: Any = ALPHA,
-    metadata: Mapping[str, Any] | None = None,
-    change: Callable[[str, npt.NDArray[Any]], tuple[str, npt.NDArray[Any]]] = lambda name, values: (name, values),
-) -> Path:
-    """Write an adapter as llama.cpp's converter does; `change` replaces the name and values of a tensor.
-
-    A float becomes a FLOAT32, and only numpy's a FLOAT64.
-    """
-    described = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora"}
-    described |= {"adapter.lora.alpha": alpha, **(metadata or {})}
-    writer = gguf.GGUFWriter(path, str(described.pop("general.architecture")))
-    for key, value in described.items():
-        kinds: dict[type, gguf.GGUFValueType] = {
-            float: gguf.GGUFValueType.FLOAT32,
-            np.float64: gguf.GGUFValueType.FLOAT64,
-        }
-        writer.add_key_value(key, value, kinds.get(type(value)) or gguf.GGUFValueType.get_type(value))
-    for name, (a, b) in factors.items():
-        for suffix, values in ((".lora_a", a), (".lora_b", b)):
-            writer.add_tensor(*change(name + suffix, values))
-    write_file(writer)
-    return path
 
 
 def write_merged(path: Path, model: Path, *changes: tuple[Factors, float]) -> Path:
