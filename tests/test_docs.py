@@ -15,6 +15,7 @@ from cerebrum_cli.cli.options import option_names
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.settings import SHORTHANDS
 from cerebrum_cli.main import assembled
+from cerebrum_cli.models.catalogue import load_catalogue, packaged_catalogue
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -32,11 +33,15 @@ def test_reference_lists_slash_commands_and_keys() -> None:
     assert re.search("^Ctrl-R ", text, re.M)
 
 
-def test_examples_of_saved_prompts_can_be_read(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "how-to" / "save-prompts.md").read_text(encoding="utf-8")
-    examples = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "config.toml").write_text("\n".join(examples), encoding="utf-8")
-    assert list(read_config(tmp_path / "config.toml").prompts) == ["commit", "french", "contact"]
+@pytest.mark.parametrize("page", [page for page in PAGES if "```toml\n" in page.read_text(encoding="utf-8")])
+def test_examples_of_configuration_can_be_read(page: Path, tmp_path: Path) -> None:
+    examples = re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    models = [example for example in examples if example.startswith("[models")]
+    settings = "\n".join(example for example in examples if example not in models)
+    (tmp_path / "models.toml").write_text("\n".join(models), encoding="utf-8")
+    (tmp_path / "config.toml").write_text(settings, encoding="utf-8")
+    load_catalogue([packaged_catalogue(), tmp_path / "models.toml"])
+    assert list(read_config(tmp_path / "config.toml").prompts) == re.findall(r"^\[prompts\.(\w+)\]", settings, re.M)
 
 
 def anchors(page: Path) -> set[str]:

@@ -1,59 +1,251 @@
-"""Examples of the README and of pages run as printed, except those that need the network, a terminal or your files."""
+"""Examples of the README and of pages run as printed, on tiny models, and on stand-ins for the Hub and for servers."""
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
-from command_line import COMMAND, ROOT, CommandLine
-from scripted_command import install
+from adapter_files import factors_for, write_adapter
+from command_line import COMMAND, ROOT, CommandLine, Finished
+from dataset_files import table
+from hub_server import DATASETS, HubServer
+from ollama_store import put_layer
+from server_kinds import LlamaServer, OllamaServer
+from vocabularies import open_vocabulary
 
-PAGES = (
-    "README.md",
-    "docs/getting-started.md",
-    "docs/how-to/ask-about-files.md",
-    "docs/how-to/save-prompts.md",
-    "docs/how-to/batch.md",
-    "docs/how-to/vote.md",
-    "docs/how-to/long-replies.md",
-)
-ELSEWHERE = re.compile(r"^(make|source)\b|cerebrum (pull|doctor)|slow\.py|-p commit|prompts edit")
+pytestmark = pytest.mark.slow
+
+DOCUMENTS = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")))
+MERGE, EVALUATE = "docs/how-to/merge.md", "docs/how-to/evaluate.md"
+LEFT_OUT = {
+    "builds or installs programs": r"^((make|source|pip|pipx|uv) |CMAKE_ARGS=)",
+    "asks on a terminal, or changes the shell": r"cerebrum pull +#|--install-completion",
+    "starts a server or a cluster": r"^(llama-server|ggml-rpc-server) |--ray ",
+    "takes a minute": r"cerebrum (tune|lm-eval)\b",
+    "needs a GPU": r"cpu_moe=24",
+    "needs bubblewrap": r"--run-code",
+    "has a placeholder": r"\bNAME$",
+}
+SKIPPED = re.compile("|".join(LEFT_OUT.values()))
 SUCCESS = (0, 4, 5, 6)  # a prompt may not fit in the context of a tiny model, and it may give no answer
+ASKS = re.compile(r"cerebrum (sessions )?rm ")  # for confirmation
+SHELL = re.compile(r"[|&;<>$]")
+MODELS = {  # files by the repositories that the catalog and the pages name
+    "unsloth/Qwen3.5-4B-GGUF": ("Qwen3.5-4B-Q4_K_M.gguf",),
+    "bartowski/Cerebrum-1.0-7b-GGUF": ("Cerebrum-1.0-7b-Q4_K_M.gguf", "Cerebrum-1.0-7b-Q8_0.gguf"),
+    "bartowski/Cerebrum-1.0-8x7b-GGUF": ("Cerebrum-1.0-8x7b-Q4_K_M.gguf",),
+    "owner/repo": ("model-Q5_K_M.gguf",),
+}
+INSTALLED = (
+    "qwen3.5-4b",
+    "cerebrum-7b:Q4_K_M",
+    "cerebrum-7b:Q8_0",
+    "cerebrum-8x7b",
+    "./SmolLM2-135M-Instruct.Q4_1.gguf",
+)
+LOCAL = ("model.gguf", "actor.gguf", "instruct.gguf", "Cerebrum-1.0-7b-Q4_K_M.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf")
+CONFIGURATION = {"docs/how-to/use-a-server.md": "config.toml", "docs/how-to/choose-a-model.md": "models.toml"}
+UNPRINTED = {MERGE: ["cerebrum merge weights.yaml -o weights.gguf"]}  # the page says "save one of those below"
+EDITOR = "#!/bin/sh\nprintf '[prompts.commit]\\nmax_tokens = 8\\n' > \"$1\"\n"
+PROGRAMS = {"jq": "#!/bin/sh\ncat\n", "git": "#!/bin/sh\necho change\n", "editor": EDITOR}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+
+
+PAGES = [page for page in DOCUMENTS if blocks(page, "sh")]
 
 
 def commands(page: str) -> list[str]:
     """Lines of the shell blocks of a page that can be run here; those that write a file come first."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
-    lines = [line for line in "".join(blocks).splitlines() if not ELSEWHERE.search(line)]
-    lines = [line.replace("-m qwen3.5-4b", "-m thinker") for line in lines]
-    return sorted(lines, key=lambda line: not line.startswith("printf"))
+    text = "".join(blocks(page, "sh")).replace("\\\n", "")
+    lines = [line for line in text.splitlines() if line and not SKIPPED.search(line)]
+    return sorted(lines, key=lambda line: not line.startswith("printf")) + UNPRINTED.get(page, [])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
-def test_examples_run_as_printed(page: str, command: CommandLine, thinker: Path, tmp_path: Path) -> None:
-    install(command.home, thinker, "thinker")
+@pytest.fixture
+def hub(page: str, thinker: Path, seven: Path) -> Iterator[HubServer]:
+    """A Hub of tiny models, and of a dataset; a merge needs one with the layers of a 7B."""
+    sums = [{"question": f"{n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(3)]
+    with HubServer() as hub:
+        for repo_id, names in MODELS.items():
+            hub.repository(repo_id, dict.fromkeys(names, seven if page == MERGE else thinker))
+        hub.repository(f"{DATASETS}openai/gsm8k", {"main/test-00000-of-00001.parquet": table(sums)})
+        yield hub
+
+
+@pytest.fixture
+def servers(thinker: Path) -> Iterator[dict[str, str]]:
+    """Addresses of stand-ins for the servers of the pages, which end each reply where it begins."""
+    with ExitStack() as stack:
+        vocabulary = stack.enter_context(open_vocabulary(thinker))
+        [end] = vocabulary.special_token_ids([vocabulary.special_token_text("eos")])
+        one, two = (LlamaServer(lambda held, seed: end, vocabulary=vocabulary, context_size=4000) for _ in range(2))
+        ollama = OllamaServer(lambda held, seed: end, context_size=4000)
+        one.models = two.models = ("cerebrum-7b",)
+        ollama.models = ("gemma3:4b",)
+        urls = [stack.enter_context(server).url for server in (one, two, ollama)]
+        names = ("http://node1:8080", "http://node2:8080", "http://localhost:11434")
+        yield {
+            **dict(zip(names, urls, strict=True)),
+            "http://localhost:8080": one.url,
+            "https://lab.example:8443": one.url,
+        }
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, thinker: Path) -> Path:
+    """A directory with the files that the examples name, some of which pages print."""
     checkout = tmp_path / "checkout"
     patterns = ("README.md", "Makefile", "docs/explanation/*.md", "cerebrum_cli/*/__init__.py")
     for file in (file for pattern in patterns for file in ROOT.glob(pattern)):
         copy = checkout / file.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, copy)
-    (checkout / "questions.txt").write_text("What is 1 + 1?\n")
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    (programs / "jq").write_text("#!/bin/sh\ncat\n")
-    (programs / "jq").chmod(0o755)
+    (checkout / "benchmarks").symlink_to(ROOT / "benchmarks")
+    for name in LOCAL:
+        shutil.copy(thinker, checkout / name)
+    for seed, name in enumerate(("style.gguf", "terse.gguf")):
+        write_adapter(checkout / name, factors_for(thinker, seed=seed))
+    stack, weights = blocks(MERGE, "yaml")
+    texts = {
+        "questions.txt": "What is 1 + 1?\n",
+        "slow.py": "print(1 + 1)\n",
+        "exam.jsonl": blocks(EVALUATE, "json")[0],
+        "recipe.yaml": stack,
+        "card.yaml": stack.replace("cerebrum-7b", "/home/author/Cerebrum-1.0-7b"),
+        "weights.yaml": weights,
+    }
+    for name, text in texts.items():
+        (checkout / name).write_text(text)
+    return checkout
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in PROGRAMS.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_run_as_printed(
+    page: str,
+    command: CommandLine,
+    hub: HubServer,
+    servers: dict[str, str],
+    checkout: Path,
+    programs: Path,
+    thinker: Path,
+) -> None:
     path = f"{programs}:{Path(COMMAND).parent}:/usr/bin:/bin"
-    env = command.environment({"CEREBRUM_MAX_TOKENS": "8", "CEREBRUM_YES": "1", "PATH": path})
+    env = {"CEREBRUM_MAX_TOKENS": "8", "CEREBRUM_LIMIT": "3", "PATH": path, "EDITOR": "editor", "LAB_KEY": "sesame"}
+    env |= hub.environment(command.home / "hf")
+    put_layer(command.home / ".ollama/models", "registry.ollama.ai/library/qwen3/8b", thinker)
+    if name := CONFIGURATION.get(page):
+        (command.config / name).write_text(at(servers, "".join(blocks(page, "toml"))))
+        shutil.copy(checkout / "style.gguf", command.config)
+    missing = [] if name == "models.toml" else INSTALLED
+    setup = [f"cerebrum pull {model}" for model in missing]
     failures = []
-    for line in commands(page):
-        done = subprocess.run(
-            ["bash", "-c", line], cwd=checkout, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=120
+    for line in (*setup, *commands(page)):
+        done = run_line(
+            at(servers, line), command, checkout, env | ({"CEREBRUM_YES": "1"} if ASKS.search(line) else {})
         )
-        if done.returncode not in SUCCESS or b"Traceback" in done.stderr:
-            failures.append((line, done.returncode, done.stderr.decode()[-500:]))
+        if done.code not in SUCCESS or "Traceback" in done.err:
+            failures.append((line, done.code, done.err[-500:]))
     assert failures == []
+
+
+def at(servers: Mapping[str, str], text: str) -> str:
+    for name, url in servers.items():
+        text = text.replace(name, url)
+    return text
+
+
+def run_line(line: str, command: CommandLine, directory: Path, env: Mapping[str, str]) -> Finished:
+    """Run a line in a shell, or in this process if it is a single command."""
+    if line.startswith("cerebrum ") and not SHELL.search(line.partition("  #")[0]):
+        return command.run(*shlex.split(line, comments=True)[1:], env=env, directory=directory)
+    environment = command.environment(env)
+    ran = subprocess.run(
+        ["bash", "-c", line], cwd=directory, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=120
+    )
+    return Finished(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
+
+
+def shape(text: str) -> list[str]:
+    """Lines without their figures and the width of columns."""
+    return [" ".join(re.sub(r"(?<![@_\w])\d[\d.]*", "N", line).split()) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("page", [page for page in DOCUMENTS if blocks(page, "console")])
+def test_output_has_the_printed_shape(page: str, command: CommandLine) -> None:
+    for block in blocks(page, "console"):
+        prompt, printed = block.split("\n", 1)
+        done = command.run(*shlex.split(prompt)[2:], env={"CEREBRUM_LIMIT": "2"})
+        expected = shape(printed.removesuffix("...\n"))
+        assert shape(done.out)[: len(expected)] == expected
+
+
+def test_prompts_are_as_printed(command: CommandLine, mistral_model: Path) -> None:
+    formats = ("cerebrum", "collective-cognition")
+    for name, block in zip(formats, blocks("docs/reference/prompt-formats.md", "text"), strict=True):
+        done = command.run("ask", "--dry-run", "--format", name, "-m", mistral_model, "Are you conscious?")
+        assert done.out.strip() == block.strip()
+    [block] = blocks("docs/reference/evaluation.md", "text")
+    row = {"question": block.partition("\n")[0], "choices": re.findall(r"^\w\) (.+)", block, re.M), "answer": "B"}
+    (command.home / "exam.jsonl").write_text(json.dumps(row))
+    assert block.strip() in command.run("eval", "exam.jsonl", "-m", "nano", "--dry-run").out
+
+
+def documented(heading: str) -> set[str]:
+    """Keys in the first table, the example or the text below a heading or sentence of the reference on JSON."""
+    reference = (ROOT / "docs/reference/json.md").read_text(encoding="utf-8")
+    section = reference.partition(f"{heading}\n\n")[2].partition("\n#")[0]
+    if section.startswith("```json\n"):
+        return set(json.loads(section.split("```")[1].removeprefix("json\n")))
+    table = re.search(r"(^\|.*\n?)+", section, re.M)
+    rows = re.findall(r"^\| (`.+?) \|", table[0], re.M) if table else [section]
+    return set(re.findall(r"`(\w+)`", "".join(rows)))
+
+
+def test_reference_lists_the_keys_of_json_output(command: CommandLine) -> None:
+    def run(*arguments: str) -> dict[str, Any]:
+        found = command.run(*arguments, "--json").object
+        assert isinstance(found, dict)
+        return found
+
+    question = ("ask", "-m", "nano", "--temperature", "2", "--seed", "1", "What is 15 + 7?")
+    reply, vote = run(*question, "--top-logprobs", "2"), run(*question, "--votes", "3")
+    (command.home / "in.txt").write_text("What is 1 + 1?\n")
+    assert command.run("batch", "in.txt", "-o", "out.jsonl", "-m", "nano").code == 0
+    [row] = (command.home / "out.jsonl").read_text().splitlines()
+    run_of = ("eval", "sums", "-m", "nano", "--limit", "2", "-o")
+    report, _ = run(*run_of, "a.jsonl"), run(*run_of, "b.jsonl", "--temperature", "1")
+    shown: dict[str, dict[str, Any]] = {
+        "ask --json": reply,
+        "Votes": vote["votes"],
+        "Least certain tokens": reply["least_certain"][0],
+        "ask --dry-run --json": run(*question, "--dry-run"),
+        "Batch rows": json.loads(row),
+        "eval --json, runs show --json": report,
+        "Each line of RUN.jsonl is one sample:": json.loads((command.home / "a.jsonl").read_text().splitlines()[0]),
+        "runs compare --json": run("runs", "compare", "a.jsonl", "b.jsonl"),
+    }
+    optional = {"chance", "choices", "cluster", "mean_kld", "top1_agreement"}
+    optional |= {"thought_closed_at", "server", "served_model"}
+    differences = {heading: (documented(heading) ^ keys.keys()) - optional for heading, keys in shown.items()}
+    assert differences == {heading: set() for heading in shown}
