@@ -112,14 +112,15 @@ def print_comparison(
     title = f"{before.task}: {models}, {format_count(comparison.n, 'question')}"
     title += f"; the runs differ in {differing}" * bool(differing)
     streams.answer(f"{wrapped(streams, one_line(title))}\n\n")
+    of_votes = " (votes)" if max(before.samples_per_question, after.samples_per_question) > 1 else ""
     rows: list[Sequence[Any]] = [
         (f"accuracy of {before.name}", share(comparison.accuracy_a), ""),
         (f"accuracy of {after.name}", share(comparison.accuracy_b), ""),
         ("difference", f"{points(comparison.difference)} points", " to ".join(map(points, comparison.interval))),
-        ("right to wrong", comparison.right_to_wrong, ""),
-        ("wrong to right", comparison.wrong_to_right, ""),
-        ("changed answers", f"{comparison.flips} of {comparison.n}", ""),
-        ("McNemar's exact p", f"{comparison.p_value:.3g}", ""),
+        (f"right to wrong{of_votes}", comparison.right_to_wrong, ""),
+        (f"wrong to right{of_votes}", comparison.wrong_to_right, ""),
+        (f"changed answers{of_votes}", f"{comparison.flips} of {comparison.n}", ""),
+        (f"McNemar's exact p{of_votes}", f"{comparison.p_value:.3g}", ""),
     ]
     if comparison.smallest_difference is not None:
         rows.append(("minimum detectable difference", f"{100 * comparison.smallest_difference:.1f} points", ""))

@@ -375,7 +375,10 @@ def test_runs_are_stored_listed_shown_compared_and_deleted(command: CommandLine,
     assert command.run("eval", sums, "-m", other, "--format", "cerebrum", "--limit", "12").code == 0
     compared = command.run("runs", "compare", *names, "--json").object
     assert (compared["n"], compared["flips"], compared["p_value"]) == (12, 0, 1.0)
-    assert "no significant difference" in command.run("runs", "compare", *names).out
+    pair = command.run("runs", "compare", *names).out
+    assert "no significant difference" in pair and "\nright to wrong  " in pair
+    assert command.run("eval", sums, *MODEL, "--limit", "2", "--samples", "2", "-o", tmp_path / "votes.jsonl").code == 0
+    assert "\nright to wrong (votes)  " in command.run("runs", "compare", names[0], tmp_path / "votes.jsonl").out
     equal = command.run("runs", "compare", *names, "--kl", "--json").object
     assert (equal["mean_kld"], equal["top1_agreement"]) == (0.0, 1.0)
     os.utime(other)
