@@ -213,6 +213,12 @@ class BlockResult:
         rest = {key: value for key, value in object.items() if key != INPUT}
         self.rows[position] = {**rest, "server": platform.node(), **last}
 
+    def keep_unfinished(self, position: int, tokens: Sequence[int]) -> None:
+        """Do nothing: a block is answered again as a whole."""
+
+    def unfinished_tokens(self, position: int) -> tuple[int, ...]:  # noqa: ARG002
+        return ()
+
     def objects(self) -> Iterator[dict[str, Any]]:
         return iter(())
 

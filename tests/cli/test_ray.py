@@ -215,6 +215,20 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(variable, str(tmp_path))
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("node")
+def test_ray_node_answers_a_block(source: Path, chatml_model: Path) -> None:
+    digest = hash_file(chatml_model)
+    with closing(open_input(source)) as file:
+        rows = read_rows(file, "txt")
+        work = batch_work(rows, BatchOptions(Settings(max_tokens=2), ()), cast("Any", None))
+        job = node_job(f"{digest.sha256} {digest.size}", chatml_model, "chatml")
+        answer, _ = replace(job, answer_block=work.answer_block)(1, lambda _: None)
+        _, objects, tokens, _ = pickle.loads(answer(pickle.dumps({3: rows[3], 5: rows[5]})))
+    assert {position: each["prompt"] for position, each in objects.items()} == {3: "question 3", 5: "question 5"}
+    assert 2 <= tokens <= 4
+
+
 @pytest.mark.usefixtures("node")
 def test_ray_node_sends_notices_while_it_waits_for_a_server(chatml_model: Path) -> None:
     digest, sent = hash_file(chatml_model), list[bytes]()
