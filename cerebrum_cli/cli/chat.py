@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.terminal.repl.questions import InputSource
     from cerebrum_cli.terminal.repl.repl import Repl
 
+REFERENCE = re.compile(r"[\w.:/~?=&%@-]+", re.ASCII)  # the characters of references to models
+
 
 @composed
 def chat(
@@ -56,7 +60,7 @@ def chat(
     from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 
     app, on_command_line, words = app_of(context, options), options_on_command_line(context), words or []
-    if "model" not in on_command_line and words and not begins_question(app, words):
+    if "model" not in on_command_line and words and not begins_question(app, words, options):
         reference, *words = words
         overrides = SourcedLayer(overrides, {"model": reference})
         on_command_line |= {"model"}
@@ -89,14 +93,25 @@ def chat(
         raise typer.Exit(repl.exit_code)
 
 
-def begins_question(app: App, words: list[str]) -> bool:
-    """Whether the first argument begins a question, with or without quotes."""
-    if len(words) > 2 and not any(map(is_text, words[:-1])):
-        try:
-            app.library.resolve(words[0])
-        except ModelNotFound as error:
-            return error.pullable is None
-    return is_text(words[0])
+def begins_question(app: App, words: list[str], options: ChatOptions) -> bool:
+    """Whether the first argument begins a question, with or without quotes.
+
+    Raises ModelNotFound if it is the only one, and names no model or could be a question.
+    """
+    first, *others = words
+    if is_text(first) or options.endpoint or any(len(each.split()) > 1 for each in others):
+        return is_text(first)
+    try:
+        app.library.resolve(first)
+    except ModelNotFound as error:
+        if error.pullable is not None or app.library.similar_names(first) or not first.isalpha():
+            return False
+        if not others:
+            model, word = app.library.registry.default or "MODEL", quote(first)
+            hint = f"to ask it: cerebrum chat -m {model} {word}; to find a model: cerebrum search {word}"
+            raise ModelNotFound(error.message, hint) from error
+        return True
+    return False
 
 
 def is_text(argument: str) -> bool:
@@ -107,7 +122,7 @@ def is_text(argument: str) -> bool:
 
     if "://" in argument or (looks_like_path(argument) and is_file(as_path(argument))):
         return False
-    return len(argument.split()) > 1 or argument.endswith(("?", "!"))
+    return not REFERENCE.fullmatch(argument) or argument.endswith("?")
 
 
 def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions) -> Chat:

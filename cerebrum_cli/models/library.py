@@ -281,10 +281,14 @@ class Library:
     def is_default(self, model: Model) -> bool:
         return self.registry.default in model.references
 
+    def similar_names(self, text: str) -> str:
+        """Beginning of a hint with the names of models most like that of a reference; empty without any."""
+        names = {NANO_SPEC.name, *(model.name for model in self.models()), *(spec.name for spec in self.specs)}
+        return did_you_mean(text.partition(":")[0], sorted(names), 3, 0.5)
+
     def _unknown(self, text: str) -> ModelNotFound:
         """Error for a name that no model has; the hint suggests similar names."""
-        names = {model.name for model in self.models()} | {spec.name for spec in self.specs}
-        similar = did_you_mean(text.partition(":")[0], sorted(names), 3, 0.5)
+        similar = self.similar_names(text)
         if _OLLAMA_TAG.fullmatch(text) and not similar:
             hint = f"if Ollama has it, run cerebrum pull ollama:{text}; or pull from the Hub: cerebrum pull OWNER/REPO"
             return ModelNotFound(f"unknown model {text!r}", hint)

@@ -60,9 +60,26 @@ def test_chat_takes_a_question_without_a_model(chat: Chat, tmp_path: Path, chatm
     run_here({}, tmp_path, "pull", chatml_model, "--default", "-q")
     assert chat("", "Who?").out.splitlines() == ["> Who?", "Me."]
     assert chat("", "Who are you").out.splitlines() == ["> Who are you", "Yes."]
-    done = chat("", "Who", "are", "you?")
-    assert (done.code, done.err.splitlines()[-1]) == (2, " hint: quote the question: 'Who are you?'")
-    assert "unknown model 'Who'" in chat("", "Who").err
+    assert chat("", "2+2").out.splitlines() == ["> 2+2", "Yes."]
+    for words in ("Who are you?", "Who are"):
+        done = chat("", *words.split())
+        assert (done.code, done.err.splitlines()[-1]) == (2, f" hint: quote the question: '{words}'")
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("Who",), "to ask it: cerebrum chat -m MODEL Who; to find a model: cerebrum search Who"),
+        (("startr",), "did you mean starter?"),
+        (("startr", "hello"), "did you mean starter?"),
+        (("qwen-9",), "cerebrum search qwen-9"),
+    ],
+)
+def test_chat_argument_that_may_be_a_model_is_not_asked(chat: Chat, words: tuple[str, ...], hint: str) -> None:
+    done = chat("", *words)
+    assert (done.out, done.code) == ("", 3)
+    assert f"unknown model '{words[0]}'" in done.err
+    assert hint in done.err
 
 
 def test_chat_greets_with_a_new_session_and_with_a_reply_that_was_cut_off(tmp_path: Path, chatml_model: Path) -> None:
