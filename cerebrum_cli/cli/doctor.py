@@ -63,11 +63,12 @@ def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator
     from cerebrum_cli.doctor.servers import run_server_checks
     from cerebrum_cli.terminal.reports import check_terminal
 
-    endpoints, layer = find_endpoints(app, options), {**environment_layer("threads"), **overrides}
+    layer = {**environment_layer("threads"), **overrides}
     try:
         settings = app.settings(layer)
     except ConfigError:  # which is one of the results
         settings = fold(layer)
+    endpoints = find_endpoints(app, options, settings)
     context = DoctorContext(
         config_directory=app.config_directory,
         data_directory=app.data_directory,

@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     Servers = Sequence[Mapping[str, str]]  # as they are recorded
 
 
-def find_endpoints(app: App, options: ServerOptions) -> tuple[Endpoint, ...]:
+def find_endpoints(app: App, options: ServerOptions, settings: Settings) -> tuple[Endpoint, ...]:
     """The servers to use; none without `--endpoint`. Raises UsageError, ConfigError."""
     if not options.endpoint:
         return ()
-    endpoints = tuple(find_endpoint(app, text, options) for text in options.endpoint)
+    named = settings.model
+    if not is_chosen(settings) and find_vocabulary(app, named):  # it may be meant for commands without servers
+        named = None
+    endpoints = tuple(replace(find_endpoint(app, text, options), named_model=named) for text in options.endpoint)
     urls = [endpoint.url for endpoint in endpoints]
     if repeated := next((url for url in urls if urls.count(url) > 1), None):
         raise UsageError(f"the endpoint {repeated} is given twice", "omit one of them")
@@ -56,26 +59,40 @@ def find_endpoint(app: App, text: str, options: ServerOptions) -> Endpoint:
 
 
 def find_remote_model(app: App, settings: Settings, options: ServerOptions) -> Model:
-    """The model that `-m` or its variable names, whose vocabulary is the servers'; else the one that the first server
-    has if it takes messages, or the default. Raises ModelNotFound, UsageError, ConfigError, EndpointError.
+    """The model whose vocabulary the servers have, or the one that they are asked for, if the first takes messages.
+
+    Raises ModelNotFound, UsageError, ConfigError, EndpointError.
     """
     from cerebrum_cli.engine.remote.client import BusyServerError
     from cerebrum_cli.engine.remote.description import probe
     from cerebrum_cli.models.library import served_model
 
-    origin = settings.origin("model")
-    problem: Exception | None = None
-    if origin not in CHOSEN and not origin.startswith(ENVIRONMENT):
-        try:
-            info = probe(find_endpoints(app, options)[0])
-            if info.kind.takes_messages:
-                return served_model(info.weights)
-        except (BusyServerError, EndpointError) as error:
-            problem = error
+    model = find_vocabulary(app, settings.model)
+    if model and is_chosen(settings):
+        return model
     try:
-        return app.library.resolve_vocabulary(settings.model)
-    except ModelNotFound as error:
-        raise (problem if isinstance(problem, EndpointError) else error) from None
+        info = probe(find_endpoints(app, options, settings)[0])
+        if info.kind.takes_messages:
+            return served_model(info.weights)
+    except EndpointError:
+        if not model:
+            raise
+    except BusyServerError:
+        pass
+    return model or app.library.resolve_vocabulary(settings.model)
+
+
+def find_vocabulary(app: App, name: str | None) -> Model | None:
+    """The model of this machine with a name, or the default; None without it."""
+    with contextlib.suppress(ModelNotFound):
+        return app.library.resolve_vocabulary(name)
+    return None
+
+
+def is_chosen(settings: Settings) -> bool:
+    """Whether the model is named for this command."""
+    origin = settings.origin("model")
+    return origin in CHOSEN or origin.startswith(ENVIRONMENT)
 
 
 def require_no_adapters(settings: Settings, option: str) -> None:

@@ -77,7 +77,7 @@ def find_source(
     `samples_by` is the option that asks for several samples, which need a temperature. Without `--parallel`, the
     context has 0 slots. Raises UsageError, ConfigError, ModelNotFound, ModelFileError.
     """
-    endpoints, context = find_endpoints(app, options), SINGLE
+    endpoints, context = find_endpoints(app, options, app.settings(overrides)), SINGLE
     if isinstance(options, ConcurrencyOptions):
         if options.ray_workers is not None and (options.ray is None or options.ray_workers < 1):
             raise UsageError.invalid("--ray-workers", options.ray_workers, "1 or more, and needs --ray")

@@ -172,7 +172,8 @@ class ReplySource:
     @property
     def reload_key(self) -> tuple[object, ...]:
         """Values that require a reload when they change."""
-        return self.model.paths, *(getattr(self.settings, key) for key in RELOADING), self._n_rs_seq
+        served = self.model.name if self.model.is_served else None  # whose file is that of another
+        return self.model.paths, served, *(getattr(self.settings, key) for key in RELOADING), self._n_rs_seq
 
     def step_costs(self, drafts: bool | None) -> StepCosts | None:
         """Costs of steps with this setting of `drafts`; None if no tokens are drafted. The profile is read."""

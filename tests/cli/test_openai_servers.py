@@ -42,8 +42,9 @@ def ask(server: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(job, "ServerTimeouts", lambda: QUICK)
     monkeypatch.chdir(tmp_path)
 
-    def run(command: str, *arguments: str | Path) -> Finished:
-        return run_here(dict(SCRIPT), tmp_path, command, "--endpoint", server.url, "--seed", "0", *arguments)
+    def run(command: str, *arguments: str | Path, piped: bytes | None = None) -> Finished:
+        options = ("--endpoint", server.url, "--seed", "0")
+        return run_here(dict(SCRIPT), tmp_path, command, *options, *arguments, piped=piped)
 
     return run
 
@@ -162,7 +163,7 @@ def test_served_model_reply_that_is_withheld_is_an_error(server: OllamaServer, a
         (("--format", "cerebrum"), "format is not possible"),
         (("--chat-template", "schema.json"), "chat_template is not possible"),
         (("--set", "logit_bias=42=-1"), "logit_bias is not possible"),
-        (("-m", "nano"), "takes messages, not token ids"),
+        (("-m", "nano"), "does not serve the model 'nano'"),
     ],
 )
 def test_served_model_refuses_what_needs_token_ids(
@@ -176,9 +177,24 @@ def test_served_model_refuses_what_needs_token_ids(
 
 def test_served_model_is_chosen_if_there_are_several(server: OllamaServer, ask: Ask) -> None:
     server.models = (MODEL, "qwen3:8b")
-    assert_error(ask("ask", "2 + 2?"), 1, "serves several models", f"{MODEL}, qwen3:8b")
-    done = ask("ask", "2 + 2?", "--set", "served_model_name=qwen3:8b", "--json")
-    assert (done.object["model"], server.completions()[0].body["model"]) == ("qwen3:8b", "qwen3:8b")
+    assert_error(ask("ask", "2 + 2?"), 1, "serves several models", f"choose one with -m NAME: {MODEL}, qwen3:8b")
+    for option in (("--set", "served_model_name=qwen3:8b"), ("-m", "qwen3:8b"), ("-c",)):
+        assert ask("ask", "2 + 2?", *option, "--json").object["model"] == "qwen3:8b", option
+    assert {asked.body["model"] for asked in server.completions()} == {"qwen3:8b"}
+    assert_error(ask("ask", "2 + 2?", "-m", "gpt-oss"), 1, "does not serve the model 'gpt-oss'", f"it serves {MODEL}")
+
+
+def test_served_model_has_a_default_tag(server: OllamaServer, ask: Ask) -> None:
+    server.models = ("llama3.2:latest", *(f"qwen3:{size}b" for size in range(30)))
+    assert ask("ask", "2 + 2?", "-m", "llama3.2", "--json").object["model"] == "llama3.2:latest"
+    assert_error(ask("ask", "2 + 2?"), 1, "qwen3:18b, and 11 more")
+
+
+def test_served_model_is_changed_in_a_chat(server: OllamaServer, ask: Ask) -> None:
+    server.models = (MODEL, "qwen3:8b")
+    done = ask("chat", "-m", MODEL, piped=b"2 + 2?\n/model qwen3:8b\n3 + 3?\n")
+    assert done.code == 0, done.err
+    assert [asked.body["model"] for asked in server.completions()] == [MODEL, "qwen3:8b"]
 
 
 def test_served_model_needs_servers_of_one_kind_that_answer(server: OllamaServer, ask: Ask) -> None:

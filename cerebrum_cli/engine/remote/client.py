@@ -47,7 +47,8 @@ DONE = b"[DONE]"  # ends a stream in OpenAI's format
 class Endpoint:
     """A server: `name` is what messages call it, `url` ends before `/v1`, and `served_model` is the model's id there.
 
-    With `allow_http_key`, the key may travel unencrypted to another machine.
+    With `allow_http_key`, the key may travel unencrypted to another machine. A server of messages is asked for the
+    `named_model`; to others, that is the model whose vocabulary they have.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Endpoint:
     key: str | None = field(default=None, repr=False)
     served_model: str | None = None
     allow_http_key: bool = False
+    named_model: str | None = None
 
     @property
     def is_loopback(self) -> bool:

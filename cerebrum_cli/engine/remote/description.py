@@ -12,6 +12,7 @@ from typing import Any
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.text import format_names
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.remote.client import DAMAGE, Client, Endpoint, LostServerError, RequestError, server_text
 from cerebrum_cli.engine.remote.kind import ServerInfo, ServerKind, origin
@@ -24,6 +25,7 @@ KINDS: Mapping[str, ServerKind] = {"llamacpp": LlamaServer(), "vllm": Vllm(), "s
 OTHER: ServerKind = OpenAIServer()
 EXACT = "llama-server, vLLM or SGLang"
 
+SHOWN_MODELS = 20  # of a server that may have hundreds
 DESCRIBE_S = 30.0  # a busy server answers between two steps
 DIFFERENT_MODEL = "use servers of one model; batch and eval have --allow-different-models, and --restart to start over"
 PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
@@ -130,15 +132,18 @@ def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
     """The entry of the model to ask for: the only one, or the one named. Raises EndpointError."""
     try:
         models = {str(entry["id"]): entry for entry in listed["data"]}
-        wanted = endpoint.served_model or next(iter(models))
+        first = next(iter(models))
+        takes_messages = str(models[first].get("owned_by")) not in KINDS
     except (*DAMAGE, StopIteration) as error:
         raise EndpointError(f"{endpoint.name}: not a language model server", "check the URL") from error
-    names = ", ".join(map(server_text, models))
-    if wanted not in models:
-        raise EndpointError(f"{endpoint.name} does not serve the model {wanted!r}", f"it serves {names}")
-    if endpoint.served_model is None and len(models) > 1:
-        hint = f"choose one with --set served_model_name=NAME: {names}"
-        raise EndpointError(f"{endpoint.name} serves several models", hint)
+    named = (endpoint.named_model if takes_messages else None) or endpoint.served_model
+    wanted = next((name for name in (named, f"{named}:latest") if name in models), None) if named else first
+    names = format_names([server_text(name) for name in models], SHOWN_MODELS)
+    if wanted is None:
+        raise EndpointError(f"{endpoint.name} does not serve the model {named!r}", f"it serves {names}")
+    if named is None and len(models) > 1:
+        option = "-m NAME" if takes_messages else "--set served_model_name=NAME"
+        raise EndpointError(f"{endpoint.name} serves several models", f"choose one with {option}: {names}")
     chosen = models[wanted]
     base = models.get(str(chosen.get("parent")), {})  # of an adapter, which has no context size of its own
     return {**base, **{key: value for key, value in chosen.items() if value is not None}}
