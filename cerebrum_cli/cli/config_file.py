@@ -100,7 +100,7 @@ def _trailing(table: Any) -> int:
 
 def _verified(text: str, expected: Mapping[str, Any], name: str) -> str:
     if not _parses_to(text, expected):
-        problem = f"[{PROMPTS}.{name}] cannot be changed as config.toml is written"
+        problem = f"[{PROMPTS}.{name}] is written in a form that cannot be changed automatically"
         raise ConfigError(problem, f"edit the file: cerebrum prompts edit {quote(name)}")
     return text
 

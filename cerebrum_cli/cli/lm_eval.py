@@ -39,7 +39,7 @@ ANSWER_RULES = 1  # by which thoughts are removed from replies: results in the c
 @composed
 def lm_eval(
     context: typer.Context,
-    tasks: Annotated[list[str], positional("TASK...", "Names from `lm_eval ls tasks`, which may have wildcards")],
+    tasks: Annotated[list[str], positional("TASK...", "Task names or wildcards; `lm_eval ls tasks` lists tasks")],
     overrides: Annotated[Layer, SettingKeys((*LOAD_KEYS, "think", "seed"), {"seed": "Random seed [default: 0]"})],
     options: LmEvalOptions,
 ) -> None:

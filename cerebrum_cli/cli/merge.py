@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 @composed
 def merge(
     context: typer.Context,
-    recipe: Annotated[
-        str, positional("RECIPE", "A mergekit recipe in YAML, or a catalog model that is built by merging")
-    ],
+    recipe: Annotated[str, positional("RECIPE", "A mergekit recipe in YAML, or a catalog model built by merging")],
     options: MergeCommandOptions,
 ) -> None:
     """Stacks layers, copied byte for byte, or combines the weights of several models. No full-precision files are

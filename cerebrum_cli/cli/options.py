@@ -64,7 +64,7 @@ class GenerationOptions(ConstrainedOptions):
         None, "Majority of K answers; auto samples as few as needed", "Sampling", metavar="K|auto[:A..B]"
     )
 
-    min_votes: int | None = option(None, "Votes that the winner needs [default: 1]", "Sampling", metavar="N")
+    min_votes: int | None = option(None, "Votes required to win [default: 1]", "Sampling", metavar="N")
 
     @property
     def vote_bounds(self) -> Votes | None:
@@ -137,7 +137,7 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
 class ChatOptions(SavedPromptOptions, AnswerOptions):
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
-    min_votes: int | None = option(None, "Votes that a winner of /votes needs [default: 1]", "Sampling", metavar="N")
+    min_votes: int | None = option(None, "Votes required to win /votes [default: 1]", "Sampling", metavar="N")
     no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
 
 
@@ -150,7 +150,7 @@ class ConcurrencyOptions:
     patience: float | None = setting(
         None, f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", least=0
     )
-    row_timeout: float | None = setting(None, "Seconds for a row on a server [default: by the slowest row]", least=0.1)
+    row_timeout: float | None = setting(None, "Seconds per row on a server [default: from the slowest row]", least=0.1)
     batch_invariant: bool = setting(False, "Make answers independent of concurrency; slower [default: off]", local=True)
 
 
@@ -163,7 +163,7 @@ class BatchCommandOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOpti
         None, "Format of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv"
     )
     ignore_eos: bool = option(False, "Ignore end-of-sequence tokens (for benchmarks)", "Length")
-    include_input: bool = option(False, "Copy each row of INPUT to the key `input` of its answer", "Output")
+    include_input: bool = option(False, "Copy each input row to the key `input` of its answer", "Output")
     restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")
     retry_failed: bool = option(False, "Re-answer rows that failed or have no winner", "Output")
 

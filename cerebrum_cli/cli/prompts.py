@@ -86,7 +86,7 @@ def edit(
     except ConfigError as error:
         again = f"run cerebrum prompts edit {quote(name)} to open the file again, with your text"
         raise ConfigError(error.message, f"{error.hint}; {again}") from error
-    app.streams.report(f"{name} saved in {path}" if name in prompts else f"{path} saved, without {name}")
+    app.streams.report(f"{name} saved in {path}" if name in prompts else f"{path} saved; it has no prompt {name}")
 
 
 @subcommand(group)

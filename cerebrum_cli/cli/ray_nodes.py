@@ -182,7 +182,7 @@ class Distribution:
             self._restarts += 1
             if self._restarts >= MAX_FRUITLESS * report.workers:
                 raise EndpointError("workers end without answering a row", "see the Ray logs of the nodes in /tmp/ray")
-            yield NoticeEvent(f"{report.host}: a worker was lost, and started again", "see its Ray logs in /tmp/ray")
+            yield NoticeEvent(f"{report.host}: a worker was lost and restarted", "see its Ray logs in /tmp/ray")
         note_records(self.work.run, report.records)
         yield events.PromptEvent(events.SequenceId(0), 0, 1)
 

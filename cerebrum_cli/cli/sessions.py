@@ -98,7 +98,7 @@ def rm(
         str | None, parameter("older_than", "Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
     ] = None,
 ) -> None:
-    """Delete sessions, the messages that only they use, and what the prompt cache has of them."""
+    """Delete sessions, their unshared messages, and their states in the prompt cache."""
     from cerebrum_cli.chat.archive import delete_sessions, sessions_older_than
 
     app = app_of(context, options)

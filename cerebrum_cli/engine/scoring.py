@@ -153,7 +153,7 @@ class ScoreRun:
             if not length:
                 backend.clear(slot)
             elif backend.length(slot) > length and not backend.trim(slot, length):
-                raise EngineError(f"the model cannot go back to token {length} of a text")
+                raise EngineError(f"the state of the model cannot be rewound to token {length} of a text")
 
     def _restore(self, run: RowRange) -> bool:
         """Bring a slot back to the state before an interrupted step; False if this was interrupted too."""

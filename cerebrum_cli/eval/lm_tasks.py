@@ -163,7 +163,7 @@ def remarks(results: Mapping[str, Any], preset: Preset) -> list[str]:
     unstated = dict.fromkeys(text for condition in conditions for text in condition.unstated)
     versions = [(each, str(results["versions"][each.task])) for each in conditions if each.version is not None]
     others = [
-        f"{each.task} is version {version} of the task, not {each.version} as on the card: it may score differently"
+        f"{each.task} is version {version}, not {each.version} as on the card: scores may differ"
         for each, version in versions
         if version.removesuffix(".0") != str(each.version)
     ]

@@ -151,7 +151,7 @@ def rules_of(match: Match) -> str:
 
 
 def describe_rules(marked_by: str | None) -> str:
-    return f"rules {marked_by}" if marked_by else "an older version's rules"
+    return f"rules version {marked_by}" if marked_by else "an older version's rules"
 
 
 def comparison_of(marked_by: str | None) -> str:

@@ -33,7 +33,7 @@ from cerebrum_cli.models.hub import cache_directory, is_offline, list_repository
 from cerebrum_cli.models.retries import Progress, RetryPolicy
 
 _PARQUET = ".parquet"
-IN_WORDS = "correct answers are words, which final answers must equal; --match contains accepts them anywhere"
+IN_WORDS = "correct answers are words, and final answers must equal them; --match contains accepts them anywhere"
 
 
 def load_file(path: Path, template: str | None = None) -> tuple[QuestionSet, str, str]:

@@ -286,7 +286,7 @@ def open_model(source: ReplySource) -> LoadedModel:
     model, settings, use, resources = source.model, source.settings, source.use, source.resources
     if model.is_served and (use.raw or use.vocabulary_only):
         option = "--raw" if use.raw else "--dry-run"
-        raise UsageError(f"{option} needs the prompt, which the server makes", "omit it, or use llama-server")
+        raise UsageError(f"{option} needs the exact prompt, which the server builds", "omit it, or use llama-server")
     require_generative(model.path, model.header)
     name, build, prepare = source.format_name, source.format_builder, partial(prepare_format, source.format_name)
     if source.host and not use.vocabulary_only:

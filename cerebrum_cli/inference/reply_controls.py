@@ -270,7 +270,7 @@ def require_servable(settings: Settings) -> None:
     given += [f"think={settings.think}"] if settings.thought_limit else []
     given += ["logit_bias"] if settings.logit_bias else []
     if given:
-        problem = f"{given[0]} is not possible through chat completions: the server makes the prompt, and sends no ids"
+        problem = f"{given[0]} is impossible through chat completions: the server builds the prompt and sends no ids"
         raise UsageError(problem, "omit it, or use llama-server")
 
 

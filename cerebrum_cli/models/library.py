@@ -394,4 +394,4 @@ def _not_installed(reference: NameReference | HubReference, spec: ModelSpec | No
 
 def _file_hint(text: str) -> str:
     """Hint for referring to the file of this name, if there is one: a name never means a file."""
-    return f"; for the file of this name, use ./{text}" if is_file(Path(text)) else ""
+    return f"; for a file of this name, use ./{text}" if is_file(Path(text)) else ""

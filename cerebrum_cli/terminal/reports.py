@@ -79,7 +79,7 @@ def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = Non
         return
     print_sessions(streams, listed)
     if at_terminal and number is None and len(listed) < len(rows):
-        streams.report(f"the latest {len(listed)} of {len(rows)}; cerebrum sessions list --all lists the others")
+        streams.report(f"the latest {len(listed)} of {len(rows)}; cerebrum sessions list --all lists them all")
 
 
 def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> None:

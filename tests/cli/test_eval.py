@@ -430,19 +430,23 @@ def test_run_is_opened_with_other_marking_rules(
         other_rules(1 - by)
         assert run_eval(command, sums, "--limit", "4", "--restart", "-o", run).code == 0
         other_rules(by)
-        marked = f"run was marked by rules {version}"
+        marked = f"run was marked by rules version {version}"
         hint = f"mark it again: cerebrum runs show {run} --rescore --save\n"
         shown = command.run("runs", "show", run)
-        assert (shown.code, f"note: {marked}, not rules {now}\n      {hint}" in shown.err) == (0, True), shown.err
+        assert (shown.code, f"note: {marked}, not rules version {now}\n      {hint}" in shown.err) == (0, True), (
+            shown.err
+        )
         assert command.run("runs", "show", run, "--json").object["marking"] == str(version)
         assert run_eval(command, sums, "--limit", "4", "--restart", "-o", other).code == 0
         compared = command.run("runs", "compare", run, other, "--json")
         assert (compared.object["n"], compared.object["flips"]) == (4, 0)
-        assert compared.err == (f"note: {marked}; for this comparison its replies were marked again by rules {now}\n")
+        assert compared.err == (
+            f"note: {marked}; for this comparison its replies were marked again by rules version {now}\n"
+        )
         before = run.read_bytes()
         for arguments in (("--limit", "6"), ("--limit", "6", "--dry-run")):
             refused = run_eval(command, sums, *arguments, "-o", run)
-            assert (refused.code, refused.err) == (1, f"error: {marked}, not rules {now}\n hint: {hint}")
+            assert (refused.code, refused.err) == (1, f"error: {marked}, not rules version {now}\n hint: {hint}")
         assert run.read_bytes() == before
         assert command.run("runs", "show", run, "--rescore", "--save").code == 0
         assert run_eval(command, sums, "--limit", "6", "-o", run).object["n"] == 6

@@ -156,13 +156,13 @@ def test_served_model_reply_that_is_withheld_is_an_error(server: OllamaServer, a
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (("--raw",), "--raw needs the prompt, which the server makes"),
-        (("--dry-run",), "--dry-run needs the prompt"),
-        (("--grammar", "schema.json"), "chat completions take no grammar"),
-        (("--think", "100"), "think=100 is not possible through chat completions"),
-        (("--format", "cerebrum"), "format is not possible"),
-        (("--chat-template", "schema.json"), "chat_template is not possible"),
-        (("--set", "logit_bias=42=-1"), "logit_bias is not possible"),
+        (("--raw",), "--raw needs the exact prompt, which the server builds"),
+        (("--dry-run",), "--dry-run needs the exact prompt"),
+        (("--grammar", "schema.json"), "--grammar is impossible through chat completions"),
+        (("--think", "100"), "think=100 is impossible through chat completions"),
+        (("--format", "cerebrum"), "format is impossible"),
+        (("--chat-template", "schema.json"), "chat_template is impossible"),
+        (("--set", "logit_bias=42=-1"), "logit_bias is impossible"),
         (("-m", "nano"), "does not serve the model 'nano'"),
     ],
 )

@@ -175,7 +175,7 @@ def test_ray_ends_without_a_sign_of_life(source: Path) -> None:
 
 
 def test_ray_reports_workers_that_start_again(source: Path) -> None:
-    lost = NoticeEvent("here: a worker was lost, and started again", "see its Ray logs in /tmp/ray")
+    lost = NoticeEvent("here: a worker was lost and restarted", "see its Ray logs in /tmp/ray")
     again = [READY] * 5
     cluster = ScriptedCluster([lambda blocks: iter([*again, answered(blocks[0]), *again, *map(answered, blocks)])])
     events, texts = answer_all(source, cluster)

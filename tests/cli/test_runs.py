@@ -247,16 +247,16 @@ def test_run_is_extended_with_the_rules_that_marked_it(store: RunStore) -> None:
     path, _ = store.path_for(CONDITION)
     assert store.path_for({**CONDITION, "marking": "0"}) == (path, "")
     for rules, match, words, option in (
-        (OLDER, "answer", f"rules {OLDER}", ""),
-        (NEWER, "answer", f"rules {NEWER}", ""),
-        ({"x": 1}, "answer", "rules {'x': 1}", ""),
+        (OLDER, "answer", f"rules version {OLDER}", ""),
+        (NEWER, "answer", f"rules version {NEWER}", ""),
+        ({"x": 1}, "answer", "rules version {'x': 1}", ""),
         (None, "code", "an older version's rules", " --run-code"),
     ):
         condition = {**CONDITION, "marking": rules, "match": match}
         run = write_run(path, [sample(1)], 2, condition=condition)
         assert store.path_for({**condition, "marking": NOW}) == (path, "")
         hint = f"mark it again: cerebrum runs show 'this run' --rescore --save{option}"
-        problem = f"sums-tiny was marked by {words}, not rules {NOW}"
+        problem = f"sums-tiny was marked by {words}, not rules version {NOW}"
         assert refusal(path, {**condition, "marking": NOW}) == [problem, hint]
         store.delete(run)
 
@@ -354,16 +354,16 @@ def test_comparison_is_of_marks_by_one_version(tmp_path: Path) -> None:
         return [found.accuracy_a, found.accuracy_b], notes
 
     def again(run: str, rules: str) -> str:
-        return f"{run} was marked by {rules}; for this comparison its replies were marked again by rules {NOW}"
+        return f"{run} was marked by {rules}; for this comparison its replies were marked again by rules version {NOW}"
 
-    newer, older, unknown = f"rules {NEWER}", f"rules {OLDER}", "an older version's rules"
+    newer, older, unknown = f"rules version {NEWER}", f"rules version {OLDER}", "an older version's rules"
     assert compared(NOW, NOW) == compared(NEWER, NEWER) == ([0, 1], [])
     assert compared(OLDER, NOW) == ([1, 1], [again("a", older)])
     assert compared(NEWER, NOW) == ([1, 1], [again("a", newer)])
     assert compared(OLDER, NEWER) == ([1, 1], [again("a", older), again("b", newer)])
     assert compared(NOW, OLDER) == ([0, 1], [again("b", older)])
     assert compared(None, None) == ([1, 1], [again("a", unknown), again("b", unknown)])
-    code = f"a was marked by {older}, not rules {NOW}: programs are not run again"
+    code = f"a was marked by {older}, not rules version {NOW}: programs are not run again"
     assert compared(OLDER, NOW, "code") == ([0, 1], [code])
 
 
@@ -380,11 +380,12 @@ def test_comparison_uses_math_verify_for_both_runs(
     assert compare_runs(first, second).n == 1
     run, before, now = ("b", NOW, verified) if version else ("a", verified, NOW)
     assert list(comparison_notes(first, second)) == [
-        f"{run} was marked by rules {before}; for this comparison its replies were marked again by rules {now}"
+        f"{run} was marked by rules version {before}; for this comparison "
+        f"its replies were marked again by rules version {now}"
     ]
     if not version:
         problem, hint = refusal(first.path, {**condition, "marking": NOW})
-        assert problem == f"a was marked by rules {verified}, not rules {NOW}"
+        assert problem == f"a was marked by rules version {verified}, not rules version {NOW}"
         assert hint.startswith("install Math-Verify: ")
         assert hint.endswith("; or, without it, mark it again: cerebrum runs show 'this run' --rescore --save")
         save_marks(first)

@@ -133,7 +133,7 @@ def test_library_name_never_means_a_file(library: Library, other: Path, monkeypa
                 attempt(name)
         with pytest.raises(ModelNotFound) as caught:
             library.resolve(name)
-        assert caught.value.hint.endswith(f"; for the file of this name, use ./{name}")
+        assert caught.value.hint.endswith(f"; for a file of this name, use ./{name}")
         assert library.resolve(f"./{name}").path == other.parent / name
     with pytest.raises(UsageError, match="would be read as a path"):
         pulled(library, str(other), "mine.gguf")

@@ -11,6 +11,7 @@ from typing import Any
 from zlib import crc32
 
 from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.backend import Checkpoint, StopFlag, TokenRow
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log
 from cerebrum_cli.engine.llama.state_files import PARTIAL, WHOLE, load_state
@@ -82,7 +83,7 @@ class LlamaContext:
         self.handle = llama.llama_init_from_model(model, params) if is_valid_size else None
         if not self.handle:
             raise EngineError(
-                f"not enough memory for {options.slots} sequence(s) of {options.length} tokens",
+                f"not enough memory for {format_count(options.slots, 'sequence')} of {options.length} tokens",
                 "use a smaller --ctx",
                 list(log.problems),
             )

@@ -103,7 +103,7 @@ def _end(finish: str, usage: Mapping[str, Any], text: str = "") -> ReplyChunk:
     """The last part of a reply. Raises RefusedRequestError if the server has withheld the rest."""
     if finish not in ("stop", "length"):
         problem = f"the server ended the reply: {server_text(str(finish))}"
-        raise RefusedRequestError(EndpointError(problem, "ask in another way, or check the server's log"))
+        raise RefusedRequestError(EndpointError(problem, "rephrase the question, or check the server's log"))
     return ReplyChunk(
         total=usage.get("completion_tokens") or None,
         text=text,
