@@ -184,3 +184,11 @@ def test_prompt_opens_the_editor_and_keeps_the_text_if_it_fails(
     turn(person, "")
     person.leave()
     assert user.contents("two-or-none")[0] == "two or none?"
+
+
+def test_enter_typed_ahead_of_the_editor_sends_its_text_once(open_small_chat: OpenTerminal) -> None:
+    person = open_small_chat(VISUAL="true")
+    person.type("One?\x18\x05\r", shows="> One?")
+    turn(person, "")
+    person.leave()
+    assert "Exception" not in person.output

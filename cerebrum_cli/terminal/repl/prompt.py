@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,7 +93,8 @@ class InteractivePrompt(PlainPrompt):
         self._session.app.erase_when_done = False
         try:
             with self.signals.acting(self._exit_on_signal), self.keyboard.prompting():
-                return self._session.prompt(PROMPT, default=draft, accept_default=accept_draft, pre_run=self._on_start)
+                on_start = partial(self._on_start, accept_draft)
+                return self._session.prompt(PROMPT, default=draft, pre_run=on_start)
         except KeyboardInterrupt:
             if self._session.default_buffer.text:
                 return ""  # Ctrl-C discards the line
@@ -111,18 +113,29 @@ class InteractivePrompt(PlainPrompt):
         if signum != signal.SIGINT and app.loop:
             app.loop.call_soon_threadsafe(end)
 
-    def _on_start(self) -> None:
-        """Exit if a signal came before the prompt; redraw the toolbar once the model is loaded, or has failed to."""
+    def _on_start(self, accept_draft: bool) -> None:
+        """Exit if a signal came before the prompt; redraw the toolbar once the model is loaded, or has failed to.
+
+        A draft is accepted once it is displayed, unless a key that was typed ahead has done so.
+        """
+        app, buffer = self._session.app, self._session.default_buffer
+
+        def accept() -> None:
+            if not app.is_done:
+                buffer.validate_and_handle()
+
+        if accept_draft and app.loop:
+            app.loop.call_soon(accept)
         if self.signals.exit_signal is not None:
             self._exit_on_signal(self.signals.exit_signal)
 
         async def watch() -> None:
             while not self._is_settled():
                 await asyncio.sleep(READY_POLL_S)
-            self._session.app.invalidate()
+            app.invalidate()
 
         if not self._is_settled():
-            self._session.app.create_background_task(watch())
+            app.create_background_task(watch())
 
     def while_busy(self) -> AbstractContextManager[None]:
         """Turn off echo: text typed ahead waits for the prompt."""
