@@ -150,7 +150,7 @@ class Library:
             self.require_not_refused(reference.repo_id)
             raise _not_installed(reference)
         if str(reference) == NANO_SPEC.name:
-            return Model(NANO_SPEC.name, (NANO,), NANO_SPEC)
+            return Model(NANO_SPEC.name, (NANO,), NANO_SPEC, is_bundled=True)
         if names_stored(reference.name):
             return self._registered_from_store(reference.name)
         if spec := self.spec_named(reference.name):

@@ -46,7 +46,8 @@ class Model:
 
     If `is_shadowed`, another model has the same short name, which refers to that one. If `is_vocabulary`, its files
     have their headers only and no weights: it is not installed, but its vocabulary is. `adapters` are applied when it
-    is loaded. One that `is_served` is known by name only: a server has it, and the file is that of another.
+    is loaded. One that `is_served` is known by name only: a server has it, and the file is that of another. One that
+    `is_bundled` is part of this program.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Model:
     is_vocabulary: bool = False
     adapters: tuple[Adapter, ...] = ()
     is_served: bool = False
+    is_bundled: bool = False
 
     @property
     def path(self) -> Path:
@@ -124,8 +126,8 @@ class Model:
 
     @property
     def is_unnamed(self) -> bool:
-        """Whether only its path refers to it: it is neither registered nor in the cache."""
-        return self.file is None and self.cached is None
+        """Whether only its path refers to it: it is neither registered, nor in the cache, nor bundled."""
+        return self.file is None and self.cached is None and not self.is_bundled
 
     @property
     def merged_from(self) -> tuple[str, ...]:
@@ -151,7 +153,7 @@ class Model:
     @property
     def reference(self) -> str:
         """A reference that means this model only."""
-        if self.file or self.is_served:
+        if self.file or self.is_served or self.is_bundled:
             return self.name
         if self.cached is None:
             return str(PathReference(self.path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Model, absolute_path, is_missing
@@ -108,6 +108,8 @@ def plan_removal(library: Library, reference: Reference) -> Removal:
         if vocabulary := library.stored_vocabulary(reference):
             return Removal(library, vocabulary)
         raise ModelNotFound(error.message, "list installed models with cerebrum list") from error
+    if model.is_bundled:
+        raise UsageError(f"{model.name} is part of cerebrum and cannot be deleted", "list what can be: cerebrum list")
     if not model.is_unnamed:
         return Removal(library, model)
     for each in library.cached_models():

@@ -20,6 +20,7 @@ from cerebrum_cli.models.listing import catalogue_rows, describe, row
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.pull import Puller
 from cerebrum_cli.models.registry import RegistryEntry
+from cerebrum_cli.models.removal import plan_removal
 
 COMMIT, DIGEST = "c" * 40, "d" * 64
 REPO = "someone/Thinker-GGUF"
@@ -208,6 +209,13 @@ def test_library_missing_file_suggests_pulling_again(library: Library, tmp_path:
     listed = row(library, *library.models())
     assert listed["error"] == f"{gone}: file not found"
     assert (listed["size"], listed["format"]) == (1, None)
+
+
+def test_bundled_model_is_referred_to_by_name_and_cannot_be_deleted(library: Library) -> None:
+    nano = library.resolve("nano")
+    assert (nano.reference, nano.label, library.resolve(nano.reference).path) == ("nano", "nano", nano.path)
+    with pytest.raises(UsageError, match="cannot be deleted"):
+        plan_removal(library, library.parse("nano"))
 
 
 def test_library_unknown_name_suggests_similar_names(library: Library, other: Path) -> None:
