@@ -106,9 +106,15 @@ def test_sessions_lists_the_latest_20_at_the_end_of_a_terminal(tmp_path: Path, c
 
 
 def test_retry_says_that_a_greedy_reply_repeats_itself_but_not_a_vote(chat: Chat, chatml_model: Path) -> None:
-    same = "note: at temperature 0 the reply will be the same"
+    same = "note: at temperature 0 the reply is usually the same"
     assert same in chat("Who?\n/retry\n", "-m", chatml_model).err
     assert same not in chat("Who?\n/votes 2\n/retry\n", "-m", chatml_model).err
+
+
+def test_stats_of_a_reply_from_before_an_undo_are_not_saved(chat: Chat) -> None:
+    err = chat("Who?\nWhy?\n/undo\n/stats\n").err
+    assert "error: the last reply has no statistics" in err
+    assert "error" not in chat("Who?\n/stats\n").err
 
 
 def test_slash_load_shows_the_last_exchange(chat: Chat, chatml_model: Path) -> None:

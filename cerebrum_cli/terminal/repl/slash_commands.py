@@ -149,7 +149,7 @@ def retry(repl: Repl, line: SlashLine) -> None:
     settings = retry_settings(repl.chat.settings, line.argument)
     last = repl.chat.last_reply
     if settings.temperature == 0 and last and (last.metadata.params or {}).get("temperature") == 0:
-        message = "at temperature 0 the reply will be the same"
+        message = "at temperature 0 the reply is usually the same"
         repl.streams.notice(NoticeEvent(message, "/retry 0.7 samples a different one"))
     repl.render(repl.chat.retry(settings))
 
@@ -271,10 +271,11 @@ def show_tokens(repl: Repl, _: SlashLine) -> None:
 
 
 def show_stats(repl: Repl, _: SlashLine) -> None:
+    last = _last_reply(repl)
     if repl.last_collector is None or repl.last_collector.reply is None:
-        raise UsageError("the conversation is empty", "ask something first")
+        raise UsageError("the last reply has no statistics: they are not saved", "ask something first, or /retry")
     loaded, finish = repl.chat.loaded, repl.last_collector.reply.finish
-    sampling = sampling_text(samplers_in_effect(_last_reply(repl).metadata.params or {}))
+    sampling = sampling_text(samplers_in_effect(last.metadata.params or {}))
     repl.streams.write_line("", stats_line(finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling))
 
 
