@@ -96,6 +96,17 @@ def test_chat_greets_with_a_new_session_and_with_a_reply_that_was_cut_off(tmp_pa
     assert cut_off[0] not in greeting("-c")
 
 
+def test_chat_writes_an_empty_line_after_a_reply_but_not_before_an_error(tmp_path: Path, chatml_model: Path) -> None:
+    out = StringIO()  # of both streams
+    streams = Streams(out, out, BytesIO(b"/retry\nWho?\n/continue\n"), True, False, False)
+    assert run(["chat", "-m", str(chatml_model), "--no-markdown"], app_for({**SCRIPT}, tmp_path, streams)) == 0
+    lines = out.getvalue().splitlines()
+    after = {line: lines[number + 1] for number, line in enumerate(lines[:-1])}
+    assert after["> /retry"] == "error: no question to answer"
+    assert after["Me."] == ""
+    assert after["> /continue"].startswith("error: nothing to continue")
+
+
 def test_sessions_lists_the_latest_20_at_the_end_of_a_terminal(tmp_path: Path, chatml_model: Path) -> None:
     script = "".join(f"Who {number}?\n/clear\n" for number in range(21)) + "/sessions\n"
     out = StringIO()

@@ -144,8 +144,7 @@ class Repl:
             if reply:
                 larger_context = self.chat.loaded.responder.larger_context
                 self.streams.report(chat_notice(reply, self.streams.in_is_terminal, larger_context))
-            if self.streams.out_is_terminal:
-                self.streams.answer("\n")
+                self._end_turn()
 
     def vote(self, question: str, settings: Settings, majority_vote: MajorityVote) -> None:
         if not question:
@@ -170,8 +169,12 @@ class Repl:
                 show_answer(self.streams, majority_vote.reply.text, not self.no_markdown)
                 self.streams.report(result_text(majority_vote.tally_event))
                 self.streams.report(outcome_notice(majority_vote.tally))
-            if self.streams.out_is_terminal:
-                self.streams.answer("\n")
+                self._end_turn()
+
+    def _end_turn(self) -> None:
+        """Write an empty line after a reply and its notices; not into a file or pipe."""
+        if self.streams.out_is_terminal:
+            self.streams.answer("\n")
 
     def _print_greeting(self) -> None:
         chat = self.chat
@@ -193,11 +196,11 @@ class Repl:
                 self.streams.answer(prompt_text(shorten_question(stored.message.content)) + "\n")
             else:
                 show_answer(self.streams, stored.message.content, not self.no_markdown)
-        self.streams.answer("\n")
         last = self.chat.last_reply
         if last and last.early_end:
             hint = "/continue resumes it" if last.message.tokens else "/retry asks again"
             self.streams.report(NoticeEvent(f"the last reply was cut off ({last.early_end})", hint))
+        self.streams.answer("\n")
 
     def wait_for(self, events: Generator[Event, None, None], *sinks: Sink, line: StatusLine | None = None) -> None:
         """Consume events, with their progress in a line; Ctrl-C stops the work."""
