@@ -23,8 +23,21 @@ if TYPE_CHECKING:
 
 COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
 OTHER_COMMANDS = {  # of other programs, and what does the same here
+    "help": "did you mean cerebrum --help?",
+    "version": "did you mean cerebrum --version?",
+    "models": "did you mean cerebrum list?",
+    "install": "did you mean cerebrum pull?",
+    "download": "did you mean cerebrum pull?",
+    "remove": "did you mean cerebrum rm?",
+    "info": "did you mean cerebrum show?",
+    "logs": "did you mean cerebrum sessions list?",
+    "prompt": "did you mean cerebrum ask?",
     "run": "did you mean cerebrum chat?",
     "serve": "start llama-server -m FILE, and use it with cerebrum chat --endpoint URL",
+}
+OTHER_OPTIONS = {  # of other commands, and what does the same in this one
+    ("eval", "--votes"): "use --samples K: maj@K is the accuracy of votes",
+    ("chat", "--votes"): "type /votes K in the chat",
 }
 
 
@@ -135,10 +148,13 @@ def usage_error(error: ClickException, command: str | None) -> UsageError:
     text = error.format_message().rstrip(".")
     path = context.command_path if context else " ".join(filter(None, ("cerebrum", command)))
     hint = f"see {path} --help"
+    if extra := re.fullmatch(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", text, re.DOTALL):
+        text = f"unexpected argument: {extra[1]}"
     if near := re.search(r" (?:Did you mean|\(Possible options:) ([^)?]+)[)?]+", text):
         text, hint = text[: near.start()].rstrip("."), f"did you mean {near[1]}?"
-    if isinstance(error, NoSuchOption) and context and (longer := longer_options(error.option_name, context)):
-        hint = f"did you mean {' or '.join(longer)}?"
+    if isinstance(error, NoSuchOption) and context:
+        other = OTHER_OPTIONS.get((context.info_name or "", error.option_name))
+        hint = other or similar_options(error.option_name, context) or f"see {path} --help"
     for name, meaning in OTHER_COMMANDS.items():
         if text == f"No such command {name!r}":
             hint = meaning
@@ -153,9 +169,14 @@ def usage_error(error: ClickException, command: str | None) -> UsageError:
     return UsageError(text if text.startswith(("-", "CEREBRUM_")) else text[:1].lower() + text[1:], hint)
 
 
-def longer_options(start: str, context: typer.Context) -> list[str]:
-    names = (name for parameter in context.command.params for name in parameter.opts)
-    return [name for name in names if start.startswith("--") and name.startswith(start)]
+def similar_options(name: str, context: typer.Context) -> str:
+    """Hint with the options that begin with an unknown one, else with those most like it; empty without any."""
+    from difflib import get_close_matches
+
+    known = [each[2:] for parameter in context.command.params for each in parameter.opts if each.startswith("--")]
+    begun = [each for each in known if name.startswith("--") and each.startswith(name[2:])]
+    near = begun or get_close_matches(name.lstrip("-"), known, 2)
+    return f"did you mean {' or '.join(f'--{each}' for each in near)}?" if near else ""
 
 
 def print_error(app: App | None, error: CerebrumError) -> None:

@@ -390,7 +390,8 @@ def test_interrupted_ask_prints_the_json_object(user: CommandLine) -> None:
         ("hi -n x", ("invalid -n: 'x'", "it must be a whole number")),
         ("hi --top-p x", ("invalid --top-p: 'x'", "it must be a number")),
         ("hi --think", ("option '--think' requires an argument", "see cerebrum ask --help")),
-        ("hi --nope", ("--nope",)),
+        ("hi --nope", ("no such option: --nope", "see cerebrum ask --help")),
+        ("hi --sytem x", ("no such option: --sytem", "did you mean --system?")),
         ("hi there you", ("more than one question given", "quote the question: 'hi there you'")),
         ("hi --temp 0", ("no such option: --temp", "did you mean --temperature?")),
     ],
@@ -409,6 +410,9 @@ def test_usage_errors_exit_2(user: CommandLine, line: str, parts: tuple[str, ...
 def test_commands_of_other_programs_name_what_does_the_same(user: CommandLine) -> None:
     assert_error(user.run("run", "small"), 2, "no such command 'run'", "did you mean cerebrum chat?")
     assert_error(user.run("serve"), 2, "no such command 'serve'", "llama-server -m FILE")
+    assert_error(user.run("version"), 2, "no such command 'version'", "did you mean cerebrum --version?")
+    assert_error(user.run("eval", "sums", "--votes", "3"), 2, "no such option: --votes", "use --samples K: maj@K")
+    assert_error(user.run("list", "models"), 2, "unexpected argument: models", "see cerebrum list --help")
 
 
 @pytest.mark.parametrize(
