@@ -17,8 +17,9 @@ from adapter_files import factors_for, write_adapter
 from command_line import COMMAND, ROOT, CommandLine, Finished
 from dataset_files import table
 from hub_server import DATASETS, HubServer
+from model_servers import ModelServer
 from ollama_store import put_layer
-from server_kinds import LlamaServer, OllamaServer
+from server_kinds import LlamaServer, LmStudioServer, OllamaServer
 from vocabularies import open_vocabulary
 
 pytestmark = pytest.mark.slow
@@ -43,6 +44,14 @@ MODELS = {  # files by the repositories that the catalog and the pages name
     "bartowski/Cerebrum-1.0-7b-GGUF": ("Cerebrum-1.0-7b-Q4_K_M.gguf", "Cerebrum-1.0-7b-Q8_0.gguf"),
     "bartowski/Cerebrum-1.0-8x7b-GGUF": ("Cerebrum-1.0-8x7b-Q4_K_M.gguf",),
     "owner/repo": ("model-Q5_K_M.gguf",),
+}
+SERVERS: dict[str, tuple[type[ModelServer], str]] = {
+    "http://localhost:8080": (LlamaServer, "cerebrum-7b"),
+    "http://node1:8080": (LlamaServer, "cerebrum-7b"),
+    "http://node2:8080": (LlamaServer, "cerebrum-7b"),
+    "https://lab.example:8443": (LlamaServer, "cerebrum-7b"),
+    "http://localhost:11434": (OllamaServer, "gemma3:4b"),
+    "http://localhost:1234": (LmStudioServer, "openai/gpt-oss-20b"),
 }
 INSTALLED = (
     "qwen3.5-4b",
@@ -89,17 +98,12 @@ def servers(thinker: Path) -> Iterator[dict[str, str]]:
     with ExitStack() as stack:
         vocabulary = stack.enter_context(open_vocabulary(thinker))
         [end] = vocabulary.special_token_ids([vocabulary.special_token_text("eos")])
-        one, two = (LlamaServer(lambda held, seed: end, vocabulary=vocabulary, context_size=4000) for _ in range(2))
-        ollama = OllamaServer(lambda held, seed: end, context_size=4000)
-        one.models = two.models = ("cerebrum-7b",)
-        ollama.models = ("gemma3:4b",)
-        urls = [stack.enter_context(server).url for server in (one, two, ollama)]
-        names = ("http://node1:8080", "http://node2:8080", "http://localhost:11434")
-        yield {
-            **dict(zip(names, urls, strict=True)),
-            "http://localhost:8080": one.url,
-            "https://lab.example:8443": one.url,
-        }
+        urls = {}
+        for address, (kind, model) in SERVERS.items():
+            server = kind(lambda held, seed: end, vocabulary=vocabulary, context_size=4000)
+            server.models = (model,)
+            urls[address] = stack.enter_context(server).url
+        yield urls
 
 
 @pytest.fixture
