@@ -23,6 +23,8 @@ from cerebrum_cli.cli.signature import app_of, composed, positional, require_agr
 from cerebrum_cli.core.errors import FormatError, ModelNotFound, NoModel, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import (
+    COMMAND_LINE,
+    DEFAULT,
     MODES,
     REPLY_KEYS,
     SAMPLING_KEYS,
@@ -351,6 +353,9 @@ def find_model(app: App, overrides: Layer, options: PullOptions) -> Model:
     try:
         model = app.library.resolve(settings.model)
     except ModelNotFound as error:
+        origin = settings.origin("model")
+        if origin not in (DEFAULT, COMMAND_LINE):
+            error.message = f"{origin}: {error.message}"
         if error.pullable is None or not (options.yes or app.streams.can_ask):
             raise
         reference = app.library.parse(error.pullable)

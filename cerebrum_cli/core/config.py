@@ -102,8 +102,8 @@ def read_config_text(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        problem = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{path}: {problem}", "fix the file, or move it elsewhere") from error
+        problem = error.strerror if isinstance(error, OSError) else f"not UTF-8 text (byte {error.start})"
+        raise ConfigError(f"{path}: {problem}", "edit the file, or move it elsewhere") from error
 
 
 def parse_toml(text: str, path: Path) -> dict[str, Any]:
@@ -119,8 +119,8 @@ def parse_toml(text: str, path: Path) -> dict[str, Any]:
             problem = f"{path}:{line_of(text, unquoted.start())}: {unquoted[2]} is text without quotes"
             raise ConfigError(problem, f'write {unquoted[1]} = "{unquoted[2]}"') from error
         is_syntax = isinstance(error, tomllib.TOMLDecodeError)
-        problem = str(error) if is_syntax else "a value is nested too deeply, or has too many digits"
-        raise ConfigError(f"{path}: {problem}", "fix the file, or move it elsewhere") from error
+        problem = f"invalid TOML: {error}" if is_syntax else "a value is nested too deeply, or has too many digits"
+        raise ConfigError(f"{path}: {problem}", "edit the file, or move it elsewhere") from error
 
 
 def parse_config(text: str, path: Path) -> Config:

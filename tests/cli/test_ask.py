@@ -415,6 +415,14 @@ def test_commands_of_other_programs_name_what_does_the_same(user: CommandLine) -
     assert_error(user.run("list", "models"), 2, "unexpected argument: models", "see cerebrum list --help")
 
 
+def test_unknown_model_of_a_file_or_variable_names_its_origin(new_user: CommandLine) -> None:
+    (new_user.config / "config.toml").write_text('model = "nowhere"\n')
+    assert_error(new_user.run("ask", "hi"), 3, "config.toml: unknown model 'nowhere'")
+    done = new_user.run("ask", "hi", env={"CEREBRUM_MODEL": "gone"})
+    assert_error(done, 3, "CEREBRUM_MODEL: unknown model 'gone'")
+    assert_error(new_user.run("ask", "hi", "-m", "typed"), 3, "error: unknown model 'typed'")
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -522,7 +530,7 @@ def test_environment_sets_switches_files_and_the_model(new_user: CommandLine, ch
     ("content", "error"),
     [
         (b"top_k = \nseed = 1", "Invalid value (at line 1, column 9)"),
-        (b"\xff", "invalid start byte"),
+        (b"\xff", "not UTF-8 text (byte 0)"),
         (b"colour = 'red'\n", ":1: unknown key `colour`"),
         (b"top_k = 1\nseed = -1\n", ":2: invalid seed: -1"),
         (b"# mine\n\nmodel = starter  # small\n", ":3: starter is text without quotes"),

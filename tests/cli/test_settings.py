@@ -152,7 +152,7 @@ def test_config_accepts_dashes_underscores_and_biases_as_a_table_or_a_list(tmp_p
 
 
 TOO_MUCH = "a value is nested too deeply, or has too many digits"
-FIX_OR_MOVE = "fix the file, or move it elsewhere"
+EDIT_OR_MOVE = "edit the file, or move it elsewhere"
 
 
 @pytest.mark.parametrize(
@@ -162,13 +162,15 @@ FIX_OR_MOVE = "fix the file, or move it elsewhere"
         (f"top-k = {'9' * 5000}", TOO_MUCH),
         (f"top-k = 0x{'f' * 5000}", TOO_MUCH),
         ("#" * 16_000_001, "larger than 16 MB"),
+        ("top-k = ", "invalid TOML: Invalid value (at end of document)"),
+        ("# caf\xe9", "not UTF-8 text (byte 5)"),
     ],
 )
 def test_config_that_cannot_be_read_is_one_line(new_user: CommandLine, text: str, problem: str) -> None:
     path = new_user.config / "config.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    assert_error(new_user.run("ask", "hi"), 1, f"{path}: {problem}", FIX_OR_MOVE)
+    path.write_text(text, encoding="latin-1")
+    assert_error(new_user.run("ask", "hi"), 1, f"{path}: {problem}", EDIT_OR_MOVE)
 
 
 def test_config_number_beyond_floats_is_invalid(tmp_path: Path) -> None:
