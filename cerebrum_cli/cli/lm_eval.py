@@ -45,7 +45,8 @@ def lm_eval(
 ) -> None:
     """Prints lm-eval's own table. Needs the extra lm-eval.
 
-    Settings of generation are the task's; --gen-kwargs changes them. If the run is interrupted, run it again to resume.
+    Generation settings come from the task; --gen-kwargs overrides them. If the run is interrupted, run it again to
+    resume.
 
     Examples:
       cerebrum lm-eval arc_easy piqa -m cerebrum-7b --limit 200
