@@ -237,7 +237,7 @@ PACKAGE = (
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[models.a", "Expected ']'"),
+        ("[models.a", "invalid TOML: Expected ']'"),
         ("model = 1", "model: unknown key; the keys are models"),
         ("models = 1", "models: must be a table"),
         ("[models]\na = 1", "models.a: must be a table"),
