@@ -163,4 +163,4 @@ def import_session(
 
     app = app_of(context, options)
     session = archive.import_session(app.open_history().store, file, name)
-    app.streams.report(f"Imported as {session.name}; continue with cerebrum ask -c")
+    app.streams.report(f"Imported as {session.name}; continue with cerebrum chat -c")

@@ -226,7 +226,7 @@ def test_sessions_export_and_import_round_trip(user: CommandLine) -> None:
         file = user.home / f"{export_format}.json"
         file.write_text(user.run("sessions", "export", "is-it-so", "--as", export_format).out)
         done = user.run("sessions", "import", file, "--name", export_format)
-        assert (done.code, done.err) == (0, f"Imported as {export_format}; continue with cerebrum ask -c\n")
+        assert (done.code, done.err) == (0, f"Imported as {export_format}; continue with cerebrum chat -c\n")
         store = Store(user.home / "data" / "cerebrum" / "sessions" / "sessions.db")
         session = store.find(export_format)
         assert session
