@@ -14,6 +14,7 @@ from typing import Any
 from cerebrum_cli.chat.context_window import fit_session
 from cerebrum_cli.chat.history import (
     KEPT,
+    NO_CONTINUATION,
     History,
     can_continue,
     forced_tokens,
@@ -139,9 +140,7 @@ class Chat:
         if last is None:
             raise SessionError("no reply to continue", "ask something first")
         if not can_continue(last, self.loaded.model):
-            raise SessionError(
-                "nothing to continue: the reply is complete, or another model wrote it", "ask a question, or use /retry"
-            )
+            raise SessionError(NO_CONTINUATION, "ask a question, or use /retry")
         yield from self.load()
         continued = without_partial_character(last, self.loaded.responder)
         settings = settings_of(last, self.settings)

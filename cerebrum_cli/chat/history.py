@@ -37,6 +37,7 @@ _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
 _QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
 PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think", "keep_thoughts")
 CHAT_TEMPLATE = "chat_template"
+NO_CONTINUATION = "nothing to continue: the reply is complete, by another model, or without token ids"
 KEPT = (LORA, CHAT_TEMPLATE)  # what later questions of `ask` use, too
 
 

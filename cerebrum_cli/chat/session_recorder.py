@@ -62,13 +62,12 @@ class SessionRecorder:
 
         Raises SessionError.
         """
-        from cerebrum_cli.chat.history import can_continue, load_conversation, settings_of
+        from cerebrum_cli.chat.history import NO_CONTINUATION, can_continue, load_conversation, settings_of
 
         assert self.session, "it continues"
         messages = self._history.store.messages(self.session)
         if not messages or not can_continue(messages[-1], model):
-            problem = "nothing to continue: the last reply is complete, or another model wrote it"
-            raise SessionError(problem, 'ask a question: cerebrum ask -c "..."')
+            raise SessionError(NO_CONTINUATION, 'ask a question: cerebrum ask -c "..."')
         self.continued = messages[-1]
         settings = settings_of(self.continued, settings)
         conversation = load_conversation(self._history.store, self.session, model, settings)

@@ -82,7 +82,8 @@ def _check_server(server: CheckedServer) -> CheckResult:
     except BusyServerError as busy:
         problem = f"{server.endpoint.name} is not ready: {busy.reason}"
         return check_result("", (problem, "other commands wait for it; try again later"))
-    return check_result(f"{info.kind.name}, build {info.build}")
+    way = "through chat completions" if info.kind.takes_messages else f"build {info.build}, by token ids"
+    return check_result(f"{info.kind.name}, {way}")
 
 
 def _check_context(server: CheckedServer) -> CheckResult:
@@ -129,7 +130,8 @@ def _check_reply(server: CheckedServer) -> CheckResult:
     finish = reply.finish
     text = server_text(reply.text or reply.reasoning or "")
     shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
-    detail = f"{QUESTION} {shown} (prompt {finish.prompt_tokens} tokens, reply {finish.completion_tokens})"
+    prompt = f"prompt {finish.prompt_tokens} tokens, " if finish.prompt_tokens else ""
+    detail = f"{QUESTION} {shown} ({prompt}reply {finish.completion_tokens} tokens)"
     notice = reply_notice(reply, server.responder.larger_context)
     problem = None
     if finish.reason == "cancelled":
@@ -156,7 +158,7 @@ def _check_token_ids(server: CheckedServer) -> CheckResult:
         raise SkippedCheck
     _sample(server, server.responder)
     if server.info.kind.takes_messages:
-        return check_result("none: prompts are sent as messages, through chat completions")
+        return check_result("none: prompts are sent as messages, and replies come as text")
     return check_result("prompts are sent as token ids, and replies include theirs")
 
 

@@ -342,7 +342,7 @@ def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool 
             model,
             f"format {format_name}",
             "on a server" if repacks is None else f"load {timings.load_s:.2f} s | {WEIGHTS[repacks]}",
-            f"prompt {finish.prompt_tokens} tokens{cached}{_rate(timings.prompt_tokens_per_second)}",
+            f"prompt {finish.prompt_tokens or 'of unknown'} tokens{cached}{_rate(timings.prompt_tokens_per_second)}",
             f"generated {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}{drafts}",
             f"first token {timings.ttft_s:.2f} s",
             f"context {finish.context_size or 'unknown'}",

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine, Finished, assert_error
+from command_line import COMMAND, CommandLine, Finished, assert_error
+from person import OpenTerminal
 from remote_engines import QUICK
 from scripted_command import batch_backend, run_here
 from server_kinds import LlamaServer, LmStudioServer, OllamaServer
@@ -107,13 +108,15 @@ def test_served_model_stop_strings_are_left_to_the_server(ask: Ask) -> None:
 def test_served_model_counts_are_unknown_without_usage(server: OllamaServer, ask: Ask) -> None:
     server.has_usage, server.finish_reason = False, "length"
     found = ask("ask", "2 + 2?", "--json", "-n", "9999").object
-    assert (found["prompt_tokens"], found["finish_reason"]) == (None, "length")
+    counts = found["prompt_tokens"], found["completion_tokens"], found["finish_reason"]
+    assert counts == (None, 6, "length")  # parts of five characters, apart for reasoning and answer
+    assert "| prompt of unknown tokens | generated 6 tokens" in ask("ask", "2 + 2?", "--stats").err
 
 
 def test_served_model_votes_with_a_request_for_each_sample(server: OllamaServer, ask: Ask) -> None:
-    done = ask("ask", "2 + 2?", "--votes", "3", "--final")
+    done = ask("ask", "2 + 2?", "--votes", "3", "--final", "--set", "dry_multiplier=1")
     assert (done.code, done.out) == (0, "4\n"), done.err
-    assert "chat completions have no top_k, min_p: the server's own settings apply" in done.err
+    assert "chat completions have no dry_multiplier: the server's own settings apply" in done.err
     bodies = [asked.body for asked in server.completions()]
     assert sorted(body["seed"] for body in bodies) == [0, 1, 2] and not any("n" in body for body in bodies)
 
@@ -197,6 +200,15 @@ def test_served_model_is_changed_in_a_chat(server: OllamaServer, ask: Ask) -> No
     assert [asked.body["model"] for asked in server.completions()] == [MODEL, "qwen3:8b"]
 
 
+@pytest.mark.slow
+def test_served_model_reply_cannot_be_continued_in_a_chat(server: OllamaServer, open_terminal: OpenTerminal) -> None:
+    person = open_terminal(COMMAND, "chat", "--endpoint", server.url, "-n", "40", "--seed", "0")
+    person.wait_for(">")
+    person.type("2 + 2?\r", shows="/retry asks again")
+    person.type("/continue\r", shows="nothing to continue")
+    person.leave()
+
+
 def test_served_model_needs_servers_of_one_kind_that_answer(server: OllamaServer, ask: Ask) -> None:
     with LlamaServer(server.model) as other:
         assert_error(ask("ask", "2 + 2?", "--endpoint", other.url), 1, f"{other.url} takes token ids", "one kind")
@@ -208,7 +220,7 @@ def test_served_model_is_checked_by_doctor(server: OllamaServer, tmp_path: Path)
     done = run_here(dict(SCRIPT), tmp_path, "doctor", "--endpoint", server.url, "--json")
     details = {result["name"]: result["detail"] for result in done.object}
     assert list(details) == ["server", "served_model", "vocabulary", "reply", "speed", "token_ids", "seeds"]
-    assert details["token_ids"] == "none: prompts are sent as messages, through chat completions"
+    assert details["server"] == "OpenAI-compatible server, through chat completions"
 
 
 @pytest.mark.slow

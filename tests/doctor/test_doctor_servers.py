@@ -68,7 +68,7 @@ def test_doctor_checks_only_a_server(new_user: CommandLine, server: LlamaServer)
     results = by_name(done)
     assert (done.code, problems(done), list(results)) == (0, {"context": "warning"}, CHECKS)
     assert {result["endpoint"] for result in results.values()} == {server.url}
-    assert results["server"]["detail"] == f"llama-server, build {BUILD}"
+    assert results["server"]["detail"] == f"llama-server, build {BUILD}, by token ids"
     assert results["served_model"]["detail"] == "nano.gguf"
     assert results["slots"]["detail"] == "4 replies at a time"
     assert results["reply"]["detail"].startswith(f"{QUESTION} {ANSWER} (prompt ")
@@ -87,7 +87,7 @@ def test_doctor_checks_servers_of_other_kinds(
         done = run_here(script, tmp_path, "doctor", "--json", "--endpoint", server.url, "-m", chatml_model)
     results = by_name(done)
     has_seeds = is_deterministic or kind is VllmServer
-    assert (done.code, results["server"]["detail"], list(results)) == (0, name, CHECKS)
+    assert (done.code, results["server"]["detail"], list(results)) == (0, f"{name}, by token ids", CHECKS)
     assert problems(done) == ({} if has_seeds else {"seeds": "warning"})
 
 

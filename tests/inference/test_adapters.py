@@ -334,7 +334,7 @@ def test_chat_reloads_the_model_for_another_adapter(user: CommandLine, adapter: 
     def chat(*lines: str) -> list[str]:
         script = "".join(f"{line}\n" for line in ("hello", *lines))
         done = user.run("chat", "small", "--quiet", stdin=script, env={"CEREBRUM_MAX_TOKENS": "8"})
-        refused.append("nothing to continue: the reply is complete, or another model wrote it" in done.err)
+        refused.append("nothing to continue: the reply is complete, by another model" in done.err)
         return [reply for reply in re.split(r"^> .*\n", done.out, flags=re.MULTILINE) if reply]
 
     refused: list[bool] = []

@@ -11,12 +11,14 @@ from itertools import count
 from typing import Any
 
 from cerebrum_cli.core.errors import EndpointError
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.engine.remote.client import RefusedRequestError, server_text
+from cerebrum_cli.engine.remote.client import LostServerError, RefusedRequestError, server_text
 from cerebrum_cli.engine.remote.kind import ANY_CONTEXT, CLOSE, MAX_WINDOW, OPEN, Load, ReplyChunk, ServerInfo
 from cerebrum_cli.engine.sequence import Request
 
 SLOTS = 4  # requests at a time, since such a server does not state how many it takes
+DEFAULTS = SamplingParams()
 SENT = ("temperature", "top_p", "presence_penalty", "frequency_penalty")  # which have the same name here
 
 
@@ -72,7 +74,7 @@ class OpenAIServer:
 
     async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
         """Yield parts of text; the counts follow in an event of their own."""
-        finish, usage, is_reasoning = None, dict[str, Any](), False
+        finish, usage, is_reasoning, parts = None, dict[str, Any](), False, 0
         async for event in events:
             usage = event.get("usage") or usage
             for choice in event.get("choices") or ():
@@ -82,12 +84,16 @@ class OpenAIServer:
                 marked += CLOSE + text if text and (is_reasoning or reasoning) else text
                 is_reasoning = not text and (is_reasoning or bool(reasoning))
                 if marked:
+                    parts += 1
                     yield ReplyChunk(text=marked)
-        if finish:
-            yield _end(finish, usage)
+        if finish:  # without usage, a part is taken for a token
+            yield _end(finish, {"completion_tokens": parts, **usage})
+        elif not parts:
+            raise LostServerError("the server sent an empty reply: its context may be too small for the prompt")
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
-        ignored = [name for name, value in request.params.samplers.items() if value and name not in SENT]
+        unsent = {name: value for name, value in request.params.samplers.items() if name not in SENT}
+        ignored = [name for name, value in unsent.items() if value and value != getattr(DEFAULTS, name)]
         ignored += ["ignore_eos"] if request.ignore_eos else []
         problem = f"chat completions have no {', '.join(ignored)}: the server's own settings apply"
         return [(problem, "omit this, or use llama-server")] if ignored else []

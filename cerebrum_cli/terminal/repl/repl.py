@@ -283,9 +283,10 @@ def fit_segments(segments: dict[str, str], width: int) -> str:
 def chat_notice(reply: Reply, is_interactive: bool, larger_context: str) -> NoticeEvent | None:
     """Notice about a reply that is not complete, with the slash command that continues it."""
     reason = reply.finish.reason
+    hint = "/continue resumes it" if reply.finish.has_all_tokens else "/retry asks again"
     if reason == "cancelled":
-        return NoticeEvent("reply interrupted", "/continue resumes it")
+        return NoticeEvent("reply interrupted", hint)
     if reason == "length" and reply.text and is_interactive:
-        return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens", "/continue resumes it")
+        return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens", hint)
     notice = reply_notice(reply, larger_context)
     return replace(notice, hint=REPETITION_HINT) if notice and reason == "repetition" else notice
