@@ -187,6 +187,27 @@ def test_served_model_is_chosen_if_there_are_several(server: OllamaServer, ask: 
     assert_error(ask("ask", "2 + 2?", "-m", "gpt-oss"), 1, "does not serve the model 'gpt-oss'", f"it serves {MODEL}")
 
 
+def test_served_model_answers_behind_a_gateway_that_passes_only_v1(server: OllamaServer, ask: Ask) -> None:
+    server.owner = "llamacpp"
+    assert ask("ask", "2 + 2?", "--json").object["model"] == MODEL
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "part"),
+    [
+        ("This model's maximum context length is 2048 tokens", 4, "shorten the prompt"),
+        ("1 validation error: Input should be 'text'", 1, "check the settings of the request"),
+    ],
+)
+def test_served_model_requests_that_are_refused_are_not_repeated(
+    server: OllamaServer, ask: Ask, message: str, code: int, part: str
+) -> None:
+    server.arm(status=500, message=message, times=None)
+    for options in ((), ("--votes", "2")):
+        assert_error(ask("ask", "2 + 2?", *options), code, message, part)
+    assert len(server.completions()) == 3
+
+
 def test_served_model_has_a_default_tag(server: OllamaServer, ask: Ask) -> None:
     server.models = ("llama3.2:latest", *(f"qwen3:{size}b" for size in range(30)))
     assert ask("ask", "2 + 2?", "-m", "llama3.2", "--json").object["model"] == "llama3.2:latest"

@@ -39,6 +39,8 @@ IDLE_S = 2.0  # of a connection before it is closed: llama-server closes it afte
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
 MAX_REASON = 200  # characters of a server's message
 RETRY_LATER = (408, 429, 503)
+# Parts of messages that concern the request, though the status is 500, or missing within a stream.
+REFUSALS = ("validation error", "not support", "context length", "context window")
 URL_EXAMPLE = "write it like http://localhost:8080"
 DONE = b"[DONE]"  # ends a stream in OpenAI's format
 
@@ -288,6 +290,8 @@ def failure(status: int, message: str, retry_after: float | None = None) -> Exce
     """Error for an HTTP status, of a response or in the middle of a stream."""
     if status in RETRY_LATER:
         return BusyServerError(message, retry_after)
+    if status == 500 and any(sign in message.lower() for sign in REFUSALS):
+        status = 400
     if 400 <= status < 500 or status == 501:
         return RequestError(message, status)
     return LostServerError(message)

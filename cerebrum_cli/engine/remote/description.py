@@ -100,7 +100,13 @@ async def describe(client: Client, endpoint: Endpoint) -> ServerInfo:
         entry = _choose_model(await client.get(path, DESCRIBE_S), endpoint)
         kind = KINDS.get(str(entry.get("owned_by")), OTHER)
         path = kind.description_path
-        return kind.read_info(entry, await client.get(path, DESCRIBE_S, model=str(entry["id"])))
+        try:
+            answer = await client.get(path, DESCRIBE_S, model=str(entry["id"]))
+        except RequestError as error:
+            if error.status != 404:
+                raise
+            kind, answer = OTHER, None  # behind a gateway that passes only /v1
+        return kind.read_info(entry, answer)
     except RequestError as error:
         if error.status == 404:  # as from a gateway while the server restarts
             raise LostServerError(f"{path}: {error}") from error
@@ -118,7 +124,7 @@ def remarks(servers: Mapping[str, ServerInfo]) -> Iterator[NoticeEvent]:
         variants.setdefault(f"{info.weights} on {info.kind.name} {info.build}", name)
         if info.kind.takes_messages:
             problem = f"{name} applies its own chat template: no exact prompts, token ids or cache figures"
-            yield NoticeEvent(problem, f"for exact prompts, use {EXACT}")
+            yield NoticeEvent(problem, f"for exact prompts, use {EXACT}, without a gateway")
         if info.has_other_weights:
             problem = f"{info.kind.name} serves the model's original weights, not those of the local file"
             yield NoticeEvent(problem, "answers differ from llama.cpp's")

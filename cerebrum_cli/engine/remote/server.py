@@ -27,7 +27,7 @@ from cerebrum_cli.engine.remote.replies import RemoteSample, read_replies
 from cerebrum_cli.engine.sequence import Request
 
 OF_ONE_REQUEST = (400, 413)  # others concern every request
-TOO_LONG = ("exceeds the available context size", "context length", "max_tokens must be at least 1")
+TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
 CANCELLED = asyncio.CancelledError()
 NOT_ASKED = BusyServerError("no answer yet")
 
