@@ -345,7 +345,15 @@ def find_model(app: App, overrides: Layer, options: PullOptions) -> Model:
     """
     settings = app.settings(overrides)
     if isinstance(options, ConcurrencyOptions) and options.ray:
-        return app.library.resolve_vocabulary(settings.model)
+        try:
+            return app.library.resolve_vocabulary(settings.model)
+        except ModelNotFound as error:
+            if error.pullable is None and isinstance(options, AnswerOptions) and options.endpoint:
+                problem = f"{error.message}, and --ray does not use chat completions"
+                raise ModelNotFound(
+                    problem, "omit --ray, or name the model of your llama-server, vLLM or SGLang"
+                ) from error
+            raise
     if isinstance(options, AnswerOptions) and options.endpoint:
         from cerebrum_cli.cli.endpoints import find_remote_model
 

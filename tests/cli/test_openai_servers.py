@@ -187,6 +187,11 @@ def test_served_model_is_chosen_if_there_are_several(server: OllamaServer, ask: 
     assert_error(ask("ask", "2 + 2?", "-m", "gpt-oss"), 1, "does not serve the model 'gpt-oss'", f"it serves {MODEL}")
 
 
+def test_served_model_is_not_used_with_ray(ask: Ask) -> None:
+    done = ask("batch", questions(2), "-o", "out.jsonl", "--ray", "auto", "-m", MODEL)
+    assert_error(done, 3, f"unknown model '{MODEL}', and --ray does not use chat completions", "omit --ray")
+
+
 def test_served_model_answers_behind_a_gateway_that_passes_only_v1(server: OllamaServer, ask: Ask) -> None:
     server.owner = "llamacpp"
     assert ask("ask", "2 + 2?", "--json").object["model"] == MODEL
