@@ -72,8 +72,8 @@ class AnswerPrinter:
                 self._show_vote(votes) if votes else self._show_reply()
         except Interrupted:
             if self.recorder.saved_as and self.streams.err_is_terminal:
-                saved = "leading answer is saved" if votes else f"answer so far is saved; {self._continuation}"
-                self.streams.report(f"interrupted; the {saved}")
+                saved = ["leading answer is saved"] if votes else ["answer so far is saved", *self._continuation]
+                self.streams.report(f"interrupted; the {'; '.join(saved)}")
             raise
 
     def _show_reply(self) -> None:
@@ -92,7 +92,7 @@ class AnswerPrinter:
             if not collector.reply and (collector.tokens or collector.text):  # of a server that was lost
                 self._save(collector)
                 if recorder.saved_as and not isinstance(error, Interrupted):
-                    error.hint = f"the answer so far is saved; {self._continuation}"
+                    error.hint = "; ".join(["the answer so far is saved", *(self._continuation or [error.hint])])
             raise
         finally:
             reply = collector.reply and recorder.with_continued(collector.reply)
@@ -125,11 +125,12 @@ class AnswerPrinter:
         yield from self.loaded.responder.respond(replace(self.request, prefix_tokens=tokens))
 
     @property
-    def _continuation(self) -> str:
+    def _continuation(self) -> list[str]:
+        """How to continue the reply; empty if its server cannot."""
         if self.loaded.model.is_served:
-            return "its server cannot continue it"
+            return []
         servers = "".join(f" --endpoint {quote(each)}" for each in self.options.endpoint)
-        return f"cerebrum ask -c{servers} continues it"
+        return [f"cerebrum ask -c{servers} continues it"]
 
     def _show_vote(self, votes: Votes) -> None:
         """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
@@ -193,7 +194,7 @@ class AnswerPrinter:
             raise NoAnswer(f"{mismatch.message}, so it does not match the {constraint}", mismatch.hint)
         notice = reply_notice(reply, larger_context)
         if notice and reply.finish.reason == "length" and self.recorder.saved_as and not self.options.vote_bounds:
-            notice = replace(notice, hint=f"{notice.hint}; {self._continuation}")
+            notice = replace(notice, hint="; ".join([notice.hint, *self._continuation]))
         self.streams.report(notice)
 
     def _find_code(self, reply: Reply) -> str | None:
