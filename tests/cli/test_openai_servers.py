@@ -148,7 +148,8 @@ def test_served_model_follows_a_schema(server: OllamaServer, ask: Ask) -> None:
     schemas = [asked.body["response_format"] for asked in server.completions()]
     named = {"name": "answer", "strict": True, "schema": {"type": "object"}}
     assert schemas == [{"type": "json_schema", "json_schema": named}]
-    assert_error(ask("ask", "prose?", "--schema", schema()), 1, "the server ignored it")
+    done = ask("ask", "prose?", "--schema", schema())
+    assert_error(done, 1, "the server ignored it", "the answer so far is saved; update the server, or use another")
 
 
 def test_served_model_reply_that_is_withheld_is_an_error(server: OllamaServer, ask: Ask) -> None:
@@ -185,6 +186,23 @@ def test_served_model_is_chosen_if_there_are_several(server: OllamaServer, ask: 
         assert ask("ask", "2 + 2?", *option, "--json").object["model"] == "qwen3:8b", option
     assert {asked.body["model"] for asked in server.completions()} == {"qwen3:8b"}
     assert_error(ask("ask", "2 + 2?", "-m", "gpt-oss"), 1, "does not serve the model 'gpt-oss'", f"it serves {MODEL}")
+
+
+@pytest.mark.parametrize("options", [(), ("--votes", "2")])
+def test_served_model_that_dropped_messages_is_noticed(
+    server: OllamaServer, ask: Ask, options: tuple[str, ...]
+) -> None:
+    def shorten(_: int, reply: Any) -> Any:
+        if isinstance(reply, dict) and "usage" in reply:
+            reply["usage"]["prompt_tokens"] = 20
+        return reply
+
+    server.arm(edit=shorten, times=None)
+    Path("notes.txt").write_text("The cat sleeps. " * 20)
+    for file in (), ("-f", "notes.txt"):
+        done = ask("ask", "2 + 2?", *file, *options)
+        assert done.code == 0, done.err
+        assert done.err.count("read 20 tokens of a prompt") == bool(file), done.err
 
 
 def test_served_model_is_not_used_with_ray(ask: Ask) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import inf
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
-from cerebrum_cli.core.events import Event, FinishEvent, Origin, PromptEvent
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, Origin, PromptEvent
 from cerebrum_cli.engine.remote.client import (
     DAMAGE,
     BusyServerError,
@@ -28,6 +28,7 @@ from cerebrum_cli.engine.sequence import Request
 
 OF_ONE_REQUEST = (400, 413)  # others concern every request
 TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
+MAX_CHARACTERS = 8  # of a prompt for each of its tokens; texts have 1 to 5
 CANCELLED = asyncio.CancelledError()
 NOT_ASKED = BusyServerError("no answer yet")
 
@@ -58,7 +59,7 @@ class Server:
         self.window = self.limit = self.outstanding = 0  # samples: now at most, after no refusal, and given
         self.generated = 0  # tokens
         self.alive_at = self.busy_since = self.busy_until = 0.0  # on the event loop's clock
-        self.is_known = False
+        self.is_known = self._drops_messages = False
         self.info: ServerInfo  # once it is known: what it was when it was last reached
         self._load, self.client = Load(), Client(endpoint)
         self._endpoint, self._window, self._most = endpoint, window, most
@@ -194,8 +195,23 @@ class Server:
 
     def _report(self, job: PoolJob, events: Iterable[Event]) -> None:
         for event in events:
-            self.generated += event.completion_tokens if isinstance(event, FinishEvent) else 0
+            if isinstance(event, FinishEvent):
+                self.generated += event.completion_tokens
+                self._check_prompt(job, event)
             job.report([event])
+
+    def _check_prompt(self, job: PoolJob, finish: FinishEvent) -> None:
+        """Report once if a server of messages seems to have dropped some: Ollama does, without an error."""
+        conversation = job.samples[0].request.conversation
+        characters = sum(len(each["content"]) for each in conversation.openai_messages) if conversation else 0
+        if self._drops_messages or characters <= MAX_CHARACTERS * (finish.prompt_tokens or inf):
+            return
+        self._drops_messages = True
+        problem = f"{self.name} read {finish.prompt_tokens} tokens of a prompt with {characters} characters"
+        hint = (
+            "it may have dropped the rest: give it a larger context, as with OLLAMA_CONTEXT_LENGTH=16384 ollama serve"
+        )
+        job.emit(NoticeEvent(problem, hint))
 
     async def _ask(self, samples: Sequence[RemoteSample], info: ServerInfo) -> Sequence[ReplyChunk]:
         """Ask for the next turn of some samples, which share it if there are several."""
