@@ -41,7 +41,7 @@ GREEN, RED, MAGENTA, GRAY = "32", "31", "35", "90"
 
 Segment = tuple[str, str]  # a text and its color, which may be empty
 Counts = RowEvent | EvalProgress
-SAMPLE_EVENTS = (PromptEvent, TokenEvent, FinishEvent)
+SAMPLE_EVENTS = (PromptEvent, TokenEvent, FinishEvent, TallyEvent)
 
 
 @dataclass(slots=True)
@@ -157,12 +157,13 @@ class StatusLine:
         if isinstance(event, TallyEvent):
             self._tally = event
         tally, tokens = self._tally, sum(self._tokens.values())
-        is_of_sample = isinstance(event, TallyEvent) or (tokens and isinstance(event, SAMPLE_EVENTS))
-        if tally is None or not is_of_sample:
+        is_prompt = isinstance(event, PromptEvent) and event.evaluated < event.total and not tokens
+        if tally is None or is_prompt or not isinstance(event, SAMPLE_EVENTS):
             return None
         answers = " · ".join(f"{one_line(answer)} x{count}" for answer, count in tally.tally) or "no answer yet"
         planned = f"{tally.minimum}-{tally.maximum}" if tally.minimum < tally.maximum else tally.maximum
-        return f"{answers} ({tally.samples} of {planned} samples, {tokens} tokens)"
+        counted = f", {tokens} tokens" if tokens else ""  # a server may send whole replies
+        return f"{answers} ({tally.samples} of {planned} samples{counted})"
 
     def _reply_text(self, event: Event) -> str | None:
         if isinstance(event, LoadEvent):
@@ -210,7 +211,7 @@ class BatchProgress:
         if isinstance(event, NoticeEvent):
             self._line.erase()
         if isinstance(event, PromptEvent) and self._phase != "generating":
-            self._phase = "reading prompts"
+            self._phase = "reading prompts" if event.evaluated < event.total else "generating"
             self._started = self._started or time.monotonic()
         elif isinstance(event, TokenEvent):
             self._phase = "generating"
@@ -262,7 +263,7 @@ class BatchProgress:
         done = rows.done - (self._before or 0)
         left = f"{format_duration(seconds / done * (rows.total - rows.done))} left" if done else self._phase
         speeds = []
-        if seconds > 1:
+        if seconds > 1 and self._all_tokens:
             speed, rates = f"{self._all_tokens / seconds:.1f} tokens/s", server_rates(self._servers, seconds)
             speeds = [f"{speed} ({rates})", speed] if rates else [speed]
         for texts in batch_texts(rows, speeds, left):

@@ -6,6 +6,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 from urllib.request import urlopen
 
@@ -32,7 +33,7 @@ from server_kinds import KINDS, OTHER_KINDS, LlamaServer, OtherServer, SglangSer
 from waiting import TIMEOUT_S, wait_until
 
 from cerebrum_cli.core.errors import EndpointError, GrammarError, PromptTooLong
-from cerebrum_cli.core.events import NoticeEvent, RefusedEvent, TokenEvent
+from cerebrum_cli.core.events import FinishEvent, NoticeEvent, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.engine.remote.client import DAMAGE
 from cerebrum_cli.engine.remote.description import KINDS as SERVER_KINDS
@@ -93,6 +94,22 @@ def test_kinds_give_the_logprobs_of_samples_or_none(kind: type[ModelServer], has
     for event in found:
         known = [-token / 1000 if has_logprobs else None for token in event.tokens]
         assert event.tokens and list(event.logprobs) == known
+
+
+@other_kinds
+@pytest.mark.parametrize("stream", [False, True])
+def test_kinds_whole_replies_have_no_prompt_progress_and_no_speed_of_their_own(
+    kind: type[ModelServer], stream: bool
+) -> None:
+    request = request_of("Q", max_tokens=20, stream=stream, temperature=0.7)
+    with serving_kind(kind, STORY) as servers, connected(*servers) as engine:
+        started = perf_counter()
+        *events, finish = events_of(engine, request)
+        seconds = perf_counter() - started
+    assert isinstance(finish, FinishEvent)
+    assert [event.evaluated for event in events if isinstance(event, PromptEvent)] == [0 if stream else 1]
+    assert (finish.timings.decode_steps, finish.timings.prefill_s > 0) == ((19, True) if stream else (20, False))
+    assert stream or finish.timings.ttft_s <= finish.timings.decode_s <= seconds < 100 * finish.timings.decode_s
 
 
 @every_kind

@@ -24,12 +24,14 @@ from cerebrum_cli.core.events import (
     LoadEvent,
     NoticeEvent,
     PromptEvent,
+    RowCounts,
+    RowEvent,
     SequenceId,
     Timings,
     TokenEvent,
 )
 from cerebrum_cli.terminal import progress
-from cerebrum_cli.terminal.progress import FileProgress, StatusLine
+from cerebrum_cli.terminal.progress import BatchProgress, FileProgress, StatusLine
 from cerebrum_cli.terminal.reports import print_repositories, print_sessions
 from cerebrum_cli.terminal.sinks import TextSink, render
 from cerebrum_cli.terminal.streams import Streams, has_piped_input
@@ -127,6 +129,12 @@ def test_status_line_shows_a_long_wait_and_is_erased(monkeypatch: pytest.MonkeyP
     assert lines(streams.err) == []
     line.close()
     assert written(streams.out) == ""
+    line = StatusLine(streams, "model", vote=(3, 5))
+    line.emit(PromptEvent(ONE, 128, 1024))
+    wait_until(lambda: lines(streams.err) == ["prompt: 128 of 1024 tokens"])
+    line.emit(PromptEvent(ONE, 1024, 1024))  # a server may send whole replies
+    assert lines(streams.err) == ["no answer yet (0 of 3-5 samples)"]
+    line.close()
     line = StatusLine(streams, "m" * 200)
     line.emit(LoadEvent(0.5))
     wait_until(lambda: len(lines(streams.err)) == 1)  # no wider than the terminal
@@ -178,6 +186,17 @@ def test_file_progress_in_a_pipe_prints_a_line_per_stage_minute_and_end(
             silent.update(stage, int(done) * MB, 30 * MB)
     assert written(streams.err).splitlines() == expected
     assert written(quiet.err) == ""
+
+
+def test_batch_bar_says_that_a_server_generates_whole_replies() -> None:
+    streams = shown()
+    bar = BatchProgress(streams, draws=True)
+    bar.emit(PromptEvent(ONE, 0, 40))
+    bar.emit(RowEvent(0, 4, RowCounts()))
+    wait_until(lambda: "".join(lines(streams.err)).endswith("━ reading prompts"))
+    bar.emit(PromptEvent(ONE, 40, 40))
+    wait_until(lambda: "".join(lines(streams.err)).endswith("━ generating"))
+    bar.close()
 
 
 def test_file_progress_on_a_terminal_is_a_bar() -> None:

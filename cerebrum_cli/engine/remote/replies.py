@@ -251,10 +251,15 @@ class RemoteSample:
 
     @property
     def _measured_timings(self) -> Timings:
-        """The server's times, or those measured here where it states none, and with several turns."""
+        """The server's times, or those measured here where it states none, and with several turns.
+
+        Of a whole reply, only the time from the request on is known.
+        """
         now, stated = perf_counter(), self._timings
         first, steps = self._first_at or now, max(0, self.tokens - 1)
         ttft_s = first - self._started_at
+        if not (stated.decode_s or self.request.stream):
+            return Timings(ttft_s=ttft_s, decode_s=now - self._started_at, decode_steps=self.tokens)
         if not stated.decode_s:
             return Timings(prefill_s=ttft_s, ttft_s=ttft_s, decode_s=now - first, decode_steps=steps)
         return replace(stated, ttft_s=ttft_s if self.request.stream else stated.prefill_s, decode_steps=steps)

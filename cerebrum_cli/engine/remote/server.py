@@ -164,8 +164,9 @@ class Server:
         """
         request, info = job.samples[0].request, self.info
         job.samples = tuple(sample.started(info.context_size, job.origin) for sample in job.samples)
-        for sample in job.samples:
-            job.emit(PromptEvent(sample.id, 0, len(request.prompt_tokens)))
+        total = len(request.prompt_tokens)
+        for sample in job.samples:  # whole replies show no progress
+            job.emit(PromptEvent(sample.id, 0 if job.is_streamed else total, total))
         try:
             await (self._receive_stream(job, info) if job.is_streamed else self._receive_replies(job, info))
         except RequestError as error:
