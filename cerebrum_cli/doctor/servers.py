@@ -86,6 +86,11 @@ def _check_server(server: CheckedServer) -> CheckResult:
     return check_result(f"{info.kind.name}, {way}")
 
 
+def _check_served_model(server: CheckedServer) -> CheckResult:
+    weights = ", whose weights are not those of the local file" if server.info.has_other_weights else ""
+    return check_result(server_text(server.info.model) + weights)
+
+
 def _check_context(server: CheckedServer) -> CheckResult:
     size = server.info.context_size
     kind = server.info.kind
@@ -102,6 +107,8 @@ def _check_slots(server: CheckedServer) -> CheckResult:
     if server.info.kind.takes_messages:
         raise SkippedCheck
     one = "1 reply at a time; more slots (-np) speed up batches and votes"
+    if server.info.max_window > slots:
+        return check_result(f"not stated: {slots} replies at a time at first")
     return check_result(one if slots == 1 else f"{slots} replies at a time")
 
 
@@ -177,7 +184,7 @@ def _check_seeds(server: CheckedServer) -> CheckResult:
 
 SERVER_CHECKS: dict[str, Callable[[CheckedServer], CheckResult]] = {
     "server": _check_server,
-    "served_model": lambda server: check_result(server_text(server.info.model)),
+    "served_model": _check_served_model,
     "context": _check_context,
     "slots": _check_slots,
     "vocabulary": _check_vocabulary,

@@ -89,6 +89,9 @@ def test_doctor_checks_servers_of_other_kinds(
     has_seeds = is_deterministic or kind is VllmServer
     assert (done.code, results["server"]["detail"], list(results)) == (0, f"{name}, by token ids", CHECKS)
     assert problems(done) == ({} if has_seeds else {"seeds": "warning"})
+    assert results["served_model"]["detail"].endswith(", whose weights are not those of the local file")
+    slots = "not stated: 256 replies at a time at first" if kind is VllmServer else f"{server.slots} replies at a time"
+    assert results["slots"]["detail"] == slots
 
 
 def test_doctor_groups_results_by_server(new_user: CommandLine, server: LlamaServer) -> None:

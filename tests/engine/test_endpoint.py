@@ -110,16 +110,14 @@ def test_endpoint_batch_accepts_rows_that_name_the_served_model(served: Served) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "name"), [(VllmServer, "vLLM"), (SglangServer, "SGLang")])
-def test_endpoint_batch_on_other_kinds_writes_the_local_result(
-    served: Served, kind: type[ModelServer], name: str
-) -> None:
+@pytest.mark.parametrize("kind", [VllmServer, SglangServer])
+def test_endpoint_batch_on_other_kinds_writes_the_local_result(served: Served, kind: type[ModelServer]) -> None:
     arguments: tuple[str | Path, ...] = (served.questions(12), "--seed", "7")
     with kind(served.servers[0].model, context_size=100_000) as server:
         remote = served.run_alone("batch", *arguments, "-o", "remote.jsonl", "--endpoint", server.url)
     local = served.run_alone("batch", *arguments, "-o", "local.jsonl")
     assert (remote.code, local.code) == (0, 0), remote.err
-    assert remote.err.count(f"{name} serves the model's original weights") == 1
+    assert "note:" not in remote.err
     assert_local_rows("remote.jsonl", "local.jsonl", {("server 1", "tiny.gguf")})
 
 

@@ -125,9 +125,6 @@ def remarks(servers: Mapping[str, ServerInfo]) -> Iterator[NoticeEvent]:
         if info.kind.takes_messages:
             problem = f"{name} applies its own chat template: no exact prompts, token ids or cache figures"
             yield NoticeEvent(problem, f"for exact prompts, use {EXACT}, without a gateway")
-        if info.has_other_weights:
-            problem = f"{info.kind.name} serves the model's original weights, not those of the local file"
-            yield NoticeEvent(problem, "answers differ from llama.cpp's")
     if len(variants) > 1:
         shown = "; ".join(f"{name}: {variant}" for variant, name in variants.items())
         problem = f"the servers differ, so answers may depend on the server ({shown})"

@@ -55,9 +55,6 @@ class _SharedFields:
         params, name = request.params, self.name
         samples = params.temperature > 0
         found: list[tuple[str, str]] = []
-        if params.temperature not in (0.0, 1.0):
-            problem = f"{name} applies the temperature before top-k, top-p and min-p, llama.cpp after them"
-            found.append((problem, "the sampling distribution differs, except at temperature 0 or 1"))
         if params.repeat_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
             problem = f"{name}'s penalties count the whole text or reply, not the last 64 tokens"
             found.append((problem, "replies differ from those of llama.cpp; use --set repeat_penalty=1"))
