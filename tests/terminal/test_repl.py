@@ -70,6 +70,8 @@ def test_parse_slash_splits_a_command_or_suggests_a_close_one() -> None:
     assert parse_slash("what is /undo?", COMMANDS) is parse_slash(" /undo", COMMANDS) is None
     for line, hint in (
         ("/udno", "did you mean /undo? "),
+        ("/rename", "did you mean /save? "),
+        ("/?", "did you mean /help? "),
         ("/usr/bin", "list commands with /help"),
         ("/", "list commands"),
     ):
@@ -131,6 +133,7 @@ def test_slash_command_errors_do_not_end_the_chat(user: CommandLine) -> None:
     rows = [
         ("/retry\n", "no question to answer"),
         ("/retry hot\n", "invalid /retry: 'hot'"),
+        ("/votes 300\n", "invalid /votes: '300'"),
         ("/undo\n", "nothing to undo"),
         ("/continue\n", "no reply to continue"),
         ("/fork\n", "no messages yet"),

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.answers.extract import final_answer
-from cerebrum_cli.answers.vote import parse_votes
+from cerebrum_cli.answers.vote import MAX_VOTES, parse_votes
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
 from cerebrum_cli.core.config import find_prompt
 from cerebrum_cli.core.conversion import LORA
@@ -173,7 +173,7 @@ def vote(repl: Repl, line: SlashLine) -> None:
     try:
         bounds = parse_votes(votes)
     except UsageError as error:
-        expected = "a number of samples or auto, as in /votes 8, and optionally a question"
+        expected = f"a number from 1 to {MAX_VOTES} or auto, as in /votes 8, and optionally a question"
         raise UsageError.invalid("/votes", votes, expected) from error
     settings = repl.chat.settings
     if settings.temperature == 0:

@@ -58,6 +58,18 @@ KEYS = (
 
 
 BARE_EXITS = ("exit", "quit", ":q")  # what users of other programs type to leave
+OTHER_NAMES = {  # of commands in other programs, and the one that does the same here
+    "?": "help",
+    "h": "help",
+    "history": "sessions",
+    "new": "clear",
+    "read": "file",
+    "regen": "retry",
+    "regenerate": "retry",
+    "rename": "save",
+    "reset": "clear",
+    "show": "params",
+}
 
 
 def parse_path(argument: str) -> Path:
@@ -80,8 +92,8 @@ def parse_slash(line: str, commands: Mapping[str, SlashCommand]) -> SlashLine | 
     names = {name: slash.name for slash in commands.values() for name in (slash.name, *slash.aliases)}
     if name in names:
         return SlashLine(names[name], rest[0].strip() if rest else "")
-    matches = get_close_matches(name, names, n=1, cutoff=0.5)
-    suggestion = f"did you mean /{matches[0]}? " if matches else ""
+    near = OTHER_NAMES.get(name) or next(iter(get_close_matches(name, names, n=1, cutoff=0.5)), None)
+    suggestion = f"did you mean /{near}? " if near else ""
     raise UsageError(
         f"unknown command /{name}",
         f"{suggestion}list commands with /help; to send the text itself, put a space before the slash",
