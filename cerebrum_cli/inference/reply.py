@@ -261,7 +261,9 @@ def reply_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
         problem = f"the reply repeats itself and was stopped after {finish.completion_tokens} tokens"
         return NoticeEvent(problem, "try a higher --temperature, --set repeat_penalty=1.1, or --set loop_check=off")
     if finish.reason == "stop" and not reply.text.strip():
-        return NoticeEvent("the model's answer is blank", "check the prompt format with --dry-run, or ask again")
+        has_prompt = finish.context_size > 0  # else the server makes it
+        hint = "check the prompt format with --dry-run" if has_prompt else "give the server a larger context"
+        return NoticeEvent("the model's answer is blank", f"{hint}, or ask again")
     return None
 
 

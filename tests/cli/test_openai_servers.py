@@ -23,6 +23,7 @@ SCRIPT: dict[str, Any] = {
         "+ 3?": f"{THOUGHT}The answer is 4.",
         "line?": "<think>2 and 2</think>The answer is 4.",
         "json?": '{"a": 1}',
+        "blank?": '<think>{"a": 1}</think>',
         "prose?": "Sure: it is 1.",
     },
     "seeds": [f"{THOUGHT}The answer is 4.", "Perhaps 5. The answer is 5.", f"{THOUGHT}Four. The answer is 4."],
@@ -148,6 +149,8 @@ def test_served_model_follows_a_schema(server: OllamaServer, ask: Ask) -> None:
     schemas = [asked.body["response_format"] for asked in server.completions()]
     named = {"name": "answer", "strict": True, "schema": {"type": "object"}}
     assert schemas == [{"type": "json_schema", "json_schema": named}]
+    assert_error(ask("ask", "blank?", "--schema", schema()), 5, "the reply ended while reasoning, before an answer")
+    assert "larger context, or ask again" in ask("ask", "blank?").err
     done = ask("ask", "prose?", "--schema", schema())
     assert_error(done, 1, "the server ignored it", "the answer so far is saved; update the server, or use another")
 

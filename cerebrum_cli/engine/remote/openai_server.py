@@ -86,6 +86,8 @@ class OpenAIServer:
                 if marked:
                     parts += 1
                     yield ReplyChunk(text=marked)
+        if is_reasoning:
+            yield ReplyChunk(text=CLOSE)
         if finish:  # without usage, a part is taken for a token
             yield _end(finish, {"completion_tokens": parts, **usage})
         elif not parts:
