@@ -256,7 +256,6 @@ def progress_sinks(
     app: App, model: str, options: BatchCommandOptions | EvalOptions, shares_terminal: bool = False
 ) -> list[Sink]:
     from cerebrum_cli.terminal.progress import BatchProgress
-    from cerebrum_cli.terminal.sinks import NoticeSink
 
     streams, draws = app.streams, app.streams.can_redraw and not (options.verbose or shares_terminal)
-    return [BatchProgress(streams, draws, None if options.verbose else model), NoticeSink(streams)]
+    return [BatchProgress(streams, draws, None if options.verbose else model)]

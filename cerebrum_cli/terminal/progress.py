@@ -210,6 +210,10 @@ class BatchProgress:
             self._status.close()
         if isinstance(event, NoticeEvent):
             self._line.erase()
+            self._streams.report(event)
+            if self._rows:
+                self._line.show()
+            return
         if isinstance(event, PromptEvent) and self._phase != "generating":
             self._phase = "reading prompts" if event.evaluated < event.total else "generating"
             self._started = self._started or time.monotonic()

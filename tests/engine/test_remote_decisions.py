@@ -54,7 +54,7 @@ def test_server_is_given_time_without_patience() -> None:
     assert timeouts.silence_limit(0.0, 0, False) == 30 and set(timeouts.delays) == {1}
 
 
-def test_server_has_one_notice_in_five_minutes_and_then_the_latest() -> None:
+def test_server_has_one_notice_in_five_minutes_besides_its_recovery() -> None:
     notices, (lost, busy) = ServerNotices(300.0), (NoticeEvent(each, "") for each in ("lost", "busy"))
     notices.recover("a")  # nobody was told otherwise
     notices.add("a", lost)
@@ -63,4 +63,11 @@ def test_server_has_one_notice_in_five_minutes_and_then_the_latest() -> None:
     notices.add("a", busy)
     notices.recover("a")
     notices.add("b", lost)
-    assert notices.take(299.0) == [] and notices.take(300.0) == [NoticeEvent("a is available again", "")]
+    assert notices.take(10.0) == [NoticeEvent("a is available again", "")]  # as soon as it is
+    for _ in range(2):  # it comes and goes
+        notices.add("a", lost)
+        assert notices.take(20.0) == []
+        notices.recover("a")
+        assert notices.take(30.0) == []
+    notices.add("a", busy)
+    assert notices.take(309.0) == [] and notices.take(310.0) == [busy]

@@ -199,6 +199,16 @@ def test_batch_bar_says_that_a_server_generates_whole_replies() -> None:
     bar.close()
 
 
+def test_batch_bar_stays_below_a_notice() -> None:
+    streams = shown()
+    bar = BatchProgress(streams, draws=True)
+    bar.emit(RowEvent(1, 4, RowCounts()))
+    bar.emit(NoticeEvent("the server is unavailable", "retrying"))  # nothing else may happen for minutes
+    wait_until(lambda: len(lines(streams.err)) == 3)
+    assert [line[:10] for line in lines(streams.err)] == ["note: the ", "      retr", "1/4 ━━━━━━"]
+    bar.close()
+
+
 def test_file_progress_on_a_terminal_is_a_bar() -> None:
     streams = shown()
     with FileProgress(streams) as files:

@@ -105,9 +105,13 @@ class ServerNotices:
         self._waiting[subject] = notice
 
     def recover(self, server: str) -> None:
-        """Add the notice that a server is available again, if users know that it was not."""
-        if self._waiting.pop(server, None) or server in self._last:
-            self.add(server, NoticeEvent(f"{server} is available again", ""))
+        """Add the notice that a server is available again, due now, if users know that it was not."""
+        self._waiting.pop(server, None)
+        available = NoticeEvent(f"{server} is available again", "")
+        last, _ = self._last.get(server, (available, 0.0))
+        if last != available:
+            self._last[server] = last, -inf
+            self.add(server, available)
 
     def take(self, now: float) -> list[NoticeEvent]:
         """The notices that are due."""

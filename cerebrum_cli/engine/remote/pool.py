@@ -336,7 +336,7 @@ class Pool:
             server.problem = None
             self._notices.recover(server.name)
 
-    def _note(self, server: Server, hint: str = "retrying until it answers") -> None:
+    def _note(self, server: Server, hint: str = "retrying") -> None:
         """Report why a server is not usable."""
         notice = NoticeEvent(f"{server.name} is unavailable: {server.problem}", hint)
         if isinstance(server.problem, EndpointError):
