@@ -28,6 +28,7 @@ from cerebrum_cli.core.settings import (
     MODES,
     REPLY_KEYS,
     SAMPLING_KEYS,
+    SESSION,
     Layer,
     Settings,
     SourcedLayer,
@@ -364,6 +365,8 @@ def find_model(app: App, overrides: Layer, options: PullOptions) -> Model:
         origin = settings.origin("model")
         if origin not in (DEFAULT, COMMAND_LINE):
             error.message = f"{origin}: {error.message}"
+        if origin == SESSION and error.pullable is None:
+            error.hint = "add --endpoint if a server has it, or choose another model with -m"
         if error.pullable is None or not (options.yes or app.streams.can_ask):
             raise
         reference = app.library.parse(error.pullable)

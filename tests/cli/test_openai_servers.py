@@ -98,7 +98,7 @@ def test_served_model_continues_a_session(server: OllamaServer, ask: Ask) -> Non
     body = server.completions()[1].body
     assert [each["content"] for each in body["messages"]] == ["One?", "The answer is 4.", "Two?"]
     assert body["reasoning_effort"] == "none"
-    assert_error(run_here(dict(SCRIPT), Path.cwd(), "ask", "-c", "Three?"), 3, f"unknown model '{MODEL}'")
+    assert_error(run_here(dict(SCRIPT), Path.cwd(), "ask", "-c", "Three?"), 3, f"unknown model '{MODEL}'", "--endpoint")
 
 
 def test_served_model_stop_strings_are_left_to_the_server(ask: Ask) -> None:

@@ -78,7 +78,7 @@ def test_ask_continue_without_a_prompt_continues_a_reply_that_was_cut_off(user: 
     refused = user.run("ask", "-c", "--dry-run")
     assert_error(refused, 2, "no prompt given")
     ask(user, "Is it complete?", "Yes.")
-    assert_error(user.run("ask", "-c"), 1, "nothing to continue: the last reply is complete", 'cerebrum ask -c "..."')
+    assert_error(user.run("ask", "-c"), 1, "nothing to continue: the reply is complete", 'cerebrum ask -c "..."')
 
 
 @pytest.mark.slow
