@@ -144,7 +144,7 @@ def read_setting(name: str, value: Any, where: str, other_keys: tuple[str, ...])
     if not keys:
         known = (*KEYS, *other_keys)
         near = did_you_mean(name.replace("-", "_"), known)
-        raise ConfigError(f"{where}: unknown key `{name}`", f"{near}known keys: {', '.join(known)}")
+        raise ConfigError(f"{where}: unknown key `{name}`", near.rstrip() or f"known keys: {', '.join(known)}")
     try:
         return {key: convert(key, value) for key in keys}
     except InvalidValue as expected:
