@@ -240,6 +240,11 @@ def test_served_model_has_a_default_tag(server: OllamaServer, ask: Ask) -> None:
     assert_error(ask("ask", "2 + 2?"), 1, "qwen3:18b, and 11 more")
 
 
+def test_served_model_is_missing_on_a_new_server(server: OllamaServer, ask: Ask) -> None:
+    server.arm(path="/v1/models", body=b'{"object":"list","data":null}')
+    assert_error(ask("ask", "2 + 2?"), 1, f"{server.url} has no model", "download one there")
+
+
 def test_served_model_is_changed_in_a_chat(server: OllamaServer, ask: Ask) -> None:
     server.models = (MODEL, "qwen3:8b")
     done = ask("chat", "-m", MODEL, piped=b"2 + 2?\n/model qwen3:8b\n3 + 3?\n")

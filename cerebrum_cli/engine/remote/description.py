@@ -134,13 +134,16 @@ def remarks(servers: Mapping[str, ServerInfo]) -> Iterator[NoticeEvent]:
 def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
     """The entry of the model to ask for: the only one, or the one named. Raises EndpointError."""
     try:
-        models = {str(entry["id"]): entry for entry in listed["data"]}
-        first = next(iter(models))
-        takes_messages = str(models[first].get("owned_by")) not in KINDS
-    except (*DAMAGE, StopIteration) as error:
+        models = {str(entry["id"]): entry for entry in listed["data"] or ()}
+        takes_messages = not any(str(entry.get("owned_by")) in KINDS for entry in models.values())
+    except DAMAGE as error:
         raise EndpointError(f"{endpoint.name}: not a language model server", "check the URL") from error
+    if not models:
+        raise EndpointError(f"{endpoint.name} has no model", "download one there, or load it")
     named = (endpoint.named_model if takes_messages else None) or endpoint.served_model
-    wanted = next((name for name in (named, f"{named}:latest") if name in models), None) if named else first
+    wanted = (
+        next((name for name in (named, f"{named}:latest") if name in models), None) if named else next(iter(models))
+    )
     names = format_names([server_text(name) for name in models], SHOWN_MODELS)
     if wanted is None:
         raise EndpointError(f"{endpoint.name} does not serve the model {named!r}", f"it serves {names}")
