@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.inference.loading import LoadedModel, ReplySource
     from cerebrum_cli.models.model import Model
 
-HUB_TIMEOUT_S = 3.0
 ANSWER_RULES = 1  # by which thoughts are removed from replies: results in the cache depend on them
 
 
@@ -70,7 +69,7 @@ def lm_eval(
     if options.offline:
         set_environment_default("HF_HUB_OFFLINE", "1")
         set_environment_default("HF_DATASETS_OFFLINE", "1")
-    elif problem := offline_if_unreachable(HUB_TIMEOUT_S):  # each request would be repeated for most of a minute
+    elif problem := offline_if_unreachable():  # each request would be repeated for most of a minute
         app.streams.report(NoticeEvent(problem, "only datasets that are already downloaded can be used"))
     cache = cache_path(app, source, options)
     with locked(cache):

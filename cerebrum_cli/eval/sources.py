@@ -29,7 +29,7 @@ from cerebrum_cli.eval.reading import (
 from cerebrum_cli.eval.tasks import CODE_TEMPLATE, SUMS, TASK_NAMES, Condition, Preset, Task, find_condition, find_task
 from cerebrum_cli.models.cache import Cache, CachedFile
 from cerebrum_cli.models.download import Download, git_hash
-from cerebrum_cli.models.hub import cache_directory, is_offline, list_repository
+from cerebrum_cli.models.hub import cache_directory, is_offline, list_repository, unreachable
 from cerebrum_cli.models.retries import Progress, RetryPolicy
 
 _PARQUET = ".parquet"
@@ -79,10 +79,14 @@ def _cached_or_downloaded(task: Task, progress: Progress, offline: bool) -> dict
     if cached and all(digest in (None, *found) for digest, *found in digests):
         return cached
     if offline or is_offline():
-        state = "damaged" if cached else "not downloaded"
-        hint = f"run the command once online, or download it: hf download {task.repo_id} --repo-type dataset"
-        raise PullError(f"the dataset {task.repo_id} of {task.name} is {state}, and cerebrum is offline", hint)
-    return {file: _read(file) for file in _download(task, progress, cache)}
+        reason = "cerebrum is offline"
+    elif problem := unreachable():
+        reason = f"the Hub cannot be reached ({problem})"
+    else:
+        return {file: _read(file) for file in _download(task, progress, cache)}
+    state = "damaged" if cached else "not downloaded"
+    hint = f"run the command once online, or download it: hf download {task.repo_id} --repo-type dataset"
+    raise PullError(f"the dataset {task.repo_id} of {task.name} is {state}, and {reason}", hint)
 
 
 def _download(task: Task, progress: Progress, cache: Cache) -> list[CachedFile]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     import httpx2
 
+TIMEOUT_S = 3.0  # of each stage of a request that only asks whether the Hub can be reached
+
 _RATE_LIMIT = re.compile(r"\br=0\b.*?\bt=(\d+)")  # header `RateLimit: "api";r=0;t=55`: seconds to reset
 _VARIABLES = ("HF_ENDPOINT", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")  # empty counts as unset
 _SEARCH_FIELDS = ("downloads", "gated", "lastModified", "tags")
@@ -100,16 +102,22 @@ def check_reachable(timeout: float) -> str:
     return endpoint
 
 
-def offline_if_unreachable(timeout: float) -> str:
-    """If the Hub cannot be reached, keep this process from trying, and return why; otherwise return no text."""
+def unreachable() -> str:
+    """Why the Hub cannot be reached, found within seconds; empty if it can."""
     try:
-        check_reachable(timeout)
+        check_reachable(TIMEOUT_S)
     except HubError as error:
+        return error.message
+    return ""
+
+
+def offline_if_unreachable() -> str:
+    """If the Hub cannot be reached, keep this process from trying, and return why; otherwise return no text."""
+    if problem := unreachable():
         from huggingface_hub import constants
 
         constants.HF_HUB_OFFLINE = True
-        return error.message
-    return ""
+    return problem
 
 
 def _constants() -> ModuleType:

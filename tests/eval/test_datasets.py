@@ -219,6 +219,15 @@ def test_dataset_missing_offline_is_named(hub_user: HubUser, options: dict[str, 
     assert not hub_user.hub.log.requests()
 
 
+def test_dataset_missing_without_network_is_refused_at_once(hub_user: HubUser) -> None:
+    notices = Notices()
+    [problem, _] = refusal(hub_user, "gsm8k", notices=notices, variables={"HF_ENDPOINT": "http://127.0.0.1:9"})
+    reason = "the Hub cannot be reached (127.0.0.1:9: connection refused)"
+    assert problem == f"the dataset openai/gsm8k of gsm8k is not downloaded, and {reason}"
+    assert notices == []
+    assert load(hub_user, "gsm8k")
+
+
 def test_dataset_or_split_that_is_missing_or_no_parquet_is_refused(hub_user: HubUser) -> None:
     repository = hub_user.hub.repositories[DATASETS + GSM8K]
     repository.commit({GSM8K_FILE: b"question,answer\n"})
