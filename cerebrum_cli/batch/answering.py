@@ -71,7 +71,7 @@ class BatchOptions:
         return replace(mode, **{"seed": self.seed(position), **row}, origins=origins)
 
     def seed(self, position: int) -> int | None:
-        """The seed of a row's first sample; no two samples of the batch share a seed."""
+        """The seed of a row's first sample; no two samples of one run share a seed."""
         first, samples = self.settings.seed, self.votes.maximum if self.votes else 1
         return None if first is None else (first + position * samples) % SEEDS
 

@@ -48,7 +48,7 @@ def open_journal(
 ) -> Journal:
     """Open the journal of a result: new, resumed, or already complete.
 
-    `retry_failed` resumes also a complete one, for its rows with an error or without a winner.
+    `retry_failed` resumes also a complete one, for its rows with an error or an undecided vote.
 
     With a larger `extent` than before, or another input, a complete one is resumed for its new rows, and an incomplete
     one gets these rows: answers stay with the rows that they are for.

@@ -27,7 +27,7 @@ from cerebrum_cli.batch.rows import InvalidRow, Row, Template, invalid_row, pars
 from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import write_all
-from cerebrum_cli.core.text import format_size, well_formed
+from cerebrum_cli.core.text import format_count, format_size, well_formed
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -195,7 +195,7 @@ class TableRows:
     template: Template | None
     include_input: bool
 
-    unit = "row"
+    unit = "record"
 
     def find(self, lines: Iterable[bytes], start: int) -> Iterator[tuple[int, bool]]:
         """Yield the offsets of the rows as `LineRows.find` does. Raises UsageError for bad quoting."""
@@ -211,7 +211,7 @@ class TableRows:
         id = self._own_id(fields)
         try:
             if len(record) != len(self.header):
-                problem = f"the row has {len(record)} fields, but the header has {len(self.header)}"
+                problem = f"it has {format_count(len(record), 'field')}, but the header has {len(self.header)}"
                 raise InvalidRow("invalid_record", problem)
             row = prompt_row(number, id, self.template.render(fields) if self.template else fields[_PROMPT_COLUMN])
         except InvalidRow as invalid:

@@ -138,7 +138,7 @@ class FinishedRows(Collection[int]):
         self.counts = RowCounts(self._count(_FAILED), self._count(_TRUNCATED), self._count(_UNDECIDED))
 
     def has_answer(self, position: int) -> bool:
-        """Whether a row is finished, with neither an error nor a vote without a winner."""
+        """Whether a row is finished, with neither an error nor an undecided vote."""
         return self._flags[position] & (_FINISHED | _NO_ANSWER) == _FINISHED
 
     @property
@@ -162,7 +162,7 @@ class Result(Protocol):
 
     @property
     def counts(self) -> RowCounts:
-        """Finished rows that failed, were truncated, or have no winner."""
+        """Finished rows that failed, were truncated, or are undecided."""
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
         """Write the object of a row. Raises ValueError for an object with other keys, and for a finished row."""

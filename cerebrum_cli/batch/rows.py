@@ -185,7 +185,8 @@ def name_row(unit: str, object: Mapping[str, Any]) -> str:
 def count_row(unit: str, object: Mapping[str, Any]) -> RowCounts:
     if object["error"] is not None:
         return RowCounts(failed=1, errors=(f"{name_row(unit, object)}: {object['error']['message']}",))
-    is_undecided = object["votes"] is not None and object["votes"]["winner"] is None
+    votes = object["votes"]
+    is_undecided = votes is not None and (votes["winner"] is None or votes["tie"])
     return RowCounts(truncated=object["finish_reason"] in TRUNCATED, undecided=is_undecided)
 
 

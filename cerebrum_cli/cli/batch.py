@@ -93,7 +93,7 @@ def run_rows(
     options: BatchCommandOptions,
     saved: SavedPrompt | None,
 ) -> int:
-    """Answer the rows that have no answer yet; return how many failed or have no winner.
+    """Answer the rows that have no answer yet; return how many failed or are undecided.
 
     Raises Interrupted with how to resume.
     """

@@ -165,7 +165,7 @@ class BatchCommandOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOpti
     ignore_eos: bool = option(False, "Ignore end-of-sequence tokens (for benchmarks)", "Length")
     include_input: bool = option(False, "Copy each input row to the key `input` of its answer", "Output")
     restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")
-    retry_failed: bool = option(False, "Re-answer rows that failed or have no winner", "Output")
+    retry_failed: bool = option(False, "Re-answer rows that failed, and undecided votes", "Output")
 
 
 @option_group

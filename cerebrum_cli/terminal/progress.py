@@ -396,7 +396,7 @@ def counter(event: Counts) -> tuple[int, int]:
 def exceptions(event: Counts) -> Iterator[str]:
     if isinstance(event, RowEvent):
         counts = event.counts
-        named = ((counts.failed, "failed"), (counts.truncated, "truncated"), (counts.undecided, "without a winner"))
+        named = ((counts.failed, "failed"), (counts.truncated, "truncated"), (counts.undecided, "undecided"))
         yield from (f"{count} {text}" for count, text in named if count)
         return
     if event.accuracy is not None and event.interval is not None:

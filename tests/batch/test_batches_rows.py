@@ -266,8 +266,8 @@ def test_tsv_column_defaults_to_prompt() -> None:
 
 def test_record_of_another_length_is_an_error_row() -> None:
     short, long, empty, good = rows_in('id,prompt\na\nb,c,d\ne," "\nf,g', "csv")
-    assert (short.id, problem(short)) == ("a", ("invalid_record", "the row has 1 fields, but the header has 2"))
-    assert (long.id, problem(long)) == ("b", ("invalid_record", "the row has 3 fields, but the header has 2"))
+    assert (short.id, problem(short)) == ("a", ("invalid_record", "it has 1 field, but the header has 2"))
+    assert (long.id, problem(long)) == ("b", ("invalid_record", "it has 3 fields, but the header has 2"))
     assert (empty.id, problem(empty)) == ("e", ("no_prompt", "the prompt is empty"))
     assert good.prompt == "g"
 

@@ -206,7 +206,7 @@ def test_long_row_takes_no_slots_from_short_ones(runner: BatchRunner) -> None:
 def test_added_samples_run_with_rows_of_their_length(runner: BatchRunner) -> None:
     runner.script |= {"cells": 60_000, "seeds": ["1", "2", "3", "4", "5", "6", "7", "8"]}
     rows = runner.write("in.jsonl", [{"prompt": "x" * (20_000 if n == 3 else n)} for n in range(1, 11)])
-    assert runner.run(rows, "-o", runner.home / "out", "--seed", "0", "--votes", "auto:2..6").code == 0
+    assert runner.run(rows, "-o", runner.home / "out", "--seed", "0", "--votes", "auto:2..6").code == 6
     [backend] = runner.backends
     assert [length > 20_000 for length, _ in backend.reserved] == [False, True]
     assert all(slots >= 6 or length > 20_000 for length, slots in backend.reserved)
@@ -234,7 +234,7 @@ def test_batch_ends_with_the_first_errors(runner: BatchRunner) -> None:
         "  and 1 more",
     ]
     table = runner.run(runner.write("in.csv", "prompt\na\nb,c\n"), "-o", runner.home / "table")
-    assert table.err.splitlines()[1:] == ["  row 2: the row has 2 fields, but the header has 1"]
+    assert table.err.splitlines()[1:] == ["  record 2: it has 2 fields, but the header has 1"]
 
 
 @pytest.mark.parametrize(
@@ -457,7 +457,7 @@ def test_table_has_the_columns_of_the_input_and_the_answers(runner: BatchRunner)
     assert runner.run(*command, output).code == 6
     header = "id,text,n,text_2,final_answer,finish_reason,error\n"
     answered = 'a,"Why,\n""now""?",1,"So, the answer is 4.\nYes.",4,stop,\n' + "b,Who?,2,M\te,,stop,\n"
-    problem = '"invalid_record: the row has 2 fields, but the header has 3"'
+    problem = '"invalid_record: it has 2 fields, but the header has 3"'
     assert output.read_text() == header + answered + f"c,x,,,,,{problem}\n"
     runner.write("in.csv", table.replace("c,x", "c,x,y"))
     runner.script["rows"] = {}

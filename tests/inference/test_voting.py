@@ -343,18 +343,26 @@ def test_batch_counts_votes_without_a_winner(runner: VoteRunner) -> None:
     (runner.home / "in.txt").write_text("a\nb\n")
     done = runner.run(runner.home / "in.txt", "-o", "-", "--votes", "auto", replies=["no idea"], command="batch")
     assert done.code == 6
-    assert "2 of 2 done, 2 without a winner" in done.err
+    assert "2 of 2 done, 2 undecided" in done.err
     for line in done.out.splitlines():
         row = json.loads(line)
         assert (row["final_answer"], row["error"]) == (None, None)
         assert (row["votes"]["winner"], row["votes"]["samples"]) == (None, 16)
 
 
+def test_batch_counts_tied_votes(runner: VoteRunner) -> None:
+    (runner.home / "in.txt").write_text("a\nb\n")
+    arguments = (runner.home / "in.txt", "-o", "-", "--votes", "2")
+    done = runner.run(*arguments, replies=[reply(1), reply(2)], command="batch")
+    assert (done.code, "2 of 2 done, 2 undecided" in done.err) == (6, True)
+    assert [json.loads(line)["final_answer"] for line in done.out.splitlines()] == ["1", "1"]
+
+
 def test_batch_rows_without_min_votes_have_no_winner(runner: VoteRunner) -> None:
     (runner.home / "in.txt").write_text("a\nb\n")
     arguments = (runner.home / "in.txt", "-o", runner.home / "out", "--votes", "2", "--min-votes", "2")
     done = runner.run(*arguments, replies=[reply(1), reply(2)], command="batch")
-    assert (done.code, "2 of 2 done, 2 without a winner" in done.err) == (6, True)
+    assert (done.code, "2 of 2 done, 2 undecided" in done.err) == (6, True)
     assert runner.run(*arguments[:-1], "1", command="batch").code == 1  # another condition
 
 
