@@ -109,7 +109,7 @@ class PendingRow:
         return None if reply is None or reply.finish.reason == "cancelled" else self.answer_object(reply)
 
     @property
-    def cancelled_tokens(self) -> Sequence[int]:
+    def cancelled_tokens(self) -> tuple[int, ...]:
         """The tokens of a reply that was cancelled and can be continued."""
         reply = self.collector.reply
         return reply.tokens or () if reply and self.can_continue else ()
@@ -265,7 +265,7 @@ class Answering:
                     replies.forget(index)
                     self.result.write(row.position, answer)
                     yield self.progress
-                elif tokens := self.responder.whole_characters(row.cancelled_tokens):
+                elif tokens := self.responder.drop_partial_character(row.cancelled_tokens):
                     self.result.keep_unfinished(row.position, tokens)
 
 

@@ -113,13 +113,6 @@ class Responder:
             channels=channels if thoughts else None,
         )
 
-    def whole_characters(self, tokens: Sequence[int]) -> Sequence[int]:
-        """Tokens without the last ones if they end within a character."""
-        piece = self.engine.vocabulary.piece
-        while tokens and b"".join(map(piece, tokens[-4:])).decode("utf-8", "replace").endswith("\ufffd"):
-            tokens = tokens[:-1]
-        return tokens
-
     def check_settings(self, settings: Settings) -> None:
         """Raise UsageError for settings that the loaded model cannot follow."""
         self._sampling(settings, ())
