@@ -35,9 +35,12 @@ OTHER_COMMANDS = {  # of other programs, and what does the same here
     "run": "did you mean cerebrum chat?",
     "serve": "start llama-server -m FILE, and use it with cerebrum chat --endpoint URL",
 }
-OTHER_OPTIONS = {  # of other commands, and what does the same in this one
+OTHER_OPTIONS = {  # of other commands or llama.cpp's programs, and what does the same in this one, or in any
     ("eval", "--votes"): "use --samples K: maj@K is the accuracy of votes",
     ("chat", "--votes"): "type /votes K in the chat",
+    ("", "--system-prompt"): "did you mean --system?",
+    ("", "--n-predict"): "did you mean --max-tokens?",
+    ("", "--ctx-size"): "did you mean --ctx?",
 }
 
 
@@ -153,8 +156,9 @@ def usage_error(error: ClickException, command: str | None) -> UsageError:
     if near := re.search(r" (?:Did you mean|\(Possible options:) ([^)?]+)[)?]+", text):
         text, hint = text[: near.start()].rstrip("."), f"did you mean {near[1]}?"
     if isinstance(error, NoSuchOption) and context:
-        other = OTHER_OPTIONS.get((context.info_name or "", error.option_name))
-        hint = other or similar_options(error.option_name, context) or f"see {path} --help"
+        option = error.option_name
+        other = OTHER_OPTIONS.get((context.info_name or "", option)) or OTHER_OPTIONS.get(("", option))
+        hint = other or similar_options(option, context) or f"see {path} --help"
     for name, meaning in OTHER_COMMANDS.items():
         if text == f"No such command {name!r}":
             hint = meaning
@@ -170,10 +174,15 @@ def usage_error(error: ClickException, command: str | None) -> UsageError:
 
 
 def similar_options(name: str, context: typer.Context) -> str:
-    """Hint with the options that begin with an unknown one, else with those most like it; empty without any."""
+    """Hint with the setting of this name, else the options that begin with it, or those most like it, if any."""
     from difflib import get_close_matches
 
+    from cerebrum_cli.core.settings import Settings
+
     known = [each[2:] for parameter in context.command.params for each in parameter.opts if each.startswith("--")]
+    key = name.lstrip("-").replace("-", "_")
+    if "set" in known and key in Settings.__dataclass_fields__:
+        return f"use --set {key}=VALUE"
     begun = [each for each in known if name.startswith("--") and each.startswith(name[2:])]
     near = begun or get_close_matches(name.lstrip("-"), known, 2)
     return f"did you mean {' or '.join(f'--{each}' for each in near)}?" if near else ""

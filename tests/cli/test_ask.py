@@ -394,6 +394,8 @@ def test_interrupted_ask_prints_the_json_object(user: CommandLine) -> None:
         ("hi --sytem x", ("no such option: --sytem", "did you mean --system?")),
         ("hi there you", ("more than one question given", "quote the question: 'hi there you'")),
         ("hi --temp 0", ("no such option: --temp", "did you mean --temperature?")),
+        ("hi --system-prompt x", ("no such option: --system-prompt", "did you mean --system?")),
+        ("hi --repeat-penalty 1", ("no such option: --repeat-penalty", "use --set repeat_penalty=VALUE")),
     ],
 )
 def test_usage_errors_exit_2(user: CommandLine, line: str, parts: tuple[str, ...]) -> None:
