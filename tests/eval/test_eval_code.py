@@ -499,7 +499,7 @@ def start(sandbox: Sandbox, tmp_path: Path, chatml_model: Path) -> Iterator[Star
 
 @pytest.mark.slow
 @needs_two_cores
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGKILL, -9)])
 def test_eval_marks_programs_beside_a_slow_one(start: Start, tmp_path: Path, signum: signal.Signals, code: int) -> None:
     """A signal ends them all: the slow one takes longer than it waits for those that run."""
     partial = tmp_path / "run.jsonl.partial"
