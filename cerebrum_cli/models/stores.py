@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ModelNotFound
-from cerebrum_cli.core.files import is_file, read_small_json
+from cerebrum_cli.core.files import is_file, read_small, read_small_json
 from cerebrum_cli.gguf.parser import Tables, read_tables
 from cerebrum_cli.models.model import is_missing
 from cerebrum_cli.models.reference import DEFAULT_TAG, STORES
@@ -159,7 +159,7 @@ def _lm_studio_directories() -> list[Path]:
     """The directory of models, as set or by default, and that of older versions."""
     home = Path.home() / ".lmstudio"
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        home = Path((Path.home() / ".lmstudio-home-pointer").read_text(encoding="utf-8").strip() or home)
+        home = Path(read_small(Path.home() / ".lmstudio-home-pointer").decode().strip() or home)
     chosen = _read_object(home / "settings.json").get("downloadsFolder")
     current = Path(chosen) if isinstance(chosen, str) and chosen else home / "models"
     return [current, Path.home() / ".cache/lm-studio/models"]
