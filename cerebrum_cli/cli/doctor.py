@@ -22,7 +22,7 @@ SETTINGS = SettingKeys(("model",), {"model": "Model to check [default: the defau
 
 @composed
 def doctor(context: typer.Context, overrides: Annotated[Layer, SETTINGS], options: DoctorOptions) -> None:
-    """Each line is ok, a warning or a failure. Warnings and failures come with a hint on how to fix them.
+    """Each line is ok, a warning or a failure. Warnings and failures come with a hint.
 
     A small bundled model answers a question with a known answer.
 

@@ -166,7 +166,7 @@ def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
                 rows[name] = rows.get(name, {}) | row
                 specs[name] = _at(f"models.{name}", partial(_spec, path.parent, name), rows[name])
         except _Invalid as error:
-            raise ConfigError(f"{path}: {'.'.join(error.keys)}: {error.problem}", "fix the file") from error
+            raise ConfigError(f"{path}: {'.'.join(error.keys)}: {error.problem}", "edit the file") from error
     return tuple(specs.values())
 
 
