@@ -533,7 +533,7 @@ def test_environment_sets_switches_files_and_the_model(new_user: CommandLine, ch
     [
         (b"top_k = \nseed = 1", "Invalid value (at line 1, column 9)"),
         (b"\xff", "not UTF-8 text (byte 0)"),
-        (b"colour = 'red'\n", ":1: unknown key `colour` hint: known keys: max_tokens, "),
+        (b"owner = 'me'\n", ":1: unknown key `owner` hint: known keys: max_tokens, "),
         (b"temprature = 1\n", ":1: unknown key `temprature` hint: did you mean temperature?"),
         (b"top_k = 1\nseed = -1\n", ":2: invalid seed: -1"),
         (b"# mine\n\nmodel = starter  # small\n", ":3: starter is text without quotes"),
