@@ -493,6 +493,16 @@ def test_remote_stream_that_breaks_in_the_middle_is_an_error(fault: dict[str, An
     assert [reply.text for reply in again.values()] == ["once "]
 
 
+def test_remote_request_after_a_broken_stream_is_told_that_the_server_is_unavailable() -> None:
+    with serving(STORY) as [server], connected(server, timeouts=replace(QUICK, retries=(0.2,))) as engine:
+        server.arm(reset_after=12)
+        with pytest.raises(EndpointError, match="connection lost"):
+            events_of(engine, request_of("Q", stream=True))
+        with closing(engine.complete([request_of("Q", stream=True, max_tokens=5)])) as events:
+            assert notices([next(events)]) == [f"{server.url} is unavailable: connection lost"]
+            assert any(isinstance(event, FinishEvent) for event in events)
+
+
 def test_remote_stream_before_its_first_token_is_asked_elsewhere() -> None:
     request = request_of("Q", stream=True)
     with serving(random_model, 2) as servers, connected(*servers) as engine:

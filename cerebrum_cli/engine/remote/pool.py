@@ -60,11 +60,11 @@ class Pool:
         await self._has_started.wait()
         if self._error:
             raise self._error
-        self._is_connected = True
         for server in self._servers:
             if not server.is_known:
                 self._note(server)
         self._assign()
+        self._is_connected = True
 
     @property
     def known(self) -> list[Server]:
@@ -136,8 +136,13 @@ class Pool:
             self._start(self._suspects.popleft(), server)
         self._recall()
         self._fail_if_stuck()
-        for notice in self._notices.take(self._now):
+        for notice in self._notices.take(self._now) if self._has_jobs or not self._is_connected else ():
             self._emit(notice)
+
+    @property
+    def _has_jobs(self) -> bool:
+        """Whether someone waits for events."""
+        return bool(self._waiting or self._suspects or any(server.running for server in self._servers))
 
     def _owner(self, job: PoolJob) -> Server | None:
         """The server that has evaluated the prompt of a job, unless it is lost or busy."""
@@ -252,7 +257,7 @@ class Pool:
         is_running = any(server.running for server in self._servers)  # a reply may come
         if misfits and (not self._is_connected or len(misfits) == len(problems)):
             self._fail(misfits[0])
-        elif None in problems or (self._is_connected and not (is_running or self._waiting or self._suspects)):
+        elif None in problems or (self._is_connected and not self._has_jobs):
             self._stuck_since = now
         elif not (is_running or NOT_ASKED in problems):
             waits = self._is_connected or self._timeouts.waits_at_start
