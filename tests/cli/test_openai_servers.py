@@ -15,6 +15,8 @@ from scripted_command import batch_backend, run_here
 from server_kinds import LlamaServer, LmStudioServer, OllamaServer
 
 from cerebrum_cli.engine.remote import job
+from cerebrum_cli.engine.remote.client import Endpoint
+from cerebrum_cli.engine.remote.description import probe
 
 MODEL = "gemma3:4b"
 THOUGHT = "<think>\n2 and 2\n</think>\n\n"
@@ -238,6 +240,11 @@ def test_served_model_has_a_default_tag(server: OllamaServer, ask: Ask) -> None:
     server.models = ("llama3.2:latest", *(f"qwen3:{size}b" for size in range(30)))
     assert ask("ask", "2 + 2?", "-m", "llama3.2", "--json").object["model"] == "llama3.2:latest"
     assert_error(ask("ask", "2 + 2?"), 1, "qwen3:18b, and 11 more")
+
+
+def test_served_model_is_found_by_one_request(server: OllamaServer) -> None:
+    assert probe(Endpoint("here", server.url)).model == MODEL
+    assert [asked.path for asked in server.asked] == ["/v1/models"]
 
 
 def test_served_model_is_missing_on_a_new_server(server: OllamaServer, ask: Ask) -> None:

@@ -98,15 +98,16 @@ async def describe(client: Client, endpoint: Endpoint) -> ServerInfo:
     path = "/v1/models"
     try:
         entry = _choose_model(await client.get(path, DESCRIBE_S), endpoint)
-        kind = KINDS.get(str(entry.get("owned_by")), OTHER)
+        kind = KINDS.get(str(entry.get("owned_by")))
+        if kind is None:
+            return OTHER.read_info(entry, None)
         path = kind.description_path
         try:
-            answer = await client.get(path, DESCRIBE_S, model=str(entry["id"]))
+            return kind.read_info(entry, await client.get(path, DESCRIBE_S, model=str(entry["id"])))
         except RequestError as error:
             if error.status != 404:
                 raise
-            kind, answer = OTHER, None  # behind a gateway that passes only /v1
-        return kind.read_info(entry, answer)
+            return OTHER.read_info(entry, None)  # behind a gateway that passes only /v1
     except RequestError as error:
         if error.status == 404:  # as from a gateway while the server restarts
             raise LostServerError(f"{path}: {error}") from error
