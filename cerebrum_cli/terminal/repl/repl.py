@@ -286,7 +286,8 @@ def chat_notice(reply: Reply, is_interactive: bool, larger_context: str) -> Noti
     hint = "/continue resumes it" if reply.finish.has_all_tokens else "/retry asks again"
     if reason == "cancelled":
         return NoticeEvent("reply interrupted", hint)
-    if reason == "length" and reply.text and is_interactive:
-        return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens", hint)
+    if reason == "length" and (reply.text or reply.reasoning) and is_interactive:
+        stage = "" if reply.text else " of reasoning"
+        return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens{stage}", hint)
     notice = reply_notice(reply, larger_context)
     return replace(notice, hint=REPETITION_HINT) if notice and reason == "repetition" else notice
