@@ -70,7 +70,7 @@ def test_served_model_answers_through_chat_completions(server: OllamaServer, ask
     server.is_plain = is_plain
     done = ask("ask", "What is 2 + 2?", "-s", "Be brief.", "--json", "-n", "99", "--stop", "###", "--think", "low")
     [notice, _] = done.err.splitlines()
-    assert done.code == 0 and "the server applies its own chat template" in notice
+    assert done.code == 0 and "the server applies its own chat template, top_k and min_p" in notice
     found = done.object
     assert (found["text"], found["reasoning"], found["final_answer"]) == ("The answer is 4.", "2 and 2", "4")
     assert (found["model"], found["file"], found["format"]) == (MODEL, None, "server")

@@ -124,7 +124,7 @@ def remarks(servers: Mapping[str, ServerInfo]) -> Iterator[NoticeEvent]:
     for name, info in servers.items():
         variants.setdefault(f"{info.weights} on {info.kind.name} {info.build}", name)
         if info.kind.takes_messages:
-            problem = "the server applies its own chat template: no exact prompts, token ids or cache figures"
+            problem = "the server applies its own chat template, top_k and min_p: no exact prompts or token ids"
             yield NoticeEvent(problem, f"for exact prompts, use {EXACT}, without a gateway")
     if len(variants) > 1:
         shown = "; ".join(f"{name}: {variant}" for variant, name in variants.items())
