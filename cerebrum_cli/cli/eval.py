@@ -100,10 +100,13 @@ def evaluate_model(
 
 def require_file(output: Path, source: str) -> None:
     from cerebrum_cli.batch.output_files import output_paths
+    from cerebrum_cli.batch.result import DELIMITERS
 
     if output == Path("-"):
         raise UsageError("a run cannot be written to standard output", "omit -o; use --json to print the report")
     output_paths(output, Path(source))
+    if output.suffix.lower().removeprefix(".") in DELIMITERS:
+        raise UsageError(f"{output}: a run is not a table, but JSON Lines", "name it .jsonl")
 
 
 @dataclass(frozen=True, slots=True)

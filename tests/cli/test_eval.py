@@ -342,6 +342,7 @@ def test_dry_run_estimates_the_whole_run_and_what_is_missing(command: CommandLin
         (("gsm8k", "--run-code"), "--run-code applies only to humaneval"),
         (("gsm8k", "--samples", "0"), "invalid --samples: 0"),
         (("gsm8k", "-o", "-"), "a run cannot be written to standard output"),
+        (("gsm8k", "-o", "run.csv"), "run.csv: a run is not a table, but JSON Lines"),
         (("mine.jsonl", "-o", "mine.jsonl"), "the output would overwrite the input mine.jsonl"),
         (("gsm8k", "--preset", "cerebrum"), "unknown preset 'cerebrum'"),
         (("gsm8k", "--match", "same"), "invalid --match: 'same'"),
