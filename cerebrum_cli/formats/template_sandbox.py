@@ -61,7 +61,7 @@ def compile_template(source: str) -> jinja2.Template:
             return environment.from_string(source)
     except Exception as error:  # not only TemplateError: deep nesting and long numbers raise others
         raise FormatError(
-            f"the chat template cannot be parsed: {_line(error)}", "choose a --format, or use --raw"
+            f"the chat template cannot be parsed: {_line(error)}", "choose a --format, or run cerebrum ask --raw"
         ) from error
 
 

@@ -35,7 +35,7 @@ def choose_format(requested: str | None, known: str | None, template: str | None
     if name is None:
         raise FormatError(
             "unknown prompt format: the model is not in the catalog, and its file has no chat template",
-            f"choose one with --format ({', '.join(PLAIN_FORMATS)}), or use --raw",
+            f"choose one with --format ({', '.join(PLAIN_FORMATS)}), or run cerebrum ask --raw",
         )
     if name == EMBEDDED and not template:
         raise FormatError("the model file has no chat template", f"use --format {' or '.join(PLAIN_FORMATS)}")
