@@ -234,6 +234,27 @@ def test_client_does_not_reuse_a_connection_that_the_server_has_closed() -> None
     assert server.connections == 2
 
 
+def test_client_asks_again_where_a_kept_connection_closes_instead_of_a_reply() -> None:
+    server = Server(json_reply())
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Close each connection upon its second request."""
+        server.connections += 1
+        with closing(writer.transport):
+            server.requests.append(await read_request(reader))
+            writer.write(server.reply)
+            server.requests.append(await read_request(reader))
+
+    server.converse = converse  # type: ignore[method-assign]
+
+    async def ask(client: Client) -> None:
+        for _ in range(3):
+            assert await client.post("/completion", {}) == [1]
+
+    asked(server, ask)
+    assert (server.connections, len(server.requests)) == (3, 5)
+
+
 def test_client_has_as_many_connections_as_requests() -> None:
     server = Server(json_reply(), pause_s=20.0)
 

@@ -157,7 +157,10 @@ class Client:
         self._headers = {"User-Agent": "cerebrum-cli", "Accept-Encoding": "identity"}
         if endpoint.key:
             self._headers["Authorization"] = f"Bearer {endpoint.key.strip()}"  # those of a session also go to a proxy
+        tracing = aiohttp.TraceConfig()
+        tracing.on_connection_reuseconn.append(_note_reuse)
         self._session = aiohttp.ClientSession(
+            trace_configs=[tracing],
             connector=aiohttp.TCPConnector(
                 limit=0, keepalive_timeout=IDLE_S, ssl=certificates, socket_factory=_kept_alive
             ),
@@ -202,7 +205,7 @@ class Client:
         timeout = aiohttp.ClientTimeout(timeout_s, sock_connect=CONNECT_S)
         content |= {"headers": self._headers, "proxy": self._proxy, "allow_redirects": False, "timeout": timeout}
         try:
-            async with self._session.request(method, self._url + path, **content) as response:
+            async with await self._request(method, path, content) as response:
                 if response.status >= 300:
                     raise await self._error(response)
                 yield response
@@ -225,6 +228,18 @@ class Client:
         except (ValueError, RecursionError) as error:
             raise LostServerError("damaged reply") from error
 
+    async def _request(self, method: str, path: str, content: Mapping[str, Any]) -> aiohttp.ClientResponse:
+        """Send a request; again where the server closed a kept connection meanwhile, as a busy vLLM does."""
+        import aiohttp
+
+        used: set[str] = set()
+        try:
+            return await self._session.request(method, self._url + path, trace_request_ctx=used, **content)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if not used:
+                raise
+        return await self._session.request(method, self._url + path, **content)
+
     async def _error(self, response: aiohttp.ClientResponse) -> Exception:
         """Error for an unsuccessful response."""
         import aiohttp
@@ -243,6 +258,12 @@ class Client:
         retry_after = response.headers.get("Retry-After", "")
         is_number = retry_after.isascii() and retry_after.isdecimal()
         return failure(status, _message(body, status), float(retry_after) if is_number else None)
+
+
+async def _note_reuse(session: aiohttp.ClientSession, context: Any, params: Any) -> None:  # noqa: ARG001
+    """Note in a request's set that it was sent on a connection of an earlier one."""
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx.add("connection")
 
 
 async def _content(response: aiohttp.ClientResponse, limit: int) -> bytes:
