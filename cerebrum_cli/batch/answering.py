@@ -177,7 +177,8 @@ class Answering:
 
     @property
     def progress(self) -> RowEvent:
-        return RowEvent(len(self.result.finished), len(self.rows), self.result.counts + RowCounts(len(self.failed)))
+        done = len(self.result.finished) + len(self.failed)
+        return RowEvent(done, len(self.rows), self.result.counts + RowCounts(len(self.failed)))
 
     def run_windows(self, in_order: bool) -> Iterator[Event]:
         """Answer the rows in windows, and those of a window in groups."""
@@ -190,10 +191,11 @@ class Answering:
                 yield from self._write_failed()
             yield self.progress
             for group in [pending] if in_order else _group_rows(self.responder, pending):
-                yield from self._generate(group)
-                if self.scope.is_cancelled:
-                    return
+                if not self.scope.is_cancelled:
+                    yield from self._generate(group)
             yield from self._write_failed()
+            if self.scope.is_cancelled:
+                return
 
     def run_steadily(self, in_order: bool) -> Iterator[Event]:
         """Answer the rows in one stream, read as the engine can take them; errors are written as they are found."""

@@ -234,6 +234,7 @@ def open_table(lines: Iterable[bytes], delimiter: str, template: Template | None
         if header and header.count(name) != 1:
             problem = "no column" if name not in header else "more than one column"
             hint = "" if template else 'use --template "{NAME}"; '
+            hint = "separate fields with commas, not semicolons; " if ";" in header[0] else hint
             raise UsageError(f"the input has {problem} `{name}`", f"{hint}the columns are: {', '.join(header)}")
     return TableRows(delimiter, header, template, include_input)
 
@@ -349,7 +350,9 @@ def read_rows(
     """
     parsed = None if template is None else parse_template(template)
     if source.head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UsageError("the input is UTF-16, not UTF-8", "convert it: iconv -f UTF-16 -t UTF-8")
+        raise UsageError("the input is UTF-16, not UTF-8", "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW")
+    if b"\0" in source.head:
+        raise UsageError("the input is not text: it has NUL bytes", "choose another file")
     if shape == "txt" and parsed and (unknown := [name for name in parsed.fields if name not in _TEXT_FIELDS]):
         raise UsageError(f"a line of text has no field `{unknown[0]}`", f"use {{{_TEXT_FIELDS[0]}}}")
     if delimiter := DELIMITERS.get(shape):

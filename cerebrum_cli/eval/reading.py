@@ -88,7 +88,7 @@ class _Invalid(Exception):
 def parse_lines(data: bytes) -> Iterator[Row]:
     """Parse JSON lines; blank ones are skipped. Raises UsageError for another encoding than UTF-8."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UsageError("the questions are UTF-16, not UTF-8", "convert them: iconv -f UTF-16 -t UTF-8")
+        raise UsageError("the questions are UTF-16, not UTF-8", "convert them: iconv -f UTF-16 -t UTF-8 FILE > NEW")
     for number, line in enumerate(data.removeprefix(_BOM).split(b"\n"), 1):
         if line.strip():
             yield number, _parse_line(number, line)

@@ -195,7 +195,7 @@ class BatchProgress:
         self._line = Line(streams, self._render, draws, log=self._summary)
         self._status = StatusLine(streams, model) if model else None
         self._rows: Counts | None = None
-        self._before: int | None = None  # rows done by earlier runs
+        self._before: int | None = None  # rows answered by earlier runs
         self._servers: tuple[ServerTokens, ...] = ()
         self._phase = "preparing prompts"
         self._tokens = 0
@@ -224,7 +224,7 @@ class BatchProgress:
             self._servers = event.servers
         elif isinstance(event, Counts):
             self._rows = event
-            self._before = event.done if self._before is None else self._before
+            self._before = answered(event) if self._before is None else self._before
         else:
             return
         self._latest = time.monotonic()
@@ -264,7 +264,7 @@ class BatchProgress:
     def _render(self, width: int) -> Iterator[Segment]:
         rows, seconds = self._rows, time.monotonic() - self._started if self._started else 0.0
         assert rows
-        done = rows.done - (self._before or 0)
+        done = answered(rows) - (self._before or 0)
         left = f"{format_duration(seconds / done * (rows.total - rows.done))} left" if done else self._phase
         speeds = []
         if seconds > 1 and self._all_tokens:
@@ -391,6 +391,11 @@ def batch_texts(event: Counts, speeds: Sequence[str], left: str) -> Iterator[tup
 
 def counter(event: Counts) -> tuple[int, int]:
     return (event.questions, event.all_questions) if isinstance(event, EvalProgress) else (event.done, event.total)
+
+
+def answered(event: Counts) -> int:
+    """The number of rows that took time: errors are mostly found before anything is generated."""
+    return event.done - (event.counts.failed if isinstance(event, RowEvent) else 0)
 
 
 def exceptions(event: Counts) -> Iterator[str]:

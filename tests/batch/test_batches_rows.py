@@ -61,7 +61,7 @@ def test_txt_ignores_byte_order_mark_and_carriage_returns() -> None:
 
 
 def test_only_a_line_feed_ends_a_line() -> None:
-    line = "a\u2028b\x85c\x0bd\x0ce\x1cf\rg\0h"
+    line = "a\u2028b\x85c\x0bd\x0ce\x1cf\rg"
     assert prompts(rows_in(line + "\n")) == [(1, line)]
     assert json_row('{"prompt": "a\u2028b"}').prompt == "a\u2028b"
 
@@ -297,6 +297,12 @@ def test_csv_field_may_be_large() -> None:
             "invalid quoting in the input: ',' expected after '\"' (row at line 2)",
             'double the quotes in a quoted field: "like ""this"""',
         ),
+        (
+            b"prompt;b\n1;2",
+            {},
+            "the input has no column `prompt`",
+            "separate fields with commas, not semicolons; the columns are: prompt;b",
+        ),
         (b"a\n", {"template": "{a}"}, "the input has no prompts", ""),
         (b"", {"template": "{a}"}, "the input has no prompts", ""),
     ],
@@ -418,6 +424,12 @@ def test_utf_16_input_is_refused() -> None:
         for encoding in ("utf-16", "utf-16-be"):
             with pytest.raises(UsageError, match="the input is UTF-16, not UTF-8"):
                 rows_in("\ufeffprompt\na".encode(encoding), shape)
+
+
+def test_binary_input_is_refused() -> None:
+    for shape in SHAPES:
+        with pytest.raises(UsageError, match="the input is not text: it has NUL bytes"):
+            rows_in(b"\x7fELF\x02\0\0\n\n", shape)
 
 
 INPUTS: list[tuple[Shape, str]] = [

@@ -113,7 +113,8 @@ def test_batch_ctrl_c_erases_the_bar_and_prints_how_to_resume(start: OpenTermina
     person.type("\x03")
     assert person.end() == 130
     partial = (tmp_path / "out.partial").read_text().splitlines()
-    *_, what, do = person.screen.lines
+    *_, summary, _, what, do = person.screen.lines
+    assert summary.startswith(f"{len(partial)} of 40 done, 1 failed")
     assert what == "error: interrupted"
     assert do == f" hint: {len(partial)} of 40 rows done; run it again to resume"
     assert 0 < len(partial) < 40
