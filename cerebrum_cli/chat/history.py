@@ -246,8 +246,10 @@ def load_conversation(store: Store, session: Session, model: Model, settings: Se
 
 
 def can_continue(last: StoredMessage | None, model: Model) -> bool:
-    """Whether a model wrote the last reply, and it was cut off."""
-    return last is not None and has_valid_tokens(last, model) and last.metadata.finish_reason != "stop"
+    """Whether a model wrote the last reply, it was cut off, and its server takes token ids."""
+    if last is None or model.is_served or last.metadata.finish_reason == "stop":
+        return False
+    return has_valid_tokens(last, model)
 
 
 def without_partial_character(stored: StoredMessage, responder: Responder) -> StoredMessage:

@@ -155,6 +155,7 @@ def test_served_model_follows_a_schema(server: OllamaServer, ask: Ask) -> None:
     assert "larger context, or ask again" in ask("ask", "blank?").err
     done = ask("ask", "prose?", "--schema", schema())
     assert_error(done, 1, "the server ignored it", "the answer so far is saved; update the server, or use another")
+    assert_error(ask("ask", "-c"), 1, "nothing to continue", "without token ids")
 
 
 def test_served_model_reply_that_is_withheld_is_an_error(server: OllamaServer, ask: Ask) -> None:
