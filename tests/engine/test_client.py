@@ -248,11 +248,11 @@ def test_client_asks_again_where_a_kept_connection_closes_instead_of_a_reply() -
     server.converse = converse  # type: ignore[method-assign]
 
     async def ask(client: Client) -> None:
-        for _ in range(3):
-            assert await client.post("/completion", {}) == [1]
+        assert await asyncio.gather(*(client.post("/completion", {}) for _ in range(3))) == [[1]] * 3
+        assert await client.post("/completion", {}) == [1]
 
     asked(server, ask)
-    assert (server.connections, len(server.requests)) == (3, 5)
+    assert (server.connections, len(server.requests)) == (4, 7)  # all three connections were kept
 
 
 def test_client_has_as_many_connections_as_requests() -> None:

@@ -232,13 +232,13 @@ class Client:
         """Send a request; again where the server closed a kept connection meanwhile, as a busy vLLM does."""
         import aiohttp
 
-        used: set[str] = set()
-        try:
-            return await self._session.request(method, self._url + path, trace_request_ctx=used, **content)
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            if not used:
-                raise
-        return await self._session.request(method, self._url + path, **content)
+        while True:
+            kept: set[str] = set()
+            try:
+                return await self._session.request(method, self._url + path, trace_request_ctx=kept, **content)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                if not kept:
+                    raise
 
     async def _error(self, response: aiohttp.ClientResponse) -> Exception:
         """Error for an unsuccessful response."""
@@ -262,8 +262,7 @@ class Client:
 
 async def _note_reuse(session: aiohttp.ClientSession, context: Any, params: Any) -> None:  # noqa: ARG001
     """Note in a request's set that it was sent on a connection of an earlier one."""
-    if context.trace_request_ctx is not None:
-        context.trace_request_ctx.add("connection")
+    context.trace_request_ctx.add("connection")
 
 
 async def _content(response: aiohttp.ClientResponse, limit: int) -> bytes:
