@@ -573,7 +573,6 @@ def test_invalid_variable_is_named(new_user: CommandLine) -> None:
         ("ask --messages /dev/zero", 4, "/dev/zero is larger than 64 MB"),
         ("ask --grammar /dev/zero hi", 2, "/dev/zero is larger than 4 MB"),
         ("sessions import endless.json", 2, "endless.json is larger than 1.00 GB"),
-        ("batch endless.json --input-format txt -o -", 2, "endless.json: line 1 is larger than 64 MB"),
         ("batch long.txt -o -", 2, "long.txt: line 2 is larger than 64 MB"),
         ("ask hi", 4, "standard input is larger than 64 MB"),
         ("batch /dev/zero -o -", 2, "/dev/zero: line 1 is larger than 64 MB"),
@@ -581,10 +580,10 @@ def test_invalid_variable_is_named(new_user: CommandLine) -> None:
     ],
 )
 def test_endless_input_is_an_error(user: CommandLine, line: str, code: int, error: str) -> None:
-    for name, start, size in (("endless.json", b"", 1_000_000_001), ("long.txt", b"hi\n", 65_000_000)):
-        with (user.home / name).open("wb") as file:
-            file.write(start)
-            file.truncate(size)
+    with (user.home / "endless.json").open("wb") as file:
+        file.truncate(1_000_000_001)
+    if "long.txt" in line:
+        (user.home / "long.txt").write_bytes(b"hi\n" + b"a" * 65_000_000)
     done = user.run(*line.split(), stdin=bytes(65_000_000) if error.startswith("standard input") else None)
     assert done.out == ""
     assert_error(done, code, f"error: {error}")
