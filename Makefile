@@ -42,7 +42,8 @@ BUILT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cerebrum/wheels/$(shell uname -n
 WITHOUT_COMPILER := https://abetlen.github.io/llama-cpp-python/whl/cpu
 install := $(BIN)/python -m pip install --quiet --force-reinstall --no-deps --no-index --find-links $(BUILT) "$(LLAMA)"
 define llama
-$(install) 2>/dev/null || { \
+@$(install) 2>/dev/null || { \
+	echo "building llama.cpp for this machine; this takes minutes, once"; \
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/scripts/libraries.cmake $(cmake_$(ACCEL))" \
 	FORCE_CMAKE=1 \
 	CMAKE_BUILD_PARALLEL_LEVEL=$$(getconf _NPROCESSORS_ONLN) \
