@@ -17,8 +17,10 @@ from cerebrum_cli.core.events import (
     LoadEvent,
     NoticeEvent,
     PromptEvent,
+    RefusedEvent,
     RowCounts,
     RowEvent,
+    SequenceId,
     ServersEvent,
     ServerTokens,
     StageEvent,
@@ -196,6 +198,7 @@ class BatchProgress:
         self._status = StatusLine(streams, model) if model else None
         self._rows: Counts | None = None
         self._before: int | None = None  # rows answered by earlier runs
+        self._running = set[SequenceId]()
         self._servers: tuple[ServerTokens, ...] = ()
         self._phase = "preparing prompts"
         self._tokens = 0
@@ -214,6 +217,10 @@ class BatchProgress:
             if self._rows:
                 self._line.show()
             return
+        if isinstance(event, (PromptEvent, TokenEvent)):
+            self._running.add(event.sequence)
+        elif isinstance(event, (FinishEvent, RefusedEvent)):
+            self._running.discard(event.sequence)
         if isinstance(event, PromptEvent) and self._phase != "generating":
             self._phase = "reading prompts" if event.evaluated < event.total else "generating"
             self._started = self._started or time.monotonic()
@@ -265,7 +272,10 @@ class BatchProgress:
         rows, seconds = self._rows, time.monotonic() - self._started if self._started else 0.0
         assert rows
         done = answered(rows) - (self._before or 0)
-        left = f"{format_duration(seconds / done * (rows.total - rows.done))} left" if done else self._phase
+        left = self._phase
+        if done:
+            running = len({each.request for each in self._running})
+            left = f"{format_duration(seconds_left(seconds, done, running, rows.total - rows.done))} left"
         speeds = []
         if seconds > 1 and self._all_tokens:
             speed, rates = f"{self._all_tokens / seconds:.1f} tokens/s", server_rates(self._servers, seconds)
@@ -391,6 +401,11 @@ def batch_texts(event: Counts, speeds: Sequence[str], left: str) -> Iterator[tup
 
 def counter(event: Counts) -> tuple[int, int]:
     return (event.questions, event.all_questions) if isinstance(event, EvalProgress) else (event.done, event.total)
+
+
+def seconds_left(seconds: float, done: int, running: int, remaining: int) -> float:
+    """Estimate of the time for the remaining rows: those that run now are half done on average."""
+    return seconds / (done + running / 2) * max(0.0, remaining - running / 2)
 
 
 def answered(event: Counts) -> int:

@@ -23,7 +23,7 @@ from scripted_command import SCRIPTED
 from waiting import wait_until
 
 from cerebrum_cli.core.events import PromptEvent, RowCounts, RowEvent, SequenceId, TokenEvent
-from cerebrum_cli.terminal.progress import BatchProgress
+from cerebrum_cli.terminal.progress import BatchProgress, seconds_left
 from cerebrum_cli.terminal.streams import Streams
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
@@ -143,6 +143,12 @@ def test_batch_rate_leaves_out_the_time_after_the_last_row(monkeypatch: pytest.M
         now[0] += 2  # the last time until Ray has stopped
     progress.close()
     assert "40 tokens in 4.0 s (10.0 t/s)" in err.getvalue()
+
+
+def test_batch_estimates_the_time_left_with_rows_that_run() -> None:
+    """The first of 20 rows that began together takes 30 seconds: half of what the others need is done."""
+    assert seconds_left(30.0, done=1, running=19, remaining=19) == pytest.approx(27.1, abs=0.1)
+    assert seconds_left(30.0, done=10, running=0, remaining=20) == 60.0
 
 
 def test_vote_shows_its_tally_and_then_the_winning_sample(start: OpenTerminal) -> None:
