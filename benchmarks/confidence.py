@@ -379,7 +379,7 @@ def add_trace(output: IO[str]) -> None:
                 print(json.dumps({"seed": event.seed, **traced_figures(self.traced)}), file=output)
 
     LlamaBackend.logprob = logprob  # type: ignore[assignment, method-assign]
-    evaluate.ReplyCollector = TracingCollector  # type: ignore[assignment, attr-defined]
+    evaluate.ReplyCollector = TracingCollector  # type: ignore[attr-defined]
 
 
 def traced_figures(tokens: list[TracedLogprob]) -> dict[str, float]:

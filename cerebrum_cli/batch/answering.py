@@ -328,13 +328,15 @@ def _tokenize_row(
     limits_thought = settings.thought_limit is not None
     is_bound = bool(vote or options.grammar or limits_thought) or settings.seed is not None
     channels = tokenized.channels if isinstance(tokenized.channels, ReplyChannels) else None
+    collector = ReplyCollector()
+    collector.begin(unfinished, channels.split_prefix()[1] if channels else ())
     return PendingRow(
         position,
         row,
         tokenized.compact(),
         options,
         vote,
-        ReplyCollector(unfinished, channels.split_prefix()[1] if channels else ()),
+        collector,
         responder.larger_context,
         limits_thought,
         can_continue=channels is not None and not is_bound,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.cli.generation import naming_grammar_file
 from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer
-from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent
 from cerebrum_cli.inference.inspection import GivenReply, LeastCertain, UncertainToken
 from cerebrum_cli.inference.reply import (
     Reply,
@@ -120,8 +120,7 @@ class AnswerPrinter:
         yield from self.loaded.responder.load()
         self.recorder.continued = before = without_partial_character(self.recorder.continued, self.loaded.responder)
         tokens = before.message.tokens or ()
-        collector.emit(TokenEvent(SequenceId(0), before.metadata.reasoning or "", "thinking"))
-        collector.emit(TokenEvent(SequenceId(0), before.message.content, tokens=tokens))
+        collector.begin(tokens, [("thinking", before.metadata.reasoning or ""), ("answer", before.message.content)])
         yield from self.loaded.responder.respond(replace(self.request, prefix_tokens=tokens))
 
     @property

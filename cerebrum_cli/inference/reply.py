@@ -125,15 +125,17 @@ class Preview(NamedTuple):
 
 
 class ReplyCollector:
-    """Collects the events of a reply, after the tokens and texts of one that it continues."""
-
-    def __init__(self, tokens: Sequence[int] = (), texts: Iterable[SplitText] = ()) -> None:
+    def __init__(self) -> None:
         self._texts: dict[Channel, list[str]] = {"answer": [], "thinking": []}
-        for channel, text in texts:
-            self._texts[channel].append(text)
-        self._tokens = array("i", tokens)
+        self._tokens = array("i")
         self._logprobs = array("d")
         self._finish: FinishEvent | None = None
+
+    def begin(self, tokens: Sequence[int], texts: Iterable[SplitText]) -> None:
+        """Add the tokens and texts of the reply that is continued."""
+        self._tokens.extend(tokens)
+        for channel, text in texts:
+            self._texts[channel].append(text)
 
     def emit(self, event: Event) -> None:
         if isinstance(event, TokenEvent):
