@@ -19,7 +19,7 @@ from cerebrum_cli.batch.rows import (
     output_object,
 )
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, PromptTooLong
-from cerebrum_cli.core.events import Event, RefusedEvent, RowCounts, RowEvent
+from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowCounts, RowEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings
 from cerebrum_cli.engine.engine import CancelScope
@@ -267,8 +267,8 @@ class Answering:
                     replies.forget(index)
                     self.result.write(row.position, answer)
                     yield self.progress
-                elif tokens := self.responder.drop_partial_character(row.cancelled_tokens):
-                    self.result.keep_unfinished(row.position, tokens)
+                elif isinstance(event, FinishEvent) and (tokens := row.cancelled_tokens):
+                    self.result.keep_unfinished(row.position, self.responder.drop_partial_character(tokens))
 
 
 def batch_fingerprint(options: BatchOptions, model: Model, library: Library) -> dict[str, Any]:
