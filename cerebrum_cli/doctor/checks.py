@@ -36,7 +36,6 @@ from cerebrum_cli.models import listing
 from cerebrum_cli.models.library import NANO, Library
 from cerebrum_cli.models.model import Model
 
-NETWORK_TIMEOUT_S = 3.0
 QUESTION = "What is 17 plus 25?"
 ANSWER = "17 plus 20 makes 37, 37 plus 5 makes 42. The answer is 42."
 MAX_TOKENS = 64  # twice the length of the answer
@@ -159,11 +158,11 @@ def _check_network(context: DoctorContext) -> CheckResult:
     if hub.is_offline():
         return check_result("skipped: HF_HUB_OFFLINE is set")
     try:
-        address = run_with_timeout(lambda: hub.check_reachable(NETWORK_TIMEOUT_S), NETWORK_TIMEOUT_S)
+        address = run_with_timeout(hub.check_reachable, hub.TIMEOUT_S)
     except PullError as error:
         problem, hint = error.message, error.hint.removesuffix(", then try again")
     except TimeoutError:
-        problem, hint = f"no reply from the Hub within {NETWORK_TIMEOUT_S:g} s", "check the network"
+        problem, hint = f"no reply from the Hub within {hub.TIMEOUT_S:g} s", "check the network"
     else:
         return check_result(f"{address} is reachable")
     return check_result("", (problem, f"{hint}; installed models need no network"))

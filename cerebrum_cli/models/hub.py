@@ -89,14 +89,14 @@ def replace_token(location: str) -> str:
     return "set it to a valid token, or unset it" if location == "HF_TOKEN" else "run hf auth login to replace it"
 
 
-def check_reachable(timeout: float) -> str:
-    """Request the Hub without a token and return its address. `timeout` is in seconds of a stage. Raises HubError."""
+def check_reachable() -> str:
+    """Request the Hub without a token, for TIMEOUT_S in each stage, and return its address. Raises HubError."""
     endpoint = _endpoint()
     _constants()
     from huggingface_hub import get_session
 
     with _translated(endpoint):
-        response = get_session().head(endpoint, timeout=timeout, headers={"Accept-Encoding": "identity"})
+        response = get_session().head(endpoint, timeout=TIMEOUT_S, headers={"Accept-Encoding": "identity"})
     if response.status_code >= 500:
         raise HubError(f"{endpoint}: server error {response.status_code}", "try again later")
     return endpoint
@@ -105,7 +105,7 @@ def check_reachable(timeout: float) -> str:
 def unreachable() -> str:
     """Why the Hub cannot be reached, found within seconds; empty if it can."""
     try:
-        check_reachable(TIMEOUT_S)
+        check_reachable()
     except HubError as error:
         return error.message
     return ""
