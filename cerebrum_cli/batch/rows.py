@@ -178,7 +178,7 @@ def parse_template(text: str) -> Template:
 
 
 def name_row(unit: str, object: Mapping[str, Any]) -> str:
-    """A row in messages: by its own id, or as the line or row of the input that it is."""
+    """A row in messages: by its own id, or as a line or record of the input."""
     return f"row {object['id']}" if object["id"] not in (None, object[LINE]) else f"{unit} {object[LINE]}"
 
 
