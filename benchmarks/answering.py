@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
-from cerebrum_cli.batch.journal import open_journal
 from cerebrum_cli.batch.rows import Row as Question
 from cerebrum_cli.batch.rows import prompt_row, result_rows
 from cerebrum_cli.cli.app import real_app
@@ -25,7 +24,7 @@ from cerebrum_cli.engine.load_options import LoadOptions
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.inference.loading import (
+from cerebrum_cli.model.loading import (
     BackendFactory,
     LoadedModel,
     ModelUse,
@@ -34,6 +33,7 @@ from cerebrum_cli.inference.loading import (
     Servers,
     open_model,
 )
+from cerebrum_cli.runs.journal import open_journal
 from cerebrum_cli.terminal.sinks import render
 
 THREADS = 2

@@ -35,7 +35,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.engine.remote.client import Endpoint
-from cerebrum_cli.inference.loading import CHAT, ReplySource, Servers, open_model
+from cerebrum_cli.model.loading import CHAT, ReplySource, Servers, open_model
 
 FORMATS = ("cerebrum", "embedded")
 CHATS, TURNS = 4, 10

@@ -354,7 +354,7 @@ def add_trace(output: IO[str]) -> None:
     from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
     from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
     from cerebrum_cli.eval import evaluate
-    from cerebrum_cli.inference.reply import ReplyCollector
+    from cerebrum_cli.model.reply import ReplyCollector
 
     plain = LlamaBackend.logprob
 

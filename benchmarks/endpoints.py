@@ -65,7 +65,7 @@ from cerebrum_cli.engine.memory import CPU_UBATCH
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
-from cerebrum_cli.inference.reply import ReplyRequest
+from cerebrum_cli.model.reply import ReplyRequest
 
 PARTS = ("texts", "cache", "votes", "batch", "failover")
 PROMPTS, TEXT_TOKENS = 20, 64

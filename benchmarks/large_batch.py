@@ -32,10 +32,10 @@ from typing import Any, NamedTuple
 from answering import loaded_model, model_path
 from harness import SCRIPT, Row, argument_parser, in_subprocess, isolated_environment, record, run, time_limit
 
-from cerebrum_cli.batch.output_files import output_paths
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.remote.description import PROBE
+from cerebrum_cli.runs.output_files import output_paths
 
 ROWS = 200_000
 PARTS = 10

@@ -38,7 +38,7 @@ from cerebrum_cli.cli.lm_eval import open_for_lm_eval
 from cerebrum_cli.core.events import Event, StageEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.scoring_plan import build_paths
-from cerebrum_cli.inference.loading import ModelUse, ReplySource
+from cerebrum_cli.model.loading import ModelUse, ReplySource
 
 TOLERANCE = 1e-2
 TEXT_ITEMS, TEXT_TOKENS = 20, 32

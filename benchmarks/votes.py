@@ -29,9 +29,9 @@ from harness import Row, argument_parser, in_subprocess, medians, record
 from cerebrum_cli.batch.rows import Row as Question
 from cerebrum_cli.core.events import Event, FinishEvent
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
-from cerebrum_cli.inference.reply import ReplyRequest
-from cerebrum_cli.inference.responder import Responder
-from cerebrum_cli.inference.voting import VOTE_TEMPERATURE
+from cerebrum_cli.model.reply import ReplyRequest
+from cerebrum_cli.model.responder import Responder
+from cerebrum_cli.model.voting import VOTE_TEMPERATURE
 
 VOTES, TOKENS, SHAPE_TOKENS = 8, 128, 32
 SEED = 1

@@ -16,7 +16,7 @@ from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.models.cache import COMMIT
 from cerebrum_cli.models.catalogue import Repository, packaged_catalogue
 from cerebrum_cli.models.hub import list_repository
-from cerebrum_cli.models.retries import RetryPolicy
+from cerebrum_cli.models.hub_retries import RetryPolicy
 from cerebrum_cli.models.variants import same_quantization, variants
 from cerebrum_cli.terminal.progress import FileProgress
 from cerebrum_cli.terminal.streams import standard_streams

@@ -34,7 +34,7 @@ from vocabularies import open_vocabulary
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.remote import job
-from cerebrum_cli.models import retries
+from cerebrum_cli.models import hub_retries
 from cerebrum_cli.terminal.markdown import renderer
 
 settings.register_profile("test", derandomize=True, deadline=None, max_examples=100)  # the same cases everywhere
@@ -156,7 +156,7 @@ def user(new_user: CommandLine, chatml_model: Path) -> CommandLine:
 @pytest.fixture
 def hub_user(new_user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubUser]:
     """A user with an empty Hub, whose commands in this process do not wait before a retry."""
-    monkeypatch.setattr(retries, "sleep", lambda _: None)
+    monkeypatch.setattr(hub_retries, "sleep", lambda _: None)
     with HubServer(tokens=(READER, OTHER)) as server:
         yield HubUser(server, new_user)
 

@@ -22,14 +22,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gguf",),
     ("engine", "formats", "answers"),
     ("models",),
-    ("inference",),
+    ("model",),
+    ("runs",),
     ("chat", "batch", "eval", "merge", "tune", "doctor"),
     ("terminal",),
     ("cli",),
     ("main",),
 )
 LAYER_OF = {package: number for number, layer in enumerate(LAYERS) for package in layer}
-EXCEPTIONS = {("eval", "batch")}  # an evaluation writes its samples into the journal of a batch
+EXCEPTIONS = {("eval", "batch")}  # questions are read with the templates and readers of rows
 
 # Libraries and the only modules, or packages with all below them, that may import each.
 ADAPTERS: Mapping[str, tuple[str, ...]] = {
@@ -46,7 +47,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "typer": ("main", "cli"),
     "sqlite3": ("chat",),
     "jinja2": ("formats",),
-    "pathspec": ("inference.file_search",),
+    "pathspec": ("model.file_search",),
     "psutil": ("engine.machine",),
     "platformdirs": ("cli.app",),
     "lm_eval": ("eval.lm_harness", "eval.lm_tasks"),
@@ -58,12 +59,12 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
 }
 # Modules, or packages with all below them, that compute values: they touch no files, clocks or processes.
 PURE = (
-    *("answers", "batch.rows", "batch.result", "chat.context_window", "eval.code", "eval.comparison", "eval.estimates"),
+    *("answers", "batch.rows", "runs.result", "chat.context_window", "eval.code", "eval.comparison", "eval.estimates"),
     *("core.conversation", "core.conversion", "core.declaration", "core.errors", "core.events", "core.sampling"),
     *("engine.control", "engine.drafter", "engine.llama.batch_invariance", "engine.load_options", "engine.memory"),
     *("engine.scheduler", "engine.scoring_plan", "engine.step_costs", "formats.plain", "formats.thinking"),
-    *("gguf.sizes", "gguf.types", "inference.inspection", "inference.reply", "inference.reply_controls"),
-    *("inference.voting", "merge.compatibility", "merge.metadata", "merge.methods", "merge.plan"),
+    *("gguf.sizes", "gguf.types", "model.inspection", "model.reply", "model.reply_controls"),
+    *("model.voting", "merge.compatibility", "merge.metadata", "merge.methods", "merge.plan"),
     *("merge.recipe", "merge.tensor_names", "models.fit", "models.variants"),
     *("terminal.escapes", "tune.candidates"),
 )
@@ -82,7 +83,7 @@ SMALL_MODULES = {
 
 # Packages that use the engine directly: what builds on it, and the two that measure and check it. Of the others only
 # these modules do, each for what is named.
-ENGINE_USERS = ("engine", "models", "inference", "tune", "doctor")
+ENGINE_USERS = ("engine", "models", "model", "tune", "doctor")
 ENGINE_EXCEPTIONS = {
     "batch.answering": "requests, and the scope in which they are cancelled",
     "chat.archive": "saved states that hold deleted text",
@@ -292,7 +293,7 @@ def test_pure_modules_touch_no_files_clocks_or_processes() -> None:
     assert found == []
 
 
-def test_engine_is_used_through_inference() -> None:
+def test_engine_is_used_through_model() -> None:
     sources = modules()
     users = {
         name
@@ -326,8 +327,8 @@ def test_every_package_has_a_layer() -> None:
         ("batch.journal", "from cerebrum_cli.eval import runs", "batch and eval are in one layer"),
         (
             "formats.template",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from cerebrum_cli.inference.reply import Reply",
-            "formats is below inference",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from cerebrum_cli.model.reply import Reply",
+            "formats is below model",
         ),
         ("engine.engine", "import importlib\nimportlib.import_module('cerebrum_cli.main')", "engine is below main"),
         ("engine.engine", "import llama_cpp", "llama_cpp may only"),
@@ -355,14 +356,14 @@ def test_architecture_catches_a_planted_violation(module: str, source: str, rule
         ("main", "import typer\nfrom cerebrum_cli.cli.ask import ask\nfrom cerebrum_cli import __version__"),
         ("cli.pull", "from cerebrum_cli.cli import options\nfrom . import options as again"),
         ("merge.weights", "from cerebrum_cli.engine.llama import codec"),
-        ("eval.runs", "from cerebrum_cli.batch import journal"),
+        ("eval.runs", "from cerebrum_cli.batch import readers"),
         ("engine.llama.load", "import llama_cpp.llama_cpp, os\nos.sched_getaffinity(0)"),
         ("engine.machine", "import psutil"),
         ("engine.engine", "from cerebrum_cli.core.events import Event\nfrom .scheduler import Step"),
         ("models.hub", "import huggingface_hub"),
         ("core.environment", "import os\nos.environ.get('TERM')"),
         ("terminal.markdown", "from rich.markdown import Markdown\nconsole.print('a')"),
-        ("inference.reply", "import ggufs, clickhouse"),
+        ("model.reply", "import ggufs, clickhouse"),
     ],
 )
 def test_architecture_accepts_allowed_imports(module: str, source: str) -> None:

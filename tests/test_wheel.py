@@ -119,7 +119,7 @@ def test_wheel_contains_package_and_catalogue_only(wheel: Path) -> None:
     assert {name.partition("/")[0] for name in names} == {"cerebrum_cli", f"cerebrum_cli-{__version__}.dist-info"}
     suffixes = {Path(name).suffix for name in names if name.startswith("cerebrum_cli/")}
     assert suffixes <= {".py", ".yaml", ".toml", ".typed", ".gguf", ".txt", ".jsonl"}
-    assert {"cerebrum_cli/probe.txt", "cerebrum_cli/recipes/cerebrum-12b.yaml"} <= set(names)
+    assert {"cerebrum_cli/data/probe.txt", "cerebrum_cli/recipes/cerebrum-12b.yaml"} <= set(names)
 
 
 def test_wheel_runs_in_a_bare_environment(bare: CommandLine) -> None:
@@ -132,7 +132,7 @@ def test_wheel_runs_in_a_bare_environment(bare: CommandLine) -> None:
     assert "failure" not in statuses.values()
     catalogue = json.loads(run([cerebrum, "list", "--available", "--json"], bare.home, environment))
     assert "starter" in [row["name"] for row in catalogue]
-    [nano] = bare.home.glob(".venv/lib/python*/site-packages/cerebrum_cli/nano.gguf")
+    [nano] = bare.home.glob(".venv/lib/python*/site-packages/cerebrum_cli/data/nano.gguf")
     prompt = run([cerebrum, "ask", "--dry-run", "-m", str(nano), "What is 17 plus 25?"], bare.home, environment)
     assert "What is 17 plus 25?" in prompt
     assert run([python_in(bare.home), "-m", "pip", "--version"], bare.home, environment).startswith(

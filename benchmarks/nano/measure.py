@@ -21,11 +21,11 @@ from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import CEREBRUM, EMBEDDED, PromptFormat
 from cerebrum_cli.gguf.header import read_header
-from cerebrum_cli.inference.format_choice import format_builder
+from cerebrum_cli.model.format_choice import format_builder
 from nano.questions import held_out, questions
 
 ROOT = Path(__file__).parents[2]
-MODEL_FILE = ROOT / "cerebrum_cli" / "nano.gguf"
+MODEL_FILE = ROOT / "cerebrum_cli" / "data" / "nano.gguf"
 THINKER_FILE = ROOT / "tests" / "data" / "thinker.gguf"
 SLOTS = 8
 CONTEXT = 512

@@ -77,7 +77,11 @@ def thinker_lessons(seed: int) -> Lessons:
 
 
 MODELS = {
-    "nano": (nano_lessons, TrainingPlan(Noise(error_rate=0.45, no_answer_rate=0.06)), ROOT / "cerebrum_cli/nano.gguf"),
+    "nano": (
+        nano_lessons,
+        TrainingPlan(Noise(error_rate=0.45, no_answer_rate=0.06)),
+        ROOT / "cerebrum_cli/data/nano.gguf",
+    ),
     "thinker": (thinker_lessons, TrainingPlan(Noise(error_rate=0.2), steps=3000), ROOT / "tests/data/thinker.gguf"),
 }
 

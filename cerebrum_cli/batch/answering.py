@@ -9,7 +9,6 @@ from itertools import count, islice
 from typing import Any
 
 from cerebrum_cli.answers.vote import Votes
-from cerebrum_cli.batch.result import Result
 from cerebrum_cli.batch.rows import (
     THOUGHT_CLOSED_AT,
     Row,
@@ -24,8 +23,8 @@ from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.inference.loading import generation_fingerprint
-from cerebrum_cli.inference.reply import (
+from cerebrum_cli.model.loading import generation_fingerprint
+from cerebrum_cli.model.reply import (
     Reply,
     ReplyChannels,
     ReplyCollector,
@@ -33,10 +32,11 @@ from cerebrum_cli.inference.reply import (
     ReplyStream,
     mismatch_notice,
 )
-from cerebrum_cli.inference.responder import Responder
-from cerebrum_cli.inference.voting import MajorityVote, SampleEvent, require_sampling, votes_object
+from cerebrum_cli.model.responder import Responder
+from cerebrum_cli.model.voting import MajorityVote, SampleEvent, require_sampling, votes_object
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Model
+from cerebrum_cli.runs.result import Result
 
 SORT_WINDOW = 4096  # rows sorted together so that shared prefixes meet; more would delay the first answer
 READ_AHEAD = 16_384  # rows read past the first unfinished one where answers are in order, and so wait in memory for it

@@ -22,11 +22,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from cerebrum_cli.batch.result import ResultRows, Schema, TableFormat, to_json, with_optional
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import TRUNCATED, Origin, RowCounts
 from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.runs.result import ResultRows, Schema, TableFormat, to_json, with_optional
 
 OUTPUT_KEYS = (
     "id",

@@ -28,9 +28,9 @@ from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc
 from cerebrum_cli.engine.sequence import TOKEN_BYTES
 from cerebrum_cli.engine.state_store import read_states
 from cerebrum_cli.formats.plain import EMBEDDED
-from cerebrum_cli.inference.loading import LoadedModel, ReplySource, open_model
-from cerebrum_cli.inference.prompt_sources import read_text
-from cerebrum_cli.inference.responder import Responder
+from cerebrum_cli.model.loading import LoadedModel, ReplySource, open_model
+from cerebrum_cli.model.prompt_sources import read_text
+from cerebrum_cli.model.responder import Responder
 
 DAY_S = 86_400
 MAX_IMPORT_BYTES = 1_000_000_000

@@ -32,9 +32,9 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer
-from cerebrum_cli.inference.inspection import GivenReply
-from cerebrum_cli.inference.loading import LoadedModel, ReplySource, draft_notice, open_model
-from cerebrum_cli.inference.voting import MajorityVote
+from cerebrum_cli.model.inspection import GivenReply
+from cerebrum_cli.model.loading import LoadedModel, ReplySource, draft_notice, open_model
+from cerebrum_cli.model.voting import MajorityVote
 
 Events = Generator[Event, None, None]
 INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)

@@ -13,7 +13,7 @@ from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.inference.responder import Responder
+from cerebrum_cli.model.responder import Responder
 from cerebrum_cli.models.model import Model
 
 RESTORE_BELOW = 0.25  # of the context: dropping turns for this context size leaves more

@@ -27,10 +27,10 @@ from cerebrum_cli.core.settings import (
     SourcedLayer,
     wants_thought,
 )
-from cerebrum_cli.inference.format_choice import template_file
-from cerebrum_cli.inference.loading import LoadedModel
-from cerebrum_cli.inference.reply import Reply, ReplyCollector
-from cerebrum_cli.inference.responder import Responder
+from cerebrum_cli.model.format_choice import template_file
+from cerebrum_cli.model.loading import LoadedModel
+from cerebrum_cli.model.reply import Reply, ReplyCollector
+from cerebrum_cli.model.responder import Responder
 from cerebrum_cli.models.model import Model, absolute_reference
 
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name

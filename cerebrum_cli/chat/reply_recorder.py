@@ -14,10 +14,10 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.inference.loading import LoadedModel
-from cerebrum_cli.inference.reply import ReplyCollector, ReplyRequest
-from cerebrum_cli.inference.responder import Responder
-from cerebrum_cli.inference.voting import MajorityVote, run_vote
+from cerebrum_cli.model.loading import LoadedModel
+from cerebrum_cli.model.reply import ReplyCollector, ReplyRequest
+from cerebrum_cli.model.responder import Responder
+from cerebrum_cli.model.voting import MajorityVote, run_vote
 
 SAVE_EVERY_S = 1.0  # a killed process loses at most this much of a reply
 SAVE_SHARE = 0.02  # or, of a long one, this part: the whole text is written each time

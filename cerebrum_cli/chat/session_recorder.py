@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from cerebrum_cli.chat.session import StoredMessage
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.settings import Layer, Settings
-    from cerebrum_cli.inference.loading import LoadedModel
-    from cerebrum_cli.inference.reply import Reply, ReplyCollector
-    from cerebrum_cli.inference.voting import MajorityVote
+    from cerebrum_cli.model.loading import LoadedModel
+    from cerebrum_cli.model.reply import Reply, ReplyCollector
+    from cerebrum_cli.model.voting import MajorityVote
     from cerebrum_cli.models.model import Model
 
 
@@ -97,7 +97,7 @@ class SessionRecorder:
         """Save the prompt, and the prefix that all such prompts share, if they took long to evaluate."""
         if not self._saves:
             return
-        from cerebrum_cli.inference.reply import LONG_PROMPT
+        from cerebrum_cli.model.reply import LONG_PROMPT
 
         notice = loaded.save_prompt_cache(LONG_PROMPT, conversation) if reply.has_long_prompt else None
         if notice := notice or loaded.save_prefix(conversation, reply.has_slow_prefill):

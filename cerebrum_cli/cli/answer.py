@@ -12,8 +12,8 @@ from cerebrum_cli.cli.generation import naming_grammar_file
 from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent
-from cerebrum_cli.inference.inspection import GivenReply, LeastCertain, UncertainToken
-from cerebrum_cli.inference.reply import (
+from cerebrum_cli.model.inspection import GivenReply, LeastCertain, UncertainToken
+from cerebrum_cli.model.reply import (
     Reply,
     ReplyCollector,
     ReplyRequest,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Tally, Votes
     from cerebrum_cli.chat.session_recorder import SessionRecorder
     from cerebrum_cli.core.conversation import Conversation
-    from cerebrum_cli.inference.loading import LoadedModel
+    from cerebrum_cli.model.loading import LoadedModel
     from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.streams import Streams
 
@@ -133,7 +133,7 @@ class AnswerPrinter:
 
     def _show_vote(self, votes: Votes) -> None:
         """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
-        from cerebrum_cli.inference import voting
+        from cerebrum_cli.model import voting
 
         options, vote = self.options, voting.MajorityVote(votes)
         events = voting.run_vote(self.loaded.responder, self.request, vote)
@@ -161,7 +161,7 @@ class AnswerPrinter:
 
     def _require_winner(self, tally: Tally, reply: Reply) -> None:
         """Print a notice about a winner without a majority. Raises NoAnswer without one, and for a tie with --final."""
-        from cerebrum_cli.inference.voting import MORE_SAMPLES, outcome_notice
+        from cerebrum_cli.model.voting import MORE_SAMPLES, outcome_notice
 
         notice = outcome_notice(tally)
         if tally.leader is None:

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.state_store import StateStore
     from cerebrum_cli.engine.trials import Bench, BenchFactory
     from cerebrum_cli.eval.runs import RunStore
-    from cerebrum_cli.inference.loading import BackendFactory, Resources
-    from cerebrum_cli.inference.profiles import Profile, ProfileStore
     from cerebrum_cli.merge.merge import Merger
     from cerebrum_cli.merge.weights import Codec
+    from cerebrum_cli.model.loading import BackendFactory, Resources
+    from cerebrum_cli.model.profiles import Profile, ProfileStore
+    from cerebrum_cli.models.hub_retries import Progress
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.pull import Puller
-    from cerebrum_cli.models.retries import Progress
 
-PROBE = Path(__file__).parents[1] / "probe.txt"
+PROBE = Path(__file__).parents[1] / "data" / "probe.txt"
 
 
 def llama_build() -> Build:
@@ -118,7 +118,7 @@ class App:
 
     def resources(self, no_profile: bool = False) -> Resources:
         """Resources for opening models; `no_profile` leaves out tuning profiles."""
-        from cerebrum_cli.inference.loading import Resources
+        from cerebrum_cli.model.loading import Resources
 
         profile = {} if no_profile else {"profile": self.profile}
         return Resources(
@@ -139,7 +139,7 @@ class App:
     def profiles(self, settings: Settings | None = None) -> ProfileStore:
         from cerebrum_cli.engine.build import build_fingerprint
         from cerebrum_cli.engine.machine import load_devices, machine_fingerprint
-        from cerebrum_cli.inference.profiles import ProfileStore, settings_text
+        from cerebrum_cli.model.profiles import ProfileStore, settings_text
 
         machine = machine_fingerprint(load_devices(devices_file(self.data_directory)))
         machine += settings_text(settings) if settings else ""
@@ -149,7 +149,7 @@ class App:
         """Profile of a model, measured with these settings or else with defaults; None if it was never tuned."""
         if not self._profiles.is_dir():
             return None
-        from cerebrum_cli.inference.profiles import general_settings
+        from cerebrum_cli.model.profiles import general_settings
 
         identity, general = self.library.identity(model), general_settings(settings)
         found = self.profiles(settings).find(identity)

@@ -23,8 +23,8 @@ from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.conversation import Conversation
-    from cerebrum_cli.inference.loading import LoadedModel, ReplySource
-    from cerebrum_cli.inference.prompt_sources import PromptSources
+    from cerebrum_cli.model.loading import LoadedModel, ReplySource
+    from cerebrum_cli.model.prompt_sources import PromptSources
 
 
 @composed
@@ -49,7 +49,7 @@ def ask(
 
         save(app, options.save_prompt, text, overrides, options, on_command_line)
         return
-    from cerebrum_cli.inference.prompt_sources import PromptSources
+    from cerebrum_cli.model.prompt_sources import PromptSources
 
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved)
@@ -97,7 +97,7 @@ def run_question(
     loaded = start_loading(source, options)
     with closing(loaded.engine):
         from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
-        from cerebrum_cli.inference.reply import ReplyRequest
+        from cerebrum_cli.model.reply import ReplyRequest
         from cerebrum_cli.terminal.keyboard import Keyboard
 
         conversation = conversation or read()
@@ -113,7 +113,7 @@ def run_question(
 def start_loading(source: ReplySource, options: AskOptions) -> LoadedModel:
     """Start to load the model, or to connect to its server. A dry run needs the vocabulary only."""
     from cerebrum_cli.engine.memory import SINGLE, ContextOptions
-    from cerebrum_cli.inference.loading import open_model
+    from cerebrum_cli.model.loading import open_model
 
     votes = options.vote_bounds
     return open_model(

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.batch.answering import BatchOptions
     from cerebrum_cli.batch.readers import IndexedRows, InputFile
-    from cerebrum_cli.batch.result import Result
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.config import SavedPrompt
-    from cerebrum_cli.inference.loading import ReplySource
+    from cerebrum_cli.model.loading import ReplySource
     from cerebrum_cli.models.model import Model
+    from cerebrum_cli.runs.result import Result
 
 STANDARD = Path("-")  # standard input or output
 
@@ -61,7 +61,7 @@ def batch(
       cerebrum batch exam.jsonl -o out.jsonl --votes auto:3..16
     """
     from cerebrum_cli.batch.readers import detect_shape, read_rows
-    from cerebrum_cli.batch.result import DELIMITERS
+    from cerebrum_cli.runs.result import DELIMITERS
 
     app, on_command_line = app_of(context, options), options_on_command_line(context)
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
@@ -78,7 +78,7 @@ def batch(
 
 def check_output(output: Path, source: Path) -> bool:
     """Whether the result will be a table. Raises UsageError for an output that cannot be written."""
-    from cerebrum_cli.batch.output_files import output_paths, result_delimiter
+    from cerebrum_cli.runs.output_files import output_paths, result_delimiter
 
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
@@ -141,8 +141,8 @@ def generate(
     options: BatchCommandOptions,
 ) -> None:
     from cerebrum_cli.batch.answering import answer_rows, write_row_errors
-    from cerebrum_cli.batch.journal import Journal
     from cerebrum_cli.cli.generation import MAX_PARALLEL, naming_grammar_file, open_for, progress_sinks
+    from cerebrum_cli.runs.journal import Journal
     from cerebrum_cli.terminal.progress import BatchProgress
     from cerebrum_cli.terminal.sinks import render
 
@@ -198,10 +198,10 @@ def open_result(
     rows: IndexedRows,
     options: BatchCommandOptions,
 ) -> Result:
-    from cerebrum_cli.batch.journal import open_journal
-    from cerebrum_cli.batch.output_files import result_delimiter
-    from cerebrum_cli.batch.result import StreamedResult, TableFormat
     from cerebrum_cli.batch.rows import result_rows
+    from cerebrum_cli.runs.journal import open_journal
+    from cerebrum_cli.runs.output_files import result_delimiter
+    from cerebrum_cli.runs.result import StreamedResult, TableFormat
 
     delimiter = result_delimiter(output)
     table = TableFormat(delimiter, rows.columns) if delimiter else None

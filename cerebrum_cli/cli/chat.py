@@ -25,7 +25,7 @@ from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 if TYPE_CHECKING:
     from cerebrum_cli.chat.chat import Chat
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.inference.loading import ReplySource
+    from cerebrum_cli.model.loading import ReplySource
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.repl.prompt import SlashCompleter
@@ -130,7 +130,7 @@ def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions)
     from cerebrum_cli.chat.chat import Chat
     from cerebrum_cli.chat.history import with_session_defaults
     from cerebrum_cli.cli.models import find_model
-    from cerebrum_cli.inference.loading import open_model
+    from cerebrum_cli.model.loading import open_model
 
     def resolve(layer: Layer) -> ReplySource:
         model = find_model(app, layer, options) if options.endpoint else app.library.resolve(layer.get("model"))
@@ -158,7 +158,7 @@ def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions)
 
 def chat_source(app: App, overrides: Layer, options: ChatOptions, model: Model) -> ReplySource:
     from cerebrum_cli.cli.generation import find_source
-    from cerebrum_cli.inference.loading import CHAT
+    from cerebrum_cli.model.loading import CHAT
 
     source = find_source(app, overrides, options, model=model)
     settings = replace(source.settings, cache_gb=0.0) if source.settings.no_log else source.settings
@@ -167,7 +167,7 @@ def chat_source(app: App, overrides: Layer, options: ChatOptions, model: Model) 
 
 def input_lines(app: App, repl: Repl, keyboard: Keyboard) -> InputSource:
     """Where the questions come from: a pipe, a plain prompt, or a prompt with history and completion."""
-    from cerebrum_cli.inference.prompt_sources import read_piped
+    from cerebrum_cli.model.prompt_sources import read_piped
     from cerebrum_cli.terminal.repl.questions import PlainPrompt, ScriptInput
     from cerebrum_cli.terminal.streams import is_plain_terminal
 

@@ -14,12 +14,12 @@ from cerebrum_cli.core.settings import CHOSEN, ENVIRONMENT, LOCAL_KEYS, Settings
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
-    from cerebrum_cli.batch.journal import Journal
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.options import ServerOptions
     from cerebrum_cli.engine.remote.client import Endpoint
-    from cerebrum_cli.inference.loading import LoadedModel
+    from cerebrum_cli.model.loading import LoadedModel
     from cerebrum_cli.models.model import Model
+    from cerebrum_cli.runs.journal import Journal
 
     Servers = Sequence[Mapping[str, str]]  # as they are recorded
 

@@ -21,13 +21,13 @@ from cerebrum_cli.core.settings import RECOMMENDED, REPLY_KEYS, Layer, SourcedLa
 from cerebrum_cli.core.text import format_count, format_duration
 
 if TYPE_CHECKING:
-    from cerebrum_cli.batch.journal import Journal
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.evaluate import Evaluation
     from cerebrum_cli.eval.runs import Run
     from cerebrum_cli.eval.sources import LoadedTask
     from cerebrum_cli.eval.tasks import Condition, Preset
-    from cerebrum_cli.inference.loading import ReplySource
+    from cerebrum_cli.model.loading import ReplySource
+    from cerebrum_cli.runs.journal import Journal
 
 SETTINGS = SettingKeys(
     REPLY_KEYS,
@@ -99,8 +99,8 @@ def evaluate_model(
 
 
 def require_file(output: Path, source: str) -> None:
-    from cerebrum_cli.batch.output_files import output_paths
-    from cerebrum_cli.batch.result import DELIMITERS
+    from cerebrum_cli.runs.output_files import output_paths
+    from cerebrum_cli.runs.result import DELIMITERS
 
     if output == Path("-"):
         raise UsageError("a run cannot be written to standard output", "omit -o; use --json to print the report")
@@ -142,7 +142,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     from cerebrum_cli.eval.questions import MAX_SAMPLES, select
     from cerebrum_cli.eval.runs import provenance
     from cerebrum_cli.eval.tasks import find_preset
-    from cerebrum_cli.inference.loading import generation_fingerprint
+    from cerebrum_cli.model.loading import generation_fingerprint
 
     generation.parse_parallel(options)  # what is invalid is refused before questions are downloaded
     generation.without_padded_drafts(overrides, options)
@@ -218,8 +218,8 @@ def require_count(option: str, value: int | None, most: int | None = None) -> No
 
 def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> Run:
     """Take the samples that are missing, and complete the run file. Raises Interrupted with how to resume."""
-    from cerebrum_cli.batch.journal import open_journal
     from cerebrum_cli.eval.runs import require_run
+    from cerebrum_cli.runs.journal import open_journal
 
     rows, notes = prepared.evaluation.rows, prepared.notes
     run = open_journal(path, prepared.fingerprint, rows, options.restart, extent=prepared.extent, notes=notes)
@@ -270,7 +270,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.engine.memory import SINGLE
     from cerebrum_cli.eval.runs import samples_to_keep
-    from cerebrum_cli.inference.loading import open_model
+    from cerebrum_cli.model.loading import open_model
     from cerebrum_cli.terminal.tables import sampling_text
 
     streams, evaluation = app.streams, prepared.evaluation
@@ -325,8 +325,8 @@ def estimate(app: App, prepared: PreparedEvaluation, prompt_tokens: int) -> tupl
     from statistics import StatisticsError, mean
 
     from cerebrum_cli.engine.trials import BenchJob, TrialError
-    from cerebrum_cli.inference.loading import load_options
-    from cerebrum_cli.inference.profiles import tuning_of
+    from cerebrum_cli.model.loading import load_options
+    from cerebrum_cli.model.profiles import tuning_of
 
     evaluation, source = prepared.evaluation, prepared.source
     samples = len(evaluation.rows)

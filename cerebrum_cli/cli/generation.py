@@ -32,7 +32,7 @@ from cerebrum_cli.core.settings import (
 )
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.inference.loading import (
+from cerebrum_cli.model.loading import (
     Host,
     LoadedModel,
     ModelUse,
@@ -41,8 +41,8 @@ from cerebrum_cli.inference.loading import (
     open_model,
     require_attention,
 )
-from cerebrum_cli.inference.profiles import tuning_of
-from cerebrum_cli.inference.prompt_sources import read_text, template_options
+from cerebrum_cli.model.profiles import tuning_of
+from cerebrum_cli.model.prompt_sources import read_text, template_options
 from cerebrum_cli.models.adapters import with_adapters
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def generation_settings(app: App, overrides: Layer, model: Model, samples_by: st
     """
     settings = app.settings(overrides, model)
     if samples_by:
-        from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, require_sampling
+        from cerebrum_cli.model.voting import VOTE_TEMPERATURE, require_sampling
 
         if settings.temperature == 0 and settings.origin("temperature") in RECOMMENDED:
             overrides = SourcedLayer(overrides, SourcedLayer({"temperature": VOTE_TEMPERATURE}, origin=samples_by))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.eval.lm_harness import Use
     from cerebrum_cli.eval.tasks import Preset
-    from cerebrum_cli.inference.loading import LoadedModel, ReplySource
+    from cerebrum_cli.model.loading import LoadedModel, ReplySource
     from cerebrum_cli.models.model import Model
 
 ANSWER_RULES = 1  # by which thoughts are removed from replies: results in the cache depend on them
@@ -86,7 +86,7 @@ def lm_eval(
 
 def require_usable(overrides: Layer, options: LmEvalOptions) -> None:
     """Raise UsageError for options that are invalid or have no effect, and if lm-eval is not installed."""
-    from cerebrum_cli.batch.output_files import output_paths
+    from cerebrum_cli.runs.output_files import output_paths
 
     output, include_path = options.output, options.include_path
     if find_spec("lm_eval") is None:
@@ -166,7 +166,7 @@ def run_tasks(
 
 def has_format(settings: Settings, model: Model) -> bool:
     """Whether the prompt format of a model is known, and with it the markup of its thoughts. Raises UsageError."""
-    from cerebrum_cli.inference.loading import format_of
+    from cerebrum_cli.model.loading import format_of
 
     with suppress(FormatError):
         return bool(format_of(settings, model))
@@ -180,7 +180,7 @@ def open_for_lm_eval(source: ReplySource, use: Use, scores_raw: bool = False) ->
     """
     from cerebrum_cli.cli.generation import AUTO_PARALLEL
     from cerebrum_cli.engine.memory import ContextOptions
-    from cerebrum_cli.inference.loading import open_model
+    from cerebrum_cli.model.loading import open_model
 
     if use == "generation":
         context = replace(source.use.context, slots=source.use.context.slots or AUTO_PARALLEL)

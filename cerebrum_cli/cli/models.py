@@ -41,7 +41,7 @@ from cerebrum_cli.terminal.progress import FileProgress
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.inference.profiles import Profile
+    from cerebrum_cli.model.profiles import Profile
     from cerebrum_cli.models.catalogue import ModelSpec
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.reference import Reference
@@ -130,7 +130,7 @@ def pull(
 
 def next_step(app: App, model: Model) -> str:
     """Notice with the command that tries an installed model; empty for one that generates no text."""
-    from cerebrum_cli.inference.loading import format_of
+    from cerebrum_cli.model.loading import format_of
 
     if unsupported_kind(model.header):
         return ""
@@ -250,7 +250,7 @@ def show(
       cerebrum show starter
       cerebrum show cerebrum-7b --json
     """
-    from cerebrum_cli.inference.profiles import profile_object
+    from cerebrum_cli.model.profiles import profile_object
     from cerebrum_cli.models import listing
     from cerebrum_cli.terminal.reports import print_profile
     from cerebrum_cli.terminal.tables import print_candidates, print_description
@@ -293,7 +293,7 @@ def show(
 def ask_settings(app: App, model: Model) -> Settings:
     """The settings of a question without options."""
     from cerebrum_cli.formats.plain import EMBEDDED
-    from cerebrum_cli.inference.format_choice import template_file
+    from cerebrum_cli.model.format_choice import template_file
 
     settings = app.readable_settings(environment_layer(*REPLY_KEYS), model)
     return replace(settings, format=EMBEDDED) if template_file(settings) else settings

@@ -128,7 +128,7 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
         if self.continue_ and (self.raw or self.messages):
             raise UsageError.conflict("-c", "--raw" if self.raw else "--messages")
         if self.top_logprobs is not None:
-            from cerebrum_cli.inference.inspection import parse_likeliest
+            from cerebrum_cli.model.inspection import parse_likeliest
 
             parse_likeliest("--top-logprobs", str(self.top_logprobs))
 

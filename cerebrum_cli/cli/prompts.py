@@ -113,7 +113,7 @@ def save(
 ) -> None:
     """Save what is on the command line as a prompt; variables are not saved. Raises UsageError."""
     from cerebrum_cli.cli.generation import MAX_GRAMMAR_BYTES
-    from cerebrum_cli.inference.prompt_sources import read_piped, read_text
+    from cerebrum_cli.model.prompt_sources import read_piped, read_text
     from cerebrum_cli.models.model import absolute_reference
 
     require_name(name)

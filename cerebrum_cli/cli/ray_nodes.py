@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
-from cerebrum_cli.batch.journal import Journal
 from cerebrum_cli.batch.rows import INPUT
 from cerebrum_cli.cli.endpoints import note_records, noted_servers
 from cerebrum_cli.cli.generation import MAX_PARALLEL, open_for, slots_of
@@ -30,13 +29,14 @@ from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import PATIENCE_S, Settings
 from cerebrum_cli.eval.evaluate import Evaluation, evaluate
 from cerebrum_cli.eval.marking import Match, code_marker, marker
-from cerebrum_cli.inference.loading import ModelUse, ReplySource, Servers
+from cerebrum_cli.model.loading import ModelUse, ReplySource, Servers
+from cerebrum_cli.runs.journal import Journal
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.options import BatchCommandOptions, EvalOptions
     from cerebrum_cli.eval.marking import Marker
-    from cerebrum_cli.inference.responder import Responder
+    from cerebrum_cli.model.responder import Responder
     from cerebrum_cli.models.library import Library
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.terminal.sinks import Sink

@@ -136,7 +136,7 @@ def export(
 ) -> None:
     """Print a session in another format."""
     from cerebrum_cli.chat.archive import export_session, export_transcript
-    from cerebrum_cli.inference.loading import ReplySource
+    from cerebrum_cli.model.loading import ReplySource
 
     app = app_of(context)
     history = app.open_history()

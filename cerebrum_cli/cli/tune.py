@@ -41,7 +41,7 @@ def tune(
     Examples:
       cerebrum tune cerebrum-7b
     """
-    from cerebrum_cli.inference.profiles import profile_object, settings_text
+    from cerebrum_cli.model.profiles import profile_object, settings_text
     from cerebrum_cli.models.adapters import with_adapters
     from cerebrum_cli.terminal.reports import print_profile, print_summary
 
@@ -70,7 +70,7 @@ def measure(app: App, model: Model, settings: Settings, streams: Streams) -> Tun
     """
     from cerebrum_cli.cli.app import devices_file
     from cerebrum_cli.engine.machine import save_devices
-    from cerebrum_cli.inference.profiles import general_settings
+    from cerebrum_cli.model.profiles import general_settings
     from cerebrum_cli.models.model import is_missing
     from cerebrum_cli.terminal.interrupts import interruptible
     from cerebrum_cli.terminal.progress import FileProgress, StageProgress

@@ -30,8 +30,8 @@ from cerebrum_cli.doctor.assessment import (
 from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.build import Build, lacking, rebuild_command
 from cerebrum_cli.engine.state_store import STATE, list_names
-from cerebrum_cli.inference.loading import BackendFactory, ReplySource, Resources, open_model
-from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest
+from cerebrum_cli.model.loading import BackendFactory, ReplySource, Resources, open_model
+from cerebrum_cli.model.reply import Reply, ReplyCollector, ReplyRequest
 from cerebrum_cli.models import listing
 from cerebrum_cli.models.library import NANO, Library
 from cerebrum_cli.models.model import Model

@@ -20,9 +20,9 @@ from cerebrum_cli.engine.remote.description import probe
 from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.engine.remote.vllm_sglang import IGNORED_SEEDS
-from cerebrum_cli.inference.loading import LoadedModel, ReplySource, Resources, Servers, open_model
-from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest, reply_notice
-from cerebrum_cli.inference.responder import Responder
+from cerebrum_cli.model.loading import LoadedModel, ReplySource, Resources, Servers, open_model
+from cerebrum_cli.model.reply import Reply, ReplyCollector, ReplyRequest, reply_notice
+from cerebrum_cli.model.responder import Responder
 from cerebrum_cli.models.library import served_model
 
 REPLY_TIMEOUT_S = 60.0  # of each reply; the server may be busy with other requests

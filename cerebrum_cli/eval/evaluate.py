@@ -11,7 +11,6 @@ from itertools import groupby
 from math import inf
 from typing import Any, NamedTuple, Protocol
 
-from cerebrum_cli.batch.result import ResultRows, Schema, with_optional
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.core.events import (
@@ -41,8 +40,9 @@ from cerebrum_cli.eval.questions import (
     sample_seed,
 )
 from cerebrum_cli.eval.report import RunningScore
-from cerebrum_cli.inference.reply import Reply, ReplyCollector, ReplyRequest
-from cerebrum_cli.inference.responder import Responder
+from cerebrum_cli.model.reply import Reply, ReplyCollector, ReplyRequest
+from cerebrum_cli.model.responder import Responder
+from cerebrum_cli.runs.result import ResultRows, Schema, with_optional
 
 POLL_S = 0.2  # a signal does not end a wait
 GRACE_S = 2.0  # after a signal, for programs that are running

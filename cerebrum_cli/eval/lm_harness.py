@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from cerebrum_cli.formats.thinking import ThoughtSplitter
-    from cerebrum_cli.inference.loading import LoadedModel
+    from cerebrum_cli.model.loading import LoadedModel
 
 Use = Literal["scoring", "generation"]
 EncodedPair = tuple[Any, list[int], list[int]]

@@ -9,8 +9,6 @@ from itertools import chain
 from math import inf
 from typing import Any, NamedTuple
 
-from cerebrum_cli.batch.output_files import MADE_BY, identify, shown_values, write_record, write_result
-from cerebrum_cli.batch.result import to_json_line
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import commit_file, unfinished_file
 from cerebrum_cli.core.settings import KEYS
@@ -29,6 +27,8 @@ from cerebrum_cli.eval.marking import (
 from cerebrum_cli.eval.questions import Question, Sample, sample_object
 from cerebrum_cli.eval.report import group_by_question
 from cerebrum_cli.eval.runs import AGAIN, CHOSEN, DEFAULT_TEMPLATE, Run, form_of, has_rows, require_run, writing
+from cerebrum_cli.runs.output_files import MADE_BY, identify, shown_values, write_record, write_result
+from cerebrum_cli.runs.result import to_json_line
 
 # What is not named as a difference: what a model's label stands for, and keys of the versions and of the questions.
 NOT_NAMED = ("model", *MADE_BY, MARKING, "task", "dataset", DEFAULT_TEMPLATE)

@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from cerebrum_cli import __version__
 from cerebrum_cli.answers.canonical import canonical
-from cerebrum_cli.batch.output_files import (
+from cerebrum_cli.core.conversation import Conversation, Text
+from cerebrum_cli.core.errors import BatchError, EngineError, UsageError
+from cerebrum_cli.core.files import exists, remove_abandoned, translate_os_errors
+from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
+from cerebrum_cli.core.text import did_you_mean
+from cerebrum_cli.eval.marking import MARKING, MATH_VERIFY, Match, describe_rules, rules_of
+from cerebrum_cli.eval.math_equality import INSTALL
+from cerebrum_cli.eval.questions import Sample, parse_sample
+from cerebrum_cli.eval.report import Report, summarize
+from cerebrum_cli.formats.plain import PLAIN_FORMATS
+from cerebrum_cli.runs.output_files import (
     MADE_BY,
     BatchRecord,
     OutputPaths,
@@ -30,21 +40,11 @@ from cerebrum_cli.batch.output_files import (
     output_paths,
     read_record,
 )
-from cerebrum_cli.core.conversation import Conversation, Text
-from cerebrum_cli.core.errors import BatchError, EngineError, UsageError
-from cerebrum_cli.core.files import exists, remove_abandoned, translate_os_errors
-from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
-from cerebrum_cli.core.text import did_you_mean
-from cerebrum_cli.eval.marking import MARKING, MATH_VERIFY, Match, describe_rules, rules_of
-from cerebrum_cli.eval.math_equality import INSTALL
-from cerebrum_cli.eval.questions import Sample, parse_sample
-from cerebrum_cli.eval.report import Report, summarize
-from cerebrum_cli.formats.plain import PLAIN_FORMATS
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.engine.trials import BenchFactory, Closeness
-    from cerebrum_cli.inference.loading import ReplySource
+    from cerebrum_cli.model.loading import ReplySource
     from cerebrum_cli.models.model import Model
 
 DEFAULT_TEMPLATE = "default template"
@@ -244,7 +244,7 @@ def provenance(source: ReplySource, llama_version: Callable[[], str]) -> dict[st
     That is the text of a built-in format with its own system prompt, or the digest of a chat template. Builds of
     servers are notes of the run.
     """
-    from cerebrum_cli.inference.loading import Servers, format_of
+    from cerebrum_cli.model.loading import Servers, format_of
 
     name, template = format_of(source.settings, source.model)
     is_remote = isinstance(source.host, Servers)
@@ -312,7 +312,7 @@ def measure_divergence(reference: Model, other: Model, settings: Settings, open_
     """
     from cerebrum_cli.engine.trials import TrialError
     from cerebrum_cli.gguf.header import require_generative
-    from cerebrum_cli.inference.loading import load_options
+    from cerebrum_cli.model.loading import load_options
 
     for model in (reference, other):
         require_generative(model.path, model.header)

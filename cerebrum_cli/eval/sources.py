@@ -30,7 +30,7 @@ from cerebrum_cli.eval.tasks import CODE_TEMPLATE, SUMS, TASK_NAMES, Condition, 
 from cerebrum_cli.models.cache import Cache, CachedFile
 from cerebrum_cli.models.download import Download, git_hash
 from cerebrum_cli.models.hub import cache_directory, is_offline, list_repository, unreachable
-from cerebrum_cli.models.retries import Progress, RetryPolicy
+from cerebrum_cli.models.hub_retries import Progress, RetryPolicy
 
 _PARQUET = ".parquet"
 IN_WORDS = "correct answers are words, and final answers must equal them; --match contains accepts them anywhere"

@@ -128,7 +128,7 @@ TASKS = (
         convert=_code_row,
     ),
 )
-SUMS = Path(__file__).parents[1] / "sums.jsonl"  # bundled questions that the bundled model can answer
+SUMS = Path(__file__).parents[1] / "data" / "sums.jsonl"  # bundled questions that the bundled model can answer
 TASK_NAMES = (*(task.name for task in TASKS), SUMS.stem)
 
 PICTURES_ONLY = "the card publishes its figures only as an image, so none is printed next to yours"

@@ -16,13 +16,13 @@ from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.header import parse_header, read_header, require_loadable
 from cerebrum_cli.gguf.table import read_table
-from cerebrum_cli.inference.prompt_sources import read_text
 from cerebrum_cli.merge.execute import execute, require_supported_types
 from cerebrum_cli.merge.metadata import Provenance
 from cerebrum_cli.merge.methods import input_tensors
 from cerebrum_cli.merge.plan import MergePlanner, Plan, Target
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
 from cerebrum_cli.merge.weights import CHUNK_WEIGHTS, PENDING_PER_THREAD, CodecFactory
+from cerebrum_cli.model.prompt_sources import read_text
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import Capacity, fit_memory, planned_context
 from cerebrum_cli.models.library import Library, OnProgress

@@ -20,8 +20,8 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import existing_parent, exists, require_space, translate_os_errors, wait_for_lock
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.hub import HubFile, Listing, open_file
+from cerebrum_cli.models.hub_retries import HubError, Progress, RetryPolicy
 from cerebrum_cli.models.registry import Digest, hash_file
-from cerebrum_cli.models.retries import HubError, Progress, RetryPolicy
 
 DISK_MARGIN = 64_000_000  # bytes of free disk space to leave
 ELSEWHERE = "set HF_HUB_CACHE to a directory on another disk"  # hint for a full disk, or one without locks

@@ -31,10 +31,10 @@ from cerebrum_cli.models.hub import (
     open_file,
     search_repositories,
 )
+from cerebrum_cli.models.hub_retries import Progress, RetryPolicy
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.listing import quantization_plan
 from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, Reference
-from cerebrum_cli.models.retries import Progress, RetryPolicy
 from cerebrum_cli.models.variants import Variant, variants
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB

@@ -15,8 +15,8 @@ from cerebrum_cli.core.environment import environment, forget_empty_variable
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.files import read_small
 from cerebrum_cli.models.cache import COMMIT, SHA256
+from cerebrum_cli.models.hub_retries import HubError
 from cerebrum_cli.models.reference import HUB_HOSTS, MAIN, REPO_ID, RepositoryKind, is_safe_path
-from cerebrum_cli.models.retries import HubError
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -35,7 +35,7 @@ from cerebrum_cli.models.variants import same_quantization
 ADAPTED = " with adapters "  # in an identity, between those of the file and of its adapters
 _OLLAMA_TAG = re.compile(r"[\w.-]+:(?:latest|e?\d+(?:\.\d+)?[bm]\b.*)", re.IGNORECASE)
 
-NANO = Path(__file__).parents[1] / "nano.gguf"  # the bundled model
+NANO = Path(__file__).parents[1] / "data" / "nano.gguf"  # the bundled model
 NANO_SPEC = ModelSpec("nano", "nano", format="cerebrum")
 
 OnProgress = Callable[[int, int], None]  # receives the bytes done and the total

@@ -18,6 +18,7 @@ from cerebrum_cli.models.download import Download
 from cerebrum_cli.models.download_plan import DownloadPlanner
 from cerebrum_cli.models.fit import DownloadPlan
 from cerebrum_cli.models.hub import HubFile, Listing, list_repository
+from cerebrum_cli.models.hub_retries import HubError, Progress, RetryPolicy
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Model, is_missing
 from cerebrum_cli.models.reference import (
@@ -31,7 +32,6 @@ from cerebrum_cli.models.reference import (
 )
 from cerebrum_cli.models.registry import Digest, RegistryEntry, Source
 from cerebrum_cli.models.removal import Removal
-from cerebrum_cli.models.retries import HubError, Progress, RetryPolicy
 from cerebrum_cli.models.stores import FoundModel, find_in_store
 from cerebrum_cli.models.variants import name_from_stem
 

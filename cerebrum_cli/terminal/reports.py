@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.text import format_count, format_size, one_line
 from cerebrum_cli.doctor.assessment import CheckResult, Status, check_result
-from cerebrum_cli.inference.inspection import CERTAIN
+from cerebrum_cli.model.inspection import CERTAIN
 from cerebrum_cli.models.reference import looks_like_path
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.estimates import Interval
     from cerebrum_cli.eval.report import Report
     from cerebrum_cli.eval.runs import Run
-    from cerebrum_cli.inference import inspection
-    from cerebrum_cli.inference.profiles import Profile, TunedUse
+    from cerebrum_cli.model import inspection
+    from cerebrum_cli.model.profiles import Profile, TunedUse
     from cerebrum_cli.tune.candidates import Candidate
     from cerebrum_cli.tune.tune import TuningResult
 

@@ -16,7 +16,7 @@ from cerebrum_cli.terminal.keyboard import ANSWER_KEY_NAME, Keyboard
 from cerebrum_cli.terminal.streams import Streams, columns
 
 if TYPE_CHECKING:
-    from cerebrum_cli.inference.responder import Responder
+    from cerebrum_cli.model.responder import Responder
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
 T = TypeVar("T")

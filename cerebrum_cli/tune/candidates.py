@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.trials import JobKind
-from cerebrum_cli.inference.profiles import Speeds, UseName
+from cerebrum_cli.model.profiles import Speeds, UseName
 
 BATCH_SLOTS = 32  # concurrent sequences of a batch without a profile
 TRIED_SLOTS = (16, 64)

@@ -17,7 +17,7 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.trials import JOB_KINDS, Bench, BenchJob, JobKind, TrialError
-from cerebrum_cli.inference.profiles import Speeds, TunedUse, UseName
+from cerebrum_cli.model.profiles import Speeds, TunedUse, UseName
 from cerebrum_cli.tune.candidates import (
     ASK,
     BATCH,

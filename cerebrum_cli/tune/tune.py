@@ -21,8 +21,8 @@ from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK, MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.trials import Bench, TrialError
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.inference.loading import ROLLBACK, draft_problem, load_options
-from cerebrum_cli.inference.profiles import (
+from cerebrum_cli.model.loading import ROLLBACK, draft_problem, load_options
+from cerebrum_cli.model.profiles import (
     Profile,
     ProfileStore,
     TunedUse,

@@ -31,12 +31,12 @@ from batch_files import (
 from disks import full_disk
 from waiting import wait_until
 
-from cerebrum_cli.batch import output_files
-from cerebrum_cli.batch.journal import open_journal
-from cerebrum_cli.batch.output_files import output_paths
-from cerebrum_cli.batch.result import Result, ResultRows, StreamedResult
 from cerebrum_cli.batch.rows import OUTPUT_KEYS, Row, result_rows
 from cerebrum_cli.core.errors import BatchError, UsageError
+from cerebrum_cli.runs import output_files
+from cerebrum_cli.runs.journal import open_journal
+from cerebrum_cli.runs.output_files import output_paths
+from cerebrum_cli.runs.result import Result, ResultRows, StreamedResult
 
 
 def batch_error(action: Callable[[], object]) -> tuple[str, str]:

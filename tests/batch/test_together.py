@@ -34,7 +34,7 @@ from cerebrum_cli.gguf.header import read_header
 
 pytestmark = pytest.mark.slow
 
-NANO = Path(cerebrum_cli.__file__).parent / "nano.gguf"
+NANO = Path(cerebrum_cli.__file__).parent / "data" / "nano.gguf"
 SUMS = [f"What is {a} plus {b}?" for a, b in ((17, 25), (3, 4), (60, 31), (8, 8), (45, 9), (12, 70), (33, 33), (5, 90))]
 LONG = " and then ".join(f"Tom buys {number} apples" for number in range(60)) + ". "
 

@@ -19,7 +19,7 @@ from cerebrum_cli.cli.app import llama_opener
 from cerebrum_cli.core.conversation import Conversation, Message, Role, Text
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.settings import fold
-from cerebrum_cli.inference.loading import LoadedModel, ModelUse, ReplySource, Resources, open_model
+from cerebrum_cli.model.loading import LoadedModel, ModelUse, ReplySource, Resources, open_model
 from cerebrum_cli.models.model import Model
 
 SUMS = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.", (1, 2)).user("And 3 + 3?")

@@ -33,7 +33,7 @@ from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings, TokenEvent
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.inference.reply import Reply, ReplyCollector
+from cerebrum_cli.model.reply import Reply, ReplyCollector
 from cerebrum_cli.models.library import NANO
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.registry import RegistryEntry

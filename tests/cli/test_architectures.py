@@ -33,8 +33,8 @@ from cerebrum_cli.engine.backend import OpenBackend, TokenRow
 from cerebrum_cli.engine.llama.context import LlamaContext
 from cerebrum_cli.engine.load_options import LoadOptions
 from cerebrum_cli.gguf.header import read_header, require_generative
-from cerebrum_cli.inference.voting import MajorityVote
 from cerebrum_cli.main import run
+from cerebrum_cli.model.voting import MajorityVote
 from cerebrum_cli.terminal.streams import Streams
 
 pytestmark = pytest.mark.slow

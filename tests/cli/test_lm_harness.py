@@ -30,8 +30,8 @@ from cerebrum_cli.engine.load_options import GgufFile, LoadOptions  # noqa: E402
 from cerebrum_cli.engine.memory import ContextOptions  # noqa: E402
 from cerebrum_cli.eval.lm_harness import CerebrumLM, Use, answer_of  # noqa: E402
 from cerebrum_cli.formats.thinking import thoughts_of  # noqa: E402
-from cerebrum_cli.inference.loading import LoadedModel, ModelUse, ReplySource, Resources  # noqa: E402
-from cerebrum_cli.inference.reply import ReplyChannels  # noqa: E402
+from cerebrum_cli.model.loading import LoadedModel, ModelUse, ReplySource, Resources  # noqa: E402
+from cerebrum_cli.model.reply import ReplyChannels  # noqa: E402
 from cerebrum_cli.models.model import Model  # noqa: E402
 
 CONTEXT = 512

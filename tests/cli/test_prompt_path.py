@@ -69,7 +69,9 @@ def test_prompt_passes_few_functions_on_its_way_to_llama_decode(tmp_path: Path) 
     threading.setprofile(path)
     sys.setprofile(path)
     try:
-        code = run(["ask", "-m", str(PACKAGE / "nano.gguf"), "-n", "1", "--no-log", "-q", "What is 3 plus 4?"], app)
+        code = run(
+            ["ask", "-m", str(PACKAGE / "data" / "nano.gguf"), "-n", "1", "--no-log", "-q", "What is 3 plus 4?"], app
+        )
     finally:
         sys.setprofile(None)
         threading.setprofile(None)

@@ -21,7 +21,6 @@ from batch_files import complete_lines
 from command_line import COMMAND, CommandLine, assert_error
 
 from cerebrum_cli.batch.answering import BatchOptions
-from cerebrum_cli.batch.journal import open_journal
 from cerebrum_cli.batch.readers import open_input, read_rows
 from cerebrum_cli.batch.rows import output_object, result_rows
 from cerebrum_cli.cli import ray_cluster
@@ -33,11 +32,12 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import OpenBackend
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.remote.client import Endpoint
-from cerebrum_cli.inference.loading import ModelUse, ReplySource, Servers
+from cerebrum_cli.model.loading import ModelUse, ReplySource, Servers
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.registry import RegistryEntry, hash_file
+from cerebrum_cli.runs.journal import open_journal
 
 ROWS = 40
 READY = WorkerReport("1", "here", "", "", ({"kind": "vllm", "model": "m"},), 2)

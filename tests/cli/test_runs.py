@@ -14,10 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.batch import output_files
-from cerebrum_cli.batch.journal import Journal, open_journal
-from cerebrum_cli.batch.output_files import output_paths
-from cerebrum_cli.batch.result import ResultRows
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.eval import marking, math_equality, rescoring
 from cerebrum_cli.eval.code_sandbox import require_sandbox
@@ -33,6 +29,10 @@ from cerebrum_cli.eval.rescoring import (
     save_marks,
 )
 from cerebrum_cli.eval.runs import Run, RunStore, report_of, require_run, require_same_rules, samples_to_keep
+from cerebrum_cli.runs import output_files
+from cerebrum_cli.runs.journal import Journal, open_journal
+from cerebrum_cli.runs.output_files import output_paths
+from cerebrum_cli.runs.result import ResultRows
 
 NOW, NEWER, OLDER = (str(MARKING_VERSION + by) for by in (0, 1, -1))
 VERSIONS = {"cerebrum": "0.1.0", "llama.cpp": "abc", "marking": NOW}

@@ -33,7 +33,7 @@ UNUSED_BY_ASK = {
     "engine.drafter",
     "engine.scoring_plan",
     "batch.answering",
-    "inference.voting",
+    "model.voting",
     "tune.tune",
     "batch.journal",
     "merge.plan",

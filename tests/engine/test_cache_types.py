@@ -22,8 +22,8 @@ from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.inference.loading import ModelUse, ReplySource, Resources, load_options
-from cerebrum_cli.inference.profiles import DEFAULT, Profile, Speeds, TunedUse
+from cerebrum_cli.model.loading import ModelUse, ReplySource, Resources, load_options
+from cerebrum_cli.model.profiles import DEFAULT, Profile, Speeds, TunedUse
 from cerebrum_cli.models.model import Model
 
 SPEEDS = Speeds(1.0, 10.0, 10.0)

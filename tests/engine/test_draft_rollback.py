@@ -24,7 +24,7 @@ from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
 from cerebrum_cli.engine.trials import Bench
-from cerebrum_cli.inference.loading import CHAT, ROLLBACK, ReplySource, Resources
+from cerebrum_cli.model.loading import CHAT, ROLLBACK, ReplySource, Resources
 from cerebrum_cli.models.model import Model
 
 LENGTH = 80  # tokens of a reply

@@ -21,8 +21,8 @@ from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.scoring import LogprobScores, Score, ScoreRequest
 from cerebrum_cli.engine.sequence import Request, Tokens
-from cerebrum_cli.inference.format_choice import format_builder
-from cerebrum_cli.inference.responder import Responder
+from cerebrum_cli.model.format_choice import format_builder
+from cerebrum_cli.model.responder import Responder
 
 TOLERANCE = 1e-4  # of a token's log-probability
 VOCABULARY = 270  # tokens that all tiny models have

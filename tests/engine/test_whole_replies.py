@@ -23,8 +23,8 @@ from cerebrum_cli.engine.remote.kind import ReplyChunk, StopReason
 from cerebrum_cli.engine.remote.replies import RemoteSample, TokenTables
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.thinking import THOUGHTS
-from cerebrum_cli.inference.reply import Reply, ReplyChannels, ReplyCollector, split_channels
-from cerebrum_cli.inference.reply_controls import AnswerDetector, ThoughtBudget, plan_endings
+from cerebrum_cli.model.reply import Reply, ReplyChannels, ReplyCollector, split_channels
+from cerebrum_cli.model.reply_controls import AnswerDetector, ThoughtBudget, plan_endings
 
 CONTEXT = 400
 PARTS = (

@@ -20,11 +20,11 @@ from waiting import wait_until
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.models import retries
+from cerebrum_cli.models import hub_retries
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.download import Download
 from cerebrum_cli.models.hub import HubFile, Listing
-from cerebrum_cli.models.retries import HubError, RetryPolicy
+from cerebrum_cli.models.hub_retries import HubError, RetryPolicy
 
 REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
 SLOW = Fault(part="cdn", let_through=1, bytes_per_second=3_000_000)  # the header comes at once, the file in 3 seconds
@@ -225,7 +225,7 @@ def test_pull_retries_a_timeout(hub_user: HubUser) -> None:
 
 def test_retry_policy_backs_off_until_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     told, slept = RecordedProgress(), list[float]()
-    monkeypatch.setattr(retries, "sleep", slept.append)
+    monkeypatch.setattr(hub_retries, "sleep", slept.append)
     patience = RetryPolicy(told)
     lost = HubError("connection lost", "check the network", retries=6)
     for _ in range(6):

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.batch.journal import Journal, open_journal
 from cerebrum_cli.batch.readers import Shape, read_rows, spool_input
 from cerebrum_cli.batch.rows import Row, RowError, failed_object, output_object, result_rows
+from cerebrum_cli.runs.journal import Journal, open_journal
 
 FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",), "system": None}
 

@@ -17,7 +17,7 @@ from cerebrum_cli.core.settings import Layer, Settings, fold
 from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.state_store import StateStore
-from cerebrum_cli.inference.loading import CHAT, ReplySource, Resources, Servers, open_model
+from cerebrum_cli.model.loading import CHAT, ReplySource, Resources, Servers, open_model
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.registry import RegistryEntry
 

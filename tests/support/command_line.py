@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("cerebrum"))
 USER_PREFIXES = ("CEREBRUM_", "XDG_", "HF_")
 TERMINAL_VARIABLES = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES", "ACCESSIBLE")
-SOUND_MODELS = [ROOT / "cerebrum_cli" / "nano.gguf"]  # no home loads them in a child process first
+SOUND_MODELS = [ROOT / "cerebrum_cli" / "data" / "nano.gguf"]  # no home loads them in a child process first
 
 
 @dataclass(frozen=True, slots=True)

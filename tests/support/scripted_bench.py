@@ -15,7 +15,7 @@ from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.engine.trials import Bench, BenchJob, TrialError, load_settings
-from cerebrum_cli.inference.profiles import Speeds
+from cerebrum_cli.model.profiles import Speeds
 
 SettingFactors = Mapping[tuple[str, Any], tuple[float, float]]
 """Speedups of prefill and decode by setting and value; 1 for settings not listed."""

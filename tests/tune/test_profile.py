@@ -24,8 +24,9 @@ from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, Device
 from cerebrum_cli.engine.step_costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.gguf.sizes import uniform_sizes
-from cerebrum_cli.inference.loading import CHAT, CHAT_CONTEXT, ReplySource, load_options
-from cerebrum_cli.inference.profiles import (
+from cerebrum_cli.main import run
+from cerebrum_cli.model.loading import CHAT, CHAT_CONTEXT, ReplySource, load_options
+from cerebrum_cli.model.profiles import (
     Profile,
     ProfileStore,
     Speeds,
@@ -34,7 +35,6 @@ from cerebrum_cli.inference.profiles import (
     step_costs_of,
     without_user_settings,
 )
-from cerebrum_cli.main import run
 from cerebrum_cli.models.library import NANO
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.terminal.streams import Streams

@@ -18,7 +18,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.trials import BenchJob
-from cerebrum_cli.inference.profiles import Speeds, TunedUse, UseName
+from cerebrum_cli.model.profiles import Speeds, TunedUse, UseName
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.tune.candidates import (
     USES,

@@ -13,9 +13,9 @@ from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
-from cerebrum_cli.inference.prompt_sources import compose_prompt, naming_files
-from cerebrum_cli.inference.reply import Reply, ReplyCollector, reply_notice
-from cerebrum_cli.inference.voting import MajorityVote, outcome_notice
+from cerebrum_cli.model.prompt_sources import compose_prompt, naming_files
+from cerebrum_cli.model.reply import Reply, ReplyCollector, reply_notice
+from cerebrum_cli.model.voting import MajorityVote, outcome_notice
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.keyboard import Keyboard

@@ -16,9 +16,9 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.settings import SHORTHANDS, Settings, keys_of, parse_value
 from cerebrum_cli.core.text import did_you_mean
-from cerebrum_cli.inference.inspection import LeastCertain, parse_likeliest
-from cerebrum_cli.inference.prompt_sources import read_prompt_files
-from cerebrum_cli.inference.voting import VOTE_TEMPERATURE, MajorityVote
+from cerebrum_cli.model.inspection import LeastCertain, parse_likeliest
+from cerebrum_cli.model.prompt_sources import read_prompt_files
+from cerebrum_cli.model.voting import VOTE_TEMPERATURE, MajorityVote
 from cerebrum_cli.terminal.repl.programs import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import prompt_text, shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import (

@@ -20,10 +20,10 @@ from cerebrum_cli.engine.sequence import OPENING_TOKENS, Inspection, Request
 from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.formats.plain import RAW, PromptFormat
 from cerebrum_cli.formats.thinking import open_thought
-from cerebrum_cli.inference.format_choice import FormatBuilder, least_tokens
-from cerebrum_cli.inference.inspection import GivenReply
-from cerebrum_cli.inference.reply import Preview, ReplyChannels, ReplyRequest, ReplyStream
-from cerebrum_cli.inference.reply_controls import AnswerNow, ReplyControls
+from cerebrum_cli.model.format_choice import FormatBuilder, least_tokens
+from cerebrum_cli.model.inspection import GivenReply
+from cerebrum_cli.model.reply import Preview, ReplyChannels, ReplyRequest, ReplyStream
+from cerebrum_cli.model.reply_controls import AnswerNow, ReplyControls
 
 MAX_SHOWN = 8  # tokens, in an error message
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens

@@ -15,7 +15,7 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.inference.prompt_sources import PromptSources, fence_file, parse_messages, template_options
+from cerebrum_cli.model.prompt_sources import PromptSources, fence_file, parse_messages, template_options
 
 USER = {"role": "user", "content": "Why?"}
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -20,7 +20,7 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.inference.reply import (
+from cerebrum_cli.model.reply import (
     LONG_PROMPT,
     Reply,
     ReplyCollector,
@@ -28,7 +28,7 @@ from cerebrum_cli.inference.reply import (
     ReplyStream,
     mean_probability,
 )
-from cerebrum_cli.inference.responder import Responder
+from cerebrum_cli.model.responder import Responder
 
 SampleEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
 VOTE_TEMPERATURE = 0.7  # of a vote, if the model recommends 0 or nothing: at 0 all samples would be the same

@@ -16,7 +16,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.batch.output_files import (
+from cerebrum_cli.core.errors import BatchError
+from cerebrum_cli.core.events import RowCounts
+from cerebrum_cli.core.files import commit_file, fsync_directory, unfinished_file
+from cerebrum_cli.runs.output_files import (
     REPLACE,
     BatchRecord,
     OutputPaths,
@@ -30,11 +33,8 @@ from cerebrum_cli.batch.output_files import (
     write_record,
     write_result,
 )
-from cerebrum_cli.batch.partial import PartialFile
-from cerebrum_cli.batch.result import ResultRows, to_json, to_json_line
-from cerebrum_cli.core.errors import BatchError
-from cerebrum_cli.core.events import RowCounts
-from cerebrum_cli.core.files import commit_file, fsync_directory, unfinished_file
+from cerebrum_cli.runs.partial import PartialFile
+from cerebrum_cli.runs.result import ResultRows, to_json, to_json_line
 
 
 def open_journal(

@@ -15,7 +15,7 @@ from cerebrum_cli.engine.backend import Vocabulary, continuation
 from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Force, LoopCheck, Stage, Upcoming
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.thinking import ThoughtMarkup
-from cerebrum_cli.inference.reply import ReplyChannels, ReplyRequest
+from cerebrum_cli.model.reply import ReplyChannels, ReplyRequest
 
 SENTENCE_TOKENS = 16  # to wait for the end of a sentence
 OPENING_TOKENS = 8  # within which a reply has mostly begun to reason, or to answer

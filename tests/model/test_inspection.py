@@ -32,7 +32,7 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.sequence import OPENING_TOKENS, Inspection, Request
-from cerebrum_cli.inference.inspection import MAX_ROWS, GivenReply, LeastCertain
+from cerebrum_cli.model.inspection import MAX_ROWS, GivenReply, LeastCertain
 
 TOLERANCE = 1e-4  # of a log probability
 BYTES = {chr(byte): -byte / 1000 for byte in range(256)}  # log probabilities of the scripted model

@@ -19,10 +19,10 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.inference.format_choice import format_builder
-from cerebrum_cli.inference.reply import ReplyRequest, ReplyStream
-from cerebrum_cli.inference.responder import Responder
-from cerebrum_cli.inference.voting import MajorityVote, run_vote
+from cerebrum_cli.model.format_choice import format_builder
+from cerebrum_cli.model.reply import ReplyRequest, ReplyStream
+from cerebrum_cli.model.responder import Responder
+from cerebrum_cli.model.voting import MajorityVote, run_vote
 
 VOTES_KEYS = ["samples", "winner", "tie", "tally", "agreement", "chains"]
 SAMPLE_KEYS = ["seed", "text", "final_answer", "finish_reason"]

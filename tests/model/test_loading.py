@@ -40,7 +40,7 @@ from cerebrum_cli.engine.memory import (
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.sizes import uniform_sizes
-from cerebrum_cli.inference.loading import Opener
+from cerebrum_cli.model.loading import Opener
 
 GIB = 2**30
 DEBUG, INFO, WARNING, ERROR, CONTINUED = range(1, 6)

@@ -23,7 +23,7 @@ from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, MAX_ROLLBACK, StepCosts
 from cerebrum_cli.formats.plain import EMBEDDED, RAW, SERVERS
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.inference.format_choice import (
+from cerebrum_cli.model.format_choice import (
     FormatBuilder,
     choose_format,
     format_builder,
@@ -32,8 +32,8 @@ from cerebrum_cli.inference.format_choice import (
     require_valid,
     template_file,
 )
-from cerebrum_cli.inference.profiles import DEFAULT, Profile, UseName, step_costs_of, tuning_of, without_user_settings
-from cerebrum_cli.inference.responder import Responder
+from cerebrum_cli.model.profiles import DEFAULT, Profile, UseName, step_costs_of, tuning_of, without_user_settings
+from cerebrum_cli.model.responder import Responder
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Model
 

@@ -12,7 +12,7 @@ from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.settings import SESSION, Settings
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW, SERVERS, PromptFormat
-from cerebrum_cli.inference.prompt_sources import read_text
+from cerebrum_cli.model.prompt_sources import read_text
 
 FormatBuilder = Callable[[Vocabulary, int], PromptFormat]
 """Builds the prompt format from a vocabulary and the context size. Raises FormatError."""

@@ -18,7 +18,6 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
-from cerebrum_cli.batch.result import DELIMITERS, to_json
 from cerebrum_cli.core.conversion import LORA, parse_adapter
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.events import RowCounts
@@ -31,6 +30,7 @@ from cerebrum_cli.core.files import (
     write_all,
 )
 from cerebrum_cli.core.text import enumeration
+from cerebrum_cli.runs.result import DELIMITERS, to_json
 
 VERSION = 1
 MADE_BY = ("cerebrum", "llama.cpp")  # keys of a fingerprint: versions of the programs, which older ones lack

@@ -14,11 +14,11 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, BinaryIO, NamedTuple
 
-from cerebrum_cli.batch.output_files import lock_partial
-from cerebrum_cli.batch.result import FinishedRows, ResultRows, to_json_line
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import SHOWN_ERRORS, RowCounts
 from cerebrum_cli.core.files import write_all
+from cerebrum_cli.runs.output_files import lock_partial
+from cerebrum_cli.runs.result import FinishedRows, ResultRows, to_json_line
 
 SYNC_INTERVAL_S = 1.0
 ROW = "row"  # the key of a row's position, in this file only

@@ -11,7 +11,7 @@ import pytest
 
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.inference.prompt_sources import read_prompt_files
+from cerebrum_cli.model.prompt_sources import read_prompt_files
 
 TREE = {
     "README.md": "# Title\n",

@@ -18,7 +18,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import read_at_most
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_names, format_size, well_formed
-from cerebrum_cli.inference.file_search import Skipped, search_of
+from cerebrum_cli.model.file_search import Skipped, search_of
 
 MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
 STANDARD_INPUT = Path("-")  # to other programs

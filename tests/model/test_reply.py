@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cerebrum_cli.core.events import FinishEvent, FinishReason, SequenceId, Timings, TokenEvent
-from cerebrum_cli.inference.reply import Reply, ReplyCollector, reply_notice, reply_object
+from cerebrum_cli.model.reply import Reply, ReplyCollector, reply_notice, reply_object
 
 SEQUENCE = SequenceId(0)
 FINISH = FinishEvent(

@@ -76,7 +76,7 @@ def real_texts() -> list[str]:
         *ROOT.glob("*.toml"),
         *sorted(ROOT.glob("tests/data/**/*.json"))[:20],
         *sorted(standard_library.glob("*.py"))[:CODE_FILES],
-        *sorted(ROOT.glob("cerebrum_cli/inference/**/*.py")),
+        *sorted(ROOT.glob("cerebrum_cli/model/**/*.py")),
     ]
     read = [path.read_text(encoding="utf-8")[:CHARACTERS] for path in files]
     return [*songs(), *tables(), *filter(None, read)]
