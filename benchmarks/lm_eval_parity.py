@@ -146,7 +146,7 @@ def write_tasks(items: Sequence[Item], directory: Path) -> None:
 
 def run_ours(model: str, directory: Path) -> Outcome:
     """Run both tasks on the adapter; to be called in a subprocess."""
-    from cerebrum_cli.eval.lm_harness import CerebrumLM
+    from cerebrum_cli.eval.lm_eval.model import CerebrumLM
 
     app = real_app()
     found = app.library.resolve(model)

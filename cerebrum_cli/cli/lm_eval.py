@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.settings import Settings
-    from cerebrum_cli.eval.lm_harness import Use
+    from cerebrum_cli.eval.lm_eval.model import Use
     from cerebrum_cli.eval.tasks import Preset
     from cerebrum_cli.model.loading import LoadedModel, ReplySource
     from cerebrum_cli.models.model import Model
@@ -141,8 +141,8 @@ def run_tasks(
 
     try:
         emit(StageEvent("importing lm-eval", 0, 1))
-        from cerebrum_cli.eval.lm_harness import CerebrumLM
-        from cerebrum_cli.eval.lm_tasks import comparisons, evaluate_tasks
+        from cerebrum_cli.eval.lm_eval.model import CerebrumLM
+        from cerebrum_cli.eval.lm_eval.tasks import comparisons, evaluate_tasks
 
         seed, add_bos_token = source.settings.seed or 0, options.add_bos_token
         open_for = partial(open_for_lm_eval, source, scores_raw=not options.apply_chat_template)
@@ -197,7 +197,7 @@ def print_results(
     app: App, results: Mapping[str, Any], preset: Preset | None, options: LmEvalOptions, remark: str | None
 ) -> None:
     """Print lm-eval's table, or all results without the answers as JSON; what a preset's card states; a `remark`."""
-    from cerebrum_cli.eval.lm_tasks import remarks, results_table
+    from cerebrum_cli.eval.lm_eval.tasks import remarks, results_table
     from cerebrum_cli.terminal.reports import print_published
 
     if options.json:

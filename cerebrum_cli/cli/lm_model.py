@@ -15,7 +15,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import GENERATION_KEYS, KEYS
 from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.eval.lm_harness import CerebrumLM
+from cerebrum_cli.eval.lm_eval.model import CerebrumLM
 from cerebrum_cli.model.loading import ModelUse, ReplySource
 from cerebrum_cli.models.adapters import with_adapters
 from cerebrum_cli.terminal.progress import StageProgress

@@ -18,7 +18,7 @@ from lm_eval.utils import handle_non_serializable, make_table
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent
 from cerebrum_cli.core.text import did_you_mean, pip_install
-from cerebrum_cli.eval.lm_harness import CerebrumLM
+from cerebrum_cli.eval.lm_eval.model import CerebrumLM
 from cerebrum_cli.eval.tasks import Figure, Preset, published
 
 CODE_METRIC = "code_eval"

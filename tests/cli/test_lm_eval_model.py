@@ -28,7 +28,7 @@ from cerebrum_cli.engine.backend import StopFlag, TokenRow  # noqa: E402
 from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
 from cerebrum_cli.engine.load_options import GgufFile, LoadOptions  # noqa: E402
 from cerebrum_cli.engine.memory import ContextOptions  # noqa: E402
-from cerebrum_cli.eval.lm_harness import CerebrumLM, Use, answer_of  # noqa: E402
+from cerebrum_cli.eval.lm_eval.model import CerebrumLM, Use, answer_of  # noqa: E402
 from cerebrum_cli.formats.thinking import thoughts_of  # noqa: E402
 from cerebrum_cli.model.loading import LoadedModel, ModelUse, ReplySource, Resources  # noqa: E402
 from cerebrum_cli.model.reply import ReplyChannels  # noqa: E402

@@ -243,7 +243,7 @@ def test_lm_eval_names_the_extra_where_it_is_missing(command: CommandLine, monke
 
 @needs_lm_eval
 def test_lm_eval_compares_with_published_figures() -> None:
-    from cerebrum_cli.eval.lm_tasks import comparisons
+    from cerebrum_cli.eval.lm_eval.tasks import comparisons
     from cerebrum_cli.eval.tasks import find_preset
 
     preset = find_preset("collective-cognition")
@@ -281,7 +281,7 @@ def test_lm_eval_compares_with_published_figures() -> None:
 
 @needs_lm_eval
 def test_lm_eval_remarks_on_what_a_card_leaves_open() -> None:
-    from cerebrum_cli.eval.lm_tasks import remarks
+    from cerebrum_cli.eval.lm_eval.tasks import remarks
     from cerebrum_cli.eval.tasks import find_preset
 
     preset = find_preset("collective-cognition")

@@ -1,6 +1,6 @@
 """A model for lm-evaluation-harness on this engine: exact tokens, shared prefixes evaluated once, requests packed.
 
-Only this module and `lm_tasks` import lm_eval, which takes seconds.
+Only this module and `tasks` import lm_eval, which takes seconds.
 """
 
 from __future__ import annotations
