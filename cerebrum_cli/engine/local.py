@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, RefusedEvent, SequenceId
-from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import (
     CancelScope,
@@ -34,7 +33,7 @@ from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.memory import group_lengths
 from cerebrum_cli.engine.messages import Abort, Cancel, Close, Commands, SavePromptCache, Submit, SubmitScores
 from cerebrum_cli.engine.scoring import ScoreJob, ScoreRequest, ScoringEvent, refusal
-from cerebrum_cli.engine.sequence import Failure, Inspection, Request, Sequence, create_sequences
+from cerebrum_cli.engine.sequence import Failure, InspectionRequest, Request, Sequence, create_sequences
 from cerebrum_cli.engine.state_store import StateStore
 
 if TYPE_CHECKING:
@@ -75,8 +74,7 @@ class LocalCompletions(Completions[Sequence]):
     def inspect(self, index: int, replies: Mapping[int, tuple[int, ...]]) -> bool:
         prompt, new = tuple(self._submitted[index].request.prompt_tokens), list[Sequence]()
         for sample, tokens in replies.items():
-            params, inspection = SamplingParams(max_tokens=1), Inspection(tokens, 0)
-            request = Request((*prompt, *tokens[:-1]), params, inspection=inspection)
+            request = InspectionRequest.of_reply(prompt, tokens)
             new += create_sequences(index, request, self._outbox.put, [sample], 0)
         is_sent = self._commands.send(Submit(new, self._scope, first=True))
         self._live.update((sequence.id, sequence) for sequence in new if is_sent)

@@ -17,7 +17,7 @@ from cerebrum_cli.engine.messages import Abort, Cancel, Commands, SavePromptCach
 from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
 from cerebrum_cli.engine.scoring import ScoreJob, Scorer
-from cerebrum_cli.engine.sequence import Failure, Sequence
+from cerebrum_cli.engine.sequence import Failure, InspectionRequest, Sequence
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step_costs import draft_lengths
 
@@ -278,7 +278,7 @@ class Loop:
         """Prepare the sampler and the slot of a sequence, and admit it with the prefix that could be reused."""
         sequence, slot, source, length = admission
         backend, request = self._backend, sequence.request
-        if sequence.sampler is None and not request.inspection:
+        if sequence.sampler is None and not isinstance(request, InspectionRequest):
             sequence.sampler = backend.sampler(request.params, sequence.seed, sequence.constraint, sequence.prompt)
         if length < len(sequence.prompt):
             length = backend.reusable_prefix(length)
@@ -304,9 +304,12 @@ class Loop:
             if not share.outputs:
                 self._report_prefill(sequence)
                 continue
-            if sequence.request.inspection:
-                sequence.report_inspected(self._backend, range(row - share.outputs + 1, row + 1))
-                self._report_prefill(sequence) if sequence.is_prefilling else self._finish(sequence, "stop")
+            if isinstance(sequence.request, InspectionRequest):
+                sequence.report_inspected(sequence.request, self._backend, range(row - share.outputs + 1, row + 1))
+                if sequence.is_prefilling:
+                    self._report_prefill(sequence)
+                else:
+                    self._finish(sequence, "stop")
                 continue
             siblings = self._scheduler.sibling_samples(sequence) if not sequence.generated else []
             for sibling in siblings:

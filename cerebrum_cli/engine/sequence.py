@@ -62,13 +62,6 @@ def next_item(outbox: SimpleQueue[T]) -> T:
             continue
 
 
-class Inspection(NamedTuple):
-    """Tokens that followed a prompt, and how many of the likeliest tokens to report in the place of each."""
-
-    tokens: tuple[int, ...]
-    likeliest: int
-
-
 @dataclass(frozen=True, slots=True)
 class Request:
     """A prompt with its sampling parameters and number of samples; `grammar` is GBNF with the rule `root`.
@@ -81,12 +74,8 @@ class Request:
     is to send tokens as they are sampled, even if some of their ids are lost that way. `controls` may end a sample or
     force tokens into it, but not where the grammar applies.
 
-    With an `inspection`, nothing is generated: its tokens are reported; all but the last one end the prompt. `channels`
-    creates what splits the text of a sample; engines ignore it. The last `opening` tokens of a prompt begin the reply;
-    the prompt of the next turn may differ from there on.
-
-    With a `conversation`, the request is for a server that applies its own chat template to it: then the tokens of the
-    prompt only estimate its length, and `grammar` is a JSON Schema.
+    `channels` creates what splits the text of a sample; engines ignore it. The last `opening` tokens of a prompt begin
+    the reply; the prompt of the next turn may differ from there on.
     """
 
     prompt_tokens: Tokens
@@ -101,10 +90,8 @@ class Request:
     stream: bool = False
     controls: tuple[ControlFactory, ...] = ()
     answer_start: AnswerStartFactory | None = None
-    inspection: Inspection | None = None
     channels: Callable[[], Any] | None = None
     opening: int = OPENING_TOKENS
-    conversation: Conversation | None = None
 
     @property
     def constraint(self) -> Constraint | None:
@@ -130,6 +117,32 @@ class Request:
     def expected_length(self, context_size: int, generated: int = 0) -> int:
         """Length to reserve memory for at least; more is reserved if a sample outgrows it."""
         return min(self.max_length(context_size), len(self.prompt_tokens) + max(EXPECTED_REPLY_TOKENS, 2 * generated))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessagesRequest(Request):
+    """A request to a server that applies its own chat template to a conversation.
+
+    The tokens of the prompt only estimate its length, and `grammar` is a JSON Schema.
+    """
+
+    conversation: Conversation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectionRequest(Request):
+    """A prompt and the tokens that followed it, each to be reported with the `likeliest` tokens in its place.
+
+    Nothing is generated. All but the last of the tokens end `prompt_tokens`.
+    """
+
+    tokens: tuple[int, ...]
+    likeliest: int
+
+    @classmethod
+    def of_reply(cls, prompt: Iterable[int], reply: tuple[int, ...], likeliest: int = 0) -> InspectionRequest:
+        params = SamplingParams(max_tokens=1)
+        return cls((*prompt, *reply[:-1]), params, tokens=reply, likeliest=likeliest)
 
 
 @dataclass(slots=True, eq=False)
@@ -187,8 +200,9 @@ class Sequence:
     @property
     def first_output(self) -> int:
         """Position of the first token whose logits are needed, so that it has to be evaluated: in general the last."""
-        inspection = self.request.inspection
-        return self.length - (len(inspection.tokens) - self.inspected if inspection else 1)
+        if isinstance(self.request, InspectionRequest):
+            return self.length - len(self.request.tokens) + self.inspected
+        return self.length - 1
 
     def next_token(self, row: int) -> int:
         """Sample the next token, unless one is forced: that is accepted, so that penalties count it."""
@@ -227,15 +241,13 @@ class Sequence:
         self.pending.extend(intervention.tokens)
         return None
 
-    def report_inspected(self, backend: Backend, rows: Iterable[int]) -> None:
+    def report_inspected(self, request: InspectionRequest, backend: Backend, rows: Iterable[int]) -> None:
         """Report the next tokens of an inspection, each by the row of the last decode that predicts it."""
-        inspection = self.request.inspection
-        assert inspection is not None
         for row in rows:
-            token, count = inspection.tokens[self.inspected], inspection.likeliest
-            likeliest = backend.top_tokens(row, count) if count else []
-            given = TokenLogprob(token, backend.logprob(row, token))
-            self.emit(AlternativesEvent(self.id, self.inspected, given, tuple(likeliest)))
+            token = request.tokens[self.inspected]
+            likeliest = backend.top_tokens(row, request.likeliest) if request.likeliest else []
+            reported = TokenLogprob(token, backend.logprob(row, token))
+            self.emit(AlternativesEvent(self.id, self.inspected, reported, tuple(likeliest)))
             self.inspected += 1
 
     def tokens_from(self, position: int, count: int) -> Tokens:

@@ -6,7 +6,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
@@ -16,7 +16,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.engine import CancelScope, Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.sequence import OPENING_TOKENS, Inspection, Request
+from cerebrum_cli.engine.sequence import OPENING_TOKENS, InspectionRequest, MessagesRequest, Request
 from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.formats.plain import RAW, PromptFormat
 from cerebrum_cli.formats.thinking import open_thought
@@ -74,7 +74,9 @@ class Responder:
         self._require_room(tokens)
         answer_start = self._controls.answer_start(request, channels)
         is_bound = request.grammar and answer_start is None  # from the first token, so that nothing may be forced
-        return Request(
+        is_for_messages = prompt_format.is_servers
+        create = partial(MessagesRequest, conversation=conversation) if is_for_messages else Request
+        return create(
             tokens,
             self._sampling(settings, () if request.ignore_eos else prompt_format.stop),
             request.grammar,
@@ -89,7 +91,6 @@ class Responder:
             answer_start=answer_start,
             channels=None if prompt_format.verbatim else channels,
             opening=len(opening) - (opening[:1] == tokens[:1]) + len(prefix),  # BOS precedes both
-            conversation=conversation if prompt_format.is_servers else None,
         )
 
     def continuation_request(self, text: str, tokens: tuple[int, ...], settings: Settings, n: int) -> Request:
@@ -134,10 +135,9 @@ class Responder:
         self.require_inspection()
         yield from self.load()
         if reply.tokens:
-            prompt = (*self.tokenize(reply.conversation), *reply.tokens[:-1])
-            self._require_room(prompt)
-            inspection = Inspection(reply.tokens, likeliest + 1)
-            request = Request(prompt, SamplingParams(max_tokens=1), inspection=inspection)
+            prompt = self.tokenize(reply.conversation)
+            self._require_room((*prompt, *reply.tokens[:-1]))
+            request = InspectionRequest.of_reply(prompt, reply.tokens, likeliest + 1)
             with closing(self.engine.complete([request])) as events:
                 yield from raise_refusals(events)
 

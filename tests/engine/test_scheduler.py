@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pytest
@@ -22,7 +22,7 @@ from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.messages import Abort, Cancel, Command, Commands, Submit
 from cerebrum_cli.engine.scheduler import CELLS_PER_TOKEN, Scheduler, common_prefix
-from cerebrum_cli.engine.sequence import Failure, Inspection, Request, Sequence, create_sequences
+from cerebrum_cli.engine.sequence import Failure, InspectionRequest, Request, Sequence, create_sequences
 
 COSTLY = 3 * CELLS_PER_TOKEN  # cells that are as slow to copy as 3 tokens to evaluate
 
@@ -183,10 +183,7 @@ class AnyTraffic(RuleBasedStateMachine):
         reply=st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=8).map(tuple),
     )
     def inspect(self, prompt: tuple[int, ...], reply: tuple[int, ...]) -> None:
-        inspection = Inspection(reply, 2)
-        request = Request(
-            (*prompt, *reply[:-1]), SamplingParams(seed=0, max_tokens=1), inspection=inspection, opening=3
-        )
+        request = replace(InspectionRequest.of_reply(prompt, reply, 2), opening=3)
         asked: dict[SequenceId, Sample] = {}
         [sequence] = create_sequences(0, request, partial(self.on_event, asked), range(1), 0)
         asked[sequence.id] = Sample(sequence)
@@ -242,8 +239,9 @@ class AnyTraffic(RuleBasedStateMachine):
             memory = []
         for sample in self.samples:
             if sample.longest_prefix is None and (sample.sequence.slot is not None or sample.tokens or sample.finish):
-                prompt, inspection = sample.sequence.prompt, sample.sequence.request.inspection
-                reusable = prompt[: len(prompt) - (len(inspection.tokens) if inspection else 1)]
+                prompt, request = sample.sequence.prompt, sample.sequence.request
+                needed = len(request.tokens) if isinstance(request, InspectionRequest) else 1
+                reusable = prompt[: len(prompt) - needed]
                 sample.longest_prefix = max((common_prefix(held, reusable) for held in memory), default=0)
                 if self.backend.can_trim and not (sample.finish and sample.finish.reason == "cancelled"):
                     assert sample.sequence.cached_tokens >= sample.longest_prefix
@@ -259,7 +257,7 @@ class AnyTraffic(RuleBasedStateMachine):
         for sample in self.samples:
             finish, sequence = sample.finish, sample.sequence
             assert finish and sequence.request.params.max_tokens
-            if inspection := sequence.request.inspection:
+            if isinstance(inspection := sequence.request, InspectionRequest):
                 prompt, count = tuple(sequence.prompt), len(sample.reports)
                 first = len(prompt) - len(inspection.tokens)
                 assert [event.position for event in sample.reports] == list(range(count))

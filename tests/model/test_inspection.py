@@ -31,7 +31,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.client import Endpoint
-from cerebrum_cli.engine.sequence import OPENING_TOKENS, Inspection, Request
+from cerebrum_cli.engine.sequence import OPENING_TOKENS, InspectionRequest, Request
 from cerebrum_cli.model.inspection import MAX_ROWS, GivenReply, LeastCertain
 
 TOLERANCE = 1e-4  # of a log probability
@@ -39,8 +39,7 @@ BYTES = {chr(byte): -byte / 1000 for byte in range(256)}  # log probabilities of
 
 
 def inspect(engine: LocalEngine, prompt: Sequence[int], reply: Sequence[int], likeliest: int = 2) -> list[Event]:
-    inspection = Inspection(tuple(reply), likeliest)
-    request = Request((*prompt, *reply[:-1]), SamplingParams(max_tokens=1), inspection=inspection)
+    request = InspectionRequest.of_reply(prompt, tuple(reply), likeliest)
     return list(engine.generate([request]))
 
 
@@ -79,7 +78,7 @@ def test_inspection_of_a_long_prompt_has_logits_of_the_reply_only() -> None:
 
 def test_inspection_that_is_cancelled_reports_what_was_evaluated() -> None:
     backend = ScriptedBackend(endless({}), max_outputs=2, holds={1: 1})
-    request = Request(tokens("abcd"), SamplingParams(max_tokens=1), inspection=Inspection(tokens("bcde"), 1))
+    request = InspectionRequest.of_reply(tokens("a"), tokens("bcde"), 1)
     with running_engine(backend) as engine:
         completions = engine.complete([request])
         assert backend.is_held.wait(10)

@@ -15,7 +15,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.remote.client import LostServerError, RefusedRequestError, server_text
 from cerebrum_cli.engine.remote.kind import ANY_CONTEXT, CLOSE, MAX_WINDOW, OPEN, Load, ReplyChunk, ServerInfo
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.sequence import MessagesRequest, Request
 
 SLOTS = 4  # requests at a time, since such a server does not state how many it takes
 DEFAULTS = SamplingParams()
@@ -47,8 +47,8 @@ class OpenAIServer:
         raise NotImplementedError("it has no token ids")
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:  # noqa: ARG002
+        assert isinstance(request, MessagesRequest), "prompts of token ids are refused before"
         conversation, params = request.conversation, request.params
-        assert conversation, "prompts of token ids are refused before"
         schema = request.grammar and {"name": "answer", "strict": True, "schema": json.loads(request.grammar)}
         optional = {
             "max_tokens": params.max_tokens,

@@ -31,7 +31,7 @@ from cerebrum_cli.engine.detokenizer import Detokenizer, TokenTable
 from cerebrum_cli.engine.remote.client import LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.kind import CLOSE, ReplyChunk, StopReason
 from cerebrum_cli.engine.remote.turns import ENDED, Turns
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.sequence import MessagesRequest, Request
 
 JSON_STARTS = '{["-0123456789tfn'
 
@@ -62,7 +62,8 @@ class RemoteSample:
     def __init__(self, id: SequenceId, request: Request, seed: int, tables: TokenTables) -> None:
         self.id, self.request, self.seed = id, request, seed
         self.tokens, self.has_all_tokens = 0, True
-        self._prompt_tokens = 0 if request.conversation else len(request.prompt_tokens)
+        self._takes_messages = isinstance(request, MessagesRequest)
+        self._prompt_tokens = 0 if self._takes_messages else len(request.prompt_tokens)
         self.is_finished = self.needs_turn = False
         self._tables, self._pieces = tables, tables.pieces(request.visible_tokens)
         self._context_size = 0  # of the server
@@ -87,7 +88,7 @@ class RemoteSample:
         """The sample before anything has arrived from a server; controls are applied here, since that has none."""
         sample = RemoteSample(self.id, self.request, self.seed, self._tables)
         sample._context_size, sample._origin = context_size, origin
-        stop = () if self.request.conversation else self.request.params.stop  # it has matched them, reasoning apart
+        stop = () if self._takes_messages else self.request.params.stop  # it has matched them, reasoning apart
         sample._detokenizer = Detokenizer(stop, self.request.answer_start)
         sample._turns = Turns(self.request, self._tables.vocabulary)
         sample._turn = sample._turns.next_request()
@@ -171,7 +172,7 @@ class RemoteSample:
     def _end(self, chunk: ReplyChunk) -> Iterator[Event]:
         """End the running turn with its last part, or the one after which the rest is left."""
         given, turns, end = len(self._turn.prompt_tokens), self._turns, chunk.end or "limit"
-        if self.request.conversation:
+        if self._takes_messages:
             self._prompt_tokens = chunk.prompt_tokens or 0
         elif chunk.prompt_tokens not in (None, given):
             problem = f"the server evaluated {chunk.prompt_tokens} prompt tokens instead of {given}"
@@ -210,7 +211,7 @@ class RemoteSample:
         if text or not self.request.stream:
             yield TokenEvent(self.id, text, tokens=() if self.request.stream else self._ids, logprobs=self._logprobs)
         self._by_stop_string = self._by_stop_string or stopped_at_end or end == "stop string"
-        is_limited = self.request.conversation is not None and self.request.params.max_tokens is not None
+        is_limited = self._takes_messages and self.request.params.max_tokens is not None
         reason: FinishReason = "length" if self._is_at_limit or is_limited else "context"
         if isinstance(self._turns.intervention, EndReply):
             reason = self._turns.intervention.reason
@@ -245,7 +246,7 @@ class RemoteSample:
 
     def _matches(self, grammar: str, tokens: Sequence[int]) -> bool:
         """Whether a grammar allows these tokens; of JSON, whose schema a server has, only the beginning is checked."""
-        if self.request.conversation:
+        if self._takes_messages:
             return "".join(self._texts).rpartition(CLOSE)[2].lstrip()[:1] in JSON_STARTS
         return self._tables.vocabulary.matches_grammar(grammar, tokens)
 
@@ -272,7 +273,7 @@ class RemoteSample:
             cached_tokens=self._cached,
             completion_tokens=self.tokens,
             seed=self.seed,
-            context_size=0 if self.request.conversation else self._context_size,
+            context_size=0 if self._takes_messages else self._context_size,
             timings=self._measured_timings,
             by_stop_string=self._by_stop_string,
             has_all_tokens=self.has_all_tokens,

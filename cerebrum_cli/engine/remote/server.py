@@ -24,7 +24,7 @@ from cerebrum_cli.engine.remote.description import ExpectedModel, describe
 from cerebrum_cli.engine.remote.job import Breaker, PoolJob, ServerTimeouts
 from cerebrum_cli.engine.remote.kind import Load, ReplyChunk, ServerInfo
 from cerebrum_cli.engine.remote.replies import RemoteSample, read_replies
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.sequence import MessagesRequest, Request
 
 OF_ONE_REQUEST = (400, 413)  # others concern every request
 TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
@@ -203,9 +203,11 @@ class Server:
 
     def _check_prompt(self, job: PoolJob, finish: FinishEvent) -> None:
         """Report once if a server of messages seems to have dropped some: Ollama does, without an error."""
-        conversation = job.samples[0].request.conversation
-        characters = sum(len(each["content"]) for each in conversation.openai_messages) if conversation else 0
-        if self._drops_messages or characters <= MAX_CHARACTERS * (finish.prompt_tokens or inf):
+        request = job.samples[0].request
+        if self._drops_messages or not isinstance(request, MessagesRequest):
+            return
+        characters = sum(len(message["content"]) for message in request.conversation.openai_messages)
+        if characters <= MAX_CHARACTERS * (finish.prompt_tokens or inf):
             return
         self._drops_messages = True
         problem = f"{self.name} read {finish.prompt_tokens} tokens of a prompt with {characters} characters"
