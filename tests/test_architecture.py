@@ -63,7 +63,7 @@ PURE = (
     *("core.conversation", "core.conversion", "core.declaration", "core.errors", "core.events", "core.sampling"),
     *("engine.control", "engine.drafter", "engine.llama.batch_invariance", "engine.load_options", "engine.memory"),
     *("engine.scheduler", "engine.scoring_plan", "engine.step_costs", "formats.plain", "formats.thinking"),
-    *("gguf.sizes", "gguf.types", "model.inspection", "model.reply", "model.reply_controls"),
+    *("gguf.architectures", "gguf.sizes", "gguf.types", "model.inspection", "model.reply", "model.reply_controls"),
     *("model.voting", "merge.compatibility", "merge.metadata", "merge.methods", "merge.plan"),
     *("merge.recipe", "merge.tensor_names", "models.fit", "models.variants"),
     *("terminal.escapes", "tune.candidates"),

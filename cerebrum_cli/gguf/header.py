@@ -14,6 +14,7 @@ from pathlib import Path
 from cerebrum_cli.core.conversion import InvalidValue
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.settings import MODEL_FILE, SourcedLayer, convert
+from cerebrum_cli.gguf.architectures import EMBEDDING, ENCODER_ONLY, facts_of
 from cerebrum_cli.gguf.parser import (
     MAX_TENSORS,
     VOCABULARY_KEYS,
@@ -39,19 +40,8 @@ SAMPLING_KEYS = {  # general.sampling.*, by the settings they recommend; there a
 FLOAT_DIGITS = 6  # of a number that the file holds in 32 bits: 0.95 is read as 0.949999988...
 GENERATIVE_HINT = "use a decoder-only model; cerebrum list --available shows some"
 
-_EMBEDS = "which computes embeddings and generates no text"
-_ENCODER_ONLY = f"an encoder-only model, {_EMBEDS}"
 _RERANKER = "a reranker, which scores texts and generates none"
 _NO_POOLING, _RANK = (None, 0, 2**32 - 1), 4  # LLAMA_POOLING_TYPE_*; llama.cpp writes "unspecified", -1, unsigned
-# By general.architecture (llama.cpp 0c1e57098). Other files say it in their metadata, and what neither shows,
-# `require_decoder` in engine/llama/load.py finds after loading.
-_ARCHITECTURES = {
-    **dict.fromkeys(("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2"), _ENCODER_ONLY),
-    **dict.fromkeys(("jina-bert-v3", "eurobert", "gemma-embedding", "llama-embed", "t5encoder"), _ENCODER_ONLY),
-    **dict.fromkeys(("dream", "llada", "llada-moe", "rnd1"), "a diffusion model, which is not supported"),
-    "t5": "an encoder-decoder model, which is not supported",
-    "wavtokenizer-dec": "a vocoder, which turns audio tokens into sound and generates no text",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,13 +200,13 @@ class _Integers:
 def unsupported_kind(header: Header) -> str | None:
     """The kind of a model that cannot answer a prompt; None for one that can."""
     name, metadata = header.architecture, header.metadata
-    if kind := _ARCHITECTURES.get(name):
+    if kind := facts_of(name).unsupported:
         return kind
     if metadata.get(f"{name}.attention.causal") is False:
-        return _ENCODER_ONLY
+        return ENCODER_ONLY
     if (pooling := metadata.get(f"{name}.pooling_type")) in _NO_POOLING:
         return None
-    return _RERANKER if pooling == _RANK else f"an embedding model, {_EMBEDS}"
+    return _RERANKER if pooling == _RANK else EMBEDDING
 
 
 def require_generative(path: Path, header: Header) -> None:

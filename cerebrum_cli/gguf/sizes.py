@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from cerebrum_cli.gguf.architectures import facts_of
+
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)")
 _EXPERTS = re.compile(r"ffn_(up|down|gate|gate_up)_(ch)?exps")
 _STATE_BYTES = 4  # recurrent states are F32
@@ -16,28 +18,6 @@ _RECURRENT = ("ssm_", "time_mix_", "shortconv")
 _DELTA_NET = {"ssm_beta", "ssm_ba"}
 _INDEXER = "indexer"  # chooses the cells that sparse attention reads
 _INPUT = ("token_", "per_layer_token_embd", "position_embd")
-
-# By general.architecture: the period n, where the last layer of each n has no sliding window (the first if n is
-# negative), and the window for files that do not set one (src/models in llama.cpp 0c1e57098). Files of other
-# architectures list their layers with a window.
-WINDOW_PATTERNS = {
-    "afmoe": (4, 0),
-    "cohere2": (4, 0),
-    "cohere2moe": (-4, 0),
-    "exaone-moe": (4, 128),
-    "exaone4": (4, 0),
-    "gemma2": (2, 4096),
-    "gemma3": (6, 0),
-    "gemma3n": (5, 0),
-    "gpt-oss": (2, 0),
-    "laguna": (-4, 0),
-    "llama4": (4, 8192),
-    "mellum": (4, 0),
-    "muse-glimmer": (4, 0),
-    "olmo2": (4, 0),
-    "plamo3": (8, 0),
-    "smallthinker": (-4, 0),
-}
 
 
 class LayerSizes(NamedTuple):
@@ -221,14 +201,14 @@ def layer_windows(
     `pattern` comes from the file: a flag for each layer, or a period n, where one layer in n has no window; 0 if the
     file has none.
     """
-    period, default = WINDOW_PATTERNS.get(architecture, (0, 0))
-    window = hyperparameter("attention.sliding_window") or default
+    facts = facts_of(architecture)
+    window = hyperparameter("attention.sliding_window") or facts.default_window
     if architecture == "exaone4" and n_layers != 64:  # only the 32B has windows
         return ()
     if isinstance(pattern, int):
-        every = abs(pattern or period)
-        dense = every - 1 if period > 0 else 0
-        pattern = [index % every != dense for index in range(n_layers)] if period else ()
+        every = abs(pattern or facts.window_period)
+        dense = every - 1 if facts.window_period > 0 else 0
+        pattern = [index % every != dense for index in range(n_layers)] if facts.window_period else ()
     return tuple(window * bool(each) for each in pattern)
 
 

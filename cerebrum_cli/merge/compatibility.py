@@ -1,7 +1,6 @@
 """Check that models can be merged: the same architecture, shape and vocabulary, and layers at numbers they fit. Pure.
 
-llama.cpp evaluates some layers differently by their number, alternating or at an end of the model. The periods are from
-the calls of `load_swa_pattern`, and `n_no_rope_layer_step`, in llama.cpp's src/models (0c1e57098).
+llama.cpp evaluates some layers differently by their number, alternating or at an end of the model.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from math import lcm
 from typing import Any
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.gguf.sizes import WINDOW_PATTERNS
+from cerebrum_cli.gguf.architectures import facts_of
 from cerebrum_cli.gguf.table import HEAD, Table
 
 LayerSources = tuple[tuple[str, int], ...]  # of a layer of the merge: the model and layer number of each source
@@ -31,8 +30,6 @@ LAYER_COUNTS = (
 )
 # Embeddings of all layers in one tensor.
 EMBEDDING_PER_LAYER = "per_layer_token_embd.weight"
-# Layers without position encoding, or with another kind of attention. No metadata states these layer by layer.
-FIXED_PERIODS = {"afmoe": 4, "llama4": 4, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4, "smollm3": 4}
 
 
 def require_compatible(tables: Sequence[Table]) -> None:
@@ -125,13 +122,12 @@ def require_layer_pattern(tables: Mapping[str, Table], layers: Sequence[LayerSou
 def layer_pattern(table: Table) -> tuple[int, int]:
     """Period of the differences that no file states, and of sliding windows that this file does not state per layer."""
     architecture = table.architecture
-    attention = table.whole_number("full_attention_interval") or FIXED_PERIODS.get(architecture, 1)
+    facts = facts_of(architecture)
+    attention = table.whole_number("full_attention_interval") or facts.layer_period
     fixed = lcm(attention, table.whole_number("interleave_moe_layer_step") or 1)
     stated = table.whole_number("attention.sliding_window_pattern", 0)  # a flag per layer, or a period
     if stated is None and (architecture == "gemma2" or table.hyperparameter("attention.sliding_window")):
-        return fixed, abs(
-            WINDOW_PATTERNS.get(architecture, (1, 0))[0]
-        )  # llama.cpp has a default window for gemma2 only
+        return fixed, abs(facts.window_period) or 1
     return fixed, 1 if stated is None else int(stated) or 1
 
 

@@ -22,6 +22,7 @@ from cerebrum_cli.engine.memory import BLOCK_SIZE, SINGLE, ContextOptions, is_qu
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, MAX_ROLLBACK, StepCosts
 from cerebrum_cli.formats.plain import EMBEDDED, RAW, SERVERS
+from cerebrum_cli.gguf.architectures import facts_of
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.model.format_choice import (
     FormatBuilder,
@@ -42,12 +43,6 @@ if TYPE_CHECKING:
 
 RELOADING = ("format", "chat_template", "ctx", "lora", "threads", "gpu_layers", "cpu_moe", *ATTENTION_KEYS, "cache_gb")
 FLASH_ATTENTION = {"on": True, "off": False}
-NO_FLASH_ATTENTION = ("grok",)  # architectures for which llama.cpp turns it off
-ONE_CACHE_TYPE = ("deepseek4",)  # architectures that need equal types of keys and values, besides those with MLA
-ROLLBACK = (  # architectures with recurrent states from whose end llama.cpp can remove tokens
-    *("bailingmoe3", "deepseek4", "glm5-next", "kimi-k3", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe"),
-    *("qwen35", "qwen35moe", "qwen4exp"),
-)
 CHAT_CONTEXT = ContextOptions(slots=16, kv_unified=True)  # one sequence, except for votes
 
 BackendFactory = Callable[[LoadOptions], OpenBackend]
@@ -183,7 +178,7 @@ class ReplySource:
     @property
     def _n_rs_seq(self) -> int:
         """Number of drafted tokens that can be rolled back from the recurrent state; 0 if none are drafted."""
-        can_roll_back = self.model.header.architecture in ROLLBACK
+        can_roll_back = facts_of(self.model.header.architecture).rolls_back
         return MAX_ROLLBACK if can_roll_back and self.step_costs(self.settings.drafts) else 0
 
 
@@ -359,11 +354,11 @@ def require_attention(model: Model, settings: Settings, pad_steps: bool = False)
         wants_flash = f"cache_type_v={settings.cache_type_v}"
         if settings.flash_attn == "off":
             raise UsageError(f"{wants_flash} needs flash attention", "omit flash_attn=off, or the cache type")
-    if wants_flash and name in NO_FLASH_ATTENTION:
+    if wants_flash and not facts_of(name).has_flash_attention:
         raise UsageError(
             f"{wants_flash}: llama.cpp has no flash attention for the architecture {name}", f"omit {wants_flash}"
         )
-    has_one_type = name in ONE_CACHE_TYPE or f"{name}.attention.key_length_mla" in header.metadata
+    has_one_type = facts_of(name).needs_equal_cache_types or f"{name}.attention.key_length_mla" in header.metadata
     if has_one_type and len({given or "f16" for given in types.values()}) > 1:
         problem = f"the architecture {name} needs the same type for keys and values"
         raise UsageError(problem, "set both with --set cache_type=TYPE")
@@ -372,7 +367,7 @@ def require_attention(model: Model, settings: Settings, pad_steps: bool = False)
 def draft_problem(model: Model) -> str | None:
     """Why tokens cannot be drafted for a model; None if they can."""
     name = model.header.architecture
-    if any(layer.state_bytes for layer in model.sizes.layers) and name not in ROLLBACK:
+    if any(layer.state_bytes for layer in model.sizes.layers) and not facts_of(name).rolls_back:
         return f"llama.cpp cannot roll back recurrent states of the {name} architecture"
     return None
 

@@ -20,8 +20,9 @@ from cerebrum_cli.engine.memory import CPU_UBATCH, ContextOptions, Device, FreeM
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK, MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.trials import Bench, TrialError
+from cerebrum_cli.gguf.architectures import facts_of
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.model.loading import ROLLBACK, draft_problem, load_options
+from cerebrum_cli.model.loading import draft_problem, load_options
 from cerebrum_cli.model.profiles import (
     Profile,
     ProfileStore,
@@ -78,7 +79,7 @@ def tune_model(
     search = Search(bench, space, search_s, clock)
     uses = yield from search.run()
     if has_drafts:
-        most = 1 + MAX_ROLLBACK if model.header.architecture in ROLLBACK else MEASURED_ROWS[-1]
+        most = 1 + MAX_ROLLBACK if facts_of(model.header.architecture).rolls_back else MEASURED_ROWS[-1]
         uses |= yield from measure_steps(bench, uses, space, steps_s, most)
     profile = Profile(*profile_key(bench.devices), format_utc(time()), uses)
     old = {name: previous.uses[name].tuning if previous else Tuning() for name in uses}

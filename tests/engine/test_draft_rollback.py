@@ -24,7 +24,8 @@ from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
 from cerebrum_cli.engine.trials import Bench
-from cerebrum_cli.model.loading import CHAT, ROLLBACK, ReplySource, Resources
+from cerebrum_cli.gguf.architectures import facts_of
+from cerebrum_cli.model.loading import CHAT, ReplySource, Resources
 from cerebrum_cli.models.model import Model
 
 LENGTH = 80  # tokens of a reply
@@ -111,7 +112,7 @@ def test_llama_drafts_that_are_rejected_change_no_reply(
 
 @pytest.mark.fuzz
 @pytest.mark.parametrize("kv_unified", [False, True])
-@pytest.mark.parametrize("name", sorted({*ROLLBACK} & {*all_architectures()}))
+@pytest.mark.parametrize("name", sorted(name for name in all_architectures() if facts_of(name).rolls_back))
 def test_fuzzed_architecture_rolls_back(
     name: str, kv_unified: bool, tmp_path: Path, require_equal_replies: Callable[[Path, float, bool], None]
 ) -> None:
@@ -159,7 +160,7 @@ def test_rollback_is_known_by_architecture(name: str, tmp_path: Path) -> None:
     path = write_architecture(tmp_path / "tiny.gguf", name)
     backend = open_llama(replace(options(path), context=context), lambda _: None, StopFlag())
     backend.reserve(256)
-    assert backend.max_draft == MAX_ROLLBACK * (name in ROLLBACK)
+    assert backend.max_draft == (MAX_ROLLBACK if facts_of(name).rolls_back else 0)
     backend.close()
 
 
