@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 from answering import GSM8K
 
-from cerebrum_cli.answers.canonical import matches_gold
-from cerebrum_cli.eval.marking import Unmarked, mark_answer
+from cerebrum_cli.answers.canonical import equals_reference
 from cerebrum_cli.eval.questions import Question
+from cerebrum_cli.eval.scorers import score_answer
 
 
 class Case(NamedTuple):
@@ -36,12 +36,12 @@ class Case(NamedTuple):
 
     def found(self) -> str | None:
         question = Question(0, self.id, "?", self.intended or "?", self.choices)
-        return mark_answer(Unmarked(self.reply, question, True)).answer
+        return score_answer(question, self.reply).answer
 
     def is_right(self, found: str | None) -> bool:
         if self.choices or self.intended is None:
             return found == self.intended
-        return matches_gold(found, self.intended)
+        return equals_reference(found, self.intended)
 
 
 def main() -> None:

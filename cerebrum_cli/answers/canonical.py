@@ -61,15 +61,15 @@ def canonical(answer: str) -> str:
     return _VERBATIM + form
 
 
-def matches_gold(answer: str | None, gold: str) -> bool:
-    """Whether an answer equals the gold one, in normal form or in a form that the question implies.
+def equals_reference(answer: str | None, reference: str) -> bool:
+    """Whether an answer equals the reference answer, in normal form or in a form that the question implies.
 
-    If the gold answer is 60%, both 0.6 and 60 are right; if it is 8, so is "8 p.m."; and the reverse.
+    If the reference answer is 60%, both 0.6 and 60 are right; if it is 8, so is "8 p.m."; and the reverse.
     """
     if answer is None:
         return False
-    form, wanted = canonical(answer), canonical(gold)
-    return form == wanted or wanted == _implied(answer, form) or form == _implied(gold, wanted)
+    form, wanted = canonical(answer), canonical(reference)
+    return form == wanted or wanted == _implied(answer, form) or form == _implied(reference, wanted)
 
 
 def _implied(text: str, form: str) -> str | None:

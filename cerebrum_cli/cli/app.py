@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.memory import Device
     from cerebrum_cli.engine.state_store import StateStore
     from cerebrum_cli.engine.trials import Bench, BenchFactory
-    from cerebrum_cli.eval.runs import RunStore
+    from cerebrum_cli.eval.stored_runs import RunStore
     from cerebrum_cli.merge.merge import Merger
     from cerebrum_cli.merge.weights import Codec
     from cerebrum_cli.model.loading import BackendFactory, Resources
@@ -157,7 +157,7 @@ class App:
 
     @property
     def runs(self) -> RunStore:
-        from cerebrum_cli.eval.runs import RunStore
+        from cerebrum_cli.eval.stored_runs import RunStore
 
         return RunStore(self.data_directory / "runs")
 

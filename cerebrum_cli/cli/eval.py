@@ -23,8 +23,8 @@ from cerebrum_cli.core.text import format_count, format_duration
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.evaluate import Evaluation
-    from cerebrum_cli.eval.runs import Run
     from cerebrum_cli.eval.sources import LoadedTask
+    from cerebrum_cli.eval.stored_runs import Run
     from cerebrum_cli.eval.tasks import Condition, Preset
     from cerebrum_cli.model.loading import ReplySource
     from cerebrum_cli.runs.journal import Journal
@@ -71,7 +71,7 @@ def evaluate_model(
       cerebrum eval exam.jsonl -m cerebrum-7b:Q8_0 --samples 8
     """
     from cerebrum_cli.cli.runs import no_sample_counts, print_run
-    from cerebrum_cli.eval.runs import require_same_rules
+    from cerebrum_cli.eval.stored_runs import require_same_rules
 
     app = app_of(context, options)
     if output:
@@ -93,7 +93,7 @@ def evaluate_model(
     if skipped == len(samples):
         app.streams.error(no_sample_counts(run, samples))
     else:
-        print_run(app, run, samples, run.marked_by, options.json)
+        print_run(app, run, samples, run.scored_by, options.json)
     if prepared.task.bad_rows or skipped:
         raise typer.Exit(SOME_FAILED)
 
@@ -121,7 +121,7 @@ class PreparedEvaluation:
     @property
     def notes(self) -> dict[str, Any]:
         """Notes for the report of the run, and the model that `runs compare --kl` loads."""
-        from cerebrum_cli.eval.runs import CHOSEN
+        from cerebrum_cli.eval.stored_runs import CHOSEN
 
         task, model, origins = self.task, self.source.model, self.source.settings.origins
         counts = {"bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
@@ -130,7 +130,7 @@ class PreparedEvaluation:
 
     @property
     def extent(self) -> dict[str, int]:
-        from cerebrum_cli.eval.runs import QUESTIONS, SAMPLES
+        from cerebrum_cli.eval.stored_runs import QUESTIONS, SAMPLES
 
         return {QUESTIONS: len(self.evaluation.questions), SAMPLES: self.evaluation.samples}
 
@@ -140,7 +140,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     from cerebrum_cli.cli import generation
     from cerebrum_cli.eval.evaluate import Evaluation
     from cerebrum_cli.eval.questions import MAX_SAMPLES, select
-    from cerebrum_cli.eval.runs import provenance
+    from cerebrum_cli.eval.stored_runs import provenance
     from cerebrum_cli.eval.tasks import find_preset
     from cerebrum_cli.model.loading import generation_fingerprint
 
@@ -167,7 +167,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     model = reply_source.model
     grammar = generation.read_grammar(app, options, model)
     questions = select(task.questions, options.limit)
-    evaluation = Evaluation(questions, samples, settings, model.label, task.marker, grammar)
+    evaluation = Evaluation(questions, samples, settings, model.label, task.scorer, grammar)
     fingerprint = {
         **task.fingerprint,
         **provenance(reply_source, app.llama_version),
@@ -179,7 +179,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
 
 def read_task(app: App, source: str, options: EvalOptions, preset: Preset | None) -> LoadedTask:
     """Read the questions, with a progress bar if they are downloaded, and name the rows that do not count."""
-    from cerebrum_cli.eval.marking import MATCHES
+    from cerebrum_cli.eval.scorers import MATCHES
     from cerebrum_cli.eval.sources import read_source
     from cerebrum_cli.terminal.progress import FileProgress
 
@@ -218,7 +218,7 @@ def require_count(option: str, value: int | None, most: int | None = None) -> No
 
 def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> Run:
     """Take the samples that are missing, and complete the run file. Raises Interrupted with how to resume."""
-    from cerebrum_cli.eval.runs import require_run
+    from cerebrum_cli.eval.stored_runs import require_run
     from cerebrum_cli.runs.journal import open_journal
 
     rows, notes = prepared.evaluation.rows, prepared.notes
@@ -269,7 +269,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     """Print the exact prompt of the first question on standard output, and a summary of the run on standard error."""
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.engine.memory import SINGLE
-    from cerebrum_cli.eval.runs import samples_to_keep
+    from cerebrum_cli.eval.stored_runs import samples_to_keep
     from cerebrum_cli.model.loading import open_model
     from cerebrum_cli.terminal.tables import sampling_text
 
@@ -291,7 +291,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
             {
                 "prompt": preview.prompt,
                 "prompt_tokens": len(preview.token_ids),
-                "gold": question.gold,
+                "gold": question.reference,
                 "questions": len(evaluation.questions),
                 "bad_rows": len(prepared.task.bad_rows),
                 "total_samples": samples,
@@ -304,7 +304,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     streams.answer_prompt(preview.prompt)
     if streams.is_quiet:
         return
-    streams.info(f"expected answer: {question.gold}")
+    streams.info(f"expected answer: {question.reference}")
     questions = format_count(len(prepared.task.questions), "question")
     streams.info(f"{len(evaluation.questions)} of {questions}, {format_count(evaluation.samples, 'sample')} each")
     settings = prepared.source.settings

@@ -28,14 +28,14 @@ from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFoun
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import PATIENCE_S, Settings
 from cerebrum_cli.eval.evaluate import Evaluation, evaluate
-from cerebrum_cli.eval.marking import Match, code_marker, marker
+from cerebrum_cli.eval.scorers import Match, code_scorer, reply_scorer
 from cerebrum_cli.model.loading import ModelUse, ReplySource, Servers
 from cerebrum_cli.runs.journal import Journal
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.options import BatchCommandOptions, EvalOptions
-    from cerebrum_cli.eval.marking import Marker
+    from cerebrum_cli.eval.scorers import ReplyScorer
     from cerebrum_cli.model.responder import Responder
     from cerebrum_cli.models.library import Library
     from cerebrum_cli.models.model import Model
@@ -68,8 +68,8 @@ def batch_work(rows: Any, options: BatchOptions, run: Journal) -> Work:
 
 
 def evaluation_work(evaluation: Evaluation, match: Match, run: Journal) -> Work:
-    """Samples, which are marked on the nodes."""
-    evaluation = replace(evaluation, marker=cast("Marker", None))
+    """Samples, which are scored on the nodes."""
+    evaluation = replace(evaluation, scorer=cast("ReplyScorer", None))
     return Work(range(len(evaluation.rows)), 1, partial(answer_evaluation, evaluation, match), run)
 
 
@@ -231,9 +231,9 @@ class BlockResult:
 def answer_evaluation(
     evaluation: Evaluation, match: Match, responder: Responder, block: Mapping[int, Any], result: BlockResult
 ) -> Iterator[Event]:
-    marks = code_marker(True) if match == "code" else marker(match, evaluation.questions)
+    scorer = code_scorer(True) if match == "code" else reply_scorer(match, evaluation.questions)
     result.finished = set(range(len(evaluation.rows))) - block.keys()
-    return evaluate(responder, replace(evaluation, marker=marks), result)
+    return evaluate(responder, replace(evaluation, scorer=scorer), result)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.questions import Sample
-    from cerebrum_cli.eval.runs import Run
+    from cerebrum_cli.eval.stored_runs import Run
     from cerebrum_cli.models.model import Model
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -54,7 +54,7 @@ def list_runs(context: typer.Context, options: QuietOptions, json: JsonArray = F
             app.streams.report(NoticeEvent(error.message, f"{error.hint}, or delete it: cerebrum runs rm {run.name}"))
     print_rows(app.streams, rows, json, print_runs, "no stored runs; cerebrum eval creates them")
     if outdated:
-        app.streams.report(NoticeEvent(f"marked by other rules: {', '.join(outdated)}", "run cerebrum runs show RUN"))
+        app.streams.report(NoticeEvent(f"scored by other rules: {', '.join(outdated)}", "run cerebrum runs show RUN"))
 
 
 def run_row(run: Run) -> dict[str, Any]:
@@ -78,33 +78,33 @@ def run_row(run: Run) -> dict[str, Any]:
 @subcommand(group, short_help="Show a run's results.")
 def show(context: typer.Context, name: Name, options: RunOptions) -> None:
     """Show accuracy, majority votes and unanswered samples, with intervals."""
-    from cerebrum_cli.eval.marking import rules_of
-    from cerebrum_cli.eval.rescoring import rescored, save_marks
+    from cerebrum_cli.eval.rescoring import rescored, save_scores
+    from cerebrum_cli.eval.scorers import rules_of
 
     if needless := next((name for name in ("save", "run_code") if getattr(options, name) and not options.rescore), ""):
         raise UsageError(f"{flag(needless)} requires --rescore", "add --rescore")
     app = app_of(context, options)
     run = app.runs.find(name)
-    samples, marked_by = run.samples(), run.marked_by
+    samples, scored_by = run.samples(), run.scored_by
     if options.rescore:
-        marked_by = rules_of(run.match)
+        scored_by = rules_of(run.match)
         samples, changed, too_slow = (
-            save_marks(run, options.run_code) if options.save else rescored(run.match, samples, options.run_code)
+            save_scores(run, options.run_code) if options.save else rescored(run.match, samples, options.run_code)
         )
         kept = f"; {too_slow} took too long to search and kept their scores" if too_slow else ""
         app.streams.report(f"{changed} of {len(samples)} scores changed{'; saved' if options.save else ''}{kept}")
     elif run.outdated:
-        app.streams.report(NoticeEvent(run.outdated, run.how_to_mark(name)))
-    print_run(app, run, samples, marked_by, options.json, options.plot)
+        app.streams.report(NoticeEvent(run.outdated, run.how_to_rescore(name)))
+    print_run(app, run, samples, scored_by, options.json, options.plot)
 
 
 def print_run(
-    app: App, run: Run, samples: Sequence[Sample], marked_by: str | None, json: bool, plot: Path | None = None
+    app: App, run: Run, samples: Sequence[Sample], scored_by: str | None, json: bool, plot: Path | None = None
 ) -> None:
     """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
-    from cerebrum_cli.eval.marking import comparison_of
     from cerebrum_cli.eval.report import report_object
-    from cerebrum_cli.eval.runs import report_of
+    from cerebrum_cli.eval.scorers import comparison_of
+    from cerebrum_cli.eval.stored_runs import report_of
     from cerebrum_cli.terminal.reports import print_report
 
     skipped = sum(sample.is_skipped for sample in samples)
@@ -121,13 +121,13 @@ def print_run(
             "skipped": skipped,
             "bad_rows": run.record.notes.get("bad_rows", 0),
             "sampling": run.sampling,
-            "marking": marked_by,
+            "marking": scored_by,
         }
         app.streams.answer_object({**report_object(report), **more})
         return
     print_report(app.streams, report, run, skipped)
     if not app.streams.is_quiet:
-        for remark in (*run.record.notes.get("remarks", ()), *([comparison_of(marked_by)] * (run.match == "math"))):
+        for remark in (*run.record.notes.get("remarks", ()), *([comparison_of(scored_by)] * (run.match == "math"))):
             app.streams.write_line("- ", remark)
         app.streams.info(f"run {run.name}: {run.path}")
 
@@ -162,7 +162,7 @@ def compare(
     """Compare two models, prompts or settings, and report whether the difference is statistically significant."""
     from cerebrum_cli.eval.comparison import verdict
     from cerebrum_cli.eval.rescoring import compare_runs, comparison_notes, describe_differences, differences
-    from cerebrum_cli.eval.runs import measure_divergence
+    from cerebrum_cli.eval.stored_runs import measure_divergence
     from cerebrum_cli.terminal.progress import StageProgress
     from cerebrum_cli.terminal.reports import print_comparison
     from cerebrum_cli.terminal.tables import wrapped

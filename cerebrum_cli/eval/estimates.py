@@ -1,4 +1,4 @@
-"""Estimates from marked samples: mean scores with their standard error and interval, majority votes, pass@k.
+"""Estimates from scored samples: mean scores with their standard error and interval, majority votes, pass@k.
 
 Standard errors are those of Miller 2024, "Adding Error Bars to Evals" (arXiv:2411.00640): the scores of a question's
 samples are averaged first, so the questions are what varies, or clusters of them. Intervals are at 95%.

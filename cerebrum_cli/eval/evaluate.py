@@ -1,4 +1,4 @@
-"""Answer the questions of an evaluation concurrently, and write each sample to the run as soon as it is marked."""
+"""Answer the questions of an evaluation concurrently, and write each sample to the run as soon as it is scored."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.eval.marking import Marker, SearchTimeout, Unmarked
 from cerebrum_cli.eval.questions import (
     OPTIONAL_KEYS,
     SAMPLE_KEYS,
@@ -40,6 +39,7 @@ from cerebrum_cli.eval.questions import (
     sample_seed,
 )
 from cerebrum_cli.eval.report import RunningScore
+from cerebrum_cli.eval.scorers import ReplyScorer, SearchTimeout
 from cerebrum_cli.model.reply import Reply, ReplyCollector, ReplyRequest
 from cerebrum_cli.model.responder import Responder
 from cerebrum_cli.runs.result import ResultRows, Schema, with_optional
@@ -57,7 +57,7 @@ SCHEMA = Schema(
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Questions in the order in which they are asked, and how each is answered `samples` times and marked.
+    """Questions in the order in which they are asked, and how each is answered `samples` times and scored.
 
     `model` is the name that samples carry. The settings' seed is the base of all seeds.
     """
@@ -66,7 +66,7 @@ class Evaluation:
     samples: int
     settings: Settings
     model: str
-    marker: Marker
+    scorer: ReplyScorer
     grammar: str | None = None
 
     @property
@@ -111,7 +111,7 @@ class PendingQuestion(NamedTuple):
 
 
 class SampleWriter:
-    """Writes replies to the run as soon as they are marked, and keeps its score."""
+    """Writes replies to the run as soon as they are scored, and keeps its score."""
 
     def __init__(self, evaluation: Evaluation, run: SampleFile) -> None:
         self._evaluation = evaluation
@@ -125,31 +125,31 @@ class SampleWriter:
     def progress(self) -> EvalProgress:
         return self._score.event
 
-    def mark(self, position: int, sample: int, reply: Reply) -> None:
-        """Begin to mark a sample of the question at a position."""
-        unmarked = Unmarked(reply.text, self._evaluation.questions[position], reply.finish.reason == "stop")
-        self._evaluation.marker.add((position, sample, reply), unmarked)
+    def score(self, position: int, sample: int, reply: Reply) -> None:
+        """Begin to score a sample of the question at a position."""
+        question, is_complete = self._evaluation.questions[position], reply.finish.reason == "stop"
+        self._evaluation.scorer.add((position, sample, reply), question, reply.text, is_complete)
 
     def write_last(self, scope: CancelScope) -> Iterator[Event]:
-        """Write all samples that are being marked; after a cancel, those that are marked soon. Yield the progress."""
-        yield from self.write_marked()
+        """Write all samples that are being scored; after a cancel, those that are scored soon. Yield the progress."""
+        yield from self.write_scored()
         end = inf
-        while self._evaluation.marker.is_running and time.monotonic() < end:
+        while self._evaluation.scorer.is_running and time.monotonic() < end:
             end = min(end, time.monotonic() + GRACE_S) if scope.is_cancelled else inf
-            yield from self.write_marked(POLL_S)
+            yield from self.write_scored(POLL_S)
 
-    def write_marked(self, wait_s: float = 0.0) -> Iterator[Event]:
-        """Write the samples that are marked by now, or within a time; yield the progress."""
-        while marks := self._evaluation.marker.marks(wait_s):
-            for (position, sample, reply), mark in marks:
+    def write_scored(self, wait_s: float = 0.0) -> Iterator[Event]:
+        """Write the samples that are scored by now, or within a time; yield the progress."""
+        while scores := self._evaluation.scorer.scores(wait_s):
+            for (position, sample, reply), score in scores:
                 self._write(
                     position,
                     sample,
                     seed=reply.finish.seed,
                     text=reply.text,
                     reasoning=reply.reasoning,
-                    answer=mark.answer,
-                    correct=mark.correct,
+                    answer=score.answer,
+                    correct=score.correct,
                     probability=reply.probability,
                     finish_reason=reply.finish.reason,
                     completion_tokens=reply.finish.completion_tokens,
@@ -182,7 +182,7 @@ class SampleWriter:
             text="",
             reasoning=None,
             answer=None,
-            gold=question.gold,
+            gold=question.reference,
             correct=False,
             probability=0.0,
             finish_reason=SKIPPED,
@@ -218,7 +218,7 @@ def evaluate(responder: Responder, evaluation: Evaluation, run: SampleFile) -> G
             yield from writer.skip(position, range(first, first + count), error)
         else:
             pending.append(PendingQuestion(position, first, request.compact()))
-    with closing(evaluation.marker):
+    with closing(evaluation.scorer):
         for group in responder.engine.group_by_length(each.request for each in pending):
             yield from _take_samples(responder, scope, [pending[index] for index in group], writer)
             if scope.is_cancelled:
@@ -255,7 +255,7 @@ def _take_samples(
                 if (reply := collector.reply) and reply.finish.reason != "cancelled":
                     del collectors[event.sequence]
                     try:
-                        writer.mark(question.position, sample, reply)
+                        writer.score(question.position, sample, reply)
                     except SearchTimeout as error:
                         yield from writer.skip(question.position, [sample], error)
-            yield from writer.write_marked()
+            yield from writer.write_scored()

@@ -39,7 +39,7 @@ def math_verify_version() -> str | None:
 
 
 class MathVerify:
-    """Compares answers with gold ones; those whose comparison fails or takes too long are not equal. Close it."""
+    """Compares answers with references; those whose comparison fails or takes too long are not equal. Close it."""
 
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
@@ -47,8 +47,8 @@ class MathVerify:
         self._process = LineProcess("Math-Verify", hint, "-m", __name__)
         self._known: dict[tuple[str, str], bool] = {}
 
-    def is_equal(self, answer: str, gold: str) -> bool:
-        pair = _latex(answer), _latex(gold)
+    def is_equal(self, answer: str, reference: str) -> bool:
+        pair = _latex(answer), _latex(reference)
         if pair not in self._known:
             is_text = any(len(text) > MAX_LENGTH or _TEXT.search(text) for text in pair)
             self._known[pair] = not is_text and self._process.ask(pair, self._timeout_s) == _EQUAL
@@ -75,10 +75,10 @@ def main() -> None:
     config = [LatexExtractionConfig(boxed_match_priority=0)]
     os.write(1, b"ready\n")
     for line in sys.stdin:
-        answer, gold = (
+        answer, reference = (
             parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None) for text in json.loads(line)
         )
-        is_equal = verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True)
+        is_equal = verify(reference, answer, timeout_seconds=None, allow_set_relation_comp=True)
         os.write(1, _EQUAL if is_equal else b"0\n")
 
 

@@ -23,15 +23,15 @@ SKIPPED = "skipped"  # reason of a sample that could not be generated, such as o
 class Question:
     """A question; `index` is its place in the source, from 0, and `id` the source's own id or `index` + 1.
 
-    `prompt` is what the model is asked. `gold` is the correct answer; with `choices`, its letter. For code it is the
-    test that the program must pass, `stub` the beginning of that program, which the prompt shows, and `entry_point` the
-    function that it begins. Questions of one `cluster`, such as those about one text, are not independent.
+    `prompt` is what the model is asked. `reference` is the correct answer; with `choices`, its letter. For code it is
+    the test that the program must pass, `stub` the beginning of that program, which the prompt shows, and `entry_point`
+    the function that it begins. Questions of one `cluster`, such as those about one text, are not independent.
     """
 
     index: int
     id: QuestionId
     prompt: str
-    gold: str
+    reference: str
     choices: tuple[str, ...] = ()
     cluster: str | None = None
     stub: str = ""
@@ -63,7 +63,7 @@ def _rank(question: Question, seed: int) -> tuple[bytes, int]:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A marked reply; `answer` is what was extracted, None if the reply states none.
+    """A scored reply; `answer` is what was extracted, None if the reply states none.
 
     `sample` counts the samples of a question from 0. `probability` is the geometric mean of its tokens' probabilities,
     `lowest_window` that of the least likely 16 consecutive ones; samples of older runs lack it.

@@ -74,7 +74,7 @@ class _Choices:
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """A question without its gold answer if that is an index, since the base of indices is not known yet."""
+    """A question without its reference answer if that is an index, since the base of indices is not known yet."""
 
     line: int
     question: Question
@@ -137,18 +137,18 @@ def _draft(line: int, row: Mapping[str, Any], fields: Fields, template: Template
         index=line - 1,
         id=_own_id(row.get(fields.id), fields.id, line),
         prompt=_prompt(row, fields, choices, template),
-        gold="",
+        reference="",
         choices=choices.texts if choices else (),
         cluster=None if row.get("cluster") in (None, "") else _text(row["cluster"], "cluster"),
         stub=str(row[fields.stub]) if fields.stub else "",
         entry_point=str(row[fields.entry_point]) if fields.entry_point else "",
     )
     if choices is None:
-        return _Draft(line, replace(question, gold=_final_answer(_required(row, fields.answer), fields.answer)))
+        return _Draft(line, replace(question, reference=_final_answer(_required(row, fields.answer), fields.answer)))
     correct = _correct_choice(row, fields.answer, choices)
     if isinstance(correct, int):
         return _Draft(line, question, correct)
-    return _Draft(line, replace(question, gold=correct))
+    return _Draft(line, replace(question, reference=correct))
 
 
 def _choices(value: Any) -> _Choices | None:
@@ -237,7 +237,7 @@ def _own_id(value: Any, name: str, line: int) -> QuestionId:
 
 
 def _resolve_indices(drafts: list[_Draft]) -> tuple[tuple[Question, ...], list[BadRow], str | None]:
-    """The questions with their gold answers, the rows whose index is undecided, and what was assumed.
+    """The questions with their reference answers, the rows whose index is undecided, and what was assumed.
 
     An index of 0 shows that indices count from 0, one equal to the number of choices that they count from 1.
     """
@@ -250,7 +250,7 @@ def _resolve_indices(drafts: list[_Draft]) -> tuple[tuple[Question, ...], list[B
         undecided = [BadRow(draft.line, reason) for draft in indexed]
         drafts = [draft for draft in drafts if draft.index is None]
     questions = tuple(
-        draft.question if draft.index is None else replace(draft.question, gold=LETTERS[draft.index - bool(last)])
+        draft.question if draft.index is None else replace(draft.question, reference=LETTERS[draft.index - bool(last)])
         for draft in drafts
     )
     return questions, undecided, INDEX_NOTE if indexed and not (zero or last) else None

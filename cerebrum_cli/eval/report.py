@@ -24,7 +24,7 @@ FormOf = Callable[[Sample], str | None]
 
 
 class RunningScore:
-    """Counts samples as they are marked; a question is finished once all its samples are there.
+    """Counts samples as they are scored; a question is finished once all its samples are there.
 
     It has no score if one of them was skipped.
     """
@@ -33,7 +33,7 @@ class RunningScore:
         self.all_questions = questions
         self.done = self.skipped = self.questions = 0
         self._samples = samples
-        self._marks: dict[QuestionId, list[bool | None]] = {}
+        self._correct: dict[QuestionId, list[bool | None]] = {}
         self._scores: list[float] = []  # of the questions without a skipped sample
         self._clusters: list[object] = []
         self._estimate: Estimate | None = None
@@ -67,14 +67,14 @@ class RunningScore:
         elif sample.answer is None and not sample.correct:
             self._cut_off += sample.is_cut_off
             self._unanswered += not sample.is_cut_off
-        marks = self._marks.setdefault(sample.id, [])
-        marks.append(None if sample.is_skipped else sample.correct)
-        if len(marks) < self._samples:
+        correct = self._correct.setdefault(sample.id, [])
+        correct.append(None if sample.is_skipped else sample.correct)
+        if len(correct) < self._samples:
             return
         self.questions += 1
-        del self._marks[sample.id]
-        if None not in marks:
-            self._scores.append(marks.count(True) / self._samples)
+        del self._correct[sample.id]
+        if None not in correct:
+            self._scores.append(correct.count(True) / self._samples)
             self._clusters.append((sample.id,) if sample.cluster is None else sample.cluster)
 
 

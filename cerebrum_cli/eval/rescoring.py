@@ -1,4 +1,4 @@
-"""The marks of stored runs: made again by the rules of this version, stored, and compared."""
+"""The scores of stored runs: made again by the rules of this version, stored, and compared."""
 
 from __future__ import annotations
 
@@ -14,30 +14,29 @@ from cerebrum_cli.core.files import commit_file, unfinished_file
 from cerebrum_cli.core.settings import KEYS
 from cerebrum_cli.core.text import enumeration
 from cerebrum_cli.eval.comparison import Comparison, compare, outcomes
-from cerebrum_cli.eval.marking import (
-    MARKING,
-    Match,
-    SearchTimeout,
-    Unmarked,
-    code_marker,
-    describe_rules,
-    marker,
-    rules_of,
-)
 from cerebrum_cli.eval.questions import Question, Sample, sample_object
 from cerebrum_cli.eval.report import group_by_question
-from cerebrum_cli.eval.runs import AGAIN, CHOSEN, DEFAULT_TEMPLATE, Run, form_of, has_rows, require_run, writing
+from cerebrum_cli.eval.scorers import (
+    SCORING_RULES,
+    Match,
+    SearchTimeout,
+    code_scorer,
+    describe_rules,
+    reply_scorer,
+    rules_of,
+)
+from cerebrum_cli.eval.stored_runs import AGAIN, CHOSEN, DEFAULT_TEMPLATE, Run, form_of, has_rows, require_run, writing
 from cerebrum_cli.runs.output_files import MADE_BY, identify, shown_values, write_record, write_result
 from cerebrum_cli.runs.result import to_json_line
 
 # What is not named as a difference: what a model's label stands for, and keys of the versions and of the questions.
-NOT_NAMED = ("model", *MADE_BY, MARKING, "task", "dataset", DEFAULT_TEMPLATE)
+NOT_NAMED = ("model", *MADE_BY, SCORING_RULES, "task", "dataset", DEFAULT_TEMPLATE)
 OF_A_FORMAT = ("prompt", "chat template")
 QUESTION_FILE = "question file"
 
 
 class Rescored(NamedTuple):
-    """Samples with new marks, the number of those that are scored differently, and of those left as they were."""
+    """Samples with new scores, the number of those that are scored differently, and of those left as they were."""
 
     samples: list[Sample]
     changed: int
@@ -45,67 +44,69 @@ class Rescored(NamedTuple):
 
 
 def rescored(match: Match, samples: Sequence[Sample], run_code: bool = False) -> Rescored:
-    """Mark samples again: extract and compare their answers, or run their programs.
+    """Score samples again: extract and compare their answers, or run their programs.
 
-    Those that take too long to be searched keep their marks. Raises UsageError for code that must not be run.
+    Those that take too long to be searched keep their scores. Raises UsageError for code that must not be run.
     """
     questions = tuple(Question(0, sample.id, "", sample.gold, sample.choices) for sample in samples)
-    is_code, marked, too_slow = match == "code", list(samples), 0
-    again = code_marker(run_code, lambda reply: reply.text or None) if is_code else marker(match, questions)
-    with closing(again) as replies:
-        for at, (sample, question) in enumerate(zip(samples, questions, strict=True)):
-            if not sample.is_skipped:
-                text = sample.answer or "" if is_code else sample.text
-                try:
-                    replies.add(at, Unmarked(text, question, sample.finish_reason == "stop"))
-                except SearchTimeout:
-                    too_slow += 1
-        while marks := replies.marks(inf):
-            for at, mark in marks:
-                marked[at] = replace(marked[at], answer=mark.answer, correct=mark.correct)
-    changed = sum(old.correct != new.correct for old, new in zip(samples, marked, strict=True))
-    return Rescored(marked, changed, too_slow)
+    is_code = match == "code"
+    new = list(samples)
+    too_slow = 0
+    with closing(code_scorer(run_code, is_extracted=True) if is_code else reply_scorer(match, questions)) as scorer:
+        for index, (sample, question) in enumerate(zip(samples, questions, strict=True)):
+            if sample.is_skipped:
+                continue
+            text = sample.answer or "" if is_code else sample.text
+            try:
+                scorer.add(index, question, text, sample.finish_reason == "stop")
+            except SearchTimeout:
+                too_slow += 1
+        while scores := scorer.scores(inf):
+            for index, score in scores:
+                new[index] = replace(new[index], answer=score.answer, correct=score.correct)
+    changed = sum(before.correct != after.correct for before, after in zip(samples, new, strict=True))
+    return Rescored(new, changed, too_slow)
 
 
-def save_marks(run: Run, run_code: bool = False) -> Rescored:
-    """Mark the samples of a run again, and store the marks. Raises BatchError if it is being written, or was changed.
+def save_scores(run: Run, run_code: bool = False) -> Rescored:
+    """Score the samples of a run again, and store the scores. Raises BatchError if it is being written, or was changed.
 
-    The record names no rules until its file is replaced: a process that dies in between leaves all the old marks or all
-    the new ones, and a run that must be marked again before it is extended.
+    The record names no rules until its file is replaced: a process that dies in between leaves all the old scores or
+    all the new ones, and a run that must be scored again before it is extended.
     """
     with writing(run) as paths:
         run = require_run(run.path)
         record, samples, is_complete = run.record, run.samples(), run.is_complete
-        marking = {**record.fingerprint, "match": run.match, MARKING: None}
-        is_interrupted = marking == record.fingerprint  # a save, whose record has the identity of the old file
+        fingerprint = {**record.fingerprint, "match": run.match, SCORING_RULES: None}
+        is_interrupted = fingerprint == record.fingerprint  # a save, whose record has the identity of the old file
         is_kept = len(samples) == record.rows and (is_interrupted or identify(paths.output) == record.result)
         if record.result and not (is_kept or has_rows(paths.partial)):
             hint = "restore it, or run cerebrum eval again with --restart"
             raise BatchError(f"{paths.output} was changed after it was completed", hint)
         again = rescored(run.match, samples, run_code)
         path = run.row_files[not is_complete]
-        write_record(paths, replace(record, fingerprint=marking), AGAIN)
+        write_record(paths, replace(record, fingerprint=fingerprint), AGAIN)
         with unfinished_file(path, 0o666) as part:
             result = write_result(part.file, (to_json_line(sample_object(each)).encode() for each in again.samples))
             commit_file(part, path)
-        marked = replace(
+        rescored_record = replace(
             record,
-            fingerprint={**marking, MARKING: rules_of(run.match)},
+            fingerprint={**fingerprint, SCORING_RULES: rules_of(run.match)},
             result=result if is_complete else None,
         )
-        write_record(paths, marked, AGAIN)
+        write_record(paths, rescored_record, AGAIN)
         return again
 
 
 def compare_runs(before: Run, after: Run) -> Comparison:
-    """Compare the questions that are finished in both runs, marked by one version of the rules.
+    """Compare the questions that are finished in both runs, scored by one version of the rules.
 
     Raises UsageError if they ask different questions.
     """
     if before.record.fingerprint.get(QUESTION_FILE) != after.record.fingerprint.get(QUESTION_FILE):
         problem = f"{before.name} and {after.name} cannot be compared: their questions differ"
         raise UsageError(problem, "evaluate the same task or the same file")
-    outdated = _to_mark_again(before, after)
+    outdated = _to_rescore(before, after)
     runs = [outcomes(_finished_samples(run, run in outdated), form_of) for run in (before, after)]
     common = [id for id in runs[0] if id in runs[1]]
     if not common:
@@ -136,13 +137,13 @@ def describe_differences(found: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def comparison_notes(before: Run, after: Run) -> Iterator[str]:
-    """Notes on other causes of a difference: the versions that made the runs, and how they were marked."""
+    """Notes on other causes of a difference: the versions that made the runs, and how they were scored."""
     if found := _differences(before.versions, after.versions):
         yield f"the runs were made with different versions: {describe_differences(found)}"
-    for run in _to_mark_again(before, after):
-        again = f"; for this comparison its replies were marked again by {describe_rules(rules_of(run.match))}"
+    for run in _to_rescore(before, after):
+        again = f"; for this comparison its replies were scored again by {describe_rules(rules_of(run.match))}"
         now = f", not {describe_rules(rules_of(run.match))}: programs are not run again"
-        yield f"{run.name} was marked by {describe_rules(run.marked_by)}{now if run.match == 'code' else again}"
+        yield f"{run.name} was scored by {describe_rules(run.scored_by)}{now if run.match == 'code' else again}"
 
 
 def _differences(
@@ -153,15 +154,15 @@ def _differences(
     return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
 
 
-def _to_mark_again(before: Run, after: Run) -> list[Run]:
-    """The runs whose marks are not by the rules of this version, unless both are by the same."""
-    if before.marked_by == after.marked_by is not None:
+def _to_rescore(before: Run, after: Run) -> list[Run]:
+    """The runs whose scores are not by the rules of this version, unless both are by the same."""
+    if before.scored_by == after.scored_by is not None:
         return []
     return [run for run in (before, after) if run.outdated]
 
 
 def _condition(run: Run) -> dict[str, Any]:
-    """Everything the marks of a run depend on, by readable names."""
+    """Everything the scores of a run depend on, by readable names."""
     counts = {f"number of {key}": value for key, value in run.record.extent.items()}
     return {**run.record.fingerprint, "match": run.match, **counts}
 
@@ -172,7 +173,7 @@ def _own_settings(run: Run) -> set[str]:
 
 
 def _finished_samples(run: Run, is_outdated: bool) -> Iterator[Sample]:
-    """The samples of the finished questions, if need be marked again, as far as that runs no programs."""
+    """The samples of the finished questions, if need be scored again, as far as that runs no programs."""
     is_again = is_outdated and run.match != "code"
     samples = rescored(run.match, run.samples()).samples if is_again else run.samples()
     questions = group_by_question(sample for sample in samples if not sample.is_skipped)

@@ -1,4 +1,4 @@
-"""The questions of a task, whose dataset is downloaded once, or of a file, and how they are asked and marked."""
+"""The questions of a task, whose dataset is downloaded once, or of a file, and how they are asked and scored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from cerebrum_cli.batch.rows import parse_template
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.text import did_you_mean, pip_install
-from cerebrum_cli.eval.marking import MARKING, Marker, Match, code_marker, is_in_words, marker, rules_of
 from cerebrum_cli.eval.questions import Question
 from cerebrum_cli.eval.reading import (
     CHOICE_TEMPLATE,
@@ -25,6 +24,15 @@ from cerebrum_cli.eval.reading import (
     Row,
     parse_lines,
     read_questions,
+)
+from cerebrum_cli.eval.scorers import (
+    SCORING_RULES,
+    Match,
+    ReplyScorer,
+    code_scorer,
+    is_in_words,
+    reply_scorer,
+    rules_of,
 )
 from cerebrum_cli.eval.tasks import CODE_TEMPLATE, SUMS, TASK_NAMES, Condition, Preset, Task, find_condition, find_task
 from cerebrum_cli.models.cache import Cache, CachedFile
@@ -131,7 +139,7 @@ def _parquet_rows(task: Task, cached: Mapping[CachedFile, bytes]) -> Iterator[Ro
 
 @dataclass(frozen=True, slots=True)
 class LoadedTask:
-    """The questions of a task or a file; `fingerprint` identifies them and how replies are marked.
+    """The questions of a task or a file; `fingerprint` identifies them and how replies are scored.
 
     `condition` is a preset's, and `remarks` are sentences for the report.
     """
@@ -140,7 +148,7 @@ class LoadedTask:
     questions: tuple[Question, ...]
     bad_rows: tuple[BadRow, ...]
     fingerprint: Mapping[str, Any]
-    marker: Marker
+    scorer: ReplyScorer
     condition: Condition | None = None
     remarks: tuple[str, ...] = ()
 
@@ -180,7 +188,7 @@ def read_source(
         raise UsageError(f"--match has no effect on {source}, which runs programs", "omit --match")
     if run_code and not is_code:
         raise UsageError("--run-code applies only to humaneval", "omit --run-code")
-    of_code = code_marker(run_code) if is_code else None  # refused before anything is downloaded
+    of_code = code_scorer(run_code) if is_code else None  # refused before anything is downloaded
     scorer = task.scorer if task else "answer"
     match = match or ("answer" if scorer == "choice" else scorer)
     loaded = load_task(task, progress, template, offline) if task else load_file(path, template)
@@ -199,9 +207,9 @@ def read_source(
             "template": template,
             "default template": default,
             "match": match,
-            MARKING: rules_of(match),
+            SCORING_RULES: rules_of(match),
         },
-        marker=of_code or marker(match, found.questions),
+        scorer=of_code or reply_scorer(match, found.questions),
         condition=condition,
         remarks=tuple(filter(None, (origin, *_remarks(task, preset, condition), found.note, IN_WORDS * use_contains))),
     )

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.comparison import Comparison
     from cerebrum_cli.eval.estimates import Interval
     from cerebrum_cli.eval.report import Report
-    from cerebrum_cli.eval.runs import Run
+    from cerebrum_cli.eval.stored_runs import Run
     from cerebrum_cli.model import inspection
     from cerebrum_cli.model.profiles import Profile, TunedUse
     from cerebrum_cli.tune.candidates import Candidate

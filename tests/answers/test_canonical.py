@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.answers.canonical import canonical, matches_gold
+from cerebrum_cli.answers.canonical import canonical, equals_reference
 from cerebrum_cli.answers.extract import final_answer
 
 
@@ -131,7 +131,7 @@ def test_canonical_mixed_number_is_a_sum(whole: int, over: int, under: int) -> N
     ],
 )
 def test_matches_gold_accepts_the_unit_that_one_of_both_lacks(answer: str, gold: str) -> None:
-    assert matches_gold(answer, gold)
+    assert equals_reference(answer, gold)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_matches_gold_accepts_the_unit_that_one_of_both_lacks(answer: str, gold:
     ],
 )
 def test_matches_gold_refuses_another_amount(answer: str | None, gold: str) -> None:
-    assert not matches_gold(answer, gold)
+    assert not equals_reference(answer, gold)
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def test_matches_gold_accepts_what_votes_count_together() -> None:
     apart = {
         (answer, gold)
         for answer, gold in product(spellings, repeat=2)
-        if forms[answer] != forms[gold] and matches_gold(answer, gold)
+        if forms[answer] != forms[gold] and equals_reference(answer, gold)
     }
     assert {("0.6", "60%"), ("8 p.m.", "8")} <= apart
     assert [pair for pair in apart if not re.search(r"%|per ?cent|\d ?[ap]\.?m", " ".join(pair), re.IGNORECASE)] == []
@@ -164,7 +164,7 @@ def test_matches_gold_accepts_what_votes_count_together() -> None:
 
 @given(numbers, numbers)
 def test_matches_gold_compares_numbers_by_value(answer: Fraction, gold: Fraction) -> None:
-    assert matches_gold(str(answer), str(gold)) == (answer == gold)
+    assert equals_reference(str(answer), str(gold)) == (answer == gold)
 
 
 @pytest.mark.parametrize(

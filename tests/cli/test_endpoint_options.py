@@ -17,7 +17,7 @@ from server_kinds import VllmServer
 from waiting import TIMEOUT_S, wait_until
 
 from cerebrum_cli.engine.remote import remote_engine
-from cerebrum_cli.eval.runs import require_run
+from cerebrum_cli.eval.stored_runs import require_run
 
 CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"  # with its key, self-signed
 

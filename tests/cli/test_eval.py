@@ -26,9 +26,9 @@ from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.events import SHOWN_ERRORS
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
-from cerebrum_cli.eval import marking
-from cerebrum_cli.eval.marking import MARKING_VERSION
+from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.questions import SAMPLE_KEYS
+from cerebrum_cli.eval.scorers import SCORING_VERSION
 from cerebrum_cli.eval.tasks import SUMS
 from cerebrum_cli.formats.plain import CEREBRUM
 
@@ -225,7 +225,7 @@ def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) 
 def test_reply_that_takes_years_to_search_does_not_count(
     command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(marking, "SEARCH_S", 2.0)
+    monkeypatch.setattr(scorers, "SEARCH_S", 2.0)
     slow = r"(.|\s|\S)+\Z!"
     rows = [{"question": f"Add {number} and 30.", "answer": slow} for number in range(12, 22)]
     rows.append({"question": "Add 1 and 30.", "answer": r"\d"})
@@ -403,7 +403,7 @@ def test_rescoring_marks_the_saved_texts_again(command: CommandLine, sums: Path,
     assert command.run("runs", "show", run, "--json").object["accuracy"] == 1 - report["accuracy"]
     again = command.run("runs", "show", run, "--rescore", "--json")
     assert again.object["accuracy"] == report["accuracy"]
-    assert (again.err, again.object["marking"]) == ("5 of 5 scores changed\n", str(MARKING_VERSION))
+    assert (again.err, again.object["marking"]) == ("5 of 5 scores changed\n", str(SCORING_VERSION))
     assert samples_of(run) == samples
     assert problem(command.run("runs", "show", run, "--save")) == "error: --save requires --rescore"
     assert "5 of 5 scores changed; saved\n" in command.run("runs", "show", run, "--rescore", "--save").err
@@ -415,7 +415,7 @@ def other_rules(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes this a copy of the program with other marking rules, newer by a number of versions."""
 
     def change(by: int) -> None:
-        monkeypatch.setattr(marking, "MARKING_VERSION", MARKING_VERSION + by)
+        monkeypatch.setattr(scorers, "SCORING_VERSION", SCORING_VERSION + by)
 
     return change
 
@@ -425,14 +425,14 @@ def test_run_is_opened_with_other_marking_rules(
     command: CommandLine, sums: Path, tmp_path: Path, other_rules: Callable[[int], None]
 ) -> None:
     run, other = tmp_path / "run.jsonl", tmp_path / "other.jsonl"
-    ours, theirs = MARKING_VERSION, MARKING_VERSION + 1
+    ours, theirs = SCORING_VERSION, SCORING_VERSION + 1
     assert run_eval(command, sums, "--limit", "4", "-o", run).code == 0
     for by, version, now in ((1, ours, theirs), (0, theirs, ours)):
         other_rules(1 - by)
         assert run_eval(command, sums, "--limit", "4", "--restart", "-o", run).code == 0
         other_rules(by)
-        marked = f"run was marked by rules version {version}"
-        hint = f"mark it again: cerebrum runs show {run} --rescore --save\n"
+        marked = f"run was scored by rules version {version}"
+        hint = f"score it again: cerebrum runs show {run} --rescore --save\n"
         shown = command.run("runs", "show", run)
         assert (shown.code, f"note: {marked}, not rules version {now}\n      {hint}" in shown.err) == (0, True), (
             shown.err
@@ -442,7 +442,7 @@ def test_run_is_opened_with_other_marking_rules(
         compared = command.run("runs", "compare", run, other, "--json")
         assert (compared.object["n"], compared.object["flips"]) == (4, 0)
         assert compared.err == (
-            f"note: {marked}; for this comparison its replies were marked again by rules version {now}\n"
+            f"note: {marked}; for this comparison its replies were scored again by rules version {now}\n"
         )
         before = run.read_bytes()
         for arguments in (("--limit", "6"), ("--limit", "6", "--dry-run")):
@@ -469,10 +469,10 @@ def test_run_of_another_version_is_not_extended(
     assert command.run("runs", "rm", "-y", "sums-nano-2").code == 0
     other_rules(1)
     assert run_eval(command, sums, "--limit", "4").err.endswith(
-        "hint: mark it again: cerebrum runs show sums-nano --rescore --save\n"
+        "hint: score it again: cerebrum runs show sums-nano --rescore --save\n"
     )
     listed = command.run("runs", "list")
-    assert listed.err == "note: marked by other rules: sums-nano\n      run cerebrum runs show RUN\n"
+    assert listed.err == "note: scored by other rules: sums-nano\n      run cerebrum runs show RUN\n"
     other_rules(0)
     ours = f"{record['fingerprint']['llama.cpp'][:39]}…"
     record["fingerprint"]["llama.cpp"] = "abc"

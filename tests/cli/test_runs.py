@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.eval import marking, math_equality, rescoring
+from cerebrum_cli.eval import math_equality, rescoring, scorers
 from cerebrum_cli.eval.code_sandbox import require_sandbox
 from cerebrum_cli.eval.evaluate import SCHEMA
-from cerebrum_cli.eval.marking import MARKING_VERSION
 from cerebrum_cli.eval.questions import SKIPPED, Sample, sample_object
 from cerebrum_cli.eval.rescoring import (
     compare_runs,
@@ -26,15 +25,16 @@ from cerebrum_cli.eval.rescoring import (
     describe_differences,
     differences,
     rescored,
-    save_marks,
+    save_scores,
 )
-from cerebrum_cli.eval.runs import Run, RunStore, report_of, require_run, require_same_rules, samples_to_keep
+from cerebrum_cli.eval.scorers import SCORING_VERSION
+from cerebrum_cli.eval.stored_runs import Run, RunStore, report_of, require_run, require_same_rules, samples_to_keep
 from cerebrum_cli.runs import output_files
 from cerebrum_cli.runs.journal import Journal, open_journal
 from cerebrum_cli.runs.output_files import output_paths
 from cerebrum_cli.runs.result import ResultRows
 
-NOW, NEWER, OLDER = (str(MARKING_VERSION + by) for by in (0, 1, -1))
+NOW, NEWER, OLDER = (str(SCORING_VERSION + by) for by in (0, 1, -1))
 VERSIONS = {"cerebrum": "0.1.0", "llama.cpp": "abc", "marking": NOW}
 CONDITION = {
     "task": "sums",
@@ -255,8 +255,8 @@ def test_run_is_extended_with_the_rules_that_marked_it(store: RunStore) -> None:
         condition = {**CONDITION, "marking": rules, "match": match}
         run = write_run(path, [sample(1)], 2, condition=condition)
         assert store.path_for({**condition, "marking": NOW}) == (path, "")
-        hint = f"mark it again: cerebrum runs show 'this run' --rescore --save{option}"
-        problem = f"sums-tiny was marked by {words}, not rules version {NOW}"
+        hint = f"score it again: cerebrum runs show 'this run' --rescore --save{option}"
+        problem = f"sums-tiny was scored by {words}, not rules version {NOW}"
         assert refusal(path, {**condition, "marking": NOW}) == [problem, hint]
         store.delete(run)
 
@@ -275,7 +275,7 @@ def test_run_of_an_earlier_version_without_versions_is_not_extended(store: RunSt
 
 def test_run_of_a_newer_version_is_one_line(store: RunStore) -> None:
     run = write_run(store.path_for(CONDITION)[0], [sample(1)], 1, condition={**CONDITION, "match": "telepathy"})
-    for use in (lambda: save_marks(run), lambda: run.outdated, lambda: differences(run, run)):
+    for use in (lambda: save_scores(run), lambda: run.outdated, lambda: differences(run, run)):
         with pytest.raises(UsageError, match="sums-tiny was made by a newer version of cerebrum") as error:
             use()
         assert error.value.hint == "update cerebrum"
@@ -354,7 +354,7 @@ def test_comparison_is_of_marks_by_one_version(tmp_path: Path) -> None:
         return [found.accuracy_a, found.accuracy_b], notes
 
     def again(run: str, rules: str) -> str:
-        return f"{run} was marked by {rules}; for this comparison its replies were marked again by rules version {NOW}"
+        return f"{run} was scored by {rules}; for this comparison its replies were scored again by rules version {NOW}"
 
     newer, older, unknown = f"rules version {NEWER}", f"rules version {OLDER}", "an older version's rules"
     assert compared(NOW, NOW) == compared(NEWER, NEWER) == ([0, 1], [])
@@ -363,7 +363,7 @@ def test_comparison_is_of_marks_by_one_version(tmp_path: Path) -> None:
     assert compared(OLDER, NEWER) == ([1, 1], [again("a", older), again("b", newer)])
     assert compared(NOW, OLDER) == ([0, 1], [again("b", older)])
     assert compared(None, None) == ([1, 1], [again("a", unknown), again("b", unknown)])
-    code = f"a was marked by {older}, not rules version {NOW}: programs are not run again"
+    code = f"a was scored by {older}, not rules version {NOW}: programs are not run again"
     assert compared(OLDER, NOW, "code") == ([0, 1], [code])
 
 
@@ -380,16 +380,16 @@ def test_comparison_uses_math_verify_for_both_runs(
     assert compare_runs(first, second).n == 1
     run, before, now = ("b", NOW, verified) if version else ("a", verified, NOW)
     assert list(comparison_notes(first, second)) == [
-        f"{run} was marked by rules version {before}; for this comparison "
-        f"its replies were marked again by rules version {now}"
+        f"{run} was scored by rules version {before}; for this comparison "
+        f"its replies were scored again by rules version {now}"
     ]
     if not version:
         problem, hint = refusal(first.path, {**condition, "marking": NOW})
-        assert problem == f"a was marked by rules version {verified}, not rules version {NOW}"
+        assert problem == f"a was scored by rules version {verified}, not rules version {NOW}"
         assert hint.startswith("install Math-Verify: ")
-        assert hint.endswith("; or, without it, mark it again: cerebrum runs show 'this run' --rescore --save")
-        save_marks(first)
-        assert require_run(first.path).marked_by == NOW
+        assert hint.endswith("; or, without it, score it again: cerebrum runs show 'this run' --rescore --save")
+        save_scores(first)
+        assert require_run(first.path).scored_by == NOW
 
 
 def test_comparison_notes_other_versions(tmp_path: Path) -> None:
@@ -462,9 +462,9 @@ def test_saved_marks_are_those_of_this_version(tmp_path: Path, questions: int) -
     (tmp_path / "run.jsonl").symlink_to(tmp_path / "whole.jsonl")
     run = write_run(tmp_path / "run.jsonl", samples, questions, notes={"seconds": 1.0}, condition=condition)
     before = run.samples()
-    assert save_marks(run) == ([sample(1), *before[1:]], 1, 0)
+    assert save_scores(run) == ([sample(1), *before[1:]], 1, 0)
     saved = require_run(run.path)
-    assert (saved.marked_by, saved.is_complete, saved.record.notes) == (NOW, questions == 4, {"seconds": 1.0})
+    assert (saved.scored_by, saved.is_complete, saved.record.notes) == (NOW, questions == 4, {"seconds": 1.0})
     assert saved.samples() == [sample(1), *before[1:]]
     assert samples_to_keep(run.path, CONDITION, {"questions": 5, "samples": 1}) == saved.samples()
     with contextlib.closing(start_run(run.path, 5)) as journal:
@@ -480,7 +480,7 @@ def test_saved_marks_need_a_run_that_nobody_writes(tmp_path: Path) -> None:
         contextlib.closing(start_run(run.path, 2)),
         pytest.raises(BatchError, match=r"another process is writing run\.jsonl") as error,
     ):
-        save_marks(run)
+        save_scores(run)
     assert error.value.hint == "wait until it has ended"
 
 
@@ -492,7 +492,7 @@ def test_saved_marks_need_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for module in (rescoring, output_files):
         monkeypatch.setattr(module, "commit_file", commit)
         with pytest.raises(BatchError, match="No space left on device") as error:
-            save_marks(run)
+            save_scores(run)
         assert error.value.hint == "free some disk space, then run it again"
         assert run.samples() == [sample(1)]
 
@@ -509,10 +509,10 @@ def test_saved_marks_hide_no_lost_sample(tmp_path: Path, is_interrupted: bool) -
         else:
             run.path.write_bytes(content)
         if content == changed and is_interrupted:
-            assert save_marks(run).changed == 2
+            assert save_scores(run).changed == 2
             continue
         with pytest.raises(BatchError, match=r"run\.jsonl was changed after it was completed"):
-            save_marks(run)
+            save_scores(run)
         assert (run.path.read_bytes() if run.path.exists() else None) == content
         assert {path.name for path in tmp_path.iterdir()} <= {"run.jsonl", "run.jsonl.meta.json"}
 
@@ -525,13 +525,13 @@ def test_saved_marks_are_old_or_new_after_a_kill(tmp_path: Path, questions: int)
     for step in count():
         path = tmp_path / f"{step}.jsonl"
         run = write_run(path, old, questions, condition=condition)
-        is_killed = is_killed_at_rename(step, partial(save_marks, run))
+        is_killed = is_killed_at_rename(step, partial(save_scores, run))
         run = require_run(path)
-        found.append(run.marked_by)
+        found.append(run.scored_by)
         samples = run.samples()
         assert samples in (old, new)
-        assert run.marked_by in (None, NOW if samples == new else OLDER)
-        save_marks(run)
+        assert run.scored_by in (None, NOW if samples == new else OLDER)
+        save_scores(run)
         assert require_run(path).samples() == new
         assert samples_to_keep(path, CONDITION, {"questions": 3, "samples": 1}) == new
         if not is_killed:
@@ -541,7 +541,7 @@ def test_saved_marks_are_old_or_new_after_a_kill(tmp_path: Path, questions: int)
 
 @pytest.mark.slow
 def test_rescoring_keeps_marks_of_slow_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(marking, "SEARCH_S", 0.5)
+    monkeypatch.setattr(scorers, "SEARCH_S", 0.5)
     slow = replace(sample(1), text="a" * 60, gold="(a|a)+!", answer="old", correct=True)
     quick = replace(sample(2, text="7"), gold="7", answer="7", correct=False)
     run = write_run(tmp_path / "run.jsonl", [slow, quick], 2, condition={**CONDITION, "match": "regex"})

@@ -20,8 +20,8 @@ from hub_user import OTHER, READER, HubUser
 
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.eval.marking import MARKING_VERSION, Match, comparison_of
 from cerebrum_cli.eval.reading import BadRow
+from cerebrum_cli.eval.scorers import SCORING_VERSION, Match, comparison_of
 from cerebrum_cli.eval.sources import LoadedTask, load_file, load_task, read_source
 from cerebrum_cli.eval.tasks import find_task
 
@@ -78,7 +78,7 @@ def test_dataset_is_downloaded_once_and_then_read_offline(hub_user: HubUser) -> 
     first = load(hub_user, "gsm8k")
     origin = f"dataset {GSM8K}, {GSM8K_FILE} at commit {hub_user.commit(DATASETS + GSM8K)}"
     assert first["source"] == [hub_user.digest(GSM8K_FILE, DATASETS + GSM8K), origin]
-    assert [question["gold"] for question in first["questions"]["questions"]] == ["1", "2", "3"]
+    assert [question["reference"] for question in first["questions"]["questions"]] == ["1", "2", "3"]
     assert [question["id"] for question in first["questions"]["questions"]] == [1, 2, 3]
     hub_user.hub.repositories[DATASETS + GSM8K].commit({GSM8K_FILE: b"another"})
     hub_user.hub.log.clear()
@@ -117,7 +117,7 @@ def test_dataset_in_git_is_verified_by_its_git_hash(hub_user: HubUser) -> None:
         hub_user.hub.repositories[DATASETS + MATH].branches["main"].files[MATH_FILE].blob_id
     ]
     question = found["questions"]["questions"][7]
-    assert (question["id"], question["prompt"], question["gold"]) == ("t/7", "7 + 1?", "\\frac{8}{1}")
+    assert (question["id"], question["prompt"], question["reference"]) == ("t/7", "7 + 1?", "\\frac{8}{1}")
 
 
 def test_dataset_download_resumes(hub_user: HubUser) -> None:
@@ -162,9 +162,9 @@ def test_task_of_mathematics_is_marked_with_math_verify_if_installed(
 
     monkeypatch.setattr(metadata, "version", find_version)
     found = read(hub_user, "math500")
-    rules = str(MARKING_VERSION)
-    marked_by = f"{rules} with Math-Verify {version}" if version else rules
-    assert (found.fingerprint["match"], found.fingerprint["marking"]) == ("math", marked_by)
+    rules = str(SCORING_VERSION)
+    scored_by = f"{rules} with Math-Verify {version}" if version else rules
+    assert (found.fingerprint["match"], found.fingerprint["marking"]) == ("math", scored_by)
     form = "answers are compared by their normal form"
     assert comparison_of(f"{rules} with Math-Verify 0.8") == f"{form} and by Math-Verify 0.8"
     without = comparison_of(rules)
@@ -275,7 +275,7 @@ def test_dataset_of_arc_has_choices(hub_user: HubUser) -> None:
     files = {"ARC-Challenge/test-00000-of-00001.parquet": table(rows)}
     hub_user.hub.repository(f"{DATASETS}allenai/ai2_arc", files)
     found = load(hub_user, "arc-challenge", template="{question}\n{choices}")["questions"]
-    assert [(each["id"], each["prompt"], each["gold"]) for each in found["questions"]] == [
+    assert [(each["id"], each["prompt"], each["reference"]) for each in found["questions"]] == [
         ("M_1", "Which?\nA) a\nB) b", "B"),
         ("M_2", "How many?\nA) 2\nB) 1", "A"),
     ]
@@ -295,7 +295,7 @@ def test_dataset_of_math_has_seven_files(hub_user: HubUser) -> None:
     }
     hub_user.hub.repository(repository, files)
     found = load(hub_user, "math")
-    assert [(each["id"], each["prompt"], each["gold"]) for each in found["questions"]["questions"]] == [
+    assert [(each["id"], each["prompt"], each["reference"]) for each in found["questions"]["questions"]] == [
         (at + 1, f"{subject} test?", str(at)) for at, subject in enumerate(subjects)
     ]
     assert ", */test-*.parquet at commit " in found["source"][1]
@@ -325,16 +325,16 @@ def test_dataset_of_humaneval_has_tests_and_stubs(hub_user: HubUser) -> None:
     assert (question["id"], question["stub"], question["entry_point"]) == ("H/0", stub, "two")
     assert question["prompt"].endswith(f"\n\n```python\n{stub}```")
     program: dict[str, Any] = {}
-    exec(f"{question['stub']}    return 2\n\n{question['gold']}", program)
+    exec(f"{question['stub']}    return 2\n\n{question['reference']}", program)
     with pytest.raises(AssertionError):
-        exec(f"{question['stub']}    return 3\n\n{question['gold']}", {})
+        exec(f"{question['stub']}    return 3\n\n{question['reference']}", {})
 
 
 def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text('{"q": "1 + 1?", "answer": 2}\n{"q": "?"}\n')
     found, *source = load_file(path, template="{q} =")
-    assert [(each.prompt, each.gold) for each in found.questions] == [("1 + 1? =", "2")]
+    assert [(each.prompt, each.reference) for each in found.questions] == [("1 + 1? =", "2")]
     assert found.bad_rows == (BadRow(2, "no `answer`; the fields are: q"),)
     assert source == [hashlib.sha256(path.read_bytes()).hexdigest(), ""]
     with pytest.raises(UsageError, match="line 1: no field `a`; the fields are: q, answer"):

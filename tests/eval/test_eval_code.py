@@ -40,8 +40,8 @@ from cerebrum_cli.eval.code_sandbox import (
     run_program,
     sandbox_command,
 )
-from cerebrum_cli.eval.marking import Mark, Unmarked, code_marker
 from cerebrum_cli.eval.questions import Question, select
+from cerebrum_cli.eval.scorers import ScoredAnswer, code_scorer
 from cerebrum_cli.eval.tasks import complete_test
 
 PROMPT = '''from typing import List
@@ -461,7 +461,7 @@ def test_sandbox_that_fails_later_is_an_error(sandbox: Sandbox) -> None:
         run(Sandbox("/missing/bwrap", sandbox.call_filter), "pass")
 
 
-# Programs are marked while the model writes others.
+# Programs are scored while the model writes others.
 
 
 needs_two_cores = pytest.mark.skipif(thread_count() < 2, reason="one core runs one program at a time")
@@ -500,7 +500,9 @@ def start(sandbox: Sandbox, tmp_path: Path, chatml_model: Path) -> Iterator[Star
 @pytest.mark.slow
 @needs_two_cores
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGKILL, -9)])
-def test_eval_marks_programs_beside_a_slow_one(start: Start, tmp_path: Path, signum: signal.Signals, code: int) -> None:
+def test_eval_scores_programs_beside_a_slow_one(
+    start: Start, tmp_path: Path, signum: signal.Signals, code: int
+) -> None:
     """A signal ends them all: the slow one takes longer than it waits for those that run."""
     partial = tmp_path / "run.jsonl.partial"
     process = start()
@@ -525,13 +527,13 @@ def test_eval_marks_programs_beside_a_slow_one(start: Start, tmp_path: Path, sig
 
 @pytest.mark.slow
 @needs_two_cores
-def test_marker_runs_programs_beside_each_other(sandbox: Sandbox) -> None:
+def test_scorer_runs_programs_beside_each_other(sandbox: Sandbox) -> None:
     questions = [Question(at, at, "", f"{SEVEN}\ncheck(f)", entry_point="f") for at in range(3)]
-    with closing(code_marker(run_code=True)) as marker:
+    with closing(code_scorer(run_code=True)) as scorer:
         for question, text in zip(questions, (reply_with("f", 2), reply_with("f"), "I cannot."), strict=True):
-            marker.add(question.id, Unmarked(text, question, True))
-        found: list[tuple[int, Mark]] = []
-        while marks := marker.marks(math.inf):
-            found += marks
+            scorer.add(question.id, question, text)
+        found: list[tuple[int, ScoredAnswer]] = []
+        while scores := scorer.scores(math.inf):
+            found += scores
     assert [key for key, _ in found][-1] == 0
-    assert {key: mark.correct for key, mark in found} == {0: True, 1: True, 2: False}
+    assert {key: score.correct for key, score in found} == {0: True, 1: True, 2: False}

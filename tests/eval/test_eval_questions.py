@@ -33,7 +33,7 @@ def golds(*rows: dict[str, Any]) -> list[str]:
     """The gold answers of questions about COLORS, none of them bad."""
     found = read(*({"question": "Which?", "choices": COLORS, **row} for row in rows))
     assert not found.bad_rows
-    return [question.gold for question in found.questions]
+    return [question.reference for question in found.questions]
 
 
 def reason(row: Any, **options: Any) -> str:
@@ -70,13 +70,13 @@ def test_questions_have_the_fields_of_their_rows() -> None:
     ],
 )
 def test_questions_read_the_final_answer_of_gsm8k(answer: str, gold: str) -> None:
-    assert read({"question": "?", "answer": answer}).questions[0].gold == gold
+    assert read({"question": "?", "answer": answer}).questions[0].reference == gold
 
 
 def test_questions_take_other_field_names() -> None:
     fields = Fields(question="problem", answer="solution", id="unique_id")
     [question] = read({"problem": "P", "solution": "S", "answer": "no", "unique_id": "a/1"}, fields=fields).questions
-    assert (question.prompt, question.gold, question.id) == ("P", "S", "a/1")
+    assert (question.prompt, question.reference, question.id) == ("P", "S", "a/1")
 
 
 def test_choices_are_listed_below_the_question() -> None:
@@ -109,14 +109,14 @@ def test_choices_count_indices_as_the_file_does() -> None:
 def test_choices_state_an_assumed_base_of_indices() -> None:
     row = {"question": "Which?", "choices": COLORS}
     found = read({**row, "answer": 1}, {**row, "answer": 3}, GOOD)
-    assert ([question.gold for question in found.questions], found.note) == (["B", "D", "2"], INDEX_NOTE)
+    assert ([question.reference for question in found.questions], found.note) == (["B", "D", "2"], INDEX_NOTE)
     assert read({**row, "answer": 1}, {**row, "answer": 0}).note is read({**row, "answer": "B"}).note is None
 
 
 def test_choices_with_both_bases_are_bad_rows() -> None:
     row = {"question": "Which?", "choices": COLORS}
     found = read({**row, "answer": 2}, b"[", {**row, "answer": 4}, {**row, "answer": "B"}, {**row, "answer": 0})
-    assert [question.gold for question in found.questions] == ["B"]
+    assert [question.reference for question in found.questions] == ["B"]
     assert [bad.line for bad in found.bad_rows] == [1, 2, 3, 5]
     assert found.bad_rows[0].reason == "the answer is an index, but line 5 counts from 0 and line 3 from 1"
 

@@ -1,4 +1,4 @@
-"""Math-Verify widens the equality of math500: it adds marks, and what it cannot decide is not equal."""
+"""Math-Verify widens the equality of math500: it adds correct answers, and what it cannot decide is not equal."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.eval import math_equality
-from cerebrum_cli.eval.marking import MARKING_VERSION, Mark, Unmarked, marker, rules_of
 from cerebrum_cli.eval.math_equality import MathVerify, math_verify_version
 from cerebrum_cli.eval.questions import Question
+from cerebrum_cli.eval.scorers import SCORING_VERSION, ScoredAnswer, reply_scorer, rules_of
 
 needs_math_verify = pytest.mark.skipif(math_verify_version() is None, reason="needs Math-Verify")
 
@@ -67,15 +67,15 @@ def test_math_verify_is_stopped_when_it_takes_too_long() -> None:
 
 @needs_math_verify
 @pytest.mark.slow
-def test_math_verify_adds_marks_and_takes_none_away() -> None:
+def test_math_verify_adds_correct_answers_and_takes_none_away() -> None:
     question = Question(0, 1, "?", r"1 \pm \sqrt{19}")
-    replies = marker("math", (question,))
+    replies = reply_scorer("math", (question,))
     for text in (r"\boxed{1 \pm \sqrt{19}}", r"\boxed{1 - \sqrt{19}, 1 + \sqrt{19}}", r"\boxed{1}", "No idea."):
-        replies.add(text, Unmarked(text, question, True))
-    marks = [mark.correct for _, mark in replies.marks()]
+        replies.add(text, question, text)
+    correct = [score.correct for _, score in replies.scores()]
     replies.close()
-    assert marks == [True, True, False, False]
-    assert rules_of("math") == f"{MARKING_VERSION} with Math-Verify {math_verify_version()}"
+    assert correct == [True, True, False, False]
+    assert rules_of("math") == f"{SCORING_VERSION} with Math-Verify {math_verify_version()}"
 
 
 def test_math_verify_that_cannot_be_imported_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,14 +87,14 @@ def test_math_verify_that_cannot_be_imported_is_an_error(monkeypatch: pytest.Mon
     math_verify.close()
 
 
-def test_answers_are_marked_without_math_verify_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_scored_without_math_verify_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", version)
     assert math_verify_version() is None
     question = Question(0, 1, "?", "1024")
-    replies = marker("math", (question,))
-    replies.add(1, Unmarked("The answer is 2^10.", question, True))
-    assert replies.marks() == [(1, Mark("2^10", False))]
-    assert rules_of("math") == str(MARKING_VERSION)
+    replies = reply_scorer("math", (question,))
+    replies.add(1, question, "The answer is 2^10.")
+    assert replies.scores() == [(1, ScoredAnswer("2^10", False))]
+    assert rules_of("math") == str(SCORING_VERSION)

@@ -24,7 +24,7 @@ from cerebrum_cli.engine.trials import Bench, Closeness, TrialError
 from cerebrum_cli.eval.estimates import estimate, majorities, mean, vote_sizes
 from cerebrum_cli.eval.questions import SKIPPED, Sample
 from cerebrum_cli.eval.report import Report, RunningScore, report_object, summarize, votes_of
-from cerebrum_cli.eval.runs import measure_divergence
+from cerebrum_cli.eval.stored_runs import measure_divergence
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.terminal.plot import plot_report
 

@@ -1,4 +1,4 @@
-"""Replies are marked: by their final answer, by the letter of a choice, or by their text."""
+"""Replies are scored: by their final answer, by the letter of a choice, or by their text."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.eval import marking
-from cerebrum_cli.eval.marking import MARKING_VERSION, Mark, Match, SearchTimeout, Unmarked, marker
+from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.questions import Question
+from cerebrum_cli.eval.scorers import SCORING_VERSION, Match, ScoredAnswer, SearchTimeout, reply_scorer
 
 GASES = ("oxygen", "carbon dioxide", "nitrogen", "argon")
 WEIGHTS = ("42 lb", "42 kg", "2 more", "44 kg")
@@ -194,36 +194,36 @@ IN_WORDS = (  # replies, correct answers, and what is found
     ("Let me think.\nParis", "Paris", "Paris"),
     ("The answer is unknown.", "Paris", ""),
 )
-MARKS = (2, "30fca29ac0fce407")
+SCORES = (2, "30fca29ac0fce407")
 ANSWERS = json.loads((Path(__file__).parents[1] / "data" / "answers.json").read_text(encoding="utf-8"))
 
 
-def mark(
+def score(
     text: str, gold: str, choices: tuple[str, ...] = (), match: Match = "answer", is_complete: bool = True
-) -> Mark:
+) -> ScoredAnswer:
     question = Question(0, 1, "?", gold, choices)
-    with closing(marker(match, (question,))) as replies:
-        replies.add("key", Unmarked(text, question, is_complete))
-        [(key, found)] = replies.marks()
-        assert (key, replies.marks(60.0)) == ("key", [])
+    with closing(reply_scorer(match, (question,))) as replies:
+        replies.add("key", question, text, is_complete)
+        [(key, found)] = replies.scores()
+        assert (key, replies.scores(60.0)) == ("key", [])
         return found
 
 
 @pytest.mark.parametrize("text", MEANING_B)
 def test_choice_is_found_by_its_letter_or_its_text(text: str) -> None:
-    assert mark(text, "B", GASES) == ("B", True)
+    assert score(text, "B", GASES) == ("B", True)
 
 
 @pytest.mark.parametrize("text", MEANING_NONE)
 def test_reply_that_means_no_choice_or_several_has_no_answer(text: str) -> None:
-    assert mark(text, "B", GASES) == (None, False)
+    assert score(text, "B", GASES) == (None, False)
 
 
 @pytest.mark.parametrize(("text", "choices", "letter"), OTHER_CHOICES)
 def test_choices_are_found_among_amounts_and_other_letters(
     text: str, choices: tuple[str, ...], letter: str | None
 ) -> None:
-    assert mark(text, "B", choices) == (letter, letter == "B")
+    assert score(text, "B", choices) == (letter, letter == "B")
 
 
 @pytest.mark.slow
@@ -232,19 +232,19 @@ def test_choice_is_found_in_linear_time() -> None:
     for unit in (*"ABab.,:( \n", *longer):
         text = unit * (30_000 // len(unit))
         start = time.process_time()
-        mark(text, "B", GASES)
+        score(text, "B", GASES)
         assert time.process_time() - start < 1.0, unit  # a quadratic pattern takes three
 
 
-def test_marks_change_only_with_the_number_of_their_rules() -> None:
+def test_scores_change_only_with_the_number_of_their_rules() -> None:
     replies: list[tuple[str, str, tuple[str, ...]]] = [(text, "B", GASES) for text in (*MEANING_B, *MEANING_NONE)] + [
         (str(case["text"]), "10", ()) for case in ANSWERS
     ]
     replies += [(text, "B", choices) for text, choices, _ in OTHER_CHOICES]
     replies += [(text, gold, ()) for text, gold, _ in IN_WORDS]
-    marks = json.dumps([mark(*reply) for reply in replies])
-    assert (MARKING_VERSION, hashlib.sha256(marks.encode()).hexdigest()[:16]) == MARKS, (
-        "marks differ: raise MARKING_VERSION if the rules have changed, and then, or if cases have, change MARKS"
+    scores = json.dumps([score(*reply) for reply in replies])
+    assert (SCORING_VERSION, hashlib.sha256(scores.encode()).hexdigest()[:16]) == SCORES, (
+        "scores differ: raise SCORING_VERSION if the rules have changed, and then, or if cases have, change SCORES"
     )
 
 
@@ -266,14 +266,14 @@ def test_marks_change_only_with_the_number_of_their_rules() -> None:
         ("regex", "", r"\b19\d\d\b", (None, False)),
     ],
 )
-def test_texts_are_marked_as_match_says(match: Match, text: str, gold: str, found: tuple[str | None, bool]) -> None:
-    assert mark(text, gold, match=match) == found
+def test_texts_are_scored_as_match_says(match: Match, text: str, gold: str, found: tuple[str | None, bool]) -> None:
+    assert score(text, gold, match=match) == found
 
 
 @pytest.mark.parametrize(("text", "gold", "found"), IN_WORDS)
 def test_answer_in_words_is_never_the_number_in_a_reply(text: str, gold: str, found: str | None) -> None:
     is_correct = bool(found)  # None stands for the whole reply, which is not the answer alone
-    assert mark(text, gold) == (text.rstrip(".") if found is None else found or None, is_correct)
+    assert score(text, gold) == (text.rstrip(".") if found is None else found or None, is_correct)
 
 
 @pytest.mark.parametrize(
@@ -290,34 +290,34 @@ def test_answer_in_words_is_never_the_number_in_a_reply(text: str, gold: str, fo
 def test_reply_cut_off_counts_only_as_far_as_it_states_its_answer(
     text: str, choices: tuple[str, ...], match: Match, found: tuple[str | None, bool]
 ) -> None:
-    assert mark(text, "B", choices, match, is_complete=False) == found
+    assert score(text, "B", choices, match, is_complete=False) == found
 
 
 @pytest.mark.slow
 def test_regular_expression_that_takes_years_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     questions = Question(0, 1, "?", "(a+)+$"), Question(1, 2, "?", "b|")
-    with closing(marker("regex", questions)) as replies:
-        monkeypatch.setattr(marking, "SEARCH_S", 0.1)
+    with closing(reply_scorer("regex", questions)) as replies:
+        monkeypatch.setattr(scorers, "SEARCH_S", 0.1)
         with pytest.raises(SearchTimeout, match=r"for \(a\+\)\+\$ takes"):
-            replies.add(1, Unmarked("a" * 50 + "b", questions[0], True))
-        monkeypatch.setattr(marking, "SEARCH_S", 60.0)
+            replies.add(1, questions[0], "a" * 50 + "b")
+        monkeypatch.setattr(scorers, "SEARCH_S", 60.0)
         with pytest.raises(SearchTimeout):  # at once
-            replies.add(1, Unmarked("a" * 50 + "b", questions[0], True))
-        replies.add(2, Unmarked("caaa", Question(0, 1, "?", "a+$"), True))
-        replies.add(3, Unmarked("a\ud800\n" + "b" * 200_000, Question(2, 3, "?", r"\A(?s:.)+"), True))
-        replies.add(4, Unmarked("c", questions[1], True))  # an empty match is one
-        *_, long, empty = marks = replies.marks()
-    assert marks[0] == (2, Mark("aaa", True))
-    assert long == (3, Mark("a\ud800\n" + "b" * 200_000, True)) and empty == (4, Mark("", True))
+            replies.add(1, questions[0], "a" * 50 + "b")
+        replies.add(2, Question(0, 1, "?", "a+$"), "caaa")
+        replies.add(3, Question(2, 3, "?", r"\A(?s:.)+"), "a\ud800\n" + "b" * 200_000)
+        replies.add(4, questions[1], "c")  # an empty match is one
+        *_, long, empty = scores = replies.scores()
+    assert scores[0] == (2, ScoredAnswer("aaa", True))
+    assert long == (3, ScoredAnswer("a\ud800\n" + "b" * 200_000, True)) and empty == (4, ScoredAnswer("", True))
 
 
 def test_invalid_regular_expression_is_refused() -> None:
     with pytest.raises(UsageError, match="the answer of question 1 is not a regular expression: missing"):
-        mark("", "(", match="regex")
+        score("", "(", match="regex")
 
 
 @pytest.mark.parametrize("match", ["contains", "regex"])
 def test_letters_of_choices_are_not_searched_in_text(match: Match) -> None:
     with pytest.raises(UsageError, match=f"--match {match} cannot score question 1, which has choices") as caught:
-        mark("Because", "B", GASES, match)
+        score("Because", "B", GASES, match)
     assert "answer or exact" in caught.value.hint

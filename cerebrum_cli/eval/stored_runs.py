@@ -23,10 +23,10 @@ from cerebrum_cli.core.errors import BatchError, EngineError, UsageError
 from cerebrum_cli.core.files import exists, remove_abandoned, translate_os_errors
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.text import did_you_mean
-from cerebrum_cli.eval.marking import MARKING, MATH_VERIFY, Match, describe_rules, rules_of
 from cerebrum_cli.eval.math_equality import INSTALL
 from cerebrum_cli.eval.questions import Sample, parse_sample
 from cerebrum_cli.eval.report import Report, summarize
+from cerebrum_cli.eval.scorers import MATH_VERIFY, SCORING_RULES, Match, describe_rules, rules_of
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.runs.output_files import (
     MADE_BY,
@@ -77,30 +77,30 @@ class Run:
 
     @property
     def match(self) -> Match:
-        """Method of marking its replies. Raises UsageError for one that only newer versions know."""
+        """Method of scoring its replies. Raises UsageError for one that only newer versions know."""
         match: Match = self.record.fingerprint["match"]
         if match not in get_args(Match):
             raise UsageError(f"{self.name} was made by a newer version of cerebrum", "update cerebrum")
         return match
 
     @property
-    def marked_by(self) -> str | None:
-        """The rules that marked it; None if they are not recorded."""
-        return str(self.record.fingerprint.get(MARKING) or "") or None
+    def scored_by(self) -> str | None:
+        """The rules that scored it; None if they are not recorded."""
+        return str(self.record.fingerprint.get(SCORING_RULES) or "") or None
 
     @property
     def outdated(self) -> str:
-        """By which rules it was marked, in words; empty if these are the rules of this version."""
-        before, now = self.marked_by, rules_of(self.match)
-        text = f"{self.name} was marked by {describe_rules(before)}, not {describe_rules(now)}"
+        """By which rules it was scored, in words; empty if these are the rules of this version."""
+        before, now = self.scored_by, rules_of(self.match)
+        text = f"{self.name} was scored by {describe_rules(before)}, not {describe_rules(now)}"
         return "" if before == now else text
 
-    def how_to_mark(self, reference: str) -> str:
-        """Hint for marking the run with this name or path again, by rules that are no worse than before."""
-        lacks = MATH_VERIFY in (self.marked_by or "") and MATH_VERIFY not in rules_of(self.match)
+    def how_to_rescore(self, reference: str) -> str:
+        """Hint for scoring the run with this name or path again, by rules that are no worse than before."""
+        lacks = MATH_VERIFY in (self.scored_by or "") and MATH_VERIFY not in rules_of(self.match)
         first = f"install Math-Verify: {INSTALL}; or, without it, " if lacks else ""
         code = " --run-code" if self.match == "code" else ""
-        return f"{first}mark it again: cerebrum runs show {quote(reference)} --rescore --save{code}"
+        return f"{first}score it again: cerebrum runs show {quote(reference)} --rescore --save{code}"
 
     @property
     def versions(self) -> dict[str, Any]:
@@ -179,8 +179,8 @@ class RunStore:
     def path_for(self, fingerprint: Mapping[str, Any]) -> tuple[Path, str]:
         """The path of the run with this fingerprint: an existing one, or a free name of its task and model.
 
-        With it, in words, why a new run does not extend the one whose name is numbered before it. One that was marked
-        by other rules is refused later, with how to mark it again: that takes no time.
+        With it, in words, why a new run does not extend the one whose name is numbered before it. One that was scored
+        by other rules is refused later, with how to score it again: that takes no time.
         """
         new = BatchRecord(normalize(fingerprint), 0)
         base, previous = _name(str(fingerprint["task"]), str(fingerprint["model"])), None
@@ -191,7 +191,7 @@ class RunStore:
             previous = None
             with contextlib.suppress(BatchError):
                 previous = read_run(path)
-            if previous and without_marking(previous.record.fingerprint) == without_marking(new.fingerprint):
+            if previous and without_rules(previous.record.fingerprint) == without_rules(new.fingerprint):
                 return path, ""
         made = previous and f"{previous.name} was made with {describe_difference(previous.record, new)}"
         return path, f"{made}; this is a new run, {path.stem}" if made else ""
@@ -256,15 +256,15 @@ def provenance(source: ReplySource, llama_version: Callable[[], str]) -> dict[st
 
 
 def require_same_rules(path: Path, fingerprint: Mapping[str, Any], reference: str) -> None:
-    """Raise BatchError, with what to do, if all that differs from the run at a path are the rules that marked it.
+    """Raise BatchError, with what to do, if all that differs from the run at a path are the rules that scored it.
 
     `reference` is how a user names that run.
     """
     run = read_run(path)
-    if run is None or without_marking(run.record.fingerprint) != without_marking(normalize(fingerprint)):
+    if run is None or without_rules(run.record.fingerprint) != without_rules(normalize(fingerprint)):
         return
     if run.outdated and any(map(has_rows, run.row_files)):
-        raise BatchError(run.outdated, run.how_to_mark(reference))
+        raise BatchError(run.outdated, run.how_to_rescore(reference))
 
 
 def samples_to_keep(path: Path, fingerprint: Mapping[str, Any], extent: Mapping[str, int]) -> list[Sample]:
@@ -287,9 +287,9 @@ def has_rows(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
-def without_marking(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+def without_rules(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """A fingerprint as far as replies depend on it; None is as good as nothing."""
-    return {key: value for key, value in fingerprint.items() if key != MARKING and value is not None}
+    return {key: value for key, value in fingerprint.items() if key != SCORING_RULES and value is not None}
 
 
 def form_of(sample: Sample) -> str | None:
