@@ -1,13 +1,15 @@
-"""Handle Ctrl-C, SIGTERM and SIGHUP: of a command, so that partial output can be saved, and of a chat."""
+"""What Ctrl-C, SIGTERM and SIGHUP do, in a chat and in every other command: see `Signals`."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from cerebrum_cli.core.errors import CerebrumError, Interrupted
@@ -16,104 +18,6 @@ from cerebrum_cli.terminal.streams import Streams, discard_closed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a terminal that closes sends SIGHUP
 RETRY_S = 0.01  # until a signal that came during an import is sent again
-
-
-@dataclass
-class CancelOnInterrupt:
-    """Cancel generation or loading on a signal, and raise Interrupted on exit, whatever else was raised.
-
-    Until `generating` is set there is no partial output to save, and a signal also raises Interrupted immediately:
-    a chat template is a program and may never end.
-    """
-
-    _cancel: Callable[[], None]
-    signum: int | None = None
-    generating: bool = False
-
-    def __enter__(self) -> CancelOnInterrupt:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if self.signum is not None and not isinstance(error, Interrupted):
-            raise Interrupted(self.signum) from error
-
-    def handle(self, signum: int) -> None:
-        self.signum = signum
-        self._cancel()
-        if not self.generating:
-            raise Interrupted(signum)
-
-
-@dataclass
-class Interrupts(CancelOnInterrupt):
-    """Install signal handlers: the first signal cancels, the second exits the process immediately."""
-
-    _previous_handlers: dict[int, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> Interrupts:
-        self._previous_handlers = install_handlers(self._on_signal)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        restore_handlers(self._previous_handlers)
-        super().__exit__(kind, error, at)
-
-    def _on_signal(self, signum: int, _: FrameType | None) -> None:
-        if self.signum is not None:
-            exit_process(128 + signum)
-        self.handle(signum)
-
-
-@contextlib.contextmanager
-def interruptible(hint: str) -> Iterator[None]:
-    """Turn a signal in this block into Interrupted with a hint.
-
-    The first signal interrupts immediately, as Ctrl-C does; the second is ignored, since cleanup is running; the third
-    exits the process.
-    """
-    signals: list[int] = []
-
-    def interrupt(signum: int, _: FrameType | None) -> None:
-        is_first, is_third = not signals, len(signals) > 1  # before another signal can come
-        signals.append(signum)
-        if is_third:
-            exit_process(128 + signum)
-        if is_first:
-            raise KeyboardInterrupt  # not caught by a library's `except Exception`
-
-    old = install_handlers(interrupt)
-    try:
-        yield
-    except (KeyboardInterrupt, CerebrumError) as error:
-        if isinstance(error, CerebrumError) and not signals:
-            raise
-        # Some libraries catch KeyboardInterrupt: fsspec then states that a file does not exist.
-        raise Interrupted(signals[0] if signals else signal.SIGINT, hint) from None
-    finally:
-        restore_handlers(old)
-
-
-def install_handlers(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Handle SIGNALS, except those this process was started to ignore, by `nohup` or `&`; return the old handlers.
-
-    A signal during an import is sent again after it.
-    """
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if is_importing(frame):
-            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signum))
-            signal.setitimer(signal.ITIMER_REAL, RETRY_S)
-        else:
-            handler(signum, frame)
-
-    handled = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]  # None: set in C
-    return {number: signal.signal(number, handle) for number in handled}
-
-
-def restore_handlers(handlers: Mapping[int, Any]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
 
 SignalAction = Callable[[int], None]
 """Called with a signal's number from its handler."""
@@ -125,26 +29,41 @@ def ignore(_: int) -> None:
 
 @dataclass
 class Signals:
-    """Signal handlers of a chat: Ctrl-C stops the running reply or command, but not the chat.
+    """The signal handlers of a command. A signal stops what runs, which the innermost of these contexts determines:
 
-    A second Ctrl-C ends a process that does not react. The first SIGTERM or SIGHUP, `exit_signal`, is raised as
-    Interrupted on exit; later ones are ignored, since a closing terminal sends two, and saving takes time. Outside the
-    contexts below a signal is only recorded.
+    - `generating`, a reply or loading: it is cancelled, and what there is of the reply is saved. A second Ctrl-C exits
+      the process immediately, since the first may have no effect during a native call.
+    - `interruptible`, a command without partial output, and `running_command`, one within a chat: an exception is
+      raised where the code is.
+    - `acting(raise_at_prompt)`: Ctrl-C clears the prompt of a chat; twice at an empty prompt it exits.
+    - `acting(ignore_ctrl_c)`: an editor has the terminal, and gets Ctrl-C.
+    - `exiting`, saving and cleaning up: it finishes. A second Ctrl-C exits the process immediately.
+
+    Elsewhere, Ctrl-C has no effect. Afterwards a chat at a terminal continues, and every other command ends.
+
+    SIGTERM and SIGHUP also end a chat: the first, `exit_signal`, is raised as Interrupted on exit. Later ones are
+    ignored, since a closing terminal sends two, and saving takes time.
     """
 
-    _streams: Streams
+    streams: Streams | None = None
+    hint: str = ""
     exit_signal: int | None = None
+    can_cancel: bool = False  # set by the user of `generating`
     _previous_handlers: dict[int, Any] = field(default_factory=dict)
     _action: SignalAction = ignore
 
     def __enter__(self) -> Signals:
-        self._previous_handlers = install_handlers(self._handle)
+        """Handle SIGNALS, except those this process was started to ignore, by `nohup` or `&`."""
+        ignored = (signal.SIG_IGN, None)  # None: the handler was set in C
+        handled = [number for number in SIGNALS if signal.getsignal(number) not in ignored]
+        self._previous_handlers = {number: signal.signal(number, self._handle) for number in handled}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         restore_handlers(self._previous_handlers)
         if self.exit_signal is not None:
-            raise Interrupted(self.exit_signal) from None  # also instead of an error caused by the lost terminal
+            # Also instead of an error caused by the lost terminal.
+            raise Interrupted(self.exit_signal, self.hint) from None
 
     @contextlib.contextmanager
     def acting(self, action: SignalAction) -> Iterator[None]:
@@ -157,39 +76,87 @@ class Signals:
         finally:
             self._action = previous
 
-    def running_command(self) -> contextlib.AbstractContextManager[None]:
+    def running_command(self) -> AbstractContextManager[None]:
         return self.acting(raise_interrupted)
 
     @contextlib.contextmanager
-    def generating(self, cancel: Callable[[], None]) -> Iterator[CancelOnInterrupt]:
-        """Cancel generation or loading; a second Ctrl-C exits the process immediately."""
-        with CancelOnInterrupt(cancel) as canceler, self.acting(self._exiting_on_second(canceler.handle)):
-            yield canceler
+    def generating(self, cancel: Callable[[], None]) -> Iterator[None]:
+        """Cancel on a signal, and raise Interrupted on exit, whatever else was raised.
 
-    def exiting(self) -> contextlib.AbstractContextManager[None]:
-        """Let saving finish; a second Ctrl-C exits the process immediately."""
-        return self.acting(self._exiting_on_second(ignore))
+        Until `can_cancel` is set there is no partial output to save, and a signal also raises Interrupted immediately:
+        a chat template is a program and may never end.
+        """
+        self.can_cancel = False
+        stopped_by: int | None = None
 
-    def _exiting_on_second(self, action: SignalAction) -> SignalAction:
-        pressed = False
+        def stop(signum: int) -> None:
+            nonlocal stopped_by
+            stopped_by = signum
+            cancel()
+            if not self.can_cancel:
+                raise Interrupted(signum)
 
-        def act(signum: int) -> None:
-            nonlocal pressed
-            if signum == signal.SIGINT:
-                if pressed:
-                    exit_process(128 + signum)
-                pressed = True
-            action(signum)
+        try:
+            with self.acting(exit_on_second(stop)):
+                yield
+        finally:
+            error = sys.exception()
+            if stopped_by is not None and not isinstance(error, Interrupted):
+                raise Interrupted(stopped_by) from error
 
-        return act
+    def exiting(self) -> AbstractContextManager[None]:
+        return self.acting(exit_on_second(ignore))
 
-    def _handle(self, signum: int, _: FrameType | None) -> None:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if is_importing(frame):  # send it again after the import
+            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signum))
+            signal.setitimer(signal.ITIMER_REAL, RETRY_S)
+            return
         if signum != signal.SIGINT:
             if self.exit_signal is not None:
                 return
             self.exit_signal = signum
-            discard_closed(self._streams)
+            if self.streams:
+                discard_closed(self.streams)
         self._action(signum)
+
+
+@contextlib.contextmanager
+def interruptible(hint: str) -> Iterator[None]:
+    """Raise Interrupted with a hint on a signal. Cleanup then finishes, as in `Signals.exiting`."""
+    finish = exit_on_second(ignore)
+    stopped_by: int | None = None
+
+    def interrupt(signum: int) -> None:
+        nonlocal stopped_by
+        if stopped_by is None:
+            stopped_by = signum
+            raise KeyboardInterrupt  # not caught by a library's `except Exception`
+        finish(signum)
+
+    with Signals(hint=hint) as signals, signals.acting(interrupt):
+        try:
+            yield
+        except (KeyboardInterrupt, CerebrumError) as error:
+            if isinstance(error, CerebrumError) and stopped_by is None:
+                raise
+            # Some libraries catch KeyboardInterrupt: fsspec then states that a file does not exist.
+            raise Interrupted(stopped_by or signal.SIGINT, hint) from None
+
+
+def exit_on_second(action: SignalAction) -> SignalAction:
+    """The same action, but a second Ctrl-C exits the process immediately."""
+    is_pressed = False
+
+    def act(signum: int) -> None:
+        nonlocal is_pressed
+        if signum == signal.SIGINT:
+            if is_pressed:
+                exit_process(128 + signum)
+            is_pressed = True
+        action(signum)
+
+    return act
 
 
 def raise_interrupted(signum: int) -> None:
@@ -203,6 +170,10 @@ def raise_at_prompt(signum: int) -> None:
 
 
 def ignore_ctrl_c(signum: int) -> None:
-    """Leave Ctrl-C to another program that has the terminal; raise Interrupted for other signals."""
     if signum != signal.SIGINT:
         raise Interrupted(signum)
+
+
+def restore_handlers(handlers: Mapping[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.terminal.escapes import ControlFilter, strip_controls
-from cerebrum_cli.terminal.interrupts import CancelOnInterrupt, Interrupts
+from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.keyboard import ANSWER_KEY_NAME, Keyboard
 from cerebrum_cli.terminal.streams import Streams, columns
 
@@ -168,17 +168,17 @@ def render(
     events: Generator[Event, None, None],
     cancel: Callable[[], None],
     sinks: Iterable[Sink],
-    interrupts: Callable[[Callable[[], None]], AbstractContextManager[CancelOnInterrupt]] = Interrupts,
+    chat_signals: Signals | None = None,
 ) -> None:
     """Send all events to all sinks. A signal cancels the reply; after its last events Interrupted is raised.
 
     A sequence exists, and can be canceled, from the first PromptEvent on; before that a signal raises immediately.
     """
     sinks = tuple(sinks)
-    with interrupts(cancel) as canceler:
+    with nullcontext(chat_signals) if chat_signals else Signals() as signals, signals.generating(cancel):
         try:
             for event in events:
-                canceler.generating = canceler.generating or isinstance(event, (PromptEvent, TokenEvent))
+                signals.can_cancel = signals.can_cancel or isinstance(event, (PromptEvent, TokenEvent))
                 for sink in sinks:
                     sink.emit(event)
         finally:

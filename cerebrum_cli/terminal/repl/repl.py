@@ -206,7 +206,7 @@ class Repl:
         """Consume events, with their progress in a line; Ctrl-C stops the work."""
         line = line or StatusLine(self.streams, self.chat.loaded.model.name)
         first = line, NoticeSink(self.streams)  # the status line erases itself before others write
-        render(events, lambda: self.chat.loaded.responder.cancel(), (*first, *sinks), self.signals.generating)
+        render(events, lambda: self.chat.loaded.responder.cancel(), (*first, *sinks), self.signals)
 
     def _ask_with_files(self, text: str, ask: Callable[[str], None]) -> None:
         """Ask with the pending files and saved prompt; they stay pending if the question does not fit."""
