@@ -89,113 +89,32 @@ def continuation(vocabulary: Vocabulary, parts: Iterable[PromptPart]) -> tuple[i
     return tokens[tokens.index(anchor) + 1 :]
 
 
-class Backend(Vocabulary, Protocol):
-    """A loaded model and its KV cache: `slots` sequences of up to `capacity` tokens each; `reserve` sets both.
+class Context(Protocol):
+    """The slots of a KV cache, each with the tokens of one sequence; for one thread.
 
-    Methods other than those of its vocabulary may be called from one thread only.
+    `pending_copies` are the slots that a copy reads or writes which the next decode completes; until then, no state of
+    theirs is saved or loaded.
     """
 
-    @property
-    def repacks(self) -> bool:
-        """Whether the model was loaded with weights in CPU-optimized layouts, where those exist."""
-
-    @property
-    def context_size(self) -> int:
-        """Maximum length of a sequence, in tokens."""
-
-    @property
-    def capacity(self) -> int:
-        """Length of a sequence, in tokens, that memory is allocated for; 0 before the first `reserve`."""
-
-    @property
-    def slots(self) -> int:
-        """Number of concurrent sequences; before the first `reserve`, the number requested."""
-
-    @property
-    def batch_size(self) -> int:
-        """Maximum number of rows in one decode; at least `slots`."""
-
-    def slots_for(self, length: int) -> int:
-        """Number of the requested slots for which memory suffices, if each holds `length` tokens; for any thread."""
-
-    def reserve(self, length: int, slots: int | None = None) -> NoticeEvent | None:
-        """Allocate an empty KV cache for sequences of at least `length` tokens, with at most `slots` slots.
-
-        There are fewer slots if memory is short; None is the number requested.
-
-        Return a notice if the settings had to be replaced. Raises EngineError if there is not enough memory.
-        """
-
-    @property
-    def kv_unified(self) -> bool:
-        """Whether all slots share one KV cache of `capacity` tokens, with common prefixes stored once."""
-
-    def prefill_chunk(self, position: int) -> int:
-        """Maximum number of prompt tokens to evaluate in one step from this position."""
-
-    def reusable_prefix(self, length: int) -> int:
-        """Number of the first `length` tokens of a slot that another prompt may reuse."""
-
-    def decode(self, rows: Sequence[TokenRow]) -> bool:
-        """Evaluate the rows, ascending by slot; False if interrupted, and then `length` gives what each slot holds."""
-
-    def logprob(self, row: int, token: int) -> float:
-        """Natural logarithm of a token's probability in row `row` of the last decode."""
-
-    def top_tokens(self, row: int, count: int) -> list[TokenLogprob]:
-        """The likeliest tokens in row `row` of the last decode, the likeliest first."""
-
-    @property
-    def max_outputs(self) -> int:
-        """Maximum number of rows with logits in one decode of given texts, so that their memory stays small."""
-
-    def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
-        """Score tokens by the logits of the last decode; `targets` are pairs of row and token, ascending by row."""
+    pending_copies: set[int]
 
     def length(self, slot: int) -> int:
         """Number of tokens in the slot."""
 
-    def sampler(
-        self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
-    ) -> Sampler:
-        """Create a sampler; penalties start with the end of the prompt."""
-
     def copy(self, source: int, target: int) -> None:
         """Copy the contents of the source slot to the target slot, possibly not before the next decode."""
 
-    def has_pending_copy(self, slot: int) -> bool:
-        """Whether the next decode completes a copy to or from the slot; until then, no state is saved or loaded."""
+    def trim_limit(self, slot: int) -> int:
+        """The shortest length, besides 0, that the slot can be trimmed to."""
 
     def trim(self, slot: int, length: int) -> bool:
-        """Remove positions from `length` on from the slot; False, and no change, if the model does not support it."""
+        """Remove positions from `length` on from the slot; False, and no change, below its limit."""
 
     def clear(self, slot: int) -> None:
         """Empty the slot."""
 
     def clear_all(self) -> None:
-        """Empty all slots, whatever they hold; nothing without memory."""
-
-    def is_trimmable(self, held: int, length: int) -> bool:
-        """Whether this model can trim any slot of `held` tokens to `length`."""
-
-    def can_trim_slot(self, slot: int, length: int) -> bool:
-        """Whether the slot can be trimmed to `length`: from sliding windows, a few tokens can be removed."""
-
-    @property
-    def can_trim(self) -> bool:
-        """Whether tokens can be removed from the end of a slot, as from any memory but a recurrent state."""
-
-    @property
-    def max_draft(self) -> int:
-        """Maximum number of drafted tokens of a sequence in one step: as many as can be removed after it."""
-
-    @property
-    def needs_checkpoints(self) -> bool:
-        """Whether trimming a slot may require a checkpoint: with recurrent states or sliding windows."""
-
-    @property
-    def checkpoint_budget(self) -> int:
-        """Bytes of checkpoints that memory was planned for; 0 with separate KV caches, and if none are needed."""
+        """Empty all slots, whatever they hold."""
 
     def checkpoint(self, slot: int, is_whole: bool = False) -> Checkpoint:
         """Copy what later tokens overwrite, so that the slot can return here.
@@ -209,25 +128,88 @@ class Backend(Vocabulary, Protocol):
         With `is_whole`, the slot may hold anything.
         """
 
-    @property
-    def state_kind(self) -> str | None:
-        """Build, cache types and layout that a saved state depends on; None if states cannot be saved."""
-
     def state_size(self, slot: int) -> int:
         """Approximate number of bytes that `save_state` writes."""
 
     def save_state(self, slot: int, path: Path) -> None:
-        """Write the slot to a file, replacing it; EngineError if that fails."""
+        """Write the slot to a file, replacing it; EngineError if that fails, or if no longer context could load it."""
 
     def load_state(self, slot: int, path: Path) -> bool:
         """Restore the slot from `save_state`'s file, ignoring trailing bytes; False, and an empty slot, if rejected."""
 
+
+class Backend(Vocabulary, Protocol):
+    """A loaded model and, after the first `reserve`, its context; for one thread, except for the vocabulary.
+
+    - `context_size`: maximum length of a sequence, in tokens
+    - `capacity`: length of a sequence, in tokens, that memory is allocated for; 0 without a context
+    - `slots`: number of concurrent sequences; before the first `reserve`, the number requested
+    - `kv_unified`: all slots share one KV cache of `capacity` tokens, with common prefixes stored once
+    - `batch_size`: maximum number of rows in one decode; at least `slots`
+    - `max_outputs`: of these, rows with logits in a decode of given texts, so that their memory stays small
+    - `max_draft`: drafted tokens of a sequence in one step: as many as can be removed after it
+    - `trimmable_length`: number of tokens up to which a slot can be trimmed to any length: none with recurrent states,
+      a window's with sliding windows, and infinite without both
+    - `repacks`: whether weights were loaded in CPU-optimized layouts, where those exist
+    - `checkpoint_budget`: bytes of checkpoints that memory was planned for; 0 with separate KV caches, and if none are
+      needed
+    """
+
+    context_size: int
+    capacity: int
+    slots: int
+    kv_unified: bool
+    batch_size: int
+    max_outputs: int
+    max_draft: int
+    trimmable_length: float
+    checkpoint_budget: int
+    repacks: bool
+
     @property
-    def carries_states(self) -> bool:
-        """Whether a state of this context can be loaded into a longer one."""
+    def context(self) -> Context:
+        """The context that `reserve` has created."""
+
+    def slots_for(self, length: int) -> int:
+        """Number of the requested slots for which memory suffices, if each holds `length` tokens; for any thread."""
+
+    def reserve(self, length: int, slots: int | None = None) -> NoticeEvent | None:
+        """Create an empty context for sequences of at least `length` tokens, with at most `slots` slots.
+
+        There are fewer slots if memory is short; None is the number requested.
+
+        Return a notice if the settings had to be replaced. Raises EngineError if there is not enough memory.
+        """
+
+    def prefill_chunk(self, position: int) -> int:
+        """Maximum number of prompt tokens to evaluate in one step from this position."""
+
+    def reusable_prefix(self, length: int) -> int:
+        """Number of the first `length` tokens of a slot that another prompt may reuse."""
+
+    def decode(self, rows: Sequence[TokenRow]) -> bool:
+        """Evaluate the rows, ascending by slot; False if interrupted, and then `length` gives what each slot holds."""
+
+    def sampler(
+        self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
+    ) -> Sampler:
+        """Create a sampler; penalties start with the end of the prompt."""
+
+    def logprob(self, row: int, token: int) -> float:
+        """Natural logarithm of a token's probability in row `row` of the last decode."""
+
+    def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
+        """Score tokens by the logits of the last decode; `targets` are pairs of row and token, ascending by row."""
+
+    def top_tokens(self, row: int, count: int) -> list[TokenLogprob]:
+        """The likeliest tokens in row `row` of the last decode, the likeliest first."""
+
+    @property
+    def state_kind(self) -> str | None:
+        """Build, cache types and layout that a state on disk depends on; None if the prompt cache cannot use any."""
 
     def close(self) -> None:
-        """Free the model and its KV cache."""
+        """Free the model and its context."""
 
 
 class StopFlag:

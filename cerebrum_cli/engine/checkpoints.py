@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Iterable
 from contextlib import ExitStack
 from itertools import count
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,28 +45,28 @@ class Checkpoints:
 
     def reusable(self, slot: Slot, length: int) -> int:
         """Number of the first `length` tokens of a slot that it can be shortened to."""
-        if length == len(slot.tokens) or self._backend.can_trim_slot(slot.index, length):
+        if length == len(slot.tokens) or length >= self._backend.context.trim_limit(slot.index):
             return length
         return max((each.length for each in slot.checkpoints if each.length <= length), default=0)
 
     def slot_to_load(self) -> Slot | None:
         """Empty the free slot whose contents are the smallest loss, of those that no pending copy reads or writes."""
         free = self._scheduler.slots_to_overwrite
-        slot = next((slot for slot in free if not self._backend.has_pending_copy(slot.index)), None)
+        slot = next((slot for slot in free if slot.index not in self._backend.context.pending_copies), None)
         if slot:
             slot.clear()
         return slot
 
     def rewind(self, slot: Slot, length: int, checkpoints: Iterable[Checkpoint]) -> int:
         """Shorten what llama.cpp holds in a slot to `length` tokens, or to a checkpoint before; the number left."""
-        backend, held = self._backend, self._backend.length(slot.index)
-        if length and held and (held <= length or backend.trim(slot.index, length)):
+        backend, held = self._backend, self._backend.context.length(slot.index)
+        if length and held and (held <= length or backend.context.trim(slot.index, length)):
             return length
         usable = (each for each in checkpoints if each.length <= length)
         newest = max(usable, key=lambda each: each.length, default=None)
-        if newest and backend.restore(slot.index, newest):
+        if newest and backend.context.restore(slot.index, newest):
             return newest.length
-        backend.clear(slot.index)
+        backend.context.clear(slot.index)
         return 0
 
     def resume(self, sequence: Sequence) -> None:
@@ -75,13 +76,13 @@ class Checkpoints:
         checkpoints = list(slot.checkpoints)
         if self._before_step and self._before_step[0] == slot.index:
             checkpoints.append(self._before_step[1])
-        length = min(self._backend.length(slot.index) or len(slot.tokens), sequence.first_output)
+        length = min(self._backend.context.length(slot.index) or len(slot.tokens), sequence.first_output)
         self._scheduler.resume(sequence, self.rewind(slot, length, checkpoints))
 
     def plan(self, sequence: Sequence) -> None:
         """Take a checkpoint where an admitted prompt continues an earlier one, and decide where to take the next."""
         backend, sequence.checkpoint_at = self._backend, None
-        if sequence.slot is None or sequence.generated or not backend.needs_checkpoints:
+        if sequence.slot is None or sequence.generated or backend.trimmable_length == inf:
             return
         slot, end = self._scheduler.slots[sequence.slot], sequence.first_output + 1 - sequence.request.opening
         if backend.checkpoint_budget:
@@ -97,7 +98,7 @@ class Checkpoints:
     def prepare(self, sequence: Sequence) -> None:
         """Load the snapshot into a free slot, where admission finds it, if it holds more of a prompt than any slot."""
         snapshot, scheduler = self._snapshot, self._scheduler
-        if not self._backend.needs_checkpoints or self._backend.checkpoint_budget or sequence.generated:
+        if self._backend.trimmable_length == inf or self._backend.checkpoint_budget or sequence.generated:
             return
         tokens = sequence.tokens[: sequence.first_output]
         shared = common_prefixes(scheduler.slots, tokens)
@@ -107,18 +108,18 @@ class Checkpoints:
         pairs = zip(scheduler.slots, shared, strict=True)
         is_longest = all(self.reusable(slot, length) < len(snapshot.tokens) for slot, length in pairs)
         slot = self.slot_to_load() if is_longest else None
-        if slot and self._backend.restore(slot.index, snapshot.checkpoint, is_whole=True):
+        if slot and self._backend.context.restore(slot.index, snapshot.checkpoint, is_whole=True):
             slot.extend(snapshot.tokens)
 
     def before_step(self, step: Step) -> None:
         """Copy the recurrent state of a prompt in progress: an interruption would leave it half updated."""
         self._before_step = None
         backend = self._backend
-        if backend.can_trim or not backend.checkpoint_budget:
+        if backend.trimmable_length or not backend.checkpoint_budget:
             return
         for share in step.shares:
             if share.sequence.is_prefilling and share.sequence.evaluated and share.sequence.slot is not None:
-                self._before_step = share.sequence.slot, backend.checkpoint(share.sequence.slot)
+                self._before_step = share.sequence.slot, backend.context.checkpoint(share.sequence.slot)
 
     def after_step(self, sequence: Sequence) -> None:
         """Take the checkpoint that was planned here."""
@@ -127,8 +128,11 @@ class Checkpoints:
         backend, slot = self._backend, self._scheduler.slots[sequence.slot]
         if backend.checkpoint_budget:
             self._take(slot)
-        elif backend.state_size(slot.index) <= MAX_SNAPSHOT_BYTES and not backend.has_pending_copy(slot.index):
-            self._snapshot = Snapshot(array("i", slot.tokens), backend.checkpoint(slot.index, is_whole=True))
+        elif (
+            backend.context.state_size(slot.index) <= MAX_SNAPSHOT_BYTES
+            and slot.index not in backend.context.pending_copies
+        ):
+            self._snapshot = Snapshot(array("i", slot.tokens), backend.context.checkpoint(slot.index, is_whole=True))
 
     def clear(self) -> None:
         """Forget the snapshot: the context that it was taken in is gone."""
@@ -138,7 +142,7 @@ class Checkpoints:
         """Take a checkpoint of a slot, dropping others to stay within the budget: those of the least recently used."""
         if any(each.length == len(slot.tokens) for each in slot.checkpoints):
             return
-        slot.checkpoints.append(self._backend.checkpoint(slot.index))
+        slot.checkpoints.append(self._backend.context.checkpoint(slot.index))
         by_use = sorted(self._scheduler.slots, key=lambda each: each.last_used)
         held = {id(each): len(each.state) for one in by_use for each in one.checkpoints}
         for one in by_use:
@@ -168,7 +172,7 @@ class SwapSpace:
         """Save the slot of a sequence that is about to be preempted; if that fails, it is evaluated again."""
         backend, slot = self._backend, sequence.slot
         self.discard(sequence)
-        if slot is None or not backend.carries_states or not backend.length(slot) or backend.has_pending_copy(slot):
+        if slot is None or not backend.context.length(slot) or slot in backend.context.pending_copies:
             return
         try:
             if self._directory is None:
@@ -178,7 +182,7 @@ class SwapSpace:
                 self._directory = self._resources.enter_context(folder)
             path = self._directory / f"{next(self._names)}.state"
             sequence.swapped = path
-            backend.save_state(slot, path)
+            backend.context.save_state(slot, path)
         except (OSError, EngineError):
             self.discard(sequence)
 
@@ -189,11 +193,11 @@ class SwapSpace:
         slot = self._checkpoints.slot_to_load()
         if slot is None:
             return False
-        is_loaded = self._backend.load_state(slot.index, sequence.swapped)
+        is_loaded = self._backend.context.load_state(slot.index, sequence.swapped)
         self.discard(sequence)
-        length = self._backend.length(slot.index)
+        length = self._backend.context.length(slot.index)
         if not is_loaded or not 0 < length <= sequence.first_output:
-            self._backend.clear(slot.index)
+            self._backend.context.clear(slot.index)
             return False
         slot.extend(sequence.tokens[:length])
         self._scheduler.admit(Admission(sequence, slot, slot, length), length)

@@ -90,7 +90,8 @@ class Loop:
                 sleep(BACKLOG_POLL_S)
         except Exception as error:
             self.fail(error)
-            self._backend.clear_all()  # the step may have written any part of its rows
+            if self._backend.capacity:
+                self._backend.context.clear_all()  # the step may have written any part of its rows
             self._scheduler.clear_slots()
 
     def close(self) -> None:
@@ -212,7 +213,7 @@ class Loop:
             slot = self._scheduler.eviction_candidate
             if slot is None:
                 return False
-            self._backend.clear(slot.index)
+            self._backend.context.clear(slot.index)
             slot.clear()
         return True
 
@@ -236,7 +237,7 @@ class Loop:
             return step
         drafts = [self._draft(one) for one in sequences]
         probabilities = [[each.probability for each in tokens] for tokens in drafts]
-        is_equal = not (backend.kv_unified and backend.can_trim)
+        is_equal = not (backend.kv_unified and backend.trimmable_length)
         lengths = draft_lengths(probabilities, costs, backend.batch_size, is_equal)
         drafted = step.with_drafts(
             tuple(each.token for each in tokens[:length]) for tokens, length in zip(drafts, lengths, strict=True)
@@ -260,8 +261,8 @@ class Loop:
             source, target = hole
             if not source.tokens:  # just admitted: nothing to copy yet
                 return
-            backend.copy(source.index, target.index)
-            backend.clear(source.index)
+            backend.context.copy(source.index, target.index)
+            backend.context.clear(source.index)
             scheduler.move(source, target)
 
     def _save_prompt_cache(self, command: SavePromptCache) -> Failure | None:
@@ -283,7 +284,7 @@ class Loop:
         if length < len(sequence.prompt):
             length = backend.reusable_prefix(length)
         if slot is not source and length:
-            backend.copy(source.index, slot.index)
+            backend.context.copy(source.index, slot.index)
         length = self._checkpoints.rewind(slot, length, source.checkpoints)
         self._scheduler.admit(admission, length)
         self._checkpoints.plan(sequence)

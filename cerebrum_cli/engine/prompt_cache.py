@@ -34,7 +34,7 @@ class PromptCache:
 
         def is_usable(length: int, shared: int) -> bool:
             is_worth_it = shared - held >= max(MIN_SAVED_TOKENS, length // MAX_READ_RATIO)
-            return length <= max_length and is_worth_it and backend.is_trimmable(length, shared)
+            return length <= max_length and is_worth_it and self._is_trimmable(length, shared)
 
         kind = backend.state_kind if len(prompt) - held >= MIN_SAVED_TOKENS else None
         return self._store.find_longest(prompt, kind, is_usable, sequence.emit) if kind else None
@@ -44,10 +44,12 @@ class PromptCache:
         backend, slot = self._backend, self._checkpoints.slot_to_load()
         if slot is None:
             return
-        if backend.load_state(slot.index, state.path) and backend.length(slot.index) == len(state.tokens):
+        if backend.context.load_state(slot.index, state.path) and backend.context.length(slot.index) == len(
+            state.tokens
+        ):
             slot.extend(state.tokens)
         else:
-            backend.clear(slot.index)
+            backend.context.clear(slot.index)
             self._store.reject(state)
 
     def save(self, min_tokens: int, prompt: tuple[int, ...] | None, empties: bool) -> None:
@@ -63,16 +65,16 @@ class PromptCache:
         if prompt is not None and idle:
             idle = [max(idle, key=lambda slot: common_prefix(slot.tokens, prompt))]
         for slot in sorted(idle, key=lambda slot: -len(slot.tokens)):
-            if backend.has_pending_copy(slot.index) or backend.length(slot.index) != len(slot.tokens):
+            if slot.index in backend.context.pending_copies or backend.context.length(slot.index) != len(slot.tokens):
                 continue  # a difference was never seen, but a mislabeled state would give wrong answers from then on
             if self._count_unsaved(slot, kind) >= min_tokens:
                 self._write(slot, kind)
                 if slot.checkpoints:  # memory that cannot be trimmed: what a retry, or the next prompt, returns to
                     newest = slot.checkpoints[-1]
-                    slot.copy_prefix(slot, newest.length if backend.restore(slot.index, newest) else 0)
+                    slot.copy_prefix(slot, newest.length if backend.context.restore(slot.index, newest) else 0)
                     self._write(slot, kind)
             if empties and self._count_unsaved(slot, kind) < min_tokens:
-                backend.clear(slot.index)
+                backend.context.clear(slot.index)
                 slot.clear()
 
     def _count_unsaved(self, slot: Slot, kind: str) -> int:
@@ -80,7 +82,10 @@ class PromptCache:
 
     def _write(self, slot: Slot, kind: str, is_prefix: bool = False) -> None:
         if slot.tokens:
-            size, save = self._backend.state_size(slot.index), partial(self._backend.save_state, slot.index)
+            size, save = (
+                self._backend.context.state_size(slot.index),
+                partial(self._backend.context.save_state, slot.index),
+            )
             self._store.write(slot.tokens, kind, size, save, is_prefix)
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:
@@ -88,13 +93,16 @@ class PromptCache:
         backend, kind = self._backend, self._backend.state_kind
         if kind is None or self._store.stored_prefix(tokens, kind, self._is_restorable) >= len(tokens):
             return
-        free = (slot for slot in self._scheduler.free_slots if not backend.has_pending_copy(slot.index))
+        free = (slot for slot in self._scheduler.free_slots if slot.index not in backend.context.pending_copies)
         slot = next((slot for slot in free if common_prefix(slot.tokens, tokens) == len(tokens)), None)
-        if slot is None or not backend.trim(slot.index, len(tokens)):
+        if slot is None or not backend.context.trim(slot.index, len(tokens)):
             return
         slot.copy_prefix(slot, len(tokens))
         self._write(slot, kind, is_prefix=True)
 
     def _is_restorable(self, length: int, shared: int) -> bool:
         """Whether a state fits the largest context and can be trimmed to the shared prefix."""
-        return length <= self._backend.context_size and self._backend.is_trimmable(length, shared)
+        return length <= self._backend.context_size and self._is_trimmable(length, shared)
+
+    def _is_trimmable(self, length: int, shared: int) -> bool:
+        return shared == length or length <= self._backend.trimmable_length

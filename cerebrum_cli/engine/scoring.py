@@ -115,9 +115,9 @@ class ScoreRun:
         self._step: ScoreStep | None = None  # that was interrupted
         if job.paths:
             self._reserve(max(len(path.tokens) for path in job.paths))
-            backend.clear_all()
+            backend.context.clear_all()
         slots = backend.slots if backend.kv_unified else 1  # copies between separate caches cost time and memory
-        limits = Limits(backend.batch_size, backend.max_outputs, slots, backend.capacity, backend.is_trimmable)
+        limits = Limits(backend.batch_size, backend.max_outputs, slots, backend.capacity, backend.trimmable_length)
         self._steps = iter(ScorePlanner(job.paths, limits).next_step, None)
 
     def step(self) -> bool:
@@ -136,7 +136,7 @@ class ScoreRun:
 
     def close(self) -> None:
         for slot in range(self._backend.slots if self._backend.capacity else 0):
-            self._backend.clear(slot)
+            self._backend.context.clear(slot)
 
     def _reserve(self, longest: int) -> None:
         """Allocate memory for the longest text; a shared cache gets its full size, which the steps depend on."""
@@ -149,18 +149,18 @@ class ScoreRun:
         backend = self._backend
         for slot, source, length in step.slot_changes:
             if length and slot != source:
-                backend.copy(source, slot)
+                backend.context.copy(source, slot)
             if not length:
-                backend.clear(slot)
-            elif backend.length(slot) > length and not backend.trim(slot, length):
+                backend.context.clear(slot)
+            elif backend.context.length(slot) > length and not backend.context.trim(slot, length):
                 raise EngineError(f"the state of the model cannot be rewound to token {length} of a text")
 
     def _restore(self, run: RowRange) -> bool:
         """Bring a slot back to the state before an interrupted step; False if this was interrupted too."""
         backend = self._backend
-        held = min(backend.length(run.slot), run.start)
-        if not backend.trim(run.slot, held):
-            backend.clear(run.slot)
+        held = min(backend.context.length(run.slot), run.start)
+        if not backend.context.trim(run.slot, held):
+            backend.context.clear(run.slot)
             held = 0
         for start in range(held, run.start, backend.batch_size):
             stop = min(start + backend.batch_size, run.start)

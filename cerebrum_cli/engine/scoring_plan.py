@@ -13,7 +13,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import chain
@@ -93,14 +93,17 @@ LOOKAHEAD = 64  # paths that are considered for a step, after the first that has
 class Limits:
     """Limits of a step: rows, and rows with logits; of memory: slots, and cells in all of them together.
 
-    `is_trimmable`: whether a slot with a number of tokens can be trimmed to a length.
+    A slot with up to `trimmable_length` tokens can be trimmed to any length.
     """
 
     batch_size: int
     max_outputs: int
     slots: int
     cells: int
-    is_trimmable: Callable[[int, int], bool]
+    trimmable_length: float
+
+    def can_trim(self, held: int, length: int) -> bool:
+        return held == length or held <= self.trimmable_length
 
 
 class SlotChange(NamedTuple):
@@ -175,7 +178,6 @@ class ScorePlanner:
     def __init__(self, paths: Sequence[Path], limits: Limits) -> None:
         self._paths = paths
         self._limits = limits
-        self._is_trimmable = limits.is_trimmable
         self._longest = max((len(path.tokens) for path in paths), default=0)
         self._first = 0  # path that has not started
         self._overtaking: set[int] = set()  # paths after the first that have started
@@ -224,12 +226,12 @@ class ScorePlanner:
 
     def _is_last_chance(self, source: Running | None, shared: int) -> bool:
         """Whether the source will not be trimmable any more to what it holds now."""
-        return source is not None and 0 < shared == source.evaluated and not self._is_trimmable(shared + 1, shared)
+        return source is not None and 0 < shared == source.evaluated and not self._limits.can_trim(shared + 1, shared)
 
     def _start(self, index: int, source: Running | None, shared: int) -> Running | None:
         """Start a path with the first `shared` tokens of another; None if slots or memory are short."""
         path = self._paths[index]
-        reused = shared if source and self._is_trimmable(source.evaluated, shared) else 0
+        reused = shared if source and self._limits.can_trim(source.evaluated, shared) else 0
         inherited = [Piece(*piece[:2], min(piece.stop, reused)) for piece in source.pieces] if source else []
         pieces = (*(one for one in inherited if one.start < one.stop), Piece(index, reused, len(path.tokens)))
         replaced = source if source and source.is_finished and source.index == index - 1 else None
@@ -270,7 +272,7 @@ class ScorePlanner:
         if not self._free_slots or one.index + 1 == len(self._paths) or self._has_started(one.index + 1):
             return one.length
         branch = self._paths[one.index + 1].shared
-        return branch if one.evaluated < branch and not self._is_trimmable(one.length, branch) else one.length
+        return branch if one.evaluated < branch and not self._limits.can_trim(one.length, branch) else one.length
 
     def _release_slots(self) -> list[SlotChange]:
         """Empty the slots of finished paths that no later path starts from."""

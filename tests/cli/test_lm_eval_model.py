@@ -111,7 +111,7 @@ def plain_scores(path: Path, pairs: Sequence[tuple[Sequence[int], Sequence[int]]
         backend.reserve(CONTEXT)
         results = []
         for context, continuation in pairs:
-            backend.clear(0)
+            backend.context.clear(0)
             total, is_greedy = 0.0, True
             text = [*context, *continuation]
             for position, token in enumerate(text[:-1]):
@@ -136,7 +136,7 @@ def greedy_replies(path: Path, prompts: Sequence[Sequence[int]], most: int) -> l
         backend.reserve(CONTEXT)
         replies = []
         for prompt in prompts:
-            backend.clear(0)
+            backend.context.clear(0)
             text, token = list(prompt), -1
             for position in range(len(prompt) + most):
                 backend.decode([TokenRow(0, position, text[position], position + 1 >= len(prompt))])

@@ -110,7 +110,7 @@ def test_cache_types_change_the_memory_and_little_else(wide: Path, keys: str, va
             backend.reserve(64)
             backend.decode([TokenRow(0, index, 20 + index, index == 9) for index in range(10)])
             backend.decode([TokenRow(0, 10, 40, True)])
-            return np.array(backend.logits(0)), backend.state_size(0), backend.state_kind
+            return np.array(backend.logits(0)), backend.context.state_size(0), backend.state_kind
         finally:
             backend.close()
 

@@ -134,15 +134,15 @@ def test_llama_loads_a_state_from_a_context_with_other_slots(tmp_path: Path, nam
     for before, slot, after in ((4, 0, 2), (4, 1, 2), (4, 3, 2), (4, 2, 1), (3, 1, 3), (2, 1, 4)):
         backend.reserve(256, before)
         assert backend.decode([TokenRow(slot, at, token, at == 99) for at, token in enumerate(text[:100])])
-        backend.save_state(slot, path)
+        backend.context.save_state(slot, path)
         assert backend.decode([TokenRow(slot, 100, text[100], True)])
         expected = backend.logits(0).copy()
         backend.reserve(512, after)
-        assert backend.slots == after and backend.load_state(0, path) and backend.length(0) == 100
+        assert backend.slots == after and backend.context.load_state(0, path) and backend.context.length(0) == 100
         assert backend.decode([TokenRow(0, 100, text[100], True)])
         assert abs(backend.logits(0) - expected).max() <= 0.01 * abs(expected).max()
     path.unlink()
-    assert not backend.load_state(0, path) and not backend.length(0)
+    assert not backend.context.load_state(0, path) and not backend.context.length(0)
     backend.close()
 
 

@@ -83,17 +83,17 @@ def test_llama_rolls_back_no_state_that_was_restored(tmp_path: Path) -> None:
     backend.reserve(256)
 
     def decode() -> None:
-        backend.clear(0)
+        backend.context.clear(0)
         assert backend.decode([TokenRow(0, at, 5 + at, True) for at in range(40)])
 
     decode()
-    assert backend.can_trim_slot(0, 36)
-    checkpoint = backend.checkpoint(0)
-    backend.save_state(0, state)
+    assert backend.context.trim_limit(0) <= 36
+    checkpoint = backend.context.checkpoint(0)
+    backend.context.save_state(0, state)
     for is_saved in (False, True):
         decode()
-        assert backend.load_state(0, state) if is_saved else backend.restore(0, checkpoint)
-        assert backend.length(0) == 40 and not backend.can_trim_slot(0, 36)
+        assert backend.context.load_state(0, state) if is_saved else backend.context.restore(0, checkpoint)
+        assert backend.context.length(0) == 40 and backend.context.trim_limit(0) == 40
     backend.close()
 
 
@@ -135,21 +135,21 @@ def test_llama_removes_rows_of_a_step_from_a_recurrent_state_once(name: str, kv_
         return [float(logit) for logit in backend.logits(stop - start - 1)]
 
     for rows, removed in ((8, 7), (4, 3), (3, 1), (12, 7)):
-        backend.clear_all()
+        backend.context.clear_all()
         evaluate(0, 0, 40)
         evaluate(0, 40, 40 + rows)
         end = 40 + rows - removed
         lengths = 39, 40, 40 + rows - 8, end, end - 1
-        assert [backend.trim(0, length) for length in lengths] == [False, False, False, True, False]
-        assert (backend.max_draft, backend.length(0)) == (MAX_ROLLBACK, end)
-        backend.save_state(0, tmp_path / "state")
-        backend.copy(0, 1)
+        assert [backend.context.trim(0, length) for length in lengths] == [False, False, False, True, False]
+        assert (backend.max_draft, backend.context.length(0)) == (MAX_ROLLBACK, end)
+        backend.context.save_state(0, tmp_path / "state")
+        backend.context.copy(0, 1)
         evaluate(2, 0, 40)
         evaluate(2, 40, end)
         expected = evaluate(2, end, end + 1)
         for slot in (1, 0):
             assert evaluate(slot, end, end + 1) == pytest.approx(expected, abs=1e-5)
-        assert backend.load_state(2, tmp_path / "state")
+        assert backend.context.load_state(2, tmp_path / "state")
         assert evaluate(2, end, end + 1) == pytest.approx(expected, abs=1e-5)
     backend.close()
 

@@ -211,9 +211,15 @@ def test_engine_drafts_change_no_reply(
     prompts: list[str], n: int, slots: int, kv_unified: bool, limit: int, max_rollback: int | None
 ) -> None:
     context = 300 if kv_unified else 80
-    backend = ScriptedBackend(random_model, slots, context, batch_size=64, kv_unified=kv_unified)
-    if max_rollback:
-        backend.can_trim, backend.max_rollback = False, max_rollback
+    backend = ScriptedBackend(
+        random_model,
+        slots,
+        context,
+        batch_size=64,
+        kv_unified=kv_unified,
+        can_trim=max_rollback is None,
+        max_rollback=max_rollback or 0,
+    )
     params = SamplingParams(seed=7, max_tokens=limit)
     with running_engine(backend) as engine:
         requests = [Request(tokens(text), params, n=n, step_costs=FREE_ROWS) for text in prompts]

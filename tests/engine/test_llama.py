@@ -228,13 +228,13 @@ def test_llama_resumes_after_an_interrupted_step(tiny_model: Path) -> None:
         story = backend.tokenize([Text(STORY * 3)])
         rows = [[TokenRow(slot, at, token, at == 39) for at, token in enumerate(story[:40])] for slot in (0, 1)]
         assert backend.decode(rows[0]) and backend.decode(rows[1][:30])
-        checkpoint = backend.checkpoint(1)
+        checkpoint = backend.context.checkpoint(1)
         stop.set()
         assert not backend.decode(rows[1][30:])
         stop.clear()
-        assert backend.length(1) == (30 if backend.can_trim else 0)
-        assert backend.can_trim or backend.restore(1, checkpoint)
-        assert backend.length(1) == 30 and backend.decode(rows[1][30:])
+        assert backend.context.length(1) == (30 if backend.trimmable_length else 0)
+        assert backend.trimmable_length or backend.context.restore(1, checkpoint)
+        assert backend.context.length(1) == 30 and backend.decode(rows[1][30:])
         same = 0
         for at, token in enumerate(story[40:60], 40):
             assert backend.decode([TokenRow(0, at, token, True), TokenRow(1, at, token, True)])
@@ -251,19 +251,19 @@ def test_llama_copies_between_slots_at_the_next_decode(tmp_path: Path, chatml_mo
         story = backend.tokenize([Text(STORY)])
         for slot, prompt in ((0, story), (2, story[::-1])):
             assert backend.decode([TokenRow(slot, at, token, False) for at, token in enumerate(prompt)])
-            backend.save_state(slot, tmp_path / str(slot))
-        backend.copy(0, 1)
-        backend.clear(1)  # does not drop the copy, nor does emptying everything
-        assert [backend.has_pending_copy(slot) for slot in range(3)] == [True, True, False]
-        backend.clear_all()
-        assert backend.has_pending_copy(1)
-        assert backend.load_state(2, tmp_path / "0")
-        backend.copy(2, 0)
-        backend.clear(2)
+            backend.context.save_state(slot, tmp_path / str(slot))
+        backend.context.copy(0, 1)
+        backend.context.clear(1)  # does not drop the copy, nor does emptying everything
+        assert [slot in backend.context.pending_copies for slot in range(3)] == [True, True, False]
+        backend.context.clear_all()
+        assert 1 in backend.context.pending_copies
+        assert backend.context.load_state(2, tmp_path / "0")
+        backend.context.copy(2, 0)
+        backend.context.clear(2)
         assert backend.decode([TokenRow(2, at, token, False) for at, token in enumerate(story[::-1])])
-        assert not any(backend.has_pending_copy(slot) for slot in range(3))
+        assert not any(slot in backend.context.pending_copies for slot in range(3))
         for slot in (0, 2):
-            backend.save_state(slot, tmp_path / "again")
+            backend.context.save_state(slot, tmp_path / "again")
             assert (tmp_path / "again").read_bytes() == (tmp_path / str(slot)).read_bytes()
 
 

@@ -75,7 +75,7 @@ def single_token_scores(path: Path) -> list[tuple[Score, ...]]:
 
 
 def single_token_score(backend: LlamaBackend, context: Tokens, continuation: Tokens) -> Score:
-    backend.clear(0)
+    backend.context.clear(0)
     text = (*context, *continuation)
     total, is_greedy = 0.0, True
     for position, token in enumerate(text[:-1]):

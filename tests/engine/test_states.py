@@ -378,7 +378,7 @@ def test_saving_skips_copies_that_no_decode_has_made(tmp_path: Path) -> None:
         list(engine.generate([Request(tokens("x" * 100), one), Request(tokens(SECOND), one)]))
         assert [bytes(held) for held in backend.memory] == [b"x" * 100, SECOND.encode()]
         list(engine.generate([Request(tokens(SECOND), one, n=2)]))  # the second sample's copy is in the lower slot
-        assert backend.pending == {0, 1}
+        assert backend.pending_copies == {0, 1}
         engine.save_prompt_cache(1)
         engine.save_prefix(tokens(SECOND))
         assert file_count(tmp_path) == 0

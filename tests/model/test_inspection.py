@@ -99,7 +99,7 @@ def test_inspection_gives_the_probabilities_of_decoding(precise_model: Path) -> 
         [next_turn] = collect_replies(
             engine.generate([Request((*prompt, *(each.token for each in decoded), 5), params)])
         ).values()
-        reused = len(prompt) - (1 if engine.backend.can_trim else OPENING_TOKENS)
+        reused = len(prompt) - (1 if engine.backend.trimmable_length else OPENING_TOKENS)
     found = reports(evaluated)
     assert [event.given.token for event in found] == [each.token for each in decoded]
     expected = [each.logprob for each in decoded]

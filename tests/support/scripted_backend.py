@@ -13,6 +13,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from zlib import crc32
 
@@ -109,7 +110,7 @@ class ScriptedSampler:
         self.backend.samplers.remove(self)
 
 
-@dataclass(slots=True)
+@dataclass
 class ScriptedBackend:
     """Memory of `slots` sequences; `can_trim=False` is a recurrent model, `fits` the maximum length that memory allows.
 
@@ -147,7 +148,7 @@ class ScriptedBackend:
     capacity: int = 0
     memory: list[list[int]] = field(default_factory=list)
     cells: list[list[object]] = field(default_factory=list)
-    pending: set[int] = field(default_factory=set)
+    pending_copies: set[int] = field(default_factory=set)
     invalid: set[int] = field(default_factory=set)
     removable: dict[int, int] = field(default_factory=dict)
     steps: list[list[TokenRow]] = field(default_factory=list)
@@ -163,6 +164,12 @@ class ScriptedBackend:
 
     def __post_init__(self) -> None:
         self.requested = self.slots
+        self.max_draft = MAX_DRAFT if self.can_trim else self.max_rollback
+        self.trimmable_length = inf if self.can_trim else 0
+
+    @property
+    def context(self) -> ScriptedBackend:
+        return self
 
     def open(self, tell: Callable[[Event], None], stop: StopFlag) -> ScriptedBackend:
         """Load immediately; the engine's `open_backend`."""
@@ -211,7 +218,7 @@ class ScriptedBackend:
         self._working()
         assert slots is None or 0 < slots <= self.requested
         assert 0 < length <= self.context_size
-        self.memory, self.capacity, self.pending, self.invalid = [], 0, set(), set()
+        self.memory, self.capacity, self.pending_copies, self.invalid = [], 0, set(), set()
         if length > self.fits:
             raise EngineError(f"no memory for {length} tokens")
         self.slots = self.requested if self.kv_unified else min(self.slots_for(length), slots or self.requested)
@@ -240,7 +247,7 @@ class ScriptedBackend:
                 kept = len(rows)
             assert not self.invalid.intersection(row.slot for row in rows)
             self.invalid |= {row.slot for row in rows} if kept < len(rows) else set()
-        self.pending.clear()
+        self.pending_copies.clear()
         self.outputs = {}
         per_slot = Counter(row.slot for row in rows)
         self.removable = {slot: min(self.max_rollback, count - 1) for slot, count in per_slot.items()}
@@ -298,15 +305,15 @@ class ScriptedBackend:
         self.memory[target] = list(self.memory[source])
         self.cells[target] = list(self.cells[source])
         if not self.kv_unified:
-            self.pending |= {source, target}
+            self.pending_copies |= {source, target}
 
     def has_pending_copy(self, slot: int) -> bool:
-        return slot in self.pending
+        return slot in self.pending_copies
 
     def trim(self, slot: int, length: int) -> bool:
         self._working()
         assert 0 <= length <= len(self.memory[slot])
-        if slot in self.invalid or (length and not self.can_trim_slot(slot, length)):
+        if slot in self.invalid or 0 < length < self.trim_limit(slot):
             return False
         if length < len(self.memory[slot]):
             self.removable.pop(slot, None)
@@ -324,30 +331,18 @@ class ScriptedBackend:
         for slot in range(len(self.memory)):
             self.clear(slot)
 
-    def is_trimmable(self, held: int, length: int) -> bool:
-        return self.can_trim or held == length
-
-    def can_trim_slot(self, slot: int, length: int) -> bool:
-        removed = len(self.memory[slot]) - length
-        return slot not in self.invalid and (self.can_trim or removed <= self.removable.get(slot, 0))
-
-    @property
-    def max_draft(self) -> int:
-        return MAX_DRAFT if self.can_trim else self.max_rollback
-
-    @property
-    def needs_checkpoints(self) -> bool:
-        return not self.can_trim
+    def trim_limit(self, slot: int) -> int:
+        return 0 if self.can_trim else len(self.memory[slot]) - self.removable.get(slot, 0)
 
     def checkpoint(self, slot: int, is_whole: bool = False) -> Checkpoint:
         self._working()
-        assert slot not in self.pending and self.memory[slot]
+        assert slot not in self.pending_copies and self.memory[slot]
         packed = array("i", self.memory[slot]).tobytes()
         return Checkpoint(len(self.memory[slot]), ctypes.create_string_buffer(packed, len(packed)))
 
     def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool = False) -> bool:
         self._working()
-        assert slot not in self.pending
+        assert slot not in self.pending_copies
         held = list(array("i", checkpoint.state.raw))
         if is_whole:
             self.clear(slot)
@@ -364,14 +359,14 @@ class ScriptedBackend:
 
     def save_state(self, slot: int, path: Path) -> None:
         self._working()
-        assert slot not in self.pending
-        if self.unwritable:
+        assert slot not in self.pending_copies
+        if self.unwritable or not self.carries_states:
             raise EngineError("no space left")
         path.write_bytes(array("i", self.memory[slot]).tobytes() + BODY_END)
 
     def load_state(self, slot: int, path: Path) -> bool:
         self._working()
-        assert slot not in self.pending
+        assert slot not in self.pending_copies
         self.loads += 1
         body, end, _ = path.read_bytes().partition(BODY_END)
         held = list(array("i", body))

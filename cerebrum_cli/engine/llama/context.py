@@ -6,6 +6,7 @@ import ctypes
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -14,7 +15,7 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.backend import Checkpoint, StopFlag, TokenRow
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log
-from cerebrum_cli.engine.llama.state_files import PARTIAL, WHOLE, load_state
+from cerebrum_cli.engine.llama.state_files import PARTIAL, WHOLE, load_state, save_state
 from cerebrum_cli.engine.memory import ContextOptions, pad_length
 
 INVALID, DONE, NO_ROOM, ABORTED = -1, 0, 1, 2  # results of llama_decode
@@ -35,6 +36,13 @@ NEVER = ctypes.create_string_buffer(b"0")
 def has_recurrent_state(model: Any) -> bool:
     """Whether sequences have a state of their own, which cannot be shared or rolled back."""
     return bool(llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
+
+
+def trimmable_length(model: Any) -> float:
+    """Number of tokens up to which a sequence can be trimmed to any length."""
+    if has_recurrent_state(model):
+        return 0
+    return int(llama.llama_model_n_swa(model)) or inf
 
 
 def context_params(options: ContextOptions, vocabulary_size: int) -> Any:
@@ -74,6 +82,7 @@ class LlamaContext:
     def __init__(
         self, model: Any, options: ContextOptions, stop: StopFlag, adapters: Sequence[tuple[Any, float]] = ()
     ) -> None:
+        self._model = model
         self._stop = stop  # keeps the buffer alive that native code reads
         params = context_params(options, llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
         params.abort_callback = _abort_callback
@@ -140,39 +149,36 @@ class LlamaContext:
         """Copy a whole slot; llama.cpp cannot copy a part between separate KV caches."""
         self.clear(target)
         if source in self._rolled_back:
-            self.restore(source, self.checkpoint(source, is_whole=False), is_whole=False)
+            self.restore(source, self.checkpoint(source))
         llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         if self._n_streams > 1:
             self.pending_copies |= {source, target}
 
-    def can_trim(self, slot: int, length: int) -> bool:
-        """Whether memory can be rolled back to `length`: a sliding window drops cells that the next token needs."""
-        if slot in self._invalid:
-            return False
-        if length >= self.length(slot):
-            return True
-        if self._recurrent and self.length(slot) - length > self._removable.get(slot, 0):
-            return False
-        oldest = llama.llama_memory_seq_pos_min(self._memory, slot)
-        return bool(self._recurrent or oldest <= 0 or oldest <= length - self._window + 1)
+    def trim_limit(self, slot: int) -> int:
+        length = self.length(slot)
+        if self._recurrent:
+            return length - self._removable.get(slot, 0)
+        if not self._window:
+            return 0
+        oldest = int(llama.llama_memory_seq_pos_min(self._memory, slot))
+        return 0 if oldest <= 0 else min(length, oldest + self._window - 1)  # older cells, which it needs, are gone
 
     def trim(self, slot: int, length: int) -> bool:
-        """Remove positions from `length` on; False if memory cannot be rolled back that far."""
-        if not self.can_trim(slot, length):
+        if slot in self._invalid or length < self.trim_limit(slot):
             return False
-        if length < self.length(slot) and self._recurrent:
+        if self._recurrent and length < self.length(slot):
             del self._removable[slot]
             self._rolled_back.add(slot)
         return bool(llama.llama_memory_seq_rm(self._memory, slot, length, -1))
 
-    def checkpoint(self, slot: int, is_whole: bool) -> Checkpoint:
+    def checkpoint(self, slot: int, is_whole: bool = False) -> Checkpoint:
         flags = WHOLE if is_whole else PARTIAL
         state = ctypes.create_string_buffer(llama.llama_state_seq_get_size_ext(self.handle, slot, flags))
         pointer = ctypes.cast(state, ctypes.POINTER(ctypes.c_uint8))
         llama.llama_state_seq_get_data_ext(self.handle, pointer, len(state), slot, flags)
         return Checkpoint(self.length(slot), state)
 
-    def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool) -> bool:
+    def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool = False) -> bool:
         """Restore a checkpoint; a partial one needs the other cells of the first `length` tokens in the slot.
 
         llama.cpp also accepts a partial state when those cells are missing, so the length is checked.
@@ -192,8 +198,15 @@ class LlamaContext:
         self.clear(slot)
         return False
 
-    def load(self, slot: int, path: Path) -> bool:
-        """Load a saved state; False, and an empty slot, if it is rejected."""
+    def state_size(self, slot: int) -> int:
+        return int(llama.llama_state_seq_get_size(self.handle, slot))
+
+    def save_state(self, slot: int, path: Path) -> None:
+        if uses_long_rope(self._model):
+            raise EngineError("a state of a model with LongRoPE is wrong in another context")
+        save_state(self.handle, slot, path)
+
+    def load_state(self, slot: int, path: Path) -> bool:
         self.clear(slot)
         is_loaded = load_state(self.handle, slot, path, self._n_streams, self._state_parts)
         if not is_loaded:  # the slot may hold part of it
@@ -232,7 +245,8 @@ def library_digest() -> str:
 def uses_long_rope(model: Any) -> bool:
     """Whether the model has other rotary factors for contexts beyond its original one: LongRoPE, as in Phi.
 
-    YaRN and linear scaling also have an original context length, but the same factors in every context.
+    The keys of a token then depend on the context size. YaRN and linear scaling also have an original context length,
+    but the same factors in every context.
     """
     scaling = f"{_metadata(model, 'general.architecture')}.rope.scaling"
     return bool(

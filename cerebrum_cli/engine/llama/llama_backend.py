@@ -6,21 +6,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Checkpoint, Sampler, StopFlag, TokenRow, TokenScore
+from cerebrum_cli.engine.backend import Sampler, StopFlag, TokenRow, TokenScore
 from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.context import (
     LlamaContext,
     context_params,
-    has_recurrent_state,
     library_digest,
+    trimmable_length,
     uses_long_rope,
 )
 from cerebrum_cli.engine.llama.devices import free_memory
@@ -34,7 +33,6 @@ from cerebrum_cli.engine.llama.sampler import (
     score_row,
     top_tokens,
 )
-from cerebrum_cli.engine.llama.state_files import save_state
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.load_options import fallback_notice
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, checkpoint_budget, plan_slots
@@ -73,8 +71,7 @@ class LlamaBackend(LlamaVocabulary):
         self._sizes = sizes
         self._offloaded = offloaded
         self._adapters = adapters
-        self.can_trim = not has_recurrent_state(model)
-        self._window: int = llama.llama_model_n_swa(model)
+        self.trimmable_length = trimmable_length(model)
         self._fallback = fallback
         self._mapped_bytes = mapped_bytes
         self.repacks = repacks
@@ -85,20 +82,28 @@ class LlamaBackend(LlamaVocabulary):
 
     def configure(self, options: ContextOptions) -> None:
         """Set the options of later contexts, and free the current one."""
-        if self._context:
-            self._context.close()
-            self._context = None
+        self._close_context()
         self._options = self._made_with = options
         self._batch_invariant = options.batch_invariant
         self._room = batch_invariance.PADDING_ROOM if options.pad_steps else 0
         self.context_size: int = max(1, options.length - self._room)
         self.slots: int = options.slots
+        self.kv_unified = options.kv_unified
         self.batch_size: int = options.n_ubatch
+        self.max_outputs = options.n_outputs_max(self.size)
+        self.max_draft = MAX_DRAFT if self.trimmable_length else 0
         self.checkpoint_budget = checkpoint_budget(self._sizes, options)
 
+    def _close_context(self) -> None:
+        if self._context:
+            self._context.close()
+        self._context = None
+        self.capacity = 0
+
     @property
-    def capacity(self) -> int:
-        return self._context.capacity - self._room if self._context else 0
+    def context(self) -> LlamaContext:
+        assert self._context is not None, "reserve() comes first"
+        return self._context
 
     def slots_for(self, length: int) -> int:
         if self._options.n_streams == 1:
@@ -129,10 +134,9 @@ class LlamaBackend(LlamaVocabulary):
 
     def _create_context(self, length: int, max_slots: int | None) -> None:
         is_single = self._options.n_streams == 1
-        if self._context:
-            self._context.close()
-            self._context = None
-            length = self.context_size if is_single else length
+        if self._context and is_single:
+            length = self.context_size
+        self._close_context()
         free = self._free = None if is_single else self._measure_memory()
         self._batch_invariant = self._options.batch_invariant
         requested, options = self.slots_for(length), replace(self._options, length=length + self._room)
@@ -155,12 +159,11 @@ class LlamaBackend(LlamaVocabulary):
                 self._batch_invariant &= slots > 1  # one sequence alone needs no slot for padding
                 slots = max(1, slots // 2)  # memory was allocated meanwhile
         self._made_with = options
-        self.checkpoint_budget = checkpoint_budget(self._sizes, options)
+        self.capacity = self._context.capacity - self._room
         self.slots = min(slots, requested)
-
-    @property
-    def kv_unified(self) -> bool:
-        return self._options.kv_unified
+        self.max_outputs = options.n_outputs_max(self.size)
+        self.max_draft = MAX_DRAFT if self.trimmable_length else self._context.max_rollback
+        self.checkpoint_budget = checkpoint_budget(self._sizes, options)
 
     def prefill_chunk(self, position: int) -> int:
         if self._options.pad_steps:
@@ -176,24 +179,21 @@ class LlamaBackend(LlamaVocabulary):
     def decode(self, rows: Sequence[TokenRow]) -> bool:
         if not self._batch_invariant:
             self._batch_indices = None
-            return self._open_context.decode(rows)
+            return self.context.decode(rows)
         if self._options.pad_steps:
-            padded, indices = batch_invariance.pad_step(rows, self._made_with.slots, self.length)
+            padded, indices = batch_invariance.pad_step(rows, self._made_with.slots, self.context.length)
         else:
-            padded, indices = batch_invariance.pad_single_rows(rows, self.length, self._has_room)
+            padded, indices = batch_invariance.pad_single_rows(rows, self.context.length, self._has_room)
         self._batch_indices = indices
-        done = self._open_context.decode(padded)
+        done = self.context.decode(padded)
         given = set(indices)
         for index, row in enumerate(padded):
             if index not in given:
-                self._open_context.trim(row.slot, row.position)
+                self.context.trim(row.slot, row.position)
         return done
 
-    def length(self, slot: int) -> int:
-        return self._open_context.length(slot)
-
     def _has_room(self, slot: int) -> bool:
-        return 0 <= slot < self._made_with.slots and self.length(slot) < self.capacity
+        return 0 <= slot < self._made_with.slots and self.context.length(slot) < self.capacity
 
     def sampler(
         self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
@@ -212,17 +212,13 @@ class LlamaBackend(LlamaVocabulary):
 
     def batch_position(self, row: int) -> tuple[Any, int]:
         """llama.cpp's context, and the index of a row of the last decode in its batch."""
-        return self._open_context.handle, self._batch_indices[row] if self._batch_indices else row
+        return self.context.handle, self._batch_indices[row] if self._batch_indices else row
 
     def logprob(self, row: int, token: int) -> float:
         return score_row(self.logits(row), [token])[0].logprob
 
     def top_tokens(self, row: int, count: int) -> list[TokenLogprob]:
         return top_tokens(self.logits(row), count)
-
-    @property
-    def max_outputs(self) -> int:
-        return self._made_with.n_outputs_max(self.size)
 
     def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
         """Score tokens, row by row: a row stays in the processor's cache, all rows together do not."""
@@ -236,45 +232,8 @@ class LlamaBackend(LlamaVocabulary):
         row_logits: NDArray[float32] = logits(*self.batch_position(row), self.size)
         return row_logits
 
-    def copy(self, source: int, target: int) -> None:
-        self._open_context.copy(source, target)
-
-    def has_pending_copy(self, slot: int) -> bool:
-        return slot in self._open_context.pending_copies
-
-    def trim(self, slot: int, length: int) -> bool:
-        return self._open_context.trim(slot, length)
-
-    def clear(self, slot: int) -> None:
-        self._open_context.clear(slot)
-
-    def clear_all(self) -> None:
-        if self._context:
-            self._context.clear_all()
-
-    def is_trimmable(self, held: int, length: int) -> bool:
-        return length == held or (self.can_trim and held <= (self._window or held))
-
-    def can_trim_slot(self, slot: int, length: int) -> bool:
-        return not self.needs_checkpoints or self._open_context.can_trim(slot, length)
-
-    @property
-    def max_draft(self) -> int:
-        return MAX_DRAFT if self.can_trim else self._open_context.max_rollback
-
-    @property
-    def needs_checkpoints(self) -> bool:
-        return not self.can_trim or self._window > 0
-
-    def checkpoint(self, slot: int, is_whole: bool = False) -> Checkpoint:
-        return self._open_context.checkpoint(slot, is_whole)
-
-    def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool = False) -> bool:
-        return self._open_context.restore(slot, checkpoint, is_whole)
-
     @property
     def state_kind(self) -> str | None:
-        # With LongRoPE, the keys of a token depend on the context size, so a state would be wrong in another context.
         if self._batch_invariant or uses_long_rope(self._model):
             return None
         params = context_params(self._made_with, self.size)
@@ -282,26 +241,7 @@ class LlamaBackend(LlamaVocabulary):
         types = f"keys {params.type_k}, values {params.type_v}, {attention}"
         return f"llama.cpp {library_digest()}, {types}, sequences {1 if params.kv_unified else params.n_seq_max}"
 
-    def state_size(self, slot: int) -> int:
-        return int(llama.llama_state_seq_get_size(self._open_context.handle, slot))
-
-    def save_state(self, slot: int, path: Path) -> None:
-        save_state(self._open_context.handle, slot, path)
-
-    @property
-    def carries_states(self) -> bool:
-        return not uses_long_rope(self._model)  # see state_kind
-
-    def load_state(self, slot: int, path: Path) -> bool:
-        return self._open_context.load(slot, path)
-
     def close(self) -> None:
-        if self._context:
-            self._context.close()
+        self._close_context()
         self._chains.close()
         llama.llama_model_free(self._model)
-
-    @property
-    def _open_context(self) -> LlamaContext:
-        assert self._context is not None, "reserve() comes first"
-        return self._context

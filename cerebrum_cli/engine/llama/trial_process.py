@@ -122,14 +122,14 @@ class TrialModel:
     def _evaluate(self, tokens: tuple[int, ...]) -> None:
         """Empty all slots, and evaluate a prompt in slot 0, with logits for its last token."""
         for slot in range(self.backend.slots):
-            self.backend.clear(slot)
+            self.backend.context.clear(slot)
         for start, end in self._chunks(len(tokens)):
             rows = [TokenRow(0, index, tokens[index], index == len(tokens) - 1) for index in range(start, end)]
             self.backend.decode(rows)
 
     def _logits(self, tokens: tuple[int, ...]) -> Iterator[NDArray[numpy.float32]]:
         """Yield the logits after each token but the last; each array is valid until the next one is requested."""
-        self.backend.clear(0)
+        self.backend.context.clear(0)
         for start, end in self._chunks(len(tokens) - 1):
             self.backend.decode([TokenRow(0, index, tokens[index], True) for index in range(start, end)])
             yield from (self.backend.logits(row) for row in range(end - start))
@@ -145,10 +145,12 @@ class TrialModel:
     def _time_decode(self, prefix: tuple[int, ...], steps: int, sequences: int) -> tuple[float, float]:
         backend, slots = self.backend, range(sequences)
         # A measurement before may have left the prefix, which takes long to evaluate.
-        if any(backend.length(slot) < len(prefix) or not backend.trim(slot, len(prefix)) for slot in slots):
+        if any(
+            backend.context.length(slot) < len(prefix) or not backend.context.trim(slot, len(prefix)) for slot in slots
+        ):
             self._evaluate(prefix)
             for slot in slots[1:]:
-                backend.copy(0, slot)
+                backend.context.copy(0, slot)
         samplers = [backend.sampler(SamplingParams(), 0, None, prefix) for _ in slots]
         last, stopwatch = [prefix[0]] * sequences, Stopwatch(1)
         try:
@@ -169,7 +171,7 @@ class TrialModel:
         """
         backend, durations = self.backend, list[float]()
         while sum(durations) < MIN_VISIT_S:
-            if (begin := backend.length(0)) + size > backend.capacity:
+            if (begin := backend.context.length(0)) + size > backend.capacity:
                 self._evaluate(prefix)
                 begin = len(prefix)
             rows = [TokenRow(0, at, prefix[at % len(prefix)], True) for at in range(begin, begin + size)]
@@ -177,7 +179,7 @@ class TrialModel:
             backend.decode(rows)
             backend.logits(size - 1)  # waits until a GPU is done
             durations.append(perf_counter() - start)
-            if not (backend.trim(0, begin) or backend.trim(0, begin + 1)):
+            if not (backend.context.trim(0, begin) or backend.context.trim(0, begin + 1)):
                 raise CerebrumError("its cache cannot be trimmed")
         return durations[WARM_UP_STEPS:] or durations
 
