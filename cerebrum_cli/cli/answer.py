@@ -23,8 +23,8 @@ from cerebrum_cli.model.reply import (
     reply_notice,
     reply_object,
 )
-from cerebrum_cli.terminal.progress import StatusLine
-from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, Sink, answer_sink, render, show_answer
+from cerebrum_cli.terminal.sinks import AnswerKeySink, Sink, answer_sink, render, show_answer
+from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.tables import result_text, sampling_text, stats_line
 
 if TYPE_CHECKING:
@@ -80,9 +80,8 @@ class AnswerPrinter:
         request, options, recorder, collector = self.request, self.options, self.recorder, ReplyCollector()
         events = self._continue(collector) if recorder.continued else self.loaded.responder.respond(request)
         key = AnswerKeySink(self.keyboard, self.loaded.responder)
-        counts_answer = not options.streams_answer
-        line = StatusLine(self.streams, self.loaded.model.name, lambda: key.hint, counts_answer)
-        sinks = [*self._progress_sinks(line), key, collector]
+        line = self._status_line(hint=lambda: key.hint, counts_answer=not options.streams_answer)
+        sinks: list[Sink] = [line, key, collector]
         if options.streams_answer:
             sinks.append(answer_sink(self.streams, self.markdown))
         try:
@@ -141,7 +140,7 @@ class AnswerPrinter:
             render(
                 self._with_length_notice(events),
                 self.loaded.responder.cancel,
-                self._progress_sinks(StatusLine(self.streams, self.loaded.model.name, vote=vote.bounds)),
+                [self._status_line(vote=vote.bounds)],
             )
             self._inspect(vote.reply)
         finally:
@@ -181,8 +180,7 @@ class AnswerPrinter:
         responder = self.loaded.responder
         given = GivenReply(self.request.conversation, tuple(reply.sampled), reply.finish.forced)
         least_certain = LeastCertain(given)
-        line = StatusLine(self.streams, self.loaded.model.name)
-        render(responder.inspect(given, count), responder.cancel, [*self._progress_sinks(line), least_certain])
+        render(responder.inspect(given, count), responder.cancel, [self._status_line(), least_certain])
         self.uncertain = least_certain.tokens(responder.detokenize)
 
     def _require_complete(self, reply: Reply) -> None:
@@ -225,10 +223,9 @@ class AnswerPrinter:
                         yield notice
                 yield event
 
-    def _progress_sinks(self, line: StatusLine) -> list[Sink]:
-        """Sinks of standard error while the answer is generated; the line erases itself before others write."""
-        notices = NoticeSink(self.streams)
-        return [notices] if self.options.verbose else [line, notices]
+    def _status_line(self, **shown: Any) -> StatusLine:
+        """The first of the sinks: it erases itself before others write."""
+        return StatusLine(self.streams, self.loaded.model.name, is_hidden=self.options.verbose, **shown)
 
     def _save(self, reply: Reply | ReplyCollector) -> None:
         self.recorder.save(self.request.conversation, self.loaded, self.request.settings, reply)

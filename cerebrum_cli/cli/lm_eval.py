@@ -130,14 +130,12 @@ def run_tasks(
     """Run the tasks with progress on standard error; lm-eval's results as JSON values, and a preset's figures."""
     from cerebrum_cli.terminal.progress import StageProgress
 
-    progress = StageProgress(replace(app.streams, is_quiet=options.quiet or options.verbose))
+    progress = StageProgress(app.streams, is_shown=not (options.quiet or options.verbose))
 
     def emit(event: Event) -> None:
         if isinstance(event, LoadEvent):
             event = StageEvent(f"loading {source.model.name}", round(100 * event.fraction), 100)
         progress.emit(event)
-        if isinstance(event, NoticeEvent):
-            app.streams.report(event)
 
     try:
         emit(StageEvent("importing lm-eval", 0, 1))

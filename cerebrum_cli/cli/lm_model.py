@@ -12,14 +12,12 @@ from cerebrum_cli.cli.options import LmEvalOptions
 from cerebrum_cli.core.conversion import validate
 from cerebrum_cli.core.declaration import options_of
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import GENERATION_KEYS, KEYS
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM
 from cerebrum_cli.model.loading import ModelUse, ReplySource
 from cerebrum_cli.models.adapters import with_adapters
 from cerebrum_cli.terminal.progress import StageProgress
-from cerebrum_cli.terminal.sinks import NoticeSink
 
 SETTINGS = (*(key for key in KEYS if key not in GENERATION_KEYS), "think", "seed")
 BOS = "add_bos_token"
@@ -48,10 +46,5 @@ class CerebrumModel(CerebrumLM):
         context = ContextOptions(slots=AUTO_PARALLEL, batch_invariant=True)
         use = ModelUse(context, raw=not has_format(merged, found))
         source = ReplySource(app.resources(), found, merged, use)
-        sinks = (StageProgress(app.streams), NoticeSink(app.streams))
-
-        def emit(event: Event) -> None:
-            for sink in sinks:
-                sink.emit(event)
-
-        super().__init__(partial(open_for_lm_eval, source), emit, merged.seed or 0, bos)
+        open_for = partial(open_for_lm_eval, source)
+        super().__init__(open_for, StageProgress(app.streams).emit, merged.seed or 0, bos)

@@ -1,15 +1,12 @@
-"""Progress on standard error: one redrawn line, or a line per minute where nothing can be redrawn."""
+"""Progress of batches, evaluations, stages and files on standard error; a line per minute where none is redrawn."""
 
 from __future__ import annotations
 
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 
-from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.events import (
     EvalProgress,
     Event,
@@ -18,172 +15,23 @@ from cerebrum_cli.core.events import (
     NoticeEvent,
     PromptEvent,
     RefusedEvent,
-    RowCounts,
     RowEvent,
     SequenceId,
     ServersEvent,
     ServerTokens,
     StageEvent,
-    TallyEvent,
     TokenEvent,
 )
-from cerebrum_cli.core.text import format_count, format_duration, format_size, one_line
+from cerebrum_cli.core.text import format_count, format_duration, format_size
 from cerebrum_cli.terminal.escapes import strip_controls
-from cerebrum_cli.terminal.streams import Streams, columns
-from cerebrum_cli.terminal.tables import server_rates
+from cerebrum_cli.terminal.status_line import LOG_EVERY_S, Line, Segment, StatusLine
+from cerebrum_cli.terminal.streams import Streams
 
-SHOW_AFTER_S = 1.0  # shorter waits show nothing
-LOG_EVERY_S = 60.0
-DRAWS_PER_S = 10
-ECHO_COLUMNS = 3  # columns left free for the ^C that a terminal echoes, which must not wrap
-HINT_GAP = "    "
 MIN_BAR, STAGE_BAR = 8, 20  # columns
 BAR_COLUMNS = 57  # that a bar of stages or files needs
 GREEN, RED, MAGENTA, GRAY = "32", "31", "35", "90"
 
-Segment = tuple[str, str]  # a text and its color, which may be empty
 Counts = RowEvent | EvalProgress
-SAMPLE_EVENTS = (PromptEvent, TokenEvent, FinishEvent, TallyEvent)
-
-
-@dataclass(slots=True)
-class Line:
-    """A line on standard error that is redrawn while it shows, each time with what `render` returns for a width.
-
-    If it is not to be drawn, the text of `log`, if there is one, is printed once a minute instead.
-    """
-
-    streams: Streams
-    render: Callable[[int], Iterable[Segment]]
-    draws: bool
-    delay: float = 0.0
-    log: Callable[[], str] | None = None
-    _last_log: float = field(default_factory=time.monotonic, init=False)
-    _thread: threading.Thread | None = field(default=None, init=False)
-    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
-    _drawn: str = field(default="", init=False)
-
-    def show(self, now: bool = False) -> None:
-        """Show the line, after its delay, until `erase` or `keep`; redraw it `now` if it shows."""
-        if self.draws and self._thread is None:
-            self._stopped.clear()
-            self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
-            self._thread.start()
-        if now and self.draws and (self._drawn or not self.delay):
-            self._draw()
-        elif self.log and not self.draws and time.monotonic() - self._last_log >= LOG_EVERY_S:
-            self._last_log = time.monotonic()
-            self.streams.report(self.log())
-
-    def erase(self) -> None:
-        """Erase the line; needed before anything else is written to the terminal."""
-        if self._thread:
-            self._stopped.set()
-            self._thread.join()
-            self._thread = None
-        if self._drawn:
-            self.streams.draw("\r\x1b[K")
-            self._drawn = ""
-
-    def keep(self) -> None:
-        """Draw the line a last time, and leave it on the screen."""
-        self.erase()
-        self._draw()
-        self.streams.draw("\n")
-        self._drawn = ""
-
-    def _run(self) -> None:
-        pause = self.delay
-        while not self._stopped.wait(pause):
-            self._draw()
-            pause = 1 / DRAWS_PER_S
-
-    def _draw(self) -> None:
-        from rich.cells import cell_len, set_cell_size  # characters may be two columns wide
-
-        room = columns(self.streams.err) - ECHO_COLUMNS
-        drawn, has_colors = "", environment("NO_COLOR") is None
-        with self._lock:
-            for text, color in self.render(room):
-                text = strip_controls(text)
-                text = text if cell_len(text) <= room else set_cell_size(text, room).rstrip()
-                room -= cell_len(text)
-                drawn += f"\x1b[{color}m{text}\x1b[0m" if color and has_colors else text
-            if drawn != self._drawn:
-                self.streams.draw(f"\r\x1b[K{drawn}")
-                self._drawn = drawn
-
-
-@dataclass
-class StatusLine:
-    """The stage that a reply waits for, shown if it takes longer than a second.
-
-    `hint` is shown beside reasoning where there is room. `counts_answer`: the answer is printed at the end, and its
-    tokens are counted until then. `vote` bounds the number of a vote's samples, whose tally is shown.
-    """
-
-    streams: Streams
-    model: str
-    hint: Callable[[], str] = str
-    counts_answer: bool = False
-    vote: tuple[int, int] | None = None
-    _tokens: dict[str, int] = field(default_factory=lambda: {"thinking": 0, "answer": 0})
-    _text: str = ""
-    _has_hint: bool = False
-
-    def __post_init__(self) -> None:
-        self._line = Line(self.streams, self._render, self.streams.can_redraw, SHOW_AFTER_S)
-        self._tally = TallyEvent((), 0, *self.vote) if self.vote else None
-
-    def emit(self, event: Event) -> None:
-        """Update the line, or erase it if the event ends the wait."""
-        if not self._line.draws or isinstance(event, ServersEvent):
-            return
-        if isinstance(event, TokenEvent):
-            self._tokens[event.channel] += max(1, len(event.tokens))
-        text = self._vote_text(event)
-        self._has_hint = text is None and isinstance(event, TokenEvent) and event.channel == "thinking"
-        text = text or self._reply_text(event)
-        if text is None:
-            self.close()
-        else:
-            self._text = text
-            self._line.show(now=not isinstance(event, TokenEvent))
-
-    def close(self) -> None:
-        self._line.erase()
-
-    def _vote_text(self, event: Event) -> str | None:
-        """The tally of a running vote: "4/5 x5 · 0.9 x1 (6 of 3-16 samples, 81 tokens)"."""
-        if isinstance(event, TallyEvent):
-            self._tally = event
-        tally, tokens = self._tally, sum(self._tokens.values())
-        is_prompt = isinstance(event, PromptEvent) and event.evaluated < event.total and not tokens
-        if tally is None or is_prompt or not isinstance(event, SAMPLE_EVENTS):
-            return None
-        answers = " · ".join(f"{one_line(answer)} x{count}" for answer, count in tally.tally) or "no answer yet"
-        planned = f"{tally.minimum}-{tally.maximum}" if tally.minimum < tally.maximum else tally.maximum
-        counted = f", {tokens} tokens" if tokens else ""  # a server may send whole replies
-        return f"{answers} ({tally.samples} of {planned} samples{counted})"
-
-    def _reply_text(self, event: Event) -> str | None:
-        if isinstance(event, LoadEvent):
-            return f"loading {self.model} {event.fraction:.0%}"
-        if isinstance(event, StageEvent):
-            return event.stage
-        if isinstance(event, PromptEvent) and event.evaluated < event.total:
-            return f"prompt: {event.evaluated} of {event.total} tokens"
-        if isinstance(event, TokenEvent) and (event.channel == "thinking" or self.counts_answer):
-            name = "reasoning" if event.channel == "thinking" else "answer"
-            return f"{name}: {self._tokens[event.channel]} tokens"
-        return None
-
-    def _render(self, width: int) -> Iterator[Segment]:
-        yield self._text, ""
-        hint = self.hint() if self._has_hint else ""
-        if hint and len(self._text + HINT_GAP + hint) <= width:
-            yield HINT_GAP + hint, ""
 
 
 class BatchProgress:
@@ -195,9 +43,9 @@ class BatchProgress:
     def __init__(self, streams: Streams, draws: bool, model: str | None = None) -> None:
         self._streams = streams
         self._line = Line(streams, self._render, draws, log=self._summary)
-        self._status = StatusLine(streams, model) if model else None
+        self._status = StatusLine(streams, model or "", is_hidden=model is None)
         self._rows: Counts | None = None
-        self._before: int | None = None  # rows answered by earlier runs
+        self._before = 0  # rows answered by earlier runs
         self._running = set[SequenceId]()
         self._servers: tuple[ServerTokens, ...] = ()
         self._phase = "preparing prompts"
@@ -206,52 +54,50 @@ class BatchProgress:
 
     def emit(self, event: Event) -> None:
         if isinstance(event, (LoadEvent, StageEvent)):
-            if self._status:
-                self._status.emit(event)
+            self._status.emit(event)
             return
-        if self._status:
-            self._status.close()
+        self._status.close()
         if isinstance(event, NoticeEvent):
             self._line.erase()
             self._streams.report(event)
-            if self._rows:
-                self._line.show()
-            return
-        if isinstance(event, (PromptEvent, TokenEvent)):
-            self._running.add(event.sequence)
-        elif isinstance(event, (FinishEvent, RefusedEvent)):
-            self._running.discard(event.sequence)
-        if isinstance(event, PromptEvent) and self._phase != "generating":
-            self._phase = "reading prompts" if event.evaluated < event.total else "generating"
-            self._started = self._started or time.monotonic()
-        elif isinstance(event, TokenEvent):
-            self._phase = "generating"
-            self._tokens += len(event.tokens)
-        elif isinstance(event, ServersEvent):
-            self._servers = event.servers
-        elif isinstance(event, Counts):
-            self._rows = event
-            self._before = answered(event) if self._before is None else self._before
         else:
-            return
-        self._latest = time.monotonic()
+            self._latest = time.monotonic()
+            self._count(event)
         if self._rows:
             self._line.show()
 
-    def close(self) -> None:
-        if self._status:
-            self._status.close()
-        self._line.erase()
-        if self._rows and not isinstance(sys.exception(), BrokenPipeError) and not self._streams.is_quiet:
-            self._streams.write_line("", self._summary())
-            if isinstance(self._rows, RowEvent):
-                self._write_errors(self._rows.counts)
+    def _count(self, event: Event) -> None:
+        match event:
+            case PromptEvent(sequence, evaluated, total):
+                self._running.add(sequence)
+                if self._phase != "generating":
+                    self._phase = "reading prompts" if evaluated < total else "generating"
+                    self._started = self._started or self._latest
+            case TokenEvent(sequence):
+                self._running.add(sequence)
+                self._phase = "generating"
+                self._tokens += len(event.tokens)
+            case FinishEvent(sequence) | RefusedEvent(sequence):
+                self._running.discard(sequence)
+            case ServersEvent(servers):
+                self._servers = servers
+            case RowEvent() | EvalProgress():
+                if self._rows is None:
+                    self._before = answered(event)
+                self._rows = event
 
-    def _write_errors(self, counts: RowCounts) -> None:
-        for message in counts.errors:
-            self._streams.write_line("  ", message)
-        if counts.errors and (more := counts.failed - len(counts.errors)):
-            self._streams.write_line("  ", f"and {more} more")
+    def close(self) -> None:
+        self._status.close()
+        self._line.erase()
+        if not self._rows or isinstance(sys.exception(), BrokenPipeError) or self._streams.is_quiet:
+            return
+        self._streams.write_line("", self._summary())
+        if isinstance(self._rows, RowEvent):
+            counts = self._rows.counts
+            for message in counts.errors:
+                self._streams.write_line("  ", message)
+            if counts.errors and (more := counts.failed - len(counts.errors)):
+                self._streams.write_line("  ", f"and {more} more")
 
     @property
     def _all_tokens(self) -> int:
@@ -271,10 +117,10 @@ class BatchProgress:
     def _render(self, width: int) -> Iterator[Segment]:
         rows, seconds = self._rows, time.monotonic() - self._started if self._started else 0.0
         assert rows
-        done = answered(rows) - (self._before or 0)
+        done = answered(rows) - self._before
         left = self._phase
         if done:
-            running = len({each.request for each in self._running})
+            running = len({sequence.request for sequence in self._running})
             left = f"{format_duration(seconds_left(seconds, done, running, rows.total - rows.done))} left"
         speeds = []
         if seconds > 1 and self._all_tokens:
@@ -295,14 +141,16 @@ class BatchProgress:
 class StageProgress:
     """Progress of a long operation and its current stage: a bar on a terminal, otherwise a line per minute."""
 
-    def __init__(self, streams: Streams) -> None:
-        self._line = Line(streams, self._render, streams.can_redraw, log=self._text)
+    def __init__(self, streams: Streams, is_shown: bool = True) -> None:
+        self._streams = streams
+        self._line = Line(streams, self._render, streams.can_redraw and is_shown, log=self._text if is_shown else None)
         self._started = time.monotonic()
         self._stage = StageEvent("", 0, 1)
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, NoticeEvent):  # which is printed next
+        if isinstance(event, NoticeEvent):
             self.close()
+            self._streams.report(event)
         elif isinstance(event, StageEvent):
             self._stage = event
             self._line.show(now=True)
@@ -427,3 +275,11 @@ def exceptions(event: Counts) -> Iterator[str]:
             yield f"{share:.0%} {text}"
     if event.skipped:
         yield f"{event.skipped} skipped"
+
+
+def server_rates(servers: Sequence[ServerTokens], seconds: float) -> str:
+    """Tokens per second of each server: "a:8080 31.4, b:8080 lost"."""
+    return ", ".join(
+        f"{strip_controls(name).rpartition('://')[2]} {'lost' if is_lost else f'{tokens / seconds:.1f}'}"
+        for name, tokens, is_lost in servers
+    )

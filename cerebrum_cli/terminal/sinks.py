@@ -1,15 +1,14 @@
-"""Sinks for the events of a reply: plain text, Markdown, reasoning, notices."""
+"""Send the events of a reply to sinks: plain text, Markdown, a key that ends reasoning."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from cerebrum_cli.core.environment import set_environment_default
-from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import Event, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.terminal.escapes import ControlFilter, strip_controls
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.keyboard import ANSWER_KEY_NAME, Keyboard
@@ -77,29 +76,6 @@ class MarkdownSink:
 
 
 @dataclass(slots=True)
-class ReasoningSink:
-    _streams: Streams
-    _start: float | None = None
-    _tokens: int = 0
-
-    def emit(self, event: Event) -> None:
-        if not isinstance(event, TokenEvent) or not event.text:
-            return
-        if event.channel == "answer":
-            self.close()
-            return
-        if self._start is None:
-            self._start = time.monotonic()
-        self._tokens += 1
-
-    def close(self) -> None:
-        if self._start is not None:
-            seconds = time.monotonic() - self._start
-            self._streams.write_line("", f"reasoned for {seconds:.1f} s, {self._tokens} tokens; /think shows it")
-            self._start = None
-
-
-@dataclass(slots=True)
 class AnswerKeySink:
     """Lets a key end the reasoning of a reply while it streams."""
 
@@ -124,18 +100,6 @@ class AnswerKeySink:
         if self._is_bound:
             self._is_bound = False
             self._keyboard.unbind_key()
-
-
-@dataclass(slots=True)
-class NoticeSink:
-    _streams: Streams
-
-    def emit(self, event: Event) -> None:
-        if isinstance(event, NoticeEvent):
-            self._streams.report(event)
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 def answer_sink(streams: Streams, markdown: bool) -> Sink:

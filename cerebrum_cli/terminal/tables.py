@@ -16,7 +16,7 @@ from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns
 
 if TYPE_CHECKING:
-    from cerebrum_cli.core.events import FinishEvent, ServerTokens, TallyEvent
+    from cerebrum_cli.core.events import FinishEvent, TallyEvent
     from cerebrum_cli.models.fit import Capacity, DownloadPlan
 
 PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is truncated or wrapped
@@ -368,11 +368,3 @@ def result_text(event: TallyEvent) -> str:
     (winner, count), *others = event.tally
     runner_up = f"; runner-up {one_line(others[0][0])}: {others[0][1]}" if others else ""
     return f"{one_line(winner)}: {count} of {event.samples} votes ({count / event.samples:.0%}){runner_up}"
-
-
-def server_rates(servers: Sequence[ServerTokens], seconds: float) -> str:
-    """Tokens per second of each server: "a:8080 31.4, b:8080 lost"."""
-    return ", ".join(
-        f"{strip_controls(name).rpartition('://')[2]} {'lost' if is_lost else f'{tokens / seconds:.1f}'}"
-        for name, tokens, is_lost in servers
-    )

@@ -55,7 +55,7 @@ from cerebrum_cli.engine.control import LoopCheck
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.remote.remote_engine import RemoteCompletions, RemoteEngine
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS, Request
-from cerebrum_cli.terminal.tables import server_rates
+from cerebrum_cli.terminal.progress import server_rates
 
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
 STORY = endless({"Q": "once upon a time "})

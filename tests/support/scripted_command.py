@@ -30,7 +30,7 @@ from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.load_options import LoadOptions
 from cerebrum_cli.main import run
-from cerebrum_cli.terminal import progress
+from cerebrum_cli.terminal import status_line
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 SCRIPTED = str(Path(__file__))
@@ -155,7 +155,7 @@ def install(home: Path, model: Path, name: str) -> None:
 
 def main() -> None:
     script = json.loads(sys.argv[1])
-    progress.SHOW_AFTER_S = 0.05
+    status_line.SHOW_AFTER_S = 0.05
     sys.exit(run(sys.argv[2:], app_for(script, Path(os.environ["HOME"]), standard_streams())))
 
 

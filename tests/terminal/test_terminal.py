@@ -30,10 +30,11 @@ from cerebrum_cli.core.events import (
     Timings,
     TokenEvent,
 )
-from cerebrum_cli.terminal import progress
-from cerebrum_cli.terminal.progress import BatchProgress, FileProgress, StatusLine
+from cerebrum_cli.terminal import status_line
+from cerebrum_cli.terminal.progress import BatchProgress, FileProgress
 from cerebrum_cli.terminal.reports import print_repositories, print_sessions
 from cerebrum_cli.terminal.sinks import TextSink, render
+from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.streams import Streams, has_piped_input
 from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, stats_line
 
@@ -115,7 +116,7 @@ def test_status_line_shows_nothing_for_a_short_wait() -> None:
 
 
 def test_status_line_shows_a_long_wait_and_is_erased(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.02)
+    monkeypatch.setattr(status_line, "SHOW_AFTER_S", 0.02)
     streams = shown()
     line = StatusLine(streams, "a \x1b[31mmodel")
     line.emit(LoadEvent(0.25))
@@ -144,7 +145,7 @@ def test_status_line_shows_a_long_wait_and_is_erased(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("ACCESSIBLE", "1"), ("TERM", "xterm")])
 def test_status_line_is_off_where_it_cannot_be_redrawn(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.0)
+    monkeypatch.setattr(status_line, "SHOW_AFTER_S", 0.0)
     monkeypatch.setenv(name, value)
     streams = piped() if value == "xterm" else shown()
     line = StatusLine(streams, "model")

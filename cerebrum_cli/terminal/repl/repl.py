@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,7 +11,7 @@ from functools import partial
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
-from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.events import Event, NoticeEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.model.prompt_sources import compose_prompt, naming_files
@@ -19,10 +20,10 @@ from cerebrum_cli.model.voting import MajorityVote, outcome_notice
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.keyboard import Keyboard
-from cerebrum_cli.terminal.progress import StatusLine
 from cerebrum_cli.terminal.repl.questions import InputSource, prompt_text, shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
-from cerebrum_cli.terminal.sinks import AnswerKeySink, NoticeSink, ReasoningSink, Sink, answer_sink, render, show_answer
+from cerebrum_cli.terminal.sinks import AnswerKeySink, Sink, answer_sink, render, show_answer
+from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import context_text, result_text
 
@@ -205,8 +206,8 @@ class Repl:
     def wait_for(self, events: Generator[Event, None, None], *sinks: Sink, line: StatusLine | None = None) -> None:
         """Consume events, with their progress in a line; Ctrl-C stops the work."""
         line = line or StatusLine(self.streams, self.chat.loaded.model.name)
-        first = line, NoticeSink(self.streams)  # the status line erases itself before others write
-        render(events, lambda: self.chat.loaded.responder.cancel(), (*first, *sinks), self.signals)
+        # The line comes first: it erases itself before others write.
+        render(events, lambda: self.chat.loaded.responder.cancel(), (line, *sinks), self.signals)
 
     def _ask_with_files(self, text: str, ask: Callable[[str], None]) -> None:
         """Ask with the pending files and saved prompt; they stay pending if the question does not fit."""
@@ -269,6 +270,29 @@ class Repl:
         return (
             error.exit_code == 128 + signal.SIGINT and self.streams.in_is_terminal and self.signals.exit_signal is None
         )
+
+
+@dataclass(slots=True)
+class ReasoningSink:
+    _streams: Streams
+    _start: float | None = None
+    _tokens: int = 0
+
+    def emit(self, event: Event) -> None:
+        if not isinstance(event, TokenEvent) or not event.text:
+            return
+        if event.channel == "answer":
+            self.close()
+            return
+        if self._start is None:
+            self._start = time.monotonic()
+        self._tokens += 1
+
+    def close(self) -> None:
+        if self._start is not None:
+            seconds = time.monotonic() - self._start
+            self._streams.write_line("", f"reasoned for {seconds:.1f} s, {self._tokens} tokens; /think shows it")
+            self._start = None
 
 
 def fit_segments(segments: dict[str, str], width: int) -> str:

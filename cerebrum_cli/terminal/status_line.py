@@ -1,0 +1,179 @@
+"""One redrawn line on standard error, and in it the stage that a reply waits for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from cerebrum_cli.core.environment import environment
+from cerebrum_cli.core.events import (
+    Event,
+    FinishEvent,
+    LoadEvent,
+    NoticeEvent,
+    PromptEvent,
+    ServersEvent,
+    StageEvent,
+    TallyEvent,
+    TokenEvent,
+)
+from cerebrum_cli.core.text import one_line
+from cerebrum_cli.terminal.escapes import strip_controls
+from cerebrum_cli.terminal.streams import Streams, columns
+
+SHOW_AFTER_S = 1.0  # shorter waits show nothing
+LOG_EVERY_S = 60.0
+DRAWS_PER_S = 10
+ECHO_COLUMNS = 3  # columns left free for the ^C that a terminal echoes, which must not wrap
+HINT_GAP = "    "
+
+Segment = tuple[str, str]  # a text and its color, which may be empty
+
+
+@dataclass(slots=True)
+class Line:
+    """A line on standard error that is redrawn while it shows, each time with what `render` returns for a width.
+
+    If it is not to be drawn, the text of `log`, if there is one, is printed once a minute instead.
+    """
+
+    streams: Streams
+    render: Callable[[int], Iterable[Segment]]
+    draws: bool
+    delay: float = 0.0
+    log: Callable[[], str] | None = None
+    _last_log: float = field(default_factory=time.monotonic, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _drawn: str = field(default="", init=False)
+
+    def show(self, now: bool = False) -> None:
+        """Show the line, after its delay, until `erase` or `keep`; redraw it `now` if it shows."""
+        if self.draws and self._thread is None:
+            self._stopped.clear()
+            self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+            self._thread.start()
+        if now and self.draws and (self._drawn or not self.delay):
+            self._draw()
+        elif self.log and not self.draws and time.monotonic() - self._last_log >= LOG_EVERY_S:
+            self._last_log = time.monotonic()
+            self.streams.report(self.log())
+
+    def erase(self) -> None:
+        """Erase the line; needed before anything else is written to the terminal."""
+        if self._thread:
+            self._stopped.set()
+            self._thread.join()
+            self._thread = None
+        if self._drawn:
+            self.streams.draw("\r\x1b[K")
+            self._drawn = ""
+
+    def keep(self) -> None:
+        """Draw the line a last time, and leave it on the screen."""
+        self.erase()
+        self._draw()
+        self.streams.draw("\n")
+        self._drawn = ""
+
+    def _run(self) -> None:
+        pause = self.delay
+        while not self._stopped.wait(pause):
+            self._draw()
+            pause = 1 / DRAWS_PER_S
+
+    def _draw(self) -> None:
+        from rich.cells import cell_len, set_cell_size  # characters may be two columns wide
+
+        room = columns(self.streams.err) - ECHO_COLUMNS
+        drawn, has_colors = "", environment("NO_COLOR") is None
+        with self._lock:
+            for text, color in self.render(room):
+                text = strip_controls(text)
+                text = text if cell_len(text) <= room else set_cell_size(text, room).rstrip()
+                room -= cell_len(text)
+                drawn += f"\x1b[{color}m{text}\x1b[0m" if color and has_colors else text
+            if drawn != self._drawn:
+                self.streams.draw(f"\r\x1b[K{drawn}")
+                self._drawn = drawn
+
+
+@dataclass
+class StatusLine:
+    """Notices of a reply, and the stage that it waits for, shown if it takes longer than a second.
+
+    `hint` is shown beside reasoning where there is room. `counts_answer`: the answer is printed at the end, and its
+    tokens are counted until then. `vote` bounds the number of a vote's samples, whose tally is shown. A line that
+    `is_hidden` only prints notices.
+    """
+
+    streams: Streams
+    model: str
+    hint: Callable[[], str] = str
+    counts_answer: bool = False
+    vote: tuple[int, int] | None = None
+    is_hidden: bool = False
+    _tokens: Counter[str] = field(default_factory=Counter)
+    _text: str = ""
+    _has_hint: bool = False
+
+    def __post_init__(self) -> None:
+        self._line = Line(self.streams, self._render, self.streams.can_redraw and not self.is_hidden, SHOW_AFTER_S)
+        self._tally = TallyEvent((), 0, *self.vote) if self.vote else None
+
+    def emit(self, event: Event) -> None:
+        """Update the line, or erase it if the event ends the wait."""
+        if isinstance(event, NoticeEvent):
+            self.close()
+            self.streams.report(event)
+        elif self._line.draws and not isinstance(event, ServersEvent):
+            if isinstance(event, TokenEvent):
+                self._tokens[event.channel] += max(1, len(event.tokens))
+            text = self._vote_text(event)
+            self._has_hint = text is None and isinstance(event, TokenEvent) and event.channel == "thinking"
+            text = text or self._reply_text(event)
+            if text is None:
+                self.close()
+            else:
+                self._text = text
+                self._line.show(now=not isinstance(event, TokenEvent))
+
+    def close(self) -> None:
+        self._line.erase()
+
+    def _vote_text(self, event: Event) -> str | None:
+        """The tally of a running vote: "4/5 x5 · 0.9 x1 (6 of 3-16 samples, 81 tokens)"."""
+        if isinstance(event, TallyEvent):
+            self._tally = event
+        tally, tokens = self._tally, self._tokens.total()
+        is_prompt = isinstance(event, PromptEvent) and event.evaluated < event.total and not tokens
+        if tally is None or is_prompt or not isinstance(event, (PromptEvent, TokenEvent, FinishEvent, TallyEvent)):
+            return None
+        answers = " · ".join(f"{one_line(answer)} x{count}" for answer, count in tally.tally) or "no answer yet"
+        planned = f"{tally.minimum}-{tally.maximum}" if tally.minimum < tally.maximum else tally.maximum
+        counted = f", {tokens} tokens" if tokens else ""  # a server may send whole replies
+        return f"{answers} ({tally.samples} of {planned} samples{counted})"
+
+    def _reply_text(self, event: Event) -> str | None:
+        match event:
+            case LoadEvent(fraction):
+                return f"loading {self.model} {fraction:.0%}"
+            case StageEvent(stage):
+                return stage
+            case PromptEvent(_, evaluated, total) if evaluated < total:
+                return f"prompt: {evaluated} of {total} tokens"
+            case TokenEvent(channel="thinking"):
+                return f"reasoning: {self._tokens['thinking']} tokens"
+            case TokenEvent() if self.counts_answer:
+                return f"answer: {self._tokens['answer']} tokens"
+        return None
+
+    def _render(self, width: int) -> Iterator[Segment]:
+        yield self._text, ""
+        hint = self.hint() if self._has_hint else ""
+        if hint and len(self._text + HINT_GAP + hint) <= width:
+            yield HINT_GAP + hint, ""
