@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import mmap
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cerebrum_cli.core.conversion import InvalidValue
@@ -23,7 +22,6 @@ from cerebrum_cli.gguf.parser import (
     Tables,
     Tensor,
     checked_integer,
-    parse_tables,
     read_tables,
 )
 from cerebrum_cli.gguf.sizes import ModelSizes, layer_windows, model_sizes
@@ -32,6 +30,7 @@ from cerebrum_cli.gguf.types import FILE_TYPES
 # Layout of Mixtral files before April 2024, one tensor per expert, which llama.cpp no longer loads.
 _EXPERT_TENSOR = re.compile(r"blk\.\d+\.ffn_(?:gate|down|up)\.\d+\.weight")
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+UNKNOWN_FILE_TYPE = 2**32 - 1
 SAMPLING_KEYS = {  # general.sampling.*, by the settings they recommend; there are others without an equivalent here
     **{key: key for key in ("top_k", "top_p", "min_p")},
     "temp": "temperature",
@@ -81,26 +80,23 @@ class Header:
         values = {}
         for key, name in SAMPLING_KEYS.items():
             value = self.metadata.get(f"general.sampling.{key}")
+            if value is None:
+                continue
             with suppress(InvalidValue):
-                if value is not None:
-                    values[name] = convert(name, round(value, FLOAT_DIGITS) if isinstance(value, float) else value)
+                values[name] = convert(name, round(value, FLOAT_DIGITS) if isinstance(value, float) else value)
         return SourcedLayer(values, origin=MODEL_FILE)
 
 
 def read_header(path: Path) -> Header:
     """Read the header of a GGUF file. Raises ModelFileError for a path or file that cannot be opened as a model."""
-    return _header(path, read_tables(path))
-
-
-def parse_header(path: Path, data: mmap.mmap | bytes, size: int) -> Header:
-    """Parse the header of a GGUF file from its first bytes. Arguments and errors are those of `parse_tables`."""
-    return _header(path, parse_tables(path, data, size))
+    return header_from_tables(path, read_tables(path))
 
 
 def parts_sizes(paths: Sequence[Path]) -> ModelSizes:
     """Sizes of a model in several files. Raises ModelFileError for a damaged one."""
     parts = [read_tables(path) for path in paths]
-    return _sizes(paths[0], parts[0].metadata, [tensor for part in parts for tensor in part.tensors])
+    hyperparameters = _hyperparameters(paths[0], parts[0].metadata)
+    return _sizes(hyperparameters, [tensor for part in parts for tensor in part.tensors])
 
 
 def vocabulary_digest(path: Path, header: Header) -> str | None:
@@ -123,28 +119,26 @@ def vocabulary_digest(path: Path, header: Header) -> str | None:
     return digest.hexdigest()[:32]
 
 
-def _header(path: Path, tables: Tables) -> Header:
+def header_from_tables(path: Path, tables: Tables) -> Header:
+    """The header with these tables; `path` is for error messages. Raises ModelFileError for an unusable value."""
     metadata, tensors = tables.metadata, tables.tensors
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str):
-        raise ModelFileError(path, "not a language model: no general.architecture")
-    integers = _Integers(path, metadata, architecture)
-    heads = integers.per_layer("attention.head_count")
-    kv_heads = integers.per_layer("attention.head_count_kv") or heads
-    sizes = _sizes(path, metadata, tensors)
-    file_type, template = integers.optional("general.file_type"), metadata.get("tokenizer.chat_template")
+    hyperparameters = _hyperparameters(path, metadata)
+    heads = hyperparameters.per_layer("attention.head_count")
+    sizes = _sizes(hyperparameters, tensors)
+    file_type = checked_integer(path, "general.file_type", metadata.get("general.file_type", UNKNOWN_FILE_TYPE))
+    template = metadata.get("tokenizer.chat_template")
     return Header(
-        architecture=architecture,
-        quantization=None if file_type is None else FILE_TYPES.get(file_type),
+        architecture=hyperparameters.architecture,
+        quantization=FILE_TYPES.get(file_type),
         tensor_types=Counter(tensor.kind.name for tensor in tensors),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),
-        n_layers=integers.layers(),
-        n_heads=max(heads, default=0),
-        n_kv_heads=max(kv_heads, default=0),
-        embedding_length=integers.hyperparameter("embedding_length"),
+        n_layers=hyperparameters.n_layers,
+        n_heads=sizes.n_heads,
+        n_kv_heads=max(hyperparameters.per_layer("attention.head_count_kv") or heads, default=0),
+        embedding_length=sizes.embedding_length,
         vocabulary_size=sizes.vocabulary_size,
-        context_length=integers.hyperparameter("context_length") or None,
-        expert_count=integers.hyperparameter("expert_count"),
+        context_length=hyperparameters.integer("context_length") or None,
+        expert_count=hyperparameters.integer("expert_count"),
         chat_template=template if isinstance(template, str) and template else None,
         sizes=sizes,
         per_expert_tensors=any(_EXPERT_TENSOR.fullmatch(tensor.name) for tensor in tensors),
@@ -153,48 +147,48 @@ def _header(path: Path, tables: Tables) -> Header:
     )
 
 
-def _sizes(path: Path, metadata: Metadata, tensors: Iterable[Tensor]) -> ModelSizes:
-    architecture = str(metadata.get("general.architecture"))
-    integers = _Integers(path, metadata, architecture)
+def _sizes(hyperparameters: _Hyperparameters, tensors: Iterable[Tensor]) -> ModelSizes:
+    architecture, metadata, integer = hyperparameters.architecture, hyperparameters.metadata, hyperparameters.integer
     tokens = metadata.get("tokenizer.ggml.tokens")
-    vocabulary_size = tokens.length if isinstance(tokens, Array) else integers.hyperparameter("vocab_size")
+    vocabulary_size = tokens.length if isinstance(tokens, Array) else integer("vocab_size")
     listed = metadata.get(f"{architecture}.attention.sliding_window_pattern")
     pattern = listed.values if isinstance(listed, Array) else listed if isinstance(listed, int) else 0
-    windows = layer_windows(architecture, integers.layers(), integers.hyperparameter, pattern)
+    windows = layer_windows(architecture, hyperparameters.n_layers, integer, pattern)
     sizes = [(tensor.name, tensor.size) for tensor in tensors]
-    return model_sizes(sizes, integers.hyperparameter, integers.per_layer, vocabulary_size, windows)
+    return model_sizes(sizes, integer, hyperparameters.per_layer, vocabulary_size, windows)
 
 
 @dataclass(frozen=True, slots=True)
-class _Integers:
-    """Integer metadata of a file, validated on access."""
+class _Hyperparameters:
+    """Integer metadata of an architecture, validated on access; 0 and () where a key is not set."""
 
     path: Path
     metadata: Metadata
     architecture: str
+    n_layers: int = 0
 
-    def optional(self, key: str) -> int | None:
-        value = self.metadata.get(key)
-        return None if value is None else checked_integer(self.path, key, value)
-
-    def hyperparameter(self, key: str) -> int:
-        """Value of a hyperparameter; 0 if it is not set."""
-        return self.optional(f"{self.architecture}.{key}") or 0
+    def integer(self, key: str) -> int:
+        key = f"{self.architecture}.{key}"
+        return checked_integer(self.path, key, self.metadata.get(key, 0))
 
     def per_layer(self, key: str) -> tuple[int, ...]:
-        """Values of a hyperparameter per layer; the file may have one for all layers."""
+        """Values per layer; the file may have one for all layers."""
         key = f"{self.architecture}.{key}"
         value = self.metadata.get(key)
         if isinstance(value, Array) and value.length == len(value.values):
             return tuple(checked_integer(self.path, key, item) for item in value.values)
-        return () if value is None else (checked_integer(self.path, key, value),) * self.layers()
+        return () if value is None else (checked_integer(self.path, key, value),) * self.n_layers
 
-    def layers(self) -> int:
-        """Number of layers. Raises ModelFileError for an impossible one."""
-        layers = self.hyperparameter("block_count")
-        if layers > MAX_TENSORS:
-            raise ModelFileError(self.path, f"damaged: {layers:,} layers")
-        return layers
+
+def _hyperparameters(path: Path, metadata: Metadata) -> _Hyperparameters:
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise ModelFileError(path, "not a language model: no general.architecture")
+    hyperparameters = _Hyperparameters(path, metadata, architecture)
+    n_layers = hyperparameters.integer("block_count")
+    if n_layers > MAX_TENSORS:
+        raise ModelFileError(path, f"damaged: {n_layers:,} layers")
+    return replace(hyperparameters, n_layers=n_layers)
 
 
 def unsupported_kind(header: Header) -> str | None:
@@ -224,17 +218,14 @@ def require_loadable(path: Path, header: Header) -> None:
             "made before April 2024 with one tensor per expert, which llama.cpp no longer loads",
             "pull a newer conversion of this model; for Cerebrum-1.0-8x7b: cerebrum pull cerebrum-8x7b",
         )
-    if problem := _defect(header):
-        raise ModelFileError(path, f"damaged: {problem}", "pull it again, or pull another conversion of this model")
-
-
-def _defect(header: Header) -> str | None:
-    """Value of a header that llama.cpp asserts to be otherwise; None if there is none."""
-    if not header.tensor_types:
-        return "it has no tensors"
+    problems = [
+        f"its {key} is {value}"
+        for key, value in header.metadata.items()
+        if key.endswith("epsilon") and isinstance(value, float) and not 0 <= value < math.inf
+    ]
     if not 0 < header.n_layers <= MAX_LAYERS:
-        return f"it has {header.n_layers:,} layers"
-    for key, value in header.metadata.items():
-        if key.endswith("epsilon") and isinstance(value, float) and not 0 <= value < math.inf:
-            return f"its {key} is {value}"
-    return None
+        problems.insert(0, f"it has {header.n_layers:,} layers")
+    if not header.tensor_types:
+        problems.insert(0, "it has no tensors")
+    if problems:
+        raise ModelFileError(path, f"damaged: {problems[0]}", "pull it again, or pull another conversion of this model")

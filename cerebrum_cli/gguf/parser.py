@@ -192,7 +192,7 @@ class Tensor(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """Parts of a header; its `length` is in bytes, without the padding before the tensors' data.
+    """Parts of a header; its `length` is in bytes, without the padding before the tensors' data at `data_start`.
 
     Offsets of tensors count from the start of the data. `vocabulary` are the first byte and the end of each
     VOCABULARY_KEYS value that the file has.
@@ -202,12 +202,7 @@ class Tables(NamedTuple):
     vocabulary: Mapping[str, tuple[int, int]]
     tensors: list[Tensor]
     length: int
-    alignment: int
-
-    @property
-    def data_start(self) -> int:
-        """Offset in the file of the first tensor's data."""
-        return aligned(self.length, self.alignment)
+    data_start: int
 
 
 def read_tables(path: Path) -> Tables:
@@ -253,8 +248,11 @@ def parse_tables(path: Path, data: mmap.mmap | bytes, size: int) -> Tables:
         cursor.fail(f"damaged: {tensor_count:,} tensors and {metadata_count:,} metadata values")
     metadata, vocabulary = _read_metadata(cursor, metadata_count)
     tensors = _read_tensors(path, cursor, tensor_count)
-    tables = Tables(metadata, vocabulary, tensors, cursor.position, _alignment(path, metadata))
-    _check_extent(path, tables, size)
+    alignment = checked_integer(path, "general.alignment", metadata.get("general.alignment", ALIGNMENT))
+    if alignment == 0 or alignment & (alignment - 1):
+        raise ModelFileError(path, f"damaged: its general.alignment {alignment:,} is not a power of two")
+    tables = Tables(metadata, vocabulary, tensors, cursor.position, aligned(cursor.position, alignment))
+    _check_extent(path, tables, alignment, size)
     return tables
 
 
@@ -322,18 +320,7 @@ def _read_tensors(path: Path, cursor: Cursor, count: int) -> list[Tensor]:
     return tensors
 
 
-def _alignment(path: Path, metadata: Metadata) -> int:
-    """Alignment of tensor data, a power of two."""
-    value = metadata.get("general.alignment")
-    if value is None:
-        return ALIGNMENT
-    alignment = checked_integer(path, "general.alignment", value)
-    if alignment == 0 or alignment & (alignment - 1):
-        raise ModelFileError(path, f"damaged: its general.alignment {alignment:,} is not a power of two")
-    return alignment
-
-
-def _check_extent(path: Path, tables: Tables, size: int) -> None:
+def _check_extent(path: Path, tables: Tables, alignment: int, size: int) -> None:
     """Check that tensors are contiguous, as llama.cpp expects, and that the file contains them all.
 
     The end of a tensor of an unknown type is unknown; the offset of the next one is then accepted.
@@ -342,15 +329,16 @@ def _check_extent(path: Path, tables: Tables, size: int) -> None:
     end = 0
     for tensor in tables.tensors:
         offset = tensor.offset
-        if offset % tables.alignment or (expected is not None and offset != expected) or offset < end:
+        if offset % alignment or (expected is not None and offset != expected) or offset < end:
             where = f"at byte {offset:,} of the data" + (f", not {expected:,}" if expected is not None else "")
             raise ModelFileError(path, f"damaged: the tensor {quoted(tensor.name)} begins {where}")
-        kind, row = TENSOR_TYPES.get(tensor.type), tensor.shape[0] if tensor.shape else 1
+        kind = TENSOR_TYPES.get(tensor.type)
+        row = tensor.shape[0] if tensor.shape else 1
         if kind and row % kind.block_size:
             problem = f"the tensor {quoted(tensor.name)} has rows of {row:,} weights in blocks of {kind.block_size}"
             raise ModelFileError(path, f"damaged: {problem} ({kind.name})")
         end = offset + tensor.size
-        expected = aligned(end, tables.alignment) if kind else None
+        expected = aligned(end, alignment) if kind else None
     needed = tables.data_start + end if end else tables.length
     if needed > size:
         problem = f"truncated: its tensors end at byte {needed:,}, but the file has {size:,} bytes"

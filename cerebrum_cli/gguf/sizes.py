@@ -90,7 +90,7 @@ class ModelSizes:
     def with_weights(self, size: int) -> ModelSizes:
         """The same model with `size` bytes of weights: in another quantization, or of all parts of a split file."""
         whole = self.weight_bytes
-        if not whole or any(each.key_length and not each.weight_bytes for each in self.layers):  # a part, or unknown
+        if not whole or any(layer.key_length and not layer.weight_bytes for layer in self.layers):  # a part, or unknown
             even = size // max(1, len(self.layers))
             layers = tuple(layer._replace(weight_bytes=even) for layer in self.layers)
             return replace(self, layers=layers, input_bytes=size - even * len(layers), output_bytes=0)
@@ -107,11 +107,9 @@ class ModelSizes:
     def with_experts_on_host(self, count: int) -> ModelSizes:
         """The same model with the experts of the first `count` layers in host memory."""
         moved = self.layers[:count]
-        layers = (
-            *(each._replace(weight_bytes=each.weight_bytes - each.expert_bytes) for each in moved),
-            *self.layers[count:],
-        )
-        return replace(self, layers=layers, host_expert_bytes=sum(each.expert_bytes for each in moved))
+        without_experts = (layer._replace(weight_bytes=layer.weight_bytes - layer.expert_bytes) for layer in moved)
+        layers = (*without_experts, *self.layers[count:])
+        return replace(self, layers=layers, host_expert_bytes=sum(layer.expert_bytes for layer in moved))
 
     def with_adapters(self, tensors: Iterable[tuple[str, int]]) -> ModelSizes:
         """The same model with tensors of adapters, by the name of the tensor that each applies to."""
@@ -157,8 +155,8 @@ def model_sizes(
         else:
             others[name] = size
     embedding, heads = hyperparameter("embedding_length"), per_layer("attention.head_count")
-    kv_heads = per_layer("attention.head_count_kv") or heads
-    lengths, window_lengths = _head_lengths(hyperparameter, embedding // max(heads) if any(heads) else 0)
+    kv_heads, n_heads = per_layer("attention.head_count_kv") or heads, max(heads, default=0)
+    lengths, window_lengths = _head_lengths(hyperparameter, embedding // n_heads if n_heads else 0)
     n_cached = len(kv_heads) - hyperparameter("attention.shared_kv_layers")
     n_used = max(len(kv_heads), hyperparameter("block_count")) - hyperparameter("nextn_predict_layers")
     layers, head_lengths = list[LayerSizes](), set()
@@ -172,12 +170,19 @@ def model_sizes(
         key_length, value_length = window_lengths if window else lengths
         if n_kv:
             head_lengths.add((key_length, value_length))
-        state_bytes = _STATE_BYTES * _state_length(hyperparameter, max(heads, default=0)) * _recurs(names)
-        indexed = hyperparameter("attention.indexer.key_length") * (_INDEXER in names)
-        cached = n_kv * key_length + indexed, n_kv * value_length
-        expert_bytes = sum(size for name, size in own[index].items() if _EXPERTS.fullmatch(name))
-        layers.append(LayerSizes(sum(own[index].values()), *cached, state_bytes, 0, window, expert_bytes))
+        indexed = hyperparameter("attention.indexer.key_length") if _INDEXER in names else 0
+        layers.append(
+            LayerSizes(
+                weight_bytes=sum(own[index].values()),
+                key_length=n_kv * key_length + indexed,
+                value_length=n_kv * value_length,
+                state_bytes=_STATE_BYTES * _state_length(hyperparameter, n_heads) if _recurs(names) else 0,
+                window=window,
+                expert_bytes=sum(size for name, size in own[index].items() if _EXPERTS.fullmatch(name)),
+            )
+        )
     input_bytes = sum(size for name, size in others.items() if name.startswith(_INPUT))
+    kinds = set().union(*own.values())
     return ModelSizes(
         tuple(layers),
         input_bytes,
@@ -186,10 +191,10 @@ def model_sizes(
         embedding,
         _activation_length(hyperparameter, per_layer),
         vocabulary_size,
-        max(heads, default=0),
+        n_heads,
         tuple(sorted(head_lengths)),
-        step_states=2 if any(_DELTA_NET & each.keys() for each in own.values()) else 1,
-        indexer_length=_indexer_length(hyperparameter, per_layer) * any(_INDEXER in each for each in own.values()),
+        step_states=2 if _DELTA_NET & kinds else 1,
+        indexer_length=_indexer_length(hyperparameter, per_layer) if _INDEXER in kinds else 0,
     )
 
 
@@ -209,7 +214,7 @@ def layer_windows(
         every = abs(pattern or facts.window_period)
         dense = every - 1 if facts.window_period > 0 else 0
         pattern = [index % every != dense for index in range(n_layers)] if facts.window_period else ()
-    return tuple(window * bool(each) for each in pattern)
+    return tuple(window if has_window else 0 for has_window in pattern)
 
 
 def _head_lengths(hyperparameter: Callable[[str], int], default: int) -> tuple[tuple[int, int], tuple[int, int]]:

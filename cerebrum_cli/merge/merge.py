@@ -14,7 +14,8 @@ from cerebrum_cli.core.errors import ConfigError, MergeError, ModelNotFound, Pul
 from cerebrum_cli.core.files import remove_abandoned, require_space
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
-from cerebrum_cli.gguf.header import parse_header, read_header, require_loadable
+from cerebrum_cli.gguf.header import header_from_tables, read_header, require_loadable
+from cerebrum_cli.gguf.parser import parse_tables
 from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.merge.execute import execute, require_supported_types
 from cerebrum_cli.merge.metadata import Provenance
@@ -210,7 +211,7 @@ def provenance(recipe: Recipe, models: Mapping[str, Model], name: str) -> Proven
 def merge_object(merge: Merge, context: int | None) -> dict[str, Any]:
     """Keys of `merge --dry-run --json`; sizes in bytes."""
     size, path, tensors = merge.plan.size, merge.options.output, merge.plan.tensors
-    header = parse_header(path, merge.plan.header, size)
+    header = header_from_tables(path, parse_tables(path, merge.plan.header, size))
     context = planned_context(context, header.context_length)
     return {
         "name": merge.options.name,

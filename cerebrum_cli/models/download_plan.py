@@ -11,7 +11,7 @@ from threading import Thread
 from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.gguf.header import Header, parse_header
+from cerebrum_cli.gguf.header import Header, header_from_tables
 from cerebrum_cli.gguf.parser import HeaderTruncated, parse_tables
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import (
@@ -97,7 +97,8 @@ class DownloadPlanner:
 
     def header(self, listing: Listing, file: HubFile) -> Header:
         """Header of a file on the Hub, read from its first megabytes. Raises ModelFileError."""
-        return parse_header(Path(listing.repo_id, file.name), self.header_bytes(listing, file), file.size)
+        path = Path(listing.repo_id, file.name)
+        return header_from_tables(path, parse_tables(path, self.header_bytes(listing, file), file.size))
 
     def header_bytes(self, listing: Listing, file: HubFile) -> bytes:
         """Bytes of a file on the Hub up to its tensor data. Raises ModelFileError."""
