@@ -15,7 +15,8 @@ from cerebrum_cli.cli.options import option_names
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.settings import SHORTHANDS
 from cerebrum_cli.main import assembled
-from cerebrum_cli.models.catalogue import load_catalogue, packaged_catalogue
+from cerebrum_cli.models.catalogue import packaged_catalogue
+from cerebrum_cli.models.catalogue_file import load_catalogue
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])

@@ -19,7 +19,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from cerebrum_cli import __version__
-from cerebrum_cli.models.catalogue import load_catalogue, packaged_catalogue
+from cerebrum_cli.models.catalogue import packaged_catalogue
+from cerebrum_cli.models.catalogue_file import load_catalogue
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,7 +13,6 @@ from cerebrum_cli.core.errors import ConfigError, UnwritableSessions
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import CONFIG, Layer, Settings, SourcedLayer, fold
 from cerebrum_cli.models.catalogue import ModelSpec, packaged_catalogue
-from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.merge.weights import Codec
     from cerebrum_cli.model.loading import BackendFactory, Resources
     from cerebrum_cli.model.profiles import Profile, ProfileStore
+    from cerebrum_cli.models.fit import Capacity
     from cerebrum_cli.models.hub_retries import Progress
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.pull import Puller
@@ -96,6 +96,7 @@ class App:
     def capacity(self) -> Capacity:
         """Memory of this machine, and the accelerators that the last loaded model found."""
         from cerebrum_cli.engine.machine import load_devices, total_memory
+        from cerebrum_cli.models.fit import Capacity
 
         return Capacity(total_memory(), load_devices(devices_file(self.data_directory)))
 

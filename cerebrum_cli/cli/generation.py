@@ -43,7 +43,6 @@ from cerebrum_cli.model.loading import (
 )
 from cerebrum_cli.model.profiles import tuning_of
 from cerebrum_cli.model.prompt_sources import read_text, template_options
-from cerebrum_cli.models.adapters import with_adapters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -93,7 +92,7 @@ def find_source(
     elif isinstance(options, ConcurrencyOptions) and options.ray is not None:
         require_no_adapters(settings, "--ray")
     require_attention(model, settings, context.pad_steps)
-    model = with_adapters(app.library, model, settings.lora)
+    model = app.library.with_adapters(model, settings.lora)
     use = ModelUse(context, template_options=template_options(options.template_arg))
     return ReplySource(app.resources(options.no_profile), model, settings, use, host)
 

@@ -16,7 +16,6 @@ from cerebrum_cli.core.settings import GENERATION_KEYS, KEYS
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM
 from cerebrum_cli.model.loading import ModelUse, ReplySource
-from cerebrum_cli.models.adapters import with_adapters
 from cerebrum_cli.terminal.progress import StageProgress
 
 SETTINGS = (*(key for key in KEYS if key not in GENERATION_KEYS), "think", "seed")
@@ -42,7 +41,7 @@ class CerebrumModel(CerebrumLM):
         overrides = {"model": None if model is None else str(model), **settings}
         found = app.library.resolve(app.settings(overrides).model)
         merged = app.settings(overrides, found)
-        found = with_adapters(app.library, found, merged.lora)
+        found = app.library.with_adapters(found, merged.lora)
         context = ContextOptions(slots=AUTO_PARALLEL, batch_invariant=True)
         use = ModelUse(context, raw=not has_format(merged, found))
         source = ReplySource(app.resources(), found, merged, use)

@@ -140,11 +140,10 @@ def no_sample_counts(run: Run, samples: Sequence[Sample]) -> UsageError:
 
 def model_of(app: App, run: Run) -> Model:
     """The model file that a run used, with its adapters. Raises ModelNotFound, UsageError if it has changed."""
-    from cerebrum_cli.models.adapters import with_adapters
 
     library = app.library
     model = library.resolve(run.record.notes["reference"])
-    model = with_adapters(library, model, run.record.notes.get(LORA, ()))
+    model = library.with_adapters(model, run.record.notes.get(LORA, ()))
     recorded = run.record.fingerprint
     if (library.file_identity(model), model.adapter_identity) != (recorded["model file"], recorded.get("adapter")):
         raise UsageError(f"the file of {run.model} has changed since the run {run.name}", "run cerebrum eval again")

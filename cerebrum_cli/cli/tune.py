@@ -42,13 +42,12 @@ def tune(
       cerebrum tune cerebrum-7b
     """
     from cerebrum_cli.model.profiles import profile_object, settings_text
-    from cerebrum_cli.models.adapters import with_adapters
     from cerebrum_cli.terminal.reports import print_profile, print_summary
 
     app, overrides = app_of(context, options), {**overrides, "model": reference}
     model = find_model(app, overrides, options)
     settings, streams = app.settings(overrides, model), app.streams
-    model = with_adapters(app.library, model, settings.lora)
+    model = app.library.with_adapters(model, settings.lora)
     result = measure(app, model, settings, replace(app.streams, is_quiet=options.json or options.quiet))
     if options.json:
         tried = [candidate_object(each) for each in result.tried]

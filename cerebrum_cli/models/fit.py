@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.text import format_size
@@ -16,10 +16,12 @@ from cerebrum_cli.engine.load_plan import place
 from cerebrum_cli.engine.memory import DEFAULT_CONTEXT, HEADROOM, ContextOptions, Device, default_context, host_bytes
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.models.catalogue import ModelSpec
-from cerebrum_cli.models.hub import Listing
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.reference import HubReference, NameReference
 from cerebrum_cli.models.variants import Variant, same_quantization
+
+if TYPE_CHECKING:
+    from cerebrum_cli.models.hub import Listing
 
 Verdict = Literal["fits", "tight", "too big"]
 

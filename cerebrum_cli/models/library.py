@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
+from typing import TYPE_CHECKING
 
+from cerebrum_cli.core.conversion import parse_adapter
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ConfigError, ModelFileError, ModelNotFound, NoModel, PullError, UsageError
-from cerebrum_cli.core.files import is_file
+from cerebrum_cli.core.files import exists, is_file
 from cerebrum_cli.core.text import did_you_mean
-from cerebrum_cli.models.cache import Cache, CachedModel
-from cerebrum_cli.models.catalogue import ModelSpec, load_catalogue
-from cerebrum_cli.models.fit import Capacity, assess_quantizations, planned_context
-from cerebrum_cli.models.model import Model, absolute_path, as_path, is_missing, model_paths
+from cerebrum_cli.models.catalogue import ModelSpec
+from cerebrum_cli.models.model import Adapter, Model, absolute_path, as_path, is_missing, model_paths
 from cerebrum_cli.models.reference import (
     STORES,
     HubReference,
@@ -29,8 +29,11 @@ from cerebrum_cli.models.reference import (
     parse_reference,
 )
 from cerebrum_cli.models.registry import Digest, Registry, RegistryEntry, hash_file
-from cerebrum_cli.models.stores import find_in_store
 from cerebrum_cli.models.variants import same_quantization
+
+if TYPE_CHECKING:
+    from cerebrum_cli.models.cache import Cache, CachedModel
+    from cerebrum_cli.models.fit import Capacity
 
 ADAPTED = " with adapters "  # in an identity, between those of the file and of its adapters
 _OLLAMA_TAG = re.compile(r"[\w.-]+:(?:latest|e?\d+(?:\.\d+)?[bm]\b.*)", re.IGNORECASE)
@@ -55,6 +58,7 @@ class Library:
 
     @cached_property
     def cache(self) -> Cache:
+        from cerebrum_cli.models.cache import Cache
         from cerebrum_cli.models.hub import cache_directory
 
         return Cache(cache_directory())
@@ -62,10 +66,14 @@ class Library:
     @property
     def vocabulary_cache(self) -> Cache:
         """Headers of models that are not installed, as sparse files, in the layout of the Hugging Face cache."""
+        from cerebrum_cli.models.cache import Cache
+
         return Cache((self.directory / "vocabularies").resolve())
 
     @cached_property
     def specs(self) -> tuple[ModelSpec, ...]:
+        from cerebrum_cli.models.catalogue_file import load_catalogue
+
         return load_catalogue(self.catalogue_paths)
 
     @property
@@ -120,8 +128,8 @@ class Library:
         """The vocabulary file of a reference, whether or not its model is installed."""
         if isinstance(reference, PathReference):
             return None
-        found = [model for model in self.vocabularies() if self._matches(reference, model)]
-        return self._best(found) if found else None
+        matching = [model for model in self.vocabularies() if self._matches(reference, model)]
+        return self._best(matching) if matching else None
 
     def parse(self, text: str) -> Reference:
         """Parse a reference; registered names come first. Raises ModelNotFound, or UsageError for an invalid URL."""
@@ -144,13 +152,13 @@ class Library:
             if is_missing(entry.path):
                 raise _file_missing(registered, self.merge_directory)
             return registered
-        if found := [model for model in self.models() if self._matches(reference, model)]:
-            return self._best(found)
+        if str(reference) == NANO_SPEC.name:
+            return Model(NANO_SPEC.name, (NANO,), NANO_SPEC, is_bundled=True)
+        if matching := [model for model in self.models() if self._matches(reference, model)]:
+            return self._best(matching)
         if isinstance(reference, HubReference):
             self.require_not_refused(reference.repo_id)
             raise _not_installed(reference)
-        if str(reference) == NANO_SPEC.name:
-            return Model(NANO_SPEC.name, (NANO,), NANO_SPEC, is_bundled=True)
         if names_stored(reference.name):
             return self._registered_from_store(reference.name)
         if spec := self.spec_named(reference.name):
@@ -166,7 +174,7 @@ class Library:
         if vocabulary := self._vocabulary_at(path):
             raise ModelFileError(path, "only a vocabulary, without weights", f"cerebrum pull {vocabulary.reference}")
         resolved = absolute_path(path)
-        if entry := next((each for each in self.registry.entries() if each.path == resolved), None):
+        if entry := next((entry for entry in self.registry.entries() if entry.path == resolved), None):
             return self.model_from_entry(entry)
         model = Model(path.stem, model_paths(resolved), self.spec_of_file(path))
         _ = model.header
@@ -176,19 +184,20 @@ class Library:
         """The model that a reference means among those of the cache that no registered name refers to."""
         if isinstance(reference, PathReference):
             return None
-        found = [model for model in self.models() if not model.file and self._matches(reference, model)]
-        return self._best(found) if found else None
+        matching = [model for model in self.models() if not model.file and self._matches(reference, model)]
+        return self._best(matching) if matching else None
 
     def older_uploads(self, model: Model) -> list[Model]:
         """Models of the cache that were uploaded under the names of this model's files before."""
-        key = model.cached and (model.cached.repo_id, model.cached.names)
-        others = [each for each in self.models() if each.is_shadowed and each.path != model.path]
-        return [each for each in others if each.cached and (each.cached.repo_id, each.cached.names) == key]
+        shadowed = [older for older in self.models() if older.is_shadowed and older.path != model.path]
+        return [older for older in shadowed if older.usage_key == model.usage_key]
 
     def _registered_from_store(self, reference: str) -> Model:
         """The model registered by the full name of the one that a reference to another tool's store names."""
-        found = find_in_store(reference)
-        if (entry := self.registry.find(found.reference)) and entry.path == absolute_path(found.path):
+        from cerebrum_cli.models.stores import find_in_store
+
+        stored = find_in_store(reference)
+        if (entry := self.registry.find(stored.reference)) and entry.path == absolute_path(stored.path):
             return self.model_from_entry(entry)
         raise ModelNotFound(f"{reference} is not registered", f"cerebrum pull {reference}")
 
@@ -211,7 +220,8 @@ class Library:
     def spec_in(self, repo_id: str, file: str) -> ModelSpec | None:
         name, repo_id = file.rpartition("/")[2], repo_id.lower()
         pairs = ((spec, source) for spec in self.specs for source in spec.sources)
-        return next((spec for spec, each in pairs if each.repo_id.lower() == repo_id and each.matches(name)), None)
+        rows = (spec for spec, source in pairs if source.repo_id.lower() == repo_id and source.matches(name))
+        return next(rows, None)
 
     def require_not_refused(self, repo_id: str) -> None:
         """Raise PullError for a repository that the catalog lists as broken; the hint names a working one."""
@@ -233,11 +243,12 @@ class Library:
         """
         if model.is_served:
             return model.name
-        digests = (self._known_digest(model, part) for part in range(len(model.paths)))
-        files = ((known, path, path.stat()) for known, path in zip(digests, model.paths, strict=True))
-        return " ".join(
-            f"{known.sha256 if known else f'{path} {stat.st_mtime_ns}'} {stat.st_size}" for known, path, stat in files
-        )
+        identities = []
+        for part, path in enumerate(model.paths):
+            stat, digest = path.stat(), self._known_digest(model, part)
+            content = digest.sha256 if digest else f"{path} {stat.st_mtime_ns}"
+            identities.append(f"{content} {stat.st_size}")
+        return " ".join(identities)
 
     def hashed_identity(self, model: Model) -> str:
         """`file_identity` with the digests of all files, which are computed unless they are known."""
@@ -272,6 +283,24 @@ class Library:
         self.registry.remember_digest(digest)
         return digest
 
+    def with_adapters(self, model: Model, texts: Iterable[str]) -> Model:
+        """The model with the adapters that `--lora` names; one with scale 0 is only checked.
+
+        Raises UsageError for a missing file, and ModelFileError for one that is no adapter, or does not fit the model.
+        """
+        adapters = []
+        for text in texts:
+            from cerebrum_cli.models.adapters import adapter_sizes
+
+            name, scale = parse_adapter(text)
+            path = absolute_path(as_path(name))
+            if not exists(path):
+                raise UsageError(f"adapter {path} does not exist", "check the path, or use --lora none")
+            sizes = adapter_sizes(path, model.paths)
+            adapters.append(Adapter(path, scale, self.remembered_digest(path, lambda *_: None).sha256, sizes))
+        applied = tuple(adapter for adapter in adapters if adapter.scale)
+        return replace(model, adapters=applied) if applied != model.adapters else model
+
     def is_managed(self, model: Model) -> bool:
         """Whether this program installed a model, rather than another tool: it has a name or a stored digest."""
         return model.file is not None or (
@@ -304,9 +333,9 @@ class Library:
         default = self.registry.default
         if default is not None:
             return self.resolve(default)
-        if found := next(iter(self.models()), None):  # installed by another tool, so not chosen by the user
-            do = f"add -m {found.reference}, or set the default: cerebrum pull --default {found.reference}"
-            raise ModelNotFound("no model given, and no default model is set", do)
+        if model := next(iter(self.models()), None):  # installed by another tool, so not chosen by the user
+            hint = f"add -m {model.reference}, or set the default: cerebrum pull --default {model.reference}"
+            raise ModelNotFound("no model given, and no default model is set", hint)
         raise NoModel
 
     def _matches(self, reference: NameReference | HubReference, model: Model) -> bool:
@@ -332,10 +361,12 @@ class Library:
         target = Path(os.path.realpath(path))
         if not target.is_relative_to(self.vocabulary_cache.directory):
             return None
-        return next((each for each in self.vocabularies() if target in map(Path.resolve, each.paths)), None)
+        return next((model for model in self.vocabularies() if target in map(Path.resolve, model.paths)), None)
 
     def _best(self, models: list[Model]) -> Model:
         """The default among several quantizations, else the recommended one."""
+        from cerebrum_cli.models.fit import assess_quantizations, planned_context
+
         readable = [model for model in models if model.is_readable] or models[:1]
         chosen = next((model for model in readable if self.is_default(model)), None)
         if chosen or len(readable) == 1:
@@ -344,7 +375,7 @@ class Library:
         context = planned_context(None, readable[0].header.context_length)
         quantizations = [(name, model.size) for name, model in by_name.items()]
         candidates = assess_quantizations(quantizations, (), readable[0].sizes, context, self.capacity())
-        return by_name[next(each.quantization for each in candidates if each.recommended)]
+        return by_name[next(candidate.quantization for candidate in candidates if candidate.recommended)]
 
     def spec_of_file(self, path: Path) -> ModelSpec | None:
         return next((spec for spec in self.specs if spec.matches(path.name)), None)

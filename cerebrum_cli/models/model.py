@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversion import LORA
 from cerebrum_cli.core.errors import ModelFileError
@@ -12,11 +13,13 @@ from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
 from cerebrum_cli.gguf.header import Header, parts_sizes, read_header, vocabulary_digest
 from cerebrum_cli.gguf.sizes import ModelSizes
-from cerebrum_cli.models.cache import CachedModel
-from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.reference import STORES, HubReference, NameReference, PathReference, looks_like_path
-from cerebrum_cli.models.registry import RegistryEntry
 from cerebrum_cli.models.variants import parts_of
+
+if TYPE_CHECKING:
+    from cerebrum_cli.models.cache import CachedModel
+    from cerebrum_cli.models.catalogue import ModelSpec
+    from cerebrum_cli.models.registry import RegistryEntry
 
 # Metadata of a merge: the recipe, the names of its models, and their prompt format.
 MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.merge.sources", "cerebrum.format"

@@ -31,7 +31,7 @@ from cerebrum_cli.engine.trials import Bench
 from cerebrum_cli.model.loading import load_options
 from cerebrum_cli.model.profiles import Profile, Speeds, TunedUse
 from cerebrum_cli.models import adapters
-from cerebrum_cli.models.adapters import adapter_sizes, with_adapters
+from cerebrum_cli.models.adapters import adapter_sizes
 from cerebrum_cli.models.model import Model
 
 Values = npt.NDArray[Any]
@@ -287,7 +287,7 @@ def test_batch_is_not_resumed_with_another_adapter(user: CommandLine, chatml_mod
 def test_profile_of_another_adapter_is_never_used(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
     here, settings = app_for({}, tmp_path), Settings()
     plain = Model("tiny", (chatml_model,))
-    models = [plain, *(with_adapters(here.library, plain, [f"{adapter}:{scale}"]) for scale in (1.0, 0.5))]
+    models = [plain, *(here.library.with_adapters(plain, [f"{adapter}:{scale}"]) for scale in (1.0, 0.5))]
     store = here.profiles(settings)
     for number, model in enumerate(models):
         assert here.profile(model, settings) is None
@@ -304,13 +304,13 @@ def test_profile_of_another_adapter_is_never_used(tmp_path: Path, chatml_model: 
 
 def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
     library, plain = app_for({}, tmp_path).library, Model("tiny", (chatml_model,))
-    assert with_adapters(library, plain, [f"{adapter}:0"]) == plain
-    assert library.file_identity(with_adapters(library, plain, [str(adapter)])) == library.identity(plain)
-    assert load_options(with_adapters(library, plain, [str(adapter)]), Settings()).file.adapters == (
+    assert library.with_adapters(plain, [f"{adapter}:0"]) == plain
+    assert library.file_identity(library.with_adapters(plain, [str(adapter)])) == library.identity(plain)
+    assert load_options(library.with_adapters(plain, [str(adapter)]), Settings()).file.adapters == (
         (str(adapter), 1.0),
     )
     both = [[f"{adapter}:1", f"{adapter}:2"], [f"{adapter}:2", f"{adapter}:1"]]
-    assert len({library.identity(with_adapters(library, plain, each)) for each in both}) == 1
+    assert len({library.identity(library.with_adapters(plain, each)) for each in both}) == 1
 
 
 # Sessions.

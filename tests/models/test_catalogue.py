@@ -14,9 +14,9 @@ from cerebrum_cli.models.catalogue import (
     Quantization,
     Refusal,
     Repository,
-    load_catalogue,
     packaged_catalogue,
 )
+from cerebrum_cli.models.catalogue_file import load_catalogue
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.reference import HubReference, NameReference, parse_reference

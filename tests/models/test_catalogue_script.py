@@ -10,7 +10,8 @@ import pytest
 from command_line import ROOT
 from hub_user import HubUser
 
-from cerebrum_cli.models.catalogue import load_catalogue, packaged_catalogue
+from cerebrum_cli.models.catalogue import packaged_catalogue
+from cerebrum_cli.models.catalogue_file import load_catalogue
 
 TEXT = """\
 # The catalog.

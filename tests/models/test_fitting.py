@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cerebrum_cli.engine.memory import DEFAULT_CONTEXT, HEADROOM, Device
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
-from cerebrum_cli.models.catalogue import load_catalogue
+from cerebrum_cli.models.catalogue_file import load_catalogue
 from cerebrum_cli.models.fit import (
     PREFERRED_QUANTIZATION,
     SYSTEM_RESERVE,

@@ -25,7 +25,7 @@ from cerebrum_cli.merge.metadata import Provenance
 from cerebrum_cli.merge.plan import MergePlanner, Plan, Target
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.models.cache import Cache
-from cerebrum_cli.models.catalogue import RECIPES
+from cerebrum_cli.models.catalogue_file import RECIPES
 from cerebrum_cli.models.variants import parts_of
 from cerebrum_cli.terminal.streams import Streams
 
