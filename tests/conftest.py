@@ -33,7 +33,7 @@ from vocabularies import open_vocabulary
 
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.engine.remote import job
+from cerebrum_cli.engine.remote import server_health
 from cerebrum_cli.models import hub_retries
 from cerebrum_cli.terminal.markdown import renderer
 
@@ -236,7 +236,7 @@ def open_shell(open_terminal: OpenTerminal, tmp_path: Path) -> OpenTerminal:
 @pytest.fixture
 def served(tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """Two servers of a scripted model, and a user with little patience in the working directory."""
-    monkeypatch.setattr(job, "ServerTimeouts", lambda: QUICK)
+    monkeypatch.setattr(server_health, "ServerTimeouts", lambda: QUICK)
     monkeypatch.chdir(tmp_path)
     with serving_user(tmp_path, chatml_model) as served:
         yield served

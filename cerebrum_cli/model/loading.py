@@ -111,8 +111,8 @@ class Servers:
     may_differ: bool = False
 
     def __call__(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:
-        from cerebrum_cli.engine.remote.job import ServerTimeouts
         from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
+        from cerebrum_cli.engine.remote.server_health import ServerTimeouts
 
         timeouts = replace(ServerTimeouts(), **self.timeouts)
         options = timeouts, self.earlier, self.may_differ, source.model.is_served

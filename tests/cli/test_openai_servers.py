@@ -14,7 +14,7 @@ from remote_engines import QUICK
 from scripted_command import batch_backend, run_here
 from server_kinds import LlamaServer, LmStudioServer, OllamaServer
 
-from cerebrum_cli.engine.remote import job
+from cerebrum_cli.engine.remote import server_health
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.remote.description import probe
 
@@ -43,7 +43,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[OllamaServer]:
 @pytest.fixture
 def ask(server: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Run a command on the server, with seed 0."""
-    monkeypatch.setattr(job, "ServerTimeouts", lambda: QUICK)
+    monkeypatch.setattr(server_health, "ServerTimeouts", lambda: QUICK)
     monkeypatch.chdir(tmp_path)
 
     def run(command: str, *arguments: str | Path, piped: bytes | None = None) -> Finished:

@@ -19,7 +19,7 @@ from server_kinds import BUILD, SglangServer, VllmServer
 from waiting import TIMEOUT_S
 
 from cerebrum_cli.batch import answering as batch
-from cerebrum_cli.engine.remote import job
+from cerebrum_cli.engine.remote import server_health
 
 ROWS = 100
 
@@ -216,7 +216,7 @@ def test_endpoint_batch_without_servers_stops_and_resumes(served: Served, monkey
 
     command = (questions, "--seed", "7", "-o", "out.jsonl")
     with monkeypatch.context() as patched:
-        patched.setattr(job, "ServerTimeouts", lambda: HASTY)
+        patched.setattr(server_health, "ServerTimeouts", lambda: HASTY)
         done = run_batch(served, command, kill_both)
     assert_error(done, 7, "no server answers", *(server.url for server in served.servers), "run the same command again")
     finished = [json.loads(line) for line in Path("out.jsonl.partial").read_text().splitlines()]
@@ -233,7 +233,7 @@ def interrupted_batch(served: Served, monkeypatch: pytest.MonkeyPatch) -> tuple[
     """The command of a batch whose server was lost in the middle, and has started again."""
     [server, _] = served.servers
     with monkeypatch.context() as hasty:
-        hasty.setattr(job, "ServerTimeouts", lambda: HASTY)
+        hasty.setattr(server_health, "ServerTimeouts", lambda: HASTY)
         server.arm(times=None, let_through=20, status=500)
         server.arm(path="/v1/models", times=None, let_through=1, reset_after=0)
         command = (served.questions(ROWS), "--seed", "7", "-o", "out.jsonl")

@@ -179,12 +179,8 @@ def test_remote_answer_that_does_not_match_the_grammar_is_refused() -> None:
 def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:
     words = (b">{",)
     text = [*b"<think>Hm.</think", FIRST_WORD, *b"}"]
-    sample = RemoteSample(
-        SequenceId(0, 0),
-        constrained(stream=True),
-        3,
-        TokenTables(ScriptedBackend(lambda held, seed: END, words=words)),
-    ).started(300)
+    tables = TokenTables(ScriptedBackend(lambda held, seed: END, words=words))
+    sample = RemoteSample(SequenceId(0, 0), constrained(stream=True), 3, tables, 300)
     with pytest.raises(RefusedRequestError) as caught:
         list(sample.add(ReplyChunk(tuple(text))))
     assert caught.value.error.message.startswith("the answer begins in the token that ends the reasoning")
@@ -193,7 +189,8 @@ def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:
 def test_remote_reply_without_all_ids_is_continued_after_its_special_tokens(chatml: LlamaBackend) -> None:
     [think], [close] = chatml.special_token_ids(["<think>"]), chatml.special_token_ids(["</think>"])
     request = constrained(stream=True, visible_tokens=frozenset({think, close}))
-    sample = RemoteSample(SequenceId(0, 0), request, 3, TokenTables(chatml)).started(300)
+    sample = RemoteSample(SequenceId(0, 0), request, 3, TokenTables(chatml), 300)
+    sample.take_turn()
     thought = chatml.tokenize((Text("é."),))
     parts = ((think, 1, ""), (thought[1], 3, "é"), (thought[2], 4, "."), (close, 5, ""), (ord("{"), 6, "{"))
     for token, total, text in parts:

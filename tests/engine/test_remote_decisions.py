@@ -5,37 +5,52 @@ from __future__ import annotations
 from math import inf
 
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.engine.remote.job import Breaker, ServerNotices, ServerTimeouts
+from cerebrum_cli.engine.remote.client import LostServerError
+from cerebrum_cli.engine.remote.server_health import ServerHealth, ServerNotices, ServerTimeouts
 
-DELAYS = ServerTimeouts().retries
+TIMEOUTS = ServerTimeouts()
+LOST = LostServerError("gone")
+
+
+def reached(health: ServerHealth) -> ServerHealth:
+    health.reach(4)
+    return health
+
+
+def failed(health: ServerHealth, now: float = 0.0) -> ServerHealth:
+    health.fail(LOST, now, TIMEOUTS)
+    return health
+
+
+def finished(health: ServerHealth) -> ServerHealth:
+    health.finish(0.0)
+    return health
 
 
 def test_breaker_takes_all_requests_when_first_reached_and_one_after_a_failure() -> None:
-    closed = Breaker().reached()
-    assert closed.state == "closed"
-    opened = closed.failed(10.0, DELAYS)
-    assert (opened.state, opened.reached().state) == ("open", "half-open")
-    assert opened.reached().finished().state == "closed"
+    health = ServerHealth()
+    steps = (reached, failed, reached, finished)
+    assert [step(health).state for step in steps] == ["closed", "open", "half-open", "closed"]
 
 
 def test_breaker_backs_off_until_a_reply() -> None:
-    breaker, now, delays = Breaker().reached().finished(), 0.0, []
+    health, now, delays = finished(reached(ServerHealth())), 0.0, []
     for _ in range(9):
-        breaker = breaker.failed(now, DELAYS)
-        delays.append(breaker.retry_at - now)
-        now, breaker = breaker.retry_at, breaker.reached()
+        delays.append(failed(health, now).retry_at - now)
+        now = health.retry_at
+        reached(health)
     assert delays == [1, 2, 4, 8, 15, 30, 60, 60, 60]
-    assert breaker.finished().failed(now, DELAYS).retry_at == now + 1
+    assert failed(finished(health), now).retry_at == now + 1
 
 
 def test_breaker_stays_open_at_a_reply_to_an_older_request() -> None:
-    opened = Breaker().reached().failed(0.0, DELAYS)
-    assert opened.finished().state == "open" and opened.finished().reached().state == "half-open"
+    health = finished(failed(reached(ServerHealth())))
+    assert health.state == "open" and reached(health).state == "half-open"
 
 
 def test_breaker_knows_whether_it_has_answered_since_it_was_reached() -> None:
-    lost = Breaker().reached().finished().failed(0.0, DELAYS)
-    assert lost.has_answered and not lost.reached().has_answered
+    health = failed(finished(reached(ServerHealth())))
+    assert health.has_answered and not reached(health).has_answered
 
 
 def test_timeouts_follow_the_slowest_reply() -> None:
@@ -51,7 +66,7 @@ def test_timeouts_follow_the_slowest_reply() -> None:
 
 def test_server_is_given_time_without_patience() -> None:
     timeouts = ServerTimeouts(patience=0.0)
-    assert timeouts.silence_limit(0.0, 0, False) == 30 and set(timeouts.delays) == {1}
+    assert timeouts.silence_limit(0.0, 0, False) == 30 and timeouts.retry_delay(6) == 1
 
 
 def test_server_has_one_notice_in_five_minutes_besides_its_recovery() -> None:

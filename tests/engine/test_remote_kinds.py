@@ -377,7 +377,7 @@ def test_kinds_vllm_with_data_parallelism_is_given_what_it_runs() -> None:
         with closing(engine.complete(requests)) as events:
             reading.submit(list, events)
             server.wait_for(lambda: server.running > 2048)
-            wait_until(lambda: engine.pool.known[0].window == 2048 * 9 // 8)
+            wait_until(lambda: engine.pool.known[0].health.window == 2048 * 9 // 8)
             engine.cancel()
         stuck.disarm()
 
@@ -386,7 +386,7 @@ def test_kinds_window_is_halved_by_a_server_that_is_busy() -> None:
     with serving_kind(VllmServer, random_model) as [server], connected(server) as engine:
         server.arm(status=429, times=1)
         replies_of(engine, request_of("Q"))
-        wait_until(lambda: engine.pool.known[0].window == 256 // 2 + 1)
+        wait_until(lambda: engine.pool.known[0].health.window == 256 // 2 + 1)
 
 
 # Requests that they refuse.

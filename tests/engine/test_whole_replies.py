@@ -60,7 +60,7 @@ class Served:
 
     def reply(self, request: Request, is_whole: bool) -> tuple[Any, ...]:
         """What a reply is in the end, of which the server sends all of a turn, or one token at a time."""
-        sample = RemoteSample(SequenceId(0), request, 3, self.tables).started(CONTEXT)
+        sample = RemoteSample(SequenceId(0), request, 3, self.tables, CONTEXT)
         events: list[Event] = []
         try:
             while not events or sample.needs_turn:

@@ -18,8 +18,8 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.client import Endpoint
-from cerebrum_cli.engine.remote.job import ServerTimeouts
 from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
+from cerebrum_cli.engine.remote.server_health import ServerTimeouts
 from cerebrum_cli.engine.sequence import Request
 
 QUICK = ServerTimeouts(retries=(0.02,), busy=0.02, notices=0.0)

@@ -1,7 +1,7 @@
 """Which server answers which request, and what happens when one fails.
 
 All of it runs on one event loop. A request is computed at least once and reported once: one whose server is lost is
-sent to another one with the same seed. For each server, a task goes through the states of its `Breaker`:
+sent to another one with the same seed. For each server, a task goes through the states of its `ServerHealth`:
 
     open       wait, then ask what it is: `_reach`; an answer that fits leads to closed, or half-open after a failure
     half-open  give it one request: a reply closes it, a loss opens it again
@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import chain
 
 from cerebrum_cli.core.errors import EndpointError, NoServerError
@@ -25,8 +24,9 @@ from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent, ServerTok
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.description import remarks
-from cerebrum_cli.engine.remote.job import MAX_LOSSES, PoolJob, ServerNotices, ServerTimeouts
-from cerebrum_cli.engine.remote.server import CANCELLED, NOT_ASKED, LateReplyError, Server
+from cerebrum_cli.engine.remote.job import PoolJob
+from cerebrum_cli.engine.remote.server import CANCELLED, LateReplyError, Server
+from cerebrum_cli.engine.remote.server_health import MAX_LOSSES, NOT_ASKED, ServerNotices, ServerTimeouts
 from cerebrum_cli.engine.sequence import Failure
 
 RECALLED = BusyServerError("another server is free")
@@ -54,9 +54,9 @@ class Pool:
 
         Raises NoServerError if none answers in time, EndpointError if one does not fit.
         """
-        asked = [asyncio.create_task(self._reach(server)) for server in self._servers]
-        self._tasks = [asyncio.create_task(self._serve(*each)) for each in zip(self._servers, asked, strict=True)]
-        await asyncio.wait(asked, timeout=self._timeouts.join)
+        asked = {server: asyncio.create_task(self._reach(server)) for server in self._servers}
+        self._tasks = [asyncio.create_task(self._serve(server, task)) for server, task in asked.items()]
+        await asyncio.wait(asked.values(), timeout=self._timeouts.join)
         await self._has_started.wait()
         if self._error:
             raise self._error
@@ -73,13 +73,17 @@ class Pool:
 
     @property
     def generated(self) -> tuple[ServerTokens, ...]:
-        known = self.known if len(self._servers) > 1 else []
-        return tuple(ServerTokens(each.name, each.generated, each.breaker.state != "closed") for each in known)
+        """Tokens of each of several servers so far."""
+        if len(self._servers) == 1:
+            return ()
+        return tuple(
+            ServerTokens(server.name, server.generated, server.health.state != "closed") for server in self.known
+        )
 
     @property
     def window(self) -> int:
         """Number of samples that the servers are given at a time."""
-        return sum(server.window for server in self._servers)
+        return sum(server.health.window for server in self._servers)
 
     def submit(self, jobs: Sequence[PoolJob], scope: CancelScope) -> None:
         """Answer jobs, unless their scope is cancelled by now."""
@@ -89,13 +93,13 @@ class Pool:
             return
         self._waiting += jobs
         for job in jobs:
-            self._emit = job.emit
+            self._emit = job.pooled.emit
         self._assign()
 
     def cancel(self, should_cancel: Callable[[PoolJob], bool]) -> None:
         """Stop jobs; each sample that has not finished does, as `cancelled`."""
         for queue in (self._waiting, self._suspects):
-            for job in [each for each in queue if should_cancel(each)]:
+            for job in list(filter(should_cancel, queue)):
                 queue.remove(job)
                 job.cancel()
         for server in self._servers:
@@ -136,32 +140,38 @@ class Pool:
             self._start(self._suspects.popleft(), server)
         self._recall()
         self._fail_if_stuck()
-        for notice in self._notices.take(self._now) if self._has_jobs or not self._is_connected else ():
-            self._emit(notice)
+        if self._has_jobs or not self._is_connected:
+            for notice in self._notices.take(self._now):
+                self._emit(notice)
 
     @property
     def _has_jobs(self) -> bool:
         """Whether someone waits for events."""
-        return bool(self._waiting or self._suspects or any(server.running for server in self._servers))
+        return bool(self._waiting or self._suspects or self._is_running)
+
+    @property
+    def _is_running(self) -> bool:
+        return any(server.running for server in self._servers)
 
     def _owner(self, job: PoolJob) -> Server | None:
         """The server that has evaluated the prompt of a job, unless it is lost or busy."""
         server = job.pooled.server
-        return server if isinstance(server, Server) and server.is_usable else None
+        return server if isinstance(server, Server) and server.health.is_usable else None
 
     def _choose(self, job: PoolJob) -> Server | None:
         """The server to give a job now: one that has answered, that it has not left, with the smallest share in use."""
-        owner, now = self._owner(job), self._now
-        fitting = [each for each in self._servers if owner in (None, each) and each.has_room(job, now)]
+        owner = self._owner(job)
+        candidates = [owner] if owner else self._servers
+        fitting = [server for server in candidates if server.has_room(job, self._now)]
 
-        def preference(each: Server) -> tuple[bool, int, float]:
-            return not each.breaker.has_answered, job.left.count(each), each.outstanding / each.window
+        def preference(server: Server) -> tuple[bool, int, float]:
+            return not server.health.has_answered, job.left.count(server), server.outstanding / server.health.window
 
         return min(fitting, key=preference, default=None)
 
     def _start(self, job: PoolJob, server: Server) -> None:
         job.pooled.server = server
-        for problem, hint in server.info.kind.differences(job.samples[0].request, server.info):
+        for problem, hint in server.info.kind.differences(job.request, server.info):
             self._notices.add(problem, NoticeEvent(problem, hint))
         task = asyncio.create_task(server.answer(job))
         server.add(job, task, self._now)
@@ -172,16 +182,18 @@ class Pool:
         now = self._now
         room = sum(server.idle_window(now) for server in self._servers)
         for server in self._servers:
-            if room > 0 and not server.breaker.has_answered:
-                limits = {job: self._timeouts.recall_limit(self._slowest, len(job.left)) for job in server.running}
-                late = [job for job in limits if now - job.alive_at > limits[job] and not job.has_output][:room]
-                server.stop(RECALLED, late)
-                room -= len(late)
+            if room <= 0 or server.health.has_answered:
+                continue
+            limits = {job: self._timeouts.recall_limit(self._slowest, len(job.left)) for job in server.running}
+            late = [job for job, limit in limits.items() if now - job.alive_at > limit and not job.has_output][:room]
+            server.stop(RECALLED, late)
+            room -= len(late)
 
     def _requeue(self, job: PoolJob) -> None:
         """Let a job wait again, behind the others: it may be what fails."""
         job.pooled.server = job.stopped_by = None
-        (self._suspects if job.is_suspect else self._waiting).append(job)
+        queue = self._suspects if job.is_suspect else self._waiting
+        queue.append(job)
 
     # Jobs that end.
 
@@ -200,47 +212,42 @@ class Pool:
             server.alive_at = self._now
             job.refuse(error.error)
         elif isinstance(error, BusyServerError) and not job.has_output:
-            self._postpone(job, server, error)
+            self._requeue(job)
+            self._rest(server, error)
         elif isinstance(error, ExchangeError):
             self._lose(job, server, error if isinstance(error, LostServerError) else LostServerError(str(error)))
-        else:
+        elif isinstance(error, EndpointError):
             self._requeue(job)
-            if isinstance(error, EndpointError):
-                self._open(server, error)
-            else:  # a bug
-                self._fail(error)
+            self._open(server, error)
+        else:  # a bug
+            self._requeue(job)
+            self._fail(error)
         self._assign()
 
     def _finish(self, job: PoolJob, server: Server) -> None:
-        server.breaker = server.breaker.finished()
-        self._stuck_since = server.busy_since = server.alive_at = self._now
-        server.window = min(server.limit, server.window + 1)
-        self._slowest = max(self._slowest, server.alive_at - job.start)
+        self._stuck_since = server.alive_at = self._now
+        self._slowest = max(self._slowest, self._now - job.start)
+        server.health.finish(self._now)
         self._recover(server)
 
-    def _postpone(self, job: PoolJob, server: Server, busy: BusyServerError) -> None:
-        """Ask for a busy server's job again, elsewhere or later."""
-        self._requeue(job)
+    def _rest(self, server: Server, busy: BusyServerError) -> None:
+        """Give a busy server no requests for a while."""
         seconds = max(self._timeouts.busy, min(busy.retry_after or 0.0, self._timeouts.patience))
-        if server.rest(busy, self._now, seconds) >= self._timeouts.busy_notice:
+        if server.health.rest(busy, self._now, seconds) >= self._timeouts.busy_notice:
             self._note(server, f"retrying in {seconds:g} s")
-        asyncio.get_running_loop().call_at(server.busy_until, self._assign)
+        asyncio.get_running_loop().call_at(server.health.busy_until, self._assign)
 
     def _lose(self, job: PoolJob, server: Server, lost: LostServerError) -> None:
-        """Ask for a lost server's job again, unless part of its reply was shown, or it may be what kills servers.
-
-        A server that has answered nothing since it was reached proves nothing, unless there is no other job, and it has
-        failed for long.
-        """
-        is_only = not self._waiting and not any(each.running for each in self._servers)
-        has_failed_for_long = server.breaker.failures >= len(self._timeouts.retries)
+        """Ask for a lost server's job again, unless part of its reply was shown, or it may be what kills servers."""
+        is_only = not (self._waiting or self._is_running)
         is_late = isinstance(lost, LateReplyError)
-        job.losses += is_late or (lost.was_sent and (server.breaker.has_answered or (is_only and has_failed_for_long)))
+        if is_late or server.health.is_evidence(lost.was_sent, is_only, self._timeouts):
+            job.losses += 1
         if not is_late:
             self._open(server, lost)
-        is_alone = all(other.breaker.state == "open" for other in self._servers if other is not server)
-        if job.has_output or (is_alone and job.is_streamed):
-            job.emit(Failure(EndpointError(f"{server.name}: {lost}", "check the server, then ask again")))
+        others = [other for other in self._servers if other is not server]
+        if job.has_output or (job.request.stream and all(other.health.state == "open" for other in others)):
+            job.pooled.emit(Failure(EndpointError(f"{server.name}: {lost}", "check the server, then ask again")))
         elif job.losses >= MAX_LOSSES:
             problem = f"this request failed {job.losses} times, last on {server.alias}: {lost}"
             job.refuse(EndpointError(problem, "check the log of the server"))
@@ -252,31 +259,36 @@ class Pool:
 
         At the start, one that does not fit is enough, and those that do not answer may not be waited for at all.
         """
-        problems, now = [server.problem for server in self._servers], self._now
+        problems = [server.health.problem for server in self._servers]
         misfits = [problem for problem in problems if isinstance(problem, EndpointError)]
-        is_running = any(server.running for server in self._servers)  # a reply may come
         if misfits and (not self._is_connected or len(misfits) == len(problems)):
             self._fail(misfits[0])
         elif None in problems or (self._is_connected and not self._has_jobs):
-            self._stuck_since = now
-        elif not (is_running or NOT_ASKED in problems):
-            waits = self._is_connected or self._timeouts.waits_at_start
-            waits = waits or any(isinstance(problem, BusyServerError) for problem in problems)
-            left = self._timeouts.patience - (now - self._stuck_since)
-            if left <= 0 or not waits:
-                reasons = "; ".join(f"{server.name}: {server.problem}" for server in self._servers)
-                hint = "start one or correct the URL, then run the same command again"
-                self._fail(NoServerError(f"no server answers ({reasons})", hint))
-            elif not self._is_connected or now - self._stuck_since >= self._timeouts.busy_notice:
-                for server in self._servers:
-                    self._note(server, f"giving up in {left:.0f} s")
+            self._stuck_since = self._now
+        elif not self._is_running and NOT_ASKED not in problems:  # else a reply may come
+            self._wait_or_fail()
+
+    def _wait_or_fail(self) -> None:
+        """Fail once no server has been usable for as long as users have patience; report before that they wait."""
+        problems = [server.health.problem for server in self._servers]
+        stuck_s = self._now - self._stuck_since
+        waits = self._is_connected or self._timeouts.waits_at_start
+        waits = waits or any(isinstance(problem, BusyServerError) for problem in problems)
+        left_s = self._timeouts.patience - stuck_s
+        if left_s <= 0 or not waits:
+            reasons = "; ".join(f"{server.name}: {server.health.problem}" for server in self._servers)
+            hint = "start one or correct the URL, then run the same command again"
+            self._fail(NoServerError(f"no server answers ({reasons})", hint))
+        elif not self._is_connected or stuck_s >= self._timeouts.busy_notice:
+            for server in self._servers:
+                self._note(server, f"giving up in {left_s:.0f} s")
 
     def _fail(self, error: BaseException) -> None:
         """End everything."""
         self._error = error
         self._has_started.set()
         for job in chain(self._waiting, self._suspects, *(server.running for server in self._servers)):
-            job.emit(Failure(error))
+            job.pooled.emit(Failure(error))
         self._waiting.clear()
         self._suspects.clear()
 
@@ -284,21 +296,22 @@ class Pool:
 
     async def _serve(self, server: Server, asked: asyncio.Task[None]) -> None:
         """Go through the states of a server, until the pool is closed."""
+        health = server.health
         try:
             await asked
             while True:
                 server.was_lost.clear()
-                if server.breaker.state == "open":
-                    await asyncio.sleep(server.breaker.retry_at - self._now)
+                if health.state == "open":
+                    await asyncio.sleep(health.retry_at - self._now)
                     await self._reach(server)
                     continue
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._timeouts.tick):
                         await server.was_lost.wait()
-                window = server.window
+                window = health.window
                 await server.watch(self._slowest)
                 self._assign()
-                if server.window > window:
+                if health.window > window:
                     self._emit(ServersEvent(self.generated))  # so that more is submitted
         except Exception as error:  # a bug
             self._fail(error)
@@ -308,15 +321,14 @@ class Pool:
         try:
             await server.open()
         except BusyServerError as busy:  # it is loading its model
-            pause = min(busy.retry_after or self._timeouts.busy, self._timeouts.retries[-1])
-            server.problem, server.breaker = busy, replace(server.breaker, retry_at=self._now + pause)
+            server.health.wait_for_model(busy, self._now, self._timeouts)
             server.stop(LostServerError(str(busy)), server.running)
         except (LostServerError, EndpointError) as error:
             self._back_off(server, error)
             server.stop(LostServerError(str(error)), server.running)  # what was sent before it was lost
         else:
             self._recover(server)
-            for remark in remarks({each.name: each.info for each in self.known}):
+            for remark in remarks({server.name: server.info for server in self.known}):
                 self._notices.add(remark.message, remark)
             if self._is_connected:
                 self._emit(ServersEvent(self.generated))  # so that it is recorded before its first reply
@@ -325,25 +337,24 @@ class Pool:
 
     def _open(self, server: Server, problem: ExchangeError | EndpointError) -> None:
         """Open the breaker of a server because of a request, unless it is open by now."""
-        if server.breaker.state != "open":
+        if server.health.state != "open":
             self._back_off(server, problem)
             server.was_lost.set()
 
     def _back_off(self, server: Server, problem: ExchangeError | EndpointError) -> None:
-        server.problem = problem
-        server.breaker = server.breaker.failed(self._now, self._timeouts.delays)
+        server.health.fail(problem, self._now, self._timeouts)
         if self._is_connected:
             self._note(server)
 
     def _recover(self, server: Server) -> None:
-        """Know a server as usable, if its breaker is closed and it takes requests."""
-        if server.breaker.state == "closed" and self._now >= server.busy_until and not server.is_usable:
-            server.problem = None
+        """Report that a server is usable again, if it is."""
+        if server.health.recover(self._now):
             self._notices.recover(server.name)
 
     def _note(self, server: Server, hint: str = "retrying") -> None:
         """Report why a server is not usable."""
-        notice = NoticeEvent(f"{server.name} is unavailable: {server.problem}", hint)
-        if isinstance(server.problem, EndpointError):
-            notice = NoticeEvent(server.problem.message, server.problem.hint)
+        problem = server.health.problem
+        notice = NoticeEvent(f"{server.name} is unavailable: {problem}", hint)
+        if isinstance(problem, EndpointError):
+            notice = NoticeEvent(problem.message, problem.hint)
         self._notices.add(server.name, notice)

@@ -23,11 +23,12 @@ from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, first_s
 from cerebrum_cli.engine.machine import raise_open_files
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.remote.description import ExpectedModel
-from cerebrum_cli.engine.remote.job import PooledRequest, PoolJob, ServerTimeouts
+from cerebrum_cli.engine.remote.job import PooledRequest, PoolJob
 from cerebrum_cli.engine.remote.kind import file_name
 from cerebrum_cli.engine.remote.pool import Pool
 from cerebrum_cli.engine.remote.replies import RemoteSample, TokenTables
 from cerebrum_cli.engine.remote.server import Server
+from cerebrum_cli.engine.remote.server_health import ServerTimeouts
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS, Failure, Request
 
 OTHER_FILES = 128  # that are open besides connections
@@ -77,7 +78,7 @@ class RemoteCompletions(Completions[RemoteSample]):
     def close(self) -> None:
         self._source, self._report_at = None, inf
         if self._live:
-            self._call(lambda: self._pool.cancel(lambda job: job.emit == self._outbox.put))
+            self._call(lambda: self._pool.cancel(lambda job: job.pooled.emit == self._outbox.put))
             self._live.clear()
 
     def _read_source(self) -> None:
@@ -92,7 +93,7 @@ class RemoteCompletions(Completions[RemoteSample]):
                 break
             index = self._next_index
             self._next_index += 1
-            self._submitted[index] = PooledRequest(request, first_seed(request))
+            self._submitted[index] = PooledRequest(request, first_seed(request), self._outbox.put)
             self._prompt_tokens += len(request.prompt_tokens)
             jobs += self._create_jobs(index, request.n)
         if jobs:
@@ -118,7 +119,7 @@ class RemoteCompletions(Completions[RemoteSample]):
         submitted.unfinished += count
         self._live.update((sample.id, sample) for sample in samples)
         groups = [(sample,) for sample in samples] if request.stream else [tuple(samples)]
-        return [PoolJob(group, self._outbox.put, submitted) for group in groups]
+        return [PoolJob(submitted, group) for group in groups]
 
     def _end_sample(self, index: int) -> None:
         self._submitted[index].unfinished -= 1
@@ -249,7 +250,14 @@ class RemoteEngine(Engine):
         expected = ExpectedModel(self.vocabulary, self._earlier, self._may_differ, self._messages)
         most = max(1, (raise_open_files() - OTHER_FILES) // len(self._endpoints))
         return [
-            Server(endpoint, number, self._window, most, expected, self._timeouts)
+            Server(
+                endpoint,
+                f"server {number}" if endpoint.name == endpoint.url else endpoint.name,
+                self._window,
+                most,
+                expected,
+                self._timeouts,
+            )
             for number, endpoint in enumerate(self._endpoints, 1)
         ]
 

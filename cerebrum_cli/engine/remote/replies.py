@@ -59,17 +59,24 @@ class RemoteSample:
     `is_finished` once its last event was emitted; `needs_turn` while the controls want it continued by another request.
     """
 
-    def __init__(self, id: SequenceId, request: Request, seed: int, tables: TokenTables) -> None:
+    def __init__(
+        self,
+        id: SequenceId,
+        request: Request,
+        seed: int,
+        tables: TokenTables,
+        context_size: int = 0,
+        origin: Origin | None = None,
+    ) -> None:
         self.id, self.request, self.seed = id, request, seed
         self.tokens, self.has_all_tokens = 0, True
-        self._takes_messages = isinstance(request, MessagesRequest)
-        self._prompt_tokens = 0 if self._takes_messages else len(request.prompt_tokens)
         self.is_finished = self.needs_turn = False
+        self._takes_messages = isinstance(request, MessagesRequest)
         self._tables, self._pieces = tables, tables.pieces(request.visible_tokens)
-        self._context_size = 0  # of the server
-        self._origin: Origin | None = None
+        self._context_size, self._origin = context_size, origin
         self._started_at = perf_counter()
         self._first_at: float | None = None
+        self._prompt_tokens = 0 if self._takes_messages else len(request.prompt_tokens)
         self._cached = 0  # tokens of the prompt
         self._timings = Timings()  # as stated by the server
         self._forced: list[Forced] = []
@@ -80,22 +87,19 @@ class RemoteSample:
         self._is_ended = False  # no further token is part of the reply
         self._end_token: tuple[int, ...] = ()
         self._by_stop_string = False
-        self._detokenizer: Detokenizer
-        self._turns: Turns
+        stop = () if self._takes_messages else request.params.stop  # such a server has matched them, reasoning apart
+        self._detokenizer = Detokenizer(stop, request.answer_start)
+        self._turns = Turns(request, tables.vocabulary)  # which applies controls: servers know none
         self._turn = request
 
-    def started(self, context_size: int, origin: Origin | None = None) -> RemoteSample:
-        """The sample before anything has arrived from a server; controls are applied here, since that has none."""
-        sample = RemoteSample(self.id, self.request, self.seed, self._tables)
-        sample._context_size, sample._origin = context_size, origin
-        stop = () if self._takes_messages else self.request.params.stop  # it has matched them, reasoning apart
-        sample._detokenizer = Detokenizer(stop, self.request.answer_start)
-        sample._turns = Turns(self.request, self._tables.vocabulary)
-        sample._turn = sample._turns.next_request()
-        return sample
+    def restarted(self, context_size: int, origin: Origin | None = None) -> RemoteSample:
+        """The sample before anything has arrived from a server with this context."""
+        return RemoteSample(self.id, self.request, self.seed, self._tables, context_size, origin)
 
     def take_turn(self) -> Request:
+        """The request for its next turn."""
         self.needs_turn = False
+        self._turn = self._turns.next_request(self._ids, self.tokens)
         return self._turn
 
     def add(self, chunk: ReplyChunk) -> Iterator[Event]:
@@ -186,7 +190,7 @@ class RemoteSample:
         if isinstance(turns.intervention, Force) or is_shortened:
             yield from self._force()
             if not (self._is_ended or self._is_full):
-                self._turn, self.needs_turn = turns.next_request(self._ids, self.tokens), True
+                self.needs_turn = True
                 return
             turns.intervention, end = None, "limit"
         yield from self._finish_reply(end)

@@ -1,4 +1,4 @@
-"""A server: the state by which the pool gives it jobs, and the events of its replies."""
+"""A server: the jobs that it has, whether it shows signs of life, and the events of its replies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError,
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, Origin, PromptEvent
 from cerebrum_cli.engine.remote.client import (
     DAMAGE,
-    BusyServerError,
     Client,
     Endpoint,
     ExchangeError,
@@ -21,16 +20,16 @@ from cerebrum_cli.engine.remote.client import (
     RequestError,
 )
 from cerebrum_cli.engine.remote.description import ExpectedModel, describe
-from cerebrum_cli.engine.remote.job import Breaker, PoolJob, ServerTimeouts
+from cerebrum_cli.engine.remote.job import PoolJob
 from cerebrum_cli.engine.remote.kind import Load, ReplyChunk, ServerInfo
 from cerebrum_cli.engine.remote.replies import RemoteSample, read_replies
+from cerebrum_cli.engine.remote.server_health import ServerHealth, ServerTimeouts
 from cerebrum_cli.engine.sequence import MessagesRequest, Request
 
 OF_ONE_REQUEST = (400, 413)  # others concern every request
 TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
 MAX_CHARACTERS = 8  # of a prompt for each of its tokens; texts have 1 to 5
 CANCELLED = asyncio.CancelledError()
-NOT_ASKED = BusyServerError("no answer yet")
 
 
 class LateReplyError(LostServerError):
@@ -43,29 +42,34 @@ class Server:
     Results call it by its `alias`, which is no address.
     """
 
+    info: ServerInfo  # once it `is_known`: what it was when it was last reached
+
     def __init__(
         self,
         endpoint: Endpoint,
-        number: int,
+        alias: str,
         window: int | None,
         most: int,
         expected: ExpectedModel,
         timeouts: ServerTimeouts,
     ) -> None:
-        self.name, self.alias = endpoint.name, f"server {number}" if endpoint.name == endpoint.url else endpoint.name
-        self.breaker, self.was_lost = Breaker(), asyncio.Event()
-        self.problem: ExchangeError | EndpointError | None = NOT_ASKED  # why it is not usable
+        self.name = endpoint.name
+        self.alias = alias
+        self.client = Client(endpoint)
+        self.health = ServerHealth()
+        self.was_lost = asyncio.Event()
         self.running: dict[PoolJob, asyncio.Task[None]] = {}
-        self.window = self.limit = self.outstanding = 0  # samples: now at most, after no refusal, and given
+        self.outstanding = 0  # samples that it has been given
         self.generated = 0  # tokens
-        self.alive_at = self.busy_since = self.busy_until = 0.0  # on the event loop's clock
-        self.is_known = self._drops_messages = False
-        self.info: ServerInfo  # once it is known: what it was when it was last reached
-        self._load, self.client = Load(), Client(endpoint)
-        self._endpoint, self._window, self._most = endpoint, window, most
-        self._expected, self._timeouts = expected, timeouts
-
-    # What it is.
+        self.alive_at = 0.0  # on the event loop's clock
+        self.is_known = False
+        self._endpoint = endpoint
+        self._window = window
+        self._most = most
+        self._expected = expected
+        self._timeouts = timeouts
+        self._load = Load()
+        self._drops_messages = False
 
     async def open(self) -> None:
         """Find out whether it can be used, for the first time or after it was lost: it may serve another model.
@@ -75,35 +79,32 @@ class Server:
         info = await describe(self.client, self._endpoint)
         await self._expected.check(self.client, self._endpoint, info)
         self.info = replace(info, end_tokens=self._expected.end_tokens) if info.kind.takes_end_tokens else info
-        self.limit = self.window = min(self._window or info.slots, info.max_window, self._most)
-        self.breaker, self.is_known = self.breaker.reached(), True
+        self.health.reach(min(self._window or info.slots, info.max_window, self._most))
+        self.is_known = True
 
-    # What it is doing.
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether it takes requests and answers them, as far as is known."""
-        return self.problem is None
+    # Its jobs.
 
     def idle_window(self, now: float) -> int:
         """Number of samples it can be given now, if it has nothing to do and has answered before; else 0."""
-        if self.breaker.state == "open" or now < self.busy_until or self.running or not self.generated:
+        if self.running or not self.generated or not self.health.takes_requests(now):
             return 0
-        return self.window if self.breaker.state == "closed" else 1
+        return self.health.window if self.health.state == "closed" else 1
 
     def has_room(self, job: PoolJob, now: float) -> bool:
         """Whether it can be given a job now; if it is half-open, or for a suspect, only if it has no other."""
-        if self.breaker.state == "open" or now < self.busy_until:
+        if not self.health.takes_requests(now):
             return False
-        fits = self.outstanding + min(len(job.samples), self.info.max_samples) <= self.window
-        return (fits and self.breaker.state == "closed" and not job.is_suspect) or self.outstanding == 0
+        if self.outstanding == 0:
+            return True
+        fits = self.outstanding + min(len(job.samples), self.info.max_samples) <= self.health.window
+        return fits and self.health.state == "closed" and not job.is_suspect
 
     def add(self, job: PoolJob, task: asyncio.Task[None], now: float) -> None:
         if not self.running:
             self.alive_at = now
         job.start = job.alive_at = now
         job.origin = Origin(self.alias, self.info.weights)
-        job.load = max(len(job.samples), self.window if job.is_suspect else 0)
+        job.load = max(len(job.samples), self.health.window) if job.is_suspect else len(job.samples)
         self.running[job] = task
         self.outstanding += job.load
 
@@ -117,58 +118,67 @@ class Server:
             if job.stopped_by is not CANCELLED and self.running[job].cancel():
                 job.stopped_by = error
 
-    def rest(self, busy: BusyServerError, now: float, seconds: float) -> float:
-        """Take no requests for a while; return how long it will have been busy then."""
-        if now >= self.busy_until:  # else it has refused several at the same time
-            self.window = max(1, self.window // 2)
-        self.busy_since = self.busy_since if isinstance(self.problem, BusyServerError) else now
-        self.problem, self.busy_until = busy, max(self.busy_until, now + seconds)
-        return self.busy_until - self.busy_since
+    # Whether it works.
 
     async def watch(self, slowest: float) -> None:
         """Remove jobs that take too long, given the slowest reply so far; all, if it shows no sign of life."""
         now, timeouts = asyncio.get_running_loop().time(), self._timeouts
         self.alive_at = max(self.alive_at, self.client.heard_at)
         for job in list(self.running):
-            if now - job.alive_at > (limit := timeouts.row_limit(slowest, job.losses)):
-                kind = LateReplyError if self.alive_at > job.start else LostServerError
-                self.stop(kind(f"no reply within {limit:g} s"), [job])
-        follows_load = self._window is None and self.info.max_window > self.info.slots
-        follows_load = follows_load and not self.info.kind.takes_messages
-        if not (self.running and (follows_load or now - self.alive_at >= timeouts.silence)):
+            limit = timeouts.row_limit(slowest, job.losses)
+            if now - job.alive_at > limit:
+                error = LateReplyError if self.alive_at > job.start else LostServerError
+                self.stop(error(f"no reply within {limit:g} s"), [job])
+        if not self.running or (now - self.alive_at < timeouts.silence and not self._follows_load):
             return
-        load = await self._update_load()
-        if follows_load and (load.waiting or self.window == self.limit):  # else it was busy not long ago
-            most = min(self.info.max_window, self._most)
-            self.window = self.limit = load.next_window(self.window, self.outstanding, most)
+        load = await self._read_load()
+        if self._follows_load:
+            self._follow(load)
         silent_s = asyncio.get_running_loop().time() - self.alive_at
-        limits = (timeouts.silence_limit(slowest, job.losses, job.is_streamed) for job in self.running)
+        limits = [timeouts.silence_limit(slowest, job.losses, job.request.stream) for job in self.running]
         if silent_s > max(limits, default=inf):
             self.stop(LostServerError(f"no sign of life for {silent_s:.0f} s"), self.running)
 
-    async def _update_load(self) -> Load:
+    async def _read_load(self) -> Load:
         """Ask it what it is doing: if it says something else than before, it is alive."""
         kind, load = self.info.kind, Load()
         with contextlib.suppress(ExchangeError, EndpointError, *DAMAGE):  # it is hanging, or has no such page
             load = kind.read_load(await self.client.get(kind.load_path, self._timeouts.load, bytes.decode))
         if load not in (self._load, Load()):
-            self._load, self.alive_at = load, asyncio.get_running_loop().time()
+            self._load = load
+            self.alive_at = asyncio.get_running_loop().time()
         return load
 
-    # Its answers.
+    @property
+    def _follows_load(self) -> bool:
+        """Whether its window depends on its load: it does not state its slots, and the user no number."""
+        info = self.info
+        return self._window is None and info.max_window > info.slots and not info.kind.takes_messages
+
+    def _follow(self, load: Load) -> None:
+        health = self.health
+        if load.waiting or health.window == health.limit:  # else it was busy not long ago
+            most = min(self.info.max_window, self._most)
+            health.window = health.limit = load.next_window(health.window, self.outstanding, most)
+
+    # Its replies.
 
     async def answer(self, job: PoolJob) -> None:
         """Generate the samples of a job and emit their events.
 
         Raises LostServerError, BusyServerError or RefusedRequestError, or EndpointError if it concerns all requests.
         """
-        request, info = job.samples[0].request, self.info
-        job.samples = tuple(sample.started(info.context_size, job.origin) for sample in job.samples)
+        request, info = job.request, self.info
         total = len(request.prompt_tokens)
-        for sample in job.samples:  # whole replies show no progress
-            job.emit(PromptEvent(sample.id, 0 if job.is_streamed else total, total))
+        job.samples = tuple(sample.restarted(info.context_size, job.origin) for sample in job.samples)
+        for sample in job.samples:
+            evaluated = 0 if request.stream else total  # whole replies show no progress
+            job.report([PromptEvent(sample.id, evaluated, total)])
         try:
-            await (self._receive_stream(job, info) if job.is_streamed else self._receive_replies(job, info))
+            if request.stream:
+                await self._receive_stream(job, info)
+            else:
+                await self._receive_replies(job, info)
         except RequestError as error:
             if error.status == 404:  # as from a gateway while the server restarts
                 raise LostServerError(error.reason) from error
@@ -183,44 +193,23 @@ class Server:
 
         Nothing is emitted before the last turn: until then, another server may be asked for all of them.
         """
-        events = read_replies(job.samples, await self._ask(job.samples, info))
+        events = await self._ask(job.samples, info)
         while waiting := [sample for sample in job.samples if sample.needs_turn]:
             try:
                 async with asyncio.TaskGroup() as group:  # one that fails ends the others
                     turns = [group.create_task(self._ask([sample], info)) for sample in waiting]
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from errors
-            for sample, turn in zip(waiting, turns, strict=True):
-                events += read_replies([sample], turn.result())
+            for turn in turns:
+                events += turn.result()
         self._report(job, events)
 
-    def _report(self, job: PoolJob, events: Iterable[Event]) -> None:
-        for event in events:
-            if isinstance(event, FinishEvent):
-                self.generated += event.completion_tokens
-                self._check_prompt(job, event)
-            job.report([event])
-
-    def _check_prompt(self, job: PoolJob, finish: FinishEvent) -> None:
-        """Report once if a server of messages seems to have dropped some: Ollama does, without an error."""
-        request = job.samples[0].request
-        if self._drops_messages or not isinstance(request, MessagesRequest):
-            return
-        characters = sum(len(message["content"]) for message in request.conversation.openai_messages)
-        if characters <= MAX_CHARACTERS * (finish.prompt_tokens or inf):
-            return
-        self._drops_messages = True
-        problem = f"{self.name} read {finish.prompt_tokens} tokens of a prompt with {characters} characters"
-        hint = (
-            "it may have dropped the rest: give it a larger context, as with OLLAMA_CONTEXT_LENGTH=16384 ollama serve"
-        )
-        job.emit(NoticeEvent(problem, hint))
-
-    async def _ask(self, samples: Sequence[RemoteSample], info: ServerInfo) -> Sequence[ReplyChunk]:
-        """Ask for the next turn of some samples, which share it if there are several."""
+    async def _ask(self, samples: Sequence[RemoteSample], info: ServerInfo) -> list[Event]:
+        """The events of the next turn of some samples, which share it if there are several."""
         turns = [sample.take_turn() for sample in samples]
         body = info.kind.completion_body(turns[0], info, samples[0].seed, len(samples))
-        return info.kind.read_replies(await self.client.post(info.kind.completion_path, body, samples=len(samples)))
+        answer = await self.client.post(info.kind.completion_path, body, samples=len(samples))
+        return read_replies(samples, info.kind.read_replies(answer))
 
     async def _receive_stream(self, job: PoolJob, info: ServerInfo) -> None:
         """Pass on the parts of a reply as they arrive; closing the stream of a turn stops the server."""
@@ -232,15 +221,34 @@ class Server:
 
     async def _receive_turn(self, job: PoolJob, sample: RemoteSample, chunks: AsyncIterator[ReplyChunk]) -> None:
         """Pass on the parts of a turn, up to its end or to an intervention."""
-        try:
-            while not (sample.is_finished or sample.needs_turn):
-                chunk = await anext(chunks)
-                job.alive_at = asyncio.get_running_loop().time()
-                for event in sample.add(chunk):
-                    job.has_output = job.has_output or not isinstance(event, PromptEvent)
-                    self._report(job, [event])
-        except StopAsyncIteration as error:
-            raise LostServerError("the reply is incomplete") from error
+        async for chunk in chunks:
+            job.alive_at = asyncio.get_running_loop().time()
+            for event in sample.add(chunk):
+                job.has_output = job.has_output or not isinstance(event, PromptEvent)
+                self._report(job, [event])
+            if sample.is_finished or sample.needs_turn:
+                return
+        raise LostServerError("the reply is incomplete")
+
+    def _report(self, job: PoolJob, events: Iterable[Event]) -> None:
+        for event in events:
+            if isinstance(event, FinishEvent):
+                self.generated += event.completion_tokens
+                self._check_prompt(job, event)
+            job.report([event])
+
+    def _check_prompt(self, job: PoolJob, finish: FinishEvent) -> None:
+        """Report once if a server of messages seems to have dropped some: Ollama does, without an error."""
+        if self._drops_messages or not isinstance(job.request, MessagesRequest):
+            return
+        characters = sum(len(message["content"]) for message in job.request.conversation.openai_messages)
+        if characters <= MAX_CHARACTERS * (finish.prompt_tokens or inf):
+            return
+        self._drops_messages = True
+        problem = f"{self.name} read {finish.prompt_tokens} tokens of a prompt with {characters} characters"
+        option = "OLLAMA_CONTEXT_LENGTH=16384 ollama serve"
+        hint = f"it may have dropped the rest: give it a larger context, as with {option}"
+        job.report([NoticeEvent(problem, hint)])
 
 
 def _refusal(error: RequestError, request: Request, name: str) -> CerebrumError:

@@ -36,7 +36,7 @@ class Turns:
         self._request, self._vocabulary = request, vocabulary
         self._controls, self._constraint = Controls(request.controls), request.constraint
 
-    def next_request(self, tokens: Sequence[int] = (), generated: int = 0) -> Request:
+    def next_request(self, tokens: Sequence[int], generated: int) -> Request:
         """The request that continues the reply after these tokens, as far as they are known of those generated."""
         self.start, self.intervention, request = generated, None, self._request
         grammar = None if self.free_start else request.grammar  # of one turn only: it would start again in another
