@@ -44,17 +44,6 @@ Row = tuple[int, Mapping[str, Any] | BadRow]
 
 
 @dataclass(frozen=True, slots=True)
-class Fields:
-    """Names of a row's fields."""
-
-    question: str = "question"
-    answer: str = "answer"
-    id: str = "id"
-    stub: str | None = None
-    entry_point: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class QuestionSet:
     """The questions of a source, at least one, its bad rows by line, and an assumption about all of them."""
 
@@ -72,17 +61,8 @@ class _Choices:
     integers: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """A question without its reference answer if that is an index, since the base of indices is not known yet."""
-
-    line: int
-    question: Question
-    index: int | None = None
-
-
 class _Invalid(Exception):
-    """A row cannot be scored; caught where its draft is made."""
+    """A row cannot be scored; caught where it becomes a BadRow."""
 
 
 def parse_lines(data: bytes) -> Iterator[Row]:
@@ -94,31 +74,32 @@ def parse_lines(data: bytes) -> Iterator[Row]:
             yield number, _parse_line(number, line)
 
 
-def read_questions(rows: Iterable[Row], fields: Fields | None = None, template: Template | None = None) -> QuestionSet:
+def read_questions(rows: Iterable[Row], template: Template | None = None) -> QuestionSet:
     """Read the questions of a source. Raises UsageError if none can be scored.
 
     A `template` gets the row's fields, with `choices` as lines. Without it, a question has QUESTION_TEMPLATE, and one
     with choices CHOICE_TEMPLATE.
     """
-    drafts: list[_Draft] = []
+    questions: dict[QuestionId, Question] = {}
+    indices: dict[QuestionId, int] = {}  # answers that are indices, whose base is known once all rows are read
     bad_rows: list[BadRow] = []
-    lines: dict[QuestionId, int] = {}
     for line, row in rows:
         try:
             if isinstance(row, BadRow):
                 raise _Invalid(row.reason)
-            draft = _draft(line, row, fields or Fields(), template)
-            id = draft.question.id
-            if lines.setdefault(id, line) != line:
-                raise _Invalid(f"duplicate id {_shown(id)}, first on line {lines[id]}")
-            drafts.append(draft)
+            question, index = _read_row(line, row, template)
+            if first := questions.get(question.id):
+                raise _Invalid(f"duplicate id {_shown(question.id)}, first on line {first.index + 1}")
+            questions[question.id] = question
+            if index is not None:
+                indices[question.id] = index
         except _Invalid as invalid:
             bad_rows.append(BadRow(line, str(invalid)))
-    questions, undecided, note = _resolve_indices(drafts)
-    bad_rows = sorted([*bad_rows, *undecided], key=lambda bad: bad.line)
+    note = _resolve_indices(questions, indices, bad_rows)
+    bad_rows.sort(key=lambda bad: bad.line)
     if not questions:
         raise _no_questions(bad_rows, template is not None)
-    return QuestionSet(questions, tuple(bad_rows), note)
+    return QuestionSet(tuple(questions.values()), tuple(bad_rows), note)
 
 
 def _parse_line(number: int, line: bytes) -> Mapping[str, Any] | BadRow:
@@ -131,24 +112,23 @@ def _parse_line(number: int, line: bytes) -> Mapping[str, Any] | BadRow:
     return row if isinstance(row, dict) else BadRow(number, "not a JSON object")
 
 
-def _draft(line: int, row: Mapping[str, Any], fields: Fields, template: Template | None) -> _Draft:
+def _read_row(line: int, row: Mapping[str, Any], template: Template | None) -> tuple[Question, int | None]:
+    """The question of a row; if its answer is an index, without its reference answer, and the index."""
     choices = _choices(row.get("choices"))
     question = Question(
         index=line - 1,
-        id=_own_id(row.get(fields.id), fields.id, line),
-        prompt=_prompt(row, fields, choices, template),
+        id=_own_id(row.get("id"), line),
+        prompt=_prompt(row, choices, template),
         reference="",
         choices=choices.texts if choices else (),
         cluster=None if row.get("cluster") in (None, "") else _text(row["cluster"], "cluster"),
-        stub=str(row[fields.stub]) if fields.stub else "",
-        entry_point=str(row[fields.entry_point]) if fields.entry_point else "",
+        stub=str(row.get("stub", "")),
+        entry_point=str(row.get("entry_point", "")),
     )
-    if choices is None:
-        return _Draft(line, replace(question, reference=_final_answer(_required(row, fields.answer), fields.answer)))
-    correct = _correct_choice(row, fields.answer, choices)
+    correct = _correct_choice(row, choices) if choices else _final_answer(_required(row, "answer"))
     if isinstance(correct, int):
-        return _Draft(line, question, correct)
-    return _Draft(line, replace(question, reference=correct))
+        return question, correct
+    return replace(question, reference=correct), None
 
 
 def _choices(value: Any) -> _Choices | None:
@@ -168,12 +148,12 @@ def _choices(value: Any) -> _Choices | None:
     )
 
 
-def _prompt(row: Mapping[str, Any], fields: Fields, choices: _Choices | None, template: Template | None) -> str:
+def _prompt(row: Mapping[str, Any], choices: _Choices | None, template: Template | None) -> str:
     texts = choices.texts if choices else ()
     lines = "\n".join(f"{letter}) {text}" for letter, text in zip(LETTERS, texts, strict=False))
     if template is None:
         own = CHOICE_TEMPLATE if choices else QUESTION_TEMPLATE
-        return own.format(question=_required(row, fields.question), choices=lines)
+        return own.format(question=_required(row, "question"), choices=lines)
     try:
         prompt = well_formed(template.render({**row, "choices": lines} if choices else row))
     except InvalidRow as invalid:
@@ -199,61 +179,64 @@ def _text(value: Any, name: str) -> str:
     return text
 
 
-def _final_answer(answer: str, name: str) -> str:
+def _final_answer(answer: str) -> str:
     """Text after `####` in the last line, or else the whole answer."""
     final = _FINAL.match(answer.rpartition("\n")[2])
     if final and not final[1].strip():
-        raise _Invalid(f"`{name}` has nothing after its ####")
+        raise _Invalid("`answer` has nothing after its ####")
     return final[1].strip() if final else answer
 
 
-def _correct_choice(row: Mapping[str, Any], name: str, choices: _Choices) -> str | int:
+def _correct_choice(row: Mapping[str, Any], choices: _Choices) -> str | int:
     """Letter of the correct choice, or its index, from 0 or 1."""
-    text, answer, count = _required(row, name), row[name], len(choices.texts)
+    text = _required(row, "answer")
+    answer = row["answer"]
+    count = len(choices.texts)
     marked = _LETTER_MARKS.fullmatch(text)
-    label = (marked[1].strip() if marked else text).casefold()
-    places = {place for place, each in enumerate(choices.labels or LETTERS[:count]) if label == each.casefold()}
+    answered = (marked[1].strip() if marked else text).casefold()
+    labels = choices.labels or LETTERS[:count]
+    places = {place for place, label in enumerate(labels) if answered == label.casefold()}
     could_be_index = text.isdecimal() and len(text) < 3 and int(text) <= count
     # The number 2 is an index beside the text "2", and a choice beside the numbers 1 and 2, as the text "2" always is.
     is_index = could_be_index and isinstance(answer, int) and answer not in choices.integers
     if not is_index and not (choices.labels and places):
-        places |= {place for place, each in enumerate(choices.texts) if text == each}
+        places |= {place for place, choice in enumerate(choices.texts) if text == choice}
     if len(places) > 1:
         named = " or ".join(LETTERS[place] for place in sorted(places))
-        raise _Invalid(f"ambiguous `{name}`: {_shown(answer)} may mean choice {named}")
+        raise _Invalid(f"ambiguous `answer`: {_shown(answer)} may mean choice {named}")
     if places:
         return LETTERS[places.pop()]
     if could_be_index:
         return int(text)
-    raise _Invalid(f"invalid `{name}`: {_shown(answer)} is none of the {count} choices")
+    raise _Invalid(f"invalid `answer`: {_shown(answer)} is none of the {count} choices")
 
 
-def _own_id(value: Any, name: str, line: int) -> QuestionId:
+def _own_id(value: Any, line: int) -> QuestionId:
     if value is None or value == "":
         return line
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _Invalid(f"invalid `{name}`: {_shown(value)}; it must be text or an integer")
+        raise _Invalid(f"invalid `id`: {_shown(value)}; it must be text or an integer")
     return well_formed(value) if isinstance(value, str) else value
 
 
-def _resolve_indices(drafts: list[_Draft]) -> tuple[tuple[Question, ...], list[BadRow], str | None]:
-    """The questions with their reference answers, the rows whose index is undecided, and what was assumed.
+def _resolve_indices(
+    questions: dict[QuestionId, Question], indices: Mapping[QuestionId, int], bad_rows: list[BadRow]
+) -> str | None:
+    """Give questions their reference answers, or make them bad rows if the base is undecided; what was assumed.
 
     An index of 0 shows that indices count from 0, one equal to the number of choices that they count from 1.
     """
-    indexed = [draft for draft in drafts if draft.index is not None]
-    zero = next((draft.line for draft in indexed if draft.index == 0), None)
-    last = next((draft.line for draft in indexed if draft.index == len(draft.question.choices)), None)
-    undecided = []
-    if zero and last:
-        reason = f"the answer is an index, but line {zero} counts from 0 and line {last} from 1"
-        undecided = [BadRow(draft.line, reason) for draft in indexed]
-        drafts = [draft for draft in drafts if draft.index is None]
-    questions = tuple(
-        draft.question if draft.index is None else replace(draft.question, reference=LETTERS[draft.index - bool(last)])
-        for draft in drafts
-    )
-    return questions, undecided, INDEX_NOTE if indexed and not (zero or last) else None
+    zero = next((id for id, index in indices.items() if index == 0), None)
+    last = next((id for id, index in indices.items() if index == len(questions[id].choices)), None)
+    if zero is not None and last is not None:
+        lines = (questions[id].index + 1 for id in (zero, last))
+        reason = "the answer is an index, but line {} counts from 0 and line {} from 1".format(*lines)
+        bad_rows += [BadRow(questions.pop(id).index + 1, reason) for id in indices]
+        return None
+    base = 0 if last is None else 1
+    for id, index in indices.items():
+        questions[id] = replace(questions[id], reference=LETTERS[index - base])
+    return INDEX_NOTE if indices and zero is None and last is None else None
 
 
 def _no_questions(bad_rows: list[BadRow], has_template: bool) -> UsageError:

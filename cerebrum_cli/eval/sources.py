@@ -44,8 +44,8 @@ _PARQUET = ".parquet"
 IN_WORDS = "correct answers are words, and final answers must equal them; --match contains accepts them anywhere"
 
 
-def load_file(path: Path, template: str | None = None) -> tuple[QuestionSet, str, str]:
-    """Read the questions of a file of JSON lines, with its SHA-256, and no remark about it.
+def load_file(path: Path, template: str | None = None) -> tuple[QuestionSet, str]:
+    """Read the questions of a file of JSON lines, with its SHA-256.
 
     Raises UsageError if it has none that can be scored.
     """
@@ -53,7 +53,7 @@ def load_file(path: Path, template: str | None = None) -> tuple[QuestionSet, str
     with closing(open_input(path)) as source:
         data = b"\n".join(source.lines(0, digest))
     questions = read_questions(parse_lines(data), template=parse_template(template) if template is not None else None)
-    return questions, digest.hexdigest(), ""
+    return questions, digest.hexdigest()
 
 
 def load_task(
@@ -77,7 +77,7 @@ def load_task(
     [first, *others] = cached
     name = task.file if others else first.name
     origin = f"dataset {task.repo_id}, {name} at commit {first.commit}"
-    return read_questions(task.rows(rows), task.fields, parsed), hashlib.sha256(data).hexdigest(), origin
+    return read_questions(task.rows(rows), parsed), hashlib.sha256(data).hexdigest(), origin
 
 
 def _cached_or_downloaded(task: Task, progress: Progress, offline: bool) -> dict[CachedFile, bytes]:
@@ -183,23 +183,30 @@ def read_source(
         hint = f"use {', '.join(TASK_NAMES)}, or a file such as exam.jsonl"
         raise UsageError(f"unknown task {source!r}", did_you_mean(source, TASK_NAMES) + hint)
     condition = find_condition(preset, source) if preset else None
-    is_code = task is not None and task.scorer == "code"
+    is_code = task is not None and task.match == "code"
     if is_code and match:
         raise UsageError(f"--match has no effect on {source}, which runs programs", "omit --match")
     if run_code and not is_code:
         raise UsageError("--run-code applies only to humaneval", "omit --run-code")
-    of_code = code_scorer(run_code) if is_code else None  # refused before anything is downloaded
-    scorer = task.scorer if task else "answer"
-    match = match or ("answer" if scorer == "choice" else scorer)
-    loaded = load_task(task, progress, template, offline) if task else load_file(path, template)
-    found, digest, origin = loaded
-    name = task.name if task else path.stem
-    has_choices = any(question.choices for question in found.questions)
-    use_contains = match == "answer" and 2 * sum(map(is_in_words, found.questions)) > len(found.questions)
-    default = CODE_TEMPLATE if is_code else CHOICE_TEMPLATE if has_choices else QUESTION_TEMPLATE
+    scorer = code_scorer(run_code) if is_code else None  # refused before anything is downloaded
+    if task:
+        name, match = task.name, match or task.match
+        found, digest, origin = load_task(task, progress, template, offline)
+    else:
+        name, match = path.stem, match or "answer"
+        found, digest = load_file(path, template)
+        origin = ""
+    questions = found.questions
+    default = QUESTION_TEMPLATE
+    if is_code:
+        default = CODE_TEMPLATE
+    elif any(question.choices for question in questions):
+        default = CHOICE_TEMPLATE
+    are_words = match == "answer" and 2 * sum(map(is_in_words, questions)) > len(questions)
+    remarks = (origin, *_remarks(task, preset, condition), found.note, IN_WORDS if are_words else "")
     return LoadedTask(
         name=name,
-        questions=found.questions,
+        questions=questions,
         bad_rows=found.bad_rows,
         fingerprint={
             "task": name,
@@ -209,9 +216,9 @@ def read_source(
             "match": match,
             SCORING_RULES: rules_of(match),
         },
-        scorer=of_code or reply_scorer(match, found.questions),
+        scorer=scorer or reply_scorer(match, questions),
         condition=condition,
-        remarks=tuple(filter(None, (origin, *_remarks(task, preset, condition), found.note, IN_WORDS * use_contains))),
+        remarks=tuple(remark for remark in remarks if remark),
     )
 
 
@@ -222,5 +229,5 @@ def _remarks(task: Task | None, preset: Preset | None, condition: Condition | No
         yield task.note
     if preset and condition:
         yield f"preset {preset.name}: {condition.published}"
-        yield from (f"{preset.source} does not state {each}" for each in condition.unstated)
+        yield from (f"{preset.source} does not state {detail}" for detail in condition.unstated)
         yield condition.note

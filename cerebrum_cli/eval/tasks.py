@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.eval.reading import BadRow, Fields, Row
+from cerebrum_cli.eval.reading import BadRow, Row
+
+if TYPE_CHECKING:
+    from cerebrum_cli.eval.scorers import Match  # its patterns take 50 ms to compile
 
 BOXES = ("\\boxed", "\\fbox")
-Scorer = Literal["answer", "math", "choice", "code"]
 Convert = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 CODE_TEMPLATE = (
@@ -24,26 +26,26 @@ CODE_TEMPLATE = (
 class Task:
     """A task; `file` is the pattern of the names of its `files` files in the repository.
 
-    `published` is how the cards report it, `note` is printed with every result. `convert` adds the fields that `fields`
-    names; KeyError means a missing one.
+    `published` is how the cards report it, `note` is printed with every result. `convert` adds fields of a question to
+    a row; KeyError means a missing one.
     """
 
     name: str
     repo_id: str
     split: str
     file: str
-    scorer: Scorer
+    match: Match
     published: str = ""
     note: str = ""
-    fields: Fields = field(default_factory=Fields)
     convert: Convert | None = None
     files: int = 1
 
     def rows(self, rows: Iterable[Row]) -> Iterator[Row]:
         for number, row in rows:
             if self.convert and not isinstance(row, BadRow):
+                present = {key: value for key, value in row.items() if value is not None}
                 try:
-                    row = {**row, **self.convert({key: value for key, value in row.items() if value is not None})}
+                    row = {**row, **self.convert(present)}
                 except KeyError as error:
                     row = BadRow(number, f"no `{error.args[0]}`; the fields are: {', '.join(row) or 'none'}")
             yield number, row
@@ -62,6 +64,8 @@ def _code_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
         "question": CODE_TEMPLATE.format(prompt=str(row["prompt"]).strip("\n")),
         "answer": complete_test(str(row["test"]), str(row["entry_point"])),
+        "id": row.get("task_id"),
+        "stub": row["prompt"],
     }
 
 
@@ -84,7 +88,7 @@ TASKS = (
         repo_id="openai/gsm8k",
         split="test",
         file="main/test-*.parquet",
-        scorer="answer",
+        match="answer",
         published="zero-shot at temperature 0 (Cerebrum-1.0-7b); maj@8 (Cerebrum-1.0-8x7b)",
     ),
     Task(
@@ -92,10 +96,9 @@ TASKS = (
         repo_id="EleutherAI/hendrycks_math",
         split="test",
         file="*/test-*.parquet",
-        scorer="math",
+        match="math",
         published="zero-shot (Cerebrum-1.0-7b at temperature 0, Cerebrum-1.0-8x7b)",
-        fields=Fields(question="problem"),
-        convert=lambda row: {"answer": last_boxed(str(row["solution"]))},
+        convert=lambda row: {"question": row["problem"], "answer": last_boxed(str(row["solution"]))},
         files=7,  # a subject each
     ),
     Task(
@@ -103,28 +106,27 @@ TASKS = (
         repo_id="HuggingFaceH4/MATH-500",
         split="test",
         file="test.jsonl",
-        scorer="math",
+        match="math",
         note="MATH-500 is a subset: the model cards use all of MATH (task math), so scores are not comparable",
-        fields=Fields(question="problem", id="unique_id"),
+        convert=lambda row: {"question": row["problem"], "id": row.get("unique_id")},
     ),
     Task(
         name="arc-challenge",
         repo_id="allenai/ai2_arc",
         split="test",
         file="ARC-Challenge/test-*.parquet",
-        scorer="choice",
+        match="answer",
         published="zero-shot (Cerebrum-1.0-7b at temperature 0, Cerebrum-1.0-8x7b)",
         note="the model generates a letter, and lm-eval compares log-likelihoods of the choices: not comparable",
-        fields=Fields(answer="answerKey"),
+        convert=lambda row: {"answer": row["answerKey"]},
     ),
     Task(
         name="humaneval",
         repo_id="openai/openai_humaneval",
         split="test",
         file="openai_humaneval/test-*.parquet",
-        scorer="code",
+        match="code",
         published="zero-shot (Cerebrum-1.0-8x7b)",
-        fields=Fields(id="task_id", stub="prompt", entry_point="entry_point"),
         convert=_code_row,
     ),
 )

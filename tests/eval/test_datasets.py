@@ -279,7 +279,7 @@ def test_dataset_of_arc_has_choices(hub_user: HubUser) -> None:
         ("M_1", "Which?\nA) a\nB) b", "B"),
         ("M_2", "How many?\nA) 2\nB) 1", "A"),
     ]
-    assert found["bad_rows"] == [{"line": 3, "reason": "invalid `answerKey`: 'C' is none of the 2 choices"}]
+    assert found["bad_rows"] == [{"line": 3, "reason": "invalid `answer`: 'C' is none of the 2 choices"}]
 
 
 def test_dataset_of_math_has_seven_files(hub_user: HubUser) -> None:
@@ -333,10 +333,10 @@ def test_dataset_of_humaneval_has_tests_and_stubs(hub_user: HubUser) -> None:
 def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text('{"q": "1 + 1?", "answer": 2}\n{"q": "?"}\n')
-    found, *source = load_file(path, template="{q} =")
+    found, digest = load_file(path, template="{q} =")
     assert [(each.prompt, each.reference) for each in found.questions] == [("1 + 1? =", "2")]
     assert found.bad_rows == (BadRow(2, "no `answer`; the fields are: q"),)
-    assert source == [hashlib.sha256(path.read_bytes()).hexdigest(), ""]
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(UsageError, match="line 1: no field `a`; the fields are: q, answer"):
         load_file(path, template="{a}")
     with pytest.raises(UsageError, match="No such file"):

@@ -14,7 +14,7 @@ from cerebrum_cli.batch.rows import parse_template
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.eval.questions import MAX_SAMPLES, Question, sample_seed, select
-from cerebrum_cli.eval.reading import INDEX_NOTE, BadRow, Fields, QuestionSet, parse_lines, read_questions
+from cerebrum_cli.eval.reading import INDEX_NOTE, BadRow, QuestionSet, parse_lines, read_questions
 from cerebrum_cli.eval.tasks import PRESETS, TASKS, find_condition, find_preset, find_task, last_boxed, published
 from cerebrum_cli.models.reference import REPO_ID
 
@@ -71,12 +71,6 @@ def test_questions_have_the_fields_of_their_rows() -> None:
 )
 def test_questions_read_the_final_answer_of_gsm8k(answer: str, gold: str) -> None:
     assert read({"question": "?", "answer": answer}).questions[0].reference == gold
-
-
-def test_questions_take_other_field_names() -> None:
-    fields = Fields(question="problem", answer="solution", id="unique_id")
-    [question] = read({"problem": "P", "solution": "S", "answer": "no", "unique_id": "a/1"}, fields=fields).questions
-    assert (question.prompt, question.reference, question.id) == ("P", "S", "a/1")
 
 
 def test_choices_are_listed_below_the_question() -> None:
