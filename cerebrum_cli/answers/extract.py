@@ -105,40 +105,29 @@ class Extraction(NamedTuple):
     stated: str | None
 
 
-def final_answer(text: str, is_complete: bool = True) -> str | None:
+def final_answer(text: str, is_complete: bool = True, in_words: bool = False) -> str | None:
     """Find the final answer of a reply; None if it has none.
 
     If the text was truncated (`is_complete` is false), only what it states counts: its last paragraph is unfinished.
+    To a question that words answer (`in_words`), no number counts: without a statement it is the last line.
     """
-    return extract_answers(text, is_complete).final
+    return extract_answers(text, is_complete, in_words).final
 
 
-def extract_answers(text: str, is_complete: bool) -> Extraction:
+def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> Extraction:
     """Find the final answer as `final_answer` does, and the answer that the text states even if it is truncated."""
     text = own_text(text)
     doubtful = None
-    for answer, firm in _statements_from_last(text):
-        if firm and _REFUSAL.search(answer):
-            return Extraction(None, None)
+    for answer, firm in _statements_from_last(text, in_words):
         if firm:
-            return Extraction(answer, answer)
+            stated = None if _REFUSAL.search(answer) else answer
+            return Extraction(stated, stated)
         doubtful = doubtful or answer
-    return Extraction((last_value(text) if is_complete else None) or doubtful, doubtful)
-
-
-def final_words(text: str, is_complete: bool = True) -> str | None:
-    """Find the final answer of a reply to a question that words answer: what it states, or else its last line.
-
-    No number in it counts as its answer. A truncated text has only what it states.
-    """
-    text = own_text(text)
-    doubtful = None
-    for answer, firm in _statements_from_last(text, in_words=True):
-        if firm:
-            return None if _REFUSAL.search(answer) else answer
-        doubtful = doubtful or answer
-    last = trimmed(plain(text.rstrip().rpartition("\n")[2])) if is_complete else ""
-    return doubtful or last or None
+    if not is_complete:
+        return Extraction(doubtful, doubtful)
+    if in_words:
+        return Extraction(doubtful or trimmed(plain(text.rstrip().rpartition("\n")[2])) or None, doubtful)
+    return Extraction(_last_value(text) or doubtful, doubtful)
 
 
 def own_text(text: str) -> str:
@@ -153,7 +142,7 @@ def own_text(text: str) -> str:
     return text
 
 
-def _statements_from_last(text: str, in_words: bool = False) -> Iterator[tuple[str, bool]]:
+def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool]]:
     """Yield each statement of an answer and whether it is firm, last first.
 
     `in_words` keeps sentences as they are, instead of the amounts that they come to.
@@ -244,8 +233,7 @@ def _answer(text: str) -> str:
     return text if text.strip("_-–—…^= ") else ""
 
 
-def last_value(text: str) -> str | None:
-    """Value at the end of a reply that states no answer."""
+def _last_value(text: str) -> str | None:
     text = CALCULATOR_NOTE.sub(" = ", text).strip()
     if _UNFINISHED.search(text[-9:]):
         return None

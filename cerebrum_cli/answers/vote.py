@@ -76,6 +76,10 @@ class Count:
     probability_sum: float
     form: str
 
+    def rank(self) -> tuple[int, float]:
+        """Sort key, best first; the probability of a single sample decides nothing."""
+        return -self.count, -self.probability_sum if self.count > 1 else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Tally:
@@ -88,15 +92,17 @@ class Tally:
         """Add the answer of a finished sample. Raises ValueError if it has been counted."""
         from cerebrum_cli.answers.canonical import canonical  # its patterns take 50 ms to compile
 
-        if any(each.sample == sample for each in self.answers):
+        if any(counted.sample == sample for counted in self.answers):
             raise ValueError(f"sample {sample} has been counted")
         form = None if answer is None else canonical(answer)
         answers = (*self.answers, SampleAnswer(sample, answer, form, probability))
-        return replace(self, answers=tuple(sorted(answers, key=lambda each: each.sample)))
+        return replace(self, answers=tuple(sorted(answers, key=lambda answer: answer.sample)))
 
     def with_probabilities(self, probabilities: Mapping[int, float]) -> Tally:
         """The tally with the probabilities of some samples, which break a tie of their answers."""
-        answers = (replace(each, probability=probabilities.get(each.sample, each.probability)) for each in self.answers)
+        answers = (
+            replace(answer, probability=probabilities.get(answer.sample, answer.probability)) for answer in self.answers
+        )
         return replace(self, answers=tuple(answers))
 
     @property
@@ -107,11 +113,15 @@ class Tally:
     def counts(self) -> tuple[Count, ...]:
         """Candidates, best first: by samples, if that is several by the sum of probabilities, then by the first one."""
         groups: dict[str, list[SampleAnswer]] = {}
-        for each in self.answers:
-            if each.form is not None:
-                groups.setdefault(each.form, []).append(each)
-        counts = [_count(form, group) for form, group in groups.items()]
-        return tuple(sorted(counts, key=lambda each: (-each.count, -each.probability_sum * (each.count > 1))))  # stable
+        for answer in self.answers:
+            if answer.form is not None:
+                groups.setdefault(answer.form, []).append(answer)
+        counts = []
+        for form, group in groups.items():
+            # Of two spellings that are equally frequent, the first is shown.
+            [(spelling, _)] = Counter(answer.answer or "" for answer in group).most_common(1)
+            counts.append(Count(spelling, len(group), fsum(answer.probability for answer in group), form))
+        return tuple(sorted(counts, key=Count.rank))  # stable
 
     @property
     def leader(self) -> Count | None:
@@ -126,21 +136,21 @@ class Tally:
     def tied_answers(self) -> int:
         """Number of answers with the most samples if that is several, else 0."""
         counts = self.counts
-        most = sum(each.count == counts[0].count for each in counts)
-        return most if most > 1 else 0
+        leading = [count for count in counts if count.count == counts[0].count]
+        return len(leading) if len(leading) > 1 else 0
 
     @property
     def tied_samples(self) -> list[int]:
         """The samples of the leading answers if several have the most samples, and at least two; none otherwise."""
         counts = self.counts
-        forms = [each.form for each in counts if each.count == counts[0].count > 1]
-        return [each.sample for each in self.answers if each.form in forms] if len(forms) > 1 else []
+        forms = [count.form for count in counts if count.count == counts[0].count > 1]
+        return [answer.sample for answer in self.answers if answer.form in forms] if len(forms) > 1 else []
 
     @property
     def winning_sample(self) -> int | None:
         """Sample to show: the first one with the leading answer."""
         leader = self.leader
-        return next((each.sample for each in self.answers if leader and each.form == leader.form), None)
+        return next((answer.sample for answer in self.answers if leader and answer.form == leader.form), None)
 
     @property
     def agreement(self) -> float:
@@ -164,7 +174,8 @@ class Tally:
         """Whether the vote would be decided if `more` samples had the leader's answer."""
         counted = self.samples + more
         first, second = (*(count.count for count in self.counts[:2]), 0, 0)[:2]
-        leader, left = first + more, self.votes.maximum - counted
+        leader = first + more
+        left = self.votes.maximum - counted
         if left <= 0 or leader + left < self.votes.needed:
             return True
         if leader < self.votes.needed:
@@ -183,9 +194,3 @@ def is_lead_certain(leader: int, runner_up: int) -> bool:
     tosses = leader + runner_up + 1
     unlikely = sum(comb(tosses, heads) for heads in range(runner_up + 1))
     return 10 * ((1 << tosses) - unlikely) >= 9 << tosses  # three equal answers are enough, two are not
-
-
-def _count(form: str, group: list[SampleAnswer]) -> Count:
-    """Count the samples that share a form; of two spellings that are equally frequent, the first is shown."""
-    [(answer, _)] = Counter(each.answer or "" for each in group).most_common(1)
-    return Count(answer, len(group), fsum(each.probability for each in group), form)

@@ -154,8 +154,10 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
         app.ignore_settings(generation.CONDITION_KEYS)
     samples = options.samples or task.samples
     if samples > 1 and overrides.get("temperature") is None and task.settings.get("temperature") == 0:
-        problem = f"--samples needs a temperature above 0, but preset {options.preset} sets 0"
-        raise UsageError(problem, "add --temperature 0.7, or omit --samples")
+        raise UsageError(
+            f"--samples needs a temperature above 0, but preset {options.preset} sets 0",
+            "add --temperature 0.7, or omit --samples",
+        )
     overrides = SourcedLayer(SourcedLayer(task.settings, origin=generation.PRESET), overrides)
     reply_source = generation.find_source(app, overrides, options, SAMPLES_OPTION if samples > 1 else None)
     settings = reply_source.settings
@@ -230,8 +232,9 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
         run.complete()
     except Interrupted as error:
         again = " without --restart" if options.restart else ""
-        hint = f"{len(run.finished)} of {len(rows)} samples done; run it again{again} to resume"
-        raise Interrupted(error.exit_code - 128, hint) from error
+        raise Interrupted(
+            error.exit_code - 128, f"{len(run.finished)} of {len(rows)} samples done; run it again{again} to resume"
+        ) from error
     finally:
         run.close()
     return require_run(path)

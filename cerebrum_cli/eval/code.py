@@ -49,7 +49,6 @@ def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
 
 
 def fenced_blocks(text: str) -> list[Block]:
-    """List the fenced code blocks of a Markdown text, without their indentation."""
     blocks: list[Block] = []
     lines, at = text.split("\n"), 0
     while at < len(lines):

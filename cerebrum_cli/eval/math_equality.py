@@ -31,7 +31,6 @@ _TRANSLATION = str.maketrans({character: f"\\{name} " for character, name in _LA
 
 
 def math_verify_version() -> str | None:
-    """The installed version of Math-Verify; None without it."""
     try:
         return metadata.version("math-verify")
     except metadata.PackageNotFoundError:

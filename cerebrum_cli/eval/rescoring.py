@@ -81,8 +81,10 @@ def save_scores(run: Run, run_code: bool = False) -> Rescored:
         is_interrupted = fingerprint == record.fingerprint  # a save, whose record has the identity of the old file
         is_kept = len(samples) == record.rows and (is_interrupted or identify(paths.output) == record.result)
         if record.result and not (is_kept or has_rows(paths.partial)):
-            hint = "restore it, or run cerebrum eval again with --restart"
-            raise BatchError(f"{paths.output} was changed after it was completed", hint)
+            raise BatchError(
+                f"{paths.output} was changed after it was completed",
+                "restore it, or run cerebrum eval again with --restart",
+            )
         again = rescored(run.match, samples, run_code)
         path = run.row_files[not is_complete]
         write_record(paths, replace(record, fingerprint=fingerprint), AGAIN)
@@ -104,8 +106,10 @@ def compare_runs(before: Run, after: Run) -> Comparison:
     Raises UsageError if they ask different questions.
     """
     if before.record.fingerprint.get(QUESTION_FILE) != after.record.fingerprint.get(QUESTION_FILE):
-        problem = f"{before.name} and {after.name} cannot be compared: their questions differ"
-        raise UsageError(problem, "evaluate the same task or the same file")
+        raise UsageError(
+            f"{before.name} and {after.name} cannot be compared: their questions differ",
+            "evaluate the same task or the same file",
+        )
     outdated = _to_rescore(before, after)
     runs = [outcomes(_finished_samples(run, run in outdated), form_of) for run in (before, after)]
     common = [id for id in runs[0] if id in runs[1]]
@@ -149,7 +153,6 @@ def comparison_notes(before: Run, after: Run) -> Iterator[str]:
 def _differences(
     first: Mapping[str, Any], second: Mapping[str, Any], left_out: Collection[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """The keys of two mappings whose values differ, with both values."""
     pairs = {key: (first.get(key), second.get(key)) for key in {**first, **second} if key not in left_out}
     return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from cerebrum_cli.answers.canonical import canonical, equals_reference
-from cerebrum_cli.answers.extract import final_answer, final_words
+from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.eval import math_equality
 from cerebrum_cli.eval.choices import chosen_letter
@@ -93,8 +93,10 @@ def reply_scorer(match: Match, questions: tuple[Question, ...]) -> ReplyScorer:
     if match in ("contains", "regex"):
         for question in questions:
             if question.choices:
-                problem = f"--match {match} cannot score question {question.id}, which has choices"
-                raise UsageError(problem, "a letter may be part of any word; use --match answer or exact")
+                raise UsageError(
+                    f"--match {match} cannot score question {question.id}, which has choices",
+                    "a letter may be part of any word; use --match answer or exact",
+                )
     if match == "regex":
         return regex_scorer(questions)
     return ReplyScorer({"answer": score_answer, "exact": score_exact, "contains": score_contains}[match])
@@ -109,8 +111,10 @@ def regex_scorer(questions: tuple[Question, ...]) -> ReplyScorer:
         try:
             re.compile(question.reference)
         except re.error as error:
-            problem = f"the answer of question {question.id} is not a regular expression: {error}"
-            raise UsageError(problem, "correct it in the question file, or use another --match") from error
+            raise UsageError(
+                f"the answer of question {question.id} is not a regular expression: {error}",
+                "correct it in the question file, or use another --match",
+            ) from error
     process = LineProcess("Python", "check its installation", "-I", "-S", "-c", SEARCH)
     slow: set[str] = set()
 
@@ -119,8 +123,10 @@ def regex_scorer(questions: tuple[Question, ...]) -> ReplyScorer:
         response = b"" if pattern in slow else process.ask((pattern, text), SEARCH_S)
         if not response:
             slow.add(pattern)
-            problem = f"searching a reply for {pattern} takes over {SEARCH_S:.0f} s"
-            raise SearchTimeout(problem, "simplify the pattern: avoid nested repetition such as (a+)+")
+            raise SearchTimeout(
+                f"searching a reply for {pattern} takes over {SEARCH_S:.0f} s",
+                "simplify the pattern: avoid nested repetition such as (a+)+",
+            )
         match = json.loads(response)
         return ScoredAnswer(text.strip() or None, False) if match is None else ScoredAnswer(match, True)
 
@@ -165,8 +171,7 @@ def score_answer(question: Question, text: str, is_complete: bool = True) -> Sco
     if question.choices:
         letter = chosen_letter(text, question.choices, is_complete)
         return ScoredAnswer(letter, letter == question.reference)
-    extract = final_words if is_in_words(question) else final_answer
-    answer = extract(text, is_complete)
+    answer = final_answer(text, is_complete, is_in_words(question))
     return ScoredAnswer(answer, equals_reference(answer, question.reference))
 
 

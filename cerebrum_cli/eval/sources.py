@@ -68,8 +68,10 @@ def load_task(
         try:
             import pyarrow.parquet  # noqa: F401
         except ImportError as error:
-            problem = f"the dataset of {task.name} is a parquet file, which needs pyarrow: {error}"
-            raise CerebrumError(problem, pip_install('"cerebrum-cli[eval]"')) from error
+            raise CerebrumError(
+                f"the dataset of {task.name} is a parquet file, which needs pyarrow: {error}",
+                pip_install('"cerebrum-cli[eval]"'),
+            ) from error
     parsed = parse_template(template) if template is not None else None
     cached = _cached_or_downloaded(task, progress, offline)
     data = b"".join(cached.values())
@@ -93,8 +95,10 @@ def _cached_or_downloaded(task: Task, progress: Progress, offline: bool) -> dict
     else:
         return {file: _read(file) for file in _download(task, progress, cache)}
     state = "damaged" if cached else "not downloaded"
-    hint = f"run the command once online, or download it: hf download {task.repo_id} --repo-type dataset"
-    raise PullError(f"the dataset {task.repo_id} of {task.name} is {state}, and {reason}", hint)
+    raise PullError(
+        f"the dataset {task.repo_id} of {task.name} is {state}, and {reason}",
+        f"run the command once online, or download it: hf download {task.repo_id} --repo-type dataset",
+    )
 
 
 def _download(task: Task, progress: Progress, cache: Cache) -> list[CachedFile]:
@@ -106,8 +110,10 @@ def _download(task: Task, progress: Progress, cache: Cache) -> list[CachedFile]:
     files = tuple(sorted(named, key=lambda file: file.name))
     if len(files) != task.files:
         count = f"{len(files)} files" if files else "no file"
-        problem = f"the dataset {task.repo_id} has {count} {task.file} for its split {task.split}"
-        raise PullError(problem, "evaluate a JSON Lines file instead, or update cerebrum")
+        raise PullError(
+            f"the dataset {task.repo_id} has {count} {task.file} for its split {task.split}",
+            "evaluate a JSON Lines file instead, or update cerebrum",
+        )
     download = Download(listing, cache, progress)
     download.require_space(files)
     paths = download.fetch(files)
@@ -158,7 +164,6 @@ class LoadedTask:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Settings that the condition asks for."""
         temperature = self.condition.temperature if self.condition else None
         return {} if temperature is None else {"temperature": temperature}
 

@@ -124,7 +124,6 @@ class Run:
 
     @property
     def changed_at(self) -> float:
-        """When the last sample was written, in seconds since the epoch."""
         return max((path.stat().st_mtime for path in self.row_files if path.exists()), default=0.0)
 
     @property
@@ -173,8 +172,10 @@ class RunStore:
             return run
         if exists(Path(reference)):
             raise _not_a_run(reference)
-        hint = did_you_mean(reference, [run.name for run in self], 3) + "list the stored runs with cerebrum runs list"
-        raise UsageError(f"no run named {reference!r}", hint)
+        raise UsageError(
+            f"no run named {reference!r}",
+            did_you_mean(reference, [run.name for run in self], 3) + "list the stored runs with cerebrum runs list",
+        )
 
     def path_for(self, fingerprint: Mapping[str, Any]) -> tuple[Path, str]:
         """The path of the run with this fingerprint: an existing one, or a free name of its task and model.

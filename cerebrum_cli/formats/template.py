@@ -190,7 +190,6 @@ class EmbeddedFormat(PromptFormat):
         return None if self._is_fixed else find_switch(self.source, self.bos, self.eos)
 
     def _values(self, conversation: Conversation, thinks: bool | None) -> dict[str, Any]:
-        """The template's variables, apart from the messages."""
         effort, _ = find_efforts(self.source, self.bos, self.eos)
         switches = {self._switch: thinks, effort: conversation.effort, PRESERVE: conversation.keeps_thoughts}
         given = {name: value for name, value in switches.items() if name and value is not None}

@@ -74,12 +74,10 @@ def find_efforts(source: str, bos: str, eos: str) -> tuple[str | None, tuple[str
 
 
 def write_answer(answer: str, _: str | None = None) -> Turn:
-    """Give a template a reply without its reasoning."""
     return {"role": "assistant", "content": answer}
 
 
 def write_fields(answer: str, thought: str | None) -> Turn:
-    """Give a template a reply with its reasoning in fields of its own."""
     return {**write_answer(answer), **(dict.fromkeys(THOUGHT_FIELDS, thought) if thought else {})}
 
 

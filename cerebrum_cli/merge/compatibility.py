@@ -37,8 +37,9 @@ def require_compatible(tables: Sequence[Table]) -> None:
     first = tables[0]
     for table in tables[1:]:
         for key, actual, expected in differences(table, first):
-            problem = f"{table.name} differs from {first.name} in {key}: {display(actual)} and {display(expected)}"
-            raise MergeError(problem, HINT)
+            raise MergeError(
+                f"{table.name} differs from {first.name} in {key}: {display(actual)} and {display(expected)}", HINT
+            )
         require_global_tensors(table, first)
         require_global_tensors(first, table)
 
@@ -110,8 +111,10 @@ def require_layer_pattern(tables: Mapping[str, Table], layers: Sequence[LayerSou
     stays = all(number == layer for number, sources in enumerate(layers) for _, layer in sources)
     for name, table in tables.items():
         if EMBEDDING_PER_LAYER in table.global_tensors and not (stays and len(layers) == table.n_layers):
-            problem = f"{name} has embeddings for each of its {table.n_layers} layers, which cannot be stacked"
-            raise MergeError(problem, "keep all layers of such a model, in order")
+            raise MergeError(
+                f"{name} has embeddings for each of its {table.n_layers} layers, which cannot be stacked",
+                "keep all layers of such a model, in order",
+            )
     for number, sources in enumerate(layers):
         for name, layer in sources:
             if (number - layer) % (period := lcm(*patterns[name])):
@@ -146,8 +149,10 @@ def layer_counts(layers: Sequence[tuple[Table, int]]) -> dict[str, int]:
         if flags != sorted(flags, reverse=is_first):
             number = flags.index(True, flags.index(False)) if is_first else flags.index(True)
             table, layer = layers[number]
-            problem = f"layer {layer} of {table.name}, a layer {kind}, would become layer {number} of {len(layers)}"
-            raise MergeError(problem, f"keep layers {kind} {'first' if is_first else 'last'}, or leave them out")
+            raise MergeError(
+                f"layer {layer} of {table.name}, a layer {kind}, would become layer {number} of {len(layers)}",
+                f"keep layers {kind} {'first' if is_first else 'last'}, or leave them out",
+            )
         if any(count is not None for count in counts):
             result[key] = sum(flags)
     return result

@@ -143,5 +143,4 @@ def truncate(text: str, length: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Escape characters that are not printable."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -120,8 +120,11 @@ def require_supported_types(plan: Plan, codec: CodecFactory) -> None:
     for tensor in computed:
         for source in input_tensors(tensor.op):
             if not instance.readable(source.type):
-                problem = f"{source.name} is {source.kind.name}, which cannot be dequantized"
-                raise MergeError(problem, "merge other files")
+                raise MergeError(
+                    f"{source.name} is {source.kind.name}, which cannot be dequantized", "merge other files"
+                )
         if not instance.writable(tensor.type):
-            problem = f"{tensor.name} is {tensor.kind.name}, which cannot be written without an importance matrix"
-            raise MergeError(problem, "choose another type with --type, such as Q4_K")
+            raise MergeError(
+                f"{tensor.name} is {tensor.kind.name}, which cannot be written without an importance matrix",
+                "choose another type with --type, such as Q4_K",
+            )

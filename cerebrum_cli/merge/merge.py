@@ -80,8 +80,9 @@ def resolve_models(library: Library, references: Mapping[str, str], find: Callab
                 raise
             hint = f"name the model to use: --source {name}=MODEL"  # most names are of repositories without GGUF files
             if isinstance(error, ModelNotFound) and error.pullable:
-                hint = f"{error.hint}, if it has GGUF files; or {hint}"
-                raise ModelNotFound(error.message, hint, pullable=error.pullable) from error
+                raise ModelNotFound(
+                    error.message, f"{error.hint}, if it has GGUF files; or {hint}", pullable=error.pullable
+                ) from error
             raise ModelNotFound(f"the recipe's model {name}: {error.message}", hint) from error
     return models
 
@@ -109,7 +110,6 @@ class MergeOptions:
     quantization: str | None = None
 
     def replaces(self, entry: RegistryEntry) -> bool:
-        """Whether a registry entry is for the file that the merge overwrites."""
         return entry.path == self.output.resolve()
 
 

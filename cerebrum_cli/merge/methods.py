@@ -86,8 +86,9 @@ class TensorPosition(NamedTuple):
         value = self.parameter(name, source, tensor)
         if value is None:
             missing = f"{name} of {source.model}" if source else name
-            hint = "add a value without a filter at the end of the list"
-            raise MergeError(f"the recipe has no {missing} for {self.name}", hint)
+            raise MergeError(
+                f"the recipe has no {missing} for {self.name}", "add a value without a filter at the end of the list"
+            )
         return value
 
     @property
@@ -121,7 +122,6 @@ def base_tensor(position: TensorPosition, inputs: Inputs) -> Tensor:
 
 
 def split_base(position: TensorPosition, inputs: Inputs) -> tuple[Tensor, Inputs]:
-    """The base model's tensor, and the other inputs."""
     index = next(index for index, (source, _) in enumerate(inputs) if source.model == position.slice.base_model)
     return inputs[index][1], [*inputs[:index], *inputs[index + 1 :]]
 

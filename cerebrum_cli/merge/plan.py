@@ -51,7 +51,6 @@ class Target:
     quantization: str | None = None
 
     def type_of(self, tensor: Tensor, is_head: bool) -> int:
-        """Type number to write a tensor in."""
         target = self.type or (self.dtype if tensor.kind.name in FLOAT_TYPES else None)
         if target is None or not is_quantizable(tensor):
             return tensor.type
@@ -83,7 +82,6 @@ class OutputTensor(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Size in bytes."""
         return self.kind.bytes_of(prod(self.shape))
 
     @property
@@ -108,7 +106,6 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """Size of the file in bytes."""
         return len(self.header) + sum(aligned(tensor.size) for tensor in self.tensors)
 
 
@@ -186,8 +183,10 @@ class MergePlanner:
         layers = self.tables[source.model].n_layers
         start, end = source.layer_range or (0, layers)
         if end > layers:
-            problem = f"slices[{number}]: layer_range [{start}, {end}] of {source.model}, which has {layers} layers"
-            raise MergeError(problem, f"end it at {layers} or below")
+            raise MergeError(
+                f"slices[{number}]: layer_range [{start}, {end}] of {source.model}, which has {layers} layers",
+                f"end it at {layers} or below",
+            )
         return start, end
 
     def _layer_tensors(self, steps: Sequence[MergeStep]) -> Iterator[OutputTensor]:
@@ -195,8 +194,10 @@ class MergePlanner:
             by_source = [table.layer_tensors(layer) for table, layer in step.origins]
             for (table, _), tensors in zip(step.origins, by_source, strict=True):
                 if extra := sorted(tensors.keys() - by_source[0].keys()):
-                    problem = f"{step.origins[0][0].name} has no {tensors[extra[0]].name}, unlike {table.name}"
-                    raise MergeError(problem, SAME_SHAPE_HINT)
+                    raise MergeError(
+                        f"{step.origins[0][0].name} has no {tensors[extra[0]].name}, unlike {table.name}",
+                        SAME_SHAPE_HINT,
+                    )
             for suffix in by_source[0]:
                 position = TensorPosition(self.recipe, step.slice, f"blk.{index}.{suffix}", step.t, self._architecture)
                 yield self._output(position, self._inputs(step, by_source, suffix))
@@ -270,5 +271,6 @@ def parse_type(text: str) -> str:
         return name
     is_mixture = name in FILE_TYPES.values() and name.startswith(tuple(MIXTURES))
     problem = "mixture of types, not a weight type" if is_mixture else "unknown weight type"
-    hint = f"use one of {', '.join(WRITABLE)}; without --type each tensor keeps its type"
-    raise UsageError(f"--type {text}: {problem}", hint)
+    raise UsageError(
+        f"--type {text}: {problem}", f"use one of {', '.join(WRITABLE)}; without --type each tensor keeps its type"
+    )

@@ -66,7 +66,6 @@ class Recipe:
 
     @property
     def tokenizer_model(self) -> str:
-        """Model whose tokenizer the result has."""
         return self._named_tokenizer or self.base_model or self.models[0]
 
     @property
@@ -116,15 +115,18 @@ def _method(field: Field) -> Method:
     for method in _METHODS:
         if method == field.value:
             return method
-    problem = "missing" if field.is_missing else f"{quoted(field.value)} is not supported"
-    raise field.error(problem, choices(field.value, _METHODS))
+    raise field.error(
+        "missing" if field.is_missing else f"{quoted(field.value)} is not supported", choices(field.value, _METHODS)
+    )
 
 
 def _slices(root: Field, method: Method, parameters: Parameters, base_model: str | None) -> tuple[Slice, ...]:
     slices, models = root["slices"], root["models"]
     if slices.is_missing == models.is_missing:
-        problem = "neither slices nor models are given" if slices.is_missing else "both slices and models are given"
-        raise root.error(problem, "give slices to merge layers, or models to merge whole models")
+        raise root.error(
+            "neither slices nor models are given" if slices.is_missing else "both slices and models are given",
+            "give slices to merge layers, or models to merge whole models",
+        )
     if slices.is_missing:  # one slice of all layers, with the base model among its sources
         fields = models.items()
         sources = [_source(field, ("model", "parameters")) for field in fields]
@@ -143,8 +145,10 @@ def _slice(field: Field, method: Method, shared: Parameters, base_model: str | N
     counts = [source.layer_range[1] - source.layer_range[0] for source in sources if source.layer_range]
     for each, count in zip(fields, counts, strict=True):
         if count != counts[0]:
-            problem = f"{count} layers, but the first source has {counts[0]}"
-            raise each["layer_range"].error(problem, "use the same number of layers from each source")
+            raise each["layer_range"].error(
+                f"{count} layers, but the first source has {counts[0]}",
+                "use the same number of layers from each source",
+            )
     own_base_model = _optional_model(field["base_model"]) or base_model
     part = Slice(tuple(sources), _parameters(field["parameters"]), own_base_model)
     _check_method(method, part, shared, field, fields)
@@ -162,17 +166,23 @@ def _check_method(method: Method, part: Slice, shared: Parameters, field: Field,
     models, base_model = [source.model for source in part.sources], part.base_model
     given = {*part.parameters, *shared}
     if method == "passthrough" and len(models) != 1:
-        problem = f"passthrough takes one source per slice, not {len(models)}"
-        raise field.error(problem, "give each source its own slice, or use another merge_method")
+        raise field.error(
+            f"passthrough takes one source per slice, not {len(models)}",
+            "give each source its own slice, or use another merge_method",
+        )
     if method in ("slerp", "task_arithmetic") and base_model is None:
         raise field.error(f"{method} needs a base_model", "make one of the models the base_model")
     if method in ("slerp", "task_arithmetic") and base_model not in models:
-        problem = f"the base_model {quoted(base_model)} is not among the sources"
-        raise field.error(problem, "add it, or make one of the sources the base_model")
+        raise field.error(
+            f"the base_model {quoted(base_model)} is not among the sources",
+            "add it, or make one of the sources the base_model",
+        )
     if method == "slerp":
         if len(models) != 2 or models[0] == models[1]:
-            problem = f"slerp takes two sources of different models, not {len(models)} of {len(set(models))}"
-            raise field.error(problem, f"use two: {quoted(base_model)} and another")
+            raise field.error(
+                f"slerp takes two sources of different models, not {len(models)} of {len(set(models))}",
+                f"use two: {quoted(base_model)} and another",
+            )
         hint = "to the parameters of the slice or the recipe"
         for source, each in zip(part.sources, fields, strict=True):
             if "t" in source.parameters:
@@ -182,8 +192,10 @@ def _check_method(method: Method, part: Slice, shared: Parameters, field: Field,
     if method in ("linear", "task_arithmetic") and "weight" not in given:
         for source, each in zip(part.sources, fields, strict=True):
             if "weight" not in source.parameters and (method == "linear" or source.model != base_model):
-                problem = f"{quoted(source.model)} has no weight"
-                raise each.error(problem, "add one to the parameters of each source, or of the recipe")
+                raise each.error(
+                    f"{quoted(source.model)} has no weight",
+                    "add one to the parameters of each source, or of the recipe",
+                )
 
 
 def _optional_model(field: Field) -> str | None:
@@ -209,8 +221,10 @@ def _layer_range(field: Field) -> tuple[int, int]:
     match field.value:
         case [int(start), int(end)] if bool not in (type(start), type(end)) and 0 <= start < end:
             return start, end
-    hint = "write [START, END]: the first layer, counted from 0, and the end, which is not included"
-    raise field.error("missing" if field.is_missing else "not a range of layers", hint)
+    raise field.error(
+        "missing" if field.is_missing else "not a range of layers",
+        "write [START, END]: the first layer, counted from 0, and the end, which is not included",
+    )
 
 
 def _dtype(field: Field) -> str:

@@ -103,8 +103,10 @@ class TensorEvaluator:
             for tensor, coefficient in op.terms:
                 total += np.float32(coefficient) * self._dequantize(codec, tensor, rows)
         if not np.isfinite(total).all():
-            problem = f"{output.name} would have infinite or NaN weights"
-            raise MergeError(problem, "check the numbers in the recipe, and the source models")
+            raise MergeError(
+                f"{output.name} would have infinite or NaN weights",
+                "check the numbers in the recipe, and the source models",
+            )
         try:
             return codec.quantize(total, output.type)
         except EngineError as error:
@@ -153,7 +155,6 @@ class TensorEvaluator:
             self._open.callback(os.close, self._files[path])
 
     def _run_in_order(self, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
-        """Run tasks concurrently and yield their results in order."""
         running: deque[Future[T]] = deque()
         try:
             for task in tasks:
@@ -168,7 +169,6 @@ class TensorEvaluator:
 
 
 def row_ranges(shape: tuple[int, ...]) -> Iterator[Rows]:
-    """Divide the rows of a tensor into chunks."""
     rows = prod(shape[1:])
     step = max(1, CHUNK_WEIGHTS // shape[0])
     return ((first, min(step, rows - first)) for first in range(0, rows, step))
@@ -194,7 +194,6 @@ def block_scale(op: TensorOp, output: OutputTensor) -> Term | None:
 
 
 def scale_blocks(data: bytes, scale: Term) -> bytes:
-    """Multiply the scales of whole blocks."""
     kind = scale.tensor.kind
     blocks = np.frombuffer(bytearray(data), np.uint8).reshape(-1, kind.block_bytes)
     for offset in SCALE_OFFSETS[kind.name]:
@@ -202,7 +201,9 @@ def scale_blocks(data: bytes, scale: Term) -> bytes:
         with np.errstate(over="ignore", invalid="ignore"):
             halves = (halves * np.float32(scale.coefficient)).astype("<f2")
         if not np.isfinite(halves).all():
-            problem = f"{scale.tensor.name} times {scale.coefficient:g} overflows its type"
-            raise MergeError(problem, "use a smaller scale, or another type with --type")
+            raise MergeError(
+                f"{scale.tensor.name} times {scale.coefficient:g} overflows its type",
+                "use a smaller scale, or another type with --type",
+            )
         blocks[:, offset : offset + 2] = halves.view(np.uint8)
     return blocks.tobytes()

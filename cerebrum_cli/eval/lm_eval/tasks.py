@@ -114,7 +114,6 @@ class Notices(logging.Handler):
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """lm-eval's own tables."""
     return "\n".join(make_table(results, column) for column in ("results", "groups") if results.get(column))
 
 
