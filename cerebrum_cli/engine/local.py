@@ -30,7 +30,7 @@ from cerebrum_cli.engine.engine import (
     raise_refusals,
 )
 from cerebrum_cli.engine.loop import Loop
-from cerebrum_cli.engine.memory import group_lengths
+from cerebrum_cli.engine.memory_plan import group_lengths
 from cerebrum_cli.engine.messages import Abort, Cancel, Close, Commands, SavePromptCache, Submit, SubmitScores
 from cerebrum_cli.engine.scoring import ScoreJob, ScoreRequest, ScoringEvent, refusal
 from cerebrum_cli.engine.sequence import Failure, InspectionRequest, Request, Sequence, create_sequences

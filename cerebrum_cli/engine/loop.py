@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from time import perf_counter, sleep
@@ -12,7 +11,7 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.checkpoints import Checkpoints, SwapSpace
-from cerebrum_cli.engine.memory import EXPECTED_LENGTH
+from cerebrum_cli.engine.memory_plan import CachePlan, plan_cache
 from cerebrum_cli.engine.messages import Abort, Cancel, Commands, SavePromptCache, Submit, SubmitScores
 from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.drafter import DraftToken
 
 BACKLOG_POLL_S = 0.01
-MAX_RESERVED_TOKENS = 65_536  # in all slots, beyond the expected lengths: memory is zeroed, which takes 1 s a gigabyte
 
 
 class Loop:
@@ -163,34 +161,18 @@ class Loop:
         backend, scheduler = self._backend, self._scheduler
         if scheduler.running or len(scheduler.waiting) <= backend.slots:
             return False
-        length, slots = self._plan_memory()
+        length, slots = self._plan_cache()
         return min(slots, backend.slots_for(length)) > backend.slots
 
-    def _plan_memory(self) -> tuple[int, int]:
-        """Length and number of slots for all that waits: for `max_tokens` if memory allows, else for expected lengths.
-
-        Short slots are all made, for what is submitted later; of long ones, no more than there will be samples.
-        """
-        waiting, max_slots = self._scheduler.waiting, self._max_slots
-        required = max(map(self._required_length, waiting))
+    def _plan_cache(self) -> CachePlan:
+        """Length and number of slots for all that waits."""
+        waiting, backend = self._scheduler.waiting, self._backend
         if self._reserves_max:
-            return required, max_slots
-        counts = Counter(id(sequence.request) for sequence in waiting)
-        requests = {id(sequence.request): sequence.request for sequence in waiting}
-        samples = sum(max(count, requests[each].max_n) for each, count in counts.items())
-        limited = [one.max_length(self._backend.context_size) for one in requests.values() if one.params.max_tokens]
-
-        def slots_of(length: int) -> int:
-            return min(max_slots, max(samples, max_slots * EXPECTED_LENGTH // length))
-
-        longest = max([required, *limited])
-        slots = slots_of(longest)
-        if longest * slots <= MAX_RESERVED_TOKENS and self._backend.slots_for(longest) >= slots:
-            return longest, slots
-        return required, slots_of(required)
+            return CachePlan(max(map(self._required_length, waiting)), self._max_slots)
+        return plan_cache(waiting, backend.context_size, self._max_slots, backend.slots_for)
 
     def _reserve(self, min_length: int, n_slots: int | None = None) -> None:
-        length, slots = self._plan_memory()
+        length, slots = self._plan_cache()
         if notice := self._backend.reserve(max(min_length, length), n_slots or slots):
             self._scheduler.waiting[0].emit(notice)
         self._reset_slots()

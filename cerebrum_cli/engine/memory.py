@@ -1,4 +1,4 @@
-"""Memory that a model and its context need, on the host and on each GPU, and what of it fits. Pure; sizes in bytes.
+"""Memory that a model and its context need, on the host and on each GPU. Pure; sizes in bytes.
 
 A layer's weights, its part of the KV cache and its recurrent states are on the device it was offloaded to, or else on
 the host; so are compute buffers. A GPU that shares the host's memory draws from both limits.
@@ -6,30 +6,21 @@ the host; so are compute buffers. A GPU that shares the host's memory draws from
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
 
-DEFAULT_CONTEXT = 8192
 HEADROOM = 512 * 2**20  # left free on the host and on each GPU, for other programs and the driver
 CPU_UBATCH = 128  # tokens; small, since an interrupt waits for the current step on a slow CPU
 GPU_UBATCH = 512
-EXPECTED_LENGTH = 1024  # tokens of a sequence in a batch, to plan offloading before any is known
 PADDING = 256  # tokens; llama.cpp rounds contexts up to it
 MIN_OUTPUTS = 64  # rows with logits that a step may have in any context: the most of a step with drafted tokens
 OUTPUT_BYTES = 32 * 2**20  # of logits in one step, for texts to score: 256 rows of a vocabulary of 32,000 tokens
 CHECKPOINTS, MIN_CHECKPOINTS, CHECKPOINT_BYTES = 8, 2, 512 * 2**20  # number, and bytes of all of them together
 
-# Rough costs of a group of sequences, as multiples of the time in which one more sequence is decoded beside others.
-GROUP_COST = 16  # a new context, common prefixes evaluated again, and idle slots while its last sequences are decoded
-STEP_COST = 8  # the weights are read once for all rows of a step, in the time of 5 to 10 rows on CPUs
-MASKED_CELLS = 8192  # attention skips the unused cells of all slots up to the longest sequence, which takes time
 
 BLOCK_SIZE = 32  # elements of a key or value that a quantized cache stores with a common scale
 CACHE_ELEMENT_SIZE: Mapping[str, float] = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / BLOCK_SIZE, "q4_0": 18 / BLOCK_SIZE}
@@ -155,13 +146,13 @@ def weight_needs(sizes: ModelSizes, offloaded: Sequence[int] = ()) -> MemoryNeed
 
 def context_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence[int] = ()) -> MemoryNeeds:
     """Memory for the KV cache, recurrent states and their checkpoints, compute buffers and logits."""
-    host, on_devices = _divide([*(_cache_bytes(layer, context) for layer in sizes.layers), 0], offloaded)
+    host, on_devices = _divide([*(cache_bytes(layer, context) for layer in sizes.layers), 0], offloaded)
     host += checkpoint_budget(sizes, context) + 4 * context.slots * sizes.vocabulary_size
     if sum(offloaded) <= len(sizes.layers):
         host += compute_bytes(sizes, context)
     else:
         host += 4 * context.n_ubatch * sizes.embedding_length + _mask_bytes(sizes, context)
-    buffers = [_device_buffers(sizes, context) * bool(count) for count in offloaded]
+    buffers = [device_buffers(sizes, context) * bool(count) for count in offloaded]
     return MemoryNeeds(host, tuple(map(sum, zip(on_devices, buffers, strict=True))))
 
 
@@ -210,106 +201,18 @@ def host_bytes(needs: MemoryNeeds, devices: Sequence[Device]) -> int:
     return needs.host + sum(need for need, device in zip(needs.devices, devices, strict=True) if device.is_unified)
 
 
-def plan_layers(
-    sizes: ModelSizes, requested: str, context: ContextOptions, devices: tuple[Device, ...]
-) -> tuple[int, ...]:
-    """Number of layers to offload to each GPU: the requested total, or what fits; the output layer counts as one more.
-
-    GPUs are filled in order. Layers that were requested and do not fit go to the last one.
-    """
-    all_layers = len(sizes.layers) + 1
-    if not devices:
-        return ()
-    if requested != "auto":
-        count = all_layers if requested == "all" else min(int(requested), all_layers)
-        filled = _fill(sizes, context, devices, count)
-        return (*filled[:-1], filled[-1] + count - sum(filled))
-    for count in range(all_layers, 0, -1):
-        filled = _fill(sizes, context, devices, count)
-        if sum(filled) == count:
-            return filled
-    return (0,) * len(devices)
-
-
-def plan_experts(
-    sizes: ModelSizes, requested: str, gpu_layers: str, context: ContextOptions, devices: tuple[Device, ...]
-) -> int:
-    """Number of the first layers whose experts stay in host memory: the requested one, or as few as let all layers fit.
-
-    0 if all fit anyway, or not even without experts: fewer layers are then offloaded as a whole.
-    """
-    if requested != "auto" or gpu_layers not in ("auto", "all") or all(device.is_unified for device in devices):
-        return min(int(requested), len(sizes.layers)) if requested.isdecimal() else 0
-    all_layers = len(sizes.layers) + 1
-
-    def fit_without(count: int) -> bool:
-        return sum(_fill(sizes.with_experts_on_host(count), context, devices, all_layers)) == all_layers
-
-    count = bisect_left(range(all_layers * sizes.has_experts), True, key=fit_without)
-    return count if count < all_layers else 0
-
-
-def default_context(trained: int) -> int:
-    """Context size in tokens if memory is no limit."""
-    return min(trained, DEFAULT_CONTEXT)
-
-
-def require_devices(needs: MemoryNeeds, devices: Sequence[Device]) -> None:
-    """Raise EngineError if what was requested of a GPU exceeds its free memory."""
-    for need, device in zip(needs.devices, devices, strict=True):
-        if need > device.free:
-            problem = f"the model needs {need / 1e9:.1f} GB on {device.description}; {device.free / 1e9:.1f} GB is free"
-            raise EngineError(problem, "use a smaller --gpu-layers")
-
-
-def plan_slots(
-    sizes: ModelSizes, requested: int, context: ContextOptions, offloaded: Sequence[int], free: FreeMemory
-) -> int:
-    """Number of concurrent sequences: the requested number, or what fits; at least one.
-
-    `free` is measured beside the weights, also beside those that are mapped.
-    """
-    count = bisect_left(
-        range(1, requested + 1),
-        True,
-        key=lambda slots: not fits(context_needs(sizes, replace(context, slots=slots), offloaded), free),
-    )
-    return max(1, count)
-
-
-def group_lengths(lengths: Iterable[int], slots_for: Callable[[int], int]) -> list[int]:
-    """Divide sequences into groups by length, to run one after the other: the maximum length of each, ascending.
-
-    A sequence belongs to the first group it fits. `slots_for` is how many slots of a length fit in memory. Of all
-    divisions, this is the cheapest: short sequences in many small slots against one context for all.
-    """
-    counts = sorted(Counter(map(pad_length, lengths)).items())
-    cheapest: list[tuple[float, list[int]]] = [(0.0, [])]  # for the shortest sequences: cost, and lengths of groups
-    for end, (length, _) in enumerate(counts, 1):
-        slots, count = slots_for(length), 0
-        candidates = []
-        for start in range(end - 1, -1, -1):
-            count += counts[start][1]
-            rows = min(slots, count)
-            masked = length / MASKED_CELLS if rows > 1 else 0.0
-            cost = GROUP_COST + STEP_COST * max(1.0, count / rows) + count * (1 + masked)
-            candidates.append((cheapest[start][0] + cost, [*cheapest[start][1], length]))
-        cheapest.append(min(candidates))
-    return cheapest[-1][1]
-
-
 def _divide(sizes: Sequence[int], offloaded: Sequence[int]) -> tuple[int, tuple[int, ...]]:
     """Sums of the sizes of layers on the host and on each GPU, the output layer last."""
     ends = [*accumulate(offloaded, initial=max(0, len(sizes) - sum(offloaded)))]
     return sum(sizes[: ends[0]]), tuple(sum(sizes[start:end]) for start, end in pairwise(ends))
 
 
-def _cache_bytes(layer: LayerSizes, context: ContextOptions) -> int:
+def cache_bytes(layer: LayerSizes, context: ContextOptions) -> int:
     cells = context.cells(layer) * context.n_streams
     return int(context.token_bytes(layer) * cells) + layer.state_bytes * context.state_copies * context.slots
 
 
-def _device_buffers(sizes: ModelSizes, context: ContextOptions) -> int:
+def device_buffers(sizes: ModelSizes, context: ContextOptions) -> int:
     """Size of a GPU's compute buffer, with room for one layer's experts, which large steps copy from host memory."""
     copied = max((layer.expert_bytes for layer in sizes.layers), default=0) if sizes.host_expert_bytes else 0
     return compute_bytes(sizes, context) + copied
@@ -320,19 +223,3 @@ def _mask_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     element = 4 if context.flash_attention is False else 2
     masked = {layer.window: context.cells(layer) for layer in sizes.layers if layer.key_length}
     return element * context.n_ubatch * sum(masked.values())
-
-
-def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...], count: int) -> tuple[int, ...]:
-    """Offload up to `count` of the last layers, to each GPU as many as fit."""
-    output_bytes = sizes.output_bytes + sizes.input_bytes * sizes.is_tied
-    weights = [layer.weight_bytes + layer.adapter_bytes + _cache_bytes(layer, context) for layer in sizes.layers]
-    layers = [*weights, output_bytes]
-    buffers = _device_buffers(sizes, context)
-    waiting = iter(layers[len(layers) - count :])
-    size, filled = next(waiting, None), []
-    for device in devices:
-        room, number = device.free - HEADROOM - buffers, 0
-        while size is not None and size <= room:
-            room, number, size = room - size, number + 1, next(waiting, None)
-        filled.append(number)
-    return tuple(filled)

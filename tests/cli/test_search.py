@@ -10,7 +10,8 @@ from command_line import assert_error
 from hub_server import FORBIDDEN, RATE_LIMITED, Fault
 from hub_user import HubUser
 
-from cerebrum_cli.engine.memory import DEFAULT_CONTEXT, HEADROOM
+from cerebrum_cli.engine.memory import HEADROOM
+from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT
 
 GIB = 2**30
 CATALOGUED = "unsloth/Qwen3.5-4B-GGUF"

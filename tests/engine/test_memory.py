@@ -24,13 +24,10 @@ from cerebrum_cli.engine.memory import (
     checkpoint_budget,
     compute_bytes,
     fits,
-    group_lengths,
     host_bytes,
     memory_needs,
-    plan_layers,
-    plan_slots,
-    require_devices,
 )
+from cerebrum_cli.engine.memory_plan import group_lengths, plan_layers, plan_slots, require_devices
 from cerebrum_cli.engine.step_costs import MEASURED_ROWS
 from cerebrum_cli.gguf.header import parts_sizes, read_header
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes, layer_windows, model_sizes, uniform_sizes

@@ -7,7 +7,8 @@ from command_line import assert_error
 from hub_user import HubUser
 
 from cerebrum_cli.core.text import format_size
-from cerebrum_cli.engine.memory import DEFAULT_CONTEXT, HEADROOM
+from cerebrum_cli.engine.memory import HEADROOM
+from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT
 from cerebrum_cli.models.catalogue import ModelSpec, Repository, packaged_catalogue
 from cerebrum_cli.models.catalogue_file import load_catalogue
 from cerebrum_cli.models.fit import SYSTEM_RESERVE

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.engine.memory import DEFAULT_CONTEXT, HEADROOM, Device
+from cerebrum_cli.engine.memory import HEADROOM, Device
+from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.models.catalogue_file import load_catalogue
 from cerebrum_cli.models.fit import (

@@ -24,9 +24,9 @@ from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
-from cerebrum_cli.engine.load_plan import resolve
 from cerebrum_cli.engine.machine import peak_memory, thread_count
 from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.memory_plan import resolve
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
 from cerebrum_cli.engine.trials import BenchJob, Closeness, TrialError
 

@@ -1,43 +1,56 @@
-"""Plan how a model is loaded: its context, layers on GPUs, experts on the CPU, and whether weights are repacked. Pure.
+"""Plan memory: of a model before it is loaded, of the KV cache for what waits, and of groups of requests. Pure.
 
-Free memory is measured before anything is loaded, so all weights count. Mapped ones do too: the system could drop them
-from memory, but each step would read them again.
+Before a model is loaded, `plan_load` chooses the length and the slots of its context, the layers on GPUs and the
+experts on the CPU; `place` also assesses downloads. All weights count, mapped ones too: the system could drop them from
+memory, but each step would read them again. Of a loaded model, `plan_slots` is the number of slots of a length that
+fit, `plan_cache` chooses the length for the sequences that wait, and `group_lengths` which requests run together.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.engine.load_options import MAX_SLOTS, LoadOptions, large_model_notice, short_context_notice
 from cerebrum_cli.engine.memory import (
     CPU_UBATCH,
-    EXPECTED_LENGTH,
     GPU_UBATCH,
+    HEADROOM,
     PADDING,
     ContextOptions,
     Device,
     FreeMemory,
     MemoryNeeds,
+    cache_bytes,
     context_needs,
-    default_context,
+    device_buffers,
     fits,
     host_bytes,
     memory_needs,
     pad_length,
-    plan_experts,
-    plan_layers,
-    require_devices,
     weight_needs,
 )
 from cerebrum_cli.gguf.sizes import ModelSizes
 
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.sequence import Sequence as Sample
+
+DEFAULT_CONTEXT = 8192
+EXPECTED_LENGTH = 1024  # tokens of a sequence in a batch, to plan offloading before any is known
+MAX_RESERVED_TOKENS = 65_536  # in all slots, beyond the expected lengths: memory is zeroed, which takes 1 s a gigabyte
 EXPERTS_UBATCH = 512  # tokens, of a mixture of experts on a CPU
 HOST_EXPERTS_UBATCH = 2048  # each step copies experts to the GPU; gpt-oss-20b prefills 3 times as fast as with 512
 UNIFIED_STATE_BYTES = 512 * 2**20  # of the recurrent states of all slots in a unified cache
+
+# Rough costs of a group of sequences, as multiples of the time in which one more sequence is decoded beside others.
+GROUP_COST = 16  # a new context, common prefixes evaluated again, and idle slots while its last sequences are decoded
+STEP_COST = 8  # the weights are read once for all rows of a step, in the time of 5 to 10 rows on CPUs
+MASKED_CELLS = 8192  # attention skips the unused cells of all slots up to the longest sequence, which takes time
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,3 +217,137 @@ def _longest(limit: int, fits_with: Callable[[int], bool]) -> int:
     lengths = range(PADDING, pad_length(limit), PADDING)
     count = bisect_left(lengths, True, key=lambda length: not fits_with(length))
     return lengths[count - 1] if count else PADDING
+
+
+def plan_layers(
+    sizes: ModelSizes, requested: str, context: ContextOptions, devices: tuple[Device, ...]
+) -> tuple[int, ...]:
+    """Number of layers to offload to each GPU: the requested total, or what fits; the output layer counts as one more.
+
+    GPUs are filled in order. Layers that were requested and do not fit go to the last one.
+    """
+    all_layers = len(sizes.layers) + 1
+    if not devices:
+        return ()
+    if requested != "auto":
+        count = all_layers if requested == "all" else min(int(requested), all_layers)
+        filled = _fill(sizes, context, devices, count)
+        return (*filled[:-1], filled[-1] + count - sum(filled))
+    for count in range(all_layers, 0, -1):
+        filled = _fill(sizes, context, devices, count)
+        if sum(filled) == count:
+            return filled
+    return (0,) * len(devices)
+
+
+def plan_experts(
+    sizes: ModelSizes, requested: str, gpu_layers: str, context: ContextOptions, devices: tuple[Device, ...]
+) -> int:
+    """Number of the first layers whose experts stay in host memory: the requested one, or as few as let all layers fit.
+
+    0 if all fit anyway, or not even without experts: fewer layers are then offloaded as a whole.
+    """
+    if requested != "auto" or gpu_layers not in ("auto", "all") or all(device.is_unified for device in devices):
+        return min(int(requested), len(sizes.layers)) if requested.isdecimal() else 0
+    all_layers = len(sizes.layers) + 1
+
+    def fit_without(count: int) -> bool:
+        return sum(_fill(sizes.with_experts_on_host(count), context, devices, all_layers)) == all_layers
+
+    count = bisect_left(range(all_layers * sizes.has_experts), True, key=fit_without)
+    return count if count < all_layers else 0
+
+
+def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...], count: int) -> tuple[int, ...]:
+    """Offload up to `count` of the last layers, to each GPU as many as fit."""
+    output_bytes = sizes.output_bytes + sizes.input_bytes * sizes.is_tied
+    weights = [layer.weight_bytes + layer.adapter_bytes + cache_bytes(layer, context) for layer in sizes.layers]
+    layers = [*weights, output_bytes]
+    buffers = device_buffers(sizes, context)
+    waiting = iter(layers[len(layers) - count :])
+    size, filled = next(waiting, None), []
+    for device in devices:
+        room, number = device.free - HEADROOM - buffers, 0
+        while size is not None and size <= room:
+            room, number, size = room - size, number + 1, next(waiting, None)
+        filled.append(number)
+    return tuple(filled)
+
+
+def require_devices(needs: MemoryNeeds, devices: Sequence[Device]) -> None:
+    """Raise EngineError if what was requested of a GPU exceeds its free memory."""
+    for need, device in zip(needs.devices, devices, strict=True):
+        if need > device.free:
+            problem = f"the model needs {need / 1e9:.1f} GB on {device.description}; {device.free / 1e9:.1f} GB is free"
+            raise EngineError(problem, "use a smaller --gpu-layers")
+
+
+def default_context(trained: int) -> int:
+    """Context size in tokens if memory is no limit."""
+    return min(trained, DEFAULT_CONTEXT)
+
+
+def plan_slots(
+    sizes: ModelSizes, requested: int, context: ContextOptions, offloaded: Sequence[int], free: FreeMemory
+) -> int:
+    """Number of concurrent sequences: the requested number, or what fits; at least one.
+
+    `free` is measured beside the weights, also beside those that are mapped.
+    """
+    count = bisect_left(
+        range(1, requested + 1),
+        True,
+        key=lambda slots: not fits(context_needs(sizes, replace(context, slots=slots), offloaded), free),
+    )
+    return max(1, count)
+
+
+class CachePlan(NamedTuple):
+    """Length and number of the slots of a KV cache."""
+
+    length: int
+    slots: int
+
+
+def plan_cache(
+    waiting: Collection[Sample], context_size: int, max_slots: int, slots_for: Callable[[int], int]
+) -> CachePlan:
+    """Plan a cache with separate slots for all that waits: for `max_tokens` if memory allows, or for expected lengths.
+
+    Short slots are all made, for what is submitted later; of long ones, no more than there will be samples.
+    """
+    required = max(sample.request.expected_length(context_size, len(sample.generated)) for sample in waiting)
+    counts = Counter(id(sample.request) for sample in waiting)
+    requests = {id(sample.request): sample.request for sample in waiting}
+    samples = sum(max(count, requests[key].max_n) for key, count in counts.items())
+    limited = [request.max_length(context_size) for request in requests.values() if request.params.max_tokens]
+
+    def slots_of(length: int) -> int:
+        return min(max_slots, max(samples, max_slots * EXPECTED_LENGTH // length))
+
+    longest = max([required, *limited])
+    slots = slots_of(longest)
+    if longest * slots <= MAX_RESERVED_TOKENS and slots_for(longest) >= slots:
+        return CachePlan(longest, slots)
+    return CachePlan(required, slots_of(required))
+
+
+def group_lengths(lengths: Iterable[int], slots_for: Callable[[int], int]) -> list[int]:
+    """Divide sequences into groups by length, to run one after the other: the maximum length of each, ascending.
+
+    A sequence belongs to the first group it fits. `slots_for` is how many slots of a length fit in memory. Of all
+    divisions, this is the cheapest: short sequences in many small slots against one context for all.
+    """
+    counts = sorted(Counter(map(pad_length, lengths)).items())
+    cheapest: list[tuple[float, list[int]]] = [(0.0, [])]  # for the shortest sequences: cost, and lengths of groups
+    for end, (length, _) in enumerate(counts, 1):
+        slots, count = slots_for(length), 0
+        candidates = []
+        for start in range(end - 1, -1, -1):
+            count += counts[start][1]
+            rows = min(slots, count)
+            masked = length / MASKED_CELLS if rows > 1 else 0.0
+            cost = GROUP_COST + STEP_COST * max(1.0, count / rows) + count * (1 + masked)
+            candidates.append((cheapest[start][0] + cost, [*cheapest[start][1], length]))
+        cheapest.append(min(candidates))
+    return cheapest[-1][1]
