@@ -42,9 +42,9 @@ class CheckResult:
 
 def check_result(detail: str, *problems: tuple[str, str] | None) -> CheckResult:
     """Result of a check: ok, or a warning if there are problems, each with its hint."""
-    found = [problem for problem in problems if problem]
-    details = "; ".join(filter(None, [detail, *(problem for problem, _ in found)]))
-    return CheckResult("warning" if found else "ok", details, "; ".join(hint for _, hint in found))
+    warnings = [problem for problem in problems if problem]
+    details = "; ".join(filter(None, [detail, *(problem for problem, _ in warnings)]))
+    return CheckResult("warning" if warnings else "ok", details, "; ".join(hint for _, hint in warnings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +119,9 @@ def assess_memory(free: int, total: int, machine: int) -> CheckResult:
 def assess_disk(directories: Sequence[DirectoryState]) -> CheckResult:
     """Assess free space by disk. Only a data directory that is not writable fails: chats could not be saved."""
     free = {directory.disk: directory.free for directory in directories}
-    uses = {disk: enumeration([each.use for each in directories if each.disk == disk]) for disk in free}
+    uses = {disk: enumeration([item.use for item in directories if item.disk == disk]) for disk in free}
     detail = "; ".join(f"{format_size(free[disk])} free for {uses[disk]}" for disk in free)
-    if data := next((each for each in directories if each.use == "data" and not each.writable), None):
+    if data := next((item for item in directories if item.use == "data" and not item.writable), None):
         hint = "make it writable, or set XDG_DATA_HOME to a writable directory"
         return CheckResult("failure", f"{detail}; {data.path} is not writable", hint)
     problem = f"less than {format_size(MIN_DISK)} free: a model may not fit"

@@ -177,12 +177,12 @@ def _check_prompt_cache(context: DoctorContext) -> CheckResult:
 
 def _check_sessions(context: DoctorContext) -> CheckResult:
     path = context.data_directory / "sessions" / "sessions.db"
-    found = context.session_counts(path)
-    if found is None:
+    contents = context.session_counts(path)
+    if contents is None:
         return check_result("none yet")
     if not os.access(path, os.W_OK):
         return CheckResult("failure", f"{path} is not writable", "make it writable, or use --no-log")
-    sessions, messages, version = found
+    sessions, messages, version = contents
     counts = f"{format_count(sessions, 'session')}, {format_count(messages, 'message')}, undamaged"
     return check_result(f"{counts}; {format_size(path.stat().st_size)}, version {version}")
 

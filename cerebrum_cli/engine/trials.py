@@ -175,7 +175,7 @@ class Bench:
         length = depth + max(rows)
         steps = self._request(tuning, length + ROOM, 1, "time_steps", length, rows, seconds)
         measured, durations = zip(*steps, strict=True)
-        return StepCosts(measured, tuple(round(each / durations[0], 3) for each in durations))
+        return StepCosts(measured, tuple(round(duration / durations[0], 3) for duration in durations))
 
     def load_stats(self, tuning: Tuning) -> tuple[float, int]:
         """Load time in seconds, and peak memory of the process in bytes."""

@@ -81,7 +81,7 @@ def _misfit(name: str, pair: Factors, model: Mapping[str, Tensor]) -> str | None
     for factor in pair:
         if factor.kind.name in _NOT_MULTIPLIED or not factor.size:
             return f"the tensor {quoted(factor.name)} is of type {factor.kind.name}, which cannot be multiplied"
-    if not _fits(name == EMBEDDING, *(_padded(each.shape) for each in (tensor, *pair))):
+    if not _fits(name == EMBEDDING, *(_padded(matrix.shape) for matrix in (tensor, *pair))):
         shapes = " and ".join("×".join(map(str, factor.shape)) for factor in pair)
         return f"it changes {quoted(name)} by {shapes}, but the model's is {'×'.join(map(str, tensor.shape))}"
     return None

@@ -69,8 +69,14 @@ class Cache:
     def models(self) -> Iterator[CachedModel]:
         """Yield every complete GGUF model, newest commit of a repository first; models that commits share only once."""
         for folder in _sorted_entries(self.directory):
-            if repo_id := _repo_id_of(folder.name):
-                yield from self._repository_models(repo_id)
+            seen = set[tuple[tuple[str, ...], tuple[Path, ...]]]()
+            repo_id = _repo_id_of(folder.name)
+            for snapshot in self._snapshots(repo_id) if repo_id else ():
+                for variant in variants(_files(snapshot, is_model)):
+                    model = self.model_from_files(repo_id, snapshot.name, variant)
+                    if (model.names, model.blobs) not in seen:
+                        seen.add((model.names, model.blobs))
+                        yield model
 
     def model_from_files(self, repo_id: str, commit: str, variant: Variant) -> CachedModel:
         """The model made of these files of a commit; all of them must exist."""
@@ -135,7 +141,6 @@ class Cache:
                 part.path.replace(reference)
 
     def link(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
-        """Link a blob into the snapshot of a commit and return the link's path."""
         blob, pointer = self.blob(repo_id, digest), self.pointer(repo_id, commit, name)
         if not (pointer.exists() and pointer.samefile(blob)):
             temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}")
@@ -143,23 +148,14 @@ class Cache:
             temporary.replace(pointer)
         return pointer
 
-    def _repository_models(self, repo_id: str) -> Iterator[CachedModel]:
-        seen: set[tuple[tuple[str, ...], tuple[Path, ...]]] = set()
-        for snapshot in self._snapshots(repo_id):
-            for variant in variants(_files(snapshot, is_model)):
-                model = self.model_from_files(repo_id, snapshot.name, variant)
-                if (model.names, model.blobs) not in seen:
-                    seen.add((model.names, model.blobs))
-                    yield model
-
     def _snapshots(self, repo_id: str) -> list[Path]:
         """Snapshots of a repository: the commit of `main` first, then newest first."""
         main = self.commit(repo_id, MAIN)
-        found = []
+        keys = {}
         for path in _sorted_entries(self.repository_directory(repo_id) / "snapshots"):
             with contextlib.suppress(OSError):  # a broken link, or a snapshot being deleted
-                found.append((path.name == main, path.stat().st_mtime_ns, path))
-        return [path for _, _, path in sorted(found, reverse=True)]
+                keys[path] = (path.name == main, path.stat().st_mtime_ns, path)
+        return sorted(keys, key=keys.__getitem__, reverse=True)
 
 
 def _files(snapshot: Path, is_wanted: Callable[[str], bool]) -> Iterator[str]:
@@ -171,9 +167,10 @@ def _files(snapshot: Path, is_wanted: Callable[[str], bool]) -> Iterator[str]:
                 yield relative
 
 
-def _repo_id_of(folder: str) -> str | None:
+def _repo_id_of(folder: str) -> str:
+    """The repository of a model in a folder of this name; empty for other folders."""
     owner, dashes, name = folder.removeprefix(_MODELS).partition("--")
-    return f"{owner}/{name}" if folder.startswith(_MODELS) and dashes else None
+    return f"{owner}/{name}" if folder.startswith(_MODELS) and dashes else ""
 
 
 def _sorted_entries(directory: Path) -> list[Path]:

@@ -41,7 +41,7 @@ class Repository:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A repository known to be broken, and the reason."""
+    """A repository known to be broken."""
 
     repo_id: str
     reason: str
@@ -95,7 +95,6 @@ class ModelSpec:
 
     @property
     def recommended(self) -> tuple[Layer, ...]:
-        """The recommended settings, with the tables of both modes."""
         tables = {mode: SourcedLayer(getattr(self, mode), origin=CATALOGUE) for mode in MODES.values()}
         return (SourcedLayer(self.settings, tables, origin=CATALOGUE),)
 
@@ -109,11 +108,10 @@ class ModelSpec:
     def is_available_in(self, quantization: str | None) -> bool:
         """Whether a source or a merge has this quantization, as far as known."""
         merged = self.quantizations if self.recipe else ()
-        known = (*merged, *(each for source in self.sources for each in source.quantizations))
-        return quantization is None or not known or any(same_quantization(quantization, each.name) for each in known)
+        known = (*merged, *(item for source in self.sources for item in source.quantizations))
+        return quantization is None or not known or any(same_quantization(quantization, name) for name, _ in known)
 
     def has_name(self, name: str) -> bool:
-        """Whether this is the model's name or an alias, ignoring case."""
         return name.lower() in (self.name.lower(), *map(str.lower, self.aliases))
 
     def matches(self, filename: str) -> bool:

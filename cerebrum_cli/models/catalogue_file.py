@@ -29,9 +29,8 @@ def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
     rows: dict[str, dict[str, Any]] = {}
     for path in paths:
         try:
-            for name, row in (
-                _table({"models": _models}, parse_toml(read_config_text(path), path)).get("models", {}).items()
-            ):
+            tables = _table({"models": _models}, parse_toml(read_config_text(path), path))
+            for name, row in tables.get("models", {}).items():
                 rows[name] = rows.get(name, {}) | row
                 specs[name] = _at(f"models.{name}", partial(_spec, path.parent, name), rows[name])
         except _Invalid as error:
@@ -122,10 +121,10 @@ def _quantizations(value: object) -> tuple[Quantization, ...]:
 def _recipe(directory: Path, value: object) -> Path:
     """Path of a recipe beside the file that names it, or else among the bundled recipes."""
     name: str = _text(value)
-    found: Path | None = next((path for path in (directory / name, RECIPES / name) if path.is_file()), None)
-    if found is None:
-        raise _Invalid(f"recipe {directory / name} does not exist")
-    return found
+    for path in (directory / name, RECIPES / name):
+        if path.is_file():
+            return path
+    raise _Invalid(f"recipe {directory / name} does not exist")
 
 
 def _positive_integer(value: object) -> int:

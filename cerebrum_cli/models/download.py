@@ -40,8 +40,6 @@ def git_hash(data: bytes) -> str:
 
 @dataclass(slots=True)
 class Download:
-    """Downloads files of a listing; an interrupted download is resumed."""
-
     listing: Listing
     cache: Cache
     progress: Progress
@@ -85,13 +83,12 @@ class Download:
             return cache.link(repo_id, commit, file.name, file.digest)
 
     def _present_bytes(self, file: HubFile) -> int:
-        for path in (each(self.listing.repo_id, file.digest) for each in (self.cache.blob, self.cache.partial)):
+        for path_of in (self.cache.blob, self.cache.partial):
             with contextlib.suppress(OSError):
-                return min(file.size, path.stat().st_size)
+                return min(file.size, path_of(self.listing.repo_id, file.digest).stat().st_size)
         return 0
 
     def _report_other_process(self, file: HubFile, on_download: OnDownload) -> Iterator[None]:
-        """Report the progress of the process that holds the lock, at every step."""
         self.progress.notice(NoticeEvent(f"another process is downloading {file.name}", "waiting for it"))
         while True:
             yield
@@ -160,7 +157,6 @@ class _Writer:
     next_report: int = 0
 
     def hash_existing(self, on_progress: Callable[[int, int], None]) -> None:
-        """Hash the bytes of an earlier process."""
         existing = self.out.seek(0, os.SEEK_END)
         if existing > self.file.size:
             self.restart()

@@ -79,10 +79,12 @@ class DownloadPlanner:
             raise UsageError(problem, "give a part of a repository's name")
         if self.is_offline:
             raise PullError("cannot search the Hub: the network is disabled", "omit --offline, or unset HF_HUB_OFFLINE")
-        found = RetryPolicy(self.progress).run(lambda: search_repositories(text, MOST_FOUND))
-        listings = _list_repositories([each.repo_id for each in found])
-        plans = [self._estimate(listing, context) for listing in listings]
-        return list(zip(found, plans, strict=True))
+        repositories = RetryPolicy(self.progress).run(lambda: search_repositories(text, MOST_FOUND))
+        listings = _list_repositories([repository.repo_id for repository in repositories])
+        return [
+            (repository, self._estimate(listing, context))
+            for repository, listing in zip(repositories, listings, strict=True)
+        ]
 
     def _estimate(self, listing: Listing | None, context: int | None) -> DownloadPlan | None:
         """Plan a repository's download without reading a header, which would take megabytes of each."""
@@ -90,8 +92,10 @@ class DownloadPlanner:
             return None
         try:
             self.library.require_not_refused(listing.repo_id)
-            found = _variants(listing)
-            return self._plan_listing(self._spec_of(listing, found), listing, found, None, context, reads_header=False)
+            models = _variants(listing)
+            return self._plan_listing(
+                self._spec_of(listing, models), listing, models, None, context, reads_header=False
+            )
         except (ModelNotFound, PullError):
             return None
 
@@ -110,8 +114,8 @@ class DownloadPlanner:
     def _installed_header(self, listing: Listing) -> Header | None:
         """Header of any quantization of a repository that is here, if without weights; all have the same shape."""
         models = (*self.library.cached_models(), *self.library.vocabularies())
-        found = (model for model in models if model.cached and model.cached.repo_id == listing.repo_id)
-        return next((model.header for model in found if model.is_readable), None)
+        installed = (model for model in models if model.cached and model.cached.repo_id == listing.repo_id)
+        return next((model.header for model in installed if model.is_readable), None)
 
     def _plan_spec(self, spec: ModelSpec, quantization: str | None, context: int | None) -> DownloadPlan:
         """Plan with the first repository of a catalog model that has the requested quantization."""
@@ -121,8 +125,8 @@ class DownloadPlanner:
         for source in spec.sources:
             try:
                 listing = RetryPolicy(self.progress).run(lambda: list_repository(source.repo_id, source.revision))  # noqa: B023
-                found = [each for each in _variants(listing) if source.matches(each.files[0].rpartition("/")[2])]
-                return self._plan_listing(spec, listing, found, quantization, context)
+                models = [model for model in _variants(listing) if source.matches(model.files[0].rpartition("/")[2])]
+                return self._plan_listing(spec, listing, models, quantization, context)
             except ModelNotFound as error:
                 errors.append(error)
         raise errors[0]
@@ -131,39 +135,39 @@ class DownloadPlanner:
         repo_id = reference.repo_id
         self.library.require_not_refused(repo_id)
         listing = RetryPolicy(self.progress).run(lambda: list_repository(repo_id, reference.revision))
-        found = [each for each in _variants(listing) if reference.file is None or reference.file in each.files]
-        if reference.file and not found:
+        models = [model for model in _variants(listing) if reference.file is None or reference.file in model.files]
+        if reference.file and not models:
             hint = f"list its models: cerebrum pull --dry-run {repo_id}"
             raise ModelNotFound(f"{repo_id} has no complete model {reference.file}", hint)
-        spec = self._spec_of(listing, found)
-        return self._plan_listing(spec, listing, found, reference.quantization, context)
+        return self._plan_listing(self._spec_of(listing, models), listing, models, reference.quantization, context)
 
-    def _spec_of(self, listing: Listing, found: Sequence[Variant]) -> ModelSpec | None:
-        return next((spec for each in found if (spec := self.library.spec_in(listing.repo_id, each.files[0]))), None)
+    def _spec_of(self, listing: Listing, models: Sequence[Variant]) -> ModelSpec | None:
+        specs = (self.library.spec_in(listing.repo_id, model.files[0]) for model in models)
+        return next(filter(None, specs), None)
 
     def _plan_listing(
         self,
         spec: ModelSpec | None,
         listing: Listing,
-        found: Sequence[Variant],
+        models: Sequence[Variant],
         quantization: str | None,
         context: int | None,
         reads_header: bool = True,
     ) -> DownloadPlan:
-        if not found:
+        if not models:
             raise ModelNotFound(f"{listing.repo_id} has no GGUF model", "see its page on the Hub")
         name = spec.name if spec else listing.repo_id
-        sizes = [(each.quantization, sum(listing.file(file).size for file in each.files)) for each in found]
+        sizes = [(model.quantization, sum(listing.file(name).size for name in model.files)) for model in models]
         if (spec and spec.kv_bytes_per_token) or not reads_header:
             layer_sizes, trained = spec_sizes(spec), spec.context_size if spec else None
         else:
-            header = self._installed_header(listing) or self.header(listing, listing.file(found[0].files[0]))
+            header = self._installed_header(listing) or self.header(listing, listing.file(models[0].files[0]))
             layer_sizes, trained = header.sizes, header.context_length
-        installed = [each.quantization for each in found if self._is_cached(listing, each)]
+        installed = [model.quantization for model in models if self._is_cached(listing, model)]
         context, capacity = planned_context(context, trained), self.library.capacity()
         candidates = assess_quantizations(sizes, installed, layer_sizes, context, capacity)
         chosen = choose_candidate(name, candidates, quantization)
-        return DownloadPlan(name, candidates, chosen, context, capacity, spec, listing, tuple(found))
+        return DownloadPlan(name, candidates, chosen, context, capacity, spec, listing, tuple(models))
 
     def _is_cached(self, listing: Listing, variant: Variant) -> bool:
         digests = [listing.file(name).sha256 for name in variant.files]

@@ -108,9 +108,10 @@ def assess_quantizations(
     candidates, comfortable = [], []
     for name, size in sorted(quantizations, key=lambda item: (item[1], item[0])):
         fit = fit_memory(sizes.with_weights(size), context, capacity)
-        is_installed = any(same_quantization(name, each) for each in installed_names)
+        is_installed = any(same_quantization(name, quantization) for quantization in installed_names)
         candidates.append(QuantizationFit(name, size, fit.needed, fit.verdict, is_installed))
-        comfortable += candidates[-1:] if fit.is_comfortable else []
+        if fit.is_comfortable:
+            comfortable.append(candidates[-1])
     best = recommend(candidates, comfortable) if candidates else None
     return tuple(replace(candidate, recommended=candidate is best) for candidate in candidates)
 
@@ -121,16 +122,16 @@ def recommend(candidates: Sequence[QuantizationFit], comfortable: Sequence[Quant
     Without the preferred one, the nearest below it that fits takes its place, or else the nearest above it. If none
     fits, the smallest is chosen.
     """
-    quantized = [each for each in candidates if not _UNQUANTIZED.fullmatch(each.quantization)] or list(candidates)
-    by_size = sorted(quantized, key=lambda each: each.size)
-    fitting = [each for each in by_size if each.verdict == "fits"]
+    quantized = [fit for fit in candidates if not _UNQUANTIZED.fullmatch(fit.quantization)] or list(candidates)
+    by_size = sorted(quantized, key=lambda fit: fit.size)
+    fitting = [fit for fit in by_size if fit.verdict == "fits"]
     if not fitting:
         return by_size[0]
-    preferred = [each for each in by_size if same_quantization(each.quantization, PREFERRED_QUANTIZATION)]
+    preferred = [fit for fit in by_size if same_quantization(fit.quantization, PREFERRED_QUANTIZATION)]
     if preferred and preferred[0] not in fitting:
         return fitting[-1]
-    base = preferred[0] if preferred else min(fitting, key=lambda each: (_distance(each.quantization), -each.size))
-    return max([base, *(each for each in fitting if each in comfortable)], key=lambda each: each.size)
+    base = preferred[0] if preferred else min(fitting, key=lambda fit: (_distance(fit.quantization), -fit.size))
+    return max([base, *(fit for fit in fitting if fit in comfortable)], key=lambda fit: fit.size)
 
 
 def _distance(quantization: str) -> tuple[bool, float]:
@@ -176,23 +177,21 @@ class DownloadPlan:
     @property
     def variant(self) -> Variant:
         """Files of the chosen quantization. Raises UsageError if several models of a repository share its name."""
-        found = [each for each in self.variants if each.quantization == self.chosen.quantization]
-        if len(found) != 1 and self.listing:
+        chosen = [variant for variant in self.variants if variant.quantization == self.chosen.quantization]
+        if len(chosen) != 1 and self.listing:
             repo_id = self.listing.repo_id
-            choices = " or ".join(str(HubReference(repo_id, file=each.files[0])) for each in found)
+            choices = " or ".join(str(HubReference(repo_id, file=variant.files[0])) for variant in chosen)
             raise UsageError(f"{repo_id} has several {self.chosen.quantization} models", f"choose one: {choices}")
-        return found[0]
+        return chosen[0]
 
 
 def choose_candidate(name: str, candidates: Sequence[QuantizationFit], quantization: str | None) -> QuantizationFit:
     """Choose the requested quantization of a model, or the recommended one. Raises ModelNotFound."""
-    matching = [
-        each for each in candidates if quantization is None or same_quantization(quantization, each.quantization)
-    ]
+    matching = [fit for fit in candidates if quantization is None or same_quantization(quantization, fit.quantization)]
     if not matching:
-        names = sorted({each.quantization for each in candidates})
+        names = sorted({fit.quantization for fit in candidates})
         raise ModelNotFound(f"{name} has no quantization {quantization}", f"available: {', '.join(names)}")
-    return next((each for each in matching if each.recommended), matching[0])
+    return next((fit for fit in matching if fit.recommended), matching[0])
 
 
 def known_plan(
@@ -203,8 +202,8 @@ def known_plan(
     The sizes of installed files override those of the catalog. Raises ModelNotFound without the requested quantization.
     """
     own = [model for model in models if spec is None or (model.spec == spec and model.is_readable)]
-    sources = spec.sources[:1] if spec else ()
-    sizes = dict([each for source in sources for each in source.quantizations] or (spec.quantizations if spec else ()))
+    preferred = spec.sources[0].quantizations if spec and spec.sources else ()
+    sizes = dict(preferred or (spec.quantizations if spec else ()))
     for model in own:
         name = next((name for name in sizes if same_quantization(name, model.display_name)), model.display_name)
         sizes[name] = model.size

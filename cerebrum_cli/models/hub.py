@@ -85,7 +85,6 @@ def token_location() -> str | None:
 
 
 def replace_token(location: str) -> str:
-    """Hint for an invalid token."""
     return "set it to a valid token, or unset it" if location == "HF_TOKEN" else "run hf auth login to replace it"
 
 
@@ -187,17 +186,17 @@ def search_repositories(text: str, limit: int) -> tuple[FoundRepository, ...]:
     from huggingface_hub.utils._headers import build_hf_headers
     from huggingface_hub.utils._http import hf_raise_for_status
 
-    found: list[FoundRepository] = []
+    repositories: list[FoundRepository] = []
     query = {"search": text, "filter": "gguf", "sort": "downloads", "limit": limit, "expand": _SEARCH_FIELDS}
     page = f"{_endpoint()}/api/models?{urlencode(query, doseq=True)}"
     with _translated("cerebrum search"):
         headers = build_hf_headers(library_name=_LIBRARY_NAME, library_version=__version__)
-        while page.startswith(f"{_endpoint()}/") and len(found) < limit:
+        while page.startswith(f"{_endpoint()}/") and len(repositories) < limit:
             response = get_session().get(page, headers=headers, timeout=timeout)
             hf_raise_for_status(response)
-            found += [_found_repository(item) for item in response.json() if REPO_ID.fullmatch(item["id"])]
+            repositories += [_found_repository(item) for item in response.json() if REPO_ID.fullmatch(item["id"])]
             page = response.links.get("next", {}).get("url", "")
-    return tuple(found[:limit])
+    return tuple(repositories[:limit])
 
 
 def _found_repository(item: Mapping[str, Any]) -> FoundRepository:
@@ -255,11 +254,12 @@ def delete(paths: tuple[Path, ...], directory: Path) -> int:
     if len(files) < len(requested):
         raise PullError(f"the cache in {directory} is damaged", "inspect it with hf cache ls -vvv")
     incomplete = {partial.file_path.parent.parent for partial in cache.incomplete_files}
-    emptied = [each for each in revisions if each.files <= files and each.snapshot_path.parent.parent not in incomplete]
+    emptied = (revision for revision in revisions if revision.files <= files)
+    deletable = [revision for revision in emptied if revision.snapshot_path.parent.parent not in incomplete]
     strategy = cache.delete_files(*files)
     try:
         strategy.execute()
-        scan_cache_dir(directory).delete_revisions(*(each.commit_hash for each in emptied)).execute()
+        scan_cache_dir(directory).delete_revisions(*(revision.commit_hash for revision in deletable)).execute()
     except OSError as error:
         raise PullError(f"{error.filename}: {error.strerror}", "make the cache writable") from error
     return strategy.expected_freed_size

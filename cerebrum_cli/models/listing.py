@@ -44,7 +44,7 @@ def describe(
         "format": model.default_format,
         "context_size": model.trained_context,
         "ask": {"format": format_name, "context": context}
-        | {key: each for key, each in asked.items() if each is not None},
+        | {key: value for key, value in asked.items() if value is not None},
         "sampling": sampling_object(by_mode(model)),
         "sha256": library.digest(model, on_progress).sha256,
         "quantization": model.quantization,
@@ -144,11 +144,11 @@ def found_rows(library: Library) -> list[dict[str, Any]]:
     """Objects of `list --found --json`; `error` is set for a file that cannot be used."""
     names = {entry.path: entry.name for entry in library.registry.entries()}
     rows = []
-    for found in found_models():
+    for stored in found_models():
         description: dict[str, Any] = {
-            "reference": found.reference,
-            "path": str(found.path),
-            "name": names.get(absolute_path(found.path)),
+            "reference": stored.reference,
+            "path": str(stored.path),
+            "name": names.get(absolute_path(stored.path)),
             "architecture": None,
             "quantization": None,
             "size": None,
@@ -156,13 +156,13 @@ def found_rows(library: Library) -> list[dict[str, Any]]:
             "error": None,
         }
         try:
-            model = library.model_at(found.path)
+            model = library.model_at(stored.path)
             description |= {
                 "architecture": model.header.architecture,
                 "quantization": model.quantization,
                 "size": model.size,
                 "context_size": model.header.context_length,
-                "error": "only Ollama can load it" if found.needs_ollama else unsupported_kind(model.header),
+                "error": "only Ollama can load it" if stored.needs_ollama else unsupported_kind(model.header),
             }
         except (ModelFileError, ModelNotFound, OSError) as error:
             description["error"] = str(error)
@@ -218,9 +218,9 @@ def download_plan_object(plan: DownloadPlan) -> dict[str, Any]:
     }
 
 
-def search_row(found: FoundRepository, plan: DownloadPlan | None) -> dict[str, Any]:
+def search_row(repository: FoundRepository, plan: DownloadPlan | None) -> dict[str, Any]:
     """Object of `search --json`; without a plan the repository has no model that can be downloaded."""
-    return {**found._asdict(), **_chosen(plan)}
+    return {**repository._asdict(), **_chosen(plan)}
 
 
 def _chosen(plan: DownloadPlan | None) -> dict[str, Any]:
@@ -247,11 +247,11 @@ def candidates_object(plan: DownloadPlan) -> dict[str, Any]:
 
 def quantization_plan(library: Library, model: Model, context: int | None) -> DownloadPlan | None:
     """Available and installed quantizations of an installed model."""
-    models = [each for each in library.models() if each.path != model.path]
+    others = [installed for installed in library.models() if installed.path != model.path]
     if not model.spec:
-        models = [each for each in models if model.cached and each.cached and each.name == model.name]
-        models = [each for each in models if each.is_readable]
-    return known_plan(model.spec, [*models, model], model.display_name, context, library.capacity())
+        uploads = [other for other in others if model.cached and other.cached and other.name == model.name]
+        others = [other for other in uploads if other.is_readable]
+    return known_plan(model.spec, [*others, model], model.display_name, context, library.capacity())
 
 
 def source_of(model: Model) -> str:

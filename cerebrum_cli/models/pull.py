@@ -175,7 +175,7 @@ class Puller:
             if (cached := model.cached) is None or model.is_shadowed:
                 continue
             sources = model.spec.sources if model.spec else ()
-            revision = next((each.revision for each in sources if each.repo_id == cached.repo_id), None)
+            revision = next((source.revision for source in sources if source.repo_id == cached.repo_id), None)
             key = (cached.repo_id, revision)
             if key not in listings:
                 listings[key] = self._listing(*key)
@@ -247,21 +247,21 @@ class Puller:
         self._require_free_name(name, lambda spec: spec.matches(path.name), hashed.sha256)
         return self._register(name, hashed, "local")
 
-    def _register_found(self, found: FoundModel, name: str | None) -> Model:
+    def _register_found(self, stored: FoundModel, name: str | None) -> Model:
         """Register a model in another tool's store without copying it, by its name there if no other is given."""
-        if found.needs_ollama:
-            name = found.name.replace(":", "-")
+        if stored.needs_ollama:
+            name = stored.name.replace(":", "-")
             similar = (spec.name for spec in self.library.specs if f"{spec.name}-".startswith(f"{name}-"))
-            spec_name, model = next(similar, None), found.name.partition(":")[0]
+            spec_name, model = next(similar, None), stored.name.partition(":")[0]
             hint = f"cerebrum pull {spec_name}" if spec_name else f"cerebrum search {model}"
-            raise PullError(f"{found.reference} is in a format that only Ollama can load", hint)
-        hashed = self._hash(found.path)
-        if found.sha256 not in (None, hashed.sha256):
+            raise PullError(f"{stored.reference} is in a format that only Ollama can load", hint)
+        hashed = self._hash(stored.path)
+        if stored.sha256 not in (None, hashed.sha256):
             hint = "remove it in Ollama, then pull it there again"
-            raise PullError(f"{found.reference} is damaged: its SHA-256 does not match its manifest", hint)
+            raise PullError(f"{stored.reference} is damaged: its SHA-256 does not match its manifest", hint)
         if name is not None:
             self._require_free_name(name, lambda _: False, hashed.sha256)
-        return self._register(name or found.reference, hashed, found.store)
+        return self._register(name or stored.reference, hashed, stored.store)
 
     def _hash(self, path: Path) -> Digest:
         """Digest of a local file that can be loaded."""

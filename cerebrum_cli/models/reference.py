@@ -123,9 +123,9 @@ def _starts_with_host(text: str) -> bool:
     return text.partition("/")[0].lower() in HUB_HOSTS and "/" in text
 
 
-def _parse_url(text: str, scheme: str, rest: str, endpoint: str | None) -> HubReference:
+def _parse_url(text: str, scheme: str, address: str, endpoint: str | None) -> HubReference:
     if scheme.lower() == "hf":
-        return _parse_hub_path(text, rest)
+        return _parse_hub_path(text, address)
     try:
         parts, own_host = urlsplit(text), urlsplit(endpoint or "").netloc.lower()
     except ValueError as error:
@@ -144,14 +144,11 @@ def _parse_url(text: str, scheme: str, rest: str, endpoint: str | None) -> HubRe
 
 def _parse_hub_path(text: str, path: str) -> HubReference:
     """Parse what follows the host: OWNER/REPO[:QUANT], or a file or tree of a revision."""
-    owner, _, rest = path.rstrip("/").partition("/")
-    repo, _, rest = rest.partition("/")
-    view, _, rest = rest.partition("/")
+    owner, repo, view, revision, file = [*path.rstrip("/").split("/", 4), "", "", "", "", ""][:5]
     if not view:
         repo, quantization = _split_quantization(repo)
         return HubReference(_repo_id(text, owner, repo), quantization)
     repo_id = _repo_id(text, owner, repo)
-    revision, _, file = rest.partition("/")
     if view == "tree" and revision and not file:
         revision, quantization = _split_quantization(revision)
         return HubReference(repo_id, quantization, revision=_unquote(text, revision))

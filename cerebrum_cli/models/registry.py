@@ -55,17 +55,12 @@ class _Content:
     default: str | None = None
     digests: tuple[Digest, ...] = ()
 
-    def find(self, name: str) -> RegistryEntry | None:
-        matches = [model for model in self.models if model.name.lower() == name.lower()]
-        return next((model for model in matches if model.name == name), matches[0] if matches else None)
 
-
+@dataclass(frozen=True, slots=True)
 class Registry:
     """Registered models by name. Every call reads the file again; changes are atomic and locked."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._path = directory / "registry.json"
+    directory: Path
 
     @property
     def default(self) -> str | None:
@@ -77,7 +72,8 @@ class Registry:
 
     def find(self, name: str) -> RegistryEntry | None:
         """The model with this name; an exact match comes before one that ignores case."""
-        return self._read().find(name)
+        matches = [model for model in self.entries() if model.name.lower() == name.lower()]
+        return next((model for model in matches if model.name == name), matches[0] if matches else None)
 
     def add(self, model: RegistryEntry) -> None:
         """Add a model, or replace the one with the same name."""
@@ -85,13 +81,10 @@ class Registry:
             others = tuple(other for other in content.models if other.name != model.name)
             self._write(replace(content, models=(*others, model)))
 
-    def remove(self, name: str) -> RegistryEntry | None:
-        """Remove a model and return it, or None if there is none; its file is kept."""
+    def remove(self, name: str) -> None:
+        """Remove a model; its file is kept."""
         with self._locked_content() as content:
-            found = content.find(name)
-            if found:
-                self._write(replace(content, models=tuple(model for model in content.models if model.name != name)))
-            return found
+            self._write(replace(content, models=tuple(model for model in content.models if model.name != name)))
 
     def set_default(self, reference: str | None, replacing: tuple[str | None, ...] | None = None) -> None:
         """Set the default model; with `replacing` only if the current default is one of those."""
@@ -112,8 +105,8 @@ class Registry:
 
     def touch(self, key: str) -> None:
         """Record that a model is used now, if the directory is writable."""
-        marker = self._usage_marker(key)
         with contextlib.suppress(OSError):
+            marker = self._usage_marker(key)
             marker.parent.mkdir(parents=True, exist_ok=True)
             marker.touch()
 
@@ -131,14 +124,18 @@ class Registry:
     def _usage_marker(self, key: str) -> Path:
         import hashlib
 
-        return self._directory / "used" / hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
+        return self.directory / "used" / hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
 
     @contextlib.contextmanager
     def _locked_content(self) -> Iterator[_Content]:
         with translate_os_errors(ConfigError, self._path):
-            self._directory.mkdir(parents=True, exist_ok=True)
-            with wait_for_lock(self._directory / "registry.lock", is_required=False):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with wait_for_lock(self.directory / "registry.lock", is_required=False):
                 yield self._read()
+
+    @property
+    def _path(self) -> Path:
+        return self.directory / "registry.json"
 
     def _read(self) -> _Content:
         try:

@@ -41,67 +41,64 @@ class Removal:
         """Remove the model and return a report."""
         library, model = self.library, self.model
         if model.is_vocabulary:
-            _delete(library, model)
+            self._delete()
             return f"deleted the vocabulary of {model.reference}"
         was_default, other_names = library.is_default(model), self._other_names
-        report = self._delete_files() if self._deletes_files else self._kept_file(other_names)
+        if is_missing(model.path):
+            report = f"removed {model.reference} from the list; its file no longer exists"
+        elif not self._deletes_files:
+            user = f", {other_names[0]} uses it" if other_names else ""
+            report = f"removed {model.reference} from the list; kept {model.path}{user}"
+        elif freed := self._delete():
+            report = f"deleted {model.reference}, freed {format_size(freed)}"
+        else:
+            report = f"removed {model.reference}; its file is kept, since another revision in the cache uses it"
         if model.file:
             library.registry.remove(model.file.name)
         if not other_names:
             library.registry.forget_use(model.usage_key)
         if not was_default:
             return report
-        successor = next((each for each in library.models() if library.is_managed(each)), None)
+        successor = next((model for model in library.models() if library.is_managed(model)), None)
         library.registry.set_default(successor.reference if successor else None)
         changed = successor is not None and successor.reference != model.reference
         return f"{report}; the default model is now {successor.reference}" if successor and changed else report
 
     @property
+    def _is_pulled_merge(self) -> bool:
+        """Whether it is a merge created by `pull`, rather than one written to a path of the user's."""
+        return self.model.path.parent == self.library.merge_directory
+
+    @property
     def _deletes_files(self) -> bool:
         entry = self.model.file
-        is_ours = entry is None or entry.source in ("package", "hub") or _is_pulled_merge(self.library, self.model)
+        is_ours = entry is None or entry.source in ("package", "hub") or self._is_pulled_merge
         return is_ours and not is_missing(self.model.path) and not self._other_names
 
     @property
     def _other_names(self) -> list[str]:
-        entries = self.library.registry.entries() if self.model.file else ()
-        return [each.name for each in entries if each.path == self.model.path and each != self.model.file]
+        model = self.model
+        entries = self.library.registry.entries() if model.file else ()
+        return [entry.name for entry in entries if entry.path == model.path and entry != model.file]
 
-    def _kept_file(self, others: list[str]) -> str:
-        name, path = self.model.reference, self.model.path
-        if is_missing(path):
-            return f"removed {name} from the list; its file no longer exists"
-        return f"removed {name} from the list; kept {path}{f', {others[0]} uses it' if others else ''}"
+    def _delete(self) -> int:
+        """Delete the model's files and return the number of freed bytes."""
+        library, model = self.library, self.model
+        if self._is_pulled_merge or (model.file and model.file.source == "package"):
+            size = model.size
+            model.path.unlink()
+            return size
+        from cerebrum_cli.models.hub import delete
 
-    def _delete_files(self) -> str:
-        name, freed = self.model.reference, _delete(self.library, self.model)
-        if not freed:
-            return f"removed {name}; its file is kept, since another revision in the cache uses it"
-        return f"deleted {name}, freed {format_size(freed)}"
-
-
-def _is_pulled_merge(library: Library, model: Model) -> bool:
-    """Whether it is a merge created by `pull`, rather than one written to a path of the user's."""
-    return model.path.parent == library.merge_directory
-
-
-def _delete(library: Library, model: Model) -> int:
-    """Delete a model's files and return the number of freed bytes."""
-    if _is_pulled_merge(library, model) or (model.file and model.file.source == "package"):
-        size = model.size
-        model.path.unlink()
-        return size
-    from cerebrum_cli.models.hub import delete
-
-    return delete(model.paths, (library.vocabulary_cache if model.is_vocabulary else library.cache).directory)
+        return delete(model.paths, (library.vocabulary_cache if model.is_vocabulary else library.cache).directory)
 
 
 def plan_removal(library: Library, reference: Reference) -> Removal:
     """Plan the removal of a model, or of its vocabulary file if it is not installed. Raises ModelNotFound."""
     if entry := library.registry.find(str(reference)):
         return Removal(library, library.model_from_entry(entry))
-    if cached := library.find_unregistered(reference):
-        return Removal(library, cached)
+    if unregistered := library.find_unregistered(reference):
+        return Removal(library, unregistered)
     try:
         model = library.find(reference)
     except ModelNotFound as error:
@@ -112,8 +109,8 @@ def plan_removal(library: Library, reference: Reference) -> Removal:
         raise UsageError(f"{model.name} is part of cerebrum and cannot be deleted", "list what can be: cerebrum list")
     if not model.is_unnamed:
         return Removal(library, model)
-    for each in library.cached_models():
-        if absolute_path(each.path) == model.path:
-            return Removal(library, each)
+    for cached in library.cached_models():
+        if absolute_path(cached.path) == model.path:
+            return Removal(library, cached)
     hint = "delete the file yourself; list what rm can remove with cerebrum list"
     raise ModelNotFound(f"{model.path} is not registered", hint)

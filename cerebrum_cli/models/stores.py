@@ -67,12 +67,10 @@ class FoundModel:
         model, _, quantization = name.partition(":")
         own, _, own_quantization = self.name.partition(":")
         short = own.rpartition("/")[2].lower()
-        return model.lower() in (own.lower(), short, short.removesuffix("-gguf")) and (
-            not quantization
-            or any(
-                same_quantization(quantization, each) for each in (own_quantization, quantization_of(own_quantization))
-            )
-        )
+        if model.lower() not in (own.lower(), short, short.removesuffix("-gguf")):
+            return False
+        labels = (own_quantization, quantization_of(own_quantization))
+        return not quantization or any(same_quantization(quantization, label) for label in labels)
 
 
 def found_models() -> Iterator[FoundModel]:
@@ -83,8 +81,8 @@ def found_models() -> Iterator[FoundModel]:
 
 def unreadable_stores() -> dict[str, ModelNotFound]:
     """An error for each tool with a directory that cannot be read."""
-    directories = [("ollama", each / part) for each in _ollama_directories() for part in ("manifests", "blobs")]
-    directories += [("lmstudio", each) for each in _lm_studio_directories()]
+    directories = [("ollama", store / part) for store in _ollama_directories() for part in ("manifests", "blobs")]
+    directories += [("lmstudio", store) for store in _lm_studio_directories()]
     errors: dict[str, ModelNotFound] = {}
     for store, directory in directories:
         try:
@@ -101,8 +99,8 @@ def find_in_store(reference: str) -> FoundModel:
     """Find the model that a reference to a store names. Raises ModelNotFound without one, or with more than one."""
     store, _, name = reference.partition(":")
     unreadable = unreadable_stores().get(store)
-    found = [model for model in found_models() if model.store == store and model.is_called(name)]
-    matches = {model.reference: model for model in reversed(found)}  # of equal names, the first
+    called = [model for model in found_models() if model.store == store and model.is_called(name)]
+    matches = {model.reference: model for model in reversed(called)}  # of equal names, the first
     if len(matches) == 1:
         [model] = matches.values()
         if is_missing(model.path):
@@ -148,9 +146,9 @@ def _lm_studio_models() -> Iterator[FoundModel]:
     for directory in _lm_studio_directories():
         folders = sorted({file.parent for file in _files(directory, "*/*/*.gguf")})
         for folder in folders:
-            found = variants(file.name for file in folder.iterdir() if is_model(file.name))
-            counts = Counter(variant.quantization for variant in found)
-            for quantization, (first, *_) in found:
+            models = variants(file.name for file in folder.iterdir() if is_model(file.name))
+            counts = Counter(model.quantization for model in models)
+            for quantization, (first, *_) in models:
                 own = quantization if counts[quantization] == 1 else name_from_stem(Path(first).stem)
                 yield FoundModel("lmstudio", f"{folder.parent.name}/{folder.name}:{own}", folder / first)
 

@@ -75,14 +75,14 @@ def name_from_stem(stem: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")
 
 
-def same_quantization(one: str, other: str) -> bool:
+def same_quantization(first: str, second: str) -> bool:
     """Whether two spellings mean the same quantization: Q4_K_S, q4_k_s and Q4_KS do."""
-    return one.upper().replace("_", "") == other.upper().replace("_", "")
+    return first.upper().replace("_", "") == second.upper().replace("_", "")
 
 
 def _parse_split(file: str) -> tuple[str, int, int | None]:
     """Split a file name into stem, part number and number of parts; 1 and None for a file that is not split."""
     stem = file[: -len(_SUFFIX)] if file.lower().endswith(_SUFFIX) else file
-    if found := _SPLIT.search(stem):
-        return stem[: found.start()], int(found[1]), int(found[2])
+    if match := _SPLIT.search(stem):
+        return stem[: match.start()], int(match[1]), int(match[2])
     return stem, 1, None

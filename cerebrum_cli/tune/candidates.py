@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.trials import JobKind
 from cerebrum_cli.model.profiles import Speeds, UseName
@@ -27,15 +28,15 @@ class Use(NamedTuple):
     reply_tokens: int
     is_batch: bool = False
 
-    def gain(self, speeds: Speeds, other: Speeds) -> float:
-        """Speedup over other speeds.
+    def gain(self, speeds: Speeds, baseline: Speeds) -> float:
+        """Speedup over the speeds of a baseline.
 
         For ask, of the first token; of the whole answer if that is much longer, or the first tokens are about equal. A
         long prompt must not take much longer either.
         """
 
         def ratio(prompt: int, reply: int) -> float:
-            return other.seconds(prompt, reply) / speeds.seconds(prompt, reply)
+            return baseline.seconds(prompt, reply) / speeds.seconds(prompt, reply)
 
         whole = ratio(self.prompt_tokens, self.reply_tokens)
         if self.name != "ask":
@@ -180,8 +181,9 @@ def describe(tuning: Tuning, is_batch: bool = False) -> str:
     texts = (
         None if tuning.repack is None else "repacked" if tuning.repack else "not repacked",
         tuning.gpu_layers and f"{tuning.gpu_layers} layers offloaded",
-        *(f"{count} thread{'s' * (count != 1)}{use}" for count, use in threads if count),
+        *(f"{format_count(count, 'thread')}{use}" for count, use in threads if count),
         f"n_ubatch {tuning.n_ubatch}" if tuning.n_ubatch else None,
         f"{tuning.slots} sequences" if tuning.slots else None,
     )
-    return "batch, " * is_batch + (", ".join(filter(None, texts)) or "defaults")
+    settings = ", ".join(filter(None, texts)) or "defaults"
+    return f"batch, {settings}" if is_batch else settings

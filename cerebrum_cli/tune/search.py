@@ -142,7 +142,7 @@ class Search:
         """
         tuning = replace(base.tuning, **stage.settings)
         kinds = relevant_kinds(base, uses, stage.settings)
-        if not kinds or tuning in (each.tuning for each in self.candidates):
+        if not kinds or tuning in (earlier.tuning for earlier in self.candidates):
             return True
         candidate = Candidate(tuning, base.baseline or base)
         self.candidates.append(candidate)
@@ -173,16 +173,16 @@ class Search:
 
     def _time_loads(self, *compared: Candidate) -> None:
         """Load again, in turn, and use the medians for all candidates that load the same way."""
-        for each in compared:
-            self.loads.setdefault(load_key(each.tuning), [self.bench.load_stats(each.tuning)[0]])
-        for turn in range(1, LOADS):
-            for each in compared:
-                times = self.loads[load_key(each.tuning)]
-                if len(times) == turn and (turn == 1 or self.clock() + times[0] < self._deadline):
-                    times.append(self.bench.reload(each.tuning))
-        for each in {*self.candidates, *compared}:
-            if each.speeds and (key := load_key(each.tuning)) in self.loads:
-                each.speeds = replace(each.speeds, load_s=median(self.loads[key]))
+        for turn in range(LOADS):
+            for candidate in compared:
+                times = self.loads.setdefault(load_key(candidate.tuning), [])
+                if turn == 0 and not times:
+                    times.append(self.bench.load_stats(candidate.tuning)[0])
+                elif turn == len(times) and (turn == 1 or self.clock() + times[0] < self._deadline):
+                    times.append(self.bench.reload(candidate.tuning))
+        for candidate in {*self.candidates, *compared}:
+            if candidate.speeds and (times := self.loads.get(load_key(candidate.tuning), [])):
+                candidate.speeds = replace(candidate.speeds, load_s=median(times))
 
     def _split_threads(self, base: Candidate, uses: Sequence[Use], candidate: Candidate, faster_prefill: bool) -> None:
         """Try the new thread count only for the phase that it made faster."""
@@ -213,7 +213,7 @@ class Search:
     def _paired_speedup(self, candidate: Candidate, base: Candidate, kind: JobKind, turn: int) -> float:
         """Speedup over the base, measured one right after the other; the order alternates."""
         pair = (candidate, base) if turn % 2 else (base, candidate)
-        speeds = {each: self.bench.speed(each.tuning, self._job(each, kind, candidate)) for each in pair}
+        speeds = {side: self.bench.speed(side.tuning, self._job(side, kind, candidate)) for side in pair}
         return speeds[candidate] / speeds[base]
 
     def _job(self, candidate: Candidate, kind: JobKind, compared: Candidate | None = None) -> BenchJob:
@@ -226,9 +226,10 @@ class Search:
     def _update_best(self) -> None:
         for use in (use for use in USES if use.name in self.best):
             fastest = default = self.defaults[use.name]
-            for each in (each for each in self.candidates if each.speeds and not each.dropped):
-                if each.is_batch == use.is_batch and use.gain(each.known_speeds, fastest.known_speeds) > 1.0:
-                    fastest = each
+            for candidate in self.candidates:
+                is_usable = candidate.speeds and not candidate.dropped and candidate.is_batch == use.is_batch
+                if is_usable and use.gain(candidate.known_speeds, fastest.known_speeds) > 1.0:
+                    fastest = candidate
             best = self.best[use.name]
             is_dropped = best.dropped and best is not default
             if is_dropped or use.gain(fastest.known_speeds, best.known_speeds) > MIN_IMPROVEMENT:

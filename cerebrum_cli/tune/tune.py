@@ -87,7 +87,7 @@ def tune_model(
     changes = {name: (without_user_settings(old[name], settings), used.tuning) for name, used in uses.items()}
     return TuningResult(
         profile,
-        tuple(each for each in search.candidates if each.baseline),
+        tuple(candidate for candidate in search.candidates if candidate.baseline),
         {**search.untried, **unplanned(space, settings)},
         {name: (before, after) for name, (before, after) in changes.items() if before != after},
         bench.disturbed_jobs > 0,
@@ -103,7 +103,7 @@ def measure_steps(
     """
     defaults: dict[UseName, Tuning] = {"chat": space.chat, "ask": space.ask}
     measured: dict[tuple[Tuning, tuple[int, ...]], StepCosts | None] = {}
-    found: dict[UseName, TunedUse] = {}
+    result: dict[UseName, TunedUse] = {}
     for done, (name, default) in enumerate(defaults.items()):
         tuning = replace(default, **uses[name].tuning.overrides)
         rows = tuple(count for count in MEASURED_ROWS if count <= min(most, tuning.n_ubatch or count))
@@ -114,8 +114,8 @@ def measure_steps(
                 measured[job] = bench.step_costs(*job, seconds, context_depth(uses[name].speeds.prompt))
             except TrialError:  # another program has taken the memory meanwhile
                 measured[job] = None
-        found[name] = replace(uses[name], step_costs=measured[job])
-    return found
+        result[name] = replace(uses[name], step_costs=measured[job])
+    return result
 
 
 def search_space(model: Model, settings: Settings) -> SearchSpace:
@@ -125,11 +125,11 @@ def search_space(model: Model, settings: Settings) -> SearchSpace:
     context = load_options(model, replace(settings, ctx=length), ContextOptions(slots=MAX_BATCH_SLOTS)).context
     context = replace(context, n_ubatch=CPU_UBATCH)
     slots = plan_slots(model.sizes, MAX_BATCH_SLOTS, context, (), free)
-    other = Tuning(repack=plan_repacking(model.quantization, False, architecture()))
+    ask = Tuning(repack=plan_repacking(model.quantization, False, architecture()))
     return SearchSpace(
         chat=Tuning(repack=plan_repacking(model.quantization, True, architecture())),
-        ask=other,
-        batch=replace(other, slots=min(BATCH_SLOTS, slots)),
+        ask=ask,
+        batch=replace(ask, slots=min(BATCH_SLOTS, slots)),
         threads=() if settings.threads else thread_counts_to_try(cores.threads, cores.most_threads),
         slots=slots,
         layers=model.header.n_layers if settings.gpu_layers == "auto" else 0,
