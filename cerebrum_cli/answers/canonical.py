@@ -138,8 +138,8 @@ def _nested(text: str, depth: int) -> str | None:
 
 def _algebra(text: str) -> str | None:
     """Form of a text with operators or digits, and without words."""
-    rest = re.sub(_FUNCTION, "·", text, flags=re.IGNORECASE)
-    if re.search(_LETTER + "{3}", rest) or not re.search(r"[^\w\s'.,!?]|\d", rest):
+    operands = re.sub(_FUNCTION, "·", text, flags=re.IGNORECASE)
+    if re.search(_LETTER + "{3}", operands) or not re.search(r"[^\w\s'.,!?]|\d", operands):
         return None
     return _sum(rewritten(text.casefold(), _TIDY))
 

@@ -159,15 +159,16 @@ def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool
             line, _, below = _LEAD.sub("", region.partition("</")[0], count=1).partition("\n")
         line = plain(line)
         end_of_sentence = len(line) if is_box else _sentence_end(line)
-        answer, rest = _answer(line[:end_of_sentence]), line[end_of_sentence:]
+        answer = _answer(line[:end_of_sentence])
+        remainder = line[end_of_sentence:]
         # A Markdown heading has text below it, unlike GSM8K's last line.
-        is_heading = kind == "hashes" and (not NUMBER.match(answer) or has_content(rest))
-        if answer and not (is_heading and (end < len(text) or has_content(rest + below))):
+        is_heading = kind == "hashes" and (not NUMBER.match(answer) or has_content(remainder))
+        if answer and not (is_heading and (end < len(text) or has_content(remainder + below))):
             is_remark = _REMARK.fullmatch(answer) is not None
             value = answer if is_remark or in_words else _value(answer, text, marker.start())
             if in_words:
                 value = _ASIDE.sub("", answer)
-            elif kind in ("label", "heading") and value != answer and has_content(rest):
+            elif kind in ("label", "heading") and value != answer and has_content(remainder):
                 value = _last_result(line, text, marker.start()) or value
             # Many words without an amount are a first step ("Answer: Let us think step by step"), or a remark.
             is_prose = len(_WORD.findall(value)) > 3 and not _REFUSAL.search(value)
@@ -266,8 +267,8 @@ def _result(sentence: str, text: str, place: int) -> str | None:
 
 
 def _last_number(text: str) -> str | None:
-    rest = _BESIDE.sub(" ", text)
-    first = NUMBER.search(rest)
-    purpose = _PURPOSE.search(rest, first.end()) if first else None
-    numbers = NUMBER.findall(rest, 0, purpose.start() if purpose else len(rest)) or NUMBER.findall(text)
+    relevant = _BESIDE.sub(" ", text)
+    first = NUMBER.search(relevant)
+    purpose = _PURPOSE.search(relevant, first.end()) if first else None
+    numbers = NUMBER.findall(relevant, 0, purpose.start() if purpose else len(relevant)) or NUMBER.findall(text)
     return str(numbers[-1]).strip() if numbers else None

@@ -92,7 +92,7 @@ def normalize_spelling(text: str) -> str:
     text = rewritten(text, _ROWS).strip()
     for _ in range(_BRACES):
         text = _ROOT.sub(
-            _root, _SCRIPT.sub(lambda found: found[1] + _group(found[2] or found[3] or "", found[4]), text)
+            _root, _SCRIPT.sub(lambda script: script[1] + _group(script[2] or script[3] or "", script[4]), text)
         )
     return text
 

@@ -122,8 +122,8 @@ def sentence_stop(line: str, mark: re.Match[str]) -> int | None:
 
 
 def _after(line: str, mark: re.Match[str]) -> str:
-    found = _NEXT.search(line, mark.end())
-    return found[0] if found else ""
+    character = _NEXT.search(line, mark.end())
+    return character[0] if character else ""
 
 
 def has_content(text: str) -> bool:

@@ -185,7 +185,7 @@ def read_task(app: App, source: str, options: EvalOptions, preset: Preset | None
     from cerebrum_cli.eval.sources import read_source
     from cerebrum_cli.terminal.progress import FileProgress
 
-    match = next((each for each in MATCHES if each == options.match), None)
+    match = next((match for match in MATCHES if match == options.match), None)
     if options.match and match is None:
         raise UsageError.invalid("--match", options.match, f"one of {', '.join(MATCHES)}")
     with FileProgress(app.streams) as progress:
@@ -288,7 +288,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     samples = len(evaluation.rows)
     missing = samples - len(kept)
     whole, basis = estimate(app, prepared, len(preview.token_ids))
-    rest = None if whole is None else whole * missing / samples
+    missing_seconds = None if whole is None else whole * missing / samples
     if options.json:
         streams.answer_object(
             {
@@ -300,7 +300,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
                 "total_samples": samples,
                 "missing_samples": missing,
                 "seconds": None if whole is None else round(whole),
-                "missing_seconds": None if rest is None else round(rest),
+                "missing_seconds": None if missing_seconds is None else round(missing_seconds),
             }
         )
         return
@@ -319,8 +319,8 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     streams.info(basis if whole is None else f"about {format_duration(whole)} for the whole run, {basis}")
     if not missing:
         streams.info("nothing to generate")
-    elif kept and rest is not None:
-        streams.info(f"about {format_duration(rest)} for the {format_count(missing, 'missing sample')}")
+    elif kept and missing_seconds is not None:
+        streams.info(f"about {format_duration(missing_seconds)} for the {format_count(missing, 'missing sample')}")
 
 
 def estimate(app: App, prepared: PreparedEvaluation, prompt_tokens: int) -> tuple[float | None, str]:

@@ -118,6 +118,6 @@ def warn(app: App, plan: Merge) -> None:
         app.streams.report(
             NoticeEvent(problem, "mergekit ignores it too; check the spelling if it should have an effect")
         )
-    for each in plan.plan.unmatched_filters:
-        problem = f"the recipe filter {each} matches no tensor and is ignored"
+    for filter in plan.plan.unmatched_filters:
+        problem = f"the recipe filter {filter} matches no tensor and is ignored"
         app.streams.report(NoticeEvent(problem, "use Hugging Face tensor names, such as self_attn.q_proj"))

@@ -127,7 +127,10 @@ def print_run(
         return
     print_report(app.streams, report, run, skipped)
     if not app.streams.is_quiet:
-        for remark in (*run.record.notes.get("remarks", ()), *([comparison_of(scored_by)] * (run.match == "math"))):
+        for remark in (
+            *run.record.notes.get("remarks", ()),
+            *([comparison_of(scored_by)] if run.match == "math" else []),
+        ):
             app.streams.write_line("- ", remark)
         app.streams.info(f"run {run.name}: {run.path}")
 
@@ -192,7 +195,7 @@ def compare(
 def rm(context: typer.Context, run: Name, options: DeleteOptions) -> None:
     """Delete a run and its files."""
     app = app_of(context, options)
-    found = app.runs.find(run)
-    require_agreement(app, f"Delete the run {found.name}?", found.name, options.yes)
-    app.runs.delete(found)
-    app.streams.report(f"deleted {found.name}")
+    stored = app.runs.find(run)
+    require_agreement(app, f"Delete the run {stored.name}?", stored.name, options.yes)
+    app.runs.delete(stored)
+    app.streams.report(f"deleted {stored.name}")

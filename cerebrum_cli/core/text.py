@@ -58,6 +58,11 @@ def format_utc(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
+def truncate(text: str, length: int) -> str:
+    """Shorten a text to a number of characters, the last of which shows that some are missing."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 def one_line(text: str) -> str:
     return " ".join(text.split())
 

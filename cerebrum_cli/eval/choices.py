@@ -138,9 +138,9 @@ def _stated(
     is_none_a_choice: bool,
 ) -> list[tuple[int, str]]:
     """Places and letters of statements; no letter where the reply states that it is none, or several."""
-    found = [] if is_none_a_choice else [(match.start(), "") for match in _NONE.finditer(text)]
+    stated = [] if is_none_a_choice else [(match.start(), "") for match in _NONE.finditer(text)]
     listed = {item.start(1) for item in items}
-    joined = {place for each in several.finditer(text) for place in range(*each.span())}
+    joined = {place for letters in several.finditer(text) for place in range(*letters.span())}
     place = 0
     while match := statement.search(text, place):
         group = match.lastgroup or ""
@@ -149,9 +149,9 @@ def _stated(
             at in listed or (at in joined and group not in ("said", "chosen")) or _NEGATED.search(match[0]) is not None
         )
         if not is_refused:
-            found.append((match.start(), "" if at in joined else letter))
+            stated.append((match.start(), "" if at in joined else letter))
         place = match.start() + 1 if is_refused else match.end()
-    return found
+    return stated
 
 
 def _equal(text: str, choices: tuple[str, ...], is_complete: bool) -> str | None:
@@ -160,13 +160,17 @@ def _equal(text: str, choices: tuple[str, ...], is_complete: bool) -> str | None
     lines = [trimmed(plain(line).strip()) for line in (text.partition("\n")[0], text.rpartition("\n")[2])]
     forms = [canonical(choice) for choice in choices]
     values = (answer.stated, *lines, answer.final) if is_complete else (answer.stated,)
-    found = (form for form in map(canonical, filter(None, values)) if forms.count(form) == 1)
-    return next((LETTERS[forms.index(form)] for form in found), None)
+    for form in map(canonical, filter(None, values)):
+        if forms.count(form) == 1:
+            return LETTERS[forms.index(form)]
+    return None
 
 
 def _named(text: str, choices: tuple[str, ...], named: re.Pattern[str], several: re.Pattern[str]) -> str | None:
     """The only choice that is named in the last sentence about the answer, or else in the last that names any."""
-    parts = [[each for line in part.split("\n") for each in sentences(plain(line))] for part in text.split("\n\n")]
+    parts = [
+        [sentence for line in part.split("\n") for sentence in sentences(plain(line))] for part in text.split("\n\n")
+    ]
     about = [sentence for part in parts for sentence in part if _ABOUT_ANSWER.search(sentence)]
     last = [sentence for part in parts[-2:] for sentence in part]
     for sentence in (*reversed(about), *reversed(last)):
@@ -182,12 +186,12 @@ def _letters(sentence: str, choices: tuple[str, ...], named: re.Pattern[str], se
         letter: _ARTICLE.sub("", plain(choice).casefold().strip(" ."))
         for letter, choice in zip(LETTERS, choices, strict=False)
     }
-    spans = [(found.span(), found[1] or found[2]) for found in named.finditer(sentence)]
-    spans += [(found.span(), found[0]) for found in several.finditer(sentence)]
+    spans = [(match.span(), match[1] or match[2]) for match in named.finditer(sentence)]
+    spans += [(match.span(), match[0]) for match in several.finditer(sentence)]
     for letter, phrase in phrases.items():
         text = rf"(?<!\w)(?<![-+*/^=]\s){re.escape(phrase)}(?:e?s)?(?!\w|\s?[-+*/^=]\s)"
-        if re.search(r"[^\W\d_]{2}", phrase) and (found := re.search(text, sentence.casefold())):
-            spans.append((found.span(), letter))
+        if re.search(r"[^\W\d_]{2}", phrase) and (match := re.search(text, sentence.casefold())):
+            spans.append((match.span(), letter))
     outer = [
         (span, names)
         for span, names in spans

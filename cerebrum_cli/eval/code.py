@@ -77,7 +77,7 @@ def _with_preamble(preamble: str, code: str) -> str:
     """Put a preamble before code, but after imports from `__future__`, which come first in a file."""
     if preamble in code:
         return code
-    start = max((found.end() + 1 for found in FUTURE_IMPORT.finditer(code)), default=0)
+    start = max((line.end() + 1 for line in FUTURE_IMPORT.finditer(code)), default=0)
     return f"{code[:start]}{preamble}\n\n\n{code[start:]}"
 
 
@@ -85,13 +85,12 @@ def _bare_function(text: str, entry_point: str) -> str | None:
     """Find the last definition of the entry point in plain text, with the code around it."""
     definition = re.compile(rf"(?P<indent> *)(async )?def {re.escape(entry_point)} *\(")
     lines = text.split("\n")
-    found = [(number, match["indent"]) for number, line in enumerate(lines) if (match := definition.match(line))]
-    if not found:
+    definitions = [(number, match["indent"]) for number, line in enumerate(lines) if (match := definition.match(line))]
+    if not definitions:
         return None
-    line, indent = found[-1]
-    lines = [each.removeprefix(indent) for each in lines]
-    start = line
-    for number in range(line - 1, -1, -1):
+    start, indent = definitions[-1]
+    lines = [line.removeprefix(indent) for line in lines]
+    for number in range(start - 1, -1, -1):
         if TOP_LEVEL.match(lines[number]):
             if _first_error("\n".join([*lines[number:start], "def following(): pass"])) is not None:
                 break
@@ -105,7 +104,9 @@ def _continue_prompt(prompt: str, block: Block, entry_point: str) -> str | None:
     The first line of a body may have lost its indentation, or all its lines, or words may come before it.
     """
     prompt = prompt.rstrip()
-    body = re.sub(r"^[ \t]+", lambda found: found[0].expandtabs(4), block.text.strip("\n").rstrip(), flags=re.MULTILINE)
+    body = re.sub(
+        r"^[ \t]+", lambda indent: indent[0].expandtabs(4), block.text.strip("\n").rstrip(), flags=re.MULTILINE
+    )
     variants = [body] if body.startswith(" ") else [INDENT + body, textwrap.indent(body, INDENT)]
     if not block.is_closed and (indented := re.search(r"\n( +\S.*)", body, re.DOTALL)):
         variants.append(indented[1])

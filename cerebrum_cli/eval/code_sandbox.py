@@ -72,8 +72,8 @@ def sandbox_command(bwrap: str, python: str, libraries: Iterable[str], filter_de
     environment = "--setenv HOME /tmp --setenv PYTHONHASHSEED 0"
     devices = f"--size {TEMPORARY_FILES} --tmpfs /tmp --dev-bind /dev/null /dev/null"
     readable = [part for path in (*libraries, python) for part in ("--ro-bind-try", path, path)]
-    rest = f"--remount-ro / --chdir /tmp --seccomp {filter_descriptor}"
-    options = f"{isolation} {environment} {devices}".split() + readable + rest.split()
+    locks = f"--remount-ro / --chdir /tmp --seccomp {filter_descriptor}"
+    options = [*f"{isolation} {environment} {devices}".split(), *readable, *locks.split()]
     return [bwrap, *options, python, "-P", "-s", "-S", "-c", GUEST.read_text(encoding="utf-8")]
 
 

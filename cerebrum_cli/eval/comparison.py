@@ -56,11 +56,11 @@ class Comparison:
 def outcomes(run: Iterable[Sample], form: FormOf) -> dict[QuestionId, Outcome]:
     questions = group_by_question(run)
     clusters = clusters_of(list(questions.values())) or list(questions)
-    found = {}
+    by_question = {}
     for (id, question), cluster in zip(questions.items(), clusters, strict=True):
         won = winner(votes_of(question, form))
-        found[id] = Outcome(accuracy_of(question), won and won.form, won is not None and won.correct, cluster)
-    return found
+        by_question[id] = Outcome(accuracy_of(question), won and won.form, won is not None and won.correct, cluster)
+    return by_question
 
 
 def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
@@ -70,18 +70,19 @@ def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
     must be enough to show a difference at all, and between single samples McNemar's test, which is exact, must agree.
     """
     pairs = list(zip(a, b, strict=True))
-    differences, clusters = [after.accuracy - before.accuracy for before, after in pairs], [each.cluster for each in a]
+    differences = [after.accuracy - before.accuracy for before, after in pairs]
+    clusters = [outcome.cluster for outcome in a]
     right_to_wrong = sum(before.correct and not after.correct for before, after in pairs)
     wrong_to_right = sum(after.correct and not before.correct for before, after in pairs)
     p_value = mcnemar(right_to_wrong, wrong_to_right)
     interval = bootstrap(differences, clusters)
-    is_binary = all(each.accuracy in (0.0, 1.0) for each in (*a, *b))
+    is_binary = all(outcome.accuracy in (0.0, 1.0) for outcome in (*a, *b))
     smallest = _smallest_difference_of(differences, clusters, is_binary)
     is_unlikely = smallest is not None and (p_value < SIGNIFICANCE or not is_binary)
     return Comparison(
         n=len(pairs),
-        accuracy_a=mean([each.accuracy for each in a]),
-        accuracy_b=mean([each.accuracy for each in b]),
+        accuracy_a=mean([outcome.accuracy for outcome in a]),
+        accuracy_b=mean([outcome.accuracy for outcome in b]),
         difference=mean(differences),
         interval=interval,
         right_to_wrong=right_to_wrong,
@@ -147,7 +148,7 @@ def _smallest_difference_of(differences: Sequence[float], clusters: Clusters, is
     plain, clustered = standard_error(differences), standard_error(differences, clusters)
     units = len(differences if clusters is None else set(clusters))
     n = len(differences) * (plain / clustered) ** 2 if clustered >= ROUNDING else units
-    disagreement = mean([each**2 for each in differences])
+    disagreement = mean([difference**2 for difference in differences])
     if is_binary or disagreement < ROUNDING:
         disagreement = max(disagreement, min(1.0, MIN_DISCORDANT / n))
     return smallest_difference(n, disagreement)

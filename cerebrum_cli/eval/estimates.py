@@ -83,19 +83,19 @@ def count_totals(scores: Sequence[float], clusters: Clusters = None) -> Counter[
     members: dict[object, list[float]] = {}
     for score, cluster in zip(scores, clusters, strict=True):
         members.setdefault(cluster, []).append(score)
-    return Counter(Totals(fsum(each), len(each)) for each in members.values())
+    return Counter(Totals(fsum(cluster_scores), len(cluster_scores)) for cluster_scores in members.values())
 
 
 def _error(center: float, totals: Counter[Totals]) -> float:
     count = totals.total()
     if count == 1:
         return 0.0
-    squares = fsum(times * (each.sum - each.size * center) ** 2 for each, times in totals.items())
+    squares = fsum(times * (cluster.sum - cluster.size * center) ** 2 for cluster, times in totals.items())
     return sqrt(count / (count - 1) * squares) / _size(totals)
 
 
 def _size(totals: Counter[Totals]) -> float:
-    return sum(times * each.size for each, times in totals.items())
+    return sum(times * cluster.size for cluster, times in totals.items())
 
 
 def wilson(value: float, n: float) -> Interval:

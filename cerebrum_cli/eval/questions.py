@@ -98,7 +98,7 @@ class Sample:
         return self.finish_reason == SKIPPED
 
 
-SAMPLE_KEYS = tuple(each.name for each in fields(Sample) if each.name not in OPTIONAL_KEYS)
+SAMPLE_KEYS = tuple(field.name for field in fields(Sample) if field.name not in OPTIONAL_KEYS)
 
 
 def sample_object(sample: Sample) -> dict[str, Any]:

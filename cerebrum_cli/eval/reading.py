@@ -19,7 +19,7 @@ from typing import Any
 from cerebrum_cli.batch.json_rows import parse_line
 from cerebrum_cli.batch.rows import InvalidRow, Template
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.text import truncate, well_formed
 from cerebrum_cli.eval.questions import Question, QuestionId
 
 QUESTION_TEMPLATE = "{question}"  # of a question without a template of its own
@@ -249,5 +249,4 @@ def _no_questions(bad_rows: list[BadRow], has_template: bool) -> UsageError:
 
 
 def _shown(value: Any) -> str:
-    text = well_formed(repr(value))
-    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"
+    return truncate(well_formed(repr(value)), _MAX_SHOWN)

@@ -124,7 +124,7 @@ def summarize(task: str, run: Sequence[Sample], samples: int, form: FormOf, seco
         accuracy=mean_accuracy(questions),
         maj={
             k: estimate(shares, clusters)
-            for k, shares in majorities([votes_of(each, form) for each in complete]).items()
+            for k, shares in majorities([votes_of(question, form) for question in complete]).items()
         },
         pass_at={
             k: estimate([pass_at(samples, count, k) for count in correct], clusters)
@@ -192,4 +192,4 @@ def report_object(report: Report) -> dict[str, Any]:
 
 
 def _estimates_object(estimates: Mapping[int, Estimate]) -> dict[str, dict[str, Any]]:
-    return {str(k): {"value": each.value, "interval": list(each.interval)} for k, each in estimates.items()}
+    return {str(k): {"value": estimate.value, "interval": list(estimate.interval)} for k, estimate in estimates.items()}

@@ -89,7 +89,7 @@ def save_scores(run: Run, run_code: bool = False) -> Rescored:
         path = run.row_files[not is_complete]
         write_record(paths, replace(record, fingerprint=fingerprint), AGAIN)
         with unfinished_file(path, 0o666) as part:
-            result = write_result(part.file, (to_json_line(sample_object(each)).encode() for each in again.samples))
+            result = write_result(part.file, (to_json_line(sample_object(sample)).encode() for sample in again.samples))
             commit_file(part, path)
         rescored_record = replace(
             record,
@@ -128,22 +128,22 @@ def differences(before: Run, after: Run) -> dict[str, tuple[Any, Any]]:
         left_out |= set(OF_A_FORMAT)
     if first.get("template") == second.get("template") is None and DEFAULT_TEMPLATE in first.keys() & second.keys():
         left_out.remove(DEFAULT_TEMPLATE)  # it is used, and recorded
-    found = _differences(first, second, left_out)
-    if "adapter" in found:
-        found["adapter"] = before.record.adapter_files, after.record.adapter_files
-    return found
+    differing = _differences(first, second, left_out)
+    if "adapter" in differing:
+        differing["adapter"] = before.record.adapter_files, after.record.adapter_files
+    return differing
 
 
-def describe_differences(found: Mapping[str, tuple[Any, Any]]) -> str:
+def describe_differences(differing: Mapping[str, tuple[Any, Any]]) -> str:
     """Differences in words; empty without any."""
-    clauses = [f"{key}{shown_values(first, ' and', second)}" for key, (first, second) in found.items()]
+    clauses = [f"{key}{shown_values(first, ' and', second)}" for key, (first, second) in differing.items()]
     return enumeration(clauses) if clauses else ""
 
 
 def comparison_notes(before: Run, after: Run) -> Iterator[str]:
     """Notes on other causes of a difference: the versions that made the runs, and how they were scored."""
-    if found := _differences(before.versions, after.versions):
-        yield f"the runs were made with different versions: {describe_differences(found)}"
+    if differing := _differences(before.versions, after.versions):
+        yield f"the runs were made with different versions: {describe_differences(differing)}"
     for run in _to_rescore(before, after):
         again = f"; for this comparison its replies were scored again by {describe_rules(rules_of(run.match))}"
         now = f", not {describe_rules(rules_of(run.match))}: programs are not run again"
@@ -180,4 +180,4 @@ def _finished_samples(run: Run, is_outdated: bool) -> Iterator[Sample]:
     is_again = is_outdated and run.match != "code"
     samples = rescored(run.match, run.samples()).samples if is_again else run.samples()
     questions = group_by_question(sample for sample in samples if not sample.is_skipped)
-    return chain.from_iterable(each for each in questions.values() if len(each) == run.samples_per_question)
+    return chain.from_iterable(group for group in questions.values() if len(group) == run.samples_per_question)

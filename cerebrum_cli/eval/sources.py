@@ -85,8 +85,10 @@ def load_task(
 def _cached_or_downloaded(task: Task, progress: Progress, offline: bool) -> dict[CachedFile, bytes]:
     cache = Cache(cache_directory(), "dataset")
     cached = {file: _read(file) for file in cache.find_files(task.repo_id, task.file, task.files)}
-    digests = ((file.digest, hashlib.sha256(data).hexdigest(), git_hash(data)) for file, data in cached.items())
-    if cached and all(digest in (None, *found) for digest, *found in digests):
+    are_intact = (
+        file.digest in (None, hashlib.sha256(data).hexdigest(), git_hash(data)) for file, data in cached.items()
+    )
+    if cached and all(are_intact):
         return cached
     if offline or is_offline():
         reason = "cerebrum is offline"
@@ -196,23 +198,23 @@ def read_source(
     scorer = code_scorer(run_code) if is_code else None  # refused before anything is downloaded
     if task:
         name, match = task.name, match or task.match
-        found, digest, origin = load_task(task, progress, template, offline)
+        question_set, digest, origin = load_task(task, progress, template, offline)
     else:
         name, match = path.stem, match or "answer"
-        found, digest = load_file(path, template)
+        question_set, digest = load_file(path, template)
         origin = ""
-    questions = found.questions
+    questions = question_set.questions
     default = QUESTION_TEMPLATE
     if is_code:
         default = CODE_TEMPLATE
     elif any(question.choices for question in questions):
         default = CHOICE_TEMPLATE
     are_words = match == "answer" and 2 * sum(map(is_in_words, questions)) > len(questions)
-    remarks = (origin, *_remarks(task, preset, condition), found.note, IN_WORDS if are_words else "")
+    remarks = (origin, *_remarks(task, preset, condition), question_set.note, IN_WORDS if are_words else "")
     return LoadedTask(
         name=name,
         questions=questions,
-        bad_rows=found.bad_rows,
+        bad_rows=question_set.bad_rows,
         fingerprint={
             "task": name,
             "question file": digest,

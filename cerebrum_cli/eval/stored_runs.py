@@ -187,7 +187,7 @@ class RunStore:
         base, previous = _name(str(fingerprint["task"]), str(fingerprint["model"])), None
         for number in count(1):
             path = self._directory / f"{base if number == 1 else f'{base}-{number}'}{SUFFIX}"
-            if not any(each.exists() for each in OutputPaths(path).all):
+            if not any(file.exists() for file in OutputPaths(path).all):
                 break
             previous = None
             with contextlib.suppress(BatchError):

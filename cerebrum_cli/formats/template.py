@@ -71,7 +71,7 @@ class Placeholders:
                 indexes.append(int(index))
                 texts.append(text)
             else:  # before the first, or what a template has left of one
-                texts[-1] += self._start * bool(at) + part
+                texts[-1] += (self._start if at else "") + part
         return texts[0], list(zip(indexes, texts[1:], strict=True))
 
 
@@ -110,9 +110,11 @@ class EmbeddedFormat(PromptFormat):
         turns, thinks = conversation.openai_messages, conversation.thinks
         offset = len(turns) - len(conversation.messages)
         messages = dict(enumerate(conversation.messages, offset))
-        fixed = {index: part for index, each in messages.items() if (part := self._fixed_part(each, keeps_tokens))}
+        fixed = {
+            index: part for index, message in messages.items() if (part := self._fixed_part(message, keeps_tokens))
+        }
         contents = [placeholders.text(at) if at in fixed else turn["content"] for at, turn in enumerate(turns)]
-        thoughts = ["" if at in fixed else each.reasoning or "" for at, each in messages.items()]
+        thoughts = ["" if at in fixed else message.reasoning or "" for at, message in messages.items()]
         real = [*contents, *[""] * offset, *thoughts]
         placed = [placeholders.text(index) if text.strip() else text for index, text in enumerate(real)]
 
@@ -125,12 +127,12 @@ class EmbeddedFormat(PromptFormat):
             """Text that follows the last question, or would follow it in another conversation."""
             text = pieces[-1][1]
             if thinks != conversation.thinks and self._switch:
-                _, rest = placeholders.split(fill(placed, self._values(conversation, thinks)))
-                text = rest[-1][1] if rest else text
+                _, parts = placeholders.split(fill(placed, self._values(conversation, thinks)))
+                text = parts[-1][1] if parts else text
             return self._closed(text) if thinks is False and not self._is_fixed else text
 
         sampled = {index: part.ids for index, part in fixed.items() if isinstance(part, Tokens)}
-        headers = {each: header(each) for each in {thinks, *(messages[index].thinks for index in sampled)}}
+        headers = {state: header(state) for state in {thinks, *(messages[index].thinks for index in sampled)}}
         before = {
             index: headers[messages[index].thinks] if ids else self._closed(headers[messages[index].thinks])
             for index, ids in sampled.items()
@@ -147,7 +149,12 @@ class EmbeddedFormat(PromptFormat):
             return None
         if keeps_tokens:
             return Tokens(message.tokens)
-        markers = (text for each in self.thoughts for text in (each.open, each.close, each.header, each.final) if text)
+        markers = (
+            text
+            for thought in self.thoughts
+            for text in (thought.open, thought.close, thought.header, thought.final)
+            if text
+        )
         texts = message.content, message.reasoning or ""
         return Text(message.content) if any(marker in text for marker in markers for text in texts) else None
 
@@ -173,9 +180,9 @@ class EmbeddedFormat(PromptFormat):
                 "the chat template would turn message text into special tokens",
                 "remove text that looks like markup, or choose another --format",
             )
-        first, rest = placeholders.split(prompt)
+        first, replies = placeholders.split(prompt)
         pieces = [(FROM_TEMPLATE, first)]
-        for index, literal in rest:  # the replies whose tokens are known
+        for index, literal in replies:  # those whose tokens are known
             pieces += [(index, placeholders.text(index)), (FROM_TEMPLATE, literal)]
         return pieces
 
@@ -192,8 +199,8 @@ class EmbeddedFormat(PromptFormat):
     def _values(self, conversation: Conversation, thinks: bool | None) -> dict[str, Any]:
         effort, _ = find_efforts(self.source, self.bos, self.eos)
         switches = {self._switch: thinks, effort: conversation.effort, PRESERVE: conversation.keeps_thoughts}
-        given = {name: value for name, value in switches.items() if name and value is not None}
-        return {**variables(self.bos, self.eos, datetime.now()), **given, **self.options}
+        set_by_conversation = {name: value for name, value in switches.items() if name and value is not None}
+        return {**variables(self.bos, self.eos, datetime.now()), **set_by_conversation, **self.options}
 
 
 def try_template(path: Path) -> None:

@@ -132,9 +132,9 @@ def find_writer(source: str, values: Mapping[str, Any], thoughts: tuple[ThoughtM
 def _writers(source: str, bos: str, eos: str, thoughts: tuple[ThoughtMarkup, ...]) -> Iterator[WriteReply]:
     if reads_fields(source, bos, eos):
         yield write_fields
-    for each in thoughts:
-        if each.open in source or each.close in source:
-            yield partial(write_inline, each)
+    for thought in thoughts:
+        if thought.open in source or thought.close in source:
+            yield partial(write_inline, thought)
 
 
 def _conversation(write: WriteReply) -> list[Turn]:

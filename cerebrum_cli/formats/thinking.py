@@ -100,10 +100,11 @@ class ThoughtSplitter:
 
     def flush(self) -> list[SplitText]:
         """Return the remaining text at the end of the reply."""
-        rest, self.held = self.held, ""
-        rest = "" if self._footer and rest.rstrip() == self._footer else rest
+        text, self.held = self.held, ""
+        if self._footer and text.rstrip() == self._footer:
+            text = ""
         out: list[SplitText] = []
-        self._emit("thinking" if self.open_thought else "answer", rest, out)
+        self._emit("thinking" if self.open_thought else "answer", text, out)
         return out
 
     def _step(self, out: list[SplitText]) -> bool:
@@ -139,7 +140,7 @@ class ThoughtSplitter:
             self.held = text[len(marker) :]
             self.open_thought = markers.get(marker)
             self.is_in_answer = marker not in markers
-            self._footer = next((each.footer for each in self.thoughts if each.header == marker), "")
+            self._footer = next((thought.footer for thought in self.thoughts if thought.header == marker), "")
         elif any(marker.startswith(text) for marker in texts):
             return False
         else:

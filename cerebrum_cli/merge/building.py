@@ -53,11 +53,11 @@ def _plan(puller: Puller, recipe: Recipe, reference: NameReference, context: int
     plan = planner.plan(reference, context)
     if plan.chosen.installed or reference.quantization:
         return plan
-    installed = [each for each in plan.candidates if each.installed] if planner.is_offline else []
-    ready = installed or [each for each in plan.candidates if _is_ready(puller.library, recipe, each.quantization)]
-    if not ready:
+    candidates = [row for row in plan.candidates if row.installed] if planner.is_offline else []
+    candidates = candidates or [row for row in plan.candidates if _is_ready(puller.library, recipe, row.quantization)]
+    if not candidates:
         return plan
-    best = min(ready, key=lambda each: (not each.recommended, each.verdict != "fits", -each.size))
+    best = min(candidates, key=lambda row: (not row.recommended, row.verdict != "fits", -row.size))
     return planner.plan(NameReference(reference.name, best.quantization), context)
 
 
@@ -73,9 +73,9 @@ def _prepare(
         require_free_name(library, name, lambda row: row is spec, lambda entry: entry.path.parent == directory)
     directory.mkdir(parents=True, exist_ok=True)
     models = {}
-    for each, reference in zip(recipe.models, _references(library, recipe, quantization), strict=True):
+    for model, reference in zip(recipe.models, _references(library, recipe, quantization), strict=True):
         is_path = isinstance(reference, PathReference)  # a file is used as it is, and not registered
-        models[each] = library.find(reference) if is_path else pull(reference)
+        models[model] = library.find(reference) if is_path else pull(reference)
     label = quantization or models[recipe.models[0]].display_name
     output, name = directory / spec.merged_name(label), name or f"{spec.name}:{label}"
     options = MergeOptions(output, name, title=spec.title, quantization=quantization)
@@ -85,8 +85,8 @@ def _prepare(
 
 
 def _references(library: Library, recipe: Recipe, quantization: str | None) -> list[Reference]:
-    names = recipe.models
-    return [library.parse(with_quantization(library, each, quantization) if quantization else each) for each in names]
+    names = [with_quantization(library, model, quantization) if quantization else model for model in recipe.models]
+    return [library.parse(name) for name in names]
 
 
 def _is_ready(library: Library, recipe: Recipe, quantization: str) -> bool:

@@ -54,7 +54,7 @@ def differences(table: Table, first: Table) -> Iterator[tuple[str, Any, Any]]:
         name = key.removeprefix(prefix)
         is_per_layer = table.is_per_layer(key) or first.is_per_layer(key)
         if key.startswith(prefix) and name not in MAY_DIFFER and not is_per_layer:
-            actual, expected = (each.content(key, DEFAULTS.get(name)) for each in (table, first))
+            actual, expected = (model.content(key, DEFAULTS.get(name)) for model in (table, first))
             if None not in (actual, expected) and actual != expected:
                 yield key, actual, expected
     yield from vocabulary_differences(table, first)
@@ -79,7 +79,7 @@ def vocabulary_differences(table: Table, first: Table) -> Iterator[tuple[str, An
 
 def shape_differences(table: Table, first: Table) -> Iterator[tuple[str, Any, Any]]:
     """Yield the tensors outside of layers, and of the first layer, whose shapes differ."""
-    if any(each.is_per_layer(key) for each in (table, first) for key in each.metadata):  # layers may differ in shape
+    if any(model.is_per_layer(key) for model in (table, first) for key in model.metadata):  # layers may differ in shape
         return
     expected = {**first.global_tensors, **first.layer_tensors(0)}
     for suffix, tensor in {**table.global_tensors, **table.layer_tensors(0)}.items():

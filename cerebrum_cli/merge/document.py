@@ -6,15 +6,16 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.text import did_you_mean, truncate
 
 if TYPE_CHECKING:
     from yaml.nodes import Node
 
 _LEVELS, _VALUES = 20, 100_000  # with aliases expanded: far beyond any recipe, and still fast to check
+_CONSTRUCTION_ERRORS = (RecursionError, ValueError, LookupError, AttributeError, ArithmeticError, TypeError)
 _TYPO_SIMILARITY = 0.8  # a name more similar than this to a known one is taken for a typing error
 
 
@@ -91,15 +92,7 @@ def read_document(file: str, text: str) -> Field:
             raise root.error("too many levels or aliases", "use fewer levels and aliases")
         return Field(file, "", loader.construct_document(node))
     # PyYAML does not translate the exceptions of int(), date() and re for invalid numbers, dates and tagged values.
-    except (
-        yaml.YAMLError,
-        RecursionError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        TypeError,
-    ) as error:
+    except (yaml.YAMLError, *_CONSTRUCTION_ERRORS) as error:
         mark = getattr(error, "problem_mark", None)
         at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = truncate(str(getattr(error, "problem", None) or error), 200)
@@ -119,16 +112,13 @@ def _is_bounded(root: Node) -> bool:
     return True
 
 
-def choices(given: object, known: Sequence[str]) -> str:
-    """Hint that suggests the known name a given one is similar to, and lists all of them."""
-    near = similar(given, known)
-    return f"{f'did you mean {near}? ' if near else ''}supported: {', '.join(known)}"
+def suggestion(name: object, known: Sequence[str]) -> str:
+    """Beginning of a hint with the known name that a name is probably meant to be; empty if none is similar enough."""
+    return did_you_mean(name[:100], known, cutoff=_TYPO_SIMILARITY) if isinstance(name, str) else ""
 
 
-def similar(given: object, known: Sequence[str]) -> str | None:
-    """Known name that a given one is probably meant to be, None if none is similar enough."""
-    found = get_close_matches(given[:100], known, 1, _TYPO_SIMILARITY) if isinstance(given, str) else []
-    return found[0] if found else None
+def choices(name: object, known: Sequence[str]) -> str:
+    return f"{suggestion(name, known)}supported: {', '.join(known)}"
 
 
 def quoted(value: object) -> str:
@@ -136,10 +126,6 @@ def quoted(value: object) -> str:
     if not isinstance(value, str):
         return f"({type(value).__name__})"
     return truncate(value if value.strip() else repr(value), 60)
-
-
-def truncate(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def printable(text: str) -> str:

@@ -113,7 +113,7 @@ def chunks(plan: Plan, evaluator: TensorEvaluator) -> Iterator[bytes]:
 
 def require_supported_types(plan: Plan, codec: CodecFactory) -> None:
     """Raise MergeError for a type that the codec cannot read or write, before anything is written."""
-    computed = [each for each in plan.tensors if not (each.is_copy or block_scale(each.op, each))]
+    computed = [tensor for tensor in plan.tensors if not (tensor.is_copy or block_scale(tensor.op, tensor))]
     if not computed:
         return
     instance = codec()

@@ -150,7 +150,7 @@ class Merger:
         title = recipe.name or options.title or options.name
         plan = MergePlanner(recipe, tables, target).plan(provenance(recipe, models, title))
         require_supported_types(plan, self.codec)
-        return Merge(recipe, models, options, plan, sum(each.array_items for each in tables.values()))
+        return Merge(recipe, models, options, plan, sum(table.array_items for table in tables.values()))
 
     def require_writable(self, merge: Merge) -> None:
         """Raise UsageError if the file is one of the sources, MergeError if the disk has too little space."""
@@ -198,14 +198,14 @@ def public_name(model: Model) -> str:
     return model.path.name if model.is_unnamed else model.reference
 
 
-def provenance(recipe: Recipe, models: Mapping[str, Model], name: str) -> Provenance:
+def provenance(recipe: Recipe, models: Mapping[str, Model], title: str) -> Provenance:
     tokenizer = models[recipe.tokenizer_model]
-    references = {each: public_name(model) for each, model in models.items()}
-    repositories = {each: model.cached.repo_id for each, model in models.items() if model.cached}
+    references = {name: public_name(model) for name, model in models.items()}
+    repositories = {name: model.cached.repo_id for name, model in models.items() if model.cached}
     extra = {MERGE_RECIPE: recipe.text, MERGE_SOURCES: "\n".join(dict.fromkeys(references.values()))}
     if tokenizer.known_format and tokenizer.known_format != EMBEDDED:
         extra[MERGE_FORMAT] = tokenizer.known_format
-    return Provenance(name, references, repositories, extra)
+    return Provenance(title, references, repositories, extra)
 
 
 def merge_object(merge: Merge, context: int | None) -> dict[str, Any]:

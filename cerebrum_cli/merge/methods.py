@@ -76,8 +76,8 @@ class TensorPosition(NamedTuple):
         stored = tensor.name if tensor and split_layer(self.name)[0] is not None else self.name
         names = hugging_face_names(stored, self.architecture)
         levels = (*([source.parameters] if source else []), self.slice.parameters, self.recipe.parameters)
-        for value, filter in (each for level in levels for each in level.get(name, ())):
-            if filter is None or any(filter in each for each in names):
+        for value, filter in (row for level in levels for row in level.get(name, ())):
+            if filter is None or any(filter in tensor_name for tensor_name in names):
                 return interpolate(value, self.t) if isinstance(value, tuple) else value
         return None
 

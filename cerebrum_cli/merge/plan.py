@@ -157,13 +157,13 @@ class MergePlanner:
 
     def _unmatched_filters(self) -> tuple[str, ...]:
         stored = {name for table in self.tables.values() for name in table.tensors}
-        names = {each for name in stored for each in hugging_face_names(name, self._architecture)}
+        names = {name for tensor in stored for name in hugging_face_names(tensor, self._architecture)}
         levels = [self.recipe.parameters]
         for part in self.recipe.slices:
             levels += [part.parameters, *(source.parameters for source in part.sources)]
         rows = [row for level in levels for values in level.values() for row in values]
         filters = dict.fromkeys(row.filter for row in rows if row.filter is not None)
-        return tuple(each for each in filters if not any(each in name for name in names))
+        return tuple(filter for filter in filters if not any(filter in name for name in names))
 
     def _steps(self) -> Iterator[MergeStep]:
         """Yield the layers of the merge in order. Raises MergeError if a source lacks a layer."""
@@ -258,9 +258,9 @@ def bits_per_weight(name: str) -> float:
 
 def with_fallback(name: str, row_length: int) -> str:
     """The type, or a fallback if rows of this length are not a multiple of its block size."""
-    for each in (name, FALLBACKS.get(name, name)):
-        if row_length % TENSOR_TYPES[TYPE_NUMBERS[each]].block_size == 0:
-            return each
+    for candidate in (name, FALLBACKS.get(name, name)):
+        if row_length % TENSOR_TYPES[TYPE_NUMBERS[candidate]].block_size == 0:
+            return candidate
     return LAST_FALLBACK
 
 

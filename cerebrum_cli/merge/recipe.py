@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from cerebrum_cli.merge.document import Field, choices, printable, quoted, read_document, similar
+from cerebrum_cli.merge.document import Field, choices, printable, quoted, read_document, suggestion
 
 Method = Literal["passthrough", "linear", "slerp", "task_arithmetic"]
 
@@ -91,8 +91,9 @@ def parse_recipe(text: str, where: str) -> Recipe:
     root.require_mapping(_KEYS)
     method = _method(root["merge_method"])
     ignored = [key for key in root.value if key not in _KEYS]
-    if misspelled := [key for key in ignored if similar(key, _KEYS)]:
-        raise root.unknown_key(misspelled[0], _KEYS)
+    for key in ignored:
+        if suggestion(key, _KEYS):
+            raise root.unknown_key(key, _KEYS)
     parameters, base_model = _parameters(root["parameters"]), _optional_model(root["base_model"])
     slices = _slices(root, method, parameters, base_model)
     if root["chat_template"].value not in (None, "auto"):
@@ -141,11 +142,11 @@ def _slices(root: Field, method: Method, parameters: Parameters, base_model: str
 def _slice(field: Field, method: Method, shared: Parameters, base_model: str | None) -> Slice:
     field.require_keys(("sources", "parameters", "base_model"))
     fields = field["sources"].items()
-    sources = [_source(each, ("model", "layer_range", "parameters")) for each in fields]
+    sources = [_source(source_field, ("model", "layer_range", "parameters")) for source_field in fields]
     counts = [source.layer_range[1] - source.layer_range[0] for source in sources if source.layer_range]
-    for each, count in zip(fields, counts, strict=True):
+    for source_field, count in zip(fields, counts, strict=True):
         if count != counts[0]:
-            raise each["layer_range"].error(
+            raise source_field["layer_range"].error(
                 f"{count} layers, but the first source has {counts[0]}",
                 "use the same number of layers from each source",
             )
@@ -164,7 +165,7 @@ def _source(field: Field, keys: tuple[str, ...]) -> SliceSource:
 def _check_method(method: Method, part: Slice, shared: Parameters, field: Field, fields: Sequence[Field]) -> None:
     """Raise UsageError if a slice lacks what the method needs; `fields` are those of its sources."""
     models, base_model = [source.model for source in part.sources], part.base_model
-    given = {*part.parameters, *shared}
+    stated = {*part.parameters, *shared}
     if method == "passthrough" and len(models) != 1:
         raise field.error(
             f"passthrough takes one source per slice, not {len(models)}",
@@ -184,15 +185,15 @@ def _check_method(method: Method, part: Slice, shared: Parameters, field: Field,
                 f"use two: {quoted(base_model)} and another",
             )
         hint = "to the parameters of the slice or the recipe"
-        for source, each in zip(part.sources, fields, strict=True):
+        for source, source_field in zip(part.sources, fields, strict=True):
             if "t" in source.parameters:
-                raise each["parameters"]["t"].error("slerp takes one t for both sources", f"move it {hint}")
-        if "t" not in given:
+                raise source_field["parameters"]["t"].error("slerp takes one t for both sources", f"move it {hint}")
+        if "t" not in stated:
             raise field.error("slerp needs t, from 0 (base_model) to 1 (the other model)", f"add it {hint}")
-    if method in ("linear", "task_arithmetic") and "weight" not in given:
-        for source, each in zip(part.sources, fields, strict=True):
+    if method in ("linear", "task_arithmetic") and "weight" not in stated:
+        for source, source_field in zip(part.sources, fields, strict=True):
             if "weight" not in source.parameters and (method == "linear" or source.model != base_model):
-                raise each.error(
+                raise source_field.error(
                     f"{quoted(source.model)} has no weight",
                     "add one to the parameters of each source, or of the recipe",
                 )

@@ -96,10 +96,10 @@ def hugging_face_names(name: str, architecture: str = "llama") -> tuple[str, ...
         return (name,)
     layer, part = block.groups()
     if whole := rows.get(f"{part}.{kind}"):
-        return tuple(f"model.layers.{layer}.{each}" for each in whole.split())
+        return tuple(f"model.layers.{layer}.{own_name}" for own_name in whole.split())
     if part not in rows:
         return (name,)
-    return tuple(f"model.layers.{layer}.{each}.{kind}" for each in rows[part].split())
+    return tuple(f"model.layers.{layer}.{own_name}.{kind}" for own_name in rows[part].split())
 
 
 def stored_offset(name: str, architecture: str) -> float:

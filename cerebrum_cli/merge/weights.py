@@ -120,16 +120,14 @@ class TensorEvaluator:
         coefficients = slerp_coefficients(op.t, sqrt(first), sqrt(second), product)
         return offset_sum((Term(op.first, coefficients[0]), Term(op.second, coefficients[1])), op.offset)
 
-    def _dot_products(self, codec: Codec, op: Slerp, rows: Rows) -> tuple[float, float, float]:
+    def _dot_products(self, codec: Codec, op: Slerp, rows: Rows) -> tuple[float, ...]:
         """Sums of squares of some rows of both tensors, and their dot product."""
-        tensors = (op.first, op.second)
-        one, other = (
-            self._dequantize(codec, tensor, rows).ravel().astype(np.float64) - op.offset for tensor in tensors
+        first, second = (
+            self._dequantize(codec, tensor, rows).ravel().astype(np.float64) - op.offset
+            for tensor in (op.first, op.second)
         )
-        pairs = ((one, one), (other, other), (one, other))
         with np.errstate(over="ignore", invalid="ignore"):
-            first, second, product = (float(np.einsum("i,i", *pair)) for pair in pairs)
-        return first, second, product
+            return tuple(float(np.einsum("i,i", *pair)) for pair in ((first, first), (second, second), (first, second)))
 
     def _dequantize(self, codec: Codec, tensor: Tensor, rows: Rows) -> Floats:
         (first, length), row_length, bytes_of = rows, tensor.shape[0], tensor.kind.bytes_of

@@ -128,7 +128,8 @@ def comparisons(results: Mapping[str, Any], preset: Preset) -> list[dict[str, An
         (average.name, "average", [(task, published(preset, task)[-1]) for task in average.tasks], average.value)
         for average in preset.averages  # of acc_norm, where there is one
     ]
-    return [found for each in (*figures, *averages) if (found := compare(results, *each))]
+    rows = (compare(results, *published_row) for published_row in (*figures, *averages))
+    return [row for row in rows if row]
 
 
 def compare(
@@ -139,16 +140,18 @@ def compare(
     `z` is the difference in units of its standard error, after whole tasks only. The errors are those of two samples of
     questions. Here both are of the same questions, so most z are too small.
     """
-    found = [(each, figure, results["results"].get(each, {})) for each, figure in figures]
-    values = [own.get(f"{figure.metric},none") for _, figure, own in found]
+    found = [(figure, results["results"].get(task, {})) for task, figure in figures]
+    values = [own.get(f"{figure.metric},none") for figure, own in found]
     if None in values:
         return None
-    errors = [own.get(f"{figure.metric}_stderr,none") for _, figure, own in found]
-    sizes = [results["n-samples"][each] for each, _ in figures]
+    errors = [own.get(f"{figure.metric}_stderr,none") for figure, own in found]
+    sizes = [results["n-samples"][task] for task, _ in figures]
     count, is_whole = len(figures), all(size["effective"] == size["original"] for size in sizes)
     theirs = hypot(*(figure.error(size["original"]) for (_, figure), size in zip(figures, sizes, strict=True))) / count
     value = sum(values) / count
-    error = hypot(*errors) / count if all(isinstance(each, float) for each in errors) else None  # "N/A" of one document
+    error = (
+        hypot(*errors) / count if all(isinstance(error, float) for error in errors) else None
+    )  # "N/A" of one document
     z = None if error is None or not is_whole else (value - stated) / hypot(error, theirs)
     ours = {"value": value, "stderr": error, "published": stated, "published_stderr": theirs}
     return {"task": task, "metric": metric, **ours, "z": z}
@@ -156,15 +159,18 @@ def compare(
 
 def remarks(results: Mapping[str, Any], preset: Preset) -> list[str]:
     """Remarks on these tasks: details that the card of a preset does not state, other versions, and notes."""
-    conditions = [each for each in preset.conditions if each.task in results["results"]]
+    conditions = [condition for condition in preset.conditions if condition.task in results["results"]]
     if not conditions:
         return [f"{preset.source} has no results for these tasks"]
     unstated = dict.fromkeys(text for condition in conditions for text in condition.unstated)
-    versions = [(each, str(results["versions"][each.task])) for each in conditions if each.version is not None]
-    others = [
-        f"{each.task} is version {version}, not {each.version} as on the card: scores may differ"
-        for each, version in versions
-        if version.removesuffix(".0") != str(each.version)
-    ]
+    others = []
+    for condition in conditions:
+        if condition.version is None:
+            continue
+        version = str(results["versions"][condition.task])
+        if version.removesuffix(".0") != str(condition.version):
+            others.append(
+                f"{condition.task} is version {version}, not {condition.version} as on the card: scores may differ"
+            )
     notes = dict.fromkeys(condition.note for condition in conditions if condition.note)
     return [*(f"{preset.source} does not state {text}" for text in unstated), *others, *notes]
