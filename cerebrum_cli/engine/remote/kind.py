@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Timings
@@ -50,8 +51,8 @@ class Load:
     waiting: int | None = None
     generated: int | None = None
 
-    def next_window(self, window: int, given: int, most: int) -> int:
-        """Next number of sequences to give the server at a time, up to `most`; it has `given` of the last `window`.
+    def next_window(self, window: int, outstanding: int, most: int) -> int:
+        """Next number of sequences to give the server at a time, up to `most`; it has `outstanding` of the last ones.
 
         It doubles while none wait and most of it runs, and else shrinks to those that run and an eighth more, by half
         at most, since a server may begin many at that moment.
@@ -59,7 +60,7 @@ class Load:
         if self.running is None or self.waiting is None:
             return window
         if self.waiting:
-            return max(1, window // 2, min(window, (given - self.waiting) * 9 // 8))
+            return max(1, window // 2, min(window, (outstanding - self.waiting) * 9 // 8))
         return min(most, 2 * window) if 4 * self.running >= 3 * window else window
 
 
@@ -91,34 +92,47 @@ class ServerInfo:
         return max(1, self.context_size - len(request.prompt_tokens))
 
 
-class ServerKind(Protocol):
+class ServerKind(ABC):
     """Requests to a kind of server, and the meaning of its replies. Damaged answers raise one of `DAMAGE`.
 
-    One that `takes_messages` knows no token ids.
+    One that `takes_messages` knows no token ids; one that `takes_end_tokens` does not know all of them itself.
     """
 
     name: str
-    takes_messages: bool
     description_path: str
     completion_path: str
     load_path: str
     context_option: str  # on the server's command line
-    takes_end_tokens: bool
+    takes_messages = False
+    takes_end_tokens = False
 
-    # What a server is, by its model's entry in /v1/models and its description; and what it is doing.
-    def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo: ...
-    def read_load(self, text: str) -> Load: ...
+    @abstractmethod
+    def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
+        """What a server is, by its model's entry in /v1/models and its description."""
 
-    # The body for /tokenize, without BOS and the like; the body that asks for samples, the first with this seed.
-    def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]: ...
-    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]: ...
+    @abstractmethod
+    def read_load(self, text: str) -> Load:
+        """What it is doing."""
 
-    # Whole replies, in the order of the samples; the parts of a streamed one, the last with its end.
-    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]: ...
-    def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]: ...
+    @abstractmethod
+    def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
+        """Body for /tokenize, without BOS and the like."""
 
-    # How it handles a request differently from llama.cpp: notices and hints.
-    def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]: ...
+    @abstractmethod
+    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
+        """Body that asks for samples, the first with this seed."""
+
+    @abstractmethod
+    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
+        """Whole replies, in the order of the samples."""
+
+    @abstractmethod
+    def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
+        """The parts of a streamed reply, the last with its end."""
+
+    def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
+        """How it handles a request differently from llama.cpp: notices and hints."""
+        return ()
 
 
 def origin(record: Mapping[str, str]) -> str:
@@ -133,6 +147,6 @@ def file_name(path: str) -> str:
 
 def require_ids(ids: Sequence[int] | None, count: int | None = None) -> Sequence[int]:
     """The token ids of a reply, `count` if known. Raises EndpointError if there are none."""
-    if ids is None or len(ids) != (len(ids) if count is None else count):
+    if ids is None or count not in (None, len(ids)):
         raise EndpointError("the server does not send token ids", "update it, or connect without a gateway")
     return ids

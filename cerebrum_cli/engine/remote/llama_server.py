@@ -10,7 +10,7 @@ from typing import Any
 from cerebrum_cli.core.events import Timings
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.remote.client import server_text
-from cerebrum_cli.engine.remote.kind import Load, ReplyChunk, ServerInfo, StopReason, file_name, require_ids
+from cerebrum_cli.engine.remote.kind import Load, ReplyChunk, ServerInfo, ServerKind, StopReason, file_name, require_ids
 from cerebrum_cli.engine.sequence import Request
 
 PENALTY_WINDOW = 64  # tokens, as on this machine
@@ -39,24 +39,30 @@ _REPLY_FIELDS = (
 _REASONS: Mapping[Any, StopReason] = {"eos": "eos", "word": "stop string"}
 
 
-class LlamaServer:
+class LlamaServer(ServerKind):
     """llama.cpp's own server; a completion is asked for on `/completion`, whose reply holds token ids and timings."""
 
     name = "llama-server"
-    takes_messages = False
     description_path = "/props"
     completion_path = "/completion"
     load_path = "/slots"  # on unless it is started with --no-slots; answered between two steps
     context_option = "-c"
-    takes_end_tokens = False  # it knows them from the same file
 
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
-        model, meta, slots = str(entry["id"]), entry.get("meta", {}), max(1, int(answer["total_slots"]))
+        model, meta = str(entry["id"]), entry.get("meta", {})
         weights = server_text(file_name(str(answer.get("model_path", model))))  # elsewhere on another machine
-        weights = f"{weights} ({int(meta['size'])} bytes)" if "size" in meta else weights
-        build, context = server_text(str(answer["build_info"])), int(answer["default_generation_settings"]["n_ctx"])
-        vocabulary_size = None if meta.get("n_vocab") is None else int(meta["n_vocab"])
-        return ServerInfo(self, build, model, weights, context, slots, slots, slots, vocabulary_size)
+        slots = max(1, int(answer["total_slots"]))
+        return ServerInfo(
+            self,
+            build=server_text(str(answer["build_info"])),
+            model=model,
+            weights=f"{weights} ({int(meta['size'])} bytes)" if "size" in meta else weights,
+            context_size=int(answer["default_generation_settings"]["n_ctx"]),
+            slots=slots,
+            max_samples=slots,
+            max_window=slots,
+            vocabulary_size=None if meta.get("n_vocab") is None else int(meta["n_vocab"]),
+        )
 
     def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
         return {"content": text, "add_special": False, "parse_special": False, "model": info.model}
@@ -76,7 +82,7 @@ class LlamaServer:
             "repeat_last_n": PENALTY_WINDOW,
             "dry_penalty_last_n": min(params.dry_penalty_last_n, info.context_size),  # it takes memory
             "dry_sequence_breakers": list(params.dry_breakers) or [""],  # it refuses an empty list, and skips ""
-            "logit_bias": [list(each) for each in params.logit_bias],
+            "logit_bias": [list(bias) for bias in params.logit_bias],
             "stop": list(request.stop_anywhere),
             "grammar": request.grammar or "",
             "ignore_eos": request.ignore_eos,
@@ -115,9 +121,6 @@ class LlamaServer:
         evaluated = sum(int(slot.get("n_prompt_tokens_processed", 0)) for slot in slots)
         return Load(sum(bool(slot["is_processing"]) for slot in slots), None, decoded + evaluated)
 
-    def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
-        return ()
-
 
 def _whole(reply: Mapping[str, Any]) -> ReplyChunk:
     tokens = require_ids(reply.get("tokens"), int(reply["tokens_predicted"]))
@@ -142,7 +145,7 @@ def _end(reply: Mapping[str, Any]) -> ReplyChunk:
 
 def _logprobs(reply: Mapping[str, Any], tokens: Sequence[int]) -> Sequence[float | None]:
     """Log probabilities of the tokens; None for those that a character or a stop string hides. Empty without any."""
-    known = [(int(each["id"]), float(each["logprob"])) for each in reply.get("completion_probabilities", ())]
+    known = [(int(entry["id"]), float(entry["logprob"])) for entry in reply.get("completion_probabilities", ())]
     if not known:
         return ()
     known.reverse()

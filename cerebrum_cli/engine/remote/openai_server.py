@@ -14,7 +14,16 @@ from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.remote.client import LostServerError, RefusedRequestError, server_text
-from cerebrum_cli.engine.remote.kind import ANY_CONTEXT, CLOSE, MAX_WINDOW, OPEN, Load, ReplyChunk, ServerInfo
+from cerebrum_cli.engine.remote.kind import (
+    ANY_CONTEXT,
+    CLOSE,
+    MAX_WINDOW,
+    OPEN,
+    Load,
+    ReplyChunk,
+    ServerInfo,
+    ServerKind,
+)
 from cerebrum_cli.engine.sequence import MessagesRequest, Request
 
 SLOTS = 4  # requests at a time, since such a server does not state how many it takes
@@ -22,7 +31,7 @@ DEFAULTS = SamplingParams()
 SENT = ("temperature", "top_p", "presence_penalty", "frequency_penalty")  # which have the same name here
 
 
-class OpenAIServer:
+class OpenAIServer(ServerKind):
     """A server of chat completions; each sample is a request."""
 
     name = "OpenAI-compatible server"
@@ -30,14 +39,22 @@ class OpenAIServer:
     description_path = load_path = "/v1/models"
     completion_path = "/v1/chat/completions"
     context_option = "context"
-    takes_end_tokens = False
 
     def __init__(self) -> None:
         self._answers = count()
 
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:  # noqa: ARG002
         model = str(entry["id"])
-        return ServerInfo(self, "unknown", model, server_text(model), ANY_CONTEXT, SLOTS, 1, MAX_WINDOW)
+        return ServerInfo(
+            self,
+            build="unknown",
+            model=model,
+            weights=server_text(model),
+            context_size=ANY_CONTEXT,
+            slots=SLOTS,
+            max_samples=1,
+            max_window=MAX_WINDOW,
+        )
 
     def read_load(self, text: str) -> Load:  # noqa: ARG002
         """No figures: that it answers is its only sign of life."""

@@ -10,7 +10,16 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from cerebrum_cli.engine.remote.client import LostServerError, failure, server_text
-from cerebrum_cli.engine.remote.kind import MAX_WINDOW, Load, ReplyChunk, ServerInfo, StopReason, file_name, require_ids
+from cerebrum_cli.engine.remote.kind import (
+    MAX_WINDOW,
+    Load,
+    ReplyChunk,
+    ServerInfo,
+    ServerKind,
+    StopReason,
+    file_name,
+    require_ids,
+)
 from cerebrum_cli.engine.sequence import Request
 
 SEQUENCES = 256  # by default; vLLM does not report its --max-num-seqs
@@ -24,9 +33,7 @@ IGNORED_SEEDS = (
 _PARAMS = ("temperature", "min_p", "presence_penalty", "frequency_penalty")  # which have the same name here
 
 
-class _SharedFields:
-    name: str
-    takes_messages = False
+class _SharedFields(ServerKind):
     load_path = "/metrics"
     takes_end_tokens = True
     _load_metrics: tuple[str, str, str]  # sequences that run, those that wait, and tokens
@@ -52,20 +59,21 @@ class _SharedFields:
         }
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
-        params, name = request.params, self.name
-        samples = params.temperature > 0
-        found: list[tuple[str, str]] = []
+        params, differences = request.params, list[tuple[str, str]]()
+        is_sampled = params.temperature > 0
         if params.repeat_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
-            problem = f"{name}'s penalties count the whole text or reply, not the last 64 tokens"
-            found.append((problem, "replies differ from those of llama.cpp; use --set repeat_penalty=1"))
+            problem = f"{self.name}'s penalties count the whole text or reply, not the last 64 tokens"
+            differences.append((problem, "replies differ from those of llama.cpp; use --set repeat_penalty=1"))
         options = {
             "dry_multiplier": params.has_dry,
-            "top_n_sigma": samples and params.top_n_sigma > 0,
-            "typical_p": samples and params.typical_p < 1,
+            "top_n_sigma": is_sampled and params.top_n_sigma > 0,
+            "typical_p": is_sampled and params.typical_p < 1,
         }
         if ignored := ", ".join(option for option, is_used in options.items() if is_used):
-            found.append((f"{name} does not support {ignored}: ignored", "omit this, or use llama-server"))
-        return [*found, IGNORED_SEEDS] if samples and not info.has_seeds else found
+            differences.append((f"{self.name} does not support {ignored}: ignored", "omit this, or use llama-server"))
+        if is_sampled and not info.has_seeds:
+            differences.append(IGNORED_SEEDS)
+        return differences
 
 
 class Vllm(_SharedFields):
@@ -78,10 +86,17 @@ class Vllm(_SharedFields):
     _load_metrics = "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:generation_tokens_total"
 
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
-        build, weights = server_text(str(answer["version"])), _weights(entry, entry.get("root"))
-        size = int(entry["max_model_len"])
-        counts = SEQUENCES, MAX_SAMPLES, MAX_WINDOW
-        return ServerInfo(self, build, str(entry["id"]), weights, size, *counts, has_other_weights=True)
+        return ServerInfo(
+            self,
+            build=server_text(str(answer["version"])),
+            model=str(entry["id"]),
+            weights=_weights(entry, entry.get("root")),
+            context_size=int(entry["max_model_len"]),
+            slots=SEQUENCES,
+            max_samples=MAX_SAMPLES,
+            max_window=MAX_WINDOW,
+            has_other_weights=True,
+        )
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
         """Without a limit of tokens, or with null, it would generate 16; one larger than the context is refused."""
@@ -134,11 +149,13 @@ class Sglang(_SharedFields):
         is_adapter, stated = bool(entry.get("parent")), answer.get("max_running_requests")
         return ServerInfo(
             self,
-            server_text(str(answer["version"])),
-            str(entry["id"]),
-            _weights(entry, entry.get("root") if is_adapter else answer.get("model_path")),
-            int(entry["max_model_len"]),
-            *(int(stated or SEQUENCES), 1, int(stated or MAX_WINDOW)),
+            build=server_text(str(answer["version"])),
+            model=str(entry["id"]),
+            weights=_weights(entry, entry.get("root") if is_adapter else answer.get("model_path")),
+            context_size=int(entry["max_model_len"]),
+            slots=int(stated or SEQUENCES),
+            max_samples=1,
+            max_window=int(stated or MAX_WINDOW),
             has_seeds=bool(answer.get("enable_deterministic_inference")),
             has_other_weights=answer.get("load_format") != "gguf",
             is_adapter=is_adapter,
@@ -179,16 +196,16 @@ def _total(text: str, metric: str) -> int | None:
     SGLang may report that of one engine several times.
     """
     engines = dict[str, float]()
-    for each in re.finditer(rf"^{re.escape(metric)}(?:\{{(.*)\}})?[ \t]+([^\s]+)", text, re.MULTILINE):
-        engine = "".join(re.findall(r'\b(?:engine|dp_rank|mode)="(\w*)"', each[1] or ""))
-        engines[engine] = max(float(each[2]), engines.get(engine, 0.0))
+    for labels, value in re.findall(rf"^{re.escape(metric)}(?:\{{(.*)\}})?[ \t]+([^\s]+)", text, re.MULTILINE):
+        engine = "".join(re.findall(r'\b(?:engine|dp_rank|mode)="(\w*)"', labels))
+        engines[engine] = max(float(value), engines.get(engine, 0.0))
     return int(sum(engines.values())) if engines else None
 
 
 def _weights(entry: Mapping[str, Any], path: Any) -> str:
     """Where the weights of a model in /v1/models are from: a name on the Hub, or a folder; with an adapter's base."""
-    names = map(str, filter(None, (path or entry["id"], entry.get("parent"))))
-    return server_text(" on ".join(file_name(each) if each.startswith(("/", ".", "~")) else each for each in names))
+    names = [str(name) for name in (path or entry["id"], entry.get("parent")) if name]
+    return server_text(" on ".join(file_name(name) if name.startswith(("/", ".", "~")) else name for name in names))
 
 
 def _vllm_chunk(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> ReplyChunk:
