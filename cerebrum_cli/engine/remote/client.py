@@ -145,7 +145,7 @@ class Client:
     def __init__(self, endpoint: Endpoint) -> None:
         import aiohttp
 
-        self._name, self._has_key, self._url = endpoint.name, endpoint.key is not None, endpoint.url
+        self.endpoint = endpoint
         try:
             self._proxy = None if endpoint.is_loopback else _proxy_of(urlsplit(endpoint.url))
             uses_tls = "https:" in (endpoint.url[:6], (self._proxy or "")[:6])
@@ -210,11 +210,11 @@ class Client:
                     raise await self._error(response)
                 yield response
         except aiohttp.InvalidURL as error:
-            raise EndpointError(f"{self._name}: not the URL of a server", "check the URL") from error
+            raise EndpointError(f"{self.endpoint.name}: not the URL of a server", "check the URL") from error
         except aiohttp.ClientConnectorCertificateError as error:
             reason = getattr(error.certificate_error, "verify_message", error)
             hint = "check the URL, or set SSL_CERT_FILE to trusted certificates"
-            raise EndpointError(f"{self._name}: untrusted certificate: {reason}", hint) from error
+            raise EndpointError(f"{self.endpoint.name}: untrusted certificate: {reason}", hint) from error
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
             raise LostServerError(_connection_problem(error), was_sent=False) from error
         except aiohttp.ClientHttpProxyError as error:
@@ -235,7 +235,7 @@ class Client:
         while True:
             kept: set[str] = set()
             try:
-                return await self._session.request(method, self._url + path, trace_request_ctx=kept, **content)
+                return await self._session.request(method, self.endpoint.url + path, trace_request_ctx=kept, **content)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                 if not kept:
                     raise
@@ -244,12 +244,12 @@ class Client:
         """Error for an unsuccessful response."""
         import aiohttp
 
-        status, name = response.status, self._name
+        status, name = response.status, self.endpoint.name
         if 300 <= status < 400:
             target = server_text(response.headers.get("Location", "another address"))
             return EndpointError(f"{name} redirects to {target}", "if you trust it, use that URL as --endpoint")
         if status in (401, 403):
-            problem = "refuses this API key" if self._has_key else "requires an API key"
+            problem = "refuses this API key" if self.endpoint.key is not None else "requires an API key"
             return EndpointError(f"{name} {problem}", f"set {KEY_VARIABLE}, or key_env in its table in config.toml")
         body = None
         with contextlib.suppress(TimeoutError, LostServerError, aiohttp.ClientError, ValueError, RecursionError):

@@ -53,29 +53,29 @@ class ExpectedModel:
         tokens, bos = self.vocabulary.tokenize((Text(PROBE),)), self.vocabulary.special_token_text("bos")
         return tokens[1:] if bos and tokens[0] in self.vocabulary.special_token_ids([bos]) else tokens
 
-    async def check(self, client: Client, endpoint: Endpoint, info: ServerInfo) -> None:
+    async def check(self, client: Client, info: ServerInfo) -> None:
         """Raise EndpointError for another vocabulary, or another model or kind of server than before."""
-        if info.kind.takes_messages != self.messages:
-            problem, hint = f"{endpoint.name} takes messages, not token ids", f"omit -m, or use {EXACT}"
-            if self.messages:
-                problem, hint = f"{endpoint.name} takes token ids, the first server messages", "use servers of one kind"
-            raise EndpointError(problem, hint)
+        name = client.endpoint.name
+        if info.kind.takes_messages and not self.messages:
+            raise EndpointError(f"{name} takes messages, not token ids", f"omit -m, or use {EXACT}")
+        if self.messages and not info.kind.takes_messages:
+            raise EndpointError(f"{name} takes token ids, the first server messages", "use servers of one kind")
         if not self.messages:
-            await self._check_vocabulary(client, endpoint, info)
+            await self._check_vocabulary(client, info)
         now, before = origin(info.recorded), list(dict.fromkeys(map(origin, self.earlier)))
         if before and now not in before and not self.may_differ:
-            problem = f"{endpoint.name} serves {now} instead of {' or '.join(before)}"
-            raise EndpointError(problem, DIFFERENT_MODEL)
+            raise EndpointError(f"{name} serves {now} instead of {' or '.join(before)}", DIFFERENT_MODEL)
         self.earlier = self.earlier or [info.recorded]
 
-    async def _check_vocabulary(self, client: Client, endpoint: Endpoint, info: ServerInfo) -> None:
+    async def _check_vocabulary(self, client: Client, info: ServerInfo) -> None:
+        name = client.endpoint.name
         try:
             answer = await client.post("/tokenize", info.kind.tokenize_body(PROBE, info), DESCRIBE_S)
             tokens = tuple(int(token) for token in answer["tokens"])
         except (RequestError, *DAMAGE) as error:
-            raise EndpointError(f"{endpoint.name}: /tokenize fails: {error}", f"update {info.kind.name}") from error
+            raise EndpointError(f"{name}: /tokenize fails: {error}", f"update {info.kind.name}") from error
         if info.vocabulary_size not in (None, self.vocabulary.size) or tokens != self.probe:
-            problem = f"{endpoint.name} serves {info.model}, whose vocabulary differs from that of the local model"
+            problem = f"{name} serves {info.model}, whose vocabulary differs from that of the local model"
             raise EndpointError(problem, "name the server's model with -m, after cerebrum pull --vocabulary MODEL")
 
 
@@ -84,18 +84,20 @@ def probe(endpoint: Endpoint) -> ServerInfo:
 
     async def ask() -> ServerInfo:
         async with contextlib.aclosing(Client(endpoint)) as client:
-            return await describe(client, endpoint)
+            return await describe(client)
 
     try:
         return asyncio.run(ask())
     except LostServerError as lost:
-        found = "and the log of the server" if lost.was_sent else "and start the server there"
-        raise EndpointError(f"{endpoint.name}: {lost.reason}", f"check the URL, {found}") from lost
+        hint = (
+            "check the URL, and the log of the server" if lost.was_sent else "check the URL, and start the server there"
+        )
+        raise EndpointError(f"{endpoint.name}: {lost.reason}", hint) from lost
 
 
-async def describe(client: Client, endpoint: Endpoint) -> ServerInfo:
+async def describe(client: Client) -> ServerInfo:
     """Ask a server what it is. Raises EndpointError if it cannot be used."""
-    path = "/v1/models"
+    endpoint, path = client.endpoint, "/v1/models"
     try:
         entry = _choose_model(await client.get(path, DESCRIBE_S), endpoint)
         kind = KINDS.get(str(entry.get("owned_by")))
@@ -142,15 +144,13 @@ def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
     if not models:
         raise EndpointError(f"{endpoint.name} has no model", "download one there, or load it")
     named = (endpoint.named_model if takes_messages else None) or endpoint.served_model
-    wanted = (
-        next((name for name in (named, f"{named}:latest") if name in models), None) if named else next(iter(models))
-    )
     names = format_names([server_text(name) for name in models], SHOWN_MODELS)
-    if wanted is None:
-        raise EndpointError(f"{endpoint.name} does not serve the model {named!r}", f"it serves {names}")
     if named is None and len(models) > 1:
         option = "-m NAME" if takes_messages else "--set served_model_name=NAME"
         raise EndpointError(f"{endpoint.name} serves several models", f"choose one with {option}: {names}")
-    chosen = models[wanted]
+    candidates = (named, f"{named}:latest") if named else models
+    chosen = next((models[name] for name in candidates if name in models), None)
+    if chosen is None:
+        raise EndpointError(f"{endpoint.name} does not serve the model {named!r}", f"it serves {names}")
     base = models.get(str(chosen.get("parent")), {})  # of an adapter, which has no context size of its own
     return {**base, **{key: value for key, value in chosen.items() if value is not None}}

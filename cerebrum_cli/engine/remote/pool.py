@@ -156,7 +156,7 @@ class Pool:
     def _owner(self, job: PoolJob) -> Server | None:
         """The server that has evaluated the prompt of a job, unless it is lost or busy."""
         server = job.pooled.server
-        return server if isinstance(server, Server) and server.health.is_usable else None
+        return server if isinstance(server, Server) and server.health.problem is None else None
 
     def _choose(self, job: PoolJob) -> Server | None:
         """The server to give a job now: one that has answered, that it has not left, with the smallest share in use."""
@@ -216,12 +216,12 @@ class Pool:
             self._rest(server, error)
         elif isinstance(error, ExchangeError):
             self._lose(job, server, error if isinstance(error, LostServerError) else LostServerError(str(error)))
-        elif isinstance(error, EndpointError):
+        else:
             self._requeue(job)
-            self._open(server, error)
-        else:  # a bug
-            self._requeue(job)
-            self._fail(error)
+            if isinstance(error, EndpointError):
+                self._lose_server(server, error)
+            else:  # a bug
+                self._fail(error)
         self._assign()
 
     def _finish(self, job: PoolJob, server: Server) -> None:
@@ -244,7 +244,7 @@ class Pool:
         if is_late or server.health.is_evidence(lost.was_sent, is_only, self._timeouts):
             job.losses += 1
         if not is_late:
-            self._open(server, lost)
+            self._lose_server(server, lost)
         others = [other for other in self._servers if other is not server]
         if job.has_output or (job.request.stream and all(other.health.state == "open" for other in others)):
             job.pooled.emit(Failure(EndpointError(f"{server.name}: {lost}", "check the server, then ask again")))
@@ -266,14 +266,12 @@ class Pool:
         elif None in problems or (self._is_connected and not self._has_jobs):
             self._stuck_since = self._now
         elif not self._is_running and NOT_ASKED not in problems:  # else a reply may come
-            self._wait_or_fail()
+            waits = self._is_connected or self._timeouts.waits_at_start
+            self._wait_or_fail(waits or any(isinstance(problem, BusyServerError) for problem in problems))
 
-    def _wait_or_fail(self) -> None:
-        """Fail once no server has been usable for as long as users have patience; report before that they wait."""
-        problems = [server.health.problem for server in self._servers]
+    def _wait_or_fail(self, waits: bool) -> None:
+        """Wait for a server, as far as there is patience, and tell users so."""
         stuck_s = self._now - self._stuck_since
-        waits = self._is_connected or self._timeouts.waits_at_start
-        waits = waits or any(isinstance(problem, BusyServerError) for problem in problems)
         left_s = self._timeouts.patience - stuck_s
         if left_s <= 0 or not waits:
             reasons = "; ".join(f"{server.name}: {server.health.problem}" for server in self._servers)
@@ -320,11 +318,8 @@ class Pool:
         """Ask a server what it is; from then on it is given requests, unless it does not fit."""
         try:
             await server.open()
-        except BusyServerError as busy:  # it is loading its model
-            server.health.wait_for_model(busy, self._now, self._timeouts)
-            server.stop(LostServerError(str(busy)), server.running)
-        except (LostServerError, EndpointError) as error:
-            self._back_off(server, error)
+        except (BusyServerError, LostServerError, EndpointError) as error:  # it is busy while it loads its model
+            self._open(server, error)
             server.stop(LostServerError(str(error)), server.running)  # what was sent before it was lost
         else:
             self._recover(server)
@@ -335,15 +330,15 @@ class Pool:
             self._has_started.set()
         self._assign()
 
-    def _open(self, server: Server, problem: ExchangeError | EndpointError) -> None:
+    def _lose_server(self, server: Server, problem: ExchangeError | EndpointError) -> None:
         """Open the breaker of a server because of a request, unless it is open by now."""
-        if server.health.state != "open":
-            self._back_off(server, problem)
+        if server.health.is_reached:
+            self._open(server, problem)
             server.was_lost.set()
 
-    def _back_off(self, server: Server, problem: ExchangeError | EndpointError) -> None:
+    def _open(self, server: Server, problem: ExchangeError | EndpointError) -> None:
         server.health.fail(problem, self._now, self._timeouts)
-        if self._is_connected:
+        if self._is_connected and not isinstance(problem, BusyServerError):
             self._note(server)
 
     def _recover(self, server: Server) -> None:

@@ -29,6 +29,9 @@ from cerebrum_cli.engine.sequence import MessagesRequest, Request
 OF_ONE_REQUEST = (400, 413)  # others concern every request
 TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
 MAX_CHARACTERS = 8  # of a prompt for each of its tokens; texts have 1 to 5
+DROPPED_HINT = (
+    "it may have dropped the rest: give it a larger context, as with OLLAMA_CONTEXT_LENGTH=16384 ollama serve"
+)
 CANCELLED = asyncio.CancelledError()
 
 
@@ -53,31 +56,23 @@ class Server:
         expected: ExpectedModel,
         timeouts: ServerTimeouts,
     ) -> None:
-        self.name = endpoint.name
-        self.alias = alias
-        self.client = Client(endpoint)
-        self.health = ServerHealth()
-        self.was_lost = asyncio.Event()
+        self.name, self.alias = endpoint.name, alias
+        self.client, self.health, self.was_lost = Client(endpoint), ServerHealth(), asyncio.Event()
         self.running: dict[PoolJob, asyncio.Task[None]] = {}
-        self.outstanding = 0  # samples that it has been given
-        self.generated = 0  # tokens
+        self.outstanding = self.generated = 0  # samples that it has been given, and tokens of replies
         self.alive_at = 0.0  # on the event loop's clock
-        self.is_known = False
-        self._endpoint = endpoint
-        self._window = window
-        self._most = most
-        self._expected = expected
-        self._timeouts = timeouts
+        self.is_known = self._drops_messages = False
+        self._window, self._most = window, most
+        self._expected, self._timeouts = expected, timeouts
         self._load = Load()
-        self._drops_messages = False
 
     async def open(self) -> None:
         """Find out whether it can be used, for the first time or after it was lost: it may serve another model.
 
         Raises LostServerError, BusyServerError, or EndpointError if it does not fit.
         """
-        info = await describe(self.client, self._endpoint)
-        await self._expected.check(self.client, self._endpoint, info)
+        info = await describe(self.client)
+        await self._expected.check(self.client, info)
         self.info = replace(info, end_tokens=self._expected.end_tokens) if info.kind.takes_end_tokens else info
         self.health.reach(min(self._window or info.slots, info.max_window, self._most))
         self.is_known = True
@@ -131,9 +126,10 @@ class Server:
                 self.stop(error(f"no reply within {limit:g} s"), [job])
         if not self.running or (now - self.alive_at < timeouts.silence and not self._follows_load):
             return
-        load = await self._read_load()
-        if self._follows_load:
-            self._follow(load)
+        load, health = await self._read_load(), self.health
+        if self._follows_load and (load.waiting or health.window == health.limit):  # else it was busy not long ago
+            most = min(self.info.max_window, self._most)
+            health.window = health.limit = load.next_window(health.window, self.outstanding, most)
         silent_s = asyncio.get_running_loop().time() - self.alive_at
         limits = [timeouts.silence_limit(slowest, job.losses, job.request.stream) for job in self.running]
         if silent_s > max(limits, default=inf):
@@ -154,12 +150,6 @@ class Server:
         """Whether its window depends on its load: it does not state its slots, and the user no number."""
         info = self.info
         return self._window is None and info.max_window > info.slots and not info.kind.takes_messages
-
-    def _follow(self, load: Load) -> None:
-        health = self.health
-        if load.waiting or health.window == health.limit:  # else it was busy not long ago
-            most = min(self.info.max_window, self._most)
-            health.window = health.limit = load.next_window(health.window, self.outstanding, most)
 
     # Its replies.
 
@@ -246,9 +236,7 @@ class Server:
             return
         self._drops_messages = True
         problem = f"{self.name} read {finish.prompt_tokens} tokens of a prompt with {characters} characters"
-        option = "OLLAMA_CONTEXT_LENGTH=16384 ollama serve"
-        hint = f"it may have dropped the rest: give it a larger context, as with {option}"
-        job.report([NoticeEvent(problem, hint)])
+        job.report([NoticeEvent(problem, DROPPED_HINT)])
 
 
 def _refusal(error: RequestError, request: Request, name: str) -> CerebrumError:

@@ -82,7 +82,7 @@ class ServerHealth:
     `retry_at`.
     """
 
-    problem: ExchangeError | EndpointError | None = NOT_ASKED  # why it is not usable
+    problem: ExchangeError | EndpointError | None = NOT_ASKED  # why it is not usable, as far as is known
     is_reached: bool = False  # since it was lost, it has answered what it is, and fits
     failures: int = 0  # in a row, that of being asked what it is included
     has_answered: bool = False  # a request, since it was last reached
@@ -98,11 +98,6 @@ class ServerHealth:
             return "open"
         return "half-open" if self.failures else "closed"
 
-    @property
-    def is_usable(self) -> bool:
-        """Whether it takes requests and answers them, as far as is known."""
-        return self.problem is None
-
     def takes_requests(self, now: float) -> bool:
         return self.is_reached and now >= self.busy_until
 
@@ -114,7 +109,7 @@ class ServerHealth:
 
     def recover(self, now: float) -> bool:
         """Whether it is usable from now on, and was not before."""
-        if self.is_usable or self.state != "closed" or not self.takes_requests(now):
+        if self.problem is None or self.state != "closed" or not self.takes_requests(now):
             return False
         self.problem = None
         return True
@@ -137,16 +132,14 @@ class ServerHealth:
             self.has_answered = True
 
     def fail(self, problem: ExchangeError | EndpointError, now: float, timeouts: ServerTimeouts) -> None:
-        """Open: a request was lost, or it did not answer what it is, or does not fit."""
+        """Open: a request was lost, or it did not answer what it is, or does not fit, or is loading its model."""
         self.problem = problem
-        self.retry_at = now + timeouts.retry_delay(self.failures)
-        self.failures += 1
         self.is_reached = False
-
-    def wait_for_model(self, busy: BusyServerError, now: float, timeouts: ServerTimeouts) -> None:
-        """Ask it again soon what it is: it is loading its model."""
-        self.problem = busy
-        self.retry_at = now + min(busy.retry_after or timeouts.busy, timeouts.retries[-1])
+        if isinstance(problem, BusyServerError):
+            self.retry_at = now + min(problem.retry_after or timeouts.busy, timeouts.retries[-1])
+        else:
+            self.retry_at = now + timeouts.retry_delay(self.failures)
+            self.failures += 1
 
     def rest(self, busy: BusyServerError, now: float, seconds: float) -> float:
         """Take no requests for a while, then fewer at a time; return how long it will have been busy then."""
