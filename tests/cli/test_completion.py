@@ -71,7 +71,7 @@ def test_shells_complete_after_colons_and_equal_signs(
         entry = RegistryEntry(name, chatml_model, stat.st_size, "0" * 64, stat.st_mtime_ns, "hub")
         Registry(registry.parent).add(entry)
     script = user.run(env={"_CEREBRUM_COMPLETE": f"source_{command[0]}"}).out
-    (user.home / ".zshrc").write_text(f"export PATH={Path(COMMAND).parent}:$PATH\n{setup}\n{script}\n")
+    (user.home / ".zshrc").write_text(f'export PATH="{Path(COMMAND).parent}:$PATH"\n{setup}\n{script}\n')
     home = str(user.home)
     shell = open_terminal(program, *command[1:], size=(100, 40), INPUTRC="/dev/null", ZDOTDIR=home)
     shell.wait_for("shell%")
