@@ -145,7 +145,6 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     from cerebrum_cli.model.loading import generation_fingerprint
 
     generation.parse_parallel(options)  # what is invalid is refused before questions are downloaded
-    generation.without_padded_drafts(overrides, options)
     require_count(SAMPLES_OPTION, options.samples, MAX_SAMPLES)
     require_count("--limit", options.limit)
     preset = find_preset(options.preset) if options.preset else None

@@ -82,7 +82,6 @@ def find_source(
             raise UsageError.invalid("--ray-workers", options.ray_workers, "1 or more, and needs --ray")
         slots = parse_parallel(options)
         context = ContextOptions(slots=slots, batch_invariant=True, pad_steps=options.batch_invariant)
-        overrides = without_padded_drafts(overrides, options)
     model = model or find_model(app, overrides, options)
     require_generative(model.path, model.header)
     settings = generation_settings(app, overrides, model, samples_by)
@@ -177,15 +176,6 @@ def parse_parallel(options: ConcurrencyOptions) -> int:
     if text.isdecimal() and 1 <= int(text) <= most:
         return int(text)
     raise UsageError.invalid("--parallel", text, f"a number from 1 to {most}, or auto")
-
-
-def without_padded_drafts(overrides: Layer, options: ConcurrencyOptions) -> Layer:
-    """Turn drafts off with `batch_invariant`. Raises UsageError if both are asked for."""
-    if not options.batch_invariant:
-        return overrides
-    if overrides.get("drafts"):
-        raise UsageError.conflict("batch_invariant", "drafts")
-    return SourcedLayer(overrides, {"drafts": False})
 
 
 def generation_settings(app: App, overrides: Layer, model: Model, samples_by: str | None) -> Settings:

@@ -354,6 +354,8 @@ def require_attention(model: Model, settings: Settings, pad_steps: bool = False)
         wants_flash = f"cache_type_v={settings.cache_type_v}"
         if settings.flash_attn == "off":
             raise UsageError(f"{wants_flash} needs flash attention", "omit flash_attn=off, or the cache type")
+    if pad_steps:
+        wants_flash = "batch_invariant=on"  # without it, kernels depend on the number of rows per slot
     if wants_flash and not facts_of(name).has_flash_attention:
         raise UsageError(
             f"{wants_flash}: llama.cpp has no flash attention for the architecture {name}", f"omit {wants_flash}"

@@ -9,14 +9,14 @@ from platform import machine
 from typing import Any
 
 import pytest
-from asking import loaded
+from asking import FREE_ROWS, Guesser, loaded
 from command_line import CommandLine
 from quantized import quantize
 from tiny_models import Shape, write_quantized, write_sliding_window
 
-from cerebrum_cli.core.events import TokenEvent
+from cerebrum_cli.core.events import FinishEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine import sequence
+from cerebrum_cli.engine import drafter, sequence
 from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.llama.batch_invariance import pad_step, stable_slots
 from cerebrum_cli.engine.llama.bindings import llama
@@ -25,6 +25,7 @@ from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, expert_notic
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.types import FILE_TYPES
 
@@ -74,9 +75,11 @@ def replies(
     repack: bool | None = None,
     limit: int | None = 12,
     context_size: int = 1024,
+    known: Replies | None = None,
+    costs: StepCosts = FREE_ROWS,
     **context: Any,
 ) -> Replies:
-    """Greedy replies to prompts, at most `parallel` at the same time."""
+    """Greedy replies to prompts, at most `slots` at the same time; `known` ones are drafted, with mistakes."""
     header = read_header(path)
     defaults = {"n_threads": 1, "batch_invariant": True, "pad_steps": True}
     options = LoadOptions(
@@ -85,11 +88,22 @@ def replies(
         repack=plan_repacking(header.quantization, True, machine()) if repack is None else repack,
     )
     said: Replies = [[] for _ in requests]
-    with loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop))) as engine:
-        given = [Request(each, SamplingParams(max_tokens=limit), logprobs=True, ignore_eos=True) for each in requests]
+    with (
+        loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop))) as engine,
+        pytest.MonkeyPatch.context() as monkeypatch,
+    ):
+        monkeypatch.setattr(drafter, "Drafter", Guesser)
+        params, step_costs = SamplingParams(max_tokens=limit), costs if known else None
+        Guesser.known = tuple([token for token, _ in reply if token is not None] for reply in known or ())
+        given = [Request(each, params, logprobs=True, ignore_eos=True, step_costs=step_costs) for each in requests]
+        drafted = accepted = 0
         for event in engine.generate(given):
             if isinstance(event, TokenEvent):
                 said[event.sequence.request] += zip(event.tokens, event.logprobs, strict=True)
+            elif isinstance(event, FinishEvent):
+                drafted += event.timings.draft_n
+                accepted += event.timings.draft_n_accepted
+    assert not known or drafted > accepted > 2 * len(known)
     return said
 
 
@@ -101,6 +115,16 @@ def test_types_that_are_batch_invariant_by_default(models: Path, encoding: str) 
     alone = replies(path, 1, prompts(), pad_steps=False)
     assert replies(path, 3, prompts(), pad_steps=False) == alone
     assert replies(path, 9, prompts(), pad_steps=False) == alone
+    for slots in (1, 3):
+        assert replies(path, slots, prompts(), pad_steps=False, known=alone) == alone
+
+
+@pytest.mark.slow
+@needs_x86
+def test_drafts_have_fewer_rows_than_another_kernel_takes(models: Path) -> None:
+    path, costs = model_of(models, "Q8_0"), StepCosts((1, 64), (1.0, 1.1))
+    alone = replies(path, 1, prompts(3), limit=100, pad_steps=False)
+    assert replies(path, 1, prompts(3), limit=100, pad_steps=False, known=alone, costs=costs) == alone
 
 
 @pytest.mark.slow
@@ -111,6 +135,8 @@ def test_padded_steps_are_batch_invariant(models: Path, encoding: str, repack: b
     path = model_of(models, encoding)
     alone = replies(path, 1, prompts(), repack=repack)
     assert replies(path, 9, prompts()[::-1], repack=repack)[::-1] == alone
+    for slots in (1, 4):
+        assert replies(path, slots, prompts(), repack=repack, known=alone) == alone
 
 
 @pytest.mark.slow
@@ -130,6 +156,7 @@ def test_padded_steps_are_invariant_after_preemption(models: Path, monkeypatch: 
     alone = replies(path, 1, requests, limit=60, n_threads=2)
     monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
     assert replies(path, 5, requests, limit=60, n_threads=2) == alone
+    assert replies(path, 5, requests, limit=60, n_threads=2, known=alone) == alone
 
 
 @pytest.mark.slow
@@ -145,6 +172,7 @@ def test_padded_steps_fill_the_context(models: Path) -> None:
     alone = replies(path, 1, requests, limit=None, context_size=256)
     assert [len(prompt) + len(said) for prompt, said in zip(requests, alone, strict=True)] == [248] * 6
     assert replies(path, 4, requests, limit=None, context_size=256) == alone
+    assert replies(path, 4, requests, limit=None, context_size=256, known=alone) == alone
 
 
 @pytest.mark.slow
@@ -153,6 +181,7 @@ def test_padded_steps_leave_sliding_windows_intact(models: Path) -> None:
     requests = prompts(4, 800)
     alone = replies(path, 1, requests, limit=20, context_size=2048)
     assert replies(path, 5, requests[::-1], limit=20, context_size=2048)[::-1] == alone
+    assert replies(path, 5, requests, limit=20, context_size=2048, known=alone) == alone
 
 
 def test_padded_steps_and_numbers_of_slots_are_small() -> None:
@@ -170,19 +199,19 @@ def test_batch_records_that_it_is_invariant(models: Path, new_user: CommandLine)
     source = new_user.home / "in.txt"
     source.write_text("".join(f"{'Why? ' * number}\n" for number in range(1, 9)))
     texts = []
-    for parallel in ("1", "8"):
-        out = new_user.home / f"out-{parallel}.jsonl"
-        options = ("--max-tokens", "20", "--ignore-eos", "--parallel", parallel, "--set", "batch_invariant=on")
-        done = new_user.run("batch", source, "-o", out, "-m", path, *options)
+    invariant = ("--set", "batch_invariant=on")
+    for name, options in {"1": invariant, "8": invariant, "drafts": (*invariant, "--set", "drafts=on")}.items():
+        out = new_user.home / f"out-{name}.jsonl"
+        parallel = "1" if name == "1" else "8"
+        command = ("batch", source, "-o", out, "-m", path, "--max-tokens", "20", "--ignore-eos", "--parallel", parallel)
+        done = new_user.run(*command, *options)
         assert done.code == 0, done.err
         texts.append([json.loads(line)["text"] for line in out.read_text().splitlines()])
         settings = json.loads(Path(f"{out}.meta.json").read_text())
         assert "all types" in json.dumps(settings)
-        changed = new_user.run("batch", source, "-o", out, "-m", path, *options[:-2])
+        changed = new_user.run(*command)
         assert (changed.code, "another batch invariance" in changed.err) == (1, True), changed.err
-        drafted = new_user.run("batch", source, "-o", out, "-m", path, *options, "--set", "drafts=on")
-        assert (drafted.code, "batch_invariant and drafts cannot be used together" in drafted.err) == (2, True)
-    assert texts[0] == texts[1]
+    assert texts[0] == texts[1] == texts[2]
 
 
 @pytest.mark.slow

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 from architectures import all_architectures, write_all_kinds, write_architecture
-from asking import FREE_ROWS, Reply, collect_replies, loaded
+from asking import FREE_ROWS, Guesser, Reply, collect_replies, loaded
 from llama_engines import STORY, options
 
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine import drafter
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
-from cerebrum_cli.engine.drafter import Drafter, DraftState, DraftToken
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.local import LocalEngine
@@ -30,18 +29,6 @@ from cerebrum_cli.models.model import Model
 
 LENGTH = 80  # tokens of a reply
 EXACT = ContextOptions(1024, n_threads=1, flash_attention=False, cache_type_k="f32", cache_type_v="f32")
-
-
-class Guesser(Drafter):
-    """Drafts the known reply that a sample follows, with every fifth token wrong."""
-
-    known: tuple[list[int], ...] = ()
-
-    def draft(self, state: DraftState, limit: int) -> list[DraftToken]:
-        said = state.text.reply
-        reply = next(each for each in self.known if each[: len(said)] == said)
-        drafted = range(len(said), min(len(said) + limit, len(reply)))
-        return [DraftToken(reply[at] if at % 5 else reply[at] ^ 1, 0.99) for at in drafted]
 
 
 def generate(path: Path, context: ContextOptions, conversations: Iterable[Request]) -> list[list[Reply]]:

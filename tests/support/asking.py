@@ -11,6 +11,7 @@ from scripted_backend import ScriptedBackend
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, ServersEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.drafter import Drafter, DraftState, DraftToken
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import StateStore
@@ -42,6 +43,18 @@ class Reply:
     def seed(self) -> int:
         assert self.finish
         return self.finish.seed
+
+
+class Guesser(Drafter):
+    """Drafts the known reply that a sample follows, with every fifth token wrong."""
+
+    known: tuple[list[int], ...] = ()
+
+    def draft(self, state: DraftState, limit: int) -> list[DraftToken]:
+        said = state.text.reply
+        reply = next(each for each in self.known if each[: len(said)] == said)
+        drafted = range(len(said), min(len(said) + limit, len(reply)))
+        return [DraftToken(reply[at] if at % 5 else abs(reply[at] - 1), 0.99) for at in drafted]
 
 
 def collect_replies(events: Iterable[Event]) -> dict[SequenceId, Reply]:

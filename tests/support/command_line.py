@@ -219,7 +219,8 @@ def endless_reply_grammar(directory: Path) -> Path:
 
 def start_python(code: str, *arguments: object, home: Path | None = None) -> subprocess.Popen[str]:
     """Run Python code in a child process of a user; it can import the helpers of the tests."""
-    paths = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests/support", "benchmarks"))
+    folders = [str(ROOT / folder) for folder in ("", "tests/support", "benchmarks")]
+    paths = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", str(ROOT))])  # or another build of llama.cpp
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         env={**(CommandLine(home).environment() if home else os.environ), "PYTHONPATH": paths},

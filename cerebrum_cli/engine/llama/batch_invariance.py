@@ -38,6 +38,11 @@ def reusable_prefix(length: int, batch_size: int) -> int:
     return length if length <= CHUNKED_POSITIONS else length - length % batch_size
 
 
+def max_draft(slots: int, batch_size: int, pad_steps: bool) -> int:
+    """Maximum number of drafted tokens of a sequence; padded, a step then fits in the batch and in `PADDING_ROOM`."""
+    return (min(PADDING_ROOM, batch_size // slots) if pad_steps else PREFILL_CHUNK) - 1
+
+
 def pad_single_rows(
     rows: Sequence[TokenRow], length: Callable[[int], int], has_room: Callable[[int], bool]
 ) -> tuple[list[TokenRow], list[int]]:

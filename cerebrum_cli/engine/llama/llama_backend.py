@@ -164,6 +164,8 @@ class LlamaBackend(LlamaVocabulary):
         self.slots = min(slots, requested)
         self.max_outputs = options.n_outputs_max(self.size)
         self.max_draft = MAX_DRAFT if self.trimmable_length else self._context.max_rollback
+        if self._batch_invariant:
+            self.max_draft = batch_invariance.max_draft(options.slots, self.batch_size, options.pad_steps)
         self.checkpoint_budget = checkpoint_budget(self._sizes, options)
 
     def prefill_chunk(self, position: int) -> int:
