@@ -155,9 +155,11 @@ def compare_commands(owner: Owner, story: str) -> Iterator[Comparison]:
     with_flash_attention = replace(owner, is_exact=False)
     batches = (owner.batch(questions, 3, "-n", "40", "--set", f"drafts={drafts}") for drafts in ("off", "on"))
     yield "batch with drafts", *batches
-    for options in ((), ("--set", "batch_invariant=on")):
+    invariant = ("--set", "batch_invariant=on")
+    for options in ((), invariant):
         singly, together = (with_flash_attention.batch(questions, parallel, *options) for parallel in (1, 8))
         yield f"batch {' '.join(options)}", singly, together
+    yield "invariant drafts", singly, with_flash_attention.batch(questions, 8, *invariant, "--set", "drafts=on")
 
 
 @pytest.fixture(scope="module")
