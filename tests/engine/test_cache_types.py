@@ -76,7 +76,7 @@ def test_flash_attention_is_refused_where_llama_cpp_has_none(tmp_path: Path, set
     grok = write_model(tmp_path / "grok.gguf", fill, "grok")
     with pytest.raises(UsageError, match="has no flash attention for the architecture grok"):
         options_with(grok, **settings)
-    with pytest.raises(UsageError, match="batch_invariant=on: llama.cpp has no flash attention"):
+    with pytest.raises(UsageError, match=r"^batch_invariant=on: .* no flash attention"):
         load_options(Model("tiny", (grok,)), Settings(), ContextOptions(batch_invariant=True, pad_steps=True))
     assert options_with(grok, flash_attn="auto").context.flash_attention is None
 

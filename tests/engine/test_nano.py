@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from asking import collect_replies
 from command_line import CommandLine
+from llama_engines import open_engine
 from nano.measure import MODEL_FILE, generate, loaded_engine, majority_answer
 from nano.questions import held_out
 
@@ -61,16 +62,17 @@ def test_nano_reply_ends_without_the_end_token(tmp_path: Path) -> None:
     assert EOS not in next_prompt
 
 
-def test_nano_drafts_change_no_reply(engine: LocalEngine) -> None:
+def test_nano_drafts_change_no_reply() -> None:
     """Nano repeats itself only after the end of its replies, which is ignored here."""
     params, accepted = SamplingParams(max_tokens=400), 0
-    for question in (QUESTION, "Double it.", "Say it again: 3 plus 4 makes 7. Then 7 plus 5 makes 12."):
-        prompt = engine.vocabulary.tokenize(CEREBRUM.render(Conversation().user(question)))
-        requests = (Request(prompt, params, ignore_eos=True, step_costs=costs) for costs in (None, DEFAULT_COSTS))
-        (plain,), (drafted,) = (collect_replies(engine.generate([each])).values() for each in requests)
-        assert drafted.ids == plain.ids
-        assert plain.finish and plain.finish.timings.draft_n == 0
-        accepted += drafted.finish.timings.draft_n_accepted if drafted.finish else 0
+    with open_engine(MODEL_FILE, is_invariant=True) as engine:
+        for question in (QUESTION, "Double it.", "Say it again: 3 plus 4 makes 7. Then 7 plus 5 makes 12."):
+            prompt = engine.vocabulary.tokenize(CEREBRUM.render(Conversation().user(question)))
+            requests = (Request(prompt, params, ignore_eos=True, step_costs=costs) for costs in (None, DEFAULT_COSTS))
+            (plain,), (drafted,) = (collect_replies(engine.generate([each])).values() for each in requests)
+            assert drafted.ids == plain.ids
+            assert plain.finish and plain.finish.timings.draft_n == 0
+            accepted += drafted.finish.timings.draft_n_accepted if drafted.finish else 0
     assert accepted > 50
 
 
