@@ -60,17 +60,17 @@ def session_object(store: Store, session: Session) -> dict[str, Any]:
     }
 
 
-def search_rows(store: Store, text: str) -> list[dict[str, Any]]:
-    """Build the rows of `sessions search`, best match first; the words found are between MATCH_BEGIN and MATCH_END."""
+def search_rows(store: Store, text: str, *, marks_words: bool) -> list[dict[str, Any]]:
+    """Build the rows of `sessions search`, best match first; marked words are between MATCH_BEGIN and MATCH_END."""
+    removed = str.maketrans("", "", "" if marks_words else MATCH_BEGIN + MATCH_END)
     return [
-        {"session": hit.session.name, "role": hit.message.message.role, "excerpt": " ".join(hit.excerpt.split())}
+        {
+            "session": hit.session.name,
+            "role": hit.message.message.role,
+            "excerpt": " ".join(hit.excerpt.translate(removed).split()),
+        }
         for hit in store.search(text)
     ]
-
-
-def without_marks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    marks = str.maketrans("", "", MATCH_BEGIN + MATCH_END)
-    return [{**row, "excerpt": row["excerpt"].translate(marks)} for row in rows]
 
 
 def export_session(store: Store, session: Session, export_format: str) -> str:

@@ -53,6 +53,13 @@ _SESSION_OF_MESSAGE = (
     " SELECT parent, branch.session FROM branch JOIN messages ON messages.id = message WHERE parent < messages.id)"
     " SELECT message, session FROM branch JOIN sessions ON sessions.id = session ORDER BY sessions.updated, sessions.id"
 )
+# Those of no session and on no session's branch, the last first: a child's id is higher than its parent's.
+_UNNEEDED_MESSAGES = (
+    "WITH RECURSIVE needed (id) AS (SELECT leaf FROM sessions WHERE leaf IS NOT NULL UNION"
+    " SELECT id FROM messages WHERE session IN (SELECT id FROM sessions) UNION"
+    " SELECT parent FROM messages JOIN needed USING (id) WHERE parent IS NOT NULL)"
+    " SELECT id FROM messages WHERE id NOT IN needed ORDER BY id DESC"
+)
 _EXCERPT = (
     f"SELECT messages.*, snippet(texts, 0, '{MATCH_BEGIN}', '{MATCH_END}', ' ... ', 16) AS excerpt FROM texts"
     " JOIN messages ON messages.id = texts.rowid WHERE texts MATCH ? AND texts.rowid = ?"
@@ -117,7 +124,7 @@ class Store:
     ) -> Session:
         """Create a session on the branch that ends at `leaf`, with a first `question`. Raises SessionError."""
         now, name = time.time(), validated_name(name)
-        with self._write() as database:
+        with self.transaction() as database:
             try:
                 database.execute(
                     "INSERT INTO sessions (name, origin, system_prompt, model, format, params, leaf, first,"
@@ -181,14 +188,14 @@ class Store:
 
     @_detachable
     def add_message(self, session: Session, message: Message, metadata: ReplyMetadata | None = None) -> Session:
-        with self._write() as database:
+        with self.transaction() as database:
             self._require(database, session)
             return self._add(database, session, message, metadata or ReplyMetadata())
 
     @_detachable
     def update_message(self, session: Session, message: Message, metadata: ReplyMetadata) -> None:
         columns = ", ".join(f"{column} = ?" for column in COLUMNS)
-        with self._write() as database:
+        with self.transaction() as database:
             self._require(database, session)
             database.execute(
                 f"UPDATE messages SET {columns} WHERE id = ?", (*message_values(message, metadata), session.leaf)
@@ -198,7 +205,7 @@ class Store:
     @_detachable
     def move(self, session: Session, leaf: int | None) -> Session:
         """Move a session to another branch; the messages of the previous one stay in the tree."""
-        with self._write() as database:
+        with self.transaction() as database:
             self._require(database, session)
             return self._set_leaf(database, session, leaf)
 
@@ -208,7 +215,7 @@ class Store:
         if "name" in values:
             values["name"] = validated_name(values["name"])
         columns = {key: json.dumps(value) if key == "params" else value for key, value in values.items()}
-        with self._write() as database:
+        with self.transaction() as database:
             self._require(database, session)
             sets = ", ".join(f"{column} = ?" for column in columns)
             try:
@@ -223,10 +230,10 @@ class Store:
 
         Messages of sessions deleted earlier go with the last session that shares them.
         """
-        with self._write() as database:
+        with self.transaction() as database:
             database.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
-            unneeded = _unneeded_messages(database)
-            database.executemany("DELETE FROM messages WHERE id = ?", [(each,) for each in unneeded])
+            unneeded = list(map(tuple, database.execute(_UNNEEDED_MESSAGES)))
+            database.executemany("DELETE FROM messages WHERE id = ?", unneeded)
             return len(unneeded)
 
     def vacuum(self) -> None:
@@ -271,17 +278,13 @@ class Store:
             return hits
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        with self._write():
-            yield
-
-    @contextlib.contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
         with translated(self._path):
             yield self._opened()
 
     @contextlib.contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """The database in a transaction, or in the one that is open."""
         with translated(self._path):
             database = self._opened()
             if database.in_transaction:
@@ -336,16 +339,3 @@ class Store:
             (leaf,),
         ).fetchall()
         return list(map(message_from_row, rows))
-
-
-def _unneeded_messages(database: sqlite3.Connection) -> list[int]:
-    """Messages of no session and on no session's branch, the last first: a child's id is higher than its parent's."""
-    rows = database.execute("SELECT id, parent, session FROM messages").fetchall()
-    sessions = database.execute("SELECT id, leaf FROM sessions").fetchall()
-    alive, parents = {row["id"] for row in sessions}, {row["id"]: row["parent"] for row in rows}
-    needed: set[int | None] = {None}
-    for message in (*(row["leaf"] for row in sessions), *(row["id"] for row in rows if row["session"] in alive)):
-        while message not in needed:
-            needed.add(message)
-            message = parents.get(message)
-    return sorted(parents.keys() - needed, reverse=True)

@@ -80,12 +80,11 @@ def search(
     json: JsonArray = False,
 ) -> None:
     """Search all messages for words, or the beginnings of words, best match first."""
-    from cerebrum_cli.chat.archive import search_rows, without_marks
+    from cerebrum_cli.chat.archive import search_rows
     from cerebrum_cli.terminal.tables import print_matches, print_rows
 
     app = app_of(context, options)
-    rows = search_rows(app.open_history().store, text)
-    rows = without_marks(rows) if json else rows
+    rows = search_rows(app.open_history().store, text, marks_words=not json)
     print_rows(app.streams, rows, json, print_matches, "No matches")
 
 
