@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.model.loading import ReplySource
     from cerebrum_cli.models.model import Model
-    from cerebrum_cli.terminal.keyboard import Keyboard
-    from cerebrum_cli.terminal.repl.prompt import SlashCompleter
     from cerebrum_cli.terminal.repl.questions import InputSource
     from cerebrum_cli.terminal.repl.repl import Repl
 
@@ -55,7 +53,6 @@ def chat(
       cerebrum chat -c
     """
     from cerebrum_cli.terminal.interrupts import Signals
-    from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.repl.repl import Repl
     from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 
@@ -69,7 +66,6 @@ def chat(
         raise UsageError.conflict("-c", "--session")
     saved, prompted, options = apply_prompt(app, overrides, options, on_command_line)
     conversation = open_chat(app, overrides, prompted, options)
-    keyboard = Keyboard()
     with Signals(app.streams) as signals:
         try:
             if conversation.session and (system := prompted.get("system")) is not None:
@@ -79,13 +75,12 @@ def chat(
                 app.streams,
                 signals,
                 COMMANDS,
-                keyboard,
                 no_markdown=options.no_markdown,
                 min_votes=options.min_votes,
                 prompts=app.config.prompts,
                 pending_prompt=saved if saved and saved.prompt else None,
             )
-            repl.run(input_lines(app, repl, keyboard), question)
+            repl.run(input_lines(app, repl), question)
         finally:
             with signals.exiting():
                 app.streams.report(conversation.close())
@@ -165,38 +160,19 @@ def chat_source(app: App, overrides: Layer, options: ChatOptions, model: Model) 
     return replace(source, settings=settings, use=replace(CHAT, template_options=source.use.template_options))
 
 
-def input_lines(app: App, repl: Repl, keyboard: Keyboard) -> InputSource:
+def input_lines(app: App, repl: Repl) -> InputSource:
     """Where the questions come from: a pipe, a plain prompt, or a prompt with history and completion."""
     from cerebrum_cli.model.prompt_sources import read_piped
     from cerebrum_cli.terminal.repl.questions import PlainPrompt, ScriptInput
     from cerebrum_cli.terminal.streams import is_plain_terminal
 
-    streams, signals, piped = app.streams, repl.signals, app.streams.piped
-    if piped is not None:
-        with signals.running_command():
-            return ScriptInput(read_piped(piped), streams.answer)
+    streams = app.streams
+    if streams.piped is not None:
+        with repl.signals.running_command():
+            return ScriptInput(read_piped(streams.piped), streams.answer)
     if is_plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
-        return PlainPrompt(streams, keyboard, signals)
-    from cerebrum_cli.terminal.repl.prompt import InteractivePrompt
-
-    def is_settled() -> bool:
-        engine = repl.chat.loaded.engine
-        return engine.is_loaded or engine.has_failed
-
-    return InteractivePrompt(
-        streams,
-        keyboard,
-        signals,
-        history=None if repl.chat.settings.no_log else app.data_directory / "history",
-        toolbar=repl.toolbar,
-        is_settled=is_settled,
-        completer=slash_completer(app, repl),
-        vi=repl.chat.settings.vi,
-    )
-
-
-def slash_completer(app: App, repl: Repl) -> SlashCompleter:
-    from cerebrum_cli.terminal.repl.prompt import Candidates, SlashCompleter
+        return PlainPrompt(streams, repl.keyboard, repl.signals)
+    from cerebrum_cli.terminal.repl.prompt import Candidates, InteractivePrompt, SlashCompleter
     from cerebrum_cli.terminal.repl.slash_lines import PARTS, SETTABLE, SETTABLE_ON_SERVERS, SETTING_VALUES
 
     candidates: Candidates = {
@@ -207,4 +183,5 @@ def slash_completer(app: App, repl: Repl) -> SlashCompleter:
         "think": lambda: ("on", "off", *repl.chat.efforts),
         "prompt": lambda: repl.prompts,
     }
-    return SlashCompleter(candidates, SETTING_VALUES)
+    history = None if repl.chat.settings.no_log else app.data_directory / "history"
+    return InteractivePrompt(repl, history, SlashCompleter(candidates, SETTING_VALUES))

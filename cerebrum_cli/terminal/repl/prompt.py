@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,12 +24,11 @@ from prompt_toolkit.layout.processors import TabsProcessor
 from cerebrum_cli.core.errors import CerebrumError, Interrupted
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.terminal.interrupts import Signals
-from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.questions import CONTINUATION, PROMPT, PlainPrompt, is_complete, strip_fences
+from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
 from cerebrum_cli.terminal.repl.slash_lines import ArgumentKind, setting_key
-from cerebrum_cli.terminal.streams import Streams, discard_closed
+from cerebrum_cli.terminal.streams import discard_closed
 
 READY_POLL_S = 0.2  # interval of checks whether the model is loaded, for the toolbar
 
@@ -43,26 +41,17 @@ class OpenInEditor(NamedTuple):
 
 
 class InteractivePrompt(PlainPrompt):
-    def __init__(
-        self,
-        streams: Streams,
-        keyboard: Keyboard,
-        signals: Signals,
-        *,
-        history: Path | None,
-        toolbar: Callable[[int], str],
-        is_settled: Callable[[], bool],
-        completer: Completer,
-        vi: bool,
-    ) -> None:
-        super().__init__(streams, keyboard, signals)
-        self._is_settled = is_settled
+    redraws = True
+
+    def __init__(self, repl: Repl, history: Path | None, completer: Completer) -> None:
+        super().__init__(repl.streams, repl.keyboard, repl.signals)
+        self._chat = repl.chat
         past: History = InMemoryHistory()
         try:
             past = PromptHistory(history) if history else past
         except OSError as error:
             problem = f"prompt history is not saved: {history}: {error.strerror}"
-            streams.report(NoticeEvent(problem, "remove that file, or make it writable"))
+            repl.streams.report(NoticeEvent(problem, "remove that file, or make it writable"))
         self._draft = ""  # initial text of the prompt
         self._session: PromptSession[str | OpenInEditor] = PromptSession(
             history=past,
@@ -70,8 +59,8 @@ class InteractivePrompt(PlainPrompt):
             complete_while_typing=False,
             key_bindings=_key_bindings(),
             multiline=True,
-            vi_mode=vi,
-            bottom_toolbar=lambda: toolbar(self._session.app.output.get_size().columns) or None,
+            vi_mode=repl.chat.settings.vi,
+            bottom_toolbar=lambda: repl.toolbar(self._session.app.output.get_size().columns) or None,
             prompt_continuation=CONTINUATION,
             input_processors=[TabsProcessor(char1=" ", char2=" ")],
         )
@@ -113,6 +102,12 @@ class InteractivePrompt(PlainPrompt):
         if signum != signal.SIGINT and app.loop:
             app.loop.call_soon_threadsafe(end)
 
+    @property
+    def _is_settled(self) -> bool:
+        """Whether the model is loaded, or has failed to load."""
+        engine = self._chat.loaded.engine
+        return engine.is_loaded or engine.has_failed
+
     def _on_start(self, accept_draft: bool) -> None:
         """Exit if a signal came before the prompt; redraw the toolbar once the model is loaded, or has failed to.
 
@@ -130,16 +125,12 @@ class InteractivePrompt(PlainPrompt):
             self._exit_on_signal(self.signals.exit_signal)
 
         async def watch() -> None:
-            while not self._is_settled():
+            while not self._is_settled:
                 await asyncio.sleep(READY_POLL_S)
             app.invalidate()
 
-        if not self._is_settled():
+        if not self._is_settled:
             app.create_background_task(watch())
-
-    def while_busy(self) -> AbstractContextManager[None]:
-        """Turn off echo: text typed ahead waits for the prompt."""
-        return self.keyboard.without_echo(types_ahead=True)
 
 
 def _key_bindings() -> KeyBindings:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import ClassVar
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.terminal.interrupts import Signals, raise_at_prompt
@@ -19,6 +19,8 @@ MAX_LINE, EDGE_LINES = 200, 4  # characters of a line, lines at each end of a qu
 
 
 class ScriptInput:
+    redraws = False
+
     def __init__(self, text: str, echo: Callable[[str], None]) -> None:
         self._questions = split_questions(text)
         self._echo = echo
@@ -34,9 +36,6 @@ class ScriptInput:
 
     def confirm(self, _: str, /) -> bool:
         return False
-
-    def while_busy(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 def prompt_text(question: str) -> str:
@@ -91,8 +90,12 @@ def _opens_block(stripped: str) -> bool:
 
 @dataclass
 class PlainPrompt:
-    """A prompt for dumb terminals and screen readers, which reads plain lines."""
+    """A prompt for dumb terminals and screen readers, which reads plain lines.
 
+    One that `redraws` its line has typed text wait for it, unseen, while no question is being read.
+    """
+
+    redraws: ClassVar[bool] = False
     streams: Streams
     keyboard: Keyboard
     signals: Signals
@@ -108,10 +111,6 @@ class PlainPrompt:
     def confirm(self, question: str) -> bool:
         with self.keyboard.released():
             return self.streams.confirm(question)
-
-    def while_busy(self) -> AbstractContextManager[None]:
-        """Set the terminal's modes for a chat, whenever no question is being read."""
-        return nullcontext()
 
     def _read_line(self, prompt: str) -> str:
         if sys.stdin is None:  # closed by the parent process

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
+from typing import Any
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
-from cerebrum_cli.core.events import Event, NoticeEvent, TokenEvent
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.model.prompt_sources import compose_prompt, naming_files
@@ -50,35 +51,33 @@ class Repl:
     min_votes: int | None = None
     prompts: Mapping[str, SavedPrompt] = field(default_factory=dict)
     pending_prompt: SavedPrompt | None = None
-    last_collector: ReplyCollector | None = None
+    last_finish: FinishEvent | None = None
     pending_files: list[tuple[str, str]] = field(default_factory=list)
     is_done: bool = False
-    _input: InputSource | None = field(default=None, init=False)
+    input: InputSource = field(init=False)
     _has_replied: bool = field(default=False, init=False)
     _failed_question: CerebrumError | None = field(default=None, init=False)
     _has_reported_unsaved: bool = field(default=False, init=False)
-
-    @property
-    def input(self) -> InputSource:
-        assert self._input is not None, "run() comes first"
-        return self._input
 
     def run(self, source: InputSource, first: str | None = None) -> None:
         """Ask the `first` question, and run until the user exits.
 
         Raises Interrupted if Ctrl-C ends a script, or another signal the chat.
         """
-        self._input = source
-        with source.while_busy():
+        self.input = source
+        with self.keyboard.without_echo(types_ahead=True) if source.redraws else nullcontext():
             self._report_unsaved()
             if self.streams.in_is_terminal and not self.streams.is_quiet:
-                self._reporting_errors(self._print_greeting)
+                with self._reporting_errors():
+                    self._print_greeting()
             if first is not None:
-                self.streams.answer(prompt_text(shorten_question(first)) + "\n")
-                self._reporting_errors(partial(self._ask, first))
+                self._show_question(first)
+                with self._reporting_errors():
+                    self._ask(first)
             while not self.is_done and (text := self._read()) is not None:
                 if text.strip():
-                    self._reporting_errors(partial(self._run_line, text))
+                    with self._reporting_errors():
+                        self._run_line(text)
 
     @property
     def exit_code(self) -> int:
@@ -109,11 +108,7 @@ class Repl:
             context = context_text(*usage) + warning
         elif not chat.loaded.engine.is_loaded:
             context = "not loaded" if chat.loaded.engine.has_failed else "loading"
-        speed = (
-            self.last_collector.reply.finish.timings.tokens_per_second
-            if self.last_collector and self.last_collector.reply
-            else None
-        )
+        speed = self.last_finish.timings.tokens_per_second if self.last_finish else 0.0
         pending = [name for name, _ in self.pending_files] + ([self.pending_prompt.name] if self.pending_prompt else [])
         segments = {
             "session": chat.session.name if chat.session else "",
@@ -128,60 +123,53 @@ class Repl:
 
     def render(self, events: Generator[Event, None, None]) -> None:
         """Render a reply; Ctrl-C stops it and keeps its text. Raises Interrupted if there is none."""
-        self.last_collector = collector = ReplyCollector()
+        self.last_finish = None
+        collector, key = ReplyCollector(), AnswerKeySink(self.keyboard, self.chat.loaded.responder)
+        sinks = key, ReasoningSink(self.streams), collector, answer_sink(self.streams, not self.no_markdown)
         try:
-            key = AnswerKeySink(self.keyboard, self.chat.loaded.responder)
-            sinks = key, ReasoningSink(self.streams), collector, answer_sink(self.streams, not self.no_markdown)
-            line = StatusLine(self.streams, self.chat.loaded.model.name, lambda: key.hint)
-            self.wait_for(events, *sinks, line=line)
+            self.wait_for(events, *sinks, hint=lambda: key.hint)
         except Interrupted as error:
             if not self._continues_after(error):
                 raise
             if not collector.reply:
                 raise Interrupted(signal.SIGINT, "before the reply began; /retry asks again") from error
         finally:
-            reply = collector.reply
-            self._has_replied = self._has_replied or reply is not None
-            if reply:
+            if reply := collector.reply:
                 larger_context = self.chat.loaded.responder.larger_context
                 self.streams.report(chat_notice(reply, self.streams.in_is_terminal, larger_context))
-                self._end_turn()
+                self._end_turn(reply)
 
     def vote(self, question: str, settings: Settings, majority_vote: MajorityVote) -> None:
-        if not question:
+        """Vote on a question, or on the last one, as `render` does."""
+        if question:
+            with self._pending_input(question) as prompt:
+                self._vote(self.chat.send(prompt, settings, majority_vote), majority_vote)
+        else:
             self._vote(self.chat.retry(settings, majority_vote), majority_vote)
-            return
-        self._ask_with_files(
-            question, lambda text: self._vote(self.chat.send(text, settings, majority_vote), majority_vote)
-        )
 
     def _vote(self, events: Generator[Event, None, None], majority_vote: MajorityVote) -> None:
-        """Run a vote and show the winning sample; Ctrl-C shows the leader. Raises Interrupted if there is none."""
-        self.last_collector = None
+        self.last_finish = None
         try:
-            self.wait_for(events, line=StatusLine(self.streams, self.chat.loaded.model.name, vote=majority_vote.bounds))
+            self.wait_for(events, vote=majority_vote.bounds)
         except Interrupted as error:
             if not self._continues_after(error) or majority_vote.reply is None:
                 raise
         finally:
-            self.last_collector = majority_vote.best_sample
-            if majority_vote.reply:
-                self._has_replied = True
-                show_answer(self.streams, majority_vote.reply.text, not self.no_markdown)
+            if reply := majority_vote.reply:
+                show_answer(self.streams, reply.text, not self.no_markdown)
                 self.streams.report(result_text(majority_vote.tally_event))
                 self.streams.report(outcome_notice(majority_vote.tally))
-                self._end_turn()
+                self._end_turn(reply)
 
-    def _end_turn(self) -> None:
-        """Write an empty line after a reply and its notices; not into a file or pipe."""
+    def _end_turn(self, reply: Reply) -> None:
+        self._has_replied, self.last_finish = True, reply.finish
         if self.streams.out_is_terminal:
             self.streams.answer("\n")
 
     def _print_greeting(self) -> None:
         chat = self.chat
-        loaded = chat.loaded
-        about = f"{loaded.model.label}, prompt format: {loaded.format_name}; /help lists commands and keys"
-        self.streams.write_line("", about)
+        about = f"{chat.loaded.model.label}, prompt format: {chat.loaded.format_name}"
+        self.streams.write_line("", f"{about}; /help lists commands and keys")
         self.streams.info("")
         if chat.session is None and chat.name:
             self.streams.info(f"New session {chat.name!r}\n")
@@ -194,7 +182,7 @@ class Repl:
     def show_last_exchange(self) -> None:
         for stored in self.chat.messages[-2:]:
             if stored.message.role == "user":
-                self.streams.answer(prompt_text(shorten_question(stored.message.content)) + "\n")
+                self._show_question(stored.message.content)
             else:
                 show_answer(self.streams, stored.message.content, not self.no_markdown)
         last = self.chat.last_reply
@@ -203,20 +191,22 @@ class Repl:
             self.streams.report(NoticeEvent(f"the last reply was cut off ({last.early_end})", hint))
         self.streams.answer("\n")
 
-    def wait_for(self, events: Generator[Event, None, None], *sinks: Sink, line: StatusLine | None = None) -> None:
-        """Consume events, with their progress in a line; Ctrl-C stops the work."""
-        line = line or StatusLine(self.streams, self.chat.loaded.model.name)
+    def _show_question(self, question: str) -> None:
+        self.streams.answer(prompt_text(shorten_question(question)) + "\n")
+
+    def wait_for(self, events: Generator[Event, None, None], *sinks: Sink, **shown: Any) -> None:
+        """Consume events, with their progress in a line, of which more may be `shown`; Ctrl-C stops the work."""
         # The line comes first: it erases itself before others write.
+        line = StatusLine(self.streams, self.chat.loaded.model.name, **shown)
         render(events, lambda: self.chat.loaded.responder.cancel(), (line, *sinks), self.signals)
 
-    def _ask_with_files(self, text: str, ask: Callable[[str], None]) -> None:
-        """Ask with the pending files and saved prompt; they stay pending if the question does not fit."""
-        (files, self.pending_files), (saved, self.pending_prompt) = (
-            (self.pending_files, []),
-            (self.pending_prompt, None),
-        )
+    @contextmanager
+    def _pending_input(self, text: str) -> Iterator[str]:
+        """A question with the pending files and saved prompt; they stay pending if it does not fit."""
+        files, saved = self.pending_files, self.pending_prompt
+        self.pending_files, self.pending_prompt = [], None
         try:
-            ask(compose_prompt(text, files, None, saved))
+            yield compose_prompt(text, files, None, saved)
         except CerebrumError as error:
             self._failed_question = error
             if not isinstance(error, PromptTooLong):
@@ -226,7 +216,8 @@ class Repl:
             raise CerebrumError(error.message, f"{error.hint}; /undo removes a turn, /clear starts over") from error
 
     def _ask(self, text: str) -> None:
-        self._ask_with_files(text, lambda question: self.render(self.chat.send(question)))
+        with self._pending_input(text) as question:
+            self.render(self.chat.send(question))
 
     def _run_line(self, text: str) -> None:
         line = parse_slash(text, self.commands)
@@ -243,10 +234,11 @@ class Repl:
                 raise
             raise Interrupted(signal.SIGINT, f"/{line.name} did not finish") from error
 
-    def _reporting_errors(self, do: Callable[[], None]) -> None:
+    @contextmanager
+    def _reporting_errors(self) -> Iterator[None]:
         try:
             with self.signals.running_command():
-                do()
+                yield
         except CerebrumError as error:
             self._show_error(error)
         finally:

@@ -141,7 +141,7 @@ def undo(repl: Repl, _: SlashLine) -> None:
     question = repl.chat.undo()
     if question is None:
         raise UsageError("nothing to undo", "ask something first")
-    repl.last_collector = None
+    repl.last_finish = None
     repl.streams.info(f"Undone: {shorten_question(question)}")
 
 
@@ -231,7 +231,7 @@ def load_session(repl: Repl, line: SlashLine) -> None:
 def _switch_session(repl: Repl, session: Session | None) -> None:
     if notice := repl.chat.switch_session(session):
         repl.streams.notice(notice)
-    repl.last_collector = None
+    repl.last_finish = None
 
 
 def rename_session(repl: Repl, line: SlashLine) -> None:
@@ -272,11 +272,13 @@ def show_tokens(repl: Repl, _: SlashLine) -> None:
 
 def show_stats(repl: Repl, _: SlashLine) -> None:
     last = _last_reply(repl)
-    if repl.last_collector is None or repl.last_collector.reply is None:
+    if repl.last_finish is None:
         raise UsageError("the last reply has no statistics: they are not saved", "ask something first, or /retry")
-    loaded, finish = repl.chat.loaded, repl.last_collector.reply.finish
+    loaded = repl.chat.loaded
     sampling = sampling_text(samplers_in_effect(last.metadata.params or {}))
-    repl.streams.write_line("", stats_line(finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling))
+    repl.streams.write_line(
+        "", stats_line(repl.last_finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling)
+    )
 
 
 def explain_reply(repl: Repl, line: SlashLine) -> None:
