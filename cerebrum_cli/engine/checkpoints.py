@@ -12,7 +12,6 @@ from array import array
 from collections.abc import Iterable
 from contextlib import ExitStack
 from itertools import count
-from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,7 +81,7 @@ class Checkpoints:
     def plan(self, sequence: Sequence) -> None:
         """Take a checkpoint where an admitted prompt continues an earlier one, and decide where to take the next."""
         backend, sequence.checkpoint_at = self._backend, None
-        if sequence.slot is None or sequence.generated or backend.trimmable_length == inf:
+        if sequence.slot is None or sequence.generated:
             return
         slot, end = self._scheduler.slots[sequence.slot], sequence.first_output + 1 - sequence.request.opening
         if backend.checkpoint_budget:
@@ -98,7 +97,7 @@ class Checkpoints:
     def prepare(self, sequence: Sequence) -> None:
         """Load the snapshot into a free slot, where admission finds it, if it holds more of a prompt than any slot."""
         snapshot, scheduler = self._snapshot, self._scheduler
-        if self._backend.trimmable_length == inf or self._backend.checkpoint_budget or sequence.generated:
+        if self._backend.checkpoint_budget or sequence.generated:
             return
         tokens = sequence.tokens[: sequence.first_output]
         shared = common_prefixes(scheduler.slots, tokens)
@@ -123,8 +122,7 @@ class Checkpoints:
 
     def after_step(self, sequence: Sequence) -> None:
         """Take the checkpoint that was planned here."""
-        if sequence.evaluated != sequence.checkpoint_at or sequence.slot is None:
-            return
+        assert sequence.slot is not None
         backend, slot = self._backend, self._scheduler.slots[sequence.slot]
         if backend.checkpoint_budget:
             self._take(slot)
@@ -186,14 +184,12 @@ class SwapSpace:
         except (OSError, EngineError):
             self.discard(sequence)
 
-    def load(self, sequence: Sequence) -> bool:
+    def load(self, sequence: Sequence, path: Path) -> bool:
         """Admit a sequence to a free slot with its saved state; False if it has to be evaluated again."""
-        if sequence.swapped is None:
-            return False
         slot = self._checkpoints.slot_to_load()
         if slot is None:
             return False
-        is_loaded = self._backend.context.load_state(slot.index, sequence.swapped)
+        is_loaded = self._backend.context.load_state(slot.index, path)
         self.discard(sequence)
         length = self._backend.context.length(slot.index)
         if not is_loaded or not 0 < length <= sequence.first_output:

@@ -8,14 +8,16 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.backend import Backend, Vocabulary
-from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 from cerebrum_cli.engine.sequence import Failure, Request, next_item
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 LiveSample = TypeVar("LiveSample")
 T = TypeVar("T")

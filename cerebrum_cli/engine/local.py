@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import threading
 from bisect import bisect_left
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, RefusedEvent, SequenceId
 from cerebrum_cli.engine.backend import OpenBackend, StopFlag
+from cerebrum_cli.engine.commands import Cancel, Close, Commands, Submit, UsePromptCache
 from cerebrum_cli.engine.engine import (
     CancelScope,
     Completions,
@@ -31,13 +32,13 @@ from cerebrum_cli.engine.engine import (
 )
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.memory_plan import group_lengths
-from cerebrum_cli.engine.messages import Abort, Cancel, Close, Commands, SavePromptCache, Submit, SubmitScores
-from cerebrum_cli.engine.scoring import ScoreJob, ScoreRequest, ScoringEvent, refusal
 from cerebrum_cli.engine.sequence import Failure, InspectionRequest, Request, Sequence, create_sequences
 from cerebrum_cli.engine.state_store import StateStore
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.drafter import Drafter
+    from cerebrum_cli.engine.prompt_cache import PromptCache
+    from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 
 MAX_BACKLOG = 10_000  # events; with a slow reader, no sequence is admitted above it
@@ -84,12 +85,11 @@ class LocalCompletions(Completions[Sequence]):
         """Cancel the running samples after the current step; samples added later get no drafted tokens."""
         if index < len(self._submitted):
             self._submitted[index].drafter = None
-            self._commands.send(Abort(self._live_samples(index)))
+            self._commands.send(Cancel(self._live_samples(index), threading.Event(), interrupts=False))
 
     def close(self) -> None:
-        command = Cancel(list(self._live.values()), threading.Event())
-        if self._live and self._commands.send(command):
-            command.done.wait()
+        if self._live:
+            self._commands.cancel(list(self._live.values()))
         self._live.clear()
 
     def _submit(self, counts: Iterable[tuple[int, int]], first: bool = False) -> None:
@@ -176,6 +176,8 @@ class LocalEngine(Engine):
         return groups
 
     def score(self, requests: Iterable[ScoreRequest]) -> Generator[ScoringEvent, None, None]:
+        from cerebrum_cli.engine.scoring import ScoreJob, refusal
+
         context_size = self.backend.context_size
         accepted: dict[int, ScoreRequest] = {}
         for index, request in enumerate(requests):
@@ -183,18 +185,17 @@ class LocalEngine(Engine):
                 yield RefusedEvent(SequenceId(index), error)
             else:
                 accepted[index] = request
-        events = EventQueue[ScoringEvent]()
+        events: EventQueue[ScoringEvent] = EventQueue()
         job = ScoreJob(accepted, events.put)
-        if not self._commands.send(SubmitScores(job, self.cancel_scope())):
+        if not self._commands.send(Submit(job, self.cancel_scope())):
             raise EngineError("the engine is closed")
         is_running = True
         try:
             yield from events
             is_running = False
         finally:
-            cancel = Cancel([job], threading.Event())
-            if is_running and self._commands.send(cancel):
-                cancel.done.wait()
+            if is_running:
+                self._commands.cancel([job])
 
     def cancel_scope(self) -> CancelScope:
         return CancelScope(lambda: self._commands.cancel_count)
@@ -204,13 +205,14 @@ class LocalEngine(Engine):
 
     def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None, empties: bool = False) -> None:
         """Save idle slots; running sequences are not saved, and wait meanwhile. EngineError if writing fails."""
-        self._save(SavePromptCache(min_tokens, prompt, SimpleQueue(), empties=empties))
+        self._use_prompt_cache(lambda cache: cache.save(min_tokens, prompt, empties))
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:
         """Save a common prefix of later prompts to disk; the idle slot that holds it drops the rest."""
-        self._save(SavePromptCache(0, None, SimpleQueue(), tokens))
+        self._use_prompt_cache(lambda cache: cache.save_prefix(tokens))
 
-    def _save(self, command: SavePromptCache) -> None:
+    def _use_prompt_cache(self, function: Callable[[PromptCache], None]) -> None:
+        command = UsePromptCache(function, SimpleQueue())
         if self._state_store is None or not self.is_loaded or not self._commands.send(command):
             return
         if failure := command.result.get():
@@ -251,11 +253,9 @@ def fail_commands(commands: Commands, error: BaseException) -> None:
     """Answer all commands up to Close with the error that ended this thread."""
     while not isinstance(command := commands.take(wait=True), Close):
         if isinstance(command, Submit):
-            for sequence in command.sequences:
-                sequence.emit(Failure(error))
-        elif isinstance(command, SubmitScores):
-            command.job.emit(Failure(error))
+            for work in command.work if isinstance(command.work, list) else [command.work]:
+                work.emit(Failure(error))
         elif isinstance(command, Cancel):
             command.done.set()
-        elif isinstance(command, SavePromptCache):
+        elif isinstance(command, UsePromptCache):
             command.result.put(None)

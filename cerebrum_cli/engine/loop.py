@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING
@@ -11,17 +12,17 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.checkpoints import Checkpoints, SwapSpace
+from cerebrum_cli.engine.commands import Cancel, Commands, Submit, UsePromptCache, Work
 from cerebrum_cli.engine.memory_plan import CachePlan, plan_cache
-from cerebrum_cli.engine.messages import Abort, Cancel, Commands, SavePromptCache, Submit, SubmitScores
 from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
-from cerebrum_cli.engine.scoring import ScoreJob, Scorer
 from cerebrum_cli.engine.sequence import Failure, InspectionRequest, Sequence
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step_costs import draft_lengths
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.drafter import DraftToken
+    from cerebrum_cli.engine.scoring import Scorer
 
 BACKLOG_POLL_S = 0.01
 
@@ -37,71 +38,93 @@ class Loop:
     ) -> None:
         self._backend = backend
         self._load_s = load_s
+        self._swap_directory = swap_directory
         self._scheduler = Scheduler(backend.slots, backend.kv_unified)
         self._checkpoints = checkpoints = Checkpoints(backend, self._scheduler)
-        self._swap = SwapSpace(backend, self._scheduler, checkpoints, swap_directory)
+        self._takes_checkpoints = backend.trimmable_length < inf
+        self._swap: SwapSpace | None = None  # once a sequence was preempted
+        self._scorer: Scorer | None = None  # while texts wait to be scored
         self._max_slots = backend.slots
-        self._scorer = Scorer(backend)
         self._reserves_max = backend.slots == 1 or backend.kv_unified
         self._prompt_cache = PromptCache(backend, self._scheduler, checkpoints, state_store) if state_store else None
 
     def process_commands(self, commands: Commands) -> bool:
         """Execute all queued commands, waiting for one if no work is left; False after Close."""
-        while (command := commands.take(wait=self._scheduler.is_idle and not self._scorer.jobs)) is not None:
+        while (command := commands.take(wait=self._is_idle)) is not None:
             if isinstance(command, Submit):
-                self._scheduler.submit(command.sequences, command.first)
-                if command.scope.is_cancelled:
-                    self._cancel(command.sequences)
-            elif isinstance(command, SubmitScores):
-                self._scorer.jobs.append(command.job)
-                if command.scope.is_cancelled:
-                    self._cancel([command.job])
+                self._submit(command)
             elif isinstance(command, Cancel):
                 self._cancel(command.work)
                 command.done.set()
-            elif isinstance(command, Abort):
-                self._cancel(command.sequences)
-            elif isinstance(command, SavePromptCache):
-                command.result.put(self._save_prompt_cache(command))
+            elif isinstance(command, UsePromptCache):
+                command.result.put(self._use_prompt_cache(command.function))
             else:
                 self._cancel(None)
                 return False
         return True
 
     def step(self) -> None:
-        """Admit waiting sequences, then schedule, decode and process one step.
+        """Run one step of the sequences.
 
         While texts wait to be scored, no sequence is admitted; they are scored once none is running.
         """
+        scheduler = self._scheduler
         try:
+            # make room
             self._preempt_full()
-            if not self._scorer.jobs:
+            # admit
+            if self._scorer is None:
                 self._admit()
-            elif not self._scheduler.running:
-                return self._score()
+            elif not scheduler.running:
+                return self._score(self._scorer)
             self._compact()
+            # schedule
             step = self._schedule()
-            if step.shares:
+            if not step.shares:
+                if scheduler.waiting:  # for a slow reader
+                    sleep(BACKLOG_POLL_S)
+                return None
+            if self._takes_checkpoints:
                 self._checkpoints.before_step(step)
-                self._process_output(step, self._backend.decode(step.rows))
-            elif self._scheduler.waiting:  # for a slow reader
-                sleep(BACKLOG_POLL_S)
+            # decode
+            is_complete = self._backend.decode(step.rows)
+            # process output
+            self._process_output(step, is_complete)
         except Exception as error:
             self.fail(error)
             if self._backend.capacity:
                 self._backend.context.clear_all()  # the step may have written any part of its rows
-            self._scheduler.clear_slots()
+            scheduler.clear_slots()
 
     def close(self) -> None:
         """Remove temporary files."""
-        self._swap.close()
+        if self._swap:
+            self._swap.close()
 
-    def _score(self) -> None:
+    @property
+    def _is_idle(self) -> bool:
+        return not (self._scheduler.waiting or self._scheduler.running or self._scorer)
+
+    def _submit(self, command: Submit) -> None:
+        work = command.work
+        if isinstance(work, list):
+            self._scheduler.submit(work, command.first)
+        else:
+            from cerebrum_cli.engine.scoring import Scorer
+
+            self._scorer = self._scorer or Scorer(self._backend)
+            self._scorer.jobs.append(work)
+        if command.scope.is_cancelled:
+            self._cancel(work if isinstance(work, list) else [work])
+
+    def _score(self, scorer: Scorer) -> None:
         """Score texts for a step, in slots that hold nothing for sequences afterwards."""
         try:
-            self._scorer.step()
+            scorer.step()
         finally:  # memory may have been reserved again
             self._reset_slots()
+        if not scorer.jobs:
+            self._scorer = None
 
     def _preempt_full(self) -> None:
         """Preempt sequences that fill their slots, to resume in longer ones: all now if memory holds as many of those.
@@ -109,15 +132,17 @@ class Loop:
         Otherwise only the full ones are preempted, to the end of the queue, while the others finish.
         """
         scheduler, backend = self._scheduler, self._backend
-        full = [one for one in scheduler.running if one.length >= backend.capacity]
+        full = [sequence for sequence in scheduler.running if sequence.length >= backend.capacity]
         if not full:
             return
-        is_free = backend.slots_for(max(map(self._required_length, full))) >= backend.slots
-        preempted = scheduler.running if is_free else full
+        if self._swap is None:
+            self._swap = SwapSpace(backend, scheduler, self._checkpoints, self._swap_directory)
+        has_memory = backend.slots_for(max(map(self._required_length, full))) >= backend.slots
+        preempted = scheduler.running if has_memory else full
         for sequence in preempted:
             self._swap.save(sequence)
             scheduler.preempt(sequence)
-        if is_free:
+        if has_memory:
             scheduler.waiting.rotate(len(preempted))
             self._reserve(0, backend.slots)
 
@@ -128,20 +153,27 @@ class Loop:
             if sequence.is_backlogged():
                 return
             needs_memory = self._required_length(sequence) > backend.capacity or self._lacks_slots()
-            if scheduler.running and (needs_memory or not self._has_room(sequence)):
+            lacks_cells = backend.kv_unified and not scheduler.can_hold(sequence, backend.capacity)
+            if scheduler.running and (needs_memory or lacks_cells):
                 return
-            cache = None if sequence.swapped else self._prompt_cache
+            # reserve
+            cache = self._prompt_cache
+            if cache and (sequence.swapped or cache.store.is_empty):
+                cache = None
             state = cache.find(sequence, needs_memory) if cache else None
             if needs_memory:
-                kind = backend.state_kind
+                kind = backend.state_kind if cache else None
                 self._reserve(len(state.tokens) if state else 0)
                 if cache and backend.state_kind != kind:  # fewer slots than requested
                     state = cache.find(sequence, needs_memory=False)
-            if self._swap.load(sequence):
+            # restore
+            if self._swap and sequence.swapped and self._swap.load(sequence, sequence.swapped):
                 continue
             if cache and state and self._make_room(len(state.tokens)):
                 cache.restore(state)
-            self._checkpoints.prepare(sequence)
+            if self._takes_checkpoints:
+                self._checkpoints.prepare(sequence)
+            # place
             try:
                 self._place(scheduler.next_admission(backend.capacity, self._checkpoints.reusable))
             except GrammarError as error:
@@ -181,10 +213,6 @@ class Loop:
         self._scheduler.reset_slots(self._backend.slots)
         self._checkpoints.clear()
 
-    def _has_room(self, sequence: Sequence) -> bool:
-        """Whether memory holds one more sequence beside the running ones."""
-        return not self._backend.kv_unified or self._scheduler.can_hold(sequence, self._backend.capacity)
-
     def _has_cells(self, tokens: int) -> bool:
         """Whether memory holds this many additional tokens without evicting any."""
         return not self._backend.kv_unified or self._scheduler.has_cells(tokens, self._backend.capacity)
@@ -204,7 +232,7 @@ class Loop:
         scheduler = self._scheduler
         prefill_chunk, max_outputs = self._backend.prefill_chunk, self._backend.max_outputs
         step = scheduler.schedule(prefill_chunk, max_outputs)
-        while not self._make_room(step.size):
+        while self._backend.kv_unified and not self._make_room(step.size):
             scheduler.preempt(scheduler.running[-1])
             step = scheduler.schedule(prefill_chunk, max_outputs)
         if not any(share.sequence.drafter for share in step.shares):
@@ -214,15 +242,15 @@ class Loop:
     def _add_drafts(self, step: Step) -> Step:
         """Add drafted tokens to a step in which sequences decode, where they pay off and memory holds them."""
         backend, sequences = self._backend, [share.sequence for share in step.shares]
-        costs = next((one.request.step_costs for one in sequences if one.request.step_costs), None)
-        if costs is None or not backend.max_draft or any(one.is_prefilling for one in sequences):
+        costs = next((sequence.request.step_costs for sequence in sequences if sequence.request.step_costs), None)
+        if costs is None or not backend.max_draft or any(sequence.is_prefilling for sequence in sequences):
             return step
-        drafts = [self._draft(one) for one in sequences]
-        probabilities = [[each.probability for each in tokens] for tokens in drafts]
+        drafts = [self._draft(sequence) for sequence in sequences]
+        probabilities = [[token.probability for token in draft] for draft in drafts]
         is_equal = not (backend.kv_unified and backend.trimmable_length)
         lengths = draft_lengths(probabilities, costs, backend.batch_size, is_equal)
         drafted = step.with_drafts(
-            tuple(each.token for each in tokens[:length]) for tokens, length in zip(drafts, lengths, strict=True)
+            tuple(token.token for token in draft[:length]) for draft, length in zip(drafts, lengths, strict=True)
         )
         return drafted if self._has_cells(drafted.size) else step
 
@@ -247,12 +275,10 @@ class Loop:
             backend.context.clear(source.index)
             scheduler.move(source, target)
 
-    def _save_prompt_cache(self, command: SavePromptCache) -> Failure | None:
+    def _use_prompt_cache(self, function: Callable[[PromptCache], None]) -> Failure | None:
         try:
-            if self._prompt_cache and command.prefix:
-                self._prompt_cache.save_prefix(command.prefix)
-            elif self._prompt_cache:
-                self._prompt_cache.save(command.min_tokens, command.prompt, command.empties)
+            if self._prompt_cache:
+                function(self._prompt_cache)
         except Exception as error:
             return Failure(error)
         return None
@@ -269,7 +295,8 @@ class Loop:
             backend.context.copy(source.index, slot.index)
         length = self._checkpoints.rewind(slot, length, source.checkpoints)
         self._scheduler.admit(admission, length)
-        self._checkpoints.plan(sequence)
+        if self._takes_checkpoints:
+            self._checkpoints.plan(sequence)
         sequence.admitted_at = sequence.admitted_at or perf_counter()
 
     def _process_output(self, step: Step, is_complete: bool) -> None:
@@ -279,7 +306,8 @@ class Loop:
             return
         for share in step.shares:
             self._scheduler.record_evaluated(share.sequence, share.tokens)
-            self._checkpoints.after_step(share.sequence)
+            if share.sequence.evaluated == share.sequence.checkpoint_at:
+                self._checkpoints.after_step(share.sequence)
         row = -1
         for share in step.shares:
             sequence = share.sequence
@@ -361,19 +389,23 @@ class Loop:
 
     def _release(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
-        self._swap.discard(sequence)
+        if self._swap:
+            self._swap.discard(sequence)
         if sequence.sampler is not None:
             sequence.sampler.close()
             sequence.sampler = None
 
-    def _cancel(self, work: Collection[Sequence | ScoreJob] | None) -> None:
+    def _cancel(self, work: Work | None) -> None:
         """Cancel those of these sequences and jobs that have not finished, or all."""
         unfinished = [*self._scheduler.running, *self._scheduler.waiting]
         chosen = set(unfinished if work is None else work)
         for sequence in unfinished:
             if sequence in chosen:
                 self._finish(sequence, "cancelled")
-        self._scorer.cancel(work)
+        if self._scorer:
+            self._scorer.cancel(work)
+            if not self._scorer.jobs:
+                self._scorer = None
 
     def _fail_sequence(self, sequence: Sequence, error: BaseException) -> None:
         """End a sequence with an error; its caller then cancels the others of the same stream."""
@@ -381,6 +413,8 @@ class Loop:
         sequence.emit(Failure(error))
 
     def fail(self, error: BaseException) -> None:
-        self._scorer.fail(error)
+        if self._scorer:
+            self._scorer.fail(error)
+            self._scorer = None
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             self._fail_sequence(sequence, error)

@@ -133,10 +133,6 @@ class Scheduler:
         """Sequences that have a slot, ascending by slot."""
         return [slot.sequence for slot in self.slots if slot.sequence]
 
-    @property
-    def is_idle(self) -> bool:
-        return not self.waiting and not self.running
-
     def submit(self, sequences: Iterable[Sequence], first: bool) -> None:
         """Queue sequences behind all others, or before them, but not between samples of the prompt being evaluated."""
         prompt = next((one.request for one in self.running if one.is_prefilling), None)

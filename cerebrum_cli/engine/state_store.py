@@ -78,6 +78,10 @@ class StateStore:
         self._format = format
         self._known: dict[str, StateRecord | None] = {}  # by file name; None for an unusable file
 
+    @property
+    def is_empty(self) -> bool:
+        return not any(name.endswith(STATE) for name in list_names(self._directory))
+
     def find_longest(self, prompt: Many[int], kind: str, is_usable: IsUsable, notify: Notify) -> State | None:
         """Find and verify the usable state with the longest common prefix with a prompt; None if there is none.
 

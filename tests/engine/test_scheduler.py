@@ -18,9 +18,9 @@ from cerebrum_cli.engine import checkpoints
 from cerebrum_cli.engine import scheduler as scheduling
 from cerebrum_cli.engine import sequence as sequencing
 from cerebrum_cli.engine.backend import StopFlag
+from cerebrum_cli.engine.commands import Cancel, Command, Commands, Submit
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.loop import Loop
-from cerebrum_cli.engine.messages import Abort, Cancel, Command, Commands, Submit
 from cerebrum_cli.engine.scheduler import CELLS_PER_TOKEN, Scheduler, common_prefix
 from cerebrum_cli.engine.sequence import Failure, InspectionRequest, Request, Sequence, create_sequences
 
@@ -196,9 +196,9 @@ class AnyTraffic(RuleBasedStateMachine):
         live = [sample for sample in self.samples if sample.finish is None]
         chosen = data.draw(st.lists(st.sampled_from(live), min_size=1, unique_by=id))
         sequences, done = [sample.sequence for sample in chosen], threading.Event()
-        self.commands.send(Cancel(sequences, done) if closes else Abort(sequences))
+        self.commands.send(Cancel(sequences, done, interrupts=closes))
         assert self.loop.process_commands(self.commands)
-        assert done.is_set() is closes and not self.stop
+        assert done.is_set() and not self.stop
         assert all(sample.finish and sample.finish.reason == "cancelled" for sample in chosen)
 
     @staticmethod

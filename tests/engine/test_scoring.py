@@ -17,9 +17,9 @@ from scripted_backend import ALPHABET, ScriptedBackend, random_model, replies, t
 from cerebrum_cli.core.errors import CerebrumError, EngineError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import FinishEvent, RefusedEvent, StageEvent, TokenEvent
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
+from cerebrum_cli.engine.commands import Commands, Submit
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.loop import Loop
-from cerebrum_cli.engine.messages import Commands, Submit, SubmitScores
 from cerebrum_cli.engine.scoring import LogprobScores, Score, ScoreJob, ScoreRequest, ScoringEvent
 from cerebrum_cli.engine.sequence import Request, create_sequences
 
@@ -256,7 +256,7 @@ def test_scores_and_sequences_run_one_after_another() -> None:
 
     submit(0)
     step(2)
-    commands.send(SubmitScores(ScoreJob(dict(enumerate(MANY)), events.append), scope))
+    commands.send(Submit(ScoreJob(dict(enumerate(MANY)), events.append), scope))
     submit(1)
     assert all(len(rows) == 1 for rows in step(5))  # the rest of the first reply
     [first] = [event for event in events if isinstance(event, FinishEvent)]
