@@ -179,7 +179,7 @@ class App:
         from cerebrum_cli.models.pull import Puller
 
         def merge(*arguments: Any) -> Model:
-            from cerebrum_cli.merge.building import pull_merge
+            from cerebrum_cli.merge.merge import pull_merge
 
             return pull_merge(self.merger, *arguments)
 

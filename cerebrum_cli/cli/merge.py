@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,7 +37,6 @@ def merge(
       cerebrum merge recipe.yaml -o merged.gguf --source author/7b=cerebrum-7b
     """
     from cerebrum_cli.merge.merge import (
-        merge_object,
         read_recipe,
         require_not_source,
         resolve_models,
@@ -67,7 +66,7 @@ def merge(
         require_new(app, target.output, options.yes)
     with interruptible("nothing was written"):
         plan = merger.prepare(parsed, models, target)
-    description = merge_object(plan, app.settings(environment_layer("ctx")).ctx)
+    description = describe(plan, app.settings(environment_layer("ctx")).ctx)
     warn(app, plan)
     if options.dry_run:
         streams.answer_object(description) if options.json else print_merge(streams, description)
@@ -104,6 +103,42 @@ def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
     return MergeOptions(
         path, options.name or name_from_stem(path.stem), parse_type(options.type) if options.type else None
     )
+
+
+def describe(merge: Merge, context: int | None) -> dict[str, Any]:
+    """Keys of `merge --dry-run --json`; sizes in bytes."""
+    import shutil
+    from collections import Counter
+
+    from cerebrum_cli.gguf.header import header_from_tables
+    from cerebrum_cli.gguf.parser import parse_tables
+    from cerebrum_cli.models.fit import Capacity, fit_memory, planned_context
+
+    size, path, tensors = merge.plan.size, merge.options.output, merge.plan.tensors
+    header = header_from_tables(path, parse_tables(path, merge.plan.header, size))
+    context = planned_context(context, header.context_length)
+    return {
+        "name": merge.options.name,
+        "merge_method": merge.recipe.method,
+        "models": {name: model.reference for name, model in merge.models.items()},
+        "layers": [
+            {"layer": number, "sources": [{"model": model, "layer": layer} for model, layer in sources]}
+            for number, sources in enumerate(merge.plan.layers)
+        ],
+        "tensors": len(tensors),
+        "tensor_types": dict(Counter(tensor.kind.name for tensor in tensors)),
+        "parameters": header.parameters,
+        "size": size,
+        "files": [{"path": str(path), "size": size}],
+        "copied": sum(tensor.size for tensor in tensors if tensor.is_copy),
+        "unmatched_filters": list(merge.plan.unmatched_filters),
+        "ignored_keys": list(merge.recipe.ignored_keys),
+        "kv_bytes_per_token": header.kv_bytes_per_token,
+        "context": context,
+        "memory": fit_memory(header.sizes.with_weights(size), context, Capacity(0)).needed,
+        "memory_to_merge": merge.memory,
+        "free": shutil.disk_usage(path.parent).free,
+    }
 
 
 def require_new(app: App, path: Path, yes: bool) -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
-from cerebrum_cli.core.errors import ConfigError, MergeError, ModelNotFound, PullError, UsageError
-from cerebrum_cli.core.files import remove_abandoned, require_space
+from cerebrum_cli.core.errors import CerebrumError, ConfigError, MergeError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.files import existing_parent, remove_abandoned, require_space
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
-from cerebrum_cli.gguf.header import header_from_tables, read_header, require_loadable
-from cerebrum_cli.gguf.parser import parse_tables
+from cerebrum_cli.gguf.header import read_header, require_loadable
 from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.merge.execute import execute, require_supported_types
 from cerebrum_cli.merge.metadata import Provenance
@@ -25,10 +22,11 @@ from cerebrum_cli.merge.recipe import Recipe, parse_recipe
 from cerebrum_cli.merge.weights import CHUNK_WEIGHTS, PENDING_PER_THREAD, CodecFactory
 from cerebrum_cli.model.prompt_sources import read_text
 from cerebrum_cli.models.catalogue import ModelSpec
-from cerebrum_cli.models.fit import Capacity, fit_memory, planned_context
+from cerebrum_cli.models.fit import DownloadPlan
 from cerebrum_cli.models.library import Library, OnProgress
 from cerebrum_cli.models.model import MERGE_FORMAT, MERGE_RECIPE, MERGE_SOURCES, Model, as_path, is_missing
-from cerebrum_cli.models.reference import NameReference
+from cerebrum_cli.models.pull import Confirm, Puller, require_confirmation, require_free_name
+from cerebrum_cli.models.reference import NameReference, PathReference, Reference
 from cerebrum_cli.models.registry import RegistryEntry
 
 # Bytes of memory: the process with the libraries that read files, and each metadata array item while it is read.
@@ -56,16 +54,24 @@ def catalogue_recipe(spec: ModelSpec) -> Recipe:
 
 
 def source_references(
-    library: Library, names: Sequence[str], quantization: str | None, sources: Iterable[str]
+    library: Library, names: Sequence[str], quantization: str | None, sources: Iterable[str] = ()
 ) -> dict[str, str]:
-    """Map the names in a recipe to model references, some given as NAME=MODEL. Raises UsageError for other names."""
-    references = {name: with_quantization(library, name, quantization) if quantization else name for name in names}
+    """Map the names in a recipe to model references, some given as NAME=MODEL. Raises UsageError for other names.
+
+    The quantization is added to names of the catalog without one.
+    """
+    references = {}
+    for name in names:
+        references[name] = name
+        reference = library.parse(name) if quantization else None
+        if isinstance(reference, NameReference) and not reference.quantization and library.spec_named(reference.name):
+            references[name] = str(NameReference(reference.name, quantization))
     for text in sources:
-        name, _, reference = text.partition("=")
-        if name not in names or not reference:
+        name, _, model = text.partition("=")
+        if name not in names or not model:
             problem = "no model after the =" if name in names else "the recipe does not name this model"
             raise UsageError(f"--source {text}: {problem}", f"use NAME=MODEL, where NAME is {' or '.join(names)}")
-        references[name] = reference
+        references[name] = model
     return references
 
 
@@ -85,14 +91,6 @@ def resolve_models(library: Library, references: Mapping[str, str], find: Callab
                 ) from error
             raise ModelNotFound(f"the recipe's model {name}: {error.message}", hint) from error
     return models
-
-
-def with_quantization(library: Library, text: str, quantization: str) -> str:
-    """Add a quantization to a reference to a catalog model; leave any other reference unchanged."""
-    reference = library.parse(text)
-    if isinstance(reference, NameReference) and reference.quantization is None and library.spec_named(reference.name):
-        return str(NameReference(reference.name, quantization))
-    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,30 +206,84 @@ def provenance(recipe: Recipe, models: Mapping[str, Model], title: str) -> Prove
     return Provenance(title, references, repositories, extra)
 
 
-def merge_object(merge: Merge, context: int | None) -> dict[str, Any]:
-    """Keys of `merge --dry-run --json`; sizes in bytes."""
-    size, path, tensors = merge.plan.size, merge.options.output, merge.plan.tensors
-    header = header_from_tables(path, parse_tables(path, merge.plan.header, size))
-    context = planned_context(context, header.context_length)
-    return {
-        "name": merge.options.name,
-        "merge_method": merge.recipe.method,
-        "models": {name: model.reference for name, model in merge.models.items()},
-        "layers": [
-            {"layer": number, "sources": [{"model": model, "layer": layer} for model, layer in sources]}
-            for number, sources in enumerate(merge.plan.layers)
-        ],
-        "tensors": len(tensors),
-        "tensor_types": dict(Counter(tensor.kind.name for tensor in tensors)),
-        "parameters": header.parameters,
-        "size": size,
-        "files": [{"path": str(path), "size": size}],
-        "copied": sum(tensor.size for tensor in tensors if tensor.is_copy),
-        "unmatched_filters": list(merge.plan.unmatched_filters),
-        "ignored_keys": list(merge.recipe.ignored_keys),
-        "kv_bytes_per_token": header.kv_bytes_per_token,
-        "context": context,
-        "memory": fit_memory(header.sizes.with_weights(size), context, Capacity(0)).needed,
-        "memory_to_merge": merge.memory,
-        "free": shutil.disk_usage(path.parent).free,
-    }
+# Catalog models that are merged instead of downloaded.
+
+
+def pull_merge(
+    merger: Merger,
+    puller: Puller,
+    spec: ModelSpec,
+    reference: NameReference,
+    name: str | None,
+    context: int | None,
+    confirm: Confirm,
+) -> Model:
+    """Merge a catalog model from source models in the planned quantization, which are pulled first."""
+    if spec.name in puller.merge_stack:
+        raise ConfigError(f"{spec.name}: circular recipe", "correct its row in models.toml")
+    inner = replace(puller, merge_stack=(*puller.merge_stack, spec.name))
+    recipe, quantization = catalogue_recipe(spec), reference.quantization
+    if spec.quantizations:
+        plan = _plan(puller, recipe, reference, context)
+        if plan.chosen.installed:
+            return puller.with_name(puller.library.find(plan.reference), name)
+        require_confirmation(plan, confirm)
+        quantization = plan.chosen.quantization
+        merger.require_disk_space(existing_parent(puller.library.merge_directory), plan.chosen.size)
+    pull = partial(inner.find_or_pull, name=None, context=context, confirm=confirm)
+    merge = _prepare(merger, spec, recipe, quantization, name, pull)
+    sha256 = merger.write(merge, lambda done, total: puller.progress.update("merge", done, total))
+    return merger.register(merge, sha256)
+
+
+def _plan(puller: Puller, recipe: Recipe, reference: NameReference, context: int | None) -> DownloadPlan:
+    """Plan the download; without a quantization in the reference, prefer one whose models are installed."""
+    planner = puller.planner
+    plan = planner.plan(reference, context)
+    if plan.chosen.installed or reference.quantization:
+        return plan
+    candidates = [row for row in plan.candidates if row.installed] if planner.is_offline else []
+    candidates = candidates or [row for row in plan.candidates if _is_ready(puller.library, recipe, row.quantization)]
+    if not candidates:
+        return plan
+    best = min(candidates, key=lambda row: (not row.recommended, row.verdict != "fits", -row.size))
+    return planner.plan(NameReference(reference.name, best.quantization), context)
+
+
+def _prepare(
+    merger: Merger,
+    spec: ModelSpec,
+    recipe: Recipe,
+    quantization: str | None,
+    name: str | None,
+    pull: Callable[[Reference], Model],
+) -> Merge:
+    """Pull the source models and prepare the merge. Raises UsageError for a name in use.
+
+    Without a quantization it takes that of the first source model.
+    """
+    library, directory = merger.library, merger.library.merge_directory
+    if name:
+        require_free_name(library, name, lambda row: row is spec, lambda entry: entry.path.parent == directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    models = {}
+    for name_in_recipe, text in source_references(library, recipe.models, quantization).items():
+        reference = library.parse(text)
+        is_path = isinstance(reference, PathReference)  # a file is used as it is, and not registered
+        models[name_in_recipe] = library.find(reference) if is_path else pull(reference)
+    label = quantization or models[recipe.models[0]].display_name
+    output, name = directory / spec.merged_name(label), name or f"{spec.name}:{label}"
+    options = MergeOptions(output, name, title=spec.title, quantization=quantization)
+    merge = merger.prepare(recipe, models, options)
+    merger.require_writable(merge)
+    return merge
+
+
+def _is_ready(library: Library, recipe: Recipe, quantization: str) -> bool:
+    """Whether all source models are installed in a quantization."""
+    try:
+        for reference in source_references(library, recipe.models, quantization).values():
+            library.find(library.parse(reference))
+    except CerebrumError:
+        return False
+    return True
