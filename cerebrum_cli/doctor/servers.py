@@ -92,8 +92,7 @@ def _check_served_model(server: CheckedServer) -> CheckResult:
 
 
 def _check_context(server: CheckedServer) -> CheckResult:
-    size = server.info.context_size
-    kind = server.info.kind
+    size, kind = server.info.context_size, server.info.kind
     if kind.takes_messages:  # it states neither this nor its slots
         raise SkippedCheck
     shared = ", which its slots share" if isinstance(kind, LlamaServer) else ""
@@ -106,10 +105,11 @@ def _check_slots(server: CheckedServer) -> CheckResult:
     slots = server.info.slots
     if server.info.kind.takes_messages:
         raise SkippedCheck
-    one = "1 reply at a time; more slots (-np) speed up batches and votes"
     if server.info.max_window > slots:
         return check_result(f"not stated: {slots} replies at a time at first")
-    return check_result(one if slots == 1 else f"{slots} replies at a time")
+    if slots == 1:
+        return check_result("1 reply at a time; more slots (-np) speed up batches and votes")
+    return check_result(f"{slots} replies at a time")
 
 
 def _check_vocabulary(server: CheckedServer) -> CheckResult:
@@ -153,8 +153,7 @@ def _check_reply(server: CheckedServer) -> CheckResult:
 def _check_speed(server: CheckedServer) -> CheckResult:
     if server.reply is None or server.reply.finish.completion_tokens == 0:
         raise SkippedCheck
-    finish = server.reply.finish
-    timings = finish.timings
+    finish, timings = server.reply.finish, server.reply.finish.timings
     cached = f" ({finish.cached_tokens} of {finish.prompt_tokens} cached)" if finish.cached_tokens else ""
     rate = f", then {timings.tokens_per_second:.1f} t/s" if timings.tokens_per_second else ""
     return check_result(f"first token after {timings.ttft_s:.2f} s{cached}{rate}")
@@ -176,7 +175,8 @@ def _check_seeds(server: CheckedServer) -> CheckResult:
         return check_result("", IGNORED_SEEDS)
     while len(server.samples) < SAMPLES:
         latest = _sample(server, server.responder)
-        if any((each.sampled, each.text) == (latest.sampled, latest.text) for each in server.samples[:-1]):
+        earlier = [(sample.sampled, sample.text) for sample in server.samples[:-1]]
+        if (latest.sampled, latest.text) in earlier:
             return check_result(f"the same seed gives the same {latest.finish.completion_tokens} tokens")
     problem = "the same seed gives different tokens, so sampled answers are not reproducible"
     return check_result("", (problem, "try again when the server is idle"))

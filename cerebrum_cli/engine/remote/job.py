@@ -78,7 +78,7 @@ class PoolJob:
             self.pooled.emit(event)
 
     def cancel(self) -> None:
-        self.report([sample.cancelled() for sample in self.unfinished])
+        self.report([sample.finish("cancelled") for sample in self.unfinished])
 
     def refuse(self, error: CerebrumError) -> None:
         """End the samples, which no server will answer."""

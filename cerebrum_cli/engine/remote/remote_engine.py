@@ -59,16 +59,17 @@ class RemoteCompletions(Completions[RemoteSample]):
 
     def abort(self, index: int) -> None:
         """Cancel the running samples of a request; each finishes as `cancelled`."""
-        if submitted := self._submitted.get(index):
-            submitted.is_aborted = True
-            self._call(lambda: self._pool.cancel(lambda job: job.pooled is submitted))
+        if pooled := self._submitted.get(index):
+            pooled.is_aborted = True
+            self._call(lambda: self._pool.cancel(lambda job: job.pooled is pooled))
             self._forget_if_over(index)
 
     def __next__(self) -> Event:
         if self._source and len(self._live) < READ_AT * self._pool.window:
             self._read_source()
-        if (monotonic() if self._live else inf) > self._report_at and len(self._pool.known) > 1 and self._next_index:
-            self._report_at = monotonic() + REPORT_S if self._live else inf
+        now = monotonic() if self._live else inf  # the last report comes after the last sample
+        if now > self._report_at and len(self._pool.known) > 1 and self._next_index:
+            self._report_at = now + REPORT_S
             return ServersEvent(self._pool.generated)
         event = super().__next__()
         if isinstance(event, FinishEvent):
@@ -76,7 +77,8 @@ class RemoteCompletions(Completions[RemoteSample]):
         return event
 
     def close(self) -> None:
-        self._source, self._report_at = None, inf
+        self._source = None
+        self._report_at = inf
         if self._live:
             self._call(lambda: self._pool.cancel(lambda job: job.pooled.emit == self._outbox.put))
             self._live.clear()
@@ -109,17 +111,17 @@ class RemoteCompletions(Completions[RemoteSample]):
         self._call(lambda: self._pool.submit(jobs, self._scope))
 
     def _create_jobs(self, index: int, count: int) -> list[PoolJob]:
-        submitted = self._submitted[index]
-        request, numbers = submitted.request, range(submitted.samples, submitted.samples + count)
-        samples = [
-            RemoteSample(SequenceId(index, number), request, (submitted.seed + number) % SEEDS, self._tables)
-            for number in numbers
-        ]
-        submitted.samples += count
-        submitted.unfinished += count
+        pooled = self._submitted[index]
+        samples = tuple(
+            RemoteSample(SequenceId(index, number), pooled.request, (pooled.seed + number) % SEEDS, self._tables)
+            for number in range(pooled.samples, pooled.samples + count)
+        )
+        pooled.samples += count
+        pooled.unfinished += count
         self._live.update((sample.id, sample) for sample in samples)
-        groups = [(sample,) for sample in samples] if request.stream else [tuple(samples)]
-        return [PoolJob(submitted, group) for group in groups]
+        if pooled.request.stream:
+            return [PoolJob(pooled, (sample,)) for sample in samples]
+        return [PoolJob(pooled, samples)]
 
     def _end_sample(self, index: int) -> None:
         self._submitted[index].unfinished -= 1
@@ -149,7 +151,8 @@ class RemoteEngine(Engine):
         self._open_vocabulary, self._endpoints, self._window = open_vocabulary, endpoints, window
         self._earlier, self._may_differ, self._messages = earlier, may_differ, messages
         self._timeouts = timeouts or ServerTimeouts()
-        self._stop, self._cancel_count = StopFlag(), 0
+        self._stop = StopFlag()
+        self._cancel_count = 0
         self._loop = asyncio.new_event_loop()
         self._serving: asyncio.Task[None] | None = None
         self._pool: Pool | None = None  # once it is connected
@@ -181,8 +184,11 @@ class RemoteEngine(Engine):
 
     @property
     def builds(self) -> list[dict[str, str]]:
-        records = [server.info.recorded for server in self.pool.known]
-        return [record for at, record in enumerate(records) if record not in records[:at]]
+        records = list[dict[str, str]]()
+        for server in self.pool.known:
+            if server.info.recorded not in records:
+                records.append(server.info.recorded)
+        return records
 
     @property
     def served_models(self) -> list[str]:

@@ -28,7 +28,7 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.engine.backend import Vocabulary, continuation
 from cerebrum_cli.engine.control import EndReply, Force, Upcoming
 from cerebrum_cli.engine.detokenizer import Detokenizer, TokenTable
-from cerebrum_cli.engine.remote.client import LostServerError, RefusedRequestError
+from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import CLOSE, ReplyChunk, StopReason
 from cerebrum_cli.engine.remote.turns import ENDED, Turns
 from cerebrum_cli.engine.sequence import MessagesRequest, Request
@@ -123,10 +123,6 @@ class RemoteSample:
         if chunk.end or is_left:
             yield from self._end(chunk)
 
-    def cancelled(self) -> FinishEvent:
-        """The last event of a sample that was stopped from here."""
-        return self._finish("cancelled")
-
     def _decode_counted(self, chunk: ReplyChunk, total: int) -> Iterator[Event]:
         """Decode tokens, or those of the text since the last one if ids are missing."""
         total += self._turns.start
@@ -175,13 +171,13 @@ class RemoteSample:
 
     def _end(self, chunk: ReplyChunk) -> Iterator[Event]:
         """End the running turn with its last part, or the one after which the rest is left."""
-        given, turns, end = len(self._turn.prompt_tokens), self._turns, chunk.end or "limit"
+        sent, turns, end = len(self._turn.prompt_tokens), self._turns, chunk.end or "limit"
         if self._takes_messages:
             self._prompt_tokens = chunk.prompt_tokens or 0
-        elif chunk.prompt_tokens not in (None, given):
-            problem = f"the server evaluated {chunk.prompt_tokens} prompt tokens instead of {given}"
+        elif chunk.prompt_tokens not in (None, sent):
+            problem = f"the server evaluated {chunk.prompt_tokens} prompt tokens instead of {sent}"
             raise EndpointError(problem, "its model has a different vocabulary; name that model with -m")
-        self._require_grammar(given - len(self.request.prompt_tokens))
+        self._require_grammar(sent - len(self.request.prompt_tokens))
         self._cached = self._cached if turns.start else chunk.cached or self._cached
         self._timings = Timings() if turns.start else chunk.timings
         if end == "eos":
@@ -221,7 +217,7 @@ class RemoteSample:
             reason = self._turns.intervention.reason
         elif is_stopped or self._by_stop_string:
             reason = "stop"
-        yield self._finish(reason)
+        yield self.finish(reason)
 
     @property
     def _is_at_limit(self) -> bool:
@@ -239,20 +235,18 @@ class RemoteSample:
         They begin at `start`.
         """
         grammar = self._turn.grammar
-        tokens = (*self._ids[start:], *self._end_token) if grammar else ()
+        if grammar is None or not (tokens := (*self._ids[start:], *self._end_token)):
+            return
         try:
-            if not (grammar and tokens) or self._matches(grammar, tokens):
-                return
+            if self._takes_messages:  # of JSON, whose schema the server has, only the beginning is checked
+                matches = "".join(self._texts).rpartition(CLOSE)[2].lstrip()[:1] in JSON_STARTS
+            else:
+                matches = self._tables.vocabulary.matches_grammar(grammar, tokens)
         except GrammarError as error:
             raise RefusedRequestError(error) from error
-        problem = "the reply does not match the grammar or schema: the server ignored it"
-        raise RefusedRequestError(EndpointError(problem, "update the server, or use another"))
-
-    def _matches(self, grammar: str, tokens: Sequence[int]) -> bool:
-        """Whether a grammar allows these tokens; of JSON, whose schema a server has, only the beginning is checked."""
-        if self._takes_messages:
-            return "".join(self._texts).rpartition(CLOSE)[2].lstrip()[:1] in JSON_STARTS
-        return self._tables.vocabulary.matches_grammar(grammar, tokens)
+        if not matches:
+            problem = "the reply does not match the grammar or schema: the server ignored it"
+            raise RefusedRequestError(EndpointError(problem, "update the server, or use another"))
 
     @property
     def _measured_timings(self) -> Timings:
@@ -269,7 +263,8 @@ class RemoteSample:
             return Timings(prefill_s=ttft_s, ttft_s=ttft_s, decode_s=now - first, decode_steps=steps)
         return replace(stated, ttft_s=ttft_s if self.request.stream else stated.prefill_s, decode_steps=steps)
 
-    def _finish(self, reason: FinishReason) -> FinishEvent:
+    def finish(self, reason: FinishReason) -> FinishEvent:
+        """The last event, now: that of a sample which ends here, not on the server, is `cancelled`."""
         return FinishEvent(
             self.id,
             reason,
@@ -284,10 +279,3 @@ class RemoteSample:
             forced=tuple(self._forced),
             origin=self._origin,
         )
-
-
-def read_replies(samples: Sequence[RemoteSample], replies: Sequence[ReplyChunk]) -> list[Event]:
-    """The events of whole replies, or of whole turns of them. Raises LostServerError if any is missing."""
-    if len(replies) != len(samples) or not all(reply.end for reply in replies):
-        raise LostServerError(f"{len(replies)} replies instead of {len(samples)}")
-    return [event for sample, reply in zip(samples, replies, strict=True) for event in sample.add(reply)]

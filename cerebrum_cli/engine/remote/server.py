@@ -22,7 +22,7 @@ from cerebrum_cli.engine.remote.client import (
 from cerebrum_cli.engine.remote.description import ExpectedModel, describe
 from cerebrum_cli.engine.remote.job import PoolJob
 from cerebrum_cli.engine.remote.kind import Load, ReplyChunk, ServerInfo
-from cerebrum_cli.engine.remote.replies import RemoteSample, read_replies
+from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.remote.server_health import ServerHealth, ServerTimeouts
 from cerebrum_cli.engine.sequence import MessagesRequest, Request
 
@@ -195,11 +195,17 @@ class Server:
         self._report(job, events)
 
     async def _ask(self, samples: Sequence[RemoteSample], info: ServerInfo) -> list[Event]:
-        """The events of the next turn of some samples, which share it if there are several."""
+        """The events of the next turn of some samples, which share it if there are several.
+
+        Raises LostServerError if any is missing.
+        """
         turns = [sample.take_turn() for sample in samples]
         body = info.kind.completion_body(turns[0], info, samples[0].seed, len(samples))
         answer = await self.client.post(info.kind.completion_path, body, samples=len(samples))
-        return read_replies(samples, info.kind.read_replies(answer))
+        replies = info.kind.read_replies(answer)
+        if len(replies) != len(samples) or not all(reply.end for reply in replies):
+            raise LostServerError(f"{len(replies)} replies instead of {len(samples)}")
+        return [event for sample, reply in zip(samples, replies, strict=True) for event in sample.add(reply)]
 
     async def _receive_stream(self, job: PoolJob, info: ServerInfo) -> None:
         """Pass on the parts of a reply as they arrive; closing the stream of a turn stops the server."""

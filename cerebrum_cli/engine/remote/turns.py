@@ -41,7 +41,7 @@ class Turns:
         self.start, self.intervention, request = generated, None, self._request
         grammar = None if self.free_start else request.grammar  # of one turn only: it would start again in another
         limits = request.params.max_tokens, None if request.stream or grammar else self._controls.horizon
-        self._end = min((each for each in limits if each is not None and each > generated), default=None)
+        self._end = min((limit for limit in limits if limit is not None and limit > generated), default=None)
         params = replace(request.params, max_tokens=None if self._end is None else self._end - generated)
         prompt = array("i", (*request.prompt_tokens, *tokens)) if tokens else request.prompt_tokens
         start = None if grammar else request.answer_start
