@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversion import parse_adapter
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import ConfigError, ModelFileError, ModelNotFound, NoModel, PullError, UsageError
+from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, NoModel, PullError, UsageError
 from cerebrum_cli.core.files import exists, is_file
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.models.catalogue import ModelSpec
@@ -257,23 +256,13 @@ class Library:
 
     def digest(self, model: Model, on_progress: OnProgress, part: int = 0) -> Digest:
         """Digest of one of a model's files: the name of its blob, else stored, else computed."""
-        if known := self._known_digest(model, part):
-            return known
-        if model.file is None or part:
-            return self.remembered_digest(model.paths[part], on_progress)
-        digest = hash_file(model.path, on_progress)
-        with contextlib.suppress(ConfigError):  # read-only directory: it is computed again next time
-            self.registry.add(replace(model.file, size=digest.size, mtime_ns=digest.mtime_ns, sha256=digest.sha256))
-        return digest
+        return self._known_digest(model, part) or self.remembered_digest(model.paths[part], on_progress)
 
     def _known_digest(self, model: Model, part: int) -> Digest | None:
         """Digest of one of a model's files, if that need not be read."""
         if model.cached and (sha256 := model.cached.digests[part]):
             return Digest.known(model.paths[part], sha256)
-        if (entry := model.file) is None or part:
-            return self.registry.digest(model.paths[part])
-        stored = Digest(model.path, entry.size, entry.mtime_ns, entry.sha256)
-        return stored if stored == Digest.known(model.path, entry.sha256) else None
+        return self.registry.digest(model.paths[part])
 
     def remembered_digest(self, path: Path, on_progress: OnProgress) -> Digest:
         """Digest of a file, stored until its size or time changes."""
@@ -303,9 +292,7 @@ class Library:
 
     def is_managed(self, model: Model) -> bool:
         """Whether this program installed a model, rather than another tool: it has a name or a stored digest."""
-        return model.file is not None or (
-            model.cached is not None and self.registry.digest(model.cached.blobs[0]) is not None
-        )
+        return bool(model.file or (model.cached and self.registry.digest(model.cached.blobs[0])))
 
     def is_default(self, model: Model) -> bool:
         return self.registry.default in model.references

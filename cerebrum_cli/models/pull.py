@@ -244,7 +244,12 @@ class Puller:
         """Register a local file without copying it."""
         hashed = self._hash(path)
         name = name_from_stem(hashed.path.stem) if name is None else name
-        self._require_free_name(name, lambda spec: spec.matches(path.name), hashed.sha256)
+        require_free_name(
+            self.library,
+            name,
+            lambda spec: spec.matches(path.name),
+            lambda entry: entry.path == hashed.path or entry.sha256 == hashed.sha256,
+        )
         return self._register(name, hashed, "local")
 
     def _register_found(self, stored: FoundModel, name: str | None) -> Model:

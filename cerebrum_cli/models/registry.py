@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -76,10 +76,13 @@ class Registry:
         return next((model for model in matches if model.name == name), matches[0] if matches else None)
 
     def add(self, model: RegistryEntry) -> None:
-        """Add a model, or replace the one with the same name."""
+        """Add a model, or replace the one with the same name; its digest is stored as well."""
         with self._locked_content() as content:
-            others = tuple(other for other in content.models if other.name != model.name)
-            self._write(replace(content, models=(*others, model)))
+            models = tuple(other for other in content.models if other.name != model.name)
+            digest = Digest(model.path, model.size, model.mtime_ns, model.sha256)
+            self._write(
+                replace(content, models=(*models, model), digests=(*_without(content.digests, model.path), digest))
+            )
 
     def remove(self, name: str) -> None:
         """Remove a model; its file is kept."""
@@ -100,8 +103,7 @@ class Registry:
     def remember_digest(self, digest: Digest) -> None:
         """Store a digest, which is valid until its file changes; those of deleted files are dropped."""
         with contextlib.suppress(ConfigError), self._locked_content() as content:  # the digest can be computed again
-            others = tuple(other for other in content.digests if other.path != digest.path and exists(other.path))
-            self._write(replace(content, digests=(*others, digest)))
+            self._write(replace(content, digests=(*_without(content.digests, digest.path), digest)))
 
     def touch(self, key: str) -> None:
         """Record that a model is used now, if the directory is writable."""
@@ -151,6 +153,11 @@ class Registry:
     def _write(self, content: _Content) -> None:
         value = {"version": _VERSION, **asdict(content), "digests": [digest._asdict() for digest in content.digests]}
         atomic_write(self._path, json.dumps(value, indent=2, default=str).encode("ascii"))
+
+
+def _without(digests: Iterable[Digest], path: Path) -> Iterator[Digest]:
+    """The digests of other files that exist."""
+    return (digest for digest in digests if digest.path != path and exists(digest.path))
 
 
 def hash_file(path: Path, on_progress: Callable[[int, int], None] | None = None) -> Digest:

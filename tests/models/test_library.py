@@ -19,7 +19,7 @@ from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.listing import catalogue_rows, describe, row
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.pull import Puller
-from cerebrum_cli.models.registry import RegistryEntry
+from cerebrum_cli.models.registry import Digest, RegistryEntry
 from cerebrum_cli.models.removal import plan_removal
 
 COMMIT, DIGEST = "c" * 40, "d" * 64
@@ -266,10 +266,9 @@ def test_library_digest_is_stored_until_the_file_changes(library: Library, other
     os.utime(other, ns=(1, 1))
     digest = hashlib.sha256(other.read_bytes()).hexdigest()
     assert library.digest(library.resolve("other"), silent).sha256 == digest
-    entry = library.registry.find("other")
-    assert entry is not None
-    assert (entry.sha256, entry.mtime_ns) == (digest, 1)
+    assert library.registry.digest(other) == Digest(other, other.stat().st_size, 1, digest)
     assert library.digest(library.resolve(str(other)), silent).sha256 == digest
+    assert pulled(library, str(other)).file != model.file
 
 
 def test_library_identity_covers_all_parts_of_a_model(library: Library, other: Path, tmp_path: Path) -> None:
