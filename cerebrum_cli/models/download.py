@@ -47,23 +47,23 @@ class Download:
 
     def require_space(self, files: tuple[HubFile, ...]) -> None:
         """Raise PullError if the disk has no room for the missing bytes."""
-        missing = sum(file.size - self._present_bytes(file) for file in files)
-        directory = existing_parent(self.cache.directory)
-        if missing:
-            require_space(directory, missing + DISK_MARGIN, PullError, ELSEWHERE)
+        if missing := sum(file.size - self._present_bytes(file) for file in files):
+            require_space(existing_parent(self.cache.directory), missing + DISK_MARGIN, PullError, ELSEWHERE)
 
     def fetch(self, files: tuple[HubFile, ...]) -> tuple[Path, ...]:
         """Download and verify the files that are not in the cache, and return the paths of all."""
-        total, before, paths = sum(file.size for file in files), 0, []
+        paths: list[Path] = []
+        total = sum(file.size for file in files)
+
+        def report(done: int) -> None:
+            before = sum(file.size for file in files[: len(paths)])
+            self.progress.update("download", before + done, total)
+
         with translate_os_errors(PullError, Path(files[0].name), ", then try again to resume", ELSEWHERE):
             for file in files:
-                paths.append(self._fetch(file, partial(self._report, before, total)))
-                before += file.size
+                paths.append(self._fetch(file, report))
             self.cache.write_ref(self.listing.repo_id, self.listing.revision, self.listing.commit)
         return tuple(paths)
-
-    def _report(self, before: int, total: int, done: int) -> None:
-        self.progress.update("download", before + done, total)
 
     def _fetch(self, file: HubFile, on_download: OnDownload) -> Path:
         cache, repo_id, commit = self.cache, self.listing.repo_id, self.listing.commit
@@ -94,13 +94,14 @@ class Download:
             yield
             on_download(self._present_bytes(file))
 
-    def _verify(self, done: int, total: int) -> None:
-        self.progress.update("verify", done, total)
-
     def _is_valid(self, blob: Path, file: HubFile) -> bool:
         if blob.stat().st_size != file.size:
             return False
-        digest = self.digest_of(blob, self._verify).sha256 if file.sha256 else git_hash(blob.read_bytes())
+        digest = (
+            self.digest_of(blob, partial(self.progress.update, "verify")).sha256
+            if file.sha256
+            else git_hash(blob.read_bytes())
+        )
         return digest == file.digest
 
     def _complete(self, partial_file: Path, file: HubFile, on_download: OnDownload) -> None:
@@ -108,7 +109,7 @@ class Download:
         retry_policy = RetryPolicy(self.progress)
         with partial_file.open("ab+") as out:
             writer = _Writer(out, file, on_download, _new_hash(file))
-            writer.hash_existing(self._verify)
+            writer.hash_existing(partial(self.progress.update, "verify"))
             on_download(writer.done)
             while writer.done < file.size:
                 before = writer.done
@@ -124,18 +125,14 @@ class Download:
         if digest != file.digest:
             partial_file.unlink()
             name = "SHA-256" if file.sha256 else "git hash"
-            raise PullError(
-                f"{file.name} was not downloaded correctly: its {name} is {digest}, not {file.digest}",
-                "the download was deleted; try again, or report it to the repository's owner",
-            )
+            problem = f"{file.name} was not downloaded correctly: its {name} is {digest}, not {file.digest}"
+            raise PullError(problem, "the download was deleted; try again, or report it to the repository's owner")
 
     def _receive(self, writer: _Writer, file: HubFile) -> None:
         """Write the bytes of one request, a range of limited length: the Hub's CDN serves none over 50 GB."""
         end = min(writer.done + RANGE_BYTES, file.size)
-        with open_file(self.listing, file.name, writer.done, None if file.size <= RANGE_BYTES else end) as (
-            start,
-            chunks,
-        ):
+        last = None if file.size <= RANGE_BYTES else end
+        with open_file(self.listing, file.name, writer.done, last) as (start, chunks):
             if start != writer.done:
                 writer.restart()
                 end = file.size  # the server ignores ranges

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -195,22 +195,17 @@ def _variants(listing: Listing) -> tuple[Variant, ...]:
     return variants(file.name for file in listing.files)
 
 
-def _read_header(listing: Listing, file: HubFile, data: bytes = b"", end: int = FIRST_BYTES) -> bytes:
-    """Read a header, given its first bytes, from those up to `end`, or else from more."""
-    with open_file(listing, file.name, len(data), min(end, file.size)) as (start, chunks):
-        data = data[:start] + b"".join(_up_to(chunks, end - start))
-    try:
-        return data[: parse_tables(Path(listing.repo_id, file.name), data, file.size).length]
-    except HeaderTruncated:
-        if len(data) >= file.size or end >= MOST_BYTES:
-            raise
-    return _read_header(listing, file, data, 4 * end)
-
-
-def _up_to(chunks: Iterable[bytes], size: int) -> Iterable[bytes]:
-    """Yield chunks up to this many bytes: a server without range support would send the whole file."""
-    for chunk in chunks:
-        yield chunk
-        size -= len(chunk)
-        if size <= 0:
-            return
+def _read_header(listing: Listing, file: HubFile) -> bytes:
+    """Read a header: the first bytes of the file, and more while it does not end within these."""
+    data, end = b"", FIRST_BYTES
+    while True:
+        with open_file(listing, file.name, len(data), min(end, file.size)) as (start, chunks):
+            data = data[:start]
+            while len(data) < end and (chunk := next(chunks, b"")):  # without range support, the whole file is sent
+                data += chunk
+        try:
+            return data[: parse_tables(Path(listing.repo_id, file.name), data, file.size).length]
+        except HeaderTruncated:
+            if len(data) >= file.size or end >= MOST_BYTES:
+                raise
+        end *= 4

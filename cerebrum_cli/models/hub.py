@@ -200,9 +200,14 @@ def search_repositories(text: str, limit: int) -> tuple[FoundRepository, ...]:
 
 
 def _found_repository(item: Mapping[str, Any]) -> FoundRepository:
-    licenses = [tag.removeprefix("license:") for tag in item.get("tags") or () if tag.startswith("license:")]
-    updated, downloads = (item.get("lastModified") or "")[:10], int(item.get("downloads") or 0)
-    return FoundRepository(item["id"], downloads, updated, next(iter(licenses), None), bool(item.get("gated")))
+    licenses = (tag.removeprefix("license:") for tag in item.get("tags") or () if tag.startswith("license:"))
+    return FoundRepository(
+        repo_id=item["id"],
+        downloads=int(item.get("downloads") or 0),
+        updated=(item.get("lastModified") or "")[:10],
+        license=next(licenses, None),
+        gated=bool(item.get("gated")),
+    )
 
 
 def _matching(pattern: re.Pattern[str], digest: str | None) -> str | None:

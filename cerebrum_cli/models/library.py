@@ -86,7 +86,6 @@ class Library:
         return registered + [model for model in _marked(self.cached_models()) if model.path not in paths]
 
     def vocabularies(self) -> list[Model]:
-        """Models with a pulled header only, which holds their vocabulary."""
         models = map(self.model_from_cache, self.vocabulary_cache.models())
         return _marked(replace(model, is_vocabulary=True) for model in models)
 
@@ -94,7 +93,6 @@ class Library:
         return map(self.model_from_cache, self.cache.models())
 
     def model_from_cache(self, cached: CachedModel) -> Model:
-        """A model of the cache, by its catalog name if it has one."""
         spec = self.spec_in(cached.repo_id, cached.names[0])
         return Model(spec.name if spec else cached.repo_id, cached.paths, spec, cached=cached)
 
@@ -143,7 +141,6 @@ class Library:
         return PathReference(as_path(text)) if isinstance(reference, PathReference) else reference
 
     def find(self, reference: Reference) -> Model:
-        """The installed model of a reference. Raises ModelNotFound."""
         if isinstance(reference, PathReference):
             return self.model_at(reference.path)
         if entry := self.registry.find(str(reference)):
@@ -303,7 +300,6 @@ class Library:
         return did_you_mean(text.partition(":")[0], sorted(names), 3, 0.5)
 
     def _unknown(self, text: str) -> ModelNotFound:
-        """Error for a name that no model has; the hint suggests similar names."""
         similar = self.similar_names(text)
         if _OLLAMA_TAG.fullmatch(text) and not similar:
             hint = f"if Ollama has it, run cerebrum pull ollama:{text}; or pull from the Hub: cerebrum pull OWNER/REPO"
@@ -383,7 +379,6 @@ def _marked(models: Iterable[Model]) -> list[Model]:
 
 
 def _file_missing(model: Model, merge_directory: Path) -> ModelNotFound:
-    """Error for a registered model whose file no longer exists."""
     name, spec, cached = model.name, model.spec, model.cached
     problem = f"{name}: its file {model.path} no longer exists{model.remover_note}"
     if model.file and model.file.source in STORES:

@@ -39,7 +39,6 @@ class Adapter:
 
     @property
     def identity(self) -> str:
-        """Unique text for its content and scale."""
         return f"{self.sha256}:{self.scale}"
 
 
@@ -66,12 +65,10 @@ class Model:
 
     @property
     def path(self) -> Path:
-        """The file to load: the only one, or the first part."""
         return self.paths[0]
 
     @property
     def size(self) -> int:
-        """Size of all files in bytes."""
         return sum(path.stat().st_size for path in self.paths)
 
     @cached_property
@@ -150,7 +147,6 @@ class Model:
 
     @property
     def quantization(self) -> str | None:
-        """Quantization from its file name in the cache, else from the header."""
         return self.cached.quantization if self.cached else self.header.quantization
 
     @property
@@ -166,7 +162,6 @@ class Model:
 
     @property
     def label(self) -> str:
-        """Short text for its reference, without the directories of a path."""
         return self.name if self.is_unnamed else self.reference
 
     @property
@@ -192,7 +187,6 @@ class Model:
 
     @property
     def default_format(self) -> str | None:
-        """Prompt format without --format: the catalog's, else the embedded template."""
         return self.known_format or (EMBEDDED if self.header.chat_template else None)
 
     @property

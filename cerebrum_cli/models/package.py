@@ -66,8 +66,9 @@ def _pip_error(log: str) -> PullError:
     """Error with pip's last ERROR line, or with its last line."""
     lines = ["".join(filter(str.isprintable, line)).strip() for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
-    network = "check the network and pip's settings (pip config list), then pull again"
-    hint = f"run {sys.executable} -m ensurepip" if "No module named pip" in log else network
+    hint = "check the network and pip's settings (pip config list), then pull again"
+    if "No module named pip" in log:
+        hint = f"run {sys.executable} -m ensurepip"
     return PullError(f"pip could not download it: {(errors or lines or ['it failed'])[-1]}", hint)
 
 

@@ -145,10 +145,14 @@ def _parse_url(text: str, scheme: str, address: str, endpoint: str | None) -> Hu
 def _parse_hub_path(text: str, path: str) -> HubReference:
     """Parse what follows the host: OWNER/REPO[:QUANT], or a file or tree of a revision."""
     owner, repo, view, revision, file = [*path.rstrip("/").split("/", 4), "", "", "", "", ""][:5]
+    quantization = None
     if not view:
         repo, quantization = _split_quantization(repo)
-        return HubReference(_repo_id(text, owner, repo), quantization)
-    repo_id = _repo_id(text, owner, repo)
+    repo_id = f"{owner}/{repo}"
+    if not REPO_ID.fullmatch(repo_id):
+        raise UsageError(f"{text!r} does not name a repository", f"a repository is OWNER/REPO; {_FORMS}")
+    if not view:
+        return HubReference(repo_id, quantization)
     if view == "tree" and revision and not file:
         revision, quantization = _split_quantization(revision)
         return HubReference(repo_id, quantization, revision=_unquote(text, revision))
@@ -158,13 +162,6 @@ def _parse_hub_path(text: str, path: str) -> HubReference:
         f"{text!r} is not the URL of a .gguf file on the Hub",
         f"use https://{HUB}/{repo_id}/resolve/{MAIN}/FILE.gguf, or {repo_id} for the best fit",
     )
-
-
-def _repo_id(text: str, owner: str, repo: str) -> str:
-    repo_id = f"{owner}/{repo}"
-    if not REPO_ID.fullmatch(repo_id):
-        raise UsageError(f"{text!r} does not name a repository", f"a repository is OWNER/REPO; {_FORMS}")
-    return repo_id
 
 
 def _split_quantization(text: str) -> tuple[str, str | None]:

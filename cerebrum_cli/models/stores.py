@@ -130,16 +130,12 @@ def _ollama_models() -> Iterator[FoundModel]:
             name = f"{model}:{tag}".removesuffix(DEFAULT_TAG)
             if (host, namespace) != (_OLLAMA_HOST, _OLLAMA_LIBRARY):
                 name = f"{namespace}/{name}"
-            for digest in _gguf_digests(_read_object(manifest)):
-                blob = directory / "blobs" / f"sha256-{digest}"
-                yield FoundModel("ollama", name if host == _OLLAMA_HOST else f"{host}/{name}", blob, digest)
-
-
-def _gguf_digests(manifest: dict[str, Any]) -> Iterator[str]:
-    layers = manifest.get("layers")
-    for layer in layers if isinstance(layers, list) else ():
-        if isinstance(layer, dict) and layer.get("mediaType") == _OLLAMA_GGUF:
-            yield str(layer.get("digest")).removeprefix("sha256:")
+            layers = _read_object(manifest).get("layers")
+            for layer in layers if isinstance(layers, list) else ():
+                if isinstance(layer, dict) and layer.get("mediaType") == _OLLAMA_GGUF:
+                    digest = str(layer.get("digest")).removeprefix("sha256:")
+                    blob = directory / "blobs" / f"sha256-{digest}"
+                    yield FoundModel("ollama", name if host == _OLLAMA_HOST else f"{host}/{name}", blob, digest)
 
 
 def _lm_studio_models() -> Iterator[FoundModel]:
