@@ -92,7 +92,7 @@ def to_markdown(name: str, system_prompt: str | None, messages: Sequence[StoredM
 
 def to_sharegpt(name: str, conversation: Conversation) -> dict[str, Any]:
     names = {"system": "system", "user": "human", "assistant": "gpt"}
-    turns = [{"from": names[each["role"]], "value": each["content"]} for each in conversation.openai_messages]
+    turns = [{"from": names[turn["role"]], "value": turn["content"]} for turn in conversation.openai_messages]
     return {"id": name, "conversations": turns}
 
 
@@ -231,7 +231,7 @@ def states_to_delete(states: Mapping[Path, bytes], deleted: Iterable[bytes], kep
         if any(held[: max(0, len(held) - cut)].endswith(ends) for cut in cuts)
         and not any(reply in held for reply in gone)
     ]
-    return {path for path, held in states.items() if not held or not any(each.startswith(held) for each in staying)}
+    return {path for path, held in states.items() if not held or not any(state.startswith(held) for state in staying)}
 
 
 def _session_fields(session: Session) -> dict[str, Any]:

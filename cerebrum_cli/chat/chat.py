@@ -299,7 +299,7 @@ class Chat:
 
     @property
     def last_question(self) -> StoredMessage | None:
-        return next((each for each in reversed(self.messages) if each.message.role == "user"), None)
+        return next((stored for stored in reversed(self.messages) if stored.message.role == "user"), None)
 
     def _reopen(self, source: ReplySource) -> None:
         """Free the loaded model and start to load another; safe to call again after an interruption."""

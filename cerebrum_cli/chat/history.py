@@ -146,13 +146,13 @@ class History:
                 session = self.store.move(session, continued.parent)
             if session is None:
                 session = self.store.create(unused_session_name(self.store, conversation), "ask", params=params)
-            others = {key: value for key, value in session.params.items() if key not in KEPT}
+            earlier = {key: value for key, value in session.params.items() if key not in KEPT}
             session = self.store.update_session(
                 session,
                 system_prompt=conversation.system_prompt,
                 model=loaded.model.reference,
                 format=loaded.format_name,
-                params=others | {key: value for key, value in params.items() if key in KEPT},
+                params=earlier | {key: value for key, value in params.items() if key in KEPT},
             )
             for message in conversation.messages[len(visible_messages(self.store, session)) :]:
                 session = self.store.add_message(session, message)
@@ -184,7 +184,7 @@ def reply_metadata(reply: Reply | ReplyCollector, loaded: LoadedModel, params: d
 
 
 def forced_tokens(metadata: ReplyMetadata) -> tuple[Forced, ...]:
-    return tuple(Forced(*each) for each in (metadata.timings or {}).get("forced", ()))
+    return tuple(Forced(*place) for place in (metadata.timings or {}).get("forced", ()))
 
 
 def with_session_defaults(session: Session | None, overrides: Layer, is_remote: bool = False) -> Layer:
@@ -265,7 +265,7 @@ def without_partial_character(stored: StoredMessage, responder: Responder) -> St
 def add_forced_tokens(before: StoredMessage, reply: Reply) -> Reply:
     """A reply that continues another, with the places of the forced tokens in both."""
     length = len(before.message.tokens or ())
-    own = (each._replace(at=each.at + length) for each in reply.finish.forced)
+    own = (place._replace(at=place.at + length) for place in reply.finish.forced)
     return replace(reply, finish=replace(reply.finish, forced=(*forced_tokens(before.metadata), *own)))
 
 

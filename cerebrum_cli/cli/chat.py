@@ -93,15 +93,15 @@ def begins_question(app: App, words: list[str], options: ChatOptions) -> bool:
 
     Raises ModelNotFound if it is the only one, and names no model or could be a question.
     """
-    first, *others = words
-    if is_text(first) or options.endpoint or any(len(each.split()) > 1 for each in others):
+    first, *following = words
+    if is_text(first) or options.endpoint or any(len(word.split()) > 1 for word in following):
         return is_text(first)
     try:
         app.library.resolve(first)
     except ModelNotFound as error:
         if error.pullable is not None or app.library.similar_names(first) or not first.isalpha():
             return False
-        if not others:
+        if not following:
             model, word = app.library.registry.default or "MODEL", quote(first)
             hint = f"to ask it: cerebrum chat -m {model} {word}; to find a model: cerebrum search {word}"
             raise ModelNotFound(error.message, hint) from error

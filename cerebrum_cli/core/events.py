@@ -129,12 +129,12 @@ class RowCounts:
     undecided: int = 0
     errors: tuple[str, ...] = ()
 
-    def __add__(self, other: RowCounts) -> RowCounts:
+    def __add__(self, more: RowCounts) -> RowCounts:
         return RowCounts(
-            self.failed + other.failed,
-            self.truncated + other.truncated,
-            self.undecided + other.undecided,
-            (*self.errors, *other.errors)[:SHOWN_ERRORS],
+            self.failed + more.failed,
+            self.truncated + more.truncated,
+            self.undecided + more.undecided,
+            (*self.errors, *more.errors)[:SHOWN_ERRORS],
         )
 
     @property

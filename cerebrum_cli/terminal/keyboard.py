@@ -82,7 +82,9 @@ class Keyboard:
             modes[3] = modes[3] & ~termios.NOFLSH | self._initial_modes[3] & termios.NOFLSH
             modes[6][termios.VQUIT] = self._initial_modes[6][termios.VQUIT]
             self._apply(modes)
-        self._on_key, self._unbound_at = None, time.monotonic() if self._on_key else self._unbound_at
+        if self._on_key:
+            self._on_key = None
+            self._unbound_at = time.monotonic()
 
     @contextlib.contextmanager
     def prompting(self) -> Iterator[None]:

@@ -62,12 +62,13 @@ def draw_report(report: Report) -> Figure:
 
 
 def draw_votes(axes: Axes, report: Report, x: Sequence[float]) -> None:
-    low, high = zip(*(each.interval for each in report.maj.values()), strict=True)
+    low, high = zip(*(estimate.interval for estimate in report.maj.values()), strict=True)
     if len(x) > 1:
         axes.fill_between(x, low, high, color=BAND, linewidth=0, label="95% interval")
     else:
         axes.vlines(x, low, high, color=BAND, linewidth=8, label="95% interval")
-    axes.plot(x, [each.value for each in report.maj.values()], "o-", color="black", markersize=4, label="majority vote")
+    values = [estimate.value for estimate in report.maj.values()]
+    axes.plot(x, values, "o-", color="black", markersize=4, label="majority vote")
     if report.chance is not None:
         axes.axhline(report.chance, color="black", linestyle=":", linewidth=1, label="guessing")
     axes.spines[["top", "right"]].set_visible(False)

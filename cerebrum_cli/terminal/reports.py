@@ -87,8 +87,8 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
     title = f"{report.task}: {report.model}, {questions}, {samples} each, {sampling_text(run.sampling)}"
     streams.answer(f"{wrapped(streams, one_line(title))}\n\n")
     estimates = {"accuracy": report.accuracy}
-    estimates |= {f"maj@{k}": each for k, each in report.maj.items() if k > 1}
-    estimates |= {f"pass@{k}": each for k, each in report.pass_at.items() if k > 1}
+    estimates |= {f"maj@{k}": estimate for k, estimate in report.maj.items() if k > 1}
+    estimates |= {f"pass@{k}": estimate for k, estimate in report.pass_at.items() if k > 1}
     seconds = report.seconds_per_question
     values = {
         "random guessing": None if report.chance is None else share(report.chance),
@@ -99,7 +99,9 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
         "invalid rows": run.record.notes.get("bad_rows") or None,
         "samples skipped": skipped or None,
     }
-    rows: list[Sequence[Any]] = [(label, share(each.value), bounds(each.interval)) for label, each in estimates.items()]
+    rows: list[Sequence[Any]] = [
+        (label, share(estimate.value), bounds(estimate.interval)) for label, estimate in estimates.items()
+    ]
     rows += [(label, value, "") for label, value in values.items() if value is not None]
     print_table(streams, ESTIMATES, rows)
 
@@ -110,7 +112,8 @@ def print_comparison(
     """Print two runs side by side; `differing` names what differs besides their models."""
     models = before.model if before.model == after.model else f"{before.model} and {after.model}"
     title = f"{before.task}: {models}, {format_count(comparison.n, 'question')}"
-    title += f"; the runs differ in {differing}" * bool(differing)
+    if differing:
+        title += f"; the runs differ in {differing}"
     streams.answer(f"{wrapped(streams, one_line(title))}\n\n")
     of_votes = " (votes)" if max(before.samples_per_question, after.samples_per_question) > 1 else ""
     rows: list[Sequence[Any]] = [
@@ -254,9 +257,11 @@ def print_summary(streams: Streams, result: TuningResult, model: str) -> None:
     """
     from cerebrum_cli.tune.candidates import describe
 
-    unmeasured = {str(each): each.dropped for each in result.tried if not each.speeds}
+    unmeasured = {str(candidate): candidate.dropped for candidate in result.tried if not candidate.speeds}
     sections = {
-        "measured, relative to the defaults": [measurement(each) for each in result.tried if each.speeds],
+        "measured, relative to the defaults": [
+            measurement(candidate) for candidate in result.tried if candidate.speeds
+        ],
         "not measured": [f"{text}: {reason}" for text, reason in {**unmeasured, **result.untried}.items()],
         "changed": [
             f"{name}: {describe(after)} (before: {describe(before)})"
@@ -285,7 +290,7 @@ def used_from_now_on(result: TuningResult, model: str) -> str:
         return f"ask, chat and batch now use these settings for {model}; --set no_profile=on ignores them"
     reason = "no settings proved faster than the defaults" if is_default else "the same settings are fastest"
     if names := sorted(result.profile.uses_with_drafts):
-        uses = f"{' and '.join(names)} use{'s' * (len(names) < 2)} speculative decoding"
+        uses = f"{' and '.join(names)} {'use' if len(names) > 1 else 'uses'} speculative decoding"
         return f"settings unchanged for {model}: {reason}; {uses}"
     return f"nothing changed for {model}: {reason}"
 
@@ -297,13 +302,13 @@ def print_uncertain(streams: Streams, tokens: Sequence[inspection.UncertainToken
         return
     rows = [
         (
-            each.position,
-            each.before,
-            quoted(each.given.text),
-            percentage(each.given),
-            ", ".join(f"{quoted(other.text)} {percentage(other)}" for other in each.alternatives),
+            token.position,
+            token.before,
+            quoted(token.given.text),
+            percentage(token.given),
+            ", ".join(f"{quoted(choice.text)} {percentage(choice)}" for choice in token.alternatives),
         )
-        for each in tokens
+        for token in tokens
     ]
     print_table(streams, UNCERTAIN, rows, shorten="alternatives", drop=("position", "after"))
 
@@ -341,8 +346,8 @@ def check_terminal(streams: Streams) -> CheckResult:
 def print_check_result(streams: Streams, result: CheckResult) -> None:
     text = format_check_result(result, columns(streams.out) - 1 if streams.out_is_terminal else None)
     if streams.can_style and environment("NO_COLOR") is None:
-        rest = strip_controls(text.removeprefix(result.status))
-        streams.answer_styled(f"\x1b[{STATUS_COLORS[result.status]}m{result.status}\x1b[0m{rest}")
+        details = strip_controls(text.removeprefix(result.status))
+        streams.answer_styled(f"\x1b[{STATUS_COLORS[result.status]}m{result.status}\x1b[0m{details}")
     else:
         streams.answer(text)
 
@@ -358,7 +363,7 @@ def format_check_result(result: CheckResult, width: int | None) -> str:
 
 
 def wrap_check(text: str, width: int) -> list[str]:
-    indent = " " * len(HINT_PREFIX) * text.startswith(HINT_PREFIX)
+    indent = " " * len(HINT_PREFIX) if text.startswith(HINT_PREFIX) else ""
     return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 

@@ -123,26 +123,26 @@ class Streams:
         """Ask a yes-or-no question; Enter means the default. Without a terminal the answer is no."""
         if not self.can_ask:
             return False
-        self.err.write(f"{strip_controls(question)} {'[Y/n]' if default else '[y/N]'} ")
-        self.err.flush()
-        reply = sys.stdin.readline()
-        if not reply.endswith("\n"):
-            self.info("")
+        reply = self._ask(f"{question} {'[Y/n]' if default else '[y/N]'} ")
         return reply.strip().lower() in ("y", "yes") or (default and reply == "\n")
 
     def choose(self, question: str, count: int) -> int | None:
         """Ask for a number from 1 to `count`; Enter means 1. None if the user quits, or without input."""
         while self.can_ask:
-            self.draw(f"{strip_controls(question)} [1 to {count}, q to quit; Enter: 1] ")
-            reply = sys.stdin.readline()
-            if not reply.endswith("\n"):
-                self.info("")
+            reply = self._ask(f"{question} [1 to {count}, q to quit; Enter: 1] ")
             word = reply.strip().lower() or ("1" if reply else "q")
             if word.isdecimal() and 1 <= int(word) <= count:
                 return int(word)
             if word == "q":
                 break
         return None
+
+    def _ask(self, question: str) -> str:
+        self.draw(strip_controls(question))
+        reply = sys.stdin.readline()
+        if not reply.endswith("\n"):
+            self.info("")
+        return reply
 
     def info(self, text: str) -> None:
         """Write a line to standard error. A failure is ignored, so that the answer can still be written."""

@@ -47,7 +47,9 @@ def table_of(columns: Mapping[str, Column], shorten: str = "", drop: Sequence[st
     """A function that prints rows as a table with these columns; see `table_lines`."""
 
     def print_listed(streams: Streams, rows: Iterable[Row]) -> None:
-        cells = [[row[each] if isinstance(each, str) else each(row) for each in columns.values()] for row in rows]
+        cells = [
+            [row[column] if isinstance(column, str) else column(row) for column in columns.values()] for row in rows
+        ]
         print_table(streams, tuple(columns), cells, shorten, drop)
 
     return print_listed
@@ -142,7 +144,7 @@ def print_matches(streams: Streams, matches: Iterable[Row]) -> None:
     on, off = ("\x1b[1m", "\x1b[0m") if streams.can_style else ("", "")
     for match in matches:
         pieces = [strip_controls(piece) for piece in re.split(f"[{MATCH_BEGIN}{MATCH_END}]", match["excerpt"])]
-        pieces[1::2] = [f"{on}{found}{off}" for found in pieces[1::2]]
+        pieces[1::2] = [f"{on}{word}{off}" for word in pieces[1::2]]
         streams.answer_styled(f"{strip_controls(match['session'])}  {match['role']}: {''.join(pieces)}\n")
 
 
@@ -151,14 +153,14 @@ def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
     streams.answer(f"\n{wrapped(streams, head)}\n\n")
     rows = [
         (
-            "*" if each.recommended else "",
-            each.quantization,
-            format_size(each.size),
-            format_size(each.needed),
-            each.verdict,
-            "yes" if each.installed else "",
+            "*" if candidate.recommended else "",
+            candidate.quantization,
+            format_size(candidate.size),
+            format_size(candidate.needed),
+            candidate.verdict,
+            "yes" if candidate.installed else "",
         )
-        for each in plan.candidates
+        for candidate in plan.candidates
     ]
     print_table(streams, ("", "quant", "size", "memory", "verdict", "installed"), rows)
     streams.answer("\n* recommended for this machine\n")
@@ -190,8 +192,9 @@ def _by_mode(description: Mapping[str, Any]) -> dict[str, Any]:
             fields[key] = value
             continue
         for mode, samplers in value.items():
-            values, origins = ({name: each[part] for name, each in samplers.items()} for part in ("value", "origin"))
-            is_same = all(samplers == other for other in value.values())
+            values = {name: sampler["value"] for name, sampler in samplers.items()}
+            origins = {name: sampler["origin"] for name, sampler in samplers.items()}
+            is_same = all(samplers == others for others in value.values())
             fields[key if is_same else f"{key}, {mode.replace('_', ' ')}"] = sampling_text(values, origins)
     return fields
 
@@ -202,8 +205,8 @@ def _describe(key: str, value: Any) -> str:
     if key == "merged_from":
         return ", ".join(map(strip_controls, value))
     if isinstance(value, dict):
-        items = {name: each if isinstance(each, (list, tuple)) else [each] for name, each in value.items()}
-        return ", ".join(f"{name} {strip_controls(' and '.join(map(str, each)))}" for name, each in items.items())
+        items = {name: item if isinstance(item, (list, tuple)) else [item] for name, item in value.items()}
+        return ", ".join(f"{name} {strip_controls(' and '.join(map(str, item)))}" for name, item in items.items())
     return _cell(value)
 
 
@@ -310,7 +313,7 @@ def sampling_text(samplers: Mapping[str, Any], origins: Mapping[str, str] | None
 
 def _setting_text(value: Any) -> str:
     if isinstance(value, (tuple, list)):
-        return ", ".join(repr(str(each)) for each in value) or "none"
+        return ", ".join(repr(str(item)) for item in value) or "none"
     if isinstance(value, bool):
         return "on" if value else "off"
     return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
@@ -365,6 +368,6 @@ def result_text(event: TallyEvent) -> str:
     """Result of a vote: "4/5: 5 of 6 votes (83%); runner-up 0.9: 1"."""
     if not event.tally:
         return f"no final answer in {event.samples} samples"
-    (winner, count), *others = event.tally
-    runner_up = f"; runner-up {one_line(others[0][0])}: {others[0][1]}" if others else ""
+    (winner, count), *behind = event.tally
+    runner_up = f"; runner-up {one_line(behind[0][0])}: {behind[0][1]}" if behind else ""
     return f"{one_line(winner)}: {count} of {event.samples} votes ({count / event.samples:.0%}){runner_up}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from markdown_it import MarkdownIt
@@ -71,17 +71,17 @@ def code_blocks(text: str) -> list[CodeBlock]:
 def find_code(text: str, language: str | None = None, last: bool = False) -> str | None:
     """Text of the first or last fenced code block that is not blank, in a language if one is given."""
     blocks = [block for block in code_blocks(text) if block.language is not None and block.text.strip()]
-    found = [block.text for block in blocks if not language or is_same_language(block.language or "", language)]
-    return found[-1 if last else 0] if found else None
+    texts = [block.text for block in blocks if not language or is_same_language(block.language or "", language)]
+    return texts[-1 if last else 0] if texts else None
 
 
-def is_same_language(language: str, other: str) -> bool:
+def is_same_language(*languages: str) -> bool:
+    """Whether all names are those of one language: `py` and `python3` are."""
     from rich.syntax import Syntax
 
-    lexer, other_lexer = Syntax("", language).lexer, Syntax("", other).lexer
-    if lexer and other_lexer:
-        return bool(lexer.name == other_lexer.name)
-    return language.lower() == other.lower()
+    lexers = [Syntax("", language).lexer for language in languages]
+    names = [lexer.name for lexer in lexers if lexer]
+    return len(set(names if len(names) == len(languages) else map(str.lower, languages))) == 1
 
 
 def parse(text: str, preceding: Preceding = Preceding()) -> list[Token]:
@@ -195,22 +195,23 @@ def split_point(
     A text can be split between top-level blocks and between the items of a top-level list.
     """
     result = (0, position, preceding)
-    leaf = code_count = block_leaf = 0
-    in_list = preceding.in_list
+    leaf = block_leaf = 0
+    code_count, in_list = preceding.code_count, preceding.in_list
     for group in split_leaves(tokens):
         token = group[0]
         if leaf > position.leaf:
             break
         if token.map and token is not tokens[0] and token.nesting >= 0:
-            rest, any_text = TextPosition(position.leaf - leaf, position.line), preceding.any_text or leaf > 0
+            unprinted = TextPosition(position.leaf - leaf, position.line)
+            before = Preceding(preceding.any_text or leaf > 0, code_count)
             if token.level == 0:
-                result = (token.map[0], rest, Preceding(any_text, preceding.code_count + code_count))
+                result = (token.map[0], unprinted, before)
                 block_leaf, in_list = leaf, False
             elif token.level == 1 and token.type == "list_item_open":
-                in_item = Preceding(
-                    any_text, preceding.code_count + code_count, token.meta["number"], in_list or leaf > block_leaf
-                )
-                result = (token.map[0], rest, in_item)
-        code_count += token.type in CODE
-        leaf += token.type not in (*OPENINGS, *CLOSINGS)
+                before = replace(before, list_item=token.meta["number"], in_list=in_list or leaf > block_leaf)
+                result = (token.map[0], unprinted, before)
+        if token.type in CODE:
+            code_count += 1
+        if token.type not in (*OPENINGS, *CLOSINGS):
+            leaf += 1
     return result

@@ -124,7 +124,8 @@ def highlight_lines(code: str, syntax: Syntax, begin: int, end: int) -> Text:
         for piece in re.findall(r"[^\n]*\n|[^\n]+", value):
             if begin <= line < end:
                 text.append(piece, THEME.get_style_for_token(kind))
-            line += piece.endswith("\n")
+            if piece.endswith("\n"):
+                line += 1
         if line >= end:
             break
     text.remove_suffix("\n")

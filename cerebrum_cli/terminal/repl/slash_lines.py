@@ -88,10 +88,10 @@ def parse_path(argument: str) -> Path:
 def parse_slash(line: str, commands: Mapping[str, SlashCommand]) -> SlashLine | None:
     if not line.startswith("/"):
         return None
-    name, *rest = line[1:].split(maxsplit=1) if line[1:2].strip() else ("",)
+    name, *arguments = line[1:].split(maxsplit=1) if line[1:2].strip() else ("",)
     names = {name: slash.name for slash in commands.values() for name in (slash.name, *slash.aliases)}
     if name in names:
-        return SlashLine(names[name], rest[0].strip() if rest else "")
+        return SlashLine(names[name], arguments[0].strip() if arguments else "")
     near = OTHER_NAMES.get(name) or next(iter(get_close_matches(name, names, n=1, cutoff=0.5)), None)
     suggestion = f"did you mean /{near}? " if near else ""
     raise UsageError(
