@@ -11,7 +11,6 @@ from inspect import cleandoc
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer._click.exceptions import ClickException, NoArgsIsHelpError, NoSuchOption
 
 from cerebrum_cli import __version__
 from cerebrum_cli.cli import COMMANDS, Command
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
 
 COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
+GROUPS = ("runs", "sessions", "prompts")
+OFF = dict.fromkeys(("help", "install_completion", "show_completion"), False)  # a value that Typer need not convert
 OTHER_COMMANDS = {  # of other programs, and what does the same here
     "help": "did you mean cerebrum --help?",
     "version": "did you mean cerebrum --version?",
@@ -56,7 +57,7 @@ def assembled(only: str | None = None, overview: bool = False) -> typer.Typer:
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "default_map": OFF | dict.fromkeys(GROUPS, OFF)},
     )
     app.callback()(options)
     for command in COMMANDS:
@@ -116,11 +117,12 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
         only = known_command(next(iter(words), None))
         overview = words in ([], ["-h"], ["--help"])
         return assembled(only, overview)(arguments, "cerebrum", obj=app, standalone_mode=False) or 0
-    except ClickException as error:
-        if isinstance(error, NoArgsIsHelpError):
-            error.show()
+    except typer.TyperException as error:
+        context: typer.Context | None = getattr(error, "ctx", None)
+        if context and error.message == context.get_help():  # of a command without arguments
+            typer.echo(error.message, err=True)
         else:
-            print_error(app, usage_error(error, only))
+            print_error(app, usage_error(error, context, only))
         return error.exit_code
     except SystemExit as exit:
         if isinstance(exit.__context__, BrokenPipeError):  # Typer turned it into exit 1
@@ -145,32 +147,18 @@ def known_command(word: str | None) -> str | None:
     return word if any(word == command.name for command in COMMANDS) else None
 
 
-def usage_error(error: ClickException, command: str | None) -> UsageError:
+def usage_error(error: typer.TyperException, context: typer.Context | None, command: str | None) -> UsageError:
     """Error for a line of this command that Typer rejects, in this program's style."""
-    context: typer.Context | None = getattr(error, "ctx", None)
-    text = error.format_message().rstrip(".")
+    problem, _, near = error.message.rstrip(".?").partition(". Did you mean ")
     path = context.command_path if context else " ".join(filter(None, ("cerebrum", command)))
-    hint = f"see {path} --help"
-    if extra := re.fullmatch(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", text, re.DOTALL):
-        text = f"unexpected argument: {extra[1]}"
-    if near := re.search(r" (?:Did you mean|\(Possible options:) ([^)?]+)[)?]+", text):
-        text, hint = text[: near.start()].rstrip("."), f"did you mean {near[1]}?"
-    if isinstance(error, NoSuchOption) and context:
-        option = error.option_name
+    hint = f"did you mean {near}?" if near else f"see {path} --help"
+    if context and (unknown := re.fullmatch("No such option: (.*)", problem, re.DOTALL)):
+        option = unknown[1]
         other = OTHER_OPTIONS.get((context.info_name or "", option)) or OTHER_OPTIONS.get(("", option))
-        hint = other or similar_options(option, context) or f"see {path} --help"
-    for name, meaning in OTHER_COMMANDS.items():
-        if text == f"No such command {name!r}":
-            hint = meaning
-    if isinstance(error, typer.BadParameter) and error.message and error.param and error.param.name:
-        from cerebrum_cli.cli.signature import environment_source
-
-        source = environment_source(error.param.name, context) or error.param.opts[0]
-        problem = error.message.rstrip(".")
-        if number := re.fullmatch(r"'(.*)' is not a valid (int|float)", problem, re.DOTALL):
-            return UsageError.invalid(source, number[1], "a whole number" if number[2] == "int" else "a number")
-        text = f"{source}: {problem}"
-    return UsageError(text if text.startswith(("-", "CEREBRUM_")) else text[:1].lower() + text[1:], hint)
+        hint = other or similar_options(option, context) or hint
+    elif unknown := re.fullmatch("No such command '(.*)'", problem, re.DOTALL):
+        hint = OTHER_COMMANDS.get(unknown[1], hint)
+    return UsageError(problem[:1].lower() + problem[1:], hint)
 
 
 def similar_options(name: str, context: typer.Context) -> str:
@@ -179,13 +167,13 @@ def similar_options(name: str, context: typer.Context) -> str:
 
     from cerebrum_cli.core.settings import Settings
 
-    known = [each[2:] for parameter in context.command.params for each in parameter.opts if each.startswith("--")]
+    known = [opt[2:] for parameter in context.command.params for opt in parameter.opts if opt.startswith("--")]
     key = name.lstrip("-").replace("-", "_")
     if "set" in known and key in Settings.__dataclass_fields__:
         return f"use --set {key}=VALUE"
-    begun = [each for each in known if name.startswith("--") and each.startswith(name[2:])]
+    begun = [option for option in known if name.startswith("--") and option.startswith(name[2:])]
     near = begun or get_close_matches(name.lstrip("-"), known, 2)
-    return f"did you mean {' or '.join(f'--{each}' for each in near)}?" if near else ""
+    return f"did you mean {' or '.join(f'--{option}' for option in near)}?" if near else ""
 
 
 def print_error(app: App | None, error: CerebrumError) -> None:

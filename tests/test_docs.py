@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from cerebrum_cli.cli.options import option_names
+from cerebrum_cli.cli.signature import option_names
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.settings import SHORTHANDS
 from cerebrum_cli.main import assembled

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from cerebrum_cli.cli.completion import completing, completion_of
+from cerebrum_cli.cli.completion import completion_of
 from cerebrum_cli.core.conversion import expected_value, parse
 from cerebrum_cli.core.declaration import Option
 from cerebrum_cli.core.errors import UsageError
@@ -17,11 +13,19 @@ from cerebrum_cli.core.settings import SHORTHANDS
 from cerebrum_cli.core.text import did_you_mean
 
 if TYPE_CHECKING:
+    import typer
+
     from cerebrum_cli.cli.app import App
 
 SET = "set"
 HELP = "help"  # instead of KEY=VALUE
 SWITCH = ("on", "off")
+SET_OPTION = Option(
+    f"Change a setting; `--{SET} {HELP}` lists them (repeatable)",
+    "Model",
+    metavar="KEY=VALUE",
+    kind="tuple[str, ...]",
+)
 
 
 def assigned_keys(texts: Iterable[str] | None) -> frozenset[str]:
@@ -70,28 +74,10 @@ def assignments(settable: Mapping[str, Option], app: App) -> Iterator[str]:
         yield from (f"{name}={value}" for value in values or ("",))
 
 
-def set_parameter(settable: Mapping[str, Option]) -> inspect.Parameter:
-    def show_table(context: typer.Context, texts: list[str] | None) -> list[str] | None:
-        if HELP not in (texts or ()) or context.resilient_parsing:
-            return texts
-        from cerebrum_cli.terminal.streams import standard_streams
-        from cerebrum_cli.terminal.tables import print_table
+def print_settings(context: typer.Context, settable: Mapping[str, Option]) -> None:
+    from cerebrum_cli.terminal.streams import standard_streams
+    from cerebrum_cli.terminal.tables import print_table
 
-        streams = context.obj.streams if context.obj else standard_streams()
-        print_table(
-            streams, ("key", "default", "range", "meaning"), list(rows(settable)), "range", ("range", "default")
-        )
-        raise typer.Exit
-
-    option = typer.Option(
-        f"--{SET}",
-        help=f"Change a setting; `--{SET} {HELP}` lists them (repeatable).",
-        metavar="KEY=VALUE",
-        callback=show_table,
-        is_eager=True,
-        show_default=False,
-        autocompletion=completing(partial(assignments, settable)),
-        rich_help_panel="Model",
-    )
-    annotation = Annotated[list[str] | None, option]
-    return inspect.Parameter(SET, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    streams = context.obj.streams if context.obj else standard_streams()
+    headings = ("key", "default", "range", "meaning")
+    print_table(streams, headings, list(rows(settable)), "range", ("range", "default"))

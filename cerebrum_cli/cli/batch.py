@@ -36,11 +36,10 @@ STANDARD = Path("-")  # standard input or output
 @composed
 def batch(
     context: typer.Context,
-    source: Annotated[Path, positional("INPUT", "Questions: .txt, .jsonl, .csv or .tsv; `-` reads standard input")],
+    input_file: Annotated[str, positional("INPUT", "Questions: .txt, .jsonl, .csv or .tsv; `-` reads standard input")],
     output: Annotated[
         Path,
         parameter(
-            "output",
             "Answers: .jsonl, .csv, .tsv; `-` streams to standard output",
             "Output",
             short="-o",
@@ -65,6 +64,7 @@ def batch(
 
     app, on_command_line = app_of(context, options), options_on_command_line(context)
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
+    source = Path(input_file)
     is_table = check_output(output, source)
     with closing(open_source(app, source)) as file:
         shape = detect_shape(source, options.input_format, file.head)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerebrum_cli.cli.options import ChatOptions
+from cerebrum_cli.cli.options import AnswerOptions, SavedPromptOptions
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.signature import (
     SettingKeys,
@@ -19,6 +19,7 @@ from cerebrum_cli.cli.signature import (
     options_on_command_line,
     positional,
 )
+from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
@@ -31,6 +32,14 @@ if TYPE_CHECKING:
     from cerebrum_cli.terminal.repl.repl import Repl
 
 REFERENCE = re.compile(r"[\w.:/~?=&%@-]+", re.ASCII)  # the characters of references to models
+
+
+@option_group
+class ChatOptions(SavedPromptOptions, AnswerOptions):
+    continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
+    session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
+    min_votes: int | None = option(None, "Votes required to win /votes [default: 1]", "Sampling", metavar="N")
+    no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
 
 
 @composed

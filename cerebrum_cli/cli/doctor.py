@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerebrum_cli.cli.options import DoctorOptions
+from cerebrum_cli.cli.options import ServerOptions
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed
+from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import Layer, environment_layer, fold
 
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
     from cerebrum_cli.doctor.assessment import CheckResult
 
 SETTINGS = SettingKeys(("model",), {"model": "Model to check [default: the default model]"})
+
+
+@option_group
+class DoctorOptions(ServerOptions):
+    endpoint: tuple[str, ...] = option(
+        (), "Check this server instead (repeatable)", "Server", metavar="URL|NAME", splits=True
+    )
+    offline: bool = option(False, "Do not use the network", "Model")
+    json: bool = option(False, "Print a JSON array", "Output")
 
 
 @composed

@@ -53,7 +53,6 @@ def evaluate_model(
     output: Annotated[
         Path | None,
         parameter(
-            "output",
             "File for the run [default: named after task and model]",
             "Output",
             short="-o",

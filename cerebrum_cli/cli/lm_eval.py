@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cerebrum_cli.cli.options import LmEvalOptions
+from cerebrum_cli.cli.options import AnswerOptions, ConcurrencyOptions
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, positional
 from cerebrum_cli.core.conversion import EFFORTS
+from cerebrum_cli.core.declaration import option, option_group, setting
 from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, StageEvent
@@ -33,6 +34,33 @@ if TYPE_CHECKING:
     from cerebrum_cli.models.model import Model
 
 ANSWER_RULES = 1  # by which thoughts are removed from replies: results in the cache depend on them
+
+
+@option_group
+class LmEvalOptions(ConcurrencyOptions, AnswerOptions):
+    """Options of `cerebrum lm-eval`, which scores given texts: no server and no cluster can."""
+
+    endpoint: tuple[str, ...] = ()
+    served_model_name: str | None = None
+    allow_http_key: bool = False
+    ray: str | None = None
+    ray_workers: int | None = None
+    allow_different_models: bool = False
+    patience: float | None = None
+    row_timeout: float | None = None
+    preset: str | None = option(None, "Compare with a model card, under its conditions", "Output", metavar="NAME")
+    limit: int | None = option(None, "The first N documents of each task [default: all]", "Input", metavar="N")
+    num_fewshot: int | None = option(None, "Few-shot examples per prompt [default: the task's]", "Input", metavar="N")
+    include_path: Path | None = option(None, "Directory with your own tasks", "Input", metavar="DIR")
+    gen_kwargs: str | None = option(None, "Generation settings for the tasks", "Sampling", metavar="KEY=VALUE,...")
+    add_bos_token: bool | None = setting(
+        None, "Put BOS before texts [default: the model's, or the preset's]", choices=("on", "off"), local=True
+    )
+    apply_chat_template: bool = option(False, "Apply the model's chat template", "Input")
+    output: Path | None = option(None, "File for all results", "Output", short="-o", metavar="RESULTS.json")
+    log_samples: bool = option(False, "Save every sample with the results", "Output")
+    restart: bool = option(False, "Start over; replace RESULTS.json", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
 
 
 @composed

@@ -7,8 +7,7 @@ from typing import Any
 
 from cerebrum_cli.cli.app import real_app
 from cerebrum_cli.cli.generation import AUTO_PARALLEL
-from cerebrum_cli.cli.lm_eval import has_format, open_for_lm_eval
-from cerebrum_cli.cli.options import LmEvalOptions
+from cerebrum_cli.cli.lm_eval import LmEvalOptions, has_format, open_for_lm_eval
 from cerebrum_cli.core.conversion import validate
 from cerebrum_cli.core.declaration import options_of
 from cerebrum_cli.core.errors import UsageError

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cerebrum_cli.cli.models import find_model
-from cerebrum_cli.cli.options import MergeCommandOptions
+from cerebrum_cli.cli.options import PullOptions
 from cerebrum_cli.cli.signature import app_of, composed, positional
+from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import is_directory, is_file
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.merge.merge import Merge, MergeOptions
     from cerebrum_cli.models.model import Model
+
+
+@option_group
+class MergeCommandOptions(PullOptions):
+    source: tuple[str, ...] = option(
+        (), "Use MODEL in place of NAME in the recipe (repeatable)", "Input", metavar="NAME=MODEL"
+    )
+    output: Path | None = option(
+        None, "File to write [required without --dry-run]", "Output", short="-o", metavar="OUT.gguf"
+    )
+    type: str | None = option(None, "Weight type, such as Q8_0 [default: unchanged]", "Output", metavar="TYPE")
+    name: str | None = option(None, "Name for the model [default: from OUT]", "Output", metavar="NAME")
+    dry_run: bool = option(False, "Show the plan, and the memory and disk it needs", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
 
 
 @composed

@@ -13,13 +13,11 @@ from cerebrum_cli.cli.options import (
     AnswerOptions,
     ConcurrencyOptions,
     DeleteOptions,
-    ListOptions,
-    PullCommandOptions,
     PullOptions,
-    SearchOptions,
-    ShowOptions,
+    QuietOptions,
 )
 from cerebrum_cli.cli.signature import app_of, composed, positional, require_agreement
+from cerebrum_cli.core.declaration import flag, option, option_group
 from cerebrum_cli.core.errors import FormatError, ModelNotFound, NoModel, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import (
@@ -45,6 +43,12 @@ if TYPE_CHECKING:
     from cerebrum_cli.models.catalogue import ModelSpec
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.models.reference import Reference
+
+
+@option_group
+class SearchOptions(QuietOptions):
+    offline: bool = option(False, "Do not use the network", "Model")
+    json: bool = option(False, "Print a JSON array", "Output")
 
 
 @composed
@@ -73,6 +77,20 @@ def search(
     print_rows(app.streams, rows, options.json, print_repositories, f"no GGUF repository on the Hub matches {text!r}")
     if rows and app.streams.err_is_terminal:
         app.streams.report("next: cerebrum pull REPOSITORY")
+
+
+@option_group
+class PullCommandOptions(PullOptions):
+    name: str | None = option(None, "Name for the model", "Model", metavar="NAME")
+    default: bool = option(False, "Make this the default model", "Model")
+    vocabulary: bool = option(False, "Download only the vocabulary, for --endpoint", "Model")
+    dry_run: bool = option(False, "Show what is available and what fits; download nothing", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
+
+    def validate(self) -> None:
+        given = (name for name in ("name", "default", "dry_run") if getattr(self, name))
+        if self.vocabulary and (other := next(given, None)):
+            raise UsageError.conflict("--vocabulary", flag(other))
 
 
 @composed
@@ -162,6 +180,19 @@ def pull_vocabulary(app: App, reference: Reference, context: int | None, options
     return model
 
 
+@option_group
+class ListOptions(QuietOptions):
+    available: bool = option(False, "List the catalog, models that fit this machine first", "Model")
+    found: bool = option(False, "List the models of Ollama and LM Studio", "Model")
+    outdated: bool = option(False, "List models with a newer upload on the Hub", "Model")
+    json: bool = option(False, "Print a JSON array", "Output")
+
+    def validate(self) -> None:
+        given = [flag(name) for name in ("available", "found", "outdated") if getattr(self, name)]
+        if len(given) > 1:
+            raise UsageError.conflict(given[0], given[1])
+
+
 @composed
 def list_models(context: typer.Context, options: ListOptions) -> None:
     """Includes models that other tools have put into the Hugging Face cache. Only --outdated uses the network.
@@ -234,6 +265,11 @@ def outdated(app: App) -> list[Model]:
     """Installed models with newer uploads on the Hub."""
     with FileProgress(app.streams) as progress, interruptible("run it again"):
         return app.puller(progress, offline=False).outdated()
+
+
+@option_group
+class ShowOptions(QuietOptions):
+    json: bool = option(False, "Print a JSON object", "Output")
 
 
 @composed

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversion import SWITCH_WORDS
-from cerebrum_cli.core.declaration import flag, option, option_group, options_of, setting
+from cerebrum_cli.core.declaration import option, option_group, setting
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import OPTIONS, PATIENCE_S
+from cerebrum_cli.core.settings import PATIENCE_S
 
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes
 
-SINGLE_OPTIONS = ("output", "as", "number", "all", "older_than", "kl")  # of commands that declare them as parameters
-OTHER_VARIABLES = ("api_key",)
 FIRST, LAST = "first", "last"  # code blocks of a reply
-BARE_VALUES = {"extract": FIRST}  # of options whose value is optional
 
 
 @option_group
@@ -85,7 +81,7 @@ class SavedPromptOptions:
 @option_group
 class AskOptions(SavedPromptOptions, GenerationOptions):
     file: tuple[Path, ...] = option(
-        (), "Prepend a file, directory or glob (repeatable)", "Input", short="-f", metavar="PATH"
+        (), "Prepend a file, directory or glob (repeatable)", "Input", short="-f", metavar="PATH", splits=True
     )
     messages: Path | None = option(None, "OpenAI messages list; `-` is standard input", "Input", metavar="FILE")
     raw: bool = option(False, "Complete the prompt verbatim, without a format", "Input")
@@ -134,14 +130,6 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
 
 
 @option_group
-class ChatOptions(SavedPromptOptions, AnswerOptions):
-    continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
-    session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
-    min_votes: int | None = option(None, "Votes required to win /votes [default: 1]", "Sampling", metavar="N")
-    no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
-
-
-@option_group
 class ConcurrencyOptions:
     parallel: str | None = option(None, "Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
     ray: str | None = option(None, "Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
@@ -181,111 +169,3 @@ class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
     restart: bool = option(False, "Start over; replace the run when done", "Output")
     dry_run: bool = option(False, "Show one prompt and estimate the run time", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
-
-
-@option_group
-class LmEvalOptions(ConcurrencyOptions, AnswerOptions):
-    """Options of `cerebrum lm-eval`, which scores given texts: no server and no cluster can."""
-
-    endpoint: tuple[str, ...] = ()
-    served_model_name: str | None = None
-    allow_http_key: bool = False
-    ray: str | None = None
-    ray_workers: int | None = None
-    allow_different_models: bool = False
-    patience: float | None = None
-    row_timeout: float | None = None
-    preset: str | None = option(None, "Compare with a model card, under its conditions", "Output", metavar="NAME")
-    limit: int | None = option(None, "The first N documents of each task [default: all]", "Input", metavar="N")
-    num_fewshot: int | None = option(None, "Few-shot examples per prompt [default: the task's]", "Input", metavar="N")
-    include_path: Path | None = option(None, "Directory with your own tasks", "Input", metavar="DIR")
-    gen_kwargs: str | None = option(None, "Generation settings for the tasks", "Sampling", metavar="KEY=VALUE,...")
-    add_bos_token: bool | None = setting(
-        None, "Put BOS before texts [default: the model's, or the preset's]", choices=("on", "off"), local=True
-    )
-    apply_chat_template: bool = option(False, "Apply the model's chat template", "Input")
-    output: Path | None = option(None, "File for all results", "Output", short="-o", metavar="RESULTS.json")
-    log_samples: bool = option(False, "Save every sample with the results", "Output")
-    restart: bool = option(False, "Start over; replace RESULTS.json", "Output")
-    json: bool = option(False, "Print a JSON object", "Output")
-
-
-@option_group
-class ShowOptions(QuietOptions):
-    json: bool = option(False, "Print a JSON object", "Output")
-
-
-@option_group
-class RunOptions(QuietOptions):
-    plot: Path | None = option(None, "Plot accuracy against votes and tokens", "Output", metavar="FILE")
-    rescore: bool = option(False, "Extract and score the answers again", "Output")
-    save: bool = option(False, "With --rescore: store the new scores in the run", "Output")
-    run_code: bool = option(False, "With --rescore: run the programs again", "Output")
-    json: bool = option(False, "Print a JSON object", "Output")
-
-
-@option_group
-class ListOptions(QuietOptions):
-    available: bool = option(False, "List the catalog, models that fit this machine first", "Model")
-    found: bool = option(False, "List the models of Ollama and LM Studio", "Model")
-    outdated: bool = option(False, "List models with a newer upload on the Hub", "Model")
-    json: bool = option(False, "Print a JSON array", "Output")
-
-    def validate(self) -> None:
-        given = [flag(name) for name in ("available", "found", "outdated") if getattr(self, name)]
-        if len(given) > 1:
-            raise UsageError.conflict(given[0], given[1])
-
-
-@option_group
-class SearchOptions(QuietOptions):
-    offline: bool = option(False, "Do not use the network", "Model")
-    json: bool = option(False, "Print a JSON array", "Output")
-
-
-@option_group
-class DoctorOptions(ServerOptions):
-    endpoint: tuple[str, ...] = option(
-        (), "Check this server instead (repeatable)", "Server", metavar="URL|NAME", splits=True
-    )
-    offline: bool = option(False, "Do not use the network", "Model")
-    json: bool = option(False, "Print a JSON array", "Output")
-
-
-@option_group
-class PullCommandOptions(PullOptions):
-    name: str | None = option(None, "Name for the model", "Model", metavar="NAME")
-    default: bool = option(False, "Make this the default model", "Model")
-    vocabulary: bool = option(False, "Download only the vocabulary, for --endpoint", "Model")
-    dry_run: bool = option(False, "Show what is available and what fits; download nothing", "Output")
-    json: bool = option(False, "Print a JSON object", "Output")
-
-    def validate(self) -> None:
-        given = (name for name in ("name", "default", "dry_run") if getattr(self, name))
-        if self.vocabulary and (other := next(given, None)):
-            raise UsageError.conflict("--vocabulary", flag(other))
-
-
-@option_group
-class TuneOptions(PullOptions):
-    json: bool = option(False, "Print a JSON object", "Output")
-
-
-@option_group
-class MergeCommandOptions(PullOptions):
-    source: tuple[str, ...] = option(
-        (), "Use MODEL in place of NAME in the recipe (repeatable)", "Input", metavar="NAME=MODEL"
-    )
-    output: Path | None = option(
-        None, "File to write [required without --dry-run]", "Output", short="-o", metavar="OUT.gguf"
-    )
-    type: str | None = option(None, "Weight type, such as Q8_0 [default: unchanged]", "Output", metavar="TYPE")
-    name: str | None = option(None, "Name for the model [default: from OUT]", "Output", metavar="NAME")
-    dry_run: bool = option(False, "Show the plan, and the memory and disk it needs", "Output")
-    json: bool = option(False, "Print a JSON object", "Output")
-
-
-def option_names() -> set[str]:
-    """Names of all options of all commands, of all settings, and of what only a variable can set."""
-    groups = (each for each in globals().values() if isinstance(each, type) and is_dataclass(each))
-    return {*OPTIONS, *SINGLE_OPTIONS, *OTHER_VARIABLES, *(name for group in groups for name in options_of(group))}

@@ -10,21 +10,21 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cerebrum_cli.cli.completion import run_names
-from cerebrum_cli.cli.options import DeleteOptions, QuietOptions, RunOptions
+from cerebrum_cli.cli.options import DeleteOptions, QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, app_of, parameter, positional, require_agreement, subcommand
 from cerebrum_cli.core.conversion import LORA
-from cerebrum_cli.core.declaration import flag
+from cerebrum_cli.core.declaration import flag, option, option_group
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent, StageEvent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.questions import Sample
@@ -36,6 +36,15 @@ RUN_HELP = "A name from `cerebrum runs list`, or a path"
 Name = Annotated[str, positional("RUN", RUN_HELP, run_names)]
 First = Annotated[str, positional("RUN_A", RUN_HELP, run_names)]
 Second = Annotated[str, positional("RUN_B", "The run to compare it with", run_names)]
+
+
+@option_group
+class RunOptions(QuietOptions):
+    plot: Path | None = option(None, "Plot accuracy against votes and tokens", "Output", metavar="FILE")
+    rescore: bool = option(False, "Extract and score the answers again", "Output")
+    save: bool = option(False, "With --rescore: store the new scores in the run", "Output")
+    run_code: bool = option(False, "With --rescore: run the programs again", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
 
 
 @subcommand(group, name="list", short_help="List stored runs.")
@@ -158,7 +167,7 @@ def compare(
     context: typer.Context,
     before: First,
     after: Second,
-    kl: Annotated[bool, parameter("kl", "Also measure KL divergence (quantizations of one model)", "Output")] = False,
+    kl: Annotated[bool, parameter("Also measure KL divergence (quantizations of one model)", "Output")] = False,
     json: Json = False,
 ) -> None:
     """Compare two models, prompts or settings, and report whether the difference is statistically significant."""

@@ -9,7 +9,6 @@ Examples:
 from __future__ import annotations
 
 from contextlib import closing
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -23,15 +22,8 @@ from cerebrum_cli.terminal.reports import LISTED, print_latest
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 Name = Annotated[str, positional("NAME", "A session's name, as in `cerebrum sessions list`", sessions)]
-
-
-class ExportFormat(StrEnum):
-    """Formats of `sessions export`."""
-
-    MARKDOWN = "markdown"
-    JSON = "json"
-    SHAREGPT = "sharegpt"
-    TRANSCRIPT = "transcript"
+MARKDOWN, TRANSCRIPT = "markdown", "transcript"
+EXPORT_FORMATS = (MARKDOWN, "json", "sharegpt", TRANSCRIPT)
 
 
 @subcommand(group, name="list", short_help="List sessions.")
@@ -40,9 +32,9 @@ def list_sessions(
     options: QuietOptions,
     number: Annotated[
         int | None,
-        parameter("number", f"List at most N [default: {LISTED} on a terminal]", "Output", short="-n", metavar="N"),
+        parameter(f"List at most N [default: {LISTED} on a terminal]", "Output", short="-n", metavar="N"),
     ] = None,
-    all: Annotated[bool, parameter("all", "List all", "Output")] = False,
+    all: Annotated[bool, parameter("List all", "Output")] = False,
     json: JsonArray = False,
 ) -> None:
     """List sessions: the latest is last on a terminal, first in a pipe or with --json."""
@@ -69,7 +61,7 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
     else:
         from cerebrum_cli.terminal.sinks import page_markdown
 
-        page_markdown(app.streams, export_session(history.store, session, ExportFormat.MARKDOWN.value))
+        page_markdown(app.streams, export_session(history.store, session, MARKDOWN))
 
 
 @subcommand(group, short_help="Search all messages.")
@@ -94,7 +86,7 @@ def rm(
     options: DeleteOptions,
     names: Annotated[list[str] | None, positional("[NAME]...", "Names of sessions", sessions)] = None,
     older_than: Annotated[
-        str | None, parameter("older_than", "Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
+        str | None, parameter("Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
     ] = None,
 ) -> None:
     """Delete sessions, their unshared messages, and their states in the prompt cache."""
@@ -123,15 +115,15 @@ def rm(
 def export(
     context: typer.Context,
     name: Name,
-    export_format: Annotated[
-        ExportFormat,
+    as_: Annotated[
+        str,
         parameter(
-            "as",
             "json: OpenAI messages, transcript: exact prompt [default: markdown]",
             "Output",
-            metavar="|".join(ExportFormat),
+            metavar="|".join(EXPORT_FORMATS),
+            choices=EXPORT_FORMATS,
         ),
-    ] = ExportFormat.MARKDOWN,
+    ] = MARKDOWN,
 ) -> None:
     """Print a session in another format."""
     from cerebrum_cli.chat.archive import export_session, export_transcript
@@ -140,26 +132,24 @@ def export(
     app = app_of(context)
     history = app.open_history()
     session = history.get(name)
-    if export_format is ExportFormat.TRANSCRIPT:
+    if as_ == TRANSCRIPT:
         model = app.library.resolve(session.model)
         text = export_transcript(ReplySource(app.resources(), model, app.settings({}, model)), history.store, session)
     else:
-        text = export_session(history.store, session, export_format.value)
+        text = export_session(history.store, session, as_)
     app.streams.answer(text)
 
 
 @subcommand(group, name="import")
 def import_session(
     context: typer.Context,
-    file: Annotated[Path, positional("FILE", "A JSON file in OpenAI messages or ShareGPT format")],
+    file: Annotated[str, positional("FILE", "A JSON file in OpenAI messages or ShareGPT format")],
     options: QuietOptions,
-    name: Annotated[
-        str | None, parameter("name", "Name of the session [default: from FILE]", "Input", metavar="NAME")
-    ] = None,
+    name: Annotated[str | None, parameter("Name of the session [default: from FILE]", "Input", metavar="NAME")] = None,
 ) -> None:
     """Import a conversation from another program as a session."""
     from cerebrum_cli.chat import archive
 
     app = app_of(context, options)
-    session = archive.import_session(app.open_history().store, file, name)
+    session = archive.import_session(app.open_history().store, Path(file), name)
     app.streams.report(f"Imported as {session.name}; continue with cerebrum chat -c")

@@ -1,53 +1,49 @@
-"""A command's signature, composed from option groups; its help under headings; what it takes from Typer's context."""
+"""Commands from functions: parameters for Typer, help under headings, values from flags, `--set` and variables."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
-from functools import wraps
-from pathlib import Path
+from functools import partial, wraps
+from importlib import import_module
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from typer._click.parser import _OptionParser, _ParsingState
 from typer.core import TyperCommand
-from typer.models import TyperPath
 
-from cerebrum_cli.cli.assignments import SET, assigned_keys, parse_assignments, set_parameter
+from cerebrum_cli.cli import COMMANDS
+from cerebrum_cli.cli.assignments import (
+    HELP,
+    SET,
+    SET_OPTION,
+    assigned_keys,
+    assignments,
+    parse_assignments,
+    print_settings,
+)
 from cerebrum_cli.cli.completion import Values, completing, completion_of
-from cerebrum_cli.cli.options import BARE_VALUES, AnswerOptions, QuietOptions, option_names
-from cerebrum_cli.core.declaration import HEADINGS, Heading, Option, flag, options_of, variable
-from cerebrum_cli.core.environment import environment
+from cerebrum_cli.cli.options import FIRST, AnswerOptions, QuietOptions
+from cerebrum_cli.core.conversion import parse
+from cerebrum_cli.core.declaration import HEADINGS, Heading, Option, flag, options_of
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import (
-    COMMAND_LINE,
     OPTIONS,
     Layer,
-    Settings,
     SourcedLayer,
-    environment_value,
+    environment_layer,
     unknown_variables,
-    validate,
     variable_that_sets,
 )
 
 if TYPE_CHECKING:
-    from typer._click import Context, HelpFormatter
-
     from cerebrum_cli.cli.app import App
 
-
-class GivenPath(TyperPath):
-    """An option's path. An empty one, which Path takes for the working directory, is refused."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if not value:
-            source = environment_source(param.name, ctx) or flag(param.name)
-            raise UsageError.invalid(source, value, "a path")
-        return super().convert(value, param, ctx)
+NAMES = {*OPTIONS, "api_key"}  # of all options of the commands that are imported, and of what only a variable sets
+EXTRACT = re.compile(r"--extract|-[cqy]*x")  # without a value; -c, -q and -y never have one
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +56,15 @@ class SettingKeys:
     keys: tuple[str, ...]
     help: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def options(self) -> dict[str, Option]:
-        return {key: OPTIONS[key]._replace(help=self.help.get(key, OPTIONS[key].help)) for key in self.keys}
-
-
-Group = type | SettingKeys
-"""Annotation that stands for several options in a signature: a dataclass of options, or settings."""
-
 
 def composed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Replace each parameter annotated with an option group, or with `SettingKeys`, by the options it stands for.
+    """The callback of a command, from a function of its context, its arguments and its options.
 
-    Those without a flag are set by `--set`, and so are settings.
+    A parameter annotated with a dataclass of options, or with `SettingKeys`, stands for the options in it. Those
+    without a flag are set by `--set`, and so are settings.
     """
     signature = inspect.signature(function, eval_str=True)
-    groups: dict[str, Group] = {}
+    groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
     settable: dict[str, Option] = {}
     for parameter in signature.parameters.values():
@@ -83,186 +72,182 @@ def composed(function: Callable[..., Any]) -> Callable[..., Any]:
         if group is None:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
             continue
-        groups[parameter.name], are_settings = group, isinstance(group, SettingKeys)
-        hints = get_type_hints(Settings if are_settings else group)
-        for name, each in options_in(group).items():
-            if each.has_flag:
-                parameters.append(parameter_of(name, each, hints[name]))
-            if are_settings or not each.has_flag:
-                settable[name] = each
+        groups[parameter.name] = group
+        default = parameter.default if isinstance(group, Option) else None
+        for name, declared in options_in(parameter.name, group).items():
+            NAMES.add(name)
+            if declared.has_flag:
+                parameters.append(typer_parameter(name, declared, default))
+            if isinstance(group, SettingKeys) or not declared.has_flag:
+                settable[name] = declared
     if settable:
-        parameters.append(set_parameter(settable))
+        parameters.append(typer_parameter(SET, SET_OPTION, None, partial(assignments, settable)))
 
     @wraps(function)
-    def call(**arguments: Any) -> Any:
-        assigned, is_remote = parse_assignments(arguments.pop(SET, ()), settable), bool(arguments.get("endpoint"))
-        given = Arguments(arguments, assigned, arguments.get("context"), is_remote)
-        values = {name: given.take_group(group) for name, group in groups.items()}
-        return function(**arguments, **values)
+    def call(context: typer.Context, **texts: Any) -> Any:
+        if HELP in (texts.get(SET) or ()):
+            print_settings(context, settable)
+            return None
+        assigned = parse_assignments(texts.pop(SET, None), settable)
+        is_remote = "endpoint" in texts and bool(texts["endpoint"] or variable_that_sets("endpoint"))
+        values: dict[str, Any] = {}
+        for name, group in groups.items():
+            options = options_in(name, group)
+            layers = (given_value(key, options[key], texts.pop(key, None), assigned, is_remote) for key in options)
+            layer = SourcedLayer(*layers)
+            if isinstance(group, Option):
+                values |= layer
+            else:
+                values[name] = layer if isinstance(group, SettingKeys) else group(**layer)
+        values |= {name: text for name, text in texts.items() if text is not None}
+        return function(context, **values)
 
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return call
 
 
-def group_of(annotation: Any) -> Group | None:
-    if get_origin(annotation) is Annotated:
-        return next((each for each in get_args(annotation) if isinstance(each, SettingKeys)), None)
-    return annotation if is_dataclass(annotation) and isinstance(annotation, type) else None
+def group_of(annotation: Any) -> Any:
+    """The dataclass of options, the settings or the option of a parameter; None for an argument and the context."""
+    if is_dataclass(annotation):
+        return annotation
+    hint: Any
+    hint, *items = get_args(annotation) or [None]
+    for item in items:
+        if isinstance(item, Option):
+            kind, *_ = get_args(hint) or [hint]  # without None
+            return item._replace(kind=kind.__name__)
+        if isinstance(item, SettingKeys):
+            return item
+    return None
 
 
-def options_in(group: Group) -> dict[str, Option]:
-    return group.options if isinstance(group, SettingKeys) else options_of(group)
+def options_in(name: str, group: Any) -> dict[str, Option]:
+    """The options that a parameter of this name stands for."""
+    if isinstance(group, Option):
+        return {name: group}
+    if isinstance(group, SettingKeys):
+        return {key: OPTIONS[key]._replace(help=group.help.get(key, OPTIONS[key].help)) for key in group.keys}
+    return options_of(group)
 
 
-@dataclass(frozen=True, slots=True)
-class Arguments:
-    """Values of a command line and the environment: arguments by parameter, and assignments of `--set`."""
-
-    arguments: dict[str, Any]
-    assigned: Mapping[str, Any]
-    context: typer.Context | None
-    is_remote: bool
-
-    def take_group(self, group: Group) -> Any:
-        """Remove the options of a group from the arguments, and return its value: a layer, or an instance.
-
-        Raises UsageError for an invalid setting, which names the environment variable if that set it.
-        """
-        taken = ((name, self._take(name, declared)) for name, declared in options_in(group).items())
-        values = {name: value for name, value in taken if value is not None}
-        if isinstance(group, SettingKeys):
-            return SourcedLayer(*(self._layer(key, value) for key, value in values.items()))
-        return group(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-    def _layer(self, key: str, value: Any) -> Layer:
-        """The layer of one setting, from the command line or the environment."""
-        source = None
-        if key not in self.assigned:
-            source = environment_source(key, self.context) if OPTIONS[key].has_flag else variable_that_sets(key)
-        return SourcedLayer({key: validate(key, value, source)}, origin=source or COMMAND_LINE)
-
-    def _take(self, name: str, declared: Option) -> Any:
-        """Value of an option; None if it is not set, or applies to local models and a server is used.
-
-        Raises UsageError if such an option is on the command line, and for one that is set twice.
-        """
-        value = self.arguments.pop(name, None)
-        source = self.context.get_parameter_source(name) if self.context and declared.has_flag else None
-        has_flag = source is not None and source.name == "COMMANDLINE"
-        if has_flag and name in self.assigned:
-            raise UsageError.conflict(flag(name), f"--set {name}")
-        if declared.local and self.is_remote:
-            if has_flag or name in self.assigned:
-                named = flag(name) if has_flag else f"--set {name}"
-                raise UsageError(f"{named} applies to local models, not to --endpoint", f"omit {named}")
-            return None
-        if name in self.assigned:
-            return self.assigned[name]
-        if not declared.has_flag:
-            return environment_value(name, declared)
-        is_absent_switch = value is False and source is not None and source.name == "DEFAULT"
-        return None if value == [] or is_absent_switch else value
-
-
-def environment_source(name: str, context: typer.Context | None) -> str | None:
-    source = context.get_parameter_source(name) if context else None
-    return variable(name) if source is not None and source.name == "ENVIRONMENT" else None
-
-
-def parameter_of(name: str, declared: Option, hint: Any) -> inspect.Parameter:
-    """Typer parameter of an option. Numbers and text without a value are None, lists are empty, switches off."""
-    default: bool | list[Any] | None = None
-    if get_origin(hint) is tuple:
-        hint, default = list[get_args(hint)[0]], []  # type: ignore[misc]
-    elif hint is bool:
+def typer_parameter(name: str, declared: Option, default: Any, values: Values | None = None) -> inspect.Parameter:
+    """Typer's parameter of an option, as text, several texts or a switch, which `given_value` converts."""
+    annotation: Any = str | None
+    if declared.is_list:
+        annotation = list[str] | None
+    elif declared.kind == "bool":
+        annotation = bool
         default = False
-    else:
-        hint = hint | None
-    option = typer_option(
-        name,
-        declared,
-        callback=whole if hint == list[str] and not declared.splits else None,
-        click_type=GivenPath(path_type=Path) if Path in (hint, *get_args(hint)) else None,
+    values = values or completion_of(name, declared)
+    option = typer.Option(
+        *filter(None, (declared.short, flag(name))),
+        help=f"{declared.help}.",
+        metavar=declared.metavar,
+        show_default=False,
+        autocompletion=completing(values) if values else None,
+        rich_help_panel=declared.heading,
     )
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
+    )
 
 
-def parameter(name: str, help: str, heading: Heading, **details: Any) -> Any:
-    return typer_option(name, Option(help, heading, **details))
+def parameter(help: str, heading: Heading, **details: Any) -> Option:
+    return Option(help, heading, **details)
+
+
+Json = Annotated[bool, parameter("Print a JSON object", "Output")]
+JsonArray = Annotated[bool, parameter("Print a JSON array", "Output")]
 
 
 def positional(metavar: str, help: str, values: Values | None = None) -> Any:
     return typer.Argument(metavar=metavar, help=f"{help}.", autocompletion=completing(values) if values else None)
 
 
-def typer_option(
-    name: str,
-    declared: Option,
-    callback: Callable[..., Any] | None = None,
-    click_type: GivenPath | None = None,
-) -> Any:
-    """Typer option that can also be set as CEREBRUM_ and its name."""
-    return typer.Option(
-        *filter(None, (declared.short, flag(name))),
-        help=f"{declared.help}.",
-        metavar=declared.metavar,
-        callback=callback,
-        click_type=click_type,
-        autocompletion=completing(values) if (values := completion_of(name, declared)) else None,
-        envvar=variable(name),
-        show_envvar=False,
-        show_default=False,
-        rich_help_panel=declared.heading,
-    )
+def given_value(name: str, declared: Option, text: Any, assigned: Mapping[str, Any], is_remote: bool) -> Layer:
+    """The value of an option as a layer: that of its flag, else `assigned` with `--set`, else that of a variable.
 
-
-Json = Annotated[bool, parameter("json", "Print a JSON object", "Output")]
-JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
-
-
-def whole(context: typer.Context, parameter: typer.CallbackParam, value: list[str] | None) -> list[str] | None:
-    """Keep the environment's text of a repeatable option in one piece: Typer splits it at white space."""
-    source = context.get_parameter_source(str(parameter.name))
-    if source is None or source.name != "ENVIRONMENT":
-        return value
-    text = environment(str(parameter.envvar))
-    return [text] if text else []
-
-
-class Parser(_OptionParser):
-    """A parser for which the value of some options is optional: it must be attached, as in `--extract=python`."""
-
-    unread = 0
-
-    def _process_opts(self, arg: str, state: _ParsingState) -> None:
-        self.unread = len(state.rargs)
-        super()._process_opts(arg, state)
-
-    def _get_value_from_state(self, option_name: str, option: Any, state: _ParsingState) -> Any:
-        is_attached = len(state.rargs) > self.unread
-        if option.obj.name in BARE_VALUES and not is_attached:
-            return BARE_VALUES[option.obj.name]
-        return super()._get_value_from_state(option_name, option, state)
+    `text` is what follows the flag, or a list of texts, or True for a switch; None without the flag. Raises UsageError
+    for an invalid value, with the name of the flag or variable, and for an option that is set twice. Local options are
+    refused if a server is used, and their variables have no effect then.
+    """
+    if text is not None and name in assigned:
+        raise UsageError.conflict(flag(name), f"--set {name}")
+    if declared.local and is_remote:
+        if text is None and name not in assigned:
+            return {}
+        option = flag(name) if text is not None else f"--set {name}"
+        raise UsageError(f"{option} applies to local models, not to --endpoint", f"omit {option}")
+    if text is True:
+        return {name: True}
+    if text is not None:
+        texts = [text] if isinstance(text, str) else text
+        return {name: parse(name, declared, texts, flag(name), has_quotes=False)}
+    if name in assigned:
+        return {name: assigned[name]}
+    return environment_layer(name, options={name: declared})
 
 
 class SectionedCommand(TyperCommand):
-    """A command whose help lists its options under their headings."""
+    """A command that gets its options as text, and lists them under headings in its help."""
 
-    def make_parser(self, ctx: Context) -> Parser:
-        parser = Parser(ctx)
-        for each in self.get_params(ctx):
-            each.add_to_parser(parser, ctx)
-        return parser
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put what follows each flag, and the arguments, into the parameters of the context; None without it.
 
-    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
+        Typer would convert each of them, by importing pydantic in newer versions. Raises UsageError.
+        """
+        if ctx.resilient_parsing:  # for completion
+            return super().parse_args(ctx, args)
+        texts, extra, _ = self.make_parser(ctx).parse_args(args=self.with_code_block(args))
+        if texts.get("help"):
+            typer.echo(ctx.get_help())
+            ctx.exit()
+        hint = f"see {ctx.command_path} --help"
+        if HELP not in texts.get(SET, ()):
+            for parameter in self.params:
+                if parameter.required and texts.get(name := str(parameter.name)) is None:
+                    if parameter.param_type_name == "argument":
+                        raise UsageError(f"missing argument '{parameter.metavar}'", hint)
+                    if variable_that_sets(name) is None:
+                        raise UsageError(f"missing option {' / '.join(map(repr, parameter.opts))}", hint)
+            if extra:
+                raise UsageError(f"unexpected argument: {' '.join(extra)}", hint)
+        ctx.params = {parameter.name: texts.get(str(parameter.name)) for parameter in self.params}
+        return []
+
+    def with_code_block(self, words: list[str]) -> list[str]:
+        """The words of a line, in which `--extract` and `-x` without a value get one, as Typer requires."""
+        valued = {opt for option in self.params for opt in option.opts if option.metavar and option.name != "extract"}
+        options = words[: words.index("--")] if "--" in words else words
+        completed = list(words)
+        for position, (previous, word) in enumerate(zip(["", *options], options, strict=False)):
+            if EXTRACT.fullmatch(word) and previous not in valued:
+                completed[position] = f"{word}={FIRST}" if word.startswith("--") else f"{word}{FIRST}"
+        return completed
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        pieces = ["[OPTIONS]"]
+        for argument in self.arguments:
+            brackets = "{%s}" if argument.required else "[%s]"
+            pieces.append(argument.metavar if argument.metavar.startswith("[") else brackets % argument.metavar)
+        return pieces
+
+    @property
+    def arguments(self) -> list[Any]:
+        return [parameter for parameter in self.params if parameter.param_type_name == "argument"]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments first, then a section for each heading, then the options without one."""
-        sections: Mapping[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *HEADINGS, "Options")}
-        for each in self.get_params(ctx):
-            if record := each.get_help_record(ctx):
-                heading = getattr(each, "rich_help_panel", None) or "Options"
+        sections: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *HEADINGS, "Options")}
+        for argument in self.arguments:
+            text = f"{argument.help}  [required]" if argument.required else argument.help
+            sections["Arguments"].append((argument.metavar, text))
+        option: Any
+        for option in self.get_params(ctx):
+            if option.param_type_name == "option" and (record := option.get_help_record(ctx)):
                 names, text = record
                 names = names.replace(" [=", "[=")  # an optional value is attached
-                sections["Arguments" if each.param_type_name == "argument" else heading].append((names, text))
+                sections[option.rich_help_panel or "Options"].append((names, text))
         for heading, records in sections.items():
             if records:
                 with formatter.section(heading):
@@ -279,7 +264,8 @@ def app_of(context: typer.Context, options: QuietOptions | None = None) -> App:
     from cerebrum_cli.cli.app import App, real_app
 
     app = context.obj if isinstance(context.obj, App) else real_app()
-    for name, likely in unknown_variables(option_names()).items():
+    unknown = unknown_variables(NAMES) and unknown_variables(option_names())
+    for name, likely in unknown.items():
         hint = f"did you mean {likely}?" if likely else "run cerebrum COMMAND --help to list the options"
         app.streams.notice(NoticeEvent(f"unknown environment variable {name}", hint))
     app.streams = replace(app.streams, is_quiet=options is not None and options.quiet)
@@ -288,11 +274,17 @@ def app_of(context: typer.Context, options: QuietOptions | None = None) -> App:
     return app
 
 
+def option_names() -> set[str]:
+    """Names of all options of all commands, of all settings, and of what only a variable can set."""
+    for command in COMMANDS:
+        import_module(f"cerebrum_cli.cli.{command.module}")
+    return NAMES
+
+
 def options_on_command_line(context: typer.Context) -> frozenset[str]:
     """Names of the options that are on the command line, as flags or after `--set`."""
-    sources = {name: context.get_parameter_source(name) for name in context.params if name != SET}
-    flags = (name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
-    return assigned_keys(context.params.get(SET)).union(flags)
+    names = (name for name, text in context.params.items() if text is not None and name != SET)
+    return assigned_keys(context.params.get(SET)).union(names)
 
 
 def only_question(words: list[str] | None) -> str | None:

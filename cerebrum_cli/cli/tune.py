@@ -10,8 +10,9 @@ import typer
 
 from cerebrum_cli.cli.completion import installed_models
 from cerebrum_cli.cli.models import find_model
-from cerebrum_cli.cli.options import TuneOptions
+from cerebrum_cli.cli.options import PullOptions
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, positional
+from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import CerebrumError, ModelFileError
 from cerebrum_cli.core.settings import ATTENTION_KEYS, Layer, Settings
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from cerebrum_cli.terminal.streams import Streams
     from cerebrum_cli.tune.candidates import Candidate
     from cerebrum_cli.tune.tune import TuningResult
+
+
+@option_group
+class TuneOptions(PullOptions):
+    json: bool = option(False, "Print a JSON object", "Output")
 
 
 @composed

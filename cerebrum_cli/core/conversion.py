@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from math import inf, isfinite
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from cerebrum_cli.core.declaration import Option
@@ -34,13 +35,13 @@ def to_bool(_: Option, value: Any) -> bool:
 
 def to_int(declared: Option, value: Any) -> int:
     if not _is_number(declared, value, int):
-        raise InvalidValue(f"a whole number {_bounds(declared)}")
+        raise InvalidValue(f"a whole number{_bounds(declared)}")
     return int(value)
 
 
 def to_float(declared: Option, value: Any) -> float:
     if not _is_number(declared, value, int | float):
-        raise InvalidValue(f"a number {_bounds(declared)}")
+        raise InvalidValue(f"a number{_bounds(declared)}")
     try:
         return float(value)
     except OverflowError as error:
@@ -59,6 +60,16 @@ def to_texts(_: Option, value: Any) -> tuple[str, ...]:
     if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) and item for item in items):
         raise InvalidValue("non-empty text")
     return tuple(items)
+
+
+def to_path(_: Option, value: Any) -> Path:
+    if not value:  # which Path takes for the working directory
+        raise InvalidValue("a path")
+    return Path(value)
+
+
+def to_paths(declared: Option, value: Any) -> tuple[Path, ...]:
+    return tuple(to_path(declared, item) for item in value)
 
 
 def to_adapters(declared: Option, value: Any) -> tuple[str, ...]:
@@ -130,8 +141,15 @@ def to_layers(declared: Option, value: Any) -> str:
     return text
 
 
-TYPES: Mapping[str, Converter] = {"bool": to_bool, "int": to_int, "float": to_float, "str": to_text}  # others: texts
 NUMBERS: Mapping[str, Callable[[str], Any]] = {"int": int, "float": float}
+TYPES: Mapping[str, Converter] = {  # others: texts
+    "bool": to_bool,
+    "int": to_int,
+    "float": to_float,
+    "str": to_text,
+    "Path": to_path,
+    "tuple[Path, ...]": to_paths,
+}
 SPECIAL: Mapping[str, Converter] = {  # by setting
     "cpu_moe": to_layers,
     "gpu_layers": to_layers,
@@ -156,17 +174,17 @@ def validate(name: str, declared: Option, value: Any, source: str) -> Any:
         raise UsageError.invalid(source, wrong, str(expected)) from expected
 
 
-def parse(name: str, declared: Option, texts: Sequence[str], source: str) -> Any:
+def parse(name: str, declared: Option, texts: Sequence[str], source: str, has_quotes: bool = True) -> Any:
     """Read the value of an option from text, the last one unless it is a list. Raises UsageError.
 
-    An item of a list is one text, or several that are in quotes, as in a shell.
+    An item of a list is one text; if it `has_quotes`, it may be several in quotes, as in a shell.
     """
-    value: Any = texts[-1]
+    value: Any = list(texts) if declared.is_list else texts[-1]
     with suppress(ValueError):
-        if declared.kind.startswith("tuple"):
+        if declared.is_list and has_quotes:
             value = [item for text in texts for item in (shlex.split(text) if text[:1] in ("'", '"') else [text])]
-        else:
-            value = NUMBERS.get(declared.kind, str)(value)
+        elif declared.kind in NUMBERS:
+            value = NUMBERS[declared.kind](value)
     return validate(name, declared, value, source)
 
 
@@ -195,9 +213,11 @@ def _is_number(declared: Option, value: Any, kind: Any) -> bool:
 
 
 def _bounds(declared: Option) -> str:
+    if declared.least == -inf:
+        return ""
     if declared.most == inf:
-        return f"of {declared.least:g} or more"
-    return f"from {declared.least:g} to {declared.most:.10g}"
+        return f" of {declared.least:g} or more"
+    return f" from {declared.least:g} to {declared.most:.10g}"
 
 
 def _bias(token: Any, number: Any) -> TokenBias:

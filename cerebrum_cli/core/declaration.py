@@ -20,7 +20,8 @@ class Option(NamedTuple):
 
     Numbers lie between `least` and `most`, inclusive. Text is one of `choices` where there are any. A `local` option
     concerns a model on this machine, and has no meaning for one on a server. The variable of a repeatable option holds
-    one value; if it `splits`, it holds several, separated by spaces. `kind` is the type of its field, without None.
+    one value; if it `splits`, it holds several, separated by spaces, or paths separated by colons. `kind` is the type
+    of its field, without None.
     """
 
     help: str
@@ -37,6 +38,10 @@ class Option(NamedTuple):
     @property
     def has_flag(self) -> bool:
         return self.heading is not None
+
+    @property
+    def is_list(self) -> bool:
+        return self.kind.startswith("tuple")
 
 
 def setting(default: Any, help: str, **details: Any) -> Any:
@@ -57,9 +62,9 @@ def option_group(group: type[T]) -> type[T]:
 
 def options_of(group: type) -> dict[str, Option]:
     return {
-        each.name: each.metadata["option"]._replace(kind=str(each.type).removesuffix(" | None"))
-        for each in fields(group)
-        if "option" in each.metadata
+        member.name: member.metadata["option"]._replace(kind=str(member.type).removesuffix(" | None"))
+        for member in fields(group)
+        if "option" in member.metadata
     }
 
 

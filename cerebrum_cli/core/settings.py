@@ -230,19 +230,18 @@ def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
     return {name: next(iter(get_close_matches(name, names, 1, cutoff=0.8)), None) for name in unknown}
 
 
-def environment_layer(*keys: str) -> Layer:
-    """Settings that CEREBRUM_* variables give to a command without options for them. Raises UsageError."""
-    given = {key: source for key in keys if (source := variable_that_sets(key))}
-    return SourcedLayer(
-        *(SourcedLayer({key: environment_value(key, OPTIONS[key])}, origin=source) for key, source in given.items())
-    )
-
-
-def environment_value(name: str, declared: Option) -> Any:
-    """Value that a CEREBRUM_* variable gives to an option; None without one. Raises UsageError."""
-    if source := variable_that_sets(name):
-        return conversion.parse(name, declared, [environment(source) or ""], source)
-    return None
+def environment_layer(*keys: str, options: Mapping[str, Option] = OPTIONS) -> Layer:
+    """The options that CEREBRUM_* variables set; by default settings of these keys. Raises UsageError."""
+    layers = []
+    for key in keys:
+        if source := variable_that_sets(key):
+            declared = options[key]
+            texts = [environment(source) or ""]
+            if declared.splits:
+                texts = texts[0].split(":" if "Path" in declared.kind else None)
+            value = conversion.parse(key, declared, texts, source, has_quotes=not declared.has_flag)
+            layers.append(SourcedLayer({key: value}, origin=source))
+    return SourcedLayer(*layers)
 
 
 def variable_that_sets(name: str) -> str | None:

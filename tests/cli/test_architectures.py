@@ -24,8 +24,7 @@ from templates import TEMPLATES
 from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.cli.app import App, llama_opener
-from cerebrum_cli.cli.chat import open_chat
-from cerebrum_cli.cli.options import ChatOptions
+from cerebrum_cli.cli.chat import ChatOptions, open_chat
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent

@@ -22,6 +22,7 @@ from templates import chatml_prompt
 from tiny_models import Shape, write_chatml, write_quantized
 
 from cerebrum_cli import __version__
+from cerebrum_cli.core.declaration import variable
 from cerebrum_cli.formats.plain import CEREBRUM
 from cerebrum_cli.main import assembled
 
@@ -387,8 +388,8 @@ def test_interrupted_ask_prints_the_json_object(user: CommandLine) -> None:
         ("hi --grammar bad.gbnf", ("bad.gbnf: cannot parse the grammar",)),
         ("hi --grammar deep.gbnf", ("line 1, column 2010: more than 2000 nested groups", "simplify the grammar there")),
         ("hi --set template_arg=x", ("invalid template_arg: 'x'",)),
-        ("hi -n x", ("invalid -n: 'x'", "it must be a whole number")),
-        ("hi --top-p x", ("invalid --top-p: 'x'", "it must be a number")),
+        ("hi -n x", ("invalid --max-tokens: 'x'", "it must be a whole number of 1 or more")),
+        ("hi --top-p x", ("invalid --top-p: 'x'", "it must be a number from 0 to 1")),
         ("hi --think", ("option '--think' requires an argument", "see cerebrum ask --help")),
         ("hi --nope", ("no such option: --nope", "see cerebrum ask --help")),
         ("hi --sytem x", ("no such option: --sytem", "did you mean --system?")),
@@ -493,12 +494,14 @@ def test_invalid_model_file_exits_1_with_one_error(new_user: CommandLine, chatml
 # Settings.
 
 
-def test_every_option_has_an_environment_variable() -> None:
+def test_every_option_has_an_environment_variable(user: CommandLine) -> None:
     group: Any = typer.main.get_command(assembled())
     options = [each for command in group.commands.values() for each in command.params if each.opts[0].startswith("-")]
-    flags = {option.opts[-1]: option.envvar for option in options if option.opts[-1] not in ("--help", "--set")}
+    flags = {option.opts[-1] for option in options if option.opts[-1] not in ("--help", "--set")}
     assert len(flags) > 30
-    assert flags == {flag: "CEREBRUM_" + flag.removeprefix("--").replace("-", "_").upper() for flag in flags}
+    variables = {"CEREBRUM_" + flag.removeprefix("--").replace("-", "_").upper() for flag in flags}
+    assert variables == {variable(option.name) for option in options if option.name not in ("help", "set")}
+    assert user.run("runs", "list", env=dict.fromkeys(variables, "1")).err == ""  # they are known
 
 
 def test_environment_overrides_config_and_argv_overrides_both(user: CommandLine) -> None:
