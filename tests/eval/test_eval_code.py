@@ -59,57 +59,7 @@ TEST = "def check(candidate):\n    assert candidate([1, 2]) == [2, 4]\n    asser
 
 FUNCTION = "def double(numbers: List[int]) -> List[int]:\n    return [2 * number for number in numbers]\n"
 BODY = "    result = []\n    for number in numbers:\n        result.append(2 * number)\n    return result\n"
-DOCUMENTED = '''def double(numbers):
-    """Double each number.
-
-    ```python
-    double([1])
-    ```
-
-    ```
-    [2]
-    ```
-    """
-    return [2 * number for number in numbers]
-'''
-REPLIES = {
-    "a block": f"Here it is:\n\n```python\n{FUNCTION}```\n\nIt doubles each number.",
-    "a block without a language": f"```\n{FUNCTION}```",
-    "a block of the prompt and the body": f"```python\n{PROMPT}{BODY}```",
-    "a block in a list": "1. The function:\n\n   ```python\n"
-    + "".join(f"   {line}\n" for line in FUNCTION.splitlines())
-    + "   ```\n2. Done.",
-    "a block of tildes": f"~~~py\n{FUNCTION}~~~",
-    "a block that has not ended": f"```python\n{FUNCTION}",
-    "a block that was cut off after the function": f"```python\n{FUNCTION}\nprint(double([1, 2",
-    "examples in a later block": f"```python\n{FUNCTION}```\nUse it:\n```python\nprint(double([3]))\n```",
-    "doctests in a later block": f"```python\n{FUNCTION}```\n```\n>>> double([3])\n[6]\n```",
-    "a wrong attempt before": f"```\n{FUNCTION.replace('2 *', '3 *')}```\nNo, this one:\n```python\n{FUNCTION}```",
-    "an attempt with an open string before": f'```\n{FUNCTION}"""```\n```\nOr:\n```python\n{FUNCTION}```\nDone',
-    "a docstring with blocks": f"```python\n{DOCUMENTED}```\nThat is it:\n```\n>>> double([3])\n[6]\n```",
-    "a docstring with blocks at the margin": f"```python\n{DOCUMENTED.replace('    ```', '```')}```\nDone.",
-    "a helper and a main part": "```python\nimport sys\n\ndef twice(x):\n    return 2 * x\n\n"
-    "def double(numbers):\n    return [twice(x) for x in numbers]\n\n"
-    'if __name__ == "__main__":\n    print(double(sys.argv[1:]))\n    sys.exit(1)\n```',
-    "imports from the future": f"```python\nfrom __future__ import annotations\n\n{FUNCTION}```",
-    "a lambda": "```python\ndouble = lambda numbers: [2 * x for x in numbers]\n```",
-    "a body in a block": f"```python\n{BODY}```",
-    "a body in a block without indentation": "```python\nresult = [2 * x for x in numbers]\nreturn result\n```",
-    "a body before a closing fence": f"{BODY}```\n\nThis function doubles each number.",
-    "a body": BODY,
-    "a body whose first line is stripped": BODY.strip(),
-    "a body without indentation": "result = []\nfor x in numbers:\n    result.append(2 * x)\nreturn result",
-    "a body with tabs": BODY.replace("    ", "\t"),
-    "a body and other functions": f"{BODY}\n\ndef triple(numbers):\n    return 3 * numbers\n\n\nprint(double(",
-    "a body with words around it": f"The rest of the function is:\n\n{BODY}\nThat's all.",
-    "a function": FUNCTION,
-    "a function with words around it": f"Import what's needed.\n\nimport math\n\n{FUNCTION}\nThis doesn't use math.",
-    "a function and a single word": f"{FUNCTION}\nExplanation: obvious\n\nDone",
-    "a function with constants and helpers": "FACTOR = 2\n\n\ndef twice(x):\n    return FACTOR * x\n\n\n"
-    "def double(numbers):\n    return list(map(twice, numbers))\n\n\nprint(double(['a']))",
-    "an indented function": "The code:\n\n" + "".join(f"    {line}\n" for line in FUNCTION.splitlines()) + "\nThe end.",
-    "line ends of Windows": f"```python\n{FUNCTION}```".replace("\n", "\r\n"),
-}
+REPLIES = json.loads((Path(__file__).parents[1] / "data" / "programs.json").read_text(encoding="utf-8"))
 
 
 def result_of(program: str) -> str:
@@ -123,34 +73,19 @@ def result_of(program: str) -> str:
     return "passed"
 
 
-@pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)
+@pytest.mark.parametrize("reply", REPLIES["programs"].values(), ids=REPLIES["programs"])
 def test_extraction_finds_a_program_in(reply: str) -> None:
     program = extract_program(reply, PROMPT, "double")
     assert program is not None
     assert result_of(program) == "passed", program
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        *("", "I cannot do that.", "Sorry", "No: impossible", "It is easy: loop, double, return."),
-        *("- one\n  - two\n", "2 * 3 = 6"),
-    ],
-)
+@pytest.mark.parametrize("reply", REPLIES["words"])
 def test_extraction_finds_no_code_in_words(reply: str) -> None:
     assert extract_program(reply, PROMPT, "double") is None
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "def double(numbers):\n    return [2 * x for x in numbers]\noops this is no Python\n",
-        "    return [2 * x for x in numbers]\n    oops this is no Python\n",
-        "print('hello')\n",
-        "def other(numbers):\n    return [2 * x for x in numbers]\n",
-    ],
-    ids=["function", "body", "example", "name"],
-)
+@pytest.mark.parametrize("code", REPLIES["broken blocks"].values(), ids=REPLIES["broken blocks"])
 def test_extraction_repairs_no_closed_block(code: str) -> None:
     program = extract_program(f"```python\n{code}```", PROMPT, "double")
     assert program is not None and result_of(program) != "passed"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,10 +14,6 @@ from cerebrum_cli.core.events import Channel
 from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup, ThoughtSplitter, open_thought, thoughts_of
 
 THINK = THOUGHTS[0]
-ANALYSIS = "<|channel|>analysis<|message|>"
-COMMENTARY = "<|channel|>commentary<|message|>"
-FINAL = "<|channel|>final<|message|>"
-START = "<|start|>assistant"
 
 
 def split(*stream: str, opened: ThoughtMarkup | None = None) -> list[tuple[Channel, str]]:
@@ -35,47 +33,12 @@ def thought_and_answer(*stream: str, opened: ThoughtMarkup | None = None) -> tup
     return thinking, answer
 
 
-CASES = [
-    ("no thought", "The answer is 4.", ("", "The answer is 4.")),
-    ("nothing", "", ("", "")),
-    ("white space alone", " \n ", ("", "")),
-    ("edges", "\n\n a  b \n", ("", "a  b")),
-    ("a thought", "<think>\nhm, 2+2\n</think>\n\nFour.\n", ("hm, 2+2", "Four.")),
-    ("space before", " \n<think>hm</think>Four.", ("hm", "Four.")),
-    ("an empty thought", "<think>\n\n</think>\n\nFour.", ("", "Four.")),
-    ("a thought and no answer", "<think>hm</think>\n", ("hm", "")),
-    ("a thought without an end", "<think>hm, <b> and </thin", ("hm, <b> and </thin", "")),
-    ("a thought that only begins", "<think>", ("", "")),
-    ("half of a beginning", "<thi", ("", "<thi")),
-    ("not quite a beginning", "<thin ice>", ("", "<thin ice>")),
-    ("two thoughts", "<think>a\n</think>\n<think>b</think> c", ("a\nb", "c")),
-    ("two kinds of thought", "<thinking>a</thinking>[THINK]b[/THINK]c", ("ab", "c")),
-    ("a beginning inside a thought", "<think>a <think> b</think>c", ("a <think> b", "c")),
-    ("another's end inside a thought", "<think>a</thinking>b</think>c", ("a</thinking>b", "c")),
-    ("a thought inside the answer", "It is <think>no</think> markup.", ("", "It is <think>no</think> markup.")),
-    ("a thought after the answer", "<think>a</think>b <think>c</think>", ("a", "b <think>c</think>")),
-    ("an end without a beginning", "a</think>b", ("", "a</think>b")),
-    ("harmony", f"{ANALYSIS}hm<|end|>{START}{FINAL}Four.", ("hm", "Four.")),
-    ("harmony without a thought", f"{FINAL}Four.", ("", "Four.")),
-    ("harmony, two thoughts", f"{ANALYSIS}a<|end|>{START}{ANALYSIS}b<|end|>{START}{FINAL}c", ("ab", "c")),
-    ("harmony, commentary", f"{ANALYSIS}a<|end|>{START}{COMMENTARY}b<|end|>{START}{FINAL}c", ("ab", "c")),
-    ("harmony, commentary first", f"{COMMENTARY}b<|end|>{START}{FINAL}c", ("b", "c")),
-    ("harmony's markup in the answer", f"{FINAL}say {ANALYSIS}", ("", f"say {ANALYSIS}")),
-    ("Apertus", "<|inner_prefix|>a<|inner_suffix|>b", ("a", "b")),
-    ("Solar", "<|think|>a<|end|><|begin|>assistant<|content|>b", ("a", "b")),
-    ("Solar without a thought", "<|content|>b", ("", "b")),
-    (
-        "Solar, two thoughts",
-        "<|think|>a<|end|><|begin|>assistant<|think|>b<|end|><|begin|>assistant<|content|>c",
-        ("ab", "c"),
-    ),
-    ("a header", "<|START_THINKING|>a<|END_THINKING|><|START_RESPONSE|>b", ("a", "b")),
-    ("a header alone", "<|START_RESPONSE|>b", ("", "b")),
-]
+CASES = json.loads((Path(__file__).parents[1] / "data" / "reasoning.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(("text", "expected"), [pytest.param(*case[1:], id=case[0]) for case in CASES])
-def test_splitter_result_is_independent_of_chunks(text: str, expected: tuple[str, str]) -> None:
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["name"]))
+def test_splitter_result_is_independent_of_chunks(case: dict[str, str]) -> None:
+    text, expected = case["text"], (case["reasoning"], case["answer"])
     assert thought_and_answer(text) == expected
     assert thought_and_answer(*text) == expected
     for cut in range(len(text)):
