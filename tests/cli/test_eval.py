@@ -32,6 +32,8 @@ from cerebrum_cli.eval.scorers import SCORING_VERSION
 from cerebrum_cli.eval.tasks import SUMS
 from cerebrum_cli.formats.plain import CEREBRUM
 
+pytestmark = pytest.mark.slow
+
 MODEL = ("-m", str(MODEL_FILE), "--format", "cerebrum")
 
 
@@ -68,7 +70,6 @@ def problem(done: Finished) -> str:
     return done.err.splitlines()[0]
 
 
-@pytest.mark.slow
 def test_bundled_model_answers_the_bundled_questions(command: CommandLine, tmp_path: Path) -> None:
     done = command.run("eval", "sums", "-m", "nano", "--limit", "8", "--json", "-o", tmp_path / "run.jsonl")
     assert (done.object["task"], done.object["model"], done.object["n"]) == ("sums", "nano", 8)
@@ -80,7 +81,6 @@ def test_bundled_questions_are_those_held_out() -> None:
     assert rows == [{"question": turns[0], "answer": answer} for turns, answer in held_out()]
 
 
-@pytest.mark.slow
 def test_eval_reports_accuracy_and_saves_each_sample(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
     done = run_eval(command, sums, "--limit", "10", "-o", run)
@@ -102,7 +102,6 @@ def test_eval_reports_accuracy_and_saves_each_sample(command: CommandLine, sums:
     assert finished == {(None, "length")}
 
 
-@pytest.mark.slow
 def test_eval_saves_the_confidence_of_each_sample(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
     assert run_eval(command, sums, "--samples", "4", "--limit", "4", "--temperature", "1.5", "-o", run).code == 0
@@ -130,7 +129,6 @@ def token_logprobs(engine: LocalEngine, prompt: Sequence[int], text: str) -> lis
     return [scores[at].logprob_sum for at in range(len(tokens))]
 
 
-@pytest.mark.slow
 def test_larger_limit_and_samples_extend_a_run(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run, whole = tmp_path / "run.jsonl", tmp_path / "whole.jsonl"
     sampled = ("--temperature", "0.8", "-o")
@@ -147,7 +145,6 @@ def test_larger_limit_and_samples_extend_a_run(command: CommandLine, sums: Path,
     assert len({sample["seed"] for sample in samples_of(run)}) == 80
 
 
-@pytest.mark.slow
 def test_changed_run_is_refused_and_the_change_named(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
     run_eval(command, sums, "--limit", "4", "-o", run)
@@ -165,7 +162,6 @@ def test_changed_run_is_refused_and_the_change_named(command: CommandLine, sums:
     assert run.read_bytes() == before
 
 
-@pytest.mark.slow
 def test_interrupted_eval_tells_how_to_resume(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
     process = command.start("eval", sums, *MODEL, "--samples", "64", "-q", "-o", run)
@@ -191,7 +187,6 @@ def test_interrupted_eval_tells_how_to_resume(command: CommandLine, sums: Path, 
     assert list(tmp_path.glob("run*")) == []
 
 
-@pytest.mark.slow
 def test_bad_rows_are_named_and_not_counted(command: CommandLine, tmp_path: Path) -> None:
     rows = [{"question": "What is 3 plus 4?", "answer": 7}, "{", {"question": "What is 2 plus 2?"}]
     done = run_eval(command, write_questions(tmp_path / "few.jsonl", rows), "-o", tmp_path / "run.jsonl")
@@ -204,7 +199,6 @@ def test_bad_rows_are_named_and_not_counted(command: CommandLine, tmp_path: Path
     assert ["invalid", "rows", "12"] in [line.split() for line in done.out.splitlines()]
 
 
-@pytest.mark.slow
 def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) -> None:
     too_long = [{"question": "What is 3 plus 4? " * count, "answer": 7} for count in range(500, 505)]
     source = write_questions(tmp_path / "few.jsonl", [{"question": "What is 3 plus 4?", "answer": 7}, *too_long])
@@ -221,7 +215,6 @@ def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) 
     assert problem(command.run("runs", "show", tmp_path / "none.out")).startswith("error: no sample of none.out counts")
 
 
-@pytest.mark.slow
 def test_reply_that_takes_years_to_search_does_not_count(
     command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,7 +229,6 @@ def test_reply_that_takes_years_to_search_does_not_count(
     assert f" skipped: searching a reply for {slow} takes over 2 s" in done.err
 
 
-@pytest.mark.slow
 def test_preset_sets_and_states_its_condition(command: CommandLine, tmp_path: Path) -> None:
     row = {"problem": "What is 3 plus 4?", "answer": "7", "unique_id": "sum/1"}
     cache_dataset(command.home, "HuggingFaceH4/MATH-500", "test.jsonl", json.dumps(row).encode())
@@ -269,7 +261,6 @@ def test_preset_sets_and_states_its_condition(command: CommandLine, tmp_path: Pa
     assert f"this run does not reproduce {card}; {named}" in shown
 
 
-@pytest.mark.slow
 def test_preset_sets_the_number_of_samples(command: CommandLine) -> None:
     rows = [{"question": "What is 3 plus 4?", "answer": "#### 7"}]
     cache_dataset(command.home, "openai/gsm8k", "main/test-00000-of-00001.parquet", table(rows))
@@ -280,7 +271,6 @@ def test_preset_sets_the_number_of_samples(command: CommandLine) -> None:
     assert problem(greedy) == "error: --samples needs a temperature above 0, but preset cerebrum-7b sets 0"
 
 
-@pytest.mark.slow
 def test_choices_are_listed_and_letters_compared(command: CommandLine, tmp_path: Path) -> None:
     row = {"question": "Which is a color?", "choices": ["seven", "red"], "answer": "red", "cluster": "colors"}
     source = write_questions(tmp_path / "few.jsonl", [row])
@@ -303,7 +293,6 @@ def test_dry_run_proposes_contains_for_answers_in_words(command: CommandLine, tm
     assert "--match" not in command.run("eval", source, *MODEL, "--dry-run", "--match", "contains").err
 
 
-@pytest.mark.slow
 def test_dry_run_estimates_the_whole_run_and_what_is_missing(command: CommandLine, sums: Path) -> None:
     done = command.run("eval", sums, *MODEL, "--limit", "20", "--samples", "2", "--dry-run")
     assert (done.code, done.out.endswith("\nAI:")) == (0, True), done.err
@@ -355,7 +344,6 @@ def test_invalid_eval_is_one_line_and_a_hint(command: CommandLine, arguments: tu
     assert len(done.err.splitlines()) == 2
 
 
-@pytest.mark.slow
 def test_runs_are_stored_listed_shown_compared_and_deleted(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(MODEL_FILE.read_bytes())
@@ -390,7 +378,7 @@ def test_runs_are_stored_listed_shown_compared_and_deleted(command: CommandLine,
     assert command.run("runs", "show", names[0]).code == 2
 
 
-def test_rescoring_marks_the_saved_texts_again(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+def test_rescoring_scores_the_saved_texts_again(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
     report = run_eval(command, sums, "--limit", "5", "-o", run).object
     samples = samples_of(run)
@@ -412,16 +400,11 @@ def test_rescoring_marks_the_saved_texts_again(command: CommandLine, sums: Path,
 
 @pytest.fixture
 def other_rules(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Makes this a copy of the program with other marking rules, newer by a number of versions."""
-
-    def change(by: int) -> None:
-        monkeypatch.setattr(scorers, "SCORING_VERSION", SCORING_VERSION + by)
-
-    return change
+    """Makes this a copy of the program with other rules of scoring, newer by a number of versions."""
+    return lambda by: monkeypatch.setattr(scorers, "SCORING_VERSION", SCORING_VERSION + by)
 
 
-@pytest.mark.slow
-def test_run_is_opened_with_other_marking_rules(
+def test_run_is_opened_with_other_rules_of_scoring(
     command: CommandLine, sums: Path, tmp_path: Path, other_rules: Callable[[int], None]
 ) -> None:
     run, other = tmp_path / "run.jsonl", tmp_path / "other.jsonl"
@@ -431,30 +414,26 @@ def test_run_is_opened_with_other_marking_rules(
         other_rules(1 - by)
         assert run_eval(command, sums, "--limit", "4", "--restart", "-o", run).code == 0
         other_rules(by)
-        marked = f"run was scored by rules version {version}"
+        scored = f"run was scored by rules version {version}"
         hint = f"score it again: cerebrum runs show {run} --rescore --save\n"
         shown = command.run("runs", "show", run)
-        assert (shown.code, f"note: {marked}, not rules version {now}\n      {hint}" in shown.err) == (0, True), (
-            shown.err
-        )
+        assert shown.code == 0 and f"note: {scored}, not rules version {now}\n      {hint}" in shown.err, shown.err
         assert command.run("runs", "show", run, "--json").object["marking"] == str(version)
         assert run_eval(command, sums, "--limit", "4", "--restart", "-o", other).code == 0
         compared = command.run("runs", "compare", run, other, "--json")
         assert (compared.object["n"], compared.object["flips"]) == (4, 0)
-        assert compared.err == (
-            f"note: {marked}; for this comparison its replies were scored again by rules version {now}\n"
-        )
+        again = f"for this comparison its replies were scored again by rules version {now}"
+        assert compared.err == f"note: {scored}; {again}\n"
         before = run.read_bytes()
         for arguments in (("--limit", "6"), ("--limit", "6", "--dry-run")):
             refused = run_eval(command, sums, *arguments, "-o", run)
-            assert (refused.code, refused.err) == (1, f"error: {marked}, not rules version {now}\n hint: {hint}")
+            assert (refused.code, refused.err) == (1, f"error: {scored}, not rules version {now}\n hint: {hint}")
         assert run.read_bytes() == before
         assert command.run("runs", "show", run, "--rescore", "--save").code == 0
         assert run_eval(command, sums, "--limit", "6", "-o", run).object["n"] == 6
         assert command.run("runs", "show", run, "-q").err == ""
 
 
-@pytest.mark.slow
 def test_run_of_another_version_is_not_extended(
     command: CommandLine, sums: Path, other_rules: Callable[[int], None]
 ) -> None:
