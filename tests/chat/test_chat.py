@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from scripted_backend import ScriptedBackend, endless, replies
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.history import with_session_defaults
 from cerebrum_cli.chat.reply_recorder import save_interval
+from cerebrum_cli.chat.session import Session, StoredMessage
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.errors import EngineError, ModelNotFound, PromptTooLong, SessionError, UsageError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, TokenEvent
@@ -31,24 +32,49 @@ SCRIPT = {
 LONG = {FIRST_PROMPT: " and so on"}
 
 
-@pytest.fixture
-def chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
-    """A chat with a model that gives scripted replies."""
-    yield from closing_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(SCRIPT), context_size=500))
+Start = Callable[..., Chat]
 
 
 @pytest.fixture
-def endless_chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
+def start_chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Start]:
+    """A factory of chats whose model is loaded as each of these in turn, then always as the last one."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*backends: Callable[[], Loadable], store: Store = store) -> Chat:
+            left = list(backends)
+            chat = make_chat(store, tmp_path, chatml_model, lambda: (left.pop(0) if len(left) > 1 else left[0])())
+            stack.callback(chat.close)
+            return chat
+
+        yield start
+
+
+def model(script: Mapping[str, str] = SCRIPT, context_size: int = 500) -> Callable[[], ScriptedBackend]:
+    return lambda: ScriptedBackend(replies(script), context_size=context_size)
+
+
+@pytest.fixture
+def chat(start_chat: Start) -> Chat:
+    return start_chat(model())
+
+
+@pytest.fixture
+def endless_chat(start_chat: Start) -> Chat:
     """A chat with a model that never ends a reply, and may repeat itself."""
-    for chat in closing_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(endless(LONG), context_size=500)):
-        chat.settings = replace(chat.settings, loop_check=False)
-        yield chat
+    chat = start_chat(lambda: ScriptedBackend(endless(LONG), context_size=500))
+    chat.settings = replace(chat.settings, loop_check=False)
+    return chat
 
 
-def closing_chat(store: Store, home: Path, file: Path, backend: Callable[[], ScriptedBackend]) -> Iterator[Chat]:
-    chat = make_chat(store, home, file, backend)
-    yield chat
-    chat.close()
+def last_reply(chat: Chat) -> StoredMessage:
+    assert chat.last_reply
+    return chat.last_reply
+
+
+def session_of(store: Store, name: str) -> Session:
+    session = store.find(name)
+    assert session
+    return session
 
 
 def test_chat_evaluates_only_new_tokens_of_each_turn(chat: Chat) -> None:
@@ -74,10 +100,10 @@ def test_undo_keeps_the_turn_in_the_tree_and_its_prefix_evaluated(chat: Chat, st
 
 def test_retry_keeps_the_previous_reply_in_the_tree(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
-    before, again = chat.last_reply, list(chat.retry(replace(chat.settings, temperature=0.5)))
+    before, again = last_reply(chat), list(chat.retry(replace(chat.settings, temperature=0.5)))
     assert text(again) == "First."
     assert finish(again).cached_tokens == len(FIRST_PROMPT) - 1  # the last token of a prompt is always evaluated
-    versions = [reply for reply in (before, chat.last_reply) if reply]
+    versions = [before, last_reply(chat)]
     assert [reply.metadata.params and reply.metadata.params["temperature"] for reply in versions] == [0, 0.5]
     assert children(store, versions[0].parent) == ["First.", "First."]
     with pytest.raises(SessionError, match="no question to answer"):
@@ -89,12 +115,10 @@ def test_continue_extends_a_truncated_reply(endless_chat: Chat) -> None:
     chat = endless_chat
     chat.settings = replace(chat.settings, max_tokens=4)
     assert text(chat.send("One?")) == "and"
-    assert chat.last_reply
-    assert chat.last_reply.message.tokens == tuple(b" and")
+    assert last_reply(chat).message.tokens == tuple(b" and")
     chat.settings = replace(chat.settings, max_tokens=6)
     assert text(chat.continue_reply()) == " so on"
-    assert chat.last_reply.message.content == "and so on"
-    assert chat.last_reply.message.tokens == tuple(b" and so on")
+    assert last_reply(chat).message.tokens == tuple(b" and so on")
     assert contents(chat) == ["One?", "and so on"]
 
 
@@ -119,8 +143,7 @@ def test_chat_saves_the_part_of_an_interrupted_reply(endless_chat: Chat) -> None
             break
     events.close()
     assert contents(endless_chat) == ["One?", "and"]
-    assert endless_chat.last_reply
-    assert endless_chat.last_reply.metadata.finish_reason == "cancelled"
+    assert last_reply(endless_chat).metadata.finish_reason == "cancelled"
     events = endless_chat.send("Two?")
     next(events)
     events.close()
@@ -134,12 +157,9 @@ def test_chat_saves_a_reply_while_it_is_generated(
     events = endless_chat.send("One?")
     for event in events:
         if isinstance(event, TokenEvent) and event.tokens == (ord("o"),):
-            other = Store(tmp_path / "sessions.db")
-            session = other.find("one")
-            assert session
-            assert other.messages(session)[-1].message.content == "and so"
-            assert other.messages(session)[-1].metadata.finish_reason is None
-            other.close()
+            with contextlib.closing(Store(tmp_path / "sessions.db")) as other:
+                reply = other.messages(session_of(other, "one"))[-1]
+            assert (reply.message.content, reply.metadata.finish_reason) == ("and so", None)
             break
     events.close()
     assert contents(endless_chat) == ["One?", "and so"]
@@ -172,9 +192,7 @@ def test_fork_leaves_the_original_session_unchanged(chat: Chat, store: Store) ->
     list(chat.send("One?"))
     assert chat.fork("other").name == "other"
     list(chat.send("Two?"))
-    first = store.find("one")
-    assert first
-    assert [stored.message.content for stored in store.messages(first)] == ["One?", "First."]
+    assert [stored.message.content for stored in store.messages(session_of(store, "one"))] == ["One?", "First."]
     assert contents(chat) == ["One?", "First.", "Two?", "Second."]
 
 
@@ -184,9 +202,7 @@ def test_system_prompt_changes_from_now_on(chat: Chat, store: Store) -> None:
     chat.set_system_prompt("S")
     list(chat.send("One?"))
     chat.set_system_prompt("T")
-    session = store.find("one")
-    assert session
-    assert session.system_prompt == chat.conversation.system_prompt == "T"
+    assert session_of(store, "one").system_prompt == chat.conversation.system_prompt == "T"
 
 
 # A conversation longer than the context.
@@ -203,11 +219,9 @@ WINDOW_SCRIPT = {
 
 
 @pytest.fixture
-def small_chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
+def small_chat(start_chat: Start) -> Chat:
     """A chat whose context fits two of three turns."""
-    yield from closing_chat(
-        store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(WINDOW_SCRIPT), context_size=250)
-    )
+    return start_chat(model(WINDOW_SCRIPT, 250))
 
 
 def test_chat_drops_the_oldest_turns_from_the_context_with_a_notice(small_chat: Chat) -> None:
@@ -269,8 +283,7 @@ def test_change_settings_applies_and_resets_a_setting(chat: Chat) -> None:
 def test_session_defaults_include_sampling_settings_of_chats_only(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
     list(chat.change_settings({"temperature": 0.5}))
-    session = store.latest()
-    assert session
+    session = session_of(store, "one")
     again = with_session_defaults(session, {"top_k": 5})
     assert (again["temperature"], again["top_k"], again["model"], again["format"]) == (0.5, 5, "small", "cerebrum")
     assert with_session_defaults(session, {"temperature": 0.9})["temperature"] == 0.9
@@ -287,19 +300,17 @@ def test_change_settings_switches_the_model_within_a_session(chat: Chat, store: 
     list(chat.change_settings({"model": "large", "ctx": 400}))
     assert chat.loaded is not before
     assert text(chat.send("Two?")) == "Second."
-    session = store.find("one")
-    assert session
-    assert (session.model, chat.loaded.model.reference) == ("large", "large")
+    assert (session_of(store, "one").model, chat.loaded.model.reference) == ("large", "large")
     assert [stored.metadata.model for stored in chat.messages[1::2]] == ["small", "large"]
 
 
 def test_next_chat_restores_the_prompt_cache(store: Store, tmp_path: Path, chatml_model: Path) -> None:
     question = "x" * 80
     script = {f"S\nUser: {question}\nAI:": " First.", f"S\nUser: {question}\nAI: First.\nUser: Two?\nAI:": " Second."}
-    first = make_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=500))
+    first = make_chat(store, tmp_path, chatml_model, model(script))
     list(first.send(question))
     assert first.close() is None
-    second = make_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=500))
+    second = make_chat(store, tmp_path, chatml_model, model(script))
     second.switch_session(store.latest())
     again = list(second.send("Two?"))
     assert text(again) == "Second."
@@ -330,26 +341,22 @@ def test_switch_session_saves_and_drops_what_was_evaluated(
     assert chat.close() is None
 
 
-def test_switch_session_refuses_one_open_in_another_chat(
-    chat: Chat, store: Store, tmp_path: Path, chatml_model: Path
-) -> None:
+def test_switch_session_refuses_one_open_in_another_chat(chat: Chat, store: Store, start_chat: Start) -> None:
     list(chat.send("One?"))
-    other = make_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(SCRIPT), context_size=500))
+    other = start_chat(model())
     with pytest.raises(SessionError, match="is open in another process"):
         other.switch_session(store.latest())
     assert other.session is None
     chat.fork("free")
     other.switch_session(store.find("one"))
     assert text(other.send("Two?")) == "Second."
-    other.close()
 
 
 def test_replace_reply_keeps_the_previous_one_in_the_tree(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
     chat.replace_reply("First.")
     assert contents(chat) == ["One?", "First."]
-    assert chat.last_reply
-    assert chat.last_reply.message.tokens is None
+    assert last_reply(chat).message.tokens is None
     assert len(children(store, chat.messages[0].id)) == 2
     assert text(chat.send("Two?")) == "Second."
 
@@ -373,31 +380,8 @@ class BrokenModel:
         raise EngineError("loading was interrupted")
 
 
-@pytest.fixture
-def start_chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Callable[..., Chat]]:
-    """A factory of chats whose model is loaded as each of these in turn, then always as the last one."""
-    chats: list[Chat] = []
-
-    def start(*backends: Callable[[], Loadable]) -> Chat:
-        remaining = list(backends)
-        chats.append(
-            make_chat(
-                store, tmp_path, chatml_model, lambda: (remaining.pop(0) if len(remaining) > 1 else remaining[0])()
-            )
-        )
-        return chats[-1]
-
-    yield start
-    for chat in chats:
-        chat.close()
-
-
-def working_model() -> ScriptedBackend:
-    return ScriptedBackend(replies(SCRIPT), context_size=200)
-
-
-def test_chat_reloads_the_model_after_a_failed_load(start_chat: Callable[..., Chat]) -> None:
-    chat = start_chat(BrokenModel, working_model)
+def test_chat_reloads_the_model_after_a_failed_load(start_chat: Start) -> None:
+    chat = start_chat(BrokenModel, model())
     with pytest.raises(EngineError, match="loading was interrupted"):
         list(chat.send("One?"))
     assert chat.session is None
@@ -405,8 +389,8 @@ def test_chat_reloads_the_model_after_a_failed_load(start_chat: Callable[..., Ch
     assert contents(chat) == ["One?", "First."]
 
 
-def test_chat_removes_a_question_that_cannot_be_answered(start_chat: Callable[..., Chat]) -> None:
-    chat = start_chat(working_model, BrokenModel, BrokenModel, working_model)
+def test_chat_removes_a_question_that_cannot_be_answered(start_chat: Start) -> None:
+    chat = start_chat(model(), BrokenModel, BrokenModel, model())
     list(chat.send("One?"))
     with pytest.raises(EngineError):
         list(chat.change_settings({"ctx": 100}))
@@ -417,10 +401,8 @@ def test_chat_removes_a_question_that_cannot_be_answered(start_chat: Callable[..
     assert contents(chat) == ["One?", "First.", "Two?", "Second."]
 
 
-def test_interrupted_model_change_restores_the_previous_model(start_chat: Callable[..., Chat]) -> None:
-    chat = start_chat(
-        working_model, lambda: ScriptedBackend(replies(SCRIPT), load_events=(LoadEvent(0.5),)), working_model
-    )
+def test_interrupted_model_change_restores_the_previous_model(start_chat: Start) -> None:
+    chat = start_chat(model(), lambda: ScriptedBackend(replies(SCRIPT), load_events=(LoadEvent(0.5),)), model())
     list(chat.send("One?"))
     change = chat.change_settings({"model": "large", "ctx": 100})
     next(change)
@@ -430,10 +412,9 @@ def test_interrupted_model_change_restores_the_previous_model(start_chat: Callab
 
 
 @pytest.fixture
-def detaching_chat(tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
+def detaching_chat(tmp_path: Path, start_chat: Start) -> Chat:
     """A chat that continues without a writable database."""
-    store = Store(tmp_path / "sessions.db", detaches=True)
-    yield from closing_chat(store, tmp_path, chatml_model, working_model)
+    return start_chat(model(), store=Store(tmp_path / "sessions.db", detaches=True))
 
 
 def test_chat_continues_on_a_full_disk(detaching_chat: Chat, tmp_path: Path) -> None:
@@ -472,25 +453,23 @@ PARROTS = "🦜🦜"
 BYTES = {FIRST_PROMPT: f" {PARROTS}", f"{FIRST_PROMPT} {PARROTS}\nUser: Two?\nAI:": " Yes."}
 
 
-def test_continue_completes_a_character_split_between_tokens(start_chat: Callable[..., Chat]) -> None:
+def test_continue_completes_a_character_split_between_tokens(start_chat: Start) -> None:
     chat = start_chat(lambda: ScriptedBackend(endless(BYTES), context_size=200))
     list(chat.change_settings({"max_tokens": 3}))
     list(chat.send("One?"))
-    assert chat.last_reply
-    assert chat.last_reply.message.content == ""
+    assert last_reply(chat).message.content == ""
     list(chat.change_settings({"max_tokens": 5}))
     list(chat.continue_reply())
-    assert chat.last_reply.message.content == "🦜"
+    assert last_reply(chat).message.content == "🦜"
     list(chat.change_settings({"max_tokens": 8}))
-    list(chat.continue_reply())
-    list(chat.continue_reply())
-    content = chat.last_reply.message.content
-    assert content.startswith("🦜🦜 🦜🦜")
-    assert "\ufffd" not in content[:-1]
-    assert bytes(chat.last_reply.message.tokens or ()).decode("utf-8", "ignore").startswith(" 🦜🦜 🦜🦜")
+    for _ in range(2):
+        list(chat.continue_reply())
+    message = last_reply(chat).message
+    assert message.content.startswith("🦜🦜 🦜🦜") and "\ufffd" not in message.content[:-1]
+    assert bytes(message.tokens or ()).decode("utf-8", "ignore").startswith(" 🦜🦜 🦜🦜")
 
 
-def test_larger_context_restores_dropped_turns(store: Store, tmp_path: Path, chatml_model: Path) -> None:
+def test_larger_context_restores_dropped_turns(start_chat: Start) -> None:
     question = "x" * 60
     turn = f"User: {question}\nAI:"
     script = {
@@ -501,8 +480,7 @@ def test_larger_context_restores_dropped_turns(store: Store, tmp_path: Path, cha
         f"S\n{turn} 2.\nUser: More?\nAI: short.\nUser: And?\nAI:": " still short.",
         f"{two} 2.\nUser: More?\nAI: short.\nUser: And?\nAI:": " whole again.",
     }
-    sizes = [175, 600]
-    chat = make_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=sizes.pop(0)))
+    chat = start_chat(model(script, 175), model(script, 600))
     for prompt in (question, question, "More?"):
         last = text(chat.send(prompt))
     assert (last, chat.dropped_count) == ("short.", 2)
@@ -511,4 +489,3 @@ def test_larger_context_restores_dropped_turns(store: Store, tmp_path: Path, cha
     assert text(again) == "whole again."
     assert chat.dropped_count == 0
     assert finish(again).prompt_tokens > 175
-    chat.close()

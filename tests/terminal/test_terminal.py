@@ -43,7 +43,6 @@ FINISH = FinishEvent(ONE, "stop", 12, 0, 5, 42, 2048, Timings(0.5, 1.0, 1.25, 2.
 
 
 def piped() -> Streams:
-    """Streams without terminals."""
     return Streams(StringIO(), StringIO(), None, False, False, False)
 
 
@@ -53,7 +52,6 @@ def shown(columns: int = 80, rows: int = 24) -> Streams:
 
 
 def written(stream: object) -> str:
-    """Output of one of these streams."""
     assert isinstance(stream, StringIO)
     return stream.getvalue()
 
@@ -118,29 +116,35 @@ def test_status_line_shows_nothing_for_a_short_wait() -> None:
 def test_status_line_shows_a_long_wait_and_is_erased(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_line, "SHOW_AFTER_S", 0.02)
     streams = shown()
-    line = StatusLine(streams, "a \x1b[31mmodel")
-    line.emit(LoadEvent(0.25))
-    wait_until(lambda: lines(streams.err) == ["loading a model 25%"])
+    cases: list[tuple[StatusLine, list[tuple[Event, str]]]] = [
+        (
+            StatusLine(streams, "a \x1b[31mmodel"),
+            [
+                (LoadEvent(0.25), "loading a model 25%"),
+                (LoadEvent(0.75), "loading a model 75%"),
+                (PromptEvent(ONE, 128, 1024), "prompt: 128 of 1024 tokens"),
+                (TokenEvent(ONE, "hi"), ""),
+            ],
+        ),
+        (
+            StatusLine(streams, "model", vote=(3, 5)),
+            [
+                (PromptEvent(ONE, 128, 1024), "prompt: 128 of 1024 tokens"),
+                (PromptEvent(ONE, 1024, 1024), "no answer yet (0 of 3-5 samples)"),  # a server may send whole replies
+            ],
+        ),
+        (StatusLine(streams, "m" * 200), [(LoadEvent(0.5), f"loading {'m' * 69}")]),  # no wider than the terminal
+    ]
+    for line, events in cases:
+        for number, (event, expected) in enumerate(events):
+            line.emit(event)
+            if number == 0:
+                wait_until(lambda: lines(streams.err) != [])
+            assert "".join(lines(streams.err)) == expected
+        line.close()
+        assert lines(streams.err) == []
     assert "\x1b[31m" not in written(streams.err)
-    line.emit(LoadEvent(0.75))
-    assert lines(streams.err) == ["loading a model 75%"]
-    line.emit(PromptEvent(ONE, 128, 1024))
-    assert lines(streams.err) == ["prompt: 128 of 1024 tokens"]
-    line.emit(TokenEvent(ONE, "hi"))
-    assert lines(streams.err) == []
-    line.close()
     assert written(streams.out) == ""
-    line = StatusLine(streams, "model", vote=(3, 5))
-    line.emit(PromptEvent(ONE, 128, 1024))
-    wait_until(lambda: lines(streams.err) == ["prompt: 128 of 1024 tokens"])
-    line.emit(PromptEvent(ONE, 1024, 1024))  # a server may send whole replies
-    assert lines(streams.err) == ["no answer yet (0 of 3-5 samples)"]
-    line.close()
-    line = StatusLine(streams, "m" * 200)
-    line.emit(LoadEvent(0.5))
-    wait_until(lambda: len(lines(streams.err)) == 1)  # no wider than the terminal
-    line.close()
-    assert lines(streams.err) == []
 
 
 @pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("ACCESSIBLE", "1"), ("TERM", "xterm")])
@@ -210,19 +214,7 @@ def test_batch_bar_stays_below_a_notice() -> None:
     bar.close()
 
 
-def test_file_progress_on_a_terminal_is_a_bar() -> None:
-    streams = shown()
-    with FileProgress(streams) as files:
-        files.update("download", 15_000_000, 30_000_000)
-        files.update("download", 30_000_000, 30_000_000)
-    [line] = lines(streams.err)
-    assert line.startswith("download")
-    assert "30 MB of 30 MB" in line
-    assert isinstance(streams.err, ScreenFile)
-    assert not streams.err.screen.cursor_hidden
-
-
-def test_file_progress_prints_notices_above_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_progress_on_a_terminal_is_a_bar_below_notices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", StringIO("no\n"))
     notice = NoticeEvent("the Hub is in trouble\x1b[2J (503)", "trying again in 2 s")
     streams, quiet, pipe = shown(), shown(), piped()
@@ -232,15 +224,14 @@ def test_file_progress_prints_notices_above_its_bar(monkeypatch: pytest.MonkeyPa
         files.pause()
         assert streams.confirm("Go on?") is False
         files.update("download", 30_000_000, 30_000_000)
-    seen = lines(streams.err)
-    assert seen[0] == "note: the Hub is in trouble (503): trying again in 2 s"
-    assert seen[-1].startswith("download")
-    assert "30 MB of 30 MB" in seen[-1]
-    with FileProgress(pipe) as files:
-        files.notice(notice)
+    text, *_, bar = lines(streams.err)
+    assert text == "note: the Hub is in trouble (503): trying again in 2 s"
+    assert bar.startswith("download") and "30 MB of 30 MB" in bar
+    assert isinstance(streams.err, ScreenFile) and not streams.err.screen.cursor_hidden
+    for other in (pipe, replace(quiet, is_quiet=True)):
+        with FileProgress(other) as files:
+            files.notice(notice)
     assert written(pipe.err) == "note: the Hub is in trouble\x1b[2J (503): trying again in 2 s\n"
-    with FileProgress(replace(quiet, is_quiet=True)) as files:
-        files.notice(notice)
     assert lines(quiet.err) == []
 
 
@@ -293,25 +284,12 @@ PATH = "/a/very/long/path/" * 12 + "model.gguf"
 
 
 def model_row(name: str = "collective-cognition-7b") -> dict[str, object]:
-    """A row of `list`."""
-    return {
-        "name": name,
-        "reference": name,
-        "path": PATH,
-        "default": True,
-        "quantization": "Q4_K_M",
-        "size": 4_368_438_944,
-        "format": None,
-        "context_size": 32768,
-        "last_used": "2026-11-20T11:00:00+00:00",
-        "merged_from": [],
-        "repo_id": None,
-        "error": None,
-    }
+    file = {"path": PATH, "quantization": "Q4_K_M", "size": 4_368_438_944, "format": None, "context_size": 32768}
+    use = {"default": True, "last_used": "2026-11-20T11:00:00+00:00", "error": None}
+    return {"name": name, "reference": name, **file, **use, "merged_from": [], "repo_id": None}
 
 
 def catalog_row(**row: object) -> dict[str, object]:
-    """A row of `list --available`."""
     chosen = {"recommended": "Q4_K_M", "size": 4_368_438_944, "memory": 6 * 10**9, "verdict": "tight"}
     return {**chosen, "license": "nvidia-nemotron-open-model-license", "good_for": "reasoning", **row}
 
@@ -357,12 +335,7 @@ def test_search_results_take_two_lines_on_a_narrow_terminal(
     values = ["Q4_K_M", "4.37 GB", "tight", "apache-2.0", "2026-01-02", "2,000,000"]
     table = [re.split(" {2,}", line.strip()) for line in lines(streams.out)]
     if columns == 40:
-        assert table[2:4] == [[longest[:40]], [longest[40:]]] and table[4] == [
-            "Q4_K_M",
-            "4.37 GB",
-            "tight",
-            "apache-2.0",
-        ]
+        assert table[2:5] == [[longest[:40]], [longest[40:]], values[:4]]
     elif is_stacked:
         assert table[2:] == [[longest], values, ["a/b (gated)"], values] and len(table[1]) == len(values)
     else:
