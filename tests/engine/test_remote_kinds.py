@@ -19,7 +19,6 @@ from remote_engines import (
     events_of,
     local_replies,
     notices,
-    outcome,
     remote_engine,
     replies_of,
     request_of,
@@ -32,7 +31,7 @@ from scripted_backend import DEAD_END, END, MARK, Model, endless, random_model, 
 from server_kinds import KINDS, OTHER_KINDS, LlamaServer, OtherServer, SglangServer, VllmServer
 from waiting import TIMEOUT_S, wait_until
 
-from cerebrum_cli.core.errors import EndpointError, GrammarError, PromptTooLong
+from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import FinishEvent, NoticeEvent, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.engine.remote.client import DAMAGE
@@ -401,110 +400,3 @@ def test_kinds_reply_that_ignores_the_grammar_is_refused(stream: bool) -> None:
     refused = {event.sequence: event.error for event in events if isinstance(event, RefusedEvent)}
     assert list(refused) and sorted(refused) == [id for id, reply in sorted(local.items()) if len(reply.ids) > 12]
     assert all("does not match the grammar" in error.message and error.hint for error in refused.values())
-
-
-VLLM_TOO_LONG = "This model's maximum context length is 50 tokens. However, your prompt has 60 input tokens"
-SGLANG_TOO_LONG = "The input (60 tokens) is longer than the model's context length (50 tokens)."
-LLAMA_TOO_LONG = "request (60 tokens) exceeds the available context size (50 tokens), try increasing it"
-BAD_GRAMMAR = "Failed to initialize samplers: failed to parse grammar"
-REFUSALS: list[tuple[type[ModelServer], dict[str, Any], type[Exception]]] = [
-    (LlamaServer, {"error": {"message": LLAMA_TOO_LONG, "type": "exceed_context_size_error"}}, PromptTooLong),
-    (LlamaServer, {"error": {"message": BAD_GRAMMAR, "type": "invalid_request_error"}}, GrammarError),
-    (VllmServer, {"error": {"message": VLLM_TOO_LONG, "type": "BadRequestError", "code": 400}}, PromptTooLong),
-    (VllmServer, {"error": {"message": "max_tokens must be at least 1, got 0."}}, PromptTooLong),
-    (VllmServer, {"error": {"message": "Invalid grammar specification."}}, GrammarError),
-    (SglangServer, {"error": {"message": SGLANG_TOO_LONG}}, PromptTooLong),
-    (SglangServer, {"object": "error", "message": SGLANG_TOO_LONG, "type": "400", "code": 400}, PromptTooLong),
-    (SglangServer, {"error": {"message": "Failed to compile ebnf grammar: EBNF lexer error"}}, GrammarError),
-]
-
-
-@pytest.mark.parametrize(("kind", "body", "error"), REFUSALS)
-def test_kinds_refuse_a_request_and_answer_the_others(
-    kind: type[ModelServer], body: dict[str, Any], error: type[Exception]
-) -> None:
-    requests = [request_of("Q", grammar="root"), request_of("Q", grammar="root", stream=True)]
-    with serving_kind(kind, random_model) as [server], connected(server) as engine:
-        server.arm(status=400, times=2, body=json.dumps(body).encode())
-        refused = events_of(engine, *requests)
-        events = events_of(engine, request_of("Q"))
-    errors = [event.error for event in refused if isinstance(event, RefusedEvent)]
-    assert [type(each) for each in errors] == [error] * 2 and all(each.hint for each in errors)
-    assert "60" in errors[0].message or error is GrammarError or "at least 1" in errors[0].message
-    assert outcome(events) == summaries(local_replies(random_model, request_of("Q")))
-
-
-# Servers that fail.
-
-
-@pytest.mark.parametrize(
-    ("kind", "body"),
-    [
-        (VllmServer, b"[]"),
-        (VllmServer, b'{"choices":[{"index":0,"text":"","token_ids":["x"],"finish_reason":"stop"}]}'),
-        (VllmServer, b'{"choices":[{"index":0,"text":"","token_ids":[],"finish_reason":"abort"}]}'),
-        (SglangServer, b"{}"),
-        (SglangServer, b'{"output_ids":[],"meta_info":{"completion_tokens":0,"finish_reason":{"type":"abort"}}}'),
-    ],
-)
-def test_kinds_damaged_reply_is_asked_again(kind: type[OtherServer], body: bytes) -> None:
-    with serving_kind(kind, random_model) as [server], connected(server) as engine:
-        server.arm(body=body)
-        events = events_of(engine, request_of("Q"))
-        assert len(server.completions()) == 2
-    assert outcome(events) == summaries(local_replies(random_model, request_of("Q")))
-
-
-def error_event(kind: type[ModelServer], code: int) -> dict[str, Any]:
-    """An error in a stream; of SGLang, a request that its scheduler gives up."""
-    if kind is not SglangServer:
-        return {"error": {"message": "scripted", "type": "Error", "param": None, "code": code}}
-    finish = {"type": "abort", "message": "scripted", "status_code": code, "err_type": None}
-    meta = {"finish_reason": finish, "prompt_tokens": 1, "completion_tokens": 0}
-    return {"text": "", "output_ids": [], "meta_info": meta}
-
-
-@every_kind
-@pytest.mark.parametrize("code", [429, 500])
-def test_kinds_error_that_begins_a_stream_is_asked_again(kind: type[ModelServer], code: int) -> None:
-    request = request_of("Q", stream=True)
-    with serving_kind(kind, random_model, 2) as servers, connected(*servers) as engine:
-        servers[0].arm(edit=lambda at, chunk: error_event(kind, code))
-        events = events_of(engine, request)
-        assert sum(len(server.completions()) for server in servers) == 2
-    assert outcome(events) == summaries(local_replies(random_model, request))
-
-
-@every_kind
-@pytest.mark.parametrize("code", [400, 429, 500])
-def test_kinds_error_within_a_stream_ends_it(kind: type[ModelServer], code: int) -> None:
-    with serving_kind(kind, STORY) as [server], connected(server) as engine:
-        server.arm(edit=lambda at, chunk: error_event(kind, code) if at == 5 else chunk)
-        if code == 400:
-            *_, refused = events_of(engine, request_of("Q", stream=True))
-            assert isinstance(refused, RefusedEvent) and refused.error.message.endswith(": scripted")
-        else:
-            with pytest.raises(EndpointError, match="scripted"):
-                events_of(engine, request_of("Q", stream=True))
-        assert len(server.completions()) == 1
-
-
-# What ends everything.
-
-
-@pytest.mark.parametrize(("kind", "path"), [(VllmServer, "/version"), (SglangServer, "/server_info")])
-def test_kinds_that_cannot_be_used_are_named(kind: type[OtherServer], path: str) -> None:
-    def error(**options: Any) -> str:
-        with closing(remote_engine(server, **options)) as engine, pytest.raises(EndpointError) as raised:
-            list(engine.load())
-            events_of(engine, request_of("Q"))
-        assert raised.value.hint and "\n" not in raised.value.message
-        return raised.value.message.removeprefix(server.url)
-
-    with serving_kind(kind, random_model) as [server]:
-        server.arm(path="/v1/models", status=401, body=b'{"error":"Unauthorized"}')
-        assert error() == " requires an API key"
-        server.arm(path="/tokenize", body=b'{"tokens":[1,2,3]}')
-        assert error() == " serves tiny.gguf, whose vocabulary differs from that of the local model"
-        server.arm(path=path, body=b"[]")
-        assert error().startswith(": unexpected response to /")

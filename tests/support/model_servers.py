@@ -277,7 +277,7 @@ class _Exchange(LoopbackHandler):
         if fault.reset_after == 0:
             self._cut()
         if fault.body is not None:
-            self._send(fault.body, fault.status or 200)
+            self._send(fault.body, fault.status or 200, fault.headers)
         elif fault.status is not None:
             raise Refused(fault.status, fault.message, "scripted")
         elif site.is_loading:

@@ -1,0 +1,276 @@
+"""Faults of servers, and what users see then: one table for replies, one for streams, one for connecting."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from model_servers import ModelServer
+from remote_engines import HASTY, QUICK, connected, local_replies, remote_engine, request_of, serving_kind
+from scripted_backend import endless, random_model
+from server_kinds import KINDS, LlamaServer, SglangServer, VllmServer
+
+from cerebrum_cli.core.errors import EndpointError
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, TokenEvent
+from cerebrum_cli.engine.remote.description import KINDS as SERVER_KINDS
+from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
+from cerebrum_cli.engine.sequence import Request
+
+ROWS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8, grammar="root") for at in range(20))
+STORY = endless({"Q": "once upon a time "})
+STREAM = request_of("Q", stream=True, grammar="root")
+LOST, DAMAGED, SILENT = (f"first is unavailable: {why}" for why in ("connection lost", "damaged reply", "silence"))
+ALL = "20 replies"
+
+
+def transcript(engine: RemoteEngine, servers: Sequence[ModelServer], requests: Sequence[Request]) -> list[str]:
+    """What happens to requests, each line once: notices, refusals, the number of right replies, and the error."""
+    events, lines = list[Event](), dict[str, None]()
+    local = local_replies(servers[0].model, *requests)
+    try:
+        with closing(engine.complete(requests)) as completions:
+            events += completions
+    except EndpointError as error:
+        assert error.hint
+        text = "".join(event.text for event in events if isinstance(event, TokenEvent))
+        lines[f"{'text, then ' if text else ''}error: {error.message}"] = None
+        assert any(reply.text.startswith(text) for reply in local.values())
+    replies = 0
+    for event in events:
+        if isinstance(event, NoticeEvent) and not event.message.endswith(" is available again"):
+            lines[event.message] = None
+        elif isinstance(event, RefusedEvent):
+            lines[f"{type(event.error).__name__}: {event.error.message}"] = None
+            assert event.error.hint
+        elif isinstance(event, FinishEvent):
+            whole = [each for each in events if isinstance(each, TokenEvent) and each.sequence == event.sequence]
+            assert [token for each in whole for token in each.tokens] == local[event.sequence].ids
+            assert event.reason == local[event.sequence].reason
+            replies += 1
+    lines |= {f"{replies} replies": None} if replies else {}
+    return [named(line, servers) for line in lines]
+
+
+def named(line: str, servers: Sequence[ModelServer]) -> str:
+    """A line without what differs between runs."""
+    for server, name in zip(servers, ("first", "second"), strict=False):
+        line = line.replace(server.url, name)
+    return re.sub(r"no (sign of life for|reply within) [\d.]+ s", "silence", line)
+
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+# Whole replies to 20 requests, on two servers of which the first fails.
+
+
+class Killed(dict[str, Any]):
+    """The process is gone."""
+
+
+FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "no connection": (Killed(), ["first is unavailable: Connection refused", ALL]),
+    "reset before the reply": ({"reset_after": 0}, [LOST, ALL]),
+    "reset within the reply": ({"is_truncated": True}, [LOST, ALL]),
+    "not JSON": ({"body": b"not JSON"}, [DAMAGED, ALL]),
+    "truncated JSON": ({"body": b'{"index":0,'}, [DAMAGED, ALL]),
+    "another type": ({"body": b"<html>", "headers": {"Content-Type": "text/html"}}, [DAMAGED, ALL]),
+    "another shape": ({"body": b"3"}, [DAMAGED, ALL]),
+    "401": ({"status": 401}, ["first requires an API key", ALL]),
+    "403": ({"status": 403}, ["first requires an API key", ALL]),
+    "302": ({"status": 302, "headers": {"Location": "http://x/"}}, ["first redirects to http://x/", ALL]),
+    "404 of a gateway": ({"status": 404, "times": None}, ["first is unavailable: scripted", ALL]),
+    "422 for a setting": ({"status": 422, "times": None}, ["first: scripted", ALL]),
+    "408": ({"status": 408}, [ALL]),
+    "429": ({"status": 429}, [ALL]),
+    "429 for a day": (
+        {"status": 429, "headers": {"Retry-After": "86400"}, "times": None},
+        ["first is unavailable: scripted", ALL],
+    ),
+    "503 while loading": ({"status": 503}, [ALL]),
+    "500": ({"status": 500}, ["first is unavailable: scripted", ALL]),
+    "502, at length": (
+        {"status": 502, "message": "two\nlines" + "x" * 5000},
+        [f"first is unavailable: two lines{'x' * 191}", ALL],
+    ),
+    "never 500": ({"status": 500, "times": None}, ["first is unavailable: scripted", ALL]),
+    "never 503": ({"status": 503, "times": None}, [ALL]),
+}
+
+
+@each_kind
+@pytest.mark.parametrize("name", FAULTS)
+def test_server_fault_costs_no_row(kind: type[ModelServer], name: str) -> None:
+    fault, expected = FAULTS[name]
+    with serving_kind(kind, random_model, 2) as servers, connected(*servers) as engine:
+        if isinstance(fault, Killed):
+            servers[0].kill()
+        else:
+            armed = servers[0].arm(**{"times": 3, **fault})
+        assert transcript(engine, servers, ROWS) == expected
+        seeds = [asked.body.get("seed") for server in servers for asked in server.completions()]
+        assert isinstance(fault, Killed) or (armed.struck and len(seeds) >= len(ROWS) + armed.struck)
+        assert kind is SglangServer or set(seeds) == {request.params.seed for request in ROWS}
+
+
+ABORTED = {"output_ids": [], "meta_info": {"completion_tokens": 0, "finish_reason": {"type": "abort"}}}
+DAMAGE: list[tuple[type[ModelServer], dict[str, Any], str]] = [
+    (LlamaServer, {"edit": lambda _, reply: {**reply, "tokens": [None] * len(reply["tokens"])}}, "damaged reply"),
+    (VllmServer, {"edit": lambda _, reply: {**reply, "choices": []}}, "0 replies instead of 1"),
+    (
+        VllmServer,
+        {"body": b'{"choices":[{"index":0,"text":"","token_ids":["x"],"finish_reason":"stop"}]}'},
+        "damaged reply",
+    ),
+    (
+        VllmServer,
+        {"body": b'{"choices":[{"index":0,"text":"","token_ids":[],"finish_reason":"abort"}]}'},
+        "the reply ended with abort",
+    ),
+    (SglangServer, {"body": b"{}"}, "damaged reply"),
+    (SglangServer, {"body": json.dumps(ABORTED).encode()}, "the server aborted the reply"),
+]
+
+
+@pytest.mark.parametrize(("kind", "fault", "reason"), DAMAGE)
+def test_server_reply_of_another_shape_costs_no_row(
+    kind: type[ModelServer], fault: dict[str, Any], reason: str
+) -> None:
+    with serving_kind(kind, random_model, 2) as servers, connected(*servers) as engine:
+        servers[0].arm(times=3, **fault)
+        assert transcript(engine, servers, ROWS) == [f"first is unavailable: {reason}", ALL]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [{}, {"hang_after": 0}, {"status": 500}, {"status": 501}, {"body": b"[]"}])
+@each_kind
+def test_server_that_is_silent_costs_no_row(kind: type[ModelServer], page: dict[str, Any]) -> None:
+    """It neither answers nor shows that its load changes, as a stopped process."""
+    with serving_kind(kind, random_model, 2) as servers, connected(*servers, timeouts=HASTY) as engine:
+        first = servers[0]
+        first.arm(hang_after=0, times=None)
+        first.arm(path=SERVER_KINDS[first.owner].load_path, times=None, **page)
+        assert transcript(engine, servers, ROWS) in ([SILENT, ALL], [ALL])  # others may have taken its rows before
+        first.wait_for(lambda: all(asked.is_left for asked in first.completions()))
+
+
+# One streamed reply.
+
+
+def error_event(kind: type[ModelServer], code: int) -> dict[str, Any]:
+    """An error in a stream; of SGLang, a request that its scheduler gives up."""
+    if kind is not SglangServer:
+        return {"error": {"message": "scripted", "type": "Error", "param": None, "code": code}}
+    finish = {"type": "abort", "message": "scripted", "status_code": code, "err_type": None}
+    meta = {"finish_reason": finish, "prompt_tokens": 1, "completion_tokens": 0}
+    return {"text": "", "output_ids": [], "meta_info": meta}
+
+
+def at_token(count: int, event: Any) -> dict[str, Any]:
+    return {"edit": lambda at, chunk: event if at == count else chunk}
+
+
+WITHIN = 12  # objects of a stream
+NO_TOKEN = {"tokens": [None], "choices": [{"index": 0, "token_ids": [None]}], "output_ids": [None]}
+STREAM_FAULTS: dict[str, tuple[Any, list[str]]] = {
+    "reset of a kept connection": ({"reset_after": 0}, ["1 replies"]),
+    "reset before the first token": ({"is_truncated": True}, [LOST, "1 replies"]),
+    "no event": ({"body": b"<html>"}, ["first is unavailable: the reply is incomplete", "1 replies"]),
+    "silence": ({"hang_after": 0}, [SILENT, "1 replies"]),
+    "429 before the first token": (429, ["1 replies"]),
+    "500 before the first token": (500, ["first is unavailable: scripted", "1 replies"]),
+    "reset": ({"reset_after": WITHIN}, ["text, then error: first: connection lost"]),
+    "damaged event": (at_token(WITHIN, b"data: {\n\n"), ["text, then error: first: damaged reply"]),
+    "damaged token": (
+        {"edit": lambda at, chunk: {**chunk, **NO_TOKEN} if at == WITHIN else chunk},
+        ["text, then error: first: damaged reply"],
+    ),
+    "not an object": (at_token(WITHIN, b"data: 3\n\n"), ["text, then error: first: damaged reply"]),
+    "429": (-429, ["text, then error: first: scripted"]),
+    "500": (-500, ["text, then error: first: scripted"]),
+    "400": (-400, ["EndpointError: server 1: scripted"]),
+}
+
+
+@each_kind
+@pytest.mark.parametrize("name", STREAM_FAULTS)
+def test_server_fault_in_a_stream(kind: type[ModelServer], name: str) -> None:
+    fault, expected = STREAM_FAULTS[name]
+    if isinstance(fault, int):
+        fault = at_token(0 if fault > 0 else WITHIN, error_event(kind, abs(fault)))
+    timeouts = replace(QUICK, silence=0.1)
+    with serving_kind(kind, STORY, 2) as servers, connected(*servers, timeouts=timeouts) as engine:
+        armed = servers[0].arm(**fault)
+        assert transcript(engine, servers, [STREAM]) == expected
+        asked = sum(len(server.completions()) for server in servers)
+        assert (armed.struck, asked) == (1, 2 if expected[-1] == "1 replies" else 1)
+        assert transcript(engine, servers, [STREAM])[-1] == "1 replies"
+
+
+# Requests that a server refuses.
+
+VLLM_TOO_LONG = "This model's maximum context length is 50 tokens. However, your prompt has 60 input tokens"
+SGLANG_TOO_LONG = "The input (60 tokens) is longer than the model's context length (50 tokens)."
+LLAMA_TOO_LONG = "request (60 tokens) exceeds the available context size (50 tokens), try increasing it"
+BAD_GRAMMAR = "Failed to initialize samplers: failed to parse grammar"
+REFUSALS: list[tuple[type[ModelServer], dict[str, Any], str]] = [
+    (LlamaServer, {"error": {"message": LLAMA_TOO_LONG, "type": "exceed_context_size_error"}}, "PromptTooLong"),
+    (LlamaServer, {"error": {"message": BAD_GRAMMAR, "type": "invalid_request_error"}}, "GrammarError"),
+    (VllmServer, {"error": {"message": VLLM_TOO_LONG, "type": "BadRequestError", "code": 400}}, "PromptTooLong"),
+    (VllmServer, {"error": {"message": "max_tokens must be at least 1, got 0."}}, "PromptTooLong"),
+    (VllmServer, {"error": {"message": "Invalid grammar specification."}}, "GrammarError"),
+    (SglangServer, {"error": {"message": SGLANG_TOO_LONG}}, "PromptTooLong"),
+    (SglangServer, {"object": "error", "message": SGLANG_TOO_LONG, "type": "400", "code": 400}, "PromptTooLong"),
+    (SglangServer, {"error": {"message": "Failed to compile ebnf grammar: EBNF lexer error"}}, "GrammarError"),
+]
+
+
+@pytest.mark.parametrize(("kind", "body", "error"), REFUSALS)
+def test_server_refuses_a_request_and_answers_the_others(
+    kind: type[ModelServer], body: dict[str, Any], error: str
+) -> None:
+    message = body.get("error", body)["message"]
+    refused = f"{error}: {message}" if error == "GrammarError" else f"{error}: server 1: {message}"
+    with serving_kind(kind, STORY) as servers, connected(*servers) as engine:
+        servers[0].arm(status=400, times=2, body=json.dumps(body).encode())
+        for stream in (False, True):
+            assert transcript(engine, servers, [replace(STREAM, stream=stream)]) == [refused]
+        assert transcript(engine, servers, [STREAM]) == ["1 replies"]
+
+
+# Connecting.
+
+OTHER_OWNER = b'{"object":"list","data":[{"id":"x"}]}'
+MODELS: dict[str, Any] = {"path": "/v1/models", "times": None}
+START_FAULTS: list[tuple[dict[str, Any], str]] = [
+    ({**MODELS, "status": 401, "body": b'{"error":"Unauthorized"}'}, "first requires an API key"),
+    ({**MODELS, "body": b"[]"}, "first: not a language model server"),
+    ({**MODELS, "body": b'{"object":"list","data":[]}'}, "first has no model"),
+    ({**MODELS, "body": OTHER_OWNER}, "first takes messages, not token ids"),
+    ({**MODELS, "body": b"<html>"}, "no server answers (first: damaged reply)"),
+    ({**MODELS, "status": 404}, "no server answers (first: /v1/models: scripted)"),
+    ({"path": "description", "body": b"[]"}, "first: unexpected response to /v1/models or description"),
+    ({"path": "description", "body": b"{}"}, "first: unexpected response to /v1/models or description"),
+    ({"path": "/tokenize", "body": b"[]"}, "first: /tokenize fails: list indices must be integers or slices, not str"),
+    ({"path": "/tokenize", "body": b"{}"}, "first: /tokenize fails: 'tokens'"),
+    (
+        {"path": "/tokenize", "body": b'{"tokens":[1,2,3]}'},
+        "first serves tiny.gguf, whose vocabulary differs from that of the local model",
+    ),
+]
+
+
+@each_kind
+@pytest.mark.parametrize(("fault", "message"), START_FAULTS)
+def test_server_that_cannot_be_used_is_refused(kind: type[ModelServer], fault: dict[str, Any], message: str) -> None:
+    with serving_kind(kind, random_model) as [server]:
+        path = SERVER_KINDS[server.owner].description_path
+        server.arm(**fault | {"path": path if fault["path"] == "description" else fault["path"]})
+        with closing(remote_engine(server)) as engine, pytest.raises(EndpointError) as raised:
+            list(engine.load())
+    assert engine.has_failed and raised.value.hint
+    assert named(raised.value.message, [server]).replace(path, "description") == message
