@@ -46,7 +46,8 @@ class Checkpoints:
         """Number of the first `length` tokens of a slot that it can be shortened to."""
         if length == len(slot.tokens) or length >= self._backend.context.trim_limit(slot.index):
             return length
-        return max((each.length for each in slot.checkpoints if each.length <= length), default=0)
+        lengths = (checkpoint.length for checkpoint in slot.checkpoints)
+        return max((held for held in lengths if held <= length), default=0)
 
     def slot_to_load(self) -> Slot | None:
         """Empty the free slot whose contents are the smallest loss, of those that no pending copy reads or writes."""
@@ -61,8 +62,8 @@ class Checkpoints:
         backend, held = self._backend, self._backend.context.length(slot.index)
         if length and held and (held <= length or backend.context.trim(slot.index, length)):
             return length
-        usable = (each for each in checkpoints if each.length <= length)
-        newest = max(usable, key=lambda each: each.length, default=None)
+        usable = (checkpoint for checkpoint in checkpoints if checkpoint.length <= length)
+        newest = max(usable, key=lambda checkpoint: checkpoint.length, default=None)
         if newest and backend.context.restore(slot.index, newest):
             return newest.length
         backend.context.clear(slot.index)
@@ -138,16 +139,19 @@ class Checkpoints:
 
     def _take(self, slot: Slot) -> None:
         """Take a checkpoint of a slot, dropping others to stay within the budget: those of the least recently used."""
-        if any(each.length == len(slot.tokens) for each in slot.checkpoints):
+        if any(checkpoint.length == len(slot.tokens) for checkpoint in slot.checkpoints):
             return
         slot.checkpoints.append(self._backend.context.checkpoint(slot.index))
-        by_use = sorted(self._scheduler.slots, key=lambda each: each.last_used)
-        held = {id(each): len(each.state) for one in by_use for each in one.checkpoints}
-        for one in by_use:
-            while sum(held.values()) > self._backend.checkpoint_budget and len(one.checkpoints) > (one is slot):
-                dropped = one.checkpoints.pop(0)
-                if not any(dropped is each for other in by_use for each in other.checkpoints):
-                    del held[id(dropped)]
+        slots = self._scheduler.slots
+
+        def held_bytes() -> int:
+            checkpoints = {id(checkpoint): checkpoint for slot in slots for checkpoint in slot.checkpoints}
+            return sum(len(checkpoint.state) for checkpoint in checkpoints.values())
+
+        for oldest in sorted(slots, key=lambda slot: slot.last_used):
+            least = 1 if oldest is slot else 0  # the one just taken stays
+            while len(oldest.checkpoints) > least and held_bytes() > self._backend.checkpoint_budget:
+                oldest.checkpoints.pop(0)
 
 
 class SwapSpace:

@@ -131,9 +131,9 @@ class Drafter:
         text = state.text
         for position in range(state.indexed, len(text)):
             self._follow(state, text[position])
-            found = self._add_ngrams(text, position)
-            if state.source is None and found:
-                source, continuation = found
+            occurrence = self._add_ngrams(text, position)
+            if state.source is None and occurrence:
+                source, continuation = occurrence
                 state.source, state.position = source or text, continuation
                 state.match = match_length(state.source, continuation, text, position + 1)
         state.indexed = len(text)
@@ -149,9 +149,10 @@ class Drafter:
         is_right = source[state.position] == token
         key = state.kind, bisect_right(MATCH_CLASSES, state.match)
         right, total = self._accepted.get(key, (0, 0))
-        self._accepted[key] = right + is_right, total + 1
+        self._accepted[key] = right + int(is_right), total + 1
         if is_right:
-            state.position, state.match = state.position + 1, min(state.match + 1, MAX_MATCH)
+            state.position += 1
+            state.match = min(state.match + 1, MAX_MATCH)
         else:
             state.source = None
 

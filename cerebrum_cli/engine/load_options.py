@@ -86,10 +86,8 @@ def fallback_notice(error: CerebrumError) -> NoticeEvent:
     return NoticeEvent(f"cannot use the tuned settings: {error.message}", "using default settings")
 
 
-def short_context_notice(context: int, default: int) -> NoticeEvent | None:
-    """Notice that free memory limits the context below its default size; None if it does not."""
-    if context >= default:
-        return None
+def short_context_notice(context: int, default: int) -> NoticeEvent:
+    """Notice that free memory limits the context below its default size."""
     return NoticeEvent(
         f"context limited to {context} tokens by free memory (default: {default})",
         "close other programs, use a smaller quantization, or force it with --ctx",

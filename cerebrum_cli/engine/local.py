@@ -64,9 +64,16 @@ class LocalCompletions(Completions[Sequence]):
 
     def add(self, requests: Iterable[Request]) -> None:
         """Submit requests, numbered in the order they are added; EngineError if the engine is closed."""
-        first = len(self._submitted)
-        self._submitted += [SubmittedRequest(each, first_seed(each), new_drafter(each)) for each in requests]
-        self._submit((index, each.request.n) for index, each in enumerate(self._submitted[first:], first))
+        counts = []
+        for request in requests:
+            drafter = None
+            if request.step_costs:
+                from cerebrum_cli.engine.drafter import Drafter
+
+                drafter = Drafter(request.prompt_tokens)
+            counts.append((len(self._submitted), request.n))
+            self._submitted.append(SubmittedRequest(request, first_seed(request), drafter))
+        self._submit(counts)
 
     def add_samples(self, index: int, count: int) -> None:
         """Add samples, before all that waits: they complete a vote, whose row should not wait for all others."""
@@ -96,10 +103,11 @@ class LocalCompletions(Completions[Sequence]):
         new: list[Sequence] = []
         emit, is_backlogged = self._outbox.put, lambda: self._outbox.qsize() > MAX_BACKLOG
         for index, count in counts:
-            one = self._submitted[index]
-            samples = range(one.samples, one.samples + count)
-            new += create_sequences(index, one.request, emit, samples, one.seed, is_backlogged, one.drafter)
-            one.samples += count
+            submitted = self._submitted[index]
+            request, drafter = submitted.request, submitted.drafter
+            samples = range(submitted.samples, submitted.samples + count)
+            new += create_sequences(index, request, emit, samples, submitted.seed, is_backlogged, drafter)
+            submitted.samples += count
         self._live.update((sequence.id, sequence) for sequence in new)
         if not self._commands.send(Submit(new, self._scope, first)):
             self._live.clear()
@@ -110,18 +118,11 @@ class LocalCompletions(Completions[Sequence]):
         return [self._live[id] for id in ids if id in self._live]
 
     def _end_sample(self, index: int) -> None:
-        one = self._submitted[index]
-        if one.samples >= max(one.request.n, one.request.max_n) and not self._live_samples(index):
-            one.drafter = None  # it takes half a kilobyte a token
-
-
-def new_drafter(request: Request) -> Drafter | None:
-    """The drafter of a request; None without speculative decoding."""
-    if request.step_costs is None:
-        return None
-    from cerebrum_cli.engine.drafter import Drafter
-
-    return Drafter(request.prompt_tokens)
+        submitted = self._submitted[index]
+        if submitted.drafter is None:
+            return
+        if submitted.samples >= max(submitted.request.n, submitted.request.max_n) and not self._live_samples(index):
+            submitted.drafter = None  # it takes half a kilobyte a token
 
 
 class LocalEngine(Engine):

@@ -94,7 +94,8 @@ class Loop:
             self.fail(error)
             if self._backend.capacity:
                 self._backend.context.clear_all()  # the step may have written any part of its rows
-            scheduler.clear_slots()
+            for slot in scheduler.slots:
+                slot.clear()
 
     def close(self) -> None:
         """Remove temporary files."""

@@ -78,11 +78,6 @@ class ContextOptions:
     n_rs_seq: int = 0
 
     @property
-    def state_copies(self) -> int:
-        """Number of copies of a sequence's recurrent states."""
-        return 1 + self.n_rs_seq
-
-    @property
     def n_streams(self) -> int:
         """Number of KV caches of that length."""
         return 1 if self.kv_unified else self.slots
@@ -169,19 +164,14 @@ def compute_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     return max(logits, feed_forward, attention) + state * context.slots * (sizes.step_states + context.n_rs_seq)
 
 
-def checkpoint_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
-    """Size of a sequence's recurrent states and windows: what cannot be trimmed. 0 if everything can."""
-    length = pad_length(context.length)
-    windows = [layer for layer in sizes.layers if context.cells(layer) < length]
-    return sizes.state_bytes + sum(int(context.token_bytes(layer) * layer.window) for layer in windows)
-
-
 def checkpoint_budget(sizes: ModelSizes, context: ContextOptions) -> int:
     """Bytes of the host's memory for checkpoints of sequences, which a context with one KV cache needs."""
     if context.n_streams != 1:
         return 0
-    each = checkpoint_bytes(sizes, context)
-    return max(MIN_CHECKPOINTS * each, min(CHECKPOINTS * each, CHECKPOINT_BYTES))
+    length = pad_length(context.length)
+    windows = [layer for layer in sizes.layers if context.cells(layer) < length]
+    checkpoint = sizes.state_bytes + sum(int(context.token_bytes(layer) * layer.window) for layer in windows)
+    return max(MIN_CHECKPOINTS * checkpoint, min(CHECKPOINTS * checkpoint, CHECKPOINT_BYTES))
 
 
 def is_quantized(cache_type: str | None) -> bool:
@@ -209,7 +199,7 @@ def _divide(sizes: Sequence[int], offloaded: Sequence[int]) -> tuple[int, tuple[
 
 def cache_bytes(layer: LayerSizes, context: ContextOptions) -> int:
     cells = context.cells(layer) * context.n_streams
-    return int(context.token_bytes(layer) * cells) + layer.state_bytes * context.state_copies * context.slots
+    return int(context.token_bytes(layer) * cells) + layer.state_bytes * (1 + context.n_rs_seq) * context.slots
 
 
 def device_buffers(sizes: ModelSizes, context: ContextOptions) -> int:

@@ -72,9 +72,10 @@ class LoadPlan:
     def needs(self) -> MemoryNeeds:
         return memory_needs(self.sizes, self.context, self.offloaded)
 
-    def with_one_slot(self) -> LoadPlan:
-        baseline = self.baseline and replace(self.baseline, slots=1)
-        return replace(self, context=replace(self.context, slots=1), baseline=baseline)
+    @property
+    def host_weights(self) -> int:
+        """Bytes of weights in the host's memory, mapped ones included."""
+        return weight_needs(self.sizes, self.offloaded).host
 
 
 def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], None]) -> LoadPlan:
@@ -123,9 +124,11 @@ def plan_context(options: LoadOptions, free: FreeMemory, emit: Callable[[Event],
         return fits(_single(options, length, free).needs, free)
 
     default = default_context(options.file.trained_context)
-    length = default if fits_with(default) else _longest(default, fits_with)
-    if shortage := short_context_notice(length, default):
-        emit(shortage)
+    if fits_with(default):
+        return default
+    length = _longest(default, fits_with)
+    if length < default:
+        emit(short_context_notice(length, default))
     return length
 
 
@@ -155,21 +158,20 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
     allow a single one there: llama.cpp never reuses cells of a window that two sequences share.
     """
     sizes, most = options.file.sizes, context.slots
+    if most == 1:
+        return 1
     if context.kv_unified:
         if sizes.has_windows and not context.swa_full:
             return 1
         if not sizes.state_bytes:
             return most
-        most = min(most, UNIFIED_STATE_BYTES // (sizes.state_bytes * context.state_copies))
-
-    def on_host(plan: LoadPlan) -> int:
-        return weight_needs(plan.sizes, plan.offloaded).host * context.kv_unified
-
-    least = on_host(place(options, replace(context, slots=1), free.devices))
+        most = min(most, UNIFIED_STATE_BYTES // (sizes.state_bytes * (1 + context.n_rs_seq)))
+    single = place(options, replace(context, slots=1), free.devices)
 
     def lacks_memory(slots: int) -> bool:
         plan = place(options, replace(context, slots=slots), free.devices)
-        return not fits(plan.needs, free) or on_host(plan) > least
+        takes_weights_off_gpus = context.kv_unified and plan.host_weights > single.host_weights
+        return takes_weights_off_gpus or not fits(plan.needs, free)
 
     return max(1, bisect_left(range(1, most + 1), True, key=lacks_memory))
 

@@ -53,7 +53,7 @@ class Slot:
         """Record that this slot now holds the first `length` tokens of another, or of itself."""
         before, cells = self.cells, source.cells[:length]
         self.tokens, self.cells = source.tokens[:length], cells
-        self.checkpoints = [each for each in source.checkpoints if each.length <= length]
+        self.checkpoints = [checkpoint for checkpoint in source.checkpoints if checkpoint.length <= length]
         self.uses.update(cells)
         for cell in before:
             self.uses[cell] -= 1
@@ -84,16 +84,6 @@ class Share(NamedTuple):
     outputs: int
     draft: tuple[int, ...] = ()
 
-    @property
-    def rows(self) -> list[TokenRow]:
-        sequence, tokens = self.sequence, (*self.tokens, *self.draft)
-        assert sequence.slot is not None
-        first_output = len(tokens) - self.outputs
-        return [
-            TokenRow(sequence.slot, sequence.evaluated + index, token, index >= first_output)
-            for index, token in enumerate(tokens)
-        ]
-
 
 class Step(NamedTuple):
     """The shares of one decode, ascending by slot."""
@@ -106,7 +96,13 @@ class Step(NamedTuple):
 
     @property
     def rows(self) -> list[TokenRow]:
-        return [row for share in self.shares for row in share.rows]
+        rows: list[TokenRow] = []
+        for sequence, tokens, outputs, draft in self.shares:
+            assert sequence.slot is not None
+            first_output = len(tokens) + len(draft) - outputs
+            for index, token in enumerate((*tokens, *draft)):
+                rows.append(TokenRow(sequence.slot, sequence.evaluated + index, token, index >= first_output))
+        return rows
 
     def with_drafts(self, drafts: Iterable[tuple[int, ...]]) -> Step:
         """The step with drafted tokens, possibly none, for each share, which has one row without it."""
@@ -135,14 +131,18 @@ class Scheduler:
 
     def submit(self, sequences: Iterable[Sequence], first: bool) -> None:
         """Queue sequences behind all others, or before them, but not between samples of the prompt being evaluated."""
-        prompt = next((one.request for one in self.running if one.is_prefilling), None)
-        start = sum(1 for _ in takewhile(lambda one: one.request is prompt, self.waiting)) if first else None
-        for offset, sequence in enumerate(sequences):
-            self.waiting.insert(len(self.waiting) if start is None else start + offset, sequence)
+        if not first:
+            self.waiting.extend(sequences)
+            return
+        prefilling = self._prefilling
+        siblings = takewhile(lambda waiting: prefilling and waiting.request is prefilling.request, self.waiting)
+        for index, sequence in enumerate(sequences, len(list(siblings))):
+            self.waiting.insert(index, sequence)
 
-    def clear_slots(self) -> None:
-        for slot in self.slots:
-            slot.clear()
+    @property
+    def _prefilling(self) -> Sequence | None:
+        """The sequence whose prompt is being evaluated."""
+        return next((sequence for sequence in self.running if sequence.is_prefilling), None)
 
     def has_cells(self, tokens: int, cells: int) -> bool:
         """Whether a unified KV cache of `cells` holds `tokens` more."""
@@ -171,12 +171,15 @@ class Scheduler:
 
         In separate KV caches the lowest of those come first, since llama.cpp computes consecutive slots together.
         """
-        return sorted(self.free_slots, key=lambda slot: (len(slot.tokens) > 0, slot.last_used * self._kv_unified))
+        return sorted(
+            self.free_slots,
+            key=lambda slot: (len(slot.tokens) > 0, slot.last_used if self._kv_unified else slot.index),
+        )
 
     @property
     def can_admit(self) -> bool:
         """Whether a sequence is waiting, a slot is free, and no prompt is being evaluated."""
-        return bool(self.waiting and self.free_slots) and not any(one.is_prefilling for one in self.running)
+        return bool(self.waiting and self.free_slots) and not self._prefilling
 
     def next_admission(
         self, copied_cells: int = 0, reusable: Callable[[Slot, int], int] = lambda _, length: length
@@ -189,21 +192,29 @@ class Scheduler:
         reused: the last one, since its logits choose the next, and those of an inspection.
         """
         sequence = self.waiting[0]
-        shared = reusable_prefixes(self.slots, sequence.tokens[: sequence.first_output], reusable)
-        copy_cost = 0 if self._kv_unified else copied_cells // CELLS_PER_TOKEN
-        saved = [each - copy_cost * bool(slot.sequence) for each, slot in zip(shared, self.slots, strict=True)]
-        source = max(self.slots, key=lambda slot: (saved[slot.index], not slot.sequence, -slot.index))
-        if saved[source.index] <= 0:
+        reused = reusable_prefixes(self.slots, sequence.tokens[: sequence.first_output], reusable)
+
+        def tokens_saved(slot: Slot) -> int:
+            """Tokens that need no evaluation if the sequence starts from this slot."""
+            if slot.sequence and not self._kv_unified:  # its cells must be copied
+                return reused[slot.index] - copied_cells // CELLS_PER_TOKEN
+            return reused[slot.index]
+
+        source = max(self.slots, key=lambda slot: (tokens_saved(slot), slot.sequence is None, -slot.index))
+        if tokens_saved(source) <= 0:
             return Admission(sequence, self.slots_to_overwrite[0], source, 0)
-        is_kept = self._kv_unified and shared[source.index] < len(source.tokens) // 2  # of another conversation
-        slot = self.slots_to_overwrite[0] if source.sequence or is_kept else source
-        return Admission(sequence, slot, source, shared[source.index])
+        length = reused[source.index]
+        is_other_conversation = self._kv_unified and length < len(source.tokens) // 2
+        slot = self.slots_to_overwrite[0] if source.sequence or is_other_conversation else source
+        return Admission(sequence, slot, source, length)
 
     def sibling_samples(self, evaluated: Sequence) -> list[Admission]:
         """Choose slots, as far as they are free, for samples of the prompt just evaluated: they reuse all of it."""
         assert evaluated.slot is not None
         source = self.slots[evaluated.slot]
-        siblings = takewhile(lambda one: one.request is evaluated.request and not one.generated, self.waiting)
+        siblings = takewhile(
+            lambda waiting: waiting.request is evaluated.request and not waiting.generated, self.waiting
+        )
         pairs = zip(siblings, self.free_slots, strict=False)
         return [Admission(sibling, slot, source, len(evaluated.prompt)) for sibling, slot in pairs]
 
@@ -243,11 +254,10 @@ class Scheduler:
         `prefill_chunk` gives the maximum number of prompt tokens from a position, `max_outputs` that of their rows with
         logits.
         """
-        running = self.running
-        prefilling = next((sequence for sequence in running if sequence.is_prefilling), None)
+        prefilling = self._prefilling
         decoding = [
             Share(sequence, sequence.tokens_from(sequence.evaluated, 1), 1)
-            for sequence in running
+            for sequence in self.running
             if not sequence.is_prefilling
         ]
         if prefilling is None or (decoding and self._prefilled >= MAX_PREFILL_BETWEEN_DECODES):

@@ -164,6 +164,7 @@ class Sequence:
     slot: int | None = None
     evaluated: int = 0
     cached_tokens: int = 0
+    prompt: Tokens = field(init=False)
     generated: list[int] = field(default_factory=list)
     drafter: Drafter | None = None
     draft_state: DraftState | None = None
@@ -180,9 +181,8 @@ class Sequence:
     checkpoint_at: int | None = None
     swapped: Path | None = None
 
-    @property
-    def prompt(self) -> Tokens:
-        return self.request.prompt_tokens
+    def __post_init__(self) -> None:
+        self.prompt = self.request.prompt_tokens
 
     @property
     def is_prefilling(self) -> bool:
@@ -255,17 +255,16 @@ class Sequence:
         prompt, end = self.prompt, position + count
         if end <= len(prompt):
             return prompt[position:end]
-        first = len(prompt)
-        return (*prompt[position:], *self.generated[max(0, position - first) : end - first])
+        start = max(0, position - len(prompt))
+        return (*prompt[position:], *self.generated[start : end - len(prompt)])
 
-    def timings(self, load_s: float) -> Timings:
-        """Elapsed times so far, in seconds, including sampling and waiting for other sequences."""
+    def finish(self, reason: FinishReason, context_size: int, load_s: float, by_stop_string: bool) -> FinishEvent:
+        """The last event, with elapsed times in seconds, which include sampling and waiting for other sequences."""
         now = perf_counter()
-        admitted = self.admitted_at or now
         first = self.sampled_at[0] if self.sampled_at else now
-        return Timings(
+        timings = Timings(
             load_s=load_s,
-            prefill_s=first - admitted,
+            prefill_s=first - (self.admitted_at or now),
             ttft_s=first - self.arrival_time,
             decode_s=self.sampled_at[-1] - first if self.sampled_at else 0.0,
             prefill_tokens=min(self.evaluated, len(self.prompt)) - self.cached_tokens,
@@ -273,8 +272,6 @@ class Sequence:
             draft_n=self.draft_n,
             draft_n_accepted=self.draft_n_accepted,
         )
-
-    def finish(self, reason: FinishReason, context_size: int, load_s: float, by_stop_string: bool) -> FinishEvent:
         return FinishEvent(
             self.id,
             reason,
@@ -283,7 +280,7 @@ class Sequence:
             completion_tokens=len(self.generated),
             seed=self.seed,
             context_size=context_size,
-            timings=self.timings(load_s),
+            timings=timings,
             by_stop_string=by_stop_string,
             forced=tuple(self.forced),
         )

@@ -58,7 +58,7 @@ def draft_lengths(
     """
     count = len(probabilities)
     row_counts = [rows for rows in costs.rows if rows <= max_rows]
-    likely = [[each for each in draft if each >= MIN_PROBABILITY] for draft in probabilities]
+    likely = [[probability for probability in draft if probability >= MIN_PROBABILITY] for draft in probabilities]
     best, chosen = MIN_GAIN * count / costs.cost(count), [0] * count
     for rows in row_counts if count < TILE_ROWS and any(likely) else ():
         lengths = _equal(likely, rows) if is_equal else _likeliest(likely, rows)
@@ -73,7 +73,7 @@ def draft_lengths(
 def _likeliest(probabilities: Sequence[Sequence[float]], rows: int) -> list[int]:
     """Lengths for a step of at most `rows` rows, made of the likeliest drafted tokens."""
     extra = max(0, rows - len(probabilities))
-    ranked = sorted((-probability, index) for index, each in enumerate(probabilities) for probability in each)
+    ranked = sorted((-probability, index) for index, draft in enumerate(probabilities) for probability in draft)
     lengths = [0] * len(probabilities)
     for _, index in ranked[:extra]:
         lengths[index] += 1

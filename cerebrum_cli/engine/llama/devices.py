@@ -50,16 +50,14 @@ def free_memory() -> FreeMemory:
     return FreeMemory(available_memory(), accelerators())
 
 
-class BufferOverride(ctypes.Structure):
-    """llama_model_tensor_buft_override: the kind of buffer of the tensors whose names match a regular expression."""
-
-    _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
-
-
 def expert_overrides(layers: int) -> Any:
     """Buffer overrides, ended by an empty one, that keep the experts of the first layers in host memory."""
-    if not layers:
-        return None
+
+    class BufferOverride(ctypes.Structure):
+        """llama_model_tensor_buft_override: the kind of buffer of tensors whose names match a regular expression."""
+
+        _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
+
     cpu = bind(llama._lib, "ggml_backend_cpu_buffer_type", ctypes.c_void_p, ())
     pattern = rf"blk\.({'|'.join(map(str, range(layers)))})\.ffn_(up|down|gate|gate_up)_(ch)?exps"
     return (BufferOverride * 2)(BufferOverride(pattern.encode(), cpu()), BufferOverride())

@@ -50,16 +50,18 @@ def open_llama(
     plan = plan_load(options, free, emit)
     model = load_model(options, plan, emit, stop)
     has_state, offloads = has_recurrent_state(model), any(plan.offloaded)
-    if has_state and plan.context.slots > 1 and loaded_files and not is_parallel(model, file.path, loaded_files, stop):
-        if not options.whole_context:  # a chat, which may never run several
-            emit(NoticeEvent("llama.cpp crashes when this model runs several sequences", "running them one at a time"))
-        plan = plan.with_one_slot()
+    crashes = False
+    if has_state and plan.context.slots > 1 and loaded_files:
+        crashes = not is_parallel(model, file.path, loaded_files, stop)
+    if crashes and not options.whole_context:  # a chat, which may never run several
+        emit(NoticeEvent("llama.cpp crashes when this model runs several sequences", "running them one at a time"))
     if options.context.pad_steps and (has_state or offloads):
         hint = "use the CPU with --gpu-layers 0" if offloads else "use --parallel 1"
         emit(NoticeEvent(f"batch_invariant has no effect on a {'GPU' if offloads else 'recurrent model'}", hint))
-    adapters = () if options.vocabulary_only else load_adapters(model, file.adapters)
-    mapped = mapped_bytes(plan, free) if plan.context.n_streams > 1 else 0
-    context, fallback = adapted(plan.context, model, plan), plan.baseline and adapted(plan.baseline, model, plan)
+    adapters = load_adapters(model, file.adapters) if file.adapters and not options.vocabulary_only else ()
+    context = adapted(plan.context, model, plan, crashes)
+    fallback = plan.baseline and adapted(plan.baseline, model, plan, crashes)
+    mapped = mapped_bytes(plan, free) if context.n_streams > 1 else 0
     backend = LlamaBackend(model, context, stop, plan.sizes, plan.offloaded, fallback, adapters, mapped, plan.repack)
     if options.whole_context and (replaced := backend.reserve(plan.context.length)):
         emit(replaced)
@@ -81,14 +83,17 @@ def is_parallel(model: Any, path: Path, loaded_files: Path, stop: StopFlag) -> b
         raise
 
 
-def adapted(context: ContextOptions, model: Any, plan: LoadPlan) -> ContextOptions:
-    """Options of a context that suit the loaded model, whose file may not show that it has states or windows."""
+def adapted(context: ContextOptions, model: Any, plan: LoadPlan, crashes: bool) -> ContextOptions:
+    """Options of a context that suit the loaded model, whose file may not show that it has states or windows.
+
+    `crashes`: with several sequences.
+    """
     has_state, sizes = has_recurrent_state(model), plan.sizes
     is_invariant = context.batch_invariant and not has_state and not any(plan.offloaded)
     needs_own_cells = (has_state and not sizes.state_bytes) or (
         llama.llama_model_n_swa(model) and not (sizes.has_windows or context.swa_full)
     )
-    is_single = context.slots == 1 or (context.kv_unified and needs_own_cells)
+    is_single = crashes or context.slots == 1 or (context.kv_unified and needs_own_cells)
     return replace(
         context,
         slots=1 if is_single else context.slots,
@@ -115,7 +120,9 @@ def load_model(options: LoadOptions, plan: LoadPlan, emit: Callable[[Event], Non
     params.use_extra_bufts = plan.repack
     if len(plan.offloaded) > 1:
         params.tensor_split = (ctypes.c_float * llama.llama_max_devices())(*plan.offloaded)
-    overrides = expert_overrides(plan.host_experts)  # alive until the model is loaded
+    overrides: Any = (
+        expert_overrides(plan.host_experts) if plan.host_experts else None
+    )  # alive until the model is loaded
     params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
     params.progress_callback = llama.llama_progress_callback(progress)
     log.problems.clear()
