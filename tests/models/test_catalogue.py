@@ -9,13 +9,7 @@ import pytest
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
-from cerebrum_cli.models.catalogue import (
-    ModelSpec,
-    Quantization,
-    Refusal,
-    Repository,
-    packaged_catalogue,
-)
+from cerebrum_cli.models.catalogue import ModelSpec, Quantization, Refusal, Repository, packaged_catalogue
 from cerebrum_cli.models.catalogue_file import load_catalogue
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library

@@ -45,15 +45,7 @@ TUNED_SPEEDS = Speeds(0.5, 45.0, 5.6, 4_600_000_000)
 DEFAULT_USE = TunedUse(Tuning(), DEFAULT_SPEEDS)
 TUNED_USE = TunedUse(Tuning(repack=False), TUNED_SPEEDS, 1.31)
 KEYS = ["model", "file", "created", "machine", "build", "uses", "tried"]
-USE_KEYS = [
-    "settings",
-    "gain",
-    "load_s",
-    "prompt_tokens_per_second",
-    "tokens_per_second",
-    "memory",
-    "step_costs",
-]
+USE_KEYS = ["settings", "gain", "load_s", "prompt_tokens_per_second", "tokens_per_second", "memory", "step_costs"]
 STEP_COSTS = StepCosts((1, 4, 8, 16), (1.0, 2.9, 2.0, 5.5))
 
 

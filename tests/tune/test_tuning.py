@@ -20,13 +20,7 @@ from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.trials import BenchJob
 from cerebrum_cli.model.profiles import Speeds, TunedUse, UseName
 from cerebrum_cli.models.model import Model
-from cerebrum_cli.tune.candidates import (
-    USES,
-    Candidate,
-    SearchSpace,
-    describe,
-    thread_counts_to_try,
-)
+from cerebrum_cli.tune.candidates import USES, Candidate, SearchSpace, describe, thread_counts_to_try
 from cerebrum_cli.tune.search import SEARCH_S, Search
 from cerebrum_cli.tune.tune import STEPS_S, tune_model
 
@@ -39,10 +33,7 @@ SLOW_PREFILL = Speeds(2.0, 20.0, 8.0)  # enough to matter in a chat
 
 
 def run_search(
-    bench: ScriptedBench,
-    search_s: float = 1e9,
-    space: SearchSpace = SPACE,
-    events: list[StageEvent] | None = None,
+    bench: ScriptedBench, search_s: float = 1e9, space: SearchSpace = SPACE, events: list[StageEvent] | None = None
 ) -> tuple[dict[UseName, TunedUse], Search, list[StageEvent]]:
     """Run a search: the settings per use, the search itself, and its events."""
     search = Search(bench, space, search_s=search_s, clock=bench.clock)
@@ -278,10 +269,7 @@ def test_search_tries_gpu_layers_only_with_a_gpu_and_threads_that_the_user_leave
     assert uses["chat"].tuning == Tuning(gpu_layers="16")
 
 
-@pytest.mark.parametrize(
-    ("slots", "tried"),
-    [(64, [32, 16, 64]), (63, [32, 16]), (8, [8])],
-)
+@pytest.mark.parametrize(("slots", "tried"), [(64, [32, 16, 64]), (63, [32, 16]), (8, [8])])
 def test_search_tries_only_sequences_that_fit_in_memory(slots: int, tried: list[int]) -> None:
     space = SPACE._replace(slots=slots, batch=replace(BATCH_BASELINE, slots=min(32, slots)))
     _, search, _ = run_search(ScriptedBench(), space=space)
