@@ -63,9 +63,6 @@ def profile(
     return Profile(model, machine, build, "2026-11-20T20:58:34+00:00", uses)
 
 
-# Choosing settings.
-
-
 def test_profile_names_the_draft_with_the_lowest_cost_per_row() -> None:
     chat = replace(DEFAULT_USE, step_costs=STEP_COSTS)
     assert (chat.best_draft, DEFAULT_USE.best_draft) == ((8, 2.0), None)
@@ -76,8 +73,6 @@ def test_profile_names_the_draft_with_the_lowest_cost_per_row() -> None:
     assert (step_costs_of(measured, "chat"), step_costs_of(measured, "ask")) == (STEP_COSTS, None)
     assert step_costs_of(None, "chat") is None
 
-
-# Load options.
 
 ALL_SETTINGS = Tuning(False, 4, 6, 64, "12", 16)
 OPTIONS = LoadOptions(GgufFile(Path("m.gguf"), 2048, uniform_sizes(10**9, 32, 500)))
@@ -132,12 +127,8 @@ def test_search_space_depends_on_memory_and_settings() -> None:
     assert search_space(model, Settings(threads=3)).threads == ()
 
 
-# The store.
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> ProfileStore:
-    """A store on a machine called `here`, with build b1."""
     return ProfileStore(tmp_path / "profiles", "here", "b1")
 
 
@@ -200,9 +191,6 @@ def test_profile_store_ignores_a_damaged_file(store: ProfileStore, tmp_path: Pat
     assert (store.find("sha 1"), store.find_other("sha 1")) == (None, None)
 
 
-# Use by commands.
-
-
 class CommandRunner:
     """Runs commands in one home, with a scripted model and bench; `loaded` lists the load options of models."""
 
@@ -217,7 +205,6 @@ class CommandRunner:
         self.row_cost: float | None = None
 
     def app(self, piped: bytes | None = None, streams: Streams | None = None) -> App:
-        """Create an app that records the load options of models."""
         piped_input = None if piped is None else BytesIO(piped)
         streams = streams or Streams(StringIO(), StringIO(), piped_input, False, False, False)
         app = app_for({"rows": {}, "seeds": ["The answer is 7."]}, self.home, streams)
@@ -238,12 +225,9 @@ class CommandRunner:
         return app
 
     def run(self, *arguments: str | Path, piped: bytes | None = None) -> Finished:
-        """Run one command line."""
-        app = self.app(piped)
-        return self.run_with(app, *arguments)
+        return self.run_with(self.app(piped), *arguments)
 
     def run_with(self, app: App, *arguments: str | Path) -> Finished:
-        """Run one command line in an app."""
         code = run([str(argument) for argument in arguments], app)
         out, err = app.streams.out, app.streams.err
         assert isinstance(out, StringIO) and isinstance(err, StringIO)
@@ -258,12 +242,10 @@ class CommandRunner:
         return options
 
     def save_profile(self, measured: Profile) -> None:
-        """Save a profile of the model, as measured on this machine."""
         store = self.app().profiles()
         store.save(replace(measured, model=self.identity(), machine=store.machine, build=store.build))
 
     def identity(self) -> str:
-        """Identity of the model, after computing its digest."""
         library = self.app().library
         model = library.resolve(str(self.model))
         library.digest(model, lambda *_: None)
@@ -271,13 +253,11 @@ class CommandRunner:
 
     @property
     def profiles(self) -> Path:
-        """Directory of profiles."""
         return self.home / "data" / "cerebrum" / "profiles"
 
 
 @pytest.fixture
 def runner(tmp_path: Path, chatml_model: Path) -> CommandRunner:
-    """A runner without profiles."""
     return CommandRunner(tmp_path, chatml_model)
 
 
@@ -363,9 +343,6 @@ def test_damaged_profile_or_changed_model_gives_default_settings(tuned: CommandR
     assert tuned.load_options("chat", piped=b"hello\n").context.n_threads == 0
 
 
-# The command.
-
-
 def test_tune_saves_a_profile_that_other_commands_use(runner: CommandRunner) -> None:
     default, chat = runner.load_options("ask", "hello"), runner.load_options("chat", piped=b"hello\n")
     done = runner.run("tune", runner.model, "--json")
@@ -399,9 +376,7 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner, monkeypa
         "  batch, not repacked: prompt 1.00 x, gen 1.00 x",
         "  batch, 16 sequences: gen 1.50 x",
         "  batch, 64 sequences: gen 1.00 x",
-        "  not repacked, n_ubatch 64: prompt 1.50 x, gen 0.90 x",
-        "  not repacked, n_ubatch 256: prompt 1.50 x, gen 0.90 x",
-        "  not repacked, n_ubatch 512: prompt 1.50 x, gen 0.90 x",
+        *(f"  not repacked, n_ubatch {size}: prompt 1.50 x, gen 0.90 x" for size in (64, 256, 512)),
         "not measured:",
         "  other thread counts: --threads is 1",
         "changed:",
@@ -452,7 +427,6 @@ def test_tune_deletes_the_profile_if_nothing_is_faster(tuned: CommandRunner) -> 
 
 @pytest.mark.parametrize("options", [(), ("--json",), ("-q",)])
 def test_tune_on_a_busy_machine_saves_nothing(runner: CommandRunner, options: tuple[str, ...]) -> None:
-    """Neither faster settings, nor drafts that pay."""
     runner.disturbed_jobs, runner.row_cost = 1, 0.25
     done = runner.run("tune", runner.model, *options)
     assert (done.code, bool(done.out)) == (1, True)
