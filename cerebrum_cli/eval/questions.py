@@ -43,7 +43,12 @@ def select(questions: Iterable[Question], limit: int | None = None, seed: int = 
 
     A question's place depends on its id and the seed alone, not on the other questions.
     """
-    return tuple(sorted(questions, key=lambda question: _rank(question, seed))[:limit])
+
+    def rank(question: Question) -> tuple[bytes, int]:
+        name = f"{seed} {type(question.id).__name__} {question.id}"
+        return hashlib.sha256(name.encode()).digest(), question.index
+
+    return tuple(sorted(questions, key=rank)[:limit])
 
 
 def sample_seed(base: int, index: int, sample: int) -> int:
@@ -55,10 +60,6 @@ def sample_seed(base: int, index: int, sample: int) -> int:
         raise ValueError(f"sample {sample} is not from 0 to {MAX_SAMPLES - 1}")
     offset = int.from_bytes(hashlib.sha256(f"seeds {base}".encode()).digest()[:8], "big")
     return (offset + index) % _BLOCKS * _STRIDE + sample
-
-
-def _rank(question: Question, seed: int) -> tuple[bytes, int]:
-    return hashlib.sha256(f"{seed} {type(question.id).__name__} {question.id}".encode()).digest(), question.index
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,9 @@ class PromptFormat(ABC):
     verbatim: bool = False
     is_servers: bool = False
 
-    def mentions(self, thought: ThoughtMarkup) -> bool:  # noqa: ARG002
+    def mentions(self, thought: ThoughtMarkup) -> bool:
         """Whether the format itself has this reasoning markup."""
-        return False
+        return thought in self.thoughts
 
     @property
     def has_switch(self) -> bool:
@@ -81,10 +81,6 @@ class PlainFormat(PromptFormat):
 
 class RawFormat(PromptFormat):
     """No format: the last message is the prompt, and special tokens spelled in it are recognized."""
-
-    def mentions(self, thought: ThoughtMarkup) -> bool:
-        """Whether it was given this markup, which the model is known to use."""
-        return thought in self.thoughts
 
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the last message as trusted text."""

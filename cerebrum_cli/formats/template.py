@@ -105,9 +105,11 @@ class EmbeddedFormat(PromptFormat):
 
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the prompt; only the template's own text is trusted. Raises FormatError if the template fails."""
-        values, placeholders = self._values(conversation, conversation.thinks), Placeholders()
+        thinks = conversation.thinks
+        values = self._values(conversation, thinks)
+        placeholders = Placeholders()
         write, keeps_tokens = self._history(conversation, values)
-        turns, thinks = conversation.openai_messages, conversation.thinks
+        turns = conversation.openai_messages
         offset = len(turns) - len(conversation.messages)
         messages = dict(enumerate(conversation.messages, offset))
         fixed = {
@@ -138,7 +140,8 @@ class EmbeddedFormat(PromptFormat):
             for index, ids in sampled.items()
         }
         out = [*_restore_headers(pieces, before, len(turns) - 1)[:-1], (FROM_TEMPLATE, headers[thinks])]
-        return join_parts(tuple(_part(piece, fixed) for piece in out))
+        parts = (fixed.get(index) or Text(text, trusted=index == FROM_TEMPLATE) for index, text in out)
+        return join_parts(tuple(parts))
 
     def _fixed_part(self, message: Message, keeps_tokens: bool) -> PromptPart | None:
         """A sampled reply that the template does not see: one that keeps its tokens, or mentions markup.
@@ -266,8 +269,3 @@ def _restore_headers(pieces: list[Piece], headers: Mapping[int, str], last: int)
         if reply in headers and question == reply - 1:
             out[at - 1] = (FROM_TEMPLATE, headers[reply])
     return out
-
-
-def _part(piece: Piece, fixed: Mapping[int, PromptPart]) -> PromptPart:
-    index, text = piece
-    return fixed.get(index) or Text(text, trusted=index == FROM_TEMPLATE)

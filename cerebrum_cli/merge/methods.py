@@ -170,8 +170,7 @@ def simplify(terms: Iterable[Term], offset: float) -> TensorOp:
     for tensor, coefficient in terms:
         coefficients[tensor] = coefficients.get(tensor, 0.0) + coefficient
     nonzero = [Term(tensor, value) for tensor, value in coefficients.items() if abs(value) > COEFFICIENT_TOLERANCE]
-    if not nonzero:
-        return Sum((Term(next(iter(coefficients)), 0.0),), offset)
+    nonzero = nonzero or [Term(next(iter(coefficients)), 0.0)]
     if len(nonzero) == 1 and abs(nonzero[0].coefficient - 1) < COEFFICIENT_TOLERANCE:
         return Copy(nonzero[0].tensor)
     return offset_sum(nonzero, offset)
