@@ -112,7 +112,7 @@ def test_canonical_mixed_number_is_a_sum(whole: int, over: int, under: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("answer", "gold"),
+    ("answer", "reference"),
     [
         *(("18", "18"), ("$18.00", "18"), ("1,234 apples", "1234"), ("2520000", "2,520,000"), ("1/2", "0.5")),
         *(("60%", "60"), ("60\\%", "60"), ("60 percent", "$60"), ("60% of the students", "60"), ("12.5%", "12.5")),
@@ -130,12 +130,12 @@ def test_canonical_mixed_number_is_a_sum(whole: int, over: int, under: int) -> N
         *(("(B) 12", "B"), ("x = 5", "5"), ("The Eiffel Tower", "Eiffel tower")),
     ],
 )
-def test_matches_gold_accepts_the_unit_that_one_of_both_lacks(answer: str, gold: str) -> None:
-    assert equals_reference(answer, gold)
+def test_reference_accepts_the_unit_that_one_of_both_lacks(answer: str, reference: str) -> None:
+    assert equals_reference(answer, reference)
 
 
 @pytest.mark.parametrize(
-    ("answer", "gold"),
+    ("answer", "reference"),
     [
         *((None, "60"), (None, "None"), ("", "60"), ("60.5", "60"), ("-60", "60"), ("60!", "60"), ("60 or 40", "60")),
         *(("0.6", "60"), ("600%", "60"), ("60% of 200", "60"), ("60%, 40%", "60"), ("60% + 2", "60"), ("6", "60%")),
@@ -144,27 +144,27 @@ def test_matches_gold_accepts_the_unit_that_one_of_both_lacks(answer: str, gold:
         *(("-20%", "20"), ("two thirds", "2"), ("10 squared", "10"), ("2 dozen", "2"), ("5 ft 6 in", "5")),
     ],
 )
-def test_matches_gold_refuses_another_amount(answer: str | None, gold: str) -> None:
-    assert not equals_reference(answer, gold)
+def test_reference_refuses_another_amount(answer: str | None, reference: str) -> None:
+    assert not equals_reference(answer, reference)
 
 
 @pytest.mark.slow
-def test_matches_gold_accepts_what_votes_count_together() -> None:
+def test_reference_accepts_what_votes_count_together() -> None:
     """The exceptions are what a question implies: whether 60% means 60 or 0.6, and in which half of the day 8 is."""
     spellings = [*SPELLINGS[::10], "60%", "60", "0.6", "8", "8:00", "8 p.m.", "8 a.m.", "4:30", "4:30 PM"]
     forms = {spelling: canonical(spelling) for spelling in spellings}
     apart = {
-        (answer, gold)
-        for answer, gold in product(spellings, repeat=2)
-        if forms[answer] != forms[gold] and equals_reference(answer, gold)
+        (answer, reference)
+        for answer, reference in product(spellings, repeat=2)
+        if forms[answer] != forms[reference] and equals_reference(answer, reference)
     }
     assert {("0.6", "60%"), ("8 p.m.", "8")} <= apart
     assert [pair for pair in apart if not re.search(r"%|per ?cent|\d ?[ap]\.?m", " ".join(pair), re.IGNORECASE)] == []
 
 
 @given(numbers, numbers)
-def test_matches_gold_compares_numbers_by_value(answer: Fraction, gold: Fraction) -> None:
-    assert equals_reference(str(answer), str(gold)) == (answer == gold)
+def test_reference_compares_numbers_by_value(answer: Fraction, reference: Fraction) -> None:
+    assert equals_reference(str(answer), str(reference)) == (answer == reference)
 
 
 @pytest.mark.parametrize(

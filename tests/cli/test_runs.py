@@ -1,4 +1,4 @@
-"""Stored runs: names, damaged files, what can be compared, and marking again."""
+"""Stored runs: names, damaged files, what can be compared, and scoring again."""
 
 from __future__ import annotations
 
@@ -36,13 +36,8 @@ from cerebrum_cli.runs.result import ResultRows
 
 NOW, NEWER, OLDER = (str(SCORING_VERSION + by) for by in (0, 1, -1))
 VERSIONS = {"cerebrum": "0.1.0", "llama.cpp": "abc", "marking": NOW}
-CONDITION = {
-    "task": "sums",
-    "model": "tiny",
-    "match": "answer",
-    "question file": "d" * 64,
-    "temperature": 0.0,
-} | VERSIONS
+QUESTIONS = {"task": "sums", "question file": "d" * 64}
+CONDITION = {**QUESTIONS, "model": "tiny", "match": "answer", "temperature": 0.0, **VERSIONS}
 OTHER_MODEL = {**CONDITION, "model": "other"}
 Notes = Mapping[str, object]
 OWN: Notes = {"chosen settings": []}  # of a run whose settings are the model's own, or defaults
@@ -123,9 +118,6 @@ def test_run_has_a_name_of_its_task_and_model(store: RunStore) -> None:
     assert store.path_for(condition) == (path, "")
     assert store.path_for({**condition, "system": "x"})[0].name == "a-b-c-ü-tiny-Q4_K_M-2.jsonl"
     assert store.find("a-b-c-ü-tiny-Q4_K_M").path == path
-
-
-def test_run_of_any_task_has_a_usable_name(store: RunStore) -> None:
     for task in ("?", "ü" * 125, "-rf", ".."):
         condition = {**CONDITION, "task": task}
         run = write_run(store.path_for(condition)[0], [sample(1)], 1, condition=condition)
@@ -243,12 +235,11 @@ def test_run_is_extended_with_the_versions_that_made_it(store: RunStore) -> None
     assert why_new == "sums-tiny-2 was made with another temperature (0.0, now 1.0); this is a new run, sums-tiny-3"
 
 
-def test_run_is_extended_with_the_rules_that_marked_it(store: RunStore) -> None:
+def test_run_is_extended_with_the_rules_that_scored_it(store: RunStore) -> None:
     path, _ = store.path_for(CONDITION)
     assert store.path_for({**CONDITION, "marking": "0"}) == (path, "")
     for rules, match, words, option in (
         (OLDER, "answer", f"rules version {OLDER}", ""),
-        (NEWER, "answer", f"rules version {NEWER}", ""),
         ({"x": 1}, "answer", "rules version {'x': 1}", ""),
         (None, "code", "an older version's rules", " --run-code"),
     ):
@@ -317,10 +308,8 @@ def test_runs_of_other_settings_are_compared_and_the_difference_named(tmp_path: 
     assert named({"format": "plain", "prompt": "Q: {question}"}) == "format (chatml and plain)"
     assert named({"prompt": "Q: {question}"}) == "prompt (none and Q: {question})"
     assert named({"match": "exact"}) == "match (answer and exact)"
-    assert (
-        named({"adapter": "f" * 64}, notes={**OWN, "lora": ["/a/terse.gguf:0.5"]})
-        == "adapter (none and terse.gguf:0.5)"
-    )
+    adapter = named({"adapter": "f" * 64}, notes={**OWN, "lora": ["/a/terse.gguf:0.5"]})
+    assert adapter == "adapter (none and terse.gguf:0.5)"
     assert named({}, [sample(1), sample(2)]) == "number of questions (1 and 2)"
     assert named({}, [sample(1), sample(1, 1)], 2) == "number of samples (1 and 2)"
     model = {"model": "other", "model file": "x", "format": "plain", "prompt": "Q: {question}", "temperature": 0.6}
@@ -340,8 +329,8 @@ def test_runs_of_other_models_are_compared(tmp_path: Path) -> None:
     assert (found.accuracy_a, found.accuracy_b) == (2 / 3, 1 / 3)
 
 
-def test_comparison_is_of_marks_by_one_version(tmp_path: Path) -> None:
-    """The marks of the first run are wrong: whether it counts as right shows whether it was marked again."""
+def test_comparison_is_of_scores_by_one_version(tmp_path: Path) -> None:
+    """The scores of the first run are wrong: whether it counts as right shows whether it was scored again."""
 
     def compared(first: str | None, second: str | None, match: str = "answer") -> tuple[list[float], list[str]]:
         runs = []
@@ -371,7 +360,7 @@ def test_comparison_is_of_marks_by_one_version(tmp_path: Path) -> None:
 def test_comparison_uses_math_verify_for_both_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str | None
 ) -> None:
-    """One is marked with it, and one without, as before it was installed."""
+    """One is scored with it, and one without, as before it was installed."""
     monkeypatch.setattr(math_equality, "math_verify_version", lambda: version)
     verified = f"{NOW} with Math-Verify 0.9.0"
     condition = {**CONDITION, "match": "math", "marking": verified}
@@ -403,9 +392,8 @@ def test_comparison_notes_other_versions(tmp_path: Path) -> None:
     notes = {"servers": [{"kind": "llama-server", "build": "b123", "model": "tiny.gguf"}]}
     served = write_run(tmp_path / "c.jsonl", [sample(1)], 1, condition={**CONDITION, "llama.cpp": None}, notes=notes)
     assert "abc and llama-server b123" in next(comparison_notes(first, served))
-    other = write_run(
-        tmp_path / "d.jsonl", [sample(1)], 1, condition={**CONDITION, "default template": "Say {question}"}
-    )
+    own = {**CONDITION, "default template": "Say {question}"}
+    other = write_run(tmp_path / "d.jsonl", [sample(1)], 1, condition=own)
     assert differences(first, other) == {"default template": ("{question}", "Say {question}")}
     asked = ({"template": "{question}", "default template": default} for default in ("{question}", "Say {question}"))
     pair = [write_run(tmp_path / f"{n}.jsonl", [sample(1)], 1, condition=CONDITION | c) for n, c in enumerate(asked)]
@@ -423,7 +411,7 @@ def test_comparison_leaves_out_what_one_run_lacks(tmp_path: Path) -> None:
         compare_runs(first, none)
 
 
-# Reports and marking again.
+# Reports and scoring again.
 
 
 def test_report_takes_time_from_the_samples_that_have_one(tmp_path: Path) -> None:
@@ -439,7 +427,7 @@ def test_report_takes_time_from_the_samples_that_have_one(tmp_path: Path) -> Non
     assert (report.maj, len(report.pass_at), report.seconds_per_question) == ({}, 1, None)
 
 
-def test_rescoring_changes_marks_only(tmp_path: Path) -> None:
+def test_rescoring_changes_scores_only(tmp_path: Path) -> None:
     outdated = replace(sample(1), answer="8", correct=False)
     cut_off = replace(sample(2, text="It makes 7."), answer="7", correct=True, finish_reason="length")
     choice = replace(sample(3, text="b)"), answer=None, correct=False, gold="B", choices=("x", "y"))
@@ -454,7 +442,7 @@ def test_rescoring_changes_marks_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("questions", [4, 5])
-def test_saved_marks_are_those_of_this_version(tmp_path: Path, questions: int) -> None:
+def test_saved_scores_are_those_of_this_version(tmp_path: Path, questions: int) -> None:
     """Of a complete run, and of one that lacks a question."""
     outdated = replace(sample(1), answer="8", correct=False)
     condition = {**CONDITION, "marking": OLDER}
@@ -474,7 +462,7 @@ def test_saved_marks_are_those_of_this_version(tmp_path: Path, questions: int) -
     assert {path.name for path in tmp_path.iterdir()} == {"run.jsonl", "whole.jsonl", "whole.jsonl.meta.json"}
 
 
-def test_saved_marks_need_a_run_that_nobody_writes(tmp_path: Path) -> None:
+def test_saved_scores_need_a_run_that_nobody_writes(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run.jsonl", [sample(1)], 2)
     with (
         contextlib.closing(start_run(run.path, 2)),
@@ -484,7 +472,7 @@ def test_saved_marks_need_a_run_that_nobody_writes(tmp_path: Path) -> None:
     assert error.value.hint == "wait until it has ended"
 
 
-def test_saved_marks_need_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saved_scores_need_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def commit(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -498,8 +486,8 @@ def test_saved_marks_need_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("is_interrupted", [False, True])
-def test_saved_marks_hide_no_lost_sample(tmp_path: Path, is_interrupted: bool) -> None:
-    """A save that was interrupted may have changed marks, but removed no sample."""
+def test_saved_scores_hide_no_lost_sample(tmp_path: Path, is_interrupted: bool) -> None:
+    """A save that was interrupted may have changed scores, but removed no sample."""
     condition = {**CONDITION, "marking": None} if is_interrupted else CONDITION
     run = write_run(tmp_path / "run.jsonl", [sample(1), sample(2)], 2, condition=condition)
     whole, changed = run.path.read_bytes(), run.path.read_bytes().replace(b"true", b"false")
@@ -519,7 +507,7 @@ def test_saved_marks_hide_no_lost_sample(tmp_path: Path, is_interrupted: bool) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("questions", [2, 3])
-def test_saved_marks_are_old_or_new_after_a_kill(tmp_path: Path, questions: int) -> None:
+def test_saved_scores_are_old_or_new_after_a_kill(tmp_path: Path, questions: int) -> None:
     condition, outdated = {**CONDITION, "marking": OLDER}, replace(sample(1), answer="8", correct=False)
     old, new, found = [outdated, sample(2)], [sample(1), sample(2)], []
     for step in count():
@@ -540,7 +528,7 @@ def test_saved_marks_are_old_or_new_after_a_kill(tmp_path: Path, questions: int)
 
 
 @pytest.mark.slow
-def test_rescoring_keeps_marks_of_slow_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rescoring_keeps_scores_of_slow_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scorers, "SEARCH_S", 0.5)
     slow = replace(sample(1), text="a" * 60, gold="(a|a)+!", answer="old", correct=True)
     quick = replace(sample(2, text="7"), gold="7", answer="7", correct=False)
@@ -557,12 +545,8 @@ def test_rescoring_code_keeps_replies_without_a_program(tmp_path: Path) -> None:
     code = 'def f():\n    """Return 7.\n\n    ```\n    f()\n    ```\n    """\n    return 7'
     program = replace(sample(1), answer=code, gold=test, correct=False)
     none = replace(sample(2), answer=None, gold=test, correct=False)
-    run = write_run(
-        tmp_path / "run.jsonl",
-        [program, none, replace(skipped(3), gold=test)],
-        3,
-        condition={**CONDITION, "match": "code"},
-    )
+    samples = [program, none, replace(skipped(3), gold=test)]
+    run = write_run(tmp_path / "run.jsonl", samples, 3, condition={**CONDITION, "match": "code"})
     found = rescored(run.match, run.samples(), run_code=True).samples
     assert [(each.answer, each.correct) for each in found] == [(code, True), (None, False), (None, False)]
     with pytest.raises(UsageError, match="this task runs programs"):
