@@ -7,32 +7,25 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
-from cerebrum_cli.batch.rows import Row as Question
+from cerebrum_cli.batch.rows import InputRow as Question
 from cerebrum_cli.batch.rows import prompt_row, result_rows
 from cerebrum_cli.cli.app import real_app
-from cerebrum_cli.cli.generation import AUTO_PARALLEL
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings, fold
-from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
+from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.load_options import LoadOptions
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.model.loading import (
-    BackendFactory,
-    LoadedModel,
-    ModelUse,
-    ReplySource,
-    Resources,
-    Servers,
-    open_model,
-)
+from cerebrum_cli.model.installation import OpenFile
+from cerebrum_cli.model.interface import Model, open_source
+from cerebrum_cli.model.source import AUTO_PARALLEL, ModelSource, Servers
 from cerebrum_cli.runs.journal import open_journal
 from cerebrum_cli.terminal.sinks import render
 
@@ -84,47 +77,37 @@ def benchmark_settings(overrides: Mapping[str, Any]) -> Settings:
     return fold({"format": CEREBRUM.name, "threads": THREADS}, overrides)
 
 
-@contextmanager
 def loaded_model(
     model: str, settings: Settings, context: ContextOptions = SINGLE, evaluate_all: bool = False
-) -> Iterator[LoadedModel]:
+) -> AbstractContextManager[Model]:
     """Load a model as the commands do; with `evaluate_all`, every prompt is evaluated from its first token."""
     app = real_app()
-    factory = without_prefix_reuse(app.open_backend) if evaluate_all else app.open_backend
-    source = ReplySource(Resources(factory), app.library.resolve(model), settings, ModelUse(context))
-    loaded = open_model(source)
-    try:
-        list(loaded.responder.load())
-        yield loaded
-    finally:
-        loaded.engine.close()
+    installation = replace(app, open_file=without_prefix_reuse(app.open_file)) if evaluate_all else app
+    return loading(ModelSource(installation, app.library.resolve(model), settings, context=context, is_tuned=False))
+
+
+def connected_model(model: str, settings: Settings, url: str) -> AbstractContextManager[Model]:
+    """Connect to a server of a model as the commands do."""
+    app, servers = real_app(), Servers([Endpoint(url, url)])
+    return loading(ModelSource(app, app.library.resolve(model), settings, servers))
 
 
 @contextmanager
-def connected_model(model: str, settings: Settings, url: str) -> Iterator[LoadedModel]:
-    """Connect to a server of a model as the commands do."""
-    app = real_app()
-    servers = Servers([Endpoint(url, url)])
-    loaded = open_model(ReplySource(app.resources(), app.library.resolve(model), settings, host=servers))
-    try:
-        list(loaded.responder.load())
-        yield loaded
-    finally:
-        loaded.engine.close()
+def loading(source: ModelSource) -> Iterator[Model]:
+    with open_source(source) as model:
+        list(model.load())
+        yield model
 
 
-def without_prefix_reuse(factory: BackendFactory) -> BackendFactory:
-    """Wrap a backend factory so that the engine reuses no tokens from its slots, and is otherwise unchanged."""
+def without_prefix_reuse(open_file: OpenFile) -> OpenFile:
+    """Wrap what opens a file so that the engine reuses no tokens from its slots, and is otherwise unchanged."""
 
-    def wrapped(options: LoadOptions) -> OpenBackend:
-        def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
-            backend = factory(options)(emit, stop)
-            backend.reusable_prefix = lambda _: 0  # type: ignore[method-assign, assignment]
-            return backend
+    def opened(options: LoadOptions, emit: Callable[[Event], None], stop: StopFlag) -> Backend:
+        backend = open_file(options, emit, stop)
+        backend.reusable_prefix = lambda _: 0  # type: ignore[method-assign, assignment]
+        return backend
 
-        return open_backend
-
-    return wrapped
+    return opened
 
 
 def unobserved(events: Generator[Event, None, None]) -> Generator[Event, None, None]:
@@ -143,8 +126,8 @@ def run_batch(job: BatchJob, observe: Observer = unobserved) -> BatchResult:
             opened_model(job, settings) as loaded,
         ):
             start = time.perf_counter()
-            events = answer_rows(loaded.responder, job.questions, options, result, in_order=False)
-            render(observe(events), loaded.responder.cancel, ())
+            events = answer_rows(loaded, job.questions, options, result, in_order=False)
+            render(observe(events), loaded.cancel, ())
             result.complete()
             seconds = time.perf_counter() - start
         lines = output.read_text(encoding="utf-8").splitlines()
@@ -154,7 +137,7 @@ def run_batch(job: BatchJob, observe: Observer = unobserved) -> BatchResult:
     return BatchResult(seconds, objects)
 
 
-def opened_model(job: BatchJob, settings: Settings) -> AbstractContextManager[LoadedModel]:
+def opened_model(job: BatchJob, settings: Settings) -> AbstractContextManager[Model]:
     """Open the model or the server of a batch."""
     if job.endpoint:
         return connected_model(job.model, settings, job.endpoint)
@@ -166,7 +149,7 @@ def opened_model(job: BatchJob, settings: Settings) -> AbstractContextManager[Lo
 def tokenized_prompts(model: str, questions: Sequence[Question]) -> list[tuple[int, ...]]:
     """Token ids of the questions' prompts; to be called in a subprocess."""
     with loaded_model(model, benchmark_settings({})) as loaded:
-        return [loaded.responder.preview(conversation_of(question)).token_ids for question in questions]
+        return [loaded.preview(conversation_of(question)).token_ids for question in questions]
 
 
 def conversation_of(question: Question) -> Conversation:

@@ -56,7 +56,7 @@ from harness import PEER_PROGRAMS, Row, alternate, argument_parser, in_subproces
 from quantized import BF16, quantize
 from server import batched_bench, time_server
 
-from cerebrum_cli.batch.rows import Row as Question
+from cerebrum_cli.batch.rows import InputRow as Question
 from cerebrum_cli.batch.rows import prompt_row
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event, TokenEvent
@@ -212,7 +212,7 @@ def sized_questions(model: str, questions: Sequence[Question], sizes: Sequence[i
     with loaded_model(model, benchmark_settings({})) as loaded:
 
         def token_count(words: Sequence[str]) -> int:
-            return loaded.responder.count_tokens(Conversation().user(" ".join(words)))
+            return loaded.count_tokens(Conversation().user(" ".join(words)))
 
         for number, size in enumerate(sizes, 1):
             words = [text[(100 * number + at) % len(text)] for at in range(size)]

@@ -35,7 +35,8 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.engine.remote.client import Endpoint
-from cerebrum_cli.model.loading import CHAT, ReplySource, Servers, open_model
+from cerebrum_cli.model.interface import open_source
+from cerebrum_cli.model.source import ModelSource, Servers
 
 FORMATS = ("cerebrum", "embedded")
 CHATS, TURNS = 4, 10
@@ -73,12 +74,12 @@ def open_chat(directory: Path, *endpoints: Endpoint, **overrides: Any) -> Chat:
     app = replace(installed, config_directory=directory, data_directory=directory, cache_directory=directory)
     app.library = installed.library
 
-    def resolve(layer: Layer) -> ReplySource:
+    def resolve(layer: Layer) -> ModelSource:
         model, place = app.library.resolve(layer.get("model")), Servers(endpoints) if endpoints else None
-        return ReplySource(app.resources(no_profile=True), model, app.settings(layer, model), CHAT, place)
+        return ModelSource(app, model, app.settings(layer, model), place, is_tuned=False).for_chat()
 
     source = resolve(overrides)
-    return Chat(app.open_history(), resolve, overrides, open_model(source), source.settings)
+    return Chat(app.open_history(), resolve, overrides, open_source(source), source.settings)
 
 
 def close_chat(chat: Chat) -> None:
@@ -204,7 +205,7 @@ def until_first_token(chat: Chat) -> Iterator[Event]:
     """Yield the events of a reply, which is cancelled at its first token."""
     for event in chat.send(QUESTION):
         if isinstance(event, TokenEvent):
-            chat.loaded.responder.cancel()
+            chat.loaded.cancel()
         yield event
 
 

@@ -353,8 +353,8 @@ def add_trace(output: IO[str]) -> None:
     """Replace what computes log probabilities and what collects replies: what is between them passes objects on."""
     from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
     from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-    from cerebrum_cli.eval import evaluate
-    from cerebrum_cli.model.reply import ReplyCollector
+    from cerebrum_cli.model import concurrent_rows
+    from cerebrum_cli.model.reply import Reply
 
     plain = LlamaBackend.logprob
 
@@ -366,7 +366,7 @@ def add_trace(output: IO[str]) -> None:
         traced.likeliest = total - float(np.partition(logits, -LIKELIEST)[-LIKELIEST:].mean())
         return traced
 
-    class TracingCollector(ReplyCollector):
+    class TracingReply(Reply):
         def __init__(self) -> None:
             super().__init__()
             self.traced: list[TracedLogprob] = []
@@ -379,7 +379,7 @@ def add_trace(output: IO[str]) -> None:
                 print(json.dumps({"seed": event.seed, **traced_figures(self.traced)}), file=output)
 
     LlamaBackend.logprob = logprob  # type: ignore[assignment, method-assign]
-    evaluate.ReplyCollector = TracingCollector  # type: ignore[attr-defined]
+    setattr(concurrent_rows, "Reply", TracingReply)  # noqa: B010
 
 
 def traced_figures(tokens: list[TracedLogprob]) -> dict[str, float]:

@@ -56,7 +56,7 @@ from harness import (
 from relay import running_relay
 from server import LlamaServer, completion, running_server
 
-from cerebrum_cli.batch.rows import Row as Question
+from cerebrum_cli.batch.rows import InputRow as Question
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RowEvent, TokenEvent
@@ -146,8 +146,8 @@ def top_two_gap(model: str, prompt: str, local: str, remote: str) -> float:
     """Nats between the two most likely tokens where two texts first differ; to be called in a subprocess."""
     settings = fold({"threads": THREADS}, {"max_tokens": TEXT_TOKENS})
     with loaded_model(model, settings) as loaded:
-        request = loaded.responder.tokenize_request(ReplyRequest(Conversation().user(prompt), settings))
-        with closing(loaded.responder.generate([request])) as events:
+        request = loaded.prepare_reply(ReplyRequest(Conversation().user(prompt), settings))
+        with closing(loaded.generate([request])) as events:
             tokens = [token for event in events if isinstance(event, TokenEvent) for token in event.tokens]
         pieces = [loaded.engine.vocabulary.piece(token) for token in tokens]
         if b"".join(pieces).decode().strip() != local:
@@ -155,7 +155,7 @@ def top_two_gap(model: str, prompt: str, local: str, remote: str) -> float:
         same = [
             token for token, text in zip(tokens, accumulate(pieces), strict=True) if remote.encode().startswith(text)
         ]
-        context = (*request.prompt_tokens, *same)
+        context = (*request.request.prompt_tokens, *same)
         every_token = tuple((token,) for token in range(loaded.model.header.vocabulary_size))
         (scored,) = [
             event
@@ -222,7 +222,7 @@ class CacheLog:
         self.send(question)
 
     def _reply(self, conversation: Conversation, events: Iterator[Event]) -> None:
-        prompt = self._chat.loaded.responder.tokenize(conversation)
+        prompt = self._chat.loaded.tokenize(conversation)
         finish = finish_of(events)
         if finish.prompt_tokens != len(prompt):
             raise RuntimeError(f"{finish.prompt_tokens} prompt tokens, not {len(prompt)}")

@@ -38,7 +38,7 @@ from cerebrum_cli.cli.lm_eval import open_for_lm_eval
 from cerebrum_cli.core.events import Event, StageEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.scoring_plan import build_paths
-from cerebrum_cli.model.loading import ModelUse, ReplySource
+from cerebrum_cli.model.source import ModelSource
 
 TOLERANCE = 1e-2
 TEXT_ITEMS, TEXT_TOKENS = 20, 32
@@ -150,7 +150,7 @@ def run_ours(model: str, directory: Path) -> Outcome:
 
     app = real_app()
     found = app.library.resolve(model)
-    source = ReplySource(app.resources(no_profile=True), found, fold({"threads": THREADS}), ModelUse(raw=True))
+    source = ModelSource(app, found, fold({"threads": THREADS}), raw=True, is_tuned=False)
     rows: list[int] = []
 
     def count_rows(event: Event) -> None:

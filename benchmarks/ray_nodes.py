@@ -29,7 +29,7 @@ import psutil
 from harness import SCRIPT, Row, alternate, argument_parser, record, run
 
 from cerebrum_cli.batch.rows import output_object
-from cerebrum_cli.cli import ray_nodes
+from cerebrum_cli.cluster import distribution as ray_nodes
 
 TOKENS, SLOTS = 64, 16
 QUESTION = "A train covers {0} km in {1} hours, then {2} km in {3} hours. {4} What is its average speed?"

@@ -139,7 +139,7 @@ def split_text(kind: str, tokens: int) -> list[str]:
     with tempfile.TemporaryDirectory() as name:
         chat = open_chat(Path(name), model="starter", cache_gb=0)
         try:
-            for _ in chat.loaded.responder.load():
+            for _ in chat.loaded.load():
                 pass
             text = PREFIXES.get(kind, "") + "".join(map(TEXTS[kind].format, islice(count(1), tokens)))
             vocabulary, detokenizer = chat.loaded.engine.vocabulary, Detokenizer(())

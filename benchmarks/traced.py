@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from cerebrum_cli.engine.backend import Backend, OpenBackend
 
 INTERPRETER = "interpreter"
 IMPORTS = "imports of the command line: typer, the command"
@@ -90,19 +89,14 @@ def trace_app() -> None:
     import cerebrum_cli.cli.app as app
     from cerebrum_cli.terminal.streams import Streams
 
-    original = app.llama_opener
+    original: Any = getattr(app, "open_with_llama")  # noqa: B009
 
-    def llama_opener(*arguments: Any) -> OpenBackend:
-        open_backend = original(*arguments)
+    def open_with_llama(*arguments: Any) -> Any:
+        end_phase(RESOLVED)
+        trace_engine()
+        return original(*arguments)
 
-        def load_backend(*engine_arguments: Any) -> Backend:
-            end_phase(RESOLVED)
-            trace_engine()
-            return open_backend(*engine_arguments)
-
-        return load_backend
-
-    setattr(app, "llama_opener", llama_opener)  # noqa: B010
+    setattr(app, "open_with_llama", open_with_llama)  # noqa: B010
     wrap(Streams, "answer", end_on_return=SHOWN)
 
 

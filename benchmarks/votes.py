@@ -26,11 +26,11 @@ from typing import NamedTuple
 from answering import benchmark_settings, conversation_of, gsm8k, loaded_model
 from harness import Row, argument_parser, in_subprocess, medians, record
 
-from cerebrum_cli.batch.rows import Row as Question
+from cerebrum_cli.batch.rows import InputRow as Question
 from cerebrum_cli.core.events import Event, FinishEvent
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
+from cerebrum_cli.model.interface import Model
 from cerebrum_cli.model.reply import ReplyRequest
-from cerebrum_cli.model.responder import Responder
 from cerebrum_cli.model.voting import VOTE_TEMPERATURE
 
 VOTES, TOKENS, SHAPE_TOKENS = 8, 128, 32
@@ -98,21 +98,21 @@ def time_vote(model: str, question: Question, tokens: int) -> float:
     request = make_request(question, tokens)
     with loaded_model(model, request.settings, ContextOptions(slots=VOTES)) as loaded:
         samples = replace(request, n=VOTES, max_n=VOTES, logprobs=True)  # all of them, as no vote ends early
-        timing = measure_events(lambda: generate(loaded.responder, samples))
+        timing = measure_events(lambda: generate(loaded, samples))
     return checked_seconds(timing, tokens, [0] + [timing.finishes[0].prompt_tokens] * (VOTES - 1))
 
 
 def time_without_reuse(model: str, question: Question, tokens: int) -> float:
     """Seconds of single answers that each evaluate the prompt; to be called in a subprocess."""
     with loaded_model(model, make_request(question, tokens).settings, SINGLE, evaluate_all=True) as loaded:
-        timing = measure_events(lambda: generate_sequentially(loaded.responder, question, tokens))
+        timing = measure_events(lambda: generate_sequentially(loaded, question, tokens))
     return checked_seconds(timing, tokens, [0] * VOTES)
 
 
 def time_with_reuse(model: str, question: Question, tokens: int) -> float:
     """Seconds of single answers that reuse the prompt; to be called in a subprocess."""
     with loaded_model(model, make_request(question, tokens).settings, SINGLE) as loaded:
-        timing = measure_events(lambda: generate_sequentially(loaded.responder, question, tokens))
+        timing = measure_events(lambda: generate_sequentially(loaded, question, tokens))
     return checked_seconds(timing, tokens, [0] + [timing.finishes[0].prompt_tokens - 1] * (VOTES - 1))
 
 
@@ -122,15 +122,15 @@ def make_request(question: Question, tokens: int, seed: int = SEED) -> ReplyRequ
     return ReplyRequest(conversation_of(question), settings, ignore_eos=True)
 
 
-def generate_sequentially(responder: Responder, question: Question, tokens: int) -> Iterator[Event]:
+def generate_sequentially(model: Model, question: Question, tokens: int) -> Iterator[Event]:
     """Yield the events of single answers with the same seeds as the vote's samples."""
     for seed in range(SEED, SEED + VOTES):
-        yield from generate(responder, make_request(question, tokens, seed))
+        yield from generate(model, make_request(question, tokens, seed))
 
 
-def generate(responder: Responder, request: ReplyRequest) -> Iterator[Event]:
+def generate(model: Model, request: ReplyRequest) -> Iterator[Event]:
     """Yield the events of a request."""
-    with closing(responder.generate([responder.tokenize_request(request)])) as replies:
+    with closing(model.generate([model.prepare_reply(request)])) as replies:
         yield from replies
 
 

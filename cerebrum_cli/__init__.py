@@ -1,3 +1,36 @@
-"""Run local GGUF reasoning models in a terminal, in the exact prompt format each was trained on."""
+"""Run local GGUF reasoning models, in the exact prompt format each was trained on.
 
-__version__ = "0.1.0"
+A model replies to a conversation: iterate the reply.
+
+    from cerebrum_cli import open_model
+
+    with open_model("qwen3.5-4b", temperature=0.6) as model:
+        for piece in model.reply("Why is the sky blue?"):
+            print(piece, end="")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.core.version import __version__ as __version__
+
+__all__ = ["CerebrumError", "Conversation", "MajorityVote", "Model", "Reply", "open_model"]
+
+if TYPE_CHECKING:
+    from cerebrum_cli.core.conversation import Conversation
+    from cerebrum_cli.core.errors import CerebrumError
+    from cerebrum_cli.model.interface import Model, open_model
+    from cerebrum_cli.model.reply import Reply
+    from cerebrum_cli.model.voting import MajorityVote
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of the interface when it is first used: the command line needs few of them."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from cerebrum_cli.core import conversation, errors
+    from cerebrum_cli.model import interface
+
+    modules = (interface, conversation, errors)
+    return next(getattr(module, name) for module in modules if hasattr(module, name))

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cerebrum_cli import __version__
 from cerebrum_cli.cli import COMMANDS, Command
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, UsageError
+from cerebrum_cli.core.version import __version__
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App

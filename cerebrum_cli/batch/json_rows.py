@@ -13,7 +13,7 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any
 
-from cerebrum_cli.batch.rows import InvalidRow, Row, RowId, Template, invalid_row, require_prompt
+from cerebrum_cli.batch.rows import InputRow, InvalidRow, RowId, Template, invalid_row, require_prompt
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.sampling import TokenBias
@@ -26,7 +26,7 @@ _ALIASES = {"max_completion_tokens": "max_tokens", "dry_sequence_breakers": "dry
 _SETTINGS = {**{key: key for key in GENERATION_KEYS}, **_ALIASES}  # later ones win
 
 
-def read_json_row(number: int, line: str, template: Template | None) -> Row:
+def read_json_row(number: int, line: str, template: Template | None) -> InputRow:
     """Read a row from a line of JSON; an invalid line gives a row with an error."""
     id = prompt = None
     try:
@@ -40,7 +40,7 @@ def read_json_row(number: int, line: str, template: Template | None) -> Row:
         is_openai = template is None and (request is not item or "messages" in item)
         model = rest.get("model") if is_openai else None
         settings = _settings(rest)
-        return Row(number, id, prompt, conversation, settings, None, model=None if model is None else str(model))
+        return InputRow(number, id, prompt, conversation, settings, None, model=None if model is None else str(model))
     except InvalidRow as invalid:
         return invalid_row(number, id, prompt, invalid)
     except RecursionError:

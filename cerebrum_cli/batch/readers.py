@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cerebrum_cli.batch.json_rows import ID_KEYS, has_own_id, parse_json, read_json_row
-from cerebrum_cli.batch.rows import InvalidRow, Row, Template, invalid_row, parse_template, prompt_row
+from cerebrum_cli.batch.rows import InputRow, InvalidRow, Template, invalid_row, parse_template, prompt_row
 from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import write_all
@@ -161,7 +161,7 @@ class LineRows:
             yield start if text and not (self.shape == "txt" and text.startswith("#")) else None, has_id
             start += len(line) + 1
 
-    def read(self, number: int, lines: Iterable[bytes]) -> Row:
+    def read(self, number: int, lines: Iterable[bytes]) -> InputRow:
         """Read the row in the first of some lines."""
         line = next(iter(lines)).removesuffix(b"\r")
         try:
@@ -204,7 +204,7 @@ class TableRows:
             has_id = has_id or self._own_id(self._fields(record)) is not None
             yield offset, has_id
 
-    def read(self, number: int, lines: Iterable[bytes]) -> Row:
+    def read(self, number: int, lines: Iterable[bytes]) -> InputRow:
         """Read the row that begins with the first of some lines."""
         _, record = next(_records(lines, self.delimiter))
         fields = self._fields(record)
@@ -303,7 +303,7 @@ class IndexedRows:
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def __getitem__(self, position: int) -> Row:
+    def __getitem__(self, position: int) -> InputRow:
         """Read a row. Raises BatchError if the input has changed."""
         number = position + 1 + bisect_right(self._skipped, position)
         row = self._form.read(number, self._source.lines(self._offsets[position]))

@@ -62,7 +62,7 @@ class RowError:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class InputRow:
     """One question of a batch.
 
     `number` counts lines (txt, jsonl) or records (csv, tsv) from 1; `id` is the row's own id, or its number if no row
@@ -107,7 +107,7 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, position: int, /) -> Row: ...
+    def __getitem__(self, position: int, /) -> InputRow: ...
 
 
 class InvalidRow(Exception):
@@ -126,14 +126,14 @@ def require_prompt(text: str) -> str:
     return well_formed(text)
 
 
-def prompt_row(number: int, id: RowId | None, prompt: str) -> Row:
+def prompt_row(number: int, id: RowId | None, prompt: str) -> InputRow:
     """The row of a question alone. Raises InvalidRow if it is blank."""
     prompt = require_prompt(prompt)
-    return Row(number, id, prompt, Conversation().user(prompt), {}, None)
+    return InputRow(number, id, prompt, Conversation().user(prompt), {}, None)
 
 
-def invalid_row(number: int, id: RowId | None, prompt: str | None, invalid: InvalidRow) -> Row:
-    return Row(number, id, prompt, None, {}, invalid.error)
+def invalid_row(number: int, id: RowId | None, prompt: str | None, invalid: InvalidRow) -> InputRow:
+    return InputRow(number, id, prompt, None, {}, invalid.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +199,12 @@ def result_rows(
     return ResultRows(schema, len(rows), lambda position: rows[position].fields, sha256, table)
 
 
-def failed_object(row: Row, error: RowError, origin: Origin | None = None) -> dict[str, Any]:
+def failed_object(row: InputRow, error: RowError, origin: Origin | None = None) -> dict[str, Any]:
     """The output object of a row without an answer."""
     return output_object(row, origin, error=asdict(error))
 
 
-def output_object(row: Row, origin: Origin | None = None, **values: Any) -> dict[str, Any]:
+def output_object(row: InputRow, origin: Origin | None = None, **values: Any) -> dict[str, Any]:
     """The output object of a row: OUTPUT_KEYS, and those of MORE_KEYS that have a value."""
     fields = row.fields
     more = {LINE: fields[LINE] if values.get("error") else None, REQUEST: fields[REQUEST]}

@@ -28,9 +28,10 @@ from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc
 from cerebrum_cli.engine.sequence import TOKEN_BYTES
 from cerebrum_cli.engine.state_store import read_states
 from cerebrum_cli.formats.plain import EMBEDDED
-from cerebrum_cli.model.loading import LoadedModel, ReplySource, open_model
+from cerebrum_cli.model.interface import open_source
+from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.prompt_sources import read_text
-from cerebrum_cli.model.responder import Responder
+from cerebrum_cli.model.source import ModelSource
 
 DAY_S = 86_400
 MAX_IMPORT_BYTES = 1_000_000_000
@@ -120,12 +121,12 @@ def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation
     return (printable_name(name) or None if isinstance(name, str) else None), conversation
 
 
-def export_transcript(source: ReplySource, store: Store, session: Session) -> str:
+def export_transcript(source: ModelSource, store: Store, session: Session) -> str:
     """Export the exact prompt and last reply of a session; loads only the model's vocabulary."""
     recorded = session.params.get(CHAT_TEMPLATE, source.settings.chat_template)
     template = recorded if session.format == EMBEDDED else None
     settings = replace(source.settings, format=session.format, chat_template=template)
-    loaded = open_model(replace(source.used(vocabulary_only=True), settings=settings))
+    loaded = open_source(replace(source, vocabulary_only=True, settings=settings))
     try:
         return _transcript(loaded, store, session)
     finally:
@@ -139,17 +140,17 @@ def _transcript(loaded: LoadedModel, store: Store, session: Session) -> str:
     # Nothing follows the last reply, so its own tokens are exact even if it ended while reasoning.
     if last and has_valid_tokens(last[0], model):
         conversation = replace(conversation, messages=(*conversation.messages[:-1], with_thinking(last[0])))
-    return format_transcript(loaded.responder, conversation)
+    return format_transcript(loaded, conversation)
 
 
-def format_transcript(responder: Responder, conversation: Conversation) -> str:
+def format_transcript(model: LoadedModel, conversation: Conversation) -> str:
     """Format a conversation exactly as a model sees it: the prompt of the last reply, and that reply."""
     if not (conversation.messages and conversation.messages[-1].role == "assistant"):
-        return f"{responder.preview(conversation).prompt}\n"
+        return f"{model.preview(conversation).prompt}\n"
     last = conversation.messages[-1]
-    prompt = responder.preview(replace(conversation, messages=conversation.messages[:-1], thinks=last.thinks)).prompt
+    prompt = model.preview(replace(conversation, messages=conversation.messages[:-1], thinks=last.thinks)).prompt
     if last.tokens is not None:
-        return f"{prompt}{responder.detokenize(last.tokens)}\n"
+        return f"{prompt}{model.detokenize(last.tokens)}\n"
     return f"{prompt}{'' if prompt[-1:].isspace() else ' '}{last.content}\n"
 
 

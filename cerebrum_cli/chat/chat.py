@@ -33,7 +33,8 @@ from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, Se
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer
 from cerebrum_cli.model.inspection import GivenReply
-from cerebrum_cli.model.loading import LoadedModel, ReplySource, draft_notice, open_model
+from cerebrum_cli.model.interface import Model, open_source
+from cerebrum_cli.model.source import ModelSource, draft_notice
 from cerebrum_cli.model.voting import MajorityVote
 
 Events = Generator[Event, None, None]
@@ -51,9 +52,9 @@ class Chat:
     """
 
     history: History
-    resolve: Callable[[Layer], ReplySource]
+    resolve: Callable[[Layer], ModelSource]
     overrides: Layer
-    loaded: LoadedModel
+    loaded: Model
     settings: Settings
     session: Session | None = None
     name: str | None = None
@@ -84,19 +85,18 @@ class Chat:
     @property
     def efforts(self) -> tuple[str, ...]:
         """The efforts of reasoning that the model knows; none before it is loaded."""
-        return self.loaded.responder.format.efforts if self.loaded.engine.is_loaded else ()
+        return self.loaded.format.efforts if self.loaded.engine.is_loaded else ()
 
     @property
     def context_usage(self) -> tuple[int, int] | None:
         """Tokens of the conversation and of the context; None until the model is loaded, and where they are unknown."""
-        responder = self.loaded.responder
-        size = responder.context_size
+        size = self.loaded.context_size
         if size is None or self.loaded.model.is_served:
             return None
         key = self.loaded, self.session, self.settings.system, self.settings.think, self.settings.keep_thoughts
         if self._counted is None or self._counted[0] != key:
             try:
-                self._counted = key, responder.count_tokens(self._next_conversation)
+                self._counted = key, self.loaded.count_tokens(self._next_conversation)
             except FormatError:  # reported with the next question
                 return None
         return self._counted[1], size
@@ -142,7 +142,7 @@ class Chat:
         if not can_continue(last, self.loaded.model):
             raise SessionError(NO_CONTINUATION, "ask a question, or use /retry")
         yield from self.load()
-        continued = without_partial_character(last, self.loaded.responder)
+        continued = without_partial_character(last, self.loaded)
         settings = settings_of(last, self.settings)
         yield from self._reply(self._rewind_to_question(), continued, settings)
 
@@ -151,7 +151,7 @@ class Chat:
 
         Those of a reply that a stop string ended are not stored, and known only while the chat runs.
         """
-        self.loaded.responder.require_inspection()
+        self.loaded.require_inspection()
         last = self.last_reply
         if last is None:
             raise SessionError("no reply yet", "ask something first")
@@ -167,7 +167,7 @@ class Chat:
     def inspect(self, reply: GivenReply, likeliest: int) -> Events:
         """Evaluate a reply again, and yield an AlternativesEvent for each of its tokens."""
         yield from self.load()
-        yield from self.loaded.responder.inspect(reply, likeliest)
+        yield from self.loaded.inspect(reply, likeliest)
 
     def undo(self) -> str | None:
         """Undo the last turn and return its question; None if there is none."""
@@ -257,8 +257,8 @@ class Chat:
                 yield notice
             try:
                 self._reopen(source)
-                yield from self.loaded.responder.load()
-                self.loaded.responder.check_settings(settings)
+                yield from self.loaded.load()
+                self.loaded.check_settings(settings)
             except BaseException:
                 self._reopen(previous)
                 raise
@@ -266,7 +266,7 @@ class Chat:
             yield notice
         elif changes.get("logit_bias") or changes.get("think"):
             yield from self.load()
-            self.loaded.responder.check_settings(settings)
+            self.loaded.check_settings(settings)
         self.overrides, self.settings = overrides, replace(settings, system=self.settings.system)
         if self.session:
             self._update_session()
@@ -276,7 +276,7 @@ class Chat:
         """Yield the loading events of the model; after a failure, restart it for the next question."""
         source = replace(self.loaded.source, settings=self.settings)
         try:
-            yield from self.loaded.responder.load()
+            yield from self.loaded.load()
         except BaseException:
             self._reopen(source)
             raise
@@ -288,7 +288,7 @@ class Chat:
             notice = self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, conversation)
             return notice or self.loaded.save_prefix(conversation, lambda tokens: tokens >= MIN_PREFIX_TOKENS)
         finally:
-            self.loaded.engine.close()
+            self.loaded.close()
             self.history.close()
 
     @property
@@ -301,10 +301,10 @@ class Chat:
     def last_question(self) -> StoredMessage | None:
         return next((stored for stored in reversed(self.messages) if stored.message.role == "user"), None)
 
-    def _reopen(self, source: ReplySource) -> None:
+    def _reopen(self, source: ModelSource) -> None:
         """Free the loaded model and start to load another; safe to call again after an interruption."""
-        self.loaded.engine.close()
-        self.loaded = open_model(source)
+        self.loaded.close()
+        self.loaded = open_source(source)
 
     def _start_session(self, text: str) -> None:
         """Create the session with its first question, in one step: a killed process leaves no empty one."""
@@ -354,18 +354,17 @@ class Chat:
         Of a vote, the winning sample is saved, or the leading one if it is interrupted. If there is no reply to save,
         the session is moved back to `previous_leaf`.
         """
-        settings, responder = settings or self.settings, self.loaded.responder
+        settings = settings or self.settings
         session = self._update_session()
         recorder = ReplyRecorder(self.history.store, session, self.loaded, settings, continued)
         try:
             yield from self.load()
-            recorder.session, notice = fit_session(
-                recorder.store, session, self.loaded.model, responder, len(recorder.prefix_tokens), settings
-            )
+            prefix_length = len(recorder.prefix_tokens)
+            recorder.session, notice = fit_session(recorder.store, session, self.loaded, prefix_length, settings)
             self.session = recorder.session
             if notice:
                 yield notice
-            with contextlib.closing(recorder.record(responder, self.conversation, majority_vote)) as events:
+            with contextlib.closing(recorder.record(self.conversation, majority_vote)) as events:
                 yield from events
             self.session = recorder.session
             self._sampled = self.session.leaf, recorder.sampled

@@ -13,8 +13,7 @@ from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.model.responder import Responder
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.model.loaded_model import LoadedModel
 
 RESTORE_BELOW = 0.25  # of the context: dropping turns for this context size leaves more
 REPLY_FRACTION = 8  # a reply needs 1/8 of the context, or its maximum tokens if fewer
@@ -29,32 +28,32 @@ class DroppedTurns(NamedTuple):
 
 
 def fit_session(
-    store: Store, session: Session, model: Model, responder: Responder, prefix_length: int, settings: Settings
+    store: Store, session: Session, model: LoadedModel, prefix_length: int, settings: Settings
 ) -> tuple[Session, NoticeEvent | None]:
     """Drop the oldest turns of a session if the reply, whose first `prefix_length` tokens exist, needs the room.
 
     Turns dropped from a smaller context are restored if the remaining ones leave most of this one free. Returns the
     session, with a notice if other turns than before are dropped.
     """
-    size = responder.context_size
+    size = model.context_size
     assert size is not None, "the model is loaded"
 
     def count(conversation: Conversation) -> int:
-        return responder.count_tokens(conversation) + prefix_length
+        return model.count_tokens(conversation) + prefix_length
 
     previous_first = session.first
-    if previous_first and count(load_conversation(store, session, model, settings)) < size * RESTORE_BELOW:
+    if previous_first and count(load_conversation(store, session, model.model, settings)) < size * RESTORE_BELOW:
         session = store.update_session(session, first=None)
     if settings.overflow == "stop":
         return session, None
-    drop = turns_to_drop(load_conversation(store, session, model, settings), count, size, settings.max_tokens)
+    drop = turns_to_drop(load_conversation(store, session, model.model, settings), count, size, settings.max_tokens)
     if drop is None:
         return session, None
     first = visible_messages(store, session)[drop.messages].id
     notice = NoticeEvent(
         f"the context of {size} tokens is nearly full: dropped the"
         f" {drop.messages} oldest messages ({drop.tokens} tokens) from it",
-        f"the session keeps them; {responder.larger_context} to fit more, or use --set overflow=stop to refuse such"
+        f"the session keeps them; {model.larger_context} to fit more, or use --set overflow=stop to refuse such"
         " questions",
     )
     return store.update_session(session, first=first), notice if first != previous_first else None

@@ -28,9 +28,8 @@ from cerebrum_cli.core.settings import (
     wants_thought,
 )
 from cerebrum_cli.model.format_choice import template_file
-from cerebrum_cli.model.loading import LoadedModel
-from cerebrum_cli.model.reply import Reply, ReplyCollector
-from cerebrum_cli.model.responder import Responder
+from cerebrum_cli.model.loaded_model import LoadedModel
+from cerebrum_cli.model.reply import Reply
 from cerebrum_cli.models.model import Model, absolute_reference
 
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
@@ -131,7 +130,7 @@ class History:
         self,
         session: Session | None,
         conversation: Conversation,
-        reply: Reply | ReplyCollector,
+        reply: Reply,
         loaded: LoadedModel,
         settings: Settings,
         continued: StoredMessage | None = None,
@@ -157,12 +156,11 @@ class History:
             for message in conversation.messages[len(visible_messages(self.store, session)) :]:
                 session = self.store.add_message(session, message)
             metadata = reply_metadata(reply, loaded, params)
-            tokens = reply.tokens if isinstance(reply, Reply) else tuple(reply.tokens) or None
-            return self.store.add_message(session, Message("assistant", reply.text, tokens), metadata)
+            return self.store.add_message(session, Message("assistant", reply.text, reply.tokens), metadata)
 
 
-def reply_metadata(reply: Reply | ReplyCollector, loaded: LoadedModel, params: dict[str, Any]) -> ReplyMetadata:
-    if isinstance(reply, ReplyCollector):
+def reply_metadata(reply: Reply, loaded: LoadedModel, params: dict[str, Any]) -> ReplyMetadata:
+    if not reply.is_finished:
         model, name = loaded.model, loaded.format_name
         return ReplyMetadata(reply.reasoning, "cancelled", model.reference, name, model.vocabulary, params)
     finish = reply.finish
@@ -252,21 +250,21 @@ def can_continue(last: StoredMessage | None, model: Model) -> bool:
     return has_valid_tokens(last, model)
 
 
-def without_partial_character(stored: StoredMessage, responder: Responder) -> StoredMessage:
+def without_partial_character(stored: StoredMessage, model: LoadedModel) -> StoredMessage:
     """A reply to continue, without the tokens of a character that it ends within, which are generated again."""
     message, tokens = stored.message, stored.message.tokens or ()
-    whole = responder.drop_partial_character(tokens)
+    whole = model.drop_partial_character(tokens)
     if len(whole) == len(tokens):
         return stored
     content = message.content.removesuffix("\ufffd").rstrip()  # a reply's trailing space is held back
     return replace(stored, message=replace(message, content=content, tokens=whole))
 
 
-def add_forced_tokens(before: StoredMessage, reply: Reply) -> Reply:
-    """A reply that continues another, with the places of the forced tokens in both."""
+def add_forced_tokens(before: StoredMessage, reply: Reply) -> None:
+    """Add the places of forced tokens in a reply to those of the reply that it continues."""
     length = len(before.message.tokens or ())
     own = (place._replace(at=place.at + length) for place in reply.finish.forced)
-    return replace(reply, finish=replace(reply.finish, forced=(*forced_tokens(before.metadata), *own)))
+    reply.finish = replace(reply.finish, forced=(*forced_tokens(before.metadata), *own))
 
 
 def has_valid_tokens(stored: StoredMessage, model: Model) -> bool:

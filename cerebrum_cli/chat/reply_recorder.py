@@ -14,10 +14,9 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.model.loading import LoadedModel
-from cerebrum_cli.model.reply import ReplyCollector, ReplyRequest
-from cerebrum_cli.model.responder import Responder
-from cerebrum_cli.model.voting import MajorityVote, run_vote
+from cerebrum_cli.model.interface import Model
+from cerebrum_cli.model.reply import Reply, ReplyRequest
+from cerebrum_cli.model.voting import MajorityVote
 
 SAVE_EVERY_S = 1.0  # a killed process loses at most this much of a reply
 SAVE_SHARE = 0.02  # or, of a long one, this part: the whole text is written each time
@@ -34,38 +33,38 @@ class ReplyRecorder:
 
     store: Store
     session: Session
-    loaded: LoadedModel
+    loaded: Model
     settings: Settings
     continued: StoredMessage | None = None
-    collector: ReplyCollector = field(default_factory=ReplyCollector)
+    reply: Reply = field(default_factory=Reply)
     _is_stored: bool = field(default=False, init=False)
     _is_finished: bool = field(default=False, init=False)
     _start: float = field(default_factory=time.monotonic, init=False)
     _next_save: float = field(default_factory=lambda: time.monotonic() + save_interval(0.0), init=False)
 
     def record(
-        self, responder: Responder, conversation: Conversation, majority_vote: MajorityVote | None = None
+        self, conversation: Conversation, majority_vote: MajorityVote | None = None
     ) -> Generator[Event, None, None]:
         """Yield the events of a reply, or of a vote, and save the reply, or the leading sample. Raises SessionError."""
         request = ReplyRequest(conversation, self.settings, prefix_tokens=self.prefix_tokens)
         if majority_vote is None:
-            with contextlib.closing(responder.respond(request)) as events:
+            self.reply = self.loaded.respond(request)
+            with contextlib.closing(self.reply.events()) as events:
                 for event in events:
-                    self._process_event(event)
+                    self._save_sometimes()
                     yield event
         else:
             try:
-                with contextlib.closing(run_vote(responder, request, majority_vote)) as events:
+                with contextlib.closing(self.loaded.vote_events(request, majority_vote)) as events:
                     yield from events
             finally:
-                self.collector = majority_vote.best_sample or self.collector
+                self.reply = majority_vote.reply or self.reply
         self.finish()
 
-    def _process_event(self, event: Event) -> None:
-        self.collector.emit(event)
+    def _save_sometimes(self) -> None:
         now = time.monotonic()
         with contextlib.suppress(SessionError):  # generation continues; `finish` tries again
-            if self.collector.reply:
+            if self.reply.is_finished:
                 self.finish()
             elif self.has_tokens and now >= self._next_save:
                 self._next_save = now + save_interval(now - self._start)
@@ -77,12 +76,12 @@ class ReplyRecorder:
 
     @property
     def has_tokens(self) -> bool:
-        return bool(self.collector.tokens)
+        return bool(self.reply.sampled)
 
     @property
     def sampled(self) -> tuple[int, ...]:
         """All tokens of the reply so far, with those it continues."""
-        return (*self.prefix_tokens, *self.collector.tokens)
+        return (*self.prefix_tokens, *self.reply.sampled)
 
     def finish(self) -> Session:
         """Save the finished or interrupted reply, and return the changed session. Raises SessionError."""
@@ -93,17 +92,19 @@ class ReplyRecorder:
 
     def _save(self, is_over: bool) -> None:
         """Save the reply so far, with what it continues; one that `is_over` before its end was cancelled."""
-        reply, model, before = self.collector.reply, self.loaded.model, self.continued
+        reply, model, before = self.reply, self.loaded.model, self.continued
         params = session_params(self.settings, model)
-        if reply:
-            metadata = reply_metadata(add_forced_tokens(before, reply) if before else reply, self.loaded, params)
+        if reply.is_finished:
+            if before:
+                add_forced_tokens(before, reply)
+            metadata = reply_metadata(reply, self.loaded, params)
         else:
             reason = "cancelled" if is_over else None
             metadata = ReplyMetadata(None, reason, model.reference, vocabulary=model.vocabulary, params=params)
         text, reasoning = (before.message.content, before.metadata.reasoning or "") if before else ("", "")
-        tokens = None if reply and reply.tokens is None else self.sampled
-        message = Message("assistant", text + self.collector.text, tokens)
-        metadata = replace(metadata, reasoning=reasoning + (self.collector.reasoning or "") or None)
+        tokens = None if reply.tokens is None else self.sampled
+        message = Message("assistant", text + reply.text, tokens)
+        metadata = replace(metadata, reasoning=reasoning + (reply.reasoning or "") or None)
         if self._is_stored:
             self.store.update_message(self.session, message, metadata)
         else:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.chat.session import StoredMessage
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.settings import Layer, Settings
-    from cerebrum_cli.model.loading import LoadedModel
-    from cerebrum_cli.model.reply import Reply, ReplyCollector
+    from cerebrum_cli.model.loaded_model import LoadedModel
+    from cerebrum_cli.model.reply import Reply
     from cerebrum_cli.model.voting import MajorityVote
     from cerebrum_cli.models.model import Model
 
@@ -73,17 +73,14 @@ class SessionRecorder:
         conversation = load_conversation(self._history.store, self.session, model, settings)
         return replace(conversation, messages=conversation.messages[:-1]), settings
 
-    def with_continued(self, reply: Reply) -> Reply:
-        """A reply, with the places of forced tokens in what it continues."""
-        if self.continued is None:
-            return reply
-        from cerebrum_cli.chat.history import add_forced_tokens
+    def add_continued(self, reply: Reply) -> None:
+        """Add the places of forced tokens in what a reply continues."""
+        if self.continued:
+            from cerebrum_cli.chat.history import add_forced_tokens
 
-        return add_forced_tokens(self.continued, reply)
+            add_forced_tokens(self.continued, reply)
 
-    def save(
-        self, conversation: Conversation, loaded: LoadedModel, settings: Settings, reply: Reply | ReplyCollector
-    ) -> None:
+    def save(self, conversation: Conversation, loaded: LoadedModel, settings: Settings, reply: Reply) -> None:
         """Save the exchange; a failure is a notice, since the answer stands."""
         if not self._saves:
             return

@@ -15,7 +15,6 @@ from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent
 from cerebrum_cli.model.inspection import GivenReply, LeastCertain, UncertainToken
 from cerebrum_cli.model.reply import (
     Reply,
-    ReplyCollector,
     ReplyRequest,
     length_notice,
     mismatch_notice,
@@ -31,16 +30,16 @@ if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Tally, Votes
     from cerebrum_cli.chat.session_recorder import SessionRecorder
     from cerebrum_cli.core.conversation import Conversation
-    from cerebrum_cli.model.loading import LoadedModel
+    from cerebrum_cli.model.interface import Model
     from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.streams import Streams
 
 MAJORITY = 0.5
 
 
-def show_prompt(streams: Streams, loaded: LoadedModel, conversation: Conversation, options: AskOptions) -> None:
+def show_prompt(streams: Streams, loaded: Model, conversation: Conversation, options: AskOptions) -> None:
     """Print the exact prompt on standard output, byte for byte in a pipe, and its token count on standard error."""
-    preview = loaded.responder.preview(conversation, loaded.source.settings)
+    preview = loaded.preview(conversation, loaded.source.settings)
     if options.json:
         streams.answer_object(prompt_object(preview, loaded.model.name, loaded.format_name))
         return
@@ -53,7 +52,7 @@ class AnswerPrinter:
     """The answer to one request: rendered, recorded, and printed in the form the options ask for."""
 
     streams: Streams
-    loaded: LoadedModel
+    loaded: Model
     recorder: SessionRecorder
     request: ReplyRequest
     options: AskOptions
@@ -77,50 +76,54 @@ class AnswerPrinter:
             raise
 
     def _show_reply(self) -> None:
-        request, options, recorder, collector = self.request, self.options, self.recorder, ReplyCollector()
-        events = self._continue(collector) if recorder.continued else self.loaded.responder.respond(request)
-        key = AnswerKeySink(self.keyboard, self.loaded.responder)
+        request, options, recorder = self.request, self.options, self.recorder
+        reply = self._continue() if recorder.continued else self.loaded.respond(request)
+        key = AnswerKeySink(self.keyboard, self.loaded)
         line = self._status_line(hint=lambda: key.hint, counts_answer=not options.streams_answer)
-        sinks: list[Sink] = [line, key, collector]
+        sinks: list[Sink] = [line, key]
         if options.streams_answer:
             sinks.append(answer_sink(self.streams, self.markdown))
+        final_answer = None
         try:
-            render(self._with_length_notice(events), self.loaded.responder.cancel, sinks)
-            self._inspect(collector.reply)
+            render(self._with_length_notice(reply.events()), self.loaded.cancel, sinks)
+            self._inspect(reply)
         except CerebrumError as error:
-            if not collector.reply and (collector.tokens or collector.text):  # of a server that was lost
-                self._save(collector)
+            if not reply.is_finished and reply.sampled:  # of a server that was lost
+                self._save(reply)
                 if recorder.saved_as and not isinstance(error, Interrupted):
                     error.hint = "; ".join(["the answer so far is saved", *(self._continuation or [error.hint])])
             raise
         finally:
-            reply = collector.reply and recorder.with_continued(collector.reply)
-            if reply:
+            if reply.is_finished:
+                recorder.add_continued(reply)
                 final_answer = None if options.schema else reply.final_answer
                 self._save(reply)
                 self._print_rest(reply, final_answer)
                 recorder.save_prompt_cache(self.loaded, request.conversation, reply)
-        if reply:
-            self._require_complete(reply)
-            if options.extract_flag and self._find_code(reply) is None:
-                language = f"{options.extract_lang} " if options.extract_lang else ""
-                raise NoAnswer(f"the reply has no {language}code block", self._hint_to_read(reply, "a code block"))
-            if options.final and final_answer is None:
-                raise NoAnswer("the reply states no final answer", self._hint_to_read(reply, "a final answer"))
+        if not reply.is_finished:
+            return
+        self._require_complete(reply)
+        if options.extract_flag and self._find_code(reply) is None:
+            language = f"{options.extract_lang} " if options.extract_lang else ""
+            raise NoAnswer(f"the reply has no {language}code block", self._hint_to_read(reply, "a code block"))
+        if options.final and final_answer is None:
+            raise NoAnswer("the reply states no final answer", self._hint_to_read(reply, "a final answer"))
 
-    def _continue(self, collector: ReplyCollector) -> Generator[Event, None, None]:
-        """Yield the events of loading the model and of continuing the truncated reply.
-
-        The collector gets that reply, too.
-        """
+    def _continue(self) -> Reply:
+        """The truncated reply, which is continued once the model is loaded."""
         from cerebrum_cli.chat.history import without_partial_character
 
-        assert self.recorder.continued
-        yield from self.loaded.responder.load()
-        self.recorder.continued = before = without_partial_character(self.recorder.continued, self.loaded.responder)
-        tokens = before.message.tokens or ()
-        collector.begin(tokens, [("thinking", before.metadata.reasoning or ""), ("answer", before.message.content)])
-        yield from self.loaded.responder.respond(replace(self.request, prefix_tokens=tokens))
+        def events() -> Generator[Event, None, None]:
+            yield from self.loaded.load()
+            assert self.recorder.continued
+            before = without_partial_character(self.recorder.continued, self.loaded)
+            self.recorder.continued = before
+            tokens = before.message.tokens or ()
+            reply.begin(tokens, [("thinking", before.metadata.reasoning or ""), ("answer", before.message.content)])
+            yield from self.loaded.respond(replace(self.request, prefix_tokens=tokens)).events()
+
+        reply = Reply(events())
+        return reply
 
     @property
     def _continuation(self) -> list[str]:
@@ -135,11 +138,11 @@ class AnswerPrinter:
         from cerebrum_cli.model import voting
 
         options, vote = self.options, voting.MajorityVote(votes)
-        events = voting.run_vote(self.loaded.responder, self.request, vote)
+        events = self.loaded.vote_events(self.request, vote)
         try:
             render(
                 self._with_length_notice(events),
-                self.loaded.responder.cancel,
+                self.loaded.cancel,
                 [self._status_line(vote=vote.bounds)],
             )
             self._inspect(vote.reply)
@@ -175,17 +178,16 @@ class AnswerPrinter:
 
     def _inspect(self, reply: Reply | None) -> None:
         count = self.options.top_logprobs
-        if count is None or reply is None:
+        if count is None or reply is None or not reply.is_finished:
             return
-        responder = self.loaded.responder
         given = GivenReply(self.request.conversation, tuple(reply.sampled), reply.finish.forced)
         least_certain = LeastCertain(given)
-        render(responder.inspect(given, count), responder.cancel, [self._status_line(), least_certain])
-        self.uncertain = least_certain.tokens(responder.detokenize)
+        render(self.loaded.inspect(given, count), self.loaded.cancel, [self._status_line(), least_certain])
+        self.uncertain = least_certain.tokens(self.loaded.detokenize)
 
     def _require_complete(self, reply: Reply) -> None:
         """Print a notice about an incomplete reply. Raises NoAnswer if its grammar makes it useless."""
-        larger_context = self.loaded.responder.larger_context
+        larger_context = self.loaded.larger_context
         if self.request.grammar and (mismatch := mismatch_notice(reply, larger_context)):
             constraint = "schema" if self.options.schema else "grammar"
             raise NoAnswer(f"{mismatch.message}, so it does not match the {constraint}", mismatch.hint)
@@ -219,7 +221,7 @@ class AnswerPrinter:
             for event in events:
                 if isinstance(event, PromptEvent) and not is_evaluating:
                     is_evaluating = True
-                    if notice := length_notice(event.total, self.loaded.responder.context_size or 0):
+                    if notice := length_notice(event.total, self.loaded.context_size or 0):
                         yield notice
                 yield event
 
@@ -227,7 +229,7 @@ class AnswerPrinter:
         """The first of the sinks: it erases itself before others write."""
         return StatusLine(self.streams, self.loaded.model.name, is_hidden=self.options.verbose, **shown)
 
-    def _save(self, reply: Reply | ReplyCollector) -> None:
+    def _save(self, reply: Reply) -> None:
         self.recorder.save(self.request.conversation, self.loaded, self.request.settings, reply)
 
     def _print_rest(self, reply: Reply, final_answer: str | None, votes: Mapping[str, Any] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,8 +24,9 @@ from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.conversation import Conversation
-    from cerebrum_cli.model.loading import LoadedModel, ReplySource
+    from cerebrum_cli.model.interface import Model
     from cerebrum_cli.model.prompt_sources import PromptSources
+    from cerebrum_cli.model.source import ModelSource
 
 
 @composed
@@ -95,7 +97,7 @@ def run_question(
     elif not piped:
         conversation = read()
     loaded = start_loading(source, options)
-    with closing(loaded.engine):
+    with loaded:
         from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
         from cerebrum_cli.model.reply import ReplyRequest
         from cerebrum_cli.terminal.keyboard import Keyboard
@@ -110,14 +112,15 @@ def run_question(
             AnswerPrinter(app.streams, loaded, recorder, request, options, keyboard).show()
 
 
-def start_loading(source: ReplySource, options: AskOptions) -> LoadedModel:
+def start_loading(source: ModelSource, options: AskOptions) -> Model:
     """Start to load the model, or to connect to its server. A dry run needs the vocabulary only."""
     from cerebrum_cli.engine.memory import SINGLE, ContextOptions
-    from cerebrum_cli.model.loading import open_model
+    from cerebrum_cli.model.interface import open_source
 
     votes = options.vote_bounds
-    return open_model(
-        source.used(
+    return open_source(
+        replace(
+            source,
             context=ContextOptions(slots=votes.maximum) if votes else SINGLE,
             tuned_for="batch" if votes else "ask",
             drafts_for="ask",

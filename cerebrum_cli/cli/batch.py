@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cerebrum_cli.cli.endpoints import noted_servers, noting_servers
 from cerebrum_cli.cli.options import BatchCommandOptions
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, options_on_command_line, parameter, positional
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.batch.readers import IndexedRows, InputFile
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.config import SavedPrompt
-    from cerebrum_cli.model.loading import ReplySource
+    from cerebrum_cli.model.source import ModelSource
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.runs.result import Result
 
@@ -134,15 +134,18 @@ def run_rows(
 
 def generate(
     app: App,
-    source: ReplySource,
+    source: ModelSource,
     rows: IndexedRows,
     row_options: BatchOptions,
     result: Result,
     options: BatchCommandOptions,
 ) -> None:
     from cerebrum_cli.batch.answering import answer_rows, write_row_errors
-    from cerebrum_cli.cli.generation import MAX_PARALLEL, naming_grammar_file, open_for, progress_sinks
+    from cerebrum_cli.cli.generation import naming_grammar_file, progress_sinks
+    from cerebrum_cli.model.interface import open_many
+    from cerebrum_cli.model.source import MAX_PARALLEL
     from cerebrum_cli.runs.journal import Journal
+    from cerebrum_cli.runs.noted_servers import noted_servers, noting_servers
     from cerebrum_cli.terminal.progress import BatchProgress
     from cerebrum_cli.terminal.sinks import render
 
@@ -158,17 +161,20 @@ def generate(
     shares_terminal = journal is None and app.streams.out_is_terminal
     sinks = progress_sinks(app, source.model.name, options, shares_terminal)
     if journal and options.ray is not None:
-        from cerebrum_cli.cli.ray_nodes import answer_on_nodes, batch_work
+        from cerebrum_cli.cluster.distribution import Cluster, Work, distribute
 
-        answer_on_nodes(app, source, batch_work(rows, row_options, journal), options, sinks)
+        answer_block = partial(answer_rows, options=row_options, in_order=False)
+        work = Work(rows, row_options.votes.maximum if row_options.votes else 1, answer_block, journal)
+        run = distribute(source, work, Cluster(options.ray, options.ray_workers, options.patience))
+        render(run.answer(), run.cancel, sinks)
         return
     samples = questions * (row_options.votes.maximum if row_options.votes else 1)
-    loaded = open_for(source, samples, noted_servers(journal) if journal else ())
-    with closing(loaded.engine), naming_grammar_file(options):
-        events = answer_rows(loaded.responder, rows, row_options, result, in_order=journal is None)
+    loaded = open_many(source, samples, noted_servers(journal) if journal else ())
+    with loaded, naming_grammar_file(options):
+        events = answer_rows(loaded, rows, row_options, result, in_order=journal is None)
         if journal:
             events = noting_servers(events, journal, loaded)
-        render(events, loaded.responder.cancel, sinks)
+        render(events, loaded.cancel, sinks)
 
 
 def open_source(app: App, source: Path) -> InputFile:

@@ -26,7 +26,7 @@ from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 if TYPE_CHECKING:
     from cerebrum_cli.chat.chat import Chat
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.model.loading import ReplySource
+    from cerebrum_cli.model.source import ModelSource
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.terminal.repl.questions import InputSource
     from cerebrum_cli.terminal.repl.repl import Repl
@@ -134,9 +134,9 @@ def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions)
     from cerebrum_cli.chat.chat import Chat
     from cerebrum_cli.chat.history import with_session_defaults
     from cerebrum_cli.cli.models import find_model
-    from cerebrum_cli.model.loading import open_model
+    from cerebrum_cli.model.interface import open_source
 
-    def resolve(layer: Layer) -> ReplySource:
+    def resolve(layer: Layer) -> ModelSource:
         model = find_model(app, layer, options) if options.endpoint else app.library.resolve(layer.get("model"))
         return chat_source(app, layer, options, model)
 
@@ -150,7 +150,7 @@ def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions)
             session = history.acquire_latest() if name is None else history.acquire_named(name)
         defaults = with_defaults(prompted)
         source = chat_source(app, defaults, options, find_model(app, defaults, options))
-        conversation = Chat(history, resolve, defaults, open_model(source), source.settings, session, name)
+        conversation = Chat(history, resolve, defaults, open_source(source), source.settings, session, name)
         if options.saved_prompt is not None:
             own_system = {"system": session.system_prompt} if session else {}
             conversation.unprompted = with_defaults(SourcedLayer(own_system, overrides))
@@ -160,13 +160,12 @@ def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions)
     return conversation
 
 
-def chat_source(app: App, overrides: Layer, options: ChatOptions, model: Model) -> ReplySource:
+def chat_source(app: App, overrides: Layer, options: ChatOptions, model: Model) -> ModelSource:
     from cerebrum_cli.cli.generation import find_source
-    from cerebrum_cli.model.loading import CHAT
 
     source = find_source(app, overrides, options, model=model)
     settings = replace(source.settings, cache_gb=0.0) if source.settings.no_log else source.settings
-    return replace(source, settings=settings, use=replace(CHAT, template_options=source.use.template_options))
+    return replace(source, settings=settings).for_chat()
 
 
 def input_lines(app: App, repl: Repl) -> InputSource:

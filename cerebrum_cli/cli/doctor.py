@@ -68,9 +68,9 @@ def doctor(context: typer.Context, overrides: Annotated[Layer, SETTINGS], option
 def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator[CheckResult]:
     """The checks of this machine, or of the servers that `--endpoint` names; each runs as its result is read."""
     from cerebrum_cli.chat.database import check_integrity
-    from cerebrum_cli.cli.endpoints import find_endpoints
     from cerebrum_cli.doctor.checks import CHECKS, DoctorContext, run_table
     from cerebrum_cli.doctor.servers import run_server_checks
+    from cerebrum_cli.model.endpoints import find_endpoints
     from cerebrum_cli.terminal.reports import check_terminal
 
     layer = {**environment_layer("threads"), **overrides}
@@ -78,7 +78,7 @@ def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator
         settings = app.settings(layer)
     except ConfigError:  # which is one of the results
         settings = fold(layer)
-    endpoints = find_endpoints(app, options, settings)
+    endpoints = find_endpoints(app, options.endpoint, settings, options.served_model_name, options.allow_http_key)
     context = DoctorContext(
         config_directory=app.config_directory,
         data_directory=app.data_directory,
@@ -87,7 +87,7 @@ def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator
         settings=settings,
         offline=options.offline,
         build=app.build,
-        open_backend=app.open_backend,
+        installation=app,
         terminal=lambda: check_terminal(app.streams),
         session_counts=check_integrity,
     )

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cerebrum_cli.cli.completion import tasks
-from cerebrum_cli.cli.endpoints import noted_servers, noting_servers
 from cerebrum_cli.cli.options import EvalOptions
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, parameter, positional
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, Interrupted, UsageError
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.sources import LoadedTask
     from cerebrum_cli.eval.stored_runs import Run
     from cerebrum_cli.eval.tasks import Condition, Preset
-    from cerebrum_cli.model.loading import ReplySource
+    from cerebrum_cli.model.source import ModelSource
     from cerebrum_cli.runs.journal import Journal
 
 SETTINGS = SettingKeys(
@@ -114,7 +113,7 @@ class PreparedEvaluation:
 
     task: LoadedTask
     evaluation: Evaluation
-    source: ReplySource
+    source: ModelSource
     fingerprint: Mapping[str, Any]
 
     @property
@@ -141,7 +140,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     from cerebrum_cli.eval.questions import MAX_SAMPLES, select
     from cerebrum_cli.eval.stored_runs import provenance
     from cerebrum_cli.eval.tasks import find_preset
-    from cerebrum_cli.model.loading import generation_fingerprint
+    from cerebrum_cli.model.source import generation_fingerprint
 
     generation.parse_parallel(options)  # what is invalid is refused before questions are downloaded
     require_count(SAMPLES_OPTION, options.samples, MAX_SAMPLES)
@@ -240,8 +239,10 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
 
 def generate(app: App, prepared: PreparedEvaluation, run: Journal, missing: int, options: EvalOptions) -> None:
     """Take samples, with progress, and add their time and the servers they are from to the run's notes."""
-    from cerebrum_cli.cli.generation import naming_grammar_file, open_for, progress_sinks
+    from cerebrum_cli.cli.generation import naming_grammar_file, progress_sinks
     from cerebrum_cli.eval.evaluate import evaluate
+    from cerebrum_cli.model.interface import open_many
+    from cerebrum_cli.runs.noted_servers import noted_servers, noting_servers
     from cerebrum_cli.terminal.sinks import render
 
     source, evaluation = prepared.source, prepared.evaluation
@@ -249,15 +250,16 @@ def generate(app: App, prepared: PreparedEvaluation, run: Journal, missing: int,
     before, start = len(run.finished), time.monotonic()
     try:
         if options.ray is not None:
-            from cerebrum_cli.cli.ray_nodes import answer_on_nodes, evaluation_work
+            from cerebrum_cli.cluster.distribution import Cluster, Work, distribute
 
-            work = evaluation_work(evaluation, prepared.fingerprint["match"], run)
-            answer_on_nodes(app, source, work, options, sinks)
+            answer_block = evaluation.block_answerer(prepared.fingerprint["match"])
+            work = Work(range(len(evaluation.rows)), 1, answer_block, run)
+            distributed = distribute(source, work, Cluster(options.ray, options.ray_workers, options.patience))
+            render(distributed.answer(), distributed.cancel, sinks)
             return
-        loaded = open_for(source, missing, noted_servers(run))
-        with closing(loaded.engine), naming_grammar_file(options):
-            events = noting_servers(evaluate(loaded.responder, evaluation, run), run, loaded)
-            render(events, loaded.responder.cancel, sinks)
+        loaded = open_many(source, missing, noted_servers(run))
+        with loaded, naming_grammar_file(options):
+            render(noting_servers(evaluate(loaded, evaluation, run), run, loaded), loaded.cancel, sinks)
     finally:
         if samples := len(run.finished) - before:
             seconds = run.notes.get("seconds", 0.0) + time.monotonic() - start
@@ -271,18 +273,17 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.engine.memory import SINGLE
     from cerebrum_cli.eval.stored_runs import samples_to_keep
-    from cerebrum_cli.model.loading import open_model
+    from cerebrum_cli.model.interface import open_source
     from cerebrum_cli.terminal.tables import sampling_text
 
     streams, evaluation = app.streams, prepared.evaluation
     kept = [] if options.restart else samples_to_keep(path, prepared.fingerprint, prepared.extent)
     question = evaluation.questions[0]
-    loaded = open_model(prepared.source.used(context=SINGLE, vocabulary_only=True))
-    with closing(loaded.engine):
+    with open_source(replace(prepared.source, context=SINGLE, vocabulary_only=True)) as loaded:
         conversation = evaluation.settings.applied_to(
             Conversation((), evaluation.settings.system).user(question.prompt)
         )
-        preview = loaded.responder.preview(conversation, evaluation.settings)
+        preview = loaded.preview(conversation, evaluation.settings)
     samples = len(evaluation.rows)
     missing = samples - len(kept)
     whole, basis = estimate(app, prepared, len(preview.token_ids))
@@ -326,8 +327,8 @@ def estimate(app: App, prepared: PreparedEvaluation, prompt_tokens: int) -> tupl
     from statistics import StatisticsError, mean
 
     from cerebrum_cli.engine.trials import BenchJob, TrialError
-    from cerebrum_cli.model.loading import load_options
     from cerebrum_cli.model.profiles import tuning_of
+    from cerebrum_cli.model.source import load_options
 
     evaluation, source = prepared.evaluation, prepared.source
     samples = len(evaluation.rows)
@@ -336,7 +337,7 @@ def estimate(app: App, prepared: PreparedEvaluation, prompt_tokens: int) -> tupl
     if same:
         notes = same.record.notes
         return notes["seconds"] * samples / notes["timed_samples"], f"based on run {same.name}"
-    if source.host:
+    if source.servers:
         return None, "the time depends on the servers"
     tokens = evaluation.settings.max_tokens or ASSUMED_TOKENS
     with suppress(UsageError, IndexError, StatisticsError):  # no run, a damaged one, or one without samples

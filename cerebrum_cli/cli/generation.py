@@ -8,7 +8,6 @@ from shlex import quote
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.cli.endpoints import find_endpoints, require_no_adapters, without_local
 from cerebrum_cli.cli.models import find_model
 from cerebrum_cli.cli.options import (
     AnswerOptions,
@@ -32,20 +31,12 @@ from cerebrum_cli.core.settings import (
 )
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.model.loading import (
-    Host,
-    LoadedModel,
-    ModelUse,
-    ReplySource,
-    Servers,
-    open_model,
-    require_attention,
-)
-from cerebrum_cli.model.profiles import tuning_of
+from cerebrum_cli.model.endpoints import find_endpoints, require_no_adapters, without_local
 from cerebrum_cli.model.prompt_sources import read_text, template_options
+from cerebrum_cli.model.source import MAX_PARALLEL, ModelSource, Servers, require_attention
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.settings import Layer
@@ -55,8 +46,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.terminal.sinks import Sink
 
 MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
-MAX_PARALLEL = 256  # sequences llama.cpp supports
-AUTO_PARALLEL = 64  # more than this was nowhere faster
 PRESET = "preset"  # the origin of its settings
 # Settings on which a score depends: a preset does not take them from config.toml.
 CONDITION_KEYS = ("system", "format", "chat_template", "lora", *ATTENTION_KEYS, *GENERATION_KEYS)
@@ -70,13 +59,15 @@ def find_source(
     options: AnswerOptions,
     samples_by: str | None = None,
     model: Model | None = None,
-) -> ReplySource:
+) -> ModelSource:
     """The model and its settings, and where it runs; a model that is not given is found, or downloaded.
 
     `samples_by` is the option that asks for several samples, which need a temperature. Without `--parallel`, the
     context has 0 slots. Raises UsageError, ConfigError, ModelNotFound, ModelFileError.
     """
-    endpoints, context = find_endpoints(app, options, app.settings(overrides)), SINGLE
+    requested = app.settings(overrides)
+    endpoints = find_endpoints(app, options.endpoint, requested, options.served_model_name, options.allow_http_key)
+    context = SINGLE
     if isinstance(options, ConcurrencyOptions):
         if options.ray_workers is not None and (options.ray is None or options.ray_workers < 1):
             raise UsageError.invalid("--ray-workers", options.ray_workers, "1 or more, and needs --ray")
@@ -85,19 +76,26 @@ def find_source(
     model = model or find_model(app, overrides, options)
     require_generative(model.path, model.header)
     settings = generation_settings(app, overrides, model, samples_by)
-    host: Host | None = None
-    if endpoints:
-        host, settings = servers_of(endpoints, options), without_local(settings)
+    servers = servers_of(endpoints, options) if endpoints else None
+    if servers:
+        settings = without_local(settings)
     elif isinstance(options, ConcurrencyOptions) and options.ray is not None:
         require_no_adapters(settings, "--ray")
     require_attention(model, settings, context.pad_steps)
     model = app.library.with_adapters(model, settings.lora)
-    use = ModelUse(context, template_options=template_options(options.template_arg))
-    return ReplySource(app.resources(options.no_profile), model, settings, use, host)
+    return ModelSource(
+        app,
+        model,
+        settings,
+        servers,
+        context,
+        template_options=template_options(options.template_arg),
+        is_tuned=not options.no_profile,
+    )
 
 
 def no_reproduction(
-    source: ReplySource, preset: Preset, expected: Mapping[str, Any], deviations: Iterable[str]
+    source: ModelSource, preset: Preset, expected: Mapping[str, Any], deviations: Iterable[str]
 ) -> str | None:
     """Remark on differences from a preset, in model, settings and other `deviations`; None without any.
 
@@ -107,7 +105,7 @@ def no_reproduction(
     return f"this run does not reproduce {preset.source}: {found}" if found else None
 
 
-def _differences(source: ReplySource, preset: Preset, expected: Mapping[str, Any]) -> Iterator[str]:
+def _differences(source: ModelSource, preset: Preset, expected: Mapping[str, Any]) -> Iterator[str]:
     spec, settings = source.model.spec, source.settings
     if spec is None or spec.name != preset.model:
         yield f"model {source.model.label}, not {preset.model}"
@@ -130,27 +128,12 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else quote(shorten(text, MAX_SHOWN, placeholder="..."))
 
 
-def open_for(source: ReplySource, samples: int, earlier: Sequence[Mapping[str, str]] = ()) -> LoadedModel:
-    """Start to load the model for this number of samples, or to connect to servers like the `earlier` ones."""
-    if isinstance(source.host, Servers):
-        return open_model(replace(source, host=replace(source.host, earlier=earlier or source.host.earlier)))
-    context = replace(source.use.context, slots=min(slots_of(source), samples))
-    return open_model(
-        source.used(context=context, tuned_for="batch", drafts_for="ask" if source.settings.drafts else None)
-    )
-
-
-def slots_of(source: ReplySource) -> int:
-    """Number of samples that a local model generates at a time."""
-    return source.use.context.slots or tuning_of(source.profile, "batch").slots or AUTO_PARALLEL
-
-
-def source_fingerprint(source: ReplySource) -> dict[str, Any]:
+def source_fingerprint(source: ModelSource) -> dict[str, Any]:
     """Everything replies depend on besides the model, the settings and the prompts, by readable names."""
     return {
-        **({"batch invariance": "all types"} if source.use.context.pad_steps else {}),
-        **({"generated by": "servers"} if isinstance(source.host, Servers) else {}),
-        "template arguments": source.use.template_options or None,
+        **({"batch invariance": "all types"} if source.context.pad_steps else {}),
+        **({"generated by": "servers"} if source.servers else {}),
+        "template arguments": source.template_options or None,
     }
 
 
@@ -194,7 +177,7 @@ def generation_settings(app: App, overrides: Layer, model: Model, samples_by: st
     return settings
 
 
-def settings_by_mode(app: App, source: ReplySource, overrides: Layer, samples_by: str | None) -> dict[str, Settings]:
+def settings_by_mode(app: App, source: ModelSource, overrides: Layer, samples_by: str | None) -> dict[str, Settings]:
     """The settings of rows that turn thinking on, and off: a model may recommend other sampling for each."""
     modes = {mode: SourcedLayer(overrides, {"think": is_on}) for is_on, mode in MODES.items()}
     found = {mode: generation_settings(app, layer, source.model, samples_by) for mode, layer in modes.items()}

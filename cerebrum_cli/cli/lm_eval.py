@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.eval.lm_eval.model import Use
     from cerebrum_cli.eval.tasks import Preset
-    from cerebrum_cli.model.loading import LoadedModel, ReplySource
+    from cerebrum_cli.model.interface import Model as LoadedModel
+    from cerebrum_cli.model.source import ModelSource
     from cerebrum_cli.models.model import Model
 
 ANSWER_RULES = 1  # by which thoughts are removed from replies: results in the cache depend on them
@@ -93,7 +94,7 @@ def lm_eval(
             options = replace(options, add_bos_token=preset.assumed.get("add_bos_token"))
     source = find_source(app, overrides, options)
     if not options.apply_chat_template:
-        source = source.used(raw=not has_format(source.settings, source.model))
+        source = replace(source, raw=not has_format(source.settings, source.model))
     if options.offline:
         set_environment_default("HF_HUB_OFFLINE", "1")
         set_environment_default("HF_DATASETS_OFFLINE", "1")
@@ -153,7 +154,7 @@ def deviations(preset: Preset, options: LmEvalOptions, results: Mapping[str, Any
 
 
 def run_tasks(
-    app: App, source: ReplySource, tasks: Sequence[str], cache: Path, preset: Preset | None, options: LmEvalOptions
+    app: App, source: ModelSource, tasks: Sequence[str], cache: Path, preset: Preset | None, options: LmEvalOptions
 ) -> dict[str, Any]:
     """Run the tasks with progress on standard error; lm-eval's results as JSON values, and a preset's figures."""
     from cerebrum_cli.terminal.progress import StageProgress
@@ -192,31 +193,31 @@ def run_tasks(
 
 def has_format(settings: Settings, model: Model) -> bool:
     """Whether the prompt format of a model is known, and with it the markup of its thoughts. Raises UsageError."""
-    from cerebrum_cli.model.loading import format_of
+    from cerebrum_cli.model.source import format_of
 
     with suppress(FormatError):
         return bool(format_of(settings, model))
     return False
 
 
-def open_for_lm_eval(source: ReplySource, use: Use, scores_raw: bool = False) -> LoadedModel:
+def open_for_lm_eval(source: ModelSource, use: Use, scores_raw: bool = False) -> LoadedModel:
     """Start to load the model for lm-eval's requests; a score does not depend on what is scored beside it.
 
     With `scores_raw`, texts to score have no prompt format.
     """
-    from cerebrum_cli.cli.generation import AUTO_PARALLEL
     from cerebrum_cli.engine.memory import ContextOptions
-    from cerebrum_cli.model.loading import open_model
+    from cerebrum_cli.model.interface import open_source
+    from cerebrum_cli.model.source import AUTO_PARALLEL
 
     if use == "generation":
-        context = replace(source.use.context, slots=source.use.context.slots or AUTO_PARALLEL)
-        return open_model(source.used(context=context, tuned_for="batch"))
+        context = replace(source.context, slots=source.context.slots or AUTO_PARALLEL)
+        return open_source(replace(source, context=context, tuned_for="batch"))
     settings = replace(source.settings, cache_type_k=None, cache_type_v=None, flash_attn=None)
     exact = ContextOptions(
         slots=16, kv_unified=True, flash_attention=False, cache_type_k="f32", cache_type_v="f32", swa_full=True
     )
-    raw = source.use.raw or scores_raw
-    return open_model(replace(source, settings=settings).used(context=exact, tuned_for="batch", raw=raw))
+    raw = source.raw or scores_raw
+    return open_source(replace(source, settings=settings, context=exact, tuned_for="batch", raw=raw))
 
 
 def print_results(
@@ -240,12 +241,12 @@ def print_results(
             app.streams.write_line("- ", remark)
 
 
-def cache_path(app: App, source: ReplySource, options: LmEvalOptions) -> Path:
+def cache_path(app: App, source: ModelSource, options: LmEvalOptions) -> Path:
     """Where lm-eval saves results while they are computed: by model and settings, since its own keys are only texts."""
-    settings, use = source.settings, source.use
+    settings = source.settings
     identity = app.library.identity(source.model)
     types = (settings.cache_type_k, settings.cache_type_v) if settings.cache_type_k or settings.cache_type_v else ()
-    prompts = (settings.format, options.apply_chat_template, settings.think, dict(use.template_options))
+    prompts = (settings.format, options.apply_chat_template, settings.think, dict(source.template_options))
     record = (ANSWER_RULES, identity, settings.ctx, settings.seed, options.add_bos_token, *prompts, *types)
     digest = sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
     return app.cache_directory / "lm-eval" / digest

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 from cerebrum_cli.cli.app import real_app
-from cerebrum_cli.cli.generation import AUTO_PARALLEL
 from cerebrum_cli.cli.lm_eval import LmEvalOptions, has_format, open_for_lm_eval
 from cerebrum_cli.core.conversion import validate
 from cerebrum_cli.core.declaration import options_of
@@ -14,7 +13,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import GENERATION_KEYS, KEYS
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM
-from cerebrum_cli.model.loading import ModelUse, ReplySource
+from cerebrum_cli.model.source import AUTO_PARALLEL, ModelSource
 from cerebrum_cli.terminal.progress import StageProgress
 
 SETTINGS = (*(key for key in KEYS if key not in GENERATION_KEYS), "think", "seed")
@@ -42,7 +41,6 @@ class CerebrumModel(CerebrumLM):
         merged = app.settings(overrides, found)
         found = app.library.with_adapters(found, merged.lora)
         context = ContextOptions(slots=AUTO_PARALLEL, batch_invariant=True)
-        use = ModelUse(context, raw=not has_format(merged, found))
-        source = ReplySource(app.resources(), found, merged, use)
+        source = ModelSource(app, found, merged, context=context, raw=not has_format(merged, found))
         open_for = partial(open_for_lm_eval, source)
         super().__init__(open_for, StageProgress(app.streams).emit, merged.seed or 0, bos)

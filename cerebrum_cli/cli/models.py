@@ -148,7 +148,7 @@ def pull(
 
 def next_step(app: App, model: Model) -> str:
     """Notice with the command that tries an installed model; empty for one that generates no text."""
-    from cerebrum_cli.model.loading import format_of
+    from cerebrum_cli.model.source import format_of
 
     if unsupported_kind(model.header):
         return ""
@@ -392,9 +392,10 @@ def find_model(app: App, overrides: Layer, options: PullOptions) -> Model:
                 ) from error
             raise
     if isinstance(options, AnswerOptions) and options.endpoint:
-        from cerebrum_cli.cli.endpoints import find_remote_model
+        from cerebrum_cli.model.endpoints import find_endpoints, find_remote_model
 
-        return find_remote_model(app, settings, options)
+        requested = options.endpoint, settings, options.served_model_name, options.allow_http_key
+        return find_remote_model(app, settings, find_endpoints(app, *requested))
     try:
         model = app.library.resolve(settings.model)
     except ModelNotFound as error:

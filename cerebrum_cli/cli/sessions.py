@@ -127,14 +127,14 @@ def export(
 ) -> None:
     """Print a session in another format."""
     from cerebrum_cli.chat.archive import export_session, export_transcript
-    from cerebrum_cli.model.loading import ReplySource
+    from cerebrum_cli.model.source import ModelSource
 
     app = app_of(context)
     history = app.open_history()
     session = history.get(name)
     if as_ == TRANSCRIPT:
         model = app.library.resolve(session.model)
-        text = export_transcript(ReplySource(app.resources(), model, app.settings({}, model)), history.store, session)
+        text = export_transcript(ModelSource(app, model, app.settings({}, model)), history.store, session)
     else:
         text = export_session(history.store, session, as_)
     app.streams.answer(text)

@@ -73,8 +73,8 @@ def measure(app: App, model: Model, settings: Settings, streams: Streams) -> Tun
 
     Raises ModelFileError, Interrupted.
     """
-    from cerebrum_cli.cli.app import devices_file
     from cerebrum_cli.engine.machine import save_devices
+    from cerebrum_cli.model.installation import devices_file
     from cerebrum_cli.model.profiles import general_settings
     from cerebrum_cli.models.model import is_missing
     from cerebrum_cli.terminal.interrupts import interruptible

@@ -10,12 +10,13 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import TypeVar
 
-from cerebrum_cli import __version__
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError
+from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_size
+from cerebrum_cli.core.version import __version__
 from cerebrum_cli.doctor.assessment import (
     CheckResult,
     DirectoryState,
@@ -28,10 +29,14 @@ from cerebrum_cli.doctor.assessment import (
     check_result,
 )
 from cerebrum_cli.engine import machine
+from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.build import Build, lacking, rebuild_command
+from cerebrum_cli.engine.load_options import LoadOptions
 from cerebrum_cli.engine.state_store import STATE, list_names
-from cerebrum_cli.model.loading import BackendFactory, ReplySource, Resources, open_model
-from cerebrum_cli.model.reply import Reply, ReplyCollector, ReplyRequest
+from cerebrum_cli.model.installation import Installation
+from cerebrum_cli.model.interface import open_source
+from cerebrum_cli.model.reply import Reply, ReplyRequest
+from cerebrum_cli.model.source import ModelSource
 from cerebrum_cli.models import listing
 from cerebrum_cli.models.library import NANO, Library
 from cerebrum_cli.models.model import Model
@@ -61,7 +66,7 @@ class DoctorContext:
     settings: Settings
     offline: bool
     build: Callable[[], Build]
-    open_backend: BackendFactory
+    installation: Installation
     terminal: Callable[[], CheckResult]
     session_counts: Callable[[Path], tuple[int, int, int] | None]  # sessions, messages and version of a database
 
@@ -278,14 +283,11 @@ def _ask(context: DoctorContext, gpu_layers: str) -> Reply | None:
     threads = context.settings.threads
     settings = Settings(format="cerebrum", max_tokens=MAX_TOKENS, threads=threads, gpu_layers=gpu_layers)
 
-    resources = Resources(
-        lambda options: context.open_backend(replace(options, file=replace(options.file, is_verified=True)))
-    )
-    loaded = open_model(ReplySource(resources, Model(NANO.stem, (NANO,)), settings))
-    collector = ReplyCollector()
-    try:
-        for event in loaded.responder.respond(ReplyRequest(Conversation().user(QUESTION), settings)):
-            collector.emit(event)
-    finally:
-        loaded.engine.close()
-    return collector.reply
+    def open_verified(options: LoadOptions, emit: Callable[[Event], None], stop: StopFlag) -> Backend:
+        verified = replace(options, file=replace(options.file, is_verified=True))
+        return context.installation.open_file(verified, emit, stop)
+
+    installation = replace(context.installation, open_file=open_verified)
+    with open_source(ModelSource(installation, Model(NANO.stem, (NANO,)), settings)) as model:
+        reply = model.respond(ReplyRequest(Conversation().user(QUESTION), settings)).wait()
+        return reply if reply.is_finished else None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Timer
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import EndpointError, ModelNotFound
-from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.doctor.assessment import CheckResult, check_result
 from cerebrum_cli.doctor.checks import QUESTION, DoctorContext, SkippedCheck, run_table
@@ -20,9 +19,9 @@ from cerebrum_cli.engine.remote.description import probe
 from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.engine.remote.vllm_sglang import IGNORED_SEEDS
-from cerebrum_cli.model.loading import LoadedModel, ReplySource, Resources, Servers, open_model
-from cerebrum_cli.model.reply import Reply, ReplyCollector, ReplyRequest, reply_notice
-from cerebrum_cli.model.responder import Responder
+from cerebrum_cli.model.interface import Model, open_source
+from cerebrum_cli.model.reply import Reply, ReplyRequest, reply_notice
+from cerebrum_cli.model.source import ModelSource, Servers
 from cerebrum_cli.models.library import served_model
 
 REPLY_TIMEOUT_S = 60.0  # of each reply; the server may be busy with other requests
@@ -44,7 +43,7 @@ class CheckedServer:
     context: DoctorContext
     endpoint: Endpoint
     info: ServerInfo = field(init=False)  # the first check finds it
-    loaded: LoadedModel | None = None
+    loaded: Model | None = None
     has_vocabulary: bool = False
     reply: Reply | None = None
     samples: list[Reply] = field(default_factory=list)
@@ -55,15 +54,15 @@ class CheckedServer:
         return Settings(format=self.context.settings.format, max_tokens=REPLY_TOKENS)
 
     @property
-    def responder(self) -> Responder:
-        """Answers questions. Raises SkippedCheck if the server's vocabulary is not known to be that of the model."""
+    def model(self) -> Model:
+        """The model that answers questions. Raises SkippedCheck if the server's vocabulary is not known to be its."""
         if self.loaded is None or not self.has_vocabulary:
             raise SkippedCheck
-        return self.loaded.responder
+        return self.loaded
 
     def close(self) -> None:
         if self.loaded:
-            self.loaded.engine.close()
+            self.loaded.close()
 
 
 def run_server_checks(context: DoctorContext, endpoints: Sequence[Endpoint]) -> Iterator[CheckResult]:
@@ -119,11 +118,10 @@ def _check_vocabulary(server: CheckedServer) -> CheckResult:
         model = served_model(served) if is_served else context.library.resolve_vocabulary(named)
     except ModelNotFound as error:
         return check_result("", (f"skipped, along with all replies: {error.message}", error.hint))
-    server.loaded = loaded = open_model(
-        ReplySource(Resources(context.open_backend), model, server.settings, host=Servers([server.endpoint]))
-    )
-    with _time_limit(loaded.responder):
-        for _ in loaded.responder.load():
+    source = ModelSource(context.installation, model, server.settings, Servers([server.endpoint]))
+    server.loaded = loaded = open_source(source)
+    with _time_limit(loaded):
+        for _ in loaded.load():
             pass
     server.has_vocabulary = True
     if model.is_served:
@@ -132,14 +130,15 @@ def _check_vocabulary(server: CheckedServer) -> CheckResult:
 
 
 def _check_reply(server: CheckedServer) -> CheckResult:
-    events = server.responder.respond(ReplyRequest(Conversation().user(QUESTION), server.settings))
-    server.reply = reply = _collect(server.responder, events)
+    reply = server.model.respond(ReplyRequest(Conversation().user(QUESTION), server.settings))
+    with _time_limit(server.model):
+        server.reply = _finished(reply.wait())
     finish = reply.finish
     text = server_text(reply.text or reply.reasoning or "")
     shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
     prompt = f"prompt {finish.prompt_tokens} tokens, " if finish.prompt_tokens else ""
     detail = f"{QUESTION} {shown} ({prompt}reply {finish.completion_tokens} tokens)"
-    notice = reply_notice(reply, server.responder.larger_context)
+    notice = reply_notice(reply, server.model.larger_context)
     problem = None
     if finish.reason == "cancelled":
         problem = f"stopped after {REPLY_TIMEOUT_S:g} s", SLOW
@@ -162,7 +161,7 @@ def _check_speed(server: CheckedServer) -> CheckResult:
 def _check_token_ids(server: CheckedServer) -> CheckResult:
     if server.reply and server.reply.finish.reason == "cancelled":
         raise SkippedCheck
-    _sample(server, server.responder)
+    _sample(server, server.model)
     if server.info.kind.takes_messages:
         return check_result("none: prompts are sent as messages, and replies come as text")
     return check_result("prompts are sent as token ids, and replies include theirs")
@@ -174,7 +173,7 @@ def _check_seeds(server: CheckedServer) -> CheckResult:
     if not server.info.has_seeds:
         return check_result("", IGNORED_SEEDS)
     while len(server.samples) < SAMPLES:
-        latest = _sample(server, server.responder)
+        latest = _sample(server, server.model)
         earlier = [(sample.sampled, sample.text) for sample in server.samples[:-1]]
         if (latest.sampled, latest.text) in earlier:
             return check_result(f"the same seed gives the same {latest.finish.completion_tokens} tokens")
@@ -195,36 +194,33 @@ SERVER_CHECKS: dict[str, Callable[[CheckedServer], CheckResult]] = {
 }
 
 
-def _sample(server: CheckedServer, responder: Responder) -> Reply:
+def _sample(server: CheckedServer, model: Model) -> Reply:
     """Sample a few tokens from the whole vocabulary, always with the same seed."""
     settings = replace(
         server.settings, max_tokens=SAMPLED_TOKENS, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=SEED
     )
     request = ReplyRequest(Conversation().user(QUESTION), settings, ignore_eos=True)
-    with closing(responder.generate([responder.tokenize_request(request)])) as events:
-        sample = _collect(responder, raise_refusals(events))
+    sample = Reply()
+    with closing(model.generate([model.prepare_reply(request)])) as events, _time_limit(model):
+        for event in raise_refusals(events):
+            sample.emit(event)
+    _finished(sample)
     if sample.finish.reason == "cancelled":
         raise EndpointError(f"{server.endpoint.name}: no reply within {REPLY_TIMEOUT_S:g} s", SLOW)
     server.samples.append(sample)
     return sample
 
 
-def _collect(responder: Responder, events: Iterable[Event]) -> Reply:
-    """The reply of events that end with its FinishEvent, stopped if it takes too long."""
-    collector = ReplyCollector()
-    with _time_limit(responder):
-        for event in events:
-            collector.emit(event)
-    reply = collector.reply
-    if reply is None:
+def _finished(reply: Reply) -> Reply:
+    if not reply.is_finished:
         raise EndpointError("there was no reply", "check the log of the server")
     return reply
 
 
 @contextmanager
-def _time_limit(responder: Responder) -> Generator[None, None, None]:
-    """Cancel what a responder does in this block once it has taken too long."""
-    timer = Timer(REPLY_TIMEOUT_S, responder.cancel)
+def _time_limit(model: Model) -> Generator[None, None, None]:
+    """Cancel what a model does in this block once it has taken too long."""
+    timer = Timer(REPLY_TIMEOUT_S, model.cancel)
     timer.daemon = True
     timer.start()
     try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import (
@@ -74,8 +74,7 @@ class Request:
     is to send tokens as they are sampled, even if some of their ids are lost that way. `controls` may end a sample or
     force tokens into it, but not where the grammar applies.
 
-    `channels` creates what splits the text of a sample; engines ignore it. The last `opening` tokens of a prompt begin
-    the reply; the prompt of the next turn may differ from there on.
+    The last `opening` tokens of a prompt begin the reply; the prompt of the next turn may differ from there on.
     """
 
     prompt_tokens: Tokens
@@ -90,7 +89,6 @@ class Request:
     stream: bool = False
     controls: tuple[ControlFactory, ...] = ()
     answer_start: AnswerStartFactory | None = None
-    channels: Callable[[], Any] | None = None
     opening: int = OPENING_TOKENS
 
     @property

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from math import inf
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol, cast
 
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
+from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import (
     SHOWN_ERRORS,
     EvalProgress,
     Event,
-    FinishEvent,
     NoticeEvent,
     Origin,
-    RefusedEvent,
     RowCounts,
-    SequenceId,
-    TokenEvent,
 )
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.eval.questions import (
     OPTIONAL_KEYS,
     SAMPLE_KEYS,
@@ -39,9 +34,10 @@ from cerebrum_cli.eval.questions import (
     sample_seed,
 )
 from cerebrum_cli.eval.report import RunningScore
-from cerebrum_cli.eval.scorers import ReplyScorer, SearchTimeout
-from cerebrum_cli.model.reply import Reply, ReplyCollector, ReplyRequest
-from cerebrum_cli.model.responder import Responder
+from cerebrum_cli.eval.scorers import Match, ReplyScorer, SearchTimeout, code_scorer, reply_scorer
+from cerebrum_cli.model.concurrent_rows import RefusedRow, Row, RowOutcome, run_rows
+from cerebrum_cli.model.loaded_model import LoadedModel
+from cerebrum_cli.model.reply import Reply, ReplyRequest
 from cerebrum_cli.runs.result import ResultRows, Schema, with_optional
 
 POLL_S = 0.2  # a signal does not end a wait
@@ -90,6 +86,10 @@ class Evaluation:
         conversation = Conversation(system_prompt=settings.system).user(question.prompt)
         return ReplyRequest(conversation, settings, self.grammar, n=count, max_n=count, logprobs=True)
 
+    def block_answerer(self, match: Match) -> Callable[..., Iterator[Event]]:
+        """What takes the samples of a block on a node, and scores them there; it can be pickled."""
+        return partial(evaluate_block, replace(self, scorer=cast("ReplyScorer", None)), match)
+
 
 class SampleFile(Protocol):
     """Where samples are written: a journal, or a list in memory."""
@@ -100,14 +100,6 @@ class SampleFile(Protocol):
     def objects(self) -> Iterator[dict[str, Any]]: ...
 
     def write(self, position: int, object: Mapping[str, Any]) -> None: ...
-
-
-class PendingQuestion(NamedTuple):
-    """Samples that are missing, from `first` on, of the question at a position."""
-
-    position: int
-    first: int
-    request: Request
 
 
 class SampleWriter:
@@ -195,35 +187,44 @@ class SampleWriter:
         self._score.add(written)
 
 
-def evaluate(responder: Responder, evaluation: Evaluation, run: SampleFile) -> Generator[Event, None, None]:
+def evaluate(model: LoadedModel, evaluation: Evaluation, run: SampleFile) -> Generator[Event, None, None]:
     """Take the missing samples; yield all events, and an EvalProgress whenever a sample is finished.
 
     A question whose prompt cannot be answered, such as one that is too long, gets samples marked as skipped, which do
     not count. The caller completes the run; after a cancel, samples are missing.
     """
-    scope = responder.engine.cancel_scope()
-    yield from responder.load()
-    responder.check_settings(evaluation.settings)
+    scope = model.engine.cancel_scope()
+    yield from model.load()
+    model.check_settings(evaluation.settings)
     writer = SampleWriter(evaluation, run)
     yield writer.progress
-    pending: list[PendingQuestion] = []
-    for position, first, count in missing_samples(evaluation, run.finished):
-        if scope.is_cancelled:
-            return
-        try:
-            request = responder.tokenize_request(evaluation.request(position, first, count))
-        except (EngineError, Interrupted):  # these concern the whole run
-            raise
-        except CerebrumError as error:
-            yield from writer.skip(position, range(first, first + count), error)
-        else:
-            pending.append(PendingQuestion(position, first, request.compact()))
+    rows = [
+        Row((position, first), evaluation.request(position, first, count))
+        for position, first, count in missing_samples(evaluation, run.finished)
+    ]
     with closing(evaluation.scorer):
-        for group in responder.engine.group_by_length(each.request for each in pending):
-            yield from _take_samples(responder, scope, [pending[index] for index in group], writer)
-            if scope.is_cancelled:
-                break
+        for event in run_rows(model, rows, scope, refusals_first=True):
+            if isinstance(event, RowOutcome):
+                yield from _take(event, writer)
+            else:
+                yield event
+            yield from writer.write_scored()
         yield from writer.write_last(scope)
+
+
+def _take(event: RowOutcome, writer: SampleWriter) -> Iterator[Event]:
+    """Begin to score a reply, or write what is skipped: a sample, or all of a question that cannot be asked."""
+    (position, first), outcome = event.row.id, event.outcome
+    sample = first + event.sample
+    if isinstance(outcome, RefusedRow):
+        request = event.row.request
+        count = request.n if event.is_whole_row and isinstance(request, ReplyRequest) else 1
+        yield from writer.skip(position, range(sample, sample + count), outcome.error, outcome.origin)
+    elif isinstance(outcome, Reply) and outcome.finish_reason != "cancelled":
+        try:
+            writer.score(position, sample, outcome)
+        except SearchTimeout as error:
+            yield from writer.skip(position, [sample], error)
 
 
 def missing_samples(evaluation: Evaluation, finished: Collection[int]) -> Iterator[tuple[int, int, int]]:
@@ -236,26 +237,10 @@ def missing_samples(evaluation: Evaluation, finished: Collection[int]) -> Iterat
             yield position, samples[0], len(samples)
 
 
-def _take_samples(
-    responder: Responder, scope: CancelScope, pending: Sequence[PendingQuestion], writer: SampleWriter
+def evaluate_block(
+    evaluation: Evaluation, match: Match, model: LoadedModel, block: Mapping[int, Any], result: Any
 ) -> Iterator[Event]:
-    collectors: dict[SequenceId, ReplyCollector] = defaultdict(ReplyCollector)
-    with closing(responder.generate((each.request for each in pending), scope)) as replies:
-        for event in replies:
-            yield event
-            if not isinstance(event, (TokenEvent, FinishEvent, RefusedEvent)):
-                continue
-            question = pending[event.sequence.request]
-            sample = question.first + event.sequence.sample
-            if isinstance(event, RefusedEvent):
-                yield from writer.skip(question.position, [sample], event.error, event.origin)
-            else:
-                collector = collectors[event.sequence]
-                collector.emit(event)
-                if (reply := collector.reply) and reply.finish.reason != "cancelled":
-                    del collectors[event.sequence]
-                    try:
-                        writer.score(question.position, sample, reply)
-                    except SearchTimeout as error:
-                        yield from writer.skip(question.position, [sample], error)
-            yield from writer.write_scored()
+    """Take the samples of some rows, into a result in memory."""
+    scorer = code_scorer(True) if match == "code" else reply_scorer(match, evaluation.questions)
+    result.finished = set(range(len(evaluation.rows))) - block.keys()
+    return evaluate(model, replace(evaluation, scorer=scorer), result)

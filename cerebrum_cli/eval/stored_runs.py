@@ -16,13 +16,13 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, get_args
 
-from cerebrum_cli import __version__
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import BatchError, EngineError, UsageError
 from cerebrum_cli.core.files import exists, remove_abandoned, translate_os_errors
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.text import did_you_mean
+from cerebrum_cli.core.version import __version__
 from cerebrum_cli.eval.math_equality import INSTALL
 from cerebrum_cli.eval.questions import Sample, parse_sample
 from cerebrum_cli.eval.report import Report, summarize
@@ -44,7 +44,7 @@ from cerebrum_cli.runs.output_files import (
 if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.engine.trials import BenchFactory, Closeness
-    from cerebrum_cli.model.loading import ReplySource
+    from cerebrum_cli.model.source import ModelSource
     from cerebrum_cli.models.model import Model
 
 DEFAULT_TEMPLATE = "default template"
@@ -239,16 +239,16 @@ def _not_a_run(path: str | Path) -> UsageError:
     return UsageError(f"{path} is not a run of cerebrum eval", "check the path")
 
 
-def provenance(source: ReplySource, llama_version: Callable[[], str]) -> dict[str, Any]:
+def provenance(source: ModelSource, llama_version: Callable[[], str]) -> dict[str, Any]:
     """Everything a run depends on besides settings and questions: versions, and the text around a question.
 
     That is the text of a built-in format with its own system prompt, or the digest of a chat template. Builds of
     servers are notes of the run.
     """
-    from cerebrum_cli.model.loading import Servers, format_of
+    from cerebrum_cli.model.source import format_of
 
     name, template = format_of(source.settings, source.model)
-    is_remote = isinstance(source.host, Servers)
+    is_remote = source.servers is not None
     versions = {"cerebrum": __version__, "llama.cpp": None if is_remote else llama_version()}
     if name not in PLAIN_FORMATS:
         return {**versions, "chat template": sha256((template or "").encode()).hexdigest()}
@@ -313,7 +313,7 @@ def measure_divergence(reference: Model, other: Model, settings: Settings, open_
     """
     from cerebrum_cli.engine.trials import TrialError
     from cerebrum_cli.gguf.header import require_generative
-    from cerebrum_cli.model.loading import load_options
+    from cerebrum_cli.model.source import load_options
 
     for model in (reference, other):
         require_generative(model.path, model.header)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count
 from math import exp, fsum
@@ -11,7 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.events import Channel, Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import (
+    Channel,
+    Event,
+    FinishEvent,
+    FinishReason,
+    NoticeEvent,
+    RefusedEvent,
+    SequenceId,
+    TokenEvent,
+)
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope, Engine
 from cerebrum_cli.engine.sequence import Request, Tokens
@@ -43,6 +53,15 @@ class ReplyRequest:
     stream: bool = False
 
 
+class Continuation(NamedTuple):
+    """A text without a prompt format, by its last tokens, of which `n` continuations are sampled."""
+
+    text: str
+    tokens: tuple[int, ...]
+    settings: Settings
+    n: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class ReplyChannels:
     """Creates splitters of a reply's text into reasoning and answer.
@@ -54,7 +73,7 @@ class ReplyChannels:
     thought: ThoughtMarkup | None = None
     prefix_text: str = ""
 
-    def __call__(self) -> ThoughtSplitter:
+    def splitter(self) -> ThoughtSplitter:
         return self.split_prefix()[0]
 
     def split_prefix(self) -> tuple[ThoughtSplitter, list[SplitText]]:
@@ -63,26 +82,140 @@ class ReplyChannels:
         return splitter, splitter.feed(self.prefix_text)
 
 
-@dataclass(frozen=True, slots=True)
 class Reply:
-    """One finished reply: its answer, its reasoning if the model marks it, and how it finished.
+    """One reply: its texts, its tokens and how it finished. Iterate it for the pieces of its answer as they come.
 
-    `sampled` holds all tokens, including those of the reasoning and of a stop string. `probability` is the geometric
-    mean of their probabilities, `lowest_window` that of the least likely WINDOW consecutive ones; 0 unless the request
-    asked for log probabilities.
+    Its properties wait for the whole reply, except while it is iterated: then they are of what there is so far. A reply
+    of many that run together has no events of its own, and is fed with `emit`.
     """
 
-    text: str
-    reasoning: str | None
-    finish: FinishEvent
-    sampled: Tokens = ()
-    probability: float = 0.0
-    lowest_window: float = 0.0
+    def __init__(self, events: Generator[Event, None, None] | None = None, conversation: Conversation | None = None):
+        self.index = 0  # of the question among several
+        self._events = events
+        self._conversation = conversation
+        self._texts: dict[Channel, list[str]] = {"answer": [], "thinking": []}
+        self._tokens = array("i")
+        self._logprobs = array("d")
+        self._finish: FinishEvent | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the pieces of the answer as they come; leaving the loop ends the reply."""
+        with closing(self.events()) as events:
+            for event in events:
+                if isinstance(event, TokenEvent) and event.channel == "answer" and event.text:
+                    yield event.text
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """Yield the pieces of the answer, waiting for each in a thread, so that an event loop runs on."""
+        import asyncio
+
+        pieces = iter(self)
+        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            yield piece
+
+    def events(self) -> Generator[Event, None, None]:
+        """Yield all events of loading the model and of the reply, once; nothing later."""
+        events, self._events = self._events, None
+        if events is None:
+            return
+        with closing(events):
+            for event in events:
+                self.emit(event)
+                yield event
+
+    def begin(self, tokens: Sequence[int], texts: Iterable[SplitText]) -> None:
+        """Add the tokens and texts of the reply that this one continues."""
+        self._tokens.extend(tokens)
+        for channel, text in texts:
+            self._texts[channel].append(text)
+
+    def emit(self, event: Event) -> None:
+        """Add what an event of the reply holds."""
+        if isinstance(event, TokenEvent):
+            self._texts[event.channel].append(event.text)
+            self._tokens.extend(event.tokens)
+            self._logprobs.extend(logprob for logprob in event.logprobs if logprob is not None)
+        elif isinstance(event, FinishEvent):
+            self._finish = event
+
+    def wait(self) -> Reply:
+        """Generate the rest of a reply that nobody iterates, and return it. Raises what makes the reply fail."""
+        for _ in self.events():
+            pass
+        return self
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has come to an end by now; one whose loop was left, or that failed, never does."""
+        return self._finish is not None
+
+    @property
+    def finish(self) -> FinishEvent:
+        """How it finished."""
+        finish = self.wait()._finish
+        assert finish is not None, "the reply has not finished"
+        return finish
+
+    @finish.setter
+    def finish(self, finish: FinishEvent) -> None:
+        self._finish = finish
+
+    @property
+    def text(self) -> str:
+        """The answer, without the reasoning."""
+        return "".join(self.wait()._texts["answer"])
+
+    @property
+    def reasoning(self) -> str | None:
+        """The reasoning; None if the model has not marked any."""
+        return "".join(self.wait()._texts["thinking"]) or None
+
+    @property
+    def final_answer(self) -> str | None:
+        """The final answer stated in the text; None without one."""
+        from cerebrum_cli.answers.extract import final_answer  # compiling its patterns is slow
+
+        return final_answer(self.text, is_complete=self.finish_reason == "stop")
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why it ended: "stop" if by itself, "cancelled" also if its loop was left."""
+        finish = self.wait()._finish
+        return finish.reason if finish else "cancelled"
+
+    @property
+    def usage(self) -> Usage:
+        """Numbers of tokens of the prompt, of those that were cached, and of the reply."""
+        finish = self.finish
+        return Usage(finish.prompt_tokens, finish.cached_tokens, finish.completion_tokens)
+
+    @property
+    def conversation(self) -> Conversation:
+        """The conversation with this reply: add a question with `user`, and it continues."""
+        assert self._conversation is not None, "only a reply to a conversation has one"
+        return self._conversation.assistant(self.text, self.tokens, self.reasoning)
+
+    @property
+    def sampled(self) -> Tokens:
+        """All tokens, including those of the reasoning and of a stop string."""
+        return self._tokens
 
     @property
     def tokens(self) -> tuple[int, ...] | None:
         """The tokens to save in a conversation; None if they are not all known, or the text lacks a stop string's."""
-        return tuple(self.sampled) if self.finish.has_all_tokens and not self.finish.by_stop_string else None
+        if not self.is_finished or (self.finish.has_all_tokens and not self.finish.by_stop_string):
+            return tuple(self._tokens)
+        return None
+
+    @property
+    def probability(self) -> float:
+        """Geometric mean of the tokens' probabilities; 0 unless the request asked for log probabilities."""
+        return mean_probability(self._logprobs)
+
+    @property
+    def lowest_window(self) -> float:
+        """Geometric mean of the probabilities of the least likely WINDOW consecutive tokens, or 0."""
+        return lowest_window(self._logprobs)
 
     @property
     def has_long_prompt(self) -> bool:
@@ -100,13 +233,6 @@ class Reply:
         return self.finish.prompt_tokens - self.finish.cached_tokens
 
     @property
-    def final_answer(self) -> str | None:
-        """The final answer stated in the text; None without one."""
-        from cerebrum_cli.answers.extract import final_answer  # compiling its patterns is slow
-
-        return final_answer(self.text, is_complete=self.finish.reason == "stop")
-
-    @property
     def thought_closed_at(self) -> int | None:
         """Number of tokens after which the reasoning was ended; None if it came to its end by itself."""
         return self.finish.forced[0].at if self.finish.forced else None
@@ -117,57 +243,19 @@ class Reply:
         return None if self.finish.reason == "repetition" else self.final_answer
 
 
+class Usage(NamedTuple):
+    """Numbers of tokens; of a server that does not state them, 0."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
 class Preview(NamedTuple):
     """A prompt as the model would get it: as text, special tokens spelled out, and as token ids."""
 
     prompt: str
     token_ids: tuple[int, ...]
-
-
-class ReplyCollector:
-    def __init__(self) -> None:
-        self._texts: dict[Channel, list[str]] = {"answer": [], "thinking": []}
-        self._tokens = array("i")
-        self._logprobs = array("d")
-        self._finish: FinishEvent | None = None
-
-    def begin(self, tokens: Sequence[int], texts: Iterable[SplitText]) -> None:
-        """Add the tokens and texts of the reply that is continued."""
-        self._tokens.extend(tokens)
-        for channel, text in texts:
-            self._texts[channel].append(text)
-
-    def emit(self, event: Event) -> None:
-        if isinstance(event, TokenEvent):
-            self._texts[event.channel].append(event.text)
-            self._tokens.extend(event.tokens)
-            self._logprobs.extend(each for each in event.logprobs if each is not None)
-        elif isinstance(event, FinishEvent):
-            self._finish = event
-
-    def close(self) -> None:
-        """Do nothing: a collector holds no resources."""
-
-    @property
-    def text(self) -> str:
-        return "".join(self._texts["answer"])
-
-    @property
-    def reasoning(self) -> str | None:
-        """The reasoning so far; None if the model has not marked any."""
-        return "".join(self._texts["thinking"]) or None
-
-    @property
-    def tokens(self) -> Tokens:
-        return self._tokens
-
-    @property
-    def reply(self) -> Reply | None:
-        """The reply; None until it has finished."""
-        if self._finish is None:
-            return None
-        figures = mean_probability(self._logprobs), lowest_window(self._logprobs)
-        return Reply(self.text, self.reasoning, self._finish, self._tokens, *figures)
 
 
 def mean_probability(logprobs: Sequence[float]) -> float:
@@ -181,16 +269,29 @@ def lowest_window(logprobs: Sequence[float]) -> float:
     return mean_probability(min(windows, key=fsum))
 
 
+class PreparedReply(NamedTuple):
+    """A tokenized request, and what splits its text into channels; None for text without channels."""
+
+    request: Request
+    channels: ReplyChannels | None
+
+
 class ReplyStream:
     """The events of several requests that run together; a FinishEvent is the last event of each sample.
 
     `SequenceId.request` counts the requests in the order given. Close the stream to stop what still runs.
     """
 
-    def __init__(self, engine: Engine, requests: Iterable[Request | None], scope: CancelScope | None = None) -> None:
-        self._requests: dict[int, Request] = {}
+    def __init__(
+        self, engine: Engine, replies: Iterable[PreparedReply | None], scope: CancelScope | None = None
+    ) -> None:
+        self._channels: dict[int, ReplyChannels | None] = {}
         self._splitters: dict[SequenceId, ThoughtSplitter | None] = {}
-        self._completions = engine.complete(self._read(requests), scope)
+        self._completions = engine.complete(self._read(replies), scope)
+        self.inspect = self._completions.inspect
+        self.add_samples = self._completions.add_samples
+        self.abort = self._completions.abort
+        self.close = self._completions.close
 
     def __iter__(self) -> Iterator[Event]:
         for event in self._completions:
@@ -203,35 +304,20 @@ class ReplyStream:
 
     def forget(self, index: int) -> None:
         """Free the state of a request whose further events do not matter: all requests may not fit into memory."""
-        self._requests.pop(index, None)
+        self._channels.pop(index, None)
 
-    def inspect(self, index: int, replies: Mapping[int, tuple[int, ...]]) -> bool:
-        """Evaluate the tokens of finished samples of one request again, if the engine can; return whether it does."""
-        return self._completions.inspect(index, replies)
-
-    def add_samples(self, index: int, count: int) -> None:
-        """Start more samples of one request; their seeds follow those of its other samples."""
-        self._completions.add_samples(index, count)
-
-    def abort(self, index: int) -> None:
-        """Stop the running samples of one request; they finish as `cancelled`."""
-        self._completions.abort(index)
-
-    def close(self) -> None:
-        self._completions.close()
-
-    def _read(self, requests: Iterable[Request | None]) -> Iterator[Request | None]:
+    def _read(self, replies: Iterable[PreparedReply | None]) -> Iterator[Request | None]:
         indexes = count()
-        for each in requests:
-            if each:
-                self._requests[next(indexes)] = each
-            yield each
+        for reply in replies:
+            if reply:
+                self._channels[next(indexes)] = reply.channels
+            yield reply.request if reply else None
 
     def _splitter(self, sequence: SequenceId) -> ThoughtSplitter | None:
         """Splitter of a sample's text; None for text without channels, or of a forgotten request."""
         if sequence not in self._splitters:
-            request = self._requests.get(sequence.request)
-            self._splitters[sequence] = request.channels() if request and request.channels else None
+            channels = self._channels.get(sequence.request)
+            self._splitters[sequence] = channels.splitter() if channels else None
         return self._splitters[sequence]
 
 

@@ -146,7 +146,7 @@ class ThoughtBudget:
         self._limit = limit
         self._endings = endings
         self._answer_now = answer_now
-        self._splitter = channels()
+        self._splitter = channels.splitter()
         self._sentences = Sentences()
         self._count = 0  # tokens of the reply
         self._is_used_up = limit == 0
@@ -200,7 +200,7 @@ class AnswerDetector:
 
     def __init__(self, channels: ReplyChannels, markers: Mapping[str, frozenset[int]]) -> None:
         thoughts = tuple(replace(each, footer="") for each in channels.thoughts)  # it is behind where an answer starts
-        self._splitter = replace(channels, thoughts=thoughts, prefix_text="")()
+        self._splitter = replace(channels, thoughts=thoughts, prefix_text="").splitter()
         self._markers = markers
         self._blanks = 0  # tokens of white space since the reply, or its last thought, ended
         self._overhang = ""  # of the answer, in the token that ended what precedes it, or in the prefix

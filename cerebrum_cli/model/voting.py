@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from cerebrum_cli.answers.vote import Tally, Votes
+from cerebrum_cli.answers.vote import Tally, Votes, parse_votes
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import (
     AlternativesEvent,
-    Event,
     FinishEvent,
     NoticeEvent,
     RefusedEvent,
@@ -23,12 +20,10 @@ from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.model.reply import (
     LONG_PROMPT,
     Reply,
-    ReplyCollector,
     ReplyRequest,
     ReplyStream,
     mean_probability,
 )
-from cerebrum_cli.model.responder import Responder
 
 SampleEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
 VOTE_TEMPERATURE = 0.7  # of a vote, if the model recommends 0 or nothing: at 0 all samples would be the same
@@ -45,10 +40,11 @@ class MajorityVote:
     """
 
     def __init__(self, votes: Votes) -> None:
+        self.index = 0  # of the question among several
         self.tally = Tally(votes)
         self.replies: dict[int, Reply] = {}  # of the samples in the tally
         self.requested = self.tally.votes.minimum
-        self._collectors: dict[int, ReplyCollector] = {}
+        self._samples: dict[int, Reply] = {}  # those that run, too
         self.refusals: list[RefusedEvent] = []  # of the samples in the tally
         self._waiting: dict[int, Reply | RefusedEvent] = {}  # finished, but an earlier sample has not
         self._finished = 0
@@ -72,9 +68,9 @@ class MajorityVote:
         if isinstance(event, RefusedEvent):
             outcome: Reply | RefusedEvent | None = event
         else:
-            collector = self._collectors.setdefault(sample, ReplyCollector())
-            collector.emit(event)
-            outcome = collector.reply
+            reply = self._samples.setdefault(sample, Reply())
+            reply.emit(event)
+            outcome = reply if reply.is_finished else None
         if outcome is None:
             return False
         self._finished += 1
@@ -130,13 +126,15 @@ class MajorityVote:
     @property
     def has_long_prompt(self) -> bool:
         """Whether a sample evaluated so much of the prompt that the prompt is worth caching on disk."""
-        replies = (collector.reply for collector in self._collectors.values())
-        return self.is_over and any(reply.evaluated > LONG_PROMPT for reply in replies if reply)
+        return self.is_over and any(reply.evaluated > LONG_PROMPT for reply in self._finished_samples)
 
     def has_slow_prefill(self, tokens: int) -> bool:
         """Whether a sample evaluated the first tokens of the prompt, and this many take long to evaluate."""
-        replies = (collector.reply for collector in self._collectors.values())
-        return any(reply.has_slow_prefill(tokens) for reply in replies if reply)
+        return any(reply.has_slow_prefill(tokens) for reply in self._finished_samples)
+
+    @property
+    def _finished_samples(self) -> list[Reply]:
+        return [reply for reply in self._samples.values() if reply.is_finished]
 
     @property
     def running(self) -> int:
@@ -158,31 +156,15 @@ class MajorityVote:
         return self.tally.winner.answer if self.tally.winner else None
 
     @property
-    def best_sample(self) -> ReplyCollector | None:
-        """The sample to show: the first one with the winning answer; without an answer, of all."""
+    def reply(self) -> Reply | None:
+        """The sample to show: the first one with the winning answer; without an answer, of all; None before any."""
         first = min(self.replies, default=None)
         sample = first if self.tally.winning_sample is None else self.tally.winning_sample
-        return None if sample is None else self._collectors[sample]
-
-    @property
-    def reply(self) -> Reply | None:
-        return self.best_sample.reply if self.best_sample else None
+        return None if sample is None else self.replies[sample]
 
 
-def run_vote(responder: Responder, request: ReplyRequest, vote: MajorityVote) -> Generator[Event, None, None]:
-    """Yield the events of all samples, and each new TallyEvent. Raises the error of a sample if all were refused."""
-    yield from responder.load()
-    request = vote.with_samples(request, responder.engine)
-    with closing(responder.generate([responder.tokenize_request(request)])) as replies:
-        for event in replies:
-            yield event
-            if isinstance(event, SampleEvent) and vote.add_event(event, replies):
-                yield vote.tally_event
-    if vote.refusals:
-        error = vote.refusals[0].error
-        if not vote.replies:
-            raise error
-        yield NoticeEvent(f"{len(vote.refusals)} of {vote.tally.samples} samples failed: {error.message}", error.hint)
+def new_vote(samples: int | str | None) -> MajorityVote | None:
+    return None if samples is None else MajorityVote(parse_votes(str(samples)))
 
 
 def outcome_notice(tally: Tally) -> NoticeEvent | None:

@@ -15,7 +15,7 @@ from cerebrum_cli.terminal.keyboard import ANSWER_KEY_NAME, Keyboard
 from cerebrum_cli.terminal.streams import Streams, columns
 
 if TYPE_CHECKING:
-    from cerebrum_cli.model.responder import Responder
+    from cerebrum_cli.model.loaded_model import LoadedModel
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
 T = TypeVar("T")
@@ -80,12 +80,12 @@ class AnswerKeySink:
     """Lets a key end the reasoning of a reply while it streams."""
 
     _keyboard: Keyboard
-    _responder: Responder
+    _model: LoadedModel
     _is_bound: bool = False
 
     @property
     def hint(self) -> str:
-        return f"{ANSWER_KEY_NAME}: answer now" if self._keyboard.takes_key and self._responder.can_answer_now else ""
+        return f"{ANSWER_KEY_NAME}: answer now" if self._keyboard.takes_key and self._model.can_answer_now else ""
 
     def emit(self, event: Event) -> None:
         if not isinstance(event, TokenEvent) or not event.text:
@@ -94,7 +94,7 @@ class AnswerKeySink:
             self.close()
         elif not self._is_bound and self.hint:
             self._is_bound = True
-            self._keyboard.bind_key(self._responder.answer_now)
+            self._keyboard.bind_key(self._model.answer_now)
 
     def close(self) -> None:
         if self._is_bound:

@@ -23,7 +23,6 @@ from cerebrum_cli.engine.step_costs import MAX_ROLLBACK, MEASURED_ROWS, StepCost
 from cerebrum_cli.engine.trials import Bench, TrialError
 from cerebrum_cli.gguf.architectures import facts_of
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.model.loading import draft_problem, load_options
 from cerebrum_cli.model.profiles import (
     Profile,
     ProfileStore,
@@ -31,6 +30,7 @@ from cerebrum_cli.model.profiles import (
     UseName,
     without_user_settings,
 )
+from cerebrum_cli.model.source import draft_problem, load_options
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.tune.candidates import (
     BATCH_SLOTS,

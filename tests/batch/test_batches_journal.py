@@ -31,7 +31,7 @@ from batch_files import (
 from disks import full_disk
 from waiting import wait_until
 
-from cerebrum_cli.batch.rows import OUTPUT_KEYS, Row, result_rows
+from cerebrum_cli.batch.rows import OUTPUT_KEYS, InputRow, result_rows
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.runs import output_files
 from cerebrum_cli.runs.journal import open_journal
@@ -167,7 +167,7 @@ def test_complete_batch_is_not_run_again(output: Path) -> None:
     assert (output_files.file_stamp(output), names(output.parent)) == (before, COMPLETE)
 
 
-def numbered_rows(count: int) -> tuple[Row, ...]:
+def numbered_rows(count: int) -> tuple[InputRow, ...]:
     return rows_in("".join(f"Question {number}?\n" for number in range(count)))
 
 

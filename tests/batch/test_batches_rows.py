@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from cerebrum_cli.batch import readers
 from cerebrum_cli.batch.readers import SHAPES, Shape, detect_shape, open_input, read_rows, spool_input
-from cerebrum_cli.batch.rows import Row, RowError, failed_object
+from cerebrum_cli.batch.rows import InputRow, RowError, failed_object
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.sampling import TokenBias
@@ -31,19 +31,19 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 ASSISTANT = {"role": "assistant", "content": "So."}
 
 
-def json_row(value: Any, **options: Any) -> Row:
+def json_row(value: Any, **options: Any) -> InputRow:
     """The row of one line of JSON."""
     (row,) = rows_in(value if isinstance(value, str) else json.dumps(value), "jsonl", **options)
     return row
 
 
-def problem(row: Row) -> tuple[str, str]:
+def problem(row: InputRow) -> tuple[str, str]:
     """The error of an invalid row."""
     assert row.error and row.conversation is None and row.settings == {}
     return row.error.type, row.error.message
 
 
-def prompts(rows: tuple[Row, ...]) -> list[tuple[int, str | None]]:
+def prompts(rows: tuple[InputRow, ...]) -> list[tuple[int, str | None]]:
     return [(row.number, row.prompt) for row in rows]
 
 
@@ -53,7 +53,7 @@ def prompts(rows: tuple[Row, ...]) -> list[tuple[int, str | None]]:
 def test_txt_has_a_prompt_per_line_without_blanks_and_comments() -> None:
     rows = rows_in("Why?\n\n  \t\n# not this\n  # nor this\n How? \nC#\n")
     assert prompts(rows) == [(1, "Why?"), (6, " How? "), (7, "C#")]
-    assert rows[0] == Row(1, 1, "Why?", Conversation().user("Why?"), {}, None)
+    assert rows[0] == InputRow(1, 1, "Why?", Conversation().user("Why?"), {}, None)
 
 
 def test_txt_ignores_byte_order_mark_and_carriage_returns() -> None:
@@ -103,7 +103,7 @@ def test_line_that_is_not_utf_8_is_an_error_row() -> None:
     ],
 )
 def test_json_object_is_a_row(value: Any, id: str | int, conversation: Conversation) -> None:
-    assert json_row(value) == Row(1, id, conversation.messages[-1].content, conversation, {}, None)
+    assert json_row(value) == InputRow(1, id, conversation.messages[-1].content, conversation, {}, None)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_openai_batch_request_is_a_row(around: dict[str, Any]) -> None:
     row = json_row({**around, "body": body})
     settings = {"max_tokens": 5, "temperature": 1.0, "stop": ("x",)}
     conversation = Conversation((), "Be brief.").user("Why?")
-    assert row == Row(1, "a", "Why?", conversation, settings, None, model="gpt-4")
+    assert row == InputRow(1, "a", "Why?", conversation, settings, None, model="gpt-4")
     assert json_row({**around, "body": {"prompt": "Why?"}}).conversation == Conversation().user("Why?")
 
 
@@ -243,9 +243,9 @@ def test_csv_prompts_are_in_a_column() -> None:
     table = 'id,question,n\r\na,"Why, then?",1\r\n\r\n,"a ""b""\nc",2\r\n7, x ,\r\n'
     rows = rows_in("\ufeff" + table, "csv", template="{question}")
     assert rows == (
-        Row(1, "a", "Why, then?", Conversation().user("Why, then?"), {}, None),
-        Row(2, None, 'a "b"\nc', Conversation().user('a "b"\nc'), {}, None),
-        Row(3, "7", " x ", Conversation().user(" x "), {}, None),
+        InputRow(1, "a", "Why, then?", Conversation().user("Why, then?"), {}, None),
+        InputRow(2, None, 'a "b"\nc', Conversation().user('a "b"\nc'), {}, None),
+        InputRow(3, "7", " x ", Conversation().user(" x "), {}, None),
     )
 
 
@@ -345,7 +345,7 @@ def test_template_works_for_every_input_type() -> None:
 def test_template_field_is_not_a_setting() -> None:
     fields = {"n": 300, "stop": 5, "system": ["x"], "seed": 1}
     row = json_row(fields, template="{n} words, {stop} stops, {system}")
-    assert row == Row(1, 1, '300 words, 5 stops, ["x"]', Conversation().user(row.prompt or ""), {"seed": 1}, None)
+    assert row == InputRow(1, 1, '300 words, 5 stops, ["x"]', Conversation().user(row.prompt or ""), {"seed": 1}, None)
     assert problem(json_row(fields, template="{stop}{system}"))[1].startswith("invalid `n`: 300")
 
 
@@ -546,7 +546,7 @@ KEYS = ["prompt", "messages", "id", "custom_id", "system", "body", "url", "n", "
 OBJECTS = st.dictionaries(st.sampled_from([*KEYS, "max_tokens", "role", "content", "x"]), VALUES, max_size=5)
 
 
-def validate_rows(rows: tuple[Row, ...]) -> None:
+def validate_rows(rows: tuple[InputRow, ...]) -> None:
     """Rows are in order, have a conversation or an error, and can be written."""
     assert rows
     assert [row.number for row in rows] == sorted({row.number for row in rows})

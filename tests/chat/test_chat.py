@@ -257,7 +257,7 @@ def test_chat_stops_at_a_full_context_with_overflow_stop(small_chat: Chat) -> No
 def test_context_usage_counts_the_conversation_in_the_context(small_chat: Chat) -> None:
     chat = small_chat
     assert chat.context_usage in (None, (len("S\nAI:"), 250))
-    list(chat.loaded.responder.load())
+    list(chat.loaded.load())
     assert chat.context_usage == (len("S\nAI:"), 250)
     list(chat.send(X))
     assert chat.context_usage == (len(f"{PROMPT_X} First.\nUser: \nAI:"), 250)

@@ -11,16 +11,16 @@ import pytest
 from disks import full_disk
 from hypothesis import given
 from hypothesis import strategies as st
+from installations import source_of
 
 from cerebrum_cli.chat.archive import export_to_file, parse_conversation, to_markdown, to_sharegpt
 from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, printable_name
 from cerebrum_cli.chat.store import Store
-from cerebrum_cli.cli.app import llama_opener
 from cerebrum_cli.core.conversation import Conversation, Message, Role, Text
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.settings import fold
-from cerebrum_cli.model.loading import LoadedModel, ModelUse, ReplySource, Resources, open_model
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.model.interface import open_source
+from cerebrum_cli.model.loaded_model import LoadedModel
 
 SUMS = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.", (1, 2)).user("And 3 + 3?")
 READ_BACK = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.").user("And 3 + 3?")
@@ -153,10 +153,8 @@ OWN, OTHER = ReplyMetadata(model="small", finish_reason="stop"), ReplyMetadata(m
 @pytest.fixture
 def loaded(tmp_path: Path, chatml_model: Path) -> Iterator[LoadedModel]:
     """The small model, with only its vocabulary loaded."""
-    resources = Resources(lambda options: llama_opener(options, tmp_path / "devices.json"))
-    use = ModelUse(vocabulary_only=True)
-    small = open_model(ReplySource(resources, Model("small", (chatml_model,)), fold({}), use))
-    list(small.responder.load())
+    small = open_source(source_of(chatml_model, fold({}), "small", vocabulary_only=True))
+    list(small.load())
     yield small
     small.engine.close()
 

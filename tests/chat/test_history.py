@@ -33,7 +33,7 @@ from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings, TokenEvent
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.model.reply import Reply, ReplyCollector
+from cerebrum_cli.model.reply import Reply
 from cerebrum_cli.models.library import NANO
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.registry import RegistryEntry
@@ -50,8 +50,17 @@ FINISH = FinishEvent(
     context_size=256,
     timings=TIMINGS,
 )
-FOUR = Reply("Four.", "2 and 2", FINISH, (7, 8))
-SIX = Reply("Six.", None, FINISH, (9,))
+
+
+def finished(text: str, reasoning: str | None, tokens: tuple[int, ...], finish: FinishEvent = FINISH) -> Reply:
+    reply = Reply()
+    reply.begin(tokens, [("thinking", reasoning or ""), ("answer", text)])
+    reply.emit(finish)
+    return reply
+
+
+FOUR = finished("Four.", "2 and 2", (7, 8))
+SIX = finished("Six.", None, (9,))
 MODEL = Model("mine", (NANO,), file=RegistryEntry("mine", NANO, 1, "00", 1, "local"))
 LOADED: Any = SimpleNamespace(model=MODEL, format_name="chatml")
 BIASES = (TokenBias(42, -1.5), TokenBias("hello", 2.0))
@@ -159,7 +168,7 @@ def test_continue_session_replaces_the_system_prompt_if_given(history: History) 
 
 def test_load_conversation_drops_tokens_of_unfinished_reasoning(history: History) -> None:
     """Its markup is unclosed, so everything after it would be reasoning."""
-    truncated = Reply("", "2 and", replace(FINISH, reason="cancelled"), (7,))
+    truncated = finished("", "2 and", (7,), replace(FINISH, reason="cancelled"))
     session = history.record(None, SUM, truncated, LOADED, SETTINGS)
     assert load_conversation(history.store, session, MODEL) == SUM.assistant("", None, "2 and")
     assert history.store.messages(session)[-1].message.tokens == (7,)
@@ -191,7 +200,7 @@ def test_session_defaults_apply_to_the_same_file_by_any_path(
 
 
 def collected(by_stop_string: bool) -> Reply:
-    collector = ReplyCollector()
+    reply = Reply()
     for event in (
         TokenEvent(ONLY, "hm", "thinking", (5,)),
         TokenEvent(ONLY, "Fo", "answer", (6,)),
@@ -199,9 +208,8 @@ def collected(by_stop_string: bool) -> Reply:
         TokenEvent(ONLY, "ur", "answer"),
         replace(FINISH, by_stop_string=by_stop_string),
     ):
-        collector.emit(event)
-    assert collector.reply is not None
-    return collector.reply
+        reply.emit(event)
+    return reply
 
 
 def test_record_omits_the_tokens_of_a_reply_ended_by_a_stop_string(history: History) -> None:

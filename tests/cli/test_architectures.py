@@ -23,16 +23,17 @@ from templates import TEMPLATES
 
 from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.chat.chat import Chat
-from cerebrum_cli.cli.app import App, llama_opener
+from cerebrum_cli.cli.app import App
 from cerebrum_cli.cli.chat import ChatOptions, open_chat
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
-from cerebrum_cli.engine.backend import OpenBackend, TokenRow
+from cerebrum_cli.engine.backend import Backend, TokenRow
 from cerebrum_cli.engine.llama.context import LlamaContext
 from cerebrum_cli.engine.load_options import LoadOptions
 from cerebrum_cli.gguf.header import read_header, require_generative
 from cerebrum_cli.main import run
+from cerebrum_cli.model.installation import open_with_llama
 from cerebrum_cli.model.voting import MajorityVote
 from cerebrum_cli.terminal.streams import Streams
 
@@ -63,10 +64,10 @@ class Owner:
         source = None if piped is None else BytesIO(piped.encode())
         app = app_for({}, self.home, Streams(out or StringIO(), err or StringIO(), source, False, False, False))
 
-        def opener(options: LoadOptions) -> OpenBackend:
-            return llama_opener(in_f32(options) if self.is_exact else options, app.data_directory)
+        def open_file(options: LoadOptions, emit: Any, stop: Any) -> Backend:
+            return open_with_llama(app.data_directory, in_f32(options) if self.is_exact else options, emit, stop)
 
-        app.open_backend = opener
+        app.open_file = open_file
         return app
 
     def run(self, *arguments: str, piped: str | None = None) -> str:

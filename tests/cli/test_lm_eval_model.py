@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from installations import source_of
 
 pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of lm-eval's libraries
@@ -30,7 +31,7 @@ from cerebrum_cli.engine.load_options import GgufFile, LoadOptions  # noqa: E402
 from cerebrum_cli.engine.memory import ContextOptions  # noqa: E402
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM, Use, answer_of  # noqa: E402
 from cerebrum_cli.formats.thinking import thoughts_of  # noqa: E402
-from cerebrum_cli.model.loading import LoadedModel, ModelUse, ReplySource, Resources  # noqa: E402
+from cerebrum_cli.model.loaded_model import LoadedModel  # noqa: E402
 from cerebrum_cli.model.reply import ReplyChannels  # noqa: E402
 from cerebrum_cli.models.model import Model  # noqa: E402
 
@@ -49,10 +50,8 @@ class Harness(CerebrumLM):
         self, path: Path, format: str | None, ctx: int, add_bos_token: bool | None = None, **given: Any
     ) -> None:
         settings = fold(RECOMMENDED, {"ctx": ctx, "threads": 1, "format": format}, given)
-        model = Model("tiny", (path,))
-        resources = Resources(lambda options: lambda emit, stop: open_llama(options, emit, stop))
-        use = ModelUse(ContextOptions(slots=8, batch_invariant=True), raw=format is None)
-        source = ReplySource(resources, model, settings, use)
+        context = ContextOptions(slots=8, batch_invariant=True)
+        source = source_of(path, settings, context=context, raw=format is None)
         self.opened: list[Use] = []
         self.events: list[Event] = []
 
@@ -200,7 +199,7 @@ def test_lm_adds_bos_as_it_is_told(precise_mistral: Path, precise_chatml: Path) 
             bos = added.prefix_token_id
             assert added.tok_encode(STORY) == [bos, *without.tok_encode(STORY)]
             assert bos not in without.tok_encode(STORY)
-            text = added._model.responder.detokenize([bos])
+            text = added._model.detokenize([bos])
             assert added.tok_encode(f"{text}fox") == without.tok_encode(f"{text}fox")  # it is not doubled
             assert added.tok_encode(f"{text}fox").count(bos) == 1
             [pair] = [model._encode_pair(STORY, " fox") for model in (without,)]
@@ -280,7 +279,7 @@ def test_lm_generates_without_the_space_after_the_prompt(precise_mistral: Path) 
         [text, raw] = generate(model, [(prompt, settings), (prompt[:-1], settings)])
         assert prompt.endswith("AI: ") and text == raw.removeprefix(" ")
         assert model._encode_prompt(prompt) == model._encode_prompt(prompt[:-1])
-        loaded = model._model.responder.tokenize(Conversation().user("One?"))
+        loaded = model._model.tokenize(Conversation().user("One?"))
         assert model._encode_prompt(prompt) == loaded
 
 
@@ -310,7 +309,7 @@ def test_lm_truncates_long_prompts_on_the_left(precise_chatml: Path) -> None:
     kwargs = {"max_gen_toks": 8}
     with harness(precise_chatml) as model:
         [planned] = model._plan_prompts(requests_for("generate_until", [(STORY * 20, kwargs)]))
-        assert planned.request.prompt_tokens == model._encode_prompt(STORY * 20)[8 - CONTEXT :]
+        assert planned.text.tokens == model._encode_prompt(STORY * 20)[8 - CONTEXT :]
         assert model.notices() == [f"1 of 1 texts exceed {CONTEXT} tokens and were truncated on the left"]
         generate(model, [(STORY * 20, kwargs)])
         generate(model, [(STORY, kwargs)])
@@ -327,8 +326,8 @@ def test_lm_samples_repeats_of_one_prompt_differently(precise_chatml: Path) -> N
         texts = generate(model, prompts)
         assert len(set(texts[:4])) == 4 and len(set(texts[4:7])) == 1
         planned = model._plan_prompts(requests_for("generate_until", prompts))
-        assert [prompt.request.n for prompt in planned] == [4, 1, 1]
-        assert [prompt.request.params.seed for prompt in planned] == [0, 4, 7]
+        assert [prompt.text.n for prompt in planned] == [4, 1, 1]
+        assert [prompt.text.settings.seed for prompt in planned] == [0, 4, 7]
         assert generate(model, prompts) == texts  # the same seeds
 
 
@@ -410,8 +409,8 @@ def test_lm_finds_thoughts_that_the_system_prompt_asks_for(precise_chatml: Path)
         for system, is_found in (("Think inside <seed:think> tags.", True), ("Think.", False)):
             model.apply_chat_template([{"role": "system", "content": system}, {"role": "user", "content": "One?"}])
             [planned] = model._plan_prompts(request)
-            assert planned.request.channels
-            assert any(each.open == "<seed:think>" for each in planned.request.channels().thoughts) == is_found
+            thoughts = model._model.channels_of(planned.text).thoughts
+            assert any(thought.open == "<seed:think>" for thought in thoughts) == is_found
 
 
 def test_lm_counts_replies_that_end_in_their_thought(thinker: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from types import FrameType
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 from scripted_command import app_for
 
-from cerebrum_cli.cli.app import llama_opener
 from cerebrum_cli.main import run
+from cerebrum_cli.model.installation import open_with_llama
 from cerebrum_cli.terminal.streams import Streams
 
 PACKAGE = Path(__file__).parents[2] / "cerebrum_cli"
@@ -64,7 +65,7 @@ def functions_on(frame: FrameType | None) -> list[Function]:
 @pytest.mark.slow
 def test_prompt_passes_few_functions_on_its_way_to_llama_decode(tmp_path: Path) -> None:
     app = app_for({}, tmp_path, Streams(StringIO(), StringIO(), None, False, False, False))
-    app.open_backend = lambda options: llama_opener(options, tmp_path)
+    app.open_file = partial(open_with_llama, tmp_path)
     path = PromptPath()
     threading.setprofile(path)
     sys.setprofile(path)

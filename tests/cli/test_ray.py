@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,19 +21,18 @@ import ray_machines
 from batch_files import complete_lines
 from command_line import COMMAND, CommandLine, assert_error
 
-from cerebrum_cli.batch.answering import BatchOptions
+from cerebrum_cli.batch.answering import BatchOptions, answer_rows
 from cerebrum_cli.batch.readers import open_input, read_rows
 from cerebrum_cli.batch.rows import output_object, result_rows
-from cerebrum_cli.cli import ray_cluster
-from cerebrum_cli.cli.ray_cluster import Message, Plan, WorkerReport
-from cerebrum_cli.cli.ray_nodes import Distribution, NodeJob, batch_work, find_file
+from cerebrum_cli.cluster import ray_adapter as ray_cluster
+from cerebrum_cli.cluster.distribution import Distribution, NodeJob, Work, find_file
+from cerebrum_cli.cluster.ray_adapter import Message, Plan, WorkerReport
 from cerebrum_cli.core.errors import EndpointError, ModelNotFound, NoServerError
 from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.backend import OpenBackend
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.remote.client import Endpoint
-from cerebrum_cli.model.loading import ModelUse, ReplySource, Servers
+from cerebrum_cli.model.source import ModelSource, Servers
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
@@ -75,14 +75,23 @@ def source(tmp_path: Path) -> Path:
 
 
 def node_job(identity: str, path: Path, reference: str) -> NodeJob:
-    return NodeJob(identity, path, reference, Settings(), ModelUse(), None, False, cast("Any", None))
+    source = ModelSource(cast("Any", None), cast("Any", None), Settings(), is_tuned=False)
+    return NodeJob(identity, path, reference, source, cast("Any", None))
+
+
+def on_servers(job: NodeJob, servers: Servers) -> NodeJob:
+    return replace(job, source=replace(job.source, servers=servers))
+
+
+def batch_work(rows: Any, options: BatchOptions, journal: Any) -> Work:
+    return Work(rows, 1, partial(answer_rows, options=options, in_order=False), journal)
 
 
 def answer_all(
     source: Path, cluster: ScriptedCluster, may_differ: bool = False, **options: Any
 ) -> tuple[list[Event], list[str]]:
     """The events of a batch on a cluster, and its texts; a first call may fail, and a second resumes."""
-    job = replace(node_job("", source, ""), servers=Servers((), may_differ=may_differ))
+    job = on_servers(node_job("", source, ""), Servers((), may_differ=may_differ))
     output = source.with_name("out.jsonl")
     with closing(open_input(source)) as file:
         rows = read_rows(file, "txt")
@@ -236,22 +245,22 @@ def test_ray_node_sends_notices_while_it_waits_for_a_server(chatml_model: Path) 
     servers = Servers([endpoint], timeouts={"waits_at_start": True, "patience": 0.05, "busy_notice": 0.1})
     job = node_job(f"{digest.sha256} {digest.size}", chatml_model, "chatml")
     with pytest.raises(NoServerError, match="no server answers"):
-        replace(job, servers=servers)(1, sent.append)
+        on_servers(job, servers)(1, sent.append)
     [notice] = pickle.loads(sent[0])[-1]
     assert notice.message.startswith("there is unavailable")
 
 
 @pytest.mark.usefixtures("node")
-def test_ray_node_refuses_another_model_than_before(chatml_model: Path) -> None:
-    @dataclass(frozen=True)
-    class RecordedServers(Servers):
-        def __call__(self, open_vocabulary: OpenBackend, source: ReplySource) -> Engine:
-            raise EndpointError(f"not {self.earlier[0]['model']}", "")
+def test_ray_node_refuses_another_model_than_before(chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(source: ModelSource) -> Engine:
+        assert source.servers
+        raise EndpointError(f"not {source.servers.earlier[0]['model']}", "")
 
+    monkeypatch.setattr(ModelSource, "start_engine", connect)
     digest = hash_file(chatml_model)
     job = node_job(f"{digest.sha256} {digest.size}", chatml_model, "chatml")
     with pytest.raises(EndpointError, match="not m"):
-        replace(job, servers=RecordedServers((), earlier=READY.records))(1, lambda _: None)
+        on_servers(job, Servers((), earlier=READY.records))(1, lambda _: None)
 
 
 @pytest.mark.slow

@@ -85,8 +85,8 @@ def scripted(
     """Run `doctor` on a scripted model with these replies on the CPU and with all layers offloaded."""
     out, err = StringIO(), StringIO()
     app = app_for({"reply": cpu}, home, Streams(out, err, None, False, False, False))
-    on_cpu, on_gpu = app.open_backend, app_for({"reply": gpu}, home, app.streams).open_backend
-    app.open_backend = lambda options: (on_cpu if options.gpu_layers == "0" else on_gpu)(options)
+    on_cpu, on_gpu = app.open_file, app_for({"reply": gpu}, home, app.streams).open_file
+    app.open_file = lambda options, *more: (on_cpu if options.gpu_layers == "0" else on_gpu)(options, *more)
     app.build = build
     app.library.cache = Cache(home / "hub")
     code = run(["doctor", "--offline", *arguments], app)

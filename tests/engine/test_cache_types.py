@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from command_line import CommandLine
 from gguf_files import write_model
+from installations import installation
 from llama_engines import TALE, options
 from scripted_command import app_for
 from tiny_models import Shape, write_chatml
@@ -22,8 +23,8 @@ from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.model.loading import ModelUse, ReplySource, Resources, load_options
 from cerebrum_cli.model.profiles import DEFAULT, Profile, Speeds, TunedUse
+from cerebrum_cli.model.source import ModelSource, load_options
 from cerebrum_cli.models.model import Model
 
 SPEEDS = Speeds(1.0, 10.0, 10.0)
@@ -190,12 +191,12 @@ def test_exact_scores_keep_their_own_cache(wide: Path) -> None:
     model = Model("tiny", (wide,))
     settings = Settings(cache_type_k="q4_0", cache_type_v="q4_0", flash_attn="on", threads=1)
 
-    def factory(given: LoadOptions) -> Any:
-        opened.append(given)
-        return lambda emit, stop: open_llama(given, emit, stop)
+    def open_file(options: LoadOptions, emit: Any, stop: Any) -> Any:
+        opened.append(options)
+        return open_llama(options, emit, stop)
 
     uses: tuple[Literal["scoring", "generation"], ...] = ("scoring", "generation")
-    source = ReplySource(Resources(factory), model, settings, ModelUse(raw=True))
+    source = ModelSource(installation(open_file), model, settings, raw=True)
     for use in uses:
         loaded = open_for_lm_eval(source, use)
         list(loaded.engine.load())

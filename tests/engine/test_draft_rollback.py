@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from architectures import all_architectures, write_all_kinds, write_architecture
 from asking import FREE_ROWS, Guesser, Reply, collect_replies, loaded
+from installations import source_of
 from llama_engines import STORY, options
 
 from cerebrum_cli.core.sampling import SamplingParams
@@ -24,8 +25,6 @@ from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
 from cerebrum_cli.engine.trials import Bench
 from cerebrum_cli.gguf.architectures import facts_of
-from cerebrum_cli.model.loading import CHAT, ReplySource, Resources
-from cerebrum_cli.models.model import Model
 
 LENGTH = 80  # tokens of a reply
 EXACT = ContextOptions(1024, n_threads=1, flash_attention=False, cache_type_k="f32", cache_type_v="f32")
@@ -163,8 +162,7 @@ def test_bench_measures_steps_from_a_recurrent_state(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "is_reloaded"), [("lfm2", True), ("qwen3moe", False)])
 def test_chat_loads_again_where_drafts_need_copies_of_the_state(name: str, is_reloaded: bool, tmp_path: Path) -> None:
     path = write_architecture(tmp_path / "tiny.gguf", name)
-    resources = Resources(lambda options: lambda emit, stop: open_llama(options, emit, stop))
-    source = ReplySource(resources, Model(name, (path,)), Settings(), CHAT)
-    drafting = replace(source, settings=Settings(drafts=True))
+    source = source_of(path, name=name).for_chat()
+    drafting = replace(source, settings=Settings(drafts=True, cache_gb=0))
     assert (source.reload_key != drafting.reload_key) == is_reloaded
     assert [each.load_options().context.n_rs_seq for each in (source, drafting)] == [0, MAX_ROLLBACK * is_reloaded]

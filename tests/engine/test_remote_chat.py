@@ -98,7 +98,7 @@ def test_remote_chat_cancelled_reply_is_saved(chat: Chat, server: LlamaServer) -
         generated += getattr(event, "text", "")
         if generated == "Yes,":
             assert stuck.is_hanging.wait(10)
-            chat.loaded.responder.cancel()
+            chat.loaded.cancel()
     server.wait_for(lambda: server.completions()[0].is_left)
     assert isinstance(event, FinishEvent) and (event.reason, event.cached_tokens) == ("cancelled", 7)
     assert chat.last_reply and chat.last_reply.metadata.finish_reason == "cancelled"

@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 from asking import loaded
+from installations import model_on
 from llama_engines import greedy, in_f32, options
 
 from cerebrum_cli.core.sampling import SamplingParams
@@ -22,7 +23,6 @@ from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.scoring import LogprobScores, Score, ScoreRequest
 from cerebrum_cli.engine.sequence import Request, Tokens
 from cerebrum_cli.model.format_choice import format_builder
-from cerebrum_cli.model.responder import Responder
 
 TOLERANCE = 1e-4  # of a token's log-probability
 VOCABULARY = 270  # tokens that all tiny models have
@@ -141,11 +141,11 @@ def test_scores_survive_interrupts_by_other_work(precise_model: Path) -> None:
     assert disturbed == dict(enumerate(undisturbed))
 
 
-def test_responder_scores_a_text_after_the_prefix_token(chatml_model: Path, mistral_model: Path) -> None:
+def test_model_scores_a_text_after_the_prefix_token(chatml_model: Path, mistral_model: Path) -> None:
     for path, text in ((chatml_model, "<|im_start|>"), (mistral_model, "<s>")):
         with open_engine(path) as engine:
-            responder = Responder(engine, format_builder("cerebrum", None, {}), 2048)
-            prefix = responder.prefix_token
-            assert prefix is not None and responder.detokenize([prefix]) == text
-            events = list(responder.engine.score([ScoreRequest((prefix,), ((40, 41, 42),))]))
+            model = model_on(engine, format_builder("cerebrum", None, {}))
+            prefix = model.prefix_token
+            assert prefix is not None and model.detokenize([prefix]) == text
+            events = list(model.engine.score([ScoreRequest((prefix,), ((40, 41, 42),))]))
             assert [event.scores[0].tokens for event in events if isinstance(event, LogprobScores)] == [3]

@@ -23,7 +23,7 @@ from cerebrum_cli.engine.remote.kind import ReplyChunk, StopReason
 from cerebrum_cli.engine.remote.replies import RemoteSample, TokenTables
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.thinking import THOUGHTS
-from cerebrum_cli.model.reply import Reply, ReplyChannels, ReplyCollector, split_channels
+from cerebrum_cli.model.reply import PreparedReply, Reply, ReplyChannels, split_channels
 from cerebrum_cli.model.reply_controls import AnswerDetector, ThoughtBudget, plan_endings
 
 CONTEXT = 400
@@ -54,7 +54,8 @@ replies = st.lists(
 class Served:
     """A server of a scripted reply, to whose tokens others are added where turns begin after forced ones."""
 
-    def __init__(self, vocabulary: Vocabulary, script: Sequence[int]) -> None:
+    def __init__(self, vocabulary: Vocabulary, script: Sequence[int], channels: ReplyChannels) -> None:
+        self.channels = channels
         self.tables = TokenTables(vocabulary)
         self._script = script
 
@@ -71,7 +72,7 @@ class Served:
                 assert events or sample.needs_turn
         except RefusedRequestError as refused:
             return (refused.error.message,)
-        return outcome(request, events)
+        return outcome(self.channels, events)
 
     def _answer(self, turn: Request, request: Request, is_whole: bool) -> list[ReplyChunk]:
         given = len(turn.prompt_tokens) - len(request.prompt_tokens)
@@ -86,15 +87,14 @@ class Served:
         return [*parts, ReplyChunk(end=end)]
 
 
-def outcome(request: Request, events: Sequence[Event]) -> tuple[Any, ...]:
-    collector, splitter = ReplyCollector(), request.channels() if request.channels else None
+def outcome(channels: ReplyChannels, events: Sequence[Event]) -> tuple[Any, ...]:
+    reply, splitter = Reply(), channels.splitter()
     for event in events:
         assert not isinstance(event, RefusedEvent)
-        for part in split_channels(event, splitter) if splitter else [event]:  # type: ignore[arg-type]
-            collector.emit(part)
+        for part in split_channels(event, splitter):  # type: ignore[arg-type]
+            reply.emit(part)
     assert [type(event).__name__ for event in events] == ["TokenEvent", "FinishEvent"]
-    reply, finish = collector.reply, events[-1]
-    assert isinstance(reply, Reply) and isinstance(finish, FinishEvent)
+    finish = reply.finish
     counts = finish.reason, finish.completion_tokens, finish.by_stop_string, finish.has_all_tokens, finish.forced
     return reply.text, reply.reasoning, *counts, list(reply.sampled), reply.probability, reply.lowest_window
 
@@ -107,21 +107,21 @@ def thinking_request(
     limit: int | None = None,
     grammar: str | None = None,
     **more: Any,
-) -> Request:
+) -> PreparedReply:
     """A request for a reply that may think, be constrained, be stopped, and be told to answer."""
     channels = ReplyChannels(THOUGHTS[:1], THOUGHTS[0] if is_opened else None)
     markers = {"<think>": vocabulary.special_token_ids(["<think>"])}
     thought_budget = partial(ThoughtBudget, budget, plan_endings(vocabulary, THOUGHTS), channels)
-    return Request(
+    request = Request(
         (1, 2),
         SamplingParams(max_tokens=limit, stop=stop),
         grammar,
         controls=(LoopCheck,) if budget is None else (LoopCheck, thought_budget),
         answer_start=partial(AnswerDetector, channels, markers) if stop or grammar else None,
-        channels=channels,
         visible_tokens=vocabulary.special_token_ids(["<think>", "</think>"]),
         **more,
     )
+    return PreparedReply(request, channels)
 
 
 OPTIONS = {
@@ -134,8 +134,10 @@ OPTIONS = {
 }
 
 
-def require_equal(vocabulary: Vocabulary, script: Sequence[int], request: Request) -> None:
-    server = Served(vocabulary, script)
+def require_equal(vocabulary: Vocabulary, script: Sequence[int], prepared: PreparedReply) -> None:
+    request, channels = prepared
+    assert channels
+    server = Served(vocabulary, script, channels)
     assert server.reply(request, is_whole=True) == server.reply(request, is_whole=False)
 
 

@@ -24,7 +24,7 @@ from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.template_sandbox import run_template
 from cerebrum_cli.formats.template_traits import find_switch
 from cerebrum_cli.formats.thinking import THOUGHTS, open_thought
-from cerebrum_cli.model.responder import detokenize
+from cerebrum_cli.model.loaded_model import detokenize
 
 CONVERSATIONS = {
     "one question": ONE_TURN,

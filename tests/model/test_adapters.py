@@ -28,8 +28,8 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import AdapterFile, LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, memory_needs
 from cerebrum_cli.engine.trials import Bench
-from cerebrum_cli.model.loading import load_options
 from cerebrum_cli.model.profiles import Profile, Speeds, TunedUse
+from cerebrum_cli.model.source import load_options
 from cerebrum_cli.models import adapters
 from cerebrum_cli.models.adapters import adapter_sizes
 from cerebrum_cli.models.model import Model

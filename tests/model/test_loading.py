@@ -6,7 +6,9 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,7 @@ from cerebrum_cli.engine.memory import (
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.sizes import uniform_sizes
-from cerebrum_cli.model.loading import Opener
+from cerebrum_cli.model.source import open_with_fallback
 
 GIB = 2**30
 DEBUG, INFO, WARNING, ERROR, CONTINUED = range(1, 6)
@@ -121,7 +123,7 @@ def test_tuned_context_that_cannot_be_created_is_replaced(chatml_model: Path) ->
     default = options(chatml_model)
     quantized = replace(default.context, cache_type_v="q8_0")  # this model's heads are narrower than a block
     tuned = replace(default, context=quantized)
-    engine = LocalEngine(Opener(lambda given: lambda emit, stop: open_llama(given, emit, stop), tuned, default))
+    engine = LocalEngine(partial(open_with_fallback, open_llama, tuned, default))
     list(engine.load())
     request = Request(engine.vocabulary.tokenize([Text("abc")]), SamplingParams(max_tokens=4))
     for expected in (1, 0):
@@ -173,13 +175,12 @@ def test_load_maps_weights_that_memory_cannot_hold(seven: Path, monkeypatch: pyt
     backend.close()
 
 
-def test_opener_reports_whether_weights_were_repacked(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_repacks_weights_where_memory_allows(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = LoadOptions(GgufFile(seven, 2048, read_header(seven).sizes), repack=True)
-    opener = Opener(lambda given: lambda emit, stop: open_llama(given, emit, stop), load, load)
     for free, repacks in ((8 * GIB, True), (HEADROOM, False)):
         monkeypatch.setattr("cerebrum_cli.engine.llama.load.free_memory", lambda free=free: FreeMemory(free))
-        opener(lambda event: None, StopFlag()).close()
-        assert opener.repacks == repacks
+        with closing(open_llama(load, lambda event: None, StopFlag())) as backend:
+            assert backend.repacks == repacks
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file names are Unicode")

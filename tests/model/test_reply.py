@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cerebrum_cli.core.events import FinishEvent, FinishReason, SequenceId, Timings, TokenEvent
-from cerebrum_cli.model.reply import Reply, ReplyCollector, reply_notice, reply_object
+from cerebrum_cli.model.reply import Reply, reply_notice, reply_object
 
 SEQUENCE = SequenceId(0)
 FINISH = FinishEvent(
@@ -24,12 +24,11 @@ FINISH = FinishEvent(
 
 
 def test_reply_object_has_all_keys() -> None:
-    collector = ReplyCollector()
+    reply = Reply()
     for event in (TokenEvent(SEQUENCE, "hm", "thinking"), TokenEvent(SEQUENCE, "The answer is 4."), FINISH):
-        assert collector.reply is None
-        collector.emit(event)
-    assert collector.reply
-    assert reply_object(collector.reply, "cerebrum-7b", Path("7b.gguf"), "cerebrum", "4") == {
+        assert not reply.is_finished
+        reply.emit(event)
+    assert reply_object(reply, "cerebrum-7b", Path("7b.gguf"), "cerebrum", "4") == {
         "model": "cerebrum-7b",
         "file": "7b.gguf",
         "format": "cerebrum",
@@ -71,6 +70,9 @@ def test_reply_object_has_all_keys() -> None:
 def test_reply_notice_names_the_exhausted_limit(
     text: str, reasoning: str | None, reason: FinishReason, message: str | None
 ) -> None:
-    notice = reply_notice(Reply(text, reasoning, replace(FINISH, reason=reason)), "raise --ctx")
+    reply = Reply()
+    reply.begin((), [("thinking", reasoning or ""), ("answer", text)])
+    reply.emit(replace(FINISH, reason=reason))
+    notice = reply_notice(reply, "raise --ctx")
     assert (notice and notice.message) == message
     assert reason != "context" or (notice and notice.hint == "raise --ctx, or ask for less")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from asking import collect_replies, running_engine
 from command_line import Finished
+from installations import model_on
 from scripted_backend import END, ScriptedBackend, tokens
 from scripted_command import batch_here, run_here
 from templates import TEMPLATES
@@ -27,9 +28,8 @@ from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.thinking import HARMONY_FINAL, THOUGHTS, ThoughtMarkup
 from cerebrum_cli.model.format_choice import format_builder
-from cerebrum_cli.model.reply import ReplyChannels, ReplyCollector, ReplyRequest
+from cerebrum_cli.model.reply import ReplyChannels, ReplyRequest
 from cerebrum_cli.model.reply_controls import SENTENCE_TOKENS, plan_endings
-from cerebrum_cli.model.responder import Responder
 
 SWITCHLESS = CHATML_TEMPLATE.replace("{% endfor %}", "{# <think> #}{% endfor %}", 1)
 IN_PROMPT = CHATML_TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}").replace(
@@ -259,33 +259,29 @@ def test_responder_answers_when_asked_to(think: str | None, grammar: str | None)
     def model(held: tuple[int, ...], seed: int) -> int:
         text = bytes(held)
         if text.endswith(asked_after):
-            responder.answer_now()  # before the next token, which follows from this
+            loaded.answer_now()  # before the next token, which follows from this
         thought, closed, answer = text.partition(b"</think>\n\n")
         if not closed:
             return b"And so on, "[(len(held) - len(thought.partition(b"<think>\n")[0]) - 8) % 11]
         return b"Yes."[len(answer)] if len(answer) < len("Yes.") else END
 
     with running_engine(ScriptedBackend(model, context_size=1000)) as engine:
-        responder = Responder(engine, format_builder(EMBEDDED, IN_PROMPT, {}), 1000)
+        loaded = model_on(engine, format_builder(EMBEDDED, IN_PROMPT, {}))
         for question in ("Why?", "Who?"):
-            collector = ReplyCollector()
-            request = ReplyRequest(Conversation().user(question), Settings(think=think), grammar)
-            for event in responder.respond(request):
-                collector.emit(event)
-            assert (collector.reasoning, collector.text) == ("And so", "Yes.")
-            assert collector.reply and collector.reply.thought_closed_at == len("And so ")
+            reply = loaded.respond(ReplyRequest(Conversation().user(question), Settings(think=think), grammar))
+            assert (reply.reasoning, reply.text) == ("And so", "Yes.")
+            assert reply.thought_closed_at == len("And so ")
 
 
 def test_responder_asked_too_late_leaves_the_answer() -> None:
     def model(held: tuple[int, ...], seed: int) -> int:
         generated = bytes(held).rpartition(b"assistant\n")[2]
         if generated == b"<think>Hm.</think>Ye":
-            responder.answer_now()
+            loaded.answer_now()
         reply = b"<think>Hm.</think>Yes. <think> is text."
         return reply[len(generated)] if len(generated) < len(reply) else END
 
     with running_engine(ScriptedBackend(model, context_size=1000)) as engine:
-        responder, collector = Responder(engine, format_builder(EMBEDDED, SWITCHLESS, {}), 1000), ReplyCollector()
-        for event in responder.respond(ReplyRequest(Conversation().user("Why?"), Settings())):
-            collector.emit(event)
-    assert (collector.reasoning, collector.text) == ("Hm.", "Yes. <think> is text.")
+        loaded = model_on(engine, format_builder(EMBEDDED, SWITCHLESS, {}))
+        reply = loaded.respond(ReplyRequest(Conversation().user("Why?"), Settings())).wait()
+    assert (reply.reasoning, reply.text) == ("Hm.", "Yes. <think> is text.")

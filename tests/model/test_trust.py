@@ -13,7 +13,7 @@ from vocabularies import marked_up, marks_in
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.model.responder import detokenize
+from cerebrum_cli.model.loaded_model import detokenize
 
 BOS, EOS = 1, 2  # of Mistral's vocabulary
 

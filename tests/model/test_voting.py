@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine, Finished
+from installations import model_on
 from scripted_backend import ScriptedSampler
 from scripted_command import RecordingBackend, batch_backend, run_here
 
@@ -18,11 +19,11 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import fold
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local import LocalCompletions, LocalEngine
 from cerebrum_cli.model.format_choice import format_builder
-from cerebrum_cli.model.reply import ReplyRequest, ReplyStream
-from cerebrum_cli.model.responder import Responder
-from cerebrum_cli.model.voting import MajorityVote, run_vote
+from cerebrum_cli.model.interface import Model
+from cerebrum_cli.model.reply import ReplyRequest
+from cerebrum_cli.model.voting import MajorityVote
 
 VOTES_KEYS = ["samples", "winner", "tie", "tally", "agreement", "chains"]
 SAMPLE_KEYS = ["seed", "text", "final_answer", "finish_reason"]
@@ -241,7 +242,7 @@ def test_adaptive_vote_stops_when_the_lead_is_sure(runner: VoteRunner, replies: 
 
 def test_vote_of_all_samples_adds_nothing_at_its_end(runner: VoteRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     added: list[int] = []
-    monkeypatch.setattr(ReplyStream, "add_samples", lambda _, __, count: added.append(count))
+    monkeypatch.setattr(LocalCompletions, "add_samples", lambda _, __, count: added.append(count))
     assert runner.vote("3", replies=[reply(4), reply(5), reply(4)])["votes"]["samples"] == 3
     assert added == []  # the engine may have forgotten the request
 
@@ -370,7 +371,7 @@ def test_batch_rows_without_min_votes_have_no_winner(runner: VoteRunner) -> None
 
 
 def events_of(
-    replies: list[str], votes: str, seen: list[Event], on_tally: Callable[[Responder], object] = lambda _: None
+    replies: list[str], votes: str, seen: list[Event], on_tally: Callable[[Model], object] = lambda _: None
 ) -> MajorityVote:
     """Run a vote on an engine, collect its events in `seen`, and call `on_tally` for each TallyEvent."""
     script: dict[str, Any] = {"rows": {}, "seeds": replies}
@@ -378,12 +379,12 @@ def events_of(
     backend = batch_backend(script, vote.max_samples)
     engine = LocalEngine(backend.open)
     try:
-        responder = Responder(engine, format_builder("cerebrum", None, {}), 1000)
+        model = model_on(engine, format_builder("cerebrum", None, {}))
         request = ReplyRequest(Conversation().user("q"), fold({"seed": 0, "temperature": 0.7, "system": "S"}))
-        for event in run_vote(responder, request, vote):
+        for event in model.vote_events(request, vote):
             seen.append(event)
             if isinstance(event, TallyEvent):
-                on_tally(responder)
+                on_tally(model)
     finally:
         engine.close()
     assert backend.closed
@@ -408,7 +409,7 @@ def test_vote_yields_a_tally_event_per_change() -> None:
 
 def test_cancelled_vote_keeps_its_tally() -> None:
     seen: list[Event] = []
-    vote = events_of([reply(4), *[reply(5, LONG)] * 4], "5", seen, Responder.cancel)
+    vote = events_of([reply(4), *[reply(5, LONG)] * 4], "5", seen, Model.cancel)
     assert (vote.tally.winner and vote.tally.winner.answer, vote.is_over, vote.running) == ("4", False, 0)
     assert vote.reply and vote.reply.text == reply(4)
     reasons = [event.reason for event in seen if isinstance(event, FinishEvent)]

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.batch.readers import Shape, read_rows, spool_input
-from cerebrum_cli.batch.rows import Row, RowError, failed_object, output_object, result_rows
+from cerebrum_cli.batch.rows import InputRow, RowError, failed_object, output_object, result_rows
 from cerebrum_cli.runs.journal import Journal, open_journal
 
 FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",), "system": None}
 
 
-def rows_in(data: bytes | str, shape: Shape = "txt", **options: Any) -> tuple[Row, ...]:
+def rows_in(data: bytes | str, shape: Shape = "txt", **options: Any) -> tuple[InputRow, ...]:
     stream = io.BytesIO(data.encode() if isinstance(data, str) else data)
     with contextlib.closing(spool_input(stream.read, "it")) as source:
         rows = read_rows(source, shape, **options)
@@ -26,7 +26,7 @@ ROWS = rows_in("Why?\nHow?\n\nWhé\u2028n?\nWho?\n")
 ORDER = (2, 0, 3, 1)  # in which the rows finish
 
 
-def answer(row: Row, text: str = "So.") -> dict[str, Any]:
+def answer(row: InputRow, text: str = "So.") -> dict[str, Any]:
     """The output object of a row; the row "Who?" has an error."""
     if row.prompt == "Who?":
         return failed_object(row, RowError("prompt_too_long", "it is"))
@@ -39,7 +39,7 @@ def complete_result(text: str = "So.") -> bytes:
 
 
 def open_batch(
-    output: Path, restart: bool = False, rows: tuple[Row, ...] = ROWS, sha256: str | None = None, **changed: Any
+    output: Path, restart: bool = False, rows: tuple[InputRow, ...] = ROWS, sha256: str | None = None, **changed: Any
 ) -> Journal:
     return open_journal(output, {**FINGERPRINT, **changed}, result_rows(rows, sha256), restart)
 

@@ -15,9 +15,12 @@ from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Layer, Settings, fold
 from cerebrum_cli.engine.backend import Backend, StopFlag
+from cerebrum_cli.engine.load_options import LoadOptions
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.state_store import StateStore
-from cerebrum_cli.model.loading import CHAT, ReplySource, Resources, Servers, open_model
+from cerebrum_cli.model.installation import Installation
+from cerebrum_cli.model.interface import open_source
+from cerebrum_cli.model.source import ModelSource, Servers
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.registry import RegistryEntry
 
@@ -41,21 +44,26 @@ def make_chat(
     """
     layer = {"system": "S", "format": "cerebrum", **given}
 
-    def resolve(layer: Layer) -> ReplySource:
+    def resolve(layer: Layer) -> ModelSource:
         if layer.get("model") == "missing":
             raise ModelNotFound("missing is not installed", "pull it")
         name = layer.get("model") or "small"
         model = Model(name, (file,), file=RegistryEntry(name, file, 1, "00", 1, "local"))
-        host = Servers(endpoints) if endpoints else None
-        return ReplySource(Resources(lambda _: backend().open, states), model, fold(layer), CHAT, host)
+        servers = Servers(endpoints) if endpoints else None
+        return ModelSource(installation, model, fold(layer), servers).for_chat()
 
-    def states(model: Model, form: str, settings: Settings) -> StateStore | None:
-        return StateStore(directory / "states", 10**9, model.name, form) if settings.cache_gb else None
+    class ChatInstallation(Installation):
+        def prompt_cache(self, model: Model, format_name: str, settings: Settings) -> StateStore | None:
+            return StateStore(directory / "states", 10**9, model.name, format_name) if settings.cache_gb else None
 
+    def open_file(_: LoadOptions, emit: Callable[[Event], None], stop: StopFlag) -> Backend:
+        return backend().open(emit, stop)
+
+    installation = ChatInstallation(directory / "config", directory / "data", directory / "cache", open_file)
     source = resolve(layer)
     source.validate()
     history = History(store, directory / "locks")
-    return Chat(history, resolve, layer, open_model(source), source.settings)
+    return Chat(history, resolve, layer, open_source(source), source.settings)
 
 
 def text(events: Iterable[Event]) -> str:

@@ -26,7 +26,7 @@ from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
+from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.load_options import LoadOptions
 from cerebrum_cli.main import run
@@ -91,10 +91,7 @@ def app_for(script: dict[str, Any], home: Path, streams: Streams | None = None) 
     Every backend opened is added to `backends` of the script.
     """
 
-    def opener(options: LoadOptions) -> OpenBackend:
-        return lambda tell, stop: open_backend(tell, stop, options.context.slots)
-
-    def open_backend(tell: Callable[[Event], None], stop: StopFlag, slots: int) -> Backend:
+    def open_file(options: LoadOptions, tell: Callable[[Event], None], stop: StopFlag) -> Backend:
         tell(LoadEvent(0.5))
         loaded = time.monotonic() + script.get("load", 0.0)
         script["load"] = script.get("reload", script.get("load", 0.0))
@@ -102,7 +99,7 @@ def app_for(script: dict[str, Any], home: Path, streams: Streams | None = None) 
             if stop:
                 raise EngineError("loading interrupted")
             time.sleep(0.01)
-        backend = scripted(script, slots)
+        backend = scripted(script, options.context.slots)
         script.setdefault("backends", []).append(backend)
         return backend.open(tell, stop)
 
@@ -111,7 +108,7 @@ def app_for(script: dict[str, Any], home: Path, streams: Streams | None = None) 
         data_directory=home / "data" / "cerebrum",
         cache_directory=home / "cache" / "cerebrum",
         streams=streams or Streams(StringIO(), StringIO(), None, False, False, False),
-        open_backend=opener,
+        open_file=open_file,
         native_log=lambda listener: None,
         schema_to_grammar=lambda schema: (schema, ()),
     )

@@ -25,7 +25,6 @@ from cerebrum_cli.engine.memory import ContextOptions, Device
 from cerebrum_cli.engine.step_costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.gguf.sizes import uniform_sizes
 from cerebrum_cli.main import run
-from cerebrum_cli.model.loading import CHAT, CHAT_CONTEXT, ReplySource, load_options
 from cerebrum_cli.model.profiles import (
     Profile,
     ProfileStore,
@@ -35,6 +34,7 @@ from cerebrum_cli.model.profiles import (
     step_costs_of,
     without_user_settings,
 )
+from cerebrum_cli.model.source import CHAT_CONTEXT, ModelSource, draft_costs, load_options
 from cerebrum_cli.models.library import NANO
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.terminal.streams import Streams
@@ -208,11 +208,11 @@ class CommandRunner:
         piped_input = None if piped is None else BytesIO(piped)
         streams = streams or Streams(StringIO(), StringIO(), piped_input, False, False, False)
         app = app_for({"rows": {}, "seeds": ["The answer is 7."]}, self.home, streams)
-        open_scripted = app.open_backend
+        open_scripted = app.open_file
 
-        def open_backend(options: LoadOptions) -> Any:
+        def open_file(options: LoadOptions, emit: Any, stop: Any) -> Any:
             self.loaded.append(options)
-            return open_scripted(options)
+            return open_scripted(options, emit, stop)
 
         def bench(options: LoadOptions, paths: tuple[Path, ...], directory: Path, gpus: tuple[Device, ...]) -> Any:
             assert (options.file.path,) == paths == (self.model,)
@@ -221,7 +221,7 @@ class CommandRunner:
             self.benches.append(bench)
             return bench
 
-        app.open_backend, app.bench = open_backend, bench
+        app.open_file, app.bench = open_file, bench
         return app
 
     def run(self, *arguments: str | Path, piped: bytes | None = None) -> Finished:
@@ -475,8 +475,8 @@ def test_tune_measures_whether_drafts_pay_for_a_mixture_of_experts(
     runner = CommandRunner(tmp_path, model)
     runner.row_cost = row_cost
     assert runner.run("tune", runner.model).code == 0
-    source = ReplySource(runner.app().resources(), runner.app().library.model_at(model), Settings(), CHAT)
-    assert (source.step_costs(None) is not None) == is_drafted
+    source = ModelSource(runner.app(), runner.app().library.model_at(model), Settings()).for_chat()
+    assert (draft_costs(source.measured_costs, None, None) is not None) == is_drafted
 
 
 def test_tune_measures_as_many_rows_as_a_recurrent_state_can_be_rolled_back(tmp_path: Path) -> None:
@@ -575,17 +575,14 @@ def test_tune_saves_nothing_if_the_model_cannot_be_measured(runner: CommandRunne
 
 def test_ask_falls_back_to_defaults_if_tuned_settings_fail_to_load(tuned: CommandRunner) -> None:
     app = tuned.app()
-    open_scripted = app.open_backend
+    open_scripted = app.open_file
 
-    def refusing(options: LoadOptions) -> Any:
-        def open_backend(on_notice: Any, stop: Any) -> Any:
-            if options.context.n_threads_batch:
-                raise EngineError("no memory on the GPU", "see its log with --set verbose=on")
-            return open_scripted(options)(on_notice, stop)
+    def refusing(options: LoadOptions, emit: Any, stop: Any) -> Any:
+        if options.context.n_threads_batch:
+            raise EngineError("no memory on the GPU", "see its log with --set verbose=on")
+        return open_scripted(options, emit, stop)
 
-        return open_backend
-
-    app.open_backend = refusing
+    app.open_file = refusing
     done = tuned.run_with(app, "ask", "-m", tuned.model, "hello")
     assert (done.code, done.out) == (0, "The answer is 7.\n")
     assert done.err.startswith("note: cannot use the tuned settings: no memory on the GPU\n")

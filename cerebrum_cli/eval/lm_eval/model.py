@@ -6,7 +6,7 @@ Only this module and `tasks` import lm_eval, which takes seconds.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
@@ -19,19 +19,17 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from cerebrum_cli.core.conversation import Conversation, Message, Text, Tokens
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId, StageEvent, TokenEvent
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, StageEvent, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
-from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import RAW
+from cerebrum_cli.model.concurrent_rows import RefusedRow, Row, RowOutcome, run_rows
+from cerebrum_cli.model.loaded_model import LoadedModel
+from cerebrum_cli.model.reply import Continuation, Reply, ReplyChannels
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
-
-    from cerebrum_cli.formats.thinking import ThoughtSplitter
-    from cerebrum_cli.model.loading import LoadedModel
 
 Use = Literal["scoring", "generation"]
 EncodedPair = tuple[Any, list[int], list[int]]
@@ -80,7 +78,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
     @property
     def prefix_token_id(self) -> int:
         """The token before a text without a context: BOS, or EOS in a vocabulary without it."""
-        token = self._model.responder.prefix_token
+        token = self._model.prefix_token
         if token is None:
             raise UsageError("the model's vocabulary has neither BOS nor EOS", "lm-eval needs one; use another model")
         return token
@@ -139,7 +137,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         self._chat = conversation = self._model.source.settings.applied_to(Conversation(messages, system))
         if not add_generation_prompt:
             conversation = replace(conversation, thinks=False)
-        return self._model.responder.render(conversation) + self._reply_space + beginning
+        return self._model.render(conversation) + self._reply_space + beginning
 
     # Requests.
 
@@ -177,28 +175,36 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         prompts = self._plan_prompts(requests)
         texts = [""] * len(requests)
         done = unfinished = 0
-        for prompt, sample, reply in continue_prompts(self._model.engine, prompts, self.on_event):
-            answer = answer_of(reply, prompt.request.channels) if prompt.request.channels else reply
+        rows = [Row(prompt, prompt.text) for prompt in prompts]
+        for event in run_rows(self._model, rows):
+            if not isinstance(event, RowOutcome):
+                self._report(event)
+                continue
+            if isinstance(event.outcome, RefusedRow):
+                raise event.outcome.error
+            assert isinstance(event.outcome, Reply)
+            prompt: PlannedPrompt = event.row.id
+            answer = answer_of(event.outcome.text, self._model.channels_of(prompt.text))
             unfinished += answer is None
             text = answer or ""
             if self._ends_in_reply_space(prompt.key[0]):
                 text = text.removeprefix(REPLY_SPACE)
-            for position in prompt.positions[sample]:
+            for position in prompt.positions[event.sample]:
                 texts[position] = text
                 done += 1
-            if prompt.request.params.temperature == 0:  # equal requests would get the same text from the cache
+            if prompt.text.settings.temperature == 0:  # equal requests would get the same text from the cache
                 self.cache_hook.add_partial("generate_until", prompt.key, text)
             self.on_event(StageEvent("generating", done, len(requests)))
         if unfinished:
-            problem = f"{unfinished} of {sum(prompt.request.n for prompt in prompts)} replies ended while thinking"
+            problem = f"{unfinished} of {sum(prompt.text.n for prompt in prompts)} replies ended while thinking"
             self.on_event(NoticeEvent(problem, "raise --gen-kwargs max_gen_toks=N, or limit thinking with --think N"))
         return texts
 
     def _plan_prompts(self, requests: Sequence[Instance]) -> list[PlannedPrompt]:
         prompts = []
         ignored: set[str] = set()
-        responder, common = self._model.responder, self._model.source.settings
-        stop, system = (responder.format.stop, self._chat.system_prompt) if self._chat else ((), None)
+        model, common = self._model, self._model.source.settings
+        stop, system = (model.format.stop, self._chat.system_prompt) if self._chat else ((), None)
         size, truncated = self.max_length, 0
         for key, group in groupby(enumerate(requests), key=lambda pair: pair[1].args):
             positions = [position for position, _ in group]
@@ -215,12 +221,16 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             tokens = self._encode_prompt(key[0])
             truncated += len(tokens) > room
             answered = [[position] for position in positions] if settings.temperature > 0 else [positions]
-            request = responder.continuation_request(key[0], tokens[-room:], settings, len(answered))
-            prompts.append(PlannedPrompt(key, request, answered))
+            text = Continuation(key[0], tokens[-room:], settings, len(answered))
+            prompts.append(PlannedPrompt(key, text, answered))
         if ignored:
             self.on_event(NoticeEvent(f"ignored generation settings: {', '.join(sorted(ignored))}", "omit them"))
         self._notify_of_truncation(truncated, len(prompts))
         return prompts
+
+    def _report(self, event: Event) -> None:
+        if not isinstance(event, TokenEvent | FinishEvent):
+            self.on_event(event)
 
     def _encode_prompt(self, context: str) -> tuple[int, ...]:
         """Tokens of a text to continue, without the space that a reply starts with: it is part of its first token."""
@@ -290,10 +300,10 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
     @cached_property
     def _reply_space(self) -> str:
         """The space between a prompt and a reply in the model's format; empty if there is none, or something else."""
-        responder = self._model.responder
+        model = self._model
         question = Conversation().user(EXAMPLE)
-        prompt = responder.render(question)
-        following = responder.render(question.assistant(EXAMPLE).user(EXAMPLE)).removeprefix(prompt)
+        prompt = model.render(question)
+        following = model.render(question.assistant(EXAMPLE).user(EXAMPLE)).removeprefix(prompt)
         return REPLY_SPACE if following.startswith(REPLY_SPACE + EXAMPLE) else ""
 
     # The model.
@@ -302,7 +312,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
     def _model(self) -> LoadedModel:
         if self._loaded is None:
             self._loaded = self._open_model(self._use)
-            for event in self._loaded.responder.load():
+            for event in self._loaded.load():
                 self.on_event(event)
         return self._loaded
 
@@ -314,7 +324,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     def _free_model(self) -> None:
         if self._loaded:
-            self._loaded.engine.close()
+            self._loaded.close()
             self._loaded = None
 
 
@@ -324,14 +334,14 @@ OTHER_KEYS = {"until", "max_gen_toks", "do_sample", "seed"}
 
 
 class PlannedPrompt(NamedTuple):
-    """Adjacent equal requests of lm-eval as one request to the engine; tokens on the left give way to the reply.
+    """Adjacent equal requests of lm-eval as one text to continue; tokens on the left give way to the reply.
 
     `key` is theirs in lm-eval's cache. `positions` are those of the requests that each sample answers: of a sampled
     text one each, of a greedy one all.
     """
 
     key: Any
-    request: Request
+    text: Continuation
     positions: Sequence[Sequence[int]]
 
 
@@ -357,13 +367,15 @@ def generation_settings(kwargs: Mapping[str, Any], stop: Sequence[str], seed: in
         ) from error
 
 
-def answer_of(reply: str, channels: Callable[[], ThoughtSplitter]) -> str | None:
+def answer_of(reply: str, channels: ReplyChannels) -> str | None:
     """The answer in a reply; None if it ended while the model was thinking.
 
     As with `think_end_token` of lm-eval's `hf` model, it has no white space before it, and begins behind the last tag
     that ends a thought, even of one that no tag began.
     """
-    splitter = channels()
+    if not channels.thoughts:
+        return reply
+    splitter = channels.splitter()
     parts = [*splitter.feed(reply), *splitter.flush()]
     if splitter.open_thought:
         return None
@@ -373,26 +385,3 @@ def answer_of(reply: str, channels: Callable[[], ThoughtSplitter]) -> str | None
         if thought.own_lines:  # what else ends reasoning may also end turns
             answer = answer.split(thought.close)[-1].lstrip()
     return answer
-
-
-def continue_prompts(
-    engine: Engine, prompts: Sequence[PlannedPrompt], on_event: Callable[[Event], None]
-) -> Iterator[tuple[PlannedPrompt, int, str]]:
-    """Yield the text of each sample as it is finished: its prompt, its index and the text.
-
-    Short texts come first, and common prefixes are evaluated once.
-    """
-    for group in engine.group_by_length([prompt.request for prompt in prompts]):
-        ordered = sorted((prompts[index] for index in group), key=lambda prompt: tuple(prompt.request.prompt_tokens))
-        texts: dict[SequenceId, list[str]] = defaultdict(list)
-        with closing(engine.complete(prompt.request for prompt in ordered)) as completions:
-            for event in completions:
-                if isinstance(event, TokenEvent):
-                    texts[event.sequence].append(event.text)
-                elif isinstance(event, FinishEvent):
-                    index, sample = event.sequence
-                    yield ordered[index], sample, "".join(texts.pop(event.sequence, ()))
-                elif isinstance(event, RefusedEvent):
-                    raise event.error
-                else:
-                    on_event(event)

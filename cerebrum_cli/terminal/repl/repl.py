@@ -16,7 +16,7 @@ from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.model.prompt_sources import compose_prompt, naming_files
-from cerebrum_cli.model.reply import Reply, ReplyCollector, reply_notice
+from cerebrum_cli.model.reply import Reply, reply_notice
 from cerebrum_cli.model.voting import MajorityVote, outcome_notice
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.interrupts import Signals
@@ -124,18 +124,18 @@ class Repl:
     def render(self, events: Generator[Event, None, None]) -> None:
         """Render a reply; Ctrl-C stops it and keeps its text. Raises Interrupted if there is none."""
         self.last_finish = None
-        collector, key = ReplyCollector(), AnswerKeySink(self.keyboard, self.chat.loaded.responder)
-        sinks = key, ReasoningSink(self.streams), collector, answer_sink(self.streams, not self.no_markdown)
+        reply, key = Reply(events), AnswerKeySink(self.keyboard, self.chat.loaded)
+        sinks = key, ReasoningSink(self.streams), answer_sink(self.streams, not self.no_markdown)
         try:
-            self.wait_for(events, *sinks, hint=lambda: key.hint)
+            self.wait_for(reply.events(), *sinks, hint=lambda: key.hint)
         except Interrupted as error:
             if not self._continues_after(error):
                 raise
-            if not collector.reply:
+            if not reply.is_finished:
                 raise Interrupted(signal.SIGINT, "before the reply began; /retry asks again") from error
         finally:
-            if reply := collector.reply:
-                larger_context = self.chat.loaded.responder.larger_context
+            if reply.is_finished:
+                larger_context = self.chat.loaded.larger_context
                 self.streams.report(chat_notice(reply, self.streams.in_is_terminal, larger_context))
                 self._end_turn(reply)
 
@@ -198,7 +198,7 @@ class Repl:
         """Consume events, with their progress in a line, of which more may be `shown`; Ctrl-C stops the work."""
         # The line comes first: it erases itself before others write.
         line = StatusLine(self.streams, self.chat.loaded.model.name, **shown)
-        render(events, lambda: self.chat.loaded.responder.cancel(), (line, *sinks), self.signals)
+        render(events, lambda: self.chat.loaded.cancel(), (line, *sinks), self.signals)
 
     @contextmanager
     def _pending_input(self, text: str) -> Iterator[str]:

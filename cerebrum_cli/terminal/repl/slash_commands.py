@@ -76,7 +76,7 @@ def set_system_prompt(repl: Repl, line: SlashLine) -> None:
     repl.wait_for(repl.chat.load())
     shown = repl.chat.conversation.system_prompt
     if shown is None:
-        shown = repl.chat.loaded.responder.format.default_system
+        shown = repl.chat.loaded.format.default_system
     repl.streams.info(f"system prompt: {shown}" if shown else "no system prompt")
 
 
@@ -286,7 +286,7 @@ def explain_reply(repl: Repl, line: SlashLine) -> None:
     reply = repl.chat.given_reply()
     least_certain = LeastCertain(reply)
     repl.wait_for(repl.chat.inspect(reply, count), least_certain)
-    print_uncertain(repl.streams, least_certain.tokens(repl.chat.loaded.responder.detokenize))
+    print_uncertain(repl.streams, least_certain.tokens(repl.chat.loaded.detokenize))
 
 
 def copy_reply(repl: Repl, line: SlashLine) -> None:
@@ -313,7 +313,7 @@ def show_final_answer(repl: Repl, _: SlashLine) -> None:
 
 def show_prompt(repl: Repl, _: SlashLine) -> None:
     repl.wait_for(repl.chat.load())
-    repl.streams.answer(format_transcript(repl.chat.loaded.responder, repl.chat.conversation))
+    repl.streams.answer(format_transcript(repl.chat.loaded, repl.chat.conversation))
 
 
 def think(repl: Repl, line: SlashLine) -> None:

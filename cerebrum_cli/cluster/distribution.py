@@ -1,4 +1,4 @@
-"""`--ray`: blocks of rows are answered on the nodes of a Ray cluster, by the same code as here.
+"""Blocks of rows are answered on the nodes of a Ray cluster, by the same code as here.
 
 `Distribution` cuts the missing rows into blocks, and writes their answers. A `NodeJob` opens the model on a node.
 Blocks that are lost with their worker are answered in another pass.
@@ -16,31 +16,23 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
-from cerebrum_cli.batch.answering import BatchOptions, answer_rows
-from cerebrum_cli.batch.rows import INPUT
-from cerebrum_cli.cli.endpoints import note_records, noted_servers
-from cerebrum_cli.cli.generation import MAX_PARALLEL, open_for, slots_of
-from cerebrum_cli.cli.ray_cluster import Message, Plan, Records, WorkerReport, answer_blocks
+from cerebrum_cli.cluster.ray_adapter import Message, Plan, Records, WorkerReport, answer_blocks
 from cerebrum_cli.core import events
 from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFound, NoServerError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
-from cerebrum_cli.core.settings import PATIENCE_S, Settings
-from cerebrum_cli.eval.evaluate import Evaluation, evaluate
-from cerebrum_cli.eval.scorers import Match, code_scorer, reply_scorer
-from cerebrum_cli.model.loading import ModelUse, ReplySource, Servers
+from cerebrum_cli.core.settings import PATIENCE_S
+from cerebrum_cli.model.installation import Installation, user_installation
+from cerebrum_cli.model.interface import open_many
+from cerebrum_cli.model.loaded_model import LoadedModel
+from cerebrum_cli.model.source import MAX_PARALLEL, ModelSource, slots_of
+from cerebrum_cli.models.library import Library
+from cerebrum_cli.models.model import Model
 from cerebrum_cli.runs.journal import Journal
+from cerebrum_cli.runs.noted_servers import note_records, noted_servers
 
-if TYPE_CHECKING:
-    from cerebrum_cli.cli.app import App
-    from cerebrum_cli.cli.options import BatchCommandOptions, EvalOptions
-    from cerebrum_cli.eval.scorers import ReplyScorer
-    from cerebrum_cli.model.responder import Responder
-    from cerebrum_cli.models.library import Library
-    from cerebrum_cli.models.model import Model
-    from cerebrum_cli.terminal.sinks import Sink
-
+INPUT = "input"  # the last key of an object that has it
 ADDRESS = re.compile(r"auto|[^\s/:]+:\d{1,5}")
 LOCAL = re.compile(r"local(?::([1-9]\d?))?")
 BLOCK, SHORT_BLOCK, BLOCK_TOKENS = 64, 256, 65_536  # rows at most, and if each is short: what is lost with a worker
@@ -53,7 +45,7 @@ START_S = 120.0  # besides the patience, in which Ray and a worker start
 class Work(NamedTuple):
     """Rows by position, the number of samples of each, and where they are written.
 
-    `answer_block` answers some of them on a node: a responder, a mapping of rows and a BlockResult give events.
+    `answer_block` answers some of them on a node: a model, a mapping of rows and a BlockResult give events.
     """
 
     rows: Any
@@ -62,33 +54,26 @@ class Work(NamedTuple):
     run: Journal
 
 
-def batch_work(rows: Any, options: BatchOptions, run: Journal) -> Work:
-    answer_block = partial(answer_rows, options=options, in_order=False)
-    return Work(rows, options.votes.maximum if options.votes else 1, answer_block, run)
+class Cluster(NamedTuple):
+    """The cluster that the options name: its address, the number of workers, and the seconds to wait for one."""
+
+    address: str
+    workers: int | None = None
+    patience: float | None = None
 
 
-def evaluation_work(evaluation: Evaluation, match: Match, run: Journal) -> Work:
-    """Samples, which are scored on the nodes."""
-    evaluation = replace(evaluation, scorer=cast("ReplyScorer", None))
-    return Work(range(len(evaluation.rows)), 1, partial(answer_evaluation, evaluation, match), run)
-
-
-def answer_on_nodes(
-    app: App, source: ReplySource, work: Work, options: BatchCommandOptions | EvalOptions, sinks: Sequence[Sink]
-) -> None:
-    """Answer the missing rows of some work on the cluster that the options name. Raises UsageError, EndpointError."""
-    from cerebrum_cli.terminal.sinks import render
-
-    model, servers = source.model, source.host if isinstance(source.host, Servers) else None
-    identity, is_tuned = app.library.hashed_identity(model), not options.no_profile
+def distribute(source: ModelSource, work: Work, cluster: Cluster) -> Distribution:
+    """The missing rows of some work, to be answered on a cluster. Raises UsageError."""
+    model, servers = source.model, source.servers
     slots = (servers.window or SERVER_SAMPLES) if servers else slots_of(source)
     servers = servers and replace(servers, earlier=noted_servers(work.run))
-    opened = (identity, model.path, model.reference, source.settings, source.use, servers, is_tuned)
-    job = NodeJob(*opened, work.answer_block)
-    patience = START_S + (PATIENCE_S if options.patience is None else options.patience)
-    cluster = partial(answer_blocks, parse_cluster(options.ray or ""), options.ray_workers, not servers)
-    run = Distribution(cluster, job, work, slots, patience)
-    render(run.answer(), run.cancel, sinks)
+    identity = source.installation.library.hashed_identity(model)
+    # Nodes have installations of their own, and find the model there.
+    portable = replace(source, installation=cast("Installation", None), model=cast("Model", None), servers=servers)
+    job = NodeJob(identity, model.path, model.reference, portable, work.answer_block)
+    patience = START_S + (PATIENCE_S if cluster.patience is None else cluster.patience)
+    run = partial(answer_blocks, parse_cluster(cluster.address), cluster.workers, not servers)
+    return Distribution(run, job, work, slots, patience)
 
 
 def parse_cluster(text: str) -> str | int:
@@ -151,7 +136,7 @@ class Distribution:
         """The blocks of missing rows for some workers, the job of each, and how many blocks it has at a time."""
         rows, samples, _, run = self.work
         each = -(-(len(run.rows) - len(run.finished)) // workers)
-        most = max(BLOCK, min(SHORT_BLOCK, BLOCK_TOKENS // (self.job.settings.max_tokens or BLOCK_TOKENS)))
+        most = max(BLOCK, min(SHORT_BLOCK, BLOCK_TOKENS // (self.job.source.settings.max_tokens or BLOCK_TOKENS)))
         size = min(most, -(-each // BLOCKS_EACH))
         concurrency = min(self.slots // (size * samples) + 2, max(2, -(-each // size)))
         missing: Iterator[int] = (position for position in range(len(run.rows)) if position not in run.finished)
@@ -174,7 +159,7 @@ class Distribution:
             yield NoticeEvent(f"{report.host} is not used: {report.problem}", report.hint)
             return
         models = {record.get("model"): each.host for each in self._reports.values() for record in each.records}
-        if len(models) > 1 and not (self.job.servers and self.job.servers.may_differ):
+        if len(models) > 1 and not (self.job.source.servers and self.job.source.servers.may_differ):
             (model, host), (other, there), *_ = models.items()
             problem = f"the servers differ: {there} has {other}, {host} has {model}"
             raise EndpointError(problem, "use servers with the same model, or --allow-different-models")
@@ -228,55 +213,46 @@ class BlockResult:
     close = complete
 
 
-def answer_evaluation(
-    evaluation: Evaluation, match: Match, responder: Responder, block: Mapping[int, Any], result: BlockResult
-) -> Iterator[Event]:
-    scorer = code_scorer(True) if match == "code" else reply_scorer(match, evaluation.questions)
-    result.finished = set(range(len(evaluation.rows))) - block.keys()
-    return evaluate(responder, replace(evaluation, scorer=scorer), result)
-
-
 @dataclass(frozen=True, slots=True)
 class NodeJob:
     """How nodes open a model, and answer blocks.
 
-    The model is at the same path as here, or in their own caches; `identity` are its digests, `reference` its name.
+    The model is at the same path as here, or in their own caches; `identity` are its digests, `reference` its name;
+    the `source` has the node's own installation and file.
     """
 
     identity: str
     path: Path
     reference: str
-    settings: Settings
-    use: ModelUse
-    servers: Servers | None
-    is_tuned: bool
+    source: ModelSource
     answer_block: Callable[..., Iterator[Event]]
 
     def __call__(self, threads: int, send: Callable[[bytes], None]) -> tuple[Callable[[bytes], bytes], Records]:
         """Load the model, or connect to the node's server, and send notices meanwhile. Raises CerebrumError."""
-        from cerebrum_cli.cli.app import real_app
+        from cerebrum_cli.engine.llama.devices import build
         from cerebrum_cli.engine.machine import processor_name, thread_count
 
-        app, settings = real_app(), self.settings
+        installation, settings = user_installation(), self.source.settings
         if settings.threads is None and threads < thread_count():
             settings = replace(settings, threads=threads)
-        model, resources = find_file(app.library, self), app.resources(not self.is_tuned)
-        loaded = open_for(ReplySource(resources, model, settings, self.use, self.servers), MAX_PARALLEL)
-        for event in loaded.responder.load():
+        model = find_file(installation.library, self)
+        source = replace(self.source, installation=installation, model=model, settings=settings)
+        loaded = open_many(source, MAX_PARALLEL)
+        for event in loaded.load():
             if isinstance(event, NoticeEvent):
                 send(pickle.dumps((platform.node(), {}, 0, [event])))
-        answer = partial(self.answer, loaded.responder)
+        answer = partial(self.answer, loaded)
         if loaded.is_remote:
             return answer, loaded.engine.builds
-        build = app.build()
-        processor = ", ".join((processor_name(), *(device.description for device in build.devices)))
-        llama = f"{build.version} ({' '.join(build.cpu_features)})"
+        library = build()
+        processor = ", ".join((processor_name(), *(device.description for device in library.devices)))
+        llama = f"{library.version} ({' '.join(library.cpu_features)})"
         return answer, [{"kind": "ray", "build": llama, "processor": processor}]
 
-    def answer(self, responder: Responder, block: bytes) -> bytes:
+    def answer(self, model: LoadedModel, block: bytes) -> bytes:
         """Answer a block: the host, its objects by position, the tokens that were generated for them, and notices."""
         result, tokens, notices = BlockResult(), 0, list[NoticeEvent]()
-        for event in self.answer_block(responder, pickle.loads(block), result=result):
+        for event in self.answer_block(model, pickle.loads(block), result=result):
             if isinstance(event, events.FinishEvent):
                 tokens += event.completion_tokens
             elif isinstance(event, NoticeEvent):

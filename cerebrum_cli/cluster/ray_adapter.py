@@ -21,10 +21,10 @@ from itertools import cycle, islice
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, NamedTuple
 
-from cerebrum_cli import __version__
 from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.errors import CerebrumError, EndpointError
 from cerebrum_cli.core.text import one_line, pip_install, well_formed
+from cerebrum_cli.core.version import __version__
 
 CONNECT_S = 5.0
 CLOSE_S = 5.0  # that the command waits for Ray to stop

@@ -1,4 +1,4 @@
-"""Generate replies: a conversation in, a stream of events out."""
+"""A loaded model: conversations in, replies out."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens
-from cerebrum_cli.core.errors import PromptTooLong, UsageError
-from cerebrum_cli.core.events import Event, LoadEvent
+from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
+from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import Vocabulary
@@ -20,42 +20,78 @@ from cerebrum_cli.engine.sequence import OPENING_TOKENS, InspectionRequest, Mess
 from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.formats.plain import RAW, PromptFormat
 from cerebrum_cli.formats.thinking import open_thought
-from cerebrum_cli.model.format_choice import FormatBuilder, least_tokens
+from cerebrum_cli.model.format_choice import FormatBuilder, least_tokens, prepare_format
 from cerebrum_cli.model.inspection import GivenReply
-from cerebrum_cli.model.reply import Preview, ReplyChannels, ReplyRequest, ReplyStream
+from cerebrum_cli.model.reply import (
+    Continuation,
+    PreparedReply,
+    Preview,
+    Reply,
+    ReplyChannels,
+    ReplyRequest,
+    ReplyStream,
+)
 from cerebrum_cli.model.reply_controls import AnswerNow, ReplyControls
+from cerebrum_cli.model.source import ModelSource, draft_costs, draft_problem
+from cerebrum_cli.models.model import Model
 
 MAX_SHOWN = 8  # tokens, in an error message
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 
-DraftChoice = Callable[[bool | None], StepCosts | None]
-"""Costs of steps for a request with this setting of `drafts`; None if no tokens are drafted."""
-
 
 @dataclass(eq=False)
-class Responder:
-    """Generates replies to conversations with an engine.
+class LoadedModel:
+    """A model that is loading or loaded: its prompt format, its vocabulary and its engine.
 
-    Other calls than `respond`, `preview` and `cancel` need the model, or its vocabulary, to be loaded. `prepare` is
-    called while the model loads, to import what the format needs.
+    Other calls than `load`, `respond`, `preview` and `cancel` need the model, or its vocabulary, to be loaded.
     """
 
+    source: ModelSource
     engine: Engine
+    format_name: str
     build_format: FormatBuilder
-    trained_context: int
-    prepare: Callable[[], None] = lambda: None
-    choose_drafts: DraftChoice = lambda _: None
     _answer_now: AnswerNow = field(default_factory=AnswerNow, init=False)
 
-    def respond(self, request: ReplyRequest) -> Generator[Event, None, None]:
-        """Load the model if necessary, then generate one reply. Raises PromptTooLong before any evaluation."""
+    def __enter__(self) -> LoadedModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what is running, and free the model."""
+        self.engine.close()
+
+    @property
+    def model(self) -> Model:
+        """The installed model."""
+        return self.source.model
+
+    @property
+    def is_remote(self) -> bool:
+        return self.source.servers is not None and not self.source.vocabulary_only
+
+    @property
+    def repacks(self) -> bool | None:
+        """Whether weights were repacked for speed; None behind a server."""
+        return None if self.is_remote else self.engine.backend.repacks
+
+    def respond(self, request: ReplyRequest) -> Reply:
+        """Start a reply: nothing happens before it is iterated. Raises PromptTooLong before any evaluation."""
+        return Reply(self._respond(request), request.conversation)
+
+    def _respond(self, request: ReplyRequest) -> Generator[Event, None, None]:
         yield from self.load()
         self._answer_now = AnswerNow()
-        with closing(self.generate([self.tokenize_request(replace(request, stream=True))])) as replies:
+        with closing(self.generate([self.prepare_reply(replace(request, stream=True))])) as replies:
             yield from raise_refusals(replies)
 
-    def tokenize_request(self, request: ReplyRequest) -> Request:
-        """Tokenize a request.
+    def prepare(self, request: ReplyRequest | Continuation) -> PreparedReply:
+        """Tokenize a request, of a conversation or of a text to continue."""
+        return self.prepare_text(request) if isinstance(request, Continuation) else self.prepare_reply(request)
+
+    def prepare_reply(self, request: ReplyRequest) -> PreparedReply:
+        """Tokenize the request of a conversation.
 
         Raises PromptTooLong if no room is left for a reply, FormatError if the format cannot render the conversation,
         UsageError as `check_settings` does.
@@ -74,9 +110,8 @@ class Responder:
         self._require_room(tokens)
         answer_start = self._controls.answer_start(request, channels)
         is_bound = request.grammar and answer_start is None  # from the first token, so that nothing may be forced
-        is_for_messages = prompt_format.is_servers
-        create = partial(MessagesRequest, conversation=conversation) if is_for_messages else Request
-        return create(
+        create = partial(MessagesRequest, conversation=conversation) if prompt_format.is_servers else Request
+        tokenized = create(
             tokens,
             self._sampling(settings, () if request.ignore_eos else prompt_format.stop),
             request.grammar,
@@ -84,42 +119,46 @@ class Responder:
             self._visible_tokens,
             request.logprobs,
             request.ignore_eos,
-            step_costs=self.choose_drafts(settings.drafts),
+            step_costs=draft_costs(self._measured_costs, self._draft_problem, settings.drafts),
             max_n=request.max_n,
             stream=request.stream,
             controls=() if is_bound else self._controls.create(request, channels, self._answer_now),
             answer_start=answer_start,
-            channels=None if prompt_format.verbatim else channels,
             opening=len(opening) - (opening[:1] == tokens[:1]) + len(prefix),  # BOS precedes both
         )
+        return PreparedReply(tokenized, None if prompt_format.verbatim else channels)
 
-    def continuation_request(self, text: str, tokens: tuple[int, ...], settings: Settings, n: int) -> Request:
-        """A request to continue a text with these last tokens, which may be of a thought that the text opens.
+    def prepare_text(self, text: Continuation) -> PreparedReply:
+        """The request to continue a text. The replies are not split by channel: `channels_of` does that.
 
-        The settings have the system prompt, which may ask for markup. Without `channels` if the model marks no
-        reasoning. Raises UsageError as `check_settings` does.
+        Raises UsageError as `check_settings` does.
         """
+        settings = text.settings
         self.check_settings(replace(settings, stop=()))  # those of a task are for any model
-        thoughts = self._controls.own_thoughts(settings.system)
-        channels = ReplyChannels(thoughts, open_thought(text, thoughts))
+        channels = self.channels_of(text)
         request = ReplyRequest(Conversation(), settings)
-        controls = ReplyControls(self.engine.vocabulary, replace(RAW, thoughts=thoughts))
-        return Request(
-            tokens,
+        controls = ReplyControls(self.engine.vocabulary, replace(RAW, thoughts=channels.thoughts))
+        tokenized = Request(
+            text.tokens,
             settings.sampling(()),
-            n=n,
-            visible_tokens=self._visible_tokens if thoughts else frozenset(),
+            n=text.n,
+            visible_tokens=self._visible_tokens if channels.thoughts else frozenset(),
             controls=controls.create(request, channels, self._answer_now),
             answer_start=controls.answer_start(request, channels),
-            channels=channels if thoughts else None,
         )
+        return PreparedReply(tokenized, None)
+
+    def channels_of(self, text: Continuation) -> ReplyChannels:
+        """What splits the replies to a text, which may be within reasoning that the text opens."""
+        thoughts = self._controls.own_thoughts(text.settings.system)
+        return ReplyChannels(thoughts, open_thought(text.text, thoughts))
 
     def check_settings(self, settings: Settings) -> None:
         """Raise UsageError for settings that the loaded model cannot follow."""
         self._sampling(settings, ())
         self._controls.require_marked_thought(settings, settings.system)
 
-    def generate(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> ReplyStream:
+    def generate(self, requests: Iterable[PreparedReply | None], scope: CancelScope | None = None) -> ReplyStream:
         """Start to generate the replies to several requests; the caller closes the stream.
 
         An engine that schedules rows takes None for none now, and reads on after the next event.
@@ -164,7 +203,7 @@ class Responder:
         for event in self.engine.load():
             yield event
             if isinstance(event, LoadEvent):
-                self.prepare()  # while native code loads the model
+                prepare_format(self.format_name)  # while native code loads the model
 
     def count_tokens(self, conversation: Conversation) -> int:
         """Number of tokens in the prompt of a conversation; the least possible number of one that cannot fit."""
@@ -235,17 +274,63 @@ class Responder:
         )
 
     @cached_property
+    def _measured_costs(self) -> StepCosts | None:
+        return self.source.measured_costs
+
+    @cached_property
+    def _draft_problem(self) -> str | None:
+        return draft_problem(self.model)
+
+    @cached_property
     def _controls(self) -> ReplyControls:
         return ReplyControls(self.engine.vocabulary, self.format)
 
     @property
     def can_answer_now(self) -> bool:
-        """Whether `answer_now` has an effect on the reasoning of the reply that `respond` is generating."""
+        """Whether `answer_now` has an effect on the reasoning of the reply that is being generated."""
         return self._answer_now.is_watched
 
     def answer_now(self) -> None:
-        """End the reasoning of the reply that `respond` is generating, if it still reasons at its next token."""
+        """End the reasoning of the reply that is being generated, if it still reasons at its next token."""
         self._answer_now.is_requested = True
+
+    def save_prompt_cache(
+        self, min_tokens: int, conversation: Conversation | None = None, empties: bool = False
+    ) -> NoticeEvent | None:
+        """Save `min_tokens` or more evaluated tokens, of one conversation or all. Return a notice if that fails.
+
+        With `empties`, they are then dropped from memory.
+        """
+
+        def save() -> None:
+            prompt = self.tokenize(conversation) if conversation and self.engine.is_loaded else None
+            self.engine.save_prompt_cache(min_tokens, prompt, empties)
+
+        return self._notice_of(save)
+
+    def save_prefix(self, conversation: Conversation, is_slow: Callable[[int], bool]) -> NoticeEvent | None:
+        """Save the prefix that conversations with this system prompt share, if it `is_slow` to evaluate.
+
+        Return a notice if that fails. Tokens evaluated after the prefix are dropped from memory.
+        """
+
+        def save() -> None:
+            prefix = self.shared_prefix(conversation) if self.engine.is_loaded else ()
+            if prefix and is_slow(len(prefix)):
+                self.engine.save_prefix(prefix)
+
+        return self._notice_of(save)
+
+    def _notice_of(self, save: Callable[[], None]) -> NoticeEvent | None:
+        """Save to the prompt cache, if the engine has one; return a notice if that fails."""
+        try:
+            if self.engine.has_prompt_cache:
+                save()
+        except FormatError:  # the conversation was never evaluated
+            return None
+        except EngineError as error:
+            return NoticeEvent(f"prompt cache not saved: {error.message}", error.hint)
+        return None
 
     def cancel(self) -> None:
         self.engine.cancel()
@@ -276,7 +361,7 @@ class Responder:
             raise self._too_long(f"at least {least}")
 
     def _too_long(self, tokens: str) -> PromptTooLong:
-        size, trained = self.engine.context_size, self.trained_context
+        size, trained = self.engine.context_size, self.model.trained_context
         advice = f" or {self.larger_context} (trained context: {trained})" if size < trained else ""
         return PromptTooLong.for_context(tokens, size, advice)
 

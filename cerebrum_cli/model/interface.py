@@ -1,0 +1,229 @@
+"""The library: open a model by any name that the commands take, or on a server, and iterate its replies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
+from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.core.settings import Settings, SourcedLayer, fold, validate
+from cerebrum_cli.gguf.header import require_generative
+from cerebrum_cli.model.installation import Installation, user_installation
+from cerebrum_cli.model.loaded_model import LoadedModel
+from cerebrum_cli.model.profiles import UseName
+from cerebrum_cli.model.reply import Reply, ReplyRequest
+from cerebrum_cli.model.source import ModelSource, Servers, slots_of
+
+if TYPE_CHECKING:
+    from cerebrum_cli.core.events import Event
+    from cerebrum_cli.engine.scoring import Score
+    from cerebrum_cli.model.voting import MajorityVote
+
+Question = str | Conversation | Sequence[Mapping[str, str]]
+"""A question, a conversation that ends with one, or OpenAI's messages."""
+
+
+class Model(LoadedModel):
+    """A model that replies to questions. `open_model` creates it; close it, or leave its `with` block, to free it.
+
+    It is for one thread. Settings are those of the commands, by the same names: `temperature`, `max_tokens`, `seed`,
+    `think`, `system`. A `schema` is a JSON Schema, as a mapping or as text; a `grammar` is GBNF with the rule `root`.
+    """
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def reply(self, question: Question, *, schema: Any = None, grammar: str | None = None, **settings: Any) -> Reply:
+        """A reply to a question: iterate it. Nothing happens before.
+
+        The iteration raises PromptTooLong, and EngineError if the model cannot be loaded.
+        """
+        return self.respond(self._request(question, schema, grammar, settings))
+
+    def vote(
+        self,
+        question: Question,
+        samples: int | str = 8,
+        *,
+        schema: Any = None,
+        grammar: str | None = None,
+        **settings: Any,
+    ) -> MajorityVote:
+        """Take several samples, and count their final answers; `samples` is a number, "auto" or "auto:3..16"."""
+        from cerebrum_cli.model.voting import MajorityVote
+
+        [outcome] = self.replies([question], samples, schema=schema, grammar=grammar, **settings)
+        assert isinstance(outcome, MajorityVote)
+        return outcome
+
+    def vote_events(self, request: ReplyRequest, vote: MajorityVote) -> Generator[Event, None, None]:
+        """Yield the events of all samples, and each new tally. Raises the error of a sample if all were refused."""
+        from cerebrum_cli.core.events import NoticeEvent
+        from cerebrum_cli.model.concurrent_rows import RefusedRow, Row, RowOutcome, run_rows
+
+        with closing(run_rows(self, [Row(0, request, vote)])) as events:
+            for event in events:
+                if not isinstance(event, RowOutcome):
+                    yield event
+                elif isinstance(event.outcome, RefusedRow):
+                    raise event.outcome.error
+        if vote.refusals:
+            error = vote.refusals[0].error
+            if not vote.replies:
+                raise error
+            problem = f"{len(vote.refusals)} of {vote.tally.samples} samples failed: {error.message}"
+            yield NoticeEvent(problem, error.hint)
+
+    def replies(
+        self,
+        questions: Iterable[Question],
+        samples: int | str | None = None,
+        *,
+        schema: Any = None,
+        grammar: str | None = None,
+        **settings: Any,
+    ) -> Iterator[Reply | MajorityVote]:
+        """Answer many questions concurrently; yield replies, or votes on `samples`, as they finish.
+
+        `index` of each is the position of its question. Raises the error of a question that cannot be answered when all
+        others are done.
+        """
+        from cerebrum_cli.model.concurrent_rows import RefusedRow, Row, RowOutcome, run_rows
+        from cerebrum_cli.model.voting import VOTE_TEMPERATURE, MajorityVote, new_vote
+
+        if samples is not None:
+            settings = {"temperature": self.source.settings.temperature or VOTE_TEMPERATURE, **settings}
+        rows = (
+            Row(
+                index,
+                self._request(question, schema, grammar, settings),
+                None if samples is None else new_vote(samples),
+            )
+            for index, question in enumerate(questions)
+        )
+        error: CerebrumError | None = None
+        with closing(run_rows(self, rows)) as events:
+            for event in events:
+                if not isinstance(event, RowOutcome):
+                    continue
+                outcome = event.outcome
+                if isinstance(outcome, RefusedRow):
+                    error = error or outcome.error
+                elif isinstance(outcome, MajorityVote) and outcome.reply is None:
+                    error = error or outcome.refusals[0].error
+                else:
+                    outcome.index = event.row.id
+                    yield outcome
+        if error:
+            raise error
+
+    def score(self, context: str, continuations: Sequence[str]) -> tuple[Score, ...]:
+        """Log-probabilities of texts after a context, whose special tokens are recognized. Raises EngineError."""
+        from cerebrum_cli.core.events import RefusedEvent
+        from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
+
+        for _ in self.load():
+            pass
+        vocabulary = self.engine.vocabulary
+        prefix = () if self.prefix_token is None else (self.prefix_token,)
+        before = vocabulary.tokenize([Text(context, trusted=True)]) or prefix
+        after = (vocabulary.tokenize([Tokens(before), Text(text, trusted=True)]) for text in continuations)
+        request = ScoreRequest(before, tuple(tokens[len(before) :] for tokens in after))
+        with closing(self.engine.score([request])) as events:
+            for event in events:
+                if isinstance(event, RefusedEvent):
+                    raise event.error
+                if isinstance(event, LogprobScores):
+                    return event.scores
+        raise UsageError("scoring was cancelled", "call it again")
+
+    def _request(
+        self, question: Question, schema: Any, grammar: str | None, changes: Mapping[str, Any]
+    ) -> ReplyRequest:
+        if schema is not None and grammar is not None:
+            raise UsageError.conflict("schema", "grammar")
+        settings = changed(self.source.settings, changes)
+        if isinstance(question, str):
+            question = Conversation().user(question)
+        elif not isinstance(question, Conversation):
+            question = conversation_from_messages(list(question), "messages")
+        if question.system_prompt is None:
+            question = replace(question, system_prompt=settings.system)
+        if schema is not None:
+            text = schema if isinstance(schema, str) else json.dumps(schema)
+            grammar = text if self.model.is_served else self.source.installation.schema_to_grammar(text)[0]
+        return ReplyRequest(settings.applied_to(question), settings, grammar)
+
+
+def open_source(source: ModelSource) -> Model:
+    """Start to load a model, or to connect to it, without waiting. Errors of file and format are raised before that."""
+    model = source.model
+    if model.is_served and (source.raw or source.vocabulary_only):
+        option = "--raw" if source.raw else "--dry-run"
+        raise UsageError(f"{option} needs the exact prompt, which the server builds", "omit it, or use llama-server")
+    require_generative(model.path, model.header)
+    name, build_format = source.format_name, source.format_builder
+    return Model(source, source.start_engine(), name, build_format)
+
+
+def open_many(source: ModelSource, samples: int, earlier: Sequence[Mapping[str, str]] = ()) -> Model:
+    """Start to load the model for this number of samples, or to connect to servers like the `earlier` ones."""
+    if source.servers:
+        servers = replace(source.servers, earlier=earlier or source.servers.earlier)
+        return open_source(replace(source, servers=servers))
+    context = replace(source.context, slots=min(slots_of(source), samples))
+    drafts_for: UseName | None = "ask" if source.settings.drafts else None
+    return open_source(replace(source, context=context, tuned_for="batch", drafts_for=drafts_for))
+
+
+def open_model(
+    name: str | None = None,
+    *,
+    endpoint: str | Sequence[str] = (),
+    parallel: int | None = None,
+    raw: bool = False,
+    installation: Installation | None = None,
+    **settings: Any,
+) -> Model:
+    """Open an installed model, by any name that the commands take; without one, the default model.
+
+    It starts to load immediately, and the first reply waits for it. With `endpoint`, servers generate: their URLs, or
+    names of their tables in config.toml; `name` is that of their model. `parallel` is the number of replies that are
+    generated at a time, 16 by default. `raw` continues texts without a prompt format. Other settings are those of the
+    commands; config.toml's and CEREBRUM_* variables are not read. Raises ModelNotFound, UsageError, ConfigError.
+    """
+    from cerebrum_cli.engine.memory import ContextOptions
+    from cerebrum_cli.model.endpoints import find_endpoints, find_remote_model, without_local
+
+    installation = installation or user_installation()
+    overrides = SourcedLayer({"model": name}, settings)
+    requested = changed(fold(), overrides)
+    texts = (endpoint,) if isinstance(endpoint, str) else tuple(endpoint)
+    endpoints = find_endpoints(installation, texts, requested)
+    if endpoints:
+        model = find_remote_model(installation, requested, endpoints)
+        folded = without_local(fold(*model.recommended, overrides))
+        return open_source(ModelSource(installation, model, folded, Servers(endpoints, parallel), raw=raw))
+    model = installation.library.resolve(name)
+    folded = fold(*model.recommended, overrides)
+    model = installation.library.with_adapters(model, folded.lora)
+    source = ModelSource(installation, model, folded, raw=raw).for_chat()
+    if parallel is not None:
+        context = ContextOptions(slots=parallel, batch_invariant=True)
+        source = replace(source, context=context, tuned_for="batch", drafts_for=None, is_chat=False)
+    return open_source(source)
+
+
+def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Settings with changes by name. Raises UsageError for an unknown name or an invalid value."""
+    if unknown := changes.keys() - Settings.__dataclass_fields__.keys():
+        raise UsageError(f"unknown setting {unknown.pop()!r}", "cerebrum ask --set help lists them")
+    layer = SourcedLayer({key: validate(key, value, key) for key, value in changes.items() if value is not None})
+    return replace(settings, **layer, origins={**settings.origins, **layer.origins})

@@ -1,0 +1,312 @@
+"""Which model, how it is used and where it runs; and how it is loaded with these settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from hashlib import sha256
+from platform import machine
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.core.errors import EngineError, ModelFileError, UsageError
+from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.settings import ATTENTION_KEYS, GENERATION_KEYS, Settings
+from cerebrum_cli.engine.backend import Backend, StopFlag
+from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.load_options import AdapterFile, GgufFile, LoadOptions, Tuning, fallback_notice, plan_repacking
+from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.memory import BLOCK_SIZE, SINGLE, ContextOptions, is_quantized
+from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, MAX_ROLLBACK, StepCosts
+from cerebrum_cli.formats.plain import EMBEDDED, RAW, SERVERS
+from cerebrum_cli.gguf.architectures import facts_of
+from cerebrum_cli.gguf.header import require_generative
+from cerebrum_cli.model.format_choice import (
+    FormatBuilder,
+    choose_format,
+    format_builder,
+    read_template,
+    require_valid,
+    template_file,
+)
+from cerebrum_cli.model.installation import Installation, OpenFile
+from cerebrum_cli.model.profiles import DEFAULT, Profile, UseName, step_costs_of, tuning_of, without_user_settings
+from cerebrum_cli.models.library import Library
+from cerebrum_cli.models.model import Model
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.remote.client import Endpoint
+
+RELOADING = ("format", "chat_template", "ctx", "lora", "threads", "gpu_layers", "cpu_moe", *ATTENTION_KEYS, "cache_gb")
+FLASH_ATTENTION = {"on": True, "off": False}
+MAX_PARALLEL = 256  # sequences llama.cpp supports
+AUTO_PARALLEL = 64  # more than this was nowhere faster
+CHAT_CONTEXT = ContextOptions(slots=16, kv_unified=True)  # one sequence, except for votes
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Servers of a model, with `window` requests each at a time; with `earlier` records, only such servers.
+
+    `timeouts` are fields of ServerTimeouts other than the defaults. With `may_differ`, each may have its own model.
+    """
+
+    endpoints: Sequence[Endpoint]
+    window: int | None = None
+    earlier: Sequence[Mapping[str, str]] = ()
+    timeouts: Mapping[str, Any] = field(default_factory=dict)
+    may_differ: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Which model, how it is used, and where it runs: on `servers`, or in this process.
+
+    - `context`: its sequences
+    - `tuned_for`, `drafts_for`: the uses of a profile whose settings and costs of speculative decoding apply; None for
+      the defaults, and for no speculative decoding unless the settings ask for it
+    - `raw`: without a prompt format
+    - `template_options`: variables of an embedded template
+    - `vocabulary_only`: without weights, and so always in this process
+    - `is_chat`: memory for the whole context is allocated while the model loads, and weights are repacked
+    - `caches_prompts`: on disk
+    - `is_tuned`: whether a tuning profile may apply
+    """
+
+    installation: Installation
+    model: Model
+    settings: Settings
+    servers: Servers | None = None
+    context: ContextOptions = SINGLE
+    tuned_for: UseName | None = None
+    drafts_for: UseName | None = None
+    raw: bool = False
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary_only: bool = False
+    is_chat: bool = False
+    caches_prompts: bool = False
+    is_tuned: bool = True
+
+    def for_chat(self) -> ModelSource:
+        return replace(
+            self, context=CHAT_CONTEXT, tuned_for="chat", drafts_for="chat", is_chat=True, caches_prompts=True
+        )
+
+    @property
+    def profile(self) -> Profile | None:
+        """Tuning profile of the model on this machine; None if it was never tuned, or runs elsewhere."""
+        is_used = self.is_tuned and not self.servers
+        return self.installation.profile(self.model, self.settings) if is_used else None
+
+    @property
+    def format_name(self) -> str:
+        """Name of the prompt format. Raises FormatError, UsageError."""
+        return RAW.name if self.raw else format_of(self.settings, self.model)[0]
+
+    @property
+    def format_builder(self) -> FormatBuilder:
+        """Builder of the prompt format. Raises FormatError, UsageError."""
+        name, template = (RAW.name, None) if self.raw else format_of(self.settings, self.model)
+        if template is not None and (path := template_file(self.settings)):
+            self.installation.try_template(path, template)
+            require_valid(path, template)
+        return format_builder(name, template, self.template_options)
+
+    def validate(self) -> None:
+        """Raise every error that can be found before the model is loaded."""
+        require_generative(self.model.path, self.model.header)
+        _ = self.format_builder
+        require_attention(self.model, self.settings, self.context.pad_steps)
+
+    def load_options(self, tuning: Tuning = DEFAULT) -> LoadOptions:
+        """How to load the model with a tuning, within what the settings leave open."""
+        context = replace(self.context, n_rs_seq=self._n_rs_seq)
+        return load_options(self.model, self.settings, context, tuning, self.vocabulary_only, self.is_chat)
+
+    @property
+    def reload_key(self) -> tuple[object, ...]:
+        """Values that require a reload when they change."""
+        served = self.model.name if self.model.is_served else None  # whose file is that of another
+        return self.model.paths, served, *(getattr(self.settings, key) for key in RELOADING), self._n_rs_seq
+
+    @property
+    def measured_costs(self) -> StepCosts | None:
+        """Costs of steps with drafted tokens, as measured for this use; None without a profile, which is read."""
+        return step_costs_of(self.profile, self.drafts_for) if self.drafts_for else None
+
+    @property
+    def _n_rs_seq(self) -> int:
+        """Number of drafted tokens that can be rolled back from the recurrent state; 0 if none are drafted."""
+        if not facts_of(self.model.header.architecture).rolls_back:
+            return 0
+        costs = draft_costs(self.measured_costs, draft_problem(self.model), self.settings.drafts)
+        return MAX_ROLLBACK if costs else 0
+
+    def start_engine(self) -> Engine:
+        """Start to load the model, or to connect to its servers, without waiting.
+
+        A tuning that cannot be used, as with less free memory than when it was measured, gives way to the defaults.
+        """
+        if self.servers and not self.vocabulary_only:
+            return self._connect(self.servers)
+        profile = self.profile if self.tuned_for or self.drafts_for else None
+        default = self.load_options()
+        tuned = self.load_options(tuning_of(profile, self.tuned_for))
+
+        notice = draft_notice(self.model, self.settings.drafts)
+        open_backend = partial(open_with_fallback, self.installation.open_file, tuned, default, notice=notice)
+        caches_prompts = self.caches_prompts and not self.vocabulary_only
+        prompt_cache = self.installation.prompt_cache if caches_prompts else lambda *_: None
+        states = prompt_cache(self.model, self.format_name, self.settings)
+        return LocalEngine(open_backend, states, self.installation.cache_directory)
+
+    def _connect(self, servers: Servers) -> Engine:
+        from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
+        from cerebrum_cli.engine.remote.server_health import ServerTimeouts
+
+        options = load_options(self.model, self.settings, vocabulary_only=True)
+        return RemoteEngine(
+            lambda emit, stop: self.installation.open_file(options, emit, stop),
+            servers.endpoints,
+            servers.window,
+            replace(ServerTimeouts(), **servers.timeouts),
+            servers.earlier,
+            servers.may_differ,
+            self.model.is_served,
+        )
+
+
+def open_with_fallback(
+    open_file: OpenFile,
+    options: LoadOptions,
+    default: LoadOptions,
+    emit: Callable[[Event], None],
+    stop: StopFlag,
+    notice: NoticeEvent | None = None,
+) -> Backend:
+    """Open a model with options, or with the defaults if that fails, as with less free memory than before."""
+    if notice:
+        emit(notice)
+    if options != default:
+        try:
+            return open_file(replace(options, baseline=default), emit, stop)
+        except (EngineError, ModelFileError) as error:
+            if stop:
+                raise
+            emit(fallback_notice(error))
+    return open_file(default, emit, stop)
+
+
+def slots_of(source: ModelSource) -> int:
+    """Number of samples that a local model generates at a time."""
+    return source.context.slots or tuning_of(source.profile, "batch").slots or AUTO_PARALLEL
+
+
+def format_of(settings: Settings, model: Model) -> tuple[str, str | None]:
+    """The name of a model's prompt format, and its chat template, if any. Raises FormatError, UsageError."""
+    if model.is_served:
+        return SERVERS.name, None
+    if path := template_file(settings):
+        return EMBEDDED, read_template(path)
+    embedded = model.header.chat_template
+    return choose_format(settings.format, model.known_format, embedded), embedded
+
+
+def load_options(
+    model: Model,
+    settings: Settings,
+    context: ContextOptions = SINGLE,
+    tuning: Tuning = DEFAULT,
+    vocabulary_only: bool = False,
+    whole_context: bool = False,
+) -> LoadOptions:
+    """The options of a context, then a tuning, then the user. Raises UsageError for attention that is rejected."""
+    require_attention(model, settings, context.pad_steps)
+    adapters = tuple(AdapterFile(str(each.path), each.scale) for each in model.adapters)
+    context = replace(
+        context,
+        length=settings.ctx or 0,
+        n_threads=settings.threads or 0,
+        flash_attention=FLASH_ATTENTION.get(settings.flash_attn or "", context.flash_attention),
+        cache_type_k=settings.cache_type_k or context.cache_type_k,
+        cache_type_v=settings.cache_type_v or context.cache_type_v,
+    )
+    options = LoadOptions(
+        GgufFile(model.path, model.trained_context, model.sizes, adapters, model.is_verified),
+        context,
+        settings.gpu_layers,
+        plan_repacking(model.quantization, whole_context, machine()),
+        vocabulary_only,
+        whole_context,
+        settings.cpu_moe,
+    )
+    return options.with_tuning(without_user_settings(replace(tuning, slots=None), settings))
+
+
+def require_attention(model: Model, settings: Settings, pad_steps: bool = False) -> None:
+    """Raise UsageError for cache types, or a choice of flash attention, that cannot be used with this model."""
+    if pad_steps and settings.flash_attn == "off":
+        raise UsageError.conflict("batch_invariant", "flash_attn=off")
+    types = {"cache_type_k": settings.cache_type_k, "cache_type_v": settings.cache_type_v}
+    header, name = model.header, model.header.architecture
+    for index, (key, given) in enumerate(types.items()):
+        lengths = [each[index] for each in header.sizes.head_lengths] if is_quantized(given) else []
+        if wrong := next((length for length in lengths if length % BLOCK_SIZE), None):
+            problem = f"{key}={given} needs heads with a multiple of {BLOCK_SIZE} elements; this model's have {wrong}"
+            raise UsageError(problem, f"omit {key}={given}")
+    wants_flash = "flash_attn=on" if settings.flash_attn == "on" else None
+    if is_quantized(settings.cache_type_v):
+        wants_flash = f"cache_type_v={settings.cache_type_v}"
+        if settings.flash_attn == "off":
+            raise UsageError(f"{wants_flash} needs flash attention", "omit flash_attn=off, or the cache type")
+    if pad_steps:
+        wants_flash = "batch_invariant=on"  # without it, kernels depend on the number of rows per slot
+    if wants_flash and not facts_of(name).has_flash_attention:
+        raise UsageError(
+            f"{wants_flash}: llama.cpp has no flash attention for the architecture {name}", f"omit {wants_flash}"
+        )
+    has_one_type = facts_of(name).needs_equal_cache_types or f"{name}.attention.key_length_mla" in header.metadata
+    if has_one_type and len({given or "f16" for given in types.values()}) > 1:
+        problem = f"the architecture {name} needs the same type for keys and values"
+        raise UsageError(problem, "set both with --set cache_type=TYPE")
+
+
+def draft_problem(model: Model) -> str | None:
+    """Why tokens cannot be drafted for a model; None if they can."""
+    name = model.header.architecture
+    if any(layer.state_bytes for layer in model.sizes.layers) and not facts_of(name).rolls_back:
+        return f"llama.cpp cannot roll back recurrent states of the {name} architecture"
+    return None
+
+
+def draft_notice(model: Model, drafts: bool | None) -> NoticeEvent | None:
+    """Notice that speculative decoding was requested of a model that gets none."""
+    problem = draft_problem(model) if drafts else None
+    return NoticeEvent(f"speculative decoding is off for this model: {problem}", "omit drafts=on") if problem else None
+
+
+def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | None) -> StepCosts | None:
+    """Costs of steps for drafting: as measured, if it can pay off; measured or default ones, if `drafts` is on.
+
+    None if tokens are not drafted. Mixtures of experts are no exception: the costs of their additional experts are
+    measured too.
+    """
+    if problem or drafts is False:
+        return None
+    if drafts:
+        return measured or DEFAULT_COSTS
+    return measured if measured and measured.best_draft else None
+
+
+def generation_fingerprint(settings: Settings, grammar: str | None, model: Model, library: Library) -> dict[str, Any]:
+    values, (name, template) = asdict(settings), format_of(settings, model)
+    keys = ("system", *GENERATION_KEYS, "ctx", "cache_type_k", "cache_type_v")
+    return {
+        "model": model.label,
+        "model file": library.file_identity(model),
+        "adapter": model.adapter_identity,
+        "format": name,
+        **({"chat template": sha256((template or "").encode()).hexdigest()} if template_file(settings) else {}),
+        **{key.replace("_", " "): values[key] for key in keys},
+        "grammar": grammar and sha256(grammar.encode()).hexdigest(),
+    }

@@ -1,0 +1,34 @@
+"""Installations whose models are opened in other ways than a user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.model.format_choice import FormatBuilder
+from cerebrum_cli.model.installation import Installation, OpenFile
+from cerebrum_cli.model.interface import Model
+from cerebrum_cli.model.source import ModelSource
+from cerebrum_cli.models import model as installed
+from cerebrum_cli.models.library import NANO
+
+NOWHERE = Path(gettempdir()) / "cerebrum-tests-without-installation"
+
+
+def installation(open_file: OpenFile = open_llama, home: Path = NOWHERE) -> Installation:
+    """An installation that opens model files with a function, by default llama.cpp."""
+    return Installation(home / "config", home / "data", home / "cache", open_file)
+
+
+def source_of(path: Path, settings: Settings | None = None, name: str = "tiny", **use: Any) -> ModelSource:
+    """The source of a model file, which is not in the registry."""
+    return ModelSource(installation(), installed.Model(name, (path,)), settings or Settings(cache_gb=0), **use)
+
+
+def model_on(engine: Engine, build_format: FormatBuilder) -> Model:
+    """A model on an engine that was made for a test."""
+    return Model(source_of(NANO), engine, "test", build_format)
