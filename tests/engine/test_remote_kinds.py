@@ -122,18 +122,6 @@ def test_kinds_show_the_special_tokens_that_local_replies_show(kind: type[ModelS
     assert [reply.ids for reply in remote.values()] == [[MARK, 97, MARK, 98]] * 2
 
 
-@every_kind
-@pytest.mark.parametrize(("limit", "reason", "tokens"), [(None, "context", 99), (500, "context", 99), (7, "length", 7)])
-def test_kinds_end_replies_at_the_limit_or_the_context(
-    kind: type[ModelServer], limit: int | None, reason: str, tokens: int
-) -> None:
-    requests = [request_of("Q", max_tokens=limit, stream=stream) for stream in (False, True)]
-    with serving_kind(kind, STORY) as servers, connected(*servers) as engine:
-        for reply in replies_of(engine, *requests).values():
-            assert (reply.reason, len(reply.ids)) == (reason, tokens)
-            assert reply.finish and reply.finish.has_all_tokens
-
-
 @other_kinds
 @pytest.mark.parametrize("stream", [False, True])
 def test_kinds_must_send_token_ids(kind: type[OtherServer], stream: bool) -> None:

@@ -182,7 +182,8 @@ class RemoteSample:
         self._timings = Timings() if turns.start else chunk.timings
         if end == "eos":
             turns.starts_answer(ENDED)
-        is_shortened = end == "limit" and not self._is_ended and turns.was_shortened(self.tokens)
+        is_over = self._is_ended or isinstance(turns.intervention, EndReply)
+        is_shortened = end == "limit" and not is_over and turns.was_shortened(self.tokens)
         if isinstance(turns.intervention, Force) or is_shortened:
             yield from self._force()
             if not (self._is_ended or self._is_full):

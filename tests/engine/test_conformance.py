@@ -1,0 +1,181 @@
+"""What every engine does alike: on a scripted backend, on llama.cpp, and on servers that stand in for real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+from zlib import crc32
+
+import pytest
+from asking import Reply, collect_replies, running_engine
+from llama_engines import open_engine
+from model_servers import ModelServer
+from remote_engines import connected, replies_of, serving_kind
+from scripted_backend import ScriptedBackend
+from server_kinds import LlamaServer, SglangServer, VllmServer
+
+from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import FinishEvent, NoticeEvent, PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.control import EndReply, Force, Intervention, Upcoming
+from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.models.library import NANO
+
+SERVERS: dict[str, type[ModelServer]] = {"llama-server": LlamaServer, "vllm": VllmServer, "sglang": SglangServer}
+
+
+def drawn(held: tuple[int, ...], seed: int) -> int:
+    """Draw letters endlessly."""
+    return b"abc"[crc32(repr((held, seed)).encode()) % 3]
+
+
+@pytest.fixture(scope="module", params=["scripted", "llama.cpp", *SERVERS])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    if request.param == "scripted":
+        with running_engine(ScriptedBackend(drawn, slots=4)) as engine:
+            yield engine
+    elif request.param == "llama.cpp":
+        with open_engine(NANO) as engine:
+            yield engine
+    else:
+        with serving_kind(SERVERS[request.param], drawn) as servers, connected(*servers) as engine:
+            yield engine
+
+
+@pytest.fixture(params=["whole", "streamed"])
+def stream(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param == "streamed")
+
+
+def request_to(engine: Engine, text: str = "12+30=", **more: Any) -> Request:
+    """A request for 12 tokens after a text."""
+    own = {name: more.pop(name) for name in ("n", "max_n", "stream", "logprobs", "controls") if name in more}
+    values: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0, "seed": 7, **more}
+    prompt = tuple(engine.vocabulary.tokenize((Text(text),)))
+    return Request(prompt, SamplingParams(**values), ignore_eos=True, **own)
+
+
+def reply_to(engine: Engine, request: Request) -> Reply:
+    [reply] = replies_of(engine, request).values()
+    return reply
+
+
+def test_conformance_reply_has_its_tokens_text_and_counts(engine: Engine, stream: bool) -> None:
+    request = request_to(engine, stream=stream)
+    with closing(engine.complete([request])) as completions:
+        events = [event for event in completions if not isinstance(event, NoticeEvent)]
+    first, *tokens, finish = events
+    assert isinstance(first, PromptEvent) and first.total == len(request.prompt_tokens)
+    assert isinstance(finish, FinishEvent) and finish.reason == "length"
+    assert (finish.prompt_tokens, finish.completion_tokens) == (len(request.prompt_tokens), 12)
+    assert finish.seed == 7 and finish.has_all_tokens and finish.timings.decode_s >= 0
+    ids = [token for event in tokens if isinstance(event, TokenEvent) for token in event.tokens]
+    text = "".join(event.text for event in tokens if isinstance(event, TokenEvent))
+    assert b"".join(map(engine.vocabulary.piece, ids)).decode() == text and len(ids) == 12
+    assert reply_to(engine, request).ids == ids
+
+
+def test_conformance_samples_have_seeds_that_continue(engine: Engine, stream: bool) -> None:
+    request = request_to(engine, n=2, max_n=4, temperature=1.0, stream=stream)
+    with closing(engine.complete([request])) as completions:
+        completions.add_samples(0, 2)
+        samples = collect_replies(event for event in completions if not isinstance(event, NoticeEvent))
+    assert [samples[SequenceId(0, number)].seed for number in range(4)] == [7, 8, 9, 10]
+    for number in range(4):
+        params = replace(request.params, seed=7 + number)
+        assert reply_to(engine, replace(request, n=1, max_n=1, params=params)).ids == samples[SequenceId(0, number)].ids
+
+
+def test_conformance_continues_a_reply_with_the_same_tokens(engine: Engine, stream: bool) -> None:
+    request = request_to(engine, stream=stream)
+    ids = reply_to(engine, request).ids
+    params = replace(request.params, max_tokens=7)
+    assert (
+        reply_to(engine, replace(request, prompt_tokens=(*request.prompt_tokens, *ids[:5]), params=params)).ids
+        == ids[5:]
+    )
+
+
+def test_conformance_reply_ends_before_a_stop_string(engine: Engine, stream: bool) -> None:
+    text = reply_to(engine, request_to(engine, stream=stream)).text
+    stopped = reply_to(engine, request_to(engine, stream=stream, stop=(text[3:5],)))
+    assert stopped.text == text[: text.index(text[3:5])] and stopped.reason == "stop"
+    assert stopped.finish and stopped.finish.by_stop_string
+
+
+@pytest.mark.parametrize("limit", [None, 12])
+def test_conformance_reply_ends_with_the_context(engine: Engine, stream: bool, limit: int | None) -> None:
+    prompt = request_to(engine).prompt_tokens
+    prompt = (*prompt, *[prompt[-1]] * (engine.context_size - len(prompt) - 5))
+    full = reply_to(engine, replace(request_to(engine, stream=stream, max_tokens=limit), prompt_tokens=prompt))
+    assert (full.reason, len(full.ids)) == ("context", 5)
+
+
+def test_conformance_gives_a_logprob_for_each_token(engine: Engine) -> None:
+    with closing(engine.complete([request_to(engine, n=3, max_n=3, logprobs=True)])) as completions:
+        events = [event for event in completions if isinstance(event, TokenEvent)]
+    assert sum(len(event.tokens) for event in events) == 36
+    assert all(len(event.logprobs) == len(event.tokens) for event in events)
+    assert all(logprob is not None and logprob <= 0 for event in events for logprob in event.logprobs)
+
+
+class After:
+    """Intervenes once, after the fourth token."""
+
+    horizon = 4
+
+    def __init__(self, intervention: Intervention) -> None:
+        self._intervention: Intervention = intervention
+        self._fed = 0
+
+    def feed(self, tokens: Sequence[int], text: str) -> None:
+        self._fed += len(tokens)
+
+    def intervene(self) -> Intervention | None:
+        return self._intervention if self._fed == 4 else None
+
+    def lets_pass(self, upcoming: Upcoming) -> int:
+        """All before the fourth, and all after it."""
+        return min(len(upcoming.tokens), 3 - self._fed) if self._fed < 4 else len(upcoming.tokens)
+
+
+def test_conformance_controls_end_a_reply_or_force_tokens(engine: Engine, stream: bool) -> None:
+    ids = reply_to(engine, request_to(engine)).ids
+    ending = request_to(engine, stream=stream, controls=(lambda: After(EndReply("repetition")),))
+    ended = reply_to(engine, ending)
+    assert (ended.reason, ended.ids) == ("repetition", ids[:4])
+    tokens = tuple(engine.vocabulary.tokenize((Text("12"),)))[-2:]
+    forced = reply_to(engine, request_to(engine, stream=stream, controls=(lambda: After(Force(tokens)),)))
+    assert (forced.reason, forced.ids[: 4 + len(tokens)]) == ("length", [*ids[:4], *tokens])
+    assert forced.finish and [part.length for part in forced.finish.forced] == [len(tokens)]
+
+
+def test_conformance_answers_many_requests_each_once(engine: Engine) -> None:
+    requests = [request_to(engine, f"{at}+1=", n=2, max_n=2, temperature=1.0) for at in range(12)]
+    together = replies_of(engine, *requests)
+    assert sorted(together) == [SequenceId(index, sample) for index in range(12) for sample in range(2)]
+    assert all(reply.reason == "length" and len(reply.ids) == 12 for reply in together.values())
+
+
+def test_conformance_aborts_one_request_and_cancels_all(engine: Engine) -> None:
+    endless = request_to(engine, max_tokens=40)
+    with closing(engine.complete([endless, endless])) as completions:
+        completions.abort(0)
+        replies = collect_replies(event for event in completions if not isinstance(event, NoticeEvent))
+    assert replies[SequenceId(0)].reason in ("cancelled", "length") and replies[SequenceId(1)].reason == "length"
+    scope = engine.cancel_scope()
+    engine.cancel()
+    with closing(engine.complete([endless], scope)) as completions:
+        assert all(reply.reason == "cancelled" for reply in collect_replies(completions).values())
+    with closing(engine.complete([endless])) as completions:
+        next(completions)  # and left
+    assert reply_to(engine, request_to(engine)).reason == "length"
+
+
+def test_conformance_refuses_an_empty_prompt(engine: Engine) -> None:
+    with pytest.raises(UsageError, match="the prompt is empty"):
+        replies_of(engine, replace(request_to(engine), prompt_tokens=()))
