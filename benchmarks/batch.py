@@ -273,7 +273,7 @@ class StepTimer:
 
     def __init__(self, slots: int) -> None:
         from cerebrum_cli.engine.llama.bindings import llama
-        from cerebrum_cli.engine.llama.sampler import GreedySampler
+        from cerebrum_cli.engine.llama.logits import GreedySampler
 
         self._decode, self._sample = llama.llama_decode, GreedySampler.sample
         llama.llama_decode = self.decode

@@ -50,7 +50,12 @@ class Loop:
 
     def process_commands(self, commands: Commands) -> bool:
         """Execute all queued commands, waiting for one if no work is left; False after Close."""
-        while (command := commands.take(wait=self._is_idle)) is not None:
+        scheduler = self._scheduler
+        while True:
+            is_idle = not (scheduler.waiting or scheduler.running or self._scorer)
+            command = commands.take(wait=is_idle)
+            if command is None:
+                return True
             if isinstance(command, Submit):
                 self._submit(command)
             elif isinstance(command, Cancel):
@@ -61,7 +66,6 @@ class Loop:
             else:
                 self._cancel(None)
                 return False
-        return True
 
     def step(self) -> None:
         """Run one step of the sequences.
@@ -101,10 +105,6 @@ class Loop:
         """Remove temporary files."""
         if self._swap:
             self._swap.close()
-
-    @property
-    def _is_idle(self) -> bool:
-        return not (self._scheduler.waiting or self._scheduler.running or self._scorer)
 
     def _submit(self, command: Submit) -> None:
         work = command.work

@@ -154,6 +154,7 @@ class Sequence:
 
     id: SequenceId
     request: Request
+    prompt: Tokens
     seed: int
     emit: Callable[[Event | Failure], None]
     detokenizer: Detokenizer
@@ -162,7 +163,6 @@ class Sequence:
     slot: int | None = None
     evaluated: int = 0
     cached_tokens: int = 0
-    prompt: Tokens = field(init=False)
     generated: list[int] = field(default_factory=list)
     drafter: Drafter | None = None
     draft_state: DraftState | None = None
@@ -178,9 +178,6 @@ class Sequence:
     inspected: int = 0
     checkpoint_at: int | None = None
     swapped: Path | None = None
-
-    def __post_init__(self) -> None:
-        self.prompt = self.request.prompt_tokens
 
     @property
     def is_prefilling(self) -> bool:
@@ -299,6 +296,7 @@ def create_sequences(
         Sequence(
             SequenceId(index, sample),
             request,
+            request.prompt_tokens,
             (seed + sample) % SEEDS,
             emit,
             Detokenizer(request.params.stop, request.answer_start),
@@ -306,7 +304,7 @@ def create_sequences(
             is_backlogged=is_backlogged,
             drafter=drafter,
             controls=Controls(controls) if controls else None,
-            constraint=request.constraint,
+            constraint=request.constraint if request.grammar else None,
         )
         for sample in samples
     ]

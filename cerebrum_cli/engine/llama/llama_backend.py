@@ -23,16 +23,7 @@ from cerebrum_cli.engine.llama.context import (
     uses_long_rope,
 )
 from cerebrum_cli.engine.llama.devices import free_memory
-from cerebrum_cli.engine.llama.grammar import parse_grammar
-from cerebrum_cli.engine.llama.sampler import (
-    GrammarSampler,
-    GreedySampler,
-    LlamaSampler,
-    SamplerChains,
-    logits,
-    score_row,
-    top_tokens,
-)
+from cerebrum_cli.engine.llama.sampler import LlamaSampler, SamplerChains
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.load_options import fallback_notice
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, checkpoint_budget
@@ -201,16 +192,23 @@ class LlamaBackend(LlamaVocabulary):
     def sampler(
         self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
     ) -> Sampler:
-        is_greedy = params.is_argmax and self._options.n_streams > 1
-        if constraint is None and is_greedy:
-            return GreedySampler(self.logits)
-        grammar = parse_grammar(self._vocab, constraint.grammar) if constraint else None
+        greedy = None
+        if params.is_argmax and self._options.n_streams > 1:
+            from cerebrum_cli.engine.llama.logits import GreedySampler
+
+            greedy = GreedySampler(self.logits)
+            if constraint is None:
+                return greedy
         last_n = min(params.dry_penalty_last_n, self.context_size)  # it takes memory
-        chain = self._chains.create(replace(params, dry_penalty_last_n=last_n), seed, prompt)
-        plain = LlamaSampler(chain, self.batch_position)
+        params = replace(params, dry_penalty_last_n=last_n)
         if constraint is None:
-            return plain
-        free = GreedySampler(self.logits) if is_greedy else plain
+            return LlamaSampler(self._chains.create(params, seed, prompt), self.batch_position)
+        from cerebrum_cli.engine.llama.grammar import parse_grammar
+        from cerebrum_cli.engine.llama.grammar_sampler import GrammarSampler
+
+        grammar = parse_grammar(self._vocab, constraint.grammar)
+        chain = self._chains.create(params, seed, prompt)
+        free = greedy or LlamaSampler(chain, self.batch_position)
         return GrammarSampler(grammar, chain, self.batch_position, self, constraint, free)
 
     def batch_position(self, row: int) -> tuple[Any, int]:
@@ -218,13 +216,17 @@ class LlamaBackend(LlamaVocabulary):
         return self.context.handle, self._batch_indices[row] if self._batch_indices else row
 
     def logprob(self, row: int, token: int) -> float:
-        return score_row(self.logits(row), [token])[0].logprob
+        return self.score_tokens([(row, token)])[0].logprob
 
     def top_tokens(self, row: int, count: int) -> list[TokenLogprob]:
+        from cerebrum_cli.engine.llama.logits import top_tokens
+
         return top_tokens(self.logits(row), count)
 
     def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
         """Score tokens, row by row: a row stays in the processor's cache, all rows together do not."""
+        from cerebrum_cli.engine.llama.logits import score_row
+
         scores: list[TokenScore] = []
         for row, pairs in groupby(targets, key=itemgetter(0)):
             scores += score_row(self.logits(row), [token for _, token in pairs])
@@ -232,6 +234,8 @@ class LlamaBackend(LlamaVocabulary):
 
     def logits(self, row: int) -> NDArray[float32]:
         """Logits of a row of the last decode, one for each token; overwritten by the next decode."""
+        from cerebrum_cli.engine.llama.logits import logits
+
         row_logits: NDArray[float32] = logits(*self.batch_position(row), self.size)
         return row_logits
 

@@ -2,27 +2,16 @@
 
 These are logit biases, penalties, DRY, top-n-sigma, top-k, typical-p, top-p, min-p, temperature and distribution. At
 temperature 0, the likeliest token follows DRY.
-
-A grammar is applied last and lazily: most sampled tokens fit it, and checking one token is cheap, while filtering the
-whole vocabulary is not. Only if a token does not fit, all tokens are filtered and one is sampled again. While the model
-reasons, tokens are sampled as without a grammar; markup and white space may precede the answer.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.errors import GrammarError
-from cerebrum_cli.core.events import TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Sampler, TokenScore, Vocabulary, continuation
-from cerebrum_cli.engine.control import AnswerStart, Constraint
 from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.llama.grammar import accept_token, is_allowed
 
 PENALTY_WINDOW = 64  # tokens, llama.cpp's own default
 LEAST_P = 1e-30  # of a token for typical-p, whose entropy is not a number with a probability of 0
@@ -94,139 +83,6 @@ class LlamaSampler:
 
     def close(self) -> None:
         llama.llama_sampler_free(self._chain)
-
-
-class GreedySampler:
-    """Sample the most likely token, the lowest id if tied, as llama.cpp's chain does, but eight times as fast.
-
-    Only for batches: importing numpy takes longer than sampling all tokens of one answer.
-    """
-
-    def __init__(self, logits: Callable[[int], Any]) -> None:
-        self._logits = logits
-
-    def sample(self, row: int) -> int:
-        return int(self._logits(row).argmax())
-
-    def accept(self, token: int) -> None:
-        """Do nothing: no sampler depends on earlier tokens."""
-
-    def close(self) -> None:
-        """Do nothing: there are no native samplers."""
-
-
-class GrammarSampler(LlamaSampler):
-    """A sampler constrained by a grammar, given as a sampler of its own, from where the answer starts.
-
-    The `free` sampler samples what precedes the answer.
-    """
-
-    def __init__(
-        self,
-        grammar: Any,
-        chain: Any,
-        batch_position: BatchPosition,
-        vocabulary: Vocabulary,
-        constraint: Constraint,
-        free: Sampler,
-    ) -> None:
-        import numpy
-
-        super().__init__(chain, batch_position)
-        self._grammar = grammar
-        self._vocabulary = vocabulary
-        self._start = constraint.start  # None once the grammar applies
-        self._banned = [token for token in constraint.markup if not vocabulary.is_eog(token)]
-        self._free = free
-        self._markup: deque[int] = deque()  # completes the markup that has begun
-        self._data = numpy.zeros(vocabulary.size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
-        self._ids = numpy.arange(vocabulary.size)
-
-    def sample(self, row: int) -> int:
-        """Sample the next token that the grammar allows, if it applies; GrammarError if there is none."""
-        start = self._start
-        if start and start.stage == "thinking":
-            return self._free.sample(row)
-        row_logits = logits(*self._batch_position(row), len(self._data))
-        token = self._draw(self._candidates(row_logits))
-        if start is None or (passing := self._before_answer(start, token)) is None:
-            return self._constrained(row_logits, token)
-        self.accept(passing)
-        return passing
-
-    def _before_answer(self, start: AnswerStart, token: int) -> int | None:
-        """The token that precedes the answer: the one drawn, or one of markup; None if the answer starts here."""
-        if self._markup:
-            return self._markup.popleft()
-        text = self._vocabulary.piece(token, special=True).decode("utf-8", "replace")
-        if start.stage == "undecided" and start.passes(token, text):
-            return token
-        held = continuation(self._vocabulary, (Text(start.held),)) if start.held else ()
-        fits = all(accept_token(self._grammar, each) for each in held)
-        if fits and (held or not start.rest):
-            start.begin()
-            self._start = None
-            return None
-        if not start.rest:
-            problem = f"the answer begins in the token that ends the reasoning, and the grammar rejects {start.held!r}"
-            raise GrammarError(problem, "ask again, or use --think off")
-        llama.llama_sampler_reset(self._grammar)
-        self._markup += continuation(self._vocabulary, (Text(start.rest, trusted=True),))
-        return self._markup.popleft()
-
-    def _constrained(self, row_logits: Any, token: int) -> int:
-        """The token, or another one if the grammar does not allow it; GrammarError if it allows none."""
-        if token in self._banned or not is_allowed(self._grammar, token):
-            allowed = self._candidates(row_logits)
-            self._data["logit"][self._banned] = float("-inf")
-            llama.llama_sampler_apply(self._grammar, ctypes.byref(allowed))
-            if self._data["logit"].max() == float("-inf"):
-                raise GrammarError("the grammar rejects every possible next token", "check that it can be completed")
-            token = self._draw(allowed)
-        llama.llama_sampler_accept(self._chain, token)
-        llama.llama_sampler_accept(self._grammar, token)
-        return token
-
-    def _candidates(self, row_logits: Any) -> Any:
-        self._data["id"] = self._ids
-        self._data["logit"] = row_logits
-        data = self._data.ctypes.data_as(llama.llama_token_data_p)
-        return llama.llama_token_data_array(data=data, size=len(self._data), selected=-1, sorted=False)
-
-    def _draw(self, candidates: Any) -> int:
-        llama.llama_sampler_apply(self._chain, ctypes.byref(candidates))
-        return int(candidates.data[candidates.selected].id)
-
-    def close(self) -> None:
-        llama.llama_sampler_free(self._grammar)
-        super().close()
-
-
-def logits(context: Any, index: int, size: int) -> Any:
-    """View a row of `size` logits in llama.cpp's memory, valid until the next decode."""
-    from numpy.ctypeslib import as_array
-
-    return as_array(llama.llama_get_logits_ith(context, index), (size,))
-
-
-def score_row(row_logits: Any, tokens: Iterable[int]) -> list[TokenScore]:
-    from numpy import exp, log
-
-    argmax = int(row_logits.argmax())
-    highest = row_logits[argmax]
-    log_total = float(highest) + float(log(exp(row_logits - highest).sum()))
-    return [TokenScore(float(row_logits[token]) - log_total, token == argmax) for token in tokens]
-
-
-def top_tokens(row_logits: Any, count: int) -> list[TokenLogprob]:
-    """The tokens with the highest logits in a row, the lowest id first if tied."""
-    from numpy import argpartition, lexsort
-
-    count = min(count, len(row_logits))
-    highest = argpartition(-row_logits, count - 1)[:count]
-    tokens = highest[lexsort((highest, -row_logits[highest]))].tolist()
-    scores = score_row(row_logits, tokens)
-    return [TokenLogprob(token, score.logprob) for token, score in zip(tokens, scores, strict=True)]
 
 
 def _selection(params: SamplingParams, seed: int) -> Iterator[Any]:

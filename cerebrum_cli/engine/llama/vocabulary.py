@@ -23,7 +23,6 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.signals import exit_on_second_interrupt
 from cerebrum_cli.engine.detokenizer import TokenTable
 from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.llama.grammar import accept_token, parse_grammar
 
 CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
 USER_DEFINED = llama.LLAMA_TOKEN_ATTR_USER_DEFINED
@@ -65,19 +64,14 @@ class LlamaVocabulary:
         ids: list[int] = []
         run: list[Plain] = []
         continues = False
-
-        def close_run() -> None:
-            ids.extend(self._tokenize_plain(run, continues))
-            run.clear()
-
-        for item in self._items(parts):
+        for item in (*self._items(parts), Tokens(())):
             if isinstance(item, Plain):
                 run.append(item)
                 continue
-            close_run()
-            ids.extend(self._checked_ids(item.ids))
+            ids += self._tokenize_plain(run, continues)
+            run.clear()
+            ids += self._checked_ids(item.ids)
             continues = bool(ids) and not self._attribute(ids[-1]) & CONTROL
-        close_run()
         bos = llama.llama_vocab_bos(self._vocab)
         if llama.llama_vocab_get_add_bos(self._vocab) and ids[:1] != [bos]:
             ids.insert(0, bos)
@@ -102,6 +96,8 @@ class LlamaVocabulary:
         return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
     def matches_grammar(self, grammar: str, tokens: Iterable[int]) -> bool:
+        from cerebrum_cli.engine.llama.grammar import accept_token, parse_grammar
+
         sampler = parse_grammar(self._vocab, grammar)
         try:
             return all(accept_token(sampler, token) for token in self._checked_ids(tuple(tokens)))
@@ -200,17 +196,14 @@ class LlamaVocabulary:
 
     def _tokenize_raw(self, text: str, parse_special: bool = False) -> list[int]:
         data = text.encode("utf-8", "surrogatepass")
-        with exit_on_second_interrupt() if len(data) > LONG_TEXT else nullcontext():
-            return self._tokenize_bytes(data, parse_special)
-
-    def _tokenize_bytes(self, data: bytes, parse_special: bool) -> list[int]:
         capacity = len(data) + 8
-        while True:
-            tokens = (llama.llama_token * (1 << capacity.bit_length()))()  # of few sizes, whose types ctypes reuses
-            count = llama.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), False, parse_special)
-            if count >= 0:
-                return list(tokens[:count])
-            capacity = -count
+        with exit_on_second_interrupt() if len(data) > LONG_TEXT else nullcontext():
+            while True:
+                tokens = (llama.llama_token * (1 << capacity.bit_length()))()  # of few sizes, whose types ctypes reuses
+                count = llama.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), False, parse_special)
+                if count >= 0:
+                    return list(tokens[:count])
+                capacity = -count
 
     def _checked_ids(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """Check that all ids are in the vocabulary: for others llama.cpp aborts the process."""
