@@ -61,7 +61,7 @@ def chat(
       cerebrum chat -m cerebrum-7b --session physics
       cerebrum chat -c
     """
-    from cerebrum_cli.terminal.interrupts import Signals
+    from cerebrum_cli.terminal.interrupts import Signals, exit_on_second, ignore
     from cerebrum_cli.terminal.repl.repl import Repl
     from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 
@@ -91,7 +91,7 @@ def chat(
             )
             repl.run(input_lines(app, repl), question)
         finally:
-            with signals.exiting():
+            with signals.acting(exit_on_second(ignore)):
                 app.streams.report(conversation.close())
     if repl.exit_code:
         raise typer.Exit(repl.exit_code)
@@ -171,12 +171,13 @@ def chat_source(app: App, overrides: Layer, options: ChatOptions, model: Model) 
 def input_lines(app: App, repl: Repl) -> InputSource:
     """Where the questions come from: a pipe, a plain prompt, or a prompt with history and completion."""
     from cerebrum_cli.model.prompt_sources import read_piped
+    from cerebrum_cli.terminal.interrupts import raise_interrupted
     from cerebrum_cli.terminal.repl.questions import PlainPrompt, ScriptInput
     from cerebrum_cli.terminal.streams import is_plain_terminal
 
     streams = app.streams
     if streams.piped is not None:
-        with repl.signals.running_command():
+        with repl.signals.acting(raise_interrupted):
             return ScriptInput(read_piped(streams.piped), streams.answer)
     if is_plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
         return PlainPrompt(streams, repl.keyboard, repl.signals)

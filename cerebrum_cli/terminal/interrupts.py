@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -33,11 +32,11 @@ class Signals:
 
     - `generating`, a reply or loading: it is cancelled, and what there is of the reply is saved. A second Ctrl-C exits
       the process immediately, since the first may have no effect during a native call.
-    - `interruptible`, a command without partial output, and `running_command`, one within a chat: an exception is
-      raised where the code is.
+    - `interruptible`, a command without partial output: an exception is raised where the code is.
+    - `acting(raise_interrupted)`, a slash command, or a question before its reply: the same.
     - `acting(raise_at_prompt)`: Ctrl-C clears the prompt of a chat; twice at an empty prompt it exits.
     - `acting(ignore_ctrl_c)`: an editor has the terminal, and gets Ctrl-C.
-    - `exiting`, saving and cleaning up: it finishes. A second Ctrl-C exits the process immediately.
+    - `acting(exit_on_second(ignore))`, saving and cleaning up: it finishes, unless Ctrl-C is pressed twice.
 
     Elsewhere, Ctrl-C has no effect. Afterwards a chat at a terminal continues, and every other command ends.
 
@@ -76,9 +75,6 @@ class Signals:
         finally:
             self._action = previous
 
-    def running_command(self) -> AbstractContextManager[None]:
-        return self.acting(raise_interrupted)
-
     @contextlib.contextmanager
     def generating(self, cancel: Callable[[], None]) -> Iterator[None]:
         """Cancel on a signal, and raise Interrupted on exit, whatever else was raised.
@@ -104,9 +100,6 @@ class Signals:
             if stopped_by is not None and not isinstance(error, Interrupted):
                 raise Interrupted(stopped_by) from error
 
-    def exiting(self) -> AbstractContextManager[None]:
-        return self.acting(exit_on_second(ignore))
-
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if is_importing(frame):  # send it again after the import
             signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signum))
@@ -123,7 +116,7 @@ class Signals:
 
 @contextlib.contextmanager
 def interruptible(hint: str) -> Iterator[None]:
-    """Raise Interrupted with a hint on a signal. Cleanup then finishes, as in `Signals.exiting`."""
+    """Raise Interrupted with a hint on a signal. Cleanup then finishes, unless Ctrl-C is pressed twice."""
     finish = exit_on_second(ignore)
     stopped_by: int | None = None
 

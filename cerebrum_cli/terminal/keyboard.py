@@ -49,7 +49,19 @@ class Keyboard:
 
         With `types_ahead` line editing is off too, so that the text reaches the prompt unchanged; Ctrl-C still works.
         """
-        with self._stoppable():
+        handlers: dict[int, Any] = {}
+        if self._initial_modes and threading.current_thread() is threading.main_thread():
+            handlers = {
+                number: signal.signal(number, handler)
+                for number, handler in (
+                    (signal.SIGTSTP, self._on_stop),
+                    (signal.SIGQUIT, self._on_quit),
+                    (signal.SIGCONT, self._on_continue),
+                )
+            }
+        self._handles_quit = bool(handlers)
+        RESTORE_ON_EXIT.append(self.restore)
+        try:
             if self._initial_modes:
                 modes = list(self._initial_modes)
                 modes[3] &= ~termios.ECHO
@@ -58,6 +70,11 @@ class Keyboard:
                     modes[3] &= ~termios.ICANON
                 self._set_modes(modes, marks_pastes=types_ahead)
             yield
+        finally:
+            self.restore()
+            RESTORE_ON_EXIT.remove(self.restore)
+            self._handles_quit = False
+            restore_handlers(handlers)
 
     @property
     def takes_key(self) -> bool:
@@ -103,28 +120,6 @@ class Keyboard:
             yield
         finally:
             self._set_modes(modes, marks_pastes)
-
-    @contextlib.contextmanager
-    def _stoppable(self) -> Iterator[None]:
-        handlers: dict[int, Any] = {}
-        if self._initial_modes and threading.current_thread() is threading.main_thread():
-            handlers = {
-                number: signal.signal(number, handler)
-                for number, handler in (
-                    (signal.SIGTSTP, self._on_stop),
-                    (signal.SIGQUIT, self._on_quit),
-                    (signal.SIGCONT, self._on_continue),
-                )
-            }
-        self._handles_quit = bool(handlers)
-        RESTORE_ON_EXIT.append(self.restore)
-        try:
-            yield
-        finally:
-            self.restore()
-            RESTORE_ON_EXIT.remove(self.restore)
-            self._handles_quit = False
-            restore_handlers(handlers)
 
     def _on_quit(self, signum: int, frame: FrameType | None) -> None:
         if self._on_key:

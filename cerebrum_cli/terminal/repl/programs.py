@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import shlex
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from cerebrum_cli.core.environment import environment
@@ -59,8 +57,12 @@ def edit_file(path: Path, line: int | None = None) -> None:
     try:
         words = shlex.split(command)
         at = [f"+{line}"] if line is not None and words and Path(words[0]).name in LINE_EDITORS else []
-        with running([*words, *at, str(path)]) as editor:
+        editor = subprocess.Popen([*words, *at, str(path)])
+        try:
             exit_code = editor.wait()
+        finally:  # also on a signal
+            if editor.poll() is None:
+                _terminate(editor)
         if exit_code == -signal.SIGINT:
             raise Interrupted(signal.SIGINT, "no changes")
         if exit_code:
@@ -70,19 +72,13 @@ def edit_file(path: Path, line: int | None = None) -> None:
         raise UsageError(f"the editor {command} failed: {reason}", "set $EDITOR to another editor") from error
 
 
-@contextlib.contextmanager
-def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    program = subprocess.Popen(command)
+def _terminate(program: subprocess.Popen[bytes]) -> None:
+    program.terminate()
     try:
-        yield program
-    finally:
-        if program.poll() is None:
-            program.terminate()
-            try:
-                program.wait(TERMINATE_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                program.kill()
-                program.wait()
+        program.wait(TERMINATE_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        program.kill()
+        program.wait()
 
 
 def copy_to_clipboard(streams: Streams, text: str) -> str:

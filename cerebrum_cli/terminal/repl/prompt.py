@@ -75,7 +75,7 @@ class InteractivePrompt(PlainPrompt):
             self._draft = text.text
             self._draft = self.edit(text.text)
             text = self._prompt(accept_draft=True)
-        return strip_fences([well_formed(text)])
+        return strip_fences(well_formed(text))
 
     def _prompt(self, accept_draft: bool = False) -> str | OpenInEditor:
         draft, self._draft = self._draft, ""

@@ -51,20 +51,15 @@ def shorten_question(question: str) -> str:
 def split_questions(text: str) -> Iterator[str]:
     lines = iter(text.splitlines())
     for line in lines:
-        if line.startswith(FENCE):
-            yield strip_fences([line, *lines_to_fence(line, lines)])
-        elif line.strip():
-            yield line
+        if line.strip():
+            yield read_question(line, lines)
 
 
-def lines_to_fence(first: str, lines: Iterator[str]) -> Iterator[str]:
-    """Yield the lines after the first up to one that ends in a fence; none if the first is complete."""
-    if is_complete(first):
-        return
-    for line in lines:
-        yield line
-        if line.endswith(FENCE):
-            return
+def read_question(text: str, lines: Iterator[str]) -> str:
+    """A question that begins with a line: the line, or the block that it opens."""
+    while not is_complete(text) and (line := next(lines, None)) is not None:
+        text += f"\n{line}"
+    return strip_fences(text)
 
 
 def is_complete(text: str) -> bool:
@@ -72,9 +67,8 @@ def is_complete(text: str) -> bool:
     return not _opens_block(stripped) or stripped[len(FENCE) :].endswith(FENCE)
 
 
-def strip_fences(lines: list[str]) -> str:
+def strip_fences(text: str) -> str:
     """Text between the fences, or the text itself if it is not a block."""
-    text = "\n".join(lines)
     stripped = text.strip()
     inner = stripped.removeprefix(FENCE).removesuffix(FENCE)
     on_one_line = len(stripped) >= 2 * len(FENCE) and "\n" not in stripped and stripped.endswith(FENCE)
@@ -102,8 +96,7 @@ class PlainPrompt:
 
     def read(self) -> str:
         with self.signals.acting(raise_at_prompt):
-            first = self._read_line(PROMPT)
-            return strip_fences([first, *lines_to_fence(first, iter(lambda: self._read_line(CONTINUATION), None))])
+            return read_question(self._read_line(PROMPT), iter(lambda: self._read_line(CONTINUATION), None))
 
     def edit(self, text: str) -> str:
         return edit_text(text, self.keyboard, self.signals)
