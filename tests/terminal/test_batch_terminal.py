@@ -158,10 +158,7 @@ def test_vote_shows_its_tally_and_then_the_winning_sample(start: OpenTerminal) -
     person.wait_for("日本語の答え x2 · 5 x1 (3 of ")
     assert len(person.screen.lines) == 1
     assert person.end() == 0
-    assert person.screen.lines == [
-        "The answer is 日本語の答え.",
-        "日本語の答え: 3 of 4 votes (75%); runner-up 5: 1",
-    ]
+    assert person.screen.lines == ["The answer is 日本語の答え.", "日本語の答え: 3 of 4 votes (75%); runner-up 5: 1"]
 
 
 def test_vote_tally_fits_one_line_of_a_narrow_window(start: OpenTerminal) -> None:

@@ -21,11 +21,7 @@ from rich.markdown import Markdown
 from screen import Screen, ScreenFile, render_whole, rendered_lines
 
 from cerebrum_cli.terminal.markdown import renderer as markdown
-from cerebrum_cli.terminal.markdown.code_blocks import (
-    code_blocks,
-    find_code,
-    parse,
-)
+from cerebrum_cli.terminal.markdown.code_blocks import code_blocks, find_code, parse
 from cerebrum_cli.terminal.markdown.elements import STYLES
 from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 

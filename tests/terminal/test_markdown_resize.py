@@ -132,10 +132,7 @@ TABLE = "| t00 | u00 |\n|---|---|\n" + "".join(f"| t{row:02} | u{row:02} v{row:0
 TEXT = PROSE + LIST + CODE + WIDE + TABLE + "end"
 WORD = re.compile(r"[a-z]\d*i?\d+|日本\d+語|Kopf|end")
 
-SIZES = (
-    ((50, 24), (70, 30), (100, 16), (80, 24)),
-    ((120, 24), (90, 24), (60, 30)),
-)
+SIZES = (((50, 24), (70, 30), (100, 16), (80, 24)), ((120, 24), (90, 24), (60, 30)))
 
 
 def test_markdown_stream_in_a_resized_window_shows_every_word_once(window: Open) -> None:
