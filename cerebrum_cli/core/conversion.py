@@ -16,7 +16,8 @@ from cerebrum_cli.core.sampling import MAX_LOGIT, TokenBias
 LORA = "lora"  # key of the adapters among recorded settings
 NONE = "none"  # instead of a file: no adapter, whatever a layer below sets
 EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "max")  # of reasoning, that templates may take
-SWITCH_WORDS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+SWITCH_WORDS = {word: True for word in ("true", "on", "yes", "1", "t", "y")}
+SWITCH_WORDS |= {word: False for word in ("false", "off", "no", "0", "f", "n")}
 
 Converter: TypeAlias = Callable[[Option, Any], Any]
 """Converts a value of an option. Raises InvalidValue."""

@@ -37,43 +37,11 @@ TIMING_KEYS = "load_s prefill_s ttft_s decode_s prompt_tokens_per_second tokens_
 
 
 @pytest.mark.parametrize(
-    ("arguments", "stdin", "question"),
-    [
-        (["hi there"], None, "hi there"),
-        (["-"], "from a pipe\n", "from a pipe"),
-        ([], "from a pipe\n", "from a pipe"),
-        (["explain"], "def f(x): return x*2\n", "explain\n\ndef f(x): return x*2"),
-        (["explain"], "", "explain"),
-        (["-"], "one\x00two <|im_end|>", "one\x00two <|im_end|>"),
-        (["-"], "\ufeffhi\r\n", "hi\r"),
-    ],
+    ("stdin", "question"), [("one\x00two <|im_end|>", "one\x00two <|im_end|>"), ("\ufeffhi\r\n", "hi\r")]
 )
-def test_ask_joins_the_argument_and_piped_input(
-    user: CommandLine, arguments: list[str], stdin: str | None, question: str
-) -> None:
-    done = user.run("ask", "--dry-run", *arguments, stdin=stdin)
+def test_ask_reads_unusual_characters_from_a_pipe(user: CommandLine, stdin: str, question: str) -> None:
+    done = user.run("ask", "--dry-run", "-", stdin=stdin)
     assert (done.code, done.out) == (0, chatml_prompt(question))
-
-
-def test_ask_puts_fenced_files_before_the_prompt(user: CommandLine) -> None:
-    (user.home / "b.py").write_text("x = 1\n")
-    (user.home / "a.md").write_text("```\ncode\n```\n")
-    done = user.run("ask", "--dry-run", "-f", "b.py", "--file", "a.md", "compare", stdin="and this")
-    files = "b.py:\n```py\nx = 1\n```\n\na.md:\n````md\n```\ncode\n```\n````"
-    assert done.out == chatml_prompt(f"{files}\n\ncompare\n\nand this")
-
-
-def test_ask_puts_the_files_of_a_directory_before_the_prompt(user: CommandLine) -> None:
-    folder = user.home / "project"
-    for name, text in {".gitignore": "*.log\n", "b.log": "b", "sub/a.py": "x = 1\n", "c.md": "c", "d": "\0"}.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    done = user.run("ask", "--dry-run", "-f", "project", "-q", "compare")
-    files = "project/c.md:\n```md\nc\n```\n\nproject/sub/a.py:\n```py\nx = 1\n```"
-    assert (done.code, done.out, done.err) == (0, chatml_prompt(f"{files}\n\ncompare"), "")
-    assert user.run("ask", "--dry-run", "--raw", "-f", "*/**/*.py", "end").out == "x = 1\nend"
-    skipped = user.run("ask", "--dry-run", "-f", "project", "hi", stdin="piped")
-    assert skipped.err.startswith("note: 1 file skipped: project/d (binary)\n")
 
 
 @pytest.mark.slow
@@ -91,16 +59,6 @@ def test_ask_counts_the_tokens_of_a_prompt_over_half_the_context(user: CommandLi
     assert (user.run(*command, "-q").err, user.run(*command, "--ctx", "2048").err) == ("", "")
     voted = user.run(*command, "--votes", "2")
     assert voted.err.startswith(f"note: the prompt has {tokens} tokens, more than half")
-
-
-@pytest.mark.parametrize("name", ["list.json", "-"])
-def test_ask_reads_a_conversation_from_a_messages_list(user: CommandLine, name: str) -> None:
-    turns = [("system", "be brief"), ("user", "hi"), ("assistant", "hello"), ("user", "again")]
-    messages = json.dumps([{"role": role, "content": content} for role, content in turns])
-    (user.home / "list.json").write_text(messages)
-    done = user.run("ask", "--dry-run", "--messages", name, stdin=messages if name == "-" else None)
-    rendered = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
-    assert (done.code, done.out) == (0, f"{rendered}<|im_start|>assistant\n")
 
 
 def test_ask_uses_the_given_or_the_formats_system_prompt(user: CommandLine, mistral_model: Path) -> None:
@@ -169,49 +127,6 @@ def test_ask_writes_the_text_without_reasoning_and_one_newline_to_a_pipe(user: C
     assert (done.code, done.out, done.err) == (0, text + "\n", "")
     answer = user.run(*command, "--json").object
     assert (answer["text"], answer["reasoning"]) == (text, "well, hm")
-
-
-def test_final_prints_only_the_final_answer_and_exits_5_without_one(user: CommandLine) -> None:
-    grammar = fixed_reply_grammar("3 of 6 are good.\nThe answer is 1/2.", user.home)
-    assert user.run("ask", "--final", "--grammar", grammar, "hello").out == "1/2\n"
-    assert user.run("ask", "--json", "--grammar", grammar, "hello").object["final_answer"] == "1/2"
-    command = ("ask", "--final", "--grammar", fixed_reply_grammar("so it goes", user.home), "hi")
-    done = user.run(*command)
-    assert (done.code, done.out) == (5, "")
-    assert done.err == ("error: the reply states no final answer\n hint: read the reply: cerebrum sessions show hi\n")
-    assert user.run(*command, "--no-log").err.startswith("so it goes\nerror: the reply states no final answer\n")
-    assert "so it goes" in user.run("sessions", "show", "hi").out
-    described = user.run(*command, "--json")
-    assert (described.code, described.object["text"], described.object["final_answer"]) == (5, "so it goes", None)
-
-
-CODE = "<think>```py\nno\n```</think>First:\n\n```py\na = 1\n```\n\nThen:\n\n```sh\nls\n```\nDone."
-
-
-@pytest.mark.slow
-def test_extract_prints_only_a_code_block_of_the_answer(user: CommandLine) -> None:
-    grammar = fixed_reply_grammar(CODE, user.home)
-    for option, code in (("-x", "a = 1"), ("-xlast", "ls"), ("--extract=bash", "ls"), ("-qx", "a = 1")):
-        done = user.run("ask", option, "--grammar", grammar, "hi")
-        assert (done.code, done.out, done.err) == (0, f"{code}\n", "")
-    answer = user.run("ask", "-x", "--json", "--grammar", grammar, "hi").object
-    assert (answer["extracted"], answer["text"][:6], answer["reasoning"]) == ("a = 1", "First:", "```py\nno\n```")
-    assert user.contents("hi")[1].endswith("Done.")
-    rust = user.run("ask", "--extract=rust", "--grammar", grammar, "hi")
-    assert rust.out == ""
-    assert_error(rust, 5, "the reply has no rust code block")
-
-
-def test_extract_without_a_code_block_exits_5(user: CommandLine) -> None:
-    grammar = fixed_reply_grammar("<think>```\nno\n```</think>so `it` goes", user.home)
-    command: tuple[str | Path, ...] = ("ask", "-x", "--grammar", grammar, "hi")
-    done = user.run(*command)
-    assert (done.code, done.out) == (5, "")
-    assert done.err == "error: the reply has no code block\n hint: read the reply: cerebrum sessions show hi\n"
-    unsaved = user.run(*command, "--no-log")
-    assert unsaved.err.startswith("so `it` goes\nerror: the reply has no code block\n hint: omit --extract, or ask")
-    described = user.run(*command, "--json")
-    assert (described.code, described.object["text"], described.object["extracted"]) == (5, "so `it` goes", None)
 
 
 def test_extract_takes_the_block_of_a_truncated_answer(user: CommandLine) -> None:
@@ -361,88 +276,14 @@ def test_interrupted_ask_prints_the_json_object(user: CommandLine) -> None:
 # Errors.
 
 
-@pytest.mark.parametrize(
-    ("line", "parts"),
-    [
-        ("", ("no prompt given",)),
-        ("-", ("the prompt is `-`, but nothing is piped in",)),
-        ("hi --max-tokens 0", ("invalid --max-tokens: 0", "of 1 or more")),
-        ("hi --extract=", ("invalid --extract: ''",)),
-        ("hi --temperature -1", ("invalid --temperature: -1.0",)),
-        ("hi --seed 4294967295", ("invalid --seed: 4294967295", "from 0 to 4294967294")),
-        ("hi --gpu-layers many", ("invalid --gpu-layers: 'many'",)),
-        ("hi --format nope", ("unknown format 'nope'",)),
-        ("hi -f nowhere", ("nowhere: No such file or directory",)),
-        ("hi -f -", ("- is not a file",)),
-        ("hi -f binary", ("binary is not UTF-8 text (byte 0)",)),
-        ("hi -f *.py", ("*.py: no text files found",)),
-        ("--messages bad.json", ("bad.json is not JSON",)),
-        ("--messages -", ("--messages is `-`, but nothing is piped in",)),
-        ("hi --schema a --final", ("--final and --schema cannot be used together",)),
-        ("hi --schema a -x", ("--extract and --schema cannot be used together",)),
-        ("hi --votes 3 -x", ("--extract and --votes cannot be used together",)),
-        ("hi --final --extract=last", ("--final and --extract cannot be used together",)),
-        ("hi --schema a --grammar b", ("--schema and --grammar cannot be used together",)),
-        ("hi --schema bad.json", ("bad.json: cannot use the JSON schema",)),
-        ("hi --schema type.json", ("unknown type 'strng' at properties.type.type",)),
-        ("hi --grammar bad.gbnf", ("bad.gbnf: cannot parse the grammar",)),
-        ("hi --grammar deep.gbnf", ("line 1, column 2010: more than 2000 nested groups", "simplify the grammar there")),
-        ("hi --set template_arg=x", ("invalid template_arg: 'x'",)),
-        ("hi -n x", ("invalid --max-tokens: 'x'", "it must be a whole number of 1 or more")),
-        ("hi --top-p x", ("invalid --top-p: 'x'", "it must be a number from 0 to 1")),
-        ("hi --think", ("option '--think' requires an argument", "see cerebrum ask --help")),
-        ("hi --nope", ("no such option: --nope", "see cerebrum ask --help")),
-        ("hi --sytem x", ("no such option: --sytem", "did you mean --system?")),
-        ("hi there you", ("more than one question given", "quote the question: 'hi there you'")),
-        ("hi --temp 0", ("no such option: --temp", "did you mean --temperature?")),
-        ("hi --system-prompt x", ("no such option: --system-prompt", "did you mean --system?")),
-        ("hi --repeat-penalty 1", ("no such option: --repeat-penalty", "use --set repeat_penalty=VALUE")),
-    ],
-)
-def test_usage_errors_exit_2(user: CommandLine, line: str, parts: tuple[str, ...]) -> None:
-    (user.home / "binary").write_bytes(b"\xff\xfe")
-    (user.home / "bad.json").write_text("{")
-    (user.home / "type.json").write_text('{"type": "object", "properties": {"type": {"type": "strng"}}}')
-    (user.home / "bad.gbnf").write_text("root ::= (")
+def test_grammar_nested_too_deeply_is_a_usage_error(user: CommandLine) -> None:
     (user.home / "deep.gbnf").write_text("root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000)
-    done = user.run("ask", *line.split())
-    assert done.out == ""
-    assert_error(done, 2, *parts)
+    done = user.run("ask", "--grammar", "deep.gbnf", "hi")
+    assert_error(done, 2, "line 1, column 2010: more than 2000 nested groups", "simplify the grammar there")
 
 
-def test_commands_of_other_programs_name_what_does_the_same(user: CommandLine) -> None:
-    assert_error(user.run("run", "small"), 2, "no such command 'run'", "did you mean cerebrum chat?")
-    assert_error(user.run("serve"), 2, "no such command 'serve'", "llama-server -m FILE")
-    assert_error(user.run("version"), 2, "no such command 'version'", "did you mean cerebrum --version?")
-    assert_error(user.run("eval", "sums", "--votes", "3"), 2, "no such option: --votes", "use --samples K: maj@K")
-    assert_error(user.run("list", "models"), 2, "unexpected argument: models", "see cerebrum list --help")
-
-
-def test_unknown_model_of_a_file_or_variable_names_its_origin(new_user: CommandLine) -> None:
-    (new_user.config / "config.toml").write_text('model = "nowhere"\n')
-    assert_error(new_user.run("ask", "hi"), 3, "config.toml: unknown model 'nowhere'")
-    done = new_user.run("ask", "hi", env={"CEREBRUM_MODEL": "gone"})
-    assert_error(done, 3, "CEREBRUM_MODEL: unknown model 'gone'")
-    assert_error(new_user.run("ask", "hi", "-m", "typed"), 3, "error: unknown model 'typed'")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        (("-m", "startr"), ("unknown model 'startr'", "did you mean starter? to find others: cerebrum search startr")),
-        ((), ("no model is installed", "cerebrum pull  (choose", "cerebrum pull starter")),
-        (("--yes", "--offline"), ("no model is installed", "cerebrum pull starter")),
-        (("-m", "./nowhere.gguf"), ("nowhere.gguf: file not found",)),
-        (("-m", "~nobody-of-that-name/model.gguf"), ("~nobody-of-that-name",)),
-        (("-m", "m" * 400), ("m" * 400,)),
-    ],
-)
-def test_missing_model_exits_3_with_suggestions(
-    new_user: CommandLine, arguments: tuple[str, ...], parts: tuple[str, ...]
-) -> None:
-    done = new_user.run("ask", *arguments, "hi", stdin="piped")
-    assert done.out == ""
-    assert_error(done, 3, *parts)
+def test_missing_model_may_have_a_name_that_no_file_can_have(new_user: CommandLine) -> None:
+    assert_error(new_user.run("ask", "-m", "m" * 400, "hi"), 3, "m" * 400)
 
 
 def test_too_long_prompt_exits_4_with_both_sizes(user: CommandLine) -> None:
@@ -515,41 +356,6 @@ def test_environment_overrides_config_and_argv_overrides_both(user: CommandLine)
     assert user.run(*command, env={"CEREBRUM_MAX_TOKENS": ""}).object["completion_tokens"] == 3
 
 
-def test_environment_sets_switches_files_and_the_model(new_user: CommandLine, chatml_model: Path) -> None:
-    (new_user.home / "a.txt").write_text("x")
-    (new_user.home / "b.txt").write_text("y")
-    done = new_user.run(
-        "ask",
-        "hi",
-        env={
-            "CEREBRUM_MODEL": str(chatml_model),
-            "CEREBRUM_DRY_RUN": "1",
-            "CEREBRUM_JSON": "0",
-            "CEREBRUM_FILE": os.pathsep.join(("a.txt", "b.txt")),
-        },
-    )
-    assert done.out == chatml_prompt("a.txt:\n```txt\nx\n```\n\nb.txt:\n```txt\ny\n```\n\nhi")
-
-
-@pytest.mark.parametrize(
-    ("content", "error"),
-    [
-        (b"top_k = \nseed = 1", "Invalid value (at line 1, column 9)"),
-        (b"\xff", "not UTF-8 text (byte 0)"),
-        (b"owner = 'me'\n", ":1: unknown key `owner` hint: known keys: max_tokens, "),
-        (b"temprature = 1\n", ":1: unknown key `temprature` hint: did you mean temperature?"),
-        (b"top_k = 1\nseed = -1\n", ":2: invalid seed: -1"),
-        (b"# mine\n\nmodel = starter  # small\n", ":3: starter is text without quotes"),
-    ],
-)
-def test_invalid_config_file_exits_1_and_is_named(new_user: CommandLine, content: bytes, error: str) -> None:
-    path = new_user.config / "config.toml"
-    path.write_bytes(content)
-    done = new_user.run("ask", "hi")
-    assert done.out == ""
-    assert_error(done, 1, f"error: {path}:", error)
-
-
 @pytest.mark.slow
 def test_invalid_config_file_does_not_stop_reports(user: CommandLine) -> None:
     (user.config / "config.toml").write_text("model = starter\n")
@@ -559,14 +365,6 @@ def test_invalid_config_file_does_not_stop_reports(user: CommandLine) -> None:
             int(command[0] == "doctor"),
             True,
         )
-
-
-def test_invalid_variable_is_named(new_user: CommandLine) -> None:
-    for name, value in (("TEMPERATURE", "hot"), ("TEMPERATURE", "-1"), ("TOP_K", "many"), ("TOP_K", "-1")):
-        done = new_user.run("ask", "hi", env={f"CEREBRUM_{name}": value})
-        assert_error(done, 2, f"error: invalid CEREBRUM_{name}: ")
-    done = new_user.run("list", env={"CEREBRUM_TEMPRATURE": "1"})
-    assert done.err.startswith("note: unknown environment variable CEREBRUM_TEMPRATURE\n      did you mean")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from command_line import CommandLine, Finished
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_command import run_here
-from templates import chatml_prompt
 
 from cerebrum_cli.cli.config_file import prompt_table, table_line, with_prompt, without_prompt
 from cerebrum_cli.core.config import read_config
@@ -104,71 +103,7 @@ def test_config_reads_saved_prompts(tmp_path: Path) -> None:
     assert prompts["far"].settings == {"stop": ("x",), "drafts": False}
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        ("[prompts]\nsum = 1", "`prompts` must contain only tables"),
-        ("[prompts.sum]\nprmpt = 'x'", "[prompts.sum]: unknown key `prmpt`"),
-        ("[prompts.sum]\nprompt = ' '", "[prompts.sum]: invalid prompt: ' '"),
-        ("[prompts.sum]\nschema = {}", "[prompts.sum]: invalid schema: {}"),
-        ("[prompts.sum]\nextract = ''", "[prompts.sum]: invalid extract: ''"),
-        ("[prompts.sum]\nextract = true\nschema = 'x'", "[prompts.sum]: extract and schema cannot be used together"),
-        ("[prompts.sum]\ntop_p = 2", "[prompts.sum]: invalid top_p: 2"),
-    ],
-)
-def test_config_reports_an_invalid_saved_prompt(tmp_path: Path, content: str, problem: str) -> None:
-    path = tmp_path / "config.toml"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(ConfigError) as caught:
-        read_config(path)
-    assert caught.value.message == f"{path}: {problem}"
-    assert caught.value.hint
-
-
 # cerebrum ask.
-
-
-def test_ask_puts_argument_files_and_pipe_into_a_saved_prompt(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    (home.home / "a.txt").write_text("note\n")
-    question = "a.txt:\n```txt\nnote\n```\n\nthis\n\npiped"
-    expected = chatml_prompt(f"Sum up: {question}\n{{braces}} {{0}} stay", "Be brief.")
-    assert prompt_of(home, "-p", "sum", "-f", "a.txt", "this", piped=b"piped\n") == expected
-    assert prompt_of(home, "--saved-prompt", "list") == chatml_prompt("List three")
-    assert prompt_of(home, "--saved-prompt", "list", piped=b"birds") == chatml_prompt("List three\n\nbirds")
-    assert prompt_of(home, "-p", "list", "--raw", "of") == "List three\n\nof"
-    monkeypatch.setenv("CEREBRUM_SAVED_PROMPT", "list")
-    assert prompt_of(home) == chatml_prompt("List three")
-
-
-def test_ask_reports_a_saved_prompt_without_input(home: Home) -> None:
-    for piped in (None, b"", b" \n"):
-        done = home.run("ask", "-p", "sum", piped=piped)
-        assert (done.code, done.out) == (2, "")
-        assert done.err.startswith("error: the saved prompt sum uses {input}, but no input was given\n hint: ")
-    done = home.run("ask", "-p", "tone")
-    assert (done.code, done.err.splitlines()[0]) == (2, "error: no prompt given")
-
-
-def test_ask_fills_the_last_message_of_a_list(home: Home) -> None:
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    (home.home / "m.json").write_text(json.dumps([*messages, {"role": "user", "content": "birds"}]))
-    prompt = prompt_of(home, "-p", "list", "--messages", "m.json")
-    assert "user\na<" in prompt and "user\nList three\n\nbirds<" in prompt
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("what is it?", "cerebrum ask 'what is it?'"),
-        ("summ", "did you mean sum?"),
-        ("xyz", "saved prompts: sum, list, tone, parsed"),
-    ],
-)
-def test_ask_reports_an_unknown_saved_prompt(home: Home, name: str, hint: str) -> None:
-    done = home.run("ask", "-p", name)
-    assert (done.code, done.out) == (2, "")
-    assert done.err.startswith(f"error: no saved prompt named {name!r}\n hint: ")
-    assert hint in done.err
 
 
 def test_saved_prompt_is_between_variables_and_the_command_line(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,15 +147,6 @@ def test_saved_prompt_extracts_a_code_block_unless_told_otherwise(home: Home, mo
     monkeypatch.delenv("CEREBRUM_EXTRACT")
     assert code("--final", reply="The answer is 4.") == "4\n"
     code("--votes", "2", reply="The answer is 4.")
-
-
-def test_batch_and_chat_refuse_a_saved_extraction(home: Home) -> None:
-    home.config.write_text("[prompts.code]\nextract = true\n")
-    (home.home / "in.txt").write_text("One?\n")
-    for use, arguments in (("a batch", ("batch", "in.txt", "-o", "-")), ("a chat", ("chat",))):
-        done = home.run(*arguments, "-p", "code", piped=b"x\n")
-        assert (done.code, done.out) == (2, "")
-        assert done.err.startswith(f"error: the saved prompt code sets extract, which has no effect in {use}\n")
 
 
 def test_saved_session_holds_the_question_and_not_the_name(home: Home) -> None:
@@ -320,17 +246,6 @@ def test_chat_keeps_what_the_user_set_after_a_prompt(home: Home) -> None:
     assert done.err.index("system prompt: Be kind.") < done.err.index("system prompt: Of the session.")
 
 
-def test_chat_refuses_what_it_cannot_apply(home: Home) -> None:
-    problem = (
-        "error: the saved prompt parsed sets schema, which has no effect in a chat\n hint: use cerebrum ask -p parsed\n"
-    )
-    done = home.run("chat", "-p", "parsed", piped=b"x\n")
-    assert (done.code, done.err) == (2, problem)
-    assert problem in script(home, "/use parsed\n")[0].err
-    assert "error: no saved prompt named 'nothing'" in script(home, "/use nothing\n")[0].err
-    assert " hint: saved prompts: sum, list" in script(home, "/use what is it\n")[0].err
-
-
 FILE = '''\
 # My settings.
 top_k = 3  # few
@@ -426,42 +341,6 @@ def test_prompt_table_holds_any_text(text: str, name: str) -> None:
 # cerebrum prompts list, show, rm.
 
 
-def test_prompts_are_listed_and_shown(editable: Home) -> None:
-    assert editable.run("prompts", "list").out == (
-        "name  model  prompt\n"
-        "sum   -      Sum up: {input} [prompts.list]\n"
-        "a b   -      Be kind.\n"
-    )  # fmt: skip
-    first, second = editable.run("prompts", "list", "--json").object
-    assert first == {
-        "name": "sum",
-        "prompt": "Sum up: {input}\n[prompts.list]",
-        "system": None,
-        "model": None,
-        "schema": None,
-        "extract": None,
-        "settings": {"temperature": 0.9},
-    }
-    assert editable.run("prompts", "show", "a b", "--json").object == second
-    assert editable.run("prompts", "show", "a b").out == '[prompts."a b"]\nsystem = "Be kind."\n'
-    unknown = editable.run("prompts", "show", "su")
-    assert (unknown.code, unknown.err.splitlines()[0]) == (2, "error: no saved prompt named 'su'")
-
-
-def test_prompts_rm_deletes_what_is_confirmed(editable: Home) -> None:
-    asked = editable.run("prompts", "rm", "sum")
-    assert (asked.code, asked.err) == (1, "sum not deleted; confirm with -y\n")
-    assert editable.run("prompts", "rm", "-y", "sum", "nothing").code == 2
-    assert editable.text == FILE
-    assert editable.run("prompts", "rm", "-y", "sum").err == "deleted sum\n"
-    assert editable.text == WITHOUT_SUM
-    editable.config.unlink()
-    deleted = editable.run("prompts", "rm", "old")
-    assert deleted.err.endswith(" hint: none are saved; create it with cerebrum prompts edit old\n")
-    assert editable.run("prompts", "list").err == "no saved prompts; cerebrum prompts edit NAME creates one\n"
-    assert editable.run("prompts", "list", "--json").object == []
-
-
 def test_prompts_keep_permissions_and_symlinks(editable: Home) -> None:
     real = editable.home / "dotfiles" / "config.toml"
     real.parent.mkdir()
@@ -475,63 +354,6 @@ def test_prompts_keep_permissions_and_symlinks(editable: Home) -> None:
 
 
 # cerebrum ask --save-prompt.
-
-
-def test_ask_saves_what_is_typed_as_a_prompt(editable: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CEREBRUM_MAX_TOKENS", "5")
-    (editable.home / "a.json").write_text("{}")
-    more = ("-s", "Be brief.", "--temperature", "0.5", "--stop", "x", "--schema", "a.json", "-m", "./m.gguf")
-    done = editable.run("ask", "Sum up:\n\n{input}", *more, "--save-prompt", "new")
-    assert (done.code, done.out) == (0, "")
-    assert done.err == f"new saved in {editable.config}; use it with cerebrum ask -p new\n"
-    assert editable.text.startswith(FILE + "\n[prompts.new]\n")
-    assert tomllib.loads(editable.text)["prompts"]["new"] == {
-        "model": str(editable.home / "m.gguf"),
-        "system": "Be brief.",
-        "temperature": 0.5,
-        "stop": ["x"],
-        "prompt": "Sum up:\n\n{input}",
-        "schema": str(editable.home / "a.json"),
-    }
-
-
-def test_ask_replaces_a_prompt_only_if_confirmed(editable: Home) -> None:
-    refused = editable.run("ask", "New", "--save-prompt", "sum")
-    assert (refused.code, editable.text) == (2, FILE)
-    assert refused.err.startswith("error: the saved prompt sum already exists\n hint: choose another name")
-    assert editable.run("ask", "New", "--save-prompt", "sum", "-y").code == 0
-    assert tomllib.loads(editable.text)["prompts"]["sum"] == {"prompt": "New"}
-    assert "# short" in editable.text and "# The server." in editable.text
-    editable.config.unlink()
-    assert editable.run("ask", "-", "--save-prompt", "new", "-q", piped=b"From a pipe\n").err == ""
-    assert editable.text == '[prompts.new]\nprompt = "From a pipe"\n'
-
-
-@pytest.mark.parametrize(
-    ("arguments", "problem"),
-    [
-        (("x", "--votes", "3"), "--votes cannot be saved with a prompt"),
-        (("x", "-p", "sum"), "--saved-prompt cannot be saved with a prompt"),
-        (("-f", "a.txt"), "--file cannot be saved with a prompt"),
-        (("-c", "x"), "--continue cannot be saved with a prompt"),
-        ((), "nothing to save as new"),
-        (("x", "--schema", "none.json"), "none.json: No such file or directory"),
-        (("x", "--set", "no_profile=on"), "--set no_profile cannot be saved with a prompt"),
-        (("x", "-x", "--schema", "config/cerebrum/config.toml"), "--extract and --schema cannot be used together"),
-        (("x", "--save-prompt=-x"), "invalid prompt name: '-x'"),
-        (("x", "--save-prompt=a b"), "invalid prompt name: 'a b'"),
-    ],
-)
-def test_ask_reports_what_it_cannot_save(editable: Home, arguments: tuple[str, ...], problem: str) -> None:
-    done = editable.run("ask", "--save-prompt", "new", *arguments)
-    assert (done.code, done.err.splitlines()[0]) == (2, f"error: {problem}")
-    assert editable.text == FILE
-
-
-@pytest.mark.parametrize(("arguments", "value"), [(("-x",), True), (("-x", "-xpy"), "py")])
-def test_ask_saves_which_code_block_is_extracted(editable: Home, arguments: tuple[str, ...], value: object) -> None:
-    assert editable.run("ask", "x", *arguments, "--save-prompt", "new").code == 0
-    assert tomllib.loads(editable.text)["prompts"]["new"] == {"prompt": "x", "extract": value}
 
 
 # cerebrum prompts edit.

@@ -167,41 +167,6 @@ def test_ask_saves_the_part_of_an_interrupted_answer(user: CommandLine) -> None:
     assert reply["content"].endswith(out.decode().strip()[-10:])
 
 
-@pytest.mark.parametrize(
-    ("line", "code", "error"),
-    [
-        ("ask -c Why?", 1, "no session to continue"),
-        ("ask -c --messages talk.json", 2, "--messages"),
-        ("ask -c --raw x", 2, "--raw"),
-        ("sessions show nothing", 1, 'no session named "nothing"'),
-        ("sessions rm nothing -y", 1, 'no session named "nothing"'),
-        ("sessions export nothing", 1, 'no session named "nothing"'),
-        ("sessions import nothing.json", 2, "nothing.json: No such file or directory"),
-        ("sessions import talk.json --name=", 1, "invalid session name: ''"),
-    ],
-)
-def test_missing_sessions_and_files_are_reported(user: CommandLine, line: str, code: int, error: str) -> None:
-    (user.home / "talk.json").write_text('[{"role": "user", "content": "Hi"}]')
-    done = user.run(*line.split())
-    assert done.out == ""
-    assert_error(done, code, error)
-
-
-def test_ask_saves_every_message_of_a_messages_file(user: CommandLine) -> None:
-    talk = [
-        {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Hello"},
-        {"role": "user", "content": "Well?"},
-    ]
-    (user.home / "talk.json").write_text(json.dumps(talk))
-    done = user.run("ask", "--messages", "talk.json", "--grammar", fixed_reply_grammar("Fine.", user.home))
-    assert done.code == 0
-    session = shown(user, "hi")
-    assert session["system_prompt"] == "Be kind."
-    assert turns(session) == [("user", "Hi"), ("assistant", "Hello"), ("user", "Well?"), ("assistant", "Fine.")]
-
-
 def test_sessions_are_listed_and_searched(user: CommandLine) -> None:
     ask(user, "Where do cats sleep?", "On the warm stove.")
     dated = f"where-do-cats-sleep-{date.today().isoformat()}"  # another session of the same first words

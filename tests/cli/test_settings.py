@@ -17,7 +17,7 @@ from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.declaration import argument
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.sampling import TokenBias
-from cerebrum_cli.core.settings import KEYS, OPTIONS, Settings, fold, unknown_variables, validate
+from cerebrum_cli.core.settings import KEYS, OPTIONS, Settings, fold, validate
 from cerebrum_cli.main import assembled
 
 BIAS_HINT = "it must be TOKEN=BIAS, with a number from -10000 to 10000"
@@ -189,13 +189,6 @@ def test_own_files_that_are_not_regular_are_never_waited_for(new_user: CommandLi
         path.unlink()
 
 
-def test_unknown_variables_name_the_likely_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CEREBRUM_TEMPRATURE", "1")
-    monkeypatch.setenv("CEREBRUM_XYZZY", "1")
-    monkeypatch.setenv("CEREBRUM_TOP_K", "1")
-    assert unknown_variables(KEYS) == {"CEREBRUM_TEMPRATURE": "CEREBRUM_TEMPERATURE", "CEREBRUM_XYZZY": None}
-
-
 # --set.
 
 MOST_OPTIONS = {"ask": 39}
@@ -233,26 +226,6 @@ def test_set_reaches_settings_with_and_without_flags(new_user: CommandLine) -> N
     assert new_user.run("prompts", "show", "q", "--json").object["settings"] == both
 
 
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        (
-            ("--set", "temprature=1"),
-            ("this command has no setting 'temprature'", "did you mean temperature?", "--set help"),
-        ),
-        (("--set", "overflow=stop"), ("this command has no setting 'overflow'",)),
-        (("--set", "top_k"), ("--set top_k has no value", "--set top_k=VALUE")),
-        (("--set", "top_k=-1"), ("invalid --set top_k: -1", "it must be a whole number of 0 or more")),
-        (("--set", "flash_attn=maybe"), ("invalid --set flash_attn: 'maybe'", "auto, on or off")),
-        (("--seed", "1", "--set", "seed=2"), ("--seed and --set seed cannot be used together",)),
-    ],
-)
-def test_set_reports_what_it_cannot_read(
-    new_user: CommandLine, arguments: tuple[str, ...], parts: tuple[str, ...]
-) -> None:
-    assert_error(ask(new_user, *arguments), 2, *parts)
-
-
 def test_set_takes_precedence_over_variables_and_saved_prompts(new_user: CommandLine, chatml_model: Path) -> None:
     assert_error(ask(new_user, CEREBRUM_MIROSTAT="1", CEREBRUM_TYPICAL_P="2"), 2, "invalid CEREBRUM_TYPICAL_P: 2.0")
     assert_error(ask(new_user, CEREBRUM_CACHE_TYPE="q5"), 2, "invalid CEREBRUM_CACHE_TYPE: 'q5'")
@@ -261,24 +234,6 @@ def test_set_takes_precedence_over_variables_and_saved_prompts(new_user: Command
     variable = {"CEREBRUM_SYSTEM": "variable"}
     assert "saved" in new_user.run(*arguments, env=variable).out
     assert "given" in new_user.run(*arguments, "--set", "system=given", env=variable).out
-
-
-def test_set_help_prints_the_settings_of_a_command(new_user: CommandLine) -> None:
-    done = new_user.run("ask", "--set", "help")
-    assert (done.code, done.err) == (0, "")
-    head, *lines = (re.split(r"  +", line.rstrip()) for line in done.out.splitlines())
-    assert head == ["key", "default", "range", "meaning"]
-    assert [
-        "top_k",
-        "the model's, else 40",
-        "a whole number of 0 or more",
-        "Keep the K likeliest tokens; 0: all",
-    ] in lines
-    keys = [line[0] for line in lines]
-    assert {"repeat_penalty", "cache_type", "drafts", "cache_gb", "template_arg"} <= {*keys}
-    assert not {"overflow", "vi", "batch_invariant", "cache_type_k"} & {*keys}
-    assert "batch_invariant" in new_user.run("batch", "--set", "help").out
-    assert "overflow" in new_user.run("chat", "--set", "help").out
 
 
 def test_commands_show_few_options() -> None:
