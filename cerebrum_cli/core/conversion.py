@@ -16,8 +16,10 @@ from cerebrum_cli.core.sampling import MAX_LOGIT, TokenBias
 LORA = "lora"  # key of the adapters among recorded settings
 NONE = "none"  # instead of a file: no adapter, whatever a layer below sets
 EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "max")  # of reasoning, that templates may take
-SWITCH_WORDS = {word: True for word in ("true", "on", "yes", "1", "t", "y")}
-SWITCH_WORDS |= {word: False for word in ("false", "off", "no", "0", "f", "n")}
+SWITCH_WORDS = {
+    **dict.fromkeys(("true", "on", "yes", "1", "t", "y"), True),
+    **dict.fromkeys(("false", "off", "no", "0", "f", "n"), False),
+}
 
 Converter: TypeAlias = Callable[[Option, Any], Any]
 """Converts a value of an option. Raises InvalidValue."""
