@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,11 +76,18 @@ def changed(path: str | Path) -> Path:
 
 
 def silent(done: int, total: int) -> None:
-    """Tell nobody."""
+    pass
 
 
 def no_merge(*_: object) -> Model:
     raise AssertionError("nothing is merged here")
+
+
+def error_of(action: Callable[..., object], *arguments: object) -> tuple[str, str, str | None]:
+    """Message and hint of the error that an action raises, and the reference that it could pull."""
+    with pytest.raises(ModelNotFound) as caught:
+        action(*arguments)
+    return caught.value.message, caught.value.hint, caught.value.pullable
 
 
 def pulled(
@@ -129,12 +137,9 @@ def test_library_name_never_means_a_file(library: Library, other: Path, monkeypa
     mine = pulled(library, str(other), "mine")
     assert library.resolve("mine") == pulled(library, "mine") == mine
     for name in ("thinker", "bare", "someone/else"):
-        for attempt in (library.resolve, lambda text: pulled(library, text, offline=True)):
-            with pytest.raises(ModelNotFound) as caught:
-                attempt(name)
-        with pytest.raises(ModelNotFound) as caught:
-            library.resolve(name)
-        assert caught.value.hint.endswith(f"; for a file of this name, use ./{name}")
+        with pytest.raises(ModelNotFound):
+            pulled(library, name, offline=True)
+        assert error_of(library.resolve, name)[1].endswith(f"; for a file of this name, use ./{name}")
         assert library.resolve(f"./{name}").path == other.parent / name
     with pytest.raises(UsageError, match="would be read as a path"):
         pulled(library, str(other), "mine.gguf")
@@ -186,9 +191,9 @@ def test_library_registers_a_moved_file_by_the_same_name(library: Library, other
     pulled(library, str(other))
     (tmp_path / "elsewhere").mkdir()
     moved = other.rename(tmp_path / "elsewhere" / "other.gguf")
-    with pytest.raises(ModelNotFound, match=r"other: its file .* no longer exists") as caught:
-        library.resolve("other")
-    assert caught.value.hint.startswith("cerebrum pull PATH --name other")
+    message, hint, _ = error_of(library.resolve, "other")
+    assert message == f"other: its file {other} no longer exists"
+    assert hint.startswith("cerebrum pull PATH --name other")
     assert pulled(library, str(moved)).path == moved
     copy = Path(shutil.copy(moved, tmp_path / "other.gguf"))
     assert pulled(library, str(copy)).path == copy
@@ -203,9 +208,7 @@ def test_library_registers_a_moved_file_by_the_same_name(library: Library, other
 def test_library_missing_file_suggests_pulling_again(library: Library, tmp_path: Path, name: str, do: str) -> None:
     gone = tmp_path / "models" / "Packed.Q4_1.gguf"
     library.registry.add(RegistryEntry(name, gone, size=1, sha256="00", mtime_ns=1, source="package"))
-    with pytest.raises(ModelNotFound) as caught:
-        library.resolve(name)
-    assert caught.value.hint == do
+    assert error_of(library.resolve, name)[1] == do
     listed = row(library, *library.models())
     assert listed["error"] == f"{gone}: file not found"
     assert (listed["size"], listed["format"]) == (1, None)
@@ -220,25 +223,17 @@ def test_bundled_model_is_referred_to_by_name_and_cannot_be_deleted(library: Lib
 
 def test_library_unknown_name_suggests_similar_names(library: Library, other: Path) -> None:
     pulled(library, str(other), "mine")
-    for attempt in (library.resolve, lambda name: pulled(library, name)):
-        with pytest.raises(ModelNotFound) as caught:
-            attempt("thinkr")
-        assert caught.value.message == "unknown model 'thinkr'"
-        others = "to find others: cerebrum search {}, then cerebrum pull OWNER/REPO"
-        assert caught.value.hint == f"did you mean thinker? {others.format('thinkr')}"
-    with pytest.raises(ModelNotFound) as caught:
-        library.resolve("x")
-    assert caught.value.hint == f"see cerebrum list --available; {others.format('x')}"
+    others = "to find others: cerebrum search {}, then cerebrum pull OWNER/REPO"
+    unknown = ("unknown model 'thinkr'", f"did you mean thinker? {others.format('thinkr')}", None)
+    assert error_of(library.resolve, "thinkr") == error_of(pulled, library, "thinkr") == unknown
+    assert error_of(library.resolve, "x")[1] == f"see cerebrum list --available; {others.format('x')}"
 
 
 def test_library_offers_downloadable_models(library: Library) -> None:
     for name in ("packed", "thinker", "thinker:Q4_K_M", "someone/else:Q8_0"):
-        with pytest.raises(ModelNotFound, match=f"{name} is not downloaded") as caught:
-            library.resolve(name)
-        assert (caught.value.pullable, caught.value.hint) == (name, f"cerebrum pull {name}")
-    with pytest.raises(ModelNotFound, match="unpublished is not installed") as caught:
-        library.resolve("unpublished")
-    assert (caught.value.pullable, caught.value.hint) == (None, "Merge it yourself.")
+        assert error_of(library.resolve, name) == (f"{name} is not downloaded", f"cerebrum pull {name}", name)
+    problem = "unpublished is not installed and cannot be downloaded"
+    assert error_of(library.resolve, "unpublished") == (problem, "Merge it yourself.", None)
     with pytest.raises(ModelNotFound, match="packed is not downloaded, and the network is disabled"):
         pulled(library, "packed", offline=True)
 
@@ -331,13 +326,8 @@ def test_vocabulary_is_found_where_no_model_is_installed(library: Library, chatm
 
 
 def test_vocabulary_missing_has_a_hint_to_pull_it(library: Library) -> None:
-    with pytest.raises(ModelNotFound) as caught:
-        library.resolve_vocabulary("thinker:Q4_K_M")
     command = "cerebrum pull --vocabulary thinker:Q4_K_M  (or the whole model: cerebrum pull thinker:Q4_K_M)"
-    assert (caught.value.message, caught.value.hint) == ("thinker:Q4_K_M is not downloaded", command)
-    with pytest.raises(ModelNotFound) as caught:
-        library.resolve_vocabulary("packed")
-    assert caught.value.hint == "cerebrum pull packed"
-    with pytest.raises(ModelNotFound) as caught:
-        library.resolve_vocabulary(None)
-    assert caught.value.hint == "name the model that the server runs: -m MODEL"
+    missing = ("thinker:Q4_K_M is not downloaded", command, "thinker:Q4_K_M")
+    assert error_of(library.resolve_vocabulary, "thinker:Q4_K_M") == missing
+    assert error_of(library.resolve_vocabulary, "packed")[1] == "cerebrum pull packed"
+    assert error_of(library.resolve_vocabulary, None)[1] == "name the model that the server runs: -m MODEL"

@@ -105,18 +105,11 @@ def test_registry_works_where_the_file_system_has_no_locks(tmp_path: Path) -> No
     assert (Registry(tmp_path).entries(), Registry(tmp_path).default) == ((model("a"),), "a")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "{",
-        "[]",
-        "\udcff",
-        '{"version": 1}',
-        '{"version": 2, "default": null, "models": [], "digests": []}',
-        '{"version": 1, "default": null, "models": [{"name": "a"}], "digests": []}',
-    ],
-)
+OTHER_VERSION = '{"version": 2, "default": null, "models": [], "digests": []}'
+NO_PATH = '{"version": 1, "default": null, "models": [{"name": "a"}], "digests": []}'
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\udcff", '{"version": 1}', OTHER_VERSION, NO_PATH])
 def test_registry_reports_and_keeps_a_damaged_file(tmp_path: Path, content: str) -> None:
     path = tmp_path / "registry.json"
     path.write_bytes(os.fsencode(content))

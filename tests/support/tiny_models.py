@@ -26,15 +26,9 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 # llama.cpp 0c1e57098 recognizes some of these by their text, whatever their type here: <|endoftext|>, <|im_end|> and
 # <|end|> end a generation; <|start|>, <|channel|> and <|message|> become USER_DEFINED while loading.
 SPECIAL_TOKENS = {
-    "<|endoftext|>": CONTROL,
-    "<|im_start|>": CONTROL,
-    "<|im_end|>": CONTROL,
-    "<think>": USER_DEFINED,
-    "</think>": USER_DEFINED,
-    "<|start|>": CONTROL,
-    "<|channel|>": CONTROL,
-    "<|message|>": CONTROL,
-    "<|end|>": CONTROL,
+    **dict.fromkeys(("<|endoftext|>", "<|im_start|>", "<|im_end|>"), CONTROL),
+    **dict.fromkeys(("<think>", "</think>"), USER_DEFINED),
+    **dict.fromkeys(("<|start|>", "<|channel|>", "<|message|>", "<|end|>"), CONTROL),
 }
 Values = npt.NDArray[Any]
 Draw = Callable[[str, tuple[int, ...], np.random.Generator], tuple[Values, Any]]
