@@ -145,7 +145,6 @@ class Bench:
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """GPUs found by the first process."""
         if self._devices is None:
             self._devices = self._trial(Tuning()).devices
         return self._devices

@@ -288,7 +288,6 @@ def _check_version(path: Path, cursor: Cursor) -> None:
 
 
 def _read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, Scalar | Array], dict[str, tuple[int, int]]]:
-    """Read the metadata, and where the vocabulary is."""
     metadata: dict[str, Scalar | Array] = {}
     vocabulary = {}
     for _ in range(count):

@@ -65,7 +65,6 @@ class ModelSizes:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all weights."""
         others = self.input_bytes + self.output_bytes + self.host_expert_bytes
         return others + sum(layer.weight_bytes for layer in self.layers)
 
@@ -79,7 +78,6 @@ class ModelSizes:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of all recurrent states of a sequence."""
         return sum(layer.state_bytes for layer in self.layers)
 
     @property

@@ -70,15 +70,12 @@ class Table:
 
     @cached_property
     def global_tensors(self) -> Mapping[str, Tensor]:
-        """Tensors outside of layers: embeddings, output norm and head."""
         return self.tensors_by_layer.get(None, {})
 
     def layer_tensors(self, index: int) -> Mapping[str, Tensor]:
-        """Tensors of a layer by name without the layer number."""
         return self.tensors_by_layer.get(index, {})
 
     def content(self, key: str, default: Any = None) -> Any:
-        """Content of a metadata value, or the default if it is missing."""
         value = self.metadata.get(key)
         return default if value is None else value.content
 
@@ -88,7 +85,6 @@ class Table:
         return content if isinstance(content, str) and content else None
 
     def hyperparameter(self, key: str) -> Any:
-        """Content of a hyperparameter, None if the file has none."""
         return self.content(f"{self.architecture}.{key}")
 
     def whole_number(self, key: str, layer: int | None = None) -> int | None:

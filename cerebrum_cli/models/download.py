@@ -144,8 +144,6 @@ class Download:
 
 @dataclass(slots=True)
 class _Writer:
-    """A partial file with the number and the digest of its bytes."""
-
     out: BinaryIO
     file: HubFile
     on_download: OnDownload

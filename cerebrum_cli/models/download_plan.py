@@ -100,7 +100,6 @@ class DownloadPlanner:
             return None
 
     def header(self, listing: Listing, file: HubFile) -> Header:
-        """Header of a file on the Hub, read from its first megabytes. Raises ModelFileError."""
         path = Path(listing.repo_id, file.name)
         return header_from_tables(path, parse_tables(path, self.header_bytes(listing, file), file.size))
 

@@ -69,7 +69,6 @@ def cache_directory() -> Path:
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids network use."""
     return bool(_constants().is_offline_mode())
 
 
@@ -354,7 +353,6 @@ def _is_from_hub(response: httpx2.Response) -> bool:
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from the Hub's rate limit header, or from Retry-After."""
     if limit := _RATE_LIMIT.search(headers.get("RateLimit", "")):
         return float(limit[1])
     text = headers.get("Retry-After", "").strip()

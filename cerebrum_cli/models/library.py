@@ -108,7 +108,6 @@ class Library:
         return self.find_vocabulary(self.parse(text))
 
     def find_vocabulary(self, reference: Reference) -> Model:
-        """The installed model of a reference, or else its vocabulary file. Raises ModelNotFound."""
         try:
             return self.find(reference)
         except ModelNotFound as error:
@@ -189,7 +188,6 @@ class Library:
         return [older for older in shadowed if older.usage_key == model.usage_key]
 
     def _registered_from_store(self, reference: str) -> Model:
-        """The model registered by the full name of the one that a reference to another tool's store names."""
         from cerebrum_cli.models.stores import find_in_store
 
         stored = find_in_store(reference)
@@ -395,7 +393,6 @@ def _file_missing(model: Model, merge_directory: Path) -> ModelNotFound:
 
 
 def _not_installed(reference: NameReference | HubReference, spec: ModelSpec | None = None) -> ModelNotFound:
-    """Error for a catalog model (`spec`) or a repository that is not downloaded."""
     if spec and not (spec.package or spec.sources or spec.recipe):
         return ModelNotFound(f"{spec.name} is not installed and cannot be downloaded", spec.notes)
     if spec and not spec.is_available_in(reference.quantization):

@@ -184,7 +184,6 @@ def suggestions(library: Library, context: int | None) -> list[dict[str, Any]]:
 
 
 def _ranked_plans(library: Library, context: int | None) -> list[tuple[ModelSpec, DownloadPlan | None]]:
-    """The catalog, sorted by how well models fit this machine, then in its own order."""
     models, capacity = library.models(), library.capacity()
     plans = [(spec, known_plan(spec, models, None, context, capacity)) for spec in library.specs]
     return sorted(plans, key=lambda pair: (0, *pair[1].rank) if pair[1] else (1, 0, False))
@@ -224,7 +223,6 @@ def search_row(repository: FoundRepository, plan: DownloadPlan | None) -> dict[s
 
 
 def _chosen(plan: DownloadPlan | None) -> dict[str, Any]:
-    """The recommended quantization of a plan, with its sizes in bytes."""
     chosen = plan.chosen if plan else None
     return {
         "recommended": chosen and chosen.quantization,

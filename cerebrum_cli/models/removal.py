@@ -38,7 +38,6 @@ class Removal:
         return f"Remove {model.reference} from the list{kept}?"
 
     def execute(self) -> str:
-        """Remove the model and return a report."""
         library, model = self.library, self.model
         if model.is_vocabulary:
             self._delete()
@@ -82,7 +81,6 @@ class Removal:
         return [entry.name for entry in entries if entry.path == model.path and entry != model.file]
 
     def _delete(self) -> int:
-        """Delete the model's files and return the number of freed bytes."""
         library, model = self.library, self.model
         if self._is_pulled_merge or (model.file and model.file.source == "package"):
             size = model.size
