@@ -40,6 +40,7 @@ from cerebrum_cli.cli.app import PROBE
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import FinishEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.bench import Bench
 from cerebrum_cli.engine.drafter import Drafter
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, Tuning
@@ -47,7 +48,6 @@ from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step_costs import MAX_DRAFT, MEASURED_ROWS, StepCosts, draft_lengths
-from cerebrum_cli.engine.trials import Bench
 from cerebrum_cli.gguf.header import read_header
 
 PARTS = ("repeat", "server", "prose", "replay", "plot")

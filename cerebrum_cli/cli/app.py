@@ -18,10 +18,10 @@ from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
+    from cerebrum_cli.engine.bench import Bench, BenchFactory
     from cerebrum_cli.engine.build import Build
     from cerebrum_cli.engine.load_options import LoadOptions
     from cerebrum_cli.engine.memory import Device
-    from cerebrum_cli.engine.trials import Bench, BenchFactory
     from cerebrum_cli.eval.stored_runs import RunStore
     from cerebrum_cli.merge.merge import Merger
     from cerebrum_cli.merge.weights import Codec
@@ -50,7 +50,7 @@ def process_bench(
     options: LoadOptions, paths: tuple[Path, ...], directory: Path | None = None, gpus: tuple[Device, ...] = ()
 ) -> Bench:
     """A bench that opens the model in child processes; they write into `directory`."""
-    from cerebrum_cli.engine.trials import Bench
+    from cerebrum_cli.engine.bench import Bench
 
     return Bench(options, PROBE.read_text(encoding="utf-8"), paths, directory, gpus)
 

@@ -326,7 +326,7 @@ def estimate(app: App, prepared: PreparedEvaluation, prompt_tokens: int) -> tupl
     """Estimated seconds of the whole run, None if unknown, and the basis of the estimate."""
     from statistics import StatisticsError, mean
 
-    from cerebrum_cli.engine.trials import BenchJob, TrialError
+    from cerebrum_cli.engine.bench import BenchError, BenchJob
     from cerebrum_cli.model.profiles import tuning_of
     from cerebrum_cli.model.source import load_options
 
@@ -348,7 +348,7 @@ def estimate(app: App, prepared: PreparedEvaluation, prompt_tokens: int) -> tupl
         with closing(app.open_bench(options, source.model.paths)) as bench:
             prefill = bench.speed(tuning, BenchJob("prefill", 128))
             decode = bench.speed(tuning, BenchJob("decode", 8, BENCH_SLOTS))
-    except TrialError as error:
+    except BenchError as error:
         return None, f"cannot estimate the run time: {error}"
     decoding = samples * tokens / (decode * min(BENCH_SLOTS, samples) / BENCH_SLOTS)
     seconds = len(evaluation.questions) * prompt_tokens / prefill + decoding

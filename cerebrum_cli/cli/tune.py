@@ -80,7 +80,7 @@ def measure(app: App, model: Model, settings: Settings, streams: Streams) -> Tun
     from cerebrum_cli.terminal.interrupts import interruptible
     from cerebrum_cli.terminal.progress import FileProgress, StageProgress
     from cerebrum_cli.terminal.sinks import render_stages
-    from cerebrum_cli.tune.tune import trial_options, tune_model, tuning_lock, update_store
+    from cerebrum_cli.tune.tune import bench_options, tune_model, tuning_lock, update_store
 
     def profile_key(devices: tuple[Device, ...]) -> tuple[str, str, str]:
         save_devices(devices_file(app.data_directory), devices)
@@ -91,7 +91,7 @@ def measure(app: App, model: Model, settings: Settings, streams: Streams) -> Tun
         with FileProgress(streams) as progress:
             app.library.digest(model, lambda done, total: progress.update("verify", done, total))
         identity, previous = app.library.identity(model), app.profile(model, settings)
-        with closing(app.open_bench(trial_options(model, settings), model.paths)) as bench:
+        with closing(app.open_bench(bench_options(model, settings), model.paths)) as bench:
             search = tune_model(bench, model, settings, previous, profile_key)
             result = render_stages(search, StageProgress(streams))
         if any(map(is_missing, model.paths)) or app.library.identity(model) != identity:

@@ -43,7 +43,7 @@ from cerebrum_cli.runs.output_files import (
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Settings
-    from cerebrum_cli.engine.trials import BenchFactory, Closeness
+    from cerebrum_cli.engine.bench import BenchFactory, Closeness
     from cerebrum_cli.model.source import ModelSource
     from cerebrum_cli.models.model import Model
 
@@ -311,7 +311,7 @@ def measure_divergence(reference: Model, other: Model, settings: Settings, open_
 
     Raises ModelFileError, UsageError if their vocabularies or layers differ, EngineError if they cannot be loaded.
     """
-    from cerebrum_cli.engine.trials import TrialError
+    from cerebrum_cli.engine.bench import BenchError
     from cerebrum_cli.gguf.header import require_generative
     from cerebrum_cli.model.source import load_options
 
@@ -334,5 +334,5 @@ def measure_divergence(reference: Model, other: Model, settings: Settings, open_
             logits = reference_bench.write_logits(count)
             reference_bench.release()  # memory may hold only one of them
             return other_bench.compare_logits(logits, count)
-        except TrialError as error:
+        except BenchError as error:
             raise EngineError(f"cannot compare these models: {error.message}", error.hint) from error

@@ -35,7 +35,7 @@ from cerebrum_cli.terminal.tables import (
 )
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.trials import Closeness
+    from cerebrum_cli.engine.bench import Closeness
     from cerebrum_cli.eval.comparison import Comparison
     from cerebrum_cli.eval.estimates import Interval
     from cerebrum_cli.eval.report import Report

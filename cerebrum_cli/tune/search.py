@@ -15,8 +15,8 @@ from typing import Any
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
+from cerebrum_cli.engine.bench import JOB_KINDS, Bench, BenchError, BenchJob, JobKind
 from cerebrum_cli.engine.load_options import Tuning
-from cerebrum_cli.engine.trials import JOB_KINDS, Bench, BenchJob, JobKind, TrialError
 from cerebrum_cli.model.profiles import Speeds, TunedUse, UseName
 from cerebrum_cli.tune.candidates import (
     ASK,
@@ -105,7 +105,7 @@ class Search:
                 decode = self._calibrate(default, BenchJob("decode", least, tuning.slots or 1, depth), 64)
                 load_s, memory = self.bench.load_stats(tuning)
                 default.speeds = Speeds(load_s, prefill, decode, memory)
-        except TrialError as error:
+        except BenchError as error:
             raise EngineError(f"cannot measure this model: {error.message}", error.hint) from error
         self.candidates.append(default)
         for use in uses:
@@ -151,7 +151,7 @@ class Search:
             return True
         try:
             prefill, decode = self._measure(candidate, base, kinds)
-        except TrialError as error:
+        except BenchError as error:
             candidate.dropped = error.message
             self._update_best()
             return True
@@ -270,7 +270,7 @@ class Search:
                 changed = differences(best.tuning, baseline.tuning)
                 if self.bench.disturbed_jobs > before and (changed.n_threads or changed.n_threads_batch):
                     best.dropped = "inconclusive: the CPU was busy"
-        except TrialError as error:  # another program may have taken the memory since the first measurement
+        except BenchError as error:  # another program may have taken the memory since the first measurement
             best.dropped = error.message
         return not best.dropped
 

@@ -14,13 +14,13 @@ from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.files import lock_file, translate_os_errors
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
+from cerebrum_cli.engine.bench import Bench, BenchError
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning, plan_repacking
 from cerebrum_cli.engine.machine import available_memory, processors
 from cerebrum_cli.engine.memory import CPU_UBATCH, ContextOptions, Device, FreeMemory
 from cerebrum_cli.engine.memory_plan import plan_slots
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK, MEASURED_ROWS, StepCosts
-from cerebrum_cli.engine.trials import Bench, TrialError
 from cerebrum_cli.gguf.architectures import facts_of
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.model.profiles import (
@@ -112,7 +112,7 @@ def measure_steps(
             yield StageEvent("steps with drafted tokens", done, len(defaults))
             try:
                 measured[job] = bench.step_costs(*job, seconds, context_depth(uses[name].speeds.prompt))
-            except TrialError:  # another program has taken the memory meanwhile
+            except BenchError:  # another program has taken the memory meanwhile
                 measured[job] = None
         result[name] = replace(uses[name], step_costs=measured[job])
     return result
@@ -136,7 +136,7 @@ def search_space(model: Model, settings: Settings) -> SearchSpace:
     )
 
 
-def trial_options(model: Model, settings: Settings) -> LoadOptions:
+def bench_options(model: Model, settings: Settings) -> LoadOptions:
     """Load options of a chat without a profile. ModelFileError if the model cannot be loaded, or cannot answer."""
     require_generative(model.path, model.header)
     return replace(load_options(model, settings), repack=plan_repacking(model.quantization, True, architecture()))

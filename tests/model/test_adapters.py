@@ -24,10 +24,10 @@ from cerebrum_cli.cli.options import BatchCommandOptions
 from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
+from cerebrum_cli.engine.bench import Bench
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import AdapterFile, LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, memory_needs
-from cerebrum_cli.engine.trials import Bench
 from cerebrum_cli.model.profiles import Profile, Speeds, TunedUse
 from cerebrum_cli.model.source import load_options
 from cerebrum_cli.models import adapters
@@ -122,7 +122,7 @@ def test_adapter_weights_count_as_memory_of_their_layers(chatml_model: Path, ada
 
 
 @pytest.mark.slow
-def test_trials_measure_the_model_with_its_adapters(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
+def test_bench_measures_the_model_with_its_adapters(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
     files = (AdapterFile(str(adapter), 1.0),)
     written = []
     for each in ((), files):

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from cerebrum_cli.engine.bench import Bench, BenchError, BenchJob, load_settings
 from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.step_costs import StepCosts
-from cerebrum_cli.engine.trials import Bench, BenchJob, TrialError, load_settings
 from cerebrum_cli.model.profiles import Speeds
 
 SettingFactors = Mapping[tuple[str, Any], tuple[float, float]]
@@ -94,7 +94,7 @@ class ScriptedBench(Bench):
         """Costs by `row_cost`; without it, the model cannot be trimmed."""
         self._load(tuning)
         if self.row_cost is None:
-            raise TrialError("its cache cannot be trimmed")
+            raise BenchError("its cache cannot be trimmed")
         self.now += seconds + depth / self.speed_model(tuning).prompt
         self.stepped.append(tuning)
         return StepCosts(rows, (1.0, *(self.row_cost * count for count in rows[1:])))
@@ -111,7 +111,7 @@ class ScriptedBench(Bench):
     def _load(self, tuning: Tuning) -> float:
         assert not self.closed
         if reason := self.refusal(tuning):
-            raise TrialError(reason)
+            raise BenchError(reason)
         settings = load_settings(tuning)
         if settings not in self.loaded:
             self.loaded[settings] = self._noisy(self.speed_model(tuning).load_s)

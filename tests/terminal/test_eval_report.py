@@ -19,8 +19,8 @@ from cerebrum_cli.cli.app import process_bench
 from cerebrum_cli.core.errors import OutputError, UsageError
 from cerebrum_cli.core.events import EvalProgress
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.bench import Bench, BenchError, Closeness
 from cerebrum_cli.engine.load_options import LoadOptions
-from cerebrum_cli.engine.trials import Bench, Closeness, TrialError
 from cerebrum_cli.eval.estimates import estimate, majorities, mean, vote_sizes
 from cerebrum_cli.eval.questions import SKIPPED, Sample
 from cerebrum_cli.eval.report import Report, RunningScore, report_object, summarize, votes_of
@@ -240,7 +240,7 @@ class OneBench:
 
     def _load(self, tokens: int) -> None:
         if self.memory.loaded and self.memory.loaded != [self.name]:
-            raise TrialError("needs 9.0 GB; 1.0 GB is free")
+            raise BenchError("needs 9.0 GB; 1.0 GB is free")
         self.memory.loaded = [self.name]
         self.memory.tokens.append(tokens)
 

@@ -38,7 +38,7 @@ from cerebrum_cli.model.source import CHAT_CONTEXT, ModelSource, draft_costs, lo
 from cerebrum_cli.models.library import NANO
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.tune.tune import search_space, trial_options, tuning_lock
+from cerebrum_cli.tune.tune import bench_options, search_space, tuning_lock
 
 DEFAULT_SPEEDS = Speeds(2.0, 30.0, 8.0, 8_000_000_000)
 TUNED_SPEEDS = Speeds(0.5, 45.0, 5.6, 4_600_000_000)
@@ -114,7 +114,7 @@ def test_load_options_prefer_user_settings_over_the_tuning() -> None:
     for context in (CHAT_CONTEXT, ContextOptions(slots=8, batch_invariant=True)):
         assert load_options(model, Settings(), context, ALL_SETTINGS).context.slots == context.slots
     default = load_options(model, Settings())
-    assert trial_options(model, Settings()) == default == load_options(model, Settings(), tuning=Tuning())
+    assert bench_options(model, Settings()) == default == load_options(model, Settings(), tuning=Tuning())
 
 
 def test_search_space_depends_on_memory_and_settings() -> None:

@@ -1,6 +1,6 @@
 """Child process that loads a model and measures it: pickled requests on standard input, answers on standard output.
 
-A request is the name of a method of `TrialModel` with its arguments. The process exits when its input ends. Everything
+A request is the name of a method of `BenchModel` with its arguments. The process exits when its input ends. Everything
 runs on the main thread.
 """
 
@@ -21,6 +21,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import CerebrumError, EngineError
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
+from cerebrum_cli.engine.bench import BenchError, BenchJob, Closeness
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
@@ -28,7 +29,6 @@ from cerebrum_cli.engine.machine import peak_memory, thread_count
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.memory_plan import resolve
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
-from cerebrum_cli.engine.trials import BenchJob, Closeness, TrialError
 
 MEASURED_FIRST = (1, 16, 4, 32, 8, 64, 2)  # numbers of rows, the most important first
 MIN_ROUNDS, MAX_ROUNDS = 2, 9  # of steps with each number of rows
@@ -36,7 +36,7 @@ MIN_VISIT_S = 0.01  # steps of one number of rows in a round are repeated for so
 WARM_UP_STEPS = 1  # not timed: llama.cpp builds its compute graph in the first step
 
 
-class TrialModel:
+class BenchModel:
     """A model, its current context, and what can be measured with them."""
 
     def load(self, options: LoadOptions, text: str) -> tuple[float, tuple[Device, ...]]:
@@ -212,20 +212,20 @@ def log_softmax(row: NDArray[numpy.float32]) -> NDArray[numpy.float64]:
     return shifted - float(numpy.log(numpy.exp(shifted).sum()))
 
 
-def answer(model: TrialModel, name: str, arguments: Sequence[Any]) -> Any:
-    """Return value of a method, or a TrialError with the first line of llama.cpp's log if there is one."""
+def answer(model: BenchModel, name: str, arguments: Sequence[Any]) -> Any:
+    """Return value of a method, or a BenchError with the first line of llama.cpp's log if there is one."""
     try:
         return getattr(model, name)(*arguments)
     except CerebrumError as error:
         log = error.log[:1] if isinstance(error, EngineError) else ()
-        return TrialError(": ".join((error.message, *log)), error.hint)
+        return BenchError(": ".join((error.message, *log)), error.hint)
     except OSError as error:
-        return TrialError(f"{error.filename or 'a temporary file'}: {error.strerror}", "free disk space")
+        return BenchError(f"{error.filename or 'a temporary file'}: {error.strerror}", "free disk space")
 
 
 def main() -> None:
     """Answer requests until the input ends."""
-    model = TrialModel()
+    model = BenchModel()
     while True:
         try:
             name, arguments = pickle.load(sys.stdin.buffer)

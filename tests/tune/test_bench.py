@@ -1,4 +1,4 @@
-"""Trials with the real llama.cpp in child processes, and `cerebrum tune` that runs them."""
+"""Measurements with the real llama.cpp in child processes, and `cerebrum tune` that runs them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from cerebrum_cli.cli.app import PROBE
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import TokenRow
-from cerebrum_cli.engine.llama.trial_process import WARM_UP_STEPS, TrialModel
+from cerebrum_cli.engine.bench import Bench, BenchError, BenchJob
+from cerebrum_cli.engine.llama.bench_process import WARM_UP_STEPS, BenchModel
 from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.memory import HEADROOM
-from cerebrum_cli.engine.trials import Bench, BenchJob, TrialError
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.models.library import NANO
 from cerebrum_cli.models.model import Model
-from cerebrum_cli.tune.tune import trial_options
+from cerebrum_cli.tune.tune import bench_options
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ PREFILL, DECODE, BATCH_DECODE = BenchJob("prefill", 64), BenchJob("decode", 4), 
 
 def options_of(path: Path) -> LoadOptions:
     """Load options of a model, with one thread."""
-    return trial_options(Model(path.stem, (path,)), Settings(threads=1))
+    return bench_options(Model(path.stem, (path,)), Settings(threads=1))
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def bench(options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with contextlib.closing(Bench(options, TEXT)) as bench:
         yield bench
-        remaining = trial_processes()
+        remaining = bench_processes()
         assert [path.name.startswith(".cerebrum-tune.") for path in tmp_path.iterdir()] == [True, True]
     assert not any(process.is_running() for process in remaining)
     assert list(tmp_path.iterdir()) == []
@@ -65,11 +65,11 @@ def with_sizes(options: LoadOptions, sizes: ModelSizes) -> LoadOptions:
     return replace(options, file=replace(options.file, sizes=sizes))
 
 
-def trial_processes(pid: int | None = None) -> list[psutil.Process]:
-    """Running trials that a process has started."""
+def bench_processes(pid: int | None = None) -> list[psutil.Process]:
+    """Running processes that a process has started."""
     with contextlib.suppress(psutil.NoSuchProcess):
         found = psutil.Process(pid).children(recursive=True)
-        return [child for child in found if "cerebrum_cli.engine.llama.trial_process" in command_of(child)]
+        return [child for child in found if "cerebrum_cli.engine.llama.bench_process" in command_of(child)]
     return []
 
 
@@ -97,15 +97,15 @@ def test_bench_measures_speeds_load_time_and_memory(bench: Bench) -> None:
     assert isinstance(bench.devices, tuple)
     for tuning in (Tuning(n_ubatch=32), Tuning(slots=4)):
         assert bench.speed(replace(REPACKED, **tuning.overrides), BATCH_DECODE if tuning.slots else PREFILL) > 0
-    assert len(trial_processes()) == 1, "other settings change only the context"
+    assert len(bench_processes()) == 1, "other settings change only the context"
 
 
 def test_bench_starts_a_process_for_each_load_settings(bench: Bench) -> None:
     others = replace(REPACKED, n_threads=2), replace(REPACKED, n_threads_batch=2), NOT_REPACKED
     assert all(bench.speed(tuning, DECODE) > 0 for tuning in (REPACKED, *others, REPACKED))
-    assert len(trial_processes()) == 4
+    assert len(bench_processes()) == 4
     bench.release()
-    assert trial_processes() == []
+    assert bench_processes() == []
     assert bench.speed(REPACKED, DECODE) > 0
 
 
@@ -119,12 +119,12 @@ def test_bench_measures_the_costs_of_steps_with_drafts(bench: Bench) -> None:
 
 def test_bench_measures_no_steps_of_a_recurrent_model(recurrent_model: Path) -> None:
     with contextlib.closing(Bench(options_of(recurrent_model), TEXT)) as bench:
-        with pytest.raises(TrialError, match="cannot be trimmed"):
+        with pytest.raises(BenchError, match="cannot be trimmed"):
             bench.step_costs(NOT_REPACKED, (1, 2), 0.1, 64)
         assert bench.speed(NOT_REPACKED, DECODE) > 0
 
 
-def count_rows(model: TrialModel) -> list[int]:
+def count_rows(model: BenchModel) -> list[int]:
     """Record the number of rows of each decode of a model."""
     counts, decode = list[int](), model.backend.decode
 
@@ -136,10 +136,10 @@ def count_rows(model: TrialModel) -> list[int]:
     return counts
 
 
-def test_trial_evaluates_the_context_of_decode_jobs_once(options: LoadOptions, recurrent_model: Path) -> None:
+def test_bench_process_evaluates_the_context_of_decode_jobs_once(options: LoadOptions, recurrent_model: Path) -> None:
     job, steps = BenchJob("decode", 4, 2, depth=200), 2 * (4 + WARM_UP_STEPS)
     for load_options, evaluations in ((options, 1), (options_of(recurrent_model), 2)):  # this one cannot be trimmed
-        model = TrialModel()
+        model = BenchModel()
         model.load(load_options, TEXT)
         counts = count_rows(model)
         for _ in range(2):
@@ -162,30 +162,30 @@ def test_logits_do_not_depend_on_jobs_before(bench: Bench) -> None:
 def test_bench_rejects_a_model_larger_than_memory(options: LoadOptions) -> None:
     sizes = options.file.sizes.with_weights(10**15)
     with contextlib.closing(Bench(with_sizes(options, sizes), TEXT)) as bench:
-        with pytest.raises(TrialError, match=r"^needs 100000\d\.\d GB; \d+\.\d GB is free$"):
+        with pytest.raises(BenchError, match=r"^needs 100000\d\.\d GB; \d+\.\d GB is free$"):
             bench.speed(REPACKED, DECODE)
-        with pytest.raises(TrialError):
+        with pytest.raises(BenchError):
             bench.load_stats(REPACKED)
-        assert trial_processes() == []
+        assert bench_processes() == []
 
 
 def test_bench_requires_memory_for_weights_and_cache_together(options: LoadOptions) -> None:
     most = available_memory() - HEADROOM
     sizes = uniform_sizes(most * 6 // 10, 2, most * 6 // 10 // 256 // 2)
     with contextlib.closing(Bench(with_sizes(options, sizes), TEXT)) as bench:
-        with pytest.raises(TrialError, match=r"GB; .* GB is free"):
+        with pytest.raises(BenchError, match=r"GB; .* GB is free"):
             bench.speed(REPACKED, DECODE)  # a cache for 4 + 64 tokens, padded to 256
-        assert trial_processes() == []
+        assert bench_processes() == []
         assert bench.load_stats(REPACKED)[0] > 0, "the weights alone fit"
 
 
-def test_bench_closes_trials_to_free_memory(options: LoadOptions) -> None:
+def test_bench_closes_processes_to_free_memory(options: LoadOptions) -> None:
     sizes = uniform_sizes(1, 2, 1)
     with contextlib.closing(Bench(with_sizes(options, sizes), TEXT)) as bench:
         bench.speed(REPACKED, DECODE)
-        [first] = trial_processes()
+        [first] = bench_processes()
         bench._options = with_sizes(options, uniform_sizes(10**15, 2, 1))
-        with pytest.raises(TrialError):
+        with pytest.raises(BenchError):
             bench.speed(NOT_REPACKED, DECODE)
         assert not first.is_running()
 
@@ -194,39 +194,39 @@ def test_bench_rejects_a_file_that_is_not_a_model(options: LoadOptions, tmp_path
     (tmp_path / "text.gguf").write_text("hello")
     text = replace(options, file=replace(options.file, path=tmp_path / "text.gguf"))
     with contextlib.closing(Bench(text, TEXT)) as bench:
-        with pytest.raises(TrialError, match=r"text\.gguf: llama\.cpp cannot load it: "):
+        with pytest.raises(BenchError, match=r"text\.gguf: llama\.cpp cannot load it: "):
             bench.speed(REPACKED, DECODE)
         with pytest.raises(EngineError):
             bench.write_logits(64)
-        assert trial_processes() == []
+        assert bench_processes() == []
 
 
-def test_trial_continues_after_errors_up_to_its_end(bench: Bench) -> None:
-    trial = bench._trial(REPACKED)
+def test_bench_process_continues_after_errors_up_to_its_end(bench: Bench) -> None:
+    process = bench._process(REPACKED)
 
     def measure(length: int, *arguments: Any) -> Any:
-        return trial.request("measure", Tuning(slots=1), length, *arguments)
+        return process.request("measure", Tuning(slots=1), length, *arguments)
 
     assert measure(128, "time_job", DECODE)[0] > 0
     for _ in range(2):
-        with pytest.raises(TrialError, match="not enough memory for"):
+        with pytest.raises(BenchError, match="not enough memory for"):
             measure(2**32, "time_job", DECODE)
-    with pytest.raises(TrialError, match="/dev/full/logits: Not a directory"):
+    with pytest.raises(BenchError, match="/dev/full/logits: Not a directory"):
         measure(64, "write_logits", 8, Path("/dev/full/logits"))
     assert bench.speed(REPACKED, DECODE) > 0
-    with pytest.raises(TrialError, match=r"ended with exit code 1: AttributeError: 'TrialModel' object has no"):
-        trial.request("time_nothing")
+    with pytest.raises(BenchError, match=r"ended with exit code 1: AttributeError: 'BenchModel' object has no"):
+        process.request("time_nothing")
 
 
-def test_bench_reports_the_signal_that_killed_a_trial(bench: Bench) -> None:
+def test_bench_reports_the_signal_that_killed_a_process(bench: Bench) -> None:
     bench.speed(NOT_REPACKED, DECODE)
-    [other] = trial_processes()
+    [other] = bench_processes()
     bench.speed(REPACKED, DECODE)
-    [killed] = [child for child in trial_processes() if child != other]
+    [killed] = [child for child in bench_processes() if child != other]
     killed.send_signal(signal.SIGKILL)
-    with pytest.raises(TrialError, match=r"^llama\.cpp ended with signal 9$"):
+    with pytest.raises(BenchError, match=r"^llama\.cpp ended with signal 9$"):
         bench.speed(REPACKED, DECODE)
-    with pytest.raises(TrialError, match="signal 9"):
+    with pytest.raises(BenchError, match="signal 9"):
         bench.speed(REPACKED, PREFILL)
     assert bench.speed(NOT_REPACKED, DECODE) > 0
 
@@ -244,8 +244,8 @@ def test_bench_repeats_a_short_text_and_imports_nothing_from_here(
 def test_tune_measures_a_real_model_and_saves_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cerebrum_cli.tune.search.RUN_S", 0.05)
     monkeypatch.setattr("cerebrum_cli.tune.tune.SEARCH_S", 1.0)
-    monkeypatch.setattr("cerebrum_cli.engine.trials.MIN_CPU_SHARE", 0.0)  # the other tests use the CPU
-    monkeypatch.setattr("cerebrum_cli.engine.trials.MIN_SHARE_OF_BEST", 0.0)
+    monkeypatch.setattr("cerebrum_cli.engine.bench.MIN_CPU_SHARE", 0.0)  # the other tests use the CPU
+    monkeypatch.setattr("cerebrum_cli.engine.bench.MIN_SHARE_OF_BEST", 0.0)
     done = run_here({}, tmp_path, "tune", NANO, "--threads", "1")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
@@ -261,24 +261,24 @@ def test_tune_measures_a_real_model_and_saves_what_it_found(tmp_path: Path, monk
 
 
 def test_tune_interrupted_by_a_signal_leaves_nothing(tmp_path: Path) -> None:
-    trials = tmp_path / "cache" / "cerebrum" / "trials"
+    folder = tmp_path / "cache" / "cerebrum" / "trials"
     running = CommandLine(tmp_path).start("tune", NANO, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
-    processes = wait_for(lambda: len(trial_processes(running.pid)) > 1 and trial_processes(running.pid))
-    assert list(trials.glob(".cerebrum-tune.*"))
+    processes = wait_for(lambda: len(bench_processes(running.pid)) > 1 and bench_processes(running.pid))
+    assert list(folder.glob(".cerebrum-tune.*"))
     running.send_signal(signal.SIGTERM)
     out, err = running.communicate(timeout=30)
     assert (running.returncode, out) == (143, b"")
     assert b"Traceback" not in err
     assert b"nothing was saved" in err
     wait_for_end(processes)
-    assert list(trials.iterdir()) == []
+    assert list(folder.iterdir()) == []
     assert list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json")) == []
 
 
-def test_trials_exit_with_their_parent(tmp_path: Path) -> None:
+def test_bench_processes_exit_with_their_parent(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     running = CommandLine(tmp_path).start("tune", NANO, env={"TMPDIR": str(tmp_path / "tmp")})
-    processes = wait_for(lambda: trial_processes(running.pid))
+    processes = wait_for(lambda: bench_processes(running.pid))
     running.kill()
     running.communicate(timeout=30)
     wait_for_end(processes)
@@ -286,9 +286,9 @@ def test_trials_exit_with_their_parent(tmp_path: Path) -> None:
 
 def test_bench_repeats_disturbed_runs_and_counts_disturbed_jobs(bench: Bench) -> None:
     shares = iter([0.5, 0.5, 0.99, 0.5, 0.5, 0.5, 0.4, 0.99, 0.5, 0.99])
-    trial = bench._trial(REPACKED)
-    request = trial.request
-    trial.request = lambda *request_: (request(*request_)[0], next(shares))  # type: ignore[method-assign]
+    process = bench._process(REPACKED)
+    request = process.request
+    process.request = lambda *request_: (request(*request_)[0], next(shares))  # type: ignore[method-assign]
     assert bench.speed(REPACKED, DECODE) > 0
     assert bench.disturbed_jobs == 0, "the third run was undisturbed"
     assert bench.speed(REPACKED, DECODE) > 0

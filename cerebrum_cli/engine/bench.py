@@ -1,7 +1,7 @@
-"""Measurements of a model, each way of loading it in a child process of its own (`engine/llama/trial_process.py`).
+"""Measurements of a model, each way of loading it in a child process of its own (`engine/llama/bench_process.py`).
 
 Thread pools of different sizes slow each other down within one process, peak memory is measured per process, and a
-crash costs only one trial. Trials that are compared stay loaded together while memory allows.
+crash costs only one of them. Those that are compared stay loaded together while memory allows.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ class Closeness(NamedTuple):
     mean_kld: float
 
 
-class TrialError(EngineError):
+class BenchError(EngineError):
     """These settings cannot be tried on this machine; the message gives the reason."""
 
 
-class Trial:
-    """A child process with a loaded model, which runs functions of `engine/llama/trial_process.py` by name."""
+class BenchProcess:
+    """A child process with a loaded model, which runs functions of `engine/llama/bench_process.py` by name."""
 
     load_s: float
     devices: tuple[Device, ...]
@@ -76,7 +76,7 @@ class Trial:
         with log.open("wb") as errors:
             self._child = subprocess.Popen(
                 # -P: do not import modules from the current directory
-                [sys.executable, "-P", "-m", "cerebrum_cli.engine.llama.trial_process"],
+                [sys.executable, "-P", "-m", "cerebrum_cli.engine.llama.bench_process"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -89,7 +89,7 @@ class Trial:
             raise
 
     def request(self, name: str, *arguments: Any) -> Any:
-        """Call a function in the process. TrialError if it fails, or the process has exited."""
+        """Call a function in the process. BenchError if it fails, or the process has exited."""
         assert self._child.stdin and self._child.stdout
         try:
             pickle.dump((name, arguments), self._child.stdin)
@@ -97,8 +97,8 @@ class Trial:
             result, self.peak_memory = pickle.load(self._child.stdout)
         except (BrokenPipeError, EOFError, pickle.UnpicklingError):
             reason = f"llama.cpp ended with {self._exit_reason()}"
-            raise TrialError(reason, "show its log with cerebrum ask --set verbose=on") from None
-        if isinstance(result, TrialError):
+            raise BenchError(reason, "show its log with cerebrum ask --set verbose=on") from None
+        if isinstance(result, BenchError):
             raise result
         return result
 
@@ -116,9 +116,9 @@ class Trial:
 
 
 class Bench:
-    """Measures tunings of one model, given its default options and files; most methods may raise TrialError.
+    """Measures tunings of one model, given its default options and files; most methods may raise BenchError.
 
-    Temporary files go to a new directory in `directory`. `gpus` are those known before the first trial.
+    Temporary files go to a new directory in `directory`. `gpus` are those known before the first process.
     `disturbed_jobs` counts the jobs during which other programs used the CPU in every attempt.
     """
 
@@ -134,7 +134,7 @@ class Bench:
         self._options = options
         self._text = text
         self._unread_paths = tuple(paths or (options.file.path,))
-        self._trials: dict[Tuning, Trial] = {}
+        self._processes: dict[Tuning, BenchProcess] = {}
         self._resources = contextlib.ExitStack()
         folder = work_directory(directory or Path(tempfile.gettempdir()), "cerebrum-tune")
         self._folder = self._resources.enter_context(folder)
@@ -146,7 +146,7 @@ class Bench:
     @property
     def devices(self) -> tuple[Device, ...]:
         if self._devices is None:
-            self._devices = self._trial(Tuning()).devices
+            self._devices = self._process(Tuning()).devices
         return self._devices
 
     def speed(self, tuning: Tuning, job: BenchJob) -> float:
@@ -178,13 +178,13 @@ class Bench:
 
     def load_stats(self, tuning: Tuning) -> tuple[float, int]:
         """Load time in seconds, and peak memory of the process in bytes."""
-        trial = self._trial(tuning)
-        return trial.load_s, trial.peak_memory
+        process = self._process(tuning)
+        return process.load_s, process.peak_memory
 
     def reload(self, tuning: Tuning) -> float:
         """Load the model again and measure the seconds."""
-        self._close_trial(load_settings(tuning))
-        return self._trial(tuning).load_s
+        self._close(load_settings(tuning))
+        return self._process(tuning).load_s
 
     def write_logits(self, tokens: int) -> Path:
         """Write the logits for the first tokens of the probe text to a file that exists until `close`."""
@@ -199,8 +199,8 @@ class Bench:
 
     def release(self) -> None:
         """End all processes to free memory; the next measurement starts them again."""
-        for settings in list(self._trials):
-            self._close_trial(settings)
+        for settings in list(self._processes):
+            self._close(settings)
 
     def close(self) -> None:
         self.release()
@@ -215,38 +215,38 @@ class Bench:
     def _request(self, tuning: Tuning, length: int, sequences: int, name: str, *arguments: Any) -> Any:
         """Call a function on the probe text, in a context for a number of sequences of this length."""
         options = self._options.with_tuning(replace(tuning, slots=sequences))
-        trial = self._trial(tuning, replace(options.context, length=length, n_ubatch=CPU_UBATCH))
-        return trial.request("measure", replace(tuning, slots=sequences), length, name, *arguments)
+        process = self._process(tuning, replace(options.context, length=length, n_ubatch=CPU_UBATCH))
+        return process.request("measure", replace(tuning, slots=sequences), length, name, *arguments)
 
-    def _trial(self, tuning: Tuning, context: ContextOptions | None = None) -> Trial:
-        """Get or start a process with these settings, closing others for memory; TrialError if it lacks memory."""
+    def _process(self, tuning: Tuning, context: ContextOptions | None = None) -> BenchProcess:
+        """Get or start a process with these settings, closing others for memory; BenchError if it lacks memory."""
         settings, context = load_settings(tuning), context or ContextOptions(0, 1, 1, CPU_UBATCH)
         options, sizes = self._options.with_tuning(settings), self._options.file.sizes
-        trial = self._trials.pop(settings, None)  # reinserted last, so that the least recently used closes first
+        process = self._processes.pop(settings, None)  # reinserted last, so that the least recently used closes first
         offloaded = plan_layers(sizes, options.gpu_layers, context, self._gpus)
         planned = host_bytes(memory_needs(sizes, context, offloaded), self._gpus)
-        needed = planned - trial.host_bytes if trial else planned
+        needed = planned - process.host_bytes if process else planned
         try:
-            while self._trials and not has_memory(needed):
-                self._close_trial(next(iter(self._trials)))
+            while self._processes and not has_memory(needed):
+                self._close(next(iter(self._processes)))
             if not has_memory(needed):  # before the system kills this process or another
                 total, free = (needed + HEADROOM) / 1e9, available_memory() / 1e9
-                raise TrialError(f"needs {total:.1f} GB; {free:.1f} GB is free")
+                raise BenchError(f"needs {total:.1f} GB; {free:.1f} GB is free")
         finally:
-            if trial:
-                self._trials[settings] = trial
-        if trial is None:
+            if process:
+                self._processes[settings] = process
+        if process is None:
             read_files(self._unread_paths)
             self._unread_paths = ()
-            log = self._folder / f"{len(self._trials)}-{time.monotonic_ns()}.log"
-            trial = self._trials[settings] = Trial(options, self._text, log)
-            self._devices = trial.devices
-        trial.host_bytes = max(planned, trial.host_bytes)
-        return trial
+            log = self._folder / f"{len(self._processes)}-{time.monotonic_ns()}.log"
+            process = self._processes[settings] = BenchProcess(options, self._text, log)
+            self._devices = process.devices
+        process.host_bytes = max(planned, process.host_bytes)
+        return process
 
-    def _close_trial(self, settings: Tuning) -> None:
-        if trial := self._trials.pop(settings, None):
-            trial.close()
+    def _close(self, settings: Tuning) -> None:
+        if process := self._processes.pop(settings, None):
+            process.close()
 
 
 BenchFactory = Callable[..., Bench]
