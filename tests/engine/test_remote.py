@@ -175,23 +175,6 @@ def test_remote_all_servers_gone_ends_with_an_error() -> None:
     assert raised.value.hint == "start one or correct the URL, then run the same command again"
 
 
-def test_remote_request_that_three_servers_failed_at_is_refused() -> None:
-    with serving(unicode_model) as [server], connected(server) as engine:
-        server.arm(times=4, status=500, message="assertion failed")  # the first may be an outage
-        events = events_of(engine, request_of("bad"))
-        [refused] = [event for event in events if isinstance(event, RefusedEvent)]
-        assert refused.error.message == ("this request failed 3 times, last on server 1: assertion failed")
-        assert outcome(events_of(engine, REQUESTS[0])) == summaries(local_replies(unicode_model, REQUESTS[0]))
-
-
-def test_remote_last_request_outlives_an_outage_of_the_only_server() -> None:
-    timeouts = replace(QUICK, retries=(0.01,) * 5)
-    with serving(unicode_model) as [server], connected(server, timeouts=timeouts) as engine:
-        server.arm(times=4, status=500)
-        events = events_of(engine, REQUESTS[0])
-    assert outcome(events) == summaries(local_replies(unicode_model, REQUESTS[0]))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("headers", [{}, {"Retry-After": "500"}])
 def test_remote_busy_server_is_noted_once_after_a_while(headers: dict[str, str]) -> None:
@@ -290,15 +273,6 @@ def test_remote_server_whose_load_is_known_only_at_times_is_lost() -> None:
             assert server.completions()[0].is_left
             events = list(replies)
     assert outcome(events) == summaries(local_replies(unicode_model, REQUESTS[0]))
-
-
-@pytest.mark.slow
-def test_remote_stream_of_a_server_without_a_sign_of_life_is_an_error() -> None:
-    with serving(STORY) as [server], connected(server, timeouts=replace(QUICK, silence=0.2)) as engine:
-        stuck = server.arm(hang_after=0)
-        with pytest.raises(EndpointError, match="no sign of life for 0 s") as raised:
-            events_of(engine, request_of("Q", stream=True))
-    assert stuck.struck and raised.value.hint == "check the server, then ask again"
 
 
 @contextmanager
@@ -446,13 +420,6 @@ def test_remote_vocabulary_of_another_size_is_refused() -> None:
         assert "tiny.gguf, whose vocabulary differs from that of the local model" in load_error(server).message
 
 
-def test_remote_prompt_of_another_length_ends_everything() -> None:
-    with serving(random_model) as servers, connected(*servers) as engine:
-        servers[0].arm(edit=lambda _, reply: {**reply, "tokens_evaluated": 3})
-        with pytest.raises(EndpointError, match="evaluated 3 prompt tokens instead of 2"):
-            events_of(engine, request_of("QQ"), *REQUESTS)
-
-
 def test_remote_server_back_with_other_weights_ends_everything() -> None:
     with serving(random_model) as [server], connected(server) as engine:
         server.arm(status=500)
@@ -494,12 +461,9 @@ def test_remote_server_is_used_again_once_it_has_its_own_model() -> None:
         wait_until(answers)
 
 
-def test_remote_key_is_required_sent_and_never_shown() -> None:
+def test_remote_key_is_sent_and_never_shown() -> None:
     with serving(random_model) as [server]:
         server.key = "sesame"
-        assert load_error(server).message == f"{server.url} requires an API key"
-        error = load_error(server, key="wrong-key")
-        assert error.message == f"{server.url} refuses this API key" and "wrong-key" not in repr(error)
         with connected(server, key="sesame") as engine:
             assert len(replies_of(engine, REQUESTS[0])) == 1
             server.arm(status=403)
@@ -511,10 +475,7 @@ def test_remote_key_is_required_sent_and_never_shown() -> None:
 def test_remote_served_model_is_chosen_by_name() -> None:
     with serving(random_model) as [server]:
         server.models = ("a.gguf", "b.gguf")
-        error = load_error(server)
-        assert error.message == f"{server.url} serves several models"
-        assert error.hint == "choose one with --set served_model_name=NAME: a.gguf, b.gguf"
-        assert load_error(server, served_model="c").message == f"{server.url} does not serve the model 'c'"
+        assert load_error(server).hint == "choose one with --set served_model_name=NAME: a.gguf, b.gguf"
         with connected(server, served_model="b.gguf") as engine:
             replies_of(engine, REQUESTS[0])
         assert server.completions()[0].body["model"] == "b.gguf"
@@ -538,20 +499,6 @@ def test_remote_start_waits_for_a_server(is_loading: bool) -> None:
                 server.start()
             list(loading)
             assert len(replies_of(engine, REQUESTS[0])) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 500}, {"status": 429, "headers": {"Retry-After": "0"}}])
-def test_remote_servers_that_never_answer_end_with_an_error(fault: dict[str, Any]) -> None:
-    timeouts = replace(QUICK, patience=0.2, waits_at_start=True)
-    with serving(random_model) as [server]:
-        armed = server.arm(path="/v1/models", times=None, **fault)
-        assert isinstance(load_error(server, timeouts=timeouts), NoServerError)
-        armed.disarm()
-        with connected(server, timeouts=timeouts) as engine:
-            server.arm(times=300, **fault)
-            with pytest.raises(NoServerError, match="scripted"):
-                events_of(engine, *REQUESTS)
 
 
 def test_remote_server_missing_at_the_start_is_noted_and_joins() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from scripted_backend import endless, random_model
 from server_kinds import KINDS, LlamaServer, SglangServer, VllmServer
 
 from cerebrum_cli.core.errors import EndpointError
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, TokenEvent
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.engine.remote.description import KINDS as SERVER_KINDS
 from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
 from cerebrum_cli.engine.sequence import Request
@@ -30,30 +30,36 @@ ALL = "20 replies"
 
 def transcript(engine: RemoteEngine, servers: Sequence[ModelServer], requests: Sequence[Request]) -> list[str]:
     """What happens to requests, each line once: notices, refusals, the number of right replies, and the error."""
-    events, lines = list[Event](), dict[str, None]()
+    events, lines, replies, error = list[Event](), list[str](), 0, None
     local = local_replies(servers[0].model, *requests)
     try:
         with closing(engine.complete(requests)) as completions:
             events += completions
-    except EndpointError as error:
-        assert error.hint
-        text = "".join(event.text for event in events if isinstance(event, TokenEvent))
-        lines[f"{'text, then ' if text else ''}error: {error.message}"] = None
-        assert any(reply.text.startswith(text) for reply in local.values())
-    replies = 0
+    except EndpointError as raised:
+        error = raised
     for event in events:
         if isinstance(event, NoticeEvent) and not event.message.endswith(" is available again"):
-            lines[event.message] = None
+            lines.append(event.message)
         elif isinstance(event, RefusedEvent):
-            lines[f"{type(event.error).__name__}: {event.error.message}"] = None
+            lines.append(f"{type(event.error).__name__}: {event.error.message}")
             assert event.error.hint
         elif isinstance(event, FinishEvent):
-            whole = [each for each in events if isinstance(each, TokenEvent) and each.sequence == event.sequence]
-            assert [token for each in whole for token in each.tokens] == local[event.sequence].ids
-            assert event.reason == local[event.sequence].reason
             replies += 1
-    lines |= {f"{replies} replies": None} if replies else {}
-    return [named(line, servers) for line in lines]
+            assert tokens_of(events, event.sequence) == local[event.sequence].ids
+            assert event.reason == local[event.sequence].reason
+    if replies and not error:
+        lines.append(f"{replies} replies")
+    if error:
+        shown = requests[0].stream and tokens_of(events, SequenceId(0))
+        assert error.hint and (not shown or shown == local[SequenceId(0)].ids[: len(shown)])
+        lines.append(f"{'text, then ' if shown else ''}error: {error.message}")
+    return [named(line, servers) for line in dict.fromkeys(lines)]
+
+
+def tokens_of(events: Iterable[Event], id: SequenceId) -> list[int]:
+    return [
+        token for event in events if isinstance(event, TokenEvent) and event.sequence == id for token in event.tokens
+    ]
 
 
 def named(line: str, servers: Sequence[ModelServer]) -> str:
@@ -211,6 +217,58 @@ def test_server_fault_in_a_stream(kind: type[ModelServer], name: str) -> None:
         assert transcript(engine, servers, [STREAM])[-1] == "1 replies"
 
 
+# The only server.
+
+ANOTHER_VOCABULARY = {"path": "/tokenize", "body": b'{"tokens":[1,2,3]}', "times": None}
+DIFFERS = "first serves tiny.gguf, whose vocabulary differs from that of the local model"
+UNAVAILABLE = "first is unavailable: scripted"
+NEVER = {"patience": 0.2}
+ONLY: dict[str, tuple[list[dict[str, Any]], dict[str, Any], Sequence[Request], list[str]]] = {
+    "an outage outlived by the last request": (
+        [{"status": 500, "times": 4}],
+        {"retries": (0.01,) * 5},
+        ROWS[:1],
+        [UNAVAILABLE, "1 replies"],
+    ),
+    "a request at which it fails": (  # the first time may be an outage
+        [{"status": 500, "times": 4}],
+        {},
+        ROWS[:1],
+        [UNAVAILABLE, "EndpointError: this request failed 3 times, last on server 1: scripted"],
+    ),
+    "a silent stream": ([{"hang_after": 0}], {"silence": 0.2}, [STREAM], ["error: first: silence"]),
+    "500": ([{"status": 500, "times": 300}], NEVER, ROWS, [UNAVAILABLE, "error: no server answers (first: scripted)"]),
+    "503": ([{"status": 503, "times": 300}], NEVER, ROWS, ["error: no server answers (first: scripted)"]),
+    "429": (
+        [{"status": 429, "headers": {"Retry-After": "0"}, "times": 300}],
+        NEVER,
+        ROWS,
+        ["error: no server answers (first: scripted)"],
+    ),
+    "403": ([{"status": 403}], {}, ROWS, ["error: first requires an API key"]),
+    "another prompt": (
+        [{"edit": lambda _, reply: {**reply, "tokens_evaluated": 9}}],
+        {},
+        ROWS[:1],
+        ["error: the server evaluated 9 prompt tokens instead of 2"],
+    ),
+    "another vocabulary later": ([{"status": 500}, ANOTHER_VOCABULARY], {}, ROWS, ["error: " + DIFFERS]),
+}
+
+
+@pytest.mark.parametrize("name", ONLY)
+def test_server_fault_of_the_only_one(name: str) -> None:
+    faults, timeouts, requests, expected = ONLY[name]
+    model = STORY if requests[0].stream else random_model
+    with (
+        serving_kind(LlamaServer, model) as servers,
+        connected(*servers, timeouts=replace(QUICK, **timeouts)) as engine,
+    ):
+        for fault in faults:
+            servers[0].arm(**fault)
+        assert transcript(engine, servers, requests)[-len(expected) :] == expected
+
+
 # Requests that a server refuses.
 
 VLLM_TOO_LONG = "This model's maximum context length is 50 tokens. However, your prompt has 60 input tokens"
@@ -245,6 +303,7 @@ def test_server_refuses_a_request_and_answers_the_others(
 # Connecting.
 
 OTHER_OWNER = b'{"object":"list","data":[{"id":"x"}]}'
+UNREACHED = "no server answers (first: scripted)"
 MODELS: dict[str, Any] = {"path": "/v1/models", "times": None}
 START_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({**MODELS, "status": 401, "body": b'{"error":"Unauthorized"}'}, "first requires an API key"),
@@ -257,9 +316,14 @@ START_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"path": "description", "body": b"{}"}, "first: unexpected response to /v1/models or description"),
     ({"path": "/tokenize", "body": b"[]"}, "first: /tokenize fails: list indices must be integers or slices, not str"),
     ({"path": "/tokenize", "body": b"{}"}, "first: /tokenize fails: 'tokens'"),
-    (
-        {"path": "/tokenize", "body": b'{"tokens":[1,2,3]}'},
-        "first serves tiny.gguf, whose vocabulary differs from that of the local model",
+    (ANOTHER_VOCABULARY, DIFFERS),
+    ({"server": {"key": "sesame"}}, "first requires an API key"),
+    ({"server": {"key": "sesame"}, "endpoint": {"key": "wrong-key"}}, "first refuses this API key"),
+    ({"server": {"models": ("a", "b")}}, "first serves several models"),
+    ({"server": {"models": ("a", "b")}, "endpoint": {"served_model": "c"}}, "first does not serve the model 'c'"),
+    *(
+        ({**MODELS, **fault, "timeouts": replace(QUICK, patience=0.2, waits_at_start=True)}, UNREACHED)
+        for fault in ({"status": 503}, {"status": 500}, {"status": 429, "headers": {"Retry-After": "0"}})
     ),
 ]
 
@@ -267,10 +331,15 @@ START_FAULTS: list[tuple[dict[str, Any], str]] = [
 @each_kind
 @pytest.mark.parametrize(("fault", "message"), START_FAULTS)
 def test_server_that_cannot_be_used_is_refused(kind: type[ModelServer], fault: dict[str, Any], message: str) -> None:
+    fault = dict(fault)
+    options = {"timeouts": fault.pop("timeouts", QUICK), **fault.pop("endpoint", {})}
     with serving_kind(kind, random_model) as [server]:
         path = SERVER_KINDS[server.owner].description_path
-        server.arm(**fault | {"path": path if fault["path"] == "description" else fault["path"]})
-        with closing(remote_engine(server)) as engine, pytest.raises(EndpointError) as raised:
+        for name, value in fault.pop("server", {}).items():
+            setattr(server, name, value)
+        if fault:
+            server.arm(**fault | {"path": path if fault["path"] == "description" else fault["path"]})
+        with closing(remote_engine(server, **options)) as engine, pytest.raises(EndpointError) as raised:
             list(engine.load())
-    assert engine.has_failed and raised.value.hint
+    assert engine.has_failed and raised.value.hint and "wrong-key" not in repr(raised.value)
     assert named(raised.value.message, [server]).replace(path, "description") == message
