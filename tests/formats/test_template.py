@@ -269,13 +269,8 @@ def test_earlier_thoughts_are_dropped_as_transformers_does(
     )
     parts = prompt_format.render(replace(THREE_TURNS, thinks=thinks if switch else None))
     assert text_of(parts) == expected
-    assert [text.strip() for text in untrusted(parts) if "thought" not in text] == [
-        "One?",
-        "1.",
-        "Two?",
-        "2.",
-        "Three?",
-    ]
+    shown = [text.strip() for text in untrusted(parts) if "thought" not in text]
+    assert shown == ["One?", "1.", "Two?", "2.", "Three?"]
     assert "<|im_end|> thought" not in expected
     assert chatml.tokenize(parts) == chatml.tokenize((Text(expected, trusted=True),))
 
@@ -371,23 +366,25 @@ def test_sandbox_has_what_templates_expect(source: str, expected: str, chatml: L
     assert text_of(embedded(chatml, source).render(Conversation().user("hi"))) == expected
 
 
+REJECTED = (  # attributes that templates must not reach, and values that are missing
+    *("{{ ''.__class__.__mro__ }}", "{{ ''['__class__']['__mro__'] }}", "{{ (''|attr('__class__')).__mro__ }}"),
+    *("{{ cycler.__init__.__globals__.os.popen('id').read() }}", "{{ lipsum.__globals__['os'] }}"),
+    *("{{ raise_exception.__globals__.jinja2 }}", "{{ strftime_now.__self__.year }}"),
+    *("{{ '{0.__class__.__mro__}'.format(messages) }}", "{{ messages.append(1) }}"),
+    *("{{ messages[0].update(role='system') }}", "{{ self.__init__.__globals__ }}", "{{ messages[9].content }}"),
+    *("{{ nowhere.content }}", "{{ nowhere() }}"),
+)
+UNPARSABLE = (
+    *("{% for %}", "{{ ", "{% generation %}", "{{ a | nofilter }}", "{% if a %}" * 200 + "{% endif %}" * 200),
+    *("{{ " + "(" * 100_000 + ")" * 100_000 + " }}", "{{ " + "9" * 5000 + " }}"),
+)
+
+
 @pytest.mark.parametrize(
     ("source", "error"),
     [
-        ("{{ ''.__class__.__mro__ }}", "rejects"),
-        ("{{ ''['__class__']['__mro__'] }}", "rejects"),
-        ("{{ (''|attr('__class__')).__mro__ }}", "rejects"),
-        ("{{ cycler.__init__.__globals__.os.popen('id').read() }}", "rejects"),
-        ("{{ lipsum.__globals__['os'] }}", "rejects"),
-        ("{{ raise_exception.__globals__.jinja2 }}", "rejects"),
-        ("{{ strftime_now.__self__.year }}", "rejects"),
-        ("{{ '{0.__class__.__mro__}'.format(messages) }}", "rejects"),
-        ("{{ messages.append(1) }}", "rejects"),
-        ("{{ messages[0].update(role='system') }}", "rejects"),
-        ("{{ self.__init__.__globals__ }}", "rejects"),
-        ("{{ messages[9].content }}", "rejects"),
-        ("{{ nowhere.content }}", "rejects"),
-        ("{{ nowhere() }}", "rejects"),
+        *((source, "rejects") for source in REJECTED),
+        *((source, "cannot be parsed") for source in UNPARSABLE),
         ("{{ raise_exception('two\nlines') }}", "rejects this conversation: two lines"),
         ("{{ raise_exception('') }}", "rejects this conversation: TemplateError"),
         ("{% for i in range(10 ** 9) %}{% endfor %}", "fails: OverflowError"),
@@ -398,14 +395,7 @@ def test_sandbox_has_what_templates_expect(source: str, expected: str, chatml: L
         ("{{ messages | tojson(indent=[]) }}", "fails: TypeError"),
         ("{% include 'other' %}", "fails: TypeError"),
         ("{% import '/etc/passwd' as x %}", "fails: TypeError"),
-        ("{% for %}", "cannot be parsed"),
-        ("{{ ", "cannot be parsed"),
         ("{% nonsense %}", "cannot be parsed: Encountered unknown tag 'nonsense'."),
-        ("{% generation %}", "cannot be parsed"),
-        ("{{ a | nofilter }}", "cannot be parsed"),
-        ("{{ " + "(" * 100_000 + ")" * 100_000 + " }}", "cannot be parsed"),
-        ("{% if a %}" * 200 + "{% endif %}" * 200, "cannot be parsed"),
-        ("{{ " + "9" * 5000 + " }}", "cannot be parsed"),
     ],
 )
 def test_invalid_template_is_a_one_line_error(source: str, error: str, chatml: LlamaBackend) -> None:

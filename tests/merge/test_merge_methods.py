@@ -352,43 +352,37 @@ def test_merge_slerp_takes_heads_of_one_tensor_together(tmp_path: Path) -> None:
 
 # Names of Hugging Face files, and those of the tensors that llama.cpp's converter makes of them.
 
-EXPERTS = "block_sparse_moe.experts"
-ATTENTION = [
-    ("llama", f"self_attn.{part}_proj.weight", f"attn_{name}.weight")
-    for part, name in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "output"))
-]
+ARCHITECTURE_NAMES = {  # pairs of names, after `model.layers.0.` and `blk.0.`
+    "llama": """
+        self_attn.q_proj.weight attn_q.weight  self_attn.k_proj.weight attn_k.weight
+        self_attn.v_proj.weight attn_v.weight  self_attn.o_proj.weight attn_output.weight
+        mlp.gate_proj.weight ffn_gate.weight  mlp.up_proj.weight ffn_up.weight  mlp.down_proj.weight ffn_down.weight
+        input_layernorm.weight attn_norm.weight  post_attention_layernorm.weight ffn_norm.weight
+        block_sparse_moe.gate.weight ffn_gate_inp.weight  mlp.gate.weight ffn_gate_inp.weight
+        block_sparse_moe.experts.w1.weight ffn_gate_exps.weight
+        block_sparse_moe.experts.w2.weight ffn_down_exps.weight  block_sparse_moe.experts.w3.weight ffn_up_exps.weight
+        mlp.experts.gate_up_proj ffn_gate_exps.weight  mlp.experts.gate_up_proj ffn_up_exps.weight
+        mlp.experts.down_proj ffn_down_exps.weight""",
+    "qwen3": "self_attn.q_norm.weight attn_q_norm.weight",
+    "qwen3moe": "mlp.experts.gate_proj.weight ffn_gate_exps.weight",
+    "qwen2moe": """
+        mlp.shared_expert_gate.weight ffn_gate_inp_shexp.weight
+        mlp.shared_expert.up_proj.weight ffn_up_shexp.weight""",
+    "deepseek2": """
+        mlp.shared_experts.gate_proj.weight ffn_gate_shexp.weight  mlp.gate.e_score_correction_bias exp_probs_b.bias
+        self_attn.q_a_proj.weight attn_q_a.weight  self_attn.q_b_proj.weight attn_q_b.weight
+        self_attn.kv_a_proj_with_mqa.weight attn_kv_a_mqa.weight  self_attn.kv_a_layernorm.weight attn_kv_a_norm.weight
+        self_attn.kv_b_proj.weight attn_kv_b.weight  self_attn.kv_b_proj.weight attn_k_b.weight
+        self_attn.kv_b_proj.weight attn_v_b.weight""",
+    "gpt-oss": """
+        self_attn.sinks attn_sinks.weight  mlp.router.weight ffn_gate_inp.weight
+        mlp.experts.gate_up_proj ffn_gate_exps.weight  mlp.experts.gate_up_proj_bias ffn_up_exps.bias
+        mlp.experts.down_proj_bias ffn_down_exps.bias  post_attention_layernorm.weight post_attention_norm.weight""",
+}
 NAMES = [
-    *ATTENTION,
-    *(("llama", f"mlp.{part}_proj.weight", f"ffn_{part}.weight") for part in ("gate", "up", "down")),
-    ("llama", "input_layernorm.weight", "attn_norm.weight"),
-    ("llama", "post_attention_layernorm.weight", "ffn_norm.weight"),
-    ("qwen3", "self_attn.q_norm.weight", "attn_q_norm.weight"),
-    ("llama", "block_sparse_moe.gate.weight", "ffn_gate_inp.weight"),
-    ("llama", "mlp.gate.weight", "ffn_gate_inp.weight"),
-    ("llama", f"{EXPERTS}.w1.weight", "ffn_gate_exps.weight"),
-    ("llama", f"{EXPERTS}.w2.weight", "ffn_down_exps.weight"),
-    ("llama", f"{EXPERTS}.w3.weight", "ffn_up_exps.weight"),
-    ("llama", "mlp.experts.gate_up_proj", "ffn_gate_exps.weight"),
-    ("llama", "mlp.experts.gate_up_proj", "ffn_up_exps.weight"),
-    ("llama", "mlp.experts.down_proj", "ffn_down_exps.weight"),
-    ("qwen3moe", "mlp.experts.gate_proj.weight", "ffn_gate_exps.weight"),
-    ("qwen2moe", "mlp.shared_expert_gate.weight", "ffn_gate_inp_shexp.weight"),
-    ("qwen2moe", "mlp.shared_expert.up_proj.weight", "ffn_up_shexp.weight"),
-    ("deepseek2", "mlp.shared_experts.gate_proj.weight", "ffn_gate_shexp.weight"),
-    ("deepseek2", "mlp.gate.e_score_correction_bias", "exp_probs_b.bias"),
-    ("deepseek2", "self_attn.q_a_proj.weight", "attn_q_a.weight"),
-    ("deepseek2", "self_attn.q_b_proj.weight", "attn_q_b.weight"),
-    ("deepseek2", "self_attn.kv_a_proj_with_mqa.weight", "attn_kv_a_mqa.weight"),
-    ("deepseek2", "self_attn.kv_a_layernorm.weight", "attn_kv_a_norm.weight"),
-    ("deepseek2", "self_attn.kv_b_proj.weight", "attn_kv_b.weight"),
-    ("deepseek2", "self_attn.kv_b_proj.weight", "attn_k_b.weight"),
-    ("deepseek2", "self_attn.kv_b_proj.weight", "attn_v_b.weight"),
-    ("gpt-oss", "self_attn.sinks", "attn_sinks.weight"),
-    ("gpt-oss", "mlp.router.weight", "ffn_gate_inp.weight"),
-    ("gpt-oss", "mlp.experts.gate_up_proj", "ffn_gate_exps.weight"),
-    ("gpt-oss", "mlp.experts.gate_up_proj_bias", "ffn_up_exps.bias"),
-    ("gpt-oss", "mlp.experts.down_proj_bias", "ffn_down_exps.bias"),
-    ("gpt-oss", "post_attention_layernorm.weight", "post_attention_norm.weight"),
+    (architecture, name, stored)
+    for architecture, text in ARCHITECTURE_NAMES.items()
+    for name, stored in zip(text.split()[::2], text.split()[1::2], strict=True)
 ]
 
 
@@ -407,7 +401,9 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize(("architecture", "stored"), sorted({(each[0], each[2]) for each in NAMES}))
+@pytest.mark.parametrize(
+    ("architecture", "stored"), sorted({(architecture, stored) for architecture, _, stored in NAMES})
+)
 def test_merge_names_of_tensors_are_the_converters(architecture: str, stored: str) -> None:
     mapped = gguf.get_tensor_name_map(ARCHITECTURES[architecture], 1)
     stem = stored.rpartition(".")[0]
