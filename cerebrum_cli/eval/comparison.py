@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 from cerebrum_cli.eval.estimates import ROUNDING, SEED, Clusters, Interval, Z, mean, standard_error, wilson, winner
 from cerebrum_cli.eval.questions import QuestionId, Sample
-from cerebrum_cli.eval.report import FormOf, accuracy_of, clusters_of, group_by_question, votes_of
+from cerebrum_cli.eval.report import accuracy_of, clusters_of, group_by_question, votes_of
 
 SIGNIFICANCE = 0.05
 Z_POWER = NormalDist().inv_cdf(0.8)  # a power of 80%
@@ -53,12 +53,12 @@ class Comparison:
     is_significant: bool
 
 
-def outcomes(run: Iterable[Sample], form: FormOf) -> dict[QuestionId, Outcome]:
+def outcomes(run: Iterable[Sample]) -> dict[QuestionId, Outcome]:
     questions = group_by_question(run)
     clusters = clusters_of(list(questions.values())) or list(questions)
     by_question = {}
     for (id, question), cluster in zip(questions.items(), clusters, strict=True):
-        won = winner(votes_of(question, form))
+        won = winner(votes_of(question))
         by_question[id] = Outcome(accuracy_of(question), won and won.form, won is not None and won.correct, cluster)
     return by_question
 

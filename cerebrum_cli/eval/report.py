@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.core.events import EvalProgress
 from cerebrum_cli.eval.estimates import (
     Clusters,
@@ -19,8 +21,7 @@ from cerebrum_cli.eval.estimates import (
 )
 from cerebrum_cli.eval.questions import QuestionId, Sample
 
-FormOf = Callable[[Sample], str | None]
-"""Normal form of a sample's answer, under which votes are counted; None without an answer."""
+_canonical = lru_cache(maxsize=10_000)(canonical)  # samples that vote state few different answers
 
 
 class RunningScore:
@@ -104,7 +105,7 @@ class Report:
     chance: float | None = None
 
 
-def summarize(task: str, run: Sequence[Sample], samples: int, form: FormOf, seconds: float | None) -> Report:
+def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | None) -> Report:
     """Summarize a run of one model, which may be in progress: one or more samples, in any order.
 
     `samples` is how many of them each question gets, `seconds` the time that the whole run took, if it is known.
@@ -124,7 +125,7 @@ def summarize(task: str, run: Sequence[Sample], samples: int, form: FormOf, seco
         accuracy=mean_accuracy(questions),
         maj={
             k: estimate(shares, clusters)
-            for k, shares in majorities([votes_of(question, form) for question in complete]).items()
+            for k, shares in majorities([votes_of(question) for question in complete]).items()
         },
         pass_at={
             k: estimate([pass_at(samples, count, k) for count in correct], clusters)
@@ -155,13 +156,14 @@ def accuracy_of(question: Sequence[Sample]) -> float:
     return mean([sample.correct for sample in question])
 
 
-def votes_of(question: Sequence[Sample], form: FormOf) -> list[Vote]:
+def votes_of(question: Sequence[Sample]) -> list[Vote]:
     """A question's samples as votes; of several, one that ended in a repetition votes for nothing."""
-    silent = ("repetition",) if len(question) > 1 else ()
-    return [
-        Vote(None if sample.finish_reason in silent else form(sample), sample.correct, sample.probability)
-        for sample in question
-    ]
+    votes = []
+    for sample in question:
+        is_silent = sample.answer is None or (sample.finish_reason == "repetition" and len(question) > 1)
+        form = None if is_silent else _canonical(sample.answer or "")
+        votes.append(Vote(form, sample.correct, sample.probability))
+    return votes
 
 
 def clusters_of(questions: Sequence[Sequence[Sample]]) -> Clusters:

@@ -25,7 +25,7 @@ from cerebrum_cli.eval.scorers import (
     reply_scorer,
     rules_of,
 )
-from cerebrum_cli.eval.stored_runs import AGAIN, CHOSEN, DEFAULT_TEMPLATE, Run, form_of, has_rows, require_run, writing
+from cerebrum_cli.eval.stored_runs import AGAIN, CHOSEN, DEFAULT_TEMPLATE, Run, has_rows, require_run, writing
 from cerebrum_cli.runs.output_files import MADE_BY, identify, shown_values, write_record, write_result
 from cerebrum_cli.runs.result import to_json_line
 
@@ -111,7 +111,7 @@ def compare_runs(before: Run, after: Run) -> Comparison:
             "evaluate the same task or the same file",
         )
     outdated = _to_rescore(before, after)
-    runs = [outcomes(_finished_samples(run, run in outdated), form_of) for run in (before, after)]
+    runs = [outcomes(_finished_samples(run, run in outdated)) for run in (before, after)]
     common = [id for id in runs[0] if id in runs[1]]
     if not common:
         raise UsageError(f"{before.name} and {after.name} have no finished question in common", "finish both runs")

@@ -9,14 +9,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, get_args
 
-from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import BatchError, EngineError, UsageError
 from cerebrum_cli.core.files import exists, remove_abandoned, translate_os_errors
@@ -56,7 +54,6 @@ _NOT_IN_NAMES = re.compile(r"[^\w.]+")
 _MAX_NAME = 200  # bytes; file systems have 255, of which suffixes take some
 PROBE_TOKENS = 256  # of the text on which two quantizations are compared
 _REQUIRED = {"task", "model", "match"}  # keys of a run's fingerprint
-_canonical = lru_cache(maxsize=10_000)(canonical)  # samples that vote state few different answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,16 +290,12 @@ def without_rules(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fingerprint.items() if key != SCORING_RULES and value is not None}
 
 
-def form_of(sample: Sample) -> str | None:
-    return None if sample.answer is None else _canonical(sample.answer)
-
-
 def report_of(run: Run, samples: Sequence[Sample]) -> Report:
     """The report of a run, of which at least one sample counts. Skipped ones take no time."""
     notes = run.record.notes
     seconds = notes["seconds"] * len(samples) / notes["timed_samples"] if notes.get("timed_samples") else None
     counted = [sample for sample in samples if not sample.is_skipped]
-    report = summarize(run.task, counted, run.samples_per_question, form_of, seconds)
+    report = summarize(run.task, counted, run.samples_per_question, seconds)
     return replace(report, maj={}) if run.match == "code" else report  # programs are not put to a vote
 
 

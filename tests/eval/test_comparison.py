@@ -213,12 +213,12 @@ def test_outcomes_vote_and_average_the_samples_of_a_question() -> None:
         sample(2, 0, None, False),
         sample(3, 0, "8", False, "text"),
     ]
-    assert outcomes(samples, lambda each: each.answer) == {
+    assert outcomes(samples) == {
         1: Outcome(2 / 3, "7", True, (1,)),
         2: Outcome(0.0, None, False, (2,)),
         3: Outcome(0.0, "8", False, "text"),
     }
-    plain = outcomes([sample(id, 0, "7", True) for id in (4, 9)], lambda each: each.answer)
+    plain = outcomes([sample(id, 0, "7", True) for id in (4, 9)])
     assert [each.cluster for each in plain.values()] == [4, 9]
 
 

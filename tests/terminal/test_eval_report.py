@@ -37,7 +37,7 @@ def sample(id: int | str, number: int, answer: str | None, finish_reason: str = 
 
 
 def report_of(*run: Sample, samples: int = 1, seconds: float = 1.0) -> Report:
-    return summarize("sums", run, samples, lambda sample: sample.answer, seconds)
+    return summarize("sums", run, samples, seconds)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_report_in_progress_votes_on_complete_questions_only() -> None:
     found = report_of(*done, sample(2, 0, "7"), sample(2, 1, "7"), samples=3)
     assert (found.n, found.complete) == (2, 1)
     assert found.accuracy.value == mean([2 / 3, 1.0])
-    votes = votes_of(done, lambda sample: sample.answer)
+    votes = votes_of(done)
     assert {k: [each.value] for k, each in found.maj.items()} == majorities([votes])
     early = report_of(sample(2, 0, "7"), samples=3)
     assert (early.complete, early.maj, early.pass_at) == (0, {}, {})
