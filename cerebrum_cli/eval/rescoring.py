@@ -86,7 +86,7 @@ def save_scores(run: Run, run_code: bool = False) -> Rescored:
                 "restore it, or run cerebrum eval again with --restart",
             )
         again = rescored(run.match, samples, run_code)
-        path = run.row_files[not is_complete]
+        path = run.current_file
         write_record(paths, replace(record, fingerprint=fingerprint), AGAIN)
         with unfinished_file(path, 0o666) as part:
             result = write_result(part.file, (to_json_line(sample_object(sample)).encode() for sample in again.samples))

@@ -199,7 +199,7 @@ def rules_of(match: Match) -> str:
 
 
 def describe_rules(scored_by: str | None) -> str:
-    return f"rules version {scored_by}" if scored_by else "an older version's rules"
+    return f"rules version {scored_by}" if scored_by else "unknown rules"
 
 
 def comparison_of(scored_by: str | None) -> str:

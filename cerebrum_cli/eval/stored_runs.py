@@ -82,8 +82,9 @@ class Run:
 
     @property
     def scored_by(self) -> str | None:
-        """The rules that scored it; None if they are not recorded."""
-        return str(self.record.fingerprint.get(SCORING_RULES) or "") or None
+        """The rules that scored it; None while new scores are being saved."""
+        rules = self.record.fingerprint.get(SCORING_RULES)
+        return None if rules is None else str(rules)
 
     @property
     def outdated(self) -> str:
@@ -135,9 +136,15 @@ class Run:
             return False
         return not has_rows(partial) or identify(whole) == self.record.result
 
+    @property
+    def current_file(self) -> Path:
+        """The file that has its samples."""
+        whole, partial = self.row_files
+        return whole if self.is_complete else partial
+
     def samples(self) -> list[Sample]:
         """The finished samples. Raises UsageError for a file that is not a run."""
-        path = self.row_files[not self.is_complete]
+        path = self.current_file
         try:
             with path.open("rb") as lines:  # the last line of a running or killed run may be incomplete
                 return [parse_sample(json.loads(line)) for line in lines if line.endswith(b"\n")]

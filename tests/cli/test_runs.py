@@ -241,7 +241,7 @@ def test_run_is_extended_with_the_rules_that_scored_it(store: RunStore) -> None:
     for rules, match, words, option in (
         (OLDER, "answer", f"rules version {OLDER}", ""),
         ({"x": 1}, "answer", "rules version {'x': 1}", ""),
-        (None, "code", "an older version's rules", " --run-code"),
+        (None, "code", "unknown rules", " --run-code"),
     ):
         condition = {**CONDITION, "marking": rules, "match": match}
         run = write_run(path, [sample(1)], 2, condition=condition)
@@ -345,7 +345,7 @@ def test_comparison_is_of_scores_by_one_version(tmp_path: Path) -> None:
     def again(run: str, rules: str) -> str:
         return f"{run} was scored by {rules}; for this comparison its replies were scored again by rules version {NOW}"
 
-    newer, older, unknown = f"rules version {NEWER}", f"rules version {OLDER}", "an older version's rules"
+    newer, older, unknown = f"rules version {NEWER}", f"rules version {OLDER}", "unknown rules"
     assert compared(NOW, NOW) == compared(NEWER, NEWER) == ([0, 1], [])
     assert compared(OLDER, NOW) == ([1, 1], [again("a", older)])
     assert compared(NEWER, NOW) == ([1, 1], [again("a", newer)])
