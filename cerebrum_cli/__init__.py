@@ -17,6 +17,15 @@ from cerebrum_cli.core.version import __version__ as __version__
 
 __all__ = ["CerebrumError", "Conversation", "MajorityVote", "Model", "Reply", "open_model"]
 
+_MODULES = {
+    "CerebrumError": "core.errors",
+    "Conversation": "core.conversation",
+    "MajorityVote": "model.voting",
+    "Model": "model.interface",
+    "Reply": "model.reply",
+    "open_model": "model.interface",
+}
+
 if TYPE_CHECKING:
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.errors import CerebrumError
@@ -27,10 +36,8 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Import a name of the interface when it is first used: the command line needs few of them."""
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from cerebrum_cli.core import conversation, errors
-    from cerebrum_cli.model import interface
+    from importlib import import_module
 
-    modules = (interface, conversation, errors)
-    return next(getattr(module, name) for module in modules if hasattr(module, name))
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

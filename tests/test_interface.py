@@ -1,0 +1,174 @@
+"""The library: `open_model` and its replies; the examples of its page run as printed, also beside an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import ROOT, environment_of, start_python
+from server_kinds import LlamaServer
+from vocabularies import open_vocabulary
+
+import cerebrum_cli
+from cerebrum_cli import Conversation, Model, open_model
+from cerebrum_cli.core.errors import ModelNotFound, PromptTooLong, UsageError
+from cerebrum_cli.models.library import NANO
+
+PAGE = (ROOT / "docs/how-to/use-from-python.md").read_text(encoding="utf-8")
+OPENING, *EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+SUM, ANSWER = "What is 12 plus 30?", "12 plus 30 makes 42. The answer is 42."
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    home = tmp_path_factory.mktemp("library")
+    with environment_of({"HOME": str(home), "PATH": ""}), open_model("nano", threads=1) as model:
+        yield model
+
+
+def runnable(example: str) -> str:
+    return example.replace("qwen3.5-4b", "nano").replace("cerebrum-7b", "nano")
+
+
+def test_library_page_begins_with_a_whole_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with environment_of({"HOME": str(tmp_path), "PATH": ""}):
+        exec(runnable(OPENING), {})
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("beside_a_loop", [False, True])
+def test_library_examples_run_as_printed(
+    model: Model, beside_a_loop: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    printed = []
+
+    def run_examples() -> None:
+        for example in EXAMPLES:
+            if "localhost" in example or (beside_a_loop and "asyncio.run" in example):
+                continue
+            exec(runnable(example), {"open_model": open_model, "model": model})
+            printed.append(capsys.readouterr().out.strip())
+
+    async def main() -> None:
+        run_examples()
+
+    asyncio.run(main()) if beside_a_loop else run_examples()
+    assert len(printed) == len(EXAMPLES) - 1 - beside_a_loop and all(printed)
+
+
+def test_library_uses_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [example] = [example for example in EXAMPLES if "localhost" in example]
+    with open_vocabulary(NANO) as vocabulary:
+        reply = iter(vocabulary.tokenize([]) or ())
+        [end] = vocabulary.special_token_ids([vocabulary.special_token_text("eos")])
+        with (
+            LlamaServer(lambda held, seed: next(reply, end), vocabulary=vocabulary, context_size=512) as server,
+            environment_of({"HOME": str(tmp_path), "PATH": ""}),
+        ):
+            exec(runnable(example).replace("http://localhost:8080", server.url), {"open_model": open_model})
+            assert server.completions()
+    assert capsys.readouterr().out == "\n"
+
+
+def test_library_reply_is_iterated_or_read(model: Model) -> None:
+    reply = model.reply(SUM)
+    assert "".join(reply) == reply.text == ANSWER
+    read = model.reply(SUM)
+    assert (read.text, read.final_answer, read.finish_reason, read.reasoning) == (ANSWER, "42", "stop", None)
+    assert read.usage.completion_tokens == len(read.sampled) and list(read) == []
+    again = model.reply(read.conversation.user("What is 5 plus 6?"))
+    assert again.final_answer == "11"
+    assert again.usage.cached_tokens >= read.usage.prompt_tokens  # the first turn is not evaluated again
+
+
+def test_library_reply_that_is_left_frees_its_slot(model: Model) -> None:
+    reply = model.reply(SUM)
+    for _ in reply:
+        break
+    assert ANSWER.startswith(reply.text) and reply.finish_reason == "cancelled"
+    assert model.reply(SUM).text == ANSWER
+
+
+def test_library_answers_many_questions_as_they_finish(model: Model) -> None:
+    numbers = range(3, 40)
+    replies = list(model.replies(f"What is {number} plus 2?" for number in numbers))
+    assert sorted(reply.index for reply in replies) == list(range(len(numbers)))
+    votes = list(model.replies([SUM, "What is 3 plus 4?"], samples=3, seed=2))
+    assert {vote.index: vote.final_answer for vote in votes} == {0: "42", 1: "7"}
+    answered = []
+    with pytest.raises(PromptTooLong):  # once all others are answered
+        for reply in model.replies([SUM, "x" * 100_000, SUM]):
+            answered.append(reply.index)
+    assert sorted(answered) == [0, 2]
+
+
+def test_library_errors_are_the_packages_own(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown setting 'temprature'"):
+        model.reply(SUM, temprature=1)
+    with pytest.raises(UsageError, match="invalid temperature: 'hot'"):
+        model.reply(SUM, temperature="hot")
+    with pytest.raises(UsageError, match="schema and grammar"):
+        model.reply(SUM, schema={}, grammar="root")
+    with pytest.raises(UsageError, match="no question to answer"):
+        model.reply([{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}])
+    with pytest.raises(PromptTooLong):
+        model.reply("x" * 100_000).wait()
+    with environment_of({"HOME": str(tmp_path), "PATH": ""}):
+        with pytest.raises(ModelNotFound):
+            open_model("missing")
+        with pytest.raises(UsageError, match="unknown setting 'foo'"):
+            open_model("nano", foo=1)
+    assert model.reply(Conversation(system_prompt="S").user(SUM)).text  # it still works
+
+
+def test_library_lets_an_event_loop_run_on(model: Model) -> None:
+    async def main() -> tuple[str, int]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0)
+
+        ticking = asyncio.create_task(tick())
+        pieces = [piece async for piece in model.reply(SUM)]
+        ticking.cancel()
+        return "".join(pieces), ticks
+
+    text, ticks = asyncio.run(main())
+    assert text == ANSWER and ticks > 10
+
+
+INTERRUPTED = """
+import signal, sys
+from cerebrum_cli import open_model
+with open_model("nano", threads=1) as model:
+    list(model.reply("What is 1 plus 1?"))
+    try:
+        for piece in model.reply("What is 12 plus 30?"):
+            print("piece", flush=True)
+            sys.stdin.readline()
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    print(model.reply("What is 12 plus 30?").text)
+"""
+
+
+@pytest.mark.slow
+def test_library_ctrl_c_ends_a_reply_and_not_the_model(tmp_path: Path) -> None:
+    process = start_python(INTERRUPTED, home=tmp_path)
+    assert process.stdout and process.stdout.readline() == "piece\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (out, err, process.returncode) == (f"interrupted\n{ANSWER}\n", "", 0)
+
+
+def test_library_has_the_names_it_lists() -> None:
+    assert all(getattr(cerebrum_cli, name).__doc__ for name in cerebrum_cli.__all__)
+    with pytest.raises(ImportError, match="cannot import name 'missing'"):
+        exec("from cerebrum_cli import missing")
