@@ -13,7 +13,6 @@ from typing import TypeVar
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError
-from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_size
 from cerebrum_cli.core.version import __version__
@@ -29,13 +28,11 @@ from cerebrum_cli.doctor.assessment import (
     check_result,
 )
 from cerebrum_cli.engine import machine
-from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.build import Build, lacking, rebuild_command
-from cerebrum_cli.engine.load_options import LoadOptions
 from cerebrum_cli.engine.state_store import STATE, list_names
 from cerebrum_cli.model.installation import Installation
 from cerebrum_cli.model.interface import open_source
-from cerebrum_cli.model.reply import Reply, ReplyRequest
+from cerebrum_cli.model.reply import ReplyRequest
 from cerebrum_cli.model.source import ModelSource
 from cerebrum_cli.models import listing
 from cerebrum_cli.models.library import NANO, Library
@@ -269,25 +266,15 @@ def run_selftest(context: DoctorContext, on_gpu: bool) -> CheckResult:
     """
     if not NANO.is_file():
         return CheckResult("failure", f"{NANO} is missing", "reinstall cerebrum")
-    reply = _ask(context, "all" if on_gpu else "0")
-    if reply and (reply.final_answer == "42" if on_gpu else reply.text == ANSWER):
+    threads, gpu_layers = context.settings.threads, "all" if on_gpu else "0"
+    settings = Settings(format="cerebrum", max_tokens=MAX_TOKENS, threads=threads, gpu_layers=gpu_layers)
+    nano = Model(NANO.stem, (NANO,), is_bundled=True)
+    with open_source(ModelSource(context.installation, nano, settings)) as model:
+        reply = model.respond(ReplyRequest(Conversation().user(QUESTION), settings)).wait()
+    if reply.is_finished and (reply.final_answer == "42" if on_gpu else reply.text == ANSWER):
         timings = reply.finish.timings
         speed = f"loaded in {timings.load_s:.2f} s, {timings.tokens_per_second:.0f} t/s"
         return check_result(f"{QUESTION} {reply.text} ({speed})")
-    problem = f"the bundled model answers {reply.text if reply else ''!r} to {QUESTION!r} instead of {ANSWER!r}"
+    text = reply.text if reply.is_finished else ""
+    problem = f"the bundled model answers {text!r} to {QUESTION!r} instead of {ANSWER!r}"
     return CheckResult("failure", problem, WITHOUT_GPU if on_gpu else REINSTALL)
-
-
-def _ask(context: DoctorContext, gpu_layers: str) -> Reply | None:
-    """The bundled model's reply, generated as a user's is; None if it has not finished one."""
-    threads = context.settings.threads
-    settings = Settings(format="cerebrum", max_tokens=MAX_TOKENS, threads=threads, gpu_layers=gpu_layers)
-
-    def open_verified(options: LoadOptions, emit: Callable[[Event], None], stop: StopFlag) -> Backend:
-        verified = replace(options, file=replace(options.file, is_verified=True))
-        return context.installation.open_file(verified, emit, stop)
-
-    installation = replace(context.installation, open_file=open_verified)
-    with open_source(ModelSource(installation, Model(NANO.stem, (NANO,)), settings)) as model:
-        reply = model.respond(ReplyRequest(Conversation().user(QUESTION), settings)).wait()
-        return reply if reply.is_finished else None

@@ -112,6 +112,8 @@ class Model:
     @property
     def is_verified(self) -> bool:
         """Whether its digest was compared with a published one, or we wrote it ourselves; unknown of several parts."""
+        if self.is_bundled:
+            return True
         if self.file is None or self.file.source in ("local", *STORES) or len(self.paths) > 1:
             return False
         stat = self.path.stat()
