@@ -26,7 +26,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import TRUNCATED, Origin, RowCounts
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.runs.result import ResultRows, Schema, TableFormat, to_json, with_optional
+from cerebrum_cli.runs.result import ResultRows, Schema, TableFormat, to_json
 
 OUTPUT_KEYS = (
     "id",
@@ -194,8 +194,7 @@ def result_rows(
     rows: Rows, sha256: str | None = None, unit: str = "line", table: TableFormat | None = None
 ) -> ResultRows:
     """The rows of a result. `unit` is the word for a row of the input, whose digest is `sha256`."""
-    keys = with_optional(OUTPUT_KEYS, MORE_KEYS)
-    schema = Schema(keys, ("prompt", REQUEST), partial(count_row, unit), partial(name_row, unit))
+    schema = Schema(OUTPUT_KEYS, MORE_KEYS, ("prompt", REQUEST), partial(count_row, unit), partial(name_row, unit))
     return ResultRows(schema, len(rows), lambda position: rows[position].fields, sha256, table)
 
 

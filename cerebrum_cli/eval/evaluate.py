@@ -38,13 +38,14 @@ from cerebrum_cli.eval.scorers import Match, ReplyScorer, SearchTimeout, code_sc
 from cerebrum_cli.model.concurrent_rows import RefusedRow, Row, RowOutcome, run_rows
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.reply import Reply, ReplyRequest
-from cerebrum_cli.runs.result import ResultRows, Schema, with_optional
+from cerebrum_cli.runs.result import ResultRows, Schema
 
 POLL_S = 0.2  # a signal does not end a wait
 GRACE_S = 2.0  # after a signal, for programs that are running
 
 SCHEMA = Schema(
-    with_optional(SAMPLE_KEYS, OPTIONAL_KEYS),
+    SAMPLE_KEYS,
+    OPTIONAL_KEYS,
     ("id", "sample"),
     lambda object: RowCounts(failed=object["finish_reason"] == SKIPPED),
     lambda object: f"question {object['id']}",

@@ -26,7 +26,7 @@ from cerebrum_cli.eval.scorers import (
     rules_of,
 )
 from cerebrum_cli.eval.stored_runs import AGAIN, CHOSEN, DEFAULT_TEMPLATE, Run, has_rows, require_run, writing
-from cerebrum_cli.runs.output_files import MADE_BY, identify, shown_values, write_record, write_result
+from cerebrum_cli.runs.output_files import MADE_BY, MIXED, identify, shown_values, write_record, write_result
 from cerebrum_cli.runs.result import to_json_line
 
 # What is not named as a difference: what a model's label stands for, and keys of the versions and of the questions.
@@ -95,6 +95,7 @@ def save_scores(run: Run, run_code: bool = False) -> Rescored:
             record,
             fingerprint={**fingerprint, SCORING_RULES: rules_of(run.match)},
             result=result if is_complete else None,
+            input=record.input if is_complete else MIXED,  # the lines have no positions
         )
         write_record(paths, rescored_record, AGAIN)
         return again

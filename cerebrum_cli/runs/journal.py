@@ -2,29 +2,29 @@
 
 If the process is killed, the same command resumes; only rows that were still running are lost. After Ctrl-C, their
 tokens are in the record. The file is synced once a second: a power cut also loses the rows of the last second, which
-are then answered again. Memory holds 9 bytes for each row, 25 while rows of a changed input are found; the texts are on
-disk only.
+are then answered again. Memory holds 9 bytes for each row; the texts are on disk only.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import BatchError
-from cerebrum_cli.core.events import RowCounts
+from cerebrum_cli.core.events import SHOWN_ERRORS, RowCounts
 from cerebrum_cli.core.files import commit_file, fsync_directory, unfinished_file
 from cerebrum_cli.runs.output_files import (
+    MIXED,
     REPLACE,
     BatchRecord,
+    Identity,
     OutputPaths,
     decide,
-    file_stamp,
     identify,
     journal_errors,
     normalize,
@@ -34,7 +34,7 @@ from cerebrum_cli.runs.output_files import (
     write_result,
 )
 from cerebrum_cli.runs.partial import PartialFile
-from cerebrum_cli.runs.result import ResultRows, to_json, to_json_line
+from cerebrum_cli.runs.result import FAILED, FINISHED, FinishedRows, Result, ResultRows
 
 
 def open_journal(
@@ -59,14 +59,14 @@ def open_journal(
     would be lost.
     """
     paths = output_paths(output)
+    new = BatchRecord(
+        normalize(fingerprint), len(rows), rows.sha256, extent=dict(extent or {}), notes=dict(notes or {})
+    )
     with journal_errors(paths.partial):
-        partial = PartialFile(paths.partial, rows)
+        partial = PartialFile(paths, rows)
     try:
         with journal_errors(output):
-            record = BatchRecord(
-                normalize(fingerprint), len(rows), rows.sha256, extent=dict(extent or {}), notes=dict(notes or {})
-            )
-            return _open(paths, partial, record, rows, restart, retry_failed)
+            return _open(paths, partial, new, rows, restart, retry_failed)
     except BaseException:
         with contextlib.closing(partial), contextlib.suppress(OSError):
             if partial.is_empty:
@@ -75,77 +75,64 @@ def open_journal(
 
 
 def _open(
-    paths: OutputPaths,
-    partial: PartialFile,
-    new: BatchRecord,
-    rows: ResultRows,
-    restart: bool,
-    retry_failed: bool,
+    paths: OutputPaths, partial: PartialFile, new: BatchRecord, rows: ResultRows, restart: bool, retry_failed: bool
 ) -> Journal:
     record = None if restart else read_record(paths.meta)
     output = identify(paths.output)
     step = "begin" if restart else decide(record, not partial.is_empty, output, new, paths)
+    if step == "complete" and retry_failed and record and (record.failed or record.undecided):
+        step = "extend"
     if step == "begin" or record is None:
         partial.clear()  # before the record, so that rows of another batch are never taken for this one's
         record = replace(new, replaces=output)
         write_record(paths, record)
+    elif step == "complete":
+        partial.remove(keeps_lines=rows.table is not None and not partial.is_empty)
+    elif step == "resume" and record.has_rows_of(new):
+        partial.load()
     elif step == "resume":
-        if not partial.load():
-            raise BatchError(f"none of the answers in {paths.partial} is for this input", REPLACE)
-        if not record.has_rows_of(new):
-            record = replace(record, rows=new.rows, input=new.input, extent=new.extent)
-            write_record(paths, record)
-    elif step == "extend" or (retry_failed and (record.counts.failed or record.counts.undecided)):
-        if rows.table is None:
-            partial.copy(paths.output)  # before the record, so that no answer is lost
-        elif partial.is_empty:
-            raise BatchError(f"{paths.partial} is missing: it has the answers for {paths.output.name}", REPLACE)
-        if not partial.load():
-            if rows.table is None:
-                partial.remove()
-            raise BatchError(f"none of the answers in {paths.output} is for this input", REPLACE)
-        step, record = "resume", replace(new, replaces=output, notes=record.notes)
+        write_record(paths, replace(record, input=MIXED))
+        partial.rebuild(paths.partial)
+        record = replace(record, rows=new.rows, input=new.input, extent=new.extent)
         write_record(paths, record)
-    elif rows.table is None or partial.is_empty:
-        partial.remove()
-    if retry_failed and step == "resume":
-        partial.finished.forget_failed()  # the next line of such a row replaces it
-    return Journal(paths, partial, rows, record, step == "complete", file_stamp(paths.output))
+    elif rows.table and partial.is_empty:
+        raise BatchError(f"{paths.partial} is missing: it has the answers for {paths.output.name}", REPLACE)
+    else:
+        partial.rebuild(paths.partial if rows.table else paths.output)  # before the record, so that no answer is lost
+        record = replace(new, replaces=output, notes=record.notes)
+        write_record(paths, record)
+    finished, count = partial.finished, rows.schema.count
+    if retry_failed:
+        finished.forget_failed()  # the next line of such a row replaces it
+    failed = islice((position for position in finished if finished[position] & FAILED), SHOWN_ERRORS)
+    finished.errors = tuple(error for line in partial.lines(failed) for error in count(json.loads(line)).errors)
+    return Journal(paths, partial, rows, record, output, step == "complete")
 
 
-@dataclass(slots=True, eq=False)
-class Journal:
-    """A `Result` on disk; create it with `open_journal`. Not thread-safe. `replaced` is the stamp of an old result."""
+class Journal(Result):
+    """A `Result` on disk; create it with `open_journal`. Not thread-safe. `replaced` is an old result."""
 
-    paths: OutputPaths
-    partial: PartialFile
-    rows: ResultRows
-    record: BatchRecord
-    is_complete: bool
-    replaced: tuple[int, ...] | None
-    _is_open: bool = field(default=True, init=False)
-    _unfinished: dict[str, str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._unfinished = dict(self.record.unfinished)
-
-    @property
-    def finished(self) -> Collection[int]:
-        return range(len(self.rows)) if self.is_complete else self.partial.finished
+    def __init__(
+        self,
+        paths: OutputPaths,
+        partial: PartialFile,
+        rows: ResultRows,
+        record: BatchRecord,
+        replaced: Identity | None,
+        is_complete: bool,
+    ) -> None:
+        super().__init__(rows, FinishedRows(len(rows), FINISHED) if is_complete else partial.finished)
+        self.is_complete = is_complete
+        self._paths = paths
+        self._partial = partial
+        self._record = record
+        self._replaced = replaced
+        self._unfinished = dict(record.unfinished)
+        self._is_open = True
 
     @property
     def counts(self) -> RowCounts:
-        return self.record.counts if self.is_complete else self.partial.finished.counts
-
-    def write(self, position: int, object: Mapping[str, Any]) -> None:
-        """Append the object of a row to the partial file, which is synced within a second.
-
-        Raises ValueError as `Result` does, and BatchError if that or an earlier sync fails; then the file is unchanged.
-        """
-        self.rows.validate(self.finished, position, object)
-        with journal_errors(self.paths.partial):
-            self.partial.append(position, to_json_line(object).encode(), self.rows.schema.count(object))
-        self._unfinished.pop(str(position), None)
+        return self._record.counts if self.is_complete else self.finished.counts
 
     def keep_unfinished(self, position: int, tokens: Sequence[int]) -> None:
         """Keep the tokens of a row's reply, which `close` writes."""
@@ -158,21 +145,21 @@ class Journal:
     def objects(self) -> Iterator[dict[str, Any]]:
         """Yield the objects of the finished rows, in the order of the rows."""
         if self.is_complete:
-            with self.paths.output.open("rb") as lines:
+            with self._paths.output.open("rb") as lines:
                 yield from map(json.loads, lines)
         else:
-            yield from map(json.loads, self.partial.lines_in_order())
+            yield from map(json.loads, self._partial.lines(self.finished))
 
     @property
     def notes(self) -> Mapping[str, Any]:
         """Notes stored beside the rows."""
-        return self.record.notes
+        return self._record.notes
 
     def write_notes(self, notes: Mapping[str, Any]) -> None:
         """Replace the notes. Raises BatchError."""
-        record = replace(self.record, notes=notes)
-        write_record(self.paths, record)
-        self.record = record
+        record = replace(self._record, notes=notes)
+        write_record(self._paths, record)
+        self._record = record
 
     def complete(self) -> None:
         """Write the result file atomically, in the order of the input; nothing if it is complete.
@@ -181,23 +168,23 @@ class Journal:
         missing, and BatchError if that fails or another program has changed the output; the partial file then holds all
         rows, and the next run evaluates none.
         """
+        super().complete()
         if self.is_complete:
             return
-        self.rows.require_finished(self.finished)
-        paths = self.paths
+        paths, table = self._paths, self.rows.table
         with journal_errors(paths.output), unfinished_file(paths.output, 0o666) as part:
-            lines, table = self.partial.lines_in_order(), self.rows.table
+            lines = self._partial.lines(self.finished)
             result = write_result(part.file, table.lines(map(json.loads, lines)) if table else lines)
-            record = replace(self.record, result=result, unfinished={}, **self.partial.finished.counts.recorded)
+            record = replace(self._record, result=result, unfinished={}, **self.counts.recorded)
             write_record(paths, record)
-            if file_stamp(paths.output) != self.replaced:
+            if identify(paths.output) != self._replaced:
                 hint = "move it elsewhere, then run it again without --restart to write the result"
                 raise BatchError(f"{paths.output} was changed while the batch ran", hint)
             commit_file(part, paths.output)
-            self.record, self.is_complete = record, True
+        self._record = record
+        self.is_complete = True
         with contextlib.suppress(OSError):  # the next run of the same batch removes it
-            if self.rows.table is None:
-                self.partial.remove()
+            self._partial.remove(keeps_lines=table is not None)
             fsync_directory(paths.output.parent)
         self.close()
 
@@ -209,14 +196,23 @@ class Journal:
         try:
             if not self.is_complete and self._unfinished:
                 with contextlib.suppress(BatchError):  # their rows are answered from the beginning
-                    write_record(self.paths, replace(self.record, unfinished=self._unfinished))
-            elif not self.is_complete and self.partial.is_empty and self.record.replaces is None:
+                    write_record(self._paths, replace(self._record, unfinished=self._unfinished))
+            elif not self.is_complete and self._partial.is_empty and self._record.replaces is None:
                 with contextlib.suppress(OSError):
-                    self.paths.meta.unlink(missing_ok=True)
-                    self.partial.remove()
+                    self._paths.meta.unlink(missing_ok=True)
+                    self._partial.remove()
         finally:
-            with journal_errors(self.paths.partial):
-                self.partial.close()
+            with journal_errors(self._paths.partial):
+                self._partial.close()
+
+    def _save(self, position: int, line: bytes, flags: int) -> None:
+        """Append the line of a row to the partial file, which is synced within a second.
+
+        Raises BatchError if that or an earlier sync fails; then the file is unchanged.
+        """
+        with journal_errors(self._paths.partial):
+            self._partial.append(position, line, flags)
+        self._unfinished.pop(str(position), None)
 
     def _digest(self, position: int) -> str:
-        return hashlib.sha256(to_json(self.rows.identity(position)).encode()).hexdigest()
+        return self.rows.schema.identify(self.rows.fields(position))

@@ -33,6 +33,7 @@ from cerebrum_cli.core.text import enumeration
 from cerebrum_cli.runs.result import DELIMITERS, to_json
 
 VERSION = 1
+MIXED = ""  # the input of a record whose partial file may have positions of another input, or none
 MADE_BY = ("cerebrum", "llama.cpp")  # keys of a fingerprint: versions of the programs, which older ones lack
 _JSON_SUFFIXES = ("", ".jsonl", ".ndjson", ".json")
 _MAX_DIFFERENCES = 3  # in an error message
@@ -69,8 +70,13 @@ class OutputPaths:
         return self.output.with_name(f"{self.output.name}.meta.json")
 
     @property
+    def checkpoint(self) -> Path:
+        """Which rows the lines of the partial file are for."""
+        return self.output.with_name(f"{self.output.name}.checkpoint")
+
+    @property
     def all(self) -> tuple[Path, ...]:
-        return (self.output, self.partial, self.meta)
+        return (self.output, self.partial, self.meta, self.checkpoint)
 
 
 def output_paths(output: Path, source: Path | None = None) -> OutputPaths:

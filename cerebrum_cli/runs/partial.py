@@ -1,4 +1,8 @@
-"""The partial file: output lines of finished rows in the order in which they finished, each with its row's position."""
+"""The partial file: output lines of finished rows in the order in which they finished, each with its row's position.
+
+A line is the one that the result will have, but for the position at its end: the result is made of copied bytes. Where
+lines are not, since the input has changed, all are written again when the file is loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,267 +10,298 @@ import contextlib
 import json
 import os
 import threading
+import zlib
 from array import array
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from io import FileIO
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any, BinaryIO, NamedTuple
 
 from cerebrum_cli.core.errors import BatchError
-from cerebrum_cli.core.events import SHOWN_ERRORS, RowCounts
-from cerebrum_cli.core.files import write_all
-from cerebrum_cli.runs.output_files import lock_partial
-from cerebrum_cli.runs.result import FinishedRows, ResultRows, to_json_line
+from cerebrum_cli.core.files import commit_file, unfinished_file, write_all
+from cerebrum_cli.runs.output_files import REPLACE, OutputPaths, lock_partial
+from cerebrum_cli.runs.result import FinishedRows, ResultRows, flags_of, is_answer, to_json_line
 
 SYNC_INTERVAL_S = 1.0
+CHECKPOINT_LINES = 1000  # of a block at least: to parse fewer takes no time
 ROW = "row"  # the key of a row's position, in this file only
-_ROW = b', "row": '
+_READ_BYTES = 1 << 20
+_TABLES = "CREATE TABLE line (key, is_answer, position, offset); CREATE TABLE row (key, position)"
+# The lines in the order of their rows, after those without a row. Of rows and lines with the same key, those that were
+# at the same position come first, then lines with an answer.
+_MATCHES = """
+WITH same AS (SELECT key, position FROM line JOIN row USING (key, position) WHERE is_answer)
+SELECT row_at, offset, is_answer FROM (
+    SELECT *, row_number() OVER (
+        PARTITION BY key ORDER BY (key, position) NOT IN same, NOT is_answer, position, offset
+    ) AS place FROM line
+) LEFT JOIN (
+    SELECT key, position AS row_at, row_number() OVER (
+        PARTITION BY key ORDER BY (key, position) NOT IN same, position
+    ) AS place FROM row
+) USING (key, place)
+ORDER BY row_at, offset
+"""
+
+
+class Line(NamedTuple):
+    """A line of the partial file: the position of its row, where it is, and how it counts."""
+
+    position: int
+    offset: int
+    size: int
+    flags: int
 
 
 class PartialFile:
     """An open and locked partial file. Raises BatchError if another process has it open.
 
-    `finished` are the rows in the file; none before `load`. Memory holds 9 bytes for each row of the result: the offset
-    of its line, and how it counts.
+    `finished` are the rows in the file; none before `load` or `rebuild`. Memory holds 9 bytes for each row of the
+    result: the offset of its line, and how it counts.
     """
 
-    def __init__(self, path: Path, rows: ResultRows) -> None:
-        self._path = path
+    def __init__(self, paths: OutputPaths, rows: ResultRows) -> None:
+        self._path = paths.partial
         self._rows = rows
-        self._file = lock_partial(path)
-        self._descriptor = self._file.fileno()
-        self._sync = PeriodicSync(self._descriptor)
+        self._file = lock_partial(paths.partial)
+        self._checkpoint = Checkpoint(paths.checkpoint)
         self._offsets = array("Q", bytes(8)) * len(rows)
         self._end = 0
         self._may_have_more = False  # than the known lines: a write may have failed half way
+        self._unsaved: list[Line] = []  # in the checkpoint
+        self._is_changed = False
+        self._sync_error: OSError | None = None
+        self._is_closing = threading.Event()
+        self._sync_thread = threading.Thread(target=self._sync_periodically, name="sync", daemon=True)
+        self._sync_thread.start()
         self.finished = FinishedRows(len(rows))
 
     @property
     def is_empty(self) -> bool:
-        return os.fstat(self._descriptor).st_size == 0
+        return self._path.stat().st_size == 0
 
     def clear(self) -> None:
         """Truncate the file to the known lines, to nothing before `load`, and sync it."""
-        os.ftruncate(self._descriptor, self._end)
-        os.fsync(self._descriptor)
+        os.ftruncate(self._file.fileno(), self._end)
+        os.fsync(self._file.fileno())
 
-    def load(self) -> bool:
-        """Find the row of each line, and remove an incomplete last line. False if all answers are for other rows.
+    def load(self) -> None:
+        """Find the finished rows, in the checkpoint and the lines behind it, and remove an incomplete last line."""
+        for line in self._checkpoint.read(self._file.fileno()):
+            self._place(line)
+        with open(self._file.fileno(), "rb", closefd=False) as file:
+            file.seek(self._checkpoint.end)
+            for offset, size, object in self._read_objects(file):
+                if object.get(ROW) in range(len(self._rows)):
+                    self._add(Line(object[ROW], offset, size, flags_of(self._rows.schema.count(object))))
+                self._end = offset + size
+        self.clear()
 
-        A line belongs to the row at its position, or else to the first one like it that has no answer; without such a
-        row it is ignored. So are zero bytes: after a power cut, blocks that were not synced are zeros. Raises
-        BatchError for a line that is not one of a row.
+    def rebuild(self, source: Path) -> None:
+        """Write the lines of a partial file or a result for another input again, with the fields of the present one.
+
+        A line is for the row at its position if that is still the same, or else for the first one like it that has no
+        answer. Without such a row it stays, but has no position. Raises BatchError if all answers are for other rows.
         """
-        offset, moved = 0, MovedLines(array("Q"), array("Q"))
-        with self._reader() as file:
-            for number, line in enumerate(file, 1):
-                object = self._parse_line(line)
-                if object:
-                    counts = self._rows.schema.count(object)
-                    if not self._is_at_its_row(object) or not self._mark(object[ROW], offset, counts):
-                        (moved.failed if counts.failed or counts.undecided else moved.answered).append(offset)
-                    self._end = offset + len(line)
-                elif object is not None or (b"\0" not in line and file.read(1)):
-                    message = f"{self._path} is damaged: line {number} is not a row"
-                    raise BatchError(message, "move it elsewhere, choose another -o, or use --restart to start over")
-                offset += len(line)
-            self._find_rows(file, moved)
-        self._recount()
-        self.clear()
-        return not moved.answered or len(self.finished) > 0
+        import sqlite3
 
-    def copy(self, result: Path) -> None:
-        """Write the lines of a complete result, each with its position there, and sync them."""
-        self.clear()
-        with result.open("rb") as lines:
-            for position, line in enumerate(lines):
-                write_all(self._descriptor, _with_position(line, position))
-        os.fsync(self._descriptor)
+        schema = self._rows.schema
+        is_lost = False
+        is_result = source != self._path
+        with (
+            contextlib.closing(sqlite3.connect("")) as database,  # on disk: memory does not hold the keys of all rows
+            open(source if is_result else self._file.fileno(), "rb", closefd=is_result) as file,
+            unfinished_file(self._path, 0o666, is_required=True) as part,
+            self._file,
+        ):
+            self._file = FileIO(os.dup(part.file.fileno()), "r+")  # keeps the lock of the new file
+            database.executescript(_TABLES)
+            database.executemany("INSERT INTO line VALUES (?, ?, ?, ?)", self._keys_of_lines(file))
+            database.executemany("INSERT INTO row VALUES (?, ?)", self._keys_of_rows())
+            self._checkpoint.clear()
+            for position, offset, has_answer in database.execute(_MATCHES):
+                file.seek(offset)
+                object = json.loads(file.readline())
+                object.pop(ROW, None)
+                if position is None:
+                    is_lost = is_lost or has_answer
+                    self._write(to_json_line(object).encode())
+                else:
+                    fields = self._rows.fields(position)
+                    line = to_json_line({key: fields.get(key, value) for key, value in object.items()})
+                    self.append(position, line.encode(), flags_of(schema.count(object)))
+            if is_lost and not self.finished:
+                raise BatchError(f"none of the answers in {source} is for this input", REPLACE)
+            os.fsync(self._file.fileno())
+            commit_file(part, self._path)
 
-    def append(self, position: int, line: bytes, counts: RowCounts) -> None:
+    def append(self, position: int, line: bytes, flags: int) -> None:
         """Append the line of a row; on failure, remove it again. Raises OSError, also if an earlier sync failed."""
-        self._sync.raise_error()
-        line, end = _with_position(line, position), self._end
-        try:
-            if self._may_have_more:
-                os.ftruncate(self._descriptor, end)
-            self._may_have_more = True
-            os.lseek(self._descriptor, end, os.SEEK_SET)
-            write_all(self._descriptor, line)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, end)
-            raise
-        self._offsets[position] = end
-        self._end += len(line)
-        self.finished.add(position, counts)
-        self._may_have_more = False
-        self._sync.is_changed = True
+        self._raise_sync_error()
+        text = line.removesuffix(b"}\n") + _end_of(position)
+        offset = self._end
+        self._write(text)
+        self._add(Line(position, offset, len(text), flags))
 
-    def lines_in_order(self) -> Iterator[bytes]:
-        """Yield the lines as in the result. Raises BatchError if another program has changed the file."""
-        with self._reader() as file:
-            for position in self.finished:
-                yield self._read_line(file, position)
+    def lines(self, positions: Iterable[int]) -> Iterator[bytes]:
+        """Yield the lines of finished rows as in the result. Raises BatchError if another program changed the file."""
+        start = f'{{"{self._rows.schema.keys[0]}": '.encode()
+        with open(self._file.fileno(), "rb", closefd=False) as file:
+            for position in positions:
+                file.seek(self._offsets[position])
+                text = file.readline()
+                end = _end_of(position)
+                if not (text.startswith(start) and text.endswith(end)):
+                    problem = f"{self._rows.name(position)} is no longer where it was written"
+                    hint = "make sure that nothing else writes this file, then run the same command again"
+                    raise BatchError(f"{self._path} was changed while the batch ran: {problem}", hint)
+                yield text.removesuffix(end) + b"}\n"
 
-    def remove(self) -> None:
-        """Delete the file while it is locked."""
-        self._path.unlink(missing_ok=True)
+    def remove(self, keeps_lines: bool = False) -> None:
+        """Delete the checkpoint, and the file while it is locked."""
+        self._stop_syncing()
+        self._checkpoint.clear()
+        if not keeps_lines:
+            self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Sync and close the file, which releases the lock."""
+        with self._file:
+            self._stop_syncing()
+            self._sync()
+            self._raise_sync_error()
+
+    def _read_objects(self, file: BinaryIO) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """Yield the offset, size and object of each line, without an incomplete last one.
+
+        Zero bytes are ignored: after a power cut, blocks that were not synced are zeros. Raises BatchError for another
+        line that is not one of a row.
+        """
+        offset = file.tell()
+        for text in file:
+            try:
+                object = json.loads(text) if text.endswith(b"\n") else None
+            except (ValueError, RecursionError):
+                object = None
+            if isinstance(object, dict) and self._rows.schema.has_keys(key for key in object if key != ROW):
+                yield offset, len(text), object
+            elif object is not None or (b"\0" not in text and file.read(1)):
+                file.seek(0)
+                number = next(number for number, _ in enumerate(file, 1) if file.tell() > offset)
+                problem = f"{self._path} is damaged: line {number} is not a row"
+                raise BatchError(problem, "move it elsewhere, choose another -o, or use --restart to start over")
+            offset += len(text)
+
+    def _keys_of_lines(self, file: BinaryIO) -> Iterator[tuple[str, bool, int, int]]:
+        schema = self._rows.schema
+        for number, (offset, _, object) in enumerate(self._read_objects(file)):
+            yield schema.identify(object), is_answer(flags_of(schema.count(object))), object.get(ROW, number), offset
+
+    def _keys_of_rows(self) -> Iterator[tuple[str, int]]:
+        for position in range(len(self._rows)):
+            yield self._rows.schema.identify(self._rows.fields(position)), position
+
+    def _write(self, text: bytes) -> None:
+        end = self._end
         try:
-            self._sync.close()
-        finally:
-            self._file.close()
+            if self._may_have_more:
+                os.ftruncate(self._file.fileno(), end)
+            self._may_have_more = True
+            os.lseek(self._file.fileno(), end, os.SEEK_SET)
+            write_all(self._file.fileno(), text)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), end)
+            raise
+        self._end += len(text)
+        self._may_have_more = False
 
-    def _reader(self) -> BinaryIO:
-        file = open(self._descriptor, "rb", closefd=False)  # noqa: SIM115
-        file.seek(0)
-        return file
+    def _place(self, line: Line) -> None:
+        self._offsets[line.position] = line.offset
+        self.finished[line.position] = line.flags
+        self._end = line.offset + line.size
 
-    def _read_line(self, file: BinaryIO, position: int) -> bytes:
-        """Line of a row as in the result, with the fields that the present input has for it."""
-        file.seek(self._offsets[position])
-        object = self._parse_line(file.readline()) or {}
-        fields, identify = self._rows.fields(position), self._rows.schema.identify
-        if not object or identify(object) != identify(fields):
-            name = self._rows.schema.name(fields)
-            problem = f"{self._path} was changed while the batch ran: {name} is no longer where it was written"
-            raise BatchError(problem, "make sure that nothing else writes this file, then run the same command again")
-        return to_json_line({key: fields.get(key, value) for key, value in object.items() if key != ROW}).encode()
+    def _add(self, line: Line) -> None:
+        """Add a line that is not in the checkpoint yet."""
+        self._place(line)
+        self._unsaved.append(line)
+        self._is_changed = True
 
-    def _is_at_its_row(self, object: dict[str, Any]) -> bool:
-        position, identity = object.get(ROW), self._rows.schema.identify(object)
-        return (
-            isinstance(position, int)
-            and position in range(len(self._rows))
-            and self._rows.identity(position) == identity
-        )
-
-    def _mark(self, position: int, offset: int, counts: RowCounts) -> bool:
-        """Give a line to a row; False if the row has an answer."""
-        if self.finished.has_answer(position):
-            return False
-        self._offsets[position] = offset
-        self.finished.mark(position, counts)
-        return True
-
-    def _find_rows(self, file: BinaryIO, moved: MovedLines) -> None:
-        """Find the rows of lines that are not at their positions; those with an answer come first."""
-        if not any(moved):
-            return
-        index = RowIndex(self._rows, self.finished)
-        for lines in moved:
-            for offset in lines:
-                file.seek(offset)
-                object = self._parse_line(file.readline()) or {}
-                position = index.pop(self._rows.schema.identify(object))
-                if position is not None and (lines is moved.answered or position not in self.finished):
-                    self._mark(position, offset, self._rows.schema.count(object))
-
-    def _parse_line(self, line: bytes) -> dict[str, Any] | None:
-        """The object in a line; empty for other JSON, None for an incomplete or invalid line."""
-        if not line.endswith(b"\n"):
-            return None
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            return None
-        keys = tuple(value) if isinstance(value, dict) else ()
-        return value if (keys[:-1] if keys[-1:] == (ROW,) else keys) in self._rows.schema.keys else {}
-
-    def _recount(self) -> None:
-        """Count the rows in the file, with the messages of the first errors."""
-        self.finished.recount()
-        with self._reader() as file:
-            lines = [self._read_line(file, position) for position in islice(self.finished.failed, SHOWN_ERRORS)]
-        errors = tuple(error for line in lines for error in self._rows.schema.count(json.loads(line)).errors)
-        self.finished.counts = replace(self.finished.counts, errors=errors)
-
-
-def _with_position(line: bytes, position: int) -> bytes:
-    return line.removesuffix(b"}\n") + _ROW + b"%d}\n" % position
-
-
-class MovedLines(NamedTuple):
-    """Offsets of lines that are not at the positions of their rows: with an answer, and without."""
-
-    answered: array[int]
-    failed: array[int]
-
-
-class RowIndex:
-    """Finds rows without an answer by what identifies them, equal ones in order.
-
-    A hash table with chains, of 8 bytes for each row.
-    """
-
-    def __init__(self, rows: ResultRows, finished: FinishedRows) -> None:
-        self._rows = rows
-        self._heads = array("I", bytes(4)) * len(rows)  # the first row of each chain, from 1; 0 ends it
-        self._next = array("I", bytes(4)) * len(rows)
-        for position in reversed(range(len(rows))):
-            if not finished.has_answer(position):
-                chain = self._chain(rows.identity(position))
-                self._next[position], self._heads[chain] = self._heads[chain], position + 1
-
-    def pop(self, identity: tuple[Any, ...]) -> int | None:
-        """Remove and return the first row with an identity."""
-        chain, before = self._chain(identity), 0
-        row = self._heads[chain]
-        while row and self._rows.identity(row - 1) != identity:
-            before, row = row, self._next[row - 1]
-        if not row:
-            return None
-        following = self._next[row - 1]
-        if before:
-            self._next[before - 1] = following
-        else:
-            self._heads[chain] = following
-        return row - 1
-
-    def _chain(self, identity: tuple[Any, ...]) -> int:
-        return hash(identity) % len(self._heads)
-
-
-class PeriodicSync:
-    """Syncs a file on a thread of its own, once a second while it `is_changed`."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self.is_changed = False
-        self._error: OSError | None = None
-        self._stop: SimpleQueue[None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
-        self._thread.start()
-
-    def raise_error(self) -> None:
-        """Raise the OSError of a sync that failed, once."""
-        error, self._error = self._error, None
-        if error:
-            raise error
-
-    def close(self) -> None:
-        """End the thread, and sync what has changed. Raises OSError."""
-        self._stop.put(None)
-        self._thread.join()
-        self._sync()
-        self.raise_error()
-
-    def _run(self) -> None:
-        while True:
-            with contextlib.suppress(Empty):
-                return self._stop.get(timeout=SYNC_INTERVAL_S)
+    def _sync_periodically(self) -> None:
+        while not self._is_closing.wait(SYNC_INTERVAL_S):
             self._sync()
 
     def _sync(self) -> None:
-        if not self.is_changed:
+        """Sync the file, and then add what was written before to the checkpoint."""
+        if not self._is_changed:
             return
-        self.is_changed = False  # before the call: it may miss what is written meanwhile
+        self._is_changed = False  # before the call: it may miss what is written meanwhile
+        lines = self._unsaved[:]
         try:
-            os.fsync(self._descriptor)
+            os.fsync(self._file.fileno())
         except OSError as error:
-            self.is_changed, self._error = True, error
+            self._is_changed = True
+            self._sync_error = error
+            return
+        if len(lines) >= CHECKPOINT_LINES:
+            self._checkpoint.write(self._file.fileno(), lines)
+            del self._unsaved[: len(lines)]
+
+    def _stop_syncing(self) -> None:
+        self._is_closing.set()
+        self._sync_thread.join()
+
+    def _raise_sync_error(self) -> None:
+        error, self._sync_error = self._sync_error, None
+        if error:
+            raise error
+
+
+class Checkpoint:
+    """Which rows the synced lines of a partial file are for, so that a resume need not parse them.
+
+    Each block has the lines from where the last one ended. Before them are a CRC-32 of the block and of the part of the
+    partial file that it describes, and the end of this part. A block counts if it matches the file, and all before it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.end = 0
+
+    def read(self, partial: int) -> Iterator[Line]:
+        """Yield the lines of the blocks that match an open partial file, and remove the other blocks."""
+        with contextlib.suppress(OSError), self._path.open("r+b") as file:
+            size = 0
+            with contextlib.suppress(ValueError):  # of a torn block
+                for block in file:
+                    checksum, end, text = block.split(b" ", 2)
+                    if int(checksum) != self._checksum(partial, int(end), text):
+                        break
+                    yield from map(Line._make, json.loads(text))
+                    self.end = int(end)
+                    size += len(block)
+            file.truncate(size)
+
+    def write(self, partial: int, lines: Sequence[Line]) -> None:
+        """Append a block if possible; without it, later ones do not match."""
+        end = lines[-1].offset + lines[-1].size
+        text = json.dumps(lines, separators=(",", ":")).encode() + b"\n"
+        with contextlib.suppress(OSError), FileIO(self._path, "a") as file:
+            write_all(file.fileno(), b"%d %d %s" % (self._checksum(partial, end, text), end, text))
+        self.end = end
+
+    def clear(self) -> None:
+        self._path.unlink(missing_ok=True)
+        self.end = 0
+
+    def _checksum(self, partial: int, end: int, text: bytes) -> int:
+        checksum = 0
+        start = self.end
+        while start < end and (data := os.pread(partial, min(end - start, _READ_BYTES), start)):
+            checksum = zlib.crc32(data, checksum)
+            start += len(data)
+        return zlib.crc32(text, checksum)
+
+
+def _end_of(position: int) -> bytes:
+    return b', "%s": %d}\n' % (ROW.encode(), position)

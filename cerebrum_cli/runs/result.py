@@ -1,43 +1,44 @@
-"""Results, a line for each row: its keys, tables, which rows are finished, and a stream in the order of the input."""
+"""The rows of a result: their keys, which of them are finished, tables, and a stream in the order of the input."""
 
 from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from typing import Any, Protocol
+from hashlib import sha256
+from types import SimpleNamespace
+from typing import Any
 
-from cerebrum_cli.core.events import RowCounts
+from cerebrum_cli.core.events import SHOWN_ERRORS, RowCounts
 from cerebrum_cli.core.text import well_formed
 
-_FINISHED, _FAILED, _TRUNCATED, _UNDECIDED = 1, 2, 4, 8
-_NO_ANSWER = _FAILED | _UNDECIDED
-_FORGOTTEN = bytes(0 if flags & _NO_ANSWER else flags for flags in range(256))  # a table for `translate`
+FINISHED, FAILED, TRUNCATED, UNDECIDED = 1, 2, 4, 8  # flags of a row
+DELIMITERS = {"csv": ",", "tsv": "\t"}  # of the tables that are read and written
 _ANSWER_COLUMNS = ("text", "final_answer", "finish_reason", "error")
 _LINE_BREAKS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}  # some readers split lines at them
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The lists of keys a line may have, those whose values identify its row, its totals, and its name in messages."""
+    """The keys of each line, those that may follow in this order, and those whose values identify its row; its totals
+    and its name in messages.
+    """
 
-    keys: Collection[tuple[str, ...]]
+    keys: tuple[str, ...]
+    optional: tuple[str, ...]
     identity: tuple[str, ...]
     count: Callable[[Mapping[str, Any]], RowCounts]
     name: Callable[[Mapping[str, Any]], str]
 
-    def identify(self, object: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(object.get(key) for key in self.identity)
+    def has_keys(self, keys: Iterable[str]) -> bool:
+        keys = tuple(keys)
+        return keys == (*self.keys, *(key for key in self.optional if key in keys))
 
-
-def with_optional(keys: tuple[str, ...], optional: tuple[str, ...]) -> frozenset[tuple[str, ...]]:
-    """The lists of keys with any of the optional ones behind them, in order."""
-    return frozenset((*keys, *more) for count in range(len(optional) + 1) for more in combinations(optional, count))
-
-
-DELIMITERS = {"csv": ",", "tsv": "\t"}  # of the tables that are read and written
+    def identify(self, object: Mapping[str, Any]) -> str:
+        """Digest of what identifies the row that an object is for, or that it is."""
+        return sha256(to_json([object.get(key) for key in self.identity]).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +53,15 @@ class TableFormat:
         columns = self.columns or ("id", "prompt")
         yield self._line((*columns, *(f"{key}_2" if key in columns else key for key in _ANSWER_COLUMNS)))
         for object in objects:
-            given = object["input"] if self.columns else object
+            fields = object["input"] if self.columns else object
             error = object["error"] and f"{object['error']['type']}: {object['error']['message']}"
-            yield self._line([*map(given.get, columns), *map(object.get, _ANSWER_COLUMNS[:-1]), error])
+            yield self._line([*map(fields.get, columns), *map(object.get, _ANSWER_COLUMNS[:-1]), error])
 
     def _line(self, values: Iterable[Any]) -> bytes:
         line: list[str] = []
-        csv.writer(_Lines(line), delimiter=self.delimiter, lineterminator="\n").writerow(values)
+        file = SimpleNamespace(write=line.append)
+        csv.writer(file, delimiter=self.delimiter, lineterminator="\n").writerow(values)
         return line[0].encode()
-
-
-class _Lines:
-    """The file that a table is written to: a list of its lines."""
-
-    def __init__(self, lines: list[str]) -> None:
-        self.write = lines.append
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,31 +81,17 @@ class ResultRows:
     def __len__(self) -> int:
         return self.size
 
-    def identity(self, position: int) -> tuple[Any, ...]:
-        return self.schema.identify(self.fields(position))
-
     def name(self, position: int) -> str:
         return self.schema.name(self.fields(position))
 
-    def validate(self, finished: Collection[int], position: int, object: Mapping[str, Any]) -> None:
-        """Raise ValueError unless the row at a position is unfinished and the object has the keys of one."""
-        if position in finished or not 0 <= position < len(self):
-            raise ValueError(f"no unfinished row at position {position}")
-        if tuple(object) not in self.schema.keys:
-            raise ValueError(f"not an object of a row: {list(object)}")
-
-    def require_finished(self, finished: Collection[int]) -> None:
-        if len(finished) != len(self):
-            raise ValueError(f"{len(self) - len(finished)} rows are not finished")
-
 
 class FinishedRows(Collection[int]):
-    """The positions of finished rows, with their `counts`: a byte for each row of the result."""
+    """The positions of finished rows: a byte of flags for each row of the result. `errors` are the first messages."""
 
-    def __init__(self, rows: int) -> None:
-        self._flags = bytearray(rows)
-        self._size = 0
-        self.counts = RowCounts()
+    def __init__(self, rows: int, flags: int = 0) -> None:
+        self._flags = bytearray([flags]) * rows
+        self._tally = Counter({flags: rows})
+        self.errors: tuple[str, ...] = ()
 
     def __contains__(self, position: object) -> bool:
         return isinstance(position, int) and 0 <= position < len(self._flags) and self._flags[position] > 0
@@ -119,108 +100,110 @@ class FinishedRows(Collection[int]):
         return (position for position, flags in enumerate(self._flags) if flags)
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._flags) - self._tally[0]
 
-    def add(self, position: int, counts: RowCounts) -> None:
-        """Add a row, which counts as one of these at most once."""
-        self.mark(position, counts)
-        self._size += 1
-        self.counts += counts
+    def __getitem__(self, position: int) -> int:
+        """The flags of a row, 0 if it is not finished."""
+        return self._flags[position]
 
-    def mark(self, position: int, counts: RowCounts) -> None:
-        """Add or replace a row; the totals are those of the next `recount`."""
-        failed, truncated, undecided = counts.failed > 0, counts.truncated > 0, counts.undecided > 0
-        self._flags[position] = _FINISHED | failed * _FAILED | truncated * _TRUNCATED | undecided * _UNDECIDED
-
-    def recount(self) -> None:
-        """Count all rows; the counts have no messages."""
-        self._size = len(self._flags) - self._flags.count(0)
-        self.counts = RowCounts(self._count(_FAILED), self._count(_TRUNCATED), self._count(_UNDECIDED))
-
-    def has_answer(self, position: int) -> bool:
-        """Whether a row is finished, with neither an error nor an undecided vote."""
-        return self._flags[position] & (_FINISHED | _NO_ANSWER) == _FINISHED
+    def __setitem__(self, position: int, flags: int) -> None:
+        self._tally[self._flags[position]] -= 1
+        self._tally[flags] += 1
+        self._flags[position] = flags
 
     @property
-    def failed(self) -> Iterator[int]:
-        return (position for position, flags in enumerate(self._flags) if flags & _FAILED)
+    def counts(self) -> RowCounts:
+        return RowCounts(self._count(FAILED), self._count(TRUNCATED), self._count(UNDECIDED), self.errors)
 
     def forget_failed(self) -> None:
-        self._flags = self._flags.translate(_FORGOTTEN)
-        self.recount()
+        """Forget the rows without an answer, which are to be answered again."""
+        for position in self:
+            if not is_answer(self[position]):
+                self[position] = 0
 
     def _count(self, flag: int) -> int:
-        return sum(self._flags.count(flags) for flags in range(2 * _UNDECIDED) if flags & flag)
+        return sum(rows for flags, rows in self._tally.items() if flags & flag)
 
 
-class Result(Protocol):
-    """Receives the objects of rows in any order; positions count the rows of the input from 0."""
+def flags_of(counts: RowCounts) -> int:
+    """The flags of a row that counts as one of these at most once."""
+    exceptions = {FAILED: counts.failed, TRUNCATED: counts.truncated, UNDECIDED: counts.undecided}
+    return FINISHED | sum(flag for flag, count in exceptions.items() if count)
 
-    @property
-    def finished(self) -> Collection[int]:
-        """The positions of the finished rows; to look one up takes constant time."""
+
+def is_answer(flags: int) -> bool:
+    """Whether a row is finished, with neither an error nor an undecided vote."""
+    return flags & (FINISHED | FAILED | UNDECIDED) == FINISHED
+
+
+class Result:
+    """Receives the objects of rows in any order; positions count the rows of the input from 0.
+
+    This one saves nothing: subclasses save what is written.
+    """
+
+    def __init__(self, rows: ResultRows, finished: FinishedRows | None = None) -> None:
+        self.rows = rows
+        self.finished = FinishedRows(len(rows)) if finished is None else finished
 
     @property
     def counts(self) -> RowCounts:
         """Finished rows that failed, were truncated, or are undecided."""
+        return self.finished.counts
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
         """Write the object of a row. Raises ValueError for an object with other keys, and for a finished row."""
+        if position in self.finished or not 0 <= position < len(self.rows):
+            raise ValueError(f"no unfinished row at position {position}")
+        if not self.rows.schema.has_keys(object):
+            raise ValueError(f"not an object of a row: {list(object)}")
+        counts = self.rows.schema.count(object)
+        self._save(position, to_json_line(object).encode(), flags_of(counts))
+        self.finished[position] = flags_of(counts)
+        self.finished.errors = (*self.finished.errors, *counts.errors)[:SHOWN_ERRORS]
 
     def keep_unfinished(self, position: int, tokens: Sequence[int]) -> None:
         """Keep the tokens of a reply that was interrupted, if the result can be resumed."""
 
-    def unfinished_tokens(self, position: int) -> tuple[int, ...]:
+    def unfinished_tokens(self, position: int) -> tuple[int, ...]:  # noqa: ARG002
         """The tokens that were kept for a row, if any."""
+        return ()
 
     def complete(self) -> None:
-        """Complete the result once all rows are written."""
+        """Complete the result once all rows are written. Raises ValueError while rows are missing."""
+        if missing := len(self.rows) - len(self.finished):
+            raise ValueError(f"{missing} rows are not finished")
 
     def close(self) -> None:
         """Release resources, complete or not; finished rows stay finished."""
 
+    def _save(self, position: int, line: bytes, flags: int) -> None:
+        """Save the line of a row."""
 
-class StreamedResult:
+
+class StreamedResult(Result):
     """A result that writes each line as soon as all lines before it are written; nothing is saved on disk."""
 
     def __init__(self, rows: ResultRows, write: Callable[[str], None]) -> None:
-        self._rows = rows
-        self._write = write
-        self.finished = FinishedRows(len(rows))
-        self._waiting: dict[int, str] = {}
+        super().__init__(rows)
+        self._write_line = write
+        self._waiting: dict[int, bytes] = {}
         self._next = 0
-
-    @property
-    def counts(self) -> RowCounts:
-        return self.finished.counts
-
-    def write(self, position: int, object: Mapping[str, Any]) -> None:
-        """Add the object of a row, and write all lines that are next. Raises ValueError as `Result` does."""
-        self._rows.validate(self.finished, position, object)
-        self._waiting[position] = to_json_line(object)
-        self.finished.add(position, self._rows.schema.count(object))
-        while (line := self._waiting.pop(self._next, None)) is not None:
-            self._next += 1
-            self._emit(line)
-
-    def keep_unfinished(self, position: int, tokens: Sequence[int]) -> None:
-        """Do nothing: nothing is saved on disk."""
-
-    def unfinished_tokens(self, position: int) -> tuple[int, ...]:  # noqa: ARG002
-        return ()
-
-    def complete(self) -> None:
-        self._rows.require_finished(self.finished)
 
     def close(self) -> None:
         """Write the lines that wait for unfinished rows, in order but with gaps."""
-        waiting, self._waiting = self._waiting, {}
-        for position in sorted(waiting):
-            self._emit(waiting[position])
+        for position in sorted(self._waiting):
+            self._emit(position)
 
-    def _emit(self, line: str) -> None:
+    def _save(self, position: int, line: bytes, flags: int) -> None:  # noqa: ARG002
+        self._waiting[position] = line
+        while self._next in self._waiting:
+            self._next += 1
+            self._emit(self._next - 1)
+
+    def _emit(self, position: int) -> None:
         try:
-            self._write(line)
+            self._write_line(self._waiting.pop(position).decode())
         except Exception:
             self._waiting.clear()  # the reader is gone: `close` must not write
             raise

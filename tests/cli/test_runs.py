@@ -186,7 +186,7 @@ def test_run_killed_before_its_file_is_replaced_has_all_samples(tmp_path: Path) 
         journal.write(1, sample_object(sample(2)))
         journal.complete()
 
-    assert is_killed_at_rename(4, extend)  # the record of the whole run is written, and its file is not
+    assert is_killed_at_rename(5, extend)  # the record of the whole run is written, and its file is not
     run = require_run(path)
     assert run.record.result is not None
     assert (run.is_complete, run.samples()) == (False, [sample(1), sample(2)])
