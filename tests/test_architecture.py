@@ -45,7 +45,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "prompt_toolkit": ("terminal",),
     "markdown_it": ("terminal",),
     "typer": ("main", "cli"),
-    "sqlite3": ("chat",),
+    "sqlite3": ("chat", "runs.partial"),
     "jinja2": ("formats",),
     "pathspec": ("model.file_search",),
     "psutil": ("engine.machine",),
