@@ -44,7 +44,7 @@ ORDER BY row_at, offset
 """
 
 
-class Line(NamedTuple):
+class RowLine(NamedTuple):
     """A line of the partial file: the position of its row, where it is, and how it counts."""
 
     position: int
@@ -64,11 +64,11 @@ class PartialFile:
         self._path = paths.partial
         self._rows = rows
         self._file = lock_partial(paths.partial)
-        self._checkpoint = Checkpoint(paths.checkpoint)
+        self._checkpoint = RowCheckpoint(paths.checkpoint)
         self._offsets = array("Q", bytes(8)) * len(rows)
         self._end = 0
         self._may_have_more = False  # than the known lines: a write may have failed half way
-        self._unsaved: list[Line] = []  # in the checkpoint
+        self._unsaved: list[RowLine] = []  # in the checkpoint
         self._is_changed = False
         self._sync_error: OSError | None = None
         self._is_closing = threading.Event()
@@ -93,7 +93,7 @@ class PartialFile:
             file.seek(self._checkpoint.end)
             for offset, size, object in self._read_objects(file):
                 if object.get(ROW) in range(len(self._rows)):
-                    self._add(Line(object[ROW], offset, size, flags_of(self._rows.schema.count(object))))
+                    self._add(RowLine(object[ROW], offset, size, flags_of(self._rows.schema.count(object))))
                 self._end = offset + size
         self.clear()
 
@@ -141,7 +141,7 @@ class PartialFile:
         text = line.removesuffix(b"}\n") + _end_of(position)
         offset = self._end
         self._write(text)
-        self._add(Line(position, offset, len(text), flags))
+        self._add(RowLine(position, offset, len(text), flags))
 
     def lines(self, positions: Iterable[int]) -> Iterator[bytes]:
         """Yield the lines of finished rows as in the result. Raises BatchError if another program changed the file."""
@@ -216,12 +216,12 @@ class PartialFile:
         self._end += len(text)
         self._may_have_more = False
 
-    def _place(self, line: Line) -> None:
+    def _place(self, line: RowLine) -> None:
         self._offsets[line.position] = line.offset
         self.finished[line.position] = line.flags
         self._end = line.offset + line.size
 
-    def _add(self, line: Line) -> None:
+    def _add(self, line: RowLine) -> None:
         """Add a line that is not in the checkpoint yet."""
         self._place(line)
         self._unsaved.append(line)
@@ -257,7 +257,7 @@ class PartialFile:
             raise error
 
 
-class Checkpoint:
+class RowCheckpoint:
     """Which rows the synced lines of a partial file are for, so that a resume need not parse them.
 
     Each block has the lines from where the last one ended. Before them are a CRC-32 of the block and of the part of the
@@ -268,7 +268,7 @@ class Checkpoint:
         self._path = path
         self.end = 0
 
-    def read(self, partial: int) -> Iterator[Line]:
+    def read(self, partial: int) -> Iterator[RowLine]:
         """Yield the lines of the blocks that match an open partial file, and remove the other blocks."""
         with contextlib.suppress(OSError), self._path.open("r+b") as file:
             size = 0
@@ -277,12 +277,12 @@ class Checkpoint:
                     checksum, end, text = block.split(b" ", 2)
                     if int(checksum) != self._checksum(partial, int(end), text):
                         break
-                    yield from map(Line._make, json.loads(text))
+                    yield from map(RowLine._make, json.loads(text))
                     self.end = int(end)
                     size += len(block)
             file.truncate(size)
 
-    def write(self, partial: int, lines: Sequence[Line]) -> None:
+    def write(self, partial: int, lines: Sequence[RowLine]) -> None:
         """Append a block if possible; without it, later ones do not match."""
         end = lines[-1].offset + lines[-1].size
         text = json.dumps(lines, separators=(",", ":")).encode() + b"\n"
