@@ -170,7 +170,6 @@ class Client:
         )
 
     async def get(self, path: str, timeout_s: float, parse: Callable[[bytes], Any] = json.loads, **query: str) -> Any:
-        """The value at a path, such as JSON or a page of metrics."""
         async with self._exchange("GET", path, timeout_s, params=query) as response:
             return parse(await _content(response, QUESTION_BYTES))
 
@@ -190,7 +189,11 @@ class Client:
                     raise LostServerError(TOO_LARGE)
                 field, _, data = line.strip().partition(b":")
                 if field == b"data" and data.strip() != DONE:
-                    yield _checked(json.loads(data))
+                    event = json.loads(data)
+                    if (error := event.get("error")) is not None:
+                        code = error.get("code") if isinstance(error, dict) else None
+                        raise failure(code if isinstance(code, int) else 500, event)
+                    yield event
 
     async def aclose(self) -> None:
         await self._session.close()
@@ -241,7 +244,6 @@ class Client:
                     raise
 
     async def _error(self, response: aiohttp.ClientResponse) -> Exception:
-        """Error for an unsuccessful response."""
         import aiohttp
 
         status, name = response.status, self.endpoint.name
@@ -257,7 +259,7 @@ class Client:
                 body = json.loads(await _content(response, QUESTION_BYTES))
         retry_after = response.headers.get("Retry-After", "")
         is_number = retry_after.isascii() and retry_after.isdecimal()
-        return failure(status, _message(body, status), float(retry_after) if is_number else None)
+        return failure(status, body, float(retry_after) if is_number else None)
 
 
 async def _note_reuse(session: aiohttp.ClientSession, context: Any, params: Any) -> None:  # noqa: ARG001
@@ -306,8 +308,12 @@ def _trusted_certificates() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
 
 
-def failure(status: int, message: str, retry_after: float | None = None) -> Exception:
-    """Error for an HTTP status, of a response or in the middle of a stream."""
+def failure(status: int, body: Any, retry_after: float | None = None) -> Exception:
+    """Error for an HTTP status and the JSON of a response, or of an event in the middle of a stream."""
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail")
+    message = server_text(str(error)) if error else f"status {status}"
     if status in RETRY_LATER:
         return BusyServerError(message, retry_after)
     if status == 500 and any(sign in message.lower() for sign in REFUSALS):
@@ -315,24 +321,6 @@ def failure(status: int, message: str, retry_after: float | None = None) -> Exce
     if 400 <= status < 500 or status == 501:
         return RequestError(message, status)
     return LostServerError(message)
-
-
-def _checked(event: dict[str, Any]) -> dict[str, Any]:
-    """Return an event of a stream; raise its error if it is one."""
-    error = event.get("error")
-    if error is None:
-        return event
-    code = error.get("code") if isinstance(error, dict) else None
-    status = code if isinstance(code, int) else 500
-    raise failure(status, _message(event, status))
-
-
-def _message(body: Any, status: int) -> str:
-    """A server's message about an error."""
-    error = body.get("error", body) if isinstance(body, dict) else body
-    if isinstance(error, dict):
-        error = error.get("message") or error.get("detail")
-    return server_text(str(error)) if error else f"status {status}"
 
 
 def server_text(text: str) -> str:

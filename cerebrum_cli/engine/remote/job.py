@@ -81,5 +81,4 @@ class PoolJob:
         self.report([sample.finish("cancelled") for sample in self.unfinished])
 
     def refuse(self, error: CerebrumError) -> None:
-        """End the samples, which no server will answer."""
         self.report([RefusedEvent(sample.id, error, self.origin) for sample in self.unfinished])

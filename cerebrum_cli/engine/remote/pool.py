@@ -68,12 +68,11 @@ class Pool:
 
     @property
     def known(self) -> list[Server]:
-        """The servers that have answered so far; for any thread, as the next two."""
+        """The servers that have answered so far; for any thread, as what they have generated, and the window."""
         return [server for server in self._servers if server.is_known]
 
     @property
     def generated(self) -> tuple[ServerTokens, ...]:
-        """Tokens of each of several servers so far."""
         if len(self._servers) == 1:
             return ()
         return tuple(
@@ -146,7 +145,6 @@ class Pool:
 
     @property
     def _has_jobs(self) -> bool:
-        """Whether someone waits for events."""
         return bool(self._waiting or self._suspects or self._is_running)
 
     @property
@@ -198,7 +196,6 @@ class Pool:
     # Jobs that end.
 
     def _end(self, task: asyncio.Task[None], job: PoolJob, server: Server) -> None:
-        """Act on how a server's answer to a job ended."""
         error = job.stopped_by or (CANCELLED if task.cancelled() else task.exception())
         server.remove(job)
         if error is None or not job.unfinished:
@@ -231,7 +228,6 @@ class Pool:
         self._recover(server)
 
     def _rest(self, server: Server, busy: BusyServerError) -> None:
-        """Give a busy server no requests for a while."""
         seconds = max(self._timeouts.busy, min(busy.retry_after or 0.0, self._timeouts.patience))
         if server.health.rest(busy, self._now, seconds) >= self._timeouts.busy_notice:
             self._note(server, f"retrying in {seconds:g} s")
@@ -270,7 +266,6 @@ class Pool:
             self._wait_or_fail(waits or any(isinstance(problem, BusyServerError) for problem in problems))
 
     def _wait_or_fail(self, waits: bool) -> None:
-        """Wait for a server, as far as there is patience, and tell users so."""
         stuck_s = self._now - self._stuck_since
         left_s = self._timeouts.patience - stuck_s
         if left_s <= 0 or not waits:
@@ -282,7 +277,6 @@ class Pool:
                 self._note(server, f"giving up in {left_s:.0f} s")
 
     def _fail(self, error: BaseException) -> None:
-        """End everything."""
         self._error = error
         self._has_started.set()
         for job in chain(self._waiting, self._suspects, *(server.running for server in self._servers)):
@@ -342,12 +336,10 @@ class Pool:
             self._note(server)
 
     def _recover(self, server: Server) -> None:
-        """Report that a server is usable again, if it is."""
         if server.health.recover(self._now):
             self._notices.recover(server.name)
 
     def _note(self, server: Server, hint: str = "retrying") -> None:
-        """Report why a server is not usable."""
         problem = server.health.problem
         notice = NoticeEvent(f"{server.name} is unavailable: {problem}", hint)
         if isinstance(problem, EndpointError):

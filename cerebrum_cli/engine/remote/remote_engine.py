@@ -84,7 +84,6 @@ class RemoteCompletions(Completions[RemoteSample]):
             self._live.clear()
 
     def _read_source(self) -> None:
-        """Read and submit as many requests as there is room for."""
         jobs = list[PoolJob]()
         while self._source and self._has_room():
             try:

@@ -93,11 +93,9 @@ class RemoteSample:
         self._turn = request
 
     def restarted(self, context_size: int, origin: Origin | None = None) -> RemoteSample:
-        """The sample before anything has arrived from a server with this context."""
         return RemoteSample(self.id, self.request, self.seed, self._tables, context_size, origin)
 
     def take_turn(self) -> Request:
-        """The request for its next turn."""
         self.needs_turn = False
         self._turn = self._turns.next_request(self._ids, self.tokens)
         return self._turn
@@ -227,7 +225,6 @@ class RemoteSample:
 
     @property
     def _is_full(self) -> bool:
-        """Whether the limit of the reply, or of the context, is reached."""
         return self._is_at_limit or len(self.request.prompt_tokens) + self.tokens >= self._context_size
 
     def _require_grammar(self, start: int) -> None:

@@ -216,7 +216,6 @@ class Server:
                 await self._receive_turn(job, sample, info.kind.read_stream(answers))
 
     async def _receive_turn(self, job: PoolJob, sample: RemoteSample, chunks: AsyncIterator[ReplyChunk]) -> None:
-        """Pass on the parts of a turn, up to its end or to an intervention."""
         async for chunk in chunks:
             job.alive_at = asyncio.get_running_loop().time()
             for event in sample.add(chunk):

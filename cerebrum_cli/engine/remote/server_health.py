@@ -173,7 +173,6 @@ class ServerNotices:
             self.add(server, available)
 
     def take(self, now: float) -> list[NoticeEvent]:
-        """The notices that are due."""
         due = []
         for subject, notice in list(self._waiting.items()):
             last, at = self._last.get(subject, (None, -inf))

@@ -221,8 +221,7 @@ def _sglang_chunk(reply: Mapping[str, Any], seen: int = 0) -> ReplyChunk:
     meta = reply["meta_info"]
     finish = meta.get("finish_reason") or {}
     if finish.get("type") == "abort":  # a request that the server gives up
-        message = server_text(str(finish.get("message") or "the server aborted the reply"))
-        raise failure(int(finish.get("status_code") or 500), message)
+        raise failure(int(finish.get("status_code") or 500), finish.get("message") or "the server aborted the reply")
     ids, scores = require_ids(reply.get("output_ids")), [score for score, *_ in meta.get("output_token_logprobs") or ()]
     new = ids[max(0, len(ids) + seen - int(meta["completion_tokens"])) :]
     counts = meta.get("prompt_tokens"), meta.get("cached_tokens")
