@@ -84,7 +84,7 @@ IMPURE_MODULES = ("core.environment", "core.files", "core.signals")
 
 MIN_LINES = 80  # of a module that only one other imports
 SMALL_MODULES = {
-    "cli.lm_model": "lm-eval imports it by its name",
+    "cli.lm_eval_plugin": "lm-eval imports it by its name",
     "eval.guest": "a program of its own, which runs in the sandbox",
 }
 
@@ -99,7 +99,7 @@ ENGINE_EXCEPTIONS = {
     "cli.eval": "sizes of a context; the bench that estimates a run",
     "cli.generation": "sizes of a context",
     "cli.lm_eval": "sizes of a context",
-    "cli.lm_model": "sizes of a context",
+    "cli.lm_eval_plugin": "sizes of a context",
     "cluster.ray_adapter": "processors, for nodes on this machine",
     "cluster.distribution": "processors of a node",
     "cli.tune": "processors and memory, for its report",

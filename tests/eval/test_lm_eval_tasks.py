@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from importlib.metadata import entry_points
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -347,9 +347,8 @@ info = model.get_model_info()
 print(json.dumps([info["max_length"], info["add_bos_token"], score]))
 model.close()
 """
-    [entry] = [each.value for each in entry_points(group="lm_eval.models") if each.name == "cerebrum"] or [
-        "cerebrum_cli.cli.lm_model:CerebrumModel"
-    ]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    entry = project["entry-points"]["lm_eval.models"]["cerebrum"]
     process = start_python(code, MODEL_FILE, entry)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
