@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cerebrum_cli.cli.options import BatchCommandOptions
+from cerebrum_cli.cli.options import ConcurrencyOptions, GenerationOptions, SavedPromptOptions
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, options_on_command_line, parameter, positional
+from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import SOME_FAILED, Interrupted, UsageError
 from cerebrum_cli.core.events import RowEvent
@@ -31,6 +32,20 @@ if TYPE_CHECKING:
     from cerebrum_cli.runs.result import Result
 
 STANDARD = Path("-")  # standard input or output
+
+
+@option_group
+class BatchCommandOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
+    template: str | None = option(
+        None, "Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT"
+    )
+    input_format: str | None = option(
+        None, "Format of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv"
+    )
+    ignore_eos: bool = option(False, "Ignore end-of-sequence tokens (for benchmarks)", "Length")
+    include_input: bool = option(False, "Copy each input row to the key `input` of its answer", "Output")
+    restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")
+    retry_failed: bool = option(False, "Re-answer rows that failed, and undecided votes", "Output")
 
 
 @composed

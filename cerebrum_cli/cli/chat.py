@@ -133,7 +133,7 @@ def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions)
     """Start or continue a session, and start to load its model; the settings `prompted` include a saved prompt's."""
     from cerebrum_cli.chat.chat import Chat
     from cerebrum_cli.chat.history import with_session_defaults
-    from cerebrum_cli.cli.models import find_model
+    from cerebrum_cli.cli.model_choice import find_model
     from cerebrum_cli.model.interface import open_source
 
     def resolve(layer: Layer) -> ModelSource:

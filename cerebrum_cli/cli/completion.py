@@ -1,21 +1,17 @@
-"""Completion in a shell: installed and known models, prompt formats, sessions, saved prompts, files."""
+"""Completion in bash, zsh and fish, beyond what Typer does; imported when a shell asks for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from typer._click.shell_completion import CompletionItem, ShellComplete, add_completion_class
 from typer._completion_classes import BashComplete, FishComplete, ZshComplete
 
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import CerebrumError
 
 if TYPE_CHECKING:
     from typer import Typer
-
-    from cerebrum_cli.cli.app import App
-    from cerebrum_cli.core.declaration import Option
 
 WORDS = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")  # the command line so far: bash's, other shells'
 WORD_BREAKS = ":="  # at which bash splits words, by default
@@ -82,80 +78,3 @@ def joined_words(words: Iterable[str]) -> list[str]:
 def completed_command() -> str | None:
     line = next((line.split() for line in map(environment, WORDS) if line), [])
     return line[1] if len(line) > 2 else None
-
-
-Values: TypeAlias = Callable[["App"], Iterable[str]]
-"""Candidates of completion, read when Tab is pressed."""
-
-
-def installed_models(app: App) -> Iterable[str]:
-    return (model.reference for model in app.library.models())
-
-
-def stored_models(app: App) -> Iterable[str]:
-    """Installed models, and those of which only the vocabulary is installed."""
-    return (model.reference for model in (*app.library.models(), *app.library.vocabularies()))
-
-
-def known_models(app: App) -> Iterable[str]:
-    return (spec.name for spec in app.library.specs)
-
-
-def sessions(app: App) -> Iterable[str]:
-    return app.open_history().store.names()
-
-
-def run_names(app: App) -> Iterable[str]:
-    return (run.name for run in app.runs)
-
-
-def saved_prompts(app: App) -> Iterable[str]:
-    return app.config.prompts
-
-
-def formats(_: App) -> Iterable[str]:
-    from cerebrum_cli.model.format_choice import FORMAT_NAMES
-
-    return FORMAT_NAMES
-
-
-def tasks(_: App) -> Iterable[str]:
-    from cerebrum_cli.eval.tasks import TASK_NAMES
-
-    return TASK_NAMES
-
-
-def presets(_: App) -> Iterable[str]:
-    from cerebrum_cli.eval.tasks import PRESETS
-
-    return (preset.name for preset in PRESETS)
-
-
-COMPLETIONS: Mapping[str, Values] = {  # values of an option, by its name
-    "model": installed_models,
-    "format": formats,
-    "session": sessions,
-    "preset": presets,
-    "saved_prompt": saved_prompts,
-}
-
-
-def completion_of(name: str, declared: Option) -> Values | None:
-    """Where the values of an option come from; None if any text may follow, or none."""
-    if declared.choices and declared.metavar:
-        return lambda _: declared.choices
-    return COMPLETIONS.get(name)
-
-
-def completing(values: Values) -> Callable[[str], list[str]]:
-    """Completion of a Typer parameter from a list of values; nothing if they cannot be read."""
-
-    def complete(incomplete: str) -> list[str]:
-        from cerebrum_cli.cli.app import real_app
-
-        try:
-            return [value for value in values(real_app()) if value.startswith(incomplete)]
-        except (CerebrumError, OSError):
-            return []
-
-    return complete

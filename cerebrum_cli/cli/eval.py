@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cerebrum_cli.cli.completion import tasks
-from cerebrum_cli.cli.options import EvalOptions
+from cerebrum_cli.cli.candidates import tasks
+from cerebrum_cli.cli.options import ConcurrencyOptions, ConstrainedOptions
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, parameter, positional
+from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, Interrupted, UsageError
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
 from cerebrum_cli.core.settings import RECOMMENDED, REPLY_KEYS, Layer, SourcedLayer
@@ -38,6 +39,21 @@ SETTINGS = SettingKeys(
 ASSUMED_TOKENS = 256  # of an answer, where no earlier run says
 BENCH_SLOTS = 16
 SAMPLES_OPTION = "--samples"
+
+
+@option_group
+class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
+    preset: str | None = option(None, "Use the evaluation settings of a model card", "Input", metavar="NAME")
+    limit: int | None = option(None, "Number of questions, chosen at random [default: all]", "Input", metavar="N")
+    template: str | None = option(None, "Build the prompt from a question's fields", "Input", metavar="TEXT")
+    samples: int | None = option(None, "Samples per question [default: 1, or the preset's]", "Sampling", metavar="K")
+    match: str | None = option(
+        None, "How answers are compared [default: answer]", "Output", metavar="answer|exact|contains|regex"
+    )
+    run_code: bool = option(False, "Run the programs that the model writes, in a sandbox", "Output")
+    restart: bool = option(False, "Start over; replace the run when done", "Output")
+    dry_run: bool = option(False, "Show one prompt and estimate the run time", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
 
 
 @composed

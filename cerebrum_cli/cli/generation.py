@@ -8,13 +8,11 @@ from shlex import quote
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.cli.models import find_model
+from cerebrum_cli.cli.model_choice import find_model
 from cerebrum_cli.cli.options import (
     AnswerOptions,
-    BatchCommandOptions,
     ConcurrencyOptions,
     ConstrainedOptions,
-    EvalOptions,
 )
 from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.errors import GrammarError, UsageError
@@ -224,9 +222,7 @@ def naming_grammar_file(options: ConstrainedOptions) -> Iterator[None]:
         raise GrammarError(f"{options.schema or options.grammar}: {error.message}", error.hint) from error
 
 
-def progress_sinks(
-    app: App, model: str, options: BatchCommandOptions | EvalOptions, shares_terminal: bool = False
-) -> list[Sink]:
+def progress_sinks(app: App, model: str, options: AnswerOptions, shares_terminal: bool = False) -> list[Sink]:
     from cerebrum_cli.terminal.progress import BatchProgress
 
     streams, draws = app.streams, app.streams.can_redraw and not (options.verbose or shares_terminal)

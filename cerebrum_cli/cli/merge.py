@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cerebrum_cli.cli.models import find_model
+from cerebrum_cli.cli.model_choice import find_model
 from cerebrum_cli.cli.options import PullOptions
 from cerebrum_cli.cli.signature import app_of, composed, positional
 from cerebrum_cli.core.declaration import option, option_group

@@ -1,4 +1,4 @@
-"""`cerebrum pull`, `list`, `show` and `rm`, and how the other commands find the model that they use."""
+"""`cerebrum search`, `pull`, `list`, `show` and `rm`."""
 
 from __future__ import annotations
 
@@ -8,31 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cerebrum_cli.cli.completion import known_models, stored_models
-from cerebrum_cli.cli.options import (
-    AnswerOptions,
-    ConcurrencyOptions,
-    DeleteOptions,
-    PullOptions,
-    QuietOptions,
-)
+from cerebrum_cli.cli.candidates import known_models, stored_models
+from cerebrum_cli.cli.model_choice import choose_model, pull_model
+from cerebrum_cli.cli.options import DeleteOptions, PullOptions, QuietOptions
 from cerebrum_cli.cli.signature import app_of, composed, positional, require_agreement
 from cerebrum_cli.core.declaration import flag, option, option_group
-from cerebrum_cli.core.errors import FormatError, ModelNotFound, NoModel, UsageError
+from cerebrum_cli.core.errors import FormatError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import (
-    COMMAND_LINE,
-    DEFAULT,
     MODES,
     REPLY_KEYS,
     SAMPLING_KEYS,
-    SESSION,
-    Layer,
     Settings,
     SourcedLayer,
     environment_layer,
 )
-from cerebrum_cli.core.text import format_size
 from cerebrum_cli.gguf.header import unsupported_kind
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.progress import FileProgress
@@ -373,94 +363,3 @@ def rm(
     if identity:
         app.profiles().delete(identity)
     app.streams.report(report)
-
-
-def find_model(app: App, overrides: Layer, options: PullOptions) -> Model:
-    """Find the model the settings name; offer to download it if it is not installed. Raises ModelNotFound.
-
-    A model that servers or nodes open is needed here only with its vocabulary, or not at all.
-    """
-    settings = app.settings(overrides)
-    if isinstance(options, ConcurrencyOptions) and options.ray:
-        try:
-            return app.library.resolve_vocabulary(settings.model)
-        except ModelNotFound as error:
-            if error.pullable is None and isinstance(options, AnswerOptions) and options.endpoint:
-                problem = f"{error.message}, and --ray does not use chat completions"
-                raise ModelNotFound(
-                    problem, "omit --ray, or name the model of your llama-server, vLLM or SGLang"
-                ) from error
-            raise
-    if isinstance(options, AnswerOptions) and options.endpoint:
-        from cerebrum_cli.model.endpoints import find_endpoints, find_remote_model
-
-        requested = options.endpoint, settings, options.served_model_name, options.allow_http_key
-        return find_remote_model(app, settings, find_endpoints(app, *requested))
-    try:
-        model = app.library.resolve(settings.model)
-    except ModelNotFound as error:
-        origin = settings.origin("model")
-        if origin not in (DEFAULT, COMMAND_LINE):
-            error.message = f"{origin}: {error.message}"
-        if origin == SESSION and error.pullable is None:
-            error.hint = "add --endpoint if a server has it, or choose another model with -m"
-        if error.pullable is None or not (options.yes or app.streams.can_ask):
-            raise
-        reference = app.library.parse(error.pullable)
-        with FileProgress(app.streams) as progress:
-            if app.puller(progress, options.offline).is_unavailable_offline(reference):
-                raise
-        if isinstance(error, NoModel) and not options.yes:
-            from cerebrum_cli.models.listing import suggestions
-
-            rows = suggestions(app.library, settings.ctx)
-            chosen = choose_model(app, f"{error.message}; these fit this machine, best first", rows)
-            if chosen is None:
-                raise
-            reference = app.library.parse(chosen)
-        elif not (options.yes or confirm_pull(app, error, reference, settings.ctx, options)):
-            raise
-        model = pull_model(app, reference, None, settings.ctx, options)
-    app.library.registry.touch(model.usage_key)
-    return model
-
-
-def choose_model(app: App, heading: str, rows: list[dict[str, Any]]) -> str | None:
-    """List suggested models, and ask for one; None if there is no terminal to ask on, or the user quits."""
-    from cerebrum_cli.terminal.tables import print_choices
-
-    if not rows:
-        return None
-    app.streams.info(f"{heading}:\n")
-    print_choices(app.streams.on_stderr, [{**row, "number": number} for number, row in enumerate(rows, 1)])
-    if not app.streams.can_ask:
-        return None
-    app.streams.info("")
-    number = app.streams.choose("Pull which one?", len(rows))
-    return None if number is None else "{name}:{recommended}".format_map(rows[number - 1])
-
-
-def confirm_pull(
-    app: App, error: ModelNotFound, reference: Reference, context: int | None, options: PullOptions
-) -> bool:
-    with FileProgress(app.streams) as progress:
-        plan = app.puller(progress, options.offline).planner.plan(reference, context)
-    size = f"{plan.chosen.quantization}, {format_size(plan.chosen.size)}"
-    return app.streams.confirm(f"{error.message}. Pull {reference} ({size}) now?")
-
-
-def pull_model(app: App, reference: Reference, name: str | None, context: int | None, options: PullOptions) -> Model:
-    """Download a model with a progress bar; ask before one that does not fit this machine."""
-    with FileProgress(app.streams) as progress:
-
-        def agree(warning: str) -> bool:
-            progress.pause()
-            return options.yes or app.streams.confirm(f"{warning}. Pull it anyway?", default=False)
-
-        with interruptible("run it again to resume"):
-            model = app.puller(progress, options.offline).pull(reference, name, context, agree)
-    app.streams.report(f"installed {model.reference}: {model.path}")
-    for older in app.library.older_uploads(model):
-        size = format_size(older.size)
-        app.streams.report(f"an older upload stays on disk, {size}; to delete it: cerebrum rm {older.reference}")
-    return model

@@ -140,32 +140,3 @@ class ConcurrencyOptions:
     )
     row_timeout: float | None = setting(None, "Seconds per row on a server [default: from the slowest row]", least=0.1)
     batch_invariant: bool = setting(False, "Make answers independent of concurrency; slower [default: off]", local=True)
-
-
-@option_group
-class BatchCommandOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
-    template: str | None = option(
-        None, "Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT"
-    )
-    input_format: str | None = option(
-        None, "Format of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv"
-    )
-    ignore_eos: bool = option(False, "Ignore end-of-sequence tokens (for benchmarks)", "Length")
-    include_input: bool = option(False, "Copy each input row to the key `input` of its answer", "Output")
-    restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")
-    retry_failed: bool = option(False, "Re-answer rows that failed, and undecided votes", "Output")
-
-
-@option_group
-class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
-    preset: str | None = option(None, "Use the evaluation settings of a model card", "Input", metavar="NAME")
-    limit: int | None = option(None, "Number of questions, chosen at random [default: all]", "Input", metavar="N")
-    template: str | None = option(None, "Build the prompt from a question's fields", "Input", metavar="TEXT")
-    samples: int | None = option(None, "Samples per question [default: 1, or the preset's]", "Sampling", metavar="K")
-    match: str | None = option(
-        None, "How answers are compared [default: answer]", "Output", metavar="answer|exact|contains|regex"
-    )
-    run_code: bool = option(False, "Run the programs that the model writes, in a sandbox", "Output")
-    restart: bool = option(False, "Start over; replace the run when done", "Output")
-    dry_run: bool = option(False, "Show one prompt and estimate the run time", "Output")
-    json: bool = option(False, "Print a JSON object", "Output")

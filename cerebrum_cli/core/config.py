@@ -92,7 +92,8 @@ class Config:
 
 def read_config(path: Path) -> Config:
     """Read a config.toml; a missing file sets nothing. Raises ConfigError with file and key."""
-    return parse_config(read_config_text(path), path)
+    text = read_config_text(path)
+    return parse_config(text, path) if text else Config()
 
 
 def read_config_text(path: Path) -> str:

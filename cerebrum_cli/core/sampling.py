@@ -1,4 +1,8 @@
-"""Sampling parameters, each declared with its flag, help and range."""
+"""Sampling parameters, each declared with its default, flag, help and range.
+
+Where a default applies: `fold` in core/settings.py puts the layers that set something over these, and a request gets the
+result by `Settings.sampling`.
+"""
 
 from __future__ import annotations
 

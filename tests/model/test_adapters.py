@@ -19,8 +19,8 @@ from llama_engines import TALE, options
 from scripted_command import app_for
 from tiny_models import Shape, write_quantized
 
+from cerebrum_cli.cli.batch import BatchCommandOptions
 from cerebrum_cli.cli.generation import find_source
-from cerebrum_cli.cli.options import BatchCommandOptions
 from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
