@@ -1,7 +1,7 @@
 """Sampling parameters, each declared with its default, flag, help and range.
 
-Where a default applies: `fold` in core/settings.py puts the layers that set something over these, and a request gets the
-result by `Settings.sampling`.
+A default applies where no layer sets another value: `fold` in core/settings.py merges the layers over these defaults,
+and a request takes the result from `Settings.sampling`.
 """
 
 from __future__ import annotations

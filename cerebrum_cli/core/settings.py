@@ -1,7 +1,7 @@
 """Settings: partial layers merged by `fold` into one frozen value.
 
-Lowest layer first: the defaults below and in core/sampling.py, the model's file, its row in models.toml, config.toml, CEREBRUM_* variables, the
-saved prompt that `-p` names, the command line.
+Lowest layer first: the defaults below and in core/sampling.py, the model's file, its row in models.toml, config.toml,
+CEREBRUM_* variables, the saved prompt that `-p` names, the command line.
 """
 
 from __future__ import annotations
