@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.cli.candidates import completion_of
+from cerebrum_cli.cli.completion_values import completion_of
 from cerebrum_cli.core.conversion import expected_value, parse
 from cerebrum_cli.core.declaration import Option
 from cerebrum_cli.core.errors import UsageError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cerebrum_cli.cli.candidates import tasks
+from cerebrum_cli.cli.completion_values import tasks
 from cerebrum_cli.cli.options import ConcurrencyOptions, ConstrainedOptions
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, parameter, positional
 from cerebrum_cli.core.declaration import option, option_group

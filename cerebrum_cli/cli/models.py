@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cerebrum_cli.cli.candidates import known_models, stored_models
+from cerebrum_cli.cli.completion_values import known_models, stored_models
 from cerebrum_cli.cli.model_choice import choose_model, pull_model
 from cerebrum_cli.cli.options import DeleteOptions, PullOptions, QuietOptions
 from cerebrum_cli.cli.signature import app_of, composed, positional, require_agreement

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerebrum_cli.cli.candidates import saved_prompts
+from cerebrum_cli.cli.completion_values import saved_prompts
 from cerebrum_cli.cli.config_file import prompt_table, table_line, with_prompt, with_skeleton, without_prompt
 from cerebrum_cli.cli.options import FIRST, AskOptions, DeleteOptions, QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, app_of, positional, require_agreement, subcommand

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cerebrum_cli.cli.candidates import run_names
+from cerebrum_cli.cli.completion_values import run_names
 from cerebrum_cli.cli.options import DeleteOptions, QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, app_of, parameter, positional, require_agreement, subcommand
 from cerebrum_cli.core.conversion import LORA

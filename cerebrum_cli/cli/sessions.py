@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from cerebrum_cli.cli.candidates import sessions
+from cerebrum_cli.cli.completion_values import sessions
 from cerebrum_cli.cli.options import DeleteOptions, QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, app_of, parameter, positional, require_agreement, subcommand
 from cerebrum_cli.core.errors import UsageError

@@ -24,7 +24,7 @@ from cerebrum_cli.cli.assignments import (
     parse_assignments,
     print_settings,
 )
-from cerebrum_cli.cli.candidates import Values, completing, completion_of
+from cerebrum_cli.cli.completion_values import Values, completing, completion_of
 from cerebrum_cli.cli.options import FIRST, AnswerOptions, QuietOptions
 from cerebrum_cli.core.conversion import parse
 from cerebrum_cli.core.declaration import HEADINGS, Heading, Option, flag, options_of

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cerebrum_cli.cli.candidates import installed_models
+from cerebrum_cli.cli.completion_values import installed_models
 from cerebrum_cli.cli.model_choice import find_model
 from cerebrum_cli.cli.options import PullOptions
 from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, positional

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine, assert_error
+from command_line import assert_error
 from loopback import Loopback, LoopbackHandler
 from model_servers import Armed
 from served import Served
@@ -22,28 +22,6 @@ from cerebrum_cli.eval.stored_runs import require_run
 CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"  # with its key, self-signed
 
 # Options.
-
-
-@pytest.mark.parametrize(
-    ("command", "options"),
-    [
-        ("ask", ("--ctx", "100")),
-        ("ask", ("--threads", "2")),
-        ("ask", ("--gpu-layers", "0")),
-        ("ask", ("--set", "drafts=off")),
-        ("ask", ("--set", "cache_gb=0")),
-        ("ask", ("--set", "no_profile=on")),
-        ("batch", ("--set", "batch_invariant=on")),
-        ("chat", ("--set", "cache_gb=0")),
-    ],
-)
-def test_endpoint_refuses_local_options_on_the_command_line(
-    served: Served, command: str, options: tuple[str, ...]
-) -> None:
-    subject = (served.questions(1), "-o", "out") if command == "batch" else ()
-    named = " ".join(options).partition("=")[0] if "--set" in options else options[0]
-    assert_error(served.run(command, *subject, *options), 2, f"{named} applies to local models", "--endpoint")
-    assert all(server.asked == [] for server in served.servers)
 
 
 def test_endpoint_ignores_local_options_set_elsewhere(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,28 +50,7 @@ def test_endpoint_url_may_have_a_version_and_a_slash(served: Served, monkeypatch
         assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
 
 
-@pytest.mark.parametrize(
-    ("url", "part"),
-    [
-        ("http://", "not the URL of a server"),
-        ("http://127.0.0.1:99999", "http://127.0.0.1:99999"),
-        ("http://[::1", "http://[::1"),
-        ("localhost:8080", "unknown endpoint 'localhost:8080'"),
-        ("http://me:secret@127.0.0.1:1", "CEREBRUM_API_KEY"),
-    ],
-)
-def test_endpoint_url_is_checked(served: Served, url: str, part: str) -> None:
-    done = served.run_alone("ask", "--endpoint", url, "hi")
-    assert_error(done, 2, part)
-    assert "secret" not in done.err
-
-
-def test_endpoint_refuses_a_repeated_url_an_empty_grammar_and_a_key_that_is_no_header(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url = served.servers[0].url
-    assert_error(served.run("ask", "--endpoint", f"{url}/v1", "hi"), 2, f"{url} is given twice")
-    assert_error(served.run("ask", "--grammar", "/dev/null", "hi"), 2, "/dev/null: the grammar is empty")
+def test_endpoint_refuses_a_key_that_is_no_header(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     for key in ("two\nlines", "schlüssel", "tab\t"):
         monkeypatch.setenv("CEREBRUM_API_KEY", key)
         done = served.run("ask", "hi")
@@ -114,22 +71,6 @@ def test_endpoint_name_stands_for_a_table(served: Served, monkeypatch: pytest.Mo
     other = served.run_alone("ask", "--endpoint", "big", "--set", "served_model_name=a.gguf", "hi")
     assert (other.code, served.asked()[1]["model"]) == (0, "a.gguf")
     assert_error(served.run_alone("ask", "--endpoint", "small", "hi"), 2, "unknown endpoint 'small'", "big")
-
-
-@pytest.mark.parametrize(
-    ("table", "code", "part"),
-    [
-        ("endpoints = 3\n", 1, "must contain only tables"),
-        ("[endpoints.big]\n", 1, "url is missing"),
-        ('[endpoints.big]\nurl = "http://x"\nkey = "sesame"\n', 1, "unknown key `key`"),
-        ('[endpoints.big]\nurl = "x"\n', 2, "not the URL of a server"),
-    ],
-)
-def test_endpoint_table_is_checked(served: Served, table: str, code: int, part: str) -> None:
-    served.config(table)
-    done = served.run_alone("ask", "--endpoint", "big", "hi")
-    assert_error(done, code, part)
-    assert "sesame" not in done.err
 
 
 # Several servers.
@@ -191,17 +132,6 @@ def test_endpoint_row_that_takes_too_long_is_asked_elsewhere(served: Served) -> 
     assert (done.code, len(done.out.splitlines())) == (0, 4), done.err
 
 
-@pytest.mark.parametrize(
-    ("command", "number", "most"),
-    [(("batch", "--endpoint", "http://127.0.0.1:9"), 4097, 4096), (("batch",), 257, 256)],
-)
-def test_parallel_has_a_limit_on_servers_and_on_this_machine(
-    served: Served, command: tuple[str, ...], number: int, most: int
-) -> None:
-    done = served.run_alone(command[0], served.questions(1), "-o", "-", *command[1:], "--parallel", str(number))
-    assert_error(done, 2, f"invalid --parallel: '{number}'", f"from 1 to {most}")
-
-
 # Keys and proxies.
 
 
@@ -246,29 +176,6 @@ def test_endpoint_untrusted_certificate_stops_immediately(served: Served) -> Non
     finally:
         port.stop()
     assert_error(done, 1, f"{url}: untrusted certificate: ", "SSL_CERT_FILE")
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "url", "part"),
-    [
-        ("HTTP_PROXY", "::bad", "http://0.0.0.0:1", "HTTP_PROXY"),
-        ("ALL_PROXY", "socks5://127.0.0.1:1", "http://0.0.0.0:1", "ALL_PROXY"),
-        ("SSL_CERT_FILE", "/nonexistent", "https://127.0.0.1:1", "SSL_CERT_FILE"),
-        ("HTTP_PROXY", "", "http://xn--zzzzz\u00e9.example", "check the URL"),
-    ],
-)
-def test_endpoint_reports_a_wrong_environment(
-    served: Served, monkeypatch: pytest.MonkeyPatch, name: str, value: str, url: str, part: str
-) -> None:
-    monkeypatch.setenv(name, value)
-    assert_error(served.run_alone("ask", "--endpoint", url, "hi"), 1, url, part)
-
-
-def test_dry_run_with_an_endpoint_asks_no_server(user: CommandLine) -> None:
-    (user.home / "exam.jsonl").write_text('{"question": "1?", "answer": "1"}\n')
-    for command in (("ask", "hello"), ("eval", "exam.jsonl", "-q")):
-        done = user.run(*command, "-m", "small", "--endpoint", "http://127.0.0.1:9", "--dry-run")
-        assert (done.code, "<|im_start|>assistant" in done.out) == (0, True), done.err
 
 
 def test_eval_on_servers_records_their_builds(served: Served) -> None:

@@ -1,4 +1,4 @@
-"""Candidates of completion in a shell: models, formats, sessions, saved prompts, tasks."""
+"""Values that a shell completes: models, formats, sessions, saved prompts, tasks."""
 
 from __future__ import annotations
 
