@@ -19,8 +19,8 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import Backend, StopFlag
-from cerebrum_cli.engine.load_options import LoadOptions
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
+from cerebrum_cli.engine.model_options import LoadOptions
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.formats.plain import CEREBRUM
 from cerebrum_cli.model.installation import OpenFile

@@ -43,9 +43,9 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.bench import Bench
 from cerebrum_cli.engine.drafter import Drafter
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, Tuning
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
+from cerebrum_cli.engine.model_options import GgufFile, LoadOptions, Tuning
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step_costs import MAX_DRAFT, MEASURED_ROWS, StepCosts, draft_lengths
 from cerebrum_cli.gguf.header import read_header

@@ -61,7 +61,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
 PURE = (
     *("answers", "batch.rows", "runs.result", "chat.context_window", "eval.code", "eval.comparison", "eval.estimates"),
     *("core.conversation", "core.conversion", "core.declaration", "core.errors", "core.events", "core.sampling"),
-    *("engine.control", "engine.drafter", "engine.llama.batch_invariance", "engine.load_options", "engine.memory"),
+    *("engine.control", "engine.drafter", "engine.llama.batch_invariance", "engine.model_options", "engine.memory"),
     *(
         "engine.memory_plan",
         "engine.scheduler",

@@ -15,9 +15,9 @@ from cerebrum_cli.core.conversation import Conversation, Message, Text
 from cerebrum_cli.core.events import FinishEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
+from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import CEREBRUM, EMBEDDED, PromptFormat
 from cerebrum_cli.gguf.header import read_header

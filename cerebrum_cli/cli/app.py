@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
     from cerebrum_cli.engine.bench import Bench, BenchFactory
     from cerebrum_cli.engine.build import Build
-    from cerebrum_cli.engine.load_options import LoadOptions
     from cerebrum_cli.engine.memory import Device
+    from cerebrum_cli.engine.model_options import LoadOptions
     from cerebrum_cli.eval.stored_runs import RunStore
     from cerebrum_cli.merge.merge import Merger
     from cerebrum_cli.merge.weights import Codec

@@ -205,7 +205,7 @@ def open_source(app: App, source: Path) -> InputFile:
 
 def notify_of_experts(app: App, model: Model, options: BatchCommandOptions) -> None:
     """Print a notice if the answers of a model with experts may vary in spite of `batch_invariant`."""
-    from cerebrum_cli.engine.load_options import expert_notice
+    from cerebrum_cli.engine.model_options import expert_notice
 
     if options.batch_invariant and environment("GGML_CPU_TILED_MM") != "0":
         app.streams.report(expert_notice(model.header.expert_count, model.header.tensor_types))

@@ -19,10 +19,10 @@ from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.files import work_directory
-from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.memory import CPU_UBATCH, HEADROOM, ContextOptions, Device, host_bytes, memory_needs
 from cerebrum_cli.engine.memory_plan import plan_layers
+from cerebrum_cli.engine.model_options import LoadOptions, Tuning
 from cerebrum_cli.engine.step_costs import StepCosts
 
 EXIT_TIMEOUT_S = 10.0  # after a process has closed its output

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event
-from cerebrum_cli.engine.load_options import MAX_SLOTS, LoadOptions, large_model_notice, short_context_notice
 from cerebrum_cli.engine.memory import (
     CPU_UBATCH,
     GPU_UBATCH,
@@ -35,6 +34,7 @@ from cerebrum_cli.engine.memory import (
     pad_length,
     weight_needs,
 )
+from cerebrum_cli.engine.model_options import MAX_SLOTS, LoadOptions, large_model_notice, short_context_notice
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 if TYPE_CHECKING:

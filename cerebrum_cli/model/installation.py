@@ -16,7 +16,7 @@ from cerebrum_cli.models.library import Library
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend, StopFlag
-    from cerebrum_cli.engine.load_options import LoadOptions
+    from cerebrum_cli.engine.model_options import LoadOptions
     from cerebrum_cli.engine.state_store import StateStore
     from cerebrum_cli.model.profiles import Profile, ProfileStore
     from cerebrum_cli.models.fit import Capacity

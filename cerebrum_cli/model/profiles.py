@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from cerebrum_cli.core.files import atomic_write, read_small_json
 from cerebrum_cli.core.settings import ATTENTION_KEYS, Settings, as_arguments
-from cerebrum_cli.engine.load_options import Tuning
+from cerebrum_cli.engine.model_options import Tuning
 from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.models.library import ADAPTED
 

@@ -14,9 +14,16 @@ from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import ATTENTION_KEYS, GENERATION_KEYS, Settings
 from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.load_options import AdapterFile, GgufFile, LoadOptions, Tuning, fallback_notice, plan_repacking
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import BLOCK_SIZE, SINGLE, ContextOptions, is_quantized
+from cerebrum_cli.engine.model_options import (
+    AdapterFile,
+    GgufFile,
+    LoadOptions,
+    Tuning,
+    fallback_notice,
+    plan_repacking,
+)
 from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, MAX_ROLLBACK, StepCosts
 from cerebrum_cli.formats.plain import EMBEDDED, RAW, SERVERS
 from cerebrum_cli.gguf.architectures import facts_of
@@ -118,7 +125,7 @@ class ModelSource:
         _ = self.format_builder
         require_attention(self.model, self.settings, self.context.pad_steps)
 
-    def load_options(self, tuning: Tuning = DEFAULT) -> LoadOptions:
+    def options_with(self, tuning: Tuning = DEFAULT) -> LoadOptions:
         """How to load the model with a tuning, within what the settings leave open."""
         context = replace(self.context, n_rs_seq=self._n_rs_seq)
         return load_options(self.model, self.settings, context, tuning, self.vocabulary_only, self.is_chat)
@@ -150,8 +157,8 @@ class ModelSource:
         if self.servers and not self.vocabulary_only:
             return self._connect(self.servers)
         profile = self.profile if self.tuned_for or self.drafts_for else None
-        default = self.load_options()
-        tuned = self.load_options(tuning_of(profile, self.tuned_for))
+        default = self.options_with()
+        tuned = self.options_with(tuning_of(profile, self.tuned_for))
 
         notice = draft_notice(self.model, self.settings.drafts)
         open_backend = partial(open_with_fallback, self.installation.open_file, tuned, default, notice=notice)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.text import format_size
-from cerebrum_cli.engine.load_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.memory import HEADROOM, ContextOptions, Device, host_bytes
 from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT, default_context, place
+from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.model import Model

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.bench import JobKind
-from cerebrum_cli.engine.load_options import Tuning
+from cerebrum_cli.engine.model_options import Tuning
 from cerebrum_cli.model.profiles import Speeds, UseName
 
 BATCH_SLOTS = 32  # concurrent sequences of a batch without a profile

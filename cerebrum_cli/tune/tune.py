@@ -15,10 +15,10 @@ from cerebrum_cli.core.files import lock_file, translate_os_errors
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.engine.bench import Bench, BenchError
-from cerebrum_cli.engine.load_options import LoadOptions, Tuning, plan_repacking
 from cerebrum_cli.engine.machine import available_memory, processors
 from cerebrum_cli.engine.memory import CPU_UBATCH, ContextOptions, Device, FreeMemory
 from cerebrum_cli.engine.memory_plan import plan_slots
+from cerebrum_cli.engine.model_options import LoadOptions, Tuning, plan_repacking
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK, MEASURED_ROWS, StepCosts
 from cerebrum_cli.gguf.architectures import facts_of

@@ -18,9 +18,9 @@ from cerebrum_cli.engine import sequence
 from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import CPU_UBATCH, HEADROOM, ContextOptions, FreeMemory, memory_needs
+from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.formats.plain import PLAIN_FORMATS

@@ -27,8 +27,8 @@ from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent  # noqa: E40
 from cerebrum_cli.core.settings import fold  # noqa: E402
 from cerebrum_cli.engine.backend import StopFlag, TokenRow  # noqa: E402
 from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
-from cerebrum_cli.engine.load_options import GgufFile, LoadOptions  # noqa: E402
 from cerebrum_cli.engine.memory import ContextOptions  # noqa: E402
+from cerebrum_cli.engine.model_options import GgufFile, LoadOptions  # noqa: E402
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM, Use, answer_of  # noqa: E402
 from cerebrum_cli.formats.thinking import thoughts_of  # noqa: E402
 from cerebrum_cli.model.loaded_model import LoadedModel  # noqa: E402

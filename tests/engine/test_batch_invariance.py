@@ -21,9 +21,9 @@ from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.llama.batch_invariance import pad_step, stable_slots
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, expert_notice, plan_repacking
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
+from cerebrum_cli.engine.model_options import GgufFile, LoadOptions, expert_notice, plan_repacking
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.gguf.header import read_header

@@ -21,8 +21,8 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions
+from cerebrum_cli.engine.model_options import LoadOptions, Tuning
 from cerebrum_cli.model.profiles import DEFAULT, Profile, Speeds, TunedUse
 from cerebrum_cli.model.source import ModelSource, load_options
 from cerebrum_cli.models.model import Model

@@ -19,9 +19,9 @@ from cerebrum_cli.engine import drafter
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.bench import Bench
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
+from cerebrum_cli.engine.model_options import Tuning
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
 from cerebrum_cli.gguf.architectures import facts_of
@@ -165,4 +165,4 @@ def test_chat_loads_again_where_drafts_need_copies_of_the_state(name: str, is_re
     source = source_of(path, name=name).for_chat()
     drafting = replace(source, settings=Settings(drafts=True, cache_gb=0))
     assert (source.reload_key != drafting.reload_key) == is_reloaded
-    assert [each.load_options().context.n_rs_seq for each in (source, drafting)] == [0, MAX_ROLLBACK * is_reloaded]
+    assert [each.options_with().context.n_rs_seq for each in (source, drafting)] == [0, MAX_ROLLBACK * is_reloaded]

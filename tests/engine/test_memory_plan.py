@@ -10,7 +10,6 @@ import pytest
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
-from cerebrum_cli.engine.load_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.memory import (
     GPU_UBATCH,
     HEADROOM,
@@ -23,6 +22,7 @@ from cerebrum_cli.engine.memory import (
     weight_needs,
 )
 from cerebrum_cli.engine.memory_plan import HOST_EXPERTS_UBATCH, LoadPlan, plan_load, plan_slots
+from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes, layer_windows, model_sizes
 
 GB, GIB, MIB = 10**9, 2**30, 2**20

@@ -18,8 +18,8 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.model_options import LoadOptions, Tuning
 from cerebrum_cli.engine.scoring import LogprobScores, Score, ScoreRequest
 from cerebrum_cli.engine.sequence import Request, Tokens
 from cerebrum_cli.model.format_choice import format_builder

@@ -26,8 +26,8 @@ from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.bench import Bench
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import AdapterFile, LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, memory_needs
+from cerebrum_cli.engine.model_options import AdapterFile, LoadOptions, Tuning
 from cerebrum_cli.model.profiles import Profile, Speeds, TunedUse
 from cerebrum_cli.model.source import load_options
 from cerebrum_cli.models import adapters

@@ -21,13 +21,6 @@ from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.bindings import Log
 from cerebrum_cli.engine.llama.devices import can_offload
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import (
-    GgufFile,
-    LoadOptions,
-    option_notices,
-    plan_repacking,
-    short_context_notice,
-)
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.machine import cgroup_memory, cgroup_quota, own_cgroups
 from cerebrum_cli.engine.memory import (
@@ -38,6 +31,13 @@ from cerebrum_cli.engine.memory import (
     FreeMemory,
     context_needs,
     memory_needs,
+)
+from cerebrum_cli.engine.model_options import (
+    GgufFile,
+    LoadOptions,
+    option_notices,
+    plan_repacking,
+    short_context_notice,
 )
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.gguf.header import read_header

@@ -15,7 +15,7 @@ from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Layer, Settings, fold
 from cerebrum_cli.engine.backend import Backend, StopFlag
-from cerebrum_cli.engine.load_options import LoadOptions
+from cerebrum_cli.engine.model_options import LoadOptions
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.model.installation import Installation

@@ -12,8 +12,8 @@ from random import Random
 from typing import Any
 
 from cerebrum_cli.engine.bench import Bench, BenchError, BenchJob, load_settings
-from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.model_options import Tuning
 from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.model.profiles import Speeds
 

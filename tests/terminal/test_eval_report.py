@@ -20,7 +20,7 @@ from cerebrum_cli.core.errors import OutputError, UsageError
 from cerebrum_cli.core.events import EvalProgress
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.bench import Bench, BenchError, Closeness
-from cerebrum_cli.engine.load_options import LoadOptions
+from cerebrum_cli.engine.model_options import LoadOptions
 from cerebrum_cli.eval.estimates import estimate, majorities, mean, vote_sizes
 from cerebrum_cli.eval.questions import SKIPPED, Sample
 from cerebrum_cli.eval.report import Report, RunningScore, report_object, summarize, votes_of

@@ -23,9 +23,9 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.bench import Bench, BenchError, BenchJob
 from cerebrum_cli.engine.llama.bench_process import WARM_UP_STEPS, BenchModel
-from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.memory import HEADROOM
+from cerebrum_cli.engine.model_options import LoadOptions, Tuning
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.models.library import NANO
 from cerebrum_cli.models.model import Model

@@ -20,8 +20,8 @@ from tiny_models import Shape, write_quantized, write_vocabulary
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.load_options import GgufFile, LoadOptions, Tuning
 from cerebrum_cli.engine.memory import ContextOptions, Device
+from cerebrum_cli.engine.model_options import GgufFile, LoadOptions, Tuning
 from cerebrum_cli.engine.step_costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.gguf.sizes import uniform_sizes
 from cerebrum_cli.main import run

@@ -16,8 +16,8 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.bench import BenchJob
-from cerebrum_cli.engine.load_options import Tuning
 from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.model_options import Tuning
 from cerebrum_cli.model.profiles import Speeds, TunedUse, UseName
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.tune.candidates import USES, Candidate, SearchSpace, describe, thread_counts_to_try

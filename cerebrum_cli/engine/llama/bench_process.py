@@ -24,10 +24,10 @@ from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.bench import BenchError, BenchJob, Closeness
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.load_options import LoadOptions, Tuning
 from cerebrum_cli.engine.machine import peak_memory, thread_count
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.memory_plan import resolve
+from cerebrum_cli.engine.model_options import LoadOptions, Tuning
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
 
 MEASURED_FIRST = (1, 16, 4, 32, 8, 64, 2)  # numbers of rows, the most important first

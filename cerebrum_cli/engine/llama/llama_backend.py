@@ -25,9 +25,9 @@ from cerebrum_cli.engine.llama.context import (
 from cerebrum_cli.engine.llama.devices import free_memory
 from cerebrum_cli.engine.llama.sampler import LlamaSampler, SamplerChains
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
-from cerebrum_cli.engine.load_options import fallback_notice
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, checkpoint_budget
 from cerebrum_cli.engine.memory_plan import plan_slots
+from cerebrum_cli.engine.model_options import fallback_notice
 from cerebrum_cli.engine.step_costs import MAX_DRAFT
 from cerebrum_cli.gguf.sizes import ModelSizes
 

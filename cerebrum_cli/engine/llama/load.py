@@ -17,10 +17,10 @@ from cerebrum_cli.engine.llama.context import has_recurrent_state
 from cerebrum_cli.engine.llama.devices import can_offload, expert_overrides, free_memory
 from cerebrum_cli.engine.llama.first_load import FileCheck, require_adapter_loads, require_loads, runs_several
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.engine.load_options import AdapterFile, LoadOptions, option_notices
 from cerebrum_cli.engine.machine import save_devices, thread_count
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, host_bytes, weight_needs
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_load
+from cerebrum_cli.engine.model_options import AdapterFile, LoadOptions, option_notices
 
 
 def open_llama(
