@@ -26,6 +26,12 @@ def open_small_chat(open_terminal: OpenTerminal, user: CommandLine) -> OpenTermi
     return start
 
 
+def write_editor(path: Path, commands: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{commands}\n")
+    path.chmod(0o755)
+    return path
+
+
 def turn(person: Person, question: str) -> None:
     """Ask, and wait for the end of the reply, when /tokens typed ahead runs."""
     person.type(f"{question}\r/tokens\r", shows="> /tokens")
@@ -75,9 +81,7 @@ def test_chat_signal_at_the_prompt_saves_the_prompt_cache(open_small_chat: OpenT
 def test_slash_edit_changes_the_last_question_or_reply(
     open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
 ) -> None:
-    editor = tmp_path / "my editor"
-    editor.write_text('#!/bin/sh\nsed -i "s/One/Two/; s/^/So: /" "$1"\n')
-    editor.chmod(0o755)
+    editor = write_editor(tmp_path / "my editor", 'sed -i "s/One/Two/; s/^/So: /" "$1"')
     person = open_small_chat(EDITOR=f"'{editor}'")
     turn(person, "One?")
     turn(person, "/edit")
@@ -103,23 +107,19 @@ def test_chat_works_in_narrow_and_resized_windows(open_small_chat: OpenTerminal)
     person.leave()
 
 
-def test_chat_on_a_dumb_terminal_prints_no_control_sequences(open_small_chat: OpenTerminal) -> None:
-    person = open_small_chat(TERM="dumb", shows=">")
+@pytest.mark.parametrize("variable", ["TERM", "ACCESSIBLE"])
+def test_chat_on_a_dumb_terminal_or_for_a_screen_reader_has_a_plain_prompt(
+    open_small_chat: OpenTerminal, variable: str
+) -> None:
+    person = open_small_chat(**{variable: "dumb"}, shows=">")
     person.type("One", shows="> One")
-    person.type(b"\xff?\r", shows="truncated at 4 tokens")
-    person.type("/copy\r", shows="no clipboard available")
+    if variable == "TERM":
+        person.type(b"\xff?\r", shows="truncated at 4 tokens")
+        person.type("/copy\r", shows="no clipboard available")
     person.type("\x03", shows="Press Ctrl-C again")
     person.type("\x03")
     assert person.end() == 0
     assert "\x1b" not in person.output
-
-
-def test_chat_for_a_screen_reader_uses_the_plain_prompt(open_small_chat: OpenTerminal) -> None:
-    person = open_small_chat(ACCESSIBLE="1", shows=">")
-    person.type("One?", shows="> One?")
-    person.type("\x03", shows="Press Ctrl-C again")
-    person.type("\x03")
-    assert person.end() == 0
 
 
 def test_chat_output_can_be_piped_from_a_terminal(
@@ -175,9 +175,8 @@ def test_prompt_history_is_private_and_searched_with_ctrl_r(open_small_chat: Ope
 def test_prompt_opens_the_editor_and_keeps_the_text_if_it_fails(
     open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
 ) -> None:
-    editor = tmp_path / "editor"
-    editor.write_text('#!/bin/sh\n[ -e failed ] || { touch failed; exit 1; }\nsed -i "s/one/two/" "$1"\n')
-    editor.chmod(0o755)
+    fails_once = "[ -e failed ] || { touch failed; exit 1; }"
+    editor = write_editor(tmp_path / "editor", f'{fails_once}\nsed -i "s/one/two/" "$1"')
     person = open_small_chat(VISUAL=str(editor))
     person.type("one or none?\x18\x05", shows="error: the editor")  # Ctrl-X Ctrl-E
     person.type("\x18\x05", shows="two or none?")

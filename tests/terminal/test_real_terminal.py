@@ -19,7 +19,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:Depr
 
 
 def scripted(script: dict[str, Any], model: Path, *arguments: str) -> tuple[str, ...]:
-    """Command that asks a scripted model."""
     return sys.executable, SCRIPTED, json.dumps(script), "ask", "-m", str(model), *arguments, "hi"
 
 
@@ -85,13 +84,6 @@ def test_ask_redirects_plain_text_and_keeps_the_status_line_on_screen(
     assert (tmp_path / "out").read_text() == f"{text}\n"
     assert "loading chatml 50%" in window.output
     assert window.screen.lines == []
-
-
-def test_ask_erases_its_status_line(open_terminal: OpenTerminal, chatml_model: Path) -> None:
-    window = open_terminal(*scripted({"reply": "yes", "load": 0.3}, chatml_model))
-    window.wait_for_output("loading chatml 50%")
-    assert window.end() == 0
-    assert window.screen.lines == ["yes"]
 
 
 WORDS = "".join(f"word{number} " for number in range(10_000))
