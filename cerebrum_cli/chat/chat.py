@@ -367,7 +367,7 @@ class Chat:
             with contextlib.closing(recorder.record(self.conversation, majority_vote)) as events:
                 yield from events
             self.session = recorder.session
-            self._sampled = self.session.leaf, recorder.sampled
+            self._sampled = self.session.leaf, tuple(recorder.reply.sampled)
         except BaseException as error:
             self._end_early(recorder, error, previous_leaf)
             raise
@@ -376,7 +376,8 @@ class Chat:
         """Save an interrupted reply, even if empty; after an error without a reply, remove the question."""
         if isinstance(error, INTERRUPTIONS) or (recorder.has_tokens and not isinstance(error, SessionError)):
             with contextlib.suppress(SessionError):
-                self.session = recorder.finish()
+                recorder.save("cancelled")
+                self.session = recorder.session
                 return
         assert self.session is not None
         try:

@@ -27,6 +27,7 @@ from cerebrum_cli.core.settings import (
     SourcedLayer,
     wants_thought,
 )
+from cerebrum_cli.formats.thinking import SplitText
 from cerebrum_cli.model.format_choice import template_file
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.reply import Reply
@@ -159,18 +160,24 @@ class History:
             return self.store.add_message(session, Message("assistant", reply.text, reply.tokens), metadata)
 
 
-def reply_metadata(reply: Reply, loaded: LoadedModel, params: dict[str, Any]) -> ReplyMetadata:
-    if not reply.is_finished:
-        model, name = loaded.model, loaded.format_name
-        return ReplyMetadata(reply.reasoning, "cancelled", model.reference, name, model.vocabulary, params)
-    finish = reply.finish
-    return ReplyMetadata(
+def reply_metadata(
+    reply: Reply, loaded: LoadedModel, params: dict[str, Any], unfinished: str | None = "cancelled"
+) -> ReplyMetadata:
+    """How a reply was generated; `unfinished` is the reason to finish of one that has not come to an end."""
+    metadata = ReplyMetadata(
         reasoning=reply.reasoning,
-        finish_reason=finish.reason,
+        finish_reason=unfinished,
         model=loaded.model.reference,
         format=loaded.format_name,
         vocabulary=loaded.model.vocabulary,
         params=params,
+    )
+    if not reply.is_finished:
+        return metadata
+    finish = reply.finish
+    return replace(
+        metadata,
+        finish_reason=finish.reason,
         seed=finish.seed,
         timings={
             **asdict(finish.timings),
@@ -260,11 +267,12 @@ def without_partial_character(stored: StoredMessage, model: LoadedModel) -> Stor
     return replace(stored, message=replace(message, content=content, tokens=whole))
 
 
-def add_forced_tokens(before: StoredMessage, reply: Reply) -> None:
-    """Add the places of forced tokens in a reply to those of the reply that it continues."""
-    length = len(before.message.tokens or ())
-    own = (place._replace(at=place.at + length) for place in reply.finish.forced)
-    reply.finish = replace(reply.finish, forced=(*forced_tokens(before.metadata), *own))
+def begin_with(reply: Reply, before: StoredMessage) -> tuple[int, ...]:
+    """Begin a reply with the stored one that it continues, and return the tokens of that."""
+    tokens = before.message.tokens or ()
+    texts: list[SplitText] = [("thinking", before.metadata.reasoning or ""), ("answer", before.message.content)]
+    reply.begin(tokens, texts, forced_tokens(before.metadata))
+    return tokens
 
 
 def has_valid_tokens(stored: StoredMessage, model: Model) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from cerebrum_cli.chat.history import add_forced_tokens, reply_metadata, session_params
-from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage
+from cerebrum_cli.chat.history import begin_with, reply_metadata, session_params
+from cerebrum_cli.chat.session import Session, StoredMessage
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
@@ -38,7 +38,6 @@ class ReplyRecorder:
     continued: StoredMessage | None = None
     reply: Reply = field(default_factory=Reply)
     _is_stored: bool = field(default=False, init=False)
-    _is_finished: bool = field(default=False, init=False)
     _start: float = field(default_factory=time.monotonic, init=False)
     _next_save: float = field(default_factory=lambda: time.monotonic() + save_interval(0.0), init=False)
 
@@ -49,6 +48,8 @@ class ReplyRecorder:
         request = ReplyRequest(conversation, self.settings, prefix_tokens=self.prefix_tokens)
         if majority_vote is None:
             self.reply = self.loaded.respond(request)
+            if self.continued:
+                begin_with(self.reply, self.continued)
             with contextlib.closing(self.reply.events()) as events:
                 for event in events:
                     self._save_sometimes()
@@ -59,16 +60,14 @@ class ReplyRecorder:
                     yield from events
             finally:
                 self.reply = majority_vote.reply or self.reply
-        self.finish()
+        self.save("cancelled")
 
     def _save_sometimes(self) -> None:
         now = time.monotonic()
-        with contextlib.suppress(SessionError):  # generation continues; `finish` tries again
-            if self.reply.is_finished:
-                self.finish()
-            elif self.has_tokens and now >= self._next_save:
-                self._next_save = now + save_interval(now - self._start)
-                self._save(is_over=False)
+        if self.has_tokens and now >= self._next_save:
+            self._next_save = now + save_interval(now - self._start)
+            with contextlib.suppress(SessionError):  # generation continues; `record` saves it at the end
+                self.save(None)
 
     @property
     def prefix_tokens(self) -> tuple[int, ...]:
@@ -76,35 +75,14 @@ class ReplyRecorder:
 
     @property
     def has_tokens(self) -> bool:
-        return bool(self.reply.sampled)
+        """Whether there are tokens besides those it continues."""
+        return len(self.reply.sampled) > len(self.prefix_tokens)
 
-    @property
-    def sampled(self) -> tuple[int, ...]:
-        """All tokens of the reply so far, with those it continues."""
-        return (*self.prefix_tokens, *self.reply.sampled)
-
-    def finish(self) -> Session:
-        """Save the finished or interrupted reply, and return the changed session. Raises SessionError."""
-        if not self._is_finished:
-            self._save(is_over=True)
-            self._is_finished = True
-        return self.session
-
-    def _save(self, is_over: bool) -> None:
-        """Save the reply so far, with what it continues; one that `is_over` before its end was cancelled."""
-        reply, model, before = self.reply, self.loaded.model, self.continued
-        params = session_params(self.settings, model)
-        if reply.is_finished:
-            if before:
-                add_forced_tokens(before, reply)
-            metadata = reply_metadata(reply, self.loaded, params)
-        else:
-            reason = "cancelled" if is_over else None
-            metadata = ReplyMetadata(None, reason, model.reference, vocabulary=model.vocabulary, params=params)
-        text, reasoning = (before.message.content, before.metadata.reasoning or "") if before else ("", "")
-        tokens = None if reply.tokens is None else self.sampled
-        message = Message("assistant", text + reply.text, tokens)
-        metadata = replace(metadata, reasoning=reasoning + (reply.reasoning or "") or None)
+    def save(self, unfinished: str | None) -> None:
+        """Save the reply so far; `unfinished` is its reason to finish until it has one of its own."""
+        params = session_params(self.settings, self.loaded.model)
+        metadata = reply_metadata(self.reply, self.loaded, params, unfinished)
+        message = Message("assistant", self.reply.text, self.reply.tokens)
         if self._is_stored:
             self.store.update_message(self.session, message, metadata)
         else:

@@ -73,13 +73,6 @@ class SessionRecorder:
         conversation = load_conversation(self._history.store, self.session, model, settings)
         return replace(conversation, messages=conversation.messages[:-1]), settings
 
-    def add_continued(self, reply: Reply) -> None:
-        """Add the places of forced tokens in what a reply continues."""
-        if self.continued:
-            from cerebrum_cli.chat.history import add_forced_tokens
-
-            add_forced_tokens(self.continued, reply)
-
     def save(self, conversation: Conversation, loaded: LoadedModel, settings: Settings, reply: Reply) -> None:
         """Save the exchange; a failure is a notice, since the answer stands."""
         if not self._saves:

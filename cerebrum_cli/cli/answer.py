@@ -95,7 +95,6 @@ class AnswerPrinter:
             raise
         finally:
             if reply.is_finished:
-                recorder.add_continued(reply)
                 final_answer = None if options.schema else reply.final_answer
                 self._save(reply)
                 self._print_rest(reply, final_answer)
@@ -111,15 +110,12 @@ class AnswerPrinter:
 
     def _continue(self) -> Reply:
         """The truncated reply, which is continued once the model is loaded."""
-        from cerebrum_cli.chat.history import without_partial_character
+        from cerebrum_cli.chat.history import begin_with, without_partial_character
 
         def events() -> Generator[Event, None, None]:
             yield from self.loaded.load()
             assert self.recorder.continued
-            before = without_partial_character(self.recorder.continued, self.loaded)
-            self.recorder.continued = before
-            tokens = before.message.tokens or ()
-            reply.begin(tokens, [("thinking", before.metadata.reasoning or ""), ("answer", before.message.content)])
+            tokens = begin_with(reply, without_partial_character(self.recorder.continued, self.loaded))
             yield from self.loaded.respond(replace(self.request, prefix_tokens=tokens)).events()
 
         reply = Reply(events())

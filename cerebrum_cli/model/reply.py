@@ -17,6 +17,7 @@ from cerebrum_cli.core.events import (
     Event,
     FinishEvent,
     FinishReason,
+    Forced,
     NoticeEvent,
     RefusedEvent,
     SequenceId,
@@ -97,6 +98,8 @@ class Reply:
         self._tokens = array("i")
         self._logprobs = array("d")
         self._finish: FinishEvent | None = None
+        self._prefix_length = 0  # tokens of the reply that this one continues
+        self._prefix_forced: tuple[Forced, ...] = ()
 
     def __iter__(self) -> Iterator[str]:
         """Yield the pieces of the answer as they come; leaving the loop ends the reply."""
@@ -123,9 +126,10 @@ class Reply:
                 self.emit(event)
                 yield event
 
-    def begin(self, tokens: Sequence[int], texts: Iterable[SplitText]) -> None:
-        """Add the tokens and texts of the reply that this one continues."""
+    def begin(self, tokens: Sequence[int], texts: Iterable[SplitText], forced: tuple[Forced, ...] = ()) -> None:
+        """Add the tokens and texts of the reply that this one continues, and where tokens were forced into it."""
         self._tokens.extend(tokens)
+        self._prefix_length, self._prefix_forced = len(tokens), forced
         for channel, text in texts:
             self._texts[channel].append(text)
 
@@ -136,7 +140,8 @@ class Reply:
             self._tokens.extend(event.tokens)
             self._logprobs.extend(logprob for logprob in event.logprobs if logprob is not None)
         elif isinstance(event, FinishEvent):
-            self._finish = event
+            forced = (place._replace(at=self._prefix_length + place.at) for place in event.forced)
+            self._finish = replace(event, forced=(*self._prefix_forced, *forced))
 
     def wait(self) -> Reply:
         """Generate the rest of a reply that nobody iterates, and return it. Raises what makes the reply fail."""
@@ -155,10 +160,6 @@ class Reply:
         finish = self.wait()._finish
         assert finish is not None, "the reply has not finished"
         return finish
-
-    @finish.setter
-    def finish(self, finish: FinishEvent) -> None:
-        self._finish = finish
 
     @property
     def text(self) -> str:
