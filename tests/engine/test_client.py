@@ -195,43 +195,29 @@ def keepalive_of_socket_to(port: int) -> list[int]:
     raise AssertionError("there is no such socket")
 
 
-def test_client_reuses_a_connection_until_it_has_been_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("headers", "hangs_up", "pause_s", "connections"),
+    [
+        pytest.param(b"", False, 0.0, 1, id="kept"),
+        pytest.param(b"", False, 0.2, 2, id="idle"),
+        pytest.param(b"Connection: close\r\n", False, 0.0, 3, id="to be closed"),
+        pytest.param(b"", True, 0.02, 3, id="closed"),
+    ],
+)
+def test_client_reuses_a_connection_that_stays_open(
+    headers: bytes, hangs_up: bool, pause_s: float, connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client_module, "IDLE_S", 0.1)
-    server = Server(json_reply())
+    server = Server(json_reply(headers=headers))
+    server.hangs_up = hangs_up
 
     async def ask(client: Client) -> None:
-        for _ in range(3):
+        for wait_s in (min(pause_s, 0.02), pause_s, 0.0):
             assert await client.get("/", 20.0) == [1]
-        assert server.connections == 1
-        await asyncio.sleep(0.2)
-        assert await client.get("/", 20.0) == [1]
+            await asyncio.sleep(wait_s)
 
     asked(server, ask)
-    assert server.connections == 2
-
-
-def test_client_does_not_reuse_a_connection_that_is_to_be_closed() -> None:
-    server = Server(json_reply(headers=b"Connection: close\r\n"))
-
-    async def ask(client: Client) -> None:
-        for _ in range(2):
-            assert await client.get("/", 20.0) == [1]
-
-    asked(server, ask)
-    assert server.connections == 2
-
-
-def test_client_does_not_reuse_a_connection_that_the_server_has_closed() -> None:
-    server = Server(json_reply())
-    server.hangs_up = True
-
-    async def ask(client: Client) -> None:
-        for _ in range(2):
-            assert await client.get("/", 20.0) == [1]
-            await asyncio.sleep(0.02)
-
-    asked(server, ask)
-    assert server.connections == 2
+    assert server.connections == connections
 
 
 def test_client_asks_again_where_a_kept_connection_closes_instead_of_a_reply() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Generator, Mapping
 from itertools import takewhile
 from typing import Any
@@ -122,12 +121,8 @@ class OtherServer(ModelServer):
     hides_ids = False
     engines = 1  # of data parallelism
     capacity = 256  # sequences that an engine runs at a time
-
-    @property
-    def load(self) -> tuple[int, int, int]:
-        """Sequences that run, those that wait, and tokens so far."""
-        running = min(self.running, self.engines * self.capacity)
-        return running, self.running - running, self.generated
+    metric_names: tuple[str, str, str]  # sequences that run, those that wait, and tokens so far
+    metric_labels: str  # with a place for the number of an engine
 
     def listed(self, name: str) -> dict[str, Any]:
         own = {"root": name, "parent": None, "max_model_len": self.context_size}
@@ -141,15 +136,16 @@ class OtherServer(ModelServer):
         tokens = self.tokenize(body["prompt"], trusted=True)
         return {"count": len(tokens), "max_model_len": self.context_size, "tokens": tokens}
 
-    @abstractmethod
     def metrics(self) -> str:
-        """The load in Prometheus' text format."""
-
-    def gauge(self, name: str, labels: str, total: int) -> str:
-        """A metric whose total is spread over the engines; `labels` has a place for the number of each."""
-        shares = [total // self.engines + (at < total % self.engines) for at in range(self.engines)]
-        lines = [f"{name}{{{labels % at}}} {float(share)}" for at, share in enumerate(shares)]
-        return "\n".join((f"# HELP {name} Words.", f"# TYPE {name} gauge", *lines, ""))
+        """The load in Prometheus' text format, each total spread over the engines."""
+        running = min(self.running, self.engines * self.capacity)
+        lines = []
+        for name, total in zip(self.metric_names, (running, self.running - running, self.generated), strict=True):
+            lines += [f"# HELP {name} Words.", f"# TYPE {name} gauge"]
+            for at in range(self.engines):
+                share = total // self.engines + (at < total % self.engines)
+                lines.append(f"{name}{{{self.metric_labels % at}}} {float(share)}")
+        return "\n".join((*lines, ""))
 
 
 class VllmServer(OtherServer):
@@ -157,11 +153,8 @@ class VllmServer(OtherServer):
 
     completion_path = "/v1/completions"
     owner = "vllm"
-
-    def metrics(self) -> str:
-        labels = 'engine="%s",model_name="tiny.gguf"'
-        names = "num_requests_running", "num_requests_waiting", "generation_tokens_total"
-        return "".join(self.gauge(f"vllm:{name}", labels, count) for name, count in zip(names, self.load, strict=True))
+    metric_names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:generation_tokens_total")
+    metric_labels = 'engine="%s",model_name="tiny.gguf"'
 
     def answer(self, path: str, body: Any) -> Any:
         return {"version": "0.32.0"} if path == "/version" else super().answer(path, body)
@@ -203,18 +196,10 @@ class SglangServer(OtherServer):
     sends_deltas = False
     is_deterministic = True
     load_format = "auto"
-    has_metrics = True  # with --enable-metrics
-
-    def metrics(self) -> str:
-        labels = 'dp_rank="%s",engine_type="unified",model_name="tiny.gguf",pp_rank="0",tp_rank="0"'
-        names = "num_running_reqs", "num_queue_reqs", "realtime_tokens_total"
-        return "".join(
-            self.gauge(f"sglang:{name}", labels, count) for name, count in zip(names, self.load, strict=True)
-        )
+    metric_names = ("sglang:num_running_reqs", "sglang:num_queue_reqs", "sglang:realtime_tokens_total")
+    metric_labels = 'dp_rank="%s",engine_type="unified",model_name="tiny.gguf",pp_rank="0",tp_rank="0"'
 
     def answer(self, path: str, body: Any) -> Any:
-        if path == "/metrics" and not self.has_metrics:
-            return None
         if path != "/server_info":
             return super().answer(path, body)
         return {
