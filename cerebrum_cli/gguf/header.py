@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.conversion import InvalidValue
@@ -165,7 +165,7 @@ class _Hyperparameters:
     path: Path
     metadata: Metadata
     architecture: str
-    n_layers: int = 0
+    n_layers: int
 
     def integer(self, key: str) -> int:
         key = f"{self.architecture}.{key}"
@@ -184,11 +184,11 @@ def _hyperparameters(path: Path, metadata: Metadata) -> _Hyperparameters:
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise ModelFileError(path, "not a language model: no general.architecture")
-    hyperparameters = _Hyperparameters(path, metadata, architecture)
-    n_layers = hyperparameters.integer("block_count")
+    key = f"{architecture}.block_count"
+    n_layers = checked_integer(path, key, metadata.get(key, 0))
     if n_layers > MAX_TENSORS:
         raise ModelFileError(path, f"damaged: {n_layers:,} layers")
-    return replace(hyperparameters, n_layers=n_layers)
+    return _Hyperparameters(path, metadata, architecture, n_layers)
 
 
 def unsupported_kind(header: Header) -> str | None:

@@ -223,7 +223,12 @@ def read_values(path: Path) -> tuple[Tables, dict[str, Value]]:
 def _mapped(path: Path) -> Iterator[tuple[mmap.mmap, int]]:
     """The first bytes of a file, and its size."""
     try:
-        _require_file(path)
+        if not exists(path):
+            raise ModelFileError(path, "file not found", "check the path")
+        if is_directory(path):
+            raise ModelFileError(path, "is a directory", "name the .gguf file inside it")
+        if not is_file(path):
+            raise ModelFileError(path, "is not a regular file", "name a .gguf file")
         with path.open("rb") as file:
             size = file.seek(0, 2)
             if not size:
@@ -242,7 +247,13 @@ def parse_tables(path: Path, data: mmap.mmap | bytes, size: int) -> Tables:
     if data[:4] != b"GGUF":
         raise ModelFileError(path, *identify(data[:SIGNATURE_BYTES]))
     cursor = Cursor(path, data, position=4)
-    _check_version(path, cursor)
+    version = cursor.uint32()
+    if version and not version & 0xFFFF:
+        raise ModelFileError(path, "big-endian", "pull the little-endian file of this model")
+    if version < min(_VERSIONS):
+        raise ModelFileError(path, f"GGUF version {version} is no longer supported", "pull a newer file of this model")
+    if version > max(_VERSIONS):
+        raise ModelFileError(path, f"GGUF version {version} is newer than version {max(_VERSIONS)}", "update cerebrum")
     tensor_count, metadata_count = cursor.uint64(), cursor.uint64()
     if tensor_count > MAX_TENSORS or metadata_count > _METADATA_COUNT:
         cursor.fail(f"damaged: {tensor_count:,} tensors and {metadata_count:,} metadata values")
@@ -266,25 +277,6 @@ def checked_integer(path: Path, key: str, value: Scalar | Array) -> int:
 def quoted(text: str) -> str:
     """Text from the file, quoted, shortened and safe to print."""
     return ascii(text if len(text) <= 80 else text[:80] + "...")
-
-
-def _require_file(path: Path) -> None:
-    if not exists(path):
-        raise ModelFileError(path, "file not found", "check the path")
-    if is_directory(path):
-        raise ModelFileError(path, "is a directory", "name the .gguf file inside it")
-    if not is_file(path):
-        raise ModelFileError(path, "is not a regular file", "name a .gguf file")
-
-
-def _check_version(path: Path, cursor: Cursor) -> None:
-    version = cursor.uint32()
-    if version and not version & 0xFFFF:
-        raise ModelFileError(path, "big-endian", "pull the little-endian file of this model")
-    if version < min(_VERSIONS):
-        raise ModelFileError(path, f"GGUF version {version} is no longer supported", "pull a newer file of this model")
-    if version > max(_VERSIONS):
-        raise ModelFileError(path, f"GGUF version {version} is newer than version {max(_VERSIONS)}", "update cerebrum")
 
 
 def _read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, Scalar | Array], dict[str, tuple[int, int]]]:

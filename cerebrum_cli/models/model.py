@@ -80,7 +80,8 @@ class Model:
     def sizes(self) -> ModelSizes:
         """Sizes of its layers in memory. Raises ModelFileError."""
         sizes = self.header.sizes if len(self.paths) == 1 else parts_sizes(self.paths)
-        return sizes.with_adapters(pair for adapter in self.adapters for pair in adapter.sizes)
+        changes = [change for adapter in self.adapters for change in adapter.sizes]
+        return sizes.with_adapters(changes) if changes else sizes
 
     @property
     def adapter_names(self) -> list[str]:

@@ -18,6 +18,7 @@ from cerebrum_cli.core.files import atomic_write, exists, read_small_json, trans
 
 Source = Literal["package", "local", "hub", "merge", "ollama", "lmstudio"]
 
+FILE = "registry.json"
 _VERSION = 1
 _CHUNK = 1 << 20
 
@@ -72,7 +73,7 @@ class Registry:
 
     def find(self, name: str) -> RegistryEntry | None:
         """The model with this name; an exact match comes before one that ignores case."""
-        matches = [model for model in self.entries() if model.name.lower() == name.lower()]
+        matches = [model for model in self._read().models if model.name.lower() == name.lower()]
         return next((model for model in matches if model.name == name), matches[0] if matches else None)
 
     def add(self, model: RegistryEntry) -> None:
@@ -129,29 +130,26 @@ class Registry:
 
     @contextlib.contextmanager
     def _locked_content(self) -> Iterator[_Content]:
-        with translate_os_errors(ConfigError, self._path):
+        with translate_os_errors(ConfigError, self.directory / FILE):
             self.directory.mkdir(parents=True, exist_ok=True)
             with wait_for_lock(self.directory / "registry.lock", is_required=False):
                 yield self._read()
 
-    @property
-    def _path(self) -> Path:
-        return self.directory / "registry.json"
-
     def _read(self) -> _Content:
+        path = self.directory / FILE
         try:
-            with translate_os_errors(ConfigError, self._path), contextlib.suppress(FileNotFoundError):
-                return _decode(read_small_json(self._path))
+            with translate_os_errors(ConfigError, path), contextlib.suppress(FileNotFoundError):
+                return _decode(read_small_json(path))
             return _Content()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
-                f"{self._path}: damaged registry ({type(error).__name__}: {error})",
+                f"{path}: damaged registry ({type(error).__name__}: {error})",
                 "move it elsewhere and pull your models again; the model files are intact",
             ) from error
 
     def _write(self, content: _Content) -> None:
         value = {"version": _VERSION, **asdict(content), "digests": [digest._asdict() for digest in content.digests]}
-        atomic_write(self._path, json.dumps(value, indent=2, default=str).encode("ascii"))
+        atomic_write(self.directory / FILE, json.dumps(value, indent=2, default=str).encode("ascii"))
 
 
 def _without(digests: Iterable[Digest], path: Path) -> Iterator[Digest]:
