@@ -34,7 +34,7 @@ from cerebrum_cli.models.hub import (
 from cerebrum_cli.models.hub_retries import Progress, RetryPolicy
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.listing import quantization_plan
-from cerebrum_cli.models.reference import HubReference, NameReference, PathReference, Reference
+from cerebrum_cli.models.reference import HubReference, PathReference, Reference
 from cerebrum_cli.models.variants import Variant, variants
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
@@ -55,7 +55,7 @@ class DownloadPlanner:
 
     def plan(self, reference: Reference, context: int | None = None) -> DownloadPlan:
         """Plan a reference's download. Raises ModelNotFound if nothing matches, HubError if the Hub fails."""
-        spec = self.library.spec_named(reference.name) if isinstance(reference, NameReference) else None
+        spec = self.library.spec_of(reference)
         if isinstance(reference, HubReference) and not self.is_offline:
             return self._plan_repository(reference, context)
         if isinstance(reference, PathReference) or spec is None:

@@ -113,7 +113,7 @@ class Library:
         except ModelNotFound as error:
             if vocabulary := self.stored_vocabulary(reference):
                 return vocabulary
-            spec = self.spec_named(reference.name) if isinstance(reference, NameReference) else None
+            spec = self.spec_of(reference)
             if error.pullable is None or (spec and (spec.package or spec.recipe)):
                 raise
             whole = f"(or the whole model: cerebrum pull {error.pullable})"
@@ -200,16 +200,13 @@ class Library:
         cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
         return Model(entry.name, model_paths(entry.path), spec, entry, cached)
 
+    def spec_of(self, reference: Reference) -> ModelSpec | None:
+        """The catalog model that a name means; None for other references."""
+        return self.spec_named(reference.name) if isinstance(reference, NameReference) else None
+
     def spec_named(self, name: str) -> ModelSpec | None:
         matches = (spec for spec in self.specs if spec.has_name(name))
         return min(matches, key=lambda spec: spec.name.lower() != name.lower(), default=None)
-
-    def spec_for(self, reference: Reference) -> ModelSpec | None:
-        if isinstance(reference, NameReference):
-            return self.spec_named(reference.name)
-        repo_id = reference.repo_id.lower() if isinstance(reference, HubReference) else ""
-        rows = (spec for spec in self.specs if repo_id in (source.repo_id.lower() for source in spec.sources))
-        return next(rows, None)
 
     def spec_in(self, repo_id: str, file: str) -> ModelSpec | None:
         name, repo_id = file.rpartition("/")[2], repo_id.lower()

@@ -17,7 +17,7 @@ from cerebrum_cli.models.fit import DownloadPlan, known_plan, planned_context
 from cerebrum_cli.models.hub import FoundRepository
 from cerebrum_cli.models.library import Library, OnProgress
 from cerebrum_cli.models.model import Model, absolute_path
-from cerebrum_cli.models.reference import PathReference, Reference
+from cerebrum_cli.models.reference import HubReference, PathReference, Reference
 from cerebrum_cli.models.stores import found_models
 
 SHOWN = ("think", "chat_template")  # settings of a question, besides those of the catalog, its format and context
@@ -84,7 +84,10 @@ def describe_available(
     library: Library, reference: Reference, by_mode: SettingsByMode, context: int | None
 ) -> tuple[dict[str, Any], DownloadPlan | None] | None:
     """Description and quantizations of a catalog model that is not installed; None for any other model."""
-    spec = library.spec_for(reference)
+    spec = library.spec_of(reference)
+    if isinstance(reference, HubReference):
+        sources = ((spec, source.repo_id.lower()) for spec in library.specs for source in spec.sources)
+        spec = next((spec for spec, repo_id in sources if repo_id == reference.repo_id.lower()), None)
     if spec is None or isinstance(reference, PathReference):
         return None
     description = {

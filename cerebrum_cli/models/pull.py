@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, translate_os_errors
 from cerebrum_cli.gguf.header import GENERATIVE_HINT, Header, require_loadable, unsupported_kind
-from cerebrum_cli.models.cache import Cache, CachedModel
+from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.models.download import Download
 from cerebrum_cli.models.download_plan import DownloadPlanner
@@ -56,7 +56,7 @@ class Puller:
 
     def is_unavailable_offline(self, reference: Reference) -> bool:
         """Whether a model could not be downloaded because the network is not allowed."""
-        spec = self.library.spec_named(reference.name) if isinstance(reference, NameReference) else None
+        spec = self.library.spec_of(reference)
         return self.offline or (self.planner.is_offline and not (spec and spec.recipe))  # whose sources may be here
 
     def pull(
@@ -87,7 +87,7 @@ class Puller:
         library = self.library
         with contextlib.suppress(ModelNotFound):
             return library.find(reference)
-        spec = library.spec_named(reference.name) if isinstance(reference, NameReference) else None
+        spec = library.spec_of(reference)
         if spec and (spec.package or spec.recipe):
             raise PullError(f"the vocabulary of {spec.name} cannot be pulled alone", f"cerebrum pull {reference}")
         plan = self._plan(reference, context, library.find_vocabulary)
@@ -149,8 +149,12 @@ class Puller:
             if name is not None:
                 return self._register_local(entry.path, name)
             model = library.model_from_entry(entry)
-            return self._pull_again(entry.name, model.cached, context, confirm) if model.cached else model
-        spec = library.spec_named(reference.name) if isinstance(reference, NameReference) else None
+            if model.cached is None:
+                return model
+            newest = HubReference(model.cached.repo_id, file=model.cached.names[0])
+            digest = library.digest(self.find_or_pull(newest, None, context, confirm), lambda *_: None)
+            return self._register(entry.name, digest, "hub")
+        spec = library.spec_of(reference)
         if isinstance(reference, NameReference) and spec is None:
             return self.with_name(library.find(reference), name)
         if isinstance(reference, NameReference) and spec and spec.recipe:
@@ -163,34 +167,26 @@ class Puller:
         require_confirmation(plan, confirm)
         return self.with_name(self._download(plan, name), name)
 
-    def _pull_again(self, name: str, cached: CachedModel, context: int | None, confirm: Confirm) -> Model:
-        newest = self.find_or_pull(HubReference(cached.repo_id, file=cached.names[0]), None, context, confirm)
-        return self._register(name, self.library.digest(newest, lambda *_: None), "hub")
-
     def outdated(self) -> list[Model]:
         """Installed models with newer uploads on the Hub that are not installed. Raises HubError."""
-        library, outdated, listings = self.library, [], dict[tuple[str, str | None], Listing | None]()
-        for model in library.models():
+
+        @cache
+        def files_of(repo_id: str, revision: str | None) -> tuple[HubFile, ...]:
+            try:
+                return RetryPolicy(self.progress).run(lambda: list_repository(repo_id, revision)).files
+            except ModelNotFound as error:  # gone, or private
+                self.progress.notice(NoticeEvent(error.message, "its models are skipped"))
+                return ()
+
+        def is_outdated(model: Model) -> bool:
             if (cached := model.cached) is None or model.is_shadowed:
-                continue
+                return False
             sources = model.spec.sources if model.spec else ()
             revision = next((source.revision for source in sources if source.repo_id == cached.repo_id), None)
-            key = (cached.repo_id, revision)
-            if key not in listings:
-                listings[key] = self._listing(*key)
-            listing = listings[key]
-            newest = [file for file in listing.files if file.name in cached.names] if listing else []
-            if any(file.sha256 and not exists(library.cache.blob(cached.repo_id, file.sha256)) for file in newest):
-                outdated.append(model)
-        return outdated
+            newest = [file.sha256 for file in files_of(cached.repo_id, revision) if file.name in cached.names]
+            return any(sha256 and not exists(self.library.cache.blob(cached.repo_id, sha256)) for sha256 in newest)
 
-    def _listing(self, repo_id: str, revision: str | None) -> Listing | None:
-        """Files of a repository; None, with a notice, if it is gone or private."""
-        try:
-            return RetryPolicy(self.progress).run(lambda: list_repository(repo_id, revision))
-        except ModelNotFound as error:
-            self.progress.notice(NoticeEvent(error.message, "its models are skipped"))
-            return None
+        return [model for model in self.library.models() if is_outdated(model)]
 
     def _download(self, plan: DownloadPlan, name: str | None) -> Model:
         library, listing, variant = self.library, plan.listing, plan.variant
@@ -205,11 +201,13 @@ class Puller:
             self._check(Path(listing.repo_id, files[0].name), self.planner.header(listing, files[0]))
         paths = download.fetch(files)
         self._remember_digests(library.cache, listing, files)
-        self._remove_vocabularies(listing.repo_id, variant.files)
+        pulled = library.model_from_cache(library.cache.model_from_files(listing.repo_id, listing.commit, variant))
+        for vocabulary in library.vocabularies():
+            if vocabulary.usage_key == pulled.usage_key:
+                with contextlib.suppress(PullError):  # a read-only directory; the installed model comes first anyway
+                    Removal(library, vocabulary).execute()
         installed = (model for model in library.models() if model.cached and model.path == paths[0])
-        return next(installed, None) or library.model_from_cache(
-            library.cache.model_from_files(listing.repo_id, listing.commit, variant)
-        )
+        return next(installed, pulled)
 
     def _remember_digests(self, cache: Cache, listing: Listing, files: tuple[HubFile, ...]) -> None:
         registry = self.library.registry
@@ -218,17 +216,11 @@ class Puller:
             if registry.digest(stored) is None:
                 registry.remember_digest(Digest.known(stored, file.digest))
 
-    def _remove_vocabularies(self, repo_id: str, names: tuple[str, ...]) -> None:
-        for model in self.library.vocabularies():
-            if model.cached and (model.cached.repo_id, model.cached.names) == (repo_id, names):
-                with contextlib.suppress(PullError):  # a read-only directory; the installed model comes first anyway
-                    Removal(self.library, model).execute()
-
     def with_name(self, model: Model, name: str | None) -> Model:
         """Register a model by the user's name for it, if any."""
         if name is None or (model.file and model.file.name == name):
             return model
-        digest = self.library.digest(model, lambda done, total: self.progress.update("verify", done, total))
+        digest = self.library.digest(model, partial(self.progress.update, "verify"))
         self._require_free_name(name, lambda spec: spec is model.spec, digest.sha256)
         return self._register(name, digest, "hub" if model.cached else "local")
 
@@ -269,7 +261,7 @@ class Puller:
     def _hash(self, path: Path) -> Digest:
         local = self.library.model_at(path)
         self._check(local.path, local.header)
-        return self.library.digest(local, lambda done, total: self.progress.update("verify", done, total))
+        return self.library.digest(local, partial(self.progress.update, "verify"))
 
     def _check(self, path: Path, header: Header) -> None:
         """Print a notice for a model that only other programs can use. Raises ModelFileError for one that none can."""

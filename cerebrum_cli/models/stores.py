@@ -18,7 +18,7 @@ from typing import Any, Literal
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.files import is_file, read_small, read_small_json
-from cerebrum_cli.gguf.parser import Tables, read_tables
+from cerebrum_cli.gguf.parser import read_tables
 from cerebrum_cli.models.model import is_missing
 from cerebrum_cli.models.reference import DEFAULT_TAG, STORES
 from cerebrum_cli.models.variants import is_model, name_from_stem, quantization_of, same_quantization, variants
@@ -58,7 +58,16 @@ class FoundModel:
     @property
     def needs_ollama(self) -> bool:
         """Whether only Ollama can load it. Raises ModelFileError for a file that is damaged or cannot be read."""
-        return self.store == "ollama" and _needs_ollama(read_tables(self.path))
+        if self.store != "ollama":
+            return False
+        tables = read_tables(self.path)
+        architecture = str(tables.metadata.get("general.architecture"))
+        names = {*tables.metadata, *(tensor.name for tensor in tables.tensors)}
+        return (
+            architecture in _OLLAMA_ARCHITECTURES
+            or not names.isdisjoint(_OLLAMA_NAMES.get(architecture, ()))
+            or any(tensor.name.startswith(_OLLAMA_PARTS) for tensor in tables.tensors)
+        )
 
     def is_called(self, name: str) -> bool:
         """Whether a name in its store matches; LM Studio's may omit the publisher, `-GGUF` and the quantization."""
@@ -157,16 +166,6 @@ def _lm_studio_directories() -> list[Path]:
     chosen = _read_object(home / "settings.json").get("downloadsFolder")
     current = Path(chosen) if isinstance(chosen, str) and chosen else home / "models"
     return [current, Path.home() / ".cache/lm-studio/models"]
-
-
-def _needs_ollama(tables: Tables) -> bool:
-    architecture = str(tables.metadata.get("general.architecture"))
-    names = {*tables.metadata, *(tensor.name for tensor in tables.tensors)}
-    return (
-        architecture in _OLLAMA_ARCHITECTURES
-        or not names.isdisjoint(_OLLAMA_NAMES.get(architecture, ()))
-        or any(tensor.name.startswith(_OLLAMA_PARTS) for tensor in tables.tensors)
-    )
 
 
 def _files(directory: Path, pattern: str) -> list[Path]:
