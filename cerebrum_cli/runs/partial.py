@@ -81,9 +81,9 @@ class PartialFile:
         return self._path.stat().st_size == 0
 
     def clear(self) -> None:
-        """Truncate the file to the known lines, to nothing before `load`, and sync it."""
-        os.ftruncate(self._file.fileno(), self._end)
-        os.fsync(self._file.fileno())
+        """Remove all lines, before any is loaded."""
+        self._checkpoint.clear()
+        self._truncate()
 
     def load(self) -> None:
         """Find the finished rows, in the checkpoint and the lines behind it, and remove an incomplete last line."""
@@ -95,7 +95,7 @@ class PartialFile:
                 if object.get(ROW) in range(len(self._rows)):
                     self._add(RowLine(object[ROW], offset, size, flags_of(self._rows.schema.count(object))))
                 self._end = offset + size
-        self.clear()
+        self._truncate()
 
     def rebuild(self, source: Path) -> None:
         """Write the lines of a partial file or a result for another input again, with the fields of the present one.
@@ -160,6 +160,7 @@ class PartialFile:
     def remove(self, keeps_lines: bool = False) -> None:
         """Delete the checkpoint, and the file while it is locked."""
         self._stop_syncing()
+        self._unsaved.clear()
         self._checkpoint.clear()
         if not keeps_lines:
             self._path.unlink(missing_ok=True)
@@ -215,6 +216,11 @@ class PartialFile:
             raise
         self._end += len(text)
         self._may_have_more = False
+
+    def _truncate(self) -> None:
+        """Remove what is behind the known lines, and sync the file."""
+        os.ftruncate(self._file.fileno(), self._end)
+        os.fsync(self._file.fileno())
 
     def _place(self, line: RowLine) -> None:
         self._offsets[line.position] = line.offset

@@ -10,7 +10,7 @@ import os
 import stat
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from batch_files import (
     answer,
     complete_result,
     grow,
+    kill_at_each_call,
     open_batch,
     open_growing,
     rows_in,
@@ -529,67 +530,6 @@ def test_output_must_not_overwrite_the_input(output: Path, tmp_path: Path) -> No
 
 
 # Killed processes.
-
-
-class Killed(BaseException):
-    """Simulates a killed process."""
-
-
-class LimitedCalls:
-    """Allows a number of system calls that write; then all of them raise Killed without effect."""
-
-    CALLS = ("open", "write", "fsync", "ftruncate", "replace", "unlink")
-
-    def __init__(self, calls: int, torn: bool) -> None:
-        self.calls = calls
-        self._torn = torn
-
-    def wrapped(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def limited(*arguments: Any, **options: Any) -> Any:
-            self.calls -= 1
-            if self.calls < 0:
-                if self._torn and self.calls == -1 and name == "write":
-                    call(arguments[0], arguments[1][: len(arguments[1]) // 2])
-                raise Killed
-            return call(*arguments, **options)
-
-        return limited
-
-
-@contextlib.contextmanager
-def limited_calls(patch: pytest.MonkeyPatch, calls: int, torn: bool = False) -> Iterator[LimitedCalls]:
-    """Limit the number of system calls; with `torn`, the call after the last one, if it is a write, writes half."""
-    with patch.context() as patched:
-        limited = LimitedCalls(calls, torn)
-        for name in LimitedCalls.CALLS:
-            patched.setattr(os, name, limited.wrapped(name, getattr(os, name)))
-        yield limited
-
-
-def kill_at_each_call(
-    folder: Path,
-    patch: pytest.MonkeyPatch,
-    work: Callable[[Path], object],
-    prepare: Callable[[Path], object] = lambda output: None,
-    torn: bool = False,
-) -> Iterator[Path]:
-    """Yield an output for each writing call of some work, which was killed there; no power is lost."""
-    patch.setattr(os, "fsync", lambda _: None)
-    for calls in range(-1, 10**9):
-        output = folder / str(calls) / "out.jsonl"
-        output.parent.mkdir()
-        prepare(output)
-        if calls < 0:
-            with limited_calls(patch, 10**9) as limited:
-                work(output)
-            total = 10**9 - limited.calls
-            assert total > 10
-        elif calls == total:
-            return
-        else:
-            with limited_calls(patch, calls, torn), pytest.raises(Killed):
-                work(output)
-            yield output
 
 
 @pytest.mark.parametrize("torn", [False, True])
