@@ -30,7 +30,7 @@ from cerebrum_cli.batch.rows import InputRow as Question
 from cerebrum_cli.core.events import Event, FinishEvent
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.model.interface import Model
-from cerebrum_cli.model.reply import ReplyRequest
+from cerebrum_cli.model.reply import ReplyRequest, ReplyStream
 from cerebrum_cli.model.voting import VOTE_TEMPERATURE
 
 VOTES, TOKENS, SHAPE_TOKENS = 8, 128, 32
@@ -130,7 +130,7 @@ def generate_sequentially(model: Model, question: Question, tokens: int) -> Iter
 
 def generate(model: Model, request: ReplyRequest) -> Iterator[Event]:
     """Yield the events of a request."""
-    with closing(model.generate([model.prepare_reply(request)])) as replies:
+    with closing(ReplyStream(model.engine, [model.prepare_reply(request)])) as replies:
         yield from replies
 
 

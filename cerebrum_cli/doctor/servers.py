@@ -20,7 +20,7 @@ from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.engine.remote.vllm_sglang import IGNORED_SEEDS
 from cerebrum_cli.model.interface import Model, open_source
-from cerebrum_cli.model.reply import Reply, ReplyRequest, reply_notice
+from cerebrum_cli.model.reply import Reply, ReplyRequest, ReplyStream, reply_notice
 from cerebrum_cli.model.source import ModelSource, Servers
 from cerebrum_cli.models.library import served_model
 
@@ -201,7 +201,7 @@ def _sample(server: CheckedServer, model: Model) -> Reply:
     )
     request = ReplyRequest(Conversation().user(QUESTION), settings, ignore_eos=True)
     sample = Reply()
-    with closing(model.generate([model.prepare_reply(request)])) as events, _time_limit(model):
+    with closing(ReplyStream(model.engine, [model.prepare_reply(request)])) as events, _time_limit(model):
         for event in raise_refusals(events):
             sample.emit(event)
     _finished(sample)

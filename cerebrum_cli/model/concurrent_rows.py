@@ -175,7 +175,7 @@ class _Run:
 
     def generate_prepared(self, rows: Iterable[PendingRow | None]) -> Iterator[Event | RowOutcome]:
         self.pending = {}
-        with closing(self._model.generate(self._requests(rows), self.scope)) as stream:
+        with closing(ReplyStream(self._model.engine, self._requests(rows), self.scope)) as stream:
             for event in stream:
                 yield event
                 if self._refused:

@@ -10,11 +10,11 @@ from functools import cached_property, partial
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
-from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
+from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, RefusedEvent
 from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import Vocabulary
-from cerebrum_cli.engine.engine import CancelScope, Engine, raise_refusals
+from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import OPENING_TOKENS, InspectionRequest, MessagesRequest, Request
 from cerebrum_cli.engine.step_costs import StepCosts
@@ -83,8 +83,12 @@ class LoadedModel:
     def _respond(self, request: ReplyRequest) -> Generator[Event, None, None]:
         yield from self.load()
         self._answer_now = AnswerNow()
-        with closing(self.generate([self.prepare_reply(replace(request, stream=True))])) as replies:
-            yield from raise_refusals(replies)
+        prepared = self.prepare_reply(replace(request, stream=True))
+        with closing(ReplyStream(self.engine, [prepared])) as events:
+            for event in events:
+                if isinstance(event, RefusedEvent):
+                    raise event.error
+                yield event
 
     def prepare(self, request: ReplyRequest | Continuation) -> PreparedReply:
         """Tokenize a request, of a conversation or of a text to continue."""
@@ -100,14 +104,17 @@ class LoadedModel:
         self._controls.require_marked_thought(settings, request.conversation.system_prompt)
         conversation = settings.applied_to(request.conversation)
         prompt = self._render(conversation)
-        pieces = (self.engine.vocabulary.piece(token, special=token in self._visible_tokens) for token in prefix)
+        tokens = (*self._tokenize(prompt), *prefix)
+        self._require_room(tokens)
         last = prompt[-1] if prompt else None
         markup = last if isinstance(last, Text) and last.trusted else None
-        thought = open_thought(markup.value, prompt_format.thoughts) if markup else None
-        channels = ReplyChannels(prompt_format.thoughts, thought, b"".join(pieces).decode("utf-8", "replace"))
-        tokens = (*self._tokenize(prompt), *prefix)
         opening = self._tokenize([markup]) if markup and len(prompt) > 1 else tokens[-OPENING_TOKENS:]
-        self._require_room(tokens)
+        starts_with_bos = opening[:1] == tokens[:1]  # BOS precedes the markup as it precedes the prompt
+        channels = ReplyChannels(
+            prompt_format.thoughts,
+            open_thought(markup.value, prompt_format.thoughts) if markup else None,
+            self._text_of(prefix),
+        )
         answer_start = self._controls.answer_start(request, channels)
         is_bound = request.grammar and answer_start is None  # from the first token, so that nothing may be forced
         create = partial(MessagesRequest, conversation=conversation) if prompt_format.is_servers else Request
@@ -124,9 +131,14 @@ class LoadedModel:
             stream=request.stream,
             controls=() if is_bound else self._controls.create(request, channels, self._answer_now),
             answer_start=answer_start,
-            opening=len(opening) - (opening[:1] == tokens[:1]) + len(prefix),  # BOS precedes both
+            opening=len(opening) - int(starts_with_bos) + len(prefix),
         )
         return PreparedReply(tokenized, None if prompt_format.verbatim else channels)
+
+    def _text_of(self, prefix: tuple[int, ...]) -> str:
+        """The text of the tokens that a reply continues, with the markup of its reasoning."""
+        pieces = (self.engine.vocabulary.piece(token, special=token in self._visible_tokens) for token in prefix)
+        return b"".join(pieces).decode("utf-8", "replace")
 
     def prepare_text(self, text: Continuation) -> PreparedReply:
         """The request to continue a text. The replies are not split by channel: `channels_of` does that.
@@ -157,13 +169,6 @@ class LoadedModel:
         """Raise UsageError for settings that the loaded model cannot follow."""
         self._sampling(settings, ())
         self._controls.require_marked_thought(settings, settings.system)
-
-    def generate(self, requests: Iterable[PreparedReply | None], scope: CancelScope | None = None) -> ReplyStream:
-        """Start to generate the replies to several requests; the caller closes the stream.
-
-        An engine that schedules rows takes None for none now, and reads on after the next event.
-        """
-        return ReplyStream(self.engine, requests, scope)
 
     def inspect(self, reply: GivenReply, likeliest: int) -> Generator[Event, None, None]:
         """Load the model if necessary, and yield an AlternativesEvent for each token of a reply, evaluated again.

@@ -37,17 +37,16 @@ class TextSink:
 
     def emit(self, event: Event) -> None:
         if isinstance(event, TokenEvent) and event.channel == "answer" and event.text:
-            self._write(self._filter.feed(event.text) if self._filter else event.text)
+            text = self._filter.feed(event.text) if self._filter else event.text
+            self._streams.answer(text)
+            self._last = text or self._last
 
     def close(self) -> None:
-        if self._filter:
-            self._write(self._filter.flush())
+        if self._filter and (text := self._filter.flush()):
+            self._streams.answer(text)
+            self._last = text
         if self._last and not self._last.endswith("\n"):
             self._streams.answer("\n")
-
-    def _write(self, text: str) -> None:
-        self._streams.answer(text)
-        self._last = text or self._last
 
 
 class MarkdownSink:
