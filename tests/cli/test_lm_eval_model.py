@@ -26,6 +26,7 @@ from cerebrum_cli.core.errors import PromptTooLong, UsageError  # noqa: E402
 from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent  # noqa: E402
 from cerebrum_cli.core.settings import fold  # noqa: E402
 from cerebrum_cli.engine.backend import StopFlag, TokenRow  # noqa: E402
+from cerebrum_cli.engine.llama.llama_backend import LlamaBackend  # noqa: E402
 from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
 from cerebrum_cli.engine.memory import ContextOptions  # noqa: E402
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions  # noqa: E402
@@ -74,16 +75,17 @@ def harness(path: Path, format: str | None = None, ctx: int = CONTEXT, **given: 
 @pytest.fixture(scope="module")
 def precise_chatml(chatml_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The byte-level model with all weights in F32."""
-    path = tmp_path_factory.mktemp("precise") / "chatml.gguf"
-    quantize(chatml_model, path, F32)
-    return path
+    return quantized(chatml_model, tmp_path_factory.mktemp("precise") / "chatml.gguf")
 
 
 @pytest.fixture(scope="module")
 def precise_mistral(mistral_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model with Mistral's vocabulary, which adds BOS, with all weights in F32."""
-    path = tmp_path_factory.mktemp("precise") / "mistral.gguf"
-    quantize(mistral_model, path, F32)
+    return quantized(mistral_model, tmp_path_factory.mktemp("precise") / "mistral.gguf")
+
+
+def quantized(source: Path, path: Path) -> Path:
+    quantize(source, path, F32)
     return path
 
 
@@ -101,14 +103,20 @@ def generate(model: Any, prompts: Sequence[tuple[str, dict[str, Any]]]) -> list[
     return texts
 
 
-def plain_scores(path: Path, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[OneResult]:
-    """Log-likelihoods of tokens after a context: one token at a time, each text from its start."""
+@contextmanager
+def plain_backend(path: Path) -> Iterator[LlamaBackend]:
+    """A model in F32 that evaluates one token at a time."""
     sizes = Model("tiny", (path,)).sizes
     options = in_f32(LoadOptions(GgufFile(path, 2048, sizes), ContextOptions(CONTEXT, n_threads=1)))
-    backend = open_llama(options, lambda event: None, StopFlag())
-    try:
+    with closing(open_llama(options, lambda event: None, StopFlag())) as backend:
         backend.reserve(CONTEXT)
-        results = []
+        yield backend
+
+
+def plain_scores(path: Path, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[OneResult]:
+    """Log-likelihoods of tokens after a context, each text from its start."""
+    results = []
+    with plain_backend(path) as backend:
         for context, continuation in pairs:
             backend.context.clear(0)
             total, is_greedy = 0.0, True
@@ -121,22 +129,16 @@ def plain_scores(path: Path, pairs: Sequence[tuple[Sequence[int], Sequence[int]]
                     total += float(logits[following] - np.logaddexp.reduce(logits))
                     is_greedy &= int(logits.argmax()) == following
             results.append((total, is_greedy))
-        return results
-    finally:
-        backend.close()
+    return results
 
 
 def greedy_replies(path: Path, prompts: Sequence[Sequence[int]], most: int) -> list[str]:
-    """Whole greedy replies of limited length, special tokens spelled out: one token at a time."""
-    sizes = Model("tiny", (path,)).sizes
-    options = in_f32(LoadOptions(GgufFile(path, 2048, sizes), ContextOptions(CONTEXT, n_threads=1)))
-    backend = open_llama(options, lambda event: None, StopFlag())
-    try:
-        backend.reserve(CONTEXT)
-        replies = []
+    """Whole greedy replies of limited length, special tokens spelled out."""
+    replies = []
+    with plain_backend(path) as backend:
         for prompt in prompts:
             backend.context.clear(0)
-            text, token = list(prompt), -1
+            text = list(prompt)
             for position in range(len(prompt) + most):
                 backend.decode([TokenRow(0, position, text[position], position + 1 >= len(prompt))])
                 if position + 1 >= len(prompt):
@@ -144,10 +146,8 @@ def greedy_replies(path: Path, prompts: Sequence[Sequence[int]], most: int) -> l
                     if backend.is_eog(token) or len(text) == len(prompt) + most:
                         break
                     text.append(token)
-            replies.append(b"".join(backend.piece(each, special=True) for each in text[len(prompt) :]).decode())
-        return replies
-    finally:
-        backend.close()
+            replies.append(b"".join(backend.piece(token, special=True) for token in text[len(prompt) :]).decode())
+    return replies
 
 
 def strip_thought(reply: str, stop: Sequence[str]) -> str:
@@ -202,7 +202,7 @@ def test_lm_adds_bos_as_it_is_told(precise_mistral: Path, precise_chatml: Path) 
             text = added._model.detokenize([bos])
             assert added.tok_encode(f"{text}fox") == without.tok_encode(f"{text}fox")  # it is not doubled
             assert added.tok_encode(f"{text}fox").count(bos) == 1
-            [pair] = [model._encode_pair(STORY, " fox") for model in (without,)]
+            pair = without._encode_pair(STORY, " fox")
             assert_close(score(without, [(STORY, " fox")]), plain_scores(path, [pair]))
             assert score(without, [(STORY, " fox")]) != score(added, [(STORY, " fox")])
 
