@@ -153,7 +153,7 @@ def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool
     for marker in reversed(list(_MARKER.finditer(text, _first_line_of_marker(text)))):
         kind, region = marker.lastgroup, text[marker.end() : end]
         if is_box := kind == "box" and region.startswith("{"):
-            line, below = _braced(region), ""
+            line, below = braced(region), ""
         else:
             region = _JSON_END.split(region, maxsplit=1)[0] if '"' in marker[0] else region
             line, _, below = _LEAD.sub("", region.partition("</")[0], count=1).partition("\n")
@@ -185,7 +185,7 @@ def _first_line_of_marker(text: str) -> int:
     return text.rfind("\n", 0, first) + 1
 
 
-def _braced(text: str) -> str:
+def braced(text: str) -> str:
     """Text between the brace that opens `text` and the matching one; empty if there is none."""
     depth = 0
     for mark in re.finditer(r"\\.|[{}]", text, re.DOTALL):
