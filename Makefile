@@ -3,6 +3,7 @@
 #   make setup WHEELS=URL   the same without a compiler: llama.cpp from a package index or a directory of wheels
 #   make demo     pull the starter model and ask it a question
 #   make test     the test suite; ARGS are pytest's: make test ARGS="tests/cli/test_ask.py -k stop"
+#   make test-avx2   the tests of the engine again, with a second build of llama.cpp: AVX2 (x86-64-v3), no AVX-512
 #   make fuzz     many damaged and hostile inputs, thousands of cases of each property and, after `make peers`, all
 #                 architectures of llama.cpp, in minutes
 #   make quick    no slow tests and no property tests, under a minute
@@ -36,22 +37,25 @@ ifeq ($(cmake_$(ACCEL)),)
 $(error ACCEL is "$(ACCEL)"; it can be cuda, metal, vulkan or rpc)
 endif
 endif
-# The wheel that is built has llama.cpp's libraries alone, and is kept for other checkouts. It is for the processor of
-# this machine, after which its directory is named.
-BUILT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cerebrum/wheels/$(shell uname -n)/$(or $(ACCEL),cpu)
+cmake_avx2 := -DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_BMI2=ON -DGGML_FMA=ON -DGGML_F16C=ON
+# A wheel that is built has llama.cpp's libraries alone, and is kept for other checkouts. Its directory is named after
+# this machine, for whose processor it is.
+BUILT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cerebrum/wheels/$(shell uname -n)
 WITHOUT_COMPILER := https://abetlen.github.io/llama-cpp-python/whl/cpu
-install := $(BIN)/python -m pip install --quiet --force-reinstall --no-deps --no-index --find-links $(BUILT) "$(LLAMA)"
-define llama
-@$(install) 2>/dev/null || { \
+# $(call install,KIND[,OPTIONS]) installs such a wheel; $(call build,KIND[,OPTIONS]) builds it first if there is none.
+install = $(BIN)/python -m pip install --quiet --force-reinstall --no-deps --no-index --find-links $(BUILT)/$(1) $(2) "$(LLAMA)"
+define build
+@$(call install,$(1),$(2)) 2>/dev/null || { \
 	echo "building llama.cpp for this machine; this takes minutes, once"; \
-	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/scripts/libraries.cmake $(cmake_$(ACCEL))" \
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/scripts/libraries.cmake $(cmake_$(1))" \
 	FORCE_CMAKE=1 \
 	CMAKE_BUILD_PARALLEL_LEVEL=$$(getconf _NPROCESSORS_ONLN) \
-	$(BIN)/python -m pip wheel --no-cache-dir --no-deps --wheel-dir $(BUILT) "$(LLAMA)" || { \
+	$(BIN)/python -m pip wheel --no-cache-dir --no-deps --wheel-dir $(BUILT)/$(1) "$(LLAMA)" || { \
 		echo "error: llama.cpp was not built, for the reason above" >&2; \
 		echo " hint: install a C++ compiler; without one, run make setup WHEELS=$(WITHOUT_COMPILER)" >&2; exit 1; }; \
-	$(install); }
+	$(call install,$(1),$(2)); }
 endef
+llama = $(call build,$(or $(ACCEL),cpu))
 ifneq ($(WHEELS),)
 ifneq ($(ACCEL),)
 $(error ACCEL builds llama.cpp and WHEELS installs a wheel of it; use one of them)
@@ -70,7 +74,7 @@ endif
 NEEDED := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 comma := ,
 
-.PHONY: setup demo test quick fuzz check format docs catalogue dist picture peers bench clean
+.PHONY: setup demo test test-avx2 quick fuzz check format docs catalogue dist picture peers bench clean
 
 setup: $(VENV)/.setup
 
@@ -97,6 +101,18 @@ demo: $(INSTALLED)
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+# The second build is found first on Python's path. Tests that do not run llama.cpp are left out.
+test-avx2: setup $(VENV)/avx2/.installed
+	PYTHONPATH=$(VENV)/avx2 $(BIN)/python -c \
+		'from cerebrum_cli.engine.llama import devices; assert "AVX512" not in devices.build().cpu_features'
+	PYTHONPATH=$(CURDIR)/$(VENV)/avx2 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
+		-m "not fuzz and not hypothesis" --ignore-glob "*_remote*" --ignore-glob "*_client.py" --ignore-glob "*_endpoint.py" \
+		tests/engine tests/batch/test_together.py tests/cli/test_architectures.py $(ARGS)
+
+$(VENV)/avx2/.installed: $(INSTALLED)
+	$(call build,avx2,--upgrade --target $(VENV)/avx2)
+	touch $@
 
 fuzz: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "fuzz or hypothesis" --hypothesis-profile fuzz $(ARGS)

@@ -19,7 +19,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import drafter, sequence
 from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.llama.batch_invariance import pad_step, stable_slots
-from cerebrum_cli.engine.llama.bindings import llama
+from cerebrum_cli.engine.llama.devices import build
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
@@ -29,11 +29,12 @@ from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.types import FILE_TYPES
 
-# Types whose rows are multiplied alike in any number, on x86; the documentation names them.
+# Types whose rows are multiplied alike in any number, on x86-64; the documentation names them.
 INVARIANT_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0")
 VARIANT_TYPES = ("F32", "F16", "BF16", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ3_S")
 SHAPE = Shape(layers=1, width=512, heads=8, kv_heads=2, ffn=512)
-needs_x86 = pytest.mark.skipif(machine().lower() not in ("x86_64", "amd64"), reason="another processor's kernels")
+# Only with llama.cpp's kernels for AVX2, with which those for AVX-512 share the properties that are tested here.
+needs_avx2 = pytest.mark.skipif("AVX2" not in build().cpu_features, reason="another processor's kernels")
 
 Replies = list[list[tuple[int | None, float | None]]]
 """Token and log probability of each generated token, by prompt."""
@@ -108,7 +109,7 @@ def replies(
 
 
 @pytest.mark.slow
-@needs_x86
+@needs_avx2
 @pytest.mark.parametrize("encoding", INVARIANT_TYPES)
 def test_types_that_are_batch_invariant_by_default(models: Path, encoding: str) -> None:
     path = model_of(models, encoding)
@@ -120,7 +121,7 @@ def test_types_that_are_batch_invariant_by_default(models: Path, encoding: str) 
 
 
 @pytest.mark.slow
-@needs_x86
+@needs_avx2
 def test_drafts_have_fewer_rows_than_another_kernel_takes(models: Path) -> None:
     path, costs = model_of(models, "Q8_0"), StepCosts((1, 64), (1.0, 1.1))
     alone = replies(path, 1, prompts(3), limit=100, pad_steps=False)
@@ -140,11 +141,9 @@ def test_padded_steps_are_batch_invariant(models: Path, encoding: str, repack: b
 
 
 @pytest.mark.slow
+@needs_avx2
 @pytest.mark.parametrize("encoding", ["F16", "Q4_K_M"])
 def test_types_that_vary_without_padded_steps(models: Path, encoding: str) -> None:
-    features = llama.llama_print_system_info().decode()
-    if "AVX2 = 1" not in features:
-        pytest.skip(f"the kernels of this build may not differ: {features}")
     path = model_of(models, encoding)
     alone, together = (replies(path, slots, prompts(), pad_steps=False) for slots in (1, 9))
     assert alone != together
