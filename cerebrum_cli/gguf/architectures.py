@@ -25,6 +25,7 @@ class ArchitectureFacts(NamedTuple):
       llama-arch.cpp)
     - `has_flash_attention`, `needs_equal_cache_types`: of keys and values, besides those with MLA
       (`llama_init_from_model` in llama-context.cpp)
+    - `has_stable_attention`: with padded steps, it does not depend on the rows of other sequences (tested with all)
     - `unsupported`: why it cannot answer a prompt. Other models say it in their metadata, and what neither shows,
       `require_decoder` in engine/llama/load.py finds after loading.
     """
@@ -35,6 +36,7 @@ class ArchitectureFacts(NamedTuple):
     rolls_back: bool = False
     has_flash_attention: bool = True
     needs_equal_cache_types: bool = False
+    has_stable_attention: bool = True
     unsupported: str = ""
 
 
@@ -55,7 +57,7 @@ ARCHITECTURES = {
     "gemma3n": ArchitectureFacts(window_period=5),
     "glm5-next": ArchitectureFacts(rolls_back=True),
     "gpt-oss": ArchitectureFacts(window_period=2),
-    "grok": ArchitectureFacts(has_flash_attention=False),
+    "grok": ArchitectureFacts(has_flash_attention=False, has_stable_attention=False),
     "jina-bert-v2": ArchitectureFacts(unsupported=ENCODER_ONLY),
     "jina-bert-v3": ArchitectureFacts(unsupported=ENCODER_ONLY),
     "kimi-k3": ArchitectureFacts(rolls_back=True),
@@ -67,6 +69,7 @@ ARCHITECTURES = {
     "llama-embed": ArchitectureFacts(unsupported=ENCODER_ONLY),
     "llama4": ArchitectureFacts(window_period=4, default_window=8192, layer_period=4),
     "mellum": ArchitectureFacts(window_period=4),
+    "minimax-m3": ArchitectureFacts(has_stable_attention=False),
     "modern-bert": ArchitectureFacts(unsupported=ENCODER_ONLY),
     "muse-glimmer": ArchitectureFacts(window_period=4),
     "nemotron_h": ArchitectureFacts(rolls_back=True),

@@ -27,7 +27,7 @@ from cerebrum_cli.engine.model_options import (
 from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, MAX_ROLLBACK, StepCosts
 from cerebrum_cli.formats.plain import EMBEDDED, RAW, SERVERS
 from cerebrum_cli.gguf.architectures import facts_of
-from cerebrum_cli.gguf.header import require_generative
+from cerebrum_cli.gguf.header import Header, require_generative
 from cerebrum_cli.model.format_choice import (
     FormatBuilder,
     choose_format,
@@ -256,6 +256,9 @@ def require_attention(model: Model, settings: Settings, pad_steps: bool = False)
         raise UsageError.conflict("batch_invariant", "flash_attn=off")
     types = {"cache_type_k": settings.cache_type_k, "cache_type_v": settings.cache_type_v}
     header, name = model.header, model.header.architecture
+    if pad_steps and not has_stable_attention(header):
+        problem = f"batch_invariant=on: attention of the architecture {name} depends on other rows in llama.cpp"
+        raise UsageError(problem, "omit batch_invariant=on")
     for index, (key, given) in enumerate(types.items()):
         lengths = [each[index] for each in header.sizes.head_lengths] if is_quantized(given) else []
         if wrong := next((length for length in lengths if length % BLOCK_SIZE), None):
@@ -266,16 +269,24 @@ def require_attention(model: Model, settings: Settings, pad_steps: bool = False)
         wants_flash = f"cache_type_v={settings.cache_type_v}"
         if settings.flash_attn == "off":
             raise UsageError(f"{wants_flash} needs flash attention", "omit flash_attn=off, or the cache type")
-    if pad_steps:
-        wants_flash = "batch_invariant=on"  # without it, kernels depend on the number of rows per slot
     if wants_flash and not facts_of(name).has_flash_attention:
         raise UsageError(
             f"{wants_flash}: llama.cpp has no flash attention for the architecture {name}", f"omit {wants_flash}"
         )
-    has_one_type = facts_of(name).needs_equal_cache_types or f"{name}.attention.key_length_mla" in header.metadata
+    has_one_type = has_mla(header) or facts_of(name).needs_equal_cache_types
     if has_one_type and len({given or "f16" for given in types.values()}) > 1:
         problem = f"the architecture {name} needs the same type for keys and values"
         raise UsageError(problem, "set both with --set cache_type=TYPE")
+
+
+def has_stable_attention(header: Header) -> bool:
+    """Whether attention with padded steps does not depend on other sequences: with MLA, it multiplies by slot."""
+    return facts_of(header.architecture).has_stable_attention and not has_mla(header)
+
+
+def has_mla(header: Header) -> bool:
+    """Whether a model has multi-head latent attention."""
+    return bool(header.metadata.get(f"{header.architecture}.attention.key_length_mla"))
 
 
 def draft_problem(model: Model) -> str | None:

@@ -34,6 +34,7 @@ from cerebrum_cli.engine.model_options import LoadOptions
 from cerebrum_cli.gguf.header import read_header, require_generative
 from cerebrum_cli.main import run
 from cerebrum_cli.model.installation import open_with_llama
+from cerebrum_cli.model.source import has_stable_attention
 from cerebrum_cli.model.voting import MajorityVote
 from cerebrum_cli.terminal.streams import Streams
 
@@ -155,11 +156,14 @@ def compare_commands(owner: Owner, story: str) -> Iterator[Comparison]:
     with_flash_attention = replace(owner, is_exact=False)
     batches = (owner.batch(questions, 3, "-n", "40", "--set", f"drafts={drafts}") for drafts in ("off", "on"))
     yield "batch with drafts", *batches
-    invariant = ("--set", "batch_invariant=on")
-    for options in ((), invariant):
-        singly, together = (with_flash_attention.batch(questions, parallel, *options) for parallel in (1, 8))
-        yield f"batch {' '.join(options)}", singly, together
-    yield "invariant drafts", singly, with_flash_attention.batch(questions, 8, *invariant, "--set", "drafts=on")
+    singly, together = (with_flash_attention.batch(questions, parallel) for parallel in (1, 8))
+    yield "batch with flash attention", singly, together
+    if has_stable_attention(read_header(owner.model)):
+        invariant = ("--set", "batch_invariant=on")
+        singly, together = (with_flash_attention.batch(questions, parallel, *invariant) for parallel in (1, 8))
+        yield "batch_invariant", singly, together
+        drafted = with_flash_attention.batch(questions, 8, *invariant, "--set", "drafts=on")
+        yield "batch_invariant with drafts", singly, drafted
 
 
 @pytest.fixture(scope="module")
