@@ -7,6 +7,7 @@
 #   make fuzz     many damaged and hostile inputs, thousands of cases of each property and, after `make peers`, all
 #                 architectures of llama.cpp, in minutes
 #   make quick    no slow tests and no property tests, under a minute
+#   make coverage   the quick tests with the share of statements they run, and its minimum
 #   make check    format, lint, types
 #   make docs     docs/reference/cli.md and chat.md, from the code
 #   make catalogue   sizes and pinned revisions of models.toml, from the Hugging Face Hub
@@ -74,7 +75,7 @@ endif
 NEEDED := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 comma := ,
 
-.PHONY: setup demo test test-avx2 quick fuzz check format docs catalogue dist picture peers bench clean
+.PHONY: setup demo test test-avx2 quick fuzz coverage check format docs catalogue dist picture peers bench clean
 
 setup: $(VENV)/.setup
 
@@ -120,6 +121,9 @@ fuzz: setup
 quick: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow and not hypothesis" $(ARGS)
 
+coverage: setup
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow and not hypothesis" --cov $(ARGS)
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -153,4 +157,4 @@ bench: peers
 	$(BIN)/python benchmarks/all.py $(if $(DATA),--data "$(DATA)") $(if $(SHAPE),--shape "$(SHAPE)")
 
 clean:
-	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache dist
+	rm -rf $(VENV) .coverage .peers .mypy_cache .ruff_cache .pytest_cache dist
