@@ -100,10 +100,8 @@ def test_chat_continues_a_reply_that_was_truncated_while_reasoning(tmp_path: Pat
     err, script = StringIO(), {"rows": {"Who?": "<think>Hm, who?</think>Me."}, "seeds": ["Yes."]}
     streams = Streams(StringIO(), err, BytesIO(b"Who?\n"), False, False, True)
     assert run(["chat", "-m", str(chatml_model), "-n", "9"], app_for(script, tmp_path, streams)) == 0
-    assert err.getvalue().splitlines()[-2:] == [
-        "note: reply truncated at 9 tokens of reasoning",
-        "      /continue resumes it",
-    ]
+    truncated = ["note: reply truncated at 9 tokens of reasoning", "      /continue resumes it"]
+    assert err.getvalue().splitlines()[-2:] == truncated
 
 
 def test_chat_writes_an_empty_line_after_a_reply_but_not_before_an_error(tmp_path: Path, chatml_model: Path) -> None:

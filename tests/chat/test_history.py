@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -40,16 +41,7 @@ from cerebrum_cli.models.registry import RegistryEntry
 
 ONLY = SequenceId(0)
 TIMINGS = Timings(load_s=1.0, prefill_s=0.5, ttft_s=0.75, decode_s=0.3, prefill_tokens=16, decode_steps=1)
-FINISH = FinishEvent(
-    sequence=ONLY,
-    reason="stop",
-    prompt_tokens=20,
-    cached_tokens=4,
-    completion_tokens=2,
-    seed=2**32 - 2,
-    context_size=256,
-    timings=TIMINGS,
-)
+FINISH = FinishEvent(ONLY, "stop", 20, 4, 2, seed=2**32 - 2, context_size=256, timings=TIMINGS)
 
 
 def finished(text: str, reasoning: str | None, tokens: tuple[int, ...], finish: FinishEvent = FINISH) -> Reply:
@@ -65,27 +57,13 @@ MODEL = Model("mine", (NANO,), file=RegistryEntry("mine", NANO, 1, "00", 1, "loc
 LOADED: Any = SimpleNamespace(model=MODEL, format_name="chatml")
 BIASES = (TokenBias(42, -1.5), TokenBias("hello", 2.0))
 SETTINGS = Settings(temperature=0.5, max_tokens=10, stop=("\n\n",), logit_bias=BIASES)
-PARAMS = {
-    "temperature": 0.5,
-    "top_k": 40,
-    "top_p": 0.95,
-    "min_p": 0.05,
-    "top_n_sigma": -1.0,
-    "typical_p": 1.0,
-    "repeat_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "dry_multiplier": 0.0,
-    "dry_base": 1.75,
-    "dry_allowed_length": 2,
-    "dry_penalty_last_n": 64,
-    "dry_sequence_breaker": ["\n", ":", '"', "*"],
-    "logit_bias": ["42=-1.5", "hello=2"],
-    "max_tokens": 10,
-    "stop": ["\n\n"],
-    "think": None,
-    "keep_thoughts": None,
-}
+PARAMS = json.loads(r"""{
+    "temperature": 0.5, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "top_n_sigma": -1.0, "typical_p": 1.0,
+    "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+    "dry_multiplier": 0.0, "dry_base": 1.75, "dry_allowed_length": 2, "dry_penalty_last_n": 64,
+    "dry_sequence_breaker": ["\n", ":", "\"", "*"], "logit_bias": ["42=-1.5", "hello=2"],
+    "max_tokens": 10, "stop": ["\n\n"], "think": null, "keep_thoughts": null
+}""")
 SUM = Conversation(system_prompt="Be brief.").user("What is 2 + 2? Think.")
 
 
@@ -245,19 +223,22 @@ def test_lock_is_refused_to_a_second_holder_until_another_session_is_locked(
 
 
 def test_session_open_in_another_process_is_refused(chatml_model: Path, tmp_path: Path) -> None:
-    def run(*arguments: str, piped: bytes = b"") -> Finished:
-        return run_here({"reply": "Yes."}, tmp_path, *arguments, "-m", chatml_model, piped=piped)
+    def run(*arguments: str | Path, piped: bytes = b"") -> Finished:
+        return run_here({"reply": "Yes."}, tmp_path, *arguments, piped=piped)
 
-    assert run("chat", "--session", "tea", piped=b"One?\n").code == 0
+    chat, delete = ("chat", "-m", chatml_model), ("sessions", "rm", "tea", "-y")
+    assert run(*chat, "--session", "tea", piped=b"One?\n").code == 0
     directory = tmp_path / "data" / "cerebrum" / "sessions"
     problem = 'error: session "tea" is open in another process'
     with contextlib.closing(History(Store(directory / "sessions.db"), directory / "locks")) as other:
         other.lock(other.get("tea"))
-        for arguments in (("chat", "--session", "tea"), ("ask", "-c", "Two?")):
+        for arguments in ((*chat, "--session", "tea"), ("ask", "-m", chatml_model, "-c", "Two?"), delete):
             done = run(*arguments)
             assert (done.code, done.err.splitlines()[0]) == (1, problem)
-        assert run("chat", piped=b"/load tea\n").err.splitlines()[0] == problem
-    assert run("chat", piped=b"/load tea\n").err == "Now in session 'tea'\n"
+        assert run(*chat, piped=b"/load tea\n").err.splitlines()[0] == problem
+    assert run(*chat, piped=b"/load tea\n").err == "Now in session 'tea'\n"
+    assert run(*delete).code == 0
+    assert run("sessions", "list", "--json").object == []
 
 
 def test_refused_model_frees_the_session(chatml_model: Path, tmp_path: Path) -> None:

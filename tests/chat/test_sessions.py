@@ -76,10 +76,8 @@ def test_messages_persist_after_reopening(sessions: Store, path: Path) -> None:
     sessions.close()
     with contextlib.closing(Store(path)) as reopened:
         assert reopened.find("sums") == session
-        assert (session.system_prompt, session.model, session.format, session.params) == (
-            "Be brief.",
-            *settings.values(),
-        )
+        recorded = (session.model, session.format, session.params)
+        assert (session.system_prompt, *recorded) == ("Be brief.", *settings.values())
         conversation = Conversation(system_prompt="Be brief.").user("2 + 2?").assistant("Four.")
         assert reopened.conversation(session) == conversation
         assert created.created == session.created < session.updated
@@ -119,9 +117,7 @@ def test_summaries_list_the_most_recently_changed_first(sessions: Store) -> None
     assert listed == [("b", 2, "first"), ("a", 1, "hello"), ("c", 0, "")]
     assert sessions.names() == ["b", "a", "c"]
     assert sessions.summaries()[1].session == a
-    latest = sessions.latest()
-    assert latest is not None
-    assert latest.id == b.id
+    assert (latest := sessions.latest()) and latest.id == b.id
 
 
 METADATA = ReplyMetadata(

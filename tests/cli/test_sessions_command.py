@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import sqlite3
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from person import Person
 from tiny_models import CHATML_TEMPLATE, write_mistral
 
 from cerebrum_cli.chat.archive import states_to_delete
-from cerebrum_cli.chat.history import History
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation
 
@@ -36,6 +36,10 @@ def listed(user: CommandLine) -> list[dict[str, Any]]:
 def shown(user: CommandLine, name: str) -> dict[str, Any]:
     session: dict[str, Any] = user.run("sessions", "show", name, "--json").object
     return session
+
+
+def database(user: CommandLine) -> Path:
+    return user.home / "data" / "cerebrum" / "sessions" / "sessions.db"
 
 
 def turns(session: dict[str, Any]) -> list[tuple[str, str]]:
@@ -59,10 +63,11 @@ def test_ask_continue_extends_the_sampled_tokens(user: CommandLine) -> None:
     first = user.run("ask", "--dry-run", "--json", "Who are you?").object["token_ids"]
     ask(user, "Who are you?", "Nobody: much.")
     second = user.run("ask", "-c", "--dry-run", "--json", "And now?").object
-    [session] = Store(user.home / "data" / "cerebrum" / "sessions" / "sessions.db").summaries()
-    tokens = Store(user.home / "data" / "cerebrum" / "sessions" / "sessions.db").messages(session.session)[1]
-    assert tokens.message.tokens
-    assert second["token_ids"][: len(first) + len(tokens.message.tokens)] == [*first, *tokens.message.tokens]
+    with closing(Store(database(user))) as store:
+        [summary] = store.summaries()
+        tokens = store.messages(summary.session)[1].message.tokens
+    assert tokens
+    assert second["token_ids"][: len(first) + len(tokens)] == [*first, *tokens]
     assert second["prompt"].endswith("And now?<|im_end|>\n<|im_start|>assistant\n")
     assert len(listed(user)) == 1  # a dry run saves nothing
 
@@ -192,11 +197,9 @@ def test_sessions_export_and_import_round_trip(user: CommandLine) -> None:
         file.write_text(user.run("sessions", "export", "is-it-so", "--as", export_format).out)
         done = user.run("sessions", "import", file, "--name", export_format)
         assert (done.code, done.err) == (0, f"Imported as {export_format}; continue with cerebrum chat -c\n")
-        store = Store(user.home / "data" / "cerebrum" / "sessions" / "sessions.db")
-        session = store.find(export_format)
-        assert session
-        assert store.conversation(session) == conversation
-        store.close()
+        with closing(Store(database(user))) as store:
+            session = store.find(export_format)
+            assert session and store.conversation(session) == conversation
     again = user.run("sessions", "import", user.home / "json.json", "--name", "json")
     assert (again.code, again.err.splitlines()[0]) == (1, 'error: session "json" already exists')
     markdown = "# is-it-so\n\n## System\n\nBe brief.\n\n## User\n\nIs it *so*?\n\n## Assistant\n\nIt is.\n"
@@ -281,23 +284,9 @@ def test_states_to_delete_are_found_by_their_replies(
     assert files.keys() - found == set(map(Path, left))
 
 
-def test_sessions_rm_refuses_an_open_session(user: CommandLine) -> None:
-    ask(user, "Why?", "So.")
-    directory = user.home / "data" / "cerebrum" / "sessions"
-    other = History(Store(directory / "sessions.db"), directory / "locks")
-    other.lock(other.get("why"))
-    done = user.run("sessions", "rm", "why", "-y")
-    assert (done.code, done.err.splitlines()[0]) == (1, 'error: session "why" is open in another process')
-    assert len(listed(user)) == 1
-    other.close()
-    assert user.run("sessions", "rm", "why", "-y").code == 0
-    assert listed(user) == []
-
-
 def test_ask_prints_an_answer_that_cannot_be_saved(user: CommandLine) -> None:
-    directory = user.home / "data" / "cerebrum" / "sessions"
-    directory.mkdir(parents=True)
-    (directory / "sessions.db").write_text("not a database, but long enough to be taken for one" * 50)
+    database(user).parent.mkdir(parents=True)
+    database(user).write_text("not a database, but long enough to be taken for one" * 50)
     err = ask(user, "Why?", "So.")
     assert err.startswith("note: this exchange was not saved: ")
     assert "Traceback" not in err
@@ -309,10 +298,8 @@ def test_sessions_rm_deletes_several_and_old_ones(user: CommandLine) -> None:
         ask(user, question, "So.")
     done = user.run("sessions", "rm", "one", "two", "-y")
     assert (done.code, done.err) == (0, "one deleted (2 messages)\ntwo deleted (2 messages)\n")
-    database = sqlite3.connect(user.home / "data" / "cerebrum" / "sessions" / "sessions.db")
-    with database:
-        database.execute("UPDATE sessions SET updated = updated - 40 * 86400 WHERE name = 'three'")
-    database.close()
+    with closing(sqlite3.connect(database(user), isolation_level=None)) as sessions:
+        sessions.execute("UPDATE sessions SET updated = updated - 40 * 86400 WHERE name = 'three'")
     assert user.run("sessions", "rm", "--older-than", "8w", "-y").err == "no session is older than 8w\n"
     refused = user.run("sessions", "rm", "--older-than", "30d")
     assert (refused.code, refused.err) == (1, "three not deleted; confirm with -y\n")
