@@ -34,83 +34,65 @@ def refused(hub_user: HubUser, *arguments: str, **more: str) -> tuple[int, str, 
     return done.code, error[7:], do[7:]
 
 
-UNKNOWN = (
-    "no such repository on the Hub, or it is private",
-    "check the spelling; for a private repository run hf auth login, or set HF_TOKEN",
-)
+UNKNOWN = "no such repository on the Hub, or it is private"
+LOG_IN = "; for a private repository run hf auth login, or set HF_TOKEN"
+TERMS = "is gated: you must accept its terms first", "accept them at HUB/owner/gated"
+REJECTED = "the Hub rejected the token in"
+NO_SUCH_REVISION = f"{CATALOGUED} has no such revision", f"see its branches at HUB/{CATALOGUED}/tree/main"
+# The reference, a token in its file and one in HF_TOKEN, and the refusal: exit code, error and hint. HUB stands for
+# the Hub's address, and PATH for that of the token's file.
+REFUSALS = [
+    ("nobody/nothing", None, None, 3, f"nobody/nothing: {UNKNOWN}", f"check the spelling{LOG_IN}"),
+    ("owner/private", None, None, 3, f"owner/private: {UNKNOWN}", f"check the spelling{LOG_IN}"),
+    ("owner/private", None, OTHER, 3, f"owner/private: {UNKNOWN}", "check the spelling"),
+    ("owner/gated", None, None, 1, f"owner/gated {TERMS[0]}", f"{TERMS[1]}, then run hf auth login, or set HF_TOKEN"),
+    ("owner/gated", OTHER, None, 1, f"owner/gated {TERMS[0]}", f"{TERMS[1]} with the account of the token in PATH"),
+    (CATALOGUED, "hf_unknown", None, 1, f"{REJECTED} PATH", "run hf auth login to replace it"),
+    # a variable outweighs what `hf auth login` writes
+    (CATALOGUED, "hf_unknown", "hf_unknown", 1, f"{REJECTED} HF_TOKEN", "set it to a valid token, or unset it"),
+    ("cerebrum-7b:Q5_K_M", None, None, 3, "cerebrum-7b has no quantization Q5_K_M", "available: Q2_K, Q4_K_M"),
+    ("owner/bare", None, None, 3, "owner/bare has no GGUF model", "see its page on the Hub"),
+    (f"{PAGE}/blob/{'0' * 40}/{named('Q2_K')}", None, None, 3, *NO_SUCH_REVISION),
+    (
+        *(f"{PAGE}/resolve/main/nothing.gguf", None, None, 3, f"{CATALOGUED} has no complete model nothing.gguf"),
+        f"list its models: cerebrum pull --dry-run {CATALOGUED}",
+    ),
+    (
+        *("cerebum-7b", None, None, 3, "unknown model 'cerebum-7b'"),
+        "did you mean cerebrum-7b or cerebrum-8x7b or cerebrum-12b?"
+        " to find others: cerebrum search cerebum-7b, then cerebrum pull OWNER/REPO",
+    ),
+    (
+        *("./nowhere.gguf", None, None, 3, "nowhere.gguf: file not found"),
+        "check the path, or list installed models with cerebrum list",
+    ),
+]
 
 
-@pytest.mark.slow
-def test_pull_unknown_repository_may_be_private(hub_user: HubUser) -> None:
-    assert refused(hub_user, "nobody/nothing") == (3, f"nobody/nothing: {UNKNOWN[0]}", UNKNOWN[1])
-    assert refused(hub_user, "owner/private") == (3, f"owner/private: {UNKNOWN[0]}", UNKNOWN[1])
-    with_token = refused(hub_user, "owner/private", HF_TOKEN=OTHER)
-    assert with_token == (3, f"owner/private: {UNKNOWN[0]}", "check the spelling")
+@pytest.mark.parametrize(("reference", "stored", "token", "code", "error", "hint"), REFUSALS)
+def test_pull_refuses_what_it_may_not_read_or_cannot_find(
+    hub_user: HubUser, reference: str, stored: str | None, token: str | None, code: int, error: str, hint: str
+) -> None:
+    if stored:
+        hub_user.token.write_text(stored)
+    expected = (text.replace("HUB", hub_user.hub.url).replace("PATH", str(hub_user.token)) for text in (error, hint))
+    more = {"HF_TOKEN": token} if token else {}
+    assert refused(hub_user, reference, **more) == (code, *expected)
 
-    # The Hub redirects the old name of a repository to its new one, which is not the storage of its files.
+
+def test_pull_of_a_renamed_repository_is_redirected(hub_user: HubUser) -> None:
+    """The Hub redirects the old name of a repository to its new one, which is not the storage of its files."""
     place = (("Location", f"{hub_user.hub.url}/api/models/owner/new?blobs=true"),)
     moved = hub_user.hub.arm(Fault(part="api", path="owner/old", refusal=Refusal(307, "Renamed", headers=place)))
-    assert refused(hub_user, "owner/old") == (3, f"owner/old: {UNKNOWN[0]}", UNKNOWN[1])
+    assert refused(hub_user, "owner/old") == (3, f"owner/old: {UNKNOWN}", f"check the spelling{LOG_IN}")
     assert moved.struck == 1
-
-
-def test_pull_gated_repository_names_its_page(hub_user: HubUser) -> None:
-    gated = "owner/gated is gated: you must accept its terms first"
-    accept = f"accept them at {hub_user.hub.url}/owner/gated"
-    login = f"{accept}, then run hf auth login, or set HF_TOKEN"
-    assert refused(hub_user, "owner/gated") == (1, gated, login)
-    hub_user.token.write_text(OTHER)
-    account = f"{accept} with the account of the token in {hub_user.token}"
-    assert refused(hub_user, "owner/gated") == (1, gated, account)
-
-
-def test_pull_rejected_token_names_its_location(hub_user: HubUser) -> None:
-    hub_user.token.write_text("hf_unknown")
-    unknown = "the Hub rejected the token in"
-    assert refused(hub_user, CATALOGUED) == (1, f"{unknown} {hub_user.token}", "run hf auth login to replace it")
-    code, error, do = refused(hub_user, CATALOGUED, HF_TOKEN="hf_unknown")
-    assert (code, error) == (1, f"{unknown} HF_TOKEN")
-    assert "hf auth login" not in do  # a variable outweighs what that command writes
 
 
 def test_pull_token_without_access_names_what_is_missing(hub_user: HubUser) -> None:
     hub_user.hub.arm(Fault(part="api", times=None, refusal=FORBIDDEN))
     said = f"the Hub denied access to {CATALOGUED}: This token has no access to this resource"
     assert refused(hub_user, CATALOGUED, HF_TOKEN=OTHER) == (1, said, "allow the token in HF_TOKEN to read it")
-    code, error, do = refused(hub_user, CATALOGUED)
-    assert (code, error) == (1, said)
-    assert not do.startswith("give the token in")  # there is none
-
-
-NO_SUCH_REVISION = f"{CATALOGUED} has no such revision", f"see its branches at HUB/{CATALOGUED}/tree/main"
-
-
-@pytest.mark.parametrize(
-    ("reference", "error", "do"),
-    [
-        ("cerebrum-7b:Q5_K_M", "cerebrum-7b has no quantization Q5_K_M", "available: Q2_K, Q4_K_M"),
-        ("owner/bare", "owner/bare has no GGUF model", "see its page on the Hub"),
-        (f"{PAGE}/blob/{'0' * 40}/{named('Q2_K')}", *NO_SUCH_REVISION),
-        (
-            f"{PAGE}/resolve/main/nothing.gguf",
-            f"{CATALOGUED} has no complete model nothing.gguf",
-            f"list its models: cerebrum pull --dry-run {CATALOGUED}",
-        ),
-        (
-            "cerebum-7b",
-            "unknown model 'cerebum-7b'",
-            "did you mean cerebrum-7b or cerebrum-8x7b or cerebrum-12b?"
-            " to find others: cerebrum search cerebum-7b, then cerebrum pull OWNER/REPO",
-        ),
-        (
-            "./nowhere.gguf",
-            "nowhere.gguf: file not found",
-            "check the path, or list installed models with cerebrum list",
-        ),
-    ],
-)
-def test_pull_reports_missing_models_and_files(hub_user: HubUser, reference: str, error: str, do: str) -> None:
-    assert refused(hub_user, reference) == (3, error, do.replace("HUB", hub_user.hub.url))
+    assert refused(hub_user, CATALOGUED) == (1, said, "set HF_TOKEN to one with access")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +128,7 @@ def test_pull_reports_an_invalid_endpoint(hub_user: HubUser, endpoint: str) -> N
 def test_pull_knows_its_endpoint_with_a_default_port(hub_user: HubUser) -> None:
     variables = {"HF_ENDPOINT": "http://Hub.example:80", "http_proxy": hub_user.hub.url}
     code, error, _ = refused(hub_user, "owner/none", **variables)
-    assert (code, error) == (3, "owner/none: no such repository on the Hub, or it is private")
+    assert (code, error) == (3, f"owner/none: {UNKNOWN}")
     assert hub_user.hub.log.requests()
 
 
