@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import psutil
 import pytest
 from command_line import CommandLine
 from scripted_command import run_here
-from waiting import wait_for_end
+from waiting import wait_for_end, wait_until
 
 from cerebrum_cli.cli.app import PROBE
 from cerebrum_cli.core.errors import EngineError
@@ -61,15 +60,13 @@ def bench(options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def with_sizes(options: LoadOptions, sizes: ModelSizes) -> LoadOptions:
-    """Load options of a model of other sizes."""
     return replace(options, file=replace(options.file, sizes=sizes))
 
 
 def bench_processes(pid: int | None = None) -> list[psutil.Process]:
-    """Running processes that a process has started."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        found = psutil.Process(pid).children(recursive=True)
-        return [child for child in found if "cerebrum_cli.engine.llama.bench_process" in command_of(child)]
+        children = psutil.Process(pid).children(recursive=True)
+        return [child for child in children if "cerebrum_cli.engine.llama.bench_process" in command_of(child)]
     return []
 
 
@@ -78,15 +75,6 @@ def command_of(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
-
-
-def wait_for(condition: Callable[[], Any]) -> Any:
-    """Wait until a condition is true, and get its value."""
-    for _ in range(600):
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("timeout")
 
 
 def test_bench_measures_speeds_load_time_and_memory(bench: Bench) -> None:
@@ -263,7 +251,8 @@ def test_tune_measures_a_real_model_and_saves_what_it_found(tmp_path: Path, monk
 def test_tune_interrupted_by_a_signal_leaves_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "cerebrum" / "trials"
     running = CommandLine(tmp_path).start("tune", NANO, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
-    processes = wait_for(lambda: len(bench_processes(running.pid)) > 1 and bench_processes(running.pid))
+    wait_until(lambda: len(bench_processes(running.pid)) > 1)
+    processes = bench_processes(running.pid)
     assert list(folder.glob(".cerebrum-tune.*"))
     running.send_signal(signal.SIGTERM)
     out, err = running.communicate(timeout=30)
@@ -278,7 +267,8 @@ def test_tune_interrupted_by_a_signal_leaves_nothing(tmp_path: Path) -> None:
 def test_bench_processes_exit_with_their_parent(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     running = CommandLine(tmp_path).start("tune", NANO, env={"TMPDIR": str(tmp_path / "tmp")})
-    processes = wait_for(lambda: bench_processes(running.pid))
+    wait_until(lambda: bool(bench_processes(running.pid)))
+    processes = bench_processes(running.pid)
     running.kill()
     running.communicate(timeout=30)
     wait_for_end(processes)

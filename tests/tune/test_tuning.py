@@ -35,7 +35,6 @@ SLOW_PREFILL = Speeds(2.0, 20.0, 8.0)  # enough to matter in a chat
 def run_search(
     bench: ScriptedBench, search_s: float = 1e9, space: SearchSpace = SPACE, events: list[StageEvent] | None = None
 ) -> tuple[dict[UseName, TunedUse], Search, list[StageEvent]]:
-    """Run a search: the settings per use, the search itself, and its events."""
     search = Search(bench, space, search_s=search_s, clock=bench.clock)
     running, events = search.run(), [] if events is None else events
     while True:
@@ -52,7 +51,6 @@ def overrides_by_use(uses: dict[UseName, TunedUse]) -> dict[str, dict[str, Any]]
 
 
 def candidates_with(search: Search, **settings: Any) -> list[Candidate]:
-    """Candidates that have these settings."""
     return [each for each in search.candidates if settings.items() <= each.tuning.overrides.items()]
 
 
@@ -148,8 +146,6 @@ def test_search_compares_ask_with_defaults_of_its_own() -> None:
 
 def test_search_times_three_loads_and_takes_the_median() -> None:
     class VaryingBench(ScriptedBench):
-        """A bench whose loads take a different time each."""
-
         def _load(self, tuning: Tuning) -> float:
             if tuning.repack is False and tuning not in self.loaded:
                 self.speed_model = SpeedModel(load_s={False: next(times)})
@@ -226,27 +222,20 @@ def test_search_reports_a_model_that_cannot_be_loaded() -> None:
         run_search(bench)
 
 
-def test_search_measures_a_clear_loss_once() -> None:
-    speed_model = SpeedModel({**NOT_REPACKED, ("n_ubatch", 64): (0.5, 1.0)}, baseline=SLOW_PREFILL)
-    bench = ScriptedBench(speed_model)
+@pytest.mark.parametrize(
+    ("speedup", "leaders", "kinds"),
+    [(0.5, [True], ["prefill"]), (1.0, [True], ["prefill", "prefill"]), (1.1, [True, False], None)],
+    ids=["a clear loss is measured once", "no gain on the first leader", "a small gain is tried on each"],
+)
+def test_search_tries_settings_on_other_leaders_after_a_gain(
+    speedup: float, leaders: list[bool], kinds: list[str] | None
+) -> None:
+    bench = ScriptedBench(SpeedModel({**NOT_REPACKED, ("n_ubatch", 64): (speedup, 1.0)}, baseline=SLOW_PREFILL))
     _, search, _ = run_search(bench)
-    assert search.best["chat"] is not search.best["ask"]
-    assert len(candidates_with(search, n_ubatch=64)) == 1
-    assert [job.kind for job in bench.jobs_with(n_ubatch=64)] == ["prefill"]
-
-
-def test_search_skips_other_leaders_without_a_gain_on_the_first() -> None:
-    bench = ScriptedBench(SpeedModel(single=NOT_REPACKED, baseline=SLOW_PREFILL))
-    _, search, _ = run_search(bench)
-    assert [each.tuning.repack for each in candidates_with(search, n_ubatch=64)] == [True]
-    assert [job.kind for job in bench.jobs_with(n_ubatch=64)] == 2 * ["prefill"]
-
-
-def test_search_tries_a_small_gain_on_each_leader() -> None:
-    bench = ScriptedBench(SpeedModel(single={**NOT_REPACKED, ("n_ubatch", 64): (1.1, 1.0)}, baseline=SLOW_PREFILL))
-    _, search, _ = run_search(bench)
-    tried = [each for each in candidates_with(search, n_ubatch=64) if len(each.tuning.overrides) == 2]
-    assert [each.tuning.repack for each in tried] == [True, False]
+    assert search.best["chat"].tuning.repack is not search.best["ask"].tuning.repack
+    tried = [candidate.tuning for candidate in candidates_with(search, n_ubatch=64)]
+    assert [tuning.repack for tuning in tried if len(tuning.overrides) == 2] == leaders
+    assert kinds is None or (len(tried), [job.kind for job in bench.jobs_with(n_ubatch=64)]) == (1, kinds)
 
 
 def test_search_skips_settings_that_affect_little() -> None:
