@@ -154,8 +154,8 @@ def usage_error(error: typer.TyperException, context: typer.Context | None, comm
     hint = f"did you mean {near}?" if near else f"see {path} --help"
     if context and (unknown := re.fullmatch("No such option: (.*)", problem, re.DOTALL)):
         option = unknown[1]
-        other = OTHER_OPTIONS.get((context.info_name or "", option)) or OTHER_OPTIONS.get(("", option))
-        hint = other or similar_options(option, context) or hint
+        same = OTHER_OPTIONS.get((context.info_name or "", option)) or OTHER_OPTIONS.get(("", option))
+        hint = same or similar_options(option, context) or hint
     elif unknown := re.fullmatch("No such command '(.*)'", problem, re.DOTALL):
         hint = OTHER_COMMANDS.get(unknown[1], hint)
     return UsageError(problem[:1].lower() + problem[1:], hint)

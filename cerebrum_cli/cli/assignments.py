@@ -39,14 +39,14 @@ def parse_assignments(texts: Iterable[str] | None, settable: Mapping[str, Option
     for text in texts or ():
         name, equals, value = text.partition("=")
         key = name.replace("-", "_")
-        keys = [each for each in SHORTHANDS.get(key, (key,)) if each in settable]
+        keys = [meant for meant in SHORTHANDS.get(key, (key,)) if meant in settable]
         if not keys:
             near = did_you_mean(key, (*SHORTHANDS, *settable))
             raise UsageError(f"this command has no setting {name!r}", f"{near}list all with --set help")
         if not equals:
             raise UsageError(f"--set {name} has no value", f"write --set {name}=VALUE")
-        for each in keys:
-            collected.setdefault(each, []).append(value)
+        for key in keys:
+            collected.setdefault(key, []).append(value)
     return {key: parse(key, settable[key], values, f"--set {key}") for key, values in collected.items()}
 
 

@@ -31,11 +31,11 @@ class OptionValues(ShellComplete):
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
         option = incomplete[: incomplete.find("=") + 1] if incomplete.startswith("-") else ""
-        found = super().get_completions(args, incomplete)
-        for item in found:
+        items = super().get_completions(args, incomplete)
+        for item in items:
             item.value = option + item.value
             item.help = item.help and item.help.partition(" [")[0]
-        return found
+        return items
 
 
 class ZshWords(OptionValues, ZshComplete):

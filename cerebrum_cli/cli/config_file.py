@@ -29,8 +29,8 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 def table_line(text: str, name: str) -> int | None:
     """Number of the line with the header of a prompt's table, from 1; None if it has no header of its own."""
-    found = _header(name).search(text)
-    return line_of(text, found.start()) if found else None
+    header = _header(name).search(text)
+    return line_of(text, header.start()) if header else None
 
 
 def with_skeleton(text: str, name: str) -> str:

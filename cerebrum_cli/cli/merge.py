@@ -84,7 +84,10 @@ def merge(
     description = describe(plan, app.settings(environment_layer("ctx")).ctx)
     warn(app, plan)
     if options.dry_run:
-        streams.answer_object(description) if options.json else print_merge(streams, description)
+        if options.json:
+            streams.answer_object(description)
+        else:
+            print_merge(streams, description)
         return
     merger.require_writable(plan)
     with interruptible("nothing was written"), FileProgress(streams) as progress:

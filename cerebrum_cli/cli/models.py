@@ -62,8 +62,8 @@ def search(
     app = app_of(context, options)
     ctx = app.readable_settings(environment_layer("ctx")).ctx
     with FileProgress(app.streams) as progress:
-        found = app.puller(progress, options.offline).planner.search(text, ctx)
-    rows = [search_row(*each) for each in found]
+        repositories = app.puller(progress, options.offline).planner.search(text, ctx)
+    rows = [search_row(*repository) for repository in repositories]
     print_rows(app.streams, rows, options.json, print_repositories, f"no GGUF repository on the Hub matches {text!r}")
     if rows and app.streams.err_is_terminal:
         app.streams.report("next: cerebrum pull REPOSITORY")
@@ -78,9 +78,9 @@ class PullCommandOptions(PullOptions):
     json: bool = option(False, "Print a JSON object", "Output")
 
     def validate(self) -> None:
-        given = (name for name in ("name", "default", "dry_run") if getattr(self, name))
-        if self.vocabulary and (other := next(given, None)):
-            raise UsageError.conflict("--vocabulary", flag(other))
+        for name in ("name", "default", "dry_run"):
+            if self.vocabulary and getattr(self, name):
+                raise UsageError.conflict("--vocabulary", flag(name))
 
 
 @composed
@@ -178,9 +178,9 @@ class ListOptions(QuietOptions):
     json: bool = option(False, "Print a JSON array", "Output")
 
     def validate(self) -> None:
-        given = [flag(name) for name in ("available", "found", "outdated") if getattr(self, name)]
-        if len(given) > 1:
-            raise UsageError.conflict(given[0], given[1])
+        flags = [flag(name) for name in ("available", "found", "outdated") if getattr(self, name)]
+        if len(flags) > 1:
+            raise UsageError.conflict(flags[0], flags[1])
 
 
 @composed
@@ -327,8 +327,8 @@ def ask_settings(app: App, model: Model) -> Settings:
 
 def settings_by_mode(app: App, model: Model | ModelSpec) -> dict[str, Settings]:
     """The settings of a question with thinking on, and off."""
-    given = environment_layer(*SAMPLING_KEYS)
-    thinks = {mode: SourcedLayer(given, {"think": is_on}) for is_on, mode in MODES.items()}
+    layer = environment_layer(*SAMPLING_KEYS)
+    thinks = {mode: SourcedLayer(layer, {"think": is_on}) for is_on, mode in MODES.items()}
     return {mode: app.readable_settings(layer, model) for mode, layer in thinks.items()}
 
 
@@ -359,7 +359,7 @@ def rm(
     app = app_of(context, options)
     removal = plan_removal(app.library, app.library.parse(model))
     require_agreement(app, removal.question, removal.model.reference, options.yes)
-    identity, report = removal.identity, removal.execute()
-    if identity:
-        app.profiles().delete(identity)
+    report = removal.execute()
+    if removal.identity:
+        app.profiles().delete(removal.identity)
     app.streams.report(report)

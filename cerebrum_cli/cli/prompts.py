@@ -77,7 +77,10 @@ def edit(
     finally:
         edited = read_config_text(path)
         if edited == text != before:  # only the skeleton was added
-            replace_user_file(path, before.encode()) if before else path.unlink()
+            if before:
+                replace_user_file(path, before.encode())
+            else:
+                path.unlink()
     if edited == text:
         app.streams.report("no changes")
         return
@@ -99,7 +102,8 @@ def rm(
     app = app_of(context, options)
     chosen = list(dict.fromkeys(find_prompt(app.config.prompts, name).name for name in names))
     listed = ", ".join(chosen)
-    require_agreement(app, f"Delete the saved prompt{'s' * (len(chosen) > 1)} {listed}?", listed, options.yes)
+    what = "saved prompts" if len(chosen) > 1 else "saved prompt"
+    require_agreement(app, f"Delete the {what} {listed}?", listed, options.yes)
     path = app.config_directory / "config.toml"
     text = read_config_text(path)
     for name in chosen:
@@ -117,8 +121,8 @@ def save(
     from cerebrum_cli.models.model import absolute_reference
 
     require_name(name)
-    if other := min(on_command_line - SAVED, default=None):
-        problem = f"{argument(other, options_of(type(options))[other])} cannot be saved with a prompt"
+    if unsaved := min(on_command_line - SAVED, default=None):
+        problem = f"{argument(unsaved, options_of(type(options))[unsaved])} cannot be saved with a prompt"
         raise UsageError(problem, "omit it, and add it to each question")
     settings = dict(
         in_directory({key: value for key, value in overrides.items() if key in on_command_line}, Path.cwd())

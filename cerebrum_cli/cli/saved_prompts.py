@@ -27,8 +27,8 @@ def apply_prompt(
     if options.saved_prompt is None:
         return None, overrides, options
     saved = find_prompt(app.config.prompts, options.saved_prompt, is_option=True)
-    given = SourcedLayer({key: value for key, value in overrides.items() if key in on_command_line})
-    overrides = SourcedLayer(overrides, saved.settings, given)
+    typed = SourcedLayer({key: value for key, value in overrides.items() if key in on_command_line})
+    overrides = SourcedLayer(overrides, saved.settings, typed)
     if not isinstance(options, ConstrainedOptions):
         saved.require_chat()
         return saved, overrides, options

@@ -56,7 +56,7 @@ def tune(
     model = app.library.with_adapters(model, settings.lora)
     result = measure(app, model, settings, replace(app.streams, is_quiet=options.json or options.quiet))
     if options.json:
-        tried = [candidate_object(each) for each in result.tried]
+        tried = [candidate_object(candidate) for candidate in result.tried]
         head = {"model": model.label, "file": str(model.path)}
         streams.answer_object({**head, **profile_object(result.profile), "tried": tried})
     else:

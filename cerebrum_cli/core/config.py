@@ -156,7 +156,7 @@ def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:
     """Read the tables `[endpoints.NAME]`. Raises ConfigError."""
     example = '[endpoints.NAME] with url = "http://HOST:PORT"'
     require_tables(tables, f"{path}: `{ENDPOINTS}`", example)
-    known = [each.name for each in fields(EndpointTable)]
+    known = [key.name for key in fields(EndpointTable)]
     endpoints = {}
     for name, table in tables.items():
         where = f"{path}: [{ENDPOINTS}.{name}]"

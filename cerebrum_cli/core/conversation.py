@@ -68,7 +68,7 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
     messages = [_message(item, f"{name}: message {number}") for number, item in enumerate(items, 1)]
     system = messages[0][1] if messages[0][0] == "system" else None
     turns = messages[1:] if system is not None else messages
-    found = []
+    conversation = []
     for number, (role, content, reasoning) in enumerate(turns):
         where, expected = f"{name}: message {number + 1 + len(messages) - len(turns)}", ROLES[number % 2]
         if role != expected:
@@ -78,10 +78,10 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
             )
         if is_request and role == "user" and not content.strip():
             raise UsageError(f"{where} is empty", "a question must contain text")
-        found.append(Message(expected, content, reasoning=reasoning))
+        conversation.append(Message(expected, content, reasoning=reasoning))
     if is_request and len(turns) % 2 == 0:
         raise UsageError(f"{name}: no question to answer", "the last message must have the role user")
-    return Conversation(tuple(found), system)
+    return Conversation(tuple(conversation), system)
 
 
 def _message(item: Any, where: str) -> tuple[str, str, str | None]:
@@ -101,9 +101,9 @@ def _text_of(content: Any) -> str | None:
     """The text of an OpenAI message's content: a string, or a list of text parts; None for anything else."""
     if not isinstance(content, list):
         return content if isinstance(content, str) else None
-    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-    found = [text for text in texts if isinstance(text, str)]
-    return "".join(found) if len(found) == len(content) else None
+    parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+    return "".join(texts) if len(texts) == len(content) else None
 
 
 @dataclass(frozen=True, slots=True)

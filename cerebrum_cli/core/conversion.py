@@ -54,8 +54,8 @@ def to_float(declared: Option, value: Any) -> float:
 def to_text(declared: Option, value: Any) -> str:
     if isinstance(value, str) and (not declared.choices or value in declared.choices):
         return value
-    *others, last = declared.choices or ("text",)
-    raise InvalidValue(f"{', '.join(others)} or {last}" if others else last)
+    *first, last = declared.choices or ("text",)
+    raise InvalidValue(f"{', '.join(first)} or {last}" if first else last)
 
 
 def to_texts(_: Option, value: Any) -> tuple[str, ...]:

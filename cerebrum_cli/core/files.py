@@ -59,7 +59,7 @@ def read_at_most(path: Path, limit: int) -> bytes | None:
 
 def existing_parent(path: Path) -> Path:
     """The path, or the nearest directory above it that exists."""
-    return next(each for each in (path, *path.parents) if exists(each))
+    return next(parent for parent in (path, *path.parents) if exists(parent))
 
 
 def file_system(path: Path) -> str:
@@ -70,7 +70,7 @@ def file_system(path: Path) -> str:
             _, point, kind, *_ = line.split(" ")
             mounts[point.replace("\\040", " ")] = kind  # the last one on a directory hides the others
     path = path.resolve()
-    return next((mounts[str(each)] for each in (path, *path.parents) if str(each) in mounts), "")
+    return next((mounts[str(parent)] for parent in (path, *path.parents) if str(parent) in mounts), "")
 
 
 def is_disk_full(error: OSError) -> bool:
@@ -107,9 +107,9 @@ def require_space(directory: Path, need: int, error_type: type[CerebrumError], e
 
 def write_all(descriptor: int, data: bytes) -> None:
     """Write all bytes, in one call if possible."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+    unwritten = memoryview(data)
+    while unwritten:
+        unwritten = unwritten[os.write(descriptor, unwritten) :]
 
 
 def atomic_write(path: Path, data: bytes, size: int | None = None, mode: int | None = None) -> None:

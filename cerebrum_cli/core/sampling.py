@@ -108,12 +108,12 @@ class SamplingParams:
     @property
     def dry_breakers(self) -> tuple[str, ...]:
         """Sequence breakers of DRY: those after the last `none`."""
-        given = self.dry_sequence_breaker
-        last = max((at for at, text in enumerate(given) if text == NO_BREAKERS), default=-1)
-        return given[last + 1 :]
+        texts = self.dry_sequence_breaker
+        last = max((position for position, text in enumerate(texts) if text == NO_BREAKERS), default=-1)
+        return texts[last + 1 :]
 
 
-SAMPLERS = tuple(each.name for each in fields(SamplingParams) if each.name not in ("max_tokens", "seed", "stop"))
+SAMPLERS = tuple(key.name for key in fields(SamplingParams) if key.name not in ("max_tokens", "seed", "stop"))
 ALWAYS_SHOWN = ("temperature", "top_k", "top_p", "min_p")
 
 
@@ -121,5 +121,5 @@ def samplers_in_effect(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of samplers among others, without those that are off or have no effect."""
     off, is_greedy = SamplingParams(), values.get("temperature") == 0
     keys = (key for key in SAMPLERS if key in values and not (is_greedy and key in TRUNCATING))
-    given = {key: tuple(value) if isinstance(value := values[key], list) else value for key in keys}
-    return {key: value for key, value in given.items() if key in ALWAYS_SHOWN or value != getattr(off, key)}
+    samplers = {key: tuple(value) if isinstance(value := values[key], list) else value for key in keys}
+    return {key: value for key, value in samplers.items() if key in ALWAYS_SHOWN or value != getattr(off, key)}

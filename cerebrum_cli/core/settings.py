@@ -117,13 +117,11 @@ class Settings(SamplingParams):
 
     def outranks(self, key: str, other: str) -> bool:
         """Whether a value comes from a higher layer than that of another setting."""
-        origins = (self.origin(each) for each in (key, other))
-        mine, others = (RANKED.index(ENVIRONMENT if each.startswith(ENVIRONMENT) else each) for each in origins)
-        return mine > others
+        return _rank(self.origin(key)) > _rank(self.origin(other))
 
     def sampling(self, format_stop: tuple[str, ...]) -> SamplingParams:
         """Sampling parameters, with the format's stop strings before the user's."""
-        values = {each.name: getattr(self, each.name) for each in fields(SamplingParams)}
+        values = {parameter.name: getattr(self, parameter.name) for parameter in fields(SamplingParams)}
         return SamplingParams(**values | {"stop": (*format_stop, *self.stop)})
 
     def applied_to(self, conversation: Conversation) -> Conversation:
@@ -247,4 +245,8 @@ def environment_layer(*keys: str, options: Mapping[str, Option] = OPTIONS) -> La
 def variable_that_sets(name: str) -> str | None:
     """The environment variable that sets an option: its own, or a shorthand's; None if neither is set."""
     names = (name, *(shorthand for shorthand, keys in SHORTHANDS.items() if name in keys))
-    return next((each for each in map(variable, names) if environment(each) is not None), None)
+    return next((source for source in map(variable, names) if environment(source) is not None), None)
+
+
+def _rank(origin: str) -> int:
+    return RANKED.index(ENVIRONMENT if origin.startswith(ENVIRONMENT) else origin)

@@ -29,7 +29,7 @@ def format_size(size: int) -> str:
 
 def format_count(count: int, noun: str) -> str:
     """Format a count with its noun, like "1 file" or "2 files"."""
-    return f"{count} {noun}{'s' * (count != 1)}"
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def format_names(names: Sequence[str], most: int = 3) -> str:
@@ -74,9 +74,9 @@ def well_formed(text: str) -> str:
 
 def format_duration(seconds: float) -> str:
     """Format a duration like "1:05" or "2:10:00"."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def pip_install(arguments: str) -> str:
