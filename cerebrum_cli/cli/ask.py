@@ -6,17 +6,13 @@ from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from cerebrum_cli.chat.session_recorder import SessionRecorder
 from cerebrum_cli.cli.options import AskOptions
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.signature import (
     SettingKeys,
-    app_of,
     composed,
     only_question,
-    options_on_command_line,
     positional,
 )
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
@@ -31,7 +27,8 @@ if TYPE_CHECKING:
 
 @composed
 def ask(
-    context: typer.Context,
+    app: App,
+    on_command_line: frozenset[str],
     overrides: Annotated[Layer, SettingKeys((*REPLY_KEYS, "cache_gb", "no_log"))],
     options: AskOptions,
     prompt: Annotated[list[str] | None, positional("[PROMPT]", "The question; `-` reads standard input")] = None,
@@ -45,7 +42,7 @@ def ask(
       git diff | cerebrum ask "Write a commit message for this change"
       cerebrum ask "What is 15% of 80?" --votes 8 --final
     """
-    app, on_command_line, text = app_of(context, options), options_on_command_line(context), only_question(prompt)
+    text = only_question(prompt)
     if options.save_prompt is not None:
         from cerebrum_cli.cli.prompts import save
 

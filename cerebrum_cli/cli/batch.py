@@ -13,7 +13,7 @@ import typer
 
 from cerebrum_cli.cli.options import ConcurrencyOptions, GenerationOptions, SavedPromptOptions
 from cerebrum_cli.cli.saved_prompts import apply_prompt
-from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, options_on_command_line, parameter, positional
+from cerebrum_cli.cli.signature import SettingKeys, composed, parameter, positional
 from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import SOME_FAILED, Interrupted, UsageError
@@ -50,7 +50,8 @@ class BatchCommandOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOpti
 
 @composed
 def batch(
-    context: typer.Context,
+    app: App,
+    on_command_line: frozenset[str],
     input_file: Annotated[str, positional("INPUT", "Questions: .txt, .jsonl, .csv or .tsv; `-` reads standard input")],
     output: Annotated[
         Path,
@@ -77,7 +78,6 @@ def batch(
     from cerebrum_cli.batch.readers import detect_shape, read_rows
     from cerebrum_cli.runs.result import DELIMITERS
 
-    app, on_command_line = app_of(context, options), options_on_command_line(context)
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     source = Path(input_file)
     is_table = check_output(output, source)

@@ -13,10 +13,8 @@ from cerebrum_cli.cli.options import AnswerOptions, SavedPromptOptions
 from cerebrum_cli.cli.saved_prompts import apply_prompt
 from cerebrum_cli.cli.signature import (
     SettingKeys,
-    app_of,
     composed,
     only_question,
-    options_on_command_line,
     positional,
 )
 from cerebrum_cli.core.declaration import option, option_group
@@ -44,7 +42,8 @@ class ChatOptions(SavedPromptOptions, AnswerOptions):
 
 @composed
 def chat(
-    context: typer.Context,
+    app: App,
+    on_command_line: frozenset[str],
     words: Annotated[
         list[str] | None, positional("[MODEL] [QUESTION]", "Model, first question, or both; with -m, only a question")
     ] = None,
@@ -65,7 +64,7 @@ def chat(
     from cerebrum_cli.terminal.repl.repl import Repl
     from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 
-    app, on_command_line, words = app_of(context, options), options_on_command_line(context), words or []
+    words = words or []
     if "model" not in on_command_line and words and not begins_question(app, words, options):
         reference, *words = words
         overrides = SourcedLayer(overrides, {"model": reference})

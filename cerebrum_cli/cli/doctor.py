@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.cli.options import ServerOptions
-from cerebrum_cli.cli.signature import SettingKeys, app_of, composed
+from cerebrum_cli.cli.signature import SettingKeys, composed
 from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import Layer, environment_layer, fold
@@ -31,7 +31,7 @@ class DoctorOptions(ServerOptions):
 
 
 @composed
-def doctor(context: typer.Context, overrides: Annotated[Layer, SETTINGS], options: DoctorOptions) -> None:
+def doctor(app: App, overrides: Annotated[Layer, SETTINGS], options: DoctorOptions) -> None:
     """Each line is ok, a warning or a failure. Warnings and failures come with a hint.
 
     A small bundled model answers a question with a known answer.
@@ -47,7 +47,6 @@ def doctor(context: typer.Context, overrides: Annotated[Layer, SETTINGS], option
     from cerebrum_cli.terminal.interrupts import interruptible
     from cerebrum_cli.terminal.reports import print_check_result
 
-    app = app_of(context)
     results: list[CheckResult] = []
     shown = ""
     with interruptible(""):

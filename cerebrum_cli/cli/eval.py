@@ -13,7 +13,7 @@ import typer
 
 from cerebrum_cli.cli.completion_values import tasks
 from cerebrum_cli.cli.options import ConcurrencyOptions, ConstrainedOptions
-from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, parameter, positional
+from cerebrum_cli.cli.signature import SettingKeys, composed, parameter, positional
 from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, Interrupted, UsageError
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
@@ -58,7 +58,7 @@ class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
 
 @composed
 def evaluate_model(
-    context: typer.Context,
+    app: App,
     source: Annotated[
         str,
         positional("TASK", "gsm8k, math, math500, arc-challenge, humaneval, sums, or a file like exam.jsonl", tasks),
@@ -87,7 +87,6 @@ def evaluate_model(
     from cerebrum_cli.cli.runs import no_sample_counts, print_run
     from cerebrum_cli.eval.stored_runs import require_same_rules
 
-    app = app_of(context, options)
     if output:
         require_file(output, source)
     prepared = prepare(app, source, overrides, options)

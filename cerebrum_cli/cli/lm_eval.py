@@ -11,10 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from cerebrum_cli.cli.options import AnswerOptions, ConcurrencyOptions
-from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, positional
+from cerebrum_cli.cli.signature import SettingKeys, composed, positional
 from cerebrum_cli.core.conversion import EFFORTS
 from cerebrum_cli.core.declaration import option, option_group, setting
 from cerebrum_cli.core.environment import set_environment_default
@@ -66,7 +64,7 @@ class LmEvalOptions(ConcurrencyOptions, AnswerOptions):
 
 @composed
 def lm_eval(
-    context: typer.Context,
+    app: App,
     tasks: Annotated[list[str], positional("TASK...", "Task names or wildcards; `lm_eval ls tasks` lists tasks")],
     overrides: Annotated[Layer, SettingKeys((*LOAD_KEYS, "think", "seed"), {"seed": "Random seed [default: 0]"})],
     options: LmEvalOptions,
@@ -85,7 +83,6 @@ def lm_eval(
     from cerebrum_cli.models.hub import offline_if_unreachable
     from cerebrum_cli.terminal.interrupts import interruptible
 
-    app = app_of(context, options)
     require_usable(overrides, options)
     preset = find_preset(options.preset) if options.preset else None
     if preset:

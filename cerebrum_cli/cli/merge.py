@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from cerebrum_cli.cli.model_choice import find_model
 from cerebrum_cli.cli.options import PullOptions
-from cerebrum_cli.cli.signature import app_of, composed, positional
+from cerebrum_cli.cli.signature import composed, positional
 from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -38,7 +36,7 @@ class MergeCommandOptions(PullOptions):
 
 @composed
 def merge(
-    context: typer.Context,
+    app: App,
     recipe: Annotated[str, positional("RECIPE", "A mergekit recipe in YAML, or a catalog model built by merging")],
     options: MergeCommandOptions,
 ) -> None:
@@ -62,7 +60,6 @@ def merge(
     from cerebrum_cli.terminal.progress import FileProgress
     from cerebrum_cli.terminal.reports import print_merge
 
-    app = app_of(context, options)
     library, merger, streams = app.library, app.merger, app.streams
     parsed, spec, quantization = read_recipe(library, recipe)
     target = merge_options(options, Path(recipe).stem)

@@ -6,12 +6,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from cerebrum_cli.cli.completion_values import known_models, stored_models
 from cerebrum_cli.cli.model_choice import choose_model, pull_model
 from cerebrum_cli.cli.options import DeleteOptions, PullOptions, QuietOptions
-from cerebrum_cli.cli.signature import app_of, composed, positional, require_agreement
+from cerebrum_cli.cli.signature import composed, positional, require_agreement
 from cerebrum_cli.core.declaration import flag, option, option_group
 from cerebrum_cli.core.errors import FormatError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -43,7 +41,7 @@ class SearchOptions(QuietOptions):
 
 @composed
 def search(
-    context: typer.Context,
+    app: App,
     text: Annotated[str, positional("TEXT", "Part of a repository's name")],
     options: SearchOptions,
 ) -> None:
@@ -59,7 +57,6 @@ def search(
     from cerebrum_cli.terminal.reports import print_repositories
     from cerebrum_cli.terminal.tables import print_rows
 
-    app = app_of(context, options)
     ctx = app.readable_settings(environment_layer("ctx")).ctx
     with FileProgress(app.streams) as progress:
         repositories = app.puller(progress, options.offline).planner.search(text, ctx)
@@ -85,7 +82,7 @@ class PullCommandOptions(PullOptions):
 
 @composed
 def pull(
-    context: typer.Context,
+    app: App,
     model: Annotated[
         str | None,
         positional(
@@ -109,7 +106,6 @@ def pull(
     """
     from cerebrum_cli.models.listing import suggestions
 
-    app = app_of(context, options)
     options.validate()
     ctx = app.settings(environment_layer("ctx")).ctx
     if model is None:
@@ -184,7 +180,7 @@ class ListOptions(QuietOptions):
 
 
 @composed
-def list_models(context: typer.Context, options: ListOptions) -> None:
+def list_models(app: App, options: ListOptions) -> None:
     """Includes models that other tools have put into the Hugging Face cache. Only --outdated uses the network.
 
     With --found, lists the models of Ollama and LM Studio instead, which `cerebrum pull` can register.
@@ -200,7 +196,6 @@ def list_models(context: typer.Context, options: ListOptions) -> None:
     from cerebrum_cli.terminal.tables import capacity_text, print_catalogue, print_found
 
     options.validate()
-    app = app_of(context, options)
     library, streams = app.library, app.streams
     ctx = app.readable_settings(environment_layer("ctx")).ctx
     if options.available:
@@ -264,7 +259,7 @@ class ShowOptions(QuietOptions):
 
 @composed
 def show(
-    context: typer.Context,
+    app: App,
     name: Annotated[str, positional("MODEL", "A model reference, as for `cerebrum pull`", stored_models)],
     options: ShowOptions,
 ) -> None:
@@ -281,7 +276,7 @@ def show(
     from cerebrum_cli.terminal.reports import print_profile
     from cerebrum_cli.terminal.tables import print_candidates, print_description
 
-    app, profile = app_of(context, options), None
+    profile = None
     library, reference = app.library, app.library.parse(name)
     settings = app.readable_settings(environment_layer("ctx", "threads", "gpu_layers"))
     by_mode = partial(settings_by_mode, app)
@@ -342,7 +337,7 @@ def profile_of(app: App, model: Model, settings: Settings) -> tuple[Profile | No
 
 @composed
 def rm(
-    context: typer.Context,
+    app: App,
     model: Annotated[str, positional("MODEL", "An installed model or vocabulary", stored_models)],
     options: DeleteOptions,
 ) -> None:
@@ -356,7 +351,6 @@ def rm(
     """
     from cerebrum_cli.models.removal import plan_removal
 
-    app = app_of(context, options)
     removal = plan_removal(app.library, app.library.parse(model))
     require_agreement(app, removal.question, removal.model.reference, options.yes)
     report = removal.execute()

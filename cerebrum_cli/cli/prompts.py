@@ -18,7 +18,7 @@ import typer
 from cerebrum_cli.cli.completion_values import saved_prompts
 from cerebrum_cli.cli.config_file import prompt_table, table_line, with_prompt, with_skeleton, without_prompt
 from cerebrum_cli.cli.options import FIRST, AskOptions, DeleteOptions, QuietOptions
-from cerebrum_cli.cli.signature import Json, JsonArray, app_of, positional, require_agreement, subcommand
+from cerebrum_cli.cli.signature import Json, JsonArray, positional, require_agreement, subcommand
 from cerebrum_cli.core.config import PROMPTS, SavedPrompt, find_prompt, parse_config, read_config_text
 from cerebrum_cli.core.declaration import argument, options_of
 from cerebrum_cli.core.errors import ConfigError, UsageError
@@ -35,21 +35,17 @@ NAME_HELP = "A name from `cerebrum prompts list`"
 
 
 @subcommand(group, name="list", short_help="List saved prompts.")
-def list_prompts(context: typer.Context, options: QuietOptions, json: JsonArray = False) -> None:
+def list_prompts(app: App, _: QuietOptions, json: JsonArray = False) -> None:
     """List saved prompts, in the order of config.toml."""
     from cerebrum_cli.terminal.tables import NO_PROMPTS, print_prompts, print_rows
 
-    app = app_of(context, options)
     rows = [saved.as_object() for saved in app.config.prompts.values()]
     print_rows(app.streams, rows, json, print_prompts, NO_PROMPTS)
 
 
 @subcommand(group)
-def show(
-    context: typer.Context, name: Annotated[str, positional("NAME", NAME_HELP, saved_prompts)], json: Json = False
-) -> None:
+def show(app: App, name: Annotated[str, positional("NAME", NAME_HELP, saved_prompts)], json: Json = False) -> None:
     """Show a saved prompt."""
-    app = app_of(context)
     saved = find_prompt(app.config.prompts, name)
     if json:
         app.streams.answer_object(saved.as_object())
@@ -59,14 +55,13 @@ def show(
 
 @subcommand(group, short_help="Edit a saved prompt, or create it.")
 def edit(
-    context: typer.Context,
+    app: App,
     name: Annotated[str, positional("NAME", "A new name, or a saved one", saved_prompts)],
-    options: QuietOptions,
+    _: QuietOptions,
 ) -> None:
     """Open config.toml in $VISUAL or $EDITOR at a saved prompt. A new prompt starts with a commented example."""
     from cerebrum_cli.terminal.repl.programs import edit_file
 
-    app = app_of(context, options)
     path = app.config_directory / "config.toml"
     before = read_config_text(path)
     text = before if has_prompt(before, name) else with_skeleton(before, require_name(name))
@@ -94,12 +89,11 @@ def edit(
 
 @subcommand(group)
 def rm(
-    context: typer.Context,
+    app: App,
     names: Annotated[list[str], positional("NAME...", NAME_HELP, saved_prompts)],
     options: DeleteOptions,
 ) -> None:
     """Delete saved prompts."""
-    app = app_of(context, options)
     chosen = list(dict.fromkeys(find_prompt(app.config.prompts, name).name for name in names))
     listed = ", ".join(chosen)
     what = "saved prompts" if len(chosen) > 1 else "saved prompt"

@@ -17,7 +17,7 @@ import typer
 
 from cerebrum_cli.cli.completion_values import run_names
 from cerebrum_cli.cli.options import DeleteOptions, QuietOptions
-from cerebrum_cli.cli.signature import Json, JsonArray, app_of, parameter, positional, require_agreement, subcommand
+from cerebrum_cli.cli.signature import Json, JsonArray, parameter, positional, require_agreement, subcommand
 from cerebrum_cli.core.conversion import LORA
 from cerebrum_cli.core.declaration import flag, option, option_group
 from cerebrum_cli.core.errors import UsageError
@@ -48,12 +48,11 @@ class RunOptions(QuietOptions):
 
 
 @subcommand(group, name="list", short_help="List stored runs.")
-def list_runs(context: typer.Context, options: QuietOptions, json: JsonArray = False) -> None:
+def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
     """List stored runs, latest last."""
     from cerebrum_cli.terminal.reports import print_runs
     from cerebrum_cli.terminal.tables import print_rows
 
-    app = app_of(context, options)
     rows, outdated = list[dict[str, Any]](), list[str]()
     for run in app.runs:
         try:
@@ -85,14 +84,13 @@ def run_row(run: Run) -> dict[str, Any]:
 
 
 @subcommand(group, short_help="Show a run's results.")
-def show(context: typer.Context, name: Name, options: RunOptions) -> None:
+def show(app: App, name: Name, options: RunOptions) -> None:
     """Show accuracy, majority votes and unanswered samples, with intervals."""
     from cerebrum_cli.eval.rescoring import rescored, save_scores
     from cerebrum_cli.eval.scorers import rules_of
 
     if needless := next((name for name in ("save", "run_code") if getattr(options, name) and not options.rescore), ""):
         raise UsageError(f"{flag(needless)} requires --rescore", "add --rescore")
-    app = app_of(context, options)
     run = app.runs.find(name)
     samples, scored_by = run.samples(), run.scored_by
     if options.rescore:
@@ -164,7 +162,7 @@ def model_of(app: App, run: Run) -> Model:
 
 @subcommand(group, short_help="Compare two runs of the same questions.")
 def compare(
-    context: typer.Context,
+    app: App,
     before: First,
     after: Second,
     kl: Annotated[bool, parameter("Also measure KL divergence (quantizations of one model)", "Output")] = False,
@@ -178,7 +176,6 @@ def compare(
     from cerebrum_cli.terminal.reports import print_comparison
     from cerebrum_cli.terminal.tables import wrapped
 
-    app = app_of(context)
     runs = app.runs.find(before), app.runs.find(after)
     comparison, differing = compare_runs(*runs), differences(*runs)
     for note in comparison_notes(*runs):
@@ -201,9 +198,8 @@ def compare(
 
 
 @subcommand(group, short_help="Delete a stored run.")
-def rm(context: typer.Context, run: Name, options: DeleteOptions) -> None:
+def rm(app: App, run: Name, options: DeleteOptions) -> None:
     """Delete a run and its files."""
-    app = app_of(context, options)
     stored = app.runs.find(run)
     require_agreement(app, f"Delete the run {stored.name}?", stored.name, options.yes)
     app.runs.delete(stored)

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cerebrum_cli.cli.completion_values import sessions
 from cerebrum_cli.cli.options import DeleteOptions, QuietOptions
-from cerebrum_cli.cli.signature import Json, JsonArray, app_of, parameter, positional, require_agreement, subcommand
+from cerebrum_cli.cli.signature import Json, JsonArray, parameter, positional, require_agreement, subcommand
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.terminal.reports import LISTED, print_latest
+
+if TYPE_CHECKING:
+    from cerebrum_cli.cli.app import App
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 Name = Annotated[str, positional("NAME", "A session's name, as in `cerebrum sessions list`", sessions)]
@@ -28,8 +31,8 @@ EXPORT_FORMATS = (MARKDOWN, "json", "sharegpt", TRANSCRIPT)
 
 @subcommand(group, name="list", short_help="List sessions.")
 def list_sessions(
-    context: typer.Context,
-    options: QuietOptions,
+    app: App,
+    _: QuietOptions,
     number: Annotated[
         int | None,
         parameter(f"List at most N [default: {LISTED} on a terminal]", "Output", short="-n", metavar="N"),
@@ -40,7 +43,6 @@ def list_sessions(
     """List sessions: the latest is last on a terminal, first in a pipe or with --json."""
     from cerebrum_cli.chat.archive import session_rows
 
-    app = app_of(context, options)
     rows = session_rows(app.open_history().store)
     if json:
         app.streams.answer_object(rows if all else rows[:number])
@@ -49,11 +51,10 @@ def list_sessions(
 
 
 @subcommand(group)
-def show(context: typer.Context, name: Name, json: Json = False) -> None:
+def show(app: App, name: Name, json: Json = False) -> None:
     """Show a session's messages."""
     from cerebrum_cli.chat.archive import export_session, session_object
 
-    app = app_of(context)
     history = app.open_history()
     session = history.get(name)
     if json:
@@ -66,23 +67,22 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
 
 @subcommand(group, short_help="Search all messages.")
 def search(
-    context: typer.Context,
+    app: App,
     text: Annotated[str, positional("TEXT", "Words that must all occur in one message")],
-    options: QuietOptions,
+    _: QuietOptions,
     json: JsonArray = False,
 ) -> None:
     """Search all messages for words, or the beginnings of words, best match first."""
     from cerebrum_cli.chat.archive import search_rows
     from cerebrum_cli.terminal.tables import print_matches, print_rows
 
-    app = app_of(context, options)
     rows = search_rows(app.open_history().store, text, marks_words=not json)
     print_rows(app.streams, rows, json, print_matches, "No matches")
 
 
 @subcommand(group, short_help="Delete sessions, and their prompt cache.")
 def rm(
-    context: typer.Context,
+    app: App,
     options: DeleteOptions,
     names: Annotated[list[str] | None, positional("[NAME]...", "Names of sessions", sessions)] = None,
     older_than: Annotated[
@@ -92,7 +92,6 @@ def rm(
     """Delete sessions, their unshared messages, and their states in the prompt cache."""
     from cerebrum_cli.chat.archive import delete_sessions, sessions_older_than
 
-    app = app_of(context, options)
     with closing(app.open_history()) as history:  # which frees its locks
         chosen = {name: history.get(name) for name in names or ()}
         if older_than:
@@ -113,7 +112,7 @@ def rm(
 
 @subcommand(group)
 def export(
-    context: typer.Context,
+    app: App,
     name: Name,
     as_: Annotated[
         str,
@@ -129,7 +128,6 @@ def export(
     from cerebrum_cli.chat.archive import export_session, export_transcript
     from cerebrum_cli.model.source import ModelSource
 
-    app = app_of(context)
     history = app.open_history()
     session = history.get(name)
     if as_ == TRANSCRIPT:
@@ -142,14 +140,13 @@ def export(
 
 @subcommand(group, name="import")
 def import_session(
-    context: typer.Context,
+    app: App,
     file: Annotated[str, positional("FILE", "A JSON file in OpenAI messages or ShareGPT format")],
-    options: QuietOptions,
+    _: QuietOptions,
     name: Annotated[str | None, parameter("Name of the session [default: from FILE]", "Input", metavar="NAME")] = None,
 ) -> None:
     """Import a conversation from another program as a session."""
     from cerebrum_cli.chat import archive
 
-    app = app_of(context, options)
     session = archive.import_session(app.open_history().store, Path(file), name)
     app.streams.report(f"Imported as {session.name}; continue with cerebrum chat -c")

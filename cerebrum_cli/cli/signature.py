@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
 
 NAMES = {*OPTIONS, "api_key"}  # of all options of the commands that are imported, and of what only a variable sets
+ON_COMMAND_LINE = "on_command_line"
 EXTRACT = re.compile(r"--extract|-[cqy]*x")  # without a value; -c, -q and -y never have one
 
 
@@ -58,16 +59,18 @@ class SettingKeys:
 
 
 def composed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The callback of a command, from a function of its context, its arguments and its options.
+    """The callback of a command, from a function of the app, its arguments and its options.
 
     A parameter annotated with a dataclass of options, or with `SettingKeys`, stands for the options in it. Those
-    without a flag are set by `--set`, and so are settings.
+    without a flag are set by `--set`, and so are settings. `on_command_line` gets the names of the options there.
     """
-    signature = inspect.signature(function, eval_str=True)
+    signature = inspect.signature(function, eval_str=True, locals={"App": object})
     groups: dict[str, Any] = {}
-    parameters: list[inspect.Parameter] = []
+    parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     settable: dict[str, Option] = {}
     for parameter in signature.parameters.values():
+        if parameter.name in ("app", ON_COMMAND_LINE):
+            continue
         group = group_of(parameter.annotation)
         if group is None:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
@@ -99,15 +102,19 @@ def composed(function: Callable[..., Any]) -> Callable[..., Any]:
                 values |= layer
             else:
                 values[name] = layer if isinstance(group, SettingKeys) else group(**layer)
+        app = app_of(context, next((value for value in values.values() if isinstance(value, QuietOptions)), None))
         values |= {name: text for name, text in texts.items() if text is not None}
-        return function(context, **values)
+        if ON_COMMAND_LINE in signature.parameters:
+            values[ON_COMMAND_LINE] = options_on_command_line(context)
+        return function(app, **values)
 
+    call.__annotations__ = {}  # Typer would evaluate them; those of the signature are enough
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return call
 
 
 def group_of(annotation: Any) -> Any:
-    """The dataclass of options, the settings or the option of a parameter; None for an argument and the context."""
+    """The dataclass of options, the settings or the option that a parameter stands for; None for an argument."""
     if is_dataclass(annotation):
         return annotation
     hint: Any
@@ -259,7 +266,7 @@ def subcommand(group: typer.Typer, **details: Any) -> Callable[[Callable[..., An
     return lambda function: group.command(cls=SectionedCommand, **details)(composed(function))
 
 
-def app_of(context: typer.Context, options: QuietOptions | None = None) -> App:
+def app_of(context: typer.Context, options: QuietOptions | None) -> App:
     """The app a test has passed, or this machine's, as quiet or verbose as the options ask for."""
     from cerebrum_cli.cli.app import App, real_app
 

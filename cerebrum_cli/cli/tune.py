@@ -6,12 +6,10 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from cerebrum_cli.cli.completion_values import installed_models
 from cerebrum_cli.cli.model_choice import find_model
 from cerebrum_cli.cli.options import PullOptions
-from cerebrum_cli.cli.signature import SettingKeys, app_of, composed, positional
+from cerebrum_cli.cli.signature import SettingKeys, composed, positional
 from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import CerebrumError, ModelFileError
 from cerebrum_cli.core.settings import ATTENTION_KEYS, Layer, Settings
@@ -32,7 +30,7 @@ class TuneOptions(PullOptions):
 
 @composed
 def tune(
-    context: typer.Context,
+    app: App,
     overrides: Annotated[Layer, SettingKeys(("lora", "threads", "gpu_layers", *ATTENTION_KEYS))],
     options: TuneOptions,
     reference: Annotated[
@@ -50,7 +48,7 @@ def tune(
     from cerebrum_cli.model.profiles import profile_object, settings_text
     from cerebrum_cli.terminal.reports import print_profile, print_summary
 
-    app, overrides = app_of(context, options), {**overrides, "model": reference}
+    overrides = {**overrides, "model": reference}
     model = find_model(app, overrides, options)
     settings, streams = app.settings(overrides, model), app.streams
     model = app.library.with_adapters(model, settings.lora)
