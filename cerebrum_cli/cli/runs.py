@@ -169,7 +169,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare two models, prompts or settings, and report whether the difference is statistically significant."""
-    from cerebrum_cli.eval.comparison import verdict
+    from cerebrum_cli.eval.comparison import conclusion
     from cerebrum_cli.eval.rescoring import compare_runs, comparison_notes, describe_differences, differences
     from cerebrum_cli.eval.stored_runs import measure_divergence
     from cerebrum_cli.terminal.progress import StageProgress
@@ -194,7 +194,7 @@ def compare(
         app.streams.answer_object({**asdict(comparison), "differences": differing, **more})
         return
     print_comparison(app.streams, comparison, *runs, describe_differences(differing), closeness)
-    app.streams.answer(f"\n{wrapped(app.streams, verdict(comparison, *(run.name for run in runs)))}\n")
+    app.streams.answer(f"\n{wrapped(app.streams, conclusion(comparison, *(run.name for run in runs)))}\n")
 
 
 @subcommand(group, short_help="Delete a stored run.")

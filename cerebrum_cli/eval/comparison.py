@@ -154,7 +154,7 @@ def _smallest_difference_of(differences: Sequence[float], clusters: Clusters, is
     return smallest_difference(n, disagreement)
 
 
-def verdict(comparison: Comparison, a: str, b: str) -> str:
+def conclusion(comparison: Comparison, a: str, b: str) -> str:
     """The result in a sentence; `a` and `b` name the runs."""
     difference, (low, high) = comparison.difference, comparison.interval
     better, worse = (b, a) if difference >= 0 else (a, b)

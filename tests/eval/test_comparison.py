@@ -1,4 +1,4 @@
-"""Comparison of two runs against brute force, scipy and statsmodels, and its verdict in words."""
+"""Comparison of two runs against brute force, scipy and statsmodels, and its conclusion in words."""
 
 from __future__ import annotations
 
@@ -12,15 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 
-from cerebrum_cli.eval.comparison import (
-    Outcome,
-    bootstrap,
-    compare,
-    mcnemar,
-    outcomes,
-    smallest_difference,
-    verdict,
-)
+from cerebrum_cli.eval.comparison import Outcome, bootstrap, compare, conclusion, mcnemar, outcomes, smallest_difference
 from cerebrum_cli.eval.estimates import mean, wilson
 from cerebrum_cli.eval.questions import Sample
 
@@ -225,22 +217,26 @@ def test_outcomes_vote_and_average_the_samples_of_a_question() -> None:
 # In words and as JSON.
 
 
-def test_verdict_names_the_better_run_first() -> None:
+def test_conclusion_names_the_better_run_first() -> None:
     a, b = pair(100, 10, 30, 60)
     low, high = compare(a, b).interval
     figures = f"10.0 percentage points more accurate than %s (95%% interval: {100 * low:.1f} to {100 * high:.1f})"
-    assert verdict(compare(a, b), "Q4", "Q8") == f"Q8 is {figures % 'Q4'}; the difference is statistically significant"
-    assert verdict(compare(b, a), "Q4", "Q8").startswith("Q4 is 10.0 percentage points more accurate than Q8 (95% inte")
+    assert (
+        conclusion(compare(a, b), "Q4", "Q8") == f"Q8 is {figures % 'Q4'}; the difference is statistically significant"
+    )
+    assert conclusion(compare(b, a), "Q4", "Q8").startswith(
+        "Q4 is 10.0 percentage points more accurate than Q8 (95% inte"
+    )
 
 
-def test_verdict_states_what_would_show() -> None:
+def test_conclusion_states_what_would_show() -> None:
     found = compare(*pair(100, 12, 14, 74))
-    assert verdict(found, "Q4", "Q8") == (
+    assert conclusion(found, "Q4", "Q8") == (
         "no significant difference: Q8 is 1.0 percentage points ahead"
         f" (95% interval: {100 * found.interval.low:.1f} to {100 * found.interval.high:.1f});"
         " with 200 questions, only differences of at least about 7.1 percentage points are likely to be detected"
     )
-    equal = verdict(compare(*pair(100, 12, 12, 76)), "Q4", "Q8")
+    equal = conclusion(compare(*pair(100, 12, 12, 76)), "Q4", "Q8")
     assert equal.startswith("no significant difference: the accuracies are equal; with 200 questions, only differences")
-    few = verdict(compare(*pair(1, 1, 2)), "Q4", "Q8")
+    few = conclusion(compare(*pair(1, 1, 2)), "Q4", "Q8")
     assert few == "no significant difference: 4 questions are too few to detect any"
