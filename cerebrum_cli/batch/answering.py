@@ -16,7 +16,7 @@ from cerebrum_cli.batch.rows import (
     output_object,
 )
 from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
-from cerebrum_cli.core.events import Event, RowEvent
+from cerebrum_cli.core.events import Event, RowCounts, RowEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings
 from cerebrum_cli.model.concurrent_rows import RefusedRow, Row, RowOutcome, run_rows
@@ -89,12 +89,18 @@ def answer_rows(
 ) -> Generator[Event, None, None]:
     """Answer the unfinished rows, or those of a mapping; yield all events, and a RowEvent for each row.
 
-    Rows that cannot be answered get an error. The caller completes the result; after a cancel, rows are missing.
+    Rows that cannot be answered get an error, which is written after the first answer: an error that concerns all rows
+    is raised before. The caller completes the result; after a cancel, rows are missing.
     """
     scope = model.engine.cancel_scope()
     yield from model.load()
     model.check_settings(options.settings)
-    yield RowEvent(len(result.finished), len(rows), result.counts)
+    unwritten: list[tuple[int, dict[str, Any]]] = []
+
+    def progress() -> RowEvent:
+        return RowEvent(len(result.finished) + len(unwritten), len(rows), result.counts + RowCounts(len(unwritten)))
+
+    yield progress()
     for event in run_rows(model, rows_to_ask(model, rows, options, result), scope, in_order):
         if not isinstance(event, RowOutcome):
             yield event
@@ -105,8 +111,20 @@ def answer_rows(
             if asked.can_continue and reply.tokens:
                 result.keep_unfinished(asked.position, model.drop_partial_character(reply.tokens))
             continue
-        result.write(asked.position, row_object(asked, reply, options, model.larger_context))
-        yield RowEvent(len(result.finished), len(rows), result.counts)
+        unwritten.append((asked.position, row_object(asked, reply, options, model.larger_context)))
+        if in_order or not isinstance(reply, RefusedRow):
+            write_all(unwritten, result)
+        yield progress()
+    if not scope.is_cancelled:
+        write_all(unwritten, result)
+        yield progress()
+
+
+def write_all(objects: list[tuple[int, dict[str, Any]]], result: Result) -> None:
+    """Write the objects of rows, and remove them from the list."""
+    for position, object in objects:
+        result.write(position, object)
+    objects.clear()
 
 
 def rows_to_ask(model: LoadedModel, rows: Rows, options: BatchOptions, result: Result) -> Iterator[Row]:

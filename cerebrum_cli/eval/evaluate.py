@@ -204,7 +204,7 @@ def evaluate(model: LoadedModel, evaluation: Evaluation, run: SampleFile) -> Gen
         for position, first, count in missing_samples(evaluation, run.finished)
     ]
     with closing(evaluation.scorer):
-        for event in run_rows(model, rows, scope, refusals_first=True):
+        for event in run_rows(model, rows, scope):
             if isinstance(event, RowOutcome):
                 yield from _take(event, writer)
             else:

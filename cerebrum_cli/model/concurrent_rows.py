@@ -98,13 +98,11 @@ def run_rows(
     rows: Iterable[Row],
     scope: CancelScope | None = None,
     in_order: bool = False,
-    refusals_first: bool = False,
 ) -> Generator[Event | RowOutcome, None, None]:
     """Answer rows; yield all events of loading and generating, and a RowOutcome for all that finishes.
 
-    Rows that cannot be answered are refused last, unless `refusals_first`: an error that concerns all rows is raised
-    before. If a reader needs the rows `in_order`, no row overtakes another by far. After a cancel of the `scope`, rows
-    are missing. Raises EngineError.
+    Rows that cannot be asked are refused as they are read. If a reader needs the rows `in_order`, no row overtakes
+    another by far. After a cancel of the `scope`, rows are missing. Raises EngineError.
     """
     run = _Run(model, scope or model.engine.cancel_scope())
     yield from model.load()
@@ -114,16 +112,12 @@ def run_rows(
     rows = iter(rows)
     while window := list(islice(rows, SORT_WINDOW)):
         pending = [row for row in map(run.prepare, window) if row]
-        refused = run.take_refused()
         if run.scope.is_cancelled:
             return
-        if in_order or refusals_first:
-            yield from refused
+        yield from run.take_refused()
         for group in [pending] if in_order else _groups(model, pending):
             if not run.scope.is_cancelled:
                 yield from run.generate_prepared(group)
-        if not (in_order or refusals_first):
-            yield from refused
         if run.scope.is_cancelled:
             return
 

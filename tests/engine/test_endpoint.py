@@ -18,8 +18,8 @@ from served import SEEDS, Served
 from server_kinds import BUILD, SglangServer, VllmServer
 from waiting import TIMEOUT_S
 
-from cerebrum_cli.batch import answering as batch
 from cerebrum_cli.engine.remote import server_health
+from cerebrum_cli.model import concurrent_rows as batch
 
 ROWS = 100
 
