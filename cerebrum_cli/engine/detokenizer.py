@@ -22,8 +22,8 @@ class TokenTable(dict[int, T], Generic[T]):
         self._look_up = look_up
 
     def __missing__(self, token: int) -> T:
-        found = self[token] = self._look_up(token)
-        return found
+        fact = self[token] = self._look_up(token)
+        return fact
 
 
 class Detokenizer:

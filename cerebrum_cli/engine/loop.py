@@ -149,7 +149,7 @@ class Loop:
 
     def _admit(self) -> None:
         scheduler, backend = self._scheduler, self._backend
-        while scheduler.can_admit:
+        while scheduler.waiting and scheduler.free_slots and not scheduler.prefilling:
             sequence = scheduler.waiting[0]
             if sequence.is_backlogged():
                 return

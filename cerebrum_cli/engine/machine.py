@@ -74,7 +74,7 @@ def processors() -> Processors:
     """Count the CPUs, within this process's affinity and its cgroups' quotas."""
     logical = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return linux_processors(logical, os.sched_getaffinity(0), processor_quota())
+        return linux_processors(logical, os.sched_getaffinity(0), min(map(cgroup_quota, own_cgroups())))
     cores = _sysctl("hw.physicalcpu") or logical
     return Processors(logical, logical, cores, _sysctl("hw.perflevel0.physicalcpu") or cores, math.inf)
 
@@ -111,15 +111,6 @@ def _sysctl(name: str) -> int:
     library = ctypes.CDLL(None)
     failed = library.sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
     return 0 if failed else value.value
-
-
-def allowed_processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor_quota() -> float:
-    """CPUs that the cgroups of this process may use; infinity if unlimited."""
-    return min(map(cgroup_quota, own_cgroups()))
 
 
 def thread_count() -> int:
@@ -169,7 +160,7 @@ def own_cgroups(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> set[Path
             names = {"memory", "cpu"} & {*controllers.split(",")}
             mounts += [(root / name, path) for name in names] if controllers else [(root, path)]
     folders = ((mount, mount / path.lstrip("/")) for mount, path in mounts)
-    return {each for mount, folder in folders for each in (folder, *folder.parents) if each.is_relative_to(mount)}
+    return {path for mount, folder in folders for path in (folder, *folder.parents) if path.is_relative_to(mount)}
 
 
 def cgroup_quota(root: Path) -> float:
@@ -257,9 +248,8 @@ def machine_memory() -> int:
 
 def machine_fingerprint(devices: Sequence[Device] | None) -> str:
     """Text that identifies the hardware, for which measured speeds are valid: processor, cores, memory in GB, GPUs."""
-    count = math.ceil(min(allowed_processors(), processor_quota()))
     gpus = ", ".join(device.description for device in devices or ()) or "no GPU"
-    return f"{processor_name()}, {count} processors, {round(machine_memory() / 1e9)} GB, {gpus}"
+    return f"{processor_name()}, {processors().usable} processors, {round(machine_memory() / 1e9)} GB, {gpus}"
 
 
 def save_devices(path: Path, devices: tuple[Device, ...]) -> None:
@@ -274,6 +264,6 @@ def save_devices(path: Path, devices: tuple[Device, ...]) -> None:
 def load_devices(path: Path) -> tuple[Device, ...] | None:
     """Read the cached GPUs; None before the first model was loaded."""
     try:
-        return tuple(Device(**each) for each in read_small_json(path))
+        return tuple(Device(**device) for device in read_small_json(path))
     except (OSError, ValueError, TypeError):
         return None

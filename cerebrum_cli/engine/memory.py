@@ -133,7 +133,9 @@ def memory_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence
 
 def weight_needs(sizes: ModelSizes, offloaded: Sequence[int] = ()) -> MemoryNeeds:
     """Memory for the weights, also for those that are mapped."""
-    output_bytes = sizes.output_bytes + sizes.input_bytes * (sizes.is_tied and any(offloaded))
+    output_bytes = sizes.output_bytes
+    if sizes.is_tied and any(offloaded):  # the GPU gets a copy
+        output_bytes += sizes.input_bytes
     layers = [layer.weight_bytes + layer.adapter_bytes for layer in sizes.layers]
     on_host, on_devices = _divide([*layers, output_bytes], offloaded)
     return MemoryNeeds(sizes.input_bytes + sizes.host_expert_bytes + on_host, on_devices)
@@ -147,7 +149,7 @@ def context_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequenc
         host += compute_bytes(sizes, context)
     else:
         host += 4 * context.n_ubatch * sizes.embedding_length + _mask_bytes(sizes, context)
-    buffers = [device_buffers(sizes, context) * bool(count) for count in offloaded]
+    buffers = [device_buffers(sizes, context) if count else 0 for count in offloaded]
     return MemoryNeeds(host, tuple(map(sum, zip(on_devices, buffers, strict=True))))
 
 

@@ -256,13 +256,13 @@ def plan_experts(
     def fit_without(count: int) -> bool:
         return sum(_fill(sizes.with_experts_on_host(count), context, devices, all_layers)) == all_layers
 
-    count = bisect_left(range(all_layers * sizes.has_experts), True, key=fit_without)
+    count = bisect_left(range(all_layers if sizes.has_experts else 0), True, key=fit_without)
     return count if count < all_layers else 0
 
 
 def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...], count: int) -> tuple[int, ...]:
     """Offload up to `count` of the last layers, to each GPU as many as fit."""
-    output_bytes = sizes.output_bytes + sizes.input_bytes * sizes.is_tied
+    output_bytes = sizes.output_bytes + (sizes.input_bytes if sizes.is_tied else 0)
     weights = [layer.weight_bytes + layer.adapter_bytes + cache_bytes(layer, context) for layer in sizes.layers]
     layers = [*weights, output_bytes]
     buffers = device_buffers(sizes, context)

@@ -134,13 +134,13 @@ class Scheduler:
         if not first:
             self.waiting.extend(sequences)
             return
-        prefilling = self._prefilling
+        prefilling = self.prefilling
         siblings = takewhile(lambda waiting: prefilling and waiting.request is prefilling.request, self.waiting)
         for index, sequence in enumerate(sequences, len(list(siblings))):
             self.waiting.insert(index, sequence)
 
     @property
-    def _prefilling(self) -> Sequence | None:
+    def prefilling(self) -> Sequence | None:
         """The sequence whose prompt is being evaluated."""
         return next((sequence for sequence in self.running if sequence.is_prefilling), None)
 
@@ -175,11 +175,6 @@ class Scheduler:
             self.free_slots,
             key=lambda slot: (len(slot.tokens) > 0, slot.last_used if self._kv_unified else slot.index),
         )
-
-    @property
-    def can_admit(self) -> bool:
-        """Whether a sequence is waiting, a slot is free, and no prompt is being evaluated."""
-        return bool(self.waiting and self.free_slots) and not self._prefilling
 
     def next_admission(
         self, copied_cells: int = 0, reusable: Callable[[Slot, int], int] = lambda _, length: length
@@ -254,7 +249,7 @@ class Scheduler:
         `prefill_chunk` gives the maximum number of prompt tokens from a position, `max_outputs` that of their rows with
         logits.
         """
-        prefilling = self._prefilling
+        prefilling = self.prefilling
         decoding = [
             Share(sequence, sequence.tokens_from(sequence.evaluated, 1), 1)
             for sequence in self.running

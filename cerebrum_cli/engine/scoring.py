@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError, EngineError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent, RefusedEvent, StageEvent
 from cerebrum_cli.engine.backend import Backend, TokenRow, TokenScore
+from cerebrum_cli.engine.scoring_plan import Limits, RowRange, ScorePlanner, ScoreStep, build_paths
 from cerebrum_cli.engine.sequence import Failure, Tokens
-
-if TYPE_CHECKING:
-    from cerebrum_cli.engine.scoring_plan import RowRange, ScoreStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +64,11 @@ class ScoreJob:
     def __init__(
         self, requests: Mapping[int, ScoreRequest], emit: Callable[[ScoringEvent | Failure | None], None]
     ) -> None:
-        from cerebrum_cli.engine.scoring_plan import build_paths
-
         self.requests = requests
         self.emit = emit
-        self.paths = build_paths([(each.context, text) for each in requests.values() for text in each.continuations])
+        self.paths = build_paths(
+            [(request.context, text) for request in requests.values() for text in request.continuations]
+        )
 
 
 class Results:
@@ -84,7 +82,7 @@ class Results:
         self._pending: dict[int, int] = {}  # tokens
         for index, request in job.requests.items():
             first = len(self._scores)
-            self._scores += [Score(0.0, True, len(each)) for each in request.continuations]
+            self._scores += [Score(0.0, True, len(text)) for text in request.continuations]
             self._readers[index] = range(first, len(self._scores))
             self._requests += [index] * len(request.continuations)
             self._count_down(index, -sum(map(len, request.continuations)))
@@ -105,8 +103,6 @@ class ScoreRun:
     """A job that has started: memory is reserved and empty, which makes scores independent of what was in it."""
 
     def __init__(self, backend: Backend, job: ScoreJob) -> None:
-        from cerebrum_cli.engine.scoring_plan import Limits, ScorePlanner
-
         self._backend = backend
         self._job = job
         self._results = Results(job)

@@ -194,20 +194,20 @@ class ScorePlanner:
         rows: list[TokenRow] = []
         lookups: list[TokenLookup] = []
         nodes = 0
-        for one, run in sorted(runs, key=lambda pair: pair[1].slot):
+        for running, run in sorted(runs, key=lambda pair: pair[1].slot):
             for position in range(run.start, run.stop):
-                readers = one.lookups.get(position + 1, {})
+                readers = running.lookups.get(position + 1, {})
                 lookups += [TokenLookup(len(rows), token, tuple(readers[token])) for token in sorted(readers)]
                 rows.append(TokenRow(run.slot, position, run.text[position], bool(readers)))
-            nodes += max(0, run.stop - max(run.start, one.path.shared))
-            one.evaluated = run.stop
+            nodes += max(0, run.stop - max(run.start, running.path.shared))
+            running.evaluated = run.stop
         step = ScoreStep(tuple(self._slot_changes), tuple(run for _, run in runs), tuple(rows), tuple(lookups), nodes)
         self._slot_changes = self._release_slots()
         return step
 
     def _start_paths(self) -> None:
         """Start paths whose prefix is evaluated, in order, until the step is full."""
-        rows = sum(one.length - one.evaluated for one in self._running.values())
+        rows = sum(running.length - running.evaluated for running in self._running.values())
         source, shared = self._running.get(self._first - 1), self._longest
         for index in range(self._first, min(self._first + LOOKAHEAD, len(self._paths))):
             if self._has_started(index):
@@ -233,9 +233,9 @@ class ScorePlanner:
         path = self._paths[index]
         reused = shared if source and self._limits.can_trim(source.evaluated, shared) else 0
         inherited = [Piece(*piece[:2], min(piece.stop, reused)) for piece in source.pieces] if source else []
-        pieces = (*(one for one in inherited if one.start < one.stop), Piece(index, reused, len(path.tokens)))
+        pieces = (*(piece for piece in inherited if piece.start < piece.stop), Piece(index, reused, len(path.tokens)))
         replaced = source if source and source.is_finished and source.index == index - 1 else None
-        others = [one.pieces for one in self._running.values() if one is not replaced]
+        others = [running.pieces for running in self._running.values() if running is not replaced]
         reserve = self._longest if index > self._first else 0
         if used_cells([*others, pieces]) + reserve > self._limits.cells or not (replaced or self._free_slots):
             return None
@@ -256,35 +256,36 @@ class ScorePlanner:
     def _choose_runs(self) -> list[tuple[Running, RowRange]]:
         runs = []
         rows, outputs = self._limits.batch_size, self._limits.max_outputs
-        for one in sorted(self._running.values(), key=lambda one: one.index):
-            stop = min(one.length, one.evaluated + rows, self._branch(one))
-            with_logits = [end for end in range(one.evaluated + 1, stop + 1) if end in one.lookups]
+        for running in sorted(self._running.values(), key=lambda running: running.index):
+            stop = min(running.length, running.evaluated + rows, self._branch(running))
+            with_logits = [end for end in range(running.evaluated + 1, stop + 1) if end in running.lookups]
             if len(with_logits) > outputs:
                 stop = with_logits[outputs] - 1
-            if stop > one.evaluated:
-                runs.append((one, RowRange(one.slot, one.path.tokens, one.evaluated, stop)))
-                rows -= stop - one.evaluated
+            if stop > running.evaluated:
+                runs.append((running, RowRange(running.slot, running.path.tokens, running.evaluated, stop)))
+                rows -= stop - running.evaluated
                 outputs -= min(outputs, len(with_logits))
         return runs
 
-    def _branch(self, one: Running) -> int:
+    def _branch(self, running: Running) -> int:
         """Length at which the next path needs a copy, if the slot could not be trimmed to it later; or the length."""
-        if not self._free_slots or one.index + 1 == len(self._paths) or self._has_started(one.index + 1):
-            return one.length
-        branch = self._paths[one.index + 1].shared
-        return branch if one.evaluated < branch and not self._limits.can_trim(one.length, branch) else one.length
+        if not self._free_slots or running.index + 1 == len(self._paths) or self._has_started(running.index + 1):
+            return running.length
+        branch = self._paths[running.index + 1].shared
+        needs_copy = running.evaluated < branch and not self._limits.can_trim(running.length, branch)
+        return branch if needs_copy else running.length
 
     def _release_slots(self) -> list[SlotChange]:
         """Empty the slots of finished paths that no later path starts from."""
         released = [
-            one
-            for one in self._running.values()
-            if one.is_finished and (one.index + 1 == len(self._paths) or self._has_started(one.index + 1))
+            running
+            for running in self._running.values()
+            if running.is_finished and (running.index + 1 == len(self._paths) or self._has_started(running.index + 1))
         ]
-        for one in released:
-            del self._running[one.index]
-            heappush(self._free_slots, one.slot)
-        return [SlotChange(one.slot, one.slot, 0) for one in released]
+        for running in released:
+            del self._running[running.index]
+            heappush(self._free_slots, running.slot)
+        return [SlotChange(running.slot, running.slot, 0) for running in released]
 
     def _has_started(self, index: int) -> bool:
         return index < self._first or index in self._overtaking

@@ -113,7 +113,7 @@ class StateStore:
         if size > self._limit:
             return
         identity, data = self._identity(kind), pack_tokens(tokens)
-        path = self._directory / f"{digest(identity)}-{digest(data)}{PREFIX * is_prefix}{STATE}"
+        path = self._directory / f"{digest(identity)}-{digest(data)}{PREFIX if is_prefix else ''}{STATE}"
         try:
             self._directory.mkdir(0o700, parents=True, exist_ok=True)  # conversations are private
             with unfinished_file(path) as part:
@@ -137,12 +137,12 @@ class StateStore:
         self, packed_prompt: bytes, identity: bytes, is_usable: IsUsable, notify: Notify
     ) -> dict[str, tuple[int, int]]:
         """Usable states by file name: length of the common prefix, and number of tokens."""
-        found = {}
+        usable = {}
         for name, record in self._records(identity, notify).items():
             shared, length = common_tokens(record.tokens, packed_prompt), len(record.tokens) // TOKEN_BYTES
             if shared and is_usable(length, shared):
-                found[name] = (shared, length)
-        return found
+                usable[name] = (shared, length)
+        return usable
 
     def _records(self, identity: bytes, notify: Notify) -> dict[str, StateRecord]:
         """Records of all files with this identity, by file name; each file is read only once."""

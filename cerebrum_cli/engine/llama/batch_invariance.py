@@ -63,7 +63,7 @@ def pad_single_rows(
         else:
             free = []
         pair = [row, *(TokenRow(slot, length(slot), row.token, False) for slot in free)]
-        pair.sort(key=lambda each: each.slot)
+        pair.sort(key=lambda row: row.slot)
         batch_indices.append(len(padded) + pair.index(row))
         padded += pair
     return padded, batch_indices

@@ -106,8 +106,11 @@ class LlamaContext:
         self.max_rollback: int = llama.llama_n_rs_seq(self.handle)
         self._batch = llama.llama_batch_init(options.n_ubatch, 0, 1)
         self._n_streams = options.n_streams
-        self._state_parts = [not llama.llama_model_is_recurrent(model), *[True] * bool(self._window)]
-        self._state_parts += [False] * bool(llama.llama_model_is_hybrid(model))
+        self._state_parts = [not llama.llama_model_is_recurrent(model)]  # whether each is of a KV cache
+        if self._window:
+            self._state_parts.append(True)
+        if llama.llama_model_is_hybrid(model):
+            self._state_parts.append(False)
         self.pending_copies: set[int] = set()
         self._invalid: set[int] = set()
         self._removable: dict[int, int] = {}  # tokens, by slot

@@ -70,7 +70,8 @@ def require_loads(
     key = f"{whole} {VOCABULARY}" if vocabulary_only else whole
     if key in known or whole in known:
         return
-    code = _load_in_child(path, (*(check[:2] if check else ("", "")), path, VOCABULARY * vocabulary_only), stop)
+    module, function = check[:2] if check else ("", "")
+    code = _load_in_child(path, (module, function, path, VOCABULARY if vocabulary_only else ""), stop)
     if check and code in CHECK_FAILURES:
         raise ModelFileError(path, f"its {check.subject} {CHECK_FAILURES[code]}", TRUSTED)
     if code == 0:
@@ -111,7 +112,7 @@ def file_key(path: Path) -> str:
     paths = [path]
     if first := FIRST_PART.fullmatch(path.name):
         paths = [path.with_name(f"{first[1]}-{n + 1:05}-of-{first[2]}{first[3]}") for n in range(int(first[2]))]
-    stats = (each.stat() for each in paths if each.exists())
+    stats = (part.stat() for part in paths if part.exists())
     return " ".join(f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
 
 

@@ -65,8 +65,8 @@ def check_schema(schema: Any, place: str = "", depth: int = 0) -> int:
     for key, value in items:
         inner = f"{place}.{key}".lstrip(".")
         types = value if isinstance(value, list) else [value]
-        if key == "type" and all(isinstance(each, str) for each in types) and not place.endswith("properties"):
-            if unknown := next((each for each in types if each not in TYPES), None):
+        if key == "type" and all(isinstance(name, str) for name in types) and not place.endswith("properties"):
+            if unknown := next((name for name in types if name not in TYPES), None):
                 raise ValueError(f"unknown type {unknown!r} at {inner}; types are {', '.join(TYPES)}")
         elif key not in ("enum", "const", "default", "examples"):
             repeated += sum(_repetitions(key, value)) * (len(inner) + 10)  # a repeated item has the name of its place

@@ -68,7 +68,7 @@ class GrammarSampler(LlamaSampler):
         if start.stage == "undecided" and start.passes(token, text):
             return token
         held = continuation(self._vocabulary, (Text(start.held),)) if start.held else ()
-        fits = all(accept_token(self._grammar, each) for each in held)
+        fits = all(accept_token(self._grammar, held_token) for held_token in held)
         if fits and (held or not start.rest):
             start.begin()
             self._start = None

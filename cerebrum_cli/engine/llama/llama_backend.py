@@ -142,7 +142,7 @@ class LlamaBackend(LlamaVocabulary):
             if self._options.pad_steps:
                 slots = batch_invariance.stable_slots(slots)
             needs_free_slot = self._batch_invariant and not self._options.pad_steps  # where single rows are padded
-            options = replace(options, slots=max(slots, 1 + needs_free_slot))
+            options = replace(options, slots=max(slots, 2 if needs_free_slot else 1))
             try:
                 self._context = LlamaContext(self._model, options, self._stop, self._adapters)
             except EngineError:
@@ -180,9 +180,9 @@ class LlamaBackend(LlamaVocabulary):
             padded, indices = batch_invariance.pad_single_rows(rows, self.context.length, self._has_room)
         self._batch_indices = indices
         done = self.context.decode(padded)
-        given = set(indices)
+        requested = set(indices)
         for index, row in enumerate(padded):
-            if index not in given:
+            if index not in requested:
                 self.context.trim(row.slot, row.position)
         return done
 
@@ -244,7 +244,8 @@ class LlamaBackend(LlamaVocabulary):
         if self._batch_invariant or uses_long_rope(self._model):
             return None
         params = context_params(self._made_with, self.size)
-        attention = "no " * (self._made_with.flash_attention is False) + "flash attention"  # on, and auto, is mostly on
+        has_flash = self._made_with.flash_attention is not False  # on, and auto, is mostly on
+        attention = "flash attention" if has_flash else "no flash attention"
         types = f"keys {params.type_k}, values {params.type_v}, {attention}"
         return f"llama.cpp {library_digest()}, {types}, sequences {1 if params.kv_unified else params.n_seq_max}"
 

@@ -35,7 +35,9 @@ class SamplerChains:
         chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         for sampler in (*self._logit_samplers(params), *_selection(params, seed)):
             llama.llama_sampler_chain_add(chain, sampler)
-        window = max(params.has_penalties * PENALTY_WINDOW, params.has_dry * params.dry_penalty_last_n)
+        window = PENALTY_WINDOW if params.has_penalties else 0
+        if params.has_dry:
+            window = max(window, params.dry_penalty_last_n)
         for token in prompt[-window:] if window else ():
             llama.llama_sampler_accept(chain, token)
         return chain
@@ -43,7 +45,7 @@ class SamplerChains:
     def _logit_samplers(self, params: SamplingParams) -> Iterator[Any]:
         size = llama.llama_vocab_n_tokens(self._vocab)
         if params.logit_bias:
-            biases = [llama.llama_logit_bias(token=int(each.token), bias=each.bias) for each in params.logit_bias]
+            biases = [llama.llama_logit_bias(token=int(bias.token), bias=bias.bias) for bias in params.logit_bias]
             array = (llama.llama_logit_bias * len(biases))(*biases)
             yield llama.llama_sampler_init_logit_bias(size, len(biases), array)
         if params.has_penalties:

@@ -136,17 +136,17 @@ class LlamaVocabulary:
             if not attribute & CONTROL:
                 continue
             spelling = self._spelling(token)
-            found = text.find(spelling, at)
-            if found < 0:  # <unk> for a byte that no token covers: not spelled out
+            start = text.find(spelling, at)
+            if start < 0:  # <unk> for a byte that no token covers: not spelled out
                 continue
-            before = text[at:found]
+            before = text[at:start]
             before = before.rstrip() if attribute & llama.LLAMA_TOKEN_ATTR_LSTRIP else before
             if not ids:
                 first = before
             elif before:
                 ids += self._tokenize_segment(before, continues=False)
             ids.append(token)
-            at = found + len(spelling)
+            at = start + len(spelling)
             if attribute & llama.LLAMA_TOKEN_ATTR_RSTRIP:
                 while text[at : at + 1].isspace():
                     at += 1
