@@ -13,8 +13,8 @@ import typer
 
 from cerebrum_cli.cli.options import ConcurrencyOptions, GenerationOptions, SavedPromptOptions
 from cerebrum_cli.cli.saved_prompts import apply_prompt
-from cerebrum_cli.cli.signature import SettingKeys, composed, parameter, positional
-from cerebrum_cli.core.declaration import option, option_group
+from cerebrum_cli.cli.signature import SettingKeys, composed, positional
+from cerebrum_cli.core.declaration import Option, option, option_group
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import SOME_FAILED, Interrupted, UsageError
 from cerebrum_cli.core.events import RowEvent
@@ -55,7 +55,7 @@ def batch(
     input_file: Annotated[str, positional("INPUT", "Questions: .txt, .jsonl, .csv or .tsv; `-` reads standard input")],
     output: Annotated[
         Path,
-        parameter(
+        Option(
             "Answers: .jsonl, .csv, .tsv; `-` streams to standard output",
             "Output",
             short="-o",

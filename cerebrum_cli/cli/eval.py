@@ -13,8 +13,8 @@ import typer
 
 from cerebrum_cli.cli.completion_values import tasks
 from cerebrum_cli.cli.options import ConcurrencyOptions, ConstrainedOptions
-from cerebrum_cli.cli.signature import SettingKeys, composed, parameter, positional
-from cerebrum_cli.core.declaration import option, option_group
+from cerebrum_cli.cli.signature import SettingKeys, composed, positional
+from cerebrum_cli.core.declaration import Option, option, option_group
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, Interrupted, UsageError
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
 from cerebrum_cli.core.settings import RECOMMENDED, REPLY_KEYS, Layer, SourcedLayer
@@ -67,7 +67,7 @@ def evaluate_model(
     options: EvalOptions,
     output: Annotated[
         Path | None,
-        parameter(
+        Option(
             "File for the run [default: named after task and model]",
             "Output",
             short="-o",

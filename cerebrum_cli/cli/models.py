@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cerebrum_cli.cli.completion_values import known_models, stored_models
 from cerebrum_cli.cli.model_choice import choose_model, pull_model
 from cerebrum_cli.cli.options import DeleteOptions, PullOptions, QuietOptions
-from cerebrum_cli.cli.signature import composed, positional, require_agreement
-from cerebrum_cli.core.declaration import flag, option, option_group
+from cerebrum_cli.cli.signature import Json, JsonArray, composed, positional, require_agreement
+from cerebrum_cli.core.declaration import Option, flag, option, option_group
 from cerebrum_cli.core.errors import FormatError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import (
@@ -33,17 +33,13 @@ if TYPE_CHECKING:
     from cerebrum_cli.models.reference import Reference
 
 
-@option_group
-class SearchOptions(QuietOptions):
-    offline: bool = option(False, "Do not use the network", "Model")
-    json: bool = option(False, "Print a JSON array", "Output")
-
-
 @composed
 def search(
     app: App,
     text: Annotated[str, positional("TEXT", "Part of a repository's name")],
-    options: SearchOptions,
+    _: QuietOptions,
+    offline: Annotated[bool, Option("Do not use the network", "Model")] = False,
+    json: JsonArray = False,
 ) -> None:
     """Lists the 10 most downloaded GGUF repositories with the quantization recommended for this machine.
 
@@ -59,9 +55,9 @@ def search(
 
     ctx = app.readable_settings(environment_layer("ctx")).ctx
     with FileProgress(app.streams) as progress:
-        repositories = app.puller(progress, options.offline).planner.search(text, ctx)
+        repositories = app.puller(progress, offline).planner.search(text, ctx)
     rows = [search_row(*repository) for repository in repositories]
-    print_rows(app.streams, rows, options.json, print_repositories, f"no GGUF repository on the Hub matches {text!r}")
+    print_rows(app.streams, rows, json, print_repositories, f"no GGUF repository on the Hub matches {text!r}")
     if rows and app.streams.err_is_terminal:
         app.streams.report("next: cerebrum pull REPOSITORY")
 
@@ -201,9 +197,12 @@ def list_models(app: App, options: ListOptions) -> None:
     if options.available:
         listed = listing.catalogue_rows(library, ctx)
     elif options.found:
-        listed, unreadable = listing.found_rows(library), unreadable_stores()
+        listed = listing.found_rows(library)
+    elif options.outdated:
+        with FileProgress(streams) as progress, interruptible("run it again"):
+            listed = [listing.row(library, model) for model in app.puller(progress, offline=False).outdated()]
     else:
-        listed = [listing.row(library, model) for model in (outdated(app) if options.outdated else library.models())]
+        listed = [listing.row(library, model) for model in library.models()]
     if options.json:
         streams.answer_object(listed)
     elif options.available:
@@ -213,6 +212,7 @@ def list_models(app: App, options: ListOptions) -> None:
     elif options.found:
         if listed:
             print_found(streams, listed)
+        unreadable = unreadable_stores()
         for error in unreadable.values():
             streams.report(NoticeEvent(error.message, error.hint))
         if listed or not unreadable:
@@ -246,22 +246,12 @@ def print_installed(app: App, listed: list[dict[str, Any]], is_outdated: bool) -
         streams.report(f"vocabulary only, for --endpoint: {model.reference}")
 
 
-def outdated(app: App) -> list[Model]:
-    """Installed models with newer uploads on the Hub."""
-    with FileProgress(app.streams) as progress, interruptible("run it again"):
-        return app.puller(progress, offline=False).outdated()
-
-
-@option_group
-class ShowOptions(QuietOptions):
-    json: bool = option(False, "Print a JSON object", "Output")
-
-
 @composed
 def show(
     app: App,
     name: Annotated[str, positional("MODEL", "A model reference, as for `cerebrum pull`", stored_models)],
-    options: ShowOptions,
+    options: QuietOptions,
+    json: Json = False,
 ) -> None:
     """Also shows its tuning profile, and which quantizations fit this machine.
 
@@ -293,12 +283,12 @@ def show(
             description = listing.describe(library, vocabulary, ask_settings(app, vocabulary), by_mode, lambda *_: None)
             note = f"only its vocabulary is installed, for --endpoint; {note}"
     else:
-        with FileProgress(replace(app.streams, is_quiet=options.quiet or options.json)) as progress:
+        with FileProgress(replace(app.streams, is_quiet=options.quiet or json)) as progress:
             verify = partial(progress.update, "verify")
             description = listing.describe(library, model, ask_settings(app, model), by_mode, verify)
         plan = listing.quantization_plan(library, model, settings.ctx)
         profile, note = profile_of(app, model, settings)
-    if options.json:
+    if json:
         profile_row = {"profile": profile and profile_object(profile)}
         app.streams.answer_object(description | profile_row | (listing.candidates_object(plan) if plan else {}))
         return

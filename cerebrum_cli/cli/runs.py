@@ -17,9 +17,9 @@ import typer
 
 from cerebrum_cli.cli.completion_values import run_names
 from cerebrum_cli.cli.options import DeleteOptions, QuietOptions
-from cerebrum_cli.cli.signature import Json, JsonArray, parameter, positional, require_agreement, subcommand
+from cerebrum_cli.cli.signature import Json, JsonArray, positional, require_agreement, subcommand
 from cerebrum_cli.core.conversion import LORA
-from cerebrum_cli.core.declaration import flag, option, option_group
+from cerebrum_cli.core.declaration import Option, flag, option, option_group
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent, StageEvent
 
@@ -165,7 +165,7 @@ def compare(
     app: App,
     before: First,
     after: Second,
-    kl: Annotated[bool, parameter("Also measure KL divergence (quantizations of one model)", "Output")] = False,
+    kl: Annotated[bool, Option("Also measure KL divergence (quantizations of one model)", "Output")] = False,
     json: Json = False,
 ) -> None:
     """Compare two models, prompts or settings, and report whether the difference is statistically significant."""

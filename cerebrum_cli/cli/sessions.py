@@ -16,7 +16,8 @@ import typer
 
 from cerebrum_cli.cli.completion_values import sessions
 from cerebrum_cli.cli.options import DeleteOptions, QuietOptions
-from cerebrum_cli.cli.signature import Json, JsonArray, parameter, positional, require_agreement, subcommand
+from cerebrum_cli.cli.signature import Json, JsonArray, positional, require_agreement, subcommand
+from cerebrum_cli.core.declaration import Option
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.terminal.reports import LISTED, print_latest
 
@@ -35,9 +36,9 @@ def list_sessions(
     _: QuietOptions,
     number: Annotated[
         int | None,
-        parameter(f"List at most N [default: {LISTED} on a terminal]", "Output", short="-n", metavar="N"),
+        Option(f"List at most N [default: {LISTED} on a terminal]", "Output", short="-n", metavar="N"),
     ] = None,
-    all: Annotated[bool, parameter("List all", "Output")] = False,
+    all: Annotated[bool, Option("List all", "Output")] = False,
     json: JsonArray = False,
 ) -> None:
     """List sessions: the latest is last on a terminal, first in a pipe or with --json."""
@@ -86,7 +87,7 @@ def rm(
     options: DeleteOptions,
     names: Annotated[list[str] | None, positional("[NAME]...", "Names of sessions", sessions)] = None,
     older_than: Annotated[
-        str | None, parameter("Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
+        str | None, Option("Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
     ] = None,
 ) -> None:
     """Delete sessions, their unshared messages, and their states in the prompt cache."""
@@ -116,7 +117,7 @@ def export(
     name: Name,
     as_: Annotated[
         str,
-        parameter(
+        Option(
             "json: OpenAI messages, transcript: exact prompt [default: markdown]",
             "Output",
             metavar="|".join(EXPORT_FORMATS),
@@ -143,7 +144,7 @@ def import_session(
     app: App,
     file: Annotated[str, positional("FILE", "A JSON file in OpenAI messages or ShareGPT format")],
     _: QuietOptions,
-    name: Annotated[str | None, parameter("Name of the session [default: from FILE]", "Input", metavar="NAME")] = None,
+    name: Annotated[str | None, Option("Name of the session [default: from FILE]", "Input", metavar="NAME")] = None,
 ) -> None:
     """Import a conversation from another program as a session."""
     from cerebrum_cli.chat import archive

@@ -27,7 +27,7 @@ from cerebrum_cli.cli.assignments import (
 from cerebrum_cli.cli.completion_values import Values, completing, completion_of
 from cerebrum_cli.cli.options import FIRST, AnswerOptions, QuietOptions
 from cerebrum_cli.core.conversion import parse
-from cerebrum_cli.core.declaration import HEADINGS, Heading, Option, flag, options_of
+from cerebrum_cli.core.declaration import HEADINGS, Option, flag, options_of
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import (
@@ -159,12 +159,8 @@ def typer_parameter(name: str, declared: Option, default: Any, values: Values | 
     )
 
 
-def parameter(help: str, heading: Heading, **details: Any) -> Option:
-    return Option(help, heading, **details)
-
-
-Json = Annotated[bool, parameter("Print a JSON object", "Output")]
-JsonArray = Annotated[bool, parameter("Print a JSON array", "Output")]
+Json = Annotated[bool, Option("Print a JSON object", "Output")]
+JsonArray = Annotated[bool, Option("Print a JSON array", "Output")]
 
 
 def positional(metavar: str, help: str, values: Values | None = None) -> Any:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cerebrum_cli.cli.completion_values import installed_models
 from cerebrum_cli.cli.model_choice import find_model
 from cerebrum_cli.cli.options import PullOptions
-from cerebrum_cli.cli.signature import SettingKeys, composed, positional
-from cerebrum_cli.core.declaration import option, option_group
+from cerebrum_cli.cli.signature import Json, SettingKeys, composed, positional
 from cerebrum_cli.core.errors import CerebrumError, ModelFileError
 from cerebrum_cli.core.settings import ATTENTION_KEYS, Layer, Settings
 
@@ -23,19 +22,15 @@ if TYPE_CHECKING:
     from cerebrum_cli.tune.tune import TuningResult
 
 
-@option_group
-class TuneOptions(PullOptions):
-    json: bool = option(False, "Print a JSON object", "Output")
-
-
 @composed
 def tune(
     app: App,
     overrides: Annotated[Layer, SettingKeys(("lora", "threads", "gpu_layers", *ATTENTION_KEYS))],
-    options: TuneOptions,
+    options: PullOptions,
     reference: Annotated[
         str | None, positional("MODEL", "Model to tune [default: the default model]", installed_models)
     ] = None,
+    json: Json = False,
 ) -> None:
     """Measures settings on this machine, which takes about two minutes for a 7B. From then on, ask, chat and batch use
     the fastest.
@@ -52,8 +47,8 @@ def tune(
     model = find_model(app, overrides, options)
     settings, streams = app.settings(overrides, model), app.streams
     model = app.library.with_adapters(model, settings.lora)
-    result = measure(app, model, settings, replace(app.streams, is_quiet=options.json or options.quiet))
-    if options.json:
+    result = measure(app, model, settings, replace(app.streams, is_quiet=json or options.quiet))
+    if json:
         tried = [candidate_object(candidate) for candidate in result.tried]
         head = {"model": model.label, "file": str(model.path)}
         streams.answer_object({**head, **profile_object(result.profile), "tried": tried})
@@ -62,7 +57,7 @@ def tune(
     if result.is_disturbed:
         problem = "nothing was saved: other programs used the CPU during the measurement"
         raise CerebrumError(problem, "run it again when the machine is idle")
-    if not (options.json or streams.is_quiet):
+    if not (json or streams.is_quiet):
         print_summary(streams, result, model.label + settings_text(settings).replace(", ", " with ", 1))
 
 
