@@ -67,12 +67,7 @@ def evaluate_model(
     options: EvalOptions,
     output: Annotated[
         Path | None,
-        Option(
-            "File for the run [default: named after task and model]",
-            "Output",
-            short="-o",
-            metavar="RUN.jsonl",
-        ),
+        Option("File for the run [default: named after task and model]", "Output", short="-o", metavar="RUN.jsonl"),
     ] = None,
 ) -> None:
     """A question file has one JSON object on each line, with `question`, `answer` and, for multiple choice, `choices`.

@@ -49,12 +49,7 @@ def merge(
       cerebrum merge recipe.yaml -o merged.gguf --dry-run
       cerebrum merge recipe.yaml -o merged.gguf --source author/7b=cerebrum-7b
     """
-    from cerebrum_cli.merge.merge import (
-        read_recipe,
-        require_not_source,
-        resolve_models,
-        source_references,
-    )
+    from cerebrum_cli.merge.merge import read_recipe, require_not_source, resolve_models, source_references
     from cerebrum_cli.models.pull import require_free_name
     from cerebrum_cli.terminal.interrupts import interruptible
     from cerebrum_cli.terminal.progress import FileProgress

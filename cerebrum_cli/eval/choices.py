@@ -44,7 +44,7 @@ _BEFORE = re.compile(
 )
 _BEHIND = re.compile(
     r"(?:(?!\b[A-Z]\b)[^,.;]){0,80}?\b(?:is|are|was|were|can|could|does|do|did|would|will|has)(?:n['’]t\b|\W++(?:\w++\W++){0,2}?"
-    r"(?:not|incorrect|wrong|false|eliminated|ruled|excluded|unlikely|irrelevant|impossible)\b)|\W+cannot\b",
+    r"(?:not|incorrect|wrong|false|eliminated|ruled|excluded|unlikely|irrelevant|impossible)\b)|\W+cannot\b"
 )
 _NONE = re.compile(
     r"\b(?:none\sof\s(?:the|these)(?:\s(?:given|provided|listed|available))*+\s(?:above|options|choices|answers)"
@@ -131,11 +131,7 @@ def _items(lines: list[re.Match[str]]) -> list[re.Match[str]]:
 
 
 def _stated(
-    text: str,
-    statement: re.Pattern[str],
-    several: re.Pattern[str],
-    items: list[re.Match[str]],
-    is_none_a_choice: bool,
+    text: str, statement: re.Pattern[str], several: re.Pattern[str], items: list[re.Match[str]], is_none_a_choice: bool
 ) -> list[tuple[int, str]]:
     """Places and letters of statements; no letter where the reply states that it is none, or several."""
     stated = [] if is_none_a_choice else [(match.start(), "") for match in _NONE.finditer(text)]

@@ -9,16 +9,7 @@ from typing import Any
 
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.core.events import EvalProgress
-from cerebrum_cli.eval.estimates import (
-    Clusters,
-    Estimate,
-    Vote,
-    estimate,
-    majorities,
-    mean,
-    pass_at,
-    vote_sizes,
-)
+from cerebrum_cli.eval.estimates import Clusters, Estimate, Vote, estimate, majorities, mean, pass_at, vote_sizes
 from cerebrum_cli.eval.questions import QuestionId, Sample
 
 _canonical = lru_cache(maxsize=10_000)(canonical)  # samples that vote state few different answers

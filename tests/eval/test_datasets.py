@@ -217,10 +217,7 @@ def test_dataset_gated_by_the_hub_needs_a_token(hub_user: HubUser) -> None:
     repository.gated, repository.readers = "auto", (READER,)
     problem = "openai/gsm8k is gated: you must accept its terms first"
     page = f"{hub_user.hub.url}/datasets/openai/gsm8k"
-    assert refusal(hub_user, "gsm8k") == [
-        problem,
-        f"accept them at {page}, then run hf auth login, or set HF_TOKEN",
-    ]
+    assert refusal(hub_user, "gsm8k") == [problem, f"accept them at {page}, then run hf auth login, or set HF_TOKEN"]
     assert refusal(hub_user, "gsm8k", variables={"HF_TOKEN": OTHER})[0] == problem
     assert load(hub_user, "gsm8k", variables={"HF_TOKEN": READER})
 
