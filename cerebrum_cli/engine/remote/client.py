@@ -80,8 +80,8 @@ class Endpoint:
             raise UsageError(f"{self.name}: the API key is not printable ASCII", "check its variable for line breaks")
 
 
+# Errors raised by reading a value of an unexpected shape.
 DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""Errors raised by reading a value of an unexpected shape."""
 
 
 @dataclass(eq=False)

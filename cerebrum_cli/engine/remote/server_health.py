@@ -1,17 +1,18 @@
 """How a failing server is retried, and what becomes of its requests: time limits, circuit breaker, notices.
 
-| failure | the server | the request |
-|---|---|---|
-| no connection, reset, 5xx, 404, damaged reply, silence | opens: asked what it is after 1, 2, 4 ... 60 s, then given one request | asked again; an error after `MAX_LOSSES` servers, or once a part was shown |
-| it does not fit, or refuses every request (401, 403, 422) | opens | asked again |
-| 408, 429, 503 | given half as many for `Retry-After`, or a second | asked again |
-| a reply takes too long, though others arrive | none | asked again, for twice as long; counted as a lost server |
-| 400, 413, or a message that concerns the prompt | none | an error |
-| no server can be used for `patience` | | everything ends |
+- No connection, a reset, 5xx, 404, a damaged reply, silence: the server is lost. It is asked what it is after 1, 2, 4
+  up to 60 s, then given one request, whose reply makes it usable again. Its requests are asked again, of any server.
+  One that was lost with `MAX_LOSSES` servers, or of which a part was shown, ends with an error.
+- It serves another model, or refuses every request (401, 403, 422): the same, without blame for requests. If no other
+  server fits, everything ends.
+- 408, 429, 503: it rests for `Retry-After`, or a second, and is then given half as many samples at a time.
+- A reply takes too long, though others arrive: it is asked for again, and may then take twice as long.
+- 400, 413, or a message about the prompt: an error of the request.
+- No server can be used for `patience`: everything ends.
 
-`client.py` translates responses into `LostServerError`, `BusyServerError` and `RequestError`, `Pool._end` acts on them.
+`client.py` translates responses into LostServerError, BusyServerError and RequestError; `Pool._end` acts on them.
 Values and decisions; the clock is the caller's.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
