@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine, Finished, assert_error
-from model_servers import ModelServer
 from remote_engines import HASTY
 from scripted_command import run_here
 from served import SEEDS, Served
-from server_kinds import BUILD, SglangServer, VllmServer
+from server_kinds import BUILD
 from waiting import TIMEOUT_S
 
 from cerebrum_cli.engine.remote import server_health
@@ -107,18 +106,6 @@ def test_endpoint_batch_accepts_rows_that_name_the_served_model(served: Served) 
     served.servers[0].models = ("served.GGUF",)
     done = served.run("batch", source, "-o", "-")
     assert [json.loads(line)["error"] is None for line in done.out.splitlines()] == [True, False]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [VllmServer, SglangServer])
-def test_endpoint_batch_on_other_kinds_writes_the_local_result(served: Served, kind: type[ModelServer]) -> None:
-    arguments: tuple[str | Path, ...] = (served.questions(12), "--seed", "7")
-    with kind(served.servers[0].model, context_size=100_000) as server:
-        remote = served.run_alone("batch", *arguments, "-o", "remote.jsonl", "--endpoint", server.url)
-    local = served.run_alone("batch", *arguments, "-o", "local.jsonl")
-    assert (remote.code, local.code) == (0, 0), remote.err
-    assert "note:" not in remote.err
-    assert_local_rows("remote.jsonl", "local.jsonl", {("server 1", "tiny.gguf")})
 
 
 @pytest.mark.slow
