@@ -99,8 +99,8 @@ class ModelSizes:
             for layer in self.layers
         )
         output_bytes = self.output_bytes * size // whole
-        rest = output_bytes + sum(layer.weight_bytes for layer in layers)
-        return replace(self, layers=layers, input_bytes=size - rest, output_bytes=output_bytes)
+        input_bytes = size - output_bytes - sum(layer.weight_bytes for layer in layers)
+        return replace(self, layers=layers, input_bytes=input_bytes, output_bytes=output_bytes)
 
     def with_experts_on_host(self, count: int) -> ModelSizes:
         """The same model with the experts of the first `count` layers in host memory."""

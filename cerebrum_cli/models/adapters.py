@@ -40,16 +40,17 @@ def adapter_sizes(path: Path, model_paths: Iterable[Path]) -> tuple[tuple[str, i
 
 def _check_metadata(path: Path, adapter: Tables, architecture: str) -> None:
     metadata = adapter.metadata
-    if metadata.get("general.type") != "adapter":
-        raise ModelFileError(path, "a model, not an adapter", _CONVERT)
-    if (kind := metadata.get("adapter.type")) != "lora":
-        raise ModelFileError(path, f"an adapter of type {quoted(str(kind))}, not lora", _CONVERT)
-    if ACTIVATION in metadata:
-        problem = "an activated LoRA adapter, which applies only after certain tokens, and is not supported"
-        raise ModelFileError(path, problem, "use an ordinary LoRA adapter")
-    if (made_for := metadata.get("general.architecture")) != architecture:
-        problem = f"made for the architecture {quoted(str(made_for))}, but the model's is {quoted(architecture)}"
-        raise ModelFileError(path, problem, _HINT)
+    kind, made_for = (str(metadata.get(key)) for key in ("adapter.type", "general.architecture"))
+    activated = "an activated LoRA adapter, which applies only after certain tokens, and is not supported"
+    mismatch = f"made for the architecture {quoted(made_for)}, but the model's is {quoted(architecture)}"
+    for is_wrong, problem, hint in (
+        (metadata.get("general.type") != "adapter", "a model, not an adapter", _CONVERT),
+        (kind != "lora", f"an adapter of type {quoted(kind)}, not lora", _CONVERT),
+        (ACTIVATION in metadata, activated, "use an ordinary LoRA adapter"),
+        (made_for != architecture, mismatch, _HINT),
+    ):
+        if is_wrong:
+            raise ModelFileError(path, problem, hint)
 
 
 def _pairs(path: Path, tensors: Iterable[Tensor]) -> dict[str, Factors]:

@@ -85,8 +85,9 @@ def fit_memory(sizes: ModelSizes, context: int, capacity: Capacity) -> MemoryFit
     """Plan the memory of a model with one sequence, with as many layers on GPUs as these can hold."""
     devices = capacity.devices or ()
     plan = place(LoadOptions(GgufFile(Path(), context, sizes)), ContextOptions(context), devices)
-    needs = plan.needs
-    needed, on_host, available = needs.total + HEADROOM, host_bytes(needs, devices) + HEADROOM, capacity.host_memory
+    needed = plan.needs.total + HEADROOM
+    on_host = host_bytes(plan.needs, devices) + HEADROOM
+    available = capacity.host_memory
     verdict: Verdict = "fits" if on_host <= TIGHT_FRACTION * available else "tight"
     if on_host > available:
         verdict = "too big"

@@ -322,8 +322,8 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
     if status in (401, 403, 404) and not _is_from_hub(response):  # URLs of the storage are valid for an hour
         return HubError(f"the Hub's storage rejected the download URL ({status})", hint, retries=2)
     if code == "GatedRepo":
-        login = ", then run hf auth login, or set HF_TOKEN"
-        then = f" with the account of the token in {location}" if has_token else login
+        account = f" with the account of the token in {location}"
+        then = account if has_token else ", then run hf auth login, or set HF_TOKEN"
         return HubError(f"{repo_id} is gated: you must accept its terms first", f"accept them at {page}{then}")
     if code == "RevisionNotFound":
         return ModelNotFound(f"{repo_id} has no such revision", f"see its branches at {page}/tree/main")

@@ -142,7 +142,8 @@ def _parse_url(text: str, scheme: str, address: str, endpoint: str | None) -> Hu
 
 def _parse_hub_path(text: str, path: str) -> HubReference:
     """Parse what follows the host: OWNER/REPO[:QUANT], or a file or tree of a revision."""
-    owner, repo, view, revision, file = [*path.rstrip("/").split("/", 4), "", "", "", "", ""][:5]
+    parts = path.rstrip("/").split("/", 4)
+    owner, repo, view, revision, file = parts + [""] * (5 - len(parts))
     quantization = None
     if not view:
         repo, quantization = _split_quantization(repo)
