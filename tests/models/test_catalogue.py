@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tomlkit
 
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import fold
@@ -148,51 +149,34 @@ def row(directory: Path, name: str, text: str) -> ModelSpec:
 
 
 def test_catalogue_user_file_adds_a_row(tmp_path: Path) -> None:
-    text = """
-    [models.mine]
-    title = "Mine-1.0"
-    aliases = ["my-model", "m1"]
-    repo_id = "me/Mine-GGUF"
-    revision = "refs/pr/1"
-    file = "mine.{quant}.gguf"
-    format = "chatml"
-    context_size = 4096
-    kv_bytes_per_token = 65_536
-    license = "mit"
-    notes = "Mine."
-    quantizations = {Q4_0 = 10}
-    alternatives = [{repo_id = "you/Mine", file = "Mine-{quant}.gguf", revision = "v1", quantizations = {Q8_0 = 20}}]
-    refuse = [{repo_id = "you/Mine-old", reason = "it is old"}]
-    [models.mine.settings]
-    temperature = 0.5
-    think = "on"
-    [models.mine.thinking]
-    top_k = 20
-    [models.mine.no_thinking]
-    presence_penalty = 1.5
-    """
+    values = {
+        "title": "Mine-1.0",
+        "repo_id": "me/Mine-GGUF",
+        "revision": "refs/pr/1",
+        "file": "mine.{quant}.gguf",
+        "format": "chatml",
+        "context_size": 4096,
+        "kv_bytes_per_token": 65_536,
+        "license": "mit",
+        "notes": "Mine.",
+        "settings": {"temperature": 0.5, "think": "on"},
+        "thinking": {"top_k": 20},
+        "no_thinking": {"presence_penalty": 1.5},
+    }
+    yours = {"repo_id": "you/Mine", "file": "Mine-{quant}.gguf", "revision": "v1", "quantizations": {"Q8_0": 20}}
+    lists = {"aliases": ["my-model", "m1"], "refuse": [{"repo_id": "you/Mine-old", "reason": "it is old"}]}
+    tables = {"quantizations": {"Q4_0": 10}, "alternatives": [yours]}
+    spec = row(tmp_path, "mine", tomlkit.dumps({"models": {"mine": {**values, **lists, **tables}}}))
+    own = Repository("me/Mine-GGUF", "mine.{quant}.gguf", (Quantization("Q4_0", 10),), "refs/pr/1")
     alternative = Repository("you/Mine", "Mine-{quant}.gguf", (Quantization("Q8_0", 20),), "v1")
-    spec = row(tmp_path, "mine", text)
     assert spec == ModelSpec(
-        name="mine",
-        title="Mine-1.0",
+        "mine",
+        **values,  # type: ignore[arg-type]
         aliases=("my-model", "m1"),
-        repo_id="me/Mine-GGUF",
-        revision="refs/pr/1",
-        file="mine.{quant}.gguf",
-        quantizations=(Quantization("Q4_0", 10),),
-        format="chatml",
-        context_size=4096,
-        kv_bytes_per_token=65_536,
-        license="mit",
-        notes="Mine.",
+        quantizations=own.quantizations,
         alternatives=(alternative,),
         refuse=(Refusal("you/Mine-old", "it is old"),),
-        settings={"temperature": 0.5, "think": "on"},
-        thinking={"top_k": 20},
-        no_thinking={"presence_penalty": 1.5},
     )
-    own = Repository("me/Mine-GGUF", "mine.{quant}.gguf", (Quantization("Q4_0", 10),), "refs/pr/1")
     assert spec.sources == (own, alternative)
     assert spec.has_name("M1") and spec.matches("MINE.q4_0.gguf") and spec.matches("mine-q8_0-00001-of-00002.gguf")
 
@@ -222,6 +206,7 @@ def test_library_name_takes_precedence_over_alias(tmp_path: Path) -> None:
     assert meant.name == "cerebrum"
 
 
+SHARE = "it must be a number from 0 to 1"
 REFUSAL = '[[models.a.refuse]]\nrepo_id = "o/a"\nreason = "broken"\n'
 PACKAGE = (
     f'[models.a.package]\nrequirement = "p==1"\nmember = "p/m.gguf"\nsha256 = "{"0" * 64}"\nsize = 1\ndownload_size = 1'
@@ -257,14 +242,8 @@ PACKAGE = (
         ('[[models.a.refuse]]\nreason = "broken"', "models.a.refuse.1.repo_id: missing"),
         (REFUSAL.replace('"broken"', "1"), "models.a.refuse.1.reason: must be non-empty text"),
         (f"{REFUSAL}why = 1", "models.a.refuse.1.why: unknown key; the keys are repo_id, reason"),
-        (
-            "[models.a.settings]\ntop_p = 2",
-            "models.a.settings.top_p: invalid top_p: 2; it must be a number from 0 to 1",
-        ),
-        (
-            "[models.a.thinking]\nmin_p = 2",
-            "models.a.thinking.min_p: invalid min_p: 2; it must be a number from 0 to 1",
-        ),
+        ("[models.a.settings]\ntop_p = 2", f"models.a.settings.top_p: invalid top_p: 2; {SHARE}"),
+        ("[models.a.thinking]\nmin_p = 2", f"models.a.thinking.min_p: invalid min_p: 2; {SHARE}"),
         ('[models.a.no_thinking]\nthink = "off"', "models.a.no_thinking.think: unknown key; the keys are max_tokens,"),
     ],
 )
