@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import UNAVAILABLE, Fault, Refusal
-from hub_user import CATALOGUED, HubUser, cleaned, named
+from hub_user import CATALOGUED, OFFLINE, HubUser, cleaned, named
 from tiny_models import write_chatml
 
 OWNED = "someone/tiny-GGUF"
@@ -32,25 +32,22 @@ def offline_error(hub_user: HubUser, *arguments: str, **more: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variable", [False, True])
-def test_offline_installed_models_work(hub_user: HubUser, variable: bool) -> None:
+@pytest.mark.parametrize(("offline", "more"), OFFLINE)
+def test_offline_installed_models_work(hub_user: HubUser, offline: tuple[str, ...], more: dict[str, str]) -> None:
     path = hub_user.path(named("Q4_K_M"))
     hub_user.pull("cerebrum-7b")
     hub_user.hub.log.clear()
-    more = {"HF_HUB_OFFLINE": "1"} if variable else {}
-    offline = [] if variable else ["--offline"]
     assert hub_user.pull(CATALOGUED, *offline, **more).err == f"installed cerebrum-7b:Q4_K_M: {path}\n"
     assert hub_user.ask("-m", "cerebrum-7b", *offline, **more)
     assert hub_user.run("list", **more).code == hub_user.run("show", "cerebrum-7b", **more).code == 0
     assert not hub_user.hub.log.requests()
 
 
-@pytest.mark.parametrize(
-    ("reference", "variable"), [("cerebrum-7b:Q2_K", False), (OWNED, True), ("starter", False), ("starter", True)]
-)
-def test_offline_other_models_are_missing(hub_user: HubUser, reference: str, variable: bool) -> None:
-    more = {"HF_HUB_OFFLINE": "1"} if variable else {}
-    offline = [] if variable else ["--offline"]
+@pytest.mark.parametrize("reference", ["cerebrum-7b:Q2_K", OWNED, "starter"])
+@pytest.mark.parametrize(("offline", "more"), OFFLINE)
+def test_offline_other_models_are_missing(
+    hub_user: HubUser, reference: str, offline: tuple[str, ...], more: dict[str, str]
+) -> None:
     said = f"error: {reference} is not downloaded, and the network is disabled"
     assert offline_error(hub_user, "pull", reference, *offline, **more) == said
     assert not hub_user.hub.log.requests()

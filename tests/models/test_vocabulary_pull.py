@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from gguf_files import write_model
 from hub_server import UNAVAILABLE, Fault
-from hub_user import HubUser, cleaned
+from hub_user import OFFLINE, HubUser, cleaned
 from vocabularies import open_vocabulary
 
 from cerebrum_cli.core.conversation import Text
@@ -16,7 +16,7 @@ from cerebrum_cli.gguf.parser import parse_tables
 REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
 REFERENCE = f"{REPO}:Q4_K_M"
 NOT_HERE = f"error: {REFERENCE} is not downloaded\n hint: cerebrum pull {REFERENCE}\n"
-OFFLINE = f"error: {REPO} is not downloaded, and the network is disabled\n"
+DISABLED = f"error: {REPO} is not downloaded, and the network is disabled\n"
 TEXT = "Hello world,\n 12 + 3 = 15: é \U0001f600 <s>"
 
 
@@ -120,9 +120,7 @@ def test_vocabulary_pull_fetches_as_much_as_the_header_needs(hub_user: HubUser, 
     size = model.stat().st_size
     hub_user.hub.repository("owner/words", {"words-F32.gguf": model})
     hub_user.pull("--vocabulary", "owner/words")
-    assert ranges(hub_user) == [
-        f"bytes={start}-{end - 1}" for start, end in ((0, 1 << 20), (1 << 20, min(1 << 22, size)))
-    ]
+    assert ranges(hub_user) == ["bytes=0-1048575", f"bytes=1048576-{min(1 << 22, size) - 1}"]
     assert path_of(hub_user, "words-F32.gguf", "owner/words").stat().st_size == size
 
 
@@ -165,12 +163,12 @@ def test_vocabulary_pull_of_a_split_model_has_all_tables(
     assert blobs(hub_user) == {}
 
 
-@pytest.mark.parametrize("variable", [False, True])
-def test_vocabulary_pull_uses_the_stored_one_without_the_hub(hub_user: HubUser, variable: bool) -> None:
-    more = {"HF_HUB_OFFLINE": "1"} if variable else {}
-    offline = [] if variable else ["--offline"]
+@pytest.mark.parametrize(("offline", "more"), OFFLINE)
+def test_vocabulary_pull_uses_the_stored_one_without_the_hub(
+    hub_user: HubUser, offline: tuple[str, ...], more: dict[str, str]
+) -> None:
     done = hub_user.run("pull", "--vocabulary", REPO, *offline, **more)
-    assert (done.code, done.err) == (3, f"{OFFLINE} hint: pull it without --offline or HF_HUB_OFFLINE\n")
+    assert (done.code, done.err) == (3, f"{DISABLED} hint: pull it without --offline or HF_HUB_OFFLINE\n")
     hub_user.pull("--vocabulary", REPO)
     hub_user.hub.log.clear()
     assert hub_user.pull("--vocabulary", REPO, *offline, **more).err == pulled(hub_user)

@@ -18,6 +18,10 @@ from cerebrum_cli.core.events import NoticeEvent
 CATALOGUED = "bartowski/Cerebrum-1.0-7b-GGUF"  # where the catalogue's cerebrum-7b comes from
 READER, OTHER = "hf_reader", "hf_other"  # the tokens the Hub knows
 
+OFFLINE: tuple[tuple[tuple[str, ...], dict[str, str]], ...] = (
+    (("--offline",), {}),
+    ((), {"HF_HUB_OFFLINE": "1"}),
+)  # options and variables that disable the network
 STAGES = ("download: ", "verify: ")
 HUGGING_FACE = (
     "import json, sys; from huggingface_hub import *; print(json.dumps([eval(each) for each in sys.argv[1:]]))"
@@ -121,5 +125,5 @@ class RecordedProgress:
 
 
 def cleaned(done: Finished) -> str:
-    """Return what was said on standard error, without how far a stage was at its begin."""
+    """Standard error without the lines of progress."""
     return "".join(line for line in done.err.splitlines(keepends=True) if not line.startswith(STAGES))
