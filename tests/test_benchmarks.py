@@ -12,6 +12,7 @@ import harness
 import large_batch
 import merge
 import pytest
+import stored_rows
 
 from cerebrum_cli.engine.llama import devices
 from cerebrum_cli.engine.memory import Device
@@ -64,6 +65,12 @@ def test_benchmark_large_batch_loses_and_repeats_no_row(tmp_path: Path, chatml_m
     assert cpu.label.startswith("batch of 1,000 rows, 2 servers") and cpu.ratio > 0
     assert memory.peer == "100 bytes"
     assert resume.ratio > 0
+
+
+def test_benchmark_stored_rows_are_resumed_and_complete(tmp_path: Path) -> None:
+    resume, result = stored_rows.measure(tmp_path, 2000)
+    assert resume.label == "batch of 2,000 finished rows: time to resume"
+    assert resume.ratio > 0 and result.ratio > 0
 
 
 def test_benchmark_writing_counts_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,107 @@
+"""Measure how long a batch of many finished rows takes to resume, and to write its result; neither needs a model.
+
+Usage: python benchmarks/stored_rows.py [--rows N] [--dry-run]
+
+Rows with answers of 300 tokens are written to a journal, in an order like that of a server's answers.
+
+resume   Seconds to open the journal of N rows that a process has written, when all but one are finished.
+parse    The same without its checkpoint, which parses all of them.
+result   Seconds to complete it, from the last row to the complete result. Its lines must be in the order of the input.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from harness import Row, argument_parser, in_subprocess, record
+from large_batch import REPLY, row_ids, write_input
+
+from cerebrum_cli.batch.readers import IndexedRows, open_input, read_rows
+from cerebrum_cli.batch.rows import InputRow, output_object, result_rows
+from cerebrum_cli.runs.journal import Journal, open_journal
+from cerebrum_cli.runs.output_files import output_paths
+
+ROWS = 1_000_000
+WINDOW = 4096  # rows that are answered together, and finish in any order
+RESUME_S, RESULT_S = 5.0, 40.0  # at most, of ROWS
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--rows", type=int, default=ROWS, metavar="N", help=f"rows of the input [default: {ROWS:,}]")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        record(measure(Path(directory), options.rows), options.dry_run)
+
+
+def measure(directory: Path, rows: int) -> Iterator[Row]:
+    source = write_input(directory / "in.jsonl", rows)
+    output = directory / "answers.jsonl"
+    in_subprocess(write_all_but_one, source, output)
+    resume_s = in_subprocess(resume, source, output)
+    output_paths(output).checkpoint.unlink()
+    parse_s = in_subprocess(resume, source, output)
+    result_s = in_subprocess(complete, source, output)
+    print(f"resume {resume_s:.2f} s, {parse_s:.1f} s without the checkpoint; result {result_s:.1f} s")
+    with output.open("rb") as lines:
+        if [json.loads(line)["id"] for line in lines] != row_ids(rows):
+            raise RuntimeError("the rows of the result are not those of the input")
+    label = f"batch of {rows:,} finished rows"
+    for name, seconds, most in (("resume", resume_s, RESUME_S), ("write the result", result_s, RESULT_S)):
+        limit = most * rows / ROWS
+        yield Row(f"{label}: time to {name}", f"{seconds:.2f} s", f"{limit:.1f} s", seconds / limit, "<= 1")
+
+
+# Each in a process of its own.
+
+
+def write_all_but_one(source: Path, output: Path) -> None:
+    with closing(open_input(source)) as file:
+        rows = read_rows(file, "jsonl")
+        with closing(open_rows(output, rows)) as journal:
+            positions = list(range(len(rows) - 1))
+            randomness = random.Random(0)
+            for start in range(0, len(positions), WINDOW):
+                window = positions[start : start + WINDOW]
+                randomness.shuffle(window)
+                for position in window:
+                    journal.write(position, answer(rows[position]))
+
+
+def resume(source: Path, output: Path) -> float:
+    """Seconds in which the journal is opened, without those in which the input is."""
+    with closing(open_input(source)) as file:
+        rows = read_rows(file, "jsonl")
+        start = time.perf_counter()
+        with closing(open_rows(output, rows)):
+            return time.perf_counter() - start
+
+
+def complete(source: Path, output: Path) -> float:
+    with closing(open_input(source)) as file:
+        rows = read_rows(file, "jsonl")
+        with closing(open_rows(output, rows)) as journal:
+            journal.write(len(rows) - 1, answer(rows[len(rows) - 1]))
+            start = time.perf_counter()
+            journal.complete()
+            return time.perf_counter() - start
+
+
+def open_rows(output: Path, rows: IndexedRows) -> Journal:
+    return open_journal(output, {"model": "none"}, result_rows(rows, rows.sha256))
+
+
+def answer(row: InputRow) -> dict[str, Any]:
+    text = REPLY.format(row.id)
+    return output_object(row, text=text, finish_reason="stop", prompt_tokens=100, completion_tokens=300, seed=1)
+
+
+if __name__ == "__main__":
+    main()
