@@ -110,7 +110,7 @@ def _open(
 
 
 class Journal(Result):
-    """A `Result` on disk; create it with `open_journal`. Not thread-safe. `replaced` is an old result."""
+    """A `Result` on disk; create it with `open_journal`. Not thread-safe. `notes` are stored beside the rows."""
 
     def __init__(
         self,
@@ -128,6 +128,7 @@ class Journal(Result):
         self._record = record
         self._replaced = replaced
         self._unfinished = dict(record.unfinished)
+        self.notes = record.notes
         self._is_open = True
 
     @property
@@ -150,16 +151,11 @@ class Journal(Result):
         else:
             yield from map(json.loads, self._partial.lines(self.finished))
 
-    @property
-    def notes(self) -> Mapping[str, Any]:
-        """Notes stored beside the rows."""
-        return self._record.notes
-
     def write_notes(self, notes: Mapping[str, Any]) -> None:
         """Replace the notes. Raises BatchError."""
         record = replace(self._record, notes=notes)
         write_record(self._paths, record)
-        self._record = record
+        self._record, self.notes = record, notes
 
     def complete(self) -> None:
         """Write the result file atomically, in the order of the input; nothing if it is complete.

@@ -55,24 +55,25 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class OutputPaths:
-    """The paths of a result and of the files beside it."""
+    """The path of a result, and those of the files beside it.
+
+    `partial` has the finished rows in the order in which they finished, `checkpoint` lists them, and `meta` has the
+    settings that the result was made with.
+    """
 
     output: Path
 
     @property
     def partial(self) -> Path:
-        """The finished rows, in the order in which they finished."""
         return self.output.with_name(f"{self.output.name}.partial")
 
     @property
-    def meta(self) -> Path:
-        """The settings that the result was made with."""
-        return self.output.with_name(f"{self.output.name}.meta.json")
+    def checkpoint(self) -> Path:
+        return self.output.with_name(f"{self.output.name}.checkpoint")
 
     @property
-    def checkpoint(self) -> Path:
-        """Which rows the lines of the partial file are for."""
-        return self.output.with_name(f"{self.output.name}.checkpoint")
+    def meta(self) -> Path:
+        return self.output.with_name(f"{self.output.name}.meta.json")
 
     @property
     def all(self) -> tuple[Path, ...]:
@@ -141,15 +142,6 @@ def identify(path: Path) -> Identity | None:
         return None
 
 
-def file_stamp(path: Path) -> tuple[int, ...] | None:
-    """A value that changes when a file does, without reading it; None if it does not exist."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
 def journal_errors(path: Path, then: str = _RESUME) -> AbstractContextManager[None]:
     """Raise BatchError with a hint for an OSError."""
     return translate_os_errors(BatchError, path, then, "choose an -o on another file system")
@@ -209,17 +201,15 @@ def read_record(path: Path) -> BatchRecord | None:
 def write_record(paths: OutputPaths, record: BatchRecord, then: str = _RESUME) -> None:
     """Replace the record atomically. Raises BatchError, whose hint ends with what to do `then`."""
     fields = {key: value for key, value in asdict(record).items() if value != {}}
-    value = json.loads(to_json({"version": VERSION, **fields}))
-    data = (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
+    text = to_json({"version": VERSION, **fields}, indent=2) + "\n"
     with journal_errors(paths.meta, then), unfinished_file(paths.meta, 0o666) as part:
-        write_result(part.file, [data])
+        write_result(part.file, [text.encode()])
         commit_file(part, paths.meta)
 
 
 def normalize(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a fingerprint to the values that JSON gives back."""
-    value: dict[str, Any] = json.loads(to_json(dict(fingerprint)))
-    return value
+    return dict(json.loads(to_json(dict(fingerprint))))
 
 
 def describe_difference(before: BatchRecord, now: BatchRecord) -> str | None:

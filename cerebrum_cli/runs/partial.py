@@ -105,35 +105,25 @@ class PartialFile:
         """
         import sqlite3
 
-        schema = self._rows.schema
-        is_lost = False
         is_result = source != self._path
-        with (
-            contextlib.closing(sqlite3.connect("")) as database,  # on disk: memory does not hold the keys of all rows
-            open(source if is_result else self._file.fileno(), "rb", closefd=is_result) as file,
-            unfinished_file(self._path, 0o666, is_required=True) as part,
-            self._file,
-        ):
-            self._file = FileIO(os.dup(part.file.fileno()), "r+")  # keeps the lock of the new file
-            database.executescript(_TABLES)
-            database.executemany("INSERT INTO line VALUES (?, ?, ?, ?)", self._keys_of_lines(file))
-            database.executemany("INSERT INTO row VALUES (?, ?)", self._keys_of_rows())
-            self._checkpoint.clear()
-            for position, offset, has_answer in database.execute(_MATCHES):
-                file.seek(offset)
-                object = json.loads(file.readline())
-                object.pop(ROW, None)
-                if position is None:
-                    is_lost = is_lost or has_answer
-                    self._write(to_json_line(object).encode())
-                else:
-                    fields = self._rows.fields(position)
-                    line = to_json_line({key: fields.get(key, value) for key, value in object.items()})
-                    self.append(position, line.encode(), flags_of(schema.count(object)))
-            if is_lost and not self.finished:
-                raise BatchError(f"none of the answers in {source} is for this input", REPLACE)
-            os.fsync(self._file.fileno())
-            commit_file(part, self._path)
+        try:
+            with (
+                contextlib.closing(sqlite3.connect("")) as database,  # on disk: the keys of all rows need much memory
+                open(source if is_result else self._file.fileno(), "rb", closefd=is_result) as file,
+                unfinished_file(self._path, 0o666, is_required=True) as part,
+                self._file,
+            ):
+                self._file = FileIO(os.dup(part.file.fileno()), "r+")  # has the lock of the new file
+                database.executescript(_TABLES)
+                database.executemany("INSERT INTO line VALUES (?, ?, ?, ?)", self._keys_of_lines(file))
+                database.executemany("INSERT INTO row VALUES (?, ?)", self._keys_of_rows())
+                self._checkpoint.clear()
+                if self._write_again(file, database.execute(_MATCHES)):
+                    raise BatchError(f"none of the answers in {source} is for this input", REPLACE)
+                os.fsync(self._file.fileno())
+                commit_file(part, self._path)
+        except sqlite3.Error as error:
+            raise BatchError(f"the changed input cannot be indexed: {error}", "set TMPDIR to a larger disk") from error
 
     def append(self, position: int, line: bytes, flags: int) -> None:
         """Append the line of a row; on failure, remove it again. Raises OSError, also if an earlier sync failed."""
@@ -201,6 +191,22 @@ class PartialFile:
     def _keys_of_rows(self) -> Iterator[tuple[str, int]]:
         for position in range(len(self._rows)):
             yield self._rows.schema.identify(self._rows.fields(position)), position
+
+    def _write_again(self, file: BinaryIO, matches: Iterable[tuple[int | None, int, bool]]) -> bool:
+        """Write lines again, each with the position of its row; return whether all answers are for other rows."""
+        is_lost = False
+        for position, offset, has_answer in matches:
+            file.seek(offset)
+            object = json.loads(file.readline())
+            object.pop(ROW, None)
+            if position is None:
+                is_lost = is_lost or has_answer
+                self._write(to_json_line(object).encode())
+            else:
+                fields = self._rows.fields(position)
+                line = to_json_line({key: fields.get(key, value) for key, value in object.items()})
+                self.append(position, line.encode(), flags_of(self._rows.schema.count(object)))
+        return is_lost and not self.finished
 
     def _write(self, text: bytes) -> None:
         end = self._end

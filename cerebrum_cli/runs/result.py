@@ -86,7 +86,10 @@ class ResultRows:
 
 
 class FinishedRows(Collection[int]):
-    """The positions of finished rows: a byte of flags for each row of the result. `errors` are the first messages."""
+    """The positions of finished rows, and by position their flags: a byte for each row of the result, 0 if unfinished.
+
+    `errors` are the first messages.
+    """
 
     def __init__(self, rows: int, flags: int = 0) -> None:
         self._flags = bytearray([flags]) * rows
@@ -103,7 +106,6 @@ class FinishedRows(Collection[int]):
         return len(self._flags) - self._tally[0]
 
     def __getitem__(self, position: int) -> int:
-        """The flags of a row, 0 if it is not finished."""
         return self._flags[position]
 
     def __setitem__(self, position: int, flags: int) -> None:
@@ -215,7 +217,7 @@ def to_json_line(object: Mapping[str, Any]) -> str:
     return (text if text.isascii() else text.translate(_LINE_BREAKS)) + "\n"
 
 
-def to_json(value: Any) -> str:
+def to_json(value: Any, indent: int | None = None) -> str:
     """Encode a value as JSON that is valid UTF-8."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
     return text if text.isascii() else well_formed(text)

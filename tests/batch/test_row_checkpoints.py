@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ import pytest
 from batch_files import FINGERPRINT, answer, kill_at_each_call, rows_in, run
 
 from cerebrum_cli.batch.rows import InputRow, result_rows
+from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.runs import partial
 from cerebrum_cli.runs.journal import Journal, open_journal
@@ -195,6 +197,21 @@ def test_changed_input_makes_a_checkpoint_of_its_own(output: Path) -> None:
     assert texts == [(1, "So. When?"), (2, "So. How?"), (3, "So. Why?"), (4, "Later. Why not?")]
 
 
+def test_changed_input_on_a_full_disk_is_an_error(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(_: str, connect: Callable[..., sqlite3.Connection] = sqlite3.connect) -> sqlite3.Connection:
+        database = connect(":memory:")
+        database.execute("PRAGMA max_page_count = 2")
+        return database
+
+    lines = output_paths(output).partial.read_bytes()
+    with monkeypatch.context() as patched, pytest.raises(BatchError, match="database or disk is full") as caught:
+        patched.setattr(sqlite3, "connect", connect)
+        open_batch(output, f"{LINES}{LINES}")
+    assert "TMPDIR" in caught.value.hint
+    assert output_paths(output).partial.read_bytes() == lines
+    assert complete(output)[0] == [4]
+
+
 def test_restart_removes_the_checkpoint(output: Path) -> None:
     assert run(output, restart=True)
     assert not output_paths(output).checkpoint.exists()
@@ -246,6 +263,7 @@ journal.complete()
 @pytest.mark.slow
 def test_batch_with_a_checkpoint_killed_repeatedly_repeats_nothing(tmp_path: Path) -> None:
     output, written = tmp_path / "out.jsonl", list[int]()
+    checkpoint = output_paths(output).checkpoint
     for kills in range(4):
         environment = {**os.environ, "PYTHONPATH": str(Path(batch_files.__file__).parent)}
         command = [sys.executable, "-c", WRITER, str(output)]
@@ -253,11 +271,11 @@ def test_batch_with_a_checkpoint_killed_repeatedly_repeats_nothing(tmp_path: Pat
             assert process.stdout
             for count, line in enumerate(process.stdout):
                 written.append(int(line))
-                if count == 300 and kills < 3:
+                if count >= 300 and kills < 3 and checkpoint.exists():
                     process.send_signal(signal.SIGKILL)
                     written += map(int, process.stdout)
         assert process.returncode == (-signal.SIGKILL if kills < 3 else 0)
-        assert (kills == 3) != output_paths(output).checkpoint.exists()
+        assert (kills == 3) != checkpoint.exists()
     assert len(set(written)) == len(written) >= 20_000 - 3  # of a last line, the process may have written no number
     ids = [json.loads(line)["id"] for line in output.read_bytes().splitlines()]
     assert ids == list(range(1, 20_001))
