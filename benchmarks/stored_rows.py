@@ -1,12 +1,12 @@
-"""Measure how long a batch of many finished rows takes to resume, and to write its result; neither needs a model.
+"""Measure what it costs to resume a batch of many finished rows, and to write its result; neither needs a model.
 
 Usage: python benchmarks/stored_rows.py [--rows N] [--dry-run]
 
 Rows with answers of 300 tokens are written to a journal, in an order like that of a server's answers.
 
-resume   Seconds to open the journal of N rows that a process has written, when all but one are finished.
-parse    The same without its checkpoint, which parses all of them.
-result   Seconds to complete it, from the last row to the complete result. Its lines must be in the order of the input.
+resume  CPU time to open the journal that another process has written, when all rows but one are finished. The time
+        without its checkpoint, when each row is parsed, is printed.
+result  CPU time to complete it, from the last row to the complete result. Its lines must be in the order of the input.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def measure(directory: Path, rows: int) -> Iterator[Row]:
     label = f"batch of {rows:,} finished rows"
     for name, seconds, most in (("resume", resume_s, RESUME_S), ("write the result", result_s, RESULT_S)):
         limit = most * rows / ROWS
-        yield Row(f"{label}: time to {name}", f"{seconds:.2f} s", f"{limit:.1f} s", seconds / limit, "<= 1")
+        yield Row(f"{label}: CPU time to {name}", f"{seconds:.2f} s", f"{limit:.1f} s", seconds / limit, "<= 1")
 
 
 # Each in a process of its own.
@@ -76,12 +76,12 @@ def write_all_but_one(source: Path, output: Path) -> None:
 
 
 def resume(source: Path, output: Path) -> float:
-    """Seconds in which the journal is opened, without those in which the input is."""
+    """CPU time in which the journal is opened, without that in which the input is."""
     with closing(open_input(source)) as file:
         rows = read_rows(file, "jsonl")
-        start = time.perf_counter()
+        start = time.process_time()
         with closing(open_rows(output, rows)):
-            return time.perf_counter() - start
+            return time.process_time() - start
 
 
 def complete(source: Path, output: Path) -> float:
@@ -89,9 +89,9 @@ def complete(source: Path, output: Path) -> float:
         rows = read_rows(file, "jsonl")
         with closing(open_rows(output, rows)) as journal:
             journal.write(len(rows) - 1, answer(rows[len(rows) - 1]))
-            start = time.perf_counter()
+            start = time.process_time()
             journal.complete()
-            return time.perf_counter() - start
+            return time.process_time() - start
 
 
 def open_rows(output: Path, rows: IndexedRows) -> Journal:

@@ -69,7 +69,7 @@ def test_benchmark_large_batch_loses_and_repeats_no_row(tmp_path: Path, chatml_m
 
 def test_benchmark_stored_rows_are_resumed_and_complete(tmp_path: Path) -> None:
     resume, result = stored_rows.measure(tmp_path, 2000)
-    assert resume.label == "batch of 2,000 finished rows: time to resume"
+    assert resume.label == "batch of 2,000 finished rows: CPU time to resume"
     assert resume.ratio > 0 and result.ratio > 0
 
 

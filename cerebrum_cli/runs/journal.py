@@ -206,7 +206,7 @@ class Journal(Result):
 
         Raises BatchError if that or an earlier sync fails; then the file is unchanged.
         """
-        with journal_errors(self._paths.partial):
+        with journal_errors(self._partial.path):
             self._partial.append(position, line, flags)
         self._unfinished.pop(str(position), None)
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from io import FileIO
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from cerebrum_cli.core.text import enumeration
 from cerebrum_cli.runs.result import DELIMITERS, to_json
 
 VERSION = 1
+_WRITTEN_TOGETHER = 64  # lines of a result
 MIXED = ""  # the input of a record whose partial file may have positions of another input, or none
 MADE_BY = ("cerebrum", "llama.cpp")  # keys of a fingerprint: versions of the programs, which older ones lack
 _JSON_SUFFIXES = ("", ".jsonl", ".ndjson", ".json")
@@ -123,9 +125,9 @@ def lock_partial(path: Path, hint: str = "wait for it, or choose another -o") ->
     return lock_file(path, BatchError(f"another process is writing {name}", hint))
 
 
-def write_result(file: FileIO, chunks: Iterable[bytes]) -> Identity:
-    digest, size = hashlib.sha256(), 0
-    for chunk in chunks:
+def write_result(file: FileIO, lines: Iterable[bytes]) -> Identity:
+    digest, size, lines = hashlib.sha256(), 0, iter(lines)
+    for chunk in iter(lambda: b"".join(islice(lines, _WRITTEN_TOGETHER)), b""):
         write_all(file.fileno(), chunk)
         digest.update(chunk)
         size += len(chunk)

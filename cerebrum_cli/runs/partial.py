@@ -61,7 +61,7 @@ class PartialFile:
     """
 
     def __init__(self, paths: OutputPaths, rows: ResultRows) -> None:
-        self._path = paths.partial
+        self.path = paths.partial
         self._rows = rows
         self._file = lock_partial(paths.partial)
         self._checkpoint = RowCheckpoint(paths.checkpoint)
@@ -78,7 +78,7 @@ class PartialFile:
 
     @property
     def is_empty(self) -> bool:
-        return self._path.stat().st_size == 0
+        return self.path.stat().st_size == 0
 
     def clear(self) -> None:
         """Remove all lines, before any is loaded."""
@@ -105,12 +105,12 @@ class PartialFile:
         """
         import sqlite3
 
-        is_result = source != self._path
+        is_result = source != self.path
         try:
             with (
                 contextlib.closing(sqlite3.connect("")) as database,  # on disk: the keys of all rows need much memory
                 open(source if is_result else self._file.fileno(), "rb", closefd=is_result) as file,
-                unfinished_file(self._path, 0o666, is_required=True) as part,
+                unfinished_file(self.path, 0o666, is_required=True) as part,
                 self._file,
             ):
                 self._file = FileIO(os.dup(part.file.fileno()), "r+")  # has the lock of the new file
@@ -121,7 +121,7 @@ class PartialFile:
                 if self._write_again(file, database.execute(_MATCHES)):
                     raise BatchError(f"none of the answers in {source} is for this input", REPLACE)
                 os.fsync(self._file.fileno())
-                commit_file(part, self._path)
+                commit_file(part, self.path)
         except sqlite3.Error as error:
             raise BatchError(f"the changed input cannot be indexed: {error}", "set TMPDIR to a larger disk") from error
 
@@ -144,7 +144,7 @@ class PartialFile:
                 if not (text.startswith(start) and text.endswith(end)):
                     problem = f"{self._rows.name(position)} is no longer where it was written"
                     hint = "make sure that nothing else writes this file, then run the same command again"
-                    raise BatchError(f"{self._path} was changed while the batch ran: {problem}", hint)
+                    raise BatchError(f"{self.path} was changed while the batch ran: {problem}", hint)
                 yield text.removesuffix(end) + b"}\n"
 
     def remove(self, keeps_lines: bool = False) -> None:
@@ -153,7 +153,7 @@ class PartialFile:
         self._unsaved.clear()
         self._checkpoint.clear()
         if not keeps_lines:
-            self._path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Sync and close the file, which releases the lock."""
@@ -179,7 +179,7 @@ class PartialFile:
             elif object is not None or (b"\0" not in text and file.read(1)):
                 file.seek(0)
                 number = next(number for number, _ in enumerate(file, 1) if file.tell() > offset)
-                problem = f"{self._path} is damaged: line {number} is not a row"
+                problem = f"{self.path} is damaged: line {number} is not a row"
                 raise BatchError(problem, "move it elsewhere, choose another -o, or use --restart to start over")
             offset += len(text)
 

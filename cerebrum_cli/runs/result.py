@@ -160,8 +160,9 @@ class Result:
         if not self.rows.schema.has_keys(object):
             raise ValueError(f"not an object of a row: {list(object)}")
         counts = self.rows.schema.count(object)
-        self._save(position, to_json_line(object).encode(), flags_of(counts))
-        self.finished[position] = flags_of(counts)
+        flags = flags_of(counts)
+        self._save(position, to_json_line(object).encode(), flags)
+        self.finished[position] = flags
         self.finished.errors = (*self.finished.errors, *counts.errors)[:SHOWN_ERRORS]
 
     def keep_unfinished(self, position: int, tokens: Sequence[int]) -> None:
