@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
@@ -22,7 +23,7 @@ from cerebrum_cli.engine.step_costs import draft_lengths
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.drafter import DraftToken
-    from cerebrum_cli.engine.scoring import Scorer
+    from cerebrum_cli.engine.scoring import ScoreJob
 
 BACKLOG_POLL_S = 0.01
 
@@ -43,7 +44,7 @@ class Loop:
         self._checkpoints = checkpoints = Checkpoints(backend, self._scheduler)
         self._takes_checkpoints = backend.trimmable_length < inf
         self._swap: SwapSpace | None = None  # once a sequence was preempted
-        self._scorer: Scorer | None = None  # while texts wait to be scored
+        self._score_jobs: deque[ScoreJob] = deque()
         self._max_slots = backend.slots
         self._reserves_max = backend.slots == 1 or backend.kv_unified
         self._prompt_cache = PromptCache(backend, self._scheduler, checkpoints, state_store) if state_store else None
@@ -52,7 +53,7 @@ class Loop:
         """Execute all queued commands, waiting for one if no work is left; False after Close."""
         scheduler = self._scheduler
         while True:
-            is_idle = not (scheduler.waiting or scheduler.running or self._scorer)
+            is_idle = not (scheduler.waiting or scheduler.running or self._score_jobs)
             command = commands.take(wait=is_idle)
             if command is None:
                 return True
@@ -77,17 +78,18 @@ class Loop:
             # make room
             self._preempt_full()
             # admit
-            if self._scorer is None:
+            if not self._score_jobs:
                 self._admit()
             elif not scheduler.running:
-                return self._score(self._scorer)
+                self._score()
+                return
             self._compact()
             # schedule
             step = self._schedule()
             if not step.shares:
                 if scheduler.waiting:  # for a slow reader
                     sleep(BACKLOG_POLL_S)
-                return None
+                return
             if self._takes_checkpoints:
                 self._checkpoints.before_step(step)
             # decode
@@ -111,21 +113,17 @@ class Loop:
         if isinstance(work, list):
             self._scheduler.submit(work, command.first)
         else:
-            from cerebrum_cli.engine.scoring import Scorer
-
-            self._scorer = self._scorer or Scorer(self._backend)
-            self._scorer.jobs.append(work)
+            self._score_jobs.append(work)
         if command.scope.is_cancelled:
             self._cancel(work if isinstance(work, list) else [work])
 
-    def _score(self, scorer: Scorer) -> None:
+    def _score(self) -> None:
         """Score texts for a step, in slots that hold nothing for sequences afterwards."""
         try:
-            scorer.step()
+            if not self._score_jobs[0].step(self._backend):
+                self._score_jobs.popleft()
         finally:  # memory may have been reserved again
             self._reset_slots()
-        if not scorer.jobs:
-            self._scorer = None
 
     def _preempt_full(self) -> None:
         """Preempt sequences that fill their slots, to resume in longer ones: all now if memory holds as many of those.
@@ -403,10 +401,9 @@ class Loop:
         for sequence in unfinished:
             if sequence in chosen:
                 self._finish(sequence, "cancelled")
-        if self._scorer:
-            self._scorer.cancel(work)
-            if not self._scorer.jobs:
-                self._scorer = None
+        for job in [job for job in self._score_jobs if work is None or job in work]:
+            self._score_jobs.remove(job)
+            job.end()
 
     def _fail_sequence(self, sequence: Sequence, error: BaseException) -> None:
         """End a sequence with an error; its caller then cancels the others of the same stream."""
@@ -414,8 +411,8 @@ class Loop:
         sequence.emit(Failure(error))
 
     def fail(self, error: BaseException) -> None:
-        if self._scorer:
-            self._scorer.fail(error)
-            self._scorer = None
+        for job in self._score_jobs:
+            job.emit(Failure(error))
+        self._score_jobs.clear()
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             self._fail_sequence(sequence, error)

@@ -1,9 +1,8 @@
-"""Scores of given texts: requests and results, and queued jobs, one after another, a step at a time."""
+"""Scores of given texts: requests, results, and jobs, which are executed a step at a time."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -69,6 +68,25 @@ class ScoreJob:
         self.paths = build_paths(
             [(request.context, text) for request in requests.values() for text in request.continuations]
         )
+        self._run: ScoreRun | None = None
+
+    def step(self, backend: Backend) -> bool:
+        """Execute the next step; False, and the job ends, if none is left.
+
+        All slots are overwritten, and empty after the job.
+        """
+        if self._run is None:
+            self._run = ScoreRun(backend, self)
+        if self._run.step():
+            return True
+        self.end()
+        return False
+
+    def end(self) -> None:
+        """End the job, finished or not."""
+        if self._run:
+            self._run.close()
+        self.emit(None)
 
 
 class Results:
@@ -171,37 +189,3 @@ class ScoreRun:
                 self._results.add(reader, score)
         self._evaluated += step.nodes
         self._job.emit(StageEvent("scoring", self._evaluated, self._nodes))
-
-
-class Scorer:
-    """Queue of jobs; the first one is being scored."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self.jobs: deque[ScoreJob] = deque()
-        self._run: ScoreRun | None = None
-
-    def step(self) -> None:
-        """Execute a step of the first job; all slots are overwritten, and empty after its last step."""
-        if self._run is None:
-            self._run = ScoreRun(self._backend, self.jobs[0])
-        if not self._run.step():
-            self._end(self.jobs[0])
-
-    def cancel(self, work: Collection[object] | None) -> None:
-        """End those of these jobs that are left, or all, before they are finished."""
-        for job in [job for job in self.jobs if work is None or job in work]:
-            self._end(job)
-
-    def fail(self, error: BaseException) -> None:
-        for job in self.jobs:
-            job.emit(Failure(error))
-        self.jobs.clear()
-        self._run = None
-
-    def _end(self, job: ScoreJob) -> None:
-        if self._run and job is self.jobs[0]:
-            self._run.close()
-            self._run = None
-        self.jobs.remove(job)
-        job.emit(None)
