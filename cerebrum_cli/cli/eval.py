@@ -19,6 +19,7 @@ from cerebrum_cli.core.errors import SOME_FAILED, BatchError, Interrupted, Usage
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
 from cerebrum_cli.core.settings import RECOMMENDED, REPLY_KEYS, Layer, SourcedLayer
 from cerebrum_cli.core.text import format_count, format_duration
+from cerebrum_cli.eval.questions import CHOSEN_SETTINGS, MAX_SAMPLES, QUESTIONS, SAMPLES, select
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -129,17 +130,13 @@ class PreparedEvaluation:
     @property
     def notes(self) -> dict[str, Any]:
         """Notes for the report of the run, and the model that `runs compare --kl` loads."""
-        from cerebrum_cli.eval.stored_runs import CHOSEN
-
         task, model, origins = self.task, self.source.model, self.source.settings.origins
         counts = {"bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
         chosen = [key for key, origin in origins.items() if origin not in (*RECOMMENDED, SAMPLES_OPTION)]
-        return {"reference": model.reference, **model.adapter_params, CHOSEN: chosen, **counts}
+        return {"reference": model.reference, **model.adapter_params, CHOSEN_SETTINGS: chosen, **counts}
 
     @property
     def extent(self) -> dict[str, int]:
-        from cerebrum_cli.eval.stored_runs import QUESTIONS, SAMPLES
-
         return {QUESTIONS: len(self.evaluation.questions), SAMPLES: self.evaluation.samples}
 
 
@@ -147,7 +144,6 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
     from cerebrum_cli.cli import generation
     from cerebrum_cli.eval.evaluate import Evaluation
-    from cerebrum_cli.eval.questions import MAX_SAMPLES, select
     from cerebrum_cli.eval.stored_runs import provenance
     from cerebrum_cli.eval.tasks import find_preset
     from cerebrum_cli.model.source import generation_fingerprint

@@ -16,6 +16,8 @@ MAX_SAMPLES = 256  # of a question
 _STRIDE = 1024  # from the first seed of a question to that of the next; another one would change the seeds of all runs
 _BLOCKS = SEEDS // _STRIDE  # more than four million
 OPTIONAL_KEYS = ("choices", "cluster", "thought_closed_at", "lowest_window", *Origin._fields)  # where they apply
+QUESTIONS, SAMPLES = "questions", "samples"  # keys of a run's extent
+CHOSEN_SETTINGS = "chosen settings"  # key of a run's notes: settings whose values are not the model's, nor defaults
 SKIPPED = "skipped"  # reason of a sample that could not be generated, such as one whose prompt is too long
 
 

@@ -14,7 +14,7 @@ from cerebrum_cli.core.files import commit_file, unfinished_file
 from cerebrum_cli.core.settings import KEYS
 from cerebrum_cli.core.text import enumeration
 from cerebrum_cli.eval.comparison import Comparison, compare, outcomes
-from cerebrum_cli.eval.questions import Question, Sample, sample_object
+from cerebrum_cli.eval.questions import CHOSEN_SETTINGS, Question, Sample, sample_object
 from cerebrum_cli.eval.report import group_by_question
 from cerebrum_cli.eval.scorers import (
     SCORING_RULES,
@@ -25,7 +25,7 @@ from cerebrum_cli.eval.scorers import (
     reply_scorer,
     rules_of,
 )
-from cerebrum_cli.eval.stored_runs import AGAIN, CHOSEN, DEFAULT_TEMPLATE, Run, has_rows, require_run, writing
+from cerebrum_cli.eval.stored_runs import AGAIN, DEFAULT_TEMPLATE, Run, has_rows, require_run, writing
 from cerebrum_cli.runs.output_files import MADE_BY, MIXED, identify, shown_values, write_record, write_result
 from cerebrum_cli.runs.result import to_json_line
 
@@ -173,7 +173,7 @@ def _condition(run: Run) -> dict[str, Any]:
 
 def _own_settings(run: Run) -> set[str]:
     """The settings that the user did not choose, by readable names; none in a run that does not record which."""
-    return {key.replace("_", " ") for key in KEYS if key not in run.record.notes.get(CHOSEN, KEYS)}
+    return {key.replace("_", " ") for key in KEYS if key not in run.record.notes.get(CHOSEN_SETTINGS, KEYS)}
 
 
 def _finished_samples(run: Run, is_outdated: bool) -> Iterator[Sample]:

@@ -22,7 +22,7 @@ from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.eval.math_equality import INSTALL
-from cerebrum_cli.eval.questions import Sample, parse_sample
+from cerebrum_cli.eval.questions import SAMPLES, Sample, parse_sample
 from cerebrum_cli.eval.report import Report, summarize
 from cerebrum_cli.eval.scorers import MATH_VERIFY, SCORING_RULES, Match, describe_rules, rules_of
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
@@ -47,9 +47,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TEMPLATE = "default template"
 SUFFIX = ".jsonl"
-QUESTIONS, SAMPLES = "questions", "samples"  # keys of a run's extent
 AGAIN = ", then run it again"
-CHOSEN = "chosen settings"  # key of a run's notes: settings whose values are not the model's, nor defaults
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
 _MAX_NAME = 200  # bytes; file systems have 255, of which suffixes take some
 PROBE_TOKENS = 256  # of the text on which two quantizations are compared
