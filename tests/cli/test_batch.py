@@ -75,40 +75,6 @@ def sequences(backend: RecordingBackend) -> list[str]:
 
 # Inputs.
 
-LINES = "first\n\n# a remark\n  second \n"
-SHAPES: list[tuple[str, str | bytes | list[Any], list[str], list[tuple[str | int | None, str]]]] = [
-    ("in.txt", LINES, [], [(1, "first"), (4, "  second ")]),
-    ("in.txt", "a {b}\n", ["--template", "Sum up: {text}"], [(1, "Sum up: a {b}")]),
-    ("in.jsonl", [{"prompt": "été 日本"}, {"id": 7, "prompt": "b"}], [], [(None, "été 日本"), (7, "b")]),
-    ("in.ndjson", [{**OPENAI, "body": {"messages": [{"role": "user", "content": "hi"}]}}], [], [("o", "hi")]),
-    ("in.jsonl", [{"q": 3, "prompt": "p"}], ["--template", "{{{q}}}"], [(1, "{3}")]),
-    ("in.csv", 'n,q\r\n1,"a, ""b""\nc"\r\n2,d\r\n', ["--template", "{q}"], [(1, 'a, "b"\nc'), (2, "d")]),
-    ("in.tsv", "q\ta\nx\ty\n", ["--template", "{q} is {a}"], [(1, "x is y")]),
-    ("in.data", "q\nx\n", ["--input-format", "csv", "--template", "{q}"], [(1, "x")]),
-    ("-", LINES, [], [(1, "first"), (4, "  second ")]),
-    ("-", "prompt,more\nhi,x\n", ["--input-format", "csv"], [(1, "hi")]),
-]
-
-
-@pytest.mark.parametrize(("name", "content", "arguments", "rows"), SHAPES)
-def test_batch_answers_every_input_type_in_order(
-    runner: BatchRunner,
-    name: str,
-    content: str | bytes | list[Any],
-    arguments: list[str],
-    rows: list[tuple[str | int | None, str]],
-) -> None:
-    written = runner.write("in" if name == "-" else name, content)
-    piped = written.read_bytes() if name == "-" else None
-    command = ("-" if name == "-" else written, "--seed", "1", *arguments)
-    streamed = runner.run(*command, "-o", "-", piped=piped)
-    assert streamed.code == 0
-    shown = [(each["id"], each["prompt"], each["text"]) for each in parse_lines(streamed.out)]
-    assert shown == [(id, prompt, "ok") for id, prompt in rows]
-    saved = runner.run(*command, "-o", runner.home / "out", piped=piped)
-    assert (saved.code, saved.out) == (0, "")
-    assert (runner.home / "out").read_text() == streamed.out
-
 
 def test_row_system_prompt_overrides_option_overrides_format(runner: BatchRunner) -> None:
     messages = [{"role": "system", "content": "LLL"}, {"role": "user", "content": "q"}]
@@ -223,43 +189,6 @@ def test_truncated_rows_are_counted_also_when_complete(runner: BatchRunner) -> N
     assert [row["finish_reason"] for row in parse_lines(output.read_text())] == ["stop", "length"]
 
 
-def test_batch_ends_with_the_first_errors(runner: BatchRunner) -> None:
-    source = runner.write("in.jsonl", [{"prompt": " "}, {"id": "b"}, {"prompt": "a"}, {"prompt": 3}, {"prompt": 4}])
-    first, *errors = runner.run(source, "-o", runner.home / "out").err.splitlines()
-    assert first.startswith("5 of 5 done, 4 failed")
-    assert errors == [
-        "  line 1: the prompt is empty",
-        "  row b: neither `prompt` nor `messages` is given; the fields are: id",
-        "  line 4: invalid `prompt`: 3; it must be text",
-        "  and 1 more",
-    ]
-    table = runner.run(runner.write("in.csv", "prompt\na\nb,c\n"), "-o", runner.home / "table")
-    assert table.err.splitlines()[1:] == ["  record 2: it has 2 fields, but the header has 1"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "inputs"),
-    [
-        ("in.jsonl", '{"prompt": "a", "level": 3}\n{x\n', [{"prompt": "a", "level": 3}, "{x"]),
-        (
-            "in.jsonl",
-            '{"prompt": "a"}\n{"level": NaN}\n{"x": 1e999}',
-            [{"prompt": "a"}, '{"level": NaN}', '{"x": 1e999}'],
-        ),
-        ("in.csv", "prompt,level\na,3\nb\n", [{"prompt": "a", "level": "3"}, {"prompt": "b"}]),
-        ("in.txt", "a\nb\n", ["a", "b"]),
-    ],
-)
-def test_include_input_copies_the_input(runner: BatchRunner, name: str, content: str, inputs: list[Any]) -> None:
-    rows = runner.answer(content, "--include-input", name=name)
-    assert [row["input"] for row in rows] == inputs
-    assert list(rows[0]) == [*OUTPUT_KEYS, "input"]
-    output, source = runner.home / "out", runner.home / name
-    assert runner.run(source, "-o", output, "--include-input").code == (0 if name == "in.txt" else 6)
-    assert [row["input"] for row in parse_lines(output.read_text())] == inputs
-    assert "another include input" in runner.run(source, "-o", output).err
-
-
 def test_row_that_names_another_model_is_an_error(runner: BatchRunner) -> None:
     names = (runner.model.stem.upper(), str(runner.model), "gpt-4o")
     requests = [{"model": name, "messages": [{"role": "user", "content": "hi"}]} for name in names]
@@ -267,13 +196,6 @@ def test_row_that_names_another_model_is_an_error(runner: BatchRunner) -> None:
     assert [row["text"] for row in rows] == ["ok", "ok", None, None]
     problem = f"invalid `model`: 'gpt-4o'; this batch uses {runner.model.stem}: remove the key"
     assert [row["error"] for row in rows[2:]] == [{"type": "invalid_request", "message": problem}] * 2
-
-
-def test_other_input_format_is_another_batch(runner: BatchRunner) -> None:
-    source, output = runner.write("in.txt", [{"prompt": "a"}]), runner.home / "out"
-    assert runner.run(source, "-o", output).code == 0
-    assert runner.run(source, "-o", output, "--input-format", "txt").code == 0
-    assert "another input format (txt, now jsonl)" in runner.run(source, "-o", output, "--input-format", "jsonl").err
 
 
 def test_retry_failed_answers_only_failed_rows(runner: BatchRunner) -> None:
@@ -372,32 +294,6 @@ def test_complete_output_is_not_evaluated_again(runner: BatchRunner) -> None:
         assert runner.run(runner.home / name, "-o", output, "--restart", "-q").err == ""
 
 
-def test_output_of_other_settings_is_refused(runner: BatchRunner) -> None:
-    source, output = runner.write("in.txt", "a\nb\n"), runner.home / "out"
-    runner.run(source, "-o", output, "-n", "9")
-    written = output.read_bytes()
-    grammar = fixed_reply_grammar("ok", runner.home)
-    for other, difference in (
-        (["-n", "8"], "another max tokens (9, now 8)"),
-        (["-n", "9", "--temperature", "0.5"], "another temperature (0.0, now 0.5)"),
-        (["-n", "9", "-s", "S"], "another system (none, now S)"),
-        (["-n", "9", "--format", "cerebrum"], "another format (embedded, now cerebrum)"),
-        (["-n", "9", "--template", "{text}?"], "another template (none, now {text}?)"),
-        (["-n", "9", "--grammar", str(grammar)], "another grammar (none, now "),
-        (["-n", "9", "--ignore-eos"], "another ignore eos (false, now true)"),
-        (["-n", "9", "--votes", "3", "--temperature", "0.5"], "another votes (none, now 3..3)"),
-    ):
-        done = runner.run(source, "-o", output, *other)
-        assert (done.code, output.read_bytes()) == (1, written)
-        assert done.err.startswith(f"error: {output} was made with ") and difference in done.err
-        assert done.err.endswith("hint: use --restart to replace it, or choose another -o\n")
-    other_model = runner.home / "other.gguf"
-    other_model.write_bytes(runner.model.read_bytes())
-    done = run_here(runner.script, runner.home, "batch", source, "-o", output, "-n", "9", "-m", other_model)
-    assert "was made with another model (chatml, now other)" in done.err
-    assert len(runner.backends) == 1
-
-
 def test_changed_input_is_answered_where_it_is_new(runner: BatchRunner) -> None:
     source, output = runner.write("in.jsonl", [{"prompt": "a"}, {"prompt": 3}, {"prompt": "b"}]), runner.home / "out"
     command = (source, "-o", output, "--include-input", "--seed", "1")
@@ -490,31 +386,6 @@ def test_table_is_written_again_from_its_rows(runner: BatchRunner) -> None:
     assert refused.err.startswith(f"error: {rows} is missing: it has the answers for out.csv\n hint: use --restart")
     assert runner.run(source, "-o", output, "--restart").code == 0
     assert output.read_text() == table + "3,c,ok,,stop,\n"
-
-
-def test_usage_errors_exit_2(runner: BatchRunner) -> None:
-    source, table = runner.write("in.txt", "a\n"), runner.write("in.csv", "q\na\n")
-    for arguments, message in (
-        (["nowhere.txt"], "error: nowhere.txt: No such file or directory"),
-        (["-"], "error: INPUT is `-`, but nothing is piped in"),
-        ([table], "error: the input has no column `prompt`"),
-        ([source, "--template", "{nope}"], "error: a line of text has no field `nope`"),
-        ([source, "--input-format", "xml"], "error: unknown --input-format 'xml'"),
-        ([source, "--votes", "none"], "error: invalid --votes: 'none'"),
-        ([source, "--parallel", "0"], "error: invalid --parallel: '0'"),
-        ([source, "--parallel", "257"], "error: invalid --parallel: '257'"),
-        ([source, "--parallel", "x"], "error: invalid --parallel: 'x'"),
-        ([runner.write("empty.txt", "# nothing\n")], "error: the input has no prompts"),
-    ):
-        done = runner.run(*arguments, "-o", runner.home / "out")
-        assert (done.code, done.out) == (2, ""), arguments
-        assert done.err.startswith(message), done.err
-    unsupported = runner.run(source, "-o", runner.home / "out.xlsx").err.splitlines()
-    assert unsupported[0].endswith("out.xlsx: unsupported file type .xlsx")
-    assert unsupported[1] == " hint: name it .jsonl, .csv or .tsv"
-    refused = runner.run(source, "-o", source)
-    assert (refused.code, refused.err.splitlines()[0]) == (2, f"error: the output would overwrite the input {source}")
-    assert not list(runner.home.glob("out*")) and not runner.backends
 
 
 # A real model.

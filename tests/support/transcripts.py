@@ -7,6 +7,7 @@ A transcript has one user, whose home is `~` and the working directory. `;;` beg
     @reply TEXT             from here on, a scripted model generates this text
     $ cerebrum ARGUMENT...  runs a command; before it may be `printf TEXT |`, or NAME=VALUE for variables
     $ cat PATH              prints a file
+    $ ls                    prints the names of the files in the home directory
     $ rm PATH               removes a file
 
 Below a command is its standard output, then its standard error after `! `, then `[exit CODE]` unless that is 0. `...`
@@ -60,6 +61,8 @@ class Transcript:
         words = shlex.split(line)
         if words[0] == "cat":
             return self.shown((self.user.home / words[1]).read_text())
+        if words[0] == "ls":
+            return "".join(f"{path.name}\n" for path in sorted(self.user.home.iterdir()) if path.is_file())
         if words[0] == "rm":
             (self.user.home / words[1]).unlink()
             return ""
@@ -77,8 +80,9 @@ class Transcript:
     def run(self, arguments: list[str], piped: bytes | None, variables: dict[str, str]) -> Finished:
         if self.reply is None:
             return self.user.run(*arguments, stdin=piped, env=variables)
+        script = {"rows": {}, "seeds": [self.reply]} if "batch" in arguments else {"reply": self.reply}
         with environment_of(self.user.environment(variables)), contextlib.chdir(self.user.home):
-            return run_here({"reply": self.reply}, self.user.home, *arguments, piped=piped)
+            return run_here(script, self.user.home, *arguments, piped=piped)
 
     def shown(self, text: str) -> str:
         return text.replace(str(self.user.home), "~")
