@@ -122,10 +122,7 @@ class Library:
 
     def stored_vocabulary(self, reference: Reference) -> Model | None:
         """The vocabulary file of a reference, whether or not its model is installed."""
-        if isinstance(reference, PathReference):
-            return None
-        matching = [model for model in self.vocabularies() if self._matches(reference, model)]
-        return self._best(matching) if matching else None
+        return self._best_match(reference, self.vocabularies())
 
     def parse(self, text: str) -> Reference:
         """Parse a reference; registered names come first. Raises ModelNotFound, or UsageError for an invalid URL."""
@@ -149,8 +146,8 @@ class Library:
             return registered
         if str(reference) == NANO_SPEC.name:
             return Model(NANO_SPEC.name, (NANO,), NANO_SPEC, is_bundled=True)
-        if matching := [model for model in self.models() if self._matches(reference, model)]:
-            return self._best(matching)
+        if model := self._best_match(reference, self.models()):
+            return model
         if isinstance(reference, HubReference):
             self.require_not_refused(reference.repo_id)
             raise _not_installed(reference)
@@ -166,8 +163,10 @@ class Library:
             raise ModelNotFound(
                 f"{path}: file not found", "check the path, or list installed models with cerebrum list"
             )
-        if vocabulary := self._vocabulary_at(path):
-            raise ModelFileError(path, "only a vocabulary, without weights", f"cerebrum pull {vocabulary.reference}")
+        target = Path(os.path.realpath(path))
+        for model in self.vocabularies() if target.is_relative_to(self.vocabulary_cache.directory) else ():
+            if target in map(Path.resolve, model.paths):
+                raise ModelFileError(path, "only a vocabulary, without weights", f"cerebrum pull {model.reference}")
         resolved = absolute_path(path)
         if entry := next((entry for entry in self.registry.entries() if entry.path == resolved), None):
             return self.model_from_entry(entry)
@@ -177,10 +176,7 @@ class Library:
 
     def find_unregistered(self, reference: Reference) -> Model | None:
         """The model that a reference means among those of the cache that no registered name refers to."""
-        if isinstance(reference, PathReference):
-            return None
-        matching = [model for model in self.models() if not model.file and self._matches(reference, model)]
-        return self._best(matching) if matching else None
+        return self._best_match(reference, [model for model in self.models() if not model.file])
 
     def older_uploads(self, model: Model) -> list[Model]:
         """Models of the cache that were uploaded under the names of this model's files before."""
@@ -316,8 +312,8 @@ class Library:
             raise ModelNotFound("no model given, and no default model is set", hint)
         raise NoModel
 
-    def _matches(self, reference: NameReference | HubReference, model: Model) -> bool:
-        if is_missing(model.path):
+    def _matches(self, reference: Reference, model: Model) -> bool:
+        if isinstance(reference, PathReference) or is_missing(model.path):
             return False
         if isinstance(reference, NameReference):
             name_matches = model.name == reference.name or (model.spec and model.spec.has_name(reference.name))
@@ -335,20 +331,15 @@ class Library:
             quantization is None or same_quantization(quantization, model.quantization or "")
         )
 
-    def _vocabulary_at(self, path: Path) -> Model | None:
-        target = Path(os.path.realpath(path))
-        if not target.is_relative_to(self.vocabulary_cache.directory):
-            return None
-        return next((model for model in self.vocabularies() if target in map(Path.resolve, model.paths)), None)
-
-    def _best(self, models: list[Model]) -> Model:
-        """The default among several quantizations, else the recommended one."""
+    def _best_match(self, reference: Reference, models: Iterable[Model]) -> Model | None:
+        """The model of a reference: of several quantizations the default, else the recommended one."""
         from cerebrum_cli.models.fit import assess_quantizations, planned_context
 
-        readable = [model for model in models if model.is_readable] or models[:1]
+        matching = [model for model in models if self._matches(reference, model)]
+        readable = [model for model in matching if model.is_readable] or matching[:1]
         chosen = next((model for model in readable if self.is_default(model)), None)
-        if chosen or len(readable) == 1:
-            return chosen or readable[0]
+        if chosen or len(readable) <= 1:
+            return chosen or next(iter(readable), None)
         by_name = {model.display_name: model for model in reversed(readable)}
         context = planned_context(None, readable[0].header.context_length)
         quantizations = [(name, model.size) for name, model in by_name.items()]
