@@ -34,17 +34,13 @@ def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
                 rows[name] = rows.get(name, {}) | row
                 specs[name] = _at(f"models.{name}", partial(_spec, path.parent, name), rows[name])
         except _Invalid as error:
-            raise ConfigError(f"{path}: {'.'.join(error.keys)}: {error.problem}", "edit the file") from error
+            problem, *keys = error.args
+            raise ConfigError(f"{path}: {'.'.join(keys)}: {problem}", "edit the file") from error
     return tuple(specs.values())
 
 
 class _Invalid(ValueError):
     """An invalid value of a file: the problem, and the keys that lead to the value."""
-
-    def __init__(self, problem: str, *keys: str) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.keys = keys
 
 
 def _spec(directory: Path, name: str, row: dict[str, Any]) -> ModelSpec:
@@ -58,7 +54,8 @@ def _at(key: str, check: Check, value: object) -> Any:
     try:
         return check(value)
     except _Invalid as error:
-        raise _Invalid(error.problem, key, *error.keys) from None
+        problem, *keys = error.args
+        raise _Invalid(problem, key, *keys) from None
 
 
 def _dict(value: object) -> dict[str, Any]:
