@@ -119,7 +119,7 @@ class LlamaServer(ServerKind):
         slots = json.loads(text)
         decoded = sum(int(slot["next_token"][0]["n_decoded"]) for slot in slots if "next_token" in slot)
         evaluated = sum(int(slot.get("n_prompt_tokens_processed", 0)) for slot in slots)
-        return Load(sum(bool(slot["is_processing"]) for slot in slots), None, decoded + evaluated)
+        return Load(len([slot for slot in slots if slot["is_processing"]]), None, decoded + evaluated)
 
 
 def _whole(reply: Mapping[str, Any]) -> ReplyChunk:

@@ -97,9 +97,13 @@ class OpenAIServer(ServerKind):
             for choice in event.get("choices") or ():
                 finish = choice.get("finish_reason") or finish
                 reasoning, text = _texts(choice.get("delta") or {})
-                marked = reasoning if is_reasoning or not reasoning else OPEN + reasoning
-                marked += CLOSE + text if text and (is_reasoning or reasoning) else text
-                is_reasoning = not text and (is_reasoning or bool(reasoning))
+                marked = ""
+                if reasoning:
+                    marked = reasoning if is_reasoning else OPEN + reasoning
+                    is_reasoning = True
+                if text:
+                    marked += CLOSE + text if is_reasoning else text
+                    is_reasoning = False
                 if marked:
                     parts += 1
                     yield ReplyChunk(text=marked)

@@ -124,6 +124,7 @@ class Pool:
 
         A job whose prompt a server has evaluated waits for that one, and others pass it.
         """
+        # waiting jobs
         at = 0
         while at < len(self._waiting):
             job = self._waiting[at]
@@ -135,10 +136,13 @@ class Pool:
                 at += 1
             else:
                 break
+        # suspects, each alone
         while self._suspects and not self._waiting and (server := self._choose(self._suspects[0])):
             self._start(self._suspects.popleft(), server)
+        # jobs and servers that take too long
         self._recall()
         self._fail_if_stuck()
+        # notices, if someone reads them
         if self._has_jobs or not self._is_connected:
             for notice in self._notices.take(self._now):
                 self._emit(notice)
@@ -293,10 +297,12 @@ class Pool:
             await asked
             while True:
                 server.was_lost.clear()
+                # open
                 if health.state == "open":
                     await asyncio.sleep(health.retry_at - self._now)
                     await self._reach(server)
                     continue
+                # half-open or closed
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._timeouts.tick):
                         await server.was_lost.wait()

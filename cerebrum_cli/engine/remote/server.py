@@ -119,6 +119,7 @@ class Server:
         """Remove jobs that take too long, given the slowest reply so far; all, if it shows no sign of life."""
         now, timeouts = asyncio.get_running_loop().time(), self._timeouts
         self.alive_at = max(self.alive_at, self.client.heard_at)
+        # late replies
         for job in list(self.running):
             limit = timeouts.row_limit(slowest, job.losses)
             if now - job.alive_at > limit:
@@ -126,10 +127,12 @@ class Server:
                 self.stop(error(f"no reply within {limit:g} s"), [job])
         if not self.running or (now - self.alive_at < timeouts.silence and not self._follows_load):
             return
+        # load
         load, health = await self._read_load(), self.health
         if self._follows_load and (load.waiting or health.window == health.limit):  # else it was busy not long ago
             most = min(self.info.max_window, self._most)
             health.window = health.limit = load.next_window(health.window, self.outstanding, most)
+        # silence
         silent_s = asyncio.get_running_loop().time() - self.alive_at
         limits = [timeouts.silence_limit(slowest, job.losses, job.request.stream) for job in self.running]
         if silent_s > max(limits, default=inf):
