@@ -88,7 +88,9 @@ class InputRow:
             asked: dict[str, Any] = {"error": self.error and asdict(self.error)}
         else:
             values = {
-                "messages": [(each.role, each.content, each.reasoning) for each in self.conversation.messages[:-1]],
+                "messages": [
+                    (message.role, message.content, message.reasoning) for message in self.conversation.messages[:-1]
+                ],
                 "system": self.conversation.system_prompt,
                 "settings": dict(self.settings),
                 "model": self.model,
@@ -155,7 +157,7 @@ class Template:
             if name not in fields:
                 raise InvalidRow("unknown_field", f"no field `{name}`; the fields are: {', '.join(fields) or 'none'}")
         values = (fields[text] if is_field else text for text, is_field in self.pieces)
-        return "".join(each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for each in values)
+        return "".join(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values)
 
 
 def parse_template(text: str) -> Template:

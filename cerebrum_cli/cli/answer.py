@@ -12,7 +12,6 @@ from cerebrum_cli.cli.generation import naming_grammar_file
 from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent
-from cerebrum_cli.model.inspection import GivenReply, LeastCertain, UncertainToken
 from cerebrum_cli.model.reply import (
     Reply,
     ReplyRequest,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Tally, Votes
     from cerebrum_cli.chat.session_recorder import SessionRecorder
     from cerebrum_cli.core.conversation import Conversation
+    from cerebrum_cli.model.inspection import UncertainToken
     from cerebrum_cli.model.interface import Model
     from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.streams import Streams
@@ -126,7 +126,7 @@ class AnswerPrinter:
         """How to continue the reply; empty if its server cannot."""
         if self.loaded.model.is_served:
             return []
-        servers = "".join(f" --endpoint {quote(each)}" for each in self.options.endpoint)
+        servers = "".join(f" --endpoint {quote(server)}" for server in self.options.endpoint)
         return [f"cerebrum ask -c{servers} continues it"]
 
     def _show_vote(self, votes: Votes) -> None:
@@ -176,6 +176,8 @@ class AnswerPrinter:
         count = self.options.top_logprobs
         if count is None or reply is None or not reply.is_finished:
             return
+        from cerebrum_cli.model.inspection import GivenReply, LeastCertain
+
         given = GivenReply(self.request.conversation, tuple(reply.sampled), reply.finish.forced)
         least_certain = LeastCertain(given)
         render(self.loaded.inspect(given, count), self.loaded.cancel, [self._status_line(), least_certain])
@@ -237,7 +239,7 @@ class AnswerPrinter:
             value = reply_object(reply, loaded.model.name, path, loaded.format_name, final_answer, votes, code)
             if options.top_logprobs:
                 uncertain = self.uncertain
-                value["least_certain"] = None if uncertain is None else [each.as_object() for each in uncertain]
+                value["least_certain"] = None if uncertain is None else [token.as_object() for token in uncertain]
             streams.answer_object(value)
         elif options.final and final_answer is not None:
             streams.answer(final_answer + "\n")

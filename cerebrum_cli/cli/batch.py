@@ -226,11 +226,11 @@ def open_result(
 
     delimiter = result_delimiter(output)
     table = TableFormat(delimiter, rows.columns) if delimiter else None
-    found = result_rows(rows, rows.sha256, rows.unit, table)
+    result_of = result_rows(rows, rows.sha256, rows.unit, table)
     if output == STANDARD:
         if options.ray is not None:
             raise UsageError("--ray cannot stream to standard output", "name a file with -o OUTPUT")
         if options.retry_failed:
             raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
-        return StreamedResult(found, app.streams.answer)
-    return open_journal(output, record, found, options.restart, options.retry_failed, notes=notes)
+        return StreamedResult(result_of, app.streams.answer)
+    return open_journal(output, record, result_of, options.restart, options.retry_failed, notes=notes)

@@ -333,7 +333,6 @@ def estimate(app: App, prepared: PreparedEvaluation, prompt_tokens: int) -> tupl
     from statistics import StatisticsError, mean
 
     from cerebrum_cli.engine.bench import BenchError, BenchJob
-    from cerebrum_cli.model.profiles import tuning_of
     from cerebrum_cli.model.source import load_options
 
     evaluation, source = prepared.evaluation, prepared.source
@@ -349,7 +348,7 @@ def estimate(app: App, prepared: PreparedEvaluation, prompt_tokens: int) -> tupl
     with suppress(UsageError, IndexError, StatisticsError):  # no run, a damaged one, or one without samples
         tokens = round(mean(sample.completion_tokens for sample in runs[-1].samples() if not sample.is_skipped))
     options = load_options(source.model, evaluation.settings)
-    tuning = tuning_of(source.profile, "batch")
+    tuning = replace(source, tuned_for="batch").tuning
     try:
         with closing(app.open_bench(options, source.model.paths)) as bench:
             prefill = bench.speed(tuning, BenchJob("prefill", 128))

@@ -99,8 +99,8 @@ def no_reproduction(
 
     None in `expected` is a value that the preset leaves open.
     """
-    found = "; ".join([*_differences(source, preset, expected), *deviations])
-    return f"this run does not reproduce {preset.source}: {found}" if found else None
+    differences = "; ".join([*_differences(source, preset, expected), *deviations])
+    return f"this run does not reproduce {preset.source}: {differences}" if differences else None
 
 
 def _differences(source: ModelSource, preset: Preset, expected: Mapping[str, Any]) -> Iterator[str]:
@@ -139,8 +139,8 @@ def servers_of(endpoints: tuple[Endpoint, ...], options: AnswerOptions) -> Serve
     """Servers for one answer at a time, or for many, which wait for a server that does not answer yet."""
     if not isinstance(options, ConcurrencyOptions):
         return Servers(endpoints)
-    given = {"patience": options.patience, "row_timeout": options.row_timeout}
-    timeouts = {"waits_at_start": True, **{key: value for key, value in given.items() if value is not None}}
+    limits = {"patience": options.patience, "row_timeout": options.row_timeout}
+    timeouts = {"waits_at_start": True, **{key: value for key, value in limits.items() if value is not None}}
     window, may_differ = parse_parallel(options) or None, options.allow_different_models
     return Servers(endpoints, window, timeouts=timeouts, may_differ=may_differ)
 
@@ -178,10 +178,10 @@ def generation_settings(app: App, overrides: Layer, model: Model, samples_by: st
 def settings_by_mode(app: App, source: ModelSource, overrides: Layer, samples_by: str | None) -> dict[str, Settings]:
     """The settings of rows that turn thinking on, and off: a model may recommend other sampling for each."""
     modes = {mode: SourcedLayer(overrides, {"think": is_on}) for is_on, mode in MODES.items()}
-    found = {mode: generation_settings(app, layer, source.model, samples_by) for mode, layer in modes.items()}
+    by_mode = {mode: generation_settings(app, layer, source.model, samples_by) for mode, layer in modes.items()}
     return {
         mode: replace(source.settings, **{key: getattr(settings, key) for key in SAMPLING_KEYS})
-        for mode, settings in found.items()
+        for mode, settings in by_mode.items()
     }
 
 
@@ -195,10 +195,10 @@ def read_grammar(app: App, options: ConstrainedOptions, model: Model) -> str | N
         raise UsageError.conflict("--schema", "--grammar")
     if schema:
         with naming_grammar_file(options):
-            given = read_text(schema, MAX_GRAMMAR_BYTES)
-            text, ignored = app.schema_to_grammar(given)
+            json_schema = read_text(schema, MAX_GRAMMAR_BYTES)
+            text, ignored = app.schema_to_grammar(json_schema)
         if model.is_served:
-            return given
+            return json_schema
         if ignored:
             problem = f"{schema}: a grammar cannot express {', '.join(ignored)}, so answers may violate it"
             app.streams.report(NoticeEvent(problem, "check the answer against the schema"))

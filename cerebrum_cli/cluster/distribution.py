@@ -135,10 +135,10 @@ class Distribution:
     def _plan(self, workers: int) -> tuple[Iterator[bytes], NodeJob, int]:
         """The blocks of missing rows for some workers, the job of each, and how many blocks it has at a time."""
         rows, samples, _, run = self.work
-        each = -(-(len(run.rows) - len(run.finished)) // workers)
+        rows_each = -(-(len(run.rows) - len(run.finished)) // workers)
         most = max(BLOCK, min(SHORT_BLOCK, BLOCK_TOKENS // (self.job.source.settings.max_tokens or BLOCK_TOKENS)))
-        size = min(most, -(-each // BLOCKS_EACH))
-        concurrency = min(self.slots // (size * samples) + 2, max(2, -(-each // size)))
+        size = min(most, -(-rows_each // BLOCKS_EACH))
+        concurrency = min(self.slots // (size * samples) + 2, max(2, -(-rows_each // size)))
         missing: Iterator[int] = (position for position in range(len(run.rows)) if position not in run.finished)
         if self._fruitless:  # one row may have ended each worker: find others
             missing, size, concurrency = islice(missing, BLOCKS_EACH * workers), 1, 2
@@ -154,11 +154,13 @@ class Distribution:
         is_restart = report.worker in self._reports and not report.problem
         self._reports[report.worker] = report
         if report.problem:
-            if len(self._reports) >= report.workers and all(each.problem for each in self._reports.values()):
+            if len(self._reports) >= report.workers and all(
+                report_so_far.problem for report_so_far in self._reports.values()
+            ):
                 raise EndpointError(f"no worker could start ({report.host}: {report.problem})", report.hint)
             yield NoticeEvent(f"{report.host} is not used: {report.problem}", report.hint)
             return
-        models = {record.get("model"): each.host for each in self._reports.values() for record in each.records}
+        models = {record.get("model"): ready.host for ready in self._reports.values() for record in ready.records}
         if len(models) > 1 and not (self.job.source.servers and self.job.source.servers.may_differ):
             (model, host), (other, there), *_ = models.items()
             problem = f"the servers differ: {there} has {other}, {host} has {model}"
@@ -179,7 +181,7 @@ class Distribution:
         self._restarts = 0 if objects else self._restarts
         self._tokens[host] = self._tokens.get(host, 0) + tokens
         yield from notices
-        yield events.ServersEvent(tuple(events.ServerTokens(*each, False) for each in self._tokens.items()))
+        yield events.ServersEvent(tuple(events.ServerTokens(*pair, False) for pair in self._tokens.items()))
 
 
 # On a node.

@@ -158,10 +158,10 @@ def connect(address: str) -> None:
     from ray._private.services import canonicalize_bootstrap_address_or_die
 
     try:
-        found = canonicalize_bootstrap_address_or_die(address)
-        host, _, port = found.rpartition(":")
+        resolved = canonicalize_bootstrap_address_or_die(address)
+        host, _, port = resolved.rpartition(":")
         socket.create_connection((host, int(port)), CONNECT_S).close()  # where nothing listens, Ray tries for minutes
-        ray.init(found, log_to_driver=False)
+        ray.init(resolved, log_to_driver=False)
     except Exception as error:
         reason = well_formed(one_line(str((isinstance(error, OSError) and error.strerror) or error)))[:MAX_REASON]
         problem = f"no Ray cluster at {address}: {reason}"
@@ -184,8 +184,8 @@ def find_places(workers: int | None, uses_gpus: bool) -> Places:
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    found = {node["NodeID"]: node["Resources"] for node in alive}
-    nodes = {node: resources for node, resources in found.items() if resources.get("GPU")} or found
+    resources_of = {node["NodeID"]: node["Resources"] for node in alive}
+    nodes = {node: resources for node, resources in resources_of.items() if resources.get("GPU")} or resources_of
     counts = {node: int(resources.get("GPU", 0)) if uses_gpus else 0 for node, resources in nodes.items()}
     on_gpus = [node for turn in range(max(counts.values(), default=0)) for node in nodes if turn < counts[node]]
     places = on_gpus[:workers] or list(islice(cycle(nodes), workers or len(nodes)))

@@ -22,14 +22,10 @@ ANY_DIRECTORIES = "**"  # a part of a pattern; at its end, everything in these d
 STAR, ANY_BELOW = "[^/]*", "(?:/.+)?"  # what pathspec makes of `*` and of `**` between slashes
 ITEM = r"\\.|\[\^/\](?!\*)|\[(?!\^/\])\^?(?:\\.|[^\]\\])+\]|[^\\/()\[]"  # one character of a name
 INNER_STAR = re.compile(rf"{re.escape(STAR)}((?:{ITEM})*+)(?={re.escape(STAR)})")
+Skipped = tuple[Path, str]
+"""A file or directory that is left out of a prompt, and why."""
+
 SPECIAL = re.compile(r"[*?[]")  # characters that make a path a pattern
-
-
-class Skipped(NamedTuple):
-    """A file or directory that is left out of a prompt, and why."""
-
-    path: Path
-    reason: str
 
 
 class FileSearch(NamedTuple):
@@ -55,7 +51,7 @@ class FileSearch(NamedTuple):
             except OSError as error:
                 if directory.path == self.base:
                     raise
-                skipped.append(Skipped(directory.path, error.strerror or "unreadable"))
+                skipped.append((directory.path, error.strerror or "unreadable"))
                 continue
             for name, is_dir in entries:
                 if head != ANY_DIRECTORIES and not fnmatchcase(name, head):
@@ -123,7 +119,7 @@ def open_directory(path: Path) -> Directory:
     Rules that exclude the directory itself do not hold: it was named.
     """
     location = path.resolve()
-    top = next((each for each in (location, *location.parents) if exists(each / ".git")), None)
+    top = next((folder for folder in (location, *location.parents) if exists(folder / ".git")), None)
     if top is None:
         top = Path.cwd() if location.is_relative_to(Path.cwd()) else location
     directory = Directory(top, top, read_rules(top))
@@ -147,7 +143,11 @@ def read_rules(directory: Path) -> tuple[Rules, ...]:
     for line in data.decode("utf-8-sig", "surrogateescape").splitlines():
         with suppress(ValueError, re.error):
             found = GitIgnoreSpec.from_lines([line] if len(line) <= MAX_PATTERN else []).patterns
-            patterns += [GitIgnoreSpecPattern(linear(each.regex.pattern), each.include) for each in found if each.regex]
+            patterns += [
+                GitIgnoreSpecPattern(linear(pattern.regex.pattern), pattern.include)
+                for pattern in found
+                if pattern.regex
+            ]
     return (Rules(directory, GitIgnoreSpec(patterns)),)
 
 

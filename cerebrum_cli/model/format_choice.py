@@ -50,7 +50,7 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
                 f"template_arg needs the format embedded; this model uses {name}",
                 "omit it, or add --format embedded",
             )
-        return lambda *_: next(each for each in (RAW, SERVERS, *PLAIN_FORMATS.values()) if each.name == name)
+        return lambda *_: next(plain for plain in (RAW, SERVERS, *PLAIN_FORMATS.values()) if plain.name == name)
 
     def build(vocabulary: Vocabulary, context_size: int) -> PromptFormat:
         from cerebrum_cli.formats.template import EmbeddedFormat

@@ -48,11 +48,11 @@ class UncertainToken(NamedTuple):
     @property
     def alternatives(self) -> tuple[ScoredToken, ...]:
         """The likeliest tokens besides the given one, as many as asked for."""
-        return tuple(each for each in self.likeliest if each.id != self.given.id)[: len(self.likeliest) - 1]
+        return tuple(token for token in self.likeliest if token.id != self.given.id)[: len(self.likeliest) - 1]
 
     def as_object(self) -> dict[str, Any]:
         """The object that `--json` prints; as in OpenAI's API, the given token may be one of the likeliest."""
-        likeliest = [_token_object(each) for each in self.likeliest[:-1]]
+        likeliest = [_token_object(token) for token in self.likeliest[:-1]]
         return {"position": self.position, **_token_object(self.given), "top_logprobs": likeliest}
 
 
@@ -61,14 +61,14 @@ class LeastCertain:
 
     def __init__(self, reply: GivenReply) -> None:
         self._tokens = reply.tokens
-        self._forced = {each.at + index for each in reply.forced for index in range(each.length)}
+        self._forced = {place.at + index for place in reply.forced for index in range(place.length)}
         self._events: list[AlternativesEvent] = []
 
     def emit(self, event: Event) -> None:
         if not isinstance(event, AlternativesEvent) or event.position in self._forced:
             return
         if event.given.logprob < log(CERTAIN):
-            self._events = nsmallest(MAX_ROWS, (*self._events, event), key=lambda each: each.given.logprob)
+            self._events = nsmallest(MAX_ROWS, (*self._events, event), key=lambda known: known.given.logprob)
 
     def close(self) -> None:
         """Do nothing: a collector holds no resources."""
@@ -76,8 +76,8 @@ class LeastCertain:
     def tokens(self, detokenize: Callable[[Sequence[int]], str]) -> tuple[UncertainToken, ...]:
         """The tokens, the least certain first; those with a probability near 1 are left out."""
 
-        def scored(each: TokenLogprob) -> ScoredToken:
-            return ScoredToken(each.token, detokenize((each.token,)), each.logprob)
+        def scored(token: TokenLogprob) -> ScoredToken:
+            return ScoredToken(token.token, detokenize((token.token,)), token.logprob)
 
         return tuple(
             UncertainToken(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
@@ -21,7 +22,6 @@ from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.formats.plain import RAW, PromptFormat
 from cerebrum_cli.formats.thinking import open_thought
 from cerebrum_cli.model.format_choice import FormatBuilder, least_tokens, prepare_format
-from cerebrum_cli.model.inspection import GivenReply
 from cerebrum_cli.model.reply import (
     Continuation,
     PreparedReply,
@@ -34,6 +34,9 @@ from cerebrum_cli.model.reply import (
 from cerebrum_cli.model.reply_controls import AnswerNow, ReplyControls
 from cerebrum_cli.model.source import ModelSource, draft_costs, draft_problem
 from cerebrum_cli.models.model import Model
+
+if TYPE_CHECKING:
+    from cerebrum_cli.model.inspection import GivenReply
 
 MAX_SHOWN = 8  # tokens, in an error message
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
@@ -212,10 +215,11 @@ class LoadedModel:
 
     def count_tokens(self, conversation: Conversation) -> int:
         """Number of tokens in the prompt of a conversation; the least possible number of one that cannot fit."""
-        if least := self._least_tokens(last_text(conversation)):
+        vocabulary, size = self.engine.vocabulary, self.engine.context_size
+        if least := least_tokens(vocabulary, size, last_text(conversation)):
             return least
         parts = self.format.render(conversation)
-        return self._least_tokens(parts) or len(self.engine.vocabulary.tokenize(parts))
+        return least_tokens(vocabulary, size, parts) or len(vocabulary.tokenize(parts))
 
     def tokenize(self, conversation: Conversation) -> tuple[int, ...]:
         """Tokenize the prompt of a conversation. Raises PromptTooLong if it is too long to be tokenized in seconds."""
@@ -362,16 +366,13 @@ class LoadedModel:
         return self.engine.vocabulary.tokenize(prompt)
 
     def _require_possible(self, prompt: Iterable[PromptPart]) -> None:
-        if least := self._least_tokens(prompt):
+        if least := least_tokens(self.engine.vocabulary, self.engine.context_size, prompt):
             raise self._too_long(f"at least {least}")
 
     def _too_long(self, tokens: str) -> PromptTooLong:
         size, trained = self.engine.context_size, self.model.trained_context
         advice = f" or {self.larger_context} (trained context: {trained})" if size < trained else ""
         return PromptTooLong.for_context(tokens, size, advice)
-
-    def _least_tokens(self, prompt: Iterable[PromptPart]) -> int | None:
-        return least_tokens(self.engine.vocabulary, self.engine.context_size, prompt)
 
 
 def detokenize(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
@@ -399,7 +400,7 @@ def _token_id(vocabulary: Vocabulary, token: int | str) -> int:
     tokens = _tokens_within_text(vocabulary, token)
     if len(tokens) == 1:
         return tokens[0]
-    shown = [f"{each} {vocabulary.piece(each, special=True).decode('utf-8', 'replace')!r}" for each in tokens]
+    shown = [f"{part} {vocabulary.piece(part, special=True).decode('utf-8', 'replace')!r}" for part in tokens]
     listed = ", ".join((*shown[:MAX_SHOWN], *(["..."] if len(shown) > MAX_SHOWN else [])))
     problem = f"logit_bias: {token!r} is not one token of this model but {len(tokens)}: {listed}"
     spaced = f" {token}"

@@ -18,7 +18,6 @@ from cerebrum_cli.models.library import ADAPTED
 
 UseName = Literal["chat", "ask", "batch"]
 VERSION = 1
-DEFAULT = Tuning()
 UNSET = Settings()
 MEASURED_SETTINGS = ("threads", "gpu_layers", *ATTENTION_KEYS)
 
@@ -80,16 +79,6 @@ class Profile:
         return [name for name, used in self.uses.items() if used.best_draft]
 
 
-def tuning_of(profile: Profile | None, use: UseName | None) -> Tuning:
-    """Measured settings for a use; the defaults without a profile."""
-    return profile.uses[use].tuning if profile and use else DEFAULT
-
-
-def step_costs_of(profile: Profile | None, use: UseName | None) -> StepCosts | None:
-    """Measured costs of steps with drafted tokens; None without a profile, or if the model or the use drafts none."""
-    return profile.uses[use].step_costs if profile and use else None
-
-
 @dataclass(frozen=True, slots=True)
 class ProfileStore:
     """Directory of profiles, one file per model, machine and build; `machine` and `build` are the current ones."""
@@ -108,7 +97,7 @@ class ProfileStore:
         """Load a profile of the model from another machine or another build of llama.cpp."""
         found = (_read(path) for path in self._paths(model))
         own = (model, self.machine, self.build)
-        return next((each for each in found if each and each.model == model and each.key != own), None)
+        return next((profile for profile in found if profile and profile.model == model and profile.key != own), None)
 
     def save(self, profile: Profile) -> None:
         """Save a profile, replacing the previous one. Raises OSError."""
@@ -141,19 +130,13 @@ class ProfileStore:
 def settings_text(settings: Settings) -> str:
     """The user's settings that a profile was measured with, as text."""
     values = ((key, getattr(settings, key)) for key in MEASURED_SETTINGS)
-    given = ((key, value) for key, value in values if value != getattr(UNSET, key))
-    return "".join(f", {as_arguments(key, value)}" for key, value in given)
+    changed = ((key, value) for key, value in values if value != getattr(UNSET, key))
+    return "".join(f", {as_arguments(key, value)}" for key, value in changed)
 
 
 def general_settings(settings: Settings) -> Settings:
     """The settings of the profile to use if there is none with the user's: those that no profile may differ in."""
     return replace(settings, threads=UNSET.threads, gpu_layers=UNSET.gpu_layers, flash_attn=UNSET.flash_attn)
-
-
-def without_user_settings(tuning: Tuning, settings: Settings) -> Tuning:
-    if settings.threads is not None:
-        tuning = replace(tuning, n_threads=None, n_threads_batch=None)
-    return replace(tuning, gpu_layers=None) if settings.gpu_layers != "auto" else tuning
 
 
 def profile_object(profile: Profile) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
@@ -18,7 +18,9 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import read_at_most
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_names, format_size, well_formed
-from cerebrum_cli.model.file_search import Skipped, search_of
+
+if TYPE_CHECKING:
+    from cerebrum_cli.model.file_search import Skipped
 
 MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
 STANDARD_INPUT = Path("-")  # to other programs
@@ -162,6 +164,10 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
     A directory or pattern adds each file once, and only text; a notice counts the others. Raises UsageError if a named
     file cannot be read, or a directory or pattern leads to no text file; PromptTooLong for more than a prompt can hold.
     """
+    if not paths:
+        return []
+    from cerebrum_cli.model.file_search import search_of
+
     searches = [search_of(path) for path in paths]
     seen = {os.path.realpath(path) for path, search in zip(paths, searches, strict=True) if search is None}
     files: list[tuple[str, str]] = []
@@ -174,14 +180,15 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
             continue
         left_out: list[Skipped] = []
         try:
-            found = {os.path.realpath(each): each for each in search.find(left_out)}
+            matches = {os.path.realpath(match): match for match in search.find(left_out)}
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
-        texts = list(read_found(path, (each for real, each in found.items() if real not in seen), left_out))
-        if not texts and seen.isdisjoint(found):
+        new = (match for real, match in matches.items() if real not in seen)
+        texts = list(read_found(path, new, left_out))
+        if not texts and seen.isdisjoint(matches):
             hint = "hidden files and those in .gitignore are left out"
             raise UsageError(f"{path}: no text files found", skipped_notice(left_out).message if left_out else hint)
-        seen.update(found)
+        seen.update(matches)
         files += texts
         skipped += left_out
     if skipped:
@@ -192,12 +199,12 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
 def read_found(source: Path, paths: Iterable[Path], skipped: list[Skipped]) -> Iterator[tuple[str, str]]:
     """Yield the files that are text, as names and texts, and add the others to `skipped`. Raises PromptTooLong."""
     size = 0
-    for found in paths:
-        is_below = found.is_absolute() and found.is_relative_to(Path.cwd())
-        path = found.relative_to(Path.cwd()) if is_below else found
+    for match in paths:
+        is_below = match.is_absolute() and match.is_relative_to(Path.cwd())
+        path = match.relative_to(Path.cwd()) if is_below else match
         data, reason = read_small_text(path)
         if data is None:
-            skipped.append(Skipped(path, reason))
+            skipped.append((path, reason))
             continue
         size += len(data)
         if size > MAX_PROMPT_BYTES:
@@ -225,8 +232,8 @@ def read_small_text(path: Path) -> tuple[str | None, str]:
 
 
 def skipped_notice(skipped: Sequence[Skipped]) -> NoticeEvent:
-    names = format_names([f"{well_formed(str(each.path))} ({each.reason})" for each in skipped])
-    hint = "to include a large file, name it" if any(each.reason == TOO_LARGE for each in skipped) else ""
+    names = format_names([f"{well_formed(str(path))} ({reason})" for path, reason in skipped])
+    hint = "to include a large file, name it" if any(reason == TOO_LARGE for _, reason in skipped) else ""
     return NoticeEvent(f"{format_count(len(skipped), 'file')} skipped: {names}", hint)
 
 

@@ -67,7 +67,7 @@ class ReplyControls:
         is_off = request.settings.thinks is False and self.format.has_switch
         if channels.thought is None and (is_off or not thoughts):
             return None
-        markers = (*(each.header for each in thoughts if each.header), *(each.open for each in thoughts))
+        markers = (*(thought.header for thought in thoughts if thought.header), *(thought.open for thought in thoughts))
         tokens = {marker: self.vocabulary.special_token_ids([marker]) for marker in markers}
         return partial(AnswerDetector, replace(channels, thoughts=thoughts), tokens)
 
@@ -80,7 +80,7 @@ class ReplyControls:
         if self.format.is_servers:
             require_servable(settings)
             return
-        markup = {text for each in self.own_thoughts(system_prompt) for text in (each.open, each.close)}
+        markup = {text for thought in self.own_thoughts(system_prompt) for text in (thought.open, thought.close)}
         if settings.thinks is not False and (ignored := markup.intersection(map(str.strip, settings.stop))):
             problem = f"invalid stop: {ignored.pop()!r}; stop strings apply to the answer, not to reasoning"
             raise UsageError(problem, "omit it; --think limits reasoning or turns it off")
@@ -115,12 +115,14 @@ class ReplyControls:
         asked = system_prompt or ""
         if self.format.is_servers:  # it knows itself where they are
             return ()
-        return tuple(each for each in self.format.thoughts if each in self._known_thoughts or each.open in asked)
+        return tuple(
+            thought for thought in self.format.thoughts if thought in self._known_thoughts or thought.open in asked
+        )
 
     @cached_property
     def _known_thoughts(self) -> tuple[ThoughtMarkup, ...]:
         tokens, mentions = self.vocabulary.special_token_ids, self.format.mentions
-        return tuple(each for each in self.format.thoughts if mentions(each) or tokens([each.open]))
+        return tuple(thought for thought in self.format.thoughts if mentions(thought) or tokens([thought.open]))
 
     @cached_property
     def _endings(self) -> Mapping[str, tuple[int, ...]]:
@@ -199,7 +201,9 @@ class AnswerDetector:
     """
 
     def __init__(self, channels: ReplyChannels, markers: Mapping[str, frozenset[int]]) -> None:
-        thoughts = tuple(replace(each, footer="") for each in channels.thoughts)  # it is behind where an answer starts
+        thoughts = tuple(
+            replace(thought, footer="") for thought in channels.thoughts
+        )  # it is behind where an answer starts
         self._splitter = replace(channels, thoughts=thoughts, prefix_text="").splitter()
         self._markers = markers
         self._blanks = 0  # tokens of white space since the reply, or its last thought, ended
@@ -266,16 +270,20 @@ class AnswerDetector:
 
 def require_servable(settings: Settings) -> None:
     """Raise UsageError for settings that need token ids, or a prompt made here, where a server takes messages."""
-    given = [key for key in ("format", "chat_template") if settings.origin(key) in CHOSEN]
-    given += [f"think={settings.think}"] if settings.thought_limit else []
-    given += ["logit_bias"] if settings.logit_bias else []
-    if given:
-        problem = f"{given[0]} is impossible through chat completions: the server builds the prompt and sends no ids"
+    impossible = [key for key in ("format", "chat_template") if settings.origin(key) in CHOSEN]
+    if settings.thought_limit:
+        impossible.append(f"think={settings.think}")
+    if settings.logit_bias:
+        impossible.append("logit_bias")
+    if impossible:
+        problem = (
+            f"{impossible[0]} is impossible through chat completions: the server builds the prompt and sends no ids"
+        )
         raise UsageError(problem, "omit it, or use llama-server")
 
 
 def plan_endings(vocabulary: Vocabulary, thoughts: tuple[ThoughtMarkup, ...]) -> dict[str, tuple[int, ...]]:
-    texts = {each.ending(each.open + breaks) for each in thoughts for breaks in ("", "\n", "\n\n")}
+    texts = {thought.ending(thought.open + breaks) for thought in thoughts for breaks in ("", "\n", "\n\n")}
     return {text: continuation(vocabulary, (Text(text, True),)) for text in texts}
 
 

@@ -37,17 +37,18 @@ from cerebrum_cli.model.format_choice import (
     template_file,
 )
 from cerebrum_cli.model.installation import Installation, OpenFile
-from cerebrum_cli.model.profiles import DEFAULT, Profile, UseName, step_costs_of, tuning_of, without_user_settings
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Model
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.remote.client import Endpoint
+    from cerebrum_cli.model.profiles import Profile, UseName
 
 RELOADING = ("format", "chat_template", "ctx", "lora", "threads", "gpu_layers", "cpu_moe", *ATTENTION_KEYS, "cache_gb")
 FLASH_ATTENTION = {"on": True, "off": False}
 MAX_PARALLEL = 256  # sequences llama.cpp supports
 AUTO_PARALLEL = 64  # more than this was nowhere faster
+UNTUNED = Tuning()
 CHAT_CONTEXT = ContextOptions(slots=16, kv_unified=True)  # one sequence, except for votes
 
 
@@ -125,7 +126,7 @@ class ModelSource:
         _ = self.format_builder
         require_attention(self.model, self.settings, self.context.pad_steps)
 
-    def options_with(self, tuning: Tuning = DEFAULT) -> LoadOptions:
+    def options_with(self, tuning: Tuning) -> LoadOptions:
         """How to load the model with a tuning, within what the settings leave open."""
         context = replace(self.context, n_rs_seq=self._n_rs_seq)
         return load_options(self.model, self.settings, context, tuning, self.vocabulary_only, self.is_chat)
@@ -137,9 +138,16 @@ class ModelSource:
         return self.model.paths, served, *(getattr(self.settings, key) for key in RELOADING), self._n_rs_seq
 
     @property
+    def tuning(self) -> Tuning:
+        """The settings that were measured as the fastest for its use; the defaults if it was never tuned."""
+        profile = self.profile if self.tuned_for else None
+        return profile.uses[self.tuned_for].tuning if profile and self.tuned_for else UNTUNED
+
+    @property
     def measured_costs(self) -> StepCosts | None:
         """Costs of steps with drafted tokens, as measured for this use; None without a profile, which is read."""
-        return step_costs_of(self.profile, self.drafts_for) if self.drafts_for else None
+        profile = self.profile if self.drafts_for else None
+        return profile.uses[self.drafts_for].step_costs if profile and self.drafts_for else None
 
     @property
     def _n_rs_seq(self) -> int:
@@ -156,10 +164,7 @@ class ModelSource:
         """
         if self.servers and not self.vocabulary_only:
             return self._connect(self.servers)
-        profile = self.profile if self.tuned_for or self.drafts_for else None
-        default = self.options_with()
-        tuned = self.options_with(tuning_of(profile, self.tuned_for))
-
+        default, tuned = self.options_with(UNTUNED), self.options_with(self.tuning)
         notice = draft_notice(self.model, self.settings.drafts)
         open_backend = partial(open_with_fallback, self.installation.open_file, tuned, default, notice=notice)
         caches_prompts = self.caches_prompts and not self.vocabulary_only
@@ -206,7 +211,7 @@ def open_with_fallback(
 
 def slots_of(source: ModelSource) -> int:
     """Number of samples that a local model generates at a time."""
-    return source.context.slots or tuning_of(source.profile, "batch").slots or AUTO_PARALLEL
+    return source.context.slots or replace(source, tuned_for="batch").tuning.slots or AUTO_PARALLEL
 
 
 def format_of(settings: Settings, model: Model) -> tuple[str, str | None]:
@@ -223,13 +228,13 @@ def load_options(
     model: Model,
     settings: Settings,
     context: ContextOptions = SINGLE,
-    tuning: Tuning = DEFAULT,
+    tuning: Tuning = UNTUNED,
     vocabulary_only: bool = False,
     whole_context: bool = False,
 ) -> LoadOptions:
     """The options of a context, then a tuning, then the user. Raises UsageError for attention that is rejected."""
     require_attention(model, settings, context.pad_steps)
-    adapters = tuple(AdapterFile(str(each.path), each.scale) for each in model.adapters)
+    adapters = tuple(AdapterFile(str(adapter.path), adapter.scale) for adapter in model.adapters)
     context = replace(
         context,
         length=settings.ctx or 0,
@@ -250,6 +255,12 @@ def load_options(
     return options.with_tuning(without_user_settings(replace(tuning, slots=None), settings))
 
 
+def without_user_settings(tuning: Tuning, settings: Settings) -> Tuning:
+    if settings.threads is not None:
+        tuning = replace(tuning, n_threads=None, n_threads_batch=None)
+    return replace(tuning, gpu_layers=None) if settings.gpu_layers != "auto" else tuning
+
+
 def require_attention(model: Model, settings: Settings, pad_steps: bool = False) -> None:
     """Raise UsageError for cache types, or a choice of flash attention, that cannot be used with this model."""
     if pad_steps and settings.flash_attn == "off":
@@ -259,11 +270,15 @@ def require_attention(model: Model, settings: Settings, pad_steps: bool = False)
     if pad_steps and not has_stable_attention(header):
         problem = f"batch_invariant=on: attention of the architecture {name} depends on other rows in llama.cpp"
         raise UsageError(problem, "omit batch_invariant=on")
-    for index, (key, given) in enumerate(types.items()):
-        lengths = [each[index] for each in header.sizes.head_lengths] if is_quantized(given) else []
-        if wrong := next((length for length in lengths if length % BLOCK_SIZE), None):
-            problem = f"{key}={given} needs heads with a multiple of {BLOCK_SIZE} elements; this model's have {wrong}"
-            raise UsageError(problem, f"omit {key}={given}")
+    for index, (key, cache_type) in enumerate(types.items()):
+        lengths = [key_and_value[index] for key_and_value in header.sizes.head_lengths]
+        wrong = next((length for length in lengths if length % BLOCK_SIZE), None)
+        if is_quantized(cache_type) and wrong:
+            name_and_value = f"{key}={cache_type}"
+            problem = (
+                f"{name_and_value} needs heads with a multiple of {BLOCK_SIZE} elements; this model's have {wrong}"
+            )
+            raise UsageError(problem, f"omit {name_and_value}")
     wants_flash = "flash_attn=on" if settings.flash_attn == "on" else None
     if is_quantized(settings.cache_type_v):
         wants_flash = f"cache_type_v={settings.cache_type_v}"
@@ -274,7 +289,7 @@ def require_attention(model: Model, settings: Settings, pad_steps: bool = False)
             f"{wants_flash}: llama.cpp has no flash attention for the architecture {name}", f"omit {wants_flash}"
         )
     has_one_type = has_mla(header) or facts_of(name).needs_equal_cache_types
-    if has_one_type and len({given or "f16" for given in types.values()}) > 1:
+    if has_one_type and len({cache_type or "f16" for cache_type in types.values()}) > 1:
         problem = f"the architecture {name} needs the same type for keys and values"
         raise UsageError(problem, "set both with --set cache_type=TYPE")
 

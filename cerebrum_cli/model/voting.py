@@ -83,9 +83,9 @@ class MajorityVote:
             self._count(ready)
         if self.is_over:
             replies.abort(index)
-            tied = {each: tuple(self.replies[each].sampled) for each in self.tally.tied_samples}
+            tied = {sample_index: tuple(self.replies[sample_index].sampled) for sample_index in self.tally.tied_samples}
             if tied and replies.inspect(index, tied):
-                self._logprobs, self._inspected = {each: [] for each in tied}, set(tied)
+                self._logprobs, self._inspected = {sample_index: [] for sample_index in tied}, set(tied)
         elif not self.running and (count := self.tally.missing_samples(0)):
             # in rounds: the outcome must not depend on when samples finish
             self.requested += count
@@ -97,12 +97,14 @@ class MajorityVote:
         sample = event.sequence.sample
         if isinstance(event, AlternativesEvent):
             forced = self.replies[sample].finish.forced
-            if not any(each.at <= event.position < each.at + each.length for each in forced):
+            if not any(place.at <= event.position < place.at + place.length for place in forced):
                 self._logprobs[sample].append(event.given.logprob)
         elif isinstance(event, FinishEvent) and event.reason != "cancelled":
             self._inspected.remove(sample)
             if self.is_over:
-                probabilities = {each: mean_probability(logprobs) for each, logprobs in self._logprobs.items()}
+                probabilities = {
+                    sample_index: mean_probability(logprobs) for sample_index, logprobs in self._logprobs.items()
+                }
                 self.tally = self.tally.with_probabilities(probabilities)
         return self.is_over
 

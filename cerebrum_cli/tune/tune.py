@@ -28,9 +28,8 @@ from cerebrum_cli.model.profiles import (
     ProfileStore,
     TunedUse,
     UseName,
-    without_user_settings,
 )
-from cerebrum_cli.model.source import draft_problem, load_options
+from cerebrum_cli.model.source import draft_problem, load_options, without_user_settings
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.tune.candidates import (
     BATCH_SLOTS,

@@ -31,10 +31,8 @@ from cerebrum_cli.model.profiles import (
     Speeds,
     TunedUse,
     UseName,
-    step_costs_of,
-    without_user_settings,
 )
-from cerebrum_cli.model.source import CHAT_CONTEXT, ModelSource, draft_costs, load_options
+from cerebrum_cli.model.source import CHAT_CONTEXT, ModelSource, draft_costs, load_options, without_user_settings
 from cerebrum_cli.models.library import NANO
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.terminal.streams import Streams
@@ -70,8 +68,7 @@ def test_profile_names_the_draft_with_the_lowest_cost_per_row() -> None:
     in_vain = replace(DEFAULT_USE, step_costs=StepCosts((1, 2, 16), (1.0, 1.7, 12.8)))
     assert (in_vain.best_draft, profile(ask=in_vain).uses_with_drafts) == (None, [])
     measured = profile(chat=chat)
-    assert (step_costs_of(measured, "chat"), step_costs_of(measured, "ask")) == (STEP_COSTS, None)
-    assert step_costs_of(None, "chat") is None
+    assert (measured.uses["chat"].step_costs, measured.uses["ask"].step_costs) == (STEP_COSTS, None)
 
 
 ALL_SETTINGS = Tuning(False, 4, 6, 64, "12", 16)

@@ -130,10 +130,10 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         """
         if self._model.format_name == RAW.name:
             raise UsageError("the model has no prompt format", "choose one with --format, or omit the chat template")
-        system = next((each["content"] for each in chat_history if each["role"] == "system"), None)
-        turns = [each for each in chat_history if each["role"] != "system"]
+        system = next((message["content"] for message in chat_history if message["role"] == "system"), None)
+        turns = [message for message in chat_history if message["role"] != "system"]
         beginning = "" if add_generation_prompt else turns.pop()["content"]
-        messages = tuple(Message("user" if each["role"] == "user" else "assistant", each["content"]) for each in turns)
+        messages = tuple(Message("user" if turn["role"] == "user" else "assistant", turn["content"]) for turn in turns)
         self._chat = conversation = self._model.source.settings.applied_to(Conversation(messages, system))
         if not add_generation_prompt:
             conversation = replace(conversation, thinks=False)
@@ -144,7 +144,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
     def loglikelihood(self, requests: Sequence[Instance], **_: Any) -> list[tuple[float, bool]]:
         """Log-likelihoods of continuations after their contexts, and whether greedy decoding would yield them."""
         self._prepare("scoring")
-        return self._loglikelihood_tokens([(each.args, *self._encode_pair(*each.args)) for each in requests])
+        return self._loglikelihood_tokens([(request.args, *self._encode_pair(*request.args)) for request in requests])
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], **_: Any) -> list[float]:
         """Log-likelihoods of whole texts, in windows as long as the context."""
@@ -281,7 +281,9 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             truncated += excess > 0
         self._notify_of_truncation(truncated, len(pairs))
         indices = [*groups.values()]
-        requests = [ScoreRequest(each, tuple(tuple(pairs[at][2]) for at in group)) for each, group in groups.items()]
+        requests = [
+            ScoreRequest(context, tuple(tuple(pairs[at][2]) for at in group)) for context, group in groups.items()
+        ]
         with closing(self._model.engine.score(requests)) as events:
             for event in events:
                 if isinstance(event, LogprobScores):
