@@ -321,29 +321,6 @@ def test_dry_run_estimates_the_whole_run_and_what_is_missing(command: CommandLin
     assert not Path(f"{run}.partial").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("gsm8",), "unknown task 'gsm8'"),
-        (("none.jsonl",), "none.jsonl: No such file or directory"),
-        (("humaneval",), "this task runs programs that the model writes"),
-        (("humaneval", "--run-code", "--match", "exact"), "--match has no effect on humaneval"),
-        (("gsm8k", "--run-code"), "--run-code applies only to humaneval"),
-        (("gsm8k", "--samples", "0"), "invalid --samples: 0"),
-        (("gsm8k", "-o", "-"), "a run cannot be written to standard output"),
-        (("gsm8k", "-o", "run.csv"), "run.csv: a run is not a table, but JSON Lines"),
-        (("mine.jsonl", "-o", "mine.jsonl"), "the output would overwrite the input mine.jsonl"),
-        (("gsm8k", "--preset", "cerebrum"), "unknown preset 'cerebrum'"),
-        (("gsm8k", "--match", "same"), "invalid --match: 'same'"),
-    ],
-)
-def test_invalid_eval_is_one_line_and_a_hint(command: CommandLine, arguments: tuple[str, ...], message: str) -> None:
-    write_questions(command.home / "mine.jsonl", [{"question": "What is 3 plus 4?", "answer": 7}])
-    done = command.run("eval", *arguments, *MODEL, "--offline")
-    assert problem(done).startswith(f"error: {message}")
-    assert len(done.err.splitlines()) == 2
-
-
 def test_runs_are_stored_listed_shown_compared_and_deleted(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(MODEL_FILE.read_bytes())
