@@ -105,7 +105,7 @@ def _cached_or_downloaded(task: Task, progress: Progress, offline: bool) -> dict
 
 def _download(task: Task, progress: Progress, cache: Cache) -> list[CachedFile]:
     try:
-        listing = RetryPolicy(progress).run(lambda: list_repository(task.repo_id, kind="dataset"))
+        listing = RetryPolicy(progress).run(list_repository, task.repo_id, kind="dataset")
     except ModelNotFound as error:
         raise PullError(error.message, error.hint) from error
     named = (file for file in listing.files if fnmatchcase(file.name, task.file))

@@ -79,7 +79,7 @@ class DownloadPlanner:
             raise UsageError(problem, "give a part of a repository's name")
         if self.is_offline:
             raise PullError("cannot search the Hub: the network is disabled", "omit --offline, or unset HF_HUB_OFFLINE")
-        repositories = RetryPolicy(self.progress).run(lambda: search_repositories(text, MOST_FOUND))
+        repositories = RetryPolicy(self.progress).run(search_repositories, text, MOST_FOUND)
         listings = _list_repositories([repository.repo_id for repository in repositories])
         return [
             (repository, self._estimate(listing, context))
@@ -92,10 +92,7 @@ class DownloadPlanner:
             return None
         try:
             self.library.require_not_refused(listing.repo_id)
-            models = _variants(listing)
-            return self._plan_listing(
-                self._spec_of(listing, models), listing, models, None, context, reads_header=False
-            )
+            return self._plan_listing(None, listing, _variants(listing), None, context, reads_header=False)
         except (ModelNotFound, PullError):
             return None
 
@@ -107,7 +104,7 @@ class DownloadPlanner:
         """Bytes of a file on the Hub up to its tensor data. Raises ModelFileError."""
         key = (listing.commit, file.name)
         if key not in self._headers:
-            self._headers[key] = RetryPolicy(self.progress).run(lambda: _read_header(listing, file))
+            self._headers[key] = RetryPolicy(self.progress).run(_read_header, listing, file)
         return self._headers[key]
 
     def _installed_header(self, listing: Listing) -> Header | None:
@@ -123,7 +120,7 @@ class DownloadPlanner:
         errors: list[ModelNotFound] = []
         for source in spec.sources:
             try:
-                listing = RetryPolicy(self.progress).run(lambda: list_repository(source.repo_id, source.revision))  # noqa: B023
+                listing = RetryPolicy(self.progress).run(list_repository, source.repo_id, source.revision)
                 models = [model for model in _variants(listing) if source.matches(model.files[0].rpartition("/")[2])]
                 return self._plan_listing(spec, listing, models, quantization, context)
             except ModelNotFound as error:
@@ -133,16 +130,12 @@ class DownloadPlanner:
     def _plan_repository(self, reference: HubReference, context: int | None) -> DownloadPlan:
         repo_id = reference.repo_id
         self.library.require_not_refused(repo_id)
-        listing = RetryPolicy(self.progress).run(lambda: list_repository(repo_id, reference.revision))
+        listing = RetryPolicy(self.progress).run(list_repository, repo_id, reference.revision)
         models = [model for model in _variants(listing) if reference.file is None or reference.file in model.files]
         if reference.file and not models:
             hint = f"list its models: cerebrum pull --dry-run {repo_id}"
             raise ModelNotFound(f"{repo_id} has no complete model {reference.file}", hint)
-        return self._plan_listing(self._spec_of(listing, models), listing, models, reference.quantization, context)
-
-    def _spec_of(self, listing: Listing, models: Sequence[Variant]) -> ModelSpec | None:
-        specs = (self.library.spec_in(listing.repo_id, model.files[0]) for model in models)
-        return next(filter(None, specs), None)
+        return self._plan_listing(None, listing, models, reference.quantization, context)
 
     def _plan_listing(
         self,
@@ -153,8 +146,12 @@ class DownloadPlanner:
         context: int | None,
         reads_header: bool = True,
     ) -> DownloadPlan:
+        """Plan with models of a repository; without a `spec`, the catalog's row is that of one of their files."""
         if not models:
             raise ModelNotFound(f"{listing.repo_id} has no GGUF model", "see its page on the Hub")
+        if spec is None:
+            specs = (self.library.spec_in(listing.repo_id, model.files[0]) for model in models)
+            spec = next(filter(None, specs), None)
         name = spec.name if spec else listing.repo_id
         sizes = [(model.quantization, sum(listing.file(name).size for name in model.files)) for model in models]
         if (spec and spec.kv_bytes_per_token) or not reads_header:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import sleep
-from typing import Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_WAIT_S = 600.0  # longest delay accepted from the Hub, whose rate limits last 300
@@ -42,10 +43,10 @@ class RetryPolicy:
     progress: Progress
     failures: int = 0  # in a row
 
-    def run(self, request: Callable[[], T]) -> T:
+    def run(self, request: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         while True:
             try:
-                return request()
+                return request(*arguments, **options)
             except HubError as error:
                 self.wait(error)
 

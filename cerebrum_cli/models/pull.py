@@ -173,7 +173,7 @@ class Puller:
         @cache
         def files_of(repo_id: str, revision: str | None) -> tuple[HubFile, ...]:
             try:
-                return RetryPolicy(self.progress).run(lambda: list_repository(repo_id, revision)).files
+                return RetryPolicy(self.progress).run(list_repository, repo_id, revision).files
             except ModelNotFound as error:  # gone, or private
                 self.progress.notice(NoticeEvent(error.message, "its models are skipped"))
                 return ()
