@@ -149,14 +149,6 @@ def test_saved_prompt_extracts_a_code_block_unless_told_otherwise(home: Home, mo
     code("--votes", "2", reply="The answer is 4.")
 
 
-def test_saved_session_holds_the_question_and_not_the_name(home: Home) -> None:
-    assert home.run("ask", "-p", "list", "birds").out == "Yes.\n"
-    shown = home.run("sessions", "show", "list-three-birds", "--json").object
-    assert [message["content"] for message in shown["messages"]] == ["List three\n\nbirds", "Yes."]
-    assert home.run("ask", "-c", "-p", "tone", "More?").code == 0
-    assert home.run("sessions", "show", "list-three-birds", "--json").object["system_prompt"] == "Be kind."
-
-
 # cerebrum batch.
 
 
@@ -195,55 +187,6 @@ def test_batch_records_the_text_of_a_saved_prompt(home: Home) -> None:
     changed = run("-p", "other")
     assert changed.code != 0
     assert "another prompt (List three, now List four)" in changed.err
-
-
-# cerebrum chat.
-
-
-def script(home: Home, text: str, *arguments: str) -> tuple[Finished, list[str]]:
-    """A chat from a pipe, and the questions of its session."""
-    done = home.run("chat", "--session", "s", *arguments, piped=text.encode())
-    shown = home.run("sessions", "show", "s", "--json")
-    messages = shown.object["messages"] if shown.code == 0 else []
-    return done, [message["content"] for message in messages if message["role"] == "user"]
-
-
-def shown_values(done: Finished, setting: str) -> list[str]:
-    """Values of a setting that /set and /params have shown."""
-    lines = (line.split() for line in done.err.splitlines())
-    return [line[1] for line in lines if line[:1] == [setting]]
-
-
-def test_chat_uses_a_saved_prompt_for_the_first_question(home: Home) -> None:
-    done, questions = script(home, "birds\nshorter\n/params\n/use list\n/params\n/system\n", "-p", "sum", "-n", "5")
-    assert done.code == 0, done.err
-    assert questions == ["Sum up: birds\n{braces} {0} stay", "shorter"]
-    assert shown_values(done, "temperature") == ["0.9", "0.1"]  # those of the prompt are removed with it
-    assert shown_values(done, "max_tokens") == ["5", "5"]
-    assert "no system prompt\n" in done.err
-
-
-def test_chat_switches_saved_prompts(home: Home) -> None:
-    lines = "/use\n/use sum\nit\n/set temperature\n/use tone\n/params\n/system\nmore\n/use list\n/system\nbirds\n"
-    done, questions = script(home, lines)
-    assert done.code == 0, done.err
-    assert questions == ["Sum up: it\n{braces} {0} stay", "more", "List three\n\nbirds"]
-    assert done.out.startswith("> /use\nname    model  prompt\nsum     -      Sum up: {input} {braces} {0} stay\n")
-    assert "using sum for the next question\n" in done.err
-    assert "using tone\n" in done.err
-    assert shown_values(done, "max_tokens") == ["7"]
-    assert shown_values(done, "temperature") == ["0.1", "0.1"]
-    assert "system prompt: Be kind.\n" in done.err
-    assert "no system prompt\n" in done.err
-
-
-def test_chat_keeps_what_the_user_set_after_a_prompt(home: Home) -> None:
-    done, _ = script(home, "/set top_k 3\n/system Mine.\n/use list\n/params\n/system\n", "-p", "sum")
-    assert shown_values(done, "top_k") == ["3", "3"]
-    assert done.err.count("system prompt: Mine.\n") == 2
-    script(home, "One?\n", "-s", "Of the session.")
-    done, _ = script(home, "/system\n/use list\n/system\n", "-p", "tone")
-    assert done.err.index("system prompt: Be kind.") < done.err.index("system prompt: Of the session.")
 
 
 FILE = '''\

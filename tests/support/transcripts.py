@@ -80,7 +80,7 @@ class Transcript:
     def run(self, arguments: list[str], piped: bytes | None, variables: dict[str, str]) -> Finished:
         if self.reply is None:
             return self.user.run(*arguments, stdin=piped, env=variables)
-        script = {"rows": {}, "seeds": [self.reply]} if "batch" in arguments else {"reply": self.reply}
+        script = {"reply": self.reply} if "--raw" in arguments else {"rows": {}, "seeds": [self.reply]}
         with environment_of(self.user.environment(variables)), contextlib.chdir(self.user.home):
             return run_here(script, self.user.home, *arguments, piped=piped)
 
