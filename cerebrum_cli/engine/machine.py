@@ -82,18 +82,15 @@ def processors() -> Processors:
 def linux_processors(logical: int, allowed: Set[int], quota: float, devices: Path = DEVICES) -> Processors:
     """Count cores by what Linux lists in `devices`; where it lists nothing, each CPU is a performance core."""
     folders = {cpu: devices / "system" / "cpu" / f"cpu{cpu}" for cpu in allowed}
-    fast = allowed & _performance_cpus(devices) or allowed  # an x86 hybrid, unless only efficiency cores are allowed
+    # an x86 processor that also has efficiency cores lists the others, as "0-11", for example
+    ranges = (part.partition("-") for part in _text(devices / "cpu_core" / "cpus").split(",") if part)
+    performance = {cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1)}
+    fast = allowed & performance or allowed
     capacities = {cpu: _integer(folders[cpu], "cpu_capacity") for cpu in fast}  # listed for ARM, with 1024 at most
     fast = {cpu for cpu in fast if capacities[cpu] >= MIN_CAPACITY * max(capacities.values())}
     siblings = {cpu: _text(folder / "topology" / "thread_siblings_list") or cpu for cpu, folder in folders.items()}
     cores, performance_cores = (len({siblings[cpu] for cpu in cpus}) for cpus in (allowed, fast))
     return Processors(logical, len(allowed), cores, performance_cores, quota)
-
-
-def _performance_cpus(devices: Path) -> set[int]:
-    """The performance cores of an x86 processor that also has others: "0-11", for example."""
-    ranges = (part.partition("-") for part in _text(devices / "cpu_core" / "cpus").split(",") if part)
-    return {cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1)}
 
 
 def _text(path: Path) -> str:
