@@ -110,15 +110,15 @@ class Chat:
 
     def send(self, text: str, settings: Settings | None = None, majority_vote: MajorityVote | None = None) -> Events:
         """Save a question, and yield the events of the reply or vote. Without a reply, the question is removed."""
-        previous_leaf, is_first = self.session.leaf if self.session else None, self.session is None
-        if self.session is None:
+        before = self.session
+        if before is None:
             self._start_session(text)
         else:
-            self.session = self.history.store.add_message(self.session, Message("user", text))
+            self.session = self.history.store.add_message(before, Message("user", text))
         try:
-            yield from self._reply(previous_leaf, settings=settings, majority_vote=majority_vote)
+            yield from self._reply(before.leaf if before else None, settings=settings, majority_vote=majority_vote)
         except CerebrumError:
-            if is_first and self.session and self.session.leaf is None:  # do not leave an empty session
+            if before is None and self.session and self.session.leaf is None:  # do not leave an empty session
                 with contextlib.suppress(SessionError):
                     self.history.store.remove(self.session)
                 self.switch_session(None, self.name)
@@ -126,7 +126,8 @@ class Chat:
 
     def edit_question(self, text: str) -> Events:
         """Replace the last question, and yield the events of the reply; the previous turn stays in the tree."""
-        (session, question), store = self._require_question(), self.history.store
+        session, question = self._require_question()
+        store = self.history.store
         self.session = store.add_message(store.move(session, question.parent), Message("user", text))
         yield from self._reply(session.leaf)
 
@@ -195,7 +196,8 @@ class Chat:
         """Copy the conversation to a new session and switch to it; the previous session is unchanged."""
         if self.session is None:
             raise SessionError("no messages yet", "ask something first")
-        store, copied = self.history.store, ("system_prompt", "model", "format", "params", "leaf", "first")
+        store = self.history.store
+        copied = ("system_prompt", "model", "format", "params", "leaf", "first")
         values = {key: getattr(self.session, key) for key in copied}
         self.switch_session(store.create(store.unused_name(name or self.session.name), "chat", **values))
         return self.session
@@ -294,8 +296,10 @@ class Chat:
     @property
     def unsaved_notice(self) -> NoticeEvent | None:
         """Why nothing is saved since the session database could not be written; None if it can."""
-        error, hint = self.history.store.detached_by, "use /export FILE to save a copy"
-        return NoticeEvent(f"this chat is not saved: {error.message}", hint) if error else None
+        error = self.history.store.detached_by
+        if error is None:
+            return None
+        return NoticeEvent(f"this chat is not saved: {error.message}", "use /export FILE to save a copy")
 
     @property
     def last_question(self) -> StoredMessage | None:

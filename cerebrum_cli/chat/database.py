@@ -78,8 +78,16 @@ END;""",
 
 
 def open_database(path: Path) -> sqlite3.Connection:
-    """Open the database; create it if necessary. Raises SessionError."""
-    create_private(path)
+    """Open the database; create it if necessary, readable only by its owner. Raises SessionError.
+
+    SQLite creates the files beside it with the same permissions.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnwritableSessions(f"{error.filename}: {error.strerror}", "make it writable, or use --no-log") from error
+    with contextlib.suppress(OSError):  # opening it reports the error
+        path.touch(mode=0o600, exist_ok=False)
     with translated(path):
         database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
@@ -148,19 +156,6 @@ def _set_journal_mode(database: sqlite3.Connection, mode: str) -> None:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
         time.sleep(0.01)
-
-
-def create_private(path: Path) -> None:
-    """Create an empty file that only its owner can read, with its directory, unless it exists.
-
-    SQLite creates the files beside it with the same permissions. Raises UnwritableSessions.
-    """
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnwritableSessions(f"{error.filename}: {error.strerror}", "make it writable, or use --no-log") from error
-    with contextlib.suppress(OSError):  # opening it reports the error
-        path.touch(mode=0o600, exist_ok=False)
 
 
 def check_integrity(path: Path) -> tuple[int, int, int] | None:

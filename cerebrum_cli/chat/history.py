@@ -210,7 +210,8 @@ def session_params(settings: Settings, model: Model) -> dict[str, Any]:
     """Settings that a session records, as JSON values: those of sampling, and those in `KEPT`."""
     values = {key: getattr(settings, key) for key in PARAMS}
     texts = {key: list(map(str, value)) for key, value in values.items() if isinstance(value, tuple)}
-    template, path = {}, template_file(settings)
+    template: dict[str, Any] = {}
+    path = template_file(settings)
     if settings.chat_template and (path is None or settings.origin(CHAT_TEMPLATE) not in (*RECOMMENDED, CONFIG)):
         template = {CHAT_TEMPLATE: str(path.absolute()) if path else NONE}
     return {**values, **texts, **template, **model.adapter_params}

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import wraps
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -123,7 +123,8 @@ class Store:
         question: Message | None = None,
     ) -> Session:
         """Create a session on the branch that ends at `leaf`, with a first `question`. Raises SessionError."""
-        now, name = time.time(), validated_name(name)
+        now = time.time()
+        name = validated_name(name)
         with self.transaction() as database:
             try:
                 database.execute(
@@ -147,11 +148,8 @@ class Store:
         with self._read() as database:
             rows = database.execute("SELECT name FROM sessions WHERE substr(name, 1, ?) = ?", (len(base), base))
             used = {row["name"] for row in rows.fetchall()}
-        number, name = 1, base
-        while name in used:
-            number += 1
-            name = f"{base}-{number}"
-        return name
+        numbered = (f"{base}-{number}" for number in count(2))
+        return next(name for name in chain([base], numbered) if name not in used)
 
     def latest(self) -> Session | None:
         with self._read() as database:
@@ -324,7 +322,8 @@ class Store:
         return self._set_leaf(database, session, cursor.lastrowid)
 
     def _set_leaf(self, database: sqlite3.Connection, session: Session, leaf: int | None) -> Session:
-        now, first = time.time(), session.first
+        now = time.time()
+        first = session.first
         if first is not None and all(stored.id != first for stored in self._branch(database, leaf)):
             first = None  # the branch ends before it: all of it may fit again
         values = (leaf, first, now, session.id)

@@ -105,7 +105,9 @@ class BatchProgress:
 
     def _summary(self) -> str:
         assert self._rows
-        speed, seconds, tokens = "", self._latest - (self._started or self._latest), self._all_tokens
+        speed = ""
+        tokens = self._all_tokens
+        seconds = self._latest - (self._started or self._latest)
         if tokens and seconds:
             rates = server_rates([server._replace(is_lost=False) for server in self._servers], seconds)
             rate = f"{tokens / seconds:.1f} t/s" + (f": {rates}" if rates else "")
@@ -115,7 +117,8 @@ class BatchProgress:
         return ", ".join(filter(None, [f"{done} of {of} done", *exceptions(self._rows), speed]))
 
     def _render(self, width: int) -> Iterator[Segment]:
-        rows, seconds = self._rows, time.monotonic() - self._started if self._started else 0.0
+        rows = self._rows
+        seconds = time.monotonic() - self._started if self._started else 0.0
         assert rows
         done = answered(rows) - self._before
         left = self._phase

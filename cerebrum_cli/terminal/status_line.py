@@ -90,7 +90,8 @@ class Line:
         from rich.cells import cell_len, set_cell_size  # characters may be two columns wide
 
         room = columns(self.streams.err) - ECHO_COLUMNS
-        drawn, has_colors = "", environment("NO_COLOR") is None
+        drawn = ""
+        has_colors = environment("NO_COLOR") is None
         with self._lock:
             for text, color in self.render(room):
                 text = strip_controls(text)

@@ -102,7 +102,8 @@ class Repl:
         return None
 
     def toolbar(self, width: int) -> str:
-        chat, context = self.chat, ""
+        chat = self.chat
+        context = ""
         if usage := chat.context_usage:
             warning = " nearly full" if usage[0] > NEARLY_FULL * usage[1] else ""
             context = context_text(*usage) + warning
@@ -124,7 +125,8 @@ class Repl:
     def render(self, events: Generator[Event, None, None]) -> None:
         """Render a reply; Ctrl-C stops it and keeps its text. Raises Interrupted if there is none."""
         self.last_finish = None
-        reply, key = Reply(events), AnswerKeySink(self.keyboard, self.chat.loaded)
+        reply = Reply(events)
+        key = AnswerKeySink(self.keyboard, self.chat.loaded)
         sinks = key, ReasoningSink(self.streams), answer_sink(self.streams, not self.no_markdown)
         try:
             self.wait_for(reply.events(), *sinks, hint=lambda: key.hint)
@@ -162,7 +164,8 @@ class Repl:
                 self._end_turn(reply)
 
     def _end_turn(self, reply: Reply) -> None:
-        self._has_replied, self.last_finish = True, reply.finish
+        self._has_replied = True
+        self.last_finish = reply.finish
         if self.streams.out_is_terminal:
             self.streams.answer("\n")
 

@@ -106,11 +106,14 @@ def change_setting(repl: Repl, line: SlashLine) -> None:
 
 def show_settings(repl: Repl, _: SlashLine) -> None:
     settings = repl.chat.settings
-    defaults, samplers = asdict(Settings()), settings.samplers
-    print_settings(
-        repl,
-        lambda key: key in samplers if key in SAMPLERS else key in LOADED or getattr(settings, key) != defaults[key],
-    )
+    defaults = asdict(Settings())
+
+    def is_shown(key: str) -> bool:
+        if key in SAMPLERS:
+            return key in settings.samplers
+        return key in LOADED or getattr(settings, key) != defaults[key]
+
+    print_settings(repl, is_shown)
 
 
 def print_settings(repl: Repl, is_shown: Callable[[str], bool]) -> None:
@@ -182,7 +185,8 @@ def vote(repl: Repl, line: SlashLine) -> None:
 
 
 def edit(repl: Repl, line: SlashLine) -> None:
-    chat, part = repl.chat, line.argument or "question"
+    chat = repl.chat
+    part = line.argument or "question"
     if part not in PARTS:
         raise UsageError.invalid("/edit", part, " or ".join(PARTS))
     stored = chat.last_question if part == "question" else chat.last_reply
