@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cerebrum_cli.cli.completion_values import known_models, stored_models
 from cerebrum_cli.cli.model_choice import choose_model, pull_model
-from cerebrum_cli.cli.options import DeleteOptions, PullOptions, QuietOptions
-from cerebrum_cli.cli.signature import Json, JsonArray, composed, positional, require_agreement
+from cerebrum_cli.cli.options import PullOptions, QuietOptions
+from cerebrum_cli.cli.signature import Json, JsonArray, Yes, composed, positional, require_agreement
 from cerebrum_cli.core.declaration import Option, flag, option, option_group
 from cerebrum_cli.core.errors import FormatError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -329,7 +329,8 @@ def profile_of(app: App, model: Model, settings: Settings) -> tuple[Profile | No
 def rm(
     app: App,
     model: Annotated[str, positional("MODEL", "An installed model or vocabulary", stored_models)],
-    options: DeleteOptions,
+    _: QuietOptions,
+    yes: Yes = False,
 ) -> None:
     """Local files, and those of Ollama and LM Studio, are unregistered, not deleted.
 
@@ -342,7 +343,7 @@ def rm(
     from cerebrum_cli.models.removal import plan_removal
 
     removal = plan_removal(app.library, app.library.parse(model))
-    require_agreement(app, removal.question, removal.model.reference, options.yes)
+    require_agreement(app, removal.question, removal.model.reference, yes)
     report = removal.execute()
     if removal.identity:
         app.profiles().delete(removal.identity)

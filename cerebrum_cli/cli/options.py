@@ -22,11 +22,6 @@ class QuietOptions:
 
 
 @option_group
-class DeleteOptions(QuietOptions):
-    yes: bool = option(False, "Delete without asking", "Output", short="-y")
-
-
-@option_group
 class PullOptions(QuietOptions):
     offline: bool = option(False, "Do not use the network", "Model")
     yes: bool = option(False, "Answer yes to every question", "Output", short="-y")

@@ -17,8 +17,8 @@ import typer
 
 from cerebrum_cli.cli.completion_values import saved_prompts
 from cerebrum_cli.cli.config_file import prompt_table, table_line, with_prompt, with_skeleton, without_prompt
-from cerebrum_cli.cli.options import FIRST, AskOptions, DeleteOptions, QuietOptions
-from cerebrum_cli.cli.signature import Json, JsonArray, positional, require_agreement, subcommand
+from cerebrum_cli.cli.options import FIRST, AskOptions, QuietOptions
+from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
 from cerebrum_cli.core.config import PROMPTS, SavedPrompt, find_prompt, parse_config, read_config_text
 from cerebrum_cli.core.declaration import argument, options_of
 from cerebrum_cli.core.errors import ConfigError, UsageError
@@ -91,13 +91,14 @@ def edit(
 def rm(
     app: App,
     names: Annotated[list[str], positional("NAME...", NAME_HELP, saved_prompts)],
-    options: DeleteOptions,
+    _: QuietOptions,
+    yes: Yes = False,
 ) -> None:
     """Delete saved prompts."""
     chosen = list(dict.fromkeys(find_prompt(app.config.prompts, name).name for name in names))
     listed = ", ".join(chosen)
     what = "saved prompts" if len(chosen) > 1 else "saved prompt"
-    require_agreement(app, f"Delete the {what} {listed}?", listed, options.yes)
+    require_agreement(app, f"Delete the {what} {listed}?", listed, yes)
     path = app.config_directory / "config.toml"
     text = read_config_text(path)
     for name in chosen:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cerebrum_cli.cli.completion_values import run_names
-from cerebrum_cli.cli.options import DeleteOptions, QuietOptions
-from cerebrum_cli.cli.signature import Json, JsonArray, positional, require_agreement, subcommand
+from cerebrum_cli.cli.options import QuietOptions
+from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
 from cerebrum_cli.core.conversion import LORA
 from cerebrum_cli.core.declaration import Option, flag, option, option_group
 from cerebrum_cli.core.errors import UsageError
@@ -198,9 +198,9 @@ def compare(
 
 
 @subcommand(group, short_help="Delete a stored run.")
-def rm(app: App, run: Name, options: DeleteOptions) -> None:
+def rm(app: App, run: Name, _: QuietOptions, yes: Yes = False) -> None:
     """Delete a run and its files."""
     stored = app.runs.find(run)
-    require_agreement(app, f"Delete the run {stored.name}?", stored.name, options.yes)
+    require_agreement(app, f"Delete the run {stored.name}?", stored.name, yes)
     app.runs.delete(stored)
     app.streams.report(f"deleted {stored.name}")

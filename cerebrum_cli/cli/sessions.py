@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.cli.completion_values import sessions
-from cerebrum_cli.cli.options import DeleteOptions, QuietOptions
-from cerebrum_cli.cli.signature import Json, JsonArray, positional, require_agreement, subcommand
+from cerebrum_cli.cli.options import QuietOptions
+from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
 from cerebrum_cli.core.declaration import Option
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.terminal.reports import LISTED, print_latest
@@ -84,7 +84,8 @@ def search(
 @subcommand(group, short_help="Delete sessions, and their prompt cache.")
 def rm(
     app: App,
-    options: DeleteOptions,
+    _: QuietOptions,
+    yes: Yes = False,
     names: Annotated[list[str] | None, positional("[NAME]...", "Names of sessions", sessions)] = None,
     older_than: Annotated[
         str | None, Option("Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
@@ -106,7 +107,7 @@ def rm(
             history.lock(session)
         listed = ", ".join(chosen)
         what = f"session {listed}" if len(chosen) == 1 else f"{len(chosen)} sessions ({listed})"
-        require_agreement(app, f"Delete {what}?", listed, options.yes)
+        require_agreement(app, f"Delete {what}?", listed, yes)
         for session, count in delete_sessions(history, list(chosen.values()), app.states):
             app.streams.report(f"{session.name} deleted ({count} {'message' if count == 1 else 'messages'})")
 

@@ -161,6 +161,7 @@ def typer_parameter(name: str, declared: Option, default: Any, values: Values | 
 
 Json = Annotated[bool, Option("Print a JSON object", "Output")]
 JsonArray = Annotated[bool, Option("Print a JSON array", "Output")]
+Yes = Annotated[bool, Option("Delete without asking", "Output", short="-y")]
 
 
 def positional(metavar: str, help: str, values: Values | None = None) -> Any:
