@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.cli.generation import naming_grammar_file
 from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent
@@ -48,6 +47,21 @@ def show_prompt(streams: Streams, loaded: Model, conversation: Conversation, opt
 
 
 @dataclass(slots=True)
+class LengthNotice(Sink):
+    """A notice, in the status line's place, of a prompt that takes much of the context."""
+
+    line: StatusLine
+    loaded: Model
+    is_evaluating: bool = False
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, PromptEvent) and not self.is_evaluating:
+            self.is_evaluating = True
+            if notice := length_notice(event.total, self.loaded.context_size or 0):
+                self.line.emit(notice)
+
+
+@dataclass(slots=True)
 class AnswerPrinter:
     """The answer to one request: rendered, recorded, and printed in the form the options ask for."""
 
@@ -63,29 +77,30 @@ class AnswerPrinter:
     def markdown(self) -> bool:
         return not (self.options.no_markdown or self.options.raw or self.request.grammar)
 
-    def show(self) -> None:
-        """Generate and print the answer. Raises NoAnswer if it is not what the options ask for."""
-        votes = self.options.vote_bounds
+    @contextmanager
+    def reporting_interrupts(self) -> Iterator[None]:
+        """Print how to continue an answer that is interrupted in this block."""
         try:
-            with naming_grammar_file(self.options):
-                self._show_vote(votes) if votes else self._show_reply()
+            yield
         except Interrupted:
             if self.recorder.saved_as and self.streams.err_is_terminal:
-                saved = ["leading answer is saved"] if votes else ["answer so far is saved", *self._continuation]
+                is_vote = self.options.vote_bounds is not None
+                saved = ["leading answer is saved"] if is_vote else ["answer so far is saved", *self._continuation]
                 self.streams.report(f"interrupted; the {'; '.join(saved)}")
             raise
 
-    def _show_reply(self) -> None:
+    def show_reply(self) -> None:
+        """Generate and print a reply. Raises NoAnswer if it is not what the options ask for."""
         request, options, recorder = self.request, self.options, self.recorder
         reply = self._continue() if recorder.continued else self.loaded.respond(request)
         key = AnswerKeySink(self.keyboard, self.loaded)
         line = self._status_line(hint=lambda: key.hint, counts_answer=not options.streams_answer)
-        sinks: list[Sink] = [line, key]
+        sinks: list[Sink] = [line, LengthNotice(line, self.loaded), key]
         if options.streams_answer:
             sinks.append(answer_sink(self.streams, self.markdown))
         final_answer = None
         try:
-            render(self._with_length_notice(reply.events()), self.loaded.cancel, sinks)
+            render(reply.events(), self.loaded.cancel, sinks)
             self._inspect(reply)
         except CerebrumError as error:
             if not reply.is_finished and reply.sampled:  # of a server that was lost
@@ -129,18 +144,15 @@ class AnswerPrinter:
         servers = "".join(f" --endpoint {quote(server)}" for server in self.options.endpoint)
         return [f"cerebrum ask -c{servers} continues it"]
 
-    def _show_vote(self, votes: Votes) -> None:
+    def show_vote(self, votes: Votes) -> None:
         """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
         from cerebrum_cli.model import voting
 
         options, vote = self.options, voting.MajorityVote(votes)
-        events = self.loaded.vote_events(self.request, vote)
+        line = self._status_line(vote=vote.bounds)
         try:
-            render(
-                self._with_length_notice(events),
-                self.loaded.cancel,
-                [self._status_line(vote=vote.bounds)],
-            )
+            sinks = [line, LengthNotice(line, self.loaded)]
+            render(self.loaded.vote_events(self.request, vote), self.loaded.cancel, sinks)
             self._inspect(vote.reply)
         finally:
             reply = vote.reply
@@ -211,17 +223,6 @@ class AnswerPrinter:
             self.streams.info(reply.text)
             return f"omit {options.extract_flag or '--final'}, or ask for {missing} in the prompt"
         return f"read the reply: cerebrum sessions show {quote(self.recorder.saved_as)}"
-
-    def _with_length_notice(self, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
-        """Put a notice about a prompt that takes much of the context before its evaluation."""
-        is_evaluating = False
-        with closing(events):
-            for event in events:
-                if isinstance(event, PromptEvent) and not is_evaluating:
-                    is_evaluating = True
-                    if notice := length_notice(event.total, self.loaded.context_size or 0):
-                        yield notice
-                yield event
 
     def _status_line(self, **shown: Any) -> StatusLine:
         """The first of the sinks: it erases itself before others write."""

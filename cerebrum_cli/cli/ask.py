@@ -75,7 +75,7 @@ def run_question(
     overrides: Layer,
     options: AskOptions,
 ) -> None:
-    from cerebrum_cli.cli.generation import find_source, read_grammar
+    from cerebrum_cli.cli.generation import find_source, naming_grammar_file, read_grammar
 
     overrides = recorder.with_defaults(overrides, is_remote=bool(options.endpoint))
     source = find_source(app, overrides, options, "--votes" if options.vote_bounds else None)
@@ -106,7 +106,12 @@ def run_question(
         request = ReplyRequest(conversation, settings, grammar)
         keyboard = Keyboard()
         with keyboard.without_echo() if app.streams.out_is_terminal else nullcontext():
-            AnswerPrinter(app.streams, loaded, recorder, request, options, keyboard).show()
+            printer = AnswerPrinter(app.streams, loaded, recorder, request, options, keyboard)
+            with naming_grammar_file(options), printer.reporting_interrupts():
+                if votes := options.vote_bounds:
+                    printer.show_vote(votes)
+                else:
+                    printer.show_reply()
 
 
 def start_loading(source: ModelSource, options: AskOptions) -> Model:

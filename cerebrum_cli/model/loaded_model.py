@@ -107,7 +107,8 @@ class LoadedModel:
         self._controls.require_marked_thought(settings, request.conversation.system_prompt)
         conversation = settings.applied_to(request.conversation)
         prompt = self._render(conversation)
-        tokens = (*self._tokenize(prompt), *prefix)
+        self._require_possible(prompt)
+        tokens = (*self.engine.vocabulary.tokenize(prompt), *prefix)
         self._require_room(tokens)
         last = prompt[-1] if prompt else None
         markup = last if isinstance(last, Text) and last.trusted else None

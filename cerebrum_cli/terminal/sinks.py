@@ -26,7 +26,8 @@ class Sink(Protocol):
         """Consume one event."""
 
     def close(self) -> None:
-        """Finish after the last event, or after an error."""
+        """Finish after the last event, or after an error; most sinks have nothing to finish."""
+        return
 
 
 class TextSink:
