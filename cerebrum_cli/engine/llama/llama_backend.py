@@ -125,31 +125,36 @@ class LlamaBackend(LlamaVocabulary):
         return None
 
     def _create_context(self, length: int, max_slots: int | None) -> None:
-        is_single = self._options.n_streams == 1
+        is_single, pad_steps = self._options.n_streams == 1, self._options.pad_steps
         if self._context and is_single:
             length = self.context_size
         self._close_context()
-        free = self._free = None if is_single else self._measure_memory()
         self._batch_invariant = self._options.batch_invariant
-        requested, options = self.slots_for(length), replace(self._options, length=length + self._room)
-        if not is_single:
-            requested = min(requested, max_slots or requested)
+        # plan slots
+        free = self._free = None if is_single else self._measure_memory()
+        options = replace(self._options, length=length + self._room)
+        requested = self.slots_for(length)
+        if max_slots and not is_single:
+            requested = min(requested, max_slots)
         slots = requested
-        if self._options.pad_steps and slots > 2:
+        if pad_steps and slots > 2:
             slots = batch_invariance.stable_slots(slots + batch_invariance.ROW_GROUP - 1)
             slots = plan_slots(self._sizes, slots, options, self._offloaded, free) if free else slots
+        # create it
         while self._context is None:
-            if self._options.pad_steps:
+            if pad_steps:
                 slots = batch_invariance.stable_slots(slots)
-            needs_free_slot = self._batch_invariant and not self._options.pad_steps  # where single rows are padded
+            needs_free_slot = self._batch_invariant and not pad_steps  # where single rows are padded
             options = replace(options, slots=max(slots, 2 if needs_free_slot else 1))
             try:
                 self._context = LlamaContext(self._model, options, self._stop, self._adapters)
             except EngineError:
                 if is_single or options.slots == 1:
                     raise
-                self._batch_invariant &= slots > 1  # one sequence alone needs no slot for padding
+                if slots == 1:  # one sequence alone needs no slot for padding
+                    self._batch_invariant = False
                 slots = max(1, slots // 2)  # memory was allocated meanwhile
+        # record it
         self._made_with = options
         self.capacity = self._context.capacity - self._room
         self.slots = min(slots, requested)
