@@ -166,7 +166,6 @@ class Chat:
         return GivenReply(before, tokens, forced_tokens(last.metadata))
 
     def inspect(self, reply: GivenReply, likeliest: int) -> Events:
-        """Evaluate a reply again, and yield an AlternativesEvent for each of its tokens."""
         yield from self.load()
         yield from self.loaded.inspect(reply, likeliest)
 
@@ -321,7 +320,6 @@ class Chat:
 
     @property
     def _session_values(self) -> dict[str, Any]:
-        """Values that a session records: the model, the format and the requested sampling."""
         model = self.loaded.model
         recorded = session_params(self.settings, model)
         params = {key: value for key, value in recorded.items() if key in KEPT or key in self.overrides}

@@ -108,7 +108,6 @@ class History:
             self._held = None
 
     def discard_lock(self) -> None:
-        """Release the lock and delete its file, once the session is deleted."""
         if self._held:
             remove(self._lock_path(self._held[0]))
             self.release()

@@ -94,7 +94,6 @@ _ROLES: Mapping[str, Role] = {"user": "user", "assistant": "assistant"}
 
 
 def printable_name(name: str) -> str:
-    """Remove from a name what cannot be printed on one line."""
     return "".join(char if char.isprintable() else " " for char in well_formed(name)).strip()
 
 

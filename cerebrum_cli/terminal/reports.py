@@ -296,7 +296,6 @@ def used_from_now_on(result: TuningResult, model: str) -> str:
 
 
 def print_uncertain(streams: Streams, tokens: Sequence[inspection.UncertainToken]) -> None:
-    """Print the least certain tokens of a reply, each with its alternatives."""
     if not tokens:
         streams.info(f"no token of the reply had a probability below {CERTAIN:.0%}")
         return

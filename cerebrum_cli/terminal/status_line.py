@@ -127,7 +127,6 @@ class StatusLine:
         self._tally = TallyEvent((), 0, *self.vote) if self.vote else None
 
     def emit(self, event: Event) -> None:
-        """Update the line, or erase it if the event ends the wait."""
         if isinstance(event, NoticeEvent):
             self.close()
             self.streams.report(event)

@@ -32,7 +32,6 @@ class PipedInput:
     has_data: bool = False
 
     def read(self, size: int = -1) -> bytes:
-        """Read to the end, or up to `size` bytes."""
         timer = threading.Timer(STDIN_NOTICE_S, self._notify)
         timer.daemon = True
         if self.err.isatty() and not self.has_data:
@@ -73,7 +72,6 @@ class Streams:
 
     @property
     def on_stderr(self) -> Streams:
-        """The same streams, with answers on standard error."""
         return replace(self, out=self.err, out_is_terminal=self.err_is_terminal)
 
     def answer(self, text: str) -> None:
