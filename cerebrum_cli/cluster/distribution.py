@@ -10,7 +10,7 @@ import pickle
 import platform
 import re
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,6 +31,7 @@ from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.runs.journal import Journal
 from cerebrum_cli.runs.noted_servers import note_records, noted_servers
+from cerebrum_cli.runs.result import FinishedRows, Result
 
 INPUT = "input"  # the last key of an object that has it
 ADDRESS = re.compile(r"auto|[^\s/:]+:\d{1,5}")
@@ -187,32 +188,17 @@ class Distribution:
 # On a node.
 
 
-@dataclass(slots=True)
-class BlockResult:
-    """The result of a block, in memory: its objects by position; the `finished` ones are left out."""
+class BlockResult(Result):
+    """The result of a block, in memory: its objects by position."""
 
-    finished: Collection[int] = ()
-    rows: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    counts: events.RowCounts = field(default_factory=events.RowCounts)
+    def __init__(self) -> None:
+        self.finished = FinishedRows(0)
+        self.written: dict[int, Mapping[str, Any]] = {}
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
         last = {INPUT: object[INPUT]} if INPUT in object else {}
-        rest = {key: value for key, value in object.items() if key != INPUT}
-        self.rows[position] = {**rest, "server": platform.node(), **last}
-
-    def keep_unfinished(self, position: int, tokens: Sequence[int]) -> None:
-        """Do nothing: a block is answered again as a whole."""
-
-    def unfinished_tokens(self, position: int) -> tuple[int, ...]:  # noqa: ARG002
-        return ()
-
-    def objects(self) -> Iterator[dict[str, Any]]:
-        return iter(())
-
-    def complete(self) -> None:
-        """Do nothing."""
-
-    close = complete
+        others = {key: value for key, value in object.items() if key != INPUT}
+        self.written[position] = {**others, "server": platform.node(), **last}
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +245,7 @@ class NodeJob:
                 tokens += event.completion_tokens
             elif isinstance(event, NoticeEvent):
                 notices.append(event)
-        return pickle.dumps((platform.node(), result.rows, tokens, notices))
+        return pickle.dumps((platform.node(), result.written, tokens, notices))
 
 
 def find_file(library: Library, file: NodeJob) -> Model:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from math import inf
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError
@@ -38,7 +38,7 @@ from cerebrum_cli.eval.scorers import Match, ReplyScorer, SearchTimeout, code_sc
 from cerebrum_cli.model.concurrent_rows import RefusedRow, Row, RowOutcome, run_rows
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.reply import Reply, ReplyRequest
-from cerebrum_cli.runs.result import ResultRows, Schema
+from cerebrum_cli.runs.result import FINISHED, FinishedRows, Result, ResultRows, Schema
 
 POLL_S = 0.2  # a signal does not end a wait
 GRACE_S = 2.0  # after a signal, for programs that are running
@@ -92,21 +92,10 @@ class Evaluation:
         return partial(evaluate_block, replace(self, scorer=cast("ReplyScorer", None)), match)
 
 
-class SampleFile(Protocol):
-    """Where samples are written: a journal, or a list in memory."""
-
-    @property
-    def finished(self) -> Collection[int]: ...
-
-    def objects(self) -> Iterator[dict[str, Any]]: ...
-
-    def write(self, position: int, object: Mapping[str, Any]) -> None: ...
-
-
 class SampleWriter:
     """Writes replies to the run as soon as they are scored, and keeps its score."""
 
-    def __init__(self, evaluation: Evaluation, run: SampleFile) -> None:
+    def __init__(self, evaluation: Evaluation, run: Result) -> None:
         self._evaluation = evaluation
         self._run = run
         self._notices = 0
@@ -188,7 +177,7 @@ class SampleWriter:
         self._score.add(written)
 
 
-def evaluate(model: LoadedModel, evaluation: Evaluation, run: SampleFile) -> Generator[Event, None, None]:
+def evaluate(model: LoadedModel, evaluation: Evaluation, run: Result) -> Generator[Event, None, None]:
     """Take the missing samples; yield all events, and an EvalProgress whenever a sample is finished.
 
     A question whose prompt cannot be answered, such as one that is too long, gets samples marked as skipped, which do
@@ -239,9 +228,11 @@ def missing_samples(evaluation: Evaluation, finished: Collection[int]) -> Iterat
 
 
 def evaluate_block(
-    evaluation: Evaluation, match: Match, model: LoadedModel, block: Mapping[int, Any], result: Any
+    evaluation: Evaluation, match: Match, model: LoadedModel, block: Mapping[int, Any], result: Result
 ) -> Iterator[Event]:
     """Take the samples of some rows, into a result in memory."""
     scorer = code_scorer(True) if match == "code" else reply_scorer(match, evaluation.questions)
-    result.finished = set(range(len(evaluation.rows))) - block.keys()
+    result.finished = FinishedRows(len(evaluation.rows), FINISHED)
+    for position in block:
+        result.finished[position] = 0
     return evaluate(model, replace(evaluation, scorer=scorer), result)

@@ -144,7 +144,6 @@ class Journal(Result):
         return tuple(map(int, tokens)) if tokens and digest == self._digest(position) else ()
 
     def objects(self) -> Iterator[dict[str, Any]]:
-        """Yield the objects of the finished rows, in the order of the rows."""
         if self.is_complete:
             with self._paths.output.open("rb") as lines:
                 yield from map(json.loads, lines)

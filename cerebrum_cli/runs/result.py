@@ -172,6 +172,10 @@ class Result:
         """The tokens that were kept for a row, if any."""
         return ()
 
+    def objects(self) -> Iterator[dict[str, Any]]:
+        """Yield the objects of the finished rows that were saved, in the order of the rows."""
+        return iter(())
+
     def complete(self) -> None:
         """Complete the result once all rows are written. Raises ValueError while rows are missing."""
         if missing := len(self.rows) - len(self.finished):
