@@ -499,7 +499,7 @@ def test_unwritable_journal_files_are_refused_on_open(output: Path) -> None:
 
 def test_output_must_not_overwrite_the_input(output: Path, tmp_path: Path) -> None:
     link = tmp_path / "in.txt"
-    for name in ("out.jsonl", "out.jsonl.partial", "out.jsonl.meta.json"):
+    for name in ("out.jsonl", "out.jsonl.partial", "out.jsonl.checkpoint", "out.jsonl.meta.json"):
         source = output.with_name(name)
         source.write_bytes(b"a")
         link.symlink_to(source)
