@@ -11,6 +11,8 @@ from inspect import cleandoc
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+from typer.main import get_command
 
 from cerebrum_cli.cli import COMMANDS, Command
 from cerebrum_cli.core.environment import environment
@@ -45,11 +47,8 @@ OTHER_OPTIONS = {  # of other commands or llama.cpp's programs, and what does th
 }
 
 
-def assembled(only: str | None = None, overview: bool = False) -> typer.Typer:
-    """Build the command line; `only` one command if it is known, since loading the options of all takes 20 ms.
-
-    With `overview` no command has options: enough for the help that lists the commands.
-    """
+def assembled(only: str | None = None) -> typer.Typer:
+    """Build the command line; `only` one command if it is known, since loading the options of all takes 20 ms."""
     app = typer.Typer(
         name="cerebrum",
         help="Run local GGUF reasoning models in a terminal, in the exact prompt format each was trained on.",
@@ -61,9 +60,7 @@ def assembled(only: str | None = None, overview: bool = False) -> typer.Typer:
     )
     app.callback()(options)
     for command in COMMANDS:
-        if overview:
-            app.command(name=command.name, help=command.summary)(placeholder)
-        elif only in (command.name, None):
+        if only in (command.name, None):
             add_command(app, command)
     return app
 
@@ -87,8 +84,12 @@ def add_command(app: typer.Typer, command: Command) -> None:
         app.command(cls=SectionedCommand, help=f"{command.summary}.\n\n{details}", **shown)(function)
 
 
-def placeholder() -> None:
-    """Stand in for a command whose options are not needed."""
+def overview() -> Any:
+    """The command line with commands that have no options: enough for the help that lists them."""
+    group: Any = get_command(assembled(""))
+    for command in COMMANDS:
+        group.add_command(TyperCommand(command.name, help=command.summary))
+    return group
 
 
 def show_version(wanted: bool) -> None:
@@ -115,8 +116,8 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
 
             complete(assembled(known_command(completed_command())))
         only = known_command(next(iter(words), None))
-        overview = words in ([], ["-h"], ["--help"])
-        return assembled(only, overview)(arguments, "cerebrum", obj=app, standalone_mode=False) or 0
+        command = overview() if words in ([], ["-h"], ["--help"]) else get_command(assembled(only))
+        return command(arguments, "cerebrum", obj=app, standalone_mode=False) or 0
     except typer.TyperException as error:
         context: typer.Context | None = getattr(error, "ctx", None)
         if context and error.message == context.get_help():  # of a command without arguments
