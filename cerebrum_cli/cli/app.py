@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,10 @@ def llama_codec() -> Codec:
 
 @dataclass(slots=True, kw_only=True)
 class App(Installation):
-    """The environment of commands: the installation of a user, and the terminal or the pipes."""
+    """The environment of commands: the installation of a user, and the terminal or the pipes.
+
+    `on_exit` closes what a command has left open.
+    """
 
     streams: Streams
     native_log: Callable[[Callable[[str], None]], None]
@@ -72,6 +76,7 @@ class App(Installation):
     llama_version: Callable[[], str] = llama_version
     bench: BenchFactory = process_bench
     codec: Callable[[], Codec] = llama_codec
+    on_exit: ExitStack = field(default_factory=ExitStack)
 
     def open_history(self, detaches: bool = False, saves: bool = True) -> History:
         """Sessions of this user; the database is opened on first use. See `Store` for `detaches`.
@@ -88,7 +93,9 @@ class App(Installation):
             if path.exists():
                 store.names()  # opens it, to be copied
             store.detach(UnwritableSessions("no_log is on", "turn it off with --set no_log=off"))
-        return History(store, directory / "locks")
+        history = History(store, directory / "locks")
+        self.on_exit.callback(history.close)
+        return history
 
     @property
     def runs(self) -> RunStore:

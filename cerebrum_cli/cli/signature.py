@@ -106,7 +106,8 @@ def composed(function: Callable[..., Any]) -> Callable[..., Any]:
         values |= {name: text for name, text in texts.items() if text is not None}
         if ON_COMMAND_LINE in signature.parameters:
             values[ON_COMMAND_LINE] = options_on_command_line(context)
-        return function(app, **values)
+        with app.on_exit:
+            return function(app, **values)
 
     call.__annotations__ = {}  # Typer would evaluate them; those of the signature are enough
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
