@@ -341,7 +341,7 @@ class TracedLogprob(float):
 
 def trace_command(arguments: list[str]) -> None:
     """Run `cerebrum` in this process, and write the confidences of each reply beside the run."""
-    from cerebrum_cli.main import main as run
+    from cerebrum_cli.__main__ import main as run
 
     with Path(f"{arguments[arguments.index('-o') + 1]}.trace").open("a", encoding="utf-8") as output:
         add_trace(output)

@@ -42,7 +42,7 @@ def main() -> None:
 
     wrap(command_line, "assembled", end_on_return=IMPORTS, on_return=trace_command)
     try:
-        command_line.main()
+        command_line.run()
     finally:
         import json
 

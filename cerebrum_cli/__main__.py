@@ -21,14 +21,17 @@ def main() -> None:
     """
     if sys.platform == "win32":
         sys.exit(NO_WINDOWS)
+    code = INTERRUPTED
     try:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, interrupt)
-        from cerebrum_cli.main import main as run
+        from cerebrum_cli.main import run
 
-        run()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        code = run()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one during shutdown would print a traceback
+    except KeyboardInterrupt:  # before or after a command runs
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def interrupt(_: int, frame: FrameType | None) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import signal
 import sys
 from importlib import import_module
 from inspect import cleandoc
@@ -190,12 +188,3 @@ def report_full_disk() -> int:
     discard(sys.stdout)
     standard_streams().error(OutputError("standard output: no space left", "free some space, or write elsewhere"))
     return OutputError.exit_code
-
-
-def main() -> None:
-    code = 128 + signal.SIGINT
-    with contextlib.suppress(KeyboardInterrupt):  # before or after a command runs
-        code = run()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one during shutdown would print a traceback
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(code)

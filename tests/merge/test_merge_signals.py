@@ -143,7 +143,7 @@ def test_merge_into_the_file_of_a_running_merge_is_complete(small: Path, tmp_pat
 # the lock acquired, which would block other threads forever. If the main thread acquires none, the signal comes later.
 INTERRUPT_IN_LOCK = """
 import os, signal, sys, threading
-from cerebrum_cli.main import main
+from cerebrum_cli.__main__ import main
 from cerebrum_cli.merge import execute
 
 enter, write, armed, sent = threading.Condition.__enter__, execute.write_all, [], []
