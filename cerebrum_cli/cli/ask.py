@@ -19,7 +19,6 @@ from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.model.interface import Model
     from cerebrum_cli.model.prompt_sources import PromptSources
     from cerebrum_cli.model.source import ModelSource
@@ -81,25 +80,18 @@ def run_question(
     source = find_source(app, overrides, options, "--votes" if options.vote_bounds else None)
     settings = source.settings
     grammar, piped = read_grammar(app, options, source.model), app.streams.piped
-
-    def read() -> Conversation:
-        conversation = recorder.prepend(
-            question.read(piped, settings, overrides.get("system")), source.model, overrides
-        )
-        return settings.applied_to(conversation)
-
-    conversation: Conversation | None = None  # standard input is read while the model loads
     if continues_reply(app, question, options):
         conversation, settings = recorder.resume(source.model, settings)
-    elif not piped:
-        conversation = read()
-    loaded = start_loading(source, options)
-    with loaded:
+    else:
+        conversation = None
+    with start_loading(source, options) as loaded:
         from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
         from cerebrum_cli.model.reply import ReplyRequest
         from cerebrum_cli.terminal.keyboard import Keyboard
 
-        conversation = conversation or read()
+        if conversation is None:  # files and standard input are read while the model loads
+            asked = question.read(piped, settings, overrides.get("system"))
+            conversation = settings.applied_to(recorder.prepend(asked, source.model, overrides))
         if options.dry_run:
             show_prompt(app.streams, loaded, conversation, options)
             return
