@@ -57,27 +57,14 @@ class SubmittedRequest:
 class LocalCompletions(Completions[Sequence]):
     """Completions of the model on this machine. Closing them frees the slots before returning."""
 
-    def __init__(self, commands: Commands, scope: CancelScope) -> None:
+    def __init__(self, commands: Commands, scope: CancelScope, submitted: list[SubmittedRequest]) -> None:
         super().__init__(scope)
         self._commands = commands
-        self._submitted: list[SubmittedRequest] = []
-
-    def add(self, requests: Iterable[Request]) -> None:
-        """Submit requests, numbered in the order they are added; EngineError if the engine is closed."""
-        counts = []
-        for request in requests:
-            drafter = None
-            if request.step_costs:
-                from cerebrum_cli.engine.drafter import Drafter
-
-                drafter = Drafter(request.prompt_tokens)
-            counts.append((len(self._submitted), request.n))
-            self._submitted.append(SubmittedRequest(request, first_seed(request), drafter))
-        self._submit(counts)
+        self._submitted = submitted
 
     def add_samples(self, index: int, count: int) -> None:
         """Add samples, before all that waits: they complete a vote, whose row should not wait for all others."""
-        self._submit([(index, count)], first=True)
+        self.submit([(index, count)], first=True)
 
     def inspect(self, index: int, replies: Mapping[int, tuple[int, ...]]) -> bool:
         prompt, new = tuple(self._submitted[index].request.prompt_tokens), list[Sequence]()
@@ -99,7 +86,8 @@ class LocalCompletions(Completions[Sequence]):
             self._commands.cancel(list(self._live.values()))
         self._live.clear()
 
-    def _submit(self, counts: Iterable[tuple[int, int]], first: bool = False) -> None:
+    def submit(self, counts: Iterable[tuple[int, int]], first: bool = False) -> None:
+        """Submit samples: the indexes of their requests, and numbers. Raises EngineError if the engine is closed."""
         new: list[Sequence] = []
         emit, is_backlogged = self._outbox.put, lambda: self._outbox.qsize() > MAX_BACKLOG
         for index, count in counts:
@@ -161,8 +149,16 @@ class LocalEngine(Engine):
             yield from raise_refusals(completions)
 
     def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> LocalCompletions:
-        completions = LocalCompletions(self._commands, scope or self.cancel_scope())
-        completions.add(request for request in requests if request)
+        submitted = []
+        for request in filter(None, requests):
+            drafter = None
+            if request.step_costs:
+                from cerebrum_cli.engine.drafter import Drafter
+
+                drafter = Drafter(request.prompt_tokens)
+            submitted.append(SubmittedRequest(request, first_seed(request), drafter))
+        completions = LocalCompletions(self._commands, scope or self.cancel_scope(), submitted)
+        completions.submit((index, start.request.n) for index, start in enumerate(submitted))
         return completions
 
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:

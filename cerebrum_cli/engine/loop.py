@@ -85,7 +85,12 @@ class Loop:
                 return
             self._compact()
             # schedule
-            step = self._schedule()
+            step = scheduler.schedule(self._backend.prefill_chunk, self._backend.max_outputs)
+            while not self._make_room(step.size):
+                scheduler.preempt(scheduler.running[-1])  # it is in the highest slot
+                step = scheduler.schedule(self._backend.prefill_chunk, self._backend.max_outputs)
+            if any(share.sequence.drafter for share in step.shares):
+                step = self._add_drafts(step)
             if not step.shares:
                 if scheduler.waiting:  # for a slow reader
                     sleep(BACKLOG_POLL_S)
@@ -226,18 +231,6 @@ class Loop:
             slot.clear()
         return True
 
-    def _schedule(self) -> Step:
-        """Schedule the next step, preempting the sequence in the highest slot while memory is short."""
-        scheduler = self._scheduler
-        prefill_chunk, max_outputs = self._backend.prefill_chunk, self._backend.max_outputs
-        step = scheduler.schedule(prefill_chunk, max_outputs)
-        while self._backend.kv_unified and not self._make_room(step.size):
-            scheduler.preempt(scheduler.running[-1])
-            step = scheduler.schedule(prefill_chunk, max_outputs)
-        if not any(share.sequence.drafter for share in step.shares):
-            return step
-        return self._add_drafts(step)
-
     def _add_drafts(self, step: Step) -> Step:
         """Add drafted tokens to a step in which sequences decode, where they pay off and memory holds them."""
         backend, sequences = self._backend, [share.sequence for share in step.shares]
@@ -324,12 +317,15 @@ class Loop:
             siblings = self._scheduler.sibling_samples(sequence) if not sequence.generated else []
             for sibling in siblings:
                 self._place(sibling)
-            self._sample_tokens(sequence, row, share.draft)
+            if share.draft:
+                self._sample_with_draft(sequence, row, share.draft)
+            else:
+                self._sample_token(sequence, row)
             for sibling in siblings:
-                self._sample_tokens(sibling.sequence, row)
+                self._sample_token(sibling.sequence, row)
             row += len(share.draft)
 
-    def _sample_tokens(self, sequence: Sequence, row: int, draft: tuple[int, ...] = ()) -> None:
+    def _sample_with_draft(self, sequence: Sequence, row: int, draft: tuple[int, ...]) -> None:
         """Sample the next tokens of a sequence: one, and another after each drafted token that it equals."""
         assert sequence.slot is not None
         scheduler, slot = self._scheduler, self._scheduler.slots[sequence.slot]
@@ -341,8 +337,6 @@ class Loop:
             scheduler.record_evaluated(sequence, draft[accepted : accepted + 1])
             accepted += 1
             sequence.draft_n_accepted += 1
-        if not draft:
-            return
         if sequence.draft_state:
             sequence.draft_state.record(accepted)
         length = self._checkpoints.rewind(slot, len(slot.tokens), slot.checkpoints)
@@ -357,14 +351,23 @@ class Loop:
             sequence.emit(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
 
     def _sample_token(self, sequence: Sequence, row: int) -> bool:
-        """Sample the next token from a row of logits, and emit its text; False if it has ended or its slot is full."""
+        """Sample the next token from a row of logits, and emit its text; False if it has ended or its slot is full.
+
+        A forced token is accepted instead, so that penalties count it.
+        """
         backend, request, is_forced = self._backend, sequence.request, bool(sequence.pending)
+        assert sequence.sampler is not None
         try:
-            token = sequence.next_token(row)
+            if is_forced:
+                token = sequence.pending.popleft()
+                sequence.sampler.accept(token)
+            else:
+                token = sequence.sampler.sample(row)
         except GrammarError as error:
             self._release(sequence)
             sequence.emit(RefusedEvent(sequence.id, error))
             return False
+        sequence.sampled_at.append(perf_counter())
         if backend.is_eog(token) and not (request.ignore_eos or is_forced):
             return self._finish(sequence, "stop")
         logprob = backend.logprob(row, token) if request.logprobs and not is_forced else None

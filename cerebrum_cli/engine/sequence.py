@@ -199,17 +199,6 @@ class Sequence:
             return self.length - len(self.request.tokens) + self.inspected
         return self.length - 1
 
-    def next_token(self, row: int) -> int:
-        """Sample the next token, unless one is forced: that is accepted, so that penalties count it."""
-        assert self.sampler is not None
-        if self.pending:
-            token = self.pending.popleft()
-            self.sampler.accept(token)
-        else:
-            token = self.sampler.sample(row)
-        self.sampled_at.append(perf_counter())
-        return token
-
     def add(self, token: int, piece: bytes, logprob: float | None = None) -> FinishReason | None:
         """Add a token and emit its text; return the reason if it is the last: "stop" means a stop string."""
         self.generated.append(token)

@@ -106,13 +106,16 @@ class LoadedModel:
         prompt_format, settings, prefix = self.format, request.settings, request.prefix_tokens
         self._controls.require_marked_thought(settings, request.conversation.system_prompt)
         conversation = settings.applied_to(request.conversation)
-        prompt = self._render(conversation)
+        self._require_possible(last_text(conversation))
+        prompt = prompt_format.render(conversation)
         self._require_possible(prompt)
         tokens = (*self.engine.vocabulary.tokenize(prompt), *prefix)
         self._require_room(tokens)
         last = prompt[-1] if prompt else None
         markup = last if isinstance(last, Text) and last.trusted else None
-        opening = self._tokenize([markup]) if markup and len(prompt) > 1 else tokens[-OPENING_TOKENS:]
+        opening = tokens[-OPENING_TOKENS:]
+        if markup and len(prompt) > 1:
+            opening = self.engine.vocabulary.tokenize([markup])
         starts_with_bos = opening[:1] == tokens[:1]  # BOS precedes the markup as it precedes the prompt
         channels = ReplyChannels(
             prompt_format.thoughts,
