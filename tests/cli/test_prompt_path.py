@@ -1,83 +1,49 @@
-"""How many functions a prompt passes from `cerebrum ask` to llama_decode."""
+"""What `cerebrum ask` runs of the package: its functions, its deepest chain, and the way to llama_decode and back."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
-import threading
-from functools import partial
-from io import StringIO
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
+import call_profile
 import pytest
-from scripted_command import app_for
 
-from cerebrum_cli.main import run
-from cerebrum_cli.model.installation import open_with_llama
-from cerebrum_cli.terminal.streams import Streams
+ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
+MAX_FUNCTIONS = 750
+MAX_DEPTH = 20
+MAX_STATIONS = 41
 
-PACKAGE = Path(__file__).parents[2] / "cerebrum_cli"
-MAX_FUNCTIONS = 33
-# Where the prompt changes its form or its thread, by the event at which it is there.
-STATIONS = {
-    "compose_prompt": "call",
-    "EmbeddedFormat.render": "call",
-    "LlamaVocabulary.tokenize": "call",
-    "create_sequences": "call",
-    "Commands.send": "call",
-    "Commands.take": "return",
-    "Scheduler.admit": "call",
-    "Scheduler.schedule": "call",
-    "LlamaContext.decode": "call",
-}
+Profile = dict[str, list[str]]
 
-Function = tuple[str, str]
-"""A module of the package, and the name of a function in it."""
+pytestmark = pytest.mark.slow
 
 
-class PromptPath:
-    """A profiler that collects the functions on the stack at each station, up to the first decode."""
-
-    def __init__(self) -> None:
-        self.functions: list[Function] = []
-        self._has_decoded = False
-
-    def __call__(self, frame: FrameType, event: str, result: Any) -> None:
-        name = frame.f_code.co_qualname
-        if self._has_decoded or STATIONS.get(name) != event or (event == "return" and result is None):
-            return
-        self.functions += [each for each in functions_on(frame) if each not in self.functions]
-        self._has_decoded = name == "LlamaContext.decode"
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    """The profile of one question to the bundled model."""
+    command = [sys.executable, call_profile.__file__, "ask", "-m", "nano", "12+30=", "--no-log", "-n", "8"]
+    environment = {**os.environ, "HOME": str(tmp_path_factory.mktemp("home"))}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
+    )
+    profile: Profile = json.loads(done.stderr.splitlines()[-1])
+    return profile
 
 
-def functions_on(frame: FrameType | None) -> list[Function]:
-    """The functions of the package on a stack, outermost first, from the run of the command on."""
-    functions: list[Function] = []
-    while frame and functions[-1:] != [("cli/ask.py", "ask")]:
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(PACKAGE):
-            functions.append((str(path.relative_to(PACKAGE)), frame.f_code.co_qualname))
-        frame = frame.f_back
-    return functions[::-1]
+def test_question_runs_few_functions(profile: Profile) -> None:
+    assert len(profile["functions"]) <= MAX_FUNCTIONS
+    assert len(profile["deepest"]) <= MAX_DEPTH
 
 
-@pytest.mark.slow
-def test_prompt_passes_few_functions_on_its_way_to_llama_decode(tmp_path: Path) -> None:
-    app = app_for({}, tmp_path, Streams(StringIO(), StringIO(), None, False, False, False))
-    app.open_file = partial(open_with_llama, tmp_path)
-    path = PromptPath()
-    threading.setprofile(path)
-    sys.setprofile(path)
-    try:
-        code = run(
-            ["ask", "-m", str(PACKAGE / "data" / "nano.gguf"), "-n", "1", "--no-log", "-q", "What is 3 plus 4?"], app
-        )
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(None)
-    assert code == 0
-    assert path.functions[0] == ("cli/ask.py", "ask")
-    assert STATIONS.keys() <= {name for _, name in path.functions}
-    assert path.functions[-1] == ("engine/llama/context.py", "LlamaContext.decode")
-    assert len(path.functions) <= MAX_FUNCTIONS, "\n".join(map(" ".join, path.functions))
+def test_prompt_and_reply_pass_few_functions(profile: Profile) -> None:
+    assert profile["passed"] == sorted(call_profile.MILESTONES)
+    assert profile["stations"][0] == "__main__.py main"
+    assert len(profile["stations"]) <= MAX_STATIONS
+
+
+def test_architecture_page_lists_the_stations(profile: Profile) -> None:
+    page = ARCHITECTURE.read_text(encoding="utf-8")
+    assert [station for station in profile["stations"] if f"`{station.split()[1]}`" not in page] == []
