@@ -14,7 +14,8 @@ import tomlkit
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.models.cache import COMMIT
-from cerebrum_cli.models.catalogue import Repository, packaged_catalogue
+from cerebrum_cli.models.catalogue import packaged_catalogue
+from cerebrum_cli.models.catalogue_sources import Repository
 from cerebrum_cli.models.hub import list_repository
 from cerebrum_cli.models.hub_retries import RetryPolicy
 from cerebrum_cli.models.variants import same_quantization, variants

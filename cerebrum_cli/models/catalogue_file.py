@@ -11,7 +11,8 @@ from typing import Any
 from cerebrum_cli.core.config import parse_toml, read_config_text
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.settings import KEYS, MODES, SAMPLING_KEYS, in_directory, validate
-from cerebrum_cli.models.catalogue import ModelSpec, PackageSource, Quantization, Refusal, Repository
+from cerebrum_cli.models.catalogue import ModelSpec
+from cerebrum_cli.models.catalogue_sources import PackageSource, Quantization, Refusal, Repository
 from cerebrum_cli.models.reference import MODEL_NAME, REPO_ID, is_safe_path
 
 Check = Callable[[Any], Any]  # returns the typed value of what a file says, or raises _Invalid

@@ -45,15 +45,11 @@ OnProgress = Callable[[int, int], None]  # receives the bytes done and the total
 
 @dataclass
 class Library:
-    """The catalog, the registry in `directory`, the Hugging Face cache, and the capacity of this machine."""
+    """The catalog, the registry, the Hugging Face cache, and the capacity of this machine."""
 
     catalogue_paths: tuple[Path, ...]
-    directory: Path
+    registry: Registry
     capacity: Callable[[], Capacity]
-
-    @property
-    def registry(self) -> Registry:
-        return Registry(self.directory)
 
     @cached_property
     def cache(self) -> Cache:
@@ -67,7 +63,7 @@ class Library:
         """Headers of models that are not installed, as sparse files, in the layout of the Hugging Face cache."""
         from cerebrum_cli.models.cache import Cache
 
-        return Cache((self.directory / "vocabularies").resolve())
+        return Cache((self.registry.directory / "vocabularies").resolve())
 
     @cached_property
     def specs(self) -> tuple[ModelSpec, ...]:
@@ -77,7 +73,7 @@ class Library:
 
     @property
     def merge_directory(self) -> Path:
-        return (self.directory / "merged").resolve()  # as the registry has it
+        return (self.registry.directory / "merged").resolve()  # as the registry has it
 
     def models(self) -> list[Model]:
         """Installed models: registered ones in order of registration, then those in the cache."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.files import fsync_directory, translate_os_errors, work_directory
-from cerebrum_cli.models.catalogue import PackageSource
+from cerebrum_cli.models.catalogue_sources import PackageSource
 from cerebrum_cli.models.registry import hash_file
 
 OnProgress = Callable[[str, int, int], None]

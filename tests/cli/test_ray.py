@@ -36,7 +36,7 @@ from cerebrum_cli.model.source import ModelSource, Servers
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.registry import RegistryEntry, hash_file
+from cerebrum_cli.models.registry import Registry, RegistryEntry, hash_file
 from cerebrum_cli.runs.journal import open_journal
 
 ROWS = 40
@@ -199,7 +199,7 @@ def test_ray_ends_when_workers_start_again_without_an_answer(source: Path) -> No
 
 
 def test_ray_node_finds_the_model_by_its_digest(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> None:
-    library = Library((), tmp_path / "models", lambda: Capacity(2**34))
+    library = Library((), Registry(tmp_path / "models"), lambda: Capacity(2**34))
     library.cache = Cache(tmp_path / "hub")
     here = tmp_path / "chatml.gguf"
     shutil.copyfile(chatml_model, here)

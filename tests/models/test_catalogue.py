@@ -10,11 +10,13 @@ import tomlkit
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
-from cerebrum_cli.models.catalogue import ModelSpec, Quantization, Refusal, Repository, packaged_catalogue
+from cerebrum_cli.models.catalogue import ModelSpec, packaged_catalogue
 from cerebrum_cli.models.catalogue_file import load_catalogue
+from cerebrum_cli.models.catalogue_sources import Quantization, Refusal, Repository
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.reference import HubReference, NameReference, parse_reference
+from cerebrum_cli.models.registry import Registry
 from cerebrum_cli.models.variants import quantization_of, same_quantization
 
 PACKAGED = {spec.name: spec for spec in load_catalogue([packaged_catalogue()])}
@@ -200,7 +202,7 @@ def test_spec_sources_may_be_alternatives_only(tmp_path: Path) -> None:
 
 def test_library_name_takes_precedence_over_alias(tmp_path: Path) -> None:
     path = written(tmp_path, '[models.cerebrum]\nrepo_id = "me/Mine"\nfile = "mine-{quant}.gguf"')
-    library = Library((packaged_catalogue(), path), tmp_path / "models", lambda: Capacity(2**34))
+    library = Library((packaged_catalogue(), path), Registry(tmp_path / "models"), lambda: Capacity(2**34))
     meant = library.spec_named("cerebrum")
     assert meant is not None
     assert meant.name == "cerebrum"

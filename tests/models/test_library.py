@@ -20,7 +20,7 @@ from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.listing import catalogue_rows, describe, row
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.pull import Puller
-from cerebrum_cli.models.registry import Digest, RegistryEntry
+from cerebrum_cli.models.registry import Digest, Registry, RegistryEntry
 from cerebrum_cli.models.removal import plan_removal
 
 COMMIT, DIGEST = "c" * 40, "d" * 64
@@ -52,7 +52,7 @@ notes = "Merge it yourself."
 def library(tmp_path: Path) -> Library:
     path = tmp_path / "models.toml"
     path.write_text(CATALOGUE)
-    library = Library((path,), tmp_path / "models", lambda: Capacity(16 * 2**30))
+    library = Library((path,), Registry(tmp_path / "models"), lambda: Capacity(16 * 2**30))
     library.cache = Cache(tmp_path / "hub")
     return library
 

