@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from cerebrum_cli.core.declaration import Option
 from cerebrum_cli.core.errors import UsageError
@@ -81,7 +81,7 @@ def to_adapters(declared: Option, value: Any) -> tuple[str, ...]:
     if texts == (NONE,):
         return ()
     try:
-        is_valid = NONE not in [parse_adapter(text).path for text in texts]
+        is_valid = NONE not in [parse_adapter(text)[0] for text in texts]
     except ValueError:
         is_valid = False
     if not is_valid:
@@ -89,23 +89,16 @@ def to_adapters(declared: Option, value: Any) -> tuple[str, ...]:
     return texts
 
 
-class AdapterReference(NamedTuple):
-    """An adapter's file, and the factor of its effect."""
-
-    path: str
-    scale: float = 1.0
-
-
-def parse_adapter(text: str) -> AdapterReference:
+def parse_adapter(text: str) -> tuple[str, float]:
     """Read FILE or FILE:SCALE. Raises ValueError for a scale that is not finite, and for a missing file name."""
     name, colon, number = text.rpartition(":")
     try:
-        reference = AdapterReference(name, float(number)) if colon else AdapterReference(text)
+        path, scale = (name, float(number)) if colon else (text, 1.0)
     except ValueError:  # a colon in the name
-        reference = AdapterReference(text)
-    if not reference.path or not isfinite(reference.scale):
+        path, scale = text, 1.0
+    if not path or not isfinite(scale):
         raise ValueError(text)
-    return reference
+    return path, scale
 
 
 def to_breakers(declared: Option, value: Any) -> tuple[str, ...]:
