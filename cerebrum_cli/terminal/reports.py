@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from math import exp
 from pathlib import Path
@@ -23,12 +24,12 @@ from cerebrum_cli.terminal.tables import (
     excerpt,
     field_lines,
     model_name,
+    print_columns,
     print_lines,
     print_table,
     sampling_text,
     size_text,
     table_lines,
-    table_of,
     table_width,
     updated,
     wrapped,
@@ -57,7 +58,8 @@ FOUND_HEADINGS = ("repository", "best fit", "size", "verdict", "license", "updat
 FOUND_DROP = ("downloads", "updated", "license", "best fit", "size")
 FOUND_INDENT = "  "
 LISTED = 20  # sessions that a terminal shows unless asked for more
-print_sessions = table_of(
+print_sessions = partial(
+    print_columns,
     {
         "name": "name",
         "messages": "messages",
@@ -151,7 +153,8 @@ def with_error(row: Mapping[str, Any], key: str, error: str) -> str:
     return f"{row[key]:.4f}" if row[error] is None else f"{row[key]:.4f} ± {row[error]:.4f}"
 
 
-print_published = table_of(
+print_published = partial(
+    print_columns,
     {
         "task": "task",
         "metric": "metric",
@@ -161,7 +164,8 @@ print_published = table_of(
     },
     shorten="task",
 )
-print_runs = table_of(
+print_runs = partial(
+    print_columns,
     {
         "name": "name",
         "model": "model",

@@ -6,6 +6,7 @@ import contextlib
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -43,16 +44,12 @@ Column = str | Callable[[Row], Any]  # the key of a row, or what is shown of the
 PrintTable = Callable[[Streams, Iterable[Row]], None]
 
 
-def table_of(columns: Mapping[str, Column], shorten: str = "", drop: Sequence[str] = ()) -> PrintTable:
-    """A function that prints rows as a table with these columns; see `table_lines`."""
-
-    def print_listed(streams: Streams, rows: Iterable[Row]) -> None:
-        cells = [
-            [row[column] if isinstance(column, str) else column(row) for column in columns.values()] for row in rows
-        ]
-        print_table(streams, tuple(columns), cells, shorten, drop)
-
-    return print_listed
+def print_columns(
+    columns: Mapping[str, Column], streams: Streams, rows: Iterable[Row], shorten: str = "", drop: Sequence[str] = ()
+) -> None:
+    """Print rows as a table with these columns; see `table_lines`."""
+    cells = [[row[column] if isinstance(column, str) else column(row) for column in columns.values()] for row in rows]
+    print_table(streams, tuple(columns), cells, shorten, drop)
 
 
 def is_url(reference: str) -> bool:
@@ -82,7 +79,8 @@ def updated(row: Row) -> str:
     return str(row["updated"])[:16].replace("T", " ")
 
 
-print_models = table_of(
+print_models = partial(
+    print_columns,
     {
         "": lambda row: "*" if row["default"] else "",
         "name": "name",
@@ -92,9 +90,10 @@ print_models = table_of(
         "context": "context_size",
         "last used": lambda row: row["last_used"] and row["last_used"][:10],
         "where": _location,
-    }
+    },
 )
-print_found = table_of(
+print_found = partial(
+    print_columns,
     {
         "model": "reference",
         "quant": "quantization",
@@ -105,7 +104,8 @@ print_found = table_of(
     shorten="registered as",
     drop=("context", "quant"),
 )
-print_catalogue = table_of(
+print_catalogue = partial(
+    print_columns,
     {
         "name": "name",
         "installed": "here",
@@ -120,7 +120,8 @@ print_catalogue = table_of(
     shorten="license",
     drop=("title", "installed", "best fit", "license", "good for", "memory"),
 )
-print_choices = table_of(
+print_choices = partial(
+    print_columns,
     {
         "": "number",
         "name": "name",
@@ -133,7 +134,8 @@ print_choices = table_of(
     shorten="license",
     drop=("quant",),
 )
-print_prompts = table_of(
+print_prompts = partial(
+    print_columns,
     {"name": "name", "model": model_name, "prompt": lambda row: excerpt(row["prompt"] or row["system"] or "")},
     shorten="prompt",
     drop=("model",),
