@@ -9,7 +9,6 @@ from cerebrum_cli.core.errors import ModelNotFound, NoModel
 from cerebrum_cli.core.settings import COMMAND_LINE, DEFAULT, SESSION, Layer
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.interrupts import interruptible
-from cerebrum_cli.terminal.progress import FileProgress
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -48,6 +47,8 @@ def find_model(app: App, overrides: Layer, options: PullOptions) -> Model:
             error.hint = "add --endpoint if a server has it, or choose another model with -m"
         if error.pullable is None or not (options.yes or app.streams.can_ask):
             raise
+        from cerebrum_cli.terminal.progress import FileProgress
+
         reference = app.library.parse(error.pullable)
         with FileProgress(app.streams) as progress:
             if app.puller(progress, options.offline).is_unavailable_offline(reference):
@@ -85,6 +86,8 @@ def choose_model(app: App, heading: str, rows: list[dict[str, Any]]) -> str | No
 def confirm_pull(
     app: App, error: ModelNotFound, reference: Reference, context: int | None, options: PullOptions
 ) -> bool:
+    from cerebrum_cli.terminal.progress import FileProgress
+
     with FileProgress(app.streams) as progress:
         plan = app.puller(progress, options.offline).planner.plan(reference, context)
     size = f"{plan.chosen.quantization}, {format_size(plan.chosen.size)}"
@@ -93,6 +96,8 @@ def confirm_pull(
 
 def pull_model(app: App, reference: Reference, name: str | None, context: int | None, options: PullOptions) -> Model:
     """Download a model with a progress bar; ask before one that does not fit this machine."""
+    from cerebrum_cli.terminal.progress import FileProgress
+
     with FileProgress(app.streams) as progress:
 
         def agree(warning: str) -> bool:

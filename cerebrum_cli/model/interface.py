@@ -14,13 +14,13 @@ from cerebrum_cli.core.settings import Settings, SourcedLayer, fold, validate
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.model.installation import Installation, user_installation
 from cerebrum_cli.model.loaded_model import LoadedModel
-from cerebrum_cli.model.profiles import UseName
 from cerebrum_cli.model.reply import Reply, ReplyRequest
 from cerebrum_cli.model.source import ModelSource, Servers, slots_of
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.engine.scoring import Score
+    from cerebrum_cli.model.profiles import UseName
     from cerebrum_cli.model.voting import MajorityVote
 
 Question = str | Conversation | Sequence[Mapping[str, str]]
