@@ -75,7 +75,7 @@ endif
 NEEDED := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 comma := ,
 
-.PHONY: setup demo test test-avx2 quick fuzz coverage check format docs catalogue dist picture peers bench clean
+.PHONY: setup demo test test-avx2 quick fuzz coverage check format lock docs catalogue dist picture peers bench clean
 
 setup: $(VENV)/.setup
 
@@ -132,6 +132,9 @@ check: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+lock: # with the versions of requirements.txt, where they still fit
+	uv pip compile --universal --python-version 3.11 --all-extras --group dev --generate-hashes -q -o requirements.txt pyproject.toml
 
 docs: setup
 	$(BIN)/python docs/reference.py
