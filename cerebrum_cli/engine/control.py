@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, NamedTuple, Protocol, TypeAlias
@@ -69,30 +69,6 @@ class ReplyControl(Protocol):
 
 ControlFactory: TypeAlias = Callable[[], ReplyControl]
 """Creates the control of one reply; it is sent to the nodes of a cluster, and so must be picklable."""
-
-
-class Controls:
-    """The controls of one reply; the first that intervenes after a token counts."""
-
-    def __init__(self, factories: Iterable[ControlFactory]) -> None:
-        self._controls = [create() for create in factories]
-
-    def feed(self, tokens: Sequence[int], text: str) -> None:
-        for control in self._controls:
-            control.feed(tokens, text)
-
-    def intervene(self) -> Intervention | None:
-        for control in self._controls:
-            if intervention := control.intervene():
-                return intervention
-        return None
-
-    def lets_pass(self, upcoming: Upcoming) -> int:
-        return min((control.lets_pass(upcoming) for control in self._controls), default=len(upcoming.tokens))
-
-    @property
-    def horizon(self) -> int | None:
-        return min((control.horizon for control in self._controls if control.horizon is not None), default=None)
 
 
 Stage = Literal["thinking", "undecided", "answer"]

@@ -26,7 +26,7 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.backend import Backend, Sampler
-from cerebrum_cli.engine.control import AnswerStartFactory, Constraint, ControlFactory, Controls, EndReply
+from cerebrum_cli.engine.control import AnswerStartFactory, Constraint, ControlFactory, EndReply, ReplyControl
 from cerebrum_cli.engine.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class Sequence:
     admitted_at: float | None = None
     sampled_at: list[float] = field(default_factory=list)
     is_backlogged: Callable[[], bool] = lambda: False
-    controls: Controls | None = None
+    controls: tuple[ReplyControl, ...] = ()
     constraint: Constraint | None = None
     pending: deque[int] = field(default_factory=deque)
     forced: list[Forced] = field(default_factory=list)
@@ -209,20 +209,22 @@ class Sequence:
         if self.constraint and self.constraint.start:
             self.constraint.start.feed((token,), piece.decode("utf-8", "replace"))
         is_constrained = self.constraint is not None and self.constraint.applies
-        if self.controls and not is_constrained and (reason := self._intervene(self.controls, token, text)):
+        if self.controls and not is_constrained and (reason := self._intervene(token, text)):
             return reason
         return "length" if len(self.generated) == self.request.params.max_tokens else None
 
-    def _intervene(self, controls: Controls, token: int, text: str) -> FinishReason | None:
-        """Let the controls force tokens, or return the reason to end the reply."""
-        controls.feed((token,), text)
-        intervention = None if self.pending else controls.intervene()
-        if intervention is None:
-            return None
-        if isinstance(intervention, EndReply):
-            return intervention.reason
-        self.forced.append(Forced(len(self.generated), len(intervention.tokens)))
-        self.pending.extend(intervention.tokens)
+    def _intervene(self, token: int, text: str) -> FinishReason | None:
+        """Let the first control that intervenes force tokens, or return its reason to end the reply."""
+        for control in self.controls:
+            control.feed((token,), text)
+        for control in () if self.pending else self.controls:
+            intervention = control.intervene()
+            if isinstance(intervention, EndReply):
+                return intervention.reason
+            if intervention:
+                self.forced.append(Forced(len(self.generated), len(intervention.tokens)))
+                self.pending.extend(intervention.tokens)
+                break
         return None
 
     def report_inspected(self, request: InspectionRequest, backend: Backend, rows: Iterable[int]) -> None:
@@ -280,7 +282,7 @@ def create_sequences(
     drafter: Drafter | None = None,
 ) -> list[Sequence]:
     """Create samples of a request; sample `i` has seed `seed + i`. All samples of the request share its `drafter`."""
-    now, controls = perf_counter(), request.controls
+    now = perf_counter()
     return [
         Sequence(
             SequenceId(index, sample),
@@ -292,7 +294,7 @@ def create_sequences(
             now,
             is_backlogged=is_backlogged,
             drafter=drafter,
-            controls=Controls(controls) if controls else None,
+            controls=tuple(create() for create in request.controls),
             constraint=request.constraint if request.grammar else None,
         )
         for sample in samples

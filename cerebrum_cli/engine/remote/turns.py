@@ -13,7 +13,7 @@ from dataclasses import replace
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.engine.backend import Vocabulary, continuation
-from cerebrum_cli.engine.control import AnswerStart, Controls, Force, Intervention, Upcoming
+from cerebrum_cli.engine.control import AnswerStart, Force, Intervention, Upcoming
 from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.sequence import Request
 
@@ -34,13 +34,15 @@ class Turns:
         self.intervention: Intervention | None = None
         self._end: int | None = None  # up to which the running one is asked for
         self._request, self._vocabulary = request, vocabulary
-        self._controls, self._constraint = Controls(request.controls), request.constraint
+        self._controls = [create() for create in request.controls]
+        self._constraint = request.constraint
 
     def next_request(self, tokens: Sequence[int], generated: int) -> Request:
         """The request that continues the reply after these tokens, as far as they are known of those generated."""
         self.start, self.intervention, request = generated, None, self._request
         grammar = None if self.free_start else request.grammar  # of one turn only: it would start again in another
-        limits = request.params.max_tokens, None if request.stream or grammar else self._controls.horizon
+        horizons = [control.horizon for control in self._controls if control.horizon is not None]
+        limits = request.params.max_tokens, None if request.stream or grammar else min(horizons, default=None)
         self._end = min((limit for limit in limits if limit is not None and limit > generated), default=None)
         params = replace(request.params, max_tokens=None if self._end is None else self._end - generated)
         prompt = array("i", (*request.prompt_tokens, *tokens)) if tokens else request.prompt_tokens
@@ -69,7 +71,7 @@ class Turns:
         """Number of the next tokens after which nothing intervenes, and the answer does not start."""
         if self._constraint and self._constraint.applies:
             return len(upcoming.tokens)
-        passed = self._controls.lets_pass(upcoming)
+        passed = min((control.lets_pass(upcoming) for control in self._controls), default=len(upcoming.tokens))
         return min(passed, self.free_start.lets_pass(upcoming)) if self.free_start else passed
 
     def feed(self, tokens: Sequence[int], text: str, pieces: Iterable[bytes], is_forced: bool = False) -> None:
@@ -79,15 +81,20 @@ class Turns:
         """
         if self._constraint and self._constraint.applies:
             return
-        self._controls.feed(tokens, text)
+        for control in self._controls:
+            control.feed(tokens, text)
         start = self.free_start
         if start:
             start.feed(tokens, b"".join(pieces).decode("utf-8", "replace"))
             if start.stage == "answer" and start.held:
                 raise RefusedRequestError(GrammarError(OVERHANG, "ask again, or use --think off"))
-        if not is_forced:
-            has_started = start is not None and start.stage == "answer"
-            self.intervention = Force(()) if has_started else self._controls.intervene()
+        if is_forced:
+            return
+        if start and start.stage == "answer":
+            self.intervention = Force(())
+        else:
+            interventions = (control.intervene() for control in self._controls)
+            self.intervention = next((intervention for intervention in interventions if intervention), None)
 
     def was_shortened(self, generated: int) -> bool:
         """Whether the running turn ended where no more tokens were asked for."""
