@@ -6,24 +6,9 @@ Text is held back only while further tokens may still change it.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
-from typing import Generic, TypeVar
 
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.engine.control import AnswerStart, AnswerStartFactory, Upcoming
-
-T = TypeVar("T")
-
-
-class TokenTable(dict[int, T], Generic[T]):
-    """Facts about tokens, each looked up once: a whole reply is then a `map` over the table."""
-
-    def __init__(self, look_up: Callable[[int], T]) -> None:
-        self._look_up = look_up
-
-    def __missing__(self, token: int) -> T:
-        fact = self[token] = self._look_up(token)
-        return fact
 
 
 class Detokenizer:

@@ -14,14 +14,13 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
-from cerebrum_cli.core.conversation import PromptPart, Tokens
+from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.signals import exit_on_second_interrupt
-from cerebrum_cli.engine.detokenizer import TokenTable
 from cerebrum_cli.engine.llama.bindings import llama
 
 CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
@@ -36,20 +35,13 @@ BLANK = re.compile(r"\s+|\d+")
 HTML = re.compile(r"</?(?:table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|sub|sup|code)>")
 
 
-class Plain(NamedTuple):
-    """Characters without special meaning."""
-
-    value: str
-    trusted: bool
-
-
 class LlamaVocabulary:
     """The vocabulary of one loaded model."""
 
     def __init__(self, model: Any) -> None:
         self._vocab = llama.llama_model_get_vocab(model)
         self._pieces: dict[tuple[int, bool], bytes] = {}
-        self._markups = TokenTable(self._find_markup)
+        self._markup = cache(self._find_markup)
         self._split_repeated = lru_cache(REPEATED)(self._split_controls)
         self._tokenize_repeated = lru_cache(REPEATED)(self._tokenize_segment)
         self._space_prefix = llama.llama_vocab_type(self._vocab) in SPACE_PREFIX_TYPES
@@ -62,10 +54,10 @@ class LlamaVocabulary:
         Raises EngineError if the prompt contains tokens of another vocabulary.
         """
         ids: list[int] = []
-        run: list[Plain] = []
+        run: list[Text] = []  # without special tokens
         continues = False
         for item in (*self._items(parts), Tokens(())):
-            if isinstance(item, Plain):
+            if isinstance(item, Text):
                 run.append(item)
                 continue
             ids += self._tokenize_plain(run, continues)
@@ -109,25 +101,23 @@ class LlamaVocabulary:
             token
             for text in texts
             for token in self._tokenize_raw(text, parse_special=True)
-            if (self._attribute(token) & CONTROL and self._spelling(token) in text) or self._markups[token]
+            if (self._attribute(token) & CONTROL and self._spelling(token) in text) or self._markup(token)
         )
 
     def special_token_text(self, name: str) -> str:
         token = llama.llama_vocab_bos(self._vocab) if name == "bos" else llama.llama_vocab_eos(self._vocab)
         return self._spelling(token) if token >= 0 else ""
 
-    def _items(self, parts: Iterable[PromptPart]) -> Iterator[Plain | Tokens]:
+    def _items(self, parts: Iterable[PromptPart]) -> Iterator[PromptPart]:
         """Yield the prompt, with its trusted text split at control tokens."""
         for part in parts:
-            if isinstance(part, Tokens):
-                yield part
-            elif part.trusted:
+            if isinstance(part, Text) and part.trusted:
                 is_repeated = len(part.value) <= REPEATED_TEXT
                 yield from (self._split_repeated if is_repeated else self._split_controls)(part.value)
             else:
-                yield Plain(part.value, False)
+                yield part
 
-    def _split_controls(self, text: str) -> list[Plain | Tokens]:
+    def _split_controls(self, text: str) -> list[PromptPart]:
         """Split trusted text at its first and last control token; what is between them is tokenized."""
         ids: list[int] = []
         first, at = "", 0
@@ -150,9 +140,9 @@ class LlamaVocabulary:
             if attribute & llama.LLAMA_TOKEN_ATTR_RSTRIP:
                 while text[at : at + 1].isspace():
                     at += 1
-        return [Plain(first, True), Tokens(tuple(ids)), Plain(text[at:], True)] if ids else [Plain(text, True)]
+        return [Text(first, True), Tokens(tuple(ids)), Text(text[at:], True)] if ids else [Text(text, True)]
 
-    def _tokenize_plain(self, run: list[Plain], continues: bool) -> list[int]:
+    def _tokenize_plain(self, run: list[Text], continues: bool) -> list[int]:
         """Tokenize joined plain text so that no untrusted character is part of a user-defined token."""
         text = "".join(plain.value for plain in run)
         untrusted: list[tuple[int, int]] = []
@@ -178,7 +168,7 @@ class LlamaVocabulary:
         return []
 
     def _split_positions(self, text: str, untrusted: list[tuple[int, int]], ids: list[int]) -> Iterator[int]:
-        for mark in filter(None, set(map(self._markups.__getitem__, ids))):
+        for mark in filter(None, set(map(self._markup, ids))):
             at = text.find(mark)
             while at >= 0:
                 if any(start < at + len(mark) and at < end for start, end in untrusted):

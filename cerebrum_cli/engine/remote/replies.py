@@ -6,11 +6,12 @@ The tokens of a whole reply are decoded together, with Python's work for each re
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import compress, count
 from time import perf_counter
+from typing import Generic, TypeVar
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EndpointError, GrammarError
@@ -27,13 +28,26 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.engine.backend import Vocabulary, continuation
 from cerebrum_cli.engine.control import EndReply, Force, Upcoming
-from cerebrum_cli.engine.detokenizer import Detokenizer, TokenTable
+from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import CLOSE, ReplyChunk, StopReason
 from cerebrum_cli.engine.remote.turns import ENDED, Turns
 from cerebrum_cli.engine.sequence import MessagesRequest, Request
 
 JSON_STARTS = '{["-0123456789tfn'
+
+T = TypeVar("T")
+
+
+class TokenTable(dict[int, T], Generic[T]):
+    """Facts about tokens, each looked up once: a whole reply is then a `map` over the table."""
+
+    def __init__(self, look_up: Callable[[int], T]) -> None:
+        self._look_up = look_up
+
+    def __missing__(self, token: int) -> T:
+        fact = self[token] = self._look_up(token)
+        return fact
 
 
 class TokenTables:
