@@ -14,7 +14,7 @@ from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, To
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.checkpoints import Checkpoints, SwapSpace
 from cerebrum_cli.engine.commands import Cancel, Commands, Submit, UsePromptCache, Work
-from cerebrum_cli.engine.memory_plan import CachePlan, plan_cache
+from cerebrum_cli.engine.memory_plan import plan_cache
 from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
 from cerebrum_cli.engine.sequence import Failure, InspectionRequest, Sequence
@@ -200,11 +200,11 @@ class Loop:
         length, slots = self._plan_cache()
         return min(slots, backend.slots_for(length)) > backend.slots
 
-    def _plan_cache(self) -> CachePlan:
+    def _plan_cache(self) -> tuple[int, int]:
         """Length and number of slots for all that waits."""
         waiting, backend = self._scheduler.waiting, self._backend
         if self._reserves_max:
-            return CachePlan(max(map(self._required_length, waiting)), self._max_slots)
+            return max(map(self._required_length, waiting)), self._max_slots
         return plan_cache(waiting, backend.context_size, self._max_slots, backend.slots_for)
 
     def _reserve(self, min_length: int, n_slots: int | None = None) -> None:

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event
@@ -84,20 +84,27 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
     Raises EngineError for a requested context or tuned GPU layers that do not fit, and UsageError for experts to keep
     on the CPU without a GPU.
     """
+    default = min(options.file.trained_context, DEFAULT_CONTEXT)
     if options.vocabulary_only:
-        length = options.context.length or default_context(options.file.trained_context)
+        length = options.context.length or default
         return LoadPlan(options.file.sizes, resolve(replace(options.context, length=length), options.file.sizes, ()))
     if options.cpu_moe.isdecimal() and not free.devices:
         raise UsageError(
             f"cpu_moe={options.cpu_moe} needs a GPU", "omit cpu_moe: without a GPU, all experts are on the CPU"
         )
-    fits_memory = fits(_single(options, PADDING, free).needs, free)
+
+    def fits_with(length: int) -> bool:
+        return fits(_single(options, length, free).needs, free)
+
+    fits_memory = fits_with(PADDING)
     if not fits_memory:
         emit(large_model_notice(options.file.sizes.weight_bytes))
     if length := options.context.length:
         require_context(options, free, counts_weights=fits_memory)
     else:
-        length = plan_context(options, free, emit)
+        length = default if fits_with(default) else _longest(default, fits_with)
+        if length < default:
+            emit(short_context_notice(length, default))
     context = replace(options.context, length=length)
     slots = fitting_slots(options, context, free)
     plan = place(options, replace(context, slots=slots), free.devices)
@@ -115,21 +122,6 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
         baseline=made_with(options.baseline.context) if options.baseline else None,
         repack=options.repack and fits_memory and not plan.host_experts,
     )
-
-
-def plan_context(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], None]) -> int:
-    """Length of a context for one sequence that fits in memory: the default one, or less, but at least 256 tokens."""
-
-    def fits_with(length: int) -> bool:
-        return fits(_single(options, length, free).needs, free)
-
-    default = default_context(options.file.trained_context)
-    if fits_with(default):
-        return default
-    length = _longest(default, fits_with)
-    if length < default:
-        emit(short_context_notice(length, default))
-    return length
 
 
 def require_context(options: LoadOptions, free: FreeMemory, counts_weights: bool) -> None:
@@ -181,6 +173,8 @@ def place(options: LoadOptions, context: ContextOptions, devices: tuple[Device, 
     sizes = options.file.sizes
     if context.n_streams > 1:  # concurrent sequences are rarely as long as the context
         context = replace(context, length=max(context.length // context.slots, EXPECTED_LENGTH))
+    if not devices:
+        return LoadPlan(sizes, resolve(context, sizes, ()))
     resolved = resolve(context, sizes, (1,) * len(devices))
     while True:  # twice at most: steps are larger if experts stay on the host
         count = plan_experts(sizes, options.cpu_moe, options.gpu_layers, resolved, devices)
@@ -284,11 +278,6 @@ def require_devices(needs: MemoryNeeds, devices: Sequence[Device]) -> None:
             raise EngineError(problem, "use a smaller --gpu-layers")
 
 
-def default_context(trained: int) -> int:
-    """Context size in tokens if memory is no limit."""
-    return min(trained, DEFAULT_CONTEXT)
-
-
 def plan_slots(
     sizes: ModelSizes, requested: int, context: ContextOptions, offloaded: Sequence[int], free: FreeMemory
 ) -> int:
@@ -304,17 +293,10 @@ def plan_slots(
     return max(1, count)
 
 
-class CachePlan(NamedTuple):
-    """Length and number of the slots of a KV cache."""
-
-    length: int
-    slots: int
-
-
 def plan_cache(
     waiting: Collection[Sample], context_size: int, max_slots: int, slots_for: Callable[[int], int]
-) -> CachePlan:
-    """Plan a cache with separate slots for all that waits: for `max_tokens` if memory allows, or for expected lengths.
+) -> tuple[int, int]:
+    """Length and number of separate slots for all that waits: for `max_tokens` if memory allows, or expected lengths.
 
     Short slots are all made, for what is submitted later; of long ones, no more than there will be samples.
     """
@@ -330,8 +312,8 @@ def plan_cache(
     longest = max([required, *limited])
     slots = slots_of(longest)
     if longest * slots <= MAX_RESERVED_TOKENS and slots_for(longest) >= slots:
-        return CachePlan(longest, slots)
-    return CachePlan(required, slots_of(required))
+        return longest, slots
+    return required, slots_of(required)
 
 
 def group_lengths(lengths: Iterable[int], slots_for: Callable[[int], int]) -> list[int]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.memory import HEADROOM, ContextOptions, Device, host_bytes
-from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT, default_context, place
+from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT, place
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.models.catalogue import ModelSpec
@@ -70,7 +70,7 @@ class QuantizationFit:
 
 def planned_context(requested: int | None, trained: int | None) -> int:
     """Context size to assess a model at: the requested one, or the default if memory is no limit."""
-    return requested or default_context(trained or DEFAULT_CONTEXT)
+    return requested or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
 
 
 class MemoryFit(NamedTuple):
