@@ -80,7 +80,7 @@ class StateStore:
 
     @property
     def is_empty(self) -> bool:
-        return not any(name.endswith(STATE) for name in list_names(self._directory))
+        return not any(self._directory.glob(f"*{STATE}"))
 
     def find_longest(self, prompt: Many[int], kind: str, is_usable: IsUsable, notify: Notify) -> State | None:
         """Find and verify the usable state with the longest common prefix with a prompt; None if there is none.

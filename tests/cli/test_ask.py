@@ -190,9 +190,9 @@ def test_verbose_writes_the_llama_cpp_log_to_stderr_only(user: CommandLine) -> N
 
 
 def test_gpu_layers_without_gpu_support_give_a_note_and_a_hint(user: CommandLine) -> None:
-    from cerebrum_cli.engine.llama.devices import can_offload
+    from cerebrum_cli.engine.llama.bindings import llama
 
-    if can_offload():
+    if llama.llama_supports_gpu_offload():
         pytest.skip("this build can")
     command = ("ask", "--gpu-layers", "5", "--grammar", fixed_reply_grammar("yes", user.home), "hi")
     done = user.run(*command)

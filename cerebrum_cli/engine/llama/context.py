@@ -6,7 +6,6 @@ import ctypes
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from math import inf
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -36,13 +35,6 @@ NEVER = ctypes.create_string_buffer(b"0")
 def has_recurrent_state(model: Any) -> bool:
     """Whether sequences have a state of their own, which cannot be shared or rolled back."""
     return bool(llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
-
-
-def trimmable_length(model: Any) -> float:
-    """Number of tokens up to which a sequence can be trimmed to any length."""
-    if has_recurrent_state(model):
-        return 0
-    return int(llama.llama_model_n_swa(model)) or inf
 
 
 def context_params(options: ContextOptions, vocabulary_size: int) -> Any:

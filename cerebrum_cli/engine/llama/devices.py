@@ -14,13 +14,9 @@ GPU, INTEGRATED_GPU = 1, 2  # of ggml_backend_dev_type
 UNIFIED = ("Metal", "MTL")  # names of GPUs of type GPU that use the memory of the host
 
 
-def can_offload() -> bool:
-    return bool(llama.llama_supports_gpu_offload())
-
-
 def accelerators() -> tuple[Device, ...]:
     """Find the GPUs that llama.cpp uses, with their memory: integrated ones only if there are no others."""
-    if not can_offload():
+    if not llama.llama_supports_gpu_offload():
         return ()
     pointer = ctypes.c_void_p
     count, get, kind, memory, name, describe = (
@@ -100,6 +96,6 @@ def build() -> Build:
         ggml=_text("ggml_version"),
         backends=tuple(name(get(index)).decode("utf-8", "replace") for index in range(count())),
         features=read_features(llama.llama_print_system_info().decode("utf-8", "replace")),
-        offloads=can_offload(),
+        offloads=bool(llama.llama_supports_gpu_offload()),
         devices=accelerators(),
     )

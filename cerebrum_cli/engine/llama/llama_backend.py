@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
+from math import inf
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.context import (
     LlamaContext,
     context_params,
+    has_recurrent_state,
     library_digest,
-    trimmable_length,
     uses_long_rope,
 )
 from cerebrum_cli.engine.llama.devices import free_memory
@@ -63,7 +64,8 @@ class LlamaBackend(LlamaVocabulary):
         self._sizes = sizes
         self._offloaded = offloaded
         self._adapters = adapters
-        self.trimmable_length = trimmable_length(model)
+        window: int = llama.llama_model_n_swa(model)
+        self.trimmable_length = 0 if has_recurrent_state(model) else window or inf
         self._fallback = fallback
         self._mapped_bytes = mapped_bytes
         self.repacks = repacks

@@ -7,20 +7,22 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.bindings import llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import has_recurrent_state
-from cerebrum_cli.engine.llama.devices import can_offload, expert_overrides, free_memory
-from cerebrum_cli.engine.llama.first_load import FileCheck, require_adapter_loads, require_loads, runs_several
+from cerebrum_cli.engine.llama.devices import expert_overrides, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.machine import save_devices, thread_count
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, host_bytes, weight_needs
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_load
 from cerebrum_cli.engine.model_options import AdapterFile, LoadOptions, option_notices
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.llama.first_load import FileCheck
 
 
 def open_llama(
@@ -39,13 +41,15 @@ def open_llama(
     emit(LoadEvent(0.0))
     file = options.file
     if loaded_files and (file.adapters or not file.is_verified):
+        from cerebrum_cli.engine.llama.first_load import require_adapter_loads, require_loads
+
         require_loads(file.path, loaded_files, stop, options.vocabulary_only, check)
         for path, _ in () if options.vocabulary_only else file.adapters:
             require_adapter_loads(Path(path), file.path, loaded_files, stop)
     free = free_memory()
     if devices_file:
         save_devices(devices_file, free.devices)
-    for notice in option_notices(options, can_offload(), free.devices):
+    for notice in option_notices(options, llama.llama_supports_gpu_offload(), free.devices):
         emit(notice)
     plan = plan_load(options, free, emit)
     model = load_model(options, plan, emit, stop)
@@ -76,6 +80,8 @@ def mapped_bytes(plan: LoadPlan, free: FreeMemory) -> int:
 
 def is_parallel(model: Any, path: Path, loaded_files: Path, stop: StopFlag) -> bool:
     """Whether a model can run several sequences; free it if that cannot be found out."""
+    from cerebrum_cli.engine.llama.first_load import runs_several
+
     try:
         return runs_several(path, loaded_files, stop)
     except BaseException:

@@ -33,7 +33,7 @@ class SamplerChains:
     def create(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> Any:
         """Create a chain that has accepted the end of the prompt, as far as penalties look back."""
         chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        for sampler in (*self._logit_samplers(params), *_selection(params, seed)):
+        for sampler in self._samplers(params, seed):
             llama.llama_sampler_chain_add(chain, sampler)
         window = PENALTY_WINDOW if params.has_penalties else 0
         if params.has_dry:
@@ -42,7 +42,7 @@ class SamplerChains:
             llama.llama_sampler_accept(chain, token)
         return chain
 
-    def _logit_samplers(self, params: SamplingParams) -> Iterator[Any]:
+    def _samplers(self, params: SamplingParams, seed: int) -> Iterator[Any]:
         size = llama.llama_vocab_n_tokens(self._vocab)
         if params.logit_bias:
             biases = [llama.llama_logit_bias(token=int(bias.token), bias=bias.bias) for bias in params.logit_bias]
@@ -53,6 +53,19 @@ class SamplerChains:
             yield llama.llama_sampler_init_penalties(size, PENALTY_WINDOW, *penalties)
         if params.has_dry:
             yield self._dry_sampler(params)
+        if params.temperature <= 0:
+            yield llama.llama_sampler_init_greedy()
+            return
+        if params.top_n_sigma > 0:
+            yield llama.llama_sampler_init_top_n_sigma(params.top_n_sigma)
+        yield llama.llama_sampler_init_top_k(params.top_k)
+        if params.typical_p < 1:
+            yield llama.llama_sampler_init_min_p(LEAST_P, 1)
+            yield llama.llama_sampler_init_typical(params.typical_p, 1)
+        yield llama.llama_sampler_init_top_p(params.top_p, 1)
+        yield llama.llama_sampler_init_min_p(params.min_p, 1)
+        yield llama.llama_sampler_init_temp(params.temperature)
+        yield llama.llama_sampler_init_dist(seed)
 
     def _dry_sampler(self, params: SamplingParams) -> Any:
         numbers = (params.dry_multiplier, params.dry_base, params.dry_allowed_length, params.dry_penalty_last_n)
@@ -85,19 +98,3 @@ class LlamaSampler:
 
     def close(self) -> None:
         llama.llama_sampler_free(self._chain)
-
-
-def _selection(params: SamplingParams, seed: int) -> Iterator[Any]:
-    if params.temperature <= 0:
-        yield llama.llama_sampler_init_greedy()
-        return
-    if params.top_n_sigma > 0:
-        yield llama.llama_sampler_init_top_n_sigma(params.top_n_sigma)
-    yield llama.llama_sampler_init_top_k(params.top_k)
-    if params.typical_p < 1:
-        yield llama.llama_sampler_init_min_p(LEAST_P, 1)
-        yield llama.llama_sampler_init_typical(params.typical_p, 1)
-    yield llama.llama_sampler_init_top_p(params.top_p, 1)
-    yield llama.llama_sampler_init_min_p(params.min_p, 1)
-    yield llama.llama_sampler_init_temp(params.temperature)
-    yield llama.llama_sampler_init_dist(seed)
