@@ -55,7 +55,7 @@ class CancelScope:
         return self._cancel_count() != self._start
 
 
-class Completions(ABC, Generic[LiveSample]):
+class Completions(Iterator[Event], Generic[LiveSample]):
     """Iterator over the events of all samples, each ending with a FinishEvent or RefusedEvent; for one thread.
 
     It stops when no sample is running. Closing it frees what the samples hold before returning. Samples added after
@@ -66,9 +66,6 @@ class Completions(ABC, Generic[LiveSample]):
         self._scope = scope
         self._outbox: SimpleQueue[Event | Failure] = SimpleQueue()
         self._live: dict[SequenceId, LiveSample] = {}  # samples that have not finished
-
-    def __iter__(self) -> Iterator[Event]:
-        return self
 
     def __next__(self) -> Event:
         if not self._live:
