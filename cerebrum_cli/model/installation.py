@@ -137,9 +137,9 @@ def user_installation() -> Installation:
 
 def try_template_file(data_directory: Path, path: Path, template: str) -> None:
     """Raise FormatError for a file whose chat template takes too much time or memory in a process with limits."""
-    from cerebrum_cli.engine.llama.first_load import FileCheck, require_harmless
+    from cerebrum_cli.engine.llama.first_load import require_harmless
 
-    check = FileCheck("cerebrum_cli.formats.template", "try_template_file", "chat template")
+    check = "cerebrum_cli.formats.template.try_template_file"
     require_harmless(path, template, data_directory / LOADED_FILES, check)
 
 
@@ -147,8 +147,7 @@ def open_with_llama(
     data_directory: Path, options: LoadOptions, emit: Callable[[Event], None], stop: StopFlag
 ) -> Backend:
     """Open a model file with llama.cpp, which the engine's thread imports."""
-    from cerebrum_cli.engine.llama.first_load import FileCheck
     from cerebrum_cli.engine.llama.load import open_llama
 
-    check = FileCheck("cerebrum_cli.formats.template", "try_template", "chat template")
+    check = "cerebrum_cli.formats.template.try_template"
     return open_llama(options, emit, stop, data_directory / DEVICES, data_directory / LOADED_FILES, check)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import CerebrumError, EngineError, FormatError, ModelFileError
@@ -36,6 +36,7 @@ MAX_TRIAL_S = 20  # of several sequences; a large model that takes longer has no
 OUT_OF_MEMORY = 3  # exit status of the child
 CRASHES = {-getattr(signal, f"SIG{name}") for name in ("ABRT", "SEGV", "BUS", "FPE", "ILL", "XCPU")}
 CHECK_FAILURES = {OUT_OF_MEMORY: "takes too much memory", -signal.SIGPROF: f"takes longer than {MAX_CHECK_S} s"}
+CHECKED_PART = "chat template"
 TRUSTED, TRUSTED_TEXT = "pull it from a source you trust", "choose one from a source you trust"
 FIRST_PART = re.compile(r"(.*)-00001-of-(\d{5})(\.gguf)")
 MAX_REMEMBERED = 1000
@@ -48,51 +49,39 @@ SINGLE = "single"  # suffix of the key of a file whose model crashes with severa
 N_SEQUENCES, N_UBATCH = 3, 32  # of the trial; the latter is no multiple of the former, on which some graphs depend
 
 
-class FileCheck(NamedTuple):
-    """Check by the child before it loads a file: a function of its path, and the name of the checked part.
-
-    The function may take some seconds, and raises MemoryError if memory does not suffice.
-    """
-
-    module: str
-    function: str
-    subject: str
-
-
-def require_loads(
-    path: Path, remembered: Path, stop: StopFlag, vocabulary_only: bool = False, check: FileCheck | None = None
-) -> None:
+def require_loads(path: Path, remembered: Path, stop: StopFlag, vocabulary_only: bool = False, check: str = "") -> None:
     """Raise ModelFileError if a check fails, or llama.cpp crashes, on a file that was not loaded before.
 
-    `remembered` is a JSON file with the files that loaded. Other failures are left to the load itself.
+    `check` is the dotted name of a function of the path, which the child calls first: it may take some seconds, and
+    raises MemoryError if memory does not suffice. `remembered` is a JSON file with the files that loaded. Other
+    failures are left to the load itself.
     """
     whole, known = file_key(path), _read_keys(remembered)
     key = f"{whole} {VOCABULARY}" if vocabulary_only else whole
     if key in known or whole in known:
         return
-    module, function = check[:2] if check else ("", "")
-    code = _load_in_child(path, (module, function, path, VOCABULARY if vocabulary_only else ""), stop)
+    code = _load_in_child(path, (check, path, VOCABULARY if vocabulary_only else ""), stop)
     if check and code in CHECK_FAILURES:
-        raise ModelFileError(path, f"its {check.subject} {CHECK_FAILURES[code]}", TRUSTED)
+        raise ModelFileError(path, f"its {CHECKED_PART} {CHECK_FAILURES[code]}", TRUSTED)
     if code == 0:
         _remember(key, remembered)
 
 
-def require_harmless(path: Path, text: str, remembered: Path, check: FileCheck) -> None:
+def require_harmless(path: Path, text: str, remembered: Path, check: str) -> None:
     """Raise FormatError if a check fails on a file that llama.cpp does not load, unless it passed with this text."""
-    key = f"{sha256(text.encode()).hexdigest()} {check.subject}"
+    key = f"{sha256(text.encode()).hexdigest()} {CHECKED_PART}"
     if key in _read_keys(remembered):
         return
-    code, _ = _run_child((*check[:2], path, TEXT), StopFlag())
+    code, _ = _run_child((check, path, TEXT), StopFlag())
     if code:
-        raise FormatError(f"{path}: the {check.subject} {CHECK_FAILURES.get(code, 'cannot be tried')}", TRUSTED_TEXT)
+        raise FormatError(f"{path}: the {CHECKED_PART} {CHECK_FAILURES.get(code, 'cannot be tried')}", TRUSTED_TEXT)
     _remember(key, remembered)
 
 
 def require_adapter_loads(adapter: Path, model: Path, remembered: Path, stop: StopFlag) -> None:
     """Raise ModelFileError if llama.cpp crashes on an adapter that it has not loaded for this model before."""
     key = f"{file_key(adapter)} {ADAPTER} {file_key(model)}"
-    if key not in _read_keys(remembered) and _load_in_child(adapter, ("", "", model, ADAPTER, adapter), stop) == 0:
+    if key not in _read_keys(remembered) and _load_in_child(adapter, ("", model, ADAPTER, adapter), stop) == 0:
         _remember(key, remembered)
 
 
@@ -101,7 +90,7 @@ def runs_several(path: Path, remembered: Path, stop: StopFlag) -> bool:
     whole, known = file_key(path), _read_keys(remembered)
     if f"{whole} {SEVERAL}" in known or f"{whole} {SINGLE}" in known:
         return f"{whole} {SEVERAL}" in known
-    code, _ = _run_child(("", "", path, SEVERAL), stop)
+    code, _ = _run_child(("", path, SEVERAL), stop)
     is_sound = code not in CRASHES or code == -signal.SIGXCPU
     _remember(f"{whole} {SEVERAL if is_sound else SINGLE}", remembered)
     return is_sound
@@ -173,10 +162,11 @@ def limit_resources() -> None:
             resource.setrlimit(limited, (limit, limit + 1))
 
 
-def _try_and_load(module: str, function: str, path: str, kind: str = "", adapter: str = "") -> None:
+def _try_and_load(check: str, path: str, kind: str = "", adapter: str = "") -> None:
     """Work of the child, within its limits; the system ends it when time is up."""
     limit_resources()
-    if module:
+    if check:
+        module, _, function = check.rpartition(".")
         signal.setitimer(signal.ITIMER_PROF, MAX_CHECK_S)
         try:
             getattr(importlib.import_module(module), function)(Path(path))

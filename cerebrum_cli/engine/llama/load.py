@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
@@ -21,9 +21,6 @@ from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, host_bytes, w
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_load
 from cerebrum_cli.engine.model_options import AdapterFile, LoadOptions, option_notices
 
-if TYPE_CHECKING:
-    from cerebrum_cli.engine.llama.first_load import FileCheck
-
 
 def open_llama(
     options: LoadOptions,
@@ -31,7 +28,7 @@ def open_llama(
     stop: StopFlag,
     devices_file: Path | None = None,
     loaded_files: Path | None = None,
-    check: FileCheck | None = None,
+    check: str = "",
 ) -> LlamaBackend:
     """Load the model with llama.cpp on this thread; ModelFileError if it rejects the file.
 
