@@ -52,8 +52,15 @@ class ReplyControls:
         may_repeat = request.ignore_eos or self.format.verbatim  # text of a given length, or without a format
         if settings.loop_check and not may_repeat:
             controls.append(LoopCheck)
-        if budget := self._thought_budget(request, channels, answer_now):
-            controls.append(budget)
+        limit = settings.thought_limit
+        if limit == 0 and (self.format.has_switch or self.format.is_servers):
+            limit = None
+        can_hurry = request.stream and self._marks_thought(request.conversation.system_prompt)
+        if limit is not None or can_hurry:
+            answer_now.is_watched = can_hurry
+            watched = answer_now if can_hurry else None
+            prefix_length = len(request.prefix_tokens)
+            controls.append(partial(ThoughtBudget, limit, self._endings, channels, watched, prefix_length))
         return tuple(controls)
 
     def answer_start(self, request: ReplyRequest, channels: ReplyChannels) -> AnswerStartFactory | None:
@@ -92,20 +99,6 @@ class ReplyControls:
         if settings.thought_limit is not None and not self._marks_thought(system_prompt):
             problem = f"think={settings.think} has no effect: this model does not mark its reasoning"
             raise UsageError(problem, "omit it, or set it to on; --max-tokens limits the whole reply")
-
-    def _thought_budget(
-        self, request: ReplyRequest, channels: ReplyChannels, answer_now: AnswerNow
-    ) -> ControlFactory | None:
-        """Control that may end the reasoning of a reply, by a limit or for a user who watches; None for neither."""
-        limit = request.settings.thought_limit
-        if limit == 0 and (self.format.has_switch or self.format.is_servers):
-            limit = None
-        can_hurry = request.stream and self._marks_thought(request.conversation.system_prompt)
-        if limit is None and not can_hurry:
-            return None
-        answer_now.is_watched = can_hurry
-        watched = answer_now if can_hurry else None
-        return partial(ThoughtBudget, limit, self._endings, channels, watched, len(request.prefix_tokens))
 
     def _marks_thought(self, system_prompt: str | None) -> bool:
         return self.format.has_switch or bool(self.own_thoughts(system_prompt))
@@ -149,11 +142,12 @@ class ThoughtBudget:
         self._endings = endings
         self._answer_now = answer_now
         self._splitter = channels.splitter()
-        self._sentences = Sentences()
+        self._tail = ""  # the last characters of the text
+        self._has_decimals = False
         self._count = 0  # tokens of the reply
         self._is_used_up = limit == 0
         self._has_forced = False
-        self._sentences.read(channels.prefix_text)
+        self._read(channels.prefix_text)
         self._used = prefix_length if self._splitter.open_thought else 0
 
     @property
@@ -167,11 +161,11 @@ class ThoughtBudget:
         if not self._splitter.is_in_answer:
             self._count += len(tokens)
             self._used += 0 if self._splitter.open_thought is None else len(tokens)
-            self._sentences.read(text)
+            self._read(text)
             self._splitter.feed(text)
 
     def intervene(self) -> Force | None:
-        thought, tail = self._splitter.open_thought, self._sentences.tail
+        thought, tail = self._splitter.open_thought, self._tail
         if thought is None or not self._is_due or partial_marker_length(tail, (thought.close,)):
             return None
         self._is_used_up = self._has_forced = True
@@ -190,7 +184,20 @@ class ThoughtBudget:
         if self._is_used_up or (self._answer_now and self._answer_now.is_requested):
             return True
         late = -1 if self._limit is None else self._used - self._limit
-        return late >= SENTENCE_TOKENS or (late >= 0 and self._sentences.is_at_end)
+        return late >= SENTENCE_TOKENS or (late >= 0 and self._is_at_sentence_end)
+
+    def _read(self, text: str) -> None:
+        text = self._tail + text
+        self._tail = text[-_TAIL:]
+        self._has_decimals = self._has_decimals or re.search(_DECIMAL, text) is not None
+
+    @property
+    def _is_at_sentence_end(self) -> bool:
+        """Whether a sentence has just ended; behind a number, only in text without decimal points."""
+        tail = self._tail
+        if re.search(_SENTENCE_END, tail):
+            return True
+        return not self._has_decimals and re.search(_NUMBER_END, tail) is not None and not re.search(_LIST_ITEM, tail)
 
 
 class AnswerDetector:
@@ -285,24 +292,3 @@ def require_servable(settings: Settings) -> None:
 def plan_endings(vocabulary: Vocabulary, thoughts: tuple[ThoughtMarkup, ...]) -> dict[str, tuple[int, ...]]:
     texts = {thought.ending(thought.open + breaks) for thought in thoughts for breaks in ("", "\n", "\n\n")}
     return {text: continuation(vocabulary, (Text(text, True),)) for text in texts}
-
-
-class Sentences:
-    """The end of a text that grows: its last characters are `tail`."""
-
-    def __init__(self) -> None:
-        self.tail = ""
-        self._has_decimals = False
-
-    def read(self, text: str) -> None:
-        text = self.tail + text
-        self.tail = text[-_TAIL:]
-        self._has_decimals = self._has_decimals or re.search(_DECIMAL, text) is not None
-
-    @property
-    def is_at_end(self) -> bool:
-        """Whether a sentence has just ended; behind a number, only in text without decimal points."""
-        tail = self.tail
-        if re.search(_SENTENCE_END, tail):
-            return True
-        return not self._has_decimals and re.search(_NUMBER_END, tail) is not None and not re.search(_LIST_ITEM, tail)
