@@ -1,4 +1,4 @@
-"""Check that LoRA adapters fit a model, by their headers alone.
+"""LoRA adapters of a model, and checks that they fit it, by their headers alone.
 
 llama.cpp aborts on some adapters that do not fit, and ignores others.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
@@ -21,6 +22,23 @@ IGNORED = "_norm.weight"  # changed norms, which llama.cpp does not apply
 _NOT_MULTIPLIED = ("I8", "I16", "I32", "I64", "F64")  # ggml types without a kernel for products
 _HINT = "use an adapter that was made for this model"
 _CONVERT = "name a LoRA adapter in GGUF format, as llama.cpp's convert_lora_to_gguf.py writes it"
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter applied to a model: its file, and bytes of weights by the name of the tensor they change."""
+
+    path: Path
+    scale: float
+    sha256: str
+    sizes: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.scale}"
+
+    @property
+    def identity(self) -> str:
+        return f"{self.sha256}:{self.scale}"
 
 
 def adapter_sizes(path: Path, model_paths: Iterable[Path]) -> tuple[tuple[str, int], ...]:

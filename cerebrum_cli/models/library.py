@@ -17,7 +17,7 @@ from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, NoModel, Pul
 from cerebrum_cli.core.files import exists, is_file
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.models.catalogue import ModelSpec
-from cerebrum_cli.models.model import Adapter, Model, absolute_path, as_path, is_missing, model_paths
+from cerebrum_cli.models.model import Model, absolute_path, as_path, is_missing, model_paths
 from cerebrum_cli.models.reference import (
     STORES,
     HubReference,
@@ -263,7 +263,7 @@ class Library:
         """
         adapters = []
         for text in texts:
-            from cerebrum_cli.models.adapters import adapter_sizes
+            from cerebrum_cli.models.adapters import Adapter, adapter_sizes
 
             name, scale = parse_adapter(text)
             path = absolute_path(as_path(name))

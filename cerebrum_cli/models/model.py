@@ -17,29 +17,13 @@ from cerebrum_cli.models.reference import STORES, HubReference, NameReference, P
 from cerebrum_cli.models.variants import parts_of
 
 if TYPE_CHECKING:
+    from cerebrum_cli.models.adapters import Adapter
     from cerebrum_cli.models.cache import CachedModel
     from cerebrum_cli.models.catalogue import ModelSpec
     from cerebrum_cli.models.registry import RegistryEntry
 
 # Metadata of a merge: the recipe, the names of its models, and their prompt format.
 MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.merge.sources", "cerebrum.format"
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """A LoRA adapter applied to a model: its file, and bytes of weights by the name of the tensor they change."""
-
-    path: Path
-    scale: float
-    sha256: str
-    sizes: tuple[tuple[str, int], ...]
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.scale}"
-
-    @property
-    def identity(self) -> str:
-        return f"{self.sha256}:{self.scale}"
 
 
 @dataclass(frozen=True)
