@@ -23,9 +23,10 @@ from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.engine.model_options import LoadOptions
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.formats.plain import CEREBRUM
+from cerebrum_cli.model.endpoints import Servers
 from cerebrum_cli.model.installation import OpenFile
 from cerebrum_cli.model.interface import Model, open_source
-from cerebrum_cli.model.source import AUTO_PARALLEL, ModelSource, Servers
+from cerebrum_cli.model.source import AUTO_PARALLEL, ModelSource
 from cerebrum_cli.runs.journal import open_journal
 from cerebrum_cli.terminal.sinks import render
 

@@ -29,17 +29,16 @@ from cerebrum_cli.core.settings import (
 )
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.model.endpoints import find_endpoints, require_no_adapters, without_local
 from cerebrum_cli.model.prompt_sources import read_text, template_options
-from cerebrum_cli.model.source import MAX_PARALLEL, ModelSource, Servers, require_attention
+from cerebrum_cli.model.source import MAX_PARALLEL, ModelSource, require_attention
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.settings import Layer
-    from cerebrum_cli.engine.remote.client import Endpoint
     from cerebrum_cli.eval.tasks import Preset
+    from cerebrum_cli.model.endpoints import Servers
     from cerebrum_cli.models.model import Model
     from cerebrum_cli.terminal.sinks import Sink
 
@@ -64,7 +63,7 @@ def find_source(
     context has 0 slots. Raises UsageError, ConfigError, ModelNotFound, ModelFileError.
     """
     requested = app.settings(overrides)
-    endpoints = find_endpoints(app, options.endpoint, requested, options.served_model_name, options.allow_http_key)
+    servers = servers_of(app, requested, options) if options.endpoint else None
     context = SINGLE
     if isinstance(options, ConcurrencyOptions):
         if options.ray_workers is not None and (options.ray is None or options.ray_workers < 1):
@@ -74,10 +73,13 @@ def find_source(
     model = model or find_model(app, overrides, options)
     require_generative(model.path, model.header)
     settings = generation_settings(app, overrides, model, samples_by)
-    servers = servers_of(endpoints, options) if endpoints else None
     if servers:
+        from cerebrum_cli.model.endpoints import without_local
+
         settings = without_local(settings)
     elif isinstance(options, ConcurrencyOptions) and options.ray is not None:
+        from cerebrum_cli.model.endpoints import require_no_adapters
+
         require_no_adapters(settings, "--ray")
     require_attention(model, settings, context.pad_steps)
     model = app.library.with_adapters(model, settings.lora)
@@ -135,8 +137,11 @@ def source_fingerprint(source: ModelSource) -> dict[str, Any]:
     }
 
 
-def servers_of(endpoints: tuple[Endpoint, ...], options: AnswerOptions) -> Servers:
+def servers_of(app: App, settings: Settings, options: AnswerOptions) -> Servers:
     """Servers for one answer at a time, or for many, which wait for a server that does not answer yet."""
+    from cerebrum_cli.model.endpoints import Servers, find_endpoints
+
+    endpoints = find_endpoints(app, options.endpoint, settings, options.served_model_name, options.allow_http_key)
     if not isinstance(options, ConcurrencyOptions):
         return Servers(endpoints)
     limits = {"patience": options.patience, "row_timeout": options.row_timeout}

@@ -19,9 +19,10 @@ from cerebrum_cli.engine.remote.description import probe
 from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.engine.remote.vllm_sglang import IGNORED_SEEDS
+from cerebrum_cli.model.endpoints import Servers
 from cerebrum_cli.model.interface import Model, open_source
 from cerebrum_cli.model.reply import Reply, ReplyRequest, ReplyStream, reply_notice
-from cerebrum_cli.model.source import ModelSource, Servers
+from cerebrum_cli.model.source import ModelSource
 from cerebrum_cli.models.library import served_model
 
 REPLY_TIMEOUT_S = 60.0  # of each reply; the server may be busy with other requests

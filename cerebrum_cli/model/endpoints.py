@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ConfigError, EndpointError, ModelNotFound, UsageError
@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.remote.client import Endpoint
     from cerebrum_cli.model.installation import Installation
     from cerebrum_cli.models.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Servers of a model, with `window` requests each at a time; with `earlier` records, only such servers.
+
+    `timeouts` are fields of ServerTimeouts other than the defaults. With `may_differ`, each may have its own model.
+    """
+
+    endpoints: Sequence[Endpoint]
+    window: int | None = None
+    earlier: Sequence[Mapping[str, str]] = ()
+    timeouts: Mapping[str, Any] = field(default_factory=dict)
+    may_differ: bool = False
 
 
 def find_endpoints(

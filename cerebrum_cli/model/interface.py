@@ -15,7 +15,7 @@ from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.model.installation import Installation, user_installation
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.reply import Reply, ReplyRequest
-from cerebrum_cli.model.source import ModelSource, Servers, slots_of
+from cerebrum_cli.model.source import ModelSource, slots_of
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.events import Event
@@ -200,7 +200,7 @@ def open_model(
     commands; config.toml's and CEREBRUM_* variables are not read. Raises ModelNotFound, UsageError, ConfigError.
     """
     from cerebrum_cli.engine.memory import ContextOptions
-    from cerebrum_cli.model.endpoints import find_endpoints, find_remote_model, without_local
+    from cerebrum_cli.model.endpoints import Servers, find_endpoints, find_remote_model, without_local
 
     installation = installation or user_installation()
     overrides = SourcedLayer({"model": name}, settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
@@ -41,7 +41,7 @@ from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import Model
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.remote.client import Endpoint
+    from cerebrum_cli.model.endpoints import Servers
     from cerebrum_cli.model.profiles import Profile, UseName
 
 RELOADING = ("format", "chat_template", "ctx", "lora", "threads", "gpu_layers", "cpu_moe", *ATTENTION_KEYS, "cache_gb")
@@ -50,20 +50,6 @@ MAX_PARALLEL = 256  # sequences llama.cpp supports
 AUTO_PARALLEL = 64  # more than this was nowhere faster
 UNTUNED = Tuning()
 CHAT_CONTEXT = ContextOptions(slots=16, kv_unified=True)  # one sequence, except for votes
-
-
-@dataclass(frozen=True, slots=True)
-class Servers:
-    """Servers of a model, with `window` requests each at a time; with `earlier` records, only such servers.
-
-    `timeouts` are fields of ServerTimeouts other than the defaults. With `may_differ`, each may have its own model.
-    """
-
-    endpoints: Sequence[Endpoint]
-    window: int | None = None
-    earlier: Sequence[Mapping[str, str]] = ()
-    timeouts: Mapping[str, Any] = field(default_factory=dict)
-    may_differ: bool = False
 
 
 @dataclass(frozen=True, slots=True)

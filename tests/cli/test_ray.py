@@ -32,7 +32,8 @@ from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.remote.client import Endpoint
-from cerebrum_cli.model.source import ModelSource, Servers
+from cerebrum_cli.model.endpoints import Servers
+from cerebrum_cli.model.source import ModelSource
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library

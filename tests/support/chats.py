@@ -18,9 +18,10 @@ from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.model_options import LoadOptions
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.state_store import StateStore
+from cerebrum_cli.model.endpoints import Servers
 from cerebrum_cli.model.installation import Installation
 from cerebrum_cli.model.interface import open_source
-from cerebrum_cli.model.source import ModelSource, Servers
+from cerebrum_cli.model.source import ModelSource
 from cerebrum_cli.models.model import Model
 from cerebrum_cli.models.registry import RegistryEntry
 
