@@ -24,6 +24,7 @@ CHECKPOINTS, MIN_CHECKPOINTS, CHECKPOINT_BYTES = 8, 2, 512 * 2**20  # number, an
 
 BLOCK_SIZE = 32  # elements of a key or value that a quantized cache stores with a common scale
 CACHE_ELEMENT_SIZE: Mapping[str, float] = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / BLOCK_SIZE, "q4_0": 18 / BLOCK_SIZE}
+QUANTIZED_CACHE_TYPES = ("q8_0", "q4_0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +175,6 @@ def checkpoint_budget(sizes: ModelSizes, context: ContextOptions) -> int:
     windows = [layer for layer in sizes.layers if context.cells(layer) < length]
     checkpoint = sizes.state_bytes + sum(int(context.token_bytes(layer) * layer.window) for layer in windows)
     return max(MIN_CHECKPOINTS * checkpoint, min(CHECKPOINTS * checkpoint, CHECKPOINT_BYTES))
-
-
-def is_quantized(cache_type: str | None) -> bool:
-    return cache_type is not None and cache_type.startswith("q")
 
 
 def fits(needs: MemoryNeeds, free: FreeMemory) -> bool:

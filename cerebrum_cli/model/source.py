@@ -15,7 +15,7 @@ from cerebrum_cli.core.settings import ATTENTION_KEYS, GENERATION_KEYS, Settings
 from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.memory import BLOCK_SIZE, SINGLE, ContextOptions, is_quantized
+from cerebrum_cli.engine.memory import BLOCK_SIZE, QUANTIZED_CACHE_TYPES, SINGLE, ContextOptions
 from cerebrum_cli.engine.model_options import (
     AdapterFile,
     GgufFile,
@@ -259,14 +259,14 @@ def require_attention(model: Model, settings: Settings, pad_steps: bool = False)
     for index, (key, cache_type) in enumerate(types.items()):
         lengths = [key_and_value[index] for key_and_value in header.sizes.head_lengths]
         wrong = next((length for length in lengths if length % BLOCK_SIZE), None)
-        if is_quantized(cache_type) and wrong:
+        if cache_type in QUANTIZED_CACHE_TYPES and wrong:
             name_and_value = f"{key}={cache_type}"
             problem = (
                 f"{name_and_value} needs heads with a multiple of {BLOCK_SIZE} elements; this model's have {wrong}"
             )
             raise UsageError(problem, f"omit {name_and_value}")
     wants_flash = "flash_attn=on" if settings.flash_attn == "on" else None
-    if is_quantized(settings.cache_type_v):
+    if settings.cache_type_v in QUANTIZED_CACHE_TYPES:
         wants_flash = f"cache_type_v={settings.cache_type_v}"
         if settings.flash_attn == "off":
             raise UsageError(f"{wants_flash} needs flash attention", "omit flash_attn=off, or the cache type")
