@@ -15,7 +15,6 @@ from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.checkpoints import Checkpoints, SwapSpace
 from cerebrum_cli.engine.commands import Cancel, Commands, Submit, UsePromptCache, Work
 from cerebrum_cli.engine.memory_plan import plan_cache
-from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
 from cerebrum_cli.engine.sequence import Failure, InspectionRequest, Sequence
 from cerebrum_cli.engine.state_store import StateStore
@@ -23,6 +22,7 @@ from cerebrum_cli.engine.step_costs import draft_lengths
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.drafter import DraftToken
+    from cerebrum_cli.engine.prompt_cache import PromptCache
     from cerebrum_cli.engine.scoring import ScoreJob
 
 BACKLOG_POLL_S = 0.01
@@ -41,13 +41,13 @@ class Loop:
         self._load_s = load_s
         self._swap_directory = swap_directory
         self._scheduler = Scheduler(backend.slots, backend.kv_unified)
-        self._checkpoints = checkpoints = Checkpoints(backend, self._scheduler)
+        self._checkpoints = Checkpoints(backend, self._scheduler)
         self._takes_checkpoints = backend.trimmable_length < inf
         self._swap: SwapSpace | None = None  # once a sequence was preempted
         self._score_jobs: deque[ScoreJob] = deque()
         self._max_slots = backend.slots
         self._reserves_max = backend.slots == 1 or backend.kv_unified
-        self._prompt_cache = PromptCache(backend, self._scheduler, checkpoints, state_store) if state_store else None
+        self._state_store = state_store
 
     def process_commands(self, commands: Commands) -> bool:
         """Execute all queued commands, waiting for one if no work is left; False after Close."""
@@ -161,9 +161,8 @@ class Loop:
             if scheduler.running and (needs_memory or lacks_cells):
                 return
             # reserve
-            cache = self._prompt_cache
-            if cache and (sequence.swapped or cache.store.is_empty):
-                cache = None
+            store = self._state_store
+            cache = None if store is None or sequence.swapped or store.is_empty else self._open_prompt_cache(store)
             state = cache.find(sequence, needs_memory) if cache else None
             if needs_memory:
                 kind = backend.state_kind if cache else None
@@ -267,10 +266,15 @@ class Loop:
             backend.context.clear(source.index)
             scheduler.move(source, target)
 
+    def _open_prompt_cache(self, store: StateStore) -> PromptCache:
+        from cerebrum_cli.engine.prompt_cache import PromptCache
+
+        return PromptCache(self._backend, self._scheduler, self._checkpoints, store)
+
     def _use_prompt_cache(self, function: Callable[[PromptCache], None]) -> Failure | None:
         try:
-            if self._prompt_cache:
-                function(self._prompt_cache)
+            if self._state_store:
+                function(self._open_prompt_cache(self._state_store))
         except Exception as error:
             return Failure(error)
         return None

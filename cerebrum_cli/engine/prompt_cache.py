@@ -19,7 +19,7 @@ class PromptCache:
         self._backend = backend
         self._scheduler = scheduler
         self._checkpoints = checkpoints
-        self.store = store
+        self._store = store
 
     def find(self, sequence: Sequence, needs_memory: bool) -> State | None:
         """Find the state that saves a waiting sequence the most tokens, if it is worth loading.
@@ -37,7 +37,7 @@ class PromptCache:
             return length <= max_length and is_worth_it and self._is_trimmable(length, shared)
 
         kind = backend.state_kind if len(prompt) - held >= MIN_SAVED_TOKENS else None
-        return self.store.find_longest(prompt, kind, is_usable, sequence.emit) if kind else None
+        return self._store.find_longest(prompt, kind, is_usable, sequence.emit) if kind else None
 
     def restore(self, state: State) -> None:
         """Load a state into a free slot, where admission will find it; not if a copy to or from each is pending."""
@@ -50,7 +50,7 @@ class PromptCache:
             slot.extend(state.tokens)
         else:
             backend.context.clear(slot.index)
-            self.store.reject(state)
+            self._store.reject(state)
 
     def save(self, min_tokens: int, prompt: tuple[int, ...] | None, empties: bool) -> None:
         """Save idle slots with at least `min_tokens` tokens in no state yet; with a prompt, only the best match.
@@ -78,7 +78,7 @@ class PromptCache:
                 slot.clear()
 
     def _count_unsaved(self, slot: Slot, kind: str) -> int:
-        return len(slot.tokens) - self.store.stored_prefix(slot.tokens, kind, self._is_restorable)
+        return len(slot.tokens) - self._store.stored_prefix(slot.tokens, kind, self._is_restorable)
 
     def _write(self, slot: Slot, kind: str, is_prefix: bool = False) -> None:
         if slot.tokens:
@@ -86,12 +86,12 @@ class PromptCache:
                 self._backend.context.state_size(slot.index),
                 partial(self._backend.context.save_state, slot.index),
             )
-            self.store.write(slot.tokens, kind, size, save, is_prefix)
+            self._store.write(slot.tokens, kind, size, save, is_prefix)
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:
         """Save a common prefix of prompts from an idle slot, which drops the rest, unless a state has it already."""
         backend, kind = self._backend, self._backend.state_kind
-        if kind is None or self.store.stored_prefix(tokens, kind, self._is_restorable) >= len(tokens):
+        if kind is None or self._store.stored_prefix(tokens, kind, self._is_restorable) >= len(tokens):
             return
         free = (slot for slot in self._scheduler.free_slots if slot.index not in backend.context.pending_copies)
         slot = next((slot for slot in free if common_prefix(slot.tokens, tokens) == len(tokens)), None)
