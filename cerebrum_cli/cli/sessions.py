@@ -93,6 +93,7 @@ def rm(
 ) -> None:
     """Delete sessions, their unshared messages, and their states in the prompt cache."""
     from cerebrum_cli.chat.archive import delete_sessions, sessions_older_than
+    from cerebrum_cli.model.installation import STATES
 
     with closing(app.open_history()) as history:  # which frees its locks
         chosen = {name: history.get(name) for name in names or ()}
@@ -108,7 +109,7 @@ def rm(
         listed = ", ".join(chosen)
         what = f"session {listed}" if len(chosen) == 1 else f"{len(chosen)} sessions ({listed})"
         require_agreement(app, f"Delete {what}?", listed, yes)
-        for session, count in delete_sessions(history, list(chosen.values()), app.states):
+        for session, count in delete_sessions(history, list(chosen.values()), app.cache_directory / STATES):
             app.streams.report(f"{session.name} deleted ({count} {'message' if count == 1 else 'messages'})")
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DEVICES = "devices.json"
 LOADED_FILES = "loaded_files.json"
 PROFILES = "profiles"
+STATES = "states"  # in the cache directory: the prompt cache, which holds tokens of conversations
 
 OpenFile = Callable[["LoadOptions", Callable[[Event], None], "StopFlag"], "Backend"]
 """Loads a model file and reports progress; the flag interrupts it. llama.cpp, or something smaller in tests."""
@@ -75,7 +76,9 @@ class Installation:
 
         if not settings.cache_gb:
             return None
-        return StateStore(self.states, int(settings.cache_gb * 1e9), self.library.identity(model), format_name)
+        return StateStore(
+            self.cache_directory / STATES, int(settings.cache_gb * 1e9), self.library.identity(model), format_name
+        )
 
     def profiles(self, settings: Settings | None = None) -> ProfileStore:
         from cerebrum_cli.engine.build import build_fingerprint
@@ -95,11 +98,6 @@ class Installation:
         identity, general = self.library.identity(model), general_settings(settings)
         profile = self.profiles(settings).find(identity)
         return profile if profile or general == settings else self.profiles(general).find(identity)
-
-    @property
-    def states(self) -> Path:
-        """Directory of the prompt cache, which holds tokens of conversations."""
-        return self.cache_directory / "states"
 
     def settings(self, overrides: Layer, model: Model | ModelSpec | None = None) -> Settings:
         """Merge all layers: defaults, what a model recommends, config.toml, then the environment and the command line.
