@@ -59,7 +59,8 @@ from server import LlamaServer, completion, running_server
 from cerebrum_cli.batch.rows import InputRow as Question
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RowEvent, TokenEvent
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, TokenEvent
+from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.memory import CPU_UBATCH
 from cerebrum_cli.engine.remote.client import Endpoint

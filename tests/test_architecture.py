@@ -73,7 +73,7 @@ PURE = (
     *("gguf.architectures", "gguf.sizes", "gguf.types", "model.inspection", "model.reply_controls"),
     *("model.voting", "merge.compatibility", "merge.metadata", "merge.methods", "merge.plan"),
     *("merge.recipe", "merge.tensor_names", "models.fit", "models.variants"),
-    *("terminal.escapes", "tune.candidates"),
+    *("core.row_events", "terminal.escapes", "tune.candidates"),
 )
 IMPURE = {  # the first names of modules that touch them; a Path is a value, too
     *("asyncio", "concurrent", "ctypes", "datetime", "fcntl", "http", "io", "mmap", "multiprocessing", "os", "queue"),

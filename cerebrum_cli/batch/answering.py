@@ -16,7 +16,8 @@ from cerebrum_cli.batch.rows import (
     output_object,
 )
 from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
-from cerebrum_cli.core.events import Event, RowCounts, RowEvent
+from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.row_events import RowCounts, RowEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings
 from cerebrum_cli.model.concurrent_rows import RefusedRow, Row, RowOutcome, run_rows

@@ -24,7 +24,8 @@ from typing import Any, Protocol
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import TRUNCATED, Origin, RowCounts
+from cerebrum_cli.core.events import TRUNCATED, Origin
+from cerebrum_cli.core.row_events import RowCounts
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.runs.result import ResultRows, Schema, TableFormat, to_json
 

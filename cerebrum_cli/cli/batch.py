@@ -17,7 +17,7 @@ from cerebrum_cli.cli.signature import SettingKeys, composed, positional
 from cerebrum_cli.core.declaration import Option, option, option_group
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import SOME_FAILED, Interrupted, UsageError
-from cerebrum_cli.core.events import RowEvent
+from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
 if TYPE_CHECKING:

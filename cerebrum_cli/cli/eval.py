@@ -16,7 +16,8 @@ from cerebrum_cli.cli.options import ConcurrencyOptions, ConstrainedOptions
 from cerebrum_cli.cli.signature import SettingKeys, composed, positional
 from cerebrum_cli.core.declaration import Option, option, option_group
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, Interrupted, UsageError
-from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import RECOMMENDED, REPLY_KEYS, Layer, SourcedLayer
 from cerebrum_cli.core.text import format_count, format_duration
 from cerebrum_cli.eval.questions import CHOSEN_SETTINGS, MAX_SAMPLES, QUESTIONS, SAMPLES, select

@@ -22,6 +22,7 @@ from cerebrum_cli.cluster.ray_adapter import Message, Plan, Records, WorkerRepor
 from cerebrum_cli.core import events
 from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFound, NoServerError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.settings import PATIENCE_S
 from cerebrum_cli.model.installation import Installation, user_installation
 from cerebrum_cli.model.interface import open_many
@@ -149,7 +150,7 @@ class Distribution:
     def _take(self, message: bytes | WorkerReport) -> Iterator[Event]:
         yield from self._take_report(message) if isinstance(message, WorkerReport) else self._write(message)
         run = self.work.run
-        yield events.RowEvent(len(run.finished), len(run.rows), run.counts)
+        yield RowEvent(len(run.finished), len(run.rows), run.counts)
 
     def _take_report(self, report: WorkerReport) -> Iterator[Event]:
         is_restart = report.worker in self._reports and not report.problem

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from cerebrum_cli.core.errors import CerebrumError
+
+if TYPE_CHECKING:
+    from cerebrum_cli.core.row_events import EvalProgress, RowEvent
 
 Channel = Literal["answer", "thinking"]
 FinishReason = Literal["stop", "length", "cancelled", "context", "repetition"]
@@ -117,41 +120,6 @@ class TallyEvent:
     maximum: int
 
 
-SHOWN_ERRORS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class RowCounts:
-    """Finished rows of a batch: failed (with the first `errors`), truncated, and undecided by a vote."""
-
-    failed: int = 0
-    truncated: int = 0
-    undecided: int = 0
-    errors: tuple[str, ...] = ()
-
-    def __add__(self, more: RowCounts) -> RowCounts:
-        return RowCounts(
-            self.failed + more.failed,
-            self.truncated + more.truncated,
-            self.undecided + more.undecided,
-            (*self.errors, *more.errors)[:SHOWN_ERRORS],
-        )
-
-    @property
-    def recorded(self) -> dict[str, Any]:
-        """The numbers, without the messages."""
-        return {"failed": self.failed, "truncated": self.truncated, "undecided": self.undecided}
-
-
-@dataclass(frozen=True, slots=True)
-class RowEvent:
-    """Progress of a batch: `done` of `total` rows are finished; `counts` are the exceptions among these."""
-
-    done: int
-    total: int
-    counts: RowCounts
-
-
 class ServerTokens(NamedTuple):
     """A server by the name of its endpoint: how many tokens it has generated, and whether it answers no more."""
 
@@ -165,25 +133,6 @@ class ServersEvent:
     """Tokens that each of several servers has generated so far."""
 
     servers: tuple[ServerTokens, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class EvalProgress:
-    """Progress of an evaluation: `done` of `total` samples, `questions` of `all_questions`, and the score of these.
-
-    `accuracy` and its 95% interval are None before the first question that counts. `no_answer` and `cut_off` are shares
-    of the samples; `skipped` of them could not be generated.
-    """
-
-    done: int
-    total: int
-    questions: int
-    all_questions: int
-    accuracy: float | None
-    interval: tuple[float, float] | None
-    no_answer: float
-    cut_off: float
-    skipped: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +196,7 @@ class FinishEvent:
     origin: Origin | None = None
 
 
-Event = (
+Event: TypeAlias = """(
     NoticeEvent
     | LoadEvent
     | PromptEvent
@@ -260,4 +209,4 @@ Event = (
     | ServersEvent
     | EvalProgress
     | StageEvent
-)
+)"""

@@ -13,14 +13,8 @@ from typing import Any, cast
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.core.events import (
-    SHOWN_ERRORS,
-    EvalProgress,
-    Event,
-    NoticeEvent,
-    Origin,
-    RowCounts,
-)
+from cerebrum_cli.core.events import Event, NoticeEvent, Origin
+from cerebrum_cli.core.row_events import SHOWN_ERRORS, EvalProgress, RowCounts
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.eval.questions import (

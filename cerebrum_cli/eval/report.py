@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from cerebrum_cli.answers.canonical import canonical
-from cerebrum_cli.core.events import EvalProgress
+from cerebrum_cli.core.row_events import EvalProgress
 from cerebrum_cli.eval.estimates import Clusters, Estimate, Vote, estimate, majorities, mean, pass_at, vote_sizes
 from cerebrum_cli.eval.questions import QuestionId, Sample
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import BatchError
-from cerebrum_cli.core.events import SHOWN_ERRORS, RowCounts
 from cerebrum_cli.core.files import commit_file, fsync_directory, unfinished_file
+from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts
 from cerebrum_cli.runs.output_files import (
     MIXED,
     REPLACE,

@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 from cerebrum_cli.core.conversion import LORA, parse_adapter
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.files import (
     commit_file,
     lock_file,
@@ -30,6 +29,7 @@ from cerebrum_cli.core.files import (
     unfinished_file,
     write_all,
 )
+from cerebrum_cli.core.row_events import RowCounts
 from cerebrum_cli.core.text import enumeration
 from cerebrum_cli.runs.result import DELIMITERS, to_json
 

@@ -11,7 +11,7 @@ from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 
-from cerebrum_cli.core.events import SHOWN_ERRORS, RowCounts
+from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts
 from cerebrum_cli.core.text import well_formed
 
 FINISHED, FAILED, TRUNCATED, UNDECIDED = 1, 2, 4, 8  # flags of a row

@@ -8,20 +8,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
 from cerebrum_cli.core.events import (
-    EvalProgress,
     Event,
     FinishEvent,
     LoadEvent,
     NoticeEvent,
     PromptEvent,
     RefusedEvent,
-    RowEvent,
     SequenceId,
     ServersEvent,
     ServerTokens,
     StageEvent,
     TokenEvent,
 )
+from cerebrum_cli.core.row_events import EvalProgress, RowEvent
 from cerebrum_cli.core.text import format_count, format_duration, format_size
 from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.status_line import LOG_EVERY_S, Line, Segment, StatusLine

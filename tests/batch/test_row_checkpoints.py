@@ -20,7 +20,7 @@ from batch_files import FINGERPRINT, answer, kill_at_each_call, rows_in, run
 
 from cerebrum_cli.batch.rows import InputRow, result_rows
 from cerebrum_cli.core.errors import BatchError
-from cerebrum_cli.core.events import RowCounts
+from cerebrum_cli.core.row_events import RowCounts
 from cerebrum_cli.runs import partial
 from cerebrum_cli.runs.journal import Journal, open_journal
 from cerebrum_cli.runs.output_files import output_paths

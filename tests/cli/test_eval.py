@@ -23,7 +23,7 @@ from nano.questions import held_out
 from waiting import wait_until
 
 from cerebrum_cli.core.conversation import Conversation, Text
-from cerebrum_cli.core.events import SHOWN_ERRORS
+from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 from cerebrum_cli.eval import scorers

@@ -22,7 +22,8 @@ from rich.cells import cell_len
 from scripted_command import SCRIPTED
 from waiting import wait_until
 
-from cerebrum_cli.core.events import PromptEvent, RowCounts, RowEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.row_events import RowCounts, RowEvent
 from cerebrum_cli.terminal.progress import BatchProgress, seconds_left
 from cerebrum_cli.terminal.streams import Streams
 

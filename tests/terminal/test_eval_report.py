@@ -17,7 +17,7 @@ from tiny_models import Shape, write_chatml
 
 from cerebrum_cli.cli.app import process_bench
 from cerebrum_cli.core.errors import OutputError, UsageError
-from cerebrum_cli.core.events import EvalProgress
+from cerebrum_cli.core.row_events import EvalProgress
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.bench import Bench, BenchError, Closeness
 from cerebrum_cli.engine.model_options import LoadOptions

@@ -24,12 +24,11 @@ from cerebrum_cli.core.events import (
     LoadEvent,
     NoticeEvent,
     PromptEvent,
-    RowCounts,
-    RowEvent,
     SequenceId,
     Timings,
     TokenEvent,
 )
+from cerebrum_cli.core.row_events import RowCounts, RowEvent
 from cerebrum_cli.terminal import status_line
 from cerebrum_cli.terminal.progress import BatchProgress, FileProgress
 from cerebrum_cli.terminal.reports import print_repositories, print_sessions

@@ -1,0 +1,59 @@
+"""Progress of many rows, in a batch or an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+SHOWN_ERRORS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """Finished rows of a batch: failed (with the first `errors`), truncated, and undecided by a vote."""
+
+    failed: int = 0
+    truncated: int = 0
+    undecided: int = 0
+    errors: tuple[str, ...] = ()
+
+    def __add__(self, more: RowCounts) -> RowCounts:
+        return RowCounts(
+            self.failed + more.failed,
+            self.truncated + more.truncated,
+            self.undecided + more.undecided,
+            (*self.errors, *more.errors)[:SHOWN_ERRORS],
+        )
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The numbers, without the messages."""
+        return {"failed": self.failed, "truncated": self.truncated, "undecided": self.undecided}
+
+
+@dataclass(frozen=True, slots=True)
+class RowEvent:
+    """Progress of a batch: `done` of `total` rows are finished; `counts` are the exceptions among these."""
+
+    done: int
+    total: int
+    counts: RowCounts
+
+
+@dataclass(frozen=True, slots=True)
+class EvalProgress:
+    """Progress of an evaluation: `done` of `total` samples, `questions` of `all_questions`, and the score of these.
+
+    `accuracy` and its 95% interval are None before the first question that counts. `no_answer` and `cut_off` are shares
+    of the samples; `skipped` of them could not be generated.
+    """
+
+    done: int
+    total: int
+    questions: int
+    all_questions: int
+    accuracy: float | None
+    interval: tuple[float, float] | None
+    no_answer: float
+    cut_off: float
+    skipped: int
