@@ -163,7 +163,9 @@ def model_sizes(
             layers.append(LayerSizes(0))
             continue
         names = own[index].keys()
-        n_kv = heads_here if index < n_cached and _attends(names) else 0
+        # Fused projections of a layer with a recurrent state are not for attention.
+        attends = not names or names & _KEYS or ("attn_qkv" in names and not _recurs(names))
+        n_kv = heads_here if index < n_cached and attends else 0
         window = windows[index] if index < len(windows) else 0
         key_length, value_length = window_lengths if window else lengths
         if n_kv:
@@ -231,11 +233,6 @@ def _indexer_length(hyperparameter: Callable[[str], int], per_layer: Callable[[s
     """Elements that sparse attention scores for a row and a cell, found by measuring; some score blocks of cells."""
     block = max(per_layer("attention.compress_ratios"), default=0)
     return 2 + 2 * hyperparameter("attention.indexer.head_count") // block if block else 6
-
-
-def _attends(names: Set[str]) -> bool:
-    """Whether a layer has a KV cache; fused projections of a layer with a recurrent state are not for attention."""
-    return not names or bool(names & _KEYS) or ("attn_qkv" in names and not _recurs(names))
 
 
 def _recurs(names: Set[str]) -> bool:
