@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -59,7 +59,8 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        restore_handlers(self._previous_handlers)
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
         if self.exit_signal is not None:
             # Also instead of an error caused by the lost terminal.
             raise Interrupted(self.exit_signal, self.hint) from None
@@ -165,8 +166,3 @@ def raise_at_prompt(signum: int) -> None:
 def ignore_ctrl_c(signum: int) -> None:
     if signum != signal.SIGINT:
         raise Interrupted(signum)
-
-
-def restore_handlers(handlers: Mapping[int, Any]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)

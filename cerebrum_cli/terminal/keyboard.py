@@ -19,7 +19,6 @@ from types import FrameType
 from typing import Any
 
 from cerebrum_cli.core.signals import RESTORE_ON_EXIT
-from cerebrum_cli.terminal.interrupts import restore_handlers
 
 ANSWER_KEY, ANSWER_KEY_NAME = b"\x14", "Ctrl-T"
 KEY_GRACE_S = 0.5  # a key that comes so soon after it was unbound still means the same
@@ -74,7 +73,8 @@ class Keyboard:
             self.restore()
             RESTORE_ON_EXIT.remove(self.restore)
             self._handles_quit = False
-            restore_handlers(handlers)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     @property
     def takes_key(self) -> bool:
