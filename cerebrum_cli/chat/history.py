@@ -25,7 +25,6 @@ from cerebrum_cli.core.settings import (
     Layer,
     Settings,
     SourcedLayer,
-    wants_thought,
 )
 from cerebrum_cli.formats.thinking import SplitText
 from cerebrum_cli.model.format_choice import template_file
@@ -292,7 +291,7 @@ def is_author(model: Model, metadata: ReplyMetadata) -> bool:
 
 def with_thinking(stored: StoredMessage) -> Message:
     """A message, with its reasoning and the setting of `think` that it was generated with."""
-    thinks = wants_thought((stored.metadata.params or {}).get("think"))
+    thinks = Settings(think=(stored.metadata.params or {}).get("think")).thinks
     return replace(stored.message, thinks=thinks, reasoning=stored.metadata.reasoning)
 
 

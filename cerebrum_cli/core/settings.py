@@ -131,7 +131,7 @@ class Settings(SamplingParams):
     @property
     def thinks(self) -> bool | None:
         """Whether a model is to reason before it answers; None leaves it to the chat template."""
-        return wants_thought(self.think)
+        return None if self.think is None else self.think != "off"
 
     @property
     def thought_limit(self) -> int | None:
@@ -214,11 +214,6 @@ def in_directory(layer: Layer, directory: Path) -> Layer:
     if layer.get("chat_template") not in (None, NONE):
         paths["chat_template"] = str(directory / Path(validate("chat_template", layer["chat_template"])).expanduser())
     return {**layer, **paths} if paths else layer
-
-
-def wants_thought(think: str | None) -> bool | None:
-    """Whether a value of `think` turns reasoning on; None for no value."""
-    return None if think is None else think != "off"
 
 
 def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
