@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,6 +33,10 @@ class RegistryEntry:
     sha256: str
     mtime_ns: int
     source: Source
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(self.path, self.size, self.mtime_ns, self.sha256)
 
 
 class Digest(NamedTuple):
@@ -80,10 +84,7 @@ class Registry:
         """Add a model, or replace the one with the same name; its digest is stored as well."""
         with self._locked_content() as content:
             models = tuple(other for other in content.models if other.name != model.name)
-            digest = Digest(model.path, model.size, model.mtime_ns, model.sha256)
-            self._write(
-                replace(content, models=(*models, model), digests=(*_without(content.digests, model.path), digest))
-            )
+            self._write(_with_digest(replace(content, models=(*models, model)), model.digest))
 
     def remove(self, name: str) -> None:
         with self._locked_content() as content:
@@ -97,13 +98,15 @@ class Registry:
 
     def digest(self, path: Path) -> Digest | None:
         """Stored digest of a file; None if there is none or the file has changed."""
-        stored = next((digest for digest in self._read().digests if digest.path == path), None)
-        return stored if stored and stored == Digest.known(path, stored.sha256) else None
+        content = self._read()
+        digests = (*content.digests, *(model.digest for model in content.models))
+        stored = (digest for digest in digests if digest.path == path)
+        return next((digest for digest in stored if digest == Digest.known(path, digest.sha256)), None)
 
     def remember_digest(self, digest: Digest) -> None:
-        """Store a digest, which is valid until its file changes; those of deleted files are dropped."""
+        """Store a digest, which is valid until its file changes; those of deleted unregistered files are dropped."""
         with contextlib.suppress(ConfigError), self._locked_content() as content:  # the digest can be computed again
-            self._write(replace(content, digests=(*_without(content.digests, digest.path), digest)))
+            self._write(_with_digest(content, digest))
 
     def touch(self, key: str) -> None:
         """Record that a model is used now, if the directory is writable."""
@@ -152,9 +155,12 @@ class Registry:
         atomic_write(self.directory / FILE, json.dumps(value, indent=2, default=str).encode("ascii"))
 
 
-def _without(digests: Iterable[Digest], path: Path) -> Iterator[Digest]:
-    """The digests of other files that exist."""
-    return (digest for digest in digests if digest.path != path and exists(digest.path))
+def _with_digest(content: _Content, digest: Digest) -> _Content:
+    """Add a digest to those of other files that exist, or are registered: their disk may be away."""
+    registered = {model.path for model in content.models}
+    others = (other for other in content.digests if other.path != digest.path)
+    kept = (other for other in others if other.path in registered or exists(other.path))
+    return replace(content, digests=(*kept, digest))
 
 
 def hash_file(path: Path, on_progress: Callable[[int, int], None] | None = None) -> Digest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -264,6 +265,30 @@ def test_library_digest_is_stored_until_the_file_changes(library: Library, other
     assert library.registry.digest(other) == Digest(other, other.stat().st_size, 1, digest)
     assert library.digest(library.resolve(str(other)), silent).sha256 == digest
     assert pulled(library, str(other)).file != model.file
+
+
+def test_library_finds_a_digest_that_only_the_registry_entry_has(library: Library, other: Path) -> None:
+    model = pulled(library, str(other))
+    path = library.registry.directory / "registry.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"digests": []}))
+    digest = hashlib.sha256(other.read_bytes()).hexdigest()
+    assert library.file_identity(library.resolve("other")) == f"{digest} {other.stat().st_size}"
+    os.utime(other, ns=(1, 1))
+    assert library.file_identity(model) == f"{other} 1 {other.stat().st_size}"
+
+
+def test_library_keeps_the_digest_of_a_registered_file_whose_disk_is_away(
+    library: Library, other: Path, packed: Path
+) -> None:
+    model = pulled(library, str(other))
+    os.utime(changed(other), ns=(1, 1))
+    library.digest(model, silent)
+    identity = library.file_identity(model)
+    away = other.rename(other.with_name("away"))
+    pulled(library, str(packed))
+    away.rename(other)
+    digest = hashlib.sha256(other.read_bytes()).hexdigest()
+    assert library.file_identity(library.resolve("other")) == identity == f"{digest} {other.stat().st_size}"
 
 
 def test_library_identity_covers_all_parts_of_a_model(library: Library, other: Path, tmp_path: Path) -> None:
