@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -219,6 +220,7 @@ def test_llama_resumes_after_an_interrupted_step(tiny_model: Path) -> None:
         assert not backend.decode(rows[1][30:])
         stop.clear()
         assert backend.context.length(1) == (30 if backend.trimmable_length else 0)
+        assert backend.trimmable_length or backend.context.trim_limit(1) == inf
         assert backend.trimmable_length or backend.context.restore(1, checkpoint)
         assert backend.context.length(1) == 30 and backend.decode(rows[1][30:])
         same = 0

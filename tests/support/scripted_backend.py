@@ -331,7 +331,9 @@ class ScriptedBackend:
         for slot in range(len(self.memory)):
             self.clear(slot)
 
-    def trim_limit(self, slot: int) -> int:
+    def trim_limit(self, slot: int) -> float:
+        if slot in self.invalid:
+            return inf
         return 0 if self.can_trim else len(self.memory[slot]) - self.removable.get(slot, 0)
 
     def checkpoint(self, slot: int, is_whole: bool = False) -> Checkpoint:

@@ -6,6 +6,7 @@ import ctypes
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -149,7 +150,9 @@ class LlamaContext:
         if self._n_streams > 1:
             self.pending_copies |= {source, target}
 
-    def trim_limit(self, slot: int) -> int:
+    def trim_limit(self, slot: int) -> float:
+        if slot in self._invalid:
+            return inf
         length = self.length(slot)
         if self._recurrent:
             return length - self._removable.get(slot, 0)
@@ -159,7 +162,7 @@ class LlamaContext:
         return 0 if oldest <= 0 else min(length, oldest + self._window - 1)  # older cells, which it needs, are gone
 
     def trim(self, slot: int, length: int) -> bool:
-        if slot in self._invalid or length < self.trim_limit(slot):
+        if length < self.trim_limit(slot):
             return False
         if self._recurrent and length < self.length(slot):
             del self._removable[slot]
