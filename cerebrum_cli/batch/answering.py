@@ -33,6 +33,7 @@ TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
 REFUSED = "invalid_request"
 INCOMPLETE = "incomplete_output"  # truncated, blank or reasoning only, so that it does not match the grammar
 NO_PROMPT = RowError(REFUSED, "there is no prompt")
+MAX_HELD_ERRORS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +91,15 @@ def answer_rows(
 ) -> Generator[Event, None, None]:
     """Answer the unfinished rows, or those of a mapping; yield all events, and a RowEvent for each row.
 
-    Rows that cannot be answered get an error, which is written after the first answer: an error that concerns all rows
-    is raised before. The caller completes the result; after a cancel, rows are missing.
+    Rows that cannot be answered get an error. A model on this machine holds errors back until its first answer, since
+    an error that concerns all rows is raised before that. The caller completes the result; after a cancel, rows are
+    missing.
     """
     scope = model.engine.cancel_scope()
     yield from model.load()
     model.check_settings(options.settings)
     unwritten: list[tuple[int, dict[str, Any]]] = []
+    holds_errors = not (in_order or model.engine.schedules_rows)
 
     def progress() -> RowEvent:
         return RowEvent(len(result.finished) + len(unwritten), len(rows), result.counts + RowCounts(len(unwritten)))
@@ -113,10 +116,11 @@ def answer_rows(
                 result.keep_unfinished(asked.position, model.drop_partial_character(reply.tokens))
             continue
         unwritten.append((asked.position, row_object(asked, reply, options, model.larger_context)))
-        if in_order or not isinstance(reply, RefusedRow):
+        holds_errors = holds_errors and isinstance(reply, RefusedRow) and len(unwritten) < MAX_HELD_ERRORS
+        if not holds_errors:
             write_all(unwritten, result)
         yield progress()
-    if not scope.is_cancelled:
+    if unwritten:
         write_all(unwritten, result)
         yield progress()
 

@@ -56,6 +56,7 @@ class PendingRow:
     """A row that is running, and the replies to it so far; `samples` of them have not finished."""
 
     row: Row
+    number: int  # of all rows that were read
     prepared: PreparedReply
     samples: int
     replies: dict[int, Reply] = field(default_factory=dict)
@@ -86,8 +87,11 @@ class PendingRow:
 
     def _begin_reply(self) -> Reply:
         """A reply, with the tokens and texts of the one it continues."""
-        reply, request = Reply(), self.row.request
-        if isinstance(request, ReplyRequest) and request.prefix_tokens:
+        request = self.row.request
+        if not isinstance(request, ReplyRequest):
+            return Reply()
+        reply = Reply(None, request.conversation)
+        if request.prefix_tokens:
             channels = self.prepared.channels
             reply.begin(request.prefix_tokens, channels.split_prefix()[1] if channels else ())
         return reply
@@ -130,12 +134,14 @@ class _Run:
         self.pending: dict[int, PendingRow] = {}
         self._model = model
         self._refused: list[RowOutcome] = []
+        self._read = 0
 
     def prepare(self, row: Row) -> PendingRow | None:
         """Tokenize a row; None if it is refused, or everything was cancelled."""
         if self.scope.is_cancelled:
             return None
-        request = row.request
+        request, number = row.request, self._read
+        self._read += 1
         try:
             if isinstance(request, CerebrumError):
                 raise request
@@ -145,9 +151,10 @@ class _Run:
         except (EngineError, Interrupted):  # these concern all rows
             raise
         except CerebrumError as error:
-            self._refused.append(RowOutcome(row, 0, RefusedRow(error), is_whole_row=True))
+            error.__context__ = None  # the frames of a traceback hold the tokens of the prompt
+            self._refused.append(RowOutcome(row, 0, RefusedRow(error.with_traceback(None)), is_whole_row=True))
             return None
-        return PendingRow(row, prepared._replace(request=prepared.request.compact()), prepared.request.n)
+        return PendingRow(row, number, prepared._replace(request=prepared.request.compact()), prepared.request.n)
 
     def take_refused(self) -> list[RowOutcome]:
         refused, self._refused = self._refused, []
@@ -192,7 +199,7 @@ class _Run:
 def _near_the_first(run: _Run, rows: Iterable[Row]) -> Iterator[Row | None]:
     """Yield rows, each once it is near the first unfinished one, and None until then."""
     for number, row in enumerate(rows):
-        while run.pending and number - next(iter(run.pending)) >= READ_AHEAD:
+        while run.pending and number - next(iter(run.pending.values())).number >= READ_AHEAD:
             yield None
         yield row
 

@@ -109,7 +109,10 @@ def test_endpoint_batch_accepts_rows_that_name_the_served_model(served: Served) 
 
 
 @pytest.mark.slow
-def test_endpoint_batch_reads_a_bounded_number_of_rows_ahead(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("invalid", [0, 40])
+def test_endpoint_batch_reads_a_bounded_number_of_rows_ahead(
+    served: Served, monkeypatch: pytest.MonkeyPatch, invalid: int
+) -> None:
     monkeypatch.setattr(batch, "READ_AHEAD", 30)
     [server, _] = served.servers
     released, whole = Event(), server.complete
@@ -126,10 +129,13 @@ def test_endpoint_batch_reads_a_bounded_number_of_rows_ahead(served: Served, mon
         assert not released.wait(0.1) and len(server.completions()) == 30
         released.set()
 
-    command = (served.questions(ROWS), "--seed", "7", "-q", "-o", "-")
+    source = served.home / "rows.jsonl"
+    valid = (f'{{"prompt": "{question}"}}\n' for question in served.questions(ROWS).read_text().splitlines())
+    source.write_text('{"invalid": 1}\n' * invalid + "".join(valid))
+    command = (source, "--seed", "7", "-q", "-o", "-")
     done = run_batch(served, command, release_when_all_others_wait, servers=1)
     rows = [json.loads(line) for line in done.out.splitlines()]
-    assert [row["id"] for row in rows] == sorted(row["id"] for row in rows) and len(rows) == ROWS
+    assert [row["id"] for row in rows] == sorted(row["id"] for row in rows) and len(rows) == invalid + ROWS
 
 
 @pytest.mark.slow
