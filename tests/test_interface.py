@@ -5,21 +5,29 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from command_line import ROOT, environment_of, start_python
+from installations import model_on
+from scripted_backend import ScriptedBackend
 from server_kinds import LlamaServer
 from vocabularies import open_vocabulary
 
 import cerebrum_cli
-from cerebrum_cli import Conversation, Model, open_model
+from cerebrum_cli import Conversation, Model, Reply, open_model
 from cerebrum_cli.core.errors import ModelNotFound, PromptTooLong, UsageError
+from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.formats.plain import PLAIN_FORMATS
+from cerebrum_cli.formats.thinking import THOUGHTS
+from cerebrum_cli.model.interface import Question
 from cerebrum_cli.models.library import NANO
 
 PAGE = (ROOT / "docs/how-to/use-from-python.md").read_text(encoding="utf-8")
 OPENING, *EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+LONG = 50_000  # tokens
 SUM, ANSWER = "What is 12 plus 30?", "12 plus 30 makes 42. The answer is 42."
 
 
@@ -99,11 +107,18 @@ def test_library_answers_many_questions_as_they_finish(model: Model) -> None:
     assert sorted(reply.index for reply in replies) == list(range(len(numbers)))
     votes = list(model.replies([SUM, "What is 3 plus 4?"], samples=3, seed=2))
     assert {vote.index: vote.final_answer for vote in votes} == {0: "42", 1: "7"}
-    answered = []
-    with pytest.raises(PromptTooLong):  # once all others are answered
-        for reply in model.replies([SUM, "x" * 100_000, SUM]):
-            answered.append(reply.index)
-    assert sorted(answered) == [0, 2]
+    vote = model.vote(SUM, 3, seed=2)
+    for reply in (replies[0], vote.reply):
+        assert isinstance(reply, Reply)
+        assert model.reply(reply.conversation.user(SUM)).text
+    malformed = [{"role": "bogus", "content": "?"}]
+    refusals: list[tuple[Question, type[Exception]]] = [("x" * 100_000, PromptTooLong), (malformed, UsageError)]
+    for invalid, error in refusals:
+        answered = []
+        with pytest.raises(error):  # once all others are answered
+            for reply in model.replies([SUM, invalid, SUM]):
+                answered.append(reply.index)
+        assert sorted(answered) == [0, 2]
 
 
 def test_library_errors_are_the_packages_own(model: Model, tmp_path: Path) -> None:
@@ -111,6 +126,12 @@ def test_library_errors_are_the_packages_own(model: Model, tmp_path: Path) -> No
         model.reply(SUM, temprature=1)
     with pytest.raises(UsageError, match="invalid temperature: 'hot'"):
         model.reply(SUM, temperature="hot")
+    with pytest.raises(UsageError, match="ctx is set when a model is opened"):
+        model.reply(SUM, ctx=512)
+    with pytest.raises(UsageError, match="a vote needs a temperature above 0"):
+        model.vote(SUM, 3, temperature=0)
+    with pytest.raises(UsageError, match="invalid parallel: 0"):
+        open_model("nano", parallel=0)
     with pytest.raises(UsageError, match="schema and grammar"):
         model.reply(SUM, schema={}, grammar="root")
     with pytest.raises(UsageError, match="no question to answer"):
@@ -142,6 +163,28 @@ def test_library_lets_an_event_loop_run_on(model: Model) -> None:
 
     text, ticks = asyncio.run(main())
     assert text == ANSWER and ticks > 10
+
+
+def test_library_cancelled_task_ends_a_reply_that_still_reasons() -> None:
+    opening, prompts = b"[THINK]", set[int]()
+
+    def next_token(held: Sequence[int], seed: int) -> int:
+        prompts.add(len(held))
+        place = len(held) - min(prompts)
+        return opening[place] if place < len(opening) else ord("t")
+
+    async def read(reply: Reply) -> None:
+        async for _ in reply:
+            pass
+
+    prompt_format = replace(PLAIN_FORMATS["cerebrum"], thoughts=THOUGHTS)
+    engine = LocalEngine(ScriptedBackend(next_token, context_size=LONG).open)
+    with model_on(engine, lambda vocabulary, name: prompt_format) as model:
+        reply = model.reply(SUM, loop_check=False)
+        with pytest.raises(TimeoutError):
+            asyncio.run(asyncio.wait_for(read(reply), 0.2))
+        assert (reply.finish_reason, reply.text) == ("cancelled", "")
+        assert 0 < len(reply.sampled) < LONG / 2
 
 
 INTERRUPTED = """

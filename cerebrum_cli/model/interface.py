@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
 from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.core.settings import Settings, SourcedLayer, fold, validate
+from cerebrum_cli.core.settings import LOAD_KEYS, Settings, SourcedLayer, fold, validate
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.model.installation import Installation, user_installation
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.reply import Reply, ReplyRequest
-from cerebrum_cli.model.source import ModelSource, slots_of
+from cerebrum_cli.model.source import MAX_PARALLEL, ModelSource, slots_of
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.events import Event
@@ -59,9 +59,10 @@ class Model(LoadedModel):
         """Take several samples, and count their final answers; `samples` is a number, "auto" or "auto:3..16"."""
         from cerebrum_cli.model.voting import MajorityVote
 
-        [outcome] = self.replies([question], samples, schema=schema, grammar=grammar, **settings)
-        assert isinstance(outcome, MajorityVote)
-        return outcome
+        for vote in self.replies([question], samples, schema=schema, grammar=grammar, **settings):
+            assert isinstance(vote, MajorityVote)
+            return vote
+        raise UsageError("the vote was cancelled", "call it again")
 
     def vote_events(self, request: ReplyRequest, vote: MajorityVote) -> Generator[Event, None, None]:
         """Yield the events of all samples, and each new tally. Raises the error of a sample if all were refused."""
@@ -96,18 +97,21 @@ class Model(LoadedModel):
         others are done.
         """
         from cerebrum_cli.model.concurrent_rows import RefusedRow, Row, RowOutcome, run_rows
-        from cerebrum_cli.model.voting import VOTE_TEMPERATURE, MajorityVote, new_vote
+        from cerebrum_cli.model.voting import VOTE_TEMPERATURE, MajorityVote, new_vote, require_sampling
 
         if samples is not None:
             settings = {"temperature": self.source.settings.temperature or VOTE_TEMPERATURE, **settings}
-        rows = (
-            Row(
-                index,
-                self._request(question, schema, grammar, settings),
-                None if samples is None else new_vote(samples),
-            )
-            for index, question in enumerate(questions)
-        )
+            require_sampling(changed(self.source.settings, settings), "a vote")
+
+        def row(index: int, question: Question) -> Row:
+            request: ReplyRequest | CerebrumError
+            try:
+                request = self._request(question, schema, grammar, settings)
+            except CerebrumError as error:
+                request = error
+            return Row(index, request, None if samples is None else new_vote(samples))
+
+        rows = (row(index, question) for index, question in enumerate(questions))
         error: CerebrumError | None = None
         with closing(run_rows(self, rows)) as events:
             for event in events:
@@ -149,6 +153,8 @@ class Model(LoadedModel):
     ) -> ReplyRequest:
         if schema is not None and grammar is not None:
             raise UsageError.conflict("schema", "grammar")
+        if fixed := [key for key in changes if key in LOAD_KEYS and key != "system"]:
+            raise UsageError(f"{fixed[0]} is set when a model is opened", f"open_model(..., {fixed[0]}=...)")
         settings = changed(self.source.settings, changes)
         if isinstance(question, str):
             question = Conversation().user(question)
@@ -202,6 +208,8 @@ def open_model(
     from cerebrum_cli.engine.memory import ContextOptions
     from cerebrum_cli.model.endpoints import Servers, find_endpoints, find_remote_model, without_local
 
+    if parallel is not None and parallel not in range(1, MAX_PARALLEL + 1):
+        raise UsageError.invalid("parallel", parallel, f"a number from 1 to {MAX_PARALLEL}")
     installation = installation or user_installation()
     overrides = SourcedLayer({"model": name}, settings)
     requested = changed(fold(), overrides)

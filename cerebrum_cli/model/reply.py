@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import (
     Channel,
     Event,
@@ -109,16 +110,33 @@ class Reply:
                     yield event.text
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        """Yield the pieces of the answer, waiting for each in a thread, so that an event loop runs on."""
+        """Yield the pieces of the answer, waiting for events in a thread, so that an event loop runs on.
+
+        A task that is cancelled ends the reply at its next event.
+        """
         import asyncio
 
-        pieces = iter(self)
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-            yield piece
+        events = self.events()
+        waiting = None
+        try:
+            while True:
+                waiting = asyncio.ensure_future(asyncio.to_thread(next, events, None))
+                event = await asyncio.shield(waiting)
+                if event is None:
+                    return
+                if isinstance(event, TokenEvent) and event.channel == "answer" and event.text:
+                    yield event.text
+        finally:
+            if waiting:
+                await asyncio.wait([waiting])  # a generator that runs cannot be closed
+            await asyncio.to_thread(events.close)
 
     def events(self) -> Generator[Event, None, None]:
-        """Yield all events of loading the model and of the reply, once; nothing later."""
+        """All events of loading the model and of the reply, once; nothing later."""
         events, self._events = self._events, None
+        return self._recorded(events)
+
+    def _recorded(self, events: Generator[Event, None, None] | None) -> Generator[Event, None, None]:
         if events is None:
             return
         with closing(events):
@@ -158,7 +176,8 @@ class Reply:
     def finish(self) -> FinishEvent:
         """How it finished."""
         finish = self.wait()._finish
-        assert finish is not None, "the reply has not finished"
+        if finish is None:
+            raise UsageError("the reply has not finished", "iterate it to its end")
         return finish
 
     @property
@@ -193,7 +212,8 @@ class Reply:
     @property
     def conversation(self) -> Conversation:
         """The conversation with this reply: add a question with `user`, and it continues."""
-        assert self._conversation is not None, "only a reply to a conversation has one"
+        if self._conversation is None:
+            raise UsageError("the reply continues a text, not a conversation", "ask a question")
         return self._conversation.assistant(self.text, self.tokens, self.reasoning)
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from cerebrum_cli.answers.vote import Tally, Votes, parse_votes
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import (
     AlternativesEvent,
@@ -41,6 +42,7 @@ class MajorityVote:
 
     def __init__(self, votes: Votes) -> None:
         self.index = 0  # of the question among several
+        self.conversation: Conversation | None = None
         self.tally = Tally(votes)
         self.replies: dict[int, Reply] = {}  # of the samples in the tally
         self.requested = self.tally.votes.minimum
@@ -56,6 +58,7 @@ class MajorityVote:
 
         Request log probabilities now from a server, which cannot score samples later.
         """
+        self.conversation = request.conversation
         return replace(request, n=self.requested, max_n=self.max_samples, logprobs=not engine.scores_texts)
 
     def add_event(self, event: SampleEvent, replies: ReplyStream) -> bool:
@@ -68,7 +71,7 @@ class MajorityVote:
         if isinstance(event, RefusedEvent):
             outcome: Reply | RefusedEvent | None = event
         else:
-            reply = self._samples.setdefault(sample, Reply())
+            reply = self._samples.setdefault(sample, Reply(None, self.conversation))
             reply.emit(event)
             outcome = reply if reply.is_finished else None
         if outcome is None:
