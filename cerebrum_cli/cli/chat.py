@@ -60,7 +60,7 @@ def chat(
       cerebrum chat -m cerebrum-7b --session physics
       cerebrum chat -c
     """
-    from cerebrum_cli.terminal.interrupts import Signals, exit_on_second, ignore
+    from cerebrum_cli.terminal.interrupts import Signals, ignore
     from cerebrum_cli.terminal.repl.repl import Repl
     from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 
@@ -90,7 +90,7 @@ def chat(
             )
             repl.run(input_lines(app, repl), question)
         finally:
-            with signals.acting(exit_on_second(ignore)):
+            with signals.acting(signals.exit_on_second(ignore)):
                 app.streams.report(conversation.close())
     if repl.exit_code:
         raise typer.Exit(repl.exit_code)

@@ -30,26 +30,32 @@ def ignore(_: int) -> None:
 class Signals:
     """The signal handlers of a command. A signal stops what runs, which the innermost of these contexts determines:
 
-    - `generating`, a reply or loading: it is cancelled, and what there is of the reply is saved. A second Ctrl-C exits
+    - `generating`, a reply or loading: it is cancelled, and what there is of the reply is saved. A second signal exits
       the process immediately, since the first may have no effect during a native call.
-    - `interruptible`, a command without partial output: an exception is raised where the code is.
-    - `acting(raise_interrupted)`, a slash command, or a question before its reply: the same.
+    - `interruptible`, a command without partial output: an exception is raised where the code is. Cleanup ignores the
+      second signal, and the third exits the process.
+    - `acting(raise_interrupted)`, a slash command, or a question before its reply: an exception, too.
     - `acting(raise_at_prompt)`: Ctrl-C clears the prompt of a chat; twice at an empty prompt it exits.
     - `acting(ignore_ctrl_c)`: an editor has the terminal, and gets Ctrl-C.
-    - `acting(exit_on_second(ignore))`, saving and cleaning up: it finishes, unless Ctrl-C is pressed twice.
+    - `acting(exit_on_second(ignore))`, saving at the end of a chat: it finishes, unless Ctrl-C is pressed twice.
 
-    Elsewhere, Ctrl-C has no effect. Afterwards a chat at a terminal continues, and every other command ends.
+    Elsewhere, Ctrl-C has no effect in a chat, and any signal raises Interrupted in every other command. Afterwards a
+    chat at a terminal continues, and every other command ends.
 
-    SIGTERM and SIGHUP also end a chat: the first, `exit_signal`, is raised as Interrupted on exit. Later ones are
-    ignored, since a closing terminal sends two, and saving takes time.
+    SIGTERM and SIGHUP also end a chat: the first, `exit_signal`, is raised as Interrupted on exit. A SIGHUP after it
+    is ignored, since a closing terminal sends two. In a chat so is a SIGTERM, since saving takes time: only Ctrl-C
+    counts as a second signal there.
     """
 
-    streams: Streams | None = None
+    streams: Streams | None = None  # of a chat
     hint: str = ""
     exit_signal: int | None = None
     can_cancel: bool = False  # set by the user of `generating`
     _previous_handlers: dict[int, Any] = field(default_factory=dict)
-    _action: SignalAction = ignore
+    _action: SignalAction = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._action = ignore if self.streams else self._raise_interrupted
 
     def __enter__(self) -> Signals:
         """Handle SIGNALS, except those this process was started to ignore, by `nohup` or `&`."""
@@ -94,12 +100,26 @@ class Signals:
                 raise Interrupted(signum)
 
         try:
-            with self.acting(exit_on_second(stop)):
+            with self.acting(self.exit_on_second(stop)):
                 yield
         finally:
             error = sys.exception()
             if stopped_by is not None and not isinstance(error, Interrupted):
                 raise Interrupted(stopped_by) from error
+
+    def exit_on_second(self, action: SignalAction) -> SignalAction:
+        """The same action, but a second signal, in a chat a second Ctrl-C, exits the process immediately."""
+        is_signalled = False
+
+        def act(signum: int) -> None:
+            nonlocal is_signalled
+            if signum == signal.SIGINT or not self.streams:
+                if is_signalled:
+                    exit_process(128 + signum)
+                is_signalled = True
+            action(signum)
+
+        return act
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if is_importing(frame):  # send it again after the import
@@ -107,18 +127,23 @@ class Signals:
             signal.setitimer(signal.ITIMER_REAL, RETRY_S)
             return
         if signum != signal.SIGINT:
-            if self.exit_signal is not None:
+            if self.exit_signal is None:
+                self.exit_signal = signum
+                if self.streams:
+                    discard_closed(self.streams)
+            elif self.streams or signum == signal.SIGHUP:
                 return
-            self.exit_signal = signum
-            if self.streams:
-                discard_closed(self.streams)
         self._action(signum)
+
+    def _raise_interrupted(self, signum: int) -> None:
+        raise Interrupted(signum, self.hint)
 
 
 @contextlib.contextmanager
 def interruptible(hint: str) -> Iterator[None]:
-    """Raise Interrupted with a hint on a signal. Cleanup then finishes, unless Ctrl-C is pressed twice."""
-    finish = exit_on_second(ignore)
+    """Raise Interrupted with a hint on a signal. Cleanup then finishes, unless two more signals come."""
+    signals = Signals(hint=hint)
+    finish = signals.exit_on_second(ignore)
     stopped_by: int | None = None
 
     def interrupt(signum: int) -> None:
@@ -128,7 +153,7 @@ def interruptible(hint: str) -> Iterator[None]:
             raise KeyboardInterrupt  # not caught by a library's `except Exception`
         finish(signum)
 
-    with Signals(hint=hint) as signals, signals.acting(interrupt):
+    with signals, signals.acting(interrupt):
         try:
             yield
         except (KeyboardInterrupt, CerebrumError) as error:
@@ -136,21 +161,6 @@ def interruptible(hint: str) -> Iterator[None]:
                 raise
             # Some libraries catch KeyboardInterrupt: fsspec then states that a file does not exist.
             raise Interrupted(stopped_by or signal.SIGINT, hint) from None
-
-
-def exit_on_second(action: SignalAction) -> SignalAction:
-    """The same action, but a second Ctrl-C exits the process immediately."""
-    is_pressed = False
-
-    def act(signum: int) -> None:
-        nonlocal is_pressed
-        if signum == signal.SIGINT:
-            if is_pressed:
-                exit_process(128 + signum)
-            is_pressed = True
-        action(signum)
-
-    return act
 
 
 def raise_interrupted(signum: int) -> None:

@@ -18,6 +18,7 @@ from person import SHELL, OpenTerminal, Person
 
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, UsageError
 from cerebrum_cli.models.library import NANO
+from cerebrum_cli.terminal import interrupts
 from cerebrum_cli.terminal.interrupts import interruptible
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -57,6 +58,22 @@ def test_interruptible_notices_a_signal_that_a_library_swallows(
         except BaseException as error:
             raise UsageError("no such file") from error
         raise UsageError("no such file")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruptible_exits_on_the_third_signal(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    exits: list[int] = []
+    monkeypatch.setattr(interrupts, "exit_process", exits.append)
+    exits_after = []
+    with pytest.raises(Interrupted) as caught, interruptible("nothing is left"):
+        try:
+            signal.raise_signal(number)
+        finally:
+            for _ in range(2):
+                signal.raise_signal(number)
+                exits_after.append(list(exits))
+    assert exits_after == [[], [128 + number]]
+    assert (caught.value.exit_code, caught.value.hint) == (128 + number, "nothing is left")
 
 
 def test_interruptible_lets_an_import_finish_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,8 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.core.row_events import RowCounts, RowEvent
-from cerebrum_cli.terminal import status_line
+from cerebrum_cli.terminal import interrupts, status_line
+from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.progress import BatchProgress, FileProgress
 from cerebrum_cli.terminal.reports import print_repositories, print_sessions
 from cerebrum_cli.terminal.sinks import TextSink, render
@@ -97,6 +98,54 @@ def test_render_on_a_signal_cancels_and_closes_the_reply(number: signal.Signals)
     assert written(streams.out) == "so far, and the rest\n"
     assert log == ["cancelled", "closed"] * 2
     assert signal.getsignal(number) == before
+
+
+INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "command_exits", "chat_exits"),
+    [
+        (INT, INT, [130], [130]),
+        (INT, TERM, [143], []),
+        (INT, HUP, [129], []),
+        (TERM, INT, [130], []),
+        (TERM, TERM, [143], []),
+        (TERM, HUP, [], []),
+        (HUP, INT, [130], []),
+        (HUP, TERM, [143], []),
+        (HUP, HUP, [], []),  # of a terminal that closes
+    ],
+)
+def test_render_exits_on_a_second_signal(
+    first: signal.Signals,
+    second: signal.Signals,
+    command_exits: list[int],
+    chat_exits: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def events() -> Generator[Event, None, None]:
+        yield TokenEvent(ONE, "so far")
+        signal.raise_signal(first)
+        signal.raise_signal(second)
+
+    exits: list[int] = []
+    monkeypatch.setattr(interrupts, "exit_process", exits.append)
+    with pytest.raises(Interrupted):
+        render(events(), lambda: None, [])
+    assert exits == command_exits
+    exits.clear()
+    with pytest.raises(Interrupted), Signals(piped()) as chat_signals:
+        render(events(), lambda: None, [], chat_signals)
+    assert exits == chat_exits
+
+
+@pytest.mark.parametrize("number", [INT, TERM, HUP])
+def test_signal_before_the_first_action_of_a_command_raises(number: signal.Signals) -> None:
+    with pytest.raises(Interrupted) as caught, Signals(hint="run it again"):
+        signal.raise_signal(number)
+        pytest.fail("the signal was ignored")
+    assert (caught.value.exit_code, caught.value.hint) == (128 + number, "run it again")
 
 
 # Status line.
