@@ -26,7 +26,7 @@ from cerebrum_cli.model.reply import Reply, ReplyRequest, mismatch_notice
 from cerebrum_cli.model.source import generation_fingerprint
 from cerebrum_cli.model.voting import MajorityVote, require_sampling, votes_object
 from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.model import InstalledModel
 from cerebrum_cli.runs.result import Result
 
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
@@ -212,7 +212,7 @@ def row_object(
     )
 
 
-def batch_fingerprint(options: BatchOptions, model: Model, library: Library) -> dict[str, Any]:
+def batch_fingerprint(options: BatchOptions, model: InstalledModel, library: Library) -> dict[str, Any]:
     """Everything the answers depend on besides the prompts, by readable names."""
     votes = options.votes
     return {

@@ -30,7 +30,7 @@ from cerebrum_cli.formats.thinking import SplitText
 from cerebrum_cli.model.format_choice import template_file
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.reply import Reply
-from cerebrum_cli.models.model import Model, absolute_reference
+from cerebrum_cli.models.model import InstalledModel, absolute_reference
 
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
 _QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
@@ -204,7 +204,7 @@ def with_session_defaults(session: Session | None, overrides: Layer, is_remote: 
     return SourcedLayer(SourcedLayer(defaults, origin=SESSION), overrides)
 
 
-def session_params(settings: Settings, model: Model) -> dict[str, Any]:
+def session_params(settings: Settings, model: InstalledModel) -> dict[str, Any]:
     """Settings that a session records, as JSON values: those of sampling, and those in `KEPT`."""
     values = {key: getattr(settings, key) for key in PARAMS}
     texts = {key: list(map(str, value)) for key, value in values.items() if isinstance(value, tuple)}
@@ -231,7 +231,9 @@ def unused_session_name(store: Store, conversation: Conversation) -> str:
     return name if store.find(name) is None else store.unused_name(f"{name}-{date.today().isoformat()}")
 
 
-def load_conversation(store: Store, session: Session, model: Model, settings: Settings | None = None) -> Conversation:
+def load_conversation(
+    store: Store, session: Session, model: InstalledModel, settings: Settings | None = None
+) -> Conversation:
     """Build the conversation that a model sees, starting at the first message in its context.
 
     The settings decide whether the next reply begins with reasoning.
@@ -249,7 +251,7 @@ def load_conversation(store: Store, session: Session, model: Model, settings: Se
     return settings.applied_to(conversation) if settings else conversation
 
 
-def can_continue(last: StoredMessage | None, model: Model) -> bool:
+def can_continue(last: StoredMessage | None, model: InstalledModel) -> bool:
     """Whether a model wrote the last reply, it was cut off, and its server takes token ids."""
     if last is None or model.is_served or last.metadata.finish_reason == "stop":
         return False
@@ -274,12 +276,12 @@ def begin_with(reply: Reply, before: StoredMessage) -> tuple[int, ...]:
     return tokens
 
 
-def has_valid_tokens(stored: StoredMessage, model: Model) -> bool:
+def has_valid_tokens(stored: StoredMessage, model: InstalledModel) -> bool:
     """Whether a model wrote a reply, and its tokens have the same meaning in the present file of the model."""
     return stored.message.tokens is not None and is_author(model, stored.metadata)
 
 
-def is_author(model: Model, metadata: ReplyMetadata) -> bool:
+def is_author(model: InstalledModel, metadata: ReplyMetadata) -> bool:
     """Whether a model wrote a reply, with the same adapters and the vocabulary of its present file."""
     return (
         metadata.vocabulary is not None  # the file could be read
@@ -309,7 +311,7 @@ def visible_messages(store: Store, session: Session) -> list[StoredMessage]:
 
 
 def continue_session(
-    store: Store, session: Session, model: Model, conversation: Conversation, system: str | None
+    store: Store, session: Session, model: InstalledModel, conversation: Conversation, system: str | None
 ) -> Conversation:
     """Append a conversation to a session's; `system`, if given, replaces the session's system prompt."""
     earlier = load_conversation(store, session, model)

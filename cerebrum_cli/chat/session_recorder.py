@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.model.loaded_model import LoadedModel
     from cerebrum_cli.model.reply import Reply
     from cerebrum_cli.model.voting import MajorityVote
-    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.model import InstalledModel
 
 
 class SessionRecorder:
@@ -50,14 +50,14 @@ class SessionRecorder:
 
         return with_session_defaults(self.session, overrides, is_remote)
 
-    def prepend(self, conversation: Conversation, model: Model, overrides: Mapping[str, Any]) -> Conversation:
+    def prepend(self, conversation: Conversation, model: InstalledModel, overrides: Mapping[str, Any]) -> Conversation:
         if self.session is None:
             return conversation
         from cerebrum_cli.chat.history import continue_session
 
         return continue_session(self._history.store, self.session, model, conversation, overrides.get("system"))
 
-    def resume(self, model: Model, settings: Settings) -> tuple[Conversation, Settings]:
+    def resume(self, model: InstalledModel, settings: Settings) -> tuple[Conversation, Settings]:
         """The conversation up to the last question, and the settings of its reply, which is continued.
 
         Raises SessionError.

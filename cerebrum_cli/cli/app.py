@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.merge.merge import Merger
     from cerebrum_cli.merge.weights import Codec
     from cerebrum_cli.models.hub_retries import Progress
-    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.model import InstalledModel
     from cerebrum_cli.models.pull import Puller
 
 PROBE = Path(__file__).parents[1] / "data" / "probe.txt"
@@ -110,7 +110,7 @@ class App(Installation):
     def puller(self, progress: Progress, offline: bool) -> Puller:
         from cerebrum_cli.models.pull import Puller
 
-        def merge(*arguments: Any) -> Model:
+        def merge(*arguments: Any) -> InstalledModel:
             from cerebrum_cli.merge.merge import pull_merge
 
             return pull_merge(self.merger, *arguments)
@@ -123,7 +123,7 @@ class App(Installation):
 
         return Merger(self.library, self.codec)
 
-    def readable_settings(self, overrides: Layer, model: Model | ModelSpec | None = None) -> Settings:
+    def readable_settings(self, overrides: Layer, model: InstalledModel | ModelSpec | None = None) -> Settings:
         """Settings for a command that only reports: without config.toml, with a notice, if that is invalid."""
         try:
             return self.settings(overrides, model)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.config import SavedPrompt
     from cerebrum_cli.model.source import ModelSource
-    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.model import InstalledModel
     from cerebrum_cli.runs.result import Result
 
 STANDARD = Path("-")  # standard input or output
@@ -203,7 +203,7 @@ def open_source(app: App, source: Path) -> InputFile:
     return spool_input(app.streams.piped.read, "standard input")
 
 
-def notify_of_experts(app: App, model: Model, options: BatchCommandOptions) -> None:
+def notify_of_experts(app: App, model: InstalledModel, options: BatchCommandOptions) -> None:
     """Print a notice if the answers of a model with experts may vary in spite of `batch_invariant`."""
     from cerebrum_cli.engine.model_options import expert_notice
 

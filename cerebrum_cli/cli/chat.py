@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.chat.chat import Chat
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.model.source import ModelSource
-    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.model import InstalledModel
     from cerebrum_cli.terminal.repl.questions import InputSource
     from cerebrum_cli.terminal.repl.repl import Repl
 
@@ -159,7 +159,7 @@ def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions)
     return conversation
 
 
-def chat_source(app: App, overrides: Layer, options: ChatOptions, model: Model) -> ModelSource:
+def chat_source(app: App, overrides: Layer, options: ChatOptions, model: InstalledModel) -> ModelSource:
     from cerebrum_cli.cli.generation import find_source
 
     source = find_source(app, overrides, options, model=model)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.eval.tasks import Preset
     from cerebrum_cli.model.endpoints import Servers
-    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.model import InstalledModel
     from cerebrum_cli.terminal.sinks import Sink
 
 MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
@@ -55,7 +55,7 @@ def find_source(
     overrides: Layer,
     options: AnswerOptions,
     samples_by: str | None = None,
-    model: Model | None = None,
+    model: InstalledModel | None = None,
 ) -> ModelSource:
     """The model and its settings, and where it runs; a model that is not given is found, or downloaded.
 
@@ -164,7 +164,7 @@ def parse_parallel(options: ConcurrencyOptions) -> int:
     raise UsageError.invalid("--parallel", text, f"a number from 1 to {most}, or auto")
 
 
-def generation_settings(app: App, overrides: Layer, model: Model, samples_by: str | None) -> Settings:
+def generation_settings(app: App, overrides: Layer, model: InstalledModel, samples_by: str | None) -> Settings:
     """Settings for a model; `samples_by` is the option that asks for several samples, which need a temperature.
 
     Raises UsageError.
@@ -190,7 +190,7 @@ def settings_by_mode(app: App, source: ModelSource, overrides: Layer, samples_by
     }
 
 
-def read_grammar(app: App, options: ConstrainedOptions, model: Model) -> str | None:
+def read_grammar(app: App, options: ConstrainedOptions, model: InstalledModel) -> str | None:
     """GBNF grammar that `--schema` or `--grammar` names; None without either. Raises UsageError, GrammarError.
 
     A model that is served gets the schema itself.

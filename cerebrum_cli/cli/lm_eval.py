@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.eval.lm_eval.model import Use
     from cerebrum_cli.eval.tasks import Preset
-    from cerebrum_cli.model.interface import Model as LoadedModel
+    from cerebrum_cli.model.interface import Model
     from cerebrum_cli.model.source import ModelSource
-    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.model import InstalledModel
 
 ANSWER_RULES = 1  # by which thoughts are removed from replies: results in the cache depend on them
 
@@ -188,7 +188,7 @@ def run_tasks(
         progress.close()
 
 
-def has_format(settings: Settings, model: Model) -> bool:
+def has_format(settings: Settings, model: InstalledModel) -> bool:
     """Whether the prompt format of a model is known, and with it the markup of its thoughts. Raises UsageError."""
     from cerebrum_cli.model.source import format_of
 
@@ -197,7 +197,7 @@ def has_format(settings: Settings, model: Model) -> bool:
     return False
 
 
-def open_for_lm_eval(source: ModelSource, use: Use, scores_raw: bool = False) -> LoadedModel:
+def open_for_lm_eval(source: ModelSource, use: Use, scores_raw: bool = False) -> Model:
     """Start to load the model for lm-eval's requests; a score does not depend on what is scored beside it.
 
     With `scores_raw`, texts to score have no prompt format.

@@ -17,7 +17,7 @@ from cerebrum_cli.core.settings import environment_layer
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.merge.merge import Merge, MergeOptions
-    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.model import InstalledModel
 
 
 @option_group
@@ -62,7 +62,7 @@ def merge(
     if not options.dry_run:
         require_free_name(library, target.name, lambda row: row is spec, target.replaces)
 
-    def find(reference: str) -> Model:
+    def find(reference: str) -> InstalledModel:
         if options.dry_run:
             return library.resolve(reference)
         return find_model(app, {"model": reference}, options)

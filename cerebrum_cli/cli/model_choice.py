@@ -12,11 +12,11 @@ from cerebrum_cli.terminal.interrupts import interruptible
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.model import InstalledModel
     from cerebrum_cli.models.reference import Reference
 
 
-def find_model(app: App, overrides: Layer, options: PullOptions) -> Model:
+def find_model(app: App, overrides: Layer, options: PullOptions) -> InstalledModel:
     """Find the model the settings name; offer to download it if it is not installed. Raises ModelNotFound.
 
     A model that servers or nodes open is needed here only with its vocabulary, or not at all.
@@ -94,7 +94,9 @@ def confirm_pull(
     return app.streams.confirm(f"{error.message}. Pull {reference} ({size}) now?")
 
 
-def pull_model(app: App, reference: Reference, name: str | None, context: int | None, options: PullOptions) -> Model:
+def pull_model(
+    app: App, reference: Reference, name: str | None, context: int | None, options: PullOptions
+) -> InstalledModel:
     """Download a model with a progress bar; ask before one that does not fit this machine."""
     from cerebrum_cli.terminal.progress import FileProgress
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.model.profiles import Profile
     from cerebrum_cli.models.catalogue import ModelSpec
-    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.model import InstalledModel
     from cerebrum_cli.models.reference import Reference
 
 
@@ -128,7 +128,7 @@ def pull(
         app.streams.answer_object(row(app.library, installed))
 
 
-def next_step(app: App, model: Model) -> str:
+def next_step(app: App, model: InstalledModel) -> str:
     """Notice with the command that tries an installed model; empty for one that generates no text."""
     from cerebrum_cli.model.source import format_of
 
@@ -154,7 +154,7 @@ def show_download_plan(app: App, reference: Reference, context: int | None, opti
     app.streams.report(f"cerebrum pull {reference} would download {plan.reference}")
 
 
-def pull_vocabulary(app: App, reference: Reference, context: int | None, options: PullCommandOptions) -> Model:
+def pull_vocabulary(app: App, reference: Reference, context: int | None, options: PullCommandOptions) -> InstalledModel:
     with FileProgress(app.streams) as progress, interruptible("run it again"):
         model = app.puller(progress, options.offline).pull_vocabulary(reference, context)
     installed = "installed the vocabulary of" if model.is_vocabulary else "its vocabulary is in the installed"
@@ -301,7 +301,7 @@ def show(
     app.streams.report(note)
 
 
-def ask_settings(app: App, model: Model) -> Settings:
+def ask_settings(app: App, model: InstalledModel) -> Settings:
     """The settings of a question without options."""
     from cerebrum_cli.formats.plain import EMBEDDED
     from cerebrum_cli.model.format_choice import template_file
@@ -310,14 +310,14 @@ def ask_settings(app: App, model: Model) -> Settings:
     return replace(settings, format=EMBEDDED) if template_file(settings) else settings
 
 
-def settings_by_mode(app: App, model: Model | ModelSpec) -> dict[str, Settings]:
+def settings_by_mode(app: App, model: InstalledModel | ModelSpec) -> dict[str, Settings]:
     """The settings of a question with thinking on, and off."""
     layer = environment_layer(*SAMPLING_KEYS)
     thinks = {mode: SourcedLayer(layer, {"think": is_on}) for is_on, mode in MODES.items()}
     return {mode: app.readable_settings(layer, model) for mode, layer in thinks.items()}
 
 
-def profile_of(app: App, model: Model, settings: Settings) -> tuple[Profile | None, str]:
+def profile_of(app: App, model: InstalledModel, settings: Settings) -> tuple[Profile | None, str]:
     profile = app.profile(model, settings)
     if profile is None and app.profiles().find_other(app.library.identity(model)):
         command = f"cerebrum tune {model.reference}"

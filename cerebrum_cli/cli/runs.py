@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.questions import Sample
     from cerebrum_cli.eval.stored_runs import Run
-    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.model import InstalledModel
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 RUN_HELP = "A name from `cerebrum runs list`, or a path"
@@ -148,7 +148,7 @@ def no_sample_counts(run: Run, samples: Sequence[Sample]) -> UsageError:
     return UsageError(f"no sample of {run.name} counts: {reason}", "run cerebrum eval again with other settings")
 
 
-def model_of(app: App, run: Run) -> Model:
+def model_of(app: App, run: Run) -> InstalledModel:
     """The model file that a run used, with its adapters. Raises ModelNotFound, UsageError if it has changed."""
 
     library = app.library

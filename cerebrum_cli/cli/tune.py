@@ -16,7 +16,7 @@ from cerebrum_cli.core.settings import ATTENTION_KEYS, Layer, Settings
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.engine.memory import Device
-    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.model import InstalledModel
     from cerebrum_cli.terminal.streams import Streams
     from cerebrum_cli.tune.candidates import Candidate
     from cerebrum_cli.tune.tune import TuningResult
@@ -61,7 +61,7 @@ def tune(
         print_summary(streams, result, model.label + settings_text(settings).replace(", ", " with ", 1))
 
 
-def measure(app: App, model: Model, settings: Settings, streams: Streams) -> TuningResult:
+def measure(app: App, model: InstalledModel, settings: Settings, streams: Streams) -> TuningResult:
     """Search for the fastest settings with a progress bar, and save them unless other programs disturbed it.
 
     Raises ModelFileError, Interrupted.

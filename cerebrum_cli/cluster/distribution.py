@@ -29,7 +29,7 @@ from cerebrum_cli.model.interface import open_many
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.source import MAX_PARALLEL, ModelSource, slots_of
 from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.model import InstalledModel
 from cerebrum_cli.runs.journal import Journal
 from cerebrum_cli.runs.noted_servers import note_records, noted_servers
 from cerebrum_cli.runs.result import FinishedRows, Result
@@ -71,7 +71,9 @@ def distribute(source: ModelSource, work: Work, cluster: Cluster) -> Distributio
     servers = servers and replace(servers, earlier=noted_servers(work.run))
     identity = source.installation.library.hashed_identity(model)
     # Nodes have installations of their own, and find the model there.
-    portable = replace(source, installation=cast("Installation", None), model=cast("Model", None), servers=servers)
+    portable = replace(
+        source, installation=cast("Installation", None), model=cast("InstalledModel", None), servers=servers
+    )
     job = NodeJob(identity, model.path, model.reference, portable, work.answer_block)
     patience = START_S + (PATIENCE_S if cluster.patience is None else cluster.patience)
     run = partial(answer_blocks, parse_cluster(cluster.address), cluster.workers, not servers)
@@ -249,7 +251,7 @@ class NodeJob:
         return pickle.dumps((platform.node(), result.written, tokens, notices))
 
 
-def find_file(library: Library, file: NodeJob) -> Model:
+def find_file(library: Library, file: NodeJob) -> InstalledModel:
     with suppress(ModelNotFound, ModelFileError):
         model = library.model_at(file.path)
         if library.hashed_identity(model) == file.identity:

@@ -36,7 +36,7 @@ from cerebrum_cli.model.reply import ReplyRequest
 from cerebrum_cli.model.source import ModelSource
 from cerebrum_cli.models import listing
 from cerebrum_cli.models.library import NANO, Library
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.model import InstalledModel
 
 QUESTION = "What is 17 plus 25?"
 ANSWER = "17 plus 20 makes 37, 37 plus 5 makes 42. The answer is 42."
@@ -268,7 +268,7 @@ def run_selftest(context: DoctorContext, on_gpu: bool) -> CheckResult:
         return CheckResult("failure", f"{NANO} is missing", "reinstall cerebrum")
     threads, gpu_layers = context.settings.threads, "all" if on_gpu else "0"
     settings = Settings(format="cerebrum", max_tokens=MAX_TOKENS, threads=threads, gpu_layers=gpu_layers)
-    nano = Model(NANO.stem, (NANO,), is_bundled=True)
+    nano = InstalledModel(NANO.stem, (NANO,), is_bundled=True)
     with open_source(ModelSource(context.installation, nano, settings)) as model:
         reply = model.respond(ReplyRequest(Conversation().user(QUESTION), settings)).wait()
     if reply.is_finished and (reply.final_answer == "42" if on_gpu else reply.text == ANSWER):

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.engine.bench import BenchFactory, Closeness
     from cerebrum_cli.model.source import ModelSource
-    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.model import InstalledModel
 
 DEFAULT_TEMPLATE = "default template"
 SUFFIX = ".jsonl"
@@ -304,7 +304,9 @@ def report_of(run: Run, samples: Sequence[Sample]) -> Report:
     return replace(report, maj={}) if run.match == "code" else report  # programs are not put to a vote
 
 
-def measure_divergence(reference: Model, other: Model, settings: Settings, open_bench: BenchFactory) -> Closeness:
+def measure_divergence(
+    reference: InstalledModel, other: InstalledModel, settings: Settings, open_bench: BenchFactory
+) -> Closeness:
     """Compare two quantizations of one model on a probe text, each in a child process.
 
     Raises ModelFileError, UsageError if their vocabularies or layers differ, EngineError if they cannot be loaded.

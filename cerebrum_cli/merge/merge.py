@@ -24,7 +24,7 @@ from cerebrum_cli.model.prompt_sources import read_text
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import DownloadPlan
 from cerebrum_cli.models.library import Library, OnProgress
-from cerebrum_cli.models.model import MERGE_FORMAT, MERGE_RECIPE, MERGE_SOURCES, Model, as_path, is_missing
+from cerebrum_cli.models.model import MERGE_FORMAT, MERGE_RECIPE, MERGE_SOURCES, InstalledModel, as_path, is_missing
 from cerebrum_cli.models.pull import Confirm, Puller, require_confirmation, require_free_name
 from cerebrum_cli.models.reference import NameReference, PathReference, Reference
 from cerebrum_cli.models.registry import RegistryEntry
@@ -75,7 +75,9 @@ def source_references(
     return references
 
 
-def resolve_models(library: Library, references: Mapping[str, str], find: Callable[[str], Model]) -> dict[str, Model]:
+def resolve_models(
+    library: Library, references: Mapping[str, str], find: Callable[[str], InstalledModel]
+) -> dict[str, InstalledModel]:
     """Find the model of each name. Raises ModelNotFound, or the error of pulling it, for a missing one."""
     models = {}
     for name, reference in references.items():
@@ -116,7 +118,7 @@ class Merge:
     """A merge ready to be written; `array_items` counts the items of all metadata arrays of its sources."""
 
     recipe: Recipe
-    models: Mapping[str, Model]
+    models: Mapping[str, InstalledModel]
     options: MergeOptions
     plan: Plan
     array_items: int
@@ -137,7 +139,7 @@ class Merger:
     library: Library
     codec: CodecFactory
 
-    def prepare(self, recipe: Recipe, models: Mapping[str, Model], options: MergeOptions) -> Merge:
+    def prepare(self, recipe: Recipe, models: Mapping[str, InstalledModel], options: MergeOptions) -> Merge:
         """Plan a merge of models by their names in the recipe. Raises MergeError if they do not fit, ModelFileError."""
         tables = {}
         for name, model in models.items():
@@ -165,7 +167,7 @@ class Merger:
         """Write a merge, report bytes done and total, and return its SHA-256. Raises MergeError, and leaves no file."""
         return execute(merge.plan, merge.options.output, self.codec, thread_count(), on_progress)
 
-    def register(self, merge: Merge, sha256: str) -> Model:
+    def register(self, merge: Merge, sha256: str) -> InstalledModel:
         """Register the written model, and remove the entry of the model it replaced.
 
         Raises ConfigError if that fails: the file is kept, since writing it may have taken an hour.
@@ -185,18 +187,18 @@ class Merger:
         return self.library.model_from_entry(model)
 
 
-def require_not_source(models: Mapping[str, Model], path: Path) -> None:
+def require_not_source(models: Mapping[str, InstalledModel], path: Path) -> None:
     """Raise UsageError if the output path is a source file of the merge."""
     if path.resolve() in {source.resolve() for model in models.values() for source in model.paths}:
         raise UsageError(f"{path} is a source of this merge", "choose another output file")
 
 
-def public_name(model: Model) -> str:
+def public_name(model: InstalledModel) -> str:
     """Name of a source for a file that may be shared: without local directories."""
     return model.path.name if model.is_unnamed else model.reference
 
 
-def provenance(recipe: Recipe, models: Mapping[str, Model], title: str) -> Provenance:
+def provenance(recipe: Recipe, models: Mapping[str, InstalledModel], title: str) -> Provenance:
     tokenizer = models[recipe.tokenizer_model]
     references = {name: public_name(model) for name, model in models.items()}
     repositories = {name: model.cached.repo_id for name, model in models.items() if model.cached}
@@ -217,7 +219,7 @@ def pull_merge(
     name: str | None,
     context: int | None,
     confirm: Confirm,
-) -> Model:
+) -> InstalledModel:
     """Merge a catalog model from source models in the planned quantization, which are pulled first."""
     if spec.name in puller.merge_stack:
         raise ConfigError(f"{spec.name}: circular recipe", "correct its row in models.toml")
@@ -256,7 +258,7 @@ def _prepare(
     recipe: Recipe,
     quantization: str | None,
     name: str | None,
-    pull: Callable[[Reference], Model],
+    pull: Callable[[Reference], InstalledModel],
 ) -> Merge:
     """Pull the source models and prepare the merge. Raises UsageError for a name in use.
 

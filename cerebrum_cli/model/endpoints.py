@@ -14,7 +14,7 @@ from cerebrum_cli.core.settings import CHOSEN, ENVIRONMENT, LOCAL_KEYS, Settings
 if TYPE_CHECKING:
     from cerebrum_cli.engine.remote.client import Endpoint
     from cerebrum_cli.model.installation import Installation
-    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.model import InstalledModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def find_endpoint(installation: Installation, text: str) -> Endpoint:
     raise UsageError(f"unknown endpoint {text!r}", f"{known}; a URL begins with http:// or https://")
 
 
-def find_remote_model(installation: Installation, settings: Settings, endpoints: Sequence[Endpoint]) -> Model:
+def find_remote_model(installation: Installation, settings: Settings, endpoints: Sequence[Endpoint]) -> InstalledModel:
     """The model whose vocabulary the servers have, or the one that they are asked for, if the first takes messages.
 
     Raises ModelNotFound, UsageError, ConfigError, EndpointError.
@@ -98,7 +98,7 @@ def find_remote_model(installation: Installation, settings: Settings, endpoints:
     return model or installation.library.resolve_vocabulary(settings.model)
 
 
-def find_vocabulary(installation: Installation, name: str | None) -> Model | None:
+def find_vocabulary(installation: Installation, name: str | None) -> InstalledModel | None:
     """The model of this machine with a name, or the default; None without it."""
     with contextlib.suppress(ModelNotFound):
         return installation.library.resolve_vocabulary(name)

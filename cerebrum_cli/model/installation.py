@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.state_store import StateStore
     from cerebrum_cli.model.profiles import Profile, ProfileStore
     from cerebrum_cli.models.fit import Capacity
-    from cerebrum_cli.models.model import Model
+    from cerebrum_cli.models.model import InstalledModel
 
 # In the data directory.
 DEVICES = "devices.json"
@@ -70,7 +70,7 @@ class Installation:
 
         return Capacity(total_memory(), load_devices(self.data_directory / DEVICES))
 
-    def prompt_cache(self, model: Model, format_name: str, settings: Settings) -> StateStore | None:
+    def prompt_cache(self, model: InstalledModel, format_name: str, settings: Settings) -> StateStore | None:
         """The prompt cache on disk of a model and prompt format; None if caching is off."""
         from cerebrum_cli.engine.state_store import StateStore
 
@@ -89,7 +89,7 @@ class Installation:
         machine += settings_text(settings) if settings else ""
         return ProfileStore(self.data_directory / PROFILES, machine, build_fingerprint())
 
-    def profile(self, model: Model, settings: Settings) -> Profile | None:
+    def profile(self, model: InstalledModel, settings: Settings) -> Profile | None:
         """Profile of a model, measured with these settings or else with defaults; None if it was never tuned."""
         if not (self.data_directory / PROFILES).is_dir():
             return None
@@ -99,7 +99,7 @@ class Installation:
         profile = self.profiles(settings).find(identity)
         return profile if profile or general == settings else self.profiles(general).find(identity)
 
-    def settings(self, overrides: Layer, model: Model | ModelSpec | None = None) -> Settings:
+    def settings(self, overrides: Layer, model: InstalledModel | ModelSpec | None = None) -> Settings:
         """Merge all layers: defaults, what a model recommends, config.toml, then the environment and the command line.
 
         Raises ConfigError, UsageError, and ModelFileError for the model's file.

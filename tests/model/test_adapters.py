@@ -32,7 +32,7 @@ from cerebrum_cli.model.profiles import Profile, Speeds, TunedUse
 from cerebrum_cli.model.source import load_options
 from cerebrum_cli.models import adapters
 from cerebrum_cli.models.adapters import adapter_sizes
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.model import InstalledModel
 
 Values = npt.NDArray[Any]
 TOKENS = range(20, 40)
@@ -112,7 +112,7 @@ def test_adapter_applies_to_repacked_quantized_weights(tmp_path: Path, seven: Pa
 
 
 def test_adapter_weights_count_as_memory_of_their_layers(chatml_model: Path, adapter: Path) -> None:
-    sizes, context = Model("tiny", (chatml_model,)).sizes, ContextOptions(256, 1, 1, 32)
+    sizes, context = InstalledModel("tiny", (chatml_model,)).sizes, ContextOptions(256, 1, 1, 32)
     changed = adapter_sizes(adapter, [chatml_model])
     adapted = sizes.with_adapters(changed)
     assert [layer.adapter_bytes for layer in adapted.layers] == [2048, 1536 + 3072]
@@ -286,7 +286,7 @@ def test_batch_is_not_resumed_with_another_adapter(user: CommandLine, chatml_mod
 
 def test_profile_of_another_adapter_is_never_used(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
     here, settings = app_for({}, tmp_path), Settings()
-    plain = Model("tiny", (chatml_model,))
+    plain = InstalledModel("tiny", (chatml_model,))
     models = [plain, *(here.library.with_adapters(plain, [f"{adapter}:{scale}"]) for scale in (1.0, 0.5))]
     store = here.profiles(settings)
     for number, model in enumerate(models):
@@ -303,7 +303,7 @@ def test_profile_of_another_adapter_is_never_used(tmp_path: Path, chatml_model: 
 
 
 def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
-    library, plain = app_for({}, tmp_path).library, Model("tiny", (chatml_model,))
+    library, plain = app_for({}, tmp_path).library, InstalledModel("tiny", (chatml_model,))
     assert library.with_adapters(plain, [f"{adapter}:0"]) == plain
     assert library.file_identity(library.with_adapters(plain, [str(adapter)])) == library.identity(plain)
     assert load_options(library.with_adapters(plain, [str(adapter)]), Settings()).file.adapters == (
@@ -359,7 +359,7 @@ def test_adapter_and_endpoint_exclude_each_other(user: CommandLine, adapter: Pat
 
 
 def test_adapter_and_ray_exclude_each_other(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
-    model, options = Model("tiny", (chatml_model,)), BatchCommandOptions(ray="auto")
+    model, options = InstalledModel("tiny", (chatml_model,)), BatchCommandOptions(ray="auto")
     with pytest.raises(UsageError, match="--ray cannot apply the adapter"):
         find_source(app_for({}, tmp_path), {"lora": (str(adapter),)}, options, model=model)
 

@@ -19,7 +19,7 @@ from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.listing import catalogue_rows, describe, row
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.model import InstalledModel
 from cerebrum_cli.models.pull import Puller
 from cerebrum_cli.models.registry import Digest, Registry, RegistryEntry
 from cerebrum_cli.models.removal import plan_removal
@@ -80,7 +80,7 @@ def silent(done: int, total: int) -> None:
     pass
 
 
-def no_merge(*_: object) -> Model:
+def no_merge(*_: object) -> InstalledModel:
     raise AssertionError("nothing is merged here")
 
 
@@ -97,7 +97,7 @@ def pulled(
     name: str | None = None,
     offline: bool = False,
     progress: RecordedProgress | None = None,
-) -> Model:
+) -> InstalledModel:
     return Puller(library, progress or RecordedProgress(), no_merge, offline).pull(library.parse(text), name)
 
 

@@ -22,7 +22,7 @@ from cerebrum_cli.model.endpoints import Servers
 from cerebrum_cli.model.installation import Installation
 from cerebrum_cli.model.interface import open_source
 from cerebrum_cli.model.source import ModelSource
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.model import InstalledModel
 from cerebrum_cli.models.registry import RegistryEntry
 
 
@@ -49,12 +49,12 @@ def make_chat(
         if layer.get("model") == "missing":
             raise ModelNotFound("missing is not installed", "pull it")
         name = layer.get("model") or "small"
-        model = Model(name, (file,), file=RegistryEntry(name, file, 1, "00", 1, "local"))
+        model = InstalledModel(name, (file,), file=RegistryEntry(name, file, 1, "00", 1, "local"))
         servers = Servers(endpoints) if endpoints else None
         return ModelSource(installation, model, fold(layer), servers).for_chat()
 
     class ChatInstallation(Installation):
-        def prompt_cache(self, model: Model, format_name: str, settings: Settings) -> StateStore | None:
+        def prompt_cache(self, model: InstalledModel, format_name: str, settings: Settings) -> StateStore | None:
             return StateStore(directory / "states", 10**9, model.name, format_name) if settings.cache_gb else None
 
     def open_file(_: LoadOptions, emit: Callable[[Event], None], stop: StopFlag) -> Backend:

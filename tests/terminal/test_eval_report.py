@@ -25,7 +25,7 @@ from cerebrum_cli.eval.estimates import estimate, majorities, mean, vote_sizes
 from cerebrum_cli.eval.questions import SKIPPED, Sample
 from cerebrum_cli.eval.report import Report, RunningScore, report_object, summarize, votes_of
 from cerebrum_cli.eval.stored_runs import measure_divergence
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.model import InstalledModel
 from cerebrum_cli.terminal.plot import plot_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -246,17 +246,19 @@ class OneBench:
 
 
 @pytest.fixture(scope="module")
-def chatml_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Model, Model]]:
+def chatml_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[InstalledModel, InstalledModel]]:
     """Two models of one shape, trained on 200 tokens."""
     directory = tmp_path_factory.mktemp("chatml")
     first, second = (
-        Model(name, (write_chatml(directory / f"{name}.gguf", seed=seed, context_length=200),))
+        InstalledModel(name, (write_chatml(directory / f"{name}.gguf", seed=seed, context_length=200),))
         for seed, name in enumerate(("first", "second"), 1)
     )
     yield first, second
 
 
-def test_divergence_loads_one_model_where_memory_holds_one(chatml_models: tuple[Model, Model]) -> None:
+def test_divergence_loads_one_model_where_memory_holds_one(
+    chatml_models: tuple[InstalledModel, InstalledModel],
+) -> None:
     memory = Memory()
     assert measure_divergence(*chatml_models, Settings(), memory.bench) == Closeness(0.9, 0.01)
     assert memory.tokens == [200, 200]  # no more than the trained context
@@ -265,23 +267,23 @@ def test_divergence_loads_one_model_where_memory_holds_one(chatml_models: tuple[
 
 
 def test_divergence_refuses_other_vocabularies_and_layers(
-    chatml_models: tuple[Model, Model], mistral_model: Path, tmp_path: Path
+    chatml_models: tuple[InstalledModel, InstalledModel], mistral_model: Path, tmp_path: Path
 ) -> None:
     first, _ = chatml_models
     deeper = write_chatml(tmp_path / "deeper.gguf", shape=replace(Shape(), layers=3))
     for path in (mistral_model, deeper):
         with pytest.raises(UsageError, match="are not quantizations of the same model"):
-            measure_divergence(first, Model("other", (path,)), Settings(), Memory().bench)
+            measure_divergence(first, InstalledModel("other", (path,)), Settings(), Memory().bench)
 
 
 @pytest.mark.slow
 def test_divergence_is_larger_for_a_coarser_quantization(tmp_path: Path) -> None:
-    original, settings = Model("F32", (write_chatml(tmp_path / "F32.gguf"),)), Settings(threads=1)
+    original, settings = InstalledModel("F32", (write_chatml(tmp_path / "F32.gguf"),)), Settings(threads=1)
     assert measure_divergence(original, original, settings, process_bench) == (1.0, 0.0)
     found = {}
     for file_type in (Q8_0, Q4_0):
         path = tmp_path / f"{file_type}.gguf"
         quantize(original.path, path, file_type)
-        found[file_type] = measure_divergence(original, Model("copy", (path,)), settings, process_bench)
+        found[file_type] = measure_divergence(original, InstalledModel("copy", (path,)), settings, process_bench)
     assert 0 < found[Q8_0].mean_kld < found[Q4_0].mean_kld / 10
     assert found[Q8_0].top1_agreement > found[Q4_0].top1_agreement

@@ -27,7 +27,7 @@ from cerebrum_cli.engine.memory import HEADROOM
 from cerebrum_cli.engine.model_options import LoadOptions, Tuning
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.models.library import NANO
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.model import InstalledModel
 from cerebrum_cli.tune.tune import bench_options
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ PREFILL, DECODE, BATCH_DECODE = BenchJob("prefill", 64), BenchJob("decode", 4), 
 
 def options_of(path: Path) -> LoadOptions:
     """Load options of a model, with one thread."""
-    return bench_options(Model(path.stem, (path,)), Settings(threads=1))
+    return bench_options(InstalledModel(path.stem, (path,)), Settings(threads=1))
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from cerebrum_cli.model.profiles import (
 )
 from cerebrum_cli.model.source import CHAT_CONTEXT, ModelSource, draft_costs, load_options, without_user_settings
 from cerebrum_cli.models.library import NANO
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.model import InstalledModel
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.tune.tune import bench_options, search_space, tuning_lock
 
@@ -100,7 +100,7 @@ def test_load_options_with_tuning_change_only_its_overrides() -> None:
 
 
 def test_load_options_prefer_user_settings_over_the_tuning() -> None:
-    model = Model("nano", (NANO,))
+    model = InstalledModel("nano", (NANO,))
     tuned = load_options(model, Settings(), tuning=ALL_SETTINGS)
     context = tuned.context
     assert (tuned.repack, tuned.gpu_layers, context.n_threads, context.n_threads_batch) == (False, "12", 4, 6)
@@ -115,7 +115,7 @@ def test_load_options_prefer_user_settings_over_the_tuning() -> None:
 
 
 def test_search_space_depends_on_memory_and_settings() -> None:
-    model = Model("nano", (NANO,))
+    model = InstalledModel("nano", (NANO,))
     space = search_space(model, Settings())
     assert space.chat.repack is True
     assert space.batch.slots == min(32, space.slots)

@@ -19,7 +19,7 @@ from cerebrum_cli.engine.bench import BenchJob
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.model_options import Tuning
 from cerebrum_cli.model.profiles import Speeds, TunedUse, UseName
-from cerebrum_cli.models.model import Model
+from cerebrum_cli.models.model import InstalledModel
 from cerebrum_cli.tune.candidates import USES, Candidate, SearchSpace, describe, thread_counts_to_try
 from cerebrum_cli.tune.search import SEARCH_S, Search
 from cerebrum_cli.tune.tune import STEPS_S, tune_model
@@ -284,7 +284,7 @@ def test_search_takes_little_longer_than_its_budget() -> None:
 
 
 def test_tune_measures_drafts_within_the_budget(tmp_path: Path) -> None:
-    model = Model("tiny", (write_chatml(tmp_path / "tiny.gguf"),))
+    model = InstalledModel("tiny", (write_chatml(tmp_path / "tiny.gguf"),))
     taken = []
     for steps_s in (0.0, STEPS_S):
         bench = ScriptedBench(row_cost=0.5)
