@@ -187,7 +187,7 @@ def evaluate(model: LoadedModel, evaluation: Evaluation, run: Result) -> Generat
         for position, first, count in missing_samples(evaluation, run.finished)
     ]
     with closing(evaluation.scorer):
-        for event in run_rows(model, rows, scope):
+        for event in run_rows(model, rows, scope, sorts=False):  # the score so far is that of a random sample
             if isinstance(event, RowOutcome):
                 yield from _take(event, writer)
             else:

@@ -102,11 +102,13 @@ def run_rows(
     rows: Iterable[Row],
     scope: CancelScope | None = None,
     in_order: bool = False,
+    sorts: bool = True,
 ) -> Generator[Event | RowOutcome, None, None]:
     """Answer rows; yield all events of loading and generating, and a RowOutcome for all that finishes.
 
     Rows that cannot be asked are refused as they are read. If a reader needs the rows `in_order`, no row overtakes
-    another by far. After a cancel of the `scope`, rows are missing. Raises EngineError.
+    another by far. A model on this machine `sorts` rows by their tokens, to evaluate common prefixes once. After a
+    cancel of the `scope`, rows are missing. Raises EngineError.
     """
     run = _Run(model, scope or model.engine.cancel_scope())
     yield from model.load()
@@ -119,7 +121,7 @@ def run_rows(
         if run.scope.is_cancelled:
             return
         yield from run.take_refused()
-        for group in [pending] if in_order else _groups(model, pending):
+        for group in [pending] if in_order else _groups(model, pending, sorts):
             if not run.scope.is_cancelled:
                 yield from run.generate_prepared(group)
         if run.scope.is_cancelled:
@@ -204,7 +206,8 @@ def _near_the_first(run: _Run, rows: Iterable[Row]) -> Iterator[Row | None]:
         yield row
 
 
-def _groups(model: LoadedModel, pending: list[PendingRow]) -> Iterator[list[PendingRow]]:
-    """Yield groups of rows of similar lengths, the shortest first; the rows of a group are sorted by their tokens."""
-    for group in model.engine.group_by_length(row.prepared.request for row in pending):
-        yield sorted((pending[index] for index in group), key=lambda row: row.prepared.request.prompt_tokens)
+def _groups(model: LoadedModel, pending: list[PendingRow], sorts: bool) -> Iterator[list[PendingRow]]:
+    """Yield groups of rows of similar lengths, the shortest first."""
+    for indexes in model.engine.group_by_length(row.prepared.request for row in pending):
+        group = [pending[index] for index in indexes]
+        yield sorted(group, key=lambda row: row.prepared.request.prompt_tokens) if sorts else group
