@@ -170,13 +170,12 @@ def chat_source(app: App, overrides: Layer, options: ChatOptions, model: Install
 def input_lines(app: App, repl: Repl) -> InputSource:
     """Where the questions come from: a pipe, a plain prompt, or a prompt with history and completion."""
     from cerebrum_cli.model.prompt_sources import read_piped
-    from cerebrum_cli.terminal.interrupts import raise_interrupted
     from cerebrum_cli.terminal.repl.questions import PlainPrompt, ScriptInput
     from cerebrum_cli.terminal.streams import is_plain_terminal
 
     streams = app.streams
     if streams.piped is not None:
-        with repl.signals.acting(raise_interrupted):
+        with repl.signals.acting(repl.signals.raise_interrupted):
             return ScriptInput(read_piped(streams.piped), streams.answer)
     if is_plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
         return PlainPrompt(streams, repl.keyboard, repl.signals)

@@ -55,7 +55,7 @@ class Signals:
     _action: SignalAction = field(init=False)
 
     def __post_init__(self) -> None:
-        self._action = ignore if self.streams else self._raise_interrupted
+        self._action = ignore if self.streams else self.raise_interrupted
 
     def __enter__(self) -> Signals:
         """Handle SIGNALS, except those this process was started to ignore, by `nohup` or `&`."""
@@ -107,6 +107,9 @@ class Signals:
             if stopped_by is not None and not isinstance(error, Interrupted):
                 raise Interrupted(stopped_by) from error
 
+    def raise_interrupted(self, signum: int) -> None:
+        raise Interrupted(signum, self.hint)
+
     def exit_on_second(self, action: SignalAction) -> SignalAction:
         """The same action, but a second signal, in a chat a second Ctrl-C, exits the process immediately."""
         is_signalled = False
@@ -135,9 +138,6 @@ class Signals:
                 return
         self._action(signum)
 
-    def _raise_interrupted(self, signum: int) -> None:
-        raise Interrupted(signum, self.hint)
-
 
 @contextlib.contextmanager
 def interruptible(hint: str) -> Iterator[None]:
@@ -161,10 +161,6 @@ def interruptible(hint: str) -> Iterator[None]:
                 raise
             # Some libraries catch KeyboardInterrupt: fsspec then states that a file does not exist.
             raise Interrupted(stopped_by or signal.SIGINT, hint) from None
-
-
-def raise_interrupted(signum: int) -> None:
-    raise Interrupted(signum)
 
 
 def raise_at_prompt(signum: int) -> None:

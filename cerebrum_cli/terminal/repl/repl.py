@@ -19,7 +19,7 @@ from cerebrum_cli.model.prompt_sources import compose_prompt, naming_files
 from cerebrum_cli.model.reply import Reply, reply_notice
 from cerebrum_cli.model.voting import MajorityVote, outcome_notice
 from cerebrum_cli.terminal.escapes import strip_controls
-from cerebrum_cli.terminal.interrupts import Signals, raise_interrupted
+from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.questions import InputSource, prompt_text, shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
@@ -240,7 +240,7 @@ class Repl:
     @contextmanager
     def _reporting_errors(self) -> Iterator[None]:
         try:
-            with self.signals.acting(raise_interrupted):
+            with self.signals.acting(self.signals.raise_interrupted):
                 yield
         except CerebrumError as error:
             self._show_error(error)
