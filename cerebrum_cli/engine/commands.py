@@ -51,13 +51,15 @@ class UsePromptCache(NamedTuple):
     result: SimpleQueue[Failure | None]
 
 
-class Close(NamedTuple):
-    """Cancel everything, free the model and end the thread."""
-
-    interrupts: bool = True
+class Close:
+    """Interrupt the running step, cancel everything, free the model and end the thread."""
 
 
 Command = Submit | Cancel | UsePromptCache | Close
+
+
+def interrupts_step(command: Command) -> bool:
+    return isinstance(command, Close) or (isinstance(command, Cancel) and command.interrupts)
 
 
 class Commands:
@@ -78,7 +80,7 @@ class Commands:
             self._closed = isinstance(command, Close)
             if isinstance(command, Cancel) and command.work is None:
                 self.cancel_count += 1
-            if isinstance(command, Cancel | Close) and command.interrupts:
+            if interrupts_step(command):
                 self._stop.set()
             self._queue.put(command)
             return True
@@ -99,7 +101,7 @@ class Commands:
             command = self._queue.get(block=wait)
         except Empty:
             return None
-        if isinstance(command, Cancel | Close) and command.interrupts:
+        if interrupts_step(command):
             with self._lock:
                 self._stop.clear()
         return command
