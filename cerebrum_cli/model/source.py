@@ -153,9 +153,9 @@ class ModelSource:
         default, tuned = self.options_with(UNTUNED), self.options_with(self.tuning)
         notice = draft_notice(self.model, self.settings.drafts)
         open_backend = partial(open_with_fallback, self.installation.open_file, tuned, default, notice=notice)
-        caches_prompts = self.caches_prompts and not self.vocabulary_only
-        prompt_cache = self.installation.prompt_cache if caches_prompts else lambda *_: None
-        states = prompt_cache(self.model, self.format_name, self.settings)
+        states = None
+        if self.caches_prompts and not self.vocabulary_only:
+            states = self.installation.prompt_cache(self.model, self.format_name, self.settings)
         return LocalEngine(open_backend, states, self.installation.cache_directory)
 
     def _connect(self, servers: Servers) -> Engine:
