@@ -88,6 +88,11 @@ class TokenEvent:
     logprobs: Sequence[float | None] = ()
 
 
+def answer_text(event: object) -> str:
+    """The text of an event of the answer; empty for any other."""
+    return event.text if isinstance(event, TokenEvent) and event.channel == "answer" else ""
+
+
 @dataclass(frozen=True, slots=True)
 class AlternativesEvent:
     """A token that followed a prompt, at a position in these tokens, and the likeliest tokens there, in this order."""

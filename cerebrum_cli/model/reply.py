@@ -23,6 +23,7 @@ from cerebrum_cli.core.events import (
     RefusedEvent,
     SequenceId,
     TokenEvent,
+    answer_text,
 )
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope, Engine
@@ -106,8 +107,8 @@ class Reply:
         """Yield the pieces of the answer as they come; leaving the loop ends the reply."""
         with closing(self.events()) as events:
             for event in events:
-                if isinstance(event, TokenEvent) and event.channel == "answer" and event.text:
-                    yield event.text
+                if text := answer_text(event):
+                    yield text
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """Yield the pieces of the answer, waiting for events in a thread, so that an event loop runs on.
@@ -124,8 +125,8 @@ class Reply:
                 event = await asyncio.shield(waiting)
                 if event is None:
                     return
-                if isinstance(event, TokenEvent) and event.channel == "answer" and event.text:
-                    yield event.text
+                if text := answer_text(event):
+                    yield text
         finally:
             if waiting:
                 await asyncio.wait([waiting])  # a generator that runs cannot be closed

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from cerebrum_cli.core.environment import set_environment_default
-from cerebrum_cli.core.events import Event, PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import Event, PromptEvent, SequenceId, TokenEvent, answer_text
 from cerebrum_cli.terminal.escapes import ControlFilter, strip_controls
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.keyboard import ANSWER_KEY_NAME, Keyboard
@@ -37,8 +37,8 @@ class TextSink:
         self._last = ""  # last text written
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, TokenEvent) and event.channel == "answer" and event.text:
-            text = self._filter.feed(event.text) if self._filter else event.text
+        if text := answer_text(event):
+            text = self._filter.feed(text) if self._filter else text
             self._streams.answer(text)
             self._last = text or self._last
 
@@ -57,7 +57,7 @@ class MarkdownSink:
         self._stream: MarkdownStream | None = None
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, TokenEvent) and event.channel == "answer" and event.text:
+        if text := answer_text(event):
             if self._stream is None:
                 from rich.console import Console
 
@@ -66,7 +66,7 @@ class MarkdownSink:
 
                 self._stream = MarkdownStream(Console(file=self._streams.out, theme=STYLES))
             with self._streams.writing_answer():
-                self._stream.feed(self._filter.feed(event.text))
+                self._stream.feed(self._filter.feed(text))
 
     def close(self) -> None:
         if self._stream:
