@@ -122,7 +122,7 @@ class AnyTraffic(RuleBasedStateMachine):
         shared=st.booleans(),
         cells=st.sampled_from([20, 60, 1_000_000]),
         budget=st.sampled_from([60, 1000]),
-        carries=st.booleans(),
+        unwritable=st.booleans(),
     )
     def start(
         self,
@@ -135,7 +135,7 @@ class AnyTraffic(RuleBasedStateMachine):
         shared: bool,
         cells: int,
         budget: int,
-        carries: bool,
+        unwritable: bool,
     ) -> None:
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(checkpoints, "MIN_SNAPSHOT_TOKENS", 2)
@@ -152,7 +152,7 @@ class AnyTraffic(RuleBasedStateMachine):
             fitting_cells=cells,
             max_outputs=between,
             checkpoint_budget=budget * (slots == 1 or shared),  # as every context with one KV cache has
-            carries_states=carries,
+            unwritable=unwritable,
         )
         self.stop = StopFlag()
         self.commands = NonBlockingCommands(self.stop)

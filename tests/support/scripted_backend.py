@@ -140,7 +140,6 @@ class ScriptedBackend:
     unwritable: bool = False
     fitting_cells: int = 1_000_000
     checkpoint_budget: int = 0
-    carries_states: bool = True
     repacks: bool = False
 
     requested: int = 0
@@ -362,7 +361,7 @@ class ScriptedBackend:
     def save_state(self, slot: int, path: Path) -> None:
         self._working()
         assert slot not in self.pending_copies
-        if self.unwritable or not self.carries_states:
+        if self.unwritable:
             raise EngineError("no space left")
         path.write_bytes(array("i", self.memory[slot]).tobytes() + BODY_END)
 
