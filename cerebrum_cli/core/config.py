@@ -9,10 +9,10 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from cerebrum_cli.core.conversion import InvalidValue
+from cerebrum_cli.core.declaration import InvalidValue
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import read_small
-from cerebrum_cli.core.settings import CONFIG, KEYS, SAVED_PROMPT, Layer, SourcedLayer, convert, in_directory, keys_of
+from cerebrum_cli.core.settings import CONFIG, KEYS, OPTIONS, SAVED_PROMPT, Layer, SourcedLayer, in_directory, keys_of
 from cerebrum_cli.core.text import did_you_mean
 
 ENDPOINTS = "endpoints"
@@ -57,19 +57,13 @@ class SavedPrompt:
             raise UsageError(problem, "give it as an argument, in a file with -f, or through a pipe")
         return self.prompt.replace(INPUT, input)
 
-    def require_chat(self) -> None:
-        """Raise UsageError if a chat cannot do what the prompt asks for."""
-        self.require_without("schema", "a chat")
-        self.require_without("extract", "a chat")
-
-    def require_without(self, key: str, use: str) -> None:
+    def require_without(self, use: str, *keys: str) -> None:
         """Raise UsageError if the prompt sets a key that has no effect in a use."""
-        if getattr(self, key):
+        if key := next((key for key in keys if getattr(self, key)), None):
             problem = f"the saved prompt {self.name} sets {key}, which has no effect in {use}"
             raise UsageError(problem, f"use cerebrum ask -p {quote(self.name)}")
 
     def table(self) -> dict[str, Any]:
-        """Keys and values of its table in config.toml."""
         settings = {
             key: [str(item) for item in value] if isinstance(value, tuple) else value
             for key, value in self.settings.items()
@@ -147,9 +141,9 @@ def read_setting(name: str, value: Any, where: str, other_keys: tuple[str, ...])
         near = did_you_mean(name.replace("-", "_"), known)
         raise ConfigError(f"{where}: unknown key `{name}`", near.rstrip() or f"known keys: {', '.join(known)}")
     try:
-        return {key: convert(key, value) for key in keys}
-    except InvalidValue as expected:
-        raise ConfigError.invalid(name, value, str(expected), f"{where}: ") from expected
+        return {key: OPTIONS[key].convert(value) for key in keys}
+    except InvalidValue as invalid:
+        raise ConfigError.invalid(name, value, invalid.expected, f"{where}: ") from invalid
 
 
 def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:
@@ -196,17 +190,14 @@ def find_prompt(prompts: Mapping[str, SavedPrompt], name: str, is_option: bool =
         return prompts[name]
     if is_option and len(name.split()) > 1:
         hint = f"-p takes the name of a saved prompt; the question is an argument: cerebrum ask {quote(name)}"
-    elif near := did_you_mean(name, tuple(prompts)):
-        hint = f"{near}list all with cerebrum prompts list"
     elif prompts:
-        hint = f"saved prompts: {', '.join(prompts)}"
+        hint = f"{did_you_mean(name, tuple(prompts))}list all with cerebrum prompts list"
     else:
         hint = f"none are saved; create it with cerebrum prompts edit {quote(name)}"
     raise UsageError(f"no saved prompt named {name!r}", hint)
 
 
 def require_tables(value: Any, where: str, example: str) -> None:
-    """Raise ConfigError for anything but a group of tables."""
     if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
         raise ConfigError(f"{where} must contain only tables", f"write {example}")
 

@@ -98,7 +98,6 @@ def _message(item: Any, where: str) -> tuple[str, str, str | None]:
 
 
 def _text_of(content: Any) -> str | None:
-    """The text of an OpenAI message's content: a string, or a list of text parts; None for anything else."""
     if not isinstance(content, list):
         return content if isinstance(content, str) else None
     parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
@@ -125,7 +124,6 @@ PromptPart = Text | Tokens
 
 
 def join_parts(parts: tuple[PromptPart, ...]) -> tuple[PromptPart, ...]:
-    """Join adjacent texts of the same kind, and drop empty parts."""
     out: list[PromptPart] = []
     for part in parts:
         last = out[-1] if out else None

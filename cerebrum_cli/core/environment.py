@@ -6,7 +6,6 @@ import os
 
 
 def environment(name: str) -> str | None:
-    """Value of an environment variable; None if it is unset or empty."""
     return os.environ.get(name) or None
 
 

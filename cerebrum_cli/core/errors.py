@@ -50,17 +50,6 @@ class ModelNotFound(CerebrumError):
         self.pullable = pullable
 
 
-class NoModel(ModelNotFound):
-    """No model is installed, and no reference was given."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "no model is installed",
-            "cerebrum pull  (choose one that fits this machine)  or  cerebrum pull starter  (98 MB, to try it out)",
-            pullable="starter",
-        )
-
-
 class PromptTooLong(CerebrumError):
     """The prompt fills the context and leaves no room for a reply."""
 
@@ -120,10 +109,6 @@ class BatchError(CerebrumError):
 
 class MergeError(CerebrumError):
     """Models that do not fit a recipe or each other, or a merge that cannot be written; no file is left behind."""
-
-
-class OutputError(CerebrumError):
-    """Standard output cannot be written: the disk is full, or the terminal is gone."""
 
 
 class EndpointError(CerebrumError):

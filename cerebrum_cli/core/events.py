@@ -45,7 +45,6 @@ class Origin(NamedTuple):
 
     @property
     def keys(self) -> dict[str, str]:
-        """The known fields, as keys of a result."""
         return {key: value for key, value in self._asdict().items() if value is not None}
 
 
@@ -89,7 +88,6 @@ class TokenEvent:
 
 
 def answer_text(event: object) -> str:
-    """The text of an event of the answer; empty for any other."""
     return event.text if isinstance(event, TokenEvent) and event.channel == "answer" else ""
 
 

@@ -23,7 +23,6 @@ from cerebrum_cli.core.text import format_size
 MAX_SMALL_BYTES = 16_000_000
 PART = ".part"  # suffix of unfinished files
 _DIRECTORY = ".d"  # suffix of the directory that an unfinished file stands for
-_POLL_S = 0.02
 MOUNTS = Path("/proc/self/mounts")
 # As far as this user can see: a `Path` raises an error where directories of other users are closed.
 exists, is_directory, is_file = os.path.exists, os.path.isdir, os.path.isfile
@@ -51,14 +50,12 @@ def read_small_json(path: Path) -> Any:
 
 
 def read_at_most(path: Path, limit: int) -> bytes | None:
-    """Content of a file or a pipe; None if it has more than `limit` bytes."""
     with path.open("rb") as file:
         data = file.read(limit + 1)
     return None if len(data) > limit else data
 
 
 def existing_parent(path: Path) -> Path:
-    """The path, or the nearest directory above it that exists."""
     return next(parent for parent in (path, *path.parents) if exists(parent))
 
 
@@ -74,7 +71,6 @@ def file_system(path: Path) -> str:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether a file cannot grow: no space is left, or a quota or the limit of a file's size is reached."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -91,7 +87,7 @@ def translate_os_errors(
     except OSError as error:
         name = error.filename if isinstance(error.filename, (str, Path)) else path
         fix = "free some disk space" if is_disk_full(error) else "check its permissions"
-        hint = elsewhere if isinstance(error, NoLocks) else f"{fix}{then}"
+        hint = elsewhere if error.errno == errno.ENOLCK else f"{fix}{then}"
         raise error_type(f"{name}: {error.strerror or error}", hint) from error
 
 
@@ -106,7 +102,6 @@ def require_space(directory: Path, need: int, error_type: type[CerebrumError], e
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all bytes, in one call if possible."""
     unwritten = memoryview(data)
     while unwritten:
         unwritten = unwritten[os.write(descriptor, unwritten) :]
@@ -130,7 +125,6 @@ def atomic_write(path: Path, data: bytes, size: int | None = None, mode: int | N
 
 
 def commit_file(part: UnfinishedFile, path: Path) -> None:
-    """Give a complete and synced file its final name, durably."""
     part.path.replace(path)
     fsync_directory(path.parent)
 
@@ -152,32 +146,34 @@ def fsync_directory(directory: Path) -> None:
             os.close(descriptor)
 
 
-class NoLocks(OSError):
-    """A file on a file system without locks."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(errno.ENOLCK, "this file system has no file locks", str(path))
-
-
-def lock_file(path: Path, busy: CerebrumError, mode: int = 0o666, is_required: bool = True) -> FileIO:
-    """Open or create a file and lock it until it is closed. Raises `busy` if another process holds its lock.
-
-    On a file system without locks, NoLocks is raised, or the file is opened all the same if no lock `is_required`.
-    """
-    file = _try_lock(path, mode, is_required)
-    if file is None:
-        raise busy
-    return file
-
-
-def wait_for_lock(
-    path: Path, on_wait: Callable[[], object] = lambda: None, interval_s: float = _POLL_S, is_required: bool = True
+def lock_file(
+    path: Path,
+    on_busy: CerebrumError | Callable[[], object],
+    mode: int = 0o666,
+    is_required: bool = True,
+    interval_s: float = 0.02,
 ) -> FileIO:
-    """Lock a file as `lock_file` does, but while another process holds its lock, call `on_wait` and wait."""
-    while (file := _try_lock(path, is_required=is_required)) is None:
-        on_wait()
+    """Open or create a file and lock it until it is closed.
+
+    If another process holds its lock, `on_busy` is raised, or called again and again while this waits.
+    On a file system without locks, this is an OSError (ENOLCK), unless no lock `is_required`.
+    """
+    while True:
+        file = FileIO(path, "r+", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, mode))
+        try:
+            is_locked = _flock(file, path, is_required)
+            if is_locked and _is_at(file, path):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+        if is_locked:
+            continue  # its last holder has renamed or removed it, and there is another one to lock
+        if isinstance(on_busy, CerebrumError):
+            raise on_busy
+        on_busy()
         time.sleep(interval_s)
-    return file
 
 
 class UnfinishedFile(NamedTuple):
@@ -233,7 +229,6 @@ def remove_abandoned(directory: Path, prefix: str = "") -> None:
 
 
 def _discard(part: Path) -> None:
-    """Remove an unfinished file, after the directory that it stands for."""
     directory = part.with_suffix(_DIRECTORY)
     if directory.is_dir():
         from shutil import rmtree
@@ -244,30 +239,8 @@ def _discard(part: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, if possible."""
     with contextlib.suppress(OSError):
         path.unlink()
-
-
-def _try_lock(path: Path, mode: int = 0o666, is_required: bool = True) -> FileIO | None:
-    """Open and lock a file; None if another process holds its lock."""
-    while True:
-        file = FileIO(path, "r+", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, mode))
-        try:
-            is_locked = _flock(file, path, is_required)
-            if is_locked and _is_at(file, path):
-                return file
-        except NoLocks:
-            if os.fstat(file.fileno()).st_size == 0:
-                remove(path)
-            file.close()
-            raise
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-        if not is_locked:
-            return None  # otherwise its last holder has renamed or removed it, and there is another one to lock
 
 
 def _flock(file: FileIO, path: Path, is_required: bool = True) -> bool:
@@ -278,12 +251,11 @@ def _flock(file: FileIO, path: Path, is_required: bool = True) -> bool:
         return False
     except OSError as error:
         if is_required:
-            raise NoLocks(path) from error
+            raise OSError(errno.ENOLCK, "this file system has no file locks", str(path)) from error
     return True
 
 
 def _is_at(file: FileIO, path: Path) -> bool:
-    """Whether an open file is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

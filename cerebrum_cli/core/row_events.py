@@ -27,7 +27,6 @@ class RowCounts:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """The numbers, without the messages."""
         return {"failed": self.failed, "truncated": self.truncated, "undecided": self.undecided}
 
 

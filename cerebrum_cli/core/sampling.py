@@ -8,27 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
-from cerebrum_cli.core.declaration import option, setting
+from cerebrum_cli.core.declaration import MAX_LOGIT, TokenBias, option
 
 SEEDS = 2**32 - 1  # llama.cpp takes the next value for "draw a seed", which could not be reported
 DRY_BREAKERS = ("\n", ":", '"', "*")
 NO_BREAKERS = "none"
-MAX_LOGIT = 10_000  # of penalties and biases: the sum of several stays finite
 MAX_COUNT = 2**31 - 1
 MODEL_ELSE = "[default: the model's, else {}]"
 TRUNCATING = ("top_k", "top_p", "min_p", "top_n_sigma", "typical_p")  # samplers without effect at temperature 0
-
-
-class TokenBias(NamedTuple):
-    """A number added to the logit of a token: an id, or text of one token until the vocabulary is known."""
-
-    token: int | str
-    bias: float
-
-    def __str__(self) -> str:
-        return f"{self.token}={self.bias:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,32 +45,32 @@ class SamplingParams:
         least=0,
         most=1,
     )
-    min_p: float = setting(
+    min_p: float = option(
         0.05,
         f"Drop tokens below P times the likeliest {MODEL_ELSE.format(0.05)}",
         metavar="P",
         least=0,
         most=1,
     )
-    top_n_sigma: float = setting(-1.0, "Keep logits within N sigma; 0 and below: off [default: -1]", least=-1)
-    typical_p: float = setting(1.0, "Locally typical sampling; 1: off [default: 1]", least=0, most=1)
-    repeat_penalty: float = setting(1.0, f"Penalty for repeated tokens; 1: off {MODEL_ELSE.format(1)}", least=0.01)
-    presence_penalty: float = setting(
+    top_n_sigma: float = option(-1.0, "Keep logits within N sigma; 0 and below: off [default: -1]", least=-1)
+    typical_p: float = option(1.0, "Locally typical sampling; 1: off [default: 1]", least=0, most=1)
+    repeat_penalty: float = option(1.0, f"Penalty for repeated tokens; 1: off {MODEL_ELSE.format(1)}", least=0.01)
+    presence_penalty: float = option(
         0.0, f"Penalty for tokens in the last 64 {MODEL_ELSE.format(0)}", least=-MAX_LOGIT, most=MAX_LOGIT
     )
-    frequency_penalty: float = setting(
+    frequency_penalty: float = option(
         0.0, "Penalty per occurrence in the last 64 [default: 0]", least=-MAX_LOGIT, most=MAX_LOGIT
     )
-    dry_multiplier: float = setting(0.0, "DRY penalty for repeats; 0: off [default: 0]", least=0, most=MAX_LOGIT)
-    dry_base: float = setting(1.75, "Growth of the DRY penalty per token [default: 1.75]", least=1)
-    dry_allowed_length: int = setting(
+    dry_multiplier: float = option(0.0, "DRY penalty for repeats; 0: off [default: 0]", least=0, most=MAX_LOGIT)
+    dry_base: float = option(1.75, "Growth of the DRY penalty per token [default: 1.75]", least=1)
+    dry_allowed_length: int = option(
         2, "Minimum repeat length for DRY, in tokens [default: 2]", least=0, most=MAX_COUNT
     )
-    dry_penalty_last_n: int = setting(64, "Tokens that DRY searches for repeats [default: 64]", least=0, most=MAX_COUNT)
-    dry_sequence_breaker: tuple[str, ...] = setting(
+    dry_penalty_last_n: int = option(64, "Tokens that DRY searches for repeats [default: 64]", least=0, most=MAX_COUNT)
+    dry_sequence_breaker: tuple[str, ...] = option(
         DRY_BREAKERS, "Text that ends a repeat, or none (repeatable) [default: line break, colon, quote, *]"
     )
-    logit_bias: tuple[TokenBias, ...] = setting((), "Add BIAS to a token's logit (repeatable)")
+    logit_bias: tuple[TokenBias, ...] = option((), "Add BIAS to a token's logit (repeatable)")
     seed: int | None = option(
         None, "Random seed [default: random; reported]", "Sampling", metavar="N", least=0, most=SEEDS - 1
     )
@@ -89,7 +78,6 @@ class SamplingParams:
 
     @property
     def samplers(self) -> dict[str, Any]:
-        """The samplers in effect, with their values."""
         return samplers_in_effect({key: getattr(self, key) for key in SAMPLERS})
 
     @property
@@ -107,7 +95,6 @@ class SamplingParams:
 
     @property
     def dry_breakers(self) -> tuple[str, ...]:
-        """Sequence breakers of DRY: those after the last `none`."""
         texts = self.dry_sequence_breaker
         last = max((position for position, text in enumerate(texts) if text == NO_BREAKERS), default=-1)
         return texts[last + 1 :]

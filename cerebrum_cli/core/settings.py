@@ -13,10 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.core import conversion
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.conversion import EFFORTS, NONE
-from cerebrum_cli.core.declaration import Option, argument, option, options_of, setting, variable
+from cerebrum_cli.core.declaration import EFFORTS, NONE, Option, option, options_of, variable
 from cerebrum_cli.core.environment import environment, environment_names
 from cerebrum_cli.core.sampling import SamplingParams
 
@@ -79,17 +77,17 @@ class Settings(SamplingParams):
         choices=("auto", "all"),
         local=True,
     )
-    cpu_moe: str = setting(
+    cpu_moe: str = option(
         "auto",
         "Layers whose experts stay on the CPU [default: auto]",
         metavar="N|auto|off",
         choices=("auto", "off"),
         local=True,
     )
-    cache_type_k: str | None = setting(None, "Type of cached keys [default: f16]", choices=CACHE_TYPES, local=True)
-    cache_type_v: str | None = setting(None, "Type of cached values [default: f16]", choices=CACHE_TYPES, local=True)
-    flash_attn: str | None = setting(None, "Flash attention [default: auto]", choices=("auto", "on", "off"), local=True)
-    overflow: str = setting(
+    cache_type_k: str | None = option(None, "Type of cached keys [default: f16]", choices=CACHE_TYPES, local=True)
+    cache_type_v: str | None = option(None, "Type of cached values [default: f16]", choices=CACHE_TYPES, local=True)
+    flash_attn: str | None = option(None, "Flash attention [default: auto]", choices=("auto", "on", "off"), local=True)
+    overflow: str = option(
         "drop-oldest", "When a chat fills the context [default: drop-oldest]", choices=("drop-oldest", "stop")
     )
     think: str | None = option(
@@ -99,16 +97,16 @@ class Settings(SamplingParams):
         metavar="on|off|N|EFFORT",
         choices=("on", "off", *EFFORTS),
     )
-    keep_thoughts: bool | None = setting(
+    keep_thoughts: bool | None = option(
         None, "Keep earlier reasoning in the prompt [default: the template's choice]", choices=("on", "off")
     )
     no_log: bool = option(False, "Do not save this conversation as a session [default: off]", "Output")
-    vi: bool = setting(False, "Edit with vi keys [default: off]", choices=("on", "off"))
-    loop_check: bool = setting(True, "End replies that repeat themselves [default: on]", choices=("on", "off"))
-    drafts: bool | None = setting(
+    vi: bool = option(False, "Edit with vi keys [default: off]", choices=("on", "off"))
+    loop_check: bool = option(True, "End replies that repeat themselves [default: on]", choices=("on", "off"))
+    drafts: bool | None = option(
         None, "Speculative decoding (prompt lookup) [default: set by tune]", choices=("on", "off"), local=True
     )
-    cache_gb: float = setting(4.0, "Limit of the prompt cache in GB; 0: off [default: 4]", least=0, local=True)
+    cache_gb: float = option(4.0, "Limit of the prompt cache in GB; 0: off [default: 4]", least=0, local=True)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def origin(self, key: str) -> str:
@@ -117,7 +115,9 @@ class Settings(SamplingParams):
 
     def outranks(self, key: str, other: str) -> bool:
         """Whether a value comes from a higher layer than that of another setting."""
-        return _rank(self.origin(key)) > _rank(self.origin(other))
+        origins = (ENVIRONMENT if name.startswith(ENVIRONMENT) else name for name in map(self.origin, (key, other)))
+        higher, lower = map(RANKED.index, origins)
+        return higher > lower
 
     def sampling(self, format_stop: tuple[str, ...]) -> SamplingParams:
         """Sampling parameters, with the format's stop strings before the user's."""
@@ -125,7 +125,6 @@ class Settings(SamplingParams):
         return SamplingParams(**values | {"stop": (*format_stop, *self.stop)})
 
     def applied_to(self, conversation: Conversation) -> Conversation:
-        """The conversation, with these settings for its next reply."""
         return replace(conversation, thinks=self.thinks, effort=self.effort, keeps_thoughts=self.keep_thoughts)
 
     @property
@@ -149,6 +148,7 @@ SAMPLING_KEYS = tuple(options_of(SamplingParams))
 GENERATION_KEYS = (*SAMPLING_KEYS, "think", "keep_thoughts", "loop_check")
 KEYS = tuple(OPTIONS)
 SHORTHANDS = {"cache_type": ("cache_type_k", "cache_type_v")}  # names that stand for several keys
+SHORTHAND_HELP = "Type of cached keys and values [default: f16]"
 ATTENTION_KEYS = ("cache_type_k", "cache_type_v", "flash_attn")
 LOAD_KEYS = (
     "model",
@@ -173,9 +173,9 @@ def fold(*layers: Layer) -> Settings:
     A layer may have tables for one mode only. The mode is that of the merged `think`.
     """
     think = next((layer["think"] for layer in reversed(layers) if layer.get("think") is not None), None)
-    mode = MODES[validate("think", think) != "off"] if think is not None else ""
+    mode = MODES[OPTIONS["think"].validate(think) != "off"] if think is not None else ""
     merged = SourcedLayer(*chain.from_iterable((layer, layer.get(mode, {})) for layer in layers))
-    values = {key: validate(key, value) for key, value in merged.items() if key in OPTIONS}
+    values = {key: OPTIONS[key].validate(value) for key, value in merged.items() if key in OPTIONS}
     return Settings(**values, origins=merged.origins)
 
 
@@ -185,39 +185,18 @@ def keys_of(name: str) -> tuple[str, ...]:
     return SHORTHANDS.get(key) or ((key,) if key in OPTIONS else ())
 
 
-def validate(key: str, value: Any, source: str | None = None) -> Any:
-    """Convert the value of a setting to its type. Raises UsageError, which names the source, or else the option."""
-    return conversion.validate(key, OPTIONS[key], value, source or argument(key, OPTIONS[key]))
-
-
-def convert(key: str, value: Any) -> Any:
-    """Convert the value of a setting to its type. Raises InvalidValue."""
-    return conversion.convert(key, OPTIONS[key], value)
-
-
-def as_arguments(key: str, value: Any) -> str:
-    """How the command line gives a value to a setting: "--threads 4", "--set flash_attn=on"."""
-    return f"{argument(key, OPTIONS[key])}{' ' if OPTIONS[key].has_flag else '='}{value}"
-
-
-def parse_value(key: str, text: str, source: str | None = None) -> Any:
-    """Read the value of a setting from text. Raises UsageError, which names the source, or else the option."""
-    return conversion.parse(key, OPTIONS[key], [text], source or argument(key, OPTIONS[key]))
-
-
 def in_directory(layer: Layer, directory: Path) -> Layer:
-    """The layer of a file in this directory: paths in it are relative to the directory."""
     paths: dict[str, Any] = {}
     if "lora" in layer:
-        texts = validate("lora", layer["lora"])
+        texts = OPTIONS["lora"].validate(layer["lora"])
         paths["lora"] = tuple(text if text == NONE else str(directory / Path(text).expanduser()) for text in texts)
     if layer.get("chat_template") not in (None, NONE):
-        paths["chat_template"] = str(directory / Path(validate("chat_template", layer["chat_template"])).expanduser())
+        file = Path(OPTIONS["chat_template"].validate(layer["chat_template"]))
+        paths["chat_template"] = str(directory / file.expanduser())
     return {**layer, **paths} if paths else layer
 
 
 def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
-    """CEREBRUM_* variables that set nothing, each with the known one that is most like it."""
     names = {variable(name) for name in (*SHORTHANDS, *known)}
     unknown = (name for name in environment_names() if name.startswith(variable("")) and name not in names)
     return {name: next(iter(get_close_matches(name, names, 1, cutoff=0.8)), None) for name in unknown}
@@ -225,23 +204,17 @@ def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
 
 def environment_layer(*keys: str, options: Mapping[str, Option] = OPTIONS) -> Layer:
     """The options that CEREBRUM_* variables set; by default settings of these keys. Raises UsageError."""
-    layers = []
+    layer = SourcedLayer()
     for key in keys:
         if source := variable_that_sets(key):
-            declared = options[key]
-            texts = [environment(source) or ""]
-            if declared.splits:
-                texts = texts[0].split(":" if "Path" in declared.kind else None)
-            value = conversion.parse(key, declared, texts, source, has_quotes=not declared.has_flag)
-            layers.append(SourcedLayer({key: value}, origin=source))
-    return SourcedLayer(*layers)
+            declared, text = options[key], environment(source) or ""
+            texts = text.split(":" if "Path" in declared.kind else None) if declared.splits else [text]
+            layer[key] = declared.parse(texts, source, has_quotes=not declared.heading)
+            layer.origins[key] = source
+    return layer
 
 
 def variable_that_sets(name: str) -> str | None:
     """The environment variable that sets an option: its own, or a shorthand's; None if neither is set."""
     names = (name, *(shorthand for shorthand, keys in SHORTHANDS.items() if name in keys))
     return next((source for source in map(variable, names) if environment(source) is not None), None)
-
-
-def _rank(origin: str) -> int:
-    return RANKED.index(ENVIRONMENT if origin.startswith(ENVIRONMENT) else origin)

@@ -1,12 +1,9 @@
-"""Signals during native calls and imports, which no exception may interrupt."""
+"""Signals during imports, which no exception may interrupt, and exits without cleanup."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -18,37 +15,6 @@ def exit_process(code: int) -> NoReturn:
     for restore in RESTORE_ON_EXIT:
         restore()
     os._exit(code)
-
-
-@contextlib.contextmanager
-def exit_on_second_interrupt() -> Iterator[None]:
-    """Exit at the second Ctrl-C during a native call of seconds: Python's handlers run only after it.
-
-    On other threads than the main one this does nothing, since there no call keeps the handlers from running.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    previous = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-
-    def watch() -> None:
-        interrupts = 0
-        while number := os.read(read_end, 1):
-            interrupts += number[0] == signal.SIGINT
-            if interrupts == 2:
-                exit_process(128 + signal.SIGINT)
-
-    watcher = threading.Thread(target=watch, name="interrupts", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(previous)
-        os.close(write_end)
-        watcher.join()
-        os.close(read_end)
 
 
 def is_importing(frame: FrameType | None) -> bool:

@@ -28,7 +28,6 @@ def format_size(size: int) -> str:
 
 
 def format_count(count: int, noun: str) -> str:
-    """Format a count with its noun, like "1 file" or "2 files"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
@@ -52,14 +51,12 @@ def did_you_mean(name: str, known: Sequence[str], count: int = 1, cutoff: float 
 
 
 def format_utc(seconds: float) -> str:
-    """Format a Unix time as ISO 8601 in UTC."""
     from datetime import UTC, datetime
 
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def truncate(text: str, length: int) -> str:
-    """Shorten a text to a number of characters, the last of which shows that some are missing."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
@@ -73,7 +70,6 @@ def well_formed(text: str) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration like "1:05" or "2:10:00"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

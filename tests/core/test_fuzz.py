@@ -17,7 +17,7 @@ from tiny_models import write_chatml
 pytestmark = pytest.mark.slow
 
 FUZZING = Path(__file__).parents[1] / "support" / "fuzzing.py"
-COUNTS = {"templates": 700, "grammars": 3000}  # some seconds together
+COUNTS = {"templates": 350, "grammars": 500}  # some seconds together
 
 
 def fuzz(kind: str, seed: int, count: int) -> None:
@@ -35,7 +35,7 @@ def test_random_input_is_an_error_at_worst(kind: str) -> None:
 @pytest.mark.parametrize("seed", range(1, 11))
 @pytest.mark.parametrize("kind", COUNTS)
 def test_much_random_input_is_an_error_at_worst(kind: str, seed: int) -> None:
-    fuzz(kind, seed, 4 * COUNTS[kind])
+    fuzz(kind, seed, 8 * COUNTS[kind])
 
 
 @pytest.mark.parametrize(
@@ -62,20 +62,9 @@ def test_two_interrupts_end_a_template(user: CommandLine, loop: str, options: tu
     assert b"Traceback" not in err
 
 
-@pytest.mark.parametrize(
-    ("template", "problem"),
-    [
-        ("{{ 'a' * 3 * 10 ** 9 }}", "memory"),
-        ("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3, "longer than 5 s"),
-    ],
-    ids=("memory", "time"),
-)
-def test_hostile_template_is_an_error_line(user: CommandLine, template: str, problem: str) -> None:
-    model = write_chatml(user.home / "hostile.gguf", chat_template=template)
-    done = user.run_process("ask", "-m", model, "hi")
-    assert (done.code, done.out) == (1, "")
-    assert [line.partition(": ")[0].strip() for line in done.err.splitlines()] == ["error", "hint"]
-    assert "hostile.gguf" in done.err and "its chat template takes" in done.err and problem in done.err
+def test_hostile_template_is_an_error_line(user: CommandLine) -> None:
+    model = write_chatml(user.home / "hostile.gguf", chat_template="{{ 'a' * 3 * 10 ** 9 }}")
+    assert_error(user.run_process("ask", "-m", model, "hi"), 1, "hostile.gguf: its chat template takes too much memory")
 
 
 def test_hostile_template_file_is_an_error_line(user: CommandLine, chatml_model: Path) -> None:
@@ -83,7 +72,7 @@ def test_hostile_template_file_is_an_error_line(user: CommandLine, chatml_model:
     path.write_text("{{ 9 ** (9 ** 9) }}")  # computed when it is compiled
     arguments = ("-m", chatml_model, "--chat-template", path)
     problem = "takes longer than 5 s"
-    assert_error(user.run_process("ask", *arguments, "hi", "--dry-run"), 1, f"{path}: the chat template", problem)
+    assert_error(user.run_process("ask", *arguments, "hi", "--dry-run"), 1, f"{path}: its chat template", problem)
 
 
 def test_sound_template_file_is_tried_once(user: CommandLine, chatml_model: Path) -> None:
@@ -99,4 +88,4 @@ def test_sound_template_file_is_tried_once(user: CommandLine, chatml_model: Path
     path.write_text("{{ 'a' * 3 * 10 ** 9 }}")
     typed = f"/set chat_template {path}\n"
     changed = user.run_process("chat", "-m", chatml_model, input=typed.encode(), stdin=None)
-    assert "the chat template takes too much memory" in changed.err
+    assert "its chat template takes too much memory" in changed.err
