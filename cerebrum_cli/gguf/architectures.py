@@ -26,8 +26,9 @@ class ArchitectureFacts(NamedTuple):
     - `has_flash_attention`, `needs_equal_cache_types`: of keys and values, besides those with MLA
       (`llama_init_from_model` in llama-context.cpp)
     - `has_stable_attention`: with padded steps, it does not depend on the rows of other sequences (tested with all)
+    - `is_sequential`: llama.cpp aborts when it decodes several sequences (plamo2.cpp:398; others with split KV caches)
     - `unsupported`: why it cannot answer a prompt. Other models say it in their metadata, and what neither shows,
-      `require_decoder` in engine/llama/load.py finds after loading.
+      `load_model` in engine/llama/load.py finds after loading.
     """
 
     window_period: int = 0
@@ -37,6 +38,7 @@ class ArchitectureFacts(NamedTuple):
     has_flash_attention: bool = True
     needs_equal_cache_types: bool = False
     has_stable_attention: bool = True
+    is_sequential: bool = False
     unsupported: str = ""
 
 
@@ -61,6 +63,7 @@ ARCHITECTURES = {
     "jina-bert-v2": ArchitectureFacts(unsupported=ENCODER_ONLY),
     "jina-bert-v3": ArchitectureFacts(unsupported=ENCODER_ONLY),
     "kimi-k3": ArchitectureFacts(rolls_back=True),
+    "kimi-linear": ArchitectureFacts(is_sequential=True),
     "laguna": ArchitectureFacts(window_period=-4),
     "lfm2": ArchitectureFacts(rolls_back=True),
     "lfm2moe": ArchitectureFacts(rolls_back=True),
@@ -69,6 +72,7 @@ ARCHITECTURES = {
     "llama-embed": ArchitectureFacts(unsupported=ENCODER_ONLY),
     "llama4": ArchitectureFacts(window_period=4, default_window=8192, layer_period=4),
     "mellum": ArchitectureFacts(window_period=4),
+    "minimax-01": ArchitectureFacts(is_sequential=True),
     "minimax-m3": ArchitectureFacts(has_stable_attention=False),
     "modern-bert": ArchitectureFacts(unsupported=ENCODER_ONLY),
     "muse-glimmer": ArchitectureFacts(window_period=4),
@@ -78,6 +82,7 @@ ARCHITECTURES = {
     "nomic-bert": ArchitectureFacts(unsupported=ENCODER_ONLY),
     "nomic-bert-moe": ArchitectureFacts(unsupported=ENCODER_ONLY),
     "olmo2": ArchitectureFacts(window_period=4),
+    "plamo2": ArchitectureFacts(is_sequential=True),
     "plamo3": ArchitectureFacts(window_period=8),
     "qwen35": ArchitectureFacts(layer_period=4, rolls_back=True),
     "qwen35moe": ArchitectureFacts(layer_period=4, rolls_back=True),

@@ -5,26 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cerebrum_cli.core.conversion import InvalidValue
+from cerebrum_cli.core.declaration import InvalidValue
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.core.settings import MODEL_FILE, SourcedLayer, convert
+from cerebrum_cli.core.settings import MODEL_FILE, OPTIONS, SourcedLayer
 from cerebrum_cli.gguf.architectures import EMBEDDING, ENCODER_ONLY, facts_of
-from cerebrum_cli.gguf.parser import (
-    MAX_TENSORS,
-    VOCABULARY_KEYS,
-    Array,
-    Metadata,
-    Tables,
-    Tensor,
-    checked_integer,
-    read_tables,
-)
-from cerebrum_cli.gguf.sizes import ModelSizes, layer_windows, model_sizes
+from cerebrum_cli.gguf.parser import VOCABULARY_KEYS, Metadata, Tables, checked_integer, read_tables
+from cerebrum_cli.gguf.sizes import Hyperparameters, ModelSizes, model_sizes
 from cerebrum_cli.gguf.types import FILE_TYPES
 
 # Layout of Mixtral files before April 2024, one tensor per expert, which llama.cpp no longer loads.
@@ -47,7 +38,7 @@ _NO_POOLING, _RANK = (None, 0, 2**32 - 1), 4  # LLAMA_POOLING_TYPE_*; llama.cpp 
 class Header:
     """Metadata of a GGUF file and totals of its tensor table; no weights are read.
 
-    `tensor_types` counts the tensors of each type. `n_heads` and `n_kv_heads` are the maximum of any layer.
+    `tensor_types` counts the tensors of each type. `n_kv_heads` is the maximum of any layer.
     `chat_template` is untrusted code. `per_expert_tensors` marks the old Mixtral layout, which llama.cpp no longer
     loads. `vocabulary` as in Tables.
     """
@@ -57,10 +48,7 @@ class Header:
     tensor_types: Mapping[str, int]
     parameters: int
     n_layers: int
-    n_heads: int
     n_kv_heads: int
-    embedding_length: int
-    vocabulary_size: int
     context_length: int | None
     expert_count: int
     chat_template: str | None
@@ -83,7 +71,7 @@ class Header:
             if value is None:
                 continue
             with suppress(InvalidValue):
-                values[name] = convert(name, round(value, FLOAT_DIGITS) if isinstance(value, float) else value)
+                values[name] = OPTIONS[name].convert(round(value, FLOAT_DIGITS) if isinstance(value, float) else value)
         return SourcedLayer(values, origin=MODEL_FILE)
 
 
@@ -95,8 +83,8 @@ def read_header(path: Path) -> Header:
 def parts_sizes(paths: Sequence[Path]) -> ModelSizes:
     """Sizes of a model in several files. Raises ModelFileError for a damaged one."""
     parts = [read_tables(path) for path in paths]
-    hyperparameters = _hyperparameters(paths[0], parts[0].metadata)
-    return _sizes(hyperparameters, [tensor for part in parts for tensor in part.tensors])
+    tensors = [(tensor.name, tensor.size) for part in parts for tensor in part.tensors]
+    return model_sizes(Hyperparameters(paths[0], parts[0].metadata), tensors)
 
 
 def vocabulary_digest(path: Path, header: Header) -> str | None:
@@ -122,73 +110,26 @@ def vocabulary_digest(path: Path, header: Header) -> str | None:
 def header_from_tables(path: Path, tables: Tables) -> Header:
     """The header with these tables; `path` is for error messages. Raises ModelFileError for an unusable value."""
     metadata, tensors = tables.metadata, tables.tensors
-    hyperparameters = _hyperparameters(path, metadata)
-    heads = hyperparameters.per_layer("attention.head_count")
-    sizes = _sizes(hyperparameters, tensors)
+    keys = Hyperparameters(path, metadata)
+    sizes = model_sizes(keys, [(tensor.name, tensor.size) for tensor in tensors])
+    kv_heads = keys.per_layer("attention.head_count_kv")
     file_type = checked_integer(path, "general.file_type", metadata.get("general.file_type", UNKNOWN_FILE_TYPE))
     template = metadata.get("tokenizer.chat_template")
     return Header(
-        architecture=hyperparameters.architecture,
+        architecture=keys.architecture,
         quantization=FILE_TYPES.get(file_type),
         tensor_types=Counter(tensor.kind.name for tensor in tensors),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),
-        n_layers=hyperparameters.n_layers,
-        n_heads=sizes.n_heads,
-        n_kv_heads=max(hyperparameters.per_layer("attention.head_count_kv") or heads, default=0),
-        embedding_length=sizes.embedding_length,
-        vocabulary_size=sizes.vocabulary_size,
-        context_length=hyperparameters.integer("context_length") or None,
-        expert_count=hyperparameters.integer("expert_count"),
+        n_layers=keys.n_layers,
+        n_kv_heads=max(kv_heads, default=sizes.n_heads),
+        context_length=keys.integer("context_length") or None,
+        expert_count=keys.integer("expert_count"),
         chat_template=template if isinstance(template, str) and template else None,
         sizes=sizes,
         per_expert_tensors=any(_EXPERT_TENSOR.fullmatch(tensor.name) for tensor in tensors),
         vocabulary=tables.vocabulary,
         metadata=metadata,
     )
-
-
-def _sizes(hyperparameters: _Hyperparameters, tensors: Iterable[Tensor]) -> ModelSizes:
-    architecture, metadata, integer = hyperparameters.architecture, hyperparameters.metadata, hyperparameters.integer
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    vocabulary_size = tokens.length if isinstance(tokens, Array) else integer("vocab_size")
-    listed = metadata.get(f"{architecture}.attention.sliding_window_pattern")
-    pattern = listed.values if isinstance(listed, Array) else listed if isinstance(listed, int) else 0
-    windows = layer_windows(architecture, hyperparameters.n_layers, integer, pattern)
-    sizes = [(tensor.name, tensor.size) for tensor in tensors]
-    return model_sizes(sizes, integer, hyperparameters.per_layer, vocabulary_size, windows)
-
-
-@dataclass(frozen=True, slots=True)
-class _Hyperparameters:
-    """Integer metadata of an architecture, validated on access; 0 and () where a key is not set."""
-
-    path: Path
-    metadata: Metadata
-    architecture: str
-    n_layers: int
-
-    def integer(self, key: str) -> int:
-        key = f"{self.architecture}.{key}"
-        return checked_integer(self.path, key, self.metadata.get(key, 0))
-
-    def per_layer(self, key: str) -> tuple[int, ...]:
-        """Values per layer; the file may have one for all layers."""
-        key = f"{self.architecture}.{key}"
-        value = self.metadata.get(key)
-        if isinstance(value, Array) and value.length == len(value.values):
-            return tuple(checked_integer(self.path, key, item) for item in value.values)
-        return () if value is None else (checked_integer(self.path, key, value),) * self.n_layers
-
-
-def _hyperparameters(path: Path, metadata: Metadata) -> _Hyperparameters:
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str):
-        raise ModelFileError(path, "not a language model: no general.architecture")
-    key = f"{architecture}.block_count"
-    n_layers = checked_integer(path, key, metadata.get(key, 0))
-    if n_layers > MAX_TENSORS:
-        raise ModelFileError(path, f"damaged: {n_layers:,} layers")
-    return _Hyperparameters(path, metadata, architecture, n_layers)
 
 
 def unsupported_kind(header: Header) -> str | None:

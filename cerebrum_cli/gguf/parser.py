@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.files import exists, is_directory, is_file
@@ -26,15 +26,14 @@ VALUE_TYPES = (
     *("UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "FLOAT32", "BOOL"),
     *("STRING", "ARRAY", "UINT64", "INT64", "FLOAT64"),
 )
-# Those other than string and array: short name and layout.
+# Those other than string and array: short name, and layout as in the `struct` module.
 SCALARS = {
-    number: (name, struct.Struct(f"<{layout}"))
+    number: (name, layout)
     for number, name, layout in (
         *((0, "u8", "B"), (1, "i8", "b"), (2, "u16", "H"), (3, "i16", "h"), (4, "u32", "I"), (5, "i32", "i")),
         *((6, "f32", "f"), (7, "bool", "?"), (10, "u64", "Q"), (11, "i64", "q"), (12, "f64", "d")),
     )
 }
-_UINT32, _UINT64 = SCALARS[4][1], SCALARS[10][1]
 
 # Limits far above known models (large vocabularies take about 20 MB, per-expert layouts a few thousand tensors).
 _HEADER_BYTES = 128 << 20
@@ -47,7 +46,6 @@ _TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME, less its zero byte
 _TENSOR_DIMENSIONS = 4  # GGML_MAX_DIMS
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT, in bytes
 _VERSIONS = (2, 3)
-METADATA_START = 24  # after the magic number, the version and two counts
 
 # What the meaning of a token id, and the ids of a text, depend on.
 VOCABULARY_KEYS = tuple(f"tokenizer.ggml.{key}" for key in ("model", "pre", "tokens", "token_type", "scores", "merges"))
@@ -62,7 +60,10 @@ class Array(NamedTuple):
 
 
 class Value(NamedTuple):
-    """A metadata value with the GGUF name of its type, such as "UINT32"; an array is a tuple, its strings are bytes."""
+    """A metadata value with the GGUF name of its type, such as "UINT32".
+
+    An array is an Array. If it was read whole, it is a tuple, and its strings are bytes.
+    """
 
     type: str
     content: Any
@@ -73,99 +74,73 @@ class HeaderTruncated(ModelFileError):
     """The buffer ends before the header does."""
 
 
+@dataclass(slots=True)
 class Cursor:
-    """A position in a file's header; each method reads one value and advances, or raises ModelFileError."""
+    """A position in a file's header; each method reads values and advances, or raises ModelFileError."""
 
-    __slots__ = ("_data", "_end", "_path", "position")
+    path: Path
+    data: mmap.mmap | bytes
+    position: int
 
-    def __init__(self, path: Path, data: mmap.mmap | bytes, position: int) -> None:
-        self._path = path
-        self._data = data
-        self._end = len(data)
-        self.position = position
-
-    def fail(self, problem: str) -> NoReturn:
-        raise ModelFileError(self._path, problem)
-
-    def uint32(self) -> int:
-        return int(_UINT32.unpack_from(self._data, self._advance(4))[0])
-
-    def uint64(self) -> int:
-        return int(_UINT64.unpack_from(self._data, self._advance(8))[0])
+    def unpack(self, layout: str) -> tuple[Any, ...]:
+        """Read little-endian values of a layout, as in the `struct` module."""
+        try:
+            values = struct.unpack_from(f"<{layout}", self.data, self.position)
+        except (struct.error, OverflowError):
+            raise self._truncated() from None
+        self.position += struct.calcsize(f"<{layout}")
+        return values
 
     def string(self, label: str, max_length: int = _MAX_STRING_BYTES, errors: str = "replace") -> str:
         """Read a string; bytes that are not UTF-8 are replaced, unless `errors` names another handler."""
         return self._bytes(label, max_length).decode("utf-8", errors)
 
-    def value(self) -> Scalar | Array:
-        """Read a metadata value: its type, then its data."""
-        value_type = self.uint32()
-        if value_type == STRING:
-            return self.string("metadata string")
-        if value_type != ARRAY:
-            return self._numbers(value_type, 1)[0]
-        item_type, length = self.uint32(), self.uint64()
-        if item_type == STRING:
-            self._skip_strings(length)
-            return Array("string", length)
-        name, layout = self._scalar_type(item_type)
-        if length <= _MAX_STORED_ITEMS:
-            return Array(name, length, self._numbers(item_type, length))
-        self._advance(layout.size * length)
-        return Array(name, length)
+    def value(self, whole: bool = False) -> Value:
+        """Read a metadata value: its type, then its data; `whole` with all items, so that it can be written again."""
+        [kind] = self.unpack("I")
+        if kind == STRING:
+            return Value("STRING", self.string("metadata string", errors="surrogateescape" if whole else "replace"))
+        if kind != ARRAY:
+            [number] = self.unpack(self._layout(kind))
+            return Value(VALUE_TYPES[kind], number)
+        item_kind, length = self.unpack("IQ")
+        if item_kind == STRING and whole:
+            items: Any = tuple(self._bytes("string", len(self.data)) for _ in range(length))
+        elif item_kind == STRING:
+            if length * 8 > len(self.data) - self.position:
+                raise self._truncated()
+            # the only loop that runs once per token and per merge (57 ns each)
+            unpack, data, end = struct.Struct("<Q").unpack_from, self.data, self.position
+            try:
+                for _ in range(length):
+                    end += 8 + unpack(data, end)[0]
+            except (struct.error, OverflowError):
+                raise self._truncated() from None
+            self.unpack(f"{end - self.position}x")
+            items = Array("string", length)
+        elif whole or length <= _MAX_STORED_ITEMS:
+            numbers = self.unpack(f"{length}{self._layout(item_kind)}")
+            items = numbers if whole else Array(SCALARS[item_kind][0], length, numbers)
+        else:
+            self.unpack(f"{length * struct.calcsize(self._layout(item_kind))}x")
+            items = Array(SCALARS[item_kind][0], length)
+        return Value("ARRAY", items, VALUE_TYPES[item_kind])
 
-    def whole_value(self) -> Value:
-        """Read a metadata value that `value` accepts, with all items of an array, so that it can be written again."""
-        value_type = self.uint32()
-        if value_type == STRING:
-            return Value("STRING", self.string("metadata string", errors="surrogateescape"))
-        if value_type != ARRAY:
-            return Value(VALUE_TYPES[value_type], self._numbers(value_type, 1)[0])
-        item_type, length = self.uint32(), self.uint64()
-        if item_type == STRING:
-            return Value("ARRAY", tuple(self._bytes("string", self._end) for _ in range(length)), "STRING")
-        return Value("ARRAY", self._numbers(item_type, length), VALUE_TYPES[item_type])
+    def _layout(self, kind: int) -> str:
+        if kind not in SCALARS:
+            raise ModelFileError(self.path, f"damaged: metadata value of unknown type {kind} at byte {self.position:,}")
+        return SCALARS[kind][1]
 
     def _bytes(self, label: str, max_length: int) -> bytes:
-        length = self.uint64()
+        [length] = self.unpack("Q")
         if length > max_length:
-            self.fail(f"damaged: a {label} of {length:,} bytes at byte {self.position:,}")
-        start = self._advance(length)
-        return self._data[start : start + length]
+            raise ModelFileError(self.path, f"damaged: a {label} of {length:,} bytes at byte {self.position:,}")
+        [data] = self.unpack(f"{length}s")
+        return bytes(data)
 
-    def _numbers(self, value_type: int, count: int) -> tuple[int | float | bool, ...]:
-        layout = self._scalar_type(value_type)[1]
-        start = self._advance(layout.size * count)
-        return struct.unpack_from(f"<{count}{layout.format[-1]}", self._data, start)
-
-    def _skip_strings(self, count: int) -> None:
-        """Skip `count` strings: the only loop that runs once per token and per merge (57 ns each)."""
-        if count * 8 > self._end - self.position:
-            self._fail_truncated()
-        unpack, data, position = _UINT64.unpack_from, self._data, self.position
-        try:
-            for _ in range(count):
-                position += 8 + unpack(data, position)[0]
-        except (struct.error, OverflowError):
-            self._fail_truncated()
-        self.position = position
-        self._advance(0)
-
-    def _scalar_type(self, value_type: int) -> tuple[str, struct.Struct]:
-        if value_type not in SCALARS:
-            self.fail(f"damaged: metadata value of unknown type {value_type} at byte {self.position:,}")
-        return SCALARS[value_type]
-
-    def _advance(self, size: int) -> int:
-        """Advance by `size` bytes and return where they begin."""
-        start = self.position
-        if size > self._end - start:
-            self._fail_truncated()
-        self.position = start + size
-        return start
-
-    def _fail_truncated(self) -> NoReturn:
-        raise HeaderTruncated(self._path, f"truncated or damaged: its header does not end before byte {self._end:,}")
+    def _truncated(self) -> HeaderTruncated:
+        problem = f"truncated or damaged: its header does not end before byte {len(self.data):,}"
+        return HeaderTruncated(self.path, problem)
 
 
 Metadata = Mapping[str, Scalar | Array]
@@ -194,34 +169,23 @@ class Tensor(NamedTuple):
 class Tables(NamedTuple):
     """Parts of a header; its `length` is in bytes, without the padding before the tensors' data at `data_start`.
 
-    Offsets of tensors count from the start of the data. `vocabulary` are the first byte and the end of each
-    VOCABULARY_KEYS value that the file has.
+    `metadata` are the contents of `values`. Offsets of tensors count from the start of the data. `vocabulary` are the
+    first byte and the end of each VOCABULARY_KEYS value that the file has.
     """
 
     metadata: Metadata
+    values: Mapping[str, Value]
     vocabulary: Mapping[str, tuple[int, int]]
     tensors: list[Tensor]
     length: int
     data_start: int
 
 
-def read_tables(path: Path) -> Tables:
-    """Read the header of a GGUF file. Raises ModelFileError for a path or file that cannot be opened, or is damaged."""
-    with _mapped(path) as (data, size):
-        return parse_tables(path, data, size)
+def read_tables(path: Path, whole: bool = False) -> Tables:
+    """Read the header of a GGUF file, `whole` with all metadata as it is stored.
 
-
-def read_values(path: Path) -> tuple[Tables, dict[str, Value]]:
-    """Read the header of a GGUF file with all metadata as it is stored. Raises ModelFileError as `read_tables` does."""
-    with _mapped(path) as (data, size):
-        tables = parse_tables(path, data, size)
-        cursor = Cursor(path, data, METADATA_START)
-        return tables, {cursor.string("metadata key"): cursor.whole_value() for _ in tables.metadata}
-
-
-@contextmanager
-def _mapped(path: Path) -> Iterator[tuple[mmap.mmap, int]]:
-    """The first bytes of a file, and its size."""
+    Raises ModelFileError for a path or file that cannot be opened, or is damaged.
+    """
     try:
         if not exists(path):
             raise ModelFileError(path, "file not found", "check the path")
@@ -234,12 +198,12 @@ def _mapped(path: Path) -> Iterator[tuple[mmap.mmap, int]]:
             if not size:
                 raise ModelFileError(path, "the file is empty")
             with mmap.mmap(file.fileno(), min(size, _HEADER_BYTES), access=mmap.ACCESS_READ) as data:
-                yield data, size
+                return parse_tables(path, data, size, whole)
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte, or a shrinking file
         raise ModelFileError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def parse_tables(path: Path, data: mmap.mmap | bytes, size: int) -> Tables:
+def parse_tables(path: Path, data: mmap.mmap | bytes, size: int, whole: bool = False) -> Tables:
     """Parse the header of a GGUF file of `size` bytes from its first bytes; `path` is for error messages.
 
     Raises HeaderTruncated if `data` ends before the header, ModelFileError for other failures.
@@ -247,23 +211,28 @@ def parse_tables(path: Path, data: mmap.mmap | bytes, size: int) -> Tables:
     if data[:4] != b"GGUF":
         raise ModelFileError(path, *identify(data[:SIGNATURE_BYTES]))
     cursor = Cursor(path, data, position=4)
-    version = cursor.uint32()
+    [version] = cursor.unpack("I")
     if version and not version & 0xFFFF:
         raise ModelFileError(path, "big-endian", "pull the little-endian file of this model")
-    if version < min(_VERSIONS):
-        raise ModelFileError(path, f"GGUF version {version} is no longer supported", "pull a newer file of this model")
-    if version > max(_VERSIONS):
-        raise ModelFileError(path, f"GGUF version {version} is newer than version {max(_VERSIONS)}", "update cerebrum")
-    tensor_count, metadata_count = cursor.uint64(), cursor.uint64()
-    if tensor_count > MAX_TENSORS or metadata_count > _METADATA_COUNT:
-        cursor.fail(f"damaged: {tensor_count:,} tensors and {metadata_count:,} metadata values")
-    metadata, vocabulary = _read_metadata(cursor, metadata_count)
-    tensors = _read_tensors(path, cursor, tensor_count)
+    if version not in _VERSIONS:
+        raise ModelFileError(
+            path, f"GGUF version {version}, not 2 or 3", "pull a newer file of this model, or update cerebrum"
+        )
+    n_tensors, n_values = cursor.unpack("QQ")
+    if n_tensors > MAX_TENSORS or n_values > _METADATA_COUNT:
+        raise ModelFileError(path, f"damaged: {n_tensors:,} tensors and {n_values:,} metadata values")
+    values, vocabulary = _read_values(cursor, n_values, whole)
+    metadata = {key: value.content for key, value in values.items()}
     alignment = checked_integer(path, "general.alignment", metadata.get("general.alignment", ALIGNMENT))
     if alignment == 0 or alignment & (alignment - 1):
         raise ModelFileError(path, f"damaged: its general.alignment {alignment:,} is not a power of two")
-    tables = Tables(metadata, vocabulary, tensors, cursor.position, aligned(cursor.position, alignment))
-    _check_extent(path, tables, alignment, size)
+    tensors = _read_tensors(cursor, n_tensors, alignment)
+    tables = Tables(metadata, values, vocabulary, tensors, cursor.position, aligned(cursor.position, alignment))
+    end = tensors[-1].offset + tensors[-1].size if tensors else 0
+    needed = tables.data_start + end if end else tables.length
+    if needed > size:
+        problem = f"truncated: its tensors end at byte {needed:,}, but the file has {size:,} bytes"
+        raise ModelFileError(path, problem, "pull it again, or copy it again")
     return tables
 
 
@@ -279,61 +248,51 @@ def quoted(text: str) -> str:
     return ascii(text if len(text) <= 80 else text[:80] + "...")
 
 
-def _read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, Scalar | Array], dict[str, tuple[int, int]]]:
-    metadata: dict[str, Scalar | Array] = {}
+def _read_values(cursor: Cursor, count: int, whole: bool) -> tuple[dict[str, Value], dict[str, tuple[int, int]]]:
+    values: dict[str, Value] = {}
     vocabulary = {}
     for _ in range(count):
         key = cursor.string("metadata key", _KEY_BYTES)
-        if not key or key in metadata:
-            cursor.fail(f"damaged: the metadata key {quoted(key)} is {'duplicated' if key else 'empty'}")
+        if not key or key in values:
+            problem = f"damaged: the metadata key {quoted(key)} is {'duplicated' if key else 'empty'}"
+            raise ModelFileError(cursor.path, problem)
         start = cursor.position
-        metadata[key] = cursor.value()
+        values[key] = cursor.value(whole)
         if key in VOCABULARY_KEYS:
             vocabulary[key] = start, cursor.position
-    return metadata, vocabulary
+    return values, vocabulary
 
 
-def _read_tensors(path: Path, cursor: Cursor, count: int) -> list[Tensor]:
-    tensors = []
-    names = set()
-    for _ in range(count):
-        name = cursor.string("tensor name", _TENSOR_NAME_BYTES)
-        if name in names:
-            cursor.fail(f"damaged: the tensor {quoted(name)} is duplicated")
-        names.add(name)
-        n_dims = cursor.uint32()
-        if n_dims > _TENSOR_DIMENSIONS:
-            cursor.fail(f"damaged: the tensor {quoted(name)} has {n_dims:,} dimensions")
-        shape = tuple(cursor.uint64() for _ in range(n_dims))
-        if math.prod(shape) >= 1 << 63:
-            cursor.fail(f"damaged: the tensor {quoted(name)} has {math.prod(shape):,} weights")
-        tensors.append(Tensor(name, shape, cursor.uint32(), path, cursor.uint64()))
-    return tensors
-
-
-def _check_extent(path: Path, tables: Tables, alignment: int, size: int) -> None:
-    """Check that tensors are contiguous, as llama.cpp expects, and that the file contains them all.
+def _read_tensors(cursor: Cursor, count: int, alignment: int) -> list[Tensor]:
+    """Read a tensor table, whose tensors must be contiguous, as llama.cpp expects.
 
     The end of a tensor of an unknown type is unknown; the offset of the next one is then accepted.
     """
+    tensors: dict[str, Tensor] = {}
     expected: int | None = 0
     end = 0
-    for tensor in tables.tensors:
-        offset = tensor.offset
+    for _ in range(count):
+        name = cursor.string("tensor name", _TENSOR_NAME_BYTES)
+        label = f"damaged: the tensor {quoted(name)}"
+        if name in tensors:
+            raise ModelFileError(cursor.path, f"{label} is duplicated")
+        [n_dims] = cursor.unpack("I")
+        if n_dims > _TENSOR_DIMENSIONS:
+            raise ModelFileError(cursor.path, f"{label} has {n_dims:,} dimensions")
+        *shape, number, offset = cursor.unpack(f"{n_dims}QIQ")
+        if math.prod(shape) >= 1 << 63:
+            raise ModelFileError(cursor.path, f"{label} has {math.prod(shape):,} weights")
         if offset % alignment or (expected is not None and offset != expected) or offset < end:
             where = f"at byte {offset:,} of the data" + (f", not {expected:,}" if expected is not None else "")
-            raise ModelFileError(path, f"damaged: the tensor {quoted(tensor.name)} begins {where}")
-        kind = TENSOR_TYPES.get(tensor.type)
-        row = tensor.shape[0] if tensor.shape else 1
-        if kind and row % kind.block_size:
-            problem = f"the tensor {quoted(tensor.name)} has rows of {row:,} weights in blocks of {kind.block_size}"
-            raise ModelFileError(path, f"damaged: {problem} ({kind.name})")
+            raise ModelFileError(cursor.path, f"{label} begins {where}")
+        tensors[name] = tensor = Tensor(name, tuple(shape), number, cursor.path, offset)
+        kind, row = tensor.kind, shape[0] if shape else 1
+        if row % kind.block_size:
+            problem = f"has rows of {row:,} weights in blocks of {kind.block_size} ({kind.name})"
+            raise ModelFileError(cursor.path, f"{label} {problem}")
         end = offset + tensor.size
-        expected = aligned(end, alignment) if kind else None
-    needed = tables.data_start + end if end else tables.length
-    if needed > size:
-        problem = f"truncated: its tensors end at byte {needed:,}, but the file has {size:,} bytes"
-        raise ModelFileError(path, problem, "pull it again, or copy it again")
+        expected = aligned(end, alignment) if number in TENSOR_TYPES else None
+    return list(tensors.values())
 
 
 def aligned(position: int, alignment: int = ALIGNMENT) -> int:

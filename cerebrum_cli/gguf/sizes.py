@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
+from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.gguf.architectures import facts_of
+from cerebrum_cli.gguf.parser import MAX_TENSORS, Array, Metadata, checked_integer
 
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)")
 _EXPERTS = re.compile(r"ffn_(up|down|gate|gate_up)_(ch)?exps")
@@ -109,21 +112,11 @@ class ModelSizes:
         layers = (*without_experts, *self.layers[count:])
         return replace(self, layers=layers, host_expert_bytes=sum(layer.expert_bytes for layer in moved))
 
-    def with_adapters(self, tensors: Iterable[tuple[str, int]]) -> ModelSizes:
-        """The same model with tensors of adapters, by the name of the tensor that each applies to."""
-        added: dict[int, int] = defaultdict(int)
-        input_bytes, output_bytes = self.input_bytes, self.output_bytes
-        for name, size in tensors:
-            if match := _LAYER.match(name):
-                added[int(match[1])] += size
-            elif name.startswith(_INPUT):
-                input_bytes += size
-            else:
-                output_bytes += size
-        layers = tuple(
-            layer._replace(adapter_bytes=layer.adapter_bytes + added[index]) for index, layer in enumerate(self.layers)
-        )
-        return replace(self, layers=layers, input_bytes=input_bytes, output_bytes=output_bytes)
+    def with_adapters(self, size: int) -> ModelSizes:
+        """The same model with `size` bytes of adapters, which mostly change all layers alike."""
+        even = -(-size // max(1, len(self.layers)))
+        layers = tuple(layer._replace(adapter_bytes=layer.adapter_bytes + even) for layer in self.layers)
+        return replace(self, layers=layers)
 
 
 def uniform_sizes(weight_bytes: int, n_layers: int, kv_length: int) -> ModelSizes:
@@ -133,17 +126,39 @@ def uniform_sizes(weight_bytes: int, n_layers: int, kv_length: int) -> ModelSize
     return ModelSizes((first, *(even,) * (n_layers - 1)))
 
 
-def model_sizes(
-    tensors: Iterable[tuple[str, int]],
-    hyperparameter: Callable[[str], int],
-    per_layer: Callable[[str], tuple[int, ...]],
-    vocabulary_size: int,
-    windows: Sequence[int] = (),
-) -> ModelSizes:
-    """Sizes of a model from the names and bytes of its tensors and from its metadata, 0 and () where a key is not set.
+class Hyperparameters:
+    """Integers in the metadata of an architecture, validated on access; 0 and () where a key is not set.
 
-    `windows` as in `layer_windows`. A layer without tensors, as in the first part of a split file, counts as an
-    attention layer. The last layers may predict several tokens, which llama.cpp does not load.
+    `path` is for error messages. Raises ModelFileError for an unusable value.
+    """
+
+    def __init__(self, path: Path, metadata: Metadata) -> None:
+        architecture = metadata.get("general.architecture")
+        if not isinstance(architecture, str):
+            raise ModelFileError(path, "not a language model: no general.architecture")
+        self._path, self.metadata, self.architecture = path, metadata, architecture
+        self.n_layers = self.integer("block_count")
+        if self.n_layers > MAX_TENSORS:
+            raise ModelFileError(path, f"damaged: {self.n_layers:,} layers")
+
+    def integer(self, key: str) -> int:
+        key = f"{self.architecture}.{key}"
+        return checked_integer(self._path, key, self.metadata.get(key, 0))
+
+    def per_layer(self, key: str) -> tuple[int, ...]:
+        """Values per layer; the file may have one for all layers."""
+        key = f"{self.architecture}.{key}"
+        value = self.metadata.get(key)
+        if isinstance(value, Array) and value.length == len(value.values):
+            return tuple(checked_integer(self._path, key, item) for item in value.values)
+        return () if value is None else (checked_integer(self._path, key, value),) * self.n_layers
+
+
+def model_sizes(keys: Hyperparameters, tensors: Iterable[tuple[str, int]]) -> ModelSizes:
+    """Sizes of a model from its metadata, and from the names and bytes of its tensors.
+
+    A layer without tensors, as in the first part of a split file, counts as an attention layer. The last layers may
+    predict several tokens, which llama.cpp does not load.
     """
     own: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))  # of each layer, by the kind of tensor
     others: dict[str, int] = {}
@@ -152,109 +167,111 @@ def model_sizes(
             own[int(match[1])][match[2]] += size
         else:
             others[name] = size
-    embedding, heads = hyperparameter("embedding_length"), per_layer("attention.head_count")
-    kv_heads, n_heads = per_layer("attention.head_count_kv") or heads, max(heads, default=0)
-    lengths, window_lengths = _head_lengths(hyperparameter, embedding // n_heads if n_heads else 0)
-    n_cached = len(kv_heads) - hyperparameter("attention.shared_kv_layers")
-    n_used = max(len(kv_heads), hyperparameter("block_count")) - hyperparameter("nextn_predict_layers")
+    heads = keys.per_layer("attention.head_count")
+    kv_heads = keys.per_layer("attention.head_count_kv") or heads or (0,) * keys.n_layers
+    n_cached = len(kv_heads) - keys.integer("attention.shared_kv_layers")
+    n_used = max(len(kv_heads), keys.n_layers) - keys.integer("nextn_predict_layers")
+    windows, n_heads = layer_windows(keys), max(heads, default=0)
+    lengths = {has_window: _head_lengths(keys, n_heads, has_window) for has_window in (False, True)}
     layers, head_lengths = list[LayerSizes](), set()
-    for index, heads_here in enumerate(kv_heads or (0,) * hyperparameter("block_count")):
+    for index, count in enumerate(kv_heads):
         if index >= n_used:
             layers.append(LayerSizes(0))
             continue
         names = own[index].keys()
+        recurs = any(name.startswith(_RECURRENT) for name in names)
         # Fused projections of a layer with a recurrent state are not for attention.
-        attends = not names or names & _KEYS or ("attn_qkv" in names and not _recurs(names))
-        n_kv = heads_here if index < n_cached and attends else 0
+        attends = not names or names & _KEYS or ("attn_qkv" in names and not recurs)
+        n_kv = count if index < n_cached and attends else 0
         window = windows[index] if index < len(windows) else 0
-        key_length, value_length = window_lengths if window else lengths
+        key_length, value_length = lengths[window > 0]
         if n_kv:
             head_lengths.add((key_length, value_length))
-        indexed = hyperparameter("attention.indexer.key_length") if _INDEXER in names else 0
         layers.append(
             LayerSizes(
                 weight_bytes=sum(own[index].values()),
-                key_length=n_kv * key_length + indexed,
+                key_length=n_kv * key_length
+                + (keys.integer("attention.indexer.key_length") if _INDEXER in names else 0),
                 value_length=n_kv * value_length,
-                state_bytes=_STATE_BYTES * _state_length(hyperparameter, n_heads) if _recurs(names) else 0,
+                state_bytes=_STATE_BYTES * _state_length(keys, n_heads) if recurs else 0,
                 window=window,
                 expert_bytes=sum(size for name, size in own[index].items() if _EXPERTS.fullmatch(name)),
             )
         )
     input_bytes = sum(size for name, size in others.items() if name.startswith(_INPUT))
     kinds = set().union(*own.values())
+    tokens = keys.metadata.get("tokenizer.ggml.tokens")
     return ModelSizes(
         tuple(layers),
         input_bytes,
         sum(others.values()) - input_bytes,
         "output.weight" not in others,
-        embedding,
-        _activation_length(hyperparameter, per_layer),
-        vocabulary_size,
+        keys.integer("embedding_length"),
+        _activation_length(keys),
+        tokens.length if isinstance(tokens, Array) else keys.integer("vocab_size"),
         n_heads,
         tuple(sorted(head_lengths)),
         step_states=2 if _DELTA_NET & kinds else 1,
-        indexer_length=_indexer_length(hyperparameter, per_layer) if _INDEXER in kinds else 0,
+        indexer_length=_indexer_length(keys) if _INDEXER in kinds else 0,
     )
 
 
-def layer_windows(
-    architecture: str, n_layers: int, hyperparameter: Callable[[str], int], pattern: int | Sequence[object]
-) -> tuple[int, ...]:
+def layer_windows(keys: Hyperparameters) -> tuple[int, ...]:
     """Sliding window of each layer in tokens, 0 for none.
 
-    `pattern` comes from the file: a flag for each layer, or a period n, where one layer in n has no window; 0 if the
-    file has none.
+    The file may have a flag for each layer, or a period n, where one layer in n has no window.
     """
-    facts = facts_of(architecture)
-    window = hyperparameter("attention.sliding_window") or facts.default_window
-    if architecture == "exaone4" and n_layers != 64:  # only the 32B has windows
+    facts = facts_of(keys.architecture)
+    window = keys.integer("attention.sliding_window") or facts.default_window
+    if keys.architecture == "exaone4" and keys.n_layers != 64:  # only the 32B has windows
         return ()
-    if isinstance(pattern, int):
-        every = abs(pattern or facts.window_period)
-        dense = every - 1 if facts.window_period > 0 else 0
-        pattern = [index % every != dense for index in range(n_layers)] if facts.window_period else ()
-    return tuple(window if has_window else 0 for has_window in pattern)
+    stated = keys.metadata.get(f"{keys.architecture}.attention.sliding_window_pattern")
+    if isinstance(stated, Array):
+        flags: Sequence[object] = stated.values
+    else:
+        period = abs(stated if isinstance(stated, int) and stated else facts.window_period)
+        dense = period - 1 if facts.window_period > 0 else 0
+        flags = [index % period != dense for index in range(keys.n_layers)] if facts.window_period else ()
+    return tuple(window if has_window else 0 for has_window in flags)
 
 
-def _head_lengths(hyperparameter: Callable[[str], int], default: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Elements of a key and of a value in one head, of layers without and with a window."""
-    key_length = hyperparameter("attention.key_length") or default
-    value_length = hyperparameter("attention.value_length") or default
-    if hyperparameter("attention.key_length_mla"):
+def _head_lengths(keys: Hyperparameters, n_heads: int, has_window: bool) -> tuple[int, int]:
+    """Elements of a key and of a value in one head."""
+    default = keys.integer("embedding_length") // n_heads if n_heads else 0
+    key_length = keys.integer("attention.key_length") or default
+    value_length = keys.integer("attention.value_length") or default
+    if keys.integer("attention.key_length_mla"):
         value_length = 0  # values are part of the keys
-    return (key_length, value_length), (
-        hyperparameter("attention.key_length_swa") or key_length,
-        hyperparameter("attention.value_length_swa") or value_length,
+    if not has_window:
+        return key_length, value_length
+    return (
+        keys.integer("attention.key_length_swa") or key_length,
+        keys.integer("attention.value_length_swa") or value_length,
     )
 
 
-def _indexer_length(hyperparameter: Callable[[str], int], per_layer: Callable[[str], tuple[int, ...]]) -> int:
+def _indexer_length(keys: Hyperparameters) -> int:
     """Elements that sparse attention scores for a row and a cell, found by measuring; some score blocks of cells."""
-    block = max(per_layer("attention.compress_ratios"), default=0)
-    return 2 + 2 * hyperparameter("attention.indexer.head_count") // block if block else 6
+    block = max(keys.per_layer("attention.compress_ratios"), default=0)
+    return 2 + 2 * keys.integer("attention.indexer.head_count") // block if block else 6
 
 
-def _recurs(names: Set[str]) -> bool:
-    return any(name.startswith(_RECURRENT) for name in names)
-
-
-def _state_length(hyperparameter: Callable[[str], int], n_heads: int) -> int:
+def _state_length(keys: Hyperparameters, n_heads: int) -> int:
     """Elements of the recurrent state of a layer, as in llama.cpp's llama_hparams: n_embd_r and n_embd_s."""
-    embedding, convolution = hyperparameter("embedding_length"), max(0, hyperparameter("ssm.conv_kernel") - 1)
-    if head := hyperparameter("wkv.head_size"):
-        return embedding * ((hyperparameter("token_shift_count") or 2) + head)
-    if cache := hyperparameter("shortconv.l_cache"):
+    embedding, convolution = keys.integer("embedding_length"), max(0, keys.integer("ssm.conv_kernel") - 1)
+    if head := keys.integer("wkv.head_size"):
+        return embedding * ((keys.integer("token_shift_count") or 2) + head)
+    if cache := keys.integer("shortconv.l_cache"):
         return embedding * (cache - 1)
-    if head := hyperparameter("kda.head_dim"):
+    if head := keys.integer("kda.head_dim"):
         return n_heads * head * (3 * convolution + head)
-    inner, state = hyperparameter("ssm.inner_size"), hyperparameter("ssm.state_size")
-    return convolution * (inner + 2 * hyperparameter("ssm.group_count") * state) + inner * state
+    inner, state = keys.integer("ssm.inner_size"), keys.integer("ssm.state_size")
+    return convolution * (inner + 2 * keys.integer("ssm.group_count") * state) + inner * state
 
 
-def _activation_length(hyperparameter: Callable[[str], int], per_layer: Callable[[str], tuple[int, ...]]) -> int:
+def _activation_length(keys: Hyperparameters) -> int:
     """Elements per token of the largest activations of a layer, beside four embeddings; found by measuring."""
-    feed_forward = max(per_layer("feed_forward_length"), default=0)
-    experts = hyperparameter("expert_used_count") * (hyperparameter("expert_feed_forward_length") or feed_forward)
-    recurrent = 6 * hyperparameter("ssm.inner_size") - 3 * hyperparameter("embedding_length")
+    feed_forward = max(keys.per_layer("feed_forward_length"), default=0)
+    experts = keys.integer("expert_used_count") * (keys.integer("expert_feed_forward_length") or feed_forward)
+    recurrent = 6 * keys.integer("ssm.inner_size") - 3 * keys.integer("embedding_length")
     return max(3 * feed_forward, 3 * experts, recurrent)

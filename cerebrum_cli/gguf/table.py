@@ -13,7 +13,7 @@ from typing import Any
 
 from cerebrum_cli.core.errors import MergeError, ModelFileError
 from cerebrum_cli.gguf.header import MAX_LAYERS
-from cerebrum_cli.gguf.parser import SCALARS, VALUE_TYPES, Tensor, Value, aligned, read_values
+from cerebrum_cli.gguf.parser import SCALARS, VALUE_TYPES, Tensor, Value, aligned, read_tables
 from cerebrum_cli.gguf.types import TENSOR_TYPES
 
 ARCHITECTURE = "general.architecture"
@@ -46,7 +46,6 @@ class Table:
 
     @property
     def architecture(self) -> str:
-        """The architecture, which is the prefix of the hyperparameter keys."""
         return str(self.metadata[ARCHITECTURE].content)
 
     @property
@@ -80,7 +79,6 @@ class Table:
         return default if value is None else value.content
 
     def text(self, key: str) -> str | None:
-        """A text in the metadata, None if it is missing or empty."""
         content = self.content(key)
         return content if isinstance(content, str) and content else None
 
@@ -99,7 +97,6 @@ class Table:
         return value
 
     def is_per_layer(self, key: str) -> bool:
-        """Whether a key is a hyperparameter with an item for each layer."""
         items, name = self.content(key), key.removeprefix(f"{self.architecture}.")
         if not isinstance(items, tuple) or name == key or name.startswith(_NOT_PER_LAYER):
             return False
@@ -118,11 +115,11 @@ class Table:
 
 def read_table(name: str, paths: Sequence[Path]) -> Table:
     """Read a model, whose first file has the metadata. Raises ModelFileError for a damaged file or an unknown type."""
-    metadata: dict[str, Value] = {}
+    metadata: Mapping[str, Value] = {}
     tensors: dict[str, Tensor] = {}
     for path in paths:
-        tables, values = read_values(path)
-        metadata = metadata or values
+        tables = read_tables(path, whole=True)
+        metadata = metadata or tables.values
         for entry in tables.tensors:
             if entry.name in tensors:
                 raise ModelFileError(path, f"damaged: tensor {entry.name} is also in another part")
@@ -159,7 +156,7 @@ def encode_value(value: Value) -> bytes:
 def encode_items(kind: int, items: Sequence[Any]) -> bytes:
     if kind not in SCALARS:
         return b"".join(map(encode_string, items))
-    return struct.pack(f"<{len(items)}{SCALARS[kind][1].format[-1]}", *items)
+    return struct.pack(f"<{len(items)}{SCALARS[kind][1]}", *items)
 
 
 def encode_string(text: str | bytes) -> bytes:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import struct
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import gguf
 import pytest
 from command_line import CommandLine
 from gguf import GGUFValueType, GGUFWriter
-from gguf_files import LLAMA, entry, handmade, string, tensor, write_model
+from gguf_files import LLAMA, add_values, entry, handmade, string, tensor, write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_command import install
@@ -46,14 +45,7 @@ def problem_of_bytes(tmp_path: Path, content: bytes) -> str:
 
 
 def header_with(tmp_path: Path, values: Mapping[str, Any]) -> Header:
-    """The header of a small model with these values, whose types follow from Python's."""
-
-    def fill(writer: GGUFWriter) -> None:
-        for key, value in values.items():
-            is_count = type(value) is int and value >= 0
-            writer.add_key_value(key, value, GGUFValueType.UINT32 if is_count else GGUFValueType.get_type(value))
-
-    return read_header(write_model(tmp_path / "tiny.gguf", fill))
+    return read_header(write_model(tmp_path / "tiny.gguf", lambda writer: add_values(writer, values)))
 
 
 def test_header_has_the_values_in_the_file(tmp_path: Path) -> None:
@@ -71,11 +63,11 @@ def test_header_has_the_values_in_the_file(tmp_path: Path) -> None:
     }
     header = header_with(tmp_path, values)
     assert (header.architecture, header.quantization) == ("llama", "Q4_K_M")
-    assert (header.n_layers, header.n_heads, header.n_kv_heads) == (2, 8, 2)
-    assert header.embedding_length == 64
+    assert (header.n_layers, header.sizes.n_heads, header.n_kv_heads) == (2, 8, 2)
+    assert header.sizes.embedding_length == 64
     assert [(layer.key_length, layer.value_length) for layer in header.sizes.layers] == [(16, 16), (16, 16)]
     assert (header.context_length, header.expert_count) == (32768, 8)
-    assert (header.vocabulary_size, sum(header.tensor_types.values()), header.parameters) == (3, 1, 512)
+    assert (header.sizes.vocabulary_size, sum(header.tensor_types.values()), header.parameters) == (3, 1, 512)
     assert header.chat_template == "{{ messages }}"
     assert header.kv_bytes_per_token == 2 * 2 * 2 * (8 + 8)
     assert header.metadata["tokenizer.ggml.tokens"] == Array("string", 3)
@@ -84,35 +76,27 @@ def test_header_has_the_values_in_the_file(tmp_path: Path) -> None:
     assert header.metadata["llama.rope.freq_base"] == 10000.0
 
 
-def test_header_missing_values_are_none_or_zero(tmp_path: Path) -> None:
-    path = tmp_path / "bare.gguf"
-    path.write_bytes(handmade(LLAMA))
-    header = read_header(path)
-    assert (header.quantization, header.chat_template, header.context_length) == (None, None, None)
-    assert (header.n_layers, header.n_heads, header.vocabulary_size, header.kv_bytes_per_token) == (0, 0, 0, 0)
+@pytest.mark.parametrize(
+    ("values", "n_kv_heads", "kv_bytes_per_token"),
+    [
+        ({}, 8, 2 * 2 * 2 * 64),  # as many as heads
+        ({"head_count_kv": [1, 3], "key_length": 16, "value_length": 32}, 3, 2 * 4 * (16 + 32)),
+        ({"head_count_kv": 2, "key_length": 512}, 2, 2 * 2 * 2 * (512 + 8)),
+    ],
+)
+def test_header_sums_the_kv_cache_of_layers(
+    tmp_path: Path, values: dict[str, Any], n_kv_heads: int, kv_bytes_per_token: int
+) -> None:
+    header = header_with(tmp_path, {f"llama.attention.{key}": value for key, value in values.items()})
+    assert (header.n_kv_heads, header.kv_bytes_per_token) == (n_kv_heads, kv_bytes_per_token)
 
 
-def test_header_sums_per_layer_heads(tmp_path: Path) -> None:
-    lengths = {"llama.attention.key_length": 16, "llama.attention.value_length": 32}
-    header = header_with(tmp_path, {"llama.attention.head_count_kv": [1, 3], **lengths})
-    assert header.n_kv_heads == 3
-    assert [(layer.key_length, layer.value_length) for layer in header.sizes.layers] == [(16, 32), (48, 96)]
-    assert header.kv_bytes_per_token == 2 * 4 * (16 + 32)
-
-
-def test_header_mistral_needs_131072_bytes_per_token(tmp_path: Path) -> None:
-    numbers = {"block_count": 32, "embedding_length": 4096, "attention.head_count": 32, "attention.head_count_kv": 8}
-    path = tmp_path / "mistral.gguf"
-    path.write_bytes(
-        handmade(LLAMA, *(entry(f"llama.{key}".encode(), 4, struct.pack("<I", n)) for key, n in numbers.items()))
-    )
-    assert read_header(path).kv_bytes_per_token == 131_072
-    bare = read_header(write_model(tmp_path / "mha.gguf"))
-    assert (bare.n_kv_heads, bare.kv_bytes_per_token) == (8, 2 * 2 * 2 * 64)  # as many as heads
-
-
-def test_header_recognizes_the_old_mixtral_layout(tmp_path: Path) -> None:
+def test_header_without_values_and_of_the_old_mixtral_layout(tmp_path: Path) -> None:
     path = tmp_path / "old.gguf"
+    path.write_bytes(handmade(LLAMA))
+    bare = read_header(path)
+    assert (bare.quantization, bare.chat_template, bare.context_length) == (None, None, None)
+    assert (bare.n_layers, bare.sizes.vocabulary_size, bare.kv_bytes_per_token) == (0, 0, 0)
     for name, is_old in ((b"blk.0.ffn_down.7.weight", True), (b"blk.0.ffn_down_exps.weight", False)):
         path.write_bytes(handmade(LLAMA, tensors=(tensor(name, (8,), 0, 0),), data=bytes(32)))
         assert read_header(path).per_expert_tensors == is_old
@@ -161,12 +145,21 @@ def test_header_identifies_other_file_types(tmp_path: Path, content: bytes, seen
     assert seen in said
 
 
+def array(kind: int, length: int, content: bytes = b"") -> bytes:
+    return entry(b"a", 9, struct.pack("<IQ", kind, length) + content)
+
+
+def two_tensors(name: bytes, offset: int) -> bytes:
+    tensors = (tensor(b"x", (8,), 0, 0), tensor(name, (8,), 0, offset))
+    return handmade(LLAMA, tensors=tensors, data=bytes(128))
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"GGUF" + struct.pack(">I", 3) + bytes(40), "big-endian"),
-        (handmade(version=1), "GGUF version 1 is no longer supported"),
-        (handmade(version=4), "GGUF version 4 is newer than version 3"),
+        (handmade(version=1), "GGUF version 1, not 2 or 3"),
+        (handmade(version=4), "GGUF version 4, not 2 or 3"),
         (b"GGUF\x03\x00", "truncated or damaged: its header does not end before byte 6"),
         (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 2), "damaged: 1,152,921,504,606,846,976 tensors"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 40), "damaged: 0 tensors and 1,099,511,627,776 metadata"),
@@ -176,8 +169,13 @@ def test_header_identifies_other_file_types(tmp_path: Path, content: bytes, seen
             "damaged: a metadata string of 4,611,686,018,427,387,904",
         ),
         (handmade(entry(b"a", 77, b"")), "damaged: metadata value of unknown type 77"),
-        (handmade(entry(b"a", 9, struct.pack("<IQ", 9, 1))), "damaged: metadata value of unknown type 9"),
-        (handmade(entry(b"a", 9, struct.pack("<IQ", 8, 1 << 63))), "truncated or damaged"),
+        (handmade(array(9, 1)), "damaged: metadata value of unknown type 9"),
+        (handmade(array(8, 1 << 63)), "truncated or damaged"),
+        (handmade(array(0, 2**64 - 1, bytes(8))), "truncated or damaged"),
+        (handmade(array(7, 10_000)), "truncated or damaged"),
+        (handmade(array(8, 1, struct.pack("<Q", 1 << 40) + b"a")), "damaged"),
+        (handmade(array(8, 2, struct.pack("<Q", 2**64 - 1) + b"a")), "damaged"),
+        (handmade(array(99, 1, bytes(8))), "damaged: metadata value of unknown type 99"),
         (handmade(LLAMA, LLAMA), "damaged: the metadata key 'general.architecture' is duplicated"),
         (handmade(entry(b"", 0, b"\0")), "damaged: the metadata key '' is empty"),
         (handmade(), "not a language model: no general.architecture"),
@@ -189,31 +187,21 @@ def test_header_identifies_other_file_types(tmp_path: Path, content: bytes, seen
         (handmade(LLAMA, tensors=(tensor(b"x", (1 << 40, 1 << 40), 0, 0),)), "damaged: the tensor 'x' has 1,208,925,"),
         (handmade(LLAMA, tensors=(tensor(b"x", (33,), 2, 0),)), "rows of 33 weights in blocks of 32 (Q4_0)"),
         (handmade(LLAMA, tensors=(tensor(b"x", (8,), 0, 7),), data=bytes(64)), "'x' begins at byte 7 of the data"),
+        (two_tensors(b"y", 0), "damaged: the tensor 'y' begins at byte 0 of the data, not 32"),
+        (two_tensors(b"y", 64), "damaged: the tensor 'y' begins at byte 64 of the data, not 32"),
+        (two_tensors(b"x", 32), "damaged: the tensor 'x' is duplicated"),
     ],
 )
 def test_header_explains_damage(tmp_path: Path, content: bytes, said: str) -> None:
     assert said in problem_of_bytes(tmp_path, content)
 
 
-def test_header_rejects_overlaps_gaps_and_duplicates(tmp_path: Path) -> None:
-    for offset in (0, 64):
-        tensors = (tensor(b"x", (8,), 0, 0), tensor(b"y", (8,), 0, offset))
-        said = problem_of_bytes(tmp_path, handmade(LLAMA, tensors=tensors, data=bytes(128)))
-        assert said == f"damaged: the tensor 'y' begins at byte {offset} of the data, not 32"
-    twice = (tensor(b"x", (8,), 0, 0), tensor(b"x", (8,), 0, 32))
-    assert problem_of_bytes(tmp_path, handmade(LLAMA, tensors=twice, data=bytes(64))).endswith("'x' is duplicated")
-
-
-def test_header_truncation_reports_both_sizes(tmp_path: Path) -> None:
+def test_header_truncation_reports_both_sizes_and_unknown_types_have_none(tmp_path: Path) -> None:
     path = write_model(tmp_path / "short.gguf")
     size = path.stat().st_size
     assert read_header(path).tensor_types == {"F32": 1}
     os.truncate(path, size - 33)
     assert problem_of(path) == f"truncated: its tensors end at byte {size:,}, but the file has {size - 33:,} bytes"
-
-
-def test_header_accepts_unknown_tensor_types(tmp_path: Path) -> None:
-    path = tmp_path / "future.gguf"
     tensors = (tensor(b"x", (1 << 30,), 99, 0), tensor(b"y", (8,), 0, 64))
     path.write_bytes(handmade(LLAMA, tensors=tensors, data=bytes(96)))
     assert read_header(path).parameters == (1 << 30) + 8
@@ -233,47 +221,26 @@ def test_header_has_the_valid_sampling_that_the_file_recommends(
     assert header.sampling == sampling
 
 
-@pytest.mark.slow
-def test_header_rejects_endless_strings(tmp_path: Path) -> None:
-    path = tmp_path / "endless.gguf"
-    for count in (1 << 23, 1 << 30):
-        path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + entry(b"a", 9, struct.pack("<IQ", 8, count)))
-        os.truncate(path, 1 << 34)  # sparse: it takes no room
-        assert "damaged" in problem_of(path)
-
-
-def seed_bytes() -> bytes:
-    values = {"llama.attention.head_count_kv": [1, 1], "tokenizer.ggml.tokens": ["a", "b"]}
-    with tempfile.TemporaryDirectory() as directory:
-        header_with(Path(directory), {**values, "tokenizer.chat_template": "{{ messages }}"})
-        return Path(directory, "tiny.gguf").read_bytes()
-
-
-SEED = seed_bytes()
-HEADER = len(SEED) - 2048  # the rest is the tensor's zeros
 PATCHES = st.one_of(
     st.binary(min_size=1, max_size=9),
     st.sampled_from([struct.pack("<Q", n) for n in (0, 1, 255, 1 << 31, 1 << 32, 1 << 62, 1 << 63, (1 << 64) - 1)]),
-    st.sampled_from([struct.pack("<I", n) for n in (*range(13), 1 << 16, (1 << 32) - 1)]),
 )
 
 
-@settings(deadline=2000)
-@given(st.lists(st.tuples(st.integers(4, HEADER), PATCHES), max_size=4), st.none() | st.integers(0, len(SEED)))
+@settings(deadline=2000, max_examples=60)
+@given(st.lists(st.tuples(st.integers(4, 700), PATCHES), max_size=4), st.none() | st.integers(0, 2000))
 def test_header_mutations_raise_only_model_file_errors(
-    tmp_path_factory: pytest.TempPathFactory, patches: list[tuple[int, bytes]], length: int | None
+    chatml_model: Path, tmp_path_factory: pytest.TempPathFactory, patches: list[tuple[int, bytes]], length: int | None
 ) -> None:
-    content = bytearray(SEED)
+    content = bytearray(chatml_model.read_bytes()[:length])
     for position, patch in patches:
         content[position : position + len(patch)] = patch
     path = tmp_path_factory.getbasetemp() / "mutated.gguf"
-    path.write_bytes(content[:length])
+    path.write_bytes(content)
     try:
-        header = read_header(path)
+        assert read_header(path).kv_bytes_per_token >= 0
     except ModelFileError as error:
         assert error.message.isprintable()
-    else:
-        assert header.kv_bytes_per_token >= 0
 
 
 # Models that generate no text are refused before they are loaded: by their header, and by what llama.cpp knows.
@@ -325,34 +292,23 @@ def test_generative_table_agrees_with_llama(tmp_path: Path, architecture: str) -
 
 
 @pytest.mark.slow
-def test_commands_refuse_an_encoder_only_model(user: CommandLine) -> None:
+def test_commands_refuse_an_encoder_only_model(new_user: CommandLine, chatml_model: Path) -> None:
+    user, kind = new_user, f"an encoder-only model, {EMBEDS}"
     path = write_vocabulary(user.home / "bert.gguf", "bert")
     (user.home / "rows.txt").write_text("hi\n")
     pulled = user.run("pull", path)
-    kind = f"an encoder-only model, {EMBEDS}"
-    notice = f"bert.gguf is {kind} (architecture bert)"
-    assert (pulled.code, notice in pulled.err) == (0, True), pulled.err
+    assert (pulled.code, f"bert.gguf is {kind} (architecture bert)" in pulled.err) == (0, True), pulled.err
     for arguments in (
-        ("ask", "-m", "bert", "hi"),
-        ("ask", "-m", path, "--dry-run", "hi"),
-        ("chat", "-m", "bert", "hi"),
-        ("batch", "-m", "bert", "rows.txt", "-o", "out.jsonl"),
-        ("tune", "bert"),
+        *(("ask", "-m", "bert", "hi"), ("ask", "-m", path, "--dry-run", "hi"), ("chat", "-m", "bert", "hi")),
+        *(("batch", "-m", "bert", "rows.txt", "-o", "out.jsonl"), ("tune", "bert")),
     ):
         done = user.run(*arguments)
         assert (done.code, done.err) == (1, f"error: {path}: {kind} (architecture bert)\n{BERT_HINT}"), arguments
     assert not list(user.home.glob("out.jsonl*"))
     assert user.run("show", "bert", "--json").object["unsupported"] == kind
-    assert f"unsupported         {kind}\n" in user.run("show", "bert").out
-    assert user.run("show", "small", "--json").object["unsupported"] is None
-
-
-@pytest.mark.slow
-def test_pull_does_not_make_an_encoder_only_model_the_default(new_user: CommandLine, chatml_model: Path) -> None:
-    new_user.run("pull", write_vocabulary(new_user.home / "bert.gguf", "bert"))
-    assert [row["default"] for row in json.loads(new_user.run("list", "--json").out)] == [False]
-    install(new_user.home, chatml_model, "small")
-    assert [row["default"] for row in json.loads(new_user.run("list", "--json").out)] == [False, True]
+    assert [row["default"] for row in json.loads(user.run("list", "--json").out)] == [False]
+    install(user.home, chatml_model, "small")
+    assert [row["default"] for row in json.loads(user.run("list", "--json").out)] == [False, True]
 
 
 # Metadata of every type, and headers that are written.
@@ -389,18 +345,6 @@ def values_of_every_type() -> dict[str, Value]:
     return values | {"STRING.array": Value("ARRAY", STRINGS, "STRING"), "after": Value("UINT32", 7)}
 
 
-def test_table_reads_the_values_the_gguf_package_writes(tmp_path: Path) -> None:
-    values = values_of_every_type()
-    path = write(tmp_path / "values.gguf", values)
-    found = dict(read_table("values", [path]).metadata)
-    assert found.pop("general.architecture") == Value("STRING", "llama")
-    for key, value in values.items():
-        is_text = value.type == "STRING"
-        expected = value._replace(content=value.content.decode("utf-8", "surrogateescape")) if is_text else value
-        assert repr(found[key]) == repr(expected)  # True differs from 1, and 1 from 1.0
-    assert found.keys() == values.keys()
-
-
 def test_table_reads_an_empty_array_with_its_type(tmp_path: Path) -> None:
     items = [(kind, KINDS[kind]) for kind in (*SCALARS, "STRING")]
     empty = (entry(kind.encode(), KINDS["ARRAY"], struct.pack("<IQ", number, 0)) for kind, number in items)
@@ -413,19 +357,16 @@ def test_table_reads_an_empty_array_with_its_type(tmp_path: Path) -> None:
     assert (b"last" in begin, b"FLOAT32" in begin, struct.unpack_from("<QQ", begin, 8)) == (True, False, (0, 2))
 
 
-@pytest.mark.parametrize("model", ["mistral_model", "recurrent_model", "sliding_window_model", "four_layers"])
-def test_encoded_header_equals_the_header_of_its_file(model: str, request: pytest.FixtureRequest) -> None:
-    assert_header_encoded(request.getfixturevalue(model))
-
-
-def test_encoded_header_has_every_type_and_long_vocabularies(tmp_path: Path) -> None:
+def test_encoded_header_equals_the_header_of_its_file(recurrent_model: Path, four_layers: Path, tmp_path: Path) -> None:
     tokens = tuple(b"token \xff %d" % number for number in range(20_000))
     more = {
         "tokenizer.ggml.tokens": Value("ARRAY", tokens, "STRING"),
         "tokenizer.ggml.scores": Value("ARRAY", tuple(number / 3 for number in range(20_000)), "FLOAT32"),
         "tokenizer.ggml.token_type": Value("ARRAY", (1, -1) * 10_000, "INT32"),
     }
-    assert_header_encoded(write(tmp_path / "long.gguf", {**values_of_every_type(), **more}))
+    long = write(tmp_path / "long.gguf", {**values_of_every_type(), **more})
+    for path in (recurrent_model, four_layers, long):
+        assert_header_encoded(path)
 
 
 def assert_header_encoded(path: Path) -> None:
@@ -439,33 +380,16 @@ def assert_header_encoded(path: Path) -> None:
     assert begin == len(made)
 
 
-def array(kind: int, length: int, content: bytes = b"") -> bytes:
-    return entry(b"some.array", KINDS["ARRAY"], struct.pack("<IQ", kind, length) + content)
-
-
-STRING = KINDS["STRING"]
-
-
 @pytest.mark.parametrize(
     "damaged",
     [
-        array(KINDS["UINT8"], 2**64 - 1, bytes(8)),
-        array(KINDS["BOOL"], 10_000),
-        array(STRING, 1 << 40, struct.pack("<Q", 1) + b"a"),
-        array(STRING, 1, struct.pack("<Q", 1 << 40) + b"a"),
-        array(STRING, 2, struct.pack("<Q", 2**64 - 1) + b"a"),
-        array(99, 1, bytes(8)),
-        array(KINDS["ARRAY"], 1, struct.pack("<IQI", KINDS["UINT32"], 1, 7)),
-        array(KINDS["ARRAY"], 0),
-        entry(b"some.value", 99, bytes(8)),
-        entry(b"some.text", STRING, struct.pack("<Q", 1 << 50)),
+        *(array(0, 2**64 - 1, bytes(8)), array(8, 1 << 40, struct.pack("<Q", 1) + b"a"), array(99, 1, bytes(8))),
+        *(array(8, 1, struct.pack("<Q", 1 << 40) + b"a"), array(8, 2, struct.pack("<Q", 2**64 - 1) + b"a")),
     ],
 )
 def test_table_reports_damage_in_one_line(damaged: bytes, tmp_path: Path) -> None:
     path = tmp_path / "damaged.gguf"
     path.write_bytes(handmade(LLAMA, damaged))
-    with pytest.raises(ModelFileError) as caught:
+    with pytest.raises(ModelFileError, match="damaged") as caught:
         read_table("damaged", [path])
-    assert str(path) in str(caught.value)
-    assert "damaged" in str(caught.value)
     assert "\n" not in caught.value.message + caught.value.hint
