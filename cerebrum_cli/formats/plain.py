@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
+from cerebrum_cli.core.conversation import Conversation, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup
 
 
@@ -33,17 +33,14 @@ class PromptFormat(ABC):
     is_servers: bool = False
 
     def mentions(self, thought: ThoughtMarkup) -> bool:
-        """Whether the format itself has this reasoning markup."""
         return thought in self.thoughts
 
     @property
     def has_switch(self) -> bool:
-        """Whether a prompt turns reasoning on and off."""
         return False
 
     @property
     def efforts(self) -> tuple[str, ...]:
-        """The efforts of reasoning that a prompt may ask for."""
         return ()
 
     @abstractmethod
@@ -64,26 +61,23 @@ class PlainFormat(PromptFormat):
     removed_text: str = ""
 
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
-        """Render the system prompt and a line break, the turns, and the assistant's name."""
         system = self.default_system if conversation.system_prompt is None else conversation.system_prompt
         parts: list[PromptPart] = [Text(system), Text("\n", True)] if system else []
         for index, message in enumerate(conversation.messages):
-            parts += self._turn(message, first=index == 0)
+            content = message.content.replace(self.removed_text, "") if index and self.removed_text else message.content
+            text = content.strip()
+            if message.role == "user":
+                parts += Text(f"{self.user} ", True), Text(text), Text("\n", True)
+            else:
+                reply = Text(f" {text}") if message.tokens is None else Tokens(message.tokens)
+                parts += Text(self.assistant, True), reply, Text(self.reply_end, True)
         return join_parts((*parts, Text(self.assistant, True)))
-
-    def _turn(self, message: Message, first: bool) -> tuple[PromptPart, ...]:
-        content = message.content if first or not self.removed_text else message.content.replace(self.removed_text, "")
-        if message.role == "user":
-            return Text(f"{self.user} ", True), Text(content.strip()), Text("\n", True)
-        reply: PromptPart = Text(f" {content.strip()}") if message.tokens is None else Tokens(message.tokens)
-        return Text(self.assistant, True), reply, Text(self.reply_end, True)
 
 
 class RawFormat(PromptFormat):
     """No format: the last message is the prompt, and special tokens spelled in it are recognized."""
 
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
-        """Render the last message as trusted text."""
         return (Text(conversation.messages[-1].content, True),)
 
 

@@ -19,14 +19,14 @@ from typing import Any
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
-from cerebrum_cli.formats.template_sandbox import run_template
-from cerebrum_cli.formats.template_traits import (
+from cerebrum_cli.formats.template_sandbox import (
     SWITCHES,
     Turn,
     WriteReply,
     find_efforts,
     find_switch,
     find_writer,
+    run_template,
     variables,
     write_answer,
 )
@@ -162,7 +162,6 @@ class EmbeddedFormat(PromptFormat):
         return Text(message.content) if any(marker in text for marker in markers for text in texts) else None
 
     def _closed(self, prompt_end: str) -> str:
-        """The end of a prompt, with any reasoning that it leaves open closed."""
         thought = open_thought(prompt_end, self.thoughts)
         return prompt_end + thought.ending(prompt_end) if thought else prompt_end
 
@@ -191,7 +190,6 @@ class EmbeddedFormat(PromptFormat):
 
     @property
     def _is_fixed(self) -> bool:
-        """Whether the user's options decide about reasoning."""
         return any(name in self.options for name in SWITCHES)
 
     @property
@@ -207,19 +205,14 @@ class EmbeddedFormat(PromptFormat):
 
 
 def try_template(path: Path) -> None:
-    """Render some conversations with the chat template in a model file, of unknown origin, in a process with limits.
+    """Render some conversations with a chat template of unknown origin, in a process with limits.
 
-    Raises MemoryError if memory does not suffice; a template that fails in another way is harmless.
+    The file is a model, or holds nothing but a template. Raises MemoryError if memory does not suffice; a template that
+    fails in another way is harmless.
     """
-    _try(read_header(path).chat_template or "")
-
-
-def try_template_file(path: Path) -> None:
-    """Do the same with a file that holds nothing but a chat template."""
-    _try(path.read_text(encoding="utf-8-sig"))
-
-
-def _try(source: str) -> None:
+    with path.open("rb") as file:
+        is_model = file.read(4) == b"GGUF"
+    source = (read_header(path).chat_template or "") if is_model else path.read_text(encoding="utf-8-sig")
     for roles in TRIAL_ROLES:
         messages = [{"role": role, "content": "A question, or its answer.\n" * 100} for role in roles]
         try:

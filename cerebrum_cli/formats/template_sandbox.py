@@ -1,10 +1,15 @@
-"""The sandbox in which chat templates run: Jinja, with the functions that `transformers` gives templates."""
+"""The sandbox in which chat templates run: Jinja, with the functions that `transformers` gives templates.
+
+How a template treats reasoning is found out there, by rendering small conversations.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from functools import cache, partial
 from typing import Any, NoReturn
 from warnings import catch_warnings, simplefilter
 
@@ -14,7 +19,19 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from cerebrum_cli.core.declaration import EFFORTS
 from cerebrum_cli.core.errors import FormatError, Interrupted
+from cerebrum_cli.formats.thinking import ThoughtMarkup
+
+SWITCHES = ("enable_thinking", "thinking")  # variables by which templates turn reasoning on and off
+EFFORT_NAMES = ("reasoning_effort", "thinking_effort")  # variables that take an effort
+COMMON_EFFORTS = ("low", "medium", "high")
+THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")  # of a message; `transformers` sets each that is read
+THOUGHT, QUESTION, ANSWER = "1234567", "2345678", "3456789"  # digits, which no template changes
+
+Turn = Mapping[str, str]  # a message as templates get it: `role`, `content`, and its reasoning
+WriteReply = Callable[[str, str | None], Turn]
+"""Gives a template a reply: its answer, and its reasoning, if any."""
 
 
 class GenerationBlock(Extension):
@@ -50,15 +67,10 @@ def run_template(source: str, values: Mapping[str, Any]) -> str:
 @cache
 def compile_template(source: str) -> jinja2.Template:
     """Compile a template. Raises FormatError if it is invalid."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationBlock]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
     try:
         with catch_warnings():
             simplefilter("ignore", SyntaxWarning)  # Python's, of the code that Jinja makes
-            return environment.from_string(source)
+            return ENVIRONMENT.from_string(source)
     except Exception as error:  # not only TemplateError: deep nesting and long numbers raise others
         raise FormatError(
             f"the chat template cannot be parsed: {_line(error)}", "choose a --format, or run cerebrum ask --raw"
@@ -69,16 +81,108 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Encode JSON as chat templates expect it: not escaped for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
 def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
+
+
+ENVIRONMENT = ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationBlock]
+)
+ENVIRONMENT.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # not escaped for HTML, as templates expect
+ENVIRONMENT.globals["raise_exception"] = _raise_exception
+
+
+def variables(bos: str, eos: str, now: datetime) -> dict[str, Any]:
+    return {
+        "add_generation_prompt": True,
+        "bos_token": bos,
+        "eos_token": eos,
+        "tools": None,
+        "documents": None,
+        "strftime_now": now.strftime,
+    }
+
+
+@cache
+def find_switch(source: str, bos: str, eos: str) -> str | None:
+    """The variable by which a template turns reasoning on and off: one that changes a prompt; None without one."""
+    values = {**variables(bos, eos, datetime.now()), "messages": [{"role": "user", "content": "?"}]}
+    for name in SWITCHES:
+        with suppress(FormatError):  # raised again where the prompt is rendered
+            if name in source and len({run_template(source, {**values, name: value}) for value in (True, False)}) > 1:
+                return name
+    return None
+
+
+@cache
+def find_efforts(source: str, bos: str, eos: str) -> tuple[str | None, tuple[str, ...]]:
+    """The variable by which a template takes an effort of reasoning, and the efforts it knows; None without one."""
+    switch = find_switch(source, bos, eos)
+    values = {**variables(bos, eos, datetime.now()), "messages": [{"role": "user", "content": QUESTION}]}
+    values |= {switch: True} if switch else {}
+
+    def render(name: str, effort: str) -> str | None:
+        with suppress(FormatError):
+            return run_template(source, {**values, name: effort})
+        return None
+
+    for name in EFFORT_NAMES:
+        if name not in source:
+            continue
+        unknown = render(name, THOUGHT)
+        prompts = {effort: prompt for effort in EFFORTS if (prompt := render(name, effort)) is not None}
+        if unknown is None:
+            return name, tuple(prompts)
+        if THOUGHT in unknown:  # the template takes any
+            return name, tuple(effort for effort in prompts if effort in COMMON_EFFORTS)
+        if any(prompt != unknown for prompt in prompts.values()):
+            return name, tuple(effort for effort in prompts if f"'{effort}'" in source or f'"{effort}"' in source)
+    return None, ()
+
+
+def write_answer(answer: str, _: str | None = None) -> Turn:
+    return {"role": "assistant", "content": answer}
+
+
+def write_fields(answer: str, thought: str | None) -> Turn:
+    return {**write_answer(answer), **(dict.fromkeys(THOUGHT_FIELDS, thought) if thought else {})}
+
+
+def write_inline(markup: ThoughtMarkup, answer: str, thought: str | None) -> Turn:
+    return write_answer(markup.wrap(thought) + answer if thought else answer)
+
+
+@cache
+def shows_fields(source: str, bos: str, eos: str) -> bool:
+    """Whether a template shows the reasoning of a last reply that has it in a field of its own."""
+    switch, messages = find_switch(source, bos, eos), _conversation(write_fields)[:-1]
+    values = {**variables(bos, eos, datetime.now()), "add_generation_prompt": False, "messages": messages}
+    with suppress(FormatError):
+        return THOUGHT in run_template(source, {**values, **({switch: True} if switch else {})})
+    return False
+
+
+def find_writer(source: str, values: Mapping[str, Any], thoughts: tuple[ThoughtMarkup, ...]) -> tuple[WriteReply, bool]:
+    """How a template takes replies with their reasoning, and whether it drops that of earlier ones.
+
+    A template without reasoning gets only the answers.
+    """
+    writers: list[WriteReply] = []
+    if shows_fields(source, values["bos_token"], values["eos_token"]):
+        writers.append(write_fields)
+    shown = (thought for thought in thoughts if thought.open in source or thought.close in source)
+    writers += [partial(write_inline, thought) for thought in shown]
+    keeping: WriteReply | None = None
+    for write in writers:
+        with suppress(FormatError):  # GPT-OSS rejects markup in the content
+            prompt = run_template(source, {**values, "messages": _conversation(write)})
+            is_dropped = prompt.count(ANSWER) == 2 and prompt.count(THOUGHT) < 2
+            if is_dropped or write is write_fields:
+                return write, is_dropped
+            keeping = keeping or write
+    return keeping or write_answer, False
+
+
+def _conversation(write: WriteReply) -> list[Turn]:
+    question = {"role": "user", "content": QUESTION}
+    return [question, write(ANSWER, THOUGHT), question, write(ANSWER, THOUGHT), question]

@@ -62,7 +62,6 @@ SplitText = tuple[Channel, str]
 
 
 def thoughts_of(template: str) -> tuple[ThoughtMarkup, ...]:
-    """The reasoning markup of models with a chat template."""
     first = next((markup for text, markup in REPLACED.items() if text in template), THOUGHTS[0])
     return first, *THOUGHTS[1:]
 
@@ -85,10 +84,7 @@ class ThoughtSplitter:
         self.is_in_answer = not thoughts and opened is None
         self.held = ""
         self._footer = ""
-        self._trimmers: dict[Channel, WhitespaceTrimmer] = {
-            "answer": WhitespaceTrimmer(),
-            "thinking": WhitespaceTrimmer(),
-        }
+        self._spaces: dict[Channel, str] = {}  # white space that may be the last of a channel, once it has text
 
     def feed(self, text: str) -> list[SplitText]:
         """Add text, and return what can be assigned to a channel."""
@@ -99,7 +95,6 @@ class ThoughtSplitter:
         return out
 
     def flush(self) -> list[SplitText]:
-        """Return the remaining text at the end of the reply."""
         text, self.held = self.held, ""
         if self._footer and text.rstrip() == self._footer:
             text = ""
@@ -109,7 +104,13 @@ class ThoughtSplitter:
 
     def _step(self, out: list[SplitText]) -> bool:
         if self.open_thought:
-            return self._consume_thought(self.open_thought, out)
+            close = self.open_thought.close
+            before, closed, after = self.held.partition(close)
+            cut = len(before) - (0 if closed else partial_marker_length(before, (close,)))
+            self._emit("thinking", before[:cut], out)
+            self.held = after if closed else before[cut:]
+            self.open_thought = None if closed else self.open_thought
+            return bool(closed)
         if self.is_in_answer:
             body, footer = self.held.rstrip(), self._footer
             is_over = bool(footer) and body.endswith(footer)
@@ -118,15 +119,6 @@ class ThoughtSplitter:
             self.held = self.held[cut:]
             return False
         return self._detect_markup()
-
-    def _consume_thought(self, thought: ThoughtMarkup, out: list[SplitText]) -> bool:
-        before, closed, after = self.held.partition(thought.close)
-        cut = len(before) - (0 if closed else partial_marker_length(before, (thought.close,)))
-        self._emit("thinking", before[:cut], out)
-        self.held = after if closed else before[cut:]
-        if closed:
-            self.open_thought = None
-        return bool(closed)
 
     def _detect_markup(self) -> bool:
         """Decide between markup and answer, at the start of the reply or after a reasoning block."""
@@ -148,26 +140,12 @@ class ThoughtSplitter:
         return True
 
     def _emit(self, channel: Channel, text: str, out: list[SplitText]) -> None:
-        if shown := self._trimmers[channel].trim(text):
-            out.append((channel, shown))
-
-
-class WhitespaceTrimmer:
-    """Drops the white space before and after a streamed text."""
-
-    def __init__(self) -> None:
-        self._started = False
-        self._space = ""
-
-    def trim(self, text: str) -> str:
-        """Add text, and return it without white space that may be at the start or the end."""
-        if not self._started:
+        """Add the text of a channel, without white space that may be at its start or end."""
+        if channel not in self._spaces:
             text = text.lstrip()
-            self._started = bool(text)
-        body = text.rstrip()
-        if not body:
-            self._space += text
-            return ""
-        shown = self._space + body
-        self._space = text[len(body) :]
-        return shown
+        space, body = self._spaces.get(channel, ""), text.rstrip()
+        if body:
+            out.append((channel, space + body))
+            self._spaces[channel] = text[len(body) :]
+        elif channel in self._spaces:
+            self._spaces[channel] = space + text

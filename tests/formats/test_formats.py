@@ -17,7 +17,6 @@ from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FOR
 from cerebrum_cli.model.loaded_model import detokenize
 
 BOS, EOS = 1, 2
-LINE_BREAK = 13
 FORMATS = (CEREBRUM, COLLECTIVE_COGNITION)
 Case = dict[str, Any]
 
@@ -53,13 +52,10 @@ def test_prompt_matches_the_golden_text_and_ids(prompt_format: PromptFormat, cas
     assert list(mistral.tokenize(parts)) == case["mistral_v1_token_ids"]
 
 
-@pytest.mark.parametrize("prompt_format", FORMATS, ids=lambda prompt_format: prompt_format.name)
-def test_empty_system_prompt_is_omitted(prompt_format: PromptFormat) -> None:
-    parts = prompt_format.render(Conversation(system_prompt="").user("Why?"))
-    assert text_of(parts).startswith(("User: ", "USER: "))
-
-
-def test_only_cerebrum_has_a_default_system_prompt() -> None:
+def test_empty_system_prompt_is_omitted_and_only_cerebrum_has_a_default() -> None:
+    for prompt_format in FORMATS:
+        parts = prompt_format.render(Conversation(system_prompt="").user("Why?"))
+        assert text_of(parts).startswith(("User: ", "USER: "))
     assert {name for name, prompt_format in PLAIN_FORMATS.items() if prompt_format.default_system} == {"cerebrum"}
     assert text_of(CEREBRUM.render(Conversation().user("Why?"))).startswith(f"{CEREBRUM.default_system}\nUser: Why?")
 
@@ -76,12 +72,6 @@ def test_cerebrum_removes_eos_text_except_in_the_first_message() -> None:
     assert text_of(CEREBRUM.render(conversation)) == "</s>\nUser: a</s>b\nAI: c\nUser: </s>d\nAI:"
 
 
-def test_collective_cognition_keeps_eos_text_untrusted(mistral: LlamaBackend) -> None:
-    ids = mistral.tokenize(COLLECTIVE_COGNITION.render(Conversation().user("a</s>").assistant("b</s>c").user("d</s>")))
-    assert detokenize(mistral, ids).count("</s>") == 4
-    assert ids.count(EOS) == 1
-
-
 @given(st.lists(st.sampled_from(["</s>", "<s>", "<unk>", "</", "s>", "<", ">", "\n", " ", "User:", "a"])).map("".join))
 def test_user_text_never_becomes_a_special_token(mistral: LlamaBackend, text: str) -> None:
     for prompt_format, expected in ((CEREBRUM, [BOS]), (COLLECTIVE_COGNITION, [BOS, EOS])):
@@ -90,11 +80,7 @@ def test_user_text_never_becomes_a_special_token(mistral: LlamaBackend, text: st
 
 
 def test_stop_strings_of_each_format() -> None:
-    assert {prompt_format.name: prompt_format.stop for prompt_format in (*FORMATS, RAW)} == {
-        "cerebrum": ("\nUser:",),
-        "collective-cognition": ("\nUSER:",),
-        "raw": (),
-    }
+    assert [prompt_format.stop for prompt_format in (*FORMATS, RAW)] == [("\nUser:",), ("\nUSER:",), ()]
 
 
 def test_raw_prompt_is_trusted_text(mistral: LlamaBackend) -> None:
@@ -131,17 +117,6 @@ def test_next_prompt_extends_prompt_and_reply(
         reply = data.draw(replies(mistral))
         evaluated = prompt + reply
         conversation = conversation.assistant(detokenize(mistral, reply).strip(), reply)
-
-
-def test_text_after_reply_tokens_gets_no_extra_space(mistral: LlamaBackend) -> None:
-    reply = mistral.tokenize((Text("Four."),))[1:]
-    question = Conversation(system_prompt="").user("2+2?")
-    again = question.assistant("Four.").user("Sure?")
-    as_text = mistral.tokenize(CEREBRUM.render(again))
-    as_tokens = mistral.tokenize(CEREBRUM.render(question.assistant("Four.", reply).user("Sure?")))
-    assert as_tokens == as_text
-    before = len(mistral.tokenize(CEREBRUM.render(question))) + len(reply)
-    assert as_tokens[before] == LINE_BREAK
 
 
 def test_join_parts_merges_adjacent_and_drops_empty_texts() -> None:

@@ -65,10 +65,13 @@ def test_splitter_drops_the_tags_around_an_answer_of_granite(text: str, expected
 
 
 @pytest.mark.parametrize("thought", THOUGHTS, ids=lambda thought: thought.open)
-def test_splitter_knows_every_markup(thought: ThoughtMarkup) -> None:
-    text = f"{thought.open}\nhm\n{thought.close}{thought.header}\n\nFour."
-    for cut in range(len(text)):
-        assert split(text[:cut], text[cut:]) == [("thinking", "hm"), ("answer", "Four.")]
+def test_splitter_knows_every_markup_also_in_an_open_thought(thought: ThoughtMarkup) -> None:
+    opened = open_thought(f"<|im_start|>assistant\n{thought.open}\n", THOUGHTS)
+    assert opened and opened.close == thought.close
+    rest = f"\nhm\n{thought.close}{thought.header}\n\nFour."
+    for text, block in ((thought.open + rest, None), (rest, thought)):
+        for cut in range(len(text)):
+            assert split(text[:cut], text[cut:], opened=block) == [("thinking", "hm"), ("answer", "Four.")]
 
 
 def test_no_marker_is_a_prefix_of_another() -> None:
@@ -76,24 +79,20 @@ def test_no_marker_is_a_prefix_of_another() -> None:
     assert not [(a, b) for a in markers for b in markers if a != b and b.startswith(a)]
 
 
-@pytest.mark.parametrize("thought", THOUGHTS, ids=lambda thought: thought.open)
-def test_splitter_starts_inside_an_open_thought(thought: ThoughtMarkup) -> None:
-    opened = open_thought(f"<|im_start|>assistant\n{thought.open}\n", THOUGHTS)
-    assert opened is not None
-    assert opened.close == thought.close
-    for cut in range(8):
-        text = f"hm{thought.close}b"
-        assert split(text[:cut], text[cut:], opened=thought) == [("thinking", "hm"), ("answer", "b")]
-
-
 @pytest.mark.parametrize("end", ["", "<|im_start|>assistant\n", "<think>\n\n</think>\n\n", "<think>x", "think>"])
 def test_prompt_without_an_open_tag_opens_no_thought(end: str) -> None:
     assert open_thought(end, THOUGHTS) is None
 
 
-def test_open_thought_may_stay_unclosed() -> None:
+def test_splitter_without_markup_or_without_its_end() -> None:
     assert thought_and_answer("hm</th", opened=THINK) == ("hm</th", "")
     assert thought_and_answer(opened=THINK) == ("", "")
+    splitter = ThoughtSplitter(())
+    assert [splitter.feed(text) for text in (" <think>a", "</think> ")] == [
+        [("answer", "<think>a")],
+        [("answer", "</think>")],
+    ]
+    assert splitter.flush() == []
 
 
 def test_splitter_emits_certain_text_immediately() -> None:
@@ -105,13 +104,6 @@ def test_splitter_emits_certain_text_immediately() -> None:
     assert splitter.feed("</think>\n") == []
     assert splitter.feed("F") == [("answer", "F")]
     assert splitter.feed("<think>") == [("answer", "<think>")]
-    assert splitter.flush() == []
-
-
-def test_splitter_without_markup_emits_only_answer() -> None:
-    splitter = ThoughtSplitter(())
-    assert splitter.feed(" <think>a") == [("answer", "<think>a")]
-    assert splitter.feed("</think> ") == [("answer", "</think>")]
     assert splitter.flush() == []
 
 
