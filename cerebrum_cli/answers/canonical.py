@@ -55,7 +55,10 @@ def canonical(answer: str) -> str:
     """Normal form of an extracted answer; idempotent."""
     form = answer
     for _ in range(_ROUNDS):
-        last, form = form, _form(form)
+        if form.startswith(_VERBATIM):
+            return form
+        last = form
+        form = _ruled(normalize_spelling(last), 0) if len(last) <= _LONGEST else " ".join(last.casefold().split())
         if form == last:
             return form
     return _VERBATIM + form
@@ -78,14 +81,6 @@ def _implied(text: str, form: str) -> str | None:
         return time[1]
     value = amount(form) if re.search(r"%|\bper\s?cent\b", text) else None
     return None if value is None else str(value / 100)
-
-
-def _form(answer: str) -> str:
-    if answer.startswith(_VERBATIM):
-        return answer
-    if len(answer) > _LONGEST:
-        return " ".join(answer.casefold().split())
-    return _ruled(normalize_spelling(answer), 0)
 
 
 def _ruled(text: str, depth: int) -> str:
@@ -137,7 +132,6 @@ def _nested(text: str, depth: int) -> str | None:
 
 
 def _algebra(text: str) -> str | None:
-    """Form of a text with operators or digits, and without words."""
     operands = re.sub(_FUNCTION, "·", text, flags=re.IGNORECASE)
     if re.search(_LETTER + "{3}", operands) or not re.search(r"[^\w\s'.,!?]|\d", operands):
         return None

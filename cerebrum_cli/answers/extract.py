@@ -45,7 +45,6 @@ _MARKER = re.compile(
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
 
-_MARKER_WORDS = "answer", "boxed", "fbox", "####"  # one of which is in each
 _JSON_END = re.compile(r'"\s*+[,}]|,\s*+"|\}')
 _LEAD = re.compile(
     r"(?:[\s*`:=$#>\"“]++|[-•]\s|\\[\[(]|[)\]}]|\\displaystyle|as\s++follows\b|(?:therefore|thus|hence|simply)\b,?)*+",
@@ -150,7 +149,7 @@ def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool
     A statement ends where the next begins: so no character is read twice, however many statements are empty.
     """
     end = len(text)
-    for marker in reversed(list(_MARKER.finditer(text, _first_line_of_marker(text)))):
+    for marker in reversed(list(_MARKER.finditer(text))):
         kind, region = marker.lastgroup, text[marker.end() : end]
         if is_box := kind == "box" and region.startswith("{"):
             line, below = braced(region), ""
@@ -174,15 +173,6 @@ def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool
             is_prose = len(_WORD.findall(value)) > 3 and not _REFUSAL.search(value)
             yield value, not (is_prose or is_remark)
         end = marker.start()
-
-
-def _first_line_of_marker(text: str) -> int:
-    """Where the line of the first marker begins, or one before it: most replies have none but at their end."""
-    folded = text.casefold()
-    if len(folded) != len(text):  # places differ
-        return 0
-    first = min((at for word in _MARKER_WORDS if (at := folded.find(word)) >= 0), default=len(text))
-    return text.rfind("\n", 0, first) + 1
 
 
 def braced(text: str) -> str:
@@ -228,7 +218,6 @@ def _sentence_end(line: str) -> int:
 
 
 def _answer(text: str) -> str:
-    """Strip a reason, quotes, closing punctuation and a letter's parentheses from an answer."""
     text = trimmed(" ".join(_REASON.split(text, maxsplit=1)[0].split()))
     text = re.sub(r"\A\(([A-Z])\)\Z", r"\1", text)
     return text if text.strip("_-–—…^= ") else ""
@@ -248,7 +237,6 @@ def _last_value(text: str) -> str | None:
 
 
 def _last_result(line: str, text: str, place: int) -> str | None:
-    """Result of the last sentence of a line that has one; questions have none."""
     statements = (sentence for sentence in reversed(sentences(line)) if not sentence.rstrip().endswith("?"))
     return next(filter(None, (_result(sentence, text, place) for sentence in statements)), None)
 

@@ -32,7 +32,6 @@ Rewriting = tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
 
 
 def rewriting(*rows: tuple[str, str | Callable[[re.Match[str]], str]], flags: int = 0) -> Rewriting:
-    """Compile the patterns of rows, each with its replacement, for `rewritten`."""
     return tuple((re.compile(pattern, flags), replacement) for pattern, replacement in rows)
 
 

@@ -61,7 +61,6 @@ class SampleAnswer:
     `probability` is the exponential of the mean log probability of its tokens, 0 until a tie needs it.
     """
 
-    sample: int
     answer: str | None
     form: str | None
     probability: float
@@ -76,33 +75,24 @@ class Count:
     probability_sum: float
     form: str
 
-    def rank(self) -> tuple[int, float]:
-        """Sort key, best first; the probability of a single sample decides nothing."""
-        return -self.count, -self.probability_sum if self.count > 1 else 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Answers counted so far, in the order of their samples: the outcome does not depend on which finishes first."""
+    """Answers of the first samples, in their order: the outcome does not depend on which finishes first."""
 
     votes: Votes
     answers: tuple[SampleAnswer, ...] = ()
 
-    def add(self, sample: int, answer: str | None, probability: float = 0.0) -> Tally:
-        """Add the answer of a finished sample. Raises ValueError if it has been counted."""
+    def add(self, answer: str | None, probability: float = 0.0) -> Tally:
         from cerebrum_cli.answers.canonical import canonical  # its patterns take 50 ms to compile
 
-        if any(counted.sample == sample for counted in self.answers):
-            raise ValueError(f"sample {sample} has been counted")
         form = None if answer is None else canonical(answer)
-        answers = (*self.answers, SampleAnswer(sample, answer, form, probability))
-        return replace(self, answers=tuple(sorted(answers, key=lambda answer: answer.sample)))
+        return replace(self, answers=(*self.answers, SampleAnswer(answer, form, probability)))
 
     def with_probabilities(self, probabilities: Mapping[int, float]) -> Tally:
-        """The tally with the probabilities of some samples, which break a tie of their answers."""
-        answers = (
-            replace(answer, probability=probabilities.get(answer.sample, answer.probability)) for answer in self.answers
-        )
+        answers = list(self.answers)
+        for sample, probability in probabilities.items():
+            answers[sample] = replace(answers[sample], probability=probability)
         return replace(self, answers=tuple(answers))
 
     @property
@@ -121,7 +111,8 @@ class Tally:
             # Of two spellings that are equally frequent, the first is shown.
             [(spelling, _)] = Counter(answer.answer or "" for answer in group).most_common(1)
             counts.append(Count(spelling, len(group), fsum(answer.probability for answer in group), form))
-        return tuple(sorted(counts, key=Count.rank))  # stable
+        # The probability of a single sample decides nothing; equal candidates stay in order.
+        return tuple(sorted(counts, key=lambda count: (-count.count, -count.probability_sum if count.count > 1 else 0)))
 
     @property
     def leader(self) -> Count | None:
@@ -129,28 +120,26 @@ class Tally:
 
     @property
     def winner(self) -> Count | None:
-        """The leader, if it has the votes that it needs."""
         return self.leader if self.leader and self.leader.count >= self.votes.needed else None
 
     @property
-    def tied_answers(self) -> int:
-        """Number of answers with the most samples if that is several, else 0."""
+    def tied(self) -> tuple[Count, ...]:
+        """The answers with the most samples if those are several, else none."""
         counts = self.counts
-        leading = [count for count in counts if count.count == counts[0].count]
-        return len(leading) if len(leading) > 1 else 0
+        leading = tuple(count for count in counts if count.count == counts[0].count)
+        return leading if len(leading) > 1 else ()
 
     @property
     def tied_samples(self) -> list[int]:
         """The samples of the leading answers if several have the most samples, and at least two; none otherwise."""
-        counts = self.counts
-        forms = [count.form for count in counts if count.count == counts[0].count > 1]
-        return [answer.sample for answer in self.answers if answer.form in forms] if len(forms) > 1 else []
+        forms = [count.form for count in self.tied if count.count > 1]
+        return [sample for sample, answer in enumerate(self.answers) if answer.form in forms]
 
     @property
     def winning_sample(self) -> int | None:
         """Sample to show: the first one with the leading answer."""
-        leader = self.leader
-        return next((answer.sample for answer in self.answers if leader and answer.form == leader.form), None)
+        forms = [answer.form for answer in self.answers]
+        return forms.index(self.leader.form) if self.leader else None
 
     @property
     def agreement(self) -> float:
@@ -161,17 +150,16 @@ class Tally:
         """Whether the outcome is certain, or, if `votes` is adaptive, likely enough."""
         return self._is_decided_with(0)
 
-    def missing_samples(self, running: int) -> int:
-        """Number of samples to start: all, or, if `votes` is adaptive, its minimum, then as few as could decide it."""
+    @property
+    def missing_samples(self) -> int:
+        """Samples to start if none is running: all, or, if `votes` is adaptive, the minimum, then as few as may do."""
         if self.is_decided:
             return 0
         if self.samples < self.votes.minimum:
-            return max(0, self.votes.minimum - self.samples - running)
-        enough = next(more for more in range(1, self.votes.maximum + 1) if self._is_decided_with(more))
-        return max(0, enough - running)
+            return self.votes.minimum - self.samples
+        return next(more for more in range(1, self.votes.maximum + 1) if self._is_decided_with(more))
 
     def _is_decided_with(self, more: int) -> bool:
-        """Whether the vote would be decided if `more` samples had the leader's answer."""
         counted = self.samples + more
         first, second = (*(count.count for count in self.counts[:2]), 0, 0)[:2]
         leader = first + more

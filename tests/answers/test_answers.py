@@ -49,33 +49,22 @@ def test_final_answer_leaves_out_the_quotes_around_its_statement(text: str, answ
     assert final_answer(text) == answer
 
 
-@given(prose | marked_up)
-def test_final_answer_is_none_or_not_empty(text: str) -> None:
-    answer = final_answer(text)
-    assert answer is None or answer == answer.strip() != ""
-
-
 @given(prose | marked_up, numbers)
 def test_final_answer_is_the_last_stated_number(before: str, number: str) -> None:
     assert final_answer(f"{before} The answer is {number}.") == number
     assert final_answer(f"{before} The answer is ${number}$. Let me check.") == number
     assert final_answer(f"{before} $\\boxed{{{number}}}$.") == number
     assert final_answer(f"{before}\n#### {number}") == number
-
-
-@given(prose | marked_up, numbers)
-def test_final_answer_ignores_a_truncated_statement(before: str, number: str) -> None:
+    answer = final_answer(before)
+    assert answer is None or answer == answer.strip() != ""
+    # a truncated statement is ignored
     assert final_answer(f"{before} The answer is {number}. The answer is") == number
     assert final_answer(f"{before} The answer is {number}. So $\\boxed{{") == number
 
 
-@given(st.integers(min_value=1000))
-def test_final_answer_drops_thousands_separators(number: int) -> None:
+@given(st.integers(min_value=1000), st.fractions())
+def test_final_answer_is_read_without_separators_and_latex(number: int, fraction: Fraction) -> None:
     assert final_answer(f"The answer is {number:,}.") == str(number)
-
-
-@given(st.fractions())
-def test_final_answer_keeps_the_value_of_a_latex_fraction(fraction: Fraction) -> None:
     written = f"\\frac{{{fraction.numerator}}}{{{fraction.denominator}}}"
     assert Fraction(final_answer(f"The answer is ${written}$.") or "") == fraction
 
