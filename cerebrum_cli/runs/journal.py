@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cerebrum_cli.core.errors import BatchError
+from cerebrum_cli.core.events import ServersEvent
 from cerebrum_cli.core.files import commit_file, fsync_directory, unfinished_file
 from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts
+from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.runs.output_files import (
     MIXED,
     REPLACE,
@@ -35,6 +37,11 @@ from cerebrum_cli.runs.output_files import (
 )
 from cerebrum_cli.runs.partial import PartialFile
 from cerebrum_cli.runs.result import FAILED, FINISHED, FinishedRows, Result, ResultRows
+
+Records = Sequence[Mapping[str, str]]
+"""Kind, build and model of the servers, or nodes, that answered rows; their addresses are not recorded."""
+
+T = TypeVar("T")
 
 
 def open_journal(
@@ -70,7 +77,7 @@ def open_journal(
     except BaseException:
         with contextlib.closing(partial), contextlib.suppress(OSError):
             if partial.is_empty:
-                partial.remove()
+                partial.path.unlink()
         raise
 
 
@@ -83,11 +90,12 @@ def _open(
     if step == "complete" and retry_failed and record and (record.failed or record.undecided):
         step = "extend"
     if step == "begin" or record is None:
-        partial.clear()  # before the record, so that rows of another batch are never taken for this one's
+        partial.truncate()  # before the record, so that rows of another batch are never taken for this one's
         record = replace(new, replaces=output)
         write_record(paths, record)
     elif step == "complete":
-        partial.remove(keeps_lines=rows.table is not None and not partial.is_empty)
+        if rows.table is None or partial.is_empty:
+            partial.path.unlink()
     elif step == "resume" and record.has_rows_of(new):
         partial.load()
     elif step == "resume":
@@ -127,21 +135,16 @@ class Journal(Result):
         self._partial = partial
         self._record = record
         self._replaced = replaced
-        self._unfinished = dict(record.unfinished)
         self.notes = record.notes
         self._is_open = True
+        for key, text in record.unfinished.items():
+            digest, *tokens = text.split()
+            if int(key) < len(rows) and digest == self._digest(int(key)):
+                self.unfinished[int(key)] = tuple(map(int, tokens))
 
     @property
     def counts(self) -> RowCounts:
         return self._record.counts if self.is_complete else self.finished.counts
-
-    def keep_unfinished(self, position: int, tokens: Sequence[int]) -> None:
-        """Keep the tokens of a row's reply, which `close` writes."""
-        self._unfinished[str(position)] = " ".join((self._digest(position), *map(str, tokens)))
-
-    def unfinished_tokens(self, position: int) -> tuple[int, ...]:
-        digest, *tokens = self._unfinished.get(str(position), "").split() or [""]
-        return tuple(map(int, tokens)) if tokens and digest == self._digest(position) else ()
 
     def objects(self) -> Iterator[dict[str, Any]]:
         if self.is_complete:
@@ -151,10 +154,19 @@ class Journal(Result):
             yield from map(json.loads, self._partial.lines(self.finished))
 
     def write_notes(self, notes: Mapping[str, Any]) -> None:
-        """Replace the notes. Raises BatchError."""
         record = replace(self._record, notes=notes)
         write_record(self._paths, record)
         self._record, self.notes = record, notes
+
+    @property
+    def servers(self) -> Records:
+        records: Records = self.notes.get("servers", ())
+        return records
+
+    def note_servers(self, servers: Records) -> None:
+        if new := [record for record in servers if record not in self.servers]:
+            with contextlib.suppress(BatchError):  # of a full disk: what went wrong before it matters more
+                self.write_notes({**self.notes, "servers": [*self.servers, *new]})
 
     def complete(self) -> None:
         """Write the result file atomically, in the order of the input; nothing if it is complete.
@@ -169,17 +181,20 @@ class Journal(Result):
         paths, table = self._paths, self.rows.table
         with journal_errors(paths.output), unfinished_file(paths.output, 0o666) as part:
             lines = self._partial.lines(self.finished)
-            result = write_result(part.file, table.lines(map(json.loads, lines)) if table else lines)
+            result = write_result(part.file, table(map(json.loads, lines)) if table else lines)
             record = replace(self._record, result=result, unfinished={}, **self.counts.recorded)
             write_record(paths, record)
             if identify(paths.output) != self._replaced:
-                hint = "move it elsewhere, then run it again without --restart to write the result"
-                raise BatchError(f"{paths.output} was changed while the batch ran", hint)
+                raise BatchError(
+                    f"{paths.output} was changed while the batch ran",
+                    "move it elsewhere, then run it again without --restart to write the result",
+                )
             commit_file(part, paths.output)
         self._record = record
         self.is_complete = True
         with contextlib.suppress(OSError):  # the next run of the same batch removes it
-            self._partial.remove(keeps_lines=table is not None)
+            if table is None:
+                self._partial.path.unlink()
             fsync_directory(paths.output.parent)
         self.close()
 
@@ -189,13 +204,17 @@ class Journal(Result):
             return
         self._is_open = False
         try:
-            if not self.is_complete and self._unfinished:
+            if not self.is_complete and self.unfinished:
+                unfinished = {
+                    str(position): " ".join((self._digest(position), *map(str, tokens)))
+                    for position, tokens in self.unfinished.items()
+                }
                 with contextlib.suppress(BatchError):  # their rows are answered from the beginning
-                    write_record(self._paths, replace(self._record, unfinished=self._unfinished))
+                    write_record(self._paths, replace(self._record, unfinished=unfinished))
             elif not self.is_complete and self._partial.is_empty and self._record.replaces is None:
                 with contextlib.suppress(OSError):
                     self._paths.meta.unlink(missing_ok=True)
-                    self._partial.remove()
+                    self._partial.path.unlink()
         finally:
             with journal_errors(self._paths.partial):
                 self._partial.close()
@@ -207,7 +226,25 @@ class Journal(Result):
         """
         with journal_errors(self._partial.path):
             self._partial.append(position, line, flags)
-        self._unfinished.pop(str(position), None)
 
     def _digest(self, position: int) -> str:
         return self.rows.schema.identify(self.rows.fields(position))
+
+
+def noting_servers(events: Generator[T, None, None], run: Journal, model: LoadedModel) -> Generator[T, None, None]:
+    """Yield events, and note the servers at the end, and as soon as they are known: the process may be killed."""
+
+    def note() -> None:
+        if model.is_remote and model.engine.is_loaded:
+            run.note_servers(model.engine.builds)
+
+    is_noted = not model.is_remote
+    try:
+        with contextlib.closing(events):
+            for event in events:
+                if (not is_noted and model.engine.is_loaded) or isinstance(event, ServersEvent):
+                    note()
+                    is_noted = True
+                yield event
+    finally:
+        note()

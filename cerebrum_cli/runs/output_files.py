@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from cerebrum_cli.core.conversion import LORA, parse_adapter
+from cerebrum_cli.core.declaration import LORA, parse_adapter
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import (
     commit_file,
@@ -59,8 +59,8 @@ class Identity:
 class OutputPaths:
     """The path of a result, and those of the files beside it.
 
-    `partial` has the finished rows in the order in which they finished, `checkpoint` lists them, and `meta` has the
-    settings that the result was made with.
+    `partial` has the finished rows in the order in which they finished, and `meta` the settings that the result was
+    made with.
     """
 
     output: Path
@@ -70,16 +70,12 @@ class OutputPaths:
         return self.output.with_name(f"{self.output.name}.partial")
 
     @property
-    def checkpoint(self) -> Path:
-        return self.output.with_name(f"{self.output.name}.checkpoint")
-
-    @property
     def meta(self) -> Path:
         return self.output.with_name(f"{self.output.name}.meta.json")
 
     @property
     def all(self) -> tuple[Path, ...]:
-        return (self.output, self.partial, self.meta, self.checkpoint)
+        return (self.output, self.partial, self.meta)
 
 
 def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
@@ -136,7 +132,6 @@ def write_result(file: FileIO, lines: Iterable[bytes]) -> Identity:
 
 
 def identify(path: Path) -> Identity | None:
-    """Size and hash of a file; None if it does not exist."""
     try:
         with path.open("rb") as file:
             return Identity(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
@@ -145,7 +140,6 @@ def identify(path: Path) -> Identity | None:
 
 
 def journal_errors(path: Path, then: str = _RESUME) -> AbstractContextManager[None]:
-    """Raise BatchError with a hint for an OSError."""
     return translate_os_errors(BatchError, path, then, "choose an -o on another file system")
 
 
@@ -196,8 +190,9 @@ def read_record(path: Path) -> BatchRecord | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        message = f"{path} is not a batch record"
-        raise BatchError(message, "move it elsewhere, choose another -o, or use --restart to replace it") from error
+        raise BatchError(
+            f"{path} is not a batch record", "move it elsewhere, choose another -o, or use --restart to replace it"
+        ) from error
 
 
 def write_record(paths: OutputPaths, record: BatchRecord, then: str = _RESUME) -> None:
@@ -210,7 +205,6 @@ def write_record(paths: OutputPaths, record: BatchRecord, then: str = _RESUME) -
 
 
 def normalize(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a fingerprint to the values that JSON gives back."""
     return dict(json.loads(to_json(dict(fingerprint))))
 
 
@@ -220,15 +214,11 @@ def describe_difference(before: BatchRecord, now: BatchRecord) -> str | None:
     names = [name for name in {**new, **old} if to_json(old.get(name)) != to_json(new.get(name))]
     if not names:
         return None
-    descriptions = []
-    for name in names[:_MAX_DIFFERENCES]:
-        is_adapter = name == "adapter"  # the names of its files show more than the digests of their contents
-        values = (before.adapter_files, now.adapter_files) if is_adapter else (old.get(name), new.get(name))
-        descriptions.append(
-            f"an unknown version of {name} (now {values[1]})"
-            if name in MADE_BY and values[0] is None
-            else f"another {name.replace('_', ' ')}{shown_values(values[0], ', now', values[1])}"
-        )
+    old, new = ({**record.fingerprint, "adapter": record.adapter_files} for record in (before, now))
+    descriptions = [
+        f"another {name.replace('_', ' ')}{shown_values(old.get(name), ', now', new.get(name))}"
+        for name in names[:_MAX_DIFFERENCES]
+    ]
     if more := len(names) - len(descriptions):
         descriptions.append(f"{more} more")
     return enumeration(descriptions)
@@ -262,15 +252,19 @@ def decide(
     """
     if record is None:
         if has_rows:
-            message = f"{paths.partial} exists, but its record {paths.meta.name} is missing"
-            raise BatchError(message, "move it elsewhere, choose another -o, or use --restart to start over")
+            raise BatchError(
+                f"{paths.partial} exists, but its record {paths.meta.name} is missing",
+                "move it elsewhere, choose another -o, or use --restart to start over",
+            )
         if output:
             raise BatchError(f"{paths.output} already exists", REPLACE)
         return "begin"
     if difference := describe_difference(record, new):
         if has_rows and not (record.result and record.result == output):
-            message = f"{paths.partial} was started with {difference}"
-            raise BatchError(message, "run the previous command to resume, or use --restart to start over")
+            raise BatchError(
+                f"{paths.partial} was started with {difference}",
+                "run the previous command to resume, or use --restart to start over",
+            )
         if output:
             problem = f"was made with {difference}" if output == record.result else "already exists"
             raise BatchError(f"{paths.output} {problem}", REPLACE)
@@ -285,8 +279,10 @@ def decide(
     if has_rows:
         if output == record.replaces:
             return "resume"
-        message = f"{paths.output} was changed after {paths.partial} was started"
-        raise BatchError(message, "move it elsewhere to resume, or use --restart to start over and replace it")
+        raise BatchError(
+            f"{paths.output} was changed after {paths.partial} was started",
+            "move it elsewhere to resume, or use --restart to start over and replace it",
+        )
     if output == record.replaces and record.result is None:
         return "begin"  # --restart was interrupted before the first row
     raise BatchError(f"{paths.output} was changed after it was completed", REPLACE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from types import SimpleNamespace
@@ -22,46 +22,41 @@ _LINE_BREAKS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The keys of each line, those that may follow in this order, and those whose values identify its row; its totals
-    and its name in messages.
-    """
+    """The keys that each line has, and those whose values identify its row; its totals and its name in messages."""
 
     keys: tuple[str, ...]
-    optional: tuple[str, ...]
     identity: tuple[str, ...]
     count: Callable[[Mapping[str, Any]], RowCounts]
     name: Callable[[Mapping[str, Any]], str]
-
-    def has_keys(self, keys: Iterable[str]) -> bool:
-        keys = tuple(keys)
-        return keys == (*self.keys, *(key for key in self.optional if key in keys))
 
     def identify(self, object: Mapping[str, Any]) -> str:
         """Digest of what identifies the row that an object is for, or that it is."""
         return sha256(to_json([object.get(key) for key in self.identity]).encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class TableFormat:
-    """A result as a table: the columns of an input that is one, or `id` and `prompt`, then those of the answers."""
+Table = Callable[[Iterable[Mapping[str, Any]]], Iterator[bytes]]
+"""Encodes the objects of rows as the lines of a table."""
 
-    delimiter: str
-    columns: tuple[str, ...] | None
 
-    def lines(self, objects: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
-        """Encode the objects of rows, with a header. The name of an answer's column that the input has ends with _2."""
-        columns = self.columns or ("id", "prompt")
-        yield self._line((*columns, *(f"{key}_2" if key in columns else key for key in _ANSWER_COLUMNS)))
-        for object in objects:
-            fields = object["input"] if self.columns else object
-            error = object["error"] and f"{object['error']['type']}: {object['error']['message']}"
-            yield self._line([*map(fields.get, columns), *map(object.get, _ANSWER_COLUMNS[:-1]), error])
+def table_lines(
+    delimiter: str, columns: tuple[str, ...] | None, objects: Iterable[Mapping[str, Any]]
+) -> Iterator[bytes]:
+    """Encode the objects of rows as a table: the columns of an input that is one, or `id` and `prompt`, and the answer.
 
-    def _line(self, values: Iterable[Any]) -> bytes:
-        line: list[str] = []
-        file = SimpleNamespace(write=line.append)
-        csv.writer(file, delimiter=self.delimiter, lineterminator="\n").writerow(values)
-        return line[0].encode()
+    The name of an answer's column that the input has ends with _2.
+    """
+    first = columns or ("id", "prompt")
+    yield _table_line(delimiter, (*first, *(f"{key}_2" if key in first else key for key in _ANSWER_COLUMNS)))
+    for object in objects:
+        fields = object["input"] if columns else object
+        error = object["error"] and f"{object['error']['type']}: {object['error']['message']}"
+        yield _table_line(delimiter, [*map(fields.get, first), *map(object.get, _ANSWER_COLUMNS[:-1]), error])
+
+
+def _table_line(delimiter: str, values: Iterable[Any]) -> bytes:
+    line: list[str] = []
+    csv.writer(SimpleNamespace(write=line.append), delimiter=delimiter, lineterminator="\n").writerow(values)
+    return line[0].encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +71,7 @@ class ResultRows:
     size: int
     fields: Callable[[int], Mapping[str, Any]]
     sha256: str | None = None
-    table: TableFormat | None = None
+    table: Table | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -128,7 +123,6 @@ class FinishedRows(Collection[int]):
 
 
 def flags_of(counts: RowCounts) -> int:
-    """The flags of a row that counts as one of these at most once."""
     exceptions = {FAILED: counts.failed, TRUNCATED: counts.truncated, UNDECIDED: counts.undecided}
     return FINISHED | sum(flag for flag, count in exceptions.items() if count)
 
@@ -139,38 +133,28 @@ def is_answer(flags: int) -> bool:
 
 
 class Result:
-    """Receives the objects of rows in any order; positions count the rows of the input from 0.
+    """Receives the objects of rows in any order, for subclasses to save; positions count the rows of the input from 0.
 
-    This one saves nothing: subclasses save what is written.
+    `unfinished` are the tokens of replies that were interrupted, by position.
     """
 
-    def __init__(self, rows: ResultRows, finished: FinishedRows | None = None) -> None:
+    def __init__(self, rows: ResultRows, finished: FinishedRows) -> None:
         self.rows = rows
-        self.finished = FinishedRows(len(rows)) if finished is None else finished
+        self.finished = finished
+        self.unfinished: dict[int, tuple[int, ...]] = {}
 
     @property
     def counts(self) -> RowCounts:
-        """Finished rows that failed, were truncated, or are undecided."""
         return self.finished.counts
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
-        """Write the object of a row. Raises ValueError for an object with other keys, and for a finished row."""
-        if position in self.finished or not 0 <= position < len(self.rows):
-            raise ValueError(f"no unfinished row at position {position}")
-        if not self.rows.schema.has_keys(object):
-            raise ValueError(f"not an object of a row: {list(object)}")
+        """Write the object of a row, once."""
         counts = self.rows.schema.count(object)
         flags = flags_of(counts)
         self._save(position, to_json_line(object).encode(), flags)
         self.finished[position] = flags
         self.finished.errors = (*self.finished.errors, *counts.errors)[:SHOWN_ERRORS]
-
-    def keep_unfinished(self, position: int, tokens: Sequence[int]) -> None:
-        """Keep the tokens of a reply that was interrupted, if the result can be resumed."""
-
-    def unfinished_tokens(self, position: int) -> tuple[int, ...]:  # noqa: ARG002
-        """The tokens that were kept for a row, if any."""
-        return ()
+        self.unfinished.pop(position, None)
 
     def objects(self) -> Iterator[dict[str, Any]]:
         """Yield the objects of the finished rows that were saved, in the order of the rows."""
@@ -181,18 +165,15 @@ class Result:
         if missing := len(self.rows) - len(self.finished):
             raise ValueError(f"{missing} rows are not finished")
 
-    def close(self) -> None:
-        """Release resources, complete or not; finished rows stay finished."""
-
     def _save(self, position: int, line: bytes, flags: int) -> None:
-        """Save the line of a row."""
+        """Save the line of a row; subclasses do."""
 
 
 class StreamedResult(Result):
     """A result that writes each line as soon as all lines before it are written; nothing is saved on disk."""
 
     def __init__(self, rows: ResultRows, write: Callable[[str], None]) -> None:
-        super().__init__(rows)
+        super().__init__(rows, FinishedRows(len(rows)))
         self._write_line = write
         self._waiting: dict[int, bytes] = {}
         self._next = 0
