@@ -38,9 +38,10 @@ IDLE_S = 2.0  # of a connection before it is closed: llama-server closes it afte
 # that is never acknowledged, in ms.
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
 MAX_REASON = 200  # characters of a server's message
+RESEND_S = 1.0  # in which a kept connection breaks that the server had closed
 RETRY_LATER = (408, 429, 503)
 # Parts of messages that concern the request, though the status is 500, or missing within a stream.
-REFUSALS = ("validation error", "not support", "context length", "context window")
+REFUSALS = ("validation error", "context length", "context window")
 URL_EXAMPLE = "write it like http://localhost:8080"
 DONE = b"[DONE]"  # ends a stream in OpenAI's format
 
@@ -62,7 +63,6 @@ class Endpoint:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the server is on this machine, to which no proxy leads."""
         host = urlsplit(self.url).hostname or ""
         try:
             return ip_address(host).is_loopback
@@ -70,7 +70,6 @@ class Endpoint:
             return host == "localhost" or host.endswith(".localhost")
 
     def validate(self) -> None:
-        """Raise UsageError if the key would travel unencrypted to another machine, or cannot be a header."""
         if self.key is None:
             return
         if not (self.url.startswith("https:") or self.is_loopback or self.allow_http_key):
@@ -146,14 +145,16 @@ class Client:
         import aiohttp
 
         self.endpoint = endpoint
+        certificates: ssl.SSLContext | bool = True
         try:
             self._proxy = None if endpoint.is_loopback else _proxy_of(urlsplit(endpoint.url))
-            uses_tls = "https:" in (endpoint.url[:6], (self._proxy or "")[:6])
-            certificates = _trusted_certificates() if uses_tls else True
+            if "https:" in (endpoint.url[:6], (self._proxy or "")[:6]):
+                import httpx2
+
+                certificates = httpx2.create_ssl_context()
         except (OSError, ValueError) as error:
             problem = f"{endpoint.name}: {server_text(str(error))}"
             raise EndpointError(problem, "check the URL, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE") from error
-        self.heard_at = 0.0  # when a stream last gave a sign of life, on the event loop's clock
         self._headers = {"User-Agent": "cerebrum-cli", "Accept-Encoding": "identity"}
         if endpoint.key:
             self._headers["Authorization"] = f"Bearer {endpoint.key.strip()}"  # those of a session also go to a proxy
@@ -184,7 +185,6 @@ class Client:
         async with self._exchange("POST", path, None, json=body, read_bufsize=EVENT_BYTES // 2) as response:
             limit = STREAM_BYTES
             async for line in response.content:
-                self.heard_at = asyncio.get_running_loop().time()
                 if (limit := limit - len(line)) < 0:
                     raise LostServerError(TOO_LARGE)
                 field, _, data = line.strip().partition(b":")
@@ -194,6 +194,13 @@ class Client:
                         code = error.get("code") if isinstance(error, dict) else None
                         raise failure(code if isinstance(code, int) else 500, event)
                     yield event
+
+    def fault(self, error: RequestError, hint: str, where: str = "") -> EndpointError:
+        if error.status in (401, 403):
+            problem = "refuses this API key" if self.endpoint.key is not None else "requires an API key"
+            hint = f"set {KEY_VARIABLE}, or key_env in its table in config.toml"
+            return EndpointError(f"{self.endpoint.name} {problem}", hint)
+        return EndpointError(f"{self.endpoint.name}: {where}{error}", hint)
 
     async def aclose(self) -> None:
         await self._session.close()
@@ -232,34 +239,34 @@ class Client:
             raise LostServerError("damaged reply") from error
 
     async def _request(self, method: str, path: str, content: Mapping[str, Any]) -> aiohttp.ClientResponse:
-        """Send a request; again where the server closed a kept connection meanwhile, as a busy vLLM does."""
+        """Send a request; again if a kept connection breaks immediately: a busy vLLM may have closed it meanwhile."""
         import aiohttp
 
+        clock, broken = asyncio.get_running_loop().time, None
         while True:
-            kept: set[str] = set()
+            kept, sent_at = set[str](), clock()
             try:
                 return await self._session.request(method, self.endpoint.url + path, trace_request_ctx=kept, **content)
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if not kept:
+            except aiohttp.ClientConnectorError as error:
+                raise broken or error from error
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                if not kept or clock() - sent_at > RESEND_S:
                     raise
+                broken = error
 
     async def _error(self, response: aiohttp.ClientResponse) -> Exception:
         import aiohttp
 
-        status, name = response.status, self.endpoint.name
-        if 300 <= status < 400:
-            target = server_text(response.headers.get("Location", "another address"))
-            return EndpointError(f"{name} redirects to {target}", "if you trust it, use that URL as --endpoint")
-        if status in (401, 403):
-            problem = "refuses this API key" if self.endpoint.key is not None else "requires an API key"
-            return EndpointError(f"{name} {problem}", f"set {KEY_VARIABLE}, or key_env in its table in config.toml")
+        if 300 <= response.status < 400:
+            problem = f"{self.endpoint.name} redirects to {server_text(response.headers.get('Location', 'nowhere'))}"
+            return EndpointError(problem, "if you trust it, use that URL as --endpoint")
         body = None
         with contextlib.suppress(TimeoutError, LostServerError, aiohttp.ClientError, ValueError, RecursionError):
             async with asyncio.timeout(MESSAGE_S):
                 body = json.loads(await _content(response, QUESTION_BYTES))
         retry_after = response.headers.get("Retry-After", "")
         is_number = retry_after.isascii() and retry_after.isdecimal()
-        return failure(status, body, float(retry_after) if is_number else None)
+        return failure(response.status, body, float(retry_after) if is_number else None)
 
 
 async def _note_reuse(session: aiohttp.ClientSession, context: Any, params: Any) -> None:  # noqa: ARG001
@@ -278,7 +285,6 @@ async def _content(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 
 def _kept_alive(address: Any) -> socket.socket:
-    """A socket whose peer the operating system asks for a sign of life."""
     family, kind, protocol, *_ = address
     created = socket.socket(family, kind, protocol)
     created.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -302,12 +308,6 @@ def _proxy_of(url: SplitResult) -> str | None:
     return proxy.geturl()
 
 
-def _trusted_certificates() -> ssl.SSLContext:
-    import httpx2
-
-    return httpx2.create_ssl_context()
-
-
 def failure(status: int, body: Any, retry_after: float | None = None) -> Exception:
     """Error for an HTTP status and the JSON of a response, or of an event in the middle of a stream."""
     error = body.get("error", body) if isinstance(body, dict) else body
@@ -324,12 +324,10 @@ def failure(status: int, body: Any, retry_after: float | None = None) -> Excepti
 
 
 def server_text(text: str) -> str:
-    """A server's text as part of a message."""
     return well_formed(one_line(text))[:MAX_REASON]
 
 
 def _connection_problem(error: aiohttp.ClientError) -> str:
-    """Why there is no connection, in the operating system's words if there are any."""
     cause = getattr(error, "os_error", error)
     number = getattr(cause, "errno", None) or 0  # negative where a name has no address, and of another kind for TLS
     return os.strerror(number) if number > 0 and not isinstance(cause, ssl.SSLError) else str(cause)

@@ -13,12 +13,11 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import format_names
-from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.engine.protocols import Vocabulary
 from cerebrum_cli.engine.remote.client import DAMAGE, Client, Endpoint, LostServerError, RequestError, server_text
 from cerebrum_cli.engine.remote.kind import ServerInfo, ServerKind, origin
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
-from cerebrum_cli.engine.remote.openai_server import OpenAIServer
-from cerebrum_cli.engine.remote.vllm_sglang import Sglang, Vllm
+from cerebrum_cli.engine.remote.openai_servers import OpenAIServer, Sglang, Vllm
 
 # By the owner of the models in /v1/models; all others have chat completions.
 KINDS: Mapping[str, ServerKind] = {"llamacpp": LlamaServer(), "vllm": Vllm(), "sglang": Sglang()}
@@ -29,6 +28,14 @@ SHOWN_MODELS = 20  # of a server that may have hundreds
 DESCRIBE_S = 30.0  # a busy server answers between two steps
 DIFFERENT_MODEL = "use servers of one model; batch and eval have --allow-different-models, and --restart to start over"
 PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
+# Of the probe without BOS and the like, in the words of llama-server and of the others.
+TOKENIZE = {
+    "content": PROBE,
+    "add_special": False,
+    "parse_special": False,
+    "prompt": PROBE,
+    "add_special_tokens": False,
+}
 
 
 @dataclass
@@ -70,7 +77,7 @@ class ExpectedModel:
     async def _check_vocabulary(self, client: Client, info: ServerInfo) -> None:
         name = client.endpoint.name
         try:
-            answer = await client.post("/tokenize", info.kind.tokenize_body(PROBE, info), DESCRIBE_S)
+            answer = await client.post("/tokenize", {"model": info.model, **TOKENIZE}, DESCRIBE_S)
             tokens = tuple(int(token) for token in answer["tokens"])
         except (RequestError, *DAMAGE) as error:
             raise EndpointError(f"{name}: /tokenize fails: {error}", f"update {info.kind.name}") from error
@@ -113,15 +120,13 @@ async def describe(client: Client) -> ServerInfo:
     except RequestError as error:
         if error.status == 404:  # as from a gateway while the server restarts
             raise LostServerError(f"{path}: {error}") from error
-        problem = f"{endpoint.name}: {path}: {error}"
-        raise EndpointError(problem, "check the URL: it must be that of a language model server") from error
+        raise client.fault(error, "check the URL: it must be that of a language model server", f"{path}: ") from error
     except DAMAGE as error:
         problem = f"{endpoint.name}: unexpected response to /v1/models or {path}"
         raise EndpointError(problem, "update the server") from error
 
 
 def remarks(servers: Mapping[str, ServerInfo]) -> Iterator[NoticeEvent]:
-    """Yield notices about what replies of servers depend on besides the requests."""
     variants: dict[str, str] = {}
     for name, info in servers.items():
         variants.setdefault(f"{info.weights} on {info.kind.name} {info.build}", name)

@@ -41,30 +41,6 @@ class ReplyChunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """Activity of a server for all its clients: running sequences, waiting ones, and tokens so far.
-
-    `generated` changes while the server works, and may count tokens of prompts as well. None where it is not known.
-    """
-
-    running: int | None = None
-    waiting: int | None = None
-    generated: int | None = None
-
-    def next_window(self, window: int, outstanding: int, most: int) -> int:
-        """Next number of sequences to give the server at a time, up to `most`; it has `outstanding` of the last ones.
-
-        It doubles while none wait and most of it runs, and else shrinks to those that run and an eighth more, by half
-        at most, since a server may begin many at that moment.
-        """
-        if self.running is None or self.waiting is None:
-            return window
-        if self.waiting:
-            return max(1, window // 2, min(window, (outstanding - self.waiting) * 9 // 8))
-        return min(most, 2 * window) if 4 * self.running >= 3 * window else window
-
-
-@dataclass(frozen=True, slots=True)
 class ServerInfo:
     """A server that is ready."""
 
@@ -73,9 +49,9 @@ class ServerInfo:
     model: str  # its id there
     weights: str  # where they are from
     context_size: int
-    slots: int  # concurrent sequences
+    slots: int  # concurrent sequences; of a server that states none, as many as to give it
     max_samples: int  # of one request
-    max_window: int  # of sequences, if its load shows that it can do more
+    max_window: int  # of sequences, if a user asks for more
     vocabulary_size: int | None = None
     has_seeds: bool = True  # the same seed gives the same sample
     has_other_weights: bool = False  # than those of a GGUF file
@@ -84,7 +60,6 @@ class ServerInfo:
 
     @property
     def recorded(self) -> dict[str, str]:
-        """Record to save with replies, without the address."""
         return {"kind": self.kind.name, "build": self.build, "model": self.weights}
 
     def room_for_reply(self, request: Request) -> int:
@@ -101,7 +76,6 @@ class ServerKind(ABC):
     name: str
     description_path: str
     completion_path: str
-    load_path: str
     context_option: str  # on the server's command line
     takes_messages = False
     takes_end_tokens = False
@@ -109,14 +83,6 @@ class ServerKind(ABC):
     @abstractmethod
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
         """What a server is, by its model's entry in /v1/models and its description."""
-
-    @abstractmethod
-    def read_load(self, text: str) -> Load:
-        """What it is doing."""
-
-    @abstractmethod
-    def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
-        """Body for /tokenize, without BOS and the like."""
 
     @abstractmethod
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
@@ -141,7 +107,6 @@ def origin(record: Mapping[str, str]) -> str:
 
 
 def file_name(path: str) -> str:
-    """The last part of a path on any system."""
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 

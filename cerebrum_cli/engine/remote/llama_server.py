@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from cerebrum_cli.core.events import Timings
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.remote.client import server_text
-from cerebrum_cli.engine.remote.kind import Load, ReplyChunk, ServerInfo, ServerKind, StopReason, file_name, require_ids
+from cerebrum_cli.engine.remote.kind import ReplyChunk, ServerInfo, ServerKind, StopReason, file_name, require_ids
 from cerebrum_cli.engine.sequence import Request
 
 PENALTY_WINDOW = 64  # tokens, as on this machine
@@ -45,7 +44,6 @@ class LlamaServer(ServerKind):
     name = "llama-server"
     description_path = "/props"
     completion_path = "/completion"
-    load_path = "/slots"  # on unless it is started with --no-slots; answered between two steps
     context_option = "-c"
 
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
@@ -63,9 +61,6 @@ class LlamaServer(ServerKind):
             max_window=slots,
             vocabulary_size=None if meta.get("n_vocab") is None else int(meta["n_vocab"]),
         )
-
-    def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
-        return {"content": text, "add_special": False, "parse_special": False, "model": info.model}
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
         params = request.params
@@ -97,8 +92,11 @@ class LlamaServer(ServerKind):
         }
 
     def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
-        replies = answer if isinstance(answer, list) else [answer]
-        return [_whole(reply) for reply in sorted(replies, key=lambda reply: int(reply["index"]))]
+        chunks = list[ReplyChunk]()
+        for reply in sorted(answer if isinstance(answer, list) else [answer], key=lambda reply: int(reply["index"])):
+            tokens = require_ids(reply.get("tokens"), int(reply["tokens_predicted"]))
+            chunks.append(replace(_end(reply), tokens=tokens, logprobs=_logprobs(reply, tokens)))
+        return chunks
 
     async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
         """Yield parts of one token each. While the text ends within a character, neither text nor ids are sent."""
@@ -113,18 +111,6 @@ class LlamaServer(ServerKind):
             else:
                 total, text = int(event["tokens_predicted"]), well_formed(event.get("content", ""))
                 yield ReplyChunk(event.get("tokens", ()), total=total, text=text)
-
-    def read_load(self, text: str) -> Load:
-        """Activity of its slots; requests that wait for one are not counted."""
-        slots = json.loads(text)
-        decoded = sum(int(slot["next_token"][0]["n_decoded"]) for slot in slots if "next_token" in slot)
-        evaluated = sum(int(slot.get("n_prompt_tokens_processed", 0)) for slot in slots)
-        return Load(len([slot for slot in slots if slot["is_processing"]]), None, decoded + evaluated)
-
-
-def _whole(reply: Mapping[str, Any]) -> ReplyChunk:
-    tokens = require_ids(reply.get("tokens"), int(reply["tokens_predicted"]))
-    return replace(_end(reply), tokens=tokens, logprobs=_logprobs(reply, tokens))
 
 
 def _end(reply: Mapping[str, Any]) -> ReplyChunk:

@@ -1,14 +1,7 @@
-"""Which server answers which request, and what happens when one fails.
+"""Which server answers which job. All of it runs on one event loop.
 
-All of it runs on one event loop. A request is computed at least once and reported once: one whose server is lost is
-sent to another one with the same seed. For each server, a task goes through the states of its `ServerHealth`:
-
-    open       wait, then ask what it is: `_reach`; an answer that fits leads to closed, or half-open after a failure
-    half-open  give it one request: a reply closes it, a loss opens it again
-    closed     give it requests, and watch that it shows signs of life: `Server.watch`; a loss opens it
-
-Jobs that were lost with two servers are suspects: one waits until nothing else does and a server is empty, so that no
-other is lost with it. Everything fails once no server has been usable for as long as the timeouts allow.
+A request is computed at least once and reported once: one whose server is lost is sent to another one with the same
+seed. A task for each server goes through its states. `server_health.py` has the rules.
 """
 
 from __future__ import annotations
@@ -24,12 +17,9 @@ from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent, ServerTok
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.description import remarks
-from cerebrum_cli.engine.remote.job import PoolJob
-from cerebrum_cli.engine.remote.server import CANCELLED, LateReplyError, Server
-from cerebrum_cli.engine.remote.server_health import MAX_LOSSES, NOT_ASKED, ServerNotices, ServerTimeouts
+from cerebrum_cli.engine.remote.server import CANCELLED, LateReplyError, PoolJob, Server
+from cerebrum_cli.engine.remote.server_health import NOT_ASKED, ServerNotices, ServerTimeouts
 from cerebrum_cli.engine.sequence import Failure
-
-RECALLED = BusyServerError("another server is free")
 
 
 class Pool:
@@ -41,7 +31,7 @@ class Pool:
         self._emit = emit  # later replaced by that of the latest job
         self._notices = ServerNotices(timeouts.notices)
         self._waiting: deque[PoolJob] = deque()
-        self._suspects: deque[PoolJob] = deque()
+        self._lost: deque[PoolJob] = deque()  # jobs that were, and wait until no others do
         self._slowest = 0.0  # seconds of the slowest reply so far
         self._tasks: list[asyncio.Task[None]] = []
         self._has_started = asyncio.Event()  # a server can be used, or the start has failed
@@ -72,32 +62,28 @@ class Pool:
         return [server for server in self._servers if server.is_known]
 
     @property
-    def generated(self) -> tuple[ServerTokens, ...]:
-        if len(self._servers) == 1:
-            return ()
-        return tuple(
-            ServerTokens(server.name, server.generated, server.health.state != "closed") for server in self.known
+    def generated(self) -> ServersEvent:
+        servers = self.known if len(self._servers) > 1 else []
+        return ServersEvent(
+            tuple(ServerTokens(server.name, server.generated, server.health.state != "closed") for server in servers)
         )
 
     @property
     def window(self) -> int:
-        """Number of samples that the servers are given at a time."""
         return sum(server.health.window for server in self._servers)
 
     def submit(self, jobs: Sequence[PoolJob], scope: CancelScope) -> None:
-        """Answer jobs, unless their scope is cancelled by now."""
-        if scope.is_cancelled:
-            for job in jobs:
-                job.cancel()
-            return
-        self._waiting += jobs
         for job in jobs:
             self._emit = job.pooled.emit
+            if scope.is_set():
+                job.cancel()
+            else:
+                self._waiting.append(job)
         self._assign()
 
     def cancel(self, should_cancel: Callable[[PoolJob], bool]) -> None:
         """Stop jobs; each sample that has not finished does, as `cancelled`."""
-        for queue in (self._waiting, self._suspects):
+        for queue in (self._waiting, self._lost):
             for job in list(filter(should_cancel, queue)):
                 queue.remove(job)
                 job.cancel()
@@ -136,11 +122,9 @@ class Pool:
                 at += 1
             else:
                 break
-        # suspects, each alone
-        while self._suspects and not self._waiting and (server := self._choose(self._suspects[0])):
-            self._start(self._suspects.popleft(), server)
-        # jobs and servers that take too long
-        self._recall()
+        # lost jobs
+        while self._lost and not self._waiting and (server := self._choose(self._lost[0])):
+            self._start(self._lost.popleft(), server)
         self._fail_if_stuck()
         # notices, if someone reads them
         if self._has_jobs or not self._is_connected:
@@ -149,7 +133,7 @@ class Pool:
 
     @property
     def _has_jobs(self) -> bool:
-        return bool(self._waiting or self._suspects or self._is_running)
+        return bool(self._waiting or self._lost or self._is_running)
 
     @property
     def _is_running(self) -> bool:
@@ -161,13 +145,14 @@ class Pool:
         return server if isinstance(server, Server) and server.health.problem is None else None
 
     def _choose(self, job: PoolJob) -> Server | None:
-        """The server to give a job now: one that has answered, that it has not left, with the smallest share in use."""
+        """The server to give a job now: one that has answered since it was reached, or failed least; the idlest."""
         owner = self._owner(job)
         candidates = [owner] if owner else self._servers
         fitting = [server for server in candidates if server.has_room(job, self._now)]
 
         def preference(server: Server) -> tuple[bool, int, float]:
-            return not server.health.has_answered, job.left.count(server), server.outstanding / server.health.window
+            health = server.health
+            return not health.is_proven, health.failures, server.outstanding / health.window
 
         return min(fitting, key=preference, default=None)
 
@@ -179,23 +164,10 @@ class Pool:
         server.add(job, task, self._now)
         task.add_done_callback(lambda task: self._end(task, job, server))
 
-    def _recall(self) -> None:
-        """Take jobs that got nothing for long from servers that may never answer, for servers without any."""
-        now = self._now
-        room = sum(server.idle_window(now) for server in self._servers)
-        for server in self._servers:
-            if room <= 0 or server.health.has_answered:
-                continue
-            limits = {job: self._timeouts.recall_limit(self._slowest, len(job.left)) for job in server.running}
-            late = [job for job, limit in limits.items() if now - job.alive_at > limit and not job.has_output][:room]
-            server.stop(RECALLED, late)
-            room -= len(late)
-
     def _requeue(self, job: PoolJob) -> None:
         """Let a job wait again, behind the others: it may be what fails."""
         job.pooled.server = job.stopped_by = None
-        queue = self._suspects if job.is_suspect else self._waiting
-        queue.append(job)
+        (self._lost if job.losses.count else self._waiting).append(job)
 
     # Jobs that end.
 
@@ -203,15 +175,13 @@ class Pool:
         error = job.stopped_by or (CANCELLED if task.cancelled() else task.exception())
         server.remove(job)
         if error is None or not job.unfinished:
-            self._finish(job, server)
+            self._slowest = max(self._slowest, self._now - job.start)
+            self._note_answer(server, is_reply=True)
         elif error is CANCELLED:
             job.cancel()
-        elif error is RECALLED:
-            job.left += (server,)
-            self._requeue(job)
         elif isinstance(error, RefusedRequestError):
-            server.alive_at = self._now
             job.refuse(error.error)
+            self._note_answer(server, is_reply=False)
         elif isinstance(error, BusyServerError) and not job.has_output:
             self._requeue(job)
             self._rest(server, error)
@@ -219,37 +189,37 @@ class Pool:
             self._lose(job, server, error if isinstance(error, LostServerError) else LostServerError(str(error)))
         else:
             self._requeue(job)
-            if isinstance(error, EndpointError):
-                self._lose_server(server, error)
-            else:  # a bug
+            if not isinstance(error, EndpointError):  # a bug
                 self._fail(error)
+            elif server.health.is_reached:
+                self._open(server, error)
         self._assign()
 
-    def _finish(self, job: PoolJob, server: Server) -> None:
+    def _note_answer(self, server: Server, is_reply: bool) -> None:
         self._stuck_since = server.alive_at = self._now
-        self._slowest = max(self._slowest, self._now - job.start)
-        server.health.finish(self._now)
+        server.health.answer(self._now, is_reply)
         self._recover(server)
 
     def _rest(self, server: Server, busy: BusyServerError) -> None:
-        seconds = max(self._timeouts.busy, min(busy.retry_after or 0.0, self._timeouts.patience))
-        if server.health.rest(busy, self._now, seconds) >= self._timeouts.busy_notice:
-            self._note(server, f"retrying in {seconds:g} s")
-        asyncio.get_running_loop().call_at(server.health.busy_until, self._assign)
+        health = server.health
+        health.rest(busy, self._now, self._timeouts)
+        if health.busy_until - health.busy_since >= self._timeouts.busy_notice:
+            self._note(server, f"retrying in {health.busy_until - self._now:.0f} s")
+        asyncio.get_running_loop().call_at(health.busy_until, self._assign)
 
     def _lose(self, job: PoolJob, server: Server, lost: LostServerError) -> None:
-        """Ask for a lost server's job again, unless part of its reply was shown, or it may be what kills servers."""
-        is_only = not (self._waiting or self._is_running)
-        is_late = isinstance(lost, LateReplyError)
-        if is_late or server.health.is_evidence(lost.was_sent, is_only, self._timeouts):
-            job.losses += 1
-        if not is_late:
-            self._lose_server(server, lost)
+        """Ask for a lost server's job again, unless part of its reply was shown, or it is to blame."""
+        is_late, is_last = isinstance(lost, LateReplyError), not (self._waiting or self._is_running)
+        is_blamed = False
+        if is_late or (lost.was_sent and server.health.is_evidence(job.losses, is_last, self._timeouts)):
+            is_blamed = job.losses.add(server.health.lost, is_late)
+        if not is_late and server.health.is_reached:
+            self._open(server, lost)
         others = [other for other in self._servers if other is not server]
         if job.has_output or (job.request.stream and all(other.health.state == "open" for other in others)):
             job.pooled.emit(Failure(EndpointError(f"{server.name}: {lost}", "check the server, then ask again")))
-        elif job.losses >= MAX_LOSSES:
-            problem = f"this request failed {job.losses} times, last on {server.alias}: {lost}"
+        elif is_blamed:
+            problem = f"this request failed {job.losses.count} times, last on {server.alias}: {lost}"
             job.refuse(EndpointError(problem, "check the log of the server"))
         else:
             self._requeue(job)
@@ -266,56 +236,47 @@ class Pool:
         elif None in problems or (self._is_connected and not self._has_jobs):
             self._stuck_since = self._now
         elif not self._is_running and NOT_ASKED not in problems:  # else a reply may come
+            stuck_s = self._now - self._stuck_since
+            left_s = self._timeouts.patience - stuck_s
             waits = self._is_connected or self._timeouts.waits_at_start
-            self._wait_or_fail(waits or any(isinstance(problem, BusyServerError) for problem in problems))
-
-    def _wait_or_fail(self, waits: bool) -> None:
-        stuck_s = self._now - self._stuck_since
-        left_s = self._timeouts.patience - stuck_s
-        if left_s <= 0 or not waits:
-            reasons = "; ".join(f"{server.name}: {server.health.problem}" for server in self._servers)
-            hint = "start one or correct the URL, then run the same command again"
-            self._fail(NoServerError(f"no server answers ({reasons})", hint))
-        elif not self._is_connected or stuck_s >= self._timeouts.busy_notice:
-            for server in self._servers:
-                self._note(server, f"giving up in {left_s:.0f} s")
+            if left_s <= 0 or not (waits or any(isinstance(problem, BusyServerError) for problem in problems)):
+                reasons = "; ".join(f"{server.name}: {server.health.problem}" for server in self._servers)
+                hint = "start one or correct the URL, then run the same command again"
+                self._fail(NoServerError(f"no server answers ({reasons})", hint))
+            elif not self._is_connected or stuck_s >= self._timeouts.busy_notice:
+                for server in self._servers:
+                    self._note(server, f"giving up in {left_s:.0f} s")
 
     def _fail(self, error: BaseException) -> None:
         self._error = error
         self._has_started.set()
-        for job in chain(self._waiting, self._suspects, *(server.running for server in self._servers)):
+        for job in chain(self._waiting, self._lost, *(server.running for server in self._servers)):
             job.pooled.emit(Failure(error))
         self._waiting.clear()
-        self._suspects.clear()
+        self._lost.clear()
 
     # Servers.
 
     async def _serve(self, server: Server, asked: asyncio.Task[None]) -> None:
-        """Go through the states of a server, until the pool is closed."""
         health = server.health
         try:
             await asked
             while True:
                 server.was_lost.clear()
-                # open
                 if health.state == "open":
                     await asyncio.sleep(health.retry_at - self._now)
                     await self._reach(server)
-                    continue
-                # half-open or closed
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._timeouts.tick):
-                        await server.was_lost.wait()
-                window = health.window
-                await server.watch(self._slowest)
-                self._assign()
-                if health.window > window:
-                    self._emit(ServersEvent(self.generated))  # so that more is submitted
+                else:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(self._timeouts.tick):
+                            await server.was_lost.wait()
+                    server.stop_late(self._slowest, self._now)
+                    await server.require_life()
+                    self._assign()
         except Exception as error:  # a bug
             self._fail(error)
 
     async def _reach(self, server: Server) -> None:
-        """Ask a server what it is; from then on it is given requests, unless it does not fit."""
         try:
             await server.open()
         except (BusyServerError, LostServerError, EndpointError) as error:  # it is busy while it loads its model
@@ -326,18 +287,13 @@ class Pool:
             for remark in remarks({server.name: server.info for server in self.known}):
                 self._notices.add(remark.message, remark)
             if self._is_connected:
-                self._emit(ServersEvent(self.generated))  # so that it is recorded before its first reply
+                self._emit(self.generated)  # so that it is recorded before its first reply
             self._has_started.set()
         self._assign()
 
-    def _lose_server(self, server: Server, problem: ExchangeError | EndpointError) -> None:
-        """Open the breaker of a server because of a request, unless it is open by now."""
-        if server.health.is_reached:
-            self._open(server, problem)
-            server.was_lost.set()
-
     def _open(self, server: Server, problem: ExchangeError | EndpointError) -> None:
         server.health.fail(problem, self._now, self._timeouts)
+        server.was_lost.set()
         if self._is_connected and not isinstance(problem, BusyServerError):
             self._note(server)
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import cache
 from itertools import compress, count
 from time import perf_counter
-from typing import Generic, TypeVar
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EndpointError, GrammarError
@@ -26,45 +25,27 @@ from cerebrum_cli.core.events import (
     Timings,
     TokenEvent,
 )
-from cerebrum_cli.engine.backend import Vocabulary, continuation
 from cerebrum_cli.engine.control import EndReply, Force, Upcoming
 from cerebrum_cli.engine.detokenizer import Detokenizer
+from cerebrum_cli.engine.protocols import Vocabulary
 from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import CLOSE, ReplyChunk, StopReason
 from cerebrum_cli.engine.remote.turns import ENDED, Turns
-from cerebrum_cli.engine.sequence import MessagesRequest, Request
+from cerebrum_cli.engine.sequence import MessagesRequest, Request, continuation
 
 JSON_STARTS = '{["-0123456789tfn'
 
-T = TypeVar("T")
-
-
-class TokenTable(dict[int, T], Generic[T]):
-    """Facts about tokens, each looked up once: a whole reply is then a `map` over the table."""
-
-    def __init__(self, look_up: Callable[[int], T]) -> None:
-        self._look_up = look_up
-
-    def __missing__(self, token: int) -> T:
-        fact = self[token] = self._look_up(token)
-        return fact
-
 
 class TokenTables:
-    """The tokens of a vocabulary: their bytes, and which end a reply."""
+    """The tokens of a vocabulary: which end a reply, and their bytes; each is looked up once."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
-        self.is_end = TokenTable(vocabulary.is_eog)
-        self.pieces = cache(self._find_pieces)
+        self.is_end = cache(vocabulary.is_eog)
+        self.pieces = cache(self._find_pieces)  # of visible control tokens spelled out
 
-    def _find_pieces(self, visible: frozenset[int]) -> TokenTable[bytes]:
-        """The bytes of tokens, those of the visible control tokens spelled out."""
-        return TokenTable(lambda token: self.vocabulary.piece(token, special=token in visible))
-
-    def length(self, tokens: Sequence[int]) -> int:
-        """Number of tokens before the one that ends a reply."""
-        return next(compress(count(), map(self.is_end.__getitem__, tokens)), len(tokens))
+    def _find_pieces(self, visible: frozenset[int]) -> Callable[[int], bytes]:
+        return cache(lambda token: self.vocabulary.piece(token, special=token in visible))
 
 
 class RemoteSample:
@@ -139,7 +120,7 @@ class RemoteSample:
         """Decode tokens, or those of the text since the last one if ids are missing."""
         total += self._turns.start
         if self._is_ended or total == self.tokens + len(chunk.tokens):
-            self._unsent = b"" if chunk.text else self._unsent + b"".join(map(self._pieces.__getitem__, chunk.tokens))
+            self._unsent = b"" if chunk.text else self._unsent + b"".join(map(self._pieces, chunk.tokens))
             yield from self._decode(chunk)
         elif chunk.text or chunk.end:
             unknown = chunk.text.encode().removeprefix(self._unsent).decode("utf-8", "replace")
@@ -154,12 +135,14 @@ class RemoteSample:
     def _decode(self, chunk: ReplyChunk) -> Iterator[Event]:
         """Decode tokens up to one that ends the reply: together where nothing can intervene."""
         tokens, turns, at = array("i", chunk.tokens), self._turns, 0
-        end = len(tokens) if self.request.ignore_eos else self._tables.length(tokens)
+        end = len(tokens)
+        if not self.request.ignore_eos:
+            end = next(compress(count(), map(self._tables.is_end, tokens)), end)
         while at < len(tokens) and not (self._is_ended or turns.intervention or turns.starts_answer(tokens[at])):
             if at == end:
                 self._is_ended, self._end_token = True, (tokens[at],)
                 return
-            block, pieces = tokens[at:end], list(map(self._pieces.__getitem__, tokens[at:end]))
+            block, pieces = tokens[at:end], list(map(self._pieces, tokens[at:end]))
             upcoming = Upcoming(block, pieces, self._detokenizer.held)
             passed = max(1, min(turns.lets_pass(upcoming), self._detokenizer.lets_pass(upcoming)))
             yield from self._add(block[:passed], pieces[:passed], chunk.logprobs[at : at + passed])
@@ -205,7 +188,6 @@ class RemoteSample:
         yield from self._finish_reply(end)
 
     def _force(self) -> Iterator[Event]:
-        """Add the tokens that a control forces, as far as there is room."""
         turns = self._turns
         tokens = turns.intervention.tokens if isinstance(turns.intervention, Force) else ()
         if tokens and not (turns.free_start and turns.free_start.stage == "undecided"):  # where it is markup
@@ -213,10 +195,9 @@ class RemoteSample:
         for token in tokens:
             if self._is_ended or self._is_full:
                 return
-            yield from self._add(array("i", (token,)), [self._pieces[token]], is_forced=True)
+            yield from self._add(array("i", (token,)), [self._pieces(token)], is_forced=True)
 
     def _finish_reply(self, end: StopReason) -> Iterator[Event]:
-        """Yield the text that was held back, and the last event."""
         is_stopped = self._is_ended or end != "limit"
         text, stopped_at_end = self._detokenizer.flush(is_truncated=not is_stopped)
         if not self.request.stream:

@@ -1,38 +1,101 @@
-"""A server: the jobs that it has, whether it shows signs of life, and the events of its replies."""
+"""A server: the jobs that it has, and the events of its replies."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, Origin, PromptEvent
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, Origin, PromptEvent, RefusedEvent
 from cerebrum_cli.engine.remote.client import (
     DAMAGE,
+    BusyServerError,
     Client,
     Endpoint,
-    ExchangeError,
     LostServerError,
     RefusedRequestError,
     RequestError,
 )
 from cerebrum_cli.engine.remote.description import ExpectedModel, describe
-from cerebrum_cli.engine.remote.job import PoolJob
-from cerebrum_cli.engine.remote.kind import Load, ReplyChunk, ServerInfo
+from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.replies import RemoteSample
-from cerebrum_cli.engine.remote.server_health import ServerHealth, ServerTimeouts
-from cerebrum_cli.engine.sequence import MessagesRequest, Request
+from cerebrum_cli.engine.remote.server_health import RowLosses, ServerHealth, ServerTimeouts
+from cerebrum_cli.engine.sequence import Failure, MessagesRequest, Request
 
-OF_ONE_REQUEST = (400, 413)  # others concern every request
 TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
 MAX_CHARACTERS = 8  # of a prompt for each of its tokens; texts have 1 to 5
 DROPPED_HINT = (
     "it may have dropped the rest: give it a larger context, as with OLLAMA_CONTEXT_LENGTH=16384 ollama serve"
 )
+REFUSED_HINT = "check the settings of the request, and the server's log"
 CANCELLED = asyncio.CancelledError()
+
+
+@dataclass(eq=False, slots=True)
+class PooledRequest:
+    """A request that has unfinished samples, or may get more; all its jobs go to the server that evaluates the prompt.
+
+    `seed` is that of the first sample.
+    """
+
+    request: Request
+    seed: int
+    emit: Callable[[Event | Failure], None]
+    server: object = None
+    samples: int = 0
+    unfinished: int = 0
+    is_aborted: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        return not self.unfinished and (self.is_aborted or self.samples >= max(self.request.n, self.request.max_n))
+
+
+@dataclass(eq=False, slots=True)
+class PoolJob:
+    """Samples of one request that one server generates together, or fewer where it takes fewer in one request.
+
+    A running one began at `start`, and something last arrived of it at `alive_at`. `stopped_by` is why it was taken
+    from its server.
+    """
+
+    pooled: PooledRequest
+    samples: tuple[RemoteSample, ...]
+    losses: RowLosses = field(default_factory=RowLosses)
+    has_output: bool = False
+    start: float = 0.0
+    alive_at: float = 0.0
+    load: int = 0
+    origin: Origin | None = None
+    stopped_by: BaseException | None = None
+
+    @property
+    def request(self) -> Request:
+        return self.pooled.request
+
+    @property
+    def unfinished(self) -> list[RemoteSample]:
+        return [sample for sample in self.samples if not sample.is_finished]
+
+    def take(self, count: int) -> PoolJob:
+        taken, self.samples = self.samples[:count], self.samples[count:]
+        return PoolJob(self.pooled, taken, replace(self.losses))
+
+    def report(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if isinstance(event, FinishEvent | RefusedEvent):
+                for sample in self.samples:
+                    sample.is_finished = sample.is_finished or sample.id == event.sequence
+            self.pooled.emit(event)
+
+    def cancel(self) -> None:
+        self.report([sample.finish("cancelled") for sample in self.unfinished])
+
+    def refuse(self, error: CerebrumError) -> None:
+        self.report([RefusedEvent(sample.id, error, self.origin) for sample in self.unfinished])
 
 
 class LateReplyError(LostServerError):
@@ -40,7 +103,7 @@ class LateReplyError(LostServerError):
 
 
 class Server:
-    """A server, which is given up to `window` samples at a time, or `most` if it shows that it can do more.
+    """A server, which is given up to `window` samples at a time, or as many as it states, and at most `most`.
 
     Results call it by its `alias`, which is no address.
     """
@@ -64,7 +127,6 @@ class Server:
         self.is_known = self._drops_messages = False
         self._window, self._most = window, most
         self._expected, self._timeouts = expected, timeouts
-        self._load = Load()
 
     async def open(self) -> None:
         """Find out whether it can be used, for the first time or after it was lost: it may serve another model.
@@ -79,80 +141,64 @@ class Server:
 
     # Its jobs.
 
-    def idle_window(self, now: float) -> int:
-        """Number of samples it can be given now, if it has nothing to do and has answered before; else 0."""
-        if self.running or not self.generated or not self.health.takes_requests(now):
-            return 0
-        return self.health.window if self.health.state == "closed" else 1
-
     def has_room(self, job: PoolJob, now: float) -> bool:
-        """Whether it can be given a job now; if it is half-open, or for a suspect, only if it has no other."""
-        if not self.health.takes_requests(now):
+        """Whether it can be given a job now; if it is half-open, or the job is to be alone, only if it is empty."""
+        if not self.health.takes_rows(now):
             return False
         if self.outstanding == 0:
             return True
         fits = self.outstanding + min(len(job.samples), self.info.max_samples) <= self.health.window
-        return fits and self.health.state == "closed" and not job.is_suspect
+        if not fits or self.health.state != "closed" or job.losses.is_alone:
+            return False
+        if job.losses.count == 0:
+            return True
+        return len([other for other in self.running if other.losses.count]) < job.losses.company
 
     def add(self, job: PoolJob, task: asyncio.Task[None], now: float) -> None:
         if not self.running:
             self.alive_at = now
         job.start = job.alive_at = now
         job.origin = Origin(self.alias, self.info.weights)
-        job.load = max(len(job.samples), self.health.window) if job.is_suspect else len(job.samples)
+        job.load = max(len(job.samples), self.health.window if job.losses.is_alone else 0)
         self.running[job] = task
         self.outstanding += job.load
 
     def remove(self, job: PoolJob) -> None:
+        if self.health.is_reached:
+            self.health.lost = len(self.running)  # if this is the first of those that are lost
         del self.running[job]
         self.outstanding -= job.load
 
     def stop(self, error: BaseException, jobs: Iterable[PoolJob]) -> None:
-        """Remove some of its jobs, which end with an error."""
         for job in list(jobs):
             if job.stopped_by is not CANCELLED and self.running[job].cancel():
                 job.stopped_by = error
 
-    # Whether it works.
-
-    async def watch(self, slowest: float) -> None:
-        """Remove jobs that take too long, given the slowest reply so far; all, if it shows no sign of life."""
-        now, timeouts = asyncio.get_running_loop().time(), self._timeouts
-        self.alive_at = max(self.alive_at, self.client.heard_at)
-        # late replies
+    def stop_late(self, slowest: float, now: float) -> None:
+        """Remove jobs that take too long, given the slowest reply so far."""
         for job in list(self.running):
-            limit = timeouts.row_limit(slowest, job.losses)
+            limit = self._timeouts.row_limit(slowest, job.losses.count)
             if now - job.alive_at > limit:
                 error = LateReplyError if self.alive_at > job.start else LostServerError
                 self.stop(error(f"no reply within {limit:g} s"), [job])
-        if not self.running or (now - self.alive_at < timeouts.silence and not self._follows_load):
+
+    async def require_life(self) -> None:
+        """Remove all jobs if it has been silent for long, and does not answer whether it is healthy: it is frozen.
+
+        A server of chat completions may answer nothing else while it generates whole replies, and is not asked then.
+        """
+        clock, timeouts, kind = asyncio.get_running_loop().time, self._timeouts, self.info.kind
+        if not self.running or clock() - self.alive_at < timeouts.silence:
             return
-        # load
-        load, health = await self._read_load(), self.health
-        if self._follows_load and (load.waiting or health.window == health.limit):  # else it was busy not long ago
-            most = min(self.info.max_window, self._most)
-            health.window = health.limit = load.next_window(health.window, self.outstanding, most)
-        # silence
-        silent_s = asyncio.get_running_loop().time() - self.alive_at
-        limits = [timeouts.silence_limit(slowest, job.losses, job.request.stream) for job in self.running]
-        if silent_s > max(limits, default=inf):
-            self.stop(LostServerError(f"no sign of life for {silent_s:.0f} s"), self.running)
-
-    async def _read_load(self) -> Load:
-        """Ask it what it is doing: if it says something else than before, it is alive."""
-        kind, load = self.info.kind, Load()
-        with contextlib.suppress(ExchangeError, EndpointError, *DAMAGE):  # it is hanging, or has no such page
-            load = kind.read_load(await self.client.get(kind.load_path, self._timeouts.load, bytes.decode))
-        if load not in (self._load, Load()):
-            self._load = load
-            self.alive_at = asyncio.get_running_loop().time()
-        return load
-
-    @property
-    def _follows_load(self) -> bool:
-        """Whether its window depends on its load: it does not state its slots, and the user no number."""
-        info = self.info
-        return self._window is None and info.max_window > info.slots and not info.kind.takes_messages
+        if kind.takes_messages and not any(job.request.stream for job in self.running):
+            return
+        path = kind.description_path if kind.takes_messages else "/health"
+        try:
+            with contextlib.suppress(BusyServerError, RequestError, EndpointError):  # an answer, too
+                await self.client.get(path, timeouts.health, bytes)
+            self.alive_at = clock()
+        except LostServerError:
+            self.stop(LostServerError(f"no sign of life for {clock() - self.alive_at:.0f} s"), self.running)
 
     # Its replies.
 
@@ -163,10 +209,9 @@ class Server:
         """
         request, info = job.request, self.info
         total = len(request.prompt_tokens)
+        evaluated = 0 if request.stream else total  # whole replies show no progress
         job.samples = tuple(sample.restarted(info.context_size, job.origin) for sample in job.samples)
-        for sample in job.samples:
-            evaluated = 0 if request.stream else total  # whole replies show no progress
-            job.report([PromptEvent(sample.id, evaluated, total)])
+        job.report(PromptEvent(sample.id, evaluated, total) for sample in job.samples)
         try:
             if request.stream:
                 await self._receive_stream(job, info)
@@ -175,9 +220,9 @@ class Server:
         except RequestError as error:
             if error.status == 404:  # as from a gateway while the server restarts
                 raise LostServerError(error.reason) from error
-            if error.status in OF_ONE_REQUEST:
-                raise RefusedRequestError(_refusal(error, request, self.alias)) from error
-            raise _refusal(error, request, self.name) from error
+            if self.health.refuse(error.status, job.start):
+                raise self.client.fault(error, REFUSED_HINT) from error
+            raise RefusedRequestError(_refusal(error, request, self.alias)) from error
         except DAMAGE as error:
             raise LostServerError("damaged reply") from error
 
@@ -216,17 +261,15 @@ class Server:
         while not sample.is_finished:
             body = info.kind.completion_body(sample.take_turn(), info, sample.seed, 1)
             async with contextlib.aclosing(self.client.stream(info.kind.completion_path, body)) as answers:
-                await self._receive_turn(job, sample, info.kind.read_stream(answers))
-
-    async def _receive_turn(self, job: PoolJob, sample: RemoteSample, chunks: AsyncIterator[ReplyChunk]) -> None:
-        async for chunk in chunks:
-            job.alive_at = asyncio.get_running_loop().time()
-            for event in sample.add(chunk):
-                job.has_output = job.has_output or not isinstance(event, PromptEvent)
-                self._report(job, [event])
-            if sample.is_finished or sample.needs_turn:
-                return
-        raise LostServerError("the reply is incomplete")
+                async for chunk in info.kind.read_stream(answers):
+                    job.alive_at = self.alive_at = asyncio.get_running_loop().time()
+                    for event in sample.add(chunk):
+                        job.has_output = job.has_output or not isinstance(event, PromptEvent)
+                        self._report(job, [event])
+                    if sample.is_finished or sample.needs_turn:
+                        break
+                else:
+                    raise LostServerError("the reply is incomplete")
 
     def _report(self, job: PoolJob, events: Iterable[Event]) -> None:
         for event in events:
@@ -252,4 +295,4 @@ def _refusal(error: RequestError, request: Request, name: str) -> CerebrumError:
         return PromptTooLong(f"{name}: {error}", "shorten the prompt, or give the server a larger context")
     if request.grammar and "grammar" in error.reason.lower():
         return GrammarError(error.reason, "it must be GBNF with a rule named root")
-    return EndpointError(f"{name}: {error}", "check the settings of the request, and the server's log")
+    return EndpointError(f"{name}: {error}", REFUSED_HINT)

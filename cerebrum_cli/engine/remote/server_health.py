@@ -1,14 +1,29 @@
-"""How a failing server is retried, and what becomes of its requests: time limits, circuit breaker, notices.
+"""How a failing server is retried, and what becomes of its rows: states, counters, time limits, notices.
 
-- No connection, a reset, 5xx, 404, a damaged reply, silence: the server is lost. It is asked what it is after 1, 2, 4
-  up to 60 s, then given one request, whose reply makes it usable again. Its requests are asked again, of any server.
-  One that was lost with `MAX_LOSSES` servers, or of which a part was shown, ends with an error.
-- It serves another model, or refuses every request (401, 403, 422): the same, without blame for requests. If no other
-  server fits, everything ends.
+Servers. Each is open, half-open or closed:
+
+    open       it is given no rows, and asked what it is after 1, 2, 4 up to 60 s; an answer that fits leads to closed,
+               or to half-open after a failure
+    half-open  it is given one row: an answer closes it, a loss opens it again
+    closed     it is given as many rows as it takes, until it is lost
+
+- No connection, a reset, 5xx, 404, a damaged reply, or nothing for 30 s and no answer to `/health`: it is lost. Its
+  rows are asked again, of any server. A server of chat completions has no `/health`: while it streams a reply, it is
+  asked for `/v1/models` instead.
 - 408, 429, 503: it rests for `Retry-After`, or a second, and is then given half as many samples at a time.
-- A reply takes too long, though others arrive: it is asked for again, and may then take twice as long.
-- 400, 413, or a message about the prompt: an error of the request.
+- It serves another model: as lost, without blame for its rows. If no other server fits, everything ends.
 - No server can be used for `patience`: everything ends.
+
+Rows. A row that was lost may be what kills servers, or one of many that an outage took along. Lost twice, it shares a
+server with an eighth as many lost rows as the first time, and so on; lost alone, at its third loss or later, it is
+refused: `RowLosses`.
+
+- A connection that was kept breaks within a second of sending: not a loss, the client sends it again.
+- A part of the reply was shown: the row ends with an error.
+- A reply takes too long, or a part of a streamed one: the server is lost, or if it has answered others meanwhile, the
+  row alone, which may then take twice as long.
+- 400, 413, or a message about the prompt: the row is refused. So is one with another 4xx, unless the server had
+  answered none before, or refuses several in turn: then it is the server's fault, as if it served another model.
 
 `client.py` translates responses into LostServerError, BusyServerError and RequestError; `Pool._end` acts on them.
 Values and decisions; the clock is the caller's.
@@ -25,7 +40,10 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import PATIENCE_S
 from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError
 
-MAX_LOSSES = 3  # servers lost with one request, after which it is refused
+MAX_LOSSES = 3  # of a row, the last of them alone, after which it is refused
+SHARE = 8  # one of so many lost rows shares a server with a row that is lost again
+MAX_REFUSALS = 5  # rows that a server refuses in turn before it is not used
+OF_THE_ROW = (400, 413)  # statuses that are never the server's fault
 SLOW = 10  # times the slowest reply so far
 NOT_ASKED = BusyServerError("no answer yet")
 
@@ -36,9 +54,9 @@ class ServerTimeouts:
 
     patience: float = PATIENCE_S
     row_timeout: float | None = None  # of one request; None: by the slowest replies
-    silence: float = 30.0  # of a server before it is asked for its load
-    load: float = 25.0  # for that question
     retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # before a lost server is tried again
+    silence: float = 30.0  # of a server that has rows, before it is asked for its health
+    health: float = 25.0  # for that question
     busy: float = 1.0  # before a busy one is, unless it states how long to wait
     busy_notice: float = 5.0  # of a busy server, or without any, before users are notified
     notices: float = 300.0  # from one about a server to the next
@@ -47,46 +65,50 @@ class ServerTimeouts:
 
     @property
     def tick(self) -> float:
-        """Time between two checks of a server."""
-        return min(5.0, self.silence / 4, self.row_timeout or inf)
+        return min(5.0, self.silence / 4, max(self.patience / 20, 0.01), self.row_timeout or inf)
 
     def retry_delay(self, failures: int) -> float:
         """Delay before a lost server is tried again; several are within the patience, unless that is short."""
         delay = self.retries[min(failures, len(self.retries) - 1)]
         return min(delay, max(self.patience / 10, 1.0))
 
-    def silence_limit(self, slowest: float, losses: int, is_streamed: bool) -> float:
-        """Longest silence of a server; longer for requests that were lost before."""
-        if is_streamed:  # to someone who waits; llama-server gives a sign every 15 s
-            return 1.5 * self.silence
-        return max(self.silence, SLOW * slowest or self.patience) * (1 << losses)
-
     def row_limit(self, slowest: float, losses: int) -> float:
-        """Longest time of one request, given the slowest reply so far; longer than where it was lost before."""
-        if self.row_timeout is not None:
-            return self.row_timeout
-        return max(self.patience, SLOW * slowest) * (1 << losses) if slowest else inf
+        """Longest time of one row, given the slowest reply so far; longer than where it was lost before."""
+        return self.row_timeout or max(self.patience, SLOW * slowest or PATIENCE_S) * (1 << losses)
 
-    def recall_limit(self, slowest: float, recalls: int) -> float:
-        """Longest time of one request on a server that has answered none, while another has nothing to do.
 
-        It doubles with each recall, so that a slow request is not moved back and forth forever.
-        """
-        return max(self.silence / 3, 3 * slowest) * (1 << recalls)
+@dataclass(slots=True)
+class RowLosses:
+    """How often a row was lost, and with at most how many lost rows, itself included, it may share a server now."""
+
+    count: int = 0
+    company: float = inf
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it gets a server of its own, to be the only possible cause of the next loss."""
+        return self.company == 1 and self.count >= MAX_LOSSES - 1
+
+    def add(self, lost: int, is_late: bool) -> bool:
+        """Count a loss of so many rows at the same moment, or a late reply; return whether the row is to blame."""
+        is_blamed = self.is_alone or (is_late and self.count >= MAX_LOSSES - 1)
+        self.count += 1
+        if not is_late:
+            self.company = lost if self.company == inf else max(1, self.company // SHARE)
+        return is_blamed
 
 
 @dataclass(slots=True)
 class ServerHealth:
-    """The circuit breaker of a server, and the number of samples that it is given at a time: its `window`.
-
-    If closed, it is given as many as it takes; if half-open, one request; if open, none: it is asked what it is from
-    `retry_at`.
-    """
+    """The state of a server, and the number of samples that it is given at a time: its `window`."""
 
     problem: ExchangeError | EndpointError | None = NOT_ASKED  # why it is not usable, as far as is known
     is_reached: bool = False  # since it was lost, it has answered what it is, and fits
-    failures: int = 0  # in a row, that of being asked what it is included
-    has_answered: bool = False  # a request, since it was last reached
+    failures: int = 0  # in turn, that of being asked what it is included
+    is_proven: bool = False  # it has answered a row since it was last reached
+    first_reply_at: float = inf
+    refusals: int = 0  # in turn
+    lost: int = 0  # jobs that it had when it was last lost
     retry_at: float = 0.0
     busy_since: float = 0.0
     busy_until: float = 0.0
@@ -99,41 +121,49 @@ class ServerHealth:
             return "open"
         return "half-open" if self.failures else "closed"
 
-    def takes_requests(self, now: float) -> bool:
+    def takes_rows(self, now: float) -> bool:
         return self.is_reached and now >= self.busy_until
 
     def reach(self, window: int) -> None:
-        """Note that it has answered what it is, and fits."""
         self.is_reached = True
-        self.has_answered = False
+        self.is_proven = False
         self.window = self.limit = window
 
     def recover(self, now: float) -> bool:
         """Whether it is usable from now on, and was not before."""
-        if self.problem is None or self.state != "closed" or not self.takes_requests(now):
+        if self.problem is None or self.state != "closed" or not self.takes_rows(now):
             return False
         self.problem = None
         return True
 
-    def is_evidence(self, was_sent: bool, is_only: bool, timeouts: ServerTimeouts) -> bool:
-        """Whether the loss of a request counts against the request.
-
-        A server that has answered nothing since it was reached proves nothing, unless this is the only request, and the
-        server has failed for long.
-        """
-        has_failed_for_long = self.failures >= len(timeouts.retries)
-        return was_sent and (self.has_answered or (is_only and has_failed_for_long))
-
-    def finish(self, now: float) -> None:
-        """Note a reply; one to an older request does not close it early."""
+    def answer(self, now: float, is_reply: bool = True) -> None:
+        """Note a reply to a row, or its refusal; one to an older row does not close it early."""
         self.busy_since = now
         self.window = min(self.limit, self.window + 1)
+        if is_reply:
+            self.first_reply_at = min(self.first_reply_at, now)
+            self.refusals = 0
         if self.is_reached:
             self.failures = 0
-            self.has_answered = True
+            self.is_proven = True
+
+    def refuse(self, status: int, sent_at: float) -> bool:
+        """Note that it refuses a row, which was sent at this time; return whether that is its own fault."""
+        if status in OF_THE_ROW:
+            return False
+        self.refusals += 1
+        return sent_at < self.first_reply_at or self.refusals >= MAX_REFUSALS
+
+    def is_evidence(self, losses: RowLosses, is_last: bool, timeouts: ServerTimeouts) -> bool:
+        """Whether the loss of a row counts against it.
+
+        A server that has answered nothing since it was reached proves nothing, unless no others than rows that were
+        lost before are left to try it with, or it fails for long.
+        """
+        return self.is_proven or (is_last and (losses.count > 0 or self.failures >= len(timeouts.retries)))
 
     def fail(self, problem: ExchangeError | EndpointError, now: float, timeouts: ServerTimeouts) -> None:
-        """Open: a request was lost, or it did not answer what it is, or does not fit, or is loading its model."""
+        """Open: a row was lost, or it did not answer what it is, or does not fit, or is loading its model."""
         self.problem = problem
         self.is_reached = False
         if isinstance(problem, BusyServerError):
@@ -142,15 +172,14 @@ class ServerHealth:
             self.retry_at = now + timeouts.retry_delay(self.failures)
             self.failures += 1
 
-    def rest(self, busy: BusyServerError, now: float, seconds: float) -> float:
-        """Take no requests for a while, then fewer at a time; return how long it will have been busy then."""
+    def rest(self, busy: BusyServerError, now: float, timeouts: ServerTimeouts) -> None:
         if now >= self.busy_until:  # else it has refused several at the same time
             self.window = max(1, self.window // 2)
         if not isinstance(self.problem, BusyServerError):
             self.busy_since = now
         self.problem = busy
+        seconds = max(timeouts.busy, min(busy.retry_after or 0.0, timeouts.patience))
         self.busy_until = max(self.busy_until, now + seconds)
-        return self.busy_until - self.busy_since
 
 
 @dataclass(slots=True)

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import GrammarError
-from cerebrum_cli.engine.backend import Vocabulary, continuation
 from cerebrum_cli.engine.control import AnswerStart, Force, Intervention, Upcoming
+from cerebrum_cli.engine.protocols import Vocabulary
 from cerebrum_cli.engine.remote.client import RefusedRequestError
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.sequence import Request, continuation
 
 ENDED = -1  # the token that ends a reply, whatever it is
 OVERHANG = "the answer begins in the token that ends the reasoning, so the server cannot apply the grammar"

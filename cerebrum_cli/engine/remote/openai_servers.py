@@ -1,18 +1,24 @@
-"""vLLM and SGLang, which sample alike and name most settings alike.
+"""vLLM and SGLang, which sample alike and name most settings alike, and all other servers of OpenAI's interface.
 
 vLLM ignores fields it does not know, and fills in unset ones from the model's generation_config.json, so all are sent.
+Servers of chat completions, such as Ollama and LM Studio, get messages, apply their own template, and send text back.
 """
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from cerebrum_cli.engine.remote.client import LostServerError, failure, server_text
+from cerebrum_cli.core.errors import EndpointError
+from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.engine.remote.client import LostServerError, RefusedRequestError, failure, server_text
 from cerebrum_cli.engine.remote.kind import (
+    ANY_CONTEXT,
+    CLOSE,
     MAX_WINDOW,
-    Load,
+    OPEN,
     ReplyChunk,
     ServerInfo,
     ServerKind,
@@ -20,9 +26,9 @@ from cerebrum_cli.engine.remote.kind import (
     file_name,
     require_ids,
 )
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.sequence import MessagesRequest, Request
 
-SEQUENCES = 256  # by default; vLLM does not report its --max-num-seqs
+SEQUENCES = 1024  # vLLM does not report its --max-num-seqs, which is this on large GPUs; what is too much waits there
 MAX_SAMPLES = 64
 LEAST_TOP_P = 1e-6  # 0 is refused
 ALL_TOKENS = -1  # for SGLang's top_k
@@ -30,25 +36,20 @@ IGNORED_SEEDS = (
     "this server ignores seeds, so samples are not reproducible",
     "start SGLang with --enable-deterministic-inference",
 )
-_PARAMS = ("temperature", "min_p", "presence_penalty", "frequency_penalty")  # which have the same name here
+CHAT_SLOTS = 4  # requests at a time, since a server of chat completions does not state how many it takes
+DEFAULTS = SamplingParams()
+_SHARED_PARAMS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")  # which have the same name here
 
 
 class _SharedFields(ServerKind):
-    load_path = "/metrics"
     takes_end_tokens = True
-    _load_metrics: tuple[str, str, str]  # sequences that run, those that wait, and tokens
-
-    def read_load(self, text: str) -> Load:
-        return Load(*(_total(text, metric) for metric in self._load_metrics))
-
-    def tokenize_body(self, text: str, info: ServerInfo) -> dict[str, Any]:
-        return {"model": info.model, "prompt": text, "add_special_tokens": False}
 
     def _sampling_fields(self, request: Request, info: ServerInfo) -> dict[str, Any]:
         params = request.params
         biases = {str(token): bias for token, bias in params.logit_bias}
         return {
-            **{name: getattr(params, name) for name in _PARAMS},
+            **{name: getattr(params, name) for name in _SHARED_PARAMS},
+            "min_p": params.min_p,
             "top_p": max(params.top_p, LEAST_TOP_P),
             "repetition_penalty": params.repeat_penalty,
             "stop": list(request.stop_anywhere),
@@ -59,21 +60,21 @@ class _SharedFields(ServerKind):
         }
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
-        params, differences = request.params, list[tuple[str, str]]()
-        is_sampled = params.temperature > 0
-        if params.repeat_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
-            problem = f"{self.name}'s penalties count the whole text or reply, not the last 64 tokens"
-            differences.append((problem, "replies differ from those of llama.cpp; use --set repeat_penalty=1"))
+        params, is_sampled = request.params, request.params.temperature > 0
         options = {
             "dry_multiplier": params.has_dry,
             "top_n_sigma": is_sampled and params.top_n_sigma > 0,
             "typical_p": is_sampled and params.typical_p < 1,
         }
-        if ignored := ", ".join(option for option, is_used in options.items() if is_used):
-            differences.append((f"{self.name} does not support {ignored}: ignored", "omit this, or use llama-server"))
-        if is_sampled and not info.has_seeds:
-            differences.append(IGNORED_SEEDS)
-        return differences
+        ignored = ", ".join(option for option, is_used in options.items() if is_used)
+        has_penalties = params.repeat_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
+        problem = f"{self.name}'s penalties count the whole text or reply, not the last 64 tokens"
+        differences = {
+            (problem, "replies differ from those of llama.cpp; use --set repeat_penalty=1"): has_penalties,
+            (f"{self.name} does not support {ignored}: ignored", "omit this, or use llama-server"): ignored,
+            IGNORED_SEEDS: is_sampled and not info.has_seeds,
+        }
+        return [difference for difference, is_there in differences.items() if is_there]
 
 
 class Vllm(_SharedFields):
@@ -83,7 +84,6 @@ class Vllm(_SharedFields):
     description_path = "/version"
     completion_path = "/v1/completions"
     context_option = "--max-model-len"
-    _load_metrics = "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:generation_tokens_total"
 
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
         return ServerInfo(
@@ -122,7 +122,6 @@ class Vllm(_SharedFields):
         return [_vllm_chunk(choice, answer.get("usage") or {}) for choice in choices]
 
     async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
-        """Yield parts with the ids of all tokens; the counts follow in an event of their own."""
         last, usage = dict[str, Any](), dict[str, Any]()
         async for event in events:
             usage = event.get("usage") or usage
@@ -142,7 +141,6 @@ class Sglang(_SharedFields):
     description_path = "/server_info"
     completion_path = "/generate"
     context_option = "--context-length"
-    _load_metrics = "sglang:num_running_reqs", "sglang:num_queue_reqs", "sglang:realtime_tokens_total"
 
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
         """Description of a server; seeds have an effect only with deterministic inference."""
@@ -190,16 +188,87 @@ class Sglang(_SharedFields):
             seen = int(event["meta_info"]["completion_tokens"])
 
 
-def _total(text: str, metric: str) -> int | None:
-    """The sum of a metric over the engines of data parallelism, in Prometheus' text format; None without it.
+class OpenAIServer(ServerKind):
+    """Any other server of chat completions; each sample is a request.
 
-    SGLang may report that of one engine several times.
+    Reasoning, which comes apart from the answer, is put before it in markup.
     """
-    engines = dict[str, float]()
-    for labels, value in re.findall(rf"^{re.escape(metric)}(?:\{{(.*)\}})?[ \t]+([^\s]+)", text, re.MULTILINE):
-        engine = "".join(re.findall(r'\b(?:engine|dp_rank|mode)="(\w*)"', labels))
-        engines[engine] = max(float(value), engines.get(engine, 0.0))
-    return int(sum(engines.values())) if engines else None
+
+    name = "OpenAI-compatible server"
+    takes_messages = True
+    description_path = "/v1/models"
+    completion_path = "/v1/chat/completions"
+    context_option = "context"
+
+    def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:  # noqa: ARG002
+        model = str(entry["id"])
+        return ServerInfo(
+            self,
+            build="unknown",
+            model=model,
+            weights=server_text(model),
+            context_size=ANY_CONTEXT,
+            slots=CHAT_SLOTS,
+            max_samples=1,
+            max_window=MAX_WINDOW,
+        )
+
+    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:  # noqa: ARG002
+        assert isinstance(request, MessagesRequest), "prompts of token ids are refused before"
+        conversation, params = request.conversation, request.params
+        schema = request.grammar and {"name": "answer", "strict": True, "schema": json.loads(request.grammar)}
+        optional = {
+            "max_tokens": params.max_tokens,
+            "stop": list(request.stop_anywhere),
+            "reasoning_effort": "none" if conversation.thinks is False else conversation.effort,
+            "response_format": schema and {"type": "json_schema", "json_schema": schema},
+            "stream_options": {"include_usage": True} if request.stream else None,
+        }
+        return {
+            "model": info.model,
+            "messages": conversation.openai_messages,
+            **{name: getattr(params, name) for name in _SHARED_PARAMS},
+            "seed": seed,
+            "stream": request.stream,
+            **{name: value for name, value in optional.items() if value},
+        }
+
+    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
+        [choice] = answer["choices"]
+        reasoning, text = _texts(choice["message"])
+        marked = f"{OPEN}{reasoning}{CLOSE}{text}" if reasoning else text
+        return [_chat_end(choice["finish_reason"], answer.get("usage") or {}, marked)]
+
+    async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
+        finish, usage, is_reasoning, parts = None, dict[str, Any](), False, 0
+        async for event in events:
+            usage = event.get("usage") or usage
+            for choice in event.get("choices") or ():
+                finish = choice.get("finish_reason") or finish
+                reasoning, text = _texts(choice.get("delta") or {})
+                marked = ""
+                if reasoning:
+                    marked = reasoning if is_reasoning else OPEN + reasoning
+                    is_reasoning = True
+                if text:
+                    marked += CLOSE + text if is_reasoning else text
+                    is_reasoning = False
+                if marked:
+                    parts += 1
+                    yield ReplyChunk(text=marked)
+        if is_reasoning:
+            yield ReplyChunk(text=CLOSE)
+        if finish:  # without usage, a part is taken for a token
+            yield _chat_end(finish, {"completion_tokens": parts, **usage})
+        elif not parts:
+            raise LostServerError("the server sent an empty reply: its context may be too small for the prompt")
+
+    def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
+        unsent = {name: value for name, value in request.params.samplers.items() if name not in _SHARED_PARAMS}
+        ignored = [name for name, value in unsent.items() if value and value != getattr(DEFAULTS, name)]
+        ignored += ["ignore_eos"] if request.ignore_eos else []
+        problem = f"chat completions have no {', '.join(ignored)}: the server's own settings apply"
+        return [(problem, "omit this, or use llama-server")] if ignored else []
 
 
 def _weights(entry: Mapping[str, Any], path: Any) -> str:
@@ -241,4 +310,23 @@ def _chunk(
         end=end if finish else None,
         prompt_tokens=prompt_tokens,
         cached=int(cached or 0),
+    )
+
+
+def _texts(message: Mapping[str, Any]) -> tuple[str, str]:
+    """The reasoning, by either of its names, and the answer in a message or a part of one."""
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    return well_formed(reasoning or ""), well_formed(message.get("content") or "")
+
+
+def _chat_end(finish: str, usage: Mapping[str, Any], text: str = "") -> ReplyChunk:
+    """The last part of a reply. Raises RefusedRequestError if the server has withheld the rest."""
+    if finish not in ("stop", "length"):
+        problem = f"the server ended the reply: {server_text(str(finish))}"
+        raise RefusedRequestError(EndpointError(problem, "rephrase the question, or check the server's log"))
+    return ReplyChunk(
+        total=usage.get("completion_tokens") or None,
+        text=text,
+        end="limit" if finish == "length" else "eos",
+        prompt_tokens=usage.get("prompt_tokens"),
     )
