@@ -27,7 +27,6 @@ PADDING_ROOM = MIN_ROWS  # tokens beyond a sequence that `pad_step` may add to i
 
 
 def prefill_chunk(position: int, batch_size: int) -> int:
-    """Number of prompt tokens to evaluate in one step from a position."""
     if position < CHUNKED_POSITIONS:
         return min(PREFILL_CHUNK, CHUNKED_POSITIONS - position)
     return batch_size - position % batch_size
@@ -44,12 +43,12 @@ def max_draft(slots: int, batch_size: int, pad_steps: bool) -> int:
 
 
 def pad_single_rows(
-    rows: Sequence[TokenRow], length: Callable[[int], int], has_room: Callable[[int], bool]
+    rows: Sequence[TokenRow], slots: int, capacity: int, length: Callable[[int], int]
 ) -> tuple[list[TokenRow], list[int]]:
     """Pad single rows of a step; return all rows, and the index of each given row among them.
 
     llama.cpp evaluates rows of consecutive slots together. The padding is one more token in a slot beside it that has
-    no rows in this step and holds `length(slot)` tokens, if it `has_room`; remove that token after the step.
+    no rows in this step and holds `length(slot)` tokens, below its `capacity`; remove that token after the step.
     """
     counts = Counter(row.slot for row in rows)
     padded: list[TokenRow] = []
@@ -59,7 +58,7 @@ def pad_single_rows(
         is_single = counts[row.slot] == 1 and not counts[above] and not counts[below]
         is_alone = is_single and not (padded and padded[-1].slot == below)  # no padding of another row is below
         if is_alone and row.position >= PAD_FROM_POSITION:
-            free = [slot for slot in (above, below) if has_room(slot)][:1]
+            free = [slot for slot in (above, below) if 0 <= slot < slots and length(slot) < capacity][:1]
         else:
             free = []
         pair = [row, *(TokenRow(slot, length(slot), row.token, False) for slot in free)]

@@ -10,6 +10,7 @@ import pickle
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -30,15 +31,12 @@ from cerebrum_cli.engine.memory_plan import resolve
 from cerebrum_cli.engine.model_options import LoadOptions, Tuning
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
 
-MEASURED_FIRST = (1, 16, 4, 32, 8, 64, 2)  # numbers of rows, the most important first
 MIN_ROUNDS, MAX_ROUNDS = 2, 9  # of steps with each number of rows
 MIN_VISIT_S = 0.01  # steps of one number of rows in a round are repeated for so long
 WARM_UP_STEPS = 1  # not timed: llama.cpp builds its compute graph in the first step
 
 
 class BenchModel:
-    """A model, its current context, and what can be measured with them."""
-
     def load(self, options: LoadOptions, text: str) -> tuple[float, tuple[Device, ...]]:
         """Load the model, and the text that it evaluates: the seconds the model took, and the GPUs found."""
         start = perf_counter()
@@ -59,32 +57,29 @@ class BenchModel:
         if job.kind == "decode":
             return self._time_decode(text[: job.depth], job.tokens, job.sequences)
         self._evaluate(text[: job.depth])  # the first steps of a context are not timed
-        stopwatch = Stopwatch(self._threads(is_batch=True))
+        started = perf_counter(), process_time()
         self._evaluate(text[: job.tokens])
-        return stopwatch.result(job.tokens)
+        return rates(started, job.tokens, self._threads(is_batch=True))
 
     def time_steps(
         self, text: tuple[int, ...], count: int, rows: Sequence[int], seconds: float
     ) -> list[tuple[int, float]]:
         """Shortest duration of a step with each number of rows after `count` tokens, all with logits.
 
-        Row counts take turns, in rounds, for about `seconds`; if time is short, only the most important are measured,
-        at least two. Other programs lengthen a short step more than a long one, because its threads wait for each other
-        more often: medians would make drafted tokens look cheap. CerebrumError if the rows cannot be removed again.
+        Row counts take turns, in rounds, for about `seconds`. Other programs lengthen a short step more than a long
+        one, because its threads wait for each other more often: medians would make drafted tokens look cheap.
+        CerebrumError if the rows cannot be removed again.
         """
         prefix = count - max(rows)
         self._evaluate(text[:prefix])
-        first = {count: index for index, count in enumerate(MEASURED_FIRST)}
-        measured: dict[int, list[float]] = {}
+        shortest = dict.fromkeys(rows, inf)
         start = perf_counter()
         for turn in range(MAX_ROUNDS):
             if turn >= MIN_ROUNDS and perf_counter() > start + seconds:
                 break
-            for size in [*measured] or sorted(rows, key=lambda size: first.get(size, len(first))):
-                measured.setdefault(size, []).extend(self._repeat_step(text[:prefix], size))
-                if turn == 0 and len(measured) > 1 and perf_counter() > start + seconds / MIN_ROUNDS:
-                    break
-        return [(size, min(durations)) for size, durations in sorted(measured.items())]
+            for size in rows:
+                shortest[size] = min(shortest[size], *self._repeat_step(text[:prefix], size))
+        return list(shortest.items())
 
     def write_logits(self, text: tuple[int, ...], count: int, path: Path) -> None:
         """Write the logits after each token but the last one by one, since they may not fit in memory together."""
@@ -98,16 +93,19 @@ class BenchModel:
         return closeness(numpy.load(path, mmap_mode="r"), self._logits(text[:count]))
 
     def _configure(self, tuning: Tuning, length: int, n_rs_seq: int) -> None:
-        """Create a context, unless the current one is the same."""
         key, sequences = (tuning, length, n_rs_seq), tuning.slots or 1
         if key == self._context_key:
             return
         self._context_key = ()
         options = self._options.with_tuning(tuning)
         offloads = bool(accelerators()) and options.gpu_layers != "0"
-        context = replace(options.context, length=length, n_rs_seq=n_rs_seq)
-        context = replace(context, batch_invariant=sequences > 1 and not offloads)
-        context = replace(context, n_threads=context.n_threads or thread_count())
+        context = replace(
+            options.context,
+            length=length,
+            n_rs_seq=n_rs_seq,
+            batch_invariant=sequences > 1 and not offloads,
+            n_threads=options.context.n_threads or thread_count(),
+        )
         self._context = resolve(context, options.file.sizes, (int(offloads),))
         self.backend.configure(self._context)
         self.backend.reserve(length)
@@ -116,7 +114,6 @@ class BenchModel:
         self._context_key = key
 
     def _threads(self, is_batch: bool) -> int:
-        """Number of threads that evaluate several rows, or one."""
         return (is_batch and self._context.n_threads_batch) or self._context.n_threads
 
     def _evaluate(self, tokens: tuple[int, ...]) -> None:
@@ -135,7 +132,6 @@ class BenchModel:
             yield from (self.backend.logits(row) for row in range(end - start))
 
     def _chunks(self, count: int) -> Iterator[tuple[int, int]]:
-        """Ranges of tokens that are evaluated in one step each."""
         start = 0
         while start < count:
             end = min(count, start + min(self.backend.prefill_chunk(start), self.backend.max_outputs))
@@ -152,14 +148,15 @@ class BenchModel:
             for slot in slots[1:]:
                 backend.context.copy(0, slot)
         samplers = [backend.sampler(SamplingParams(), 0, None, prefix) for _ in slots]
-        last, stopwatch = [prefix[0]] * sequences, Stopwatch(1)
+        last, started = [prefix[0]] * sequences, (0.0, 0.0)
         try:
             for step in range(steps + WARM_UP_STEPS):
-                stopwatch = Stopwatch(self._threads(sequences > 1)) if step == WARM_UP_STEPS else stopwatch
+                if step == WARM_UP_STEPS:
+                    started = perf_counter(), process_time()
                 position = len(prefix) + step
                 backend.decode([TokenRow(slot, position, token, True) for slot, token in enumerate(last)])
                 last = [sampler.sample(slot) for slot, sampler in enumerate(samplers)]
-            return stopwatch.result(steps * sequences)
+            return rates(started, steps * sequences, self._threads(sequences > 1))
         finally:
             for sampler in samplers:
                 sampler.close()
@@ -184,21 +181,14 @@ class BenchModel:
         return durations[WARM_UP_STEPS:] or durations
 
 
-class Stopwatch:
-    """Measures wall time and CPU time of this process, which runs on a number of threads."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._wall, self._cpu = perf_counter(), process_time()
-
-    def result(self, tokens: int) -> tuple[float, float]:
-        """Tokens per second, and the share of the CPU time of its threads that this process got."""
-        seconds = perf_counter() - self._wall
-        return tokens / seconds, (process_time() - self._cpu) / seconds / self._threads
+def rates(started: tuple[float, float], tokens: int, threads: int) -> tuple[float, float]:
+    """Tokens per second, and the share of the CPU time of its threads that this process got since it started."""
+    wall, cpu = started
+    seconds = perf_counter() - wall
+    return tokens / seconds, (process_time() - cpu) / seconds / threads
 
 
 def closeness(reference: NDArray[numpy.float32], other: Iterable[NDArray[numpy.float32]]) -> Closeness:
-    """Compare two evaluations of a text, given a row of logits per token."""
     same, total = 0, 0.0
     for row, against in zip(reference, other, strict=True):  # converted to double row by row
         p, q = log_softmax(row), log_softmax(against)
@@ -212,26 +202,21 @@ def log_softmax(row: NDArray[numpy.float32]) -> NDArray[numpy.float64]:
     return shifted - float(numpy.log(numpy.exp(shifted).sum()))
 
 
-def answer(model: BenchModel, name: str, arguments: Sequence[Any]) -> Any:
-    """Return value of a method, or a BenchError with the first line of llama.cpp's log if there is one."""
-    try:
-        return getattr(model, name)(*arguments)
-    except CerebrumError as error:
-        log = error.log[:1] if isinstance(error, EngineError) else ()
-        return BenchError(": ".join((error.message, *log)), error.hint)
-    except OSError as error:
-        return BenchError(f"{error.filename or 'a temporary file'}: {error.strerror}", "free disk space")
-
-
 def main() -> None:
-    """Answer requests until the input ends."""
+    """Answer requests until the input ends, with a BenchError and the first line of llama.cpp's log for an error."""
     model = BenchModel()
     while True:
         try:
             name, arguments = pickle.load(sys.stdin.buffer)
+            answer = getattr(model, name)(*arguments)
         except EOFError:
             return
-        pickle.dump((answer(model, name, arguments), peak_memory()), sys.stdout.buffer)
+        except CerebrumError as error:
+            log = error.log[:1] if isinstance(error, EngineError) else ()
+            answer = BenchError(": ".join((error.message, *log)), error.hint)
+        except OSError as error:
+            answer = BenchError(f"{error.filename or 'a temporary file'}: {error.strerror}", "free disk space")
+        pickle.dump((answer, peak_memory()), sys.stdout.buffer)
         sys.stdout.flush()
 
 

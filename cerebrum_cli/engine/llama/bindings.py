@@ -19,8 +19,7 @@ from typing import Any
 from cerebrum_cli.core.environment import environment, set_environment_default
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.text import pip_install
-from cerebrum_cli.engine.build import CPU_FLAGS, REQUIREMENT, lacking, rebuild_command
-from cerebrum_cli.engine.machine import processor_flags
+from cerebrum_cli.engine.machine import CPU_FLAGS, REQUIREMENT, lacking, processor_flags, rebuild_command
 
 DEBUG, WARNING, CONTINUED = 1, 3, 5  # ggml's log levels; 2 is info, 4 error
 SHOW_LOG = "show its log with --set verbose=on"
@@ -69,19 +68,6 @@ def import_bindings(name: str) -> Any:
         ) from error
 
 
-def require_cpu(library: Any, flags: frozenset[str] | None) -> None:
-    """Raise EngineError if llama.cpp was built for another CPU: initializing it would kill the process.
-
-    A library that chooses its code for the CPU when it is initialized has no functions to ask.
-    """
-    functions = {name: getattr(library, f"ggml_cpu_has_{name.lower()}", None) for name in CPU_FLAGS}
-    if missing := lacking((name for name, has in functions.items() if has and has()), flags):
-        raise EngineError(
-            f"llama.cpp was built for another CPU: this one lacks {', '.join(missing)}",
-            f"rebuild it on this machine: {rebuild_command()}",
-        )
-
-
 # llama.cpp's threads busy-wait for each other, forever by default. Two processes on the same cores then wait for
 # threads that are not scheduled: on 2 cores, two concurrent answers fell from 200 to 0.3 tokens per second each. With
 # this spin count, after which a thread sleeps, they fell to 16; a single answer is as fast. Read at load time.
@@ -92,7 +78,14 @@ set_environment_default("GGML_NO_BACKTRACE", "1")  # a failed assertion would st
 
 log = Log()
 llama = import_bindings("llama_cpp")
-require_cpu(llama._lib, processor_flags())
+# Initializing a library that was built for another CPU would kill the process. One that chooses its code for the CPU
+# when it is initialized has no functions to ask.
+_cpu_checks = {name: getattr(llama._lib, f"ggml_cpu_has_{name.lower()}", None) for name in CPU_FLAGS}
+if _missing := lacking((name for name, has in _cpu_checks.items() if has and has()), processor_flags()):
+    raise EngineError(
+        f"llama.cpp was built for another CPU: this one lacks {', '.join(_missing)}",
+        f"rebuild it on this machine: {rebuild_command()}",
+    )
 _write_log = llama.llama_log_callback(log.write)  # kept alive: llama.cpp holds the pointer
 llama.llama_log_set(_write_log, None)
 

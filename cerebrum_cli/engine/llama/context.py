@@ -5,11 +5,9 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
 from math import inf
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.text import format_count
@@ -97,7 +95,7 @@ class LlamaContext:
         self._window: int = llama.llama_model_n_swa(model)
         self._recurrent = has_recurrent_state(model)
         self.max_rollback: int = llama.llama_n_rs_seq(self.handle)
-        self._batch = llama.llama_batch_init(options.n_ubatch, 0, 1)
+        self._batch = llama.llama_batch_init(options.n_ubatch, 0, options.slots)
         self._n_streams = options.n_streams
         self._state_parts = [not llama.llama_model_is_recurrent(model)]  # whether each is of a KV cache
         if self._window:
@@ -112,16 +110,19 @@ class LlamaContext:
     def decode(self, rows: Sequence[TokenRow]) -> bool:
         batch = self._batch
         batch.n_tokens = len(rows)
-        for index, (slot, position, token, output) in enumerate(rows):
+        for index, (slot, position, token, output, others) in enumerate(rows):
             batch.token[index] = token
             batch.pos[index] = position
-            batch.n_seq_id[index] = 1
+            batch.n_seq_id[index] = 1 + len(others)
             batch.seq_id[index][0] = slot
             batch.logits[index] = output
+            for place, other in enumerate(others, 1):
+                batch.seq_id[index][place] = other
         log.problems.clear()
         if self._recurrent:
             is_prefill = not all(row.output for row in rows)
-            flag = self._stop.buffer if is_prefill and rows[0].slot == rows[-1].slot else NEVER
+            is_single = rows[0].slot == rows[-1].slot and not any(row.others for row in rows)
+            flag = self._stop.buffer if is_prefill and is_single else NEVER
             llama.llama_set_abort_callback(self.handle, _abort_callback, ctypes.cast(flag, ctypes.c_void_p))
         counts = Counter(row.slot for row in rows if self.max_rollback)
         self._removable = {slot: min(self.max_rollback, count - 1) for slot, count in counts.items()}
@@ -233,27 +234,20 @@ class LlamaContext:
         llama.llama_free(self.handle)
 
 
-@cache
-def library_digest() -> str:
-    """Size and checksum of llama.cpp's library, which identify its build; read in 2 ms."""
-    data = Path(llama._lib._name).read_bytes()
-    return f"{len(data):x}-{crc32(data):08x}"
-
-
 def uses_long_rope(model: Any) -> bool:
     """Whether the model has other rotary factors for contexts beyond its original one: LongRoPE, as in Phi.
 
     The keys of a token then depend on the context size. YaRN and linear scaling also have an original context length,
     but the same factors in every context.
     """
-    scaling = f"{_metadata(model, 'general.architecture')}.rope.scaling"
+    scaling = f"{model_metadata(model, 'general.architecture')}.rope.scaling"
     return bool(
-        _metadata(model, f"{scaling}.original_context_length")
-        and _metadata(model, f"{scaling}.type") not in ("yarn", "linear")
+        model_metadata(model, f"{scaling}.original_context_length")
+        and model_metadata(model, f"{scaling}.type") not in ("yarn", "linear")
     )
 
 
-def _metadata(model: Any, key: str) -> str:
+def model_metadata(model: Any, key: str) -> str:
     value = ctypes.create_string_buffer(256)
     llama.llama_model_meta_val_str(model, key.encode(), value, len(value))
     return value.value.decode("utf-8", "replace")

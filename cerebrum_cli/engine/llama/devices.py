@@ -5,9 +5,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from cerebrum_cli.engine.build import Build, read_features
 from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.machine import available_memory
+from cerebrum_cli.engine.machine import Build, available_memory, read_features
 from cerebrum_cli.engine.memory import Device, FreeMemory
 
 GPU, INTEGRATED_GPU = 1, 2  # of ggml_backend_dev_type
@@ -68,7 +67,7 @@ def bind(library: Any, symbol: str, result: Any, arguments: tuple[Any, ...]) -> 
 
 def version() -> str:
     """The versions of llama.cpp and its bindings, like "0c1e570 with llama-cpp-python 0.3.36"."""
-    return f"{_text('ggml_commit')} with llama-cpp-python {_package_version()}"
+    return f"{library_text('ggml_commit')} with llama-cpp-python {_package_version()}"
 
 
 def _package_version() -> str:
@@ -80,7 +79,7 @@ def _package_version() -> str:
         return "unknown version"
 
 
-def _text(symbol: str) -> str:
+def library_text(symbol: str) -> str:
     value: bytes = bind(llama._lib, symbol, ctypes.c_char_p, ())()
     return value.decode("utf-8", "replace")
 
@@ -93,7 +92,7 @@ def build() -> Build:
     name = bind(library, "ggml_backend_reg_name", ctypes.c_char_p, (ctypes.c_void_p,))
     return Build(
         version=_package_version(),
-        ggml=_text("ggml_version"),
+        ggml=library_text("ggml_version"),
         backends=tuple(name(get(index)).decode("utf-8", "replace") for index in range(count())),
         features=read_features(llama.llama_print_system_info().decode("utf-8", "replace")),
         offloads=bool(llama.llama_supports_gpu_offload()),

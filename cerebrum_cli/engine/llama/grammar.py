@@ -6,7 +6,6 @@ import ctypes
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from tempfile import TemporaryFile
 from textwrap import shorten
@@ -26,62 +25,42 @@ KNOWN_KEYWORDS = {
 # llama.cpp parses groups recursively, and needs a stack of 500 bytes for each; it rejects 1,500 nested `?` itself.
 MAX_DEPTH = 2000
 MAX_RULES = 10_000  # the memory for the first token may grow with the square of their number
-MAX_SCHEMA_DEPTH = 100
 MAX_BYTES = 4_000_000
 _SYNTAX = re.compile(
     r'"(?:[^"\\\0]|\\[^\0])*"?|\[(?:[^\]\\\0]|\\[^\0])*\]?|#[^\n\0]*'  # what may contain the marks as text
     r"|(?P<mark>[()\0]|::=|\{\s*(?P<least>\d*)\s*(?:,\s*(?P<most>\d*)\s*)?\})"
 )
-_QUANTIFIER = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
+LIMITS = ("minItems", "maxItems", "minLength", "maxLength")
+MAX_REPETITIONS = 99_999  # of one keyword or quantifier, each of which the converter writes out
+_MANY = re.compile(r"\{[^}]*\d{6}")  # a quantifier
 
 
-def ignored_keywords(schema: Any) -> tuple[str, ...]:
-    """Keywords of a JSON schema that its grammar does not enforce, sorted."""
-    found: set[str] = set()
+def check_schema(schema: Any) -> tuple[str, ...]:
+    """Keywords of a schema that its grammar does not enforce, sorted.
+
+    Raises ValueError for an unknown type, or for so many repetitions that the converter, which spells them out, would
+    exhaust memory.
+    """
+    ignored: set[str] = set()
     todo = [schema]
     while todo:
         value = todo.pop()
         if isinstance(value, list):
             todo += value
         elif isinstance(value, dict):
-            found |= value.keys() - KNOWN_KEYWORDS
+            ignored |= value.keys() - KNOWN_KEYWORDS
             for key, inner in value.items():
-                named = key in ("properties", "$defs", "definitions") and isinstance(inner, dict)
-                if key not in ("enum", "const", "default", "examples"):
-                    todo += inner.values() if named else [inner]
-    return tuple(sorted(found))
-
-
-def check_schema(schema: Any, place: str = "", depth: int = 0) -> int:
-    """Raise ValueError, naming the place, for a schema that the converter or its grammar cannot handle.
-
-    A place is like `properties.name.type`. Such a schema has an unknown type, deep nesting, or many repetitions, which
-    the converter spells out. Returns their approximate number of characters.
-    """
-    if depth > 2 * MAX_SCHEMA_DEPTH:  # a level of objects is two of JSON
-        raise ValueError(f"more than {MAX_SCHEMA_DEPTH} levels, at {place[:60]} ...")
-    repeated = 0
-    items = schema.items() if isinstance(schema, dict) else enumerate(schema) if isinstance(schema, list) else ()
-    for key, value in items:
-        inner = f"{place}.{key}".lstrip(".")
-        types = value if isinstance(value, list) else [value]
-        if key == "type" and all(isinstance(name, str) for name in types) and not place.endswith("properties"):
-            if unknown := next((name for name in types if name not in TYPES), None):
-                raise ValueError(f"unknown type {unknown!r} at {inner}; types are {', '.join(TYPES)}")
-        elif key not in ("enum", "const", "default", "examples"):
-            repeated += sum(_repetitions(key, value)) * (len(inner) + 10)  # a repeated item has the name of its place
-            if repeated > MAX_BYTES:
-                raise ValueError(f"too many repetitions at {shorten(inner, 60)}: {shorten(str(value), 60)}")
-            repeated += check_schema(value, inner, depth + 1)
-    return repeated
-
-
-def _repetitions(key: str | int, value: Any) -> Iterator[int]:
-    if key in ("minItems", "maxItems", "minLength", "maxLength") and isinstance(value, int):
-        yield value
-    if key == "pattern" and isinstance(value, str):
-        for match in _QUANTIFIER.finditer(value):
-            yield from (int(count[:9]) for count in match.groups() if count)
+                types = inner if isinstance(inner, list) else [inner]
+                if key == "type" and (unknown := [name for name in types if name not in TYPES]):
+                    raise ValueError(f"unknown type {unknown[0]!r}; types are {', '.join(TYPES)}")
+                if (key in LIMITS and isinstance(inner, int) and inner > MAX_REPETITIONS) or (
+                    key == "pattern" and re.search(_MANY, str(inner))
+                ):
+                    raise ValueError(f"more than {MAX_REPETITIONS:,} repetitions: {key} {shorten(str(inner), 60)}")
+                if key in KNOWN_KEYWORDS and key not in ("enum", "const", "default", "examples"):
+                    has_names = key in ("properties", "$defs", "definitions") and isinstance(inner, dict)
+                    todo += inner.values() if has_names else [inner]
+    return tuple(sorted(ignored))
 
 
 def schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
@@ -98,10 +77,10 @@ def schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
         value = json.loads(schema)
         if not isinstance(value, dict):
             raise ValueError("it is not a JSON object")
-        check_schema(value)
+        ignored = check_schema(value)
         grammar = str(converter.json_schema_to_gbnf(schema))
         check_grammar(grammar)
-        return grammar, ignored_keywords(value)
+        return grammar, ignored
     except RecursionError as error:
         raise GrammarError(
             "cannot use the JSON schema: it nests too deeply, or has too many optional properties",
@@ -146,7 +125,13 @@ def parse_grammar(vocab: Any, grammar: str) -> Any:
     log.problems.clear()
     sampler, printed = _capture_stderr(lambda: llama.llama_sampler_init_grammar(vocab, grammar.encode(), b"root"))
     if not sampler:
-        reason = parse_error(grammar, printed.decode("utf-8", "replace"), log.problems)
+        _, _, error = printed.decode("utf-8", "replace").partition("error parsing grammar: ")
+        problem, at, rest = error.removesuffix(f"\n\n{grammar}\n").partition(" at ")
+        if at:
+            line = 1 + grammar.removesuffix(rest).rstrip("\n").count("\n")
+            place = rest.strip().partition("\n")[0][:40] or "the end"
+            problem = f"line {line}: {problem} at {place}"
+        reason = problem or next(iter(log.problems), "llama.cpp gives no reason")
         raise GrammarError(f"cannot parse the grammar: {reason}", "it must be GBNF with a rule named root")
     return sampler
 
@@ -164,18 +149,6 @@ def accept_token(sampler: Any, token: int) -> bool:
         return False
     llama.llama_sampler_accept(sampler, token)
     return True
-
-
-def parse_error(grammar: str, printed: str, logged: Iterable[str]) -> str:
-    """Extract a one-line reason from what the parser printed, or else the first logged line."""
-    _, parsed, reason = printed.partition("error parsing grammar: ")
-    if not parsed:
-        return next((line.strip() for line in logged if line.strip()), "llama.cpp gives no reason")
-    what, at, rest = reason.removesuffix(f"\n\n{grammar}\n").partition(" at ")
-    if not at or not grammar.endswith(rest):
-        return what.split("\n", 1)[0]
-    line = 1 + grammar.rstrip("\n").count("\n", 0, len(grammar) - len(rest))
-    return f"line {line}: {what} at {rest.strip().splitlines()[0][:40] if rest.strip() else 'the end'}"
 
 
 def _capture_stderr(call: Any) -> tuple[Any, bytes]:

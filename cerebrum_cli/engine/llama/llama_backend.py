@@ -12,70 +12,62 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Sampler, StopFlag, TokenRow, TokenScore
+from cerebrum_cli.engine.backend import StopFlag, TokenRow, TokenScore
 from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.llama.context import (
-    LlamaContext,
-    context_params,
-    has_recurrent_state,
-    library_digest,
-    uses_long_rope,
-)
-from cerebrum_cli.engine.llama.devices import free_memory
-from cerebrum_cli.engine.llama.sampler import LlamaSampler, SamplerChains
+from cerebrum_cli.engine.llama.context import LlamaContext, has_recurrent_state, uses_long_rope
+from cerebrum_cli.engine.llama.devices import free_memory, library_text
+from cerebrum_cli.engine.llama.sampler import DrySamplers, LlamaSampler, create_chain
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, checkpoint_budget
-from cerebrum_cli.engine.memory_plan import plan_slots
+from cerebrum_cli.engine.memory_plan import LoadPlan, plan_slots
 from cerebrum_cli.engine.model_options import fallback_notice
 from cerebrum_cli.engine.step_costs import MAX_DRAFT
-from cerebrum_cli.gguf.sizes import ModelSizes
 
 if TYPE_CHECKING:
     from numpy import float32
     from numpy.typing import NDArray
 
+    from cerebrum_cli.engine.protocols import Sampler
+
 
 class LlamaBackend(LlamaVocabulary):
     """A loaded model. `reserve` creates its context, since creating a large one takes longer than a short answer.
 
-    `offloaded` is the number of layers on each GPU; `fallback` is used if no context can be created with the options.
     `adapters` of the model apply in every context, each with its scale. `mapped_bytes` of its weights are files in the
-    system's cache, which counts as free memory, although each step reads them.
+    system's cache, which counts as free memory, although each step reads them. `fallback` is used if no context can be
+    created with the options of the plan.
     """
+
+    context: LlamaContext  # once `reserve` has created it
 
     def __init__(
         self,
         model: Any,
-        options: ContextOptions,
+        plan: LoadPlan,
         stop: StopFlag,
-        sizes: ModelSizes,
-        offloaded: tuple[int, ...] = (),
-        fallback: ContextOptions | None = None,
         adapters: Sequence[tuple[Any, float]] = (),
         mapped_bytes: int = 0,
-        repacks: bool = False,
+        fallback: ContextOptions | None = None,
     ) -> None:
         super().__init__(model)
-        self._chains = SamplerChains(self._vocab)
+        self._dry_samplers: DrySamplers = {}
         self._model = model
         self._stop = stop
-        self._sizes = sizes
-        self._offloaded = offloaded
+        self._sizes, self._offloaded = plan.sizes, plan.offloaded
         self._adapters = adapters
         window: int = llama.llama_model_n_swa(model)
         self.trimmable_length = 0 if has_recurrent_state(model) else window or inf
-        self._fallback = fallback
         self._mapped_bytes = mapped_bytes
-        self.repacks = repacks
+        self._fallback = fallback
+        self.repacks = plan.repack
         self._free: FreeMemory | None = None  # before the current context was created
         self._batch_indices: list[int] | None = None
-        self._context: LlamaContext | None = None
-        self.configure(options)
+        self.capacity = 0
+        self.configure(plan.context)
 
     def configure(self, options: ContextOptions) -> None:
-        """Set the options of later contexts, and free the current one."""
         self._close_context()
         self._options = self._made_with = options
         self._batch_invariant = options.batch_invariant
@@ -83,21 +75,16 @@ class LlamaBackend(LlamaVocabulary):
         self.context_size: int = max(1, options.length - self._room)
         self.slots: int = options.slots
         self.kv_unified = options.kv_unified
+        self.shares_rows = options.kv_unified and not llama.llama_model_is_recurrent(self._model)
         self.batch_size: int = options.n_ubatch
         self.max_outputs = options.n_outputs_max(self.size)
         self.max_draft = MAX_DRAFT if self.trimmable_length else 0
         self.checkpoint_budget = checkpoint_budget(self._sizes, options)
 
     def _close_context(self) -> None:
-        if self._context:
-            self._context.close()
-        self._context = None
+        if self.capacity:
+            self.context.close()
         self.capacity = 0
-
-    @property
-    def context(self) -> LlamaContext:
-        assert self._context is not None, "reserve() comes first"
-        return self._context
 
     def slots_for(self, length: int) -> int:
         if self._options.n_streams == 1:
@@ -106,15 +93,10 @@ class LlamaBackend(LlamaVocabulary):
         return plan_slots(self._sizes, options.slots, options, self._offloaded, free)
 
     def _measure_memory(self) -> FreeMemory:
-        """Free memory beside the weights."""
         free = free_memory()
         return free._replace(host=free.host - self._mapped_bytes)
 
     def reserve(self, length: int, slots: int | None = None) -> NoticeEvent | None:
-        """Create a context for sequences of `length` tokens, with up to `slots` slots, as many as fit in memory.
-
-        A context with a single KV cache is replaced only once, by one of the maximum size.
-        """
         try:
             self._create_context(length, slots)
         except EngineError as error:
@@ -126,9 +108,13 @@ class LlamaBackend(LlamaVocabulary):
             return fallback_notice(error)
         return None
 
-    def _create_context(self, length: int, max_slots: int | None) -> None:
+    def _create_context(self, length: int, slots: int | None) -> None:
+        """Create a context for sequences of `length` tokens, with up to `slots` slots, as many as fit in memory.
+
+        A context with a single KV cache is replaced only once, by one of the maximum size.
+        """
         is_single, pad_steps = self._options.n_streams == 1, self._options.pad_steps
-        if self._context and is_single:
+        if self.capacity and is_single:
             length = self.context_size
         self._close_context()
         self._batch_invariant = self._options.batch_invariant
@@ -136,32 +122,32 @@ class LlamaBackend(LlamaVocabulary):
         free = self._free = None if is_single else self._measure_memory()
         options = replace(self._options, length=length + self._room)
         requested = self.slots_for(length)
-        if max_slots and not is_single:
-            requested = min(requested, max_slots)
-        slots = requested
-        if pad_steps and slots > 2:
-            slots = batch_invariance.stable_slots(slots + batch_invariance.ROW_GROUP - 1)
-            slots = plan_slots(self._sizes, slots, options, self._offloaded, free) if free else slots
+        if slots and not is_single:
+            requested = min(requested, slots)
+        n_slots = requested
+        if pad_steps and n_slots > 2:
+            n_slots = batch_invariance.stable_slots(n_slots + batch_invariance.ROW_GROUP - 1)
+            n_slots = plan_slots(self._sizes, n_slots, options, self._offloaded, free) if free else n_slots
         # create it
-        while self._context is None:
+        while not self.capacity:
             if pad_steps:
-                slots = batch_invariance.stable_slots(slots)
+                n_slots = batch_invariance.stable_slots(n_slots)
             needs_free_slot = self._batch_invariant and not pad_steps  # where single rows are padded
-            options = replace(options, slots=max(slots, 2 if needs_free_slot else 1))
+            options = replace(options, slots=max(n_slots, 2 if needs_free_slot else 1))
             try:
-                self._context = LlamaContext(self._model, options, self._stop, self._adapters)
+                self.context = LlamaContext(self._model, options, self._stop, self._adapters)
+                self.capacity = self.context.capacity - self._room
             except EngineError:
                 if is_single or options.slots == 1:
                     raise
-                if slots == 1:  # one sequence alone needs no slot for padding
+                if n_slots == 1:  # one sequence alone needs no slot for padding
                     self._batch_invariant = False
-                slots = max(1, slots // 2)  # memory was allocated meanwhile
+                n_slots = max(1, n_slots // 2)  # memory was allocated meanwhile
         # record it
         self._made_with = options
-        self.capacity = self._context.capacity - self._room
-        self.slots = min(slots, requested)
+        self.slots = min(n_slots, requested)
         self.max_outputs = options.n_outputs_max(self.size)
-        self.max_draft = MAX_DRAFT if self.trimmable_length else self._context.max_rollback
+        self.max_draft = MAX_DRAFT if self.trimmable_length else self.context.max_rollback
         if self._batch_invariant:
             self.max_draft = batch_invariance.max_draft(options.slots, self.batch_size, options.pad_steps)
         self.checkpoint_budget = checkpoint_budget(self._sizes, options)
@@ -184,7 +170,9 @@ class LlamaBackend(LlamaVocabulary):
         if self._options.pad_steps:
             padded, indices = batch_invariance.pad_step(rows, self._made_with.slots, self.context.length)
         else:
-            padded, indices = batch_invariance.pad_single_rows(rows, self.context.length, self._has_room)
+            padded, indices = batch_invariance.pad_single_rows(
+                rows, self._made_with.slots, self.capacity, self.context.length
+            )
         self._batch_indices = indices
         done = self.context.decode(padded)
         requested = set(indices)
@@ -193,30 +181,25 @@ class LlamaBackend(LlamaVocabulary):
                 self.context.trim(row.slot, row.position)
         return done
 
-    def _has_room(self, slot: int) -> bool:
-        return 0 <= slot < self._made_with.slots and self.context.length(slot) < self.capacity
-
     def sampler(
         self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
     ) -> Sampler:
-        greedy = None
-        if params.is_argmax and self._options.n_streams > 1:
-            from cerebrum_cli.engine.llama.logits import GreedySampler
-
-            greedy = GreedySampler(self.logits)
-            if constraint is None:
-                return greedy
-        last_n = min(params.dry_penalty_last_n, self.context_size)  # it takes memory
-        params = replace(params, dry_penalty_last_n=last_n)
-        if constraint is None:
-            return LlamaSampler(self._chains.create(params, seed, prompt), self.batch_position)
+        is_greedy = params.is_argmax and self._options.n_streams > 1
+        params = replace(
+            params, dry_penalty_last_n=min(params.dry_penalty_last_n, self.context_size)
+        )  # it takes memory
+        if constraint is None and not is_greedy:
+            chain = create_chain(self._vocab, params, seed, prompt, self._dry_samplers)
+            return LlamaSampler(chain, self.batch_position)
         from cerebrum_cli.engine.llama.grammar import parse_grammar
-        from cerebrum_cli.engine.llama.grammar_sampler import GrammarSampler
+        from cerebrum_cli.engine.llama.logits import GrammarSampler, GreedySampler
 
+        greedy = GreedySampler(self.logits)
+        if constraint is None:
+            return greedy
         grammar = parse_grammar(self._vocab, constraint.grammar)
-        chain = self._chains.create(params, seed, prompt)
-        free = greedy or LlamaSampler(chain, self.batch_position)
-        return GrammarSampler(grammar, chain, self.batch_position, self, constraint, free)
+        chain = create_chain(self._vocab, params, seed, prompt, self._dry_samplers)
+        return GrammarSampler(grammar, chain, self.batch_position, self, constraint, greedy if is_greedy else None)
 
     def batch_position(self, row: int) -> tuple[Any, int]:
         """llama.cpp's context, and the index of a row of the last decode in its batch."""
@@ -250,13 +233,13 @@ class LlamaBackend(LlamaVocabulary):
     def state_kind(self) -> str | None:
         if self._batch_invariant or uses_long_rope(self._model):
             return None
-        params = context_params(self._made_with, self.size)
-        has_flash = self._made_with.flash_attention is not False  # on, and auto, is mostly on
-        attention = "flash attention" if has_flash else "no flash attention"
-        types = f"keys {params.type_k}, values {params.type_v}, {attention}"
-        return f"llama.cpp {library_digest()}, {types}, sequences {1 if params.kv_unified else params.n_seq_max}"
+        options = self._made_with
+        attention = "no flash attention" if options.flash_attention is False else "flash attention"  # mostly, with auto
+        types = f"keys {options.cache_type_k}, values {options.cache_type_v}, {attention}"
+        return f"llama.cpp {library_text('ggml_commit')}, {types}, sequences {options.n_streams}"
 
     def close(self) -> None:
         self._close_context()
-        self._chains.close()
+        for sampler in self._dry_samplers.values():
+            llama.llama_sampler_free(sampler)
         llama.llama_model_free(self._model)

@@ -13,13 +13,14 @@ from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.bindings import llama, log, suppress_log
-from cerebrum_cli.engine.llama.context import has_recurrent_state
+from cerebrum_cli.engine.llama.context import has_recurrent_state, model_metadata
 from cerebrum_cli.engine.llama.devices import expert_overrides, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.machine import save_devices, thread_count
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, host_bytes, weight_needs
-from cerebrum_cli.engine.memory_plan import LoadPlan, plan_load
+from cerebrum_cli.engine.memory_plan import LoadPlan, plan_load, resolve
 from cerebrum_cli.engine.model_options import AdapterFile, LoadOptions, option_notices
+from cerebrum_cli.gguf.architectures import facts_of
 
 
 def open_llama(
@@ -38,11 +39,12 @@ def open_llama(
     emit(LoadEvent(0.0))
     file = options.file
     if loaded_files and (file.adapters or not file.is_verified):
-        from cerebrum_cli.engine.llama.first_load import require_adapter_loads, require_loads
+        from cerebrum_cli.engine.llama.first_load import require_loads
 
-        require_loads(file.path, loaded_files, stop, options.vocabulary_only, check)
-        for path, _ in () if options.vocabulary_only else file.adapters:
-            require_adapter_loads(Path(path), file.path, loaded_files, stop)
+        needs_weights = not options.vocabulary_only
+        require_loads(file.path, loaded_files, stop, check=check, kind="model" if needs_weights else "vocabulary")
+        for path, _ in file.adapters if needs_weights else ():
+            require_loads(Path(path), loaded_files, stop, kind="adapter", model=file.path)
     free = free_memory()
     if devices_file:
         save_devices(devices_file, free.devices)
@@ -51,19 +53,21 @@ def open_llama(
     plan = plan_load(options, free, emit)
     model = load_model(options, plan, emit, stop)
     has_state, offloads = has_recurrent_state(model), any(plan.offloaded)
-    crashes = False
-    if has_state and plan.context.slots > 1 and loaded_files:
-        crashes = not is_parallel(model, file.path, loaded_files, stop)
-    if crashes and not options.whole_context:  # a chat, which may never run several
+    is_sequential = facts_of(model_metadata(model, "general.architecture")).is_sequential
+    if is_sequential and plan.context.slots > 1 and not options.whole_context:  # a chat may never run several
         emit(NoticeEvent("llama.cpp crashes when this model runs several sequences", "running them one at a time"))
     if options.context.pad_steps and (has_state or offloads):
         hint = "use the CPU with --gpu-layers 0" if offloads else "use --parallel 1"
         emit(NoticeEvent(f"batch_invariant has no effect on a {'GPU' if offloads else 'recurrent model'}", hint))
     adapters = load_adapters(model, file.adapters) if file.adapters and not options.vocabulary_only else ()
-    context = adapted(plan.context, model, plan, crashes)
-    fallback = plan.baseline and adapted(plan.baseline, model, plan, crashes)
-    mapped = mapped_bytes(plan, free) if context.n_streams > 1 else 0
-    backend = LlamaBackend(model, context, stop, plan.sizes, plan.offloaded, fallback, adapters, mapped, plan.repack)
+    fallback = None
+    if options.baseline:
+        default = replace(options.baseline.context, length=plan.context.length, slots=plan.context.slots)
+        default = resolve(default, plan.sizes, plan.offloaded)
+        fallback = adapted(replace(plan, context=default), model, is_sequential)
+    plan = replace(plan, context=adapted(plan, model, is_sequential))
+    mapped = mapped_bytes(plan, free) if plan.context.n_streams > 1 else 0
+    backend = LlamaBackend(model, plan, stop, adapters, mapped, fallback)
     if options.whole_context and (replaced := backend.reserve(plan.context.length)):
         emit(replaced)
     return backend
@@ -75,28 +79,14 @@ def mapped_bytes(plan: LoadPlan, free: FreeMemory) -> int:
     return max(0, host_bytes(weight_needs(plan.sizes, plan.offloaded), free.devices) - allocated)
 
 
-def is_parallel(model: Any, path: Path, loaded_files: Path, stop: StopFlag) -> bool:
-    """Whether a model can run several sequences; free it if that cannot be found out."""
-    from cerebrum_cli.engine.llama.first_load import runs_several
-
-    try:
-        return runs_several(path, loaded_files, stop)
-    except BaseException:
-        llama.llama_model_free(model)
-        raise
-
-
-def adapted(context: ContextOptions, model: Any, plan: LoadPlan, crashes: bool) -> ContextOptions:
-    """Options of a context that suit the loaded model, whose file may not show that it has states or windows.
-
-    `crashes`: with several sequences.
-    """
-    has_state, sizes = has_recurrent_state(model), plan.sizes
+def adapted(plan: LoadPlan, model: Any, is_sequential: bool) -> ContextOptions:
+    """Options of a context that suit the loaded model, whose file may not show that it has states or windows."""
+    context, sizes, has_state = plan.context, plan.sizes, has_recurrent_state(model)
     is_invariant = context.batch_invariant and not has_state and not any(plan.offloaded)
     needs_own_cells = (has_state and not sizes.state_bytes) or (
         llama.llama_model_n_swa(model) and not (sizes.has_windows or context.swa_full)
     )
-    is_single = crashes or context.slots == 1 or (context.kv_unified and needs_own_cells)
+    is_single = is_sequential or context.slots == 1 or (context.kv_unified and needs_own_cells)
     return replace(
         context,
         slots=1 if is_single else context.slots,
@@ -123,9 +113,8 @@ def load_model(options: LoadOptions, plan: LoadPlan, emit: Callable[[Event], Non
     params.use_extra_bufts = plan.repack
     if len(plan.offloaded) > 1:
         params.tensor_split = (ctypes.c_float * llama.llama_max_devices())(*plan.offloaded)
-    overrides: Any = (
-        expert_overrides(plan.host_experts) if plan.host_experts else None
-    )  # alive until the model is loaded
+    # alive until the model is loaded
+    overrides: Any = expert_overrides(plan.host_experts) if plan.host_experts else None
     params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
     params.progress_callback = llama.llama_progress_callback(progress)
     log.problems.clear()
@@ -133,15 +122,17 @@ def load_model(options: LoadOptions, plan: LoadPlan, emit: Callable[[Event], Non
         model = llama.llama_model_load_from_file(os.fsencode(options.file.path), params)
     if not model and not stop:  # again, with logging
         model = llama.llama_model_load_from_file(os.fsencode(options.file.path), params)
-    if model:
-        return require_decoder(model, options.file.path)
-    if stop:
+    if not model and stop:
         raise EngineError("loading interrupted")
-    raise ModelFileError(
-        options.file.path,
-        f"llama.cpp cannot load it: {_reason(list(log.problems))}",
-        "show its log with --set verbose=on",
-    )
+    if not model:
+        problem = f"llama.cpp cannot load it: {_reason(list(log.problems))}"
+        raise ModelFileError(options.file.path, problem, "show its log with --set verbose=on")
+    has_encoder, is_diffusion = llama.llama_model_has_encoder(model), llama.llama_model_is_diffusion(model)
+    if has_encoder or is_diffusion or not llama.llama_model_has_decoder(model):
+        llama.llama_model_free(model)
+        kind = "a diffusion model" if is_diffusion else "a model with an encoder"
+        raise ModelFileError(options.file.path, f"{kind}, which is not supported", "use a decoder-only model")
+    return model
 
 
 def load_adapters(model: Any, files: Sequence[AdapterFile]) -> tuple[tuple[Any, float], ...]:
@@ -158,16 +149,6 @@ def load_adapters(model: Any, files: Sequence[AdapterFile]) -> tuple[tuple[Any, 
             )
         adapters.append((adapter, scale))
     return tuple(adapters)
-
-
-def require_decoder(model: Any, path: Path) -> Any:
-    """The model, if it generates text token by token; otherwise free it and raise ModelFileError."""
-    has_encoder, is_diffusion = llama.llama_model_has_encoder(model), llama.llama_model_is_diffusion(model)
-    if not has_encoder and not is_diffusion and llama.llama_model_has_decoder(model):
-        return model
-    llama.llama_model_free(model)
-    kind = "a diffusion model" if is_diffusion else "a model with an encoder"
-    raise ModelFileError(path, f"{kind}, which is not supported", "use a decoder-only model")
 
 
 def _reason(problems: list[str], label: str = "error loading model: ") -> str:

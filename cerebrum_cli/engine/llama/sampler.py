@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cerebrum_cli.core.sampling import SamplingParams
@@ -20,81 +21,68 @@ BatchPosition = Callable[[int], tuple[Any, int]]
 """The current context, which samplers outlive, and the index of a row of the last decode in its batch."""
 
 
-class SamplerChains:
-    """Builds the sampler chains of a model's sequences.
+DrySamplers = dict[tuple[Any, ...], Any]
+"""The latest DRY sampler by its parameters, to copy: a new one reads the whole vocabulary for its breakers."""
 
-    A DRY sampler reads the whole vocabulary for its sequence breakers, so the latest is saved, and copied for others.
-    """
 
-    def __init__(self, vocab: Any) -> None:
-        self._vocab = vocab
-        self._dry: tuple[tuple[Any, ...], Any] | None = None
+def create_chain(vocab: Any, params: SamplingParams, seed: int, prompt: Sequence[int], dry: DrySamplers) -> Any:
+    """Create a chain that has accepted the end of the prompt, as far as penalties look back."""
+    chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+    for sampler in _samplers(vocab, params, seed, dry):
+        llama.llama_sampler_chain_add(chain, sampler)
+    window = PENALTY_WINDOW if params.has_penalties else 0
+    if params.has_dry:
+        window = max(window, params.dry_penalty_last_n)
+    for token in prompt[-window:] if window else ():
+        llama.llama_sampler_accept(chain, token)
+    return chain
 
-    def create(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> Any:
-        """Create a chain that has accepted the end of the prompt, as far as penalties look back."""
-        chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        for sampler in self._samplers(params, seed):
-            llama.llama_sampler_chain_add(chain, sampler)
-        window = PENALTY_WINDOW if params.has_penalties else 0
-        if params.has_dry:
-            window = max(window, params.dry_penalty_last_n)
-        for token in prompt[-window:] if window else ():
-            llama.llama_sampler_accept(chain, token)
-        return chain
 
-    def _samplers(self, params: SamplingParams, seed: int) -> Iterator[Any]:
-        size = llama.llama_vocab_n_tokens(self._vocab)
-        if params.logit_bias:
-            biases = [llama.llama_logit_bias(token=int(bias.token), bias=bias.bias) for bias in params.logit_bias]
-            array = (llama.llama_logit_bias * len(biases))(*biases)
-            yield llama.llama_sampler_init_logit_bias(size, len(biases), array)
-        if params.has_penalties:
-            penalties = (params.repeat_penalty, params.frequency_penalty, params.presence_penalty)
-            yield llama.llama_sampler_init_penalties(size, PENALTY_WINDOW, *penalties)
-        if params.has_dry:
-            yield self._dry_sampler(params)
-        if params.temperature <= 0:
-            yield llama.llama_sampler_init_greedy()
-            return
-        if params.top_n_sigma > 0:
-            yield llama.llama_sampler_init_top_n_sigma(params.top_n_sigma)
-        yield llama.llama_sampler_init_top_k(params.top_k)
-        if params.typical_p < 1:
-            yield llama.llama_sampler_init_min_p(LEAST_P, 1)
-            yield llama.llama_sampler_init_typical(params.typical_p, 1)
-        yield llama.llama_sampler_init_top_p(params.top_p, 1)
-        yield llama.llama_sampler_init_min_p(params.min_p, 1)
-        yield llama.llama_sampler_init_temp(params.temperature)
-        yield llama.llama_sampler_init_dist(seed)
-
-    def _dry_sampler(self, params: SamplingParams) -> Any:
+def _samplers(vocab: Any, params: SamplingParams, seed: int, dry: DrySamplers) -> Iterator[Any]:
+    size = llama.llama_vocab_n_tokens(vocab)
+    if params.logit_bias:
+        biases = [llama.llama_logit_bias(token=int(bias.token), bias=bias.bias) for bias in params.logit_bias]
+        yield llama.llama_sampler_init_logit_bias(size, len(biases), (llama.llama_logit_bias * len(biases))(*biases))
+    if params.has_penalties:
+        penalties = (params.repeat_penalty, params.frequency_penalty, params.presence_penalty)
+        yield llama.llama_sampler_init_penalties(size, PENALTY_WINDOW, *penalties)
+    if params.has_dry:
         numbers = (params.dry_multiplier, params.dry_base, params.dry_allowed_length, params.dry_penalty_last_n)
-        key = (*numbers, params.dry_breakers)
-        if self._dry is None or self._dry[0] != key:
-            self.close()
-            texts = [text.encode("utf-8", "surrogatepass") for text in params.dry_breakers]
+        texts = [text.encode("utf-8", "surrogatepass") for text in params.dry_breakers]
+        key = (*numbers, *texts)
+        if key not in dry:
+            while dry:  # rows may all have other settings; clones outlive what they are made from
+                llama.llama_sampler_free(dry.popitem()[1])
             breakers = (ctypes.c_char_p * len(texts))(*texts)
-            self._dry = key, llama.llama_sampler_init_dry(self._vocab, *numbers, breakers, len(texts))
-        return llama.llama_sampler_clone(self._dry[1])
+            dry[key] = llama.llama_sampler_init_dry(vocab, *numbers, breakers, len(texts))
+        yield llama.llama_sampler_clone(dry[key])
+    if params.temperature <= 0:
+        yield llama.llama_sampler_init_greedy()
+        return
+    if params.top_n_sigma > 0:
+        yield llama.llama_sampler_init_top_n_sigma(params.top_n_sigma)
+    yield llama.llama_sampler_init_top_k(params.top_k)
+    if params.typical_p < 1:
+        yield llama.llama_sampler_init_min_p(LEAST_P, 1)
+        yield llama.llama_sampler_init_typical(params.typical_p, 1)
+    yield llama.llama_sampler_init_top_p(params.top_p, 1)
+    yield llama.llama_sampler_init_min_p(params.min_p, 1)
+    yield llama.llama_sampler_init_temp(params.temperature)
+    yield llama.llama_sampler_init_dist(seed)
 
-    def close(self) -> None:
-        if self._dry:
-            llama.llama_sampler_free(self._dry[1])
-            self._dry = None
 
-
+@dataclass
 class LlamaSampler:
-    """The sampler chain of one sequence."""
+    """The chain of one sequence, which it frees."""
 
-    def __init__(self, chain: Any, batch_position: BatchPosition) -> None:
-        self._chain = chain
-        self._batch_position = batch_position
+    chain: Any
+    batch_position: BatchPosition
 
     def sample(self, row: int) -> int:
-        return int(llama.llama_sampler_sample(self._chain, *self._batch_position(row)))
+        return int(llama.llama_sampler_sample(self.chain, *self.batch_position(row)))
 
     def accept(self, token: int) -> None:
-        llama.llama_sampler_accept(self._chain, token)
+        llama.llama_sampler_accept(self.chain, token)
 
     def close(self) -> None:
-        llama.llama_sampler_free(self._chain)
+        llama.llama_sampler_free(self.chain)

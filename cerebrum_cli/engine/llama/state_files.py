@@ -27,7 +27,6 @@ SIZE = 8  # bytes of the size at the end
 
 
 def save_state(handle: Any, slot: int, path: Path) -> None:
-    """Write the state of a slot; EngineError if that fails."""
     log.problems.clear()
     written = llama.llama_state_seq_save_file(handle, os.fsencode(path), slot, None, 0)
     if not written or path.stat().st_size != written:  # llama.cpp ignores write errors of fclose

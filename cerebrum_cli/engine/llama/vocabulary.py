@@ -12,15 +12,13 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterable
 from functools import cache, cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
 from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.signals import exit_on_second_interrupt
 from cerebrum_cli.engine.llama.bindings import llama
 
 CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
@@ -28,7 +26,6 @@ USER_DEFINED = llama.LLAMA_TOKEN_ATTR_USER_DEFINED
 SPACE_PREFIX_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_UGM)
 LOSSLESS_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_BPE)  # others drop white space, for example
 REPEATED, REPEATED_TEXT = 64, 4096  # texts of a prompt format to remember, and the length of the longest
-LONG_TEXT = 100_000  # bytes, which take a tenth of a second to tokenize, or many with other tokens between them
 ANCHORS = ("\n", "a", "0", ".")
 BLANK = re.compile(r"\s+|\d+")
 # Gemma's user-defined tags. Any other token might be the markup of some model, as <s> is in most.
@@ -53,17 +50,24 @@ class LlamaVocabulary:
 
         Raises EngineError if the prompt contains tokens of another vocabulary.
         """
+        items: list[PromptPart] = []  # with trusted text split at control tokens
+        for part in parts:
+            if isinstance(part, Text) and part.trusted:
+                is_repeated = len(part.value) <= REPEATED_TEXT
+                items += (self._split_repeated if is_repeated else self._split_controls)(part.value)
+            else:
+                items.append(part)
         ids: list[int] = []
         run: list[Text] = []  # without special tokens
         continues = False
-        for item in (*self._items(parts), Tokens(())):
+        for item in (*items, Tokens(())):
             if isinstance(item, Text):
                 run.append(item)
                 continue
             ids += self._tokenize_plain(run, continues)
             run.clear()
             ids += self._checked_ids(item.ids)
-            continues = bool(ids) and not self._attribute(ids[-1]) & CONTROL
+            continues = bool(ids) and not llama.llama_vocab_get_attr(self._vocab, ids[-1]) & CONTROL
         bos = llama.llama_vocab_bos(self._vocab)
         if llama.llama_vocab_get_add_bos(self._vocab) and ids[:1] != [bos]:
             ids.insert(0, bos)
@@ -101,28 +105,20 @@ class LlamaVocabulary:
             token
             for text in texts
             for token in self._tokenize_raw(text, parse_special=True)
-            if (self._attribute(token) & CONTROL and self._spelling(token) in text) or self._markup(token)
+            if (llama.llama_vocab_get_attr(self._vocab, token) & CONTROL and self._spelling(token) in text)
+            or self._markup(token)
         )
 
     def special_token_text(self, name: str) -> str:
         token = llama.llama_vocab_bos(self._vocab) if name == "bos" else llama.llama_vocab_eos(self._vocab)
         return self._spelling(token) if token >= 0 else ""
 
-    def _items(self, parts: Iterable[PromptPart]) -> Iterator[PromptPart]:
-        """Yield the prompt, with its trusted text split at control tokens."""
-        for part in parts:
-            if isinstance(part, Text) and part.trusted:
-                is_repeated = len(part.value) <= REPEATED_TEXT
-                yield from (self._split_repeated if is_repeated else self._split_controls)(part.value)
-            else:
-                yield part
-
     def _split_controls(self, text: str) -> list[PromptPart]:
         """Split trusted text at its first and last control token; what is between them is tokenized."""
         ids: list[int] = []
         first, at = "", 0
         for token in self._tokenize_raw(text, parse_special=True):
-            attribute = self._attribute(token)
+            attribute = llama.llama_vocab_get_attr(self._vocab, token)
             if not attribute & CONTROL:
                 continue
             spelling = self._spelling(token)
@@ -161,19 +157,16 @@ class LlamaVocabulary:
                 for start, end in pairwise(edges)
                 for token in self._tokenize_segment(text[start:end], continues or start > 0)
             ]
-            new = set(self._split_positions(text, untrusted, ids)) - splits
-            if not new:
+            known = len(splits)
+            for mark in filter(None, set(map(self._markup, ids))):
+                at = text.find(mark)
+                while at >= 0:
+                    if any(start < at + len(mark) and at < end for start, end in untrusted):
+                        splits.add(at + 1)
+                    at = text.find(mark, at + 1)
+            if len(splits) == known:
                 return ids
-            splits |= new
         return []
-
-    def _split_positions(self, text: str, untrusted: list[tuple[int, int]], ids: list[int]) -> Iterator[int]:
-        for mark in filter(None, set(map(self._markup, ids))):
-            at = text.find(mark)
-            while at >= 0:
-                if any(start < at + len(mark) and at < end for start, end in untrusted):
-                    yield at + 1
-                at = text.find(mark, at + 1)
 
     def _tokenize_segment(self, text: str, continues: bool) -> list[int]:
         if continues and self._space_prefix:
@@ -187,13 +180,12 @@ class LlamaVocabulary:
     def _tokenize_raw(self, text: str, parse_special: bool = False) -> list[int]:
         data = text.encode("utf-8", "surrogatepass")
         capacity = len(data) + 8
-        with exit_on_second_interrupt() if len(data) > LONG_TEXT else nullcontext():
-            while True:
-                tokens = (llama.llama_token * (1 << capacity.bit_length()))()  # of few sizes, whose types ctypes reuses
-                count = llama.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), False, parse_special)
-                if count >= 0:
-                    return list(tokens[:count])
-                capacity = -count
+        while True:
+            tokens = (llama.llama_token * (1 << capacity.bit_length()))()  # of few sizes, whose types ctypes reuses
+            count = llama.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), False, parse_special)
+            if count >= 0:
+                return list(tokens[:count])
+            capacity = -count
 
     def _checked_ids(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """Check that all ids are in the vocabulary: for others llama.cpp aborts the process."""
@@ -207,15 +199,12 @@ class LlamaVocabulary:
 
     def _find_markup(self, token: int) -> str:
         """A token that is markup, which plain text can match; empty for others, and HTML outside the chat template."""
-        spelling = self._spelling(token) if self._attribute(token) & USER_DEFINED else ""
+        spelling = self._spelling(token) if llama.llama_vocab_get_attr(self._vocab, token) & USER_DEFINED else ""
         is_plain = len(spelling) < 2 or BLANK.fullmatch(spelling)
         return "" if is_plain or (HTML.fullmatch(spelling) and spelling not in self._template) else spelling
 
     def _spelling(self, token: int) -> str:
         return self.piece(token, special=True).decode("utf-8", "replace")
-
-    def _attribute(self, token: int) -> int:
-        return int(llama.llama_vocab_get_attr(self._vocab, token))
 
     def _read_piece(self, token: int, special: bool) -> bytes:
         capacity = 256
