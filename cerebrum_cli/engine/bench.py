@@ -11,8 +11,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,9 +26,7 @@ from cerebrum_cli.engine.step_costs import StepCosts
 
 EXIT_TIMEOUT_S = 10.0  # after a process has closed its output
 MIN_CPU_SHARE = 0.7  # of the CPU time of its cores, for a valid run; next to another program it would be about half
-MIN_SHARE_OF_BEST = 0.9  # of the best share of such runs, which is below 1 if many threads wait for each other
 MAX_RUNS = 3  # of a job that other programs disturb, if the previous job was undisturbed in the end
-READ_BYTES = 2**22
 ROOM = 128  # tokens of a context beyond those of its jobs; no job decodes more
 
 JobKind = Literal["prefill", "decode"]
@@ -69,19 +66,17 @@ class BenchProcess:
     load_s: float
     devices: tuple[Device, ...]
 
-    def __init__(self, options: LoadOptions, text: str, log: Path) -> None:
-        self._log = log
+    def __init__(self, options: LoadOptions, text: str) -> None:
         self.peak_memory = 0  # of the process, in bytes
         self.host_bytes = 0  # planned for its weights and contexts
-        with log.open("wb") as errors:
-            self._child = subprocess.Popen(
-                # -P: do not import modules from the current directory
-                [sys.executable, "-P", "-m", "cerebrum_cli.engine.llama.bench_process"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                start_new_session=True,  # Ctrl-C interrupts only the parent, which then kills the child
-            )
+        self._child = subprocess.Popen(
+            # -P: do not import modules from the current directory
+            [sys.executable, "-P", "-m", "cerebrum_cli.engine.llama.bench_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C interrupts only the parent, which then kills the child
+        )
         try:
             self.load_s, self.devices = self.request("load", options, text)
         except BaseException:
@@ -96,23 +91,16 @@ class BenchProcess:
             self._child.stdin.flush()
             result, self.peak_memory = pickle.load(self._child.stdout)
         except (BrokenPipeError, EOFError, pickle.UnpicklingError):
-            reason = f"llama.cpp ended with {self._exit_reason()}"
+            code = self._child.wait(EXIT_TIMEOUT_S)
+            reason = f"llama.cpp ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}"
             raise BenchError(reason, "show its log with cerebrum ask --set verbose=on") from None
         if isinstance(result, BenchError):
             raise result
         return result
 
     def close(self) -> None:
-        """Kill the process and close its pipes."""
         self._child.kill()
         self._child.communicate()
-
-    def _exit_reason(self) -> str:
-        code = self._child.wait(EXIT_TIMEOUT_S)
-        if code < 0:
-            return f"signal {-code}"
-        lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
-        return f"exit code {code}" + next((f": {line}" for line in reversed(lines) if line.strip()), "")
 
 
 class Bench:
@@ -126,14 +114,12 @@ class Bench:
         self,
         options: LoadOptions,
         text: str,
-        paths: Sequence[Path] = (),
         directory: Path | None = None,
         gpus: tuple[Device, ...] = (),
     ) -> None:
         self.disturbed_jobs = 0
         self._options = options
         self._text = text
-        self._unread_paths = tuple(paths or (options.file.path,))
         self._processes: dict[Tuning, BenchProcess] = {}
         self._resources = contextlib.ExitStack()
         folder = work_directory(directory or Path(tempfile.gettempdir()), "cerebrum-tune")
@@ -141,7 +127,6 @@ class Bench:
         self._gpus = gpus
         self._devices: tuple[Device, ...] | None = None
         self._is_busy = False
-        self._best_shares: dict[tuple[Any, ...], float] = {}
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -160,7 +145,7 @@ class Bench:
         for _ in range(1 if self._is_busy else MAX_RUNS):
             speed, share = self._request(tuning, length, job.sequences, "time_job", job)
             speeds.append(speed)
-            self._is_busy = not (self.devices or self._had_enough_cpu(tuning, job, share))
+            self._is_busy = not self.devices and share < MIN_CPU_SHARE
             if not self._is_busy:
                 return speeds[-1]
         self.disturbed_jobs += 1
@@ -169,20 +154,17 @@ class Bench:
     def step_costs(self, tuning: Tuning, rows: tuple[int, ...], seconds: float, depth: int) -> StepCosts:
         """Measure steps of these numbers of rows of one sequence, ascending from 1, for about `seconds`.
 
-        They follow `depth` tokens. If time is short, only some of them are measured.
+        They follow `depth` tokens.
         """
         length = depth + max(rows)
         steps = self._request(tuning, length + ROOM, 1, "time_steps", length, rows, seconds)
         measured, durations = zip(*steps, strict=True)
         return StepCosts(measured, tuple(round(duration / durations[0], 3) for duration in durations))
 
-    def load_stats(self, tuning: Tuning) -> tuple[float, int]:
-        """Load time in seconds, and peak memory of the process in bytes."""
-        process = self._process(tuning)
-        return process.load_s, process.peak_memory
+    def peak_memory(self, tuning: Tuning) -> int:
+        return self._process(tuning).peak_memory
 
     def reload(self, tuning: Tuning) -> float:
-        """Load the model again and measure the seconds."""
         self._close(load_settings(tuning))
         return self._process(tuning).load_s
 
@@ -193,7 +175,6 @@ class Bench:
         return path
 
     def compare_logits(self, logits: Path, tokens: int) -> Closeness:
-        """Compare with the logits that another bench wrote for the same tokens."""
         closeness: Closeness = self._request(Tuning(), tokens, 1, "compare_logits", tokens, logits)
         return closeness
 
@@ -206,14 +187,7 @@ class Bench:
         self.release()
         self._resources.close()
 
-    def _had_enough_cpu(self, tuning: Tuning, job: BenchJob, share: float) -> bool:
-        """Whether a run was undisturbed, by its share of CPU time and that of earlier runs like it."""
-        key = (tuning.n_threads, tuning.n_threads_batch, job.kind, job.sequences > 1)
-        self._best_shares[key] = max(share, self._best_shares.get(key, 0.0))
-        return share >= max(MIN_CPU_SHARE, MIN_SHARE_OF_BEST * self._best_shares[key])
-
     def _request(self, tuning: Tuning, length: int, sequences: int, name: str, *arguments: Any) -> Any:
-        """Call a function on the probe text, in a context for a number of sequences of this length."""
         options = self._options.with_tuning(replace(tuning, slots=sequences))
         process = self._process(tuning, replace(options.context, length=length, n_ubatch=CPU_UBATCH))
         return process.request("measure", replace(tuning, slots=sequences), length, name, *arguments)
@@ -227,19 +201,16 @@ class Bench:
         planned = host_bytes(memory_needs(sizes, context, offloaded), self._gpus)
         needed = planned - process.host_bytes if process else planned
         try:
-            while self._processes and not has_memory(needed):
+            while needed > 0 and needed + HEADROOM > available_memory():
+                if not self._processes:  # before the system kills this process or another
+                    total, free = (needed + HEADROOM) / 1e9, available_memory() / 1e9
+                    raise BenchError(f"needs {total:.1f} GB; {free:.1f} GB is free")
                 self._close(next(iter(self._processes)))
-            if not has_memory(needed):  # before the system kills this process or another
-                total, free = (needed + HEADROOM) / 1e9, available_memory() / 1e9
-                raise BenchError(f"needs {total:.1f} GB; {free:.1f} GB is free")
         finally:
             if process:
                 self._processes[settings] = process
         if process is None:
-            read_files(self._unread_paths)
-            self._unread_paths = ()
-            log = self._folder / f"{len(self._processes)}-{time.monotonic_ns()}.log"
-            process = self._processes[settings] = BenchProcess(options, self._text, log)
+            process = self._processes[settings] = BenchProcess(options, self._text)
             self._devices = process.devices
         process.host_bytes = max(planned, process.host_bytes)
         return process
@@ -249,24 +220,10 @@ class Bench:
             process.close()
 
 
+# Creates a bench from load options, a directory for temporary files and the known GPUs.
 BenchFactory = Callable[..., Bench]
-"""Creates a bench from load options and a model's files, a directory for temporary files and the known GPUs."""
 
 
 def load_settings(tuning: Tuning) -> Tuning:
     """Part of a tuning that is fixed when the model is loaded; the rest can change with the context."""
     return replace(tuning, n_ubatch=None, slots=None)
-
-
-def has_memory(needed: int) -> bool:
-    """Whether this many more bytes fit, leaving some memory free."""
-    return needed <= 0 or needed + HEADROOM <= available_memory()
-
-
-def read_files(paths: Sequence[Path]) -> None:
-    """Read files once, so that the first load is not the only one that waits for the disk."""
-    buffer = memoryview(bytearray(READ_BYTES))
-    for path in paths:
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass

@@ -1,4 +1,4 @@
-"""States of sequences that are not in a slot now: checkpoints that slots return to, and those of preempted sequences.
+"""States of sequences that are not in a slot now: checkpoints, those of preempted sequences, and those kept on disk.
 
 A model with recurrent states or sliding windows cannot forget its last tokens, only return to a checkpoint. With one KV
 cache, as in a chat, checkpoints are taken where a prompt continues an earlier one, and where its last question ends: a
@@ -10,37 +10,46 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from collections.abc import Sequence as Many
 from contextlib import ExitStack
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.files import remove, work_directory
-from cerebrum_cli.engine.backend import Backend, Checkpoint
-from cerebrum_cli.engine.scheduler import Admission, Scheduler, Slot, Step, common_prefix, common_prefixes
+from cerebrum_cli.engine.backend import Checkpoint
+from cerebrum_cli.engine.scheduler import Admission, Scheduler, Slot, common_prefix, common_prefixes
 from cerebrum_cli.engine.sequence import Sequence
+from cerebrum_cli.engine.state_store import State, StateStore
 
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.protocols import Backend
+
+MIN_SAVED_TOKENS = 16  # fewer are evaluated as fast as a state is found
+MAX_READ_RATIO = 16  # tokens read for each token saved: reading takes about a twentieth of evaluating
 MIN_SNAPSHOT_TOKENS = 64  # fewer are evaluated as fast
 MAX_SNAPSHOT_BYTES = 256 * 2**20
 
 
-class Snapshot(NamedTuple):
-    """The whole state of a slot that held these tokens."""
-
-    tokens: array[int]
-    checkpoint: Checkpoint
-
-
 class Checkpoints:
-    """Takes and restores checkpoints of one context; each slot lists those of its own tokens."""
+    """Takes and restores checkpoints of one context; each slot lists those of its own tokens.
 
-    def __init__(self, backend: Backend, scheduler: Scheduler) -> None:
+    States of preempted sequences are in a directory that is created in `swap_parent`, or else in the system's, when it
+    is needed.
+    """
+
+    def __init__(self, backend: Backend, scheduler: Scheduler, swap_parent: Path | None) -> None:
         self._backend = backend
         self._scheduler = scheduler
-        self._snapshot: Snapshot | None = None
+        self._swap_parent = swap_parent
+        self._swap_directory: Path | None = None
+        self._names = count()
+        self._resources = ExitStack()
+        self.close = self._resources.close  # removes the directory
+        self._snapshot: tuple[array[int], Checkpoint] | None = None  # the whole state of a slot that held these tokens
         self._shared = 0  # first tokens of the prompt to admit that a slot has evaluated too
-        self._before_step: tuple[int, Checkpoint] | None = None  # of a slot whose prompt is evaluated
 
     def reusable(self, slot: Slot, length: int) -> int:
         """Number of the first `length` tokens of a slot that it can be shortened to."""
@@ -71,20 +80,16 @@ class Checkpoints:
 
     def resume(self, sequence: Sequence) -> None:
         """Use what a slot holds after an interrupted step, up to tokens whose logits are needed."""
-        assert sequence.slot is not None
-        slot = self._scheduler.slots[sequence.slot]
-        checkpoints = list(slot.checkpoints)
-        if self._before_step and self._before_step[0] == slot.index:
-            checkpoints.append(self._before_step[1])
+        slot = self._scheduler.slot_of(sequence)
         length = min(self._backend.context.length(slot.index) or len(slot.tokens), sequence.first_output)
-        self._scheduler.resume(sequence, self.rewind(slot, length, checkpoints))
+        self._scheduler.resume(sequence, self.rewind(slot, length, slot.checkpoints))
 
     def plan(self, sequence: Sequence) -> None:
         """Take a checkpoint where an admitted prompt continues an earlier one, and decide where to take the next."""
         backend, sequence.checkpoint_at = self._backend, None
-        if sequence.slot is None or sequence.generated:
+        if sequence.generated:
             return
-        slot, end = self._scheduler.slots[sequence.slot], sequence.first_output + 1 - sequence.request.opening
+        slot, end = self._scheduler.slot_of(sequence), sequence.first_output + 1 - sequence.request.opening
         if backend.checkpoint_budget:
             if 0 < sequence.evaluated < len(sequence.prompt):
                 self._take(slot)
@@ -97,45 +102,31 @@ class Checkpoints:
 
     def prepare(self, sequence: Sequence) -> None:
         """Load the snapshot into a free slot, where admission finds it, if it holds more of a prompt than any slot."""
-        snapshot, scheduler = self._snapshot, self._scheduler
         if self._backend.checkpoint_budget or sequence.generated:
             return
-        tokens = sequence.tokens[: sequence.first_output]
-        shared = common_prefixes(scheduler.slots, tokens)
+        slots, prompt = self._scheduler.slots, sequence.tokens[: sequence.first_output]
+        shared = common_prefixes(slots, prompt)
         self._shared = max(shared)
-        if snapshot is None or common_prefix(snapshot.tokens, tokens) < len(snapshot.tokens):
+        tokens, checkpoint = self._snapshot or (array("i"), None)
+        if checkpoint is None or common_prefix(tokens, prompt) < len(tokens):
             return
-        pairs = zip(scheduler.slots, shared, strict=True)
-        is_longest = all(self.reusable(slot, length) < len(snapshot.tokens) for slot, length in pairs)
+        is_longest = all(self.reusable(*pair) < len(tokens) for pair in zip(slots, shared, strict=True))
         slot = self.slot_to_load() if is_longest else None
-        if slot and self._backend.context.restore(slot.index, snapshot.checkpoint, is_whole=True):
-            slot.extend(snapshot.tokens)
-
-    def before_step(self, step: Step) -> None:
-        """Copy the recurrent state of a prompt in progress: an interruption would leave it half updated."""
-        self._before_step = None
-        backend = self._backend
-        if backend.trimmable_length or not backend.checkpoint_budget:
-            return
-        for share in step.shares:
-            if share.sequence.is_prefilling and share.sequence.evaluated and share.sequence.slot is not None:
-                self._before_step = share.sequence.slot, backend.context.checkpoint(share.sequence.slot)
+        if slot and self._backend.context.restore(slot.index, checkpoint, is_whole=True):
+            slot.extend(tokens)
 
     def after_step(self, sequence: Sequence) -> None:
-        """Take the checkpoint that was planned here."""
-        assert sequence.slot is not None
-        backend, slot = self._backend, self._scheduler.slots[sequence.slot]
+        backend, slot = self._backend, self._scheduler.slot_of(sequence)
         if backend.checkpoint_budget:
             self._take(slot)
         elif (
             backend.context.state_size(slot.index) <= MAX_SNAPSHOT_BYTES
             and slot.index not in backend.context.pending_copies
         ):
-            self._snapshot = Snapshot(array("i", slot.tokens), backend.context.checkpoint(slot.index, is_whole=True))
+            self._snapshot = array("i", slot.tokens), backend.context.checkpoint(slot.index, is_whole=True)
 
     def clear(self) -> None:
-        """Forget the snapshot: the context that it was taken in is gone."""
-        self._snapshot = self._before_step = None
+        self._snapshot = None
 
     def _take(self, slot: Slot) -> None:
         """Take a checkpoint of a slot, dropping others to stay within the budget: those of the least recently used."""
@@ -153,60 +144,139 @@ class Checkpoints:
             while len(oldest.checkpoints) > least and held_bytes() > self._backend.checkpoint_budget:
                 oldest.checkpoints.pop(0)
 
+    def swap_out(self, sequence: Sequence) -> None:
+        """Save the slot of a sequence that is about to be preempted; if that fails, it is evaluated again.
 
-class SwapSpace:
-    """States of preempted sequences, which resume without evaluating anything again.
-
-    They are in files, because sequences are preempted to make room for longer ones: in a directory that is created in
-    `parent`, or else in the system's, when it is needed.
-    """
-
-    def __init__(self, backend: Backend, scheduler: Scheduler, checkpoints: Checkpoints, parent: Path | None) -> None:
-        self._backend = backend
-        self._scheduler = scheduler
-        self._checkpoints = checkpoints
-        self._parent = parent
-        self._directory: Path | None = None
-        self._names = count()
-        self._resources = ExitStack()
-
-    def save(self, sequence: Sequence) -> None:
-        """Save the slot of a sequence that is about to be preempted; if that fails, it is evaluated again."""
-        backend, slot = self._backend, sequence.slot
-        self.discard(sequence)
-        if slot is None or not backend.context.length(slot) or slot in backend.context.pending_copies:
+        States are in files, because sequences are preempted to make room for longer ones.
+        """
+        context, slot = self._backend.context, sequence.slot
+        if slot is None or not context.length(slot) or slot in context.pending_copies:
             return
         try:
-            if self._directory is None:
+            if self._swap_directory is None:
                 import tempfile
 
-                folder = work_directory(self._parent or Path(tempfile.gettempdir()), "cerebrum-swap")
-                self._directory = self._resources.enter_context(folder)
-            path = self._directory / f"{next(self._names)}.state"
-            sequence.swapped = path
-            backend.context.save_state(slot, path)
+                folder = work_directory(self._swap_parent or Path(tempfile.gettempdir()), "cerebrum-swap")
+                self._swap_directory = self._resources.enter_context(folder)
+            sequence.swapped = self._swap_directory / f"{next(self._names)}.state"
+            context.save_state(slot, sequence.swapped)
         except (OSError, EngineError):
             self.discard(sequence)
 
-    def load(self, sequence: Sequence, path: Path) -> bool:
+    def swap_in(self, sequence: Sequence) -> bool:
         """Admit a sequence to a free slot with its saved state; False if it has to be evaluated again."""
-        slot = self._checkpoints.slot_to_load()
-        if slot is None:
+        slot = self.slot_to_load() if sequence.swapped else None
+        if slot is None or sequence.swapped is None:
             return False
-        is_loaded = self._backend.context.load_state(slot.index, path)
+        context = self._backend.context
+        is_loaded = context.load_state(slot.index, sequence.swapped)
         self.discard(sequence)
-        length = self._backend.context.length(slot.index)
+        length = context.length(slot.index)
         if not is_loaded or not 0 < length <= sequence.first_output:
-            self._backend.context.clear(slot.index)
+            context.clear(slot.index)
             return False
         slot.extend(sequence.tokens[:length])
         self._scheduler.admit(Admission(sequence, slot, slot, length), length)
         return True
 
-    def discard(self, sequence: Sequence) -> None:
+    @staticmethod
+    def discard(sequence: Sequence) -> None:
+        """Remove the saved state of a sequence."""
         if sequence.swapped:
             remove(sequence.swapped)
             sequence.swapped = None
 
-    def close(self) -> None:
-        self._resources.close()
+
+class PromptCache:
+    """States on disk: the longest common prefix is restored before admission, idle slots are saved on request."""
+
+    def __init__(self, backend: Backend, scheduler: Scheduler, checkpoints: Checkpoints, store: StateStore) -> None:
+        self._backend = backend
+        self._scheduler = scheduler
+        self._checkpoints = checkpoints
+        self._store = store
+
+    def find(self, sequence: Sequence, needs_memory: bool) -> State | None:
+        """Find the state that saves a waiting sequence the most tokens, if it is worth loading.
+
+        With `needs_memory`, memory is about to be allocated and can be of any size. Otherwise the state must fit:
+        growing the memory would empty the slots of others.
+        """
+        backend, prompt = self._backend, sequence.prompt[: sequence.first_output]
+        max_length = backend.context_size if needs_memory else backend.capacity
+        slots = [] if needs_memory else self._scheduler.slots
+        held = max(common_prefixes(slots, prompt, self._checkpoints.reusable), default=0)
+
+        def is_usable(length: int, shared: int) -> bool:
+            is_worth_it = shared - held >= max(MIN_SAVED_TOKENS, length // MAX_READ_RATIO)
+            return length <= max_length and is_worth_it and self._is_trimmable(length, shared)
+
+        kind = backend.state_kind if len(prompt) - held >= MIN_SAVED_TOKENS else None
+        return self._store.find_longest(prompt, kind, is_usable, sequence.emit) if kind else None
+
+    def restore(self, state: State) -> None:
+        """Load a state into a free slot, where admission will find it; not if a copy to or from each is pending."""
+        slot, context, tokens = self._checkpoints.slot_to_load(), self._backend.context, state.tokens
+        if slot is None:
+            return
+        if context.load_state(slot.index, state.path) and context.length(slot.index) == len(tokens):
+            slot.extend(tokens)
+        else:
+            context.clear(slot.index)
+            self._store.reject(state)
+
+    def save(self, min_tokens: int, prompt: tuple[int, ...] | None, empties: bool) -> None:
+        """Save idle slots with at least `min_tokens` tokens in no state yet; with a prompt, only the best match.
+
+        `empties` those slots that are on disk then: in a unified cache, what they hold slows down others.
+        """
+        min_tokens = max(1, min_tokens)
+        idle = [slot for slot in self._idle_slots() if len(slot.tokens) >= min_tokens]
+        if prompt is not None and idle:
+            idle = [max(idle, key=lambda slot: common_prefix(slot.tokens, prompt))]
+        for slot in sorted(idle, key=lambda slot: -len(slot.tokens)):
+            if self._count_unsaved(slot.tokens) >= min_tokens:
+                self._write(slot)
+                if slot.checkpoints:  # memory that cannot be trimmed: what a retry, or the next prompt, returns to
+                    newest = slot.checkpoints[-1]
+                    slot.copy_prefix(slot, newest.length if self._backend.context.restore(slot.index, newest) else 0)
+                    self._write(slot)
+            if empties and self._count_unsaved(slot.tokens) < min_tokens:
+                self._backend.context.clear(slot.index)
+                slot.clear()
+
+    def save_prefix(self, tokens: tuple[int, ...]) -> None:
+        """Save a common prefix of prompts from an idle slot, which drops the rest, unless a state has it already."""
+        if not self._count_unsaved(tokens):
+            return
+        slot = next((slot for slot in self._idle_slots() if common_prefix(slot.tokens, tokens) == len(tokens)), None)
+        if slot and self._backend.context.trim(slot.index, len(tokens)):
+            slot.copy_prefix(slot, len(tokens))
+            self._write(slot, is_prefix=True)
+
+    def _idle_slots(self) -> list[Slot]:
+        slots = [slot for slot in self._scheduler.free_slots if slot.tokens]
+        if not slots or self._backend.state_kind is None:
+            return []
+        context = self._backend.context
+        # a difference was never seen, but a mislabeled state would give wrong answers from then on
+        equal = (slot for slot in slots if context.length(slot.index) == len(slot.tokens))
+        return [slot for slot in equal if slot.index not in context.pending_copies]
+
+    def _count_unsaved(self, tokens: Many[int]) -> int:
+        """Number of tokens that no state holds which fits the largest context and can be trimmed to these."""
+        backend = self._backend
+
+        def is_restorable(length: int, shared: int) -> bool:
+            return length <= backend.context_size and self._is_trimmable(length, shared)
+
+        return len(tokens) - self._store.stored_prefix(tokens, backend.state_kind or "", is_restorable)
+
+    def _write(self, slot: Slot, is_prefix: bool = False) -> None:
+        context, kind = self._backend.context, self._backend.state_kind
+        if kind and slot.tokens:
+            size, save = context.state_size(slot.index), partial(context.save_state, slot.index)
+            self._store.write(slot.tokens, kind, size, save, is_prefix)
+
+    def _is_trimmable(self, length: int, shared: int) -> bool:
+        return shared == length or length <= self._backend.trimmable_length

@@ -19,14 +19,10 @@ TOKEN_BYTES = 4
 
 
 class EndReply(NamedTuple):
-    """End the reply here."""
-
     reason: FinishReason
 
 
 class Force(NamedTuple):
-    """Continue the reply with these tokens."""
-
     tokens: tuple[int, ...]
 
 
@@ -67,12 +63,10 @@ class ReplyControl(Protocol):
         """Number of tokens after which it has certainly decided whether to force any; None if it has, or never does."""
 
 
+# Creates the control of one reply; it is sent to the nodes of a cluster, and so must be picklable.
 ControlFactory: TypeAlias = Callable[[], ReplyControl]
-"""Creates the control of one reply; it is sent to the nodes of a cluster, and so must be picklable."""
-
-
+# Where a reply is: in its reasoning, in markup or white space before its answer, or in its answer.
 Stage = Literal["thinking", "undecided", "answer"]
-"""Where a reply is: in its reasoning, in markup or white space before its answer, or in its answer."""
 
 
 class AnswerStart(Protocol):
@@ -103,8 +97,8 @@ class AnswerStart(Protocol):
         """Number of the next tokens that certainly do not end the stage, so that they may be fed together."""
 
 
+# Creates the state of one reply; picklable, as a `ControlFactory`.
 AnswerStartFactory: TypeAlias = Callable[[], AnswerStart]
-"""Creates the state of one reply; picklable, as a `ControlFactory`."""
 
 
 class Constraint(NamedTuple):
@@ -164,7 +158,6 @@ def recurs(tokens: array[int], length: int) -> bool:
 
 
 def ends_in_cycle(tokens: array[int], length: int) -> bool:
-    """Whether the first `length` tokens end in a cycle."""
     window = tokens[max(0, length - MAX_PERIOD * MIN_REPEATS) : length].tobytes()
     start = len(window) - PROBE * TOKEN_BYTES
     probe, at = window[start:], start

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from cerebrum_cli.engine.step_costs import MAX_DRAFT
 
@@ -28,32 +28,25 @@ PRIORS: dict[SourceKind, tuple[float, ...]] = {
 PRIOR_WEIGHT = 4  # lookups that a prior counts as
 
 
+class DraftedText(Protocol):
+    """Tokens of a prompt, and of the reply that is generated: a sequence."""
+
+    generated: list[int]
+
+    @property
+    def prompt_length(self) -> int: ...
+
+    @property
+    def length(self) -> int: ...
+
+    def tokens_from(self, position: int, count: int) -> Sequence[int]: ...
+
+
 class DraftToken(NamedTuple):
     """A guessed token, and the estimated probability that it and all before it are accepted."""
 
     token: int
     probability: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenIndex:
-    """Tokens of a sample by position: its prompt, then its reply, which grows while it is generated."""
-
-    prompt: Sequence[int]
-    reply: list[int]
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.reply)
-
-    def __getitem__(self, position: int) -> int:
-        length = len(self.prompt)
-        return self.prompt[position] if position < length else self.reply[position - length]
-
-    def window(self, start: int, stop: int) -> tuple[int, ...]:
-        length = len(self.prompt)
-        if stop <= length:
-            return tuple(self.prompt[start:stop])
-        return (*self.prompt[start:], *self.reply[max(0, start - length) : stop - length])
 
 
 @dataclass(slots=True, eq=False)
@@ -64,111 +57,104 @@ class DraftState:
     was accepted.
     """
 
-    text: TokenIndex
+    sample: DraftedText
     indexed: int
-    source: TokenIndex | None = None
+    source: DraftedText | None = None
     position: int = 0
     match: int = 0
     misses: int = 0
 
     @property
     def kind(self) -> SourceKind:
-        return "own" if self.source is self.text else "sibling"
-
-    def record(self, accepted: int) -> None:
-        self.misses = 0 if accepted else self.misses + 1
+        return "own" if self.source is self.sample else "sibling"
 
 
 class Drafter:
     """Drafts tokens for all samples of one request."""
 
-    def __init__(self, prompt: Sequence[int]) -> None:
-        self._prompt = prompt
-        self._index: dict[tuple[int, ...], tuple[TokenIndex | None, int]] = {}  # the text is None within the prompt
-        self._texts: list[TokenIndex] = []
+    def __init__(self) -> None:
+        self._index: dict[tuple[int, ...], tuple[DraftedText | None, int]] = {}  # the sample is None within the prompt
+        self._samples: list[DraftedText] = []
         self._accepted: dict[tuple[SourceKind, int], tuple[int, int]] = {}  # right lookups, and all, by kind and match
 
-    def start(self, reply: list[int]) -> DraftState:
-        """Start to draft for a sample with its reply so far; the longest of the other replies is followed first."""
-        text = TokenIndex(self._prompt, reply)
-        if not self._texts:
-            for position in range(len(self._prompt)):
-                self._add_ngrams(text, position)
-        state = DraftState(text, len(self._prompt))
-        longest = max(self._texts, key=len, default=None)
-        if longest and len(longest) > len(self._prompt):
-            state.source, state.position, state.match = longest, len(self._prompt), MAX_MATCH
-        self._texts.append(text)
+    def start(self, sample: DraftedText) -> DraftState:
+        """Start to draft for a sample; the longest of the other samples is followed first."""
+        prompt_length = sample.prompt_length
+        if not self._samples:
+            for position in range(prompt_length):
+                self._add_ngrams(sample, position)
+        state = DraftState(sample, prompt_length)
+        longest = max(self._samples, key=lambda other: other.length, default=None)
+        if longest and longest.generated:
+            state.source, state.position, state.match = longest, prompt_length, MAX_MATCH
+        self._samples.append(sample)
         return state
 
     def draft(self, state: DraftState, limit: int) -> list[DraftToken]:
         """Guess up to `limit` tokens after those sampled so far."""
         self._catch_up(state)
-        tokens: list[DraftToken] = []
-        source, text = state.source, state.text
-        if source is None or (state.misses >= MAX_MISSES and state.match < RETRY_MATCH):
-            return tokens
-        kind, probability = state.kind, 1.0
-        for index in range(min(limit, MAX_DRAFT)):
-            position = state.position + index
-            if position < len(source):
-                token = source[position]
-            elif source is text:  # a repetition continues with what was just guessed
-                token = tokens[position - len(source)].token
-            else:
-                break
-            probability *= self._probability(kind, state.match + index)
-            tokens.append(DraftToken(token, probability))
-        return tokens
+        source, limit = state.source, min(limit, MAX_DRAFT)
+        if source is None or limit <= 0 or (state.misses >= MAX_MISSES and state.match < RETRY_MATCH):
+            return []
+        tokens = [*source.tokens_from(state.position, limit)]
+        if source is state.sample:  # a repetition continues with what was just guessed
+            for index in range(limit - len(tokens)):
+                tokens.append(tokens[index])
+        probability, draft = 1.0, []
+        for index, token in enumerate(tokens):
+            probability *= self._probability(state.kind, state.match + index)
+            draft.append(DraftToken(token, probability))
+        return draft
 
     def _probability(self, kind: SourceKind, match: int) -> float:
-        """Estimated probability that the next token of a lookup is right."""
         match_class = bisect_right(MATCH_CLASSES, match)
         right, total = self._accepted.get((kind, match_class), (0, 0))
         return (PRIORS[kind][match_class] * PRIOR_WEIGHT + right) / (PRIOR_WEIGHT + total)
 
     def _catch_up(self, state: DraftState) -> None:
-        text = state.text
-        for position in range(state.indexed, len(text)):
-            self._follow(state, text[position])
-            occurrence = self._add_ngrams(text, position)
+        sample = state.sample
+        for position, token in enumerate(
+            sample.tokens_from(state.indexed, sample.length - state.indexed), state.indexed
+        ):
+            self._follow(state, token)
+            occurrence = self._add_ngrams(sample, position)
             if state.source is None and occurrence:
                 source, continuation = occurrence
-                state.source, state.position = source or text, continuation
-                state.match = match_length(state.source, continuation, text, position + 1)
-        state.indexed = len(text)
+                state.source, state.position = source or sample, continuation
+                state.match = match_length(state.source, continuation, sample, position + 1)
+        state.indexed = sample.length
 
     def _follow(self, state: DraftState, token: int) -> None:
-        """Compare the token that was expected with the one sampled."""
-        source = state.source
-        if source is None:
+        if state.source is None:
             return
-        if state.position >= len(source):  # the other sample has ended, or is not ahead
+        expected = state.source.tokens_from(state.position, 1)
+        if not expected:  # the other sample has ended, or is not ahead
             state.source = None
             return
-        is_right = source[state.position] == token
         key = state.kind, bisect_right(MATCH_CLASSES, state.match)
         right, total = self._accepted.get(key, (0, 0))
-        self._accepted[key] = right + int(is_right), total + 1
-        if is_right:
+        if expected[0] == token:
+            right += 1
             state.position += 1
             state.match = min(state.match + 1, MAX_MATCH)
         else:
             state.source = None
+        self._accepted[key] = right, total + 1
 
-    def _add_ngrams(self, text: TokenIndex, position: int) -> tuple[TokenIndex | None, int] | None:
+    def _add_ngrams(self, sample: DraftedText, position: int) -> tuple[DraftedText | None, int] | None:
         """Index what ends at a position; return where the longest of it occurred last, and was continued."""
-        is_prompt = position < len(self._prompt)
-        longest: tuple[TokenIndex | None, int] | None = None
+        is_prompt = position < sample.prompt_length
+        longest: tuple[DraftedText | None, int] | None = None
         for length in NGRAM_LENGTHS:
             if position + 1 >= length:
-                ngram = text.window(position + 1 - length, position + 1)
+                ngram = tuple(sample.tokens_from(position + 1 - length, length))
                 longest = longest or self._index.get(ngram)
-                self._index[ngram] = (None if is_prompt else text, position + 1)
+                self._index[ngram] = (None if is_prompt else sample, position + 1)
         return longest
 
 
-def match_length(source: TokenIndex, source_end: int, text: TokenIndex, end: int) -> int:
+def match_length(source: DraftedText, source_end: int, sample: DraftedText, end: int) -> int:
     """Number of equal tokens before two positions, at most MAX_MATCH."""
     most = min(source_end, end, MAX_MATCH)
-    return next((n for n in range(most) if source[source_end - 1 - n] != text[end - 1 - n]), most)
+    pairs = zip(source.tokens_from(source_end - most, most), sample.tokens_from(end - most, most), strict=True)
+    return next((length for length, (a, b) in enumerate(reversed([*pairs])) if a != b), most)

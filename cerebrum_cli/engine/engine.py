@@ -6,21 +6,24 @@ import atexit
 import secrets
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SEEDS
-from cerebrum_cli.engine.backend import Backend, Vocabulary
 from cerebrum_cli.engine.sequence import Failure, Request, next_item
 
 if TYPE_CHECKING:
+    from cerebrum_cli.engine.protocols import Backend, Vocabulary
     from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 LiveSample = TypeVar("LiveSample")
 T = TypeVar("T")
+
+# What `Engine.cancel_scope` is when some work starts: set once everything is cancelled, also while nothing runs.
+CancelScope: TypeAlias = threading.Event
 
 
 class EventQueue(Generic[T]):
@@ -38,21 +41,6 @@ class EventQueue(Generic[T]):
                 raise event.error
             yield event
         self.put(None)
-
-
-class CancelScope:
-    """Work that starts now: `is_cancelled` once everything was cancelled, also while nothing of it was running.
-
-    `cancel_count` is the number of times that everything was cancelled.
-    """
-
-    def __init__(self, cancel_count: Callable[[], int]) -> None:
-        self._cancel_count = cancel_count
-        self._start = cancel_count()
-
-    @property
-    def is_cancelled(self) -> bool:
-        return self._cancel_count() != self._start
 
 
 class Completions(Iterator[Event], Generic[LiveSample]):
@@ -106,8 +94,8 @@ class Engine(ABC):
     """Generates completions of token sequences, on a thread of its own, which starts loading immediately.
 
     Some score given texts, or have a prompt cache on disk. `schedules_rows`: requests may be submitted by the thousand,
-    since the engine starts them as slots become free. `has_failed`: loading has. Subclasses are ready for their thread
-    before they call the constructor of this one.
+    since the engine starts them as slots become free. `has_failed`: loading has. `cancel_scope` is that of work that
+    starts now. Subclasses are ready for their thread before they call the constructor of this one.
     """
 
     scores_texts: ClassVar[bool] = True
@@ -117,6 +105,7 @@ class Engine(ABC):
     def __init__(self, thread: str) -> None:
         self._loading = EventQueue[Event]()
         self._backend: Backend | None = None
+        self.cancel_scope = CancelScope()
         self.has_failed = False
         self._thread = threading.Thread(target=self._run, name=thread, daemon=True)
         self._thread.start()
@@ -168,11 +157,10 @@ class Engine(ABC):
         return ()
 
     @abstractmethod
-    def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> Completions[Any]:
+    def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> Completions[Any]:
         """Submit requests, whose prompts must be shorter than the context; close the result when done.
 
-        None stands for none now: an engine that `schedules_rows` reads on after the next event, others skip it. A
-        `scope` that began before makes a `cancel` in between count.
+        A `scope` that began before makes a `cancel` in between count.
         """
 
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
@@ -189,20 +177,17 @@ class Engine(ABC):
         """
         raise EngineError("only a local model can score given texts", "omit --endpoint")
 
-    @abstractmethod
-    def cancel_scope(self) -> CancelScope:
-        """Start a scope, for work that submits requests more than once."""
-
-    @abstractmethod
     def cancel(self) -> None:
         """Cancel everything, loading included; streams end with the finish reason `cancelled`."""
+        scope, self.cancel_scope = self.cancel_scope, CancelScope()
+        scope.set()  # it holds a lock meanwhile, and a signal handler may cancel again
 
     def save_prompt_cache(  # noqa: B027
         self, min_tokens: int, prompt: tuple[int, ...] | None = None, empties: bool = False
     ) -> None:
         """Save evaluated prompts of at least `min_tokens` tokens, or the one that matches `prompt`, if supported.
 
-        With `empties`, they are then dropped from memory.
+        With `empties`, they are then dropped from memory. Running sequences wait meanwhile. EngineError if that fails.
         """
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:  # noqa: B027
@@ -214,7 +199,6 @@ class Engine(ABC):
 
 
 def raise_refusals(events: Iterable[Event]) -> Iterator[Event]:
-    """Yield events; raise the error of a RefusedEvent."""
     for event in events:
         if isinstance(event, RefusedEvent):
             raise event.error

@@ -3,6 +3,11 @@
 One thread owns the model: it loads it and then repeats three steps: schedule, decode, process the output. Callers on
 other threads read events from a queue, so signals are handled during a long prefill. Closing a stream of events frees
 its slots.
+
+The thread executes commands between its steps, in the order they were sent. There is one way to interrupt it, which is
+to cancel: all that is left of the work ends as `cancelled`. A step, or the load, that is running ends first, by a flag
+that llama.cpp reads, unless others would lose work by that and nobody waits. Whoever submits work more than once has a
+CancelScope, so that what comes after a cancel of everything ends as `cancelled`, too.
 """
 
 from __future__ import annotations
@@ -14,14 +19,14 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import Event, RefusedEvent, SequenceId
-from cerebrum_cli.engine.backend import OpenBackend, StopFlag
-from cerebrum_cli.engine.commands import Cancel, Close, Commands, Submit, UsePromptCache
+from cerebrum_cli.core.events import Event, SequenceId
+from cerebrum_cli.engine.backend import StopFlag
+from cerebrum_cli.engine.checkpoints import PromptCache
 from cerebrum_cli.engine.engine import (
     CancelScope,
     Completions,
@@ -30,18 +35,91 @@ from cerebrum_cli.engine.engine import (
     first_seed,
     raise_refusals,
 )
-from cerebrum_cli.engine.loop import Loop
+from cerebrum_cli.engine.loop import Loop, Work, fail_work
 from cerebrum_cli.engine.memory_plan import group_lengths
 from cerebrum_cli.engine.sequence import Failure, InspectionRequest, Request, Sequence, create_sequences
 from cerebrum_cli.engine.state_store import StateStore
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.drafter import Drafter
-    from cerebrum_cli.engine.prompt_cache import PromptCache
+    from cerebrum_cli.engine.protocols import OpenBackend
     from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 
-MAX_BACKLOG = 10_000  # events; with a slow reader, no sequence is admitted above it
+class EngineCommand(NamedTuple):
+    """A function to call with the loop, or else one with the error that has ended it.
+
+    `interrupts`: the running step ends first. `is_last`: so does the thread, afterwards.
+    """
+
+    execute: Callable[[Loop], object]
+    fail: Callable[[BaseException], object]
+    interrupts: bool = False
+    is_last: bool = False
+
+
+def submission(work: Work, scope: CancelScope, first: bool = False) -> EngineCommand:
+    """Run work, or end it if its scope is cancelled: only the engine's thread knows which came first.
+
+    Sequences that go `first` are admitted before others that wait.
+    """
+    return EngineCommand(lambda loop: loop.submit(work, scope, first), lambda error: fail_work(work, error))
+
+
+class Commands:
+    """Queue of commands to the engine's thread; nothing is accepted after `close`."""
+
+    def __init__(self, stop: StopFlag) -> None:
+        self._stop = stop
+        self._queue: SimpleQueue[EngineCommand] = SimpleQueue()
+        self._lock = threading.RLock()  # reentrant: a signal handler may cancel on a thread that holds it
+        self._is_closed = False
+
+    def cancel(self, work: Work | None, interrupts: bool = True) -> threading.Event:
+        """Cancel work, or all; the event is set when its slots are free. `interrupts`: the running step ends first."""
+        done = threading.Event()
+        if not self.send(EngineCommand(lambda loop: loop.cancel(work, done), lambda _: done.set(), interrupts)):
+            done.set()
+        return done
+
+    def close(self) -> None:
+        """Cancel everything, free the model and end the thread."""
+        with self._lock:
+            self.send(EngineCommand(lambda loop: loop.cancel(None), lambda _: None, interrupts=True, is_last=True))
+            self._is_closed = True
+
+    def send(self, command: EngineCommand) -> bool:
+        """Send a command; False if the engine is closed."""
+        with self._lock:
+            if self._is_closed:
+                return False
+            if command.interrupts:
+                self._stop.set()
+            self._queue.put(command)
+            return True
+
+    def execute(self, loop: Loop) -> bool:
+        """Execute all queued commands, waiting for one if no work is left; False after the last one."""
+        while command := self.take(wait=loop.is_idle):
+            command.execute(loop)
+            if command.is_last:
+                return False
+        return True
+
+    def take(self, wait: bool) -> EngineCommand | None:
+        """Take the next command, or None if the queue is empty and `wait` is False.
+
+        The stop flag is cleared after its command left the queue, and never between another command's flag and that
+        command, so a caller that drains the queue before each step neither misses nor repeats an interruption.
+        """
+        try:
+            command = self._queue.get(block=wait)
+        except Empty:
+            return None
+        if command.interrupts:
+            with self._lock:
+                self._stop.clear()
+        return command
 
 
 @dataclass(slots=True)
@@ -71,7 +149,7 @@ class LocalCompletions(Completions[Sequence]):
         for sample, tokens in replies.items():
             request = InspectionRequest.of_reply(prompt, tokens)
             new += create_sequences(index, request, self._outbox.put, [sample], 0)
-        is_sent = self._commands.send(Submit(new, self._scope, first=True))
+        is_sent = self._commands.send(submission(new, self._scope, first=True))
         self._live.update((sequence.id, sequence) for sequence in new if is_sent)
         return is_sent
 
@@ -79,25 +157,25 @@ class LocalCompletions(Completions[Sequence]):
         """Cancel the running samples after the current step; samples added later get no drafted tokens."""
         if index < len(self._submitted):
             self._submitted[index].drafter = None
-            self._commands.send(Cancel(self._live_samples(index), threading.Event(), interrupts=False))
+            self._commands.cancel(self._live_samples(index), interrupts=False)
 
     def close(self) -> None:
         if self._live:
-            self._commands.cancel(list(self._live.values()))
+            self._commands.cancel(list(self._live.values())).wait()
         self._live.clear()
 
     def submit(self, counts: Iterable[tuple[int, int]], first: bool = False) -> None:
         """Submit samples: the indexes of their requests, and numbers. Raises EngineError if the engine is closed."""
         new: list[Sequence] = []
-        emit, is_backlogged = self._outbox.put, lambda: self._outbox.qsize() > MAX_BACKLOG
         for index, count in counts:
             submitted = self._submitted[index]
-            request, drafter = submitted.request, submitted.drafter
             samples = range(submitted.samples, submitted.samples + count)
-            new += create_sequences(index, request, emit, samples, submitted.seed, is_backlogged, drafter)
+            new += create_sequences(
+                index, submitted.request, self._outbox.put, samples, submitted.seed, submitted.drafter
+            )
             submitted.samples += count
         self._live.update((sequence.id, sequence) for sequence in new)
-        if not self._commands.send(Submit(new, self._scope, first)):
+        if not self._commands.send(submission(new, self._scope, first)):
             self._live.clear()
             raise EngineError("the engine is closed")
 
@@ -107,9 +185,8 @@ class LocalCompletions(Completions[Sequence]):
 
     def _end_sample(self, index: int) -> None:
         submitted = self._submitted[index]
-        if submitted.drafter is None:
-            return
-        if submitted.samples >= max(submitted.request.n, submitted.request.max_n) and not self._live_samples(index):
+        is_last = submitted.samples >= max(submitted.request.n, submitted.request.max_n)
+        if submitted.drafter and is_last and not self._live_samples(index):
             submitted.drafter = None  # it takes half a kilobyte a token
 
 
@@ -148,16 +225,16 @@ class LocalEngine(Engine):
         with closing(self.complete(requests)) as completions:
             yield from raise_refusals(completions)
 
-    def complete(self, requests: Iterable[Request | None], scope: CancelScope | None = None) -> LocalCompletions:
+    def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> LocalCompletions:
         submitted = []
-        for request in filter(None, requests):
+        for request in requests:
             drafter = None
             if request.step_costs:
                 from cerebrum_cli.engine.drafter import Drafter
 
-                drafter = Drafter(request.prompt_tokens)
+                drafter = Drafter()
             submitted.append(SubmittedRequest(request, first_seed(request), drafter))
-        completions = LocalCompletions(self._commands, scope or self.cancel_scope(), submitted)
+        completions = LocalCompletions(self._commands, scope or self.cancel_scope, submitted)
         completions.submit((index, start.request.n) for index, start in enumerate(submitted))
         return completions
 
@@ -173,50 +250,45 @@ class LocalEngine(Engine):
         return groups
 
     def score(self, requests: Iterable[ScoreRequest]) -> Generator[ScoringEvent, None, None]:
-        from cerebrum_cli.engine.scoring import ScoreJob, refusal
+        from cerebrum_cli.engine.scoring import ScoreJob
 
-        context_size = self.backend.context_size
-        accepted: dict[int, ScoreRequest] = {}
-        for index, request in enumerate(requests):
-            if error := refusal(request, context_size):
-                yield RefusedEvent(SequenceId(index), error)
-            else:
-                accepted[index] = request
         events: EventQueue[ScoringEvent] = EventQueue()
-        job = ScoreJob(accepted, events.put)
-        if not self._commands.send(Submit(job, self.cancel_scope())):
+        job = ScoreJob(requests, self.context_size, events.put)
+        if not self._commands.send(submission([job], self.cancel_scope)):
             raise EngineError("the engine is closed")
-        is_running = True
         try:
             yield from events
-            is_running = False
         finally:
-            if is_running:
-                self._commands.cancel([job])
-
-    def cancel_scope(self) -> CancelScope:
-        return CancelScope(lambda: self._commands.cancel_count)
+            self._commands.cancel([job]).wait()
 
     def cancel(self) -> None:
-        self._commands.send(Cancel(None, threading.Event()))
+        super().cancel()
+        self._commands.cancel(None)
 
     def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None, empties: bool = False) -> None:
-        """Save idle slots; running sequences are not saved, and wait meanwhile. EngineError if writing fails."""
         self._use_prompt_cache(lambda cache: cache.save(min_tokens, prompt, empties))
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:
-        """Save a common prefix of later prompts to disk; the idle slot that holds it drops the rest."""
         self._use_prompt_cache(lambda cache: cache.save_prefix(tokens))
 
     def _use_prompt_cache(self, function: Callable[[PromptCache], None]) -> None:
-        command = UsePromptCache(function, SimpleQueue())
-        if self._state_store is None or not self.is_loaded or not self._commands.send(command):
-            return
-        if failure := command.result.get():
-            raise failure.error
+        """Call a function with the prompt cache, between steps; raise its error."""
+        results: SimpleQueue[BaseException | None] = SimpleQueue()
+
+        def use(loop: Loop) -> None:
+            try:
+                if loop.prompt_cache:
+                    function(loop.prompt_cache)
+                results.put(None)
+            except Exception as error:
+                results.put(error)
+
+        command = EngineCommand(use, lambda _: results.put(None))
+        if self.is_loaded and self._commands.send(command) and (error := results.get()):
+            raise error
 
     def close(self) -> None:
-        self._commands.send(Close())
+        self._commands.close()
         self._thread.join()
         atexit.unregister(self.close)
 
@@ -229,30 +301,23 @@ class LocalEngine(Engine):
         except BaseException as error:
             self.has_failed = True
             self._loading.put(Failure(error))
-            fail_commands(self._commands, error)
+            self._fail_commands(error)
             return
         self._backend = backend
         self._loading.put(None)
         loop = Loop(backend, perf_counter() - start, self._state_store, self._swap_directory)
         try:
-            while loop.process_commands(self._commands):
+            while self._commands.execute(loop):
                 loop.step()
         except BaseException as error:  # a bug: all callers get it, now and later
             loop.fail(error)
-            fail_commands(self._commands, error)
+            self._fail_commands(error)
         finally:
             self._backend = None  # from now on callers get an error, not freed memory
             loop.close()
             backend.close()
 
-
-def fail_commands(commands: Commands, error: BaseException) -> None:
-    """Answer all commands up to Close with the error that ended this thread."""
-    while not isinstance(command := commands.take(wait=True), Close):
-        if isinstance(command, Submit):
-            for work in command.work if isinstance(command.work, list) else [command.work]:
-                work.emit(Failure(error))
-        elif isinstance(command, Cancel):
-            command.done.set()
-        elif isinstance(command, UsePromptCache):
-            command.result.put(None)
+    def _fail_commands(self, error: BaseException) -> None:
+        """Answer all commands with the error that ended this thread."""
+        while (command := self._commands.take(wait=True)) and not command.is_last:
+            command.fail(error)

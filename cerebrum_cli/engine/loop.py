@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Collection
 from math import inf
 from pathlib import Path
-from time import perf_counter, sleep
+from threading import Event
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
-from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.checkpoints import Checkpoints, SwapSpace
-from cerebrum_cli.engine.commands import Cancel, Commands, Submit, UsePromptCache, Work
+from cerebrum_cli.engine.checkpoints import Checkpoints, PromptCache
+from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.memory_plan import plan_cache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
 from cerebrum_cli.engine.sequence import Failure, InspectionRequest, Sequence
 from cerebrum_cli.engine.state_store import StateStore
-from cerebrum_cli.engine.step_costs import draft_lengths
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.drafter import DraftToken
-    from cerebrum_cli.engine.prompt_cache import PromptCache
+    from cerebrum_cli.engine.protocols import Backend
     from cerebrum_cli.engine.scoring import ScoreJob
 
-BACKLOG_POLL_S = 0.01
+
+Work = Collection["Sequence | ScoreJob"]
 
 
 class Loop:
-    """The work of the engine's thread: alternately `process_commands` and `step`.
+    """The work of the engine's thread: it alternately executes commands, each a method of this, and a step.
 
     States of preempted sequences are saved in a new directory in `swap_directory`.
     """
@@ -39,34 +38,40 @@ class Loop:
     ) -> None:
         self._backend = backend
         self._load_s = load_s
-        self._swap_directory = swap_directory
         self._scheduler = Scheduler(backend.slots, backend.kv_unified)
-        self._checkpoints = Checkpoints(backend, self._scheduler)
+        self._checkpoints = Checkpoints(backend, self._scheduler, swap_directory)
+        self.close = self._checkpoints.close
         self._takes_checkpoints = backend.trimmable_length < inf
-        self._swap: SwapSpace | None = None  # once a sequence was preempted
         self._score_jobs: deque[ScoreJob] = deque()
         self._max_slots = backend.slots
         self._reserves_max = backend.slots == 1 or backend.kv_unified
         self._state_store = state_store
+        self.prompt_cache: PromptCache | None = None
+        if state_store:
+            self.prompt_cache = PromptCache(backend, self._scheduler, self._checkpoints, state_store)
 
-    def process_commands(self, commands: Commands) -> bool:
-        """Execute all queued commands, waiting for one if no work is left; False after Close."""
-        scheduler = self._scheduler
-        while True:
-            is_idle = not (scheduler.waiting or scheduler.running or self._score_jobs)
-            command = commands.take(wait=is_idle)
-            if command is None:
-                return True
-            if isinstance(command, Submit):
-                self._submit(command)
-            elif isinstance(command, Cancel):
-                self._cancel(command.work)
-                command.done.set()
-            elif isinstance(command, UsePromptCache):
-                command.result.put(self._use_prompt_cache(command.function))
-            else:
-                self._cancel(None)
-                return False
+    @property
+    def is_idle(self) -> bool:
+        return not (self._scheduler.waiting or self._scheduler.running or self._score_jobs)
+
+    def submit(self, work: Work, scope: CancelScope, first: bool) -> None:
+        self._scheduler.submit([item for item in work if isinstance(item, Sequence)], first)
+        self._score_jobs += [item for item in work if not isinstance(item, Sequence)]
+        if scope.is_set():
+            self.cancel(work)
+
+    def cancel(self, work: Work | None, done: Event | None = None) -> None:
+        """Cancel those of these sequences and jobs that have not finished, or all, and set an event."""
+        unfinished = [*self._scheduler.running, *self._scheduler.waiting]
+        chosen = set(unfinished if work is None else work)
+        for sequence in unfinished:
+            if sequence in chosen:
+                self._finish(sequence, "cancelled")
+        for job in [job for job in self._score_jobs if work is None or job in chosen]:
+            self._score_jobs.remove(job)
+            job.end()
+        if done:
+            done.set()
 
     def step(self) -> None:
         """Run one step of the sequences.
@@ -90,13 +95,10 @@ class Loop:
                 scheduler.preempt(scheduler.running[-1])  # it is in the highest slot
                 step = scheduler.schedule(self._backend.prefill_chunk, self._backend.max_outputs)
             if any(share.sequence.drafter for share in step.shares):
-                step = self._add_drafts(step)
+                drafted = step.with_drafts(self._backend)
+                step = drafted if self._has_cells(drafted.size) else step
             if not step.shares:
-                if scheduler.waiting:  # for a slow reader
-                    sleep(BACKLOG_POLL_S)
                 return
-            if self._takes_checkpoints:
-                self._checkpoints.before_step(step)
             # decode
             is_complete = self._backend.decode(step.rows)
             # process output
@@ -107,20 +109,6 @@ class Loop:
                 self._backend.context.clear_all()  # the step may have written any part of its rows
             for slot in scheduler.slots:
                 slot.clear()
-
-    def close(self) -> None:
-        """Remove temporary files."""
-        if self._swap:
-            self._swap.close()
-
-    def _submit(self, command: Submit) -> None:
-        work = command.work
-        if isinstance(work, list):
-            self._scheduler.submit(work, command.first)
-        else:
-            self._score_jobs.append(work)
-        if command.scope.is_cancelled:
-            self._cancel(work if isinstance(work, list) else [work])
 
     def _score(self) -> None:
         """Score texts for a step, in slots that hold nothing for sequences afterwards."""
@@ -139,12 +127,10 @@ class Loop:
         full = [sequence for sequence in scheduler.running if sequence.length >= backend.capacity]
         if not full:
             return
-        if self._swap is None:
-            self._swap = SwapSpace(backend, scheduler, self._checkpoints, self._swap_directory)
         has_memory = backend.slots_for(max(map(self._required_length, full))) >= backend.slots
         preempted = scheduler.running if has_memory else full
         for sequence in preempted:
-            self._swap.save(sequence)
+            self._checkpoints.swap_out(sequence)
             scheduler.preempt(sequence)
         if has_memory:
             scheduler.waiting.rotate(len(preempted))
@@ -154,15 +140,16 @@ class Loop:
         scheduler, backend = self._scheduler, self._backend
         while scheduler.waiting and scheduler.free_slots and not scheduler.prefilling:
             sequence = scheduler.waiting[0]
-            if sequence.is_backlogged():
-                return
-            needs_memory = self._required_length(sequence) > backend.capacity or self._lacks_slots()
+            needs_memory = self._required_length(sequence) > backend.capacity
+            if not scheduler.running and len(scheduler.waiting) > backend.slots:  # the last sequences were longer
+                length, slots = self._plan_cache()
+                needs_memory = needs_memory or min(slots, backend.slots_for(length)) > backend.slots
             lacks_cells = backend.kv_unified and not scheduler.can_hold(sequence, backend.capacity)
             if scheduler.running and (needs_memory or lacks_cells):
                 return
             # reserve
             store = self._state_store
-            cache = None if store is None or sequence.swapped or store.is_empty else self._open_prompt_cache(store)
+            cache = None if store is None or sequence.swapped or store.is_empty else self.prompt_cache
             state = cache.find(sequence, needs_memory) if cache else None
             if needs_memory:
                 kind = backend.state_kind if cache else None
@@ -170,7 +157,7 @@ class Loop:
                 if cache and backend.state_kind != kind:  # fewer slots than requested
                     state = cache.find(sequence, needs_memory=False)
             # restore
-            if self._swap and sequence.swapped and self._swap.load(sequence, sequence.swapped):
+            if self._checkpoints.swap_in(sequence):
                 continue
             if cache and state and self._make_room(len(state.tokens)):
                 cache.restore(state)
@@ -191,16 +178,7 @@ class Loop:
             return request.max_length(context_size)
         return request.expected_length(context_size, len(sequence.generated))
 
-    def _lacks_slots(self) -> bool:
-        """Whether nothing runs, and memory for what waits would have more slots: the last sequences were longer."""
-        backend, scheduler = self._backend, self._scheduler
-        if scheduler.running or len(scheduler.waiting) <= backend.slots:
-            return False
-        length, slots = self._plan_cache()
-        return min(slots, backend.slots_for(length)) > backend.slots
-
     def _plan_cache(self) -> tuple[int, int]:
-        """Length and number of slots for all that waits."""
         waiting, backend = self._scheduler.waiting, self._backend
         if self._reserves_max:
             return max(map(self._required_length, waiting)), self._max_slots
@@ -230,29 +208,6 @@ class Loop:
             slot.clear()
         return True
 
-    def _add_drafts(self, step: Step) -> Step:
-        """Add drafted tokens to a step in which sequences decode, where they pay off and memory holds them."""
-        backend, sequences = self._backend, [share.sequence for share in step.shares]
-        costs = next((sequence.request.step_costs for sequence in sequences if sequence.request.step_costs), None)
-        if costs is None or not backend.max_draft or any(sequence.is_prefilling for sequence in sequences):
-            return step
-        drafts = [self._draft(sequence) for sequence in sequences]
-        probabilities = [[token.probability for token in draft] for draft in drafts]
-        is_equal = not (backend.kv_unified and backend.trimmable_length)
-        lengths = draft_lengths(probabilities, costs, backend.batch_size, is_equal)
-        drafted = step.with_drafts(
-            tuple(token.token for token in draft[:length]) for draft, length in zip(drafts, lengths, strict=True)
-        )
-        return drafted if self._has_cells(drafted.size) else step
-
-    def _draft(self, sequence: Sequence) -> list[DraftToken]:
-        """Guess a sequence's next tokens, at most as many as leave room to sample one after them."""
-        if sequence.drafter is None:
-            return []
-        sequence.draft_state = sequence.draft_state or sequence.drafter.start(sequence.generated)
-        room = sequence.request.max_length(self._backend.capacity) - sequence.length - 1
-        return sequence.drafter.draft(sequence.draft_state, min(room, self._backend.max_draft))
-
     def _compact(self) -> None:
         """Move the sequences in the highest slots to holes below, unless waiting sequences will fill those."""
         scheduler, backend = self._scheduler, self._backend
@@ -265,19 +220,6 @@ class Loop:
             backend.context.copy(source.index, target.index)
             backend.context.clear(source.index)
             scheduler.move(source, target)
-
-    def _open_prompt_cache(self, store: StateStore) -> PromptCache:
-        from cerebrum_cli.engine.prompt_cache import PromptCache
-
-        return PromptCache(self._backend, self._scheduler, self._checkpoints, store)
-
-    def _use_prompt_cache(self, function: Callable[[PromptCache], None]) -> Failure | None:
-        try:
-            if self._state_store:
-                function(self._open_prompt_cache(self._state_store))
-        except Exception as error:
-            return Failure(error)
-        return None
 
     def _place(self, admission: Admission) -> None:
         """Prepare the sampler and the slot of a sequence, and admit it with the prefix that could be reused."""
@@ -331,8 +273,7 @@ class Loop:
 
     def _sample_with_draft(self, sequence: Sequence, row: int, draft: tuple[int, ...]) -> None:
         """Sample the next tokens of a sequence: one, and another after each drafted token that it equals."""
-        assert sequence.slot is not None
-        scheduler, slot = self._scheduler, self._scheduler.slots[sequence.slot]
+        scheduler, slot = self._scheduler, self._scheduler.slot_of(sequence)
         sequence.draft_n += len(draft)
         accepted = 0
         while self._sample_token(sequence, row + accepted) and accepted < len(draft):
@@ -342,7 +283,7 @@ class Loop:
             accepted += 1
             sequence.draft_n_accepted += 1
         if sequence.draft_state:
-            sequence.draft_state.record(accepted)
+            sequence.draft_state.misses = 0 if accepted else sequence.draft_state.misses + 1
         length = self._checkpoints.rewind(slot, len(slot.tokens), slot.checkpoints)
         if length < len(slot.tokens):
             slot.copy_prefix(slot, length)
@@ -395,22 +336,11 @@ class Loop:
 
     def _release(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
-        if self._swap:
-            self._swap.discard(sequence)
+        self._checkpoints.discard(sequence)
+        sequence.drafter = sequence.draft_state = None  # which refer to it
         if sequence.sampler is not None:
             sequence.sampler.close()
             sequence.sampler = None
-
-    def _cancel(self, work: Work | None) -> None:
-        """Cancel those of these sequences and jobs that have not finished, or all."""
-        unfinished = [*self._scheduler.running, *self._scheduler.waiting]
-        chosen = set(unfinished if work is None else work)
-        for sequence in unfinished:
-            if sequence in chosen:
-                self._finish(sequence, "cancelled")
-        for job in [job for job in self._score_jobs if work is None or job in work]:
-            self._score_jobs.remove(job)
-            job.end()
 
     def _fail_sequence(self, sequence: Sequence, error: BaseException) -> None:
         """End a sequence with an error; its caller then cancels the others of the same stream."""
@@ -418,8 +348,12 @@ class Loop:
         sequence.emit(Failure(error))
 
     def fail(self, error: BaseException) -> None:
-        for job in self._score_jobs:
-            job.emit(Failure(error))
+        fail_work(self._score_jobs, error)
         self._score_jobs.clear()
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             self._fail_sequence(sequence, error)
+
+
+def fail_work(work: Work, error: BaseException) -> None:
+    for item in work:
+        item.emit(Failure(error))

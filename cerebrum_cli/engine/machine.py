@@ -1,4 +1,4 @@
-"""Resources available to this process: CPUs and memory within its cgroups, and the GPUs seen last."""
+"""CPUs and memory available to this process, within its cgroups; the GPUs seen last; and llama.cpp's build."""
 
 from __future__ import annotations
 
@@ -10,14 +10,42 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
 from cerebrum_cli.core.files import atomic_write, read_small, read_small_json
+from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.engine.memory import Device
+
+# CPU features as llama.cpp names them, and as Linux does in /proc/cpuinfo. An instruction that the CPU lacks kills the
+# process, so the two are compared before anything is evaluated.
+CPU_FLAGS: Mapping[str, str] = {
+    "SSE3": "pni",
+    "SSSE3": "ssse3",
+    "AVX": "avx",
+    "AVX2": "avx2",
+    "AVX_VNNI": "avx_vnni",
+    "F16C": "f16c",
+    "FMA": "fma",
+    "BMI2": "bmi2",
+    "AVX512": "avx512f",
+    "AVX512_VBMI": "avx512vbmi",
+    "AVX512_VNNI": "avx512_vnni",
+    "AVX512_BF16": "avx512_bf16",
+    "AMX_INT8": "amx_int8",
+    "NEON": "asimd",
+    "DOTPROD": "asimddp",
+    "MATMUL_INT8": "i8mm",
+    "SVE": "sve",
+    "SME": "sme",
+}
+KEY_FEATURES = ("AVX2", "FMA", "F16C", "DOTPROD")  # many times slower without; others change speed by a fraction
+REQUIREMENT = "llama-cpp-python>=0.3.36,<0.3.37"  # as in pyproject.toml
 
 # Linux versions by which CPU features are listed, by their flags; an older kernel may not know that the CPU has one.
 LISTED_BY = {
@@ -214,7 +242,14 @@ def cgroup_memory(root: Path) -> float:
     used = _integer(root, "memory.current", "memory.usage_in_bytes", "memory/memory.usage_in_bytes")
     if math.isinf(used) or math.isinf(limit := cgroup_limit(root)):
         return math.inf
-    return limit - used + _cached_bytes(root)
+    cached = 0
+    for name in ("memory.stat", "memory/memory.stat"):
+        with contextlib.suppress(OSError, ValueError):
+            stat = dict(line.split() for line in (root / name).read_text().splitlines())
+            prefix = "total_" if "total_active_file" in stat else ""  # of cgroup v1, with its descendants
+            cached = sum(int(stat.get(f"{prefix}{kind}_file", "0")) for kind in ("active", "inactive"))
+            break
+    return limit - used + cached
 
 
 def _integer(root: Path, *names: str) -> float:
@@ -223,16 +258,6 @@ def _integer(root: Path, *names: str) -> float:
         with contextlib.suppress(OSError, ValueError):  # "max"
             return int((root / name).read_text())
     return math.inf
-
-
-def _cached_bytes(root: Path) -> int:
-    """File cache of a cgroup and its descendants, which the system can reclaim."""
-    for name in ("memory.stat", "memory/memory.stat"):
-        with contextlib.suppress(OSError, ValueError):
-            stat = dict(line.split() for line in (root / name).read_text().splitlines())
-            prefix = "total_" if "total_active_file" in stat else ""  # of cgroup v1
-            return sum(int(stat.get(f"{prefix}{kind}_file", "0")) for kind in ("active", "inactive"))
-    return 0
 
 
 def machine_memory() -> int:
@@ -264,3 +289,52 @@ def load_devices(path: Path) -> tuple[Device, ...] | None:
         return tuple(Device(**device) for device in read_small_json(path))
     except (OSError, ValueError, TypeError):
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """An installed llama.cpp: versions, backends, the features each was built with, and visible accelerators."""
+
+    version: str
+    ggml: str
+    backends: tuple[str, ...]
+    features: Mapping[str, Mapping[str, str]]
+    offloads: bool
+    devices: tuple[Device, ...]
+
+    @property
+    def cpu_features(self) -> tuple[str, ...]:
+        return tuple(name for name, value in self.features.get("CPU", {}).items() if value != "0")
+
+
+def lacking(features: Iterable[str], flags: frozenset[str] | None) -> tuple[str, ...]:
+    """Features that a CPU with these flags lacks; empty if the flags are unknown."""
+    return tuple(name for name in features if flags and name in CPU_FLAGS and CPU_FLAGS[name] not in flags)
+
+
+def read_features(text: str) -> dict[str, dict[str, str]]:
+    """Parse llama.cpp's system info, such as "CPU : AVX2 = 1 | FMA = 1 | CUDA : ARCHS = 900 | ", by backend."""
+    features: dict[str, dict[str, str]] = {}
+    backend = ""
+    for part in text.split("|"):
+        head, colon, pair = part.rpartition(" : ")
+        if colon:
+            backend = head.strip()
+        name, sign, value = pair.partition("=")
+        if sign:
+            features.setdefault(backend, {})[name.strip()] = value.strip()
+    return features
+
+
+def rebuild_command(option: str = "") -> str:
+    arguments = f'CMAKE_ARGS="{option}" ' if option else ""
+    return arguments + pip_install(f'--force-reinstall --no-cache-dir --no-deps "{REQUIREMENT}"')
+
+
+def build_fingerprint() -> str:
+    """Digest that identifies a build of llama.cpp, of the names, sizes and times of its libraries."""
+    spec = find_spec("llama_cpp")
+    folders = (spec and spec.submodule_search_locations) or ()
+    paths = [path for folder in folders for path in sorted(Path(folder, "lib").glob("*")) if path.exists()]
+    files = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
+    return sha256("\n".join(files).encode()).hexdigest()[:16] if files else "none"

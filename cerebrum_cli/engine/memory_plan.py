@@ -58,7 +58,7 @@ class LoadPlan:
     """Where the weights of a model go beside a context, and whether they are repacked.
 
     `offloaded` is the number of layers on each GPU. The experts of the first `host_experts` layers stay in host memory,
-    as in `sizes`. `baseline` is the context without a tuning, if there is one.
+    as in `sizes`.
     """
 
     sizes: ModelSizes
@@ -66,7 +66,6 @@ class LoadPlan:
     offloaded: tuple[int, ...] = ()
     host_experts: int = 0
     repack: bool = False
-    baseline: ContextOptions | None = None
 
     @property
     def needs(self) -> MemoryNeeds:
@@ -110,16 +109,11 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
     plan = place(options, replace(context, slots=slots), free.devices)
     if options.baseline:
         require_devices(plan.needs, free.devices)
-
-    def made_with(context: ContextOptions) -> ContextOptions:
-        if context.kv_unified:  # with separate caches, the number depends on the length of the sequences
-            context = replace(context, slots=slots)
-        return resolve(replace(context, length=length), plan.sizes, plan.offloaded)
-
+    if context.kv_unified:  # with separate caches, the number depends on the length of the sequences
+        context = replace(context, slots=slots)
     return replace(
         plan,
-        context=made_with(context),
-        baseline=made_with(options.baseline.context) if options.baseline else None,
+        context=resolve(context, plan.sizes, plan.offloaded),
         repack=options.repack and fits_memory and not plan.host_experts,
     )
 
@@ -255,7 +249,6 @@ def plan_experts(
 
 
 def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...], count: int) -> tuple[int, ...]:
-    """Offload up to `count` of the last layers, to each GPU as many as fit."""
     output_bytes = sizes.output_bytes + (sizes.input_bytes if sizes.is_tied else 0)
     weights = [layer.weight_bytes + layer.adapter_bytes + cache_bytes(layer, context) for layer in sizes.layers]
     layers = [*weights, output_bytes]
@@ -271,7 +264,6 @@ def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...
 
 
 def require_devices(needs: MemoryNeeds, devices: Sequence[Device]) -> None:
-    """Raise EngineError if what was requested of a GPU exceeds its free memory."""
     for need, device in zip(needs.devices, devices, strict=True):
         if need > device.free:
             problem = f"the model needs {need / 1e9:.1f} GB on {device.description}; {device.free / 1e9:.1f} GB is free"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.engine.build import rebuild_command
+from cerebrum_cli.engine.machine import rebuild_command
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions, Device
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -78,7 +78,6 @@ class Tuning:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Settings other than the default, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -87,7 +86,6 @@ def fallback_notice(error: CerebrumError) -> NoticeEvent:
 
 
 def short_context_notice(context: int, default: int) -> NoticeEvent:
-    """Notice that free memory limits the context below its default size."""
     return NoticeEvent(
         f"context limited to {context} tokens by free memory (default: {default})",
         "close other programs, use a smaller quantization, or force it with --ctx",

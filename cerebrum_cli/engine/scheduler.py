@@ -13,10 +13,15 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from itertools import count, islice, takewhile
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.engine.backend import Checkpoint, TokenRow
 from cerebrum_cli.engine.sequence import Sequence, Tokens, common_tokens, pack_tokens
+from cerebrum_cli.engine.step_costs import draft_lengths
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.drafter import DraftToken
+    from cerebrum_cli.engine.protocols import Backend
 
 MIN_FREE_CELLS = 256  # tokens of room for a reply that admission to a unified KV cache requires
 MAX_PREFILL_BETWEEN_DECODES = 1024  # tokens of prompts
@@ -43,7 +48,6 @@ class Slot:
     last_used: int = 0
 
     def extend(self, tokens: Iterable[int]) -> None:
-        """Record tokens that were evaluated or restored."""
         self.tokens.extend(tokens)
         cells = list(islice(CELL_IDS, len(self.tokens) - len(self.cells)))
         self.cells += cells
@@ -86,8 +90,6 @@ class Share(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The shares of one decode, ascending by slot."""
-
     shares: list[Share]
 
     @property
@@ -98,16 +100,37 @@ class Step(NamedTuple):
     def rows(self) -> list[TokenRow]:
         rows: list[TokenRow] = []
         for sequence, tokens, outputs, draft in self.shares:
-            assert sequence.slot is not None
+            slot = sequence.slot
+            assert slot is not None
             first_output = len(tokens) + len(draft) - outputs
             for index, token in enumerate((*tokens, *draft)):
-                rows.append(TokenRow(sequence.slot, sequence.evaluated + index, token, index >= first_output))
+                rows.append(TokenRow(slot, sequence.evaluated + index, token, index >= first_output))
         return rows
 
-    def with_drafts(self, drafts: Iterable[tuple[int, ...]]) -> Step:
-        """The step with drafted tokens, possibly none, for each share, which has one row without it."""
-        pairs = zip(self.shares, drafts, strict=True)
-        return Step([share._replace(outputs=1 + len(draft), draft=draft) for share, draft in pairs])
+    def with_drafts(self, backend: Backend) -> Step:
+        """Add drafted tokens to a step in which sequences decode, where they pay off.
+
+        There are at most as many as leave room to sample a token after them.
+        """
+        sequences = [share.sequence for share in self.shares]
+        costs = next((sequence.request.step_costs for sequence in sequences if sequence.request.step_costs), None)
+        if costs is None or not backend.max_draft or any(sequence.is_prefilling for sequence in sequences):
+            return self
+        drafts: list[list[DraftToken]] = []
+        for sequence in sequences:
+            drafts.append([])
+            if sequence.drafter:
+                sequence.draft_state = sequence.draft_state or sequence.drafter.start(sequence)
+                room = sequence.request.max_length(backend.capacity) - sequence.length - 1
+                drafts[-1] = sequence.drafter.draft(sequence.draft_state, min(room, backend.max_draft))
+        probabilities = [[token.probability for token in draft] for draft in drafts]
+        is_equal = not (backend.kv_unified and backend.trimmable_length)
+        lengths = draft_lengths(probabilities, costs, backend.batch_size, is_equal)
+        shares = []
+        for share, draft, length in zip(self.shares, drafts, lengths, strict=True):
+            tokens = tuple(token.token for token in draft[:length])
+            shares.append(share._replace(outputs=1 + length, draft=tokens))
+        return Step(shares)
 
 
 class Scheduler:
@@ -129,6 +152,10 @@ class Scheduler:
         """Sequences that have a slot, ascending by slot."""
         return [slot.sequence for slot in self.slots if slot.sequence]
 
+    def slot_of(self, sequence: Sequence) -> Slot:
+        assert sequence.slot is not None
+        return self.slots[sequence.slot]
+
     def submit(self, sequences: Iterable[Sequence], first: bool) -> None:
         """Queue sequences behind all others, or before them, but not between samples of the prompt being evaluated."""
         if not first:
@@ -141,11 +168,9 @@ class Scheduler:
 
     @property
     def prefilling(self) -> Sequence | None:
-        """The sequence whose prompt is being evaluated."""
         return next((sequence for sequence in self.running if sequence.is_prefilling), None)
 
     def has_cells(self, tokens: int, cells: int) -> bool:
-        """Whether a unified KV cache of `cells` holds `tokens` more."""
         return len(self._uses) + tokens <= cells
 
     def can_hold(self, sequence: Sequence, cells: int) -> bool:
@@ -162,7 +187,6 @@ class Scheduler:
 
     @property
     def free_slots(self) -> list[Slot]:
-        """Slots without a sequence, ascending."""
         return [slot for slot in self.slots if not slot.sequence]
 
     @property
@@ -187,10 +211,9 @@ class Scheduler:
         reused: the last one, since its logits choose the next, and those of an inspection.
         """
         sequence = self.waiting[0]
-        reused = reusable_prefixes(self.slots, sequence.tokens[: sequence.first_output], reusable)
+        reused = common_prefixes(self.slots, sequence.tokens[: sequence.first_output], reusable)
 
         def tokens_saved(slot: Slot) -> int:
-            """Tokens that need no evaluation if the sequence starts from this slot."""
             if slot.sequence and not self._kv_unified:  # its cells must be copied
                 return reused[slot.index] - copied_cells // CELLS_PER_TOKEN
             return reused[slot.index]
@@ -205,16 +228,12 @@ class Scheduler:
 
     def sibling_samples(self, evaluated: Sequence) -> list[Admission]:
         """Choose slots, as far as they are free, for samples of the prompt just evaluated: they reuse all of it."""
-        assert evaluated.slot is not None
-        source = self.slots[evaluated.slot]
-        siblings = takewhile(
-            lambda waiting: waiting.request is evaluated.request and not waiting.generated, self.waiting
-        )
+        source, request = self.slot_of(evaluated), evaluated.request
+        siblings = takewhile(lambda waiting: waiting.request is request and not waiting.generated, self.waiting)
         pairs = zip(siblings, self.free_slots, strict=False)
         return [Admission(sibling, slot, source, len(evaluated.prompt)) for sibling, slot in pairs]
 
     def admit(self, admission: Admission, prefix_length: int) -> None:
-        """Record an admission, with the number of tokens that could be reused."""
         sequence, slot, source, _ = admission
         self.waiting.remove(sequence)
         slot.copy_prefix(source, prefix_length)
@@ -236,7 +255,6 @@ class Scheduler:
         return self.slots[running[-1]], free
 
     def move(self, source: Slot, target: Slot) -> None:
-        """Record that a sequence has moved, with the contents of its slot."""
         assert source.sequence is not None
         target.copy_prefix(source, len(source.tokens))
         source.clear()
@@ -263,21 +281,18 @@ class Scheduler:
         size = min(prefill_chunk(evaluated), before_outputs + max_outputs)
         if evaluated < checkpoint_at:
             size = min(size, checkpoint_at - evaluated)
-        tokens = prefilling.tokens_from(prefilling.evaluated, size)
+        tokens = prefilling.tokens_from(evaluated, size)
         self._prefilled += len(tokens)
         return Step([Share(prefilling, tokens, max(0, len(tokens) - before_outputs))])
 
     def record_evaluated(self, sequence: Sequence, tokens: Iterable[int]) -> None:
-        """Record that a sequence's slot holds further tokens of it."""
-        assert sequence.slot is not None
-        slot = self.slots[sequence.slot]
+        slot = self.slot_of(sequence)
         slot.extend(tokens)
         sequence.evaluated = len(slot.tokens)
 
     def resume(self, sequence: Sequence, length: int) -> None:
         """Record that after an interrupted step the slot holds only the first `length` tokens of its sequence."""
-        assert sequence.slot is not None
-        slot = self.slots[sequence.slot]
+        slot = self.slot_of(sequence)
         slot.copy_prefix(slot, min(length, len(slot.tokens)))
         slot.extend(sequence.tokens_from(len(slot.tokens), length - len(slot.tokens)))
         sequence.evaluated = length
@@ -285,7 +300,7 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """Remove a sequence; the contents of its slot can be reused."""
         if sequence.slot is not None:
-            slot = self.slots[sequence.slot]
+            slot = self.slot_of(sequence)
             slot.sequence, slot.last_used = None, next(CLOCK)
             sequence.slot = None
         elif sequence in self.waiting:
@@ -298,18 +313,14 @@ class Scheduler:
         self.waiting.append(sequence)
 
 
-def common_prefixes(slots: Iterable[Slot], tokens: Many[int]) -> list[int]:
-    """Length of the common prefix of the tokens with those in each slot."""
+def common_prefixes(
+    slots: Many[Slot], tokens: Many[int], reusable: Callable[[Slot, int], int] = lambda _, length: length
+) -> list[int]:
+    """How many of the tokens each slot begins with, as far as these are `reusable`."""
     packed = pack_tokens(tokens)
-    return [common_tokens(pack_tokens(slot.tokens), packed) for slot in slots]
-
-
-def reusable_prefixes(slots: Many[Slot], tokens: Many[int], reusable: Callable[[Slot, int], int]) -> list[int]:
-    """Length of the common prefix of the tokens with those in each slot, as far as it can be reused."""
-    lengths = common_prefixes(slots, tokens)
+    lengths = [common_tokens(pack_tokens(slot.tokens), packed) for slot in slots]
     return [reusable(slot, length) if length else 0 for slot, length in zip(slots, lengths, strict=True)]
 
 
 def common_prefix(a: Many[int], b: Many[int]) -> int:
-    """Length of the common prefix of two token sequences."""
     return common_tokens(pack_tokens(a), pack_tokens(b))

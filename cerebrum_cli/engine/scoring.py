@@ -1,15 +1,24 @@
-"""Scores of given texts: requests, results, and jobs, which are executed a step at a time."""
+"""Score given texts: requests, results, and jobs, which evaluate the texts a step at a time.
+
+The texts form a trie, of which each node is evaluated once: its leaves are evaluated in lexicographic order, and steps
+are filled with the next nodes, of as many leaves as there are slots. A row is evaluated for all leaves that share it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, takewhile
+from math import inf
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError, EngineError, PromptTooLong, UsageError
-from cerebrum_cli.core.events import NoticeEvent, RefusedEvent, StageEvent
-from cerebrum_cli.engine.backend import Backend, TokenRow, TokenScore
-from cerebrum_cli.engine.scoring_plan import Limits, RowRange, ScorePlanner, ScoreStep, build_paths
+from cerebrum_cli.core.events import NoticeEvent, RefusedEvent, SequenceId, StageEvent
+from cerebrum_cli.engine.backend import TokenRow
+from cerebrum_cli.engine.protocols import Backend
+from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Failure, Tokens
 
 
@@ -40,8 +49,7 @@ class LogprobScores:
     scores: tuple[Score, ...]
 
 
-ScoringEvent = LogprobScores | RefusedEvent | StageEvent | NoticeEvent
-"""Events of scoring; a StageEvent counts evaluated rows."""
+ScoringEvent = LogprobScores | RefusedEvent | StageEvent | NoticeEvent  # a StageEvent counts evaluated rows
 
 
 def refusal(request: ScoreRequest, context_size: int) -> CerebrumError | None:
@@ -57,135 +65,214 @@ def refusal(request: ScoreRequest, context_size: int) -> CerebrumError | None:
     return None
 
 
+@dataclass(slots=True, eq=False)
+class TriePath:
+    """A leaf of the trie: the tokens from the root to it; it shares the first `shared` with the path before.
+
+    `lookups` are the probabilities to read at its other nodes, as flat triples of integers: position of the row, next
+    token, number of the continuation. An array takes a tenth of the memory of objects. An open path has them by
+    position; its slot holds its first `evaluated` tokens, and lookups before `unread` were made.
+    """
+
+    tokens: array[int]
+    shared: int
+    lookups: array[int] = field(default_factory=lambda: array("i"))
+    slot: int = 0
+    evaluated: int = 0
+    unread: int = 0
+    by_position: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def open(self, slot: int, evaluated: int) -> None:
+        self.slot, self.evaluated, self.unread = slot, evaluated, self.shared
+        for at in range(0, len(self.lookups), 3):
+            position, token, number = self.lookups[at : at + 3]
+            self.by_position.setdefault(position, []).append((token, number))
+
+    @property
+    def is_finished(self) -> bool:
+        return self.evaluated == len(self.tokens)
+
+
+def build_paths(continuations: Sequence[tuple[Tokens, Tokens]]) -> list[TriePath]:
+    """Build the trie of continuations, each given with its context, without the last token of each.
+
+    The paths depend on the set of continuations alone, not on their order. Contexts may not be empty; nothing is
+    evaluated for an empty continuation.
+    """
+    texts = sorted(
+        (array("i", [*context, *continuation[:-1]]), number)
+        for number, (context, continuation) in enumerate(continuations)
+        if continuation
+    )
+    paths: list[TriePath] = []
+    owners: list[int] = []  # by position in the current text: the first path that has the node
+    for text, number in texts:
+        shared = common_prefix(paths[-1].tokens, text) if paths else 0
+        if paths and shared == len(paths[-1].tokens):
+            paths[-1].tokens = text  # which extends it
+        else:
+            paths.append(TriePath(text, shared))
+            del owners[shared:]
+        owners += [len(paths) - 1] * (len(text) - len(owners))
+        context, continuation = continuations[number]
+        for position, token in enumerate(continuation, len(context) - 1):
+            paths[owners[position]].lookups.extend((position, token, number))
+    return paths
+
+
+StepRow = tuple[TokenRow, list[TriePath]]  # and the open paths that the row is evaluated for
+
+
 class ScoreJob:
-    """Requests by their index, the trie of their tokens, and where their events go: the last is None or a Failure."""
+    """Requests to score in a context of this size, and where their events go: the last is None or a Failure.
+
+    The open paths, one in each slot, are the first that is not finished and those after it.
+    """
 
     def __init__(
-        self, requests: Mapping[int, ScoreRequest], emit: Callable[[ScoringEvent | Failure | None], None]
+        self,
+        requests: Iterable[ScoreRequest],
+        context_size: int,
+        emit: Callable[[ScoringEvent | Failure | None], None],
     ) -> None:
-        self.requests = requests
         self.emit = emit
-        self.paths = build_paths(
-            [(request.context, text) for request in requests.values() for text in request.continuations]
-        )
-        self._run: ScoreRun | None = None
+        self._scores: dict[int, list[Score]] = {}
+        self._pending: dict[int, int] = {}  # tokens, by request
+        self._places: list[tuple[int, int]] = []  # request and index of each continuation
+        texts: list[tuple[Tokens, Tokens]] = []
+        for index, request in enumerate(requests):
+            if error := refusal(request, context_size):
+                emit(RefusedEvent(SequenceId(index), error))
+                continue
+            texts += [(request.context, text) for text in request.continuations]
+            self._scores[index] = [Score(0.0, True, len(text)) for text in request.continuations]
+            self._pending[index] = sum(map(len, request.continuations))
+            self._places += [(index, place) for place in range(len(request.continuations))]
+            self._report_if_done(index)
+        self._paths = build_paths(texts)
+        self._nodes = sum(len(path.tokens) - path.shared for path in self._paths)
+        self._evaluated = 0  # of these
+        self._opened = 0  # number of paths that are open or finished
+        self._open: deque[TriePath] = deque()
+        self._free_slots: list[int] = []
+        self._backend: Backend | None = None  # once memory is reserved
 
     def step(self, backend: Backend) -> bool:
         """Execute the next step; False, and the job ends, if none is left.
 
         All slots are overwritten, and empty after the job.
         """
-        if self._run is None:
-            self._run = ScoreRun(backend, self)
-        if self._run.step():
-            return True
-        self.end()
-        return False
+        if self._backend is None and self._paths:
+            self._reserve(backend)
+        step = self._plan_step(backend) if self._paths else []
+        if not step:
+            self.end()
+        elif backend.decode([row for row, _ in step]):
+            self._process_output(backend, step)
+        else:
+            self._rewind(backend)
+        return bool(step)
 
     def end(self) -> None:
-        """End the job, finished or not."""
-        if self._run:
-            self._run.close()
+        if self._backend and self._backend.capacity:
+            for slot in range(self._backend.slots):
+                self._backend.context.clear(slot)
         self.emit(None)
 
+    def _reserve(self, backend: Backend) -> None:
+        """Allocate memory for the longest text; a shared cache gets its full size, which attention depends on.
 
-class Results:
-    """Sums over the tokens of each continuation; readers number the continuations, as in the paths of the job."""
-
-    def __init__(self, job: ScoreJob) -> None:
-        self._emit = job.emit
-        self._scores: list[Score] = []
-        self._requests: list[int] = []  # by reader
-        self._readers: dict[int, range] = {}  # by request, as the next one
-        self._pending: dict[int, int] = {}  # tokens
-        for index, request in job.requests.items():
-            first = len(self._scores)
-            self._scores += [Score(0.0, True, len(text)) for text in request.continuations]
-            self._readers[index] = range(first, len(self._scores))
-            self._requests += [index] * len(request.continuations)
-            self._count_down(index, -sum(map(len, request.continuations)))
-
-    def add(self, reader: int, token: TokenScore) -> None:
-        """Add a token of a continuation; emit the scores of its request if it was the last."""
-        total, is_greedy, tokens = self._scores[reader]
-        self._scores[reader] = Score(total + token.logprob, is_greedy and token.is_argmax, tokens)
-        self._count_down(self._requests[reader], 1)
-
-    def _count_down(self, index: int, tokens: int) -> None:
-        self._pending[index] = self._pending.get(index, 0) - tokens
-        if not self._pending[index]:
-            self._emit(LogprobScores(index, tuple(self._scores[reader] for reader in self._readers[index])))
-
-
-class ScoreRun:
-    """A job that has started: memory is reserved and empty, which makes scores independent of what was in it."""
-
-    def __init__(self, backend: Backend, job: ScoreJob) -> None:
-        self._backend = backend
-        self._job = job
-        self._results = Results(job)
-        self._nodes = sum(len(path.tokens) - path.shared for path in job.paths)  # of the trie below its root
-        self._evaluated = 0
-        self._step: ScoreStep | None = None  # that was interrupted
-        if job.paths:
-            self._reserve(max(len(path.tokens) for path in job.paths))
-            backend.context.clear_all()
-        slots = backend.slots if backend.kv_unified else 1  # copies between separate caches cost time and memory
-        limits = Limits(backend.batch_size, backend.max_outputs, slots, backend.capacity, backend.trimmable_length)
-        self._steps = iter(ScorePlanner(job.paths, limits).next_step, None)
-
-    def step(self) -> bool:
-        """Execute the next step, or the interrupted one again; False if none is left."""
-        if self._step and not all(map(self._restore, self._step.runs)):
-            return True
-        step = self._step or next(self._steps, None)
-        if step is None:
-            return False
-        if step is not self._step:
-            self._arrange_slots(step)
-        self._step = None if self._backend.decode(step.rows) else step
-        if self._step is None:
-            self._process_output(step)
-        return True
-
-    def close(self) -> None:
-        for slot in range(self._backend.slots if self._backend.capacity else 0):
-            self._backend.context.clear(slot)
-
-    def _reserve(self, longest: int) -> None:
-        """Allocate memory for the longest text; a shared cache gets its full size, which the steps depend on."""
-        backend = self._backend
-        length = backend.context_size if backend.kv_unified else longest
+        It is empty then, which makes scores independent of what was in it.
+        """
+        length = backend.context_size if backend.kv_unified else max(len(path.tokens) for path in self._paths)
         if length > backend.capacity and (notice := backend.reserve(length)):
-            self._job.emit(notice)
+            self.emit(notice)
+        backend.context.clear_all()
+        self._backend = backend
+        self._free_slots = list(range(backend.slots if backend.shares_rows else 1))
 
-    def _arrange_slots(self, step: ScoreStep) -> None:
-        backend = self._backend
-        for slot, source, length in step.slot_changes:
-            if length and slot != source:
-                backend.context.copy(source, slot)
+    def _open_paths(self, backend: Backend) -> None:
+        """Open further paths in free slots, each with what it has in common with the path before."""
+        context = backend.context
+        while len(self._open) > 1 and self._open[0].is_finished:
+            path = self._open.popleft()
+            context.clear(path.slot)
+            self._free_slots.append(path.slot)
+        for path in islice(self._paths, self._opened, None):
+            source = self._open[-1] if self._open else None
+            if source and source.is_finished:
+                self._free_slots.append(self._open.pop().slot)
+            if not self._free_slots:
+                return
+            slot, held = self._free_slots.pop(), source.evaluated if source else 0
+            length = min(held, path.shared)
+            if length < held and held > backend.trimmable_length:
+                length = 0
+            if source and length and slot != source.slot:
+                context.copy(source.slot, slot)
             if not length:
-                backend.context.clear(slot)
-            elif backend.context.length(slot) > length and not backend.context.trim(slot, length):
+                context.clear(slot)
+            elif length < held and not context.trim(slot, length):
                 raise EngineError(f"the state of the model cannot be rewound to token {length} of a text")
+            path.open(slot, length)
+            self._open.append(path)
+            self._opened += 1
 
-    def _restore(self, run: RowRange) -> bool:
-        """Bring a slot back to the state before an interrupted step; False if this was interrupted too."""
-        backend = self._backend
-        held = min(backend.context.length(run.slot), run.start)
-        if not backend.context.trim(run.slot, held):
-            backend.context.clear(run.slot)
-            held = 0
-        for start in range(held, run.start, backend.batch_size):
-            stop = min(start + backend.batch_size, run.start)
-            if not backend.decode([TokenRow(run.slot, at, run.text[at], False) for at in range(start, stop)]):
-                return False
-        return True
+    def _plan_step(self, backend: Backend) -> list[StepRow]:
+        """Plan the next rows: of the open paths in order, each from where it leaves those before.
 
-    def _process_output(self, step: ScoreStep) -> None:
-        scores = self._backend.score_tokens([(lookup.row, lookup.token) for lookup in step.lookups])
-        for lookup, score in zip(step.lookups, scores, strict=True):
-            for reader in lookup.readers:
-                self._results.add(reader, score)
-        self._evaluated += step.nodes
-        self._job.emit(StageEvent("scoring", self._evaluated, self._nodes))
+        If the last open path cannot be rewound to where the next one leaves it, the step ends there.
+        """
+        self._open_paths(backend)
+        step: list[StepRow] = []
+        room, outputs = min(backend.batch_size, backend.capacity - self._open[0].evaluated), backend.max_outputs
+        branch = self._paths[self._opened].shared if self._opened < len(self._paths) else inf
+        ends = {path.slot: path.evaluated for path in self._open}
+        for number, path in enumerate(self._open):
+            for position in range(ends[path.slot], len(path.tokens)):
+                after = takewhile(lambda other: other.shared > position, islice(self._open, number + 1, None))  # noqa: B023
+                paths = [path, *(other for other in after if other.evaluated == path.evaluated)]
+                is_output = position >= path.unread and position in path.by_position
+                needs_copy = paths[-1] is self._open[-1] and branch <= position >= backend.trimmable_length
+                if len(step) == room or (is_output and not outputs) or (needs_copy and step):
+                    return step
+                outputs -= 1 if is_output else 0
+                slots = [sharing.slot for sharing in paths]
+                ends.update(dict.fromkeys(slots, position + 1))
+                row = TokenRow(path.slot, position, path.tokens[position], is_output, tuple(slots[1:]))
+                step.append((row, paths))
+        return step
+
+    def _process_output(self, backend: Backend, step: Sequence[StepRow]) -> None:
+        targets: list[tuple[int, int]] = []
+        numbers: list[int] = []
+        for index, (row, paths) in enumerate(step):
+            if row.position >= paths[0].unread:
+                self._evaluated += 1
+                paths[0].unread = row.position + 1
+            for token, number in paths[0].by_position[row.position] if row.output else ():
+                targets.append((index, token))
+                numbers.append(number)
+            for path in paths:
+                path.evaluated = row.position + 1
+        for number, score in zip(numbers, backend.score_tokens(targets), strict=True):
+            index, place = self._places[number]
+            total, is_greedy, tokens = self._scores[index][place]
+            self._scores[index][place] = Score(total + score.logprob, is_greedy and score.is_argmax, tokens)
+            self._pending[index] -= 1
+            self._report_if_done(index)
+        self.emit(StageEvent("scoring", self._evaluated, self._nodes))
+
+    def _report_if_done(self, index: int) -> None:
+        if not self._pending[index]:
+            self.emit(LogprobScores(index, tuple(self._scores.pop(index))))
+
+    def _rewind(self, backend: Backend) -> None:
+        """Return to the state before an interrupted step, or evaluate the open paths again."""
+        context = backend.context
+        for path in self._open:
+            if context.length(path.slot) < path.evaluated or not context.trim(path.slot, path.evaluated):
+                context.clear_all()
+                for restarted in self._open:
+                    restarted.evaluated = 0
+                return

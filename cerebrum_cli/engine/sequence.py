@@ -12,7 +12,8 @@ from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
-from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.conversation import Conversation, PromptPart, Text
+from cerebrum_cli.core.conversation import Tokens as PromptTokens
 from cerebrum_cli.core.events import (
     AlternativesEvent,
     Event,
@@ -25,16 +26,16 @@ from cerebrum_cli.core.events import (
     TokenLogprob,
 )
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
-from cerebrum_cli.engine.backend import Backend, Sampler
 from cerebrum_cli.engine.control import AnswerStartFactory, Constraint, ControlFactory, EndReply, ReplyControl
 from cerebrum_cli.engine.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.drafter import Drafter, DraftState
+    from cerebrum_cli.engine.protocols import Backend, Sampler, Vocabulary
     from cerebrum_cli.engine.step_costs import StepCosts
 
+# Token ids; an array takes a tenth of a tuple's memory.
 Tokens: TypeAlias = "tuple[int, ...] | array[int]"
-"""Token ids; an array takes a tenth of a tuple's memory."""
 
 T = TypeVar("T")
 
@@ -93,7 +94,6 @@ class Request:
 
     @property
     def constraint(self) -> Constraint | None:
-        """Constraint of a new sample."""
         if self.grammar is None:
             return None
         return Constraint(self.grammar, self.answer_start() if self.answer_start else None, self.visible_tokens)
@@ -147,7 +147,7 @@ class InspectionRequest(Request):
 class Sequence:
     """State of one sample; `evaluated` is the number of its tokens in its slot.
 
-    `is_backlogged`: whether too many events wait for their reader. `draft_n` tokens were drafted. `pending` tokens are
+    `draft_n` tokens were drafted. `pending` tokens are
     forced: they follow instead of sampled ones. `inspected` tokens of an inspection are reported. A step of the prompt
     ends at `checkpoint_at`. While the sequence is preempted, its state may be in the file `swapped`.
     """
@@ -170,7 +170,6 @@ class Sequence:
     draft_n_accepted: int = 0
     admitted_at: float | None = None
     sampled_at: list[float] = field(default_factory=list)
-    is_backlogged: Callable[[], bool] = lambda: False
     controls: tuple[ReplyControl, ...] = ()
     constraint: Constraint | None = None
     pending: deque[int] = field(default_factory=deque)
@@ -187,6 +186,10 @@ class Sequence:
     @property
     def tokens(self) -> Tokens:
         return (*self.prompt, *self.generated) if self.generated else self.prompt
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.prompt)
 
     @property
     def length(self) -> int:
@@ -209,15 +212,9 @@ class Sequence:
         if self.constraint and self.constraint.start:
             self.constraint.start.feed((token,), piece.decode("utf-8", "replace"))
         is_constrained = self.constraint is not None and self.constraint.applies
-        if self.controls and not is_constrained and (reason := self._intervene(token, text)):
-            return reason
-        return "length" if len(self.generated) == self.request.params.max_tokens else None
-
-    def _intervene(self, token: int, text: str) -> FinishReason | None:
-        """Let the first control that intervenes force tokens, or return its reason to end the reply."""
-        for control in self.controls:
+        for control in () if is_constrained else self.controls:
             control.feed((token,), text)
-        for control in () if self.pending else self.controls:
+        for control in () if is_constrained or self.pending else self.controls:  # the first that intervenes
             intervention = control.intervene()
             if isinstance(intervention, EndReply):
                 return intervention.reason
@@ -225,7 +222,7 @@ class Sequence:
                 self.forced.append(Forced(len(self.generated), len(intervention.tokens)))
                 self.pending.extend(intervention.tokens)
                 break
-        return None
+        return "length" if len(self.generated) == self.request.params.max_tokens else None
 
     def report_inspected(self, request: InspectionRequest, backend: Backend, rows: Iterable[int]) -> None:
         """Report the next tokens of an inspection, each by the row of the last decode that predicts it."""
@@ -278,7 +275,6 @@ def create_sequences(
     emit: Callable[[Event | Failure], None],
     samples: Iterable[int],
     seed: int,
-    is_backlogged: Callable[[], bool] = lambda: False,
     drafter: Drafter | None = None,
 ) -> list[Sequence]:
     """Create samples of a request; sample `i` has seed `seed + i`. All samples of the request share its `drafter`."""
@@ -292,7 +288,6 @@ def create_sequences(
             emit,
             Detokenizer(request.params.stop, request.answer_start),
             now,
-            is_backlogged=is_backlogged,
             drafter=drafter,
             controls=tuple(create() for create in request.controls),
             constraint=request.constraint if request.grammar else None,
@@ -318,3 +313,10 @@ def common_tokens(a: bytes, b: bytes) -> int:
 def pack_tokens(tokens: Many[int]) -> bytes:
     """Pack token ids in native byte order, as llama.cpp does."""
     return (tokens if isinstance(tokens, array) else array("i", tuple(tokens))).tobytes()
+
+
+def continuation(vocabulary: Vocabulary, parts: Iterable[PromptPart]) -> tuple[int, ...]:
+    """Tokenize text that continues other text: without BOS, and without the space that a vocabulary may put first."""
+    anchor = vocabulary.tokenize((Text("a"),))[-1]
+    tokens = vocabulary.tokenize((PromptTokens((anchor,)), *parts))
+    return tokens[tokens.index(anchor) + 1 :]

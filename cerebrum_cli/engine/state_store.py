@@ -41,31 +41,29 @@ DAMAGED = NoticeEvent(
     "it was removed; the prompt is evaluated again",
 )
 
+
+class InvalidState(Exception):
+    """A file is damaged or does not match its name."""
+
+
+# Whether a state is usable, by its length and the length of the common prefix.
 IsUsable = Callable[[int, int], bool]
-"""Whether a state is usable, by its length and the length of the common prefix."""
 
 Notify = Callable[[NoticeEvent], None]
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A verified state file, and the tokens a slot holds after loading it."""
+    """A state file: packed tokens that a slot holds after loading it, and the body's size and checksum."""
 
     path: Path
-    tokens: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StateRecord:
-    """The record that follows the body: packed tokens, and the body's size and checksum."""
-
-    tokens: bytes
+    packed: bytes
     body: int
     checksum: int
 
-
-class InvalidState(Exception):
-    """A file is damaged or does not match its name."""
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return tuple(array("i", self.packed))
 
 
 class StateStore:
@@ -76,7 +74,7 @@ class StateStore:
         self._limit = limit
         self._model = model
         self._format = format
-        self._known: dict[str, StateRecord | None] = {}  # by file name; None for an unusable file
+        self._known: dict[str, State | None] = {}  # by file name; None for an unusable file
 
     @property
     def is_empty(self) -> bool:
@@ -87,20 +85,19 @@ class StateStore:
 
         `kind` is the backend's `state_kind`. Damaged files are reported and removed.
         """
-        identity, packed_prompt = self._identity(kind), pack_tokens(prompt)
-        while True:
-            usable = self._usable(packed_prompt, identity, is_usable, notify)
-            if not usable:
-                return None
-            name = max(usable, key=lambda name: (usable[name][0], -usable[name][1]))
-            if state := self._verified(name, identity, notify):
-                return state
-            self._known[name] = None
+        packed = pack_tokens(prompt)
+        while usable := self._usable(packed, kind, is_usable, notify):
+            longest = max(usable, key=lambda state: (usable[state], -len(state.packed)))
+            if self._read(longest.path, kind, notify, verifies=True):
+                with suppress(OSError):
+                    os.utime(longest.path)  # for eviction
+                return longest
+            self.reject(longest)
+        return None
 
     def stored_prefix(self, tokens: Many[int], kind: str, is_usable: IsUsable) -> int:
         """Length of the longest prefix of these tokens that a usable state holds."""
-        usable = self._usable(pack_tokens(tokens), self._identity(kind), is_usable, lambda _: None)
-        return max((shared for shared, _ in usable.values()), default=0)
+        return max(self._usable(pack_tokens(tokens), kind, is_usable, lambda _: None).values(), default=0)
 
     def write(
         self, tokens: Many[int], kind: str, size: int, save: Callable[[Path], None], is_prefix: bool = False
@@ -123,68 +120,48 @@ class StateStore:
         except OSError as error:
             raise write_error(self._directory, error.strerror or str(error)) from error
         self._known.pop(path.name, None)
-        for name, record in self._records(identity, lambda _: None).items():
-            is_replaced = len(record.tokens) < len(data) and data.startswith(record.tokens)
-            if is_replaced and not (is_prefix or name.endswith(PREFIX + STATE)):
-                remove(self._directory / name)
+        for state in self._states(kind, lambda _: None):
+            is_replaced = len(state.packed) < len(data) and data.startswith(state.packed)
+            if is_replaced and not (is_prefix or state.path.name.endswith(PREFIX + STATE)):
+                remove(state.path)
         self._evict(path.name)
 
     def reject(self, state: State) -> None:
         """Ignore a state that llama.cpp did not load, such as one made with other options, from now on."""
         self._known[state.path.name] = None
 
-    def _usable(
-        self, packed_prompt: bytes, identity: bytes, is_usable: IsUsable, notify: Notify
-    ) -> dict[str, tuple[int, int]]:
-        """Usable states by file name: length of the common prefix, and number of tokens."""
+    def _usable(self, packed: bytes, kind: str, is_usable: IsUsable, notify: Notify) -> dict[State, int]:
         usable = {}
-        for name, record in self._records(identity, notify).items():
-            shared, length = common_tokens(record.tokens, packed_prompt), len(record.tokens) // TOKEN_BYTES
-            if shared and is_usable(length, shared):
-                usable[name] = (shared, length)
+        for state in self._states(kind, notify):
+            shared = common_tokens(state.packed, packed)
+            if shared and is_usable(len(state.packed) // TOKEN_BYTES, shared):
+                usable[state] = shared
         return usable
 
-    def _records(self, identity: bytes, notify: Notify) -> dict[str, StateRecord]:
-        """Records of all files with this identity, by file name; each file is read only once."""
-        start = f"{digest(identity)}-"
+    def _states(self, kind: str, notify: Notify) -> list[State]:
+        """All states of this kind; each file is read only once."""
+        start = f"{digest(self._identity(kind))}-"
         names = [name for name in self._list_names() if name.startswith(start) and name.endswith(STATE)]
         self._known = {
-            name: self._known[name] if name in self._known else self._read_record(name, identity, notify)
+            name: self._known[name] if name in self._known else self._read(self._directory / name, kind, notify)
             for name in names
         }
-        return {name: record for name, record in self._known.items() if record}
+        return [state for state in self._known.values() if state]
 
-    def _read_record(self, name: str, identity: bytes, notify: Notify) -> StateRecord | None:
-        path = self._directory / name
+    def _read(self, path: Path, kind: str, notify: Notify, verifies: bool = False) -> State | None:
+        """Read the record of a file, and verify the body's checksum; None if it is damaged, unreadable or gone."""
         try:
             with FileIO(path) as file:
-                return read_record(file, identity)
+                state = read_record(path, file, self._identity(kind))
+                if verifies and checksum(file, state.body) != state.checksum:
+                    raise InvalidState
+                return state
         except InvalidState:
-            self._remove_damaged(path, notify)
-        except OSError:  # removed since it was listed, or unreadable
+            remove(path)
+            notify(DAMAGED)
+        except OSError:
             pass
         return None
-
-    def _verified(self, name: str, identity: bytes, notify: Notify) -> State | None:
-        """Verify the checksums of a state, and record its use for eviction; None if it is damaged or gone."""
-        path = self._directory / name
-        try:
-            with FileIO(path) as file:
-                record = read_record(file, identity)
-                if checksum(file, record.body) != record.checksum:
-                    raise InvalidState
-        except InvalidState:
-            self._remove_damaged(path, notify)
-            return None
-        except OSError:
-            return None
-        with suppress(OSError):
-            os.utime(path)
-        return State(path, tuple(array("i", record.tokens)))
-
-    def _remove_damaged(self, path: Path, notify: Notify) -> None:
-        remove(path)
-        notify(DAMAGED)
 
     def _list_names(self) -> list[str]:
         """List the file names in the directory, and remove the unfinished files of killed processes."""
@@ -209,7 +186,6 @@ class StateStore:
 
 
 def append_record(path: Path, identity: bytes, tokens: bytes) -> None:
-    """Append the record and the footer to a body."""
     body = path.stat().st_size
     with FileIO(path) as file:
         body_sum = checksum(file, body)
@@ -227,11 +203,11 @@ def read_states(directory: Path) -> dict[Path, bytes]:
             path = directory / name
             states[path] = b""
             with suppress(OSError, InvalidState), FileIO(path) as file:
-                states[path] = read_record(file).tokens
+                states[path] = read_record(path, file).packed
     return states
 
 
-def read_record(file: FileIO, identity: bytes | None = None) -> StateRecord:
+def read_record(path: Path, file: FileIO, identity: bytes | None = None) -> State:
     """Read the record at the end of a file; InvalidState if it is damaged, or has another identity than a given one."""
     size = os.fstat(file.fileno()).st_size
     if size < FOOTER.size:
@@ -244,10 +220,10 @@ def read_record(file: FileIO, identity: bytes | None = None) -> StateRecord:
         raise InvalidState
     file.seek(body)
     record = file.read(length)
-    is_other = identity is not None and record[count * TOKEN_BYTES :] != identity
-    if is_other or crc32(footer[:-TAIL_BYTES], crc32(record)) != record_sum:
+    tokens, found = record[: count * TOKEN_BYTES], record[count * TOKEN_BYTES :]
+    if identity not in (None, found) or crc32(footer[:-TAIL_BYTES], crc32(record)) != record_sum:
         raise InvalidState
-    return StateRecord(record[: count * TOKEN_BYTES], body, body_sum)
+    return State(path, tokens, body, body_sum)
 
 
 def checksum(file: FileIO, length: int) -> int:

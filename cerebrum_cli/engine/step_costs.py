@@ -61,7 +61,8 @@ def draft_lengths(
     likely = [[probability for probability in draft if probability >= MIN_PROBABILITY] for draft in probabilities]
     best, chosen = MIN_GAIN * count / costs.cost(count), [0] * count
     for rows in row_counts if count < TILE_ROWS and any(likely) else ():
-        lengths = _equal(likely, rows) if is_equal else _likeliest(likely, rows)
+        equal = max(0, min(rows // count - 1, *map(len, likely)))
+        lengths = [equal] * count if is_equal else _likeliest(likely, rows)
         if sum(lengths):
             expected = sum(sum(draft[:length]) for draft, length in zip(likely, lengths, strict=True))
             value = (count + expected) / costs.cost(count + sum(lengths))
@@ -78,7 +79,3 @@ def _likeliest(probabilities: Sequence[Sequence[float]], rows: int) -> list[int]
     for _, index in ranked[:extra]:
         lengths[index] += 1
     return lengths
-
-
-def _equal(probabilities: Sequence[Sequence[float]], rows: int) -> list[int]:
-    return [max(0, min(rows // len(probabilities) - 1, *map(len, probabilities)))] * len(probabilities)

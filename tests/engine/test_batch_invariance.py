@@ -121,14 +121,6 @@ def test_types_that_are_batch_invariant_by_default(models: Path, encoding: str) 
 
 
 @pytest.mark.slow
-@needs_avx2
-def test_drafts_have_fewer_rows_than_another_kernel_takes(models: Path) -> None:
-    path, costs = model_of(models, "Q8_0"), StepCosts((1, 64), (1.0, 1.1))
-    alone = replies(path, 1, prompts(3), limit=100, pad_steps=False)
-    assert replies(path, 1, prompts(3), limit=100, pad_steps=False, known=alone, costs=costs) == alone
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoding", "repack"), [*product(VARIANT_TYPES, [None]), ("Q4_K_M", True), ("Q2_K", True), ("IQ4_NL", False)]
 )
@@ -141,28 +133,11 @@ def test_padded_steps_are_batch_invariant(models: Path, encoding: str, repack: b
 
 
 @pytest.mark.slow
-@needs_avx2
-@pytest.mark.parametrize("encoding", ["F16", "Q4_K_M"])
-def test_types_that_vary_without_padded_steps(models: Path, encoding: str) -> None:
-    path = model_of(models, encoding)
-    alone, together = (replies(path, slots, prompts(), pad_steps=False) for slots in (1, 9))
-    assert alone != together
-
-
-@pytest.mark.slow
 def test_padded_steps_are_invariant_after_preemption(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, requests = model_of(models, "Q4_K_M"), prompts(6, 230)  # replies outgrow the first 256 cells
-    alone = replies(path, 1, requests, limit=60, n_threads=2)
+    alone = replies(path, 1, requests, limit=60, n_threads=2, flash_attention=False)
     monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
-    assert replies(path, 5, requests, limit=60, n_threads=2) == alone
-    assert replies(path, 5, requests, limit=60, n_threads=2, known=alone) == alone
-
-
-@pytest.mark.slow
-def test_padded_steps_are_invariant_with_a_profile_without_flash_attention(models: Path) -> None:
-    path = model_of(models, "F16")
-    alone, together = (replies(path, slots, prompts(), flash_attention=False, n_threads=2) for slots in (1, 9))
-    assert together == alone
+    assert replies(path, 5, requests, limit=60, n_threads=2, flash_attention=False) == alone
 
 
 @pytest.mark.slow
@@ -170,7 +145,6 @@ def test_padded_steps_fill_the_context(models: Path) -> None:
     path, requests = model_of(models, "Q4_K_M"), prompts(6, 240)
     alone = replies(path, 1, requests, limit=None, context_size=256)
     assert [len(prompt) + len(said) for prompt, said in zip(requests, alone, strict=True)] == [248] * 6
-    assert replies(path, 4, requests, limit=None, context_size=256) == alone
     assert replies(path, 4, requests, limit=None, context_size=256, known=alone) == alone
 
 
@@ -184,33 +158,28 @@ def test_padded_steps_leave_sliding_windows_intact(models: Path) -> None:
 
 
 def test_padded_steps_and_numbers_of_slots_are_small() -> None:
-    for slots in (1, 2, 4, 8, 64):
-        for running in range(1, slots + 1):
-            rows = [TokenRow(slot, 300 + slot, 9, True) for slot in range(running)]
-            size = len(pad_step(rows, slots, lambda slot: 100 + slot)[0])
-            assert size % 4 == 0 and 8 <= size < max(9, running + 4)
+    for slots, running in ((1, 1), (2, 1), (4, 3), (8, 5), (64, 1), (64, 33), (64, 64)):
+        rows = [TokenRow(slot, 300 + slot, 9, True) for slot in range(running)]
+        size = len(pad_step(rows, slots, lambda slot: 100 + slot)[0])
+        assert size % 4 == 0 and 8 <= size < max(9, running + 4)
     assert [stable_slots(slots) for slots in (1, 2, 3, 4, 5, 63, 64, 256)] == [1, 2, 2, 4, 4, 60, 64, 256]
 
 
 @pytest.mark.slow
 def test_batch_records_that_it_is_invariant(models: Path, new_user: CommandLine) -> None:
-    path = model_of(models, "Q4_K_M")
-    source = new_user.home / "in.txt"
+    path, source = model_of(models, "Q4_K_M"), new_user.home / "in.txt"
     source.write_text("".join(f"{'Why? ' * number}\n" for number in range(1, 9)))
-    texts = []
-    invariant = ("--set", "batch_invariant=on")
-    for name, options in {"1": invariant, "8": invariant, "drafts": (*invariant, "--set", "drafts=on")}.items():
-        out = new_user.home / f"out-{name}.jsonl"
-        parallel = "1" if name == "1" else "8"
-        command = ("batch", source, "-o", out, "-m", path, "--max-tokens", "20", "--ignore-eos", "--parallel", parallel)
-        done = new_user.run(*command, *options)
+    texts: list[list[str]] = []
+    for options in (("--parallel", "1"), ("--parallel", "8", "--set", "drafts=on")):
+        out = new_user.home / f"out{len(texts)}.jsonl"
+        command = ("batch", source, "-o", out, "-m", path, "--max-tokens", "20", "--ignore-eos", *options)
+        done = new_user.run(*command, "--set", "batch_invariant=on")
         assert done.code == 0, done.err
         texts.append([json.loads(line)["text"] for line in out.read_text().splitlines()])
-        settings = json.loads(Path(f"{out}.meta.json").read_text())
-        assert "all types" in json.dumps(settings)
+        assert "all types" in Path(f"{out}.meta.json").read_text()
         changed = new_user.run(*command)
         assert (changed.code, "another batch invariance" in changed.err) == (1, True), changed.err
-    assert texts[0] == texts[1] == texts[2]
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.slow
@@ -226,17 +195,3 @@ def test_invariance_notices_for_experts_and_recurrent_models(
     assert "no effect on a recurrent model" in new_user.run(*command, recurrent_model).err
     assert expert_notice(8, ["F32", "Q8_0", "IQ4_NL"]) is None
     assert expert_notice(0, ["Q4_K"]) is None
-
-
-@pytest.mark.slow
-def test_experts_are_invariant_without_tiled_kernels(models: Path, new_user: CommandLine) -> None:
-    mixtral = write_quantized(models / "experts.gguf", shape=SHAPE, experts=4)
-    source = new_user.home / "in.txt"
-    source.write_text("".join(f"{'Why? ' * number}\n" for number in range(1, 9)))
-    options = ["-o", "-", "-n", "20", "--ignore-eos", "--seed", "1", "--set", "batch_invariant=on"]
-    command: list[str | Path] = ["batch", source, "-m", mixtral, *options]
-    environment = {"GGML_CPU_TILED_MM": "0"}  # llama.cpp reads it once in a process
-    one, together = (new_user.run_process(*command, "--parallel", count, env=environment) for count in ("1", "8"))
-    assert (one.code, together.code) == (0, 0), one.err + together.err
-    assert one.out == together.out
-    assert "mixture" not in one.err

@@ -9,10 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from cerebrum_cli.engine.build import CPU_FLAGS, REQUIREMENT
 from cerebrum_cli.engine.llama.bindings import import_bindings, llama
+from cerebrum_cli.engine.machine import CPU_FLAGS, REQUIREMENT
 
 ROOT = Path(__file__).parents[2]
 CHECKED = ("0.3.36", "0.3.37")  # the version all of this was read in, and the first that may differ
@@ -54,20 +52,16 @@ def test_dependency_is_bounded_to_the_checked_version() -> None:
     assert version("llama-cpp-python") == CHECKED[0]
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_sampler_takes_the_arguments_it_is_given(name: str) -> None:
-    assert tuple(getattr(llama, f"llama_sampler_{name}").argtypes or ()) == SAMPLERS[name]
-
-
-def test_token_data_has_the_fields_that_samplers_fill() -> None:
-    fields = [(name, ctypes.sizeof(type)) for name, type in llama.llama_token_data._fields_]
-    assert fields == [("id", 4), ("logit", 4), ("p", 4)]
+def test_library_has_the_functions_and_fields_that_are_used() -> None:
+    arguments = {name: tuple(getattr(llama, f"llama_sampler_{name}").argtypes or ()) for name in SAMPLERS}
+    assert arguments == SAMPLERS
+    assert [(name, ctypes.sizeof(type)) for name, type in llama.llama_token_data._fields_] == [
+        ("id", 4),
+        ("logit", 4),
+        ("p", 4),
+    ]
     assert [name for name, _ in llama.llama_token_data_array._fields_] == ["data", "size", "selected", "sorted"]
-
-
-def test_library_has_the_functions_that_are_called_by_name() -> None:
     assert [name for name in SYMBOLS if not hasattr(llama._lib, name)] == []
-    assert Path(llama._lib._name).is_file()  # hashed, for the kind of a saved state
 
 
 def test_schema_converter_has_the_tables_that_are_patched() -> None:

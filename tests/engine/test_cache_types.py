@@ -30,7 +30,6 @@ from cerebrum_cli.models.model import InstalledModel
 SPEEDS = Speeds(1.0, 10.0, 10.0)
 TUNING = Tuning(n_threads=3)
 USE = TunedUse(TUNING, SPEEDS, 1.5)
-TYPES = ("f16", "q8_0", "q4_0")
 
 
 @pytest.fixture(scope="module")
@@ -68,37 +67,37 @@ def test_cache_types_that_a_model_cannot_have_are_refused(
     assert allowed.context.flash_attention is False
 
 
-@pytest.mark.parametrize("name", ["grok", "minimax-m3", "deepseek2"])
-def test_padded_steps_are_refused_where_attention_depends_on_them(tmp_path: Path, name: str) -> None:
-    path = write_model(tmp_path / "model.gguf", lambda writer: writer.add_key_length_mla(192), name)
-    context = ContextOptions(4, batch_invariant=True, pad_steps=True)
-    with pytest.raises(UsageError, match=f"batch_invariant=on: attention of the architecture {name} depends on other"):
-        load_options(InstalledModel("tiny", (path,)), Settings(), context)
-
-
-@pytest.mark.parametrize("settings", [{"flash_attn": "on"}, {"cache_type_v": "q8_0"}])
-def test_flash_attention_is_refused_where_llama_cpp_has_none(tmp_path: Path, settings: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "settings", "problem"),
+    [
+        *((name, {}, f"batch_invariant=on: attention of the architecture {name}") for name in ("grok", "minimax-m3")),
+        ("deepseek2", {}, "batch_invariant=on: attention of the architecture deepseek2 depends on other"),
+        ("grok", {"flash_attn": "on"}, "no flash attention for the architecture grok"),
+        ("grok", {"cache_type_v": "q8_0"}, "no flash attention for the architecture grok"),
+    ],
+)
+def test_architectures_without_what_a_setting_needs_are_refused(
+    tmp_path: Path, name: str, settings: dict[str, Any], problem: str
+) -> None:
     def fill(writer: gguf.GGUFWriter) -> None:
         writer.add_key_length(128)
         writer.add_value_length(128)
+        if name == "deepseek2":
+            writer.add_key_length_mla(192)
 
-    grok = write_model(tmp_path / "grok.gguf", fill, "grok")
-    with pytest.raises(UsageError, match="has no flash attention for the architecture grok"):
-        options_with(grok, **settings)
-    assert options_with(grok, flash_attn="auto").context.flash_attention is None
+    model = InstalledModel("tiny", (write_model(tmp_path / "model.gguf", fill, name),))
+    context = ContextOptions(4, batch_invariant=not settings, pad_steps=not settings)
+    with pytest.raises(UsageError, match=problem):
+        load_options(model, Settings(**settings), context)
 
 
 def test_refused_cache_type_ends_each_command_before_it_loads(user: CommandLine) -> None:
     (user.home / "in.txt").write_text("one\n")
     (user.home / "exam.jsonl").write_text('{"question": "1?", "answer": "1"}\n')
-    commands = (
-        ("ask", "hello"),
-        ("chat", "small", "hello"),
-        ("batch", "in.txt", "-o", "out.jsonl"),
-        ("eval", "exam.jsonl", "--dry-run"),
-        ("tune", "small"),
-    )
-    for command in commands:
+    for command in (
+        *(("ask", "hello"), ("chat", "small", "hello"), ("batch", "in.txt", "-o", "out.jsonl")),
+        *(("eval", "exam.jsonl", "--dry-run"), ("tune", "small")),
+    ):
         done = user.run(*command, "--set", "cache_type_v=q8_0", *(() if "small" in command else ("-m", "small")))
         assert (done.code, done.out) == (2, ""), command
         assert done.err.startswith("error: cache_type_v=q8_0 needs heads with a multiple of 32 elements"), command
@@ -108,9 +107,7 @@ def test_refused_cache_type_ends_each_command_before_it_loads(user: CommandLine)
 # What is computed.
 
 
-@pytest.mark.parametrize("keys", TYPES)
-@pytest.mark.parametrize("values", TYPES)
-def test_cache_types_change_the_memory_and_little_else(wide: Path, keys: str, values: str) -> None:
+def test_cache_types_change_the_memory_and_little_else(wide: Path) -> None:
     def logits(**types: str) -> Any:
         plain = options(wide)
         context = replace(plain.context, **types)  # type: ignore[arg-type]
@@ -124,27 +121,14 @@ def test_cache_types_change_the_memory_and_little_else(wide: Path, keys: str, va
             backend.close()
 
     plain, plain_size, plain_kind = logits()
-    other, size, kind = logits(cache_type_k=keys, cache_type_v=values)
-    is_default = (keys, values) == ("f16", "f16")
-    assert (np.abs(plain - other).max() == 0, size == plain_size, kind == plain_kind) == (is_default,) * 3
-    assert np.corrcoef(plain, other)[0, 1] > 0.8
+    for keys, values in (("f16", "f16"), ("f16", "q8_0"), ("q8_0", "f16"), ("q4_0", "q4_0")):
+        other, size, kind = logits(cache_type_k=keys, cache_type_v=values)
+        is_default = (keys, values) == ("f16", "f16")
+        assert (np.abs(plain - other).max() == 0, size == plain_size, kind == plain_kind) == (is_default,) * 3
+        assert np.corrcoef(plain, other)[0, 1] > 0.8
 
 
 # What they override, and what they are part of.
-
-
-def test_attention_settings_apply_beside_those_of_the_profile(wide: Path) -> None:
-    for settings, expected in (
-        ({}, ("f16", "f16", None)),
-        ({"cache_type_k": "f16"}, ("f16", "f16", None)),
-        ({"cache_type_k": "q4_0"}, ("q4_0", "f16", None)),
-        ({"flash_attn": "auto"}, ("f16", "f16", None)),
-        ({"flash_attn": "off"}, ("f16", "f16", False)),
-        ({"flash_attn": "on", "cache_type_v": "q4_0"}, ("f16", "q4_0", True)),
-    ):
-        given = options_with(wide, TUNING, **settings).context
-        assert (given.cache_type_k, given.cache_type_v, given.flash_attention) == expected
-        assert given.n_threads == 3
 
 
 def test_profile_of_another_cache_type_is_never_used(tmp_path: Path, wide: Path) -> None:
@@ -169,27 +153,22 @@ def test_profile_of_another_cache_type_is_never_used(tmp_path: Path, wide: Path)
 
 
 @pytest.mark.slow
-def test_prompt_cache_of_another_type_is_never_used(new_user: CommandLine, wide: Path) -> None:
+def test_prompt_cache_and_batch_of_another_cache_type_are_never_used(new_user: CommandLine, wide: Path) -> None:
     def cached(*arguments: str) -> int:
         done = new_user.run("ask", "-m", wide, "--json", "--max-tokens", "2", TALE, *arguments)
         assert done.code == 0, done.err
         return int(done.object["cached_tokens"])
 
-    choices = ((), ("--set", "cache_type_k=q8_0"), ("--set", "cache_type_v=q8_0"), ("--set", "flash_attn=off"))
-    assert [cached(*choice) for choice in choices] == [0] * 4
-    assert min(cached(*choice) for choice in choices) > 256
-
-
-@pytest.mark.slow
-def test_batch_is_not_resumed_with_another_cache_type(new_user: CommandLine, wide: Path) -> None:
+    quantized = ("--set", "cache_type_v=q8_0")
+    assert (cached(), cached(*quantized)) == (0, 0)
+    assert min(cached(), cached(*quantized)) > 256
     (new_user.home / "in.txt").write_text("one\ntwo\n")
     command = ("batch", "in.txt", "-o", "out.jsonl", "-m", wide, "--max-tokens", "2", "-q")
-    assert new_user.run(*command, "--set", "cache_type_k=q8_0").code == 0
-    for other in ((), ("--set", "cache_type_k=q4_0"), ("--set", "cache_type_k=q8_0", "--set", "cache_type_v=q8_0")):
+    assert new_user.run(*command, *quantized).code == 0
+    for other in ((), ("--set", "cache_type_k=q4_0"), (*quantized, "--set", "cache_type_k=q8_0")):
         done = new_user.run(*command, *other)
-        assert done.code == 1
-        assert "out.jsonl was made with another cache type" in done.err
-    assert new_user.run(*command, "--set", "cache_type_k=q8_0", "--set", "flash_attn=on").code == 0
+        assert (done.code, "out.jsonl was made with another cache type" in done.err) == (1, True)
+    assert new_user.run(*command, *quantized, "--set", "flash_attn=on").code == 0
 
 
 def test_exact_scores_keep_their_own_cache(wide: Path) -> None:
@@ -209,10 +188,3 @@ def test_exact_scores_keep_their_own_cache(wide: Path) -> None:
         loaded.engine.close()
     types = [(each.context.cache_type_k, each.context.cache_type_v, each.context.flash_attention) for each in opened]
     assert types == [("f32", "f32", False), ("q4_0", "q4_0", True)]
-
-
-def test_cache_types_have_no_effect_behind_an_endpoint(user: CommandLine) -> None:
-    for option in (("--set", "cache_type_k=q8_0"), ("--set", "cache_type_v=q8_0"), ("--set", "flash_attn=on")):
-        done = user.run("ask", "-m", "small", "--endpoint", "http://127.0.0.1:9", "hello", *option)
-        assert done.code == 2
-        assert f"error: {' '.join(option).partition('=')[0]} applies to local models" in done.err

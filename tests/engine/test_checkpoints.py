@@ -68,14 +68,6 @@ def test_checkpoints_stay_within_their_budget() -> None:
     assert (reply.text, reply.cached) == ("An answer. ", 0)
 
 
-def test_interrupted_prompt_of_a_recurrent_model_resumes_before_the_step() -> None:
-    backend = recurrent(batch_size=16, interrupts={1: 5})
-    with running_engine(backend) as engine:
-        [reply] = ask(engine, FIRST)
-    assert reply.text == "An answer. "
-    assert backend.evaluated == len(FIRST) + len("An answer. ") + 5
-
-
 def test_common_prefix_is_snapshot_for_slots_that_cannot_be_trimmed() -> None:
     """The second prompt shows what is common, the third loads it."""
     common = "Some examples that all questions have in common, in more than sixty-four tokens: "
@@ -94,35 +86,24 @@ def growing(slots: int, **options: Any) -> tuple[ScriptedBackend, list[Request]]
 
 
 @pytest.mark.parametrize(
-    ("cells", "reserved"), [(1_000_000, [(40, 4), (70, 4), (100, 4)]), (170, [(40, 4), (70, 2), (100, 1)])]
+    ("cells", "limit", "reserved"),
+    [
+        (1_000_000, None, [(40, 4), (70, 4), (100, 4)]),
+        (170, None, [(40, 4), (70, 2), (100, 1)]),
+        (1_000_000, 80, [(90, 4)]),  # as long as requested if memory is free
+    ],
 )
 def test_sequences_move_to_longer_slots_without_evaluating_again(
-    monkeypatch: pytest.MonkeyPatch, cells: int, reserved: list[tuple[int, int]]
+    monkeypatch: pytest.MonkeyPatch, cells: int, limit: int | None, reserved: list[tuple[int, int]]
 ) -> None:
     monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 30)
     backend, requests = growing(4, fitting_cells=cells)
+    limited = [replace(request, params=SamplingParams(max_tokens=limit)) for request in requests]
     with running_engine(backend) as engine:
-        said = collect_replies(engine.generate(requests)).values()
-    assert [(len(reply.ids), reply.reason) for reply in said] == [(90, "context")] * 4
-    assert backend.evaluated == 4 * 99
+        said = collect_replies(engine.generate(limited)).values()
+    assert [len(reply.ids) for reply in said] == [limit or 90] * 4
+    assert backend.evaluated == 4 * (9 + (limit or 90))
     assert backend.reserved == reserved
-
-
-def test_slots_are_as_long_as_requested_if_memory_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 30)
-    backend, requests = growing(4)
-    limited = [replace(request, params=SamplingParams(max_tokens=80)) for request in requests]
-    with running_engine(backend) as engine:
-        collect_replies(engine.generate(limited))
-    assert backend.reserved == [(90, 4)]
-
-
-def test_sequences_are_evaluated_again_if_their_states_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 30)
-    backend, requests = growing(4, unwritable=True)
-    with running_engine(backend) as engine:
-        said = collect_replies(engine.generate(requests)).values()
-    assert [(len(reply.ids), reply.reason) for reply in said] == [(90, "context")] * 4
 
 
 @pytest.mark.slow

@@ -167,7 +167,7 @@ def test_conformance_aborts_one_request_and_cancels_all(engine: Engine) -> None:
         completions.abort(0)
         replies = collect_replies(event for event in completions if not isinstance(event, NoticeEvent))
     assert replies[SequenceId(0)].reason in ("cancelled", "length") and replies[SequenceId(1)].reason == "length"
-    scope = engine.cancel_scope()
+    scope = engine.cancel_scope
     engine.cancel()
     with closing(engine.complete([endless], scope)) as completions:
         assert all(reply.reason == "cancelled" for reply in collect_replies(completions).values())

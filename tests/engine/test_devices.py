@@ -87,38 +87,29 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("listed", "names", "is_unified"),
     [
-        (APPLE, ["Metal"], True),
-        (APPLE_NUMBERED, ["MTL0"], True),
-        (SPARK, ["CUDA0"], True),
-        (RYZEN, ["Vulkan0"], True),
-        (UNIFIED_CUDA, ["CUDA0"], True),
-        ((DISCRETE,), ["Vulkan0"], False),
+        *((APPLE, ["Metal"], True), (APPLE_NUMBERED, ["MTL0"], True), (SPARK, ["CUDA0"], True)),
+        *(
+            (RYZEN, ["Vulkan0"], True),
+            (UNIFIED_CUDA, ["CUDA0"], True),
+            ((DISCRETE,), ["Vulkan0"], False),
+            ((), [], False),
+        ),
         (TWO_KINDS, ["Vulkan0"], False),  # integrated GPUs only without others
-        ((), [], False),
     ],
 )
-def test_devices_with_the_memory_of_the_host(
+def test_memory_of_the_host_is_counted_once(
     found: Any, listed: tuple[Listed, ...], names: list[str], is_unified: bool
 ) -> None:
     gpus = found(*listed)
-    assert [gpu.name for gpu in gpus] == names
-    assert [gpu.is_unified for gpu in gpus] == [is_unified] * len(names)
-    for gpu, each in zip(gpus, listed, strict=False):
-        assert (gpu.description, gpu.free, gpu.total) == (each.description, each.free * MIB, each.total * MIB)
-
-
-@pytest.mark.parametrize(
-    ("listed", "is_unified"),
-    [(APPLE, True), (APPLE_NUMBERED, True), (SPARK, True), (RYZEN, True), (UNIFIED_CUDA, True), ((DISCRETE,), False)],
-)
-def test_memory_of_the_host_is_counted_once(found: Any, listed: tuple[Listed, ...], is_unified: bool) -> None:
+    assert [(gpu.name, gpu.is_unified) for gpu in gpus] == [(name, is_unified) for name in names]
+    for gpu, device in zip(gpus, listed, strict=False):
+        assert (gpu.description, gpu.free, gpu.total) == (device.description, device.free * MIB, device.total * MIB)
     context = ContextOptions(4096, 1, 1, 512)
     for weights, fits_memory in ((GIB, True), (3 * GIB // 2, not is_unified)):  # 18 GB or 26 GB in all, of 24 GB
         sizes = ModelSizes((LayerSizes(weights, 1024, 1024),) * 16, input_bytes=GIB, output_bytes=GIB)
-        gpus = found(*listed)
         offloaded = plan_layers(sizes, "auto", context, gpus)
-        assert offloaded == (17,), "the device alone would hold it"
-        assert fits(memory_needs(sizes, context, offloaded), devices.free_memory()) is fits_memory
+        assert offloaded == ((17,) if gpus else ()), "the device alone would hold it"
+        assert not gpus or fits(memory_needs(sizes, context, offloaded), devices.free_memory()) is fits_memory
 
 
 @pytest.mark.slow

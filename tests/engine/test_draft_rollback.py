@@ -141,16 +141,6 @@ def test_llama_removes_rows_of_a_step_from_a_recurrent_state_once(name: str, kv_
     backend.close()
 
 
-@pytest.mark.parametrize("name", ["lfm2", "qwen35", "granitehybrid", "mamba2"])
-def test_rollback_is_known_by_architecture(name: str, tmp_path: Path) -> None:
-    context = replace(EXACT, n_rs_seq=MAX_ROLLBACK)
-    path = write_architecture(tmp_path / "tiny.gguf", name)
-    backend = open_llama(replace(options(path), context=context), lambda _: None, StopFlag())
-    backend.reserve(256)
-    assert backend.max_draft == (MAX_ROLLBACK if facts_of(name).rolls_back else 0)
-    backend.close()
-
-
 @pytest.mark.slow
 def test_bench_measures_steps_from_a_recurrent_state(tmp_path: Path) -> None:
     """Its sequence grows, since a step cannot be removed as a whole, and starts again at the end of the context."""

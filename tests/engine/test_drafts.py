@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asking import FREE_ROWS, Reply, ask, collect_replies, running_engine
@@ -13,10 +14,10 @@ from llama_engines import STORY, assert_matches_single_run, open_engine
 from scripted_backend import DEAD_END, DEAD_END_TOKENS, ScriptedBackend, expected_reply, random_model, replies, tokens
 
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.events import FinishEvent, RefusedEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafter import Drafter, DraftState
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.sequence import Request, create_sequences
 from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, MAX_DRAFT, StepCosts, draft_lengths
 from cerebrum_cli.model.source import draft_costs
 
@@ -25,11 +26,16 @@ REPEATED = "the cat sat on the mat. "
 COPY = replies({"copy: " + REPEATED: REPEATED * 4})
 
 
-def grow(drafter: Drafter, state: DraftState, reply: list[int], text: str) -> str:
+def start_sample(drafter: Drafter, prompt: str) -> DraftState:
+    [sample] = create_sequences(0, Request(tokens(prompt)), lambda event: None, [0], 0)
+    return drafter.start(sample)
+
+
+def grow(drafter: Drafter, state: DraftState, text: str) -> str:
     """Add a text to a reply token by token; return the draft that follows it."""
     for token in tokens(text):
         drafter.draft(state, MAX_DRAFT)
-        reply.append(token)
+        state.sample.generated.append(token)
     return "".join(chr(each.token) for each in drafter.draft(state, MAX_DRAFT))
 
 
@@ -37,34 +43,31 @@ def grow(drafter: Drafter, state: DraftState, reply: list[int], text: str) -> st
 
 
 def test_drafter_continues_what_the_reply_repeats() -> None:
-    drafter, reply = Drafter(tokens("one two three four.")), list[int]()
-    state = drafter.start(reply)
-    assert grow(drafter, state, reply, "tw") == ""
-    assert grow(drafter, state, reply, "o").startswith(" three four.")
-    assert grow(drafter, state, reply, " th").startswith("ree four.")
-    assert grow(drafter, state, reply, "e") == ""
-    assert grow(drafter, state, reply, "abcabc") == ("abc" * 21)[:MAX_DRAFT]
+    drafter = Drafter()
+    state = start_sample(drafter, "one two three four.")
+    assert grow(drafter, state, "tw") == ""
+    assert grow(drafter, state, "o").startswith(" three four.")
+    assert grow(drafter, state, " th").startswith("ree four.")
+    assert grow(drafter, state, "e") == ""
+    assert grow(drafter, state, "abcabc") == ("abc" * 21)[:MAX_DRAFT]
 
 
 def test_drafter_follows_a_sibling_from_its_first_token() -> None:
-    drafter = Drafter(tokens("question"))
-    first: list[int] = []
-    grow(drafter, drafter.start(first), first, "the answer is 4")
-    second: list[int] = []
-    state = drafter.start(second)
-    assert grow(drafter, state, second, "") == "the answer is 4"
-    assert grow(drafter, state, second, "t") == "he answer is 4"
-    assert grow(drafter, state, second, "hus the a") == "nswer is 4"
+    drafter = Drafter()
+    grow(drafter, start_sample(drafter, "question"), "the answer is 4")
+    state = start_sample(drafter, "question")
+    assert grow(drafter, state, "") == "the answer is 4"
+    assert grow(drafter, state, "t") == "he answer is 4"
+    assert grow(drafter, state, "hus the a") == "nswer is 4"
 
 
 def test_drafter_pauses_after_misses_until_a_long_match() -> None:
     text = "a long text that is repeated"
-    drafter, reply = Drafter(tokens(text)), list[int]()
-    state = drafter.start(reply)
-    for _ in range(3):
-        state.record(accepted=0)
-    assert grow(drafter, state, reply, text[:15]) == ""
-    assert grow(drafter, state, reply, text[15:17]).startswith(text[17:])
+    drafter = Drafter()
+    state = start_sample(drafter, text)
+    state.misses = 3
+    assert grow(drafter, state, text[:15]) == ""
+    assert grow(drafter, state, text[15:17]).startswith(text[17:])
 
 
 @pytest.mark.parametrize(
@@ -97,44 +100,25 @@ def drafted(reply: Reply) -> tuple[int, int]:
     return reply.finish.timings.draft_n, reply.finish.timings.draft_n_accepted
 
 
-def test_engine_verifies_a_draft_in_one_step() -> None:
-    backend = ScriptedBackend(COPY, context_size=300, batch_size=64)
-    with running_engine(backend) as engine:
-        [reply] = ask(engine, "copy: " + REPEATED, step_costs=FREE_ROWS)
-    assert (reply.text, reply.reason) == (REPEATED * 4, "stop")
-    assert len(backend.steps) < 30 < len(REPEATED * 4)
-    count, accepted = drafted(reply)
-    assert count >= accepted > 60
-
-
-def test_engine_drafts_as_much_as_a_recurrent_state_can_be_rolled_back() -> None:
-    backend = ScriptedBackend(COPY, context_size=300, batch_size=64, can_trim=False, max_rollback=3)
-    with running_engine(backend) as engine:
-        [reply] = ask(engine, "copy: " + REPEATED, step_costs=FREE_ROWS)
-    assert (reply.text, drafted(reply)[1] > 30) == (REPEATED * 4, True)
-    assert max(map(len, backend.steps[1:])) == 4
-
-
-@pytest.mark.parametrize(("costs", "can_trim"), [(None, True), (FREE_ROWS, False)])
-def test_engine_makes_no_drafts_without_costs_or_trimming(costs: StepCosts | None, can_trim: bool) -> None:
-    backend = ScriptedBackend(COPY, context_size=300, batch_size=64, can_trim=can_trim)
+@pytest.mark.parametrize(
+    ("costs", "fields", "longest"),
+    [
+        (FREE_ROWS, {}, 32),
+        (FREE_ROWS, {"can_trim": False, "max_rollback": 3}, 4),
+        (FREE_ROWS, {"can_trim": False}, 1),
+        (None, {}, 1),
+    ],
+)
+def test_engine_drafts_what_costs_and_rollback_allow(
+    costs: StepCosts | None, fields: dict[str, Any], longest: int
+) -> None:
+    backend = ScriptedBackend(COPY, context_size=300, batch_size=64, **fields)
     with running_engine(backend) as engine:
         [reply] = ask(engine, "copy: " + REPEATED, step_costs=costs)
-    assert (reply.text, drafted(reply)) == (REPEATED * 4, (0, 0))
-    assert all(len(step) == 1 for step in backend.steps[1:])
-
-
-@pytest.mark.parametrize("reason", ["length", "context"])
-def test_engine_drafts_end_at_max_tokens_or_the_context(reason: str) -> None:
-    prompt = "copy: " + REPEATED
-    for room in range(1, 40):
-        context, limit = (300, room) if reason == "length" else (len(prompt) + room, None)
-        backend = ScriptedBackend(COPY, context_size=context, batch_size=64)
-        with running_engine(backend) as engine:
-            [reply] = ask(engine, prompt, step_costs=FREE_ROWS, max_tokens=limit)
-        assert (reply.text, reply.reason) == ((REPEATED * 4)[:room], reason)
-        evaluated = 1 + max(row.position for step in backend.steps for row in step)
-        assert evaluated == len(prompt) + room - 1, "the last token is not evaluated"
+    assert (reply.text, reply.reason) == (REPEATED * 4, "stop")
+    assert max(map(len, backend.steps[1:])) == longest
+    count, accepted = drafted(reply)
+    assert count >= accepted and (accepted > 30) == (longest > 1)
 
 
 def test_engine_trims_a_rejected_draft() -> None:
@@ -163,15 +147,6 @@ def test_engine_ends_at_a_stop_string_inside_a_draft() -> None:
     assert drafted(reply)[1] > 0
 
 
-def test_engine_drafts_never_evict_or_preempt() -> None:
-    """In a unified cache that is nearly full, rows are drafted only as far as cells are free."""
-    prompt = "copy: " + REPEATED
-    backend = ScriptedBackend(COPY, context_size=128, batch_size=64, slots=3, kv_unified=True)
-    with running_engine(backend) as engine:
-        said = ask(engine, prompt, n=3, step_costs=FREE_ROWS, max_tokens=20)
-    assert [reply.text for reply in said] == [REPEATED[:20]] * 3
-
-
 def test_engine_resumes_an_interrupted_verification() -> None:
     """Another request's cancellation interrupts the step; the sequence resumes with what was evaluated."""
     for kept in range(8):
@@ -180,22 +155,6 @@ def test_engine_resumes_an_interrupted_verification() -> None:
         with running_engine(backend) as engine:
             [reply] = ask(engine, "copy: " + REPEATED, step_costs=FREE_ROWS)
         assert (reply.text, reply.reason) == (REPEATED * 4, "stop")
-
-
-def test_engine_aborts_siblings_that_are_drafting() -> None:
-    backend = ScriptedBackend(COPY, context_size=300, batch_size=64, slots=4, kv_unified=True)
-    with running_engine(backend) as engine:
-        completions = engine.complete([Request(tokens("copy: " + REPEATED), n=4, step_costs=FREE_ROWS)])
-        finished = {}
-        for event in completions:
-            if isinstance(event, TokenEvent) and event.sequence == SequenceId(0, 2):
-                completions.abort(0)
-            elif isinstance(event, FinishEvent):
-                finished[event.sequence] = event.reason
-        completions.close()
-        [reply] = ask(engine, "copy: " + REPEATED, step_costs=FREE_ROWS)
-    assert set(finished) == {SequenceId(0, sample) for sample in range(4)}
-    assert reply.text == REPEATED * 4
 
 
 @settings(max_examples=50)
@@ -274,30 +233,7 @@ def test_commands_report_once_that_a_model_gets_no_drafts(tmp_path: Path, recurr
     assert [(done.code, done.err.count(note)) for done in (asked, plain, chat)] == [(0, 1), (0, 0), (0, 1)]
 
 
-def test_ask_counts_drafts(tmp_path: Path, chatml_model: Path) -> None:
-    run = CommandLine(tmp_path).run
-    arguments = ("-m", chatml_model, "--raw", "-n", "150", "--no-log", "--set", "cache_gb=0", STORY)
-    drafted_reply, plain = (
-        run("ask", "--set", f"drafts={value}", "--json", *arguments).object for value in ("on", "off")
-    )
-    timings = drafted_reply["timings"]
-    assert timings["draft_n"] >= timings["draft_n_accepted"] > 0 == plain["timings"]["draft_n"]
-    stats = run("ask", "--set", "drafts=on", "--stats", *arguments).err
-    assert f", {timings['draft_n_accepted']} of {timings['draft_n']} drafted tokens accepted | " in stats
-
-
 # llama.cpp.
-
-
-@pytest.mark.parametrize("model", ["chatml_model", "sliding_window_model"])
-def test_llama_drafts_change_no_reply(model: str, request: pytest.FixtureRequest) -> None:
-    """Up to near ties: steps of one and of several rows differ in the last bits. One model's window is exceeded."""
-    path: Path = request.getfixturevalue(model)
-    with open_engine(path) as engine:
-        [reply] = ask(engine, STORY, step_costs=FREE_ROWS, max_tokens=150)
-        prompt = engine.vocabulary.tokenize([Text(STORY)])
-    assert drafted(reply)[1] > 10
-    assert_matches_single_run(path, prompt, reply.ids)
 
 
 def test_llama_drafts_after_a_restored_sliding_window(sliding_window_model: Path, tmp_path: Path) -> None:

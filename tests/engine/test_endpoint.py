@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from server_kinds import BUILD
 from waiting import TIMEOUT_S
 
 from cerebrum_cli.engine.remote import server_health
-from cerebrum_cli.model import concurrent_rows as batch
 
 ROWS = 100
 
@@ -42,25 +40,6 @@ def assert_local_rows(remote: str, local: str, origins: set[tuple[str, str]]) ->
 # The same answers.
 
 
-def test_endpoint_ask_prints_the_local_answer(served: Served) -> None:
-    arguments = ("ask", "--seed", "1", "--no-log", "What is 2 + 2?")
-    remote, local = served.run(*arguments, "--json"), served.run_alone(*arguments, "--json")
-    assert (remote.code, remote.err) == (0, "")
-    assert without_times(remote.object) == without_times(local.object)
-    assert remote.object["file"] is None
-    assert served.run(*arguments).out == served.run_alone(*arguments).out == "Perhaps 5. The answer is 5.\n"
-    preview = served.run(*arguments, "--json", "--dry-run").object
-    assert [body["prompt"] for body in served.asked()] == [preview["token_ids"]] * 2
-
-
-def test_endpoint_ask_continues_with_the_tokens_it_generated(served: Served) -> None:
-    first = served.run("ask", "--json", "--seed", "0", "What is 2 + 2?")
-    assert served.run("ask", "--json", "--seed", "1", "-c", "Sure?").code == 0
-    [one, two] = [body["prompt"] for body in served.asked()]
-    text = first.object["text"].encode()
-    assert two[: len(one) + len(text)] == [*one, *text]
-
-
 @pytest.mark.parametrize("votes", ["5", "auto:2..7"])
 def test_endpoint_vote_has_the_local_tally_in_one_request(served: Served, votes: str) -> None:
     arguments = ("ask", "--json", "--votes", votes, "--seed", "1", "--no-log", "What is 2 + 2?")
@@ -70,13 +49,6 @@ def test_endpoint_vote_has_the_local_tally_in_one_request(served: Served, votes:
     first, *more = served.asked()
     assert first["n_cmpl"] == int(votes.removeprefix("auto:")[0]) and bool(more) == votes.startswith("auto")
     assert 0 in [len(server.completions()) for server in served.servers]
-
-
-def test_endpoint_vote_without_probabilities_breaks_ties_by_order(served: Served) -> None:
-    served.servers[0].has_logprobs = False
-    for seed, winner in ((0, "4"), (1, "5")):
-        done = served.run("ask", "--json", "--votes", "2", "--seed", str(seed), "What is 2 + 2?")
-        assert done.object["final_answer"] == winner
 
 
 @pytest.mark.slow
@@ -106,36 +78,6 @@ def test_endpoint_batch_accepts_rows_that_name_the_served_model(served: Served) 
     served.servers[0].models = ("served.GGUF",)
     done = served.run("batch", source, "-o", "-")
     assert [json.loads(line)["error"] is None for line in done.out.splitlines()] == [True, False]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("invalid", [0, 40])
-def test_endpoint_batch_reads_a_bounded_number_of_rows_ahead(
-    served: Served, monkeypatch: pytest.MonkeyPatch, invalid: int
-) -> None:
-    monkeypatch.setattr(batch, "READ_AHEAD", 30)
-    [server, _] = served.servers
-    released, whole = Event(), server.complete
-
-    def complete(body: Mapping[str, Any]) -> Generator[Any, None, None]:
-        if b"Question 0:" in bytes(body["prompt"]):
-            assert released.wait(TIMEOUT_S)
-        yield from whole(body)
-
-    server.complete = complete  # type: ignore[method-assign]
-
-    def release_when_all_others_wait() -> None:
-        server.wait_for(lambda: sum(asked.is_answered for asked in server.completions()) == 29)
-        assert not released.wait(0.1) and len(server.completions()) == 30
-        released.set()
-
-    source = served.home / "rows.jsonl"
-    valid = (f'{{"prompt": "{question}"}}\n' for question in served.questions(ROWS).read_text().splitlines())
-    source.write_text('{"invalid": 1}\n' * invalid + "".join(valid))
-    command = (source, "--seed", "7", "-q", "-o", "-")
-    done = run_batch(served, command, release_when_all_others_wait, servers=1)
-    rows = [json.loads(line) for line in done.out.splitlines()]
-    assert [row["id"] for row in rows] == sorted(row["id"] for row in rows) and len(rows) == invalid + ROWS
 
 
 @pytest.mark.slow
@@ -254,41 +196,14 @@ def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, mon
     path.write_text(json.dumps({**record, "notes": {**record["notes"], **earlier}}))
     assert_error(served.run("batch", *command), 1, "on llama-server instead of x on vLLM")
     path.write_text(json.dumps(record))
-    assert served.run("batch", *command, "-q", servers=2).code == 0
-    assert_all_answered(Path("out.jsonl"))
-
-
-@pytest.mark.slow
-def test_endpoint_batch_resumes_on_servers_of_another_model_if_they_may_differ(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = interrupted_batch(served, monkeypatch)
-    served.servers[0].models = ("other.gguf",)
-    done = served.run("batch", *command, "--allow-different-models", "-q")
-    assert done.code == 0, done.err
+    served.servers[0].models = ("third.gguf",)
+    assert served.run("batch", *command, "-q", "--allow-different-models", servers=2).code == 0
     assert_all_answered(Path("out.jsonl"))
     models = {row["served_model"].split()[0] for row in rows_of("out.jsonl")}
-    assert models == {"tiny.gguf", "other.gguf"}
+    assert {"tiny.gguf", "third.gguf"} <= models
 
 
 # Errors: an exit code, one line for the problem, one for the fix.
-
-
-@pytest.mark.parametrize(
-    ("fault", "parts"),
-    [
-        ({"status": 400}, ("scripted",)),
-        ({"status": 500}, ("scripted",)),
-        ({"status": 401}, ("requires an API key", "CEREBRUM_API_KEY")),
-        ({"reset_after": 9}, ()),
-        ({"path": "/tokenize", "body": b'{"tokens":[1]}'}, ("vocabulary", "-m")),
-    ],
-)
-def test_endpoint_fault_is_one_problem_and_one_fix(
-    served: Served, fault: dict[str, Any], parts: tuple[str, ...]
-) -> None:
-    served.servers[0].arm(times=None, **fault)
-    assert_error(served.run("ask", "--no-log", "What is 2 + 2?"), 1, *parts)
 
 
 def test_endpoint_prompt_too_long_exits_4_or_is_an_error_row(served: Served) -> None:
@@ -316,11 +231,6 @@ def test_endpoint_results_name_servers_without_their_addresses(served: Served) -
     assert {row["error"]["message"].partition(":")[0] for row in failed} >= {"big", "server 2"}
     assert {row["server"] for row in failed} == {"big", "server 2"}
     assert "127.0.0.1" not in result + Path("out.jsonl.meta.json").read_text()
-
-
-def test_endpoint_without_a_server_is_an_error(served: Served) -> None:
-    served.servers[0].kill()
-    assert_error(served.run("ask", "hi"), 7, "no server answers", "Connection refused", "start one")
 
 
 def test_endpoint_reply_of_a_lost_server_is_printed_and_can_be_continued(served: Served) -> None:

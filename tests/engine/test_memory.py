@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,16 @@ from cerebrum_cli.engine.memory import (
     MIN_OUTPUTS,
     ContextOptions,
     Device,
-    FreeMemory,
     MemoryNeeds,
     checkpoint_budget,
     compute_bytes,
-    fits,
-    host_bytes,
     memory_needs,
 )
-from cerebrum_cli.engine.memory_plan import group_lengths, plan_layers, plan_slots, require_devices
+from cerebrum_cli.engine.memory_plan import group_lengths, plan_layers, require_devices
 from cerebrum_cli.engine.step_costs import MEASURED_ROWS
 from cerebrum_cli.gguf.header import parts_sizes, read_header
-from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes, layer_windows, model_sizes, uniform_sizes
+from cerebrum_cli.gguf.parser import Array
+from cerebrum_cli.gguf.sizes import Hyperparameters, LayerSizes, ModelSizes, layer_windows, model_sizes
 
 MIB, GIB = 2**20, 2**30
 
@@ -54,10 +52,6 @@ MAMBA = ModelSizes((LayerSizes(16 * MIB, state_bytes=16 * MIB),) * 4, vocabulary
 
 def cuda(free: int) -> Device:
     return Device("CUDA0", "NVIDIA GeForce RTX 4090", free, free)
-
-
-def metal(free: int) -> Device:
-    return Device("MTL0", "Apple M2", free, free, is_unified=True)
 
 
 def logged_mib(path: Path, options: ContextOptions, monkeypatch: pytest.MonkeyPatch) -> float:
@@ -110,25 +104,6 @@ def test_plan_is_within_3_percent_of_logged_buffers(
     assert planned == pytest.approx(logged_mib(path, options, monkeypatch), rel=0.03, abs=0.1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [
-        ContextOptions(8192, 1, 1, 512),
-        ContextOptions(1280, 32, 1, 128),
-        ContextOptions(8192, 16, 1, 128, kv_unified=True),
-        ContextOptions(2048, 1, 1, 512, flash_attention=False),
-        ContextOptions(8192, 1, 1, 128, cache_type_k="q8_0", cache_type_v="q8_0"),
-    ],
-    ids=["one", "batch", "chat", "no-flash-attention", "q8_0"],
-)
-def test_plan_of_the_starter_is_within_3_percent(
-    options: ContextOptions, monkeypatch: pytest.MonkeyPatch, starter: Path
-) -> None:
-    planned = logged_needs(read_header(starter).sizes, options)
-    assert planned == pytest.approx(logged_mib(starter, options, monkeypatch), rel=0.03)
-
-
 def plan(
     sizes: ModelSizes, *devices: Device, layers: str = "auto", **options: Any
 ) -> tuple[tuple[int, ...], MemoryNeeds]:
@@ -138,75 +113,34 @@ def plan(
     return offloaded, memory_needs(sizes, context, offloaded)
 
 
-def test_plan_without_gpus_is_the_sum_of_all_parts() -> None:
-    assert plan(MISTRAL) == ((), MemoryNeeds(WEIGHTS + 32 * 32 * MIB + COMPUTE + LOGITS))
-
-
-def test_plan_for_much_vram_offloads_all_but_the_embeddings() -> None:
-    on_gpu = (32 * (128 + 32) + 256) * MIB + COMPUTE
-    assert plan(MISTRAL, cuda(24 * GIB)) == ((33,), MemoryNeeds(256 * MIB + INPUTS + LOGITS, (on_gpu,)))
-
-
-def test_plan_for_little_vram_offloads_the_last_layers() -> None:
-    # 4096 - 512 - 124 = 3460 MiB hold the output layer, 256 MiB, and twenty layers of 160 MiB.
-    on_host = (256 + 12 * 160) * MIB + COMPUTE + LOGITS
-    assert plan(MISTRAL, cuda(4 * GIB)) == ((21,), MemoryNeeds(on_host, ((256 + 20 * 160) * MIB + COMPUTE,)))
-    assert plan(MISTRAL, cuda(HEADROOM))[0] == (0,)
-
-
-def test_plan_fills_gpus_in_order() -> None:
-    # 2048 - 512 - 124 = 1412 MiB hold eight layers; the other 24 and the output layer go to the larger one.
-    offloaded, needs = plan(MISTRAL, cuda(2 * GIB), cuda(8 * GIB))
-    assert offloaded == (8, 25)
-    assert needs.devices == (8 * 160 * MIB + COMPUTE, (24 * 160 + 256) * MIB + COMPUTE)
-
-
-def test_plan_for_metal_counts_its_memory_once() -> None:
-    host, gpu = 16 * GIB, metal(12 * GIB)
-    offloaded, needs = plan(MISTRAL, gpu)
-    assert offloaded == (33,)
-    assert host_bytes(needs, [gpu]) == WEIGHTS + 32 * 32 * MIB + INPUTS + LOGITS + COMPUTE
-    large = MISTRAL.with_weights(20_400_000_000)
-    offloaded, needs = plan(large, gpu)
-    assert host_bytes(needs, [gpu]) > 20_400_000_000 > host
-    assert not fits(needs, FreeMemory(host, (gpu,)))
-
-
-def test_plan_with_all_layers_on_the_host_ignores_the_gpu() -> None:
-    offloaded, needs = plan(MISTRAL, cuda(24 * GIB), layers="0")
-    assert (offloaded, needs.devices) == ((0,), (0,))
-    assert not fits(needs, FreeMemory(4 * GIB, (cuda(24 * GIB),)))
-    assert fits(needs, FreeMemory(8 * GIB, (cuda(24 * GIB),)))
-
-
-def test_plan_layers_is_the_requested_number() -> None:
-    for requested, offloaded in (("20", (20,)), ("all", (33,)), ("1000", (33,))):
-        assert plan(MISTRAL, cuda(24 * GIB), layers=requested)[0] == offloaded
-    assert plan(MISTRAL, cuda(GIB), cuda(2 * GIB), layers="all")[0] == (2, 31), "what does not fit is on the last"
+@pytest.mark.parametrize(
+    ("devices", "offloaded", "host", "on_devices"),
+    [
+        ((), (), WEIGHTS + 32 * 32 * MIB + COMPUTE + LOGITS, ()),
+        # all but the embeddings
+        ((24 * GIB,), (33,), 256 * MIB + INPUTS + LOGITS, ((32 * 160 + 256) * MIB + COMPUTE,)),
+        # 4096 - 512 - 124 = 3460 MiB hold the output layer, 256 MiB, and twenty layers of 160 MiB
+        ((4 * GIB,), (21,), (256 + 12 * 160) * MIB + COMPUTE + LOGITS, ((256 + 20 * 160) * MIB + COMPUTE,)),
+        # 2048 - 512 - 124 = 1412 MiB hold eight layers; the other 24 and the output layer go to the larger one
+        (
+            (2 * GIB, 8 * GIB),
+            (8, 25),
+            256 * MIB + INPUTS + LOGITS,
+            (8 * 160 * MIB + COMPUTE, (24 * 160 + 256) * MIB + COMPUTE),
+        ),
+        ((HEADROOM,), (0,), WEIGHTS + 32 * 32 * MIB + COMPUTE + LOGITS, (0,)),
+    ],
+)
+def test_plan_offloads_the_last_layers_that_fit(
+    devices: tuple[int, ...], offloaded: tuple[int, ...], host: int, on_devices: tuple[int, ...]
+) -> None:
+    assert plan(MISTRAL, *map(cuda, devices)) == (offloaded, MemoryNeeds(host, on_devices))
 
 
 def test_plan_copies_tied_embeddings_to_the_gpu() -> None:
     tied = replace(MISTRAL, is_tied=True, output_bytes=0)
     assert plan(tied, cuda(24 * GIB))[1].devices == plan(MISTRAL, cuda(24 * GIB))[1].devices
     assert plan(tied)[1].host == plan(MISTRAL)[1].host - 256 * MIB
-
-
-def test_plan_slots_is_what_fits_in_memory_and_at_least_one() -> None:
-    batch = ContextOptions(1024, 64, 1, 128)
-    sequence = 1024 * 2000
-    sizes = uniform_sizes(0, 4, 1000)
-    free = HEADROOM + memory_needs(uniform_sizes(0, 4, 1000), replace(batch, slots=1)).total - sequence
-    assert plan_slots(sizes, 64, batch, (), FreeMemory(free + 10 * sequence)) == 10
-    assert plan_slots(sizes, 8, batch, (), FreeMemory(free + 10 * sequence)) == 8
-    assert plan_slots(sizes, 8, batch, (), FreeMemory(0)) == 1
-
-
-def test_plan_slots_counts_recurrent_states() -> None:
-    batch = ContextOptions(1024, 64, 1, 128)
-    each = 5 * 16 * MIB + LOGITS  # four layers, and one in the compute buffer
-    fixed = HEADROOM + 4 * 128 * 32000 + 16 * MIB
-    assert plan_slots(MAMBA, 64, batch, (), FreeMemory(fixed + 7 * each)) == 7
-    assert memory_needs(MAMBA, batch).total > 64 * 5 * 16 * MIB
 
 
 GEMMA = replace(MISTRAL, layers=(*(LayerSizes(128 * MIB, 1024, 1024, window=1024),) * 5, MISTRAL.layers[0]) * 4)
@@ -250,19 +184,6 @@ def test_outputs_are_limited_to_what_steps_need() -> None:
     assert compute_bytes(large, CHAT) == COMPUTE, "logits of 64 rows are smaller than a layer's activations"
 
 
-def test_plan_slots_is_limited_by_each_device() -> None:
-    batch = ContextOptions(8192, 64, 1, 512)
-    layer = 32 * MIB
-    for offloaded, free_on_gpus in (((16, 17), (20, 9)), ((16, 17), (9, 20))):
-        gpus = [
-            cuda(HEADROOM + COMPUTE + count * (layers * layer + LOGITS))
-            for count, layers in zip(free_on_gpus, (16, 16), strict=True)
-        ]
-        assert plan_slots(MISTRAL, 64, batch, offloaded, FreeMemory(64 * GIB, tuple(gpus))) == 9
-    free = FreeMemory(HEADROOM + INPUTS + COMPUTE + 5 * (32 * layer + LOGITS), (metal(64 * GIB),))
-    assert plan_slots(MISTRAL, 64, batch, (33,), free) == 5, "shared with the host"
-
-
 def limited_slots(most: int, cells: int) -> Callable[[int], int]:
     """Number of slots of a length, in memory for a number of cells."""
     return lambda length: max(1, min(most, cells // length))
@@ -302,29 +223,38 @@ def sizes_of(
     kv_heads: tuple[int, ...], windows: tuple[int, ...] = (), tensors: tuple[str, ...] = (), **values: int
 ) -> ModelSizes:
     """Sizes by metadata, and the names of tensors of a byte each; in other names, `__` stands for a dot."""
-    given = {name.replace("__", "."): value for name, value in values.items()} | {"block_count": len(kv_heads)}
-    return model_sizes(
-        ((name, 1) for name in tensors),
-        lambda key: given.get(key, 0),
-        lambda key: {"attention.head_count_kv": kv_heads, "attention.head_count": (8,) * len(kv_heads)}.get(key, ()),
-        0,
-        windows,
-    )
+    given: dict[str, int | Array] = {name.replace("__", "."): value for name, value in values.items()}
+    given |= {"attention.head_count": 8, "attention.head_count_kv": Array("u32", len(kv_heads), kv_heads)}
+    given |= {"attention.sliding_window_pattern": Array("u32", len(windows), windows)} if windows else {}
+    keys = hyperparameters("gemma4", len(kv_heads), {"attention.sliding_window": max(windows, default=0), **given})
+    return model_sizes(keys, ((name, 1) for name in tensors))
 
 
-def test_sizes_of_windowed_and_shared_layers() -> None:
-    sizes = sizes_of(
-        (2, 4, 4, 4),
-        (0, 64, 64, 64),
-        attention__key_length=512,
-        attention__value_length=512,
-        attention__key_length_swa=256,
-        attention__value_length_swa=128,
-        attention__shared_kv_layers=1,
-    )
-    lengths = [(layer.key_length, layer.value_length) for layer in sizes.layers]
-    assert lengths == [(1024, 1024), (1024, 512), (1024, 512), (0, 0)]
-    assert [layer.window for layer in sizes.layers] == [0, 64, 64, 64]
+def hyperparameters(architecture: str, layers: int, values: Mapping[str, int | Array]) -> Hyperparameters:
+    named = {f"{architecture}.{key}": value for key, value in {"block_count": layers, **values}.items()}
+    return Hyperparameters(Path("model.gguf"), {"general.architecture": architecture, **named})
+
+
+WINDOWED = {"key_length": 512, "value_length": 512, "key_length_swa": 256, "value_length_swa": 128}
+SHARED = {f"attention__{name}": value for name, value in {**WINDOWED, "shared_kv_layers": 1}.items()}
+PREDICTING = {"nextn_predict_layers": 1, "attention__key_length": 64, "attention__value_length": 64}
+LATENT = {"attention__key_length": 576, "attention__value_length": 512, "attention__key_length_mla": 192}
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "windows", "values", "lengths"),
+    [
+        ((2, 4, 4, 4), (0, 64, 64, 64), SHARED, [(1024, 1024), (1024, 512), (1024, 512), (0, 0)]),
+        ((2, 2, 2), (0,) * 3, PREDICTING, [(128, 128), (128, 128), (0, 0)]),
+        ((1, 1), (0,) * 2, LATENT, [(576, 0)] * 2),  # latent attention has no values
+    ],
+)
+def test_sizes_of_windowed_shared_predicting_and_latent_layers(
+    kv_heads: tuple[int, ...], windows: tuple[int, ...], values: dict[str, int], lengths: list[tuple[int, int]]
+) -> None:
+    sizes = sizes_of(kv_heads, windows if any(windows) else (), (), **values)
+    assert [(layer.key_length, layer.value_length) for layer in sizes.layers] == lengths
+    assert [layer.window for layer in sizes.layers] == [*windows]
 
 
 @pytest.mark.parametrize(
@@ -344,8 +274,9 @@ def test_sizes_of_windowed_and_shared_layers() -> None:
 def test_sizes_know_the_windows_of_architectures(
     architecture: str, window: int, pattern: int | tuple[bool, ...], windows: tuple[int, ...]
 ) -> None:
-    values = {"attention.sliding_window": window}
-    assert layer_windows(architecture, 7, lambda key: values.get(key, 0), pattern) == windows
+    stated = pattern if isinstance(pattern, int) else Array("bool", len(pattern), pattern)
+    values = {"attention.sliding_window": window, "attention.sliding_window_pattern": stated}
+    assert layer_windows(hyperparameters(architecture, 7, values)) == windows
 
 
 def test_sizes_of_sparse_attention_have_an_index_of_cells() -> None:
@@ -357,17 +288,7 @@ def test_sizes_of_sparse_attention_have_an_index_of_cells() -> None:
     assert compute_bytes(sizes_of((2, 2), (), tensors[:2], attention__key_length=64), context) < 4 * 128 * 8192
 
 
-def test_sizes_leave_out_layers_that_predict_several_tokens() -> None:
-    sizes = sizes_of((2, 2, 2), nextn_predict_layers=1, attention__key_length=64)
-    assert [layer.key_length for layer in sizes.layers] == [128, 128, 0]
-
-
 def test_sizes_of_a_model_in_parts_are_those_of_the_whole(parts: dict[str, Path], chatml_model: Path) -> None:
     whole = read_header(chatml_model).sizes
     assert read_header(next(iter(parts.values()))).sizes != whole
     assert parts_sizes([*parts.values()]) == whole
-
-
-def test_sizes_of_latent_attention_have_no_values() -> None:
-    sizes = sizes_of((1, 1), attention__key_length=576, attention__value_length=512, attention__key_length_mla=192)
-    assert [(layer.key_length, layer.value_length) for layer in sizes.layers] == [(576, 0)] * 2

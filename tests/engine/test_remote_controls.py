@@ -8,9 +8,7 @@ import pytest
 from model_servers import ModelServer
 from remote_engines import (
     connected,
-    events_of,
     local_replies,
-    outcome,
     replies_of,
     request_of,
     serving_kind,
@@ -21,8 +19,8 @@ from server_kinds import LlamaServer, SglangServer, VllmServer
 from thinkers import ENDING, LIMIT, answer_start, budget, reply_around, speaker
 
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.events import RefusedEvent, SequenceId
-from cerebrum_cli.engine.control import MIN_TOKENS, LoopCheck
+from cerebrum_cli.core.events import SequenceId
+from cerebrum_cli.engine.control import LoopCheck
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk
@@ -82,32 +80,6 @@ def test_remote_thought_asks_for_no_more_than_it_needs() -> None:
     assert next(iter(replies.values())).text == f"<think>\nI can see 3.{ENDING}It is 3. So there."
 
 
-def test_remote_stream_is_left_at_a_repetition() -> None:
-    request = request_of("go", stream=True, controls=(LoopCheck,), **UNLIMITED)
-    with serving_kind(LlamaServer, MODELS["loop"], context_size=300) as [server], connected(server) as engine:
-        server.arm(hang_after=MIN_TOKENS + 10)
-        [reply] = replies_of(engine, request).values()
-        server.wait_for(lambda: server.completions()[0].is_left)
-    assert (reply.reason, len(reply.ids)) == ("repetition", MIN_TOKENS)
-
-
-def test_remote_thought_without_all_ids_goes_by_the_text() -> None:
-    given, _ = requests(stream=True)
-    model = speaker(lambda seed: reply_around("<think>\nIch möchte so.", ENDING, "Ja."))
-    with serving_kind(LlamaServer, model, context_size=300) as servers, connected(*servers) as engine:
-        events = events_of(engine, given)
-    [(text, reason, *_)] = outcome(events).values()
-    assert (text, reason) == (f"<think>\nIch möchte so.{ENDING}Ja.", "stop")
-
-
-def test_remote_thought_survives_the_loss_of_a_server() -> None:
-    given, _ = requests()
-    with serving_kind(LlamaServer, MODELS["ended"], 2, context_size=300) as servers, connected(*servers) as engine:
-        for server in servers:
-            server.arm(let_through=1, reset_after=0)
-        assert summaries(replies_of(engine, given)) == local(MODELS["ended"], given)
-
-
 def test_remote_turn_that_fails_ends_those_of_the_other_samples() -> None:
     given, _ = requests()
     with serving_kind(LlamaServer, MODELS["ended"], context_size=300) as [server], connected(server) as engine:
@@ -159,21 +131,6 @@ def test_remote_grammar_applies_to_the_answer(
     before = [grammar for prompt, grammar in asked if "</think>" not in prompt and name != "no thought"]
     assert not (asked[0][1] or any(before))
     assert bool(asked[-1][1]) is (limit is not None or name not in ("ended", "all thought"))
-
-
-def test_remote_grammar_applies_to_a_long_answer_in_one_turn() -> None:
-    model = speaking("<think>Hm.</think>{seed} is what it is, and needs more words than that")
-    given = constrained(grammar="root", controls=(LoopCheck, budget()))
-    with serving_kind(LlamaServer, model, context_size=300) as [server], connected(server) as engine:
-        assert summaries(replies_of(engine, given)) == local(model, given)
-        assert len([asked for asked in server.completions() if grammar_of(asked.body)]) == 3
-
-
-def test_remote_answer_that_does_not_match_the_grammar_is_refused() -> None:
-    model = speaking(THINKING + "{seed} and much more than that")
-    with serving_kind(VllmServer, model, context_size=300) as servers, connected(*servers) as engine:
-        [event] = [event for event in events_of(engine, constrained(stream=True)) if isinstance(event, RefusedEvent)]
-    assert "does not match the grammar" in event.error.message
 
 
 def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -12,44 +11,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from scripted_backend import ALPHABET, ScriptedBackend, expected_reply, random_model, tokens
 
-from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import checkpoints
 from cerebrum_cli.engine import scheduler as scheduling
 from cerebrum_cli.engine import sequence as sequencing
 from cerebrum_cli.engine.backend import StopFlag
-from cerebrum_cli.engine.commands import Cancel, Command, Commands, Submit
 from cerebrum_cli.engine.engine import CancelScope
+from cerebrum_cli.engine.local import Commands, EngineCommand, submission
 from cerebrum_cli.engine.loop import Loop
-from cerebrum_cli.engine.scheduler import CELLS_PER_TOKEN, Scheduler, common_prefix
+from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
 from cerebrum_cli.engine.sequence import Failure, InspectionRequest, Request, Sequence, create_sequences
-
-COSTLY = 3 * CELLS_PER_TOKEN  # cells that are as slow to copy as 3 tokens to evaluate
-
-
-@pytest.mark.parametrize(
-    ("idle", "prompt", "copied_cells", "slot", "source", "prefix_length"),
-    [
-        pytest.param({2: "abyy"}, "abcdx", 0, 1, 0, 4, id="the longest prefix"),
-        pytest.param({2: "abyy"}, "abcdx", COSTLY, 2, 2, 2, id="an idle prefix instead of a costly copy"),
-        pytest.param({1: "old"}, "abce", 0, 2, 0, 3, id="an empty slot"),
-        pytest.param({1: "ab"}, "abx", 0, 1, 1, 2, id="the idle one of two equal prefixes"),
-    ],
-)
-def test_scheduler_admits_where_the_least_is_lost(
-    idle: dict[int, str], prompt: str, copied_cells: int, slot: int, source: int, prefix_length: int
-) -> None:
-    scheduler = Scheduler(3)
-    for text in ("abcdef", prompt):
-        scheduler.waiting.extend(create_sequences(0, Request(tokens(text)), lambda event: None, range(1), 0))
-    first = scheduler.next_admission(copied_cells)
-    scheduler.admit(first, first.prefix_length)
-    for share in scheduler.schedule(lambda position: 100).shares:
-        scheduler.record_evaluated(share.sequence, share.tokens)
-    for index, text in idle.items():
-        scheduler.slots[index].extend(tokens(text))
-    second = scheduler.next_admission(copied_cells)
-    assert (second.slot.index, second.source.index, second.prefix_length) == (slot, source, prefix_length)
 
 
 def test_scheduler_puts_late_samples_first_but_not_between_siblings() -> None:
@@ -65,15 +37,8 @@ def test_scheduler_puts_late_samples_first_but_not_between_siblings() -> None:
 def test_unified_cache_copies_to_empty_slots_and_replaces_the_oldest() -> None:
     """A new conversation with the same beginning costs the previous one nothing."""
     scheduler, used = Scheduler(3, kv_unified=True), []
-    for prompt in (
-        "ab old one",
-        "ab new one",
-        "ab third one",
-        "ab other one",
-        "ab new one, again",
-        "ab new one, retried",
-    ):
-        [sequence] = create_sequences(0, Request(tokens(prompt)), lambda event: None, range(1), 0)
+    for end in ("old one", "new one", "third one", "other one", "new one, again", "new one, retried"):
+        [sequence] = create_sequences(0, Request(tokens(f"ab {end}")), lambda event: None, range(1), 0)
         scheduler.waiting.append(sequence)
         admission = scheduler.next_admission()
         scheduler.admit(admission, admission.prefix_length)
@@ -98,123 +63,96 @@ class Sample:
     longest_prefix: int | None = None
     tokens: list[int] = field(default_factory=list)
     reports: list[AlternativesEvent] = field(default_factory=list)
-    prefilled: list[int] = field(default_factory=list)
     finish: FinishEvent | None = None
+
+    def on_event(self, event: Event | Failure) -> None:
+        assert isinstance(event, PromptEvent | TokenEvent | AlternativesEvent | FinishEvent), event
+        assert self.finish is None
+        if isinstance(event, FinishEvent):
+            self.finish = event
+        elif isinstance(event, PromptEvent):
+            assert not self.tokens
+        elif isinstance(event, AlternativesEvent):
+            self.reports.append(event)
+        else:
+            self.tokens += event.tokens
 
 
 class NonBlockingCommands(Commands):
     """Commands without blocking: there is no other thread to send any."""
 
-    def take(self, wait: bool) -> Command | None:
+    def take(self, wait: bool) -> EngineCommand | None:
         return super().take(wait=False)
+
+
+def prompts(longest: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=longest).map(tuple)
 
 
 class AnyTraffic(RuleBasedStateMachine):
     """Submit, step, interrupt, abort and cancel in any order; replies never depend on it."""
 
     @initialize(
-        slots=st.integers(1, 4),
-        batch_size=st.integers(4, 9),
-        can_trim=st.booleans(),
-        context=st.integers(14, 30),
-        hope=st.integers(1, 12),
-        between=st.integers(1, 9),
-        shared=st.booleans(),
-        cells=st.sampled_from([20, 60, 1_000_000]),
-        budget=st.sampled_from([60, 1000]),
-        unwritable=st.booleans(),
+        backend=st.builds(
+            partial(ScriptedBackend, random_model),
+            slots=st.integers(1, 4),
+            batch_size=st.integers(4, 9),
+            can_trim=st.booleans(),
+            context_size=st.integers(14, 30),
+            kv_unified=st.booleans(),
+            fitting_cells=st.sampled_from([20, 60, 1_000_000]),
+            max_outputs=st.integers(1, 9),
+            checkpoint_budget=st.sampled_from([60, 1000]),
+            unwritable=st.booleans(),
+        ),
+        room=st.integers(1, 12),
     )
-    def start(
-        self,
-        slots: int,
-        batch_size: int,
-        can_trim: bool,
-        context: int,
-        hope: int,
-        between: int,
-        shared: bool,
-        cells: int,
-        budget: int,
-        unwritable: bool,
-    ) -> None:
+    def start(self, backend: ScriptedBackend, room: int) -> None:
+        if backend.slots > 1 and not backend.kv_unified:
+            backend.checkpoint_budget = 0
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(checkpoints, "MIN_SNAPSHOT_TOKENS", 2)
-        self.patch.setattr(sequencing, "EXPECTED_REPLY_TOKENS", hope)
-        self.patch.setattr(scheduling, "MAX_PREFILL_BETWEEN_DECODES", between)
-        self.patch.setattr(scheduling, "MIN_FREE_CELLS", hope)
-        self.backend = ScriptedBackend(
-            random_model,
-            slots=slots,
-            batch_size=batch_size,
-            can_trim=can_trim,
-            context_size=context,
-            kv_unified=shared,
-            fitting_cells=cells,
-            max_outputs=between,
-            checkpoint_budget=budget * (slots == 1 or shared),  # as every context with one KV cache has
-            unwritable=unwritable,
-        )
-        self.stop = StopFlag()
+        self.patch.setattr(sequencing, "EXPECTED_REPLY_TOKENS", room)
+        self.patch.setattr(scheduling, "MAX_PREFILL_BETWEEN_DECODES", backend.max_outputs)
+        self.patch.setattr(scheduling, "MIN_FREE_CELLS", room)
+        self.backend, self.stop = backend, StopFlag()
         self.commands = NonBlockingCommands(self.stop)
         self.loop = Loop(self.backend.open(lambda event: None, self.stop), 0.0)
         self.samples: list[Sample] = []
 
+    def submit(self, *requests: Request, seed: int = 0, first: bool = False) -> None:
+        sequences = []
+        for index, request in enumerate(requests):
+            for sequence in create_sequences(index, request, lambda event: None, range(request.n), seed):
+                sample = Sample(sequence)
+                sequence.emit = sample.on_event
+                self.samples.append(sample)
+                sequences.append(sequence)
+        self.commands.send(submission(sequences, CancelScope(), first))
+
     @rule(
-        prompts=st.lists(
-            st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=12).map(tuple), min_size=1, max_size=3
-        ),
+        prompts=st.lists(prompts(12), min_size=1, max_size=3),
         limit=st.integers(1, 20),
         n=st.integers(1, 4),
         seed=st.integers(0, 3),
     )
     def ask(self, prompts: list[tuple[int, ...]], limit: int, n: int, seed: int) -> None:
-        born: list[Sequence] = []
-        for index, prompt in enumerate(prompts):
-            request = Request(prompt, SamplingParams(seed=seed, max_tokens=limit), n=n, opening=3)
-            asked: dict[SequenceId, Sample] = {}
-            for sequence in create_sequences(index, request, partial(self.on_event, asked), range(n), seed):
-                asked[sequence.id] = Sample(sequence)
-                born.append(sequence)
-            self.samples += asked.values()
-        self.commands.send(Submit(born, CancelScope(lambda: self.commands.cancel_count)))
+        params = SamplingParams(seed=seed, max_tokens=limit)
+        self.submit(*(Request(prompt, params, n=n, opening=3) for prompt in prompts), seed=seed)
 
-    @rule(
-        prompt=st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=6).map(tuple),
-        reply=st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=8).map(tuple),
-    )
+    @rule(prompt=prompts(6), reply=prompts(8))
     def inspect(self, prompt: tuple[int, ...], reply: tuple[int, ...]) -> None:
-        request = replace(InspectionRequest.of_reply(prompt, reply, 2), opening=3)
-        asked: dict[SequenceId, Sample] = {}
-        [sequence] = create_sequences(0, request, partial(self.on_event, asked), range(1), 0)
-        asked[sequence.id] = Sample(sequence)
-        self.samples += asked.values()
-        self.commands.send(Submit([sequence], CancelScope(lambda: self.commands.cancel_count), first=True))
+        self.submit(replace(InspectionRequest.of_reply(prompt, reply, 2), opening=3), first=True)
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(data=st.data(), closes=st.booleans())
     def end(self, data: st.DataObject, closes: bool) -> None:
         live = [sample for sample in self.samples if sample.finish is None]
         chosen = data.draw(st.lists(st.sampled_from(live), min_size=1, unique_by=id))
-        sequences, done = [sample.sequence for sample in chosen], threading.Event()
-        self.commands.send(Cancel(sequences, done, interrupts=closes))
-        assert self.loop.process_commands(self.commands)
+        done = self.commands.cancel([sample.sequence for sample in chosen], interrupts=closes)
+        assert self.commands.execute(self.loop)
         assert done.is_set() and not self.stop
         assert all(sample.finish and sample.finish.reason == "cancelled" for sample in chosen)
-
-    @staticmethod
-    def on_event(asked: dict[SequenceId, Sample], event: Event | Failure) -> None:
-        assert isinstance(event, PromptEvent | TokenEvent | AlternativesEvent | FinishEvent), event
-        sample = asked[event.sequence]
-        assert sample.finish is None
-        if isinstance(event, FinishEvent):
-            sample.finish = event
-        elif isinstance(event, PromptEvent):
-            assert not sample.tokens
-            sample.prefilled.append(event.evaluated)
-        elif isinstance(event, AlternativesEvent):
-            sample.reports.append(event)
-        else:
-            sample.tokens += event.tokens
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(count=st.integers(1, 12))
@@ -232,7 +170,7 @@ class AnyTraffic(RuleBasedStateMachine):
 
     def run_step(self) -> None:
         """Run one step, and check that an admitted sequence reuses the longest prefix of any slot."""
-        assert self.loop.process_commands(self.commands)
+        assert self.commands.execute(self.loop)
         reserved, memory = len(self.backend.reserved), [list(held) for held in self.backend.memory]
         self.loop.step()
         if reserved != len(self.backend.reserved):
@@ -279,5 +217,7 @@ class AnyTraffic(RuleBasedStateMachine):
         self.backend.close()
 
 
-AnyTraffic.TestCase.settings = settings(stateful_step_count=25, suppress_health_check=[HealthCheck.too_slow])
+AnyTraffic.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=25, suppress_health_check=[HealthCheck.too_slow]
+)
 test_scheduler_with_any_traffic_gives_each_sequence_its_own_reply = AnyTraffic.TestCase

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from model_servers import ModelServer
-from remote_engines import HASTY, QUICK, connected, local_replies, remote_engine, request_of, serving_kind
+from remote_engines import QUICK, connected, local_replies, remote_engine, request_of, serving_kind
 from scripted_backend import endless, random_model
 from server_kinds import KINDS, LlamaServer, SglangServer, VllmServer
 
@@ -19,6 +19,7 @@ from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.engine.remote.description import KINDS as SERVER_KINDS
 from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
+from cerebrum_cli.engine.remote.server_health import ServerTimeouts
 from cerebrum_cli.engine.sequence import Request
 
 ROWS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8, grammar="root") for at in range(20))
@@ -151,17 +152,14 @@ def test_server_reply_of_another_shape_costs_no_row(
         assert transcript(engine, servers, ROWS) == [f"first is unavailable: {reason}", ALL]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", [{}, {"hang_after": 0}, {"status": 500}, {"status": 501}, {"body": b"[]"}])
 @each_kind
-def test_server_that_is_silent_costs_no_row(kind: type[ModelServer], page: dict[str, Any]) -> None:
-    """It neither answers nor shows that its load changes, as a stopped process."""
-    with serving_kind(kind, random_model, 2) as servers, connected(*servers, timeouts=HASTY) as engine:
-        first = servers[0]
-        first.arm(hang_after=0, times=None)
-        first.arm(path=SERVER_KINDS[first.owner].load_path, times=None, **page)
-        assert transcript(engine, servers, ROWS) in ([SILENT, ALL], [ALL])  # others may have taken its rows before
-        first.wait_for(lambda: all(asked.is_left for asked in first.completions()))
+@pytest.mark.parametrize("timeouts", [replace(QUICK, row_timeout=0.5), replace(QUICK, silence=0.3, health=0.2)])
+def test_server_that_is_frozen_costs_no_row(kind: type[ModelServer], timeouts: ServerTimeouts) -> None:
+    with serving_kind(kind, random_model, 2) as servers, connected(*servers, timeouts=timeouts) as engine:
+        servers[0].arm(hang_after=0, times=None)
+        servers[0].arm(path="/health", hang_after=0, times=None)
+        assert transcript(engine, servers, ROWS) == [SILENT, ALL]
+        servers[0].wait_for(lambda: all(asked.is_left for asked in servers[0].completions()))
 
 
 # One streamed reply.
@@ -208,7 +206,7 @@ def test_server_fault_in_a_stream(kind: type[ModelServer], name: str) -> None:
     fault, expected = STREAM_FAULTS[name]
     if isinstance(fault, int):
         fault = at_token(0 if fault > 0 else WITHIN, error_event(kind, abs(fault)))
-    timeouts = replace(QUICK, silence=0.1)
+    timeouts = replace(QUICK, row_timeout=0.5)
     with serving_kind(kind, STORY, 2) as servers, connected(*servers, timeouts=timeouts) as engine:
         armed = servers[0].arm(**fault)
         assert transcript(engine, servers, [STREAM]) == expected
@@ -236,7 +234,7 @@ ONLY: dict[str, tuple[list[dict[str, Any]], dict[str, Any], Sequence[Request], l
         ROWS[:1],
         [UNAVAILABLE, "EndpointError: this request failed 3 times, last on server 1: scripted"],
     ),
-    "a silent stream": ([{"hang_after": 0}], {"silence": 0.2}, [STREAM], ["error: first: silence"]),
+    "a silent stream": ([{"hang_after": 0}], {"row_timeout": 0.2}, [STREAM], ["error: first: silence"]),
     "500": ([{"status": 500, "times": 300}], NEVER, ROWS, [UNAVAILABLE, "error: no server answers (first: scripted)"]),
     "503": ([{"status": 503, "times": 300}], NEVER, ROWS, ["error: no server answers (first: scripted)"]),
     "429": (
@@ -246,6 +244,24 @@ ONLY: dict[str, tuple[list[dict[str, Any]], dict[str, Any], Sequence[Request], l
         ["error: no server answers (first: scripted)"],
     ),
     "403": ([{"status": 403}], {}, ROWS, ["error: first requires an API key"]),
+    "403 once it has answered": (  # a few rows in turn are refused, then the server
+        [{"status": 403, "let_through": 12, "times": None}],
+        {},
+        ROWS,
+        ["error: first requires an API key"],
+    ),
+    "422 for one row": (
+        [{"status": 422, "let_through": 12}],
+        {},
+        ROWS,
+        ["EndpointError: server 1: scripted", "19 replies"],
+    ),
+    "500 that is no refusal": (
+        [{"status": 500, "message": "does not support it", "let_through": 12}],
+        {},
+        ROWS,
+        ["first is unavailable: does not support it", ALL],
+    ),
     "another prompt": (
         [{"edit": lambda _, reply: {**reply, "tokens_evaluated": 9}}],
         {},

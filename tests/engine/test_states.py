@@ -4,30 +4,48 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asking import Reply, collect_replies, running_engine
-from command_line import start_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_backend import END, ScriptedBackend, expected_reply, random_model, replies, tokens
-from state_files import BODY, TOKENS, find, open_store, put
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import Event, NoticeEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import Event, NoticeEvent, SequenceId
 from cerebrum_cli.core.files import PART
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.checkpoints import MIN_SAVED_TOKENS
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.prompt_cache import MIN_SAVED_TOKENS
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.engine.state_store import DAMAGED
+from cerebrum_cli.engine.state_store import DAMAGED, State, StateStore
 
 # State files.
+
+BODY = bytes(range(64))
+TOKENS = (1, 2, 3, 70_000)
+
+
+def open_store(directory: Path, *, limit: int = 10**9, model: str = "digest", format: str = "chatml") -> StateStore:
+    return StateStore(directory, limit, model, format)
+
+
+def put(states: StateStore, tokens: Sequence[int], *, body: bytes = BODY, kind: str = "kind") -> None:
+    def save(path: Path) -> None:
+        path.write_bytes(body)
+
+    states.write(tokens, kind, len(body), save)
+
+
+def find(states: StateStore, prompt: Sequence[int], *, kind: str = "kind") -> tuple[State | None, list[NoticeEvent]]:
+    told: list[NoticeEvent] = []
+    return states.find_longest(prompt, kind, lambda length, shared: True, told.append), told
 
 
 def held(directory: Path) -> list[tuple[int, ...]]:
@@ -119,27 +137,6 @@ def test_store_files_are_private_and_unfinished_ones_are_removed(tmp_path: Path)
     assert list(directory.iterdir()) == [state]
 
 
-@pytest.mark.slow
-def test_store_is_safe_for_concurrent_processes(tmp_path: Path) -> None:
-    code = (
-        "import random, sys\n"
-        "from state_files import *\n"
-        "draw = random.Random(int(sys.argv[2]))\n"
-        "states = open_store(Path(sys.argv[1]), limit=40_000)\n"
-        "for _ in range(100):\n"
-        "    tokens = [draw.randrange(3) for _ in range(draw.randrange(1, 5))]\n"
-        "    put(states, tokens, body=bytes(tokens) * 1000)\n"
-        "    found, told = find(states, [draw.randrange(3) for _ in range(5)])\n"
-        "    assert told == [], told\n"
-    )
-    processes = [start_python(code, tmp_path, seed) for seed in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
-    for process in processes:
-        process.communicate()
-    names = [path.name for path in tmp_path.iterdir()]
-    assert names and all(name.endswith(".state") for name in names)
-
-
 # Engines that restore states.
 
 FILE = "a long file, " * 10  # 130 tokens
@@ -181,44 +178,30 @@ def file_count(directory: Path) -> int:
     return len(list(directory.iterdir())) if directory.exists() else 0
 
 
-@pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize(
-    ("prompt", "reply", "cached"),
+    ("fields", "saved", "prompt", "cached"),
     [
-        (GOES_ON, "three. ", len(FIRST) + len("one. ")),
-        (FIRST, "one. ", len(FIRST) - 1),
-        (SECOND, "two. ", len(FILE)),
-        ("x" * 100, "y", 0),
+        ({}, FIRST, GOES_ON, len(FIRST + "one. ")),
+        ({"slots": 3}, FIRST, GOES_ON, len(FIRST + "one. ")),
+        ({}, FIRST, FIRST, len(FIRST) - 1),
+        ({"slots": 3}, FIRST, SECOND, len(FILE)),
+        ({}, FIRST, "x" * 100, 0),
+        ({"can_trim": False}, FIRST, FIRST, 0),
+        ({"can_trim": False}, FIRST, SECOND, 0),
+        ({"can_trim": False}, FIRST, GOES_ON, len(FIRST + "one. ")),
+        ({"state_kind": None}, FIRST, FIRST, 0),
+        ({"context_size": len(FIRST) + 10}, GOES_ON, FIRST, 0),
     ],
 )
-def test_cache_restores_the_prefix_in_a_new_engine(
-    tmp_path: Path, slots: int, prompt: str, reply: str, cached: int
+def test_cache_restores_what_a_new_engine_can_use(
+    tmp_path: Path, fields: dict[str, Any], saved: str, prompt: str, cached: int
 ) -> None:
-    fill_cache(tmp_path, slots=slots)
-    backend = scripted(slots=slots)
+    fill_cache(tmp_path, saved, **{**fields, "context_size": 300})
+    backend = scripted(**fields)
     with caching_engine(backend, tmp_path) as engine:
         said, told = ask_once(engine, prompt)
-    assert (said.text, said.cached, told) == (reply, cached, [])
-    assert backend.evaluated == len(prompt) - cached + len(reply)
-
-
-def test_cache_restores_once_for_all_samples(tmp_path: Path) -> None:
-    fill_cache(tmp_path, slots=4)
-    backend = scripted(slots=4)
-    with caching_engine(backend, tmp_path) as engine:
-        said, _ = ask_once(engine, SECOND, n=4)
-        engine.save_prompt_cache(64)
-    assert (said.text, backend.loads, file_count(tmp_path)) == ("two. ", 1, 1)
-    assert backend.evaluated == len("second?") + 4 * len("two. ")
-
-
-def test_cache_is_not_used_for_models_without_states(tmp_path: Path) -> None:
-    fill_cache(tmp_path, state_kind=None)
-    assert file_count(tmp_path) == 0
-    fill_cache(tmp_path)
-    backend = scripted(state_kind=None)
-    with caching_engine(backend, tmp_path) as engine:
-        assert ask_once(engine, FIRST)[0].cached == backend.loads == 0
+    assert (said.text, said.cached, told, backend.loads) == (SCRIPT[prompt], cached, [], int(cached > 0))
+    assert backend.evaluated == len(prompt) - cached + len(SCRIPT[prompt])
 
 
 def test_cache_reports_a_damaged_state_and_evaluates_again(tmp_path: Path) -> None:
@@ -230,26 +213,6 @@ def test_cache_reports_a_damaged_state_and_evaluates_again(tmp_path: Path) -> No
         assert (said.text, said.cached, told, file_count(tmp_path)) == ("one. ", 0, [DAMAGED], 0)
         said, told = ask_once(engine, FIRST)
     assert (said.text, said.cached, told) == ("one. ", len(FIRST) - 1, [])
-
-
-def test_cache_skips_states_longer_than_context_or_memory(tmp_path: Path) -> None:
-    fill_cache(tmp_path, GOES_ON)
-    for context, before in ((len(FIRST) + 10, None), (300, "x" * 100)):
-        backend = scripted(context_size=context)
-        with caching_engine(backend, tmp_path) as engine:
-            if before:
-                ask_once(engine, before, limit=len(FIRST) + 5 - len(before))
-            said, told = ask_once(engine, FIRST, limit=5)
-        assert (said.text, said.cached, told, backend.loads) == ("one. ", 0, [], 0)
-
-
-def test_cache_without_trimming_restores_only_whole_prefixes(tmp_path: Path) -> None:
-    fill_cache(tmp_path, can_trim=False)
-    for prompt, cached in ((FIRST, 0), (SECOND, 0), (GOES_ON, len(FIRST + "one. "))):
-        backend = scripted(can_trim=False)
-        with caching_engine(backend, tmp_path) as engine:
-            said, _ = ask_once(engine, prompt)
-        assert (said.text, said.cached, backend.loads) == (SCRIPT[prompt], cached, int(cached > 0))
 
 
 def test_cache_skips_states_that_save_too_little(tmp_path: Path) -> None:
@@ -269,19 +232,6 @@ def test_cache_keeps_a_slot_that_already_has_the_prefix(tmp_path: Path) -> None:
         for prompt, loads in ((FIRST, 1), (GOES_ON, 1), (FIRST, 1), ("x" * 100, 1), (SECOND, 2)):
             assert ask_once(engine, prompt)[0].text == SCRIPT[prompt]
             assert backend.loads == loads
-
-
-@pytest.mark.parametrize("slots", [1, 2])
-def test_cache_restores_beside_running_sequences(tmp_path: Path, slots: int) -> None:
-    fill_cache(tmp_path, slots=slots)
-    backend = scripted(slots=slots)
-    with caching_engine(backend, tmp_path) as engine:
-        running = engine.generate([Request(tokens("short"))])
-        events = [next(running)]
-        said, _ = ask_once(engine, GOES_ON)
-        [short] = collect_replies([*events, *running]).values()
-    assert (said.text, said.cached, short.text) == ("three. ", len(FIRST + "one. "), "brief")
-    assert backend.loads == 1
 
 
 BLOCKS = st.lists(st.sampled_from([tuple(letter * 40) for letter in (b"a", b"b")]), min_size=1, max_size=4)
@@ -322,13 +272,6 @@ def test_saving_skips_what_is_saved_already_too_short_or_too_large(tmp_path: Pat
         assert file_count(tmp_path) == files
 
 
-def test_saving_ignores_states_too_long_for_this_context(tmp_path: Path) -> None:
-    fill_cache(tmp_path, GOES_ON)
-    for _ in range(2):
-        fill_cache(tmp_path, context_size=len(FIRST) + 10)
-        assert file_count(tmp_path) == 2
-
-
 @pytest.mark.parametrize("unwritable", [True, False])
 def test_saving_failure_is_an_error_and_the_engine_continues(tmp_path: Path, unwritable: bool) -> None:
     folder = tmp_path / "states"
@@ -345,25 +288,6 @@ def test_saving_failure_is_an_error_and_the_engine_continues(tmp_path: Path, unw
         assert file_count(folder) == 1
     else:
         assert caught.value.message.startswith(f"{folder}: ") and caught.value.hint
-
-
-def test_saving_leaves_running_sequences_alone(tmp_path: Path) -> None:
-    script = replies({"a" * 70: "b" * 20, "c" * 80: "d"})
-    backend = ScriptedBackend(script, slots=2, context_size=300, holds={15: 0})
-    with caching_engine(backend, tmp_path) as engine:
-        ask_once(engine, "c" * 80)
-        events = engine.generate([Request(tokens("a" * 70))])
-        next(events)
-        assert backend.is_held.wait(20)
-        thread = threading.Thread(target=engine.save_prompt_cache, args=(1,))
-        thread.start()
-        thread.join(0.1)
-        assert thread.is_alive() and not backend.stop
-        engine.cancel()
-        thread.join(20)
-        assert file_count(tmp_path) == 1
-        assert [reply.reason for reply in collect_replies(events).values()] == ["cancelled"]
-    assert open_store(tmp_path).stored_prefix(tokens("c" * 80), "scripted", lambda length, shared: True) == 80
 
 
 def end_at_once(held: tuple[int, ...], seed: int) -> int:
@@ -395,23 +319,3 @@ def test_restoring_spares_slots_of_pending_copies(tmp_path: Path) -> None:
         requests = [Request(tokens(SECOND), params, n=2), Request(tokens(GOES_ON), params)]
         said = collect_replies(engine.generate(requests))
     assert [reply.text for reply in said.values()] == ["", "x" * 20, "x" * 20]
-
-
-def test_saving_without_a_model_or_a_store_does_nothing(tmp_path: Path) -> None:
-    with running_engine(scripted()) as engine:
-        ask_once(engine, FIRST)
-        engine.save_prompt_cache(1)
-    with caching_engine(scripted(), tmp_path) as engine:
-        pass
-    engine.save_prompt_cache(1)
-    assert file_count(tmp_path) == 0
-
-
-def test_saving_includes_a_closed_stream(tmp_path: Path) -> None:
-    with caching_engine(scripted(), tmp_path) as engine:
-        events = engine.generate([Request(tokens(FIRST))])
-        next(event for event in events if isinstance(event, TokenEvent))
-        events.close()
-        engine.save_prompt_cache(1)
-    with caching_engine(scripted(), tmp_path) as engine:
-        assert ask_once(engine, FIRST)[0].cached == len(FIRST) - 1

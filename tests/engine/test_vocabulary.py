@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -59,14 +60,12 @@ def test_tokenize_adds_no_space_after_tokens(
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
-        ((Text("\n"),), (BOS, SPACE, LINE_BREAK)),
+        *(((Text("\n"),), (BOS, SPACE, LINE_BREAK)), ((), (BOS,))),
         ((Tokens((THINK,)), Text("\n")), (BOS, THINK, LINE_BREAK)),
-        ((Tokens((THINK,)), Text("User")), (BOS, THINK, USER)),
+        *(((Tokens((THINK,)), Text("User")), (BOS, THINK, USER)), ((Tokens((BOS,)), Text("User")), (BOS, SPACED_USER))),
         ((Tokens((THINK,)), Text(" User")), (BOS, THINK, SPACED_USER)),
         ((Tokens((THINK,)), Text("</s>", True), Text("User")), (BOS, THINK, EOS, SPACED_USER)),
         ((Text("</s>User", True),), (BOS, EOS, SPACED_USER)),
-        ((Tokens((BOS,)), Text("User")), (BOS, SPACED_USER)),
-        ((), (BOS,)),
     ],
 )
 def test_tokenize_continues_text_after_tokens(
@@ -78,12 +77,8 @@ def test_tokenize_continues_text_after_tokens(
 @pytest.mark.parametrize(
     ("parts", "bos"),
     [
-        ((Text("a"),), 1),
-        ((Text("<s>a", True),), 1),
-        ((Text("<s>"), Text("a")), 1),
-        ((Text("<s>", True), Text("<s>a")), 1),
-        ((Tokens((BOS, THINK)),), 1),
-        ((Text("<s><s>a", True),), 2),
+        *(((Text("a"),), 1), ((Text("<s>a", True),), 1), ((Text("<s>"), Text("a")), 1), ((Tokens((BOS, THINK)),), 1)),
+        *(((Text("<s>", True), Text("<s>a")), 1), ((Text("<s><s>a", True),), 2)),
     ],
 )
 def test_tokenize_adds_bos_only_if_missing(
@@ -94,33 +89,24 @@ def test_tokenize_adds_bos_only_if_missing(
     assert chatml.tokenize(()) == (), "it has none"
 
 
-@pytest.mark.parametrize(
-    ("text", "is_complete", "is_allowed"),
-    [("", False, True), ("abc12", False, True), ("abc12é", True, True), ("abc12", True, False), ("abd", False, False)],
-)
-def test_vocabulary_matches_a_grammar(
-    text: str, is_complete: bool, is_allowed: bool, mistral: LlamaBackend, chatml: LlamaBackend
-) -> None:
-    grammar = 'root ::= "abc" [0-9]{2,5} ("é" | "🙂")'
-    end = chatml.special_token_ids(["<|im_end|>"]) if is_complete else ()
-    assert chatml.matches_grammar(grammar, [*chatml.tokenize((Text(text),)), *end]) is is_allowed
+def test_vocabulary_matches_a_grammar(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
+    grammar, end = 'root ::= "abc" [0-9]{2,5} ("é" | "🙂")', chatml.special_token_ids(["<|im_end|>"])
+    for text, ending, is_allowed in (("", (), True), ("abc12", (), True), ("abc12é", end, True), ("abd", (), False)):
+        assert chatml.matches_grammar(grammar, [*chatml.tokenize((Text(text),)), *ending]) is is_allowed
+    assert not chatml.matches_grammar(grammar, [*chatml.tokenize((Text("abc12"),)), *end])
     with pytest.raises(GrammarError, match="cannot parse the grammar"):
         mistral.matches_grammar("root ::= foo", [])
 
 
-def test_special_token_text_and_pieces(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
-    assert (mistral.special_token_text("bos"), mistral.special_token_text("eos")) == ("<s>", "</s>")
-    assert (chatml.special_token_text("bos"), chatml.special_token_text("eos")) == ("<|im_start|>", "<|im_end|>")
-    assert chatml.piece(MARKS.index("<|im_end|>")) == b""
-    assert chatml.piece(MARKS.index("<|im_end|>"), special=True) == b"<|im_end|>"
-    assert chatml.piece(MARKS.index("<think>")) == b"<think>"
-
-
-def test_special_token_ids_are_those_in_texts_without_words(
+def test_special_tokens_have_texts_pieces_and_ids(
     chatml: LlamaBackend, mistral: LlamaBackend, marked_mistral: LlamaBackend
 ) -> None:
+    assert (mistral.special_token_text("bos"), mistral.special_token_text("eos")) == ("<s>", "</s>")
+    assert (chatml.special_token_text("bos"), chatml.special_token_text("eos")) == ("<|im_start|>", "<|im_end|>")
+    end, think = MARKS.index("<|im_end|>"), MARKS.index("<think>")
+    assert (chatml.piece(end), chatml.piece(end, special=True), chatml.piece(think)) == (b"", b"<|im_end|>", b"<think>")
     texts = ["<|im_start|>a<|im_end|>", "<thinking><think>", "<think>", "<|IM_END|>", ""]
-    assert chatml.special_token_ids(texts) == {MARKS.index(each) for each in ("<|im_start|>", "<|im_end|>", "<think>")}
+    assert chatml.special_token_ids(texts) == {MARKS.index("<|im_start|>"), end, think}
     assert mistral.special_token_ids(["a</s><s>think 🙂", "<unk>"]) == {UNK, BOS, EOS}
     assert marked_mistral.special_token_ids(["a</s>think"]) == {EOS, THINK}
 
@@ -159,11 +145,7 @@ def test_user_defined_word_is_split_without_a_trace(text: str, marked_mistral: L
     behind = marked_mistral.tokenize((Tokens((LINE_BREAK,)), Text(text)))
     assert THINK not in behind
     assert pieces(marked_mistral, behind).decode() == f"\n{text}"
-
-
-def test_trusted_markup_beside_untrusted_text_is_special(marked_mistral: LlamaBackend) -> None:
-    assert THINK in marked_mistral.tokenize((Text("think", True), Text("ing")))
-    assert THINK not in marked_mistral.tokenize((Text("thi", True), Text("nk")))
+    assert THINK in marked_mistral.tokenize((Text("think", True), Text(text)))
 
 
 HTML = ("<table>", "</td>", "<b>", "  ", "\n\n", "12")
@@ -192,30 +174,20 @@ def test_untrusted_html_keeps_its_tokens_unless_the_template_uses_them(
         assert [names[token] for token in trusted] == [*user_defined]
 
 
-@pytest.mark.slow
-def test_thousands_of_untrusted_marks_are_split_quickly(chatml: LlamaBackend) -> None:
-    text = "<think></think><<think>think>" * 1000
-    ids = chatml.tokenize((Text("<think>", True), Text(text)))
-    assert marks_in(ids) == ["<think>"]
-    assert detokenize(chatml, ids) == "<think>" + text
-
-
-# Edge cases.
-
-
-@pytest.mark.parametrize("text", ["a\udcffb", "a\0<think>\0", "\ufeff"])
-def test_tokenize_accepts_broken_text(text: str, mistral: LlamaBackend, chatml: LlamaBackend) -> None:
-    data = text.encode("utf-8", "surrogatepass")
-    for trusted in (False, True):
+def test_tokenize_accepts_broken_and_much_text(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
+    for text, trusted in product(("a\udcffb", "a\0<think>\0", "\ufeff"), (False, True)):
+        data = text.encode("utf-8", "surrogatepass")
         assert pieces(mistral, mistral.tokenize((Text(text, trusted),))) == b" " + data
         assert pieces(chatml, chatml.tokenize((Text(text, trusted),))) == data
+    many = "<think></think><<think>think>" * 1000
+    ids = chatml.tokenize((Text("<think>", True), Text(many)))
+    assert (marks_in(ids), detokenize(chatml, ids)) == (["<think>"], "<think>" + many)
 
 
 @pytest.mark.parametrize("token", [-1, 32000])
 def test_tokens_of_another_vocabulary_are_rejected(token: int, mistral: LlamaBackend) -> None:
-    assert mistral.size == 32000
     for attempt in (lambda: mistral.piece(token), lambda: mistral.tokenize((Tokens((THINK, token)), Text("a")))):
-        with pytest.raises(EngineError, match=rf"^token {token} is not in this model's vocabulary"):
+        with pytest.raises(EngineError, match=rf"^token {token} is not in this model's vocabulary of 32000"):
             attempt()
 
 
