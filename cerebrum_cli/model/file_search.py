@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,13 +18,16 @@ if TYPE_CHECKING:
 
 MAX_PATTERN = 4096  # characters of a line in .gitignore: no path is longer
 ANY_DIRECTORIES = "**"  # a part of a pattern; at its end, everything in these directories
+SPECIAL = re.compile(r"[*?[]")  # characters that make a path a pattern
 STAR, ANY_BELOW = "[^/]*", "(?:/.+)?"  # what pathspec makes of `*` and of `**` between slashes
 ITEM = r"\\.|\[\^/\](?!\*)|\[(?!\^/\])\^?(?:\\.|[^\]\\])+\]|[^\\/()\[]"  # one character of a name
 INNER_STAR = re.compile(rf"{re.escape(STAR)}((?:{ITEM})*+)(?={re.escape(STAR)})")
+
 Skipped = tuple[Path, str]
 """A file or directory that is left out of a prompt, and why."""
 
-SPECIAL = re.compile(r"[*?[]")  # characters that make a path a pattern
+Rules = tuple[tuple[Path, "GitIgnoreSpec"], ...]
+"""The rules that hold in a directory, each with the directory of its file, the innermost first."""
 
 
 class FileSearch(NamedTuple):
@@ -36,71 +38,51 @@ class FileSearch(NamedTuple):
 
     def find(self, skipped: list[Skipped]) -> list[Path]:
         """Find the files, sorted. Adds unreadable directories to `skipped`; raises OSError if the base is one."""
-        pending, found = [(open_directory(self.base), self.parts)], set[Path]()
-        visited = set[tuple[Path, tuple[str, ...]]]()  # parts with several `**` lead to a directory in several ways
-        while pending:
-            directory, parts = pending.pop()
-            if (directory.path, parts) in visited:
-                continue
-            visited.add((directory.path, parts))
-            head, *rest = parts or (ANY_DIRECTORIES,)
-            if head == ANY_DIRECTORIES and rest:
-                pending.append((directory, tuple(rest)))
-            try:
-                entries = list(directory.entries(hidden=head.startswith(".")))
-            except OSError as error:
-                if directory.path == self.base:
-                    raise
-                skipped.append((directory.path, error.strerror or "unreadable"))
-                continue
-            for name, is_dir in entries:
-                if head != ANY_DIRECTORIES and not fnmatchcase(name, head):
-                    continue
-                if directory.ignores(name, is_dir):
-                    continue
-                if is_dir:
-                    pending.append((directory.below(name), parts if head == ANY_DIRECTORIES else tuple(rest)))
-                elif not rest:
-                    found.add(directory.path / name)
+
+        def leave_out(error: OSError) -> None:
+            if Path(error.filename) == self.base:
+                raise error
+            skipped.append((Path(error.filename), error.strerror or "unreadable"))
+
+        location = self.base.resolve()
+        # Of each directory that is still to be read: the rules in it, and how many parts of the pattern lead to it.
+        pending = {self.base: (rules_of(location), self._entered({0}))}
+        found = []
+        for name, directories, files in os.walk(self.base, onerror=leave_out):
+            folder = Path(name)
+            place = location / folder.relative_to(self.base)
+            rules, states = pending.pop(folder)
+            for file in files:
+                path = folder / file
+                is_meant = len(self.parts) in self._after(states, file) and path.is_file() and not path.is_symlink()
+                if is_meant and not ignores(rules, place / file, False):
+                    found.append(path)
+            for directory in tuple(directories):
+                after, below = self._after(states, directory), place / directory
+                if not after or directory == ".git" or ignores(rules, below, True):
+                    directories.remove(directory)
+                else:
+                    pending[folder / directory] = (*read_rules(below), *rules), self._entered(after)
         return sorted(found)
 
+    def _after(self, states: Iterable[int], name: str) -> set[int]:
+        """The numbers of parts that lead to a name in a directory; all parts lead to what is below a match, too."""
+        after = set()
+        for state in states:
+            part = self.parts[state] if state < len(self.parts) else ANY_DIRECTORIES
+            if name.startswith(".") and not part.startswith("."):
+                continue
+            if part == ANY_DIRECTORIES:
+                after.add(state)
+            elif fnmatchcase(name, part):
+                after.add(state + 1)
+        return after
 
-class Rules(NamedTuple):
-    directory: Path
-    spec: GitIgnoreSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Directory:
-    """A directory as it was named and where it is, with the rules that hold in it, the innermost first."""
-
-    path: Path
-    location: Path
-    rules: tuple[Rules, ...]
-
-    def entries(self, hidden: bool) -> Iterator[tuple[str, bool]]:
-        """Yield the names of files and directories, and whether each is a directory."""
-        with os.scandir(self.path) as entries:
-            for entry in entries:
-                if entry.name == ".git" or (entry.name.startswith(".") and not hidden):
-                    continue
-                is_dir = entry.is_dir(follow_symlinks=False)
-                if is_dir or entry.is_file(follow_symlinks=False):
-                    yield entry.name, is_dir
-
-    def ignores(self, name: str, is_dir: bool) -> bool:
-        """Whether the rules exclude a file or directory: the innermost that mention it decide."""
-        path = self.location / name
-        for rules in self.rules:
-            relative = path.relative_to(rules.directory).as_posix() + "/" * is_dir
-            excludes = rules.spec.check_file(relative).include
-            if excludes is not None:
-                return excludes
-        return False
-
-    def below(self, name: str) -> Directory:
-        location = self.location / name
-        return Directory(self.path / name, location, (*read_rules(location), *self.rules))
+    def _entered(self, states: set[int]) -> set[int]:
+        for number, part in enumerate(self.parts):
+            if part == ANY_DIRECTORIES and number in states:
+                states.add(number + 1)
+        return states
 
 
 def search_of(path: Path) -> FileSearch | None:
@@ -113,24 +95,32 @@ def search_of(path: Path) -> FileSearch | None:
     return FileSearch(Path(*path.parts[:start]), path.parts[start:])
 
 
-def open_directory(path: Path) -> Directory:
-    """Open a directory with the rules of the directories above it, up to the repository or the working directory.
+def ignores(rules: Rules, path: Path, is_directory: bool) -> bool:
+    """Whether rules exclude a file or directory: the innermost that mention it decide."""
+    for directory, spec in rules:
+        relative = path.relative_to(directory).as_posix() + ("/" if is_directory else "")
+        excludes = spec.check_file(relative).include
+        if excludes is not None:
+            return excludes
+    return False
+
+
+def rules_of(location: Path) -> Rules:
+    """The rules in a directory and above it, up to the repository or the working directory.
 
     Rules that exclude the directory itself do not hold: it was named.
     """
-    location = path.resolve()
     top = next((folder for folder in (location, *location.parents) if exists(folder / ".git")), None)
     if top is None:
         top = Path.cwd() if location.is_relative_to(Path.cwd()) else location
-    directory = Directory(top, top, read_rules(top))
+    rules = read_rules(top)
     for name in location.relative_to(top).parts:
-        if directory.ignores(name, is_dir=True):
-            directory = replace(directory, rules=())
-        directory = directory.below(name)
-    return replace(directory, path=path)
+        top /= name
+        rules = (*read_rules(top), *(() if ignores(rules, top, True) else rules))
+    return rules
 
 
-def read_rules(directory: Path) -> tuple[Rules, ...]:
+def read_rules(directory: Path) -> Rules:
     """Read the `.gitignore` of a directory; empty if it has none. Lines that Git would not understand do nothing."""
     try:
         data = read_small(directory / ".gitignore")
@@ -148,7 +138,7 @@ def read_rules(directory: Path) -> tuple[Rules, ...]:
                 for pattern in found
                 if pattern.regex
             ]
-    return (Rules(directory, GitIgnoreSpec(patterns)),)
+    return ((directory, GitIgnoreSpec(patterns)),)
 
 
 def linear(regex: str) -> re.Pattern[str]:

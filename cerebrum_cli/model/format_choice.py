@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.conversation import PromptPart, Text
-from cerebrum_cli.core.conversion import NONE
+from cerebrum_cli.core.declaration import NONE
 from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.settings import SESSION, Settings
-from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW, SERVERS, PromptFormat
-from cerebrum_cli.model.prompt_sources import read_text
 
-FormatBuilder = Callable[[Vocabulary, int], PromptFormat]
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.protocols import Vocabulary
+
+FormatBuilder = Callable[["Vocabulary", int], PromptFormat]
 """Builds the prompt format from a vocabulary and the context size. Raises FormatError."""
 
 FORMAT_NAMES = (*PLAIN_FORMATS, EMBEDDED)
@@ -23,7 +24,6 @@ POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized wi
 
 
 def choose_format(requested: str | None, known: str | None, template: str | None) -> str:
-    """The name of the format: the requested one, else the catalog's, else the embedded template."""
     if requested is not None and requested not in FORMAT_NAMES:
         raise UsageError(f"unknown format {requested!r}", f"use one of {', '.join(FORMAT_NAMES)}")
     if requested is None and known is not None and known not in FORMAT_NAMES:
@@ -83,25 +83,13 @@ def template_file(settings: Settings) -> Path | None:
     return Path(settings.chat_template).expanduser()
 
 
-def read_template(path: Path) -> str:
-    """Read a chat template from a file, without compiling it: that may take any time. Raises UsageError."""
-    return read_text(path, MAX_TEMPLATE_BYTES)
-
-
 def require_valid(path: Path, template: str) -> None:
-    """Raise FormatError for a file whose template is invalid."""
     from cerebrum_cli.formats.template_sandbox import compile_template
 
     try:
         compile_template(template)
     except FormatError as error:
         raise FormatError(f"{path}: {error.message}", "correct it, or choose another chat template") from error
-
-
-def prepare_format(name: str) -> None:
-    """Import what a format needs: importing Jinja takes longer than loading a small model."""
-    if name == EMBEDDED:
-        import cerebrum_cli.formats.template  # noqa: F401
 
 
 def special_tokens(vocabulary: Vocabulary, context_size: int, text: str) -> tuple[int, ...]:

@@ -47,7 +47,6 @@ class UncertainToken(NamedTuple):
 
     @property
     def alternatives(self) -> tuple[ScoredToken, ...]:
-        """The likeliest tokens besides the given one, as many as asked for."""
         return tuple(token for token in self.likeliest if token.id != self.given.id)[: len(self.likeliest) - 1]
 
     def as_object(self) -> dict[str, Any]:
@@ -91,7 +90,6 @@ class LeastCertain:
 
 
 def parse_likeliest(source: str, text: str) -> int:
-    """Read a number of alternatives. Raises UsageError, which names the source."""
     if text.isdecimal() and 1 <= int(text) <= MAX_LIKELIEST:
         return int(text)
     raise UsageError.invalid(source, text, f"a whole number from 1 to {MAX_LIKELIEST}")

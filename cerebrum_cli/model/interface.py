@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
 from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.core.settings import LOAD_KEYS, Settings, SourcedLayer, fold, validate
+from cerebrum_cli.core.settings import LOAD_KEYS, OPTIONS, Settings, SourcedLayer, fold
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.model.installation import Installation, user_installation
+from cerebrum_cli.model.installation import (
+    Installation,
+    Servers,
+    find_endpoints,
+    find_remote_model,
+    without_local,
+)
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.reply import Reply, ReplyRequest
 from cerebrum_cli.model.source import MAX_PARALLEL, ModelSource, slots_of
 
 if TYPE_CHECKING:
-    from cerebrum_cli.core.events import Event
     from cerebrum_cli.engine.scoring import Score
     from cerebrum_cli.model.profiles import UseName
     from cerebrum_cli.model.voting import MajorityVote
@@ -33,12 +38,6 @@ class Model(LoadedModel):
     It is for one thread. Settings are those of the commands, by the same names: `temperature`, `max_tokens`, `seed`,
     `think`, `system`. A `schema` is a JSON Schema, as a mapping or as text; a `grammar` is GBNF with the rule `root`.
     """
-
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def reply(self, question: Question, *, schema: Any = None, grammar: str | None = None, **settings: Any) -> Reply:
         """A reply to a question: iterate it. Nothing happens before.
@@ -64,24 +63,6 @@ class Model(LoadedModel):
             return vote
         raise UsageError("the vote was cancelled", "call it again")
 
-    def vote_events(self, request: ReplyRequest, vote: MajorityVote) -> Generator[Event, None, None]:
-        """Yield the events of all samples, and each new tally. Raises the error of a sample if all were refused."""
-        from cerebrum_cli.core.events import NoticeEvent
-        from cerebrum_cli.model.concurrent_rows import RefusedRow, Row, RowOutcome, run_rows
-
-        with closing(run_rows(self, [Row(0, request, vote)])) as events:
-            for event in events:
-                if not isinstance(event, RowOutcome):
-                    yield event
-                elif isinstance(event.outcome, RefusedRow):
-                    raise event.outcome.error
-        if vote.refusals:
-            error = vote.refusals[0].error
-            if not vote.replies:
-                raise error
-            problem = f"{len(vote.refusals)} of {vote.tally.samples} samples failed: {error.message}"
-            yield NoticeEvent(problem, error.hint)
-
     def replies(
         self,
         questions: Iterable[Question],
@@ -96,8 +77,10 @@ class Model(LoadedModel):
         `index` of each is the position of its question. Raises the error of a question that cannot be answered when all
         others are done.
         """
-        from cerebrum_cli.model.concurrent_rows import RefusedRow, Row, RowOutcome, run_rows
-        from cerebrum_cli.model.voting import VOTE_TEMPERATURE, MajorityVote, new_vote, require_sampling
+        from cerebrum_cli.answers.vote import parse_votes
+        from cerebrum_cli.core.events import RefusedEvent
+        from cerebrum_cli.model.concurrent_rows import Row, RowOutcome, run_rows
+        from cerebrum_cli.model.voting import VOTE_TEMPERATURE, MajorityVote, require_sampling
 
         if samples is not None:
             settings = {"temperature": self.source.settings.temperature or VOTE_TEMPERATURE, **settings}
@@ -109,7 +92,7 @@ class Model(LoadedModel):
                 request = self._request(question, schema, grammar, settings)
             except CerebrumError as error:
                 request = error
-            return Row(index, request, None if samples is None else new_vote(samples))
+            return Row(index, request, None if samples is None else MajorityVote(parse_votes(str(samples))))
 
         rows = (row(index, question) for index, question in enumerate(questions))
         error: CerebrumError | None = None
@@ -118,7 +101,7 @@ class Model(LoadedModel):
                 if not isinstance(event, RowOutcome):
                     continue
                 outcome = event.outcome
-                if isinstance(outcome, RefusedRow):
+                if isinstance(outcome, RefusedEvent):
                     error = error or outcome.error
                 elif isinstance(outcome, MajorityVote) and outcome.reply is None:
                     error = error or outcome.refusals[0].error
@@ -175,8 +158,8 @@ def open_source(source: ModelSource) -> Model:
         option = "--raw" if source.raw else "--dry-run"
         raise UsageError(f"{option} needs the exact prompt, which the server builds", "omit it, or use llama-server")
     require_generative(model.path, model.header)
-    name, build_format = source.format_name, source.format_builder
-    return Model(source, source.start_engine(), name, build_format)
+    format_name, build_format = source.choose_format()
+    return Model(source, source.start_engine(format_name), format_name, build_format)
 
 
 def open_many(source: ModelSource, samples: int, earlier: Sequence[Mapping[str, str]] = ()) -> Model:
@@ -206,11 +189,10 @@ def open_model(
     commands; config.toml's and CEREBRUM_* variables are not read. Raises ModelNotFound, UsageError, ConfigError.
     """
     from cerebrum_cli.engine.memory import ContextOptions
-    from cerebrum_cli.model.endpoints import Servers, find_endpoints, find_remote_model, without_local
 
     if parallel is not None and parallel not in range(1, MAX_PARALLEL + 1):
         raise UsageError.invalid("parallel", parallel, f"a number from 1 to {MAX_PARALLEL}")
-    installation = installation or user_installation()
+    installation = installation or Installation.of_user()
     overrides = SourcedLayer({"model": name}, settings)
     requested = changed(fold(), overrides)
     texts = (endpoint,) if isinstance(endpoint, str) else tuple(endpoint)
@@ -233,5 +215,6 @@ def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """Settings with changes by name. Raises UsageError for an unknown name or an invalid value."""
     if unknown := changes.keys() - Settings.__dataclass_fields__.keys():
         raise UsageError(f"unknown setting {unknown.pop()!r}", "cerebrum ask --set help lists them")
-    layer = SourcedLayer({key: validate(key, value, key) for key, value in changes.items() if value is not None})
+    values = {key: value for key, value in changes.items() if value is not None}
+    layer = SourcedLayer({key: OPTIONS[key].validate(value, key) for key, value in values.items()})
     return replace(settings, **layer, origins={**settings.origins, **layer.origins})

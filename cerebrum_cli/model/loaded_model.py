@@ -7,25 +7,24 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens
+from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, RefusedEvent
-from cerebrum_cli.core.sampling import SamplingParams, TokenBias
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import OPENING_TOKENS, InspectionRequest, MessagesRequest, Request
 from cerebrum_cli.engine.step_costs import StepCosts
-from cerebrum_cli.formats.plain import RAW, PromptFormat
+from cerebrum_cli.formats.plain import EMBEDDED, RAW, PromptFormat
 from cerebrum_cli.formats.thinking import open_thought
-from cerebrum_cli.model.format_choice import FormatBuilder, least_tokens, prepare_format
+from cerebrum_cli.model.format_choice import FormatBuilder, least_tokens
 from cerebrum_cli.model.reply import (
     Continuation,
     PreparedReply,
-    Preview,
     Reply,
     ReplyChannels,
     ReplyRequest,
@@ -36,9 +35,9 @@ from cerebrum_cli.model.source import ModelSource, draft_costs, draft_problem
 from cerebrum_cli.models.model import InstalledModel
 
 if TYPE_CHECKING:
+    from cerebrum_cli.engine.protocols import Vocabulary
     from cerebrum_cli.model.inspection import GivenReply
 
-MAX_SHOWN = 8  # tokens, in an error message
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 
 
@@ -46,16 +45,17 @@ MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 class LoadedModel:
     """A model that is loading or loaded: its prompt format, its vocabulary and its engine.
 
-    Other calls than `load`, `respond`, `preview` and `cancel` need the model, or its vocabulary, to be loaded.
+    Other calls than `load`, `respond`, `preview` and `cancel` need the model, or its vocabulary, to be loaded. With
+    `answer_now`, the reasoning of the reply that is being generated can be ended.
     """
 
     source: ModelSource
     engine: Engine
     format_name: str
     build_format: FormatBuilder
-    _answer_now: AnswerNow = field(default_factory=AnswerNow, init=False)
+    answer_now: AnswerNow = field(default_factory=AnswerNow, init=False)
 
-    def __enter__(self) -> LoadedModel:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,7 +67,6 @@ class LoadedModel:
 
     @property
     def model(self) -> InstalledModel:
-        """The installed model."""
         return self.source.model
 
     @property
@@ -85,17 +84,13 @@ class LoadedModel:
 
     def _respond(self, request: ReplyRequest) -> Generator[Event, None, None]:
         yield from self.load()
-        self._answer_now = AnswerNow()
+        self.answer_now = AnswerNow()
         prepared = self.prepare_reply(replace(request, stream=True))
         with closing(ReplyStream(self.engine, [prepared])) as events:
             for event in events:
                 if isinstance(event, RefusedEvent):
                     raise event.error
                 yield event
-
-    def prepare(self, request: ReplyRequest | Continuation) -> PreparedReply:
-        """Tokenize a request, of a conversation or of a text to continue."""
-        return self.prepare_text(request) if isinstance(request, Continuation) else self.prepare_reply(request)
 
     def prepare_reply(self, request: ReplyRequest) -> PreparedReply:
         """Tokenize the request of a conversation.
@@ -110,7 +105,8 @@ class LoadedModel:
         prompt = prompt_format.render(conversation)
         self._require_possible(prompt)
         tokens = (*self.engine.vocabulary.tokenize(prompt), *prefix)
-        self._require_room(tokens)
+        if len(tokens) >= self.engine.context_size:
+            raise self._too_long(str(len(tokens)))
         last = prompt[-1] if prompt else None
         markup = last if isinstance(last, Text) and last.trusted else None
         opening = tokens[-OPENING_TOKENS:]
@@ -120,7 +116,7 @@ class LoadedModel:
         channels = ReplyChannels(
             prompt_format.thoughts,
             open_thought(markup.value, prompt_format.thoughts) if markup else None,
-            self._text_of(prefix),
+            self._text_of(prefix) if prefix else "",
         )
         answer_start = self._controls.answer_start(request, channels)
         is_bound = request.grammar and answer_start is None  # from the first token, so that nothing may be forced
@@ -133,17 +129,16 @@ class LoadedModel:
             self._visible_tokens,
             request.logprobs,
             request.ignore_eos,
-            step_costs=draft_costs(self._measured_costs, self._draft_problem, settings.drafts),
+            step_costs=draft_costs(self._measured_costs, draft_problem(self.model), settings.drafts),
             max_n=request.max_n,
             stream=request.stream,
-            controls=() if is_bound else self._controls.create(request, channels, self._answer_now),
+            controls=() if is_bound else self._controls.create(request, channels, self.answer_now),
             answer_start=answer_start,
             opening=len(opening) - int(starts_with_bos) + len(prefix),
         )
         return PreparedReply(tokenized, None if prompt_format.verbatim else channels)
 
     def _text_of(self, prefix: tuple[int, ...]) -> str:
-        """The text of the tokens that a reply continues, with the markup of its reasoning."""
         pieces = (self.engine.vocabulary.piece(token, special=token in self._visible_tokens) for token in prefix)
         return b"".join(pieces).decode("utf-8", "replace")
 
@@ -162,20 +157,19 @@ class LoadedModel:
             settings.sampling(()),
             n=text.n,
             visible_tokens=self._visible_tokens if channels.thoughts else frozenset(),
-            controls=controls.create(request, channels, self._answer_now),
+            controls=controls.create(request, channels, self.answer_now),
             answer_start=controls.answer_start(request, channels),
         )
         return PreparedReply(tokenized, None)
 
     def channels_of(self, text: Continuation) -> ReplyChannels:
-        """What splits the replies to a text, which may be within reasoning that the text opens."""
         thoughts = self._controls.own_thoughts(text.settings.system)
         return ReplyChannels(thoughts, open_thought(text.text, thoughts))
 
-    def check_settings(self, settings: Settings) -> None:
-        """Raise UsageError for settings that the loaded model cannot follow."""
+    def check_settings(self, settings: Settings, system_prompt: str | None = None) -> None:
+        """Raise UsageError for settings that the loaded model cannot follow, with their system prompt or another."""
         self._sampling(settings, ())
-        self._controls.require_marked_thought(settings, settings.system)
+        self._controls.require_marked_thought(settings, system_prompt or settings.system)
 
     def inspect(self, reply: GivenReply, likeliest: int) -> Generator[Event, None, None]:
         """Load the model if necessary, and yield an AlternativesEvent for each token of a reply, evaluated again.
@@ -187,21 +181,17 @@ class LoadedModel:
         yield from self.load()
         if reply.tokens:
             prompt = self.tokenize(reply.conversation)
-            self._require_room((*prompt, *reply.tokens[:-1]))
+            if (length := len(prompt) + len(reply.tokens) - 1) >= self.engine.context_size:
+                raise self._too_long(str(length))
             request = InspectionRequest.of_reply(prompt, reply.tokens, likeliest + 1)
             with closing(self.engine.complete([request])) as events:
                 yield from raise_refusals(events)
 
     def require_inspection(self) -> None:
-        """Raise UsageError if the engine cannot inspect replies."""
         if not self.engine.scores_texts:
             raise UsageError(
                 "servers cannot compute the probabilities of an existing reply", "use a model on this machine"
             )
-
-    @property
-    def larger_context(self) -> str:
-        return self.engine.larger_context
 
     @property
     def prefix_token(self) -> int | None:
@@ -214,8 +204,8 @@ class LoadedModel:
         """Load the model and yield the events of loading. Raises what made it fail."""
         for event in self.engine.load():
             yield event
-            if isinstance(event, LoadEvent):
-                prepare_format(self.format_name)  # while native code loads the model
+            if isinstance(event, LoadEvent) and self.format_name == EMBEDDED:
+                import cerebrum_cli.formats.template  # noqa: F401  # while native code loads: it takes long to import
 
     def count_tokens(self, conversation: Conversation) -> int:
         """Number of tokens in the prompt of a conversation; the least possible number of one that cannot fit."""
@@ -227,7 +217,7 @@ class LoadedModel:
 
     def tokenize(self, conversation: Conversation) -> tuple[int, ...]:
         """Tokenize the prompt of a conversation. Raises PromptTooLong if it is too long to be tokenized in seconds."""
-        return self._tokenize(self._render(conversation))
+        return self.engine.vocabulary.tokenize(self._render(conversation))
 
     def shared_prefix(self, conversation: Conversation) -> tuple[int, ...]:
         """The prompt tokens that do not depend on the first question; empty without a question."""
@@ -243,26 +233,24 @@ class LoadedModel:
         """Tokens in the context of the loaded model; None before it is loaded."""
         return self.engine.context_size if self.engine.is_loaded else None
 
-    def preview(self, conversation: Conversation, settings: Settings | None = None) -> Preview:
-        """Load the model, and return the exact prompt of a conversation without evaluating it.
+    def preview(self, conversation: Conversation, settings: Settings | None = None) -> tuple[str, tuple[int, ...]]:
+        """Load the model, and return the exact prompt of a conversation, as text and token ids, without evaluating it.
 
-        Raises UsageError for settings that a reply could not follow.
+        Special tokens are spelled out in the text. Raises UsageError for settings that a reply could not follow.
         """
         for _ in self.load():
             pass
         if settings:
-            self._sampling(settings, ())
-            self._controls.require_marked_thought(settings, conversation.system_prompt)
-        vocabulary = self.engine.vocabulary
-        parts = self._render(conversation)
-        ids, text = self._tokenize(parts), self._spell(parts)
-        bos = vocabulary.special_token_text("bos")
-        adds_bos = bool(ids) and detokenize(vocabulary, ids[:1]) == bos and not text.startswith(bos)
-        return Preview(bos + text if adds_bos else text, ids)
+            self.check_settings(settings, conversation.system_prompt)
+        ids, text = self.tokenize(conversation), self.render(conversation)
+        bos = self.engine.vocabulary.special_token_text("bos")
+        adds_bos = bool(ids) and self.detokenize(ids[:1]) == bos and not text.startswith(bos)
+        return bos + text if adds_bos else text, ids
 
     def render(self, conversation: Conversation) -> str:
-        """The text of a conversation's prompt, without BOS unless the format writes it."""
-        return self._spell(self._render(conversation))
+        """The text of a conversation's prompt, without BOS unless the format writes it. Raises PromptTooLong."""
+        parts = self._render(conversation)
+        return "".join(part.value if isinstance(part, Text) else self.detokenize(part.ids) for part in parts)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         return detokenize(self.engine.vocabulary, ids)
@@ -291,54 +279,31 @@ class LoadedModel:
         return self.source.measured_costs
 
     @cached_property
-    def _draft_problem(self) -> str | None:
-        return draft_problem(self.model)
-
-    @cached_property
     def _controls(self) -> ReplyControls:
         return ReplyControls(self.engine.vocabulary, self.format)
 
-    @property
-    def can_answer_now(self) -> bool:
-        """Whether `answer_now` has an effect on the reasoning of the reply that is being generated."""
-        return self._answer_now.is_watched
-
-    def answer_now(self) -> None:
-        """End the reasoning of the reply that is being generated, if it still reasons at its next token."""
-        self._answer_now.is_requested = True
-
     def save_prompt_cache(
-        self, min_tokens: int, conversation: Conversation | None = None, empties: bool = False
+        self,
+        min_tokens: int | None,
+        conversation: Conversation | None = None,
+        empties: bool = False,
+        is_slow: Callable[[int], bool] | None = None,
     ) -> NoticeEvent | None:
         """Save `min_tokens` or more evaluated tokens, of one conversation or all. Return a notice if that fails.
 
-        With `empties`, they are then dropped from memory.
+        With `empties`, they are then dropped from memory. The prefix that conversations with the same system prompt
+        share is saved too if it `is_slow` to evaluate this many tokens; tokens after it are dropped from memory.
         """
-
-        def save() -> None:
-            prompt = self.tokenize(conversation) if conversation and self.engine.is_loaded else None
-            self.engine.save_prompt_cache(min_tokens, prompt, empties)
-
-        return self._notice_of(save)
-
-    def save_prefix(self, conversation: Conversation, is_slow: Callable[[int], bool]) -> NoticeEvent | None:
-        """Save the prefix that conversations with this system prompt share, if it `is_slow` to evaluate.
-
-        Return a notice if that fails. Tokens evaluated after the prefix are dropped from memory.
-        """
-
-        def save() -> None:
-            prefix = self.shared_prefix(conversation) if self.engine.is_loaded else ()
-            if prefix and is_slow(len(prefix)):
-                self.engine.save_prefix(prefix)
-
-        return self._notice_of(save)
-
-    def _notice_of(self, save: Callable[[], None]) -> NoticeEvent | None:
-        """Save to the prompt cache, if the engine has one; return a notice if that fails."""
+        if not self.engine.has_prompt_cache:
+            return None
+        loaded_conversation = conversation if self.engine.is_loaded else None
         try:
-            if self.engine.has_prompt_cache:
-                save()
+            if min_tokens is not None:
+                prompt = self.tokenize(loaded_conversation) if loaded_conversation else None
+                self.engine.save_prompt_cache(min_tokens, prompt, empties)
+            prefix = self.shared_prefix(loaded_conversation) if is_slow and loaded_conversation else ()
+            if is_slow and prefix and is_slow(len(prefix)):
+                self.engine.save_prefix(prefix)
         except FormatError:  # the conversation was never evaluated
             return None
         except EngineError as error:
@@ -354,20 +319,11 @@ class LoadedModel:
             return params
         return replace(params, logit_bias=resolve_biases(self.engine.vocabulary, params.logit_bias))
 
-    def _require_room(self, tokens: tuple[int, ...]) -> None:
-        if len(tokens) >= self.engine.context_size:
-            raise self._too_long(str(len(tokens)))
-
     def _render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         self._require_possible(last_text(conversation))
-        return self.format.render(conversation)
-
-    def _spell(self, prompt: Sequence[PromptPart]) -> str:
-        return "".join(part.value if isinstance(part, Text) else self.detokenize(part.ids) for part in prompt)
-
-    def _tokenize(self, prompt: Sequence[PromptPart]) -> tuple[int, ...]:
+        prompt = self.format.render(conversation)
         self._require_possible(prompt)
-        return self.engine.vocabulary.tokenize(prompt)
+        return prompt
 
     def _require_possible(self, prompt: Iterable[PromptPart]) -> None:
         if least := least_tokens(self.engine.vocabulary, self.engine.context_size, prompt):
@@ -375,12 +331,11 @@ class LoadedModel:
 
     def _too_long(self, tokens: str) -> PromptTooLong:
         size, trained = self.engine.context_size, self.model.trained_context
-        advice = f" or {self.larger_context} (trained context: {trained})" if size < trained else ""
+        advice = f" or {self.engine.larger_context} (trained context: {trained})" if size < trained else ""
         return PromptTooLong.for_context(tokens, size, advice)
 
 
 def detokenize(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
-    """Decode tokens to text, special tokens spelled out."""
     return b"".join(vocabulary.piece(token, special=True) for token in ids).decode("utf-8", "replace")
 
 
@@ -398,22 +353,14 @@ def resolve_biases(vocabulary: Vocabulary, biases: Iterable[TokenBias]) -> tuple
 def _token_id(vocabulary: Vocabulary, token: int | str) -> int:
     if isinstance(token, int):
         if token >= vocabulary.size:
-            problem = f"logit_bias: this model has no token {token}"
-            raise UsageError(problem, f"ids are below {vocabulary.size}")
+            raise UsageError(f"logit_bias: this model has no token {token}", f"ids are below {vocabulary.size}")
         return token
-    tokens = _tokens_within_text(vocabulary, token)
+    before = Tokens(vocabulary.tokenize([Text("a", trusted=True)]))  # at the start, SentencePiece would add a space
+    tokens = vocabulary.tokenize([before, Text(token, trusted=True)])[len(before.ids) :]
     if len(tokens) == 1:
         return tokens[0]
-    shown = [f"{part} {vocabulary.piece(part, special=True).decode('utf-8', 'replace')!r}" for part in tokens]
-    listed = ", ".join((*shown[:MAX_SHOWN], *(["..."] if len(shown) > MAX_SHOWN else [])))
-    problem = f"logit_bias: {token!r} is not one token of this model but {len(tokens)}: {listed}"
-    spaced = f" {token}"
-    if len(_tokens_within_text(vocabulary, spaced)) == 1:
-        raise UsageError(problem, f"with a leading space it is one: {spaced!r}")
-    raise UsageError(problem, "bias tokens by their ids, as in 42=-1")
-
-
-def _tokens_within_text(vocabulary: Vocabulary, text: str) -> tuple[int, ...]:
-    """Tokens of a text that follows another: at the start, SentencePiece would add a space."""
-    before = Tokens(vocabulary.tokenize([Text("a", trusted=True)]))
-    return vocabulary.tokenize([before, Text(text, trusted=True)])[len(before.ids) :]
+    listed = ", ".join(f"{part} {vocabulary.piece(part, special=True).decode('utf-8', 'replace')!r}" for part in tokens)
+    raise UsageError(
+        f"logit_bias: {token!r} is not one token of this model but {len(tokens)}: {listed}",
+        "put a space before it, or bias tokens by their ids, as in 42=-1",
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cerebrum_cli.core.files import atomic_write, read_small_json
-from cerebrum_cli.core.settings import ATTENTION_KEYS, Settings, as_arguments
+from cerebrum_cli.core.settings import ATTENTION_KEYS, OPTIONS, Settings
 from cerebrum_cli.engine.model_options import Tuning
 from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.models.library import ADAPTED
@@ -32,7 +32,6 @@ class Speeds:
     memory: int = 0
 
     def seconds(self, prompt: int, reply: int) -> float:
-        """Duration of loading, and of evaluating and generating these numbers of tokens."""
         return self.load_s + prompt / self.prompt + reply / self.generate
 
 
@@ -51,7 +50,6 @@ class TunedUse:
 
     @property
     def best_draft(self) -> tuple[int, float] | None:
-        """Number of rows and cost of the step that gains most from drafted tokens; None if none can pay."""
         return self.step_costs.best_draft if self.step_costs else None
 
 
@@ -67,7 +65,6 @@ class Profile:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Key of the model, the machine and the build that it is valid for."""
         return self.model, self.machine, self.build
 
     @property
@@ -88,36 +85,31 @@ class ProfileStore:
     build: str
 
     def find(self, model: str) -> Profile | None:
-        """Load the profile of a model; None if there is none, or it is damaged."""
-        key = (model, self.machine, self.build)
-        profile = _read(self._path(*key))
-        return profile if profile and profile.key == key else None
+        return next((profile for profile in self._of(model) if profile.key == (model, self.machine, self.build)), None)
 
     def find_other(self, model: str) -> Profile | None:
-        """Load a profile of the model from another machine or another build of llama.cpp."""
-        found = (_read(path) for path in self._paths(model))
-        own = (model, self.machine, self.build)
-        return next((profile for profile in found if profile and profile.model == model and profile.key != own), None)
+        return next((profile for profile in self._of(model) if profile != self.find(model)), None)
 
     def save(self, profile: Profile) -> None:
-        """Save a profile, replacing the previous one. Raises OSError."""
         path = self._path(*profile.key)
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps({"version": VERSION, **asdict(profile)}, indent=2).encode())
 
     def discard(self, model: str) -> None:
         """Delete the profiles of a model on this machine, with any build of llama.cpp. Raises OSError."""
-        for path in self._paths(model):
-            profile = _read(path)
-            is_same = profile and (profile.model, profile.machine) == (model, self.machine)
-            if is_same or path == self._path(model, self.machine, self.build):
-                path.unlink()
+        for profile in self._of(model):
+            if profile.machine == self.machine:
+                self._path(*profile.key).unlink()
 
     def delete(self, model: str) -> None:
         """Delete all profiles of a model, also those with adapters."""
         for path in self._paths(model):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+    def _of(self, model: str) -> list[Profile]:
+        profiles = map(_read, self._paths(model))
+        return [profile for profile in profiles if profile and profile.model == model]
 
     def _paths(self, model: str) -> list[Path]:
         return sorted(self.directory.glob(f"{_digest(model.partition(ADAPTED)[0])}-*.json"))
@@ -128,10 +120,9 @@ class ProfileStore:
 
 
 def settings_text(settings: Settings) -> str:
-    """The user's settings that a profile was measured with, as text."""
     values = ((key, getattr(settings, key)) for key in MEASURED_SETTINGS)
     changed = ((key, value) for key, value in values if value != getattr(UNSET, key))
-    return "".join(f", {as_arguments(key, value)}" for key, value in changed)
+    return "".join(f", {OPTIONS[key].argument_for(value)}" for key, value in changed)
 
 
 def general_settings(settings: Settings) -> Settings:
@@ -144,20 +135,18 @@ def profile_object(profile: Profile) -> dict[str, Any]:
         "created": profile.created,
         "machine": profile.machine,
         "build": profile.build,
-        "uses": {name: use_object(tuned) for name, tuned in profile.uses.items()},
-    }
-
-
-def use_object(tuned: TunedUse) -> dict[str, Any]:
-    """Object that `--json` prints for one use, with only the settings that differ from the defaults."""
-    return {
-        "settings": tuned.tuning.overrides,
-        "gain": round(tuned.gain, 3),
-        "load_s": round(tuned.speeds.load_s, 3),
-        "prompt_tokens_per_second": round(tuned.speeds.prompt, 2),
-        "tokens_per_second": round(tuned.speeds.generate, 2),
-        "memory": tuned.speeds.memory,
-        "step_costs": tuned.step_costs and asdict(tuned.step_costs),
+        "uses": {
+            name: {
+                "settings": tuned.tuning.overrides,
+                "gain": round(tuned.gain, 3),
+                "load_s": round(tuned.speeds.load_s, 3),
+                "prompt_tokens_per_second": round(tuned.speeds.prompt, 2),
+                "tokens_per_second": round(tuned.speeds.generate, 2),
+                "memory": tuned.speeds.memory,
+                "step_costs": tuned.step_costs and asdict(tuned.step_costs),
+            }
+            for name, tuned in profile.uses.items()
+        },
     }
 
 
@@ -166,7 +155,6 @@ def _digest(text: str) -> str:
 
 
 def _read(path: Path) -> Profile | None:
-    """Load a profile; None if the file is missing, damaged or of another version."""
     try:
         value = read_small_json(path)
         if value.pop("version") == VERSION:

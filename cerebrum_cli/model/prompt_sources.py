@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
@@ -20,12 +19,13 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_names, format_size, well_formed
 
 if TYPE_CHECKING:
+    from _typeshed import SupportsRead
+
     from cerebrum_cli.model.file_search import Skipped
 
 MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
 STANDARD_INPUT = Path("-")  # to other programs
 MAX_FOUND_BYTES = 1_000_000  # of a file that was not named itself: larger ones are data, and fill most contexts
-MAX_NAMED_FILES = 3  # in the error of a prompt that is too long
 TOO_LARGE = f"over {format_size(MAX_FOUND_BYTES)}"
 
 
@@ -43,9 +43,8 @@ class PromptSources:
     raw: bool
     on_notice: Callable[[NoticeEvent], None]
     saved: SavedPrompt | None = None
-    _texts: list[tuple[str, str]] = field(default_factory=list, init=False)  # of files that were read
 
-    def validate(self, piped: Readable | None) -> None:
+    def validate(self, piped: SupportsRead[bytes] | None) -> None:
         """Raise UsageError for sources that cannot give a question. Reads nothing."""
         if self.messages is not None and (self.prompt is not None or self.files or self.raw):
             raise UsageError("--messages cannot be combined with a prompt, --file or --raw", "omit them")
@@ -58,49 +57,27 @@ class PromptSources:
         if self.messages is None and not self.files:
             fill(self.saved, self.prompt or "")
 
-    def read(self, piped: Readable | None, settings: Settings, system: str | None) -> Conversation:
+    def read(self, piped: SupportsRead[bytes] | None, settings: Settings, system: str | None) -> Conversation:
         """Read all sources. Raises UsageError for a source that cannot be read, PromptTooLong for one without end.
 
         A question gets the system prompt of the settings; a messages list only one given on the command line.
         """
         self.validate(piped)
         if self.messages is not None:
-            return self._read_messages(self.messages, piped, system)
+            if self.messages == STANDARD_INPUT and piped is not None:
+                conversation = parse_messages(read_piped(piped), "standard input")
+            else:
+                conversation = parse_messages(read_prompt(self.messages), str(self.messages))
+            if self.saved:
+                conversation = conversation.with_question(self.saved.fill(conversation.question))
+            return conversation if system is None else replace(conversation, system_prompt=system)
         text = read_piped(piped) if piped else None
         prompt = None if self.prompt in (None, "-") else well_formed(self.prompt)
         files = read_prompt_files(self.files, self.on_notice)
-        self._texts[:] = files
         if self.raw:
             texts = [*(content for _, content in files), prompt or "", text or ""]
             return Conversation().user(fill(self.saved, "".join(texts)))
         return Conversation(system_prompt=settings.system).user(compose_prompt(prompt, files, text, self.saved))
-
-    @contextmanager
-    def naming_files(self) -> Iterator[None]:
-        """Add the largest files to the hint of a PromptTooLong."""
-        try:
-            yield
-        except PromptTooLong as error:
-            raise naming_files(error, self._texts) from error
-
-    def _read_messages(self, source: Path, piped: Readable | None, system: str | None) -> Conversation:
-        if source == Path("-") and piped is not None:
-            text, name = read_piped(piped), "standard input"
-        else:
-            text, name = read_prompt(source), str(source)
-        conversation = parse_messages(text, name)
-        if self.saved:
-            conversation = conversation.with_question(self.saved.fill(conversation.question))
-        return conversation if system is None else replace(conversation, system_prompt=system)
-
-
-def naming_files(error: PromptTooLong, files: Sequence[tuple[str, str]]) -> PromptTooLong:
-    """The error of a prompt with files, whose hint names the largest of them."""
-    if not files:
-        return error
-    sizes = sorted(((len(text.encode("utf-8", "surrogatepass")), name) for name, text in files), reverse=True)
-    largest = ", ".join(f"{name} ({format_size(size)})" for size, name in sizes[:MAX_NAMED_FILES])
-    return PromptTooLong(error.message, f"{error.hint}; largest files: {largest}")
 
 
 def compose_prompt(
@@ -130,7 +107,6 @@ def fence_file(name: str, text: str) -> str:
 
 
 def parse_messages(text: str, name: str) -> Conversation:
-    """Parse an OpenAI messages list, or an object with one, that ends with a question."""
     try:
         items = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -168,14 +144,14 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
         return []
     from cerebrum_cli.model.file_search import search_of
 
-    searches = [search_of(path) for path in paths]
-    seen = {os.path.realpath(path) for path, search in zip(paths, searches, strict=True) if search is None}
+    searches = [(path, search_of(path)) for path in paths]
+    seen = {os.path.realpath(path) for path, search in searches if search is None}
     files: list[tuple[str, str]] = []
     skipped: list[Skipped] = []
-    for path, search in zip(paths, searches, strict=True):
+    for path, search in searches:
+        if path == STANDARD_INPUT:
+            raise UsageError("- is not a file", "piped text is added to the prompt without -f")
         if search is None:
-            if path == STANDARD_INPUT:
-                raise UsageError("- is not a file", "piped text is added to the prompt without -f")
             files.append((well_formed(str(path)), read_prompt(path)))
             continue
         left_out: list[Skipped] = []
@@ -183,8 +159,7 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
             matches = {os.path.realpath(match): match for match in search.find(left_out)}
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
-        new = (match for real, match in matches.items() if real not in seen)
-        texts = list(read_found(path, new, left_out))
+        texts = read_found(path, [match for real, match in matches.items() if real not in seen], left_out)
         if not texts and seen.isdisjoint(matches):
             hint = "hidden files and those in .gitignore are left out"
             raise UsageError(f"{path}: no text files found", skipped_notice(left_out).message if left_out else hint)
@@ -196,39 +171,31 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
     return files
 
 
-def read_found(source: Path, paths: Iterable[Path], skipped: list[Skipped]) -> Iterator[tuple[str, str]]:
-    """Yield the files that are text, as names and texts, and add the others to `skipped`. Raises PromptTooLong."""
-    size = 0
+def read_found(source: Path, paths: Sequence[Path], skipped: list[Skipped]) -> list[tuple[str, str]]:
+    """The files that are text, as names and texts; adds the others to `skipped`. Raises PromptTooLong."""
+    texts, size = [], 0
     for match in paths:
         is_below = match.is_absolute() and match.is_relative_to(Path.cwd())
         path = match.relative_to(Path.cwd()) if is_below else match
-        data, reason = read_small_text(path)
-        if data is None:
-            skipped.append((path, reason))
+        try:
+            data = read_at_most(path, MAX_FOUND_BYTES)
+            text = None if data is None else data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            skipped.append((path, "binary"))
             continue
-        size += len(data)
+        except OSError as error:
+            skipped.append((path, error.strerror or "unreadable"))
+            continue
+        if text is None or "\0" in text:
+            skipped.append((path, TOO_LARGE if text is None else "binary"))
+            continue
+        size += len(text)
         if size > MAX_PROMPT_BYTES:
             raise PromptTooLong(
                 f"the files in {source} exceed {format_size(MAX_PROMPT_BYTES)} in total", "name fewer files"
             )
-        yield well_formed(str(path)), data.removeprefix("\ufeff")
-
-
-def read_small_text(path: Path) -> tuple[str | None, str]:
-    """Text of a file, or None and why it is left out."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FOUND_BYTES + 1)
-    except OSError as error:
-        return None, error.strerror or "unreadable"
-    if b"\0" in data:
-        return None, "binary"
-    if len(data) > MAX_FOUND_BYTES:
-        return None, TOO_LARGE
-    try:
-        return data.decode("utf-8"), ""
-    except UnicodeDecodeError:
-        return None, "binary"
+        texts.append((well_formed(str(path)), text))
+    return texts
 
 
 def skipped_notice(skipped: Sequence[Skipped]) -> NoticeEvent:
@@ -237,22 +204,14 @@ def skipped_notice(skipped: Sequence[Skipped]) -> NoticeEvent:
     return NoticeEvent(f"{format_count(len(skipped), 'file')} skipped: {names}", hint)
 
 
-class Readable(Protocol):
-    def read(self, size: int, /) -> bytes:
-        """Read to the end, but no more than `size` bytes."""
-
-
 def read_prompt(path: Path) -> str:
-    """Read text of a prompt. Raises PromptTooLong, and UsageError if it cannot be read or is not UTF-8."""
     return read_text(path, MAX_PROMPT_BYTES, PromptTooLong)
 
 
-def read_piped(piped: Readable) -> str:
-    """Read text of a prompt from standard input. Raises PromptTooLong, and UsageError if it is not UTF-8."""
+def read_piped(piped: SupportsRead[bytes]) -> str:
     data = piped.read(MAX_PROMPT_BYTES + 1)
-    if len(data) > MAX_PROMPT_BYTES:
-        raise too_large("standard input", MAX_PROMPT_BYTES, PromptTooLong)
-    return decode_text(data, "standard input")
+    is_too_large = len(data) > MAX_PROMPT_BYTES
+    return decode_text(None if is_too_large else data, "standard input", MAX_PROMPT_BYTES, PromptTooLong)
 
 
 def read_text(path: Path, limit: int, error_type: type[CerebrumError] = UsageError) -> str:
@@ -261,17 +220,13 @@ def read_text(path: Path, limit: int, error_type: type[CerebrumError] = UsageErr
         data = read_at_most(path, limit)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
+    return decode_text(data, str(path), limit, error_type)
+
+
+def decode_text(data: bytes | None, name: str, limit: int, error_type: type[CerebrumError]) -> str:
+    """Decode UTF-8 without a byte order mark. Raises UsageError, and `error_type` for None, which exceeds the limit."""
     if data is None:
-        raise too_large(str(path), limit, error_type)
-    return decode_text(data, str(path))
-
-
-def too_large(name: str, limit: int, error_type: type[CerebrumError]) -> CerebrumError:
-    return error_type(f"{name} is larger than {format_size(limit)}", "shorten it, or split it")
-
-
-def decode_text(data: bytes, name: str) -> str:
-    """Decode UTF-8 without a byte order mark. Raises UsageError."""
+        raise error_type(f"{name} is larger than {format_size(limit)}", "shorten it, or split it")
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

@@ -6,10 +6,9 @@ from array import array
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import count
 from math import exp, fsum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
@@ -77,12 +76,10 @@ class ReplyChannels:
     prefix_text: str = ""
 
     def splitter(self) -> ThoughtSplitter:
-        return self.split_prefix()[0]
-
-    def split_prefix(self) -> tuple[ThoughtSplitter, list[SplitText]]:
-        """A splitter, and what it has assigned of the text of the reply to continue."""
+        """A splitter that has read the text of the reply to continue."""
         splitter = ThoughtSplitter(self.thoughts, self.thought)
-        return splitter, splitter.feed(self.prefix_text)
+        splitter.feed(self.prefix_text)
+        return splitter
 
 
 class Reply:
@@ -135,9 +132,6 @@ class Reply:
     def events(self) -> Generator[Event, None, None]:
         """All events of loading the model and of the reply, once; nothing later."""
         events, self._events = self._events, None
-        return self._recorded(events)
-
-    def _recorded(self, events: Generator[Event, None, None] | None) -> Generator[Event, None, None]:
         if events is None:
             return
         with closing(events):
@@ -153,7 +147,6 @@ class Reply:
             self._texts[channel].append(text)
 
     def emit(self, event: Event) -> None:
-        """Add what an event of the reply holds."""
         if isinstance(event, TokenEvent):
             self._texts[event.channel].append(event.text)
             self._tokens.extend(event.tokens)
@@ -205,10 +198,9 @@ class Reply:
         return finish.reason if finish else "cancelled"
 
     @property
-    def usage(self) -> Usage:
-        """Numbers of tokens of the prompt, of those that were cached, and of the reply."""
-        finish = self.finish
-        return Usage(finish.prompt_tokens, finish.cached_tokens, finish.completion_tokens)
+    def usage(self) -> FinishEvent:
+        """With `prompt_tokens`, `cached_tokens` and `completion_tokens`; of a server that does not state them, 0."""
+        return self.finish
 
     @property
     def conversation(self) -> Conversation:
@@ -236,23 +228,20 @@ class Reply:
 
     @property
     def lowest_window(self) -> float:
-        """Geometric mean of the probabilities of the least likely WINDOW consecutive tokens, or 0."""
-        return lowest_window(self._logprobs)
+        """Geometric mean of the probabilities of the least likely WINDOW consecutive tokens, or of all."""
+        windows = [self._logprobs[at : at + WINDOW] for at in range(max(1, len(self._logprobs) - WINDOW + 1))]
+        return mean_probability(min(windows, key=fsum))
 
     @property
     def has_long_prompt(self) -> bool:
         """Whether it evaluated so much of the prompt that the prompt is worth caching on disk."""
-        return self.finish.reason != "cancelled" and self.evaluated > LONG_PROMPT
+        finish = self.finish
+        return finish.reason != "cancelled" and finish.prompt_tokens - finish.cached_tokens > LONG_PROMPT
 
     def has_slow_prefill(self, tokens: int) -> bool:
         """Whether it evaluated the first tokens of its prompt, and this many take long to evaluate."""
         speed, finish = self.finish.timings.prompt_tokens_per_second, self.finish
         return finish.reason != "cancelled" and finish.cached_tokens < tokens and tokens > SLOW_PREFILL_S * speed
-
-    @property
-    def evaluated(self) -> int:
-        """Number of prompt tokens that were not cached."""
-        return self.finish.prompt_tokens - self.finish.cached_tokens
 
     @property
     def thought_closed_at(self) -> int | None:
@@ -265,49 +254,31 @@ class Reply:
         return None if self.finish.reason == "repetition" else self.final_answer
 
 
-class Usage(NamedTuple):
-    """Numbers of tokens; of a server that does not state them, 0."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-
-
-class Preview(NamedTuple):
-    """A prompt as the model would get it: as text, special tokens spelled out, and as token ids."""
-
-    prompt: str
-    token_ids: tuple[int, ...]
-
-
 def mean_probability(logprobs: Sequence[float]) -> float:
     """Geometric mean of probabilities, from their logarithms; 0 without any."""
     return round(exp(fsum(logprobs) / len(logprobs)), PROBABILITY_DIGITS) if logprobs else 0.0
 
 
-def lowest_window(logprobs: Sequence[float]) -> float:
-    """Lowest `mean_probability` of WINDOW consecutive tokens; that of all of them if they are fewer."""
-    windows = (logprobs[at : at + WINDOW] for at in range(max(1, len(logprobs) - WINDOW + 1)))
-    return mean_probability(min(windows, key=fsum))
-
-
-class PreparedReply(NamedTuple):
+@dataclass(slots=True)
+class PreparedReply:
     """A tokenized request, and what splits its text into channels; None for text without channels."""
 
     request: Request
     channels: ReplyChannels | None
 
 
-class ReplyStream:
+P = TypeVar("P", bound=PreparedReply)
+
+
+class ReplyStream(Generic[P]):
     """The events of several requests that run together; a FinishEvent is the last event of each sample.
 
-    `SequenceId.request` counts the requests in the order given. Close the stream to stop what still runs.
+    `SequenceId.request` counts the requests in the order given, and `replies` has them by this number; remove those
+    whose further events do not matter. Close the stream to stop what still runs.
     """
 
-    def __init__(
-        self, engine: Engine, replies: Iterable[PreparedReply | None], scope: CancelScope | None = None
-    ) -> None:
-        self._channels: dict[int, ReplyChannels | None] = {}
+    def __init__(self, engine: Engine, replies: Iterable[P], scope: CancelScope | None = None) -> None:
+        self.replies: dict[int, P] = {}
         self._splitters: dict[SequenceId, ThoughtSplitter | None] = {}
         self._completions = engine.complete(self._read(replies), scope)
         self.inspect = self._completions.inspect
@@ -317,30 +288,21 @@ class ReplyStream:
 
     def __iter__(self) -> Iterator[Event]:
         for event in self._completions:
-            if isinstance(event, (TokenEvent, FinishEvent)) and (splitter := self._splitter(event.sequence)):
-                yield from split_channels(event, splitter)
+            if isinstance(event, (TokenEvent, FinishEvent)):
+                if event.sequence not in self._splitters:
+                    reply = self.replies.get(event.sequence.request)
+                    self._splitters[event.sequence] = reply.channels.splitter() if reply and reply.channels else None
+                splitter = self._splitters[event.sequence]
+                yield from split_channels(event, splitter) if splitter else (event,)
             else:
                 yield event
             if isinstance(event, (FinishEvent, RefusedEvent)):
                 self._splitters.pop(event.sequence, None)
 
-    def forget(self, index: int) -> None:
-        """Free the state of a request whose further events do not matter: all requests may not fit into memory."""
-        self._channels.pop(index, None)
-
-    def _read(self, replies: Iterable[PreparedReply | None]) -> Iterator[Request | None]:
-        indexes = count()
-        for reply in replies:
-            if reply:
-                self._channels[next(indexes)] = reply.channels
-            yield reply.request if reply else None
-
-    def _splitter(self, sequence: SequenceId) -> ThoughtSplitter | None:
-        """Splitter of a sample's text; None for text without channels, or of a forgotten request."""
-        if sequence not in self._splitters:
-            channels = self._channels.get(sequence.request)
-            self._splitters[sequence] = channels.splitter() if channels else None
-        return self._splitters[sequence]
+    def _read(self, replies: Iterable[P]) -> Iterator[Request]:
+        for index, reply in enumerate(replies):
+            self.replies[index] = reply
+            yield reply.request
 
 
 def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -> Iterator[Event]:
@@ -357,42 +319,34 @@ def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -
     yield event
 
 
-def reply_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
-    """A notice that the answer is truncated or blank, or None. `larger_context` is that of the engine."""
+def reply_notice(reply: Reply, larger_context: str, has_grammar: bool = False) -> NoticeEvent | None:
+    """A notice that the answer is truncated or blank, or None. `larger_context` is that of the engine.
+
+    With a grammar, which an incomplete reply does not match, also of one that ended while reasoning.
+    """
     finish = reply.finish
+    if has_grammar and reply.reasoning and not reply.text.strip() and finish.reason in ("length", "stop"):
+        more = "raise --max-tokens" if finish.reason == "length" else "ask again"
+        return NoticeEvent(
+            "the reply ended while reasoning, before an answer",
+            f"{more}, or limit reasoning with --think N or --think off",
+        )
     if finish.reason == "context":
         size = f" of {finish.context_size} tokens" if finish.context_size else ""
-        problem = f"answer truncated: the context{size} is full"
-        return NoticeEvent(problem, f"{larger_context}, or ask for less")
+        return NoticeEvent(f"answer truncated: the context{size} is full", f"{larger_context}, or ask for less")
     if finish.reason == "length":
         stage = " of reasoning" if reply.reasoning and not reply.text else ""
         return NoticeEvent(f"answer truncated at {finish.completion_tokens} tokens{stage}", "raise --max-tokens")
     if finish.reason == "repetition":
-        problem = f"the reply repeats itself and was stopped after {finish.completion_tokens} tokens"
-        return NoticeEvent(problem, "try a higher --temperature, --set repeat_penalty=1.1, or --set loop_check=off")
+        return NoticeEvent(
+            f"the reply repeats itself and was stopped after {finish.completion_tokens} tokens",
+            "try a higher --temperature, --set repeat_penalty=1.1, or --set loop_check=off",
+        )
     if finish.reason == "stop" and not reply.text.strip():
         has_prompt = finish.context_size > 0  # else the server makes it
         hint = "check the prompt format with --dry-run" if has_prompt else "give the server a larger context"
         return NoticeEvent("the model's answer is blank", f"{hint}, or ask again")
     return None
-
-
-def mismatch_notice(reply: Reply, larger_context: str) -> NoticeEvent | None:
-    """A notice of why a reply under a grammar is incomplete, and so does not match it; None if it is complete."""
-    is_limited = reply.finish.reason == "length"
-    if reply.reasoning and not reply.text.strip() and (is_limited or reply.finish.reason == "stop"):
-        problem = "the reply ended while reasoning, before an answer"
-        shorter = "limit reasoning with --think N or --think off"
-        return NoticeEvent(problem, f"raise --max-tokens, or {shorter}" if is_limited else f"ask again, or {shorter}")
-    return reply_notice(reply, larger_context)
-
-
-def length_notice(tokens: int, context_size: int) -> NoticeEvent | None:
-    """A notice about a prompt that fits the context, but takes more than half of it; None for any other."""
-    if not context_size < 2 * tokens < 2 * context_size:
-        return None
-    problem = f"the prompt has {tokens} tokens, more than half of the context of {context_size}"
-    return NoticeEvent(problem, f"there is room for a reply of {context_size - tokens} tokens")
 
 
 def reply_object(
@@ -432,15 +386,4 @@ def reply_object(
             "draft_n": timings.draft_n,
             "draft_n_accepted": timings.draft_n_accepted,
         },
-    }
-
-
-def prompt_object(preview: Preview, model: str, format_name: str) -> dict[str, Any]:
-    """The object `ask --dry-run --json` prints."""
-    return {
-        "prompt": preview.prompt,
-        "prompt_tokens": len(preview.token_ids),
-        "token_ids": list(preview.token_ids),
-        "format": format_name,
-        "model": model,
     }

@@ -6,16 +6,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import CHOSEN, RECOMMENDED, Settings
 from cerebrum_cli.core.text import partial_marker_length
-from cerebrum_cli.engine.backend import Vocabulary, continuation
 from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Force, LoopCheck, Stage, Upcoming
+from cerebrum_cli.engine.sequence import continuation
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.thinking import ThoughtMarkup
 from cerebrum_cli.model.reply import ReplyChannels, ReplyRequest
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.protocols import Vocabulary
 
 SENTENCE_TOKENS = 16  # to wait for the end of a sentence
 OPENING_TOKENS = 8  # within which a reply has mostly begun to reason, or to answer
@@ -35,6 +39,9 @@ class AnswerNow:
     is_requested = False
     is_watched = False
 
+    def request(self) -> None:
+        self.is_requested = True
+
 
 @dataclass(eq=False)
 class ReplyControls:
@@ -46,7 +53,6 @@ class ReplyControls:
     def create(
         self, request: ReplyRequest, channels: ReplyChannels, answer_now: AnswerNow
     ) -> tuple[ControlFactory, ...]:
-        """The controls of a reply, in the order in which they may intervene."""
         settings = request.settings
         controls: list[ControlFactory] = []
         may_repeat = request.ignore_eos or self.format.verbatim  # text of a given length, or without a format
@@ -89,16 +95,20 @@ class ReplyControls:
             return
         markup = {text for thought in self.own_thoughts(system_prompt) for text in (thought.open, thought.close)}
         if settings.thinks is not False and (ignored := markup.intersection(map(str.strip, settings.stop))):
-            problem = f"invalid stop: {ignored.pop()!r}; stop strings apply to the answer, not to reasoning"
-            raise UsageError(problem, "omit it; --think limits reasoning or turns it off")
+            raise UsageError(
+                f"invalid stop: {ignored.pop()!r}; stop strings apply to the answer, not to reasoning",
+                "omit it; --think limits reasoning or turns it off",
+            )
         if settings.origin("think") in RECOMMENDED:
             return
         if settings.effort and self.format.name == EMBEDDED and settings.effort not in self.format.efforts:
             known = ", ".join(("on", "off", "a number of tokens", *self.format.efforts))
             raise UsageError(f"this model does not support the effort {settings.think!r}", f"it supports: {known}")
         if settings.thought_limit is not None and not self._marks_thought(system_prompt):
-            problem = f"think={settings.think} has no effect: this model does not mark its reasoning"
-            raise UsageError(problem, "omit it, or set it to on; --max-tokens limits the whole reply")
+            raise UsageError(
+                f"think={settings.think} has no effect: this model does not mark its reasoning",
+                "omit it, or set it to on; --max-tokens limits the whole reply",
+            )
 
     def _marks_thought(self, system_prompt: str | None) -> bool:
         return self.format.has_switch or bool(self.own_thoughts(system_prompt))
@@ -236,7 +246,6 @@ class AnswerDetector:
 
     @property
     def _marker(self) -> str:
-        """The beginning of a marker that ends the text."""
         return self._splitter.held.lstrip() if self.stage == "undecided" else ""
 
     def feed(self, tokens: Sequence[int], text: str) -> None:
@@ -276,17 +285,16 @@ class AnswerDetector:
 
 
 def require_servable(settings: Settings) -> None:
-    """Raise UsageError for settings that need token ids, or a prompt made here, where a server takes messages."""
     impossible = [key for key in ("format", "chat_template") if settings.origin(key) in CHOSEN]
     if settings.thought_limit:
         impossible.append(f"think={settings.think}")
     if settings.logit_bias:
         impossible.append("logit_bias")
     if impossible:
-        problem = (
-            f"{impossible[0]} is impossible through chat completions: the server builds the prompt and sends no ids"
+        raise UsageError(
+            f"{impossible[0]} is impossible through chat completions: the server builds the prompt and sends no ids",
+            "omit it, or use llama-server",
         )
-        raise UsageError(problem, "omit it, or use llama-server")
 
 
 def plan_endings(vocabulary: Vocabulary, thoughts: tuple[ThoughtMarkup, ...]) -> dict[str, tuple[int, ...]]:

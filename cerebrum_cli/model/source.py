@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from hashlib import sha256
 from platform import machine
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.errors import EngineError, ModelFileError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import ATTENTION_KEYS, GENERATION_KEYS, Settings
-from cerebrum_cli.engine.backend import Backend, StopFlag
+from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import BLOCK_SIZE, QUANTIZED_CACHE_TYPES, SINGLE, ContextOptions
@@ -29,19 +28,20 @@ from cerebrum_cli.formats.plain import EMBEDDED, RAW, SERVERS
 from cerebrum_cli.gguf.architectures import facts_of
 from cerebrum_cli.gguf.header import Header, require_generative
 from cerebrum_cli.model.format_choice import (
+    MAX_TEMPLATE_BYTES,
     FormatBuilder,
     choose_format,
     format_builder,
-    read_template,
     require_valid,
     template_file,
 )
-from cerebrum_cli.model.installation import Installation, OpenFile
+from cerebrum_cli.model.installation import Installation, Servers
+from cerebrum_cli.model.prompt_sources import read_text
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import InstalledModel
 
 if TYPE_CHECKING:
-    from cerebrum_cli.model.endpoints import Servers
+    from cerebrum_cli.engine.protocols import Backend
     from cerebrum_cli.model.profiles import Profile, UseName
 
 RELOADING = ("format", "chat_template", "ctx", "lora", "threads", "gpu_layers", "cpu_moe", *ATTENTION_KEYS, "cache_gb")
@@ -92,40 +92,29 @@ class ModelSource:
         is_used = self.is_tuned and not self.servers
         return self.installation.profile(self.model, self.settings) if is_used else None
 
-    @property
-    def format_name(self) -> str:
-        """Name of the prompt format. Raises FormatError, UsageError."""
-        return RAW.name if self.raw else format_of(self.settings, self.model)[0]
-
-    @property
-    def format_builder(self) -> FormatBuilder:
-        """Builder of the prompt format. Raises FormatError, UsageError."""
+    def choose_format(self) -> tuple[str, FormatBuilder]:
         name, template = (RAW.name, None) if self.raw else format_of(self.settings, self.model)
         if template is not None and (path := template_file(self.settings)):
-            self.installation.try_template(path, template)
+            self.installation.try_template(path)
             require_valid(path, template)
-        return format_builder(name, template, self.template_options)
+        return name, format_builder(name, template, self.template_options)
 
     def validate(self) -> None:
-        """Raise every error that can be found before the model is loaded."""
         require_generative(self.model.path, self.model.header)
-        _ = self.format_builder
+        self.choose_format()
         require_attention(self.model, self.settings, self.context.pad_steps)
 
     def options_with(self, tuning: Tuning) -> LoadOptions:
-        """How to load the model with a tuning, within what the settings leave open."""
         context = replace(self.context, n_rs_seq=self._n_rs_seq)
         return load_options(self.model, self.settings, context, tuning, self.vocabulary_only, self.is_chat)
 
     @property
     def reload_key(self) -> tuple[object, ...]:
-        """Values that require a reload when they change."""
         served = self.model.name if self.model.is_served else None  # whose file is that of another
         return self.model.paths, served, *(getattr(self.settings, key) for key in RELOADING), self._n_rs_seq
 
     @property
     def tuning(self) -> Tuning:
-        """The settings that were measured as the fastest for its use; the defaults if it was never tuned."""
         profile = self.profile if self.tuned_for else None
         return profile.uses[self.tuned_for].tuning if profile and self.tuned_for else UNTUNED
 
@@ -137,13 +126,12 @@ class ModelSource:
 
     @property
     def _n_rs_seq(self) -> int:
-        """Number of drafted tokens that can be rolled back from the recurrent state; 0 if none are drafted."""
         if not facts_of(self.model.header.architecture).rolls_back:
             return 0
         costs = draft_costs(self.measured_costs, draft_problem(self.model), self.settings.drafts)
         return MAX_ROLLBACK if costs else 0
 
-    def start_engine(self) -> Engine:
+    def start_engine(self, format_name: str) -> Engine:
         """Start to load the model, or to connect to its servers, without waiting.
 
         A tuning that cannot be used, as with less free memory than when it was measured, gives way to the defaults.
@@ -151,11 +139,23 @@ class ModelSource:
         if self.servers and not self.vocabulary_only:
             return self._connect(self.servers)
         default, tuned = self.options_with(UNTUNED), self.options_with(self.tuning)
-        notice = draft_notice(self.model, self.settings.drafts)
-        open_backend = partial(open_with_fallback, self.installation.open_file, tuned, default, notice=notice)
+        open_file, notice = self.installation.open_file, draft_notice(self.model, self.settings.drafts)
+
+        def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
+            if notice:
+                emit(notice)
+            if tuned != default:
+                try:
+                    return open_file(replace(tuned, baseline=default), emit, stop)
+                except (EngineError, ModelFileError) as error:
+                    if stop:
+                        raise
+                    emit(fallback_notice(error))
+            return open_file(default, emit, stop)
+
         states = None
         if self.caches_prompts and not self.vocabulary_only:
-            states = self.installation.prompt_cache(self.model, self.format_name, self.settings)
+            states = self.installation.prompt_cache(self.model, format_name, self.settings)
         return LocalEngine(open_backend, states, self.installation.cache_directory)
 
     def _connect(self, servers: Servers) -> Engine:
@@ -174,38 +174,15 @@ class ModelSource:
         )
 
 
-def open_with_fallback(
-    open_file: OpenFile,
-    options: LoadOptions,
-    default: LoadOptions,
-    emit: Callable[[Event], None],
-    stop: StopFlag,
-    notice: NoticeEvent | None = None,
-) -> Backend:
-    """Open a model with options, or with the defaults if that fails, as with less free memory than before."""
-    if notice:
-        emit(notice)
-    if options != default:
-        try:
-            return open_file(replace(options, baseline=default), emit, stop)
-        except (EngineError, ModelFileError) as error:
-            if stop:
-                raise
-            emit(fallback_notice(error))
-    return open_file(default, emit, stop)
-
-
 def slots_of(source: ModelSource) -> int:
-    """Number of samples that a local model generates at a time."""
     return source.context.slots or replace(source, tuned_for="batch").tuning.slots or AUTO_PARALLEL
 
 
 def format_of(settings: Settings, model: InstalledModel) -> tuple[str, str | None]:
-    """The name of a model's prompt format, and its chat template, if any. Raises FormatError, UsageError."""
     if model.is_served:
         return SERVERS.name, None
     if path := template_file(settings):
-        return EMBEDDED, read_template(path)
+        return EMBEDDED, read_text(path, MAX_TEMPLATE_BYTES)  # not compiled: that may take any time
     embedded = model.header.chat_template
     return choose_format(settings.format, model.known_format, embedded), embedded
 
@@ -254,17 +231,19 @@ def require_attention(model: InstalledModel, settings: Settings, pad_steps: bool
     types = {"cache_type_k": settings.cache_type_k, "cache_type_v": settings.cache_type_v}
     header, name = model.header, model.header.architecture
     if pad_steps and not has_stable_attention(header):
-        problem = f"batch_invariant=on: attention of the architecture {name} depends on other rows in llama.cpp"
-        raise UsageError(problem, "omit batch_invariant=on")
+        raise UsageError(
+            f"batch_invariant=on: attention of the architecture {name} depends on other rows in llama.cpp",
+            "omit batch_invariant=on",
+        )
     for index, (key, cache_type) in enumerate(types.items()):
         lengths = [key_and_value[index] for key_and_value in header.sizes.head_lengths]
         wrong = next((length for length in lengths if length % BLOCK_SIZE), None)
         if cache_type in QUANTIZED_CACHE_TYPES and wrong:
             name_and_value = f"{key}={cache_type}"
-            problem = (
-                f"{name_and_value} needs heads with a multiple of {BLOCK_SIZE} elements; this model's have {wrong}"
+            raise UsageError(
+                f"{name_and_value} needs heads with a multiple of {BLOCK_SIZE} elements; this model's have {wrong}",
+                f"omit {name_and_value}",
             )
-            raise UsageError(problem, f"omit {name_and_value}")
     wants_flash = "flash_attn=on" if settings.flash_attn == "on" else None
     if settings.cache_type_v in QUANTIZED_CACHE_TYPES:
         wants_flash = f"cache_type_v={settings.cache_type_v}"
@@ -276,8 +255,9 @@ def require_attention(model: InstalledModel, settings: Settings, pad_steps: bool
         )
     has_one_type = has_mla(header) or facts_of(name).needs_equal_cache_types
     if has_one_type and len({cache_type or "f16" for cache_type in types.values()}) > 1:
-        problem = f"the architecture {name} needs the same type for keys and values"
-        raise UsageError(problem, "set both with --set cache_type=TYPE")
+        raise UsageError(
+            f"the architecture {name} needs the same type for keys and values", "set both with --set cache_type=TYPE"
+        )
 
 
 def has_stable_attention(header: Header) -> bool:
@@ -286,12 +266,10 @@ def has_stable_attention(header: Header) -> bool:
 
 
 def has_mla(header: Header) -> bool:
-    """Whether a model has multi-head latent attention."""
     return bool(header.metadata.get(f"{header.architecture}.attention.key_length_mla"))
 
 
 def draft_problem(model: InstalledModel) -> str | None:
-    """Why tokens cannot be drafted for a model; None if they can."""
     name = model.header.architecture
     if any(layer.state_bytes for layer in model.sizes.layers) and not facts_of(name).rolls_back:
         return f"llama.cpp cannot roll back recurrent states of the {name} architecture"
@@ -299,7 +277,6 @@ def draft_problem(model: InstalledModel) -> str | None:
 
 
 def draft_notice(model: InstalledModel, drafts: bool | None) -> NoticeEvent | None:
-    """Notice that speculative decoding was requested of a model that gets none."""
     problem = draft_problem(model) if drafts else None
     return NoticeEvent(f"speculative decoding is off for this model: {problem}", "omit drafts=on") if problem else None
 

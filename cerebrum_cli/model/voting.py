@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from cerebrum_cli.answers.vote import Tally, Votes, parse_votes
+from cerebrum_cli.answers.vote import Tally, Votes
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import (
@@ -19,7 +19,6 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.model.reply import (
-    LONG_PROMPT,
     Reply,
     ReplyRequest,
     ReplyStream,
@@ -59,9 +58,9 @@ class MajorityVote:
         Request log probabilities now from a server, which cannot score samples later.
         """
         self.conversation = request.conversation
-        return replace(request, n=self.requested, max_n=self.max_samples, logprobs=not engine.scores_texts)
+        return replace(request, n=self.requested, max_n=self.tally.votes.maximum, logprobs=not engine.scores_texts)
 
-    def add_event(self, event: SampleEvent, replies: ReplyStream) -> bool:
+    def add_event(self, event: SampleEvent, replies: ReplyStream[Any]) -> bool:
         """Process an event; start or stop samples; return whether the tally changed. A refused one has no answer."""
         index, sample = event.sequence
         if sample in self._inspected:
@@ -83,13 +82,18 @@ class MajorityVote:
         self._waiting[sample] = outcome
         before = self.tally.samples
         while not self.is_over and (ready := self._waiting.pop(self.tally.samples, None)):
-            self._count(ready)
+            if isinstance(ready, RefusedEvent):
+                self.refusals.append(ready)
+                self.tally = self.tally.add(None)
+            else:
+                self.replies[self.tally.samples] = ready
+                self.tally = self.tally.add(ready.vote, ready.probability)
         if self.is_over:
             replies.abort(index)
             tied = {sample_index: tuple(self.replies[sample_index].sampled) for sample_index in self.tally.tied_samples}
             if tied and replies.inspect(index, tied):
                 self._logprobs, self._inspected = {sample_index: [] for sample_index in tied}, set(tied)
-        elif not self.running and (count := self.tally.missing_samples(0)):
+        elif not self.running and (count := self.tally.missing_samples):
             # in rounds: the outcome must not depend on when samples finish
             self.requested += count
             replies.add_samples(index, count)
@@ -111,34 +115,12 @@ class MajorityVote:
                 self.tally = self.tally.with_probabilities(probabilities)
         return self.is_over
 
-    def _count(self, outcome: Reply | RefusedEvent) -> None:
-        sample = self.tally.samples
-        if isinstance(outcome, RefusedEvent):
-            self.refusals.append(outcome)
-            self.tally = self.tally.add(sample, None, 0.0)
-        else:
-            self.replies[sample] = outcome
-            self.tally = self.tally.add(sample, outcome.vote, outcome.probability)
-
     @property
     def bounds(self) -> tuple[int, int]:
         return self.tally.votes.minimum, self.tally.votes.maximum
 
     @property
-    def max_samples(self) -> int:
-        return self.tally.votes.maximum
-
-    @property
-    def has_long_prompt(self) -> bool:
-        """Whether a sample evaluated so much of the prompt that the prompt is worth caching on disk."""
-        return self.is_over and any(reply.evaluated > LONG_PROMPT for reply in self._finished_samples)
-
-    def has_slow_prefill(self, tokens: int) -> bool:
-        """Whether a sample evaluated the first tokens of the prompt, and this many take long to evaluate."""
-        return any(reply.has_slow_prefill(tokens) for reply in self._finished_samples)
-
-    @property
-    def _finished_samples(self) -> list[Reply]:
+    def finished_samples(self) -> list[Reply]:
         return [reply for reply in self._samples.values() if reply.is_finished]
 
     @property
@@ -168,25 +150,19 @@ class MajorityVote:
         return None if sample is None else self.replies[sample]
 
 
-def new_vote(samples: int | str | None) -> MajorityVote | None:
-    return None if samples is None else MajorityVote(parse_votes(str(samples)))
-
-
 def outcome_notice(tally: Tally) -> NoticeEvent | None:
-    """A notice that the leading answer has too few votes, or the same number as another; None otherwise."""
     leader, number = tally.leader, tally.samples
     if leader and not tally.winner:
         needed = f"--min-votes {tally.votes.needed}"
         return NoticeEvent(f"the best answer has {leader.count} of {number} votes, fewer than {needed}", MORE_SAMPLES)
-    if leader and tally.tied_answers:
+    if leader and tally.tied:
         return NoticeEvent(
-            f"{tally.tied_answers} answers are tied with {leader.count} of {number} votes each", MORE_SAMPLES
+            f"{len(tally.tied)} answers are tied with {leader.count} of {number} votes each", MORE_SAMPLES
         )
     return None
 
 
 def require_sampling(settings: Settings, option: str = "--votes") -> None:
-    """Raise UsageError where all samples that an option asks for would be the same."""
     if settings.temperature == 0:
         raise UsageError(
             f"{option} needs a temperature above 0: at 0 all samples are the same",
@@ -195,11 +171,10 @@ def require_sampling(settings: Settings, option: str = "--votes") -> None:
 
 
 def votes_object(vote: MajorityVote) -> dict[str, Any]:
-    """The `votes` object of `--json`, with every counted sample in the order of the seeds."""
     return {
         "samples": vote.tally.samples,
         "winner": vote.final_answer,
-        "tie": vote.tally.tied_answers > 0,
+        "tie": bool(vote.tally.tied),
         "tally": [{"answer": count.answer, "count": count.count} for count in vote.tally.counts],
         "agreement": round(vote.tally.agreement, 4),
         "chains": [

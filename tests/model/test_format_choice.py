@@ -66,13 +66,6 @@ def test_template_gets_special_tokens_of_its_vocabulary(chatml: LlamaBackend) ->
     assert text_of(prompt_format.render(Conversation().user("a"))) == "<|im_start|><|im_end|>x"
 
 
-def test_invalid_template_fails_only_when_rendered(chatml: LlamaBackend) -> None:
-    prompt_format = format_builder("embedded", "{{", {})(chatml, CONTEXT_SIZE)
-    with pytest.raises(FormatError, match="cannot be parsed") as caught:
-        prompt_format.render(Conversation().user("a"))
-    assert caught.value.hint.endswith("cerebrum ask --raw")  # the only command with the option
-
-
 def test_special_tokens_are_listed_in_order_with_repeats(chatml: LlamaBackend) -> None:
     ids = special_tokens(chatml, CONTEXT_SIZE, "<think>a<|im_end|> <|im_end|></think><thinking>\n\n")
     assert [MARKS[token] for token in ids] == ["<think>", "<|im_end|>", "<|im_end|>", "</think>"]

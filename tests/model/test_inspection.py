@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from asking import ask, collect_replies, loaded, running_engine
 from chats import finish, make_chat
-from command_line import Finished
+from command_line import Finished, assert_error
 from llama_engines import in_f32, options
 from person import OpenTerminal
 from scripted_backend import END, ScriptedBackend, endless, replies, tokens
@@ -65,15 +65,6 @@ def test_inspection_evaluates_only_the_reply_again() -> None:
         assert (finish(events).cached_tokens, finish(events).completion_tokens) == (5, 0)
         [reply] = ask(engine, "hello world, ")
     assert (reply.text, reply.cached) == ("who?", len("hello worl"))
-
-
-def test_inspection_of_a_long_prompt_has_logits_of_the_reply_only() -> None:
-    backend = ScriptedBackend(endless({}), max_outputs=3)
-    with running_engine(backend) as engine:
-        events = inspect(engine, tokens("a prompt of some steps"), tokens("abcd"))
-    outputs = [[row.position for row in step if row.output] for step in backend.steps]
-    assert outputs == [[], [21, 22, 23], [24]]
-    assert [event.position for event in reports(events)] == [0, 1, 2, 3]
 
 
 def test_inspection_that_is_cancelled_reports_what_was_evaluated() -> None:
@@ -278,30 +269,19 @@ def test_ask_inspects_the_winner_of_a_vote(chatml_model: Path, tmp_path: Path) -
     assert all(answer["text"][each["position"]] == each["token"] for each in answer["least_certain"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "problem"),
-    [
-        (("--top-logprobs", "0"), "invalid --top-logprobs: '0'"),
-        (("--top-logprobs", "21"), "invalid --top-logprobs: '21'"),
-        (("--top-logprobs", "2", "--endpoint", "http://127.0.0.1:8201"), "--top-logprobs applies to local models"),
-    ],
-)
-def test_ask_refuses_alternatives_it_cannot_give(
-    chatml_model: Path, tmp_path: Path, arguments: tuple[str, ...], problem: str
-) -> None:
-    done = ask_scripted(chatml_model, tmp_path, *arguments)
-    assert done.code == 2
-    assert done.err.startswith(f"error: {problem}")
+def test_ask_refuses_alternatives_it_cannot_give(chatml_model: Path, tmp_path: Path) -> None:
+    for more, problem in (
+        (("0",), "invalid --top-logprobs: '0'"),
+        (("2", "--endpoint", "http://127.0.0.1:8201"), "--top-logprobs applies to local models"),
+    ):
+        assert_error(ask_scripted(chatml_model, tmp_path, "--top-logprobs", *more), 2, problem)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("columns", [44, 200])
-def test_why_prints_a_table_that_fits_the_terminal(
-    open_terminal: OpenTerminal, chatml_model: Path, columns: int
-) -> None:
+def test_why_prints_a_table_that_fits_the_terminal(open_terminal: OpenTerminal, chatml_model: Path) -> None:
     script = json.dumps({"rows": {}, "seeds": ["Well,\nit is <|im_end|> and 日本 42."]})
-    person = open_terminal(sys.executable, SCRIPTED, script, "chat", "-m", chatml_model, size=(columns, 40))
+    person = open_terminal(sys.executable, SCRIPTED, script, "chat", "-m", chatml_model, size=(44, 40))
     person.wait_for("context ")
     person.type("hi\r", shows="42.")
     person.type("/why 20\r", shows="prob.")

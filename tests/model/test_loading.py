@@ -8,17 +8,15 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
+from llama_engines import greedy_reply
 
-from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EngineError, ModelFileError
-from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, NoticeEvent
-from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.engine.backend import StopFlag
-from cerebrum_cli.engine.llama.bindings import Log, llama
+from cerebrum_cli.engine.llama.bindings import Log
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.machine import cgroup_memory, cgroup_quota, own_cgroups
@@ -36,12 +34,9 @@ from cerebrum_cli.engine.model_options import (
     LoadOptions,
     option_notices,
     plan_repacking,
-    short_context_notice,
 )
-from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.sizes import uniform_sizes
-from cerebrum_cli.model.source import open_with_fallback
 
 GIB = 2**30
 DEBUG, INFO, WARNING, ERROR, CONTINUED = range(1, 6)
@@ -112,26 +107,20 @@ def test_load_reports_progress(chatml_model: Path) -> None:
     assert fractions == sorted(fractions) and 0.0 <= fractions[0] <= fractions[-1] <= 1.0
 
 
-def test_load_with_gpu_layers_but_no_gpu_gives_a_notice(chatml_model: Path) -> None:
-    told: list[Event] = []
-    opened(told, options(chatml_model, gpu_layers="all"))
-    assert any(isinstance(event, NoticeEvent) for event in told) != llama.llama_supports_gpu_offload()
-
-
-def test_tuned_context_that_cannot_be_created_is_replaced(chatml_model: Path) -> None:
-    default = options(chatml_model)
+@pytest.mark.parametrize("whole_context", [False, True])
+def test_tuned_context_that_cannot_be_created_is_replaced(chatml_model: Path, whole_context: bool) -> None:
+    default = replace(options(chatml_model), whole_context=whole_context)
     quantized = replace(default.context, cache_type_v="q8_0")  # this model's heads are narrower than a block
-    tuned = replace(default, context=quantized)
-    engine = LocalEngine(partial(open_with_fallback, open_llama, tuned, default))
-    list(engine.load())
-    request = Request(engine.vocabulary.tokenize([Text("abc")]), SamplingParams(max_tokens=4))
-    for expected in (1, 0):
-        events = list(engine.generate([request]))
-        notices = [event for event in events if isinstance(event, NoticeEvent)]
-        assert len(notices) == expected
-        assert isinstance(events[-1], FinishEvent)
-        assert all(notice.message.startswith("cannot use the tuned settings: ") for notice in notices)
-    engine.close()
+    tuned = replace(default, context=quantized, baseline=default)
+    engine = LocalEngine(lambda emit, stop: open_llama(tuned, emit, stop))
+    with closing(engine):
+        events: list[object] = list(engine.load())
+        for _ in range(2):
+            reply, found = greedy_reply(engine, (3, 4, 5), 4)
+            assert reply.finish
+            events += found
+    [notice] = [event for event in events if isinstance(event, NoticeEvent)]
+    assert notice.message.startswith("cannot use the tuned settings: ")
 
 
 def test_load_offloads_a_recurrent_model_with_the_one_state_it_gets(
@@ -162,16 +151,6 @@ def test_load_plans_batches_beside_mapped_weights(seven: Path, monkeypatch: pyte
         backend = open_llama(load, lambda event: None, StopFlag())
         assert backend.slots_for(1024) == 10
         backend.close()
-
-
-def test_load_maps_weights_that_memory_cannot_hold(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[Event] = []
-    sizes = read_header(seven).sizes
-    monkeypatch.setattr("cerebrum_cli.engine.llama.load.free_memory", lambda: FreeMemory(HEADROOM))
-    backend = open_llama(LoadOptions(GgufFile(seven, 2048, sizes)), told.append, StopFlag())
-    assert backend.context_size == 256
-    assert any("does not fit in free memory" in event.message for event in told if isinstance(event, NoticeEvent))
-    backend.close()
 
 
 def test_load_repacks_weights_where_memory_allows(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,8 +244,3 @@ def test_plan_repacking_repacks_k_quants_on_x86_only_for_a_chat() -> None:
     assert plan_repacking("Q4_K_M", True, "x86_64") and plan_repacking("Q4_K_M", False, "arm64")
     assert not plan_repacking("Q4_K_M", False, "x86_64") and not plan_repacking("Q6_K", False, "AMD64")
     assert plan_repacking("Q4_0", False, "x86_64") and plan_repacking(None, False, "x86_64")
-
-
-def test_notice_for_a_context_limited_by_memory() -> None:
-    notice = short_context_notice(4096, 8192)
-    assert notice.message == "context limited to 4096 tokens by free memory (default: 8192)"

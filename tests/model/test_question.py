@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Settings
@@ -79,12 +79,6 @@ def test_raw_question_joins_its_sources_directly(tmp_path: Path) -> None:
     assert question_text(" ", raw=True) == " "
 
 
-def test_question_has_the_system_prompt_of_the_settings() -> None:
-    assert ask("Why?", system="Be brief.").system_prompt == "Be brief."
-    assert ask("Why?", system="").system_prompt == ""
-    assert ask("Why?").system_prompt is None
-
-
 @given(st.text(alphabet="`~ab\n", max_size=40))
 def test_no_line_of_a_file_closes_its_fence(text: str) -> None:
     opening, *lines, closing = fence_file("a", text).split("\n")[1:]
@@ -124,13 +118,11 @@ def test_argument_that_is_not_utf_8_gets_replacement_characters() -> None:
         ([USER, ASSISTANT, USER], Conversation().user("Why?").assistant("So.").user("Why?")),
         ({"model": "m", "messages": [USER]}, Conversation().user("Why?")),
         ([{**USER, "name": "x"}], Conversation().user("Why?")),
-        ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], Conversation().user("a")),
         (
             [{"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}],
             Conversation().user("a b"),
         ),
         ([{"role": "user", "content": "\ud83d cut off"}], Conversation().user("\ufffd cut off")),
-        ([{"role": "user", "content": "\ud83d\ude00"}], Conversation().user("😀")),
     ],
 )
 def test_messages_list_is_parsed(messages: Any, expected: Conversation) -> None:
@@ -145,27 +137,14 @@ NOT_A_LIST = "m.json has no messages"
     [
         ([], NOT_A_LIST),
         ({}, NOT_A_LIST),
-        ({"messages": []}, NOT_A_LIST),
-        ({"messages": {"role": "user"}}, NOT_A_LIST),
-        ("Why?", NOT_A_LIST),
-        (None, NOT_A_LIST),
         (["Why?"], "m.json: message 1 has the role None"),
-        ([{"content": "a"}], "m.json: message 1 has the role None"),
         ([USER, {"role": "tool", "content": "a"}], "m.json: message 2 has the role 'tool'"),
-        ([{"role": ["user"], "content": "a"}], "m.json: message 1 has the role ['user']"),
         ([{"role": "user"}], "m.json: message 1 has no text content"),
-        ([{"role": "user", "content": 1}], "m.json: message 1 has no text content"),
-        ([USER, {"role": "assistant", "content": None}], "m.json: message 2 has no text content"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}], "m.json: message 1 has no text content"),
         ([{"role": "user", "content": [{"type": "text", "text": 1}]}], "m.json: message 1 has no text content"),
         ([USER, USER], "m.json: message 2 has the role user, expected assistant"),
-        ([SYSTEM, USER, USER], "m.json: message 3 has the role user, expected assistant"),
         ([ASSISTANT, USER], "m.json: message 1 has the role assistant, expected user"),
-        ([SYSTEM, ASSISTANT], "m.json: message 2 has the role assistant, expected user"),
         ([SYSTEM, SYSTEM, USER], "m.json: message 2 has the role system, expected user"),
-        ([USER, SYSTEM], "m.json: message 2 has the role system, expected assistant"),
         ([USER, ASSISTANT], "m.json: no question to answer"),
-        ([SYSTEM], "m.json: no question to answer"),
         ([{"role": "user", "content": " \n"}], "m.json: message 1 is empty"),
     ],
 )
@@ -190,18 +169,6 @@ def test_messages_that_are_not_json_are_an_error(text: str, reason: str) -> None
         parse_messages(text, "m.json")
     assert caught.value.message.startswith(f"m.json is not JSON: {reason}")
     assert "\n" not in caught.value.message
-
-
-def test_messages_are_read_from_a_file_or_a_pipe(tmp_path: Path) -> None:
-    text = json.dumps([SYSTEM, USER])
-    expected = Conversation((Message("user", "Why?"),), "Be brief.")
-    assert ask(messages=write(tmp_path, "m.json", "\ufeff" + text)) == expected
-    assert ask(messages=Path("-"), piped=text.encode()) == expected
-    assert ask(messages=Path("-"), piped=text.encode(), system="Else.").system_prompt == "Else."
-    with pytest.raises(UsageError, match="--messages is `-`, but nothing is piped in"):
-        ask(messages=Path("-"))
-    with pytest.raises(UsageError, match="standard input is not JSON"):
-        ask(messages=Path("-"), piped=b"?")
 
 
 def test_configured_system_prompt_does_not_change_messages() -> None:

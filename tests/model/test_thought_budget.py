@@ -6,15 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import dumps, loads
-from typing import Any
 
 import pytest
 from asking import collect_replies, running_engine
 from command_line import Finished
 from installations import model_on
 from scripted_backend import END, ScriptedBackend, tokens
-from scripted_command import batch_here, run_here
+from scripted_command import run_here
 from templates import TEMPLATES
 from thinkers import ENDING, LIMIT, budget, reply_around, speaker
 from tiny_models import CHATML_TEMPLATE, write_chatml
@@ -107,9 +105,6 @@ class Case:
             id="marker that the model has started",
         ),
         pytest.param(Case("none", "<think>\nShort.\n</think>\n\n", answer=ANSWER, reasoning="Short."), id="short"),
-        pytest.param(
-            Case("in prompt", "Short.\n</think>\n\n", answer=ANSWER, reasoning="Short."), id="short in the prompt"
-        ),
         pytest.param(Case("none", "", answer="An answer, without any thought. It is long.", reasoning=None), id="none"),
         pytest.param(
             Case("none", "<think>\nLet me see</think>\n\n", answer="A long answer.", reasoning="Let me see"),
@@ -124,31 +119,10 @@ def test_ask_ends_a_thought(models: dict[str, Path], tmp_path: Path, case: Case)
     assert (answer["finish_reason"], answer["completion_tokens"]) == ("stop", len(reply))
 
 
-def test_prompt_ends_a_thought_that_is_off(models: dict[str, Path], tmp_path: Path) -> None:
-    assert ask(models["in prompt"], tmp_path, "", "off", "--dry-run").out.endswith("<think>\n\n</think>\n\n")
-
-
 def test_ask_continues_a_conversation_whose_thought_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
     ask(models["none"], tmp_path, reply_around(SENTENCE, ENDING, "Yes."), LIMIT)
     shown = ask(models["none"], tmp_path, "", LIMIT, "-c", "--dry-run").out
     assert f"assistant\n{SENTENCE}{ENDING}Yes.<|im_end|>" in shown
-
-
-def test_vote_limits_the_thought_of_each_sample(models: dict[str, Path], tmp_path: Path) -> None:
-    seeds = [reply_around(SENTENCE, ENDING, "The answer is 42."), "<think>Hm.</think>The answer is 42."]
-    options = ("--votes", "2", "--seed", "0", "--json", "--think", str(LIMIT))
-    answer = run_here({"rows": {}, "seeds": seeds}, tmp_path, "ask", "Why?", "-m", models["none"], *options).object
-    assert [chain["final_answer"] for chain in answer["votes"]["chains"]] == ["42", "42"]
-    assert answer["thought_closed_at"] == len(SENTENCE)
-
-
-def test_batch_rows_state_where_a_thought_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{"prompt": "one", "think": LIMIT}, {"prompt": "two"}]
-    script = {"rows": {"two": "Two."}, "seeds": [reply_around(SENTENCE, ENDING, "Yes.")]}
-    done, [one, two] = batch_here(script, tmp_path, models["none"], *rows)
-    assert done.code == 0, done.err
-    assert (one["thought_closed_at"], one["text"]) == (len(SENTENCE), "Yes.")
-    assert "thought_closed_at" not in two
 
 
 def test_eval_samples_state_where_a_thought_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
@@ -194,17 +168,6 @@ def test_thought_has_planned_endings_only(thought: ThoughtMarkup, chatml: LlamaB
 
 
 # The engine.
-
-
-def test_engine_ends_the_thought_of_each_sample() -> None:
-    backend = ScriptedBackend(speaker(lambda seed: ENDED.format(seed=seed)), slots=3, context_size=400)
-    request = Request(tokens("go"), SamplingParams(seed=7), n=3, controls=(loads(dumps(budget())),))
-    with running_engine(backend) as engine:
-        replies = list(collect_replies(engine.generate([request])).values())
-    assert [reply.text for reply in replies] == [
-        f"<think>\nI can see {n}.{ENDING}It is {n}. So there." for n in (7, 8, 9)
-    ]
-    assert all(reply.finish and reply.finish.completion_tokens == len(reply.ids) for reply in replies)
 
 
 @pytest.mark.parametrize(("limit", "context", "reason"), [(26, 400, "length"), (None, 28, "context")])
@@ -259,7 +222,7 @@ def test_responder_answers_when_asked_to(think: str | None, grammar: str | None)
     def model(held: tuple[int, ...], seed: int) -> int:
         text = bytes(held)
         if text.endswith(asked_after):
-            loaded.answer_now()  # before the next token, which follows from this
+            loaded.answer_now.request()  # before the next token, which follows from this
         thought, closed, answer = text.partition(b"</think>\n\n")
         if not closed:
             return b"And so on, "[(len(held) - len(thought.partition(b"<think>\n")[0]) - 8) % 11]
@@ -277,7 +240,7 @@ def test_responder_asked_too_late_leaves_the_answer() -> None:
     def model(held: tuple[int, ...], seed: int) -> int:
         generated = bytes(held).rpartition(b"assistant\n")[2]
         if generated == b"<think>Hm.</think>Ye":
-            loaded.answer_now()
+            loaded.answer_now.request()
         reply = b"<think>Hm.</think>Yes. <think> is text."
         return reply[len(generated)] if len(generated) < len(reply) else END
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from templates import BARE, NO_SYSTEM, ONE_TURN, TEMPLATES, TWO_TURNS, UPPER, embedded
-from vocabularies import marked_up, marks_in
+from vocabularies import marks_in
 
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import FormatError
@@ -52,18 +50,6 @@ def test_markup_in_a_question_never_becomes_a_special_token(template: str, chatm
         ids = chatml.tokenize(embedded(chatml, template).render(conversation))
         assert marks_in(ids) == marks_in(chatml.tokenize(embedded(chatml, template).render(harmless))), text
         assert detokenize(chatml, ids).count(text.strip()) >= 2, text
-
-
-@given(question=marked_up, reply=marked_up, template=st.sampled_from(["chatml", "gpt-oss"]))
-def test_mixed_markup_never_becomes_a_special_token(
-    question: str, reply: str, template: str, chatml: LlamaBackend
-) -> None:
-    conversation, harmless = (
-        Conversation((), user).user(user).assistant(assistant).user(user)
-        for user, assistant in ((question, reply), ("x", "x"))
-    )
-    ids = chatml.tokenize(embedded(chatml, template).render(conversation))
-    assert marks_in(ids) == marks_in(chatml.tokenize(embedded(chatml, template).render(harmless)))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from time import sleep
 from typing import Any
 
 import pytest
@@ -19,7 +18,8 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import fold
-from cerebrum_cli.engine.local import LocalCompletions, LocalEngine
+from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.model.concurrent_rows import vote_events
 from cerebrum_cli.model.format_choice import format_builder
 from cerebrum_cli.model.interface import Model
 from cerebrum_cli.model.reply import ReplyRequest
@@ -48,7 +48,6 @@ class VoteRunner:
         return run_here(self.script, self.home, command, "-m", self.model, "--seed", "0", *arguments)
 
     def vote(self, votes: str, *arguments: str | Path, replies: list[str]) -> Any:
-        """Run `ask --votes`, and return its JSON object."""
         done = self.run("q", "--json", "-q", "--votes", votes, *arguments, replies=replies)
         assert (done.code, done.err) == (0, "")
         return done.object
@@ -113,16 +112,6 @@ def test_vote_without_a_final_answer_exits_5(runner: VoteRunner, arguments: tupl
         assert (votes["winner"], votes["tally"], votes["agreement"], votes["samples"]) == (None, [], 0.0, 3)
     else:
         assert bool(done.out) is not bool(arguments)  # the first sample, or nothing with --final
-
-
-def test_vote_breaks_ties_by_probability(runner: VoteRunner) -> None:
-    # the log probability of a token is minus a thousandth of its id: smaller bytes are likelier
-    assert runner.vote("4", replies=[reply(9), reply(1), reply(9), reply(1)])["final_answer"] == "1"
-    assert runner.vote("4", replies=[reply("b"), reply("a")])["votes"]["tally"] == [
-        {"answer": "a", "count": 2},
-        {"answer": "b", "count": 2},
-    ]
-    assert runner.vote("2", replies=[reply("b"), reply("a")])["final_answer"] == "b"
 
 
 def test_vote_reports_a_tie_and_has_no_final_answer_in_it(runner: VoteRunner) -> None:
@@ -205,12 +194,6 @@ def test_vote_counts_a_failed_sample_as_one_without_an_answer(
     assert done.err.endswith("no token is allowed\n hint: check the grammar\n")
 
 
-def test_vote_ignores_marked_reasoning(runner: VoteRunner) -> None:
-    answer = runner.vote("2", replies=[f"<think>{reply(5)}</think>{reply(4)}"])
-    assert (answer["text"], answer["reasoning"]) == ("The answer is 4.", "The answer is 5.")
-    assert answer["votes"]["winner"] == "4"
-
-
 # Early stopping.
 
 
@@ -223,28 +206,12 @@ def test_vote_stops_samples_that_cannot_change_the_outcome(runner: VoteRunner) -
     assert steps < 60  # running samples are not completed
 
 
-@pytest.mark.parametrize(
-    ("replies", "samples"),
-    [
-        ([reply(4)], 3),  # unanimous
-        ([reply(4), reply(4), reply(5), reply(4), reply(4)], 6),
-        ([reply(number) for number in range(16)], 16),  # all different
-        (["no idea"], 16),
-    ],
-)
-def test_adaptive_vote_stops_when_the_lead_is_sure(runner: VoteRunner, replies: list[str], samples: int) -> None:
-    done = runner.run("q", "--json", "--votes", "auto:3..16", replies=replies)
-    votes = done.object["votes"]
-    assert votes["samples"] == len(votes["chains"]) == samples
-    assert [sample["seed"] for sample in votes["chains"]] == list(range(samples))
-    assert done.code == (5 if replies == ["no idea"] else 0)
-
-
-def test_vote_of_all_samples_adds_nothing_at_its_end(runner: VoteRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    added: list[int] = []
-    monkeypatch.setattr(LocalCompletions, "add_samples", lambda _, __, count: added.append(count))
-    assert runner.vote("3", replies=[reply(4), reply(5), reply(4)])["votes"]["samples"] == 3
-    assert added == []  # the engine may have forgotten the request
+def test_adaptive_vote_stops_when_the_lead_is_sure(runner: VoteRunner) -> None:
+    for replies, samples, code in (([reply(4)], 3, 0), (["no idea"], 16, 5)):
+        done = runner.run("q", "--json", "--votes", "auto:3..16", replies=replies)
+        votes = done.object["votes"]
+        assert (done.code, votes["samples"]) == (code, samples)
+        assert [sample["seed"] for sample in votes["chains"]] == list(range(samples))
 
 
 # Temperature.
@@ -279,13 +246,6 @@ def test_vote_at_temperature_0_is_a_usage_error(runner: VoteRunner, command: str
         assert done.err.startswith("error: --votes needs a temperature above 0: at 0 all samples are the same\n hint: ")
     assert not runner.script["backends"]
     assert not list(runner.home.glob("out*"))
-
-
-@pytest.mark.parametrize("votes", ["0", "257", "many", "auto:5..3", "3..5", ""])
-def test_invalid_votes_exit_2(runner: VoteRunner, votes: str) -> None:
-    done = runner.run("q", "--votes", votes, replies=["ok"])
-    assert (done.code, done.out) == (2, "")
-    assert done.err.startswith(f"error: invalid --votes: {votes!r}\n hint: it must be a number from 1 to 256")
 
 
 # Sessions.
@@ -329,42 +289,26 @@ def test_batch_breaks_ties_by_probability(runner: VoteRunner) -> None:
     done = runner.run(*arguments, replies=[reply(9), reply(1)], command="batch")
     rows = [json.loads(line) for line in done.out.splitlines()]
     assert [(row["final_answer"], row["seed"] % 2, row["votes"]["samples"]) for row in rows] == [("1", 1, 4)] * 8
+    seeds = [sample["seed"] for row in rows for sample in row["votes"]["chains"]]
+    assert seeds == list(range(32))
 
 
-def test_batch_samples_have_distinct_seeds(runner: VoteRunner) -> None:
-    (runner.home / "in.txt").write_text("same\n" * 3)
-    replies = [reply(4)]
-    arguments = (runner.home / "in.txt", "-o", "-", "--votes", "2")
-    done = runner.run(*arguments, replies=replies, command="batch")
-    seeds = [[sample["seed"] for sample in json.loads(line)["votes"]["chains"]] for line in done.out.splitlines()]
-    assert seeds == [[0, 1], [2, 3], [4, 5]]
-
-
-def test_batch_counts_votes_without_a_winner(runner: VoteRunner) -> None:
+@pytest.mark.parametrize(
+    ("options", "replies", "answer", "samples"),
+    [
+        (("--votes", "auto"), ["no idea"], None, 16),
+        (("--votes", "2"), [reply(1), reply(2)], "1", 2),
+        (("--votes", "2", "--min-votes", "2"), [reply(1), reply(2)], None, 2),
+    ],
+)
+def test_batch_counts_undecided_votes(
+    runner: VoteRunner, options: tuple[str, ...], replies: list[str], answer: str | None, samples: int
+) -> None:
     (runner.home / "in.txt").write_text("a\nb\n")
-    done = runner.run(runner.home / "in.txt", "-o", "-", "--votes", "auto", replies=["no idea"], command="batch")
-    assert done.code == 6
-    assert "2 of 2 done, 2 undecided" in done.err
-    for line in done.out.splitlines():
-        row = json.loads(line)
-        assert (row["final_answer"], row["error"]) == (None, None)
-        assert (row["votes"]["winner"], row["votes"]["samples"]) == (None, 16)
-
-
-def test_batch_counts_tied_votes(runner: VoteRunner) -> None:
-    (runner.home / "in.txt").write_text("a\nb\n")
-    arguments = (runner.home / "in.txt", "-o", "-", "--votes", "2")
-    done = runner.run(*arguments, replies=[reply(1), reply(2)], command="batch")
+    done = runner.run(runner.home / "in.txt", "-o", "-", *options, replies=replies, command="batch")
     assert (done.code, "2 of 2 done, 2 undecided" in done.err) == (6, True)
-    assert [json.loads(line)["final_answer"] for line in done.out.splitlines()] == ["1", "1"]
-
-
-def test_batch_rows_without_min_votes_have_no_winner(runner: VoteRunner) -> None:
-    (runner.home / "in.txt").write_text("a\nb\n")
-    arguments = (runner.home / "in.txt", "-o", runner.home / "out", "--votes", "2", "--min-votes", "2")
-    done = runner.run(*arguments, replies=[reply(1), reply(2)], command="batch")
-    assert (done.code, "2 of 2 done, 2 undecided" in done.err) == (6, True)
-    assert runner.run(*arguments[:-1], "1", command="batch").code == 1  # another condition
+    for row in map(json.loads, done.out.splitlines()):
+        assert (row["final_answer"], row["error"], row["votes"]["samples"]) == (answer, None, samples)
 
 
 # Events.
@@ -376,12 +320,12 @@ def events_of(
     """Run a vote on an engine, collect its events in `seen`, and call `on_tally` for each TallyEvent."""
     script: dict[str, Any] = {"rows": {}, "seeds": replies}
     vote = MajorityVote(parse_votes(votes))
-    backend = batch_backend(script, vote.max_samples)
+    backend = batch_backend(script, vote.tally.votes.maximum)
     engine = LocalEngine(backend.open)
     try:
         model = model_on(engine, format_builder("cerebrum", None, {}))
         request = ReplyRequest(Conversation().user("q"), fold({"seed": 0, "temperature": 0.7, "system": "S"}))
-        for event in model.vote_events(request, vote):
+        for event in vote_events(model, request, vote):
             seen.append(event)
             if isinstance(event, TallyEvent):
                 on_tally(model)
@@ -414,29 +358,3 @@ def test_cancelled_vote_keeps_its_tally() -> None:
     assert vote.reply and vote.reply.text == reply(4)
     reasons = [event.reason for event in seen if isinstance(event, FinishEvent)]
     assert sorted(reasons) == ["cancelled"] * 4 + ["stop"]
-
-
-@pytest.mark.slow
-def test_samples_finished_after_the_decision_do_not_count() -> None:
-    seen: list[Event] = []  # the consumer is slow, so all samples have finished when the vote is decided
-    vote = events_of([reply(4), reply(4), reply(4), reply(4, "zz "), reply(5)], "5", seen, lambda _: sleep(0.05))
-    assert [event.reason for event in seen if isinstance(event, FinishEvent)] == ["stop"] * 5
-    assert (vote.tally.samples, sorted(vote.replies)) == (3, [0, 1, 2])
-
-
-# A real model.
-
-
-@pytest.mark.slow
-def test_real_model_vote_uses_consecutive_seeds(tmp_path: Path, mistral_model: Path) -> None:
-    grammar = tmp_path / "answers.gbnf"
-    grammar.write_text('root ::= "so " [a-z] " the answer is " [1-3] "."\n')
-    command = ("ask", "-m", mistral_model, "--format", "cerebrum", "--votes", "6", "--grammar", grammar, "--seed", "5")
-    answer = CommandLine(tmp_path).run(*command, "--json", "hi").object
-    votes = answer["votes"]
-    assert [sample["seed"] for sample in votes["chains"]] == [5, 6, 7, 8, 9, 10]
-    assert len({sample["text"] for sample in votes["chains"]}) > 1
-    assert votes["winner"] == votes["tally"][0]["answer"] == answer["final_answer"]
-    assert sum(count["count"] for count in votes["tally"]) == 6
-    [won] = [sample for sample in votes["chains"] if sample["seed"] == answer["seed"]]
-    assert won["text"] == answer["text"]
