@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.parser import Tables, Tensor, Value, quoted, read_tables, read_values
+from cerebrum_cli.gguf.parser import Tables, Tensor, Value, quoted, read_tables
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD
 
 ALPHA = "adapter.lora.alpha"
@@ -26,12 +26,12 @@ _CONVERT = "name a LoRA adapter in GGUF format, as llama.cpp's convert_lora_to_g
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter applied to a model: its file, and bytes of weights by the name of the tensor they change."""
+    """A LoRA adapter applied to a model: its file, and the bytes of its weights."""
 
     path: Path
     scale: float
     sha256: str
-    sizes: tuple[tuple[str, int], ...]
+    size: int
 
     def __str__(self) -> str:
         return f"{self.path}:{self.scale}"
@@ -41,11 +41,11 @@ class Adapter:
         return f"{self.sha256}:{self.scale}"
 
 
-def adapter_sizes(path: Path, model_paths: Iterable[Path]) -> tuple[tuple[str, int], ...]:
-    """Bytes of an adapter for each tensor of a model that it changes. Raises ModelFileError if it does not fit."""
-    (adapter, values), parts = read_values(path), [read_tables(part) for part in model_paths]
+def adapter_size(path: Path, model_paths: Iterable[Path]) -> int:
+    """Bytes of an adapter's weights. Raises ModelFileError if it does not fit a model."""
+    adapter, parts = read_tables(path, whole=True), [read_tables(part) for part in model_paths]
     _check_metadata(path, adapter, str(parts[0].metadata.get("general.architecture")))
-    alpha = values.get(ALPHA, Value("FLOAT32", 0.0))
+    alpha = adapter.values.get(ALPHA, Value("FLOAT32", 0.0))
     if alpha.type != "FLOAT32" or not math.isfinite(alpha.content):
         raise ModelFileError(path, f"damaged: its {ALPHA} is {quoted(str(alpha.content))} of type {alpha.type}")
     tensors = {tensor.name: tensor for part in parts for tensor in part.tensors}
@@ -53,7 +53,7 @@ def adapter_sizes(path: Path, model_paths: Iterable[Path]) -> tuple[tuple[str, i
     for name, pair in pairs.items():
         if problem := _misfit(name, pair, tensors):
             raise ModelFileError(path, problem, _HINT)
-    return tuple((name, sum(factor.size for factor in pair)) for name, pair in pairs.items())
+    return sum(factor.size for pair in pairs.values() for factor in pair)
 
 
 def _check_metadata(path: Path, adapter: Tables, architecture: str) -> None:
@@ -72,15 +72,13 @@ def _check_metadata(path: Path, adapter: Tables, architecture: str) -> None:
 
 
 def _pairs(path: Path, tensors: Iterable[Tensor]) -> dict[str, Factors]:
-    """Pairs of factors by the name of the tensor they change."""
     factors: dict[str, dict[str, Tensor]] = {A: {}, B: {}}
     for tensor in tensors:
         base, suffix = tensor.name[: -len(A)], tensor.name[-len(A) :]
         if suffix in factors:
             factors[suffix][base] = tensor
         elif not tensor.name.endswith(IGNORED):
-            problem = f"the tensor {quoted(tensor.name)} is not part of a LoRA adapter"
-            raise ModelFileError(path, problem, _CONVERT)
+            raise ModelFileError(path, f"the tensor {quoted(tensor.name)} is not part of a LoRA adapter", _CONVERT)
     if alone := next(iter(sorted(factors[A].keys() ^ factors[B].keys())), None):
         raise ModelFileError(path, f"incomplete: missing tensor {quoted(alone + (A if alone in factors[B] else B))}")
     if not factors[A]:
@@ -89,7 +87,6 @@ def _pairs(path: Path, tensors: Iterable[Tensor]) -> dict[str, Factors]:
 
 
 def _misfit(name: str, pair: Factors, model: Mapping[str, Tensor]) -> str | None:
-    """Why a change cannot be applied to a model; None if it can."""
     tensor = model.get(name)
     if tensor is None:
         return f"it changes the tensor {quoted(name)}, which the model does not have"
@@ -100,20 +97,12 @@ def _misfit(name: str, pair: Factors, model: Mapping[str, Tensor]) -> str | None
     for factor in pair:
         if factor.kind.name in _NOT_MULTIPLIED or not factor.size:
             return f"the tensor {quoted(factor.name)} is of type {factor.kind.name}, which cannot be multiplied"
-    if not _fits(name == EMBEDDING, *(_padded(matrix.shape) for matrix in (tensor, *pair))):
+    shape, a, b = ((*matrix.shape, *(1,) * (4 - len(matrix.shape))) for matrix in (tensor, *pair))
+    if name == EMBEDDING:  # llama.cpp multiplies other tensors by their factors, but looks embeddings up
+        is_fitting = a[0] == b[0] and shape[:2] == (b[1], a[1])
+    else:
+        is_fitting = a[1] == b[0] and shape[:2] == (a[0], b[1])
+    if not (is_fitting and shape[2:] == a[2:] == b[2:]):
         shapes = " and ".join("×".join(map(str, factor.shape)) for factor in pair)
         return f"it changes {quoted(name)} by {shapes}, but the model's is {'×'.join(map(str, tensor.shape))}"
     return None
-
-
-def _fits(is_embedding: bool, tensor: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether two factors have the shapes that llama.cpp multiplies; embeddings are looked up instead."""
-    if not tensor[2:] == a[2:] == b[2:]:
-        return False
-    if is_embedding:
-        return a[0] == b[0] and (tensor[0], tensor[1]) == (b[1], a[1])
-    return a[1] == b[0] and (tensor[0], tensor[1]) == (a[0], b[1])
-
-
-def _padded(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape, *(1,) * (4 - len(shape)))

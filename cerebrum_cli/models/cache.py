@@ -20,11 +20,10 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from cerebrum_cli.core.files import exists, unfinished_file
-from cerebrum_cli.models.reference import MAIN, RepositoryKind
-from cerebrum_cli.models.variants import Variant, is_model, parts_of, quantization_of, variants
+from cerebrum_cli.models.reference import MAIN, RepositoryKind, Variant, is_model, parts_of, quantization_of, variants
+from cerebrum_cli.models.registry import SHA256
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SHA256 = re.compile(r"[0-9a-f]{64}")
 _MODELS = "models--"
 
 
@@ -38,11 +37,6 @@ class CachedModel:
     names: tuple[str, ...]
     paths: tuple[Path, ...]
     blobs: tuple[Path, ...]
-
-    @property
-    def digests(self) -> tuple[str | None, ...]:
-        """Digests of the files, from the names of their blobs; None on a file system without links."""
-        return tuple(blob.name if SHA256.fullmatch(blob.name) else None for blob in self.blobs)
 
 
 class CachedFile(NamedTuple):
@@ -79,12 +73,10 @@ class Cache:
                         yield model
 
     def model_from_files(self, repo_id: str, commit: str, variant: Variant) -> CachedModel:
-        """The model made of these files of a commit; all of them must exist."""
         paths = tuple(self.pointer(repo_id, commit, name) for name in variant.files)
         return CachedModel(repo_id, commit, variant.quantization, variant.files, paths, tuple(map(_link_target, paths)))
 
     def model_at(self, path: Path) -> CachedModel | None:
-        """The model whose first file has this path; None for any other path."""
         try:
             folder, snapshots, commit, *names = path.relative_to(self.directory).parts
         except ValueError:
@@ -106,7 +98,6 @@ class Cache:
         return self.directory / f"{self.kind}s--{repo_id.replace('/', '--')}"
 
     def commit(self, repo_id: str, revision: str) -> str | None:
-        """Commit of a revision at the last request; None if it was never requested."""
         if COMMIT.fullmatch(revision):
             return revision
         try:

@@ -14,6 +14,7 @@ from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.gguf.header import Header, header_from_tables
 from cerebrum_cli.gguf.parser import HeaderTruncated, parse_tables
 from cerebrum_cli.models.catalogue import ModelSpec
+from cerebrum_cli.models.download import Progress, RetryPolicy
 from cerebrum_cli.models.fit import (
     DownloadPlan,
     assess_quantizations,
@@ -31,11 +32,9 @@ from cerebrum_cli.models.hub import (
     open_file,
     search_repositories,
 )
-from cerebrum_cli.models.hub_retries import Progress, RetryPolicy
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.listing import quantization_plan
-from cerebrum_cli.models.reference import HubReference, PathReference, Reference
-from cerebrum_cli.models.variants import Variant, variants
+from cerebrum_cli.models.reference import ModelReference, Reference, Variant, variants
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
 MOST_FOUND = 10  # repositories of a search
@@ -56,9 +55,9 @@ class DownloadPlanner:
     def plan(self, reference: Reference, context: int | None = None) -> DownloadPlan:
         """Plan a reference's download. Raises ModelNotFound if nothing matches, HubError if the Hub fails."""
         spec = self.library.spec_of(reference)
-        if isinstance(reference, HubReference) and not self.is_offline:
+        if isinstance(reference, ModelReference) and reference.is_on_hub and not self.is_offline:
             return self._plan_repository(reference, context)
-        if isinstance(reference, PathReference) or spec is None:
+        if isinstance(reference, Path) or spec is None:
             plan = quantization_plan(self.library, self.library.find(reference), context)
         elif spec.package or spec.recipe or self.is_offline:
             models, capacity = self.library.models(), self.library.capacity()
@@ -75,8 +74,10 @@ class DownloadPlanner:
         Raises UsageError, or PullError if the search itself fails.
         """
         if len(text) > MOST_SEARCHED or well_formed(text) != text:
-            problem = f"the text to search for must be UTF-8 with at most {MOST_SEARCHED} characters"
-            raise UsageError(problem, "give a part of a repository's name")
+            raise UsageError(
+                f"the text to search for must be UTF-8 with at most {MOST_SEARCHED} characters",
+                "give a part of a repository's name",
+            )
         if self.is_offline:
             raise PullError("cannot search the Hub: the network is disabled", "omit --offline, or unset HF_HUB_OFFLINE")
         repositories = RetryPolicy(self.progress).run(search_repositories, text, MOST_FOUND)
@@ -114,7 +115,6 @@ class DownloadPlanner:
         return next((model.header for model in installed if model.is_readable), None)
 
     def _plan_spec(self, spec: ModelSpec, quantization: str | None, context: int | None) -> DownloadPlan:
-        """Plan with the first repository of a catalog model that has the requested quantization."""
         if not spec.sources:
             raise ModelNotFound(f"{spec.name} cannot be downloaded", spec.notes)
         errors: list[ModelNotFound] = []
@@ -127,14 +127,16 @@ class DownloadPlanner:
                 errors.append(error)
         raise errors[0]
 
-    def _plan_repository(self, reference: HubReference, context: int | None) -> DownloadPlan:
-        repo_id = reference.repo_id
+    def _plan_repository(self, reference: ModelReference, context: int | None) -> DownloadPlan:
+        repo_id = reference.name
         self.library.require_not_refused(repo_id)
         listing = RetryPolicy(self.progress).run(list_repository, repo_id, reference.revision)
         models = [model for model in _variants(listing) if reference.file is None or reference.file in model.files]
         if reference.file and not models:
-            hint = f"list its models: cerebrum pull --dry-run {repo_id}"
-            raise ModelNotFound(f"{repo_id} has no complete model {reference.file}", hint)
+            raise ModelNotFound(
+                f"{repo_id} has no complete model {reference.file}",
+                f"list its models: cerebrum pull --dry-run {repo_id}",
+            )
         return self._plan_listing(None, listing, models, reference.quantization, context)
 
     def _plan_listing(
@@ -162,8 +164,16 @@ class DownloadPlanner:
         installed = [model.quantization for model in models if self._is_cached(listing, model)]
         context, capacity = planned_context(context, trained), self.library.capacity()
         candidates = assess_quantizations(sizes, installed, layer_sizes, context, capacity)
-        chosen = choose_candidate(name, candidates, quantization)
-        return DownloadPlan(name, candidates, chosen, context, capacity, spec, listing, tuple(models))
+        return DownloadPlan(
+            name,
+            candidates,
+            choose_candidate(name, candidates, quantization),
+            context,
+            capacity,
+            spec,
+            listing,
+            tuple(models),
+        )
 
     def _is_cached(self, listing: Listing, variant: Variant) -> bool:
         digests = [listing.file(name).sha256 for name in variant.files]

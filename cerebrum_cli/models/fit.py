@@ -17,8 +17,7 @@ from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.model import InstalledModel
-from cerebrum_cli.models.reference import HubReference, NameReference
-from cerebrum_cli.models.variants import Variant, same_quantization
+from cerebrum_cli.models.reference import ModelReference, Variant, same_quantization
 
 if TYPE_CHECKING:
     from cerebrum_cli.models.hub import Listing
@@ -46,7 +45,6 @@ class Capacity:
 
     @property
     def host_memory(self) -> int:
-        """Bytes of the host's memory available to a model."""
         return max(0, self.memory - SYSTEM_RESERVE)
 
     @property
@@ -159,19 +157,20 @@ class DownloadPlan:
     variants: tuple[Variant, ...] = ()
 
     @property
-    def reference(self) -> NameReference:
-        return NameReference(self.name, self.chosen.quantization)
+    def reference(self) -> ModelReference:
+        return ModelReference(self.name, self.chosen.quantization)
 
     @property
     def warning(self) -> str | None:
         if self.chosen.verdict != "too big":
             return None
-        needs = f"needs {format_size(self.chosen.needed)} of memory at {self.context} tokens of context"
-        return f"{self.reference} {needs}; {format_size(self.capacity.usable_memory)} is available"
+        return (
+            f"{self.reference} needs {format_size(self.chosen.needed)} of memory at {self.context} tokens of context;"
+            f" {format_size(self.capacity.usable_memory)} is available"
+        )
 
     @property
     def rank(self) -> tuple[int, bool]:
-        """Sort key for plans of several models: those that fit this machine best come first."""
         is_large = self.chosen.needed > ROOMY_FRACTION * self.capacity.usable_memory
         return get_args(Verdict).index(self.chosen.verdict), is_large
 
@@ -181,13 +180,12 @@ class DownloadPlan:
         chosen = [variant for variant in self.variants if variant.quantization == self.chosen.quantization]
         if len(chosen) != 1 and self.listing:
             repo_id = self.listing.repo_id
-            choices = " or ".join(str(HubReference(repo_id, file=variant.files[0])) for variant in chosen)
+            choices = " or ".join(str(ModelReference(repo_id, file=variant.files[0])) for variant in chosen)
             raise UsageError(f"{repo_id} has several {self.chosen.quantization} models", f"choose one: {choices}")
         return chosen[0]
 
 
 def choose_candidate(name: str, candidates: Sequence[QuantizationFit], quantization: str | None) -> QuantizationFit:
-    """Choose the requested quantization of a model, or the recommended one. Raises ModelNotFound."""
     matching = [fit for fit in candidates if quantization is None or same_quantization(quantization, fit.quantization)]
     if not matching:
         names = sorted({fit.quantization for fit in candidates})
@@ -217,12 +215,12 @@ def known_plan(
     name = spec.name if spec else own[0].name
     layer_sizes = own[0].sizes if own or spec is None else spec_sizes(spec)
     context = planned_context(context, own[0].trained_context if own or spec is None else spec.context_size)
-    installed = [model.display_name for model in own]
-    candidates = assess_quantizations(sizes.items(), installed, layer_sizes, context, capacity)
+    candidates = assess_quantizations(
+        sizes.items(), [model.display_name for model in own], layer_sizes, context, capacity
+    )
     return DownloadPlan(name, candidates, choose_candidate(name, candidates, quantization), context, capacity, spec)
 
 
 def spec_sizes(spec: ModelSpec | None) -> ModelSizes:
-    """Sizes of a model by its catalog row or without one, spread over as many layers as most models have."""
     kv_bytes_per_token = (spec and spec.kv_bytes_per_token) or ASSUMED_KV_BYTES
     return uniform_sizes(0, CATALOG_LAYERS, kv_bytes_per_token // 2)

@@ -14,9 +14,9 @@ from cerebrum_cli.core.environment import environment, forget_empty_variable
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.files import read_small
 from cerebrum_cli.core.version import __version__
-from cerebrum_cli.models.cache import COMMIT, SHA256
-from cerebrum_cli.models.hub_retries import HubError
-from cerebrum_cli.models.reference import HUB_HOSTS, MAIN, REPO_ID, RepositoryKind, is_safe_path
+from cerebrum_cli.models.cache import COMMIT
+from cerebrum_cli.models.reference import MAIN, REPO_ID, RepositoryKind, is_safe_path
+from cerebrum_cli.models.registry import SHA256
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -30,6 +30,15 @@ _VARIABLES = ("HF_ENDPOINT", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")
 _SEARCH_FIELDS = ("downloads", "gated", "lastModified", "tags")
 _LIBRARY_NAME = "cerebrum"  # for the Hub's statistics
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
+
+
+class HubError(PullError):
+    """The Hub did not respond as expected. `retries` is how often to retry, `wait_s` the delay it asks for."""
+
+    def __init__(self, problem: str, hint: str, retries: int = 0, wait_s: float | None = None) -> None:
+        super().__init__(problem, hint)
+        self.retries = retries
+        self.wait_s = wait_s
 
 
 class HubFile(NamedTuple):
@@ -64,7 +73,6 @@ class Listing:
 
 
 def cache_directory() -> Path:
-    """Directory of huggingface_hub's cache, set by HF_HUB_CACHE, HF_HOME and similar variables."""
     return Path(_constants().HF_HUB_CACHE).absolute()
 
 
@@ -128,8 +136,10 @@ def _constants() -> ModuleType:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
             raise ValueError
     except ValueError:
-        hint = "set HF_ENDPOINT to a URL such as https://huggingface.co, or unset it"
-        raise ConfigError(f"HF_ENDPOINT={endpoint!r} is not a URL", hint) from None
+        raise ConfigError(
+            f"HF_ENDPOINT={endpoint!r} is not a URL",
+            "set HF_ENDPOINT to a URL such as https://huggingface.co, or unset it",
+        ) from None
     try:
         from huggingface_hub import constants
     except ValueError as error:
@@ -241,7 +251,11 @@ def open_file(
             with _translated(subject, listing.kind):
                 yield from response.iter_raw()
 
-        yield _body_start(response, start), chunks()
+        if response.status_code == 206:
+            content_range = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            if content_range is None or int(content_range[1]) != start:
+                raise HubError("the server sent the wrong part of the file", "try again later", retries=2)
+        yield start if response.status_code == 206 else 0, chunks()
 
 
 def delete(paths: tuple[Path, ...], directory: Path) -> int:
@@ -269,19 +283,11 @@ def delete(paths: tuple[Path, ...], directory: Path) -> int:
     return strategy.expected_freed_size
 
 
-def _body_start(response: httpx2.Response, requested: int) -> int:
-    """Offset in the file at which a body begins: the requested one, or 0."""
-    if response.status_code != 206:
-        return 0
-    range_header = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    if range_header is None or int(range_header[1]) != requested:
-        raise HubError("the server sent the wrong part of the file", "try again later", retries=2)
-    return requested
-
-
 def _not_a_hub() -> HubError:
-    hint = "check the network, and HF_ENDPOINT if it is set"
-    return HubError(f"unexpected response from {_endpoint()}: not a Hugging Face Hub", hint)
+    return HubError(
+        f"unexpected response from {_endpoint()}: not a Hugging Face Hub",
+        "check the network, and HF_ENDPOINT if it is set",
+    )
 
 
 @contextlib.contextmanager
@@ -319,22 +325,27 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
     message, code = headers.get("X-Error-Message", ""), headers.get("X-Error-Code")
     repo_id, hint = "/".join(subject.split("/")[:2]), "try again later"
     page = f"{_endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
-    if status in (401, 403, 404) and not _is_from_hub(response):  # URLs of the storage are valid for an hour
+    missing = {
+        "RevisionNotFound": (f"{repo_id} has no such revision", f"see its branches at {page}/tree/main"),
+        "EntryNotFound": (f"{subject} is not in this revision", f"see its files at {page}/tree/main"),
+    }
+    if code in missing:
+        return ModelNotFound(*missing[code])
+    # The Hub redirects requests for files to its storage, whose URLs are valid for an hour, and renamed repositories.
+    is_from_storage = bool(response.history) and response.url.netloc != response.history[0].url.netloc
+    if status in (401, 403, 404) and is_from_storage:
         return HubError(f"the Hub's storage rejected the download URL ({status})", hint, retries=2)
     if code == "GatedRepo":
         account = f" with the account of the token in {location}"
         then = account if has_token else ", then run hf auth login, or set HF_TOKEN"
         return HubError(f"{repo_id} is gated: you must accept its terms first", f"accept them at {page}{then}")
-    if code == "RevisionNotFound":
-        return ModelNotFound(f"{repo_id} has no such revision", f"see its branches at {page}/tree/main")
-    if code == "EntryNotFound":
-        return ModelNotFound(f"{subject} is not in this revision", f"see its files at {page}/tree/main")
     if status == 401 and "credentials in Authorization" in message:
         return HubError(f"the Hub rejected the token in {location}", replace_token(location))
     if status in (401, 404):
         private = "" if has_token else "; for a private repository run hf auth login, or set HF_TOKEN"
-        problem = f"{repo_id}: no such repository on the Hub, or it is private"
-        return ModelNotFound(problem, f"check the spelling{private}")
+        return ModelNotFound(
+            f"{repo_id}: no such repository on the Hub, or it is private", f"check the spelling{private}"
+        )
     if status == 403:
         hint = f"allow the token in {location} to read it" if has_token else "set HF_TOKEN to one with access"
         return HubError(f"the Hub denied access to {subject}: {message or 'forbidden'}", hint)
@@ -342,14 +353,6 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
         problem = "is rate-limiting requests" if status == 429 else "reported a server error"
         return HubError(f"the Hub {problem} ({status})", hint, retries=5, wait_s=_retry_after_s(headers))
     return HubError(f"the Hub responded {status} for {subject}", hint)
-
-
-def _is_from_hub(response: httpx2.Response) -> bool:
-    """Whether the Hub itself responded, which redirects renamed repositories to itself, and files to its storage."""
-    import httpx2
-
-    own = httpx2.URL(_endpoint())  # which drops the default port, as the response's does
-    return response.url.host in HUB_HOSTS or (response.url.host, response.url.port) == (own.host, own.port)
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound
@@ -15,9 +16,10 @@ from cerebrum_cli.gguf.parser import Array, Scalar
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import DownloadPlan, known_plan, planned_context
 from cerebrum_cli.models.hub import FoundRepository
-from cerebrum_cli.models.library import Library, OnProgress
+from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import InstalledModel, absolute_path
-from cerebrum_cli.models.reference import HubReference, PathReference, Reference
+from cerebrum_cli.models.reference import Reference
+from cerebrum_cli.models.registry import OnProgress
 from cerebrum_cli.models.stores import found_models
 
 SHOWN = ("think", "chat_template")  # settings of a question, besides those of the catalog, its format and context
@@ -46,17 +48,17 @@ def describe(
         "ask": {"format": format_name, "context": context}
         | {key: value for key, value in asked.items() if value is not None},
         "sampling": sampling_object(by_mode(model)),
-        "sha256": library.digest(model, on_progress).sha256,
+        "sha256": library.registry.digest(model.path, on_progress).sha256,
         "quantization": model.quantization,
         "tensor_types": dict(header.tensor_types),
         "architecture": header.architecture,
         "unsupported": unsupported_kind(header),
         "parameters": header.parameters,
         "layers": header.n_layers,
-        "heads": header.n_heads,
+        "heads": header.sizes.n_heads,
         "kv_heads": header.n_kv_heads,
-        "embedding_length": header.embedding_length,
-        "vocabulary_size": header.vocabulary_size,
+        "embedding_length": header.sizes.embedding_length,
+        "vocabulary_size": header.sizes.vocabulary_size,
         "kv_bytes_per_token": header.kv_bytes_per_token,
         "chat_template": header.chat_template is not None,
         "source": source_of(model),
@@ -73,7 +75,6 @@ def describe(
 
 
 def sampling_object(by_mode: Mapping[str, Settings]) -> dict[str, Any]:
-    """The samplers in effect in each mode, with their values and where these come from."""
     return {
         mode: {key: {"value": value, "origin": settings.origin(key)} for key, value in settings.samplers.items()}
         for mode, settings in by_mode.items()
@@ -84,11 +85,12 @@ def describe_available(
     library: Library, reference: Reference, by_mode: SettingsByMode, context: int | None
 ) -> tuple[dict[str, Any], DownloadPlan | None] | None:
     """Description and quantizations of a catalog model that is not installed; None for any other model."""
-    spec = library.spec_of(reference)
-    if isinstance(reference, HubReference):
-        sources = ((spec, source.repo_id.lower()) for spec in library.specs for source in spec.sources)
-        spec = next((spec for spec, repo_id in sources if repo_id == reference.repo_id.lower()), None)
-    if spec is None or isinstance(reference, PathReference):
+    if isinstance(reference, Path):
+        return None
+    repo_ids = ((spec, source.repo_id.lower()) for spec in library.specs for source in spec.sources)
+    in_catalog = (spec for spec, repo_id in repo_ids if repo_id == reference.name.lower())
+    spec = library.spec_named(reference.name) or next(in_catalog, None)
+    if spec is None:
         return None
     description = {
         "name": spec.name,
@@ -113,7 +115,6 @@ def describe_available(
 
 
 def row(library: Library, model: InstalledModel) -> dict[str, Any]:
-    """Object of a model in `list --json`; `error` is set if its file is missing or damaged."""
     description: dict[str, Any] = {
         "name": model.name,
         "reference": model.reference,
@@ -140,7 +141,7 @@ def row(library: Library, model: InstalledModel) -> dict[str, Any]:
         }
     except (ModelFileError, OSError) as error:
         problem = error.message if isinstance(error, ModelFileError) else f"{model.path}: {error.strerror}"
-        return description | {"error": f"{problem}{model.remover_note}"}
+        return description | {"error": problem}
 
 
 def found_rows(library: Library) -> list[dict[str, Any]]:
@@ -180,7 +181,6 @@ def catalogue_rows(library: Library, context: int | None) -> list[dict[str, Any]
 
 
 def suggestions(library: Library, context: int | None) -> list[dict[str, Any]]:
-    """Rows of a few models that fit this machine, the recommended one first, for a user without a model."""
     fitting = [(spec, plan) for spec, plan in _ranked_plans(library, context) if plan and plan.chosen.verdict == "fits"]
     few = fitting[: SUGGESTIONS - 1] + sorted(fitting[SUGGESTIONS - 1 :], key=lambda pair: pair[1].chosen.size)[:1]
     return [_catalogue_row(spec, plan, False) for spec, plan in few]
@@ -210,7 +210,6 @@ def _catalogue_row(spec: ModelSpec, plan: DownloadPlan | None, is_installed: boo
 
 
 def download_plan_object(plan: DownloadPlan) -> dict[str, Any]:
-    """Object of `pull --dry-run --json`."""
     return {
         "name": plan.name,
         "repo_id": plan.listing.repo_id if plan.listing else plan.spec and plan.spec.repo_id,
@@ -247,7 +246,6 @@ def candidates_object(plan: DownloadPlan) -> dict[str, Any]:
 
 
 def quantization_plan(library: Library, model: InstalledModel, context: int | None) -> DownloadPlan | None:
-    """Available and installed quantizations of an installed model."""
     others = [installed for installed in library.models() if installed.path != model.path]
     if not model.spec:
         uploads = [other for other in others if model.cached and other.cached and other.name == model.name]
@@ -256,7 +254,6 @@ def quantization_plan(library: Library, model: InstalledModel, context: int | No
 
 
 def source_of(model: InstalledModel) -> str:
-    """Origin of a model: the Hub, a package, a local file or a merge; or a vocabulary without one."""
     if model.is_vocabulary:
         return "vocabulary"
     return model.file.source if model.file else "hub" if model.cached else "local"
@@ -268,7 +265,6 @@ def last_used(library: Library, model: InstalledModel) -> str | None:
 
 
 def metadata_json(value: Scalar | Array) -> Any:
-    """A metadata value for JSON; a long array is reduced to type and length."""
     if not isinstance(value, Array):
         return value
     return list(value.values) if value.values else {"type": value.item_type, "length": value.length}

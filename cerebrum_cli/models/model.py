@@ -7,14 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.conversion import LORA
+from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
 from cerebrum_cli.gguf.header import Header, parts_sizes, read_header, vocabulary_digest
 from cerebrum_cli.gguf.sizes import ModelSizes
-from cerebrum_cli.models.reference import STORES, HubReference, NameReference, PathReference, looks_like_path
-from cerebrum_cli.models.variants import parts_of
+from cerebrum_cli.models.reference import STORES, ModelReference, looks_like_path, parts_of
 
 if TYPE_CHECKING:
     from cerebrum_cli.models.adapters import Adapter
@@ -62,10 +61,8 @@ class InstalledModel:
 
     @property
     def sizes(self) -> ModelSizes:
-        """Sizes of its layers in memory. Raises ModelFileError."""
         sizes = self.header.sizes if len(self.paths) == 1 else parts_sizes(self.paths)
-        changes = [change for adapter in self.adapters for change in adapter.sizes]
-        return sizes.with_adapters(changes) if changes else sizes
+        return sizes.with_adapters(sum(adapter.size for adapter in self.adapters))
 
     @property
     def adapter_names(self) -> list[str]:
@@ -73,12 +70,10 @@ class InstalledModel:
 
     @property
     def adapter_params(self) -> dict[str, list[str]]:
-        """The adapters among the settings of a session, a reply or a run; empty without any."""
         return {LORA: self.adapter_names} if self.adapters else {}
 
     @property
     def adapter_identity(self) -> str | None:
-        """Unique text for the adapters' content, whatever their order; None without any."""
         return ", ".join(sorted(adapter.identity for adapter in self.adapters)) or None
 
     @cached_property
@@ -101,14 +96,7 @@ class InstalledModel:
             return True
         if self.file is None or self.file.source in ("local", *STORES) or len(self.paths) > 1:
             return False
-        stat = self.path.stat()
-        return (stat.st_size, stat.st_mtime_ns) == (self.file.size, self.file.mtime_ns)
-
-    @property
-    def remover_note(self) -> str:
-        """Text to add to an error if another tool has removed the file; empty otherwise."""
-        tool = STORES.get(self.file.source) if self.file else None
-        return f"; {tool} has removed it" if tool and is_missing(self.path) else ""
+        return self.file.is_current
 
     @property
     def is_unnamed(self) -> bool:
@@ -122,7 +110,6 @@ class InstalledModel:
 
     @property
     def display_name(self) -> str:
-        """The quantization, or the file's stem if unknown."""
         return self.quantization or self.path.stem
 
     @property
@@ -136,14 +123,13 @@ class InstalledModel:
 
     @property
     def reference(self) -> str:
-        """A reference that means this model only."""
         if self.file or self.is_served or self.is_bundled:
             return self.name
         if self.cached is None:
-            return str(PathReference(self.path))
+            return str(self.path)
         if self.is_shadowed:
-            return str(HubReference(self.cached.repo_id, file=self.cached.names[0], revision=self.cached.commit))
-        return str(NameReference(self.name, self.cached.quantization))
+            return str(ModelReference(self.cached.repo_id, file=self.cached.names[0], revision=self.cached.commit))
+        return str(ModelReference(self.name, self.cached.quantization))
 
     @property
     def label(self) -> str:
@@ -151,7 +137,6 @@ class InstalledModel:
 
     @property
     def references(self) -> set[str]:
-        """All references that mean this model only."""
         if self.cached is None:
             return {self.reference}
         unnamed = replace(self, file=None, name=self.spec.name if self.spec else self.cached.repo_id)
@@ -159,13 +144,14 @@ class InstalledModel:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its label, its references, and its name in the catalog."""
         return (self.label, *sorted(self.references), *([self.spec.name] if self.spec else []))
 
     @property
     def known_format(self) -> str | None:
         if self.spec and self.spec.format:
             return self.spec.format
+        if self.is_bundled:
+            return "cerebrum"
         merged = self.header.metadata.get(MERGE_FORMAT)
         return merged if isinstance(merged, str) and merged in PLAIN_FORMATS else None
 
@@ -192,7 +178,6 @@ def model_paths(path: Path) -> tuple[Path, ...]:
 
 
 def as_path(reference: str) -> Path:
-    """A reference as a path, with `~` expanded."""
     try:
         return Path(reference).expanduser()
     except RuntimeError:  # unknown user
@@ -201,7 +186,7 @@ def as_path(reference: str) -> Path:
 
 def absolute_reference(reference: str) -> str:
     """A reference that means the same in any directory: of a path, the absolute one."""
-    return str(PathReference(absolute_path(as_path(reference)))) if looks_like_path(reference) else reference
+    return str(absolute_path(as_path(reference))) if looks_like_path(reference) else reference
 
 
 def absolute_path(path: Path) -> Path:

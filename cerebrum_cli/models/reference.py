@@ -1,4 +1,4 @@
-"""Model references: parse text into a value.
+"""Model references, which text is parsed into, and what the names of model files mean.
 
     NAME[:QUANT]                            a model by name, as listed by `cerebrum list`
     [hf.co/]OWNER/REPO[:QUANT]              a repository on the Hugging Face Hub
@@ -7,15 +7,16 @@
     ollama:NAME[:TAG]                       a model in the store of Ollama
     lmstudio:NAME[:QUANT]                   a model in the store of LM Studio
 
-`str()` of a value is a reference that parses to the same value.
+`str()` of a value is a reference that parses to the same value; of a path, if it is absolute or ends in .gguf.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from cerebrum_cli.core.errors import UsageError
@@ -36,75 +37,51 @@ _FORMS = "use NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a pa
 
 
 @dataclass(frozen=True, slots=True)
-class NameReference:
-    """A model by its name, installed or in the catalog; or with a store's prefix, by its name there."""
+class ModelReference:
+    """A model by its name or its repository, in one quantization or in the best fit; or one file of a repository.
+
+    A name is that of an installed model or of one in the catalog, or with a store's prefix, the name there.
+    """
 
     name: str
-    quantization: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.quantization}" if self.quantization else self.name
-
-
-@dataclass(frozen=True, slots=True)
-class HubReference:
-    """A model in a repository on the Hub: a quantization, one file of a revision, or the best fit."""
-
-    repo_id: str
     quantization: str | None = None
     file: str | None = None
     revision: str | None = None
 
-    def __str__(self) -> str:
-        if self.file is None and self.revision is None:
-            plain = f"{self.repo_id}:{self.quantization}" if self.quantization else self.repo_id
-            return f"hf.co/{plain}" if looks_like_path(plain) or _starts_with_host(plain) else plain
-        view = "tree" if self.file is None else "resolve"
-        address = f"https://{HUB}/{self.repo_id}/{view}/{quote(self.revision or MAIN, safe='')}"
-        if self.file is None:
-            return f"{address}:{self.quantization}" if self.quantization else address
-        return f"{address}/{quote(self.file)}"
-
-
-@dataclass(frozen=True, slots=True)
-class PathReference:
-    path: Path
+    @property
+    def is_on_hub(self) -> bool:
+        return bool(REPO_ID.fullmatch(self.name))
 
     def __str__(self) -> str:
-        text = str(self.path)
-        return text if looks_like_path(text) and not _starts_with_host(text) else f"./{text}"
+        suffix = f":{self.quantization}" if self.quantization else ""
+        if self.file:
+            return f"https://{HUB}/{self.name}/resolve/{quote(self.revision or MAIN, safe='')}/{quote(self.file)}"
+        if self.revision:
+            return f"https://{HUB}/{self.name}/tree/{quote(self.revision, safe='')}{suffix}"
+        plain = f"{self.name}{suffix}"
+        return f"hf.co/{plain}" if looks_like_path(plain) or _starts_with_host(plain) else plain
 
 
-Reference = NameReference | HubReference | PathReference
+Reference = ModelReference | Path
 STORES = {"ollama": "Ollama", "lmstudio": "LM Studio"}  # titles of the tools by the prefix of their references
+STORE_PREFIXES = tuple(f"{store}:" for store in STORES)
 DEFAULT_TAG = ":latest"  # Ollama's
 
 
 def parse_reference(text: str, endpoint: str | None = None) -> Reference:
     """Parse a reference; `endpoint` is the URL of another Hub. Raises UsageError for a text that is no reference."""
-    if names_stored(text):
-        return NameReference(text.removesuffix(DEFAULT_TAG))
-    scheme, slashes, path = text.partition("://")
-    if slashes:
-        return _parse_url(text, scheme, path, endpoint)
+    if text.startswith(STORE_PREFIXES):
+        return ModelReference(text.removesuffix(DEFAULT_TAG))
+    if "://" in text:
+        return _parse_url(text, endpoint)
     if _starts_with_host(text):
         return _parse_hub_path(text, urlsplit(f"https://{text}").path.removeprefix("/"))
-    if looks_like_path(text):
-        if "\0" in text:
-            raise UsageError(f"{text!r} is not a path", _FORMS)
-        return PathReference(Path(text))
+    if looks_like_path(text) and "\0" not in text:
+        return Path(text)
     name, quantization = _split_quantization(text)
-    if REPO_ID.fullmatch(name):
-        return HubReference(name, quantization)
-    if MODEL_NAME.fullmatch(name):
-        return NameReference(name, quantization)
+    if REPO_ID.fullmatch(name) or MODEL_NAME.fullmatch(name):
+        return ModelReference(name, quantization)
     raise UsageError(f"{text!r} is not a model reference", _FORMS)
-
-
-def names_stored(text: str) -> bool:
-    """Whether a reference names a model in the store of another tool."""
-    store, _, name = text.partition(":")
-    return store in STORES and bool(name)
 
 
 def looks_like_path(text: str) -> bool:
@@ -121,7 +98,8 @@ def _starts_with_host(text: str) -> bool:
     return text.partition("/")[0].lower() in HUB_HOSTS and "/" in text
 
 
-def _parse_url(text: str, scheme: str, address: str, endpoint: str | None) -> HubReference:
+def _parse_url(text: str, endpoint: str | None) -> ModelReference:
+    scheme, _, address = text.partition("://")
     if scheme.lower() == "hf":
         return _parse_hub_path(text, address)
     try:
@@ -140,8 +118,7 @@ def _parse_url(text: str, scheme: str, address: str, endpoint: str | None) -> Hu
     return _parse_hub_path(text, path)
 
 
-def _parse_hub_path(text: str, path: str) -> HubReference:
-    """Parse what follows the host: OWNER/REPO[:QUANT], or a file or tree of a revision."""
+def _parse_hub_path(text: str, path: str) -> ModelReference:
     parts = path.rstrip("/").split("/", 4)
     owner, repo, view, revision, file = parts + [""] * (5 - len(parts))
     quantization = None
@@ -151,12 +128,12 @@ def _parse_hub_path(text: str, path: str) -> HubReference:
     if not REPO_ID.fullmatch(repo_id):
         raise UsageError(f"{text!r} does not name a repository", f"a repository is OWNER/REPO; {_FORMS}")
     if not view:
-        return HubReference(repo_id, quantization)
+        return ModelReference(repo_id, quantization)
     if view == "tree" and revision and not file:
         revision, quantization = _split_quantization(revision)
-        return HubReference(repo_id, quantization, revision=_unquote(text, revision))
+        return ModelReference(repo_id, quantization, revision=_unquote(text, revision))
     if view in _FILE_VIEWS and revision and file.lower().endswith(".gguf"):
-        return HubReference(repo_id, file=_unquote(text, file), revision=_unquote(text, revision))
+        return ModelReference(repo_id, file=_unquote(text, file), revision=_unquote(text, revision))
     raise UsageError(
         f"{text!r} is not the URL of a .gguf file on the Hub",
         f"use https://{HUB}/{repo_id}/resolve/{MAIN}/FILE.gguf, or {repo_id} for the best fit",
@@ -179,3 +156,85 @@ def _unquote(text: str, part: str) -> str:
     if not is_safe_path(unquoted):
         raise UsageError(f"{text!r} is not a URL of the Hub", _FORMS)
     return unquoted
+
+
+# Files of a repository.
+
+_SUFFIX = ".gguf"
+# As llama.cpp names parts (llama_split_path): five digits, starting at 1.
+_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
+# Quantization at the end of a file name, as spelled by llama-quantize and by repositories, or else within it.
+_LABEL = re.compile(
+    r"(?:^|[-._])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))"
+    r"(?:[-._]imat(?:rix)?)?$",
+    re.IGNORECASE,
+)
+_INNER_LABEL = re.compile(r"[-._]((?:UD-)?I?Q[1-8]_[A-Z0-9_]+)(?=[-.])", re.IGNORECASE)
+_PART_OF_OTHERS = re.compile(r"(?:^|[-._])mmproj(?:[-._]|$)|^mtp-", re.IGNORECASE)  # projectors, heads that draft
+_IMATRIX = re.compile(r"(?:^|[-._])imatrix(?:[-._]|$)", re.IGNORECASE)  # statistics, unless a quantization follows
+
+
+class Variant(NamedTuple):
+    """A model of a repository: its quantization (or the file's stem), and its files in order."""
+
+    quantization: str
+    files: tuple[str, ...]
+
+
+def variants(files: Iterable[str]) -> tuple[Variant, ...]:
+    """Group the files of a repository into models; a split file that lacks a part is left out."""
+    models: dict[tuple[str, ...], dict[int, str]] = {}
+    for file in sorted(files):
+        if is_model(file):
+            models.setdefault(parts_of(file), {})[_parse_split(file)[1]] = file
+    return tuple(
+        Variant(quantization_of(parts[0]), parts) for parts, numbered in models.items() if len(numbered) == len(parts)
+    )
+
+
+def is_model(file: str) -> bool:
+    stem, part, total = _parse_split(file)
+    stem = PurePosixPath(stem).name
+    is_auxiliary = _PART_OF_OTHERS.search(stem) or (_IMATRIX.search(stem) and not _LABEL.search(stem))
+    return (
+        file.lower().endswith(_SUFFIX)
+        and bool(stem)
+        and 1 <= part <= (1 if total is None else total)
+        and not is_auxiliary
+    )
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """File names of a model, from the name of one of its files: itself, or all parts of a split file."""
+    stem, part, total = _parse_split(name)
+    if total is None or not 1 <= part <= total:
+        return (name,)
+    return tuple(f"{stem}-{number:05}-of-{total:05}{name[-len(_SUFFIX) :]}" for number in range(1, total + 1))
+
+
+def is_part(name: str) -> bool:
+    return _parse_split(name)[2] is not None
+
+
+def quantization_of(file: str) -> str:
+    """Quantization in a file name, in capitals; else its stem in characters a reference allows."""
+    stem = PurePosixPath(_parse_split(file)[0]).name
+    label = _LABEL.search(stem) or _INNER_LABEL.search(stem)
+    return label[1].upper() if label else name_from_stem(stem) or "model"
+
+
+def name_from_stem(stem: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")
+
+
+def same_quantization(first: str, second: str) -> bool:
+    """Whether two spellings mean the same quantization: Q4_K_S, q4_k_s and Q4_KS do."""
+    return first.upper().replace("_", "") == second.upper().replace("_", "")
+
+
+def _parse_split(file: str) -> tuple[str, int, int | None]:
+    """Split a file name into stem, part number and number of parts; 1 and None for a file that is not split."""
+    stem = file[: -len(_SUFFIX)] if file.lower().endswith(_SUFFIX) else file
+    if match := _SPLIT.search(stem):
+        return stem[: match.start()], int(match[1]), int(match[2])
+    return stem, 1, None

@@ -7,7 +7,6 @@ LM Studio   PUBLISHER/MODEL/FILE.gguf
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -17,11 +16,18 @@ from typing import Any, Literal
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ModelNotFound
-from cerebrum_cli.core.files import is_file, read_small, read_small_json
+from cerebrum_cli.core.files import is_file, read_small_json
 from cerebrum_cli.gguf.parser import read_tables
 from cerebrum_cli.models.model import is_missing
-from cerebrum_cli.models.reference import DEFAULT_TAG, STORES
-from cerebrum_cli.models.variants import is_model, name_from_stem, quantization_of, same_quantization, variants
+from cerebrum_cli.models.reference import (
+    DEFAULT_TAG,
+    STORES,
+    is_model,
+    name_from_stem,
+    quantization_of,
+    same_quantization,
+    variants,
+)
 
 _OLLAMA_GGUF = "application/vnd.ollama.image.model"
 _OLLAMA_HOST, _OLLAMA_LIBRARY = "registry.ollama.ai", "library"
@@ -89,9 +95,8 @@ def found_models() -> Iterator[FoundModel]:
 
 
 def unreadable_stores() -> dict[str, ModelNotFound]:
-    """An error for each tool with a directory that cannot be read."""
     directories = [("ollama", store / part) for store in _ollama_directories() for part in ("manifests", "blobs")]
-    directories += [("lmstudio", store) for store in _lm_studio_directories()]
+    directories.append(("lmstudio", _lm_studio_directory()))
     errors: dict[str, ModelNotFound] = {}
     for store, directory in directories:
         try:
@@ -105,7 +110,6 @@ def unreadable_stores() -> dict[str, ModelNotFound]:
 
 
 def find_in_store(reference: str) -> FoundModel:
-    """Find the model that a reference to a store names. Raises ModelNotFound without one, or with more than one."""
     store, _, name = reference.partition(":")
     unreadable = unreadable_stores().get(store)
     called = [model for model in found_models() if model.store == store and model.is_called(name)]
@@ -113,8 +117,9 @@ def find_in_store(reference: str) -> FoundModel:
     if len(matches) == 1:
         [model] = matches.values()
         if is_missing(model.path):
-            hint = f"pull it again in {STORES[store]}"
-            raise ModelNotFound(f"{model.reference}: its file {model.path} is missing", hint)
+            raise ModelNotFound(
+                f"{model.reference}: its file {model.path} is missing", f"pull it again in {STORES[store]}"
+            )
         if unreadable and not is_file(model.path):
             raise unreadable
         return model
@@ -127,7 +132,6 @@ def find_in_store(reference: str) -> FoundModel:
 
 
 def _ollama_directories() -> list[Path]:
-    """The directory that is set, or else that of a user who runs Ollama, and that of its Linux service."""
     own = environment("OLLAMA_MODELS")
     return [Path(own)] if own else [Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]
 
@@ -148,28 +152,21 @@ def _ollama_models() -> Iterator[FoundModel]:
 
 
 def _lm_studio_models() -> Iterator[FoundModel]:
-    for directory in _lm_studio_directories():
-        folders = sorted({file.parent for file in _files(directory, "*/*/*.gguf")})
-        for folder in folders:
-            models = variants(file.name for file in folder.iterdir() if is_model(file.name))
-            counts = Counter(model.quantization for model in models)
-            for quantization, (first, *_) in models:
-                own = quantization if counts[quantization] == 1 else name_from_stem(Path(first).stem)
-                yield FoundModel("lmstudio", f"{folder.parent.name}/{folder.name}:{own}", folder / first)
+    for folder in sorted({file.parent for file in _files(_lm_studio_directory(), "*/*/*.gguf")}):
+        models = variants(file.name for file in folder.iterdir() if is_model(file.name))
+        counts = Counter(model.quantization for model in models)
+        for quantization, (first, *_) in models:
+            own = quantization if counts[quantization] == 1 else name_from_stem(Path(first).stem)
+            yield FoundModel("lmstudio", f"{folder.parent.name}/{folder.name}:{own}", folder / first)
 
 
-def _lm_studio_directories() -> list[Path]:
-    """The directory of models, as set or by default, and that of older versions."""
+def _lm_studio_directory() -> Path:
     home = Path.home() / ".lmstudio"
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        home = Path(read_small(Path.home() / ".lmstudio-home-pointer").decode().strip() or home)
     chosen = _read_object(home / "settings.json").get("downloadsFolder")
-    current = Path(chosen) if isinstance(chosen, str) and chosen else home / "models"
-    return [current, Path.home() / ".cache/lm-studio/models"]
+    return Path(chosen) if isinstance(chosen, str) and chosen else home / "models"
 
 
 def _files(directory: Path, pattern: str) -> list[Path]:
-    """Files below a directory, by name; none if it cannot be read."""
     try:
         return sorted(path for path in directory.glob(pattern) if is_file(path))
     except OSError:
@@ -177,7 +174,6 @@ def _files(directory: Path, pattern: str) -> list[Path]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if the file holds none or cannot be read."""
     try:
         value = read_small_json(path)
     except (OSError, ValueError):

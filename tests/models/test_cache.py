@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from huggingface_hub import scan_cache_dir
 
-from cerebrum_cli.models.cache import Cache, CachedModel
+from cerebrum_cli.models.cache import Cache
 
 OLD, NEW, NEWER = ("0" * 39 + digit for digit in "123")
 FILE = "Model-Q4_K_M.gguf"
@@ -53,22 +52,6 @@ def found(cache: Cache) -> list[tuple[str, str, str]]:
     return [(model.repo_id, model.commit[-1], model.quantization) for model in cache.models()]
 
 
-def test_cache_missing_directory_is_empty_and_not_created(cache: Cache) -> None:
-    assert list(cache.models()) == []
-    assert cache.commit("o/r", "main") is None
-    assert not cache.directory.exists()
-    cache.directory.write_text("")
-    assert list(cache.models()) == []
-
-
-def test_cache_model_has_repository_commit_names_and_blobs(cache: Cache) -> None:
-    folder = snapshot(cache, NEW, {"Model-Q4_K_M": "a"})
-    assert list(cache.models()) == [
-        CachedModel("o/r", NEW, "Q4_K_M", (FILE,), (folder / FILE,), (cache.blob("o/r", digest("a")),))
-    ]
-    assert next(cache.models()).digests == (digest("a"),)
-
-
 def test_cache_lists_main_first_then_newest(cache: Cache) -> None:
     snapshot(cache, OLD, {"x": "a"}, age=30)
     snapshot(cache, NEW, {"x": "b"}, age=20)
@@ -95,7 +78,6 @@ def test_cache_split_model_requires_all_parts(cache: Cache) -> None:
     assert model.names == ("Q8_0/x-Q8_0-00001-of-00002.gguf", "Q8_0/x-Q8_0-00002-of-00002.gguf")
     assert [path.read_text() for path in model.paths] == ["a", "b"]
     assert [path.name for path in model.blobs] == [digest("a"), digest("b")]
-    assert model.digests == (digest("a"), digest("b"))
 
 
 def test_cache_blob_may_be_a_link_or_missing(cache: Cache, tmp_path: Path) -> None:
@@ -105,12 +87,11 @@ def test_cache_blob_may_be_a_link_or_missing(cache: Cache, tmp_path: Path) -> No
     shared.symlink_to(tmp_path / "shared")
     (model,) = cache.models()
     assert model.blobs == (shared,)
-    assert model.digests == (digest("a"),)
     assert model.paths[0].read_text() == "a"
     plain = snapshot(cache, NEWER, {}, "o/plain") / FILE  # on a file system without links
     plain.write_text("a")
     model = next(cache.models())
-    assert (model.paths, model.blobs, model.digests) == ((plain,), (plain,), (None,))
+    assert (model.paths, model.blobs) == ((plain,), (plain,))
 
 
 def test_cache_ignores_other_files(cache: Cache) -> None:
@@ -169,20 +150,6 @@ def put(cache: Cache, name: str, content: str, commit: str = OLD, revision: str 
     return cache.link(repo_id, commit, name, digest(content))
 
 
-def test_cache_links_a_file_and_writes_its_ref(cache: Cache) -> None:
-    path = put(cache, FILE, "a")
-    assert path == cache.directory / "models--o--r" / "snapshots" / OLD / FILE
-    assert path.readlink() == Path("../../blobs") / digest("a")
-    assert listed(cache.directory) == [
-        f"models--o--r/blobs/{digest('a')}",
-        "models--o--r/refs/main",
-        f"models--o--r/snapshots/{OLD}/{FILE}",
-    ]
-    assert (cache.repository_directory("o/r") / "refs" / "main").read_text() == OLD
-    assert cache.lock("o/r", digest("a")).parent.is_dir()
-    assert [model.names for model in cache.models()] == [(FILE,)]
-
-
 def test_cache_link_is_replaced_only_if_it_leads_elsewhere(cache: Cache) -> None:
     path = put(cache, FILE, "a")
     before = path.lstat()
@@ -201,22 +168,3 @@ def test_cache_ref_with_slashes_and_no_ref_for_a_commit(cache: Cache) -> None:
     assert cache.commit("o/r", "refs/pr/1") == OLD
     put(cache, FILE, "b", NEW, revision="refs/pr/1")
     assert cache.commit("o/r", "refs/pr/1") == NEW
-
-
-def test_cache_is_readable_by_huggingface_hub(cache: Cache) -> None:
-    put(cache, FILE, "a")
-    put(cache, f"Q8_0/{FILE}", "b")
-    put(cache, FILE, "c", NEW, "refs/pr/1")
-    put(cache, FILE, "a", NEWER, NEWER)
-    put(cache, "größe ?.gguf", "a", OLD, "v1.0", "o-n.e/r_1-GGUF")
-    scanned = scan_cache_dir(cache.directory)
-    assert [str(warning) for warning in scanned.warnings] == []
-    assert {repo.repo_id: repo.nb_files for repo in scanned.repos} == {"o/r": 3, "o-n.e/r_1-GGUF": 1}
-    revisions = {revision.commit_hash: revision for repo in scanned.repos for revision in repo.revisions}
-    repo = next(repo for repo in scanned.repos if repo.repo_id == "o/r")
-    assert {revision.commit_hash: set(revision.refs) for revision in repo.revisions} == {
-        OLD: {"main"},
-        NEW: {"refs/pr/1"},
-        NEWER: set(),
-    }
-    assert {file.blob_path.name for file in revisions[NEWER].files} == {digest("a")}

@@ -9,10 +9,9 @@ from hub_user import HubUser
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.memory import HEADROOM
 from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT
-from cerebrum_cli.models.catalogue import ModelSpec, packaged_catalogue
-from cerebrum_cli.models.catalogue_file import load_catalogue
-from cerebrum_cli.models.catalogue_sources import Repository
+from cerebrum_cli.models.catalogue import ModelSpec, Repository, load_catalogue
 from cerebrum_cli.models.fit import SYSTEM_RESERVE
+from cerebrum_cli.models.library import packaged_catalogue
 
 GIB = 2**30
 SOURCES = [(spec, source) for spec in load_catalogue([packaged_catalogue()]) for source in spec.sources]

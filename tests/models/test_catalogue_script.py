@@ -10,8 +10,7 @@ import pytest
 from command_line import ROOT
 from hub_user import HubUser
 
-from cerebrum_cli.models.catalogue import packaged_catalogue
-from cerebrum_cli.models.catalogue_file import load_catalogue
+from cerebrum_cli.models.catalogue import load_catalogue
 
 TEXT = """\
 # The catalog.
@@ -64,13 +63,3 @@ def test_catalogue_script_updates_sizes_and_pinned_revisions_in_place(hub_user: 
     text = text.replace("4_000_000_000  # rounded", "4_200_000_000").replace("Q4_0 = 5 ", "Q4_0 = 1_234_567 ")
     assert path.read_text() == text
     assert [spec.name for spec in load_catalogue([path])] == ["a-1.5", "b"]
-
-
-@pytest.mark.slow
-def test_catalogue_script_leaves_an_unreachable_catalog_unchanged(hub_user: HubUser, tmp_path: Path) -> None:
-    path = tmp_path / "models.toml"
-    path.write_bytes(packaged_catalogue().read_bytes())
-    done = run(path, hub_user)
-    assert done.returncode == 1
-    assert "unsloth/Qwen3.5-4B-GGUF: unsloth/Qwen3.5-4B-GGUF: no such repository" in done.stderr
-    assert path.read_bytes() == packaged_catalogue().read_bytes()

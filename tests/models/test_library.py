@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,16 +12,15 @@ from pathlib import Path
 import pytest
 from hub_user import RecordedProgress
 
-from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, NoModel, UsageError
-from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.fit import Capacity
 from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.listing import catalogue_rows, describe, row
+from cerebrum_cli.models.listing import catalogue_rows, row
 from cerebrum_cli.models.model import InstalledModel
 from cerebrum_cli.models.pull import Puller
-from cerebrum_cli.models.registry import Digest, Registry, RegistryEntry
-from cerebrum_cli.models.removal import plan_removal
+from cerebrum_cli.models.registry import Registry, RegistryEntry
+from cerebrum_cli.models.removal import find_removable
 
 COMMIT, DIGEST = "c" * 40, "d" * 64
 REPO = "someone/Thinker-GGUF"
@@ -76,10 +74,6 @@ def changed(path: str | Path) -> Path:
     return path
 
 
-def silent(done: int, total: int) -> None:
-    pass
-
-
 def no_merge(*_: object) -> InstalledModel:
     raise AssertionError("nothing is merged here")
 
@@ -102,7 +96,7 @@ def pulled(
 
 
 def test_library_registers_a_file_in_place(library: Library, other: Path) -> None:
-    with pytest.raises(NoModel) as caught:
+    with pytest.raises(ModelNotFound) as caught:
         library.resolve(None)
     assert (caught.value.exit_code, caught.value.pullable) == (3, "starter")
     progress = RecordedProgress()
@@ -115,18 +109,6 @@ def test_library_registers_a_file_in_place(library: Library, other: Path) -> Non
     assert [entry.name for entry in library.models()] == ["other"]
     assert library.resolve(None) == library.resolve(str(other)) == model
     assert pulled(library, str(other), "again", offline=True).name == "again"
-
-
-def test_library_resolves_an_unregistered_path(library: Library, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(other.parent)
-    for reference in (str(other), "./other.gguf", "other.gguf"):
-        assert library.resolve(reference).file is None
-        assert library.resolve(reference).path.samefile(other)
-    assert library.models() == []
-    assert library.resolve("other.gguf").reference == str(other)
-    for reference in (".", str(other.parent)):
-        with pytest.raises(ModelFileError, match="is a directory"):
-            library.resolve(reference)
 
 
 def test_library_name_never_means_a_file(library: Library, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,15 +143,6 @@ def test_library_recognizes_the_file_of_a_package(library: Library, packed: Path
     assert pulled(library, str(packed)).name == "Packed.Q4_1"
     assert library.resolve("packed").path == packed
     assert next(library_row for library_row in catalogue_rows(library, None) if library_row["name"] == "packed")["here"]
-
-
-def test_library_catalogue_name_means_the_installed_file(library: Library, other: Path) -> None:
-    with pytest.raises(ModelNotFound, match="thinker is not downloaded"):
-        library.resolve("thinker")
-    pulled(library, str(other.rename(other.with_name("Thinker-Q4_K_M.gguf"))))
-    model = library.resolve("thinker")
-    assert (model.name, model.known_format) == ("Thinker-Q4_K_M", "cerebrum")
-    assert pulled(library, "Thinker-Q4_K_M") == model
 
 
 def test_library_names_are_valid_and_unique(library: Library, other: Path, chatml_model: Path) -> None:
@@ -219,15 +192,7 @@ def test_bundled_model_is_referred_to_by_name_and_cannot_be_deleted(library: Lib
     nano = library.resolve("nano")
     assert (nano.reference, nano.label, library.resolve(nano.reference).path) == ("nano", "nano", nano.path)
     with pytest.raises(UsageError, match="cannot be deleted"):
-        plan_removal(library, library.parse("nano"))
-
-
-def test_library_unknown_name_suggests_similar_names(library: Library, other: Path) -> None:
-    pulled(library, str(other), "mine")
-    others = "to find others: cerebrum search {}, then cerebrum pull OWNER/REPO"
-    unknown = ("unknown model 'thinkr'", f"did you mean thinker? {others.format('thinkr')}", None)
-    assert error_of(library.resolve, "thinkr") == error_of(pulled, library, "thinkr") == unknown
-    assert error_of(library.resolve, "x")[1] == f"see cerebrum list --available; {others.format('x')}"
+        find_removable(library, library.parse("nano"))
 
 
 def test_library_offers_downloadable_models(library: Library) -> None:
@@ -239,56 +204,18 @@ def test_library_offers_downloadable_models(library: Library) -> None:
         pulled(library, "packed", offline=True)
 
 
-@pytest.mark.parametrize("reference", ["./nowhere.gguf", "nowhere.gguf", "/nowhere/at/all", "~nobody-here/x.gguf"])
-def test_library_reports_a_missing_path(library: Library, reference: str) -> None:
-    for attempt in (library.resolve, lambda path: pulled(library, path)):
-        with pytest.raises(ModelNotFound, match="file not found"):
-            attempt(reference)
-
-
-def test_library_does_not_register_other_files(library: Library, tmp_path: Path) -> None:
-    (tmp_path / "text.gguf").write_text("hello")
-    with pytest.raises(ModelFileError, match="not a GGUF file"):
-        pulled(library, str(tmp_path / "text.gguf"))
-    assert library.models() == []
-
-
 def test_library_digest_is_stored_until_the_file_changes(library: Library, other: Path) -> None:
     model = pulled(library, str(other))
     assert model.file is not None
     library.registry.add(replace(model.file, sha256="remembered"))
-    assert library.digest(library.resolve("other"), silent).sha256 == "remembered"
+    assert library.registry.digest(library.resolve("other").path).sha256 == "remembered"
     changed(other)
     os.utime(other, ns=(1, 1))
     digest = hashlib.sha256(other.read_bytes()).hexdigest()
-    assert library.digest(library.resolve("other"), silent).sha256 == digest
-    assert library.registry.digest(other) == Digest(other, other.stat().st_size, 1, digest)
-    assert library.digest(library.resolve(str(other)), silent).sha256 == digest
+    assert library.registry.digest(library.resolve("other").path).sha256 == digest
+    assert library.registry.known_digest(other) == RegistryEntry("", other, other.stat().st_size, digest, 1)
+    assert library.registry.digest(library.resolve(str(other)).path).sha256 == digest
     assert pulled(library, str(other)).file != model.file
-
-
-def test_library_finds_a_digest_that_only_the_registry_entry_has(library: Library, other: Path) -> None:
-    model = pulled(library, str(other))
-    path = library.registry.directory / "registry.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"digests": []}))
-    digest = hashlib.sha256(other.read_bytes()).hexdigest()
-    assert library.file_identity(library.resolve("other")) == f"{digest} {other.stat().st_size}"
-    os.utime(other, ns=(1, 1))
-    assert library.file_identity(model) == f"{other} 1 {other.stat().st_size}"
-
-
-def test_library_keeps_the_digest_of_a_registered_file_whose_disk_is_away(
-    library: Library, other: Path, packed: Path
-) -> None:
-    model = pulled(library, str(other))
-    os.utime(changed(other), ns=(1, 1))
-    library.digest(model, silent)
-    identity = library.file_identity(model)
-    away = other.rename(other.with_name("away"))
-    pulled(library, str(packed))
-    away.rename(other)
-    digest = hashlib.sha256(other.read_bytes()).hexdigest()
-    assert library.file_identity(library.resolve("other")) == identity == f"{digest} {other.stat().st_size}"
 
 
 def test_library_identity_covers_all_parts_of_a_model(library: Library, other: Path, tmp_path: Path) -> None:
@@ -298,7 +225,7 @@ def test_library_identity_covers_all_parts_of_a_model(library: Library, other: P
     model, digest = pulled(library, str(paths[0])), hashlib.sha256(other.read_bytes()).hexdigest()
     identity = library.file_identity(model)
     assert identity.startswith(f"{digest} {other.stat().st_size} {paths[1]} ")
-    library.digest(model, silent, 1)
+    library.registry.digest(paths[1])
     hashed = library.file_identity(model)
     assert hashed == " ".join([f"{digest} {other.stat().st_size}"] * 2)
     changed(paths[1])
@@ -306,24 +233,6 @@ def test_library_identity_covers_all_parts_of_a_model(library: Library, other: P
     assert len({identity, hashed, library.file_identity(model)}) == 3
     assert model.file
     assert not replace(model, file=replace(model.file, source="hub")).is_verified
-
-
-def test_listing_describes_a_model_by_file_and_catalogue(library: Library, packed: Path) -> None:
-    pulled(library, str(packed))
-    description = describe(library, library.resolve("packed"), Settings(), lambda _: {}, silent)
-    expected = {
-        "name": "Packed.Q4_1",
-        "path": str(packed),
-        "size": packed.stat().st_size,
-        "format": "embedded",
-        "context_size": 2048,
-        "default": True,
-    }
-    assert {key: description[key] for key in expected} == expected
-    assert description["sha256"] == hashlib.sha256(packed.read_bytes()).hexdigest()
-    listed = row(library, *library.models())
-    assert listed["error"] is None
-    assert {key: listed[key] for key in expected} == expected
 
 
 def store(cache: Cache, model: Path) -> Path:

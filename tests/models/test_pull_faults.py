@@ -7,12 +7,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
+from command_line import assert_error
 from disks import full_disk
 from hub_server import RATE_LIMITED, SERVER_ERROR, UNAVAILABLE, Fault
 from hub_user import HubUser, RecordedProgress, cleaned
@@ -20,11 +20,10 @@ from waiting import wait_until
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.models import hub_retries
+from cerebrum_cli.models import download
 from cerebrum_cli.models.cache import Cache
-from cerebrum_cli.models.download import Download
-from cerebrum_cli.models.hub import HubFile, Listing
-from cerebrum_cli.models.hub_retries import HubError, RetryPolicy
+from cerebrum_cli.models.download import Download, RetryPolicy
+from cerebrum_cli.models.hub import HubError, HubFile, Listing
 
 REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
 SLOW = Fault(part="cdn", let_through=1, bytes_per_second=3_000_000)  # the header comes at once, the file in 3 seconds
@@ -156,23 +155,13 @@ def test_pull_replaces_a_damaged_blob(hub_user: HubUser) -> None:
     assert cleaned(hub_user.pull(REPO)) == f"{damaged}{here(hub_user)}"
 
 
-def start_changed(hub_user: HubUser, change: str) -> subprocess.Popen[str]:
-    script = f"import sys; {change}; from cerebrum_cli.main import run; sys.exit(run(['pull', '{REPO}']))"
-    return subprocess.Popen(
-        [sys.executable, "-c", script],
-        env=hub_user.command.environment(hub_user.environment({})),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.slow
-def test_pull_asks_for_bounded_ranges_of_large_files(hub_user: HubUser, mistral_model: Path) -> None:
+def test_pull_asks_for_bounded_ranges_of_large_files(
+    hub_user: HubUser, mistral_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub_user.hub.arm(Fault(part="cdn", let_through=3, cut_after=600_000))
-    with start_changed(hub_user, "from cerebrum_cli.models import download; download.RANGE_BYTES = 2_000_000") as pull:
-        assert pull.stderr
-        err = pull.stderr.read()
-    assert pull.returncode == 0, err
+    monkeypatch.setattr(download, "RANGE_BYTES", 2_000_000)
+    hub_user.pull(REPO)
     here(hub_user)
     size = mistral_model.stat().st_size
     ranges = [request.range for request in hub_user.hub.log.requests("cdn")[1:]]
@@ -180,17 +169,11 @@ def test_pull_asks_for_bounded_ranges_of_large_files(hub_user: HubUser, mistral_
     assert ranges == [f"bytes={start}-{min(start + 2_000_000, size) - 1}" for start in starts]
 
 
-NO_LOCKS = "import errno, fcntl; fcntl.flock = lambda *_: exec('raise OSError(errno.ENOLCK, str())')"
-
-
-@pytest.mark.slow
+@pytest.mark.usefixtures("no_locks")
 def test_pull_is_refused_where_the_file_system_has_no_locks(hub_user: HubUser) -> None:
-    with start_changed(hub_user, NO_LOCKS) as pull:
-        err = pull.communicate(timeout=60)[1]
-    problem, hint = err.splitlines()
-    assert (pull.returncode, hub_user.blobs(REPO)) == (1, {})
-    assert problem.startswith("error: ") and problem.endswith(".lock: this file system has no file locks")
-    assert hint == " hint: set HF_HUB_CACHE to a directory on another disk"
+    hint = "set HF_HUB_CACHE to a directory on another disk"
+    assert_error(hub_user.run("pull", REPO), 1, ".lock: this file system has no file locks", hint)
+    assert hub_user.blobs(REPO) == {}
 
 
 @pytest.mark.parametrize(("header", "value"), [("Retry-After", "3600"), ("RateLimit", '"api";r=0;t=3600')])
@@ -225,7 +208,7 @@ def test_pull_retries_a_timeout(hub_user: HubUser) -> None:
 
 def test_retry_policy_backs_off_until_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     told, slept = RecordedProgress(), list[float]()
-    monkeypatch.setattr(hub_retries, "sleep", slept.append)
+    monkeypatch.setattr(download, "sleep", slept.append)
     patience = RetryPolicy(told)
     lost = HubError("connection lost", "check the network", retries=6)
     for _ in range(6):

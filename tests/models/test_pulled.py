@@ -134,20 +134,6 @@ def test_show_describes_an_installed_model(hub_user: HubUser) -> None:
     assert described["license"] == "apache-2.0"
 
 
-def test_list_available_shows_the_catalogue(hub_user: HubUser) -> None:
-    hub_user.pull("cerebrum-7b:Q2_K")
-    done = hub_user.run("list", "--available", "--json")
-    assert (done.code, done.err) == (0, "")
-    rows = {row["name"]: row for row in done.object}
-    assert {name for name, row in rows.items() if row["here"]} == {"cerebrum-7b"}
-    installed = [each["quantization"] for each in rows["cerebrum-7b"]["quantizations"] if each["installed"]]
-    assert installed == ["Q2_K"]
-    assert [rows[name]["recommended"] for name in ("cerebrum-12b", "starter")] == ["Q4_K_M", "Q4_1"]
-    lines = hub_user.run("list", "--available").out.splitlines()
-    assert lines[0].split()[:4] == ["name", "installed", "best", "fit"]
-    assert next(line for line in lines if line.startswith("cerebrum-7b")).split()[1] == "yes"
-
-
 def test_pull_dry_run_downloads_nothing(hub_user: HubUser) -> None:
     done = hub_user.run("pull", "--dry-run", "--json", "cerebrum-7b:q2_k")
     assert (done.code, done.err) == (0, "")

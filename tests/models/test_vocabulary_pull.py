@@ -182,10 +182,3 @@ def test_vocabulary_pull_names_models_it_cannot_serve(hub_user: HubUser, referen
     done = hub_user.run("pull", "--vocabulary", reference)
     said = f"error: the vocabulary of {reference} cannot be pulled alone\n hint: cerebrum pull {reference}\n"
     assert (done.code, done.err) == (1, said)
-
-
-@pytest.mark.parametrize("option", [("--name", "mine"), ("--default",), ("--dry-run",)])
-def test_vocabulary_pull_excludes_options_of_models(hub_user: HubUser, option: tuple[str, ...]) -> None:
-    done = hub_user.run("pull", "--vocabulary", REPO, *option)
-    said = f"error: --vocabulary and {option[0]} cannot be used together\n hint: omit one of them\n"
-    assert (done.code, done.err) == (2, said)
