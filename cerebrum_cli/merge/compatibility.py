@@ -22,12 +22,8 @@ VOCABULARY = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.toke
 MAY_DIFFER = ("block_count", "context_length", "vocab_size")
 # llama.cpp's values for missing keys. Any other key that only one file has is not a difference.
 DEFAULTS = {"rope.freq_base": 10000.0, "expert_count": 0, "rope.scaling.type": "none"}
-# Counts of layers at an end of the model that differ from the others: the key, whether they come first, and their kind.
-LAYER_COUNTS = (
-    ("leading_dense_block_count", True, "without experts"),
-    ("nextn_predict_layers", False, "for multi-token prediction"),
-    ("attention.shared_kv_layers", False, "with shared keys and values"),
-)
+# Counts of layers at an end of the model that differ from the others.
+LAYER_COUNTS = ("leading_dense_block_count", "nextn_predict_layers", "attention.shared_kv_layers")
 # Embeddings of all layers in one tensor.
 EMBEDDING_PER_LAYER = "per_layer_token_embd.weight"
 
@@ -45,7 +41,6 @@ def require_compatible(tables: Sequence[Table]) -> None:
 
 
 def differences(table: Table, first: Table) -> Iterator[tuple[str, Any, Any]]:
-    """Yield each key whose values make two models incompatible, with both values."""
     if table.architecture != first.architecture:
         yield "general.architecture", table.architecture, first.architecture
         return
@@ -78,7 +73,6 @@ def vocabulary_differences(table: Table, first: Table) -> Iterator[tuple[str, An
 
 
 def shape_differences(table: Table, first: Table) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the tensors outside of layers, and of the first layer, whose shapes differ."""
     if any(model.is_per_layer(key) for model in (table, first) for key in model.metadata):  # layers may differ in shape
         return
     expected = {**first.global_tensors, **first.layer_tensors(0)}
@@ -94,7 +88,6 @@ def require_global_tensors(table: Table, other: Table) -> None:
 
 
 def display(value: Any) -> str:
-    """Format a value for an error message, at most 63 characters."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if value is None:
@@ -110,9 +103,10 @@ def require_layer_pattern(tables: Mapping[str, Table], layers: Sequence[LayerSou
         raise MergeError("the models' layer patterns differ (attention.sliding_window_pattern)", "merge other files")
     stays = all(number == layer for number, sources in enumerate(layers) for _, layer in sources)
     for name, table in tables.items():
-        if EMBEDDING_PER_LAYER in table.global_tensors and not (stays and len(layers) == table.n_layers):
+        is_uniform = EMBEDDING_PER_LAYER not in table.global_tensors and not any(map(table.whole_number, LAYER_COUNTS))
+        if not (is_uniform or (stays and len(layers) == table.n_layers)):
             raise MergeError(
-                f"{name} has embeddings for each of its {table.n_layers} layers, which cannot be stacked",
+                f"{name} has {table.n_layers} layers of several kinds or with embeddings of their own",
                 "keep all layers of such a model, in order",
             )
     for number, sources in enumerate(layers):
@@ -132,27 +126,3 @@ def layer_pattern(table: Table) -> tuple[int, int]:
     if stated is None and (architecture == "gemma2" or table.hyperparameter("attention.sliding_window")):
         return fixed, abs(facts.window_period) or 1
     return fixed, 1 if stated is None else int(stated) or 1
-
-
-def layer_counts(layers: Sequence[tuple[Table, int]]) -> dict[str, int]:
-    """Hyperparameters of a merge that count its first or last layers of another kind, given the source of each layer.
-
-    Raises MergeError if some would be elsewhere, which llama.cpp cannot load.
-    """
-    result = {}
-    for key, is_first, kind in LAYER_COUNTS:
-        counts = [table.whole_number(key) for table, _ in layers]
-        flags = [
-            layer < (count or 0) if is_first else layer >= table.n_layers - (count or 0)
-            for (table, layer), count in zip(layers, counts, strict=True)
-        ]
-        if flags != sorted(flags, reverse=is_first):
-            number = flags.index(True, flags.index(False)) if is_first else flags.index(True)
-            table, layer = layers[number]
-            raise MergeError(
-                f"layer {layer} of {table.name}, a layer {kind}, would become layer {number} of {len(layers)}",
-                f"keep layers {kind} {'first' if is_first else 'last'}, or leave them out",
-            )
-        if any(count is not None for count in counts):
-            result[key] = sum(flags)
-    return result

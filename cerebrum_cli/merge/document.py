@@ -6,15 +6,11 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import did_you_mean, truncate
 
-if TYPE_CHECKING:
-    from yaml.nodes import Node
-
-_LEVELS, _VALUES = 20, 100_000  # with aliases expanded: far beyond any recipe, and still fast to check
 _CONSTRUCTION_ERRORS = (RecursionError, ValueError, LookupError, AttributeError, ArithmeticError, TypeError)
 _TYPO_SIMILARITY = 0.8  # a name more similar than this to a known one is taken for a typing error
 
@@ -31,22 +27,15 @@ class Field:
         """The field of a key, in a value that is a mapping or missing."""
         return Field(self.file, f"{self.path}.{key}" if self.path else key, (self.value or {}).get(key))
 
-    @property
-    def is_missing(self) -> bool:
-        return self.value is None
-
     def error(self, problem: str, hint: str) -> UsageError:
-        """Build an error for this field, with control characters escaped."""
         at = f"{self.path}: " if self.path else ""
         return UsageError(printable(f"{self.file}: {at}{problem}"), printable(hint))
 
     def require_mapping(self, keys: Sequence[str]) -> None:
-        """Raise UsageError if the value is not a mapping; `keys` are listed in the hint."""
         if not isinstance(self.value, dict):
             raise self.error("not a mapping", f"write lines of `key: value` with these keys: {', '.join(keys)}")
 
     def require_keys(self, keys: Sequence[str], ignored: Sequence[str] = ()) -> None:
-        """Raise UsageError if the value is not a mapping, or has a value for an unknown key."""
         self.require_mapping(keys)
         for key, item in self.value.items():
             if item is not None and key not in (*keys, *ignored):
@@ -56,13 +45,11 @@ class Field:
         return self.error(f"unknown key {quoted(key)}", choices(key, keys))
 
     def items(self) -> list[Field]:
-        """Items of a list that is not empty."""
         if not isinstance(self.value, list) or not self.value:
             raise self.error("not a list with items", "begin each item with `- `")
         return [Field(self.file, f"{self.path}[{index}]", item) for index, item in enumerate(self.value)]
 
     def text(self, needed: str) -> str:
-        """A printable text; `needed` describes it in the error."""
         if not isinstance(self.value, str) or not self.value.strip() or not self.value.isprintable():
             raise self.error(f"not {needed}", "write it on one line, quoted if YAML reads it as another type")
         return self.value.strip()
@@ -88,8 +75,6 @@ def read_document(file: str, text: str) -> Field:
         node = loader.get_single_node()
         if node is None:
             raise root.error("empty file", "write a recipe: a merge_method, and slices or models")
-        if not _is_bounded(node):
-            raise root.error("too many levels or aliases", "use fewer levels and aliases")
         return Field(file, "", loader.construct_document(node))
     # PyYAML does not translate the exceptions of int(), date() and re for invalid numbers, dates and tagged values.
     except (yaml.YAMLError, *_CONSTRUCTION_ERRORS) as error:
@@ -97,19 +82,6 @@ def read_document(file: str, text: str) -> Field:
         at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = truncate(str(getattr(error, "problem", None) or error), 200)
         raise root.error(f"not valid YAML{at}: {reason}", "correct it, or quote it if it is text") from error
-
-
-def _is_bounded(root: Node) -> bool:
-    """Whether a document is small enough to construct, with its aliases expanded."""
-    stack, count = [(root, 1)], 0
-    while stack:
-        node, level = stack.pop()
-        count += 1
-        if level > _LEVELS or count > _VALUES:
-            return False
-        for child in node.value if not isinstance(node.value, str) else ():
-            stack.extend((inner, level + 1) for inner in (child if isinstance(child, tuple) else (child,)))
-    return True
 
 
 def suggestion(name: object, known: Sequence[str]) -> str:
@@ -122,7 +94,6 @@ def choices(name: object, known: Sequence[str]) -> str:
 
 
 def quoted(value: object) -> str:
-    """Format a value for an error message: text quoted if blank, anything else as its type."""
     if not isinstance(value, str):
         return f"({type(value).__name__})"
     return truncate(value if value.strip() else repr(value), 60)

@@ -14,20 +14,18 @@ from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.header import read_header, require_loadable
 from cerebrum_cli.gguf.table import read_table
-from cerebrum_cli.merge.execute import execute, require_supported_types
-from cerebrum_cli.merge.metadata import Provenance
+from cerebrum_cli.merge.execute import CHUNK_WEIGHTS, PENDING_PER_THREAD, execute, llama_codec, require_supported_types
 from cerebrum_cli.merge.methods import input_tensors
-from cerebrum_cli.merge.plan import MergePlanner, Plan, Target
+from cerebrum_cli.merge.plan import MergePlanner, Plan, Provenance, Target
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
-from cerebrum_cli.merge.weights import CHUNK_WEIGHTS, PENDING_PER_THREAD, CodecFactory
 from cerebrum_cli.model.prompt_sources import read_text
 from cerebrum_cli.models.catalogue import ModelSpec
 from cerebrum_cli.models.fit import DownloadPlan
-from cerebrum_cli.models.library import Library, OnProgress
+from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import MERGE_FORMAT, MERGE_RECIPE, MERGE_SOURCES, InstalledModel, as_path, is_missing
 from cerebrum_cli.models.pull import Confirm, Puller, require_confirmation, require_free_name
-from cerebrum_cli.models.reference import NameReference, PathReference, Reference
-from cerebrum_cli.models.registry import RegistryEntry
+from cerebrum_cli.models.reference import ModelReference
+from cerebrum_cli.models.registry import OnProgress, RegistryEntry
 
 # Bytes of memory: the process with the libraries that read files, and each metadata array item while it is read.
 BASE_MEMORY, MEMORY_PER_ITEM = 80_000_000, 200
@@ -40,17 +38,11 @@ def read_recipe(library: Library, text: str) -> tuple[Recipe, ModelSpec | None, 
     path, (name, _, quantization) = as_path(text), text.partition(":")
     spec = library.spec_named(name)
     if spec and spec.recipe:
-        return catalogue_recipe(spec), spec, quantization or None
+        return parse_recipe(read_text(spec.recipe, MAX_RECIPE_BYTES), spec.name), spec, quantization or None
     if not is_missing(path):
         return parse_recipe(read_text(path, MAX_RECIPE_BYTES), path.name), None, None
     known = ", ".join(spec.name for spec in library.specs if spec.recipe)
     raise UsageError(f"{text}: no such recipe", f"name a mergekit recipe in YAML, or a catalog model with one: {known}")
-
-
-def catalogue_recipe(spec: ModelSpec) -> Recipe:
-    """Read the recipe of a catalog row that has one. Raises UsageError if it cannot be read."""
-    assert spec.recipe is not None, "the row has no recipe"
-    return parse_recipe(read_text(spec.recipe, MAX_RECIPE_BYTES), spec.name)
 
 
 def source_references(
@@ -64,8 +56,8 @@ def source_references(
     for name in names:
         references[name] = name
         reference = library.parse(name) if quantization else None
-        if isinstance(reference, NameReference) and not reference.quantization and library.spec_named(reference.name):
-            references[name] = str(NameReference(reference.name, quantization))
+        if isinstance(reference, ModelReference) and not reference.quantization and library.spec_named(reference.name):
+            references[name] = str(ModelReference(reference.name, quantization))
     for text in sources:
         name, _, model = text.partition("=")
         if name not in names or not model:
@@ -78,7 +70,6 @@ def source_references(
 def resolve_models(
     library: Library, references: Mapping[str, str], find: Callable[[str], InstalledModel]
 ) -> dict[str, InstalledModel]:
-    """Find the model of each name. Raises ModelNotFound, or the error of pulling it, for a missing one."""
     models = {}
     for name, reference in references.items():
         try:
@@ -109,9 +100,6 @@ class MergeOptions:
     title: str | None = None
     quantization: str | None = None
 
-    def replaces(self, entry: RegistryEntry) -> bool:
-        return entry.path == self.output.resolve()
-
 
 @dataclass(frozen=True)
 class Merge:
@@ -125,7 +113,6 @@ class Merge:
 
     @property
     def memory(self) -> int:
-        """Estimate of the peak memory needed to write it, in bytes."""
         most = max(len(input_tensors(tensor.op)) for tensor in self.plan.tensors)
         return (
             BASE_MEMORY
@@ -134,61 +121,45 @@ class Merge:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Merger:
-    library: Library
-    codec: CodecFactory
+def prepare(recipe: Recipe, models: Mapping[str, InstalledModel], options: MergeOptions) -> Merge:
+    """Plan a merge of models by their names in the recipe. Raises MergeError if they do not fit, ModelFileError."""
+    tables = {}
+    for name, model in models.items():
+        require_loadable(model.path, read_header(model.path))
+        tables[name] = read_table(public_name(model), model.paths)
+    dtype = None if recipe.method == "passthrough" else recipe.dtype
+    target = Target(options.type, dtype, options.quantization)
+    title = recipe.name or options.title or options.name
+    plan = MergePlanner(recipe, tables, target).plan(provenance(recipe, models, title))
+    require_supported_types(plan, llama_codec)
+    return Merge(recipe, models, options, plan, sum(table.array_items for table in tables.values()))
 
-    def prepare(self, recipe: Recipe, models: Mapping[str, InstalledModel], options: MergeOptions) -> Merge:
-        """Plan a merge of models by their names in the recipe. Raises MergeError if they do not fit, ModelFileError."""
-        tables = {}
-        for name, model in models.items():
-            require_loadable(model.path, read_header(model.path))
-            tables[name] = read_table(public_name(model), model.paths)
-        dtype = None if recipe.method == "passthrough" else recipe.dtype
-        target = Target(options.type, dtype, options.quantization)
-        title = recipe.name or options.title or options.name
-        plan = MergePlanner(recipe, tables, target).plan(provenance(recipe, models, title))
-        require_supported_types(plan, self.codec)
-        return Merge(recipe, models, options, plan, sum(table.array_items for table in tables.values()))
 
-    def require_writable(self, merge: Merge) -> None:
-        """Raise UsageError if the file is one of the sources, MergeError if the disk has too little space."""
-        path = merge.options.output
-        require_not_source(merge.models, path)
-        remove_abandoned(path.parent, f".{path.name}.")
-        self.require_disk_space(path.parent, merge.plan.size)
+def write(library: Library, merge: Merge, on_progress: OnProgress) -> tuple[InstalledModel, str]:
+    """Write a merge, report bytes done and total, and register it; returns its SHA-256 too.
 
-    def require_disk_space(self, folder: Path, size: int) -> None:
-        """Raise MergeError if the disk of a directory has too little space for `size` bytes."""
-        require_space(folder.resolve(), size + DISK_RESERVE, MergeError, "write elsewhere")
-
-    def write(self, merge: Merge, on_progress: OnProgress) -> str:
-        """Write a merge, report bytes done and total, and return its SHA-256. Raises MergeError, and leaves no file."""
-        return execute(merge.plan, merge.options.output, self.codec, thread_count(), on_progress)
-
-    def register(self, merge: Merge, sha256: str) -> InstalledModel:
-        """Register the written model, and remove the entry of the model it replaced.
-
-        Raises ConfigError if that fails: the file is kept, since writing it may have taken an hour.
-        """
-        registry, path, name = self.library.registry, merge.options.output, merge.options.name
-        stat = path.stat()
-        model = RegistryEntry(name, path.resolve(), stat.st_size, sha256, stat.st_mtime_ns, "merge")
-        try:
-            for entry in registry.entries():
-                if entry.source == "merge" and entry.name != name and merge.options.replaces(entry):
-                    registry.remove(entry.name)
-            registry.add(model)
-        except ConfigError as error:
-            problem = f"{path} is complete, but not registered: {error.message}"
-            then = f"cerebrum pull {quote(str(path))} --name {quote(name)}"
-            raise ConfigError(problem, f"{error.hint}, then run {then}") from error
-        return self.library.model_from_entry(model)
+    Raises UsageError if the file is one of the sources, MergeError if it cannot be written, which leaves no file, and
+    ConfigError if it cannot be registered: the file is kept, since writing it may have taken an hour.
+    """
+    registry, path, name = library.registry, merge.options.output, merge.options.name
+    require_not_source(merge.models, path)
+    remove_abandoned(path.parent, f".{path.name}.")
+    require_space(path.parent.resolve(), merge.plan.size + DISK_RESERVE, MergeError, "write elsewhere")
+    sha256 = execute(merge.plan, path, llama_codec, thread_count(), on_progress)
+    model = RegistryEntry.of_file(path.resolve(), sha256, name, "merge")
+    try:
+        for entry in registry.entries():
+            if entry.source == "merge" and entry.name != name and entry.path == model.path:
+                registry.remove(entry.name)
+        registry.add(model)
+    except ConfigError as error:
+        problem = f"{path} is complete, but not registered: {error.message}"
+        then = f"cerebrum pull {quote(str(path))} --name {quote(name)}"
+        raise ConfigError(problem, f"{error.hint}, then run {then}") from error
+    return library.model_from_entry(model), sha256
 
 
 def require_not_source(models: Mapping[str, InstalledModel], path: Path) -> None:
-    """Raise UsageError if the output path is a source file of the merge."""
     if path.resolve() in {source.resolve() for model in models.values() for source in model.paths}:
         raise UsageError(f"{path} is a source of this merge", "choose another output file")
 
@@ -212,33 +183,44 @@ def provenance(recipe: Recipe, models: Mapping[str, InstalledModel], title: str)
 
 
 def pull_merge(
-    merger: Merger,
     puller: Puller,
     spec: ModelSpec,
-    reference: NameReference,
+    reference: ModelReference,
     name: str | None,
     context: int | None,
     confirm: Confirm,
 ) -> InstalledModel:
-    """Merge a catalog model from source models in the planned quantization, which are pulled first."""
+    """Merge a catalog model from source models in the planned quantization, which are pulled first.
+
+    Without a quantization it takes that of the first source model.
+    """
     if spec.name in puller.merge_stack:
         raise ConfigError(f"{spec.name}: circular recipe", "correct its row in models.toml")
     inner = replace(puller, merge_stack=(*puller.merge_stack, spec.name))
-    recipe, quantization = catalogue_recipe(spec), reference.quantization
+    library, directory = puller.library, puller.library.merge_directory
+    recipe, _, quantization = read_recipe(library, str(reference))
     if spec.quantizations:
         plan = _plan(puller, recipe, reference, context)
         if plan.chosen.installed:
-            return puller.with_name(puller.library.find(plan.reference), name)
+            return puller.with_name(library.find(plan.reference), name)
         require_confirmation(plan, confirm)
         quantization = plan.chosen.quantization
-        merger.require_disk_space(existing_parent(puller.library.merge_directory), plan.chosen.size)
-    pull = partial(inner.find_or_pull, name=None, context=context, confirm=confirm)
-    merge = _prepare(merger, spec, recipe, quantization, name, pull)
-    sha256 = merger.write(merge, lambda done, total: puller.progress.update("merge", done, total))
-    return merger.register(merge, sha256)
+        require_space(existing_parent(directory), plan.chosen.size + DISK_RESERVE, MergeError, "write elsewhere")
+    if name:
+        require_free_name(library, name, spec, path=directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    models = {}
+    for name_in_recipe, text in source_references(library, recipe.models, quantization).items():
+        source = library.parse(text)
+        is_path = isinstance(source, Path)  # a file is used as it is, and not registered
+        models[name_in_recipe] = library.find(source) if is_path else inner.find_or_pull(source, None, context, confirm)
+    label = quantization or models[recipe.models[0]].display_name
+    output, name = directory / spec.merged_name(label), name or f"{spec.name}:{label}"
+    merge = prepare(recipe, models, MergeOptions(output, name, title=spec.title, quantization=quantization))
+    return write(library, merge, partial(puller.progress.update, "merge"))[0]
 
 
-def _plan(puller: Puller, recipe: Recipe, reference: NameReference, context: int | None) -> DownloadPlan:
+def _plan(puller: Puller, recipe: Recipe, reference: ModelReference, context: int | None) -> DownloadPlan:
     """Plan the download; without a quantization in the reference, prefer one whose models are installed."""
     planner = puller.planner
     plan = planner.plan(reference, context)
@@ -249,40 +231,10 @@ def _plan(puller: Puller, recipe: Recipe, reference: NameReference, context: int
     if not candidates:
         return plan
     best = min(candidates, key=lambda row: (not row.recommended, row.verdict != "fits", -row.size))
-    return planner.plan(NameReference(reference.name, best.quantization), context)
-
-
-def _prepare(
-    merger: Merger,
-    spec: ModelSpec,
-    recipe: Recipe,
-    quantization: str | None,
-    name: str | None,
-    pull: Callable[[Reference], InstalledModel],
-) -> Merge:
-    """Pull the source models and prepare the merge. Raises UsageError for a name in use.
-
-    Without a quantization it takes that of the first source model.
-    """
-    library, directory = merger.library, merger.library.merge_directory
-    if name:
-        require_free_name(library, name, lambda row: row is spec, lambda entry: entry.path.parent == directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    models = {}
-    for name_in_recipe, text in source_references(library, recipe.models, quantization).items():
-        reference = library.parse(text)
-        is_path = isinstance(reference, PathReference)  # a file is used as it is, and not registered
-        models[name_in_recipe] = library.find(reference) if is_path else pull(reference)
-    label = quantization or models[recipe.models[0]].display_name
-    output, name = directory / spec.merged_name(label), name or f"{spec.name}:{label}"
-    options = MergeOptions(output, name, title=spec.title, quantization=quantization)
-    merge = merger.prepare(recipe, models, options)
-    merger.require_writable(merge)
-    return merge
+    return planner.plan(ModelReference(reference.name, best.quantization), context)
 
 
 def _is_ready(library: Library, recipe: Recipe, quantization: str) -> bool:
-    """Whether all source models are installed in a quantization."""
     try:
         for reference in source_references(library, recipe.models, quantization).values():
             library.find(library.parse(reference))

@@ -26,8 +26,6 @@ class Term(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """A tensor, unchanged."""
-
     tensor: Tensor
 
 
@@ -82,7 +80,6 @@ class TensorPosition(NamedTuple):
         return None
 
     def required(self, name: str, source: SliceSource | None = None, tensor: Tensor | None = None) -> float:
-        """A parameter that must not be missing. Raises MergeError if no filter of the recipe matches this tensor."""
         value = self.parameter(name, source, tensor)
         if value is None:
             missing = f"{name} of {source.model}" if source else name
@@ -97,7 +94,6 @@ class TensorPosition(NamedTuple):
 
 
 def interpolate(gradient: tuple[float, ...], t: float) -> float:
-    """Interpolate a gradient, whose values are evenly spaced from 0 to 1, at `t`."""
     position = t * (len(gradient) - 1)
     before = int(position)
     after = min(before + 1, len(gradient) - 1)
@@ -106,7 +102,6 @@ def interpolate(gradient: tuple[float, ...], t: float) -> float:
 
 
 def tensor_op(position: TensorPosition, inputs: Inputs) -> TensorOp:
-    """Operation for a tensor. Raises MergeError if the recipe lacks a parameter for it."""
     if position.name in CONSTANTS:
         return Copy(base_tensor(position, inputs))
     method = position.recipe.method
@@ -127,7 +122,6 @@ def split_base(position: TensorPosition, inputs: Inputs) -> tuple[Tensor, Inputs
 
 
 def passthrough(position: TensorPosition, inputs: Inputs) -> list[Term]:
-    """The only input tensor, times `scale`."""
     [(source, tensor)] = inputs
     scale = position.parameter("scale", source, tensor)
     return [Term(tensor, 1.0 if scale is None else scale)]
@@ -154,7 +148,6 @@ def task_arithmetic(position: TensorPosition, inputs: Inputs) -> list[Term]:
 
 
 def slerp(position: TensorPosition, inputs: Inputs) -> TensorOp:
-    """Interpolation from the base to the other tensor; a copy at either end."""
     t, (base, [(_, other)]) = position.required("t"), split_base(position, inputs)
     if base == other or t == 0:
         return Copy(base)

@@ -1,10 +1,13 @@
-"""Plan a merge: the tensors of the result, the type of each, and the operation that computes it. Pure."""
+"""Plan a merge: the tensors of the result, the type of each, the operation that computes it, and the metadata. Pure.
+
+The metadata is what still holds of that of the sources, and the provenance of the merge.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import NamedTuple
@@ -14,10 +17,90 @@ from cerebrum_cli.gguf.parser import Tensor, Value, aligned
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, encode_header
 from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES, TensorType
 from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, LayerSources, require_compatible, require_layer_pattern
-from cerebrum_cli.merge.metadata import Provenance, merged_metadata
-from cerebrum_cli.merge.methods import Copy, Inputs, TensorOp, TensorPosition, base_tensor, tensor_op
-from cerebrum_cli.merge.recipe import Recipe, Slice, SliceSource
+from cerebrum_cli.merge.methods import Copy, TensorOp, TensorPosition, base_tensor, tensor_op
+from cerebrum_cli.merge.recipe import Recipe, Slice
 from cerebrum_cli.merge.tensor_names import hugging_face_names
+
+HUB = "https://huggingface.co"
+
+# Keys that describe a source file and do not hold for a merge of it.
+_NOT_INHERITED = (
+    "version organization author basename finetune description quantized_by size_label url doi uuid repo_url"
+)
+_DROPPED_PREFIXES = ("general.source.", "general.base_model.", "split.", "cerebrum.", "imatrix.", "quantize.imatrix.")
+_DROPPED = frozenset(f"general.{key}" for key in (*_NOT_INHERITED.split(), "parameter_count", "alignment", "file_type"))
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """The name of a merge, references and Hugging Face repositories of its sources by name, and extra texts by key."""
+
+    name: str
+    references: Mapping[str, str]
+    repositories: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+def merged_metadata(
+    recipe: Recipe,
+    tables: Mapping[str, Table],
+    origins: Sequence[tuple[Table, int]],
+    file_type: int | None,
+    provenance: Provenance,
+) -> dict[str, Value]:
+    """Build the metadata of a merge; tokenizer and chat template come from the recipe's `tokenizer_source`.
+
+    `origins` are the model and layer that the metadata of each layer comes from.
+    """
+    first = tables[recipe.base_model or recipe.models[0]]
+    tokenizer = tables[recipe.tokenizer_model]
+    metadata = {key: value for key, value in first.metadata.items() if not key.startswith("tokenizer.")}
+    metadata |= {key: value for key, value in tokenizer.metadata.items() if key.startswith("tokenizer.")}
+    metadata = {
+        key: value for key, value in metadata.items() if key not in _DROPPED and not key.startswith(_DROPPED_PREFIXES)
+    }
+    metadata |= hyperparameters(first, tables.values(), origins)
+    metadata["general.name"] = Value("STRING", provenance.name)
+    if file_type is not None:
+        metadata["general.file_type"] = Value("UINT32", file_type)
+    if len({table.text("general.license") for table in tables.values()}) > 1:
+        metadata = {key: value for key, value in metadata.items() if not key.startswith("general.license")}
+    return metadata | base_models(recipe, tables, provenance)
+
+
+def hyperparameters(first: Table, tables: Collection[Table], origins: Sequence[tuple[Table, int]]) -> dict[str, Value]:
+    """Hyperparameters that may differ from the first model's: number of layers, context length, per-layer arrays."""
+    prefix = f"{first.architecture}."
+    result = {f"{prefix}block_count": Value("UINT32", len(origins))}
+    for table in tables:
+        table.whole_number("context_length")  # raises if it is not one
+    for key in {key: None for table in tables for key in table.metadata if key.startswith(prefix)}:
+        values = [table.metadata[key] for table in tables if key in table.metadata]
+        arrays = [table.metadata[key] for table in tables if table.is_per_layer(key)]
+        if key == f"{prefix}context_length":
+            result[key] = min(values, key=lambda value: value.content)
+        elif arrays:
+            items = tuple(table.layer_value(key, layer) for table, layer in origins)
+            if None in items:
+                name = origins[items.index(None)][0].name
+                raise MergeError(f"{name} has no {key}, which another model has for each layer", SAME_SHAPE_HINT)
+            result[key] = arrays[0]._replace(content=items)
+    return result
+
+
+def base_models(recipe: Recipe, tables: Mapping[str, Table], provenance: Provenance) -> dict[str, Value]:
+    unique: dict[str, str] = {}  # a recipe may have two names for one model
+    for model in recipe.models:
+        unique.setdefault(provenance.references[model], model)
+    models = [*unique.values()]
+    result = {"general.base_model.count": Value("UINT32", len(models))}
+    for number, model in enumerate(models):
+        key = f"general.base_model.{number}"
+        result[f"{key}.name"] = Value("STRING", tables[model].text("general.name") or provenance.references[model])
+        if repo_id := provenance.repositories.get(model):
+            result[f"{key}.repo_url"] = Value("STRING", f"{HUB}/{repo_id}")
+    return result | {key: Value("STRING", content) for key, content in provenance.extra.items()}
+
 
 TYPE_NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
 # Values of --type: the types llama.cpp can write without an importance matrix.
@@ -52,11 +135,15 @@ class Target:
 
     def type_of(self, tensor: Tensor, is_head: bool) -> int:
         target = self.type or (self.dtype if tensor.kind.name in FLOAT_TYPES else None)
-        if target is None or not is_quantizable(tensor):
+        is_matrix = len(tensor.shape) > 1 and tensor.name.endswith(".weight")
+        if target is None or not is_matrix or any(part in tensor.name for part in NOT_QUANTIZED):
             return tensor.type
         if is_head and bits_per_weight(target) < bits_per_weight(MIN_HEAD_TYPE):
             target = MIN_HEAD_TYPE
-        return TYPE_NUMBERS[with_fallback(target, tensor.shape[0])]
+        for name in (target, FALLBACKS.get(target, target)):
+            if tensor.shape[0] % TENSOR_TYPES[TYPE_NUMBERS[name]].block_size == 0:
+                return TYPE_NUMBERS[name]
+        return TYPE_NUMBERS[LAST_FALLBACK]
 
     def file_type(self, own: int | None) -> int | None:
         """File type number (llama.cpp's ftype) of the merge, given that of its main source."""
@@ -86,7 +173,6 @@ class OutputTensor(NamedTuple):
 
     @property
     def is_copy(self) -> bool:
-        """Whether its bytes are copied from a source."""
         return isinstance(self.op, Copy) and self.op.tensor.type == self.type
 
 
@@ -101,7 +187,6 @@ class Plan:
 
     @cached_property
     def header(self) -> bytes:
-        """Bytes of the file before those of the first tensor."""
         return encode_header(self.metadata, (tensor[:3] for tensor in self.tensors))
 
     @property
@@ -129,8 +214,6 @@ class MergeStep(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MergePlanner:
-    """A recipe, and the tables of its models by their names in it."""
-
     recipe: Recipe
     tables: Mapping[str, Table]
     target: Target
@@ -148,8 +231,12 @@ class MergePlanner:
         require_layer_pattern(self.tables, layers)
         origins = [step.base for step in steps]
         file_type = self.target.file_type(dominant_file_type(origins))
-        metadata = merged_metadata(self.recipe, self.tables, origins, file_type, provenance)
-        return Plan(metadata, tensors, layers, self._unmatched_filters())
+        return Plan(
+            merged_metadata(self.recipe, self.tables, origins, file_type, provenance),
+            tensors,
+            layers,
+            self._unmatched_filters(),
+        )
 
     @property
     def _architecture(self) -> str:
@@ -166,10 +253,17 @@ class MergePlanner:
         return tuple(filter for filter in filters if not any(filter in name for name in names))
 
     def _steps(self) -> Iterator[MergeStep]:
-        """Yield the layers of the merge in order. Raises MergeError if a source lacks a layer."""
         for number, part in enumerate(self.recipe.slices):
             tables = [self.tables[source.model] for source in part.sources]
-            ranges = [self._range(number, source) for source in part.sources]
+            pairs = zip(part.sources, tables, strict=True)
+            ranges = [source.layer_range or (0, table.n_layers) for source, table in pairs]
+            for source, table, (start, end) in zip(part.sources, tables, ranges, strict=True):
+                if end > table.n_layers:
+                    raise MergeError(
+                        f"slices[{number}]: layer_range [{start}, {end}] of {source.model}, which has {table.n_layers}"
+                        " layers",
+                        f"end it at {table.n_layers} or below",
+                    )
             lengths = [end - start for start, end in ranges]
             if len({*lengths}) > 1:
                 counts = ", ".join(f"{source.model} {n}" for source, n in zip(part.sources, lengths, strict=True))
@@ -178,16 +272,6 @@ class MergePlanner:
                 layers = [start + index for start, _ in ranges]
                 t = index / (lengths[0] - 1) if lengths[0] > 1 else 1.0
                 yield MergeStep(part, t, tuple(zip(tables, layers, strict=True)))
-
-    def _range(self, number: int, source: SliceSource) -> tuple[int, int]:
-        layers = self.tables[source.model].n_layers
-        start, end = source.layer_range or (0, layers)
-        if end > layers:
-            raise MergeError(
-                f"slices[{number}]: layer_range [{start}, {end}] of {source.model}, which has {layers} layers",
-                f"end it at {layers} or below",
-            )
-        return start, end
 
     def _layer_tensors(self, steps: Sequence[MergeStep]) -> Iterator[OutputTensor]:
         for index, step in enumerate(steps):
@@ -199,69 +283,51 @@ class MergePlanner:
                         SAME_SHAPE_HINT,
                     )
             for suffix in by_source[0]:
-                position = TensorPosition(self.recipe, step.slice, f"blk.{index}.{suffix}", step.t, self._architecture)
-                yield self._output(position, self._inputs(step, by_source, suffix))
+                yield self._output(f"blk.{index}.{suffix}", step.t, step, by_source, suffix)
 
     def _global_tensors(self, step: MergeStep, is_after: bool) -> Iterator[OutputTensor]:
-        """Yield the tensors before the first layer, or after the last one."""
         by_source = [table.global_tensors for table, _ in step.origins]
         if is_after and self._has_head:  # without one the embeddings are used, but the merge has the first slice's
             by_source = [{**outer, HEAD: outer.get(HEAD) or outer[EMBEDDING]} for outer in by_source]
         for suffix in by_source[0]:
             if suffix.startswith(HEAD_PREFIX) == is_after:
-                position = TensorPosition(self.recipe, step.slice, suffix, 0.0, self._architecture)
-                yield self._output(position, self._inputs(step, by_source, suffix))
+                yield self._output(suffix, 0.0, step, by_source, suffix)
 
-    def _inputs(self, step: MergeStep, by_source: Sequence[Mapping[str, Tensor]], suffix: str) -> Inputs:
-        """A tensor of each source. Raises MergeError if one is missing or has another shape."""
+    def _output(
+        self, name: str, t: float, step: MergeStep, by_source: Sequence[Mapping[str, Tensor]], suffix: str
+    ) -> OutputTensor:
+        position = TensorPosition(self.recipe, step.slice, name, t, self._architecture)
         inputs, first = [], by_source[0][suffix]
         for source, (table, _), tensors in zip(step.slice.sources, step.origins, by_source, strict=True):
             tensor = tensors.get(suffix)
             if tensor is None:
                 raise MergeError(f"{table.name} has no {first.name}", SAME_SHAPE_HINT)
             if tensor.shape != first.shape:
-                sizes = f"{list(tensor.shape)} and {list(first.shape)}"
-                raise MergeError(f"{table.name} differs in the shape of {first.name}: {sizes}", SAME_SHAPE_HINT)
+                raise MergeError(
+                    f"{table.name} differs in the shape of {first.name}: {list(tensor.shape)} and {list(first.shape)}",
+                    SAME_SHAPE_HINT,
+                )
             inputs.append((source, tensor))
-        return inputs
-
-    def _output(self, position: TensorPosition, inputs: Inputs) -> OutputTensor:
-        first = base_tensor(position, inputs)
-        is_head = position.name == HEAD or (position.name == EMBEDDING and not self._has_head)
-        kind = self.target.type_of(first, is_head)
-        return OutputTensor(position.name, first.shape, kind, tensor_op(position, inputs))
+        base = base_tensor(position, inputs)
+        is_head = name == HEAD or (name == EMBEDDING and not self._has_head)
+        return OutputTensor(name, base.shape, self.target.type_of(base, is_head), tensor_op(position, inputs))
 
     @property
     def _has_head(self) -> bool:
-        """Whether the merge has an output head besides its embeddings."""
         first, last = (tuple(source.model for source in self.recipe.slices[at].sources) for at in (0, -1))
         return first != last or any(HEAD in self.tables[model].global_tensors for model in last)
 
 
 def dominant_file_type(origins: Sequence[tuple[Table, int]]) -> int | None:
-    """File type of the model that most layers come from, None if it states no valid one."""
     counts = Counter(table.name for table, _ in origins)
     table = next(table for table, _ in origins if table.name == counts.most_common(1)[0][0])
     number = table.content("general.file_type")
     return number if isinstance(number, int) and 0 <= number < 2**32 else None
 
 
-def is_quantizable(tensor: Tensor) -> bool:
-    is_matrix = len(tensor.shape) > 1 and tensor.name.endswith(".weight")
-    return is_matrix and not any(part in tensor.name for part in NOT_QUANTIZED)
-
-
 def bits_per_weight(name: str) -> float:
     kind = TENSOR_TYPES[TYPE_NUMBERS[name]]
     return kind.block_bytes * 8 / kind.block_size
-
-
-def with_fallback(name: str, row_length: int) -> str:
-    """The type, or a fallback if rows of this length are not a multiple of its block size."""
-    for candidate in (name, FALLBACKS.get(name, name)):
-        if row_length % TENSOR_TYPES[TYPE_NUMBERS[candidate]].block_size == 0:
-            return candidate
-    return LAST_FALLBACK
 
 
 def parse_type(text: str) -> str:

@@ -59,7 +59,6 @@ class Recipe:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """All models named, without duplicates, those of the sources first."""
         named = [source.model for part in self.slices for source in part.sources]
         bases = [*(part.base_model for part in self.slices), self.base_model]
         return tuple(dict.fromkeys([*named, *filter(None, [*bases, self._named_tokenizer])]))
@@ -98,7 +97,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
     slices = _slices(root, method, parameters, base_model)
     if root["chat_template"].value not in (None, "auto"):
         raise root["chat_template"].error("only `auto` is supported", "remove it")
-    dtypes = [_dtype(root[key]) for key in ("out_dtype", "dtype") if not root[key].is_missing]
+    dtypes = [_dtype(root[key]) for key in ("out_dtype", "dtype") if root[key].value is not None]
     return Recipe(
         method=method,
         slices=slices,
@@ -106,7 +105,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
         base_model=base_model,
         dtype=dtypes[0] if dtypes else None,
         tokenizer_source=_tokenizer_source(root),
-        name=None if root["name"].is_missing else root["name"].text("a name"),
+        name=None if root["name"].value is None else root["name"].text("a name"),
         text=text,
         ignored_keys=tuple(printable(quoted(key)) for key in ignored),
     )
@@ -117,18 +116,18 @@ def _method(field: Field) -> Method:
         if method == field.value:
             return method
     raise field.error(
-        "missing" if field.is_missing else f"{quoted(field.value)} is not supported", choices(field.value, _METHODS)
+        "missing" if field.value is None else f"{quoted(field.value)} is not supported", choices(field.value, _METHODS)
     )
 
 
 def _slices(root: Field, method: Method, parameters: Parameters, base_model: str | None) -> tuple[Slice, ...]:
     slices, models = root["slices"], root["models"]
-    if slices.is_missing == models.is_missing:
+    if (slices.value is None) == (models.value is None):
         raise root.error(
-            "neither slices nor models are given" if slices.is_missing else "both slices and models are given",
+            "neither slices nor models are given" if slices.value is None else "both slices and models are given",
             "give slices to merge layers, or models to merge whole models",
         )
-    if slices.is_missing:  # one slice of all layers, with the base model among its sources
+    if slices.value is None:  # one slice of all layers, with the base model among its sources
         fields = models.items()
         sources = [_source(field, ("model", "parameters")) for field in fields]
         if base_model is not None and all(source.model != base_model for source in sources):
@@ -150,8 +149,7 @@ def _slice(field: Field, method: Method, shared: Parameters, base_model: str | N
                 f"{count} layers, but the first source has {counts[0]}",
                 "use the same number of layers from each source",
             )
-    own_base_model = _optional_model(field["base_model"]) or base_model
-    part = Slice(tuple(sources), _parameters(field["parameters"]), own_base_model)
+    part = Slice(tuple(sources), _parameters(field["parameters"]), _optional_model(field["base_model"]) or base_model)
     _check_method(method, part, shared, field, fields)
     return part
 
@@ -200,7 +198,7 @@ def _check_method(method: Method, part: Slice, shared: Parameters, field: Field,
 
 
 def _optional_model(field: Field) -> str | None:
-    return None if field.is_missing else _model(field)
+    return None if field.value is None else _model(field)
 
 
 def _model(field: Field) -> str:
@@ -211,7 +209,7 @@ def _model(field: Field) -> str:
     if isinstance(field.value, dict):
         field.require_keys(("path", "revision"))
         revision = field["revision"]
-        return _model(field["path"]) + ("" if revision.is_missing else f"@{revision.text('a revision')}")
+        return _model(field["path"]) + ("" if revision.value is None else f"@{revision.text('a revision')}")
     name = field.text("a model name")
     if "+" in name and not name.lower().endswith(".gguf"):  # mergekit's `model+lora`
         raise field.error(f"{quoted(name)}: LoRA adapters are not supported", "name a model without a `+`")
@@ -223,7 +221,7 @@ def _layer_range(field: Field) -> tuple[int, int]:
         case [int(start), int(end)] if bool not in (type(start), type(end)) and 0 <= start < end:
             return start, end
     raise field.error(
-        "missing" if field.is_missing else "not a range of layers",
+        "missing" if field.value is None else "not a range of layers",
         "write [START, END]: the first layer, counted from 0, and the end, which is not included",
     )
 
@@ -237,21 +235,20 @@ def _dtype(field: Field) -> str:
 
 def _tokenizer_source(root: Field) -> str | None:
     field, source = root["tokenizer"], root["tokenizer_source"]
-    if not field.is_missing:
-        if not source.is_missing:
+    if field.value is not None:
+        if source.value is not None:
             raise root.error("both tokenizer and tokenizer_source are given", "remove one of them")
         field.require_keys(("source",))
         source = field["source"]
-        if source.is_missing:
+        if source.value is None:
             return "union"  # mergekit's default
-    if source.is_missing:
+    if source.value is None:
         return None
     return next((name for name in _NO_MODEL if name == source.value), None) or _model(source).removeprefix("model:")
 
 
 def _parameters(field: Field) -> Parameters:
-    """Parameters by name, without those that no method here uses."""
-    if field.is_missing:
+    if field.value is None:
         return {}
     field.require_keys(_PARAMETERS, ignored=_UNUSED_PARAMETERS)
     names = [name for name, value in field.value.items() if name in _PARAMETERS and value is not None]
@@ -269,7 +266,7 @@ def _conditional_values(field: Field) -> tuple[ConditionalValue, ...]:
 def _conditional_value(field: Field) -> ConditionalValue:
     field.require_keys(ConditionalValue._fields)
     value, filter = field["value"], field["filter"]
-    if value.is_missing:
+    if value.value is None:
         raise value.error("missing", "write the number for tensors that match this filter")
     if not isinstance(filter.value, str | None):
         raise filter.error("not text", "write a part of a tensor name, in quotes")

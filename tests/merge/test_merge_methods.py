@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
@@ -17,7 +16,7 @@ from merges import Weights, slerp, write_merge, write_weights
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.merge import weights as working
+from cerebrum_cli.merge import execute as working
 from cerebrum_cli.merge.plan import TYPE_NUMBERS
 from cerebrum_cli.merge.tensor_names import hugging_face_names
 
@@ -391,22 +390,4 @@ def test_merge_filter_matches_names_of_hugging_face(architecture: str, name: str
     assert any(f"layers.0.{name}" in each for each in hugging_face_names(f"blk.0.{stored}", architecture))
 
 
-ARCHITECTURES = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
 # The converter splits these before it translates their parts.
-PARTS = {
-    "ffn_gate_exps": ("gate_up_proj", "gate_proj"),
-    "ffn_up_exps": ("gate_up_proj", "up_proj"),
-    "attn_k_b": ("kv_b_proj", "k_b_proj"),
-    "attn_v_b": ("kv_b_proj", "v_b_proj"),
-}
-
-
-@pytest.mark.parametrize(
-    ("architecture", "stored"), sorted({(architecture, stored) for architecture, _, stored in NAMES})
-)
-def test_merge_names_of_tensors_are_the_converters(architecture: str, stored: str) -> None:
-    mapped = gguf.get_tensor_name_map(ARCHITECTURES[architecture], 1)
-    stem = stored.rpartition(".")[0]
-    names = [name.replace(*PARTS.get(stem, ("", ""))) for name in hugging_face_names(f"blk.0.{stored}", architecture)]
-    found = {mapped.get_name(name, try_suffixes=(".weight", ".bias", "_bias")) or name for name in names}
-    assert {re.sub(r"(.weight|.bias|_bias)$", "", name) for name in found} == {f"blk.0.{stem}"}

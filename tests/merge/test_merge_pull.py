@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hub_user import CATALOGUED, HubUser, cleaned, named
+from hub_user import CATALOGUED, HubUser, named
 from merges import FOUR_LAYERS, LAYERS_12B, TWICE, TWO_TIMES, Home, assert_layers_copied, metadata_bytes, stack
 from mistral_shape import METADATA, model_tensors
 from tiny_models import write_quantized
@@ -119,25 +119,6 @@ def test_merge_pull_offline_uses_the_installed_merge(home: Home, tinies: dict[st
     assert (path.stat().st_mtime_ns, list(path.parent.glob("*.gguf"))) == (before.st_mtime_ns, [path])
 
 
-def test_merge_pull_merges_the_named_quantization(home: Home, tinies: dict[str, Path]) -> None:
-    (home.path / "own").write_text("a file with the name of the row")
-    sources = {each: install(home, path) for each, path in tinies.items()}
-    for quantization, source in sources.items():
-        path = merged_path(home, f"Own-{quantization}.gguf")
-        assert pull(home, f"own:{quantization.lower()}") == f"installed own:{quantization}: {path}"
-        assert_layers_copied([path], [source], TWO_TIMES)
-    assert home.run("merge", "own:Q8_0", "-o", "x.gguf", "--offline").code == 0
-    assert_layers_copied([home.path / "x.gguf"], [sources["Q8_0"]], TWO_TIMES)
-
-
-def test_merge_pull_offline_reports_missing_source_models(home: Home, tinies: dict[str, Path]) -> None:
-    install(home, tinies["Q8_0"])
-    done = home.run("pull", "--offline", "own:Q4_K_M")
-    error = "error: tiny:Q4_K_M is not downloaded, and the network is disabled"
-    assert (done.code, done.out, done.err.splitlines()[0]) == (3, "", error)
-    assert not list((home.path / "data").rglob("*.gguf*"))
-
-
 @pytest.mark.parametrize(("rows", "quantizations"), [(["own"], KNOWN), (["own", "other"], "")])
 def test_merge_pull_reports_circular_recipes(rows: list[str], quantizations: str, home: Home) -> None:
     write_catalogue(home, "".join(row(each, f"{each}.yaml", quantizations) for each in rows))
@@ -168,19 +149,6 @@ def test_merge_pull_checks_the_disk_before_it_downloads(
     need = 2_700_000 + DISK_RESERVE
     assert "not enough disk space" in problem(need - 1)
     assert "tiny:Q4_K_M is not downloaded" in problem(need)
-
-
-def test_merge_pull_builds_and_deletes_a_models_toml_row(home: Home, tinies: dict[str, Path]) -> None:
-    (home.path / "elsewhere").mkdir()
-    (home.path / "data").symlink_to("elsewhere")
-    source = install(home, tinies["Q4_K_M"])
-    done = home.run("pull", "own", "--offline")
-    path = merged_path(home, "Own-Q4_K_M.gguf")
-    assert (done.code, cleaned(done).splitlines()[-1]) == (0, f"installed own:Q4_K_M: {path.resolve()}")
-    assert metadata_bytes(path)["general.name"].endswith(b"Own-1.0")
-    assert (home.rows[1]["reference"], home.rows[1]["merged_from"]) == ("own:Q4_K_M", ["Tiny-Q4_K_M"])
-    removed = home.run("rm", "-y", "own")
-    assert (removed.err, path.exists(), source.exists()) == ("deleted own:Q4_K_M, freed 3 MB\n", False, True)
 
 
 def test_merge_pull_sets_a_missing_file_type(tiny_user: HubUser, tmp_path: Path) -> None:
@@ -287,32 +255,3 @@ def test_merge_12b_pull_downloads_the_7b_and_merges_it(seven_user: HubUser) -> N
     assert (path.parent.exists(), path.exists()) == (True, False)
     assert [row["reference"] for row in seven_user.listed()] == ["cerebrum-7b:Q4_K_M"]
     assert not seven_user.hub.log.requests()
-
-
-def test_merge_12b_pull_offline_uses_an_installed_7b(seven_user: HubUser) -> None:
-    seven_user.pull("cerebrum-7b:Q4_K_M")
-    seven_user.hub.log.clear()
-    done = seven_user.run("pull", "cerebrum-12b:Q4_K_M", "--offline", "-y", "--name", "mine", "--json")
-    assert (done.code, done.object["reference"], done.object["default"]) == (0, "mine", False)
-    assert seven_user.run("pull", "--offline", "cerebrum-12b:Q4_K_M").err.startswith("installed mine: ")
-    assert seven_user.ask("-m", "mine", "--offline") == seven_user.ask("-m", "cerebrum-12b", "--offline")
-    assert not seven_user.hub.log.requests()
-    assert seven_user.run("rm", "-y", "mine").err.startswith("deleted mine, ")
-
-
-def test_merge_12b_pull_refuses_a_taken_name_before_downloading(seven_user: HubUser) -> None:
-    done = seven_user.run("pull", "cerebrum-12b:Q4_K_M", "-y", "--name", "starter")
-    assert (done.code, done.err.splitlines()[0]) == (2, "error: the name starter belongs to another model")
-    assert not seven_user.hub.log.requests()
-
-
-def test_merge_12b_pull_dry_run_lists_its_quantizations(seven_user: HubUser) -> None:
-    (seven_user.command.config / "models.toml").unlink()
-    done = seven_user.run("pull", "--dry-run", "cerebrum-12b:q4_k_m")
-    assert (done.code, done.err) == (0, "cerebrum pull cerebrum-12b:q4_k_m would download cerebrum-12b:Q4_K_M\n")
-    assert done.out.startswith("\ncerebrum-12b at a context of 8192 tokens; this machine has ")
-    table = [line.removeprefix("*").split() for line in done.out.splitlines()[3:]]
-    assert [*table[0][:2], len(table[1:])] == ["quant", "size", 14]
-    assert ["Q4_K_M", "7.44", "GB"] in [row[:3] for row in table]
-    assert not seven_user.hub.log.requests()
-    assert not (seven_user.command.home / "data" / "cerebrum" / "models").exists()

@@ -17,11 +17,17 @@ from cerebrum_cli.core.errors import MergeError, ModelFileError
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.gguf.parser import Tensor, Value
 from cerebrum_cli.gguf.types import TENSOR_TYPES
-from cerebrum_cli.merge import weights as weights_module
-from cerebrum_cli.merge.execute import execute, require_supported_types
+from cerebrum_cli.merge import execute as weights_module
+from cerebrum_cli.merge.execute import (
+    PENDING_PER_THREAD,
+    SCALE_OFFSETS,
+    Floats,
+    TensorEvaluator,
+    execute,
+    require_supported_types,
+)
 from cerebrum_cli.merge.methods import Copy, Slerp, Sum, TensorOp, Term
 from cerebrum_cli.merge.plan import TYPE_NUMBERS, OutputTensor, Plan
-from cerebrum_cli.merge.weights import PENDING_PER_THREAD, SCALE_OFFSETS, Floats, TensorEvaluator
 
 CODEC = LlamaCodec()
 Bytes = NDArray[np.uint8]
