@@ -16,8 +16,7 @@ from typing import Any
 from cerebrum_cli.batch.rows import InputRow, InvalidRow, RowId, Template, invalid_row, require_prompt
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.sampling import TokenBias
-from cerebrum_cli.core.settings import GENERATION_KEYS, validate
+from cerebrum_cli.core.settings import GENERATION_KEYS, OPTIONS
 from cerebrum_cli.core.text import well_formed
 
 ID_KEYS = ("custom_id", "id")  # the first with a value is the row's id
@@ -27,7 +26,6 @@ _SETTINGS = {**{key: key for key in GENERATION_KEYS}, **_ALIASES}  # later ones 
 
 
 def read_json_row(number: int, line: str, template: Template | None) -> InputRow:
-    """Read a row from a line of JSON; an invalid line gives a row with an error."""
     id = prompt = None
     try:
         item = _object(line)
@@ -39,8 +37,9 @@ def read_json_row(number: int, line: str, template: Template | None) -> InputRow
         prompt = conversation.messages[-1].content
         is_openai = template is None and (request is not item or "messages" in item)
         model = rest.get("model") if is_openai else None
-        settings = _settings(rest)
-        return InputRow(number, id, prompt, conversation, settings, None, model=None if model is None else str(model))
+        return InputRow(
+            number, id, prompt, conversation, _settings(rest), None, model=None if model is None else str(model)
+        )
     except InvalidRow as invalid:
         return invalid_row(number, id, prompt, invalid)
     except RecursionError:
@@ -59,7 +58,6 @@ def _finite(text: str) -> float:
 
 
 def parse_line(line: str) -> Any:
-    """The value of a line. Raises InvalidRow."""
     try:
         return parse_json(line)
     except json.JSONDecodeError as error:
@@ -70,13 +68,14 @@ def parse_line(line: str) -> Any:
 
 def _object(line: str) -> dict[str, Any]:
     item = parse_line(line)
+    if "\\u" in line:  # which may be half of a surrogate pair
+        item = json.loads(well_formed(json.dumps(item, ensure_ascii=False)))
     if not isinstance(item, dict):
         raise InvalidRow("invalid_request", 'a row must be an object like {"prompt": "..."}')
     return item
 
 
 def has_own_id(line: bytes) -> bool:
-    """Whether a line is an object with an id."""
     if not any(f'"{key}"'.encode() in line for key in ID_KEYS):
         return False
     with suppress(InvalidRow, UnicodeDecodeError):
@@ -91,7 +90,7 @@ def _own_id(item: Mapping[str, Any]) -> RowId | None:
             continue
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             raise InvalidRow("invalid_request", f"invalid `{key}`: {value!r}; it must be text or an integer")
-        return well_formed(value) if isinstance(value, str) else value
+        return value
     return None
 
 
@@ -111,31 +110,26 @@ def _conversation(request: Mapping[str, Any], rendered: str | None) -> Conversat
     prompt, messages, system = (request.get(key) for key in ("prompt", "messages", "system"))
     if system is not None and not isinstance(system, str):
         raise InvalidRow("invalid_request", f"invalid `system`: {system!r}; it must be text")
-    system_prompt = None if system is None else well_formed(system)
     if rendered is not None:
-        return Conversation(system_prompt=system_prompt).user(require_prompt(rendered))
+        return Conversation(system_prompt=system).user(require_prompt(rendered))
     if messages is not None:
         if prompt is not None:
             raise InvalidRow("invalid_request", "`prompt` and `messages` cannot be used together: omit one")
-        return _conversation_from_messages(messages, system_prompt)
+        try:
+            conversation = conversation_from_messages(messages, "the row")
+        except UsageError as error:
+            raise InvalidRow("invalid_messages", f"{error.message}; {error.hint}") from error
+        if system is None:
+            return conversation
+        if conversation.system_prompt is not None:
+            raise InvalidRow("invalid_request", "`system` and a system message cannot be used together: omit one")
+        return replace(conversation, system_prompt=system)
     if prompt is None:
         keys = ", ".join(request) or "none"
         raise InvalidRow("no_prompt", f"neither `prompt` nor `messages` is given; the fields are: {keys}")
     if not isinstance(prompt, str):
         raise InvalidRow("invalid_request", f"invalid `prompt`: {prompt!r}; it must be text")
-    return Conversation(system_prompt=system_prompt).user(require_prompt(prompt))
-
-
-def _conversation_from_messages(messages: Any, system: str | None) -> Conversation:
-    try:
-        conversation = conversation_from_messages(messages, "the row")
-    except UsageError as error:
-        raise InvalidRow("invalid_messages", f"{error.message}; {error.hint}") from error
-    if system is None:
-        return conversation
-    if conversation.system_prompt is not None:
-        raise InvalidRow("invalid_request", "`system` and a system message cannot be used together: omit one")
-    return replace(conversation, system_prompt=system)
+    return Conversation(system_prompt=system).user(require_prompt(prompt))
 
 
 def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,21 +139,13 @@ def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
         if (value := request.get(key)) is None:
             continue
         try:
-            settings[name] = validate(name, value)
+            settings[name] = OPTIONS[name].validate(value)
         except UsageError as error:
             value = error.message.partition(": ")[2]
             raise InvalidRow("invalid_setting", f"invalid `{key}`: {value}; {error.hint}") from error
         except OverflowError as error:  # an integer of hundreds of digits for a float
             raise InvalidRow("invalid_setting", f"invalid `{key}`: {value} is too large") from error
-    return {key: _well_formed(value) for key, value in settings.items()}
-
-
-def _well_formed(value: Any) -> Any:
-    if isinstance(value, TokenBias):
-        return value._replace(token=_well_formed(value.token))
-    if isinstance(value, tuple):
-        return tuple(map(_well_formed, value))
-    return well_formed(value) if isinstance(value, str) else value
+    return settings
 
 
 def _reject_unsupported(request: Mapping[str, Any]) -> None:

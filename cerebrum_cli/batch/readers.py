@@ -86,8 +86,10 @@ class InputFile:
         except OSError as error:
             raise UsageError(f"{self._name}: {error.strerror or error}", "check the file") from error
         if self._current_stamp() != self._stamp:  # looked up afterwards: what was read before a change is good
-            hint = "run it again without --restart to resume: unchanged rows keep their answers"
-            raise BatchError(f"{self._name} was changed while the batch ran", hint)
+            raise BatchError(
+                f"{self._name} was changed while the batch ran",
+                "run it again without --restart to resume: unchanged rows keep their answers",
+            )
         return data
 
     def _current_stamp(self) -> tuple[int, int]:
@@ -132,9 +134,10 @@ def spool_input(read: Callable[[int], bytes], name: str) -> InputFile:
             file.close()
             raise
     except OSError as error:
-        problem = f"{name} cannot be copied to {tempfile.tempdir or 'TMPDIR'}: {error.strerror or error}"
-        hint = "set TMPDIR to a directory with more space, or save the input as a file and name it"
-        raise BatchError(problem, hint) from error
+        raise BatchError(
+            f"{name} cannot be copied to {tempfile.tempdir or 'TMPDIR'}: {error.strerror or error}",
+            "set TMPDIR to a directory with more space, or save the input as a file and name it",
+        ) from error
     return InputFile(file, name)
 
 
@@ -162,7 +165,6 @@ class LineRows:
             start += len(line) + 1
 
     def read(self, number: int, lines: Iterable[bytes]) -> InputRow:
-        """Read the row in the first of some lines."""
         line = next(iter(lines)).removesuffix(b"\r")
         try:
             text = line.decode("utf-8")
@@ -176,7 +178,6 @@ class LineRows:
         return replace(row, input=self._input(text)) if self.include_input else row
 
     def _input(self, line: str) -> Any:
-        """Value of a line for the key `input` of its answer: JSON, or else text."""
         with suppress(ValueError, RecursionError):
             return parse_json(line) if self.shape == "jsonl" else line
         return line
@@ -205,14 +206,15 @@ class TableRows:
             yield offset, has_id
 
     def read(self, number: int, lines: Iterable[bytes]) -> InputRow:
-        """Read the row that begins with the first of some lines."""
         _, record = next(_records(lines, self.delimiter))
         fields = self._fields(record)
         id = self._own_id(fields)
         try:
             if len(record) != len(self.header):
-                problem = f"it has {format_count(len(record), 'field')}, but the header has {len(self.header)}"
-                raise InvalidRow("invalid_record", problem)
+                raise InvalidRow(
+                    "invalid_record",
+                    f"it has {format_count(len(record), 'field')}, but the header has {len(self.header)}",
+                )
             row = prompt_row(number, id, self.template.render(fields) if self.template else fields[_PROMPT_COLUMN])
         except InvalidRow as invalid:
             row = invalid_row(number, id, None, invalid)
@@ -227,7 +229,6 @@ class TableRows:
 
 
 def open_table(lines: Iterable[bytes], delimiter: str, template: Template | None, include_input: bool) -> TableRows:
-    """Read the header of a table. Raises UsageError for bad quoting, and for a missing or duplicate column."""
     _, record = next(_records(lines, delimiter), (0, []))
     header = [name.strip() for name in record]
     for name in template.fields if template else (_PROMPT_COLUMN,):
@@ -256,8 +257,10 @@ def _records(lines: Iterable[bytes], delimiter: str, start: int = 0) -> Iterator
         try:
             record = next(reader, None)
         except csv.Error as error:
-            message = f"invalid quoting in the input: {error} (row at line {line})"
-            raise UsageError(message, 'double the quotes in a quoted field: "like ""this"""') from error
+            raise UsageError(
+                f"invalid quoting in the input: {error} (row at line {line})",
+                'double the quotes in a quoted field: "like ""this"""',
+            ) from error
         if record is None:
             return
         if record:
@@ -304,7 +307,6 @@ class IndexedRows:
         return len(self._offsets)
 
     def __getitem__(self, position: int) -> InputRow:
-        """Read a row. Raises BatchError if the input has changed."""
         number = position + 1 + bisect_right(self._skipped, position)
         row = self._form.read(number, self._source.lines(self._offsets[position]))
         if row.id is None and not self._have_ids:
@@ -320,12 +322,11 @@ def detect_shape(source: Path, given: str | None, head: bytes) -> Shape:
 
     Without a suffix (`-`, /dev/fd/63), an input whose `head` begins with a brace is jsonl, and any other is txt.
     """
-    for shape in SHAPES:
-        if given == shape:
-            return shape
     known = ", ".join(SHAPES)
     if given is not None:
-        raise UsageError(f"unknown --input-format {given!r}", f"use one of {known}")
+        if f".{given}" not in _SUFFIXES:
+            raise UsageError(f"unknown --input-format {given!r}", f"use one of {known}")
+        return _SUFFIXES[f".{given}"]
     suffix = source.suffix.lower()
     if suffix in _SUFFIXES:
         return _SUFFIXES[suffix]

@@ -27,7 +27,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import TRUNCATED, Origin
 from cerebrum_cli.core.row_events import RowCounts
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.runs.result import ResultRows, Schema, TableFormat, to_json
+from cerebrum_cli.runs.result import ResultRows, Schema, Table, to_json
 
 OUTPUT_KEYS = (
     "id",
@@ -45,7 +45,6 @@ OUTPUT_KEYS = (
 THOUGHT_CLOSED_AT = "thought_closed_at"  # a key of replies whose reasoning is limited
 LINE, REQUEST = "line", "request"  # keys of rows that failed, and of those that ask for more than their prompt
 INPUT = "input"  # the key of a row's input in its output object
-MORE_KEYS = (THOUGHT_CLOSED_AT, LINE, REQUEST, *Origin._fields, INPUT)
 _REQUEST_DIGITS = 12
 _MAX_MESSAGE = 400  # characters: the value it quotes may be a megabyte
 
@@ -101,7 +100,6 @@ class InputRow:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Keys of an output object that come from the input."""
         return {"id": self.id, "prompt": self.prompt, LINE: self.number, REQUEST: self.request, INPUT: self.input}
 
 
@@ -123,14 +121,12 @@ class InvalidRow(Exception):
 
 
 def require_prompt(text: str) -> str:
-    """Return a prompt as well-formed text. Raises InvalidRow if it is blank."""
     if not text.strip():
         raise InvalidRow("no_prompt", "the prompt is empty")
     return well_formed(text)
 
 
 def prompt_row(number: int, id: RowId | None, prompt: str) -> InputRow:
-    """The row of a question alone. Raises InvalidRow if it is blank."""
     prompt = require_prompt(prompt)
     return InputRow(number, id, prompt, Conversation().user(prompt), {}, None)
 
@@ -166,8 +162,10 @@ def parse_template(text: str) -> Template:
     pieces = []
     for match in _PIECE.finditer(text):
         if match["stray"]:
-            message = f"unmatched {match['stray']} in the template, at character {match.start() + 1}"
-            raise UsageError(message, "{name} is a field; write {{ and }} for literal braces")
+            raise UsageError(
+                f"unmatched {match['stray']} in the template, at character {match.start() + 1}",
+                "{name} is a field; write {{ and }} for literal braces",
+            )
         if match["field"] is None:
             pieces.append((match["text"] or match["brace"][0], False))
         elif name := match["field"].strip():
@@ -181,7 +179,6 @@ def parse_template(text: str) -> Template:
 
 
 def name_row(unit: str, object: Mapping[str, Any]) -> str:
-    """A row in messages: by its own id, or as a line or record of the input."""
     return f"row {object['id']}" if object["id"] not in (None, object[LINE]) else f"{unit} {object[LINE]}"
 
 
@@ -193,21 +190,19 @@ def count_row(unit: str, object: Mapping[str, Any]) -> RowCounts:
     return RowCounts(truncated=object["finish_reason"] in TRUNCATED, undecided=is_undecided)
 
 
-def result_rows(
-    rows: Rows, sha256: str | None = None, unit: str = "line", table: TableFormat | None = None
-) -> ResultRows:
+def result_rows(rows: Rows, sha256: str | None = None, unit: str = "line", table: Table | None = None) -> ResultRows:
     """The rows of a result. `unit` is the word for a row of the input, whose digest is `sha256`."""
-    schema = Schema(OUTPUT_KEYS, MORE_KEYS, ("prompt", REQUEST), partial(count_row, unit), partial(name_row, unit))
-    return ResultRows(schema, len(rows), lambda position: rows[position].fields, sha256, table)
-
-
-def failed_object(row: InputRow, error: RowError, origin: Origin | None = None) -> dict[str, Any]:
-    """The output object of a row without an answer."""
-    return output_object(row, origin, error=asdict(error))
+    return ResultRows(
+        Schema(OUTPUT_KEYS, ("prompt", REQUEST), partial(count_row, unit), partial(name_row, unit)),
+        len(rows),
+        lambda position: rows[position].fields,
+        sha256,
+        table,
+    )
 
 
 def output_object(row: InputRow, origin: Origin | None = None, **values: Any) -> dict[str, Any]:
-    """The output object of a row: OUTPUT_KEYS, and those of MORE_KEYS that have a value."""
+    """The output object of a row: OUTPUT_KEYS, and further ones that have a value."""
     fields = row.fields
     more = {LINE: fields[LINE] if values.get("error") else None, REQUEST: fields[REQUEST]}
     more |= {**(origin.keys if origin else {}), INPUT: row.input}

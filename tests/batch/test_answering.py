@@ -1,4 +1,4 @@
-"""Rows that cannot be asked: their errors are written, and hold no memory."""
+"""Rows that cannot be asked, whose errors are written and hold no memory, and rows after a cancel."""
 
 from __future__ import annotations
 
@@ -13,26 +13,18 @@ from scripted_backend import END, ScriptedBackend
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
 from cerebrum_cli.batch.rows import result_rows
 from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.events import RefusedEvent
 from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.model.concurrent_rows import RefusedRow, Row, RowOutcome, run_rows
+from cerebrum_cli.model.concurrent_rows import Row, RowOutcome, run_rows
 from cerebrum_cli.model.format_choice import format_builder
 from cerebrum_cli.model.interface import Model
 from cerebrum_cli.model.reply import ReplyRequest
-from cerebrum_cli.runs.result import Result
+from cerebrum_cli.runs.result import StreamedResult
 
 TOO_LONG = "q" * 500  # of a context of 100 tokens
-
-
-class CountingResult(Result):
-    """A result that counts the rows written to it."""
-
-    written = 0
-
-    def _save(self, position: int, line: bytes, flags: int) -> None:
-        self.written += 1
 
 
 @pytest.fixture(params=["local", "server"])
@@ -52,19 +44,29 @@ def model(engine: Engine) -> Iterator[Model]:
 
 def test_errors_of_a_cancelled_batch_are_written(model: Model) -> None:
     rows = rows_in(f'{{"prompt": "{TOO_LONG}"}}\n' * 50, "jsonl")
-    result = CountingResult(result_rows(rows))
+    lines: list[str] = []
+    result = StreamedResult(result_rows(rows), lines.append)
     written = []
     for event in answer_rows(model, rows, BatchOptions(Settings(), ("m",)), result, in_order=False):
         if isinstance(event, RowEvent):
-            written.append(result.written)
+            written.append(len(lines))
             if event.done == 20:
                 model.cancel()
-    assert result.written >= 20
-    assert written[10] == (10 if model.engine.schedules_rows else 0)  # a local error may yet concern all rows
+    assert len(lines) >= 20
+    assert written[10] == 10
 
 
 def test_refused_rows_keep_no_tokens(model: Model) -> None:
     rows = [Row(0, ReplyRequest(Conversation().user(TOO_LONG), Settings()))]
     [refused] = [event.outcome for event in run_rows(model, rows) if isinstance(event, RowOutcome)]
-    assert isinstance(refused, RefusedRow)
+    assert isinstance(refused, RefusedEvent)
     assert refused.error.__traceback__ is None and refused.error.__context__ is None
+
+
+def test_cancelled_rows_are_no_longer_read(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cerebrum_cli.model.concurrent_rows.SORT_WINDOW", 4)
+    rows = iter([Row(number, ReplyRequest(Conversation().user("q"), Settings())) for number in range(10)])
+    for event in run_rows(model, rows, in_order=True):
+        if isinstance(event, RowOutcome):
+            model.cancel()
+    assert next(rows).id == 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -11,6 +10,7 @@ import tempfile
 import threading
 import tracemalloc
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 from cerebrum_cli.batch import readers
 from cerebrum_cli.batch.readers import SHAPES, Shape, detect_shape, open_input, read_rows, spool_input
-from cerebrum_cli.batch.rows import InputRow, RowError, failed_object
+from cerebrum_cli.batch.rows import InputRow, RowError, output_object
 from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.core.sampling import TokenBias
 
 USER = {"role": "user", "content": "Why?"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -32,13 +32,11 @@ ASSISTANT = {"role": "assistant", "content": "So."}
 
 
 def json_row(value: Any, **options: Any) -> InputRow:
-    """The row of one line of JSON."""
     (row,) = rows_in(value if isinstance(value, str) else json.dumps(value), "jsonl", **options)
     return row
 
 
 def problem(row: InputRow) -> tuple[str, str]:
-    """The error of an invalid row."""
     assert row.error and row.conversation is None and row.settings == {}
     return row.error.type, row.error.message
 
@@ -82,22 +80,15 @@ def test_line_that_is_not_utf_8_is_an_error_row() -> None:
     [
         ({"prompt": "Why?"}, 1, Conversation().user("Why?")),
         ({"prompt": "Why?", "id": "a", "model": "m", "note": [1]}, "a", Conversation().user("Why?")),
-        ({"prompt": "Why?", "id": 7}, 7, Conversation().user("Why?")),
         ({"prompt": "Why?", "id": 0}, 0, Conversation().user("Why?")),
         ({"prompt": "Why?", "id": None, "custom_id": ""}, 1, Conversation().user("Why?")),
         ({"prompt": "Why?", "id": "b", "custom_id": "a"}, "a", Conversation().user("Why?")),
         ({"prompt": "Why?", "system": "Be brief."}, 1, Conversation((), "Be brief.").user("Why?")),
         ({"prompt": "Why?", "system": "", "messages": None}, 1, Conversation((), "").user("Why?")),
         ({"messages": [USER]}, 1, Conversation().user("Why?")),
-        ({"messages": [SYSTEM, USER]}, 1, Conversation((), "Be brief.").user("Why?")),
         ({"messages": [USER], "system": "Be brief."}, 1, Conversation((), "Be brief.").user("Why?")),
         ({"messages": [USER, ASSISTANT, USER]}, 1, Conversation().user("Why?").assistant("So.").user("Why?")),
-        ({"prompt": "Why?", "body": "b"}, 1, Conversation().user("Why?")),
-        (
-            {"prompt": "Why?", "stream": "science", "logprobs": False, "n": 1, "tools": []},
-            1,
-            Conversation().user("Why?"),
-        ),
+        ({"prompt": "Why?", "stream": "science", "n": 1, "tools": []}, 1, Conversation().user("Why?")),
         ({"prompt": "Why?", "response_format": {"type": "text"}}, 1, Conversation().user("Why?")),
         ({"prompt": "\ud83d cut", "id": "\udc00"}, "\ufffd", Conversation().user("\ufffd cut")),
     ],
@@ -144,66 +135,31 @@ def test_json_row_has_settings_beside_the_prompt() -> None:
     ("value", "type", "message"),
     [
         ("[1]", "invalid_request", 'a row must be an object like {"prompt": "..."}'),
-        ('"Why?"', "invalid_request", 'a row must be an object like {"prompt": "..."}'),
         ("Why?", "invalid_json", "not JSON: Expecting value (character 1)"),
-        ('{"prompt": "a"} x', "invalid_json", "not JSON: Extra data (character 17)"),
         ('{"prompt": "a', "invalid_json", "not JSON: Unterminated string starting at (character 12)"),
         ("{}", "no_prompt", "neither `prompt` nor `messages` is given; the fields are: none"),
         ({"text": "a", "n": 1}, "no_prompt", "neither `prompt` nor `messages` is given; the fields are: text, n"),
-        ({"prompt": ""}, "no_prompt", "the prompt is empty"),
         ({"prompt": " \n"}, "no_prompt", "the prompt is empty"),
         ({"prompt": "a", "messages": [USER]}, "invalid_request", "`prompt` and `messages` cannot be used together"),
         ({"prompt": ["a"]}, "invalid_request", "invalid `prompt`: ['a']; it must be text"),
-        ({"prompt": 5}, "invalid_request", "invalid `prompt`: 5; it must be text"),
         ({"prompt": "a", "system": 5}, "invalid_request", "invalid `system`: 5; it must be text"),
         ({"messages": [SYSTEM, USER], "system": "b"}, "invalid_request", "`system` and a system"),
         ({"prompt": "a", "id": 1.5}, "invalid_request", "invalid `id`: 1.5; it must be text or an integer"),
-        ({"prompt": "a", "id": True}, "invalid_request", "invalid `id`: True; it must be text or an integer"),
-        ({"prompt": "a", "custom_id": ["x"]}, "invalid_request", "invalid `custom_id`: ['x']; it must be"),
-        ({"messages": []}, "invalid_messages", "the row has no messages; it must be a list"),
-        ({"messages": "Why?"}, "invalid_messages", "the row has no messages; it must be a list"),
         ({"messages": [{"role": "tool"}]}, "invalid_messages", "the row: message 1 has the role 'tool'; roles are"),
-        ({"messages": [USER, ASSISTANT]}, "invalid_messages", "the row: no question to answer; the last"),
         ({"prompt": "a", "n": 3}, "invalid_request", "invalid `n`: 3; use --votes"),
-        ({"prompt": "a", "n": "x"}, "invalid_request", "invalid `n`: 'x'; use --votes"),
         ({"prompt": "a", "tools": [{}]}, "invalid_request", "`tools` is not supported"),
         ({"prompt": "a", "lora": "a.gguf"}, "invalid_request", "`lora` is not supported: adapters apply to all rows"),
         ({"prompt": "a", "response_format": {"type": "json_object"}}, "invalid_request", "`response_format` is not"),
-        (
-            {"body": {"prompt": "a"}, "url": "/v1/embeddings"},
-            "invalid_request",
-            "invalid `url`: '/v1/embeddings'; it must",
-        ),
+        ({"body": {"prompt": "a"}, "url": "/v1/embeddings"}, "invalid_request", "invalid `url`: '/v1/embeddings';"),
         ({"body": {"prompt": "a"}, "method": "GET"}, "invalid_request", "invalid `method`: 'GET'; it must be POST"),
-        ({"body": {"prompt": "a", "tools": [{}]}}, "invalid_request", "`tools` is not supported"),
-        (
-            {"prompt": "a", "temperature": -1},
-            "invalid_setting",
-            "invalid `temperature`: -1; it must be a number of 0 or",
-        ),
-        ({"prompt": "a", "temperature": "1"}, "invalid_setting", "invalid `temperature`: '1'; it must be a number"),
+        ({"prompt": "a", "temperature": -1}, "invalid_setting", "invalid `temperature`: -1; it must be a number of 0"),
         ('{"prompt": "a", "score": NaN}', "invalid_json", "not JSON: NaN is not a finite number"),
         ('{"prompt": "a", "score": 1e999}', "invalid_json", "not JSON: 1e999 is not a finite number"),
         ({"body": {"prompt": "a", "logprobs": 0}}, "invalid_request", "`logprobs` is not supported: remove the key"),
-        ({"prompt": "a", "logprobs": True}, "invalid_request", "`logprobs` is not supported: remove the key"),
-        ({"messages": [USER], "top_logprobs": 2}, "invalid_request", "`top_logprobs` is not supported: remove the key"),
         ({"prompt": "a", "stream": True}, "invalid_request", "`stream` is not supported: remove the key"),
-        ({"prompt": "a", "temperature": 10**400}, "invalid_setting", "invalid `temperature`: 1000"),
-        (
-            {"prompt": "a", "max_completion_tokens": 0},
-            "invalid_setting",
-            "invalid `max_completion_tokens`: 0; it must be a",
-        ),
-        ({"prompt": "a", "top_k": 1.0}, "invalid_setting", "invalid `top_k`: 1.0; it must be a whole number"),
-        (
-            {"prompt": "a", "logit_bias": {"1": "x"}},
-            "invalid_setting",
-            "invalid `logit_bias`: {'1': 'x'}; it must be TOKEN",
-        ),
-        ({"prompt": "a", "seed": -1}, "invalid_setting", "invalid `seed`: -1; it must be a whole number from 0"),
+        ({"prompt": "a", "max_completion_tokens": 0}, "invalid_setting", "invalid `max_completion_tokens`: 0; it"),
+        ({"prompt": "a", "logit_bias": {"1": "x"}}, "invalid_setting", "invalid `logit_bias`: {'1': 'x'}; it must"),
         ({"prompt": "a", "stop": [""]}, "invalid_setting", "invalid `stop`: ''; it must be non-empty text"),
-        ({"prompt": "a", "stop": {"a": 1}}, "invalid_setting", "invalid `stop`: {'a': 1}; it must be non-empty text"),
-        ('{"prompt": "a", "top_p": true}', "invalid_setting", "invalid `top_p`: True; it must be a number from 0 to 1"),
         ('{"x": ' + "9" * 5000 + "}", "invalid_json", "not JSON: Exceeds the limit (4300 digits)"),
     ],
 )
@@ -214,7 +170,7 @@ def test_invalid_json_row_names_the_problem(value: Any, type: str, message: str)
     assert "\n" not in problem(row)[1]
 
 
-@pytest.mark.parametrize("depth", [*range(880, 1010, 10), 100_000])
+@pytest.mark.parametrize("depth", [900, 990, 100_000])
 def test_deeply_nested_json_is_an_error_row(depth: int) -> None:
     nested = "[" * depth + "]" * depth
     for line in (
@@ -277,34 +233,21 @@ def test_csv_field_may_be_large() -> None:
     assert row.prompt == "x" * 300_000
 
 
+QUOTING, DOUBLE_THEM = "invalid quoting in the input", 'double the quotes in a quoted field: "like ""this"""'
+COMMAS = "separate fields with commas, not semicolons"
+
+
 @pytest.mark.parametrize(
     ("data", "options", "what", "do"),
     [
         (b"a,b\n1,2", {"template": "{c}"}, "the input has no column `c`", "the columns are: a, b"),
         (b"a,b\n1,2", {}, "the input has no column `prompt`", 'use --template "{NAME}"; the columns are: a, b'),
         (b"a,a\n1,2", {"template": "{a}"}, "the input has more than one column `a`", "the columns are: a, a"),
-        (b"a,b\n1,2", {"template": "{a} {c}"}, "the input has no column `c`", "the columns are: a, b"),
         (b"a\nb\ncaf\xe9", {"template": "{a}"}, "the input is not UTF-8 text (line 3)", "convert it to UTF-8"),
-        (
-            b'a\nx\n"y\nz\n',
-            {"template": "{a}"},
-            "invalid quoting in the input: unexpected end of data (row at line 3)",
-            'double the quotes in a quoted field: "like ""this"""',
-        ),
-        (
-            b'a\n"y" z\n',
-            {"template": "{a}"},
-            "invalid quoting in the input: ',' expected after '\"' (row at line 2)",
-            'double the quotes in a quoted field: "like ""this"""',
-        ),
-        (
-            b"prompt;b\n1;2",
-            {},
-            "the input has no column `prompt`",
-            "separate fields with commas, not semicolons; the columns are: prompt;b",
-        ),
+        (b'a\nx\n"y\nz\n', {"template": "{a}"}, f"{QUOTING}: unexpected end of data (row at line 3)", DOUBLE_THEM),
+        (b'a\n"y" z\n', {"template": "{a}"}, f"{QUOTING}: ',' expected after '\"' (row at line 2)", DOUBLE_THEM),
+        (b"prompt;b\n1;2", {}, "the input has no column `prompt`", f"{COMMAS}; the columns are: prompt;b"),
         (b"a\n", {"template": "{a}"}, "the input has no prompts", ""),
-        (b"", {"template": "{a}"}, "the input has no prompts", ""),
     ],
 )
 def test_invalid_table_is_a_usage_error(data: bytes, options: dict[str, Any], what: str, do: str) -> None:
@@ -334,9 +277,7 @@ def test_template_renders_fields(template: str, prompt: str) -> None:
     assert row.conversation == Conversation().user(f"{prompt}x")
 
 
-def test_template_works_for_every_input_type() -> None:
-    assert prompts(rows_in("a\n#\nb{c}", template="<{text}|{prompt}>")) == [(1, "<a|a>"), (3, "<b{c}|b{c}>")]
-    assert prompts(rows_in("q,l\nWhy?,5\n", "csv", template="{q} In {l} words.")) == [(1, "Why? In 5 words.")]
+def test_template_has_the_fields_of_a_request() -> None:
     request = {"custom_id": "a", "body": {"text": "b", "system": "Be brief."}}
     assert json_row(request, template="{custom_id}: {text}").conversation == Conversation((), "Be brief.").user("a: b")
     assert json_row({"title": "t", "body": {"x": 1}}, template="{title} {body} {x}").prompt == 't {"x": 1} 1'
@@ -364,9 +305,7 @@ def test_template_reads_only_fields() -> None:
         ("a}", "unmatched } in the template, at character 2"),
         ("{a{b}", "unmatched { in the template, at character 1"),
         ("{text} {}", "field without a name in the template, at character 8"),
-        ("{ }", "field without a name in the template, at character 1"),
         ("Why? {{text}}", "the template has no field, so all prompts would be the same"),
-        ("", "the template has no field, so all prompts would be the same"),
         ("{question}", "a line of text has no field `question`"),
     ],
 )
@@ -387,11 +326,9 @@ def test_invalid_template_is_a_usage_error(template: str, what: str) -> None:
         ("a.jsonl", None, b"Why?", "jsonl"),
         ("a.NDJSON", None, b"", "jsonl"),
         ("a.csv", None, b"{", "csv"),
-        ("a.tsv", None, b"{", "tsv"),
         ("a.csv", "txt", b"", "txt"),
         ("-", None, b"Why?", "txt"),
         ("-", None, b"\xef\xbb\xbf\r\n \t{}", "jsonl"),
-        ("-", None, b"", "txt"),
         ("-", "csv", b"{", "csv"),
         ("/dev/fd/63", None, b'{"prompt": 1}', "jsonl"),
     ],
@@ -403,33 +340,24 @@ def test_input_type_is_given_or_from_the_name_or_the_bytes(
 
 
 def test_unknown_input_type_is_refused() -> None:
-    with pytest.raises(UsageError, match="unknown --input-format 'xml'") as caught:
-        detect_shape(Path("a.txt"), "xml", b"")
-    assert caught.value.hint == "use one of txt, jsonl, csv, tsv"
     with pytest.raises(UsageError, match=r"a\.xlsx: unsupported file type \.xlsx"):
         detect_shape(Path("a.xlsx"), None, b"{")
 
 
-@pytest.mark.parametrize("data", [b"", b"\n\n", b"\xef\xbb\xbf", b"\r\n"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_input_without_prompts_is_refused(data: bytes, shape: Shape) -> None:
-    with pytest.raises(UsageError, match="the input has no prompts"):
-        rows_in(data, shape)
-    with pytest.raises(UsageError, match="the input has no prompts"):
-        rows_in(b"# a", "txt")
+def test_input_without_prompts_is_refused(shape: Shape) -> None:
+    for data in (b"", b"\xef\xbb\xbf\r\n", *([b"# a"] if shape == "txt" else [])):
+        with pytest.raises(UsageError, match="the input has no prompts"):
+            rows_in(data, shape)
 
 
-def test_utf_16_input_is_refused() -> None:
-    for shape in SHAPES:
-        for encoding in ("utf-16", "utf-16-be"):
-            with pytest.raises(UsageError, match="the input is UTF-16, not UTF-8"):
-                rows_in("\ufeffprompt\na".encode(encoding), shape)
-
-
-def test_binary_input_is_refused() -> None:
-    for shape in SHAPES:
-        with pytest.raises(UsageError, match="the input is not text: it has NUL bytes"):
-            rows_in(b"\x7fELF\x02\0\0\n\n", shape)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_input_that_is_not_utf_8_text_is_refused(shape: Shape) -> None:
+    for data in ("\ufeffprompt\na".encode("utf-16"), "\ufeffprompt\na".encode("utf-16-be")):
+        with pytest.raises(UsageError, match="the input is UTF-16, not UTF-8"):
+            rows_in(data, shape)
+    with pytest.raises(UsageError, match="the input is not text: it has NUL bytes"):
+        rows_in(b"\x7fELF\x02\0\0\n\n", shape)
 
 
 INPUTS: list[tuple[Shape, str]] = [
@@ -514,13 +442,6 @@ def test_input_that_changes_is_an_error_and_a_replaced_one_is_not(tmp_path: Path
     assert "to resume" in caught.value.hint
 
 
-def test_unreadable_input_is_named(tmp_path: Path) -> None:
-    for path, reason in ((tmp_path / "nowhere", "No such file or directory"), (tmp_path, "Is a directory")):
-        with pytest.raises(UsageError) as caught:
-            open_input(path)
-        assert caught.value.message == f"{path}: {reason}"
-
-
 def test_lines_may_have_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "MAX_LINE_BYTES", 3_000_000)
     line = b"a" * readers.MAX_LINE_BYTES
@@ -537,13 +458,6 @@ SCRAPS = [*(bytes([each]) for each in b'{}":,[]\n\r\t# \x001'), b"prompt", b"mes
 BYTES = st.binary(max_size=60) | st.lists(
     st.sampled_from([*SCRAPS, b"\xff", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b'"prompt":"a"', b"\\ud800", b"id,prompt\n"])
 ).map(b"".join)
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=6,
-)
-KEYS = ["prompt", "messages", "id", "custom_id", "system", "body", "url", "n", "tools", "seed", "stop", "temperature"]
-OBJECTS = st.dictionaries(st.sampled_from([*KEYS, "max_tokens", "role", "content", "x"]), VALUES, max_size=5)
 
 
 def validate_rows(rows: tuple[InputRow, ...]) -> None:
@@ -552,7 +466,7 @@ def validate_rows(rows: tuple[InputRow, ...]) -> None:
     assert [row.number for row in rows] == sorted({row.number for row in rows})
     for row in rows:
         assert (row.error is None) == (row.conversation is not None)
-        json.dumps(failed_object(row, row.error or RowError("a", "b")), ensure_ascii=False).encode()
+        json.dumps(output_object(row, error=asdict(row.error or RowError("a", "b"))), ensure_ascii=False).encode()
         if row.conversation:
             assert row.conversation.messages[-1] == Message("user", row.prompt or "")
             assert row.prompt and row.prompt.strip()
@@ -569,22 +483,3 @@ def test_any_bytes_give_rows_or_a_usage_error(data: bytes, shape: Shape, templat
     if shape == "jsonl":  # each line that is not blank is a row
         lines = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").split("\n")
         assert [row.number for row in rows] == [number for number, line in enumerate(lines, 1) if line.strip()]
-
-
-@given(st.lists(OBJECTS | st.builds(lambda body, id: {"custom_id": id, "body": body}, OBJECTS, VALUES), min_size=1))
-def test_any_json_objects_are_rows(values: list[dict[str, Any]]) -> None:
-    rows = rows_in("\n".join(map(json.dumps, values)).encode(), "jsonl")
-    assert len(rows) == len(values)
-    validate_rows(rows)
-    validate_rows(rows_in("\n".join(map(json.dumps, values)).encode(), "jsonl", template="{prompt}{x}"))
-
-
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=5), st.booleans())
-def test_csv_round_trip(prompts: list[str], tabs: bool) -> None:
-    written = io.StringIO(newline="")
-    writer = csv.writer(written, delimiter="\t" if tabs else ",")
-    writer.writerows([["id", "prompt"], *([f"r{number}", prompt] for number, prompt in enumerate(prompts))])
-    rows = rows_in(written.getvalue().encode(), "tsv" if tabs else "csv")
-    assert [row.id for row in rows] == [f"r{number}" for number in range(len(prompts))]
-    for row, prompt in zip(rows, prompts, strict=True):
-        assert row.prompt == (prompt if prompt.strip() else None)

@@ -14,7 +14,6 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine import sequence
 from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.load import open_llama
@@ -41,7 +40,6 @@ def open_engine(
     kv_unified: bool = False,
     states: StateStore | None = None,
 ) -> AbstractContextManager[LocalEngine]:
-    """Start an engine with a number of slots."""
     invariant = batch_invariant and not kv_unified
     context = ContextOptions(context_size, slots, n_threads=1, kv_unified=kv_unified, batch_invariant=invariant)
     options = LoadOptions(GgufFile(NANO, 512, read_header(NANO).sizes), context, whole_context=kv_unified)
@@ -60,27 +58,9 @@ def answers(engine: LocalEngine, questions: list[str], limit: int | None = 60) -
 
 
 def samples_of(engine: LocalEngine, count: int, limit: int | None = 60) -> list[Reply]:
-    """Samples for one question."""
     params = SamplingParams(temperature=0.8, seed=3, max_tokens=limit)
     said = collect_replies(engine.generate([Request(prompt_of(engine, SUMS[0]), params, n=count)]))
     return [said[SequenceId(0, sample)] for sample in range(count)]
-
-
-@pytest.fixture(scope="module")
-def single_runs() -> list[list[int]]:
-    """Replies to each sum by a new engine."""
-    said = []
-    for question in SUMS:
-        with open_engine(1) as engine:
-            said += answers(engine, [question])
-    return said
-
-
-@pytest.mark.parametrize("slots", [1, 3, 20])
-def test_batch_invariance_across_numbers_of_slots(single_runs: list[list[int]], slots: int) -> None:
-    with open_engine(slots) as engine:
-        assert answers(engine, SUMS) == single_runs
-        assert answers(engine, SUMS[::-1]) == single_runs[::-1]
 
 
 @pytest.mark.parametrize("slots", [2, 5])
@@ -98,10 +78,7 @@ LENGTHS = {0: 300, 1: 400, 2: 7, 3: 512, 4: 300, 5: 290, 6: 3}
 
 
 def pad(rows: list[TokenRow], slots: int = 7) -> tuple[list[TokenRow], list[int]]:
-    """Pad rows in slots of 512 tokens."""
-    return batch_invariance.pad_single_rows(
-        rows, LENGTHS.__getitem__, lambda slot: 0 <= slot < slots and LENGTHS[slot] < 512
-    )
+    return batch_invariance.pad_single_rows(rows, slots, 512, LENGTHS.__getitem__)
 
 
 def test_single_rows_are_padded_from_a_position_on() -> None:
@@ -119,19 +96,6 @@ def test_single_rows_are_padded_from_a_position_on() -> None:
     assert pad(beside_padding) == ([beside_padding[0], TokenRow(5, 290, 9, False), beside_padding[1]], [0, 2])
 
 
-def test_sequences_that_outgrow_memory_continue_in_more(
-    single_runs: list[list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
-    wordy = [LONG[:540] + question for question in SUMS]  # to nearly fill the first 256 cells
-    with open_engine(2) as engine:
-        said = answers(engine, [*wordy, *SUMS], None)
-    assert said[len(wordy) :] == single_runs
-    monkeypatch.undo()
-    with open_engine(2) as engine:
-        assert answers(engine, wordy, None) == said[: len(wordy)]
-
-
 def test_samples_in_a_unified_cache_match_separate_ones() -> None:
     with open_engine(8) as engine:
         apart = [reply.ids for reply in samples_of(engine, 12)]
@@ -140,14 +104,6 @@ def test_samples_in_a_unified_cache_match_separate_ones() -> None:
         assert engine.backend.capacity == 512
     assert [reply.ids for reply in shared] == apart
     assert len({tuple(ids) for ids in apart}) > 2
-
-
-def test_samples_wait_for_room_in_a_small_unified_cache() -> None:
-    with open_engine(1) as engine:
-        apart = [reply.ids for reply in samples_of(engine, 8, 40)]
-    with open_engine(8, context_size=256, kv_unified=True) as engine:
-        assert [reply.ids for reply in samples_of(engine, 8, 40)] == apart
-        assert [reply.ids for reply in samples_of(engine, 8, 40)] == apart  # idle slots are evicted
 
 
 def test_failed_decode_leaves_a_unified_cache_usable() -> None:
@@ -161,19 +117,6 @@ def test_failed_decode_leaves_a_unified_cache_usable() -> None:
             assert answers(engine, [LONG[:1000] + SUMS[0]], 20) == [alone]
 
 
-def test_saved_state_is_restored_into_a_unified_cache(tmp_path: Path) -> None:
-    store = StateStore(tmp_path, 10**9, "nano", "cerebrum")
-    question = LONG[:1000] + SUMS[0]
-    with open_engine(1, batch_invariant=False, states=store) as engine:
-        [first] = answers(engine, [question])
-        engine.save_prompt_cache(1)
-    with open_engine(8, kv_unified=True, states=store) as engine:
-        prompt = prompt_of(engine, question)
-        [again] = collect_replies(engine.generate([Request(prompt, SamplingParams(max_tokens=60))])).values()
-    assert again.cached == len(prompt) - 1
-    assert again.ids == first
-
-
 def test_saving_with_a_prompt_saves_only_the_best_match(tmp_path: Path) -> None:
     store = StateStore(tmp_path, 10**9, "nano", "cerebrum")
     with open_engine(4, kv_unified=True, states=store) as engine:
@@ -182,35 +125,19 @@ def test_saving_with_a_prompt_saves_only_the_best_match(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.state"))) == 1
 
 
-@pytest.fixture
-def memory_for_three(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Free memory for three sequences of 512 tokens."""
+def test_short_memory_reduces_slots_and_all_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = read_header(NANO).sizes
     context = ContextOptions(512, 1, 1, CPU_UBATCH)
     free = FreeMemory(HEADROOM + memory_needs(sizes, replace(context, slots=3)).total)
     for module in ("llama_backend", "load"):  # the weights are mapped, and take no other memory
         monkeypatch.setattr(f"cerebrum_cli.engine.llama.{module}.free_memory", lambda: free)
-
-
-@pytest.mark.usefixtures("memory_for_three")
-def test_short_memory_reduces_slots_and_all_are_answered(single_runs: list[list[int]]) -> None:
+    with open_engine(1) as engine:
+        alone = [ids for question in SUMS for ids in answers(engine, [question])]
     with open_engine(8) as engine:
-        assert answers(engine, SUMS, None) == single_runs
+        assert answers(engine, SUMS, None) == alone
         assert engine.backend.slots == 3
-        assert answers(engine, SUMS, 20) == [ids[:20] for ids in single_runs]  # these are shorter
+        assert answers(engine, SUMS, 20) == [ids[:20] for ids in alone]  # these are shorter
         assert engine.backend.slots == 5
-
-
-@pytest.mark.usefixtures("memory_for_three")
-def test_short_memory_files_states_under_the_slots_made(tmp_path: Path) -> None:
-    states = StateStore(tmp_path, 10**8, "nano", "cerebrum")
-    question = " ".join(["Tom buys apples."] * 10)
-    for cached in (False, True):
-        with open_engine(8, batch_invariant=False, states=states) as engine:
-            [reply] = collect_replies(engine.generate([Request(prompt_of(engine, question))])).values()
-            assert reply.finish and (reply.finish.cached_tokens > 0) == cached
-            assert "sequences 3" in (engine.backend.state_kind or "")
-            engine.save_prompt_cache(1)
 
 
 def test_batch_invariance_allows_llamas_maximum_of_slots() -> None:
