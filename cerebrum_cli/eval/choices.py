@@ -133,7 +133,6 @@ def _items(lines: list[re.Match[str]]) -> list[re.Match[str]]:
 def _stated(
     text: str, statement: re.Pattern[str], several: re.Pattern[str], items: list[re.Match[str]], is_none_a_choice: bool
 ) -> list[tuple[int, str]]:
-    """Places and letters of statements; no letter where the reply states that it is none, or several."""
     stated = [] if is_none_a_choice else [(match.start(), "") for match in _NONE.finditer(text)]
     listed = {item.start(1) for item in items}
     joined = {place for letters in several.finditer(text) for place in range(*letters.span())}
@@ -151,7 +150,6 @@ def _stated(
 
 
 def _equal(text: str, choices: tuple[str, ...], is_complete: bool) -> str | None:
-    """The letter of the only choice that equals the final answer of a reply, its first line or its last line."""
     answer = extract_answers(text, is_complete)
     lines = [trimmed(plain(line).strip()) for line in (text.partition("\n")[0], text.rpartition("\n")[2])]
     forms = [canonical(choice) for choice in choices]
@@ -163,7 +161,6 @@ def _equal(text: str, choices: tuple[str, ...], is_complete: bool) -> str | None
 
 
 def _named(text: str, choices: tuple[str, ...], named: re.Pattern[str], several: re.Pattern[str]) -> str | None:
-    """The only choice that is named in the last sentence about the answer, or else in the last that names any."""
     parts = [
         [sentence for line in part.split("\n") for sentence in sentences(plain(line))] for part in text.split("\n\n")
     ]
@@ -176,7 +173,6 @@ def _named(text: str, choices: tuple[str, ...], named: re.Pattern[str], several:
 
 
 def _letters(sentence: str, choices: tuple[str, ...], named: re.Pattern[str], several: re.Pattern[str]) -> set[str]:
-    """Letters of the choices that a sentence names without ruling them out."""
     sentence = sentence[:_LONGEST_SENTENCE]
     phrases = {
         letter: _ARTICLE.sub("", plain(choice).casefold().strip(" ."))

@@ -82,7 +82,6 @@ def _with_preamble(preamble: str, code: str) -> str:
 
 
 def _bare_function(text: str, entry_point: str) -> str | None:
-    """Find the last definition of the entry point in plain text, with the code around it."""
     definition = re.compile(rf"(?P<indent> *)(async )?def {re.escape(entry_point)} *\(")
     lines = text.split("\n")
     definitions = [(number, match["indent"]) for number, line in enumerate(lines) if (match := definition.match(line))]
@@ -118,7 +117,6 @@ def _continue_prompt(prompt: str, block: Block, entry_point: str) -> str | None:
 
 
 def _has_body(program: str, entry_point: str, start: int) -> bool:
-    """Whether a program is valid and its function has a statement, not only words, after that many lines."""
     if _first_error(program) is not None:
         return False
     functions = (node for node in _parse(program).body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
@@ -145,7 +143,6 @@ def _is_words(statement: ast.stmt) -> bool:
 
 
 def _valid_prefix(code: str) -> str:
-    """Cut code off at its first error, and again until it is valid."""
     lines = code.split("\n")
     while (error := _first_error("\n".join(lines))) is not None:
         del lines[max(0, min(error, len(lines)) - 1) :]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import asin, atan, pi, sin, sqrt
 from statistics import NormalDist
 
 from cerebrum_cli.eval.estimates import ROUNDING, SEED, Clusters, Interval, Z, mean, standard_error, wilson, winner
 from cerebrum_cli.eval.questions import QuestionId, Sample
-from cerebrum_cli.eval.report import accuracy_of, clusters_of, group_by_question, votes_of
+from cerebrum_cli.eval.report import accuracy_of, clusters_of, votes_of
 
 SIGNIFICANCE = 0.05
 Z_POWER = NormalDist().inv_cdf(0.8)  # a power of 80%
@@ -53,8 +53,7 @@ class Comparison:
     is_significant: bool
 
 
-def outcomes(run: Iterable[Sample]) -> dict[QuestionId, Outcome]:
-    questions = group_by_question(run)
+def outcomes(questions: Mapping[QuestionId, Sequence[Sample]]) -> dict[QuestionId, Outcome]:
     clusters = clusters_of(list(questions.values())) or list(questions)
     by_question = {}
     for (id, question), cluster in zip(questions.items(), clusters, strict=True):
@@ -155,7 +154,6 @@ def _smallest_difference_of(differences: Sequence[float], clusters: Clusters, is
 
 
 def conclusion(comparison: Comparison, a: str, b: str) -> str:
-    """The result in a sentence; `a` and `b` name the runs."""
     difference, (low, high) = comparison.difference, comparison.interval
     better, worse = (b, a) if difference >= 0 else (a, b)
     bounds = (low, high) if difference >= 0 else (-high, -low)

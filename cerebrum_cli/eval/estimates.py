@@ -26,28 +26,22 @@ SEED = 18
 ROUNDING = 1e-12  # a smaller standard error is rounding: one sample of 256 in 100,000 questions makes 4e-8
 ALL_SIZES = 8  # numbers of samples of which each has its votes
 
+# Cluster of each score; scores of one cluster are not independent. None: each is.
 Clusters = Sequence[object] | None
-"""Cluster of each score; scores of one cluster are not independent. None: each is."""
 
 
 class Interval(NamedTuple):
-    """Bounds of a 95% confidence interval."""
-
     low: float
     high: float
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over questions, with its interval."""
-
     value: float
     interval: Interval
 
 
 class Totals(NamedTuple):
-    """The sum of the scores of a cluster, and their number."""
-
     sum: float
     size: float
 
@@ -77,7 +71,6 @@ def standard_error(scores: Sequence[float], clusters: Clusters = None) -> float:
 
 
 def count_totals(scores: Sequence[float], clusters: Clusters = None) -> Counter[Totals]:
-    """The totals of the clusters, and how many clusters have the same."""
     if clusters is None:
         return Counter(Totals(score, 1) for score in scores)
     members: dict[object, list[float]] = {}
@@ -137,14 +130,11 @@ def _corrected(value: float, n: float) -> Interval:
 
 
 def _effective(value: float, error: float) -> float:
-    """Number of independent trials that would have this standard error."""
     return value * (1 - value) / error**2
 
 
 def pass_at(n: int, c: int, k: int) -> float:
     """Chance that at least one of `k` samples, drawn from `n` of which `c` are correct, is correct."""
-    if not 1 <= k <= n:
-        raise ValueError(f"pass@{k} of {n} samples")
     return 1 - comb(n - c, k) / comb(n, k)
 
 

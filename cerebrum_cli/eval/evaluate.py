@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import groupby
-from math import inf
-from typing import Any, cast
+from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.core.events import Event, NoticeEvent, Origin
-from cerebrum_cli.core.row_events import SHOWN_ERRORS, EvalProgress, RowCounts
+from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent
+from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.eval.questions import (
-    OPTIONAL_KEYS,
+    QUESTIONS,
     SAMPLE_KEYS,
+    SAMPLES,
     SKIPPED,
+    Match,
     Question,
     Sample,
     parse_sample,
@@ -28,18 +25,16 @@ from cerebrum_cli.eval.questions import (
     sample_seed,
 )
 from cerebrum_cli.eval.report import RunningScore
-from cerebrum_cli.eval.scorers import Match, ReplyScorer, SearchTimeout, code_scorer, reply_scorer
-from cerebrum_cli.model.concurrent_rows import RefusedRow, Row, RowOutcome, run_rows
+from cerebrum_cli.eval.scorers import ReplyScorer, reply_scorer
+from cerebrum_cli.model.concurrent_rows import Row, RowOutcome, run_rows
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.reply import Reply, ReplyRequest
 from cerebrum_cli.runs.result import FINISHED, FinishedRows, Result, ResultRows, Schema
 
 POLL_S = 0.2  # a signal does not end a wait
-GRACE_S = 2.0  # after a signal, for programs that are running
 
 SCHEMA = Schema(
     SAMPLE_KEYS,
-    OPTIONAL_KEYS,
     ("id", "sample"),
     lambda object: RowCounts(failed=object["finish_reason"] == SKIPPED),
     lambda object: f"question {object['id']}",
@@ -57,7 +52,7 @@ class Evaluation:
     samples: int
     settings: Settings
     model: str
-    scorer: ReplyScorer
+    match: Match
     grammar: str | None = None
 
     @property
@@ -70,53 +65,62 @@ class Evaluation:
 
         return ResultRows(SCHEMA, len(questions) * samples, fields)
 
+    @property
+    def extent(self) -> dict[str, int]:
+        return {QUESTIONS: len(self.questions), SAMPLES: self.samples}
+
     def seed(self, question: Question, sample: int) -> int:
         """The seed of a sample, the same for every model; that of the next sample follows it."""
         return sample_seed(self.settings.seed or 0, question.index, sample)
 
-    def request(self, position: int, sample: int, count: int) -> ReplyRequest:
-        """The request for some samples of the question at a position, the first of which is `sample`."""
-        question = self.questions[position]
-        settings = replace(self.settings, seed=self.seed(question, sample))
-        conversation = Conversation(system_prompt=settings.system).user(question.prompt)
-        return ReplyRequest(conversation, settings, self.grammar, n=count, max_n=count, logprobs=True)
-
-    def block_answerer(self, match: Match) -> Callable[..., Iterator[Event]]:
-        """What takes the samples of a block on a node, and scores them there; it can be pickled."""
-        return partial(evaluate_block, replace(self, scorer=cast("ReplyScorer", None)), match)
+    def missing_rows(self, finished: Collection[int]) -> Iterator[Row]:
+        """The rows to ask for missing samples, each by a question's position and the first of samples without a gap."""
+        for position, question in enumerate(self.questions):
+            start = position * self.samples
+            missing = [sample for sample in range(self.samples) if start + sample not in finished]
+            for _, neighbors in groupby(enumerate(missing), key=lambda pair: pair[1] - pair[0]):
+                [first, *others] = [sample for _, sample in neighbors]
+                settings, count = replace(self.settings, seed=self.seed(question, first)), 1 + len(others)
+                conversation = Conversation(system_prompt=settings.system).user(question.prompt)
+                request = ReplyRequest(conversation, settings, self.grammar, n=count, max_n=count, logprobs=True)
+                yield Row((position, first), request)
 
 
 class SampleWriter:
     """Writes replies to the run as soon as they are scored, and keeps its score."""
 
-    def __init__(self, evaluation: Evaluation, run: Result) -> None:
+    def __init__(self, evaluation: Evaluation, run: Result, scorer: ReplyScorer) -> None:
         self._evaluation = evaluation
         self._run = run
+        self._scorer = scorer
         self._notices = 0
-        self._score = RunningScore(len(evaluation.questions), evaluation.samples)
+        self.score = RunningScore(len(evaluation.questions), evaluation.samples)
         for object in run.objects():
-            self._score.add(parse_sample(object))
+            self.score.add(parse_sample(object))
 
-    @property
-    def progress(self) -> EvalProgress:
-        return self._score.event
+    def take(self, event: RowOutcome) -> Iterator[Event]:
+        """Begin to score a reply, or write what is skipped: a sample, or all of a question that cannot be asked.
 
-    def score(self, position: int, sample: int, reply: Reply) -> None:
-        """Begin to score a sample of the question at a position."""
-        question, is_complete = self._evaluation.questions[position], reply.finish.reason == "stop"
-        self._evaluation.scorer.add((position, sample, reply), question, reply.text, is_complete)
-
-    def write_last(self, scope: CancelScope) -> Iterator[Event]:
-        """Write all samples that are being scored; after a cancel, those that are scored soon. Yield the progress."""
-        yield from self.write_scored()
-        end = inf
-        while self._evaluation.scorer.is_running and time.monotonic() < end:
-            end = min(end, time.monotonic() + GRACE_S) if scope.is_cancelled else inf
-            yield from self.write_scored(POLL_S)
+        The samples have the reason as their text. Yield the first notices, and the progress.
+        """
+        (position, first), outcome, request = event.row.id, event.outcome, event.row.request
+        sample = first + event.sample
+        if isinstance(outcome, RefusedEvent):
+            count = request.n if event.is_whole_row and isinstance(request, ReplyRequest) else 1
+            error, origin = outcome.error, outcome.origin
+            for skipped in range(sample, sample + count):
+                self._write(position, skipped, text=error.message, **(origin.keys if origin else {}))
+            self._notices += 1
+            if self._notices <= SHOWN_ERRORS:
+                id = self._evaluation.questions[position].id
+                yield NoticeEvent(f"question {id} skipped: {error.message}", error.hint)
+            yield self.score.event
+        elif isinstance(outcome, Reply) and outcome.finish_reason != "cancelled":
+            question, is_complete = self._evaluation.questions[position], outcome.finish.reason == "stop"
+            self._scorer.add((position, sample, outcome), question, outcome.text, is_complete)
 
     def write_scored(self, wait_s: float = 0.0) -> Iterator[Event]:
-        """Write the samples that are scored by now, or within a time; yield the progress."""
-        while scores := self._evaluation.scorer.scores(wait_s):
+        while scores := self._scorer.scores(wait_s):
             for (position, sample, reply), score in scores:
                 self._write(
                     position,
@@ -133,22 +137,9 @@ class SampleWriter:
                     lowest_window=reply.lowest_window,
                     **(reply.finish.origin.keys if reply.finish.origin else {}),
                 )
-                yield self.progress
-
-    def skip(
-        self, position: int, samples: Iterable[int], error: CerebrumError, origin: Origin | None = None
-    ) -> Iterator[Event]:
-        """Write samples that do not count, with the reason as their text; yield the first notices, and the progress."""
-        for sample in samples:
-            self._write(position, sample, text=error.message, **(origin.keys if origin else {}))
-        self._notices += 1
-        if self._notices <= SHOWN_ERRORS:
-            id = self._evaluation.questions[position].id
-            yield NoticeEvent(f"question {id} skipped: {error.message}", error.hint)
-        yield self.progress
+                yield self.score.event
 
     def _write(self, position: int, sample: int, **taken: Any) -> None:
-        """Write a sample; one that was not `taken` is skipped."""
         evaluation, question = self._evaluation, self._evaluation.questions[position]
         skipped = Sample(
             id=question.id,
@@ -168,7 +159,7 @@ class SampleWriter:
         )
         written = replace(skipped, **taken)
         self._run.write(position * evaluation.samples + sample, sample_object(written))
-        self._score.add(written)
+        self.score.add(written)
 
 
 def evaluate(model: LoadedModel, evaluation: Evaluation, run: Result) -> Generator[Event, None, None]:
@@ -177,56 +168,27 @@ def evaluate(model: LoadedModel, evaluation: Evaluation, run: Result) -> Generat
     A question whose prompt cannot be answered, such as one that is too long, gets samples marked as skipped, which do
     not count. The caller completes the run; after a cancel, samples are missing.
     """
-    scope = model.engine.cancel_scope()
+    scope = model.engine.cancel_scope
     yield from model.load()
     model.check_settings(evaluation.settings)
-    writer = SampleWriter(evaluation, run)
-    yield writer.progress
-    rows = [
-        Row((position, first), evaluation.request(position, first, count))
-        for position, first, count in missing_samples(evaluation, run.finished)
-    ]
-    with closing(evaluation.scorer):
+    rows = list(evaluation.missing_rows(run.finished))
+    with closing(reply_scorer(evaluation.match, evaluation.questions, run_code=True)) as scorer:
+        writer = SampleWriter(evaluation, run, scorer)
+        yield writer.score.event
         for event in run_rows(model, rows, scope, sorts=False):  # the score so far is that of a random sample
             if isinstance(event, RowOutcome):
-                yield from _take(event, writer)
+                yield from writer.take(event)
             else:
                 yield event
             yield from writer.write_scored()
-        yield from writer.write_last(scope)
-
-
-def _take(event: RowOutcome, writer: SampleWriter) -> Iterator[Event]:
-    """Begin to score a reply, or write what is skipped: a sample, or all of a question that cannot be asked."""
-    (position, first), outcome = event.row.id, event.outcome
-    sample = first + event.sample
-    if isinstance(outcome, RefusedRow):
-        request = event.row.request
-        count = request.n if event.is_whole_row and isinstance(request, ReplyRequest) else 1
-        yield from writer.skip(position, range(sample, sample + count), outcome.error, outcome.origin)
-    elif isinstance(outcome, Reply) and outcome.finish_reason != "cancelled":
-        try:
-            writer.score(position, sample, outcome)
-        except SearchTimeout as error:
-            yield from writer.skip(position, [sample], error)
-
-
-def missing_samples(evaluation: Evaluation, finished: Collection[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield the missing samples: a question's position, the first sample, and how many follow it without a gap."""
-    for position in range(len(evaluation.questions)):
-        start = position * evaluation.samples
-        missing = [sample for sample in range(evaluation.samples) if start + sample not in finished]
-        for _, neighbors in groupby(enumerate(missing), key=lambda pair: pair[1] - pair[0]):
-            samples = [sample for _, sample in neighbors]
-            yield position, samples[0], len(samples)
+        while scorer.is_running and not scope.is_set():
+            yield from writer.write_scored(POLL_S)
 
 
 def evaluate_block(
-    evaluation: Evaluation, match: Match, model: LoadedModel, block: Mapping[int, Any], result: Result
+    evaluation: Evaluation, model: LoadedModel, block: Mapping[int, Any], result: Result
 ) -> Iterator[Event]:
-    """Take the samples of some rows, into a result in memory."""
-    scorer = code_scorer(True) if match == "code" else reply_scorer(match, evaluation.questions)
     result.finished = FinishedRows(len(evaluation.rows), FINISHED)
     for position in block:
         result.finished[position] = 0
-    return evaluate(model, replace(evaluation, scorer=scorer), result)
+    return evaluate(model, evaluation, result)

@@ -9,6 +9,8 @@ import sys
 import traceback
 from types import ModuleType
 
+# Soft and hard limits; a file system of /tmp has its own.
+LIMITS = {resource.RLIMIT_AS: 2**29, resource.RLIMIT_FSIZE: 2**24, resource.RLIMIT_NOFILE: 64, resource.RLIMIT_CORE: 0}
 DETAIL = 2000  # characters of an error that are reported, from its end
 
 
@@ -22,8 +24,9 @@ def main() -> None:
     null = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
-    for name, limits in request["limits"].items():
-        resource.setrlimit(getattr(resource, name), tuple(limits))
+    for name, limit in LIMITS.items():
+        resource.setrlimit(name, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CPU, (request["cpu_s"], request["cpu_s"] + 1))  # a signal, and SIGKILL
     write(report, b"ready\n")
     reason, detail = run(request["code"], request["test"])
     write(report, f"{request['token']} {reason}\n{detail}".encode(errors="replace"))

@@ -1,16 +1,33 @@
-"""A Python process that answers requests, a line of JSON each, and can be stopped at any time, unlike a function."""
+"""Python processes that answer requests, a line of JSON each, and can be stopped at any time, unlike a function."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import subprocess
 import sys
+from importlib import metadata
 from threading import Timer
 from typing import Any
 
+from cerebrum_cli.answers.plain_text import plain
 from cerebrum_cli.core.errors import CerebrumError
+from cerebrum_cli.core.text import pip_install
 
+INSTALL = pip_install('"cerebrum-cli[math]"')
 START_S = 60.0  # to import what it needs, on a busy machine
+TIMEOUT_S = 5.0  # of a comparison; a typical one takes 10 ms
+MEMORY = 2**32  # bytes, for the child process
+MAX_LENGTH = 300
+
+_EQUAL = b"1\n"
+# Math-Verify would read words, and the base of a number, as products of variables.
+_TEXT = re.compile(r"(?<![\\A-Za-z])(?!(?:sqrt|array|[bpv]?matrix)\b)[A-Za-z]{4,}|(?<!\\log)_\{?\d")
+_ROOT = re.compile(r"(?:√|(?<!\\)\bsqrt(?=\())\s?(\d+|\w|\([^()]*\))")
+_LATEX = {"π": "pi", "±": "pm", "∞": "infty", "∪": "cup", "∩": "cap", "≤": "le", "≥": "ge", "×": "times", "·": "cdot"}
+_TRANSLATION = str.maketrans({character: f"\\{name} " for character, name in _LATEX.items()} | {"−": "-", "°": ""})
 
 
 class LineProcess:
@@ -50,7 +67,6 @@ class LineProcess:
             child.communicate()
 
     def _exchange(self, request: bytes, timeout_s: float) -> bytes:
-        """Write to the process, and read its next line; if there is none in time, close it."""
         assert self._child and self._child.stdin and self._child.stdout
         timer = Timer(timeout_s, self._child.kill)
         timer.start()
@@ -66,3 +82,58 @@ class LineProcess:
             return line
         self.close()
         return b""
+
+
+def math_verify_version() -> str | None:
+    try:
+        return metadata.version("math-verify")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+class MathVerify(LineProcess):
+    """Whether answers equal references by Math-Verify; those whose comparison fails or takes too long do not.
+
+    Its equality is no equivalence relation, so it adds to the normal forms, and is never the key of a vote. Its own
+    time limits are signals, which work in the main thread only and not within one operation, such as a huge power.
+    """
+
+    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+        hint = f"reinstall it: {pip_install('--force-reinstall math-verify')}"
+        super().__init__("Math-Verify", hint, "-m", __name__)
+        self._timeout_s = timeout_s
+        self._known: dict[tuple[str, str], bool] = {}
+
+    def is_equal(self, answer: str, reference: str) -> bool:
+        pair = _latex(answer), _latex(reference)
+        if pair not in self._known:
+            is_text = any(len(text) > MAX_LENGTH or _TEXT.search(text) for text in pair)
+            self._known[pair] = not is_text and self.ask(pair, self._timeout_s) == _EQUAL
+        return self._known[pair]
+
+
+def _latex(text: str) -> str:
+    return _ROOT.sub(r"\\sqrt{\1}", plain(text)).translate(_TRANSLATION)
+
+
+def main() -> None:
+    import logging
+    import resource
+
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    logging.disable()
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    config = [LatexExtractionConfig(boxed_match_priority=0)]
+    os.write(1, b"ready\n")
+    for line in sys.stdin:
+        answer, reference = (
+            parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None) for text in json.loads(line)
+        )
+        is_equal = verify(reference, answer, timeout_seconds=None, allow_set_relation_comp=True)
+        os.write(1, _EQUAL if is_equal else b"0\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from cerebrum_cli.core.events import TRUNCATED, Origin
 from cerebrum_cli.core.sampling import SEEDS
 
 QuestionId = str | int
+Match = Literal["answer", "exact", "contains", "regex", "math", "code"]  # methods of scoring a reply
+MATCHES: tuple[Match, ...] = get_args(Match)[:-2]  # to choose from; tasks have the others
 
 MAX_SAMPLES = 256  # of a question
 _STRIDE = 1024  # from the first seed of a question to that of the next; another one would change the seeds of all runs
@@ -54,12 +56,10 @@ def select(questions: Iterable[Question], limit: int | None = None, seed: int = 
 
 
 def sample_seed(base: int, index: int, sample: int) -> int:
-    """Seed of a sample of the question with this index; consecutive in `sample`, of which there are MAX_SAMPLES.
+    """Seed of a sample of the question with this index; consecutive in `sample`, which is below MAX_SAMPLES.
 
     No two samples of four million questions have one seed.
     """
-    if not 0 <= sample < MAX_SAMPLES:
-        raise ValueError(f"sample {sample} is not from 0 to {MAX_SAMPLES - 1}")
     offset = int.from_bytes(hashlib.sha256(f"seeds {base}".encode()).digest()[:8], "big")
     return (offset + index) % _BLOCKS * _STRIDE + sample
 
@@ -105,7 +105,6 @@ SAMPLE_KEYS = tuple(field.name for field in fields(Sample) if field.name not in 
 
 
 def sample_object(sample: Sample) -> dict[str, Any]:
-    """A sample as JSON: SAMPLE_KEYS in order, then those of OPTIONAL_KEYS that its question has."""
     values = asdict(sample)
     return {key: values[key] for key in (*SAMPLE_KEYS, *(key for key in OPTIONAL_KEYS if values[key]))}
 

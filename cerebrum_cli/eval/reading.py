@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from string import ascii_uppercase as LETTERS
 from typing import Any
@@ -30,6 +30,11 @@ _MAX_SHOWN = 60  # characters of a value in a reason
 _FINAL = re.compile(r".*(?<!#)####(?!#)(.*)")  # in the last line of a solution in GSM8K
 _LETTER_MARKS = re.compile(r"\(?([^().:]+)[).:]?")  # B, (B), B), B.
 
+# Number of a row, from 1, and its fields, or a line of JSON that has them.
+Row = tuple[int, Mapping[str, Any] | bytes]
+# Fields of a question from those of a row that are not null; KeyError means a missing one.
+Convert = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
@@ -37,10 +42,6 @@ class BadRow:
 
     line: int
     reason: str
-
-
-Row = tuple[int, Mapping[str, Any] | BadRow]
-"""Number of a row, from 1, and its fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,88 +53,92 @@ class QuestionSet:
     note: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Choices:
-    """Choices of a question: their texts, their labels if the data have any, and those that are JSON integers."""
-
-    texts: tuple[str, ...]
-    labels: tuple[str, ...]
-    integers: tuple[int, ...]
-
-
 class _Invalid(Exception):
     """A row cannot be scored; caught where it becomes a BadRow."""
 
 
-def parse_lines(data: bytes) -> Iterator[Row]:
-    """Parse JSON lines; blank ones are skipped. Raises UsageError for another encoding than UTF-8."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UsageError("the questions are UTF-16, not UTF-8", "convert them: iconv -f UTF-16 -t UTF-8 FILE > NEW")
+def split_lines(data: bytes) -> Iterator[Row]:
     for number, line in enumerate(data.removeprefix(_BOM).split(b"\n"), 1):
         if line.strip():
-            yield number, _parse_line(number, line)
+            yield number, line
 
 
-def read_questions(rows: Iterable[Row], template: Template | None = None) -> QuestionSet:
+def read_questions(
+    rows: Iterable[Row], template: Template | None = None, convert: Convert | None = None
+) -> QuestionSet:
     """Read the questions of a source. Raises UsageError if none can be scored.
 
     A `template` gets the row's fields, with `choices` as lines. Without it, a question has QUESTION_TEMPLATE, and one
-    with choices CHOICE_TEMPLATE.
+    with choices CHOICE_TEMPLATE. `convert` adds fields to a row.
     """
     questions: dict[QuestionId, Question] = {}
     indices: dict[QuestionId, int] = {}  # answers that are indices, whose base is known once all rows are read
     bad_rows: list[BadRow] = []
-    for line, row in rows:
+    for number, row in rows:
         try:
-            if isinstance(row, BadRow):
-                raise _Invalid(row.reason)
-            question, index = _read_row(line, row, template)
+            question, index = _read_row(number, _fields(row, convert), template)
             if first := questions.get(question.id):
                 raise _Invalid(f"duplicate id {_shown(question.id)}, first on line {first.index + 1}")
             questions[question.id] = question
             if index is not None:
                 indices[question.id] = index
-        except _Invalid as invalid:
-            bad_rows.append(BadRow(line, str(invalid)))
+        except (_Invalid, InvalidRow) as invalid:
+            bad_rows.append(BadRow(number, well_formed(str(invalid))))
     note = _resolve_indices(questions, indices, bad_rows)
     bad_rows.sort(key=lambda bad: bad.line)
-    if not questions:
-        raise _no_questions(bad_rows, template is not None)
-    return QuestionSet(tuple(questions.values()), tuple(bad_rows), note)
+    if questions:
+        return QuestionSet(tuple(questions.values()), tuple(bad_rows), note)
+    if not bad_rows:
+        raise UsageError("there are no questions", 'put one {"question": "...", "answer": "..."} on each line')
+    raise UsageError(
+        f"no question can be scored; line {bad_rows[0].line}: {bad_rows[0].reason}",
+        'each line needs `answer`, and `question` or the fields of a template, such as --template "{problem}"',
+    )
 
 
-def _parse_line(number: int, line: bytes) -> Mapping[str, Any] | BadRow:
+def _fields(row: Mapping[str, Any] | bytes, convert: Convert | None) -> Mapping[str, Any]:
+    if isinstance(row, bytes):
+        try:
+            row = parse_line(row.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise _Invalid(f"byte {error.start + 1} is not UTF-8") from error
+    if not isinstance(row, dict):
+        raise _Invalid("not a JSON object")
+    if convert is None:
+        return row
     try:
-        row = parse_line(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return BadRow(number, f"byte {error.start + 1} is not UTF-8")
-    except InvalidRow as invalid:
-        return BadRow(number, invalid.error.message)
-    return row if isinstance(row, dict) else BadRow(number, "not a JSON object")
+        return {**row, **convert({key: value for key, value in row.items() if value is not None})}
+    except KeyError as error:
+        raise _missing(str(error.args[0]), row) from error
 
 
-def _read_row(line: int, row: Mapping[str, Any], template: Template | None) -> tuple[Question, int | None]:
+def _read_row(number: int, row: Mapping[str, Any], template: Template | None) -> tuple[Question, int | None]:
     """The question of a row; if its answer is an index, without its reference answer, and the index."""
-    choices = _choices(row.get("choices"))
+    id = row.get("id")
+    choices, labels, integers = _choices(row.get("choices"))
+    if id is None or id == "":
+        id = number
+    elif isinstance(id, bool) or not isinstance(id, str | int):
+        raise _Invalid(f"invalid `id`: {_shown(id)}; it must be text or an integer")
+    prompt = _prompt(row, choices, template)
+    correct = _correct_choice(row, choices, labels, integers) if choices else _final_answer(_required(row, "answer"))
     question = Question(
-        index=line - 1,
-        id=_own_id(row.get("id"), line),
-        prompt=_prompt(row, choices, template),
-        reference="",
-        choices=choices.texts if choices else (),
+        index=number - 1,
+        id=well_formed(id) if isinstance(id, str) else id,
+        prompt=prompt,
+        reference=correct if isinstance(correct, str) else "",
+        choices=choices,
         cluster=None if row.get("cluster") in (None, "") else _text(row["cluster"], "cluster"),
         stub=str(row.get("stub", "")),
         entry_point=str(row.get("entry_point", "")),
     )
-    correct = _correct_choice(row, choices) if choices else _final_answer(_required(row, "answer"))
-    if isinstance(correct, int):
-        return question, correct
-    return replace(question, reference=correct), None
+    return question, correct if isinstance(correct, int) else None
 
 
-def _choices(value: Any) -> _Choices | None:
+def _choices(value: Any) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
+    """Texts of the choices, their labels if the data have any, and those that are JSON integers."""
     if value is None or value == []:
-        return None
+        return (), (), ()
     labels = None
     if isinstance(value, Mapping):
         value, labels = value.get("text"), value.get("label")
@@ -141,23 +146,19 @@ def _choices(value: Any) -> _Choices | None:
         raise _Invalid('`choices` must be a list of texts, or {"text": [...], "label": [...]}')
     if not 2 <= len(value) <= len(LETTERS):
         raise _Invalid(f"`choices` must have 2 to {len(LETTERS)} items, not {len(value)}")
-    return _Choices(
+    return (
         tuple(_text(choice, "choices") for choice in value),
         tuple(_text(label, "choices") for label in labels or ()),
         tuple(choice for choice in value if type(choice) is int),
     )
 
 
-def _prompt(row: Mapping[str, Any], choices: _Choices | None, template: Template | None) -> str:
-    texts = choices.texts if choices else ()
-    lines = "\n".join(f"{letter}) {text}" for letter, text in zip(LETTERS, texts, strict=False))
+def _prompt(row: Mapping[str, Any], choices: tuple[str, ...], template: Template | None) -> str:
+    lines = "\n".join(f"{letter}) {text}" for letter, text in zip(LETTERS, choices, strict=False))
     if template is None:
         own = CHOICE_TEMPLATE if choices else QUESTION_TEMPLATE
         return own.format(question=_required(row, "question"), choices=lines)
-    try:
-        prompt = well_formed(template.render({**row, "choices": lines} if choices else row))
-    except InvalidRow as invalid:
-        raise _Invalid(invalid.error.message) from invalid
+    prompt = well_formed(template.render({**row, "choices": lines} if choices else row))
     if not prompt.strip():
         raise _Invalid("the prompt is blank")
     return prompt
@@ -165,12 +166,15 @@ def _prompt(row: Mapping[str, Any], choices: _Choices | None, template: Template
 
 def _required(row: Mapping[str, Any], name: str) -> str:
     if row.get(name) is None:
-        raise _Invalid(f"no `{name}`; the fields are: {', '.join(row) or 'none'}")
+        raise _missing(name, row)
     return _text(row[name], name)
 
 
+def _missing(name: str, row: Mapping[str, Any]) -> _Invalid:
+    return _Invalid(f"no `{name}`; the fields are: {', '.join(row) or 'none'}")
+
+
 def _text(value: Any, name: str) -> str:
-    """A text, or a number as text, without the spaces around it."""
     if not (isinstance(value, str) or type(value) is int or (isinstance(value, float) and math.isfinite(value))):
         raise _Invalid(f"invalid `{name}`: {_shown(value)}; it must be text or a number")
     text = well_formed(str(value)).strip()
@@ -180,27 +184,27 @@ def _text(value: Any, name: str) -> str:
 
 
 def _final_answer(answer: str) -> str:
-    """Text after `####` in the last line, or else the whole answer."""
     final = _FINAL.match(answer.rpartition("\n")[2])
     if final and not final[1].strip():
         raise _Invalid("`answer` has nothing after its ####")
     return final[1].strip() if final else answer
 
 
-def _correct_choice(row: Mapping[str, Any], choices: _Choices) -> str | int:
+def _correct_choice(
+    row: Mapping[str, Any], choices: tuple[str, ...], labels: tuple[str, ...], integers: tuple[int, ...]
+) -> str | int:
     """Letter of the correct choice, or its index, from 0 or 1."""
     text = _required(row, "answer")
     answer = row["answer"]
-    count = len(choices.texts)
+    count = len(choices)
     marked = _LETTER_MARKS.fullmatch(text)
     answered = (marked[1].strip() if marked else text).casefold()
-    labels = choices.labels or LETTERS[:count]
-    places = {place for place, label in enumerate(labels) if answered == label.casefold()}
+    places = {place for place, label in enumerate(labels or LETTERS[:count]) if answered == label.casefold()}
     could_be_index = text.isdecimal() and len(text) < 3 and int(text) <= count
     # The number 2 is an index beside the text "2", and a choice beside the numbers 1 and 2, as the text "2" always is.
-    is_index = could_be_index and isinstance(answer, int) and answer not in choices.integers
-    if not is_index and not (choices.labels and places):
-        places |= {place for place, choice in enumerate(choices.texts) if text == choice}
+    is_index = could_be_index and isinstance(answer, int) and answer not in integers
+    if not is_index and not (labels and places):
+        places |= {place for place, choice in enumerate(choices) if text == choice}
     if len(places) > 1:
         named = " or ".join(LETTERS[place] for place in sorted(places))
         raise _Invalid(f"ambiguous `answer`: {_shown(answer)} may mean choice {named}")
@@ -209,14 +213,6 @@ def _correct_choice(row: Mapping[str, Any], choices: _Choices) -> str | int:
     if could_be_index:
         return int(text)
     raise _Invalid(f"invalid `answer`: {_shown(answer)} is none of the {count} choices")
-
-
-def _own_id(value: Any, line: int) -> QuestionId:
-    if value is None or value == "":
-        return line
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _Invalid(f"invalid `id`: {_shown(value)}; it must be text or an integer")
-    return well_formed(value) if isinstance(value, str) else value
 
 
 def _resolve_indices(
@@ -237,15 +233,6 @@ def _resolve_indices(
     for id, index in indices.items():
         questions[id] = replace(questions[id], reference=LETTERS[index - base])
     return INDEX_NOTE if indices and zero is None and last is None else None
-
-
-def _no_questions(bad_rows: list[BadRow], has_template: bool) -> UsageError:
-    if not bad_rows:
-        return UsageError("there are no questions", 'put one {"question": "...", "answer": "..."} on each line')
-    problem = f"no question can be scored; line {bad_rows[0].line}: {bad_rows[0].reason}"
-    if has_template:
-        return UsageError(problem, "check the template; the field `answer` must have the correct answer")
-    return UsageError(problem, 'each line needs `question`, or a template such as --template "{problem}", and `answer`')
 
 
 def _shown(value: Any) -> str:

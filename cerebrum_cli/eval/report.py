@@ -34,7 +34,6 @@ class RunningScore:
 
     @property
     def event(self) -> EvalProgress:
-        """The progress of the run. Accuracy and interval are those of the questions without a skipped sample."""
         new = len(self._scores) - self._estimated
         # An estimate takes time in proportion to all scores, so of thousands it is made again only now and then.
         if new > self._estimated // 500 or (new and self.questions == self.all_questions):
@@ -132,7 +131,6 @@ def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | N
 
 
 def group_by_question(run: Iterable[Sample]) -> dict[QuestionId, list[Sample]]:
-    """Samples by question, in the order of their numbers."""
     questions: dict[QuestionId, list[Sample]] = {}
     for sample in sorted(run, key=lambda sample: sample.sample):
         questions.setdefault(sample.id, []).append(sample)

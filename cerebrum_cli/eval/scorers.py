@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, NamedTuple
 
 from cerebrum_cli.answers.canonical import canonical, equals_reference
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.eval import math_equality
+from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.eval.choices import chosen_letter
 from cerebrum_cli.eval.code import extract_program
-from cerebrum_cli.eval.line_process import LineProcess
-from cerebrum_cli.eval.questions import Question
+from cerebrum_cli.eval.line_process import INSTALL, LineProcess, MathVerify, math_verify_version
+from cerebrum_cli.eval.questions import Match, Question
 
-if TYPE_CHECKING:
-    from cerebrum_cli.eval.code_sandbox import Program, ProgramPool
-
-Match = Literal["answer", "exact", "contains", "regex", "math", "code"]
-MATCHES: tuple[Match, ...] = get_args(Match)[:-2]  # to choose from; tasks have the others
 SEARCH_S = 5.0  # for a regular expression in a reply
 SEARCH = """
 import json, re, sys
@@ -35,59 +31,52 @@ SCORING_VERSION = 1  # of the rules by which replies are scored; raise it when a
 _WORDS = re.compile(r"(?!(?:yes|no)\Z)[^\W\d_]{2}[^\\=^{}$<>|+*/]*+")  # normal form of an answer in words
 
 
-class SearchTimeout(CerebrumError):
-    """A reply takes too long to be searched for a regular expression."""
-
-
 class ScoredAnswer(NamedTuple):
-    """The answer that a reply states, if any, and whether it is correct."""
-
     answer: str | None
     correct: bool
 
 
 class ReplyScorer:
-    """Scores replies, each under a key; programs run in the pool, beside other work. Close it to stop its processes.
+    """Scores replies, each under a key; programs run in threads, beside other work. Close it to stop its processes.
 
     `score` gets a question, the text of a reply, and whether the reply is complete.
     """
 
     def __init__(
         self,
-        score: Callable[[Question, str, bool], ScoredAnswer | Program],
-        pool: ProgramPool[Any] | None = None,
+        score: Callable[[Question, str, bool], ScoredAnswer | Future[ScoredAnswer]],
         close: Callable[[], None] = lambda: None,
     ) -> None:
         self._score = score
-        self._pool = pool
         self.close = close
         self._scores: list[tuple[Any, ScoredAnswer]] = []
+        self._running: dict[Future[ScoredAnswer], Any] = {}
 
     def add(self, key: Any, question: Question, text: str, is_complete: bool = True) -> None:
         """Score a reply, or start its program, once a core is free."""
         score = self._score(question, text, is_complete)
-        if isinstance(score, ScoredAnswer):
-            self._scores.append((key, score))
+        if isinstance(score, Future):
+            self._running[score] = key
         else:
-            assert self._pool
-            self._pool.add((key, score.code), score)
+            self._scores.append((key, score))
 
     @property
     def is_running(self) -> bool:
-        """Whether programs run or wait for a core."""
-        return self._pool is not None and self._pool.is_running
+        return bool(self._running)
 
-    def scores(self, wait_s: float = 0.0) -> list[tuple[Any, ScoredAnswer]]:
-        """Take the scores known by now; if there are none, wait for one while any program runs."""
+    def scores(self, wait_s: float | None = 0.0) -> list[tuple[Any, ScoredAnswer]]:
+        """Take the scores known by now; if there are none, wait for one while any program runs, None without limit."""
         scores, self._scores = self._scores, []
-        if self._pool:
-            results = self._pool.results(0.0 if scores else wait_s)
-            scores += [(key, ScoredAnswer(code, result.passed)) for (key, code), result in results]
-        return scores
+        done = {future for future in self._running if future.done()}  # asked after each token: `wait` takes longer
+        if not (scores or done or wait_s == 0.0):
+            done, _ = wait(self._running, wait_s, FIRST_COMPLETED)
+        return scores + [(self._running.pop(future), future.result()) for future in done]
 
 
-def reply_scorer(match: Match, questions: tuple[Question, ...]) -> ReplyScorer:
-    """How replies are scored, other than code. Raises UsageError if a reference answer cannot be searched for."""
+def reply_scorer(match: Match, questions: tuple[Question, ...], run_code: bool = False) -> ReplyScorer:
+    """How replies are scored. Raises UsageError if a reference answer cannot be searched for, or code cannot be run."""
+    if match == "code":
+        return code_scorer(run_code)
     if match == "math":
         return math_scorer()
     if match in ("contains", "regex"):
@@ -103,10 +92,7 @@ def reply_scorer(match: Match, questions: tuple[Question, ...]) -> ReplyScorer:
 
 
 def regex_scorer(questions: tuple[Question, ...]) -> ReplyScorer:
-    """Search replies for regular expressions; adding a reply raises SearchTimeout if that takes too long.
-
-    No other reply is then searched for that pattern: generation would wait for each of them.
-    """
+    """Search replies for regular expressions; adding a reply raises CerebrumError if that takes too long."""
     for question in questions:
         try:
             re.compile(question.reference)
@@ -116,28 +102,25 @@ def regex_scorer(questions: tuple[Question, ...]) -> ReplyScorer:
                 "correct it in the question file, or use another --match",
             ) from error
     process = LineProcess("Python", "check its installation", "-I", "-S", "-c", SEARCH)
-    slow: set[str] = set()
 
     def score(question: Question, text: str, _is_complete: bool) -> ScoredAnswer:
-        pattern = question.reference
-        response = b"" if pattern in slow else process.ask((pattern, text), SEARCH_S)
+        response = process.ask((question.reference, text), SEARCH_S)
         if not response:
-            slow.add(pattern)
-            raise SearchTimeout(
-                f"searching a reply for {pattern} takes over {SEARCH_S:.0f} s",
+            raise CerebrumError(
+                f"searching a reply for {question.reference} takes over {SEARCH_S:.0f} s",
                 "simplify the pattern: avoid nested repetition such as (a+)+",
             )
         match = json.loads(response)
         return ScoredAnswer(text.strip() or None, False) if match is None else ScoredAnswer(match, True)
 
-    return ReplyScorer(score, close=process.close)
+    return ReplyScorer(score, process.close)
 
 
 def math_scorer() -> ReplyScorer:
     """Compare final answers by their normal form, and where these differ by Math-Verify, if it is installed."""
-    if math_equality.math_verify_version() is None:
+    if math_verify_version() is None:
         return ReplyScorer(score_answer)
-    math_verify = math_equality.MathVerify()
+    math_verify = MathVerify()
 
     def score(question: Question, text: str, is_complete: bool) -> ScoredAnswer:
         answer, is_correct = score_answer(question, text, is_complete)
@@ -145,29 +128,40 @@ def math_scorer() -> ReplyScorer:
             is_correct = math_verify.is_equal(answer, question.reference)
         return ScoredAnswer(answer, is_correct)
 
-    return ReplyScorer(score, close=math_verify.close)
+    return ReplyScorer(score, math_verify.close)
 
 
-def code_scorer(run_code: bool, *, is_extracted: bool = False) -> ReplyScorer:
-    """Score programs by running them against the question's test; with `is_extracted`, texts are programs.
+def code_scorer(run_code: bool) -> ReplyScorer:
+    """Score programs by running them against the question's test, as many at a time as there are cores.
 
-    Raises UsageError without a sandbox.
+    Replies to a question without an entry point are programs. Raises UsageError without a sandbox.
     """
-    from cerebrum_cli.eval.code_sandbox import Program, ProgramPool, require_sandbox
+    from cerebrum_cli.eval.code_sandbox import require_sandbox
 
+    require_run_code(run_code)
+    sandbox, threads = require_sandbox(), ThreadPoolExecutor(thread_count())
+
+    def run(code: str, test: str) -> ScoredAnswer:
+        return ScoredAnswer(code, sandbox.run(code, test).reason == "passed")
+
+    def score(question: Question, text: str, _is_complete: bool) -> ScoredAnswer | Future[ScoredAnswer]:
+        entry_point = question.entry_point
+        code = extract_program(text, question.stub, entry_point) if entry_point else text or None
+        return ScoredAnswer(None, False) if code is None else threads.submit(run, code, question.reference)
+
+    def close() -> None:
+        sandbox.is_closed.set()
+        threads.shutdown(cancel_futures=True)
+
+    return ReplyScorer(score, close)
+
+
+def require_run_code(run_code: bool) -> None:
     if not run_code:
         raise UsageError("this task runs programs that the model writes", "add --run-code to run them in a sandbox")
 
-    def score(question: Question, text: str, _is_complete: bool) -> ScoredAnswer | Program:
-        code = text or None if is_extracted else extract_program(text, question.stub, question.entry_point)
-        return ScoredAnswer(None, False) if code is None else Program(code, question.reference)
-
-    pool = ProgramPool[Any](require_sandbox())
-    return ReplyScorer(score, pool, pool.close)
-
 
 def score_answer(question: Question, text: str, is_complete: bool = True) -> ScoredAnswer:
-    """Extract the final answer, or the letter of the chosen one, and compare what it means."""
     if question.choices:
         letter = chosen_letter(text, question.choices, is_complete)
         return ScoredAnswer(letter, letter == question.reference)
@@ -193,8 +187,7 @@ def score_contains(question: Question, text: str, _is_complete: bool) -> ScoredA
 
 
 def rules_of(match: Match) -> str:
-    """The rules by which replies are scored now, as a fingerprint has them."""
-    version = math_equality.math_verify_version() if match == "math" else None
+    version = math_verify_version() if match == "math" else None
     return f"{SCORING_VERSION} with {MATH_VERIFY} {version}" if version else str(SCORING_VERSION)
 
 
@@ -203,9 +196,8 @@ def describe_rules(scored_by: str | None) -> str:
 
 
 def comparison_of(scored_by: str | None) -> str:
-    """How mathematical answers were compared by some rules, in words."""
     _, _, verifier = (scored_by or "").partition(" with ")
     if verifier:
         return f"answers are compared by their normal form and by {verifier}"
-    lacks = "" if math_equality.math_verify_version() else f"; Math-Verify is not installed: {math_equality.INSTALL}"
+    lacks = "" if math_verify_version() else f"; Math-Verify is not installed: {INSTALL}"
     return f"answers are compared by their normal form only{lacks}"

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -16,18 +16,16 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any, get_args
 
 from cerebrum_cli.core.conversation import Conversation, Text
-from cerebrum_cli.core.errors import BatchError, EngineError, UsageError
+from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import exists, remove_abandoned, translate_os_errors
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.core.version import __version__
-from cerebrum_cli.eval.math_equality import INSTALL
-from cerebrum_cli.eval.questions import SAMPLES, Sample, parse_sample
+from cerebrum_cli.eval.questions import SAMPLES, Match, Sample, parse_sample
 from cerebrum_cli.eval.report import Report, summarize
-from cerebrum_cli.eval.scorers import MATH_VERIFY, SCORING_RULES, Match, describe_rules, rules_of
+from cerebrum_cli.eval.scorers import SCORING_RULES, describe_rules, rules_of
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.runs.output_files import (
-    MADE_BY,
     BatchRecord,
     OutputPaths,
     decide,
@@ -56,33 +54,17 @@ _REQUIRED = {"task", "model", "match"}  # keys of a run's fingerprint
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run, complete or not."""
+    """A run, complete or not: what it evaluated, and the method of scoring its replies."""
 
     name: str
     path: Path
+    paths: OutputPaths
     record: BatchRecord
-
-    @property
-    def task(self) -> str:
-        return str(self.record.fingerprint["task"])
-
-    @property
-    def model(self) -> str:
-        return str(self.record.fingerprint["model"])
-
-    @property
-    def match(self) -> Match:
-        """Method of scoring its replies. Raises UsageError for one that only newer versions know."""
-        match: Match = self.record.fingerprint["match"]
-        if match not in get_args(Match):
-            raise UsageError(f"{self.name} was made by a newer version of cerebrum", "update cerebrum")
-        return match
-
-    @property
-    def scored_by(self) -> str | None:
-        """The rules that scored it; None while new scores are being saved."""
-        rules = self.record.fingerprint.get(SCORING_RULES)
-        return None if rules is None else str(rules)
+    task: str
+    model: str
+    match: Match
+    scored_by: str | None  # the rules that scored it; None while new scores are being saved
+    samples_per_question: int
 
     @property
     def outdated(self) -> str:
@@ -92,57 +74,29 @@ class Run:
         return "" if before == now else text
 
     def how_to_rescore(self, reference: str) -> str:
-        """Hint for scoring the run with this name or path again, by rules that are no worse than before."""
-        lacks = MATH_VERIFY in (self.scored_by or "") and MATH_VERIFY not in rules_of(self.match)
-        first = f"install Math-Verify: {INSTALL}; or, without it, " if lacks else ""
         code = " --run-code" if self.match == "code" else ""
-        return f"{first}score it again: cerebrum runs show {quote(reference)} --rescore --save{code}"
-
-    @property
-    def versions(self) -> dict[str, Any]:
-        """Versions that made it, and builds of servers."""
-        builds = ", ".join(f"{server['kind']} {server['build']}" for server in self.record.notes.get("servers", ()))
-        recorded = {key: self.record.fingerprint.get(key) for key in MADE_BY}
-        return {**recorded, **({"llama.cpp": builds} if builds else {})}
+        return f"score it again: cerebrum runs show {quote(reference)} --rescore --save{code}"
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """The samplers that were in effect, with their values, and `think` if it was set."""
         recorded = {key: self.record.fingerprint.get(key.replace("_", " ")) for key in (*SAMPLERS, "think")}
         think = {"think": recorded["think"]} if recorded["think"] else {}
         return samplers_in_effect({key: value for key, value in recorded.items() if value is not None}) | think
 
     @property
-    def row_files(self) -> tuple[Path, Path]:
-        """The file of the complete run, and that of an unfinished one."""
-        paths = output_paths(self.path)
-        return paths.output, paths.partial
-
-    @property
     def changed_at(self) -> float:
-        return max((path.stat().st_mtime for path in self.row_files if path.exists()), default=0.0)
-
-    @property
-    def samples_per_question(self) -> int:
-        return int(self.record.extent[SAMPLES])
+        files = (self.paths.output, self.paths.partial)
+        return max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
 
     @property
     def is_complete(self) -> bool:
         """Whether the file is the whole run: a new one takes its place only after the record is written."""
-        whole, partial = self.row_files
-        if self.record.result is None or not whole.exists():
+        if self.record.result is None or not self.paths.output.exists():
             return False
-        return not has_rows(partial) or identify(whole) == self.record.result
-
-    @property
-    def current_file(self) -> Path:
-        """The file that has its samples."""
-        whole, partial = self.row_files
-        return whole if self.is_complete else partial
+        return not has_rows(self.paths.partial) or identify(self.paths.output) == self.record.result
 
     def samples(self) -> list[Sample]:
-        """The finished samples. Raises UsageError for a file that is not a run."""
-        path = self.current_file
+        path = self.paths.output if self.is_complete else self.paths.partial
         try:
             with path.open("rb") as lines:  # the last line of a running or killed run may be incomplete
                 return [parse_sample(json.loads(line)) for line in lines if line.endswith(b"\n")]
@@ -152,23 +106,20 @@ class Run:
             raise _not_a_run(path) from error
 
 
+@dataclass(frozen=True, slots=True)
 class RunStore:
-    """The runs in a directory, by name."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    directory: Path
 
     def __iter__(self) -> Iterator[Run]:
         """Yield the runs with a readable record, oldest first."""
         runs = []
-        for meta in self._directory.glob(f"*{SUFFIX}.meta.json"):
+        for meta in self.directory.glob(f"*{SUFFIX}.meta.json"):
             with contextlib.suppress(BatchError):
                 runs.append(read_run(meta.with_name(meta.name.removesuffix(".meta.json"))))
         yield from sorted(filter(None, runs), key=lambda run: (run.changed_at, run.name))
 
     def find(self, reference: str) -> Run:
-        """The run with a name, or at a path. Raises UsageError."""
-        named = self._directory / f"{reference}{SUFFIX}"
+        named = self.directory / f"{reference}{SUFFIX}"
         run = (read_run(named) if "/" not in reference else None) or read_run(Path(reference))
         if run is not None:
             return run
@@ -182,19 +133,20 @@ class RunStore:
     def path_for(self, fingerprint: Mapping[str, Any]) -> tuple[Path, str]:
         """The path of the run with this fingerprint: an existing one, or a free name of its task and model.
 
-        With it, in words, why a new run does not extend the one whose name is numbered before it. One that was scored
-        by other rules is refused later, with how to score it again: that takes no time.
+        With it, in words, why a new run does not extend the one whose name is numbered before it.
         """
         new = BatchRecord(normalize(fingerprint), 0)
-        base, previous = _name(str(fingerprint["task"]), str(fingerprint["model"])), None
+        parts = (_NOT_IN_NAMES.sub("-", str(fingerprint[key])).strip("-.") for key in ("task", "model"))
+        base = "-".join(filter(None, parts)).encode()[:_MAX_NAME].decode(errors="ignore")
+        previous = None
         for number in count(1):
-            path = self._directory / f"{base if number == 1 else f'{base}-{number}'}{SUFFIX}"
+            path = self.directory / f"{base if number == 1 else f'{base}-{number}'}{SUFFIX}"
             if not any(file.exists() for file in OutputPaths(path).all):
                 break
             previous = None
             with contextlib.suppress(BatchError):
                 previous = read_run(path)
-            if previous and without_rules(previous.record.fingerprint) == without_rules(new.fingerprint):
+            if previous and not describe_difference(previous.record, new):
                 return path, ""
         made = previous and f"{previous.name} was made with {describe_difference(previous.record, new)}"
         return path, f"{made}; this is a new run, {path.stem}" if made else ""
@@ -210,7 +162,7 @@ class RunStore:
 @contextlib.contextmanager
 def writing(run: Run) -> Iterator[OutputPaths]:
     """Lock the files of a run. Raises BatchError if a process is writing them, and in place of an OSError."""
-    paths = output_paths(run.path)
+    paths = run.paths
     with (
         translate_os_errors(BatchError, paths.output, AGAIN, "move the run to another file system"),
         lock_partial(paths.partial, "wait until it has ended") as partial,
@@ -223,11 +175,20 @@ def writing(run: Run) -> Iterator[OutputPaths]:
 
 
 def read_run(path: Path) -> Run | None:
-    """The run at a path; None without a record of one. Raises UsageError, BatchError."""
-    record = read_record(output_paths(path).meta) if path.parent.is_dir() else None
+    """The run at a path; None without a record of one that this version knows. Raises UsageError, BatchError."""
+    if not path.parent.is_dir():
+        return None
+    paths = output_paths(path)
+    record = read_record(paths.meta)
     if record is None or SAMPLES not in record.extent or not record.fingerprint.keys() >= _REQUIRED:
         return None
-    return Run(path.name.removesuffix(SUFFIX), path, record)
+    task, model, match = (record.fingerprint[key] for key in ("task", "model", "match"))
+    if match not in get_args(Match):
+        return None
+    rules = record.fingerprint.get(SCORING_RULES)
+    scored_by = None if rules is None else str(rules)
+    name, samples = path.name.removesuffix(SUFFIX), int(record.extent[SAMPLES])
+    return Run(name, path, paths, record, task, model, match, scored_by, samples)
 
 
 def require_run(path: Path) -> Run:
@@ -241,7 +202,7 @@ def _not_a_run(path: str | Path) -> UsageError:
     return UsageError(f"{path} is not a run of cerebrum eval", "check the path")
 
 
-def provenance(source: ModelSource, llama_version: Callable[[], str]) -> dict[str, Any]:
+def provenance(source: ModelSource) -> dict[str, Any]:
     """Everything a run depends on besides settings and questions: versions, and the text around a question.
 
     That is the text of a built-in format with its own system prompt, or the digest of a chat template. Builds of
@@ -250,24 +211,15 @@ def provenance(source: ModelSource, llama_version: Callable[[], str]) -> dict[st
     from cerebrum_cli.model.source import format_of
 
     name, template = format_of(source.settings, source.model)
-    is_remote = source.servers is not None
-    versions = {"cerebrum": __version__, "llama.cpp": None if is_remote else llama_version()}
+    versions = {"cerebrum": __version__, "llama.cpp": None}
+    if source.servers is None:
+        from cerebrum_cli.engine.llama.devices import version
+
+        versions["llama.cpp"] = version()
     if name not in PLAIN_FORMATS:
         return {**versions, "chat template": sha256((template or "").encode()).hexdigest()}
     parts = PLAIN_FORMATS[name].render(Conversation().user("{question}"))
     return {**versions, "prompt": "".join(part.value for part in parts if isinstance(part, Text))}
-
-
-def require_same_rules(path: Path, fingerprint: Mapping[str, Any], reference: str) -> None:
-    """Raise BatchError, with what to do, if all that differs from the run at a path are the rules that scored it.
-
-    `reference` is how a user names that run.
-    """
-    run = read_run(path)
-    if run is None or without_rules(run.record.fingerprint) != without_rules(normalize(fingerprint)):
-        return
-    if run.outdated and any(map(has_rows, run.row_files)):
-        raise BatchError(run.outdated, run.how_to_rescore(reference))
 
 
 def samples_to_keep(path: Path, fingerprint: Mapping[str, Any], extent: Mapping[str, int]) -> list[Sample]:
@@ -280,19 +232,8 @@ def samples_to_keep(path: Path, fingerprint: Mapping[str, Any], extent: Mapping[
     return [] if step == "begin" else require_run(path).samples()
 
 
-def _name(*parts: str) -> str:
-    """A file name of some parts, without what is special in a shell or an option."""
-    name = "-".join(filter(None, (_NOT_IN_NAMES.sub("-", part).strip("-.") for part in parts)))
-    return name.encode()[:_MAX_NAME].decode(errors="ignore")
-
-
 def has_rows(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
-
-
-def without_rules(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """A fingerprint as far as replies depend on it; None is as good as nothing."""
-    return {key: value for key, value in fingerprint.items() if key != SCORING_RULES and value is not None}
 
 
 def report_of(run: Run, samples: Sequence[Sample]) -> Report:
@@ -311,7 +252,6 @@ def measure_divergence(
 
     Raises ModelFileError, UsageError if their vocabularies or layers differ, EngineError if they cannot be loaded.
     """
-    from cerebrum_cli.engine.bench import BenchError
     from cerebrum_cli.gguf.header import require_generative
     from cerebrum_cli.model.source import load_options
 
@@ -327,12 +267,9 @@ def measure_divergence(
         )
     count = min(PROBE_TOKENS, reference.trained_context, other.trained_context)
     with (
-        closing(open_bench(load_options(reference, settings), reference.paths)) as reference_bench,
-        closing(open_bench(load_options(other, settings), other.paths)) as other_bench,
+        closing(open_bench(load_options(reference, settings))) as reference_bench,
+        closing(open_bench(load_options(other, settings))) as other_bench,
     ):
-        try:
-            logits = reference_bench.write_logits(count)
-            reference_bench.release()  # memory may hold only one of them
-            return other_bench.compare_logits(logits, count)
-        except BenchError as error:
-            raise EngineError(f"cannot compare these models: {error.message}", error.hint) from error
+        logits = reference_bench.write_logits(count)
+        reference_bench.release()  # memory may hold only one of them
+        return other_bench.compare_logits(logits, count)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.eval.reading import BadRow, Row
-
-if TYPE_CHECKING:
-    from cerebrum_cli.eval.scorers import Match  # its patterns take 50 ms to compile
+from cerebrum_cli.eval.questions import Match
+from cerebrum_cli.eval.reading import Convert
 
 BOXES = ("\\boxed", "\\fbox")
-Convert = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 CODE_TEMPLATE = (
     "Complete this Python function. Reply with the whole function in one code block.\n\n```python\n{prompt}\n```"
@@ -26,8 +23,7 @@ CODE_TEMPLATE = (
 class Task:
     """A task; `file` is the pattern of the names of its `files` files in the repository.
 
-    `published` is how the cards report it, `note` is printed with every result. `convert` adds fields of a question to
-    a row; KeyError means a missing one.
+    `published` is how the cards report it, `note` is printed with every result. `convert` adds fields to a row.
     """
 
     name: str
@@ -39,20 +35,6 @@ class Task:
     note: str = ""
     convert: Convert | None = None
     files: int = 1
-
-    def rows(self, rows: Iterable[Row]) -> Iterator[Row]:
-        for number, row in rows:
-            if self.convert and not isinstance(row, BadRow):
-                present = {key: value for key, value in row.items() if value is not None}
-                try:
-                    row = {**row, **self.convert(present)}
-                except KeyError as error:
-                    row = BadRow(number, f"no `{error.args[0]}`; the fields are: {', '.join(row) or 'none'}")
-            yield number, row
-
-
-def find_task(name: str) -> Task | None:
-    return next((task for task in TASKS if task.name == name), None)
 
 
 def complete_test(test: str, entry_point: str) -> str:
@@ -81,56 +63,59 @@ def last_boxed(solution: str) -> str:
     return number.strip() if dollar else ""
 
 
-TASKS = (
-    Task(
-        name="gsm8k",
-        repo_id="openai/gsm8k",
-        split="test",
-        file="main/test-*.parquet",
-        match="answer",
-        published="zero-shot at temperature 0 (Cerebrum-1.0-7b); maj@8 (Cerebrum-1.0-8x7b)",
-    ),
-    Task(
-        name="math",
-        repo_id="EleutherAI/hendrycks_math",
-        split="test",
-        file="*/test-*.parquet",
-        match="math",
-        published="zero-shot (Cerebrum-1.0-7b at temperature 0, Cerebrum-1.0-8x7b)",
-        convert=lambda row: {"question": row["problem"], "answer": last_boxed(str(row["solution"]))},
-        files=7,  # a subject each
-    ),
-    Task(
-        name="math500",
-        repo_id="HuggingFaceH4/MATH-500",
-        split="test",
-        file="test.jsonl",
-        match="math",
-        note="MATH-500 is a subset: the model cards use all of MATH (task math), so scores are not comparable",
-        convert=lambda row: {"question": row["problem"], "id": row.get("unique_id")},
-    ),
-    Task(
-        name="arc-challenge",
-        repo_id="allenai/ai2_arc",
-        split="test",
-        file="ARC-Challenge/test-*.parquet",
-        match="answer",
-        published="zero-shot (Cerebrum-1.0-7b at temperature 0, Cerebrum-1.0-8x7b)",
-        note="the model generates a letter, and lm-eval compares log-likelihoods of the choices: not comparable",
-        convert=lambda row: {"answer": row["answerKey"]},
-    ),
-    Task(
-        name="humaneval",
-        repo_id="openai/openai_humaneval",
-        split="test",
-        file="openai_humaneval/test-*.parquet",
-        match="code",
-        published="zero-shot (Cerebrum-1.0-8x7b)",
-        convert=_code_row,
-    ),
-)
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            name="gsm8k",
+            repo_id="openai/gsm8k",
+            split="test",
+            file="main/test-*.parquet",
+            match="answer",
+            published="zero-shot at temperature 0 (Cerebrum-1.0-7b); maj@8 (Cerebrum-1.0-8x7b)",
+        ),
+        Task(
+            name="math",
+            repo_id="EleutherAI/hendrycks_math",
+            split="test",
+            file="*/test-*.parquet",
+            match="math",
+            published="zero-shot (Cerebrum-1.0-7b at temperature 0, Cerebrum-1.0-8x7b)",
+            convert=lambda row: {"question": row["problem"], "answer": last_boxed(str(row["solution"]))},
+            files=7,  # a subject each
+        ),
+        Task(
+            name="math500",
+            repo_id="HuggingFaceH4/MATH-500",
+            split="test",
+            file="test.jsonl",
+            match="math",
+            note="MATH-500 is a subset: the model cards use all of MATH (task math), so scores are not comparable",
+            convert=lambda row: {"question": row["problem"], "id": row.get("unique_id")},
+        ),
+        Task(
+            name="arc-challenge",
+            repo_id="allenai/ai2_arc",
+            split="test",
+            file="ARC-Challenge/test-*.parquet",
+            match="answer",
+            published="zero-shot (Cerebrum-1.0-7b at temperature 0, Cerebrum-1.0-8x7b)",
+            note="the model generates a letter, and lm-eval compares log-likelihoods of the choices: not comparable",
+            convert=lambda row: {"answer": row["answerKey"]},
+        ),
+        Task(
+            name="humaneval",
+            repo_id="openai/openai_humaneval",
+            split="test",
+            file="openai_humaneval/test-*.parquet",
+            match="code",
+            published="zero-shot (Cerebrum-1.0-8x7b)",
+            convert=_code_row,
+        ),
+    )
+}
 SUMS = Path(__file__).parents[1] / "data" / "sums.jsonl"  # bundled questions that the bundled model can answer
-TASK_NAMES = (*(task.name for task in TASKS), SUMS.stem)
+TASK_NAMES = (*TASKS, SUMS.stem)
 
 PICTURES_ONLY = "the card publishes its figures only as an image, so none is printed next to yours"
 _EXTRACTION = "how answers are extracted from replies"
@@ -147,62 +132,45 @@ _LM_EVAL_UNSTATED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """A published result between 0 and 1, and its standard error if the card states one."""
-
-    metric: str
-    value: float
-    stated_error: float | None = None
-
-    def error(self, n: int) -> float:
-        """Standard error among n documents; where the card states none, that of a proportion, as lm-eval has it."""
-        return self.stated_error or sqrt(self.value * (1 - self.value) / max(1, n - 1))
-
-
-@dataclass(frozen=True, slots=True)
 class Condition:
     """How a card evaluates a task, by its name here or in lm-eval; `unstated` says what it leaves open.
 
-    The preset sets `temperature` and `samples`; a temperature of None is not stated, and left to the default.
-    `version` is that of the task, if the card states it.
+    The preset sets `temperature` and `samples`; a temperature of None is not stated, and left to the default. `figures`
+    are published results between 0 and 1 by their metric, `stated_error` is the standard error of the only one.
     """
 
     task: str
-    published: str
-    temperature: float | None = 0.0
+    published: str = ""
+    temperature: float | None = None
     samples: int = 1
     unstated: tuple[str, ...] = ()
-    figures: tuple[Figure, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    stated_error: float | None = None
     note: str = ""
-    version: int | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Average:
-    """A published unweighted mean over tasks, of acc_norm, or of acc where a task has no other."""
-
-    name: str
-    tasks: tuple[str, ...]
-    value: float
+    def error(self, metric: str, n: int) -> float:
+        """Standard error among n documents; where the card states none, that of a proportion, as lm-eval has it."""
+        value = self.figures[metric]
+        return self.stated_error or sqrt(value * (1 - value) / max(1, n - 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
     """The conditions of one model card; `model` is the model's name in the catalog, `source` the card.
 
-    `assumed` are options of `cerebrum lm-eval` that the card presumably had; only `add_bos_token` is set.
+    `averages` are published means of the last figures of some tasks. `assumed` are options of `cerebrum lm-eval` that
+    the card presumably had; only `add_bos_token` is set.
     """
 
     name: str
     model: str
     source: str
     conditions: tuple[Condition, ...]
-    averages: tuple[Average, ...] = ()
+    averages: Mapping[str, tuple[tuple[Condition, ...], float]] = field(default_factory=dict)
     assumed: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of this name. Raises UsageError."""
     for preset in PRESETS:
         if preset.name == name:
             return preset
@@ -210,17 +178,11 @@ def find_preset(name: str) -> Preset:
 
 
 def find_condition(preset: Preset, task: str) -> Condition:
-    """The condition of a task, by its name here or in lm-eval. Raises UsageError if the card has none."""
     for condition in preset.conditions:
         if condition.task == task:
             return condition
     known = ", ".join(condition.task for condition in preset.conditions)
     raise UsageError(f"{preset.source} has no results for {task!r}", f"preset {preset.name} has {known}")
-
-
-def published(preset: Preset, task: str) -> tuple[Figure, ...]:
-    """The figures that a card states for a task, by its name here or in lm-eval; empty if there are none."""
-    return next((condition.figures for condition in preset.conditions if condition.task == task), ())
 
 
 def _cerebrum(
@@ -230,10 +192,17 @@ def _cerebrum(
 
 
 def _lm_eval(
-    task: str, acc: float, acc_norm: float | None = None, error: float | None = None, version: int | None = None
+    task: str, acc: float, acc_norm: float | None = None, error: float | None = None, note: str = ""
 ) -> Condition:
-    figures = (Figure("acc", acc, error), *(() if acc_norm is None else (Figure("acc_norm", acc_norm),)))
-    return Condition(task, "by the likelihood of the choices", None, 1, _LM_EVAL_UNSTATED, figures, version=version)
+    figures = {"acc": acc} if acc_norm is None else {"acc": acc, "acc_norm": acc_norm}
+    return Condition(
+        task,
+        "by the likelihood of the choices",
+        unstated=_LM_EVAL_UNSTATED,
+        figures=figures,
+        stated_error=error,
+        note=note,
+    )
 
 
 _GPT4ALL = (
@@ -255,9 +224,10 @@ _AGIEVAL = (
     _lm_eval("agieval_sat_en_without_passage", 0.4029, 0.3398),
     _lm_eval("agieval_sat_math", 0.3045, 0.2864),
 )
+_TRUTHFULQA_VERSION = "the card has version 1 of TruthfulQA's tasks"
 _TRUTHFULQA = (
-    _lm_eval("truthfulqa_mc1", 0.3794, error=0.0170, version=1),
-    _lm_eval("truthfulqa_mc2", 0.5394, error=0.0158, version=1),
+    _lm_eval("truthfulqa_mc1", 0.3794, error=0.0170, note=_TRUTHFULQA_VERSION),
+    _lm_eval("truthfulqa_mc2", 0.5394, error=0.0158, note=_TRUTHFULQA_VERSION),
 )
 
 PRESETS = (
@@ -289,10 +259,7 @@ PRESETS = (
         model="collective-cognition-7b",
         source="the card of CollectiveCognition-v1-Mistral-7B",
         conditions=(*_TRUTHFULQA, *_GPT4ALL, *_AGIEVAL),
-        averages=(
-            Average("GPT4All", tuple(condition.task for condition in _GPT4ALL), 0.7206),
-            Average("AGIEval", tuple(condition.task for condition in _AGIEVAL), 0.3308),
-        ),
+        averages={"GPT4All": (_GPT4ALL, 0.7206), "AGIEval": (_AGIEVAL, 0.3308)},
         assumed={"add_bos_token": False, "num_fewshot": 0, "apply_chat_template": False},
     ),
     Preset(
@@ -302,8 +269,6 @@ PRESETS = (
         conditions=(
             Condition(
                 "mmlu",
-                "",
-                temperature=None,
                 unstated=("the number of few-shot examples", "the chat template", "the method of scoring"),
                 note="the card names only one of its 11 general tasks in its text; its figures are only images",
             ),

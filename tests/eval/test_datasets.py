@@ -7,23 +7,23 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from command_line import environment_of
 from dataset_files import table
-from hub_server import DATASETS, Fault
-from hub_user import OTHER, READER, HubUser
+from hub_server import DATASETS
+from hub_user import HubUser
 
-from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.eval.reading import BadRow
-from cerebrum_cli.eval.scorers import SCORING_VERSION, Match, comparison_of
-from cerebrum_cli.eval.sources import LoadedTask, load_file, load_task, read_source
-from cerebrum_cli.eval.tasks import find_task
+from cerebrum_cli.eval.questions import Match
+from cerebrum_cli.eval.reading import BadRow, QuestionSet, read_questions
+from cerebrum_cli.eval.scorers import SCORING_VERSION, comparison_of
+from cerebrum_cli.eval.sources import LoadedTask, load_dataset, read_source
+from cerebrum_cli.eval.tasks import TASKS
 
 GSM8K, GSM8K_FILE = "openai/gsm8k", "main/test-00000-of-00001.parquet"
 MATH, MATH_FILE = "HuggingFaceH4/MATH-500", "test.jsonl"
@@ -55,31 +55,39 @@ class Notices(list[str]):
         self.append(f"{event.message} {event.hint}")
 
 
+class Loaded(NamedTuple):
+    """The questions of a task, the SHA-256 of its files, and where they are from."""
+
+    questions: QuestionSet
+    digest: str
+    origin: str
+
+    @property
+    def summary(self) -> list[tuple[str | int, str, str]]:
+        return [(question.id, question.prompt, question.reference) for question in self.questions.questions]
+
+
 def load(
-    hub_user: HubUser, task: str, notices: Notices | None = None, *, variables: Mapping[str, str] = {}, **options: Any
-) -> dict[str, Any]:
-    """Load a task as a user with more environment variables, and return what JSON has of it."""
-    found = find_task(task)
-    assert found
+    hub_user: HubUser, name: str, notices: Notices | None = None, *, variables: Mapping[str, str] = {}, **options: Any
+) -> Loaded:
+    """Load a task as a user with more environment variables."""
     with environment_of(hub_user.command.environment(hub_user.environment(variables))):
-        questions, *source = load_task(found, Notices() if notices is None else notices, **options)
-    return dict(json.loads(json.dumps({"questions": asdict(questions), "source": source})))
+        rows, digest, origin = load_dataset(TASKS[name], Notices() if notices is None else notices, **options)
+        return Loaded(read_questions(rows, None, TASKS[name].convert), digest, origin)
 
 
 def refusal(hub_user: HubUser, task: str, **options: Any) -> list[str]:
     """The problem and the hint of a task that cannot be loaded."""
     with pytest.raises(CerebrumError) as caught:
         load(hub_user, task, **options)
-    assert caught.value.exit_code == 1
     return [caught.value.message, caught.value.hint]
 
 
 def test_dataset_is_downloaded_once_and_then_read_offline(hub_user: HubUser) -> None:
     first = load(hub_user, "gsm8k")
     origin = f"dataset {GSM8K}, {GSM8K_FILE} at commit {hub_user.commit(DATASETS + GSM8K)}"
-    assert first["source"] == [hub_user.digest(GSM8K_FILE, DATASETS + GSM8K), origin]
-    assert [question["reference"] for question in first["questions"]["questions"]] == ["1", "2", "3"]
-    assert [question["id"] for question in first["questions"]["questions"]] == [1, 2, 3]
+    assert first[1:] == (hub_user.digest(GSM8K_FILE, DATASETS + GSM8K), origin)
+    assert first.summary == [(number, f"{number - 1} + 1?", str(number)) for number in (1, 2, 3)]
     hub_user.hub.repositories[DATASETS + GSM8K].commit({GSM8K_FILE: b"another"})
     hub_user.hub.log.clear()
     assert load(hub_user, "gsm8k") == first
@@ -87,37 +95,13 @@ def test_dataset_is_downloaded_once_and_then_read_offline(hub_user: HubUser) -> 
     assert not hub_user.hub.log.requests()
 
 
-@pytest.mark.slow
-def test_dataset_is_shared_with_huggingface_hub(hub_user: HubUser) -> None:
-    arguments = f"'{GSM8K}', '{GSM8K_FILE}', repo_type='dataset'"
-    [path] = hub_user.hugging_face(f"hf_hub_download({arguments})")
-    hub_user.hub.log.clear()
-    theirs = load(hub_user, "gsm8k")
-    assert not hub_user.hub.log.requests()
-    for blob in (hub_user.folder(DATASETS + GSM8K) / "blobs").iterdir():
-        blob.unlink()
-    assert load(hub_user, "gsm8k") == theirs
-    hub_user.hub.log.clear()
-    assert hub_user.hugging_face(f"hf_hub_download({arguments}, local_files_only=True)") == [path]
-    [scanned] = hub_user.hugging_face("[[r.repo_id, r.repo_type, r.nb_files] for r in scan_cache_dir().repos]")
-    assert scanned == [[GSM8K, "dataset", 1]]
-
-
-@pytest.mark.slow
-def test_dataset_of_a_commit_without_a_branch_is_found(hub_user: HubUser) -> None:
-    commit = hub_user.commit(DATASETS + MATH)
-    hub_user.hugging_face(f"hf_hub_download('{MATH}', '{MATH_FILE}', repo_type='dataset', revision='{commit}')")
-    assert load(hub_user, "math500", offline=True)["source"][1].endswith(f" at commit {commit}")
-
-
 def test_dataset_in_git_is_verified_by_its_git_hash(hub_user: HubUser) -> None:
     found = load(hub_user, "math500")
-    assert found["source"][0] == hashlib.sha256(problems(2000)).hexdigest()
+    assert found.digest == hashlib.sha256(problems(2000)).hexdigest()
     assert [blob.name for blob in (hub_user.folder(DATASETS + MATH) / "blobs").iterdir()] == [
         hub_user.hub.repositories[DATASETS + MATH].branches["main"].files[MATH_FILE].blob_id
     ]
-    question = found["questions"]["questions"][7]
-    assert (question["id"], question["prompt"], question["reference"]) == ("t/7", "7 + 1?", "\\frac{8}{1}")
+    assert found.summary[7] == ("t/7", "7 + 1?", "\\frac{8}{1}")
 
 
 def read(hub_user: HubUser, task: str, match: Match | None = None) -> LoadedTask:
@@ -148,31 +132,13 @@ def test_task_of_mathematics_is_scored_with_math_verify_if_installed(
     assert read(hub_user, "gsm8k").fingerprint["match"] == "answer"
 
 
-def test_dataset_is_identified_by_its_file_not_its_commit(hub_user: HubUser) -> None:
-    first = read(hub_user, "math500")
-    shutil.rmtree(hub_user.folder(DATASETS + MATH))
-    commit = hub_user.commit(DATASETS + MATH)
-    hub_user.hub.repositories[DATASETS + MATH].commit({"README.md": b"# Better\n"})
-    second = read(hub_user, "math500")
-    assert first.fingerprint == second.fingerprint
-    assert f"commit {commit}" in first.remarks[0] and f"commit {hub_user.commit(DATASETS + MATH)}" in second.remarks[0]
-
-
-def test_dataset_with_wrong_bytes_is_refused(hub_user: HubUser) -> None:
-    hub_user.hub.arm(Fault(part="resolve", flip_at=100))
-    problem, hint = refusal(hub_user, "math500")
-    assert " was not downloaded correctly: its git hash is " in problem
-    assert hint == "the download was deleted; try again, or report it to the repository's owner"
-    assert load(hub_user, "math500")
-
-
 @pytest.mark.slow
 def test_dataset_damaged_in_the_cache_is_downloaded_again(hub_user: HubUser) -> None:
     found = load(hub_user, "math500")
     [blob] = (hub_user.folder(DATASETS + MATH) / "blobs").iterdir()
     blob.write_bytes(blob.read_bytes()[:-9] + b"#damaged\n")
     problem, _ = refusal(hub_user, "math500", variables=OFFLINE)
-    assert problem == f"the dataset {MATH} of math500 is damaged, and cerebrum is offline"
+    assert problem == f"the dataset {MATH} of math500 is not downloaded, or damaged, and cerebrum is offline"
     notices = Notices()
     assert load(hub_user, "math500", notices) == found
     assert "in the cache is damaged" in "".join(notices)
@@ -181,7 +147,7 @@ def test_dataset_damaged_in_the_cache_is_downloaded_again(hub_user: HubUser) -> 
 @pytest.mark.parametrize("options", [{"offline": True}, {"variables": OFFLINE}])
 def test_dataset_missing_offline_is_named(hub_user: HubUser, options: dict[str, Any]) -> None:
     assert refusal(hub_user, "gsm8k", **options) == [
-        "the dataset openai/gsm8k of gsm8k is not downloaded, and cerebrum is offline",
+        "the dataset openai/gsm8k of gsm8k is not downloaded, or damaged, and cerebrum is offline",
         "run the command once online, or download it: hf download openai/gsm8k --repo-type dataset",
     ]
     assert not hub_user.hub.log.requests()
@@ -191,7 +157,7 @@ def test_dataset_missing_without_network_is_refused_at_once(hub_user: HubUser) -
     notices = Notices()
     [problem, _] = refusal(hub_user, "gsm8k", notices=notices, variables={"HF_ENDPOINT": "http://127.0.0.1:9"})
     reason = "the Hub cannot be reached (127.0.0.1:9: connection refused)"
-    assert problem == f"the dataset openai/gsm8k of gsm8k is not downloaded, and {reason}"
+    assert problem == f"the dataset openai/gsm8k of gsm8k is not downloaded, or damaged, and {reason}"
     assert notices == []
     assert load(hub_user, "gsm8k")
 
@@ -212,22 +178,11 @@ def test_dataset_or_split_that_is_missing_or_no_parquet_is_refused(hub_user: Hub
     assert refusal(hub_user, "arc-challenge")[0] == "allenai/ai2_arc: no such repository on the Hub, or it is private"
 
 
-def test_dataset_gated_by_the_hub_needs_a_token(hub_user: HubUser) -> None:
-    repository = hub_user.hub.repositories[DATASETS + GSM8K]
-    repository.gated, repository.readers = "auto", (READER,)
-    problem = "openai/gsm8k is gated: you must accept its terms first"
-    page = f"{hub_user.hub.url}/datasets/openai/gsm8k"
-    assert refusal(hub_user, "gsm8k") == [problem, f"accept them at {page}, then run hf auth login, or set HF_TOKEN"]
-    assert refusal(hub_user, "gsm8k", variables={"HF_TOKEN": OTHER})[0] == problem
-    assert load(hub_user, "gsm8k", variables={"HF_TOKEN": READER})
-
-
 def test_dataset_in_parquet_needs_pyarrow(hub_user: HubUser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     problem, hint = refusal(hub_user, "gsm8k")
     assert problem.startswith("the dataset of gsm8k is a parquet file, which needs pyarrow: ")
     assert hint == f'{sys.executable} -m pip install "cerebrum-cli[eval]"'
-    assert not hub_user.hub.log.requests()
     assert load(hub_user, "math500")
 
 
@@ -239,12 +194,13 @@ def test_dataset_of_arc_has_choices(hub_user: HubUser) -> None:
     ]
     files = {"ARC-Challenge/test-00000-of-00001.parquet": table(rows)}
     hub_user.hub.repository(f"{DATASETS}allenai/ai2_arc", files)
-    found = load(hub_user, "arc-challenge", template="{question}\n{choices}")["questions"]
-    assert [(each["id"], each["prompt"], each["reference"]) for each in found["questions"]] == [
-        ("M_1", "Which?\nA) a\nB) b", "B"),
-        ("M_2", "How many?\nA) 2\nB) 1", "A"),
+    found = load(hub_user, "arc-challenge")
+    ask = "Answer with the letter of the correct choice."
+    assert found.summary == [
+        ("M_1", f"Which?\n\nA) a\nB) b\n\n{ask}", "B"),
+        ("M_2", f"How many?\n\nA) 2\nB) 1\n\n{ask}", "A"),
     ]
-    assert found["bad_rows"] == [{"line": 3, "reason": "invalid `answer`: 'C' is none of the 2 choices"}]
+    assert found.questions.bad_rows == (BadRow(3, "invalid `answer`: 'C' is none of the 2 choices"),)
 
 
 def test_dataset_of_math_has_seven_files(hub_user: HubUser) -> None:
@@ -260,49 +216,31 @@ def test_dataset_of_math_has_seven_files(hub_user: HubUser) -> None:
     }
     hub_user.hub.repository(repository, files)
     found = load(hub_user, "math")
-    assert [(each["id"], each["prompt"], each["reference"]) for each in found["questions"]["questions"]] == [
-        (at + 1, f"{subject} test?", str(at)) for at, subject in enumerate(subjects)
-    ]
-    assert ", */test-*.parquet at commit " in found["source"][1]
+    assert found.summary == [(at + 1, f"{subject} test?", str(at)) for at, subject in enumerate(subjects)]
+    assert ", */test-*.parquet at commit " in found.origin
     assert load(hub_user, "math", offline=True) == found
     next(hub_user.command.home.rglob("geometry/test-*")).unlink()
-    assert "is not downloaded, and cerebrum is offline" in refusal(hub_user, "math", offline=True)[0]
+    assert "is not downloaded, or damaged, and cerebrum is offline" in refusal(hub_user, "math", offline=True)[0]
     assert load(hub_user, "math") == found
-    hub_user.hub.repositories[repository].commit({"README.md": b"# Better\n"})
-    commit = hub_user.commit(repository)
-    arguments = "'EleutherAI/hendrycks_math', 'algebra/test-00000-of-00001.parquet', repo_type='dataset'"
-    hub_user.hugging_face(f"hf_hub_download({arguments})")
-    assert next(hub_user.command.home.rglob(f"{commit}/algebra/test-*"))
-    assert load(hub_user, "math", offline=True) == found  # of the older commit, of which all is there
     del files["prealgebra/test-00000-of-00001.parquet"]
     hub_user.hub.repository(repository, files)
     shutil.rmtree(next(hub_user.command.home.rglob("datasets--EleutherAI--hendrycks_math")))
     assert refusal(hub_user, "math")[0].endswith("has 6 files */test-*.parquet for its split test")
 
 
-def test_dataset_of_humaneval_has_tests_and_stubs(hub_user: HubUser) -> None:
-    stub = 'import math\n\n\ndef two(x: int) -> int:\n    """Two.\n    {not a field}\n    """\n'
-    test = "\n\ndef check(candidate):\n    assert candidate(1) == 2\n"
-    row = {"task_id": "H/0", "prompt": stub, "canonical_solution": "    return 2\n", "test": test, "entry_point": "two"}
-    files = {"openai_humaneval/test-00000-of-00001.parquet": table([row])}
-    hub_user.hub.repository(f"{DATASETS}openai/openai_humaneval", files)
-    [question] = load(hub_user, "humaneval")["questions"]["questions"]
-    assert (question["id"], question["stub"], question["entry_point"]) == ("H/0", stub, "two")
-    assert question["prompt"].endswith(f"\n\n```python\n{stub}```")
-    program: dict[str, Any] = {}
-    exec(f"{question['stub']}    return 2\n\n{question['reference']}", program)
-    with pytest.raises(AssertionError):
-        exec(f"{question['stub']}    return 3\n\n{question['reference']}", {})
-
-
 def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text('{"q": "1 + 1?", "answer": 2}\n{"q": "?"}\n')
-    found, digest = load_file(path, template="{q} =")
-    assert [(each.prompt, each.reference) for each in found.questions] == [("1 + 1? =", "2")]
+    options: dict[str, Any] = {"preset": None, "match": None, "run_code": False, "offline": True}
+    found = read_source(str(path), Notices(), template="{q} =", **options)
     assert found.bad_rows == (BadRow(2, "no `answer`; the fields are: q"),)
-    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    with pytest.raises(UsageError, match="line 1: no field `a`; the fields are: q, answer"):
-        load_file(path, template="{a}")
-    with pytest.raises(UsageError, match="No such file"):
-        load_file(tmp_path / "none.jsonl")
+    assert found.fingerprint["question file"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("match", [None, "contains"])
+def test_file_of_answers_in_words_proposes_contains(tmp_path: Path, match: Match | None) -> None:
+    path = tmp_path / "words.jsonl"
+    path.write_text("".join(f'{{"question": "?", "answer": "{answer}"}}\n' for answer in ("Paris", "the Pacific", 7)))
+    options: dict[str, Any] = {"preset": None, "template": None, "run_code": False, "offline": True}
+    remarks = read_source(str(path), Notices(), match=match, **options).remarks
+    assert any("--match contains accepts them" in remark for remark in remarks) == (match is None)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import signal
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,25 +21,16 @@ from waiting import wait_for_end, wait_until
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine.machine import thread_count
-from cerebrum_cli.eval import code_sandbox as sandboxes
+from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.code import extract_program
 from cerebrum_cli.eval.code_sandbox import (
-    ALLOW,
-    DENIED_CALLS,
-    DENY,
-    GUEST,
-    MACHINES,
     CodeResult,
-    Program,
-    ProgramPool,
     Sandbox,
     call_filter,
     require_sandbox,
-    run_program,
-    sandbox_command,
 )
 from cerebrum_cli.eval.questions import Question, select
-from cerebrum_cli.eval.scorers import ScoredAnswer, code_scorer
+from cerebrum_cli.eval.scorers import ScoredAnswer, reply_scorer
 from cerebrum_cli.eval.tasks import complete_test
 
 PROMPT = '''from typing import List
@@ -105,49 +94,7 @@ def test_extraction_survives_deep_nesting(opening: str) -> None:
     extract_program(f"return {opening * 20_000}1\0", PROMPT, "double")
 
 
-# The sandbox: its command, its filter of system calls, and where there is none.
-
-
-def test_sandbox_command_shows_nothing_but_libraries() -> None:
-    command = sandbox_command("/usr/bin/bwrap", "/opt/py/bin/python3", ("/usr/lib", "/opt/py/lib"), 5)
-    assert command[:-1] == [
-        "/usr/bin/bwrap",
-        *("--unshare-user", "--unshare-all", "--cap-drop", "ALL", "--die-with-parent", "--clearenv"),
-        *("--setenv", "HOME", "/tmp", "--setenv", "PYTHONHASHSEED", "0"),
-        *("--size", "16777216", "--tmpfs", "/tmp", "--dev-bind", "/dev/null", "/dev/null"),
-        *("--ro-bind-try", "/usr/lib", "/usr/lib", "--ro-bind-try", "/opt/py/lib", "/opt/py/lib"),
-        *("--ro-bind-try", "/opt/py/bin/python3", "/opt/py/bin/python3"),
-        *("--remount-ro", "/", "--chdir", "/tmp", "--seccomp", "5"),
-        *("/opt/py/bin/python3", "-P", "-s", "-S", "-c"),
-    ]
-    assert command[-1] == GUEST.read_text()
-
-
-def verdict(filter_program: bytes, architecture: int, call: int) -> int:
-    """What a filter says of a system call: the kernel's interpreter, as far as it is used."""
-    instructions = list(struct.iter_unpack("HBBI", filter_program))
-    position = value = 0
-    while True:
-        operation, jump_true, jump_false, operand = instructions[position]
-        position += 1
-        if operation == 0x06:
-            return int(operand)
-        if operation == 0x20:
-            value = {0: call, 4: architecture}[operand]
-        else:
-            is_true = {0x15: value == operand, 0x35: value >= operand}[operation]
-            position += jump_true if is_true else jump_false
-
-
-@pytest.mark.parametrize("machine", MACHINES)
-def test_sandbox_filter_denies_exactly_its_calls(machine: str) -> None:
-    filter_program, own = call_filter(machine), MACHINES[machine]
-    column = list(MACHINES).index(machine)
-    denied = {numbers[column] for numbers in DENIED_CALLS.values()}
-    for call in range(600):
-        assert verdict(filter_program, own, call) == (DENY if call in denied else ALLOW)
-        assert all(verdict(filter_program, other, call) == DENY for other in (0, 0x40000003, own ^ 1))
-    assert verdict(filter_program, own, 0x40000000 + 39) == DENY
+# The sandbox: its filter of system calls, and where there is none.
 
 
 def refusal() -> UsageError:
@@ -177,9 +124,7 @@ def test_sandbox_is_refused_where_it_cannot_be(bwrap: Path, monkeypatch: pytest.
     assert "bwrap is not installed" in error.message and "apt install bubblewrap" in error.hint
     write_program(bwrap, "exit 0")
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    assert "this is riscv64" in refusal().message
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert "only for Linux" in refusal().message
+    assert "on Linux on x86_64 or aarch64" in refusal().message
 
 
 @pytest.mark.slow
@@ -209,7 +154,7 @@ def sandbox() -> Sandbox:
 
 
 def run(sandbox: Sandbox, code: str, test: str = "", timeout_s: float = 20.0) -> CodeResult:
-    return run_program(sandbox, Program(code, test), timeout_s)
+    return sandbox.run(code, test, timeout_s)
 
 
 @pytest.mark.slow
@@ -217,8 +162,11 @@ def test_sandbox_runs_a_program_and_its_test(sandbox: Sandbox) -> None:
     test = complete_test(TEST, "double")
     assert run(sandbox, f"{PROMPT}{BODY}", test) == CodeResult("passed")
     wrong = run(sandbox, f"{PROMPT}    return numbers\n", test)
-    assert wrong.reason == "failed" and not wrong.passed
-    assert wrong.detail.endswith("AssertionError\n") and 'File "test.py", line 2, in check' in wrong.detail
+    assert (
+        wrong.reason == "failed"
+        and wrong.detail.endswith("AssertionError\n")
+        and 'File "test.py", line 2, in check' in wrong.detail
+    )
     assert "SyntaxError" in run(sandbox, "def double(:\n", test).detail
     assert "NameError: name 'double' is not defined" in run(sandbox, "", test).detail
     assert "NameError: name 'List' is not defined" in run(sandbox, FUNCTION, test).detail
@@ -231,14 +179,10 @@ def test_sandbox_runs_a_program_and_its_test(sandbox: Sandbox) -> None:
         "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int'\n",
         "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\n",
         "import collections, datetime, decimal, hashlib, heapq, itertools, math, random, re, statistics, typing\n",
-        "if __name__ == '__main__':\n    raise SystemExit\n",
         "print('x' * 100_000_000)\n",
-        "import sys\nfor _ in range(300):\n    sys.stderr.write('x' * 1_000_000)\n",
         "open('scratch', 'w').write('x')\nassert open('/tmp/scratch').read() == 'x'\n",
         "import os, sys\nassert dict(os.environ).keys() <= {'HOME', 'PWD', 'PYTHONHASHSEED', 'LC_CTYPE'}, os.environ\n",
         "assert hash('a') == hash('a') and 'ä'.encode() == open('f', 'w').write('ä') or True\n",
-        "import asyncio\nasync def main():\n    await asyncio.sleep(0)\nasyncio.run(main())\n",
-        "import atexit, os\natexit.register(os._exit, 1)\n",
     ],
 )
 def test_sandbox_runs_ordinary_programs(sandbox: Sandbox, code: str) -> None:
@@ -297,24 +241,13 @@ def test_sandbox_limits(sandbox: Sandbox, code: str, reason: str, detail: str) -
         ("import os\nos.listdir('/proc')", "FileNotFoundError"),
         ("import socket\nsocket.socket()", "PermissionError"),
         ("open('/written', 'w')", "Read-only file system"),
-        ("import os\nopen(os.__file__, 'a')", "[Errno"),
         ("open({secret!r})", "FileNotFoundError"),
-        ("open({source!r})", "FileNotFoundError"),
         ("import os\nos.kill(1, 9)\nos.environ['SECRET']", "KeyError: 'SECRET'"),
-        ("import os\nos.kill(-1, 9)", "ProcessLookupError"),
-        (
-            "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nlibc.unshare(0x10000000)\n"
-            "raise OSError(ctypes.get_errno(), 'unshare')",
-            "PermissionError",
-        ),
         (
             "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nlibc.mount(None, b'/tmp', b'tmpfs', 0, None)\n"
             "raise OSError(ctypes.get_errno(), 'mount')",
             "PermissionError",
         ),
-        ("import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))", "not allowed to raise maximum limit"),
-        ("input()", "EOFError"),
-        ("import cerebrum_cli", "ModuleNotFoundError"),
     ],
 )
 def test_sandbox_isolates(
@@ -323,46 +256,14 @@ def test_sandbox_isolates(
     secret = tmp_path / "secret"
     secret.write_text("x")
     monkeypatch.setenv("SECRET", "x")
-    result = run(sandbox, code.replace("{secret!r}", repr(str(secret))).replace("{source!r}", repr(__file__)))
+    result = run(sandbox, code.replace("{secret!r}", repr(str(secret))))
     assert result.reason == "failed" and detail in result.detail, result
-
-
-# Several at a time.
-
-
-@pytest.mark.slow
-def test_sandbox_runs_as_many_programs_as_cores(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandboxes, "thread_count", lambda: 3)
-    results: list[tuple[int, CodeResult]] = []
-    with closing(ProgramPool[int](sandbox, timeout_s=20)) as pool:
-        for key in range(7):
-            code = f"import time\ntime.sleep({0.6 if key == 0 else 0.2})"
-            pool.add(key, Program(code, f"assert {key} % 2 == 0"))
-        assert len(psutil.Process().children()) == 3
-        while found := pool.results(math.inf):
-            results += found
-            assert len(psutil.Process().children()) == min(3, 7 - len(results))
-    reasons = [(key, result.reason) for key, result in sorted(results)]
-    assert reasons == [(key, "failed" if key % 2 else "passed") for key in range(7)]
-    assert results[0][0] != 0  # the slow one does not keep the others waiting
-    assert psutil.Process().children(recursive=True) == []
-
-
-@pytest.mark.slow
-def test_sandbox_never_waits_for_a_core_to_add_a_program(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop that adds programs also takes the model's tokens."""
-    monkeypatch.setattr(sandboxes, "thread_count", lambda: 1)
-    with closing(ProgramPool[int](sandbox, timeout_s=30)) as pool:
-        for key in range(3):
-            pool.add(key, Program("import time\ntime.sleep(5)", ""))
-        assert pool.results() == []
-        assert len(psutil.Process().children()) == 1
 
 
 RUNNING = """
 import sys
-from cerebrum_cli.eval.code_sandbox import Program, require_sandbox, run_program
-run_program(require_sandbox(), Program("while True: pass", ""), timeout_s=60)
+from cerebrum_cli.eval.code_sandbox import require_sandbox
+require_sandbox().run("while True: pass", "", timeout_s=60)
 """
 
 
@@ -389,11 +290,9 @@ def test_sandbox_leaves_no_process_after(signum: signal.Signals, sandbox: Sandbo
 
 @pytest.mark.slow
 def test_sandbox_that_fails_later_is_an_error(sandbox: Sandbox) -> None:
-    broken = Sandbox("/bin/false", sandbox.call_filter)
-    with pytest.raises(UsageError, match="does not work here"):
-        run(broken, "pass")
-    with pytest.raises(UsageError, match=r"does not work here: .*No such file"):
-        run(Sandbox("/missing/bwrap", sandbox.call_filter), "pass")
+    for bwrap, problem in (("/bin/false", "no response"), ("/missing/bwrap", ".*No such file")):
+        with pytest.raises(UsageError, match=f"does not work here: {problem}"):
+            run(Sandbox(bwrap, call_filter(platform.machine())), "pass")
 
 
 # Programs are scored while the model writes others.
@@ -461,14 +360,21 @@ def test_eval_scores_programs_beside_a_slow_one(
 
 
 @pytest.mark.slow
-@needs_two_cores
-def test_scorer_runs_programs_beside_each_other(sandbox: Sandbox) -> None:
-    questions = [Question(at, at, "", f"{SEVEN}\ncheck(f)", entry_point="f") for at in range(3)]
-    with closing(code_scorer(run_code=True)) as scorer:
-        for question, text in zip(questions, (reply_with("f", 2), reply_with("f"), "I cannot."), strict=True):
+def test_scorer_runs_as_many_programs_as_cores(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adding one never waits for a core: the loop that adds programs also takes the model's tokens."""
+    monkeypatch.setattr(scorers, "thread_count", lambda: 2)
+    questions = [Question(at, at, "", f"{SEVEN}\ncheck(f)", entry_point="f") for at in range(5)]
+    texts = (reply_with("f", 6), reply_with("f"), "I cannot.", reply_with("f").replace("7", "8"), reply_with("f"))
+    found: list[tuple[int, ScoredAnswer]] = []
+    with closing(reply_scorer("code", (), run_code=True)) as scorer:
+        for question, text in zip(questions, texts, strict=True):
             scorer.add(question.id, question, text)
-        found: list[tuple[int, ScoredAnswer]] = []
-        while scores := scorer.scores(math.inf):
+        assert scorer.is_running
+        while scores := scorer.scores(None):
             found += scores
-    assert [key for key, _ in found][-1] == 0
-    assert {key: score.correct for key, score in found} == {0: True, 1: True, 2: False}
+            assert len(psutil.Process().children()) <= 2
+        assert [key for key, _ in found][-1] == 0, "the slow one does not keep the others waiting"
+        assert {key: score.correct for key, score in found} == {0: True, 1: True, 2: False, 3: False, 4: True}
+        scorer.add(0, questions[0], reply_with("f", 60))
+        wait_until(lambda: bool(psutil.Process().children()))
+    assert psutil.Process().children(recursive=True) == []

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
 import pytest
-from command_line import CommandLine, Finished, start_python
+from command_line import CommandLine, Finished
 from nano.measure import MODEL_FILE
 from nano.questions import held_out
 from scripted_command import run_here
@@ -133,26 +132,6 @@ def test_lm_eval_gives_tasks_the_answer_after_a_thought(command: CommandLine, ta
 
 
 @needs_lm_eval
-def test_lm_eval_passes_its_options_on(command: CommandLine, tasks: Path) -> None:
-    options = ("--limit", "3", "--num-fewshot", "2", "--gen-kwargs", "max_gen_toks=2,temperature=0", "--json")
-    done = run_tasks(command, tasks, "repl*,choices", *options)
-    assert done.code == 0, done.err
-    assert done.object["n-shot"] == {"replies": 2, "choices": 2}
-    assert done.object["n-samples"]["replies"]["effective"] == 3
-    assert done.object["config"]["gen_kwargs"] == {"max_gen_toks": 2, "temperature": 0}
-    assert "note: Overwriting default num_fewshot" in done.err
-
-
-@needs_lm_eval
-def test_lm_eval_scores_texts_whatever_the_chat_template(command: CommandLine, tasks: Path, tmp_path: Path) -> None:
-    (template := tmp_path / "broken.jinja").write_text("{% for message in messages %}")
-    given = ("-m", MODEL_FILE, "--chat-template", template, "--include-path", tasks, "--offline", "--limit", "2")
-    assert command.run("lm-eval", "choices", *given).code == 0
-    refused = command.run("lm-eval", "choices", *given, "--apply-chat-template")
-    assert "broken.jinja: the chat template cannot be parsed" in refused.err
-
-
-@needs_lm_eval
 def test_lm_eval_resumes_after_an_interrupt(command: CommandLine, tasks: Path, tmp_path: Path) -> None:
     cache = command.home / ".cache" / "cerebrum" / "lm-eval"
     output = tmp_path / "results.json"
@@ -167,12 +146,10 @@ def test_lm_eval_resumes_after_an_interrupt(command: CommandLine, tasks: Path, t
     assert err.decode().splitlines()[-1] == " hint: run it again to resume"
     saved = [path.stat().st_size for path in cache.iterdir()]
     assert saved and max(saved) > 8000 and not output.exists()
-    [results] = cache.iterdir()
+    [results] = cache.glob("[!.]*")
     with lock_file(cache / f".{results.name.partition('_')[0]}.lock", CerebrumError("busy", "")):
-        assert (
-            problem(command.run(*arguments), 1)[0]
-            == "error: another process runs lm-eval on this model with these settings"
-        )
+        busy = "error: another process runs lm-eval on this model with these settings"
+        assert problem(command.run(*arguments), 1)[0] == busy
     resumed = command.run(*arguments)
     assert resumed.code == 0, resumed.err
     interrupted = json.loads(output.read_text())["samples"]["replies"]
@@ -189,9 +166,9 @@ def test_lm_eval_refuses_what_it_cannot_run(
     import lm_eval.tasks
     from lm_eval.tasks import manager
 
-    def refused(names: str, *arguments: str | Path, include_path: Path = tasks) -> list[str]:
+    def refused(names: str, *arguments: str | Path) -> list[str]:
         """Run in this process, which imports lm-eval once."""
-        given = (*names.split(","), *MODEL, "--include-path", include_path, "--offline", *arguments)
+        given = (*names.split(","), *MODEL, "--include-path", tasks, "--offline", *arguments)
         return problem(run_here({}, command.home, "lm-eval", *given))
 
     for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # which --offline sets
@@ -206,14 +183,12 @@ def test_lm_eval_refuses_what_it_cannot_run(
     assert refused("choices", "-o", "-")[0] == "error: results cannot be written to standard output"
     (tmp_path / "old.json").write_text("mine")
     assert refused("choices", "-o", tmp_path / "old.json")[0].endswith("old.json already exists")
-    unsafe = refused("humaneval", include_path=human_eval)
-    assert unsafe[0] == "error: humaneval would run code that the model writes"
+    write_task(tasks, tasks / "sums.jsonl", "unsafe", {**yaml_of(tasks, "choices"), "unsafe_code": True})
+    assert refused("unsafe")[0] == "error: unsafe would run code that the model writes"
     assert refused("choices", "--log-samples")[1] == " hint: add -o RESULTS.json"
-    assert refused("choices", "--include-path", tmp_path / "missing")[0].endswith("missing is not a directory")
     (tasks / "sums.jsonl").unlink()
     message, hint = problem(run_tasks(command, tasks, "choices"), 1)
     assert message.startswith("error: cannot load choices: ") and hint == " hint: check the task and the network"
-    assert not list((command.home / ".cache" / "cerebrum" / "lm-eval").glob(".*"))  # no lock
 
 
 @needs_lm_eval
@@ -246,59 +221,53 @@ def test_lm_eval_compares_with_published_figures() -> None:
     from cerebrum_cli.eval.lm_eval.tasks import comparisons
     from cerebrum_cli.eval.tasks import find_preset
 
-    preset = find_preset("collective-cognition")
-    tasks = preset.averages[0].tasks
-    both: dict[str, Any] = {
-        "acc,none": 0.5,
-        "acc_stderr,none": 0.01,
-        "acc_norm,none": 0.7,
-        "acc_norm_stderr,none": 0.01,
+    values: dict[str, Any] = {
+        "arc_challenge": {"acc,none": 0.5, "acc_stderr,none": 0.01, "acc_norm,none": 0.7, "acc_norm_stderr,none": 0.01},
+        "boolq": {"acc,none": 0.8, "acc_stderr,none": 0.02},
+        "mine": {"acc,none": 0.8, "acc_stderr,none": 0.02},
     }
-    values = {task: {"alias": f" - {task}", **both} for task in tasks}
-    values["boolq"] = {"alias": "boolq", "acc,none": 0.8, "acc_stderr,none": 0.02}
-    sizes = {task: {"original": 1172, "effective": 1172} for task in tasks}
-    results = {"results": {**values, "mine": both}, "n-samples": sizes}
+    sizes = {task: {"original": 1172, "effective": 1172} for task in values}
 
-    def compared(task: str, metric: str) -> list[float | None]:
-        [row] = [row for row in comparisons(results, preset) if (row["task"], row["metric"]) == (task, metric)]
-        *figures, z = list(row.values())[2:]
-        return [*(each and round(each, 4) for each in figures), z and round(z, 1)]
+    def compared() -> dict[str, list[float | None]]:
+        rows = comparisons({"results": values, "n-samples": sizes}, find_preset("collective-cognition"))
+        figures = {f"{row['task']} {row['metric']}": list(row.values())[2:] for row in rows}
+        return {name: [value and round(value, 4) for value in figures] for name, figures in figures.items()}
 
-    assert compared("arc_challenge", "acc") == [0.5, 0.01, 0.5401, 0.0146, -2.3]  # 0.0401 / hypot(0.01, 0.0146)
-    assert compared("arc_challenge", "acc_norm") == [0.7, 0.01, 0.5572, 0.0145, 8.1]
-    assert compared("boolq", "acc") == [0.8, 0.02, 0.8538, 0.0103, -2.4]
-    mean = round((5 * 0.7 + 0.8 + 0.5) / 7, 4)  # acc of BoolQ and WinoGrande, as on the card
-    assert compared("GPT4All", "average") == [mean, 0.0045, 0.7206, 0.0047, -5.4]
-    assert not any(row["task"] in ("mine", "AGIEval", "truthfulqa_mc1") for row in comparisons(results, preset))
+    assert compared() == {
+        "arc_challenge acc": [0.5, 0.01, 0.5401, 0.0146, -2.2698],  # 0.0401 / hypot(0.01, 0.0146)
+        "arc_challenge acc_norm": [0.7, 0.01, 0.5572, 0.0145, 8.1014],
+        "boolq acc": [0.8, 0.02, 0.8538, 0.0103, -2.3903],
+    }
     sizes["arc_challenge"]["effective"] = 200
-    assert compared("arc_challenge", "acc") == [0.5, 0.01, 0.5401, 0.0146, None]
-    assert compared("GPT4All", "average") == [mean, 0.0045, 0.7206, 0.0047, None]
-    values["boolq"]["acc_stderr,none"], sizes["boolq"] = "N/A", {"original": 1, "effective": 1}
-    assert compared("boolq", "acc")[1::3] == compared("GPT4All", "average")[1::3] == [None, None]
-    del values["piqa"]["acc_norm,none"]  # as in a user's own task of that name
-    assert {row["metric"] for row in comparisons(results, preset) if row["task"] in ("piqa", "GPT4All")} == {"acc"}
+    values["boolq"]["acc_stderr,none"] = "N/A"
+    assert [figures[4] for figures in compared().values()] == [None, None, None]
+    assert compared()["boolq acc"][1] is None
 
 
 @needs_lm_eval
-def test_lm_eval_remarks_on_what_a_card_leaves_open() -> None:
-    from cerebrum_cli.eval.lm_eval.tasks import remarks
+def test_lm_eval_compares_averages_of_whole_suites() -> None:
+    from cerebrum_cli.eval.lm_eval.tasks import comparisons
     from cerebrum_cli.eval.tasks import find_preset
 
     preset = find_preset("collective-cognition")
-    tasks = {"truthfulqa_mc1": 1.0, "truthfulqa_mc2": 3.0, "boolq": "Yaml"}
-    found = remarks({"results": tasks, "versions": tasks}, preset)
-    assert "the card of CollectiveCognition-v1-Mistral-7B does not state the chat template (presumably none)" in found
-    versions = [line for line in found if "version" in line]
-    assert versions == ["truthfulqa_mc2 is version 3.0, not 1 as on the card: scores may differ"]
-    own = remarks({"results": tasks, "versions": {**tasks, "truthfulqa_mc2": "Yaml"}}, preset)
-    assert any("truthfulqa_mc2 is version Yaml," in line for line in own)
-    assert remarks({"results": {"mine": {}}}, preset) == [f"{preset.source} has no results for these tasks"]
-    assert remarks({"results": {"mmlu": {}}}, find_preset("mistral-c2f")) == [
-        "the card of Mistral-C2F does not state the number of few-shot examples",
-        "the card of Mistral-C2F does not state the chat template",
-        "the card of Mistral-C2F does not state the method of scoring",
-        "the card names only one of its 11 general tasks in its text; its figures are only images",
-    ]
+    tasks = [condition.task for condition in preset.averages["GPT4All"][0]]
+    both = {"acc,none": 0.5, "acc_stderr,none": 0.01, "acc_norm,none": 0.7, "acc_norm_stderr,none": 0.01}
+    values: dict[str, dict[str, Any]] = {task: dict(both) for task in tasks}
+    sizes = {task: {"original": 1172, "effective": 1172} for task in tasks}
+
+    def average() -> list[float | None]:
+        rows = comparisons({"results": values, "n-samples": sizes}, preset)
+        [row] = [row for row in rows if row["metric"] == "average"]
+        assert row["task"] == "GPT4All"
+        return [row[key] and round(row[key], 4) for key in ("value", "stderr", "published", "z")]
+
+    mean = round((5 * 0.7 + 2 * 0.5) / 7, 4)  # acc of BoolQ and WinoGrande, as on the card
+    assert average() == [mean, 0.0038, 0.7206, -12.9298]
+    sizes["piqa"]["effective"] = 200
+    assert average() == [mean, 0.0038, 0.7206, None]
+    del values["piqa"]["acc_norm,none"]  # as in a user's own task of that name
+    with pytest.raises(ValueError, match="not enough values"):
+        average()
 
 
 def not_reproduced(done: Finished) -> str:
@@ -331,28 +300,3 @@ def test_lm_eval_names_other_conditions_than_the_cards(command: CommandLine, tas
     assert [(row["task"], row["published"], row["z"] < 0) for row in done.object["published"]] == [
         ("boolq", 0.8538, True)
     ]
-
-
-@needs_lm_eval
-def test_lm_eval_finds_the_model_by_its_entry_point(command: CommandLine) -> None:
-    code = """
-import json, sys
-from importlib.metadata import EntryPoint
-from lm_eval.api.instance import Instance
-[argument, entry] = sys.argv[1:]
-model = EntryPoint("cerebrum", entry, "lm_eval.models").load().create_from_arg_string(
-    f"model={argument},ctx=512,threads=1,format=cerebrum,think=on,add_bos_token=off", {"batch_size": 1})
-info = model.get_model_info()
-[[score, _]] = model.loglikelihood([Instance("loglikelihood", {}, ("1 + 1", " = 2"), 0)])
-print(json.dumps([info["max_length"], info["add_bos_token"], score]))
-model.close()
-"""
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    entry = project["entry-points"]["lm_eval.models"]["cerebrum"]
-    process = start_python(code, MODEL_FILE, entry)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    size, adds_bos, score = json.loads(out.splitlines()[-1])
-    assert (size, adds_bos) == (512, False) and score < 0
-    process = start_python(code, f"{MODEL_FILE},context=3", entry)
-    assert "--model_args has no 'context'" in process.communicate(timeout=60)[1]

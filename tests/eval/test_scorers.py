@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.eval import scorers
-from cerebrum_cli.eval.questions import Question
-from cerebrum_cli.eval.scorers import SCORING_VERSION, Match, ScoredAnswer, SearchTimeout, reply_scorer
+from cerebrum_cli.eval.questions import Match, Question
+from cerebrum_cli.eval.scorers import SCORING_VERSION, ScoredAnswer, reply_scorer
 
 GASES = ("oxygen", "carbon dioxide", "nitrogen", "argon")
 PATCH = "Great Pacific Garbage Patch"
@@ -85,15 +85,11 @@ def test_scores_change_only_with_the_number_of_their_rules() -> None:
         ("answer", "", "42", (None, False)),
         ("exact", " Paris\n", "Paris", ("Paris", True)),
         ("exact", "paris", "Paris", ("paris", False)),
-        ("exact", "Paris.", "Paris", ("Paris.", False)),
-        ("exact", " ", "Paris", (None, False)),
         ("contains", "It is PARIS, of course", "Paris", ("Paris", True)),
         ("contains", "It is paris", "Paris", ("Paris", True)),  # so both vote for one answer
         ("contains", " It is Rome\n", "Paris", ("It is Rome", False)),
-        ("contains", "\n", "Paris", (None, False)),
         ("regex", "It is in 1998.", r"\b19\d\d\b", ("1998", True)),
         ("regex", "It is in 2004.", r"\b19\d\d\b", ("It is in 2004.", False)),
-        ("regex", "", r"\b19\d\d\b", (None, False)),
     ],
 )
 def test_texts_are_scored_as_match_says(match: Match, text: str, gold: str, found: tuple[str | None, bool]) -> None:
@@ -111,7 +107,6 @@ def test_answer_in_words_is_never_the_number_in_a_reply(text: str, gold: str, fo
     [
         ("The answer is 42", (), "answer", ("42", False)),
         ("It makes 42", (), "answer", (None, False)),
-        ("B", (), "exact", ("B", False)),
         ("The answer is B because", GASES, "answer", ("B", True)),
         ("A) no\nB) carb", GASES, "answer", (None, False)),
         ("The correct choice is B or", GASES, "answer", (None, False)),
@@ -128,17 +123,17 @@ def test_regular_expression_that_takes_years_is_an_error(monkeypatch: pytest.Mon
     questions = Question(0, 1, "?", "(a+)+$"), Question(1, 2, "?", "b|")
     with closing(reply_scorer("regex", questions)) as replies:
         monkeypatch.setattr(scorers, "SEARCH_S", 0.1)
-        with pytest.raises(SearchTimeout, match=r"for \(a\+\)\+\$ takes"):
+        with pytest.raises(CerebrumError, match=r"for \(a\+\)\+\$ takes"):
             replies.add(1, questions[0], "a" * 50 + "b")
         monkeypatch.setattr(scorers, "SEARCH_S", 60.0)
-        with pytest.raises(SearchTimeout):  # at once
-            replies.add(1, questions[0], "a" * 50 + "b")
         replies.add(2, Question(0, 1, "?", "a+$"), "caaa")
         replies.add(3, Question(2, 3, "?", r"\A(?s:.)+"), "a\ud800\n" + "b" * 200_000)
         replies.add(4, questions[1], "c")  # an empty match is one
-        *_, long, empty = scores = replies.scores()
-    assert scores[0] == (2, ScoredAnswer("aaa", True))
-    assert long == (3, ScoredAnswer("a\ud800\n" + "b" * 200_000, True)) and empty == (4, ScoredAnswer("", True))
+        assert replies.scores() == [
+            (2, ScoredAnswer("aaa", True)),
+            (3, ScoredAnswer("a\ud800\n" + "b" * 200_000, True)),
+            (4, ScoredAnswer("", True)),
+        ]
 
 
 def test_invalid_regular_expression_is_refused() -> None:

@@ -5,13 +5,13 @@ Only this module and `tasks` import lm_eval, which takes seconds.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -19,12 +19,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from cerebrum_cli.core.conversation import Conversation, Message, Text, Tokens
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, StageEvent, TokenEvent
+from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, StageEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 from cerebrum_cli.formats.plain import RAW
-from cerebrum_cli.model.concurrent_rows import RefusedRow, Row, RowOutcome, run_rows
+from cerebrum_cli.model.concurrent_rows import Row, RowOutcome, run_rows
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.reply import Continuation, Reply, ReplyChannels
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 Use = Literal["scoring", "generation"]
+# The key of a result in lm-eval's cache, if any; the tokens of a context; the tokens to score after it.
 EncodedPair = tuple[Any, list[int], list[int]]
-"""The key of a result in lm-eval's cache, if any; the tokens of a context; the tokens to score after it."""
 
 MAX_GEN_TOKENS = 256  # lm-eval's default
 REPLY_SPACE = " "
@@ -64,8 +64,8 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         self._chat: Conversation | None = None  # the last one that was rendered
 
     def close(self) -> None:
-        """Free the model, and finish writing lm-eval's cache."""
-        self._free_model()
+        if self._loaded:
+            self._loaded.close()
         if self.cache_hook.dbdict is not None:
             self.cache_hook.dbdict.close()
 
@@ -77,7 +77,6 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     @property
     def prefix_token_id(self) -> int:
-        """The token before a text without a context: BOS, or EOS in a vocabulary without it."""
         token = self._model.prefix_token
         if token is None:
             raise UsageError("the model's vocabulary has neither BOS nor EOS", "lm-eval needs one; use another model")
@@ -90,22 +89,13 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     @property
     def tokenizer_name(self) -> str:
-        """Vocabulary and prompt format, by which lm-eval names the requests it caches."""
-        return f"{self._model.model.path.stem}-{self._format_name}"
-
-    def chat_template(self, chat_template: bool | str = False) -> str:
-        return self._model.format_name if chat_template else ""
-
-    @property
-    def _format_name(self) -> str:
-        return self._model.format_name if self._chat else RAW.name
+        return f"{self._model.model.path.stem}-{self._model.format_name if self._chat else RAW.name}"
 
     def get_model_info(self) -> dict[str, Any]:
-        loaded = self._model
         return {
-            "model_name": loaded.model.name,
-            "model_file": loaded.model.path.name,
-            "prompt_format": self._format_name,
+            "model_name": self._model.model.name,
+            "model_file": self._model.model.path.name,
+            "prompt_format": self._model.format_name if self._chat else RAW.name,
             "max_length": self.max_length,
             "add_bos_token": self._add_bos_token,
         }
@@ -141,28 +131,18 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     # Requests.
 
-    def loglikelihood(self, requests: Sequence[Instance], **_: Any) -> list[tuple[float, bool]]:
-        """Log-likelihoods of continuations after their contexts, and whether greedy decoding would yield them."""
-        self._prepare("scoring")
-        return self._loglikelihood_tokens([(request.args, *self._encode_pair(*request.args)) for request in requests])
-
     def loglikelihood_rolling(self, requests: Sequence[Instance], **_: Any) -> list[float]:
-        """Log-likelihoods of whole texts, in windows as long as the context."""
         self._prepare("scoring")
         windows: list[EncodedPair] = []
+        owners: list[int] = []  # the texts of the windows
         for index, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0], add_special_tokens=False)
-            rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
-            windows += ((index, *make_disjoint_window(window)) for window in rolling)
-        pending = Counter(index for index, _, _ in windows)
+            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1):
+                windows.append((None, *make_disjoint_window(window)))
+                owners.append(index)
         totals = [0.0] * len(requests)
-        with closing(self._score(windows)) as scores:
-            for window, (logprob, _is_greedy) in scores:
-                index = windows[window][0]
-                totals[index] += logprob
-                pending[index] -= 1
-                if not pending[index]:
-                    self.cache_hook.add_partial("loglikelihood_rolling", requests[index].args, totals[index])
+        for owner, (logprob, _is_greedy) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += logprob
         return totals
 
     def generate_until(self, requests: Sequence[Instance], **_: Any) -> list[str]:
@@ -172,36 +152,42 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         an empty text.
         """
         self._prepare("generation")
-        prompts = self._plan_prompts(requests)
+        rows = self._plan_prompts(requests)
         texts = [""] * len(requests)
-        done = unfinished = 0
-        rows = [Row(prompt, prompt.text) for prompt in prompts]
+        done = answered = unfinished = 0
         for event in run_rows(self._model, rows):
             if not isinstance(event, RowOutcome):
-                self._report(event)
+                self.on_event(event)
                 continue
-            if isinstance(event.outcome, RefusedRow):
+            if isinstance(event.outcome, RefusedEvent):
                 raise event.outcome.error
             assert isinstance(event.outcome, Reply)
-            prompt: PlannedPrompt = event.row.id
-            answer = answer_of(event.outcome.text, self._model.channels_of(prompt.text))
+            (key, positions), prompt = event.row.id, event.row.request
+            assert isinstance(prompt, Continuation)
+            answer = answer_of(event.outcome.text, self._model.channels_of(prompt))
+            answered += 1
             unfinished += answer is None
             text = answer or ""
-            if self._ends_in_reply_space(prompt.key[0]):
+            if self._ends_in_reply_space(key[0]):
                 text = text.removeprefix(REPLY_SPACE)
-            for position in prompt.positions[event.sample]:
+            for position in positions[event.sample]:
                 texts[position] = text
                 done += 1
-            if prompt.text.settings.temperature == 0:  # equal requests would get the same text from the cache
-                self.cache_hook.add_partial("generate_until", prompt.key, text)
+            if prompt.settings.temperature == 0:  # equal requests would get the same text from the cache
+                self.cache_hook.add_partial("generate_until", key, text)
             self.on_event(StageEvent("generating", done, len(requests)))
         if unfinished:
-            problem = f"{unfinished} of {sum(prompt.text.n for prompt in prompts)} replies ended while thinking"
+            problem = f"{unfinished} of {answered} replies ended while thinking"
             self.on_event(NoticeEvent(problem, "raise --gen-kwargs max_gen_toks=N, or limit thinking with --think N"))
         return texts
 
-    def _plan_prompts(self, requests: Sequence[Instance]) -> list[PlannedPrompt]:
-        prompts = []
+    def _plan_prompts(self, requests: Sequence[Instance]) -> list[Row]:
+        """Adjacent equal requests as one text to continue; tokens on the left give way to the reply.
+
+        The id of a row is their key in lm-eval's cache, and the positions of the requests that each sample answers: of
+        a sampled text one each, of a greedy one all.
+        """
+        rows = []
         ignored: set[str] = set()
         model, common = self._model, self._model.source.settings
         stop, system = (model.format.stop, self._chat.system_prompt) if self._chat else ((), None)
@@ -221,16 +207,11 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             tokens = self._encode_prompt(key[0])
             truncated += len(tokens) > room
             answered = [[position] for position in positions] if settings.temperature > 0 else [positions]
-            text = Continuation(key[0], tokens[-room:], settings, len(answered))
-            prompts.append(PlannedPrompt(key, text, answered))
+            rows.append(Row((key, answered), Continuation(key[0], tokens[-room:], settings, len(answered))))
         if ignored:
             self.on_event(NoticeEvent(f"ignored generation settings: {', '.join(sorted(ignored))}", "omit them"))
-        self._notify_of_truncation(truncated, len(prompts))
-        return prompts
-
-    def _report(self, event: Event) -> None:
-        if not isinstance(event, TokenEvent | FinishEvent):
-            self.on_event(event)
+        self._notify_of_truncation(truncated, len(rows))
+        return rows
 
     def _encode_prompt(self, context: str) -> tuple[int, ...]:
         """Tokens of a text to continue, without the space that a reply starts with: it is part of its first token."""
@@ -246,53 +227,47 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         A context without tokens is the prefix token. A continuation whose tokens all merge into those of the context is
         tokenized by itself.
         """
-        if context:
-            context_enc, continuation_enc = super()._encode_pair(context, continuation)
-        else:
-            context_enc, continuation_enc = [], self.tok_encode(continuation, add_special_tokens=False)
-        if not context_enc:
-            prefix = self.prefix_token_id
-            return [prefix], continuation_enc[1:] if continuation_enc[:1] == [prefix] else continuation_enc
+        context_enc, continuation_enc = super()._encode_pair(context, continuation)
+        context_enc = context_enc or [self.prefix_token_id]
         return context_enc, continuation_enc or self._encode_after(context_enc, continuation)
 
     def _encode_after(self, context: list[int], text: str) -> list[int]:
         parts = (Tokens(tuple(context)), Text(text, trusted=True))
         return list(self._model.engine.vocabulary.tokenize(parts)[len(context) :])
 
-    def _loglikelihood_tokens(self, requests: list[EncodedPair], **_: Any) -> list[tuple[float, bool]]:
-        results = [(0.0, True)] * len(requests)
-        with closing(self._score(requests)) as scores:
-            for index, result in scores:
-                results[index] = result
-                if (key := requests[index][0]) is not None:
-                    self.cache_hook.add_partial("loglikelihood", key, result)
-        return results
+    def _loglikelihood_tokens(self, requests: Sequence[EncodedPair], **_: Any) -> list[tuple[float, bool]]:
+        """Log-likelihoods of continuations after their contexts, and whether greedy decoding would yield them.
 
-    def _score(self, pairs: Sequence[EncodedPair]) -> Generator[tuple[int, tuple[float, bool]], None, None]:
-        """Score all pairs at once, each context evaluated once; yield the index of each pair with its result."""
+        All are scored at once, each context is evaluated once, and each result is saved in lm-eval's cache.
+        """
+        self._prepare("scoring")
+        results = [(0.0, True)] * len(requests)
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)  # indices of the pairs by their contexts
         truncated, size = 0, self.max_length
-        for index, (_, context, continuation) in enumerate(pairs):
+        for index, (_key, context, continuation) in enumerate(requests):
             if len(continuation) > size:
                 problem = f"a text to score has {len(continuation)} tokens, but the context has {size}"
                 raise PromptTooLong(problem, "raise --ctx")
             excess = max(0, len(context) + len(continuation) - size - 1)  # the last token is not evaluated
             groups[tuple(context[excess:])].append(index)
             truncated += excess > 0
-        self._notify_of_truncation(truncated, len(pairs))
+        self._notify_of_truncation(truncated, len(requests))
         indices = [*groups.values()]
-        requests = [
-            ScoreRequest(context, tuple(tuple(pairs[at][2]) for at in group)) for context, group in groups.items()
+        scored = [
+            ScoreRequest(context, tuple(tuple(requests[at][2]) for at in group)) for context, group in groups.items()
         ]
-        with closing(self._model.engine.score(requests)) as events:
+        with closing(self._model.engine.score(scored)) as events:
             for event in events:
-                if isinstance(event, LogprobScores):
-                    for index, score in zip(indices[event.request], event.scores, strict=True):
-                        yield index, (score.logprob_sum, score.is_greedy)
-                elif isinstance(event, RefusedEvent):
+                if isinstance(event, RefusedEvent):
                     raise event.error
-                else:
+                if not isinstance(event, LogprobScores):
                     self.on_event(event)
+                    continue
+                for index, score in zip(indices[event.request], event.scores, strict=True):
+                    results[index] = score.logprob_sum, score.is_greedy
+                    if (key := requests[index][0]) is not None:
+                        self.cache_hook.add_partial("loglikelihood", key, results[index])
+        return results
 
     def _notify_of_truncation(self, truncated: int, total: int) -> None:
         if truncated:
@@ -308,8 +283,6 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         following = model.render(question.assistant(EXAMPLE).user(EXAMPLE)).removeprefix(prompt)
         return REPLY_SPACE if following.startswith(REPLY_SPACE + EXAMPLE) else ""
 
-    # The model.
-
     @property
     def _model(self) -> LoadedModel:
         if self._loaded is None:
@@ -319,15 +292,10 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         return self._loaded
 
     def _prepare(self, use: Use) -> None:
-        """Free a model that was loaded for another use."""
-        if use != self._use:
-            self._free_model()
-        self._use = use
-
-    def _free_model(self) -> None:
-        if self._loaded:
+        if use != self._use and self._loaded:
             self._loaded.close()
             self._loaded = None
+        self._use = use
 
 
 # Ours by lm-eval's names. What a task leaves out has no effect, as with lm-eval's other models.
@@ -335,20 +303,7 @@ NEUTRAL = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetiti
 OTHER_KEYS = {"until", "max_gen_toks", "do_sample", "seed"}
 
 
-class PlannedPrompt(NamedTuple):
-    """Adjacent equal requests of lm-eval as one text to continue; tokens on the left give way to the reply.
-
-    `key` is theirs in lm-eval's cache. `positions` are those of the requests that each sample answers: of a sampled
-    text one each, of a greedy one all.
-    """
-
-    key: Any
-    text: Continuation
-    positions: Sequence[Sequence[int]]
-
-
 def generation_settings(kwargs: Mapping[str, Any], stop: Sequence[str], seed: int) -> Settings:
-    """Settings by the arguments of generation that lm-eval has normalized. Raises UsageError."""
     values = {name: kwargs.get(name, neutral) for name, neutral in NEUTRAL.items()}
     if not kwargs["do_sample"]:
         values["temperature"] = 0.0
