@@ -18,8 +18,7 @@ from cerebrum_cli.terminal.streams import Streams, discard_closed
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a terminal that closes sends SIGHUP
 RETRY_S = 0.01  # until a signal that came during an import is sent again
 
-SignalAction = Callable[[int], None]
-"""Called with a signal's number from its handler."""
+SignalAction = Callable[[int], None]  # called with a signal's number from its handler
 
 
 def ignore(_: int) -> None:
@@ -52,10 +51,7 @@ class Signals:
     exit_signal: int | None = None
     can_cancel: bool = False  # set by the user of `generating`
     _previous_handlers: dict[int, Any] = field(default_factory=dict)
-    _action: SignalAction = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._action = ignore if self.streams else self.raise_interrupted
+    _action: SignalAction | None = None
 
     def __enter__(self) -> Signals:
         """Handle SIGNALS, except those this process was started to ignore, by `nohup` or `&`."""
@@ -136,7 +132,10 @@ class Signals:
                     discard_closed(self.streams)
             elif self.streams or signum == signal.SIGHUP:
                 return
-        self._action(signum)
+        if self._action:
+            self._action(signum)
+        elif not self.streams:
+            self.raise_interrupted(signum)
 
 
 @contextlib.contextmanager

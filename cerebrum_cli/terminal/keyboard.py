@@ -85,7 +85,6 @@ class Keyboard:
         return self._handles_quit and os.getpgrp() == os.getpid()
 
     def bind_key(self, action: Callable[[], None]) -> None:
-        """Call an action for ANSWER_KEY, if possible, instead of quitting for Ctrl-\\."""
         modes = self._current_modes()
         if modes and self.takes_key:
             self._on_key = action
@@ -100,8 +99,7 @@ class Keyboard:
             modes[6][termios.VQUIT] = self._initial_modes[6][termios.VQUIT]
             self._apply(modes)
         if self._on_key:
-            self._on_key = None
-            self._unbound_at = time.monotonic()
+            self._on_key, self._unbound_at = None, time.monotonic()
 
     @contextlib.contextmanager
     def prompting(self) -> Iterator[None]:
@@ -139,13 +137,6 @@ class Keyboard:
     def _on_continue(self, _: int, __: FrameType | None) -> None:
         self._set_modes(self._modes, self._marks_pastes)
 
-    @property
-    def _is_in_foreground(self) -> bool:
-        """Whether this process may set the terminal's modes; in the background that would stop it."""
-        with contextlib.suppress(OSError):
-            return os.tcgetpgrp(self._descriptor) == os.getpgrp()
-        return False
-
     def _current_modes(self) -> list[Any] | None:
         if self._initial_modes is None:
             return None
@@ -163,9 +154,9 @@ class Keyboard:
     def _apply(self, modes: list[Any]) -> bool:
         """Set the terminal's modes now, or when the process continues in the foreground; whether they are set."""
         self._modes = modes
-        if not self._is_in_foreground:
-            return False
         try:
+            if os.tcgetpgrp(self._descriptor) != os.getpgrp():  # in the background that would stop this process
+                return False
             termios.tcsetattr(self._descriptor, termios.TCSANOW, modes)
         except (termios.error, OSError):  # the terminal was closed
             return False

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.errors import OutputError, UsageError
+from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.eval.report import Report
 
@@ -20,7 +20,7 @@ BAND = "0.85"  # light gray
 
 
 def plot_report(report: Report, path: Path) -> None:
-    """Write a PNG or SVG of majority votes with their intervals. Raises UsageError, OutputError."""
+    """Write a PNG or SVG of majority votes with their intervals. Raises UsageError, CerebrumError."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--plot {path}: unsupported image format", f"end its name in {' or '.join(SUFFIXES)}")
     if not report.maj:
@@ -35,7 +35,7 @@ def plot_report(report: Report, path: Path) -> None:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # a name may lack glyphs in the font
             figure.savefig(path, dpi=150)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}", "choose another path") from error
+        raise CerebrumError(f"cannot write {path}: {error.strerror}", "choose another path") from error
 
 
 def draw_report(report: Report) -> Figure:
@@ -67,8 +67,14 @@ def draw_votes(axes: Axes, report: Report, x: Sequence[float]) -> None:
         axes.fill_between(x, low, high, color=BAND, linewidth=0, label="95% interval")
     else:
         axes.vlines(x, low, high, color=BAND, linewidth=8, label="95% interval")
-    values = [estimate.value for estimate in report.maj.values()]
-    axes.plot(x, values, "o-", color="black", markersize=4, label="majority vote")
+    axes.plot(
+        x,
+        [estimate.value for estimate in report.maj.values()],
+        "o-",
+        color="black",
+        markersize=4,
+        label="majority vote",
+    )
     if report.chance is not None:
         axes.axhline(report.chance, color="black", linestyle=":", linewidth=1, label="guessing")
     axes.spines[["top", "right"]].set_visible(False)

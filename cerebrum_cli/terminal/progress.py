@@ -22,9 +22,8 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.row_events import EvalProgress, RowEvent
 from cerebrum_cli.core.text import format_count, format_duration, format_size
-from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.status_line import LOG_EVERY_S, Line, Segment, StatusLine
-from cerebrum_cli.terminal.streams import Streams
+from cerebrum_cli.terminal.streams import Streams, strip_controls
 
 MIN_BAR, STAGE_BAR = 8, 20  # columns
 BAR_COLUMNS = 57  # that a bar of stages or files needs
@@ -33,15 +32,14 @@ GREEN, RED, MAGENTA, GRAY = "32", "31", "35", "90"
 Counts = RowEvent | EvalProgress
 
 
-class BatchProgress:
+class BatchProgress(Line):
     """Progress of a batch or an evaluation: a bar if `draws`, otherwise a line per minute; a summary line at the end.
 
     A status line shows the loading of `model`, if given.
     """
 
     def __init__(self, streams: Streams, draws: bool, model: str | None = None) -> None:
-        self._streams = streams
-        self._line = Line(streams, self._render, draws, log=self._summary)
+        super().__init__(streams, draws, log=self._summary)
         self._status = StatusLine(streams, model or "", is_hidden=model is None)
         self._rows: Counts | None = None
         self._before = 0  # rows answered by earlier runs
@@ -57,13 +55,13 @@ class BatchProgress:
             return
         self._status.close()
         if isinstance(event, NoticeEvent):
-            self._line.erase()
-            self._streams.report(event)
+            super().close()
+            self.streams.report(event)
         else:
             self._latest = time.monotonic()
             self._count(event)
         if self._rows:
-            self._line.show()
+            self.show()
 
     def _count(self, event: Event) -> None:
         match event:
@@ -87,16 +85,16 @@ class BatchProgress:
 
     def close(self) -> None:
         self._status.close()
-        self._line.erase()
-        if not self._rows or isinstance(sys.exception(), BrokenPipeError) or self._streams.is_quiet:
+        super().close()
+        if not self._rows or isinstance(sys.exception(), BrokenPipeError) or self.streams.is_quiet:
             return
-        self._streams.write_line("", self._summary())
+        self.streams.write_line("", self._summary())
         if isinstance(self._rows, RowEvent):
             counts = self._rows.counts
             for message in counts.errors:
-                self._streams.write_line("  ", message)
+                self.streams.write_line("  ", message)
             if counts.errors and (more := counts.failed - len(counts.errors)):
-                self._streams.write_line("  ", f"and {more} more")
+                self.streams.write_line("  ", f"and {more} more")
 
     @property
     def _all_tokens(self) -> int:
@@ -115,7 +113,7 @@ class BatchProgress:
         of = format_count(total, "question") if isinstance(self._rows, EvalProgress) else total
         return ", ".join(filter(None, [f"{done} of {of} done", *exceptions(self._rows), speed]))
 
-    def _render(self, width: int) -> Iterator[Segment]:
+    def render(self, width: int) -> Iterator[Segment]:
         rows = self._rows
         seconds = time.monotonic() - self._started if self._started else 0.0
         assert rows
@@ -140,30 +138,26 @@ class BatchProgress:
         yield tail, ""
 
 
-class StageProgress:
+class StageProgress(Line):
     """Progress of a long operation and its current stage: a bar on a terminal, otherwise a line per minute."""
 
     def __init__(self, streams: Streams, is_shown: bool = True) -> None:
-        self._streams = streams
-        self._line = Line(streams, self._render, streams.can_redraw and is_shown, log=self._text if is_shown else None)
+        super().__init__(streams, streams.can_redraw and is_shown, log=self._text if is_shown else None)
         self._started = time.monotonic()
         self._stage = StageEvent("", 0, 1)
 
     def emit(self, event: Event) -> None:
         if isinstance(event, NoticeEvent):
             self.close()
-            self._streams.report(event)
+            self.streams.report(event)
         elif isinstance(event, StageEvent):
             self._stage = event
-            self._line.show(now=True)
-
-    def close(self) -> None:
-        self._line.erase()
+            self.show(now=True)
 
     def _text(self) -> str:
         return f"{self._stage.done} of {self._stage.total}: {self._stage.stage}"
 
-    def _render(self, width: int) -> Iterator[Segment]:
+    def render(self, width: int) -> Iterator[Segment]:
         stage = self._stage
         yield f"{stage.done:{len(str(stage.total))}}/{stage.total} ", GREEN
         if width >= BAR_COLUMNS:
@@ -172,25 +166,21 @@ class StageProgress:
         yield stage.stage, ""
 
 
-class FileProgress(AbstractContextManager["FileProgress"]):
+class FileProgress(Line, AbstractContextManager["FileProgress"]):
     """Progress of files: a bar for each stage on a terminal, otherwise lines at its start, every minute and its end."""
 
     def __init__(self, streams: Streams) -> None:
-        self._streams = streams
-        self._line = Line(streams, self._render, streams.can_redraw)
+        super().__init__(streams, streams.can_redraw)
         self._current = ("", 0, 0)  # the stage, its bytes and their total
         self._started: dict[str, tuple[float, int]] = {}  # of each stage: the time, and the bytes there were
         self._shown: dict[str, tuple[float, int]] = {}
 
     def __exit__(self, *_: object) -> None:
-        self.pause()
-
-    def pause(self) -> None:
-        self._line.erase()
+        self.close()
 
     def notice(self, event: NoticeEvent) -> None:
-        self.pause()
-        self._streams.report(f"note: {event.message}: {event.hint}")
+        self.close()
+        self.streams.report(f"note: {event.message}: {event.hint}")
 
     def update(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
@@ -198,16 +188,16 @@ class FileProgress(AbstractContextManager["FileProgress"]):
         last, shown = self._shown.get(stage, (now - LOG_EVERY_S, 0))
         is_end = done >= total > shown
         self._current = stage, done, total
-        if is_end and self._line.draws:
-            self._line.keep()
-        elif self._line.draws and done < total:
-            self._line.show()
-        elif not self._line.draws and (is_end or now - last >= LOG_EVERY_S):
-            self._streams.report(f"{stage}: {self._text()}")
+        if is_end and self.draws:
+            self.keep()
+        elif self.draws and done < total:
+            self.show()
+        elif not self.draws and (is_end or now - last >= LOG_EVERY_S):
+            self.streams.report(f"{stage}: {self._text()}")
         if is_end or now - last >= LOG_EVERY_S:
             self._shown[stage] = now, done
 
-    def _render(self, width: int) -> Iterator[Segment]:
+    def render(self, width: int) -> Iterator[Segment]:
         stage, done, total = self._current
         yield f"{stage:<8} ", ""
         if width >= BAR_COLUMNS:
@@ -280,7 +270,6 @@ def exceptions(event: Counts) -> Iterator[str]:
 
 
 def server_rates(servers: Sequence[ServerTokens], seconds: float) -> str:
-    """Tokens per second of each server: "a:8080 31.4, b:8080 lost"."""
     return ", ".join(
         f"{strip_controls(name).rpartition('://')[2]} {'lost' if is_lost else f'{tokens / seconds:.1f}'}"
         for name, tokens, is_lost in servers

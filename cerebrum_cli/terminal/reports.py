@@ -6,7 +6,7 @@ import json
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import groupby
 from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,7 @@ from cerebrum_cli.core.text import format_count, format_size, one_line
 from cerebrum_cli.doctor.assessment import CheckResult, Status, check_result
 from cerebrum_cli.model.inspection import CERTAIN
 from cerebrum_cli.models.reference import looks_like_path
-from cerebrum_cli.terminal.escapes import strip_controls
-from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns
+from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns, strip_controls
 from cerebrum_cli.terminal.tables import (
     PIPE_WIDTH,
     Row,
@@ -93,16 +92,16 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
     estimates |= {f"pass@{k}": estimate for k, estimate in report.pass_at.items() if k > 1}
     seconds = report.seconds_per_question
     values = {
-        "random guessing": None if report.chance is None else share(report.chance),
-        "no answer": share(report.no_answer),
-        "no answer (truncated)": share(report.cut_off),
+        "random guessing": None if report.chance is None else f"{report.chance:.3f}",
+        "no answer": f"{report.no_answer:.3f}",
+        "no answer (truncated)": f"{report.cut_off:.3f}",
         "tokens per sample": f"{report.tokens_per_answer:.0f}",
         "seconds per question": None if seconds is None else f"{seconds:.2f}",
         "invalid rows": run.record.notes.get("bad_rows") or None,
         "samples skipped": skipped or None,
     }
     rows: list[Sequence[Any]] = [
-        (label, share(estimate.value), bounds(estimate.interval)) for label, estimate in estimates.items()
+        (label, f"{estimate.value:.3f}", bounds(estimate.interval)) for label, estimate in estimates.items()
     ]
     rows += [(label, value, "") for label, value in values.items() if value is not None]
     print_table(streams, ESTIMATES, rows)
@@ -119,8 +118,8 @@ def print_comparison(
     streams.answer(f"{wrapped(streams, one_line(title))}\n\n")
     of_votes = " (votes)" if max(before.samples_per_question, after.samples_per_question) > 1 else ""
     rows: list[Sequence[Any]] = [
-        (f"accuracy of {before.name}", share(comparison.accuracy_a), ""),
-        (f"accuracy of {after.name}", share(comparison.accuracy_b), ""),
+        (f"accuracy of {before.name}", f"{comparison.accuracy_a:.3f}", ""),
+        (f"accuracy of {after.name}", f"{comparison.accuracy_b:.3f}", ""),
         ("difference", f"{points(comparison.difference)} points", " to ".join(map(points, comparison.interval))),
         (f"right to wrong{of_votes}", comparison.right_to_wrong, ""),
         (f"wrong to right{of_votes}", comparison.wrong_to_right, ""),
@@ -134,10 +133,6 @@ def print_comparison(
         rows.append(("same top-1 token", f"{closeness.top1_agreement:.1%}", ""))
     # The interval is also in the verdict; truncated labels would hide which run is which.
     print_table(streams, ESTIMATES, rows, shorten="none")
-
-
-def share(value: float) -> str:
-    return f"{value:.3f}"
 
 
 def points(difference: float) -> str:
@@ -171,7 +166,7 @@ print_runs = partial(
         "model": "model",
         "questions": "n",
         "samples": "samples",
-        "accuracy": lambda row: None if row["accuracy"] is None else share(row["accuracy"]),
+        "accuracy": lambda row: None if row["accuracy"] is None else f"{row['accuracy']:.3f}",
         "95% interval": lambda row: row["interval"] and bounds(row["interval"]),
         "complete": "complete",
         "updated": updated,
@@ -182,7 +177,10 @@ print_runs = partial(
 
 
 def print_merge(streams: Streams, merge: Mapping[str, Any]) -> None:
-    rows = [row for run in layer_runs(merge["layers"]) for row in source_rows(run, merge["models"])]
+    def offsets(layer: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [{**source, "layer": source["layer"] - layer["layer"]} for source in layer["sources"]]
+
+    rows = [row for _, run in groupby(merge["layers"], offsets) for row in source_rows(list(run), merge["models"])]
     print_table(streams, ("layers", "model", "source layers"), rows)
     types = ", ".join(f"{name} {count}" for name, count in merge["tensor_types"].items())
     copied = merge["copied"] / merge["size"]
@@ -198,18 +196,7 @@ def print_merge(streams: Streams, merge: Mapping[str, Any]) -> None:
     streams.answer(f"\n{field_lines(facts)}")
 
 
-def layer_runs(layers: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str, Any]]]:
-    begin = 0
-    for before, layer in pairwise(layers):
-        following = [{**source, "layer": source["layer"] + 1} for source in before["sources"]]
-        if layer["sources"] != following:
-            yield layers[begin : layer["layer"]]
-            begin = layer["layer"]
-    yield layers[begin:]
-
-
 def source_rows(run: Sequence[Mapping[str, Any]], models: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Table rows of a run, one per source model; only the first has the layer numbers of the merge."""
     first, last = run[0], run[-1]
     for number, (begin, end) in enumerate(zip(first["sources"], last["sources"], strict=True)):
         layers = span(first["layer"], last["layer"]) if number == 0 else ""
@@ -223,8 +210,20 @@ def span(first: int, last: int) -> str:
 
 
 def print_profile(streams: Streams, profile: Profile) -> None:
-    """Print the settings of each use, their gain and their speeds, and what verifying drafted tokens costs."""
-    rows = [tuned_row(name, tuned) for name, tuned in profile.uses.items()]
+    from cerebrum_cli.tune.candidates import describe
+
+    rows = [
+        (
+            name,
+            f"{tuned.gain:.2f} x" if tuned.tuning.overrides else "",
+            describe(tuned.tuning),
+            f"{tuned.speeds.prompt:.1f}",
+            f"{tuned.speeds.generate:.1f}",
+            f"{tuned.speeds.load_s:.1f} s",
+            format_size(tuned.speeds.memory),
+        )
+        for name, tuned in profile.uses.items()
+    ]
     print_table(streams, ("use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory"), rows)
     chat, ask = (draft_text(profile.uses[name]) for name in ("chat", "ask"))
     for use, text in [("", chat)] if chat == ask else [(", chat", chat), (", ask", ask)]:
@@ -232,26 +231,10 @@ def print_profile(streams: Streams, profile: Profile) -> None:
 
 
 def draft_text(tuned: TunedUse) -> str:
-    """Duration of a step with drafted tokens, in steps of one token, if drafting can pay off."""
     if tuned.best_draft is None:
         return "off"
     rows, cost = tuned.best_draft
     return f"verifying {rows} tokens takes as long as generating {cost:.1f}"
-
-
-def tuned_row(title: str, tuned: TunedUse) -> tuple[str, ...]:
-    from cerebrum_cli.tune.candidates import describe
-
-    speeds = tuned.speeds
-    return (
-        title,
-        f"{tuned.gain:.2f} x" if tuned.tuning.overrides else "",
-        describe(tuned.tuning),
-        f"{speeds.prompt:.1f}",
-        f"{speeds.generate:.1f}",
-        f"{speeds.load_s:.1f} s",
-        format_size(speeds.memory),
-    )
 
 
 def print_summary(streams: Streams, result: TuningResult, model: str) -> None:
@@ -266,7 +249,7 @@ def print_summary(streams: Streams, result: TuningResult, model: str) -> None:
         "measured, relative to the defaults": [
             measurement(candidate) for candidate in result.tried if candidate.speeds
         ],
-        "not measured": [f"{text}: {reason}" for text, reason in {**unmeasured, **result.untried}.items()],
+        "not measured": [f"{text}: {reason}" for text, reason in unmeasured.items()],
         "changed": [
             f"{name}: {describe(after)} (before: {describe(before)})"
             for name, (before, after) in result.changes.items()
@@ -317,7 +300,6 @@ def print_uncertain(streams: Streams, tokens: Sequence[inspection.UncertainToken
 
 
 def quoted(text: str) -> str:
-    """The text of a token, in which white space is visible."""
     shown = text if len(text) <= MAX_TOKEN_TEXT else f"{text[:MAX_TOKEN_TEXT]}…"
     return json.dumps(shown, ensure_ascii=False)
 
@@ -328,7 +310,6 @@ def percentage(token: inspection.ScoredToken) -> str:
 
 
 def check_terminal(streams: Streams) -> CheckResult:
-    """Check what the terminal can display; warn if it cannot be redrawn or does not use UTF-8."""
     import locale
 
     if not streams.out_is_terminal:
@@ -350,7 +331,7 @@ def print_check_result(streams: Streams, result: CheckResult) -> None:
     text = format_check_result(result, columns(streams.out) - 1 if streams.out_is_terminal else None)
     if streams.can_style and environment("NO_COLOR") is None:
         details = strip_controls(text.removeprefix(result.status))
-        streams.answer_styled(f"\x1b[{STATUS_COLORS[result.status]}m{result.status}\x1b[0m{details}")
+        streams.answer(f"\x1b[{STATUS_COLORS[result.status]}m{result.status}\x1b[0m{details}", is_styled=True)
     else:
         streams.answer(text)
 
@@ -358,20 +339,16 @@ def print_check_result(streams: Streams, result: CheckResult) -> None:
 def format_check_result(result: CheckResult, width: int | None) -> str:
     """Format a result, wrapped between words to a width; without a width nothing is wrapped."""
     head = result.status.ljust(STATUS_WIDTH) + result.name.ljust(NAME_WIDTH)
-    lines = [result.detail, *([HINT_PREFIX + result.hint] if result.hint else [])]
+    texts = {"": result.detail, " " * len(HINT_PREFIX): HINT_PREFIX + result.hint if result.hint else ""}
+    lines = [text for text in texts.values() if text]
     room = (width or 0) - len(head)
     if room >= MIN_TEXT_WIDTH:
-        lines = [line for text in lines for line in wrap_check(text, room)]
+        wrap = partial(textwrap.wrap, width=room, break_long_words=False, break_on_hyphens=False)
+        lines = [line for indent, text in texts.items() for line in wrap(text, subsequent_indent=indent)]
     return head + f"\n{' ' * len(head)}".join(lines) + "\n"
 
 
-def wrap_check(text: str, width: int) -> list[str]:
-    indent = " " * len(HINT_PREFIX) if text.startswith(HINT_PREFIX) else ""
-    return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-
 def print_repositories(streams: Streams, rows: Iterable[Row]) -> None:
-    """Print repositories that a search found: on a line each, or on two where the terminal is too narrow."""
     from rich.cells import cell_len
 
     cells = [

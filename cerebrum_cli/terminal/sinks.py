@@ -1,18 +1,17 @@
-"""Send the events of a reply to sinks: plain text, Markdown, a key that ends reasoning."""
+"""Send the events of a reply to sinks: plain text, Markdown, and what is shown and done while it reasons."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
-from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.events import Event, PromptEvent, SequenceId, TokenEvent, answer_text
-from cerebrum_cli.terminal.escapes import ControlFilter, strip_controls
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.keyboard import ANSWER_KEY_NAME, Keyboard
-from cerebrum_cli.terminal.streams import Streams, columns
+from cerebrum_cli.terminal.streams import ControlFilter, Streams
 
 if TYPE_CHECKING:
     from cerebrum_cli.model.loaded_model import LoadedModel
@@ -26,106 +25,93 @@ class Sink(Protocol):
         """Consume one event."""
 
     def close(self) -> None:
-        """Finish after the last event, or after an error; most sinks have nothing to finish."""
-        return
+        """Finish after the last event, or after an error."""
 
 
-class TextSink:
-    def __init__(self, streams: Streams) -> None:
+class AnswerSink:
+    """The text of an answer; on a terminal without its control sequences, and rendered if it is to be `markdown`."""
+
+    def __init__(self, streams: Streams, markdown: bool) -> None:
         self._streams = streams
+        self._renders = markdown and streams.can_style
         self._filter = ControlFilter() if streams.out_is_terminal else None
+        self._stream: MarkdownStream | None = None
         self._last = ""  # last text written
 
     def emit(self, event: Event) -> None:
-        if text := answer_text(event):
-            text = self._filter.feed(text) if self._filter else text
+        text = answer_text(event)
+        if self._filter:
+            text = self._filter.feed(text)
+        if not text:
+            return
+        self._last = text
+        if self._renders:
+            self._render(text)
+        else:
             self._streams.answer(text)
-            self._last = text or self._last
 
     def close(self) -> None:
         if self._filter and (text := self._filter.flush()):
-            self._streams.answer(text)
-            self._last = text
-        if self._last and not self._last.endswith("\n"):
-            self._streams.answer("\n")
-
-
-class MarkdownSink:
-    def __init__(self, streams: Streams) -> None:
-        self._streams = streams
-        self._filter = ControlFilter()
-        self._stream: MarkdownStream | None = None
-
-    def emit(self, event: Event) -> None:
-        if text := answer_text(event):
-            if self._stream is None:
-                from rich.console import Console
-
-                from cerebrum_cli.terminal.markdown.elements import STYLES
-                from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
-
-                self._stream = MarkdownStream(Console(file=self._streams.out, theme=STYLES))
-            with self._streams.writing_answer():
-                self._stream.feed(self._filter.feed(text))
-
-    def close(self) -> None:
+            self.emit(TokenEvent(SequenceId(0), text))
         if self._stream:
             with self._streams.writing_answer():
-                self._stream.feed(self._filter.flush())
                 self._stream.close()
+        elif self._last and not self._last.endswith("\n"):
+            self._streams.answer("\n")
+
+    def _render(self, text: str) -> None:
+        if self._stream is None:
+            from rich.console import Console
+
+            from cerebrum_cli.terminal.markdown.renderer import STYLES, MarkdownStream
+
+            self._stream = MarkdownStream(Console(file=self._streams.out, theme=STYLES))
+        with self._streams.writing_answer():
+            self._stream.feed(text)
 
 
 @dataclass(slots=True)
-class AnswerKeySink:
-    """Lets a key end the reasoning of a reply while it streams."""
+class ReasoningSink:
+    """Lets a key end the reasoning of a reply; afterwards a line on the streams of a chat sums it up."""
 
     _keyboard: Keyboard
     _model: LoadedModel
-    _is_bound: bool = False
+    _streams: Streams | None = None
+    _started: float | None = None
+    _tokens: int = 0
 
     @property
     def hint(self) -> str:
-        return f"{ANSWER_KEY_NAME}: answer now" if self._keyboard.takes_key and self._model.can_answer_now else ""
+        return (
+            f"{ANSWER_KEY_NAME}: answer now" if self._keyboard.takes_key and self._model.answer_now.is_watched else ""
+        )
 
     def emit(self, event: Event) -> None:
         if not isinstance(event, TokenEvent) or not event.text:
             return
         if event.channel == "answer":
             self.close()
-        elif not self._is_bound and self.hint:
-            self._is_bound = True
-            self._keyboard.bind_key(self._model.answer_now)
+            return
+        if self._started is None:
+            self._started = time.monotonic()
+            if self.hint:
+                self._keyboard.bind_key(self._model.answer_now.request)
+        self._tokens += 1
 
     def close(self) -> None:
-        if self._is_bound:
-            self._is_bound = False
-            self._keyboard.unbind_key()
-
-
-def answer_sink(streams: Streams, markdown: bool) -> Sink:
-    """Choose the sink for an answer: Markdown if enabled and the terminal can be redrawn, else plain text."""
-    if markdown and streams.can_style:
-        return MarkdownSink(streams)
-    return TextSink(streams)
+        if self._started is None:
+            return
+        self._keyboard.unbind_key()
+        if self._streams:
+            seconds = time.monotonic() - self._started
+            self._streams.write_line("", f"reasoned for {seconds:.1f} s, {self._tokens} tokens; /think shows it")
+        self._started = None
 
 
 def show_answer(streams: Streams, text: str, markdown: bool) -> None:
-    sink = answer_sink(streams, markdown)
+    sink = AnswerSink(streams, markdown)
     sink.emit(TokenEvent(SequenceId(0), text))
     sink.close()
-
-
-def page_markdown(streams: Streams, text: str) -> None:
-    """Show a Markdown document: rendered, in the user's pager, at a terminal that can show it; else as it is."""
-    if not streams.can_style:
-        streams.answer(text)
-        return
-    from pydoc import pager
-
-    from cerebrum_cli.terminal.markdown.renderer import rendered
-
-    set_environment_default("LESS", "-FRX")  # less quits if all fits, shows colors and leaves the text on the screen
-    pager(rendered(strip_controls(text), columns(streams.out)))
 
 
 def render(

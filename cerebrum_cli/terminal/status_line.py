@@ -6,7 +6,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.events import (
@@ -21,8 +20,7 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.core.text import one_line
-from cerebrum_cli.terminal.escapes import strip_controls
-from cerebrum_cli.terminal.streams import Streams, columns
+from cerebrum_cli.terminal.streams import Streams, columns, strip_controls
 
 SHOW_AFTER_S = 1.0  # shorter waits show nothing
 LOG_EVERY_S = 60.0
@@ -33,38 +31,40 @@ HINT_GAP = "    "
 Segment = tuple[str, str]  # a text and its color, which may be empty
 
 
-@dataclass(slots=True)
 class Line:
     """A line on standard error that is redrawn while it shows, each time with what `render` returns for a width.
 
-    If it is not to be drawn, the text of `log`, if there is one, is printed once a minute instead.
+    If it does not draw, the text of `log`, if there is one, is printed once a minute instead.
     """
 
-    streams: Streams
-    render: Callable[[int], Iterable[Segment]]
-    draws: bool
-    delay: float = 0.0
-    log: Callable[[], str] | None = None
-    _last_log: float = field(default_factory=time.monotonic, init=False)
-    _thread: threading.Thread | None = field(default=None, init=False)
-    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
-    _drawn: str = field(default="", init=False)
+    def __init__(self, streams: Streams, draws: bool, delay: float = 0.0, log: Callable[[], str] | None = None) -> None:
+        self.streams = streams
+        self.draws = draws
+        self._delay = delay
+        self._log = log
+        self._last_log = time.monotonic()
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._drawn = ""
+
+    def render(self, width: int) -> Iterable[Segment]:
+        raise NotImplementedError
 
     def show(self, now: bool = False) -> None:
-        """Show the line, after its delay, until `erase` or `keep`; redraw it `now` if it shows."""
+        """Show the line, after its delay, until `close` or `keep`; redraw it `now` if it shows."""
         if self.draws and self._thread is None:
             self._stopped.clear()
             self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
             self._thread.start()
-        if now and self.draws and (self._drawn or not self.delay):
+        if now and self.draws and (self._drawn or not self._delay):
             self._draw()
-        elif self.log and not self.draws and time.monotonic() - self._last_log >= LOG_EVERY_S:
+        elif self._log and not self.draws and time.monotonic() - self._last_log >= LOG_EVERY_S:
             self._last_log = time.monotonic()
-            self.streams.report(self.log())
+            self.streams.report(self._log())
 
-    def erase(self) -> None:
-        """Erase the line; needed before anything else is written to the terminal."""
+    def close(self) -> None:
+        """Erase the line; needed before anything else is written to the terminal. It can be shown again."""
         if self._thread:
             self._stopped.set()
             self._thread.join()
@@ -74,14 +74,13 @@ class Line:
             self._drawn = ""
 
     def keep(self) -> None:
-        """Draw the line a last time, and leave it on the screen."""
-        self.erase()
+        self.close()
         self._draw()
         self.streams.draw("\n")
         self._drawn = ""
 
     def _run(self) -> None:
-        pause = self.delay
+        pause = self._delay
         while not self._stopped.wait(pause):
             self._draw()
             pause = 1 / DRAWS_PER_S
@@ -103,8 +102,7 @@ class Line:
                 self._drawn = drawn
 
 
-@dataclass
-class StatusLine:
+class StatusLine(Line):
     """Notices of a reply, and the stage that it waits for, shown if it takes longer than a second.
 
     `hint` is shown beside reasoning where there is room. `counts_answer`: the answer is printed at the end, and its
@@ -112,25 +110,29 @@ class StatusLine:
     `is_hidden` only prints notices.
     """
 
-    streams: Streams
-    model: str
-    hint: Callable[[], str] = str
-    counts_answer: bool = False
-    vote: tuple[int, int] | None = None
-    is_hidden: bool = False
-    _tokens: Counter[str] = field(default_factory=Counter)
-    _text: str = ""
-    _has_hint: bool = False
-
-    def __post_init__(self) -> None:
-        self._line = Line(self.streams, self._render, self.streams.can_redraw and not self.is_hidden, SHOW_AFTER_S)
-        self._tally = TallyEvent((), 0, *self.vote) if self.vote else None
+    def __init__(
+        self,
+        streams: Streams,
+        model: str,
+        hint: Callable[[], str] = str,
+        counts_answer: bool = False,
+        vote: tuple[int, int] | None = None,
+        is_hidden: bool = False,
+    ) -> None:
+        super().__init__(streams, streams.can_redraw and not is_hidden, SHOW_AFTER_S)
+        self._model = model
+        self._hint = hint
+        self._counts_answer = counts_answer
+        self._tally = TallyEvent((), 0, *vote) if vote else None
+        self._tokens = Counter[str]()
+        self._text = ""
+        self._has_hint = False
 
     def emit(self, event: Event) -> None:
         if isinstance(event, NoticeEvent):
             self.close()
             self.streams.report(event)
-        elif self._line.draws and not isinstance(event, ServersEvent):
+        elif self.draws and not isinstance(event, ServersEvent):
             if isinstance(event, TokenEvent):
                 self._tokens[event.channel] += max(1, len(event.tokens))
             text = self._vote_text(event)
@@ -140,10 +142,7 @@ class StatusLine:
                 self.close()
             else:
                 self._text = text
-                self._line.show(now=not isinstance(event, TokenEvent))
-
-    def close(self) -> None:
-        self._line.erase()
+                self.show(now=not isinstance(event, TokenEvent))
 
     def _vote_text(self, event: Event) -> str | None:
         """The tally of a running vote: "4/5 x5 · 0.9 x1 (6 of 3-16 samples, 81 tokens)"."""
@@ -161,19 +160,19 @@ class StatusLine:
     def _reply_text(self, event: Event) -> str | None:
         match event:
             case LoadEvent(fraction):
-                return f"loading {self.model} {fraction:.0%}"
+                return f"loading {self._model} {fraction:.0%}"
             case StageEvent(stage):
                 return stage
             case PromptEvent(_, evaluated, total) if evaluated < total:
                 return f"prompt: {evaluated} of {total} tokens"
             case TokenEvent(channel="thinking"):
                 return f"reasoning: {self._tokens['thinking']} tokens"
-            case TokenEvent() if self.counts_answer:
+            case TokenEvent() if self._counts_answer:
                 return f"answer: {self._tokens['answer']} tokens"
         return None
 
-    def _render(self, width: int) -> Iterator[Segment]:
+    def render(self, width: int) -> Iterator[Segment]:
         yield self._text, ""
-        hint = self.hint() if self._has_hint else ""
+        hint = self._hint() if self._has_hint else ""
         if hint and len(self._text + HINT_GAP + hint) <= width:
             yield HINT_GAP + hint, ""

@@ -1,10 +1,11 @@
-"""Standard streams: output for the answer, error for messages, input for piped text."""
+"""Standard streams: output for the answer, error for messages, input for piped text; no text controls a terminal."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import stat
 import sys
 import termios
@@ -15,12 +16,47 @@ from io import StringIO, TextIOWrapper
 from typing import Any, BinaryIO, TextIO
 
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import CerebrumError, EngineError, OutputError
+from cerebrum_cli.core.errors import CerebrumError, EngineError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.terminal.escapes import strip_controls
 
 STDIN_NOTICE_S = 2.0  # a pipe still open after this may never close
 DUMB_TERMINALS = ("dumb", "unknown")  # values of TERM for terminals without control sequences
+
+# Complete sequences first (CSI; OSC, DCS, SOS, PM and APC to their terminator), two-byte escapes, single controls, and
+# bidirectional overrides, embeddings and isolates, with which text can be shown in another order than it is stored.
+_SEQUENCE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[ -/]*[0-Z\\^-~]"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+)
+_UNFINISHED = re.compile(
+    r"(?:(?:\x1b\[|\x9b)[0-?]*[ -/]*|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*\x1b?|\x1b[ -/]*)\Z"
+)
+MAX_HELD = 4096  # characters held back for an incomplete sequence; a longer one is shown as text without its controls
+
+
+def strip_controls(text: str) -> str:
+    """Remove escape sequences, control characters other than tab and newline, and bidirectional controls."""
+    return _SEQUENCE.sub("", text)
+
+
+class ControlFilter:
+    def __init__(self) -> None:
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        text = self._held + text
+        self._held = ""
+        unfinished = _UNFINISHED.search(text)
+        if unfinished and len(unfinished[0]) <= MAX_HELD:
+            self._held = unfinished[0]
+            text = text[: unfinished.start()]
+        return strip_controls(text)
+
+    def flush(self) -> str:
+        text, self._held = self._held, ""
+        return strip_controls(text)
 
 
 @dataclass(slots=True)
@@ -32,7 +68,8 @@ class PipedInput:
     has_data: bool = False
 
     def read(self, size: int = -1) -> bytes:
-        timer = threading.Timer(STDIN_NOTICE_S, self._notify)
+        notice = "note: reading standard input; if there is none, redirect it: < /dev/null\n"
+        timer = threading.Timer(STDIN_NOTICE_S, self.err.write, [notice])
         timer.daemon = True
         if self.err.isatty() and not self.has_data:
             timer.start()
@@ -42,10 +79,6 @@ class PipedInput:
             timer.cancel()
         self.has_data = bool(data)
         return data
-
-    def _notify(self) -> None:
-        self.err.write("note: reading standard input; if there is none, redirect it: < /dev/null\n")
-        self.err.flush()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +95,23 @@ class Streams:
 
     @property
     def can_redraw(self) -> bool:
-        """Whether progress can be redrawn on standard error: a terminal with control sequences and no screen reader."""
         return self.err_is_terminal and not is_plain_terminal() and not self.is_quiet
 
     @property
     def can_style(self) -> bool:
-        """Whether standard output is a terminal that shows colors and Markdown, and has no screen reader."""
         return self.out_is_terminal and not is_plain_terminal()
 
     @property
     def on_stderr(self) -> Streams:
         return replace(self, out=self.err, out_is_terminal=self.err_is_terminal)
 
-    def answer(self, text: str) -> None:
-        """Write a chunk of the answer and flush; control sequences are stripped on a terminal.
+    def answer(self, text: str, is_styled: bool = False) -> None:
+        """Write a chunk of the answer and flush; on a terminal without control sequences, unless they are our own.
 
-        Raises BrokenPipeError if the reader has closed the pipe, OutputError on other failures.
+        Raises BrokenPipeError if the reader has closed the pipe, CerebrumError on other failures.
         """
-        self.answer_styled(strip_controls(text) if self.out_is_terminal else text)
-
-    def answer_styled(self, text: str) -> None:
-        """Write a chunk of the answer with control sequences of our own."""
         with self.writing_answer():
-            self.out.write(text)
+            self.out.write(strip_controls(text) if self.out_is_terminal and not is_styled else text)
             self.out.flush()
 
     @contextlib.contextmanager
@@ -96,10 +123,10 @@ class Streams:
             discard(self.out)
             if isinstance(error, BrokenPipeError):
                 raise
-            raise OutputError(f"standard output: {error.strerror}", "free disk space, or write elsewhere") from error
+            raise CerebrumError(f"standard output: {error.strerror}", "free disk space, or write elsewhere") from error
 
     def draw(self, text: str) -> None:
-        """Write to standard error unfiltered, with control sequences of our own."""
+        """Write to standard error, with control sequences of our own; a failure is ignored."""
         try:
             self.err.write(text)
             self.err.flush()
@@ -143,7 +170,6 @@ class Streams:
         return reply
 
     def info(self, text: str) -> None:
-        """Write a line to standard error. A failure is ignored, so that the answer can still be written."""
         self.draw((strip_controls(text) if self.err_is_terminal else text) + "\n")
 
     def report(self, message: str | NoticeEvent | None) -> None:
@@ -157,8 +183,7 @@ class Streams:
 
     def write_line(self, head: str, text: str) -> None:
         """Write a line to standard error; a terminal's is wrapped at words and indented below `head`."""
-        width = columns(self.err) - 1
-        if self.err_is_terminal and width > 2 * len(head):
+        if self.err_is_terminal and (width := columns(self.err) - 1) > 2 * len(head):
             from textwrap import wrap
 
             text = f"\n{' ' * len(head)}".join(
@@ -185,16 +210,12 @@ def standard_streams() -> Streams:
     for stream in (out, err):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
-    return Streams(
-        out=out,
-        err=err,
-        piped=PipedInput(sys.stdin.buffer, err)
-        if sys.stdin is not None and has_piped_input(sys.stdin.fileno())
-        else None,
-        out_is_terminal=out.isatty(),
-        err_is_terminal=err.isatty(),
-        in_is_terminal=sys.stdin is not None and sys.stdin.isatty(),
-    )
+    piped = None
+    if sys.stdin is not None:  # closed by the parent process
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode):  # not a terminal or /dev/null
+            piped = PipedInput(sys.stdin.buffer, err)
+    return Streams(out, err, piped, out.isatty(), err.isatty(), sys.stdin is not None and sys.stdin.isatty())
 
 
 def discard(stream: TextIO) -> None:
@@ -213,27 +234,15 @@ def discard_closed(streams: Streams) -> None:
 
 
 def columns(stream: TextIO) -> int:
-    """Width of the terminal of a stream, which may differ from standard output's."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except OSError:
         return 80
 
 
-def has_piped_input(descriptor: int) -> bool:
-    """Whether input may be piped in: from a pipe, a file or a socket, not a terminal or /dev/null."""
-    try:
-        mode = os.fstat(descriptor).st_mode
-    except OSError:
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
-
-
 def is_plain_terminal() -> bool:
-    """Whether redrawing is unwanted: TERM is dumb or unknown, or ACCESSIBLE is set for a screen reader."""
     return is_dumb_terminal() or environment("ACCESSIBLE") is not None
 
 
 def is_dumb_terminal() -> bool:
-    """Whether the terminal takes no control sequences: TERM is dumb or unknown."""
     return environment("TERM") in DUMB_TERMINALS

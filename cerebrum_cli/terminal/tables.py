@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,10 +10,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.settings import DEFAULT
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_size, one_line
-from cerebrum_cli.terminal.escapes import strip_controls
-from cerebrum_cli.terminal.streams import Streams, columns
+from cerebrum_cli.terminal.streams import Streams, columns, strip_controls
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.events import FinishEvent, TallyEvent
@@ -33,12 +32,6 @@ WEIGHTS = {True: "weights repacked where possible", False: "weights as in the fi
 _ONE_LINE = str.maketrans("\t\n", "  ")
 
 
-def shorten_home(path: str) -> str:
-    with contextlib.suppress(ValueError, RuntimeError):
-        return f"~/{Path(path).relative_to(Path.home())}"
-    return path
-
-
 Row = Mapping[str, Any]
 Column = str | Callable[[Row], Any]  # the key of a row, or what is shown of the row
 PrintTable = Callable[[Streams, Iterable[Row]], None]
@@ -47,7 +40,6 @@ PrintTable = Callable[[Streams, Iterable[Row]], None]
 def print_columns(
     columns: Mapping[str, Column], streams: Streams, rows: Iterable[Row], shorten: str = "", drop: Sequence[str] = ()
 ) -> None:
-    """Print rows as a table with these columns; see `table_lines`."""
     cells = [[row[column] if isinstance(column, str) else column(row) for column in columns.values()] for row in rows]
     print_table(streams, tuple(columns), cells, shorten, drop)
 
@@ -58,14 +50,16 @@ def is_url(reference: str) -> bool:
 
 
 def _location(row: Row) -> str:
-    place = f"hf.co/{row['repo_id']}" if row["repo_id"] else shorten_home(row["path"])
+    home, path = f"{environment('HOME') or '~'}/", row["path"]
+    place = f"~/{path.removeprefix(home)}" if path.startswith(home) else path
+    if row["repo_id"]:
+        place = f"hf.co/{row['repo_id']}"
     if is_url(row["reference"]):
         return f"{place}, commit {row['revision'][:7]}"
     return f"{place}, merged from {' and '.join(row['merged_from'])}" if row["merged_from"] else place
 
 
 def model_name(row: Row) -> str | None:
-    """The model of a row: of a path, the file's name."""
     reference = row["model"]
     return Path(reference).name if reference and Path(reference).is_absolute() else reference
 
@@ -75,7 +69,6 @@ def excerpt(text: str) -> str:
 
 
 def updated(row: Row) -> str:
-    """Date and time of the last change, to the minute."""
     return str(row["updated"])[:16].replace("T", " ")
 
 
@@ -147,7 +140,7 @@ def print_matches(streams: Streams, matches: Iterable[Row]) -> None:
     for match in matches:
         pieces = [strip_controls(piece) for piece in re.split(f"[{MATCH_BEGIN}{MATCH_END}]", match["excerpt"])]
         pieces[1::2] = [f"{on}{word}{off}" for word in pieces[1::2]]
-        streams.answer_styled(f"{strip_controls(match['session'])}  {match['role']}: {''.join(pieces)}\n")
+        streams.answer(f"{strip_controls(match['session'])}  {match['role']}: {''.join(pieces)}\n", is_styled=True)
 
 
 def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
@@ -187,7 +180,6 @@ def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
 
 
 def _by_mode(description: Mapping[str, Any]) -> dict[str, Any]:
-    """A description with a field for the sampling of each mode, or one for both."""
     fields: dict[str, Any] = {}
     for key, value in description.items():
         if key != "sampling":
@@ -219,24 +211,20 @@ def print_table(
     shorten: str = "",
     drop: Sequence[str] = (),
 ) -> None:
-    """Print a table on standard output, as wide as the terminal allows; see `table_lines`."""
     print_lines(streams, table_lines(headings, rows, table_width(streams), shorten, drop))
 
 
 def table_width(streams: Streams) -> int:
-    """Columns that a table on standard output may have."""
     from rich.console import Console
 
     return Console(file=streams.out).width if streams.out_is_terminal else PIPE_WIDTH
 
 
 def print_lines(streams: Streams, lines: Iterable[str], heads: int = 1) -> None:
-    """Print the lines of a table on standard output; the first ones are its head."""
-    text = (
-        f"\x1b[1m{line}\x1b[0m\n" if streams.can_style and number < heads else f"{line}\n"
-        for number, line in enumerate(lines)
-    )
-    streams.answer_styled("".join(text))
+    for number, line in enumerate(lines):
+        streams.answer(
+            f"\x1b[1m{line}\x1b[0m\n" if streams.can_style and number < heads else f"{line}\n", is_styled=True
+        )
 
 
 def table_lines(
@@ -250,12 +238,10 @@ def table_lines(
 
     Columns are left out in the order of `drop`, and after these from the last on.
     """
-    from rich.cells import cell_len
+    from rich.cells import cell_len, set_cell_size
 
-    table = {
-        heading: [heading, *(_cell(row[index]).translate(_ONE_LINE) for row in rows)]
-        for index, heading in enumerate(headings)
-    }
+    columns = zip(headings, *([_cell(value).translate(_ONE_LINE) for value in row] for row in rows), strict=True)
+    table = dict(zip(headings, columns, strict=True))
     order = [*drop, *(heading for heading in reversed(headings) if heading not in (*drop, shorten))]
     widths = {heading: max(map(cell_len, cells)) for heading, cells in table.items()}
     excess = sum(widths.values()) + 2 * (len(widths) - 1) - width
@@ -263,15 +249,14 @@ def table_lines(
         excess -= widths.pop(order.pop(0)) + 2
     if shorten in widths and excess > 0:
         widths[shorten] = max(MIN_SHORTENED if len(widths) > MIN_COLUMNS else 1, widths[shorten] - excess)
-    padded = [[_fit(cell, width) for cell in table[heading]] for heading, width in widths.items()]
+    padded = [
+        [
+            set_cell_size(cell, width) if cell_len(cell) <= width else set_cell_size(cell, width - 1) + "…"
+            for cell in table[heading]
+        ]
+        for heading, width in widths.items()
+    ]
     return ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
-
-
-def _fit(cell: str, width: int) -> str:
-    from rich.cells import cell_len, set_cell_size
-
-    missing = width - cell_len(cell)
-    return cell + " " * missing if missing >= 0 else set_cell_size(cell, width - 1) + "…"
 
 
 def wrapped(streams: Streams, text: str, indent: int = 0) -> str:
@@ -279,8 +264,7 @@ def wrapped(streams: Streams, text: str, indent: int = 0) -> str:
     if not streams.out_is_terminal:
         return text
     width = max(MIN_NOTE_WIDTH, columns(streams.out) - indent)
-    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
-    return ("\n" + " " * indent).join(lines)
+    return ("\n" + " " * indent).join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
 
 
 def _cell(value: Any) -> str:
@@ -299,7 +283,6 @@ def field_lines(fields: Mapping[str, str]) -> str:
 
 
 def settings_lines(values: Mapping[str, Any], origins: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Settings with their values, and with their origins where these are given."""
     texts = {key: _setting_text(value) for key, value in values.items()}
     width = max((len(text) for key, text in texts.items() if key in origins), default=0)
     return field_lines(

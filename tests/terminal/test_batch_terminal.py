@@ -6,24 +6,18 @@ import json
 import re
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_files import complete_lines, without_position
-from command_line import COMMAND
-from nano.measure import MODEL_FILE
-from nano.questions import held_out
 from person import OpenTerminal, Person
-from rich.cells import cell_len
 from scripted_command import SCRIPTED
 from waiting import wait_until
 
 from cerebrum_cli.core.events import PromptEvent, SequenceId, TokenEvent
-from cerebrum_cli.core.row_events import RowCounts, RowEvent
+from cerebrum_cli.core.row_events import EvalProgress, RowCounts, RowEvent
 from cerebrum_cli.terminal.progress import BatchProgress, seconds_left
 from cerebrum_cli.terminal.streams import Streams
 
@@ -57,7 +51,6 @@ def rows(home: Path, count: int = 40) -> tuple[str, ...]:
 
 
 REPLY = {"seeds": ["a reply of some length"]}
-QUICK = {**REPLY, "pause": 0.0004}
 INSTANT = {**REPLY, "pause": 0.0}
 
 
@@ -79,15 +72,6 @@ def test_batch_bar_shows_progress_and_is_erased(start: OpenTerminal, tmp_path: P
     assert not person.screen.cursor_hidden
 
 
-def test_batch_bar_truncates_no_number_in_a_narrow_window(start: OpenTerminal, tmp_path: Path) -> None:
-    person = start(QUICK, *rows(tmp_path), size=(30, 8))
-    person.wait_for("/40 1 failed 0:0")
-    assert len(person.screen.lines) == 1
-    assert person.end() == 6
-    assert "…" not in person.output
-    assert " ".join(person.screen.lines).startswith("40 of 40 done, 1 failed, 858")
-
-
 def test_batch_answers_streamed_to_a_terminal_have_no_bar(start: OpenTerminal, tmp_path: Path) -> None:
     arguments = [argument if argument != "out" else "-" for argument in rows(tmp_path, 12)]
     person = start(INSTANT, *arguments)
@@ -97,14 +81,6 @@ def test_batch_answers_streamed_to_a_terminal_have_no_bar(start: OpenTerminal, t
     *answers, last, _ = output.splitlines()
     assert [json.loads(line)["id"] for line in answers] == list(range(1, 13))
     assert last.startswith("12 of 12 done, 1 failed, ")
-
-
-def test_batch_on_a_dumb_terminal_prints_one_line(start: OpenTerminal, tmp_path: Path) -> None:
-    person = start({**INSTANT, "load": 0.1}, *rows(tmp_path, 9), TERM="dumb")
-    assert person.end() == 6
-    assert "\x1b" not in person.output
-    assert "\r" not in person.output.replace("\r\n", "")
-    assert len(person.screen.lines) == 2
 
 
 def test_batch_ctrl_c_erases_the_bar_and_prints_how_to_resume(start: OpenTerminal, tmp_path: Path) -> None:
@@ -121,15 +97,6 @@ def test_batch_ctrl_c_erases_the_bar_and_prints_how_to_resume(start: OpenTermina
     assert 0 < len(partial) < 40
     assert not person.screen.cursor_hidden
     assert not any("━" in line for line in person.screen.lines)
-
-
-def test_batch_ctrl_c_during_loading_leaves_no_files(start: OpenTerminal, tmp_path: Path) -> None:
-    person = start({**REPLY, "load": 20}, *rows(tmp_path))
-    person.wait_for("loading chatml 50%")
-    person.type("\x03")
-    assert person.end() == 130
-    assert " hint: 0 of 40 rows done; run it again to resume" in person.screen.lines
-    assert not list(tmp_path.glob("out*"))
 
 
 # A vote.
@@ -162,24 +129,6 @@ def test_vote_shows_its_tally_and_then_the_winning_sample(start: OpenTerminal) -
     assert person.screen.lines == ["The answer is 日本語の答え.", "日本語の答え: 3 of 4 votes (75%); runner-up 5: 1"]
 
 
-def test_vote_tally_fits_one_line_of_a_narrow_window(start: OpenTerminal) -> None:
-    script = {"seeds": SAMPLES, "pause": 0.001}
-    person = start(script, "ask", "q", "--votes", "5", "--seed", "0", size=(20, 8))
-    person.wait_for("日本語の答え x2")
-    assert len(person.screen.lines) == 1
-    drawn = re.findall(r"\r\x1b\[K([^\r\n\x1b]+)", person.output)
-    assert drawn
-    assert max(map(cell_len, drawn)) < 20 - len("^C")
-    assert person.end() == 0
-
-
-def test_vote_draws_nothing_for_a_screen_reader(start: OpenTerminal) -> None:
-    arguments = ("ask", "q", "--votes", "3", "--final", "--seed", "0")
-    person = start({"seeds": SAMPLES, "load": 0.1, "pause": 0.0}, *arguments, ACCESSIBLE="1")
-    assert person.end() == 0
-    assert person.output == "日本語の答え\r\n日本語の答え: 2 of 2 votes (100%)\r\n"
-
-
 def test_vote_ctrl_c_shows_the_leading_answer(start: OpenTerminal) -> None:
     script = {"seeds": [SAMPLES[0], *["y" * 2000] * 4], "pause": 0.0025}
     person = start(script, "ask", "q", "--votes", "5", "--seed", "0")
@@ -202,55 +151,24 @@ def test_ask_ctrl_c_names_the_command_that_continues(start: OpenTerminal) -> Non
     assert person.screen.lines[-1] == "interrupted; the answer so far is saved; cerebrum ask -c continues it"
 
 
-# An evaluation.
-
-QUESTIONS, PER_QUESTION = 40, 8
-TOTAL = QUESTIONS * PER_QUESTION
-
-ACCURACY, INTERVAL, BAR, LEFT = r"accuracy \d\.\d{3}", r"\(\d\.\d{3} to \d\.\d{3}\)", "[━╸╺]{8,}", r"\d+:\d\d left"
+EVAL = EvalProgress(24, 320, 3, 40, 0.5, (0.2, 0.8), 0.0, 0.25, 0)
 
 
-@pytest.fixture
-def start_eval(open_terminal: OpenTerminal, tmp_path: Path) -> Callable[[int], Person]:
-    """A function that evaluates nano on its held-out sums in a terminal with a number of columns."""
-    rows = [{"question": turns[0], "answer": answer} for turns, answer in held_out()[:QUESTIONS]]
-    (tmp_path / "sums.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    options = ("-m", MODEL_FILE, "--format", "cerebrum", "--samples", str(PER_QUESTION), "-o", "run.jsonl")
-    return lambda columns: open_terminal(COMMAND, "eval", "sums.jsonl", *options, size=(columns, 24))
-
-
-@pytest.mark.parametrize(("columns", "shown"), [(120, f"({BAR} )?{ACCURACY} {INTERVAL}, .*{LEFT}"), (24, LEFT)])
-def test_eval_line_drops_the_least_important(start_eval: Callable[[int], Person], columns: int, shown: str) -> None:
-    person = start_eval(columns)
-    person.wait_for(" left" if columns == 24 else "accuracy 0.")
-    [line] = person.screen.lines
-    assert re.fullmatch(rf" *\d+/{QUESTIONS} {shown}", line), line
-    assert len(line) <= columns - len("^C")
-
-
-def test_eval_ctrl_c_keeps_samples_and_resumes(start_eval: Callable[[int], Person], tmp_path: Path) -> None:
-    columns = 44
-    person = start_eval(columns)
-    person.wait_for(f"/{QUESTIONS} ")
-    person.wait_for("accuracy 0.")
-    [line] = person.screen.lines
-    assert re.fullmatch(rf" *\d+/{QUESTIONS} ({BAR} )?{ACCURACY} {LEFT}", line), line
-    person.type("\x03")
-    assert person.end() == 130
-    saved = complete_lines(tmp_path / "run.jsonl.partial")
-    assert 0 < len(saved) < TOTAL
-    taken = Counter(json.loads(line)["id"] for line in saved)
-    finished = list(taken.values()).count(PER_QUESTION)
-    text = "".join("".join(person.screen.lines).split())  # where lines wrap depends on the window
-    assert f"{finished}of{QUESTIONS}questionsdone,accuracy0." in text
-    assert text.endswith(f"error:interruptedhint:{len(saved)}of{TOTAL}samplesdone;runitagaintoresume")
-    assert "━" not in text
-    assert not person.screen.cursor_hidden
-    person = start_eval(columns)
-    person.wait_for(" left")
-    assert re.findall(rf"(\d+)/{QUESTIONS}", person.output)[0] == str(finished)
-    assert person.end() == 0
-    assert set(map(without_position, saved)) <= set(complete_lines(tmp_path / "run.jsonl"))
-    assert re.search(r"\naccuracy +0\.\d{3}  0\.\d{3} to 0\.\d{3}\nmaj@2 ", "\n".join(person.screen.lines))
-    assert person.screen.lines[-1] == "run run: run.jsonl"
-    assert max(map(len, person.screen.lines)) <= columns
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (120, r" 3/40 ━+ accuracy 0\.500 \(0\.200 to 0\.800\), 25% truncated 0:00 left"),
+        (63, r" 3/40 accuracy 0\.500 \(0\.200 to 0\.800\), 25% truncated 0:00 left"),
+        (52, r" 3/40 accuracy 0\.500 \(0\.200 to 0\.800\) 0:00 left"),
+        (34, r" 3/40 accuracy 0\.500 0:00 left"),
+        (24, r" 3/40 accuracy 0\.500 "),
+        (16, r" 3/40 0:00 left"),
+    ],
+)
+def test_eval_line_drops_the_least_important(columns: int, line: str) -> None:
+    progress = BatchProgress(Streams(StringIO(), StringIO(), None, False, False, False), draws=False)
+    for event in (replace(EVAL, done=0), EVAL):
+        progress.emit(event)
+    drawn = "".join(text for text, _ in progress.render(columns))
+    assert re.fullmatch(line, drawn)
+    assert len(drawn) <= columns

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from random import Random
-from typing import cast
 
 import pytest
 from quantized import Q4_0, Q8_0, quantize
 from tiny_models import Shape, write_chatml
 
 from cerebrum_cli.cli.app import process_bench
-from cerebrum_cli.core.errors import OutputError, UsageError
+from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.row_events import EvalProgress
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.bench import Bench, BenchError, Closeness
-from cerebrum_cli.engine.model_options import LoadOptions
-from cerebrum_cli.eval.estimates import estimate, majorities, mean, vote_sizes
+from cerebrum_cli.eval.estimates import estimate, majorities, mean
 from cerebrum_cli.eval.questions import SKIPPED, Sample
 from cerebrum_cli.eval.report import Report, RunningScore, report_object, summarize, votes_of
 from cerebrum_cli.eval.stored_runs import measure_divergence
@@ -49,14 +43,6 @@ def votes() -> Report:
 
 
 # The report.
-
-
-def test_report_averages_the_samples_of_a_question_first() -> None:
-    run = [sample(1, number, "7") for number in range(4)] + [sample(2, number, "8") for number in range(4)]
-    found = report_of(*run, *(sample(3, number, "7" if number else "8") for number in range(4)), samples=4)
-    assert (found.n, found.complete, found.samples) == (3, 3, 4)
-    assert found.accuracy.value == mean([1.0, 0.0, 0.75])
-    assert found.accuracy.interval == estimate([1.0, 0.0, 0.75]).interval
 
 
 def test_report_has_votes_and_pass_at_of_every_size(votes: Report) -> None:
@@ -93,40 +79,6 @@ def test_report_tells_wrong_unanswered_and_cut_off_apart() -> None:
     assert (found.accuracy.value, found.no_answer, found.cut_off) == (3 / 8, 1 / 8, 2 / 8)
 
 
-def test_report_of_choices_has_the_accuracy_of_guessing() -> None:
-    four, two = (replace(sample(id, 0, "A"), choices=choices) for id, choices in ((1, tuple("abcd")), (2, tuple("ab"))))
-    assert report_of(four, two).chance == mean([0.25, 0.5])
-    assert report_of(sample(1, 0, "7")).chance is None
-
-
-def test_report_widens_for_clusters() -> None:
-    run = [sample(id, 0, "7" if id < 50 else "8") for id in range(100)]
-    texts = [replace(each, cluster=f"text {each.id // 10}") for each in run if isinstance(each.id, int)]
-    plain, clustered = report_of(*run), report_of(*texts)
-    assert clustered.accuracy.value == plain.accuracy.value
-    assert clustered.accuracy.interval.low < plain.accuracy.interval.low - 0.1
-    assert clustered.maj[1] == clustered.pass_at[1] == clustered.accuracy
-
-
-def test_report_object_has_the_documented_keys(votes: Report) -> None:
-    shown = json.loads(json.dumps(report_object(votes), allow_nan=False))
-    assert " ".join(shown) == (
-        "task model n samples accuracy interval maj pass_at no_answer cut_off tokens_per_answer seconds_per_question"
-    )
-    assert (shown["task"], shown["model"], shown["n"], shown["samples"]) == ("sums", "starter", 20, 4)
-    assert list(shown["maj"]) == list(shown["pass_at"]) == ["1", "2", "3", "4"]
-    assert shown["maj"]["4"] == {"value": votes.maj[4].value, "interval": list(votes.maj[4].interval)}
-    assert list(report_object(replace(votes, chance=0.25)))[-1] == "chance"
-    one = json.loads(json.dumps(report_object(report_of(sample(1, 0, "7"))), allow_nan=False))
-    assert one["interval"] == [pytest.approx(0.2065, abs=1e-4), 1.0]
-
-
-def test_report_shows_powers_of_two_of_many_votes() -> None:
-    assert [vote_sizes(samples) for samples in (0, 1, 2, 5)] == [[], [1], [1, 2], [1, 2, 3, 4, 5]]
-    assert vote_sizes(8) == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert vote_sizes(20) == [1, 2, 4, 8, 16, 20]
-
-
 # The score of a run in progress.
 
 
@@ -151,20 +103,6 @@ def test_score_shares_excludes_skipped_samples() -> None:
     assert score.event.no_answer == 1 / 4
 
 
-def test_score_in_progress_is_that_of_all_its_questions() -> None:
-    random, score = Random(3), RunningScore(questions=200, samples=4)
-    scores, clusters = [], []
-    for id in range(200):
-        marks, cluster = [random.random() < 0.9 for _ in range(4)], random.choice([None, "a", "b", "c"])
-        for number, is_correct in enumerate(marks):
-            score.add(replace(sample(id, number, "7" if is_correct else "8"), cluster=cluster))
-        scores.append(mean(marks))
-        clusters.append(cluster or f"question {id}")
-        assert score.event.interval == pytest.approx(estimate(scores, clusters).interval)
-        assert score.questions == id + 1
-        assert score.event.accuracy == pytest.approx(mean(scores))
-
-
 # The picture.
 
 
@@ -184,7 +122,7 @@ def test_plot_refuses_what_it_cannot_draw(votes: Report, tmp_path: Path) -> None
     assert ".png or .svg" in error.value.hint
     with pytest.raises(UsageError, match="no votes to plot") as error:
         plot_report(replace(votes, maj={}), tmp_path / "plot.png")
-    with pytest.raises(OutputError, match="No such file"):
+    with pytest.raises(CerebrumError, match="No such file"):
         plot_report(votes, tmp_path / "missing" / "plot.png")
 
 
@@ -203,77 +141,14 @@ def test_plot_without_matplotlib_names_the_extra(
 # Two quantizations.
 
 
-@dataclass
-class Memory:
-    """A memory that holds one model, and the benches that use it."""
-
-    loaded: list[str] = field(default_factory=list)
-    closed: list[str] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-
-    def bench(self, options: LoadOptions, paths: tuple[Path, ...]) -> Bench:
-        assert paths == (options.file.path,)
-        return cast("Bench", OneBench(self, options.file.path.stem))
-
-
-@dataclass
-class OneBench:
-    """A bench that finds the first model in the way of the second until it is released."""
-
-    memory: Memory
-    name: str
-
-    def write_logits(self, tokens: int) -> Path:
-        self._load(tokens)
-        return Path(self.name)
-
-    def compare_logits(self, logits: Path, tokens: int) -> Closeness:
-        self._load(tokens)
-        assert logits == Path("first")
-        return Closeness(0.9, 0.01)
-
-    def release(self) -> None:
-        self.memory.loaded.remove(self.name)
-
-    def close(self) -> None:
-        self.memory.closed.append(self.name)
-
-    def _load(self, tokens: int) -> None:
-        if self.memory.loaded and self.memory.loaded != [self.name]:
-            raise BenchError("needs 9.0 GB; 1.0 GB is free")
-        self.memory.loaded = [self.name]
-        self.memory.tokens.append(tokens)
-
-
-@pytest.fixture(scope="module")
-def chatml_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[InstalledModel, InstalledModel]]:
-    """Two models of one shape, trained on 200 tokens."""
-    directory = tmp_path_factory.mktemp("chatml")
-    first, second = (
-        InstalledModel(name, (write_chatml(directory / f"{name}.gguf", seed=seed, context_length=200),))
-        for seed, name in enumerate(("first", "second"), 1)
-    )
-    yield first, second
-
-
-def test_divergence_loads_one_model_where_memory_holds_one(
-    chatml_models: tuple[InstalledModel, InstalledModel],
-) -> None:
-    memory = Memory()
-    assert measure_divergence(*chatml_models, Settings(), memory.bench) == Closeness(0.9, 0.01)
-    assert memory.tokens == [200, 200]  # no more than the trained context
-    assert memory.loaded == ["second"]
-    assert sorted(memory.closed) == ["first", "second"]
-
-
 def test_divergence_refuses_other_vocabularies_and_layers(
-    chatml_models: tuple[InstalledModel, InstalledModel], mistral_model: Path, tmp_path: Path
+    chatml_model: Path, mistral_model: Path, tmp_path: Path
 ) -> None:
-    first, _ = chatml_models
+    first = InstalledModel("first", (chatml_model,))
     deeper = write_chatml(tmp_path / "deeper.gguf", shape=replace(Shape(), layers=3))
     for path in (mistral_model, deeper):
         with pytest.raises(UsageError, match="are not quantizations of the same model"):
-            measure_divergence(first, InstalledModel("other", (path,)), Settings(), Memory().bench)
+            measure_divergence(first, InstalledModel("other", (path,)), Settings(), process_bench)
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def test_ask_without_a_model_lists_some_and_can_be_declined(open_terminal: OpenT
     assert any(line.startswith(" hint: cerebrum pull  (choose") for line in window.screen.lines)
 
 
-@pytest.mark.parametrize("command", [("ask", "-n", "4", "Why?"), ("chat",), ("pull",)], ids=lambda words: words[0])
+@pytest.mark.parametrize("command", [("ask", "-n", "4", "Why?"), ("chat",)], ids=lambda words: words[0])
 def test_first_run_pulls_the_chosen_model_and_continues(
     open_terminal: OpenTerminal, hub_user: HubUser, chatml_model: Path, command: tuple[str, ...]
 ) -> None:

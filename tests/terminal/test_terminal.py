@@ -10,7 +10,6 @@ import time
 from collections.abc import Generator
 from dataclasses import replace
 from io import StringIO
-from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
@@ -28,15 +27,14 @@ from cerebrum_cli.core.events import (
     Timings,
     TokenEvent,
 )
-from cerebrum_cli.core.row_events import RowCounts, RowEvent
 from cerebrum_cli.terminal import interrupts, status_line
 from cerebrum_cli.terminal.interrupts import Signals
-from cerebrum_cli.terminal.progress import BatchProgress, FileProgress
+from cerebrum_cli.terminal.progress import FileProgress
 from cerebrum_cli.terminal.reports import print_repositories, print_sessions
-from cerebrum_cli.terminal.sinks import TextSink, render
+from cerebrum_cli.terminal.sinks import AnswerSink, render
 from cerebrum_cli.terminal.status_line import StatusLine
-from cerebrum_cli.terminal.streams import Streams, has_piped_input
-from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, stats_line
+from cerebrum_cli.terminal.streams import Streams
+from cerebrum_cli.terminal.tables import print_catalogue, print_models, stats_line
 
 ONE = SequenceId(0)
 FINISH = FinishEvent(ONE, "stop", 12, 0, 5, 42, 2048, Timings(0.5, 1.0, 1.25, 2.0, 12, 4))
@@ -70,7 +68,7 @@ def lines(stream: object) -> list[str]:
 )
 def test_text_sink_pipes_text_unchanged_with_a_final_newline(texts: list[str], out: str) -> None:
     streams = piped()
-    render((TokenEvent(ONE, text) for text in texts), lambda: None, [TextSink(streams)])
+    render((TokenEvent(ONE, text) for text in texts), lambda: None, [AnswerSink(streams, True)])
     assert written(streams.out) == out
 
 
@@ -93,7 +91,7 @@ def test_render_on_a_signal_cancels_and_closes_the_reply(number: signal.Signals)
     before = signal.getsignal(number)
     for ends in (True, False):
         with pytest.raises(Interrupted) as caught:
-            render(events(ends=ends), lambda: log.append("cancelled"), [TextSink(streams)])
+            render(events(ends=ends), lambda: log.append("cancelled"), [AnswerSink(streams, True)])
         assert caught.value.exit_code == 128 + number
     assert written(streams.out) == "so far, and the rest\n"
     assert log == ["cancelled", "closed"] * 2
@@ -195,18 +193,6 @@ def test_status_line_shows_a_long_wait_and_is_erased(monkeypatch: pytest.MonkeyP
     assert written(streams.out) == ""
 
 
-@pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("ACCESSIBLE", "1"), ("TERM", "xterm")])
-def test_status_line_is_off_where_it_cannot_be_redrawn(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    monkeypatch.setattr(status_line, "SHOW_AFTER_S", 0.0)
-    monkeypatch.setenv(name, value)
-    streams = piped() if value == "xterm" else shown()
-    line = StatusLine(streams, "model")
-    line.emit(LoadEvent(0.5))
-    time.sleep(0.02)
-    line.close()
-    assert written(streams.err) == ""
-
-
 MB = 1_000_000
 
 
@@ -241,27 +227,6 @@ def test_file_progress_in_a_pipe_prints_a_line_per_stage_minute_and_end(
     assert written(quiet.err) == ""
 
 
-def test_batch_bar_says_that_a_server_generates_whole_replies() -> None:
-    streams = shown()
-    bar = BatchProgress(streams, draws=True)
-    bar.emit(PromptEvent(ONE, 0, 40))
-    bar.emit(RowEvent(0, 4, RowCounts()))
-    wait_until(lambda: "".join(lines(streams.err)).endswith("━ reading prompts"))
-    bar.emit(PromptEvent(ONE, 40, 40))
-    wait_until(lambda: "".join(lines(streams.err)).endswith("━ generating"))
-    bar.close()
-
-
-def test_batch_bar_stays_below_a_notice() -> None:
-    streams = shown()
-    bar = BatchProgress(streams, draws=True)
-    bar.emit(RowEvent(1, 4, RowCounts()))
-    bar.emit(NoticeEvent("the server is unavailable", "retrying"))  # nothing else may happen for minutes
-    wait_until(lambda: len(lines(streams.err)) == 3)
-    assert [line[:10] for line in lines(streams.err)] == ["note: the ", "      retr", "1/4 ━━━━━━"]
-    bar.close()
-
-
 def test_file_progress_on_a_terminal_is_a_bar_below_notices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", StringIO("no\n"))
     notice = NoticeEvent("the Hub is in trouble\x1b[2J (503)", "trying again in 2 s")
@@ -269,7 +234,7 @@ def test_file_progress_on_a_terminal_is_a_bar_below_notices(monkeypatch: pytest.
     with FileProgress(streams) as files:
         files.update("download", 10_000_000, 30_000_000)
         files.notice(notice)
-        files.pause()
+        files.close()
         assert streams.confirm("Go on?") is False
         files.update("download", 30_000_000, 30_000_000)
     text, *_, bar = lines(streams.err)
@@ -312,17 +277,6 @@ def test_errors_print_message_hint_and_log_without_controls() -> None:
         "  log: alloc failed",
         "  log: of 9 GB",
     ]
-
-
-def test_has_piped_input_is_true_for_pipes_and_files(tmp_path: Path) -> None:
-    read_end, write_end = os.pipe()
-    with open(tmp_path / "file", "w+b") as file, open(os.devnull, "rb") as null:
-        assert has_piped_input(read_end)
-        assert has_piped_input(file.fileno())
-        assert not has_piped_input(null.fileno())
-    os.close(read_end)
-    os.close(write_end)
-    assert not has_piped_input(read_end)
 
 
 # Tables.
@@ -393,18 +347,6 @@ def test_search_results_take_two_lines_on_a_narrow_terminal(
 SESSION = {"name": "apples", "messages": 4, "updated": "2026-11-20T10:20:30", "model": "m", "first": "w " * 70}
 
 
-@pytest.mark.parametrize(("columns", "heads"), [(100, 5), (80, 5), (60, 4), (40, 2)])
-def test_sessions_table_shortens_the_first_message(columns: int, heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
-    streams = shown(columns, 24)
-    print_sessions(streams, [{**SESSION, "model": "/long/way/to/cerebrum-7b"}])
-    head, line = lines(streams.out)
-    assert len([name for name in head.split("  ") if name.strip()]) == heads
-    assert line.startswith("apples") and "w w w w" in line
-    assert len(line) <= columns
-    assert ("  cerebrum-7b  " in line) is (heads == 5)
-
-
 def test_table_cells_take_one_line_and_may_be_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "44")
     streams = replace(piped(), out_is_terminal=True)
@@ -423,19 +365,6 @@ def test_models_table_shows_the_repository_or_path(monkeypatch: pytest.MonkeyPat
     _, first, second = written(streams.out).splitlines()
     assert first.endswith("  hf.co/a/b")
     assert second.endswith("  ~/my models/c.gguf")
-
-
-def test_description_prints_one_field_per_line() -> None:
-    streams = piped()
-    fields = {"name": "a\x1b[2J", "size": 98_362_432, "default": True, "repo_id": None, "license": "mit"}
-    print_description(streams, fields)
-    assert written(streams.out).splitlines() == [
-        "name     a",
-        "size     98 MB (98362432 bytes)",
-        "default  yes",
-        "repo_id  -",
-        "license  mit",
-    ]
 
 
 def test_stats_line() -> None:

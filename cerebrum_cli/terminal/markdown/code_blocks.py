@@ -1,14 +1,14 @@
-"""Parse a reply into Markdown tokens with numbered code blocks and list items, and slice them.
+"""Parse a reply into units of Markdown tokens with numbered code blocks and list items.
 
-A slice is what lies between two positions; consecutive slices render to the same rows as the whole. HTML and link
-definitions are shown as text: a later definition would change text that is already printed.
+Units are rendered one after another, to the same rows as the whole. HTML and link definitions are shown as text: a
+later definition would change text that is already printed.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from markdown_it import MarkdownIt
@@ -20,8 +20,6 @@ _BLOCK_PARSER = MarkdownIt().enable(["strikethrough", "table"]).disable([*DISABL
 
 CODE = ("fence", "code_block")
 LISTS = ("bullet_list", "ordered_list")
-OPENINGS = tuple(f"{name}_open" for name in ("blockquote", "list_item", *LISTS))
-CLOSINGS = tuple(f"{name}_close" for name in ("blockquote", "list_item", *LISTS))
 
 # Code is highlighted in chunks with a fixed lookahead, so that each chunk is final when it is printed.
 # The lexer starts at the first line for every chunk, so chunks grow with the lines before them.
@@ -29,27 +27,30 @@ CHUNK_LINES = 8
 LOOKAHEAD_LINES = 8
 
 
-class TextPosition(NamedTuple):
-    """A position in a text: the leaf blocks before it and, within code, the lines of that block before it."""
-
-    leaf: int = 0
-    line: int = 0
-
-
-END = TextPosition(sys.maxsize)
-
-
 @dataclass(frozen=True, slots=True)
 class Preceding:
-    """State of the reply before a text: whether there was text, the number of code blocks, and an open list.
+    """What of the reply comes before a text: whether there is any, its number of code blocks, and what is still open.
 
-    `list_item` is the number of the text's first list item; `in_list` is whether its list has earlier items.
+    `list_item` is the number of the text's first item, if it continues a list. `code_lines` is the number of lines that
+    are already printed of the code block with which the text begins.
     """
 
     any_text: bool = False
     code_count: int = 0
     list_item: int | None = None
-    in_list: bool = False
+    code_lines: int = 0
+
+
+class Unit(NamedTuple):
+    """A top-level block, or an item of a top-level list: it is final when another one follows.
+
+    `line` is its first one in the text, `list_item` its number if its list has earlier items.
+    """
+
+    tokens: list[Token]
+    line: int
+    list_item: int | None
+    blank_before: bool
 
 
 class CodeBlock(NamedTuple):
@@ -60,7 +61,6 @@ class CodeBlock(NamedTuple):
 
 
 def code_blocks(text: str) -> list[CodeBlock]:
-    """Code blocks of a reply, in the order of their numbers from 1."""
     return [
         CodeBlock(token.content.removesuffix("\n"), next(iter(token.info.split()), "") if token.markup else None)
         for token in parse(text)
@@ -85,7 +85,10 @@ def is_same_language(*languages: str) -> bool:
 
 
 def parse(text: str, preceding: Preceding = Preceding()) -> list[Token]:
-    """Parse a text into block tokens, with their inline content unparsed."""
+    """Parse a text into block tokens, with their inline content unparsed.
+
+    In their `meta`, `number` is that of a code block or list item, and `lines` the range of a code block's lines.
+    """
     tokens = _BLOCK_PARSER.parse(text.replace("\r", ""))
     if preceding.list_item is not None and tokens:
         tokens[0].attrs["start"] = preceding.list_item
@@ -94,6 +97,7 @@ def parse(text: str, preceding: Preceding = Preceding()) -> list[Token]:
         if token.type in CODE:
             code_count += 1
             token.meta["number"] = code_count
+            token.meta["lines"] = (preceding.code_lines if token is tokens[0] else 0, None)
         elif token.type == "list_item_open":
             token.meta["number"] = numbers[-1]
             numbers[-1] += 1
@@ -106,73 +110,32 @@ def parse(text: str, preceding: Preceding = Preceding()) -> list[Token]:
 
 def parse_inline(text: str) -> list[Token]:
     tokens = [child for token in _INLINE_PARSER.parseInline(text) for child in token.children or ()]
-    return [_image_text(token) if token.type == "image" else token for token in tokens]
+    for token in tokens:
+        if token.type == "image":
+            name = str(token.attrs.get("src", "")).strip("/").rpartition("/")[2]
+            token.type, token.content = "text", f"🌆 {token.content or name} "
+    return tokens
 
 
-def _image_text(image: Token) -> Token:
-    source = str(image.attrs.get("src", ""))
-    return Token("text", "", 0, content=f"🌆 {image.content or source.strip('/').rpartition('/')[2]} ")
-
-
-def slice_tokens(
-    tokens: Sequence[Token], begin: TextPosition, end: TextPosition, preceding: Preceding = Preceding()
-) -> list[Token]:
-    """Slice tokens between two positions.
-
-    In their `meta`, `continued` marks a block that starts before `begin`, `blank_before` one that follows an empty
-    row, and `lines` is the range of a code block's lines.
-    """
-    sliced: list[Token] = []
-    open_containers: list[Token] = []  # containers whose contents have not started yet
-    leaf = 0
-    for group in split_leaves(tokens):
-        continued = TextPosition(leaf) < begin or (group[0] is tokens[0] and preceding.in_list)
-        first = group[0].copy(
-            meta={
-                **group[0].meta,
-                "continued": continued,
-                "blank_before": not continued and (leaf > 0 or preceding.any_text),
-            }
-        )
-        if first.type in OPENINGS:
-            open_containers.append(first)
-        elif first.type in CLOSINGS:
-            if open_containers:
-                open_containers.pop()
-            else:
-                sliced.append(first)
-        else:
-            if begin.leaf <= leaf and TextPosition(leaf) < end:
-                first.meta["lines"] = (begin.line if begin.leaf == leaf else 0, end.line if end.leaf == leaf else None)
-                sliced += [*open_containers, first, *group[1:]]
-                open_containers.clear()
-            leaf += 1
-    return sliced
-
-
-def split_leaves(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
-    begin = 0
-    while begin < len(tokens):
-        end = begin + 1
-        if tokens[begin].nesting == 1 and tokens[begin].type not in OPENINGS:
-            while tokens[end - 1].nesting != -1 or tokens[end - 1].level != tokens[begin].level:
-                end += 1
-        yield tokens[begin:end]
-        begin = end
-
-
-def final_position(tokens: Sequence[Token]) -> TextPosition:
-    """Position up to which complete lines render the same whatever follows: the start of the last leaf.
-
-    If that leaf is code, all its chunks with enough lookahead are included.
-    """
-    leaves = [group[0] for group in split_leaves(tokens) if group[0].type not in (*OPENINGS, *CLOSINGS)]
-    if not leaves:
-        return TextPosition()
-    lines = 0
-    if leaves[-1].type in CODE:
-        lines = max((end for _, end in highlight_chunks(len(code_lines(leaves[-1])))), default=0)
-    return TextPosition(len(leaves) - 1, lines)
+def parse_units(text: str, preceding: Preceding = Preceding()) -> list[Unit]:
+    tokens = parse(text, preceding)
+    units: list[Unit] = []
+    start = 0
+    for end, last in enumerate(tokens, 1):
+        if last.level or last.nesting > 0:
+            continue
+        block = tokens[start:end]
+        is_continued = start == 0 and (preceding.list_item is not None or preceding.code_lines > 0)
+        items = [at for at, token in enumerate(block) if token.type == "list_item_open" and token.level == 1]
+        for begin, stop in pairwise((*items, len(block) - 1) if items else (0, len(block))):
+            part = block[begin:stop]
+            number = part[0].meta["number"] if items and is_continued else None
+            blank_before = not is_continued and (bool(units) or preceding.any_text)
+            line, *_ = part[0].map or [0]
+            units.append(Unit([block[0], *part, last] if items else part, line, number, blank_before))
+            is_continued = True
+        start = end
+    return units
 
 
 def code_lines(token: Token) -> list[str]:
@@ -185,33 +148,3 @@ def highlight_chunks(count: int) -> Iterator[tuple[int, int]]:
     while (end := begin + max(1, begin // CHUNK_LINES**2) * CHUNK_LINES) + LOOKAHEAD_LINES <= count:
         yield begin, end
         begin = end
-
-
-def split_point(
-    tokens: Sequence[Token], position: TextPosition, preceding: Preceding
-) -> tuple[int, TextPosition, Preceding]:
-    """Find the line from which a text is still needed; return it with the new position and preceding state.
-
-    A text can be split between top-level blocks and between the items of a top-level list.
-    """
-    result = (0, position, preceding)
-    leaf = block_leaf = 0
-    code_count, in_list = preceding.code_count, preceding.in_list
-    for group in split_leaves(tokens):
-        token = group[0]
-        if leaf > position.leaf:
-            break
-        if token.map and token is not tokens[0] and token.nesting >= 0:
-            unprinted = TextPosition(position.leaf - leaf, position.line)
-            before = Preceding(preceding.any_text or leaf > 0, code_count)
-            if token.level == 0:
-                result = (token.map[0], unprinted, before)
-                block_leaf, in_list = leaf, False
-            elif token.level == 1 and token.type == "list_item_open":
-                before = replace(before, list_item=token.meta["number"], in_list=in_list or leaf > block_leaf)
-                result = (token.map[0], unprinted, before)
-        if token.type in CODE:
-            code_count += 1
-        if token.type not in (*OPENINGS, *CLOSINGS):
-            leaf += 1
-    return result

@@ -1,6 +1,7 @@
 """Render streaming Markdown: print final text once, and redraw only rows that changed.
 
-A block or list item is final when a complete line of another one follows, a line of code after some lookahead lines.
+A top-level block or list item is final when a complete line of another one follows, a line of its code after some
+lookahead lines.
 Rows to be redrawn take at most two thirds of the window, since rows that have scrolled away, as they do when the window
 shrinks, cannot be redrawn.
 """
@@ -9,27 +10,44 @@ from __future__ import annotations
 
 import re
 import time
-from io import StringIO
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from copy import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
-from rich.cells import cell_len, get_character_cell_size
+from markdown_it.token import Token
+from rich.cells import chop_cells
 from rich.control import Control
+from rich.markdown import (
+    CodeBlock,
+    Heading,
+    HorizontalRule,
+    ListElement,
+    ListItem,
+    Markdown,
+    MarkdownElement,
+    UnknownElement,
+)
+from rich.padding import Padding
+from rich.rule import Rule
 from rich.segment import ControlType, Segment, Segments
+from rich.syntax import Syntax
+from rich.text import Text
+from rich.theme import Theme
 
 from cerebrum_cli.terminal.markdown.code_blocks import (
-    END,
+    CODE,
+    LOOKAHEAD_LINES,
     Preceding,
-    TextPosition,
-    final_position,
-    parse,
-    slice_tokens,
-    split_point,
+    Unit,
+    code_lines,
+    highlight_chunks,
+    parse_inline,
+    parse_units,
 )
-from cerebrum_cli.terminal.markdown.elements import STYLES, Row, limit_redraw, render_rows
 
 if TYPE_CHECKING:
-    from markdown_it.token import Token
-    from rich.console import Console, ConsoleOptions
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 MIN_REDRAW_INTERVAL_S = 1 / 10
 MAX_REDRAW_INTERVAL_S = 1.0
@@ -39,15 +57,22 @@ MAX_DRAWING_SHARE = 0.015  # of elapsed time: decoding waits for drawing and for
 # parts match spaces: without possessive quantifiers, matching would be quadratic in their number.
 _AMBIGUOUS_LINE = re.compile(r"[\s>]*+(?:[-=`~*_#|+: ]*+|[0-9]++[.)]?\s*+)")
 
+# The terminal's own colors without a background, whose spaces would be copied, and wrap in a narrower window.
+THEME = "ansi_dark"
+STYLES = Theme({"markdown.code": "cyan"})  # readable on dark and on light backgrounds
+RULE_COLUMNS = 40  # the length of the text is not known while it streams
+CODE_INDENT = (0, 0, 0, 2)
+MAX_LINES_ABOVE = 64  # lines of context for code to be redrawn, which bounds the cost for long code
+TABLE_FRAME_ROWS = 4  # rows of a table outside its body
+
+Row = list[Segment]
+
 
 class MarkdownStream:
-    """Render Markdown text to a console as it arrives."""
-
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._text = ""  # text not yet final, from the last split point
+        self._text = ""  # text not yet final, from the start of the last unit
         self._preceding = Preceding()
-        self._position = TextPosition()  # end of the printed text
         self._drawn: list[Row] = []  # rows on the screen that may still change
         self._drawn_width = 0
         self._next_draw = 0.0
@@ -68,32 +93,41 @@ class MarkdownStream:
 
     def close(self) -> None:
         options = self._console.options
-        self._show(options, render_rows(self._console, options, self._unprinted_tokens(self._text)), [])
-        self._text, self._preceding, self._position = "", Preceding(), TextPosition()
+        self._show(options, render_rows(self._console, options, parse_units(self._text, self._preceding)), [])
+        self._text, self._preceding = "", Preceding()
 
     def _draw(self, options: ConsoleOptions) -> None:
         max_rows = max(1, (options.size.height - 1) * 2 // 3)
         final = self._take_final(options)
-        tokens = limit_redraw(self._unprinted_tokens(_without_ambiguous_line(self._text)), max_rows)
-        self._show(options, final, render_rows(self._console, options, tokens)[-max_rows:])
+        last_line = self._text.rfind("\n") + 1
+        text = self._text[:last_line] if _AMBIGUOUS_LINE.fullmatch(self._text, last_line) else self._text
+        limited = (limit_redraw(unit, max_rows) for unit in parse_units(text, self._preceding))
+        self._show(options, final, render_rows(self._console, options, limited)[-max_rows:])
 
     def _take_final(self, options: ConsoleOptions) -> list[Row]:
         """Rows that are final according to complete lines: `#` may become `#include`."""
-        tokens = parse(self._text[: self._text.rfind("\n") + 1], self._preceding)
-        final = final_position(tokens)
-        if final <= self._position:
+        units = parse_units(self._text[: self._text.rfind("\n") + 1], self._preceding)
+        if not units:
             return []
-        rows = render_rows(self._console, options, slice_tokens(tokens, self._position, final, self._preceding))
-        line, self._position, self._preceding = split_point(tokens, final, self._preceding)
-        self._text = "\n".join(self._text.split("\n")[line:])
+        *final, last = units
+        rows = render_rows(self._console, options, final)
+        if final:
+            numbers = [token.meta["number"] for unit in final for token in unit.tokens if token.type in CODE]
+            self._preceding = Preceding(True, max(numbers, default=self._preceding.code_count), last.list_item)
+            self._text = "\n".join(self._text.split("\n")[last.line :])
+        code = last.tokens[0]
+        if code.type in CODE:
+            line = max((end for _, end in highlight_chunks(len(code_lines(code)))), default=0)
+            if line > self._preceding.code_lines:
+                code.meta["lines"] = (self._preceding.code_lines, line)
+                rows += render_rows(self._console, options, [last])
+                self._preceding = replace(self._preceding, code_lines=line)
         return rows
 
-    def _unprinted_tokens(self, text: str) -> list[Token]:
-        return slice_tokens(parse(text, self._preceding), self._position, END, self._preceding)
-
     def _show(self, options: ConsoleOptions, final: list[Row], changing: list[Row]) -> None:
-        """Replace the drawn rows, except the first ones that are the same."""
-        rows = [*final, *map(_without_autowrap, changing)]
+        # A row of uncertain width must take one row to be erased.
+        single = ([AUTOWRAP_OFF, *row, AUTOWRAP_ON] if _CLUSTER.search(row_text(row)) else row for row in changing)
+        rows = [*final, *single]
         same = 0
         if options.max_width == self._drawn_width:
             pairs = enumerate(zip(self._drawn, rows, strict=False))
@@ -111,22 +145,11 @@ class MarkdownStream:
         width, rows = options.max_width, self._drawn[same:]
         row_count = len(rows)
         if width < self._drawn_width:
-            row_count = sum(wrapped_row_count(row_text(row), width) for row in rows)
+            row_count = sum(max(1, len(chop_cells(row_text(row), width))) for row in rows)
         # Row by row: tmux keeps a copy of a screen that is erased as a whole.
         up = ((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)) * min(row_count, options.size.height - 1)
         if up:
             self._console.control(Control(ControlType.CARRIAGE_RETURN, *up))
-
-
-def rendered(text: str, width: int) -> str:
-    """A complete document as a terminal shows it, with its styles as control sequences."""
-    from rich.console import Console
-
-    file = StringIO()
-    console = Console(file=file, width=width, force_terminal=True, theme=STYLES)
-    rows = render_rows(console, console.options, slice_tokens(parse(text), TextPosition(), END))
-    console.print(Segments([segment for row in rows for segment in (*row, Segment.line())]), end="")
-    return file.getvalue()
 
 
 def _mode(code: str) -> Segment:
@@ -148,24 +171,138 @@ def row_text(row: Row) -> str:
     return "".join(segment.text for segment in row if not segment.control)
 
 
-def _without_autowrap(row: Row) -> Row:
-    """Turn off autowrap for a row of uncertain width: it must take one row to be erased."""
-    return [AUTOWRAP_OFF, *row, AUTOWRAP_ON] if _CLUSTER.search(row_text(row)) else row
+# Units as rows, independent of the text before and after them.
 
 
-def _without_ambiguous_line(text: str) -> str:
-    """Drop a last line that may still become any kind of block."""
-    end = text.rfind("\n") + 1
-    return text[:end] if _AMBIGUOUS_LINE.fullmatch(text, end) else text
+def render_rows(console: Console, options: ConsoleOptions, units: Iterable[Unit]) -> list[Row]:
+    result: list[Row] = []
+    for unit in units:
+        for token in unit.tokens:
+            if token.type == "inline":
+                token.children = parse_inline(token.content)
+        view = copy(REPLY)
+        view.parsed = unit.tokens
+        rendered = [_without_padding(row) for row in console.render_lines(view, options, pad=False)]
+        if unit.tokens[-1].type == "hr":
+            rendered.pop()  # an empty row, which the next block adds too
+        result += [[], *rendered] if unit.blank_before else rendered
+    return result
 
 
-def wrapped_row_count(text: str, width: int) -> int:
-    if cell_len(text) <= width:
-        return 1
-    count, column = 1, 0
-    for character in text:
-        size = get_character_cell_size(character)
-        if column + size > width:
-            count, column = count + 1, 0
-        column += size
-    return count
+def limit_redraw(unit: Unit, max_rows: int) -> Unit:
+    """Make a unit to be redrawn cheap: only the last rows of a table, less context for code."""
+    tokens = unit.tokens
+    for token in tokens:
+        if token.type in CODE:
+            token.meta["context_lines"] = MAX_LINES_ABOVE
+    body = max((at for at, token in enumerate(tokens) if token.type == "tbody_open"), default=len(tokens))
+    row_starts = [at for at in range(body, len(tokens)) if tokens[at].type == "tr_open"][
+        -max(1, max_rows - TABLE_FRAME_ROWS) :
+    ]
+    return unit._replace(tokens=tokens[: body + 1] + tokens[row_starts[0] :]) if row_starts else unit
+
+
+def _without_padding(row: Row) -> Row:
+    """Drop trailing spaces, which would be copied from the screen."""
+    while row and not (row[-1].style and row[-1].style.bgcolor):
+        text, style, control = row.pop()
+        if text := text.rstrip():
+            return [*row, Segment(text, style, control)]
+    return row
+
+
+class NumberedCode(CodeBlock):
+    token: Token
+
+    @classmethod
+    def create(cls, markdown: Markdown, token: Token) -> NumberedCode:
+        block = cls(token.info.partition(" ")[0], markdown.code_theme)
+        block.token = token
+        return block
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        first, last = self.token.meta["lines"]
+        if first == 0:
+            number = self.token.meta["number"]
+            yield Text(f"[{number}] {self.lexer_name}", style="dim", no_wrap=True, overflow="ellipsis")
+        lines = code_lines(self.token)
+        syntax = Syntax("", self.lexer_name or "text", theme=THEME)
+        for begin, end, seen in highlight_ranges(first, last, len(lines)):
+            above = max(0, begin - self.token.meta.get("context_lines", begin))
+            code = close_comment("\n".join(lines[above:seen]))
+            highlighted = syntax.highlight(code, (begin - above + 1, end - above)).split("\n")
+            yield Padding(Text("\n").join(highlighted[begin - above : end - above]), CODE_INDENT)
+
+
+def highlight_ranges(first: int, last: int | None, count: int) -> Iterator[tuple[int, int, int]]:
+    for begin, end in highlight_chunks(count):
+        if first <= begin and (last is None or end <= last):
+            yield begin, end, end + LOOKAHEAD_LINES
+            first = end
+    if last is None:
+        yield first, count, count
+
+
+def close_comment(code: str) -> str:
+    """Close an open comment: some lexers do not recognize an unclosed one."""
+    for begin, end in (("/*", "*/"), ("<!--", "-->")):
+        if code.rfind(begin) > code.rfind(end):
+            return f"{code}\n{end}"
+    return code
+
+
+class NumberedItem(ListItem):
+    token: Token
+
+    @classmethod
+    def create(cls, _: Markdown, token: Token) -> NumberedItem:
+        item = cls()
+        item.token = token
+        return item
+
+
+class NumberedList(ListElement):
+    """A list with room for two-digit numbers, since its length is not known yet."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        bullets = self.list_type == "bullet_list_open"
+        style = console.get_style("markdown.item.bullet" if bullets else "markdown.item.number", default="none")
+        for item in self.items:
+            assert isinstance(item, NumberedItem)
+            marker = " • " if bullets else f"{item.token.meta['number']:>3} "
+            inner = options.update(width=max(1, options.max_width - len(marker)))
+            for at, row in enumerate(console.render_lines(item.elements, inner, style=item.style)):
+                yield from (Segment(marker if at == 0 else " " * len(marker), style), *row, Segment.line())
+
+
+class LeftHeading(Heading):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        self.text.justify = "left"
+        yield self.text
+
+
+class ShortRule(HorizontalRule):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = min(options.max_width, RULE_COLUMNS)
+        yield from console.render(Rule(style="markdown.hr", characters="-"), options.update(width=width))
+        yield Text()
+
+
+def _without_new_line(element: type[MarkdownElement]) -> type[MarkdownElement]:
+    """Make a block type without rich's trailing empty row, which `render_rows` adds instead."""
+    return type(element.__name__, (element,), {"new_line": False})
+
+
+class ReplyMarkdown(Markdown):
+    elements: ClassVar[dict[str, type[MarkdownElement]]] = {
+        **{name: _without_new_line(element) for name, element in Markdown.elements.items()},
+        **dict.fromkeys(("fence", "code_block"), _without_new_line(NumberedCode)),
+        **dict.fromkeys(("bullet_list_open", "ordered_list_open"), _without_new_line(NumberedList)),
+        "heading_open": _without_new_line(LeftHeading),
+        "hr": _without_new_line(ShortRule),
+        "list_item_open": _without_new_line(NumberedItem),
+        "inline": _without_new_line(UnknownElement),
+    }
+
+
+REPLY = ReplyMarkdown("", hyperlinks=False)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import shlex
 import shutil
 import signal
 import subprocess
-import tempfile
 from pathlib import Path
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import Interrupted, UsageError
-from cerebrum_cli.terminal.interrupts import Signals, ignore_ctrl_c
-from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.streams import Streams, is_dumb_terminal
 
 DEFAULT_EDITORS = ("nano", "vi")
@@ -30,22 +28,6 @@ CLIPBOARD_PROGRAMS = (
 CLIPBOARD_TIMEOUT_S = 5.0
 
 
-def edit_text(text: str, keyboard: Keyboard, signals: Signals) -> str:
-    """Edit a text and return the result. Raises UsageError if the editor fails, or does not write UTF-8.
-
-    The editor gets the terminal in its initial modes and handles Ctrl-C itself; SIGTERM and SIGHUP end it.
-    """
-    with tempfile.TemporaryDirectory(prefix="cerebrum-") as directory:
-        path = Path(directory) / "text.md"
-        path.write_text(text + "\n", encoding="utf-8")
-        with keyboard.released(), signals.acting(ignore_ctrl_c):
-            edit_file(path)
-        try:
-            return path.read_text(encoding="utf-8").rstrip("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"the edited text cannot be read: {error}", "set $EDITOR to another editor") from error
-
-
 def edit_file(path: Path, line: int | None = None) -> None:
     """Open a file in $VISUAL, $EDITOR or a default editor, at a line if the editor is known to take one.
 
@@ -60,9 +42,11 @@ def edit_file(path: Path, line: int | None = None) -> None:
         editor = subprocess.Popen([*words, *at, str(path)])
         try:
             exit_code = editor.wait()
-        finally:  # also on a signal
-            if editor.poll() is None:
-                _terminate(editor)
+        finally:  # also on a signal; an editor that has ended is not affected
+            editor.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                editor.wait(TERMINATE_TIMEOUT_S)
+            editor.kill()
         if exit_code == -signal.SIGINT:
             raise Interrupted(signal.SIGINT, "no changes")
         if exit_code:
@@ -72,39 +56,20 @@ def edit_file(path: Path, line: int | None = None) -> None:
         raise UsageError(f"the editor {command} failed: {reason}", "set $EDITOR to another editor") from error
 
 
-def _terminate(program: subprocess.Popen[bytes]) -> None:
-    program.terminate()
-    try:
-        program.wait(TERMINATE_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        program.kill()
-        program.wait()
-
-
 def copy_to_clipboard(streams: Streams, text: str) -> str:
     """Copy a text and return the name of the program or protocol used.
 
     Raises UsageError without a clipboard program if output is piped or the terminal takes no control sequences.
     """
-    if environment("SSH_TTY") is None:
-        for display, command in CLIPBOARD_PROGRAMS:
-            if (display is None or environment(display)) and shutil.which(command[0]) and _writes(command, text):
+    has_display = environment("SSH_TTY") is None
+    for display, command in CLIPBOARD_PROGRAMS if has_display else ():
+        if (display is None or environment(display)) and shutil.which(command[0]):
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                # Output is not captured: xclip keeps running to serve the clipboard and would hold the pipe open.
+                quiet, data = subprocess.DEVNULL, text.encode()
+                subprocess.run(command, input=data, stdout=quiet, stderr=quiet, timeout=CLIPBOARD_TIMEOUT_S, check=True)
                 return command[0]
     if not streams.out_is_terminal or is_dumb_terminal():
         raise UsageError("no clipboard available", "install wl-copy or xclip, or use /export")
-    encoded = base64.b64encode(text.encode()).decode("ascii")
-    streams.out.write(f"\x1b]52;c;{encoded}\x07")
-    streams.out.flush()
+    streams.answer(f"\x1b]52;c;{base64.b64encode(text.encode()).decode()}\x07", is_styled=True)
     return "the terminal (OSC 52), if supported"
-
-
-def _writes(command: tuple[str, ...], text: str) -> bool:
-    try:
-        # Output is not captured: xclip keeps running to serve the clipboard and would hold the pipe open.
-        quiet = subprocess.DEVNULL
-        completed = subprocess.run(
-            command, input=text.encode(), stdout=quiet, stderr=quiet, timeout=CLIPBOARD_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return completed.returncode == 0

@@ -8,7 +8,6 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,14 @@ from prompt_toolkit.layout.processors import TabsProcessor
 from cerebrum_cli.core.errors import CerebrumError, Interrupted
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.terminal.repl.questions import CONTINUATION, PROMPT, PlainPrompt, is_complete, strip_fences
+from cerebrum_cli.terminal.repl.questions import (
+    CONTINUATION,
+    PROMPT,
+    PlainPrompt,
+    is_complete,
+    prompt_text,
+    strip_fences,
+)
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
 from cerebrum_cli.terminal.repl.slash_lines import ArgumentKind, setting_key
@@ -32,8 +38,8 @@ from cerebrum_cli.terminal.streams import discard_closed
 
 READY_POLL_S = 0.2  # interval of checks whether the model is loaded, for the toolbar
 
+# Candidates for each kind of argument, computed when Tab is pressed.
 Candidates = Mapping[ArgumentKind, Callable[[], Iterable[str]]]
-"""Candidates for each kind of argument, computed when Tab is pressed."""
 
 
 class OpenInEditor(NamedTuple):
@@ -71,19 +77,20 @@ class InteractivePrompt(PlainPrompt):
         If the editor fails, UsageError is raised and the next prompt begins with the text.
         """
         text = self._prompt()
-        while isinstance(text, OpenInEditor):
+        if isinstance(text, OpenInEditor):
             self._draft = text.text
-            self._draft = self.edit(text.text)
-            text = self._prompt(accept_draft=True)
+            text = self.edit(text.text)
+            self._draft = ""
+            self._session.history.append_string(text)
+            self.streams.answer(prompt_text(text) + "\n")
         return strip_fences(well_formed(text))
 
-    def _prompt(self, accept_draft: bool = False) -> str | OpenInEditor:
+    def _prompt(self) -> str | OpenInEditor:
         draft, self._draft = self._draft, ""
         self._session.app.erase_when_done = False
         try:
             with self.signals.acting(self._exit_on_signal), self.keyboard.prompting():
-                on_start = partial(self._on_start, accept_draft)
-                return self._session.prompt(PROMPT, default=draft, pre_run=on_start)
+                return self._session.prompt(PROMPT, default=draft, pre_run=self._on_start)
         except KeyboardInterrupt:
             if self._session.default_buffer.text:
                 return ""  # Ctrl-C discards the line
@@ -102,35 +109,18 @@ class InteractivePrompt(PlainPrompt):
         if signum != signal.SIGINT and app.loop:
             app.loop.call_soon_threadsafe(end)
 
-    @property
-    def _is_settled(self) -> bool:
-        """Whether the model is loaded, or has failed to load."""
-        engine = self._chat.loaded.engine
-        return engine.is_loaded or engine.has_failed
-
-    def _on_start(self, accept_draft: bool) -> None:
-        """Exit if a signal came before the prompt; redraw the toolbar once the model is loaded, or has failed to.
-
-        A draft is accepted once it is displayed, unless a key that was typed ahead has done so.
-        """
-        app, buffer = self._session.app, self._session.default_buffer
-
-        def accept() -> None:
-            if not app.is_done:
-                buffer.validate_and_handle()
-
-        if accept_draft and app.loop:
-            app.loop.call_soon(accept)
+    def _on_start(self) -> None:
+        """Exit if a signal came before the prompt; redraw the toolbar once the model is loaded, or has failed to."""
+        app = self._session.app
         if self.signals.exit_signal is not None:
             self._exit_on_signal(self.signals.exit_signal)
 
-        async def watch() -> None:
-            while not self._is_settled:
+        async def redraw() -> None:
+            while not (self._chat.loaded.engine.is_loaded or self._chat.loaded.engine.has_failed):
                 await asyncio.sleep(READY_POLL_S)
             app.invalidate()
 
-        if not self._is_settled:
-            app.create_background_task(watch())
+        app.create_background_task(redraw())
 
 
 def _key_bindings() -> KeyBindings:
@@ -180,20 +170,16 @@ class SlashCompleter(Completer):
         if kind == "path":
             yield from self._paths.get_completions(Document(argument), complete_event)
             return
-        candidates = self._list_candidates(kind)
         key, space, value = argument.partition(" ")
+        candidates: Iterable[str] = ()
         if kind == "setting" and space:
             candidates, argument = self._setting_values.get(setting_key(key), ()), value.lstrip()
-        if kind:
-            for candidate in candidates:
-                if candidate.startswith(argument):
-                    yield Completion(candidate, start_position=-len(argument))
-
-    def _list_candidates(self, kind: ArgumentKind) -> Iterable[str]:
-        try:
-            return list(self._candidates.get(kind, tuple)())
-        except CerebrumError:  # an unreadable database is reported when a command needs it
-            return ()
+        elif kind:
+            with contextlib.suppress(CerebrumError):  # an unreadable database is reported when a command needs it
+                candidates = self._candidates[kind]()
+        for candidate in candidates:
+            if candidate.startswith(argument):
+                yield Completion(candidate, start_position=-len(argument))
 
 
 class PromptHistory(FileHistory):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.terminal.interrupts import Signals, raise_at_prompt
+from cerebrum_cli.terminal.interrupts import Signals, ignore_ctrl_c, raise_at_prompt
 from cerebrum_cli.terminal.keyboard import Keyboard
-from cerebrum_cli.terminal.repl.programs import edit_text
+from cerebrum_cli.terminal.repl.programs import edit_file
 from cerebrum_cli.terminal.streams import Streams
 
 FENCE = '"""'
@@ -56,7 +58,6 @@ def split_questions(text: str) -> Iterator[str]:
 
 
 def read_question(text: str, lines: Iterator[str]) -> str:
-    """A question that begins with a line: the line, or the block that it opens."""
     while not is_complete(text) and (line := next(lines, None)) is not None:
         text += f"\n{line}"
     return strip_fences(text)
@@ -68,7 +69,6 @@ def is_complete(text: str) -> bool:
 
 
 def strip_fences(text: str) -> str:
-    """Text between the fences, or the text itself if it is not a block."""
     stripped = text.strip()
     inner = stripped.removeprefix(FENCE).removesuffix(FENCE)
     on_one_line = len(stripped) >= 2 * len(FENCE) and "\n" not in stripped and stripped.endswith(FENCE)
@@ -99,7 +99,19 @@ class PlainPrompt:
             return read_question(self._read_line(PROMPT), iter(lambda: self._read_line(CONTINUATION), None))
 
     def edit(self, text: str) -> str:
-        return edit_text(text, self.keyboard, self.signals)
+        """Edit a text and return the result. Raises UsageError if the editor fails, or does not write UTF-8.
+
+        The editor gets the terminal in its initial modes and handles Ctrl-C itself; SIGTERM and SIGHUP end it.
+        """
+        with tempfile.TemporaryDirectory(prefix="cerebrum-") as directory:
+            path = Path(directory) / "text.md"
+            path.write_text(text + "\n", encoding="utf-8")
+            with self.keyboard.released(), self.signals.acting(ignore_ctrl_c):
+                edit_file(path)
+            try:
+                return path.read_text(encoding="utf-8").rstrip("\n")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError(f"the edited text cannot be read: {error}", "set $EDITOR to another editor") from error
 
     def confirm(self, question: str) -> bool:
         with self.keyboard.released():
@@ -115,5 +127,5 @@ class PlainPrompt:
         return line.decode("utf-8", "replace").rstrip("\r\n")
 
 
+# Where the questions of a chat come from. `read` raises EOFError at the end, KeyboardInterrupt on Ctrl-C.
 InputSource = ScriptInput | PlainPrompt
-"""Where the questions of a chat come from. `read` raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""

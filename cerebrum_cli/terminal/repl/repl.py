@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cerebrum_cli.chat.chat import Chat
+from cerebrum_cli.chat.session import Session
 from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, TokenEvent
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
-from cerebrum_cli.model.prompt_sources import compose_prompt, naming_files
+from cerebrum_cli.model.prompt_sources import compose_prompt
 from cerebrum_cli.model.reply import Reply, reply_notice
 from cerebrum_cli.model.voting import MajorityVote, outcome_notice
-from cerebrum_cli.terminal.escapes import strip_controls
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.questions import InputSource, prompt_text, shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
-from cerebrum_cli.terminal.sinks import AnswerKeySink, Sink, answer_sink, render, show_answer
+from cerebrum_cli.terminal.sinks import AnswerSink, ReasoningSink, Sink, render, show_answer
 from cerebrum_cli.terminal.status_line import StatusLine
-from cerebrum_cli.terminal.streams import Streams
+from cerebrum_cli.terminal.streams import Streams, strip_controls
 from cerebrum_cli.terminal.tables import context_text, result_text
 
 NEARLY_FULL = 0.75
@@ -38,14 +37,14 @@ DROP_ORDER = ("speed", "format", "session", "model", "files")  # segments of the
 class Repl:
     """A chat at a terminal.
 
-    `commands` are the slash commands by name, `prompts` the saved prompts. `is_done` ends the loop; `pending_files` go
+    `commands` are the slash commands, `prompts` the saved prompts. `is_done` ends the loop; `pending_files` go
     before the next question, which is the input of `pending_prompt`.
     """
 
     chat: Chat
     streams: Streams
     signals: Signals
-    commands: Mapping[str, SlashCommand]
+    commands: Sequence[SlashCommand]
     keyboard: Keyboard = field(default_factory=Keyboard)
     no_markdown: bool = False
     min_votes: int | None = None
@@ -54,9 +53,9 @@ class Repl:
     last_finish: FinishEvent | None = None
     pending_files: list[tuple[str, str]] = field(default_factory=list)
     is_done: bool = False
+    exit_code: int = 0  # of a script: that of the last failed question, if no question was answered
     input: InputSource = field(init=False)
     _has_replied: bool = field(default=False, init=False)
-    _failed_question: CerebrumError | None = field(default=None, init=False)
     _has_reported_unsaved: bool = field(default=False, init=False)
 
     def run(self, source: InputSource, first: str | None = None) -> None:
@@ -71,20 +70,13 @@ class Repl:
                 with self._reporting_errors():
                     self._print_greeting()
             if first is not None:
-                self._show_question(first)
+                self.show_question(first)
                 with self._reporting_errors():
                     self._ask(first)
             while not self.is_done and (text := self._read()) is not None:
                 if text.strip():
                     with self._reporting_errors():
                         self._run_line(text)
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of a script: that of the last failed question, if no question was answered."""
-        if self._has_replied or self._failed_question is None or self.streams.in_is_terminal:
-            return 0
-        return self._failed_question.exit_code
 
     def _read(self) -> str | None:
         """Read the next question; None after Ctrl-D, or Ctrl-C twice at an empty prompt."""
@@ -126,10 +118,10 @@ class Repl:
         """Render a reply; Ctrl-C stops it and keeps its text. Raises Interrupted if there is none."""
         self.last_finish = None
         reply = Reply(events)
-        key = AnswerKeySink(self.keyboard, self.chat.loaded)
-        sinks = key, ReasoningSink(self.streams), answer_sink(self.streams, not self.no_markdown)
+        reasoning = ReasoningSink(self.keyboard, self.chat.loaded, self.streams)
+        sinks = reasoning, AnswerSink(self.streams, not self.no_markdown)
         try:
-            self.wait_for(reply.events(), *sinks, hint=lambda: key.hint)
+            self.wait_for(reply.events(), *sinks, hint=lambda: reasoning.hint)
         except Interrupted as error:
             if not self._continues_after(error):
                 raise
@@ -137,55 +129,67 @@ class Repl:
                 raise Interrupted(signal.SIGINT, "before the reply began; /retry asks again") from error
         finally:
             if reply.is_finished:
-                larger_context = self.chat.loaded.larger_context
-                self.streams.report(chat_notice(reply, self.streams.in_is_terminal, larger_context))
+                self.streams.report(self._notice(reply))
                 self._end_turn(reply)
+
+    def _notice(self, reply: Reply) -> NoticeEvent | None:
+        reason = reply.finish.reason
+        hint = "/continue resumes it" if reply.finish.has_all_tokens else "/retry asks again"
+        if reason == "cancelled":
+            return NoticeEvent("reply interrupted", hint)
+        if reason == "length" and (reply.text or reply.reasoning) and self.streams.in_is_terminal:
+            stage = "" if reply.text else " of reasoning"
+            return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens{stage}", hint)
+        notice = reply_notice(reply, self.chat.loaded.engine.larger_context)
+        return replace(notice, hint=REPETITION_HINT) if notice and reason == "repetition" else notice
+
+    def switch_session(self, session: Session | None) -> None:
+        self.streams.report(self.chat.switch_session(session))
+        self.last_finish = None
 
     def vote(self, question: str, settings: Settings, majority_vote: MajorityVote) -> None:
-        """Vote on a question, or on the last one, as `render` does."""
-        if question:
-            with self._pending_input(question) as prompt:
-                self._vote(self.chat.send(prompt, settings, majority_vote), majority_vote)
-        else:
-            self._vote(self.chat.retry(settings, majority_vote), majority_vote)
-
-    def _vote(self, events: Generator[Event, None, None], majority_vote: MajorityVote) -> None:
         self.last_finish = None
-        try:
-            self.wait_for(events, vote=majority_vote.bounds)
-        except Interrupted as error:
-            if not self._continues_after(error) or majority_vote.reply is None:
-                raise
-        finally:
-            if reply := majority_vote.reply:
-                show_answer(self.streams, reply.text, not self.no_markdown)
-                self.streams.report(result_text(majority_vote.tally_event))
-                self.streams.report(outcome_notice(majority_vote.tally))
-                self._end_turn(reply)
+        with self._pending_input(question) if question else nullcontext() as prompt:
+            chat = self.chat
+            votes = (
+                chat.retry(settings, majority_vote) if prompt is None else chat.send(prompt, settings, majority_vote)
+            )
+            try:
+                self.wait_for(votes, vote=majority_vote.bounds)
+            except Interrupted as error:
+                if not self._continues_after(error) or majority_vote.reply is None:
+                    raise
+            finally:
+                if reply := majority_vote.reply:
+                    show_answer(self.streams, reply.text, not self.no_markdown)
+                    self.streams.report(result_text(majority_vote.tally_event))
+                    self.streams.report(outcome_notice(majority_vote.tally))
+                    self._end_turn(reply)
 
     def _end_turn(self, reply: Reply) -> None:
-        self._has_replied = True
+        self._has_replied, self.exit_code = True, 0
         self.last_finish = reply.finish
         if self.streams.out_is_terminal:
             self.streams.answer("\n")
 
     def _print_greeting(self) -> None:
         chat = self.chat
-        about = f"{chat.loaded.model.label}, prompt format: {chat.loaded.format_name}"
-        self.streams.write_line("", f"{about}; /help lists commands and keys")
+        loaded = f"{chat.loaded.model.label}, prompt format: {chat.loaded.format_name}"
+        self.streams.write_line("", f"{loaded}; /help lists commands and keys")
         self.streams.info("")
         if chat.session is None and chat.name:
             self.streams.info(f"New session {chat.name!r}\n")
         if chat.session is None or not chat.messages:
             return
-        dropped = f" (the {chat.dropped_count} oldest messages no longer fit the context)" if chat.dropped_count else ""
+        dropped_count = len(chat.messages) - len(chat.conversation.messages)
+        dropped = f" (the {dropped_count} oldest messages no longer fit the context)" if dropped_count else ""
         self.streams.info(f"Continuing {chat.session.name!r}{dropped}. Last exchange:\n")
         self.show_last_exchange()
 
     def show_last_exchange(self) -> None:
         for stored in self.chat.messages[-2:]:
             if stored.message.role == "user":
-                self._show_question(stored.message.content)
+                self.show_question(stored.message.content)
             else:
                 show_answer(self.streams, stored.message.content, not self.no_markdown)
         last = self.chat.last_reply
@@ -194,7 +198,7 @@ class Repl:
             self.streams.report(NoticeEvent(f"the last reply was cut off ({last.early_end})", hint))
         self.streams.answer("\n")
 
-    def _show_question(self, question: str) -> None:
+    def show_question(self, question: str) -> None:
         self.streams.answer(prompt_text(shorten_question(question)) + "\n")
 
     def wait_for(self, events: Generator[Event, None, None], *sinks: Sink, **shown: Any) -> None:
@@ -205,17 +209,16 @@ class Repl:
 
     @contextmanager
     def _pending_input(self, text: str) -> Iterator[str]:
-        """A question with the pending files and saved prompt; they stay pending if it does not fit."""
         files, saved = self.pending_files, self.pending_prompt
         self.pending_files, self.pending_prompt = [], None
         try:
             yield compose_prompt(text, files, None, saved)
         except CerebrumError as error:
-            self._failed_question = error
+            if not (self._has_replied or self.streams.in_is_terminal):
+                self.exit_code = error.exit_code
             if not isinstance(error, PromptTooLong):
                 raise
             self.pending_files, self.pending_prompt = files, saved
-            error = naming_files(error, files)
             raise CerebrumError(error.message, f"{error.hint}; /undo removes a turn, /clear starts over") from error
 
     def _ask(self, text: str) -> None:
@@ -230,12 +233,13 @@ class Repl:
             else:
                 self._ask(text)
             return
+        slash, argument = line
         try:
-            self.commands[line.name].run(self, line)
+            slash.run(self, argument)
         except Interrupted as error:
             if error.hint or not self._continues_after(error):
                 raise
-            raise Interrupted(signal.SIGINT, f"/{line.name} did not finish") from error
+            raise Interrupted(signal.SIGINT, f"/{slash.name} did not finish") from error
 
     @contextmanager
     def _reporting_errors(self) -> Iterator[None]:
@@ -267,29 +271,6 @@ class Repl:
         )
 
 
-@dataclass(slots=True)
-class ReasoningSink:
-    _streams: Streams
-    _start: float | None = None
-    _tokens: int = 0
-
-    def emit(self, event: Event) -> None:
-        if not isinstance(event, TokenEvent) or not event.text:
-            return
-        if event.channel == "answer":
-            self.close()
-            return
-        if self._start is None:
-            self._start = time.monotonic()
-        self._tokens += 1
-
-    def close(self) -> None:
-        if self._start is not None:
-            seconds = time.monotonic() - self._start
-            self._streams.write_line("", f"reasoned for {seconds:.1f} s, {self._tokens} tokens; /think shows it")
-            self._start = None
-
-
 def fit_segments(segments: dict[str, str], width: int) -> str:
     for name in DROP_ORDER:
         if sum(map(len, segments.values())) + len(SEPARATOR) * (len(segments) - 1) <= width:
@@ -297,16 +278,3 @@ def fit_segments(segments: dict[str, str], width: int) -> str:
         if len(segments) > 1:
             segments.pop(name, None)
     return SEPARATOR.join(segments.values())
-
-
-def chat_notice(reply: Reply, is_interactive: bool, larger_context: str) -> NoticeEvent | None:
-    """Notice about a reply that is not complete, with the slash command that continues it."""
-    reason = reply.finish.reason
-    hint = "/continue resumes it" if reply.finish.has_all_tokens else "/retry asks again"
-    if reason == "cancelled":
-        return NoticeEvent("reply interrupted", hint)
-    if reason == "length" and (reply.text or reply.reasoning) and is_interactive:
-        stage = "" if reply.text else " of reasoning"
-        return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens{stage}", hint)
-    notice = reply_notice(reply, larger_context)
-    return replace(notice, hint=REPETITION_HINT) if notice and reason == "repetition" else notice

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -10,17 +10,17 @@ from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.answers.vote import MAX_VOTES, parse_votes
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
 from cerebrum_cli.core.config import find_prompt
-from cerebrum_cli.core.conversion import LORA
+from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
-from cerebrum_cli.core.settings import SHORTHANDS, Settings, keys_of, parse_value
+from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.model.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.model.prompt_sources import read_prompt_files
 from cerebrum_cli.model.voting import VOTE_TEMPERATURE, MajorityVote
 from cerebrum_cli.terminal.repl.programs import copy_to_clipboard
-from cerebrum_cli.terminal.repl.questions import prompt_text, shorten_question
+from cerebrum_cli.terminal.repl.questions import shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import (
     DEFAULT_SYSTEM,
     OWN_COMMANDS,
@@ -28,7 +28,6 @@ from cerebrum_cli.terminal.repl.slash_lines import (
     SETTABLE,
     SETTABLE_ON_SERVERS,
     SlashCommand,
-    SlashLine,
     help_text,
     parse_path,
     setting_key,
@@ -40,13 +39,13 @@ from cerebrum_cli.terminal.tables import (
     PIPE_WIDTH,
     context_text,
     print_prompts,
+    print_rows,
     sampling_text,
     settings_lines,
     stats_line,
 )
 
 if TYPE_CHECKING:
-    from cerebrum_cli.chat.session import Session, StoredMessage
     from cerebrum_cli.terminal.repl.repl import Repl
 
 LIKELIEST = 3  # alternatives that /why shows by default
@@ -55,24 +54,24 @@ LOADED = ("format", "ctx")  # settings whose values are known once the model is 
 TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry reads as temperatures; others are seeds
 
 
-def show_help(repl: Repl, _: SlashLine) -> None:
+def show_help(repl: Repl, _: str) -> None:
     repl.streams.answer(
         help_text(SLASH_COMMANDS, columns(repl.streams.out) if repl.streams.out_is_terminal else PIPE_WIDTH)
     )
 
 
-def exit_chat(repl: Repl, _: SlashLine) -> None:
+def exit_chat(repl: Repl, _: str) -> None:
     repl.is_done = True
 
 
-def start_new(repl: Repl, _: SlashLine) -> None:
-    _switch_session(repl, None)
+def start_new(repl: Repl, _: str) -> None:
+    repl.switch_session(None)
     repl.streams.info("New conversation")
 
 
-def set_system_prompt(repl: Repl, line: SlashLine) -> None:
-    if line.argument:
-        repl.chat.set_system_prompt(None if line.argument == DEFAULT_SYSTEM else line.argument)
+def set_system_prompt(repl: Repl, argument: str) -> None:
+    if argument:
+        repl.chat.set_system_prompt(None if argument == DEFAULT_SYSTEM else argument)
     repl.wait_for(repl.chat.load())
     shown = repl.chat.conversation.system_prompt
     if shown is None:
@@ -80,18 +79,18 @@ def set_system_prompt(repl: Repl, line: SlashLine) -> None:
     repl.streams.info(f"system prompt: {shown}" if shown else "no system prompt")
 
 
-def change_model(repl: Repl, line: SlashLine) -> None:
-    if line.argument:
-        repl.wait_for(repl.chat.change_settings({"model": line.argument, "format": None}))
+def change_model(repl: Repl, argument: str) -> None:
+    if argument:
+        repl.wait_for(repl.chat.change_settings({"model": argument, "format": None}))
     loaded = repl.chat.loaded
     repl.streams.info(f"{loaded.model.label}, prompt format: {loaded.format_name}")
 
 
-def change_setting(repl: Repl, line: SlashLine) -> None:
-    key, _, value = line.argument.partition(" ")
+def change_setting(repl: Repl, argument: str) -> None:
+    key, _, value = argument.partition(" ")
     key, value = setting_key(key), value.strip()
     if not key:
-        print_settings(repl, lambda _: True)
+        print_settings(repl, asdict(repl.chat.settings))
         return
     if key in OWN_COMMANDS:
         raise UsageError(f"/set cannot change {key}", f"use {OWN_COMMANDS[key]}")
@@ -99,61 +98,53 @@ def change_setting(repl: Repl, line: SlashLine) -> None:
         near = did_you_mean(key, SETTABLE, cutoff=0.5)
         raise UsageError(f"unknown setting {key!r}", f"{near}list all with /set")
     keys = keys_of(key)
-    repl.wait_for(repl.chat.change_settings({key: parse_value(key, value, key) if value else None for key in keys}))
+    repl.wait_for(repl.chat.change_settings({key: OPTIONS[key].parse([value], key) if value else None for key in keys}))
     settings = repl.chat.settings
     repl.streams.info(settings_lines({key: getattr(settings, key) for key in keys}, {} if value else settings.origins))
 
 
-def show_settings(repl: Repl, _: SlashLine) -> None:
+def show_settings(repl: Repl, _: str) -> None:
     settings = repl.chat.settings
-    defaults = asdict(Settings())
-
-    def is_shown(key: str) -> bool:
-        if key in SAMPLERS:
-            return key in settings.samplers
-        return key in LOADED or getattr(settings, key) != defaults[key]
-
-    print_settings(repl, is_shown)
+    others = {key: value for key, value in asdict(Settings()).items() if key not in SAMPLERS}
+    changed = [key for key, default in others.items() if getattr(settings, key) != default]
+    print_settings(repl, (*settings.samplers, *LOADED, *changed))
 
 
-def print_settings(repl: Repl, is_shown: Callable[[str], bool]) -> None:
+def print_settings(repl: Repl, shown: Collection[str]) -> None:
     chat = repl.chat
     keys = SETTABLE_ON_SERVERS if chat.loaded.is_remote else SETTABLE
     usage = chat.context_usage
     loaded = {"format": chat.loaded.format_name, "ctx": usage[1] if usage else chat.settings.ctx}
     values = asdict(chat.settings) | loaded
-    shown = {key: value for key, value in values.items() if (key in keys or key in loaded) and is_shown(key)}
-    repl.streams.info(settings_lines({"model": chat.loaded.model.reference, **shown}, chat.settings.origins))
+    listed = {key: value for key, value in values.items() if (key in keys or key in loaded) and key in shown}
+    repl.streams.info(settings_lines({"model": chat.loaded.model.reference, **listed}, chat.settings.origins))
 
 
-def use_prompt(repl: Repl, line: SlashLine) -> None:
-    if not line.argument:
-        rows = [saved.as_object() for saved in repl.prompts.values()]
-        if rows:
-            print_prompts(repl.streams, rows)
-        else:
-            repl.streams.info(NO_PROMPTS)
+def use_prompt(repl: Repl, argument: str) -> None:
+    if not argument:
+        print_rows(
+            repl.streams, [saved.as_object() for saved in repl.prompts.values()], False, print_prompts, NO_PROMPTS
+        )
         return
-    saved = find_prompt(repl.prompts, line.argument)
+    saved = find_prompt(repl.prompts, argument)
     repl.wait_for(repl.chat.use(saved))
     repl.pending_prompt = saved if saved.prompt else None
     repl.streams.info(f"using {saved.name}{' for the next question' if saved.prompt else ''}")
 
 
-def undo(repl: Repl, _: SlashLine) -> None:
+def undo(repl: Repl, _: str) -> None:
     question = repl.chat.undo()
-    if question is None:
-        raise UsageError("nothing to undo", "ask something first")
     repl.last_finish = None
     repl.streams.info(f"Undone: {shorten_question(question)}")
 
 
-def retry(repl: Repl, line: SlashLine) -> None:
-    settings = retry_settings(repl.chat.settings, line.argument)
+def retry(repl: Repl, argument: str) -> None:
+    settings = retry_settings(repl.chat.settings, argument)
     last = repl.chat.last_reply
     if settings.temperature == 0 and last and (last.metadata.params or {}).get("temperature") == 0:
-        message = "at temperature 0 the reply is usually the same"
-        repl.streams.notice(NoticeEvent(message, "/retry 0.7 samples a different one"))
+        repl.streams.notice(
+            NoticeEvent("at temperature 0 the reply is usually the same", "/retry 0.7 samples a different one")
+        )
     repl.render(repl.chat.retry(settings))
 
 
@@ -164,15 +155,15 @@ def retry_settings(settings: Settings, argument: str) -> Settings:
     if argument.isdecimal() and argument not in TEMPERATURES:
         if settings.temperature == 0:
             raise UsageError("a seed has no effect at temperature 0", "use /set temperature 0.7 first")
-        return replace(settings, seed=parse_value("seed", argument))
+        return replace(settings, seed=OPTIONS["seed"].parse([argument]))
     try:
-        return replace(settings, temperature=parse_value("temperature", argument))
+        return replace(settings, temperature=OPTIONS["temperature"].parse([argument]))
     except UsageError as error:
         raise UsageError.invalid("/retry", argument, "a temperature, such as 0.7, or a seed above 2") from error
 
 
-def vote(repl: Repl, line: SlashLine) -> None:
-    votes, _, question = line.argument.partition(" ")
+def vote(repl: Repl, argument: str) -> None:
+    votes, _, question = argument.partition(" ")
     try:
         bounds = parse_votes(votes)
     except UsageError as error:
@@ -184,45 +175,42 @@ def vote(repl: Repl, line: SlashLine) -> None:
     repl.vote(question.strip(), settings, MajorityVote(bounds.needing(repl.min_votes)))
 
 
-def edit(repl: Repl, line: SlashLine) -> None:
+def edit(repl: Repl, argument: str) -> None:
     chat = repl.chat
-    part = line.argument or "question"
+    part = argument or "question"
     if part not in PARTS:
         raise UsageError.invalid("/edit", part, " or ".join(PARTS))
-    stored = chat.last_question if part == "question" else chat.last_reply
-    if stored is None:
-        raise UsageError(f"no {part} to edit", "ask something first")
+    stored = chat.require_question() if part == "question" else chat.require_reply()
     before = stored.message.content
     text = repl.input.edit(before)
     if not text.strip() or text == before:
         repl.streams.info("no changes")
     elif part == "question":
-        repl.streams.answer(prompt_text(shorten_question(text)) + "\n")
+        repl.show_question(text)
         repl.render(chat.edit_question(text))
     else:
         chat.replace_reply(text)
         repl.streams.info("reply replaced; the conversation continues from it")
 
 
-def continue_reply(repl: Repl, _: SlashLine) -> None:
+def continue_reply(repl: Repl, _: str) -> None:
     repl.render(repl.chat.continue_reply())
 
 
-def fork(repl: Repl, line: SlashLine) -> None:
-    repl.streams.info(f"Now in session {repl.chat.fork(line.argument or None).name!r}")
+def fork(repl: Repl, argument: str) -> None:
+    repl.streams.info(f"Now in session {repl.chat.fork(argument or None).name!r}")
 
 
-def list_sessions(repl: Repl, _: SlashLine) -> None:
+def list_sessions(repl: Repl, _: str) -> None:
     print_latest(repl.streams, session_rows(repl.chat.history.store))
 
 
-def load_session(repl: Repl, line: SlashLine) -> None:
+def load_session(repl: Repl, argument: str) -> None:
     chat = repl.chat
-    try:
-        session = chat.history.get(_required(line, "a session", LIST_SESSIONS))
-    except SessionError as error:
-        raise SessionError(error.message, LIST_SESSIONS) from error
-    _switch_session(repl, session)
+    session = chat.history.store.find(argument)
+    if session is None:
+        raise SessionError(f'no session named "{argument}"', LIST_SESSIONS)
+    repl.switch_session(session)
     repl.streams.info(f"Now in session {session.name!r}")
     repl.show_last_exchange()
     if session.model and session.model != chat.loaded.model.reference:
@@ -232,25 +220,17 @@ def load_session(repl: Repl, line: SlashLine) -> None:
         repl.streams.notice(NoticeEvent(f"this session used other adapters: {used}", f"switch with {switch}"))
 
 
-def _switch_session(repl: Repl, session: Session | None) -> None:
-    if notice := repl.chat.switch_session(session):
-        repl.streams.notice(notice)
-    repl.last_finish = None
-
-
-def rename_session(repl: Repl, line: SlashLine) -> None:
-    name = _required(line, "a name", "for example /save holidays")
-    repl.chat.rename(name)
+def rename_session(repl: Repl, argument: str) -> None:
+    repl.chat.rename(argument)
     is_saved = repl.chat.unsaved_notice is None
     repl.streams.info(
-        f"Session {'saved as' if is_saved else 'named'} {name!r}; "
+        f"Session {'saved as' if is_saved else 'named'} {argument!r}; "
         f"{'every turn is saved automatically' if is_saved else 'it is not saved'}"
     )
 
 
-def export_session(repl: Repl, line: SlashLine) -> None:
-    path = parse_path(_required(line, "a file", "for example /export talk.md"))
-    chat = repl.chat
+def export_session(repl: Repl, argument: str) -> None:
+    path, chat = parse_path(argument), repl.chat
     if chat.session is None:
         raise UsageError("the conversation is empty", "ask something first")
     if SUFFIX_FORMATS.get(path.suffix) == "transcript":  # needs the model's vocabulary
@@ -259,23 +239,23 @@ def export_session(repl: Repl, line: SlashLine) -> None:
     repl.streams.info(f"wrote {path}")
 
 
-def attach_file(repl: Repl, line: SlashLine) -> None:
-    path = parse_path(_required(line, "a file", "for example /file notes.txt"))
+def attach_file(repl: Repl, argument: str) -> None:
+    path = parse_path(argument)
     files = read_prompt_files([path], repl.streams.notice)
     repl.pending_files += files
     what = f"{path}: {len(files)} files" if len(files) > 1 else files[0][0]
     repl.streams.info(f"{what} will be prepended to your next question")
 
 
-def show_tokens(repl: Repl, _: SlashLine) -> None:
+def show_tokens(repl: Repl, _: str) -> None:
     repl.wait_for(repl.chat.load())
     usage, served = repl.chat.context_usage, repl.chat.loaded.model.is_served
     unknown = "the server does not state its context" if served else "loading the model"
     repl.streams.info(context_text(*usage) if usage else unknown)
 
 
-def show_stats(repl: Repl, _: SlashLine) -> None:
-    last = _last_reply(repl)
+def show_stats(repl: Repl, _: str) -> None:
+    last = repl.chat.require_reply()
     if repl.last_finish is None:
         raise UsageError("the last reply has no statistics: they are not saved", "ask something first, or /retry")
     loaded = repl.chat.loaded
@@ -285,63 +265,50 @@ def show_stats(repl: Repl, _: SlashLine) -> None:
     )
 
 
-def explain_reply(repl: Repl, line: SlashLine) -> None:
-    count = parse_likeliest("number of alternatives", line.argument) if line.argument else LIKELIEST
+def explain_reply(repl: Repl, argument: str) -> None:
+    count = parse_likeliest("number of alternatives", argument) if argument else LIKELIEST
     reply = repl.chat.given_reply()
     least_certain = LeastCertain(reply)
     repl.wait_for(repl.chat.inspect(reply, count), least_certain)
     print_uncertain(repl.streams, least_certain.tokens(repl.chat.loaded.detokenize))
 
 
-def copy_reply(repl: Repl, line: SlashLine) -> None:
-    text = _last_reply(repl).message.content
+def copy_reply(repl: Repl, argument: str) -> None:
+    text = repl.chat.require_reply().message.content
     part = "the reply"
-    if line.argument:
+    if argument:
         from cerebrum_cli.terminal.markdown.code_blocks import code_blocks
 
         blocks = code_blocks(text)
-        if not line.argument.isdecimal() or not 0 < int(line.argument) <= len(blocks):
+        if not argument.isdecimal() or not 0 < int(argument) <= len(blocks):
             has = f"the last reply has {len(blocks)} code block{'' if len(blocks) == 1 else 's'}"
-            raise UsageError(f"/copy {line.argument}: {has}", "give the number shown above the block")
-        text, part = blocks[int(line.argument) - 1].text, f"code block {line.argument}"
+            raise UsageError(f"/copy {argument}: {has}", "give the number shown above the block")
+        text, part = blocks[int(argument) - 1].text, f"code block {argument}"
     repl.streams.info(f"copied {part} via {copy_to_clipboard(repl.streams, text)}")
 
 
-def show_final_answer(repl: Repl, _: SlashLine) -> None:
-    last = _last_reply(repl)
+def show_final_answer(repl: Repl, _: str) -> None:
+    last = repl.chat.require_reply()
     answer = final_answer(last.message.content, is_complete=last.metadata.finish_reason in ("stop", None))
     if answer is None:
         raise UsageError("the last reply states no final answer", "ask for one")
     repl.streams.answer(answer + "\n")
 
 
-def show_prompt(repl: Repl, _: SlashLine) -> None:
+def show_prompt(repl: Repl, _: str) -> None:
     repl.wait_for(repl.chat.load())
     repl.streams.answer(format_transcript(repl.chat.loaded, repl.chat.conversation))
 
 
-def think(repl: Repl, line: SlashLine) -> None:
-    if line.argument:
-        repl.wait_for(repl.chat.change_settings({"think": parse_value("think", line.argument, "/think")}))
+def think(repl: Repl, argument: str) -> None:
+    if argument:
+        repl.wait_for(repl.chat.change_settings({"think": OPTIONS["think"].parse([argument], "/think")}))
         repl.streams.info(settings_lines({"think": repl.chat.settings.think}))
         return
-    reasoning = _last_reply(repl).metadata.reasoning
+    reasoning = repl.chat.require_reply().metadata.reasoning
     if not reasoning:
         raise UsageError("the last reply has no reasoning", "not every model marks its reasoning")
     repl.streams.answer(reasoning + "\n")
-
-
-def _last_reply(repl: Repl) -> StoredMessage:
-    reply = repl.chat.last_reply
-    if reply is None:
-        raise UsageError("no reply yet", "ask something first")
-    return reply
-
-
-def _required(line: SlashLine, argument: str, hint: str) -> str:
-    if not line.argument:
-        raise UsageError(f"/{line.name} needs {argument}", hint)
-    return line.argument
 
 
 SLASH_COMMANDS = (
@@ -369,16 +336,32 @@ SLASH_COMMANDS = (
     SlashCommand("continue", continue_reply, "", "continue an interrupted or truncated reply"),
     SlashCommand("fork", fork, "[NAME]", "continue in a copy of this session"),
     SlashCommand("sessions", list_sessions, "", "list saved sessions"),
-    SlashCommand("load", load_session, "NAME", "switch to another session", "session"),
-    SlashCommand("save", rename_session, "NAME", "rename this session (sessions are always saved)"),
+    SlashCommand(
+        "load", load_session, "NAME", "switch to another session", "session", required=("a session", LIST_SESSIONS)
+    ),
+    SlashCommand(
+        "save",
+        rename_session,
+        "NAME",
+        "rename this session (sessions are always saved)",
+        required=("a name", "for example /save holidays"),
+    ),
     SlashCommand(
         "export",
         export_session,
         "FILE",
         "write the session as .md, .json (OpenAI messages) or .txt (exact prompt)",
         "path",
+        required=("a file", "for example /export talk.md"),
     ),
-    SlashCommand("file", attach_file, "PATH", "prepend a file, directory or glob to the next question", "path"),
+    SlashCommand(
+        "file",
+        attach_file,
+        "PATH",
+        "prepend a file, directory or glob to the next question",
+        "path",
+        required=("a file", "for example /file notes.txt"),
+    ),
     SlashCommand("tokens", show_tokens, "", "show context usage"),
     SlashCommand("stats", show_stats, "", "show speed and token counts of the last reply"),
     SlashCommand(
@@ -389,4 +372,3 @@ SLASH_COMMANDS = (
     SlashCommand("prompt", show_prompt, "", "show the exact prompt"),
     SlashCommand("think", think, "[on|off|N|EFFORT]", "show the last reply's reasoning, or control thinking", "think"),
 )
-COMMANDS = {slash.name: slash for slash in SLASH_COMMANDS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from textwrap import wrap
@@ -26,20 +26,19 @@ PARTS = ("question", "answer")  # of a turn; both can be edited
 ArgumentKind = Literal["", "path", "model", "session", "setting", "part", "prompt", "think"]
 
 
-class SlashLine(NamedTuple):
-    name: str
-    argument: str
-
-
 class SlashCommand(NamedTuple):
-    """A slash command: its function, its argument, its help, and what completes the argument."""
+    """A slash command: its function, its argument, its help, and what completes the argument.
+
+    `required` is what the argument must be, with a hint; without it, the function gets "" for no argument.
+    """
 
     name: str
-    run: Callable[[Any, SlashLine], None]
+    run: Callable[[Any, str], None]
     argument: str
     help: str
     argument_kind: ArgumentKind = ""
     aliases: tuple[str, ...] = ()
+    required: tuple[str, str] | None = None
 
 
 KEYS = (
@@ -85,19 +84,24 @@ def parse_path(argument: str) -> Path:
     return Path(argument).expanduser()
 
 
-def parse_slash(line: str, commands: Mapping[str, SlashCommand]) -> SlashLine | None:
+def parse_slash(line: str, commands: Iterable[SlashCommand]) -> tuple[SlashCommand, str] | None:
+    """The slash command of a line, and its argument; None for a question. Raises UsageError."""
     if not line.startswith("/"):
         return None
     name, *arguments = line[1:].split(maxsplit=1) if line[1:2].strip() else ("",)
-    names = {name: slash.name for slash in commands.values() for name in (slash.name, *slash.aliases)}
-    if name in names:
-        return SlashLine(names[name], arguments[0].strip() if arguments else "")
-    near = OTHER_NAMES.get(name) or next(iter(get_close_matches(name, names, n=1, cutoff=0.5)), None)
-    suggestion = f"did you mean /{near}? " if near else ""
-    raise UsageError(
-        f"unknown command /{name}",
-        f"{suggestion}list commands with /help; to send the text itself, put a space before the slash",
-    )
+    known = {name: slash for slash in commands for name in (slash.name, *slash.aliases)}
+    if name not in known:
+        near = OTHER_NAMES.get(name) or next(iter(get_close_matches(name, known, n=1, cutoff=0.5)), None)
+        suggestion = f"did you mean /{near}? " if near else ""
+        raise UsageError(
+            f"unknown command /{name}",
+            f"{suggestion}list commands with /help; to send the text itself, put a space before the slash",
+        )
+    slash, argument = known[name], "".join(arguments).strip()
+    if slash.required and not argument:
+        what, hint = slash.required
+        raise UsageError(f"/{slash.name} needs {what}", hint)
+    return slash, argument
 
 
 def setting_key(text: str) -> str:
