@@ -23,7 +23,7 @@ from cerebrum_cli.chat.session import Session, StoredMessage, printable_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import SessionError, UsageError
-from cerebrum_cli.core.files import remove
+from cerebrum_cli.core.files import atomic_write, remove
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc
 from cerebrum_cli.engine.sequence import TOKEN_BYTES
 from cerebrum_cli.engine.state_store import read_states
@@ -38,9 +38,8 @@ MAX_IMPORT_BYTES = 1_000_000_000
 MIN_REPLY_TOKENS = 8  # shorter ones may occur in any conversation
 MAX_END_TOKENS = 4  # of a reply's last token and the end of its turn
 SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
-HEADINGS = {"user": "User", "assistant": "Assistant"}
 _SHAREGPT = {"human": "user", "gpt": "assistant"}
-_FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})\s*(.*)")
+_FENCE = re.compile("^```", re.MULTILINE)
 _EXPECTED = 'expected OpenAI\'s {"messages": [...]} or ShareGPT\'s {"conversations": [...]}'
 
 
@@ -52,7 +51,6 @@ def session_rows(store: Store) -> list[dict[str, Any]]:
 
 
 def session_object(store: Store, session: Session) -> dict[str, Any]:
-    """Build the object that `sessions show --json` prints: the session's settings and messages."""
     return {
         **_session_fields(session),
         "system_prompt": session.system_prompt,
@@ -85,10 +83,15 @@ def export_session(store: Store, session: Session, export_format: str) -> str:
 
 
 def to_markdown(name: str, system_prompt: str | None, messages: Sequence[StoredMessage]) -> str:
-    """Format a conversation as Markdown: one heading per turn, and a note after each incomplete reply."""
-    system = () if system_prompt is None else ("## System", system_prompt)
-    turns = [part for stored in messages for part in _markdown_turn(stored)]
-    return "\n\n".join((f"# {name}", *system, *turns)) + "\n"
+    parts = [f"# {name}"]
+    if system_prompt is not None:
+        parts += ["## System", system_prompt]
+    for stored in messages:
+        content, end = stored.message.content.strip(), stored.early_end
+        if end and len(_FENCE.findall(content)) % 2:  # the reply ended within a code block
+            content += "\n```"
+        parts += [f"## {stored.message.role.capitalize()}", content, f"*({end})*" if end else ""]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def to_sharegpt(name: str, conversation: Conversation) -> dict[str, Any]:
@@ -144,11 +147,10 @@ def _transcript(loaded: LoadedModel, store: Store, session: Session) -> str:
 
 
 def format_transcript(model: LoadedModel, conversation: Conversation) -> str:
-    """Format a conversation exactly as a model sees it: the prompt of the last reply, and that reply."""
     if not (conversation.messages and conversation.messages[-1].role == "assistant"):
-        return f"{model.preview(conversation).prompt}\n"
+        return f"{model.preview(conversation)[0]}\n"
     last = conversation.messages[-1]
-    prompt = model.preview(replace(conversation, messages=conversation.messages[:-1], thinks=last.thinks)).prompt
+    prompt, _ = model.preview(replace(conversation, messages=conversation.messages[:-1], thinks=last.thinks))
     if last.tokens is not None:
         return f"{prompt}{model.detokenize(last.tokens)}\n"
     return f"{prompt}{'' if prompt[-1:].isspace() else ' '}{last.content}\n"
@@ -161,22 +163,15 @@ def export_to_file(path: Path, store: Store, session: Session, loaded: LoadedMod
         raise UsageError(f"{path}: unsupported file type", f"use one of {', '.join(SUFFIX_FORMATS)}")
     is_transcript = export_format == "transcript"
     text = _transcript(loaded, store, session) if is_transcript else export_session(store, session, export_format)
+    if path.exists():
+        raise UsageError(f"{path} already exists", "choose another file")
     try:
-        file = path.open("x", encoding="utf-8")
-        try:
-            with file:
-                file.write(text)
-        except BaseException:
-            path.unlink(missing_ok=True)  # a partial file would make the next attempt fail
-            raise
-    except FileExistsError as error:
-        raise UsageError(f"{path} already exists", "choose another file") from error
+        atomic_write(path, text.encode())  # a partial file would make the next attempt fail
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}", "choose another file") from error
 
 
 def import_session(store: Store, file: Path, name: str | None) -> Session:
-    """Save the conversation in a file as a session, named as given, as in the file, or after the file."""
     own_name, conversation = parse_conversation(read_text(file, MAX_IMPORT_BYTES), str(file))
     if name is None:
         name = store.unused_name(own_name or printable_name(file.stem) or suggest_name(conversation))
@@ -206,7 +201,7 @@ def delete_sessions(history: History, sessions: Sequence[Session], states: Path)
         for session in sessions:
             history.lock(session)
             count = history.store.remove(session)
-            history.discard_lock()
+            history.release(removes=True)
             yield session, count
     finally:
         kept = history.store.sampled_tokens()
@@ -252,30 +247,6 @@ def _message_object(stored: StoredMessage) -> dict[str, Any]:
 
 def _format_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
-
-
-def _markdown_turn(stored: StoredMessage) -> Iterable[str]:
-    message = stored.message
-    yield f"## {HEADINGS[message.role]}"
-    content = message.content.strip()
-    end = stored.early_end
-    if content:
-        yield f"{content}\n{fence}" if end and (fence := _open_fence(content)) else content
-    if end:
-        yield f"*({end})*"
-
-
-def _open_fence(text: str) -> str:
-    """Find the fence that closes the code block a text ends in; empty if it ends in none."""
-    fence = ""
-    for line in text.splitlines():
-        if not (match := _FENCE.match(line)):
-            continue
-        if not fence:
-            fence = match[1]
-        elif match[1].startswith(fence) and not match[2]:
-            fence = ""
-    return fence
 
 
 def _openai_message(item: Any) -> Any:

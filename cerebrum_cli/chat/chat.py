@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cerebrum_cli.chat.context_window import fit_session
 from cerebrum_cli.chat.history import (
     KEPT,
     NO_CONTINUATION,
@@ -73,19 +72,10 @@ class Chat:
         return load_conversation(self.history.store, self.session, self.loaded.model, self.settings)
 
     @property
-    def dropped_count(self) -> int:
-        return len(self.messages) - len(self.conversation.messages)
-
-    @property
     def last_reply(self) -> StoredMessage | None:
         """The last reply; None if the last message is a question."""
         messages = self.messages
         return messages[-1] if messages and messages[-1].message.role == "assistant" else None
-
-    @property
-    def efforts(self) -> tuple[str, ...]:
-        """The efforts of reasoning that the model knows; none before it is loaded."""
-        return self.loaded.format.efforts if self.loaded.engine.is_loaded else ()
 
     @property
     def context_usage(self) -> tuple[int, int] | None:
@@ -95,57 +85,50 @@ class Chat:
             return None
         key = self.loaded, self.session, self.settings.system, self.settings.think, self.settings.keep_thoughts
         if self._counted is None or self._counted[0] != key:
+            conversation = self.conversation
+            if conversation.messages and conversation.messages[-1].role == "assistant":
+                conversation = conversation.user("")  # templates may include the reasoning of the last reply
             try:
-                self._counted = key, self.loaded.count_tokens(self._next_conversation)
+                self._counted = key, self.loaded.count_tokens(conversation)
             except FormatError:  # reported with the next question
                 return None
         return self._counted[1], size
 
-    @property
-    def _next_conversation(self) -> Conversation:
-        """The conversation without the next question: templates may include the reasoning of its last reply."""
-        conversation = self.conversation
-        is_answered = conversation.messages and conversation.messages[-1].role == "assistant"
-        return conversation.user("") if is_answered else conversation
-
     def send(self, text: str, settings: Settings | None = None, majority_vote: MajorityVote | None = None) -> Events:
         """Save a question, and yield the events of the reply or vote. Without a reply, the question is removed."""
-        before = self.session
-        if before is None:
-            self._start_session(text)
-        else:
-            self.session = self.history.store.add_message(before, Message("user", text))
+        before, store, question = self.session, self.history.store, Message("user", text)
+        if before:
+            self.session = store.add_message(before, question)
+        else:  # the session and its question in one step: a killed process leaves no empty session
+            name = self.name or unused_session_name(store, Conversation().user(text))
+            self.session = store.create(
+                name, "chat", **self._session_values, system_prompt=self.settings.system, question=question
+            )
+            self.history.lock(self.session)
         try:
             yield from self._reply(before.leaf if before else None, settings=settings, majority_vote=majority_vote)
         except CerebrumError:
             if before is None and self.session and self.session.leaf is None:  # do not leave an empty session
                 with contextlib.suppress(SessionError):
-                    self.history.store.remove(self.session)
+                    store.remove(self.session)
                 self.switch_session(None, self.name)
             raise
 
     def edit_question(self, text: str) -> Events:
-        """Replace the last question, and yield the events of the reply; the previous turn stays in the tree."""
-        session, question = self._require_question()
-        store = self.history.store
-        self.session = store.add_message(store.move(session, question.parent), Message("user", text))
-        yield from self._reply(session.leaf)
+        yield from self._reply(self._move(self.require_question().parent, Message("user", text)))
 
     def retry(self, settings: Settings | None = None, majority_vote: MajorityVote | None = None) -> Events:
-        """Answer the last question again, with other settings or a vote; the previous reply stays in the tree."""
-        yield from self._reply(self._rewind_to_question(), settings=settings, majority_vote=majority_vote)
+        previous_leaf = self._move(self.require_question().id)
+        yield from self._reply(previous_leaf, settings=settings, majority_vote=majority_vote)
 
     def continue_reply(self) -> Events:
-        """Continue the last reply. Raises SessionError if there is none, or it cannot be continued."""
-        last = self.last_reply
-        if last is None:
-            raise SessionError("no reply to continue", "ask something first")
+        last = self.require_reply()
         if not can_continue(last, self.loaded.model):
             raise SessionError(NO_CONTINUATION, "ask a question, or use /retry")
         yield from self.load()
         continued = without_partial_character(last, self.loaded)
-        settings = settings_of(last, self.settings)
-        yield from self._reply(self._rewind_to_question(), continued, settings)
+        previous_leaf = self._move(self.require_question().id)
+        yield from self._reply(previous_leaf, continued, settings_of(last, self.settings))
 
     def given_reply(self) -> GivenReply:
         """The last reply in the tokens it was sampled as. Raises SessionError if they are not known.
@@ -153,9 +136,7 @@ class Chat:
         Those of a reply that a stop string ended are not stored, and known only while the chat runs.
         """
         self.loaded.require_inspection()
-        last = self.last_reply
-        if last is None:
-            raise SessionError("no reply yet", "ask something first")
+        last = self.require_reply()
         tokens = last.message.tokens
         if self._sampled and self._sampled[0] == last.id:
             tokens = self._sampled[1]
@@ -169,21 +150,13 @@ class Chat:
         yield from self.load()
         yield from self.loaded.inspect(reply, likeliest)
 
-    def undo(self) -> str | None:
-        """Undo the last turn and return its question; None if there is none."""
-        question = self.last_question
-        if question is None or self.session is None:
-            return None
-        self.session = self.history.store.move(self.session, question.parent)
+    def undo(self) -> str:
+        question = self.require_question()
+        self._move(question.parent)
         return question.message.content
 
     def replace_reply(self, reply: str) -> None:
-        """Replace the last reply with the user's own text; the previous one stays in the tree."""
-        last = self.last_reply
-        if last is None or self.session is None:
-            raise SessionError("no reply to change", "ask something first")
-        store = self.history.store
-        self.session = store.add_message(store.move(self.session, last.parent), Message("assistant", reply))
+        self._move(self.require_reply().parent, Message("assistant", reply))
 
     def set_system_prompt(self, system_prompt: str | None) -> None:
         """Change the system prompt from now on; None means the format's own."""
@@ -192,7 +165,6 @@ class Chat:
             self.session = self.history.store.update_session(self.session, system_prompt=system_prompt)
 
     def fork(self, name: str | None = None) -> Session:
-        """Copy the conversation to a new session and switch to it; the previous session is unchanged."""
         if self.session is None:
             raise SessionError("no messages yet", "ask something first")
         store = self.history.store
@@ -230,22 +202,19 @@ class Chat:
         If that fails, the previous model and settings are restored.
         """
         unprompted = None if self.unprompted is None else with_changes(self.unprompted, changes)
-        yield from self._apply(with_changes(self.overrides, changes), changes)
-        self.unprompted = unprompted
+        yield from self._apply(with_changes(self.overrides, changes), changes, unprompted)
 
     def use(self, saved: SavedPrompt) -> Events:
         """Apply a saved prompt's settings, not an earlier one's; yield the events of loading. Raises UsageError."""
-        saved.require_chat()
+        saved.require_without("a chat", "schema", "extract")
         before = self.overrides.get("system")
         unprompted = self.overrides if self.unprompted is None else self.unprompted
-        settings = yield from self._apply(SourcedLayer(unprompted, saved.settings), saved.settings)
-        self.unprompted = unprompted
+        settings = yield from self._apply(SourcedLayer(unprompted, saved.settings), saved.settings, unprompted)
         is_earlier = self.overrides.get("system") != before == self.conversation.system_prompt
         if "system" in saved.settings or is_earlier:  # not after /system, which stays
             self.set_system_prompt(settings.system)
 
-    def _apply(self, overrides: Layer, changes: Layer) -> Generator[Event, None, Settings]:
-        """Replace all overrides, and return their settings; see `change_settings`."""
+    def _apply(self, overrides: Layer, changes: Layer, unprompted: Layer | None) -> Generator[Event, None, Settings]:
         if self.loaded.is_remote and (
             local := next((key for key in LOCAL_KEYS if overrides.get(key) is not None), None)
         ):
@@ -268,7 +237,8 @@ class Chat:
         elif changes.get("logit_bias") or changes.get("think"):
             yield from self.load()
             self.loaded.check_settings(settings)
-        self.overrides, self.settings = overrides, replace(settings, system=self.settings.system)
+        self.overrides, self.unprompted = overrides, unprompted
+        self.settings = replace(settings, system=self.settings.system)
         if self.session:
             self._update_session()
         return settings
@@ -285,38 +255,44 @@ class Chat:
     def close(self) -> NoticeEvent | None:
         """Save the prompt cache, and release model and session; return a notice if saving failed."""
         try:
-            conversation = self.conversation
-            notice = self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, conversation)
-            return notice or self.loaded.save_prefix(conversation, lambda tokens: tokens >= MIN_PREFIX_TOKENS)
+            return self.loaded.save_prompt_cache(
+                MIN_CACHED_TOKENS, self.conversation, is_slow=lambda tokens: tokens >= MIN_PREFIX_TOKENS
+            )
         finally:
             self.loaded.close()
             self.history.close()
 
     @property
     def unsaved_notice(self) -> NoticeEvent | None:
-        """Why nothing is saved since the session database could not be written; None if it can."""
         error = self.history.store.detached_by
         if error is None:
             return None
         return NoticeEvent(f"this chat is not saved: {error.message}", "use /export FILE to save a copy")
 
-    @property
-    def last_question(self) -> StoredMessage | None:
-        return next((stored for stored in reversed(self.messages) if stored.message.role == "user"), None)
+    def require_question(self) -> StoredMessage:
+        for stored in reversed(self.messages):
+            if stored.message.role == "user":
+                return stored
+        raise SessionError("no question yet", "ask something first")
+
+    def require_reply(self) -> StoredMessage:
+        if last := self.last_reply:
+            return last
+        raise SessionError("no reply yet", "ask something first")
+
+    def _move(self, leaf: int | None, message: Message | None = None) -> int | None:
+        """Move the session to another branch, add a message to it, and return the previous leaf."""
+        assert self.session
+        previous_leaf = self.session.leaf
+        self.session = self.history.store.move(self.session, leaf)
+        if message:
+            self.session = self.history.store.add_message(self.session, message)
+        return previous_leaf
 
     def _reopen(self, source: ModelSource) -> None:
         """Free the loaded model and start to load another; safe to call again after an interruption."""
         self.loaded.close()
         self.loaded = open_source(source)
-
-    def _start_session(self, text: str) -> None:
-        """Create the session with its first question, in one step: a killed process leaves no empty one."""
-        name = self.name or unused_session_name(self.history.store, Conversation().user(text))
-        session = self.history.store.create(
-            name, "chat", **self._session_values, system_prompt=self.settings.system, question=Message("user", text)
-        )
-        self.history.hold(session)
-        self.session = session
 
     @property
     def _session_values(self) -> dict[str, Any]:
@@ -332,18 +308,6 @@ class Chat:
             self.session = self.history.store.update_session(self.session, **values)
         return self.session
 
-    def _require_question(self) -> tuple[Session, StoredMessage]:
-        question = self.last_question
-        if question is None or self.session is None:
-            raise SessionError("no question to answer", "ask something first")
-        return self.session, question
-
-    def _rewind_to_question(self) -> int | None:
-        """Move the session back to its last question, and return its previous leaf."""
-        session, question = self._require_question()
-        self.session = self.history.store.move(session, question.id)
-        return session.leaf
-
     def _reply(
         self,
         previous_leaf: int | None,
@@ -357,12 +321,10 @@ class Chat:
         the session is moved back to `previous_leaf`.
         """
         settings = settings or self.settings
-        session = self._update_session()
-        recorder = ReplyRecorder(self.history.store, session, self.loaded, settings, continued)
+        recorder = ReplyRecorder(self.history.store, self._update_session(), self.loaded, settings, continued)
         try:
             yield from self.load()
-            prefix_length = len(recorder.prefix_tokens)
-            recorder.session, notice = fit_session(recorder.store, session, self.loaded, prefix_length, settings)
+            notice = recorder.make_room()
             self.session = recorder.session
             if notice:
                 yield notice

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sqlite3
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,7 +91,9 @@ def open_database(path: Path) -> sqlite3.Connection:
         database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
             require_known_version(database, path)
-            _set_journal_mode(database, "DELETE" if file_system(path).startswith(SHARED) else "WAL")
+            mode = "DELETE" if file_system(path).startswith(SHARED) else "WAL"
+            with contextlib.suppress(sqlite3.OperationalError):  # another process sets it; other errors follow
+                database.execute(f"PRAGMA journal_mode = {mode}")
             database.execute("PRAGMA synchronous = FULL")
             database.execute("PRAGMA secure_delete = ON")  # deleted text must not remain in the file
             create_tables(database)
@@ -141,21 +142,7 @@ def require_known_version(database: sqlite3.Connection, path: Path) -> None:
 
 def _version(database: sqlite3.Connection) -> int:
     """Version of the schema, 0 for an empty file."""
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    return int(version)
-
-
-def _set_journal_mode(database: sqlite3.Connection, mode: str) -> None:
-    """Use a write-ahead log or a rollback journal, retrying since SQLite's busy timeout does not cover this change."""
-    deadline = time.monotonic() + BUSY_TIMEOUT_S
-    while True:
-        try:
-            database.execute(f"PRAGMA journal_mode = {mode}")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
+    return int(database.execute("PRAGMA user_version").fetchone()[0])
 
 
 def check_integrity(path: Path) -> tuple[int, int, int] | None:
@@ -185,29 +172,25 @@ def check_integrity(path: Path) -> tuple[int, int, int] | None:
         return 0, 0, 0
 
 
-def session_error(path: Path, error: Exception) -> SessionError:
-    """SessionError for an error of SQLite: UnwritableSessions without permission or space."""
-    problem = printable_line(str(error))
-    if any(sign in problem for sign in DAMAGE):
-        return _damaged(path, problem)
-    code = getattr(error, "sqlite_errorcode", 0) & PRIMARY_CODE
-    if code in NO_ACCESS:
-        return UnwritableSessions(f"{path}: {problem}", "make sure that it is a readable and writable file")
-    if code in NO_SPACE:
-        return UnwritableSessions(f"{path}: {problem}", "free disk space")
-    return SessionError(f"{path}: {problem}", "close other programs that use the file, then try again")
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Raise SessionError for an error of SQLite: UnwritableSessions without permission or space."""
+    try:
+        yield
+    except READ_ERRORS as error:
+        problem = printable_line(str(error))
+        code = getattr(error, "sqlite_errorcode", 0) & PRIMARY_CODE
+        if any(sign in problem for sign in DAMAGE):
+            raise _damaged(path, problem) from error
+        if code in NO_ACCESS:
+            raise UnwritableSessions(f"{path}: {problem}", "make sure that it is readable and writable") from error
+        if code in NO_SPACE:
+            raise UnwritableSessions(f"{path}: {problem}", "free disk space") from error
+        raise SessionError(f"{path}: {problem}", "close other programs that use the file, then try again") from error
 
 
 def printable_line(problem: str) -> str:
     return one_line(printable_name(problem))  # SQLite quotes the statement of a damaged schema
-
-
-@contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except READ_ERRORS as error:
-        raise session_error(path, error) from error
 
 
 def _damaged(path: Path, problem: str) -> SessionError:

@@ -13,7 +13,7 @@ from typing import Any
 from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, validated_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.conversion import LORA, NONE
+from cerebrum_cli.core.declaration import LORA, NONE
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 from cerebrum_cli.core.events import Forced
 from cerebrum_cli.core.files import lock_file, remove
@@ -49,7 +49,7 @@ class History:
 
     store: Store
     locks: Path
-    _held: tuple[int, FileIO] | None = None
+    _held: tuple[Path, FileIO] | None = None
 
     def acquire_latest(self) -> Session:
         """Lock the latest session. Raises SessionError if there is none, or another process holds it."""
@@ -60,36 +60,28 @@ class History:
 
     def acquire_named(self, name: str) -> Session | None:
         """Lock a session by its name; None if there is none. Raises SessionError if the name is invalid."""
-        session = self.store.find(name)
-        if session is None:
-            validated_name(name)
-            return None
-        return self.acquire(session)
+        session = self.store.find(validated_name(name))
+        return self.acquire(session) if session else None
 
     def acquire(self, session: Session) -> Session:
         """Lock a session, for a question to follow. Raises SessionError if another process holds it.
 
         If it ends in a question, because its process was killed, an empty interrupted reply is appended.
         """
-        self.hold(session)
+        self.lock(session)
         messages = self.store.messages(session)
         if messages and messages[-1].message.role == "user":
             return self.store.add_message(session, Message("assistant", ""), ReplyMetadata(finish_reason="cancelled"))
         return session
 
-    def hold(self, session: Session) -> None:
-        """Lock a session as it is; one that exists only in memory needs no lock."""
-        if self.store.detached_by is None:
-            try:
-                self.lock(session)
-            except UnwritableSessions as error:
-                self.store.detach(error)
-
     def lock(self, session: Session) -> None:
-        """Lock a session and release the previous one. Raises SessionError if another process holds the lock."""
-        if self._held and self._held[0] == session.id:
+        """Lock a session and release the previous one. Raises SessionError if another process holds the lock.
+
+        A session that exists only in memory needs no lock.
+        """
+        path = self.locks / f"{session.id}.lock"
+        if self.store.detached_by or (self._held and self._held[0] == path):
             return
-        path = self._lock_path(session.id)
         busy = SessionError(
             f'session "{session.name}" is open in another process', "close it there, or use another session"
         )
@@ -97,25 +89,21 @@ class History:
             self.locks.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = lock_file(path, busy, mode=0o600, is_required=False)
         except OSError as error:
-            raise UnwritableSessions(f"{path}: {error.strerror}", "make sure that it is writable") from error
+            self.store.detach(UnwritableSessions(f"{path}: {error.strerror}", "make sure that it is writable"))
+            return
         self.release()
-        self._held = session.id, file
+        self._held = path, file
 
-    def release(self) -> None:
+    def release(self, removes: bool = False) -> None:
+        """Free the locked session, if there is one; the lock's file is removed only with a deleted session."""
         if self._held:
-            self._held[1].close()
+            path, file = self._held
+            if removes:
+                remove(path)
+            file.close()
             self._held = None
 
-    def discard_lock(self) -> None:
-        if self._held:
-            remove(self._lock_path(self._held[0]))
-            self.release()
-
-    def _lock_path(self, session_id: int) -> Path:
-        return self.locks / f"{session_id}.lock"
-
     def get(self, name: str) -> Session:
-        """Look up a session by its name. Raises SessionError if there is none."""
         session = self.store.find(name)
         if session is None:
             raise SessionError(f'no session named "{name}"', "list sessions with cerebrum sessions list")
@@ -205,7 +193,6 @@ def with_session_defaults(session: Session | None, overrides: Layer, is_remote: 
 
 
 def session_params(settings: Settings, model: InstalledModel) -> dict[str, Any]:
-    """Settings that a session records, as JSON values: those of sampling, and those in `KEPT`."""
     values = {key: getattr(settings, key) for key in PARAMS}
     texts = {key: list(map(str, value)) for key, value in values.items() if isinstance(value, tuple)}
     template: dict[str, Any] = {}
@@ -217,16 +204,15 @@ def session_params(settings: Settings, model: InstalledModel) -> dict[str, Any]:
 
 def suggest_name(conversation: Conversation) -> str:
     """Derive a session's name from the first words of its first question, ignoring files quoted before it."""
-    first = conversation.messages[0].content if conversation.messages else ""
+    first = conversation.messages[0].content.lower() if conversation.messages else ""
     first = _QUOTED_FILE.sub("", first).strip() or first
     # In many scripts, marks combine with letters.
-    is_word = {char: char.isalnum() or unicodedata.category(char).startswith("M") for char in first.lower()}
-    words = "".join(char if is_word[char] else " " for char in first.lower()).split()[:_MAX_WORDS]
+    letters = (char if char.isalnum() or unicodedata.category(char).startswith("M") else " " for char in first)
+    words = "".join(letters).split()[:_MAX_WORDS]
     return "-".join(words)[:_MAX_CHARS].strip("-") or "session"
 
 
 def unused_session_name(store: Store, conversation: Conversation) -> str:
-    """A name from the first words of a conversation, with the date if another session has the same."""
     name = suggest_name(conversation)
     return name if store.find(name) is None else store.unused_name(f"{name}-{date.today().isoformat()}")
 
@@ -251,11 +237,10 @@ def load_conversation(
     return settings.applied_to(conversation) if settings else conversation
 
 
-def can_continue(last: StoredMessage | None, model: InstalledModel) -> bool:
+def can_continue(last: StoredMessage, model: InstalledModel) -> bool:
     """Whether a model wrote the last reply, it was cut off, and its server takes token ids."""
-    if last is None or model.is_served or last.metadata.finish_reason == "stop":
-        return False
-    return has_valid_tokens(last, model)
+    is_cut_off = last.metadata.finish_reason != "stop"
+    return is_cut_off and not model.is_served and has_valid_tokens(last, model)
 
 
 def without_partial_character(stored: StoredMessage, model: LoadedModel) -> StoredMessage:
@@ -269,7 +254,6 @@ def without_partial_character(stored: StoredMessage, model: LoadedModel) -> Stor
 
 
 def begin_with(reply: Reply, before: StoredMessage) -> tuple[int, ...]:
-    """Begin a reply with the stored one that it continues, and return the tokens of that."""
     tokens = before.message.tokens or ()
     texts: list[SplitText] = [("thinking", before.metadata.reasoning or ""), ("answer", before.message.content)]
     reply.begin(tokens, texts, forced_tokens(before.metadata))
@@ -282,7 +266,6 @@ def has_valid_tokens(stored: StoredMessage, model: InstalledModel) -> bool:
 
 
 def is_author(model: InstalledModel, metadata: ReplyMetadata) -> bool:
-    """Whether a model wrote a reply, with the same adapters and the vocabulary of its present file."""
     return (
         metadata.vocabulary is not None  # the file could be read
         and metadata.model == model.reference
@@ -292,7 +275,6 @@ def is_author(model: InstalledModel, metadata: ReplyMetadata) -> bool:
 
 
 def with_thinking(stored: StoredMessage) -> Message:
-    """A message, with its reasoning and the setting of `think` that it was generated with."""
     thinks = Settings(think=(stored.metadata.params or {}).get("think")).thinks
     return replace(stored.message, thinks=thinks, reasoning=stored.metadata.reasoning)
 
@@ -304,16 +286,6 @@ def settings_of(stored: StoredMessage, settings: Settings) -> Settings:
 
 
 def visible_messages(store: Store, session: Session) -> list[StoredMessage]:
-    """The messages of a session that have not been dropped from the context."""
     messages = store.messages(session)
     first = next((index for index, stored in enumerate(messages) if stored.id == session.first), 0)
     return messages[first:]
-
-
-def continue_session(
-    store: Store, session: Session, model: InstalledModel, conversation: Conversation, system: str | None
-) -> Conversation:
-    """Append a conversation to a session's; `system`, if given, replaces the session's system prompt."""
-    earlier = load_conversation(store, session, model)
-    prompt = earlier.system_prompt if system is None else system
-    return replace(earlier, messages=(*earlier.messages, *conversation.messages), system_prompt=prompt)

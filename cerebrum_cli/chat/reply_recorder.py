@@ -1,23 +1,33 @@
-"""Save a reply to its session: now and then while it is generated, and when it finishes."""
+"""Make room in the context for a reply, and save it: now and then while it is generated, and when it finishes."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
 
-from cerebrum_cli.chat.history import begin_with, reply_metadata, session_params
+from cerebrum_cli.chat.history import (
+    begin_with,
+    load_conversation,
+    reply_metadata,
+    session_params,
+    visible_messages,
+)
 from cerebrum_cli.chat.session import Session, StoredMessage
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
-from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.model.interface import Model
 from cerebrum_cli.model.reply import Reply, ReplyRequest
 from cerebrum_cli.model.voting import MajorityVote
 
+RESTORE_BELOW = 0.25  # of the context: dropping turns for this context size leaves more
+REPLY_FRACTION = 8  # a reply needs 1/8 of the context, or its maximum tokens if fewer
+DROP_FRACTION = 4  # drop 1/4 of the context or more together: the rest is evaluated again, so this should be rare
 SAVE_EVERY_S = 1.0  # a killed process loses at most this much of a reply
 SAVE_SHARE = 0.02  # or, of a long one, this part: the whole text is written each time
 
@@ -38,36 +48,67 @@ class ReplyRecorder:
     continued: StoredMessage | None = None
     reply: Reply = field(default_factory=Reply)
     _is_stored: bool = field(default=False, init=False)
-    _start: float = field(default_factory=time.monotonic, init=False)
-    _next_save: float = field(default_factory=lambda: time.monotonic() + save_interval(0.0), init=False)
+
+    def make_room(self) -> NoticeEvent | None:
+        """Drop the session's oldest turns if the reply needs the room; return a notice if others than before are.
+
+        Turns dropped from a smaller context are restored if the remaining ones leave most of this one free.
+        """
+        size, model, previous_first = self.loaded.context_size, self.loaded.model, self.session.first
+        assert size is not None, "the model is loaded"
+
+        def count(conversation: Conversation) -> int:
+            return self.loaded.count_tokens(conversation) + len(self.prefix_tokens)
+
+        conversation = load_conversation(self.store, self.session, model, self.settings)
+        if previous_first and count(conversation) < size * RESTORE_BELOW:
+            self.session = self.store.update_session(self.session, first=None)
+            conversation = load_conversation(self.store, self.session, model, self.settings)
+        if self.settings.overflow == "stop":
+            return None
+        dropped = messages_to_drop(conversation, count, size, self.settings.max_tokens)
+        if not dropped:
+            return None
+        first = visible_messages(self.store, self.session)[dropped].id
+        self.session = self.store.update_session(self.session, first=first)
+        if first == previous_first:
+            return None
+        tokens = count(conversation) - count(drop_oldest(conversation, dropped))
+        return NoticeEvent(
+            f"the context of {size} tokens is nearly full: dropped the"
+            f" {dropped} oldest messages ({tokens} tokens) from it",
+            f"the session keeps them; {self.loaded.engine.larger_context} to fit more, or use --set overflow=stop to"
+            " refuse such questions",
+        )
 
     def record(
         self, conversation: Conversation, majority_vote: MajorityVote | None = None
     ) -> Generator[Event, None, None]:
         """Yield the events of a reply, or of a vote, and save the reply, or the leading sample. Raises SessionError."""
         request = ReplyRequest(conversation, self.settings, prefix_tokens=self.prefix_tokens)
-        if majority_vote is None:
-            self.reply = self.loaded.respond(request)
-            if self.continued:
-                begin_with(self.reply, self.continued)
-            with contextlib.closing(self.reply.events()) as events:
-                for event in events:
-                    self._save_sometimes()
-                    yield event
-        else:
+        if majority_vote:
+            from cerebrum_cli.model.concurrent_rows import vote_events
+
             try:
-                with contextlib.closing(self.loaded.vote_events(request, majority_vote)) as events:
+                with contextlib.closing(vote_events(self.loaded, request, majority_vote)) as events:
                     yield from events
             finally:
                 self.reply = majority_vote.reply or self.reply
+        else:
+            self.reply = self.loaded.respond(request)
+            if self.continued:
+                begin_with(self.reply, self.continued)
+            start = time.monotonic()
+            next_save = start + save_interval(0.0)
+            with contextlib.closing(self.reply.events()) as events:
+                for event in events:
+                    now = time.monotonic()
+                    if self.has_tokens and now >= next_save:
+                        next_save = now + save_interval(now - start)
+                        with contextlib.suppress(SessionError):  # generation continues; it is saved at the end
+                            self.save(None)
+                    yield event
         self.save("cancelled")
-
-    def _save_sometimes(self) -> None:
-        now = time.monotonic()
-        if self.has_tokens and now >= self._next_save:
-            self._next_save = now + save_interval(now - self._start)
-            with contextlib.suppress(SessionError):  # generation continues; `record` saves it at the end
-                self.save(None)
 
     @property
     def prefix_tokens(self) -> tuple[int, ...]:
@@ -75,16 +116,40 @@ class ReplyRecorder:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether there are tokens besides those it continues."""
         return len(self.reply.sampled) > len(self.prefix_tokens)
 
     def save(self, unfinished: str | None) -> None:
         """Save the reply so far; `unfinished` is its reason to finish until it has one of its own."""
-        params = session_params(self.settings, self.loaded.model)
-        metadata = reply_metadata(self.reply, self.loaded, params, unfinished)
+        metadata = reply_metadata(self.reply, self.loaded, session_params(self.settings, self.loaded.model), unfinished)
         message = Message("assistant", self.reply.text, self.reply.tokens)
         if self._is_stored:
             self.store.update_message(self.session, message, metadata)
         else:
             self.session = self.store.add_message(self.session, message, metadata)
             self._is_stored = True
+
+
+def messages_to_drop(
+    conversation: Conversation, count: Callable[[Conversation], int], context_size: int, max_tokens: int | None
+) -> int:
+    """Number of messages to drop before a reply; 0 if all fit, or dropping would not help.
+
+    Drops the oldest turns, each a question with its reply; the system prompt and the last question stay. `count` counts
+    the tokens of a conversation's prompt.
+    """
+    tokens = count(conversation)
+    room = min(max_tokens or context_size, context_size // REPLY_FRACTION)
+    if tokens + room <= context_size:
+        return 0
+    target = min(context_size - room, tokens - context_size // DROP_FRACTION)
+    pairs = (len(conversation.messages) - 1) // 2
+
+    def room_after(dropped: int) -> int:
+        return -count(drop_oldest(conversation, 2 * dropped))
+
+    dropped = min(pairs, bisect_left(range(pairs + 1), -target, key=room_after))
+    return 2 * dropped if -room_after(dropped) < context_size else 0
+
+
+def drop_oldest(conversation: Conversation, messages: int) -> Conversation:
+    return replace(conversation, messages=conversation.messages[messages:])

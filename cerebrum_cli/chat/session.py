@@ -113,7 +113,6 @@ def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]
 
 
 def message_from_row(row: sqlite3.Row) -> StoredMessage:
-    """Convert a row to a message. Raises sqlite3.DatabaseError if the row is damaged."""
     with _reading("message", row):
         data = row["tokens"]
         texts: dict[str, Any] = {name: row[name] for name in METADATA_COLUMNS}
@@ -125,7 +124,6 @@ def message_from_row(row: sqlite3.Row) -> StoredMessage:
 
 
 def session_from_row(row: sqlite3.Row) -> Session:
-    """Convert a row to a session. Raises sqlite3.DatabaseError if the row is damaged."""
     with _reading("session", row):
         return Session(**{**dict(row), "params": json.loads(row["params"] or "{}") or {}})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import SessionError
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
     from cerebrum_cli.chat.session import StoredMessage
     from cerebrum_cli.core.conversation import Conversation
-    from cerebrum_cli.core.settings import Layer, Settings
+    from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.model.loaded_model import LoadedModel
     from cerebrum_cli.model.reply import Reply
     from cerebrum_cli.model.voting import MajorityVote
@@ -37,25 +38,23 @@ class SessionRecorder:
         self._open_history = open_history
         self._notify = notify
         self._saves = saves
-        self._opened: History | None = None
         self.session = self._history.acquire_latest() if continues else None
         self.continued: StoredMessage | None = None  # the last reply, which was cut off
         self.saved_as: str | None = None  # the name of the session that has the exchange
 
-    def with_defaults(self, overrides: Layer, is_remote: bool) -> Layer:
-        """Add the session's own model, format and adapters to the overrides."""
-        if self.session is None:
-            return overrides
-        from cerebrum_cli.chat.history import with_session_defaults
-
-        return with_session_defaults(self.session, overrides, is_remote)
+    @cached_property
+    def _history(self) -> History:
+        return self._open_history()
 
     def prepend(self, conversation: Conversation, model: InstalledModel, overrides: Mapping[str, Any]) -> Conversation:
-        if self.session is None:
-            return conversation
-        from cerebrum_cli.chat.history import continue_session
+        """The session's conversation and this one; a system prompt in the overrides replaces the session's."""
+        from cerebrum_cli.chat.history import load_conversation
 
-        return continue_session(self._history.store, self.session, model, conversation, overrides.get("system"))
+        assert self.session, "it continues"
+        earlier = load_conversation(self._history.store, self.session, model)
+        system = overrides.get("system")
+        prompt = earlier.system_prompt if system is None else system
+        return replace(earlier, messages=(*earlier.messages, *conversation.messages), system_prompt=prompt)
 
     def resume(self, model: InstalledModel, settings: Settings) -> tuple[Conversation, Settings]:
         """The conversation up to the last question, and the settings of its reply, which is continued.
@@ -87,18 +86,14 @@ class SessionRecorder:
         """Save the prompt, and the prefix that all such prompts share, if they took long to evaluate."""
         if not self._saves:
             return
-        from cerebrum_cli.model.reply import LONG_PROMPT
+        from cerebrum_cli.model.reply import LONG_PROMPT, Reply
 
-        notice = loaded.save_prompt_cache(LONG_PROMPT, conversation) if reply.has_long_prompt else None
-        if notice := notice or loaded.save_prefix(conversation, reply.has_slow_prefill):
+        replies = [reply] if isinstance(reply, Reply) else reply.finished_samples
+        is_long = any(sample.has_long_prompt for sample in replies)
+        notice = loaded.save_prompt_cache(
+            LONG_PROMPT if is_long else None,
+            conversation,
+            is_slow=lambda tokens: any(sample.has_slow_prefill(tokens) for sample in replies),
+        )
+        if notice:
             self._notify(notice)
-
-    def close(self) -> None:
-        if self._opened:
-            self._opened.close()
-
-    @property
-    def _history(self) -> History:
-        if self._opened is None:
-            self._opened = self._open_history()
-        return self._opened

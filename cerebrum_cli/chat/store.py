@@ -21,7 +21,6 @@ from cerebrum_cli.chat.database import (
     copy_to_memory,
     open_database,
     printable_line,
-    session_error,
     transaction,
     translated,
 )
@@ -60,9 +59,9 @@ _UNNEEDED_MESSAGES = (
     " SELECT parent FROM messages JOIN needed USING (id) WHERE parent IS NOT NULL)"
     " SELECT id FROM messages WHERE id NOT IN needed ORDER BY id DESC"
 )
-_EXCERPT = (
+_MATCHES = (  # best first; FTS5 computes an excerpt when its row is read
     f"SELECT messages.*, snippet(texts, 0, '{MATCH_BEGIN}', '{MATCH_END}', ' ... ', 16) AS excerpt FROM texts"
-    " JOIN messages ON messages.id = texts.rowid WHERE texts MATCH ? AND texts.rowid = ?"
+    " JOIN messages ON messages.id = texts.rowid WHERE texts MATCH ? ORDER BY rank"
 )
 
 Change = TypeVar("Change", bound=Callable[..., Any])
@@ -95,7 +94,6 @@ class Store:
         self.detached_by: UnwritableSessions | None = None
 
     def close(self) -> None:
-        """Close the database; the next call opens it again."""
         if self._database:
             self._database.close()
         self._database = None
@@ -125,15 +123,12 @@ class Store:
         """Create a session on the branch that ends at `leaf`, with a first `question`. Raises SessionError."""
         now = time.time()
         name = validated_name(name)
-        with self.transaction() as database:
-            try:
-                database.execute(
-                    "INSERT INTO sessions (name, origin, system_prompt, model, format, params, leaf, first,"
-                    " created, updated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (name, origin, system_prompt, model, format, json.dumps(params or {}), leaf, first, now, now),
-                )
-            except sqlite3.IntegrityError as error:
-                raise self._constraint_error(error, name) from error
+        with self.transaction() as database, self._unique_name(name):
+            database.execute(
+                "INSERT INTO sessions (name, origin, system_prompt, model, format, params, leaf, first,"
+                " created, updated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (name, origin, system_prompt, model, format, json.dumps(params or {}), leaf, first, now, now),
+            )
             session = session_from_row(database.execute("SELECT * FROM sessions WHERE name = ?", (name,)).fetchone())
             return self._add(database, session, question, ReplyMetadata()) if question else session
 
@@ -143,7 +138,6 @@ class Store:
             return session_from_row(row) if row else None
 
     def unused_name(self, base: str) -> str:
-        """Derive a name that is not in use: `base`, or `base` with a number appended."""
         base = well_formed(base)
         with self._read() as database:
             rows = database.execute("SELECT name FROM sessions WHERE substr(name, 1, ?) = ?", (len(base), base))
@@ -157,7 +151,6 @@ class Store:
             return session_from_row(row) if row else None
 
     def names(self) -> list[str]:
-        """The names of all sessions, most recently changed first."""
         with self._read() as database:
             return [row["name"] for row in database.execute("SELECT name FROM sessions ORDER BY updated DESC, id DESC")]
 
@@ -179,22 +172,18 @@ class Store:
         return Conversation(tuple(stored.message for stored in self.messages(session)), session.system_prompt)
 
     def sampled_tokens(self) -> dict[int, bytes]:
-        """The tokens of all replies by message id, as they are stored."""
         with self._read() as database:
-            rows = database.execute("SELECT id, tokens FROM messages WHERE tokens IS NOT NULL")
-            return {row["id"]: row["tokens"] for row in rows}
+            return dict(map(tuple, database.execute("SELECT id, tokens FROM messages WHERE tokens IS NOT NULL")))
 
     @_detachable
     def add_message(self, session: Session, message: Message, metadata: ReplyMetadata | None = None) -> Session:
-        with self.transaction() as database:
-            self._require(database, session)
+        with self._changing(session) as database:
             return self._add(database, session, message, metadata or ReplyMetadata())
 
     @_detachable
     def update_message(self, session: Session, message: Message, metadata: ReplyMetadata) -> None:
         columns = ", ".join(f"{column} = ?" for column in COLUMNS)
-        with self.transaction() as database:
-            self._require(database, session)
+        with self._changing(session) as database:
             database.execute(
                 f"UPDATE messages SET {columns} WHERE id = ?", (*message_values(message, metadata), session.leaf)
             )
@@ -203,8 +192,7 @@ class Store:
     @_detachable
     def move(self, session: Session, leaf: int | None) -> Session:
         """Move a session to another branch; the messages of the previous one stay in the tree."""
-        with self.transaction() as database:
-            self._require(database, session)
+        with self._changing(session) as database:
             return self._set_leaf(database, session, leaf)
 
     @_detachable
@@ -213,14 +201,10 @@ class Store:
         if "name" in values:
             values["name"] = validated_name(values["name"])
         columns = {key: json.dumps(value) if key == "params" else value for key, value in values.items()}
-        with self.transaction() as database:
-            self._require(database, session)
-            sets = ", ".join(f"{column} = ?" for column in columns)
-            try:
-                database.execute(f"UPDATE sessions SET {sets} WHERE id = ?", (*columns.values(), session.id))
-            except sqlite3.IntegrityError as error:
-                raise self._constraint_error(error, values.get("name", "")) from error
-            return session_from_row(self._require(database, session))
+        sets = ", ".join(f"{column} = ?" for column in columns)
+        with self._changing(session) as database, self._unique_name(values.get("name", "")):
+            database.execute(f"UPDATE sessions SET {sets} WHERE id = ?", (*columns.values(), session.id))
+        return replace(session, **values)
 
     @_detachable
     def remove(self, session: Session) -> int:
@@ -264,16 +248,10 @@ class Store:
             return []
         with self._read() as database:
             session_of = {row["message"]: row["session"] for row in database.execute(_SESSION_OF_MESSAGE)}
-            ranked = database.execute("SELECT rowid FROM texts WHERE texts MATCH ? ORDER BY rank", (words,))
-            with contextlib.closing(ranked):
-                best = list(islice((row["rowid"] for row in ranked if row["rowid"] in session_of), limit))
-            hits = []
-            for message in best:
-                session = database.execute("SELECT * FROM sessions WHERE id = ?", (session_of[message],)).fetchone()
-                row = database.execute(_EXCERPT, (words, message)).fetchone()
-                if session and row:  # another process may have deleted it meanwhile
-                    hits.append(SearchHit(session_from_row(session), message_from_row(row), row["excerpt"]))
-            return hits
+            sessions = {row["id"]: session_from_row(row) for row in database.execute("SELECT * FROM sessions")}
+            with contextlib.closing(database.execute(_MATCHES, (words,))) as ranked:
+                best = list(islice((row for row in ranked if session_of.get(row["id"]) in sessions), limit))
+            return [SearchHit(sessions[session_of[row["id"]]], message_from_row(row), row["excerpt"]) for row in best]
 
     @contextlib.contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
@@ -300,16 +278,21 @@ class Store:
         assert self._database
         return self._database
 
-    def _constraint_error(self, error: sqlite3.IntegrityError, name: str) -> SessionError:
-        if "sessions.name" in str(error):
-            return SessionError(f'session "{name}" already exists', "choose another name")
-        return session_error(self._path, error)
+    @contextlib.contextmanager
+    def _changing(self, session: Session) -> Iterator[sqlite3.Connection]:
+        with self.transaction() as database:
+            if database.execute("SELECT 1 FROM sessions WHERE id = ?", (session.id,)).fetchone() is None:
+                raise SessionError(f'session "{session.name}" was deleted by another process', "start a new one")
+            yield database
 
-    def _require(self, database: sqlite3.Connection, session: Session) -> sqlite3.Row:
-        row: sqlite3.Row | None = database.execute("SELECT * FROM sessions WHERE id = ?", (session.id,)).fetchone()
-        if row is None:
-            raise SessionError(f'session "{session.name}" was deleted by another process', "start a new one")
-        return row
+    @contextlib.contextmanager
+    def _unique_name(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.IntegrityError as error:
+            if "sessions.name" not in str(error):
+                raise
+            raise SessionError(f'session "{name}" already exists', "choose another name") from error
 
     def _add(
         self, database: sqlite3.Connection, session: Session, message: Message, metadata: ReplyMetadata
@@ -326,8 +309,9 @@ class Store:
         first = session.first
         if first is not None and all(stored.id != first for stored in self._branch(database, leaf)):
             first = None  # the branch ends before it: all of it may fit again
-        values = (leaf, first, now, session.id)
-        database.execute("UPDATE sessions SET leaf = ?, first = ?, updated = ? WHERE id = ?", values)
+        database.execute(
+            "UPDATE sessions SET leaf = ?, first = ?, updated = ? WHERE id = ?", (leaf, first, now, session.id)
+        )
         return replace(session, leaf=leaf, first=first, updated=now)
 
     def _branch(self, database: sqlite3.Connection, leaf: int | None) -> list[StoredMessage]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,25 +13,22 @@ from typing import Any
 
 import pytest
 from command_line import Finished
-from hypothesis import given
-from hypothesis import strategies as st
 from scripted_command import run_here
 
-from cerebrum_cli.chat.context_window import DROP_FRACTION, REPLY_FRACTION, DroppedTurns, drop_oldest, turns_to_drop
 from cerebrum_cli.chat.history import (
     History,
-    continue_session,
     load_conversation,
     session_params,
     suggest_name,
     with_session_defaults,
 )
+from cerebrum_cli.chat.reply_recorder import messages_to_drop
 from cerebrum_cli.chat.session import ReplyMetadata
+from cerebrum_cli.chat.session_recorder import SessionRecorder
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.errors import SessionError
-from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings, TokenEvent
-from cerebrum_cli.core.sampling import TokenBias
+from cerebrum_cli.core.declaration import TokenBias
+from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.model.reply import Reply
 from cerebrum_cli.models.library import NANO
@@ -73,9 +69,6 @@ def history(tmp_path: Path) -> Iterator[History]:
         yield history
 
 
-other_history = history  # that of another process
-
-
 def test_record_stores_how_the_reply_was_generated(history: History) -> None:
     question, reply = history.store.messages(history.record(None, SUM, FOUR, LOADED, SETTINGS))
     assert question.metadata == ReplyMetadata()
@@ -102,17 +95,6 @@ def test_history_adds_an_interrupted_reply_to_an_unanswered_question(history: Hi
     assert [history.acquire(each) for each in (session, empty)] == [session, empty]
 
 
-def test_history_acquires_sessions_by_valid_names_only(history: History) -> None:
-    with pytest.raises(SessionError, match="no session to continue"):
-        history.acquire_latest()
-    session = history.record(None, SUM, FOUR, LOADED, SETTINGS)
-    assert history.acquire_named(session.name) == session
-    assert history.acquire_named("tea") is None
-    for name in ("", " tea", "a\nb"):
-        with pytest.raises(SessionError):
-            history.acquire_named(name)
-
-
 @pytest.mark.parametrize(
     ("question", "name"),
     [
@@ -134,11 +116,12 @@ def test_suggest_name_uses_the_first_words(question: str, name: str) -> None:
     assert suggest_name(Conversation()) == "session"
 
 
-def test_continue_session_replaces_the_system_prompt_if_given(history: History) -> None:
+def test_continued_session_replaces_the_system_prompt_if_given(history: History) -> None:
     question = Conversation(system_prompt="of the settings").user("And 3 + 3?")
     for own, instead, prompt in (("own", None, "own"), (None, None, None), ("own", "now", "now"), ("own", "", "")):
         session = history.record(None, replace(SUM, system_prompt=own), FOUR, LOADED, SETTINGS)
-        whole = continue_session(history.store, session, MODEL, question, instead)
+        recorder = SessionRecorder(lambda: history, print, continues=True, saves=True)
+        whole = recorder.prepend(question, MODEL, {"system": instead})
         assert whole == replace(SUM, system_prompt=prompt).assistant("Four.", (7, 8), "2 and 2").user("And 3 + 3?")
         history.record(session, whole, SIX, LOADED, SETTINGS)
         assert load_conversation(history.store, history.acquire_latest(), MODEL) == whole.assistant("Six.", (9,))
@@ -173,53 +156,18 @@ def test_session_defaults_apply_to_the_same_file_by_any_path(
     for layer in ({}, {"model": "./model.gguf"}, {"model": "model.gguf"}):
         defaults = with_session_defaults(session, layer)
         assert (defaults["format"], defaults["temperature"]) == ("chatml", 0.5)
+    assert set(with_session_defaults(replace(session, origin="ask"), {})) == {"model", "format"}
     for reference in ("model", "../model.gguf"):
         assert with_session_defaults(session, {"model": reference}) == {"model": reference}
 
 
-def collected(by_stop_string: bool) -> Reply:
-    reply = Reply()
-    for event in (
-        TokenEvent(ONLY, "hm", "thinking", (5,)),
-        TokenEvent(ONLY, "Fo", "answer", (6,)),
-        TokenEvent(ONLY, "", "answer", (7,)),
-        TokenEvent(ONLY, "ur", "answer"),
-        replace(FINISH, by_stop_string=by_stop_string),
-    ):
-        reply.emit(event)
-    return reply
-
-
 def test_record_omits_the_tokens_of_a_reply_ended_by_a_stop_string(history: History) -> None:
-    reply = collected(True)
-    assert (collected(False).text, collected(False).tokens) == ("Four", (5, 6, 7))
-    assert (reply.tokens, list(reply.sampled)) == (None, [5, 6, 7])
+    reply = finished("Four", None, (5, 6, 7), replace(FINISH, by_stop_string=True))
     session = history.record(None, SUM, reply, LOADED, SETTINGS)
     assert history.store.conversation(session) == SUM.assistant("Four")
 
 
 # Locks: one process at a time holds a session; `test_locks.py` has how a lock ends.
-
-
-def test_lock_is_refused_to_a_second_holder_until_another_session_is_locked(
-    history: History, other_history: History, tmp_path: Path
-) -> None:
-    one, two = history.store.create("one", "chat"), history.store.create("two", "chat")
-    before = os.umask(0)
-    try:
-        for _ in range(2):
-            history.lock(one)
-    finally:
-        os.umask(before)
-    locks = [tmp_path / "locks", *(tmp_path / "locks").iterdir()]
-    assert [path.stat().st_mode & 0o777 for path in locks] == [0o700, 0o600]
-    other_history.lock(two)
-    for holder, session in ((other_history, one), (history, two), (other_history, one)):
-        with pytest.raises(SessionError, match=f'session "{session.name}" is open in another process'):
-            holder.lock(session)  # and keeps its own
-    other_history.release()
-    history.lock(two)
-    other_history.lock(one)
 
 
 def test_session_open_in_another_process_is_refused(chatml_model: Path, tmp_path: Path) -> None:
@@ -276,37 +224,16 @@ FIVE_TURNS = (20, 40, 20, 40, 20, 40, 20, 40, 60, 60, 10)
 @pytest.mark.parametrize(
     ("sizes", "max_tokens", "drop"),
     [
-        ((100, 200, 30), None, None),  # leaves an eighth of the context for a reply
-        ((100, 200, 31), None, DroppedTurns(2, 300)),
-        ((100, 200, 70), 10, None),  # or less for a short one
-        ((100, 200, 71), 10, DroppedTurns(2, 300)),
-        (FIVE_TURNS, None, DroppedTurns(4, 120)),  # whole turns, and a quarter of the context
-        ((20, 200, 20, 40, 60), None, DroppedTurns(2, 220)),
-        ((20, 40, 350), None, DroppedTurns(2, 60)),  # without room for a whole reply
-        ((390,), None, None),
-        ((20, 40, 380), None, None),  # it would not help
+        ((100, 200, 30), None, 0),  # leaves an eighth of the context for a reply
+        ((100, 200, 31), None, 2),
+        ((100, 200, 70), 10, 0),  # or less for a short one
+        ((100, 200, 71), 10, 2),
+        (FIVE_TURNS, None, 4),  # whole turns, and a quarter of the context
+        ((20, 200, 20, 40, 60), None, 2),
+        ((20, 40, 350), None, 2),  # without room for a whole reply
+        ((390,), None, 0),
+        ((20, 40, 380), None, 0),  # it would not help
     ],
 )
-def test_window_drops_whole_turns_where_that_helps(
-    sizes: tuple[int, ...], max_tokens: int | None, drop: DroppedTurns | None
-) -> None:
-    assert turns_to_drop(conversation_of(*sizes), count, 400, max_tokens) == drop
-
-
-@given(st.lists(st.integers(1, 200), min_size=1, max_size=41).map(lambda sizes: sizes[: len(sizes) // 2 * 2 - 1 or 1]))
-def test_window_leaves_a_conversation_that_fits_if_possible(sizes: list[int]) -> None:
-    conversation, context_size = conversation_of(*sizes), 512
-    tokens, drop = count(conversation), turns_to_drop(conversation_of(*sizes), count, context_size, None)
-    if drop is None:
-        shortest = count(drop_oldest(conversation, len(sizes) - 1))
-        assert tokens + context_size // REPLY_FRACTION <= context_size or len(sizes) == 1 or shortest >= context_size
-        return
-    left = drop_oldest(conversation, drop.messages)
-    assert drop.messages % 2 == 0
-    assert left.messages[0].role == "user"
-    assert left.messages[-1] == conversation.messages[-1]
-    assert (left.system_prompt, count(left)) == ("S", tokens - drop.tokens)
-    if len(left.messages) > 1:
-        assert count(left) + context_size // REPLY_FRACTION <= context_size
-        assert drop.tokens >= context_size // DROP_FRACTION
-    assert count(left) < context_size
+def test_window_drops_whole_turns_where_that_helps(sizes: tuple[int, ...], max_tokens: int | None, drop: int) -> None:
+    assert messages_to_drop(conversation_of(*sizes), count, 400, max_tokens) == drop

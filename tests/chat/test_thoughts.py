@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chats import finish, make_chat, text
+from chats import finish, make_chat
 from scripted_backend import ScriptedBackend, replies
 from templates import TEMPLATES
 from tiny_models import write_chatml
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.store import Store
-from cerebrum_cli.core.errors import UsageError
 
 OpenChat = Callable[..., AbstractContextManager[Chat]]
 
@@ -86,15 +85,6 @@ def test_turns_after_thoughts_evaluate_what_follows_the_last_question(open_chat:
         assert finish(chat.send(QUESTIONS[2])).prompt_tokens == len(prompt(2))
 
 
-def test_resumed_chat_reuses_its_cache_up_to_the_last_question(open_chat: OpenChat) -> None:
-    for turn in range(3):
-        with open_chat() as chat:
-            done = list(chat.send(QUESTIONS[turn]))
-        assert text(done).endswith(ANSWERS[turn])
-        if turn:
-            assert finish(done).cached_tokens >= len(asked(turn - 1))
-
-
 def test_kept_thoughts_are_not_evaluated_again(open_chat: OpenChat) -> None:
     with open_chat(keep_thoughts=True) as chat:
         for turn in range(3):
@@ -104,15 +94,3 @@ def test_kept_thoughts_are_not_evaluated_again(open_chat: OpenChat) -> None:
                 assert finish(done).cached_tokens >= len(prompt(turn - 1, kept) + reply(turn - 1)) - 1
         list(chat.change_settings({"keep_thoughts": None}))
         assert finish(chat.retry()).prompt_tokens == len(prompt(2))
-
-
-def test_chat_knows_the_efforts_of_the_loaded_model(store: Store, tmp_path: Path) -> None:
-    model = write_chatml(tmp_path / "effort.gguf", chat_template=TEMPLATES["qwen3.8"])
-    with closing(make_chat(store, tmp_path, model, lambda: ScriptedBackend(replies({})), format="embedded")) as chat:
-        list(chat.load())
-        assert chat.efforts == ("low", "medium", "xhigh")
-        list(chat.change_settings({"think": "low"}))
-        with pytest.raises(UsageError, match="this model does not support the effort 'high'") as refused:
-            list(chat.change_settings({"think": "high"}))
-        assert refused.value.hint == "it supports: on, off, a number of tokens, low, medium, xhigh"
-        assert chat.settings.think == "low"
