@@ -24,14 +24,13 @@ from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFoun
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.settings import PATIENCE_S
-from cerebrum_cli.model.installation import Installation, user_installation
+from cerebrum_cli.model.installation import Installation
 from cerebrum_cli.model.interface import open_many
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.source import MAX_PARALLEL, ModelSource, slots_of
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import InstalledModel
 from cerebrum_cli.runs.journal import Journal
-from cerebrum_cli.runs.noted_servers import note_records, noted_servers
 from cerebrum_cli.runs.result import FinishedRows, Result
 
 INPUT = "input"  # the last key of an object that has it
@@ -40,7 +39,7 @@ LOCAL = re.compile(r"local(?::([1-9]\d?))?")
 BLOCK, SHORT_BLOCK, BLOCK_TOKENS = 64, 256, 65_536  # rows at most, and if each is short: what is lost with a worker
 BLOCKS_EACH = 4  # blocks for each worker at least, so that all end at about the same time
 SERVER_SAMPLES = 1024  # that a server of a node is given at a time, without --parallel
-MAX_FRUITLESS = 3  # attempts at blocks none of which is answered, and restarts of each worker without an answer
+MAX_FRUITLESS = 3  # attempts at blocks none of which is answered
 START_S = 120.0  # besides the patience, in which Ray and a worker start
 
 
@@ -56,28 +55,21 @@ class Work(NamedTuple):
     run: Journal
 
 
-class Cluster(NamedTuple):
-    """The cluster that the options name: its address, the number of workers, and the seconds to wait for one."""
-
-    address: str
-    workers: int | None = None
-    patience: float | None = None
-
-
-def distribute(source: ModelSource, work: Work, cluster: Cluster) -> Distribution:
-    """The missing rows of some work, to be answered on a cluster. Raises UsageError."""
+def distribute(
+    source: ModelSource, work: Work, address: str, workers: int | None = None, patience: float | None = None
+) -> Distribution:
+    """The missing rows of some work, to be answered on the cluster that `--ray` names. Raises UsageError."""
     model, servers = source.model, source.servers
     slots = (servers.window or SERVER_SAMPLES) if servers else slots_of(source)
-    servers = servers and replace(servers, earlier=noted_servers(work.run))
+    servers = servers and replace(servers, earlier=work.run.servers)
     identity = source.installation.library.hashed_identity(model)
     # Nodes have installations of their own, and find the model there.
     portable = replace(
         source, installation=cast("Installation", None), model=cast("InstalledModel", None), servers=servers
     )
     job = NodeJob(identity, model.path, model.reference, portable, work.answer_block)
-    patience = START_S + (PATIENCE_S if cluster.patience is None else cluster.patience)
-    run = partial(answer_blocks, parse_cluster(cluster.address), cluster.workers, not servers)
-    return Distribution(run, job, work, slots, patience)
+    run = partial(answer_blocks, parse_cluster(address), workers, not servers)
+    return Distribution(run, job, work, slots, START_S + (PATIENCE_S if patience is None else patience))
 
 
 def parse_cluster(text: str) -> str | int:
@@ -100,7 +92,6 @@ class Distribution:
     patience: float = PATIENCE_S
     is_cancelled: bool = False
     _fruitless: int = 0  # passes in which no row was answered
-    _restarts: int = 0  # of workers since a row was answered
     _reports: dict[str, WorkerReport] = field(default_factory=dict)
     _notices: set[NoticeEvent] = field(default_factory=set)
     _tokens: dict[str, int] = field(default_factory=dict)
@@ -109,7 +100,6 @@ class Distribution:
         self.is_cancelled = True
 
     def answer(self) -> Generator[Event, None, None]:
-        """Answer the missing rows, and again those of lost workers; yield notices and progress."""
         yield events.StageEvent("starting the nodes", 0, 1)
         run = self.work.run
         while (missing := len(run.rows) - len(run.finished)) and not self.is_cancelled:
@@ -126,15 +116,12 @@ class Distribution:
             for message in messages:
                 if self.is_cancelled:
                     return
-                for event in self._take(message) if message else ():
-                    if event not in self._notices:
-                        yield event
-                    if isinstance(event, NoticeEvent):
-                        self._notices.add(event)
-                if message is not None:
+                if isinstance(message, bytes) or (message and message.worker not in self._reports):
                     alive_at = time.monotonic()
                 elif time.monotonic() - alive_at > self.patience:
                     raise NoServerError("no worker is running on any node", "check the nodes with ray status")
+                if message:
+                    yield from self._take(message)
 
     def _plan(self, workers: int) -> tuple[Iterator[bytes], NodeJob, int]:
         """The blocks of missing rows for some workers, the job of each, and how many blocks it has at a time."""
@@ -150,7 +137,12 @@ class Distribution:
         return map(pickle.dumps, blocks), self.job, concurrency
 
     def _take(self, message: bytes | WorkerReport) -> Iterator[Event]:
-        yield from self._take_report(message) if isinstance(message, WorkerReport) else self._write(message)
+        taken = self._take_report(message) if isinstance(message, WorkerReport) else self._write(message)
+        for event in taken:
+            if event not in self._notices:
+                yield event
+            if isinstance(event, NoticeEvent):
+                self._notices.add(event)
         run = self.work.run
         yield RowEvent(len(run.finished), len(run.rows), run.counts)
 
@@ -158,9 +150,8 @@ class Distribution:
         is_restart = report.worker in self._reports and not report.problem
         self._reports[report.worker] = report
         if report.problem:
-            if len(self._reports) >= report.workers and all(
-                report_so_far.problem for report_so_far in self._reports.values()
-            ):
+            problems = [report_so_far.problem for report_so_far in self._reports.values()]
+            if all(problems) and len(problems) >= report.workers:
                 raise EndpointError(f"no worker could start ({report.host}: {report.problem})", report.hint)
             yield NoticeEvent(f"{report.host} is not used: {report.problem}", report.hint)
             return
@@ -170,11 +161,8 @@ class Distribution:
             problem = f"the servers differ: {there} has {other}, {host} has {model}"
             raise EndpointError(problem, "use servers with the same model, or --allow-different-models")
         if is_restart:
-            self._restarts += 1
-            if self._restarts >= MAX_FRUITLESS * report.workers:
-                raise EndpointError("workers end without answering a row", "see the Ray logs of the nodes in /tmp/ray")
             yield NoticeEvent(f"{report.host}: a worker was lost and restarted", "see its Ray logs in /tmp/ray")
-        note_records(self.work.run, report.records)
+        self.work.run.note_servers(report.records)
         yield events.PromptEvent(events.SequenceId(0), 0, 1)
 
     def _write(self, answer: bytes) -> Iterator[Event]:
@@ -182,7 +170,6 @@ class Distribution:
         for position, object in objects.items():
             if position not in self.work.run.finished:
                 self.work.run.write(position, object)
-        self._restarts = 0 if objects else self._restarts
         self._tokens[host] = self._tokens.get(host, 0) + tokens
         yield from notices
         yield events.ServersEvent(tuple(events.ServerTokens(*pair, False) for pair in self._tokens.items()))
@@ -196,6 +183,7 @@ class BlockResult(Result):
 
     def __init__(self) -> None:
         self.finished = FinishedRows(0)
+        self.unfinished = {}
         self.written: dict[int, Mapping[str, Any]] = {}
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
@@ -223,7 +211,7 @@ class NodeJob:
         from cerebrum_cli.engine.llama.devices import build
         from cerebrum_cli.engine.machine import processor_name, thread_count
 
-        installation, settings = user_installation(), self.source.settings
+        installation, settings = Installation.of_user(), self.source.settings
         if settings.threads is None and threads < thread_count():
             settings = replace(settings, threads=threads)
         model = find_file(installation.library, self)
@@ -241,7 +229,6 @@ class NodeJob:
         return answer, [{"kind": "ray", "build": llama, "processor": processor}]
 
     def answer(self, model: LoadedModel, block: bytes) -> bytes:
-        """Answer a block: the host, its objects by position, the tokens that were generated for them, and notices."""
         result, tokens, notices = BlockResult(), 0, list[NoticeEvent]()
         for event in self.answer_block(model, pickle.loads(block), result=result):
             if isinstance(event, events.FinishEvent):

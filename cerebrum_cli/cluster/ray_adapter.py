@@ -40,11 +40,10 @@ NEXT, END = "next", "end"  # messages to the command: send the next block; all a
 PROGRAM = f"from {__name__} import main; main()"
 
 Records = Sequence[Mapping[str, str]]  # of what generates
+# Opens a model with a number of threads, and sends notices as answers without rows; returns what answers blocks.
 Job = Callable[[int, Callable[[bytes], None]], tuple[Callable[[bytes], bytes], Records]]
-"""Opens a model with a number of threads, and sends notices as answers without rows; returns what answers blocks."""
-
+# The blocks for a number of workers, the job of each, and how many blocks it has at a time.
 Plan = Callable[[int], tuple[Iterator[bytes], Job, int]]
-"""The blocks for a number of workers, the job of each, and how many blocks it has at a time."""
 
 
 class WorkerReport(NamedTuple):
@@ -238,7 +237,6 @@ def answer_in_places(pipe: Connection, places: Places, job: bytes, concurrency: 
 
 
 def worker_options(places: Places, job: bytes, concurrency: int, messages: Any) -> dict[str, Any]:
-    """How Ray Data runs workers, each with some blocks at a time."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as Affinity
 

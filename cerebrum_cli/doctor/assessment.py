@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from cerebrum_cli.core.text import enumeration, format_count, format_size
-from cerebrum_cli.engine.build import CPU_FLAGS, KEY_FEATURES, Build, lacking, rebuild_command
-from cerebrum_cli.engine.machine import Processors
+from cerebrum_cli.engine.machine import CPU_FLAGS, KEY_FEATURES, Build, Processors, lacking, rebuild_command
 
 MIN_MEMORY = 2 * 10**9  # bytes; a small model, its KV cache and other programs
 MIN_DISK = 5 * 10**9  # bytes; the default model takes 4.4 GB
@@ -35,7 +34,6 @@ class CheckResult:
 
     @property
     def recorded(self) -> dict[str, str]:
-        """The object that `--json` prints."""
         values = {"name": self.name, **asdict(self)}
         return {key: value for key, value in values.items() if value or key != "endpoint"}
 
@@ -59,21 +57,22 @@ class DirectoryState:
 
 
 def assess_build(build: Build, flags: frozenset[str] | None) -> CheckResult:
-    """Compare the features llama.cpp was built with to the flags of this machine's CPU."""
     features = ", ".join(build.cpu_features) or "no features reported"
     offload = "offload" if build.offloads else "no offload"
     backends = ", ".join(build.backends) or "none"
     detail = f"llama-cpp-python {build.version}, ggml {build.ggml}; backends {backends}; {offload}; CPU: {features}"
     if unsupported := lacking(build.cpu_features, flags):
-        problem = f"{detail}; built for another CPU: this one lacks {', '.join(unsupported)}"
-        return CheckResult("failure", problem, f"rebuild it on this machine: {rebuild_command()}")
+        return CheckResult(
+            "failure",
+            f"{detail}; built for another CPU: this one lacks {', '.join(unsupported)}",
+            f"rebuild it on this machine: {rebuild_command()}",
+        )
     unused = [name for name in KEY_FEATURES if CPU_FLAGS[name] in (flags or ()) and name not in build.cpu_features]
     slow = f"slow: it does not use this CPU's {', '.join(unused)}", f"rebuild it: {rebuild_command('-DGGML_NATIVE=on')}"
     return check_result(detail, slow if unused else None)
 
 
 def assess_devices(build: Build, likely_accelerator: str | None) -> CheckResult:
-    """List the GPUs that llama.cpp finds, or explain why there are none."""
     if build.devices:
         devices = (
             f"{device.name} {device.description}: {format_size(device.free)} of {format_size(device.total)} free"
@@ -93,7 +92,6 @@ def assess_devices(build: Build, likely_accelerator: str | None) -> CheckResult:
 
 
 def assess_threads(processors: Processors, requested: int | None) -> CheckResult:
-    """Compare the number of threads to the CPUs this process may use."""
     quota = "no cgroup quota" if processors.quota == inf else f"cgroup quota {processors.quota:g}"
     slower = processors.cores - processors.performance_cores
     detail = (
@@ -122,11 +120,19 @@ def assess_disk(directories: Sequence[DirectoryState]) -> CheckResult:
     uses = {disk: enumeration([item.use for item in directories if item.disk == disk]) for disk in free}
     detail = "; ".join(f"{format_size(free[disk])} free for {uses[disk]}" for disk in free)
     if data := next((item for item in directories if item.use == "data" and not item.writable), None):
-        hint = "make it writable, or set XDG_DATA_HOME to a writable directory"
-        return CheckResult("failure", f"{detail}; {data.path} is not writable", hint)
-    problem = f"less than {format_size(MIN_DISK)} free: a model may not fit"
+        return CheckResult(
+            "failure",
+            f"{detail}; {data.path} is not writable",
+            "make it writable, or set XDG_DATA_HOME to a writable directory",
+        )
+    full = f"less than {format_size(MIN_DISK)} free: a model may not fit"
     hint = "free some space, remove models with cerebrum rm, or set HF_HUB_CACHE to a directory on a larger disk"
-    return check_result(detail, (problem, hint) if min(free.values()) < MIN_DISK else None)
+    unwritable = [item.path for item in directories if item.use == "models" and not item.writable]
+    return check_result(
+        detail,
+        (full, hint) if min(free.values()) < MIN_DISK else None,
+        (f"{unwritable[0]} is not writable", "make it writable, or set HF_HUB_CACHE") if unwritable else None,
+    )
 
 
 def assess_prompt_cache(directory: DirectoryState, files: int, size: int, limit: float) -> CheckResult:

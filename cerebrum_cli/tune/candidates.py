@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.bench import JobKind
 from cerebrum_cli.engine.model_options import Tuning
@@ -17,7 +16,6 @@ TRIED_SLOTS = (16, 64)
 TRIED_UBATCHES = (64, 256, 512)
 LONG_PROMPT_TOKENS = 2048
 MAX_LONGER = 1.25  # how much longer an answer may take for an earlier first token
-SAME_FIRST_TOKEN = 1.1  # ratio of the times to two first tokens, below which the whole answer decides: loads vary
 
 
 class Use(NamedTuple):
@@ -31,8 +29,7 @@ class Use(NamedTuple):
     def gain(self, speeds: Speeds, baseline: Speeds) -> float:
         """Speedup over the speeds of a baseline.
 
-        For ask, of the first token; of the whole answer if that is much longer, or the first tokens are about equal. A
-        long prompt must not take much longer either.
+        For ask, of the first token, unless the whole answer is much longer then, or that to a long prompt.
         """
 
         def ratio(prompt: int, reply: int) -> float:
@@ -41,13 +38,8 @@ class Use(NamedTuple):
         whole = ratio(self.prompt_tokens, self.reply_tokens)
         if self.name != "ask":
             return whole
-        answers = whole, ratio(LONG_PROMPT_TOKENS, self.reply_tokens)
-        if min(answers) < 1 / MAX_LONGER:
-            return min(answers)
-        if max(answers) > MAX_LONGER:
-            return max(answers)
-        first = ratio(self.prompt_tokens, 0)
-        return whole if 1 / SAME_FIRST_TOKEN < first < SAME_FIRST_TOKEN else first
+        slowest = min(whole, ratio(LONG_PROMPT_TOKENS, self.reply_tokens))
+        return slowest if slowest < 1 / MAX_LONGER else ratio(self.prompt_tokens, 0)
 
     def shares(self, speeds: Speeds) -> dict[JobKind, float]:
         """Shares of the duration that prefill and decode take; for ask, prefill of the time to the first token."""
@@ -83,18 +75,16 @@ class SearchSpace(NamedTuple):
 class Candidate:
     """Settings that were tried, and their speeds; `dropped` is the reason for not using them.
 
-    `baseline` are the defaults that it is compared with, for a chat or for a batch; None for these. Only the speeds of
-    `measured_kinds` were measured; the others are those of the candidate it is based on.
+    `baseline` are the defaults that it is compared with, for a chat or for a batch; None for these. Speeds that the
+    settings cannot affect are those of the candidate it is based on.
     """
 
     tuning: Tuning
     baseline: Candidate | None = None
     speeds: Speeds | None = None
     dropped: str | None = None
-    measured_kinds: frozenset[JobKind] = frozenset()
 
     def __str__(self) -> str:
-        """Settings that differ from the defaults."""
         return describe(differences(self.tuning, self.baseline.tuning) if self.baseline else Tuning(), self.is_batch)
 
     @property
@@ -108,12 +98,9 @@ class Candidate:
 
     @property
     def ratios(self) -> tuple[float | None, float | None]:
-        """Speeds of prefill and of decode relative to the defaults; None where they were not measured."""
-        new, old, kinds = self.speeds, (self.baseline or self).known_speeds, self.measured_kinds
-        return (
-            new.prompt / old.prompt if new and "prefill" in kinds else None,
-            new.generate / old.generate if new and "decode" in kinds else None,
-        )
+        """Speeds of prefill and of decode relative to the defaults; None if they were not measured."""
+        new, old = self.speeds, (self.baseline or self).known_speeds
+        return (new.prompt / old.prompt, new.generate / old.generate) if new else (None, None)
 
 
 class Stage(NamedTuple):
@@ -130,7 +117,6 @@ class Stage(NamedTuple):
 
 
 def plan_stages(space: SearchSpace, has_gpu: bool) -> Iterator[Stage]:
-    """Stages in order of importance, since time may run out."""
     if space.ask != space.chat:
         yield Stage(False, is_essential=True)
     yield from _load_stages(space, has_gpu, is_batch=False)
@@ -141,7 +127,6 @@ def plan_stages(space: SearchSpace, has_gpu: bool) -> Iterator[Stage]:
 
 
 def _load_stages(space: SearchSpace, has_gpu: bool, is_batch: bool) -> Iterator[Stage]:
-    """Stages of settings that require loading the model again."""
     default = space.batch if is_batch else space.chat
     if is_batch or space.ask == space.chat:
         yield Stage(is_batch, {"repack": not default.repack}, is_essential=not is_batch)
@@ -151,23 +136,9 @@ def _load_stages(space: SearchSpace, has_gpu: bool, is_batch: bool) -> Iterator[
         yield Stage(is_batch, {"n_threads": count, "n_threads_batch": count})
 
 
-def unplanned(space: SearchSpace, settings: Settings) -> dict[str, str]:
-    """Settings that no stage tries, with the reason."""
-    reasons = {f"batch, {slots} sequences": "would not fit in memory" for slots in TRIED_SLOTS if slots > space.slots}
-    if settings.threads:
-        reasons["other thread counts"] = f"--threads is {settings.threads}"
-    if settings.gpu_layers != "auto":
-        reasons["other GPU layers"] = f"--gpu-layers is {settings.gpu_layers}"
-    return reasons
-
-
 def thread_counts_to_try(default: int, most: int) -> tuple[int, ...]:
     """Thread counts besides the default: the most that may be faster, half of the default, and one less."""
     return tuple(count for count in sorted({most, default - 1, (default + 1) // 2}) if count >= 1 and count != default)
-
-
-def load_key(tuning: Tuning) -> tuple[bool | None, str | None]:
-    return tuning.repack, tuning.gpu_layers
 
 
 def differences(tuning: Tuning, baseline: Tuning) -> Tuning:

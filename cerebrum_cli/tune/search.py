@@ -13,7 +13,6 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.bench import JOB_KINDS, Bench, BenchError, BenchJob, JobKind
 from cerebrum_cli.engine.model_options import Tuning
@@ -28,7 +27,6 @@ from cerebrum_cli.tune.candidates import (
     Stage,
     Use,
     differences,
-    load_key,
     plan_stages,
 )
 
@@ -40,15 +38,13 @@ PAIRS, CONFIRMATION_PAIRS = 2, 3  # of measurements in turn, for a candidate and
 MIN_GAIN = 1.05  # over the defaults, to be used: less may be caused by other programs
 MIN_IMPROVEMENT = 1.02  # over the best so far, to become the base of further candidates
 MIN_FIRST_RATIO, MAX_FIRST_RATIO = 1.0, 1.15  # a first pair outside this range decides: no further pairs
-LOADS = 3  # each in a fresh process, of settings that differ in their load time; two if the time is up
+LOADS = 2  # each in a fresh process, of which the faster counts, of settings that differ in their load time
 MIN_SHARE = 0.1  # of a use's duration: what affects less is not tried
-NEGLIGIBLE = f"affects less than {MIN_SHARE:.0%} of the time"
-UNCONFIRMED = f"less than {MIN_GAIN - 1:.0%} faster when measured again"
 
 
 @dataclass(slots=True)
 class Search:
-    """Candidates measured so far, the best for each use, and why other settings are `untried`.
+    """Candidates measured so far, and the best for each use.
 
     It may take `search_s` seconds between measuring the defaults and confirming the winners.
     """
@@ -60,14 +56,12 @@ class Search:
     candidates: list[Candidate] = field(default_factory=list)
     defaults: dict[UseName, Candidate] = field(default_factory=dict)
     best: dict[UseName, Candidate] = field(default_factory=dict)
-    untried: dict[str, str] = field(default_factory=dict)
-    loads: dict[tuple[bool | None, str | None], list[float]] = field(default_factory=dict)
     _jobs: dict[tuple[bool, JobKind], BenchJob] = field(default_factory=dict)
     _deadline: float = 0.0
     _confirmations: dict[tuple[Candidate, Candidate], list[Speeds]] = field(default_factory=dict)
 
     def run(self) -> Generator[StageEvent, None, dict[UseName, TunedUse]]:
-        """Yield each stage before it is measured. EngineError if the defaults cannot be measured."""
+        """Yield each stage before it is measured. BenchError if the defaults cannot be measured."""
         yield StageEvent("defaults", 0, 1)
         self._measure_default(self.space.chat, (CHAT, ASK) if self.space.ask == self.space.chat else (CHAT,))
         self._deadline = self.clock() + self.search_s  # excludes the first load, which reads from the disk
@@ -76,7 +70,12 @@ class Search:
         for done, stage in enumerate(stages):
             yield StageEvent(str(stage), done, total)
             if stage.settings:
-                self._try_stage(stage)
+                leaders: dict[Candidate, list[Use]] = {}
+                for use in USES:
+                    if use.is_batch == stage.is_batch:
+                        leaders.setdefault(self.best[use.name], []).append(use)
+                for base, uses in leaders.items():
+                    self._try_on(base, uses, stage)
             elif stage.is_batch:
                 self._measure_default(self.space.batch, (BATCH,))
             else:
@@ -85,10 +84,6 @@ class Search:
         for done, use in enumerate(USES, len(stages)):
             yield StageEvent(f"{use.name} again, against defaults", done, total)
             confirmed[use.name] = self._confirm(use)
-        winners = [self.best[name] for name, tuned in confirmed.items() if tuned.tuning.overrides]
-        for candidate, _ in self._confirmations:
-            if candidate not in winners and not candidate.dropped:
-                candidate.dropped = UNCONFIRMED
         return confirmed
 
     # The defaults.
@@ -96,24 +91,20 @@ class Search:
     def _measure_default(self, tuning: Tuning, uses: Iterable[Use], base: Candidate | None = None) -> None:
         """Measure the default settings of some uses: relative to others, or first, to choose the size of all jobs."""
         default = Candidate(tuning, base)
-        try:
-            if base:
-                self._measure(default, base, JOB_KINDS)
-            else:
-                prefill = self._calibrate(default, BenchJob("prefill", 64, 2 if default.is_batch else 1), 1024)
-                least, depth = 3 if default.is_batch else 6, context_depth(prefill, default.is_batch)
-                decode = self._calibrate(default, BenchJob("decode", least, tuning.slots or 1, depth), 64)
-                load_s, memory = self.bench.load_stats(tuning)
-                default.speeds = Speeds(load_s, prefill, decode, memory)
-        except BenchError as error:
-            raise EngineError(f"cannot measure this model: {error.message}", error.hint) from error
+        if base:
+            self._measure(default, base, JOB_KINDS)
+        else:
+            prefill = self._calibrate(default, BenchJob("prefill", 64, 2 if default.is_batch else 1), 1024)
+            least, depth = 3 if default.is_batch else 6, context_depth(prefill, default.is_batch)
+            decode = self._calibrate(default, BenchJob("decode", least, tuning.slots or 1, depth), 64)
+            default.speeds = Speeds(self._load_seconds(tuning), prefill, decode, self.bench.peak_memory(tuning))
         self.candidates.append(default)
         for use in uses:
             self.defaults[use.name] = self.best[use.name] = default
-        self._update_best()
+        if base:
+            self._update_best(base)
 
     def _calibrate(self, candidate: Candidate, job: BenchJob, most: int) -> float:
-        """Store a job that takes about `RUN_S`, from one of the least size, and measure its speed."""
         speed, (kind, least, sequences, _) = self.bench.speed(candidate.tuning, job), job
         steps = speed / (sequences if kind == "decode" else 1) * RUN_S
         tokens = int(steps) if kind == "decode" else int(steps // least * least)
@@ -122,84 +113,50 @@ class Search:
 
     # Trying a stage.
 
-    def _try_stage(self, stage: Stage) -> None:
-        """Try settings on top of the best candidates, until they bring no gain on one of them."""
-        leaders: dict[Candidate, list[Use]] = {}
-        for use in USES:
-            if use.is_batch == stage.is_batch:
-                leaders.setdefault(self.best[use.name], []).append(use)
-        if not any(relevant_kinds(base, uses, stage.settings) for base, uses in leaders.items()):
-            self.untried[str(stage)] = NEGLIGIBLE
-            return
-        for base, uses in leaders.items():
-            if not self._try_on(base, uses, stage):
-                break
-
-    def _try_on(self, base: Candidate, uses: Sequence[Use], stage: Stage) -> bool:
-        """Measure settings on top of a leader, unless they cannot matter, are known, or would take too long.
-
-        False if they were measured and brought no gain.
-        """
+    def _try_on(self, base: Candidate, uses: Sequence[Use], stage: Stage) -> None:
+        """Measure settings on top of a leader, unless they cannot matter, are known, or the time is up."""
         tuning = replace(base.tuning, **stage.settings)
         kinds = relevant_kinds(base, uses, stage.settings)
         if not kinds or tuning in (earlier.tuning for earlier in self.candidates):
-            return True
+            return
         candidate = Candidate(tuning, base.baseline or base)
         self.candidates.append(candidate)
-        if not stage.is_essential and self.clock() + self._estimated_seconds(candidate, base, kinds) > self._deadline:
+        if not stage.is_essential and self.clock() > self._deadline:
             candidate.dropped = "would take too long"
-            return True
+            return
         try:
             prefill, decode = self._measure(candidate, base, kinds)
         except BenchError as error:
             candidate.dropped = error.message
-            self._update_best()
-            return True
+            return
         if "n_threads" in stage.settings and (prefill > 1) != (decode > 1) and not base.is_batch:
-            self._split_threads(base, uses, candidate, faster_prefill=prefill > 1)
-        return max(prefill, decode) >= MIN_IMPROVEMENT
+            # The new thread count only for the phase that it made faster.
+            counts = (base.tuning.n_threads, tuning.n_threads)
+            decode_threads, prefill_threads = counts if prefill > 1 else counts[::-1]
+            split = {"n_threads": decode_threads, "n_threads_batch": prefill_threads}
+            leader = candidate if candidate in self.best.values() else base
+            self._try_on(leader, uses, Stage(base.is_batch, split))
 
     def _measure(self, candidate: Candidate, base: Candidate, kinds: Iterable[JobKind]) -> tuple[float, float]:
-        """Measure a candidate; its speedups over the base."""
         speedups = {kind: self._speedup(candidate, base, kind) for kind in kinds}
-        candidate.measured_kinds = base.measured_kinds | frozenset(speedups)
         prefill, decode = speedups.get("prefill", 1.0), speedups.get("decode", 1.0)
-        known, (_, memory) = base.known_speeds, self.bench.load_stats(candidate.tuning)
-        candidate.speeds = Speeds(known.load_s, known.prompt * prefill, known.generate * decode, memory)
-        if load_key(candidate.tuning) != load_key(base.tuning):
-            self._time_loads(base, candidate)
-        self._update_best()
+        known, tuning, load_s = base.known_speeds, candidate.tuning, base.known_speeds.load_s
+        if (tuning.repack, tuning.gpu_layers) != (base.tuning.repack, base.tuning.gpu_layers):
+            load_s = self._load_seconds(tuning)
+        memory = self.bench.peak_memory(tuning)
+        candidate.speeds = Speeds(load_s, known.prompt * prefill, known.generate * decode, memory)
+        self._update_best(candidate)
         return prefill, decode
 
-    def _time_loads(self, *compared: Candidate) -> None:
-        """Load again, in turn, and use the medians for all candidates that load the same way."""
-        for turn in range(LOADS):
-            for candidate in compared:
-                times = self.loads.setdefault(load_key(candidate.tuning), [])
-                if turn == 0 and not times:
-                    times.append(self.bench.load_stats(candidate.tuning)[0])
-                elif turn == len(times) and (turn == 1 or self.clock() + times[0] < self._deadline):
-                    times.append(self.bench.reload(candidate.tuning))
-        for candidate in {*self.candidates, *compared}:
-            if candidate.speeds and (times := self.loads.get(load_key(candidate.tuning), [])):
-                candidate.speeds = replace(candidate.speeds, load_s=median(times))
+    def _update_best(self, candidate: Candidate) -> None:
+        for use in USES:
+            best = self.best.get(use.name)
+            is_faster = best and use.gain(candidate.known_speeds, best.known_speeds) > MIN_IMPROVEMENT
+            if is_faster and use.is_batch == candidate.is_batch:
+                self.best[use.name] = candidate
 
-    def _split_threads(self, base: Candidate, uses: Sequence[Use], candidate: Candidate, faster_prefill: bool) -> None:
-        """Try the new thread count only for the phase that it made faster."""
-        counts = (base.tuning.n_threads, candidate.tuning.n_threads)
-        decode, prefill = counts if faster_prefill else counts[::-1]
-        split = {"n_threads": decode, "n_threads_batch": prefill}
-        self._try_on(candidate if candidate in self.best.values() else base, uses, Stage(base.is_batch, split))
-
-    def _estimated_seconds(self, candidate: Candidate, base: Candidate, kinds: Iterable[JobKind]) -> float:
-        speeds, seconds = base.known_speeds, 0.0
-        for kind in kinds:
-            job = self._job(candidate, kind)
-            if kind == "prefill":
-                seconds += 2 * job.tokens / speeds.prompt
-            else:
-                seconds += job.depth / speeds.prompt + 2 * job.tokens * job.sequences / speeds.generate
-        return seconds
+    def _load_seconds(self, tuning: Tuning) -> float:
+        return min(self.bench.reload(tuning) for _ in range(LOADS))
 
     def _speedup(self, candidate: Candidate, base: Candidate, kind: JobKind) -> float:
         """Median speedup over the base; a clear loss or win in the first pair ends the measurement."""
@@ -223,56 +180,35 @@ class Search:
             return job._replace(tokens=max(job.tokens, n_ubatch or 0))
         return job._replace(sequences=candidate.tuning.slots or job.sequences)
 
-    def _update_best(self) -> None:
-        for use in (use for use in USES if use.name in self.best):
-            fastest = default = self.defaults[use.name]
-            for candidate in self.candidates:
-                is_usable = candidate.speeds and not candidate.dropped and candidate.is_batch == use.is_batch
-                if is_usable and use.gain(candidate.known_speeds, fastest.known_speeds) > 1.0:
-                    fastest = candidate
-            best = self.best[use.name]
-            is_dropped = best.dropped and best is not default
-            if is_dropped or use.gain(fastest.known_speeds, best.known_speeds) > MIN_IMPROVEMENT:
-                self.best[use.name] = fastest
-
     # Confirmation.
 
     def _confirm(self, use: Use) -> TunedUse:
-        """Choose the best candidate that beats the defaults a second time."""
-        baseline = self.defaults[use.name]
-        while (best := self.best[use.name]) is not baseline and not self._passes_confirmation(best, baseline):
-            self._update_best()
+        best, baseline = self.best[use.name], self.defaults[use.name]
         known = baseline.known_speeds
         if best is not baseline:
-            confirmed = sorted(self._confirmations[best, baseline], key=lambda speeds: use.gain(speeds, known))
+            try:
+                confirmed = sorted(self._confirmation(best, baseline), key=lambda speeds: use.gain(speeds, known))
+            except BenchError as error:  # another program may have taken the memory since the first measurement
+                best.dropped = error.message
+                return TunedUse(Tuning(), known)
             middle = confirmed[len(confirmed) // 2]
             gain, first = (use.gain(speeds, known) for speeds in (middle, best.known_speeds))
             if min(gain, (gain + first) / 2) >= MIN_GAIN:
                 return TunedUse(differences(best.tuning, baseline.tuning), middle, gain)
         return TunedUse(Tuning(), known)
 
-    def _passes_confirmation(self, best: Candidate, baseline: Candidate) -> bool:
-        """Measure both in turn; a candidate that fails is dropped.
-
-        The confirmation has, per pair, the speeds of the baseline times the ratios measured.
-        """
-        try:
-            if (best, baseline) not in self._confirmations:
-                before, known = self.bench.disturbed_jobs, baseline.known_speeds
-                speedups = (
-                    [self._paired_speedup(best, baseline, kind, turn) for turn in range(CONFIRMATION_PAIRS)]
-                    for kind in JOB_KINDS  # one after the other, since each has a context of its own
-                )
-                self._confirmations[best, baseline] = [
-                    replace(best.known_speeds, prompt=known.prompt * prefill, generate=known.generate * decode)
-                    for prefill, decode in zip(*speedups, strict=True)
-                ]
-                changed = differences(best.tuning, baseline.tuning)
-                if self.bench.disturbed_jobs > before and (changed.n_threads or changed.n_threads_batch):
-                    best.dropped = "inconclusive: the CPU was busy"
-        except BenchError as error:  # another program may have taken the memory since the first measurement
-            best.dropped = error.message
-        return not best.dropped
+    def _confirmation(self, best: Candidate, baseline: Candidate) -> list[Speeds]:
+        if (best, baseline) not in self._confirmations:
+            known = baseline.known_speeds
+            speedups = (
+                [self._paired_speedup(best, baseline, kind, turn) for turn in range(CONFIRMATION_PAIRS)]
+                for kind in JOB_KINDS  # one after the other, since each has a context of its own
+            )
+            self._confirmations[best, baseline] = [
+                replace(best.known_speeds, prompt=known.prompt * prefill, generate=known.generate * decode)
+                for prefill, decode in zip(*speedups, strict=True)
+            ]
+        return self._confirmations[best, baseline]
 
 
 def context_depth(prompt_speed: float, is_batch: bool = False) -> int:

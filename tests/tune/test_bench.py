@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,8 @@ from scripted_command import run_here
 from waiting import wait_for_end, wait_until
 
 from cerebrum_cli.cli.app import PROBE
-from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.bench import Bench, BenchError, BenchJob
-from cerebrum_cli.engine.llama.bench_process import WARM_UP_STEPS, BenchModel
-from cerebrum_cli.engine.machine import available_memory
-from cerebrum_cli.engine.memory import HEADROOM
 from cerebrum_cli.engine.model_options import LoadOptions, Tuning
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.models.library import NANO
@@ -79,9 +74,8 @@ def command_of(process: psutil.Process) -> list[str]:
 
 def test_bench_measures_speeds_load_time_and_memory(bench: Bench) -> None:
     assert all(bench.speed(REPACKED, job) > 0 for job in (PREFILL, DECODE, BATCH_DECODE))
-    load_s, peak_memory = bench.load_stats(REPACKED)
-    assert 0 < load_s < 30
-    assert peak_memory > NANO.stat().st_size
+    assert 0 < bench.reload(REPACKED) < 30
+    assert bench.peak_memory(REPACKED) > NANO.stat().st_size
     assert isinstance(bench.devices, tuple)
     for tuning in (Tuning(n_ubatch=32), Tuning(slots=4)):
         assert bench.speed(replace(REPACKED, **tuning.overrides), BATCH_DECODE if tuning.slots else PREFILL) > 0
@@ -101,7 +95,6 @@ def test_bench_measures_the_costs_of_steps_with_drafts(bench: Bench) -> None:
     measured = bench.step_costs(NOT_REPACKED, (1, 2, 8, 32), 60.0, 64)
     assert (measured.rows, measured.costs[0]) == ((1, 2, 8, 32), 1.0)
     assert measured.costs[-1] > 1.0
-    assert bench.step_costs(NOT_REPACKED, (1, 2, 8, 32), 0.0, 64).rows == (1, 32)
     assert bench.speed(NOT_REPACKED, DECODE) > 0
 
 
@@ -112,59 +105,11 @@ def test_bench_measures_no_steps_of_a_recurrent_model(recurrent_model: Path) -> 
         assert bench.speed(NOT_REPACKED, DECODE) > 0
 
 
-def count_rows(model: BenchModel) -> list[int]:
-    """Record the number of rows of each decode of a model."""
-    counts, decode = list[int](), model.backend.decode
-
-    def counted(rows: Sequence[TokenRow]) -> bool:
-        counts.append(len(rows))
-        return decode(rows)
-
-    model.backend.decode = counted  # type: ignore[method-assign]
-    return counts
-
-
-def test_bench_process_evaluates_the_context_of_decode_jobs_once(options: LoadOptions, recurrent_model: Path) -> None:
-    job, steps = BenchJob("decode", 4, 2, depth=200), 2 * (4 + WARM_UP_STEPS)
-    for load_options, evaluations in ((options, 1), (options_of(recurrent_model), 2)):  # this one cannot be trimmed
-        model = BenchModel()
-        model.load(load_options, TEXT)
-        counts = count_rows(model)
-        for _ in range(2):
-            model.measure(Tuning(slots=2), 512, "time_job", job)
-        assert sum(counts) == evaluations * 200 + 2 * steps
-        counts.clear()
-        for each in (PREFILL, job):
-            model.measure(Tuning(slots=2), 512, "time_job", each)
-        assert sum(counts) == 16 + 64 + 200 + steps, "what another job left is no such context"
-        model.backend.close()
-
-
 def test_logits_do_not_depend_on_jobs_before(bench: Bench) -> None:
     logits = bench.write_logits(64)
     for job in (PREFILL, BATCH_DECODE):
         assert bench.compare_logits(logits, 64) == (1.0, 0.0)
         bench.speed(Tuning(), job)
-
-
-def test_bench_rejects_a_model_larger_than_memory(options: LoadOptions) -> None:
-    sizes = options.file.sizes.with_weights(10**15)
-    with contextlib.closing(Bench(with_sizes(options, sizes), TEXT)) as bench:
-        with pytest.raises(BenchError, match=r"^needs 100000\d\.\d GB; \d+\.\d GB is free$"):
-            bench.speed(REPACKED, DECODE)
-        with pytest.raises(BenchError):
-            bench.load_stats(REPACKED)
-        assert bench_processes() == []
-
-
-def test_bench_requires_memory_for_weights_and_cache_together(options: LoadOptions) -> None:
-    most = available_memory() - HEADROOM
-    sizes = uniform_sizes(most * 6 // 10, 2, most * 6 // 10 // 256 // 2)
-    with contextlib.closing(Bench(with_sizes(options, sizes), TEXT)) as bench:
-        with pytest.raises(BenchError, match=r"GB; .* GB is free"):
-            bench.speed(REPACKED, DECODE)  # a cache for 4 + 64 tokens, padded to 256
-        assert bench_processes() == []
-        assert bench.load_stats(REPACKED)[0] > 0, "the weights alone fit"
 
 
 def test_bench_closes_processes_to_free_memory(options: LoadOptions) -> None:
@@ -173,19 +118,9 @@ def test_bench_closes_processes_to_free_memory(options: LoadOptions) -> None:
         bench.speed(REPACKED, DECODE)
         [first] = bench_processes()
         bench._options = with_sizes(options, uniform_sizes(10**15, 2, 1))
-        with pytest.raises(BenchError):
+        with pytest.raises(BenchError, match=r"^needs \d+\.\d GB; \d+\.\d GB is free$"):
             bench.speed(NOT_REPACKED, DECODE)
         assert not first.is_running()
-
-
-def test_bench_rejects_a_file_that_is_not_a_model(options: LoadOptions, tmp_path: Path) -> None:
-    (tmp_path / "text.gguf").write_text("hello")
-    text = replace(options, file=replace(options.file, path=tmp_path / "text.gguf"))
-    with contextlib.closing(Bench(text, TEXT)) as bench:
-        with pytest.raises(BenchError, match=r"text\.gguf: llama\.cpp cannot load it: "):
-            bench.speed(REPACKED, DECODE)
-        with pytest.raises(EngineError):
-            bench.write_logits(64)
         assert bench_processes() == []
 
 
@@ -202,7 +137,7 @@ def test_bench_process_continues_after_errors_up_to_its_end(bench: Bench) -> Non
     with pytest.raises(BenchError, match="/dev/full/logits: Not a directory"):
         measure(64, "write_logits", 8, Path("/dev/full/logits"))
     assert bench.speed(REPACKED, DECODE) > 0
-    with pytest.raises(BenchError, match=r"ended with exit code 1: AttributeError: 'BenchModel' object has no"):
+    with pytest.raises(BenchError, match="ended with exit code 1"):
         process.request("time_nothing")
 
 
@@ -232,8 +167,8 @@ def test_bench_repeats_a_short_text_and_imports_nothing_from_here(
 def test_tune_measures_a_real_model_and_saves_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cerebrum_cli.tune.search.RUN_S", 0.05)
     monkeypatch.setattr("cerebrum_cli.tune.tune.SEARCH_S", 1.0)
+    monkeypatch.setattr("cerebrum_cli.tune.tune.STEPS_S", 0.2)
     monkeypatch.setattr("cerebrum_cli.engine.bench.MIN_CPU_SHARE", 0.0)  # the other tests use the CPU
-    monkeypatch.setattr("cerebrum_cli.engine.bench.MIN_SHARE_OF_BEST", 0.0)
     done = run_here({}, tmp_path, "tune", NANO, "--threads", "1")
     assert done.code == 0, done.err
     lines = done.out.splitlines()

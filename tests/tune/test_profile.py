@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -11,19 +10,18 @@ from typing import Any
 
 import pytest
 from command_line import Finished
-from screen import Screen
 from scripted_backend import ScriptedBackend
 from scripted_bench import ScriptedBench, SpeedModel
 from scripted_command import app_for, run_here
-from tiny_models import Shape, write_quantized, write_vocabulary
+from tiny_models import write_vocabulary
 
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.files import lock_file
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.memory import ContextOptions, Device
-from cerebrum_cli.engine.model_options import GgufFile, LoadOptions, Tuning
+from cerebrum_cli.engine.model_options import LoadOptions, Tuning
 from cerebrum_cli.engine.step_costs import MEASURED_ROWS, StepCosts
-from cerebrum_cli.gguf.sizes import uniform_sizes
 from cerebrum_cli.main import run
 from cerebrum_cli.model.profiles import (
     Profile,
@@ -32,11 +30,11 @@ from cerebrum_cli.model.profiles import (
     TunedUse,
     UseName,
 )
-from cerebrum_cli.model.source import CHAT_CONTEXT, ModelSource, draft_costs, load_options, without_user_settings
+from cerebrum_cli.model.source import CHAT_CONTEXT, load_options
 from cerebrum_cli.models.library import NANO
 from cerebrum_cli.models.model import InstalledModel
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.tune.tune import bench_options, search_space, tuning_lock
+from cerebrum_cli.tune.tune import bench_options
 
 DEFAULT_SPEEDS = Speeds(2.0, 30.0, 8.0, 8_000_000_000)
 TUNED_SPEEDS = Speeds(0.5, 45.0, 5.6, 4_600_000_000)
@@ -61,42 +59,7 @@ def profile(
     return Profile(model, machine, build, "2026-11-20T20:58:34+00:00", uses)
 
 
-def test_profile_names_the_draft_with_the_lowest_cost_per_row() -> None:
-    chat = replace(DEFAULT_USE, step_costs=STEP_COSTS)
-    assert (chat.best_draft, DEFAULT_USE.best_draft) == ((8, 2.0), None)
-    assert (profile(chat=chat).uses_with_drafts, profile().uses_with_drafts) == (["chat"], [])
-    in_vain = replace(DEFAULT_USE, step_costs=StepCosts((1, 2, 16), (1.0, 1.7, 12.8)))
-    assert (in_vain.best_draft, profile(ask=in_vain).uses_with_drafts) == (None, [])
-    measured = profile(chat=chat)
-    assert (measured.uses["chat"].step_costs, measured.uses["ask"].step_costs) == (STEP_COSTS, None)
-
-
 ALL_SETTINGS = Tuning(False, 4, 6, 64, "12", 16)
-OPTIONS = LoadOptions(GgufFile(Path("m.gguf"), 2048, uniform_sizes(10**9, 32, 500)))
-
-
-@pytest.mark.parametrize(
-    ("settings", "dropped"),
-    [
-        (Settings(), ()),
-        (Settings(threads=4), ("n_threads", "n_threads_batch")),
-        (Settings(gpu_layers="0"), ("gpu_layers",)),
-        (Settings(gpu_layers="all"), ("gpu_layers",)),
-        (Settings(threads=1, gpu_layers="3"), ("n_threads", "n_threads_batch", "gpu_layers")),
-    ],
-)
-def test_without_user_settings_removes_what_the_user_has_set(settings: Settings, dropped: tuple[str, ...]) -> None:
-    remaining = without_user_settings(ALL_SETTINGS, settings).overrides
-    assert remaining == {name: value for name, value in ALL_SETTINGS.overrides.items() if name not in dropped}
-    assert without_user_settings(Tuning(), settings) == Tuning()
-
-
-def test_load_options_with_tuning_change_only_its_overrides() -> None:
-    assert OPTIONS.with_tuning(Tuning()) == OPTIONS
-    tuned = OPTIONS.with_tuning(ALL_SETTINGS)
-    overrides = ALL_SETTINGS.overrides
-    own = {name: overrides.pop(name) for name in ("repack", "gpu_layers")}
-    assert tuned == replace(OPTIONS, **own, context=replace(OPTIONS.context, **overrides))
 
 
 def test_load_options_prefer_user_settings_over_the_tuning() -> None:
@@ -112,16 +75,6 @@ def test_load_options_prefer_user_settings_over_the_tuning() -> None:
         assert load_options(model, Settings(), context, ALL_SETTINGS).context.slots == context.slots
     default = load_options(model, Settings())
     assert bench_options(model, Settings()) == default == load_options(model, Settings(), tuning=Tuning())
-
-
-def test_search_space_depends_on_memory_and_settings() -> None:
-    model = InstalledModel("nano", (NANO,))
-    space = search_space(model, Settings())
-    assert space.chat.repack is True
-    assert space.batch.slots == min(32, space.slots)
-    assert 1 <= space.slots <= 64
-    assert space.layers == model.header.n_layers
-    assert search_space(model, Settings(threads=3)).threads == ()
 
 
 @pytest.fixture
@@ -161,33 +114,6 @@ def test_profile_store_separates_machines_builds_and_models(store: ProfileStore,
     assert (store.find("sha 1"), store.find_other("sha 1"), store.find("sha 2")) == (None, None, profile("sha 2"))
 
 
-def test_profile_store_saves_atomically(store: ProfileStore, tmp_path: Path) -> None:
-    saved = profile()
-    store.save(saved)
-    [path] = (tmp_path / "profiles").iterdir()
-    store.save(replace(saved, created="later"))
-    assert [each.name for each in (tmp_path / "profiles").iterdir()] == [path.name]
-    (tmp_path / "profiles" / "tmp123.part").write_text('{"version": 1,')  # of a process that was killed
-    assert store.find("sha 1") == replace(saved, created="later")
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(OSError, match="directory"):
-        store.save(saved)
-    assert store.find("sha 1") is None
-    store.delete("sha 1")
-    assert {each.name for each in (tmp_path / "profiles").iterdir()} == {path.name, "tmp123.part"}
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"version": 1}', b'{"version": 2, "uses": {}}']
-)
-def test_profile_store_ignores_a_damaged_file(store: ProfileStore, tmp_path: Path, content: bytes) -> None:
-    store.save(profile(chat=replace(DEFAULT_USE, step_costs=STEP_COSTS)))
-    [path] = (tmp_path / "profiles").iterdir()
-    path.write_bytes(content)
-    assert (store.find("sha 1"), store.find_other("sha 1")) == (None, None)
-
-
 class CommandRunner:
     """Runs commands in one home, with a scripted model and bench; `loaded` lists the load options of models."""
 
@@ -211,8 +137,8 @@ class CommandRunner:
             self.loaded.append(options)
             return open_scripted(options, emit, stop)
 
-        def bench(options: LoadOptions, paths: tuple[Path, ...], directory: Path, gpus: tuple[Device, ...]) -> Any:
-            assert (options.file.path,) == paths == (self.model,)
+        def bench(options: LoadOptions, directory: Path, gpus: tuple[Device, ...]) -> Any:
+            assert options.file.path == self.model
             bench = ScriptedBench(self.speed_model, devices=self.devices, disturbed_jobs=self.disturbed_jobs)
             bench.row_cost = self.row_cost
             self.benches.append(bench)
@@ -245,7 +171,7 @@ class CommandRunner:
     def identity(self) -> str:
         library = self.app().library
         model = library.resolve(str(self.model))
-        library.digest(model, lambda *_: None)
+        library.registry.digest(model.path)
         return library.identity(model)
 
     @property
@@ -297,28 +223,13 @@ def test_batch_drafts_with_the_costs_measured_for_ask(runner: CommandRunner) -> 
     assert (most_outputs(), most_outputs("--set", "drafts=on")) == (1, 2)
 
 
-def test_user_settings_take_precedence_over_the_profile(tuned: CommandRunner) -> None:
-    given = tuned.load_options("ask", "--threads", "2", "hello").context
-    assert (given.n_threads, given.n_threads_batch) == (2, 0)
-    (tuned.home / "config" / "cerebrum").mkdir(parents=True)
-    (tuned.home / "config" / "cerebrum" / "config.toml").write_text("threads = 3\n")
-    configured = tuned.load_options("chat", piped=b"hello\n").context
-    assert (configured.n_threads, configured.n_threads_batch) == (3, 0)
-
-
-COMMANDS: Mapping[str, tuple[str, ...]] = {
-    "ask": ("ask", "hello"),
-    "vote": ("ask", "--votes", "3", "hello"),
-    "chat": ("chat",),
-    "batch": ("batch", "-", "-o", "-"),
-}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("arguments", [("ask", "hello"), ("batch", "-", "-o", "-")])
 def test_no_profile_option_gives_default_settings(
-    tuned: CommandRunner, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+    tuned: CommandRunner,
+    arguments: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    arguments = COMMANDS[command]
     piped = None if "hello" in arguments else b"hello\n"
     untuned = CommandRunner(tmp_path_factory.mktemp("home"), tuned.model).load_options(*arguments, piped=piped)
     assert untuned.context.n_threads == 0
@@ -371,11 +282,9 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner, monkeypa
         "measured, relative to the defaults:",
         "  not repacked: prompt 1.50 x, gen 0.90 x",
         "  batch, not repacked: prompt 1.00 x, gen 1.00 x",
-        "  batch, 16 sequences: gen 1.50 x",
-        "  batch, 64 sequences: gen 1.00 x",
+        "  batch, 16 sequences: prompt 1.00 x, gen 1.50 x",
+        "  batch, 64 sequences: prompt 1.00 x, gen 1.00 x",
         *(f"  not repacked, n_ubatch {size}: prompt 1.50 x, gen 0.90 x" for size in (64, 256, 512)),
-        "not measured:",
-        "  other thread counts: --threads is 1",
         "changed:",
         "  ask: not repacked (before: defaults)",
         "  batch: 16 sequences (before: defaults)",
@@ -456,26 +365,6 @@ def test_tune_measures_drafts_with_the_settings_of_each_use(runner: CommandRunne
     assert runner.run("show", runner.model, "--json").object["profile"]["uses"] == uses
 
 
-def test_tune_measures_drafts_without_settings_that_do_not_matter(runner: CommandRunner) -> None:
-    runner.row_cost = 0.5
-    runner.speed_model = SpeedModel(single={("n_ubatch", 256): (1.5, 1.0)}, baseline=Speeds(0.1, 20.0, 400.0))
-    uses = runner.run("tune", runner.model, "--json").object["uses"]
-    assert uses["chat"]["settings"] == uses["ask"]["settings"] == {"n_ubatch": 256}
-    assert runner.benches[-1].stepped == [Tuning(repack=True)]
-
-
-@pytest.mark.parametrize(("row_cost", "is_drafted"), [(0.25, True), (0.9, False)])
-def test_tune_measures_whether_drafts_pay_for_a_mixture_of_experts(
-    tmp_path: Path, row_cost: float, is_drafted: bool
-) -> None:
-    model = write_quantized(tmp_path / "experts.gguf", shape=Shape(), experts=4, encoding="F16")
-    runner = CommandRunner(tmp_path, model)
-    runner.row_cost = row_cost
-    assert runner.run("tune", runner.model).code == 0
-    source = ModelSource(runner.app(), runner.app().library.model_at(model), Settings()).for_chat()
-    assert (draft_costs(source.measured_costs, None, None) is not None) == is_drafted
-
-
 def test_tune_measures_as_many_rows_as_a_recurrent_state_can_be_rolled_back(tmp_path: Path) -> None:
     runner = CommandRunner(tmp_path, write_vocabulary(tmp_path / "lfm2.gguf", "lfm2"))
     runner.row_cost = 0.25
@@ -483,18 +372,6 @@ def test_tune_measures_as_many_rows_as_a_recurrent_state_can_be_rolled_back(tmp_
     assert uses["chat"]["step_costs"]["rows"] == [1, 2, 3, 4, 6, 8]
     contexts = [runner.load_options("ask", *options, "q").context for options in ((), ("--set", "drafts=off"))]
     assert [context.n_rs_seq for context in contexts] == [7, 0]
-
-
-def test_tune_with_threads_saves_defaults_that_replace_a_profile(runner: CommandRunner) -> None:
-    runner.speed_model = SpeedModel()
-    assert runner.run("tune", runner.model, "--threads", "1").code == 0
-    assert list(runner.profiles.glob("*.json")) == []
-    runner.save_profile(profile(ask=TunedUse(Tuning(repack=False), TUNED_SPEEDS, 1.3)))
-    assert runner.load_options("ask", "--threads", "1", "hello").repack is False
-    done = runner.run("tune", runner.model, "--threads", "1")
-    assert "use the defaults for" in done.err.splitlines()[-1]
-    assert runner.load_options("ask", "--threads", "1", "hello").repack is True
-    assert runner.load_options("ask", "hello").repack is False
 
 
 def test_profile_of_another_machine_is_reported_and_not_used(runner: CommandRunner) -> None:
@@ -513,38 +390,12 @@ def test_tune_saves_the_profile_for_newly_found_gpus(runner: CommandRunner) -> N
     assert runner.load_options("ask", "hello").repack is False
 
 
-def test_tune_shows_progress_and_a_table_on_a_terminal(runner: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    shown = StringIO()
-    monkeypatch.setattr(shown, "isatty", lambda: True)
-    runner.row_cost = 0.5
-    app = runner.app(streams=Streams(shown, shown, None, True, True, True))
-    assert run(["tune", str(runner.model)], app) == 0
-    assert "steps with drafted tokens" in shown.getvalue()
-    screen = Screen(100, 60)
-    screen.feed(shown.getvalue().replace("\n", "\r\n").encode())
-    assert any(line.startswith("use ") for line in screen.lines)
-    assert not any("steps with drafted tokens" in line for line in screen.lines)
-
-
 def test_tune_runs_only_once_at_a_time(runner: CommandRunner) -> None:
-    with tuning_lock(runner.profiles):
+    runner.profiles.mkdir(parents=True)
+    with lock_file(runner.profiles / "lock", EngineError("locked")):
         done = runner.run("tune", runner.model)
     assert (done.code, done.out, runner.benches) == (1, "", [])
     assert done.err.startswith("error: another cerebrum tune is running")
-
-
-def test_tune_saves_nothing_if_the_model_is_deleted_meanwhile(runner: CommandRunner) -> None:
-    class DeletingBench(ScriptedBench):
-        def close(self) -> None:
-            model.unlink()
-
-    model = runner.home / "mine.gguf"
-    model.write_bytes(runner.model.read_bytes())
-    app = runner.app()
-    app.bench = lambda *_: DeletingBench()
-    assert run(["tune", str(model)], app) == 1
-    assert list(runner.profiles.glob("*.json")) == []
 
 
 def test_tune_reports_what_keeps_it_from_measuring(runner: CommandRunner) -> None:
@@ -559,15 +410,6 @@ def test_tune_reports_what_keeps_it_from_measuring(runner: CommandRunner) -> Non
     assert (done.code, done.out, runner.benches) == (1, "", [])
     assert done.err.splitlines() == [f"error: {runner.profiles}: File exists", " hint: check its permissions"]
     assert runner.load_options("ask", "hello").context.n_threads == 0
-
-
-def test_tune_saves_nothing_if_the_model_cannot_be_measured(runner: CommandRunner) -> None:
-    bench = ScriptedBench(refusal=lambda _: "needs 99.0 GB; 8.0 GB is free")
-    app = runner.app()
-    app.bench = lambda *_: bench
-    done = runner.run_with(app, "tune", runner.model)
-    assert (done.code, "error: cannot measure this model: needs 99.0 GB" in done.err) == (1, True)
-    assert (bench.closed, list(runner.profiles.glob("*.json"))) == (True, [])
 
 
 def test_ask_falls_back_to_defaults_if_tuned_settings_fail_to_load(tuned: CommandRunner) -> None:
