@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Collection
 from importlib import import_module
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,15 +13,16 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_command
 
-from cerebrum_cli.cli import COMMANDS, Command
+from cerebrum_cli.cli import COMMANDS
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, UsageError
+from cerebrum_cli.core.errors import CerebrumError, Interrupted, UsageError
 from cerebrum_cli.core.version import __version__
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
 
 COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
+ALL = tuple(command.name for command in COMMANDS)
 GROUPS = ("runs", "sessions", "prompts")
 OFF = dict.fromkeys(("help", "install_completion", "show_completion"), False)  # a value that Typer need not convert
 OTHER_COMMANDS = {  # of other programs, and what does the same here
@@ -45,8 +47,11 @@ OTHER_OPTIONS = {  # of other commands or llama.cpp's programs, and what does th
 }
 
 
-def assembled(only: str | None = None) -> typer.Typer:
-    """Build the command line; `only` one command if it is known, since loading the options of all takes 20 ms."""
+def assembled(names: Collection[str] = ALL) -> Any:
+    """The command line; only commands of these names have options, since loading those of all takes 20 ms.
+
+    The docstring of a command's function, or of a group's module, ends with examples.
+    """
     app = typer.Typer(
         name="cerebrum",
         help="Run local GGUF reasoning models in a terminal, in the exact prompt format each was trained on.",
@@ -58,35 +63,24 @@ def assembled(only: str | None = None) -> typer.Typer:
     )
     app.callback()(options)
     for command in COMMANDS:
-        if only in (command.name, None):
-            add_command(app, command)
-    return app
+        if command.name not in names:
+            continue
+        from cerebrum_cli.cli.signature import SectionedCommand
 
-
-def add_command(app: typer.Typer, command: Command) -> None:
-    """Import a command and add it; the docstring of its function, or of a group's module, ends with examples."""
-    from cerebrum_cli.cli.signature import SectionedCommand
-
-    module = import_module(f"cerebrum_cli.cli.{command.module}")
-    function = getattr(module, command.attribute)
-    documented = module if isinstance(function, typer.Typer) else function
-    details, _, examples = cleandoc(documented.__doc__ or "").partition("\n\nExamples:\n")
-    shown: dict[str, Any] = {
-        "name": command.name,
-        "short_help": command.summary,
-        "epilog": f"\b\nExamples:\n{examples}",
-    }
-    if isinstance(function, typer.Typer):
-        app.add_typer(function, help=f"{command.summary}.", **shown)
-    else:
-        app.command(cls=SectionedCommand, help=f"{command.summary}.\n\n{details}", **shown)(function)
-
-
-def overview() -> Any:
-    """The command line with commands that have no options: enough for the help that lists them."""
-    group: Any = get_command(assembled(""))
+        module = import_module(f"cerebrum_cli.cli.{command.module}")
+        function = getattr(module, command.attribute)
+        is_group = isinstance(function, typer.Typer)
+        details, _, examples = cleandoc((module if is_group else function).__doc__ or "").partition("\n\nExamples:\n")
+        shown: dict[str, Any] = {"short_help": command.summary, "epilog": f"\b\nExamples:\n{examples}"}
+        if is_group:
+            app.add_typer(function, name=command.name, help=f"{command.summary}.", **shown)
+        else:
+            help = f"{command.summary}.\n\n{details}"
+            app.command(command.name, cls=SectionedCommand, help=help, **shown)(function)
+    group: Any = get_command(app)
     for command in COMMANDS:
-        group.add_command(TyperCommand(command.name, help=command.summary))
+        if command.name not in names:
+            group.add_command(TyperCommand(command.name, help=command.summary, short_help=command.summary))
     return group
 
 
@@ -106,50 +100,44 @@ def options(
 
 def run(arguments: list[str] | None = None, app: App | None = None) -> int:
     """Run one command line and return its exit code: the single error handler."""
-    only = None
+    words = sys.argv[1:] if arguments is None else arguments
+    names = [word for word in words[:2] if word in ALL][:1]  # behind `--`, too
     try:
-        words = sys.argv[1:] if arguments is None else arguments
         if environment(COMPLETION) is not None:
             from cerebrum_cli.cli.completion import complete, completed_command
 
-            complete(assembled(known_command(completed_command())))
-        only = known_command(next(iter(words), None))
-        command = overview() if words in ([], ["-h"], ["--help"]) else get_command(assembled(only))
-        return command(arguments, "cerebrum", obj=app, standalone_mode=False) or 0
+            complete(assembled({completed_command()}))
+        return assembled(names)(arguments, "cerebrum", obj=app, standalone_mode=False) or 0
     except typer.TyperException as error:
         context: typer.Context | None = getattr(error, "ctx", None)
         if context and error.message == context.get_help():  # of a command without arguments
             typer.echo(error.message, err=True)
         else:
-            print_error(app, usage_error(error, context, only))
+            print_error(app, usage_error(error, context, names))
         return error.exit_code
     except SystemExit as exit:
         if isinstance(exit.__context__, BrokenPipeError):  # Typer turned it into exit 1
             return 0
         return exit.code if isinstance(exit.code, int) else 1
-    except Interrupted as error:
-        if error.hint:
-            print_error(app, error)
-        return error.exit_code
     except OSError as error:
         from cerebrum_cli.core.files import is_disk_full
+        from cerebrum_cli.terminal.streams import discard
 
         if not is_disk_full(error):
             raise
-        return report_full_disk()
+        discard(sys.stdout)  # Typer could not write help or version
+        full = CerebrumError("standard output: no space left", "free some space, or write elsewhere")
+        print_error(app, full)
+        return full.exit_code
     except CerebrumError as error:
-        print_error(app, error)
+        if error.hint or not isinstance(error, Interrupted):
+            print_error(app, error)
         return error.exit_code
 
 
-def known_command(word: str | None) -> str | None:
-    return word if any(word == command.name for command in COMMANDS) else None
-
-
-def usage_error(error: typer.TyperException, context: typer.Context | None, command: str | None) -> UsageError:
-    """Error for a line of this command that Typer rejects, in this program's style."""
+def usage_error(error: typer.TyperException, context: typer.Context | None, names: list[str]) -> UsageError:
     problem, _, near = error.message.rstrip(".?").partition(". Did you mean ")
-    path = context.command_path if context else " ".join(filter(None, ("cerebrum", command)))
+    path = context.command_path if context else " ".join(["cerebrum", *names])
     hint = f"did you mean {near}?" if near else f"see {path} --help"
     if context and (unknown := re.fullmatch("No such option: (.*)", problem, re.DOTALL)):
         option = unknown[1]
@@ -161,30 +149,20 @@ def usage_error(error: typer.TyperException, context: typer.Context | None, comm
 
 
 def similar_options(name: str, context: typer.Context) -> str:
-    """Hint with the setting of this name, else the options that begin with it, or those most like it, if any."""
     from difflib import get_close_matches
 
-    from cerebrum_cli.core.settings import Settings
+    from cerebrum_cli.core.settings import OPTIONS
 
-    known = [opt[2:] for parameter in context.command.params for opt in parameter.opts if opt.startswith("--")]
+    known = [opt for parameter in context.command.params for opt in parameter.opts]
     key = name.lstrip("-").replace("-", "_")
-    if "set" in known and key in Settings.__dataclass_fields__:
+    if "--set" in known and key in OPTIONS:
         return f"use --set {key}=VALUE"
-    begun = [option for option in known if name.startswith("--") and option.startswith(name[2:])]
-    near = begun or get_close_matches(name.lstrip("-"), known, 2)
-    return f"did you mean {' or '.join(f'--{option}' for option in near)}?" if near else ""
+    begun = [opt for opt in known if name.startswith("--") and opt.startswith(name)]
+    near = begun or get_close_matches(name, known, 2, cutoff=0.7)
+    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 def print_error(app: App | None, error: CerebrumError) -> None:
     from cerebrum_cli.terminal.streams import standard_streams
 
     (app.streams if app else standard_streams()).error(error)
-
-
-def report_full_disk() -> int:
-    """Report that Typer could not write help or version."""
-    from cerebrum_cli.terminal.streams import discard, standard_streams
-
-    discard(sys.stdout)
-    standard_streams().error(OutputError("standard output: no space left", "free some space, or write elsewhere"))
-    return OutputError.exit_code

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.cli.generation import naming_grammar_file
 from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer
-from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent
+from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.model.reply import (
     Reply,
     ReplyRequest,
-    length_notice,
-    mismatch_notice,
-    prompt_object,
     reply_notice,
     reply_object,
 )
-from cerebrum_cli.terminal.sinks import AnswerKeySink, Sink, answer_sink, render, show_answer
+from cerebrum_cli.terminal.keyboard import Keyboard
+from cerebrum_cli.terminal.sinks import AnswerSink, ReasoningSink, Sink, render, show_answer
 from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.tables import result_text, sampling_text, stats_line
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.model.inspection import UncertainToken
     from cerebrum_cli.model.interface import Model
-    from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.streams import Streams
 
 MAJORITY = 0.5
@@ -38,27 +36,20 @@ MAJORITY = 0.5
 
 def show_prompt(streams: Streams, loaded: Model, conversation: Conversation, options: AskOptions) -> None:
     """Print the exact prompt on standard output, byte for byte in a pipe, and its token count on standard error."""
-    preview = loaded.preview(conversation, loaded.source.settings)
+    prompt, token_ids = loaded.preview(conversation, loaded.source.settings)
     if options.json:
-        streams.answer_object(prompt_object(preview, loaded.model.name, loaded.format_name))
+        streams.answer_object(
+            {
+                "prompt": prompt,
+                "prompt_tokens": len(token_ids),
+                "token_ids": list(token_ids),
+                "format": loaded.format_name,
+                "model": loaded.model.name,
+            }
+        )
         return
-    streams.answer_prompt(preview.prompt)
-    streams.report(f"{len(preview.token_ids)} tokens")
-
-
-@dataclass(slots=True)
-class LengthNotice(Sink):
-    """A notice, in the status line's place, of a prompt that takes much of the context."""
-
-    line: StatusLine
-    loaded: Model
-    is_evaluating: bool = False
-
-    def emit(self, event: Event) -> None:
-        if isinstance(event, PromptEvent) and not self.is_evaluating:
-            self.is_evaluating = True
-            if notice := length_notice(event.total, self.loaded.context_size or 0):
-                self.line.emit(notice)
+    streams.answer_prompt(prompt)
+    streams.report(f"{len(token_ids)} tokens")
 
 
 @dataclass(slots=True)
@@ -70,22 +61,21 @@ class AnswerPrinter:
     recorder: SessionRecorder
     request: ReplyRequest
     options: AskOptions
-    keyboard: Keyboard
+    keyboard: Keyboard = field(default_factory=Keyboard)
     uncertain: tuple[UncertainToken, ...] | None = None
 
-    @property
-    def markdown(self) -> bool:
-        return not (self.options.no_markdown or self.options.raw or self.request.grammar)
-
     @contextmanager
-    def reporting_interrupts(self) -> Iterator[None]:
-        """Print how to continue an answer that is interrupted in this block."""
+    def generating(self) -> Iterator[None]:
+        """Print no keys that are pressed meanwhile, and how to continue an answer that is interrupted."""
+        hides_keys = self.keyboard.without_echo() if self.streams.out_is_terminal else nullcontext()
         try:
-            yield
+            with hides_keys, naming_grammar_file(self.options):
+                yield
         except Interrupted:
             if self.recorder.saved_as and self.streams.err_is_terminal:
-                is_vote = self.options.vote_bounds is not None
-                saved = ["leading answer is saved"] if is_vote else ["answer so far is saved", *self._continuation]
+                saved = ["answer so far is saved", *self._continuation]
+                if self.options.vote_bounds:
+                    saved = ["leading answer is saved"]
                 self.streams.report(f"interrupted; the {'; '.join(saved)}")
             raise
 
@@ -93,38 +83,42 @@ class AnswerPrinter:
         """Generate and print a reply. Raises NoAnswer if it is not what the options ask for."""
         request, options, recorder = self.request, self.options, self.recorder
         reply = self._continue() if recorder.continued else self.loaded.respond(request)
-        key = AnswerKeySink(self.keyboard, self.loaded)
+        key = ReasoningSink(self.keyboard, self.loaded)
         line = self._status_line(hint=lambda: key.hint, counts_answer=not options.streams_answer)
-        sinks: list[Sink] = [line, LengthNotice(line, self.loaded), key]
+        sinks: list[Sink] = [line, key]
         if options.streams_answer:
-            sinks.append(answer_sink(self.streams, self.markdown))
-        final_answer = None
+            is_markdown = not (options.no_markdown or options.raw or request.grammar)
+            sinks.append(AnswerSink(self.streams, is_markdown))
+        final_answer = code = None
         try:
             render(reply.events(), self.loaded.cancel, sinks)
             self._inspect(reply)
         except CerebrumError as error:
             if not reply.is_finished and reply.sampled:  # of a server that was lost
-                self._save(reply)
+                recorder.save(request.conversation, self.loaded, request.settings, reply)
                 if recorder.saved_as and not isinstance(error, Interrupted):
                     error.hint = "; ".join(["the answer so far is saved", *(self._continuation or [error.hint])])
             raise
         finally:
             if reply.is_finished:
                 final_answer = None if options.schema else reply.final_answer
-                self._save(reply)
-                self._print_rest(reply, final_answer)
+                if options.extract_flag:
+                    from cerebrum_cli.terminal.markdown.code_blocks import find_code
+
+                    code = find_code(reply.text, options.extract_lang, options.extract == LAST)
+                recorder.save(request.conversation, self.loaded, request.settings, reply)
+                self._print_rest(reply, final_answer, code=code)
                 recorder.save_prompt_cache(self.loaded, request.conversation, reply)
         if not reply.is_finished:
             return
         self._require_complete(reply)
-        if options.extract_flag and self._find_code(reply) is None:
+        if options.extract_flag and code is None:
             language = f"{options.extract_lang} " if options.extract_lang else ""
             raise NoAnswer(f"the reply has no {language}code block", self._hint_to_read(reply, "a code block"))
         if options.final and final_answer is None:
             raise NoAnswer("the reply states no final answer", self._hint_to_read(reply, "a final answer"))
 
     def _continue(self) -> Reply:
-        """The truncated reply, which is continued once the model is loaded."""
         from cerebrum_cli.chat.history import begin_with, without_partial_character
 
         def events() -> Generator[Event, None, None]:
@@ -138,7 +132,6 @@ class AnswerPrinter:
 
     @property
     def _continuation(self) -> list[str]:
-        """How to continue the reply; empty if its server cannot."""
         if self.loaded.model.is_served:
             return []
         servers = "".join(f" --endpoint {quote(server)}" for server in self.options.endpoint)
@@ -147,20 +140,21 @@ class AnswerPrinter:
     def show_vote(self, votes: Votes) -> None:
         """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
         from cerebrum_cli.model import voting
+        from cerebrum_cli.model.concurrent_rows import vote_events
 
         options, vote = self.options, voting.MajorityVote(votes)
-        line = self._status_line(vote=vote.bounds)
         try:
-            sinks = [line, LengthNotice(line, self.loaded)]
-            render(self.loaded.vote_events(self.request, vote), self.loaded.cancel, sinks)
+            events = vote_events(self.loaded, self.request, vote)
+            render(events, self.loaded.cancel, [self._status_line(vote=vote.bounds)])
             self._inspect(vote.reply)
         finally:
             reply = vote.reply
             if reply:
-                self._save(reply)
+                self.recorder.save(self.request.conversation, self.loaded, self.request.settings, reply)
                 if options.streams_answer:
-                    show_answer(self.streams, reply.text, self.markdown)
-                is_shown = options.json or not vote.tally.tied_answers
+                    is_markdown = not (options.no_markdown or options.raw or self.request.grammar)
+                    show_answer(self.streams, reply.text, is_markdown)
+                is_shown = options.json or not vote.tally.tied
                 self._print_rest(reply, vote.final_answer if is_shown else None, voting.votes_object(vote))
                 if options.stats or (self.streams.err_is_terminal and not self.streams.is_quiet):
                     self.streams.info(result_text(vote.tally_event))
@@ -197,22 +191,14 @@ class AnswerPrinter:
 
     def _require_complete(self, reply: Reply) -> None:
         """Print a notice about an incomplete reply. Raises NoAnswer if its grammar makes it useless."""
-        larger_context = self.loaded.larger_context
-        if self.request.grammar and (mismatch := mismatch_notice(reply, larger_context)):
+        larger_context = self.loaded.engine.larger_context
+        if self.request.grammar and (mismatch := reply_notice(reply, larger_context, has_grammar=True)):
             constraint = "schema" if self.options.schema else "grammar"
             raise NoAnswer(f"{mismatch.message}, so it does not match the {constraint}", mismatch.hint)
         notice = reply_notice(reply, larger_context)
         if notice and reply.finish.reason == "length" and self.recorder.saved_as and not self.options.vote_bounds:
             notice = replace(notice, hint="; ".join([notice.hint, *self._continuation]))
         self.streams.report(notice)
-
-    def _find_code(self, reply: Reply) -> str | None:
-        options = self.options
-        if not options.extract_flag:
-            return None
-        from cerebrum_cli.terminal.markdown.code_blocks import find_code
-
-        return find_code(reply.text, options.extract_lang, options.extract == LAST)
 
     def _hint_to_read(self, reply: Reply, missing: str) -> str:
         """Hint for reading a reply that lacks what was asked for; print it if it was neither printed nor saved."""
@@ -228,13 +214,11 @@ class AnswerPrinter:
         """The first of the sinks: it erases itself before others write."""
         return StatusLine(self.streams, self.loaded.model.name, is_hidden=self.options.verbose, **shown)
 
-    def _save(self, reply: Reply) -> None:
-        self.recorder.save(self.request.conversation, self.loaded, self.request.settings, reply)
-
-    def _print_rest(self, reply: Reply, final_answer: str | None, votes: Mapping[str, Any] | None = None) -> None:
+    def _print_rest(
+        self, reply: Reply, final_answer: str | None, votes: Mapping[str, Any] | None = None, code: str | None = None
+    ) -> None:
         """Print what is not streamed: the JSON object, final answer or code block, uncertain tokens, and statistics."""
         streams, loaded, options = self.streams, self.loaded, self.options
-        code = self._find_code(reply)
         if options.json:
             path = None if loaded.is_remote else loaded.model.path
             value = reply_object(reply, loaded.model.name, path, loaded.format_name, final_answer, votes, code)

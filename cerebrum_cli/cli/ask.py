@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.chat.session_recorder import SessionRecorder
-from cerebrum_cli.cli.options import AskOptions
-from cerebrum_cli.cli.saved_prompts import apply_prompt
+from cerebrum_cli.cli.options import AskOptions, apply_prompt
 from cerebrum_cli.cli.signature import (
-    SettingKeys,
     composed,
     only_question,
     positional,
+    settings_options,
 )
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
 if TYPE_CHECKING:
+    from cerebrum_cli.answers.vote import Votes
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.model.interface import Model
-    from cerebrum_cli.model.prompt_sources import PromptSources
     from cerebrum_cli.model.source import ModelSource
 
 
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 def ask(
     app: App,
     on_command_line: frozenset[str],
-    overrides: Annotated[Layer, SettingKeys((*REPLY_KEYS, "cache_gb", "no_log"))],
+    overrides: Annotated[Layer, settings_options((*REPLY_KEYS, "cache_gb", "no_log"))],
     options: AskOptions,
     prompt: Annotated[list[str] | None, positional("[PROMPT]", "The question; `-` reads standard input")] = None,
 ) -> None:
@@ -47,71 +45,54 @@ def ask(
 
         save(app, options.save_prompt, text, overrides, options, on_command_line)
         return
+    from cerebrum_cli.cli.generation import find_source, read_grammar
     from cerebrum_cli.model.prompt_sources import PromptSources
 
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved)
-    if not continues_reply(app, question, options):
-        question.validate(app.streams.piped)
+    piped, votes = app.streams.piped, options.vote_bounds
+    is_asked = text is not None or options.file or saved or piped is not None
+    continues = options.continue_ and not (is_asked or options.dry_run or votes or options.schema or options.grammar)
+    if not continues:
+        question.validate(piped)
     options.validate()
     saves = not (options.raw or app.settings(overrides).no_log)
     recorder = SessionRecorder(app.open_history, app.streams.notice, continues=options.continue_, saves=saves)
-    with closing(recorder), question.naming_files():
-        run_question(app, question, recorder, overrides, options)
+    if options.continue_:
+        from cerebrum_cli.chat.history import with_session_defaults
 
-
-def continues_reply(app: App, question: PromptSources, options: AskOptions) -> bool:
-    """Whether there is only `-c`, so that the last reply is continued."""
-    is_empty = question.prompt is None and not question.files and not question.saved and app.streams.piped is None
-    others = (options.dry_run, options.vote_bounds, options.schema, options.grammar)
-    return options.continue_ and is_empty and not any(others)
-
-
-def run_question(
-    app: App,
-    question: PromptSources,
-    recorder: SessionRecorder,
-    overrides: Layer,
-    options: AskOptions,
-) -> None:
-    from cerebrum_cli.cli.generation import find_source, naming_grammar_file, read_grammar
-
-    overrides = recorder.with_defaults(overrides, is_remote=bool(options.endpoint))
-    source = find_source(app, overrides, options, "--votes" if options.vote_bounds else None)
-    settings = source.settings
-    grammar, piped = read_grammar(app, options, source.model), app.streams.piped
-    if continues_reply(app, question, options):
+        overrides = with_session_defaults(recorder.session, overrides, is_remote=bool(options.endpoint))
+    source = find_source(app, overrides, options, "--votes" if votes else None)
+    settings, conversation = source.settings, None
+    grammar = read_grammar(app, options, source.model)
+    if continues:
         conversation, settings = recorder.resume(source.model, settings)
-    else:
-        conversation = None
-    with start_loading(source, options) as loaded:
+    with start_loading(source, options, votes) as loaded:
         from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
         from cerebrum_cli.model.reply import ReplyRequest
-        from cerebrum_cli.terminal.keyboard import Keyboard
 
         if conversation is None:  # files and standard input are read while the model loads
-            asked = question.read(piped, settings, overrides.get("system"))
-            conversation = settings.applied_to(recorder.prepend(asked, source.model, overrides))
+            conversation = question.read(piped, settings, overrides.get("system"))
+            if options.continue_:
+                conversation = recorder.prepend(conversation, source.model, overrides)
+            conversation = settings.applied_to(conversation)
         if options.dry_run:
             show_prompt(app.streams, loaded, conversation, options)
             return
         request = ReplyRequest(conversation, settings, grammar)
-        keyboard = Keyboard()
-        with keyboard.without_echo() if app.streams.out_is_terminal else nullcontext():
-            printer = AnswerPrinter(app.streams, loaded, recorder, request, options, keyboard)
-            with naming_grammar_file(options), printer.reporting_interrupts():
-                if votes := options.vote_bounds:
-                    printer.show_vote(votes)
-                else:
-                    printer.show_reply()
+        printer = AnswerPrinter(app.streams, loaded, recorder, request, options)
+        with printer.generating():
+            if votes:
+                printer.show_vote(votes)
+            else:
+                printer.show_reply()
 
 
-def start_loading(source: ModelSource, options: AskOptions) -> Model:
+def start_loading(source: ModelSource, options: AskOptions, votes: Votes | None) -> Model:
     """Start to load the model, or to connect to its server. A dry run needs the vocabulary only."""
     from cerebrum_cli.engine.memory import SINGLE, ContextOptions
     from cerebrum_cli.model.interface import open_source
 
-    votes = options.vote_bounds
     return open_source(
         replace(
             source,

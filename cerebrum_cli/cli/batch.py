@@ -5,15 +5,13 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cerebrum_cli.cli.options import ConcurrencyOptions, GenerationOptions, SavedPromptOptions
-from cerebrum_cli.cli.saved_prompts import apply_prompt
-from cerebrum_cli.cli.signature import SettingKeys, composed, positional
+from cerebrum_cli.cli.options import ConcurrencyOptions, GenerationOptions, SavedPromptOptions, apply_prompt
+from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import Option, option, option_group
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import SOME_FAILED, Interrupted, UsageError
@@ -24,12 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cerebrum_cli.batch.answering import BatchOptions
-    from cerebrum_cli.batch.readers import IndexedRows, InputFile
+    from cerebrum_cli.batch.readers import IndexedRows
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.config import SavedPrompt
     from cerebrum_cli.model.source import ModelSource
-    from cerebrum_cli.models.model import InstalledModel
-    from cerebrum_cli.runs.result import Result
+    from cerebrum_cli.runs.journal import Journal
+    from cerebrum_cli.runs.result import StreamedResult
 
 STANDARD = Path("-")  # standard input or output
 
@@ -62,7 +60,7 @@ def batch(
             metavar="OUTPUT",
         ),
     ],
-    overrides: Annotated[Layer, SettingKeys(REPLY_KEYS)],
+    overrides: Annotated[Layer, settings_options(REPLY_KEYS)],
     options: BatchCommandOptions,
 ) -> None:
     """Each answer is written to OUTPUT.partial immediately; OUTPUT appears when all are done, in the order of INPUT.
@@ -75,13 +73,22 @@ def batch(
       cerebrum batch rows.csv -o out.jsonl --template "Sum up: {text}"
       cerebrum batch exam.jsonl -o out.jsonl --votes auto:3..16
     """
-    from cerebrum_cli.batch.readers import detect_shape, read_rows
+    from cerebrum_cli.batch.readers import detect_shape, open_input, read_rows, spool_input
+    from cerebrum_cli.runs.output_files import output_paths, result_delimiter
     from cerebrum_cli.runs.result import DELIMITERS
 
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     source = Path(input_file)
-    is_table = check_output(output, source)
-    with closing(open_source(app, source)) as file:
+    if output != STANDARD:
+        output_paths(output, None if source == STANDARD else source)
+    is_table = result_delimiter(output) is not None
+    if source != STANDARD:
+        opened = open_input(source)
+    elif app.streams.piped is not None:
+        opened = spool_input(app.streams.piped.read, "standard input")
+    else:
+        raise UsageError("INPUT is `-`, but nothing is piped in", "pipe the questions in, or name a file")
+    with closing(opened) as file:
         shape = detect_shape(source, options.input_format, file.head)
         includes_input = options.include_input or (is_table and shape in DELIMITERS)
         options = replace(options, input_format=shape, include_input=includes_input)
@@ -89,15 +96,6 @@ def batch(
         without_answer = run_rows(app, rows, output, overrides, options, saved)
     if without_answer:
         raise typer.Exit(SOME_FAILED)
-
-
-def check_output(output: Path, source: Path) -> bool:
-    """Whether the result will be a table. Raises UsageError for an output that cannot be written."""
-    from cerebrum_cli.runs.output_files import output_paths, result_delimiter
-
-    if output != STANDARD:
-        output_paths(output, None if source == STANDARD else source)
-    return result_delimiter(output) is not None
 
 
 def run_rows(
@@ -152,63 +150,44 @@ def generate(
     source: ModelSource,
     rows: IndexedRows,
     row_options: BatchOptions,
-    result: Result,
+    result: Journal | StreamedResult,
     options: BatchCommandOptions,
 ) -> None:
-    from cerebrum_cli.batch.answering import answer_rows, write_row_errors
+    from cerebrum_cli.batch.answering import answer_rows
     from cerebrum_cli.cli.generation import naming_grammar_file, progress_sinks
+    from cerebrum_cli.engine.model_options import expert_notice
     from cerebrum_cli.model.interface import open_many
     from cerebrum_cli.model.source import MAX_PARALLEL
-    from cerebrum_cli.runs.journal import Journal
-    from cerebrum_cli.runs.noted_servers import noted_servers, noting_servers
+    from cerebrum_cli.runs.journal import Journal, noting_servers
     from cerebrum_cli.terminal.progress import BatchProgress
     from cerebrum_cli.terminal.sinks import render
 
-    unfinished = (rows[position] for position in range(len(rows)) if position not in result.finished)
-    questions = len(list(islice((row for row in unfinished if row.conversation is not None), MAX_PARALLEL)))
+    questions = min(MAX_PARALLEL, len(rows) - len(result.finished))
     if not questions:
-        write_row_errors(rows, result)
         with closing(BatchProgress(app.streams, draws=False)) as summary:
             summary.emit(RowEvent(len(rows), len(rows), result.counts))
         return
-    notify_of_experts(app, source.model, options)
+    if options.batch_invariant and environment("GGML_CPU_TILED_MM") != "0":
+        header = source.model.header
+        app.streams.report(expert_notice(header.expert_count, header.tensor_types))
+    row_samples = row_options.votes.maximum if row_options.votes else 1
     journal = result if isinstance(result, Journal) else None
     shares_terminal = journal is None and app.streams.out_is_terminal
     sinks = progress_sinks(app, source.model.name, options, shares_terminal)
     if journal and options.ray is not None:
-        from cerebrum_cli.cluster.distribution import Cluster, Work, distribute
+        from cerebrum_cli.cluster.distribution import Work, distribute
 
         answer_block = partial(answer_rows, options=row_options, in_order=False)
-        work = Work(rows, row_options.votes.maximum if row_options.votes else 1, answer_block, journal)
-        run = distribute(source, work, Cluster(options.ray, options.ray_workers, options.patience))
+        work = Work(rows, row_samples, answer_block, journal)
+        run = distribute(source, work, options.ray, options.ray_workers, options.patience)
         render(run.answer(), run.cancel, sinks)
         return
-    samples = questions * (row_options.votes.maximum if row_options.votes else 1)
-    loaded = open_many(source, samples, noted_servers(journal) if journal else ())
+    loaded = open_many(source, questions * row_samples, journal.servers if journal else ())
     with loaded, naming_grammar_file(options):
         events = answer_rows(loaded, rows, row_options, result, in_order=journal is None)
         if journal:
             events = noting_servers(events, journal, loaded)
         render(events, loaded.cancel, sinks)
-
-
-def open_source(app: App, source: Path) -> InputFile:
-    """Open the input; standard input is copied. Raises UsageError and BatchError."""
-    from cerebrum_cli.batch.readers import open_input, spool_input
-
-    if source != STANDARD:
-        return open_input(source)
-    if app.streams.piped is None:
-        raise UsageError("INPUT is `-`, but nothing is piped in", "pipe the questions in, or name a file")
-    return spool_input(app.streams.piped.read, "standard input")
-
-
-def notify_of_experts(app: App, model: InstalledModel, options: BatchCommandOptions) -> None:
-    """Print a notice if the answers of a model with experts may vary in spite of `batch_invariant`."""
-    from cerebrum_cli.engine.model_options import expert_notice
-
-    if options.batch_invariant and environment("GGML_CPU_TILED_MM") != "0":
-        app.streams.report(expert_notice(model.header.expert_count, model.header.tensor_types))
 
 
 def open_result(
@@ -218,14 +197,14 @@ def open_result(
     notes: Mapping[str, Any],
     rows: IndexedRows,
     options: BatchCommandOptions,
-) -> Result:
+) -> Journal | StreamedResult:
     from cerebrum_cli.batch.rows import result_rows
     from cerebrum_cli.runs.journal import open_journal
     from cerebrum_cli.runs.output_files import result_delimiter
-    from cerebrum_cli.runs.result import StreamedResult, TableFormat
+    from cerebrum_cli.runs.result import StreamedResult, table_lines
 
     delimiter = result_delimiter(output)
-    table = TableFormat(delimiter, rows.columns) if delimiter else None
+    table = partial(table_lines, delimiter, rows.columns) if delimiter else None
     result_of = result_rows(rows, rows.sha256, rows.unit, table)
     if output == STANDARD:
         if options.ray is not None:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerebrum_cli.cli.options import AnswerOptions, SavedPromptOptions
-from cerebrum_cli.cli.saved_prompts import apply_prompt
+from cerebrum_cli.cli.options import AnswerOptions, SavedPromptOptions, apply_prompt
 from cerebrum_cli.cli.signature import (
-    SettingKeys,
     composed,
     only_question,
     positional,
+    settings_options,
 )
 from cerebrum_cli.core.declaration import option, option_group
-from cerebrum_cli.core.errors import ModelNotFound, UsageError
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:
@@ -48,7 +46,7 @@ def chat(
         list[str] | None, positional("[MODEL] [QUESTION]", "Model, first question, or both; with -m, only a question")
     ] = None,
     *,
-    overrides: Annotated[Layer, SettingKeys((*REPLY_KEYS, "overflow", "cache_gb", "no_log", "vi"))],
+    overrides: Annotated[Layer, settings_options((*REPLY_KEYS, "overflow", "cache_gb", "no_log", "vi"))],
     options: ChatOptions,
 ) -> None:
     """Type /help for commands and keys.
@@ -62,10 +60,12 @@ def chat(
     """
     from cerebrum_cli.terminal.interrupts import Signals, ignore
     from cerebrum_cli.terminal.repl.repl import Repl
-    from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
+    from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
 
     words = words or []
-    if "model" not in on_command_line and words and not begins_question(app, words, options):
+    if len(words) > 2:
+        only_question(words)
+    if "model" not in on_command_line and words and not is_question(words[0]):
         reference, *words = words
         overrides = SourcedLayer(overrides, {"model": reference})
         on_command_line |= {"model"}
@@ -82,7 +82,7 @@ def chat(
                 conversation,
                 app.streams,
                 signals,
-                COMMANDS,
+                SLASH_COMMANDS,
                 no_markdown=options.no_markdown,
                 min_votes=options.min_votes,
                 prompts=app.config.prompts,
@@ -96,29 +96,8 @@ def chat(
         raise typer.Exit(repl.exit_code)
 
 
-def begins_question(app: App, words: list[str], options: ChatOptions) -> bool:
-    """Whether the first argument begins a question, with or without quotes.
-
-    Raises ModelNotFound if it is the only one, and names no model or could be a question.
-    """
-    first, *following = words
-    if is_text(first) or options.endpoint or any(len(word.split()) > 1 for word in following):
-        return is_text(first)
-    try:
-        app.library.resolve(first)
-    except ModelNotFound as error:
-        if error.pullable is not None or app.library.similar_names(first) or not first.isalpha():
-            return False
-        if not following:
-            model, word = app.library.registry.default or "MODEL", quote(first)
-            hint = f"to ask it: cerebrum chat -m {model} {word}; to find a model: cerebrum search {word}"
-            raise ModelNotFound(error.message, hint) from error
-        return True
-    return False
-
-
-def is_text(argument: str) -> bool:
-    """Whether an argument looks like a question, rather than a reference to a model."""
+def is_question(argument: str) -> bool:
+    """Whether an argument is not the reference of a model, or looks more like a question."""
     from cerebrum_cli.core.files import is_file
     from cerebrum_cli.models.model import as_path
     from cerebrum_cli.models.reference import looks_like_path
@@ -168,7 +147,6 @@ def chat_source(app: App, overrides: Layer, options: ChatOptions, model: Install
 
 
 def input_lines(app: App, repl: Repl) -> InputSource:
-    """Where the questions come from: a pipe, a plain prompt, or a prompt with history and completion."""
     from cerebrum_cli.model.prompt_sources import read_piped
     from cerebrum_cli.terminal.repl.questions import PlainPrompt, ScriptInput
     from cerebrum_cli.terminal.streams import is_plain_terminal
@@ -187,7 +165,7 @@ def input_lines(app: App, repl: Repl) -> InputSource:
         "session": repl.chat.history.store.names,
         "setting": lambda: SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE,
         "part": lambda: PARTS,
-        "think": lambda: ("on", "off", *repl.chat.efforts),
+        "think": lambda: ("on", "off", *(repl.chat.loaded.format.efforts if repl.chat.loaded.engine.is_loaded else ())),
         "prompt": lambda: repl.prompts,
     }
     history = None if repl.chat.settings.no_log else app.data_directory / "history"

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from typer._click.shell_completion import CompletionItem, ShellComplete, add_completion_class
 from typer._completion_classes import BashComplete, FishComplete, ZshComplete
 
 from cerebrum_cli.core.environment import environment
 
-if TYPE_CHECKING:
-    from typer import Typer
-
 WORDS = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")  # the command line so far: bash's, other shells'
 WORD_BREAKS = ":="  # at which bash splits words, by default
 
 
-def complete(app: Typer) -> None:
-    from typer.main import get_command
-
-    command = get_command(app)  # registers Typer's own classes
+def complete(command_line: Any) -> None:
     for shell, words in (("bash", BashWords), ("zsh", ZshWords), ("fish", FishWords)):
         add_completion_class(words, shell)
-    command(prog_name="cerebrum", standalone_mode=False)
+    command_line(prog_name="cerebrum", standalone_mode=False)
 
 
 class OptionValues(ShellComplete):
@@ -62,7 +56,6 @@ class BashWords(OptionValues, BashComplete):
 
 
 def joined_words(words: Iterable[str]) -> list[str]:
-    """Join words that were split at WORD_BREAKS; the breaks themselves are among them."""
     joined: list[str] = []
     follows_break = False
     for word in words:
@@ -75,6 +68,6 @@ def joined_words(words: Iterable[str]) -> list[str]:
     return joined
 
 
-def completed_command() -> str | None:
+def completed_command() -> str:
     line = next((line.split() for line in map(environment, WORDS) if line), [])
-    return line[1] if len(line) > 2 else None
+    return line[1] if len(line) > 1 else ""

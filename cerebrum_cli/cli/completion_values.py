@@ -20,7 +20,6 @@ def installed_models(app: App) -> Iterable[str]:
 
 
 def stored_models(app: App) -> Iterable[str]:
-    """Installed models, and those of which only the vocabulary is installed."""
     return (model.reference for model in (*app.library.models(), *app.library.vocabularies()))
 
 
@@ -67,21 +66,19 @@ COMPLETIONS: Mapping[str, Values] = {  # values of an option, by its name
 }
 
 
-def completion_of(name: str, declared: Option) -> Values | None:
+def completion_of(declared: Option) -> Values | None:
     """Where the values of an option come from; None if any text may follow, or none."""
     if declared.choices and declared.metavar:
         return lambda _: declared.choices
-    return COMPLETIONS.get(name)
+    return COMPLETIONS.get(declared.name)
 
 
 def completing(values: Values) -> Callable[[str], list[str]]:
-    """Completion of a Typer parameter from a list of values; nothing if they cannot be read."""
-
     def complete(incomplete: str) -> list[str]:
-        from cerebrum_cli.cli.app import real_app
+        from cerebrum_cli.cli.app import App
 
         try:
-            return [value for value in values(real_app()) if value.startswith(incomplete)]
+            return [value for value in values(App.of_user()) if value.startswith(incomplete)]
         except (CerebrumError, OSError):
             return []
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.cli.options import ServerOptions
-from cerebrum_cli.cli.signature import SettingKeys, composed
+from cerebrum_cli.cli.signature import composed, settings_options
 from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import Layer, environment_layer, fold
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.doctor.assessment import CheckResult
 
-SETTINGS = SettingKeys(("model",), {"model": "Model to check [default: the default model]"})
+SETTINGS = settings_options(("model",), model="Model to check [default: the default model]")
 
 
 @option_group
@@ -65,11 +65,10 @@ def doctor(app: App, overrides: Annotated[Layer, SETTINGS], options: DoctorOptio
 
 
 def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator[CheckResult]:
-    """The checks of this machine, or of the servers that `--endpoint` names; each runs as its result is read."""
     from cerebrum_cli.chat.database import check_integrity
-    from cerebrum_cli.doctor.checks import CHECKS, DoctorContext, run_table
+    from cerebrum_cli.doctor.checks import DoctorContext, run_checks
     from cerebrum_cli.doctor.servers import run_server_checks
-    from cerebrum_cli.model.endpoints import find_endpoints
+    from cerebrum_cli.model.installation import find_endpoints
     from cerebrum_cli.terminal.reports import check_terminal
 
     layer = {**environment_layer("threads"), **overrides}
@@ -79,10 +78,6 @@ def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator
         settings = fold(layer)
     endpoints = find_endpoints(app, options.endpoint, settings, options.served_model_name, options.allow_http_key)
     context = DoctorContext(
-        config_directory=app.config_directory,
-        data_directory=app.data_directory,
-        cache_directory=app.cache_directory,
-        library=app.library,
         settings=settings,
         offline=options.offline,
         build=app.build,
@@ -90,4 +85,4 @@ def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator
         terminal=lambda: check_terminal(app.streams),
         session_counts=check_integrity,
     )
-    return run_server_checks(context, endpoints) if endpoints else run_table(CHECKS, context)
+    return run_server_checks(context, endpoints) if endpoints else run_checks(context)

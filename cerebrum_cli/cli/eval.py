@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 
 from cerebrum_cli.cli.completion_values import tasks
 from cerebrum_cli.cli.options import ConcurrencyOptions, ConstrainedOptions
-from cerebrum_cli.cli.signature import SettingKeys, composed, positional
+from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import Option, option, option_group
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, Interrupted, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import RECOMMENDED, REPLY_KEYS, Layer, SourcedLayer
 from cerebrum_cli.core.text import format_count, format_duration
-from cerebrum_cli.eval.questions import CHOSEN_SETTINGS, MAX_SAMPLES, QUESTIONS, SAMPLES, select
+from cerebrum_cli.eval.questions import CHOSEN_SETTINGS, MATCHES, MAX_SAMPLES, Match, select
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.evaluate import Evaluation
     from cerebrum_cli.eval.sources import LoadedTask
     from cerebrum_cli.eval.stored_runs import Run
-    from cerebrum_cli.eval.tasks import Condition, Preset
+    from cerebrum_cli.eval.tasks import Preset
     from cerebrum_cli.model.source import ModelSource
     from cerebrum_cli.runs.journal import Journal
 
-SETTINGS = SettingKeys(
+SETTINGS = settings_options(
     REPLY_KEYS,
-    {
-        "temperature": "Sampling temperature [default: the model's, else 0, or 0.7 with several samples]",
-        "seed": "Random seed [default: 0]",
-    },
+    temperature="Sampling temperature [default: the model's, else 0, or 0.7 with several samples]",
+    seed="Random seed [default: 0]",
 )
 ASSUMED_TOKENS = 256  # of an answer, where no earlier run says
 BENCH_SLOTS = 16
@@ -46,11 +45,15 @@ SAMPLES_OPTION = "--samples"
 @option_group
 class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
     preset: str | None = option(None, "Use the evaluation settings of a model card", "Input", metavar="NAME")
-    limit: int | None = option(None, "Number of questions, chosen at random [default: all]", "Input", metavar="N")
+    limit: int | None = option(
+        None, "Number of questions, chosen at random [default: all]", "Input", metavar="N", least=1
+    )
     template: str | None = option(None, "Build the prompt from a question's fields", "Input", metavar="TEXT")
-    samples: int | None = option(None, "Samples per question [default: 1, or the preset's]", "Sampling", metavar="K")
+    samples: int | None = option(
+        None, "Samples per question [default: 1, or the preset's]", "Sampling", metavar="K", least=1, most=MAX_SAMPLES
+    )
     match: str | None = option(
-        None, "How answers are compared [default: answer]", "Output", metavar="answer|exact|contains|regex"
+        None, "How answers are compared [default: answer]", "Output", metavar="|".join(MATCHES), choices=MATCHES
     )
     run_code: bool = option(False, "Run the programs that the model writes, in a sandbox", "Output")
     restart: bool = option(False, "Start over; replace the run when done", "Output")
@@ -81,17 +84,20 @@ def evaluate_model(
       cerebrum eval gsm8k -m cerebrum-7b --limit 200
       cerebrum eval exam.jsonl -m cerebrum-7b:Q8_0 --samples 8
     """
-    from cerebrum_cli.cli.runs import no_sample_counts, print_run
-    from cerebrum_cli.eval.stored_runs import require_same_rules
+    from cerebrum_cli.cli.runs import print_run
+    from cerebrum_cli.runs.output_files import output_paths
+    from cerebrum_cli.runs.result import DELIMITERS
 
     if output:
-        require_file(output, source)
+        if output == Path("-"):
+            raise UsageError("a run cannot be written to standard output", "omit -o; use --json to print the report")
+        output_paths(output, Path(source))
+        if output.suffix.lower().removeprefix(".") in DELIMITERS:
+            raise UsageError(f"{output}: a run is not a table, but JSON Lines", "name it .jsonl")
     prepared = prepare(app, source, overrides, options)
     path, why_new = (output, "") if output else app.runs.path_for(prepared.fingerprint)
     if why_new:
         app.streams.report(NoticeEvent(why_new, ""))
-    if not options.restart:
-        require_same_rules(path, prepared.fingerprint, str(output or path.stem))
     if options.dry_run:
         show_preview(app, prepared, path, options)
         return
@@ -99,46 +105,21 @@ def evaluate_model(
         path.parent.mkdir(parents=True, exist_ok=True)
     run = take_samples(app, prepared, path, options)
     samples = run.samples()
-    skipped = sum(sample.is_skipped for sample in samples)
-    if skipped == len(samples):
-        app.streams.error(no_sample_counts(run, samples))
-    else:
+    try:
         print_run(app, run, samples, run.scored_by, options.json)
-    if prepared.task.bad_rows or skipped:
+    except UsageError as error:  # no sample counts
+        app.streams.error(error)
+    if prepared.task.bad_rows or any(sample.is_skipped for sample in samples):
         raise typer.Exit(SOME_FAILED)
 
 
-def require_file(output: Path, source: str) -> None:
-    from cerebrum_cli.runs.output_files import output_paths
-    from cerebrum_cli.runs.result import DELIMITERS
-
-    if output == Path("-"):
-        raise UsageError("a run cannot be written to standard output", "omit -o; use --json to print the report")
-    output_paths(output, Path(source))
-    if output.suffix.lower().removeprefix(".") in DELIMITERS:
-        raise UsageError(f"{output}: a run is not a table, but JSON Lines", "name it .jsonl")
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedEvaluation:
+class PreparedEvaluation(NamedTuple):
     """An evaluation, what generates its samples, and everything that they depend on, by readable names."""
 
     task: LoadedTask
     evaluation: Evaluation
     source: ModelSource
     fingerprint: Mapping[str, Any]
-
-    @property
-    def notes(self) -> dict[str, Any]:
-        """Notes for the report of the run, and the model that `runs compare --kl` loads."""
-        task, model, origins = self.task, self.source.model, self.source.settings.origins
-        counts = {"bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
-        chosen = [key for key, origin in origins.items() if origin not in (*RECOMMENDED, SAMPLES_OPTION)]
-        return {"reference": model.reference, **model.adapter_params, CHOSEN_SETTINGS: chosen, **counts}
-
-    @property
-    def extent(self) -> dict[str, int]:
-        return {QUESTIONS: len(self.evaluation.questions), SAMPLES: self.evaluation.samples}
 
 
 def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> PreparedEvaluation:
@@ -150,33 +131,34 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     from cerebrum_cli.model.source import generation_fingerprint
 
     generation.parse_parallel(options)  # what is invalid is refused before questions are downloaded
-    require_count(SAMPLES_OPTION, options.samples, MAX_SAMPLES)
-    require_count("--limit", options.limit)
     preset = find_preset(options.preset) if options.preset else None
     task = read_task(app, source, options, preset)
     if preset:
         app.ignore_settings(generation.CONDITION_KEYS)
-    samples = options.samples or task.samples
-    if samples > 1 and overrides.get("temperature") is None and task.settings.get("temperature") == 0:
+    condition = task.condition
+    samples = options.samples or condition.samples
+    if samples > 1 and overrides.get("temperature") is None and condition.temperature == 0:
         raise UsageError(
             f"--samples needs a temperature above 0, but preset {options.preset} sets 0",
             "add --temperature 0.7, or omit --samples",
         )
-    overrides = SourcedLayer(SourcedLayer(task.settings, origin=generation.PRESET), overrides)
+    overrides = SourcedLayer(SourcedLayer({"temperature": condition.temperature}, origin=generation.PRESET), overrides)
     reply_source = generation.find_source(app, overrides, options, SAMPLES_OPTION if samples > 1 else None)
     settings = reply_source.settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
-    if preset and task.condition:
-        expected, others = {"temperature": task.condition.temperature}, deviations(task.condition, samples, options)
+    if preset:
+        expected = {"temperature": condition.temperature}
+        others = [] if samples == condition.samples else [f"--samples {samples}, not {condition.samples}"]
+        others += generation.given_options(options, "limit", "template", "match", "schema", "grammar", "template_arg")
         if remark := generation.no_reproduction(reply_source, preset, expected, others):
             task = replace(task, remarks=(*task.remarks, remark))
     model = reply_source.model
     grammar = generation.read_grammar(app, options, model)
     questions = select(task.questions, options.limit)
-    evaluation = Evaluation(questions, samples, settings, model.label, task.scorer, grammar)
+    evaluation = Evaluation(questions, samples, settings, model.label, task.match, grammar)
     fingerprint = {
         **task.fingerprint,
-        **provenance(reply_source, app.llama_version),
+        **provenance(reply_source),
         **generation.source_fingerprint(reply_source),
         **generation_fingerprint(settings, grammar, model, app.library),
     }
@@ -184,51 +166,42 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
 
 
 def read_task(app: App, source: str, options: EvalOptions, preset: Preset | None) -> LoadedTask:
-    """Read the questions, with a progress bar if they are downloaded, and name the rows that do not count."""
-    from cerebrum_cli.eval.scorers import MATCHES
     from cerebrum_cli.eval.sources import read_source
     from cerebrum_cli.terminal.progress import FileProgress
 
-    match = next((match for match in MATCHES if match == options.match), None)
-    if options.match and match is None:
-        raise UsageError.invalid("--match", options.match, f"one of {', '.join(MATCHES)}")
     with FileProgress(app.streams) as progress:
         task = read_source(
             source,
             progress,
             preset=preset,
             template=options.template,
-            match=match,
+            match=cast(Match | None, options.match),
             run_code=options.run_code,
             offline=options.offline,
         )
     for bad in task.bad_rows[:SHOWN_ERRORS]:
         app.streams.report(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}", ""))
-    if (more := len(task.bad_rows) - SHOWN_ERRORS) > 0:
-        app.streams.report(NoticeEvent(f"{more} more {'line' if more == 1 else 'lines'} skipped", ""))
     return task
 
 
-def deviations(condition: Condition, samples: int, options: EvalOptions) -> Iterator[str]:
-    from cerebrum_cli.cli.generation import given_options
-
-    if samples != condition.samples:
-        yield f"--samples {samples}, not {condition.samples}"
-    yield from given_options(options, "limit", "template", "match", "schema", "grammar", "template_arg")
-
-
-def require_count(option: str, value: int | None, most: int | None = None) -> None:
-    if value is not None and (value < 1 or (most and value > most)):
-        raise UsageError.invalid(option, value, f"from 1 to {most}" if most else "1 or more")
-
-
 def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> Run:
-    """Take the samples that are missing, and complete the run file. Raises Interrupted with how to resume."""
+    """Take the samples that are missing, and complete the run file. Raises Interrupted with how to resume.
+
+    Its notes are for the report, and name the model that `runs compare --kl` loads.
+    """
     from cerebrum_cli.eval.stored_runs import require_run
     from cerebrum_cli.runs.journal import open_journal
 
-    rows, notes = prepared.evaluation.rows, prepared.notes
-    run = open_journal(path, prepared.fingerprint, rows, options.restart, extent=prepared.extent, notes=notes)
+    task, evaluation, source, fingerprint = prepared
+    rows, origins = evaluation.rows, source.settings.origins
+    notes = {
+        "reference": source.model.reference,
+        **source.model.adapter_params,
+        CHOSEN_SETTINGS: [key for key, origin in origins.items() if origin not in (*RECOMMENDED, SAMPLES_OPTION)],
+        "bad_rows": len(task.bad_rows),
+        "remarks": list(task.remarks),
+    }
+    run = open_journal(path, fingerprint, rows, options.restart, extent=evaluation.extent, notes=notes)
     try:
         if missing := len(rows) - len(run.finished):
             run.write_notes({**run.notes, **notes})
@@ -245,11 +218,10 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
 
 
 def generate(app: App, prepared: PreparedEvaluation, run: Journal, missing: int, options: EvalOptions) -> None:
-    """Take samples, with progress, and add their time and the servers they are from to the run's notes."""
     from cerebrum_cli.cli.generation import naming_grammar_file, progress_sinks
-    from cerebrum_cli.eval.evaluate import evaluate
+    from cerebrum_cli.eval.evaluate import evaluate, evaluate_block
     from cerebrum_cli.model.interface import open_many
-    from cerebrum_cli.runs.noted_servers import noted_servers, noting_servers
+    from cerebrum_cli.runs.journal import noting_servers
     from cerebrum_cli.terminal.sinks import render
 
     source, evaluation = prepared.source, prepared.evaluation
@@ -257,14 +229,13 @@ def generate(app: App, prepared: PreparedEvaluation, run: Journal, missing: int,
     before, start = len(run.finished), time.monotonic()
     try:
         if options.ray is not None:
-            from cerebrum_cli.cluster.distribution import Cluster, Work, distribute
+            from cerebrum_cli.cluster.distribution import Work, distribute
 
-            answer_block = evaluation.block_answerer(prepared.fingerprint["match"])
-            work = Work(range(len(evaluation.rows)), 1, answer_block, run)
-            distributed = distribute(source, work, Cluster(options.ray, options.ray_workers, options.patience))
+            work = Work(range(len(evaluation.rows)), 1, partial(evaluate_block, evaluation), run)
+            distributed = distribute(source, work, options.ray, options.ray_workers, options.patience)
             render(distributed.answer(), distributed.cancel, sinks)
             return
-        loaded = open_many(source, missing, noted_servers(run))
+        loaded = open_many(source, missing, run.servers)
         with loaded, naming_grammar_file(options):
             render(noting_servers(evaluate(loaded, evaluation, run), run, loaded), loaded.cancel, sinks)
     finally:
@@ -284,22 +255,21 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     from cerebrum_cli.terminal.tables import sampling_text
 
     streams, evaluation = app.streams, prepared.evaluation
-    kept = [] if options.restart else samples_to_keep(path, prepared.fingerprint, prepared.extent)
+    kept = [] if options.restart else samples_to_keep(path, prepared.fingerprint, evaluation.extent)
     question = evaluation.questions[0]
     with open_source(replace(prepared.source, context=SINGLE, vocabulary_only=True)) as loaded:
-        conversation = evaluation.settings.applied_to(
-            Conversation((), evaluation.settings.system).user(question.prompt)
-        )
-        preview = loaded.preview(conversation, evaluation.settings)
+        conversation = Conversation(system_prompt=evaluation.settings.system).user(question.prompt)
+        conversation = evaluation.settings.applied_to(conversation)
+        prompt, token_ids = loaded.preview(conversation, evaluation.settings)
     samples = len(evaluation.rows)
     missing = samples - len(kept)
-    whole, basis = estimate(app, prepared, len(preview.token_ids))
+    whole, basis = estimate(app, prepared, len(token_ids))
     missing_seconds = None if whole is None else whole * missing / samples
     if options.json:
         streams.answer_object(
             {
-                "prompt": preview.prompt,
-                "prompt_tokens": len(preview.token_ids),
+                "prompt": prompt,
+                "prompt_tokens": len(token_ids),
                 "gold": question.reference,
                 "questions": len(evaluation.questions),
                 "bad_rows": len(prepared.task.bad_rows),
@@ -310,7 +280,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
             }
         )
         return
-    streams.answer_prompt(preview.prompt)
+    streams.answer_prompt(prompt)
     if streams.is_quiet:
         return
     streams.info(f"expected answer: {question.reference}")
@@ -331,27 +301,22 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
 
 def estimate(app: App, prepared: PreparedEvaluation, prompt_tokens: int) -> tuple[float | None, str]:
     """Estimated seconds of the whole run, None if unknown, and the basis of the estimate."""
-    from statistics import StatisticsError, mean
-
     from cerebrum_cli.engine.bench import BenchError, BenchJob
     from cerebrum_cli.model.source import load_options
 
     evaluation, source = prepared.evaluation, prepared.source
     samples = len(evaluation.rows)
-    runs = [run for run in app.runs if run.model == evaluation.model and run.record.notes.get("timed_samples")]
-    same = next((run for run in reversed(runs) if run.task == prepared.task.name), None)
-    if same:
-        notes = same.record.notes
-        return notes["seconds"] * samples / notes["timed_samples"], f"based on run {same.name}"
+    for run in reversed([*app.runs]):
+        notes = run.record.notes
+        if (run.model, run.task) == (evaluation.model, prepared.task.name) and notes.get("timed_samples"):
+            return notes["seconds"] * samples / notes["timed_samples"], f"based on run {run.name}"
     if source.servers:
         return None, "the time depends on the servers"
     tokens = evaluation.settings.max_tokens or ASSUMED_TOKENS
-    with suppress(UsageError, IndexError, StatisticsError):  # no run, a damaged one, or one without samples
-        tokens = round(mean(sample.completion_tokens for sample in runs[-1].samples() if not sample.is_skipped))
     options = load_options(source.model, evaluation.settings)
     tuning = replace(source, tuned_for="batch").tuning
     try:
-        with closing(app.open_bench(options, source.model.paths)) as bench:
+        with closing(app.open_bench(options)) as bench:
             prefill = bench.speed(tuning, BenchJob("prefill", 128))
             decode = bench.speed(tuning, BenchJob("decode", 8, BENCH_SLOTS))
     except BenchError as error:

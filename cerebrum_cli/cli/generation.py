@@ -21,14 +21,15 @@ from cerebrum_cli.core.settings import (
     ATTENTION_KEYS,
     GENERATION_KEYS,
     MODES,
+    OPTIONS,
     RECOMMENDED,
     SAMPLING_KEYS,
     Settings,
     SourcedLayer,
-    as_arguments,
 )
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.gguf.header import require_generative
+from cerebrum_cli.model.installation import Servers, find_endpoints, require_no_adapters, without_local
 from cerebrum_cli.model.prompt_sources import read_text, template_options
 from cerebrum_cli.model.source import MAX_PARALLEL, ModelSource, require_attention
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.eval.tasks import Preset
-    from cerebrum_cli.model.endpoints import Servers
     from cerebrum_cli.models.model import InstalledModel
     from cerebrum_cli.terminal.sinks import Sink
 
@@ -74,12 +74,8 @@ def find_source(
     require_generative(model.path, model.header)
     settings = generation_settings(app, overrides, model, samples_by)
     if servers:
-        from cerebrum_cli.model.endpoints import without_local
-
         settings = without_local(settings)
     elif isinstance(options, ConcurrencyOptions) and options.ray is not None:
-        from cerebrum_cli.model.endpoints import require_no_adapters
-
         require_no_adapters(settings, "--ray")
     require_attention(model, settings, context.pad_steps)
     model = app.library.with_adapters(model, settings.lora)
@@ -101,23 +97,20 @@ def no_reproduction(
 
     None in `expected` is a value that the preset leaves open.
     """
-    differences = "; ".join([*_differences(source, preset, expected), *deviations])
-    return f"this run does not reproduce {preset.source}: {differences}" if differences else None
-
-
-def _differences(source: ModelSource, preset: Preset, expected: Mapping[str, Any]) -> Iterator[str]:
     spec, settings = source.model.spec, source.settings
+    differences = []
     if spec is None or spec.name != preset.model:
-        yield f"model {source.model.label}, not {preset.model}"
+        differences.append(f"model {source.model.label}, not {preset.model}")
     for key in CONDITION_KEYS:
         value, meant = getattr(settings, key), expected.get(key, getattr(DEFAULTS, key))
         is_open = (key in expected and meant is None) or key == "seed"
         if settings.origin(key) not in (*RECOMMENDED, PRESET) and value != meant and not is_open:
-            yield as_arguments(key, shown(value))
+            differences.append(OPTIONS[key].argument_for(shown(value)))
+    differences += deviations
+    return f"this run does not reproduce {preset.source}: {'; '.join(differences)}" if differences else None
 
 
 def given_options(options: object, *names: str) -> Iterator[str]:
-    """Yield those of the named options that are set, as on the command line."""
     for name in names:
         if value := getattr(options, name):
             yield flag(name) if value is True else f"{flag(name)} {shown(value)}"
@@ -138,9 +131,6 @@ def source_fingerprint(source: ModelSource) -> dict[str, Any]:
 
 
 def servers_of(app: App, settings: Settings, options: AnswerOptions) -> Servers:
-    """Servers for one answer at a time, or for many, which wait for a server that does not answer yet."""
-    from cerebrum_cli.model.endpoints import Servers, find_endpoints
-
     endpoints = find_endpoints(app, options.endpoint, settings, options.served_model_name, options.allow_http_key)
     if not isinstance(options, ConcurrencyOptions):
         return Servers(endpoints)
@@ -220,7 +210,6 @@ def read_grammar(app: App, options: ConstrainedOptions, model: InstalledModel) -
 
 @contextmanager
 def naming_grammar_file(options: ConstrainedOptions) -> Iterator[None]:
-    """Put the file that `--schema` or `--grammar` names before the message of a GrammarError."""
     try:
         yield
     except GrammarError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cerebrum_cli.cli.options import AnswerOptions, ConcurrencyOptions
-from cerebrum_cli.cli.signature import SettingKeys, composed, positional
-from cerebrum_cli.core.conversion import EFFORTS
-from cerebrum_cli.core.declaration import option, option_group, setting
+from cerebrum_cli.cli.signature import composed, positional, settings_options
+from cerebrum_cli.core.declaration import EFFORTS, option, option_group
 from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, StageEvent
@@ -22,16 +21,15 @@ from cerebrum_cli.core.settings import LOAD_KEYS, Layer
 from cerebrum_cli.core.text import pip_install
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.eval.lm_eval.model import Use
     from cerebrum_cli.eval.tasks import Preset
     from cerebrum_cli.model.interface import Model
     from cerebrum_cli.model.source import ModelSource
-    from cerebrum_cli.models.model import InstalledModel
 
+BOS = "add_bos_token"
 ANSWER_RULES = 1  # by which thoughts are removed from replies: results in the cache depend on them
 
 
@@ -48,11 +46,13 @@ class LmEvalOptions(ConcurrencyOptions, AnswerOptions):
     patience: float | None = None
     row_timeout: float | None = None
     preset: str | None = option(None, "Compare with a model card, under its conditions", "Output", metavar="NAME")
-    limit: int | None = option(None, "The first N documents of each task [default: all]", "Input", metavar="N")
-    num_fewshot: int | None = option(None, "Few-shot examples per prompt [default: the task's]", "Input", metavar="N")
+    limit: int | None = option(None, "The first N documents of each task [default: all]", "Input", metavar="N", least=1)
+    num_fewshot: int | None = option(
+        None, "Few-shot examples per prompt [default: the task's]", "Input", metavar="N", least=0
+    )
     include_path: Path | None = option(None, "Directory with your own tasks", "Input", metavar="DIR")
     gen_kwargs: str | None = option(None, "Generation settings for the tasks", "Sampling", metavar="KEY=VALUE,...")
-    add_bos_token: bool | None = setting(
+    add_bos_token: bool | None = option(
         None, "Put BOS before texts [default: the model's, or the preset's]", choices=("on", "off"), local=True
     )
     apply_chat_template: bool = option(False, "Apply the model's chat template", "Input")
@@ -66,7 +66,7 @@ class LmEvalOptions(ConcurrencyOptions, AnswerOptions):
 def lm_eval(
     app: App,
     tasks: Annotated[list[str], positional("TASK...", "Task names or wildcards; `lm_eval ls tasks` lists tasks")],
-    overrides: Annotated[Layer, SettingKeys((*LOAD_KEYS, "think", "seed"), {"seed": "Random seed [default: 0]"})],
+    overrides: Annotated[Layer, settings_options((*LOAD_KEYS, "think", "seed"), seed="Random seed [default: 0]")],
     options: LmEvalOptions,
 ) -> None:
     """Prints lm-eval's own table. Needs the extra lm-eval.
@@ -77,9 +77,10 @@ def lm_eval(
     Examples:
       cerebrum lm-eval arc_easy piqa -m cerebrum-7b --limit 200
     """
-    from cerebrum_cli.cli.generation import CONDITION_KEYS, find_source, no_reproduction
-    from cerebrum_cli.core.files import atomic_write
+    from cerebrum_cli.cli.generation import CONDITION_KEYS, find_source
+    from cerebrum_cli.core.files import atomic_write, lock_file, remove
     from cerebrum_cli.eval.tasks import find_preset
+    from cerebrum_cli.model.source import format_of
     from cerebrum_cli.models.hub import offline_if_unreachable
     from cerebrum_cli.terminal.interrupts import interruptible
 
@@ -88,47 +89,49 @@ def lm_eval(
     if preset:
         app.ignore_settings(CONDITION_KEYS)
         if options.add_bos_token is None:
-            options = replace(options, add_bos_token=preset.assumed.get("add_bos_token"))
+            options = replace(options, add_bos_token=preset.assumed.get(BOS))
     source = find_source(app, overrides, options)
     if not options.apply_chat_template:
-        source = replace(source, raw=not has_format(source.settings, source.model))
+        try:
+            format_of(source.settings, source.model)  # if it is known, so is the markup of its thoughts
+        except FormatError:
+            source = replace(source, raw=True)
     if options.offline:
         set_environment_default("HF_HUB_OFFLINE", "1")
         set_environment_default("HF_DATASETS_OFFLINE", "1")
     elif problem := offline_if_unreachable():  # each request would be repeated for most of a minute
         app.streams.report(NoticeEvent(problem, "only datasets that are already downloaded can be used"))
     cache = cache_path(app, source, options)
-    with locked(cache):
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    busy = CerebrumError(
+        "another process runs lm-eval on this model with these settings", "wait for it: they share a cache"
+    )
+    lock = cache.with_name(f".{cache.name}.lock")
+    with lock_file(lock, busy, is_required=False):
         if options.restart:
             remove_cache(cache)
         with interruptible("run it again to resume"):
             results = run_tasks(app, source, tasks, cache, preset, options)
         if options.output:
             atomic_write(options.output, json.dumps(results, ensure_ascii=False).encode())
-        remark = no_reproduction(source, preset, {}, deviations(preset, options, results)) if preset else None
-        print_results(app, results, preset, options, remark)
+        print_results(app, source, results, preset, options)
         remove_cache(cache)
+        remove(lock)
 
 
 def require_usable(overrides: Layer, options: LmEvalOptions) -> None:
-    """Raise UsageError for options that are invalid or have no effect, and if lm-eval is not installed."""
     from cerebrum_cli.runs.output_files import output_paths
 
-    output, include_path = options.output, options.include_path
+    output = options.output
     if find_spec("lm_eval") is None:
         raise UsageError("lm-eval is not installed", pip_install('"cerebrum-cli[lm-eval]"'))
-    if overrides.get("system") is not None and not options.apply_chat_template:
-        raise UsageError("--system has no effect without --apply-chat-template", "add it, or omit --system")
-    think = overrides.get("think")
-    if think in ("on", *EFFORTS) and not options.apply_chat_template:
-        problem = f"--think {think} has no effect without --apply-chat-template"
-        raise UsageError(problem, "add it, or limit thinking with --think N")
-    if options.limit is not None and options.limit < 1:
-        raise UsageError.invalid("--limit", options.limit, "1 or more")
-    if options.num_fewshot is not None and options.num_fewshot < 0:
-        raise UsageError.invalid("--num-fewshot", options.num_fewshot, "0 or more")
-    if include_path and not include_path.is_dir():
-        raise UsageError(f"--include-path {include_path} is not a directory", "check the path")
+    if not options.apply_chat_template:
+        needless = "" if overrides.get("system") is None else "--system"
+        if overrides.get("think") in ("on", *EFFORTS):
+            needless = f"--think {overrides['think']}"
+        if needless:
+            problem = f"{needless} has no effect without --apply-chat-template"
+            raise UsageError(problem, "add it, or omit the option; --think N limits thinking")
     if options.log_samples and not output:
         raise UsageError("--log-samples requires -o", "add -o RESULTS.json")
     if output == Path("-"):
@@ -139,23 +142,13 @@ def require_usable(overrides: Layer, options: LmEvalOptions) -> None:
             raise UsageError(f"{output} already exists", "choose another -o, or use --restart to replace it")
 
 
-def deviations(preset: Preset, options: LmEvalOptions, results: Mapping[str, Any]) -> Iterator[str]:
-    """Options that change the results, and differ from what the card states, or presumably had."""
-    from cerebrum_cli.cli.generation import given_options
-
-    if preset.assumed.get("add_bos_token") not in (None, options.add_bos_token):
-        yield f"--set add_bos_token={'on' if options.add_bos_token else 'off'}"
-    is_limited = any(size["effective"] < size["original"] for size in results["n-samples"].values())
-    presumed = (name for name in preset.assumed if name != "add_bos_token")
-    yield from given_options(options, *["limit"] * is_limited, *presumed, "gen_kwargs", "template_arg")
-
-
 def run_tasks(
     app: App, source: ModelSource, tasks: Sequence[str], cache: Path, preset: Preset | None, options: LmEvalOptions
 ) -> dict[str, Any]:
-    """Run the tasks with progress on standard error; lm-eval's results as JSON values, and a preset's figures."""
     from cerebrum_cli.terminal.progress import StageProgress
 
+    seed, add_bos_token = source.settings.seed or 0, options.add_bos_token
+    open_for = partial(open_for_lm_eval, source, scores_raw=not options.apply_chat_template)
     progress = StageProgress(app.streams, is_shown=not (options.quiet or options.verbose))
 
     def emit(event: Event) -> None:
@@ -163,13 +156,11 @@ def run_tasks(
             event = StageEvent(f"loading {source.model.name}", round(100 * event.fraction), 100)
         progress.emit(event)
 
-    try:
+    with closing(progress):
         emit(StageEvent("importing lm-eval", 0, 1))
         from cerebrum_cli.eval.lm_eval.model import CerebrumLM
         from cerebrum_cli.eval.lm_eval.tasks import comparisons, evaluate_tasks
 
-        seed, add_bos_token = source.settings.seed or 0, options.add_bos_token
-        open_for = partial(open_for_lm_eval, source, scores_raw=not options.apply_chat_template)
         with closing(CerebrumLM(open_for, emit, seed, add_bos_token)) as harness_model:
             results = evaluate_tasks(
                 harness_model,
@@ -184,17 +175,6 @@ def run_tasks(
                 use_cache=str(cache),
             )
         return {**results, "published": comparisons(results, preset)} if preset else results
-    finally:
-        progress.close()
-
-
-def has_format(settings: Settings, model: InstalledModel) -> bool:
-    """Whether the prompt format of a model is known, and with it the markup of its thoughts. Raises UsageError."""
-    from cerebrum_cli.model.source import format_of
-
-    with suppress(FormatError):
-        return bool(format_of(settings, model))
-    return False
 
 
 def open_for_lm_eval(source: ModelSource, use: Use, scores_raw: bool = False) -> Model:
@@ -218,9 +198,9 @@ def open_for_lm_eval(source: ModelSource, use: Use, scores_raw: bool = False) ->
 
 
 def print_results(
-    app: App, results: Mapping[str, Any], preset: Preset | None, options: LmEvalOptions, remark: str | None
+    app: App, source: ModelSource, results: Mapping[str, Any], preset: Preset | None, options: LmEvalOptions
 ) -> None:
-    """Print lm-eval's table, or all results without the answers as JSON; what a preset's card states; a `remark`."""
+    from cerebrum_cli.cli.generation import given_options, no_reproduction
     from cerebrum_cli.eval.lm_eval.tasks import remarks, results_table
     from cerebrum_cli.terminal.reports import print_published
 
@@ -231,39 +211,37 @@ def print_results(
     if rows := results.get("published"):
         app.streams.answer("\n")
         print_published(app.streams, rows)
-    if preset and not app.streams.is_quiet:
-        for line in remarks(results, preset):
-            app.streams.write_line("- ", line)
-        if remark:
-            app.streams.write_line("- ", remark)
+    if preset is None or app.streams.is_quiet:
+        return
+    # Options that change the results, and differ from what the card states, or presumably had.
+    names = [*(name for name in preset.assumed if name != BOS), "gen_kwargs", "template_arg"]
+    if any(size["effective"] < size["original"] for size in results["n-samples"].values()):
+        names.insert(0, "limit")
+    deviations = list(given_options(options, *names))
+    if preset.assumed.get(BOS) not in (None, options.add_bos_token):
+        deviations.insert(0, f"--set {BOS}={'on' if options.add_bos_token else 'off'}")
+    remark = no_reproduction(source, preset, {}, deviations)
+    for line in filter(None, (*remarks(results, preset), remark)):
+        app.streams.write_line("- ", line)
 
 
 def cache_path(app: App, source: ModelSource, options: LmEvalOptions) -> Path:
     """Where lm-eval saves results while they are computed: by model and settings, since its own keys are only texts."""
     settings = source.settings
     identity = app.library.identity(source.model)
-    types = (settings.cache_type_k, settings.cache_type_v) if settings.cache_type_k or settings.cache_type_v else ()
     prompts = (settings.format, options.apply_chat_template, settings.think, dict(source.template_options))
-    record = (ANSWER_RULES, identity, settings.ctx, settings.seed, options.add_bos_token, *prompts, *types)
+    record = (
+        ANSWER_RULES,
+        identity,
+        settings.ctx,
+        settings.seed,
+        options.add_bos_token,
+        *prompts,
+        settings.cache_type_k,
+        settings.cache_type_v,
+    )
     digest = sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
     return app.cache_directory / "lm-eval" / digest
-
-
-@contextmanager
-def locked(cache: Path) -> Iterator[None]:
-    """Keep other processes from using a cache. Raises CerebrumError if one does."""
-    from cerebrum_cli.core.files import lock_file, remove
-
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    busy = CerebrumError(
-        "another process runs lm-eval on this model with these settings", "wait for it: they share a cache"
-    )
-    path = cache.with_name(f".{cache.name}.lock")
-    with lock_file(path, busy, is_required=False):
-        try:
-            yield
-        finally:
-            remove(path)  # while it is locked
 
 
 def remove_cache(cache: Path) -> None:

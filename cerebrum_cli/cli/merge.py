@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,6 @@ from cerebrum_cli.core.settings import environment_layer
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.merge.merge import Merge, MergeOptions
-    from cerebrum_cli.models.model import InstalledModel
 
 
 @option_group
@@ -49,67 +49,78 @@ def merge(
       cerebrum merge recipe.yaml -o merged.gguf --dry-run
       cerebrum merge recipe.yaml -o merged.gguf --source author/7b=cerebrum-7b
     """
-    from cerebrum_cli.merge.merge import read_recipe, require_not_source, resolve_models, source_references
-    from cerebrum_cli.models.pull import require_free_name
+    from cerebrum_cli.merge.merge import write
     from cerebrum_cli.terminal.interrupts import interruptible
     from cerebrum_cli.terminal.progress import FileProgress
     from cerebrum_cli.terminal.reports import print_merge
 
-    library, merger, streams = app.library, app.merger, app.streams
-    parsed, spec, quantization = read_recipe(library, recipe)
-    target = merge_options(options, Path(recipe).stem)
-    references = source_references(library, parsed.models, quantization, options.source)
-    if not options.dry_run:
-        require_free_name(library, target.name, lambda row: row is spec, target.replaces)
-
-    def find(reference: str) -> InstalledModel:
-        if options.dry_run:
-            return library.resolve(reference)
-        return find_model(app, {"model": reference}, options)
-
-    models = resolve_models(library, references, find)
-    if not options.dry_run:
-        require_not_source(models, target.output)
-        require_new(app, target.output, options.yes)
+    streams = app.streams
     with interruptible("nothing was written"):
-        plan = merger.prepare(parsed, models, target)
+        plan = plan_merge(app, recipe, options)
     description = describe(plan, app.settings(environment_layer("ctx")).ctx)
-    warn(app, plan)
+    for key in plan.recipe.ignored_keys:
+        hint = "mergekit ignores it too; check the spelling if it should have an effect"
+        streams.report(NoticeEvent(f"the recipe key {key} is unknown and ignored", hint))
+    for filter in plan.plan.unmatched_filters:
+        hint = "use Hugging Face tensor names, such as self_attn.q_proj"
+        streams.report(NoticeEvent(f"the recipe filter {filter} matches no tensor and is ignored", hint))
     if options.dry_run:
         if options.json:
             streams.answer_object(description)
         else:
             print_merge(streams, description)
         return
-    merger.require_writable(plan)
     with interruptible("nothing was written"), FileProgress(streams) as progress:
-        sha256 = merger.write(plan, lambda done, total: progress.update("merge", done, total))
-    model = merger.register(plan, sha256)
+        model, sha256 = write(app.library, plan, partial(progress.update, "merge"))
     if options.json:
         files = [file | {"sha256": sha256} for file in description["files"]]
-        streams.answer_object(description | {"reference": target.name, "files": files})
+        streams.answer_object(description | {"reference": plan.options.name, "files": files})
     else:
-        streams.answer(f"{sha256}  {target.output}\n")
+        streams.answer(f"{sha256}  {plan.options.output}\n")
     streams.report(f"{model.reference} is installed: cerebrum ask -m {model.reference}")
+
+
+def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
+    """Find the models, which may be pulled, and plan the merge; ask before a file is replaced."""
+    from cerebrum_cli.merge.merge import prepare, read_recipe, require_not_source, resolve_models, source_references
+    from cerebrum_cli.models.pull import require_free_name
+
+    library = app.library
+    parsed, spec, quantization = read_recipe(library, recipe)
+    target = merge_options(options, Path(recipe).stem)
+    references = source_references(library, parsed.models, quantization, options.source)
+    if options.dry_run:
+        return prepare(parsed, resolve_models(library, references, library.resolve), target)
+    require_free_name(library, target.name, spec, path=target.output.resolve())
+    models = resolve_models(library, references, lambda reference: find_model(app, {"model": reference}, options))
+    require_not_source(models, target.output)
+    question = f"{target.output} already exists. Replace it?"
+    if is_file(target.output) and not (options.yes or app.streams.confirm(question, False)):
+        raise UsageError(f"{target.output} already exists", "choose another file, or replace it with -y")
+    return prepare(parsed, models, target)
 
 
 def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
     from cerebrum_cli.merge.merge import MergeOptions
     from cerebrum_cli.merge.plan import parse_type
     from cerebrum_cli.models.model import as_path
-    from cerebrum_cli.models.variants import is_part, name_from_stem
+    from cerebrum_cli.models.reference import is_part, name_from_stem
 
     if options.output is None and not options.dry_run:
         raise UsageError("no output file given (-o)", "name a file: -o OUT.gguf")
     path = as_path(str(options.output)) if options.output else Path(f"{stem}.gguf")
-    if is_directory(path):
-        raise UsageError(f"-o {path} is a directory", "name a file")
-    if path.suffix.lower() != ".gguf":
-        raise UsageError(f"-o {path} is not a .gguf file", f"use -o {path}.gguf")
-    if is_part(path.name):
-        raise UsageError(f"-o {path} is the name of one part of a split model", "omit the part number")
-    if not is_directory(path.parent):
-        raise UsageError(f"-o {path}: directory {path.parent} does not exist", "create it first, or write elsewhere")
+    for is_wrong, problem, hint in (
+        (is_directory(path), " is a directory", "name a file"),
+        (path.suffix.lower() != ".gguf", " is not a .gguf file", f"use -o {path}.gguf"),
+        (is_part(path.name), " is the name of one part of a split model", "omit the part number"),
+        (
+            not is_directory(path.parent),
+            f": directory {path.parent} does not exist",
+            "create it first, or write elsewhere",
+        ),
+    ):
+        if is_wrong:
+            raise UsageError(f"-o {path}{problem}", hint)
     return MergeOptions(
         path, options.name or name_from_stem(path.stem), parse_type(options.type) if options.type else None
     )
@@ -149,20 +160,3 @@ def describe(merge: Merge, context: int | None) -> dict[str, Any]:
         "memory_to_merge": merge.memory,
         "free": shutil.disk_usage(path.parent).free,
     }
-
-
-def require_new(app: App, path: Path, yes: bool) -> None:
-    """Ask before replacing a file. Raises UsageError if the answer is no."""
-    if is_file(path) and not (yes or app.streams.confirm(f"{path} already exists. Replace it?", False)):
-        raise UsageError(f"{path} already exists", "choose another file, or replace it with -y")
-
-
-def warn(app: App, plan: Merge) -> None:
-    for key in plan.recipe.ignored_keys:
-        problem = f"the recipe key {key} is unknown and ignored"
-        app.streams.report(
-            NoticeEvent(problem, "mergekit ignores it too; check the spelling if it should have an effect")
-        )
-    for filter in plan.plan.unmatched_filters:
-        problem = f"the recipe filter {filter} matches no tensor and is ignored"
-        app.streams.report(NoticeEvent(problem, "use Hugging Face tensor names, such as self_attn.q_proj"))

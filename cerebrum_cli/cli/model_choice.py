@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.cli.options import AnswerOptions, ConcurrencyOptions, PullOptions
-from cerebrum_cli.core.errors import ModelNotFound, NoModel
+from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.settings import COMMAND_LINE, DEFAULT, SESSION, Layer
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.interrupts import interruptible
@@ -23,17 +23,9 @@ def find_model(app: App, overrides: Layer, options: PullOptions) -> InstalledMod
     """
     settings = app.settings(overrides)
     if isinstance(options, ConcurrencyOptions) and options.ray:
-        try:
-            return app.library.resolve_vocabulary(settings.model)
-        except ModelNotFound as error:
-            if error.pullable is None and isinstance(options, AnswerOptions) and options.endpoint:
-                problem = f"{error.message}, and --ray does not use chat completions"
-                raise ModelNotFound(
-                    problem, "omit --ray, or name the model of your llama-server, vLLM or SGLang"
-                ) from error
-            raise
+        return app.library.resolve_vocabulary(settings.model)
     if isinstance(options, AnswerOptions) and options.endpoint:
-        from cerebrum_cli.model.endpoints import find_endpoints, find_remote_model
+        from cerebrum_cli.model.installation import find_endpoints, find_remote_model
 
         requested = options.endpoint, settings, options.served_model_name, options.allow_http_key
         return find_remote_model(app, settings, find_endpoints(app, *requested))
@@ -53,7 +45,7 @@ def find_model(app: App, overrides: Layer, options: PullOptions) -> InstalledMod
         with FileProgress(app.streams) as progress:
             if app.puller(progress, options.offline).is_unavailable_offline(reference):
                 raise
-        if isinstance(error, NoModel) and not options.yes:
+        if settings.model is None and not options.yes:
             from cerebrum_cli.models.listing import suggestions
 
             rows = suggestions(app.library, settings.ctx)
@@ -103,7 +95,7 @@ def pull_model(
     with FileProgress(app.streams) as progress:
 
         def agree(warning: str) -> bool:
-            progress.pause()
+            progress.close()
             return options.yes or app.streams.confirm(f"{warning}. Pull it anyway?", default=False)
 
         with interruptible("run it again to resume"):

@@ -115,7 +115,10 @@ def pull(
         show_download_plan(app, reference, ctx, options)
         return
     if options.vocabulary:
-        installed = pull_vocabulary(app, reference, ctx, options)
+        with FileProgress(app.streams) as progress, interruptible("run it again"):
+            installed = app.puller(progress, options.offline).pull_vocabulary(reference, ctx)
+        what = "installed the vocabulary of" if installed.is_vocabulary else "its vocabulary is in the installed"
+        app.streams.report(f"{what} {installed.reference}: {installed.path}")
     else:
         installed = pull_model(app, reference, options.name, ctx, options)
         if options.default:
@@ -152,14 +155,6 @@ def show_download_plan(app: App, reference: Reference, context: int | None, opti
         return
     print_candidates(app.streams, plan)
     app.streams.report(f"cerebrum pull {reference} would download {plan.reference}")
-
-
-def pull_vocabulary(app: App, reference: Reference, context: int | None, options: PullCommandOptions) -> InstalledModel:
-    with FileProgress(app.streams) as progress, interruptible("run it again"):
-        model = app.puller(progress, options.offline).pull_vocabulary(reference, context)
-    installed = "installed the vocabulary of" if model.is_vocabulary else "its vocabulary is in the installed"
-    app.streams.report(f"{installed} {model.reference}: {model.path}")
-    return model
 
 
 @option_group
@@ -266,7 +261,7 @@ def show(
     from cerebrum_cli.terminal.reports import print_profile
     from cerebrum_cli.terminal.tables import print_candidates, print_description
 
-    profile = None
+    profile: Profile | None = None
     library, reference = app.library, app.library.parse(name)
     settings = app.readable_settings(environment_layer("ctx", "threads", "gpu_layers"))
     by_mode = partial(settings_by_mode, app)
@@ -284,13 +279,19 @@ def show(
             note = f"only its vocabulary is installed, for --endpoint; {note}"
     else:
         with FileProgress(replace(app.streams, is_quiet=options.quiet or json)) as progress:
-            verify = partial(progress.update, "verify")
-            description = listing.describe(library, model, ask_settings(app, model), by_mode, verify)
+            description = listing.describe(
+                library, model, ask_settings(app, model), by_mode, partial(progress.update, "verify")
+            )
         plan = listing.quantization_plan(library, model, settings.ctx)
-        profile, note = profile_of(app, model, settings)
+        profile, note = app.profile(model, settings), ""
+        if profile is None and app.profiles().find_other(library.identity(model)):
+            note = f"its profile is from another machine or build of llama.cpp; run cerebrum tune {model.reference}"
     if json:
-        profile_row = {"profile": profile and profile_object(profile)}
-        app.streams.answer_object(description | profile_row | (listing.candidates_object(plan) if plan else {}))
+        app.streams.answer_object(
+            description
+            | {"profile": profile and profile_object(profile)}
+            | (listing.candidates_object(plan) if plan else {})
+        )
         return
     print_description(app.streams, description)
     if profile:
@@ -317,14 +318,6 @@ def settings_by_mode(app: App, model: InstalledModel | ModelSpec) -> dict[str, S
     return {mode: app.readable_settings(layer, model) for mode, layer in thinks.items()}
 
 
-def profile_of(app: App, model: InstalledModel, settings: Settings) -> tuple[Profile | None, str]:
-    profile = app.profile(model, settings)
-    if profile is None and app.profiles().find_other(app.library.identity(model)):
-        command = f"cerebrum tune {model.reference}"
-        return None, f"its profile is from another machine or build of llama.cpp; run {command}"
-    return profile, ""
-
-
 @composed
 def rm(
     app: App,
@@ -340,11 +333,15 @@ def rm(
       cerebrum rm starter
       cerebrum rm -y cerebrum-7b:Q4_K_M
     """
-    from cerebrum_cli.models.removal import plan_removal
+    from cerebrum_cli.models.model import is_missing
+    from cerebrum_cli.models.removal import find_removable, removal_question, remove
 
-    removal = plan_removal(app.library, app.library.parse(model))
-    require_agreement(app, removal.question, removal.model.reference, yes)
-    report = removal.execute()
-    if removal.identity:
-        app.profiles().delete(removal.identity)
+    library = app.library
+    installed = find_removable(library, library.parse(model))
+    require_agreement(app, removal_question(library, installed), installed.reference, yes)
+    has_profiles = not (installed.is_vocabulary or is_missing(installed.path))
+    identity = library.identity(installed) if has_profiles else None
+    report = remove(library, installed)
+    if identity:
+        app.profiles().delete(identity)
     app.streams.report(report)

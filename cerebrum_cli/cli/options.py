@@ -1,19 +1,22 @@
-"""Options of the commands: dataclasses whose fields are command-line options."""
+"""Options of the commands: dataclasses whose fields are command-line options, and saved prompts beneath them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from cerebrum_cli.core.conversion import SWITCH_WORDS
-from cerebrum_cli.core.declaration import option, option_group, setting
+from cerebrum_cli.core.config import SavedPrompt, find_prompt
+from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import PATIENCE_S
+from cerebrum_cli.core.settings import PATIENCE_S, Layer, SourcedLayer
 
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes
+    from cerebrum_cli.cli.app import App
 
 FIRST, LAST = "first", "last"  # code blocks of a reply
+WHOLE_ANSWER = {"extract": None, "final": False, "schema": None}
 
 
 @option_group
@@ -32,15 +35,15 @@ class ServerOptions(QuietOptions):
     endpoint: tuple[str, ...] = option(
         (), "Generate on this server (repeatable)", "Server", metavar="URL|NAME", splits=True
     )
-    served_model_name: str | None = setting(None, "Model to request if the server has several")
-    allow_http_key: bool = setting(False, "Send the API key without encryption [default: off]")
+    served_model_name: str | None = option(None, "Model to request if the server has several")
+    allow_http_key: bool = option(False, "Send the API key without encryption [default: off]")
 
 
 @option_group
 class AnswerOptions(ServerOptions, PullOptions):
-    template_arg: tuple[str, ...] = setting((), "Variable for the embedded template, as KEY=VALUE (repeatable)")
-    no_profile: bool = setting(False, "Ignore the tuning profile [default: off]", local=True)
-    verbose: bool = setting(False, "Show llama.cpp's log on standard error [default: off]")
+    template_arg: tuple[str, ...] = option((), "Variable for the embedded template, as KEY=VALUE (repeatable)")
+    no_profile: bool = option(False, "Ignore the tuning profile [default: off]", local=True)
+    verbose: bool = option(False, "Show llama.cpp's log on standard error [default: off]")
 
 
 @option_group
@@ -130,8 +133,35 @@ class ConcurrencyOptions:
     ray: str | None = option(None, "Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
     ray_workers: int | None = option(None, "Workers with --ray [default: one per GPU or node]", "Server", metavar="N")
     allow_different_models: bool = option(False, "Allow servers with different models", "Server")
-    patience: float | None = setting(
-        None, f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", least=0
-    )
-    row_timeout: float | None = setting(None, "Seconds per row on a server [default: from the slowest row]", least=0.1)
-    batch_invariant: bool = setting(False, "Make answers independent of concurrency; slower [default: off]", local=True)
+    patience: float | None = option(None, f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", least=0)
+    row_timeout: float | None = option(None, "Seconds per row on a server [default: from the slowest row]", least=0.1)
+    batch_invariant: bool = option(False, "Make answers independent of concurrency; slower [default: off]", local=True)
+
+
+Options = TypeVar("Options", bound=SavedPromptOptions)
+
+
+def apply_prompt(
+    app: App, overrides: Layer, options: Options, on_command_line: frozenset[str]
+) -> tuple[SavedPrompt | None, Layer, Options]:
+    """The saved prompt, and the settings and options with what it sets, except for those `on_command_line`.
+
+    Raises UsageError for an unknown name, and ConfigError.
+    """
+    if options.saved_prompt is None:
+        return None, overrides, options
+    saved = find_prompt(app.config.prompts, options.saved_prompt, is_option=True)
+    typed = SourcedLayer({key: value for key, value in overrides.items() if key in on_command_line})
+    overrides = SourcedLayer(overrides, saved.settings, typed)
+    if not isinstance(options, ConstrainedOptions):
+        saved.require_without("a chat", "schema", "extract")
+        return saved, overrides, options
+    if not isinstance(options, AskOptions):
+        saved.require_without("a batch", "extract")
+    elif saved.schema or saved.extract:  # these exclude what variables may ask for
+        options = replace(options, **{key: value for key, value in WHOLE_ANSWER.items() if key not in on_command_line})
+    if saved.schema and not on_command_line & {"schema", "grammar", "extract"}:
+        options = replace(options, schema=saved.schema, grammar=None)
+    if saved.extract and not on_command_line & {*WHOLE_ANSWER, "votes"}:
+        options = replace(options, extract=FIRST if saved.extract is True else saved.extract)
+    return saved, overrides, options

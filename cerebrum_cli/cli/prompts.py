@@ -8,23 +8,27 @@ Examples:
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cerebrum_cli.cli.completion_values import saved_prompts
-from cerebrum_cli.cli.config_file import prompt_table, table_line, with_prompt, with_skeleton, without_prompt
 from cerebrum_cli.cli.options import FIRST, AskOptions, QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
-from cerebrum_cli.core.config import PROMPTS, SavedPrompt, find_prompt, parse_config, read_config_text
-from cerebrum_cli.core.declaration import argument, options_of
+from cerebrum_cli.core.config import PROMPTS, SavedPrompt, find_prompt, line_of, parse_config, read_config_text
+from cerebrum_cli.core.declaration import options_of
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import replace_user_file
 from cerebrum_cli.core.settings import KEYS, Layer, in_directory
 from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.terminal.repl.programs import edit_file
+from cerebrum_cli.terminal.tables import NO_PROMPTS, print_prompts, print_rows
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -32,13 +36,27 @@ if TYPE_CHECKING:
 SAVED = {*KEYS, "prompt", "schema", "extract", "save_prompt", "yes", "quiet"}  # what may be given with --save-prompt
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 NAME_HELP = "A name from `cerebrum prompts list`"
+SKELETON = '''\
+# prompt = """
+# Write a commit message for this change:
+#
+# {input}
+# """
+# system = "Be brief."
+# model = "cerebrum-7b"
+# temperature = 0.2
+# schema = "answer.schema.json"  # relative to this file
+# extract = true  # print only the first code block
+'''
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_TABLE_END = re.compile(
+    r"^(?:[ \t]*(?:#[^\n]*)?\r?\n)*(?=[ \t]*\[|\Z)", re.MULTILINE
+)  # before comments on the next one
 
 
 @subcommand(group, name="list", short_help="List saved prompts.")
 def list_prompts(app: App, _: QuietOptions, json: JsonArray = False) -> None:
     """List saved prompts, in the order of config.toml."""
-    from cerebrum_cli.terminal.tables import NO_PROMPTS, print_prompts, print_rows
-
     rows = [saved.as_object() for saved in app.config.prompts.values()]
     print_rows(app.streams, rows, json, print_prompts, NO_PROMPTS)
 
@@ -60,12 +78,11 @@ def edit(
     _: QuietOptions,
 ) -> None:
     """Open config.toml in $VISUAL or $EDITOR at a saved prompt. A new prompt starts with a commented example."""
-    from cerebrum_cli.terminal.repl.programs import edit_file
-
     path = app.config_directory / "config.toml"
     before = read_config_text(path)
-    text = before if has_prompt(before, name) else with_skeleton(before, require_name(name))
-    if text != before:
+    text = before
+    if not has_prompt(before, name):
+        text = f"{_separated(before)}[{PROMPTS}.{_key(require_name(name))}]\n{SKELETON}"
         replace_user_file(path, text.encode())
     try:
         edit_file(path, table_line(text, name))
@@ -117,7 +134,7 @@ def save(
 
     require_name(name)
     if unsaved := min(on_command_line - SAVED, default=None):
-        problem = f"{argument(unsaved, options_of(type(options))[unsaved])} cannot be saved with a prompt"
+        problem = f"{options_of(type(options))[unsaved].argument} cannot be saved with a prompt"
         raise UsageError(problem, "omit it, and add it to each question")
     settings = dict(
         in_directory({key: value for key, value in overrides.items() if key in on_command_line}, Path.cwd())
@@ -157,3 +174,82 @@ def has_prompt(text: str, name: str) -> bool:
         return name in tomllib.loads(text).get(PROMPTS, {})
     except (ValueError, RecursionError):
         return table_line(text, name) is not None
+
+
+# The text of config.toml: comments and all other lines stay as they are.
+
+
+def table_line(text: str, name: str) -> int | None:
+    header = _header(name).search(text)
+    return line_of(text, header.start()) if header else None
+
+
+def with_prompt(text: str, name: str, values: Mapping[str, Any]) -> str:
+    """Append a prompt's table, or replace what is in it. Raises ConfigError if it is written in an unusual way."""
+    expected = tomllib.loads(text)
+    is_new = name not in expected.setdefault(PROMPTS, {})
+    expected[PROMPTS][name] = dict(values)
+    changed = [_separated(text) + prompt_table(name, values)] if is_new else _replaced(text, name, _table_body(values))
+    return _first_valid(changed, expected, name)
+
+
+def without_prompt(text: str, name: str) -> str:
+    """Remove a prompt's table, but not the comments before the next one. Raises ConfigError as `with_prompt` does."""
+    expected = tomllib.loads(text)
+    del expected[PROMPTS][name]
+    return _first_valid(_replaced(text, name, None), expected, name)
+
+
+def prompt_table(name: str, values: Mapping[str, Any]) -> str:
+    return f"[{PROMPTS}.{_key(name)}]\n{_table_body(values)}"
+
+
+def _table_body(values: Mapping[str, Any]) -> str:
+    import tomlkit
+
+    table = tomlkit.table()
+    for key, value in values.items():
+        if isinstance(value, str) and "\n" in value and "\r" not in value and not value.startswith("\n"):
+            string = tomlkit.string(value, multiline=True).as_string()
+            table[key] = tomlkit.value('"""\n' + string.removeprefix('"""'))
+        else:
+            table[key] = value
+    return table.as_string()
+
+
+def _replaced(text: str, name: str, body: str | None) -> Iterator[str]:
+    """The text with another body of a table, or without the table, for all places where it may begin and end.
+
+    What looks like the header of a table may be a line in a string.
+    """
+    for header in _header(name).finditer(text):
+        for end in _TABLE_END.finditer(text, header.end()):
+            if body is None:
+                yield text[: header.start()] + text[end.start() :].lstrip("\r\n")
+            else:
+                yield text[: header.end()] + body + text[end.start() :]
+
+
+def _first_valid(texts: Iterable[str], expected: Mapping[str, Any], name: str) -> str:
+    """The first of these texts with the expected values; a missing group of prompts is an empty one."""
+    for text in texts:
+        try:
+            if {PROMPTS: {}, **tomllib.loads(text)} == {PROMPTS: {}, **expected}:
+                return text
+        except (ValueError, RecursionError):
+            continue
+    problem = f"[{PROMPTS}.{name}] is written in a form that cannot be changed automatically"
+    raise ConfigError(problem, f"edit the file: cerebrum prompts edit {quote(name)}")
+
+
+def _separated(text: str) -> str:
+    return f"{text.rstrip()}\n\n" if text.strip() else ""
+
+
+def _header(name: str) -> re.Pattern[str]:
+    keys = "|".join(map(re.escape, dict.fromkeys((_key(name), json.dumps(name, ensure_ascii=False), f"'{name}'"))))
+    return re.compile(rf"^[ \t]*\[[ \t]*{PROMPTS}[ \t]*\.[ \t]*(?:{keys})[ \t]*\][^\n]*\n?", re.MULTILINE)
+
+
+def _key(name: str) -> str:
+    return name if _BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)

@@ -18,10 +18,9 @@ import typer
 from cerebrum_cli.cli.completion_values import run_names
 from cerebrum_cli.cli.options import QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
-from cerebrum_cli.core.conversion import LORA
-from cerebrum_cli.core.declaration import Option, flag, option, option_group
+from cerebrum_cli.core.declaration import LORA, Option, flag, option, option_group
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import NoticeEvent, StageEvent
+from cerebrum_cli.core.events import NoticeEvent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,37 +49,36 @@ class RunOptions(QuietOptions):
 @subcommand(group, name="list", short_help="List stored runs.")
 def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
     """List stored runs, latest last."""
+    from cerebrum_cli.eval.report import group_by_question, mean_accuracy
     from cerebrum_cli.terminal.reports import print_runs
     from cerebrum_cli.terminal.tables import print_rows
 
     rows, outdated = list[dict[str, Any]](), list[str]()
     for run in app.runs:
         try:
-            rows.append(run_row(run))
-            outdated += [run.name] if run.outdated else []
+            samples = [sample for sample in run.samples() if not sample.is_skipped]
         except UsageError as error:  # the others can be listed
             app.streams.report(NoticeEvent(error.message, f"{error.hint}, or delete it: cerebrum runs rm {run.name}"))
+            continue
+        questions = list(group_by_question(samples).values())
+        accuracy = mean_accuracy(questions) if questions else None
+        rows.append(
+            {
+                "name": run.name,
+                "task": run.task,
+                "model": run.model,
+                "n": len(questions),
+                "samples": run.samples_per_question,
+                "accuracy": accuracy and accuracy.value,
+                "interval": accuracy and list(accuracy.interval),
+                "complete": run.is_complete,
+                "updated": datetime.fromtimestamp(run.changed_at, UTC).isoformat(timespec="seconds"),
+            }
+        )
+        outdated += [run.name] if run.outdated else []
     print_rows(app.streams, rows, json, print_runs, "no stored runs; cerebrum eval creates them")
     if outdated:
         app.streams.report(NoticeEvent(f"scored by other rules: {', '.join(outdated)}", "run cerebrum runs show RUN"))
-
-
-def run_row(run: Run) -> dict[str, Any]:
-    from cerebrum_cli.eval.report import group_by_question, mean_accuracy
-
-    questions = list(group_by_question(sample for sample in run.samples() if not sample.is_skipped).values())
-    accuracy = mean_accuracy(questions) if questions else None
-    return {
-        "name": run.name,
-        "task": run.task,
-        "model": run.model,
-        "n": len(questions),
-        "samples": run.samples_per_question,
-        "accuracy": accuracy and accuracy.value,
-        "interval": accuracy and list(accuracy.interval),
-        "complete": run.is_complete,
-        "updated": datetime.fromtimestamp(run.changed_at, UTC).isoformat(timespec="seconds"),
-    }
 
 
 @subcommand(group, short_help="Show a run's results.")
@@ -95,11 +93,10 @@ def show(app: App, name: Name, options: RunOptions) -> None:
     samples, scored_by = run.samples(), run.scored_by
     if options.rescore:
         scored_by = rules_of(run.match)
-        samples, changed, too_slow = (
+        samples, changed = (
             save_scores(run, options.run_code) if options.save else rescored(run.match, samples, options.run_code)
         )
-        kept = f"; {too_slow} took too long to search and kept their scores" if too_slow else ""
-        app.streams.report(f"{changed} of {len(samples)} scores changed{'; saved' if options.save else ''}{kept}")
+        app.streams.report(f"{changed} of {len(samples)} scores changed{'; saved' if options.save else ''}")
     elif run.outdated:
         app.streams.report(NoticeEvent(run.outdated, run.how_to_rescore(name)))
     print_run(app, run, samples, scored_by, options.json, options.plot)
@@ -116,7 +113,8 @@ def print_run(
 
     skipped = sum(sample.is_skipped for sample in samples)
     if skipped == len(samples):
-        raise no_sample_counts(run, samples)
+        reason = samples[0].text if samples else "none has finished"
+        raise UsageError(f"no sample of {run.name} counts: {reason}", "run cerebrum eval again with other settings")
     report = report_of(run, samples)
     if plot:  # first: a report is not followed by an error
         from cerebrum_cli.terminal.plot import plot_report
@@ -142,12 +140,6 @@ def print_run(
         app.streams.info(f"run {run.name}: {run.path}")
 
 
-def no_sample_counts(run: Run, samples: Sequence[Sample]) -> UsageError:
-    """Error for a run without a report: none of its samples is finished, or all were skipped."""
-    reason = samples[0].text if samples else "none has finished"
-    return UsageError(f"no sample of {run.name} counts: {reason}", "run cerebrum eval again with other settings")
-
-
 def model_of(app: App, run: Run) -> InstalledModel:
     """The model file that a run used, with its adapters. Raises ModelNotFound, UsageError if it has changed."""
 
@@ -170,25 +162,22 @@ def compare(
 ) -> None:
     """Compare two models, prompts or settings, and report whether the difference is statistically significant."""
     from cerebrum_cli.eval.comparison import conclusion
-    from cerebrum_cli.eval.rescoring import compare_runs, comparison_notes, describe_differences, differences
+    from cerebrum_cli.eval.rescoring import compare_runs, describe_differences, differences, version_differences
     from cerebrum_cli.eval.stored_runs import measure_divergence
-    from cerebrum_cli.terminal.progress import StageProgress
     from cerebrum_cli.terminal.reports import print_comparison
     from cerebrum_cli.terminal.tables import wrapped
 
     runs = app.runs.find(before), app.runs.find(after)
-    comparison, differing = compare_runs(*runs), differences(*runs)
-    for note in comparison_notes(*runs):
+    (comparison, notes), differing = compare_runs(*runs), differences(*runs)
+    if versions := describe_differences(version_differences(*runs)):
+        notes.insert(0, f"the runs were made with different versions: {versions}")
+    for note in notes:
         app.streams.report(NoticeEvent(note, ""))
     closeness = None
     if kl:
         reference, other = (model_of(app, run) for run in runs)
-        progress = StageProgress(app.streams)
-        try:
-            progress.emit(StageEvent("measuring the KL divergence", 0, 1))
-            closeness = measure_divergence(reference, other, app.settings({}), app.open_bench)
-        finally:
-            progress.close()
+        app.streams.info("measuring the KL divergence")
+        closeness = measure_divergence(reference, other, app.settings({}), app.open_bench)
     if json:
         more = {} if closeness is None else {"mean_kld": closeness.mean_kld, "top1_agreement": closeness.top1_agreement}
         app.streams.answer_object({**asdict(comparison), "differences": differing, **more})

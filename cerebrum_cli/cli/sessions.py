@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cerebrum_cli.chat import archive
 from cerebrum_cli.cli.completion_values import sessions
 from cerebrum_cli.cli.options import QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
 from cerebrum_cli.core.declaration import Option
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.terminal.reports import LISTED, print_latest
+from cerebrum_cli.terminal.tables import print_matches, print_rows
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -42,9 +44,8 @@ def list_sessions(
     json: JsonArray = False,
 ) -> None:
     """List sessions: the latest is last on a terminal, first in a pipe or with --json."""
-    from cerebrum_cli.chat.archive import session_rows
 
-    rows = session_rows(app.open_history().store)
+    rows = archive.session_rows(app.open_history().store)
     if json:
         app.streams.answer_object(rows if all else rows[:number])
     else:
@@ -54,16 +55,15 @@ def list_sessions(
 @subcommand(group)
 def show(app: App, name: Name, json: Json = False) -> None:
     """Show a session's messages."""
-    from cerebrum_cli.chat.archive import export_session, session_object
 
     history = app.open_history()
     session = history.get(name)
     if json:
-        app.streams.answer_object(session_object(history.store, session))
+        app.streams.answer_object(archive.session_object(history.store, session))
     else:
-        from cerebrum_cli.terminal.sinks import page_markdown
+        from cerebrum_cli.terminal.sinks import show_answer
 
-        page_markdown(app.streams, export_session(history.store, session, MARKDOWN))
+        show_answer(app.streams, archive.export_session(history.store, session, MARKDOWN), markdown=True)
 
 
 @subcommand(group, short_help="Search all messages.")
@@ -74,10 +74,8 @@ def search(
     json: JsonArray = False,
 ) -> None:
     """Search all messages for words, or the beginnings of words, best match first."""
-    from cerebrum_cli.chat.archive import search_rows
-    from cerebrum_cli.terminal.tables import print_matches, print_rows
 
-    rows = search_rows(app.open_history().store, text, marks_words=not json)
+    rows = archive.search_rows(app.open_history().store, text, marks_words=not json)
     print_rows(app.streams, rows, json, print_matches, "No matches")
 
 
@@ -92,13 +90,12 @@ def rm(
     ] = None,
 ) -> None:
     """Delete sessions, their unshared messages, and their states in the prompt cache."""
-    from cerebrum_cli.chat.archive import delete_sessions, sessions_older_than
     from cerebrum_cli.model.installation import STATES
 
     with closing(app.open_history()) as history:  # which frees its locks
         chosen = {name: history.get(name) for name in names or ()}
         if older_than:
-            chosen |= {session.name: session for session in sessions_older_than(history.store, older_than)}
+            chosen |= {session.name: session for session in archive.sessions_older_than(history.store, older_than)}
         elif not names:
             raise UsageError("no session given", "name one or more, or use --older-than")
         if not chosen:
@@ -109,7 +106,7 @@ def rm(
         listed = ", ".join(chosen)
         what = f"session {listed}" if len(chosen) == 1 else f"{len(chosen)} sessions ({listed})"
         require_agreement(app, f"Delete {what}?", listed, yes)
-        for session, count in delete_sessions(history, list(chosen.values()), app.cache_directory / STATES):
+        for session, count in archive.delete_sessions(history, list(chosen.values()), app.cache_directory / STATES):
             app.streams.report(f"{session.name} deleted ({count} {'message' if count == 1 else 'messages'})")
 
 
@@ -128,16 +125,15 @@ def export(
     ] = MARKDOWN,
 ) -> None:
     """Print a session in another format."""
-    from cerebrum_cli.chat.archive import export_session, export_transcript
     from cerebrum_cli.model.source import ModelSource
 
     history = app.open_history()
     session = history.get(name)
     if as_ == TRANSCRIPT:
         model = app.library.resolve(session.model)
-        text = export_transcript(ModelSource(app, model, app.settings({}, model)), history.store, session)
+        text = archive.export_transcript(ModelSource(app, model, app.settings({}, model)), history.store, session)
     else:
-        text = export_session(history.store, session, as_)
+        text = archive.export_session(history.store, session, as_)
     app.streams.answer(text)
 
 
@@ -149,7 +145,5 @@ def import_session(
     name: Annotated[str | None, Option("Name of the session [default: from FILE]", "Input", metavar="NAME")] = None,
 ) -> None:
     """Import a conversation from another program as a session."""
-    from cerebrum_cli.chat import archive
-
     session = archive.import_session(app.open_history().store, Path(file), name)
     app.streams.report(f"Imported as {session.name}; continue with cerebrum chat -c")

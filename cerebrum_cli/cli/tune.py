@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.completion_values import installed_models
 from cerebrum_cli.cli.model_choice import find_model
 from cerebrum_cli.cli.options import PullOptions
-from cerebrum_cli.cli.signature import Json, SettingKeys, composed, positional
-from cerebrum_cli.core.errors import CerebrumError, ModelFileError
+from cerebrum_cli.cli.signature import Json, composed, positional, settings_options
+from cerebrum_cli.core.errors import CerebrumError, ConfigError
 from cerebrum_cli.core.settings import ATTENTION_KEYS, Layer, Settings
 
 if TYPE_CHECKING:
@@ -18,14 +18,13 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.memory import Device
     from cerebrum_cli.models.model import InstalledModel
     from cerebrum_cli.terminal.streams import Streams
-    from cerebrum_cli.tune.candidates import Candidate
     from cerebrum_cli.tune.tune import TuningResult
 
 
 @composed
 def tune(
     app: App,
-    overrides: Annotated[Layer, SettingKeys(("lora", "threads", "gpu_layers", *ATTENTION_KEYS))],
+    overrides: Annotated[Layer, settings_options(("lora", "threads", "gpu_layers", *ATTENTION_KEYS))],
     options: PullOptions,
     reference: Annotated[
         str | None, positional("MODEL", "Model to tune [default: the default model]", installed_models)
@@ -49,9 +48,18 @@ def tune(
     model = app.library.with_adapters(model, settings.lora)
     result = measure(app, model, settings, replace(app.streams, is_quiet=json or options.quiet))
     if json:
-        tried = [candidate_object(candidate) for candidate in result.tried]
-        head = {"model": model.label, "file": str(model.path)}
-        streams.answer_object({**head, **profile_object(result.profile), "tried": tried})
+        speeds = ("prompt_tokens_per_second", "tokens_per_second")
+        tried = [
+            {
+                "settings": candidate.tuning.overrides,
+                "batch": candidate.is_batch,
+                "ratios": dict(zip(speeds, candidate.ratios, strict=True)),
+                "dropped": candidate.dropped,
+            }
+            for candidate in result.tried
+        ]
+        profile = profile_object(result.profile)
+        streams.answer_object({"model": model.label, "file": str(model.path), **profile, "tried": tried})
     else:
         print_profile(streams, result.profile)
     if result.is_disturbed:
@@ -64,43 +72,40 @@ def tune(
 def measure(app: App, model: InstalledModel, settings: Settings, streams: Streams) -> TuningResult:
     """Search for the fastest settings with a progress bar, and save them unless other programs disturbed it.
 
-    Raises ModelFileError, Interrupted.
+    Raises Interrupted.
     """
+    from cerebrum_cli.core.files import lock_file, translate_os_errors
     from cerebrum_cli.engine.machine import save_devices
     from cerebrum_cli.model.installation import DEVICES
-    from cerebrum_cli.model.profiles import general_settings
-    from cerebrum_cli.models.model import is_missing
     from cerebrum_cli.terminal.interrupts import interruptible
     from cerebrum_cli.terminal.progress import FileProgress, StageProgress
     from cerebrum_cli.terminal.sinks import render_stages
-    from cerebrum_cli.tune.tune import bench_options, tune_model, tuning_lock, update_store
+    from cerebrum_cli.tune.tune import bench_options, tune_model
 
     def profile_key(devices: tuple[Device, ...]) -> tuple[str, str, str]:
         save_devices(app.data_directory / DEVICES, devices)
         store = app.profiles(settings)
         return identity, store.machine, store.build
 
-    with interruptible("nothing was saved"), tuning_lock(app.profiles().directory):
+    # One search at a time, since two would slow each other down; what cannot be written fails before it is measured.
+    directory = app.profiles().directory
+    with translate_os_errors(ConfigError, directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        busy = CerebrumError("another cerebrum tune is running", "wait until it has finished")
+        lock = lock_file(directory / "lock", busy, is_required=False)
+    with interruptible("nothing was saved"), lock:
         with FileProgress(streams) as progress:
-            app.library.digest(model, lambda done, total: progress.update("verify", done, total))
+            app.library.registry.digest(model.path, lambda done, total: progress.update("verify", done, total))
         identity, previous = app.library.identity(model), app.profile(model, settings)
-        with closing(app.open_bench(bench_options(model, settings), model.paths)) as bench:
+        with closing(app.open_bench(bench_options(model, settings))) as bench:
             search = tune_model(bench, model, settings, previous, profile_key)
             result = render_stages(search, StageProgress(streams))
-        if any(map(is_missing, model.paths)) or app.library.identity(model) != identity:
-            raise ModelFileError(model.path, "changed while it was measured", "run cerebrum tune again")
         if result.is_disturbed:
             return result
-        general = general_settings(settings)
-        fallback = app.profiles(general).find(identity) if general != settings else None
-        update_store(app.profiles(settings), result.profile, fallback)
+        store, profile = app.profiles(settings), result.profile
+        with translate_os_errors(ConfigError, store.directory):
+            if profile.is_default and not profile.uses_with_drafts:
+                store.discard(profile.model)
+            else:
+                store.save(profile)
     return result
-
-
-def candidate_object(candidate: Candidate) -> dict[str, Any]:
-    return {
-        "settings": candidate.tuning.overrides,
-        "batch": candidate.is_batch,
-        "ratios": dict(zip(("prompt_tokens_per_second", "tokens_per_second"), candidate.ratios, strict=True)),
-        "dropped": candidate.dropped,
-    }

@@ -28,9 +28,10 @@ from cerebrum_cli.cli.chat import ChatOptions, open_chat
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
-from cerebrum_cli.engine.backend import Backend, TokenRow
+from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.llama.context import LlamaContext
 from cerebrum_cli.engine.model_options import LoadOptions
+from cerebrum_cli.engine.protocols import Backend
 from cerebrum_cli.gguf.header import read_header, require_generative
 from cerebrum_cli.main import run
 from cerebrum_cli.model.installation import open_with_llama

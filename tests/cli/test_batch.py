@@ -15,21 +15,16 @@ from templates import chatml_prompt
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.formats.plain import CEREBRUM
 
-KEYS = "id prompt text final_answer finish_reason prompt_tokens completion_tokens seed reasoning votes error"
-OUTPUT_KEYS = KEYS.split()
 OPENAI = {"custom_id": "o", "method": "POST", "url": "/v1/chat/completions"}
 
 
 class BatchRunner:
-    """Runs batches on a scripted model, one after another, in one home directory."""
-
     def __init__(self, home: Path, model: Path) -> None:
         self.home = home
         self.model = model
         self.script: dict[str, Any] = {"rows": {}, "seeds": ["ok"], "backends": []}
 
     def run(self, *arguments: str | Path, piped: bytes | None = None) -> Finished:
-        """Run one batch."""
         return run_here(self.script, self.home, "batch", *arguments, "-m", self.model, piped=piped)
 
     def write(self, name: str, content: str | bytes | list[Any]) -> Path:
@@ -41,24 +36,20 @@ class BatchRunner:
         return path
 
     def answer(self, content: str | bytes | list[Any], *arguments: str | Path, name: str = "in.jsonl") -> list[Any]:
-        """Run a batch, and return the parse_lines it streams."""
         return parse_lines(self.run(self.write(name, content), "-o", "-", *arguments).out)
 
     @property
     def backends(self) -> list[RecordingBackend]:
-        """The models loaded so far."""
         backends: list[RecordingBackend] = self.script["backends"]
         return backends
 
 
 def parse_lines(lines: str) -> list[Any]:
-    """Parse one JSON object per line."""
     return [json.loads(line) for line in lines.splitlines()]
 
 
 @pytest.fixture
 def runner(tmp_path: Path, chatml_model: Path) -> BatchRunner:
-    """A batch runner with a tiny model."""
     return BatchRunner(tmp_path, chatml_model)
 
 
@@ -113,30 +104,6 @@ def test_row_settings_override_the_options(runner: BatchRunner) -> None:
 # Output.
 
 
-def test_output_row_has_every_key_in_order(runner: BatchRunner) -> None:
-    runner.script["rows"] = {"p": "<think>hm</think>The answer is 4."}
-    done = runner.run(runner.write("in.jsonl", b'{"id": "a", "prompt": "p"}\n{"prompt"\n'), "-o", "-", "--seed", "3")
-    answered, failed = parse_lines(done.out)
-    assert (list(answered), list(failed)) == (OUTPUT_KEYS, [*OUTPUT_KEYS, "line", "request"])
-    assert list(answered.values()) == [
-        "a",
-        "p",
-        "The answer is 4.",
-        "4",
-        "stop",
-        len(chatml_prompt("p")),
-        len("<think>hm</think>The answer is 4."),
-        3,
-        "hm",
-        None,
-        None,
-    ]
-    message = "not JSON: Expecting ':' delimiter (character 10)"
-    problem = {"type": "invalid_json", "message": message}
-    assert list(failed.values()) == [None, *[None] * 9, problem, 2, failed["request"]]
-    assert done.code == 6
-
-
 def test_batch_sorts_by_prefix_but_writes_in_input_order(runner: BatchRunner) -> None:
     source = runner.write("in.txt", "b2\na1\nb1\na2\n")
     runner.run(source, "-o", runner.home / "out", "--parallel", "1")
@@ -169,26 +136,6 @@ def test_long_row_takes_no_slots_from_short_ones(runner: BatchRunner) -> None:
     assert [each["text"] for each in parse_lines((runner.home / "out").read_text())] == ["ok"] * 40
 
 
-def test_added_samples_run_with_rows_of_their_length(runner: BatchRunner) -> None:
-    runner.script |= {"cells": 60_000, "seeds": ["1", "2", "3", "4", "5", "6", "7", "8"]}
-    rows = runner.write("in.jsonl", [{"prompt": "x" * (20_000 if n == 3 else n)} for n in range(1, 11)])
-    assert runner.run(rows, "-o", runner.home / "out", "--seed", "0", "--votes", "auto:2..6").code == 6
-    [backend] = runner.backends
-    assert [length > 20_000 for length, _ in backend.reserved] == [False, True]
-    assert all(slots >= 6 or length > 20_000 for length, slots in backend.reserved)
-    votes = [each["votes"]["samples"] for each in parse_lines((runner.home / "out").read_text())]
-    assert votes == [6] * 10
-
-
-def test_truncated_rows_are_counted_also_when_complete(runner: BatchRunner) -> None:
-    source, output = runner.write("in.txt", "a\nb\n"), runner.home / "out"
-    runner.script["rows"] = {"a": "yes", "b": "a long reply"}
-    for _ in range(2):
-        done = runner.run(source, "-o", output, "-n", "5")
-        assert (done.code, done.err.splitlines()[-1].startswith("2 of 2 done, 1 truncated")) == (0, True)
-    assert [row["finish_reason"] for row in parse_lines(output.read_text())] == ["stop", "length"]
-
-
 def test_row_that_names_another_model_is_an_error(runner: BatchRunner) -> None:
     names = (runner.model.stem.upper(), str(runner.model), "gpt-4o")
     requests = [{"model": name, "messages": [{"role": "user", "content": "hi"}]} for name in names]
@@ -215,36 +162,13 @@ def test_retry_failed_answers_only_failed_rows(runner: BatchRunner) -> None:
     assert runner.run(source, "-o", "-", "--retry-failed").code == 2
 
 
-def test_row_truncated_within_its_grammar_is_an_error(runner: BatchRunner) -> None:
-    grammar = fixed_reply_grammar("a long reply", runner.home)
-    runner.script["rows"] = {"a": "a long reply"}
-    done = runner.run(runner.write("in.txt", "a\n"), "-o", "-", "-n", "6", "--grammar", grammar)
-    [row] = parse_lines(done.out)
-    assert (done.code, row["text"], row["finish_reason"]) == (6, "a long", "length")
-    message = "answer truncated at 6 tokens: raise --max-tokens"
-    assert row["error"] == {"type": "incomplete_output", "message": message}
-
-
-def test_invalid_rows_get_errors_and_others_are_answered(runner: BatchRunner) -> None:
+def test_row_that_does_not_fit_gets_an_error(runner: BatchRunner) -> None:
     runner.script["context"] = 300
-    source = runner.write(
-        "in.jsonl",
-        b"nonsense\n"
-        b'{"prompt": " "}\n'
-        b'{"id": "long", "prompt": "' + b"x" * 300 + b'"}\n'
-        b'{"prompt": "hi", "temperature": "hot"}\n'
-        b'{"prompt": "hi", "grammar": "?"}\n'
-        b"\xff\n",
-    )
-    done = runner.run(source, "-o", runner.home / "out")
-    answers = parse_lines((runner.home / "out").read_text())
-    types = [each["error"] and each["error"]["type"] for each in answers]
-    expected = ["invalid_json", "no_prompt", "context_length_exceeded", "invalid_setting", None, "invalid_utf8"]
-    assert (done.code, types) == (6, expected)
-    size = len(chatml_prompt("x" * 300))
-    assert answers[2]["error"]["message"].startswith(f"the prompt has {size} tokens, but the context has 300: shorten")
-    assert (answers[2]["id"], answers[2]["prompt"], answers[2]["text"]) == ("long", "x" * 300, None)
-    assert done.err.startswith("6 of 6 done, 5 failed, 2 tokens in ")
+    fits, long = runner.answer([{"prompt": "hi"}, {"id": "long", "prompt": "x" * 300}])
+    problem = f"the prompt has {len(chatml_prompt('x' * 300))} tokens, but the context has 300: shorten it"
+    assert (fits["error"], long["error"]["type"]) == (None, "context_length_exceeded")
+    assert long["error"]["message"].startswith(problem)
+    assert (long["id"], long["prompt"], long["text"]) == ("long", "x" * 300, None)
 
 
 def test_each_row_has_its_own_seed(runner: BatchRunner) -> None:
@@ -280,40 +204,6 @@ def test_row_that_fails_while_sampling_gets_an_error(runner: BatchRunner, monkey
 
 
 # Running the same command again.
-
-
-def test_complete_output_is_not_evaluated_again(runner: BatchRunner) -> None:
-    for name, content, code in (("good.txt", "a\nb\n", 0), ("bad.jsonl", '{"prompt": "a"}\n{\n', 6)):
-        output = runner.home / f"{name}.jsonl"
-        first = runner.run(runner.write(name, content), "-o", output)
-        written, loaded = output.read_bytes(), len(runner.backends)
-        again = runner.run(runner.home / name, "-o", output)
-        assert (first.code, again.code) == (code, code)
-        assert (output.read_bytes(), len(runner.backends)) == (written, loaded)
-        assert again.err == ("2 of 2 done, 1 failed\n" if code else "2 of 2 done\n")
-        assert runner.run(runner.home / name, "-o", output, "--restart", "-q").err == ""
-
-
-def test_changed_input_is_answered_where_it_is_new(runner: BatchRunner) -> None:
-    source, output = runner.write("in.jsonl", [{"prompt": "a"}, {"prompt": 3}, {"prompt": "b"}]), runner.home / "out"
-    command = (source, "-o", output, "--include-input", "--seed", "1")
-    assert runner.run(*command).code == 6
-    runner.script["seeds"] = ["new"]
-    rows = [{"prompt": "c"}, {"prompt": "a", "id": "x", "note": 5}, {"prompt": "3"}, {"prompt": "b", "top_k": 3}]
-    runner.write("in.jsonl", rows)
-    assert runner.run(*command, "--retry-failed").code == 0
-    answers = parse_lines(output.read_text())
-    assert [(each["id"], each["text"], each["input"]) for each in answers] == [
-        (None, "new", rows[0]),
-        ("x", "ok", rows[1]),
-        (None, "new", rows[2]),
-        (None, "new", rows[3]),
-    ]
-    assert [len(backend.params) for backend in runner.backends] == [2, 3]
-    runner.write("in.jsonl", rows[1:3])
-    assert runner.run(*command).code == 0
-    assert [each["text"] for each in parse_lines(output.read_text())] == ["ok", "new"]
-    assert len(runner.backends) == 2
 
 
 def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,37 +283,8 @@ def test_table_is_written_again_from_its_rows(runner: BatchRunner) -> None:
 
 @pytest.fixture
 def mistral_user(new_user: CommandLine, mistral_model: Path) -> CommandLine:
-    """The command line of a user with a tiny model with Mistral's vocabulary."""
     (new_user.config / "config.toml").write_text(f'model = {json.dumps(str(mistral_model))}\nformat = "cerebrum"\n')
     return new_user
-
-
-ROWS = [
-    {"prompt": "What is 1 + 1?"},
-    {"prompt": "What is 1 + 2?", "max_tokens": 5},
-    {"prompt": "hi", "temperature": 0.8, "seed": 1},
-    {"prompt": "hi", "temperature": 0.8, "seed": 1},
-    {"prompt": "hi", "temperature": 0.8, "seed": 2},
-    {"prompt": "été 日本 " * 20},
-    {"prompt": "too long " * 90},
-]
-
-
-@pytest.mark.slow
-def test_real_model_answers_do_not_depend_on_parallel(mistral_user: CommandLine) -> None:
-    (mistral_user.home / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    command = ("batch", "in.jsonl", "--seed", "7", "-n", "20", "--ctx", "180")
-    for parallel in ("1", "4", "auto"):
-        done = mistral_user.run(*command, "--parallel", parallel, "-o", f"{parallel}.jsonl")
-        assert done.code == 6, done.err
-    texts = [(mistral_user.home / f"{parallel}.jsonl").read_bytes() for parallel in ("1", "4", "auto")]
-    assert texts[0] == texts[1] == texts[2]
-    answers = parse_lines(texts[0].decode())
-    assert answers[1]["completion_tokens"] == 5
-    assert answers[2] == {**answers[3], "id": 3}
-    assert answers[2]["text"] != answers[4]["text"]
-    assert answers[6]["error"]["type"] == "context_length_exceeded"
-    assert "raise --ctx (trained context: 2048)" in answers[6]["error"]["message"]
 
 
 def test_ignore_eos_generates_up_to_max_tokens(mistral_user: CommandLine) -> None:
@@ -444,15 +305,3 @@ def test_batch_names_file_and_place_of_a_grammar_error(mistral_user: CommandLine
         done = mistral_user.run("batch", "-", "-o", "-", *option, stdin="hi\nho\n")
         assert (done.code, done.out) == (2, "")
         assert done.err.splitlines()[-2].startswith(f"error: {problem}")
-
-
-@pytest.mark.slow
-def test_closed_pipe_ends_without_an_error(mistral_user: CommandLine) -> None:
-    (mistral_user.home / "in.txt").write_text("".join(f"question {number}\n" for number in range(300)))
-    process = mistral_user.start("batch", "in.txt", "-o", "-", "-n", "50", "--parallel", "2")
-    assert process.stdout and process.stderr
-    assert json.loads(process.stdout.readline())["id"] == 1
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    process.stderr.close()
-    assert process.wait(60) == 0

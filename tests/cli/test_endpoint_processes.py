@@ -178,15 +178,6 @@ def test_endpoint_chat_interrupted_reply_is_saved(chat: Person, server: LlamaSer
     assert (question, answer) == ("Two?", "Zwölf 🙂.")
 
 
-def test_endpoint_chat_shows_immediately_that_no_server_answers(
-    open_terminal: OpenTerminal, chatml_model: Path
-) -> None:
-    arguments = ("chat", "-m", str(chatml_model), "--endpoint", "http://127.0.0.1:1")
-    person = open_terminal(sys.executable, SCRIPTED, json.dumps(CHAT), *arguments)
-    person.wait_for("not loaded")
-    person.leave()
-
-
 # The real vocabulary.
 
 
@@ -215,14 +206,6 @@ def test_endpoint_ask_equals_the_local_model(user: CommandLine, real_server: Lla
     assert (remote.code, remote.err) == (local.code, local.err)
     same = ("text", "prompt_tokens", "completion_tokens", "finish_reason")
     assert [remote.object[key] for key in same] == [local.object[key] for key in same]
-
-
-def test_endpoint_wrong_vocabulary_is_refused(
-    new_user: CommandLine, real_server: LlamaServer, mistral_model: Path
-) -> None:
-    done = new_user.run("ask", "-m", mistral_model, "--format", "cerebrum", "--endpoint", real_server.url, "hi")
-    assert (done.code, done.out) == (1, "")
-    assert "whose vocabulary differs from that of the local model" in done.err and "Traceback" not in done.err
 
 
 def test_endpoint_chat_sets_and_shows_no_local_settings(user: CommandLine, real_server: LlamaServer) -> None:

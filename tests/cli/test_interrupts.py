@@ -17,7 +17,6 @@ from command_line import CommandLine
 from person import SHELL, OpenTerminal, Person
 
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, UsageError
-from cerebrum_cli.models.library import NANO
 from cerebrum_cli.terminal import interrupts
 from cerebrum_cli.terminal.interrupts import interruptible
 
@@ -103,33 +102,6 @@ def test_interrupt_of_the_first_imports_exits_quietly(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert [line for line in err.splitlines() if not line.startswith("import time:")] == []
-
-
-TOKENIZE = """
-import sys
-from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
-
-params = llama.llama_model_default_params()
-params.vocab_only = True
-vocabulary = LlamaVocabulary(llama.llama_model_load_from_file(sys.argv[1].encode(), params))
-print("ready", flush=True)
-vocabulary.tokenize((Text("\\n" * 1_000_000),))  # its vocabulary takes a minute
-"""
-
-
-@pytest.mark.slow
-def test_second_interrupt_ends_the_process_during_tokenization() -> None:
-    process = subprocess.Popen([sys.executable, "-c", TOKENIZE, NANO], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    for _ in range(2):
-        time.sleep(0.5)
-        assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=2) == 130
-    process.stdout.close()
 
 
 # In a shell.

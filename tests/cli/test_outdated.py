@@ -51,13 +51,6 @@ def test_list_outdated_shows_newer_uploads_and_pull_gets_them(hub_user: HubUser,
     assert outdated(hub_user) == [f"{OWNED}:Q8_0"]  # and not the first upload, which was superseded before
 
 
-def test_pull_of_a_registered_name_without_a_network_keeps_the_installed_file(hub_user: HubUser) -> None:
-    path = hub_user.run("show", "mine", "--json").object["path"]
-    for options in (("--offline",), ()):
-        done = hub_user.run_process("pull", "mine", *options, HF_HUB_OFFLINE="1")
-        assert (done.code, done.err) == (0, f"installed mine: {path}\n")
-
-
 def test_list_outdated_skips_a_repository_that_is_gone(hub_user: HubUser, tmp_path: Path) -> None:
     newer = write_chatml(tmp_path / "newer.gguf", seed=1)
     hub_user.hub.repositories[CATALOGUED].commit({named("Q4_K_M"): newer})

@@ -30,17 +30,6 @@ def repositories(hub_user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
     hub_user.hub.repository(OWNED, {"tiny-Q8_0.gguf": chatml_model, "README.md": b"# Tiny\n"})
 
 
-@pytest.mark.slow
-def test_pull_downloads_the_best_fit_and_answers(hub_user: HubUser, chatml_model: Path) -> None:
-    path = hub_user.path(named("Q4_K_M"))
-    first, last, installed = hub_user.pull("cerebrum-7b").err.splitlines()
-    assert (first, installed) == ("download: 0 kB of 225 kB", f"installed cerebrum-7b:Q4_K_M: {path}")
-    assert last.startswith("download: 225 kB of 225 kB, ")
-    assert path.read_bytes() == chatml_model.read_bytes()
-    assert path.resolve() == hub_user.folder() / "blobs" / hub_user.digest(named("Q4_K_M"))
-    assert hub_user.ask("-m", "cerebrum-7b") == hub_user.ask()
-
-
 # HUB is the address of the Hub, COMMIT what `main` is.
 REFERENCES = [
     ("Cerebrum-1.0-7B:q2_k", "Q2_K"),

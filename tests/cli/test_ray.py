@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import shutil
@@ -30,9 +31,8 @@ from cerebrum_cli.cluster.ray_adapter import Message, Plan, WorkerReport
 from cerebrum_cli.core.errors import EndpointError, ModelNotFound, NoServerError
 from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.remote.client import Endpoint
-from cerebrum_cli.model.endpoints import Servers
+from cerebrum_cli.model.installation import Servers
 from cerebrum_cli.model.source import ModelSource
 from cerebrum_cli.models.cache import Cache
 from cerebrum_cli.models.fit import Capacity
@@ -117,17 +117,11 @@ def test_ray_rows_of_lost_workers_are_answered_again(source: Path) -> None:
     assert server.tokens == 10 * ROWS
 
 
-def test_ray_first_answer_of_a_row_counts(source: Path) -> None:
-    cluster = ScriptedCluster([lambda blocks: map(answered, [*blocks[:3], *blocks])])
-    assert answer_all(source, cluster)[1] == EXPECTED
-    assert len(cluster.asked) == 1
-
-
-def test_ray_node_with_a_problem_is_reported_once(source: Path) -> None:
+def test_ray_answers_a_row_once_and_reports_a_node_with_a_problem_once(source: Path) -> None:
     bad = WorkerReport("2", "there", "no model", "pull it", (), 2)
-    cluster = ScriptedCluster([lambda blocks: iter([bad, *map(answered, blocks[1:]), bad])])
+    cluster = ScriptedCluster([lambda blocks: iter([bad, *map(answered, [*blocks[:3], *blocks]), bad])])
     events, texts = answer_all(source, cluster)
-    assert texts == EXPECTED
+    assert texts == EXPECTED and len(cluster.asked) == 1
     assert NoticeEvent("there is not used: no model", "pull it") in events
     assert len([event for event in events if isinstance(event, NoticeEvent)]) == 2
 
@@ -145,43 +139,35 @@ def test_ray_refuses_servers_with_different_models(source: Path) -> None:
     assert answer_all(source, ScriptedCluster([script]), may_differ=True)[1] == EXPECTED
 
 
-def test_ray_ends_when_every_worker_has_a_problem(source: Path) -> None:
-    bad = [WorkerReport(worker, worker, "no model", "pull it", (), 2) for worker in ("1", "2")]
-    with pytest.raises(EndpointError, match=r"no worker could start \(2: no model\)"):
-        answer_all(source, ScriptedCluster([lambda blocks: iter([answered(blocks[0]), *bad])]))
-    cluster = ScriptedCluster()
-    assert answer_all(source, cluster)[1] == EXPECTED
-    assert [sum(sizes) for sizes in cluster.asked] == [ROWS - 5]
+SILENT = "no worker is running"
+BUSY = WorkerReport("1", "here", "busy", "", (), 2)
+BAD = [WorkerReport(worker, worker, "no model", "pull it", (), 2) for worker in ("1", "2")]
 
 
-def test_ray_ends_without_workers_and_with_rows_that_end_them(source: Path) -> None:
-    def wait(blocks: list[bytes]) -> Messages:
-        yield WorkerReport("1", "here", "busy", "", (), 2)
-        while True:
-            yield None
-
-    with pytest.raises(NoServerError, match="no worker is running"):
-        answer_all(source, ScriptedCluster([wait]), patience=0.01)
-    lost = ScriptedCluster([lambda blocks: iter(())] * 3)
-    with pytest.raises(EndpointError, match="workers fail on 40 rows, beginning with line 1"):
-        answer_all(source, lost)
-    assert [sum(sizes) for sizes in lost.asked] == [ROWS, 8, 8]  # one by one, only a few
+def silent(*messages: Message) -> Messages:
+    yield from messages
+    while True:
+        yield None
 
 
-def test_ray_ends_without_a_sign_of_life(source: Path) -> None:
-    def fall_silent(blocks: list[bytes]) -> Messages:
-        for _ in range(20):
-            yield b""
-            time.sleep(0.002)
-        yield answered(blocks[0])
-        while True:
-            yield None
-
-    with pytest.raises(NoServerError, match="no worker is running"):
-        answer_all(source, ScriptedCluster([fall_silent]), patience=0.02)
-    cluster = ScriptedCluster()
-    assert answer_all(source, cluster)[1] == EXPECTED
-    assert [sum(sizes) for sizes in cluster.asked] == [ROWS - 5]
+@pytest.mark.parametrize(
+    ("passes", "patience", "error", "asked"),
+    [
+        ([lambda blocks: iter([answered(blocks[0]), *BAD])], 1.0, r"no worker could start \(2: no model\)", []),
+        ([lambda _: silent(BUSY)], 0.01, SILENT, []),
+        ([lambda blocks: silent(*[b""] * 20, answered(blocks[0]))], 0.02, SILENT, []),
+        ([lambda _: iter(())] * 3, 1.0, "workers fail on 40 rows, beginning with line 1", [ROWS, 8, 8]),
+        ([lambda _: iter(itertools.repeat(READY))], 0.02, SILENT, []),
+    ],
+)
+def test_ray_ends_where_nothing_is_answered_and_resumes(
+    source: Path, passes: Sequence[Callable[[list[bytes]], Messages]], patience: float, error: str, asked: list[int]
+) -> None:
+    cluster = ScriptedCluster(passes)
+    with pytest.raises(EndpointError, match=error):
+        answer_all(source, cluster, patience=patience)
+    assert not asked or [sum(sizes) for sizes in cluster.asked] == asked  # one by one, only a few
+    assert answer_all(source, ScriptedCluster())[1] == EXPECTED
 
 
 def test_ray_reports_workers_that_start_again(source: Path) -> None:
@@ -191,12 +177,6 @@ def test_ray_reports_workers_that_start_again(source: Path) -> None:
     events, texts = answer_all(source, cluster)
     assert texts == EXPECTED
     assert events.count(lost) == 1
-
-
-def test_ray_ends_when_workers_start_again_without_an_answer(source: Path) -> None:
-    cluster = ScriptedCluster([lambda blocks: iter([*[READY] * 6, *map(answered, blocks)])])
-    with pytest.raises(EndpointError, match="workers end without answering a row"):
-        answer_all(source, cluster)
 
 
 def test_ray_node_finds_the_model_by_its_digest(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> None:
@@ -251,19 +231,6 @@ def test_ray_node_sends_notices_while_it_waits_for_a_server(chatml_model: Path) 
     assert notice.message.startswith("there is unavailable")
 
 
-@pytest.mark.usefixtures("node")
-def test_ray_node_refuses_another_model_than_before(chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def connect(source: ModelSource) -> Engine:
-        assert source.servers
-        raise EndpointError(f"not {source.servers.earlier[0]['model']}", "")
-
-    monkeypatch.setattr(ModelSource, "start_engine", connect)
-    digest = hash_file(chatml_model)
-    job = node_job(f"{digest.sha256} {digest.size}", chatml_model, "chatml")
-    with pytest.raises(EndpointError, match="not m"):
-        on_servers(job, Servers((), earlier=READY.records))(1, lambda _: None)
-
-
 @pytest.mark.slow
 def test_ray_that_ends_within_a_message_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     program = "import os, sys; pipe = int(sys.argv[1]); os.read(pipe, 1000); os.write(pipe, bytes([0, 0, 0, 9, 1]))"
@@ -306,24 +273,26 @@ def arguments(model: Path, output: str, *more: str) -> list[str]:
     return ["batch", "in.txt", "-o", output, *settings, *more]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("address", ["nowhere", "http://host:8080"])
-def test_ray_refuses_other_addresses(user: CommandLine, chatml_model: Path, address: str) -> None:
-    done = user.run(*arguments(chatml_model, "refused", "--ray", address))
-    assert_error(done, 2, f"invalid --ray: '{address}'")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("more", [("--ray-workers", "2"), ("--ray-workers", "0", "--ray", "local")])
-def test_ray_workers_need_ray(user: CommandLine, chatml_model: Path, more: tuple[str, ...]) -> None:
-    done = user.run(*arguments(chatml_model, "refused", *more))
-    assert_error(done, 2, f"invalid --ray-workers: {more[1]}")
-
-
-@pytest.mark.slow
-def test_ray_without_a_cluster_at_the_address_is_an_error(user: CommandLine, chatml_model: Path) -> None:
-    done = user.run(*arguments(chatml_model, "refused", "--ray", "127.0.0.1:9"))
-    assert_error(done, 1, "no Ray cluster at 127.0.0.1:9: Connection refused")
+@pytest.mark.parametrize(
+    ("more", "code", "part"),
+    [
+        (("--ray", "nowhere"), 2, "invalid --ray: 'nowhere'"),
+        (("--ray", "http://host:8080"), 2, "invalid --ray: 'http://host:8080'"),
+        (("--ray-workers", "2"), 2, "invalid --ray-workers: 2"),
+        (("--ray-workers", "0", "--ray", "local"), 2, "invalid --ray-workers: 0"),
+        (("-o", "-", "--ray", "local"), 2, "--ray cannot stream to standard output"),
+        pytest.param(
+            ("--ray", "127.0.0.1:9"),
+            1,
+            "no Ray cluster at 127.0.0.1:9: Connection refused",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_ray_refuses_what_it_cannot_use(
+    user: CommandLine, chatml_model: Path, more: tuple[str, ...], code: int, part: str
+) -> None:
+    assert_error(user.run(*arguments(chatml_model, "refused", *more)), code, part)
 
 
 @pytest.mark.slow
@@ -362,8 +331,3 @@ def test_ray_runs_share_nodes_of_which_one_is_bad(user: CommandLine, chatml_mode
     assert len(samples) == 2 * ROWS and all(sample["server"] for sample in samples)
     [record] = json.loads((user.home / "out.meta.json").read_text())["notes"]["servers"]
     assert record["kind"] == "ray"
-
-
-@pytest.mark.slow
-def test_ray_needs_a_file_for_answers(user: CommandLine, chatml_model: Path) -> None:
-    assert_error(user.run(*arguments(chatml_model, "-", "--ray", "local")), 2, "--ray cannot stream to standard output")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine, Finished
-from scripted_command import install, run_here
+from scripted_command import run_here
 from served import serving_user
 from templates import TEMPLATES
 from tiny_models import write_chatml
@@ -25,20 +25,6 @@ no_thinking = {temperature = 0.7, top_p = 0.8}
 """
 ON = {"temperature": 1.0, "top_k": 64, "top_p": 0.95, "min_p": 0.05, "presence_penalty": 1.5}
 OFF = {"temperature": 0.7, "top_k": 64, "top_p": 0.8, "min_p": 0.05}
-PARAMS = """\
-model                 mine  command line
-max_tokens            7     CEREBRUM_MAX_TOKENS
-temperature           1     catalog
-top_k                 64    model file
-top_p                 0.9   config.toml
-min_p                 0.1   saved prompt
-repeat_penalty        1.1   command line
-presence_penalty      1.5   catalog
-seed                  3     /set
-cache_type_k          f16   CEREBRUM_CACHE_TYPE
-cache_type_v          f16   CEREBRUM_CACHE_TYPE
-think                 on    catalog
-"""
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +52,11 @@ class User:
         return run_here(self.script, self.home, command, "-m", self.model, *arguments, piped=piped)
 
     def sampled(self, *arguments: str | Path, typed: str | None = None, command: str = "ask") -> list[dict[str, Any]]:
-        """The samplers of each sample that a command takes."""
         done = self.run(command, *arguments, typed=typed)
         assert done.code == 0, done.err
         return [params.samplers for backend in self.script["backends"] for params in backend.params]
 
     def stats(self, *arguments: str) -> str:
-        """What `--stats` says of sampling."""
         [line] = [line for line in self.run("ask", "Q", "--stats", *arguments).err.splitlines() if "| seed " in line]
         return line.partition(" | seed ")[0].rpartition(" | ")[2]
 
@@ -111,12 +95,6 @@ def test_later_layers_win(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
     for more in ((), ("-p", "p"), ("-p", "p", "--temperature", "0.4")):
         temperatures += [user.sampled("Q", *more)[0]["temperature"]]
     assert temperatures == [1.0, 0.1, 0.2, 0.3, 0.4]
-
-
-def test_config_may_choose_the_mode(user: User) -> None:
-    (user.config / "config.toml").write_text('think = "off"\n')
-    assert user.sampled("Q") == [OFF]
-    assert user.sampled("Q", "--think", "on") == [ON]
 
 
 def test_endpoint_is_sent_what_the_model_recommends(tmp_path: Path, thinker: Path) -> None:
@@ -189,18 +167,6 @@ def test_batch_is_not_resumed_with_other_recommendations(user: User) -> None:
 # Chats.
 
 
-def test_params_say_where_each_value_comes_from(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CEREBRUM_MAX_TOKENS", "7")
-    (user.config / "config.toml").write_text("top_p = 0.9\nmin_p = 0.3\n[prompts.p]\nmin_p = 0.1\n")
-    install(user.home, user.model, "mine")
-    monkeypatch.setenv("CEREBRUM_CACHE_TYPE", "f16")
-    done = user.run("chat", "-m", "mine", "-p", "p", "--set", "repeat_penalty=1.1", typed="Q\n/set seed 3\n/params\n")
-    _, _, shown = done.err.partition("\nseed  3\n")
-    lines = [line for line in shown.splitlines() if "'" not in line]  # of a list
-    assert [line.split() for line in lines if len(line.split()) > 2] == list(map(str.split, PARAMS.splitlines()))
-    assert "top_n_sigma" not in shown  # it has no effect
-
-
 def test_think_switches_the_recommended_sampling(user: User) -> None:
     typed = "One\n/think off\nTwo\n/set temperature 0.1\nThree\n/set temperature\n/think on\nFour\n"
     assert user.sampled("-q", typed=typed, command="chat") == [ON, OFF, OFF | {"temperature": 0.1}, ON]
@@ -227,11 +193,6 @@ def test_session_records_only_what_the_user_has_set(user: User) -> None:
     assert re.search(r"\ntop_k +3", user.run("chat", "-c", typed="/params\n").err)
     lines = user.run("chat", "-c", typed="/params\n").err.splitlines()
     assert [line.split()[-1] for line in lines if line.startswith(("top_k", "top_p"))] == ["session", "catalog"]
-
-
-def test_stats_of_a_chat_are_those_of_the_reply(user: User) -> None:
-    done = user.run("chat", typed="Q\n/think off\n/stats\n")
-    assert " | temperature 1, top_k 64, top_p 0.95, min_p 0.05, presence_penalty 1.5 | seed " in done.err
 
 
 # Reports.
@@ -286,40 +247,3 @@ def test_show_states_what_a_question_uses(user: User, monkeypatch: pytest.Monkey
     monkeypatch.setenv("CEREBRUM_THINK", "100")
     monkeypatch.setenv("CEREBRUM_CHAT_TEMPLATE", "/own.jinja")
     assert asked() == {"format": "embedded", "context": 512, "think": "100", "chat_template": "/own.jinja"}
-
-
-def test_show_states_the_sampling_of_a_model_before_it_is_pulled(user: User) -> None:
-    sampling = run_here({}, user.home, "show", "thinker", "--json").object["sampling"]
-    assert sampling["no_thinking"]["temperature"] == {"value": 0.7, "origin": "catalog"}
-    assert sampling["thinking"]["top_k"] == {"value": 40, "origin": "default"}
-
-
-def test_eval_reports_the_sampling_and_starts_another_run_for_another(user: User) -> None:
-    (user.home / "sums.jsonl").write_text('{"question": "Q", "answer": "4"}\n')
-    first = user.run("eval", "sums.jsonl")
-    head = "sums: thinker, 1 question, 1 sample each, temperature 1, top_k 64, top_p 0.95, min_p 0.05, presence_penalty"
-    assert first.out.startswith(f"{head} 1.5, think on\n")
-    assert run_here({}, user.home, "runs", "show", "sums-thinker").out == first.out
-    assert user.run("eval", "sums.jsonl", "--json").object["sampling"] == ON | {"think": "on"}
-    assert user.script["backends"] == []
-    off = user.run("eval", "sums.jsonl", "--think", "off", "--json").object
-    user.row(ROW.replace("1.0", "0.9"))
-    other = user.run("eval", "sums.jsonl", "--json").object
-    assert (off["sampling"], other["sampling"]["temperature"]) == (OFF | {"think": "off"}, 0.9)
-    rows = json.loads(run_here({}, user.home, "runs", "list", "--json").out)
-    assert [row["name"] for row in rows] == ["sums-thinker", "sums-thinker-2", "sums-thinker-3"]
-    done = user.run("eval", "sums.jsonl", "--dry-run", "--samples", "2")
-    assert "\ntemperature 0.9 (catalog), top_k 64 (model file)," in done.err
-    assert "\n1 of 2 samples already in the run\n" in done.err
-
-
-def test_runs_with_the_recommended_sampling_of_each_model_are_compared(user: User, chatml_model: Path) -> None:
-    (user.home / "sums.jsonl").write_text('{"question": "Q", "answer": "4"}\n')
-    names = [f"sums-{model.stem}" for model in (user.model, chatml_model)]
-    for more in ((), ("-m", chatml_model)):
-        assert user.run("eval", "sums.jsonl", *more).code == 0
-    compared = run_here({}, user.home, "runs", "compare", *names, "--json")
-    assert compared.code == 0, compared.err
-    assert user.run("eval", "sums.jsonl", "--temperature", "0.3").code == 0
-    differing = run_here({}, user.home, "runs", "compare", f"{names[0]}-2", names[1])
-    assert "the runs differ in temperature (0.3 and 0.0)" in differing.out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,20 +14,20 @@ from pathlib import Path
 import pytest
 
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.eval import math_equality, rescoring, scorers
+from cerebrum_cli.eval import rescoring, scorers
 from cerebrum_cli.eval.code_sandbox import require_sandbox
 from cerebrum_cli.eval.evaluate import SCHEMA
 from cerebrum_cli.eval.questions import SKIPPED, Sample, sample_object
 from cerebrum_cli.eval.rescoring import (
     compare_runs,
-    comparison_notes,
     describe_differences,
     differences,
     rescored,
     save_scores,
+    version_differences,
 )
 from cerebrum_cli.eval.scorers import SCORING_VERSION
-from cerebrum_cli.eval.stored_runs import Run, RunStore, report_of, require_run, require_same_rules, samples_to_keep
+from cerebrum_cli.eval.stored_runs import Run, RunStore, report_of, require_run, samples_to_keep
 from cerebrum_cli.runs import output_files
 from cerebrum_cli.runs.journal import Journal, open_journal
 from cerebrum_cli.runs.output_files import output_paths
@@ -133,9 +132,6 @@ def test_run_is_found_by_name_or_path(store: RunStore, tmp_path: Path) -> None:
     for reference in ("two", "none", "", "/", "x" * 300):
         with pytest.raises(UsageError):
             store.find(reference)
-    with pytest.raises(UsageError, match="no run named 'ones'") as error:
-        store.find("ones")
-    assert error.value.hint == "did you mean one? list the stored runs with cerebrum runs list"
     (tmp_path / "other.txt").touch()
     with pytest.raises(UsageError, match=r"other.txt is not a run of cerebrum eval"):
         store.find(str(tmp_path / "other.txt"))
@@ -209,84 +205,27 @@ def test_run_in_progress_is_not_deleted(store: RunStore) -> None:
 # Versions.
 
 
-def refusal(path: Path, condition: Mapping[str, object]) -> list[str]:
-    """The problem and the hint of a run that is not extended."""
-    with pytest.raises(BatchError) as caught:
-        require_same_rules(path, condition, "this run")
-        samples_to_keep(path, condition, {"questions": 2, "samples": 1})
-    return [caught.value.message, caught.value.hint]
-
-
-def test_run_is_extended_with_the_versions_that_made_it(store: RunStore) -> None:
+def test_run_is_extended_with_the_versions_and_rules_that_made_it(store: RunStore) -> None:
     path, _ = store.path_for(CONDITION)
     write_run(path, [sample(1), sample(2)], 2)
-    require_same_rules(path, CONDITION, "this run")
     newer = {**CONDITION, "cerebrum": "0.2.0", "llama.cpp": "def"}
     difference = "another cerebrum (0.1.0, now 0.2.0) and another llama.cpp (abc, now def)"
-    assert refusal(path, newer) == [
-        f"{path} was made with {difference}",
-        "use --restart to replace it, or choose another -o",
-    ]
+    with pytest.raises(BatchError) as caught:
+        samples_to_keep(path, newer, {"questions": 2, "samples": 1})
+    assert caught.value.message == f"{path} was made with {difference}"
     other, why_new = store.path_for(newer)
     assert why_new == f"sums-tiny was made with {difference}; this is a new run, sums-tiny-2"
     write_run(other, [sample(1)], 1, condition=newer)
     assert store.path_for(newer) == (other, "")
-    _, why_new = store.path_for({**newer, "temperature": 1.0})
-    assert why_new == "sums-tiny-2 was made with another temperature (0.0, now 1.0); this is a new run, sums-tiny-3"
-
-
-def test_run_is_extended_with_the_rules_that_scored_it(store: RunStore) -> None:
-    path, _ = store.path_for(CONDITION)
-    assert store.path_for({**CONDITION, "marking": "0"}) == (path, "")
-    for rules, match, words, option in (
-        (OLDER, "answer", f"rules version {OLDER}", ""),
-        ({"x": 1}, "answer", "rules version {'x': 1}", ""),
-        (None, "code", "unknown rules", " --run-code"),
+    for changed, words in (
+        ({"temperature": 1.0}, "another temperature (0.0, now 1.0)"),
+        ({"marking": NEWER}, f"another marking ({NOW}, now {NEWER})"),
     ):
-        condition = {**CONDITION, "marking": rules, "match": match}
-        run = write_run(path, [sample(1)], 2, condition=condition)
-        assert store.path_for({**condition, "marking": NOW}) == (path, "")
-        hint = f"score it again: cerebrum runs show 'this run' --rescore --save{option}"
-        problem = f"sums-tiny was scored by {words}, not rules version {NOW}"
-        assert refusal(path, {**condition, "marking": NOW}) == [problem, hint]
-        store.delete(run)
-
-
-def test_run_of_an_earlier_version_without_versions_is_not_extended(store: RunStore) -> None:
-    old = {key: value for key, value in CONDITION.items() if key not in VERSIONS} | {"dataset": "o/r at 123"}
-    path, _ = store.path_for(CONDITION)
-    write_run(path, [sample(1), sample(2)], 2, condition=old)
-    difference = (
-        "an unknown version of cerebrum (now 0.1.0), an unknown version of llama.cpp (now abc)"
-        f", another marking (none, now {NOW}) and 1 more"
-    )
-    assert refusal(path, CONDITION)[0] == f"{path} was made with {difference}"
-    assert store.path_for(CONDITION)[1] == f"sums-tiny was made with {difference}; this is a new run, sums-tiny-2"
-
-
-def test_run_of_a_newer_version_is_one_line(store: RunStore) -> None:
-    run = write_run(store.path_for(CONDITION)[0], [sample(1)], 1, condition={**CONDITION, "match": "telepathy"})
-    for use in (lambda: save_scores(run), lambda: run.outdated, lambda: differences(run, run)):
-        with pytest.raises(UsageError, match="sums-tiny was made by a newer version of cerebrum") as error:
-            use()
-        assert error.value.hint == "update cerebrum"
-
-
-def test_run_without_a_sample_is_begun_by_any_version(tmp_path: Path) -> None:
-    path = tmp_path / "run.jsonl"
-    journal = start_run(path, 2)
-    require_same_rules(path, {**CONDITION, "marking": NEWER}, "this run")
-    journal.close()
+        _, why_new = store.path_for({**newer, **changed})
+        assert why_new == f"sums-tiny-2 was made with {words}; this is a new run, sums-tiny-3"
 
 
 # Comparing.
-
-
-def test_runs_of_other_questions_are_not_compared(tmp_path: Path) -> None:
-    first = write_run(tmp_path / "a.jsonl", [sample(1)], 1)
-    other = write_run(tmp_path / "b.jsonl", [sample(1)], 1, condition={**CONDITION, "question file": "x"})
-    with pytest.raises(UsageError, match="a and b cannot be compared: their questions differ"):
-        compare_runs(first, other)
 
 
 def test_runs_of_other_settings_are_compared_and_the_difference_named(tmp_path: Path) -> None:
@@ -299,7 +238,7 @@ def test_runs_of_other_settings_are_compared_and_the_difference_named(tmp_path: 
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
         condition = {**CONDITION, "format": "chatml", **changed}
         other = write_run(path, samples, len(samples) // k, k, notes=notes, condition=condition)
-        assert compare_runs(first, other).n == 1
+        assert compare_runs(first, other)[0].n == 1
         return describe_differences(differences(first, other))
 
     system = "You are a mathematician who checks every step."
@@ -318,18 +257,7 @@ def test_runs_of_other_settings_are_compared_and_the_difference_named(tmp_path: 
     assert named(model, notes=chosen) == "temperature (0.0 and 0.6) and format (chatml and plain)"
 
 
-def test_runs_of_other_models_are_compared(tmp_path: Path) -> None:
-    wrong = "The answer is 8."
-    first = write_run(tmp_path / "a.jsonl", [sample(1), sample(2, text=wrong), sample(3)], 3)
-    second = write_run(
-        tmp_path / "b.jsonl", [sample(1, text=wrong), sample(2, text=wrong), sample(3)], 3, condition=OTHER_MODEL
-    )
-    found = compare_runs(first, second)
-    assert (found.n, found.right_to_wrong, found.wrong_to_right, found.flips) == (3, 1, 0, 1)
-    assert (found.accuracy_a, found.accuracy_b) == (2 / 3, 1 / 3)
-
-
-def test_comparison_is_of_scores_by_one_version(tmp_path: Path) -> None:
+def test_comparison_is_of_scores_by_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scores of the first run are wrong: whether it counts as right shows whether it was scored again."""
 
     def compared(first: str | None, second: str | None, match: str = "answer") -> tuple[list[float], list[str]]:
@@ -337,61 +265,35 @@ def test_comparison_is_of_scores_by_one_version(tmp_path: Path) -> None:
         for name, rules, correct in (("a", first, False), ("b", second, True)):
             condition = {**OTHER_MODEL, "marking": rules, "match": match}
             samples = [replace(sample(1), correct=correct)]
-            runs.append(write_run(tmp_path / f"{name}{len(list(tmp_path.iterdir()))}", samples, 1, condition=condition))
-        found = compare_runs(*runs)
-        notes = [re.sub(r"^([ab])\d+", r"\1", note) for note in comparison_notes(*runs)]
+            path = tmp_path / f"{first} {second} {match}" / name
+            runs.append(write_run(path, samples, 1, condition=condition))
+        found, notes = compare_runs(*runs)
         return [found.accuracy_a, found.accuracy_b], notes
 
     def again(run: str, rules: str) -> str:
         return f"{run} was scored by {rules}; for this comparison its replies were scored again by rules version {NOW}"
 
-    newer, older, unknown = f"rules version {NEWER}", f"rules version {OLDER}", "unknown rules"
+    older, verified = f"rules version {OLDER}", f"{NOW} with Math-Verify 0.9.0"
     assert compared(NOW, NOW) == compared(NEWER, NEWER) == ([0, 1], [])
     assert compared(OLDER, NOW) == ([1, 1], [again("a", older)])
-    assert compared(NEWER, NOW) == ([1, 1], [again("a", newer)])
-    assert compared(OLDER, NEWER) == ([1, 1], [again("a", older), again("b", newer)])
+    assert compared(OLDER, NEWER) == ([1, 1], [again("a", older), again("b", f"rules version {NEWER}")])
     assert compared(NOW, OLDER) == ([0, 1], [again("b", older)])
-    assert compared(None, None) == ([1, 1], [again("a", unknown), again("b", unknown)])
+    assert compared(None, None) == ([1, 1], [again("a", "unknown rules"), again("b", "unknown rules")])
     code = f"a was scored by {older}, not rules version {NOW}: programs are not run again"
     assert compared(OLDER, NOW, "code") == ([0, 1], [code])
+    monkeypatch.setattr(scorers, "math_verify_version", lambda: None)  # it has been removed
+    assert compared(verified, NOW, "math") == ([1, 1], [again("a", f"rules version {verified}")])
 
 
-@pytest.mark.parametrize("version", ["0.9.0", None])
-def test_comparison_uses_math_verify_for_both_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str | None
-) -> None:
-    """One is scored with it, and one without, as before it was installed."""
-    monkeypatch.setattr(math_equality, "math_verify_version", lambda: version)
-    verified = f"{NOW} with Math-Verify 0.9.0"
-    condition = {**CONDITION, "match": "math", "marking": verified}
-    first = write_run(tmp_path / "a.jsonl", [sample(1)], 1, condition=condition)
-    second = write_run(tmp_path / "b.jsonl", [sample(1)], 1, condition={**OTHER_MODEL, "match": "math"})
-    assert compare_runs(first, second).n == 1
-    run, before, now = ("b", NOW, verified) if version else ("a", verified, NOW)
-    assert list(comparison_notes(first, second)) == [
-        f"{run} was scored by rules version {before}; for this comparison "
-        f"its replies were scored again by rules version {now}"
-    ]
-    if not version:
-        problem, hint = refusal(first.path, {**condition, "marking": NOW})
-        assert problem == f"a was scored by rules version {verified}, not rules version {NOW}"
-        assert hint.startswith("install Math-Verify: ")
-        assert hint.endswith("; or, without it, score it again: cerebrum runs show 'this run' --rescore --save")
-        save_scores(first)
-        assert require_run(first.path).scored_by == NOW
-
-
-def test_comparison_notes_other_versions(tmp_path: Path) -> None:
+def test_comparison_names_other_versions(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a.jsonl", [sample(1)], 1, condition={**CONDITION, "default template": "{question}"})
     changed = {"llama.cpp": "def", "prompt": "User: {question}", "dataset": "o/r at 123"}
     second = write_run(tmp_path / "b.jsonl", [sample(1)], 1, condition={**OTHER_MODEL, **changed})
-    assert compare_runs(first, second).n == 1
-    assert list(comparison_notes(first, second)) == [
-        "the runs were made with different versions: llama.cpp (abc and def)"
-    ]
+    assert compare_runs(first, second)[0].n == 1
+    assert version_differences(first, second) == {"llama.cpp": ("abc", "def")}
     notes = {"servers": [{"kind": "llama-server", "build": "b123", "model": "tiny.gguf"}]}
     served = write_run(tmp_path / "c.jsonl", [sample(1)], 1, condition={**CONDITION, "llama.cpp": None}, notes=notes)
-    assert "abc and llama-server b123" in next(comparison_notes(first, served))
+    assert version_differences(first, served) == {"llama.cpp": ("abc", "llama-server b123")}
     own = {**CONDITION, "default template": "Say {question}"}
     other = write_run(tmp_path / "d.jsonl", [sample(1)], 1, condition=own)
     assert differences(first, other) == {"default template": ("{question}", "Say {question}")}
@@ -405,7 +307,7 @@ def test_comparison_leaves_out_what_one_run_lacks(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a.jsonl", everything, 4, 2)
     gaps = [sample(1), sample(1, 1), sample(2), skipped(3), skipped(3, 1)]  # 2 is unfinished, 4 not begun
     second = write_run(tmp_path / "b.jsonl", gaps, 4, 2, condition=OTHER_MODEL)
-    assert compare_runs(first, second).n == compare_runs(second, first).n == 1
+    assert compare_runs(first, second)[0].n == compare_runs(second, first)[0].n == 1
     none = write_run(tmp_path / "c.jsonl", [skipped(1), sample(2)], 4, 2)
     with pytest.raises(UsageError, match="no finished question in common"):
         compare_runs(first, none)
@@ -432,7 +334,7 @@ def test_rescoring_changes_scores_only(tmp_path: Path) -> None:
     cut_off = replace(sample(2, text="It makes 7."), answer="7", correct=True, finish_reason="length")
     choice = replace(sample(3, text="b)"), answer=None, correct=False, gold="B", choices=("x", "y"))
     run = write_run(tmp_path / "run.jsonl", [outdated, cut_off, choice, skipped(4)], 4)
-    assert rescored(run.match, run.samples()).samples == [
+    assert rescored(run.match, run.samples())[0] == [
         sample(1),
         replace(cut_off, answer=None, correct=False),
         replace(choice, answer="B", correct=True),
@@ -450,7 +352,7 @@ def test_saved_scores_are_those_of_this_version(tmp_path: Path, questions: int) 
     (tmp_path / "run.jsonl").symlink_to(tmp_path / "whole.jsonl")
     run = write_run(tmp_path / "run.jsonl", samples, questions, notes={"seconds": 1.0}, condition=condition)
     before = run.samples()
-    assert save_scores(run) == ([sample(1), *before[1:]], 1, 0)
+    assert save_scores(run) == ([sample(1), *before[1:]], 1)
     saved = require_run(run.path)
     assert (saved.scored_by, saved.is_complete, saved.record.notes) == (NOW, questions == 4, {"seconds": 1.0})
     assert saved.samples() == [sample(1), *before[1:]]
@@ -460,16 +362,6 @@ def test_saved_scores_are_those_of_this_version(tmp_path: Path, questions: int) 
         journal.complete()
     assert [each.answer for each in require_run(run.path).samples()] == ["7", "7", "7", None, "7"]
     assert {path.name for path in tmp_path.iterdir()} == {"run.jsonl", "whole.jsonl", "whole.jsonl.meta.json"}
-
-
-def test_saved_scores_need_a_run_that_nobody_writes(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run.jsonl", [sample(1)], 2)
-    with (
-        contextlib.closing(start_run(run.path, 2)),
-        pytest.raises(BatchError, match=r"another process is writing run\.jsonl") as error,
-    ):
-        save_scores(run)
-    assert error.value.hint == "wait until it has ended"
 
 
 def test_saved_scores_need_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,26 +375,6 @@ def test_saved_scores_need_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             save_scores(run)
         assert error.value.hint == "free some disk space, then run it again"
         assert run.samples() == [sample(1)]
-
-
-@pytest.mark.parametrize("is_interrupted", [False, True])
-def test_saved_scores_hide_no_lost_sample(tmp_path: Path, is_interrupted: bool) -> None:
-    """A save that was interrupted may have changed scores, but removed no sample."""
-    condition = {**CONDITION, "marking": None} if is_interrupted else CONDITION
-    run = write_run(tmp_path / "run.jsonl", [sample(1), sample(2)], 2, condition=condition)
-    whole, changed = run.path.read_bytes(), run.path.read_bytes().replace(b"true", b"false")
-    for content in (changed, whole[: whole.index(b"\n") + 1], None):
-        if content is None:
-            run.path.unlink()
-        else:
-            run.path.write_bytes(content)
-        if content == changed and is_interrupted:
-            assert save_scores(run).changed == 2
-            continue
-        with pytest.raises(BatchError, match=r"run\.jsonl was changed after it was completed"):
-            save_scores(run)
-        assert (run.path.read_bytes() if run.path.exists() else None) == content
-        assert {path.name for path in tmp_path.iterdir()} <= {"run.jsonl", "run.jsonl.meta.json"}
 
 
 @pytest.mark.slow
@@ -527,15 +399,6 @@ def test_saved_scores_are_old_or_new_after_a_kill(tmp_path: Path, questions: int
     assert found == [OLDER, None, None, None, None, NOW, NOW]
 
 
-@pytest.mark.slow
-def test_rescoring_keeps_scores_of_slow_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scorers, "SEARCH_S", 0.5)
-    slow = replace(sample(1), text="a" * 60, gold="(a|a)+!", answer="old", correct=True)
-    quick = replace(sample(2, text="7"), gold="7", answer="7", correct=False)
-    run = write_run(tmp_path / "run.jsonl", [slow, quick], 2, condition={**CONDITION, "match": "regex"})
-    assert rescored(run.match, run.samples()) == ([slow, replace(quick, correct=True)], 1, 1)
-
-
 def test_rescoring_code_keeps_replies_without_a_program(tmp_path: Path) -> None:
     try:
         require_sandbox()
@@ -547,7 +410,7 @@ def test_rescoring_code_keeps_replies_without_a_program(tmp_path: Path) -> None:
     none = replace(sample(2), answer=None, gold=test, correct=False)
     samples = [program, none, replace(skipped(3), gold=test)]
     run = write_run(tmp_path / "run.jsonl", samples, 3, condition={**CONDITION, "match": "code"})
-    found = rescored(run.match, run.samples(), run_code=True).samples
+    found = rescored(run.match, run.samples(), run_code=True)[0]
     assert [(each.answer, each.correct) for each in found] == [(code, True), (None, False), (None, False)]
     with pytest.raises(UsageError, match="this task runs programs"):
         rescored(run.match, run.samples())

@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_command import run_here
 
-from cerebrum_cli.cli.config_file import prompt_table, table_line, with_prompt, without_prompt
-from cerebrum_cli.core.config import read_config
+from cerebrum_cli.cli.prompts import prompt_table, table_line, with_prompt, without_prompt
 from cerebrum_cli.core.errors import ConfigError
 
 CONFIG = '''
@@ -56,15 +55,6 @@ class Home:
     def run(self, *arguments: str | Path, piped: bytes | None = None, **script: Any) -> Finished:
         return run_here({"reply": "Yes.", **script}, self.home, *arguments, piped=piped)
 
-    def params(self, *arguments: str) -> dict[str, Any]:
-        """Sampling parameters of a batch of one row."""
-        backends: list[Any] = []
-        (self.home / "in.txt").write_text("One?\n")
-        done = self.run("batch", "in.txt", "-o", "-", *arguments, rows={"One?": "1"}, seeds=["2"], backends=backends)
-        assert done.code == 0, done.err
-        [params] = backends[-1].params
-        return {key: getattr(params, key) for key in ("temperature", "max_tokens")}
-
 
 @pytest.fixture
 def home(user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Home:
@@ -80,42 +70,7 @@ def editable(new_user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Home:
     return Home(new_user, FILE)
 
 
-def prompt_of(home: Home, *arguments: str | Path, piped: bytes | None = None) -> str:
-    """The exact prompt of a question."""
-    done = home.run("ask", "--dry-run", "-q", *arguments, piped=piped)
-    assert done.code == 0, done.err
-    return done.out
-
-
-# config.toml.
-
-
-def test_config_reads_saved_prompts(tmp_path: Path) -> None:
-    path = tmp_path / "config.toml"
-    path.write_text(CONFIG + '[prompts.far]\nschema = "/a/b.json"\nstop = "x"\ndrafts = "off"\n', encoding="utf-8")
-    prompts = read_config(path).prompts
-    assert list(prompts) == ["sum", "list", "tone", "parsed", "far"]
-    assert prompts["sum"].settings == {"system": "Be brief.", "temperature": 0.9}
-    assert prompts["sum"].prompt == "Sum up: {input}\n{braces} {0} stay"
-    assert prompts["tone"].settings == {"system": "Be kind.", "max_tokens": 7}
-    assert prompts["parsed"].schema == tmp_path / "answer.json"
-    assert prompts["far"].schema == Path("/a/b.json")
-    assert prompts["far"].settings == {"stop": ("x",), "drafts": False}
-
-
 # cerebrum ask.
-
-
-def test_saved_prompt_is_between_variables_and_the_command_line(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert home.params("-p", "sum") == {"temperature": 0.9, "max_tokens": None}
-    monkeypatch.setenv("CEREBRUM_TEMPERATURE", "0.5")
-    monkeypatch.setenv("CEREBRUM_MAX_TOKENS", "9")
-    assert home.params("-p", "sum") == {"temperature": 0.9, "max_tokens": 9}
-    assert home.params("-p", "sum", "--temperature", "0") == {"temperature": 0, "max_tokens": 9}
-    assert home.params("-p", "tone") == {"temperature": 0.5, "max_tokens": 7}
-    monkeypatch.setenv("CEREBRUM_SYSTEM", "From a variable.")
-    assert "Be brief." in prompt_of(home, "-p", "sum", "x")
-    assert "Typed." in prompt_of(home, "-p", "sum", "-s", "Typed.", "x")
 
 
 def test_saved_schema_yields_to_a_typed_constraint(user: CommandLine, home: Home) -> None:
@@ -162,13 +117,6 @@ def test_batch_fills_in_rows_and_keeps_their_errors(home: Home) -> None:
     assert [row["prompt"] for row in rows] == ["List three\n\n1 and 2", "List three\n\n3 and {input}"]
     assert [row["text"] for row in rows] == ["x", "y"]
     assert rows[0]["input"] == {"a": "1", "b": "2"}
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    lines = [{"messages": [*messages, {"role": "user", "content": "c"}]}, {"prompt": ""}]
-    (home.home / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = home.run("batch", "in.jsonl", "-o", "-", "-p", "list", rows={}, seeds=["y"])
-    last, empty = (json.loads(line) for line in done.out.splitlines())
-    assert (done.code, last["prompt"], empty["prompt"]) == (6, "List three\n\nc", None)
-    assert empty["error"]["type"] == "no_prompt"
 
 
 def test_batch_records_the_text_of_a_saved_prompt(home: Home) -> None:
@@ -240,7 +188,7 @@ def test_config_file_keeps_everything_else() -> None:
     assert without_prompt(FILE, "a b") == FILE[: FILE.index('[prompts."a b"]')]
     assert with_prompt(FILE, "new", {"prompt": "x"}) == FILE + '\n[prompts.new]\nprompt = "x"\n'
     changed = with_prompt(FILE, "sum", {"temperature": 0.5, "system": "A\nB"})
-    assert "temperature = 0.5 # warm\n" in changed.replace("  #", " #")
+    assert "[prompts.sum]  # short\ntemperature = 0.5\n" in changed
     assert 'system = """\nA\nB"""\n' in changed
     assert [line for line in FILE.splitlines() if "#" in line and "warm" not in line] == [
         line for line in changed.splitlines() if "#" in line and "warm" not in line
@@ -251,8 +199,6 @@ def test_config_file_keeps_everything_else() -> None:
     "text",
     [
         "",
-        '[prompts]\na = {prompt = "x"}\nsum = {prompt = "y"}\n',
-        'prompts.sum.prompt = "y"\nmodel = "z"\n',
         '[ prompts . "sum" ]\r\nprompt = "y"\r\n[endpoints.b]\r\nurl = "u"\r\n',
         '[prompts.a]\nprompt = "[prompts.sum]\\n"\n[prompts.sum]\nprompt = """\n[prompts.a]\n"""\n',
     ],
@@ -267,10 +213,13 @@ def test_config_file_is_written_in_many_ways(text: str) -> None:
         assert {"prompts": {}, **removed} == {**values, "prompts": others}
 
 
-def test_config_file_that_would_be_damaged_is_refused() -> None:
+@pytest.mark.parametrize("text", ['prompts = {sum = {prompt = "x"}}\n', 'prompts.sum.prompt = "y"\n'])
+def test_config_file_that_would_be_damaged_is_refused(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        with_prompt('prompts = {a = {prompt = "x"}}\n', "sum", {"prompt": "y"})
+        with_prompt(text, "sum", {"prompt": "y"})
     assert caught.value.hint == "edit the file: cerebrum prompts edit sum"
+    with pytest.raises(ConfigError):
+        without_prompt(text, "sum")
 
 
 @given(st.text(st.characters(codec="utf-8")), st.text("ab_-.\"' é", min_size=1))
@@ -279,9 +228,6 @@ def test_prompt_table_holds_any_text(text: str, name: str) -> None:
     [(found, values)] = tomllib.loads(table)["prompts"].items()
     assert (found, values["prompt"], values["stop"]) == (name, text, [text])
     assert table_line(f"\n{table}", name) == 2
-
-
-# cerebrum prompts list, show, rm.
 
 
 def test_prompts_keep_permissions_and_symlinks(editable: Home) -> None:
@@ -294,9 +240,6 @@ def test_prompts_keep_permissions_and_symlinks(editable: Home) -> None:
     assert editable.config.is_symlink() and real.read_text() == WITHOUT_SUM
     assert stat.S_IMODE(real.stat().st_mode) == 0o664
     assert os.listdir(real.parent) == ["config.toml"]
-
-
-# cerebrum ask --save-prompt.
 
 
 # cerebrum prompts edit.

@@ -59,16 +59,6 @@ def test_search_shows_at_most_ten(hub_user: HubUser) -> None:
     assert [row["downloads"] for row in rows] == list(range(19, 9, -1))
 
 
-def test_search_in_a_pipe_is_one_line_for_each(hub_user: HubUser) -> None:
-    done = hub_user.run("search", "qwen")
-    head, *lines = done.out.splitlines()
-    assert head.split()[:5] == ["repository", "best", "fit", "size", "verdict"]
-    assert lines[0].split() == [CATALOGUED, "Q4_K_M", "2.74", "GB", "fits", "apache-2.0", "2026-01-02", "2,000,000"]
-    assert lines[4].startswith("meta/Qwen-like-GGUF (gated)  ")
-    assert (done.code, done.err) == (0, "")
-    assert hub_user.run("search", "nothing").err == "no GGUF repository on the Hub matches 'nothing'\n"
-
-
 def test_search_leaves_out_control_sequences_of_the_hub(hub_user: HubUser) -> None:
     hub = hub_user.hub
     hub.repository("owner/evil-\x1b[2J-GGUF", {"x-Q4_K_M.gguf": 10**9})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -73,10 +72,9 @@ def test_list_found_reads_where_lm_studio_keeps_its_models(
     new_user: CommandLine, chatml_model: Path, tmp_path: Path
 ) -> None:
     put_file(tmp_path / "downloads/someone/Tiny-GGUF", chatml_model)
-    put_file(tmp_path / "studio/models/someone/Other-GGUF", chatml_model)
-    (new_user.home / ".lmstudio-home-pointer").write_text(f"{tmp_path / 'studio'}\n")
+    put_file(new_user.home / ".lmstudio/models/someone/Other-GGUF", chatml_model)
     assert list(found(new_user)) == ["lmstudio:someone/Other-GGUF:Q8_0"]
-    (tmp_path / "studio/settings.json").write_text(json.dumps({"downloadsFolder": str(tmp_path / "downloads")}))
+    (new_user.home / ".lmstudio/settings.json").write_text(json.dumps({"downloadsFolder": str(tmp_path / "downloads")}))
     assert list(found(new_user)) == ["lmstudio:someone/Tiny-GGUF:Q8_0"]
 
 
@@ -105,19 +103,6 @@ def test_ollama_store_that_cannot_be_read_is_not_empty(new_user: CommandLine, ol
     assert_unreadable(new_user, manifests, "too many levels of symbolic links")
 
 
-@pytest.mark.parametrize("part", ["", "manifests", "blobs"])
-def test_ollama_store_without_permission_is_not_empty(new_user: CommandLine, ollama: Put, part: str) -> None:
-    ollama("library/small/latest")
-    closed = new_user.home / ".ollama/models" / part
-    closed.chmod(0)
-    try:
-        if os.access(closed, os.R_OK):
-            pytest.skip("root may read everything")
-        assert_unreadable(new_user, closed / ("" if part else "manifests"), "permission denied")
-    finally:
-        closed.chmod(0o700)
-
-
 def test_model_of_ollama_without_its_blob_is_said_to_be_missing(new_user: CommandLine, ollama: Put) -> None:
     blob = ollama("library/small/latest")
     blob.unlink()
@@ -134,28 +119,11 @@ def test_pull_registers_a_model_of_ollama_in_place(new_user: CommandLine, ollama
     done = new_user.run("pull", "ollama:small:latest")
     assert (done.code, done.err.splitlines()[-1]) == (0, f"installed ollama:small: {blob}")
     assert not blob.is_symlink() and not (new_user.home / "hf").exists()
-    for reference in ("ollama:small", "ollama:small:latest", "OLLAMA:small".lower()):
-        assert new_user.run("ask", "-q", "-n", "2", "-m", reference, "Hi").code == 0
+    assert new_user.run("ask", "-q", "-n", "2", "-m", "ollama:small:latest", "Hi").code == 0
     [row] = new_user.run("list", "--json").object
     assert (row["name"], row["source"], row["path"], row["default"]) == ("ollama:small", "ollama", str(blob), True)
     [row] = new_user.run("list", "--found", "--json").object
     assert row["name"] == "ollama:small"
-
-
-@pytest.mark.slow
-def test_model_of_ollama_is_used_like_any_other(new_user: CommandLine, ollama: Put) -> None:
-    ollama("unsloth/Small-GGUF/Q4_K_M", host="hf.co")
-    name = "ollama:hf.co/unsloth/Small-GGUF:Q4_K_M"
-    assert new_user.run("pull", name.lower()).code == 0
-    (new_user.config / "config.toml").write_text(f'model = "{name}"\n')
-    rows = new_user.home / "rows.txt"
-    rows.write_text("Hi\n")
-    for arguments in (("ask", "-q", "-n", "2", "Hi"), ("batch", "-q", "-n", "2", rows, "-o", "-"), ("show", name)):
-        done = new_user.run(*arguments)
-        assert done.code == 0, done.err
-    chat = new_user.run("chat", name, stdin="/set max_tokens=2\nHi\n")
-    assert chat.code == 0, chat.err
-    assert new_user.run("sessions", "list", "--json").object[0]["model"] == name
 
 
 @pytest.mark.slow
@@ -177,32 +145,12 @@ def test_pull_again_gets_what_ollama_has_pulled_since(new_user: CommandLine, oll
     new = ollama("library/small/latest", mistral_model)
     old.unlink()
     done = new_user.run("ask", "-m", "ollama:small", "Hi")
-    assert_error(done, 3, f"{old} no longer exists; Ollama has removed it", "cerebrum pull ollama:small")
+    assert_error(done, 3, f"{old} no longer exists", "cerebrum pull ollama:small")
     [row] = new_user.run("list", "--json").object
-    assert row["error"] == f"{old}: file not found; Ollama has removed it"
+    assert row["error"] == f"{old}: file not found"
     assert new_user.run("pull", "ollama:small").code == 0
     [row] = new_user.run("list", "--json").object
     assert row["path"] == str(new)
-
-
-@pytest.mark.slow
-def test_rm_of_a_model_of_ollama_keeps_its_file(new_user: CommandLine, ollama: Put) -> None:
-    blob = ollama("library/small/latest")
-    assert new_user.run("pull", "ollama:small", "--name", "mine").code == 0
-    done = new_user.run("rm", "mine")
-    assert (done.code, done.err) == (1, "mine not deleted; confirm with -y\n")
-    assert new_user.run("rm", "-y", "mine").err == f"removed mine from the list; kept {blob}\n"
-    assert blob.exists() and new_user.run("list", "--json").object == []
-
-
-@pytest.mark.slow
-def test_rm_of_a_model_of_ollama_keeps_another_name_of_its_file(new_user: CommandLine, ollama: Put) -> None:
-    ollama("library/small/latest")
-    ollama("library/small/1b")
-    assert new_user.run("pull", "ollama:small").code == 0
-    done = new_user.run("rm", "-y", "ollama:small:1b")
-    assert_error(done, 3, "ollama:small:1b is not registered", "cerebrum list")
-    assert [row["name"] for row in new_user.run("list", "--json").object] == ["ollama:small"]
 
 
 @pytest.mark.slow

@@ -69,15 +69,6 @@ def test_switched_prompt_extends_prompt_and_reply(
         conversation = conversation.assistant(f"A{number}", (number,))
 
 
-def test_ask_switches_thought(thinker: Path, tmp_path: Path) -> None:
-    for value, ending in (("off", "<think>\n\n</think>\n\n"), ("on", "assistant\n")):
-        arguments = ("ask", "Why?", "-m", thinker, "--think", value)
-        shown = run_here({"reply": "Yes."}, tmp_path, *arguments, "--dry-run")
-        assert shown.out.endswith(ending)
-        answer = run_here({"reply": "Yes."}, tmp_path, *arguments, "--json").object
-        assert answer["prompt_tokens"] == len(shown.out.encode())
-
-
 def test_batch_rows_switch_thought(thinker: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "one", "think": value} for value in ("on", False, "off", "maybe")]
     _, [on, false, off, maybe] = batch_here({"rows": {}, "seeds": ["Yes."]}, tmp_path, thinker, *rows)

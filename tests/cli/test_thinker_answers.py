@@ -48,67 +48,22 @@ def test_think_budget_ends_each_thought_at_its_first_sentence(new_user: CommandL
     assert right > guessed
 
 
-def test_think_off_answers_from_the_first_token(new_user: CommandLine, thinker: Path, schema: Path) -> None:
-    for row in answers(new_user, thinker, "--think", "off"):
-        assert row["reasoning"] is None and row["text"].startswith("The answer is ")
-    for row in answers(new_user, thinker, "--think", "off", "--schema", schema):
-        assert row["reasoning"] is None and 10 <= json.loads(row["text"])["answer"] <= 99
-
-
 @pytest.mark.parametrize("options", [(), ("--set", "drafts=on"), ("--think", "8")], ids=["plain", "drafts", "budget"])
 def test_schema_binds_the_answer_after_the_thought_for_each_seed(
     options: Sequence[str], new_user: CommandLine, thinker: Path, schema: Path
 ) -> None:
-    rows = answers(new_user, thinker, "--schema", schema, *options, seeds=100)
+    rows = answers(new_user, thinker, "--schema", schema, *options, seeds=40)
     for row in rows:
         assert row["error"] is None, row
         assert "38 plus 47" in row["reasoning"] and isinstance(json.loads(row["text"])["answer"], int)
     if "--think" not in options:
-        assert sum(json.loads(row["text"]) == {"answer": 85} for row in rows) > 60
-
-
-def test_stop_strings_of_a_batch_end_answers_and_no_thought(new_user: CommandLine, thinker: Path) -> None:
-    whole, stopped = (answers(new_user, thinker, *options) for options in ((), ("--stop", "\n", "--stop", " is")))
-    assert [row["reasoning"] for row in stopped] == [row["reasoning"] for row in whole]
-    assert {row["text"] for row in stopped} == {"The answer"}
+        assert sum(json.loads(row["text"]) == {"answer": 85} for row in rows) > 22
 
 
 def test_stop_string_that_ends_thoughts_is_refused(new_user: CommandLine, thinker: Path) -> None:
     question = ("ask", "-m", thinker, QUESTION, "--no-log", "--stop", "</think>")
     assert_error(new_user.run(*question), 2, "invalid stop: '</think>'; stop strings apply to the answer", "--think")
     assert new_user.run(*question, "--think", "off").code == 0
-
-
-def test_schema_binds_the_answer_of_ask(new_user: CommandLine, thinker: Path, schema: Path) -> None:
-    for seed in range(4):
-        options = ("--schema", schema, "--set", "temperature=1", "--seed", str(seed), "--set", "drafts=on", "--json")
-        reply = new_user.run("ask", "-m", thinker, *options, QUESTION).object
-        assert "38 plus 47" in reply["reasoning"] and isinstance(json.loads(reply["text"])["answer"], int)
-
-
-def test_schema_binds_the_answer_of_each_vote(new_user: CommandLine, thinker: Path, schema: Path) -> None:
-    options = ("--schema", schema, "--votes", "8", "--set", "temperature=1", "--seed", "1", "--json")
-    reply = new_user.run("ask", "-m", thinker, *options, QUESTION).object
-    assert json.loads(reply["text"]) == {"answer": 85} and reply["votes"]["tally"][0]["answer"] == "85"
-
-
-def test_drafts_do_not_change_an_answer_that_a_schema_binds_after_a_thought(
-    new_user: CommandLine, thinker: Path, schema: Path
-) -> None:
-    options = ("-m", thinker, "--schema", schema, "--set", "keep_thoughts=on", "--json", QUESTION)
-    assert new_user.run("ask", *options).code == 0
-    plain, drafted = (
-        new_user.run("ask", "-c", "--no-log", "--set", f"drafts={drafts}", *options).object for drafts in ("off", "on")
-    )
-    assert drafted["timings"]["draft_n_accepted"] > 20 and plain["timings"]["draft_n"] == 0
-    assert [drafted[key] for key in ("reasoning", "text")] == [plain[key] for key in ("reasoning", "text")]
-
-
-def test_schema_is_not_met_by_a_reply_that_ends_while_thinking(
-    new_user: CommandLine, thinker: Path, schema: Path
-) -> None:
-    done = new_user.run("ask", "-m", thinker, "--schema", schema, "-n", "5", QUESTION)
-    assert_error(done, 5, "while reasoning, before an answer, so it does not match the schema", "--max-tokens")
 
 
 def rendered_ids(thinker: Path, messages: list[dict[str, str]], **variables: bool) -> list[int]:

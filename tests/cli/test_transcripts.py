@@ -1,15 +1,100 @@
-"""What commands print: every line of standard output and standard error, and the exit code."""
+"""What commands print: every line of standard output and standard error, and the exit code, as in a transcript.
+
+A transcript has one user, whose home is `~` and the working directory. `;;` begins a comment. The steps:
+
+    @model NAME             installs a tiny ChatML model
+    @file PATH              writes the following lines, up to `@end`, into a file; \\x.. stands for a byte
+    @reply TEXT             from here on, a scripted model generates this text
+    $ cerebrum ARGUMENT...  runs a command; before it may be `printf TEXT |`, or NAME=VALUE for variables
+    $ cat PATH              prints a file
+    $ ls                    prints the names of the files in the home directory
+    $ rm PATH               removes a file
+
+Below a command is its standard output, then its standard error after `! `, then `[exit CODE]` unless that is 0. `...`
+stands for any text. With WRITE_TRANSCRIPTS=1 in the environment, transcripts that differ are rewritten.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine
-from transcripts import Transcript
+from command_line import CommandLine, Finished, environment_of
+from scripted_command import install, run_here
 
 DIRECTORY = Path(__file__).with_name("transcripts")
+
+
+@dataclass(slots=True)
+class Transcript:
+    """The user of a transcript."""
+
+    user: CommandLine
+    model: Path
+    reply: str | None = None
+
+    def replay(self, text: str) -> str:
+        """Run the steps of a transcript. Return it with what they print in place of what differs."""
+        return "".join(self.step(step) for step in re.split(r"^(?=\$ |;; |@(?!end))", text, flags=re.MULTILINE))
+
+    def step(self, step: str) -> str:
+        head, _, body = step.partition("\n")
+        if head.startswith("$ "):
+            printed = self.printed(head.removeprefix("$ "))
+            blank = "\n" if body.endswith("\n\n") or body == "\n" else ""
+            return step if matches(body.removesuffix(blank), printed) else f"{head}\n{printed}{blank}"
+        kind, _, argument = head.partition(" ")
+        if kind == "@model":
+            install(self.user.home, self.model, argument)
+        elif kind == "@reply":
+            self.reply = argument.encode().decode("unicode_escape")
+        elif kind == "@file":
+            path = self.user.home / argument
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = body.partition("@end")[0].replace("~/", f"{self.user.home}/")
+            path.write_bytes(re.sub(rb"\\x(..)", lambda byte: bytes.fromhex(byte[1].decode()), content.encode()))
+        return step
+
+    def printed(self, line: str) -> str:
+        """What a command prints, as a transcript has it."""
+        words = shlex.split(line)
+        if words[0] == "cat":
+            return self.shown((self.user.home / words[1]).read_text())
+        if words[0] == "ls":
+            return "".join(f"{path.name}\n" for path in sorted(self.user.home.iterdir()) if path.is_file())
+        if words[0] == "rm":
+            (self.user.home / words[1]).unlink()
+            return ""
+        at = words.index("cerebrum")
+        arguments = [re.sub("^~/", f"{self.user.home}/", word) for word in words[at + 1 :]]
+        piped = words[1].encode().decode("unicode_escape").encode() if words[0] == "printf" else None
+        variables = {} if piped is not None else dict(word.split("=", 1) for word in words[:at])
+        done = self.run(arguments, piped, variables)
+        errors = "".join(f"! {error}\n" for error in self.shown(done.err).splitlines())
+        out = self.shown(done.out)
+        if out and not out.endswith("\n"):
+            out += "\n[no newline]\n"
+        return out + errors + (f"[exit {done.code}]\n" if done.code else "")
+
+    def run(self, arguments: list[str], piped: bytes | None, variables: dict[str, str]) -> Finished:
+        if self.reply is None:
+            return self.user.run(*arguments, stdin=piped, env=variables)
+        script = {"reply": self.reply} if "--raw" in arguments else {"rows": {}, "seeds": [self.reply]}
+        with environment_of(self.user.environment(variables)), contextlib.chdir(self.user.home):
+            return run_here(script, self.user.home, *arguments, piped=piped)
+
+    def shown(self, text: str) -> str:
+        return text.replace(str(self.user.home), "~")
+
+
+def matches(expected: str, printed: str) -> bool:
+    pattern = ".*?".join(map(re.escape, expected.split("...")))
+    return re.fullmatch(pattern, printed, re.DOTALL) is not None
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in DIRECTORY.glob("*.txt")))
