@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
 from cerebrum_cli.batch.rows import InputRow as Question
 from cerebrum_cli.batch.rows import prompt_row, result_rows
-from cerebrum_cli.cli.app import real_app
+from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings, fold
-from cerebrum_cli.engine.backend import Backend, StopFlag
+from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.engine.model_options import LoadOptions
+from cerebrum_cli.engine.protocols import Backend
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.model.endpoints import Servers
-from cerebrum_cli.model.installation import OpenFile
+from cerebrum_cli.model.installation import OpenFile, Servers
 from cerebrum_cli.model.interface import Model, open_source
 from cerebrum_cli.model.source import AUTO_PARALLEL, ModelSource
 from cerebrum_cli.runs.journal import open_journal
@@ -70,7 +70,7 @@ def gsm8k(directory: Path, count: int) -> list[Question]:
 
 def model_path(model: str) -> Path:
     """Path of an installed model's file."""
-    return real_app().library.resolve(model).path
+    return App.of_user().library.resolve(model).path
 
 
 def benchmark_settings(overrides: Mapping[str, Any]) -> Settings:
@@ -82,14 +82,14 @@ def loaded_model(
     model: str, settings: Settings, context: ContextOptions = SINGLE, evaluate_all: bool = False
 ) -> AbstractContextManager[Model]:
     """Load a model as the commands do; with `evaluate_all`, every prompt is evaluated from its first token."""
-    app = real_app()
+    app = App.of_user()
     installation = replace(app, open_file=without_prefix_reuse(app.open_file)) if evaluate_all else app
     return loading(ModelSource(installation, app.library.resolve(model), settings, context=context, is_tuned=False))
 
 
 def connected_model(model: str, settings: Settings, url: str) -> AbstractContextManager[Model]:
     """Connect to a server of a model as the commands do."""
-    app, servers = real_app(), Servers([Endpoint(url, url)])
+    app, servers = App.of_user(), Servers([Endpoint(url, url)])
     return loading(ModelSource(app, app.library.resolve(model), settings, servers))
 
 
@@ -150,7 +150,7 @@ def opened_model(job: BatchJob, settings: Settings) -> AbstractContextManager[Mo
 def tokenized_prompts(model: str, questions: Sequence[Question]) -> list[tuple[int, ...]]:
     """Token ids of the questions' prompts; to be called in a subprocess."""
     with loaded_model(model, benchmark_settings({})) as loaded:
-        return [loaded.preview(conversation_of(question)).token_ids for question in questions]
+        return [loaded.preview(conversation_of(question))[1] for question in questions]
 
 
 def conversation_of(question: Question) -> Conversation:

@@ -30,12 +30,12 @@ from typing import Any, NamedTuple
 from harness import Row, alternate, in_subprocess, record
 
 from cerebrum_cli.chat.chat import Chat
-from cerebrum_cli.cli.app import real_app
+from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.engine.remote.client import Endpoint
-from cerebrum_cli.model.endpoints import Servers
+from cerebrum_cli.model.installation import Servers
 from cerebrum_cli.model.interface import open_source
 from cerebrum_cli.model.source import ModelSource
 
@@ -71,7 +71,7 @@ def main() -> None:
 
 def open_chat(directory: Path, *endpoints: Endpoint, **overrides: Any) -> Chat:
     """Open a chat as `cerebrum chat` does, with the installed models or servers, and its data in a directory."""
-    installed = real_app()
+    installed = App.of_user()
     app = replace(installed, config_directory=directory, data_directory=directory, cache_directory=directory)
     app.library = installed.library
 

@@ -24,7 +24,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.formats.template import EmbeddedFormat
-from cerebrum_cli.formats.template_traits import find_switch, find_writer, variables
+from cerebrum_cli.formats.template_sandbox import find_switch, find_writer, variables
 from cerebrum_cli.formats.thinking import thoughts_of
 
 BOS, EOS = "<BOS>", "<EOS>"

@@ -46,7 +46,7 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions, Tuning
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.sequence import Request, create_sequences
 from cerebrum_cli.engine.step_costs import MAX_DRAFT, MEASURED_ROWS, StepCosts, draft_lengths
 from cerebrum_cli.gguf.header import read_header
 
@@ -251,8 +251,10 @@ class Replay(NamedTuple):
 
 def replay(prompt: Sequence[int], solution: Sequence[int], costs: StepCosts) -> Replay:
     """Draft a reply that is known, and add up what its steps would cost."""
-    drafter, reply = Drafter(prompt), list(solution[:1])
-    state = drafter.start(reply)
+    [sample] = create_sequences(0, Request(tuple(prompt)), lambda _: None, [0], 0)
+    drafter, reply = Drafter(), sample.generated
+    reply.append(solution[0])
+    state = drafter.start(sample)
     drafted, accepted, cost = Counter[str](), Counter[str](), 0.0
     while len(reply) < len(solution):
         draft = drafter.draft(state, min(MAX_DRAFT, len(solution) - len(reply) - 1))
@@ -264,7 +266,7 @@ def replay(prompt: Sequence[int], solution: Sequence[int], costs: StepCosts) -> 
             right += 1
         reply.append(solution[len(reply)])
         if length:
-            state.record(right)
+            state.misses = 0 if right else state.misses + 1
         drafted[source] += length
         accepted[source] += right
         cost += costs.cost(1 + length)

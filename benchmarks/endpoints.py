@@ -157,7 +157,7 @@ def top_two_gap(model: str, prompt: str, local: str, remote: str) -> float:
             token for token, text in zip(tokens, accumulate(pieces), strict=True) if remote.encode().startswith(text)
         ]
         context = (*request.request.prompt_tokens, *same)
-        every_token = tuple((token,) for token in range(loaded.model.header.vocabulary_size))
+        every_token = tuple((token,) for token in range(loaded.model.header.sizes.vocabulary_size))
         (scored,) = [
             event
             for event in loaded.engine.score([ScoreRequest(context, every_token)])

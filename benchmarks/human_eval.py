@@ -12,18 +12,18 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import math
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.eval.code import extract_program
-from cerebrum_cli.eval.code_sandbox import CodeResult, Program, ProgramPool, require_sandbox
+from cerebrum_cli.eval.code_sandbox import require_sandbox
 from cerebrum_cli.eval.tasks import complete_test
 
 
@@ -109,26 +109,23 @@ def check_form(problems: Sequence[Problem], form: str, reply_to: Callable[[Probl
     started = time.perf_counter()
     programs = {problem.task_id: program_of(problem, reply_to(problem)) for problem in problems}
     runs = [(task_id, program) for task_id, program in programs.items() if program]
-    results: dict[str, CodeResult] = {}
-    with closing(ProgramPool[str](require_sandbox())) as pool:
-        for task_id, program in runs:
-            pool.add(task_id, program)
-        while found := pool.results(math.inf):
-            results |= dict(found)
+    with ThreadPoolExecutor(thread_count()) as threads:
+        ends = threads.map(require_sandbox().run, *zip(*(program for _, program in runs), strict=True))
+        results = {task_id: end for (task_id, _), end in zip(runs, ends, strict=True)}
     seconds = time.perf_counter() - started
-    passed = sum(result.passed for result in results.values())
+    passed = sum(result.reason == "passed" for result in results.values())
     print(f"{form}: {passed} of {len(problems)} pass, {len(runs)} with code, {seconds:.1f} s", flush=True)
     return [
         f"{form}: {task_id}: {results.get(task_id, 'no code')}"
         for task_id in programs
-        if (task_id in results and results[task_id].passed) != expected
+        if (task_id in results and results[task_id].reason == "passed") != expected
     ]
 
 
-def program_of(problem: Problem, reply: str) -> Program | None:
+def program_of(problem: Problem, reply: str) -> tuple[str, str] | None:
     """Find the program of a reply, with the problem's test."""
     code = extract_program(reply, problem.prompt, problem.entry_point)
-    return Program(code, complete_test(problem.test, problem.entry_point)) if code else None
+    return (code, complete_test(problem.test, problem.entry_point)) if code else None
 
 
 if __name__ == "__main__":

@@ -33,11 +33,11 @@ from harness import ROOT, Row, argument_parser, in_subprocess, medians, pair, re
 from lm_eval_hf import CHOICES, TEXTS, encode_choices, evaluate
 from quantized import F32, quantize
 
-from cerebrum_cli.cli.app import real_app
+from cerebrum_cli.cli.app import App
 from cerebrum_cli.cli.lm_eval import open_for_lm_eval
 from cerebrum_cli.core.events import Event, StageEvent
 from cerebrum_cli.core.settings import fold
-from cerebrum_cli.engine.scoring_plan import build_paths
+from cerebrum_cli.engine.scoring import build_paths
 from cerebrum_cli.model.source import ModelSource
 
 TOLERANCE = 1e-2
@@ -148,7 +148,7 @@ def run_ours(model: str, directory: Path) -> Outcome:
     """Run both tasks on the adapter; to be called in a subprocess."""
     from cerebrum_cli.eval.lm_eval.model import CerebrumLM
 
-    app = real_app()
+    app = App.of_user()
     found = app.library.resolve(model)
     source = ModelSource(app, found, fold({"threads": THREADS}), raw=True, is_tuned=False)
     rows: list[int] = []

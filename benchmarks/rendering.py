@@ -28,8 +28,8 @@ from cerebrum_cli.core.events import Event, SequenceId, TokenEvent
 from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.repl.repl import Repl
-from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
-from cerebrum_cli.terminal.sinks import MarkdownSink
+from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
+from cerebrum_cli.terminal.sinks import AnswerSink
 from cerebrum_cli.terminal.streams import standard_streams
 
 PROMPT = (
@@ -100,7 +100,7 @@ def draw_reply(directory: Path, tokens: int, device: str) -> ReplyTimes:
     times: list[float] = []
     try:
         streams = standard_streams()
-        repl = Repl(chat, streams, Signals(streams), COMMANDS, no_markdown=device == os.devnull)
+        repl = Repl(chat, streams, Signals(streams), SLASH_COMMANDS, no_markdown=device == os.devnull)
         repl.render(record_times(chat.send(PROMPT), times))
         end = time.perf_counter()
     finally:
@@ -152,7 +152,7 @@ def split_text(kind: str, tokens: int) -> list[str]:
 def time_drawing(pieces: Sequence[str], interval: float, device: str) -> float:
     """Draw a text on a terminal, one piece per `interval` seconds; return the CPU seconds spent."""
     attach_to(device)
-    sink = MarkdownSink(standard_streams())
+    sink = AnswerSink(standard_streams(), markdown=True)
     start, cpu_s = time.perf_counter(), 0.0
     for index, piece in enumerate(pieces):
         time.sleep(max(0.0, start + index * interval - time.perf_counter()))

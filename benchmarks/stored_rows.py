@@ -4,8 +4,7 @@ Usage: python benchmarks/stored_rows.py [--rows N] [--dry-run]
 
 Rows with answers of 300 tokens are written to a journal, in an order like that of a server's answers.
 
-resume  CPU time to open the journal that another process has written, when all rows but one are finished. The time
-        without its checkpoint, when each row is parsed, is printed.
+resume  CPU time to open the journal that another process has written, when all rows but one are finished.
 result  CPU time to complete it, from the last row to the complete result. Its lines must be in the order of the input.
 """
 
@@ -26,7 +25,6 @@ from large_batch import REPLY, row_ids, write_input
 from cerebrum_cli.batch.readers import IndexedRows, open_input, read_rows
 from cerebrum_cli.batch.rows import InputRow, output_object, result_rows
 from cerebrum_cli.runs.journal import Journal, open_journal
-from cerebrum_cli.runs.output_files import output_paths
 
 ROWS = 1_000_000
 WINDOW = 4096  # rows that are answered together, and finish in any order
@@ -46,10 +44,8 @@ def measure(directory: Path, rows: int) -> Iterator[Row]:
     output = directory / "answers.jsonl"
     in_subprocess(write_all_but_one, source, output)
     resume_s = in_subprocess(resume, source, output)
-    output_paths(output).checkpoint.unlink()
-    parse_s = in_subprocess(resume, source, output)
     result_s = in_subprocess(complete, source, output)
-    print(f"resume {resume_s:.2f} s, {parse_s:.1f} s without the checkpoint; result {result_s:.1f} s")
+    print(f"resume {resume_s:.2f} s; result {result_s:.1f} s")
     with output.open("rb") as lines:
         if [json.loads(line)["id"] for line in lines] != row_ids(rows):
             raise RuntimeError("the rows of the result are not those of the input")

@@ -79,9 +79,9 @@ def wrap(
 
 def trace_command() -> None:
     """Trace where a command gets its app."""
-    from cerebrum_cli.cli import ask
+    from cerebrum_cli.cli import signature
 
-    wrap(ask, "app_of", end_on_call=USE_CASE, on_return=trace_app)
+    wrap(signature, "app_of", end_on_call=USE_CASE, on_return=trace_app)
 
 
 def trace_app() -> None:

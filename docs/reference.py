@@ -8,8 +8,6 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-import typer
-
 from cerebrum_cli.cli import COMMANDS
 from cerebrum_cli.cli.signature import SectionedCommand
 from cerebrum_cli.core.declaration import HEADINGS
@@ -36,7 +34,7 @@ def pages() -> dict[str, str]:
 
 def cli_page() -> str:
     """Every command with its help; options that several commands have are described once, before them."""
-    group: Any = typer.main.get_command(assembled())
+    group: Any = assembled()
     commands: dict[str, Any] = {}
     for row in COMMANDS:
         command = group.commands[row.name]

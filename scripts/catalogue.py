@@ -14,11 +14,11 @@ import tomlkit
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.models.cache import COMMIT
-from cerebrum_cli.models.catalogue import packaged_catalogue
-from cerebrum_cli.models.catalogue_sources import Repository
+from cerebrum_cli.models.catalogue import Repository
+from cerebrum_cli.models.download import RetryPolicy
 from cerebrum_cli.models.hub import list_repository
-from cerebrum_cli.models.hub_retries import RetryPolicy
-from cerebrum_cli.models.variants import same_quantization, variants
+from cerebrum_cli.models.library import packaged_catalogue
+from cerebrum_cli.models.reference import same_quantization, variants
 from cerebrum_cli.terminal.progress import FileProgress
 from cerebrum_cli.terminal.streams import standard_streams
 
