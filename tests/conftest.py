@@ -34,7 +34,7 @@ from vocabularies import open_vocabulary
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.remote import server_health
-from cerebrum_cli.models import hub_retries
+from cerebrum_cli.models import download
 from cerebrum_cli.terminal.markdown import renderer
 
 settings.register_profile("test", derandomize=True, deadline=None, max_examples=100)  # the same cases everywhere
@@ -57,7 +57,6 @@ def sound(model: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def mistral_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama with Mistral's vocabulary."""
     return sound(write_mistral(tmp_path_factory.mktemp("models") / "mistral.gguf"))
 
 
@@ -87,7 +86,6 @@ def sliding_window_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", params=MODELS)
 def precise_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with all weights in F32."""
     target = tmp_path_factory.mktemp("precise") / "f32.gguf"
     quantize(request.getfixturevalue(request.param), target, F32)
     return target
@@ -95,7 +93,6 @@ def precise_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(params=MODELS)
 def tiny_model(request: pytest.FixtureRequest) -> Path:
-    """Each of these models."""
     path = request.getfixturevalue(request.param)
     assert isinstance(path, Path)
     return path
@@ -103,14 +100,12 @@ def tiny_model(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def mistral(mistral_model: Path) -> Iterator[LlamaBackend]:
-    """Mistral's vocabulary, opened by llama.cpp."""
     with open_vocabulary(mistral_model) as backend:
         yield backend
 
 
 @pytest.fixture(scope="session")
 def chatml(chatml_model: Path) -> Iterator[LlamaBackend]:
-    """The small byte-level vocabulary, opened by llama.cpp."""
     with open_vocabulary(chatml_model) as backend:
         yield backend
 
@@ -134,7 +129,6 @@ def parts(chatml_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.fixture
 def new_user(tmp_path: Path) -> CommandLine:
-    """A user without models."""
     return CommandLine(tmp_path)
 
 
@@ -148,7 +142,6 @@ def command(tmp_path: Path) -> CommandLine:
 
 @pytest.fixture
 def user(new_user: CommandLine, chatml_model: Path) -> CommandLine:
-    """A user with one model, `small`."""
     install(new_user.home, chatml_model, "small")
     return new_user
 
@@ -156,7 +149,7 @@ def user(new_user: CommandLine, chatml_model: Path) -> CommandLine:
 @pytest.fixture
 def hub_user(new_user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubUser]:
     """A user with an empty Hub, whose commands in this process do not wait before a retry."""
-    monkeypatch.setattr(hub_retries, "sleep", lambda _: None)
+    monkeypatch.setattr(download, "sleep", lambda _: None)
     with HubServer(tokens=(READER, OTHER)) as server:
         yield HubUser(server, new_user)
 
@@ -169,13 +162,11 @@ def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def six_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of six layers in half precision."""
     return write_quantized(tmp_path_factory.mktemp("models") / "small.gguf", shape=SIX_LAYERS, encoding="F16")
 
 
 @pytest.fixture(scope="session")
 def four_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A quantized model of four layers."""
     return write_quantized(tmp_path_factory.mktemp("models") / "tiny.gguf", shape=FOUR_LAYERS)
 
 
@@ -188,7 +179,6 @@ def home(tmp_path: Path, four_layers: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def open_terminal(new_user: CommandLine) -> Iterator[OpenTerminal]:
-    """A function that runs a program in a terminal."""
     opened: list[Person] = []
 
     def start(*argv: str | Path, size: tuple[int, int] = (80, 24), **env: str) -> Person:
@@ -202,8 +192,6 @@ def open_terminal(new_user: CommandLine) -> Iterator[OpenTerminal]:
 
 @pytest.fixture
 def open_chat(open_terminal: OpenTerminal, chatml_model: Path) -> OpenTerminal:
-    """A function that starts a chat with a scripted reply in a terminal."""
-
     def start(reply: str = "Yes.", *arguments: str, shell: tuple[str, ...] = (), **script: Any) -> Person:
         command = (sys.executable, SCRIPTED, json.dumps({"reply": reply, **script}), "chat", "-m", chatml_model)
         person = open_terminal(*shell, *command, *arguments)
@@ -244,22 +232,18 @@ def served(tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    """An empty session database."""
     with contextlib.closing(Store(tmp_path / "sessions.db")) as store:
         yield store
 
 
 @pytest.fixture
 def redraw_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redraw streamed Markdown at every chunk of text."""
     monkeypatch.setattr(renderer, "MIN_REDRAW_INTERVAL_S", 0.0)
     monkeypatch.setattr(renderer, "MAX_DRAWING_SHARE", 1e9)
 
 
 @pytest.fixture
 def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system without locks."""
-
     def refuse(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOTSUP, "Operation not supported")
 

@@ -1,4 +1,4 @@
-"""Architecture invariants, checked with `ast`: layers, cycles, adapters, pure modules, names, sizes, no printing."""
+"""Architecture invariants, checked with `ast`: layers, cycles, adapters, pure modules, names, sizes."""
 
 from __future__ import annotations
 
@@ -51,29 +51,28 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "psutil": ("engine.machine",),
     "platformdirs": ("model.installation",),
     "lm_eval": ("eval.lm_eval",),
-    "math_verify": ("eval.math_equality",),
+    "math_verify": ("eval.line_process",),
     "pyarrow": ("eval.sources", "cluster.ray_adapter"),
-    "tomlkit": ("cli.config_file",),
+    "tomlkit": ("cli.prompts",),
     "ray": ("cluster.ray_adapter",),
     "click": (),
 }
 # Modules, or packages with all below them, that compute values: they touch no files, clocks or processes.
 PURE = (
-    *("answers", "batch.rows", "runs.result", "chat.context_window", "eval.code", "eval.comparison", "eval.estimates"),
-    *("core.conversation", "core.conversion", "core.declaration", "core.errors", "core.events", "core.sampling"),
+    *("answers", "batch.rows", "runs.result", "eval.code", "eval.comparison", "eval.estimates"),
+    *("core.conversation", "core.declaration", "core.errors", "core.events", "core.sampling"),
     *("engine.control", "engine.drafter", "engine.llama.batch_invariance", "engine.model_options", "engine.memory"),
     *(
         "engine.memory_plan",
         "engine.scheduler",
-        "engine.scoring_plan",
         "engine.step_costs",
         "formats.plain",
         "formats.thinking",
     ),
     *("gguf.architectures", "gguf.sizes", "gguf.types", "model.inspection", "model.reply_controls"),
-    *("model.voting", "merge.compatibility", "merge.metadata", "merge.methods", "merge.plan"),
-    *("merge.recipe", "merge.tensor_names", "models.fit", "models.variants"),
-    *("core.row_events", "terminal.escapes", "tune.candidates"),
+    *("model.voting", "merge.compatibility", "merge.methods", "merge.plan"),
+    *("merge.recipe", "merge.tensor_names", "models.fit"),
+    *("core.row_events", "tune.candidates"),
 )
 IMPURE = {  # the first names of modules that touch them; a Path is a value, too
     *("asyncio", "concurrent", "ctypes", "datetime", "fcntl", "http", "io", "mmap", "multiprocessing", "os", "queue"),
@@ -84,7 +83,7 @@ IMPURE_MODULES = ("core.environment", "core.files", "core.signals")
 
 MIN_LINES = 80  # of a module that only one other imports
 SMALL_MODULES = {
-    "cli.lm_eval_plugin": "lm-eval imports it by its name",
+    "cli.completion": "classes that are needed only when a shell asks",
     "eval.guest": "a program of its own, which runs in the sandbox",
 }
 
@@ -99,21 +98,17 @@ ENGINE_EXCEPTIONS = {
     "cli.eval": "sizes of a context; the bench that estimates a run",
     "cli.generation": "sizes of a context",
     "cli.lm_eval": "sizes of a context",
-    "cli.lm_eval_plugin": "sizes of a context",
     "cluster.ray_adapter": "processors, for nodes on this machine",
     "cluster.distribution": "processors of a node",
+    "cli.signature": "the log that verbose shows",
     "cli.tune": "processors and memory, for its report",
-    "eval.code_sandbox": "processors, to run programs on",
-    "eval.evaluate": "requests, and the scope in which they are cancelled",
     "eval.lm_eval.model": "requests for scores",
+    "eval.scorers": "processors, to run programs on",
     "eval.stored_runs": "the bench that compares two models",
     "merge.merge": "processors, to merge on",
-    "merge.weights": "llama.cpp's conversion of weights",
+    "merge.execute": "llama.cpp's conversion of weights",
     "terminal.reports": "what the bench has compared",
 }
-
-ENVIRONMENT = ("environ", "environb", "getenv", "getenvb", "putenv", "unsetenv")
-ENVIRONMENT_ADAPTER = "core.environment"
 
 
 @cache
@@ -124,8 +119,7 @@ def parsed(source: str) -> ast.Module:
 def violations(source: str, module: str) -> list[str]:
     """List the broken invariants of a module; `module` is its name below the package, such as "engine.llama.load"."""
     tree = parsed(source)
-    found = [*import_violations(tree, module), *use_violations(tree, module)]
-    return [f"{module}:{line}: {problem}" for line, problem in sorted(found)]
+    return [f"{module}:{line}: {problem}" for line, problem in sorted(import_violations(tree, module))]
 
 
 def import_violations(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
@@ -151,24 +145,14 @@ def find_imports(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = absolute(node, module)
-            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
         elif isinstance(node, ast.Call) and called(node) in ("import_module", "__import__") and node.args:
             argument = node.args[0]
             if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
                 yield node.lineno, argument.value
 
 
-def absolute(node: ast.ImportFrom, module: str) -> str:
-    """Resolve the dots of a `from` import."""
-    if not node.level:
-        return node.module or ""
-    above = f"{PACKAGE}.{module}".split(".")[: -node.level]
-    return ".".join([*above, *filter(None, [node.module])])
-
-
 def package_of(module: str) -> str:
-    """Package of a module: the first name."""
     return module.partition(".")[0]
 
 
@@ -182,35 +166,17 @@ def layer_problem(module: str, imported: str) -> str | None:
     return f"{package} and {other} are in one layer" if LAYER_OF[other] == LAYER_OF[package] else None
 
 
-def use_violations(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
-    """Yield where the environment is read outside its adapter, or something is printed."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
-            yield node.lineno, "print() is not allowed"
-        if module == ENVIRONMENT_ADAPTER:
-            continue
-        if isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT and isinstance(node.value, ast.Name):
-            if node.value.id == "os":
-                yield node.lineno, f"os.{node.attr} belongs in {ENVIRONMENT_ADAPTER}"
-        elif isinstance(node, ast.ImportFrom) and node.module == "os":
-            names = [alias.name for alias in node.names if alias.name in ENVIRONMENT]
-            yield from ((node.lineno, f"os.{name} belongs in {ENVIRONMENT_ADAPTER}") for name in names)
-
-
 def called(node: ast.Call) -> str:
-    """Last name of a called expression."""
     function = node.func
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
 def within(module: str, package: str) -> bool:
-    """Whether a module is the package, or below it."""
     return module == package or module.startswith(f"{package}.")
 
 
 @cache
 def modules() -> Mapping[str, str]:
-    """Sources of all modules by their names below the package."""
     found = {}
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
         parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
@@ -229,7 +195,6 @@ def cycle(sources: Mapping[str, str]) -> list[str]:
 
 
 def imported_modules(source: str, module: str, known: Mapping[str, str]) -> set[str]:
-    """Modules of the package that a module imports."""
     names = (name.removeprefix(f"{PACKAGE}.") for _, name in imports(parsed(source), module) if PACKAGE in name)
     return {name if name in known else name.rpartition(".")[0] for name in names} & known.keys()
 
@@ -244,7 +209,6 @@ def test_architecture_has_no_import_cycles() -> None:
 
 
 def importers() -> dict[str, set[str]]:
-    """The modules that import each module of the package."""
     sources = modules()
     found: dict[str, set[str]] = {module: set() for module in sources}
     for module, source in sources.items():
@@ -324,12 +288,7 @@ def test_every_package_has_a_layer() -> None:
     ("module", "source", "rule"),
     [
         ("core.events", "from cerebrum_cli.engine.local import LocalEngine", "core is below engine"),
-        ("models.library", "import cerebrum_cli.terminal.streams", "models is below terminal"),
         ("terminal.sinks", "def f():\n    from cerebrum_cli import cli", "terminal is below cli"),
-        ("cli.ask", "from ..main import run", "cli is below main"),
-        ("engine.engine", "from cerebrum_cli.formats.plain import PromptFormat", "are in one layer"),
-        ("engine.llama.load", "from ...answers import vote", "engine and answers are in one layer"),
-        ("batch.journal", "from cerebrum_cli.eval import stored_runs", "batch and eval are in one layer"),
         (
             "formats.template",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from cerebrum_cli.model.reply import Reply",
@@ -337,42 +296,13 @@ def test_every_package_has_a_layer() -> None:
         ),
         ("engine.engine", "import importlib\nimportlib.import_module('cerebrum_cli.main')", "engine is below main"),
         ("engine.engine", "import llama_cpp", "llama_cpp may only"),
-        ("engine.llamas", "from llama_cpp import llama_cpp", "llama_cpp may only"),
-        ("models.registry", "def f():\n    from huggingface_hub import HfApi", "huggingface_hub may only"),
-        ("gguf.header", "from gguf.gguf_reader import GGUFReader", "gguf may not"),
-        ("engine.engine", "import jinja2.sandbox", "jinja2 may only"),
         ("cli.ask", "from click import echo", "click may not be imported"),
-        ("terminal.streams", "import os\nterm = os.environ['TERM']", "os.environ belongs in core.environment"),
-        ("terminal.streams", "import os\nterm = os.getenv('TERM')", "os.getenv belongs in core.environment"),
-        ("main", "from os import path, environ", "os.environ belongs in core.environment"),
-        ("terminal.tables", "print('hello')", "print() is not allowed"),
-        ("core.environment", "if True:\n    print('hello')", "print() is not allowed"),
     ],
 )
 def test_architecture_catches_a_planted_violation(module: str, source: str, rule: str) -> None:
     [found] = violations(source, module)
     assert found.startswith(f"{module}:{len(source.splitlines())}: ")
     assert rule in found
-
-
-@pytest.mark.parametrize(
-    ("module", "source"),
-    [
-        ("main", "import typer\nfrom cerebrum_cli.cli.ask import ask\nfrom cerebrum_cli import __version__"),
-        ("cli.pull", "from cerebrum_cli.cli import options\nfrom . import options as again"),
-        ("merge.weights", "from cerebrum_cli.engine.llama import codec"),
-        ("eval.stored_runs", "from cerebrum_cli.batch import readers"),
-        ("engine.llama.load", "import llama_cpp.llama_cpp, os\nos.sched_getaffinity(0)"),
-        ("engine.machine", "import psutil"),
-        ("engine.engine", "from cerebrum_cli.core.events import Event\nfrom .scheduler import Step"),
-        ("models.hub", "import huggingface_hub"),
-        ("core.environment", "import os\nos.environ.get('TERM')"),
-        ("terminal.markdown", "from rich.markdown import Markdown\nconsole.print('a')"),
-        ("model.reply", "import ggufs, clickhouse"),
-    ],
-)
-def test_architecture_accepts_allowed_imports(module: str, source: str) -> None:
-    assert violations(source, module) == []
 
 
 @pytest.mark.parametrize("parameter", ["typical_p", "top_n_sigma", "dry_base"])

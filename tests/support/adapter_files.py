@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
-from gguf_files import write_file
+from gguf_files import add_values, write_file
 
 Factors = Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 """The factors A and B of the change to each tensor, as matrices of which B @ A is the change."""
@@ -45,12 +45,10 @@ def write_adapter(
     described = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora"}
     described |= {"adapter.lora.alpha": alpha, **(metadata or {})}
     writer = gguf.GGUFWriter(path, str(described.pop("general.architecture")))
-    for key, value in described.items():
-        kinds: dict[type, gguf.GGUFValueType] = {
-            float: gguf.GGUFValueType.FLOAT32,
-            np.float64: gguf.GGUFValueType.FLOAT64,
-        }
-        writer.add_key_value(key, value, kinds.get(type(value)) or gguf.GGUFValueType.get_type(value))
+    doubles = {key: value for key, value in described.items() if isinstance(value, np.float64)}
+    for key, value in doubles.items():
+        writer.add_key_value(key, value, gguf.GGUFValueType.FLOAT64)
+    add_values(writer, {key: value for key, value in described.items() if key not in doubles})
     for name, (a, b) in factors.items():
         for suffix, values in ((".lora_a", a), (".lora_b", b)):
             writer.add_tensor(*change(name + suffix, values))

@@ -18,7 +18,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 from command_line import ROOT
-from gguf_files import write_file
+from gguf_files import add_values, write_file
 from tiny_models import CHATML_TEMPLATE, bpe_metadata, described
 
 PEERS = ROOT / ".peers"
@@ -90,15 +90,14 @@ def write_architecture(path: Path, name: str) -> Path:
     """Write a tiny model of one of the ten ARCHITECTURES, or a SEQUENTIAL one."""
     keys = {**bpe_metadata(VOCABULARY), **described(f"tiny {name}", CHATML_TEMPLATE)}
     keys |= {f"{name}.{key}": value for key, value in {**KEYS, **{**ARCHITECTURES, **SEQUENTIAL}[name]}.items()}
-    header = _writer(path, name, keys)
-    header.write_header_to_file()
-    header.write_kv_data_to_file()
-    header.close()
-    shapes = {tensor: shape for tensor, shape in _required_tensors(path).items() if not tensor.endswith(OPTIONAL)}
-    writer, random = _writer(path, name, keys), np.random.default_rng(0)
-    for tensor, shape in shapes.items():
-        writer.add_tensor(tensor, _values(tensor, shape, random))
-    write_file(writer)
+    shapes: dict[str, tuple[int, ...]] = {}  # once a file with the metadata alone is written
+    for _ in range(2):
+        writer, random = gguf.GGUFWriter(path, name), np.random.default_rng(0)
+        add_values(writer, keys)
+        for tensor, shape in shapes.items():
+            writer.add_tensor(tensor, _values(tensor, shape, random))
+        write_file(writer)
+        shapes = shapes or {key: shape for key, shape in _required_tensors(path).items() if not key.endswith(OPTIONAL)}
     return path
 
 
@@ -158,7 +157,7 @@ def _with_vocabulary(source: Path, target: Path) -> Path:
     for key, value in kept.items():
         types = keys[key].types
         writer.add_key_value(key, value, types[0], types[-1] if types[0] == gguf.GGUFValueType.ARRAY else None)
-    _add(writer, {**bpe_metadata(size), **described("tiny", CHATML_TEMPLATE)})
+    add_values(writer, {**bpe_metadata(size), **described("tiny", CHATML_TEMPLATE)})
     random = np.random.default_rng(0)
     for tensor in reader.tensors:
         shape = tuple(int(size) for size in reversed(tensor.shape))
@@ -168,18 +167,6 @@ def _with_vocabulary(source: Path, target: Path) -> Path:
         )
     write_file(writer)
     return target
-
-
-def _writer(path: Path, name: str, keys: Mapping[str, Any]) -> gguf.GGUFWriter:
-    writer = gguf.GGUFWriter(path, name)
-    _add(writer, keys)
-    return writer
-
-
-def _add(writer: gguf.GGUFWriter, keys: Mapping[str, Any]) -> None:
-    for key, value in keys.items():
-        kind = gguf.GGUFValueType.get_type(value)
-        writer.add_key_value(key, value, gguf.GGUFValueType.UINT32 if kind == gguf.GGUFValueType.INT32 else kind)
 
 
 def _values(name: str, shape: Iterable[int], random: np.random.Generator) -> npt.NDArray[np.float32]:

@@ -51,7 +51,7 @@ class Guesser(Drafter):
     known: tuple[list[int], ...] = ()
 
     def draft(self, state: DraftState, limit: int) -> list[DraftToken]:
-        said = state.text.reply
+        said = state.sample.generated
         reply = next(each for each in self.known if each[: len(said)] == said)
         drafted = range(len(said), min(len(said) + limit, len(reply)))
         return [DraftToken(reply[at] if at % 5 else abs(reply[at] - 1), 0.99) for at in drafted]
@@ -76,7 +76,6 @@ def collect_replies(events: Iterable[Event]) -> dict[SequenceId, Reply]:
 
 @contextmanager
 def loaded(engine: LocalEngine) -> Iterator[LocalEngine]:
-    """Load the model of an engine, and close the engine at the end."""
     try:
         list(engine.load())
         yield engine

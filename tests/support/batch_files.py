@@ -7,13 +7,14 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cerebrum_cli.batch.readers import Shape, read_rows, spool_input
-from cerebrum_cli.batch.rows import InputRow, RowError, failed_object, output_object, result_rows
+from cerebrum_cli.batch.rows import InputRow, RowError, output_object, result_rows
 from cerebrum_cli.runs.journal import Journal, open_journal
 
 FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",), "system": None}
@@ -33,7 +34,7 @@ ORDER = (2, 0, 3, 1)  # in which the rows finish
 def answer(row: InputRow, text: str = "So.") -> dict[str, Any]:
     """The output object of a row; the row "Who?" has an error."""
     if row.prompt == "Who?":
-        return failed_object(row, RowError("prompt_too_long", "it is"))
+        return output_object(row, error=asdict(RowError("prompt_too_long", "it is")))
     return output_object(row, text=f"{text} {row.prompt}", seed=1)
 
 
@@ -91,35 +92,29 @@ class Killed(BaseException):
     """Simulates a killed process."""
 
 
-class LimitedCalls:
-    """Allows a number of system calls that write; then all of them raise Killed without effect."""
-
-    CALLS = ("open", "write", "fsync", "ftruncate", "replace", "unlink")
-
-    def __init__(self, calls: int, torn: bool) -> None:
-        self.calls = calls
-        self._torn = torn
-
-    def wrapped(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def limited(*arguments: Any, **options: Any) -> Any:
-            self.calls -= 1
-            if self.calls < 0:
-                if self._torn and self.calls == -1 and name == "write":
-                    call(arguments[0], arguments[1][: len(arguments[1]) // 2])
-                raise Killed
-            return call(*arguments, **options)
-
-        return limited
-
-
 @contextlib.contextmanager
-def limited_calls(patch: pytest.MonkeyPatch, calls: int, torn: bool = False) -> Iterator[LimitedCalls]:
-    """Limit the number of system calls; with `torn`, the call after the last one, if it is a write, writes half."""
+def limited_calls(patch: pytest.MonkeyPatch, limit: int, torn: bool = False) -> Iterator[list[str]]:
+    """Allow a number of system calls that write, and list them; then all raise Killed without effect.
+
+    With `torn`, the call after the last one, if it is a write, writes half.
+    """
+    made: list[str] = []
+
+    def limited(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def make(*arguments: Any, **options: Any) -> Any:
+            made.append(name)
+            if len(made) <= limit:
+                return call(*arguments, **options)
+            if torn and len(made) == limit + 1 and name == "write":
+                call(arguments[0], arguments[1][: len(arguments[1]) // 2])
+            raise Killed
+
+        return make
+
     with patch.context() as patched:
-        limited = LimitedCalls(calls, torn)
-        for name in LimitedCalls.CALLS:
-            patched.setattr(os, name, limited.wrapped(name, getattr(os, name)))
-        yield limited
+        for name in ("open", "write", "fsync", "ftruncate", "replace", "unlink"):
+            patched.setattr(os, name, limited(name, getattr(os, name)))
+        yield made
 
 
 def kill_at_each_call(
@@ -136,9 +131,9 @@ def kill_at_each_call(
         output.parent.mkdir()
         prepare(output)
         if calls < 0:
-            with limited_calls(patch, 10**9) as limited:
+            with limited_calls(patch, 10**9) as made:
                 work(output)
-            total = 10**9 - limited.calls
+            total = len(made)
             assert total > 10
         elif calls == total:
             return

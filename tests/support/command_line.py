@@ -27,8 +27,6 @@ SOUND_MODELS = [ROOT / "cerebrum_cli" / "data" / "nano.gguf"]  # no home loads t
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The exit code and output of a finished command."""
-
     code: int
     out: str
     err: str
@@ -204,7 +202,6 @@ def written(file: BinaryIO) -> str:
 
 
 def fixed_reply_grammar(text: str, directory: Path) -> Path:
-    """Write a grammar that makes any model reply with this text."""
     path = directory / "fixed.gbnf"
     path.write_text(f"root ::= {json.dumps(text)}\n", encoding="utf-8")
     return path

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -24,6 +25,13 @@ def write_model(path: Path, fill: Callable[[gguf.GGUFWriter], None] | None = Non
     writer.add_tensor("token_embd.weight", np.zeros((8, 64), dtype=np.float32))
     write_file(writer)
     return path
+
+
+def add_values(writer: gguf.GGUFWriter, values: Mapping[str, Any]) -> None:
+    """Add metadata whose types follow from Python's; whole numbers from 0 on are UINT32."""
+    for key, value in values.items():
+        is_count = type(value) is int and value >= 0
+        writer.add_key_value(key, value, gguf.GGUFValueType.UINT32 if is_count else gguf.GGUFValueType.get_type(value))
 
 
 def write_file(writer: gguf.GGUFWriter) -> None:

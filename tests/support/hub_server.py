@@ -156,7 +156,6 @@ class Armed(ArmedFault[Fault]):
         return request.part == fault.part and fault.path in request.path and self.strike_next()
 
     def release(self) -> None:
-        """Let go on what hangs, now and later."""
         self.released.set()
 
 
@@ -176,7 +175,6 @@ class Log:
             self._changed.notify_all()
 
     def note(self, request: Request, status: int | None = None, sent: int = 0) -> None:
-        """Note the status of an answer that is about to be sent, or a number of bytes more of its body."""
         with self._changed:
             request.status, request.sent = status or request.status, request.sent + sent
             self._changed.notify_all()

@@ -59,7 +59,6 @@ class HubUser:
         return self.command.start(*arguments, env=self.environment(more))
 
     def ask(self, *arguments: str | Path, **more: str) -> str:
-        """Return the answer of a model, of four tokens at most."""
         done = self.run("ask", "-q", "-n", "4", *arguments, "Why?", **more)
         assert (done.code, done.err) == (0, ""), done.err
         return done.out

@@ -25,10 +25,8 @@ def installation(open_file: OpenFile = open_llama, home: Path = NOWHERE) -> Inst
 
 
 def source_of(path: Path, settings: Settings | None = None, name: str = "tiny", **use: Any) -> ModelSource:
-    """The source of a model file, which is not in the registry."""
     return ModelSource(installation(), installed.InstalledModel(name, (path,)), settings or Settings(cache_gb=0), **use)
 
 
 def model_on(engine: Engine, build_format: FormatBuilder) -> Model:
-    """A model on an engine that was made for a test."""
     return Model(source_of(NANO), engine, "test", build_format)

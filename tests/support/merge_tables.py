@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tiny_models import LLAMA, MIXTRAL, tensor_shapes
+
 from cerebrum_cli.gguf.parser import Tensor, Value
 from cerebrum_cli.gguf.table import Table
-from cerebrum_cli.merge.metadata import Provenance
-from cerebrum_cli.merge.plan import TYPE_NUMBERS, MergePlanner, Plan, Target
+from cerebrum_cli.merge.plan import TYPE_NUMBERS, MergePlanner, Plan, Provenance, Target
 from cerebrum_cli.merge.recipe import parse_recipe
 
 
@@ -29,31 +30,13 @@ class Shape(NamedTuple):
 
 KV_HEADS = "llama.attention.head_count_kv"
 TINY = Shape()
-MISTRAL_7B = Shape(32, 4096, 1024, 14336, 32000)
-MIXTRAL = MISTRAL_7B._replace(experts=8)
 
 
 def dimensions(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield the name and shape of each tensor, row length first."""
-    width, kv_width, ffn, experts = shape.width, shape.kv_width, shape.ffn, shape.experts
-    yield "token_embd.weight", (width, shape.vocabulary)
-    for layer in range(shape.layers):
-        block = f"blk.{layer}"
-        yield f"{block}.attn_norm.weight", (width,)
-        yield f"{block}.attn_q.weight", (width, width)
-        yield f"{block}.attn_k.weight", (width, kv_width)
-        yield f"{block}.attn_v.weight", (width, kv_width)
-        yield f"{block}.attn_output.weight", (width, width)
-        yield f"{block}.ffn_norm.weight", (width,)
-        if experts:
-            yield f"{block}.ffn_gate_inp.weight", (width, experts)
-        kind, more = ("_exps", (experts,)) if experts else ("", ())
-        yield f"{block}.ffn_gate{kind}.weight", (width, ffn, *more)
-        yield f"{block}.ffn_up{kind}.weight", (width, ffn, *more)
-        yield f"{block}.ffn_down{kind}.weight", (ffn, width, *more)
-    yield "output_norm.weight", (width,)
-    if not shape.tied:
-        yield "output.weight", (width, shape.vocabulary)
+    for name, sizes in tensor_shapes(MIXTRAL if shape.experts else LLAMA, shape._asdict()):
+        if name != "output.weight" or not shape.tied:
+            yield name, sizes[::-1]
 
 
 def k_quants(name: str) -> str:

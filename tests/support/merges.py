@@ -21,12 +21,11 @@ from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.main import run
 from cerebrum_cli.merge.execute import execute, require_supported_types
-from cerebrum_cli.merge.metadata import Provenance
-from cerebrum_cli.merge.plan import MergePlanner, Plan, Target
+from cerebrum_cli.merge.plan import MergePlanner, Plan, Provenance, Target
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.models.cache import Cache
-from cerebrum_cli.models.catalogue_file import RECIPES
-from cerebrum_cli.models.variants import parts_of
+from cerebrum_cli.models.catalogue import RECIPES
+from cerebrum_cli.models.reference import parts_of
 from cerebrum_cli.terminal.streams import Streams
 
 Weights = NDArray[np.float64]
@@ -162,7 +161,6 @@ class Home:
         return self.run("merge", "twice.yaml", "--source", f"tiny={self.model.name}", *arguments)
 
     def merge_to_out(self, *arguments: str | Path) -> Finished:
-        """Merge the model with itself into out.gguf, without an error."""
         done = self.merge(*OUT, *arguments)
         assert done.code == 0, done.err
         return done

@@ -20,7 +20,7 @@ from scripted_backend import Model, ScriptedBackend
 from waiting import TIMEOUT_S
 
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.engine.protocols import Vocabulary
 
 PING = b":\n\n"
 
@@ -118,9 +118,7 @@ class ModelServer(ABC):
         self.context_size = context_size
         self.vocabulary = vocabulary or ScriptedBackend(model)
         self.models: tuple[str, ...] = ("tiny.gguf",)
-        self.has_logprobs = True
         self.key: str | None = None
-        self.generated = 0  # tokens
         self.is_loading = False  # all answers are 503
         self.asked: list[Asked] = []
         self.changed = Condition()
@@ -150,7 +148,6 @@ class ModelServer(ABC):
             yield
             token = self.model((*prompt, *sample.tokens), seed)
             sample.tokens.append(token)
-            self.generated += 1
             text += decoder.decode(self.vocabulary.piece(token))
             sample.ends_characters.append(not decoder.getstate()[0])
             if self.vocabulary.is_eog(token) and not params["ignore_eos"]:
@@ -210,12 +207,6 @@ class ModelServer(ABC):
     def completions(self) -> list[Asked]:
         with self.changed:
             return [asked for asked in self.asked if asked.path == self.completion_path]
-
-    @property
-    def running(self) -> int:
-        """Number of samples that are being generated."""
-        bodies = [asked.body for asked in self.completions() if not (asked.is_answered or asked.is_left)]
-        return sum(body.get("n_cmpl") or body.get("n") or 1 for body in bodies)
 
     def wait_for(self, condition: Callable[[], object]) -> None:
         """Wait until something holds that a request changes."""

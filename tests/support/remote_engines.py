@@ -23,8 +23,7 @@ from cerebrum_cli.engine.remote.server_health import ServerTimeouts
 from cerebrum_cli.engine.sequence import Request
 
 QUICK = ServerTimeouts(retries=(0.02,), busy=0.02, notices=0.0)
-ALERT = replace(QUICK, silence=0.05)  # a server that is slow for a moment may be lost, too
-HASTY = replace(ALERT, load=0.2, patience=0.3)
+HASTY = replace(QUICK, patience=0.3)
 Kind = TypeVar("Kind", bound=ModelServer)
 CHARACTERS = ("a", "é", "日", "🙂", " ")
 

@@ -10,8 +10,8 @@ import pyte
 from rich.console import Console
 from rich.segment import Segment, Segments
 
-from cerebrum_cli.terminal.markdown.code_blocks import END, TextPosition, parse, slice_tokens
-from cerebrum_cli.terminal.markdown.elements import render_rows as markdown_rows
+from cerebrum_cli.terminal.markdown.code_blocks import parse_units
+from cerebrum_cli.terminal.markdown.renderer import render_rows as markdown_rows
 
 
 class Screen:
@@ -40,7 +40,6 @@ class Screen:
 
     @property
     def styled_cells(self) -> list[tuple[object, ...]]:
-        """Visible characters of each line with their styles."""
         return [tuple(cell for cell in row if cell.data.strip()) for row in self._rows()][: len(self.lines)]
 
     @property
@@ -63,8 +62,6 @@ class Screen:
 
 
 class ScreenFile(StringIO):
-    """A text stream that is a terminal with a screen."""
-
     def __init__(self, columns: int, rows: int) -> None:
         super().__init__()
         self.screen = Screen(columns, rows)
@@ -80,7 +77,7 @@ class ScreenFile(StringIO):
 def render_whole(text: str, columns: int, rows: int) -> Screen:
     file = ScreenFile(columns, rows)
     console = Console(file=file, width=columns, height=rows)
-    for row in markdown_rows(console, console.options, slice_tokens(parse(text), TextPosition(), END)):
+    for row in markdown_rows(console, console.options, parse_units(text)):
         console.print(Segments([*row, Segment.line()]), end="")
     return file.screen
 

@@ -92,7 +92,6 @@ class ScriptedSampler:
         return token
 
     def _constrain(self, constraint: Constraint, token: int) -> None:
-        """Begin the answer where it starts, and end it where its grammar does."""
         start, text = constraint.start, self.backend.piece(token, special=True).decode("utf-8", "replace")
         if start and start.stage != "thinking" and not (start.stage == "undecided" and start.passes(token, text)):
             start.begin()
@@ -163,6 +162,7 @@ class ScriptedBackend:
 
     def __post_init__(self) -> None:
         self.requested = self.slots
+        self.shares_rows = self.kv_unified
         self.max_draft = MAX_DRAFT if self.can_trim else self.max_rollback
         self.trimmable_length = inf if self.can_trim else 0
 
@@ -228,6 +228,7 @@ class ScriptedBackend:
     def decode(self, rows: Sequence[TokenRow]) -> bool:
         self._working()
         number, kept = len(self.steps), len(rows)
+        per_slot = Counter(slot for row in rows for slot in (row.slot, *row.others))
         assert 0 < kept <= self.batch_size
         self.steps.append(list(rows))
         if self.runs_single and len({row.slot for row in rows}) > 1:
@@ -244,24 +245,24 @@ class ScriptedBackend:
         if not self.can_trim:
             if all(row.output for row in rows):  # decoding, which is not interrupted
                 kept = len(rows)
-            assert not self.invalid.intersection(row.slot for row in rows)
-            self.invalid |= {row.slot for row in rows} if kept < len(rows) else set()
+            assert not self.invalid & per_slot.keys()
+            self.invalid |= per_slot.keys() if kept < len(rows) else set()
         self.pending_copies.clear()
         self.outputs = {}
-        per_slot = Counter(row.slot for row in rows)
         self.removable = {slot: min(self.max_rollback, count - 1) for slot, count in per_slot.items()}
         assert self.kv_unified or len(set(per_slot.values())) == 1, "llama.cpp would split this step"
         last_slot = 0
-        for index, (slot, position, token, output) in enumerate(rows[:kept]):
-            assert last_slot <= slot < self.slots
+        for index, (slot, position, token, output, others) in enumerate(rows[:kept]):
+            assert self.kv_unified or (last_slot <= slot < self.slots and not others)
+            assert all(self.memory[other] == self.memory[slot] for other in others)
             assert position == len(self.memory[slot]) < self.capacity
             assert 0 <= token < FIRST_WORD + len(self.words) and token != END
-            self.memory[slot].append(token)
-            self._take_cell(slot)
+            self._take_cell(token, slot, *others)
             if output:
                 self.outputs[index] = tuple(self.memory[slot])
             last_slot = slot
             self.evaluated += 1
+        self._check_cells()
         return kept == len(rows)
 
     def prefill_chunk(self, position: int) -> int:
@@ -282,7 +283,7 @@ class ScriptedBackend:
 
     def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
         pairs = list(targets)
-        assert pairs == sorted(pairs) and len(self.outputs) <= self.max_outputs
+        assert [row for row, _ in pairs] == sorted(row for row, _ in pairs) and len(self.outputs) <= self.max_outputs
         return [token_score(self.outputs[row], token) for row, token in pairs]
 
     def length(self, slot: int) -> int:
@@ -306,11 +307,7 @@ class ScriptedBackend:
         if not self.kv_unified:
             self.pending_copies |= {source, target}
 
-    def has_pending_copy(self, slot: int) -> bool:
-        return slot in self.pending_copies
-
     def trim(self, slot: int, length: int) -> bool:
-        self._working()
         assert 0 <= length <= len(self.memory[slot])
         if slot in self.invalid or 0 < length < self.trim_limit(slot):
             return False
@@ -320,13 +317,11 @@ class ScriptedBackend:
         return True
 
     def clear(self, slot: int) -> None:
-        self._working()
         self.invalid.discard(slot)
         self.memory[slot].clear()
         self.cells[slot].clear()
 
     def clear_all(self) -> None:
-        self._working()
         for slot in range(len(self.memory)):
             self.clear(slot)
 
@@ -336,20 +331,15 @@ class ScriptedBackend:
         return 0 if self.can_trim else len(self.memory[slot]) - self.removable.get(slot, 0)
 
     def checkpoint(self, slot: int, is_whole: bool = False) -> Checkpoint:
-        self._working()
         assert slot not in self.pending_copies and self.memory[slot]
         packed = array("i", self.memory[slot]).tobytes()
         return Checkpoint(len(self.memory[slot]), ctypes.create_string_buffer(packed, len(packed)))
 
     def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool = False) -> bool:
-        self._working()
         assert slot not in self.pending_copies
         held = list(array("i", checkpoint.state.raw))
         if is_whole:
-            self.clear(slot)
-            for token in held:
-                self.memory[slot].append(token)
-                self._take_cell(slot)
+            self._fill(slot, held)
         assert self.memory[slot][: len(held)] == held, "a checkpoint of other tokens"
         del self.memory[slot][len(held) :], self.cells[slot][len(held) :]
         self.invalid.discard(slot)
@@ -372,10 +362,7 @@ class ScriptedBackend:
         body, end, _ = path.read_bytes().partition(BODY_END)
         held = list(array("i", body))
         assert end and held and len(held) <= self.capacity
-        self.memory[slot], self.cells[slot] = [], []
-        for token in held:
-            self.memory[slot].append(token)
-            self._take_cell(slot)
+        self._fill(slot, held)
         return True
 
     def close(self) -> None:
@@ -388,8 +375,19 @@ class ScriptedBackend:
         self.thread = self.thread or threading.get_ident()
         assert self.thread == threading.get_ident(), "called from several threads"
 
-    def _take_cell(self, slot: int) -> None:
-        self.cells[slot].append(object())
+    def _fill(self, slot: int, held: Iterable[int]) -> None:
+        self.clear(slot)
+        for token in held:
+            self._take_cell(token, slot)
+        self._check_cells()
+
+    def _take_cell(self, token: int, *slots: int) -> None:
+        cell = object()
+        for slot in slots:
+            self.memory[slot].append(token)
+            self.cells[slot].append(cell)
+
+    def _check_cells(self) -> None:
         if self.kv_unified:
             used = len({id(cell) for cells in self.cells for cell in cells})
             assert used <= self.capacity, "the slots exceed the memory"

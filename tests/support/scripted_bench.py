@@ -63,7 +63,6 @@ class ScriptedBench(Bench):
     now: float = 0.0
     closed: bool = False
     loaded: dict[Tuning, float] = field(default_factory=dict)
-    contexts: dict[Tuning, tuple[Tuning, str]] = field(default_factory=dict)
     jobs: list[tuple[Tuning, BenchJob]] = field(default_factory=list)
     row_cost: float | None = None
     stepped: list[Tuning] = field(default_factory=list)
@@ -73,8 +72,7 @@ class ScriptedBench(Bench):
 
     def reload(self, tuning: Tuning) -> float:
         self.loaded.pop(tuning, None)
-        self._load(tuning)
-        return self.load_stats(tuning)[0]
+        return self._load(tuning)
 
     def speed(self, tuning: Tuning, job: BenchJob) -> float:
         self._load(tuning)
@@ -82,9 +80,6 @@ class ScriptedBench(Bench):
         assert job.kind == "prefill" or job.sequences == (tuning.slots or 1)
         assert job.kind == "decode" or job.tokens >= (tuning.n_ubatch or 0)
         truth = self.speed_model(tuning)
-        if job.kind == "decode" and self.contexts.get(load_settings(tuning)) != (tuning, job.kind):
-            self.now += job.depth / truth.prompt
-        self.contexts[load_settings(tuning)] = tuning, job.kind
         speed = self._noisy(truth.prompt if job.kind == "prefill" else truth.generate)
         self.now += job.tokens * (job.sequences if job.kind == "decode" else 1) / speed
         self.jobs.append((tuning, job))
@@ -99,8 +94,8 @@ class ScriptedBench(Bench):
         self.stepped.append(tuning)
         return StepCosts(rows, (1.0, *(self.row_cost * count for count in rows[1:])))
 
-    def load_stats(self, tuning: Tuning) -> tuple[float, int]:
-        return self._load(tuning), self.speed_model(tuning).memory
+    def peak_memory(self, tuning: Tuning) -> int:
+        return self.speed_model(tuning).memory
 
     def close(self) -> None:
         self.closed = True

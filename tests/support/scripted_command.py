@@ -26,9 +26,10 @@ from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Backend, StopFlag
+from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.model_options import LoadOptions
+from cerebrum_cli.engine.protocols import Backend
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal import status_line
 from cerebrum_cli.terminal.streams import Streams, standard_streams
@@ -109,7 +110,6 @@ def app_for(script: dict[str, Any], home: Path, streams: Streams | None = None) 
         cache_directory=home / "cache" / "cerebrum",
         streams=streams or Streams(StringIO(), StringIO(), None, False, False, False),
         open_file=open_file,
-        native_log=lambda listener: None,
         schema_to_grammar=lambda schema: (schema, ()),
     )
 
@@ -134,7 +134,6 @@ def batch_here(
 def start_scripted(
     script: dict[str, Any], home: Path, *arguments: str, around: tuple[str, ...] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start a command line on the scripted model in a child process; `around` starts it."""
     return subprocess.Popen(
         [*around, sys.executable, SCRIPTED, json.dumps(script), *arguments],
         stdin=subprocess.DEVNULL,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from itertools import takewhile
 from typing import Any
 
 from model_servers import ModelServer, Refused, Sample
@@ -19,10 +18,6 @@ class LlamaServer(ModelServer):
     size = 1000  # bytes of the weights
     n_vocab: int | None = None
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._evaluated: list[tuple[int, ...]] = []
-
     def listed(self, name: str) -> dict[str, Any]:
         size = {} if self.n_vocab is None else {"n_vocab": self.n_vocab}
         meta = {"vocab_type": 2, **size, "n_ctx": self.context_size, "n_ctx_train": 8192, "size": self.size}
@@ -31,8 +26,6 @@ class LlamaServer(ModelServer):
     def answer(self, path: str, body: Any) -> Any:
         if path == "/tokenize":
             return {"tokens": self.tokenize(body["content"], trusted=body["parse_special"])}
-        if path == "/slots":
-            return [self._slot(at, at < self.running) for at in range(self.slots)]
         if path != "/props":
             return None
         return {
@@ -45,14 +38,6 @@ class LlamaServer(ModelServer):
             "is_sleeping": False,
         }
 
-    def _slot(self, at: int, is_processing: bool) -> dict[str, Any]:
-        slot = {"id": at, "n_ctx": self.context_size, "speculative": False, "is_processing": is_processing}
-        if at >= len(self.completions()):
-            return slot
-        next_token = {"has_next_token": True, "has_new_line": False, "n_remain": -1, "n_decoded": self.generated}
-        counts = {"n_prompt_tokens": 9, "n_prompt_tokens_processed": 9, "n_prompt_tokens_cache": 0}
-        return {**slot, "id_task": at, **counts, "params": {}, "next_token": [next_token]}
-
     def complete(self, body: Mapping[str, Any]) -> Generator[Any, None, None]:
         prompt, count = tuple(body["prompt"]), body["n_cmpl"]
         if not 1 <= count <= self.slots:
@@ -60,30 +45,23 @@ class LlamaServer(ModelServer):
         if len(prompt) >= self.context_size:
             message = f"request ({len(prompt)} tokens) exceeds the available context size ({self.context_size} tokens)"
             raise Refused(400, f"{message}, try increasing it", "exceed_context_size_error")
-        cached = max((_common_length(held, prompt[:-1]) for held in self._evaluated), default=0)
         for at in range(count):
             sample = yield from self.generate(prompt, body["seed"] + at, body["n_predict"], body)
-            self._evaluated.append((*prompt, *sample.tokens))
-            yield from (self._chunks if body["stream"] else self._whole)(sample, at, cached, body)
+            yield from (self._chunks if body["stream"] else self._whole)(sample, at, body)
 
-    def _whole(
-        self, sample: Sample, index: int, cached: int, body: Mapping[str, Any]
-    ) -> Generator[dict[str, Any], None, None]:
+    def _whole(self, sample: Sample, index: int, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
         entries = [
             {"id": token, "token": "", "bytes": [], "logprob": logprob, "top_logprobs": []}
             for token, logprob, is_known in zip(sample.tokens, sample.logprobs, sample.ends_characters, strict=True)
             if is_known
         ]
-        has_logprobs = body["n_probs"] and self.has_logprobs
         yield {
             **_part("".join(sample.texts), sample.tokens, len(sample.tokens), index, body),
-            **_ending(sample, cached),
-            **({"completion_probabilities": entries} if has_logprobs else {}),
+            **_ending(sample),
+            **({"completion_probabilities": entries} if body["n_probs"] else {}),
         }
 
-    def _chunks(
-        self, sample: Sample, index: int, cached: int, body: Mapping[str, Any]
-    ) -> Generator[dict[str, Any], None, None]:
+    def _chunks(self, sample: Sample, index: int, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
         """Within a character nothing is sent of a token, not even its id later."""
         total, tokens = len(body["prompt"]), sample.tokens
         for processed in range(0, total, 16):
@@ -97,7 +75,7 @@ class LlamaServer(ModelServer):
                 unsent = ""
         if unsent:
             yield _part(unsent, [], len(tokens), index, body)
-        yield {**_part("", [], len(tokens), index, body), **_ending(sample, cached)}
+        yield {**_part("", [], len(tokens), index, body), **_ending(sample)}
 
 
 def _part(text: str, tokens: list[int], total: int, index: int, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,47 +83,26 @@ def _part(text: str, tokens: list[int], total: int, index: int, body: Mapping[st
     return {"index": index, "content": text, "tokens": tokens, "stop": False, "id_slot": -1, **counts}
 
 
-def _ending(sample: Sample, cached: int) -> dict[str, Any]:
+def _ending(sample: Sample) -> dict[str, Any]:
     stop_type = "limit" if sample.matched is None else "word" if isinstance(sample.matched, str) else "eos"
-    times = {"cache_n": cached, "prompt_n": 1, "prompt_ms": 1.0, "predicted_n": 1, "predicted_ms": 1.0}
+    times = {"cache_n": 0, "prompt_n": 1, "prompt_ms": 1.0, "predicted_n": 1, "predicted_ms": 1.0}
     return {"stop": True, "stop_type": stop_type, "truncated": False, "timings": times}
-
-
-def _common_length(one: tuple[int, ...], two: tuple[int, ...]) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False)))
 
 
 class OtherServer(ModelServer):
     """A server that imitates OpenAI's. Grammars are ignored; with `hides_ids`, replies are text alone."""
 
     hides_ids = False
-    engines = 1  # of data parallelism
-    capacity = 256  # sequences that an engine runs at a time
-    metric_names: tuple[str, str, str]  # sequences that run, those that wait, and tokens so far
-    metric_labels: str  # with a place for the number of an engine
 
     def listed(self, name: str) -> dict[str, Any]:
         own = {"root": name, "parent": None, "max_model_len": self.context_size}
         return {"id": name, "object": "model", "created": 1, "owned_by": self.owner, **own}
 
     def answer(self, path: str, body: Any) -> Any:
-        if path == "/metrics":
-            return self.metrics().encode()
         if path != "/tokenize":
             return None
         tokens = self.tokenize(body["prompt"], trusted=True)
         return {"count": len(tokens), "max_model_len": self.context_size, "tokens": tokens}
-
-    def metrics(self) -> str:
-        """The load in Prometheus' text format, each total spread over the engines."""
-        running = min(self.running, self.engines * self.capacity)
-        lines = []
-        for name, total in zip(self.metric_names, (running, self.running - running, self.generated), strict=True):
-            lines += [f"# HELP {name} Words.", f"# TYPE {name} gauge"]
-            for at in range(self.engines):
-                share = total // self.engines + (at < total % self.engines)
-                lines.append(f"{name}{{{self.metric_labels % at}}} {float(share)}")
-        return "\n".join((*lines, ""))
 
 
 class VllmServer(OtherServer):
@@ -153,8 +110,6 @@ class VllmServer(OtherServer):
 
     completion_path = "/v1/completions"
     owner = "vllm"
-    metric_names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:generation_tokens_total")
-    metric_labels = 'engine="%s",model_name="tiny.gguf"'
 
     def answer(self, path: str, body: Any) -> Any:
         return {"version": "0.32.0"} if path == "/version" else super().answer(path, body)
@@ -181,7 +136,7 @@ class VllmServer(OtherServer):
         return {
             "index": index,
             "text": "".join(sample.texts[start:end]),
-            "logprobs": logprobs if "logprobs" in body and self.has_logprobs else None,
+            "logprobs": logprobs if "logprobs" in body else None,
             "finish_reason": ("length" if sample.matched is None else "stop") if is_last else None,
             "stop_reason": sample.matched if is_last and isinstance(sample.matched, str) else None,
             **({} if self.hides_ids else {"prompt_token_ids": None, "token_ids": tokens}),
@@ -196,8 +151,6 @@ class SglangServer(OtherServer):
     sends_deltas = False
     is_deterministic = True
     load_format = "auto"
-    metric_names = ("sglang:num_running_reqs", "sglang:num_queue_reqs", "sglang:realtime_tokens_total")
-    metric_labels = 'dp_rank="%s",engine_type="unified",model_name="tiny.gguf",pp_rank="0",tp_rank="0"'
 
     def answer(self, path: str, body: Any) -> Any:
         if path != "/server_info":
@@ -236,7 +189,7 @@ class SglangServer(OtherServer):
                 "prompt_tokens": len(body["input_ids"]),
                 "completion_tokens": end,
                 "cached_tokens": 0,
-                **({"output_token_logprobs": scores} if body["return_logprob"] and self.has_logprobs else {}),
+                **({"output_token_logprobs": scores} if body["return_logprob"] else {}),
             },
         }
 

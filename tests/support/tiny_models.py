@@ -4,7 +4,7 @@ An architecture is a row of data: which metadata keys llama.cpp wants and which 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from byte_alphabet import byte_alphabet
-from gguf_files import write_file
+from gguf_files import add_values, write_file
 from mistral_vocabulary import MetadataValue, tokenizer_metadata
 
 CHATML_TEMPLATE = (
@@ -57,8 +57,8 @@ class Architecture:
 
     name: str
     keys: Mapping[str, str | float]
-    tensors: Mapping[str, tuple[str, ...]]
-    layer_tensors: Mapping[str, tuple[str, ...]]
+    tensors: Mapping[str, tuple[str | int, ...]]
+    layer_tensors: Mapping[str, tuple[str | int, ...]]
 
 
 TRANSFORMER_KEYS: Mapping[str, str | float] = {
@@ -109,41 +109,27 @@ GEMMA2 = Architecture(
 MAMBA = Architecture(
     "mamba",
     {
-        "block_count": "layers",
-        "context_length": "context_length",
-        "embedding_length": "width",
+        **{key: TRANSFORMER_KEYS[key] for key in ("block_count", "context_length", "embedding_length", "vocab_size")},
         "attention.layer_norm_rms_epsilon": 1e-5,
-        "ssm.conv_kernel": "kernel",
-        "ssm.inner_size": "inner",
-        "ssm.state_size": "state",
-        "ssm.time_step_rank": "rank",
-        "vocab_size": "vocabulary",
+        "ssm.conv_kernel": 4,
+        "ssm.inner_size": 64,
+        "ssm.state_size": 8,
+        "ssm.time_step_rank": 2,
     },
     OWN_OUTPUT,
     {
         "attn_norm.weight": ("width",),
-        "ssm_in.weight": ("inner_and_gate", "width"),
-        "ssm_conv1d.weight": ("inner", "kernel"),
-        "ssm_conv1d.bias": ("inner",),
-        "ssm_x.weight": ("step_and_states", "inner"),
-        "ssm_dt.weight": ("inner", "rank"),
-        "ssm_dt.bias": ("inner",),
-        "ssm_a": ("inner", "state"),
-        "ssm_d": ("inner",),
-        "ssm_out.weight": ("width", "inner"),
+        "ssm_in.weight": (128, "width"),
+        "ssm_conv1d.weight": (64, 4),
+        "ssm_conv1d.bias": (64,),
+        "ssm_x.weight": (18, 64),
+        "ssm_dt.weight": (64, 2),
+        "ssm_dt.bias": (64,),
+        "ssm_a": (64, 8),
+        "ssm_d": (64,),
+        "ssm_out.weight": ("width", 64),
     },
 )
-MAMBA_SIZES = {
-    "context_length": 2048,
-    "layers": 2,
-    "width": 32,
-    "inner": 64,
-    "inner_and_gate": 128,
-    "kernel": 4,
-    "state": 8,
-    "rank": 2,
-    "step_and_states": 18,
-}
 
 # Constants instead of noise, by the end of a tensor's name. In Gemma the layers must outweigh the embedding, or the
 # tied output would repeat the input whatever precedes it, and a test that compares replies would not notice a wrong
@@ -192,7 +178,7 @@ def _write_llama(
 def write_recurrent(path: Path) -> Path:
     """Write a Mamba, whose state cannot be rolled back. Vocabulary of `write_chatml`."""
     metadata = {**bpe_metadata(), **described("tiny mamba", CHATML_TEMPLATE)}
-    return _write(path, MAMBA, MAMBA_SIZES, metadata, 0)
+    return _write(path, MAMBA, {"context_length": 2048, "layers": 2, "width": 32}, metadata, 0)
 
 
 def write_sliding_window(path: Path, *, window: int = 32) -> Path:
@@ -259,12 +245,8 @@ def write_bigrams(path: Path, *follows: str, chat_template: str = CHATML_TEMPLAT
 def _transformer_sizes(shape: Shape, context_length: int) -> dict[str, int]:
     head_width = shape.width // shape.heads
     return {
-        "layers": shape.layers,
+        **asdict(shape),
         "context_length": context_length,
-        "width": shape.width,
-        "ffn": shape.ffn,
-        "heads": shape.heads,
-        "kv_heads": shape.kv_heads,
         "head_width": head_width,
         "kv_width": head_width * shape.kv_heads,
     }
@@ -308,7 +290,7 @@ def _write(
     seed: int,
     draw: Draw | None = None,
 ) -> Path:
-    from gguf import GGUFValueType, GGUFWriter
+    from gguf import GGUFWriter
 
     tokens = metadata["tokenizer.ggml.tokens"]
     assert isinstance(tokens, list)
@@ -318,23 +300,21 @@ def _write(
         for key, value in architecture.keys.items()
     }
     writer = GGUFWriter(path, architecture.name)
-    for key, value in {**metadata, **keys}.items():
-        counted = isinstance(value, int) and not isinstance(value, bool)
-        writer.add_key_value(key, value, GGUFValueType.UINT32 if counted else GGUFValueType.get_type(value))
+    add_values(writer, {**metadata, **keys})
     random = np.random.default_rng(seed)
-    for name, dimensions in _tensors(architecture, sizes):
+    for name, dimensions in tensor_shapes(architecture, sizes):
         values, kind = (draw or _values)(name, dimensions, random)
         writer.add_tensor(name, values, raw_dtype=kind)
     write_file(writer)
     return path
 
 
-def _tensors(architecture: Architecture, sizes: Mapping[str, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def tensor_shapes(architecture: Architecture, sizes: Mapping[str, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
     names = dict(architecture.tensors)
     for layer in range(sizes["layers"]):
         names |= {f"blk.{layer}.{name}": dimensions for name, dimensions in architecture.layer_tensors.items()}
     for name, dimensions in names.items():
-        yield name, tuple(sizes[dimension] for dimension in dimensions)
+        yield name, tuple(sizes[size] if isinstance(size, str) else size for size in dimensions)
 
 
 def _values(name: str, dimensions: tuple[int, ...], random: np.random.Generator) -> tuple[Values, Any]:
