@@ -14,7 +14,7 @@ from cerebrum_cli.cli.options import ConcurrencyOptions, GenerationOptions, Save
 from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import Option, option, option_group
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import SOME_FAILED, Interrupted, UsageError
+from cerebrum_cli.core.errors import SOME_FAILED, UsageError
 from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
@@ -114,6 +114,7 @@ def run_rows(
     from cerebrum_cli.cli.generation import (
         find_source,
         read_grammar,
+        resumable,
         settings_by_mode,
         source_fingerprint,
     )
@@ -133,15 +134,8 @@ def run_rows(
         **answering.batch_fingerprint(row_options, source.model, app.library),
     }
     result = open_result(app, output, record, source.model.adapter_params, rows, options)
-    try:
+    with resumable(result, "rows", options.restart):
         generate(app, source, rows, row_options, result, options)
-        result.complete()
-    except Interrupted as error:
-        again = " without --restart" if options.restart else ""
-        hint = f"{len(result.finished)} of {len(rows)} rows done; run it again{again} to resume"
-        raise Interrupted(error.exit_code - 128, "" if output == STANDARD else hint) from error
-    finally:
-        result.close()
     return result.counts.failed + result.counts.undecided
 
 
@@ -154,40 +148,22 @@ def generate(
     options: BatchCommandOptions,
 ) -> None:
     from cerebrum_cli.batch.answering import answer_rows
-    from cerebrum_cli.cli.generation import naming_grammar_file, progress_sinks
+    from cerebrum_cli.cli.generation import answer_missing
     from cerebrum_cli.engine.model_options import expert_notice
-    from cerebrum_cli.model.interface import open_many
-    from cerebrum_cli.model.source import MAX_PARALLEL
-    from cerebrum_cli.runs.journal import Journal, noting_servers
+    from cerebrum_cli.runs.journal import Journal
     from cerebrum_cli.terminal.progress import BatchProgress
-    from cerebrum_cli.terminal.sinks import render
 
-    questions = min(MAX_PARALLEL, len(rows) - len(result.finished))
-    if not questions:
+    if len(result.finished) == len(rows):
         with closing(BatchProgress(app.streams, draws=False)) as summary:
             summary.emit(RowEvent(len(rows), len(rows), result.counts))
         return
     if options.batch_invariant and environment("GGML_CPU_TILED_MM") != "0":
         header = source.model.header
         app.streams.report(expert_notice(header.expert_count, header.tensor_types))
-    row_samples = row_options.votes.maximum if row_options.votes else 1
-    journal = result if isinstance(result, Journal) else None
-    shares_terminal = journal is None and app.streams.out_is_terminal
-    sinks = progress_sinks(app, source.model.name, options, shares_terminal)
-    if journal and options.ray is not None:
-        from cerebrum_cli.cluster.distribution import Work, distribute
-
-        answer_block = partial(answer_rows, options=row_options, in_order=False)
-        work = Work(rows, row_samples, answer_block, journal)
-        run = distribute(source, work, options.ray, options.ray_workers, options.patience)
-        render(run.answer(), run.cancel, sinks)
-        return
-    loaded = open_many(source, questions * row_samples, journal.servers if journal else ())
-    with loaded, naming_grammar_file(options):
-        events = answer_rows(loaded, rows, row_options, result, in_order=journal is None)
-        if journal:
-            events = noting_servers(events, journal, loaded)
-        render(events, loaded.cancel, sinks)
+    answer = partial(answer_rows, options=row_options, in_order=not isinstance(result, Journal))
+    samples = row_options.votes.maximum if row_options.votes else 1
+    here = partial(answer, rows=rows, result=result)
+    answer_missing(app, source, options, result, here, (rows, samples, answer))
 
 
 def open_result(

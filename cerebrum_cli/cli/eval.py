@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 import typer
 
 from cerebrum_cli.cli.completion_values import tasks
-from cerebrum_cli.cli.options import ConcurrencyOptions, ConstrainedOptions
+from cerebrum_cli.cli.options import ConcurrencyOptions
 from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import Option, option, option_group
-from cerebrum_cli.core.errors import SOME_FAILED, BatchError, Interrupted, UsageError
+from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import RECOMMENDED, REPLY_KEYS, Layer, SourcedLayer
@@ -43,7 +43,7 @@ SAMPLES_OPTION = "--samples"
 
 
 @option_group
-class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
+class EvalOptions(ConcurrencyOptions):
     preset: str | None = option(None, "Use the evaluation settings of a model card", "Input", metavar="NAME")
     limit: int | None = option(
         None, "Number of questions, chosen at random [default: all]", "Input", metavar="N", least=1
@@ -189,6 +189,7 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
 
     Its notes are for the report, and name the model that `runs compare --kl` loads.
     """
+    from cerebrum_cli.cli.generation import resumable
     from cerebrum_cli.eval.stored_runs import require_run
     from cerebrum_cli.runs.journal import open_journal
 
@@ -202,42 +203,24 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
         "remarks": list(task.remarks),
     }
     run = open_journal(path, fingerprint, rows, options.restart, extent=evaluation.extent, notes=notes)
-    try:
-        if missing := len(rows) - len(run.finished):
+    with resumable(run, "samples", options.restart):
+        if len(run.finished) < len(rows):
             run.write_notes({**run.notes, **notes})
-            generate(app, prepared, run, missing, options)
-        run.complete()
-    except Interrupted as error:
-        again = " without --restart" if options.restart else ""
-        raise Interrupted(
-            error.exit_code - 128, f"{len(run.finished)} of {len(rows)} samples done; run it again{again} to resume"
-        ) from error
-    finally:
-        run.close()
+            generate(app, prepared, run, options)
     return require_run(path)
 
 
-def generate(app: App, prepared: PreparedEvaluation, run: Journal, missing: int, options: EvalOptions) -> None:
-    from cerebrum_cli.cli.generation import naming_grammar_file, progress_sinks
+def generate(app: App, prepared: PreparedEvaluation, run: Journal, options: EvalOptions) -> None:
+    """Take the missing samples, and note how long they took, for the estimates of later runs."""
+    from cerebrum_cli.cli.generation import answer_missing
     from cerebrum_cli.eval.evaluate import evaluate, evaluate_block
-    from cerebrum_cli.model.interface import open_many
-    from cerebrum_cli.runs.journal import noting_servers
-    from cerebrum_cli.terminal.sinks import render
 
-    source, evaluation = prepared.source, prepared.evaluation
-    sinks = progress_sinks(app, source.model.name, options)
+    evaluation = prepared.evaluation
     before, start = len(run.finished), time.monotonic()
+    here = partial(evaluate, evaluation=evaluation, run=run)
+    block = range(len(evaluation.rows)), 1, partial(evaluate_block, evaluation)
     try:
-        if options.ray is not None:
-            from cerebrum_cli.cluster.distribution import Work, distribute
-
-            work = Work(range(len(evaluation.rows)), 1, partial(evaluate_block, evaluation), run)
-            distributed = distribute(source, work, options.ray, options.ray_workers, options.patience)
-            render(distributed.answer(), distributed.cancel, sinks)
-            return
-        loaded = open_many(source, missing, run.servers)
-        with loaded, naming_grammar_file(options):
-            render(noting_servers(evaluate(loaded, evaluation, run), run, loaded), loaded.cancel, sinks)
+        answer_missing(app, prepared.source, options, run, here, block)
     finally:
         if samples := len(run.finished) - before:
             seconds = run.notes.get("seconds", 0.0) + time.monotonic() - start

@@ -15,7 +15,7 @@ from cerebrum_cli.cli.options import (
     ConstrainedOptions,
 )
 from cerebrum_cli.core.declaration import flag
-from cerebrum_cli.core.errors import GrammarError, UsageError
+from cerebrum_cli.core.errors import GrammarError, Interrupted, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import (
     ATTENTION_KEYS,
@@ -34,13 +34,16 @@ from cerebrum_cli.model.prompt_sources import read_text, template_options
 from cerebrum_cli.model.source import MAX_PARALLEL, ModelSource, require_attention
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.core.events import Event
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.eval.tasks import Preset
+    from cerebrum_cli.model.interface import Model
     from cerebrum_cli.models.model import InstalledModel
-    from cerebrum_cli.terminal.sinks import Sink
+    from cerebrum_cli.runs.journal import Journal
+    from cerebrum_cli.runs.result import StreamedResult
 
 MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
 PRESET = "preset"  # the origin of its settings
@@ -216,8 +219,53 @@ def naming_grammar_file(options: ConstrainedOptions) -> Iterator[None]:
         raise GrammarError(f"{options.schema or options.grammar}: {error.message}", error.hint) from error
 
 
-def progress_sinks(app: App, model: str, options: AnswerOptions, shares_terminal: bool = False) -> list[Sink]:
-    from cerebrum_cli.terminal.progress import BatchProgress
+@contextmanager
+def resumable(result: Journal | StreamedResult, unit: str, restart: bool) -> Iterator[None]:
+    """Complete a result at the end, and close it. Raises Interrupted with how to resume."""
+    from cerebrum_cli.runs.journal import Journal
 
-    streams, draws = app.streams, app.streams.can_redraw and not (options.verbose or shares_terminal)
-    return [BatchProgress(streams, draws, None if options.verbose else model)]
+    try:
+        yield
+        result.complete()
+    except Interrupted as error:
+        again = " without --restart" if restart else ""
+        hint = f"{len(result.finished)} of {len(result.rows)} {unit} done; run it again{again} to resume"
+        raise Interrupted(error.exit_code - 128, hint if isinstance(result, Journal) else "") from error
+    finally:
+        result.close()
+
+
+def answer_missing(
+    app: App,
+    source: ModelSource,
+    options: ConcurrencyOptions,
+    result: Journal | StreamedResult,
+    answer: Callable[[Model], Generator[Event, None, None]],
+    block: tuple[Any, int, Callable[..., Iterator[Event]]],
+) -> None:
+    """Answer the rows that are missing in a result, with progress.
+
+    `block` is for the nodes of a cluster: the rows, the number of samples of each, and what answers some of them.
+    """
+    from cerebrum_cli.model.interface import open_many
+    from cerebrum_cli.runs.journal import Journal, noting_servers
+    from cerebrum_cli.terminal.progress import BatchProgress
+    from cerebrum_cli.terminal.sinks import render
+
+    journal, streams = result if isinstance(result, Journal) else None, app.streams
+    shares_terminal = journal is None and streams.out_is_terminal
+    draws = streams.can_redraw and not (options.verbose or shares_terminal)
+    sinks = [BatchProgress(streams, draws, None if options.verbose else source.model.name)]
+    rows, samples, answer_block = block
+    if journal and options.ray is not None:
+        from cerebrum_cli.cluster.distribution import Work, distribute
+
+        work = Work(rows, samples, answer_block, journal)
+        distributed = distribute(source, work, options.ray, options.ray_workers, options.patience)
+        render(distributed.answer(), distributed.cancel, sinks)
+        return
+    missing = len(result.rows) - len(result.finished)
+    loaded = open_many(source, missing * samples, journal.servers if journal else ())
+    with loaded, naming_grammar_file(options):
+        events = answer(loaded)
+        render(noting_servers(events, journal, loaded) if journal else events, loaded.cancel, sinks)

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cerebrum_cli.cli.options import AnswerOptions, ConcurrencyOptions
+from cerebrum_cli.cli.options import ConcurrencyOptions
 from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import EFFORTS, option, option_group
 from cerebrum_cli.core.environment import set_environment_default
@@ -34,12 +34,14 @@ ANSWER_RULES = 1  # by which thoughts are removed from replies: results in the c
 
 
 @option_group
-class LmEvalOptions(ConcurrencyOptions, AnswerOptions):
+class LmEvalOptions(ConcurrencyOptions):
     """Options of `cerebrum lm-eval`, which scores given texts: no server and no cluster can."""
 
     endpoint: tuple[str, ...] = ()
     served_model_name: str | None = None
     allow_http_key: bool = False
+    schema: Path | None = None
+    grammar: Path | None = None
     ray: str | None = None
     ray_workers: int | None = None
     allow_different_models: bool = False

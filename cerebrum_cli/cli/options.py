@@ -128,7 +128,7 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
 
 
 @option_group
-class ConcurrencyOptions:
+class ConcurrencyOptions(ConstrainedOptions):
     parallel: str | None = option(None, "Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
     ray: str | None = option(None, "Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
     ray_workers: int | None = option(None, "Workers with --ray [default: one per GPU or node]", "Server", metavar="N")
