@@ -53,13 +53,13 @@ SERVERS: dict[str, tuple[type[ModelServer], str]] = {
     "http://localhost:11434": (OllamaServer, "gemma3:4b"),
     "http://localhost:1234": (LmStudioServer, "openai/gpt-oss-20b"),
 }
-INSTALLED = (
-    "qwen3.5-4b",
-    "cerebrum-7b:Q4_K_M",
-    "cerebrum-7b:Q8_0",
-    "cerebrum-8x7b",
-    "./SmolLM2-135M-Instruct.Q4_1.gguf",
-)
+INSTALLED = {  # models by what in a page needs them
+    "": "qwen3.5-4b",
+    "cerebrum-7b": "cerebrum-7b:Q4_K_M",
+    "cerebrum-7b:Q8_0": "cerebrum-7b:Q8_0",
+    "cerebrum-8x7b": "cerebrum-8x7b",
+    "starter": "./SmolLM2-135M-Instruct.Q4_1.gguf",
+}
 LOCAL = ("model.gguf", "actor.gguf", "instruct.gguf", "Cerebrum-1.0-7b-Q4_K_M.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf")
 CONFIGURATION = {"docs/how-to/use-a-server.md": "config.toml", "docs/how-to/choose-a-model.md": "models.toml"}
 UNPRINTED = {MERGE: ["cerebrum merge weights.yaml -o weights.gguf"]}  # the page says "save one of those below"
@@ -161,13 +161,12 @@ def test_examples_run_as_printed(
     if name := CONFIGURATION.get(page):
         (command.config / name).write_text(at(servers, "".join(blocks(page, "toml"))))
         shutil.copy(checkout / "style.gguf", command.config)
-    missing = [] if name == "models.toml" else INSTALLED
-    setup = [f"cerebrum pull {model}" for model in missing]
-    failures = []
-    for line in (*setup, *commands(page)):
-        done = run_line(
-            at(servers, line), command, checkout, env | ({"CEREBRUM_YES": "1"} if ASKS.search(line) else {})
-        )
+    lines, failures = commands(page), []
+    needed = [model for named, model in INSTALLED.items() if named in "".join(lines) and name != "models.toml"]
+    setup = [f"cerebrum pull {model}" for model in needed]
+    for line in (*setup, *lines):
+        answers = {"CEREBRUM_YES": "1"} if ASKS.search(line) else {}
+        done = run_line(at(servers, line), command, checkout, env | answers)
         if done.code not in SUCCESS or "Traceback" in done.err:
             failures.append((line, done.code, done.err[-500:]))
     assert failures == []

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import re
 import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator, Mapping
-from importlib.metadata import Distribution, distribution
+from collections.abc import Mapping
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -46,30 +45,6 @@ def requirements() -> set[str]:
     return needed
 
 
-def pack_again(name: str, directory: Path) -> Path:
-    """Pack an installed package into a wheel, without compressing it."""
-    package = distribution(name)
-    tags = re.findall(r"^Tag: (\S+)$", package.read_text("WHEEL") or "", re.MULTILINE)
-    stem = f"{re.sub('[^a-z0-9]+', '_', package.name.lower())}-{package.version}"
-    path = directory / f"{stem}-{compressed(tags)}.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in wheel_files(package):
-            archive.write(str(package.locate_file(file)), file)
-    return path
-
-
-def wheel_files(package: Distribution) -> Iterator[str]:
-    """Paths of a package's files that were in its wheel, without what the installer wrote."""
-    for file in package.files or ():
-        if ".." not in file.parts and file.suffix != ".pyc" and file.name not in ("INSTALLER", "REQUESTED"):
-            yield file.as_posix()
-
-
-def compressed(tags: list[str]) -> str:
-    """Several tags, as a file name has them: each part once, like `py2.py3-none-any`."""
-    return "-".join(".".join(dict.fromkeys(parts)) for parts in zip(*(tag.split("-") for tag in tags), strict=True))
-
-
 pytestmark = pytest.mark.slow
 
 
@@ -79,21 +54,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
+    """A new user, and an environment with nothing but the wheel and links to what it needs, as uv and pipx make it."""
     if not any(importlib.metadata.distributions(name="llama-cpp-python")):
         pytest.skip("llama-cpp-python was not installed as a package")
-    directory = tmp_path_factory.mktemp("wheels")
-    for name in requirements():
-        pack_again(name, directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def bare(wheel: Path, wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
-    """A new user, and an environment with nothing but the wheel and what it needs, as uv and pipx make it."""
     home = tmp_path_factory.mktemp("bare")
     run([sys.executable, "-m", "venv", "--without-pip", str(home / ".venv")], home)
-    options = ["--no-index", "--find-links", str(wheels), "--no-compile", "--disable-pip-version-check", "--quiet"]
+    [packages] = home.glob(".venv/lib/python*/site-packages")
+    for name in requirements():
+        package = distribution(name)
+        for top in {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}:
+            (packages / top).symlink_to(str(package.locate_file(top)))
+    options = ["--no-index", "--no-compile", "--disable-pip-version-check", "--quiet"]
     run([sys.executable, "-m", "pip", "--python", python_in(home), "install", *options, str(wheel)], home)
     return CommandLine(home)
 
@@ -132,9 +104,8 @@ def test_wheel_runs_in_a_bare_environment(bare: CommandLine) -> None:
     [nano] = bare.home.glob(".venv/lib/python*/site-packages/cerebrum_cli/data/nano.gguf")
     prompt = run([cerebrum, "ask", "--dry-run", "-m", str(nano), "What is 17 plus 25?"], bare.home, environment)
     assert "What is 17 plus 25?" in prompt
-    assert run([python_in(bare.home), "-m", "pip", "--version"], bare.home, environment).startswith(
-        "pip "
-    )  # for `pull`
+    version = run([python_in(bare.home), "-m", "pip", "--version"], bare.home, environment)  # for `pull`
+    assert version.startswith("pip ")
 
 
 def make_setup(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
