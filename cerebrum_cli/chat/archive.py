@@ -16,10 +16,9 @@ from cerebrum_cli.chat.history import (
     has_valid_tokens,
     load_conversation,
     settings_of,
-    suggest_name,
     with_thinking,
 )
-from cerebrum_cli.chat.session import Session, StoredMessage, printable_name
+from cerebrum_cli.chat.session import Session, StoredMessage, printable_name, suggest_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import SessionError, UsageError

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, validated_name
+from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, suggest_name, validated_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.declaration import LORA, NONE
@@ -32,8 +30,6 @@ from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.reply import Reply
 from cerebrum_cli.models.model import InstalledModel, absolute_reference
 
-_MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
-_QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
 PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think", "keep_thoughts")
 CHAT_TEMPLATE = "chat_template"
 NO_CONTINUATION = "nothing to continue: the reply is complete, by another model, or without token ids"
@@ -202,16 +198,6 @@ def session_params(settings: Settings, model: InstalledModel) -> dict[str, Any]:
     return {**values, **texts, **template, **model.adapter_params}
 
 
-def suggest_name(conversation: Conversation) -> str:
-    """Derive a session's name from the first words of its first question, ignoring files quoted before it."""
-    first = conversation.messages[0].content.lower() if conversation.messages else ""
-    first = _QUOTED_FILE.sub("", first).strip() or first
-    # In many scripts, marks combine with letters.
-    letters = (char if char.isalnum() or unicodedata.category(char).startswith("M") else " " for char in first)
-    words = "".join(letters).split()[:_MAX_WORDS]
-    return "-".join(words)[:_MAX_CHARS].strip("-") or "session"
-
-
 def unused_session_name(store: Store, conversation: Conversation) -> str:
     name = suggest_name(conversation)
     return name if store.find(name) is None else store.unused_name(f"{name}-{date.today().isoformat()}")
@@ -235,6 +221,24 @@ def load_conversation(
         messages.append(replace(with_thinking(stored), tokens=tokens))
     conversation = Conversation(tuple(messages), session.system_prompt)
     return settings.applied_to(conversation) if settings else conversation
+
+
+def prepended(earlier: Conversation, conversation: Conversation, system_prompt: str | None) -> Conversation:
+    """A session's conversation and the messages of another; a system prompt, if given, replaces the session's."""
+    prompt = earlier.system_prompt if system_prompt is None else system_prompt
+    return replace(earlier, messages=(*earlier.messages, *conversation.messages), system_prompt=prompt)
+
+
+def resume(
+    store: Store, session: Session, model: InstalledModel, settings: Settings
+) -> tuple[StoredMessage, Conversation, Settings]:
+    """A reply to continue, the conversation before it, and the settings it was generated with. Raises SessionError."""
+    messages = store.messages(session)
+    if not messages or not can_continue(messages[-1], model):
+        raise SessionError(NO_CONTINUATION, 'ask a question: cerebrum ask -c "..."')
+    settings = settings_of(messages[-1], settings)
+    conversation = load_conversation(store, session, model, settings)
+    return messages[-1], replace(conversation, messages=conversation.messages[:-1]), settings
 
 
 def can_continue(last: StoredMessage, model: InstalledModel) -> bool:

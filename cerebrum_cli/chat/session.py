@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import struct
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
-from cerebrum_cli.core.conversation import Message, Role
+from cerebrum_cli.core.conversation import Conversation, Message, Role
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.text import well_formed
 
@@ -90,6 +92,8 @@ class SearchHit(NamedTuple):
 JSON_COLUMNS = ("params", "timings")
 METADATA_COLUMNS = tuple(field.name for field in fields(ReplyMetadata))
 COLUMNS = ("role", "content", "tokens", *METADATA_COLUMNS)
+_MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
+_QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
 _ROLES: Mapping[str, Role] = {"user": "user", "assistant": "assistant"}
 
 
@@ -103,6 +107,16 @@ def validated_name(name: str) -> str:
     if not name or name != printable_name(name):
         raise SessionError.invalid("session name", name, "one line of printable text without spaces around it")
     return name
+
+
+def suggest_name(conversation: Conversation) -> str:
+    """Derive a session's name from the first words of its first question, ignoring files quoted before it."""
+    first = conversation.messages[0].content.lower() if conversation.messages else ""
+    first = _QUOTED_FILE.sub("", first).strip() or first
+    # In many scripts, marks combine with letters.
+    letters = (char if char.isalnum() or unicodedata.category(char).startswith("M") else " " for char in first)
+    words = "".join(letters).split()[:_MAX_WORDS]
+    return "-".join(words)[:_MAX_CHARS].strip("-") or "session"
 
 
 def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from shlex import quote
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.cli.generation import naming_grammar_file
 from cerebrum_cli.cli.options import LAST, AskOptions
-from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer
+from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, SessionError
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.model.reply import (
+    LONG_PROMPT,
     Reply,
     ReplyRequest,
     reply_notice,
@@ -25,7 +26,8 @@ from cerebrum_cli.terminal.tables import result_text, sampling_text, stats_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Tally, Votes
-    from cerebrum_cli.chat.session_recorder import SessionRecorder
+    from cerebrum_cli.chat.history import History
+    from cerebrum_cli.chat.session import Session, StoredMessage
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.model.inspection import UncertainToken
     from cerebrum_cli.model.interface import Model
@@ -54,13 +56,20 @@ def show_prompt(streams: Streams, loaded: Model, conversation: Conversation, opt
 
 @dataclass(slots=True)
 class AnswerPrinter:
-    """The answer to one request: rendered, recorded, and printed in the form the options ask for."""
+    """The answer to one request: rendered, recorded, and printed in the form the options ask for.
+
+    The exchange follows `session`, if there is one, and is saved as `saved_as`, unless there is no `open_history`.
+    `continued` is the session's last reply, which was cut off.
+    """
 
     streams: Streams
     loaded: Model
-    recorder: SessionRecorder
     request: ReplyRequest
     options: AskOptions
+    open_history: Callable[[], History] | None
+    session: Session | None
+    continued: StoredMessage | None
+    saved_as: str | None = None
     keyboard: Keyboard = field(default_factory=Keyboard)
     uncertain: tuple[UncertainToken, ...] | None = None
 
@@ -72,7 +81,7 @@ class AnswerPrinter:
             with hides_keys, naming_grammar_file(self.options):
                 yield
         except Interrupted:
-            if self.recorder.saved_as and self.streams.err_is_terminal:
+            if self.saved_as and self.streams.err_is_terminal:
                 saved = ["answer so far is saved", *self._continuation]
                 if self.options.vote_bounds:
                     saved = ["leading answer is saved"]
@@ -81,8 +90,8 @@ class AnswerPrinter:
 
     def show_reply(self) -> None:
         """Generate and print a reply. Raises NoAnswer if it is not what the options ask for."""
-        request, options, recorder = self.request, self.options, self.recorder
-        reply = self._continue() if recorder.continued else self.loaded.respond(request)
+        request, options = self.request, self.options
+        reply = self._continue(self.continued) if self.continued else self.loaded.respond(request)
         key = ReasoningSink(self.keyboard, self.loaded)
         line = self._status_line(hint=lambda: key.hint, counts_answer=not options.streams_answer)
         sinks: list[Sink] = [line, key]
@@ -95,8 +104,8 @@ class AnswerPrinter:
             self._inspect(reply)
         except CerebrumError as error:
             if not reply.is_finished and reply.sampled:  # of a server that was lost
-                recorder.save(request.conversation, self.loaded, request.settings, reply)
-                if recorder.saved_as and not isinstance(error, Interrupted):
+                self._save(reply)
+                if self.saved_as and not isinstance(error, Interrupted):
                     error.hint = "; ".join(["the answer so far is saved", *(self._continuation or [error.hint])])
             raise
         finally:
@@ -106,9 +115,9 @@ class AnswerPrinter:
                     from cerebrum_cli.terminal.markdown.code_blocks import find_code
 
                     code = find_code(reply.text, options.extract_lang, options.extract == LAST)
-                recorder.save(request.conversation, self.loaded, request.settings, reply)
+                self._save(reply)
                 self._print_rest(reply, final_answer, code=code)
-                recorder.save_prompt_cache(self.loaded, request.conversation, reply)
+                self._save_prompt_cache([reply])
         if not reply.is_finished:
             return
         self._require_complete(reply)
@@ -118,13 +127,12 @@ class AnswerPrinter:
         if options.final and final_answer is None:
             raise NoAnswer("the reply states no final answer", self._hint_to_read(reply, "a final answer"))
 
-    def _continue(self) -> Reply:
+    def _continue(self, continued: StoredMessage) -> Reply:
         from cerebrum_cli.chat.history import begin_with, without_partial_character
 
         def events() -> Generator[Event, None, None]:
             yield from self.loaded.load()
-            assert self.recorder.continued
-            tokens = begin_with(reply, without_partial_character(self.recorder.continued, self.loaded))
+            tokens = begin_with(reply, without_partial_character(continued, self.loaded))
             yield from self.loaded.respond(replace(self.request, prefix_tokens=tokens)).events()
 
         reply = Reply(events())
@@ -150,7 +158,7 @@ class AnswerPrinter:
         finally:
             reply = vote.reply
             if reply:
-                self.recorder.save(self.request.conversation, self.loaded, self.request.settings, reply)
+                self._save(reply)
                 if options.streams_answer:
                     is_markdown = not (options.no_markdown or options.raw or self.request.grammar)
                     show_answer(self.streams, reply.text, is_markdown)
@@ -158,10 +166,35 @@ class AnswerPrinter:
                 self._print_rest(reply, vote.final_answer if is_shown else None, voting.votes_object(vote))
                 if options.stats or (self.streams.err_is_terminal and not self.streams.is_quiet):
                     self.streams.info(result_text(vote.tally_event))
-                self.recorder.save_prompt_cache(self.loaded, self.request.conversation, vote)
+                self._save_prompt_cache(vote.finished_samples)
         if reply:
             self._require_complete(reply)
             self._require_winner(vote.tally, reply)
+
+    def _save(self, reply: Reply) -> None:
+        """Save the exchange; a failure is a notice, since the answer stands."""
+        if self.open_history is None:
+            return
+        request = self.request
+        try:
+            session = self.open_history().record(
+                self.session, request.conversation, reply, self.loaded, request.settings, self.continued
+            )
+            self.saved_as = session.name
+        except SessionError as error:
+            self.streams.notice(NoticeEvent(f"this exchange was not saved: {error.message}", error.hint))
+
+    def _save_prompt_cache(self, replies: Sequence[Reply]) -> None:
+        """Save the prompt, and the prefix that all such prompts share, if they took long to evaluate."""
+        if self.open_history is None:
+            return
+        notice = self.loaded.save_prompt_cache(
+            LONG_PROMPT if any(reply.has_long_prompt for reply in replies) else None,
+            self.request.conversation,
+            is_slow=lambda tokens: any(reply.has_slow_prefill(tokens) for reply in replies),
+        )
+        if notice:
+            self.streams.notice(notice)
 
     def _require_winner(self, tally: Tally, reply: Reply) -> None:
         """Print a notice about a winner without a majority. Raises NoAnswer without one, and for a tie with --final."""
@@ -196,7 +229,7 @@ class AnswerPrinter:
             constraint = "schema" if self.options.schema else "grammar"
             raise NoAnswer(f"{mismatch.message}, so it does not match the {constraint}", mismatch.hint)
         notice = reply_notice(reply, larger_context)
-        if notice and reply.finish.reason == "length" and self.recorder.saved_as and not self.options.vote_bounds:
+        if notice and reply.finish.reason == "length" and self.saved_as and not self.options.vote_bounds:
             notice = replace(notice, hint="; ".join([notice.hint, *self._continuation]))
         self.streams.report(notice)
 
@@ -205,10 +238,10 @@ class AnswerPrinter:
         options = self.options
         if options.streams_answer or options.json:
             return f"ask for {missing} in the prompt"
-        if self.recorder.saved_as is None:
+        if self.saved_as is None:
             self.streams.info(reply.text)
             return f"omit {options.extract_flag or '--final'}, or ask for {missing} in the prompt"
-        return f"read the reply: cerebrum sessions show {quote(self.recorder.saved_as)}"
+        return f"read the reply: cerebrum sessions show {quote(self.saved_as)}"
 
     def _status_line(self, **shown: Any) -> StatusLine:
         """The first of the sinks: it erases itself before others write."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
-from cerebrum_cli.chat.session_recorder import SessionRecorder
 from cerebrum_cli.cli.options import AskOptions, apply_prompt
 from cerebrum_cli.cli.signature import (
     composed,
@@ -57,30 +57,35 @@ def ask(
         question.validate(piped)
     options.validate()
     saves = not (options.raw or app.settings(overrides).no_log)
-    recorder = SessionRecorder(app.open_history, app.streams.notice, continues=options.continue_, saves=saves)
+    open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
+    session = continued = None
     if options.continue_:
-        from cerebrum_cli.chat.history import with_session_defaults
+        from cerebrum_cli.chat import history
 
-        overrides = with_session_defaults(recorder.session, overrides, is_remote=bool(options.endpoint))
+        session = open_history().acquire_latest()
+        overrides = history.with_session_defaults(session, overrides, is_remote=bool(options.endpoint))
     source = find_source(app, overrides, options, "--votes" if votes else None)
     settings, conversation = source.settings, None
     grammar = read_grammar(app, options, source.model)
-    if continues:
-        conversation, settings = recorder.resume(source.model, settings)
+    if session and continues:
+        continued, conversation, settings = history.resume(open_history().store, session, source.model, settings)
     with start_loading(source, options, votes) as loaded:
         from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
         from cerebrum_cli.model.reply import ReplyRequest
 
         if conversation is None:  # files and standard input are read while the model loads
             conversation = question.read(piped, settings, overrides.get("system"))
-            if options.continue_:
-                conversation = recorder.prepend(conversation, source.model, overrides)
+            if session:
+                earlier = history.load_conversation(open_history().store, session, source.model)
+                conversation = history.prepended(earlier, conversation, overrides.get("system"))
             conversation = settings.applied_to(conversation)
         if options.dry_run:
             show_prompt(app.streams, loaded, conversation, options)
             return
         request = ReplyRequest(conversation, settings, grammar)
-        printer = AnswerPrinter(app.streams, loaded, recorder, request, options)
+        printer = AnswerPrinter(
+            app.streams, loaded, request, options, open_history if saves else None, session, continued
+        )
         with printer.generating():
             if votes:
                 printer.show_vote(votes)

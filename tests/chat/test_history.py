@@ -18,13 +18,12 @@ from scripted_command import run_here
 from cerebrum_cli.chat.history import (
     History,
     load_conversation,
+    prepended,
     session_params,
-    suggest_name,
     with_session_defaults,
 )
 from cerebrum_cli.chat.reply_recorder import messages_to_drop
-from cerebrum_cli.chat.session import ReplyMetadata
-from cerebrum_cli.chat.session_recorder import SessionRecorder
+from cerebrum_cli.chat.session import ReplyMetadata, suggest_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.declaration import TokenBias
@@ -120,8 +119,7 @@ def test_continued_session_replaces_the_system_prompt_if_given(history: History)
     question = Conversation(system_prompt="of the settings").user("And 3 + 3?")
     for own, instead, prompt in (("own", None, "own"), (None, None, None), ("own", "now", "now"), ("own", "", "")):
         session = history.record(None, replace(SUM, system_prompt=own), FOUR, LOADED, SETTINGS)
-        recorder = SessionRecorder(lambda: history, print, continues=True, saves=True)
-        whole = recorder.prepend(question, MODEL, {"system": instead})
+        whole = prepended(load_conversation(history.store, session, MODEL), question, instead)
         assert whole == replace(SUM, system_prompt=prompt).assistant("Four.", (7, 8), "2 and 2").user("And 3 + 3?")
         history.record(session, whole, SIX, LOADED, SETTINGS)
         assert load_conversation(history.store, history.acquire_latest(), MODEL) == whole.assistant("Six.", (9,))
