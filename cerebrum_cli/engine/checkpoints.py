@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -19,12 +20,12 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.files import remove, work_directory
-from cerebrum_cli.engine.backend import Checkpoint
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Slot, common_prefix, common_prefixes
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import State, StateStore
 
 if TYPE_CHECKING:
+    from cerebrum_cli.engine.backend import Checkpoint
     from cerebrum_cli.engine.protocols import Backend
 
 MIN_SAVED_TOKENS = 16  # fewer are evaluated as fast as a state is found
@@ -48,7 +49,6 @@ class Checkpoints:
         self._names = count()
         self._resources = ExitStack()
         self.close = self._resources.close  # removes the directory
-        self._snapshot: tuple[array[int], Checkpoint] | None = None  # the whole state of a slot that held these tokens
         self._shared = 0  # first tokens of the prompt to admit that a slot has evaluated too
 
     def reusable(self, slot: Slot, length: int) -> int:
@@ -107,7 +107,7 @@ class Checkpoints:
         slots, prompt = self._scheduler.slots, sequence.tokens[: sequence.first_output]
         shared = common_prefixes(slots, prompt)
         self._shared = max(shared)
-        tokens, checkpoint = self._snapshot or (array("i"), None)
+        tokens, checkpoint = self._scheduler.snapshot or (array("i"), None)
         if checkpoint is None or common_prefix(tokens, prompt) < len(tokens):
             return
         is_longest = all(self.reusable(*pair) < len(tokens) for pair in zip(slots, shared, strict=True))
@@ -123,10 +123,8 @@ class Checkpoints:
             backend.context.state_size(slot.index) <= MAX_SNAPSHOT_BYTES
             and slot.index not in backend.context.pending_copies
         ):
-            self._snapshot = array("i", slot.tokens), backend.context.checkpoint(slot.index, is_whole=True)
-
-    def clear(self) -> None:
-        self._snapshot = None
+            whole = backend.context.checkpoint(slot.index, is_whole=True)
+            self._scheduler.snapshot = array("i", slot.tokens), whole
 
     def _take(self, slot: Slot) -> None:
         """Take a checkpoint of a slot, dropping others to stay within the budget: those of the least recently used."""
@@ -187,14 +185,14 @@ class Checkpoints:
             sequence.swapped = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class PromptCache:
     """States on disk: the longest common prefix is restored before admission, idle slots are saved on request."""
 
-    def __init__(self, backend: Backend, scheduler: Scheduler, checkpoints: Checkpoints, store: StateStore) -> None:
-        self._backend = backend
-        self._scheduler = scheduler
-        self._checkpoints = checkpoints
-        self._store = store
+    backend: Backend
+    scheduler: Scheduler
+    checkpoints: Checkpoints
+    store: StateStore
 
     def find(self, sequence: Sequence, needs_memory: bool) -> State | None:
         """Find the state that saves a waiting sequence the most tokens, if it is worth loading.
@@ -202,28 +200,28 @@ class PromptCache:
         With `needs_memory`, memory is about to be allocated and can be of any size. Otherwise the state must fit:
         growing the memory would empty the slots of others.
         """
-        backend, prompt = self._backend, sequence.prompt[: sequence.first_output]
+        backend, prompt = self.backend, sequence.prompt[: sequence.first_output]
         max_length = backend.context_size if needs_memory else backend.capacity
-        slots = [] if needs_memory else self._scheduler.slots
-        held = max(common_prefixes(slots, prompt, self._checkpoints.reusable), default=0)
+        slots = [] if needs_memory else self.scheduler.slots
+        held = max(common_prefixes(slots, prompt, self.checkpoints.reusable), default=0)
 
         def is_usable(length: int, shared: int) -> bool:
             is_worth_it = shared - held >= max(MIN_SAVED_TOKENS, length // MAX_READ_RATIO)
             return length <= max_length and is_worth_it and self._is_trimmable(length, shared)
 
         kind = backend.state_kind if len(prompt) - held >= MIN_SAVED_TOKENS else None
-        return self._store.find_longest(prompt, kind, is_usable, sequence.emit) if kind else None
+        return self.store.find_longest(prompt, kind, is_usable, sequence.emit) if kind else None
 
     def restore(self, state: State) -> None:
         """Load a state into a free slot, where admission will find it; not if a copy to or from each is pending."""
-        slot, context, tokens = self._checkpoints.slot_to_load(), self._backend.context, state.tokens
+        slot, context, tokens = self.checkpoints.slot_to_load(), self.backend.context, state.tokens
         if slot is None:
             return
         if context.load_state(slot.index, state.path) and context.length(slot.index) == len(tokens):
             slot.extend(tokens)
         else:
             context.clear(slot.index)
-            self._store.reject(state)
+            self.store.reject(state)
 
     def save(self, min_tokens: int, prompt: tuple[int, ...] | None, empties: bool) -> None:
         """Save idle slots with at least `min_tokens` tokens in no state yet; with a prompt, only the best match.
@@ -239,10 +237,10 @@ class PromptCache:
                 self._write(slot)
                 if slot.checkpoints:  # memory that cannot be trimmed: what a retry, or the next prompt, returns to
                     newest = slot.checkpoints[-1]
-                    slot.copy_prefix(slot, newest.length if self._backend.context.restore(slot.index, newest) else 0)
+                    slot.copy_prefix(slot, newest.length if self.backend.context.restore(slot.index, newest) else 0)
                     self._write(slot)
             if empties and self._count_unsaved(slot.tokens) < min_tokens:
-                self._backend.context.clear(slot.index)
+                self.backend.context.clear(slot.index)
                 slot.clear()
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:
@@ -250,33 +248,33 @@ class PromptCache:
         if not self._count_unsaved(tokens):
             return
         slot = next((slot for slot in self._idle_slots() if common_prefix(slot.tokens, tokens) == len(tokens)), None)
-        if slot and self._backend.context.trim(slot.index, len(tokens)):
+        if slot and self.backend.context.trim(slot.index, len(tokens)):
             slot.copy_prefix(slot, len(tokens))
             self._write(slot, is_prefix=True)
 
     def _idle_slots(self) -> list[Slot]:
-        slots = [slot for slot in self._scheduler.free_slots if slot.tokens]
-        if not slots or self._backend.state_kind is None:
+        slots = [slot for slot in self.scheduler.free_slots if slot.tokens]
+        if not slots or self.backend.state_kind is None:
             return []
-        context = self._backend.context
+        context = self.backend.context
         # a difference was never seen, but a mislabeled state would give wrong answers from then on
         equal = (slot for slot in slots if context.length(slot.index) == len(slot.tokens))
         return [slot for slot in equal if slot.index not in context.pending_copies]
 
     def _count_unsaved(self, tokens: Many[int]) -> int:
         """Number of tokens that no state holds which fits the largest context and can be trimmed to these."""
-        backend = self._backend
+        backend = self.backend
 
         def is_restorable(length: int, shared: int) -> bool:
             return length <= backend.context_size and self._is_trimmable(length, shared)
 
-        return len(tokens) - self._store.stored_prefix(tokens, backend.state_kind or "", is_restorable)
+        return len(tokens) - self.store.stored_prefix(tokens, backend.state_kind or "", is_restorable)
 
     def _write(self, slot: Slot, is_prefix: bool = False) -> None:
-        context, kind = self._backend.context, self._backend.state_kind
+        context, kind = self.backend.context, self.backend.state_kind
         if kind and slot.tokens:
             size, save = context.state_size(slot.index), partial(context.save_state, slot.index)
-            self._store.write(slot.tokens, kind, size, save, is_prefix)
+            self.store.write(slot.tokens, kind, size, save, is_prefix)
 
     def _is_trimmable(self, length: int, shared: int) -> bool:
-        return shared == length or length <= self._backend.trimmable_length
+        return shared == length or length <= self.backend.trimmable_length

@@ -7,13 +7,13 @@ import secrets
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SEEDS
-from cerebrum_cli.engine.sequence import Failure, Request, next_item
+from cerebrum_cli.engine.sequence import Request
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.protocols import Backend, Vocabulary
@@ -22,25 +22,37 @@ if TYPE_CHECKING:
 LiveSample = TypeVar("LiveSample")
 T = TypeVar("T")
 
+SIGNAL_CHECK_S = 0.5
+
 # What `Engine.cancel_scope` is when some work starts: set once everything is cancelled, also while nothing runs.
 CancelScope: TypeAlias = threading.Event
 
 
-class EventQueue(Generic[T]):
-    """The events of some work, from the thread that does it to those that wait; None or a Failure ends them."""
+class EventQueue(Iterator[T]):
+    """The events of some work, from the thread that does it to those that wait; None or an error ends them.
+
+    An error is raised. After the end, nothing follows, or the error is raised again.
+    """
 
     def __init__(self) -> None:
-        self._events: SimpleQueue[T | Failure | None] = SimpleQueue()
+        self._events: SimpleQueue[T | BaseException | None] = SimpleQueue()
         self.put = self._events.put
 
-    def __iter__(self) -> Iterator[T]:
-        """Yield events until the work ends; raise if it failed. Later calls yield nothing, or raise again."""
-        while (event := next_item(self._events)) is not None:
-            if isinstance(event, Failure):
-                self.put(event)  # for later calls
-                raise event.error
-            yield event
-        self.put(None)
+    def __next__(self) -> T:
+        """Wait for the next event, and for signals.
+
+        Python does not end a wait for a signal that came after its last check and before the wait, so waits are short.
+        """
+        while True:
+            try:
+                event = self._events.get(timeout=SIGNAL_CHECK_S)
+                break
+            except Empty:
+                continue
+        if event is not None and not isinstance(event, BaseException):
+            return event
+        self.put(event)  # for later calls
+        raise event or StopIteration
 
 
 class Completions(Iterator[Event], Generic[LiveSample]):
@@ -52,15 +64,13 @@ class Completions(Iterator[Event], Generic[LiveSample]):
 
     def __init__(self, scope: CancelScope) -> None:
         self._scope = scope
-        self._outbox: SimpleQueue[Event | Failure] = SimpleQueue()
+        self._outbox: EventQueue[Event] = EventQueue()
         self._live: dict[SequenceId, LiveSample] = {}  # samples that have not finished
 
     def __next__(self) -> Event:
         if not self._live:
             raise StopIteration
-        event = next_item(self._outbox)
-        if isinstance(event, Failure):
-            raise event.error
+        event = next(self._outbox)
         if isinstance(event, FinishEvent | RefusedEvent):
             del self._live[event.sequence]
             self._end_sample(event.sequence.request)
@@ -122,7 +132,7 @@ class Engine(ABC):
 
     def load(self) -> Iterator[Event]:
         """Yield load events until the model is ready; raise if loading failed. Later calls yield nothing."""
-        return iter(self._loading)
+        return self._loading
 
     @property
     @abstractmethod

@@ -37,7 +37,7 @@ from cerebrum_cli.engine.engine import (
 )
 from cerebrum_cli.engine.loop import Loop, Work, fail_work
 from cerebrum_cli.engine.memory_plan import group_lengths
-from cerebrum_cli.engine.sequence import Failure, InspectionRequest, Request, Sequence, create_sequences
+from cerebrum_cli.engine.sequence import InspectionRequest, Request, Sequence, create_sequences
 from cerebrum_cli.engine.state_store import StateStore
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def submission(work: Work, scope: CancelScope, first: bool = False) -> EngineCom
 
 
 class Commands:
-    """Queue of commands to the engine's thread; nothing is accepted after `close`."""
+    """Queue of commands to the engine's thread; nothing is accepted after the last one."""
 
     def __init__(self, stop: StopFlag) -> None:
         self._stop = stop
@@ -82,12 +82,6 @@ class Commands:
             done.set()
         return done
 
-    def close(self) -> None:
-        """Cancel everything, free the model and end the thread."""
-        with self._lock:
-            self.send(EngineCommand(lambda loop: loop.cancel(None), lambda _: None, interrupts=True, is_last=True))
-            self._is_closed = True
-
     def send(self, command: EngineCommand) -> bool:
         """Send a command; False if the engine is closed."""
         with self._lock:
@@ -95,6 +89,7 @@ class Commands:
                 return False
             if command.interrupts:
                 self._stop.set()
+            self._is_closed = command.is_last
             self._queue.put(command)
             return True
 
@@ -273,22 +268,22 @@ class LocalEngine(Engine):
 
     def _use_prompt_cache(self, function: Callable[[PromptCache], None]) -> None:
         """Call a function with the prompt cache, between steps; raise its error."""
-        results: SimpleQueue[BaseException | None] = SimpleQueue()
+        done: EventQueue[None] = EventQueue()
 
         def use(loop: Loop) -> None:
             try:
                 if loop.prompt_cache:
                     function(loop.prompt_cache)
-                results.put(None)
+                done.put(None)
             except Exception as error:
-                results.put(error)
+                done.put(error)
 
-        command = EngineCommand(use, lambda _: results.put(None))
-        if self.is_loaded and self._commands.send(command) and (error := results.get()):
-            raise error
+        if self.is_loaded and self._commands.send(EngineCommand(use, lambda _: done.put(None))):
+            list(done)
 
     def close(self) -> None:
-        self._commands.close()
+        cancel_all = EngineCommand(lambda loop: loop.cancel(None), lambda _: None, interrupts=True, is_last=True)
+        self._commands.send(cancel_all)
         self._thread.join()
         atexit.unregister(self.close)
 
@@ -300,7 +295,7 @@ class LocalEngine(Engine):
             backend = self._open(self._loading.put, self._stop)
         except BaseException as error:
             self.has_failed = True
-            self._loading.put(Failure(error))
+            self._loading.put(error)
             self._fail_commands(error)
             return
         self._backend = backend

@@ -15,8 +15,8 @@ from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, To
 from cerebrum_cli.engine.checkpoints import Checkpoints, PromptCache
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.memory_plan import plan_cache
-from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
-from cerebrum_cli.engine.sequence import Failure, InspectionRequest, Sequence
+from cerebrum_cli.engine.scheduler import Admission, Scheduler, Share, rows_of, with_drafts
+from cerebrum_cli.engine.sequence import InspectionRequest, Sequence
 from cerebrum_cli.engine.state_store import StateStore
 
 if TYPE_CHECKING:
@@ -45,10 +45,9 @@ class Loop:
         self._score_jobs: deque[ScoreJob] = deque()
         self._max_slots = backend.slots
         self._reserves_max = backend.slots == 1 or backend.kv_unified
-        self._state_store = state_store
-        self.prompt_cache: PromptCache | None = None
-        if state_store:
-            self.prompt_cache = PromptCache(backend, self._scheduler, self._checkpoints, state_store)
+        self.prompt_cache = (
+            PromptCache(backend, self._scheduler, self._checkpoints, state_store) if state_store else None
+        )
 
     @property
     def is_idle(self) -> bool:
@@ -78,7 +77,7 @@ class Loop:
 
         While texts wait to be scored, no sequence is admitted; they are scored once none is running.
         """
-        scheduler = self._scheduler
+        scheduler, backend = self._scheduler, self._backend
         try:
             # make room
             self._preempt_full()
@@ -90,23 +89,26 @@ class Loop:
                 return
             self._compact()
             # schedule
-            step = scheduler.schedule(self._backend.prefill_chunk, self._backend.max_outputs)
-            while not self._make_room(step.size):
+            while True:
+                step = scheduler.schedule(backend.prefill_chunk, backend.max_outputs)
+                rows = rows_of(step)
+                if self._make_room(len(rows)):
+                    break
                 scheduler.preempt(scheduler.running[-1])  # it is in the highest slot
-                step = scheduler.schedule(self._backend.prefill_chunk, self._backend.max_outputs)
-            if any(share.sequence.drafter for share in step.shares):
-                drafted = step.with_drafts(self._backend)
-                step = drafted if self._has_cells(drafted.size) else step
-            if not step.shares:
+            if any(share.sequence.drafter for share in step):
+                drafted = with_drafts(step, backend)
+                if scheduler.has_cells(len(rows_of(drafted)), backend.capacity):
+                    step, rows = drafted, rows_of(drafted)
+            if not step:
                 return
             # decode
-            is_complete = self._backend.decode(step.rows)
+            is_complete = backend.decode(rows)
             # process output
             self._process_output(step, is_complete)
         except Exception as error:
             self.fail(error)
-            if self._backend.capacity:
-                self._backend.context.clear_all()  # the step may have written any part of its rows
+            if backend.capacity:
+                backend.context.clear_all()  # the step may have written any part of its rows
             for slot in scheduler.slots:
                 slot.clear()
 
@@ -116,7 +118,7 @@ class Loop:
             if not self._score_jobs[0].step(self._backend):
                 self._score_jobs.popleft()
         finally:  # memory may have been reserved again
-            self._reset_slots()
+            self._scheduler.reset_slots(self._backend.slots)
 
     def _preempt_full(self) -> None:
         """Preempt sequences that fill their slots, to resume in longer ones: all now if memory holds as many of those.
@@ -148,8 +150,9 @@ class Loop:
             if scheduler.running and (needs_memory or lacks_cells):
                 return
             # reserve
-            store = self._state_store
-            cache = None if store is None or sequence.swapped or store.is_empty else self.prompt_cache
+            cache = self.prompt_cache
+            if cache and (sequence.swapped or cache.store.is_empty):
+                cache = None
             state = cache.find(sequence, needs_memory) if cache else None
             if needs_memory:
                 kind = backend.state_kind if cache else None
@@ -188,19 +191,11 @@ class Loop:
         length, slots = self._plan_cache()
         if notice := self._backend.reserve(max(min_length, length), n_slots or slots):
             self._scheduler.waiting[0].emit(notice)
-        self._reset_slots()
-
-    def _reset_slots(self) -> None:
         self._scheduler.reset_slots(self._backend.slots)
-        self._checkpoints.clear()
-
-    def _has_cells(self, tokens: int) -> bool:
-        """Whether memory holds this many additional tokens without evicting any."""
-        return not self._backend.kv_unified or self._scheduler.has_cells(tokens, self._backend.capacity)
 
     def _make_room(self, tokens: int) -> bool:
         """Evict idle slots from a unified KV cache until it holds this many additional tokens; False if it cannot."""
-        while not self._has_cells(tokens):
+        while not self._scheduler.has_cells(tokens, self._backend.capacity):
             slot = self._scheduler.eviction_candidate
             if slot is None:
                 return False
@@ -237,17 +232,17 @@ class Loop:
             self._checkpoints.plan(sequence)
         sequence.admitted_at = sequence.admitted_at or perf_counter()
 
-    def _process_output(self, step: Step, is_complete: bool) -> None:
+    def _process_output(self, step: list[Share], is_complete: bool) -> None:
         if not is_complete:
-            for share in step.shares:
+            for share in step:
                 self._checkpoints.resume(share.sequence)
             return
-        for share in step.shares:
+        for share in step:
             self._scheduler.record_evaluated(share.sequence, share.tokens)
             if share.sequence.evaluated == share.sequence.checkpoint_at:
                 self._checkpoints.after_step(share.sequence)
         row = -1
-        for share in step.shares:
+        for share in step:
             sequence = share.sequence
             row += len(share.tokens)
             if not share.outputs:
@@ -345,7 +340,7 @@ class Loop:
     def _fail_sequence(self, sequence: Sequence, error: BaseException) -> None:
         """End a sequence with an error; its caller then cancels the others of the same stream."""
         self._release(sequence)
-        sequence.emit(Failure(error))
+        sequence.emit(error)
 
     def fail(self, error: BaseException) -> None:
         fail_work(self._score_jobs, error)
@@ -356,4 +351,4 @@ class Loop:
 
 def fail_work(work: Work, error: BaseException) -> None:
     for item in work:
-        item.emit(Failure(error))
+        item.emit(error)

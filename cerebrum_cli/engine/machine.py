@@ -62,6 +62,8 @@ LISTED_BY = {
 MAX_OPEN_FILES = 10_240  # macOS refuses more where its hard limit is unlimited
 MIN_CAPACITY = 0.6  # of the fastest core: Cortex-A55 in an RK3588 has 0.52, Cortex-A76 in a Tensor 0.61
 CPUINFO, DEVICES = Path("/proc/cpuinfo"), Path("/sys/devices")
+MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes", "memory/memory.limit_in_bytes")  # of cgroup v2 and v1
+MEMORY_USED = ("memory.current", "memory.usage_in_bytes", "memory/memory.usage_in_bytes")
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -111,21 +113,28 @@ def linux_processors(logical: int, allowed: Set[int], quota: float, devices: Pat
     """Count cores by what Linux lists in `devices`; where it lists nothing, each CPU is a performance core."""
     folders = {cpu: devices / "system" / "cpu" / f"cpu{cpu}" for cpu in allowed}
     # an x86 processor that also has efficiency cores lists the others, as "0-11", for example
-    ranges = (part.partition("-") for part in _text(devices / "cpu_core" / "cpus").split(",") if part)
+    ranges = (part.partition("-") for part in _text(devices, "cpu_core/cpus").split(",") if part)
     performance = {cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1)}
     fast = allowed & performance or allowed
     capacities = {cpu: _integer(folders[cpu], "cpu_capacity") for cpu in fast}  # listed for ARM, with 1024 at most
     fast = {cpu for cpu in fast if capacities[cpu] >= MIN_CAPACITY * max(capacities.values())}
-    siblings = {cpu: _text(folder / "topology" / "thread_siblings_list") or cpu for cpu, folder in folders.items()}
+    siblings = {cpu: _text(folder, "topology/thread_siblings_list") or cpu for cpu, folder in folders.items()}
     cores, performance_cores = (len({siblings[cpu] for cpu in cpus}) for cpus in (allowed, fast))
     return Processors(logical, len(allowed), cores, performance_cores, quota)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
+def _text(root: Path, *names: str) -> str:
+    """Text of the first of these files that exists; empty if none does."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            return (root / name).read_text().strip()
+    return ""
+
+
+def _integer(root: Path, *names: str) -> float:
+    """Number in the first of these files that exists; infinity if there is none, such as for "max"."""
+    text = _text(root, *names)
+    return int(text) if text.isdecimal() else math.inf
 
 
 def _sysctl(name: str) -> int:
@@ -190,11 +199,10 @@ def own_cgroups(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> set[Path
 
 def cgroup_quota(root: Path) -> float:
     """CPU quota of a cgroup; infinity if unlimited."""
-    v1 = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-    for folder, names in ((root, ("cpu.max",)), (root / "cpu", v1), (root, v1)):
-        with contextlib.suppress(OSError, ValueError):  # "max"
-            quota, period = (int(number) for name in names for number in (folder / name).read_text().split())
-            return quota / period if quota > 0 else math.inf
+    v1 = (_text(root, f"cpu/cpu.cfs_{name}_us", f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    with contextlib.suppress(ValueError):  # "max"
+        quota, period = map(int, (_text(root, "cpu.max") or " ".join(v1)).split())
+        return quota / period if quota > 0 else math.inf
     return math.inf
 
 
@@ -229,35 +237,17 @@ def total_memory() -> int:
     """Bytes of memory of this machine, used or free, within its cgroups."""
     import psutil
 
-    return int(min(psutil.virtual_memory().total, *map(cgroup_limit, own_cgroups())))
-
-
-def cgroup_limit(root: Path) -> float:
-    """Memory limit of a cgroup in bytes; infinity if unlimited."""
-    return _integer(root, "memory.max", "memory.limit_in_bytes", "memory/memory.limit_in_bytes")
+    return int(min(psutil.virtual_memory().total, *(_integer(root, *MEMORY_LIMITS) for root in own_cgroups())))
 
 
 def cgroup_memory(root: Path) -> float:
     """Bytes a cgroup still allows, reclaimable file cache included; infinity if unlimited or unknown."""
-    used = _integer(root, "memory.current", "memory.usage_in_bytes", "memory/memory.usage_in_bytes")
-    if math.isinf(used) or math.isinf(limit := cgroup_limit(root)):
+    used, limit = _integer(root, *MEMORY_USED), _integer(root, *MEMORY_LIMITS)
+    if math.inf in (used, limit):
         return math.inf
-    cached = 0
-    for name in ("memory.stat", "memory/memory.stat"):
-        with contextlib.suppress(OSError, ValueError):
-            stat = dict(line.split() for line in (root / name).read_text().splitlines())
-            prefix = "total_" if "total_active_file" in stat else ""  # of cgroup v1, with its descendants
-            cached = sum(int(stat.get(f"{prefix}{kind}_file", "0")) for kind in ("active", "inactive"))
-            break
-    return limit - used + cached
-
-
-def _integer(root: Path, *names: str) -> float:
-    """Number in the first of these files that has one, for cgroup v2 and v1; infinity if none does."""
-    for name in names:
-        with contextlib.suppress(OSError, ValueError):  # "max"
-            return int((root / name).read_text())
-    return math.inf
+    stat = dict(line.split() for line in _text(root, "memory.stat", "memory/memory.stat").splitlines())
+    prefix = "total_" if "total_active_file" in stat else ""  # of cgroup v1, with its descendants
+    return limit - used + sum(int(stat.get(f"{prefix}{kind}_file", "0")) for kind in ("active", "inactive"))
 
 
 def machine_memory() -> int:

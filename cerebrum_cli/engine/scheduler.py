@@ -89,52 +89,48 @@ class Share(NamedTuple):
     draft: tuple[int, ...] = ()
 
 
-class Step(NamedTuple):
-    shares: list[Share]
+def rows_of(step: Iterable[Share]) -> list[TokenRow]:
+    rows: list[TokenRow] = []
+    for sequence, tokens, outputs, draft in step:
+        slot = sequence.slot
+        assert slot is not None
+        first_output = len(tokens) + len(draft) - outputs
+        for index, token in enumerate((*tokens, *draft)):
+            rows.append(TokenRow(slot, sequence.evaluated + index, token, index >= first_output))
+    return rows
 
-    @property
-    def size(self) -> int:
-        return sum(len(share.tokens) + len(share.draft) for share in self.shares)
 
-    @property
-    def rows(self) -> list[TokenRow]:
-        rows: list[TokenRow] = []
-        for sequence, tokens, outputs, draft in self.shares:
-            slot = sequence.slot
-            assert slot is not None
-            first_output = len(tokens) + len(draft) - outputs
-            for index, token in enumerate((*tokens, *draft)):
-                rows.append(TokenRow(slot, sequence.evaluated + index, token, index >= first_output))
-        return rows
+def with_drafts(step: list[Share], backend: Backend) -> list[Share]:
+    """Add drafted tokens to a step in which sequences decode, where they pay off.
 
-    def with_drafts(self, backend: Backend) -> Step:
-        """Add drafted tokens to a step in which sequences decode, where they pay off.
-
-        There are at most as many as leave room to sample a token after them.
-        """
-        sequences = [share.sequence for share in self.shares]
-        costs = next((sequence.request.step_costs for sequence in sequences if sequence.request.step_costs), None)
-        if costs is None or not backend.max_draft or any(sequence.is_prefilling for sequence in sequences):
-            return self
-        drafts: list[list[DraftToken]] = []
-        for sequence in sequences:
-            drafts.append([])
-            if sequence.drafter:
-                sequence.draft_state = sequence.draft_state or sequence.drafter.start(sequence)
-                room = sequence.request.max_length(backend.capacity) - sequence.length - 1
-                drafts[-1] = sequence.drafter.draft(sequence.draft_state, min(room, backend.max_draft))
-        probabilities = [[token.probability for token in draft] for draft in drafts]
-        is_equal = not (backend.kv_unified and backend.trimmable_length)
-        lengths = draft_lengths(probabilities, costs, backend.batch_size, is_equal)
-        shares = []
-        for share, draft, length in zip(self.shares, drafts, lengths, strict=True):
-            tokens = tuple(token.token for token in draft[:length])
-            shares.append(share._replace(outputs=1 + length, draft=tokens))
-        return Step(shares)
+    There are at most as many as leave room to sample a token after them.
+    """
+    sequences = [share.sequence for share in step]
+    costs = next((sequence.request.step_costs for sequence in sequences if sequence.request.step_costs), None)
+    if costs is None or not backend.max_draft or any(sequence.is_prefilling for sequence in sequences):
+        return step
+    drafts: list[list[DraftToken]] = []
+    for sequence in sequences:
+        drafts.append([])
+        if sequence.drafter:
+            sequence.draft_state = sequence.draft_state or sequence.drafter.start(sequence)
+            room = sequence.request.max_length(backend.capacity) - sequence.length - 1
+            drafts[-1] = sequence.drafter.draft(sequence.draft_state, min(room, backend.max_draft))
+    probabilities = [[token.probability for token in draft] for draft in drafts]
+    is_equal = not (backend.kv_unified and backend.trimmable_length)
+    lengths = draft_lengths(probabilities, costs, backend.batch_size, is_equal)
+    drafted = []
+    for share, draft, length in zip(step, drafts, lengths, strict=True):
+        tokens = tuple(token.token for token in draft[:length])
+        drafted.append(share._replace(outputs=1 + length, draft=tokens))
+    return drafted
 
 
 class Scheduler:
-    """Waiting and running sequences, and the slots of the running ones."""
+    """Waiting and running sequences, and the slots of the running ones.
+
+    A `snapshot` is the whole state of a slot that held these tokens; any slot can load it.
+    """
 
     def __init__(self, slots: int, kv_unified: bool = False) -> None:
         self.waiting: deque[Sequence] = deque()
@@ -146,6 +142,7 @@ class Scheduler:
         self._uses: Counter[int] = Counter()
         self.slots = [Slot(index, self._uses) for index in range(slots)]
         self._prefilled = 0
+        self.snapshot: tuple[array[int], Checkpoint] | None = None
 
     @property
     def running(self) -> list[Sequence]:
@@ -171,7 +168,8 @@ class Scheduler:
         return next((sequence for sequence in self.running if sequence.is_prefilling), None)
 
     def has_cells(self, tokens: int, cells: int) -> bool:
-        return len(self._uses) + tokens <= cells
+        """Whether memory holds this many additional tokens without evicting any."""
+        return not self._kv_unified or len(self._uses) + tokens <= cells
 
     def can_hold(self, sequence: Sequence, cells: int) -> bool:
         """Whether a unified KV cache, without its idle slots, has room for one more sequence and part of its reply."""
@@ -261,7 +259,7 @@ class Scheduler:
         target.sequence, source.sequence = source.sequence, None
         target.sequence.slot, target.last_used = target.index, source.last_used
 
-    def schedule(self, prefill_chunk: Callable[[int], int], max_outputs: int = 1) -> Step:
+    def schedule(self, prefill_chunk: Callable[[int], int], max_outputs: int = 1) -> list[Share]:
         """Schedule a step: part of the one prompt being evaluated, or one token of each decoding sequence.
 
         `prefill_chunk` gives the maximum number of prompt tokens from a position, `max_outputs` that of their rows with
@@ -275,7 +273,7 @@ class Scheduler:
         ]
         if prefilling is None or (decoding and self._prefilled >= MAX_PREFILL_BETWEEN_DECODES):
             self._prefilled = 0
-            return Step(decoding)
+            return decoding
         evaluated, checkpoint_at = prefilling.evaluated, prefilling.checkpoint_at or 0
         before_outputs = prefilling.first_output - evaluated
         size = min(prefill_chunk(evaluated), before_outputs + max_outputs)
@@ -283,7 +281,7 @@ class Scheduler:
             size = min(size, checkpoint_at - evaluated)
         tokens = prefilling.tokens_from(evaluated, size)
         self._prefilled += len(tokens)
-        return Step([Share(prefilling, tokens, max(0, len(tokens) - before_outputs))])
+        return [Share(prefilling, tokens, max(0, len(tokens) - before_outputs))]
 
     def record_evaluated(self, sequence: Sequence, tokens: Iterable[int]) -> None:
         slot = self.slot_of(sequence)

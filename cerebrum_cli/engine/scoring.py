@@ -19,7 +19,7 @@ from cerebrum_cli.core.events import NoticeEvent, RefusedEvent, SequenceId, Stag
 from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.protocols import Backend
 from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.sequence import Failure, Tokens
+from cerebrum_cli.engine.sequence import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ StepRow = tuple[TokenRow, list[TriePath]]  # and the open paths that the row is 
 
 
 class ScoreJob:
-    """Requests to score in a context of this size, and where their events go: the last is None or a Failure.
+    """Requests to score in a context of this size, and where their events go: the last is None or an error.
 
     The open paths, one in each slot, are the first that is not finished and those after it.
     """
@@ -133,7 +133,7 @@ class ScoreJob:
         self,
         requests: Iterable[ScoreRequest],
         context_size: int,
-        emit: Callable[[ScoringEvent | Failure | None], None],
+        emit: Callable[[ScoringEvent | BaseException | None], None],
     ) -> None:
         self.emit = emit
         self._scores: dict[int, list[Score]] = {}
@@ -230,8 +230,7 @@ class ScoreJob:
         ends = {path.slot: path.evaluated for path in self._open}
         for number, path in enumerate(self._open):
             for position in range(ends[path.slot], len(path.tokens)):
-                after = takewhile(lambda other: other.shared > position, islice(self._open, number + 1, None))  # noqa: B023
-                paths = [path, *(other for other in after if other.evaluated == path.evaluated)]
+                paths = self._sharing(number, position)
                 is_output = position >= path.unread and position in path.by_position
                 needs_copy = paths[-1] is self._open[-1] and branch <= position >= backend.trimmable_length
                 if len(step) == room or (is_output and not outputs) or (needs_copy and step):
@@ -242,6 +241,12 @@ class ScoreJob:
                 row = TokenRow(path.slot, position, path.tokens[position], is_output, tuple(slots[1:]))
                 step.append((row, paths))
         return step
+
+    def _sharing(self, number: int, position: int) -> list[TriePath]:
+        """The open path with this number, and those after it that a row at this position is evaluated for too."""
+        path, after = self._open[number], islice(self._open, number + 1, None)
+        sharing = takewhile(lambda other: other.shared > position, after)
+        return [path, *(other for other in sharing if other.evaluated == path.evaluated)]
 
     def _process_output(self, backend: Backend, step: Sequence[StepRow]) -> None:
         targets: list[tuple[int, int]] = []

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
 from cerebrum_cli.core.conversation import Conversation, PromptPart, Text
 from cerebrum_cli.core.conversation import Tokens as PromptTokens
@@ -37,30 +36,9 @@ if TYPE_CHECKING:
 # Token ids; an array takes a tenth of a tuple's memory.
 Tokens: TypeAlias = "tuple[int, ...] | array[int]"
 
-T = TypeVar("T")
-
 TOKEN_BYTES = 4
-SIGNAL_CHECK_S = 0.5
 OPENING_TOKENS = 16  # more than most formats begin a reply with
 EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
-
-
-class Failure(NamedTuple):
-    """An exception to raise on the caller's thread."""
-
-    error: BaseException
-
-
-def next_item(outbox: SimpleQueue[T]) -> T:
-    """Wait for the next item of a queue, and for signals.
-
-    Python does not end a wait for a signal that came after its last check and before the wait, so waits are short.
-    """
-    while True:
-        try:
-            return outbox.get(timeout=SIGNAL_CHECK_S)
-        except Empty:
-            continue
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +134,7 @@ class Sequence:
     request: Request
     prompt: Tokens
     seed: int
-    emit: Callable[[Event | Failure], None]
+    emit: Callable[[Event | BaseException], None]
     detokenizer: Detokenizer
     arrival_time: float
     sampler: Sampler | None = None
@@ -272,7 +250,7 @@ class Sequence:
 def create_sequences(
     index: int,
     request: Request,
-    emit: Callable[[Event | Failure], None],
+    emit: Callable[[Event | BaseException], None],
     samples: Iterable[int],
     seed: int,
     drafter: Drafter | None = None,

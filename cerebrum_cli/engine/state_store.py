@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from io import FileIO
 from pathlib import Path
@@ -42,10 +42,6 @@ DAMAGED = NoticeEvent(
 )
 
 
-class InvalidState(Exception):
-    """A file is damaged or does not match its name."""
-
-
 # Whether a state is usable, by its length and the length of the common prefix.
 IsUsable = Callable[[int, int], bool]
 
@@ -66,19 +62,19 @@ class State:
         return tuple(array("i", self.packed))
 
 
+@dataclass(slots=True, eq=False)
 class StateStore:
     """States of one model in one prompt format, in a directory limited to `limit` bytes for all models."""
 
-    def __init__(self, directory: Path, limit: int, model: str, format: str) -> None:
-        self._directory = directory
-        self._limit = limit
-        self._model = model
-        self._format = format
-        self._known: dict[str, State | None] = {}  # by file name; None for an unusable file
+    directory: Path
+    limit: int
+    model: str
+    format: str
+    _known: dict[str, State | None] = field(default_factory=dict, init=False)  # by file name; None if unusable
 
     @property
     def is_empty(self) -> bool:
-        return not any(self._directory.glob(f"*{STATE}"))
+        return not any(self.directory.glob(f"*{STATE}"))
 
     def find_longest(self, prompt: Many[int], kind: str, is_usable: IsUsable, notify: Notify) -> State | None:
         """Find and verify the usable state with the longest common prefix with a prompt; None if there is none.
@@ -107,18 +103,18 @@ class StateStore:
         A common prefix (`is_prefix`) neither replaces states nor is replaced. States larger than the limit are not
         stored. Raises EngineError, leaving no file, if writing fails.
         """
-        if size > self._limit:
+        if size > self.limit:
             return
         identity, data = self._identity(kind), pack_tokens(tokens)
-        path = self._directory / f"{digest(identity)}-{digest(data)}{PREFIX if is_prefix else ''}{STATE}"
+        path = self.directory / f"{digest(identity)}-{digest(data)}{PREFIX if is_prefix else ''}{STATE}"
         try:
-            self._directory.mkdir(0o700, parents=True, exist_ok=True)  # conversations are private
+            self.directory.mkdir(0o700, parents=True, exist_ok=True)  # conversations are private
             with unfinished_file(path) as part:
                 save(part.path)
                 append_record(part.path, identity, data)
                 part.path.replace(path)
         except OSError as error:
-            raise write_error(self._directory, error.strerror or str(error)) from error
+            raise write_error(self.directory, error.strerror or str(error)) from error
         self._known.pop(path.name, None)
         for state in self._states(kind, lambda _: None):
             is_replaced = len(state.packed) < len(data) and data.startswith(state.packed)
@@ -139,11 +135,12 @@ class StateStore:
         return usable
 
     def _states(self, kind: str, notify: Notify) -> list[State]:
-        """All states of this kind; each file is read only once."""
+        """All states of this kind, each file being read only once; unfinished files of killed processes are removed."""
+        remove_abandoned(self.directory)
         start = f"{digest(self._identity(kind))}-"
-        names = [name for name in self._list_names() if name.startswith(start) and name.endswith(STATE)]
+        names = [name for name in list_names(self.directory) if name.startswith(start) and name.endswith(STATE)]
         self._known = {
-            name: self._known[name] if name in self._known else self._read(self._directory / name, kind, notify)
+            name: self._known[name] if name in self._known else self._read(self.directory / name, kind, notify)
             for name in names
         }
         return [state for state in self._known.values() if state]
@@ -153,36 +150,29 @@ class StateStore:
         try:
             with FileIO(path) as file:
                 state = read_record(path, file, self._identity(kind))
-                if verifies and checksum(file, state.body) != state.checksum:
-                    raise InvalidState
-                return state
-        except InvalidState:
-            remove(path)
-            notify(DAMAGED)
+                if state and not (verifies and checksum(file, state.body) != state.checksum):
+                    return state
         except OSError:
-            pass
+            return None
+        remove(path)
+        notify(DAMAGED)
         return None
-
-    def _list_names(self) -> list[str]:
-        """List the file names in the directory, and remove the unfinished files of killed processes."""
-        remove_abandoned(self._directory)
-        return list_names(self._directory)
 
     def _evict(self, newest: str) -> None:
         """Remove least recently used states until they meet the limit together with the files being written."""
         files: list[tuple[float, str, int]] = []
-        for name in self._list_names():
+        for name in list_names(self.directory):
             with suppress(OSError):
-                status = (self._directory / name).stat()
+                status = (self.directory / name).stat()
                 files.append((status.st_mtime, name, status.st_size))
         total = sum(size for _, _, size in files)
         for _, name, size in sorted(files):
-            if total > self._limit and name.endswith(STATE) and name != newest:
-                remove(self._directory / name)
+            if total > self.limit and name.endswith(STATE) and name != newest:
+                remove(self.directory / name)
                 total -= size
 
     def _identity(self, kind: str) -> bytes:
-        return json.dumps({"model": self._model, "format": self._format, "kind": kind}).encode()
+        return json.dumps({"model": self.model, "format": self.format, "kind": kind}).encode()
 
 
 def append_record(path: Path, identity: bytes, tokens: bytes) -> None:
@@ -202,27 +192,28 @@ def read_states(directory: Path) -> dict[Path, bytes]:
         if name.endswith(STATE):
             path = directory / name
             states[path] = b""
-            with suppress(OSError, InvalidState), FileIO(path) as file:
-                states[path] = read_record(path, file).packed
+            with suppress(OSError), FileIO(path) as file:
+                state = read_record(path, file)
+                states[path] = state.packed if state else b""
     return states
 
 
-def read_record(path: Path, file: FileIO, identity: bytes | None = None) -> State:
-    """Read the record at the end of a file; InvalidState if it is damaged, or has another identity than a given one."""
+def read_record(path: Path, file: FileIO, identity: bytes | None = None) -> State | None:
+    """Read the record at the end of a file; None if it is damaged, or has another identity than a given one."""
     size = os.fstat(file.fileno()).st_size
     if size < FOOTER.size:
-        raise InvalidState
+        return None
     file.seek(size - FOOTER.size)
     footer = file.read(FOOTER.size)
     body, count, text, body_sum, record_sum, magic = FOOTER.unpack(footer)
     length = count * TOKEN_BYTES + text
     if magic != MAGIC or body + length + FOOTER.size != size:
-        raise InvalidState
+        return None
     file.seek(body)
     record = file.read(length)
     tokens, found = record[: count * TOKEN_BYTES], record[count * TOKEN_BYTES :]
     if identity not in (None, found) or crc32(footer[:-TAIL_BYTES], crc32(record)) != record_sum:
-        raise InvalidState
+        return None
     return State(path, tokens, body, body_sum)
 
 

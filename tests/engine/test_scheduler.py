@@ -21,7 +21,7 @@ from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.local import Commands, EngineCommand, submission
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
-from cerebrum_cli.engine.sequence import Failure, InspectionRequest, Request, Sequence, create_sequences
+from cerebrum_cli.engine.sequence import InspectionRequest, Request, Sequence, create_sequences
 
 
 def test_scheduler_puts_late_samples_first_but_not_between_siblings() -> None:
@@ -42,7 +42,7 @@ def test_unified_cache_copies_to_empty_slots_and_replaces_the_oldest() -> None:
         scheduler.waiting.append(sequence)
         admission = scheduler.next_admission()
         scheduler.admit(admission, admission.prefix_length)
-        [share] = scheduler.schedule(lambda position: 100).shares
+        [share] = scheduler.schedule(lambda position: 100)
         scheduler.record_evaluated(sequence, share.tokens)
         scheduler.remove(sequence)
         used.append((admission.slot.index, admission.prefix_length))
@@ -65,7 +65,7 @@ class Sample:
     reports: list[AlternativesEvent] = field(default_factory=list)
     finish: FinishEvent | None = None
 
-    def on_event(self, event: Event | Failure) -> None:
+    def on_event(self, event: Event | BaseException) -> None:
         assert isinstance(event, PromptEvent | TokenEvent | AlternativesEvent | FinishEvent), event
         assert self.finish is None
         if isinstance(event, FinishEvent):

@@ -27,7 +27,7 @@ MILESTONES = {
     "LlamaContext.decode": "call",
     "LlamaSampler.sample": "call",
     "Detokenizer.feed": "call",
-    "next_item": "return",
+    "EventQueue.__next__": "return",
     "split_channels": "call",
     "Reply.emit": "call",
     "Streams.answer": "call",
@@ -52,7 +52,7 @@ class Profile:
         name = frame.f_code.co_qualname
         if MILESTONES.get(name) != event or (event == "return" and result is None) or "Streams.answer" in self.passed:
             return
-        if name == "next_item" and "LlamaContext.decode" not in self.passed:
+        if name == "EventQueue.__next__" and "LlamaContext.decode" not in self.passed:
             return  # an event of loading
         self.passed.append(name)
         self.stations += [function for function in chain if function not in self.stations]

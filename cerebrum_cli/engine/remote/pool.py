@@ -19,7 +19,6 @@ from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError, Lo
 from cerebrum_cli.engine.remote.description import remarks
 from cerebrum_cli.engine.remote.server import CANCELLED, LateReplyError, PoolJob, Server
 from cerebrum_cli.engine.remote.server_health import NOT_ASKED, ServerNotices, ServerTimeouts
-from cerebrum_cli.engine.sequence import Failure
 
 
 class Pool:
@@ -217,7 +216,7 @@ class Pool:
             self._open(server, lost)
         others = [other for other in self._servers if other is not server]
         if job.has_output or (job.request.stream and all(other.health.state == "open" for other in others)):
-            job.pooled.emit(Failure(EndpointError(f"{server.name}: {lost}", "check the server, then ask again")))
+            job.pooled.emit(EndpointError(f"{server.name}: {lost}", "check the server, then ask again"))
         elif is_blamed:
             problem = f"this request failed {job.losses.count} times, last on {server.alias}: {lost}"
             job.refuse(EndpointError(problem, "check the log of the server"))
@@ -251,7 +250,7 @@ class Pool:
         self._error = error
         self._has_started.set()
         for job in chain(self._waiting, self._lost, *(server.running for server in self._servers)):
-            job.pooled.emit(Failure(error))
+            job.pooled.emit(error)
         self._waiting.clear()
         self._lost.clear()
 

@@ -29,7 +29,7 @@ from cerebrum_cli.engine.remote.pool import Pool
 from cerebrum_cli.engine.remote.replies import RemoteSample, TokenTables
 from cerebrum_cli.engine.remote.server import PooledRequest, PoolJob, Server
 from cerebrum_cli.engine.remote.server_health import ServerTimeouts
-from cerebrum_cli.engine.sequence import Failure, Request
+from cerebrum_cli.engine.sequence import Request
 
 OTHER_FILES = 128  # that are open besides connections
 REPORT_S = 1.0  # between reports of what each server has generated
@@ -203,7 +203,7 @@ class RemoteEngine(Engine):
                 runner.run(self._serve())
         except BaseException as error:
             self.has_failed = True
-            self._loading.put(Failure(error))
+            self._loading.put(error)
         finally:
             self._pool = None
             if self._backend:

@@ -23,7 +23,7 @@ from cerebrum_cli.engine.remote.description import ExpectedModel, describe
 from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.remote.server_health import RowLosses, ServerHealth, ServerTimeouts
-from cerebrum_cli.engine.sequence import Failure, MessagesRequest, Request
+from cerebrum_cli.engine.sequence import MessagesRequest, Request
 
 TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
 MAX_CHARACTERS = 8  # of a prompt for each of its tokens; texts have 1 to 5
@@ -43,7 +43,7 @@ class PooledRequest:
 
     request: Request
     seed: int
-    emit: Callable[[Event | Failure], None]
+    emit: Callable[[Event | BaseException], None]
     server: object = None
     samples: int = 0
     unfinished: int = 0
