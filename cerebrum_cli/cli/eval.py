@@ -285,6 +285,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
 def estimate(app: App, prepared: PreparedEvaluation, prompt_tokens: int) -> tuple[float | None, str]:
     """Estimated seconds of the whole run, None if unknown, and the basis of the estimate."""
     from cerebrum_cli.engine.bench import BenchError, BenchJob
+    from cerebrum_cli.engine.model_options import Tuning
     from cerebrum_cli.model.source import load_options
 
     evaluation, source = prepared.evaluation, prepared.source
@@ -297,7 +298,8 @@ def estimate(app: App, prepared: PreparedEvaluation, prompt_tokens: int) -> tupl
         return None, "the time depends on the servers"
     tokens = evaluation.settings.max_tokens or ASSUMED_TOKENS
     options = load_options(source.model, evaluation.settings)
-    tuning = replace(source, tuned_for="batch").tuning
+    use = source.tuned_use("batch")
+    tuning = use.tuning if use else Tuning()
     try:
         with closing(app.open_bench(options)) as bench:
             prefill = bench.speed(tuning, BenchJob("prefill", 128))

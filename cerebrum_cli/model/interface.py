@@ -159,7 +159,8 @@ def open_source(source: ModelSource) -> Model:
         raise UsageError(f"{option} needs the exact prompt, which the server builds", "omit it, or use llama-server")
     require_generative(model.path, model.header)
     format_name, build_format = source.choose_format()
-    return Model(source, source.start_engine(format_name), format_name, build_format)
+    engine = source.start_engine(format_name)
+    return Model(source, engine, format_name, build_format, source.measured_costs)
 
 
 def open_many(source: ModelSource, samples: int, earlier: Sequence[Mapping[str, str]] = ()) -> Model:

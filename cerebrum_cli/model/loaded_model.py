@@ -31,7 +31,7 @@ from cerebrum_cli.model.reply import (
     ReplyStream,
 )
 from cerebrum_cli.model.reply_controls import AnswerNow, ReplyControls
-from cerebrum_cli.model.source import ModelSource, draft_costs, draft_problem
+from cerebrum_cli.model.source import ModelSource, draft_costs
 from cerebrum_cli.models.model import InstalledModel
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class LoadedModel:
     engine: Engine
     format_name: str
     build_format: FormatBuilder
+    measured_costs: StepCosts | None = None
     answer_now: AnswerNow = field(default_factory=AnswerNow, init=False)
 
     def __enter__(self) -> Self:
@@ -129,7 +130,7 @@ class LoadedModel:
             self._visible_tokens,
             request.logprobs,
             request.ignore_eos,
-            step_costs=draft_costs(self._measured_costs, draft_problem(self.model), settings.drafts),
+            step_costs=draft_costs(self.measured_costs, self.model, settings.drafts),
             max_n=request.max_n,
             stream=request.stream,
             controls=() if is_bound else self._controls.create(request, channels, self.answer_now),
@@ -273,10 +274,6 @@ class LoadedModel:
         return self.engine.vocabulary.special_token_ids(
             marker for thought in self.format.thoughts for marker in (thought.open, thought.close, thought.header)
         )
-
-    @cached_property
-    def _measured_costs(self) -> StepCosts | None:
-        return self.source.measured_costs
 
     @cached_property
     def _controls(self) -> ReplyControls:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import EngineError, ModelFileError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
-from cerebrum_cli.core.settings import ATTENTION_KEYS, GENERATION_KEYS, Settings
+from cerebrum_cli.core.settings import GENERATION_KEYS, Settings
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
@@ -42,13 +42,11 @@ from cerebrum_cli.models.model import InstalledModel
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.protocols import Backend
-    from cerebrum_cli.model.profiles import Profile, UseName
+    from cerebrum_cli.model.profiles import TunedUse, UseName
 
-RELOADING = ("format", "chat_template", "ctx", "lora", "threads", "gpu_layers", "cpu_moe", *ATTENTION_KEYS, "cache_gb")
 FLASH_ATTENTION = {"on": True, "off": False}
 MAX_PARALLEL = 256  # sequences llama.cpp supports
 AUTO_PARALLEL = 64  # more than this was nowhere faster
-UNTUNED = Tuning()
 CHAT_CONTEXT = ContextOptions(slots=16, kv_unified=True)  # one sequence, except for votes
 
 
@@ -86,11 +84,12 @@ class ModelSource:
             self, context=CHAT_CONTEXT, tuned_for="chat", drafts_for="chat", is_chat=True, caches_prompts=True
         )
 
-    @property
-    def profile(self) -> Profile | None:
-        """Tuning profile of the model on this machine; None if it was never tuned, or runs elsewhere."""
-        is_used = self.is_tuned and not self.servers
-        return self.installation.profile(self.model, self.settings) if is_used else None
+    def tuned_use(self, name: UseName | None) -> TunedUse | None:
+        """A use of the model's tuning profile on this machine; None if it was never tuned, or runs elsewhere."""
+        if name is None or self.servers or not self.is_tuned:
+            return None
+        profile = self.installation.profile(self.model, self.settings)
+        return profile.uses[name] if profile else None
 
     def choose_format(self) -> tuple[str, FormatBuilder]:
         name, template = (RAW.name, None) if self.raw else format_of(self.settings, self.model)
@@ -104,32 +103,26 @@ class ModelSource:
         self.choose_format()
         require_attention(self.model, self.settings, self.context.pad_steps)
 
-    def options_with(self, tuning: Tuning) -> LoadOptions:
-        context = replace(self.context, n_rs_seq=self._n_rs_seq)
+    def options(self, tuning: Tuning | None = None) -> LoadOptions:
+        """How to load the model; its recurrent states are copied if that is what drafts need to be rolled back."""
+        rolls_back = facts_of(self.model.header.architecture).rolls_back
+        drafts = rolls_back and draft_costs(self.measured_costs, self.model, self.settings.drafts)
+        context = replace(self.context, n_rs_seq=MAX_ROLLBACK if drafts else 0)
         return load_options(self.model, self.settings, context, tuning, self.vocabulary_only, self.is_chat)
 
     @property
     def reload_key(self) -> tuple[object, ...]:
+        """A model that is loaded serves another source if that has the same key."""
+        settings = self.settings
         served = self.model.name if self.model.is_served else None  # whose file is that of another
-        return self.model.paths, served, *(getattr(self.settings, key) for key in RELOADING), self._n_rs_seq
-
-    @property
-    def tuning(self) -> Tuning:
-        profile = self.profile if self.tuned_for else None
-        return profile.uses[self.tuned_for].tuning if profile and self.tuned_for else UNTUNED
+        formats = settings.format, settings.chat_template
+        return self.model.paths, served, formats, settings.cache_gb, self.options()
 
     @property
     def measured_costs(self) -> StepCosts | None:
         """Costs of steps with drafted tokens, as measured for this use; None without a profile, which is read."""
-        profile = self.profile if self.drafts_for else None
-        return profile.uses[self.drafts_for].step_costs if profile and self.drafts_for else None
-
-    @property
-    def _n_rs_seq(self) -> int:
-        if not facts_of(self.model.header.architecture).rolls_back:
-            return 0
-        costs = draft_costs(self.measured_costs, draft_problem(self.model), self.settings.drafts)
-        return MAX_ROLLBACK if costs else 0
+        use = self.tuned_use(self.drafts_for)
+        return use.step_costs if use else None
 
     def start_engine(self, format_name: str) -> Engine:
         """Start to load the model, or to connect to its servers, without waiting.
@@ -138,11 +131,11 @@ class ModelSource:
         """
         if self.servers and not self.vocabulary_only:
             return self._connect(self.servers)
-        default, tuned = self.options_with(UNTUNED), self.options_with(self.tuning)
-        open_file, notice = self.installation.open_file, draft_notice(self.model, self.settings.drafts)
+        open_file, default, use = self.installation.open_file, self.options(), self.tuned_use(self.tuned_for)
+        tuned = self.options(use.tuning) if use else default
 
         def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
-            if notice:
+            if self.settings.drafts and (notice := draft_notice(self.model)):
                 emit(notice)
             if tuned != default:
                 try:
@@ -175,7 +168,8 @@ class ModelSource:
 
 
 def slots_of(source: ModelSource) -> int:
-    return source.context.slots or replace(source, tuned_for="batch").tuning.slots or AUTO_PARALLEL
+    use = source.tuned_use("batch")
+    return source.context.slots or (use and use.tuning.slots) or AUTO_PARALLEL
 
 
 def format_of(settings: Settings, model: InstalledModel) -> tuple[str, str | None]:
@@ -191,7 +185,7 @@ def load_options(
     model: InstalledModel,
     settings: Settings,
     context: ContextOptions = SINGLE,
-    tuning: Tuning = UNTUNED,
+    tuning: Tuning | None = None,
     vocabulary_only: bool = False,
     whole_context: bool = False,
 ) -> LoadOptions:
@@ -215,7 +209,7 @@ def load_options(
         whole_context,
         settings.cpu_moe,
     )
-    return options.with_tuning(without_user_settings(replace(tuning, slots=None), settings))
+    return options.with_tuning(without_user_settings(replace(tuning, slots=None), settings)) if tuning else options
 
 
 def without_user_settings(tuning: Tuning, settings: Settings) -> Tuning:
@@ -253,8 +247,8 @@ def require_attention(model: InstalledModel, settings: Settings, pad_steps: bool
         raise UsageError(
             f"{wants_flash}: llama.cpp has no flash attention for the architecture {name}", f"omit {wants_flash}"
         )
-    has_one_type = has_mla(header) or facts_of(name).needs_equal_cache_types
-    if has_one_type and len({cache_type or "f16" for cache_type in types.values()}) > 1:
+    is_mixed = len({cache_type or "f16" for cache_type in types.values()}) > 1
+    if is_mixed and (has_mla(header) or facts_of(name).needs_equal_cache_types):
         raise UsageError(
             f"the architecture {name} needs the same type for keys and values", "set both with --set cache_type=TYPE"
         )
@@ -276,22 +270,20 @@ def draft_problem(model: InstalledModel) -> str | None:
     return None
 
 
-def draft_notice(model: InstalledModel, drafts: bool | None) -> NoticeEvent | None:
-    problem = draft_problem(model) if drafts else None
+def draft_notice(model: InstalledModel) -> NoticeEvent | None:
+    problem = draft_problem(model)
     return NoticeEvent(f"speculative decoding is off for this model: {problem}", "omit drafts=on") if problem else None
 
 
-def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | None) -> StepCosts | None:
+def draft_costs(measured: StepCosts | None, model: InstalledModel, drafts: bool | None) -> StepCosts | None:
     """Costs of steps for drafting: as measured, if it can pay off; measured or default ones, if `drafts` is on.
 
     None if tokens are not drafted. Mixtures of experts are no exception: the costs of their additional experts are
     measured too.
     """
-    if problem or drafts is False:
-        return None
-    if drafts:
-        return measured or DEFAULT_COSTS
-    return measured if measured and measured.best_draft else None
+    can_pay = measured is not None and measured.best_draft is not None
+    is_wanted = can_pay if drafts is None else drafts
+    return (measured or DEFAULT_COSTS) if is_wanted and not draft_problem(model) else None
 
 
 def generation_fingerprint(

@@ -24,7 +24,7 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.model_options import LoadOptions, Tuning
 from cerebrum_cli.model.profiles import Profile, Speeds, TunedUse
-from cerebrum_cli.model.source import UNTUNED, ModelSource, load_options
+from cerebrum_cli.model.source import ModelSource, load_options
 from cerebrum_cli.models.model import InstalledModel
 
 SPEEDS = Speeds(1.0, 10.0, 10.0)
@@ -38,7 +38,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_chatml(tmp_path_factory.mktemp("models") / "wide.gguf", shape=Shape(width=128))
 
 
-def options_with(path: Path, tuning: Tuning = UNTUNED, /, **settings: Any) -> LoadOptions:
+def options_with(path: Path, tuning: Tuning | None = None, /, **settings: Any) -> LoadOptions:
     return load_options(InstalledModel("tiny", (path,)), Settings(**settings), tuning=tuning)
 
 

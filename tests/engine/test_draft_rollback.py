@@ -25,7 +25,6 @@ from cerebrum_cli.engine.model_options import Tuning
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
 from cerebrum_cli.gguf.architectures import facts_of
-from cerebrum_cli.model.source import UNTUNED
 
 LENGTH = 80  # tokens of a reply
 EXACT = ContextOptions(1024, n_threads=1, flash_attention=False, cache_type_k="f32", cache_type_v="f32")
@@ -156,7 +155,7 @@ def test_chat_loads_again_where_drafts_need_copies_of_the_state(name: str, is_re
     source = source_of(path, name=name).for_chat()
     drafting = replace(source, settings=Settings(drafts=True, cache_gb=0))
     assert (source.reload_key != drafting.reload_key) == is_reloaded
-    assert [each.options_with(UNTUNED).context.n_rs_seq for each in (source, drafting)] == [
+    assert [each.options().context.n_rs_seq for each in (source, drafting)] == [
         0,
         MAX_ROLLBACK * is_reloaded,
     ]

@@ -20,6 +20,7 @@ from cerebrum_cli.engine.drafter import Drafter, DraftState
 from cerebrum_cli.engine.sequence import Request, create_sequences
 from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, MAX_DRAFT, StepCosts, draft_lengths
 from cerebrum_cli.model.source import draft_costs
+from cerebrum_cli.models.model import InstalledModel
 
 DEAR_ROWS = StepCosts((1, 2, 4), (1.0, 1.65, 3.3))
 REPEATED = "the cat sat on the mat. "
@@ -217,10 +218,10 @@ def test_engine_refuses_a_sample_whose_grammar_ends_inside_a_draft() -> None:
     ],
 )
 def test_drafts_need_a_profile_or_the_option(
-    measured: StepCosts | None, setting: bool | None, costs: StepCosts | None
+    measured: StepCosts | None, setting: bool | None, costs: StepCosts | None, chatml_model: Path, recurrent_model: Path
 ) -> None:
-    assert draft_costs(measured, None, setting) == costs
-    assert draft_costs(measured, "a recurrent state cannot be rolled back", setting) is None
+    assert draft_costs(measured, InstalledModel("tiny", (chatml_model,)), setting) == costs
+    assert draft_costs(measured, InstalledModel("tiny", (recurrent_model,)), setting) is None
 
 
 def test_commands_report_once_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model: Path) -> None:
