@@ -30,7 +30,8 @@ from cerebrum_cli.batch.rows import InputRow as Question
 from cerebrum_cli.core.events import Event, FinishEvent
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.model.interface import Model
-from cerebrum_cli.model.reply import ReplyRequest, ReplyStream
+from cerebrum_cli.model.reply import ReplyRequest
+from cerebrum_cli.model.reply_stream import ReplyStream
 from cerebrum_cli.model.voting import VOTE_TEMPERATURE
 
 VOTES, TOKENS, SHAPE_TOKENS = 8, 128, 32

@@ -21,7 +21,8 @@ from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.engine.remote.openai_servers import IGNORED_SEEDS
 from cerebrum_cli.model.installation import Servers
 from cerebrum_cli.model.interface import Model, open_source
-from cerebrum_cli.model.reply import Reply, ReplyRequest, ReplyStream, reply_notice
+from cerebrum_cli.model.reply import Reply, ReplyRequest, reply_notice
+from cerebrum_cli.model.reply_stream import ReplyStream
 from cerebrum_cli.model.source import ModelSource
 from cerebrum_cli.models.library import served_model
 

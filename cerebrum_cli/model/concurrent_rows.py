@@ -9,19 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.formats.thinking import SplitText, ThoughtSplitter
+from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.formats.plain import RAW
+from cerebrum_cli.formats.thinking import SplitText, ThoughtSplitter, open_thought
 from cerebrum_cli.model.loaded_model import LoadedModel
-from cerebrum_cli.model.reply import Continuation, PreparedReply, Reply, ReplyRequest, ReplyStream
+from cerebrum_cli.model.reply import Reply, ReplyRequest
+from cerebrum_cli.model.reply_controls import ReplyControls
+from cerebrum_cli.model.reply_stream import PreparedReply, ReplyChannels, ReplyStream
 from cerebrum_cli.model.voting import MajorityVote, SampleEvent
 
 SORT_WINDOW = 4096  # rows sorted together so that shared prefixes meet; more would delay the first answer
+
+
+class Continuation(NamedTuple):
+    """A text without a prompt format, by its last tokens, of which `n` continuations are sampled."""
+
+    text: str
+    tokens: tuple[int, ...]
+    settings: Settings
+    n: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +160,7 @@ class _Run:
             if isinstance(request, CerebrumError):
                 raise request
             if isinstance(request, Continuation):
-                prepared = self._model.prepare_text(request)
+                prepared = prepare_text(self._model, request)
             else:
                 if row.vote:
                     request = row.vote.with_samples(request, self._model.engine)
@@ -174,6 +189,33 @@ class _Run:
                     if row.is_over:
                         del stream.replies[event.sequence.request]  # all rows may not fit into memory
         yield from self.take_refused()
+
+
+def prepare_text(model: LoadedModel, text: Continuation) -> PreparedReply:
+    """The request to continue a text. The replies are not split by channel: `channels_of` does that.
+
+    Raises UsageError as `check_settings` does.
+    """
+    settings = text.settings
+    model.check_settings(replace(settings, stop=()))  # those of a task are for any model
+    channels = channels_of(model, text)
+    request = ReplyRequest(Conversation(), settings)
+    raw = ReplyControls(model.engine.vocabulary, replace(RAW, thoughts=channels.thoughts))
+    controls, answer_start = raw.create(request, channels, model.answer_now)
+    tokenized = Request(
+        text.tokens,
+        settings.sampling(()),
+        n=text.n,
+        visible_tokens=model.visible_tokens if channels.thoughts else frozenset(),
+        controls=controls,
+        answer_start=answer_start,
+    )
+    return PreparedReply(tokenized, None)
+
+
+def channels_of(model: LoadedModel, text: Continuation) -> ReplyChannels:
+    thoughts = model.controls.own_thoughts(text.settings.system)
+    return ReplyChannels(thoughts, open_thought(text.text, thoughts))
 
 
 def vote_events(model: LoadedModel, request: ReplyRequest, vote: MajorityVote) -> Generator[Event, None, None]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.conversation import PromptPart, Text
 from cerebrum_cli.core.declaration import NONE
-from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
+from cerebrum_cli.core.errors import FormatError, UsageError
 from cerebrum_cli.core.settings import SESSION, Settings
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW, SERVERS, PromptFormat
+from cerebrum_cli.model.text_tokens import special_tokens
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.protocols import Vocabulary
@@ -20,7 +20,6 @@ FormatBuilder = Callable[["Vocabulary", int], PromptFormat]
 
 FORMAT_NAMES = (*PLAIN_FORMATS, EMBEDDED)
 MAX_TEMPLATE_BYTES = 2**20
-POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized without asking whether they can fit
 
 
 def choose_format(requested: str | None, known: str | None, template: str | None) -> str:
@@ -90,20 +89,3 @@ def require_valid(path: Path, template: str) -> None:
         compile_template(template)
     except FormatError as error:
         raise FormatError(f"{path}: {error.message}", "correct it, or choose another chat template") from error
-
-
-def special_tokens(vocabulary: Vocabulary, context_size: int, text: str) -> tuple[int, ...]:
-    """The special tokens a text would be tokenized to if it were trusted, in order. Raises PromptTooLong."""
-    if least := least_tokens(vocabulary, context_size, (Text(text),)):
-        raise PromptTooLong.for_context(f"at least {least}", context_size)
-    special = vocabulary.special_token_ids((text,))
-    return tuple(token for token in vocabulary.tokenize((Text(text, trusted=True),)) if token in special)
-
-
-def least_tokens(vocabulary: Vocabulary, context_size: int, prompt: Iterable[PromptPart]) -> int | None:
-    """Least possible number of tokens of a prompt that cannot fit, whatever its tokens are; None for any other."""
-    texts = [part.value for part in prompt if isinstance(part, Text)]
-    if sum(map(len, texts)) <= POSSIBLE_CHARACTERS * context_size:
-        return None
-    least = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // vocabulary.longest_token
-    return least if least > context_size else None

@@ -9,29 +9,22 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self
 
-from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens
-from cerebrum_cli.core.declaration import TokenBias
+from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, RefusedEvent
-from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import OPENING_TOKENS, InspectionRequest, MessagesRequest, Request
 from cerebrum_cli.engine.step_costs import StepCosts
-from cerebrum_cli.formats.plain import EMBEDDED, RAW, PromptFormat
+from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.thinking import open_thought
-from cerebrum_cli.model.format_choice import FormatBuilder, least_tokens
-from cerebrum_cli.model.reply import (
-    Continuation,
-    PreparedReply,
-    Reply,
-    ReplyChannels,
-    ReplyRequest,
-    ReplyStream,
-)
+from cerebrum_cli.model.format_choice import FormatBuilder
+from cerebrum_cli.model.reply import Reply, ReplyRequest
 from cerebrum_cli.model.reply_controls import AnswerNow, ReplyControls
+from cerebrum_cli.model.reply_stream import PreparedReply, ReplyChannels, ReplyStream
 from cerebrum_cli.model.source import ModelSource, draft_costs
+from cerebrum_cli.model.text_tokens import least_tokens, resolve_biases
 from cerebrum_cli.models.model import InstalledModel
 
 if TYPE_CHECKING:
@@ -99,78 +92,54 @@ class LoadedModel:
         Raises PromptTooLong if no room is left for a reply, FormatError if the format cannot render the conversation,
         UsageError as `check_settings` does.
         """
-        prompt_format, settings, prefix = self.format, request.settings, request.prefix_tokens
-        self._controls.require_marked_thought(settings, request.conversation.system_prompt)
+        vocabulary, prompt_format = self.engine.vocabulary, self.format
+        settings, prefix = request.settings, request.prefix_tokens
+        self.controls.require_marked_thought(settings, request.conversation.system_prompt)
         conversation = settings.applied_to(request.conversation)
         self._require_possible(last_text(conversation))
         prompt = prompt_format.render(conversation)
         self._require_possible(prompt)
-        tokens = (*self.engine.vocabulary.tokenize(prompt), *prefix)
+        tokens = (*vocabulary.tokenize(prompt), *prefix)
         if len(tokens) >= self.engine.context_size:
             raise self._too_long(str(len(tokens)))
         last = prompt[-1] if prompt else None
-        markup = last if isinstance(last, Text) and last.trusted else None
+        markup = last.value if isinstance(last, Text) and last.trusted else ""
         opening = tokens[-OPENING_TOKENS:]
         if markup and len(prompt) > 1:
-            opening = self.engine.vocabulary.tokenize([markup])
+            opening = vocabulary.tokenize([Text(markup, trusted=True)])
         starts_with_bos = opening[:1] == tokens[:1]  # BOS precedes the markup as it precedes the prompt
-        channels = ReplyChannels(
-            prompt_format.thoughts,
-            open_thought(markup.value, prompt_format.thoughts) if markup else None,
-            self._text_of(prefix) if prefix else "",
-        )
-        answer_start = self._controls.answer_start(request, channels)
-        is_bound = request.grammar and answer_start is None  # from the first token, so that nothing may be forced
+        thoughts = prompt_format.thoughts
+        channels = ReplyChannels(thoughts, open_thought(markup, thoughts), self._text_of(prefix) if prefix else "")
+        params = settings.sampling(() if request.ignore_eos else prompt_format.stop)
+        if params.logit_bias:
+            params = replace(params, logit_bias=resolve_biases(vocabulary, params.logit_bias))
+        controls, answer_start = self.controls.create(request, channels, self.answer_now)
         create = partial(MessagesRequest, conversation=conversation) if prompt_format.is_servers else Request
         tokenized = create(
             tokens,
-            self._sampling(settings, () if request.ignore_eos else prompt_format.stop),
+            params,
             request.grammar,
             request.n,
-            self._visible_tokens,
+            self.visible_tokens,
             request.logprobs,
             request.ignore_eos,
             step_costs=draft_costs(self.measured_costs, self.model, settings.drafts),
             max_n=request.max_n,
             stream=request.stream,
-            controls=() if is_bound else self._controls.create(request, channels, self.answer_now),
+            controls=controls,
             answer_start=answer_start,
             opening=len(opening) - int(starts_with_bos) + len(prefix),
         )
         return PreparedReply(tokenized, None if prompt_format.verbatim else channels)
 
     def _text_of(self, prefix: tuple[int, ...]) -> str:
-        pieces = (self.engine.vocabulary.piece(token, special=token in self._visible_tokens) for token in prefix)
+        pieces = (self.engine.vocabulary.piece(token, special=token in self.visible_tokens) for token in prefix)
         return b"".join(pieces).decode("utf-8", "replace")
-
-    def prepare_text(self, text: Continuation) -> PreparedReply:
-        """The request to continue a text. The replies are not split by channel: `channels_of` does that.
-
-        Raises UsageError as `check_settings` does.
-        """
-        settings = text.settings
-        self.check_settings(replace(settings, stop=()))  # those of a task are for any model
-        channels = self.channels_of(text)
-        request = ReplyRequest(Conversation(), settings)
-        controls = ReplyControls(self.engine.vocabulary, replace(RAW, thoughts=channels.thoughts))
-        tokenized = Request(
-            text.tokens,
-            settings.sampling(()),
-            n=text.n,
-            visible_tokens=self._visible_tokens if channels.thoughts else frozenset(),
-            controls=controls.create(request, channels, self.answer_now),
-            answer_start=controls.answer_start(request, channels),
-        )
-        return PreparedReply(tokenized, None)
-
-    def channels_of(self, text: Continuation) -> ReplyChannels:
-        thoughts = self._controls.own_thoughts(text.settings.system)
-        return ReplyChannels(thoughts, open_thought(text.text, thoughts))
 
     def check_settings(self, settings: Settings, system_prompt: str | None = None) -> None:
         """Raise UsageError for settings that the loaded model cannot follow, with their system prompt or another."""
-        self._sampling(settings, ())
-        self._controls.require_marked_thought(settings, system_prompt or settings.system)
+        resolve_biases(self.engine.vocabulary, settings.logit_bias)
+        self.controls.require_marked_thought(settings, system_prompt or settings.system)
 
     def inspect(self, reply: GivenReply, likeliest: int) -> Generator[Event, None, None]:
         """Load the model if necessary, and yield an AlternativesEvent for each token of a reply, evaluated again.
@@ -270,13 +239,13 @@ class LoadedModel:
         return self.build_format(self.engine.vocabulary, self.engine.context_size)
 
     @cached_property
-    def _visible_tokens(self) -> frozenset[int]:
+    def visible_tokens(self) -> frozenset[int]:
         return self.engine.vocabulary.special_token_ids(
             marker for thought in self.format.thoughts for marker in (thought.open, thought.close, thought.header)
         )
 
     @cached_property
-    def _controls(self) -> ReplyControls:
+    def controls(self) -> ReplyControls:
         return ReplyControls(self.engine.vocabulary, self.format)
 
     def save_prompt_cache(
@@ -310,12 +279,6 @@ class LoadedModel:
     def cancel(self) -> None:
         self.engine.cancel()
 
-    def _sampling(self, settings: Settings, stop: tuple[str, ...]) -> SamplingParams:
-        params = settings.sampling(stop)
-        if not params.logit_bias:
-            return params
-        return replace(params, logit_bias=resolve_biases(self.engine.vocabulary, params.logit_bias))
-
     def _render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         self._require_possible(last_text(conversation))
         prompt = self.format.render(conversation)
@@ -339,25 +302,3 @@ def detokenize(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
 def last_text(conversation: Conversation) -> tuple[Text, ...]:
     """The last message of a conversation, which is in every prompt, as a part."""
     return tuple(Text(message.content) for message in conversation.messages[-1:])
-
-
-def resolve_biases(vocabulary: Vocabulary, biases: Iterable[TokenBias]) -> tuple[TokenBias, ...]:
-    """Replace text by token ids; of several biases of a token the last counts. Raises UsageError."""
-    resolved = {_token_id(vocabulary, token): bias for token, bias in biases}
-    return tuple(TokenBias(token, bias) for token, bias in resolved.items())
-
-
-def _token_id(vocabulary: Vocabulary, token: int | str) -> int:
-    if isinstance(token, int):
-        if token >= vocabulary.size:
-            raise UsageError(f"logit_bias: this model has no token {token}", f"ids are below {vocabulary.size}")
-        return token
-    before = Tokens(vocabulary.tokenize([Text("a", trusted=True)]))  # at the start, SentencePiece would add a space
-    tokens = vocabulary.tokenize([before, Text(token, trusted=True)])[len(before.ids) :]
-    if len(tokens) == 1:
-        return tokens[0]
-    listed = ", ".join(f"{part} {vocabulary.piece(part, special=True).decode('utf-8', 'replace')!r}" for part in tokens)
-    raise UsageError(
-        f"logit_bias: {token!r} is not one token of this model but {len(tokens)}: {listed}",
-        "put a space before it, or bias tokens by their ids, as in 42=-1",
-    )

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from math import exp, fsum
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
@@ -19,15 +19,12 @@ from cerebrum_cli.core.events import (
     FinishReason,
     Forced,
     NoticeEvent,
-    RefusedEvent,
-    SequenceId,
     TokenEvent,
     answer_text,
 )
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.engine import CancelScope, Engine
-from cerebrum_cli.engine.sequence import Request, Tokens
-from cerebrum_cli.formats.thinking import SplitText, ThoughtMarkup, ThoughtSplitter
+from cerebrum_cli.engine.sequence import Tokens
+from cerebrum_cli.formats.thinking import SplitText
 
 PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with the same text must be equal
 WINDOW = 16  # tokens; DeepConf (arXiv:2508.15260) takes 2,048, of replies of up to 130,000
@@ -53,33 +50,6 @@ class ReplyRequest:
     ignore_eos: bool = False
     max_n: int = 1
     stream: bool = False
-
-
-class Continuation(NamedTuple):
-    """A text without a prompt format, by its last tokens, of which `n` continuations are sampled."""
-
-    text: str
-    tokens: tuple[int, ...]
-    settings: Settings
-    n: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class ReplyChannels:
-    """Creates splitters of a reply's text into reasoning and answer.
-
-    `thought` is the reasoning block that the prompt leaves open, and `prefix_text` the text of the reply to continue.
-    """
-
-    thoughts: tuple[ThoughtMarkup, ...]
-    thought: ThoughtMarkup | None = None
-    prefix_text: str = ""
-
-    def splitter(self) -> ThoughtSplitter:
-        """A splitter that has read the text of the reply to continue."""
-        splitter = ThoughtSplitter(self.thoughts, self.thought)
-        splitter.feed(self.prefix_text)
-        return splitter
 
 
 class Reply:
@@ -257,66 +227,6 @@ class Reply:
 def mean_probability(logprobs: Sequence[float]) -> float:
     """Geometric mean of probabilities, from their logarithms; 0 without any."""
     return round(exp(fsum(logprobs) / len(logprobs)), PROBABILITY_DIGITS) if logprobs else 0.0
-
-
-@dataclass(slots=True)
-class PreparedReply:
-    """A tokenized request, and what splits its text into channels; None for text without channels."""
-
-    request: Request
-    channels: ReplyChannels | None
-
-
-P = TypeVar("P", bound=PreparedReply)
-
-
-class ReplyStream(Generic[P]):
-    """The events of several requests that run together; a FinishEvent is the last event of each sample.
-
-    `SequenceId.request` counts the requests in the order given, and `replies` has them by this number; remove those
-    whose further events do not matter. Close the stream to stop what still runs.
-    """
-
-    def __init__(self, engine: Engine, replies: Iterable[P], scope: CancelScope | None = None) -> None:
-        self.replies: dict[int, P] = {}
-        self._splitters: dict[SequenceId, ThoughtSplitter | None] = {}
-        self._completions = engine.complete(self._read(replies), scope)
-        self.inspect = self._completions.inspect
-        self.add_samples = self._completions.add_samples
-        self.abort = self._completions.abort
-        self.close = self._completions.close
-
-    def __iter__(self) -> Iterator[Event]:
-        for event in self._completions:
-            if isinstance(event, (TokenEvent, FinishEvent)):
-                if event.sequence not in self._splitters:
-                    reply = self.replies.get(event.sequence.request)
-                    self._splitters[event.sequence] = reply.channels.splitter() if reply and reply.channels else None
-                splitter = self._splitters[event.sequence]
-                yield from split_channels(event, splitter) if splitter else (event,)
-            else:
-                yield event
-            if isinstance(event, (FinishEvent, RefusedEvent)):
-                self._splitters.pop(event.sequence, None)
-
-    def _read(self, replies: Iterable[P]) -> Iterator[Request]:
-        for index, reply in enumerate(replies):
-            self.replies[index] = reply
-            yield reply.request
-
-
-def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -> Iterator[Event]:
-    """Split the text of an event by channel; the last of the texts has the tokens."""
-    if isinstance(event, TokenEvent):
-        texts = splitter.feed(event.text) or [("thinking" if splitter.open_thought else "answer", "")]
-        for channel, text in texts[:-1]:
-            yield TokenEvent(event.sequence, text, channel)
-        channel, text = texts[-1]
-        yield replace(event, text=text, channel=channel)
-        return
-    for channel, text in splitter.flush():
-        yield TokenEvent(event.sequence, text, channel)
-    yield event
 
 
 def reply_notice(reply: Reply, larger_context: str, has_grammar: bool = False) -> NoticeEvent | None:

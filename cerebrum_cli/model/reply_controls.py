@@ -16,7 +16,8 @@ from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Forc
 from cerebrum_cli.engine.sequence import continuation
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.thinking import ThoughtMarkup
-from cerebrum_cli.model.reply import ReplyChannels, ReplyRequest
+from cerebrum_cli.model.reply import ReplyRequest
+from cerebrum_cli.model.reply_stream import ReplyChannels
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.protocols import Vocabulary
@@ -52,8 +53,11 @@ class ReplyControls:
 
     def create(
         self, request: ReplyRequest, channels: ReplyChannels, answer_now: AnswerNow
-    ) -> tuple[ControlFactory, ...]:
-        settings = request.settings
+    ) -> tuple[tuple[ControlFactory, ...], AnswerStartFactory | None]:
+        """The controls of a reply, and the detector of where its answer starts."""
+        settings, answer_start = request.settings, self._answer_start(request, channels)
+        if request.grammar and answer_start is None:  # it applies from the first token, and nothing may be forced
+            return (), None
         controls: list[ControlFactory] = []
         may_repeat = request.ignore_eos or self.format.verbatim  # text of a given length, or without a format
         if settings.loop_check and not may_repeat:
@@ -67,13 +71,10 @@ class ReplyControls:
             watched = answer_now if can_hurry else None
             prefix_length = len(request.prefix_tokens)
             controls.append(partial(ThoughtBudget, limit, self._endings, channels, watched, prefix_length))
-        return tuple(controls)
+        return tuple(controls), answer_start
 
-    def answer_start(self, request: ReplyRequest, channels: ReplyChannels) -> AnswerStartFactory | None:
-        """Detector of the start of the answer, to which a grammar and stop strings apply.
-
-        None without either, and for replies that are all answer.
-        """
+    def _answer_start(self, request: ReplyRequest, channels: ReplyChannels) -> AnswerStartFactory | None:
+        """None without a grammar and stop strings, which apply to the answer, and for replies that are all answer."""
         if request.grammar is None and not request.settings.stop:
             return None
         thoughts = self.own_thoughts(request.conversation.system_prompt)

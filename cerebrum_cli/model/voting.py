@@ -18,12 +18,8 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.model.reply import (
-    Reply,
-    ReplyRequest,
-    ReplyStream,
-    mean_probability,
-)
+from cerebrum_cli.model.reply import Reply, ReplyRequest, mean_probability
+from cerebrum_cli.model.reply_stream import ReplyStream
 
 SampleEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
 VOTE_TEMPERATURE = 0.7  # of a vote, if the model recommends 0 or nothing: at 0 all samples would be the same

@@ -32,8 +32,9 @@ from cerebrum_cli.engine.memory import ContextOptions  # noqa: E402
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions  # noqa: E402
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM, Use, answer_of  # noqa: E402
 from cerebrum_cli.formats.thinking import thoughts_of  # noqa: E402
+from cerebrum_cli.model.concurrent_rows import Continuation  # noqa: E402
 from cerebrum_cli.model.loaded_model import LoadedModel  # noqa: E402
-from cerebrum_cli.model.reply import Continuation, ReplyChannels  # noqa: E402
+from cerebrum_cli.model.reply_stream import ReplyChannels  # noqa: E402
 from cerebrum_cli.models.model import InstalledModel  # noqa: E402
 
 CONTEXT = 512

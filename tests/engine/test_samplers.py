@@ -22,7 +22,7 @@ from cerebrum_cli.engine import drafter
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.sampler import DrySamplers, create_chain
-from cerebrum_cli.model.loaded_model import resolve_biases
+from cerebrum_cli.model.text_tokens import resolve_biases
 
 CHANGES: dict[str, dict[str, Any]] = {
     "repeat": {"repeat_penalty": 1.5},

@@ -23,8 +23,9 @@ from cerebrum_cli.engine.remote.kind import ReplyChunk, StopReason
 from cerebrum_cli.engine.remote.replies import RemoteSample, TokenTables
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.thinking import THOUGHTS
-from cerebrum_cli.model.reply import PreparedReply, Reply, ReplyChannels, split_channels
+from cerebrum_cli.model.reply import Reply
 from cerebrum_cli.model.reply_controls import AnswerDetector, ThoughtBudget, plan_endings
+from cerebrum_cli.model.reply_stream import PreparedReply, ReplyChannels, split_channels
 
 CONTEXT = 400
 PARTS = (

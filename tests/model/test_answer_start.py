@@ -20,8 +20,8 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup, thoughts_of
-from cerebrum_cli.model.reply import ReplyChannels
 from cerebrum_cli.model.reply_controls import MAX_BLANKS, AnswerDetector
+from cerebrum_cli.model.reply_stream import ReplyChannels
 
 # Where the answer starts, by the tokens of a reply.
 

@@ -10,7 +10,8 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, RAW
-from cerebrum_cli.model.format_choice import choose_format, format_builder, special_tokens
+from cerebrum_cli.model.format_choice import choose_format, format_builder
+from cerebrum_cli.model.text_tokens import special_tokens
 
 CONTEXT_SIZE = 512
 

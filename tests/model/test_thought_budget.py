@@ -26,8 +26,9 @@ from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.thinking import HARMONY_FINAL, THOUGHTS, ThoughtMarkup
 from cerebrum_cli.model.format_choice import format_builder
-from cerebrum_cli.model.reply import ReplyChannels, ReplyRequest
+from cerebrum_cli.model.reply import ReplyRequest
 from cerebrum_cli.model.reply_controls import SENTENCE_TOKENS, plan_endings
+from cerebrum_cli.model.reply_stream import ReplyChannels
 
 SWITCHLESS = CHATML_TEMPLATE.replace("{% endfor %}", "{# <think> #}{% endfor %}", 1)
 IN_PROMPT = CHATML_TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}").replace(

@@ -10,8 +10,8 @@ from scripted_backend import END, Model, ScriptedBackend
 
 from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory
 from cerebrum_cli.formats.thinking import THOUGHTS
-from cerebrum_cli.model.reply import ReplyChannels
 from cerebrum_cli.model.reply_controls import AnswerDetector, ThoughtBudget, plan_endings
+from cerebrum_cli.model.reply_stream import ReplyChannels
 
 LIMIT = 10  # tokens
 ENDING = "\n</think>\n\n"

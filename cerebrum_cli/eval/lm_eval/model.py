@@ -24,9 +24,10 @@ from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 from cerebrum_cli.formats.plain import RAW
-from cerebrum_cli.model.concurrent_rows import Row, RowOutcome, run_rows
+from cerebrum_cli.model.concurrent_rows import Continuation, Row, RowOutcome, channels_of, run_rows
 from cerebrum_cli.model.loaded_model import LoadedModel
-from cerebrum_cli.model.reply import Continuation, Reply, ReplyChannels
+from cerebrum_cli.model.reply import Reply
+from cerebrum_cli.model.reply_stream import ReplyChannels
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -164,7 +165,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             assert isinstance(event.outcome, Reply)
             (key, positions), prompt = event.row.id, event.row.request
             assert isinstance(prompt, Continuation)
-            answer = answer_of(event.outcome.text, self._model.channels_of(prompt))
+            answer = answer_of(event.outcome.text, channels_of(self._model, prompt))
             answered += 1
             unfinished += answer is None
             text = answer or ""

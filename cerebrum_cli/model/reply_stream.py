@@ -1,0 +1,90 @@
+"""The events of requests that run together, with the text of their tokens split into reasoning and answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId, TokenEvent
+from cerebrum_cli.engine.engine import CancelScope, Engine
+from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.formats.thinking import ThoughtMarkup, ThoughtSplitter
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyChannels:
+    """Creates splitters of a reply's text into reasoning and answer.
+
+    `thought` is the reasoning block that the prompt leaves open, and `prefix_text` the text of the reply to continue.
+    """
+
+    thoughts: tuple[ThoughtMarkup, ...]
+    thought: ThoughtMarkup | None = None
+    prefix_text: str = ""
+
+    def splitter(self) -> ThoughtSplitter:
+        """A splitter that has read the text of the reply to continue."""
+        splitter = ThoughtSplitter(self.thoughts, self.thought)
+        splitter.feed(self.prefix_text)
+        return splitter
+
+
+@dataclass(slots=True)
+class PreparedReply:
+    """A tokenized request, and what splits its text into channels; None for text without channels."""
+
+    request: Request
+    channels: ReplyChannels | None
+
+
+P = TypeVar("P", bound=PreparedReply)
+
+
+class ReplyStream(Generic[P]):
+    """The events of several requests that run together; a FinishEvent is the last event of each sample.
+
+    `SequenceId.request` counts the requests in the order given, and `replies` has them by this number; remove those
+    whose further events do not matter. Close the stream to stop what still runs.
+    """
+
+    def __init__(self, engine: Engine, replies: Iterable[P], scope: CancelScope | None = None) -> None:
+        self.replies: dict[int, P] = {}
+        self._splitters: dict[SequenceId, ThoughtSplitter | None] = {}
+        self._completions = engine.complete(self._read(replies), scope)
+        self.inspect = self._completions.inspect
+        self.add_samples = self._completions.add_samples
+        self.abort = self._completions.abort
+        self.close = self._completions.close
+
+    def __iter__(self) -> Iterator[Event]:
+        for event in self._completions:
+            if isinstance(event, (TokenEvent, FinishEvent)):
+                if event.sequence not in self._splitters:
+                    reply = self.replies.get(event.sequence.request)
+                    self._splitters[event.sequence] = reply.channels.splitter() if reply and reply.channels else None
+                splitter = self._splitters[event.sequence]
+                yield from split_channels(event, splitter) if splitter else (event,)
+            else:
+                yield event
+            if isinstance(event, (FinishEvent, RefusedEvent)):
+                self._splitters.pop(event.sequence, None)
+
+    def _read(self, replies: Iterable[P]) -> Iterator[Request]:
+        for index, reply in enumerate(replies):
+            self.replies[index] = reply
+            yield reply.request
+
+
+def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -> Iterator[Event]:
+    """Split the text of an event by channel; the last of the texts has the tokens."""
+    if isinstance(event, TokenEvent):
+        texts = splitter.feed(event.text) or [("thinking" if splitter.open_thought else "answer", "")]
+        for channel, text in texts[:-1]:
+            yield TokenEvent(event.sequence, text, channel)
+        channel, text = texts[-1]
+        yield replace(event, text=text, channel=channel)
+        return
+    for channel, text in splitter.flush():
+        yield TokenEvent(event.sequence, text, channel)
+    yield event
