@@ -91,52 +91,48 @@ class Cursor:
         self.position += struct.calcsize(f"<{layout}")
         return values
 
-    def string(self, label: str, max_length: int = _MAX_STRING_BYTES, errors: str = "replace") -> str:
-        """Read a string; bytes that are not UTF-8 are replaced, unless `errors` names another handler."""
-        return self._bytes(label, max_length).decode("utf-8", errors)
-
-    def value(self, whole: bool = False) -> Value:
-        """Read a metadata value: its type, then its data; `whole` with all items, so that it can be written again."""
-        [kind] = self.unpack("I")
-        if kind == STRING:
-            return Value("STRING", self.string("metadata string", errors="surrogateescape" if whole else "replace"))
-        if kind != ARRAY:
-            [number] = self.unpack(self._layout(kind))
-            return Value(VALUE_TYPES[kind], number)
-        item_kind, length = self.unpack("IQ")
-        if item_kind == STRING and whole:
-            items: Any = tuple(self._bytes("string", len(self.data)) for _ in range(length))
-        elif item_kind == STRING:
-            if length * 8 > len(self.data) - self.position:
-                raise self._truncated()
-            # the only loop that runs once per token and per merge (57 ns each)
-            unpack, data, end = struct.Struct("<Q").unpack_from, self.data, self.position
-            try:
-                for _ in range(length):
-                    end += 8 + unpack(data, end)[0]
-            except (struct.error, OverflowError):
-                raise self._truncated() from None
-            self.unpack(f"{end - self.position}x")
-            items = Array("string", length)
-        elif whole or length <= _MAX_STORED_ITEMS:
-            numbers = self.unpack(f"{length}{self._layout(item_kind)}")
-            items = numbers if whole else Array(SCALARS[item_kind][0], length, numbers)
-        else:
-            self.unpack(f"{length * struct.calcsize(self._layout(item_kind))}x")
-            items = Array(SCALARS[item_kind][0], length)
-        return Value("ARRAY", items, VALUE_TYPES[item_kind])
-
-    def _layout(self, kind: int) -> str:
-        if kind not in SCALARS:
-            raise ModelFileError(self.path, f"damaged: metadata value of unknown type {kind} at byte {self.position:,}")
-        return SCALARS[kind][1]
-
-    def _bytes(self, label: str, max_length: int) -> bytes:
+    def string(self, label: str, max_length: int = _MAX_STRING_BYTES) -> bytes:
+        """Read the bytes of a string, mostly UTF-8."""
         [length] = self.unpack("Q")
         if length > max_length:
             raise ModelFileError(self.path, f"damaged: a {label} of {length:,} bytes at byte {self.position:,}")
         [data] = self.unpack(f"{length}s")
         return bytes(data)
+
+    def value(self, whole: bool = False) -> Value:
+        """Read a metadata value: its type, then its data; `whole` with all items, so that it can be written again."""
+        [kind] = self.unpack("I")
+        item_kind, length = self.unpack("IQ") if kind == ARRAY else (kind, 1)
+        if item_kind != STRING and item_kind not in SCALARS:
+            problem = f"damaged: metadata value of unknown type {item_kind} at byte {self.position:,}"
+            raise ModelFileError(self.path, problem)
+        if kind == STRING:
+            text = self.string("metadata string").decode("utf-8", "surrogateescape" if whole else "replace")
+            return Value("STRING", text)
+        if kind == ARRAY:
+            return Value("ARRAY", self._items(item_kind, length, whole), VALUE_TYPES[item_kind])
+        [number] = self.unpack(SCALARS[kind][1])
+        return Value(VALUE_TYPES[kind], number)
+
+    def _items(self, kind: int, length: int, whole: bool) -> Array | tuple[Any, ...]:
+        if kind != STRING:
+            name, layout = SCALARS[kind]
+            if not whole and length > _MAX_STORED_ITEMS:
+                self.unpack(f"{length * struct.calcsize(layout)}x")
+                return Array(name, length)
+            numbers = self.unpack(f"{length}{layout}")
+            return numbers if whole else Array(name, length, numbers)
+        if whole:
+            return tuple(self.string("string", len(self.data)) for _ in range(length))
+        # the only loop that runs once per token and per merge (57 ns each)
+        unpack, data, end = struct.Struct("<Q").unpack_from, self.data, self.position
+        try:
+            for _ in range(length):
+                end += 8 + unpack(data, end)[0]
+        except (struct.error, OverflowError):
+            raise self._truncated() from None
+        self.unpack(f"{end - self.position}x")
+        return Array("string", length)
 
     def _truncated(self) -> HeaderTruncated:
         problem = f"truncated or damaged: its header does not end before byte {len(self.data):,}"
@@ -252,7 +248,7 @@ def _read_values(cursor: Cursor, count: int, whole: bool) -> tuple[dict[str, Val
     values: dict[str, Value] = {}
     vocabulary = {}
     for _ in range(count):
-        key = cursor.string("metadata key", _KEY_BYTES)
+        key = cursor.string("metadata key", _KEY_BYTES).decode("utf-8", "replace")
         if not key or key in values:
             problem = f"damaged: the metadata key {quoted(key)} is {'duplicated' if key else 'empty'}"
             raise ModelFileError(cursor.path, problem)
@@ -272,7 +268,7 @@ def _read_tensors(cursor: Cursor, count: int, alignment: int) -> list[Tensor]:
     expected: int | None = 0
     end = 0
     for _ in range(count):
-        name = cursor.string("tensor name", _TENSOR_NAME_BYTES)
+        name = cursor.string("tensor name", _TENSOR_NAME_BYTES).decode("utf-8", "replace")
         label = f"damaged: the tensor {quoted(name)}"
         if name in tensors:
             raise ModelFileError(cursor.path, f"{label} is duplicated")

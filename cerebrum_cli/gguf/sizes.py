@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -121,9 +121,7 @@ class ModelSizes:
 
 def uniform_sizes(weight_bytes: int, n_layers: int, kv_length: int) -> ModelSizes:
     """Sizes of a model with known totals only, spread evenly over its layers."""
-    even = LayerSizes(weight_bytes // n_layers, kv_length // n_layers)
-    first = LayerSizes(weight_bytes - even.weight_bytes * (n_layers - 1), kv_length - even.key_length * (n_layers - 1))
-    return ModelSizes((first, *(even,) * (n_layers - 1)))
+    return ModelSizes((LayerSizes(weight_bytes // n_layers, kv_length // n_layers),) * n_layers)
 
 
 class Hyperparameters:
@@ -140,6 +138,8 @@ class Hyperparameters:
         self.n_layers = self.integer("block_count")
         if self.n_layers > MAX_TENSORS:
             raise ModelFileError(path, f"damaged: {self.n_layers:,} layers")
+        self.heads = self.per_layer("attention.head_count")
+        self.n_heads = max(self.heads, default=0)
 
     def integer(self, key: str) -> int:
         key = f"{self.architecture}.{key}"
@@ -155,65 +155,65 @@ class Hyperparameters:
 
 
 def model_sizes(keys: Hyperparameters, tensors: Iterable[tuple[str, int]]) -> ModelSizes:
-    """Sizes of a model from its metadata, and from the names and bytes of its tensors.
-
-    A layer without tensors, as in the first part of a split file, counts as an attention layer. The last layers may
-    predict several tokens, which llama.cpp does not load.
-    """
-    own: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))  # of each layer, by the kind of tensor
+    """Sizes of a model from its metadata, and from the names and bytes of its tensors."""
+    by_layer: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))  # and by kind
     others: dict[str, int] = {}
     for name, size in tensors:
         if match := _LAYER.match(name):
-            own[int(match[1])][match[2]] += size
+            by_layer[int(match[1])][match[2]] += size
         else:
             others[name] = size
-    heads = keys.per_layer("attention.head_count")
-    kv_heads = keys.per_layer("attention.head_count_kv") or heads or (0,) * keys.n_layers
-    n_cached = len(kv_heads) - keys.integer("attention.shared_kv_layers")
-    n_used = max(len(kv_heads), keys.n_layers) - keys.integer("nextn_predict_layers")
-    windows, n_heads = layer_windows(keys), max(heads, default=0)
-    lengths = {has_window: _head_lengths(keys, n_heads, has_window) for has_window in (False, True)}
-    layers, head_lengths = list[LayerSizes](), set()
-    for index, count in enumerate(kv_heads):
-        if index >= n_used:
-            layers.append(LayerSizes(0))
-            continue
-        names = own[index].keys()
-        recurs = any(name.startswith(_RECURRENT) for name in names)
-        # Fused projections of a layer with a recurrent state are not for attention.
-        attends = not names or names & _KEYS or ("attn_qkv" in names and not recurs)
-        n_kv = count if index < n_cached and attends else 0
-        window = windows[index] if index < len(windows) else 0
-        key_length, value_length = lengths[window > 0]
-        if n_kv:
-            head_lengths.add((key_length, value_length))
-        layers.append(
-            LayerSizes(
-                weight_bytes=sum(own[index].values()),
-                key_length=n_kv * key_length
-                + (keys.integer("attention.indexer.key_length") if _INDEXER in names else 0),
-                value_length=n_kv * value_length,
-                state_bytes=_STATE_BYTES * _state_length(keys, n_heads) if recurs else 0,
-                window=window,
-                expert_bytes=sum(size for name, size in own[index].items() if _EXPERTS.fullmatch(name)),
-            )
-        )
+    layers, head_lengths = _layer_sizes(keys, by_layer)
     input_bytes = sum(size for name, size in others.items() if name.startswith(_INPUT))
-    kinds = set().union(*own.values())
+    kinds = set().union(*by_layer.values())
     tokens = keys.metadata.get("tokenizer.ggml.tokens")
     return ModelSizes(
-        tuple(layers),
+        layers,
         input_bytes,
         sum(others.values()) - input_bytes,
         "output.weight" not in others,
         keys.integer("embedding_length"),
         _activation_length(keys),
         tokens.length if isinstance(tokens, Array) else keys.integer("vocab_size"),
-        n_heads,
+        keys.n_heads,
         tuple(sorted(head_lengths)),
         step_states=2 if _DELTA_NET & kinds else 1,
         indexer_length=_indexer_length(keys) if _INDEXER in kinds else 0,
     )
+
+
+def _layer_sizes(
+    keys: Hyperparameters, by_layer: Mapping[int, Mapping[str, int]]
+) -> tuple[tuple[LayerSizes, ...], set[tuple[int, int]]]:
+    """Sizes of each layer, and the elements of a key and of a value in one head, for each kind of attention layers.
+
+    A layer without tensors, as in the first part of a split file, counts as an attention layer. The last layers may
+    predict several tokens, which llama.cpp does not load.
+    """
+    kv_heads = keys.per_layer("attention.head_count_kv") or keys.heads or (0,) * keys.n_layers
+    n_cached = len(kv_heads) - keys.integer("attention.shared_kv_layers")
+    n_used = max(len(kv_heads), keys.n_layers) - keys.integer("nextn_predict_layers")
+    windows = layer_windows(keys)
+    layers, head_lengths = [LayerSizes(0)] * len(kv_heads), set()
+    for index, count in enumerate(kv_heads[: max(0, n_used)]):
+        tensors = by_layer.get(index, {})
+        recurs = any(name.startswith(_RECURRENT) for name in tensors)
+        # Fused projections of a layer with a recurrent state are not for attention.
+        attends = not tensors or tensors.keys() & _KEYS or ("attn_qkv" in tensors and not recurs)
+        n_kv = count if index < n_cached and attends else 0
+        window = windows[index] if index < len(windows) else 0
+        key_length, value_length = _head_lengths(keys, window > 0)
+        if n_kv:
+            head_lengths.add((key_length, value_length))
+        layers[index] = LayerSizes(
+            weight_bytes=sum(tensors.values()),
+            key_length=n_kv * key_length + (keys.integer("attention.indexer.key_length") if _INDEXER in tensors else 0),
+            value_length=n_kv * value_length,
+            state_bytes=_STATE_BYTES * _state_length(keys) if recurs else 0,
+            window=window,
+            expert_bytes=sum(size for name, size in tensors.items() if _EXPERTS.fullmatch(name)),
+        )
+    return tuple(layers), head_lengths
 
 
 def layer_windows(keys: Hyperparameters) -> tuple[int, ...]:
@@ -235,9 +235,9 @@ def layer_windows(keys: Hyperparameters) -> tuple[int, ...]:
     return tuple(window if has_window else 0 for has_window in flags)
 
 
-def _head_lengths(keys: Hyperparameters, n_heads: int, has_window: bool) -> tuple[int, int]:
+def _head_lengths(keys: Hyperparameters, has_window: bool) -> tuple[int, int]:
     """Elements of a key and of a value in one head."""
-    default = keys.integer("embedding_length") // n_heads if n_heads else 0
+    default = keys.integer("embedding_length") // keys.n_heads if keys.n_heads else 0
     key_length = keys.integer("attention.key_length") or default
     value_length = keys.integer("attention.value_length") or default
     if keys.integer("attention.key_length_mla"):
@@ -256,7 +256,7 @@ def _indexer_length(keys: Hyperparameters) -> int:
     return 2 + 2 * keys.integer("attention.indexer.head_count") // block if block else 6
 
 
-def _state_length(keys: Hyperparameters, n_heads: int) -> int:
+def _state_length(keys: Hyperparameters) -> int:
     """Elements of the recurrent state of a layer, as in llama.cpp's llama_hparams: n_embd_r and n_embd_s."""
     embedding, convolution = keys.integer("embedding_length"), max(0, keys.integer("ssm.conv_kernel") - 1)
     if head := keys.integer("wkv.head_size"):
@@ -264,7 +264,7 @@ def _state_length(keys: Hyperparameters, n_heads: int) -> int:
     if cache := keys.integer("shortconv.l_cache"):
         return embedding * (cache - 1)
     if head := keys.integer("kda.head_dim"):
-        return n_heads * head * (3 * convolution + head)
+        return keys.n_heads * head * (3 * convolution + head)
     inner, state = keys.integer("ssm.inner_size"), keys.integer("ssm.state_size")
     return convolution * (inner + 2 * keys.integer("ssm.group_count") * state) + inner * state
 

@@ -62,7 +62,7 @@ class InstalledModel:
     @property
     def sizes(self) -> ModelSizes:
         sizes = self.header.sizes if len(self.paths) == 1 else parts_sizes(self.paths)
-        return sizes.with_adapters(sum(adapter.size for adapter in self.adapters))
+        return sizes.with_adapters(sum(adapter.size for adapter in self.adapters)) if self.adapters else sizes
 
     @property
     def adapter_names(self) -> list[str]:
