@@ -25,7 +25,7 @@ CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
 USER_DEFINED = llama.LLAMA_TOKEN_ATTR_USER_DEFINED
 SPACE_PREFIX_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_UGM)
 LOSSLESS_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_BPE)  # others drop white space, for example
-REPEATED, REPEATED_TEXT = 64, 4096  # texts of a prompt format to remember, and the length of the longest
+REPEATED = 64  # texts of a prompt format to remember
 ANCHORS = ("\n", "a", "0", ".")
 BLANK = re.compile(r"\s+|\d+")
 # Gemma's user-defined tags. Any other token might be the markup of some model, as <s> is in most.
@@ -37,10 +37,9 @@ class LlamaVocabulary:
 
     def __init__(self, model: Any) -> None:
         self._vocab = llama.llama_model_get_vocab(model)
-        self._pieces: dict[tuple[int, bool], bytes] = {}
+        self.piece = cache(self._read_piece)
         self._markup = cache(self._find_markup)
-        self._split_repeated = lru_cache(REPEATED)(self._split_controls)
-        self._tokenize_repeated = lru_cache(REPEATED)(self._tokenize_segment)
+        self._split = lru_cache(REPEATED)(self._split_controls)
         self._space_prefix = llama.llama_vocab_type(self._vocab) in SPACE_PREFIX_TYPES
         self._template = (llama.llama_model_chat_template(model, None) or b"").decode("utf-8", "replace")
         self.size: int = llama.llama_vocab_n_tokens(self._vocab)
@@ -53,8 +52,7 @@ class LlamaVocabulary:
         items: list[PromptPart] = []  # with trusted text split at control tokens
         for part in parts:
             if isinstance(part, Text) and part.trusted:
-                is_repeated = len(part.value) <= REPEATED_TEXT
-                items += (self._split_repeated if is_repeated else self._split_controls)(part.value)
+                items += self._split(part.value)
             else:
                 items.append(part)
         ids: list[int] = []
@@ -72,15 +70,6 @@ class LlamaVocabulary:
         if llama.llama_vocab_get_add_bos(self._vocab) and ids[:1] != [bos]:
             ids.insert(0, bos)
         return tuple(ids)
-
-    def piece(self, token: int, special: bool = False) -> bytes:
-        """Bytes of a token; empty for a control token unless `special`. EngineError if the id is out of range."""
-        key = (token, special)
-        known = self._pieces.get(key)
-        if known is None:
-            [own] = self._checked_ids((token,))
-            known = self._pieces[key] = self._read_piece(own, special)
-        return known
 
     @cached_property
     def longest_token(self) -> int:
@@ -147,8 +136,6 @@ class LlamaVocabulary:
             if not plain.trusted:
                 untrusted.append((at, at + len(plain.value)))
             at += len(plain.value)
-        if not untrusted and len(text) <= REPEATED_TEXT:
-            return self._tokenize_repeated(text, continues)
         splits: set[int] = set()
         while text:
             edges = [0, *sorted(splits), len(text)]
@@ -206,7 +193,9 @@ class LlamaVocabulary:
     def _spelling(self, token: int) -> str:
         return self.piece(token, special=True).decode("utf-8", "replace")
 
-    def _read_piece(self, token: int, special: bool) -> bytes:
+    def _read_piece(self, token: int, special: bool = False) -> bytes:
+        """Bytes of a token; empty for a control token unless `special`. EngineError if the id is out of range."""
+        self._checked_ids((token,))
         capacity = 256
         while True:
             buffer = ctypes.create_string_buffer(capacity)  # one for each call, for thread safety
