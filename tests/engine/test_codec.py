@@ -13,7 +13,6 @@ import pytest
 from numpy.typing import NDArray
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.codec import MAX_WEIGHTS, LlamaCodec
 from cerebrum_cli.engine.llama.devices import bind
 from cerebrum_cli.gguf.types import TENSOR_TYPES
@@ -80,7 +79,7 @@ def test_codec_round_trips_floats_exactly(name: str) -> None:
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_codec_quantization_error_is_bounded_and_sizes_are_ggmls(name: str) -> None:
-    row_size = bind(llama._lib, "ggml_row_size", ctypes.c_size_t, (ctypes.c_int, ctypes.c_int64))
+    row_size = bind("ggml_row_size", ctypes.c_size_t, (ctypes.c_int, ctypes.c_int64))
     for scale in (1, 0.02):
         weights = normal(16, 1024) * np.float32(scale)
         error = np.sqrt(np.square(dequantized(quantized(weights, name), name, weights.shape) - weights).mean()) / scale
@@ -128,10 +127,10 @@ def test_codec_refuses_types_sizes_and_weights(attempt: Callable[[], object], pr
 
 
 def test_codec_has_the_types_and_layouts_of_ggml() -> None:
-    name = bind(llama._lib, "ggml_type_name", ctypes.c_char_p, (ctypes.c_int,))
-    block_size = bind(llama._lib, "ggml_blck_size", ctypes.c_int64, (ctypes.c_int,))
-    block_bytes = bind(llama._lib, "ggml_type_size", ctypes.c_size_t, (ctypes.c_int,))
-    requires_imatrix = bind(llama._lib, "ggml_quantize_requires_imatrix", ctypes.c_bool, (ctypes.c_int,))
+    name = bind("ggml_type_name", ctypes.c_char_p, (ctypes.c_int,))
+    block_size = bind("ggml_blck_size", ctypes.c_int64, (ctypes.c_int,))
+    block_bytes = bind("ggml_type_size", ctypes.c_size_t, (ctypes.c_int,))
+    requires_imatrix = bind("ggml_quantize_requires_imatrix", ctypes.c_bool, (ctypes.c_int,))
     for number, kind in TENSOR_TYPES.items():
         assert (name(number).decode().upper(), block_size(number), block_bytes(number)) == kind
         assert not (CODEC.writable(number) and requires_imatrix(number))

@@ -12,6 +12,7 @@ import importlib
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -25,14 +26,14 @@ DEBUG, WARNING, CONTINUED = 1, 3, 5  # ggml's log levels; 2 is info, 4 error
 SHOW_LOG = "show its log with --set verbose=on"
 
 
+@dataclass(slots=True)
 class Log:
     """The last problems in llama.cpp's log; the whole log is forwarded to a listener if there is one."""
 
-    def __init__(self) -> None:
-        self.problems: deque[str] = deque(maxlen=20)
-        self.forward: Callable[[str], None] | None = None
-        self._open = ""
-        self._level = 0
+    problems: deque[str] = field(default_factory=lambda: deque(maxlen=20))
+    forward: Callable[[str], None] | None = None
+    _open: str = ""
+    _level: int = 0
 
     def write(self, level: int, text: bytes, _: object = None) -> None:
         """Append log text from llama.cpp: a line, or part of one."""
@@ -96,10 +97,8 @@ _discard_log = ctypes.cast(ctypes.CDLL(None).abs, llama.llama_log_callback)
 @contextlib.contextmanager
 def suppress_log() -> Iterator[None]:
     """Discard llama.cpp's log, unless it is forwarded: loading a model logs two thousand lines."""
-    if log.forward is not None:
-        yield
-        return
-    llama.llama_log_set(_discard_log, None)
+    if log.forward is None:
+        llama.llama_log_set(_discard_log, None)
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ def accelerators() -> tuple[Device, ...]:
         return ()
     pointer = ctypes.c_void_p
     count, get, kind, memory, name, describe = (
-        bind(llama._lib, f"ggml_backend_dev_{symbol}", result, arguments)
+        bind(f"ggml_backend_dev_{symbol}", result, arguments)
         for symbol, result, arguments in (
             ("count", ctypes.c_size_t, ()),
             ("get", pointer, (ctypes.c_size_t,)),
@@ -53,14 +53,14 @@ def expert_overrides(layers: int) -> Any:
 
         _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
 
-    cpu = bind(llama._lib, "ggml_backend_cpu_buffer_type", ctypes.c_void_p, ())
+    cpu = bind("ggml_backend_cpu_buffer_type", ctypes.c_void_p, ())
     pattern = rf"blk\.({'|'.join(map(str, range(layers)))})\.ffn_(up|down|gate|gate_up)_(ch)?exps"
     return (BufferOverride * 2)(BufferOverride(pattern.encode(), cpu()), BufferOverride())
 
 
-def bind(library: Any, symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:
+def bind(symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:
     """Declare the types of a function of llama.cpp's library that its bindings omit."""
-    function = getattr(library, symbol)
+    function = getattr(llama._lib, symbol)
     function.restype, function.argtypes = result, arguments
     return function
 
@@ -80,16 +80,15 @@ def _package_version() -> str:
 
 
 def library_text(symbol: str) -> str:
-    value: bytes = bind(llama._lib, symbol, ctypes.c_char_p, ())()
+    value: bytes = bind(symbol, ctypes.c_char_p, ())()
     return value.decode("utf-8", "replace")
 
 
 def build() -> Build:
     """Describe the installed build; finding its GPUs initializes their drivers."""
-    library = llama._lib
-    count = bind(library, "ggml_backend_reg_count", ctypes.c_size_t, ())
-    get = bind(library, "ggml_backend_reg_get", ctypes.c_void_p, (ctypes.c_size_t,))
-    name = bind(library, "ggml_backend_reg_name", ctypes.c_char_p, (ctypes.c_void_p,))
+    count = bind("ggml_backend_reg_count", ctypes.c_size_t, ())
+    get = bind("ggml_backend_reg_get", ctypes.c_void_p, (ctypes.c_size_t,))
+    name = bind("ggml_backend_reg_name", ctypes.c_char_p, (ctypes.c_void_p,))
     return Build(
         version=_package_version(),
         ggml=library_text("ggml_version"),
