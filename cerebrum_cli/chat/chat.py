@@ -28,7 +28,7 @@ from cerebrum_cli.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.chat.session import Session, StoredMessage, validated_name
 from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, SessionError, UsageError
+from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer
 from cerebrum_cli.model.inspection import GivenReply
@@ -37,7 +37,6 @@ from cerebrum_cli.model.source import ModelSource, draft_notice
 from cerebrum_cli.model.voting import MajorityVote
 
 Events = Generator[Event, None, None]
-INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
 MIN_CACHED_TOKENS = 64  # fewer are evaluated as fast as they are read from disk
 MIN_PREFIX_TOKENS = 32  # of the system prompt, with which every conversation begins
 
@@ -320,34 +319,17 @@ class Chat:
         Of a vote, the winning sample is saved, or the leading one if it is interrupted. If there is no reply to save,
         the session is moved back to `previous_leaf`.
         """
-        settings = settings or self.settings
-        recorder = ReplyRecorder(self.history.store, self._update_session(), self.loaded, settings, continued)
+        session, settings = self._update_session(), settings or self.settings
+        recorder = ReplyRecorder(self.history.store, session, self.loaded, settings, continued)
         try:
             yield from self.load()
-            notice = recorder.make_room()
-            self.session = recorder.session
-            if notice:
-                yield notice
-            with contextlib.closing(recorder.record(self.conversation, majority_vote)) as events:
-                yield from events
-            self.session = recorder.session
-            self._sampled = self.session.leaf, tuple(recorder.reply.sampled)
+            yield from recorder.record(majority_vote)
+            self._sampled = recorder.session.leaf, tuple(recorder.reply.sampled)
         except BaseException as error:
-            self._end_early(recorder, error, previous_leaf)
+            recorder.end_early(error, previous_leaf)
             raise
-
-    def _end_early(self, recorder: ReplyRecorder, error: BaseException, previous_leaf: int | None) -> None:
-        """Save an interrupted reply, even if empty; after an error without a reply, remove the question."""
-        if isinstance(error, INTERRUPTIONS) or (recorder.has_tokens and not isinstance(error, SessionError)):
-            with contextlib.suppress(SessionError):
-                recorder.save("cancelled")
-                self.session = recorder.session
-                return
-        assert self.session is not None
-        try:
-            self.session = self.history.store.move(self.session, previous_leaf)
-        except SessionError:  # not writable: restore the conversation in memory at least
-            self.session = replace(self.session, leaf=previous_leaf)
+        finally:
+            self.session = recorder.session
 
 
 def with_changes(layer: Layer, changes: Layer) -> Layer:

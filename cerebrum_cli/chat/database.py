@@ -96,23 +96,25 @@ def open_database(path: Path) -> sqlite3.Connection:
                 database.execute(f"PRAGMA journal_mode = {mode}")
             database.execute("PRAGMA synchronous = FULL")
             database.execute("PRAGMA secure_delete = ON")  # deleted text must not remain in the file
-            create_tables(database)
+            prepare(database)
         except BaseException:
             database.close()
             raise
-    return _configured(database)
+    return database
 
 
 def copy_to_memory(source: sqlite3.Connection | None) -> sqlite3.Connection:
     database = sqlite3.connect(":memory:", isolation_level=None)
     if source:
         source.backup(database)
-    create_tables(database)
-    return _configured(database)
+    prepare(database)
+    return database
 
 
-def create_tables(database: sqlite3.Connection) -> None:
-    """Create the tables of an empty database in one transaction, even if several processes open it concurrently."""
+def prepare(database: sqlite3.Connection) -> None:
+    """Configure a connection; create the tables of an empty database, even if several processes do so concurrently."""
+    database.row_factory = sqlite3.Row
+    database.execute("PRAGMA foreign_keys = ON")
     if _version(database):
         return
     with transaction(database):
@@ -124,14 +126,9 @@ def create_tables(database: sqlite3.Connection) -> None:
 
 @contextlib.contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    database.execute("BEGIN IMMEDIATE")
-    try:
+    with database:  # commits, or rolls back
+        database.execute("BEGIN IMMEDIATE")
         yield
-        database.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):  # SQLite has ended it where the disk is full
-            database.execute("ROLLBACK")
-        raise
 
 
 def require_known_version(database: sqlite3.Connection, path: Path) -> None:
@@ -199,9 +196,3 @@ def _damaged(path: Path, problem: str) -> SessionError:
         f"{path} is damaged: {problem}",
         f"recover what is readable: {recover}; then move the file and its -wal elsewhere to start a new one",
     )
-
-
-def _configured(database: sqlite3.Connection) -> sqlite3.Connection:
-    database.row_factory = sqlite3.Row
-    database.execute("PRAGMA foreign_keys = ON")
-    return database

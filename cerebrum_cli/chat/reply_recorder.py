@@ -18,13 +18,14 @@ from cerebrum_cli.chat.history import (
 from cerebrum_cli.chat.session import Session, StoredMessage
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.errors import Interrupted, SessionError
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.model.interface import Model
 from cerebrum_cli.model.reply import Reply, ReplyRequest
 from cerebrum_cli.model.voting import MajorityVote
 
+INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
 RESTORE_BELOW = 0.25  # of the context: dropping turns for this context size leaves more
 REPLY_FRACTION = 8  # a reply needs 1/8 of the context, or its maximum tokens if fewer
 DROP_FRACTION = 4  # drop 1/4 of the context or more together: the rest is evaluated again, so this should be rare
@@ -49,21 +50,64 @@ class ReplyRecorder:
     reply: Reply = field(default_factory=Reply)
     _is_stored: bool = field(default=False, init=False)
 
-    def make_room(self) -> NoticeEvent | None:
+    def record(self, majority_vote: MajorityVote | None = None) -> Generator[Event, None, None]:
+        """Yield the events of a reply, or of a vote, and save the reply, or the leading sample. Raises SessionError."""
+        if notice := self._make_room():
+            yield notice
+        request = ReplyRequest(self._conversation, self.settings, prefix_tokens=self.prefix_tokens)
+        if majority_vote:
+            from cerebrum_cli.model.concurrent_rows import vote_events
+
+            try:
+                yield from vote_events(self.loaded, request, majority_vote)
+            finally:
+                self.reply = majority_vote.reply or self.reply
+        else:
+            self.reply = self.loaded.respond(request)
+            if self.continued:
+                begin_with(self.reply, self.continued)
+            start = time.monotonic()
+            next_save = start + save_interval(0.0)
+            with contextlib.closing(self.reply.events()) as events:
+                for event in events:
+                    now = time.monotonic()
+                    if self._has_tokens and now >= next_save:
+                        next_save = now + save_interval(now - start)
+                        with contextlib.suppress(SessionError):  # generation continues; it is saved at the end
+                            self._save(None)
+                    yield event
+        self._save("cancelled")
+
+    def end_early(self, error: BaseException, previous_leaf: int | None) -> None:
+        """Save an interrupted reply, even if empty; after an error without a reply, remove the question."""
+        if isinstance(error, INTERRUPTIONS) or (self._has_tokens and not isinstance(error, SessionError)):
+            with contextlib.suppress(SessionError):
+                self._save("cancelled")
+                return
+        try:
+            self.session = self.store.move(self.session, previous_leaf)
+        except SessionError:  # not writable: restore the conversation in memory at least
+            self.session = replace(self.session, leaf=previous_leaf)
+
+    @property
+    def _conversation(self) -> Conversation:
+        return load_conversation(self.store, self.session, self.loaded.model, self.settings)
+
+    def _make_room(self) -> NoticeEvent | None:
         """Drop the session's oldest turns if the reply needs the room; return a notice if others than before are.
 
         Turns dropped from a smaller context are restored if the remaining ones leave most of this one free.
         """
-        size, model, previous_first = self.loaded.context_size, self.loaded.model, self.session.first
+        size, previous_first = self.loaded.context_size, self.session.first
         assert size is not None, "the model is loaded"
 
         def count(conversation: Conversation) -> int:
             return self.loaded.count_tokens(conversation) + len(self.prefix_tokens)
 
-        conversation = load_conversation(self.store, self.session, model, self.settings)
+        conversation = self._conversation
         if previous_first and count(conversation) < size * RESTORE_BELOW:
             self.session = self.store.update_session(self.session, first=None)
-            conversation = load_conversation(self.store, self.session, model, self.settings)
+            conversation = self._conversation
         if self.settings.overflow == "stop":
             return None
         dropped = messages_to_drop(conversation, count, size, self.settings.max_tokens)
@@ -81,44 +125,15 @@ class ReplyRecorder:
             " refuse such questions",
         )
 
-    def record(
-        self, conversation: Conversation, majority_vote: MajorityVote | None = None
-    ) -> Generator[Event, None, None]:
-        """Yield the events of a reply, or of a vote, and save the reply, or the leading sample. Raises SessionError."""
-        request = ReplyRequest(conversation, self.settings, prefix_tokens=self.prefix_tokens)
-        if majority_vote:
-            from cerebrum_cli.model.concurrent_rows import vote_events
-
-            try:
-                with contextlib.closing(vote_events(self.loaded, request, majority_vote)) as events:
-                    yield from events
-            finally:
-                self.reply = majority_vote.reply or self.reply
-        else:
-            self.reply = self.loaded.respond(request)
-            if self.continued:
-                begin_with(self.reply, self.continued)
-            start = time.monotonic()
-            next_save = start + save_interval(0.0)
-            with contextlib.closing(self.reply.events()) as events:
-                for event in events:
-                    now = time.monotonic()
-                    if self.has_tokens and now >= next_save:
-                        next_save = now + save_interval(now - start)
-                        with contextlib.suppress(SessionError):  # generation continues; it is saved at the end
-                            self.save(None)
-                    yield event
-        self.save("cancelled")
-
     @property
     def prefix_tokens(self) -> tuple[int, ...]:
         return (self.continued and self.continued.message.tokens) or ()
 
     @property
-    def has_tokens(self) -> bool:
+    def _has_tokens(self) -> bool:
         return len(self.reply.sampled) > len(self.prefix_tokens)
 
-    def save(self, unfinished: str | None) -> None:
+    def _save(self, unfinished: str | None) -> None:
         """Save the reply so far; `unfinished` is its reason to finish until it has one of its own."""
         metadata = reply_metadata(self.reply, self.loaded, session_params(self.settings, self.loaded.model), unfinished)
         message = Message("assistant", self.reply.text, self.reply.tokens)

@@ -64,6 +64,13 @@ _MATCHES = (  # best first; FTS5 computes an excerpt when its row is read
     " JOIN messages ON messages.id = texts.rowid WHERE texts MATCH ? ORDER BY rank"
 )
 
+_BRANCH = (  # messages that end at one, oldest first
+    "WITH RECURSIVE path (at, depth) AS (SELECT ?, 0 UNION ALL"
+    " SELECT messages.parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent < at)"
+    " SELECT messages.* FROM path JOIN messages ON messages.id = at ORDER BY depth DESC"
+)
+_LATEST_FIRST = "ORDER BY updated DESC, id DESC"
+
 Change = TypeVar("Change", bound=Callable[..., Any])
 
 
@@ -107,66 +114,42 @@ class Store:
         self._database, self.detached_by = memory, error
 
     @_detachable
-    def create(
-        self,
-        name: str,
-        origin: Origin,
-        *,
-        system_prompt: str | None = None,
-        model: str | None = None,
-        format: str | None = None,
-        params: Mapping[str, Any] | None = None,
-        leaf: int | None = None,
-        first: int | None = None,
-        question: Message | None = None,
-    ) -> Session:
-        """Create a session on the branch that ends at `leaf`, with a first `question`. Raises SessionError."""
-        now = time.time()
-        name = validated_name(name)
+    def create(self, name: str, origin: Origin, *, question: Message | None = None, **values: Any) -> Session:
+        """Create a session with a first `question`; `values` are its other columns. Raises SessionError."""
+        now, name = time.time(), validated_name(name)
+        values = {"name": name, "origin": origin, "params": {}, **values, "created": now, "updated": now}
+        columns, places = ", ".join(values), ", ".join("?" * len(values))
         with self.transaction() as database, self._unique_name(name):
-            database.execute(
-                "INSERT INTO sessions (name, origin, system_prompt, model, format, params, leaf, first,"
-                " created, updated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (name, origin, system_prompt, model, format, json.dumps(params or {}), leaf, first, now, now),
-            )
-            session = session_from_row(database.execute("SELECT * FROM sessions WHERE name = ?", (name,)).fetchone())
+            database.execute(f"INSERT INTO sessions ({columns}) VALUES ({places})", _encoded(values))
+            [session] = self._sessions("WHERE name = ?", name)
             return self._add(database, session, question, ReplyMetadata()) if question else session
 
     def find(self, name: str) -> Session | None:
-        with self._read() as database:
-            row = database.execute("SELECT * FROM sessions WHERE name = ?", (well_formed(name),)).fetchone()
-            return session_from_row(row) if row else None
+        return next(iter(self._sessions("WHERE name = ?", well_formed(name))), None)
 
     def unused_name(self, base: str) -> str:
-        base = well_formed(base)
-        with self._read() as database:
-            rows = database.execute("SELECT name FROM sessions WHERE substr(name, 1, ?) = ?", (len(base), base))
-            used = {row["name"] for row in rows.fetchall()}
+        base, used = well_formed(base), self.names()
         numbered = (f"{base}-{number}" for number in count(2))
         return next(name for name in chain([base], numbered) if name not in used)
 
     def latest(self) -> Session | None:
-        with self._read() as database:
-            row = database.execute("SELECT * FROM sessions ORDER BY updated DESC, id DESC LIMIT 1").fetchone()
-            return session_from_row(row) if row else None
+        return next(iter(self._sessions(f"{_LATEST_FIRST} LIMIT 1")), None)
 
     def names(self) -> list[str]:
         with self._read() as database:
-            return [row["name"] for row in database.execute("SELECT name FROM sessions ORDER BY updated DESC, id DESC")]
+            return [row["name"] for row in database.execute(f"SELECT name FROM sessions {_LATEST_FIRST}")]
 
     def summaries(self) -> list[SessionSummary]:
         """All sessions, most recently changed first."""
         with self._read() as database:
             firsts = {row["session"]: (row["count"], row["content"]) for row in database.execute(_FIRST_MESSAGES)}
-            rows = database.execute("SELECT * FROM sessions ORDER BY updated DESC, id DESC").fetchall()
-            return [
-                SessionSummary(session, *firsts.get(session.id, (0, ""))) for session in map(session_from_row, rows)
-            ]
+        sessions = self._sessions(_LATEST_FIRST)
+        return [SessionSummary(session, *firsts.get(session.id, (0, ""))) for session in sessions]
 
     def messages(self, session: Session) -> list[StoredMessage]:
         """The messages on a session's branch, oldest first."""
         with self._read() as database:
-            return self._branch(database, session.leaf)
+            return list(map(message_from_row, database.execute(_BRANCH, (session.leaf,))))
 
     def conversation(self, session: Session) -> Conversation:
         return Conversation(tuple(stored.message for stored in self.messages(session)), session.system_prompt)
@@ -200,18 +183,14 @@ class Store:
         """Change columns of a session: name, system_prompt, model, format, params or first."""
         if "name" in values:
             values["name"] = validated_name(values["name"])
-        columns = {key: json.dumps(value) if key == "params" else value for key, value in values.items()}
-        sets = ", ".join(f"{column} = ?" for column in columns)
+        sets = ", ".join(f"{column} = ?" for column in values)
         with self._changing(session) as database, self._unique_name(values.get("name", "")):
-            database.execute(f"UPDATE sessions SET {sets} WHERE id = ?", (*columns.values(), session.id))
+            database.execute(f"UPDATE sessions SET {sets} WHERE id = ?", (*_encoded(values), session.id))
         return replace(session, **values)
 
     @_detachable
     def remove(self, session: Session) -> int:
-        """Delete a session and its unshared messages; return the number of messages deleted.
-
-        Messages of sessions deleted earlier go with the last session that shares them.
-        """
+        """Delete a session, and the messages that no session shares any more; return their number."""
         with self.transaction() as database:
             database.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
             unneeded = list(map(tuple, database.execute(_UNNEEDED_MESSAGES)))
@@ -248,10 +227,14 @@ class Store:
             return []
         with self._read() as database:
             session_of = {row["message"]: row["session"] for row in database.execute(_SESSION_OF_MESSAGE)}
-            sessions = {row["id"]: session_from_row(row) for row in database.execute("SELECT * FROM sessions")}
+            sessions = {session.id: session for session in self._sessions()}
             with contextlib.closing(database.execute(_MATCHES, (words,))) as ranked:
                 best = list(islice((row for row in ranked if session_of.get(row["id"]) in sessions), limit))
             return [SearchHit(sessions[session_of[row["id"]]], message_from_row(row), row["excerpt"]) for row in best]
+
+    def _sessions(self, condition: str = "", *values: object) -> list[Session]:
+        with self._read() as database:
+            return list(map(session_from_row, database.execute(f"SELECT * FROM sessions {condition}", values)))
 
     @contextlib.contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
@@ -263,10 +246,7 @@ class Store:
         """The database in a transaction, or in the one that is open."""
         with translated(self._path):
             database = self._opened()
-            if database.in_transaction:
-                yield database
-                return
-            with transaction(database):
+            with contextlib.nullcontext() if database.in_transaction else transaction(database):
                 yield database
 
     def _opened(self) -> sqlite3.Connection:
@@ -306,19 +286,14 @@ class Store:
 
     def _set_leaf(self, database: sqlite3.Connection, session: Session, leaf: int | None) -> Session:
         now = time.time()
-        first = session.first
-        if first is not None and all(stored.id != first for stored in self._branch(database, leaf)):
-            first = None  # the branch ends before it: all of it may fit again
+        session = replace(session, leaf=leaf, updated=now)
+        if session.first and all(stored.id != session.first for stored in self.messages(session)):
+            session = replace(session, first=None)  # the branch ends before it: all of it may fit again
         database.execute(
-            "UPDATE sessions SET leaf = ?, first = ?, updated = ? WHERE id = ?", (leaf, first, now, session.id)
+            "UPDATE sessions SET leaf = ?, first = ?, updated = ? WHERE id = ?", (leaf, session.first, now, session.id)
         )
-        return replace(session, leaf=leaf, first=first, updated=now)
+        return session
 
-    def _branch(self, database: sqlite3.Connection, leaf: int | None) -> list[StoredMessage]:
-        rows = database.execute(
-            "WITH RECURSIVE path (at, depth) AS (SELECT ?, 0 UNION ALL"
-            " SELECT messages.parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent < at)"
-            " SELECT messages.* FROM path JOIN messages ON messages.id = at ORDER BY depth DESC",
-            (leaf,),
-        ).fetchall()
-        return list(map(message_from_row, rows))
+
+def _encoded(values: Mapping[str, Any]) -> list[Any]:
+    return [json.dumps(value) if column == "params" else value for column, value in values.items()]
