@@ -135,7 +135,8 @@ def head_memory(process: int) -> int:
 class InstantJob(ray_nodes.NodeJob):
     """Opens what answers at once."""
 
-    def __call__(self, threads: int, send: Any) -> Any:  # noqa: ARG002
+    def __call__(self, threads: int) -> Any:  # noqa: ARG002
+        yield from ()
         return answer_at_once, ()
 
 

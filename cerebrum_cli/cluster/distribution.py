@@ -206,8 +206,8 @@ class NodeJob:
     source: ModelSource
     answer_block: Callable[..., Iterator[Event]]
 
-    def __call__(self, threads: int, send: Callable[[bytes], None]) -> tuple[Callable[[bytes], bytes], Records]:
-        """Load the model, or connect to the node's server, and send notices meanwhile. Raises CerebrumError."""
+    def __call__(self, threads: int) -> Generator[bytes, None, tuple[Callable[[bytes], bytes], Records]]:
+        """Load the model, or connect to the node's server; yield notices meanwhile. Raises CerebrumError."""
         from cerebrum_cli.engine.llama.devices import build
         from cerebrum_cli.engine.machine import processor_name, thread_count
 
@@ -219,7 +219,7 @@ class NodeJob:
         loaded = open_many(source, MAX_PARALLEL)
         for event in loaded.load():
             if isinstance(event, NoticeEvent):
-                send(pickle.dumps((platform.node(), {}, 0, [event])))
+                yield pickle.dumps((platform.node(), {}, 0, [event]))
         answer = partial(self.answer, loaded)
         if loaded.is_remote:
             return answer, loaded.engine.builds

@@ -1,4 +1,4 @@
-"""The adapter to Ray: workers on the nodes of a cluster answer blocks of rows, which Ray Data passes on.
+"""The adapter to Ray: workers on the nodes of a cluster answer blocks of rows.
 
 Ray runs in a child process, since it handles signals, prints, and does not stop at once; this module is its program.
 """
@@ -13,11 +13,11 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import cycle, islice
+from math import inf
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, NamedTuple
 
@@ -30,18 +30,17 @@ CONNECT_S = 5.0
 CLOSE_S = 5.0  # that the command waits for Ray to stop
 STOP_S = 60  # after which Ray is killed
 POLL_S = 0.2  # that a message is waited for
-RESTART_S = 30.0  # before a worker that failed is started again
-ALIVE_S = 30.0  # from one sign of life of a worker to the next
+RESTART_S = 30.0  # before a worker that failed is replaced
+ALIVE_S = 30.0  # after which an open worker counts as a sign of life: others may fail at every block
 OBJECT_STORE_BYTES = 200 * 2**20  # of shared memory, for blocks that wait
-MAX_WAITING = 8  # messages for the command
-MAX_CALLS = 100_000  # of workers that wait to send one: with Ray's 1,000 the command could not receive any
 MAX_REASON = 300  # characters
 NEXT, END = "next", "end"  # messages to the command: send the next block; all are answered or lost
 PROGRAM = f"from {__name__} import main; main()"
 
 Records = Sequence[Mapping[str, str]]  # of what generates
-# Opens a model with a number of threads, and sends notices as answers without rows; returns what answers blocks.
-Job = Callable[[int, Callable[[bytes], None]], tuple[Callable[[bytes], bytes], Records]]
+Report = tuple[str, str, str, Records]  # the host of a worker, its problem with a hint, and its records
+# Opens a model with a number of threads; yields notices as answers without rows, and returns what answers blocks.
+Job = Callable[[int], Generator[bytes, None, tuple[Callable[[bytes], bytes], Records]]]
 # The blocks for a number of workers, the job of each, and how many blocks it has at a time.
 Plan = Callable[[int], tuple[Iterator[bytes], Job, int]]
 
@@ -68,7 +67,7 @@ def answer_blocks(
     `address` is that of a cluster, or a number of nodes to start on this machine. Without a number of `workers`, there
     is one on each GPU, or on each node. Blocks whose worker or node is lost are left out. Raises EndpointError.
     """
-    if find_spec("ray") is None:
+    if not find_spec("ray"):
         raise EndpointError("ray is not installed", pip_install("'cerebrum-cli[ray]'"))
     pipe, child = Pipe()
     with child:
@@ -116,18 +115,20 @@ def receive_message(pipe: Connection) -> Any:
 
 def main() -> None:
     set_environment_default("RAY_USAGE_STATS_ENABLED", "0")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background ignore
     pipe = Connection(int(sys.argv[1]))
     try:
         address, workers, uses_gpus = pipe.recv()
         with start_nodes(address) if isinstance(address, int) else contextlib.nullcontext(address) as address:
-            connect(address)
-            places = find_places(workers, uses_gpus)
-            pipe.send(len(places.nodes))
-            answer_in_places(pipe, places, *pipe.recv())
+            try:
+                connect(address)
+                places = find_places(workers, uses_gpus)
+                pipe.send(len(places))
+                answer_in_places(pipe, places, *pipe.recv())
+            finally:
+                signal.alarm(STOP_S)  # if Ray does not stop
     except CerebrumError as error:
         pipe.send(error)
-    except (EOFError, OSError, KeyboardInterrupt):  # the command has ended
+    except (EOFError, OSError):  # the command has ended
         pass
 
 
@@ -167,141 +168,136 @@ def connect(address: str) -> None:
         raise EndpointError(problem, "run ray start --head, or use --ray local") from error
 
 
-class Places(NamedTuple):
-    """The node of each worker, the threads of workers by node, and the resource of which a worker takes one."""
+class Place(NamedTuple):
+    """The node of a worker, the threads of its model, and the resource of which it takes one."""
 
-    nodes: Sequence[str]
-    threads: Mapping[str, int]
+    node: str
+    threads: int
     resource: str
 
 
-def find_places(workers: int | None, uses_gpus: bool) -> Places:
+def find_places(workers: int | None, uses_gpus: bool) -> list[Place]:
     """Places for a number of workers; without one, for one on each GPU, or on each node if there are no GPUs.
 
     Nodes without GPUs, such as a head, are left out where others have some. Raises EndpointError if none is left.
     """
     import ray
 
-    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    alive = (node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
     resources_of = {node["NodeID"]: node["Resources"] for node in alive}
     nodes = {node: resources for node, resources in resources_of.items() if resources.get("GPU")} or resources_of
     counts = {node: int(resources.get("GPU", 0)) if uses_gpus else 0 for node, resources in nodes.items()}
     on_gpus = [node for turn in range(max(counts.values(), default=0)) for node in nodes if turn < counts[node]]
-    places = on_gpus[:workers] or list(islice(cycle(nodes), workers or len(nodes)))
-    if not places:
+    chosen = on_gpus[:workers] or list(islice(cycle(nodes), workers or len(nodes)))
+    if not chosen:
         raise EndpointError("no node of the Ray cluster has CPUs", "check the nodes with ray status")
-    threads = {node: max(1, int(nodes[node]["CPU"]) // places.count(node)) for node in places}
-    return Places(places, threads, "num_gpus" if on_gpus else "num_cpus")
+    threads = {node: max(1, int(nodes[node]["CPU"]) // chosen.count(node)) for node in chosen}
+    return [Place(node, threads[node], "num_gpus" if on_gpus else "num_cpus") for node in chosen]
 
 
-def answer_in_places(pipe: Connection, places: Places, job: bytes, concurrency: int) -> None:
-    """Send the answers to all blocks that the command sends, and reports of workers, until it closes its end."""
+def answer_in_places(pipe: Connection, places: Sequence[Place], job: bytes, concurrency: int) -> None:
+    """Send reports of workers, and the answers to all blocks that the command sends, except those that are lost.
+
+    Raises EOFError once the command has ended.
+    """
     import ray
-    from ray.util.queue import Queue
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[Worker.__module__])  # nodes may lack this package
-    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    here = {"num_cpus": 0, "scheduling_strategy": this_node}
-    blocks, messages = Queue(0, here), Queue(MAX_WAITING, {**here, "max_concurrency": MAX_CALLS})
-    context = ray.data.DataContext.get_current()
-    context.target_max_block_size = 1  # one block of rows in each of Ray's
-    context.max_errored_blocks = context.max_consecutive_actor_init_deaths = -1
-    start = ray.data.from_items([0], override_num_blocks=1)
-    source = start.map_batches(read_blocks, fn_args=(blocks, messages), batch_format="pyarrow", **here)
-    answered = source.map_batches(Worker, **worker_options(places, job, concurrency, messages))
-
-    def receive() -> None:
-        with contextlib.suppress(Exception):  # of the pipe, or of Ray
-            while True:
-                blocks.put(pipe.recv())
-        signal.alarm(STOP_S)  # if Ray does not stop
-        os.kill(os.getpid(), signal.SIGINT)
-
-    def send() -> None:
-        while (message := messages.get()) is not None:
-            with contextlib.suppress(OSError):
+    workers = [RemoteWorker(str(number), place, job, concurrency) for number, place in enumerate(places)]
+    has_blocks = True
+    while has_blocks or any(worker.is_open and worker.tasks for worker in workers):
+        while has_blocks and (free := [worker for worker in workers if worker.has_room]):
+            pipe.send(NEXT)
+            if block := pipe.recv():
+                min(free, key=lambda worker: len(worker.tasks)).answer(block)
+            else:
+                has_blocks = False
+        tasks = {task: worker for worker in workers for task in worker.tasks}
+        ready, _ = ray.wait(list(tasks), timeout=POLL_S)
+        for task in ready:
+            if message := tasks[task].receive(task):
                 pipe.send(message)
-
-    sender = threading.Thread(target=send, daemon=True)
-    try:
-        for thread in (sender, threading.Thread(target=receive, daemon=True)):
-            thread.start()
-        for _ in answered.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
-            pass
-        messages.put(END)
-        signal.pause()  # until `receive` interrupts
-    finally:
-        messages.put(None)
-        sender.join()  # Ray aborts if a thread uses it once it is shut down
+        if not ready and any(time.monotonic() - worker.opened_at > ALIVE_S for worker in workers):
+            pipe.send(b"")
+        if pipe.poll():  # it is closed
+            pipe.recv()
+    pipe.send(END)
 
 
-def worker_options(places: Places, job: bytes, concurrency: int, messages: Any) -> dict[str, Any]:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as Affinity
+class RemoteWorker:
+    """A worker in its place, which is replaced if it is lost; its `tasks` are streams of answers and reports."""
 
-    count, turns = len(places.nodes), cycle(places.nodes)
-    return {
-        "batch_size": 1,
-        "batch_format": "pyarrow",
-        "fn_constructor_args": (__version__, job, places.threads, messages),
-        "compute": ray.data.ActorPoolStrategy(
-            min_size=1, max_size=count, initial_size=count, max_tasks_in_flight_per_actor=concurrency
-        ),
-        "ray_remote_args_fn": lambda: {"scheduling_strategy": Affinity(next(turns), soft=True)},
-        places.resource: 1,
-        "max_concurrency": concurrency,
-        "max_restarts": -1,
-        "max_task_retries": 0,  # Ray would wait for the same worker, also where its node has no successor
-    }
+    def __init__(self, id: str, place: Place, job: bytes, concurrency: int) -> None:
+        self._id, self._place, self._job, self._concurrency = id, place, job, concurrency
+        self._start()
+
+    def _start(self) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        node = NodeAffinitySchedulingStrategy(self._place.node, soft=True)
+        options = {self._place.resource: 1, "max_concurrency": self._concurrency, "scheduling_strategy": node}
+        self._actor = ray.remote(Worker).options(**options).remote()
+        self.opened_at = inf
+        self.tasks = [self._actor.open.remote(__version__, self._job, self._place.threads)]
+
+    @property
+    def is_open(self) -> bool:
+        return self.opened_at < inf
+
+    @property
+    def has_room(self) -> bool:
+        return self.is_open and len(self.tasks) < self._concurrency
+
+    def answer(self, block: bytes) -> None:
+        self.tasks.append(self._actor.answer.remote(block))
+
+    def receive(self, task: Any) -> Any:
+        """The next answer or report of a task; None at its end, or if the worker or its node is lost."""
+        import ray
+
+        try:
+            message = ray.get(next(task))
+        except StopIteration:
+            self.tasks.remove(task)
+            return None
+        except ray.exceptions.RayError:
+            self._start()  # an earlier one that is out of reach ends with its last handle
+            return None
+        if isinstance(message, bytes):
+            return message
+        _, problem, *_ = message
+        self.opened_at = inf if problem else time.monotonic()
+        return self._id, *message
 
 
 # In processes of the cluster. They get what follows by value: a node may lack this package.
 
 
-def read_blocks(_: Any, blocks: Any, messages: Any) -> Iterator[Any]:
-    """Yield the blocks that the command sends, as tables of one, until an empty one."""
-    import pyarrow
-
-    while messages.put(NEXT) or (block := blocks.get()):
-        yield pyarrow.table({"block": pyarrow.array([block], pyarrow.large_binary())})
-
-
 class Worker:
     """Answers blocks with a model; one that cannot be opened is reported, and gets no blocks."""
 
-    def __init__(self, version: str, job: bytes, threads: Mapping[str, int], messages: Any) -> None:
-        import ray
-
-        context = ray.get_runtime_context()
-        self._id, self._host, self._messages = context.get_actor_id(), socket.gethostname(), messages
+    def open(self, version: str, job: bytes, threads: int) -> Iterator[bytes | Report]:
+        """Yield notices, then a report."""
         try:
             import cerebrum_cli
 
             if cerebrum_cli.__version__ != version:
                 raise RuntimeError(f"it has version {cerebrum_cli.__version__} of cerebrum, not {version}")
-            self._answer, records = pickle.loads(job)(threads.get(context.get_node_id(), 1), messages.put)
+            self._answer, records = yield from pickle.loads(job)(threads)
+            yield socket.gethostname(), "", "", records
         except Exception as error:
-            self._report(error)
-            threading.Event().wait()
-        messages.put((self._id, self._host, "", "", records))
-        threading.Thread(target=self._show_life, daemon=True).start()
+            yield report_problem(error)
 
-    def __call__(self, batch: Any) -> Any:
+    def answer(self, block: bytes) -> Iterator[bytes | Report]:
         try:
-            for block in batch["block"].to_pylist():
-                self._messages.put(self._answer(block))
-        except Exception as error:  # of the whole model: Ray starts another worker, and the blocks are answered later
-            self._report(error)
+            yield self._answer(block)
+        except Exception as error:  # of the whole model: a new worker replaces this one
+            yield report_problem(error)
             time.sleep(RESTART_S)
             os._exit(1)
-        return batch.slice(0, 0)
 
-    def _show_life(self) -> None:
-        while True:
-            time.sleep(ALIVE_S)
-            self._messages.put(b"")
 
-    def _report(self, error: Exception) -> None:
-        problem, hint = str(error) or type(error).__name__, getattr(error, "hint", "see its Ray logs in /tmp/ray")
-        self._messages.put((self._id, self._host, problem, hint, ()))
+def report_problem(error: Exception) -> Report:
+    hint = getattr(error, "hint", "see its Ray logs in /tmp/ray")
+    return socket.gethostname(), str(error) or type(error).__name__, hint, ()

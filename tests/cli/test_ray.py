@@ -213,7 +213,9 @@ def test_ray_node_answers_a_block(source: Path, chatml_model: Path) -> None:
         rows = read_rows(file, "txt")
         work = batch_work(rows, BatchOptions(Settings(max_tokens=2), ()), cast("Any", None))
         job = node_job(f"{digest.sha256} {digest.size}", chatml_model, "chatml")
-        answer, _ = replace(job, answer_block=work.answer_block)(1, lambda _: None)
+        with pytest.raises(StopIteration) as opened:
+            next(replace(job, answer_block=work.answer_block)(1))
+        answer, _ = opened.value.value
         _, objects, tokens, _ = pickle.loads(answer(pickle.dumps({3: rows[3], 5: rows[5]})))
     assert {position: each["prompt"] for position, each in objects.items()} == {3: "question 3", 5: "question 5"}
     assert 2 <= tokens <= 4
@@ -221,14 +223,15 @@ def test_ray_node_answers_a_block(source: Path, chatml_model: Path) -> None:
 
 @pytest.mark.usefixtures("node")
 def test_ray_node_sends_notices_while_it_waits_for_a_server(chatml_model: Path) -> None:
-    digest, sent = hash_file(chatml_model), list[bytes]()
+    digest = hash_file(chatml_model)
     endpoint = Endpoint("there", "http://127.0.0.1:9")
     servers = Servers([endpoint], timeouts={"waits_at_start": True, "patience": 0.05, "busy_notice": 0.1})
     job = node_job(f"{digest.sha256} {digest.size}", chatml_model, "chatml")
-    with pytest.raises(NoServerError, match="no server answers"):
-        on_servers(job, servers)(1, sent.append)
-    [notice] = pickle.loads(sent[0])[-1]
+    opening = on_servers(job, servers)(1)
+    [notice] = pickle.loads(next(opening))[-1]
     assert notice.message.startswith("there is unavailable")
+    with pytest.raises(NoServerError, match="no server answers"):
+        list(opening)
 
 
 @pytest.mark.slow
@@ -295,6 +298,11 @@ def test_ray_refuses_what_it_cannot_use(
     assert_error(user.run(*arguments(chatml_model, "refused", *more)), code, part)
 
 
+def busy_workers() -> list[psutil.Process]:
+    titles = {process: process.info["cmdline"] or [""] for process in psutil.process_iter(["cmdline"])}
+    return [process for process, (title, *_) in titles.items() if title.startswith("ray::Worker.answer")]
+
+
 @pytest.mark.slow
 def test_ray_runs_share_nodes_of_which_one_is_bad(user: CommandLine, chatml_model: Path, address: str) -> None:
     def start(*line: str) -> subprocess.Popen[str]:
@@ -315,11 +323,10 @@ def test_ray_runs_share_nodes_of_which_one_is_bad(user: CommandLine, chatml_mode
     batch = start(*arguments(chatml_model, "out"))
     settings = ["-m", str(chatml_model), "-n", "20", "--samples", "2", "--temperature", "1"]
     run = start("eval", "exam.jsonl", "-o", "run.jsonl", *settings)
-    while len(complete_lines(user.home / "out.partial")) < 20:
+    while len(complete_lines(user.home / "out.partial")) < 20 or not (workers := busy_workers()):
         assert batch.poll() is None, batch.communicate()
         time.sleep(0.1)
-    worker = next(each for each in psutil.process_iter(["name"]) if each.info["name"].startswith("ray::MapWorker"))
-    worker.kill()
+    workers[0].kill()
     local = user.run(*arguments(chatml_model, "local"))
     out, err = batch.communicate()
     assert (batch.returncode, out, local.code) == (0, "", 0)
