@@ -11,7 +11,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,33 +55,26 @@ def sound(model: Path) -> Path:
     return model
 
 
-@pytest.fixture(scope="session")
-def mistral_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sound(write_mistral(tmp_path_factory.mktemp("models") / "mistral.gguf"))
+def model_fixture(name: str, write: Callable[[Path], Path]) -> Any:
+    """A fixture with the file of a tiny model, which is written once."""
+
+    @pytest.fixture(scope="session", name=f"{name}_model")
+    def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return sound(write(tmp_path_factory.mktemp("models") / f"{name}.gguf"))
+
+    return model
 
 
-@pytest.fixture(scope="session")
-def chatml_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama with a small byte-level vocabulary and ChatML's tokens."""
-    return sound(write_chatml(tmp_path_factory.mktemp("models") / "chatml.gguf"))
+mistral_model = model_fixture("mistral", write_mistral)
+chatml_model = model_fixture("chatml", write_chatml)  # a Llama with a small byte-level vocabulary and ChatML's tokens
+recurrent_model = model_fixture("recurrent", write_recurrent)  # a Mamba, which cannot forget the last tokens alone
+sliding_window_model = model_fixture("sliding_window", write_sliding_window)  # a Gemma 2: a layer sees only 32 tokens
 
 
 @pytest.fixture(scope="session")
 def thinker() -> Path:
     """A trained model that does small sums and reasons inside `<think>`, with a template like Qwen3.5's."""
     return sound(Path(__file__).parent / "data" / "thinker.gguf")
-
-
-@pytest.fixture(scope="session")
-def recurrent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Mamba, which cannot forget the last tokens alone."""
-    return sound(write_recurrent(tmp_path_factory.mktemp("models") / "recurrent.gguf"))
-
-
-@pytest.fixture(scope="session")
-def sliding_window_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Gemma 2, whose first layer sees the last 32 tokens only."""
-    return sound(write_sliding_window(tmp_path_factory.mktemp("models") / "sliding_window.gguf"))
 
 
 @pytest.fixture(scope="session", params=MODELS)

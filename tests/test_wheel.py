@@ -24,13 +24,6 @@ from cerebrum_cli.models.library import packaged_catalogue
 ROOT = Path(__file__).parents[1]
 
 
-def build_wheel(directory: Path) -> Path:
-    argv = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory)]
-    subprocess.run(argv, cwd=ROOT, capture_output=True, timeout=60, check=True)
-    [path] = directory.glob("cerebrum_cli-*.whl")
-    return path
-
-
 def requirements() -> set[str]:
     """Names of the installed packages that this project needs, directly or not, without extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -50,7 +43,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_wheel(tmp_path_factory.mktemp("wheel"))
+    directory = tmp_path_factory.mktemp("wheel")
+    run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory)], ROOT)
+    [path] = directory.glob("cerebrum_cli-*.whl")
+    return path
 
 
 @pytest.fixture(scope="module")

@@ -70,31 +70,14 @@ def user(tmp_path: Path, thinker: Path, monkeypatch: pytest.MonkeyPatch) -> User
 # Which value wins.
 
 
-def test_question_is_sampled_as_the_model_recommends(user: User) -> None:
+def test_question_is_sampled_as_the_model_recommends(user: User, chatml_model: Path) -> None:
     assert user.sampled("Q") == user.sampled("Q", "--think", "on") == user.sampled("Q", "--think", "9") == [ON]
     assert user.sampled("Q", "--think", "off") == [OFF]
     assert user.sampled("Q", "--top-k", "3") == [ON | {"top_k": 3}]
     assert user.sampled("Q", "--temperature", "0") == [{"temperature": 0.0, "presence_penalty": 1.5}]
-
-
-def test_file_recommends_sampling_without_a_row(user: User) -> None:
     user.row("")
     assert user.sampled("Q") == [{"temperature": 0.5, "top_k": 64, "top_p": 0.95, "min_p": 0.05}]
-
-
-def test_model_without_a_recommendation_is_sampled_greedily(user: User, chatml_model: Path) -> None:
     assert user.sampled("Q", "-m", chatml_model) == [{"temperature": 0.0}]
-
-
-def test_later_layers_win(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CEREBRUM_THREADS", "1")
-    temperatures = [user.sampled("Q")[0]["temperature"]]
-    (user.config / "config.toml").write_text("temperature = 0.1\n[prompts.p]\ntemperature = 0.3\n")
-    temperatures += [user.sampled("Q")[0]["temperature"]]
-    monkeypatch.setenv("CEREBRUM_TEMPERATURE", "0.2")
-    for more in ((), ("-p", "p"), ("-p", "p", "--temperature", "0.4")):
-        temperatures += [user.sampled("Q", *more)[0]["temperature"]]
-    assert temperatures == [1.0, 0.1, 0.2, 0.3, 0.4]
 
 
 def test_endpoint_is_sent_what_the_model_recommends(tmp_path: Path, thinker: Path) -> None:
@@ -203,9 +186,10 @@ def test_stats_say_where_each_value_comes_from(user: User, monkeypatch: pytest.M
         "temperature 1 (catalog), top_k 64 (model file), top_p 0.95 (model file), min_p 0.05 (default), "
         "presence_penalty 1.5 (catalog)"
     )
-    (user.config / "config.toml").write_text("top_p = 0.9\n[prompts.p]\nmin_p = 0.1\n")
-    monkeypatch.setenv("CEREBRUM_TOP_K", "9")
-    monkeypatch.setenv("CEREBRUM_TYPICAL_P", "0.9")
+    config = "top_k = 1\ntop_p = 0.9\n[prompts.p]\nmin_p = 0.1\nrepeat_penalty = 1.2\n"
+    (user.config / "config.toml").write_text(config)
+    for name, value in (("TOP_K", "9"), ("TYPICAL_P", "0.9"), ("MIN_P", "0.2")):
+        monkeypatch.setenv(f"CEREBRUM_{name}", value)
     assert user.stats("-p", "p", "--think", "off", "--set", "repeat_penalty=1.1") == (
         "temperature 0.7 (catalog), top_k 9 (CEREBRUM_TOP_K), top_p 0.9 (config.toml), min_p 0.1 (saved prompt), "
         "typical_p 0.9 (CEREBRUM_TYPICAL_P), repeat_penalty 1.1 (command line)"

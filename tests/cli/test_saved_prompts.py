@@ -157,19 +157,7 @@ url = "http://localhost:1"
 [prompts."a b"]
 system = "Be kind."
 '''
-WITHOUT_SUM = """\
-# My settings.
-top_k = 3  # few
-
-# Two prompts.
-# The server.
-[endpoints.lab]
-url = "http://localhost:1"
-
-# Another.
-[prompts."a b"]
-system = "Be kind."
-"""
+WITHOUT_SUM = FILE[: FILE.index("[prompts.sum]")] + FILE[FILE.index("# The server.") :]
 
 
 def editor(directory: Path, code: str) -> str:

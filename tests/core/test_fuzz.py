@@ -20,22 +20,13 @@ FUZZING = Path(__file__).parents[1] / "support" / "fuzzing.py"
 COUNTS = {"templates": 350, "grammars": 500}  # some seconds together
 
 
-def fuzz(kind: str, seed: int, count: int) -> None:
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.fuzz) for seed in range(1, 11))])
+@pytest.mark.parametrize("kind", COUNTS)
+def test_random_input_is_an_error_at_worst(kind: str, seed: int) -> None:
+    count = COUNTS[kind] * (8 if seed else 1)
     command = [sys.executable, "-X", "faulthandler", str(FUZZING), kind, str(seed), str(count)]
     done = subprocess.run(command, env={**os.environ, "GGML_NO_BACKTRACE": "1"}, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.parametrize("kind", COUNTS)
-def test_random_input_is_an_error_at_worst(kind: str) -> None:
-    fuzz(kind, 0, COUNTS[kind])
-
-
-@pytest.mark.fuzz
-@pytest.mark.parametrize("seed", range(1, 11))
-@pytest.mark.parametrize("kind", COUNTS)
-def test_much_random_input_is_an_error_at_worst(kind: str, seed: int) -> None:
-    fuzz(kind, seed, 8 * COUNTS[kind])
 
 
 @pytest.mark.parametrize(
