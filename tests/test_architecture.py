@@ -62,13 +62,7 @@ PURE = (
     *("answers", "batch.rows", "runs.result", "eval.code", "eval.comparison", "eval.estimates"),
     *("core.conversation", "core.declaration", "core.errors", "core.events", "core.sampling"),
     *("engine.control", "engine.drafter", "engine.llama.batch_invariance", "engine.model_options", "engine.memory"),
-    *(
-        "engine.memory_plan",
-        "engine.scheduler",
-        "engine.step_costs",
-        "formats.plain",
-        "formats.thinking",
-    ),
+    *("engine.memory_plan", "engine.scheduler", "engine.step_costs", "formats.plain", "formats.thinking"),
     *("gguf.architectures", "gguf.sizes", "gguf.types", "model.inspection", "model.reply_controls"),
     *("model.voting", "merge.compatibility", "merge.methods", "merge.plan"),
     *("merge.recipe", "merge.tensor_names", "models.fit"),
@@ -118,13 +112,12 @@ def parsed(source: str) -> ast.Module:
 
 def violations(source: str, module: str) -> list[str]:
     """List the broken invariants of a module; `module` is its name below the package, such as "engine.llama.load"."""
-    tree = parsed(source)
-    return [f"{module}:{line}: {problem}" for line, problem in sorted(import_violations(tree, module))]
+    return [f"{module}:{line}: {problem}" for line, problem in sorted(import_violations(source, module))]
 
 
-def import_violations(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
+def import_violations(source: str, module: str) -> Iterator[tuple[int, str]]:
     """Yield the line of each forbidden import, including type-only ones and those inside functions."""
-    for line, name in imports(tree, module):
+    for line, name in imports(source):
         package, _, inner = name.partition(".")
         if package == PACKAGE:
             if problem := layer_problem(module, inner):
@@ -135,21 +128,17 @@ def import_violations(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
 
 
 @cache
-def imports(tree: ast.AST, module: str) -> tuple[tuple[int, str], ...]:
+def imports(source: str) -> list[tuple[int, str]]:
     """Every module that an import statement or an import by name loads, by line."""
-    return tuple(find_imports(tree, module))
-
-
-def find_imports(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(tree):
+    found = []
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
-        elif isinstance(node, ast.Call) and called(node) in ("import_module", "__import__") and node.args:
-            argument = node.args[0]
-            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-                yield node.lineno, argument.value
+            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+        elif isinstance(node, ast.Call) and called(node) in ("import_module", "__import__"):
+            found += [(node.lineno, str(name.value)) for name in node.args[:1] if isinstance(name, ast.Constant)]
+    return found
 
 
 def package_of(module: str) -> str:
@@ -186,7 +175,7 @@ def modules() -> Mapping[str, str]:
 
 def cycle(sources: Mapping[str, str]) -> list[str]:
     """Modules that import each other in a circle, type-only imports included; empty if there are none."""
-    graph = {module: imported_modules(source, module, sources) - {module} for module, source in sources.items()}
+    graph = {module: imported_modules(source, sources) - {module} for module, source in sources.items()}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -194,8 +183,8 @@ def cycle(sources: Mapping[str, str]) -> list[str]:
     return []
 
 
-def imported_modules(source: str, module: str, known: Mapping[str, str]) -> set[str]:
-    names = (name.removeprefix(f"{PACKAGE}.") for _, name in imports(parsed(source), module) if PACKAGE in name)
+def imported_modules(source: str, known: Mapping[str, str]) -> set[str]:
+    names = (name.removeprefix(f"{PACKAGE}.") for _, name in imports(source) if PACKAGE in name)
     return {name if name in known else name.rpartition(".")[0] for name in names} & known.keys()
 
 
@@ -212,7 +201,7 @@ def importers() -> dict[str, set[str]]:
     sources = modules()
     found: dict[str, set[str]] = {module: set() for module in sources}
     for module, source in sources.items():
-        for imported in imported_modules(source, module, sources) - {module}:
+        for imported in imported_modules(source, sources) - {module}:
             found[imported].add(module)
     return found
 
@@ -254,10 +243,8 @@ def test_pure_modules_touch_no_files_clocks_or_processes() -> None:
     assert [each for each in PURE if each not in pure] == []
     found = []
     for name in sorted(pure):
-        libraries = {library.partition(".")[0] for _, library in imports(parsed(sources[name]), name)}
-        touched = libraries & (IMPURE | ADAPTERS.keys()) | imported_modules(sources[name], name, sources) & {
-            *IMPURE_MODULES
-        }
+        libraries = {library.partition(".")[0] for _, library in imports(sources[name])}
+        touched = libraries & (IMPURE | ADAPTERS.keys()) | imported_modules(sources[name], sources) & {*IMPURE_MODULES}
         found += [(name, touched)] if touched else []
     assert found == []
 
@@ -268,7 +255,7 @@ def test_engine_is_used_through_model() -> None:
         name
         for name, source in sources.items()
         if package_of(name) not in ENGINE_USERS
-        and any(within(imported, "engine") for imported in imported_modules(source, name, sources))
+        and any(within(imported, "engine") for imported in imported_modules(source, sources))
     }
     assert users == ENGINE_EXCEPTIONS.keys()
 

@@ -101,7 +101,8 @@ class AnswerPrinter:
         final_answer = code = None
         try:
             render(reply.events(), self.loaded.cancel, sinks)
-            self._inspect(reply)
+            if options.top_logprobs is not None:
+                self._inspect(reply, options.top_logprobs)
         except CerebrumError as error:
             if not reply.is_finished and reply.sampled:  # of a server that was lost
                 self._save(reply)
@@ -154,7 +155,8 @@ class AnswerPrinter:
         try:
             events = vote_events(self.loaded, self.request, vote)
             render(events, self.loaded.cancel, [self._status_line(vote=vote.bounds)])
-            self._inspect(vote.reply)
+            if vote.reply and options.top_logprobs is not None:
+                self._inspect(vote.reply, options.top_logprobs)
         finally:
             reply = vote.reply
             if reply:
@@ -211,9 +213,8 @@ class AnswerPrinter:
             notice = NoticeEvent(problem, MORE_SAMPLES)
         self.streams.report(notice)
 
-    def _inspect(self, reply: Reply | None) -> None:
-        count = self.options.top_logprobs
-        if count is None or reply is None or not reply.is_finished:
+    def _inspect(self, reply: Reply, count: int) -> None:
+        if not reply.is_finished:
             return
         from cerebrum_cli.model.inspection import GivenReply, LeastCertain
 

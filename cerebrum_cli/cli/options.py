@@ -112,15 +112,17 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
     def validate(self) -> None:
         if self.extract == "":
             raise UsageError.invalid("--extract", "", "a language, as in --extract=python")
-        part = "--final" if self.final else self.extract_flag
-        if self.final and self.extract_flag:
-            raise UsageError.conflict("--final", self.extract_flag)
-        if self.votes and self.extract_flag:
-            raise UsageError.conflict(self.extract_flag, "--votes", "omit one of them: votes count answers, not code")
-        if part and self.schema:
-            raise UsageError.conflict(part, "--schema", f"omit {part}: the whole answer is JSON")
-        if self.continue_ and (self.raw or self.messages):
-            raise UsageError.conflict("-c", "--raw" if self.raw else "--messages")
+        code = self.extract_flag or ""
+        part, one_of_them = "--final" if self.final else code, "omit one of them"
+        for is_conflict, first, second, hint in (
+            (self.final and code, "--final", code, one_of_them),
+            (self.votes and code, code, "--votes", f"{one_of_them}: votes count answers, not code"),
+            (part and self.schema, part, "--schema", f"omit {part}: the whole answer is JSON"),
+            (self.continue_ and self.raw, "-c", "--raw", one_of_them),
+            (self.continue_ and self.messages, "-c", "--messages", one_of_them),
+        ):
+            if is_conflict:
+                raise UsageError.conflict(first, second, hint)
         if self.top_logprobs is not None:
             from cerebrum_cli.model.inspection import parse_likeliest
 

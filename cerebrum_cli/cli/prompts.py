@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -119,7 +120,7 @@ def rm(
     path = app.config_directory / "config.toml"
     text = read_config_text(path)
     for name in chosen:
-        text = without_prompt(text, name)
+        text = with_prompt(text, name, None)
     replace_user_file(path, text.encode())
     app.streams.report(f"deleted {listed}")
 
@@ -184,20 +185,26 @@ def table_line(text: str, name: str) -> int | None:
     return line_of(text, header.start()) if header else None
 
 
-def with_prompt(text: str, name: str, values: Mapping[str, Any]) -> str:
-    """Append a prompt's table, or replace what is in it. Raises ConfigError if it is written in an unusual way."""
-    expected = tomllib.loads(text)
-    is_new = name not in expected.setdefault(PROMPTS, {})
-    expected[PROMPTS][name] = dict(values)
-    changed = [_separated(text) + prompt_table(name, values)] if is_new else _replaced(text, name, _table_body(values))
-    return _first_valid(changed, expected, name)
+def with_prompt(text: str, name: str, values: Mapping[str, Any] | None) -> str:
+    """Append a prompt's table, replace what is in it, or remove it, but not the comments before the next table.
 
-
-def without_prompt(text: str, name: str) -> str:
-    """Remove a prompt's table, but not the comments before the next one. Raises ConfigError as `with_prompt` does."""
+    Raises ConfigError if it is written in an unusual way.
+    """
     expected = tomllib.loads(text)
-    del expected[PROMPTS][name]
-    return _first_valid(_replaced(text, name, None), expected, name)
+    prompts = expected.setdefault(PROMPTS, {})
+    candidates = _replaced(text, name, values)
+    if values is None:
+        del prompts[name]
+    else:
+        if name not in prompts:
+            candidates = iter([_separated(text) + prompt_table(name, values)])
+        prompts[name] = dict(values)
+    for candidate in candidates:
+        with suppress(ValueError, RecursionError):
+            if {PROMPTS: {}, **tomllib.loads(candidate)} == expected:  # a missing group of prompts is an empty one
+                return candidate
+    problem = f"[{PROMPTS}.{name}] is written in a form that cannot be changed automatically"
+    raise ConfigError(problem, f"edit the file: cerebrum prompts edit {quote(name)}")
 
 
 def prompt_table(name: str, values: Mapping[str, Any]) -> str:
@@ -217,29 +224,17 @@ def _table_body(values: Mapping[str, Any]) -> str:
     return table.as_string()
 
 
-def _replaced(text: str, name: str, body: str | None) -> Iterator[str]:
-    """The text with another body of a table, or without the table, for all places where it may begin and end.
+def _replaced(text: str, name: str, values: Mapping[str, Any] | None) -> Iterator[str]:
+    """The text with other values in a table, or without the table, for all places where it may begin and end.
 
     What looks like the header of a table may be a line in a string.
     """
     for header in _header(name).finditer(text):
         for end in _TABLE_END.finditer(text, header.end()):
-            if body is None:
+            if values is None:
                 yield text[: header.start()] + text[end.start() :].lstrip("\r\n")
             else:
-                yield text[: header.end()] + body + text[end.start() :]
-
-
-def _first_valid(texts: Iterable[str], expected: Mapping[str, Any], name: str) -> str:
-    """The first of these texts with the expected values; a missing group of prompts is an empty one."""
-    for text in texts:
-        try:
-            if {PROMPTS: {}, **tomllib.loads(text)} == {PROMPTS: {}, **expected}:
-                return text
-        except (ValueError, RecursionError):
-            continue
-    problem = f"[{PROMPTS}.{name}] is written in a form that cannot be changed automatically"
-    raise ConfigError(problem, f"edit the file: cerebrum prompts edit {quote(name)}")
+                yield text[: header.end()] + _table_body(values) + text[end.start() :]
 
 
 def _separated(text: str) -> str:

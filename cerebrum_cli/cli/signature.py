@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 NAMES = {*OPTIONS, "api_key"}  # of all options of the commands that are imported, and of what only a variable sets
 SET = "set"
 HELP = "help"  # instead of KEY=VALUE
-SWITCH = ("on", "off")
 SET_OPTION = Option(
     f"Change a setting; `--{SET} {HELP}` lists them (repeatable)",
     "Model",
@@ -74,19 +73,15 @@ def composed(function: Callable[..., Any]) -> Callable[..., Any]:
     groups: dict[str, dict[str, Option]] = {}
     parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     settable: dict[str, Option] = {}
-    for parameter in signature.parameters.values():
-        if parameter.name in ("app", ON_COMMAND_LINE):
-            continue
-        options = options_in(parameter)
-        if not options:
+    for name, parameter in signature.parameters.items():
+        if options := options_in(parameter):
+            groups[name] = options
+            default = parameter.default if name in options else None
+            parameters += [typer_parameter(declared, default) for declared in options.values() if declared.heading]
+            settable |= {key: declared for key, declared in options.items() if key in OPTIONS or not declared.heading}
+        elif name not in ("app", ON_COMMAND_LINE):
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        groups[parameter.name] = options
-        default = parameter.default if parameter.name in options else None
-        parameters += [typer_parameter(declared, default) for declared in options.values() if declared.heading]
-        is_layer = not is_dataclass(parameter.annotation) and parameter.name not in options
-        settable |= {name: declared for name, declared in options.items() if is_layer or not declared.heading}
-        NAMES.update(options)
+    NAMES.update(*groups.values())
     if settable:
         parameters.append(typer_parameter(SET_OPTION, None, partial(assignments, settable)))
 
@@ -196,7 +191,7 @@ def with_shorthands(settable: Mapping[str, Option]) -> dict[str, Option]:
 def assignments(settable: Mapping[str, Option], app: App) -> Iterator[str]:
     """Completions of `--set`: each key, with its values if they can be listed."""
     for name, declared in with_shorthands(settable).items():
-        values: Sequence[str] = declared.choices or (SWITCH if declared.kind == "bool" else ())
+        values: Sequence[str] = declared.choices or (("on", "off") if declared.kind == "bool" else ())
         if source := completion_of(declared):
             values = tuple(source(app))
         yield from (f"{name}={value}" for value in values or ("",))

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_command import run_here
 
-from cerebrum_cli.cli.prompts import prompt_table, table_line, with_prompt, without_prompt
+from cerebrum_cli.cli.prompts import prompt_table, table_line, with_prompt
 from cerebrum_cli.core.errors import ConfigError
 
 CONFIG = '''
@@ -172,8 +172,8 @@ def editor(directory: Path, code: str) -> str:
 
 
 def test_config_file_keeps_everything_else() -> None:
-    assert without_prompt(FILE, "sum") == WITHOUT_SUM
-    assert without_prompt(FILE, "a b") == FILE[: FILE.index('[prompts."a b"]')]
+    assert with_prompt(FILE, "sum", None) == WITHOUT_SUM
+    assert with_prompt(FILE, "a b", None) == FILE[: FILE.index('[prompts."a b"]')]
     assert with_prompt(FILE, "new", {"prompt": "x"}) == FILE + '\n[prompts.new]\nprompt = "x"\n'
     changed = with_prompt(FILE, "sum", {"temperature": 0.5, "system": "A\nB"})
     assert "[prompts.sum]  # short\ntemperature = 0.5\n" in changed
@@ -197,7 +197,7 @@ def test_config_file_is_written_in_many_ways(text: str) -> None:
     changed = tomllib.loads(with_prompt(text, "sum", {"prompt": "a\nb", "top_k": 1}))
     assert changed == {**values, "prompts": {**others, "sum": {"prompt": "a\nb", "top_k": 1}}}
     if "sum" in values.get("prompts", {}):
-        removed = tomllib.loads(without_prompt(text, "sum"))
+        removed = tomllib.loads(with_prompt(text, "sum", None))
         assert {"prompts": {}, **removed} == {**values, "prompts": others}
 
 
@@ -207,7 +207,7 @@ def test_config_file_that_would_be_damaged_is_refused(text: str) -> None:
         with_prompt(text, "sum", {"prompt": "y"})
     assert caught.value.hint == "edit the file: cerebrum prompts edit sum"
     with pytest.raises(ConfigError):
-        without_prompt(text, "sum")
+        with_prompt(text, "sum", None)
 
 
 @given(st.text(st.characters(codec="utf-8")), st.text("ab_-.\"' é", min_size=1))
