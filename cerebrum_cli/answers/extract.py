@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from cerebrum_cli.answers.plain_text import (
     BREAK,
@@ -97,36 +96,29 @@ _BESIDE = re.compile(
 _PURPOSE = re.compile(r"\sto\s(?!a|the\b)[a-z]+\b")  # "10 hours to build 3 walls"
 
 
-class Extraction(NamedTuple):
-    """The final answer of a reply, and the answer it states; None if there is none."""
-
-    final: str | None
-    stated: str | None
-
-
 def final_answer(text: str, is_complete: bool = True, in_words: bool = False) -> str | None:
     """Find the final answer of a reply; None if it has none.
 
     If the text was truncated (`is_complete` is false), only what it states counts: its last paragraph is unfinished.
     To a question that words answer (`in_words`), no number counts: without a statement it is the last line.
     """
-    return extract_answers(text, is_complete, in_words).final
+    return extract_answers(text, is_complete, in_words)[0]
 
 
-def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> Extraction:
+def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> tuple[str | None, str | None]:
     """Find the final answer as `final_answer` does, and the answer that the text states even if it is truncated."""
     text = own_text(text)
     doubtful = None
     for answer, firm in _statements_from_last(text, in_words):
         if firm:
             stated = None if _REFUSAL.search(answer) else answer
-            return Extraction(stated, stated)
+            return stated, stated
         doubtful = doubtful or answer
     if not is_complete:
-        return Extraction(doubtful, doubtful)
+        return doubtful, doubtful
     if in_words:
-        return Extraction(doubtful or trimmed(plain(text.rstrip().rpartition("\n")[2])) or None, doubtful)
-    return Extraction(_last_value(text) or doubtful, doubtful)
+        return doubtful or trimmed(plain(text.rstrip().rpartition("\n")[2])) or None, doubtful
+    return _last_value(text) or doubtful, doubtful
 
 
 def own_text(text: str) -> str:

@@ -150,10 +150,10 @@ def _stated(
 
 
 def _equal(text: str, choices: tuple[str, ...], is_complete: bool) -> str | None:
-    answer = extract_answers(text, is_complete)
+    final, stated = extract_answers(text, is_complete)
     lines = [trimmed(plain(line).strip()) for line in (text.partition("\n")[0], text.rpartition("\n")[2])]
     forms = [canonical(choice) for choice in choices]
-    values = (answer.stated, *lines, answer.final) if is_complete else (answer.stated,)
+    values = (stated, *lines, final) if is_complete else (stated,)
     for form in map(canonical, filter(None, values)):
         if forms.count(form) == 1:
             return LETTERS[forms.index(form)]

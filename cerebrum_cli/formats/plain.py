@@ -7,7 +7,6 @@ turns is not published; here they follow each other without a line break.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from cerebrum_cli.core.conversation import Conversation, PromptPart, Text, Tokens, join_parts
@@ -15,7 +14,7 @@ from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PromptFormat(ABC):
+class PromptFormat:
     """A conversation as the exact prompt the model was trained on; `name` is the value of `--format`.
 
     - `stop`: stop strings, in addition to the model's end-of-text token
@@ -43,9 +42,12 @@ class PromptFormat(ABC):
     def efforts(self) -> tuple[str, ...]:
         return ()
 
-    @abstractmethod
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
-        """Render the prompt of the next reply, without BOS unless the format itself writes it."""
+        """Render the prompt of the next reply, without BOS unless the format itself writes it.
+
+        If a server does that, render the messages: text of nearly the same length.
+        """
+        return tuple(Text(message["content"]) for message in conversation.openai_messages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,14 +83,6 @@ class RawFormat(PromptFormat):
         return (Text(conversation.messages[-1].content, True),)
 
 
-class ServersFormat(PromptFormat):
-    """The unknown format of a server."""
-
-    def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
-        """Render the messages as text of nearly the same length as the prompt."""
-        return tuple(Text(message["content"]) for message in conversation.openai_messages)
-
-
 CEREBRUM = PlainFormat(
     name="cerebrum",
     user="User:",
@@ -108,5 +102,5 @@ COLLECTIVE_COGNITION = PlainFormat(
 
 PLAIN_FORMATS = {plain.name: plain for plain in (CEREBRUM, COLLECTIVE_COGNITION)}
 RAW = RawFormat(name="raw", verbatim=True)
-SERVERS = ServersFormat(name="server", thoughts=THOUGHTS, is_servers=True)
+SERVERS = PromptFormat(name="server", thoughts=THOUGHTS, is_servers=True)
 EMBEDDED = "embedded"

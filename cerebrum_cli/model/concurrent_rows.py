@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId
+from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.sequence import Request
@@ -74,23 +74,31 @@ class PendingRow(PreparedReply):
 
     def add_event(self, event: SampleEvent, stream: ReplyStream[PendingRow]) -> Iterator[Event | RowOutcome]:
         """Process an event of this row; yield changes of its tally, and what has finished."""
-        sample, vote = event.sequence.sample, self.row.vote
-        if vote:
-            if vote.add_event(event, stream):
-                yield vote.tally_event
-            if vote.is_over:
-                yield RowOutcome(self.row, 0, vote, is_whole_row=True)
+        sequence, vote = event.sequence, self.row.vote
+        if vote and sequence.sample in vote.inspected:
+            has_changed = vote.add_inspected(event)
+        elif (outcome := self._outcome(event)) is None:
             return
-        if isinstance(event, RefusedEvent):
+        elif vote:
+            has_changed = vote.add(sequence, outcome, stream)
+        else:
             self.samples -= 1
-            yield RowOutcome(self.row, sample, event)
+            yield RowOutcome(self.row, sequence.sample, outcome)
             return
+        if vote and has_changed:
+            yield vote.tally_event
+        if vote and vote.is_over:
+            yield RowOutcome(self.row, 0, vote, is_whole_row=True)
+
+    def _outcome(self, event: SampleEvent) -> Reply | RefusedEvent | None:
+        """A sample that finishes with this event; None if it goes on."""
+        sample = event.sequence.sample
+        if isinstance(event, RefusedEvent | AlternativesEvent):
+            return event if isinstance(event, RefusedEvent) else None
         if sample not in self.replies:
             self.replies[sample] = self._begin_reply()
         self.replies[sample].emit(event)
-        if isinstance(event, FinishEvent):
-            self.samples -= 1
-            yield RowOutcome(self.row, sample, self.replies.pop(sample))
+        return self.replies.pop(sample) if isinstance(event, FinishEvent) else None
 
     def _begin_reply(self) -> Reply:
         request = self.row.request

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
 from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.core.events import RefusedEvent
 from cerebrum_cli.core.settings import LOAD_KEYS, OPTIONS, Settings, SourcedLayer, fold
+from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.model.installation import (
     Installation,
@@ -78,7 +80,6 @@ class Model(LoadedModel):
         others are done.
         """
         from cerebrum_cli.answers.vote import parse_votes
-        from cerebrum_cli.core.events import RefusedEvent
         from cerebrum_cli.model.concurrent_rows import Row, RowOutcome, run_rows
         from cerebrum_cli.model.voting import VOTE_TEMPERATURE, MajorityVote, require_sampling
 
@@ -113,7 +114,6 @@ class Model(LoadedModel):
 
     def score(self, context: str, continuations: Sequence[str]) -> tuple[Score, ...]:
         """Log-probabilities of texts after a context, whose special tokens are recognized. Raises EngineError."""
-        from cerebrum_cli.core.events import RefusedEvent
         from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 
         for _ in self.load():
@@ -189,8 +189,6 @@ def open_model(
     generated at a time, 16 by default. `raw` continues texts without a prompt format. Other settings are those of the
     commands; config.toml's and CEREBRUM_* variables are not read. Raises ModelNotFound, UsageError, ConfigError.
     """
-    from cerebrum_cli.engine.memory import ContextOptions
-
     if parallel is not None and parallel not in range(1, MAX_PARALLEL + 1):
         raise UsageError.invalid("parallel", parallel, f"a number from 1 to {MAX_PARALLEL}")
     installation = installation or Installation.of_user()

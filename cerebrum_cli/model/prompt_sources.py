@@ -73,7 +73,7 @@ class PromptSources:
             return conversation if system is None else replace(conversation, system_prompt=system)
         text = read_piped(piped) if piped else None
         prompt = None if self.prompt in (None, "-") else well_formed(self.prompt)
-        files = read_prompt_files(self.files, self.on_notice)
+        files = read_prompt_files(self.files, self.on_notice) if self.files else []
         if self.raw:
             texts = [*(content for _, content in files), prompt or "", text or ""]
             return Conversation().user(fill(self.saved, "".join(texts)))
@@ -140,8 +140,6 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
     A directory or pattern adds each file once, and only text; a notice counts the others. Raises UsageError if a named
     file cannot be read, or a directory or pattern leads to no text file; PromptTooLong for more than a prompt can hold.
     """
-    if not paths:
-        return []
     from cerebrum_cli.model.file_search import search_of
 
     searches = [(path, search_of(path)) for path in paths]

@@ -138,11 +138,13 @@ class Reply:
 
     @property
     def finish(self) -> FinishEvent:
-        """How it finished."""
+        """How it finished, with `prompt_tokens`, `cached_tokens`, `completion_tokens`: 0 if a server does not say."""
         finish = self.wait()._finish
         if finish is None:
             raise UsageError("the reply has not finished", "iterate it to its end")
         return finish
+
+    usage = finish
 
     @property
     def text(self) -> str:
@@ -166,11 +168,6 @@ class Reply:
         """Why it ended: "stop" if by itself, "cancelled" also if its loop was left."""
         finish = self.wait()._finish
         return finish.reason if finish else "cancelled"
-
-    @property
-    def usage(self) -> FinishEvent:
-        """With `prompt_tokens`, `cached_tokens` and `completion_tokens`; of a server that does not state them, 0."""
-        return self.finish
 
     @property
     def conversation(self) -> Conversation:

@@ -65,7 +65,8 @@ class ReplyControls:
         limit = settings.thought_limit
         if limit == 0 and (self.format.has_switch or self.format.is_servers):
             limit = None
-        can_hurry = request.stream and self._marks_thought(request.conversation.system_prompt)
+        may_reason = self.format.has_switch or bool(self.own_thoughts(request.conversation.system_prompt))
+        can_hurry = request.stream and may_reason
         if limit is not None or can_hurry:
             answer_now.is_watched = can_hurry
             watched = answer_now if can_hurry else None
@@ -94,7 +95,8 @@ class ReplyControls:
         if self.format.is_servers:
             require_servable(settings)
             return
-        markup = {text for thought in self.own_thoughts(system_prompt) for text in (thought.open, thought.close)}
+        thoughts = self.own_thoughts(system_prompt)
+        markup = {text for thought in thoughts for text in (thought.open, thought.close)}
         if settings.thinks is not False and (ignored := markup.intersection(map(str.strip, settings.stop))):
             raise UsageError(
                 f"invalid stop: {ignored.pop()!r}; stop strings apply to the answer, not to reasoning",
@@ -105,14 +107,11 @@ class ReplyControls:
         if settings.effort and self.format.name == EMBEDDED and settings.effort not in self.format.efforts:
             known = ", ".join(("on", "off", "a number of tokens", *self.format.efforts))
             raise UsageError(f"this model does not support the effort {settings.think!r}", f"it supports: {known}")
-        if settings.thought_limit is not None and not self._marks_thought(system_prompt):
+        if settings.thought_limit is not None and not (self.format.has_switch or thoughts):
             raise UsageError(
                 f"think={settings.think} has no effect: this model does not mark its reasoning",
                 "omit it, or set it to on; --max-tokens limits the whole reply",
             )
-
-    def _marks_thought(self, system_prompt: str | None) -> bool:
-        return self.format.has_switch or bool(self.own_thoughts(system_prompt))
 
     def own_thoughts(self, system_prompt: str | None) -> tuple[ThoughtMarkup, ...]:
         """The markup that this model may use: its format's, its vocabulary's, and what the system prompt asks for."""

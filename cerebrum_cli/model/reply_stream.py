@@ -51,7 +51,8 @@ class ReplyStream(Generic[P]):
     def __init__(self, engine: Engine, replies: Iterable[P], scope: CancelScope | None = None) -> None:
         self.replies: dict[int, P] = {}
         self._splitters: dict[SequenceId, ThoughtSplitter | None] = {}
-        self._completions = engine.complete(self._read(replies), scope)
+        requests = (self.replies.setdefault(index, reply).request for index, reply in enumerate(replies))
+        self._completions = engine.complete(requests, scope)
         self.inspect = self._completions.inspect
         self.add_samples = self._completions.add_samples
         self.abort = self._completions.abort
@@ -69,11 +70,6 @@ class ReplyStream(Generic[P]):
                 yield event
             if isinstance(event, (FinishEvent, RefusedEvent)):
                 self._splitters.pop(event.sequence, None)
-
-    def _read(self, replies: Iterable[P]) -> Iterator[Request]:
-        for index, reply in enumerate(replies):
-            self.replies[index] = reply
-            yield reply.request
 
 
 def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -> Iterator[Event]:

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from cerebrum_cli.answers.vote import Tally, Votes
-from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import (
     AlternativesEvent,
     FinishEvent,
     NoticeEvent,
     RefusedEvent,
+    SequenceId,
     TallyEvent,
     TokenEvent,
 )
@@ -37,48 +37,36 @@ class MajorityVote:
 
     def __init__(self, votes: Votes) -> None:
         self.index = 0  # of the question among several
-        self.conversation: Conversation | None = None
         self.tally = Tally(votes)
         self.replies: dict[int, Reply] = {}  # of the samples in the tally
         self.requested = self.tally.votes.minimum
-        self._samples: dict[int, Reply] = {}  # those that run, too
+        self.finished_samples: list[Reply] = []  # also those that were not counted
         self.refusals: list[RefusedEvent] = []  # of the samples in the tally
         self._waiting: dict[int, Reply | RefusedEvent] = {}  # finished, but an earlier sample has not
         self._finished = 0
         self._logprobs: dict[int, list[float]] = {}  # of the tokens of tied samples
-        self._inspected: set[int] = set()  # of these, those that are being evaluated again
+        self.inspected: set[int] = set()  # of these, those that are being evaluated again
 
     def with_samples(self, request: ReplyRequest, engine: Engine) -> ReplyRequest:
         """Set how many samples a request starts and may end with.
 
         Request log probabilities now from a server, which cannot score samples later.
         """
-        self.conversation = request.conversation
         return replace(request, n=self.requested, max_n=self.tally.votes.maximum, logprobs=not engine.scores_texts)
 
-    def add_event(self, event: SampleEvent, replies: ReplyStream[Any]) -> bool:
-        """Process an event; start or stop samples; return whether the tally changed. A refused one has no answer."""
-        index, sample = event.sequence
-        if sample in self._inspected:
-            return self._add_inspected(event)
-        if isinstance(event, AlternativesEvent):
-            return False
-        if isinstance(event, RefusedEvent):
-            outcome: Reply | RefusedEvent | None = event
-        else:
-            reply = self._samples.setdefault(sample, Reply(None, self.conversation))
-            reply.emit(event)
-            outcome = reply if reply.is_finished else None
-        if outcome is None:
-            return False
+    def add(self, sequence: SequenceId, outcome: Reply | RefusedEvent, replies: ReplyStream[Any]) -> bool:
+        """Add a sample that has finished; start or stop others; return whether the tally changed."""
+        index, sample = sequence
         self._finished += 1
         is_cancelled = isinstance(outcome, Reply) and outcome.finish.reason == "cancelled"
+        if isinstance(outcome, Reply):
+            self.finished_samples.append(outcome)
         if is_cancelled or self.is_over:  # it may finish before the abort reaches it
             return False
         self._waiting[sample] = outcome
         before = self.tally.samples
         while not self.is_over and (ready := self._waiting.pop(self.tally.samples, None)):
-            if isinstance(ready, RefusedEvent):
+            if isinstance(ready, RefusedEvent):  # a sample without an answer
                 self.refusals.append(ready)
                 self.tally = self.tally.add(None)
             else:
@@ -88,14 +76,14 @@ class MajorityVote:
             replies.abort(index)
             tied = {sample_index: tuple(self.replies[sample_index].sampled) for sample_index in self.tally.tied_samples}
             if tied and replies.inspect(index, tied):
-                self._logprobs, self._inspected = {sample_index: [] for sample_index in tied}, set(tied)
+                self._logprobs, self.inspected = {sample_index: [] for sample_index in tied}, set(tied)
         elif not self.running and (count := self.tally.missing_samples):
             # in rounds: the outcome must not depend on when samples finish
             self.requested += count
             replies.add_samples(index, count)
         return self.tally.samples > before
 
-    def _add_inspected(self, event: SampleEvent) -> bool:
+    def add_inspected(self, event: SampleEvent) -> bool:
         """Process an event of a sample that is evaluated again; return whether the tie is broken."""
         sample = event.sequence.sample
         if isinstance(event, AlternativesEvent):
@@ -103,7 +91,7 @@ class MajorityVote:
             if not any(place.at <= event.position < place.at + place.length for place in forced):
                 self._logprobs[sample].append(event.given.logprob)
         elif isinstance(event, FinishEvent) and event.reason != "cancelled":
-            self._inspected.remove(sample)
+            self.inspected.remove(sample)
             if self.is_over:
                 probabilities = {
                     sample_index: mean_probability(logprobs) for sample_index, logprobs in self._logprobs.items()
@@ -116,17 +104,13 @@ class MajorityVote:
         return self.tally.votes.minimum, self.tally.votes.maximum
 
     @property
-    def finished_samples(self) -> list[Reply]:
-        return [reply for reply in self._samples.values() if reply.is_finished]
-
-    @property
     def running(self) -> int:
         return self.requested - self._finished
 
     @property
     def is_over(self) -> bool:
         """Whether the vote is complete; False after an interrupt."""
-        return self.tally.is_decided and not self._inspected
+        return self.tally.is_decided and not self.inspected
 
     @property
     def tally_event(self) -> TallyEvent:
