@@ -83,8 +83,8 @@ def read_header(path: Path) -> Header:
 def parts_sizes(paths: Sequence[Path]) -> ModelSizes:
     """Sizes of a model in several files. Raises ModelFileError for a damaged one."""
     parts = [read_tables(path) for path in paths]
-    tensors = [(tensor.name, tensor.size) for part in parts for tensor in part.tensors]
-    return model_sizes(Hyperparameters(paths[0], parts[0].metadata), tensors)
+    keys = Hyperparameters(paths[0], parts[0].metadata)
+    return model_sizes(keys, ((tensor.name, tensor.size) for part in parts for tensor in part.tensors))
 
 
 def vocabulary_digest(path: Path, header: Header) -> str | None:
@@ -112,7 +112,6 @@ def header_from_tables(path: Path, tables: Tables) -> Header:
     metadata, tensors = tables.metadata, tables.tensors
     keys = Hyperparameters(path, metadata)
     sizes = model_sizes(keys, [(tensor.name, tensor.size) for tensor in tensors])
-    kv_heads = keys.per_layer("attention.head_count_kv")
     file_type = checked_integer(path, "general.file_type", metadata.get("general.file_type", UNKNOWN_FILE_TYPE))
     template = metadata.get("tokenizer.chat_template")
     return Header(
@@ -121,7 +120,7 @@ def header_from_tables(path: Path, tables: Tables) -> Header:
         tensor_types=Counter(tensor.kind.name for tensor in tensors),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),
         n_layers=keys.n_layers,
-        n_kv_heads=max(kv_heads, default=sizes.n_heads),
+        n_kv_heads=max(keys.per_layer("attention.head_count_kv"), default=sizes.n_heads),
         context_length=keys.integer("context_length") or None,
         expert_count=keys.integer("expert_count"),
         chat_template=template if isinstance(template, str) and template else None,
@@ -160,13 +159,13 @@ def require_loadable(path: Path, header: Header) -> None:
             "pull a newer conversion of this model; for Cerebrum-1.0-8x7b: cerebrum pull cerebrum-8x7b",
         )
     problems = [
-        f"its {key} is {value}"
-        for key, value in header.metadata.items()
-        if key.endswith("epsilon") and isinstance(value, float) and not 0 <= value < math.inf
+        *([] if header.tensor_types else ["it has no tensors"]),
+        *([] if 0 < header.n_layers <= MAX_LAYERS else [f"it has {header.n_layers:,} layers"]),
+        *(
+            f"its {key} is {value}"
+            for key, value in header.metadata.items()
+            if key.endswith("epsilon") and isinstance(value, float) and not 0 <= value < math.inf
+        ),
     ]
-    if not 0 < header.n_layers <= MAX_LAYERS:
-        problems.insert(0, f"it has {header.n_layers:,} layers")
-    if not header.tensor_types:
-        problems.insert(0, "it has no tensors")
     if problems:
         raise ModelFileError(path, f"damaged: {problems[0]}", "pull it again, or pull another conversion of this model")

@@ -104,8 +104,9 @@ class Cursor:
         [kind] = self.unpack("I")
         item_kind, length = self.unpack("IQ") if kind == ARRAY else (kind, 1)
         if item_kind != STRING and item_kind not in SCALARS:
-            problem = f"damaged: metadata value of unknown type {item_kind} at byte {self.position:,}"
-            raise ModelFileError(self.path, problem)
+            raise ModelFileError(
+                self.path, f"damaged: metadata value of unknown type {item_kind} at byte {self.position:,}"
+            )
         if kind == STRING:
             text = self.string("metadata string").decode("utf-8", "surrogateescape" if whole else "replace")
             return Value("STRING", text)
@@ -135,8 +136,9 @@ class Cursor:
         return Array("string", length)
 
     def _truncated(self) -> HeaderTruncated:
-        problem = f"truncated or damaged: its header does not end before byte {len(self.data):,}"
-        return HeaderTruncated(self.path, problem)
+        return HeaderTruncated(
+            self.path, f"truncated or damaged: its header does not end before byte {len(self.data):,}"
+        )
 
 
 Metadata = Mapping[str, Scalar | Array]
@@ -153,12 +155,11 @@ class Tensor(NamedTuple):
 
     @property
     def kind(self) -> TensorType:
-        """Its type; an unknown one has no bytes."""
+        """Its type; an unknown one has a size of 0."""
         return TENSOR_TYPES.get(self.type) or TensorType(f"type {self.type}", 1, 0)
 
     @property
     def size(self) -> int:
-        """Size in bytes; 0 for an unknown type."""
         return self.kind.bytes_of(math.prod(self.shape))
 
 
@@ -227,8 +228,11 @@ def parse_tables(path: Path, data: mmap.mmap | bytes, size: int, whole: bool = F
     end = tensors[-1].offset + tensors[-1].size if tensors else 0
     needed = tables.data_start + end if end else tables.length
     if needed > size:
-        problem = f"truncated: its tensors end at byte {needed:,}, but the file has {size:,} bytes"
-        raise ModelFileError(path, problem, "pull it again, or copy it again")
+        raise ModelFileError(
+            path,
+            f"truncated: its tensors end at byte {needed:,}, but the file has {size:,} bytes",
+            "pull it again, or copy it again",
+        )
     return tables
 
 
@@ -250,8 +254,9 @@ def _read_values(cursor: Cursor, count: int, whole: bool) -> tuple[dict[str, Val
     for _ in range(count):
         key = cursor.string("metadata key", _KEY_BYTES).decode("utf-8", "replace")
         if not key or key in values:
-            problem = f"damaged: the metadata key {quoted(key)} is {'duplicated' if key else 'empty'}"
-            raise ModelFileError(cursor.path, problem)
+            raise ModelFileError(
+                cursor.path, f"damaged: the metadata key {quoted(key)} is {'duplicated' if key else 'empty'}"
+            )
         start = cursor.position
         values[key] = cursor.value(whole)
         if key in VOCABULARY_KEYS:
@@ -284,8 +289,9 @@ def _read_tensors(cursor: Cursor, count: int, alignment: int) -> list[Tensor]:
         tensors[name] = tensor = Tensor(name, tuple(shape), number, cursor.path, offset)
         kind, row = tensor.kind, shape[0] if shape else 1
         if row % kind.block_size:
-            problem = f"has rows of {row:,} weights in blocks of {kind.block_size} ({kind.name})"
-            raise ModelFileError(cursor.path, f"{label} {problem}")
+            raise ModelFileError(
+                cursor.path, f"{label} has rows of {row:,} weights in blocks of {kind.block_size} ({kind.name})"
+            )
         end = offset + tensor.size
         expected = aligned(end, alignment) if number in TENSOR_TYPES else None
     return list(tensors.values())

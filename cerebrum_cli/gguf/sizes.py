@@ -115,8 +115,9 @@ class ModelSizes:
     def with_adapters(self, size: int) -> ModelSizes:
         """The same model with `size` bytes of adapters, which mostly change all layers alike."""
         even = -(-size // max(1, len(self.layers)))
-        layers = tuple(layer._replace(adapter_bytes=layer.adapter_bytes + even) for layer in self.layers)
-        return replace(self, layers=layers)
+        return replace(
+            self, layers=tuple(layer._replace(adapter_bytes=layer.adapter_bytes + even) for layer in self.layers)
+        )
 
 
 def uniform_sizes(weight_bytes: int, n_layers: int, kv_length: int) -> ModelSizes:

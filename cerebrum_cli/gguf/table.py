@@ -108,8 +108,7 @@ class Table:
         if not isinstance(content, tuple):
             return content
         if len(content) != self.n_layers:
-            problem = f"{self.name} has {len(content)} items in {key} and {self.n_layers} layers"
-            raise MergeError(problem, DAMAGED_HINT)
+            raise MergeError(f"{self.name} has {len(content)} items in {key} and {self.n_layers} layers", DAMAGED_HINT)
         return content[layer]
 
 
