@@ -57,10 +57,11 @@ class DirectoryState:
 
 
 def assess_build(build: Build, flags: frozenset[str] | None) -> CheckResult:
-    features = ", ".join(build.cpu_features) or "no features reported"
-    offload = "offload" if build.offloads else "no offload"
-    backends = ", ".join(build.backends) or "none"
-    detail = f"llama-cpp-python {build.version}, ggml {build.ggml}; backends {backends}; {offload}; CPU: {features}"
+    detail = (
+        f"llama-cpp-python {build.version}, ggml {build.ggml}; backends {', '.join(build.backends) or 'none'};"
+        f" {'offload' if build.offloads else 'no offload'};"
+        f" CPU: {', '.join(build.cpu_features) or 'no features reported'}"
+    )
     if unsupported := lacking(build.cpu_features, flags):
         return CheckResult(
             "failure",
@@ -73,22 +74,20 @@ def assess_build(build: Build, flags: frozenset[str] | None) -> CheckResult:
 
 
 def assess_devices(build: Build, likely_accelerator: str | None) -> CheckResult:
-    if build.devices:
-        devices = (
-            f"{device.name} {device.description}: {format_size(device.free)} of {format_size(device.total)} free"
-            for device in build.devices
-        )
-        return check_result("; ".join(devices))
-    if build.offloads:
+    if build.offloads and not build.devices:
         problem = f"llama.cpp (backends {', '.join(build.backends)}) finds no GPU"
-        hint = "check the GPU's driver; for NVIDIA, run nvidia-smi"
-    elif likely_accelerator:
+        return check_result("", (problem, "check the GPU's driver; for NVIDIA, run nvidia-smi"))
+    if likely_accelerator and not build.devices:
         problem = "this machine seems to have a GPU, but llama.cpp was built without GPU support"
         command = rebuild_command(f"-DGGML_{likely_accelerator.upper()}=on")
-        hint = f"rebuild it: {command}  (in a checkout: make setup ACCEL={likely_accelerator})"
-    else:
-        return check_result("none: everything runs on the CPU")
-    return check_result("", (problem, hint))
+        return check_result(
+            "", (problem, f"rebuild it: {command}  (in a checkout: make setup ACCEL={likely_accelerator})")
+        )
+    devices = (
+        f"{device.name} {device.description}: {format_size(device.free)} of {format_size(device.total)} free"
+        for device in build.devices
+    )
+    return check_result("; ".join(devices) or "none: everything runs on the CPU")
 
 
 def assess_threads(processors: Processors, requested: int | None) -> CheckResult:
@@ -100,18 +99,23 @@ def assess_threads(processors: Processors, requested: int | None) -> CheckResult
         + (f" ({slower} of them efficiency cores)" if slower else "")
         + f", {processors.allowed} of {processors.logical} logical CPUs allowed, {quota}"
     )
-    problem = f"{requested} requested, but only {processors.usable} can run concurrently"
-    hint = "lower CEREBRUM_THREADS or threads in config.toml"
-    return check_result(detail, (problem, hint) if requested and requested > processors.usable else None)
+    too_many = (
+        f"{requested} requested, but only {processors.usable} can run concurrently",
+        "lower CEREBRUM_THREADS or threads in config.toml",
+    )
+    return check_result(detail, too_many if requested and requested > processors.usable else None)
 
 
 def assess_memory(free: int, total: int, machine: int) -> CheckResult:
     """Assess the free bytes of memory; `total` is within this process's cgroups, `machine` is without."""
     limit = f"; a cgroup allows {format_size(total)} of the machine's {format_size(machine)}" if total < machine else ""
-    detail = f"{format_size(free)} of {format_size(total)} free{limit}"
-    problem = f"less than {format_size(MIN_MEMORY)} of memory is free"
-    hint = "close other programs, or choose a smaller quantization"
-    return check_result(detail, (problem, hint) if free < MIN_MEMORY else None)
+    too_little = (
+        f"less than {format_size(MIN_MEMORY)} of memory is free",
+        "close other programs, or choose a smaller quantization",
+    )
+    return check_result(
+        f"{format_size(free)} of {format_size(total)} free{limit}", too_little if free < MIN_MEMORY else None
+    )
 
 
 def assess_disk(directories: Sequence[DirectoryState]) -> CheckResult:
@@ -125,12 +129,14 @@ def assess_disk(directories: Sequence[DirectoryState]) -> CheckResult:
             f"{detail}; {data.path} is not writable",
             "make it writable, or set XDG_DATA_HOME to a writable directory",
         )
-    full = f"less than {format_size(MIN_DISK)} free: a model may not fit"
-    hint = "free some space, remove models with cerebrum rm, or set HF_HUB_CACHE to a directory on a larger disk"
+    full = (
+        f"less than {format_size(MIN_DISK)} free: a model may not fit",
+        "free some space, remove models with cerebrum rm, or set HF_HUB_CACHE to a directory on a larger disk",
+    )
     unwritable = [item.path for item in directories if item.use == "models" and not item.writable]
     return check_result(
         detail,
-        (full, hint) if min(free.values()) < MIN_DISK else None,
+        full if min(free.values()) < MIN_DISK else None,
         (f"{unwritable[0]} is not writable", "make it writable, or set HF_HUB_CACHE") if unwritable else None,
     )
 
@@ -139,6 +145,8 @@ def assess_prompt_cache(directory: DirectoryState, files: int, size: int, limit:
     """Assess the prompt cache on disk; sizes are in bytes, and a limit of 0 turns it off."""
     if not limit:
         return check_result(f"off (cache_gb is 0); {format_size(size)} still on disk")
-    detail = f"{format_count(files, 'file')}, {format_size(size)} of at most {format_size(int(limit))}"
     problem = f"{directory.path} is not writable, so no prompt can be cached", "make it writable, or set cache_gb to 0"
-    return check_result(detail, None if directory.writable else problem)
+    return check_result(
+        f"{format_count(files, 'file')}, {format_size(size)} of at most {format_size(int(limit))}",
+        None if directory.writable else problem,
+    )

@@ -136,8 +136,9 @@ def _check_network(context: DoctorContext) -> CheckResult:
     try:
         return check_result(f"{hub.check_reachable()} is reachable")
     except PullError as error:
-        hint = error.hint.removesuffix(", then try again")
-        return check_result("", (error.message, f"{hint}; installed models need no network"))
+        return check_result(
+            "", (error.message, f"{error.hint.removesuffix(', then try again')}; installed models need no network")
+        )
 
 
 def _check_prompt_cache(context: DoctorContext) -> CheckResult:
