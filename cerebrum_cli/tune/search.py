@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -58,7 +59,6 @@ class Search:
     best: dict[UseName, Candidate] = field(default_factory=dict)
     _jobs: dict[tuple[bool, JobKind], BenchJob] = field(default_factory=dict)
     _deadline: float = 0.0
-    _confirmations: dict[tuple[Candidate, Candidate], list[Speeds]] = field(default_factory=dict)
 
     def run(self) -> Generator[StageEvent, None, dict[UseName, TunedUse]]:
         """Yield each stage before it is measured. BenchError if the defaults cannot be measured."""
@@ -81,9 +81,10 @@ class Search:
             else:
                 self._measure_default(self.space.ask, (ASK,), self.defaults["chat"])
         confirmed: dict[UseName, TunedUse] = {}
+        measure = cache(self._confirmation)  # once for uses with the same settings
         for done, use in enumerate(USES, len(stages)):
             yield StageEvent(f"{use.name} again, against defaults", done, total)
-            confirmed[use.name] = self._confirm(use)
+            confirmed[use.name] = self._confirm(use, measure)
         return confirmed
 
     # The defaults.
@@ -182,12 +183,12 @@ class Search:
 
     # Confirmation.
 
-    def _confirm(self, use: Use) -> TunedUse:
+    def _confirm(self, use: Use, measure: Callable[[Candidate, Candidate], list[Speeds]]) -> TunedUse:
         best, baseline = self.best[use.name], self.defaults[use.name]
         known = baseline.known_speeds
         if best is not baseline:
             try:
-                confirmed = sorted(self._confirmation(best, baseline), key=lambda speeds: use.gain(speeds, known))
+                confirmed = sorted(measure(best, baseline), key=lambda speeds: use.gain(speeds, known))
             except BenchError as error:  # another program may have taken the memory since the first measurement
                 best.dropped = error.message
                 return TunedUse(Tuning(), known)
@@ -198,17 +199,15 @@ class Search:
         return TunedUse(Tuning(), known)
 
     def _confirmation(self, best: Candidate, baseline: Candidate) -> list[Speeds]:
-        if (best, baseline) not in self._confirmations:
-            known = baseline.known_speeds
-            speedups = (
-                [self._paired_speedup(best, baseline, kind, turn) for turn in range(CONFIRMATION_PAIRS)]
-                for kind in JOB_KINDS  # one after the other, since each has a context of its own
-            )
-            self._confirmations[best, baseline] = [
-                replace(best.known_speeds, prompt=known.prompt * prefill, generate=known.generate * decode)
-                for prefill, decode in zip(*speedups, strict=True)
-            ]
-        return self._confirmations[best, baseline]
+        known = baseline.known_speeds
+        speedups = (
+            [self._paired_speedup(best, baseline, kind, turn) for turn in range(CONFIRMATION_PAIRS)]
+            for kind in JOB_KINDS  # one after the other, since each has a context of its own
+        )
+        return [
+            replace(best.known_speeds, prompt=known.prompt * prefill, generate=known.generate * decode)
+            for prefill, decode in zip(*speedups, strict=True)
+        ]
 
 
 def context_depth(prompt_speed: float, is_batch: bool = False) -> int:

@@ -71,11 +71,10 @@ def tune_model(
     if has_drafts:
         most = 1 + MAX_ROLLBACK if facts_of(model.header.architecture).rolls_back else MEASURED_ROWS[-1]
         uses |= yield from measure_steps(bench, uses, space, most)
-    profile = Profile(*profile_key(bench.devices), format_utc(time()), uses)
     old = {name: previous.uses[name].tuning if previous else Tuning() for name in uses}
     changes = {name: (without_user_settings(old[name], settings), used.tuning) for name, used in uses.items()}
     return TuningResult(
-        profile,
+        Profile(*profile_key(bench.devices), format_utc(time()), uses),
         tuple(candidate for candidate in search.candidates if candidate.baseline),
         {name: (before, after) for name, (before, after) in changes.items() if before != after},
         bench.disturbed_jobs > 0,
@@ -108,10 +107,9 @@ def measure_steps(
 
 def search_space(model: InstalledModel, settings: Settings) -> SearchSpace:
     cores, free = processors(), FreeMemory(available_memory() - model.size)
-    length = EXPECTED_REPLY_TOKENS + PROMPT_TOKENS
-    context = load_options(model, replace(settings, ctx=length), ContextOptions(slots=MAX_BATCH_SLOTS)).context
-    context = replace(context, n_ubatch=CPU_UBATCH)
-    slots = plan_slots(model.sizes, MAX_BATCH_SLOTS, context, (), free)
+    sized = replace(settings, ctx=EXPECTED_REPLY_TOKENS + PROMPT_TOKENS)
+    context = load_options(model, sized, ContextOptions(slots=MAX_BATCH_SLOTS)).context
+    slots = plan_slots(model.sizes, MAX_BATCH_SLOTS, replace(context, n_ubatch=CPU_UBATCH), (), free)
     ask = Tuning(repack=plan_repacking(model.quantization, False, architecture()))
     return SearchSpace(
         chat=Tuning(repack=plan_repacking(model.quantization, True, architecture())),
