@@ -26,7 +26,7 @@ class Checkpoint(NamedTuple):
     """
 
     length: int
-    state: ctypes.Array[ctypes.c_char]
+    state: ctypes.Array[ctypes.c_uint8]
 
 
 class TokenScore(NamedTuple):

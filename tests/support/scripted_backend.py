@@ -333,11 +333,11 @@ class ScriptedBackend:
     def checkpoint(self, slot: int, is_whole: bool = False) -> Checkpoint:
         assert slot not in self.pending_copies and self.memory[slot]
         packed = array("i", self.memory[slot]).tobytes()
-        return Checkpoint(len(self.memory[slot]), ctypes.create_string_buffer(packed, len(packed)))
+        return Checkpoint(len(self.memory[slot]), (ctypes.c_uint8 * len(packed)).from_buffer_copy(packed))
 
     def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool = False) -> bool:
         assert slot not in self.pending_copies
-        held = list(array("i", checkpoint.state.raw))
+        held = list(array("i", bytes(checkpoint.state)))
         if is_whole:
             self._fill(slot, held)
         assert self.memory[slot][: len(held)] == held, "a checkpoint of other tokens"

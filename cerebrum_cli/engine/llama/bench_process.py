@@ -26,7 +26,7 @@ from cerebrum_cli.engine.bench import BenchError, BenchJob, Closeness
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.machine import peak_memory, thread_count
-from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.memory import ContextOptions, Device
 from cerebrum_cli.engine.memory_plan import resolve
 from cerebrum_cli.engine.model_options import LoadOptions, Tuning
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
@@ -37,13 +37,14 @@ WARM_UP_STEPS = 1  # not timed: llama.cpp builds its compute graph in the first 
 
 
 class BenchModel:
+    _context: ContextOptions  # of the backend's context, if it has one
+
     def load(self, options: LoadOptions, text: str) -> tuple[float, tuple[Device, ...]]:
         """Load the model, and the text that it evaluates: the seconds the model took, and the GPUs found."""
         start = perf_counter()
         self._options = options
         self.backend = open_llama(options, lambda _: None, StopFlag())
         load_s = perf_counter() - start
-        self._context_key: tuple[Any, ...] = ()
         self._tokens = self.backend.tokenize([Text(text, trusted=False)])
         return load_s, tuple(accelerators())
 
@@ -93,25 +94,22 @@ class BenchModel:
         return closeness(numpy.load(path, mmap_mode="r"), self._logits(text[:count]))
 
     def _configure(self, tuning: Tuning, length: int, n_rs_seq: int) -> None:
-        key, sequences = (tuning, length, n_rs_seq), tuning.slots or 1
-        if key == self._context_key:
-            return
-        self._context_key = ()
-        options = self._options.with_tuning(tuning)
+        options, sequences = self._options.with_tuning(tuning), tuning.slots or 1
         offloads = bool(accelerators()) and options.gpu_layers != "0"
-        context = replace(
+        requested = replace(
             options.context,
             length=length,
             n_rs_seq=n_rs_seq,
             batch_invariant=sequences > 1 and not offloads,
             n_threads=options.context.n_threads or thread_count(),
         )
-        self._context = resolve(context, options.file.sizes, (int(offloads),))
-        self.backend.configure(self._context)
-        self.backend.reserve(length)
+        context = resolve(requested, options.file.sizes, (int(offloads),))
+        if not self.backend.capacity or self.backend.slots < sequences or context != self._context:
+            self.backend.configure(context)
+            self.backend.reserve(length)
+            self._context = context
         if self.backend.slots < sequences:
             raise CerebrumError(f"memory can hold {self.backend.slots} of {sequences} sequences")
-        self._context_key = key
 
     def _threads(self, is_batch: bool) -> int:
         return (is_batch and self._context.n_threads_batch) or self._context.n_threads
@@ -121,8 +119,9 @@ class BenchModel:
         for slot in range(self.backend.slots):
             self.backend.context.clear(slot)
         for start, end in self._chunks(len(tokens)):
-            rows = [TokenRow(0, index, tokens[index], index == len(tokens) - 1) for index in range(start, end)]
-            self.backend.decode(rows)
+            self.backend.decode(
+                [TokenRow(0, index, tokens[index], index == len(tokens) - 1) for index in range(start, end)]
+            )
 
     def _logits(self, tokens: tuple[int, ...]) -> Iterator[NDArray[numpy.float32]]:
         """Yield the logits after each token but the last; each array is valid until the next one is requested."""

@@ -79,8 +79,8 @@ class LlamaContext:
         params.abort_callback = _abort_callback
         params.abort_callback_data = ctypes.cast(stop.buffer, ctypes.c_void_p)
         log.problems.clear()
-        is_valid_size = pad_length(options.length) * options.n_streams < 2**32  # n_ctx would overflow
-        self.handle = llama.llama_init_from_model(model, params) if is_valid_size else None
+        overflows = pad_length(options.length) * options.n_streams >= 2**32  # n_ctx
+        self.handle = None if overflows else llama.llama_init_from_model(model, params)
         if not self.handle:
             raise EngineError(
                 f"not enough memory for {format_count(options.slots, 'sequence')} of {options.length} tokens",
@@ -97,11 +97,11 @@ class LlamaContext:
         self.max_rollback: int = llama.llama_n_rs_seq(self.handle)
         self._batch = llama.llama_batch_init(options.n_ubatch, 0, options.slots)
         self._n_streams = options.n_streams
-        self._state_parts = [not llama.llama_model_is_recurrent(model)]  # whether each is of a KV cache
-        if self._window:
-            self._state_parts.append(True)
-        if llama.llama_model_is_hybrid(model):
-            self._state_parts.append(False)
+        self._state_parts = [  # whether each is of a KV cache
+            not llama.llama_model_is_recurrent(model),
+            *([True] if self._window else []),
+            *([False] if llama.llama_model_is_hybrid(model) else []),
+        ]
         self.pending_copies: set[int] = set()
         self._invalid: set[int] = set()
         self._removable: dict[int, int] = {}  # tokens, by slot
@@ -172,9 +172,8 @@ class LlamaContext:
 
     def checkpoint(self, slot: int, is_whole: bool = False) -> Checkpoint:
         flags = WHOLE if is_whole else PARTIAL
-        state = ctypes.create_string_buffer(llama.llama_state_seq_get_size_ext(self.handle, slot, flags))
-        pointer = ctypes.cast(state, ctypes.POINTER(ctypes.c_uint8))
-        llama.llama_state_seq_get_data_ext(self.handle, pointer, len(state), slot, flags)
+        state = (ctypes.c_uint8 * llama.llama_state_seq_get_size_ext(self.handle, slot, flags))()
+        llama.llama_state_seq_get_data_ext(self.handle, state, len(state), slot, flags)
         return Checkpoint(self.length(slot), state)
 
     def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool = False) -> bool:
@@ -185,8 +184,8 @@ class LlamaContext:
         flags = WHOLE if is_whole else PARTIAL
         if is_whole:
             self.clear(slot)
-        pointer = ctypes.cast(checkpoint.state, ctypes.POINTER(ctypes.c_uint8))
-        read = llama.llama_state_seq_set_data_ext(self.handle, pointer, len(checkpoint.state), slot, flags)
+        state = checkpoint.state
+        read = llama.llama_state_seq_set_data_ext(self.handle, state, len(state), slot, flags)
         self._set_valid(slot)
         if (
             read

@@ -8,7 +8,6 @@ decodes nothing.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import re
@@ -16,13 +15,15 @@ import signal
 import sys
 import time
 from pathlib import Path
+from pkgutil import resolve_name
 from tempfile import TemporaryFile
-from typing import Any, Literal
+from typing import Literal
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelFileError
 from cerebrum_cli.core.files import atomic_write, read_small_json
 from cerebrum_cli.engine.backend import StopFlag
+from cerebrum_cli.engine.protocols import Vocabulary
 
 MAX_DATA_BYTES, MAX_CPU_S = 2 * 2**30, 20  # of the child: an honest file is mapped, and takes less than a second
 MAX_CHECK_S = 5  # of CPU
@@ -55,8 +56,7 @@ def require_loads(
         known = []
     if key in known or (kind == "vocabulary" and whole in known):
         return
-    arguments = (check, model or path, kind, path)
-    code, lines = _run_child([sys.executable, "-P", "-m", __name__, *map(str, arguments)], stop)
+    code, lines = _run_child([sys.executable, "-P", "-m", __name__, check, str(model or path), kind, str(path)], stop)
     if code in CRASHES:
         reason = next((line for line in reversed(lines) if line.strip()), f"signal {-code}")
         reason = reason.rpartition("/")[2].replace("what():", "").strip()
@@ -114,10 +114,9 @@ def main(check: str, path: str, kind: Kind, adapter: str) -> None:
     """Work of the child, within its limits; the system ends it when time is up."""
     limit_resources()
     if check:
-        module, _, function = check.rpartition(".")
         signal.setitimer(signal.ITIMER_PROF, MAX_CHECK_S)
         try:
-            getattr(importlib.import_module(module), function)(Path(path))
+            resolve_name(check)(Path(path))
         except MemoryError:
             os._exit(OUT_OF_MEMORY)
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -128,6 +127,7 @@ def main(check: str, path: str, kind: Kind, adapter: str) -> None:
 
 def _load(path: str, kind: Kind, adapter: str) -> None:
     from cerebrum_cli.engine.llama.bindings import llama, suppress_log
+    from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 
     params = llama.llama_model_default_params()
     params.n_gpu_layers, params.use_extra_bufts = 0, False
@@ -136,7 +136,7 @@ def _load(path: str, kind: Kind, adapter: str) -> None:
         for params.vocab_only in (True,) if kind == "vocabulary" else (True, False):
             model = llama.llama_model_load_from_file(os.fsencode(path), params)
             if model:
-                _use_vocabulary(model)
+                _use_vocabulary(LlamaVocabulary(model))
         if model and kind == "adapter":
             llama.llama_adapter_lora_init(model, os.fsencode(adapter))
         elif model and kind == "model":
@@ -145,11 +145,9 @@ def _load(path: str, kind: Kind, adapter: str) -> None:
             llama.llama_init_from_model(model, options)
 
 
-def _use_vocabulary(model: Any) -> None:
+def _use_vocabulary(vocabulary: Vocabulary) -> None:
     """Convert every byte to tokens, and every token to bytes."""
-    from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
-
-    vocabulary, text = LlamaVocabulary(model), "".join(map(chr, range(256)))
+    text = "".join(map(chr, range(256)))
     with contextlib.suppress(CerebrumError):
         vocabulary.tokenize([Text(text), Text(text, trusted=False)])
         for token in range(vocabulary.size):

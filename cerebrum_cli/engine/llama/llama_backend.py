@@ -26,9 +26,6 @@ from cerebrum_cli.engine.model_options import fallback_notice
 from cerebrum_cli.engine.step_costs import MAX_DRAFT
 
 if TYPE_CHECKING:
-    from numpy import float32
-    from numpy.typing import NDArray
-
     from cerebrum_cli.engine.protocols import Sampler
 
 
@@ -132,8 +129,8 @@ class LlamaBackend(LlamaVocabulary):
         while not self.capacity:
             if pad_steps:
                 n_slots = batch_invariance.stable_slots(n_slots)
-            needs_free_slot = self._batch_invariant and not pad_steps  # where single rows are padded
-            options = replace(options, slots=max(n_slots, 2 if needs_free_slot else 1))
+            pads_single_rows = self._batch_invariant and not pad_steps  # in a free slot
+            options = replace(options, slots=max(n_slots, 2 if pads_single_rows else 1))
             try:
                 self.context = LlamaContext(self._model, options, self._stop, self._adapters)
                 self.capacity = self.context.capacity - self._room
@@ -167,19 +164,15 @@ class LlamaBackend(LlamaVocabulary):
         if not self._batch_invariant:
             self._batch_indices = None
             return self.context.decode(rows)
+        slots, length = self._made_with.slots, self.context.length
         if self._options.pad_steps:
-            padded, indices = batch_invariance.pad_step(rows, self._made_with.slots, self.context.length)
+            padded, self._batch_indices = batch_invariance.pad_step(rows, slots, length)
         else:
-            padded, indices = batch_invariance.pad_single_rows(
-                rows, self._made_with.slots, self.capacity, self.context.length
-            )
-        self._batch_indices = indices
-        done = self.context.decode(padded)
-        requested = set(indices)
-        for index, row in enumerate(padded):
-            if index not in requested:
-                self.context.trim(row.slot, row.position)
-        return done
+            padded, self._batch_indices = batch_invariance.pad_single_rows(rows, slots, self.capacity, length)
+        is_done = self.context.decode(padded)
+        for index in {*range(len(padded))}.difference(self._batch_indices):
+            self.context.trim(padded[index].slot, padded[index].position)
+        return is_done
 
     def sampler(
         self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
@@ -222,12 +215,11 @@ class LlamaBackend(LlamaVocabulary):
             scores += score_row(self.logits(row), [token for _, token in pairs])
         return scores
 
-    def logits(self, row: int) -> NDArray[float32]:
-        """Logits of a row of the last decode, one for each token; overwritten by the next decode."""
+    def logits(self, row: int) -> Any:
+        """An array with the logits of a row of the last decode, one for each token; overwritten by the next decode."""
         from cerebrum_cli.engine.llama.logits import logits
 
-        row_logits: NDArray[float32] = logits(*self.batch_position(row), self.size)
-        return row_logits
+        return logits(*self.batch_position(row), self.size)
 
     @property
     def state_kind(self) -> str | None:
@@ -235,8 +227,10 @@ class LlamaBackend(LlamaVocabulary):
             return None
         options = self._made_with
         attention = "no flash attention" if options.flash_attention is False else "flash attention"  # mostly, with auto
-        types = f"keys {options.cache_type_k}, values {options.cache_type_v}, {attention}"
-        return f"llama.cpp {library_text('ggml_commit')}, {types}, sequences {options.n_streams}"
+        return (
+            f"llama.cpp {library_text('ggml_commit')}, keys {options.cache_type_k}, values {options.cache_type_v},"
+            f" {attention}, sequences {options.n_streams}"
+        )
 
     def close(self) -> None:
         self._close_context()

@@ -12,7 +12,7 @@ from typing import Any
 from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.engine.backend import StopFlag
-from cerebrum_cli.engine.llama.bindings import llama, log, suppress_log
+from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import has_recurrent_state, model_metadata
 from cerebrum_cli.engine.llama.devices import expert_overrides, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
@@ -75,8 +75,8 @@ def open_llama(
 
 def mapped_bytes(plan: LoadPlan, free: FreeMemory) -> int:
     """Bytes of weights in host memory that loading has not allocated, from what was free before."""
-    allocated = max(0, free.host - free_memory().host)
-    return max(0, host_bytes(weight_needs(plan.sizes, plan.offloaded), free.devices) - allocated)
+    weights = host_bytes(weight_needs(plan.sizes, plan.offloaded), free.devices)
+    return max(0, weights - max(0, free.host - free_memory().host))
 
 
 def adapted(plan: LoadPlan, model: Any, is_sequential: bool) -> ContextOptions:
@@ -125,8 +125,8 @@ def load_model(options: LoadOptions, plan: LoadPlan, emit: Callable[[Event], Non
     if not model and stop:
         raise EngineError("loading interrupted")
     if not model:
-        problem = f"llama.cpp cannot load it: {_reason(list(log.problems))}"
-        raise ModelFileError(options.file.path, problem, "show its log with --set verbose=on")
+        reason = _reason("error loading model: ")
+        raise ModelFileError(options.file.path, f"llama.cpp cannot load it: {reason}", SHOW_LOG)
     has_encoder, is_diffusion = llama.llama_model_has_encoder(model), llama.llama_model_is_diffusion(model)
     if has_encoder or is_diffusion or not llama.llama_model_has_decoder(model):
         llama.llama_model_free(model)
@@ -143,18 +143,14 @@ def load_adapters(model: Any, files: Sequence[AdapterFile]) -> tuple[tuple[Any, 
         adapter = llama.llama_adapter_lora_init(model, os.fsencode(path))
         if not adapter:
             llama.llama_model_free(model)
-            reason = _reason(list(log.problems), "failed to apply lora adapter: ")
-            raise ModelFileError(
-                Path(path), f"llama.cpp cannot apply it: {reason}", "show its log with --set verbose=on"
-            )
+            reason = _reason("failed to apply lora adapter: ")
+            raise ModelFileError(Path(path), f"llama.cpp cannot apply it: {reason}", SHOW_LOG)
         adapters.append((adapter, scale))
     return tuple(adapters)
 
 
-def _reason(problems: list[str], label: str = "error loading model: ") -> str:
-    """The first logged error, or else the first logged problem."""
-    for line in problems:
-        _, found, reason = line.partition(label)
-        if found and "failed to load model from" not in reason:
-            return reason.strip()
-    return next((line.partition(": ")[2] or line for line in problems if line.strip()), "no reason given")
+def _reason(label: str) -> str:
+    """The first logged error with this label, or else the first logged problem."""
+    errors = (line.partition(label)[2].strip() for line in log.problems if "failed to load model from" not in line)
+    problems = (line.partition(": ")[2] or line for line in log.problems if line.strip())
+    return next(filter(None, errors), None) or next(problems, "no reason given")

@@ -119,8 +119,10 @@ class GrammarSampler(LlamaSampler):
             self._start = None
             return None
         if not start.rest:
-            problem = f"the answer begins in the token that ends the reasoning, and the grammar rejects {start.held!r}"
-            raise GrammarError(problem, "ask again, or use --think off")
+            raise GrammarError(
+                f"the answer begins in the token that ends the reasoning, and the grammar rejects {start.held!r}",
+                "ask again, or use --think off",
+            )
         llama.llama_sampler_reset(self._grammar)
         self._markup += continuation(self._vocabulary, (Text(start.rest, trusted=True),))
         return self._markup.popleft()
