@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from model_servers import ModelServer
+from model_servers import Armed, ModelServer
 from remote_engines import QUICK, connected, local_replies, remote_engine, request_of, serving_kind
 from scripted_backend import endless, random_model
 from server_kinds import KINDS, LlamaServer, SglangServer, VllmServer
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TokenEvent
+from cerebrum_cli.engine.remote import client
 from cerebrum_cli.engine.remote.description import KINDS as SERVER_KINDS
 from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
 from cerebrum_cli.engine.remote.server_health import ServerTimeouts
@@ -29,13 +30,28 @@ LOST, DAMAGED, SILENT = (f"first is unavailable: {why}" for why in ("connection 
 ALL = "20 replies"
 
 
-def transcript(engine: RemoteEngine, servers: Sequence[ModelServer], requests: Sequence[Request]) -> list[str]:
-    """What happens to requests, each line once: notices, refusals, the number of right replies, and the error."""
+@pytest.fixture(autouse=True)
+def kept_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep connections, and ask again where one breaks, however long the machine takes."""
+    monkeypatch.setattr(client, "IDLE_S", 600.0)
+    monkeypatch.setattr(client, "RESEND_S", 600.0)
+
+
+def transcript(
+    engine: RemoteEngine, servers: Sequence[ModelServer], requests: Sequence[Request], armed: Armed | None = None
+) -> list[str]:
+    """What happens to requests, each line once: notices, refusals, the number of right replies, and the error.
+
+    A server that hangs in a fault continues once text has arrived.
+    """
     events, lines, replies, error = list[Event](), list[str](), 0, None
     local = local_replies(servers[0].model, *requests)
     try:
         with closing(engine.complete(requests)) as completions:
-            events += completions
+            for event in completions:
+                events.append(event)
+                if armed and isinstance(event, TokenEvent):
+                    armed.released.set()
     except EndpointError as raised:
         error = raised
     for event in events:
@@ -152,10 +168,18 @@ def test_server_reply_of_another_shape_costs_no_row(
         assert transcript(engine, servers, ROWS) == [f"first is unavailable: {reason}", ALL]
 
 
+@contextmanager
+def impatient(servers: Sequence[ModelServer], timeouts: ServerTimeouts) -> Iterator[RemoteEngine]:
+    """Connect, with short time limits for the first server alone: a loaded machine must not exceed the second's."""
+    with connected(*servers, timeouts=timeouts) as engine:
+        engine.pool.known[1]._timeouts = QUICK
+        yield engine
+
+
 @each_kind
-@pytest.mark.parametrize("timeouts", [replace(QUICK, row_timeout=0.5), replace(QUICK, silence=0.3, health=0.2)])
+@pytest.mark.parametrize("timeouts", [replace(QUICK, row_timeout=0.2), replace(QUICK, silence=0.2, health=0.1)])
 def test_server_that_is_frozen_costs_no_row(kind: type[ModelServer], timeouts: ServerTimeouts) -> None:
-    with serving_kind(kind, random_model, 2) as servers, connected(*servers, timeouts=timeouts) as engine:
+    with serving_kind(kind, random_model, 2) as servers, impatient(servers, timeouts) as engine:
         servers[0].arm(hang_after=0, times=None)
         servers[0].arm(path="/health", hang_after=0, times=None)
         assert transcript(engine, servers, ROWS) == [SILENT, ALL]
@@ -184,10 +208,9 @@ STREAM_FAULTS: dict[str, tuple[Any, list[str]]] = {
     "reset of a kept connection": ({"reset_after": 0}, ["1 replies"]),
     "reset before the first token": ({"is_truncated": True}, [LOST, "1 replies"]),
     "no event": ({"body": b"<html>"}, ["first is unavailable: the reply is incomplete", "1 replies"]),
-    "silence": ({"hang_after": 0}, [SILENT, "1 replies"]),
     "429 before the first token": (429, ["1 replies"]),
     "500 before the first token": (500, ["first is unavailable: scripted", "1 replies"]),
-    "reset": ({"reset_after": WITHIN}, ["text, then error: first: connection lost"]),
+    "reset": ({"hang_after": WITHIN, "reset_after": WITHIN}, ["text, then error: first: connection lost"]),
     "damaged event": (at_token(WITHIN, b"data: {\n\n"), ["text, then error: first: damaged reply"]),
     "damaged token": (
         {"edit": lambda at, chunk: {**chunk, **NO_TOKEN} if at == WITHIN else chunk},
@@ -206,13 +229,19 @@ def test_server_fault_in_a_stream(kind: type[ModelServer], name: str) -> None:
     fault, expected = STREAM_FAULTS[name]
     if isinstance(fault, int):
         fault = at_token(0 if fault > 0 else WITHIN, error_event(kind, abs(fault)))
-    timeouts = replace(QUICK, row_timeout=0.5)
-    with serving_kind(kind, STORY, 2) as servers, connected(*servers, timeouts=timeouts) as engine:
+    with serving_kind(kind, STORY, 2) as servers, connected(*servers) as engine:
         armed = servers[0].arm(**fault)
-        assert transcript(engine, servers, [STREAM]) == expected
+        assert transcript(engine, servers, [STREAM], armed) == expected
         asked = sum(len(server.completions()) for server in servers)
         assert (armed.struck, asked) == (1, 2 if expected[-1] == "1 replies" else 1)
         assert transcript(engine, servers, [STREAM])[-1] == "1 replies"
+
+
+@each_kind
+def test_server_that_is_frozen_before_a_stream_is_left(kind: type[ModelServer]) -> None:
+    with serving_kind(kind, STORY, 2) as servers, impatient(servers, replace(QUICK, row_timeout=0.2)) as engine:
+        servers[0].arm(hang_after=0)
+        assert transcript(engine, servers, [STREAM]) == [SILENT, "1 replies"]
 
 
 # The only server.
