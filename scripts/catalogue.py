@@ -17,7 +17,7 @@ from cerebrum_cli.models.cache import COMMIT
 from cerebrum_cli.models.catalogue import Repository
 from cerebrum_cli.models.download import RetryPolicy
 from cerebrum_cli.models.hub import list_repository
-from cerebrum_cli.models.library import packaged_catalogue
+from cerebrum_cli.models.library import CATALOGUE
 from cerebrum_cli.models.reference import same_quantization, variants
 from cerebrum_cli.terminal.progress import FileProgress
 from cerebrum_cli.terminal.streams import standard_streams
@@ -72,4 +72,4 @@ def update(source: Any, retries: RetryPolicy) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else packaged_catalogue()))
+    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else CATALOGUE))

@@ -15,7 +15,7 @@ from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.settings import SHORTHANDS
 from cerebrum_cli.main import assembled
 from cerebrum_cli.models.catalogue import load_catalogue
-from cerebrum_cli.models.library import packaged_catalogue
+from cerebrum_cli.models.library import CATALOGUE
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -34,7 +34,7 @@ def test_examples_of_configuration_can_be_read(page: Path, tmp_path: Path) -> No
     settings = "\n".join(example for example in examples if example not in models)
     (tmp_path / "models.toml").write_text("\n".join(models), encoding="utf-8")
     (tmp_path / "config.toml").write_text(settings, encoding="utf-8")
-    load_catalogue([packaged_catalogue(), tmp_path / "models.toml"])
+    load_catalogue([CATALOGUE, tmp_path / "models.toml"])
     assert list(read_config(tmp_path / "config.toml").prompts) == re.findall(r"^\[prompts\.(\w+)\]", settings, re.M)
 
 

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 from cerebrum_cli import __version__
 from cerebrum_cli.models.catalogue import load_catalogue
-from cerebrum_cli.models.library import packaged_catalogue
+from cerebrum_cli.models.library import CATALOGUE
 
 ROOT = Path(__file__).parents[1]
 
@@ -122,5 +122,5 @@ def test_make_setup_takes_llama_cpp_from_wheels_and_builds_nothing(tmp_path: Pat
 
 
 def test_source_tree_has_the_catalogue_at_its_root() -> None:
-    assert packaged_catalogue() == ROOT / "models.toml"
-    assert "starter" in [spec.name for spec in load_catalogue([packaged_catalogue()])]
+    assert CATALOGUE == ROOT / "models.toml"
+    assert "starter" in [spec.name for spec in load_catalogue([CATALOGUE])]

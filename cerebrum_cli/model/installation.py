@@ -14,7 +14,7 @@ from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ConfigError, EndpointError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import CHOSEN, CONFIG, ENVIRONMENT, LOCAL_KEYS, Layer, Settings, SourcedLayer, fold
-from cerebrum_cli.models.library import Library, packaged_catalogue
+from cerebrum_cli.models.library import CATALOGUE, Library
 from cerebrum_cli.models.registry import Registry
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Installation:
 
     def __post_init__(self) -> None:
         self.library = Library(
-            catalogue_paths=(packaged_catalogue(), self.config_directory / "models.toml"),
+            catalogue_paths=(CATALOGUE, self.config_directory / "models.toml"),
             registry=Registry(self.data_directory / "models"),
             capacity=self.capacity,
         )

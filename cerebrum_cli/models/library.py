@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 ADAPTED = " with adapters "  # in an identity, between those of the file and of its adapters
 _OLLAMA_TAG = re.compile(r"[\w.-]+:(?:latest|e?\d+(?:\.\d+)?[bm]\b.*)", re.IGNORECASE)
 
-NANO = Path(__file__).parents[1] / "data" / "nano.gguf"  # the bundled model
+_PACKAGE = Path(__file__).parents[1]
+NANO = _PACKAGE / "data" / "nano.gguf"  # the bundled model
 NANO_NAME = "nano"
+_INSTALLED_CATALOGUE = _PACKAGE / "models.toml"  # in a checkout it is beside the package
+CATALOGUE = _INSTALLED_CATALOGUE if is_file(_INSTALLED_CATALOGUE) else _PACKAGE.parent / "models.toml"
 
 
 @dataclass
@@ -196,22 +199,19 @@ class Library:
                     raise PullError(f"{refusal['repo_id']}: {refusal['reason']}", f"cerebrum pull {spec.name}{source}")
 
     def identity(self, model: InstalledModel) -> str:
-        file = self.file_identity(model)
-        return f"{file}{ADAPTED}{model.adapter_identity}" if model.adapters else file
-
-    def file_identity(self, model: InstalledModel) -> str:
-        """Unique text for a model's files: for each, its size, and its digest if known without reading it.
+        """Unique text for a model's files and adapters: for each file, its size, and its digest if that is known.
 
         Otherwise its path and time take the place of the digest.
         """
-        if model.is_served:
-            return model.name
-        identities = []
-        for path in model.paths:
+        identities = [model.name] if model.is_served else []
+        for path in () if model.is_served else model.paths:
             stat, digest = path.stat(), self.registry.known_digest(path)
             content = digest.sha256 if digest else f"{path} {stat.st_mtime_ns}"
             identities.append(f"{content} {stat.st_size}")
-        return " ".join(identities)
+        return " ".join(identities) + (f"{ADAPTED}{model.adapter_identity}" if model.adapters else "")
+
+    def file_identity(self, model: InstalledModel) -> str:
+        return self.identity(replace(model, adapters=()))
 
     def hashed_identity(self, model: InstalledModel) -> str:
         """`file_identity` with the digests of all files, which are computed unless they are known."""
@@ -300,12 +300,6 @@ class Library:
 
     def spec_of_file(self, path: Path) -> ModelSpec | None:
         return next((spec for spec in self.specs if spec.matches(path.name)), None)
-
-
-def packaged_catalogue() -> Path:
-    package = Path(__file__).parent.parent
-    inside = package / "models.toml"
-    return inside if inside.is_file() else package.parent / "models.toml"
 
 
 def served_model(name: str) -> InstalledModel:

@@ -19,7 +19,7 @@ from cerebrum_cli.models.hub import FoundRepository
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import InstalledModel, absolute_path
 from cerebrum_cli.models.reference import Reference
-from cerebrum_cli.models.registry import OnProgress
+from cerebrum_cli.models.registry import USED, OnProgress
 from cerebrum_cli.models.stores import found_models
 
 SHOWN = ("think", "chat_template")  # settings of a question, besides those of the catalog, its format and context
@@ -260,8 +260,10 @@ def source_of(model: InstalledModel) -> str:
 
 
 def last_used(library: Library, model: InstalledModel) -> str | None:
-    timestamp = library.registry.last_used(model.usage_key)
-    return None if timestamp is None else format_utc(timestamp)
+    try:
+        return format_utc((library.registry.directory / USED / model.usage_key).stat().st_mtime)
+    except OSError:
+        return None
 
 
 def metadata_json(value: Scalar | Array) -> Any:

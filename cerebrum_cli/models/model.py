@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,8 +116,9 @@ class InstalledModel:
 
     @property
     def usage_key(self) -> str:
-        """Key of its usage records, which stays the same in new commits of its repository."""
-        return f"{self.cached.repo_id}/{self.cached.names[0]}" if self.cached else str(self.path)
+        """Name of its usage record, which stays the same in new commits of its repository."""
+        name = f"{self.cached.repo_id}/{self.cached.names[0]}" if self.cached else str(self.path)
+        return sha256(os.fsencode(name)).hexdigest()[:32]
 
     @property
     def quantization(self) -> str | None:

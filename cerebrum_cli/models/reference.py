@@ -33,6 +33,7 @@ REPO_ID = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}")  # `--` stands for th
 _QUANTIZATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FILE_QUERY = "show_file_info"  # query parameter of the Hub's GGUF viewer
 _FILE_VIEWS = ("resolve", "blob", "raw")
+_HUB_HOST = re.compile(rf"(?:{'|'.join(map(re.escape, HUB_HOSTS))})/", re.IGNORECASE)
 _FORMS = "use NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a path"
 
 
@@ -59,7 +60,7 @@ class ModelReference:
         if self.revision:
             return f"https://{HUB}/{self.name}/tree/{quote(self.revision, safe='')}{suffix}"
         plain = f"{self.name}{suffix}"
-        return f"hf.co/{plain}" if looks_like_path(plain) or _starts_with_host(plain) else plain
+        return f"hf.co/{plain}" if looks_like_path(plain) or _HUB_HOST.match(plain) else plain
 
 
 Reference = ModelReference | Path
@@ -74,7 +75,7 @@ def parse_reference(text: str, endpoint: str | None = None) -> Reference:
         return ModelReference(text.removesuffix(DEFAULT_TAG))
     if "://" in text:
         return _parse_url(text, endpoint)
-    if _starts_with_host(text):
+    if _HUB_HOST.match(text):
         return _parse_hub_path(text, urlsplit(f"https://{text}").path.removeprefix("/"))
     if looks_like_path(text) and "\0" not in text:
         return Path(text)
@@ -92,10 +93,6 @@ def looks_like_path(text: str) -> bool:
 def is_safe_path(name: str) -> bool:
     """Whether the name of a file or revision in a repository is safe as a path below a local directory."""
     return name.isprintable() and "\\" not in name and not any(part in ("", ".", "..") for part in name.split("/"))
-
-
-def _starts_with_host(text: str) -> bool:
-    return text.partition("/")[0].lower() in HUB_HOSTS and "/" in text
 
 
 def _parse_url(text: str, endpoint: str | None) -> ModelReference:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ OnProgress = Callable[[int, int], None]  # receives the bytes done and the total
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FILE = "registry.json"
+USED = "used"  # directory of empty files, which are named by the `usage_key` of a model and changed when it is used
 _VERSION = 1
 _CHUNK = 1 << 20
 
@@ -49,12 +49,6 @@ class RegistryEntry:
         return (self.size, self.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
 
 
-@dataclass(slots=True)
-class _Content:
-    files: list[RegistryEntry]
-    default: str | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Registry:
     """Registered models by name. Every call reads the file again; changes are atomic and locked."""
@@ -63,37 +57,40 @@ class Registry:
 
     @property
     def default(self) -> str | None:
-        return self._read().default
+        return self._read()[1]
 
     def entries(self) -> tuple[RegistryEntry, ...]:
         """All models, oldest first. Raises ConfigError if registry.json is damaged."""
-        return tuple(entry for entry in self._read().files if entry.name)
+        files, _ = self._read()
+        return tuple(entry for entry in files if entry.name)
 
     def find(self, name: str) -> RegistryEntry | None:
         """The model with this name; an exact match comes before one that ignores case."""
-        matches = [entry for entry in self._read().files if entry.name and entry.name.lower() == name.lower()]
+        files, _ = self._read()
+        matches = [entry for entry in files if entry.name and entry.name.lower() == name.lower()]
         return next((model for model in matches if model.name == name), matches[0] if matches else None)
 
     def add(self, model: RegistryEntry) -> None:
-        with self._changed() as content:
-            content.files = [*(other for other in content.files if other.name != model.name), model]
+        with self._locked() as (files, default):
+            self._write([*(other for other in files if other.name != model.name), model], default)
 
     def remove(self, name: str) -> None:
         """Remove a model's name; the digest of its file is still known."""
-        with self._changed() as content:
-            content.files = [replace(model, name="") if model.name == name else model for model in content.files]
+        with self._locked() as (files, default):
+            self._write([replace(model, name="") if model.name == name else model for model in files], default)
 
     def set_default(self, reference: str | None, replacing: tuple[str | None, ...] | None = None) -> None:
         """Set the default model; with `replacing` only if the current default is one of those."""
-        with self._changed() as content:
-            if replacing is None or content.default in replacing:
-                content.default = reference
+        with self._locked() as (files, default):
+            if replacing is None or default in replacing:
+                self._write(files, reference)
 
     def known_digest(self, path: Path) -> RegistryEntry | None:
         """Digest of a file, if it need not be read: stored since its last change, or the name of the Hub's blob."""
         if path.is_symlink() and (blob := path.readlink()).parent.name == "blobs" and SHA256.fullmatch(blob.name):
             return RegistryEntry.of_file(path, blob.name)
-        return next((entry for entry in self._read().files if entry.path == path and entry.is_current), None)
+        files, _ = self._read()
+        return next((entry for entry in files if entry.path == path and entry.is_current), None)
 
     def digest(self, path: Path, on_progress: OnProgress | None = None) -> RegistryEntry:
         """Stored digest of a file, or else computed and stored. Raises ModelFileError for an unreadable file."""
@@ -105,45 +102,32 @@ class Registry:
 
     def remember_digest(self, digest: RegistryEntry) -> None:
         """Store a digest, which is valid until its file changes; those of deleted unregistered files are dropped."""
-        with contextlib.suppress(ConfigError), self._changed() as content:  # the digest can be computed again
-            others = (entry for entry in content.files if entry.name or entry.path != digest.path)
-            content.files = [*(entry for entry in others if entry.name or exists(entry.path)), digest]
+        with contextlib.suppress(ConfigError), self._locked() as (files, default):  # it can be computed again
+            others = (entry for entry in files if entry.name or (entry.path != digest.path and exists(entry.path)))
+            self._write([*others, digest], default)
 
     def touch(self, key: str) -> None:
         """Record that a model is used now, if the directory is writable."""
         with contextlib.suppress(OSError):
-            marker = self._usage_marker(key)
+            marker = self.directory / USED / key
             marker.parent.mkdir(parents=True, exist_ok=True)
             marker.touch()
 
-    def forget_use(self, key: str) -> None:
-        with contextlib.suppress(OSError):
-            self._usage_marker(key).unlink()
-
-    def last_used(self, key: str) -> float | None:
-        try:
-            return self._usage_marker(key).stat().st_mtime
-        except OSError:
-            return None
-
-    def _usage_marker(self, key: str) -> Path:
-        import hashlib
-
-        return self.directory / "used" / hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
-
     @contextlib.contextmanager
-    def _changed(self) -> Iterator[_Content]:
+    def _locked(self) -> Iterator[tuple[list[RegistryEntry], str | None]]:
         with translate_os_errors(ConfigError, self.directory / FILE):
             self.directory.mkdir(parents=True, exist_ok=True)
             with lock_file(self.directory / "registry.lock", lambda: None, is_required=False):
-                content = self._read()
-                yield content
-                models = [asdict(entry) for entry in content.files if entry.name]
-                digests = [asdict(entry) for entry in content.files if not entry.name]
-                value = {"version": _VERSION, "models": models, "default": content.default, "digests": digests}
-                atomic_write(self.directory / FILE, json.dumps(value, indent=2, default=str).encode("ascii"))
+                yield self._read()
 
-    def _read(self) -> _Content:
+    def _write(self, files: list[RegistryEntry], default: str | None) -> None:
+        models = [asdict(entry) for entry in files if entry.name]
+        digests = [asdict(entry) for entry in files if not entry.name]
+        value = {"version": _VERSION, "models": models, "default": default, "digests": digests}
+        atomic_write(self.directory / FILE, json.dumps(value, indent=2, default=str).encode("ascii"))
+
+    def _read(self) -> tuple[list[RegistryEntry], str | None]:
+        """All models and digests, and the default model."""
         path = self.directory / FILE
         try:
             with translate_os_errors(ConfigError, path), contextlib.suppress(FileNotFoundError):
@@ -151,8 +135,8 @@ class Registry:
                 if value["version"] != _VERSION:
                     raise ValueError(f"version {value['version']!r}, not {_VERSION}")
                 rows = (*value["models"], *value["digests"])
-                return _Content([RegistryEntry(**row | {"path": Path(row["path"])}) for row in rows], value["default"])
-            return _Content([])
+                return [RegistryEntry(**row | {"path": Path(row["path"])}) for row in rows], value["default"]
+            return [], None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
                 f"{path}: damaged registry ({type(error).__name__}: {error})",
@@ -164,13 +148,13 @@ def hash_file(path: Path, on_progress: OnProgress | None = None) -> RegistryEntr
     """Compute the digest of a file. Raises ModelFileError for an unreadable one, and if it changes meanwhile."""
     import hashlib
 
-    digest, buffer, done = hashlib.sha256(), memoryview(bytearray(_CHUNK)), 0
+    digest, done = hashlib.sha256(), 0
     try:
         before = path.stat()
         with path.open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                digest.update(buffer[:count])
-                done += count
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                done += len(chunk)
                 if on_progress:
                     on_progress(done, before.st_size)
         after = path.stat()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from cerebrum_cli.core import files
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import InstalledModel, is_missing
 from cerebrum_cli.models.reference import Reference
+from cerebrum_cli.models.registry import USED
 
 
 def find_removable(library: Library, reference: Reference) -> InstalledModel:
@@ -57,7 +59,7 @@ def remove(library: Library, model: InstalledModel) -> str:
     if model.file:
         library.registry.remove(model.file.name)
     if not other_names:
-        library.registry.forget_use(model.usage_key)
+        files.remove(library.registry.directory / USED / model.usage_key)
     if not was_default:
         return report
     successor = next(filter(library.is_managed, library.models()), None)

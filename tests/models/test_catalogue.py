@@ -12,11 +12,11 @@ from cerebrum_cli.core.settings import fold
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.models.catalogue import ModelSpec, Repository, load_catalogue
 from cerebrum_cli.models.fit import Capacity
-from cerebrum_cli.models.library import Library, packaged_catalogue
+from cerebrum_cli.models.library import CATALOGUE, Library
 from cerebrum_cli.models.reference import quantization_of, same_quantization
 from cerebrum_cli.models.registry import Registry
 
-PACKAGED = {spec.name: spec for spec in load_catalogue([packaged_catalogue()])}
+PACKAGED = {spec.name: spec for spec in load_catalogue([CATALOGUE])}
 SOURCES = [(spec, source) for spec in PACKAGED.values() for source in spec.sources]
 
 
@@ -34,7 +34,7 @@ def test_catalogue_row_is_complete_and_names_its_sources(name: str) -> None:
     spec = PACKAGED[name]
     heading = f'\n[models."{name}"]\n' if "." in name else f"\n[models.{name}]\n"
     assert spec.license and spec.good_for and spec.notes and spec.context_size and spec.kv_bytes_per_token
-    text, found, _ = packaged_catalogue().read_text(encoding="utf-8").partition(heading)
+    text, found, _ = CATALOGUE.read_text(encoding="utf-8").partition(heading)
     before = text.rpartition("\n\n")[2]
     source = f"https://huggingface.co/{spec.repo_id}\n" if spec.repo_id else "https://"
     assert found and source in f"{before}\n" and all(line.startswith("# ") for line in before.splitlines())
@@ -100,7 +100,7 @@ def written(directory: Path, text: str, name: str = "models.toml") -> Path:
 
 
 def row(directory: Path, name: str, text: str) -> ModelSpec:
-    specs = load_catalogue([packaged_catalogue(), directory / "missing.toml", written(directory, text)])
+    specs = load_catalogue([CATALOGUE, directory / "missing.toml", written(directory, text)])
     return next(spec for spec in specs if spec.name == name)
 
 
@@ -146,7 +146,7 @@ def test_catalogue_user_file_overrides_single_keys(tmp_path: Path) -> None:
 
 def test_library_name_takes_precedence_over_alias(tmp_path: Path) -> None:
     path = written(tmp_path, '[models.cerebrum]\nrepo_id = "me/Mine"\nfile = "mine-{quant}.gguf"')
-    library = Library((packaged_catalogue(), path), Registry(tmp_path / "models"), lambda: Capacity(2**34))
+    library = Library((CATALOGUE, path), Registry(tmp_path / "models"), lambda: Capacity(2**34))
     meant = library.spec_named("cerebrum")
     assert meant is not None
     assert meant.name == "cerebrum"
@@ -191,6 +191,6 @@ def test_catalogue_error_names_file_row_and_key(tmp_path: Path, text: str, said:
     with pytest.raises(ConfigError, match="Is a directory"):
         load_catalogue([tmp_path])
     with pytest.raises(ConfigError) as caught:
-        load_catalogue([packaged_catalogue(), path])
+        load_catalogue([CATALOGUE, path])
     assert caught.value.message.startswith(f"{path}: {said}")
     assert len(caught.value.message.splitlines()) == len(caught.value.hint.splitlines()) == 1

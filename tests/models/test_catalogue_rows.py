@@ -11,10 +11,10 @@ from cerebrum_cli.engine.memory import HEADROOM
 from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT
 from cerebrum_cli.models.catalogue import ModelSpec, Repository, load_catalogue
 from cerebrum_cli.models.fit import SYSTEM_RESERVE
-from cerebrum_cli.models.library import packaged_catalogue
+from cerebrum_cli.models.library import CATALOGUE
 
 GIB = 2**30
-SOURCES = [(spec, source) for spec in load_catalogue([packaged_catalogue()]) for source in spec.sources]
+SOURCES = [(spec, source) for spec in load_catalogue([CATALOGUE]) for source in spec.sources]
 PARTS_OF_OTHERS = {"mmproj-F16.gguf": 600_000_000, "mtp-x-Q8_0.gguf": 300_000_000, "x-BF16-mmproj.gguf": 700_000_000}
 
 
