@@ -161,13 +161,12 @@ class Checkpoints:
         except (OSError, EngineError):
             self.discard(sequence)
 
-    def swap_in(self, sequence: Sequence) -> bool:
+    def swap_in(self, sequence: Sequence, state: Path) -> bool:
         """Admit a sequence to a free slot with its saved state; False if it has to be evaluated again."""
-        slot = self.slot_to_load() if sequence.swapped else None
-        if slot is None or sequence.swapped is None:
+        slot, context = self.slot_to_load(), self._backend.context
+        if slot is None:
             return False
-        context = self._backend.context
-        is_loaded = context.load_state(slot.index, sequence.swapped)
+        is_loaded = context.load_state(slot.index, state)
         self.discard(sequence)
         length = context.length(slot.index)
         if not is_loaded or not 0 < length <= sequence.first_output:

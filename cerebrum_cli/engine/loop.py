@@ -109,8 +109,7 @@ class Loop:
             self.fail(error)
             if backend.capacity:
                 backend.context.clear_all()  # the step may have written any part of its rows
-            for slot in scheduler.slots:
-                slot.clear()
+            scheduler.reset_slots(backend.slots)
 
     def _score(self) -> None:
         """Score texts for a step, in slots that hold nothing for sequences afterwards."""
@@ -160,7 +159,7 @@ class Loop:
                 if cache and backend.state_kind != kind:  # fewer slots than requested
                     state = cache.find(sequence, needs_memory=False)
             # restore
-            if self._checkpoints.swap_in(sequence):
+            if sequence.swapped and self._checkpoints.swap_in(sequence, sequence.swapped):
                 continue
             if cache and state and self._make_room(len(state.tokens)):
                 cache.restore(state)
@@ -237,13 +236,12 @@ class Loop:
             for share in step:
                 self._checkpoints.resume(share.sequence)
             return
-        for share in step:
-            self._scheduler.record_evaluated(share.sequence, share.tokens)
-            if share.sequence.evaluated == share.sequence.checkpoint_at:
-                self._checkpoints.after_step(share.sequence)
         row = -1
         for share in step:
             sequence = share.sequence
+            self._scheduler.record_evaluated(sequence, share.tokens)
+            if sequence.evaluated == sequence.checkpoint_at:
+                self._checkpoints.after_step(sequence)
             row += len(share.tokens)
             if not share.outputs:
                 self._report_prefill(sequence)

@@ -16,14 +16,7 @@ from waiting import assert_returns
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EngineError, GrammarError, UsageError
-from cerebrum_cli.core.events import (
-    Event,
-    LoadEvent,
-    NoticeEvent,
-    PromptEvent,
-    RefusedEvent,
-    SequenceId,
-)
+from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, PromptEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.local import LocalEngine
