@@ -25,13 +25,12 @@ from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions, expert_notice, plan_repacking
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.types import FILE_TYPES
 
 # Types whose rows are multiplied alike in any number, on x86-64; the documentation names them.
 INVARIANT_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0")
-VARIANT_TYPES = ("F32", "F16", "BF16", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ3_S")
+VARIANT_TYPES = ("F32", "F16", "BF16", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "IQ4_NL", "IQ4_XS", "IQ3_S")  # _M has Q6_K
 SHAPE = Shape(layers=1, width=512, heads=8, kv_heads=2, ffn=512)
 # Only with llama.cpp's kernels for AVX2, with which those for AVX-512 share the properties that are tested here.
 needs_avx2 = pytest.mark.skipif("AVX2" not in build().cpu_features, reason="another processor's kernels")
@@ -42,7 +41,6 @@ Replies = list[list[tuple[int | None, float | None]]]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory for the models of this module."""
     return tmp_path_factory.mktemp("models")
 
 
@@ -77,7 +75,6 @@ def replies(
     limit: int | None = 12,
     context_size: int = 1024,
     known: Replies | None = None,
-    costs: StepCosts = FREE_ROWS,
     **context: Any,
 ) -> Replies:
     """Greedy replies to prompts, at most `slots` at the same time; `known` ones are drafted, with mistakes."""
@@ -94,7 +91,7 @@ def replies(
         pytest.MonkeyPatch.context() as monkeypatch,
     ):
         monkeypatch.setattr(drafter, "Drafter", Guesser)
-        params, step_costs = SamplingParams(max_tokens=limit), costs if known else None
+        params, step_costs = SamplingParams(max_tokens=limit), FREE_ROWS if known else None
         Guesser.known = tuple([token for token, _ in reply if token is not None] for reply in known or ())
         given = [Request(each, params, logprobs=True, ignore_eos=True, step_costs=step_costs) for each in requests]
         drafted = accepted = 0
@@ -114,7 +111,6 @@ def replies(
 def test_types_that_are_batch_invariant_by_default(models: Path, encoding: str) -> None:
     path = model_of(models, encoding)
     alone = replies(path, 1, prompts(), pad_steps=False)
-    assert replies(path, 3, prompts(), pad_steps=False) == alone
     assert replies(path, 9, prompts(), pad_steps=False) == alone
     for slots in (1, 3):
         assert replies(path, slots, prompts(), pad_steps=False, known=alone) == alone

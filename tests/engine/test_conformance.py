@@ -29,7 +29,6 @@ SERVERS: dict[str, type[ModelServer]] = {"llama-server": LlamaServer, "vllm": Vl
 
 
 def drawn(held: tuple[int, ...], seed: int) -> int:
-    """Draw letters endlessly."""
     return b"abc"[crc32(repr((held, seed)).encode()) % 3]
 
 
@@ -93,11 +92,8 @@ def test_conformance_samples_have_seeds_that_continue(engine: Engine, stream: bo
 def test_conformance_continues_a_reply_with_the_same_tokens(engine: Engine, stream: bool) -> None:
     request = request_to(engine, stream=stream)
     ids = reply_to(engine, request).ids
-    params = replace(request.params, max_tokens=7)
-    assert (
-        reply_to(engine, replace(request, prompt_tokens=(*request.prompt_tokens, *ids[:5]), params=params)).ids
-        == ids[5:]
-    )
+    prompt, params = (*request.prompt_tokens, *ids[:5]), replace(request.params, max_tokens=7)
+    assert reply_to(engine, replace(request, prompt_tokens=prompt, params=params)).ids == ids[5:]
 
 
 def test_conformance_reply_ends_before_a_stop_string(engine: Engine, stream: bool) -> None:

@@ -27,6 +27,7 @@ from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
 from cerebrum_cli.gguf.architectures import facts_of
 
 LENGTH = 80  # tokens of a reply
+Compare = Callable[[Path, float, bool], None]  # of a model, a temperature, and whether its KV cache is unified
 EXACT = ContextOptions(1024, n_threads=1, flash_attention=False, cache_type_k="f32", cache_type_v="f32")
 
 
@@ -39,7 +40,7 @@ def generate(path: Path, context: ContextOptions, conversations: Iterable[Reques
 
 
 @pytest.fixture
-def require_equal_replies(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, float, bool], None]:
+def require_equal_replies(monkeypatch: pytest.MonkeyPatch) -> Compare:
     """A function that compares the replies of a model with those it gives without drafts, and the next turn."""
 
     def compare(path: Path, temperature: float, kv_unified: bool) -> None:
@@ -87,11 +88,7 @@ def test_llama_rolls_back_no_state_that_was_restored(tmp_path: Path) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("name", ["lfm2", "qwen35", "qwen3moe"])
 def test_llama_drafts_that_are_rejected_change_no_reply(
-    name: str,
-    temperature: float,
-    kv_unified: bool,
-    tmp_path: Path,
-    require_equal_replies: Callable[[Path, float, bool], None],
+    name: str, temperature: float, kv_unified: bool, tmp_path: Path, require_equal_replies: Compare
 ) -> None:
     require_equal_replies(write_architecture(tmp_path / "tiny.gguf", name), temperature, kv_unified)
 
@@ -100,7 +97,7 @@ def test_llama_drafts_that_are_rejected_change_no_reply(
 @pytest.mark.parametrize("kv_unified", [False, True])
 @pytest.mark.parametrize("name", sorted(name for name in all_architectures() if facts_of(name).rolls_back))
 def test_fuzzed_architecture_rolls_back(
-    name: str, kv_unified: bool, tmp_path: Path, require_equal_replies: Callable[[Path, float, bool], None]
+    name: str, kv_unified: bool, tmp_path: Path, require_equal_replies: Compare
 ) -> None:
     for path in write_all_kinds(name, tmp_path):
         require_equal_replies(path, 0.8, kv_unified)
@@ -155,7 +152,5 @@ def test_chat_loads_again_where_drafts_need_copies_of_the_state(name: str, is_re
     source = source_of(path, name=name).for_chat()
     drafting = replace(source, settings=Settings(drafts=True, cache_gb=0))
     assert (source.reload_key != drafting.reload_key) == is_reloaded
-    assert [each.options().context.n_rs_seq for each in (source, drafting)] == [
-        0,
-        MAX_ROLLBACK * is_reloaded,
-    ]
+    copies = [each.options().context.n_rs_seq for each in (source, drafting)]
+    assert copies == [0, MAX_ROLLBACK * is_reloaded]

@@ -148,16 +148,6 @@ def test_engine_ends_at_a_stop_string_inside_a_draft() -> None:
     assert drafted(reply)[1] > 0
 
 
-def test_engine_resumes_an_interrupted_verification() -> None:
-    """Another request's cancellation interrupts the step; the sequence resumes with what was evaluated."""
-    for kept in range(8):
-        backend = ScriptedBackend(COPY, context_size=300, batch_size=64)
-        backend.interrupts = dict.fromkeys(range(10, 14), kept)
-        with running_engine(backend) as engine:
-            [reply] = ask(engine, "copy: " + REPEATED, step_costs=FREE_ROWS)
-        assert (reply.text, reply.reason) == (REPEATED * 4, "stop")
-
-
 @settings(max_examples=50)
 @given(
     st.lists(st.text("abc", min_size=1, max_size=12), min_size=1, max_size=5),
@@ -165,20 +155,22 @@ def test_engine_resumes_an_interrupted_verification() -> None:
     st.integers(1, 5),
     st.booleans(),
     st.integers(1, 60),
-    st.sampled_from((None, 1, 7)),
+    st.sampled_from(({}, {"can_trim": False, "max_rollback": 1}, {"can_trim": False, "max_rollback": 7})),
+    st.dictionaries(st.integers(2, 20), st.integers(0, 7)),
 )
-def test_engine_drafts_change_no_reply(
-    prompts: list[str], n: int, slots: int, kv_unified: bool, limit: int, max_rollback: int | None
+def test_engine_drafts_and_interrupted_steps_change_no_reply(
+    prompts: list[str],
+    n: int,
+    slots: int,
+    unified: bool,
+    limit: int,
+    fields: dict[str, Any],
+    interrupts: dict[int, int],
 ) -> None:
-    context = 300 if kv_unified else 80
+    """A cancellation of another request interrupts a step; the sequences resume with what was evaluated."""
+    context = 300 if unified else 80
     backend = ScriptedBackend(
-        random_model,
-        slots,
-        context,
-        batch_size=64,
-        kv_unified=kv_unified,
-        can_trim=max_rollback is None,
-        max_rollback=max_rollback or 0,
+        random_model, slots, context, batch_size=64, kv_unified=unified, interrupts=interrupts, **fields
     )
     params = SamplingParams(seed=7, max_tokens=limit)
     with running_engine(backend) as engine:

@@ -19,19 +19,6 @@ import psutil
 import pytest
 
 from cerebrum_cli.engine import machine
-from cerebrum_cli.engine.machine import (
-    available_memory,
-    build_fingerprint,
-    linux_processors,
-    load_devices,
-    machine_fingerprint,
-    machine_memory,
-    processor_name,
-    processors,
-    raise_open_files,
-    save_devices,
-    total_memory,
-)
 from cerebrum_cli.engine.memory import Device
 
 GPU = Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000)
@@ -40,22 +27,22 @@ STRANGE = Device("", 'größe "\udcff" \n', 0, 0)
 
 def test_devices_are_saved_if_changed_and_loaded(tmp_path: Path) -> None:
     path = tmp_path / "new" / "data" / "devices.json"
-    assert load_devices(path) is None
+    assert machine.load_devices(path) is None
     for devices in ((), (GPU,), (GPU, STRANGE)):
-        save_devices(path, devices)
-        assert load_devices(path) == devices
+        machine.save_devices(path, devices)
+        assert machine.load_devices(path) == devices
     assert [each.name for each in path.parent.iterdir()] == ["devices.json"]
     os.utime(path, (1, 1))
-    save_devices(path, (GPU, STRANGE))
+    machine.save_devices(path, (GPU, STRANGE))
     assert path.stat().st_mtime == 1
     unwritable = path / "devices.json"
-    save_devices(unwritable, (GPU,))
-    assert load_devices(unwritable) is None
+    machine.save_devices(unwritable, (GPU,))
+    assert machine.load_devices(unwritable) is None
 
 
 def test_this_machine_reports_plausible_memory() -> None:
-    assert 0 < total_memory() <= psutil.virtual_memory().total
-    assert 0 < available_memory() <= total_memory()
+    assert 0 < machine.total_memory() <= psutil.virtual_memory().total
+    assert 0 < machine.available_memory() <= machine.total_memory()
 
 
 def record_cpus(
@@ -76,39 +63,32 @@ def record_cpus(
 
 
 PAIRS, ALONE = [{n, n + 1} for n in range(0, 12, 2)], [{n} for n in range(12, 20)]
+EIGHT, TWO = [{n} for n in range(8)], [{0}, {1}]
 BIG_LITTLE = dict.fromkeys(range(4), 530) | dict.fromkeys(range(4, 8), 1024)
 THREE_KINDS = dict.fromkeys(range(4), 250) | dict.fromkeys((4, 5), 620) | dict.fromkeys((6, 7), 1024)
-EIGHT = [{n} for n in range(8)]
 
 
 @pytest.mark.parametrize(
-    ("cores", "hybrid", "capacities", "allowed", "quota", "expected"),
+    ("listed", "allowed", "quota", "expected"),
     [
-        (PAIRS + ALONE, "0-11", {}, range(20), math.inf, (6, 14, 20)),  # 6 P-cores, 8 E-cores
-        (PAIRS + ALONE, "0-3,6-11", {}, range(20), 8.0, (5, 8, 8)),
-        (PAIRS + ALONE, "0-11", {}, (4, 5), math.inf, (1, 2, 2)),  # a cpuset of both hyper-threads of a core
-        (PAIRS + ALONE, "0-11", {}, (14, 15, 16), math.inf, (3, 3, 3)),
-        (PAIRS, "", {}, range(12), math.inf, (6, 12, 12)),
-        (EIGHT, "", BIG_LITTLE, range(8), math.inf, (4, 8, 8)),
-        (EIGHT, "", BIG_LITTLE, range(4), math.inf, (4, 4, 4)),
-        (EIGHT, "", THREE_KINDS, range(8), math.inf, (4, 8, 8)),
-        ([{0}, {1}], "", {}, (0, 1), math.inf, (2, 2, 2)),
-        ([{0}, {1}], "", {}, (0, 1), 1.5, (2, 2, 2)),
-        ([{0}, {1}], "", {}, (0, 1), 0.5, (1, 1, 1)),
-        ([], "", {}, (0, 2, 3), math.inf, (3, 3, 3)),
+        ((PAIRS + ALONE, "0-11"), range(20), math.inf, (6, 14, 20)),  # 6 P-cores, 8 E-cores
+        ((PAIRS + ALONE, "0-3,6-11"), range(20), 8.0, (5, 8, 8)),
+        ((PAIRS + ALONE, "0-11"), (4, 5), math.inf, (1, 2, 2)),  # a cpuset of both hyper-threads of a core
+        ((PAIRS + ALONE, "0-11"), (14, 15, 16), math.inf, (3, 3, 3)),
+        ((PAIRS,), range(12), math.inf, (6, 12, 12)),
+        ((EIGHT, "", BIG_LITTLE), range(8), math.inf, (4, 8, 8)),
+        ((EIGHT, "", BIG_LITTLE), range(4), math.inf, (4, 4, 4)),
+        ((EIGHT, "", THREE_KINDS), range(8), math.inf, (4, 8, 8)),
+        ((TWO,), (0, 1), math.inf, (2, 2, 2)),
+        ((TWO,), (0, 1), 1.5, (2, 2, 2)),
+        ((TWO,), (0, 1), 0.5, (1, 1, 1)),
+        (([],), (0, 2, 3), math.inf, (3, 3, 3)),
     ],
 )
 def test_default_threads_are_the_performance_cores(
-    cores: list[set[int]],
-    hybrid: str,
-    capacities: dict[int, int],
-    allowed: Iterable[int],
-    quota: float,
-    expected: tuple[int, int, int],
-    tmp_path: Path,
+    listed: tuple[Any, ...], allowed: Iterable[int], quota: float, expected: tuple[int, int, int], tmp_path: Path
 ) -> None:
-    devices = record_cpus(tmp_path, cores, hybrid, capacities)
-    found = linux_processors(20, {*allowed}, quota, devices)
+    found = machine.linux_processors(20, {*allowed}, quota, record_cpus(tmp_path, *listed))
     assert (found.threads, found.most_threads, found.usable) == expected
 
 
@@ -133,7 +113,7 @@ def test_default_threads_on_macos(
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setattr(ctypes, "CDLL", Library)
-    assert (processors().threads, processors().most_threads) == (threads, most)
+    assert (machine.processors().threads, machine.processors().most_threads) == (threads, most)
 
 
 CPUINFO = """\
@@ -151,26 +131,26 @@ GPUS = tuple(Device(name, "NVIDIA H200", 1, 2) for name in ("CUDA0", "CUDA1"))
 def test_processor_name_is_that_of_the_first_core_or_the_platform(tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
     path.write_text(CPUINFO)
-    assert processor_name(path) == "Intel(R) Xeon(R) Processor @ 2.10GHz"
+    assert machine.processor_name(path) == "Intel(R) Xeon(R) Processor @ 2.10GHz"
     path.write_text("processor : 0\nBogoMIPS : 50.00\n")
-    assert processor_name(path) == processor_name(tmp_path / "nowhere") != ""
+    assert machine.processor_name(path) == machine.processor_name(tmp_path / "nowhere") != ""
 
 
 def test_machine_fingerprint_has_cores_memory_and_gpus() -> None:
-    alone, with_gpus = machine_fingerprint(()), machine_fingerprint(GPUS)
+    alone, with_gpus = machine.machine_fingerprint(()), machine.machine_fingerprint(GPUS)
     assert re.fullmatch(r".+, \d+ processors, \d+ GB, no GPU", alone)
-    assert alone == machine_fingerprint(None)
+    assert alone == machine.machine_fingerprint(None)
     assert with_gpus == alone.replace("no GPU", "NVIDIA H200, NVIDIA H200")
-    assert f", {round(machine_memory() / 1e9)} GB" in alone
-    assert machine_memory() > 0
-    assert machine_fingerprint([replace(gpu, free=0) for gpu in GPUS]) == with_gpus
+    assert f", {round(machine.machine_memory() / 1e9)} GB" in alone
+    assert machine.machine_memory() > 0
+    assert machine.machine_fingerprint([replace(gpu, free=0) for gpu in GPUS]) == with_gpus
 
 
 def test_build_fingerprint_changes_with_the_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModuleSpec("llama_cpp", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr(machine, "find_spec", lambda name: spec)
-    seen, library = [build_fingerprint()], tmp_path / "lib" / "libllama.so"
+    seen, library = [machine.build_fingerprint()], tmp_path / "lib" / "libllama.so"
     library.parent.mkdir()
     changes: tuple[Callable[[], object], ...] = (
         partial(library.write_bytes, b"machine code"),
@@ -180,7 +160,7 @@ def test_build_fingerprint_changes_with_the_libraries(tmp_path: Path, monkeypatc
     )
     for change in changes:
         change()
-        seen.append(build_fingerprint())
+        seen.append(machine.build_fingerprint())
     assert seen[0] == "none" and re.fullmatch("[0-9a-f]{16}", seen[1]) and len({*seen}) == len(seen)
 
 
@@ -188,7 +168,7 @@ def test_open_files_are_limited_by_the_hard_limit_alone() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
     try:
-        assert raise_open_files() == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        assert raise_open_files() in (hard, 10_240)  # where that is unlimited
+        assert machine.raise_open_files() == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        assert machine.raise_open_files() in (hard, 10_240)  # where that is unlimited
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

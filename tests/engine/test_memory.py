@@ -12,11 +12,10 @@ import pytest
 from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.engine import memory
 from cerebrum_cli.engine.llama.bindings import llama, log
 from cerebrum_cli.engine.llama.context import context_params
 from cerebrum_cli.engine.memory import (
-    HEADROOM,
-    MIN_OUTPUTS,
     ContextOptions,
     Device,
     MemoryNeeds,
@@ -128,7 +127,7 @@ def plan(
             256 * MIB + INPUTS + LOGITS,
             (8 * 160 * MIB + COMPUTE, (24 * 160 + 256) * MIB + COMPUTE),
         ),
-        ((HEADROOM,), (0,), WEIGHTS + 32 * 32 * MIB + COMPUTE + LOGITS, (0,)),
+        ((memory.HEADROOM,), (0,), WEIGHTS + 32 * 32 * MIB + COMPUTE + LOGITS, (0,)),
     ],
 )
 def test_plan_offloads_the_last_layers_that_fit(
@@ -178,7 +177,7 @@ def test_outputs_are_limited_to_what_steps_need() -> None:
         (16, 8, 248_320, 16),  # llama.cpp requires one for each slot
     ):
         assert ContextOptions(8192, slots, 1, n_ubatch).n_outputs_max(vocabulary) == outputs
-    assert max(MEASURED_ROWS) <= MIN_OUTPUTS, "steps with drafted tokens"
+    assert max(MEASURED_ROWS) <= memory.MIN_OUTPUTS, "steps with drafted tokens"
     assert ContextOptions(8192, 16, 1, 256, pad_steps=True).n_outputs_max(248_320) == 256
     large = replace(MISTRAL, vocabulary_size=248_320)
     assert compute_bytes(large, CHAT) == COMPUTE, "logits of 64 rows are smaller than a layer's activations"

@@ -10,17 +10,8 @@ import pytest
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
-from cerebrum_cli.engine.memory import (
-    GPU_UBATCH,
-    HEADROOM,
-    ContextOptions,
-    Device,
-    FreeMemory,
-    fits,
-    host_bytes,
-    memory_needs,
-    weight_needs,
-)
+from cerebrum_cli.engine import memory
+from cerebrum_cli.engine.memory import ContextOptions, Device, FreeMemory, fits, host_bytes, memory_needs, weight_needs
 from cerebrum_cli.engine.memory_plan import HOST_EXPERTS_UBATCH, LoadPlan, plan_load, plan_slots
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
 from cerebrum_cli.gguf.sizes import Hyperparameters, ModelSizes, model_sizes
@@ -167,7 +158,7 @@ def test_plan_of_weights_cache_and_buffers_fits_in_free_memory(model: str, memor
 @pytest.mark.parametrize("length", [8192, 4096, 512])
 def test_plan_context_is_the_default_or_what_fits(length: int) -> None:
     chat = options("Mistral 7B")
-    needed = HEADROOM + memory_needs(chat.file.sizes, ContextOptions(length, n_ubatch=128)).host
+    needed = memory.HEADROOM + memory_needs(chat.file.sizes, ContextOptions(length, n_ubatch=128)).host
     for free, expected in ((64 * GIB, 8192), (needed, length), (needed - 1, length - 256)):
         plan, notices = planned(chat, FreeMemory(free))
         assert plan.context.length == expected
@@ -231,7 +222,7 @@ def test_plan_keeps_experts_on_the_host_if_not_all_layers_fit() -> None:
         plan, _ = planned(MIXTURE, machines(31 * GIB)[machine])
         assert (plan.host_experts, sum(plan.offloaded)) == (experts, layers)
         assert plan.repack is not bool(experts), "repacked experts could not be copied to the GPU"
-        assert plan.context.n_ubatch == (HOST_EXPERTS_UBATCH if experts else GPU_UBATCH)
+        assert plan.context.n_ubatch == (HOST_EXPERTS_UBATCH if experts else memory.GPU_UBATCH)
     tuned = replace(MIXTURE, context=replace(CHAT, n_ubatch=512))
     assert planned(tuned, machines(31 * GIB)["8 GB"])[0].host_experts == 35, "its buffers are smaller"
 

@@ -30,20 +30,8 @@ from cerebrum_cli.model.reply_stream import PreparedReply, ReplyChannels, split_
 CONTEXT = 400
 PARTS = (
     *("<think>", "</think>", "<think>\n", "\n</think>\n\n", "<th", "ink>", "</", "\n\n", " ", "\n"),
-    *(
-        "I see. ",
-        "It is 3",
-        ".5",
-        "So be it!",
-        "STOP",
-        "ST",
-        "OP",
-        "The answer is 4.",
-        "é",
-        "🙂",
-        "日本",
-        "over and over ",
-    ),
+    *("I see. ", "It is 3", ".5", "So be it!", "STOP", "ST", "OP", "The answer is 4."),
+    *("é", "🙂", "日本", "over and over "),
 )
 STOPS = ((), ("STOP",), ("\n\n", "answer"), ("🙂",))
 replies = st.lists(
