@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vocabularies import text_of
 
-from cerebrum_cli.core.conversation import Conversation, Text, Tokens, join_parts
+from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages, join_parts
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FORMATS, RAW, PromptFormat
 from cerebrum_cli.model.loaded_model import detokenize
@@ -33,21 +33,9 @@ CASES = [
 ]
 
 
-def to_conversation(case: Case) -> Conversation:
-    conversation = Conversation()
-    for message in case["messages"]:
-        if message["role"] == "system":
-            conversation = Conversation(system_prompt=message["content"])
-        elif message["role"] == "user":
-            conversation = conversation.user(message["content"])
-        else:
-            conversation = conversation.assistant(message["content"])
-    return conversation
-
-
 @pytest.mark.parametrize(("prompt_format", "case"), CASES)
 def test_prompt_matches_the_golden_text_and_ids(prompt_format: PromptFormat, case: Case, mistral: LlamaBackend) -> None:
-    parts = prompt_format.render(to_conversation(case))
+    parts = prompt_format.render(conversation_from_messages(case["messages"], "case"))
     assert "<s>" + text_of(parts) == case["prompt"]
     assert list(mistral.tokenize(parts)) == case["mistral_v1_token_ids"]
 

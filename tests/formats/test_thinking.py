@@ -5,20 +5,21 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.core.events import Channel
-from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup, ThoughtSplitter, open_thought, thoughts_of
+from cerebrum_cli.formats.thinking import THOUGHTS, SplitText, ThoughtMarkup, ThoughtSplitter, open_thought, thoughts_of
 
+Thoughts = tuple[ThoughtMarkup, ...]
 THINK = THOUGHTS[0]
 
 
-def split(*stream: str, opened: ThoughtMarkup | None = None) -> list[tuple[Channel, str]]:
+def split(*stream: str, opened: ThoughtMarkup | None = None, thoughts: Thoughts = THOUGHTS) -> list[SplitText]:
     """Split a stream, and join adjacent texts of one channel."""
-    splitter = ThoughtSplitter(THOUGHTS, opened)
+    splitter = ThoughtSplitter(thoughts, opened)
     pieces = [piece for text in stream for piece in splitter.feed(text)] + splitter.flush()
     assert all(text for _, text in pieces)
     return [
@@ -27,8 +28,8 @@ def split(*stream: str, opened: ThoughtMarkup | None = None) -> list[tuple[Chann
     ]
 
 
-def thought_and_answer(*stream: str, opened: ThoughtMarkup | None = None) -> tuple[str, str]:
-    pieces = split(*stream, opened=opened)
+def thought_and_answer(*stream: str, **known: Any) -> tuple[str, str]:
+    pieces = split(*stream, **known)
     thinking, answer = ("".join(text for to, text in pieces if to == channel) for channel in ("thinking", "answer"))
     return thinking, answer
 
@@ -58,10 +59,7 @@ def test_splitter_result_is_independent_of_chunks(case: dict[str, str]) -> None:
 def test_splitter_drops_the_tags_around_an_answer_of_granite(text: str, expected: tuple[str, str]) -> None:
     thoughts = thoughts_of("Write your response between <response></response>.")
     for cut in range(len(text)):
-        splitter = ThoughtSplitter(thoughts)
-        pieces = [*splitter.feed(text[:cut]), *splitter.feed(text[cut:]), *splitter.flush()]
-        found = ("".join(piece for to, piece in pieces if to == channel) for channel in ("thinking", "answer"))
-        assert tuple(found) == expected
+        assert thought_and_answer(text[:cut], text[cut:], thoughts=thoughts) == expected
 
 
 @pytest.mark.parametrize("thought", THOUGHTS, ids=lambda thought: thought.open)
@@ -87,23 +85,14 @@ def test_prompt_without_an_open_tag_opens_no_thought(end: str) -> None:
 def test_splitter_without_markup_or_without_its_end() -> None:
     assert thought_and_answer("hm</th", opened=THINK) == ("hm</th", "")
     assert thought_and_answer(opened=THINK) == ("", "")
-    splitter = ThoughtSplitter(())
-    assert [splitter.feed(text) for text in (" <think>a", "</think> ")] == [
-        [("answer", "<think>a")],
-        [("answer", "</think>")],
-    ]
-    assert splitter.flush() == []
+    assert split(" <think>a", "</think> ", thoughts=()) == [("answer", "<think>a</think>")]
 
 
 def test_splitter_emits_certain_text_immediately() -> None:
     splitter = ThoughtSplitter(THOUGHTS)
-    assert splitter.feed("<think>") == []
-    assert splitter.feed("a b") == [("thinking", "a b")]
-    assert splitter.feed("</") == []
-    assert splitter.feed("b>") == [("thinking", "</b>")]
-    assert splitter.feed("</think>\n") == []
-    assert splitter.feed("F") == [("answer", "F")]
-    assert splitter.feed("<think>") == [("answer", "<think>")]
+    stream = ("<think>", "a b", "</", "b>", "</think>\n", "F", "<think>")
+    fed = ["".join(f"{channel} {text}" for channel, text in splitter.feed(text)) for text in stream]
+    assert fed == ["", "thinking a b", "", "thinking </b>", "", "answer F", "answer <think>"]
     assert splitter.flush() == []
 
 

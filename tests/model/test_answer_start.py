@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -172,26 +173,25 @@ def test_drafts_leave_thought_and_answer_as_they_are(new_user: CommandLine, mode
     assert answer["timings"]["draft_n_accepted"] > 3
 
 
-def test_answer_may_begin_like_spelled_markup(new_user: CommandLine, models: dict[str, Path]) -> None:
-    answer = ask(new_user, models["spelled"], LIST).object
-    assert (answer["reasoning"], type(json.loads(answer["text"])[0])) == (None, bool)
+GREEDY = ("--temperature", "0")
+TAGS_LIKELY = ("--set", "logit_bias=<think>=100", "--think", "off", "-n", "12")
 
 
-def test_answer_of_any_text_follows_a_thought(new_user: CommandLine, models: dict[str, Path]) -> None:
-    answer = ask(new_user, models["own"], r"[^\x00]*", "-n", "7").object
-    assert (answer["reasoning"], answer["text"]) == ("Hm.", "x")
-
-
-def test_answer_that_begins_with_a_tag_does_not_begin_a_thought(new_user: CommandLine, models: dict[str, Path]) -> None:
-    likely = ("--set", "logit_bias=<think>=100", "--think", "off", "-n", "12")
-    answer = ask(new_user, models["switched"], '"<" [a-z]+ ">"', *likely).object
-    assert (answer["text"][:1], answer["reasoning"]) == ("<", None)
-
-
-def test_answer_has_penalties_of_the_thought(new_user: CommandLine, models: dict[str, Path]) -> None:
-    for options, text in (((), "H"), (("--set", "presence_penalty=2"), "z")):
-        answer = ask(new_user, models["own"], '"H" | "z"', "--temperature", "0", *options).object
-        assert (answer["reasoning"], answer["text"]) == ("Hm.", text)
+@pytest.mark.parametrize(
+    ("model", "rule", "options", "reasoning", "text"),
+    [
+        pytest.param("spelled", LIST, (), None, r"\[ *(true|false)\b.*\]", id="begins like spelled markup"),
+        pytest.param("own", r"[^\x00]*", ("-n", "7"), "Hm.", "x", id="any text after a thought"),
+        pytest.param("switched", '"<" [a-z]+ ">"', TAGS_LIKELY, None, "<.*", id="begins with a tag, and no thought"),
+        pytest.param("own", '"H" | "z"', GREEDY, "Hm.", "H", id="no penalty"),
+        pytest.param("own", '"H" | "z"', (*GREEDY, "--set", "presence_penalty=2"), "Hm.", "z", id="penalties"),
+    ],
+)
+def test_answer_matches_its_grammar(
+    new_user: CommandLine, models: dict[str, Path], model: str, rule: Any, options: Any, reasoning: Any, text: str
+) -> None:
+    answer = ask(new_user, models[model], rule, *options).object
+    assert answer["reasoning"] == reasoning and re.fullmatch(text, answer["text"], re.DOTALL)
 
 
 @pytest.mark.parametrize(("held", "text"), [("a", "bc"), ("z", None)])

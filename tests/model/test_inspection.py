@@ -85,7 +85,8 @@ def test_inspection_gives_the_probabilities_of_decoding(precise_model: Path) -> 
     prompt, params = tuple(range(5, 70)), SamplingParams(max_tokens=60, temperature=1.0, seed=1)
     with loaded(LocalEngine(lambda emit, stop: open_llama(load_options, emit, stop))) as engine:
         events = list(engine.generate([Request(prompt, params, logprobs=True, ignore_eos=True)]))
-        decoded = [TokenLogprob(*each) for each in sampled(events)]
+        sampled = [event for event in events if isinstance(event, TokenEvent) and event.tokens]
+        decoded = [TokenLogprob(event.tokens[0], event.logprobs[0] or 0.0) for event in sampled]
         evaluated = inspect(engine, prompt, [each.token for each in decoded], 5)
         [next_turn] = collect_replies(
             engine.generate([Request((*prompt, *(each.token for each in decoded), 5), params)])
@@ -100,14 +101,6 @@ def test_inspection_gives_the_probabilities_of_decoding(precise_model: Path) -> 
         assert (event.given in event.likeliest) == (event.given.logprob >= event.likeliest[-1].logprob)
     assert finish(evaluated).cached_tokens == reused
     assert next_turn.cached == len(prompt) + len(decoded) - 1
-
-
-def sampled(events: Iterable[Event]) -> Iterator[tuple[int, float]]:
-    for event in events:
-        if isinstance(event, TokenEvent) and event.tokens:
-            [token], [logprob] = event.tokens, event.logprobs
-            assert logprob is not None
-            yield token, logprob
 
 
 # The choice of tokens.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from llama_engines import greedy_reply
@@ -29,12 +30,7 @@ from cerebrum_cli.engine.memory import (
     context_needs,
     memory_needs,
 )
-from cerebrum_cli.engine.model_options import (
-    GgufFile,
-    LoadOptions,
-    option_notices,
-    plan_repacking,
-)
+from cerebrum_cli.engine.model_options import GgufFile, LoadOptions, option_notices, plan_repacking
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.sizes import uniform_sizes
 
@@ -54,13 +50,10 @@ def tree(root: Path, **files: str) -> Path:
 @pytest.mark.parametrize(
     ("files", "quota"),
     [
-        ({}, math.inf),
-        ({"cpu.max": "max 100000\n"}, math.inf),
-        ({"cpu.max": "150000 100000\n"}, 1.5),
-        ({"cpu.max": "damaged"}, math.inf),
+        *(({}, math.inf), ({"cpu.max": "max 100000\n"}, math.inf), ({"cpu.max": "damaged"}, math.inf)),
+        *(({"cpu.max": "150000 100000\n"}, 1.5), ({"cpu__cpu.cfs_quota_us": "200000\n"}, math.inf)),
         ({"cpu__cpu.cfs_quota_us": "200000\n", "cpu__cpu.cfs_period_us": "100000\n"}, 2.0),
         ({"cpu__cpu.cfs_quota_us": "-1\n", "cpu__cpu.cfs_period_us": "100000\n"}, math.inf),
-        ({"cpu__cpu.cfs_quota_us": "200000\n"}, math.inf),
     ],
 )
 def test_cgroup_quota_limits_the_cpus(tmp_path: Path, files: dict[str, str], quota: float) -> None:
@@ -87,13 +80,8 @@ def test_cgroup_memory_ignores_cached_files(tmp_path: Path, files: dict[str, str
     assert cgroup_memory(tree(tmp_path, **files)) == left
 
 
-def options(path: Path, gpu_layers: str = "auto", vocabulary_only: bool = False) -> LoadOptions:
-    return LoadOptions(
-        GgufFile(path, 2048, uniform_sizes(1_000_000, 2, 128)),
-        ContextOptions(n_threads=1),
-        gpu_layers,
-        vocabulary_only=vocabulary_only,
-    )
+def options(path: Path) -> LoadOptions:
+    return LoadOptions(GgufFile(path, 2048, uniform_sizes(1_000_000, 2, 128)), ContextOptions(n_threads=1))
 
 
 def opened(told: list[Event], load: LoadOptions, stop: StopFlag | None = None) -> None:
@@ -222,22 +210,21 @@ def test_own_cgroups_include_all_ancestors(tmp_path: Path) -> None:
     assert own_cgroups(root, tmp_path / "nothing") == {root}
 
 
-def test_notice_for_a_context_beyond_the_trained_one(tmp_path: Path) -> None:
-    asked = replace(options(tmp_path / "model.gguf"), context=ContextOptions(2049))
-    assert [notice.message for notice in option_notices(asked, offloads=False, devices=())] == [
-        "--ctx 2049 exceeds the model's trained context of 2048 tokens"
-    ]
-    assert not list(option_notices(replace(asked, context=ContextOptions(2048)), offloads=False, devices=()))
-
-
-def test_notice_for_gpu_layers_without_a_gpu(tmp_path: Path) -> None:
-    asked = options(tmp_path / "model.gguf", gpu_layers="all")
-    gpu = Device("CUDA0", "a GPU", GIB, GIB)
-    assert not list(option_notices(asked, offloads=True, devices=(gpu,)))
-    (unbuilt,) = option_notices(asked, offloads=False, devices=())
-    (unseen,) = option_notices(asked, offloads=True, devices=())
-    assert "without GPU support" in unbuilt.message
-    assert "no GPU found" in unseen.message
+@pytest.mark.parametrize(
+    ("changes", "offloads", "devices", "problem"),
+    [
+        ({"context": ContextOptions(2049)}, False, (), "--ctx 2049 exceeds the model's trained context of 2048 tokens"),
+        ({"context": ContextOptions(2048)}, False, (), ""),
+        ({"gpu_layers": "all"}, False, (), "--gpu-layers all: llama.cpp was built without GPU support; using the CPU"),
+        ({"gpu_layers": "all"}, True, (), "--gpu-layers all: no GPU found; using the CPU"),
+        ({"gpu_layers": "all"}, True, (Device("CUDA0", "a GPU", GIB, GIB),), ""),
+    ],
+)
+def test_load_notes_options_without_effect(
+    changes: dict[str, Any], offloads: bool, devices: tuple[Device, ...], problem: str
+) -> None:
+    asked = replace(options(Path("model.gguf")), **changes)
+    assert "".join(notice.message for notice in option_notices(asked, offloads, devices)) == problem
 
 
 def test_plan_repacking_repacks_k_quants_on_x86_only_for_a_chat() -> None:

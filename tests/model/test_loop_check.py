@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from asking import FREE_ROWS, ask, collect_replies, running_engine
-from command_line import Finished
 from llama_engines import open_engine
 from nano.measure import MODEL_FILE
 from scripted_backend import ScriptedBackend, endless, tokens
@@ -111,22 +110,17 @@ def test_engine_ends_a_reply_that_repeats_itself(costs: StepCosts | None) -> Non
     assert plain.reason == "length"
 
 
-def ask_scripted(model: Path, home: Path, *options: str | Path) -> Finished:
-    return run_here({"reply": LINE * 30}, home, "ask", "Why?", "-m", model, *options)
-
-
-def test_ask_reports_a_repetition(chatml_model: Path, tmp_path: Path) -> None:
-    done = ask_scripted(chatml_model, tmp_path, "--json")
+@pytest.mark.parametrize(
+    ("options", "reason", "lines"),
+    [((), "repetition", 4), (("--set", "loop_check=off"), "stop", 30), (("--raw",), "stop", 30)],
+)
+def test_ask_reports_a_repetition(
+    chatml_model: Path, tmp_path: Path, options: tuple[str, ...], reason: str, lines: int
+) -> None:
+    done = run_here({"reply": LINE * 30}, tmp_path, "ask", "Why?", "-m", chatml_model, "--json", *options)
     answer = done.object
-    assert (done.code, answer["finish_reason"], answer["completion_tokens"]) == (0, "repetition", 4 * len(LINE))
-    assert "the reply repeats itself" in done.err and "repeat_penalty" in done.err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [("--set", "loop_check=off"), ("--raw",)])
-def test_ask_lets_a_reply_repeat_itself(chatml_model: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
-    answer = ask_scripted(chatml_model, tmp_path, "--json", *options).object
-    assert (answer["finish_reason"], answer["completion_tokens"]) == ("stop", 30 * len(LINE))
+    assert (done.code, answer["finish_reason"], answer["completion_tokens"]) == (0, reason, lines * len(LINE))
+    assert [text in done.err for text in ("the reply repeats itself", "repeat_penalty")] == [reason == "repetition"] * 2
 
 
 def test_vote_counts_a_repetition_as_no_answer(chatml_model: Path, tmp_path: Path) -> None:

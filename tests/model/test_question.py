@@ -179,30 +179,20 @@ def test_configured_system_prompt_does_not_change_messages() -> None:
     assert question.read(BytesIO(text.encode()), configured, "Given.").system_prompt == "Given."
 
 
-@pytest.mark.parametrize("options", [{"prompt": "Why?"}, {"files": (Path("a"),)}, {"raw": True}])
-def test_messages_exclude_other_sources(options: dict[str, Any]) -> None:
-    question = PromptSources(
-        **{"prompt": None, "files": (), "messages": Path("m.json"), "raw": False, "on_notice": no_notices, **options}
-    )
+@pytest.mark.parametrize(("sources", "raw"), [(("Why?",), False), ((None, Path("a")), False), ((), True)])
+def test_messages_exclude_other_sources(sources: Any, raw: bool) -> None:
     with pytest.raises(UsageError, match="--messages cannot be combined"):
-        question.validate(None)
+        ask(*sources, messages=Path("m.json"), raw=raw)
 
 
 # Template options.
 
 
 def test_template_options_are_json_or_text() -> None:
-    pairs = ["a=true", "b=1", "c=x=y", 'd="1"', "e=", 'f={"g": [null]}', "a=false", "h=[", "i=" + "[" * 100_000]
-    assert template_options(pairs) == {
-        "a": False,
-        "b": 1,
-        "c": "x=y",
-        "d": "1",
-        "e": "",
-        "f": {"g": [None]},
-        "h": "[",
-        "i": "[" * 100_000,
-    }
+    nested = "[" * 100_000
+    values = {"true": True, "1": 1, "x=y": "x=y", '"1"': "1", "": "", '{"g": [null]}': {"g": [None]}, "[": "["}
+    for text, value in {**values, nested: nested}.items():
+        assert template_options(["a=last", "b=2", f"a={text}"]) == {"a": value, "b": 2}
     assert template_options(()) == {}
 
 
