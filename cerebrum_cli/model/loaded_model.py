@@ -262,13 +262,13 @@ class LoadedModel:
         """
         if not self.engine.has_prompt_cache:
             return None
-        loaded_conversation = conversation if self.engine.is_loaded else None
+        conversation = conversation if self.engine.is_loaded else None
         try:
             if min_tokens is not None:
-                prompt = self.tokenize(loaded_conversation) if loaded_conversation else None
-                self.engine.save_prompt_cache(min_tokens, prompt, empties)
-            prefix = self.shared_prefix(loaded_conversation) if is_slow and loaded_conversation else ()
-            if is_slow and prefix and is_slow(len(prefix)):
+                self.engine.save_prompt_cache(
+                    min_tokens, self.tokenize(conversation) if conversation else None, empties
+                )
+            if is_slow and conversation and (prefix := self.shared_prefix(conversation)) and is_slow(len(prefix)):
                 self.engine.save_prefix(prefix)
         except FormatError:  # the conversation was never evaluated
             return None

@@ -67,7 +67,9 @@ class PromptSources:
             if self.messages == STANDARD_INPUT and piped is not None:
                 conversation = parse_messages(read_piped(piped), "standard input")
             else:
-                conversation = parse_messages(read_prompt(self.messages), str(self.messages))
+                conversation = parse_messages(
+                    read_text(self.messages, MAX_PROMPT_BYTES, PromptTooLong), str(self.messages)
+                )
             if self.saved:
                 conversation = conversation.with_question(self.saved.fill(conversation.question))
             return conversation if system is None else replace(conversation, system_prompt=system)
@@ -150,7 +152,7 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
         if path == STANDARD_INPUT:
             raise UsageError("- is not a file", "piped text is added to the prompt without -f")
         if search is None:
-            files.append((well_formed(str(path)), read_prompt(path)))
+            files.append((well_formed(str(path)), read_text(path, MAX_PROMPT_BYTES, PromptTooLong)))
             continue
         left_out: list[Skipped] = []
         try:
@@ -200,10 +202,6 @@ def skipped_notice(skipped: Sequence[Skipped]) -> NoticeEvent:
     names = format_names([f"{well_formed(str(path))} ({reason})" for path, reason in skipped])
     hint = "to include a large file, name it" if any(reason == TOO_LARGE for _, reason in skipped) else ""
     return NoticeEvent(f"{format_count(len(skipped), 'file')} skipped: {names}", hint)
-
-
-def read_prompt(path: Path) -> str:
-    return read_text(path, MAX_PROMPT_BYTES, PromptTooLong)
 
 
 def read_piped(piped: SupportsRead[bytes]) -> str:

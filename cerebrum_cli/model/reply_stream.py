@@ -52,14 +52,11 @@ class ReplyStream(Generic[P]):
         self.replies: dict[int, P] = {}
         self._splitters: dict[SequenceId, ThoughtSplitter | None] = {}
         requests = (self.replies.setdefault(index, reply).request for index, reply in enumerate(replies))
-        self._completions = engine.complete(requests, scope)
-        self.inspect = self._completions.inspect
-        self.add_samples = self._completions.add_samples
-        self.abort = self._completions.abort
-        self.close = self._completions.close
+        self.completions = engine.complete(requests, scope)
+        self.close = self.completions.close
 
     def __iter__(self) -> Iterator[Event]:
-        for event in self._completions:
+        for event in self.completions:
             if isinstance(event, (TokenEvent, FinishEvent)):
                 if event.sequence not in self._splitters:
                     reply = self.replies.get(event.sequence.request)

@@ -73,14 +73,14 @@ class MajorityVote:
                 self.replies[self.tally.samples] = ready
                 self.tally = self.tally.add(ready.vote, ready.probability)
         if self.is_over:
-            replies.abort(index)
+            replies.completions.abort(index)
             tied = {sample_index: tuple(self.replies[sample_index].sampled) for sample_index in self.tally.tied_samples}
-            if tied and replies.inspect(index, tied):
+            if tied and replies.completions.inspect(index, tied):
                 self._logprobs, self.inspected = {sample_index: [] for sample_index in tied}, set(tied)
         elif not self.running and (count := self.tally.missing_samples):
             # in rounds: the outcome must not depend on when samples finish
             self.requested += count
-            replies.add_samples(index, count)
+            replies.completions.add_samples(index, count)
         return self.tally.samples > before
 
     def add_inspected(self, event: SampleEvent) -> bool:
