@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 SHOWN_ERRORS = 3
 
@@ -16,18 +15,6 @@ class RowCounts:
     truncated: int = 0
     undecided: int = 0
     errors: tuple[str, ...] = ()
-
-    def __add__(self, more: RowCounts) -> RowCounts:
-        return RowCounts(
-            self.failed + more.failed,
-            self.truncated + more.truncated,
-            self.undecided + more.undecided,
-            (*self.errors, *more.errors)[:SHOWN_ERRORS],
-        )
-
-    @property
-    def recorded(self) -> dict[str, Any]:
-        return {"failed": self.failed, "truncated": self.truncated, "undecided": self.undecided}
 
 
 @dataclass(frozen=True, slots=True)

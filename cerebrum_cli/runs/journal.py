@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import ServersEvent
 from cerebrum_cli.core.files import commit_file, fsync_directory, unfinished_file
-from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts
+from cerebrum_cli.core.row_events import SHOWN_ERRORS, EvalProgress, RowCounts, RowEvent
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.runs.output_files import (
     MIXED,
@@ -136,7 +136,6 @@ class Journal(Result):
         self._record = record
         self._replaced = replaced
         self.notes = record.notes
-        self._is_open = True
         for key, text in record.unfinished.items():
             digest, *tokens = text.split()
             if int(key) < len(rows) and digest == self._digest(int(key)):
@@ -182,7 +181,10 @@ class Journal(Result):
         with journal_errors(paths.output), unfinished_file(paths.output, 0o666) as part:
             lines = self._partial.lines(self.finished)
             result = write_result(part.file, table(map(json.loads, lines)) if table else lines)
-            record = replace(self._record, result=result, unfinished={}, **self.counts.recorded)
+            failed, truncated, undecided, _ = astuple(self.counts)
+            record = replace(
+                self._record, result=result, unfinished={}, failed=failed, truncated=truncated, undecided=undecided
+            )
             write_record(paths, record)
             if identify(paths.output) != self._replaced:
                 raise BatchError(
@@ -200,9 +202,8 @@ class Journal(Result):
 
     def close(self) -> None:
         """Release the lock. Finished rows are synced and stay; without any, no file is left. Raises BatchError."""
-        if not self._is_open:
+        if self._partial.is_closed:
             return
-        self._is_open = False
         try:
             if not self.is_complete and self.unfinished:
                 unfinished = {
@@ -232,19 +233,9 @@ class Journal(Result):
 
 
 def noting_servers(events: Generator[T, None, None], run: Journal, model: LoadedModel) -> Generator[T, None, None]:
-    """Yield events, and note the servers at the end, and as soon as they are known: the process may be killed."""
-
-    def note() -> None:
-        if model.is_remote and model.engine.is_loaded:
-            run.note_servers(model.engine.builds)
-
-    is_noted = not model.is_remote
-    try:
-        with contextlib.closing(events):
-            for event in events:
-                if (not is_noted and model.engine.is_loaded) or isinstance(event, ServersEvent):
-                    note()
-                    is_noted = True
-                yield event
-    finally:
-        note()
+    """Yield events, and note the servers as they change, and once the model is loaded: the process may be killed."""
+    with contextlib.closing(events):
+        for event in events:
+            if model.is_remote and isinstance(event, (ServersEvent, RowEvent, EvalProgress)):
+                run.note_servers(model.engine.builds)
+            yield event

@@ -30,7 +30,7 @@ from cerebrum_cli.core.files import (
     write_all,
 )
 from cerebrum_cli.core.row_events import RowCounts
-from cerebrum_cli.core.text import enumeration
+from cerebrum_cli.core.text import enumeration, one_line, truncate
 from cerebrum_cli.runs.result import DELIMITERS, to_json
 
 VERSION = 1
@@ -41,7 +41,6 @@ _JSON_SUFFIXES = ("", ".jsonl", ".ndjson", ".json")
 _MAX_DIFFERENCES = 3  # in an error message
 _MAX_VALUE = 40  # characters
 _DIGEST = re.compile(rf"[0-9a-f]{{{_MAX_VALUE - 1}}}")
-_SMALLER = "use the same number or more, choose another -o, or use --restart to start over"
 _RESUME = ", then run it again without --restart to resume"
 REPLACE = "use --restart to replace it, or choose another -o"
 Step = Literal["begin", "resume", "extend", "complete"]
@@ -234,8 +233,7 @@ def shown_values(before: Any, between: str, after: Any) -> str:
 
 def _short_value(value: Any) -> str:
     text = "none" if value is None else value if isinstance(value, str) else to_json(value)
-    text = " ".join(text.split())
-    return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 1]}…"
+    return truncate(one_line(text), _MAX_VALUE)
 
 
 def decide(
@@ -271,7 +269,10 @@ def decide(
         return "begin"
     before, now = record.extent, new.extent
     if smaller := [f"{name} ({before[name]}, now {now[name]})" for name in now if now[name] < before.get(name, 0)]:
-        raise BatchError(f"{paths.output} already has more {' and '.join(smaller)}", _SMALLER)
+        raise BatchError(
+            f"{paths.output} already has more {' and '.join(smaller)}",
+            "use the same number or more, choose another -o, or use --restart to start over",
+        )
     if record.result and record.result == output:
         return "complete" if record.has_rows_of(new) else "extend"
     if output is None:

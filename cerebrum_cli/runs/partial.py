@@ -58,7 +58,6 @@ class PartialFile:
         self._file = lock_partial(paths.partial)
         self._offsets = array("Q", bytes(8)) * len(rows)
         self._end = 0
-        self._may_have_more = False  # than the known lines: a write may have failed half way
         self._is_changed = False
         self._sync_error: OSError | None = None
         self._is_closing = threading.Event()
@@ -69,6 +68,10 @@ class PartialFile:
     @property
     def is_empty(self) -> bool:
         return self.path.stat().st_size == 0
+
+    @property
+    def is_closed(self) -> bool:
+        return self._file.closed
 
     def load(self) -> None:
         """Find the finished rows, and remove an incomplete last line. Raises BatchError for a foreign line."""
@@ -187,19 +190,17 @@ class PartialFile:
         return is_lost and not self.finished
 
     def _write(self, text: bytes) -> None:
-        end = self._end
+        descriptor = self._file.fileno()
         try:
-            if self._may_have_more:
-                os.ftruncate(self._file.fileno(), end)
-            self._may_have_more = True
-            os.lseek(self._file.fileno(), end, os.SEEK_SET)
-            write_all(self._file.fileno(), text)
+            if os.lseek(descriptor, 0, os.SEEK_END) > self._end:  # an earlier write failed half way
+                os.ftruncate(descriptor, self._end)
+            os.lseek(descriptor, self._end, os.SEEK_SET)
+            write_all(descriptor, text)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._file.fileno(), end)
+                os.ftruncate(descriptor, self._end)
             raise
         self._end += len(text)
-        self._may_have_more = False
 
     def _place(self, position: int, offset: int, flags: int) -> None:
         self._offsets[position] = offset
