@@ -31,7 +31,6 @@ from cerebrum_cli.runs.result import Result
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
 REFUSED = "invalid_request"
 INCOMPLETE = "incomplete_output"  # truncated, blank or reasoning only, so that it does not match the grammar
-NO_PROMPT = RowError(REFUSED, "there is no prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +63,6 @@ class BatchOptions:
         return None if first is None else (first + position * samples) % SEEDS
 
 
-@dataclass(frozen=True, slots=True)
-class AskedRow:
-    """A row by its position; it continues `continued` tokens of an interrupted run.
-
-    A reply that is interrupted can be continued unless its seed is to give the same reply again, or something counts
-    its samples or tokens from the beginning. A row with an `error` is not asked.
-    """
-
-    position: int
-    row: InputRow
-    limits_thought: bool = False
-    can_continue: bool = False
-    continued: int = 0
-    error: RowError | None = None
-
-
 def answer_rows(
     model: LoadedModel,
     rows: Rows,
@@ -99,13 +82,12 @@ def answer_rows(
         if not isinstance(event, RowOutcome):
             yield event
             continue
-        asked: AskedRow = event.row.id
-        reply = event.outcome
+        (position, _), reply = event.row.id, event.outcome
         if isinstance(reply, Reply) and reply.finish_reason == "cancelled":
-            if asked.can_continue and reply.tokens:
-                result.unfinished[asked.position] = model.drop_partial_character(reply.tokens)
+            if reply.tokens and not model.format.verbatim and can_continue(event.row):
+                result.unfinished[position] = model.drop_partial_character(reply.tokens)
             continue
-        result.write(asked.position, row_object(asked, reply, options, model.engine.larger_context))
+        result.write(position, row_object(event.row, reply, options, model.engine.larger_context))
         yield RowEvent(len(result.finished), len(rows), result.counts)
 
 
@@ -114,47 +96,50 @@ def rows_to_ask(model: LoadedModel, rows: Rows, options: BatchOptions, result: R
     names = (*options.models, *model.engine.served_models)
     for position in positions:
         if position not in result.finished:
-            unfinished = result.unfinished.get(position, ())
-            yield row_to_ask(position, rows[position], options, names, unfinished, not model.format.verbatim)
+            yield row_to_ask(position, rows[position], options, names, result.unfinished.get(position, ()))
 
 
 def row_to_ask(
-    position: int,
-    row: InputRow,
-    options: BatchOptions,
-    models: Sequence[str],
-    unfinished: tuple[int, ...],
-    can_continue: bool,
+    position: int, row: InputRow, options: BatchOptions, models: Sequence[str], unfinished: tuple[int, ...]
 ) -> Row:
     """What is asked for a row, which continues the `unfinished` tokens; `models` are names of the model."""
-    error = row.error
-    if row.conversation and row.model is not None and row.model.casefold() not in map(str.casefold, models):
-        error = RowError(REFUSED, f"invalid `model`: {row.model!r}; this batch uses {models[0]}: remove the key")
-    if error or row.conversation is None:
-        return Row(AskedRow(position, row, error=error or NO_PROMPT), UsageError("the row is invalid"))
+    if row.model is not None and row.model.casefold() not in map(str.casefold, models):
+        message = f"invalid `model`: {row.model!r}; this batch uses {models[0]}: remove the key"
+        row = replace(row, error=RowError(REFUSED, message))
+    if row.error or row.conversation is None:
+        return Row((position, row), UsageError("the row is invalid"))
     settings = options.for_row(position, row.settings)
     vote = MajorityVote(options.votes) if options.votes else None
     if vote:
         try:
             require_sampling(settings)
         except UsageError as problem:
-            return Row(AskedRow(position, row), problem)
+            return Row((position, row), problem)
     conversation = row.conversation
     if conversation.system_prompt is None and settings.system is not None:
         conversation = replace(conversation, system_prompt=settings.system)
     if unfinished and settings.max_tokens is not None:
         settings = replace(settings, max_tokens=settings.max_tokens - len(unfinished))
-    limits_thought = settings.thought_limit is not None
-    is_bound = bool(vote or options.grammar or limits_thought) or settings.seed is not None
     request = ReplyRequest(
         conversation, settings, options.grammar, prefix_tokens=unfinished, ignore_eos=options.ignore_eos
     )
-    return Row(AskedRow(position, row, limits_thought, can_continue and not is_bound, len(unfinished)), request, vote)
+    return Row((position, row), request, vote)
+
+
+def can_continue(row: Row) -> bool:
+    """Whether an interrupted reply may continue in the next run.
+
+    Not if its seed is to give the same reply again, or something counts its samples or tokens from the beginning.
+    """
+    assert isinstance(row.request, ReplyRequest)
+    settings = row.request.settings
+    return not (row.vote or row.request.grammar) and settings.thought_limit is None and settings.seed is None
 
 
 def row_object(
-    asked: AskedRow, outcome: Reply | MajorityVote | RefusedEvent, options: BatchOptions, larger_context: str
+    row: Row, outcome: Reply | MajorityVote | RefusedEvent, options: BatchOptions, larger_context: str
 ) -> dict[str, Any]:
+    input_row: InputRow = row.id[1]
     vote = outcome if isinstance(outcome, MajorityVote) else None
     reply = vote.reply if vote else outcome
     if vote and reply is None:
@@ -162,25 +147,26 @@ def row_object(
     if isinstance(reply, RefusedEvent):
         kind = TOO_LONG if isinstance(reply.error, PromptTooLong) else REFUSED
         message = f"{reply.error.message}: {reply.error.hint}" if reply.error.hint else reply.error.message
-        return output_object(asked.row, reply.origin, error=asdict(asked.error or RowError(kind, message)))
-    assert isinstance(reply, Reply)
+        return output_object(input_row, reply.origin, error=asdict(input_row.error or RowError(kind, message)))
+    assert isinstance(reply, Reply) and isinstance(row.request, ReplyRequest)
+    continued, limits_thought = len(row.request.prefix_tokens), row.request.settings.thought_limit is not None
     states_answer = vote or not options.is_json
     samples = vote.replies.values() if vote else [reply]
     notice = reply_notice(reply, larger_context, has_grammar=True) if options.grammar else None
     error = notice and RowError(INCOMPLETE, f"{notice.message}: {notice.hint}")
     return output_object(
-        asked.row,
+        input_row,
         reply.finish.origin,
         text=reply.text,
         final_answer=(vote or reply).final_answer if states_answer else None,
         finish_reason=reply.finish.reason,
-        prompt_tokens=reply.finish.prompt_tokens - asked.continued or None,
-        completion_tokens=asked.continued + sum(sample.finish.completion_tokens for sample in samples),
-        seed=None if asked.continued else reply.finish.seed,
+        prompt_tokens=reply.finish.prompt_tokens - continued or None,
+        completion_tokens=continued + sum(sample.finish.completion_tokens for sample in samples),
+        seed=None if continued else reply.finish.seed,
         reasoning=reply.reasoning,
         votes=votes_object(vote) if vote else None,
         error=error and asdict(error),
-        **({THOUGHT_CLOSED_AT: reply.thought_closed_at} if asked.limits_thought else {}),
+        **({THOUGHT_CLOSED_AT: reply.thought_closed_at} if limits_thought else {}),
     )
 
 

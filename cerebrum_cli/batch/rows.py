@@ -26,7 +26,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import TRUNCATED, Origin
 from cerebrum_cli.core.row_events import RowCounts
-from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.text import truncate, well_formed
 from cerebrum_cli.runs.result import ResultRows, Schema, Table, to_json
 
 OUTPUT_KEYS = (
@@ -116,8 +116,7 @@ class InvalidRow(Exception):
 
     def __init__(self, type: str, message: str) -> None:
         super().__init__(message)
-        message = well_formed(message)
-        self.error = RowError(type, message if len(message) <= _MAX_MESSAGE else f"{message[: _MAX_MESSAGE - 1]}…")
+        self.error = RowError(type, truncate(well_formed(message), _MAX_MESSAGE))
 
 
 def require_prompt(text: str) -> str:
