@@ -68,56 +68,59 @@ def read_source(
         hint = f"use {', '.join(TASK_NAMES)}, or a file such as exam.jsonl"
         raise UsageError(f"unknown task {source!r}", did_you_mean(source, TASK_NAMES) + hint)
     condition = find_condition(preset, source) if preset else Condition(source)
-    is_code = task is not None and task.match == "code"
-    if is_code and match:
-        raise UsageError(f"--match has no effect on {source}, which runs programs", "omit --match")
-    if run_code and not is_code:
+    match = _choose_match(source, task, match, run_code)
+    rows, digest, origin = load_dataset(task, progress, offline) if task else _read_file(path)
+    parsed = None if template is None else parse_template(template)
+    found = read_questions(rows, parsed, task.convert if task else None)
+    reply_scorer(match, found.questions, run_code).close()  # what it refuses is refused before a model is loaded
+    fingerprint = {
+        "task": path.stem,
+        "question file": digest,
+        "template": template,
+        "default template": _default_template(match, found.questions),
+        "match": match,
+        SCORING_RULES: rules_of(match),
+    }
+    remarks = [origin, *_remarks(task, preset, condition), found.note]
+    if match == "answer" and 2 * sum(map(is_in_words, found.questions)) > len(found.questions):
+        remarks.append(IN_WORDS)
+    stated = tuple(remark for remark in remarks if remark)
+    return LoadedTask(path.stem, found.questions, found.bad_rows, fingerprint, match, condition, stated)
+
+
+def _choose_match(source: str, task: Task | None, match: Match | None, run_code: bool) -> Match:
+    """How to score replies. Raises UsageError for options that do not apply, before anything is downloaded."""
+    if task and task.match == "code":
+        if match:
+            raise UsageError(f"--match has no effect on {source}, which runs programs", "omit --match")
+        require_run_code(run_code)
+    elif run_code:
         raise UsageError("--run-code applies only to humaneval", "omit --run-code")
-    if is_code:
-        require_run_code(run_code)  # before anything is downloaded
+    return match or (task.match if task else "answer")
+
+
+def _read_file(path: Path) -> tuple[Iterable[Row], str, str]:
+    digest = sha256()
+    with closing(open_input(path)) as file:
+        data = b"\n".join(file.lines(0, digest))
+    return split_lines(data), digest.hexdigest(), ""
+
+
+def _default_template(match: Match, questions: Iterable[Question]) -> str:
+    if match == "code":
+        return CODE_TEMPLATE
+    return CHOICE_TEMPLATE if any(question.choices for question in questions) else QUESTION_TEMPLATE
+
+
+def _remarks(task: Task | None, preset: Preset | None, condition: Condition) -> Iterator[str]:
+    """Sentences from the tables of tasks and presets; some are empty."""
     if task:
-        match = match or task.match
-        rows, digest, origin = load_dataset(task, progress, offline)
-    else:
-        match, origin, file_digest = match or "answer", "", sha256()
-        with closing(open_input(path)) as file:
-            rows = split_lines(b"\n".join(file.lines(0, file_digest)))
-        digest = file_digest.hexdigest()
-    question_set = read_questions(
-        rows, None if template is None else parse_template(template), task.convert if task else None
-    )
-    questions = question_set.questions
-    default = QUESTION_TEMPLATE
-    if is_code:
-        default = CODE_TEMPLATE
-    elif any(question.choices for question in questions):
-        default = CHOICE_TEMPLATE
-    reply_scorer(match, questions, run_code).close()  # what it refuses is refused before a model is loaded
-    are_words = match == "answer" and 2 * sum(map(is_in_words, questions)) > len(questions)
-    remarks: list[str | None] = [origin]
-    if task:
-        remarks += [task.published and f"settings on the Cerebrum model cards: {task.published}", task.note]
+        yield task.published and f"settings on the Cerebrum model cards: {task.published}"
+        yield task.note
     if preset:
-        remarks.append(f"preset {preset.name}: {condition.published}")
-        remarks += [f"{preset.source} does not state {detail}" for detail in condition.unstated]
-        remarks.append(condition.note)
-    remarks += [question_set.note, IN_WORDS if are_words else ""]
-    return LoadedTask(
-        name=path.stem,
-        questions=questions,
-        bad_rows=question_set.bad_rows,
-        fingerprint={
-            "task": path.stem,
-            "question file": digest,
-            "template": template,
-            "default template": default,
-            "match": match,
-            SCORING_RULES: rules_of(match),
-        },
-        match=match,
-        condition=condition,
-        remarks=tuple(remark for remark in remarks if remark),
-    )
+        yield f"preset {preset.name}: {condition.published}"
+        yield from (f"{preset.source} does not state {detail}" for detail in condition.unstated)
+        yield condition.note
 
 
 def load_dataset(task: Task, progress: Progress, offline: bool = False) -> tuple[Iterable[Row], str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from lm_eval.api.model import TemplateLM
@@ -38,6 +38,9 @@ EncodedPair = tuple[Any, list[int], list[int]]
 
 MAX_GEN_TOKENS = 256  # lm-eval's default
 REPLY_SPACE = " "
+# Settings by lm-eval's names. What a task leaves out has no effect, as with lm-eval's other models.
+NEUTRAL = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+OTHER_KEYS = {"until", "max_gen_toks", "do_sample", "seed"}
 EXAMPLE = "0"  # a message, to see what a format puts before a reply
 
 
@@ -134,17 +137,13 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], **_: Any) -> list[float]:
         self._prepare("scoring")
-        windows: list[EncodedPair] = []
-        owners: list[int] = []  # the texts of the windows
-        for index, request in enumerate(requests):
+        texts: list[list[EncodedPair]] = []
+        for request in requests:
             tokens = self.tok_encode(request.args[0], add_special_tokens=False)
-            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1):
-                windows.append((None, *make_disjoint_window(window)))
-                owners.append(index)
-        totals = [0.0] * len(requests)
-        for owner, (logprob, _is_greedy) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
-            totals[owner] += logprob
-        return totals
+            windows = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
+            texts.append([(None, *make_disjoint_window(window)) for window in windows])
+        scores = iter(self._loglikelihood_tokens([*chain.from_iterable(texts)]))
+        return [sum((logprob for logprob, _is_greedy in islice(scores, len(windows))), 0.0) for windows in texts]
 
     def generate_until(self, requests: Sequence[Instance], **_: Any) -> list[str]:
         """Continue texts up to a stop string, the end of the reply or `max_gen_toks`, and drop what the model thinks.
@@ -190,22 +189,13 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         """
         rows = []
         ignored: set[str] = set()
-        model, common = self._model, self._model.source.settings
-        stop, system = (model.format.stop, self._chat.system_prompt) if self._chat else ((), None)
-        size, truncated = self.max_length, 0
+        truncated = 0
         for key, group in groupby(enumerate(requests), key=lambda pair: pair[1].args):
             positions = [position for position, _ in group]
             kwargs = normalize_gen_kwargs(key[1], MAX_GEN_TOKENS)
             ignored |= kwargs.keys() - NEUTRAL.keys() - OTHER_KEYS
-            settings = generation_settings(kwargs, stop, self._seed + positions[0])
-            settings = replace(settings, system=system, think=common.think, origins=common.origins)
-            room = size - (settings.max_tokens or 0)
-            if room < 1:
-                raise UsageError(
-                    f"max_gen_toks is {settings.max_tokens}, but the context has {size} tokens",
-                    "raise --ctx, or set --gen-kwargs max_gen_toks=N",
-                )
-            tokens = self._encode_prompt(key[0])
+            settings = self._generation_settings(kwargs, self._seed + positions[0])
+            tokens, room = self._encode_prompt(key[0]), self.max_length - (settings.max_tokens or 0)
             truncated += len(tokens) > room
             answered = [[position] for position in positions] if settings.temperature > 0 else [positions]
             rows.append(Row((key, answered), Continuation(key[0], tokens[-room:], settings, len(answered))))
@@ -213,6 +203,35 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             self.on_event(NoticeEvent(f"ignored generation settings: {', '.join(sorted(ignored))}", "omit them"))
         self._notify_of_truncation(truncated, len(rows))
         return rows
+
+    def _generation_settings(self, kwargs: Mapping[str, Any], seed: int) -> Settings:
+        values = {name: kwargs.get(name, neutral) for name, neutral in NEUTRAL.items()}
+        if not kwargs["do_sample"]:
+            values["temperature"] = 0.0
+        stop, system = (self._model.format.stop, self._chat.system_prompt) if self._chat else ((), None)
+        common = self._model.source.settings
+        try:
+            settings = Settings(
+                max_tokens=int(kwargs["max_gen_toks"]),
+                temperature=float(values["temperature"]),
+                top_k=max(0, int(values["top_k"])),
+                top_p=float(values["top_p"]),
+                min_p=float(values["min_p"]),
+                repeat_penalty=float(values["repetition_penalty"]),
+                seed=(int(kwargs.get("seed", 0)) + seed) % SEEDS,
+                stop=tuple(dict.fromkeys(filter(None, (*kwargs["until"], *stop)))),
+                system=system,
+                think=common.think,
+                origins=common.origins,
+            )
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"generation settings: {error}", "check generation_kwargs of the task and --gen-kwargs"
+            ) from error
+        if (settings.max_tokens or 0) >= self.max_length:
+            problem = f"max_gen_toks is {settings.max_tokens}, but the context has {self.max_length} tokens"
+            raise UsageError(problem, "raise --ctx, or set --gen-kwargs max_gen_toks=N")
+        return settings
 
     def _encode_prompt(self, context: str) -> tuple[int, ...]:
         """Tokens of a text to continue, without the space that a reply starts with: it is part of its first token."""
@@ -245,7 +264,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         results = [(0.0, True)] * len(requests)
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)  # indices of the pairs by their contexts
         truncated, size = 0, self.max_length
-        for index, (_key, context, continuation) in enumerate(requests):
+        for index, (_, context, continuation) in enumerate(requests):
             if len(continuation) > size:
                 problem = f"a text to score has {len(continuation)} tokens, but the context has {size}"
                 raise PromptTooLong(problem, "raise --ctx")
@@ -297,32 +316,6 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             self._loaded.close()
             self._loaded = None
         self._use = use
-
-
-# Ours by lm-eval's names. What a task leaves out has no effect, as with lm-eval's other models.
-NEUTRAL = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
-OTHER_KEYS = {"until", "max_gen_toks", "do_sample", "seed"}
-
-
-def generation_settings(kwargs: Mapping[str, Any], stop: Sequence[str], seed: int) -> Settings:
-    values = {name: kwargs.get(name, neutral) for name, neutral in NEUTRAL.items()}
-    if not kwargs["do_sample"]:
-        values["temperature"] = 0.0
-    try:
-        return Settings(
-            max_tokens=int(kwargs["max_gen_toks"]),
-            temperature=float(values["temperature"]),
-            top_k=max(0, int(values["top_k"])),
-            top_p=float(values["top_p"]),
-            min_p=float(values["min_p"]),
-            repeat_penalty=float(values["repetition_penalty"]),
-            seed=(int(kwargs.get("seed", 0)) + seed) % SEEDS,
-            stop=tuple(dict.fromkeys(filter(None, (*kwargs["until"], *stop)))),
-        )
-    except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"generation settings: {error}", "check generation_kwargs of the task and --gen-kwargs"
-        ) from error
 
 
 def answer_of(reply: str, channels: ReplyChannels) -> str | None:

@@ -111,14 +111,11 @@ def comparisons(results: Mapping[str, Any], preset: Preset) -> list[dict[str, An
         own, size = results["results"].get(condition.task, {}), results["n-samples"].get(condition.task, {})
         for metric, published in condition.figures.items():
             value, error = own.get(f"{metric},none"), own.get(f"{metric}_stderr,none")
-            if value is None:
-                continue
-            error = error if isinstance(error, float) else None  # "N/A" of one document
-            published_error, z = condition.error(metric, size["original"]), None
-            if error is not None and size["effective"] == size["original"]:
-                z = (value - published) / hypot(error, published_error)
-            ours = {"value": value, "stderr": error, "published": published, "published_stderr": published_error}
-            rows.append({"task": condition.task, "metric": metric, **ours, "z": z})
+            if value is not None:
+                error = error if isinstance(error, float) else None  # "N/A" of one document
+                published_error = condition.error(metric, size["original"])
+                is_whole = size["effective"] == size["original"]
+                rows.append(_comparison(condition.task, metric, value, error, published, published_error, is_whole))
     by_figure = {(row["task"], row["metric"]): row for row in rows}
     for name, (conditions, published) in preset.averages.items():
         figures = [(condition.task, list(condition.figures)[-1]) for condition in conditions]
@@ -131,14 +128,25 @@ def comparisons(results: Mapping[str, Any], preset: Preset) -> list[dict[str, An
 def _average(name: str, parts: Sequence[Mapping[str, Any]], published: float) -> dict[str, Any]:
     """The unweighted mean of figures of different tasks, whose errors are independent."""
     value = sum(part["value"] for part in parts) / len(parts)
+    errors = [part["stderr"] for part in parts]
+    error = None if None in errors else hypot(*errors) / len(parts)
     published_error = hypot(*(part["published_stderr"] for part in parts)) / len(parts)
-    error = z = None
-    if all(part["stderr"] is not None for part in parts):
-        error = hypot(*(part["stderr"] for part in parts)) / len(parts)
-    if error is not None and all(part["z"] is not None for part in parts):
-        z = (value - published) / hypot(error, published_error)
+    is_whole = all(part["z"] is not None for part in parts)
+    return _comparison(name, "average", value, error, published, published_error, is_whole)
+
+
+def _comparison(
+    task: str,
+    metric: str,
+    value: float,
+    error: float | None,
+    published: float,
+    published_error: float,
+    is_whole: bool,
+) -> dict[str, Any]:
+    z = (value - published) / hypot(error, published_error) if error is not None and is_whole else None
     ours = {"value": value, "stderr": error, "published": published, "published_stderr": published_error}
-    return {"task": name, "metric": "average", **ours, "z": z}
+    return {"task": task, "metric": metric, **ours, "z": z}
 
 
 def remarks(results: Mapping[str, Any], preset: Preset) -> list[str]:
