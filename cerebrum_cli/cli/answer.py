@@ -82,10 +82,8 @@ class AnswerPrinter:
                 yield
         except Interrupted:
             if self.saved_as and self.streams.err_is_terminal:
-                saved = ["answer so far is saved", *self._continuation]
-                if self.options.vote_bounds:
-                    saved = ["leading answer is saved"]
-                self.streams.report(f"interrupted; the {'; '.join(saved)}")
+                so_far = "; ".join(["answer so far is saved", *self._continuation])
+                self.streams.report(f"interrupted; the {'leading answer is saved' if self.options.votes else so_far}")
             raise
 
     def show_reply(self) -> None:
@@ -230,7 +228,7 @@ class AnswerPrinter:
             constraint = "schema" if self.options.schema else "grammar"
             raise NoAnswer(f"{mismatch.message}, so it does not match the {constraint}", mismatch.hint)
         notice = reply_notice(reply, larger_context)
-        if notice and reply.finish.reason == "length" and self.saved_as and not self.options.vote_bounds:
+        if notice and reply.finish.reason == "length" and self.saved_as and not self.options.votes:
             notice = replace(notice, hint="; ".join([notice.hint, *self._continuation]))
         self.streams.report(notice)
 
@@ -257,13 +255,10 @@ class AnswerPrinter:
             path = None if loaded.is_remote else loaded.model.path
             value = reply_object(reply, loaded.model.name, path, loaded.format_name, final_answer, votes, code)
             if options.top_logprobs:
-                uncertain = self.uncertain
-                value["least_certain"] = None if uncertain is None else [token.as_object() for token in uncertain]
+                value["least_certain"] = self.uncertain and [token.as_object() for token in self.uncertain]
             streams.answer_object(value)
-        elif options.final and final_answer is not None:
-            streams.answer(final_answer + "\n")
-        elif code is not None:
-            streams.answer(code + "\n")
+        elif (part := final_answer if options.final else code) is not None:
+            streams.answer(part + "\n")
         if self.uncertain is not None and not options.json:
             from cerebrum_cli.terminal.reports import print_uncertain
 

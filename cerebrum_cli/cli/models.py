@@ -72,11 +72,6 @@ class PullCommandOptions(PullOptions):
     dry_run: bool = option(False, "Show what is available and what fits; download nothing", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
 
-    def validate(self) -> None:
-        for name in ("name", "default", "dry_run"):
-            if self.vocabulary and getattr(self, name):
-                raise UsageError.conflict("--vocabulary", flag(name))
-
 
 @composed
 def pull(
@@ -102,7 +97,8 @@ def pull(
       cerebrum pull owner/repo:Q5_K_M --name mine
       cerebrum pull --dry-run cerebrum-8x7b
     """
-    options.validate()
+    if options.vocabulary and (others := given_flags(options, "name", "default", "dry_run")):
+        raise UsageError.conflict("--vocabulary", others[0])
     ctx = app.settings(environment_layer("ctx")).ctx
     if model is None:
         rows = listing.suggestions(app.library, ctx)
@@ -127,6 +123,10 @@ def pull(
             app.streams.report(next_step(app, installed))
     if options.json:
         app.streams.answer_object(listing.row(app.library, installed))
+
+
+def given_flags(options: object, *names: str) -> list[str]:
+    return [flag(name) for name in names if getattr(options, name)]
 
 
 def next_step(app: App, model: InstalledModel) -> str:
@@ -159,11 +159,6 @@ class ListOptions(QuietOptions):
     outdated: bool = option(False, "List models with a newer upload on the Hub", "Model")
     json: bool = option(False, "Print a JSON array", "Output")
 
-    def validate(self) -> None:
-        flags = [flag(name) for name in ("available", "found", "outdated") if getattr(self, name)]
-        if len(flags) > 1:
-            raise UsageError.conflict(flags[0], flags[1])
-
 
 @composed
 def list_models(app: App, options: ListOptions) -> None:
@@ -176,7 +171,8 @@ def list_models(app: App, options: ListOptions) -> None:
       cerebrum list --available
       cerebrum list --outdated
     """
-    options.validate()
+    if len(flags := given_flags(options, "available", "found", "outdated")) > 1:
+        raise UsageError.conflict(flags[0], flags[1])
     library, streams = app.library, app.streams
     ctx = app.readable_settings(environment_layer("ctx")).ctx
     if options.available:

@@ -237,13 +237,10 @@ def to_biases(_: Option, value: Any) -> tuple[TokenBias, ...]:
 
 def _parse_bias(text: str) -> TokenBias | None:
     token, _, number = text.rpartition("=")
-    try:
-        bias = float(number)
-    except ValueError:
-        return None
-    if not token or not abs(bias) <= MAX_LOGIT:
-        return None
-    return TokenBias(int(token) if token.isascii() and token.isdigit() else token, bias)
+    with suppress(ValueError):
+        if token and abs(bias := float(number)) <= MAX_LOGIT:
+            return TokenBias(int(token) if token.isascii() and token.isdigit() else token, bias)
+    return None
 
 
 def to_thinking(declared: Option, value: Any) -> str:
