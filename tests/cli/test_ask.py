@@ -63,17 +63,6 @@ def test_json_has_the_documented_keys_and_the_same_text(user: CommandLine) -> No
     assert plain.out == answer["text"] + "\n" * (not answer["text"].endswith("\n"))
 
 
-def test_extract_takes_the_block_of_a_truncated_answer(user: CommandLine) -> None:
-    grammar = fixed_reply_grammar("```py\n" + "abcdefgh" * 20, user.home)
-    done = user.run("ask", "-x", "-n", "20", "--grammar", grammar, "hi")
-    assert (done.code, done.out[:3]) == (5, "abc")
-    assert done.err.startswith("error: answer truncated at 20 tokens, so it does not match the grammar\n")
-    (user.home / "open.gbnf").write_text('root ::= "```py\\n" [a-z]*')
-    raw = user.run("ask", "-x", "-n", "12", "--json", "--grammar", "open.gbnf", "hi")
-    assert raw.object["finish_reason"] == "length"
-    assert raw.object["extracted"] == raw.object["text"].removeprefix("```py\n")
-
-
 def test_seed_repeats_an_answer_and_a_random_one_is_reported(user: CommandLine) -> None:
     command = ("ask", "--json", "-n", "24", "--temperature", "1", "hi")
     first, second = user.run(*command).object, user.run(*command).object
@@ -161,15 +150,6 @@ def test_grammar_nested_too_deeply_is_a_usage_error(user: CommandLine) -> None:
     assert_error(done, 2, "line 1, column 2010: more than 2000 nested groups", "simplify the grammar there")
 
 
-def test_too_long_prompt_exits_4_with_both_sizes(user: CommandLine) -> None:
-    size = user.run("ask", "--dry-run", "--json", "word " * 60).object["prompt_tokens"]
-    done = user.run("ask", "--ctx", str(size), "--stats", "word " * 60)
-    assert done.out == ""
-    problem = f"the prompt has {size} tokens, but the context has {size}"
-    assert_error(done, 4, problem, "raise --ctx (trained context: 2048)")
-    assert user.run("ask", "--ctx", str(size + 1), "word " * 60).code == 0
-
-
 # Settings.
 
 
@@ -181,17 +161,6 @@ def test_every_option_has_an_environment_variable(user: CommandLine) -> None:
     variables = {"CEREBRUM_" + flag.removeprefix("--").replace("-", "_").upper() for flag in flags}
     assert variables == {variable(option.name) for option in options if option.name not in ("help", "set")}
     assert user.run("runs", "list", env=dict.fromkeys(variables, "1")).err == ""  # they are known
-
-
-@pytest.mark.slow
-def test_invalid_config_file_does_not_stop_reports(user: CommandLine) -> None:
-    (user.config / "config.toml").write_text("model = starter\n")
-    for command in (("list",), ("show", "starter"), ("doctor", "--offline")):
-        done = user.run(*command)
-        assert (done.code, "config.toml:1: starter is text without quotes" in done.out + done.err) == (
-            int(command[0] == "doctor"),
-            True,
-        )
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from chats import make_chat
 from scripted_backend import ScriptedBackend, replies
-from scripted_command import batch_here, run_here
+from scripted_command import run_here
 from templates import TEMPLATES
 
 from cerebrum_cli.chat.store import Store
@@ -30,14 +29,6 @@ def test_template_of_a_models_row_is_relative_to_its_file(template: Path, chatml
     row = f'repo_id = "a/b"\nfile = "{chatml_model.name}"\nformat = "cerebrum"\nsettings.chat_template = "own.jinja"\n'
     (template.parent / "models.toml").write_text(f"[models.mine]\n{row}")
     assert run_here(REPLY, tmp_path, "ask", "Why?", "-m", chatml_model, "--dry-run").out == OPENING
-
-
-def test_batch_records_the_template(template: Path, chatml_model: Path, tmp_path: Path) -> None:
-    (template.parent / "config.toml").write_text('chat_template = "own.jinja"\n')
-    done, _ = batch_here({"rows": {}, "seeds": ["Yes."]}, tmp_path, chatml_model, {"prompt": "Why?"})
-    assert done.code == 0
-    digest = sha256(template.read_bytes()).hexdigest()
-    assert digest in (tmp_path / "out.jsonl.meta.json").read_text()
 
 
 def test_chat_changes_its_template(template: Path, chatml_model: Path, store: Store, tmp_path: Path) -> None:

@@ -1,141 +1,20 @@
-"""Saved prompts: config.toml, what `ask`, `chat` and `batch` do with one, and `cerebrum prompts`, which edits them."""
+"""Saved prompts in config.toml, and `cerebrum prompts`, which edits them."""
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
-from command_line import CommandLine, Finished
+from command_line import CommandLine
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_command import run_here
 
 from cerebrum_cli.cli.prompts import prompt_table, table_line, with_prompt
 from cerebrum_cli.core.errors import ConfigError
-
-CONFIG = '''
-temperature = 0.1
-[prompts.sum]
-system = "Be brief."
-temperature = 0.9
-prompt = """
-Sum up: {input}
-{braces} {0} stay
-"""
-[prompts.list]
-prompt = "List three"
-[prompts.tone]
-system = "Be kind."
-max-tokens = 7
-[prompts.parsed]
-schema = "answer.json"
-'''
-BLOCKS = "One:\n```c\n1;\n```\nTwo:\n```python\n2\n```\nThree:\n```\n3\n```\n"
-
-
-class Home:
-    """A user with one model, scripted, and a config.toml with saved prompts."""
-
-    def __init__(self, user: CommandLine, text: str) -> None:
-        self.home = user.home
-        self.config = user.config / "config.toml"
-        self.config.write_text(text, encoding="utf-8")
-        (user.config / "answer.json").write_text('{"type": "object"}', encoding="utf-8")
-
-    @property
-    def text(self) -> str:
-        return self.config.read_text(encoding="utf-8")
-
-    def run(self, *arguments: str | Path, piped: bytes | None = None, **script: Any) -> Finished:
-        return run_here({"reply": "Yes.", **script}, self.home, *arguments, piped=piped)
-
-
-@pytest.fixture
-def home(user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """A user who has the prompts of CONFIG."""
-    monkeypatch.chdir(user.home)
-    return Home(user, CONFIG)
-
-
-@pytest.fixture
-def editable(new_user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """A user who has FILE, with its comments."""
-    monkeypatch.chdir(new_user.home)
-    return Home(new_user, FILE)
-
-
-# cerebrum ask.
-
-
-def test_saved_schema_yields_to_a_typed_constraint(user: CommandLine, home: Home) -> None:
-    (home.home / "number.gbnf").write_text('root ::= "17"\n')
-    (user.config / "answer.json").write_text('{"const": "four"}')
-    done = user.run("ask", "-p", "parsed", "x")
-    assert (done.code, done.out) == (0, '"four"\n')
-    assert user.run("ask", "-p", "parsed", "x", "--grammar", "number.gbnf").out == "17\n"
-    assert user.run("ask", "-p", "parsed", "x", env={"CEREBRUM_GRAMMAR": "number.gbnf"}).out == '"four"\n'
-    assert user.run("ask", "-p", "parsed", "x", env={"CEREBRUM_FINAL": "1"}).out == '"four"\n'
-    final = user.run("ask", "-p", "parsed", "x", "--final")
-    assert (final.code, final.err.splitlines()[0]) == (2, "error: --final and --schema cannot be used together")
-
-
-@pytest.mark.slow
-def test_saved_prompt_extracts_a_code_block_unless_told_otherwise(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    def code(*arguments: str, reply: str = BLOCKS) -> str:
-        done = home.run("ask", "-p", "code", "x", *arguments, reply=reply)
-        assert (done.code, done.err) == (0, "")
-        return done.out
-
-    for value, block in (("true", "1;\n"), ('"python"', "2\n"), ("false", BLOCKS), ('"last"', "3\n")):
-        home.config.write_text(f"[prompts.code]\nextract = {value}\n")
-        assert code() == block
-    monkeypatch.setenv("CEREBRUM_EXTRACT", "python")
-    assert (code(), code("--extract=c")) == ("3\n", "1;\n")
-    monkeypatch.setenv("CEREBRUM_FINAL", "1")
-    assert code() == "3\n"
-    monkeypatch.delenv("CEREBRUM_EXTRACT")
-    assert code("--final", reply="The answer is 4.") == "4\n"
-    code("--votes", "2", reply="The answer is 4.")
-
-
-# cerebrum batch.
-
-
-@pytest.mark.slow
-def test_batch_fills_in_rows_and_keeps_their_errors(home: Home) -> None:
-    (home.home / "in.csv").write_text("a,b\n1,2\n3,{input}\n")
-    more = ("--template", "{a} and {b}", "-p", "list", "--include-input")
-    done = home.run("batch", "in.csv", "-o", "-", *more, rows={"1 and 2": "x"}, seeds=["y"])
-    assert done.code == 0, done.err
-    rows = [json.loads(line) for line in done.out.splitlines()]
-    assert [row["prompt"] for row in rows] == ["List three\n\n1 and 2", "List three\n\n3 and {input}"]
-    assert [row["text"] for row in rows] == ["x", "y"]
-    assert rows[0]["input"] == {"a": "1", "b": "2"}
-
-
-def test_batch_records_the_text_of_a_saved_prompt(home: Home) -> None:
-    (home.home / "in.txt").write_text("One?\n")
-
-    def run(*more: str) -> Finished:
-        return home.run("batch", "in.txt", "-o", "out.jsonl", *more, rows={"x": "x"}, seeds=["y"])
-
-    assert run("-p", "list").code == 0
-    assert run("-p", "list").code == 0
-    meta = (home.home / "out.jsonl.meta.json").read_text()
-    assert '"List three"' in meta and "use" not in json.loads(meta)["fingerprint"]
-    home.config.write_text(home.config.read_text().replace("[prompts.list]", "[prompts.other]"))
-    assert run("-p", "other").code == 0
-    home.config.write_text(home.config.read_text().replace("List three", "List four"))
-    changed = run("-p", "other")
-    assert changed.code != 0
-    assert "another prompt (List three, now List four)" in changed.err
-
 
 FILE = '''\
 # My settings.
@@ -158,6 +37,24 @@ url = "http://localhost:1"
 system = "Be kind."
 '''
 WITHOUT_SUM = FILE[: FILE.index("[prompts.sum]")] + FILE[FILE.index("# The server.") :]
+
+
+class Home:
+    """A user who has FILE, with its comments."""
+
+    def __init__(self, user: CommandLine) -> None:
+        self.home, self.run = user.home, user.run
+        self.config = user.config / "config.toml"
+        self.config.write_text(FILE, encoding="utf-8")
+
+    @property
+    def text(self) -> str:
+        return self.config.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def editable(new_user: CommandLine) -> Home:
+    return Home(new_user)
 
 
 def editor(directory: Path, code: str) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine, Finished, assert_error
+from command_line import CommandLine, assert_error
 
 from cerebrum_cli.cli import COMMANDS
 from cerebrum_cli.core.config import read_config
@@ -152,51 +151,8 @@ def test_own_files_that_are_not_regular_are_never_waited_for(new_user: CommandLi
         path.unlink()
 
 
-# --set.
-
 MOST_OPTIONS = {"ask": 39}
 MOST = 42  # of any other command
-
-
-def saved(user: CommandLine, *arguments: str, **variables: str) -> dict[str, Any]:
-    """Settings that a command line gives, as they are saved with a prompt."""
-    done = user.run("ask", "-y", "--save-prompt", "p", "x", *arguments, env=variables)
-    assert done.code == 0, done.err
-    table: dict[str, Any] = tomllib.loads(user.run("prompts", "show", "p").out)["prompts"]["p"]
-    return {key: value for key, value in table.items() if key != "prompt"}
-
-
-def ask(user: CommandLine, *arguments: str, **variables: str) -> Finished:
-    return user.run("ask", "-m", "missing", "hi", *arguments, env=variables)
-
-
-def test_set_reaches_settings_with_and_without_flags(new_user: CommandLine) -> None:
-    given = ("temperature=0.5", "repeat-penalty=1.1", "drafts=on", "system=", "cache_type=q8_0", "logit_bias==1=-2")
-    lists = ("stop=a b", "stop='c d' e", "seed=1", "seed=2")  # lists are joined, and the last of other values counts
-    assert saved(new_user, *(word for each in (*given, *lists) for word in ("--set", each))) == {
-        "temperature": 0.5,
-        "repeat_penalty": 1.1,
-        "drafts": True,
-        "system": "",
-        "cache_type_k": "q8_0",
-        "cache_type_v": "q8_0",
-        "logit_bias": ["=1=-2"],
-        "stop": ["a b", "c d", "e"],
-        "seed": 2,
-    }
-    (new_user.config / "config.toml").write_text('[prompts.q]\ncache_type = "q4_0"\n')
-    both = {"cache_type_k": "q4_0", "cache_type_v": "q4_0"}
-    assert new_user.run("prompts", "show", "q", "--json").object["settings"] == both
-
-
-def test_set_takes_precedence_over_variables_and_saved_prompts(new_user: CommandLine, chatml_model: Path) -> None:
-    assert_error(ask(new_user, CEREBRUM_MIROSTAT="1", CEREBRUM_TYPICAL_P="2"), 2, "invalid CEREBRUM_TYPICAL_P: 2.0")
-    assert_error(ask(new_user, CEREBRUM_CACHE_TYPE="q5"), 2, "invalid CEREBRUM_CACHE_TYPE: 'q5'")
-    (new_user.config / "config.toml").write_text('system = "no"\n[prompts.p]\nsystem = "saved"\n')
-    arguments = ("ask", "-m", chatml_model, "--dry-run", "-q", "-p", "p", "hi")
-    variable = {"CEREBRUM_SYSTEM": "variable"}
-    assert "saved" in new_user.run(*arguments, env=variable).out
-    assert "given" in new_user.run(*arguments, "--set", "system=given", env=variable).out
 
 
 def test_commands_show_few_options() -> None:

@@ -122,15 +122,6 @@ def test_effort_has_no_effect_without_a_template(thinker: Path, new_user: Comman
     assert run_here({"reply": "Yes."}, new_user.home, *arguments).code == 2
 
 
-def test_ask_refuses_to_limit_thought_that_nothing_marks(chatml_model: Path, tmp_path: Path) -> None:
-    options = ("ask", "Why?", "-m", chatml_model, "--format", "cerebrum")
-    for think in ("off", "100"):
-        done = run_here({"reply": "Yes."}, tmp_path, *options, "--think", think)
-        problem = f"think={think} has no effect: this model does not mark its reasoning"
-        assert_error(done, 2, problem, "--max-tokens limits")
-    assert run_here({"reply": "Yes."}, tmp_path, *options, "--think", "on").code == 0
-
-
 def test_chat_continues_conversations_with_other_switches(thinker: Path, tmp_path: Path) -> None:
     script = {"reply": "Yes."}
     for number, think in enumerate(("on", "off", "on")):
