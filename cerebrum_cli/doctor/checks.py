@@ -75,27 +75,28 @@ def run_checks(context: DoctorContext) -> Iterator[CheckResult]:
 
 def _check_devices(context: DoctorContext) -> CheckResult:
     try:
-        build = context.build()
+        return assess_devices(context.build(), machine.likely_accelerator())
     except EngineError:
         return check_result("", ("unknown: llama.cpp cannot be loaded", FIX_LLAMA_CPP))
-    return assess_devices(build, machine.likely_accelerator())
 
 
 def _check_disk(context: DoctorContext) -> CheckResult:
-    uses = (
-        ("models", context.installation.library.cache.directory),
-        ("prompt cache", context.installation.cache_directory),
-        ("data", context.installation.data_directory),
+    return assess_disk(
+        [
+            inspect_directory("models", context.installation.library.cache.directory),
+            inspect_directory("prompt cache", context.installation.cache_directory),
+            inspect_directory("data", context.installation.data_directory),
+        ]
     )
-    return assess_disk([inspect_directory(use, path) for use, path in uses])
 
 
 def _check_config(context: DoctorContext) -> CheckResult:
     path = context.installation.config_directory / "config.toml"
     config = read_config(path)
+    if not path.exists():
+        return check_result(f"{path} does not exist: using default settings")
     keys = [*config.settings, *(f"endpoints.{name}" for name in config.endpoints)]
-    sets = f"sets {', '.join(keys) or 'nothing'}" if path.exists() else "does not exist: using default settings"
-    return check_result(f"{path} {sets}")
+    return check_result(f"{path} sets {', '.join(keys) or 'nothing'}")
 
 
 def _check_catalogue(context: DoctorContext) -> CheckResult:
@@ -157,8 +158,10 @@ def _check_sessions(context: DoctorContext) -> CheckResult:
     if not os.access(path, os.W_OK):
         return CheckResult("failure", f"{path} is not writable", "make it writable, or use --no-log")
     sessions, messages, version = contents
-    counts = f"{format_count(sessions, 'session')}, {format_count(messages, 'message')}, undamaged"
-    return check_result(f"{counts}; {format_size(path.stat().st_size)}, version {version}")
+    return check_result(
+        f"{format_count(sessions, 'session')}, {format_count(messages, 'message')}, undamaged;"
+        f" {format_size(path.stat().st_size)}, version {version}"
+    )
 
 
 CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {

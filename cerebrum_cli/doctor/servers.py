@@ -91,18 +91,20 @@ def _describe(info: ServerInfo) -> Iterator[str | CheckResult]:
     way = "through chat completions" if kind.takes_messages else f"build {info.build}, by token ids"
     yield check_result(f"{kind.name}, {way}")
     yield "served_model"
-    weights = ", whose weights are not those of the local file" if info.has_other_weights else ""
-    yield check_result(server_text(info.model) + weights)
+    yield check_result(
+        server_text(info.model) + (", whose weights are not those of the local file" if info.has_other_weights else "")
+    )
     if kind.takes_messages:  # it states neither its context nor its slots
         return
     yield "context"
     shared = ", which its slots share" if isinstance(kind, LlamaServer) else ""
-    problem = (
+    too_small = (
         f"a chain of thought may need more than {MIN_CONTEXT}",
         f"restart {kind.name} with a larger {kind.context_option}{shared}",
     )
     yield check_result(
-        f"{info.context_size} tokens for a prompt and its reply", problem if info.context_size < MIN_CONTEXT else None
+        f"{info.context_size} tokens for a prompt and its reply",
+        too_small if info.context_size < MIN_CONTEXT else None,
     )
     yield "slots"
     if info.max_window > slots:
