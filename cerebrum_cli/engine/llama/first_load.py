@@ -23,7 +23,6 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelFileError
 from cerebrum_cli.core.files import atomic_write, read_small_json
 from cerebrum_cli.engine.backend import StopFlag
-from cerebrum_cli.engine.protocols import Vocabulary
 
 MAX_DATA_BYTES, MAX_CPU_S = 2 * 2**30, 20  # of the child: an honest file is mapped, and takes less than a second
 MAX_CHECK_S = 5  # of CPU
@@ -34,6 +33,7 @@ TRUSTED = "choose one from a source you trust"
 FIRST_PART = re.compile(r"(.*)-00001-of-(\d{5})(\.gguf)")
 MAX_REMEMBERED = 1000
 POLL_S = 0.01
+BYTES = "".join(map(chr, range(256)))
 
 Kind = Literal["model", "vocabulary", "adapter", "template"]
 
@@ -136,22 +136,17 @@ def _load(path: str, kind: Kind, adapter: str) -> None:
         for params.vocab_only in (True,) if kind == "vocabulary" else (True, False):
             model = llama.llama_model_load_from_file(os.fsencode(path), params)
             if model:
-                _use_vocabulary(LlamaVocabulary(model))
+                vocabulary = LlamaVocabulary(model)
+                with contextlib.suppress(CerebrumError):  # every byte to tokens, and every token to bytes
+                    vocabulary.tokenize([Text(BYTES), Text(BYTES, trusted=False)])
+                    for token in range(vocabulary.size):
+                        vocabulary.piece(token, special=True)
         if model and kind == "adapter":
             llama.llama_adapter_lora_init(model, os.fsencode(adapter))
         elif model and kind == "model":
             options = llama.llama_context_default_params()
             options.n_ctx, options.n_batch, options.n_ubatch = 256, 32, 32
             llama.llama_init_from_model(model, options)
-
-
-def _use_vocabulary(vocabulary: Vocabulary) -> None:
-    """Convert every byte to tokens, and every token to bytes."""
-    text = "".join(map(chr, range(256)))
-    with contextlib.suppress(CerebrumError):
-        vocabulary.tokenize([Text(text), Text(text, trusted=False)])
-        for token in range(vocabulary.size):
-            vocabulary.piece(token, special=True)
 
 
 if __name__ == "__main__":

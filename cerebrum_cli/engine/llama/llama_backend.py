@@ -37,7 +37,7 @@ class LlamaBackend(LlamaVocabulary):
     created with the options of the plan.
     """
 
-    context: LlamaContext  # once `reserve` has created it
+    context: LlamaContext  # which `reserve` creates
 
     def __init__(
         self,
@@ -54,13 +54,12 @@ class LlamaBackend(LlamaVocabulary):
         self._stop = stop
         self._sizes, self._offloaded = plan.sizes, plan.offloaded
         self._adapters = adapters
-        window: int = llama.llama_model_n_swa(model)
-        self.trimmable_length = 0 if has_recurrent_state(model) else window or inf
+        self.trimmable_length = 0 if has_recurrent_state(model) else llama.llama_model_n_swa(model) or inf
         self._mapped_bytes = mapped_bytes
         self._fallback = fallback
         self.repacks = plan.repack
         self._free: FreeMemory | None = None  # before the current context was created
-        self._batch_indices: list[int] | None = None
+        self._batch_indices: Sequence[int] = ()  # of the rows of the last decode in its batch
         self.capacity = 0
         self.configure(plan.context)
 
@@ -74,9 +73,6 @@ class LlamaBackend(LlamaVocabulary):
         self.kv_unified = options.kv_unified
         self.shares_rows = options.kv_unified and not llama.llama_model_is_recurrent(self._model)
         self.batch_size: int = options.n_ubatch
-        self.max_outputs = options.n_outputs_max(self.size)
-        self.max_draft = MAX_DRAFT if self.trimmable_length else 0
-        self.checkpoint_budget = checkpoint_budget(self._sizes, options)
 
     def _close_context(self) -> None:
         if self.capacity:
@@ -162,7 +158,7 @@ class LlamaBackend(LlamaVocabulary):
 
     def decode(self, rows: Sequence[TokenRow]) -> bool:
         if not self._batch_invariant:
-            self._batch_indices = None
+            self._batch_indices = range(len(rows))
             return self.context.decode(rows)
         slots, length = self._made_with.slots, self.context.length
         if self._options.pad_steps:
@@ -196,7 +192,7 @@ class LlamaBackend(LlamaVocabulary):
 
     def batch_position(self, row: int) -> tuple[Any, int]:
         """llama.cpp's context, and the index of a row of the last decode in its batch."""
-        return self.context.handle, self._batch_indices[row] if self._batch_indices else row
+        return self.context.handle, self._batch_indices[row]
 
     def logprob(self, row: int, token: int) -> float:
         return self.score_tokens([(row, token)])[0].logprob

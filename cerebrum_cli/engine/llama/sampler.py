@@ -17,12 +17,10 @@ from cerebrum_cli.engine.llama.bindings import llama
 PENALTY_WINDOW = 64  # tokens, llama.cpp's own default
 LEAST_P = 1e-30  # of a token for typical-p, whose entropy is not a number with a probability of 0
 
+# The current context, which samplers outlive, and the index of a row of the last decode in its batch.
 BatchPosition = Callable[[int], tuple[Any, int]]
-"""The current context, which samplers outlive, and the index of a row of the last decode in its batch."""
-
-
+# The latest DRY sampler by its parameters, to copy: a new one reads the whole vocabulary for its breakers.
 DrySamplers = dict[tuple[Any, ...], Any]
-"""The latest DRY sampler by its parameters, to copy: a new one reads the whole vocabulary for its breakers."""
 
 
 def create_chain(vocab: Any, params: SamplingParams, seed: int, prompt: Sequence[int], dry: DrySamplers) -> Any:
@@ -44,8 +42,9 @@ def _samplers(vocab: Any, params: SamplingParams, seed: int, dry: DrySamplers) -
         biases = [llama.llama_logit_bias(token=int(bias.token), bias=bias.bias) for bias in params.logit_bias]
         yield llama.llama_sampler_init_logit_bias(size, len(biases), (llama.llama_logit_bias * len(biases))(*biases))
     if params.has_penalties:
-        penalties = (params.repeat_penalty, params.frequency_penalty, params.presence_penalty)
-        yield llama.llama_sampler_init_penalties(size, PENALTY_WINDOW, *penalties)
+        yield llama.llama_sampler_init_penalties(
+            size, PENALTY_WINDOW, params.repeat_penalty, params.frequency_penalty, params.presence_penalty
+        )
     if params.has_dry:
         numbers = (params.dry_multiplier, params.dry_base, params.dry_allowed_length, params.dry_penalty_last_n)
         texts = [text.encode("utf-8", "surrogatepass") for text in params.dry_breakers]
