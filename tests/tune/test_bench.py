@@ -20,7 +20,7 @@ from cerebrum_cli.cli.app import PROBE
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.bench import Bench, BenchError, BenchJob
 from cerebrum_cli.engine.model_options import LoadOptions, Tuning
-from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
+from cerebrum_cli.gguf.sizes import uniform_sizes
 from cerebrum_cli.models.library import NANO
 from cerebrum_cli.models.model import InstalledModel
 from cerebrum_cli.tune.tune import bench_options
@@ -38,15 +38,10 @@ def options_of(path: Path) -> LoadOptions:
 
 
 @pytest.fixture
-def options() -> LoadOptions:
-    return options_of(NANO)
-
-
-@pytest.fixture
-def bench(options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     """A bench for nano; at the end, no process or file may be left."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with contextlib.closing(Bench(options, TEXT)) as bench:
+    with contextlib.closing(Bench(options_of(NANO), TEXT)) as bench:
         yield bench
         remaining = bench_processes()
         assert [path.name.startswith(".cerebrum-tune.") for path in tmp_path.iterdir()] == [True, True]
@@ -54,22 +49,13 @@ def bench(options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def with_sizes(options: LoadOptions, sizes: ModelSizes) -> LoadOptions:
-    return replace(options, file=replace(options.file, sizes=sizes))
-
-
 def bench_processes(pid: int | None = None) -> list[psutil.Process]:
+    found = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        children = psutil.Process(pid).children(recursive=True)
-        return [child for child in children if "cerebrum_cli.engine.llama.bench_process" in command_of(child)]
-    return []
-
-
-def command_of(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+        for child in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                found += [child] if "cerebrum_cli.engine.llama.bench_process" in child.cmdline() else []
+    return found
 
 
 def test_bench_measures_speeds_load_time_and_memory(bench: Bench) -> None:
@@ -112,16 +98,13 @@ def test_logits_do_not_depend_on_jobs_before(bench: Bench) -> None:
         bench.speed(Tuning(), job)
 
 
-def test_bench_closes_processes_to_free_memory(options: LoadOptions) -> None:
-    sizes = uniform_sizes(1, 2, 1)
-    with contextlib.closing(Bench(with_sizes(options, sizes), TEXT)) as bench:
-        bench.speed(REPACKED, DECODE)
-        [first] = bench_processes()
-        bench._options = with_sizes(options, uniform_sizes(10**15, 2, 1))
-        with pytest.raises(BenchError, match=r"^needs \d+\.\d GB; \d+\.\d GB is free$"):
-            bench.speed(NOT_REPACKED, DECODE)
-        assert not first.is_running()
-        assert bench_processes() == []
+def test_bench_closes_processes_to_free_memory(bench: Bench) -> None:
+    bench.speed(REPACKED, DECODE)
+    [first] = bench_processes()
+    bench._options = replace(bench._options, file=replace(bench._options.file, sizes=uniform_sizes(10**15, 2, 1)))
+    with pytest.raises(BenchError, match=r"^needs \d+\.\d GB; \d+\.\d GB is free$"):
+        bench.speed(NOT_REPACKED, DECODE)
+    assert (first.is_running(), bench_processes()) == (False, [])
 
 
 def test_bench_process_continues_after_errors_up_to_its_end(bench: Bench) -> None:
@@ -155,19 +138,19 @@ def test_bench_reports_the_signal_that_killed_a_process(bench: Bench) -> None:
 
 
 def test_bench_repeats_a_short_text_and_imports_nothing_from_here(
-    options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("json", "numpy", "cerebrum_cli"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit(7)\n")
     monkeypatch.chdir(tmp_path)
-    with contextlib.closing(Bench(options, "What is 3 plus 4?")) as bench:
+    with contextlib.closing(Bench(options_of(NANO), "What is 3 plus 4?")) as bench:
         assert bench.speed(REPACKED, PREFILL) > 0
 
 
 def test_tune_measures_a_real_model_and_saves_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cerebrum_cli.tune.search.RUN_S", 0.05)
-    monkeypatch.setattr("cerebrum_cli.tune.tune.SEARCH_S", 1.0)
-    monkeypatch.setattr("cerebrum_cli.tune.tune.STEPS_S", 0.2)
+    quick = {"search.RUN_S": 0.05, "search.MAX_DEPTH": 64, "search.LOADS": 1, "tune.SEARCH_S": 0.0, "tune.STEPS_S": 0.1}
+    for name, value in quick.items():
+        monkeypatch.setattr(f"cerebrum_cli.tune.{name}", value)
     monkeypatch.setattr("cerebrum_cli.engine.bench.MIN_CPU_SHARE", 0.0)  # the other tests use the CPU
     done = run_here({}, tmp_path, "tune", NANO, "--threads", "1")
     assert done.code == 0, done.err
@@ -183,44 +166,28 @@ def test_tune_measures_a_real_model_and_saves_what_it_found(tmp_path: Path, monk
     assert (shown.object["profile"] is not None) == saves
 
 
-def test_tune_interrupted_by_a_signal_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+def test_tune_ended_by_a_signal_leaves_no_process_and_saves_nothing(tmp_path: Path, ending: signal.Signals) -> None:
     folder = tmp_path / "cache" / "cerebrum" / "trials"
-    running = CommandLine(tmp_path).start("tune", NANO, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
-    wait_until(lambda: len(bench_processes(running.pid)) > 1)
-    processes = bench_processes(running.pid)
-    assert list(folder.glob(".cerebrum-tune.*"))
-    running.send_signal(signal.SIGTERM)
-    out, err = running.communicate(timeout=30)
-    assert (running.returncode, out) == (143, b"")
-    assert b"Traceback" not in err
-    assert b"nothing was saved" in err
-    wait_for_end(processes)
-    assert list(folder.iterdir()) == []
-    assert list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json")) == []
-
-
-def test_bench_processes_exit_with_their_parent(tmp_path: Path) -> None:
-    (tmp_path / "tmp").mkdir()
-    running = CommandLine(tmp_path).start("tune", NANO, env={"TMPDIR": str(tmp_path / "tmp")})
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
+    running = CommandLine(tmp_path).start("tune", NANO, env=environment)
     wait_until(lambda: bool(bench_processes(running.pid)))
     processes = bench_processes(running.pid)
-    running.kill()
-    running.communicate(timeout=30)
+    assert list(folder.glob(".cerebrum-tune.*"))
+    running.send_signal(ending)
+    out, err = running.communicate(timeout=30)
     wait_for_end(processes)
+    assert (out, b"Traceback" in err, list((tmp_path / "data").rglob("profiles/*.json"))) == (b"", False, [])
+    if ending == signal.SIGTERM:
+        assert (running.returncode, b"nothing was saved" in err, list(folder.iterdir())) == (143, True, [])
 
 
-def test_bench_repeats_disturbed_runs_and_counts_disturbed_jobs(bench: Bench) -> None:
-    shares = iter([0.5, 0.5, 0.99, 0.5, 0.5, 0.5, 0.4, 0.99, 0.5, 0.99])
-    process = bench._process(REPACKED)
-    request = process.request
-    process.request = lambda *request_: (request(*request_)[0], next(shares))  # type: ignore[method-assign]
-    assert bench.speed(REPACKED, DECODE) > 0
-    assert bench.disturbed_jobs == 0, "the third run was undisturbed"
-    assert bench.speed(REPACKED, DECODE) > 0
-    assert bench.disturbed_jobs == 1, "all three runs were disturbed"
-    assert bench.speed(REPACKED, DECODE) > 0
-    assert bench.disturbed_jobs == 2, "the machine stays busy, so this job was not repeated"
-    for _ in range(2):
-        assert bench.speed(REPACKED, DECODE) > 0
-    assert bench.disturbed_jobs == 2
-    assert next(shares, None) is None
+def test_bench_repeats_disturbed_runs_and_counts_disturbed_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = [0.5, 0.5, 0.99, 0.5, 0.5, 0.5, 0.4, 0.99, 0.5, 0.99]
+    runs = list(enumerate(shares, 1))
+    with contextlib.closing(Bench(options_of(NANO), TEXT)) as bench:
+        bench._devices = ()
+        monkeypatch.setattr(bench, "_request", lambda *_: runs.pop(0))
+        measured = [(bench.speed(REPACKED, DECODE), bench.disturbed_jobs) for _ in range(5)]
+    # The third run was undisturbed; all three were disturbed; on a machine that stays busy, the job is not repeated.
+    assert measured == [(3, 0), (6, 1), (7, 2), (8, 2), (10, 2)] and not runs
