@@ -274,27 +274,29 @@ def _read_tensors(cursor: Cursor, count: int, alignment: int) -> list[Tensor]:
     end = 0
     for _ in range(count):
         name = cursor.string("tensor name", _TENSOR_NAME_BYTES).decode("utf-8", "replace")
-        label = f"damaged: the tensor {quoted(name)}"
         if name in tensors:
-            raise ModelFileError(cursor.path, f"{label} is duplicated")
+            raise _damaged(cursor, name, "is duplicated")
         [n_dims] = cursor.unpack("I")
         if n_dims > _TENSOR_DIMENSIONS:
-            raise ModelFileError(cursor.path, f"{label} has {n_dims:,} dimensions")
+            raise _damaged(cursor, name, f"has {n_dims:,} dimensions")
         *shape, number, offset = cursor.unpack(f"{n_dims}QIQ")
         if math.prod(shape) >= 1 << 63:
-            raise ModelFileError(cursor.path, f"{label} has {math.prod(shape):,} weights")
+            raise _damaged(cursor, name, f"has {math.prod(shape):,} weights")
         if offset % alignment or (expected is not None and offset != expected) or offset < end:
-            where = f"at byte {offset:,} of the data" + (f", not {expected:,}" if expected is not None else "")
-            raise ModelFileError(cursor.path, f"{label} begins {where}")
+            rather = "" if expected is None else f", not {expected:,}"
+            raise _damaged(cursor, name, f"begins at byte {offset:,} of the data{rather}")
         tensors[name] = tensor = Tensor(name, tuple(shape), number, cursor.path, offset)
         kind, row = tensor.kind, shape[0] if shape else 1
         if row % kind.block_size:
-            raise ModelFileError(
-                cursor.path, f"{label} has rows of {row:,} weights in blocks of {kind.block_size} ({kind.name})"
-            )
+            problem = f"has rows of {row:,} weights in blocks of {kind.block_size} ({kind.name})"
+            raise _damaged(cursor, name, problem)
         end = offset + tensor.size
         expected = aligned(end, alignment) if number in TENSOR_TYPES else None
     return list(tensors.values())
+
+
+def _damaged(cursor: Cursor, name: str, problem: str) -> ModelFileError:
+    return ModelFileError(cursor.path, f"damaged: the tensor {quoted(name)} {problem}")
 
 
 def aligned(position: int, alignment: int = ALIGNMENT) -> int:

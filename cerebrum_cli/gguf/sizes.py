@@ -168,13 +168,17 @@ def model_sizes(keys: Hyperparameters, tensors: Iterable[tuple[str, int]]) -> Mo
     input_bytes = sum(size for name, size in others.items() if name.startswith(_INPUT))
     kinds = set().union(*by_layer.values())
     tokens = keys.metadata.get("tokenizer.ggml.tokens")
+    # Of the largest activations of a layer, beside four embeddings; found by measuring.
+    feed_forward = max(keys.per_layer("feed_forward_length"), default=0)
+    experts = keys.integer("expert_used_count") * (keys.integer("expert_feed_forward_length") or feed_forward)
+    recurrent = 2 * keys.integer("ssm.inner_size") - keys.integer("embedding_length")
     return ModelSizes(
         layers,
         input_bytes,
         sum(others.values()) - input_bytes,
         "output.weight" not in others,
         keys.integer("embedding_length"),
-        _activation_length(keys),
+        3 * max(feed_forward, experts, recurrent),
         tokens.length if isinstance(tokens, Array) else keys.integer("vocab_size"),
         keys.n_heads,
         tuple(sorted(head_lengths)),
@@ -268,11 +272,3 @@ def _state_length(keys: Hyperparameters) -> int:
         return keys.n_heads * head * (3 * convolution + head)
     inner, state = keys.integer("ssm.inner_size"), keys.integer("ssm.state_size")
     return convolution * (inner + 2 * keys.integer("ssm.group_count") * state) + inner * state
-
-
-def _activation_length(keys: Hyperparameters) -> int:
-    """Elements per token of the largest activations of a layer, beside four embeddings; found by measuring."""
-    feed_forward = max(keys.per_layer("feed_forward_length"), default=0)
-    experts = keys.integer("expert_used_count") * (keys.integer("expert_feed_forward_length") or feed_forward)
-    recurrent = 6 * keys.integer("ssm.inner_size") - 3 * keys.integer("embedding_length")
-    return max(3 * feed_forward, 3 * experts, recurrent)
