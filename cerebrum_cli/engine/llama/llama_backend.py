@@ -114,10 +114,8 @@ class LlamaBackend(LlamaVocabulary):
         # plan slots
         free = self._free = None if is_single else self._measure_memory()
         options = replace(self._options, length=length + self._room)
-        requested = self.slots_for(length)
-        if slots and not is_single:
-            requested = min(requested, slots)
-        n_slots = requested
+        most = slots or self._options.slots
+        requested = n_slots = self._options.slots if is_single else min(most, self.slots_for(length))
         if pad_steps and n_slots > 2:
             n_slots = batch_invariance.stable_slots(n_slots + batch_invariance.ROW_GROUP - 1)
             n_slots = plan_slots(self._sizes, n_slots, options, self._offloaded, free) if free else n_slots
