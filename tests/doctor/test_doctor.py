@@ -56,17 +56,8 @@ def doctor(home: Path, *arguments: str, **variables: str) -> Finished:
     return CommandLine(home).run("doctor", *arguments, env=environment)
 
 
-def doctor_with_library(home: Path, folder: Path) -> Finished:
-    """Run the installed command, in a process that loads llama.cpp's library from another folder."""
-    return CommandLine(home).run_process("doctor", "--json", "--offline", env={"LLAMA_CPP_LIB_PATH": str(folder)})
-
-
 def by_name(done: Finished) -> dict[str, dict[str, str]]:
     return {result["name"]: result for result in done.object}
-
-
-def ok(name: str, detail: str) -> dict[str, str]:
-    return CheckResult("ok", detail, name=name).recorded
 
 
 def statuses(done: Finished) -> dict[str, str]:
@@ -110,12 +101,11 @@ def content(directory: Path) -> dict[str, bytes]:
 def test_doctor_only_warns_a_new_user_and_writes_the_list_of_devices(tmp_path: Path) -> None:
     environment = {"HF_ENDPOINT": UNREACHABLE, "NO_PROXY": "*", "HF_HUB_OFFLINE": "0"}
     done = CommandLine(tmp_path).run_process("doctor", "--json", env=environment)
-    assert (done.code, done.err) == (0, "")
     results = by_name(done)
     assert list(results) == [name for name in CHECKS if name in results]
     assert set(CHECKS) - {"self_test_gpu"} <= set(results)
     assert {tuple(result) for result in results.values()} == {("name", "status", "detail", "hint")}
-    assert statuses(done) == {"models": "warning", "network": "warning"}
+    assert (done.code, done.err, statuses(done)) == (0, "", {"models": "warning", "network": "warning"})
     assert {results[name]["detail"][:4] for name in ("devices", "token", "sessions")} == {"none"}
     assert all(bool(result["hint"]) == (result["status"] != "ok") for result in results.values())
     assert "llama-cpp-python 0." in results["llama_cpp"]["detail"]
@@ -132,8 +122,7 @@ def test_doctor_prints_plain_lines_and_quiet_hides_ok(tmp_path: Path) -> None:
     warning = lines.index("warning  models              no model is installed")
     assert lines[warning + 1].startswith(" " * 29 + "hint: ")
     quiet = scripted(tmp_path, "-q")
-    assert (quiet.code, quiet.err) == (0, "")
-    assert {line[:7] for line in quiet.out.splitlines()} == {"warning", " " * 7}
+    assert (quiet.code, quiet.err, {line[:7] for line in quiet.out.splitlines()}) == (0, "", {"warning", " " * 7})
 
 
 def test_doctor_reports_models_sessions_and_the_token(tmp_path: Path, chatml_model: Path, sessions: Path) -> None:
@@ -143,7 +132,7 @@ def test_doctor_reports_models_sessions_and_the_token(tmp_path: Path, chatml_mod
     results = by_name(done)
     assert results["models"]["detail"] == "1 installed; default: chatml"
     assert results["sessions"]["detail"].startswith("1 session, 1 message, undamaged; ")
-    assert results["token"] == ok("token", "found in HF_TOKEN")
+    assert (results["token"]["status"], results["token"]["detail"]) == ("ok", "found in HF_TOKEN")
     assert TOKEN not in done.out
     assert content(sessions.parent) == before
 
@@ -167,9 +156,10 @@ def test_network_check_sends_no_token_and_respects_offline(tmp_path: Path) -> No
         offline = doctor(tmp_path, "--json", **environment | {"HF_HUB_OFFLINE": "1"})
         assert len(hub.log.requests()) == 1
     assert (request.method, request.token) == ("HEAD", None)
-    assert by_name(done)["network"] == ok("network", f"{hub.url} is reachable")
-    assert by_name(skipped)["network"]["status"] == "ok"
-    assert by_name(offline)["network"]["detail"] == "skipped: HF_HUB_OFFLINE is set"
+    network = [by_name(finished)["network"] for finished in (done, skipped, offline)]
+    assert [result["status"] for result in network] == ["ok"] * 3
+    details = [f"{hub.url} is reachable", "skipped: --offline", "skipped: HF_HUB_OFFLINE is set"]
+    assert [result["detail"] for result in network] == details
 
 
 def test_sessions_check_changes_nothing_and_includes_the_write_ahead_log(tmp_path: Path, sessions: Path) -> None:
@@ -203,8 +193,7 @@ def test_sessions_check_fails_for_an_unusable_database(
     database.commit()
     database.close()
     done = scripted(tmp_path, "--json")
-    assert (done.code, statuses(done)["sessions"]) == (1, "failure")
-    assert detail in by_name(done)["sessions"]["detail"]
+    assert (done.code, statuses(done)["sessions"]) == (1, "failure") and detail in by_name(done)["sessions"]["detail"]
 
 
 @pytest.mark.parametrize(
@@ -222,10 +211,8 @@ def test_doctor_runs_all_checks_despite_an_invalid_file(tmp_path: Path, file: st
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     done = scripted(tmp_path, "--json")
-    assert done.code == 1
-    assert {*failures(done)} == names
+    assert (done.code, {*failures(done)}, path.read_text()) == (1, names, text)
     assert all(by_name(done)[name]["hint"] for name in names)
-    assert path.read_text() == text
 
 
 def test_models_check_warns_about_a_missing_file(tmp_path: Path, chatml_model: Path) -> None:
@@ -235,8 +222,8 @@ def test_models_check_warns_about_a_missing_file(tmp_path: Path, chatml_model: P
     file.unlink()
     done = doctor(tmp_path, "--json", "--offline")
     assert (done.code, statuses(done)["models"]) == (0, "warning")
-    assert str(file) in by_name(done)["models"]["detail"]
-    assert "cerebrum rm mine" in by_name(done)["models"]["hint"]
+    result = by_name(done)["models"]
+    assert str(file) in result["detail"] and "cerebrum rm mine" in result["hint"]
 
 
 @pytest.mark.slow
@@ -244,7 +231,8 @@ def test_models_check_warns_about_a_missing_file(tmp_path: Path, chatml_model: P
 def test_doctor_fails_if_llama_cpp_is_not_loadable(tmp_path: Path, has_file: bool) -> None:
     if has_file:
         (tmp_path / "libllama.so").write_bytes(Path(_ctypes.__file__).read_bytes())
-    done = doctor_with_library(tmp_path, tmp_path)
+    environment = {"LLAMA_CPP_LIB_PATH": str(tmp_path)}
+    done = CommandLine(tmp_path).run_process("doctor", "--json", "--offline", env=environment)
     assert (done.code, done.err, failures(done)) == (1, "", ["llama_cpp", "self_test"])
     assert "self_test_gpu" not in by_name(done)
     assert not has_file or "cannot load llama.cpp's library" in by_name(done)["llama_cpp"]["detail"]
@@ -280,10 +268,9 @@ def test_llama_cpp_of_another_cpu_is_reported_before_it_runs(tmp_path: Path) -> 
     )
     for arguments in (("doctor", "--offline", "--quiet"), ("ask", "--no-log", "-m", NANO, "What is 1 plus 1?")):
         child = start_python(code, *arguments, home=tmp_path)
-        out, err = child.communicate(timeout=60)
-        assert child.returncode == 1
-        assert (out + err).count(f"llama.cpp was built for another CPU: this one lacks {features[-1]}") == 1
-        assert "rebuild it on this machine: " in out + err
+        printed = "".join(child.communicate(timeout=60))
+        assert child.returncode == 1 and "rebuild it on this machine: " in printed
+        assert printed.count(f"llama.cpp was built for another CPU: this one lacks {features[-1]}") == 1
 
 
 GB = 10**9
@@ -310,7 +297,6 @@ SEEMS = "this machine seems to have a GPU"
         (assess_devices(WITHOUT_DRIVER, "cuda"), "warning", "(backends CUDA, CPU) finds no", "nvidia-smi"),
         (assess_devices(CPU, "cuda"), "warning", SEEMS, f'CMAKE_ARGS="-DGGML_CUDA=on" {sys.executable} -m pip install'),
         (assess_devices(CPU, "metal"), "warning", SEEMS, "make setup ACCEL=metal"),
-        (assess_devices(CPU, "vulkan"), "warning", SEEMS, "-DGGML_VULKAN=on"),
         (assess_devices(CPU, None), "ok", "none: everything runs on the CPU", ""),
         (assess_build(CPU, None), "ok", "backends CPU; no offload; CPU: AVX2, OPENMP", ""),
         (assess_build(CPU, frozenset({"avx2"})), "ok", "CPU: AVX2, OPENMP", ""),
@@ -323,15 +309,12 @@ SEEMS = "this machine seems to have a GPU"
         (assess_disk([replace(MODELS, writable=False), DATA]), "warning", "/m is not writable", "HF_HUB_CACHE"),
         (assess_disk([MODELS, replace(DATA, writable=False)]), "failure", "", ""),
         (assess_prompt_cache(CACHE, 0, 0, 4e9), "ok", "0 files, 0 kB of at most 4.00 GB", ""),
-        (assess_prompt_cache(CACHE, 2, GB, 4e9), "ok", "", ""),
         (assess_prompt_cache(CACHE, 2, GB, 0), "ok", "off (cache_gb is 0); 1.00 GB still on disk", ""),
         (assess_prompt_cache(replace(CACHE, writable=False), 0, 0, 4e9), "warning", "", ""),
     ],
 )
 def test_assessment_of_what_was_found(result: CheckResult, status: str, detail: str, hint: str) -> None:
-    assert result.status == status
-    assert detail in result.detail
-    assert hint in result.hint
+    assert (result.status, detail in result.detail, hint in result.hint) == (status, True, True)
 
 
 def test_processor_flags_reads_cpuinfo(tmp_path: Path) -> None:
@@ -389,8 +372,7 @@ def test_check_terminal_by_capabilities(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("locale.getencoding", lambda: encoding)
     result = check_terminal(Streams(StringIO(), StringIO(), None, variables is not None, False, False))
-    assert result.status == status
-    assert detail in result.detail
+    assert (result.status, detail in result.detail) == (status, True)
 
 
 @pytest.mark.slow
@@ -403,6 +385,5 @@ def test_doctor_wraps_and_colors_at_a_terminal(tmp_path: Path) -> None:
     assert pty.exitstatus == 0
     screen = Screen(60, 24)
     screen.feed(pty.before)
-    assert any(line.startswith("warning  models") for line in screen.lines)
-    assert any("60 columns" in line for line in screen.lines)
-    assert b"\x1b[33mwarning" in pty.before
+    shown = "\n".join(screen.lines)
+    assert "\nwarning  models" in shown and "60 columns" in shown and b"\x1b[33mwarning" in pty.before

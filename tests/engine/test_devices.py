@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -50,57 +49,42 @@ UNIFIED_CUDA = (Listed("CUDA0", "NVIDIA GeForce RTX 5090", GPU, 32_106, 55_372),
 TWO_KINDS = (DISCRETE, Listed("Vulkan1", "AMD Radeon 680M", INTEGRATED, 12_000, 11_000))
 
 
-class Registry:
-    """The functions of ggml's device registry, over a list."""
+def find(monkeypatch: pytest.MonkeyPatch, *listed: Listed) -> tuple[Device, ...]:
+    """Find the GPUs of a list, on a host with HOST bytes available."""
 
-    def __init__(self, listed: tuple[Listed, ...]) -> None:
-        def write_memory(handle: int, free: Any, total: Any) -> None:
-            free._obj.value, total._obj.value = listed[handle].free * MIB, listed[handle].total * MIB
+    def write_memory(handle: int, free: Any, total: Any) -> None:
+        free._obj.value, total._obj.value = listed[handle].free * MIB, listed[handle].total * MIB
 
-        functions = {
-            "count": lambda: len(listed),
-            "get": lambda index: index,
-            "type": lambda handle: listed[handle].type,
-            "memory": write_memory,
-            "name": lambda handle: listed[handle].name.encode(),
-            "description": lambda handle: listed[handle].description.encode(),
-        }
-        for name, function in functions.items():
-            setattr(self, f"ggml_backend_dev_{name}", function)
-
-
-@pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that finds the GPUs of a list, on a host with HOST bytes available."""
-
-    def find(*listed: Listed) -> tuple[Device, ...]:
-        library = SimpleNamespace(_lib=Registry((*listed, PROCESSOR)), llama_supports_gpu_offload=lambda: True)
-        monkeypatch.setattr(devices, "llama", library)
-        monkeypatch.setattr(devices, "available_memory", lambda: HOST)
-        free = devices.free_memory()
-        assert free.host == HOST
-        return free.devices
-
-    return find
+    listed = (*listed, PROCESSOR)
+    functions: dict[str, Any] = {
+        "ggml_backend_dev_count": lambda: len(listed),
+        "ggml_backend_dev_get": lambda index: index,
+        "ggml_backend_dev_type": lambda handle: listed[handle].type,
+        "ggml_backend_dev_memory": write_memory,
+        "ggml_backend_dev_name": lambda handle: listed[handle].name.encode(),
+        "ggml_backend_dev_description": lambda handle: listed[handle].description.encode(),
+    }
+    monkeypatch.setattr(devices, "bind", lambda symbol, result, arguments: functions[symbol])
+    monkeypatch.setattr(llama, "llama_supports_gpu_offload", lambda: True)
+    monkeypatch.setattr(devices, "available_memory", lambda: HOST)
+    free = devices.free_memory()
+    assert free.host == HOST
+    return free.devices
 
 
 @pytest.mark.parametrize(
     ("listed", "names", "is_unified"),
     [
         *((APPLE, ["Metal"], True), (APPLE_NUMBERED, ["MTL0"], True), (SPARK, ["CUDA0"], True)),
-        *(
-            (RYZEN, ["Vulkan0"], True),
-            (UNIFIED_CUDA, ["CUDA0"], True),
-            ((DISCRETE,), ["Vulkan0"], False),
-            ((), [], False),
-        ),
+        *((RYZEN, ["Vulkan0"], True), (UNIFIED_CUDA, ["CUDA0"], True), ((DISCRETE,), ["Vulkan0"], False)),
+        ((), [], False),
         (TWO_KINDS, ["Vulkan0"], False),  # integrated GPUs only without others
     ],
 )
 def test_memory_of_the_host_is_counted_once(
-    found: Any, listed: tuple[Listed, ...], names: list[str], is_unified: bool
+    monkeypatch: pytest.MonkeyPatch, listed: tuple[Listed, ...], names: list[str], is_unified: bool
 ) -> None:
-    gpus = found(*listed)
+    gpus = find(monkeypatch, *listed)
     assert [(gpu.name, gpu.is_unified) for gpu in gpus] == [(name, is_unified) for name in names]
     for gpu, device in zip(gpus, listed, strict=False):
         assert (gpu.description, gpu.free, gpu.total) == (device.description, device.free * MIB, device.total * MIB)

@@ -35,6 +35,7 @@ user, commands = CommandLine(pathlib.Path(sys.argv[1])), json.loads(sys.argv[2])
 print(json.dumps([dataclasses.asdict(user.run(*arguments)) for arguments in commands]))
 """
 CRASHING = (13, 87)  # of the mutated files; found by trying 200
+WRITERS = (write_mistral, write_chatml, write_recurrent, write_sliding_window)
 
 Metadata = dict[str, Value]
 TensorRow = tuple[str, tuple[int, ...], int]
@@ -49,12 +50,10 @@ ODD_NAMES = ("x", "output.weight", "blk.999.attn_q.weight", "token_embd.weight")
 
 def odd_value(kind: str, random: random.Random) -> Any:
     """A strange value of a type."""
-    if kind == "STRING":
-        return random.choice(ODD_STRINGS)
-    if kind.startswith("FLOAT"):
-        return random.choice(ODD_FLOATS)
     if kind == "BOOL":
         return random.random() < 0.5
+    if not kind.startswith(("INT", "UINT")):
+        return random.choice(ODD_STRINGS if kind == "STRING" else ODD_FLOATS)
     bits = int(kind.lstrip("UINT"))
     value = random.choice(ODD_INTEGERS) & (2**bits - 1)
     return value - 2**bits if kind.startswith("INT") and value >> (bits - 1) else value
@@ -121,12 +120,7 @@ def mutated(model: Path, number: int) -> bytes:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("models")
-    return [
-        write_mistral(folder / "mistral.gguf"),
-        write_chatml(folder / "chatml.gguf"),
-        write_recurrent(folder / "mamba.gguf"),
-        write_sliding_window(folder / "gemma.gguf"),
-    ]
+    return [write(folder / f"{write.__name__}.gguf") for write in WRITERS]
 
 
 def require_sound_exits(user: CommandLine, *models: Path) -> list[list[Finished]]:
@@ -228,12 +222,12 @@ def test_load_that_exhausts_its_cpu_time_is_ended_as_such() -> None:
 
 
 def test_first_load_is_repeated_for_another_part_of_a_model(tmp_path: Path) -> None:
-    parts = [tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
-    for part in parts:
+    first, second = (tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2))
+    for part in (first, second):
         part.write_bytes(b"x")
-    before = file_key(parts[0])
-    parts[1].write_bytes(b"other")
-    assert file_key(parts[0]) != before
+    before = file_key(first)
+    second.write_bytes(b"other")
+    assert file_key(first) != before
 
 
 @pytest.mark.fuzz

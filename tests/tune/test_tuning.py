@@ -190,9 +190,8 @@ def test_search_drops_settings_that_fail_during_confirmation() -> None:
 
 
 def test_search_reports_a_model_that_cannot_be_loaded() -> None:
-    bench = ScriptedBench(refusal=lambda _: "needs 99.0 GB; 8.0 GB is free")
     with pytest.raises(EngineError, match=r"^needs 99\.0 GB; "):
-        run_search(bench)
+        run_search(ScriptedBench(refusal=lambda _: "needs 99.0 GB; 8.0 GB is free"))
 
 
 @pytest.mark.parametrize(("speedup", "pairs"), [(0.5, 1), (1.0, 2)], ids=["a clear loss is measured once", "no gain"])
@@ -205,8 +204,7 @@ def test_search_tries_settings_on_each_leader(speedup: float, pairs: int) -> Non
 
 
 def test_search_skips_settings_that_affect_little() -> None:
-    speed_model = SpeedModel(baseline=Speeds(2.0, 30_000.0, 8.0))  # prefill takes almost no time
-    bench = ScriptedBench(speed_model)
+    bench = ScriptedBench(SpeedModel(baseline=Speeds(2.0, 30_000.0, 8.0)))  # prefill takes almost no time
     _, search, _ = run_search(bench)
     assert candidates_with(search, n_ubatch=256) == []
     assert {job.kind for job in bench.jobs_with(repack=False) if job.sequences == 1} == {"decode"}
@@ -215,8 +213,8 @@ def test_search_skips_settings_that_affect_little() -> None:
 def test_search_tries_gpu_layers_only_with_a_gpu_and_threads_that_the_user_leaves_open() -> None:
     speed_model = SpeedModel(single={("gpu_layers", "16"): (2.0, 2.0)})
     _, search, _ = run_search(ScriptedBench(speed_model), space=SPACE._replace(threads=()))
-    tried = [each.tuning for each in search.candidates]
-    assert [each for each in tried if each.gpu_layers or each.n_threads or each.n_threads_batch] == []
+    tried = {setting for each in search.candidates for setting in each.tuning.overrides}
+    assert tried == {"repack", "slots", "n_ubatch"}
     uses, search, _ = run_search(ScriptedBench(speed_model, devices=(GPU,)))
     assert {each.tuning.gpu_layers for each in search.candidates} == {None, "0", "16"}
     assert uses["chat"].tuning == Tuning(gpu_layers="16")
@@ -224,8 +222,8 @@ def test_search_tries_gpu_layers_only_with_a_gpu_and_threads_that_the_user_leave
 
 @pytest.mark.parametrize(("slots", "tried"), [(64, [32, 16, 64]), (63, [32, 16]), (8, [8])])
 def test_search_tries_only_sequences_that_fit_in_memory(slots: int, tried: list[int]) -> None:
-    space = SPACE._replace(slots=slots, batch=replace(BATCH_BASELINE, slots=min(32, slots)))
-    _, search, _ = run_search(ScriptedBench(), space=space)
+    batch = replace(BATCH_BASELINE, slots=min(32, slots))
+    _, search, _ = run_search(ScriptedBench(), space=SPACE._replace(slots=slots, batch=batch))
     assert list(dict.fromkeys(each.tuning.slots for each in search.candidates if each.is_batch)) == tried
 
 
@@ -234,8 +232,7 @@ def test_search_runs_essential_stages_after_the_deadline() -> None:
     uses, search, events = run_search(ScriptedBench(speed_model), search_s=0.0)
     measured = [(each.tuning, each.is_batch) for each in search.candidates if each.speeds]
     assert measured == [(BASELINE, False), (replace(BASELINE, repack=False), False), (BATCH_BASELINE, True)]
-    skipped = {each.dropped for each in search.candidates if not each.speeds}
-    assert skipped == {"would take too long"}
+    assert {each.dropped for each in search.candidates if not each.speeds} == {"would take too long"}
     assert overrides_by_use(uses) == {"ask": {"repack": False}}
     assert [event.done for event in events[1:]] == list(range(events[-1].total))
     assert [event.stage for event in events[-3:]] == [f"{use.name} again, against defaults" for use in USES]
