@@ -24,7 +24,7 @@ from cerebrum_cli.engine.control import LoopCheck
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk
-from cerebrum_cli.engine.remote.replies import RemoteSample, TokenTables
+from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.model.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS
 
@@ -136,8 +136,8 @@ def test_remote_grammar_applies_to_the_answer(
 def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:
     words = (b">{",)
     text = [*b"<think>Hm.</think", FIRST_WORD, *b"}"]
-    tables = TokenTables(ScriptedBackend(lambda held, seed: END, words=words))
-    sample = RemoteSample(SequenceId(0, 0), constrained(stream=True), 3, tables, 300)
+    vocabulary = ScriptedBackend(lambda held, seed: END, words=words)
+    sample = RemoteSample(SequenceId(0, 0), constrained(stream=True), 3, vocabulary, 300)
     with pytest.raises(RefusedRequestError) as caught:
         list(sample.add(ReplyChunk(tuple(text))))
     assert caught.value.error.message.startswith("the answer begins in the token that ends the reasoning")
@@ -146,7 +146,7 @@ def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:
 def test_remote_reply_without_all_ids_is_continued_after_its_special_tokens(chatml: LlamaBackend) -> None:
     [think], [close] = chatml.special_token_ids(["<think>"]), chatml.special_token_ids(["</think>"])
     request = constrained(stream=True, visible_tokens=frozenset({think, close}))
-    sample = RemoteSample(SequenceId(0, 0), request, 3, TokenTables(chatml), 300)
+    sample = RemoteSample(SequenceId(0, 0), request, 3, chatml, 300)
     sample.take_turn()
     thought = chatml.tokenize((Text("é."),))
     parts = ((think, 1, ""), (thought[1], 3, "é"), (thought[2], 4, "."), (close, 5, ""), (ord("{"), 6, "{"))

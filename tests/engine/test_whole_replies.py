@@ -20,7 +20,7 @@ from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.protocols import Vocabulary
 from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk, StopReason
-from cerebrum_cli.engine.remote.replies import RemoteSample, TokenTables
+from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.thinking import THOUGHTS
 from cerebrum_cli.model.reply import Reply
@@ -45,12 +45,12 @@ class Served:
 
     def __init__(self, vocabulary: Vocabulary, script: Sequence[int], channels: ReplyChannels) -> None:
         self.channels = channels
-        self.tables = TokenTables(vocabulary)
+        self.vocabulary = vocabulary
         self._script = script
 
     def reply(self, request: Request, is_whole: bool) -> tuple[Any, ...]:
         """What a reply is in the end, of which the server sends all of a turn, or one token at a time."""
-        sample = RemoteSample(SequenceId(0), request, 3, self.tables, CONTEXT)
+        sample = RemoteSample(SequenceId(0), request, 3, self.vocabulary, CONTEXT)
         events: list[Event] = []
         try:
             while not events or sample.needs_turn:
@@ -68,7 +68,7 @@ class Served:
         limit = min(CONTEXT - len(turn.prompt_tokens), turn.params.max_tokens or CONTEXT)
         tokens = tuple(self._script[given : given + limit])
         logprobs = tuple(-(token % 7) / 10 if token % 3 else None for token in tokens) if turn.logprobs else ()
-        is_over = bool(tokens) and self.tables.is_end(tokens[-1]) and not turn.ignore_eos
+        is_over = bool(tokens) and self.vocabulary.is_eog(tokens[-1]) and not turn.ignore_eos
         end: StopReason = "eos" if is_over else "limit"
         if is_whole:
             return [ReplyChunk(tokens, logprobs=logprobs, end=end)]

@@ -13,7 +13,7 @@ import ctypes
 import re
 import sys
 from collections.abc import Iterable
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -38,6 +38,7 @@ class LlamaVocabulary:
     def __init__(self, model: Any) -> None:
         self._vocab = llama.llama_model_get_vocab(model)
         self.piece = cache(self._read_piece)
+        self.is_eog = cache(partial(llama.llama_vocab_is_eog, self._vocab))
         self._markup = cache(self._find_markup)
         self._split = lru_cache(REPEATED)(self._split_controls)
         self._space_prefix = llama.llama_vocab_type(self._vocab) in SPACE_PREFIX_TYPES
@@ -76,9 +77,6 @@ class LlamaVocabulary:
         if llama.llama_vocab_type(self._vocab) not in LOSSLESS_TYPES:
             return sys.maxsize
         return max(len(self._read_piece(token, special=True)) for token in range(self.size))
-
-    def is_eog(self, token: int) -> bool:
-        return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
     def matches_grammar(self, grammar: str, tokens: Iterable[int]) -> bool:
         from cerebrum_cli.engine.llama.grammar import accept_token, parse_grammar

@@ -265,8 +265,7 @@ class Client:
             async with asyncio.timeout(MESSAGE_S):
                 body = json.loads(await _content(response, QUESTION_BYTES))
         retry_after = response.headers.get("Retry-After", "")
-        is_number = retry_after.isascii() and retry_after.isdecimal()
-        return failure(response.status, body, float(retry_after) if is_number else None)
+        return failure(response.status, body, float(retry_after) if retry_after.isdecimal() else None)
 
 
 async def _note_reuse(session: aiohttp.ClientSession, context: Any, params: Any) -> None:  # noqa: ARG001

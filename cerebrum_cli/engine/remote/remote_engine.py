@@ -26,7 +26,7 @@ from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.remote.description import ExpectedModel
 from cerebrum_cli.engine.remote.kind import file_name
 from cerebrum_cli.engine.remote.pool import Pool
-from cerebrum_cli.engine.remote.replies import RemoteSample, TokenTables
+from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.remote.server import PooledRequest, PoolJob, Server
 from cerebrum_cli.engine.remote.server_health import ServerTimeouts
 from cerebrum_cli.engine.sequence import Request
@@ -45,24 +45,21 @@ class RemoteCompletions(Completions[RemoteSample]):
 
     def __init__(self, engine: RemoteEngine, requests: Iterable[Request], scope: CancelScope) -> None:
         super().__init__(scope)
-        self._pool, self._call, self._tables = engine.pool, engine.call, TokenTables(engine.vocabulary)
-        self._source: Iterator[Request] | None = iter(requests)
+        self._pool, self._call, self._vocabulary = engine.pool, engine.call, engine.vocabulary
+        self._source: Iterator[tuple[int, Request]] | None = enumerate(requests)
         self._submitted: dict[int, PooledRequest] = {}
-        self._next_index = 0
-        self._report_at = monotonic() + REPORT_S
         self._read_source()
+        self._report_at = monotonic() + REPORT_S if self._live else inf
 
     def abort(self, index: int) -> None:
-        if pooled := self._submitted.get(index):
-            pooled.is_aborted = True
+        if pooled := self._submitted.pop(index, None):
             self._call(lambda: self._pool.cancel(lambda job: job.pooled is pooled))
-            self._forget_if_over(index)
 
     def __next__(self) -> Event:
         if self._source and len(self._live) < READ_AT * self._pool.window:
             self._read_source()
         now = monotonic() if self._live else inf  # the last report comes after the last sample
-        if now > self._report_at and len(self._pool.known) > 1 and self._next_index:
+        if now > self._report_at and len(self._pool.known) > 1:
             self._report_at = now + REPORT_S
             return self._pool.generated
         return super().__next__()
@@ -76,11 +73,9 @@ class RemoteCompletions(Completions[RemoteSample]):
 
     def _read_source(self) -> None:
         jobs = list[PoolJob]()
-        for request in self._source or ():
+        for index, request in self._source or ():
             if self._scope.is_set():
                 break
-            index = self._next_index
-            self._next_index += 1
             self._submitted[index] = PooledRequest(request, first_seed(request), self._outbox.put)
             jobs += self._create_jobs(index, request.n)
             if len(self._live) >= AHEAD * self._pool.window:
@@ -97,7 +92,7 @@ class RemoteCompletions(Completions[RemoteSample]):
     def _create_jobs(self, index: int, count: int) -> list[PoolJob]:
         pooled = self._submitted[index]
         samples = tuple(
-            RemoteSample(SequenceId(index, number), pooled.request, (pooled.seed + number) % SEEDS, self._tables)
+            RemoteSample(SequenceId(index, number), pooled.request, (pooled.seed + number) % SEEDS, self._vocabulary)
             for number in range(pooled.samples, pooled.samples + count)
         )
         pooled.samples += count
@@ -108,12 +103,10 @@ class RemoteCompletions(Completions[RemoteSample]):
         return [PoolJob(pooled, samples)]
 
     def _end_sample(self, index: int) -> None:
-        self._submitted[index].unfinished -= 1
-        self._forget_if_over(index)
-
-    def _forget_if_over(self, index: int) -> None:
-        if self._submitted[index].is_over:
-            del self._submitted[index]
+        if pooled := self._submitted.get(index):
+            pooled.unfinished -= 1
+            if not pooled.unfinished and pooled.samples >= max(pooled.request.n, pooled.request.max_n):
+                del self._submitted[index]
 
 
 class RemoteEngine(Engine):

@@ -6,9 +6,8 @@ The tokens of a whole reply are decoded together, with Python's work for each re
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
 from itertools import compress, count
 from time import perf_counter
 
@@ -36,18 +35,6 @@ from cerebrum_cli.engine.sequence import MessagesRequest, Request, continuation
 JSON_STARTS = '{["-0123456789tfn'
 
 
-class TokenTables:
-    """The tokens of a vocabulary: which end a reply, and their bytes; each is looked up once."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
-        self.is_end = cache(vocabulary.is_eog)
-        self.pieces = cache(self._find_pieces)  # of visible control tokens spelled out
-
-    def _find_pieces(self, visible: frozenset[int]) -> Callable[[int], bytes]:
-        return cache(lambda token: self.vocabulary.piece(token, special=token in visible))
-
-
 class RemoteSample:
     """One sample of a request: what has arrived of it from a server. All of a reply that does not stream is one event.
 
@@ -59,7 +46,7 @@ class RemoteSample:
         id: SequenceId,
         request: Request,
         seed: int,
-        tables: TokenTables,
+        vocabulary: Vocabulary,
         context_size: int = 0,
         origin: Origin | None = None,
     ) -> None:
@@ -67,7 +54,7 @@ class RemoteSample:
         self.tokens, self.has_all_tokens = 0, True
         self.is_finished = self.needs_turn = False
         self._takes_messages = isinstance(request, MessagesRequest)
-        self._tables, self._pieces = tables, tables.pieces(request.visible_tokens)
+        self._vocabulary = vocabulary
         self._context_size, self._origin = context_size, origin
         self._started_at = perf_counter()
         self._first_at: float | None = None
@@ -84,11 +71,11 @@ class RemoteSample:
         self._by_stop_string = False
         stop = () if self._takes_messages else request.params.stop  # such a server has matched them, reasoning apart
         self._detokenizer = Detokenizer(stop, request.answer_start)
-        self._turns = Turns(request, tables.vocabulary)  # which applies controls: servers know none
+        self._turns = Turns(request, vocabulary)  # which applies controls: servers know none
         self._turn = request
 
     def restarted(self, context_size: int, origin: Origin | None = None) -> RemoteSample:
-        return RemoteSample(self.id, self.request, self.seed, self._tables, context_size, origin)
+        return RemoteSample(self.id, self.request, self.seed, self._vocabulary, context_size, origin)
 
     def take_turn(self) -> Request:
         self.needs_turn = False
@@ -120,7 +107,7 @@ class RemoteSample:
         """Decode tokens, or those of the text since the last one if ids are missing."""
         total += self._turns.start
         if self._is_ended or total == self.tokens + len(chunk.tokens):
-            self._unsent = b"" if chunk.text else self._unsent + b"".join(map(self._pieces, chunk.tokens))
+            self._unsent = b"" if chunk.text else self._unsent + b"".join(self._pieces(chunk.tokens))
             yield from self._decode(chunk)
         elif chunk.text or chunk.end:
             unknown = chunk.text.encode().removeprefix(self._unsent).decode("utf-8", "replace")
@@ -130,23 +117,27 @@ class RemoteSample:
     def _decode_text(self, chunk: ReplyChunk, text: str) -> Iterator[Event]:
         """Decode a text whose ids are not known, by some with the same text."""
         self._unsent, self.has_all_tokens = b"", False
-        yield from self._decode(replace(chunk, tokens=continuation(self._tables.vocabulary, (Text(text),))))
+        yield from self._decode(replace(chunk, tokens=continuation(self._vocabulary, (Text(text),))))
 
     def _decode(self, chunk: ReplyChunk) -> Iterator[Event]:
         """Decode tokens up to one that ends the reply: together where nothing can intervene."""
         tokens, turns, at = array("i", chunk.tokens), self._turns, 0
         end = len(tokens)
         if not self.request.ignore_eos:
-            end = next(compress(count(), map(self._tables.is_end, tokens)), end)
+            end = next(compress(count(), map(self._vocabulary.is_eog, tokens)), end)
         while at < len(tokens) and not (self._is_ended or turns.intervention or turns.starts_answer(tokens[at])):
             if at == end:
                 self._is_ended, self._end_token = True, (tokens[at],)
                 return
-            block, pieces = tokens[at:end], list(map(self._pieces, tokens[at:end]))
+            block, pieces = tokens[at:end], self._pieces(tokens[at:end])
             upcoming = Upcoming(block, pieces, self._detokenizer.held)
             passed = max(1, min(turns.lets_pass(upcoming), self._detokenizer.lets_pass(upcoming)))
             yield from self._add(block[:passed], pieces[:passed], chunk.logprobs[at : at + passed])
             at += passed
+
+    def _pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        visible = self.request.visible_tokens
+        return [self._vocabulary.piece(token, token in visible) for token in tokens]
 
     def _add(
         self, tokens: array[int], pieces: list[bytes], logprobs: Sequence[float | None] = (), is_forced: bool = False
@@ -195,7 +186,7 @@ class RemoteSample:
         for token in tokens:
             if self._is_ended or self._is_full:
                 return
-            yield from self._add(array("i", (token,)), [self._pieces(token)], is_forced=True)
+            yield from self._add(array("i", (token,)), self._pieces([token]), is_forced=True)
 
     def _finish_reply(self, end: StopReason) -> Iterator[Event]:
         is_stopped = self._is_ended or end != "limit"
@@ -234,7 +225,7 @@ class RemoteSample:
             if self._takes_messages:  # of JSON, whose schema the server has, only the beginning is checked
                 matches = "".join(self._texts).rpartition(CLOSE)[2].lstrip()[:1] in JSON_STARTS
             else:
-                matches = self._tables.vocabulary.matches_grammar(grammar, tokens)
+                matches = self._vocabulary.matches_grammar(grammar, tokens)
         except GrammarError as error:
             raise RefusedRequestError(error) from error
         if not matches:

@@ -47,11 +47,6 @@ class PooledRequest:
     server: object = None
     samples: int = 0
     unfinished: int = 0
-    is_aborted: bool = False
-
-    @property
-    def is_over(self) -> bool:
-        return not self.unfinished and (self.is_aborted or self.samples >= max(self.request.n, self.request.max_n))
 
 
 @dataclass(eq=False, slots=True)

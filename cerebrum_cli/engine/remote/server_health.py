@@ -69,8 +69,7 @@ class ServerTimeouts:
 
     def retry_delay(self, failures: int) -> float:
         """Delay before a lost server is tried again; several are within the patience, unless that is short."""
-        delay = self.retries[min(failures, len(self.retries) - 1)]
-        return min(delay, max(self.patience / 10, 1.0))
+        return min(self.retries[: failures + 1][-1], max(self.patience / 10, 1.0))
 
     def row_limit(self, slowest: float, losses: int) -> float:
         """Longest time of one row, given the slowest reply so far; longer than where it was lost before."""
