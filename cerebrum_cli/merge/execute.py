@@ -26,7 +26,7 @@ import numpy.typing as npt
 from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
 from cerebrum_cli.core.files import commit_file, translate_os_errors, unfinished_file, write_all
 from cerebrum_cli.gguf.parser import Tensor, aligned
-from cerebrum_cli.merge.methods import Copy, Slerp, Sum, TensorOp, Term, input_tensors, offset_sum, slerp_coefficients
+from cerebrum_cli.merge.methods import Slerp, Sum, TensorOp, Term, input_tensors, offset_sum, slerp_coefficients
 from cerebrum_cli.merge.plan import OutputTensor, Plan
 from cerebrum_cli.models.registry import OnProgress
 
@@ -87,26 +87,20 @@ class TensorEvaluator:
         if isinstance(output.op, Slerp) and len(output.shape) > 2 and EXPERTS in output.name:
             for number in range(prod(output.shape[2:])):
                 first, second = (expert_tensor(tensor, number) for tensor in (output.op.first, output.op.second))
-                expert = Slerp(output.op.t, first, second, output.op.offset)
+                expert = output.op._replace(first=first, second=second)
                 yield from self.chunks(output._replace(shape=output.shape[:2], op=expert))
             return
         for tensor in input_tensors(output.op):
             self._open_file(tensor.path)  # here, before threads read it
         op = self._slerp_as_sum(output.op) if isinstance(output.op, Slerp) else output.op
-        if isinstance(op, Copy) and op.tensor.type == output.type:
-            yield from self._copy(op.tensor)
-        elif scale := block_scale(op, output):
-            for data in self._copy(scale.tensor):
-                yield scale_blocks(data, scale)
+        if scale := block_scale(op, output):
+            tensor = scale.tensor
+            whole = COPY_BYTES // tensor.kind.block_bytes * tensor.kind.block_bytes
+            for begin in range(0, tensor.size, whole):
+                yield scale_blocks(self._read(tensor, begin, min(whole, tensor.size - begin)), scale)
         else:
-            total = op if isinstance(op, Sum) else Sum((Term(op.tensor, 1.0),))
-            task = partial(self._sum, self._codec, total, output)
+            task = partial(self._sum, self._codec, op, output)
             yield from self._run_in_order(partial(task, rows) for rows in row_ranges(output.shape))
-
-    def _copy(self, tensor: Tensor) -> Iterator[bytes]:
-        whole = COPY_BYTES // tensor.kind.block_bytes * tensor.kind.block_bytes
-        for begin in range(0, tensor.size, whole):
-            yield self._read(tensor, begin, min(whole, tensor.size - begin))
 
     @cached_property
     def _codec(self) -> Codec:
@@ -192,12 +186,15 @@ def expert_tensor(tensor: Tensor, number: int) -> Tensor:
 
 
 def block_scale(op: TensorOp, output: OutputTensor) -> Term | None:
-    if isinstance(op, Sum) and len(op.terms) == 1 and op.constant == 0 and op.terms[0].tensor.type == output.type:
-        return op.terms[0] if output.kind.name in SCALE_OFFSETS else None
-    return None
+    """The tensor, and its coefficient, whose blocks make up the output, copied or with other scales."""
+    if not isinstance(op, Sum) or len(op.terms) > 1 or op.constant or op.terms[0].tensor.type != output.type:
+        return None
+    return op.terms[0] if op.terms[0].coefficient == 1 or output.kind.name in SCALE_OFFSETS else None
 
 
 def scale_blocks(data: bytes, scale: Term) -> bytes:
+    if scale.coefficient == 1:
+        return data
     kind = scale.tensor.kind
     blocks = np.frombuffer(bytearray(data), np.uint8).reshape(-1, kind.block_bytes)
     for offset in SCALE_OFFSETS[kind.name]:
@@ -282,12 +279,11 @@ class MergeWriter:
             TensorEvaluator(self.codec, self.threads) as evaluator,
         ):
             for chunk in chunks(self.plan, evaluator):
-                self._raise_if_cancelled()
                 hashing.result()
                 hashing = pool.submit(digest.update, chunk)
                 write_all(part.file.fileno(), chunk)
                 self.done += len(chunk)
-            self._raise_if_cancelled()
+                self._raise_if_cancelled()
             hashing.result()
             os.fsync(part.file.fileno())
             commit_file(part, self.path)
@@ -307,7 +303,7 @@ def chunks(plan: Plan, evaluator: TensorEvaluator) -> Iterator[bytes]:
 
 def require_supported_types(plan: Plan, codec: CodecFactory) -> None:
     """Raise MergeError for a type that the codec cannot read or write, before anything is written."""
-    computed = [tensor for tensor in plan.tensors if not (tensor.is_copy or block_scale(tensor.op, tensor))]
+    computed = [tensor for tensor in plan.tensors if not block_scale(tensor.op, tensor)]
     if not computed:
         return
     instance = codec()

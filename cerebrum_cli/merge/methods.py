@@ -1,4 +1,4 @@
-"""The operation of each merge method on one tensor: a copy, a weighted sum, or a spherical interpolation. Pure.
+"""The operation of each merge method on one tensor: a weighted sum, or a spherical interpolation. Pure.
 
 The formulas are mergekit's (merge_methods/{passthrough,linear,slerp,generalized_task_arithmetic}.py).
 """
@@ -25,12 +25,8 @@ class Term(NamedTuple):
     coefficient: float
 
 
-class Copy(NamedTuple):
-    tensor: Tensor
-
-
 class Sum(NamedTuple):
-    """A weighted sum of one tensor or more, plus a constant."""
+    """A weighted sum of one tensor or more, plus a constant; a copy is a sum of one tensor, with coefficient 1."""
 
     terms: tuple[Term, ...]
     constant: float = 0.0
@@ -45,12 +41,14 @@ class Slerp(NamedTuple):
     offset: float = 0.0
 
 
-TensorOp = Copy | Sum | Slerp
+TensorOp = Sum | Slerp
+
+
+def copy_of(tensor: Tensor) -> Sum:
+    return Sum((Term(tensor, 1.0),))
 
 
 def input_tensors(op: TensorOp) -> tuple[Tensor, ...]:
-    if isinstance(op, Copy):
-        return (op.tensor,)
     return (op.first, op.second) if isinstance(op, Slerp) else tuple(term.tensor for term in op.terms)
 
 
@@ -103,7 +101,7 @@ def interpolate(gradient: tuple[float, ...], t: float) -> float:
 
 def tensor_op(position: TensorPosition, inputs: Inputs) -> TensorOp:
     if position.name in CONSTANTS:
-        return Copy(base_tensor(position, inputs))
+        return copy_of(base_tensor(position, inputs))
     method = position.recipe.method
     if method == "slerp":
         return slerp(position, inputs)
@@ -150,8 +148,8 @@ def task_arithmetic(position: TensorPosition, inputs: Inputs) -> list[Term]:
 def slerp(position: TensorPosition, inputs: Inputs) -> TensorOp:
     t, (base, [(_, other)]) = position.required("t"), split_base(position, inputs)
     if base == other or t == 0:
-        return Copy(base)
-    return Copy(other) if t == 1 else Slerp(t, base, other, position.offset)
+        return copy_of(base)
+    return copy_of(other) if t == 1 else Slerp(t, base, other, position.offset)
 
 
 def simplify(terms: Iterable[Term], offset: float) -> TensorOp:
@@ -165,7 +163,7 @@ def simplify(terms: Iterable[Term], offset: float) -> TensorOp:
     nonzero = [Term(tensor, value) for tensor, value in coefficients.items() if abs(value) > COEFFICIENT_TOLERANCE]
     nonzero = nonzero or [Term(next(iter(coefficients)), 0.0)]
     if len(nonzero) == 1 and abs(nonzero[0].coefficient - 1) < COEFFICIENT_TOLERANCE:
-        return Copy(nonzero[0].tensor)
+        return copy_of(nonzero[0].tensor)
     return offset_sum(nonzero, offset)
 
 

@@ -17,7 +17,7 @@ from cerebrum_cli.gguf.parser import Tensor, Value, aligned
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, encode_header
 from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES, TensorType
 from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, LayerSources, require_compatible, require_layer_pattern
-from cerebrum_cli.merge.methods import Copy, TensorOp, TensorPosition, base_tensor, tensor_op
+from cerebrum_cli.merge.methods import TensorOp, TensorPosition, base_tensor, copy_of, input_tensors, tensor_op
 from cerebrum_cli.merge.recipe import Recipe, Slice
 from cerebrum_cli.merge.tensor_names import hugging_face_names
 
@@ -173,7 +173,8 @@ class OutputTensor(NamedTuple):
 
     @property
     def is_copy(self) -> bool:
-        return isinstance(self.op, Copy) and self.op.tensor.type == self.type
+        source = input_tensors(self.op)[0]
+        return self.op == copy_of(source) and source.type == self.type
 
 
 @dataclass(frozen=True)

@@ -163,25 +163,28 @@ def _source(field: Field, keys: tuple[str, ...]) -> SliceSource:
 def _check_method(method: Method, part: Slice, shared: Parameters, field: Field, fields: Sequence[Field]) -> None:
     """Raise UsageError if a slice lacks what the method needs; `fields` are those of its sources."""
     models, base_model = [source.model for source in part.sources], part.base_model
-    stated = {*part.parameters, *shared}
-    if method == "passthrough" and len(models) != 1:
-        raise field.error(
+    stated, has_base = {*part.parameters, *shared}, method in ("slerp", "task_arithmetic")
+    for is_wrong, problem, hint in (
+        (
+            method == "passthrough" and len(models) != 1,
             f"passthrough takes one source per slice, not {len(models)}",
             "give each source its own slice, or use another merge_method",
-        )
-    if method in ("slerp", "task_arithmetic") and base_model is None:
-        raise field.error(f"{method} needs a base_model", "make one of the models the base_model")
-    if method in ("slerp", "task_arithmetic") and base_model not in models:
-        raise field.error(
+        ),
+        (has_base and base_model is None, f"{method} needs a base_model", "make one of the models the base_model"),
+        (
+            has_base and base_model not in models,
             f"the base_model {quoted(base_model)} is not among the sources",
             "add it, or make one of the sources the base_model",
-        )
+        ),
+        (
+            method == "slerp" and (len(models), len(set(models))) != (2, 2),
+            f"slerp takes two sources of different models, not {len(models)} of {len(set(models))}",
+            f"use two: {quoted(base_model)} and another",
+        ),
+    ):
+        if is_wrong:
+            raise field.error(problem, hint)
     if method == "slerp":
-        if len(models) != 2 or models[0] == models[1]:
-            raise field.error(
-                f"slerp takes two sources of different models, not {len(models)} of {len(set(models))}",
-                f"use two: {quoted(base_model)} and another",
-            )
         hint = "to the parameters of the slice or the recipe"
         for source, source_field in zip(part.sources, fields, strict=True):
             if "t" in source.parameters:

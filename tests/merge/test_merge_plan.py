@@ -12,7 +12,7 @@ from merge_tables import KV_HEADS, Shape, contents, floats, mixed, operations, p
 from cerebrum_cli.core.errors import MergeError, UsageError
 from cerebrum_cli.gguf.parser import Tensor
 from cerebrum_cli.gguf.table import Table
-from cerebrum_cli.merge.methods import Copy, Sum
+from cerebrum_cli.merge.methods import Sum, copy_of
 from cerebrum_cli.merge.plan import TYPE_NUMBERS, WRITABLE, Target, parse_type
 
 
@@ -26,7 +26,7 @@ def test_merge_plan_takes_first_models_embeddings_and_last_models_head() -> None
         ("blk.2.attn_q.weight", first.tensors["blk.2.attn_q.weight"]),
         ("blk.3.attn_q.weight", last.tensors["blk.4.attn_q.weight"]),
     ):
-        assert made[name] == Copy(origin)
+        assert made[name] == copy_of(origin)
     assert len(made) == 3 + 9 * 5
 
 
@@ -40,8 +40,8 @@ def test_merge_plan_keeps_tied_embeddings(recipe: dict[str, Any]) -> None:
 def test_merge_plan_uses_embeddings_of_a_tied_last_model_as_the_head(first_is_tied: bool) -> None:
     first, last = table("a", shape=Shape(tied=first_is_tied)), table("b", shape=Shape(tied=True))
     made = plan(stacked(("a", 0, 2), ("b", 2, 4)), first, last)
-    assert operations(made)["output.weight"] == Copy(last.tensors["token_embd.weight"])
-    assert operations(made)["token_embd.weight"] == Copy(first.tensors["token_embd.weight"])
+    assert operations(made)["output.weight"] == copy_of(last.tensors["token_embd.weight"])
+    assert operations(made)["token_embd.weight"] == copy_of(first.tensors["token_embd.weight"])
     assert [tensor.type for tensor in made.tensors if tensor.name == "output.weight"] == [TYPE_NUMBERS["Q4_K"]]
 
 
@@ -165,7 +165,7 @@ def test_merge_filter_names_depend_on_the_architecture(architecture: str, patter
     source = table("a", metadata, Shape(experts=2 if tensor == "ffn_gate_inp" or "experts" in pattern else 0))
     scale = [{"filter": pattern, "value": 0.5}, {"value": 1.0}]
     made = plan(stacked(("a", 0, 4), parameters={"scale": scale}), source)
-    scaled = {name for name, op in operations(made).items() if op != Copy(source.tensors[name])}
+    scaled = {name for name, op in operations(made).items() if op != copy_of(source.tensors[name])}
     assert scaled == ({f"blk.{layer}.{tensor}.weight" for layer in range(4)} if tensor else set())
     assert made.unmatched_filters == (() if tensor else (pattern,))
 

@@ -26,7 +26,7 @@ from cerebrum_cli.merge.execute import (
     execute,
     require_supported_types,
 )
-from cerebrum_cli.merge.methods import Copy, Slerp, Sum, TensorOp, Term
+from cerebrum_cli.merge.methods import Slerp, Sum, TensorOp, Term, copy_of
 from cerebrum_cli.merge.plan import TYPE_NUMBERS, OutputTensor, Plan
 
 CODEC = LlamaCodec()
@@ -126,13 +126,13 @@ def test_merge_weights_reports_the_tensor_with_infinite_weights(bad: float, meth
         "slerp": Slerp(0.5, sound, broken),
         "slerp from": Slerp(0.5, broken, sound),
         "scale": Sum((Term(broken, 0.5),)),
-        "type": Copy(broken),
+        "type": copy_of(broken),
     }
     kind = TYPE_NUMBERS["Q8_0" if method == "type" else "F32"]
     target = OutputTensor("blk.7.ffn_up.weight", (64, 8), kind, operations[method])
     with pytest.raises(MergeError, match=r"blk\.7\.ffn_up\.weight would have infinite or NaN weights"):
         evaluate(target)
-    assert evaluate(output(broken, Copy(broken))) == values.tobytes()
+    assert evaluate(output(broken, copy_of(broken))) == values.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_merge_weights_reports_the_tensor_too_large_for_its_type(tmp_path: Path)
     tensor = store(tmp_path / "model", np.full(64, 70_000, np.float32).tobytes(), "F32", (64,))
     problem = rf"{tensor.name}: cannot write weights that are not finite or exceed 65504 as F16"
     with pytest.raises(MergeError, match=problem):
-        evaluate(output(tensor, Copy(tensor), "F16"))
+        evaluate(output(tensor, copy_of(tensor), "F16"))
 
 
 @pytest.mark.parametrize("method", ["copy", "scale", "sum", "slerp"])
@@ -172,7 +172,7 @@ def test_merge_weights_reports_a_truncated_source(method: str, tmp_path: Path, m
     tensor = store_normal(path, (64, 2000), 0, "Q8_0")
     other = store_normal(tmp_path / "other", (64, 2000), 1, "Q8_0")
     operations: dict[str, TensorOp] = {
-        "copy": Copy(tensor),
+        "copy": copy_of(tensor),
         "scale": Sum((Term(tensor, 0.5),)),
         "sum": Sum((Term(other, 0.5), Term(tensor, 0.5))),
         "slerp": Slerp(0.5, other, tensor),
@@ -197,8 +197,8 @@ def test_merge_weights_reports_a_truncated_source(method: str, tmp_path: Path, m
 def sample_tensors(path: Path) -> Iterator[OutputTensor]:
     one, other = store_normal(path, (256, 300), 1, "Q4_K"), store_normal(path, (256, 300), 2, "Q6_K")
     row, third = store_normal(path, (1001,), 3), store_normal(path, (96, 7, 3), 4, "F16")
-    yield output(one, Copy(one))
-    yield output(one, Copy(one), "Q8_0")
+    yield output(one, copy_of(one))
+    yield output(one, copy_of(one), "Q8_0")
     yield output(one, Sum((Term(one, 0.5),)))
     yield output(one, Sum((Term(one, 0.7), Term(other, 0.6), Term(one, -0.1))))
     yield output(other, Slerp(0.3, one, other), "F32")
@@ -287,7 +287,7 @@ class LimitedCodec(LlamaCodec):
 )
 def test_merge_refuses_unsupported_types_before_writing(source: str, target: str, problem: str, tmp_path: Path) -> None:
     first, second = store_normal(tmp_path / "a", (256,), 0, "F32"), store_normal(tmp_path / "b", (256,), 0, source)
-    for op in (Sum((Term(first, 0.5), Term(second, 0.5))), Slerp(0.5, first, second), Copy(second)):
+    for op in (Sum((Term(first, 0.5), Term(second, 0.5))), Slerp(0.5, first, second), copy_of(second)):
         plan = Plan({}, (OutputTensor("blk.9.w.weight", (256,), TYPE_NUMBERS[target], op),), ())
         with pytest.raises(MergeError) as caught:
             require_supported_types(plan, LimitedCodec)
@@ -302,7 +302,7 @@ def test_merge_refuses_unsupported_types_before_writing(source: str, target: str
 def test_merge_weights_copies_any_type_without_a_codec(kind: Any, tmp_path: Path) -> None:
     data = np.random.default_rng(0).bytes(10 * kind.block_bytes)
     tensor = store(tmp_path / "model", b"before" + data, kind.name, (10 * kind.block_size,))._replace(offset=6)
-    copy = output(tensor, Copy(tensor))
+    copy = output(tensor, copy_of(tensor))
     require_supported_types(Plan({}, (copy,), ()), no_codec)
     with TensorEvaluator(no_codec, 1) as weights:
         assert b"".join(weights.chunks(copy)) == data
