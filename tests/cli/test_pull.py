@@ -19,15 +19,12 @@ from tiny_models import write_chatml
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal.streams import Streams
 
-OWNED = "someone/tiny-GGUF"
-
 
 @pytest.fixture(autouse=True)
 def repositories(hub_user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
-    """Upload cerebrum-7b in two quantizations, and another model in one."""
+    """Upload cerebrum-7b in two quantizations."""
     other = write_chatml(tmp_path / "other.gguf", seed=1)
     hub_user.hub.repository(CATALOGUED, {named("Q4_K_M"): chatml_model, named("Q2_K"): other})
-    hub_user.hub.repository(OWNED, {"tiny-Q8_0.gguf": chatml_model, "README.md": b"# Tiny\n"})
 
 
 # HUB is the address of the Hub, COMMIT what `main` is.
@@ -59,6 +56,8 @@ def test_pull_and_ask_accept_any_name_of_a_model(hub_user: HubUser) -> None:
     for reference, quantization in references:
         assert hub_user.ask("-m", reference) == answers[quantization], reference
     assert not hub_user.hub.log.requests()
+    hub_user.pull(CATALOGUED)
+    assert [each.part for each in hub_user.hub.log.requests()] == ["api"]
 
 
 @pytest.mark.slow
@@ -69,16 +68,6 @@ def test_pull_downloads_an_old_commit_by_url(hub_user: HubUser, chatml_model: Pa
     assert cleaned(hub_user.pull(address)) == f"installed cerebrum-7b:Q2_K: {path}\n"
     assert path.read_bytes() == (tmp_path / "other.gguf").read_bytes()
     assert hub_user.ask("-m", address)
-
-
-@pytest.mark.slow
-def test_pull_names_other_models_by_repository_and_downloads_once(hub_user: HubUser) -> None:
-    done = hub_user.pull(OWNED)
-    assert cleaned(done) == f"installed {OWNED}:Q8_0: {hub_user.path('tiny-Q8_0.gguf', OWNED)}\n"
-    assert hub_user.ask("-m", f"hf.co/{OWNED}:q8_0")
-    hub_user.hub.log.clear()
-    assert hub_user.pull(OWNED).err == cleaned(done)
-    assert [each.part for each in hub_user.hub.log.requests()] == ["api"]
 
 
 SCANNED = """[

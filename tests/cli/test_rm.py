@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -76,10 +77,12 @@ def test_rm_keeps_the_file_of_a_local_model(hub_user: HubUser, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_rm_of_the_default_chooses_another(hub_user: HubUser) -> None:
+def test_rm_of_the_default_chooses_another(hub_user: HubUser, tmp_path: Path) -> None:
     hub_user.pull(OWNED)
     assert [row["default"] for row in hub_user.listed()] == [True, False]
-    hub_user.hugging_face("hf_hub_download('owner/theirs', 'theirs-Q8_0.gguf')")  # sorts before what we pulled
+    theirs = hub_user.path("theirs-Q8_0.gguf", "owner/theirs")  # of another program; sorts before what we pulled
+    theirs.parent.mkdir(parents=True)
+    shutil.copy(tmp_path / "other.gguf", theirs)
     said = removed(hub_user, "cerebrum-7b")
     assert re.search(rf", freed \d+ MB; the default model is now {OWNED}:Q8_0\n$", said)
     assert [row["reference"] for row in hub_user.listed() if row["default"]] == [f"{OWNED}:Q8_0"]

