@@ -23,6 +23,7 @@ from cerebrum_cli.model.concurrent_rows import Row, RowOutcome, run_rows
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.reply import Reply, ReplyRequest, reply_notice
 from cerebrum_cli.model.source import generation_fingerprint
+from cerebrum_cli.model.text_tokens import drop_partial_character
 from cerebrum_cli.model.voting import MajorityVote, require_sampling, votes_object
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import InstalledModel
@@ -85,7 +86,7 @@ def answer_rows(
         (position, _), reply = event.row.id, event.outcome
         if isinstance(reply, Reply) and reply.finish_reason == "cancelled":
             if reply.tokens and not model.format.verbatim and can_continue(event.row):
-                result.unfinished[position] = model.drop_partial_character(reply.tokens)
+                result.unfinished[position] = drop_partial_character(model.engine.vocabulary, reply.tokens)
             continue
         result.write(position, row_object(event.row, reply, options, model.engine.larger_context))
         yield RowEvent(len(result.finished), len(rows), result.counts)

@@ -28,6 +28,7 @@ from cerebrum_cli.formats.thinking import SplitText
 from cerebrum_cli.model.format_choice import template_file
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.reply import Reply
+from cerebrum_cli.model.text_tokens import drop_partial_character
 from cerebrum_cli.models.model import InstalledModel, absolute_reference
 
 PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think", "keep_thoughts")
@@ -250,7 +251,7 @@ def can_continue(last: StoredMessage, model: InstalledModel) -> bool:
 def without_partial_character(stored: StoredMessage, model: LoadedModel) -> StoredMessage:
     """A reply to continue, without the tokens of a character that it ends within, which are generated again."""
     message, tokens = stored.message, stored.message.tokens or ()
-    whole = model.drop_partial_character(tokens)
+    whole = drop_partial_character(model.engine.vocabulary, tokens)
     if len(whole) == len(tokens):
         return stored
     content = message.content.removesuffix("\ufffd").rstrip()  # a reply's trailing space is held back

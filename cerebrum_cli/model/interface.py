@@ -87,15 +87,17 @@ class Model(LoadedModel):
             settings = {"temperature": self.source.settings.temperature or VOTE_TEMPERATURE, **settings}
             require_sampling(changed(self.source.settings, settings), "a vote")
 
-        def row(index: int, question: Question) -> Row:
-            request: ReplyRequest | CerebrumError
+        def request_of(question: Question) -> ReplyRequest | CerebrumError:
             try:
-                request = self._request(question, schema, grammar, settings)
+                return self._request(question, schema, grammar, settings)
             except CerebrumError as error:
-                request = error
-            return Row(index, request, None if samples is None else MajorityVote(parse_votes(str(samples))))
+                return error
 
-        rows = (row(index, question) for index, question in enumerate(questions))
+        votes = None if samples is None else parse_votes(str(samples))
+        rows = (
+            Row(index, request_of(question), MajorityVote(votes) if votes else None)
+            for index, question in enumerate(questions)
+        )
         error: CerebrumError | None = None
         with closing(run_rows(self, rows)) as events:
             for event in events:

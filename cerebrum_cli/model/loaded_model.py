@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from codecs import getincrementaldecoder
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -30,8 +29,6 @@ from cerebrum_cli.models.model import InstalledModel
 if TYPE_CHECKING:
     from cerebrum_cli.engine.protocols import Vocabulary
     from cerebrum_cli.model.inspection import GivenReply
-
-MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 
 
 @dataclass(eq=False)
@@ -225,15 +222,6 @@ class LoadedModel:
     def detokenize(self, ids: Sequence[int]) -> str:
         return detokenize(self.engine.vocabulary, ids)
 
-    def drop_partial_character(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """Drop tokens at the end that hold only part of a character."""
-        for length in range(len(ids), 0, -1):
-            decoder = getincrementaldecoder("utf-8")("replace")  # bytes may start inside a character
-            decoder.decode(b"".join(map(self.engine.vocabulary.piece, ids[:length][-MAX_CHARACTER_BYTES:])))
-            if not decoder.getstate()[0]:
-                return ids[:length]
-        return ()
-
     @cached_property
     def format(self) -> PromptFormat:
         return self.build_format(self.engine.vocabulary, self.engine.context_size)
@@ -265,9 +253,8 @@ class LoadedModel:
         conversation = conversation if self.engine.is_loaded else None
         try:
             if min_tokens is not None:
-                self.engine.save_prompt_cache(
-                    min_tokens, self.tokenize(conversation) if conversation else None, empties
-                )
+                prompt = self.tokenize(conversation) if conversation else None
+                self.engine.save_prompt_cache(min_tokens, prompt, empties)
             if is_slow and conversation and (prefix := self.shared_prefix(conversation)) and is_slow(len(prefix)):
                 self.engine.save_prefix(prefix)
         except FormatError:  # the conversation was never evaluated

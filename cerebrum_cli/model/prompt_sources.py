@@ -67,19 +67,18 @@ class PromptSources:
             if self.messages == STANDARD_INPUT and piped is not None:
                 conversation = parse_messages(read_piped(piped), "standard input")
             else:
-                conversation = parse_messages(
-                    read_text(self.messages, MAX_PROMPT_BYTES, PromptTooLong), str(self.messages)
-                )
+                text = read_text(self.messages, MAX_PROMPT_BYTES, PromptTooLong)
+                conversation = parse_messages(text, str(self.messages))
             if self.saved:
                 conversation = conversation.with_question(self.saved.fill(conversation.question))
             return conversation if system is None else replace(conversation, system_prompt=system)
-        text = read_piped(piped) if piped else None
+        appended = read_piped(piped) if piped else None
         prompt = None if self.prompt in (None, "-") else well_formed(self.prompt)
         files = read_prompt_files(self.files, self.on_notice) if self.files else []
         if self.raw:
-            texts = [*(content for _, content in files), prompt or "", text or ""]
+            texts = [*(content for _, content in files), prompt or "", appended or ""]
             return Conversation().user(fill(self.saved, "".join(texts)))
-        return Conversation(system_prompt=settings.system).user(compose_prompt(prompt, files, text, self.saved))
+        return Conversation(system_prompt=settings.system).user(compose_prompt(prompt, files, appended, self.saved))
 
 
 def compose_prompt(

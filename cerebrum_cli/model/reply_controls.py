@@ -115,12 +115,10 @@ class ReplyControls:
 
     def own_thoughts(self, system_prompt: str | None) -> tuple[ThoughtMarkup, ...]:
         """The markup that this model may use: its format's, its vocabulary's, and what the system prompt asks for."""
-        asked = system_prompt or ""
         if self.format.is_servers:  # it knows itself where they are
             return ()
-        return tuple(
-            thought for thought in self.format.thoughts if thought in self._known_thoughts or thought.open in asked
-        )
+        known, asked = self._known_thoughts, system_prompt or ""
+        return tuple(thought for thought in self.format.thoughts if thought in known or thought.open in asked)
 
     @cached_property
     def _known_thoughts(self) -> tuple[ThoughtMarkup, ...]:
@@ -218,9 +216,8 @@ class AnswerDetector:
     """
 
     def __init__(self, channels: ReplyChannels, markers: Mapping[str, frozenset[int]]) -> None:
-        thoughts = tuple(
-            replace(thought, footer="") for thought in channels.thoughts
-        )  # it is behind where an answer starts
+        # A footer is behind where an answer starts.
+        thoughts = tuple(replace(thought, footer="") for thought in channels.thoughts)
         self._splitter = replace(channels, thoughts=thoughts, prefix_text="").splitter()
         self._markers = markers
         self._blanks = 0  # tokens of white space since the reply, or its last thought, ended

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.protocols import Backend
     from cerebrum_cli.model.profiles import TunedUse, UseName
 
+FINGERPRINTED = ("system", *GENERATION_KEYS, "ctx", "cache_type_k", "cache_type_v")
 FLASH_ATTENTION = {"on": True, "off": False}
 MAX_PARALLEL = 256  # sequences llama.cpp supports
 AUTO_PARALLEL = 64  # more than this was nowhere faster
@@ -115,8 +116,7 @@ class ModelSource:
         """A model that is loaded serves another source if that has the same key."""
         settings = self.settings
         served = self.model.name if self.model.is_served else None  # whose file is that of another
-        formats = settings.format, settings.chat_template
-        return self.model.paths, served, formats, settings.cache_gb, self.options()
+        return self.model.paths, served, settings.format, settings.chat_template, settings.cache_gb, self.options()
 
     @property
     def measured_costs(self) -> StepCosts | None:
@@ -230,7 +230,7 @@ def require_attention(model: InstalledModel, settings: Settings, pad_steps: bool
             "omit batch_invariant=on",
         )
     for index, (key, cache_type) in enumerate(types.items()):
-        lengths = [key_and_value[index] for key_and_value in header.sizes.head_lengths]
+        lengths = (key_and_value[index] for key_and_value in header.sizes.head_lengths)
         wrong = next((length for length in lengths if length % BLOCK_SIZE), None)
         if cache_type in QUANTIZED_CACHE_TYPES and wrong:
             name_and_value = f"{key}={cache_type}"
@@ -278,8 +278,7 @@ def draft_notice(model: InstalledModel) -> NoticeEvent | None:
 def draft_costs(measured: StepCosts | None, model: InstalledModel, drafts: bool | None) -> StepCosts | None:
     """Costs of steps for drafting: as measured, if it can pay off; measured or default ones, if `drafts` is on.
 
-    None if tokens are not drafted. Mixtures of experts are no exception: the costs of their additional experts are
-    measured too.
+    None if tokens are not drafted. Mixtures of experts are no exception: their additional experts are measured too.
     """
     can_pay = measured is not None and measured.best_draft is not None
     is_wanted = can_pay if drafts is None else drafts
@@ -290,13 +289,12 @@ def generation_fingerprint(
     settings: Settings, grammar: str | None, model: InstalledModel, library: Library
 ) -> dict[str, Any]:
     values, (name, template) = asdict(settings), format_of(settings, model)
-    keys = ("system", *GENERATION_KEYS, "ctx", "cache_type_k", "cache_type_v")
     return {
         "model": model.label,
         "model file": library.file_identity(model),
         "adapter": model.adapter_identity,
         "format": name,
         **({"chat template": sha256((template or "").encode()).hexdigest()} if template_file(settings) else {}),
-        **{key.replace("_", " "): values[key] for key in keys},
+        **{key.replace("_", " "): values[key] for key in FINGERPRINTED},
         "grammar": grammar and sha256(grammar.encode()).hexdigest(),
     }

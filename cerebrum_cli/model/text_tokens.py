@@ -1,7 +1,8 @@
-"""Texts as tokens of a vocabulary: how many at least, which special ones, and which one for a bias."""
+"""Texts as tokens of a vocabulary: how many at least, which special ones, which one for a bias, which are whole."""
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from cerebrum_cli.engine.sequence import continuation
 if TYPE_CHECKING:
     from cerebrum_cli.engine.protocols import Vocabulary
 
+MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized without asking whether they can fit
 
 
@@ -31,6 +33,16 @@ def least_tokens(vocabulary: Vocabulary, context_size: int, prompt: Iterable[Pro
         return None
     least = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // vocabulary.longest_token
     return least if least > context_size else None
+
+
+def drop_partial_character(vocabulary: Vocabulary, ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Drop tokens at the end that hold only part of a character."""
+    for length in range(len(ids), 0, -1):
+        decoder = getincrementaldecoder("utf-8")("replace")  # bytes may start inside a character
+        decoder.decode(b"".join(map(vocabulary.piece, ids[:length][-MAX_CHARACTER_BYTES:])))
+        if not decoder.getstate()[0]:
+            return ids[:length]
+    return ()
 
 
 def resolve_biases(vocabulary: Vocabulary, biases: Iterable[TokenBias]) -> tuple[TokenBias, ...]:

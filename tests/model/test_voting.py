@@ -52,6 +52,13 @@ class VoteRunner:
         assert (done.code, done.err) == (0, "")
         return done.object
 
+    def batch(self, rows: list[dict[str, Any]], *arguments: str, replies: list[str]) -> tuple[Finished, list[Any]]:
+        """Run a batch; also return its rows."""
+        source = self.home / "in.jsonl"
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        done = self.run(source, "-o", "-", *arguments, replies=replies, command="batch")
+        return done, [json.loads(line) for line in done.out.splitlines()]
+
     @property
     def backend(self) -> RecordingBackend:
         backend: RecordingBackend = self.script["backends"][-1]
@@ -156,8 +163,7 @@ def test_chat_vote_reports_a_tie_and_too_few_votes(runner: VoteRunner) -> None:
 
 
 def test_vote_evaluates_only_tied_samples_again(runner: VoteRunner) -> None:
-    seen: list[Event] = []
-    vote = events_of([reply(9), reply(1), reply(9), reply(1), reply(5)], "5", seen)
+    vote, seen = events_of([reply(9), reply(1), reply(9), reply(1), reply(5)], "5")
     inspected = [event.sequence.sample for event in seen if isinstance(event, AlternativesEvent)]
     assert sorted(set(inspected)) == [0, 1, 2, 3]
     assert len(inspected) == 4 * len(reply(9))
@@ -166,9 +172,8 @@ def test_vote_evaluates_only_tied_samples_again(runner: VoteRunner) -> None:
 
 
 def test_vote_interrupted_while_it_breaks_a_tie_is_not_over() -> None:
-    seen: list[Event] = []
     replies = [reply(9), reply(1), reply(9), reply(1)]
-    vote = events_of(replies, "4", seen, lambda engine: engine.cancel() if len(seen) > 64 else None)
+    vote, seen = events_of(replies, "4", lambda model, seen: model.cancel() if len(seen) > 64 else None)
     assert (vote.final_answer, vote.is_over) == ("9", False)
     assert not any(isinstance(event, AlternativesEvent) for event in seen)
 
@@ -266,12 +271,9 @@ def test_session_saves_and_continues_the_winning_sample(runner: VoteRunner) -> N
 
 
 def test_batch_votes_on_every_row(runner: VoteRunner) -> None:
-    source, output = runner.home / "in.jsonl", runner.home / "out"
     rows = [{"prompt": "a", "seed": 0}, {"prompt": "b", "seed": 2}, {"prompt": "c", "temperature": 0}]
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     replies = [reply(4, "zz "), reply(4), reply(5), reply(5), reply(4, LONG)]
-    done = runner.run(source, "-o", output, "--votes", "3", replies=replies, command="batch")
-    first, second, third = map(json.loads, output.read_text().splitlines())
+    done, [first, second, third] = runner.batch(rows, "--votes", "3", replies=replies)
     assert done.code == 6
     assert (first["text"], first["final_answer"], first["seed"]) == ("zz The answer is 4.", "4", 0)
     assert first["votes"]["tally"] == [{"answer": "4", "count": 2}]  # without the third sample, with the answer 5
@@ -283,11 +285,8 @@ def test_batch_votes_on_every_row(runner: VoteRunner) -> None:
 
 
 def test_batch_breaks_ties_by_probability(runner: VoteRunner) -> None:
-    source = runner.home / "in.txt"
-    source.write_text("".join(f"{row}\n" for row in "abcdefgh"))
-    arguments = (source, "-o", "-", "--votes", "4", "--parallel", "2")
-    done = runner.run(*arguments, replies=[reply(9), reply(1)], command="batch")
-    rows = [json.loads(line) for line in done.out.splitlines()]
+    given = [{"prompt": text} for text in "abcdefgh"]
+    _, rows = runner.batch(given, "--votes", "4", "--parallel", "2", replies=[reply(9), reply(1)])
     assert [(row["final_answer"], row["seed"] % 2, row["votes"]["samples"]) for row in rows] == [("1", 1, 4)] * 8
     seeds = [sample["seed"] for row in rows for sample in row["votes"]["chains"]]
     assert seeds == list(range(32))
@@ -304,10 +303,9 @@ def test_batch_breaks_ties_by_probability(runner: VoteRunner) -> None:
 def test_batch_counts_undecided_votes(
     runner: VoteRunner, options: tuple[str, ...], replies: list[str], answer: str | None, samples: int
 ) -> None:
-    (runner.home / "in.txt").write_text("a\nb\n")
-    done = runner.run(runner.home / "in.txt", "-o", "-", *options, replies=replies, command="batch")
-    assert (done.code, "2 of 2 done, 2 undecided" in done.err) == (6, True)
-    for row in map(json.loads, done.out.splitlines()):
+    done, rows = runner.batch([{"prompt": "a"}, {"prompt": "b"}], *options, replies=replies)
+    assert (done.code, len(rows), "2 of 2 done, 2 undecided" in done.err) == (6, 2, True)
+    for row in rows:
         assert (row["final_answer"], row["error"], row["votes"]["samples"]) == (answer, None, samples)
 
 
@@ -315,11 +313,11 @@ def test_batch_counts_undecided_votes(
 
 
 def events_of(
-    replies: list[str], votes: str, seen: list[Event], on_tally: Callable[[Model], object] = lambda _: None
-) -> MajorityVote:
-    """Run a vote on an engine, collect its events in `seen`, and call `on_tally` for each TallyEvent."""
+    replies: list[str], votes: str, on_tally: Callable[[Model, list[Event]], object] = lambda *_: None
+) -> tuple[MajorityVote, list[Event]]:
+    """Run a vote on an engine, collect its events, and call `on_tally` with them for each TallyEvent."""
     script: dict[str, Any] = {"rows": {}, "seeds": replies}
-    vote = MajorityVote(parse_votes(votes))
+    vote, seen = MajorityVote(parse_votes(votes)), list[Event]()
     backend = batch_backend(script, vote.tally.votes.maximum)
     engine = LocalEngine(backend.open)
     try:
@@ -328,16 +326,15 @@ def events_of(
         for event in vote_events(model, request, vote):
             seen.append(event)
             if isinstance(event, TallyEvent):
-                on_tally(model)
+                on_tally(model, seen)
     finally:
         engine.close()
     assert backend.closed
-    return vote
+    return vote, seen
 
 
 def test_vote_yields_a_tally_event_per_change() -> None:
-    seen: list[Event] = []
-    events_of([reply(4), reply(5, "zzz "), "no idea", reply(5, LONG)], "4", seen)
+    _, seen = events_of([reply(4), reply(5, "zzz "), "no idea", reply(5, LONG)], "4")
     tallies = [event for event in seen if isinstance(event, TallyEvent)]
     assert tallies == [
         TallyEvent((("4", 1),), 1, 4, 4),  # "no idea" finishes first, and waits for the samples before it
@@ -352,8 +349,7 @@ def test_vote_yields_a_tally_event_per_change() -> None:
 
 
 def test_cancelled_vote_keeps_its_tally() -> None:
-    seen: list[Event] = []
-    vote = events_of([reply(4), *[reply(5, LONG)] * 4], "5", seen, Model.cancel)
+    vote, seen = events_of([reply(4), *[reply(5, LONG)] * 4], "5", lambda model, _: model.cancel())
     assert (vote.tally.winner and vote.tally.winner.answer, vote.is_over, vote.running) == ("4", False, 0)
     assert vote.reply and vote.reply.text == reply(4)
     reasons = [event.reason for event in seen if isinstance(event, FinishEvent)]
