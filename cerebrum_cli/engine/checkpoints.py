@@ -178,7 +178,6 @@ class Checkpoints:
 
     @staticmethod
     def discard(sequence: Sequence) -> None:
-        """Remove the saved state of a sequence."""
         if sequence.swapped:
             remove(sequence.swapped)
             sequence.swapped = None
@@ -262,12 +261,10 @@ class PromptCache:
 
     def _count_unsaved(self, tokens: Many[int]) -> int:
         """Number of tokens that no state holds which fits the largest context and can be trimmed to these."""
-        backend = self.backend
-
-        def is_restorable(length: int, shared: int) -> bool:
-            return length <= backend.context_size and self._is_trimmable(length, shared)
-
-        return len(tokens) - self.store.stored_prefix(tokens, backend.state_kind or "", is_restorable)
+        longest, kind = self.backend.context_size, self.backend.state_kind or ""
+        return len(tokens) - self.store.stored_prefix(
+            tokens, kind, lambda length, shared: length <= longest and self._is_trimmable(length, shared)
+        )
 
     def _write(self, slot: Slot, is_prefix: bool = False) -> None:
         context, kind = self.backend.context, self.backend.state_kind

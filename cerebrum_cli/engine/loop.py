@@ -168,8 +168,9 @@ class Loop:
             # place
             try:
                 self._place(scheduler.next_admission(backend.capacity, self._checkpoints.reusable))
-            except GrammarError as error:
-                self._fail_sequence(sequence, error)
+            except GrammarError as error:  # the caller then cancels the others of the same stream
+                self._release(sequence)
+                sequence.emit(error)
             else:
                 self._report_prefill(sequence)
 
@@ -195,7 +196,7 @@ class Loop:
     def _make_room(self, tokens: int) -> bool:
         """Evict idle slots from a unified KV cache until it holds this many additional tokens; False if it cannot."""
         while not self._scheduler.has_cells(tokens, self._backend.capacity):
-            slot = self._scheduler.eviction_candidate
+            slot = next((slot for slot in self._scheduler.slots_to_overwrite if slot.tokens), None)
             if slot is None:
                 return False
             self._backend.context.clear(slot.index)
@@ -335,16 +336,12 @@ class Loop:
             sequence.sampler.close()
             sequence.sampler = None
 
-    def _fail_sequence(self, sequence: Sequence, error: BaseException) -> None:
-        """End a sequence with an error; its caller then cancels the others of the same stream."""
-        self._release(sequence)
-        sequence.emit(error)
-
     def fail(self, error: BaseException) -> None:
         fail_work(self._score_jobs, error)
         self._score_jobs.clear()
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
-            self._fail_sequence(sequence, error)
+            self._release(sequence)
+            sequence.emit(error)
 
 
 def fail_work(work: Work, error: BaseException) -> None:

@@ -179,11 +179,6 @@ class Scheduler:
         return used + sequence.length - shared + MIN_FREE_CELLS <= cells
 
     @property
-    def eviction_candidate(self) -> Slot | None:
-        """The least recently used of the free slots that hold tokens."""
-        return min((slot for slot in self.free_slots if slot.tokens), key=lambda slot: slot.last_used, default=None)
-
-    @property
     def free_slots(self) -> list[Slot]:
         return [slot for slot in self.slots if not slot.sequence]
 

@@ -47,7 +47,7 @@ def test_unified_cache_copies_to_empty_slots_and_replaces_the_oldest() -> None:
         scheduler.remove(sequence)
         used.append((admission.slot.index, admission.prefix_length))
     assert used == [(0, 0), (1, 3), (2, 3), (0, 4), (1, 10), (1, 12)]
-    assert scheduler.eviction_candidate is scheduler.slots[2]
+    assert scheduler.slots_to_overwrite[0] is scheduler.slots[2]
     held = {cell for slot in scheduler.slots for cell in slot.cells}
     assert scheduler.has_cells(10, len(held) + 10) and not scheduler.has_cells(10, len(held) + 9)
 
