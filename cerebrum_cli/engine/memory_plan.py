@@ -105,7 +105,7 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
         if length < default:
             emit(short_context_notice(length, default))
     context = replace(options.context, length=length)
-    slots = fitting_slots(options, context, free)
+    slots = fitting_slots(options, context, free) if context.slots > 1 else 1
     plan = place(options, replace(context, slots=slots), free.devices)
     if options.baseline:
         require_devices(plan.needs, free.devices)
@@ -144,8 +144,6 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
     allow a single one there: llama.cpp never reuses cells of a window that two sequences share.
     """
     sizes, most = options.file.sizes, context.slots
-    if most == 1:
-        return 1
     if context.kv_unified:
         if sizes.has_windows and not context.swa_full:
             return 1

@@ -51,44 +51,30 @@ def options_with(path: Path, tuning: Tuning | None = None, /, **settings: Any) -
         ("narrow", {"cache_type_k": "q4_0"}, "cache_type_k=q4_0 needs heads with a multiple of 32 elements.* have 16"),
         ("narrow", {"cache_type_v": "q4_0"}, "cache_type_v=q4_0 needs heads with a multiple of 32 elements.* have 16"),
         ("wide", {"cache_type_v": "q8_0", "flash_attn": "off"}, "cache_type_v=q8_0 needs flash attention"),
-        ("mla", {"cache_type_v": "q8_0", "ctx": 256}, "deepseek2 needs the same type for keys and values"),
-        ("batch", {"flash_attn": "off"}, "batch_invariant and flash_attn=off cannot be used together"),
-    ],
-)
-def test_cache_types_that_a_model_cannot_have_are_refused(
-    tmp_path: Path, chatml_model: Path, wide: Path, model: str, settings: dict[str, Any], problem: str
-) -> None:
-    mla = write_model(tmp_path / "mla.gguf", lambda writer: writer.add_key_length_mla(192), "deepseek2")
-    path = {"narrow": chatml_model, "mla": mla}.get(model, wide)
-    context = ContextOptions(slots=4, batch_invariant=model == "batch", pad_steps=model == "batch")
-    with pytest.raises(UsageError, match=problem):
-        load_options(InstalledModel("tiny", (path,)), Settings(**settings), context)
-    allowed = options_with(wide, cache_type_k="q8_0", flash_attn="off")
-    assert allowed.context.flash_attention is False
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "problem"),
-    [
+        ("wide", {"flash_attn": "off"}, "batch_invariant and flash_attn=off cannot be used together"),
+        ("deepseek2", {"cache_type_v": "q8_0", "ctx": 256}, "deepseek2 needs the same type for keys and values"),
         *((name, {}, f"batch_invariant=on: attention of the architecture {name}") for name in ("grok", "minimax-m3")),
         ("deepseek2", {}, "batch_invariant=on: attention of the architecture deepseek2 depends on other"),
         ("grok", {"flash_attn": "on"}, "no flash attention for the architecture grok"),
         ("grok", {"cache_type_v": "q8_0"}, "no flash attention for the architecture grok"),
     ],
 )
-def test_architectures_without_what_a_setting_needs_are_refused(
-    tmp_path: Path, name: str, settings: dict[str, Any], problem: str
+def test_cache_types_and_attention_that_a_model_cannot_have_are_refused(
+    tmp_path: Path, chatml_model: Path, wide: Path, model: str, settings: dict[str, Any], problem: str
 ) -> None:
     def fill(writer: gguf.GGUFWriter) -> None:
         writer.add_key_length(128)
         writer.add_value_length(128)
-        if name == "deepseek2":
+        if model == "deepseek2":
             writer.add_key_length_mla(192)
 
-    model = InstalledModel("tiny", (write_model(tmp_path / "model.gguf", fill, name),))
-    context = ContextOptions(4, batch_invariant=not settings, pad_steps=not settings)
+    path = {"narrow": chatml_model, "wide": wide}.get(model) or write_model(tmp_path / "model.gguf", fill, model)
+    is_invariant = "batch_invariant" in problem
+    context = ContextOptions(slots=4, batch_invariant=is_invariant, pad_steps=is_invariant)
     with pytest.raises(UsageError, match=problem):
-        load_options(model, Settings(**settings), context)
+        load_options(InstalledModel("tiny", (path,)), Settings(**settings), context)
+    allowed = options_with(wide, cache_type_k="q8_0", flash_attn="off")
+    assert allowed.context.flash_attention is False
 
 
 def test_refused_cache_type_ends_each_command_before_it_loads(user: CommandLine) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
-from asking import ask, collect_replies, running_engine
+from asking import ask, collect_replies, running_engine, when_held
 from command_line import start_python
 from scripted_backend import END, FIRST_SHARED_STEP, ScriptedBackend, endless, replies, tokens
 from waiting import assert_returns
@@ -76,13 +76,6 @@ def test_refused_sequence_ends_alone(engine: LocalEngine) -> None:
 LONG = replies({"count: ": "0123456789" * 5, "x" * 50: "y", "?": "one STOP"})
 ENDLESS = endless({"count: ": "0123456789", "name: ": "abcdefghij"})
 COUNT, NAME = Request(tokens("count: ")), Request(tokens("name: "))
-
-
-def when_held(scripted: ScriptedBackend, act: Callable[[], object]) -> threading.Thread:
-    """Act on another thread as soon as a step is held."""
-    thread = threading.Thread(target=lambda: scripted.is_held.wait(20) and act())
-    thread.start()
-    return thread
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,6 @@ def test_draft_lengths_are_row_counts_that_pay(
 
 
 def drafted(reply: Reply) -> tuple[int, int]:
-    """Numbers of tokens drafted and accepted."""
     assert reply.finish
     return reply.finish.timings.draft_n, reply.finish.timings.draft_n_accepted
 

@@ -117,7 +117,6 @@ def options(model: str, context: ContextOptions = ASK, **others: object) -> Load
 
 
 def planned(load_options: LoadOptions, free: FreeMemory) -> tuple[LoadPlan, list[str]]:
-    """The plan, and its notices."""
     events: list[Event] = []
     plan = plan_load(load_options, free, events.append)
     return plan, [event.message for event in events if isinstance(event, NoticeEvent)]

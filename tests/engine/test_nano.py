@@ -26,13 +26,11 @@ QUESTION = "What is 3 plus 4?"
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[LocalEngine]:
-    """An engine with nano, in eight slots."""
     with loaded_engine(MODEL_FILE) as engine:
         yield engine
 
 
 def ask(home: Path, *arguments: str | Path, model: Path = MODEL_FILE) -> Any:
-    """The JSON that a question prints."""
     done = CommandLine(home).run("ask", "-m", model, "--json", *arguments)
     assert done.code == 0, done.err
     return done.object

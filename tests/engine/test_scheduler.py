@@ -57,8 +57,6 @@ def test_unified_cache_copies_to_empty_slots_and_replaces_the_oldest() -> None:
 
 @dataclass(slots=True)
 class Sample:
-    """A sequence, and the events its caller received."""
-
     sequence: Sequence
     longest_prefix: int | None = None
     tokens: list[int] = field(default_factory=list)

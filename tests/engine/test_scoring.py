@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from random import Random
 
 import pytest
-from asking import collect_replies, running_engine
+from asking import collect_replies, running_engine, when_held
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_backend import ALPHABET, ScriptedBackend, random_model, replies, token_score, tokens
@@ -25,7 +24,6 @@ def request(context: str, *continuations: str) -> ScoreRequest:
 
 
 def shared_backend(slots: int = 4, context_size: int = 100, **given: object) -> ScriptedBackend:
-    """A backend whose slots share one cache."""
     return ScriptedBackend(
         random_model,
         slots=slots,
@@ -48,7 +46,6 @@ def collect_scores(events: Iterable[ScoringEvent]) -> dict[int, tuple[Score, ...
 
 
 def score(backend: ScriptedBackend, *requests: ScoreRequest) -> dict[int, tuple[Score, ...]]:
-    """Score requests on a new engine."""
     with running_engine(backend) as engine:
         return collect_scores(engine.score(requests))
 
@@ -198,13 +195,7 @@ MANY = [request(f"{number} is a number, ", "one", "two") for number in range(9)]
 def test_scores_stop_when_cancelled() -> None:
     backend = shared_backend(holds={3: 5})
     with running_engine(backend) as engine:
-
-        def cancel() -> None:
-            backend.is_held.wait()
-            engine.cancel()
-
-        canceller = threading.Thread(target=cancel)
-        canceller.start()
+        canceller = when_held(backend, engine.cancel)
         scores = collect_scores(engine.score(MANY))
         canceller.join()
         assert len(backend.steps) == 4

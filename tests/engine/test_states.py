@@ -146,7 +146,6 @@ SCRIPT = {FIRST: "one. ", SECOND: "two. ", GOES_ON: "three. ", "x" * 100: "y", "
 
 
 def scripted(**fields: object) -> ScriptedBackend:
-    """A backend with the default script, and a context for it."""
     return ScriptedBackend(replies(SCRIPT), **{"context_size": 300, **fields})  # type: ignore[arg-type]
 
 
@@ -174,7 +173,6 @@ def fill_cache(directory: Path, prompt: str = FIRST, least: int = 1, limit: int 
 
 
 def file_count(directory: Path) -> int:
-    """Number of files in a directory, finished or not."""
     return len(list(directory.iterdir())) if directory.exists() else 0
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -88,6 +89,13 @@ def running_engine(backend: ScriptedBackend, states: StateStore | None = None) -
     with loaded(LocalEngine(backend.open, states)) as engine:
         yield engine
     assert backend.closed
+
+
+def when_held(backend: ScriptedBackend, act: Callable[[], object]) -> threading.Thread:
+    """Act on another thread as soon as a step is held."""
+    thread = threading.Thread(target=lambda: backend.is_held.wait(20) and act())
+    thread.start()
+    return thread
 
 
 def ask(
