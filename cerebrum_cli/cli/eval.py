@@ -154,8 +154,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
             task = replace(task, remarks=(*task.remarks, remark))
     model = reply_source.model
     grammar = generation.read_grammar(app, options, model)
-    questions = select(task.questions, options.limit)
-    evaluation = Evaluation(questions, samples, settings, model.label, task.match, grammar)
+    evaluation = Evaluation(select(task.questions, options.limit), samples, settings, model.label, task.match, grammar)
     fingerprint = {
         **task.fingerprint,
         **provenance(reply_source),

@@ -65,14 +65,12 @@ def find_source(
     `samples_by` is the option that asks for several samples, which need a temperature. Without `--parallel`, the
     context has 0 slots. Raises UsageError, ConfigError, ModelNotFound, ModelFileError.
     """
-    requested = app.settings(overrides)
-    servers = servers_of(app, requested, options) if options.endpoint else None
+    servers = servers_of(app, app.settings(overrides), options) if options.endpoint else None
     context = SINGLE
     if isinstance(options, ConcurrencyOptions):
         if options.ray_workers is not None and (options.ray is None or options.ray_workers < 1):
             raise UsageError.invalid("--ray-workers", options.ray_workers, "1 or more, and needs --ray")
-        slots = parse_parallel(options)
-        context = ContextOptions(slots=slots, batch_invariant=True, pad_steps=options.batch_invariant)
+        context = ContextOptions(slots=parse_parallel(options), batch_invariant=True, pad_steps=options.batch_invariant)
     model = model or find_model(app, overrides, options)
     require_generative(model.path, model.header)
     settings = generation_settings(app, overrides, model, samples_by)

@@ -222,8 +222,7 @@ def print_results(
     deviations = list(given_options(options, *names))
     if preset.assumed.get(BOS) not in (None, options.add_bos_token):
         deviations.insert(0, f"--set {BOS}={'on' if options.add_bos_token else 'off'}")
-    remark = no_reproduction(source, preset, {}, deviations)
-    for line in filter(None, (*remarks(results, preset), remark)):
+    for line in filter(None, (*remarks(results, preset), no_reproduction(source, preset, {}, deviations))):
         app.streams.write_line("- ", line)
 
 
@@ -231,14 +230,16 @@ def cache_path(app: App, source: ModelSource, options: LmEvalOptions) -> Path:
     """Where lm-eval saves results while they are computed: by model and settings, since its own keys are only texts."""
     settings = source.settings
     identity = app.library.identity(source.model)
-    prompts = (settings.format, options.apply_chat_template, settings.think, dict(source.template_options))
     record = (
         ANSWER_RULES,
         identity,
         settings.ctx,
         settings.seed,
         options.add_bos_token,
-        *prompts,
+        settings.format,
+        options.apply_chat_template,
+        settings.think,
+        dict(source.template_options),
         settings.cache_type_k,
         settings.cache_type_v,
     )

@@ -98,8 +98,7 @@ def measure(app: App, model: InstalledModel, settings: Settings, streams: Stream
             app.library.registry.digest(model.path, lambda done, total: progress.update("verify", done, total))
         identity, previous = app.library.identity(model), app.profile(model, settings)
         with closing(app.open_bench(bench_options(model, settings))) as bench:
-            search = tune_model(bench, model, settings, previous, profile_key)
-            result = render_stages(search, StageProgress(streams))
+            result = render_stages(tune_model(bench, model, settings, previous, profile_key), StageProgress(streams))
         if result.is_disturbed:
             return result
         store, profile = app.profiles(settings), result.profile

@@ -129,8 +129,7 @@ def parse_config(text: str, path: Path) -> Config:
         layer |= read_setting(name, value, where, (ENDPOINTS, PROMPTS))
     require_tables(prompts, f"{path}: `{PROMPTS}`", '[prompts.NAME] with prompt = "..."')
     saved = {name: read_prompt(name, table, path) for name, table in prompts.items()}
-    own = SourcedLayer(in_directory(layer, path.parent), origin=CONFIG)
-    return Config(own, read_endpoints(endpoints, path), saved)
+    return Config(SourcedLayer(in_directory(layer, path.parent), origin=CONFIG), read_endpoints(endpoints, path), saved)
 
 
 def read_setting(name: str, value: Any, where: str, other_keys: tuple[str, ...]) -> Layer:

@@ -98,11 +98,10 @@ def _message(item: Any, where: str) -> tuple[str, str, str | None]:
 
 
 def _text_of(content: Any) -> str | None:
-    if not isinstance(content, list):
-        return content if isinstance(content, str) else None
-    parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
-    texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
-    return "".join(texts) if len(texts) == len(content) else None
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+    strings = [text for text in texts if isinstance(text, str)]
+    return "".join(strings) if len(strings) == len(parts) else None
 
 
 @dataclass(frozen=True, slots=True)

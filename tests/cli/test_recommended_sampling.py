@@ -153,15 +153,6 @@ def test_batch_is_not_resumed_with_other_recommendations(user: User) -> None:
 def test_think_switches_the_recommended_sampling(user: User) -> None:
     typed = "One\n/think off\nTwo\n/set temperature 0.1\nThree\n/set temperature\n/think on\nFour\n"
     assert user.sampled("-q", typed=typed, command="chat") == [ON, OFF, OFF | {"temperature": 0.1}, ON]
-    done = user.run("chat", typed="/set temperature 0.1\n/set temperature\n/think off\n/set temperature\n/set think\n")
-    shown = [line for line in done.err.splitlines() if line.startswith(("temperature ", "think "))]
-    assert shown == [
-        "temperature  0.1",
-        "temperature  1  catalog",
-        "think  off",
-        "temperature  0.7  catalog",
-        "think  on  catalog",
-    ]
 
 
 def test_session_records_only_what_the_user_has_set(user: User) -> None:
@@ -176,58 +167,3 @@ def test_session_records_only_what_the_user_has_set(user: User) -> None:
     assert re.search(r"\ntop_k +3", user.run("chat", "-c", typed="/params\n").err)
     lines = user.run("chat", "-c", typed="/params\n").err.splitlines()
     assert [line.split()[-1] for line in lines if line.startswith(("top_k", "top_p"))] == ["session", "catalog"]
-
-
-# Reports.
-
-
-def test_stats_say_where_each_value_comes_from(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert user.stats() == (
-        "temperature 1 (catalog), top_k 64 (model file), top_p 0.95 (model file), min_p 0.05 (default), "
-        "presence_penalty 1.5 (catalog)"
-    )
-    config = "top_k = 1\ntop_p = 0.9\n[prompts.p]\nmin_p = 0.1\nrepeat_penalty = 1.2\n"
-    (user.config / "config.toml").write_text(config)
-    for name, value in (("TOP_K", "9"), ("TYPICAL_P", "0.9"), ("MIN_P", "0.2")):
-        monkeypatch.setenv(f"CEREBRUM_{name}", value)
-    assert user.stats("-p", "p", "--think", "off", "--set", "repeat_penalty=1.1") == (
-        "temperature 0.7 (catalog), top_k 9 (CEREBRUM_TOP_K), top_p 0.9 (config.toml), min_p 0.1 (saved prompt), "
-        "typical_p 0.9 (CEREBRUM_TYPICAL_P), repeat_penalty 1.1 (command line)"
-    )
-    assert ", top_k 3 (command line), " in user.stats("--set", "top_k=3")
-
-
-def test_show_states_the_sampling_of_both_modes(user: User, chatml_model: Path) -> None:
-    def shown(model: Path, *options: str) -> str:
-        done = run_here({}, user.home, "show", model, *options)
-        assert done.code == 0, done.err
-        return done.out
-
-    (user.config / "config.toml").write_text("min_p = 0.1\n")
-    lines = [line for line in shown(user.model).splitlines() if line.startswith(("ask ", "sampling"))]
-    assert lines == [
-        "ask                    format embedded, context 2048, think on",
-        "sampling, thinking     temperature 1 (catalog), top_k 64 (model file), top_p 0.95 (model file), "
-        "min_p 0.1 (config.toml), presence_penalty 1.5 (catalog)",
-        "sampling, no thinking  temperature 0.7 (catalog), top_k 64 (model file), top_p 0.8 (catalog), "
-        "min_p 0.1 (config.toml)",
-    ]
-    sampling = json.loads(shown(user.model, "--json"))["sampling"]
-    values = {mode: {key: each["value"] for key, each in samplers.items()} for mode, samplers in sampling.items()}
-    assert values == {"thinking": ON | {"min_p": 0.1}, "no_thinking": OFF | {"min_p": 0.1}}
-    assert sampling["no_thinking"]["top_p"] == {"value": 0.8, "origin": "catalog"}
-    assert "\nsampling            temperature 0 (default)\n" in shown(chatml_model)
-    assert "\nsampling            temperature 0 (default)\n" in shown(Path("cerebrum-7b"))
-
-
-def test_show_states_what_a_question_uses(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked() -> dict[str, Any]:
-        found: dict[str, Any] = run_here({}, user.home, "show", user.model, "--json").object["ask"]
-        return found
-
-    assert asked() == {"format": "embedded", "context": 2048, "think": "on"}
-    (user.config / "config.toml").write_text('think = "off"\nctx = 512\nformat = "cerebrum"\n')
-    assert asked() == {"format": "cerebrum", "context": 512, "think": "off"}
-    monkeypatch.setenv("CEREBRUM_THINK", "100")
-    monkeypatch.setenv("CEREBRUM_CHAT_TEMPLATE", "/own.jinja")
-    assert asked() == {"format": "embedded", "context": 512, "think": "100", "chat_template": "/own.jinja"}

@@ -2,7 +2,7 @@
 
 A transcript has one user, whose home is `~` and the working directory. `;;` begins a comment. The steps:
 
-    @model NAME             installs a tiny ChatML model
+    @model NAME             installs a tiny ChatML model; after the name, a template of the tests and its sampling
     @file PATH              writes the following lines, up to `@end`, into a file; \\x.. stands for a byte
     @reply TEXT             from here on, a scripted model generates this text
     $ cerebrum ARGUMENT...  runs a command; before it may be `printf TEXT |`, or NAME=VALUE for variables
@@ -17,6 +17,7 @@ stands for any text. With WRITE_TRANSCRIPTS=1 in the environment, transcripts th
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -26,6 +27,8 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine, Finished, environment_of
 from scripted_command import install, run_here
+from templates import TEMPLATES
+from tiny_models import write_chatml
 
 DIRECTORY = Path(__file__).with_name("transcripts")
 
@@ -50,7 +53,8 @@ class Transcript:
             return step if matches(body.removesuffix(blank), printed) else f"{head}\n{printed}{blank}"
         kind, _, argument = head.partition(" ")
         if kind == "@model":
-            install(self.user.home, self.model, argument)
+            name, *details = argument.split(" ", 2)
+            install(self.user.home, self.model_with(name, *details) if details else self.model, name)
         elif kind == "@reply":
             self.reply = argument.encode().decode("unicode_escape")
         elif kind == "@file":
@@ -59,6 +63,11 @@ class Transcript:
             content = body.partition("@end")[0].replace("~/", f"{self.user.home}/")
             path.write_bytes(re.sub(rb"\\x(..)", lambda byte: bytes.fromhex(byte[1].decode()), content.encode()))
         return step
+
+    def model_with(self, name: str, template: str, sampling: str = "{}") -> Path:
+        path = self.user.home / "models" / f"{name}.gguf"
+        path.parent.mkdir(exist_ok=True)
+        return write_chatml(path, chat_template=TEMPLATES[template], sampling=json.loads(sampling))
 
     def printed(self, line: str) -> str:
         """What a command prints, as a transcript has it."""
