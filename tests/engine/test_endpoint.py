@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_files import complete_lines
-from command_line import CommandLine, Finished, assert_error
+from command_line import CommandLine, assert_error
 from remote_engines import HASTY
 from scripted_command import run_here
 from served import SEEDS, Served
 from server_kinds import BUILD
-from waiting import TIMEOUT_S, wait_until
+from waiting import TIMEOUT_S
 
 from cerebrum_cli.engine.remote import server_health
 
@@ -101,15 +99,6 @@ def test_endpoint_eval_scores_as_locally(served: Served) -> None:
 # Several servers that come and go.
 
 
-def run_batch(served: Served, command: tuple[str | Path, ...], act: Callable[[], None], servers: int = 2) -> Finished:
-    """Run a batch on servers, and do something meanwhile."""
-    with ThreadPoolExecutor() as meanwhile:
-        acting = meanwhile.submit(act)
-        done = served.run("batch", *command, servers=servers)
-        acting.result(TIMEOUT_S)
-    return done
-
-
 def assert_all_answered(output: Path) -> None:
     """Check that a result has every row once, with its seed and the reply to it."""
     rows = [json.loads(line) for line in output.read_text().splitlines()]
@@ -120,7 +109,6 @@ def assert_all_answered(output: Path) -> None:
 @pytest.mark.slow
 def test_endpoint_batch_survives_a_killed_server(served: Served) -> None:
     first, _ = served.servers
-    questions = served.questions(ROWS)
     stuck, held = (server.arm(hang_after=0, times=None, let_through=5) for server in served.servers)
 
     def kill_and_restart() -> None:
@@ -132,57 +120,28 @@ def test_endpoint_batch_survives_a_killed_server(served: Served) -> None:
         first.wait_for(lambda: len(first.completions()) > asked)
         held.disarm()
 
-    done = run_batch(served, (questions, "--seed", "7", "-o", "out.jsonl"), kill_and_restart)
+    with ThreadPoolExecutor() as meanwhile:
+        acting = meanwhile.submit(kill_and_restart)
+        done = served.run("batch", served.questions(ROWS), "--seed", "7", "-o", "out.jsonl", servers=2)
+        acting.result(TIMEOUT_S)
     assert done.code == 0, done.err
     assert_all_answered(Path("out.jsonl"))
 
 
 @pytest.mark.slow
-def test_endpoint_batch_without_servers_stops_and_resumes(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    questions = served.questions(ROWS)
-    stuck = [server.arm(hang_after=0, times=None, let_through=5) for server in served.servers]
-
-    def kill_both() -> None:
-        wait_until(lambda: len(complete_lines(Path("out.jsonl.partial"))) == 10)
-        for server, armed in zip(served.servers, stuck, strict=True):
-            server.kill()
-            armed.disarm()
-
-    command = (questions, "--seed", "7", "-o", "out.jsonl")
-    with monkeypatch.context() as patched:
-        patched.setattr(server_health, "ServerTimeouts", lambda: HASTY)
-        done = run_batch(served, command, kill_both)
-    assert_error(done, 7, "no server answers", *(server.url for server in served.servers), "run the same command again")
-    finished = [json.loads(line) for line in Path("out.jsonl.partial").read_text().splitlines()]
-    assert len(finished) == 10 and not any(row["error"] for row in finished)
-    before = len(served.asked())
-    for server in served.servers:
-        server.start()
-    assert served.run("batch", *command, "-q", servers=2).code == 0
-    assert len(served.asked()) - before == ROWS - len(finished)
-    assert_all_answered(Path("out.jsonl"))
-
-
-def interrupted_batch(served: Served, monkeypatch: pytest.MonkeyPatch) -> tuple[str | Path, ...]:
-    """The command of a batch whose server was lost in the middle, and has started again."""
-    [server, _] = served.servers
+def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = served.servers
+    command = (served.questions(ROWS), "--seed", "7", "-o", "out.jsonl")
     with monkeypatch.context() as hasty:
         hasty.setattr(server_health, "ServerTimeouts", lambda: HASTY)
-        server.arm(times=None, let_through=20, status=500)
-        server.arm(path="/v1/models", times=None, let_through=1, reset_after=0)
-        command = (served.questions(ROWS), "--seed", "7", "-o", "out.jsonl")
-        assert_error(served.run("batch", *command), 7, "no server answers")
-    server.kill()
-    server.disarm()
-    server.start()
-    return command
-
-
-@pytest.mark.slow
-def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = interrupted_batch(served, monkeypatch)
-    finished = Path("out.jsonl.partial").read_bytes()
-    first, second = served.servers
+        for server in served.servers:
+            server.arm(times=None, let_through=5, status=500)
+            server.arm(path="/v1/models", times=None, let_through=1, reset_after=0)
+        done = served.run("batch", *command, servers=2)
+    assert_error(done, 7, "no server answers", first.url, second.url, "run the same command again")
+    for server in served.servers:
+        server.disarm()
+    finished, asked = Path("out.jsonl.partial").read_bytes(), len(served.asked())
     second.models = ("other.gguf",)
     done = served.run("batch", *command, servers=2)
     problem = f"{second.url} serves other.gguf (1000 bytes) on llama-server instead of tiny.gguf"
@@ -197,6 +156,7 @@ def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, mon
     path.write_text(json.dumps(record))
     served.servers[0].models = ("third.gguf",)
     assert served.run("batch", *command, "-q", "--allow-different-models", servers=2).code == 0
+    assert len(served.asked()) - asked == ROWS - finished.count(b"\n")
     assert_all_answered(Path("out.jsonl"))
     models = {row["served_model"].split()[0] for row in rows_of("out.jsonl")}
     assert {"tiny.gguf", "third.gguf"} <= models

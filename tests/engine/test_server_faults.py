@@ -141,19 +141,18 @@ def test_server_fault_costs_no_row(kind: type[ModelServer], name: str) -> None:
 
 
 ABORTED = {"output_ids": [], "meta_info": {"completion_tokens": 0, "finish_reason": {"type": "abort"}}}
+
+
+def vllm_choice(**values: Any) -> dict[str, Any]:
+    choice = {"index": 0, "text": "", "token_ids": [], "finish_reason": "stop", **values}
+    return {"body": json.dumps({"choices": [choice]}).encode()}
+
+
 DAMAGE: list[tuple[type[ModelServer], dict[str, Any], str]] = [
     (LlamaServer, {"edit": lambda _, reply: {**reply, "tokens": [None] * len(reply["tokens"])}}, "damaged reply"),
     (VllmServer, {"edit": lambda _, reply: {**reply, "choices": []}}, "0 replies instead of 1"),
-    (
-        VllmServer,
-        {"body": b'{"choices":[{"index":0,"text":"","token_ids":["x"],"finish_reason":"stop"}]}'},
-        "damaged reply",
-    ),
-    (
-        VllmServer,
-        {"body": b'{"choices":[{"index":0,"text":"","token_ids":[],"finish_reason":"abort"}]}'},
-        "the reply ended with abort",
-    ),
+    (VllmServer, vllm_choice(token_ids=["x"]), "damaged reply"),
+    (VllmServer, vllm_choice(finish_reason="abort"), "the reply ended with abort"),
     (SglangServer, {"body": b"{}"}, "damaged reply"),
     (SglangServer, {"body": json.dumps(ABORTED).encode()}, "the server aborted the reply"),
 ]

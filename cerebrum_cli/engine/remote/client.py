@@ -95,9 +95,13 @@ class ExchangeError(Exception):
 
 @dataclass(eq=False)
 class LostServerError(ExchangeError):
-    """The server is gone or failed; another may answer. `was_sent`: it may have been this request that killed it."""
+    """The server is gone or failed; another may answer. `was_sent`: it may have been this request that killed it.
+
+    Where `is_late`, the server works, but this reply takes too long.
+    """
 
     was_sent: bool = True
+    is_late: bool = False
 
 
 @dataclass(eq=False)

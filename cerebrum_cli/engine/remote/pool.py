@@ -17,7 +17,7 @@ from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent, ServerTok
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.description import remarks
-from cerebrum_cli.engine.remote.server import CANCELLED, LateReplyError, PoolJob, Server
+from cerebrum_cli.engine.remote.server import CANCELLED, PoolJob, Server
 from cerebrum_cli.engine.remote.server_health import NOT_ASKED, ServerNotices, ServerTimeouts
 
 
@@ -208,11 +208,10 @@ class Pool:
 
     def _lose(self, job: PoolJob, server: Server, lost: LostServerError) -> None:
         """Ask for a lost server's job again, unless part of its reply was shown, or it is to blame."""
-        is_late, is_last = isinstance(lost, LateReplyError), not (self._waiting or self._is_running)
-        is_blamed = False
-        if is_late or (lost.was_sent and server.health.is_evidence(job.losses, is_last, self._timeouts)):
-            is_blamed = job.losses.add(server.health.lost, is_late)
-        if not is_late and server.health.is_reached:
+        is_last, is_blamed = not (self._waiting or self._is_running), False
+        if lost.is_late or (lost.was_sent and server.health.is_evidence(job.losses, is_last, self._timeouts)):
+            is_blamed = job.losses.add(server.health.lost, lost.is_late)
+        if not lost.is_late and server.health.is_reached:
             self._open(server, lost)
         others = [other for other in self._servers if other is not server]
         if job.has_output or (job.request.stream and all(other.health.state == "open" for other in others)):

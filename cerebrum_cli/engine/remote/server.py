@@ -93,10 +93,6 @@ class PoolJob:
         self.report([RefusedEvent(sample.id, error, self.origin) for sample in self.unfinished])
 
 
-class LateReplyError(LostServerError):
-    """One reply takes too long, from a server that works."""
-
-
 class Server:
     """A server, which is given up to `window` samples at a time, or as many as it states, and at most `most`.
 
@@ -174,8 +170,8 @@ class Server:
         for job in list(self.running):
             limit = self._timeouts.row_limit(slowest, job.losses.count)
             if now - job.alive_at > limit:
-                error = LateReplyError if self.alive_at > job.start else LostServerError
-                self.stop(error(f"no reply within {limit:g} s"), [job])
+                is_late = self.alive_at > job.start  # has answered others meanwhile
+                self.stop(LostServerError(f"no reply within {limit:g} s", is_late=is_late), [job])
 
     async def require_life(self) -> None:
         """Remove all jobs if it has been silent for long, and does not answer whether it is healthy: it is frozen.
