@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -84,10 +84,6 @@ def on_servers(job: NodeJob, servers: Servers) -> NodeJob:
     return replace(job, source=replace(job.source, servers=servers))
 
 
-def batch_work(rows: Any, options: BatchOptions, journal: Any) -> Work:
-    return Work(rows, 1, partial(answer_rows, options=options, in_order=False), journal)
-
-
 def answer_all(
     source: Path, cluster: ScriptedCluster, may_differ: bool = False, **options: Any
 ) -> tuple[list[Event], list[str]]:
@@ -97,7 +93,7 @@ def answer_all(
     with closing(open_input(source)) as file:
         rows = read_rows(file, "txt")
         with closing(open_journal(output, {"model": "a"}, result_rows(rows))) as journal:
-            work = batch_work(rows, BatchOptions(Settings(), ()), journal)
+            work = Work(rows, 1, partial(answer_rows, options=BatchOptions(Settings(), ()), in_order=False), journal)
             events = list(Distribution(cluster, job, work, 64, **options).answer())
             journal.complete()
             assert journal.notes["servers"][0] == READY.records[0]
@@ -197,32 +193,12 @@ def test_ray_node_finds_the_model_by_its_digest(tmp_path: Path, chatml_model: Pa
     assert find_file(library, file).path == elsewhere
 
 
-@pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make this process that of a worker, with a home of its own."""
+def test_ray_node_sends_notices_while_it_waits_for_a_server(
+    tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(variable, str(tmp_path))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("node")
-def test_ray_node_answers_a_block(source: Path, chatml_model: Path) -> None:
-    digest = hash_file(chatml_model)
-    with closing(open_input(source)) as file:
-        rows = read_rows(file, "txt")
-        work = batch_work(rows, BatchOptions(Settings(max_tokens=2), ()), cast("Any", None))
-        job = node_job(f"{digest.sha256} {digest.size}", chatml_model, "chatml")
-        with pytest.raises(StopIteration) as opened:
-            next(replace(job, answer_block=work.answer_block)(1))
-        answer, _ = opened.value.value
-        _, objects, tokens, _ = pickle.loads(answer(pickle.dumps({3: rows[3], 5: rows[5]})))
-    assert {position: each["prompt"] for position, each in objects.items()} == {3: "question 3", 5: "question 5"}
-    assert 2 <= tokens <= 4
-
-
-@pytest.mark.usefixtures("node")
-def test_ray_node_sends_notices_while_it_waits_for_a_server(chatml_model: Path) -> None:
     digest = hash_file(chatml_model)
     endpoint = Endpoint("there", "http://127.0.0.1:9")
     servers = Servers([endpoint], timeouts={"waits_at_start": True, "patience": 0.05, "busy_notice": 0.1})
@@ -276,6 +252,9 @@ def arguments(model: Path, output: str, *more: str) -> list[str]:
     return ["batch", "in.txt", "-o", output, *settings, *more]
 
 
+REFUSED = "no Ray cluster at 127.0.0.1:9: Connection refused"
+
+
 @pytest.mark.parametrize(
     ("more", "code", "part"),
     [
@@ -284,12 +263,7 @@ def arguments(model: Path, output: str, *more: str) -> list[str]:
         (("--ray-workers", "2"), 2, "invalid --ray-workers: 2"),
         (("--ray-workers", "0", "--ray", "local"), 2, "invalid --ray-workers: 0"),
         (("-o", "-", "--ray", "local"), 2, "--ray cannot stream to standard output"),
-        pytest.param(
-            ("--ray", "127.0.0.1:9"),
-            1,
-            "no Ray cluster at 127.0.0.1:9: Connection refused",
-            marks=pytest.mark.slow,
-        ),
+        pytest.param(("--ray", "127.0.0.1:9"), 1, REFUSED, marks=pytest.mark.slow),
     ],
 )
 def test_ray_refuses_what_it_cannot_use(
@@ -299,8 +273,9 @@ def test_ray_refuses_what_it_cannot_use(
 
 
 def busy_workers() -> list[psutil.Process]:
+    own = {process.pid for process in psutil.Process().children(recursive=True)}
     titles = {process: process.info["cmdline"] or [""] for process in psutil.process_iter(["cmdline"])}
-    return [process for process, (title, *_) in titles.items() if title.startswith("ray::Worker.answer")]
+    return [each for each, (title, *_) in titles.items() if each.pid in own and title.startswith("ray::Worker.answer")]
 
 
 @pytest.mark.slow
@@ -326,7 +301,8 @@ def test_ray_runs_share_nodes_of_which_one_is_bad(user: CommandLine, chatml_mode
     while len(complete_lines(user.home / "out.partial")) < 20 or not (workers := busy_workers()):
         assert batch.poll() is None, batch.communicate()
         time.sleep(0.1)
-    workers[0].kill()
+    with suppress(psutil.NoSuchProcess):  # it has just ended
+        workers[0].kill()
     local = user.run(*arguments(chatml_model, "local"))
     out, err = batch.communicate()
     assert (batch.returncode, out, local.code) == (0, "", 0)

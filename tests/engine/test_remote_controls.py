@@ -102,9 +102,9 @@ ANSWERED = {
 EVERY_KIND = [(LlamaServer, False), (LlamaServer, True), (VllmServer, False), (VllmServer, True), (SglangServer, True)]
 
 
-def constrained(stream: bool = False, grammar: str = DEAD_END, **more: Any) -> Request:
-    """A request whose grammar allows 12 tokens."""
-    values = {"grammar": grammar, "answer_start": answer_start(), "controls": (LoopCheck,), **UNLIMITED, **more}
+def answering(stream: bool = False, **more: Any) -> Request:
+    """A request with something that applies once the answer starts."""
+    values = {"answer_start": answer_start(), "controls": (LoopCheck,), **UNLIMITED, **more}
     return request_of("go", seed=3, stream=stream, **values, **({} if stream else {"n": 3, "max_n": 3}))
 
 
@@ -124,7 +124,7 @@ def test_remote_grammar_applies_to_the_answer(
     kind: type[ModelServer], stream: bool, name: str, limit: int | None
 ) -> None:
     model = speaking(ANSWERED[name])
-    given = constrained(stream, controls=(LoopCheck,) if limit is None else (LoopCheck, budget(limit)))
+    given = answering(stream, grammar=DEAD_END, controls=(LoopCheck,) if limit is None else (LoopCheck, budget(limit)))
     with serving_kind(kind, model, context_size=300) as [server], connected(server) as engine:
         assert summaries(replies_of(engine, given)) == local(model, given)
         asked = [(bytes(each.prompt).decode(), grammar_of(each.body)) for each in server.completions()]
@@ -137,7 +137,7 @@ def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:
     words = (b">{",)
     text = [*b"<think>Hm.</think", FIRST_WORD, *b"}"]
     vocabulary = ScriptedBackend(lambda held, seed: END, words=words)
-    sample = RemoteSample(SequenceId(0, 0), constrained(stream=True), 3, vocabulary, 300)
+    sample = RemoteSample(SequenceId(0, 0), answering(stream=True, grammar=DEAD_END), 3, vocabulary, 300)
     with pytest.raises(RefusedRequestError) as caught:
         list(sample.add(ReplyChunk(tuple(text))))
     assert caught.value.error.message.startswith("the answer begins in the token that ends the reasoning")
@@ -145,7 +145,7 @@ def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:
 
 def test_remote_reply_without_all_ids_is_continued_after_its_special_tokens(chatml: LlamaBackend) -> None:
     [think], [close] = chatml.special_token_ids(["<think>"]), chatml.special_token_ids(["</think>"])
-    request = constrained(stream=True, visible_tokens=frozenset({think, close}))
+    request = answering(stream=True, grammar=DEAD_END, visible_tokens=frozenset({think, close}))
     sample = RemoteSample(SequenceId(0, 0), request, 3, chatml, 300)
     sample.take_turn()
     thought = chatml.tokenize((Text("é."),))
@@ -161,11 +161,6 @@ def test_remote_reply_without_all_ids_is_continued_after_its_special_tokens(chat
 # Stop strings, which count only once the answer starts.
 
 
-def stopped(stream: bool = False, **more: Any) -> Request:
-    values = {"answer_start": answer_start(), "controls": (LoopCheck,), "stop": (" it", "easy"), **UNLIMITED, **more}
-    return request_of("go", seed=3, stream=stream, **values, **({} if stream else {"n": 3, "max_n": 3}))
-
-
 @pytest.mark.parametrize(("kind", "stream"), EVERY_KIND)
 @pytest.mark.parametrize("name", ["short", "no thought", "all thought"])
 @pytest.mark.parametrize("limit", [None, LIMIT])
@@ -174,7 +169,8 @@ def test_remote_stop_strings_count_in_the_answer(
 ) -> None:
     texts = {**REPLIES, "short": "<think>Is it? Yes, it is: easy.</think>\n\n it? {seed} it is, and no more."}
     model = speaking(texts.get(name, ANSWERED["all thought"]))
-    given = stopped(stream, controls=(LoopCheck,) if limit is None else (LoopCheck, budget(limit)))
+    controls = (LoopCheck,) if limit is None else (LoopCheck, budget(limit))
+    given = answering(stream, controls=controls, stop=(" it", "easy"))
     with serving_kind(kind, model, context_size=300) as [server], connected(server) as engine:
         assert summaries(replies_of(engine, given)) == local(model, given)
         assert not any(asked.body.get("sampling_params", asked.body)["stop"] for asked in server.completions())
@@ -184,7 +180,7 @@ def test_remote_stream_is_left_at_a_stop_string_of_the_answer() -> None:
     model = speaking("<think>It is.</think>It is " + "so " * 60)
     with serving_kind(LlamaServer, model, context_size=300) as [server], connected(server) as engine:
         server.arm(hang_after=60)
-        [reply] = replies_of(engine, stopped(stream=True, stop=("so so",))).values()
+        [reply] = replies_of(engine, answering(stream=True, stop=("so so",))).values()
         server.wait_for(lambda: server.completions()[0].is_left)
     assert (reply.text, reply.reason) == ("<think>It is.</think>It is ", "stop")
 
@@ -192,7 +188,7 @@ def test_remote_stream_is_left_at_a_stop_string_of_the_answer() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_remote_stop_strings_end_an_answer_under_a_grammar(stream: bool) -> None:
     model = speaking("<think>1 2 3</think>1 2 3")
-    given = stopped(stream, grammar="root", stop=(" 3",))
+    given = answering(stream, grammar="root", stop=(" 3",))
     with serving_kind(LlamaServer, model, context_size=300) as [server], connected(server) as engine:
         replies = replies_of(engine, given)
         assert {reply.text for reply in replies.values()} == {"<think>1 2 3</think>1 2"}

@@ -248,61 +248,53 @@ def test_server_that_is_frozen_before_a_stream_is_left(kind: type[ModelServer]) 
 ANOTHER_VOCABULARY = {"path": "/tokenize", "body": b'{"tokens":[1,2,3]}', "times": None}
 DIFFERS = "first serves tiny.gguf, whose vocabulary differs from that of the local model"
 UNAVAILABLE = "first is unavailable: scripted"
-NEVER = {"patience": 0.2}
-ONLY: dict[str, tuple[list[dict[str, Any]], dict[str, Any], Sequence[Request], list[str]]] = {
-    "an outage outlived by the last request": (
-        [{"status": 500, "times": 4}],
-        {"retries": (0.01,) * 5},
-        ROWS[:1],
-        [UNAVAILABLE, "1 replies"],
+NO_SERVER = "error: no server answers (first: scripted)"
+
+
+def only(
+    expected: Sequence[str], *faults: dict[str, Any], requests: Sequence[Request] = ROWS, **timeouts: Any
+) -> tuple[Any, ...]:
+    """How requests end at a server with these faults, and what differs in its timeouts."""
+    return expected, faults, requests, timeouts
+
+
+def failing(status: int, times: int | None = 300, **more: Any) -> dict[str, Any]:
+    return {"status": status, "times": times, **more}
+
+
+ONLY = {
+    "an outage outlived by the last request": only(
+        [UNAVAILABLE, "1 replies"], failing(500, 4), requests=ROWS[:1], retries=(0.01,) * 5
     ),
-    "a request at which it fails": (  # the first time may be an outage
-        [{"status": 500, "times": 4}],
-        {},
-        ROWS[:1],
+    "a request at which it fails": only(  # the first time may be an outage
         [UNAVAILABLE, "EndpointError: this request failed 3 times, last on server 1: scripted"],
+        failing(500, 4),
+        requests=ROWS[:1],
     ),
-    "a silent stream": ([{"hang_after": 0}], {"row_timeout": 0.2}, [STREAM], ["error: first: silence"]),
-    "500": ([{"status": 500, "times": 300}], NEVER, ROWS, [UNAVAILABLE, "error: no server answers (first: scripted)"]),
-    "503": ([{"status": 503, "times": 300}], NEVER, ROWS, ["error: no server answers (first: scripted)"]),
-    "429": (
-        [{"status": 429, "headers": {"Retry-After": "0"}, "times": 300}],
-        NEVER,
-        ROWS,
-        ["error: no server answers (first: scripted)"],
-    ),
-    "403": ([{"status": 403}], {}, ROWS, ["error: first requires an API key"]),
-    "403 once it has answered": (  # so few replies cannot separate 17 refusals into runs of less than five
-        [{"status": 403, "let_through": 3, "times": None}],
-        {},
-        ROWS,
-        ["error: first requires an API key"],
-    ),
-    "422 for one row": (
-        [{"status": 422, "let_through": 12}],
-        {},
-        ROWS,
-        ["EndpointError: server 1: scripted", "19 replies"],
-    ),
-    "500 that is no refusal": (
-        [{"status": 500, "message": "does not support it", "let_through": 12}],
-        {},
-        ROWS,
+    "a silent stream": only(["error: first: silence"], {"hang_after": 0}, requests=[STREAM], row_timeout=0.2),
+    "500": only([UNAVAILABLE, NO_SERVER], failing(500), patience=0.2),
+    "503": only([NO_SERVER], failing(503), patience=0.2),
+    "429": only([NO_SERVER], failing(429, headers={"Retry-After": "0"}), patience=0.2),
+    "403": only(["error: first requires an API key"], failing(403, 1)),
+    # So few replies cannot separate 17 refusals into runs of less than five.
+    "403 once it has answered": only(["error: first requires an API key"], failing(403, None, let_through=3)),
+    "422 for one row": only(["EndpointError: server 1: scripted", "19 replies"], failing(422, 1, let_through=12)),
+    "500 that is no refusal": only(
         ["first is unavailable: does not support it", ALL],
+        failing(500, 1, message="does not support it", let_through=12),
     ),
-    "another prompt": (
-        [{"edit": lambda _, reply: {**reply, "tokens_evaluated": 9}}],
-        {},
-        ROWS[:1],
+    "another prompt": only(
         ["error: the server evaluated 9 prompt tokens instead of 2"],
+        {"edit": lambda _, reply: {**reply, "tokens_evaluated": 9}},
+        requests=ROWS[:1],
     ),
-    "another vocabulary later": ([{"status": 500}, ANOTHER_VOCABULARY], {}, ROWS, ["error: " + DIFFERS]),
+    "another vocabulary later": only(["error: " + DIFFERS], failing(500, 1), ANOTHER_VOCABULARY),
 }
 
 
 @pytest.mark.parametrize("name", ONLY)
 def test_server_fault_of_the_only_one(name: str) -> None:
-    faults, timeouts, requests, expected = ONLY[name]
+    expected, faults, requests, timeouts = ONLY[name]
     model = STORY if requests[0].stream else random_model
     with (
         serving_kind(LlamaServer, model) as servers,
