@@ -19,7 +19,6 @@ _INLINE_PARSER = MarkdownIt().enable(["strikethrough", "table"]).disable(DISABLE
 _BLOCK_PARSER = MarkdownIt().enable(["strikethrough", "table"]).disable([*DISABLED_RULES, "inline", "text_join"])
 
 CODE = ("fence", "code_block")
-LISTS = ("bullet_list", "ordered_list")
 
 # Code is highlighted in chunks with a fixed lookahead, so that each chunk is final when it is printed.
 # The lexer starts at the first line for every chunk, so chunks grow with the lines before them.
@@ -87,24 +86,15 @@ def is_same_language(*languages: str) -> bool:
 def parse(text: str, preceding: Preceding = Preceding()) -> list[Token]:
     """Parse a text into block tokens, with their inline content unparsed.
 
-    In their `meta`, `number` is that of a code block or list item, and `lines` the range of a code block's lines.
+    In the `meta` of a code block, `number` is its own, and `lines` the range of its lines.
     """
     tokens = _BLOCK_PARSER.parse(text.replace("\r", ""))
     if preceding.list_item is not None and tokens:
         tokens[0].attrs["start"] = preceding.list_item
-    code_count, numbers = preceding.code_count, list[int]()
-    for token in tokens:
-        if token.type in CODE:
-            code_count += 1
-            token.meta["number"] = code_count
-            token.meta["lines"] = (preceding.code_lines if token is tokens[0] else 0, None)
-        elif token.type == "list_item_open":
-            token.meta["number"] = numbers[-1]
-            numbers[-1] += 1
-        elif token.type.removesuffix("_open") in LISTS:
-            numbers.append(int(token.attrs.get("start", 1)))
-        elif token.type.removesuffix("_close") in LISTS:
-            numbers.pop()
+    blocks = (token for token in tokens if token.type in CODE)
+    for number, token in enumerate(blocks, preceding.code_count + 1):
+        token.meta["number"] = number
+        token.meta["lines"] = (preceding.code_lines if token is tokens[0] else 0, None)
     return tokens
 
 
@@ -127,12 +117,15 @@ def parse_units(text: str, preceding: Preceding = Preceding()) -> list[Unit]:
         block = tokens[start:end]
         is_continued = start == 0 and (preceding.list_item is not None or preceding.code_lines > 0)
         items = [at for at, token in enumerate(block) if token.type == "list_item_open" and token.level == 1]
-        for begin, stop in pairwise((*items, len(block) - 1) if items else (0, len(block))):
+        first_number = int(block[0].attrs.get("start", 1))
+        parts = pairwise((*items, len(block) - 1) if items else (0, len(block)))
+        for number, (begin, stop) in enumerate(parts, first_number):
             part = block[begin:stop]
-            number = part[0].meta["number"] if items and is_continued else None
-            blank_before = not is_continued and (bool(units) or preceding.any_text)
             line, *_ = part[0].map or [0]
-            units.append(Unit([block[0], *part, last] if items else part, line, number, blank_before))
+            if items:  # a list of its own
+                part = [block[0].copy(attrs={"start": number}), *part, last]
+            blank_before = not is_continued and (bool(units) or preceding.any_text)
+            units.append(Unit(part, line, number if items and is_continued else None, blank_before))
             is_continued = True
         start = end
     return units

@@ -23,7 +23,6 @@ from rich.markdown import (
     Heading,
     HorizontalRule,
     ListElement,
-    ListItem,
     Markdown,
     MarkdownElement,
     UnknownElement,
@@ -63,6 +62,7 @@ STYLES = Theme({"markdown.code": "cyan"})  # readable on dark and on light backg
 RULE_COLUMNS = 40  # the length of the text is not known while it streams
 CODE_INDENT = (0, 0, 0, 2)
 MAX_LINES_ABOVE = 64  # lines of context for code to be redrawn, which bounds the cost for long code
+MIN_LIST_COLUMNS = 5  # the width that a number takes, and one
 TABLE_FRAME_ROWS = 4  # rows of a table outside its body
 
 Row = list[Segment]
@@ -251,28 +251,16 @@ def close_comment(code: str) -> str:
     return code
 
 
-class NumberedItem(ListItem):
-    token: Token
-
-    @classmethod
-    def create(cls, _: Markdown, token: Token) -> NumberedItem:
-        item = cls()
-        item.token = token
-        return item
-
-
 class NumberedList(ListElement):
     """A list with room for two-digit numbers, since its length is not known yet."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        bullets = self.list_type == "bullet_list_open"
-        style = console.get_style("markdown.item.bullet" if bullets else "markdown.item.number", default="none")
-        for item in self.items:
-            assert isinstance(item, NumberedItem)
-            marker = " • " if bullets else f"{item.token.meta['number']:>3} "
-            inner = options.update(width=max(1, options.max_width - len(marker)))
-            for at, row in enumerate(console.render_lines(item.elements, inner, style=item.style)):
-                yield from (Segment(marker if at == 0 else " " * len(marker), style), *row, Segment.line())
+        options = options.update(width=max(MIN_LIST_COLUMNS, options.max_width))
+        for number, item in enumerate(self.items, self.list_start or 0):
+            if self.list_type == "bullet_list_open":
+                yield from item.render_bullet(console, options)
+            else:  # a number of any length is followed by one space
+                yield from item.render_number(console, options, number, last_number=max(10, number // 10))
 
 
 class LeftHeading(Heading):
@@ -300,7 +288,6 @@ class ReplyMarkdown(Markdown):
         **dict.fromkeys(("bullet_list_open", "ordered_list_open"), _without_new_line(NumberedList)),
         "heading_open": _without_new_line(LeftHeading),
         "hr": _without_new_line(ShortRule),
-        "list_item_open": _without_new_line(NumberedItem),
         "inline": _without_new_line(UnknownElement),
     }
 
