@@ -9,7 +9,7 @@ from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from cerebrum_cli.cli.options import ConcurrencyOptions
 from cerebrum_cli.cli.signature import composed, positional, settings_options
@@ -37,16 +37,10 @@ ANSWER_RULES = 1  # by which thoughts are removed from replies: results in the c
 class LmEvalOptions(ConcurrencyOptions):
     """Options of `cerebrum lm-eval`, which scores given texts: no server and no cluster can."""
 
-    endpoint: tuple[str, ...] = ()
-    served_model_name: str | None = None
-    allow_http_key: bool = False
-    schema: Path | None = None
-    grammar: Path | None = None
-    ray: str | None = None
-    ray_workers: int | None = None
-    allow_different_models: bool = False
-    patience: float | None = None
-    row_timeout: float | None = None
+    without: ClassVar = (
+        *("endpoint", "served_model_name", "allow_http_key", "allow_different_models", "patience", "row_timeout"),
+        *("ray", "ray_workers", "schema", "grammar"),
+    )
     preset: str | None = option(None, "Compare with a model card, under its conditions", "Output", metavar="NAME")
     limit: int | None = option(None, "The first N documents of each task [default: all]", "Input", metavar="N", least=1)
     num_fewshot: int | None = option(

@@ -277,8 +277,7 @@ def app_of(context: typer.Context, options: QuietOptions | None) -> App:
 
     app = context.obj if isinstance(context.obj, App) else App.of_user()
     unknown = unknown_variables(NAMES) and unknown_variables(option_names())
-    for name, likely in unknown.items():
-        hint = f"did you mean {likely}?" if likely else "run cerebrum COMMAND --help to list the options"
+    for name, hint in unknown.items():
         app.streams.notice(NoticeEvent(f"unknown environment variable {name}", hint))
     app.streams = replace(app.streams, is_quiet=options is not None and options.quiet)
     if isinstance(options, AnswerOptions) and options.verbose:

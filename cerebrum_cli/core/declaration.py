@@ -130,10 +130,11 @@ def option_group(group: type[T]) -> type[T]:
 
 
 def options_of(group: type) -> dict[str, Option]:
+    """The options of a dataclass by name; not those that it inherits but names in `without`."""
     return {
         member.name: member.metadata["option"]._replace(name=member.name, kind=str(member.type).removesuffix(" | None"))
         for member in fields(group)
-        if "option" in member.metadata
+        if "option" in member.metadata and member.name not in getattr(group, "without", ())
     }
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import EFFORTS, NONE, Option, option, options_of, variable
 from cerebrum_cli.core.environment import environment, environment_names
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.text import did_you_mean
 
 Layer = Mapping[str, Any]
 
@@ -196,10 +196,12 @@ def in_directory(layer: Layer, directory: Path) -> Layer:
     return {**layer, **paths} if paths else layer
 
 
-def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
+def unknown_variables(known: Iterable[str]) -> dict[str, str]:
+    """Variables that set no option, each with a hint."""
     names = {variable(name) for name in (*SHORTHANDS, *known)}
     unknown = (name for name in environment_names() if name.startswith(variable("")) and name not in names)
-    return {name: next(iter(get_close_matches(name, names, 1, cutoff=0.8)), None) for name in unknown}
+    others = "run cerebrum COMMAND --help to list the options"
+    return {name: did_you_mean(name, tuple(names), cutoff=0.8).rstrip() or others for name in unknown}
 
 
 def environment_layer(*keys: str, options: Mapping[str, Option] = OPTIONS) -> Layer:
