@@ -87,29 +87,18 @@ class Model(LoadedModel):
             settings = {"temperature": self.source.settings.temperature or VOTE_TEMPERATURE, **settings}
             require_sampling(changed(self.source.settings, settings), "a vote")
 
-        def request_of(question: Question) -> ReplyRequest | CerebrumError:
-            try:
-                return self._request(question, schema, grammar, settings)
-            except CerebrumError as error:
-                return error
-
+        requests = (self._request_or_error(question, schema, grammar, settings) for question in questions)
         votes = None if samples is None else parse_votes(str(samples))
-        rows = (
-            Row(index, request_of(question), MajorityVote(votes) if votes else None)
-            for index, question in enumerate(questions)
-        )
+        rows = (Row(index, request, MajorityVote(votes) if votes else None) for index, request in enumerate(requests))
         error: CerebrumError | None = None
         with closing(run_rows(self, rows)) as events:
-            for event in events:
-                if not isinstance(event, RowOutcome):
-                    continue
-                outcome = event.outcome
+            for row, _, outcome, _ in (event for event in events if isinstance(event, RowOutcome)):
                 if isinstance(outcome, RefusedEvent):
                     error = error or outcome.error
                 elif isinstance(outcome, MajorityVote) and outcome.reply is None:
                     error = error or outcome.refusals[0].error
                 else:
-                    outcome.index = event.row.id
+                    outcome.index = row.id
                     yield outcome
         if error:
             raise error
@@ -132,6 +121,14 @@ class Model(LoadedModel):
                 if isinstance(event, LogprobScores):
                     return event.scores
         raise UsageError("scoring was cancelled", "call it again")
+
+    def _request_or_error(
+        self, question: Question, schema: Any, grammar: str | None, changes: Mapping[str, Any]
+    ) -> ReplyRequest | CerebrumError:
+        try:
+            return self._request(question, schema, grammar, changes)
+        except CerebrumError as error:
+            return error
 
     def _request(
         self, question: Question, schema: Any, grammar: str | None, changes: Mapping[str, Any]

@@ -84,12 +84,11 @@ class LoadedModel:
                 yield event
 
     def prepare_reply(self, request: ReplyRequest) -> PreparedReply:
-        """Tokenize the request of a conversation.
+        """Tokenize the request of a conversation. Raises UsageError as `check_settings` does.
 
-        Raises PromptTooLong if no room is left for a reply, FormatError if the format cannot render the conversation,
-        UsageError as `check_settings` does.
+        Also PromptTooLong if no room is left for a reply, and FormatError if the format cannot render the conversation.
         """
-        vocabulary, prompt_format = self.engine.vocabulary, self.format
+        vocabulary, prompt_format, thoughts = self.engine.vocabulary, self.format, self.format.thoughts
         settings, prefix = request.settings, request.prefix_tokens
         self.controls.require_marked_thought(settings, request.conversation.system_prompt)
         conversation = settings.applied_to(request.conversation)
@@ -99,13 +98,9 @@ class LoadedModel:
         tokens = (*vocabulary.tokenize(prompt), *prefix)
         if len(tokens) >= self.engine.context_size:
             raise self._too_long(str(len(tokens)))
-        last = prompt[-1] if prompt else None
-        markup = last.value if isinstance(last, Text) and last.trusted else ""
-        opening = tokens[-OPENING_TOKENS:]
-        if markup and len(prompt) > 1:
-            opening = vocabulary.tokenize([Text(markup, trusted=True)])
+        markup = final_markup(prompt)
+        opening = vocabulary.tokenize([Text(markup, True)]) if markup and len(prompt) > 1 else tokens[-OPENING_TOKENS:]
         starts_with_bos = opening[:1] == tokens[:1]  # BOS precedes the markup as it precedes the prompt
-        thoughts = prompt_format.thoughts
         channels = ReplyChannels(thoughts, open_thought(markup, thoughts), self._text_of(prefix) if prefix else "")
         params = settings.sampling(() if request.ignore_eos else prompt_format.stop)
         if params.logit_bias:
@@ -280,6 +275,12 @@ class LoadedModel:
         size, trained = self.engine.context_size, self.model.trained_context
         advice = f" or {self.engine.larger_context} (trained context: {trained})" if size < trained else ""
         return PromptTooLong.for_context(tokens, size, advice)
+
+
+def final_markup(prompt: Sequence[PromptPart]) -> str:
+    """The template's own text at the end of a prompt."""
+    last = prompt[-1] if prompt else None
+    return last.value if isinstance(last, Text) and last.trusted else ""
 
 
 def detokenize(vocabulary: Vocabulary, ids: Sequence[int]) -> str:

@@ -161,7 +161,8 @@ class Reply:
         """The final answer stated in the text; None without one."""
         from cerebrum_cli.answers.extract import final_answer  # compiling its patterns is slow
 
-        return final_answer(self.text, is_complete=self.finish_reason == "stop")
+        text = self.text  # which waits for the reply
+        return final_answer(text, is_complete=self._finish is not None and self._finish.reason == "stop")
 
     @property
     def finish_reason(self) -> FinishReason:

@@ -117,8 +117,8 @@ class ReplyControls:
         """The markup that this model may use: its format's, its vocabulary's, and what the system prompt asks for."""
         if self.format.is_servers:  # it knows itself where they are
             return ()
-        known, asked = self._known_thoughts, system_prompt or ""
-        return tuple(thought for thought in self.format.thoughts if thought in known or thought.open in asked)
+        thoughts, asked = self.format.thoughts, system_prompt or ""
+        return tuple(thought for thought in thoughts if thought in self._known_thoughts or thought.open in asked)
 
     @cached_property
     def _known_thoughts(self) -> tuple[ThoughtMarkup, ...]:

@@ -17,19 +17,15 @@ from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FOR
 from cerebrum_cli.model.loaded_model import detokenize
 
 BOS, EOS = 1, 2
+DATA = Path(__file__).parents[1] / "data" / "formats"
 FORMATS = (CEREBRUM, COLLECTIVE_COGNITION)
 Case = dict[str, Any]
-
-
-def golden_cases(name: str) -> list[Case]:
-    path = Path(__file__).parents[1] / "data" / "formats" / f"{name}.json"
-    return list(json.loads(path.read_text(encoding="utf-8")))
 
 
 CASES = [
     pytest.param(prompt_format, case, id=f"{prompt_format.name}: {case['name']}")
     for prompt_format in FORMATS
-    for case in golden_cases(prompt_format.name)
+    for case in json.loads((DATA / f"{prompt_format.name}.json").read_text(encoding="utf-8"))
 ]
 
 
