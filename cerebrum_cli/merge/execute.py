@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod, sqrt
 from pathlib import Path
@@ -31,9 +31,7 @@ from cerebrum_cli.merge.plan import OutputTensor, Plan
 from cerebrum_cli.models.registry import OnProgress
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.llama.codec import LlamaCodec
-
-    Codec = LlamaCodec  # converts weights from and to ggml types; thread-safe
+    from cerebrum_cli.engine.llama.codec import LlamaCodec as Codec  # converts weights, in several threads
 
 
 T = TypeVar("T")
@@ -65,22 +63,14 @@ def llama_codec() -> Codec:
     return LlamaCodec()
 
 
-@dataclass
-class TensorEvaluator:
-    """Compute tensors with a thread pool; the context manager ends the threads and closes the source files."""
+class TensorEvaluator(contextlib.ExitStack):
+    """Compute tensors with a thread pool; the end of its context ends the threads and closes the source files."""
 
-    open_codec: CodecFactory
-    threads: int
-    _pool: ThreadPoolExecutor = field(init=False)
-    _files: dict[Path, int] = field(default_factory=dict, init=False)
-    _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, init=False)
-
-    def __enter__(self) -> TensorEvaluator:
-        self._pool = self._open.enter_context(ThreadPoolExecutor(self.threads))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
+    def __init__(self, open_codec: CodecFactory, threads: int) -> None:
+        super().__init__()
+        self._open_codec, self._threads = open_codec, threads
+        self._pool = self.enter_context(ThreadPoolExecutor(threads))
+        self._files: dict[Path, int] = {}
 
     def chunks(self, output: OutputTensor) -> Iterator[bytes]:
         """Yield the bytes of a tensor. Raises ModelFileError for an unreadable source, MergeError on overflow."""
@@ -104,7 +94,7 @@ class TensorEvaluator:
 
     @cached_property
     def _codec(self) -> Codec:
-        return self.open_codec()
+        return self._open_codec()
 
     def _sum(self, codec: Codec, op: Sum, output: OutputTensor, rows: Rows) -> bytes:
         total = np.full((rows[1], output.shape[0]), op.constant, np.float32)
@@ -158,14 +148,14 @@ class TensorEvaluator:
                 self._files[path] = os.open(path, os.O_RDONLY)
             except OSError as error:
                 raise ModelFileError(path, f"cannot be read: {error.strerror}") from error
-            self._open.callback(os.close, self._files[path])
+            self.callback(os.close, self._files[path])
 
     def _run_in_order(self, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
         running: deque[Future[T]] = deque()
         try:
             for task in tasks:
                 running.append(self._pool.submit(task))
-                if len(running) >= PENDING_PER_THREAD * self.threads:
+                if len(running) >= PENDING_PER_THREAD * self._threads:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()

@@ -92,9 +92,8 @@ def base_models(recipe: Recipe, tables: Mapping[str, Table], provenance: Provena
     unique: dict[str, str] = {}  # a recipe may have two names for one model
     for model in recipe.models:
         unique.setdefault(provenance.references[model], model)
-    models = [*unique.values()]
-    result = {"general.base_model.count": Value("UINT32", len(models))}
-    for number, model in enumerate(models):
+    result = {"general.base_model.count": Value("UINT32", len(unique))}
+    for number, model in enumerate(unique.values()):
         key = f"general.base_model.{number}"
         result[f"{key}.name"] = Value("STRING", tables[model].text("general.name") or provenance.references[model])
         if repo_id := provenance.repositories.get(model):

@@ -40,11 +40,9 @@ class CachedModel:
 
 
 class CachedFile(NamedTuple):
-    """A file in the cache: its commit, its name in the repository, and its path in the snapshot."""
-
     commit: str
-    name: str
-    path: Path
+    name: str  # in the repository
+    path: Path  # in the snapshot
 
     @property
     def digest(self) -> str | None:

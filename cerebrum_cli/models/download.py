@@ -216,10 +216,8 @@ class Download:
 
 @dataclass(slots=True)
 class _Written:
-    """What a partial file has: the number of its bytes, and their digest."""
-
     digest: hashlib._Hash
-    done: int = 0
+    done: int = 0  # bytes
 
 
 def _new_hash(file: HubFile) -> hashlib._Hash:

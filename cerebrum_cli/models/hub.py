@@ -98,10 +98,9 @@ def replace_token(location: str) -> str:
 def check_reachable() -> str:
     """Request the Hub without a token, for TIMEOUT_S in each stage, and return its address. Raises HubError."""
     endpoint = _endpoint()
-    _constants()
-    from huggingface_hub import get_session
-
     with _translated(endpoint):
+        from huggingface_hub import get_session
+
         response = get_session().head(endpoint, timeout=TIMEOUT_S, headers={"Accept-Encoding": "identity"})
     if response.status_code >= 500:
         raise HubError(f"{endpoint}: server error {response.status_code}", "try again later")
@@ -152,10 +151,9 @@ def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryK
 
     Raises ModelNotFound for an unknown repository or revision, HubError for other failures.
     """
-    timeout = _constants().HF_HUB_DOWNLOAD_TIMEOUT
-    from huggingface_hub import HfApi
+    with _translated(repo_id, kind) as timeout:
+        from huggingface_hub import HfApi
 
-    with _translated(repo_id, kind):
         api = HfApi(library_name=_LIBRARY_NAME, library_version=__version__)
         request = api.model_info if kind == "model" else api.dataset_info
         info = request(repo_id, revision=revision or MAIN, files_metadata=True, timeout=timeout)
@@ -190,15 +188,14 @@ def search_repositories(text: str, limit: int) -> tuple[FoundRepository, ...]:
 
     huggingface_hub's own search waits half a minute before it reports that there is no network.
     """
-    timeout = _constants().HF_HUB_DOWNLOAD_TIMEOUT
-    from huggingface_hub import get_session
-    from huggingface_hub.utils._headers import build_hf_headers
-    from huggingface_hub.utils._http import hf_raise_for_status
-
     repositories: list[FoundRepository] = []
     query = {"search": text, "filter": "gguf", "sort": "downloads", "limit": limit, "expand": _SEARCH_FIELDS}
     page = f"{_endpoint()}/api/models?{urlencode(query, doseq=True)}"
-    with _translated("cerebrum search"):
+    with _translated("cerebrum search") as timeout:
+        from huggingface_hub import get_session
+        from huggingface_hub.utils._headers import build_hf_headers
+        from huggingface_hub.utils._http import hf_raise_for_status
+
         headers = build_hf_headers(library_name=_LIBRARY_NAME, library_version=__version__)
         while page.startswith(f"{_endpoint()}/") and len(repositories) < limit:
             response = get_session().get(page, headers=headers, timeout=timeout)
@@ -231,14 +228,13 @@ def open_file(
 
     Yields where the bytes begin, which is 0 for a server without range support, and the bytes as they arrive.
     """
-    timeout = _constants().HF_HUB_DOWNLOAD_TIMEOUT
-    from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.utils._headers import build_hf_headers
-    from huggingface_hub.utils._http import hf_raise_for_status
-
     subject = f"{listing.repo_id}/{name}"
     with contextlib.ExitStack() as stack:
-        with _translated(subject, listing.kind):
+        with _translated(subject, listing.kind) as timeout:
+            from huggingface_hub import get_session, hf_hub_url
+            from huggingface_hub.utils._headers import build_hf_headers
+            from huggingface_hub.utils._http import hf_raise_for_status
+
             headers = build_hf_headers(library_name=_LIBRARY_NAME, library_version=__version__)
             headers["Accept-Encoding"] = "identity"
             if start or end is not None:
@@ -291,12 +287,14 @@ def _not_a_hub() -> HubError:
 
 
 @contextlib.contextmanager
-def _translated(subject: str, kind: RepositoryKind = "model") -> Iterator[None]:
+def _translated(subject: str, kind: RepositoryKind = "model") -> Iterator[float]:
+    """Translate the errors of requests about `subject`. Yields their time-out in seconds."""
+    timeout = float(_constants().HF_HUB_DOWNLOAD_TIMEOUT)
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
-        yield
+        yield timeout
     except HfHubHTTPError as error:
         raise _response_error(subject, kind, error.response) from error
     except OfflineModeIsEnabled as error:

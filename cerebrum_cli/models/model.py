@@ -94,11 +94,9 @@ class InstalledModel:
     @property
     def is_verified(self) -> bool:
         """Whether its digest was compared with a published one, or we wrote it ourselves; unknown of several parts."""
-        if self.is_bundled:
-            return True
-        if self.file is None or self.file.source in ("local", *STORES) or len(self.paths) > 1:
-            return False
-        return self.file.is_current
+        file, is_whole = self.file, len(self.paths) == 1
+        is_published = file is not None and file.source not in ("local", *STORES) and is_whole and file.is_current
+        return self.is_bundled or is_published
 
     @property
     def is_unnamed(self) -> bool:
