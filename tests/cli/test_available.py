@@ -32,7 +32,7 @@ def test_list_available_is_sorted_by_what_fits(new_user: CommandLine, memory: in
     assert all(row["license"] and row["good_for"] for row in rows)
 
 
-def test_list_available_shows_size_memory_license_and_use_in_a_pipe(new_user: CommandLine, memory: int) -> None:
+def test_list_available_shows_size_memory_license_and_use_in_a_pipe(new_user: CommandLine) -> None:
     done = new_user.run("list", "--available")
     head, *lines = done.out.splitlines()
     columns = ["name", "installed", "best fit", "size", "memory", "verdict", "good for", "license", "title"]

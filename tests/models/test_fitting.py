@@ -55,11 +55,6 @@ def fit(size: float, here: Capacity, sizes: ModelSizes = KV) -> MemoryFit:
     return fit_memory(sizes.with_weights(int(size)), DEFAULT_CONTEXT, here)
 
 
-def plain(size: float, here: Capacity) -> str:
-    """Verdict on weights without a KV cache; half a GiB is left free beside them."""
-    return fit(size, here, uniform_sizes(0, 32, 0)).verdict
-
-
 @pytest.mark.parametrize(
     ("here", "size", "verdict"),
     [
@@ -79,7 +74,8 @@ def plain(size: float, here: Capacity) -> str:
     ],
 )
 def test_fit_verdict_changes_at_its_limits(here: Capacity, size: float, verdict: str) -> None:
-    assert plain(size, here) == verdict
+    without_kv = uniform_sizes(0, 32, 0)  # half a GiB is left free beside the weights
+    assert fit(size, here, without_kv).verdict == verdict
     unusable = machine(SYSTEM_RESERVE // 2), machine(SYSTEM_RESERVE // 2, 10 * GB), metal(16 * GIB, 12 * GIB)
     assert [each.usable_memory for each in unusable] == [0, 10 * GB - HEADROOM, 15 * GIB]
 

@@ -24,6 +24,7 @@ HUB = "https://huggingface.co"
 REPO = "bartowski/Cerebrum-1.0-7b-GGUF"
 FILE = "Cerebrum-1.0-7b-Q4_K_M.gguf"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+VIEWS = (f"hf.co/{REPO}/resolve", f"{HUB}/{REPO}/resolve", f"{HUB}/{REPO}/blob")
 
 
 @pytest.mark.parametrize(
@@ -32,20 +33,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         ("cerebrum-7b", ModelReference("cerebrum-7b")),
         ("cerebrum-7b:Q4_K_M", ModelReference("cerebrum-7b", "Q4_K_M")),
         ("hf.co", ModelReference("hf.co")),
-        (REPO, ModelReference(REPO)),
-        (f"{REPO}:Q4_K_M", ModelReference(REPO, "Q4_K_M")),
         ("_o/r_:Q8_0", ModelReference("_o/r_", "Q8_0")),
-        (f"hf.co/{REPO}:Q4_K_M", ModelReference(REPO, "Q4_K_M")),
-        (f"HF.co/{REPO}:Q4_K_M", ModelReference(REPO, "Q4_K_M")),
-        (f"www.huggingface.co/{REPO}", ModelReference(REPO)),
-        (f"hf.co/{REPO}/resolve/main/{FILE}", ModelReference(REPO, file=FILE, revision="main")),
-        (f"hf://{REPO}", ModelReference(REPO)),
         ("hf.co/o/model.gguf", ModelReference("o/model.gguf")),
-        (f"{HUB}/{REPO}", ModelReference(REPO)),
-        (f"HTTPS://HuggingFace.CO/{REPO}", ModelReference(REPO)),
-        (f"{HUB}/{REPO}\n", ModelReference(REPO)),
-        (f"{HUB}/{REPO}/resolve/main/{FILE}", ModelReference(REPO, file=FILE, revision="main")),
-        (f"{HUB}/{REPO}/blob/main/{FILE}", ModelReference(REPO, file=FILE, revision="main")),
+        *((f"{host}{REPO}", ModelReference(REPO)) for host in ("", "www.huggingface.co/", "hf://", f"{HUB}/")),
+        *((text, ModelReference(REPO)) for text in (f"HTTPS://HuggingFace.CO/{REPO}", f"{HUB}/{REPO}\n")),
+        *((f"{host}{REPO}:Q4_K_M", ModelReference(REPO, "Q4_K_M")) for host in ("", "hf.co/", "HF.co/")),
+        *((f"{view}/main/{FILE}", ModelReference(REPO, file=FILE, revision="main")) for view in VIEWS),
         (f"{HUB}/{REPO}/resolve/{COMMIT}/{FILE}", ModelReference(REPO, file=FILE, revision=COMMIT)),
         (f"{HUB}/{REPO}/resolve/refs%2Fpr%2F1/{FILE}", ModelReference(REPO, file=FILE, revision="refs/pr/1")),
         (f"{HUB}/{REPO}/resolve/main/Q4/part/{FILE}", ModelReference(REPO, file=f"Q4/part/{FILE}", revision="main")),
@@ -56,14 +49,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         (f"{HUB}/{REPO}/tree/main", ModelReference(REPO, revision="main")),
         (f"{HUB}/{REPO}/tree/v1.0:Q4_K_M", ModelReference(REPO, "Q4_K_M", revision="v1.0")),
         (f"{HUB}/{REPO}/tree/refs%2Fpr%2F1:Q4_K_M", ModelReference(REPO, "Q4_K_M", revision="refs/pr/1")),
-        ("/models/a.gguf", Path("/models/a.gguf")),
-        ("./a", Path("a")),
-        (".", Path()),
-        ("~/a.gguf", Path("~/a.gguf")),
-        ("a.gguf", Path("a.gguf")),
-        ("o/r.gguf", Path("o/r.gguf")),
-        ("C:\\models\\a.gguf", Path("C:\\models\\a.gguf")),
-        ("ä \udcff.gguf", Path("ä \udcff.gguf")),
+        *((text, Path(text)) for text in ("/models/a.gguf", "./a", ".", "~/a.gguf", "a.gguf", "o/r.gguf")),
+        *((text, Path(text)) for text in ("C:\\models\\a.gguf", "ä \udcff.gguf")),
     ],
 )
 def test_reference_parses_every_form(text: str, meant: Reference) -> None:

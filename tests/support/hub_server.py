@@ -325,16 +325,12 @@ class Repository:
         repo_id = self.repo_id.removeprefix(DATASETS)
         return {
             "id": repo_id,
-            **({"modelId": repo_id} if repo_id == self.repo_id else {}),
-            "author": repo_id.split("/")[0],
             "sha": commit.hash,
             "lastModified": "2026-01-02T03:04:05.000Z",
             "private": self.private,
             "gated": self.gated,
-            "disabled": False,
             "downloads": self.downloads,
             "tags": ["gguf", "region:us", f"license:{self.license}"],
-            "cardData": {"license": self.license},
             "siblings": [{"rfilename": name, **(file.listed if blobs else {})} for name, file in commit.files.items()],
         }
 

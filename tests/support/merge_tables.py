@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from tiny_models import LLAMA, MIXTRAL, tensor_shapes
 
+from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.parser import Tensor, Value
 from cerebrum_cli.gguf.table import Table
 from cerebrum_cli.merge.plan import TYPE_NUMBERS, MergePlanner, Plan, Provenance, Target
@@ -99,6 +101,13 @@ def plan(recipe: Mapping[str, Any], *tables: Table, target: Target | None = None
     parsed = parse_recipe(json.dumps(recipe), "recipe.yaml")
     planner = MergePlanner(parsed, {each.name: each for each in tables}, target or Target())
     return planner.plan(Provenance("Merged", references))
+
+
+def refusal(recipe: Mapping[str, Any], *tables: Table) -> tuple[str, str]:
+    """Message and hint of the error that the plan of a merge raises."""
+    with pytest.raises(MergeError) as caught:
+        plan(recipe, *tables)
+    return caught.value.message, caught.value.hint
 
 
 def stacked(*ranges: tuple[str, int, int], **more: Any) -> dict[str, Any]:
