@@ -91,13 +91,13 @@ def assess_devices(build: Build, likely_accelerator: str | None) -> CheckResult:
 
 
 def assess_threads(processors: Processors, requested: int | None) -> CheckResult:
-    quota = "no cgroup quota" if processors.quota == inf else f"cgroup quota {processors.quota:g}"
     slower = processors.cores - processors.performance_cores
     detail = (
         f"{format_count(requested or processors.threads, 'thread')};"
         f" {format_count(processors.cores, 'core')} available"
         + (f" ({slower} of them efficiency cores)" if slower else "")
-        + f", {processors.allowed} of {processors.logical} logical CPUs allowed, {quota}"
+        + f", {processors.allowed} of {processors.logical} logical CPUs allowed, "
+        + ("no cgroup quota" if processors.quota == inf else f"cgroup quota {processors.quota:g}")
     )
     too_many = (
         f"{requested} requested, but only {processors.usable} can run concurrently",

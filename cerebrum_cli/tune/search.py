@@ -134,9 +134,8 @@ class Search:
             # The new thread count only for the phase that it made faster.
             counts = (base.tuning.n_threads, tuning.n_threads)
             decode_threads, prefill_threads = counts if prefill > 1 else counts[::-1]
-            split = {"n_threads": decode_threads, "n_threads_batch": prefill_threads}
-            leader = candidate if candidate in self.best.values() else base
-            self._try_on(leader, uses, Stage(base.is_batch, split))
+            split = Stage(base.is_batch, {"n_threads": decode_threads, "n_threads_batch": prefill_threads})
+            self._try_on(candidate if candidate in self.best.values() else base, uses, split)
 
     def _measure(self, candidate: Candidate, base: Candidate, kinds: Iterable[JobKind]) -> tuple[float, float]:
         speedups = {kind: self._speedup(candidate, base, kind) for kind in kinds}
@@ -144,8 +143,9 @@ class Search:
         known, tuning, load_s = base.known_speeds, candidate.tuning, base.known_speeds.load_s
         if (tuning.repack, tuning.gpu_layers) != (base.tuning.repack, base.tuning.gpu_layers):
             load_s = self._load_seconds(tuning)
-        memory = self.bench.peak_memory(tuning)
-        candidate.speeds = Speeds(load_s, known.prompt * prefill, known.generate * decode, memory)
+        candidate.speeds = Speeds(
+            load_s, known.prompt * prefill, known.generate * decode, self.bench.peak_memory(tuning)
+        )
         self._update_best(candidate)
         return prefill, decode
 

@@ -57,10 +57,8 @@ def pad_single_rows(
         above, below = row.slot + 1, row.slot - 1
         is_single = counts[row.slot] == 1 and not counts[above] and not counts[below]
         is_alone = is_single and not (padded and padded[-1].slot == below)  # no padding of another row is below
-        if is_alone and row.position >= PAD_FROM_POSITION:
-            free = [slot for slot in (above, below) if 0 <= slot < slots and length(slot) < capacity][:1]
-        else:
-            free = []
+        beside = (above, below) if is_alone and row.position >= PAD_FROM_POSITION else ()
+        free = [slot for slot in beside if 0 <= slot < slots and length(slot) < capacity][:1]
         pair = [row, *(TokenRow(slot, length(slot), row.token, False) for slot in free)]
         pair.sort(key=lambda row: row.slot)
         batch_indices.append(len(padded) + pair.index(row))

@@ -135,8 +135,11 @@ class LlamaContext:
                 self._invalid |= {row.slot for row in rows}
             return False
         if status != DONE:
-            problem = "the context is full" if status == NO_ROOM else f"llama.cpp failed to decode ({status})"
-            raise EngineError(problem, SHOW_LOG, list(log.problems))
+            raise EngineError(
+                "the context is full" if status == NO_ROOM else f"llama.cpp failed to decode ({status})",
+                SHOW_LOG,
+                list(log.problems),
+            )
         return True
 
     def length(self, slot: int) -> int:

@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Iterable
 from functools import cache, cached_property, lru_cache, partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
@@ -33,8 +33,6 @@ HTML = re.compile(r"</?(?:table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockq
 
 
 class LlamaVocabulary:
-    """The vocabulary of one loaded model."""
-
     def __init__(self, model: Any) -> None:
         self._vocab = llama.llama_model_get_vocab(model)
         self.piece = cache(self._read_piece)
@@ -128,18 +126,13 @@ class LlamaVocabulary:
     def _tokenize_plain(self, run: list[Text], continues: bool) -> list[int]:
         """Tokenize joined plain text so that no untrusted character is part of a user-defined token."""
         text = "".join(plain.value for plain in run)
-        untrusted: list[tuple[int, int]] = []
-        at = 0
-        for plain in run:
-            if not plain.trusted:
-                untrusted.append((at, at + len(plain.value)))
-            at += len(plain.value)
+        edges = pairwise(accumulate((len(plain.value) for plain in run), initial=0))
+        untrusted = [edge for edge, plain in zip(edges, run, strict=True) if not plain.trusted]
         splits: set[int] = set()
         while text:
-            edges = [0, *sorted(splits), len(text)]
             ids = [
                 token
-                for start, end in pairwise(edges)
+                for start, end in pairwise([0, *sorted(splits), len(text)])
                 for token in self._tokenize_segment(text[start:end], continues or start > 0)
             ]
             known = len(splits)
