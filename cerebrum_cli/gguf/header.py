@@ -112,11 +112,12 @@ def header_from_tables(path: Path, tables: Tables) -> Header:
     metadata, tensors = tables.metadata, tables.tensors
     keys = Hyperparameters(path, metadata)
     sizes = model_sizes(keys, [(tensor.name, tensor.size) for tensor in tensors])
-    file_type = checked_integer(path, "general.file_type", metadata.get("general.file_type", UNKNOWN_FILE_TYPE))
     template = metadata.get("tokenizer.chat_template")
     return Header(
         architecture=keys.architecture,
-        quantization=FILE_TYPES.get(file_type),
+        quantization=FILE_TYPES.get(
+            checked_integer(path, "general.file_type", metadata.get("general.file_type", UNKNOWN_FILE_TYPE))
+        ),
         tensor_types=Counter(tensor.kind.name for tensor in tensors),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),
         n_layers=keys.n_layers,

@@ -139,8 +139,8 @@ def encode_header(metadata: Mapping[str, Value], tensors: Iterable[tuple[str, tu
     for name, shape, kind in tensors:
         infos.append(encode_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset))
         offset += aligned(TENSOR_TYPES[kind].bytes_of(prod(shape)))
-    header = b"GGUF" + struct.pack("<IQQ", VERSION, len(infos), len(rows))
-    data = header + b"".join(encode_string(key) + encode_value(value) for key, value in rows) + b"".join(infos)
+    data = b"GGUF" + struct.pack("<IQQ", VERSION, len(infos), len(rows))
+    data += b"".join(encode_string(key) + encode_value(value) for key, value in rows) + b"".join(infos)
     return data.ljust(aligned(len(data)), b"\0")
 
 
