@@ -45,7 +45,6 @@ _KEY_BYTES = 65535  # GGUF's own limit
 _TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME, less its zero byte
 _TENSOR_DIMENSIONS = 4  # GGML_MAX_DIMS
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT, in bytes
-_VERSIONS = (2, 3)
 
 # What the meaning of a token id, and the ids of a text, depend on.
 VOCABULARY_KEYS = tuple(f"tokenizer.ggml.{key}" for key in ("model", "pre", "tokens", "token_type", "scores", "merges"))
@@ -95,7 +94,7 @@ class Cursor:
         """Read the bytes of a string, mostly UTF-8."""
         [length] = self.unpack("Q")
         if length > max_length:
-            raise ModelFileError(self.path, f"damaged: a {label} of {length:,} bytes at byte {self.position:,}")
+            raise self.damaged(f"a {label} of {length:,} bytes at byte {self.position:,}")
         [data] = self.unpack(f"{length}s")
         return bytes(data)
 
@@ -104,9 +103,7 @@ class Cursor:
         [kind] = self.unpack("I")
         item_kind, length = self.unpack("IQ") if kind == ARRAY else (kind, 1)
         if item_kind != STRING and item_kind not in SCALARS:
-            raise ModelFileError(
-                self.path, f"damaged: metadata value of unknown type {item_kind} at byte {self.position:,}"
-            )
+            raise self.damaged(f"metadata value of unknown type {item_kind} at byte {self.position:,}")
         if kind == STRING:
             text = self.string("metadata string").decode("utf-8", "surrogateescape" if whole else "replace")
             return Value("STRING", text)
@@ -136,9 +133,11 @@ class Cursor:
         return Array("string", length)
 
     def _truncated(self) -> HeaderTruncated:
-        return HeaderTruncated(
-            self.path, f"truncated or damaged: its header does not end before byte {len(self.data):,}"
-        )
+        problem = f"truncated or damaged: its header does not end before byte {len(self.data):,}"
+        return HeaderTruncated(self.path, problem)
+
+    def damaged(self, problem: str) -> ModelFileError:
+        return ModelFileError(self.path, f"damaged: {problem}")
 
 
 Metadata = Mapping[str, Scalar | Array]
@@ -211,18 +210,18 @@ def parse_tables(path: Path, data: mmap.mmap | bytes, size: int, whole: bool = F
     [version] = cursor.unpack("I")
     if version and not version & 0xFFFF:
         raise ModelFileError(path, "big-endian", "pull the little-endian file of this model")
-    if version not in _VERSIONS:
+    if version not in (2, 3):
         raise ModelFileError(
             path, f"GGUF version {version}, not 2 or 3", "pull a newer file of this model, or update cerebrum"
         )
     n_tensors, n_values = cursor.unpack("QQ")
     if n_tensors > MAX_TENSORS or n_values > _METADATA_COUNT:
-        raise ModelFileError(path, f"damaged: {n_tensors:,} tensors and {n_values:,} metadata values")
+        raise cursor.damaged(f"{n_tensors:,} tensors and {n_values:,} metadata values")
     values, vocabulary = _read_values(cursor, n_values, whole)
     metadata = {key: value.content for key, value in values.items()}
     alignment = checked_integer(path, "general.alignment", metadata.get("general.alignment", ALIGNMENT))
     if alignment == 0 or alignment & (alignment - 1):
-        raise ModelFileError(path, f"damaged: its general.alignment {alignment:,} is not a power of two")
+        raise cursor.damaged(f"its general.alignment {alignment:,} is not a power of two")
     tensors = _read_tensors(cursor, n_tensors, alignment)
     tables = Tables(metadata, values, vocabulary, tensors, cursor.position, aligned(cursor.position, alignment))
     end = tensors[-1].offset + tensors[-1].size if tensors else 0
@@ -254,9 +253,7 @@ def _read_values(cursor: Cursor, count: int, whole: bool) -> tuple[dict[str, Val
     for _ in range(count):
         key = cursor.string("metadata key", _KEY_BYTES).decode("utf-8", "replace")
         if not key or key in values:
-            raise ModelFileError(
-                cursor.path, f"damaged: the metadata key {quoted(key)} is {'duplicated' if key else 'empty'}"
-            )
+            raise cursor.damaged(f"the metadata key {quoted(key)} is {'duplicated' if key else 'empty'}")
         start = cursor.position
         values[key] = cursor.value(whole)
         if key in VOCABULARY_KEYS:
@@ -275,28 +272,24 @@ def _read_tensors(cursor: Cursor, count: int, alignment: int) -> list[Tensor]:
     for _ in range(count):
         name = cursor.string("tensor name", _TENSOR_NAME_BYTES).decode("utf-8", "replace")
         if name in tensors:
-            raise _damaged(cursor, name, "is duplicated")
+            raise cursor.damaged(f"the tensor {quoted(name)} is duplicated")
         [n_dims] = cursor.unpack("I")
         if n_dims > _TENSOR_DIMENSIONS:
-            raise _damaged(cursor, name, f"has {n_dims:,} dimensions")
+            raise cursor.damaged(f"the tensor {quoted(name)} has {n_dims:,} dimensions")
         *shape, number, offset = cursor.unpack(f"{n_dims}QIQ")
         if math.prod(shape) >= 1 << 63:
-            raise _damaged(cursor, name, f"has {math.prod(shape):,} weights")
+            raise cursor.damaged(f"the tensor {quoted(name)} has {math.prod(shape):,} weights")
         if offset % alignment or (expected is not None and offset != expected) or offset < end:
             rather = "" if expected is None else f", not {expected:,}"
-            raise _damaged(cursor, name, f"begins at byte {offset:,} of the data{rather}")
+            raise cursor.damaged(f"the tensor {quoted(name)} begins at byte {offset:,} of the data{rather}")
         tensors[name] = tensor = Tensor(name, tuple(shape), number, cursor.path, offset)
         kind, row = tensor.kind, shape[0] if shape else 1
         if row % kind.block_size:
-            problem = f"has rows of {row:,} weights in blocks of {kind.block_size} ({kind.name})"
-            raise _damaged(cursor, name, problem)
+            blocks = f"blocks of {kind.block_size} ({kind.name})"
+            raise cursor.damaged(f"the tensor {quoted(name)} has rows of {row:,} weights in {blocks}")
         end = offset + tensor.size
         expected = aligned(end, alignment) if number in TENSOR_TYPES else None
     return list(tensors.values())
-
-
-def _damaged(cursor: Cursor, name: str, problem: str) -> ModelFileError:
-    return ModelFileError(cursor.path, f"damaged: the tensor {quoted(name)} {problem}")
 
 
 def aligned(position: int, alignment: int = ALIGNMENT) -> int:
