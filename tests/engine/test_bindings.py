@@ -55,11 +55,8 @@ def test_dependency_is_bounded_to_the_checked_version() -> None:
 def test_library_has_the_functions_and_fields_that_are_used() -> None:
     arguments = {name: tuple(getattr(llama, f"llama_sampler_{name}").argtypes or ()) for name in SAMPLERS}
     assert arguments == SAMPLERS
-    assert [(name, ctypes.sizeof(type)) for name, type in llama.llama_token_data._fields_] == [
-        ("id", 4),
-        ("logit", 4),
-        ("p", 4),
-    ]
+    sizes = [(name, ctypes.sizeof(type)) for name, type in llama.llama_token_data._fields_]
+    assert sizes == [("id", 4), ("logit", 4), ("p", 4)]
     assert [name for name, _ in llama.llama_token_data_array._fields_] == ["data", "size", "selected", "sorted"]
     assert [name for name in SYMBOLS if not hasattr(llama._lib, name)] == []
 

@@ -71,8 +71,7 @@ def test_sampler_state_is_the_same_with_drafts(chatml_model: Path, name: str, mo
         [plain] = ask(engine, STORY, **params)
         monkeypatch.setattr(Guesser, "known", [plain.ids])
         [drafted] = ask(engine, STORY, step_costs=FREE_ROWS, **params)
-    assert drafted.ids == plain.ids
-    assert drafted.finish
+    assert drafted.finish and drafted.ids == plain.ids
     assert drafted.finish.timings.draft_n > drafted.finish.timings.draft_n_accepted > len(plain.ids) // 2
 
 
@@ -139,8 +138,7 @@ def test_logit_bias_works_in_ask_batch_and_chat(user: CommandLine, tmp_path: Pat
     asked = user.run("ask", "-n", "5", "--raw", "--no-log", "--set", "logit_bias=a=100", "hi")
     assert (asked.code, asked.out) == (0, "aaaaa\n")
     wrong = user.run("ask", "--set", "logit_bias=@#=1", "hi")
-    assert wrong.code == 2
-    assert "error: logit_bias: '@#' is not one token of this model but 2: " in wrong.err
+    assert wrong.code == 2 and "error: logit_bias: '@#' is not one token of this model but 2: " in wrong.err
     rows = tmp_path / "in.jsonl"
     given = [{"b": 100}, {str(ord("a") + 10**6): 1}, None]
     rows.write_text("".join(json.dumps({"prompt": "hi", "logit_bias": each}) + "\n" for each in given))
@@ -154,6 +152,5 @@ def test_logit_bias_works_in_ask_batch_and_chat(user: CommandLine, tmp_path: Pat
     assert codes == [0, 1, 0]
     typed = "/set logit_bias @#=1\n/set logit_bias d=100\n/set max_tokens 4\nhi\n/params\n"
     chat = user.run("chat", stdin=typed)
-    assert "dddd" in chat.out.splitlines()
-    assert "'@#' is not one token of this model but 2" in chat.err
+    assert "dddd" in chat.out.splitlines() and "'@#' is not one token of this model but 2" in chat.err
     assert re.search(r"logit_bias +'d=100'  /set\n", chat.err)

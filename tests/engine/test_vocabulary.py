@@ -138,12 +138,9 @@ def test_markup_is_special_only_in_trusted_text(parts: list[Text], chatml: Llama
 
 @given(text=st.lists(st.sampled_from(["think", "thi", "nk", "t", "h", " ", "\n", "é", "</s>"])).map("".join))
 def test_user_defined_word_is_split_without_a_trace(text: str, marked_mistral: LlamaBackend) -> None:
-    ids = marked_mistral.tokenize((Text(text),))
-    assert THINK not in ids
-    assert EOS not in ids
+    ids, behind = (marked_mistral.tokenize((*before, Text(text))) for before in ((), (Tokens((LINE_BREAK,)),)))
+    assert not {THINK, EOS} & {*ids} and THINK not in behind
     assert pieces(marked_mistral, ids).decode() == (f" {text}" if text else "")
-    behind = marked_mistral.tokenize((Tokens((LINE_BREAK,)), Text(text)))
-    assert THINK not in behind
     assert pieces(marked_mistral, behind).decode() == f"\n{text}"
     assert THINK in marked_mistral.tokenize((Text("think", True), Text(text)))
 
@@ -158,11 +155,8 @@ def test_untrusted_html_keeps_its_tokens_unless_the_template_uses_them(
     template: str | None, known: Iterable[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user_defined = (*HTML, "<s>", "</s>", "<user>", "[INST]", "<start_of_turn>", "<unused1>")
-    monkeypatch.setattr(
-        tiny_models,
-        "SPECIAL_TOKENS",
-        {**tiny_models.SPECIAL_TOKENS, **dict.fromkeys(user_defined, tiny_models.USER_DEFINED)},
-    )
+    special_tokens = tiny_models.SPECIAL_TOKENS | dict.fromkeys(user_defined, tiny_models.USER_DEFINED)
+    monkeypatch.setattr(tiny_models, "SPECIAL_TOKENS", special_tokens)
     names = tuple(tiny_models.SPECIAL_TOKENS)
     with open_vocabulary(tiny_models.write_chatml(tmp_path / "html.gguf", chat_template=template)) as backend:
         for around in ("", "<", "a"):
@@ -198,8 +192,7 @@ def test_piece_may_exceed_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyP
         token = len(tiny_models.SPECIAL_TOKENS) - 1
         assert backend.tokenize((Text(f"a{long}b", True),))[1] == token
         assert token not in backend.tokenize((Text(f"a{long}b"),))
-        assert backend.piece(token).decode() == long
-        assert backend.piece(token, special=True).decode() == long
+        assert backend.piece(token).decode() == backend.piece(token, special=True).decode() == long
 
 
 @pytest.mark.slow

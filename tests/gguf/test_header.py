@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,7 @@ def problem_of(path: Path) -> str:
     with pytest.raises(ModelFileError) as caught:
         read_header(path)
     what = caught.value.message
-    assert what.startswith(f"{path}: ")
-    assert what.isprintable()
-    assert caught.value.hint
+    assert what.startswith(f"{path}: ") and what.isprintable() and caught.value.hint
     return what.removeprefix(f"{path}: ")
 
 
@@ -62,18 +62,15 @@ def test_header_has_the_values_in_the_file(tmp_path: Path) -> None:
         "tokenizer.chat_template": "{{ messages }}",
     }
     header = header_with(tmp_path, values)
-    assert (header.architecture, header.quantization) == ("llama", "Q4_K_M")
+    assert (header.architecture, header.quantization, header.sizes.embedding_length) == ("llama", "Q4_K_M", 64)
     assert (header.n_layers, header.sizes.n_heads, header.n_kv_heads) == (2, 8, 2)
-    assert header.sizes.embedding_length == 64
     assert [(layer.key_length, layer.value_length) for layer in header.sizes.layers] == [(16, 16), (16, 16)]
     assert (header.context_length, header.expert_count) == (32768, 8)
     assert (header.sizes.vocabulary_size, sum(header.tensor_types.values()), header.parameters) == (3, 1, 512)
-    assert header.chat_template == "{{ messages }}"
-    assert header.kv_bytes_per_token == 2 * 2 * 2 * (8 + 8)
-    assert header.metadata["tokenizer.ggml.tokens"] == Array("string", 3)
-    assert header.metadata["tokenizer.ggml.scores"] == Array("f32", 3, (0.0, -1.0, -2.0))
+    assert (header.chat_template, header.kv_bytes_per_token) == ("{{ messages }}", 2 * 2 * 2 * (8 + 8))
+    arrays = {"tokenizer.ggml.tokens": Array("string", 3), "tokenizer.ggml.scores": Array("f32", 3, (0.0, -1.0, -2.0))}
+    assert header.metadata.items() >= {**arrays, "llama.rope.freq_base": 10000.0}.items()
     assert header.metadata["tokenizer.ggml.add_bos_token"] is True
-    assert header.metadata["llama.rope.freq_base"] == 10000.0
 
 
 @pytest.mark.parametrize(
@@ -141,8 +138,7 @@ def test_header_reports_a_path_that_is_not_a_file(tmp_path: Path) -> None:
 )
 def test_header_identifies_other_file_types(tmp_path: Path, content: bytes, seen: str) -> None:
     said = problem_of_bytes(tmp_path, content)
-    assert said.startswith("not a GGUF file: ")
-    assert seen in said
+    assert said.startswith("not a GGUF file: ") and seen in said
 
 
 def array(kind: int, length: int, content: bytes = b"") -> bytes:
@@ -267,13 +263,11 @@ def test_generative_kind_is_read_from_the_header(
     tmp_path: Path, architecture: str, keys: dict[str, int | bool], kind: str | None
 ) -> None:
     path = write_vocabulary(tmp_path / "model.gguf", architecture, **keys)
-    assert unsupported_kind(read_header(path)) == kind
-    if kind is None:
-        require_generative(path, read_header(path))
-        return
-    with pytest.raises(ModelFileError) as caught:
-        require_generative(path, read_header(path))
-    assert caught.value.message == f"{path}: {kind} (architecture {architecture})"
+    header = read_header(path)
+    assert unsupported_kind(header) == kind
+    refused = re.escape(f"{path}: {kind} (architecture {architecture})")
+    with pytest.raises(ModelFileError, match=f"^{refused}$") if kind else nullcontext():
+        require_generative(path, header)
 
 
 @pytest.mark.parametrize(
@@ -283,12 +277,8 @@ def test_generative_table_agrees_with_llama(tmp_path: Path, architecture: str) -
     """What llama.cpp knows of an architecture is refused after loading; it does not know which are encoder-only."""
     path, kind = write_vocabulary(tmp_path / "model.gguf", architecture), facts_of(architecture).unsupported
     known = "diffusion" if "diffusion" in kind else "encoder" if architecture.startswith("t5") else None
-    if known is None:
-        with open_vocabulary(path) as backend:
-            assert backend.size == 275
-        return
-    with pytest.raises(ModelFileError, match=known):
-        open_vocabulary(path).__enter__()
+    with pytest.raises(ModelFileError, match=known) if known else nullcontext(), open_vocabulary(path) as backend:
+        assert (known, backend.size) == (None, 275)
 
 
 @pytest.mark.slow
@@ -297,7 +287,7 @@ def test_commands_refuse_an_encoder_only_model(new_user: CommandLine, chatml_mod
     path = write_vocabulary(user.home / "bert.gguf", "bert")
     (user.home / "rows.txt").write_text("hi\n")
     pulled = user.run("pull", path)
-    assert (pulled.code, f"bert.gguf is {kind} (architecture bert)" in pulled.err) == (0, True), pulled.err
+    assert pulled.code == 0 and f"bert.gguf is {kind} (architecture bert)" in pulled.err
     for arguments in (
         *(("ask", "-m", "bert", "hi"), ("ask", "-m", path, "--dry-run", "hi"), ("chat", "-m", "bert", "hi")),
         *(("batch", "-m", "bert", "rows.txt", "-o", "out.jsonl"), ("tune", "bert")),
@@ -372,12 +362,9 @@ def test_encoded_header_equals_the_header_of_its_file(recurrent_model: Path, fou
 def assert_header_encoded(path: Path) -> None:
     """Check that the header encoded from a file's table is the beginning of the file."""
     table = read_table("model", [path])
-    made = encode_header(table.metadata, (tensor[:3] for tensor in table.tensors.values()))
-    data = path.read_bytes()
-    assert len(made) > 100
+    made, data = encode_header(table.metadata, (tensor[:3] for tensor in table.tensors.values())), path.read_bytes()
     assert made == data[: len(made)] + bytes(max(0, len(made) - len(data)))  # files without tensors are not padded
-    begin = min((tensor.offset for tensor in table.tensors.values()), default=len(made))
-    assert begin == len(made)
+    assert min((tensor.offset for tensor in table.tensors.values()), default=len(made)) == len(made) > 100
 
 
 @pytest.mark.parametrize(
