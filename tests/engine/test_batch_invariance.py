@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from platform import machine
 from typing import Any
@@ -31,6 +31,7 @@ from cerebrum_cli.gguf.types import FILE_TYPES
 # Types whose rows are multiplied alike in any number, on x86-64; the documentation names them.
 INVARIANT_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0")
 VARIANT_TYPES = ("F32", "F16", "BF16", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "IQ4_NL", "IQ4_XS", "IQ3_S")  # _M has Q6_K
+VARIANTS = [*product(VARIANT_TYPES, [None]), ("Q4_K_M", True), ("Q2_K", True), ("IQ4_NL", False)]
 SHAPE = Shape(layers=1, width=512, heads=8, kv_heads=2, ffn=512)
 # Only with llama.cpp's kernels for AVX2, with which those for AVX-512 share the properties that are tested here.
 needs_avx2 = pytest.mark.skipif("AVX2" not in build().cpu_features, reason="another processor's kernels")
@@ -107,25 +108,22 @@ def replies(
 
 @pytest.mark.slow
 @needs_avx2
-@pytest.mark.parametrize("encoding", INVARIANT_TYPES)
-def test_types_that_are_batch_invariant_by_default(models: Path, encoding: str) -> None:
+@pytest.mark.parametrize(("encoding", "drafting"), [*zip(INVARIANT_TYPES, cycle((1, 3)), strict=False)])
+def test_types_that_are_batch_invariant_by_default(models: Path, encoding: str, drafting: int) -> None:
     path = model_of(models, encoding)
     alone = replies(path, 1, prompts(), pad_steps=False)
     assert replies(path, 9, prompts(), pad_steps=False) == alone
-    for slots in (1, 3):
-        assert replies(path, slots, prompts(), pad_steps=False, known=alone) == alone
+    assert replies(path, drafting, prompts(), pad_steps=False, known=alone) == alone
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("encoding", "repack"), [*product(VARIANT_TYPES, [None]), ("Q4_K_M", True), ("Q2_K", True), ("IQ4_NL", False)]
-)
-def test_padded_steps_are_batch_invariant(models: Path, encoding: str, repack: bool | None) -> None:
+@pytest.mark.parametrize(("variant", "drafting"), [*zip(VARIANTS, cycle((1, 4)), strict=False)])
+def test_padded_steps_are_batch_invariant(models: Path, variant: tuple[str, bool | None], drafting: int) -> None:
+    encoding, repack = variant
     path = model_of(models, encoding)
     alone = replies(path, 1, prompts(), repack=repack)
     assert replies(path, 9, prompts()[::-1], repack=repack)[::-1] == alone
-    for slots in (1, 4):
-        assert replies(path, slots, prompts(), repack=repack, known=alone) == alone
+    assert replies(path, drafting, prompts(), repack=repack, known=alone) == alone
 
 
 @pytest.mark.slow
