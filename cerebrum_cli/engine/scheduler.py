@@ -92,11 +92,12 @@ class Share(NamedTuple):
 def rows_of(step: Iterable[Share]) -> list[TokenRow]:
     rows: list[TokenRow] = []
     for sequence, tokens, outputs, draft in step:
-        slot = sequence.slot
-        assert slot is not None
+        assert sequence.slot is not None
         first_output = len(tokens) + len(draft) - outputs
-        for index, token in enumerate((*tokens, *draft)):
-            rows.append(TokenRow(slot, sequence.evaluated + index, token, index >= first_output))
+        rows += [
+            TokenRow(sequence.slot, sequence.evaluated + index, token, index >= first_output)
+            for index, token in enumerate((*tokens, *draft))
+        ]
     return rows
 
 
@@ -119,11 +120,10 @@ def with_drafts(step: list[Share], backend: Backend) -> list[Share]:
     probabilities = [[token.probability for token in draft] for draft in drafts]
     is_equal = not (backend.kv_unified and backend.trimmable_length)
     lengths = draft_lengths(probabilities, costs, backend.batch_size, is_equal)
-    drafted = []
-    for share, draft, length in zip(step, drafts, lengths, strict=True):
-        tokens = tuple(token.token for token in draft[:length])
-        drafted.append(share._replace(outputs=1 + length, draft=tokens))
-    return drafted
+    return [
+        share._replace(outputs=1 + length, draft=tuple(token.token for token in draft[:length]))
+        for share, draft, length in zip(step, drafts, lengths, strict=True)
+    ]
 
 
 class Scheduler:

@@ -249,18 +249,17 @@ class ScoreJob:
         return [path, *(other for other in sharing if other.evaluated == path.evaluated)]
 
     def _process_output(self, backend: Backend, step: Sequence[StepRow]) -> None:
-        targets: list[tuple[int, int]] = []
-        numbers: list[int] = []
+        lookups: list[tuple[int, int, int]] = []  # row, token, and number of the continuation
         for index, (row, paths) in enumerate(step):
             if row.position >= paths[0].unread:
                 self._evaluated += 1
                 paths[0].unread = row.position + 1
-            for token, number in paths[0].by_position[row.position] if row.output else ():
-                targets.append((index, token))
-                numbers.append(number)
+            if row.output:
+                lookups += [(index, token, number) for token, number in paths[0].by_position[row.position]]
             for path in paths:
                 path.evaluated = row.position + 1
-        for number, score in zip(numbers, backend.score_tokens(targets), strict=True):
+        scores = backend.score_tokens([(index, token) for index, token, _ in lookups])
+        for (_, _, number), score in zip(lookups, scores, strict=True):
             index, place = self._places[number]
             total, is_greedy, tokens = self._scores[index][place]
             self._scores[index][place] = Score(total + score.logprob, is_greedy and score.is_argmax, tokens)
@@ -275,9 +274,10 @@ class ScoreJob:
     def _rewind(self, backend: Backend) -> None:
         """Return to the state before an interrupted step, or evaluate the open paths again."""
         context = backend.context
-        for path in self._open:
-            if context.length(path.slot) < path.evaluated or not context.trim(path.slot, path.evaluated):
-                context.clear_all()
-                for restarted in self._open:
-                    restarted.evaluated = 0
-                return
+        if any(
+            context.length(path.slot) < path.evaluated or not context.trim(path.slot, path.evaluated)
+            for path in self._open
+        ):
+            context.clear_all()
+            for path in self._open:
+                path.evaluated = 0
