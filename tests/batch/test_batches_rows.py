@@ -173,12 +173,8 @@ def test_invalid_json_row_names_the_problem(value: Any, type: str, message: str)
 @pytest.mark.parametrize("depth", [900, 990, 100_000])
 def test_deeply_nested_json_is_an_error_row(depth: int) -> None:
     nested = "[" * depth + "]" * depth
-    for line in (
-        f'{{"prompt": {nested}}}',
-        f'{{"prompt": "a", "id": {nested}}}',
-        f'{{"prompt": "a", "stop": {nested}}}',
-    ):
-        first, second = rows_in(f'{line}\n{{"prompt": "b"}}', "jsonl")
+    for fields in (f'"prompt": {nested}', f'"prompt": "a", "id": {nested}', f'"prompt": "a", "stop": {nested}'):
+        first, second = rows_in(f'{{{fields}}}\n{{"prompt": "b"}}', "jsonl")
         assert problem(first)[0] in ("invalid_json", "invalid_request", "invalid_setting")
         assert second.prompt == "b"
     rows_in(f'{{"a": {nested}}}', "jsonl", template="{a}")
@@ -206,11 +202,8 @@ def test_csv_prompts_are_in_a_column() -> None:
 
 
 def test_row_without_an_id_gets_its_number_if_no_row_has_its_own() -> None:
-    assert [row.id for row in rows_in('{"prompt": "an \\"id\\" of 4"}\nx\n\n{"prompt": "b", "id": ""}\n', "jsonl")] == [
-        1,
-        2,
-        4,
-    ]
+    rows = rows_in('{"prompt": "an \\"id\\" of 4"}\nx\n\n{"prompt": "b", "id": ""}\n', "jsonl")
+    assert [row.id for row in rows] == [1, 2, 4]
     assert [row.id for row in rows_in('x\n{"prompt": "a"}\n{"custom_id": 2}\n\xff\n', "jsonl")] == [None, None, 2, None]
     assert [row.id for row in rows_in("id,prompt\n,a\n,b\n", "csv")] == [1, 2]
 
@@ -382,7 +375,7 @@ def test_rows_are_read_in_any_order(tmp_path: Path, shape: Shape, text: str) -> 
 
 @pytest.mark.slow
 def test_rows_take_8_bytes_each() -> None:
-    with closing(spool_input(io.BytesIO(b"Why?\n" * 100_000).read, "it")) as source:
+    with closing(spool_input(io.BytesIO(b"Why?\n" * 50_000).read, "it")) as source:
         tracemalloc.start()
         try:
             before, _ = tracemalloc.get_traced_memory()

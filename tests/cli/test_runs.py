@@ -88,15 +88,14 @@ def write_run(
     notes: Mapping[str, object] | None = None,
     condition: Mapping[str, object] = CONDITION,
 ) -> Run:
-    """Write a run of `questions` questions with `k` samples each; it is complete if it has all of them."""
-    samples = list(samples)
-    journal = start_run(path, questions, k, condition)
-    for each in samples:
-        journal.write((int(each.id) - 1) * k + each.sample, sample_object(each))
-    journal.write_notes(notes or {})
-    if len(samples) == questions * k:
-        journal.complete()
-    journal.close()
+    """Write samples of a run of `questions` questions with `k` samples each; it is complete once it has all of them."""
+    with contextlib.closing(start_run(path, questions, k, condition)) as journal:
+        for each in samples:
+            journal.write((int(each.id) - 1) * k + each.sample, sample_object(each))
+        if notes is not None:
+            journal.write_notes(notes)
+        if len(journal.finished) == questions * k:
+            journal.complete()
     return require_run(path)
 
 
@@ -166,23 +165,15 @@ def test_run_that_is_being_extended_has_old_and_new_samples(tmp_path: Path) -> N
     write_run(path, [sample(1), sample(2)], 2)
     run = write_run(path, [sample(3)], 4)
     assert (run.is_complete, run.samples()) == (False, [sample(1), sample(2), sample(3)])
-    with contextlib.closing(start_run(path, 4)) as journal:
-        journal.write(3, sample_object(sample(4)))
-        journal.complete()
-    run = require_run(path)
+    run = write_run(path, [sample(4)], 4)
     assert (run.is_complete, [each.id for each in run.samples()]) == (True, [1, 2, 3, 4])
 
 
 def test_run_killed_before_its_file_is_replaced_has_all_samples(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     write_run(path, [sample(1)], 1)
-
-    def extend() -> None:
-        journal = start_run(path, 2)
-        journal.write(1, sample_object(sample(2)))
-        journal.complete()
-
-    assert is_killed_at_rename(5, extend)  # the record of the whole run is written, and its file is not
+    # the record of the whole run is written, and its file is not
+    assert is_killed_at_rename(5, lambda: write_run(path, [sample(2)], 2))
     run = require_run(path)
     assert run.record.result is not None
     assert (run.is_complete, run.samples()) == (False, [sample(1), sample(2)])
@@ -357,10 +348,8 @@ def test_saved_scores_are_those_of_this_version(tmp_path: Path, questions: int) 
     assert (saved.scored_by, saved.is_complete, saved.record.notes) == (NOW, questions == 4, {"seconds": 1.0})
     assert saved.samples() == [sample(1), *before[1:]]
     assert samples_to_keep(run.path, CONDITION, {"questions": 5, "samples": 1}) == saved.samples()
-    with contextlib.closing(start_run(run.path, 5)) as journal:
-        journal.write(4, sample_object(sample(5)))
-        journal.complete()
-    assert [each.answer for each in require_run(run.path).samples()] == ["7", "7", "7", None, "7"]
+    extended = write_run(run.path, [sample(5)], 5)
+    assert [each.answer for each in extended.samples()] == ["7", "7", "7", None, "7"]
     assert {path.name for path in tmp_path.iterdir()} == {"run.jsonl", "whole.jsonl", "whole.jsonl.meta.json"}
 
 

@@ -23,12 +23,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.code import extract_program
-from cerebrum_cli.eval.code_sandbox import (
-    CodeResult,
-    Sandbox,
-    call_filter,
-    require_sandbox,
-)
+from cerebrum_cli.eval.code_sandbox import CodeResult, Sandbox, call_filter, require_sandbox
 from cerebrum_cli.eval.questions import Question, select
 from cerebrum_cli.eval.scorers import ScoredAnswer, reply_scorer
 from cerebrum_cli.eval.tasks import complete_test
@@ -162,11 +157,8 @@ def test_sandbox_runs_a_program_and_its_test(sandbox: Sandbox) -> None:
     test = complete_test(TEST, "double")
     assert run(sandbox, f"{PROMPT}{BODY}", test) == CodeResult("passed")
     wrong = run(sandbox, f"{PROMPT}    return numbers\n", test)
-    assert (
-        wrong.reason == "failed"
-        and wrong.detail.endswith("AssertionError\n")
-        and 'File "test.py", line 2, in check' in wrong.detail
-    )
+    assert wrong.reason == "failed" and wrong.detail.endswith("AssertionError\n")
+    assert 'File "test.py", line 2, in check' in wrong.detail
     assert "SyntaxError" in run(sandbox, "def double(:\n", test).detail
     assert "NameError: name 'double' is not defined" in run(sandbox, "", test).detail
     assert "NameError: name 'List' is not defined" in run(sandbox, FUNCTION, test).detail
@@ -190,30 +182,27 @@ def test_sandbox_runs_ordinary_programs(sandbox: Sandbox, code: str) -> None:
 
 
 WRITE_EVERYWHERE = "import os\nfor fd in range(3, 64):\n    try:\n        {}\n    except OSError: pass\nos._exit(0)"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("code", "reason"),
-    [
-        ("import sys\nsys.exit(0)", "failed"),
-        ("import os\nos._exit(0)", "crashed"),
-        ("def f():\n    try:\n        raise SystemExit\n    except BaseException:\n        pass\n", "failed"),
-        (WRITE_EVERYWHERE.format("os.write(fd, b'passed\\n')"), "crashed"),
-        (WRITE_EVERYWHERE.format("while True: os.write(fd, bytes(10**6))"), "crashed"),
-        ("import os\nos.closerange(0, 64)\ndef f(): return 1", "crashed"),
-        ("import ctypes\nctypes.string_at(0)", "crashed"),
-        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "crashed"),
-    ],
-)
-def test_sandbox_passes_no_program_that_ends_early(sandbox: Sandbox, code: str, reason: str) -> None:
-    assert run(sandbox, code, "assert f() == 1").reason == reason
+MOUNT = """
+import ctypes
+ctypes.CDLL(None, use_errno=True).mount(None, b"/tmp", b"tmpfs", 0, None)
+raise OSError(ctypes.get_errno(), "mount")
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "reason", "detail"),
     [
+        # no program passes that ends early
+        ("import sys\nsys.exit(0)", "failed", ""),
+        ("import os\nos._exit(0)", "crashed", ""),
+        ("def f():\n    try:\n        raise SystemExit\n    except BaseException:\n        pass\n", "failed", ""),
+        (WRITE_EVERYWHERE.format("os.write(fd, b'passed\\n')"), "crashed", ""),
+        (WRITE_EVERYWHERE.format("while True: os.write(fd, bytes(10**6))"), "crashed", ""),
+        ("import os\nos.closerange(0, 64)\ndef f(): return 1", "crashed", ""),
+        ("import ctypes\nctypes.string_at(0)", "crashed", ""),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "crashed", ""),
+        # limits
         ("import time\ntime.sleep(60)", "timeout", ""),
         ("import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass", "timeout", ""),
         ("def f(): return f()\nf()", "failed", "RecursionError"),
@@ -223,41 +212,28 @@ def test_sandbox_passes_no_program_that_ends_early(sandbox: Sandbox, code: str, 
         ("open('x', 'wb').write(bytes(2**25))", "failed", "File too large"),
         ("for i in range(4): open(str(i), 'wb').write(bytes(2**23))", "failed", "No space left on device"),
         ("x = [open('/dev/null') for _ in range(100)]", "failed", "Too many open files"),
+        # isolation
+        ("import os\nos.fork()", "failed", "PermissionError"),
+        ("import subprocess\nsubprocess.run(['/bin/sh'])", "failed", "PermissionError"),
+        ("import threading\nthreading.Thread(target=print).start()", "failed", "can't start new thread"),
+        ("open('/etc/passwd')", "failed", "FileNotFoundError"),
+        ("import os\nos.listdir('/proc')", "failed", "FileNotFoundError"),
+        ("import socket\nsocket.socket()", "failed", "PermissionError"),
+        ("open('/written', 'w')", "failed", "Read-only file system"),
+        ("open({secret!r})", "failed", "FileNotFoundError"),
+        ("import os\nos.kill(1, 9)\nos.environ['SECRET']", "failed", "KeyError: 'SECRET'"),
+        (MOUNT, "failed", "PermissionError"),
     ],
 )
-def test_sandbox_limits(sandbox: Sandbox, code: str, reason: str, detail: str) -> None:
-    result = run(sandbox, code, timeout_s=20 if reason != "timeout" else 1)
-    assert result.reason == reason and detail in result.detail, result
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("code", "detail"),
-    [
-        ("import os\nos.fork()", "PermissionError"),
-        ("import subprocess\nsubprocess.run(['/bin/sh'])", "PermissionError"),
-        ("import threading\nthreading.Thread(target=print).start()", "can't start new thread"),
-        ("open('/etc/passwd')", "FileNotFoundError"),
-        ("import os\nos.listdir('/proc')", "FileNotFoundError"),
-        ("import socket\nsocket.socket()", "PermissionError"),
-        ("open('/written', 'w')", "Read-only file system"),
-        ("open({secret!r})", "FileNotFoundError"),
-        ("import os\nos.kill(1, 9)\nos.environ['SECRET']", "KeyError: 'SECRET'"),
-        (
-            "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nlibc.mount(None, b'/tmp', b'tmpfs', 0, None)\n"
-            "raise OSError(ctypes.get_errno(), 'mount')",
-            "PermissionError",
-        ),
-    ],
-)
-def test_sandbox_isolates(
-    sandbox: Sandbox, code: str, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_sandbox_limits_and_isolates(
+    sandbox: Sandbox, code: str, reason: str, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_text("x")
     monkeypatch.setenv("SECRET", "x")
-    result = run(sandbox, code.replace("{secret!r}", repr(str(secret))))
-    assert result.reason == "failed" and detail in result.detail, result
+    code = code.replace("{secret!r}", repr(str(secret)))
+    result = run(sandbox, code, "assert f() == 1", 20 if reason != "timeout" else 1)
+    assert result.reason == reason and detail in result.detail, result
 
 
 RUNNING = """
