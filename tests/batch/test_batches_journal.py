@@ -22,6 +22,7 @@ from batch_files import (
     ROWS,
     answer,
     complete_result,
+    finish,
     grow,
     kill_at_each_call,
     open_batch,
@@ -215,13 +216,7 @@ def texts_by_row(output: Path) -> list[tuple[int, str, str]]:
 def answer_missing(output: Path, lines: str, text: str, most: int = 99) -> list[int]:
     """Answer the missing rows of an input, up to a number of them; "Who?" fails. Return their positions."""
     rows = rows_in(lines)
-    with contextlib.closing(open_batch(output, rows=rows, sha256=lines)) as journal:
-        missing = [position for position in range(len(rows)) if position not in journal.finished][:most]
-        for position in missing:
-            journal.write(position, answer(rows[position], text))
-        if len(journal.finished) == len(rows):
-            journal.complete()
-    return missing
+    return finish(open_batch(output, rows=rows, sha256=lines), rows, text, most=most)
 
 
 def test_changed_input_keeps_the_answers_of_its_rows(output: Path) -> None:
@@ -264,8 +259,7 @@ def test_answers_to_rows_that_are_gone_stay_until_the_result_is_complete(output:
 
 def test_answer_of_a_retried_row_stays_with_it_when_it_moves(output: Path) -> None:
     rows = rows_in("Who?\nWhy?\n")
-    with contextlib.closing(open_batch(output, rows=rows)) as journal:
-        journal.write(0, answer(rows[0]))
+    finish(open_batch(output, rows=rows), rows, "", most=1)
     for moved in ("How?\nWho?\nWhy?\n", "Who?\nWhy?\n", "Why?\nWho?\n"):
         rows = rows_in(moved)
         position = next(at for at, row in enumerate(rows) if row.prompt == "Who?")
@@ -534,8 +528,7 @@ def test_restart_killed_at_any_call_never_mixes_rows(tmp_path: Path, monkeypatch
 
 
 def test_extent_of_a_result_may_grow_but_not_shrink(output: Path) -> None:
-    with contextlib.closing(open_growing(output, 1)) as journal:
-        journal.write(0, answer(ROWS[0], "First."))
+    assert finish(open_growing(output, 2), ROWS[:2], "First.", most=1) == [0]
     assert grow(output, 2, "Second.") == [1]  # to an interrupted result
     assert grow(output, 4, "Third.") == [2, 3]  # to a complete one
     texts = [text for _, _, text in texts_by_row(output)]

@@ -52,9 +52,14 @@ def test_chat_answers_now_and_keeps_what_is_typed_ahead(shell: Person) -> None:
     require_restored_keys(shell)
 
 
-def test_ask_answers_now_and_ignores_the_key_that_is_pressed_again(shell: Person) -> None:
+def test_ask_answers_now_after_a_stop_and_ignores_further_keys(shell: Person) -> None:
     shell.type("./ask hi\n")
     shell.wait_for_output(HINT)
+    shell.type("\x1a")
+    shell.wait_for("Stopped")
+    shell.type("stty -a | grep -o 'quit = [^;]*'; fg\n")
+    shell.wait_for("quit = ^\\")
+    shell.wait_for("reasoning")
     shell.type("\x14\x14\x14")
     shell.wait_for("word")
     shell.wait_for("The end.")
@@ -73,19 +78,6 @@ def test_ask_quits_by_the_default_key(shell: Person) -> None:
     shell.type("echo code $?\n")
     shell.wait_for(f"code {128 + signal.SIGQUIT}")
     assert shell.has_echo
-
-
-def test_ask_answers_now_after_it_was_stopped(shell: Person) -> None:
-    shell.type("./ask hi\n")
-    shell.wait_for_output(HINT)
-    shell.type("\x1a")
-    shell.wait_for("Stopped")
-    shell.type("stty -a | grep -o 'quit = [^;]*'; fg\n")
-    shell.wait_for("quit = ^\\")
-    shell.wait_for("reasoning")
-    shell.type("\x14")
-    shell.wait_for("word")
-    shell.wait_for("The end.")
 
 
 def test_ask_in_a_script_leaves_the_key_alone(shell: Person) -> None:

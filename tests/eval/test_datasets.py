@@ -104,12 +104,12 @@ def test_dataset_in_git_is_verified_by_its_git_hash(hub_user: HubUser) -> None:
     assert found.summary[7] == ("t/7", "7 + 1?", "\\frac{8}{1}")
 
 
-def read(hub_user: HubUser, task: str, match: Match | None = None) -> LoadedTask:
-    with environment_of(hub_user.command.environment(hub_user.environment({}))):
-        return read_source(task, Notices(), preset=None, template=None, match=match, run_code=False, offline=False)
+def read(source: str | Path, **options: Any) -> LoadedTask:
+    defaults: dict[str, Any] = {"preset": None, "template": None, "match": None, "run_code": False, "offline": False}
+    return read_source(str(source), Notices(), **defaults | options)
 
 
-@pytest.mark.parametrize("version", ["0.9.0", "0.10.0", None])
+@pytest.mark.parametrize("version", ["0.10.0", None])
 def test_task_of_mathematics_is_scored_with_math_verify_if_installed(
     hub_user: HubUser, monkeypatch: pytest.MonkeyPatch, version: str | None
 ) -> None:
@@ -119,7 +119,8 @@ def test_task_of_mathematics_is_scored_with_math_verify_if_installed(
         return version
 
     monkeypatch.setattr(metadata, "version", find_version)
-    found = read(hub_user, "math500")
+    with environment_of(hub_user.command.environment(hub_user.environment({}))):
+        found, plain, sums = read("math500"), read("math500", match="answer"), read("gsm8k")
     rules = str(SCORING_VERSION)
     scored_by = f"{rules} with Math-Verify {version}" if version else rules
     assert (found.fingerprint["match"], found.fingerprint["marking"]) == ("math", scored_by)
@@ -127,9 +128,8 @@ def test_task_of_mathematics_is_scored_with_math_verify_if_installed(
     assert comparison_of(f"{rules} with Math-Verify 0.8") == f"{form} and by Math-Verify 0.8"
     install = f'; Math-Verify is not installed: {sys.executable} -m pip install "cerebrum-cli[math]"'
     assert comparison_of(rules) == f"{form} only{'' if version else install}"
-    plain = read(hub_user, "math500", "answer")
     assert (plain.fingerprint["match"], plain.fingerprint["marking"]) == ("answer", rules)
-    assert read(hub_user, "gsm8k").fingerprint["match"] == "answer"
+    assert sums.fingerprint["match"] == "answer"
 
 
 @pytest.mark.slow
@@ -231,8 +231,7 @@ def test_dataset_of_math_has_seven_files(hub_user: HubUser) -> None:
 def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text('{"q": "1 + 1?", "answer": 2}\n{"q": "?"}\n')
-    options: dict[str, Any] = {"preset": None, "match": None, "run_code": False, "offline": True}
-    found = read_source(str(path), Notices(), template="{q} =", **options)
+    found = read(path, template="{q} =")
     assert found.bad_rows == (BadRow(2, "no `answer`; the fields are: q"),)
     assert found.fingerprint["question file"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -241,6 +240,5 @@ def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
 def test_file_of_answers_in_words_proposes_contains(tmp_path: Path, match: Match | None) -> None:
     path = tmp_path / "words.jsonl"
     path.write_text("".join(f'{{"question": "?", "answer": "{answer}"}}\n' for answer in ("Paris", "the Pacific", 7)))
-    options: dict[str, Any] = {"preset": None, "template": None, "run_code": False, "offline": True}
-    remarks = read_source(str(path), Notices(), match=match, **options).remarks
+    remarks = read(path, match=match).remarks
     assert any("--match contains accepts them" in remark for remark in remarks) == (match is None)

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,25 +53,26 @@ def open_growing(output: Path, questions: int) -> Journal:
     return open_journal(output, FINGERPRINT, result_rows(ROWS[:questions]), extent={"questions": questions})
 
 
+def finish(
+    journal: Journal, rows: tuple[InputRow, ...], text: str, order: Sequence[int] = (), most: int = 99
+) -> list[int]:
+    """Answer missing rows, up to a number of them, and complete the result if it has all; their positions."""
+    with contextlib.closing(journal):
+        missing = [position for position in order or range(len(rows)) if position not in journal.finished][:most]
+        for position in missing:
+            journal.write(position, answer(rows[position], text))
+        if len(journal.finished) == len(rows):
+            journal.complete()
+    return missing
+
+
 def grow(output: Path, questions: int, text: str = "So.") -> list[int]:
     """Complete a result of the first rows, and return the positions it answered."""
-    with contextlib.closing(open_growing(output, questions)) as journal:
-        answered = [position for position in range(questions) if position not in journal.finished]
-        for position in answered:
-            journal.write(position, answer(ROWS[position], text))
-        journal.complete()
-    return answered
+    return finish(open_growing(output, questions), ROWS[:questions], text)
 
 
 def run(output: Path, restart: bool = False, text: str = "So.", **changed: Any) -> list[int]:
-    answered = []
-    with contextlib.closing(open_batch(output, restart, **changed)) as journal:
-        for position in ORDER:
-            if position not in journal.finished:
-                journal.write(position, answer(ROWS[position], text))
-                answered.append(position)
-        journal.complete()
-    return answered
+    return finish(open_batch(output, restart, **changed), ROWS, text, ORDER)
 
 
 def run_some(output: Path, *positions: int, restart: bool = False, text: str = "So.", **changed: Any) -> None:
