@@ -24,6 +24,8 @@ URLS = ("/v1/chat/completions", "/v1/completions")
 _ALIASES = {"max_completion_tokens": "max_tokens", "dry_sequence_breakers": "dry_sequence_breaker"}  # of other programs
 _SETTINGS = {**{key: key for key in GENERATION_KEYS}, **_ALIASES}  # later ones win
 
+_UNSUPPORTED = {"tools": "", "functions": "", "lora": ": adapters apply to all rows, use --lora"}
+
 
 def read_json_row(number: int, line: str, template: Template | None) -> InputRow:
     id = prompt = None
@@ -151,14 +153,12 @@ def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
 def _reject_unsupported(request: Mapping[str, Any]) -> None:
     if (count := request.get("n")) not in (None, 1):
         raise InvalidRow("invalid_request", f"invalid `n`: {count!r}; use --votes to sample several answers")
-    for key in ("tools", "functions"):
+    for key, hint in _UNSUPPORTED.items():
         if request.get(key):
-            raise InvalidRow("invalid_request", f"`{key}` is not supported")
+            raise InvalidRow("invalid_request", f"`{key}` is not supported{hint}")
     for key in ("logprobs", "top_logprobs", "stream"):  # as text or a list, it is a note
         if isinstance(value := request.get(key), int) and value is not False:
             raise InvalidRow("invalid_request", f"`{key}` is not supported: remove the key")
-    if request.get("lora"):
-        raise InvalidRow("invalid_request", "`lora` is not supported: adapters apply to all rows, use --lora")
     form = request.get("response_format")
     if form is not None and (not isinstance(form, dict) or form.get("type") != "text"):
         raise InvalidRow("invalid_request", "`response_format` is not supported: answers are text")

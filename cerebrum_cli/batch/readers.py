@@ -323,13 +323,11 @@ def detect_shape(source: Path, given: str | None, head: bytes) -> Shape:
     Without a suffix (`-`, /dev/fd/63), an input whose `head` begins with a brace is jsonl, and any other is txt.
     """
     known = ", ".join(SHAPES)
-    if given is not None:
-        if f".{given}" not in _SUFFIXES:
-            raise UsageError(f"unknown --input-format {given!r}", f"use one of {known}")
-        return _SUFFIXES[f".{given}"]
-    suffix = source.suffix.lower()
+    suffix = source.suffix.lower() if given is None else f".{given}"
     if suffix in _SUFFIXES:
         return _SUFFIXES[suffix]
+    if given is not None:
+        raise UsageError(f"unknown --input-format {given!r}", f"use one of {known}")
     if suffix:
         raise UsageError(
             f"{source}: unsupported file type {suffix}", f"rename it, or set --input-format to one of {known}"

@@ -241,8 +241,7 @@ def decide(
 ) -> Step:
     """Decide the next step without --restart. Raises BatchError where it would lose or mix answers.
 
-    The files on disk are a record, a partial file if it `has_rows`, and an output. `new` is the record of a result that
-    would begin. With a larger extent or another input, a complete result is extended.
+    The files on disk are a record, a partial file if it `has_rows`, and an output; `new` is the record of a new result.
 
     The files are written in this order, each synced before the next, so that they show how far a batch came: the
     record; rows in the partial file; the record with the hash of the result; the result. Then the partial file is
@@ -257,14 +256,15 @@ def decide(
         if output:
             raise BatchError(f"{paths.output} already exists", REPLACE)
         return "begin"
+    is_complete = record.result is not None and record.result == output
     if difference := describe_difference(record, new):
-        if has_rows and not (record.result and record.result == output):
+        if has_rows and not is_complete:
             raise BatchError(
                 f"{paths.partial} was started with {difference}",
                 "run the previous command to resume, or use --restart to start over",
             )
         if output:
-            problem = f"was made with {difference}" if output == record.result else "already exists"
+            problem = f"was made with {difference}" if is_complete else "already exists"
             raise BatchError(f"{paths.output} {problem}", REPLACE)
         return "begin"
     before, now = record.extent, new.extent
@@ -273,8 +273,12 @@ def decide(
             f"{paths.output} already has more {' and '.join(smaller)}",
             "use the same number or more, choose another -o, or use --restart to start over",
         )
-    if record.result and record.result == output:
+    if is_complete:
         return "complete" if record.has_rows_of(new) else "extend"
+    return _decide_unfinished(record, has_rows, output, paths)
+
+
+def _decide_unfinished(record: BatchRecord, has_rows: bool, output: Identity | None, paths: OutputPaths) -> Step:
     if output is None:
         return "resume" if has_rows or record.result is None else "begin"
     if has_rows:
