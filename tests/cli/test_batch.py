@@ -176,13 +176,9 @@ def test_each_row_has_its_own_seed(runner: BatchRunner) -> None:
     rows = [{"prompt": "same"}] * 5
     first, second = (runner.answer(rows, "--seed", "5", "--parallel", parallel) for parallel in ("2", "5"))
     assert first == second
-    assert [(each["seed"], each["text"]) for each in first] == list(
-        zip(range(5, 10), runner.script["seeds"], strict=True)
-    )
-    fresh = [each["seed"] for each in runner.answer(rows)]
-    assert len(set(fresh)) == 5
-    wrapped = runner.answer(rows[:2], "--seed", "4294967294")
-    assert [each["seed"] for each in wrapped] == [4294967294, 0]
+    assert [(each["seed"], each["text"]) for each in first] == [*enumerate(runner.script["seeds"], 5)]
+    assert len({each["seed"] for each in runner.answer(rows)}) == 5
+    assert [each["seed"] for each in runner.answer(rows[:2], "--seed", "4294967294")] == [4294967294, 0]
 
 
 def test_row_that_fails_while_sampling_gets_an_error(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:

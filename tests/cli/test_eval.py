@@ -125,13 +125,13 @@ def test_larger_limit_and_samples_extend_a_run(command: CommandLine, sums: Path,
     assert run_eval(command, sums, "--limit", "10", *sampled, run).code == 0
     first, notes = samples_of(run), record_of(run)["notes"]
     assert notes["timed_samples"] == 10
-    sampled = ("--limit", "20", "--samples", "2", *sampled)
-    done = run_eval(command, sums, *sampled, run)
+    more = ("--limit", "20", "--samples", "2", *sampled)
+    done = run_eval(command, sums, *more, run)
     assert f"20 of 20 questions done, accuracy {done.object['accuracy']:.3f} (" in done.err
     assert (done.object["samples"], samples_of(run)[:20:2]) == (2, first)
     assert record_of(run)["notes"]["timed_samples"] == 40
     assert record_of(run)["notes"]["seconds"] > notes["seconds"]
-    assert run_eval(command, sums, *sampled, whole).code == 0
+    assert run_eval(command, sums, *more, whole).code == 0
     assert [sample["text"] for sample in samples_of(run)] == [sample["text"] for sample in samples_of(whole)]
     assert len({sample["seed"] for sample in samples_of(run)}) == 40
 

@@ -76,17 +76,14 @@ def harness(path: Path, format: str | None = None, ctx: int = CONTEXT, **given: 
 @pytest.fixture(scope="module")
 def precise_chatml(chatml_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The byte-level model with all weights in F32."""
-    return quantized(chatml_model, tmp_path_factory.mktemp("precise") / "chatml.gguf")
+    quantize(chatml_model, path := tmp_path_factory.mktemp("precise") / "chatml.gguf", F32)
+    return path
 
 
 @pytest.fixture(scope="module")
 def precise_mistral(mistral_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model with Mistral's vocabulary, which adds BOS, with all weights in F32."""
-    return quantized(mistral_model, tmp_path_factory.mktemp("precise") / "mistral.gguf")
-
-
-def quantized(source: Path, path: Path) -> Path:
-    quantize(source, path, F32)
+    quantize(mistral_model, path := tmp_path_factory.mktemp("precise") / "mistral.gguf", F32)
     return path
 
 
@@ -247,19 +244,14 @@ def test_lm_rolling_covers_each_token_once(precise_chatml: Path, precise_mistral
                     first = 0 if start == 1 else end - size - 1  # later windows have a full context
                     pairs.append((text, tokens[first:start], tokens[start:end]))
         scores = plain_scores(path, [pair[1:] for pair in pairs])
-        expected = [
-            sum(value for pair, (value, _) in zip(pairs, scores, strict=True) if pair[0] == text) for text in texts
-        ]
+        values = [(text, value) for (text, *_), (value, _) in zip(pairs, scores, strict=True)]
+        expected = [sum(value for owner, value in values if owner == text) for text in texts]
         assert totals == pytest.approx(expected, abs=TOLERANCE * 10)
 
 
 def test_lm_prompts_in_the_models_format(precise_mistral: Path, precise_chatml: Path) -> None:
-    history = [
-        {"role": "system", "content": "Add."},
-        {"role": "user", "content": "1+1?"},
-        {"role": "assistant", "content": "2"},
-        {"role": "user", "content": "One?"},
-    ]
+    turns = (("system", "Add."), ("user", "1+1?"), ("assistant", "2"), ("user", "One?"))
+    history = [{"role": role, "content": content} for role, content in turns]
     with harness(precise_mistral, "cerebrum") as model:
         prompt = "Add.\nUser: 1+1?\nAI: 2\nUser: One?\nAI:"
         assert model.apply_chat_template(history) == f"{prompt} "

@@ -50,13 +50,8 @@ def test_questions_have_the_fields_of_their_rows() -> None:
         {"question": "Why?", "answer": "so", "id": "q-3", "cluster": 7},
         {"question": "Why not?", "answer": 0.5, "id": 12, "other": None},
     )
-    assert found == QuestionSet(
-        (
-            Question(0, 1, "2 + 2?", "4"),
-            Question(2, "q-3", "Why?", "so", cluster="7"),
-            Question(3, 12, "Why not?", "0.5"),
-        )
-    )
+    why, why_not = Question(2, "q-3", "Why?", "so", cluster="7"), Question(3, 12, "Why not?", "0.5")
+    assert found == QuestionSet((Question(0, 1, "2 + 2?", "4"), why, why_not))
 
 
 @pytest.mark.parametrize(
@@ -141,9 +136,8 @@ def test_questions_of_a_template_need_no_question_field() -> None:
     found = read({"problem": "P", "answer": "a"}, GOOD, template=template)
     assert [question.prompt for question in found.questions] == ["Solve: P"]
     assert found.bad_rows == (BadRow(2, "no field `problem`; the fields are: question, answer"),)
-    [question] = read(
-        {"q": "Q", "choices": COLORS, "answer": "blue"}, template=parse_template("{q}\n{choices}")
-    ).questions
+    row = {"q": "Q", "choices": COLORS, "answer": "blue"}
+    [question] = read(row, template=parse_template("{q}\n{choices}")).questions
     assert question.prompt == "Q\nA) red\nB) green\nC) blue\nD) white"
     assert reason({"question": "", "answer": "2"}, template=parse_template("{question}")) == "the prompt is blank"
 
@@ -197,12 +191,9 @@ def test_tasks_and_presets_are_of_the_hub_and_the_catalog() -> None:
 
 def test_task_reports_a_row_without_a_field_it_converts() -> None:
     row = {"task_id": "H/0", "prompt": "def f():", "test": "", "entry_point": None}
-    assert reason(row, convert=lambda row: {"answer": row["answer"]}) == (
-        "no `answer`; the fields are: task_id, prompt, test, entry_point"
-    )
-    with pytest.raises(
-        UsageError, match="line 1: no `entry_point`; the fields are: task_id, prompt, test, entry_point"
-    ):
+    fields = "the fields are: task_id, prompt, test, entry_point"
+    assert reason(row, convert=lambda row: {"answer": row["answer"]}) == f"no `answer`; {fields}"
+    with pytest.raises(UsageError, match=f"line 1: no `entry_point`; {fields}"):
         read(row, b"{", convert=TASKS["humaneval"].convert)
 
 

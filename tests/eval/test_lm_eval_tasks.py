@@ -19,6 +19,7 @@ from waiting import wait_until
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.files import lock_file
+from cerebrum_cli.eval.tasks import find_preset
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of lm-eval's libraries
 
@@ -216,20 +217,26 @@ def test_lm_eval_names_the_extra_where_it_is_missing(command: CommandLine, monke
     ]
 
 
+def compare(values: dict[str, Any], sizes: dict[str, Any]) -> list[dict[str, Any]]:
+    from cerebrum_cli.eval.lm_eval.tasks import comparisons
+
+    return comparisons({"results": values, "n-samples": sizes}, find_preset("collective-cognition"))
+
+
+BOTH = {"acc,none": 0.5, "acc_stderr,none": 0.01, "acc_norm,none": 0.7, "acc_norm_stderr,none": 0.01}
+
+
 @needs_lm_eval
 def test_lm_eval_compares_with_published_figures() -> None:
-    from cerebrum_cli.eval.lm_eval.tasks import comparisons
-    from cerebrum_cli.eval.tasks import find_preset
-
     values: dict[str, Any] = {
-        "arc_challenge": {"acc,none": 0.5, "acc_stderr,none": 0.01, "acc_norm,none": 0.7, "acc_norm_stderr,none": 0.01},
+        "arc_challenge": BOTH,
         "boolq": {"acc,none": 0.8, "acc_stderr,none": 0.02},
         "mine": {"acc,none": 0.8, "acc_stderr,none": 0.02},
     }
     sizes = {task: {"original": 1172, "effective": 1172} for task in values}
 
     def compared() -> dict[str, list[float | None]]:
-        rows = comparisons({"results": values, "n-samples": sizes}, find_preset("collective-cognition"))
+        rows = compare(values, sizes)
         figures = {f"{row['task']} {row['metric']}": list(row.values())[2:] for row in rows}
         return {name: [value and round(value, 4) for value in figures] for name, figures in figures.items()}
 
@@ -246,18 +253,12 @@ def test_lm_eval_compares_with_published_figures() -> None:
 
 @needs_lm_eval
 def test_lm_eval_compares_averages_of_whole_suites() -> None:
-    from cerebrum_cli.eval.lm_eval.tasks import comparisons
-    from cerebrum_cli.eval.tasks import find_preset
-
-    preset = find_preset("collective-cognition")
-    tasks = [condition.task for condition in preset.averages["GPT4All"][0]]
-    both = {"acc,none": 0.5, "acc_stderr,none": 0.01, "acc_norm,none": 0.7, "acc_norm_stderr,none": 0.01}
-    values: dict[str, dict[str, Any]] = {task: dict(both) for task in tasks}
+    tasks = [condition.task for condition in find_preset("collective-cognition").averages["GPT4All"][0]]
+    values: dict[str, dict[str, Any]] = {task: dict(BOTH) for task in tasks}
     sizes = {task: {"original": 1172, "effective": 1172} for task in tasks}
 
     def average() -> list[float | None]:
-        rows = comparisons({"results": values, "n-samples": sizes}, preset)
-        [row] = [row for row in rows if row["metric"] == "average"]
+        [row] = [row for row in compare(values, sizes) if row["metric"] == "average"]
         assert row["task"] == "GPT4All"
         return [row[key] and round(row[key], 4) for key in ("value", "stderr", "published", "z")]
 
@@ -286,10 +287,8 @@ def test_lm_eval_names_other_conditions_than_the_cards(command: CommandLine, tas
     done = run_tasks(command, tasks, "boolq", *preset, "--limit", "3", "--num-fewshot", "1")
     assert not_reproduced(done) == f"{card}; --limit 3; --num-fewshot 1"
     assert "does not state whether BOS precedes a text (lm-eval of 2023 left it out" in " ".join(done.err.split())
-    assert [line.split()[:3] for line in done.out.splitlines()[-2:]] == [
-        ["task", "metric", "this"],
-        ["boolq", "acc", done.out.split()[-7]],
-    ]
+    header, figures = (line.split()[:3] for line in done.out.splitlines()[-2:])
+    assert (header, figures) == (["task", "metric", "this"], ["boolq", "acc", done.out.split()[-7]])
     explicit = ("--set", "add_bos_token=on", "--system", "Hm, so.", "--apply-chat-template", "--limit", str(SUMS))
     done = run_tasks(command, tasks, "boolq", *preset, *explicit)
     named = card.replace("; --format", "; --system 'Hm, so.'; --format")
@@ -297,6 +296,5 @@ def test_lm_eval_names_other_conditions_than_the_cards(command: CommandLine, tas
     done = run_tasks(command, tasks, "mmlu", "--preset", "mistral-c2f", "--num-fewshot", "1")
     assert not_reproduced(done) == "the card of Mistral-C2F: model nano, not mistral-c2f-7b; --format cerebrum"
     done = run_tasks(command, tasks, "boolq", *preset, "--json")
-    assert [(row["task"], row["published"], row["z"] < 0) for row in done.object["published"]] == [
-        ("boolq", 0.8538, True)
-    ]
+    [row] = done.object["published"]
+    assert (row["task"], row["published"], row["z"] < 0) == ("boolq", 0.8538, True)
