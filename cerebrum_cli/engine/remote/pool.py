@@ -173,7 +173,7 @@ class Pool:
     def _end(self, task: asyncio.Task[None], job: PoolJob, server: Server) -> None:
         error = job.stopped_by or (CANCELLED if task.cancelled() else task.exception())
         server.remove(job)
-        if error is None or not job.unfinished:
+        if error is None or not job.samples:
             self._slowest = max(self._slowest, self._now - job.start)
             self._note_answer(server, is_reply=True)
         elif error is CANCELLED:

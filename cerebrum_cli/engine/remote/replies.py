@@ -38,7 +38,7 @@ JSON_STARTS = '{["-0123456789tfn'
 class RemoteSample:
     """One sample of a request: what has arrived of it from a server. All of a reply that does not stream is one event.
 
-    `is_finished` once its last event was emitted; `needs_turn` while the controls want it continued by another request.
+    `needs_turn` while the controls want it continued by another request.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class RemoteSample:
     ) -> None:
         self.id, self.request, self.seed = id, request, seed
         self.tokens, self.has_all_tokens = 0, True
-        self.is_finished = self.needs_turn = False
+        self.needs_turn = False
         self._takes_messages = isinstance(request, MessagesRequest)
         self._vocabulary = vocabulary
         self._context_size, self._origin = context_size, origin
@@ -83,7 +83,7 @@ class RemoteSample:
         return self._turn
 
     def add(self, chunk: ReplyChunk) -> Iterator[Event]:
-        """Yield the events of a part of the reply; no more is read of a turn once it `needs_turn` or `is_finished`.
+        """Yield the events of a part of the reply; no more is read of a turn once it `needs_turn` or has ended.
 
         Raises EndpointError if it belongs to another prompt, and RefusedRequestError if it does not fit the grammar.
         """

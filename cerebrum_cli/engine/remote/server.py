@@ -51,7 +51,7 @@ class PooledRequest:
 
 @dataclass(eq=False, slots=True)
 class PoolJob:
-    """Samples of one request that one server generates together, or fewer where it takes fewer in one request.
+    """Unfinished samples of one request that one server generates together, or fewer where it takes fewer at a time.
 
     A running one began at `start`, and something last arrived of it at `alive_at`. `stopped_by` is why it was taken
     from its server.
@@ -71,10 +71,6 @@ class PoolJob:
     def request(self) -> Request:
         return self.pooled.request
 
-    @property
-    def unfinished(self) -> list[RemoteSample]:
-        return [sample for sample in self.samples if not sample.is_finished]
-
     def take(self, count: int) -> PoolJob:
         taken, self.samples = self.samples[:count], self.samples[count:]
         return PoolJob(self.pooled, taken, replace(self.losses))
@@ -82,15 +78,14 @@ class PoolJob:
     def report(self, events: Iterable[Event]) -> None:
         for event in events:
             if isinstance(event, FinishEvent | RefusedEvent):
-                for sample in self.samples:
-                    sample.is_finished = sample.is_finished or sample.id == event.sequence
+                self.samples = tuple(sample for sample in self.samples if sample.id != event.sequence)
             self.pooled.emit(event)
 
     def cancel(self) -> None:
-        self.report([sample.finish("cancelled") for sample in self.unfinished])
+        self.report([sample.finish("cancelled") for sample in self.samples])
 
     def refuse(self, error: CerebrumError) -> None:
-        self.report([RefusedEvent(sample.id, error, self.origin) for sample in self.unfinished])
+        self.report([RefusedEvent(sample.id, error, self.origin) for sample in self.samples])
 
 
 class Server:
@@ -249,7 +244,7 @@ class Server:
     async def _receive_stream(self, job: PoolJob, info: ServerInfo) -> None:
         """Pass on the parts of a reply as they arrive; closing the stream of a turn stops the server."""
         [sample] = job.samples
-        while not sample.is_finished:
+        while job.samples:
             body = info.kind.completion_body(sample.take_turn(), info, sample.seed, 1)
             async with contextlib.aclosing(self.client.stream(info.kind.completion_path, body)) as answers:
                 async for chunk in info.kind.read_stream(answers):
@@ -257,7 +252,7 @@ class Server:
                     for event in sample.add(chunk):
                         job.has_output = job.has_output or not isinstance(event, PromptEvent)
                         self._report(job, [event])
-                    if sample.is_finished or sample.needs_turn:
+                    if sample.needs_turn or not job.samples:
                         break
                 else:
                     raise LostServerError("the reply is incomplete")
