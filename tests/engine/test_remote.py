@@ -28,7 +28,7 @@ from remote_engines import (
 )
 from scripted_backend import endless, random_model
 from server_kinds import LlamaServer
-from waiting import wait_until
+from waiting import TIMEOUT_S, wait_until
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import (
@@ -78,7 +78,7 @@ def test_remote_abort_closes_the_connection() -> None:
     with serving(random_model) as [server], connected(server) as engine:
         stuck = server.arm(hang_after=0)
         with closing(engine.complete([request_of("stuck")])) as events:
-            assert stuck.is_hanging.wait(10)
+            assert stuck.is_hanging.wait(TIMEOUT_S)
             events.abort(0)
             assert collect_replies(events)[SequenceId(0)].reason == "cancelled"
         server.wait_for(lambda: server.completions()[0].is_left)
@@ -93,7 +93,7 @@ def test_remote_cancel_keeps_what_has_arrived() -> None:
                 if isinstance(event, TokenEvent):
                     seen.append(event)
                     if len(seen) == 4:
-                        assert stuck.is_hanging.wait(10)
+                        assert stuck.is_hanging.wait(TIMEOUT_S)
                         engine.cancel()
         servers[0].wait_for(lambda: servers[0].completions()[0].is_left)
     assert isinstance(event, FinishEvent)
@@ -134,7 +134,7 @@ def test_remote_source_is_read_ahead() -> None:
         stuck = server.arm(hang_after=0, times=None)
         with closing(engine.complete(given)):
             assert len(REQUESTS) - len(list(given)) == 2 * server.slots
-            assert stuck.is_hanging.wait(10)
+            assert stuck.is_hanging.wait(TIMEOUT_S)
 
 
 # Servers that fail.
@@ -170,7 +170,7 @@ def test_remote_server_that_rests_is_given_no_more_samples() -> None:
     with serving(unicode_model, 2) as [first, second], connected(first, second) as engine:
         stuck = first.arm(hang_after=0)
         with closing(engine.complete([request_of("held", max_n=2)])) as replies:
-            assert stuck.is_hanging.wait(10)
+            assert stuck.is_hanging.wait(TIMEOUT_S)
             first.arm(status=429, headers={"Retry-After": "20"})
             assert len(outcome(events_of(engine, *REQUESTS[1:3]))) == 2
             stuck.released.set()
@@ -185,7 +185,7 @@ def test_remote_row_of_a_server_that_loads_its_model_is_asked_elsewhere() -> Non
     with serving(unicode_model, 2) as [first, second], connected(first, second) as engine:
         stuck = first.arm(hang_after=0)
         with closing(engine.complete([request_of("held")])) as replies:
-            assert stuck.is_hanging.wait(10)
+            assert stuck.is_hanging.wait(TIMEOUT_S)
             first.arm(path="/v1/models", times=None, status=503)
             first.arm(status=500)
             assert len(outcome(events_of(engine, *REQUESTS[1:3]))) == 2
@@ -264,7 +264,7 @@ def test_remote_server_missing_at_the_start_is_noted_and_joins() -> None:
             assert notice.message == f"{missing.url} is unavailable: Connection refused"
             stuck = first.arm(hang_after=0, times=None)
             with closing(engine.complete(REQUESTS)) as replies:
-                assert stuck.is_hanging.wait(10)
+                assert stuck.is_hanging.wait(TIMEOUT_S)
                 missing.start()
                 missing.wait_for(missing.completions)
                 stuck.disarm()
