@@ -10,22 +10,15 @@ from hypothesis import strategies as st
 
 from cerebrum_cli.terminal.streams import MAX_HELD, ControlFilter, strip_controls
 
+INVISIBLE = (
+    *("\x1b[2J\x1b[1;1H", "\x1b[?1049h", "\x1b]0;title\x07", "\x1b]0;title\x1b\\", "\x1b]52;c;aGk=\x07"),
+    *("\x1bPq#0~\x1b\\", "\x1b_G\x1b\\", "\x9b31m", "\x9d0;title\x9c", "\x1bc", "\x1b(0", "\x1b#8"),
+)
 SEQUENCES = {
-    "a\x1b[31mred\x1b[0m": "ared",
-    "a\x1b[2J\x1b[1;1Hb": "ab",
-    "a\x1b[?1049hb": "ab",
-    "a\x1b]0;title\x07b": "ab",
-    "a\x1b]0;title\x1b\\b": "ab",
+    **{f"a{sequence}b": "ab" for sequence in INVISIBLE},
     "a\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\b": "alinkb",
-    "a\x1b]52;c;aGk=\x07b": "ab",
-    "a\x1bPq#0~\x1b\\b": "ab",
-    "a\x1b_G\x1b\\b": "ab",
-    "a\x9b31mb": "ab",
-    "a\x9d0;title\x9cb": "ab",
+    "a\x1b[31mred\x1b[0m": "ared",
     "a\x85\x8d\x9fb\x9c": "a",
-    "a\x1bcb": "ab",
-    "a\x1b(0b": "ab",
-    "a\x1b#8b": "ab",
     "a\x1b": "a",
     "a\x1b\nb": "a\nb",
     "a\x1b[31": "a[31",

@@ -19,12 +19,9 @@ CONTEXT_SIZE = 512
 @pytest.mark.parametrize(
     ("requested", "known", "template", "chosen"),
     [
-        ("cerebrum", "collective-cognition", "{}", "cerebrum"),
-        ("embedded", "cerebrum", "{}", "embedded"),
-        (None, "cerebrum", "{}", "cerebrum"),
-        (None, "embedded", "{}", "embedded"),
-        (None, None, "{}", "embedded"),
-        ("cerebrum", "a-typo", None, "cerebrum"),
+        *(("cerebrum", "collective-cognition", "{}", "cerebrum"), ("embedded", "cerebrum", "{}", "embedded")),
+        *(("cerebrum", "a-typo", None, "cerebrum"), (None, "cerebrum", "{}", "cerebrum")),
+        *((None, "embedded", "{}", "embedded"), (None, None, "{}", "embedded")),
     ],
 )
 def test_requested_format_precedes_known_precedes_template(
