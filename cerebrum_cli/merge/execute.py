@@ -260,14 +260,14 @@ class MergeWriter:
 
     def _write(self) -> str:
         self._raise_if_cancelled()
-        digest, hashing = hashlib.sha256(), Future[None]()
-        hashing.set_result(None)
+        digest = hashlib.sha256()
         with (
             translate_os_errors(MergeError, self.path, ", or write elsewhere", "write to another disk"),
             unfinished_file(self.path, 0o666, is_required=True) as part,
             ThreadPoolExecutor(1) as pool,
             TensorEvaluator(self.codec, self.threads) as evaluator,
         ):
+            hashing = pool.submit(digest.update, b"")
             for chunk in chunks(self.plan, evaluator):
                 hashing.result()
                 hashing = pool.submit(digest.update, chunk)

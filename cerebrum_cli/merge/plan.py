@@ -255,8 +255,7 @@ class MergePlanner:
     def _steps(self) -> Iterator[MergeStep]:
         for number, part in enumerate(self.recipe.slices):
             tables = [self.tables[source.model] for source in part.sources]
-            pairs = zip(part.sources, tables, strict=True)
-            ranges = [source.layer_range or (0, table.n_layers) for source, table in pairs]
+            ranges = [source.layer_range or (0, self.tables[source.model].n_layers) for source in part.sources]
             for source, table, (start, end) in zip(part.sources, tables, ranges, strict=True):
                 if end > table.n_layers:
                     raise MergeError(
@@ -269,9 +268,9 @@ class MergePlanner:
                 counts = ", ".join(f"{source.model} {n}" for source, n in zip(part.sources, lengths, strict=True))
                 raise MergeError(f"slices[{number}]: layer counts differ: {counts}", "give each source a layer_range")
             for index in range(lengths[0]):
-                layers = [start + index for start, _ in ranges]
                 t = index / (lengths[0] - 1) if lengths[0] > 1 else 1.0
-                yield MergeStep(part, t, tuple(zip(tables, layers, strict=True)))
+                origins = ((table, start + index) for table, (start, _) in zip(tables, ranges, strict=True))
+                yield MergeStep(part, t, tuple(origins))
 
     def _layer_tensors(self, steps: Sequence[MergeStep]) -> Iterator[OutputTensor]:
         for index, step in enumerate(steps):

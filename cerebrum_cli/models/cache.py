@@ -61,14 +61,13 @@ class Cache:
     def models(self) -> Iterator[CachedModel]:
         """Yield every complete GGUF model, newest commit of a repository first; models that commits share only once."""
         for folder in _sorted_entries(self.directory):
-            seen = set[tuple[tuple[str, ...], tuple[Path, ...]]]()
+            unique: dict[tuple[tuple[str, ...], tuple[Path, ...]], CachedModel] = {}
             repo_id = _repo_id_of(folder.name)
             for snapshot in self._snapshots(repo_id) if repo_id else ():
                 for variant in variants(_files(snapshot, is_model)):
                     model = self.model_from_files(repo_id, snapshot.name, variant)
-                    if (model.names, model.blobs) not in seen:
-                        seen.add((model.names, model.blobs))
-                        yield model
+                    unique.setdefault((model.names, model.blobs), model)
+            yield from unique.values()
 
     def model_from_files(self, repo_id: str, commit: str, variant: Variant) -> CachedModel:
         paths = tuple(self.pointer(repo_id, commit, name) for name in variant.files)

@@ -321,36 +321,34 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
     status, headers = response.status_code, response.headers
     location, has_token = _token_location(), get_token() is not None
     message, code = headers.get("X-Error-Message", ""), headers.get("X-Error-Code")
-    repo_id, hint = "/".join(subject.split("/")[:2]), "try again later"
+    repo_id, later, log_in = "/".join(subject.split("/")[:2]), "try again later", "run hf auth login, or set HF_TOKEN"
     page = f"{_endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
-    missing = {
-        "RevisionNotFound": (f"{repo_id} has no such revision", f"see its branches at {page}/tree/main"),
-        "EntryNotFound": (f"{subject} is not in this revision", f"see its files at {page}/tree/main"),
-    }
-    if code in missing:
-        return ModelNotFound(*missing[code])
+    accept = f"{page} with the account of the token in {location}" if has_token else f"{page}, then {log_in}"
+    private = "" if has_token else f"; for a private repository {log_in}"
+    access = f"allow the token in {location} to read it" if has_token else "set HF_TOKEN to one with access"
     # The Hub redirects requests for files to its storage, whose URLs are valid for an hour, and renamed repositories.
     is_from_storage = bool(response.history) and response.url.netloc != response.history[0].url.netloc
-    if status in (401, 403, 404) and is_from_storage:
-        return HubError(f"the Hub's storage rejected the download URL ({status})", hint, retries=2)
-    if code == "GatedRepo":
-        account = f" with the account of the token in {location}"
-        then = account if has_token else ", then run hf auth login, or set HF_TOKEN"
-        return HubError(f"{repo_id} is gated: you must accept its terms first", f"accept them at {page}{then}")
-    if status == 401 and "credentials in Authorization" in message:
-        return HubError(f"the Hub rejected the token in {location}", replace_token(location))
-    if status in (401, 404):
-        private = "" if has_token else "; for a private repository run hf auth login, or set HF_TOKEN"
-        return ModelNotFound(
-            f"{repo_id}: no such repository on the Hub, or it is private", f"check the spelling{private}"
-        )
-    if status == 403:
-        hint = f"allow the token in {location} to read it" if has_token else "set HF_TOKEN to one with access"
-        return HubError(f"the Hub denied access to {subject}: {message or 'forbidden'}", hint)
-    if status in (408, 429) or status >= 500:
-        problem = "is rate-limiting requests" if status == 429 else "reported a server error"
-        return HubError(f"the Hub {problem} ({status})", hint, retries=5, wait_s=_retry_after_s(headers))
-    return HubError(f"the Hub responded {status} for {subject}", hint)
+    is_expired = is_from_storage and status in (401, 403, 404)
+    is_rejected = status == 401 and "credentials in Authorization" in message
+    unknown = f"{repo_id}: no such repository on the Hub, or it is private"
+    is_down = status in (408, 429) or status >= 500
+    # Retries, None for what is not found, with problem and hint; the first match wins.
+    cases: tuple[tuple[bool, int | None, str, str], ...] = (
+        (code == "RevisionNotFound", None, f"{repo_id} has no such revision", f"see its branches at {page}/tree/main"),
+        (code == "EntryNotFound", None, f"{subject} is not in this revision", f"see its files at {page}/tree/main"),
+        (is_expired, 2, f"the Hub's storage rejected the download URL ({status})", later),
+        (code == "GatedRepo", 0, f"{repo_id} is gated: you must accept its terms first", f"accept them at {accept}"),
+        (is_rejected, 0, f"the Hub rejected the token in {location}", replace_token(location)),
+        (status in (401, 404), None, unknown, f"check the spelling{private}"),
+        (status == 403, 0, f"the Hub denied access to {subject}: {message or 'forbidden'}", access),
+        (status == 429, 5, "the Hub is rate-limiting requests (429)", later),
+        (is_down, 5, f"the Hub reported a server error ({status})", later),
+        (True, 0, f"the Hub responded {status} for {subject}", later),
+    )
+    retries, problem, hint = next(row[1:] for row in cases if row[0])
+    if retries is None:
+        return ModelNotFound(problem, hint)
+    return HubError(problem, hint, retries, _retry_after_s(headers) if is_down else None)
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
