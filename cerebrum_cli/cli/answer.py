@@ -92,7 +92,7 @@ class AnswerPrinter:
         reply = self._continue(self.continued) if self.continued else self.loaded.respond(request)
         key = ReasoningSink(self.keyboard, self.loaded)
         line = self._status_line(hint=lambda: key.hint, counts_answer=not options.streams_answer)
-        sinks: list[Sink] = [line, key]
+        sinks: list[Sink] = [line, key] if self.streams.out_is_terminal else [line]  # only there are keys read
         if options.streams_answer:
             is_markdown = not (options.no_markdown or options.raw or request.grammar)
             sinks.append(AnswerSink(self.streams, is_markdown))

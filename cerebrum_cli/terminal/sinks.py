@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 from cerebrum_cli.core.events import Event, PromptEvent, SequenceId, TokenEvent, answer_text
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.keyboard import ANSWER_KEY_NAME, Keyboard
-from cerebrum_cli.terminal.streams import ControlFilter, Streams
+from cerebrum_cli.terminal.streams import Streams, strip_complete, strip_controls
 
 if TYPE_CHECKING:
     from cerebrum_cli.model.loaded_model import LoadedModel
@@ -34,14 +34,14 @@ class AnswerSink:
     def __init__(self, streams: Streams, markdown: bool) -> None:
         self._streams = streams
         self._renders = markdown and streams.can_style
-        self._filter = ControlFilter() if streams.out_is_terminal else None
+        self._held = ""  # a control sequence that is not complete
         self._stream: MarkdownStream | None = None
         self._last = ""  # last text written
 
     def emit(self, event: Event) -> None:
         text = answer_text(event)
-        if self._filter:
-            text = self._filter.feed(text)
+        if self._streams.out_is_terminal:
+            text, self._held = strip_complete(self._held + text)
         if not text:
             return
         self._last = text
@@ -51,7 +51,8 @@ class AnswerSink:
             self._streams.answer(text)
 
     def close(self) -> None:
-        if self._filter and (text := self._filter.flush()):
+        if self._held:
+            text, self._held = strip_controls(self._held), ""
             self.emit(TokenEvent(SequenceId(0), text))
         if self._stream:
             with self._streams.writing_answer():

@@ -41,22 +41,12 @@ def strip_controls(text: str) -> str:
     return _SEQUENCE.sub("", text)
 
 
-class ControlFilter:
-    def __init__(self) -> None:
-        self._held = ""
-
-    def feed(self, text: str) -> str:
-        text = self._held + text
-        self._held = ""
-        unfinished = _UNFINISHED.search(text)
-        if unfinished and len(unfinished[0]) <= MAX_HELD:
-            self._held = unfinished[0]
-            text = text[: unfinished.start()]
-        return strip_controls(text)
-
-    def flush(self) -> str:
-        text, self._held = self._held, ""
-        return strip_controls(text)
+def strip_complete(text: str) -> tuple[str, str]:
+    """A text without its controls, and apart from it an incomplete sequence at its end, to go before the next text."""
+    unfinished = _UNFINISHED.search(text)
+    if unfinished and len(unfinished[0]) <= MAX_HELD:
+        return strip_controls(text[: unfinished.start()]), unfinished[0]
+    return strip_controls(text), ""
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cerebrum_cli.terminal.streams import MAX_HELD, ControlFilter, strip_controls
+from cerebrum_cli.terminal.streams import MAX_HELD, strip_complete, strip_controls
 
 INVISIBLE = (
     *("\x1b[2J\x1b[1;1H", "\x1b[?1049h", "\x1b]0;title\x07", "\x1b]0;title\x1b\\", "\x1b]52;c;aGk=\x07"),
@@ -41,8 +41,11 @@ def test_control_filter_strips_sequences_split_anywhere(text: str, clean: str) -
 
 
 def streamed(chunks: list[str]) -> str:
-    control_filter = ControlFilter()
-    return "".join(map(control_filter.feed, chunks)) + control_filter.flush()
+    clean, held = "", ""
+    for chunk in chunks:
+        text, held = strip_complete(held + chunk)
+        clean += text
+    return clean + strip_controls(held)
 
 
 PARTS = (*SEQUENCES, "\x1b", "[", "]", "\\", "\x07", "3", "m", "\x9b", "P", "\0", "\u2068", "é", "\n", "a b")
@@ -57,7 +60,6 @@ def test_control_filter_output_does_not_depend_on_the_chunks(chunks: list[str]) 
 
 
 def test_control_filter_holds_back_a_limited_number_of_characters() -> None:
-    control_filter = ControlFilter()
     text = "\x1b]0;" + "x" * MAX_HELD
-    assert "".join(map(control_filter.feed, text)).endswith("xx")
-    assert control_filter.feed("shown") == "shown"
+    assert strip_complete(text[:MAX_HELD]) == ("", text[:MAX_HELD])
+    assert streamed([*text, "shown"]).endswith("xxshown")
