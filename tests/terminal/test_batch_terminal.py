@@ -143,14 +143,6 @@ def test_vote_ctrl_c_shows_the_leading_answer(start: OpenTerminal) -> None:
     assert "Traceback" not in person.output
 
 
-def test_ask_ctrl_c_names_the_command_that_continues(start: OpenTerminal) -> None:
-    person = start({"seeds": ["y" * 2000], "pause": 0.0025}, "ask", "q", "--seed", "0")
-    person.wait_for("yyy")
-    person.type("\x03")
-    assert person.end() == 130
-    assert person.screen.lines[-1] == "interrupted; the answer so far is saved; cerebrum ask -c continues it"
-
-
 EVAL = EvalProgress(24, 320, 3, 40, 0.5, (0.2, 0.8), 0.0, 0.25, 0)
 
 

@@ -78,25 +78,6 @@ def test_chat_signal_at_the_prompt_saves_the_prompt_cache(open_small_chat: OpenT
     assert list((tmp_path / ".cache" / "cerebrum" / "states").glob("*.state"))
 
 
-def test_slash_edit_changes_the_last_question_or_reply(
-    open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
-) -> None:
-    editor = write_editor(tmp_path / "my editor", 'sed -i "s/One/Two/; s/^/So: /" "$1"')
-    person = open_small_chat(EDITOR=f"'{editor}'")
-    turn(person, "One?")
-    turn(person, "/edit")
-    assert "> So: Two?" in person.screen.lines
-    person.type("/edit answer\r", shows="reply replaced")
-    person.type("/copy 1\r", shows="code block")
-    person.type("/export talk.md\r", shows="wrote talk.md")
-    person.type("/export talk.md\r", shows="already exists")
-    person.leave()
-    question, reply = user.contents("one")
-    assert question == "So: Two?"
-    assert reply.startswith("So: ")
-    assert reply in (tmp_path / "talk.md").read_text()
-
-
 def test_chat_works_in_narrow_and_resized_windows(open_small_chat: OpenTerminal) -> None:
     person = open_small_chat(size=(60, 24))
     person.type("Who are you, and what can you tell me of yourself in many words?")
@@ -172,17 +153,26 @@ def test_prompt_history_is_private_and_searched_with_ctrl_r(open_small_chat: Ope
     assert history.stat().st_mode & 0o777 == 0o600
 
 
-def test_prompt_opens_the_editor_and_keeps_the_text_if_it_fails(
+def test_editor_changes_the_prompt_a_question_and_a_reply_and_may_fail(
     open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
 ) -> None:
     fails_once = "[ -e failed ] || { touch failed; exit 1; }"
-    editor = write_editor(tmp_path / "editor", f'{fails_once}\nsed -i "s/one/two/" "$1"')
-    person = open_small_chat(VISUAL=str(editor))
+    editor = write_editor(tmp_path / "my editor", f'{fails_once}\nsed -i "s/one/two/; s/^/So: /" "$1"')
+    person = open_small_chat(EDITOR=f"'{editor}'")
     person.type("one or none?\x18\x05", shows="error: the editor")  # Ctrl-X Ctrl-E
-    person.type("\x18\x05", shows="two or none?")
+    person.type("\x18\x05", shows="So: two or none?")
     turn(person, "")
+    turn(person, "/edit")
+    assert "> So: So: two or ntwo?" in person.screen.lines
+    person.type("/edit answer\r", shows="reply replaced")
+    person.type("/copy 1\r", shows="code block")
+    person.type("/export talk.md\r", shows="wrote talk.md")
+    person.type("/export talk.md\r", shows="already exists")
     person.leave()
-    assert user.contents("two-or-none")[0] == "two or none?"
+    question, reply = user.contents("so-two-or-none")
+    assert question == "So: So: two or ntwo?"
+    assert reply.startswith("So: ")
+    assert reply in (tmp_path / "talk.md").read_text()
 
 
 def test_enter_typed_ahead_of_the_editor_sends_its_text_once(open_small_chat: OpenTerminal) -> None:

@@ -74,7 +74,7 @@ BLOCKS = [
 @pytest.mark.slow
 @pytest.mark.usefixtures("redraw_always")
 def test_markdown_stream_of_any_blocks_ends_like_the_document() -> None:
-    @settings(max_examples=50)
+    @settings(max_examples=30)
     @given(
         st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=5),
         st.sampled_from(["\n", "\n\n"]),

@@ -66,7 +66,6 @@ class Window:
             self._send(text[at : at + (step or len(text))])
 
     def resize(self, columns: int, rows: int) -> None:
-        """Resize the window."""
         self._tmux("resize-window", "-t", "reply", "-x", str(columns), "-y", str(rows))
 
     def wait_for_size(self, columns: int, rows: int) -> None:
@@ -83,7 +82,6 @@ class Window:
         return self._tmux("capture-pane", "-t", "reply", "-p", "-J", "-S", "-")
 
     def close(self) -> None:
-        """End tmux."""
         os.close(self._terminal)
         self._tmux("kill-server")
 
@@ -105,7 +103,6 @@ Open = Callable[[int, int], Window]
 
 @pytest.fixture
 def window(tmp_path: Path) -> Iterator[Open]:
-    """A function that opens a window."""
     opened: list[Window] = []
 
     def open_window(columns: int, rows: int) -> Window:
@@ -120,7 +117,6 @@ def window(tmp_path: Path) -> Iterator[Open]:
 
 
 def words(count: int, begin: str) -> str:
-    """Distinct words."""
     return " ".join(f"{begin}{number:03}" for number in range(count))
 
 
@@ -137,9 +133,9 @@ SIZES = (((50, 24), (70, 30), (100, 16), (80, 24)), ((120, 24), (90, 24), (60, 3
 
 def test_markdown_stream_in_a_resized_window_shows_every_word_once(window: Open) -> None:
     replies = [window(80, 24) for _ in SIZES]
-    for step, at in enumerate(range(0, len(TEXT), 80)):
+    for step, at in enumerate(range(0, len(TEXT), 120)):
         for reply, sizes in zip(replies, SIZES, strict=True):
-            reply.stream(TEXT[at : at + 80], step=40)
+            reply.stream(TEXT[at : at + 120], step=60)
             reply.resize(*sizes[step % len(sizes)])
         for reply, sizes in zip(replies, SIZES, strict=True):
             reply.wait_for_size(*sizes[step % len(sizes)])

@@ -58,9 +58,6 @@ def test_ask_strips_controls_from_plain_answers_and_prompts(
     assert (window.end(), window.output.rpartition("\x1b[K")[2]) == (0, "abc\r\n")  # after the line of a slow load
     window = open_terminal(COMMAND, "ask", "-m", chatml_model, "--raw", "--dry-run", "-q", text)
     assert (window.end(), window.output) == (0, "abc\r\n")
-    window = open_terminal(COMMAND, "ask", "-m", "./\u202elive\u2066.gguf", "hi")
-    assert window.end() == 3
-    assert "live.gguf" in window.output and not re.search("[\u202a-\u202e\u2066-\u2069]", window.output)
 
 
 @pytest.mark.parametrize("env", [{"TERM": "unknown"}, {"ACCESSIBLE": "1"}])
@@ -96,6 +93,7 @@ def test_ask_ctrl_c_keeps_the_partial_answer_on_screen(open_terminal: OpenTermin
     text = " ".join(window.screen.lines)
     assert text.startswith("word0 word1 word2 word3 word4 word5 word6 word7 word8 word9")
     assert "word9999" not in text
+    assert window.screen.lines[-1] == "interrupted; the answer so far is saved; cerebrum ask -c continues it"
     assert window.screen.cursor == (0, len(window.screen.lines))
     assert not window.screen.cursor_hidden
     assert "Traceback" not in window.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -136,47 +137,49 @@ def test_chat_asks_before_a_bare_exit_leaves(open_chat: OpenTerminal) -> None:
     assert person.has_echo_at_end
 
 
-def test_chat_greets_with_a_new_session_and_with_a_reply_that_was_cut_off(tmp_path: Path, chatml_model: Path) -> None:
-    def greeting(*arguments: str, script: bytes = b"") -> list[str]:
+Talk = Callable[..., tuple[list[str], list[str]]]
+
+
+@pytest.fixture
+def talk(tmp_path: Path, chatml_model: Path) -> Talk:
+    """A function that pipes text into a chat in this process, and returns its lines on standard output and error."""
+
+    def run_chat(text: str, *arguments: str, shows_out: bool = False, **script: object) -> tuple[list[str], list[str]]:
         out, err = StringIO(), StringIO()
-        app = app_for({**SCRIPT}, tmp_path, Streams(out, err, BytesIO(script), False, False, True))
-        assert run(["chat", "-m", str(chatml_model), *arguments], app) == 0
-        return err.getvalue().splitlines()
+        streams = Streams(out, err, BytesIO(text.encode()), shows_out, False, not shows_out)
+        app = app_for({**SCRIPT, **script}, tmp_path, streams)
+        assert run(["chat", "-m", str(chatml_model), "--no-markdown", *arguments], app) == 0
+        return out.getvalue().splitlines(), err.getvalue().splitlines()
 
-    assert greeting("--session", "tea", "-n", "1", script=b"Who?\n")[2] == "New session 'tea'"
+    return run_chat
+
+
+def test_chat_greets_with_a_new_session_and_with_a_reply_that_was_cut_off(talk: Talk) -> None:
+    assert talk("Who?\n", "--session", "tea", "-n", "1")[1][2] == "New session 'tea'"
     cut_off = ["note: the last reply was cut off (truncated)", "      /continue resumes it"]
-    assert greeting("-c")[-2:] == cut_off
-    assert greeting("-c", "-n", "9", script=b"Who?\n")[-2:] == cut_off
-    assert cut_off[0] not in greeting("-c")
-    assert greeting("-c", "-q") == []
+    assert talk("", "-c")[1][-2:] == cut_off
+    assert talk("Who?\n", "-c", "-n", "9")[1][-2:] == cut_off
+    assert cut_off[0] not in talk("", "-c")[1]
+    assert talk("", "-c", "-q")[1] == []
 
 
-def test_chat_continues_a_reply_that_was_truncated_while_reasoning(tmp_path: Path, chatml_model: Path) -> None:
-    err, script = StringIO(), {"rows": {"Who?": "<think>Hm, who?</think>Me."}, "seeds": ["Yes."]}
-    streams = Streams(StringIO(), err, BytesIO(b"Who?\n"), False, False, True)
-    assert run(["chat", "-m", str(chatml_model), "-n", "9"], app_for(script, tmp_path, streams)) == 0
-    truncated = ["note: reply truncated at 9 tokens of reasoning", "      /continue resumes it"]
-    assert err.getvalue().splitlines()[-2:] == truncated
+def test_chat_continues_a_reply_that_was_truncated_while_reasoning(talk: Talk) -> None:
+    _, err = talk("Who?\n", "-n", "9", rows={"Who?": "<think>Hm, who?</think>Me."})
+    assert err[-2:] == ["note: reply truncated at 9 tokens of reasoning", "      /continue resumes it"]
 
 
-def test_chat_writes_an_empty_line_after_a_reply_but_not_before_an_error(tmp_path: Path, chatml_model: Path) -> None:
-    out = StringIO()  # of both streams
-    streams = Streams(out, out, BytesIO(b"/retry\nWho?\n/continue\n"), True, False, False)
-    assert run(["chat", "-m", str(chatml_model), "--no-markdown"], app_for({**SCRIPT}, tmp_path, streams)) == 0
-    lines = out.getvalue().splitlines()
-    after = {line: lines[number + 1] for number, line in enumerate(lines[:-1])}
-    assert after["> /retry"] == "error: no question yet"
-    assert after["Me."] == ""
-    assert after["> /continue"].startswith("error: nothing to continue")
+def test_chat_writes_an_empty_line_after_a_reply_but_not_before_an_error(talk: Talk) -> None:
+    out, err = talk("/retry\nWho?\n/continue\n", shows_out=True)
+    assert out == ["> /retry", "> Who?", "Me.", "", "> /continue"]
+    assert [line for line in err if "error" in line] == [
+        "error: no question yet",
+        "error: nothing to continue: the reply is complete, by another model, or without token ids",
+    ]
 
 
-def test_sessions_lists_the_latest_20_at_the_end_of_a_terminal(tmp_path: Path, chatml_model: Path) -> None:
-    script = "".join(f"Who {number}?\n/clear\n" for number in range(21)) + "/sessions\n"
-    out = StringIO()
-    streams = Streams(out, StringIO(), BytesIO(script.encode()), True, False, False)
-    assert run(["chat", "-m", str(chatml_model)], app_for({**SCRIPT}, tmp_path, streams)) == 0
-    rows = out.getvalue().splitlines()[-20:]
-    assert [row.split()[0] for row in rows] == [f"who-{number}" for number in range(1, 21)]
+def test_sessions_lists_the_latest_20_at_the_end_of_a_terminal(talk: Talk) -> None:
+    out, _ = talk("".join(f"Who {number}?\n/clear\n" for number in range(21)) + "/sessions\n", shows_out=True)
+    assert [row.split()[0] for row in out[-20:]] == [f"who-{number}" for number in range(1, 21)]
 
 
 THOUGHT = "<think>Let me see.</think>Yes."

@@ -265,7 +265,7 @@ def test_confirm_asks_only_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_errors_print_message_hint_and_log_without_controls() -> None:
     streams = shown()
-    streams.error(CerebrumError("a\x1b[2Jb", "c\x07d"))
+    streams.error(CerebrumError("a\x1b[2Jb\u202e", "c\x07d\u2066"))
     streams.error(CerebrumError("alone"))
     streams.error(EngineError("no memory", "less", log=["alloc failed", "of 9 GB"]))
     assert written(streams.err).splitlines() == [
