@@ -14,7 +14,7 @@ from scripted_backend import ScriptedBackend, endless, replies
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.reply_recorder import save_interval
-from cerebrum_cli.chat.session import Session, StoredMessage
+from cerebrum_cli.chat.session import Session
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.errors import EngineError, ModelNotFound, PromptTooLong, SessionError
 from cerebrum_cli.core.events import Event, NoticeEvent, TokenEvent
@@ -66,11 +66,6 @@ def endless_chat(start_chat: Start) -> Chat:
     return chat
 
 
-def last_reply(chat: Chat) -> StoredMessage:
-    assert chat.last_reply
-    return chat.last_reply
-
-
 def session_of(store: Store, name: str) -> Session:
     session = store.find(name)
     assert session
@@ -101,10 +96,10 @@ def test_undo_keeps_the_turn_in_the_tree_and_its_prefix_evaluated(chat: Chat, st
 
 def test_retry_keeps_the_previous_reply_in_the_tree(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
-    before, again = last_reply(chat), list(chat.retry(replace(chat.settings, temperature=0.5)))
+    before, again = chat.require_reply(), list(chat.retry(replace(chat.settings, temperature=0.5)))
     assert text(again) == "First."
     assert finish(again).cached_tokens == len(FIRST_PROMPT) - 1  # the last token of a prompt is always evaluated
-    versions = [before, last_reply(chat)]
+    versions = [before, chat.require_reply()]
     assert [reply.metadata.params and reply.metadata.params["temperature"] for reply in versions] == [0, 0.5]
     assert children(store, versions[0].parent) == ["First.", "First."]
     with pytest.raises(SessionError, match="no question yet"):
@@ -116,10 +111,10 @@ def test_continue_extends_a_truncated_reply(endless_chat: Chat) -> None:
     chat = endless_chat
     chat.settings = replace(chat.settings, max_tokens=4)
     assert text(chat.send("One?")) == "and"
-    assert last_reply(chat).message.tokens == tuple(b" and")
+    assert chat.require_reply().message.tokens == tuple(b" and")
     chat.settings = replace(chat.settings, max_tokens=6)
     assert text(chat.continue_reply()) == " so on"
-    assert last_reply(chat).message.tokens == tuple(b" and so on")
+    assert chat.require_reply().message.tokens == tuple(b" and so on")
     assert contents(chat) == ["One?", "and so on"]
 
 
@@ -144,7 +139,7 @@ def test_chat_saves_the_part_of_an_interrupted_reply(endless_chat: Chat) -> None
             break
     events.close()
     assert contents(endless_chat) == ["One?", "and"]
-    assert last_reply(endless_chat).metadata.finish_reason == "cancelled"
+    assert endless_chat.require_reply().metadata.finish_reason == "cancelled"
     events = endless_chat.send("Two?")
     next(events)
     events.close()
@@ -352,14 +347,14 @@ def test_continue_completes_a_character_split_between_tokens(start_chat: Start) 
     chat = start_chat(lambda: ScriptedBackend(endless(BYTES), context_size=200))
     list(chat.change_settings({"max_tokens": 3}))
     list(chat.send("One?"))
-    assert last_reply(chat).message.content == ""
+    assert chat.require_reply().message.content == ""
     list(chat.change_settings({"max_tokens": 5}))
     list(chat.continue_reply())
-    assert last_reply(chat).message.content == "🦜"
+    assert chat.require_reply().message.content == "🦜"
     list(chat.change_settings({"max_tokens": 8}))
     for _ in range(2):
         list(chat.continue_reply())
-    message = last_reply(chat).message
+    message = chat.require_reply().message
     assert message.content.startswith("🦜🦜 🦜🦜") and "\ufffd" not in message.content[:-1]
     assert bytes(message.tokens or ()).decode("utf-8", "ignore").startswith(" 🦜🦜 🦜🦜")
 

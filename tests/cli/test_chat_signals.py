@@ -47,8 +47,9 @@ def is_running(process: int) -> bool:
     return True
 
 
-def assert_restored(person: Person, tmp_path: Path) -> None:
-    """Assert that nothing is left behind in the terminal or on disk."""
+def assert_ends(person: Person, code: int, tmp_path: Path) -> None:
+    """Assert that a chat exits with a code, and leaves nothing behind in the terminal or on disk."""
+    assert person.end() == code
     assert person.has_echo_at_end
     assert not person.screen.cursor_hidden
     assert "Traceback" not in person.output
@@ -67,8 +68,7 @@ def test_chat_signal_saves_the_reply_and_exits_ignoring_further_ones(
     for _ in range(3):
         person.kill(signal.SIGHUP)
         time.sleep(0.002)
-    assert person.end() == 129
-    assert_restored(person, tmp_path)
+    assert_ends(person, 129, tmp_path)
     assert new_user.messages("talk")[-1]["finish_reason"] == "cancelled"
 
 
@@ -79,8 +79,7 @@ def test_chat_ignores_further_signals_at_the_prompt(open_chat: OpenTerminal, tmp
     for _ in range(3):
         person.kill(signal.SIGHUP)
         time.sleep(0.01)
-    assert person.end() == 129
-    assert_restored(person, tmp_path)
+    assert_ends(person, 129, tmp_path)
 
 
 def test_chat_signal_ends_the_editor(open_chat: OpenTerminal, tmp_path: Path) -> None:
@@ -90,17 +89,15 @@ def test_chat_signal_ends_the_editor(open_chat: OpenTerminal, tmp_path: Path) ->
     editor = wait_for_editor(tmp_path)
     person.kill(signal.SIGTERM)
     person.kill(signal.SIGTERM)
-    assert person.end() == 143
+    assert_ends(person, 143, tmp_path)
     wait_until(lambda: not is_running(editor))
-    assert_restored(person, tmp_path)
 
 
 def test_chat_signal_cancels_loading(open_chat: OpenTerminal, tmp_path: Path) -> None:
     person = open_chat(load=60)
     person.type("One?\r", shows="loading ")
     person.kill(signal.SIGTERM)
-    assert person.end() == 143
-    assert_restored(person, tmp_path)
+    assert_ends(person, 143, tmp_path)
 
 
 def test_chat_saves_the_reply_when_its_terminal_closes(open_chat: OpenTerminal, new_user: CommandLine) -> None:
@@ -131,8 +128,7 @@ def test_chat_second_ctrl_c_restores_the_terminal_and_exits(open_chat: OpenTermi
     person.type("\x03")
     time.sleep(0.3)
     person.type("\x03")
-    assert person.end() == 130
-    assert_restored(person, tmp_path)
+    assert_ends(person, 130, tmp_path)
 
 
 def test_chat_ctrl_c_cancels_loading_for_a_slash_command(open_chat: OpenTerminal) -> None:
@@ -163,8 +159,7 @@ def test_chat_signals_end_a_slash_command(open_chat: OpenTerminal, tmp_path: Pat
     person.type("/file fifo\r", shows="> /file fifo")
     time.sleep(0.3)
     person.kill(signal.SIGTERM)
-    assert person.end() == 143
-    assert_restored(person, tmp_path)
+    assert_ends(person, 143, tmp_path)
 
 
 def test_slash_set_and_model_can_be_interrupted(open_chat: OpenTerminal, tmp_path: Path, chatml_model: Path) -> None:
@@ -189,8 +184,8 @@ def test_editor_gets_the_initial_terminal_modes_and_ctrl_c(open_chat: OpenTermin
     assert {"echo", "icanon", "icrnl", "isig"} <= {mode.strip(";") for mode in modes}
     person.type("\x03", shows="interrupted: no changes")
     person.type("\x15/tokens\r", shows="context ")
-    person.leave()
-    assert_restored(person, tmp_path)
+    person.type("\x04")  # Ctrl-D
+    assert_ends(person, 0, tmp_path)
 
 
 def test_chat_ctrl_c_ends_a_script_and_saves_the_reply(

@@ -22,14 +22,12 @@ def ask(user: CommandLine, question: str, reply: str, *more: str | Path, code: i
     return done.err
 
 
-def listed(user: CommandLine) -> list[dict[str, Any]]:
-    sessions: list[dict[str, Any]] = user.run("sessions", "list", "--json").object
-    return sessions
+def listed(user: CommandLine) -> Any:
+    return user.run("sessions", "list", "--json").object
 
 
-def shown(user: CommandLine, name: str) -> dict[str, Any]:
-    session: dict[str, Any] = user.run("sessions", "show", name, "--json").object
-    return session
+def shown(user: CommandLine, name: str) -> Any:
+    return user.run("sessions", "show", name, "--json").object
 
 
 def database(user: CommandLine) -> Path:
@@ -100,12 +98,11 @@ def test_sessions_rm_erases_all_traces(user: CommandLine) -> None:
 def test_sessions_rm_deletes_only_the_states_of_the_session(user: CommandLine) -> None:
     states = user.home / ".cache" / "cerebrum" / "states"
 
-    def ask_at_length(letter: str, *more: str) -> dict[str, Any]:
+    def ask_at_length(letter: str, *more: str) -> Any:
         question, reply = f"{letter * 300}?", f"{letter} are long answers."
         done = user.run("ask", "--json", "--grammar", fixed_reply_grammar(reply, user.home), *more, question)
         assert done.code == 0, done.err
-        answer: dict[str, Any] = done.object
-        return answer
+        return done.object
 
     ask_at_length("a")
     ask_at_length("b")

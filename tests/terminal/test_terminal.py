@@ -268,15 +268,9 @@ def test_errors_print_message_hint_and_log_without_controls() -> None:
     streams.error(CerebrumError("a\x1b[2Jb\u202e", "c\x07d\u2066"))
     streams.error(CerebrumError("alone"))
     streams.error(EngineError("no memory", "less", log=["alloc failed", "of 9 GB"]))
-    assert written(streams.err).splitlines() == [
-        "error: ab",
-        " hint: cd",
-        "error: alone",
-        "error: no memory",
-        " hint: less",
-        "  log: alloc failed",
-        "  log: of 9 GB",
-    ]
+    assert written(streams.err) == (
+        "error: ab\n hint: cd\nerror: alone\nerror: no memory\n hint: less\n  log: alloc failed\n  log: of 9 GB\n"
+    )
 
 
 # Tables.
