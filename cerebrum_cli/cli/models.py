@@ -242,7 +242,6 @@ def show(
     """
     from cerebrum_cli.model.profiles import profile_object
 
-    profile: Profile | None = None
     library, reference = app.library, app.library.parse(name)
     settings = app.readable_settings(environment_layer("ctx", "threads", "gpu_layers"))
     by_mode = partial(settings_by_mode, app)
@@ -254,6 +253,7 @@ def show(
         if available is None and vocabulary is None:
             raise
         description, plan = available or ({}, None)
+        profile: Profile | None = None
         note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
         if vocabulary:
             description = listing.describe(library, vocabulary, ask_settings(app, vocabulary), by_mode, lambda *_: None)

@@ -10,13 +10,8 @@ MATCH_BEGIN, MATCH_END = "\x02", "\x03"  # around the words found in an excerpt 
 
 def partial_marker_length(text: str, markers: Iterable[str]) -> int:
     """Length of the longest end of `text` that may be the start of one of `markers`."""
-    longest = 0
-    for marker in markers:
-        for length in range(min(len(marker) - 1, len(text)), longest, -1):
-            if text.endswith(marker[:length]):
-                longest = length
-                break
-    return longest
+    starts = (marker[:length] for marker in markers for length in range(1, len(marker)))
+    return max((len(start) for start in starts if text.endswith(start)), default=0)
 
 
 def format_size(size: int) -> str:
