@@ -117,9 +117,7 @@ def require_equal_replies(owner: Owner) -> None:
     has_long_context = (read_header(owner.model).context_length or 0) >= 1000
     story = STORY * 3 if has_long_context else "Once upon a time there lived a fox. "
     compared = (*compare_chats(owner, story), *compare_commands(owner, story))
-    assert not "".join(
-        f"\n{way}: {expected!r}, not {reply!r}" for way, expected, reply in compared if reply != expected
-    )
+    assert [comparison for comparison in compared if comparison[1] != comparison[2]] == []
 
 
 def compare_chats(owner: Owner, story: str) -> Iterator[Comparison]:
@@ -231,11 +229,10 @@ def test_long_prompts_are_not_evaluated_again(owner: Owner, count_rows: Callable
 def test_turn_after_a_thought_evaluates_what_follows_the_last_question(owner: Owner) -> None:
     """Also after a resume, and with a thought longer than what a sliding window can be rolled back by."""
     template = owner.home / "template.jinja"
-    template.write_text(
-        TEMPLATES["qwen3.5"].replace("<think>\\n') }}", "(thinking before the answer is given)\\n<think>\\n') }}")
-    )
+    before = "(thinking before the answer is given)"
+    template.write_text(TEMPLATES["qwen3.5"].replace("<think>\\n') }}", before + "\\n<think>\\n') }}"))
     settings = {"chat_template": str(template), "max_tokens": 150}
-    opening = Text("<|im_end|>\n<|im_start|>assistant\n(thinking before the answer is given)\n<think>\n", trusted=True)
+    opening = Text(f"<|im_end|>\n<|im_start|>assistant\n{before}\n<think>\n", trusted=True)
 
     def turn(chat: Chat, question: str) -> FinishEvent:
         done = finish(chat.send(question))

@@ -130,13 +130,10 @@ def require_sound_exits(user: CommandLine, *models: Path) -> list[list[Finished]
         recipe = path.with_suffix(".yaml")
         merged = {"merge_method": "linear", "models": [{"model": str(path), "parameters": {"weight": 1.0}}]}
         recipe.write_text(json.dumps(merged))
-        commands += [
-            ["ask", "-m", str(path), "-n", "4", "--no-log", "hi"],
-            ["show", str(path)],
-            ["ask", "-m", str(path), "--dry-run", "--format", "cerebrum", "hi"],
-            ["ask", "-m", str(path), "-n", "4", "--format", "cerebrum", "--no-log", "hi"],
-            ["merge", str(recipe), "-o", str(user.home / "out.gguf"), "--dry-run"],
-        ]
+        ask = ["ask", "-m", str(path), "-n", "4", "--no-log", "hi"]
+        commands += [ask, ["show", str(path)], [*ask, "--format", "cerebrum", "--dry-run"]]
+        commands.append([*ask, "--format", "cerebrum"])
+        commands.append(["merge", str(recipe), "-o", str(user.home / "out.gguf"), "--dry-run"])
     child = start_python(RUN_ALL, user.home, json.dumps(commands), home=user.home)
     out, err = child.communicate(timeout=120)
     assert (child.returncode, err) == (0, ""), models
@@ -149,8 +146,6 @@ def require_sound_exits(user: CommandLine, *models: Path) -> list[list[Finished]
 
 
 def replaced(key: str, content: Any) -> Callable[[Metadata, list[TensorRow]], None]:
-    """Replace the content of a key."""
-
     def replace(metadata: Metadata, _: list[TensorRow]) -> None:
         metadata[key] = metadata[key]._replace(content=content)
 
@@ -213,10 +208,8 @@ def test_model_that_crashes_with_several_sequences_runs_them_singly(new_user: Co
 
 def test_load_that_exhausts_its_cpu_time_is_ended_as_such() -> None:
     """At the hard limit, the system would kill it, and the file would be loaded in this process."""
-    code = (
-        "from cerebrum_cli.engine.llama import first_load as f; f.MAX_CPU_S = 1; f.limit_resources()\nwhile True: pass"
-    )
-    child = start_python(code)
+    limited = "from cerebrum_cli.engine.llama import first_load as f; f.MAX_CPU_S = 1; f.limit_resources()"
+    child = start_python(f"{limited}\nwhile True: pass")
     assert child.wait(30) == -signal.SIGXCPU
     child.communicate()
 

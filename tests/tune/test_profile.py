@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from io import BytesIO, StringIO
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
@@ -376,21 +377,18 @@ def test_tune_saves_the_profile_for_newly_found_gpus(runner: CommandRunner) -> N
     assert runner.load_options("ask", "hello").repack is False
 
 
-def test_tune_runs_only_once_at_a_time(runner: CommandRunner) -> None:
+def test_tune_reports_what_keeps_it_from_measuring(runner: CommandRunner) -> None:
+    unknown = runner.run("tune", "nobody/knows-this", "--offline")
+    assert (unknown.code, unknown.out) == (3, "")
+    (runner.home / "text.gguf").write_text("hello")
+    done = runner.run("tune", runner.home / "text.gguf")
+    assert (done.code, done.out, runner.profiles.exists()) == (1, "", False)
     runner.profiles.mkdir(parents=True)
     with lock_file(runner.profiles / "lock", EngineError("locked")):
         done = runner.run("tune", runner.model)
     assert (done.code, done.out, runner.benches) == (1, "", [])
     assert done.err.startswith("error: another cerebrum tune is running")
-
-
-def test_tune_reports_what_keeps_it_from_measuring(runner: CommandRunner) -> None:
-    done = runner.run("tune", "nobody/knows-this", "--offline")
-    assert (done.code, done.out) == (3, "")
-    (runner.home / "text.gguf").write_text("hello")
-    done = runner.run("tune", runner.home / "text.gguf")
-    assert (done.code, done.out, runner.profiles.exists()) == (1, "", False)
-    runner.profiles.parent.mkdir(parents=True)
+    rmtree(runner.profiles)
     runner.profiles.write_text("a file in its place")
     done = runner.run("tune", runner.model, "--json")
     assert (done.code, done.out, runner.benches) == (1, "", [])
