@@ -14,14 +14,13 @@ from collections.abc import Sequence as Many
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.files import remove, work_directory
-from cerebrum_cli.engine.scheduler import Admission, Scheduler, Slot, common_prefix, common_prefixes
-from cerebrum_cli.engine.sequence import Sequence
+from cerebrum_cli.engine.scheduler import Scheduler, Slot, common_prefix, common_prefixes
+from cerebrum_cli.engine.sequence import Sequence, Tokens
 from cerebrum_cli.engine.state_store import State, StateStore
 
 if TYPE_CHECKING:
@@ -46,7 +45,6 @@ class Checkpoints:
         self._scheduler = scheduler
         self._swap_parent = swap_parent
         self._swap_directory: Path | None = None
-        self._names = count()
         self._resources = ExitStack()
         self.close = self._resources.close  # removes the directory
         self._shared = 0  # first tokens of the prompt to admit that a slot has evaluated too
@@ -55,8 +53,7 @@ class Checkpoints:
         """Number of the first `length` tokens of a slot that it can be shortened to."""
         if length == len(slot.tokens) or length >= self._backend.context.trim_limit(slot.index):
             return length
-        lengths = (checkpoint.length for checkpoint in slot.checkpoints)
-        return max((held for held in lengths if held <= length), default=0)
+        return max((held.length for held in slot.checkpoints if held.length <= length), default=0)
 
     def slot_to_load(self) -> Slot | None:
         """Empty the free slot whose contents are the smallest loss, of those that no pending copy reads or writes."""
@@ -156,25 +153,24 @@ class Checkpoints:
 
                 folder = work_directory(self._swap_parent or Path(tempfile.gettempdir()), "cerebrum-swap")
                 self._swap_directory = self._resources.enter_context(folder)
-            sequence.swapped = self._swap_directory / f"{next(self._names)}.state"
+            sequence.swapped = self._swap_directory / f"{id(sequence)}.state"
             context.save_state(slot, sequence.swapped)
         except (OSError, EngineError):
             self.discard(sequence)
 
-    def swap_in(self, sequence: Sequence, state: Path) -> bool:
-        """Admit a sequence to a free slot with its saved state; False if it has to be evaluated again."""
+    def load(self, state: Path, tokens: Tokens, min_length: int) -> bool:
+        """Load a saved state of at least `min_length` of these tokens into a free slot, where admission will find it.
+
+        False if the file has no such state. Nothing is loaded if a copy to or from each free slot is pending.
+        """
         slot, context = self.slot_to_load(), self._backend.context
         if slot is None:
-            return False
-        is_loaded = context.load_state(slot.index, state)
-        self.discard(sequence)
-        length = context.length(slot.index)
-        if not is_loaded or not 0 < length <= sequence.first_output:
-            context.clear(slot.index)
-            return False
-        slot.extend(sequence.tokens[:length])
-        self._scheduler.admit(Admission(sequence, slot, slot, length), length)
-        return True
+            return True
+        if context.load_state(slot.index, state) and min_length <= context.length(slot.index) <= len(tokens):
+            slot.extend(tokens[: context.length(slot.index)])
+            return True
+        context.clear(slot.index)
+        return False
 
     @staticmethod
     def discard(sequence: Sequence) -> None:
@@ -211,14 +207,7 @@ class PromptCache:
         return self.store.find_longest(prompt, kind, is_usable, sequence.emit) if kind else None
 
     def restore(self, state: State) -> None:
-        """Load a state into a free slot, where admission will find it; not if a copy to or from each is pending."""
-        slot, context, tokens = self.checkpoints.slot_to_load(), self.backend.context, state.tokens
-        if slot is None:
-            return
-        if context.load_state(slot.index, state.path) and context.length(slot.index) == len(tokens):
-            slot.extend(tokens)
-        else:
-            context.clear(slot.index)
+        if not self.checkpoints.load(state.path, state.tokens, len(state.tokens)):
             self.store.reject(state)
 
     def save(self, min_tokens: int, prompt: tuple[int, ...] | None, empties: bool) -> None:
@@ -251,13 +240,16 @@ class PromptCache:
             self._write(slot, is_prefix=True)
 
     def _idle_slots(self) -> list[Slot]:
-        slots = [slot for slot in self.scheduler.free_slots if slot.tokens]
-        if not slots or self.backend.state_kind is None:
+        if self.backend.state_kind is None:
             return []
-        context = self.backend.context
-        # a difference was never seen, but a mislabeled state would give wrong answers from then on
-        equal = (slot for slot in slots if context.length(slot.index) == len(slot.tokens))
-        return [slot for slot in equal if slot.index not in context.pending_copies]
+        # a difference in length was never seen, but a mislabeled state would give wrong answers from then on
+        return [
+            slot
+            for slot in self.scheduler.free_slots
+            if slot.tokens
+            and self.backend.context.length(slot.index) == len(slot.tokens)
+            and slot.index not in self.backend.context.pending_copies
+        ]
 
     def _count_unsaved(self, tokens: Many[int]) -> int:
         """Number of tokens that no state holds which fits the largest context and can be trimmed to these."""

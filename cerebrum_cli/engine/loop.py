@@ -159,9 +159,10 @@ class Loop:
                 if cache and backend.state_kind != kind:  # fewer slots than requested
                     state = cache.find(sequence, needs_memory=False)
             # restore
-            if sequence.swapped and self._checkpoints.swap_in(sequence, sequence.swapped):
-                continue
-            if cache and state and self._make_room(len(state.tokens)):
+            if sequence.swapped:
+                self._checkpoints.load(sequence.swapped, sequence.tokens[: sequence.first_output], 1)
+                self._checkpoints.discard(sequence)
+            elif cache and state and self._make_room(len(state.tokens)):
                 cache.restore(state)
             if self._takes_checkpoints:
                 self._checkpoints.prepare(sequence)
