@@ -22,20 +22,14 @@ from cerebrum_cli.core.settings import (
     environment_layer,
 )
 from cerebrum_cli.gguf.header import unsupported_kind
-from cerebrum_cli.models import listing
-from cerebrum_cli.models.fit import planned_context
-from cerebrum_cli.models.model import InstalledModel, is_missing
-from cerebrum_cli.models.removal import find_removable, removal_question, remove
-from cerebrum_cli.models.stores import unreadable_stores
-from cerebrum_cli.terminal import tables
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.progress import FileProgress
-from cerebrum_cli.terminal.reports import print_profile, print_repositories
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.model.profiles import Profile
     from cerebrum_cli.models.catalogue import ModelSpec
+    from cerebrum_cli.models.model import InstalledModel
     from cerebrum_cli.models.reference import Reference
 
 
@@ -55,11 +49,15 @@ def search(
       cerebrum search qwen3.5
       cerebrum search "gemma 4" --json
     """
+    from cerebrum_cli.models.listing import search_row
+    from cerebrum_cli.terminal.reports import print_repositories
+    from cerebrum_cli.terminal.tables import print_rows
+
     ctx = app.readable_settings(environment_layer("ctx")).ctx
     with FileProgress(app.streams) as progress:
         repositories = app.puller(progress, offline).planner.search(text, ctx)
-    rows = [listing.search_row(*repository) for repository in repositories]
-    tables.print_rows(app.streams, rows, json, print_repositories, f"no GGUF repository on the Hub matches {text!r}")
+    rows = [search_row(*repository) for repository in repositories]
+    print_rows(app.streams, rows, json, print_repositories, f"no GGUF repository on the Hub matches {text!r}")
     if rows and app.streams.err_is_terminal:
         app.streams.report("next: cerebrum pull REPOSITORY")
 
@@ -97,11 +95,13 @@ def pull(
       cerebrum pull owner/repo:Q5_K_M --name mine
       cerebrum pull --dry-run cerebrum-8x7b
     """
+    from cerebrum_cli.models.listing import suggestions
+
     if options.vocabulary and (others := given_flags(options, "name", "default", "dry_run")):
         raise UsageError.conflict("--vocabulary", others[0])
     ctx = app.settings(environment_layer("ctx")).ctx
     if model is None:
-        rows = listing.suggestions(app.library, ctx)
+        rows = suggestions(app.library, ctx)
         model = choose_model(app, "models that fit this machine, best first", rows)
         if model is None:
             example = f"name one, such as cerebrum pull {rows[0]['name']}, or " if rows else ""
@@ -122,7 +122,9 @@ def pull(
         if app.streams.err_is_terminal:
             app.streams.report(next_step(app, installed))
     if options.json:
-        app.streams.answer_object(listing.row(app.library, installed))
+        from cerebrum_cli.models.listing import row
+
+        app.streams.answer_object(row(app.library, installed))
 
 
 def given_flags(options: object, *names: str) -> list[str]:
@@ -143,12 +145,15 @@ def next_step(app: App, model: InstalledModel) -> str:
 
 
 def show_download_plan(app: App, reference: Reference, context: int | None, options: PullCommandOptions) -> None:
+    from cerebrum_cli.models.listing import download_plan_object
+    from cerebrum_cli.terminal.tables import print_candidates
+
     with FileProgress(app.streams) as progress:
         plan = app.puller(progress, options.offline).planner.plan(reference, context)
     if options.json:
-        app.streams.answer_object(listing.download_plan_object(plan))
+        app.streams.answer_object(download_plan_object(plan))
         return
-    tables.print_candidates(app.streams, plan)
+    print_candidates(app.streams, plan)
     app.streams.report(f"cerebrum pull {reference} would download {plan.reference}")
 
 
@@ -171,6 +176,11 @@ def list_models(app: App, options: ListOptions) -> None:
       cerebrum list --available
       cerebrum list --outdated
     """
+    from cerebrum_cli.models import listing
+    from cerebrum_cli.models.fit import planned_context
+    from cerebrum_cli.models.stores import unreadable_stores
+    from cerebrum_cli.terminal.tables import capacity_text, print_catalogue, print_found
+
     if len(flags := given_flags(options, "available", "found", "outdated")) > 1:
         raise UsageError.conflict(flags[0], flags[1])
     library, streams = app.library, app.streams
@@ -187,12 +197,12 @@ def list_models(app: App, options: ListOptions) -> None:
     if options.json:
         streams.answer_object(listed)
     elif options.available:
-        tables.print_catalogue(streams, listed)
+        print_catalogue(streams, listed)
         planned = f"memory for a context of {planned_context(ctx, None)} tokens"
-        streams.report(NoticeEvent(f"{planned}; {tables.capacity_text(library.capacity())}", ""))
+        streams.report(NoticeEvent(f"{planned}; {capacity_text(library.capacity())}", ""))
     elif options.found:
         if listed:
-            tables.print_found(streams, listed)
+            print_found(streams, listed)
         unreadable = unreadable_stores()
         for error in unreadable.values():
             streams.report(NoticeEvent(error.message, error.hint))
@@ -203,13 +213,15 @@ def list_models(app: App, options: ListOptions) -> None:
 
 
 def print_installed(app: App, listed: list[dict[str, Any]], is_outdated: bool) -> None:
+    from cerebrum_cli.terminal.tables import is_url, print_models
+
     library, streams = app.library, app.streams
     if listed:
-        tables.print_models(streams, listed)
+        print_models(streams, listed)
         for row in listed:
             if row["error"]:
                 streams.info(f"error: {row['error']}")
-            if tables.is_url(row["reference"]):
+            if is_url(row["reference"]):
                 streams.report(f"another {row['name']}:{row['quantization']}, by its URL: {row['reference']}")
         if any(row["default"] for row in listed):
             streams.report("* default model")
@@ -241,6 +253,9 @@ def show(
       cerebrum show cerebrum-7b --json
     """
     from cerebrum_cli.model.profiles import profile_object
+    from cerebrum_cli.models import listing
+    from cerebrum_cli.terminal.reports import print_profile
+    from cerebrum_cli.terminal.tables import print_candidates, print_description
 
     library, reference = app.library, app.library.parse(name)
     settings = app.readable_settings(environment_layer("ctx", "threads", "gpu_layers"))
@@ -274,12 +289,12 @@ def show(
             | (listing.candidates_object(plan) if plan else {})
         )
         return
-    tables.print_description(app.streams, description)
+    print_description(app.streams, description)
     if profile:
         app.streams.answer(f"\nmeasured {profile.created}\n\n")
         print_profile(app.streams, profile)
     if plan:
-        tables.print_candidates(app.streams, plan)
+        print_candidates(app.streams, plan)
     app.streams.report(note)
 
 
@@ -314,6 +329,9 @@ def rm(
       cerebrum rm starter
       cerebrum rm -y cerebrum-7b:Q4_K_M
     """
+    from cerebrum_cli.models.model import is_missing
+    from cerebrum_cli.models.removal import find_removable, removal_question, remove
+
     library = app.library
     installed = find_removable(library, library.parse(model))
     require_agreement(app, removal_question(library, installed), installed.reference, yes)

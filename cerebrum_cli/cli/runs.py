@@ -9,6 +9,7 @@ Examples:
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,20 +21,13 @@ from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require
 from cerebrum_cli.core.declaration import LORA, Option, flag, option, option_group
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.text import format_utc
-from cerebrum_cli.eval import rescoring
-from cerebrum_cli.eval.comparison import conclusion
-from cerebrum_cli.eval.questions import Sample
-from cerebrum_cli.eval.report import group_by_question, mean_accuracy, report_object
-from cerebrum_cli.eval.scorers import comparison_of, rules_of
-from cerebrum_cli.eval.stored_runs import Run, measure_divergence, report_of
-from cerebrum_cli.terminal.reports import print_comparison, print_report, print_runs
-from cerebrum_cli.terminal.tables import print_rows, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.eval.questions import Sample
+    from cerebrum_cli.eval.stored_runs import Run
     from cerebrum_cli.models.model import InstalledModel
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -55,6 +49,10 @@ class RunOptions(QuietOptions):
 @subcommand(group, name="list", short_help="List stored runs.")
 def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
     """List stored runs, latest last."""
+    from cerebrum_cli.eval.report import group_by_question, mean_accuracy
+    from cerebrum_cli.terminal.reports import print_runs
+    from cerebrum_cli.terminal.tables import print_rows
+
     rows, outdated = list[dict[str, Any]](), list[str]()
     for run in app.runs:
         try:
@@ -74,7 +72,7 @@ def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
                 "accuracy": accuracy and accuracy.value,
                 "interval": accuracy and list(accuracy.interval),
                 "complete": run.is_complete,
-                "updated": format_utc(run.changed_at),
+                "updated": datetime.fromtimestamp(run.changed_at, UTC).isoformat(timespec="seconds"),
             }
         )
         outdated += [run.name] if run.outdated else []
@@ -86,6 +84,9 @@ def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
 @subcommand(group, short_help="Show a run's results.")
 def show(app: App, name: Name, options: RunOptions) -> None:
     """Show accuracy, majority votes and unanswered samples, with intervals."""
+    from cerebrum_cli.eval.rescoring import rescored, save_scores
+    from cerebrum_cli.eval.scorers import rules_of
+
     if needless := next((name for name in ("save", "run_code") if getattr(options, name) and not options.rescore), ""):
         raise UsageError(f"{flag(needless)} requires --rescore", "add --rescore")
     run = app.runs.find(name)
@@ -93,9 +94,7 @@ def show(app: App, name: Name, options: RunOptions) -> None:
     if options.rescore:
         scored_by = rules_of(run.match)
         samples, changed = (
-            rescoring.save_scores(run, options.run_code)
-            if options.save
-            else rescoring.rescored(run.match, samples, options.run_code)
+            save_scores(run, options.run_code) if options.save else rescored(run.match, samples, options.run_code)
         )
         app.streams.report(f"{changed} of {len(samples)} scores changed{'; saved' if options.save else ''}")
     elif run.outdated:
@@ -107,6 +106,11 @@ def print_run(
     app: App, run: Run, samples: Sequence[Sample], scored_by: str | None, json: bool, plot: Path | None = None
 ) -> None:
     """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
+    from cerebrum_cli.eval.report import report_object
+    from cerebrum_cli.eval.scorers import comparison_of
+    from cerebrum_cli.eval.stored_runs import report_of
+    from cerebrum_cli.terminal.reports import print_report
+
     skipped = sum(sample.is_skipped for sample in samples)
     if skipped == len(samples):
         reason = samples[0].text if samples else "none has finished"
@@ -157,9 +161,15 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare two models, prompts or settings, and report whether the difference is statistically significant."""
+    from cerebrum_cli.eval.comparison import conclusion
+    from cerebrum_cli.eval.rescoring import compare_runs, describe_differences, differences, version_differences
+    from cerebrum_cli.eval.stored_runs import measure_divergence
+    from cerebrum_cli.terminal.reports import print_comparison
+    from cerebrum_cli.terminal.tables import wrapped
+
     runs = app.runs.find(before), app.runs.find(after)
-    (comparison, notes), differing = rescoring.compare_runs(*runs), rescoring.differences(*runs)
-    if versions := rescoring.describe_differences(rescoring.version_differences(*runs)):
+    (comparison, notes), differing = compare_runs(*runs), differences(*runs)
+    if versions := describe_differences(version_differences(*runs)):
         notes.insert(0, f"the runs were made with different versions: {versions}")
     for note in notes:
         app.streams.report(NoticeEvent(note, ""))
@@ -172,7 +182,7 @@ def compare(
         more = {} if closeness is None else {"mean_kld": closeness.mean_kld, "top1_agreement": closeness.top1_agreement}
         app.streams.answer_object({**asdict(comparison), "differences": differing, **more})
         return
-    print_comparison(app.streams, comparison, *runs, rescoring.describe_differences(differing), closeness)
+    print_comparison(app.streams, comparison, *runs, describe_differences(differing), closeness)
     app.streams.answer(f"\n{wrapped(app.streams, conclusion(comparison, *(run.name for run in runs)))}\n")
 
 
