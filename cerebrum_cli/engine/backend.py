@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
@@ -36,11 +37,11 @@ class TokenScore(NamedTuple):
     is_argmax: bool
 
 
+@dataclass(slots=True)
 class StopFlag:
     """A flag that native code can read without Python: one byte, `0` to continue, `1` to stop."""
 
-    def __init__(self) -> None:
-        self.buffer = ctypes.create_string_buffer(b"0")
+    buffer: ctypes.Array[ctypes.c_char] = field(default_factory=lambda: ctypes.create_string_buffer(b"0"))
 
     def set(self) -> None:
         """Interrupt the running load or decode."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -116,6 +116,7 @@ class Constraint(NamedTuple):
         return self.start is None or self.start.stage == "answer"
 
 
+@dataclass
 class LoopCheck:
     """Ends a reply once its last tokens are a period of up to 256, at least 4 times, and at least 128 tokens.
 
@@ -124,11 +125,9 @@ class LoopCheck:
     """
 
     horizon: int | None = None
-
-    def __init__(self) -> None:
-        self._tokens = array("i")
-        self._probed = 0  # the last multiple of PROBE, and whether a cycle may end after it
-        self._may_end = False
+    _tokens: array[int] = field(default_factory=lambda: array("i"))
+    _probed: int = 0  # the last multiple of PROBE, and whether a cycle may end after it
+    _may_end: bool = False
 
     def feed(self, tokens: Sequence[int], text: str) -> None:  # noqa: ARG002
         self._tokens.extend(tokens)

@@ -28,15 +28,11 @@ SIGNAL_CHECK_S = 0.5
 CancelScope: TypeAlias = threading.Event
 
 
-class EventQueue(Iterator[T]):
+class EventQueue(SimpleQueue[T | BaseException | None], Iterator[T]):
     """The events of some work, from the thread that does it to those that wait; None or an error ends them.
 
     An error is raised. After the end, nothing follows, or the error is raised again.
     """
-
-    def __init__(self) -> None:
-        self._events: SimpleQueue[T | BaseException | None] = SimpleQueue()
-        self.put = self._events.put
 
     def __next__(self) -> T:
         """Wait for the next event, and for signals.
@@ -45,7 +41,7 @@ class EventQueue(Iterator[T]):
         """
         while True:
             try:
-                event = self._events.get(timeout=SIGNAL_CHECK_S)
+                event = self.get(timeout=SIGNAL_CHECK_S)
                 break
             except Empty:
                 continue

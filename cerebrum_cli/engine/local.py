@@ -17,7 +17,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import perf_counter
@@ -66,14 +66,14 @@ def submission(work: Work, scope: CancelScope, first: bool = False) -> EngineCom
     return EngineCommand(lambda loop: loop.submit(work, scope, first), lambda error: fail_work(work, error))
 
 
+@dataclass(slots=True)
 class Commands:
     """Queue of commands to the engine's thread; nothing is accepted after the last one."""
 
-    def __init__(self, stop: StopFlag) -> None:
-        self._stop = stop
-        self._queue: SimpleQueue[EngineCommand] = SimpleQueue()
-        self._lock = threading.RLock()  # reentrant: a signal handler may cancel on a thread that holds it
-        self._is_closed = False
+    _stop: StopFlag
+    _queue: SimpleQueue[EngineCommand] = field(default_factory=SimpleQueue)
+    _lock: threading.RLock = field(default_factory=threading.RLock)  # reentrant: a signal handler may cancel
+    _is_closed: bool = False
 
     def cancel(self, work: Work | None, interrupts: bool = True) -> threading.Event:
         """Cancel work, or all; the event is set when its slots are free. `interrupts`: the running step ends first."""

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.events import (
@@ -31,22 +32,22 @@ HINT_GAP = "    "
 Segment = tuple[str, str]  # a text and its color, which may be empty
 
 
+@dataclass(eq=False)
 class Line:
     """A line on standard error that is redrawn while it shows, each time with what `render` returns for a width.
 
     If it does not draw, the text of `log`, if there is one, is printed once a minute instead.
     """
 
-    def __init__(self, streams: Streams, draws: bool, delay: float = 0.0, log: Callable[[], str] | None = None) -> None:
-        self.streams = streams
-        self.draws = draws
-        self._delay = delay
-        self._log = log
-        self._last_log = time.monotonic()
-        self._thread: threading.Thread | None = None
-        self._stopped = threading.Event()
-        self._lock = threading.Lock()
-        self._drawn = ""
+    streams: Streams
+    draws: bool
+    delay: float = 0.0
+    log: Callable[[], str] | None = None
+    _last_log: float = field(default_factory=time.monotonic)
+    _thread: threading.Thread | None = None
+    _stopped: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _drawn: str = ""
 
     def render(self, width: int) -> Iterable[Segment]:
         raise NotImplementedError
@@ -57,11 +58,11 @@ class Line:
             self._stopped.clear()
             self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
             self._thread.start()
-        if now and self.draws and (self._drawn or not self._delay):
+        if now and self.draws and (self._drawn or not self.delay):
             self._draw()
-        elif self._log and not self.draws and time.monotonic() - self._last_log >= LOG_EVERY_S:
+        elif self.log and not self.draws and time.monotonic() - self._last_log >= LOG_EVERY_S:
             self._last_log = time.monotonic()
-            self.streams.report(self._log())
+            self.streams.report(self.log())
 
     def close(self) -> None:
         """Erase the line; needed before anything else is written to the terminal. It can be shown again."""
@@ -80,7 +81,7 @@ class Line:
         self._drawn = ""
 
     def _run(self) -> None:
-        pause = self._delay
+        pause = self.delay
         while not self._stopped.wait(pause):
             self._draw()
             pause = 1 / DRAWS_PER_S
