@@ -155,9 +155,10 @@ def start_nodes(count: int) -> Iterator[str]:
 def connect(address: str) -> None:
     """Connect to a cluster. Raises EndpointError."""
     import ray
-    from ray._private.services import canonicalize_bootstrap_address_or_die
 
     try:
+        from ray._private.services import canonicalize_bootstrap_address_or_die
+
         resolved = canonicalize_bootstrap_address_or_die(address)
         host, _, port = resolved.rpartition(":")
         socket.create_connection((host, int(port)), CONNECT_S).close()  # where nothing listens, Ray tries for minutes
@@ -205,7 +206,7 @@ def answer_in_places(pipe: Connection, places: Sequence[Place], job: bytes, conc
     ray.cloudpickle.register_pickle_by_value(sys.modules[Worker.__module__])  # nodes may lack this package
     workers = [RemoteWorker(str(number), place, job, concurrency) for number, place in enumerate(places)]
     has_blocks = True
-    while has_blocks or any(worker.is_open and worker.tasks for worker in workers):
+    while has_blocks or any(worker.has_opened and worker.tasks for worker in workers):
         while has_blocks and (free := [worker for worker in workers if worker.has_room]):
             pipe.send(NEXT)
             if block := pipe.recv():
@@ -238,7 +239,7 @@ class RemoteWorker:
         node = NodeAffinitySchedulingStrategy(self._place.node, soft=True)
         options = {self._place.resource: 1, "max_concurrency": self._concurrency, "scheduling_strategy": node}
         self._actor = ray.remote(Worker).options(**options).remote()
-        self.opened_at = inf
+        self.has_opened, self.opened_at = False, inf  # since then without a problem
         self.tasks = [self._actor.open.remote(__version__, self._job, self._place.threads)]
 
     @property
@@ -267,6 +268,7 @@ class RemoteWorker:
         if isinstance(message, bytes):
             return message
         _, problem, *_ = message
+        self.has_opened = self.has_opened or not problem
         self.opened_at = inf if problem else time.monotonic()
         return self._id, *message
 

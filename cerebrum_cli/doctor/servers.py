@@ -191,6 +191,7 @@ def _finished(reply: Reply) -> Reply:
 def _time_limit(model: Model) -> Generator[None, None, None]:
     """Cancel what a model does in this block once it has taken too long."""
     timer = Timer(REPLY_TIMEOUT_S, model.cancel)
+    timer.daemon = True
     timer.start()
     try:
         yield

@@ -37,7 +37,7 @@ class TokenScore(NamedTuple):
     is_argmax: bool
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class StopFlag:
     """A flag that native code can read without Python: one byte, `0` to continue, `1` to stop."""
 

@@ -116,7 +116,7 @@ class Constraint(NamedTuple):
         return self.start is None or self.start.stage == "answer"
 
 
-@dataclass
+@dataclass(eq=False)
 class LoopCheck:
     """Ends a reply once its last tokens are a period of up to 256, at least 4 times, and at least 128 tokens.
 

@@ -66,7 +66,7 @@ def submission(work: Work, scope: CancelScope, first: bool = False) -> EngineCom
     return EngineCommand(lambda loop: loop.submit(work, scope, first), lambda error: fail_work(work, error))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Commands:
     """Queue of commands to the engine's thread; nothing is accepted after the last one."""
 

@@ -245,7 +245,7 @@ def cgroup_memory(root: Path) -> float:
     used, limit = _integer(root, *MEMORY_USED), _integer(root, *MEMORY_LIMITS)
     if math.inf in (used, limit):
         return math.inf
-    stat = dict(line.split() for line in _text(root, "memory.stat", "memory/memory.stat").splitlines())
+    stat = dict(re.findall(r"^(\w+) (\d+)$", _text(root, "memory.stat", "memory/memory.stat"), re.MULTILINE))
     prefix = "total_" if "total_active_file" in stat else ""  # of cgroup v1, with its descendants
     return limit - used + sum(int(stat.get(f"{prefix}{kind}_file", "0")) for kind in ("active", "inactive"))
 
