@@ -61,7 +61,7 @@ class InstalledModel:
         """Header of the file. Raises ModelFileError if it is not a complete GGUF file."""
         return read_header(self.path)
 
-    @property
+    @cached_property
     def sizes(self) -> ModelSizes:
         sizes = self.header.sizes if len(self.paths) == 1 else parts_sizes(self.paths)
         return sizes.with_adapters(sum(adapter.size for adapter in self.adapters)) if self.adapters else sizes

@@ -118,6 +118,11 @@ def test_markdown_without_code_and_numbers_looks_like_rich(columns: int) -> None
     assert rendered_lines(PLAIN, columns, 24) == lines
 
 
+@pytest.mark.parametrize("columns", [1, 5, 7])
+def test_markdown_list_shows_long_numbers_in_few_columns(columns: int) -> None:
+    assert rendered_lines("123456789. hello", columns, 24)[0] == "123456789"[:columns]
+
+
 @pytest.mark.usefixtures("redraw_always")
 def test_markdown_is_left_aligned_short_and_readable_on_light_backgrounds() -> None:
     file = streamed("# Title\n\n`code`\n\n---\n\n> quote", 200, 24)

@@ -62,7 +62,7 @@ STYLES = Theme({"markdown.code": "cyan"})  # readable on dark and on light backg
 RULE_COLUMNS = 40  # the length of the text is not known while it streams
 CODE_INDENT = (0, 0, 0, 2)
 MAX_LINES_ABOVE = 64  # lines of context for code to be redrawn, which bounds the cost for long code
-MIN_LIST_COLUMNS = 5  # the width that a number takes, and one
+NUMBER_COLUMNS = 3  # that a list item takes beside its number: two of spaces, and one of text
 TABLE_FRAME_ROWS = 4  # rows of a table outside its body
 
 Row = list[Segment]
@@ -255,12 +255,14 @@ class NumberedList(ListElement):
     """A list with room for two-digit numbers, since its length is not known yet."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        options = options.update(width=max(MIN_LIST_COLUMNS, options.max_width))
+        options = options.update(width=max(2 + NUMBER_COLUMNS, options.max_width))
         for number, item in enumerate(self.items, self.list_start or 0):
             if self.list_type == "bullet_list_open":
                 yield from item.render_bullet(console, options)
-            else:  # a number of any length is followed by one space
-                yield from item.render_number(console, options, number, last_number=max(10, number // 10))
+            else:  # a number of any length is followed by one space, and by one column at least
+                last = max(10, number // 10)
+                wide = options.update(width=max(len(str(last)) + NUMBER_COLUMNS, options.max_width))
+                yield from item.render_number(console, wide, number, last_number=last)
 
 
 class LeftHeading(Heading):
