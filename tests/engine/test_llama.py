@@ -6,11 +6,12 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 
 import pytest
-from asking import ask, collect_replies
+from asking import ask, collect_replies, loaded
 from llama_engines import STORY, greedy, open_engine, options
 
 from cerebrum_cli.core.conversation import Text
@@ -21,6 +22,7 @@ from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.grammar import schema_to_grammar
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 
 KINDS = ["fox", 'wolf "grey"', "back\\slash\n", None]
@@ -167,11 +169,22 @@ def test_llama_context_fits_memory_and_the_supported_number_of_slots(chatml_mode
     with pytest.raises(EngineError, match="GB is free"), open_engine(chatml_model, context_size=10**12):
         pass
     with open_engine(chatml_model, slots=300, context_size=256) as engine:
-        said = ask(engine, "a", n=160, max_tokens=2)
-        assert len(said) == 160 and engine.backend.slots == 150
+        said = ask(engine, "a", n=260, max_tokens=2)
+        assert len(said) == 260 and engine.backend.slots == 256
 
 
 @pytest.mark.slow
+def test_llama_states_why_a_context_cannot_be_created(chatml_model: Path) -> None:
+    """Fewer slots would not help, so none are tried."""
+    wrong = options(chatml_model, slots=4)
+    wrong = replace(wrong, context=replace(wrong.context, cache_type_v="q8_0", flash_attention=False))
+    problem = "llama.cpp cannot create a context: quantized V cache requires flash_attn to be enabled"
+    with loaded(LocalEngine(lambda emit, stop: open_llama(wrong, emit, stop))) as engine:
+        with pytest.raises(EngineError, match=problem) as caught:
+            ask(engine, "aaaa")
+        assert len(caught.value.log) == 1
+
+
 def test_llama_context_grows_once_to_the_maximum(chatml_model: Path) -> None:
     sizes = []
     with open_engine(chatml_model) as engine:

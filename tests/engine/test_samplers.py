@@ -13,10 +13,12 @@ import numpy
 import pytest
 from asking import FREE_ROWS, Guesser, ask
 from command_line import CommandLine
+from gguf_files import rewritten
 from llama_engines import STORY, open_engine
 
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.declaration import TokenBias
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import drafter
 from cerebrum_cli.engine.llama.bindings import llama
@@ -73,6 +75,41 @@ def test_sampler_state_is_the_same_with_drafts(chatml_model: Path, name: str, mo
         [drafted] = ask(engine, STORY, step_costs=FREE_ROWS, **params)
     assert drafted.finish and drafted.ids == plain.ids
     assert drafted.finish.timings.draft_n > drafted.finish.timings.draft_n_accepted > len(plain.ids) // 2
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"logit_bias": (TokenBias(97, 3.0),)},
+        {"temperature": 1.0, "seed": 5},
+        {"grammar": "root ::= [a-z]{30}"},
+        {"grammar": "root ::= [a-z]{30}", "temperature": 1.0, "seed": 5},
+    ],
+)
+def test_sampler_never_draws_suppressed_tokens(
+    chatml_model: Path, tmp_path: Path, params: dict[str, Any], slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_engine(chatml_model, slots=slots) as engine:
+        [plain] = ask(engine, "aaaa", max_tokens=30, **params)
+    suppressed = plain.ids[:5]
+    path = rewritten(chatml_model, tmp_path / "tiny.gguf", arrays={"tokenizer.ggml.suppress_tokens": suppressed})
+    monkeypatch.setattr(drafter, "Drafter", Guesser)
+    with open_engine(path, slots=slots) as engine:
+        [changed] = ask(engine, "aaaa", max_tokens=30, **params)
+        monkeypatch.setattr(Guesser, "known", [changed.ids])
+        [drafted] = ask(engine, "aaaa", max_tokens=30, step_costs=FREE_ROWS, **params)
+    assert changed.ids
+    assert not {*changed.ids, *drafted.ids} & {*suppressed}
+
+
+def test_grammar_that_allows_suppressed_tokens_only_is_refused(chatml_model: Path, tmp_path: Path) -> None:
+    with open_engine(chatml_model) as engine:
+        [token] = engine.vocabulary.tokenize([Text("a")])
+    path = rewritten(chatml_model, tmp_path / "tiny.gguf", arrays={"tokenizer.ggml.suppress_tokens": [token]})
+    with open_engine(path) as engine, pytest.raises(GrammarError, match="rejects every possible next token"):
+        ask(engine, "a", grammar='root ::= "a"')
 
 
 def test_sampler_penalties_are_those_of_openai(mistral: LlamaBackend) -> None:

@@ -41,11 +41,18 @@ def write_file(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def rewritten(source: Path, target: Path, tensors: int = 0, alignment: int = 0, change: Change | None = None) -> Path:
+def rewritten(
+    source: Path,
+    target: Path,
+    tensors: int = 0,
+    alignment: int = 0,
+    change: Change | None = None,
+    arrays: Mapping[str, list[int]] | None = None,
+) -> Path:
     """Rewrite a model with the `gguf` package: split after a number of tensors, aligned differently, or changed.
 
-    `change` gets each tensor's name and values and returns the new values, in F32. Returns the first of the files,
-    named like those of gguf-split.
+    `change` gets each tensor's name and values and returns the new values, in F32. `arrays` of INT32 are added to the
+    metadata. Returns the first of the files, named like those of gguf-split.
     """
     reader = gguf.GGUFReader(source)
     architecture = reader.fields["general.architecture"].contents()
@@ -54,6 +61,8 @@ def rewritten(source: Path, target: Path, tensors: int = 0, alignment: int = 0, 
         if not name.startswith("GGUF.") and name != "general.architecture":
             item_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(name, field.contents(), field.types[0], item_type)
+    for key, values in (arrays or {}).items():
+        writer.add_key_value(key, values, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32)
     if alignment:
         writer.add_custom_alignment(alignment)
     for tensor in reader.tensors:

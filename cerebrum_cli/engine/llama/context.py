@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections import Counter
 from collections.abc import Sequence
 from math import inf
@@ -28,6 +29,7 @@ FLASH_ATTENTION = {True: llama.LLAMA_FLASH_ATTN_TYPE_ENABLED, False: llama.LLAMA
 # The abort callback runs at every node of the graph. libc's atoi, on a byte that is "0" or "1", runs without Python and
 # the GIL.
 _abort_callback = ctypes.cast(ctypes.CDLL(None).atoi, llama.ggml_abort_callback)
+ALLOCATION = re.compile(r"alloc|out of memory|vector::_M_default_append", re.IGNORECASE)
 NEVER = ctypes.create_string_buffer(b"0")
 
 
@@ -52,6 +54,19 @@ def context_params(options: ContextOptions, vocabulary_size: int) -> Any:
     params.n_rs_seq = options.n_rs_seq if options.n_rs_seq + 1 < options.n_ubatch else 0  # or decode would abort
     params.no_perf = True
     return params
+
+
+class OutOfMemory(EngineError):
+    """There is no memory for a context of this size."""
+
+
+def context_error(options: ContextOptions, problems: list[str]) -> EngineError:
+    """Why no context was created: llama.cpp logs a failed allocation, or an option that the model does not support."""
+    if not problems or any(ALLOCATION.search(problem) for problem in problems):
+        size = f"{format_count(options.slots, 'sequence')} of {options.length} tokens"
+        return OutOfMemory(f"not enough memory for {size}", "use a smaller --ctx", problems)
+    reason = problems[-1].rpartition(": ")[2]
+    return EngineError(f"llama.cpp cannot create a context: {reason}", SHOW_LOG, problems)
 
 
 class LlamaContext:
@@ -82,14 +97,12 @@ class LlamaContext:
         overflows = pad_length(options.length) * options.n_streams >= 2**32  # n_ctx
         self.handle = None if overflows else llama.llama_init_from_model(model, params)
         if not self.handle:
-            raise EngineError(
-                f"not enough memory for {format_count(options.slots, 'sequence')} of {options.length} tokens",
-                "use a smaller --ctx",
-                list(log.problems),
-            )
+            raise context_error(options, list(log.problems))
         handles = (llama.llama_adapter_lora_p_ctypes * len(adapters))(*(adapter for adapter, _ in adapters))
         scales = (ctypes.c_float * len(adapters))(*(scale for _, scale in adapters))
-        llama.llama_set_adapters_lora(self.handle, handles, len(adapters), scales)
+        if llama.llama_set_adapters_lora(self.handle, handles, len(adapters), scales):
+            llama.llama_free(self.handle)
+            raise EngineError("llama.cpp cannot apply the adapters", SHOW_LOG, list(log.problems))
         self.capacity: int = llama.llama_n_ctx_seq(self.handle)
         self._memory = llama.llama_get_memory(self.handle)
         self._window: int = llama.llama_model_n_swa(model)

@@ -9,6 +9,7 @@ from math import inf
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
@@ -16,10 +17,10 @@ from cerebrum_cli.engine.backend import StopFlag, TokenRow, TokenScore
 from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.llama.context import LlamaContext, has_recurrent_state, uses_long_rope
+from cerebrum_cli.engine.llama.context import LlamaContext, OutOfMemory, has_recurrent_state, uses_long_rope
 from cerebrum_cli.engine.llama.devices import free_memory, library_text
 from cerebrum_cli.engine.llama.sampler import DrySamplers, LlamaSampler, create_chain
-from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
+from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary, suppressed_tokens
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, checkpoint_budget
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_slots
 from cerebrum_cli.engine.model_options import fallback_notice
@@ -50,6 +51,7 @@ class LlamaBackend(LlamaVocabulary):
     ) -> None:
         super().__init__(model)
         self._dry_samplers: DrySamplers = {}
+        self._suppressed = suppressed_tokens(self._vocab)
         self._model = model
         self._stop = stop
         self._sizes, self._offloaded = plan.sizes, plan.offloaded
@@ -65,6 +67,7 @@ class LlamaBackend(LlamaVocabulary):
 
     def configure(self, options: ContextOptions) -> None:
         self._close_context()
+        options = replace(options, slots=min(options.slots, llama.llama_max_parallel_sequences()))
         self._options = self._made_with = options
         self._batch_invariant = options.batch_invariant
         self._room = batch_invariance.PADDING_ROOM if options.pad_steps else 0
@@ -128,7 +131,7 @@ class LlamaBackend(LlamaVocabulary):
             try:
                 self.context = LlamaContext(self._model, options, self._stop, self._adapters)
                 self.capacity = self.context.capacity - self._room
-            except EngineError:
+            except OutOfMemory:
                 if is_single or options.slots == 1:
                     raise
                 if n_slots == 1:  # one sequence alone needs no slot for padding
@@ -173,20 +176,26 @@ class LlamaBackend(LlamaVocabulary):
     ) -> Sampler:
         is_greedy = params.is_argmax and self._options.n_streams > 1
         params = replace(
-            params, dry_penalty_last_n=min(params.dry_penalty_last_n, self.context_size)
-        )  # it takes memory
+            params,
+            dry_penalty_last_n=min(params.dry_penalty_last_n, self.context_size),  # it takes memory
+            logit_bias=(*params.logit_bias, *(TokenBias(token, -inf) for token in self._suppressed)),
+        )
         if constraint is None and not is_greedy:
             chain = create_chain(self._vocab, params, seed, prompt, self._dry_samplers)
             return LlamaSampler(chain, self.batch_position)
         from cerebrum_cli.engine.llama.grammar import parse_grammar
         from cerebrum_cli.engine.llama.logits import GrammarSampler, GreedySampler
 
-        greedy = GreedySampler(self.logits)
+        greedy = GreedySampler(self.logits, self._suppressed)
         if constraint is None:
             return greedy
         grammar = parse_grammar(self._vocab, constraint.grammar)
         chain = create_chain(self._vocab, params, seed, prompt, self._dry_samplers)
-        return GrammarSampler(grammar, chain, self.batch_position, self, constraint, greedy if is_greedy else None)
+        markup = [token for token in constraint.markup if not self.is_eog(token)]
+        free = greedy if is_greedy else None
+        return GrammarSampler(
+            grammar, chain, self.batch_position, self, constraint.start, (*markup, *self._suppressed), free
+        )
 
     def batch_position(self, row: int) -> tuple[Any, int]:
         """llama.cpp's context, and the index of a row of the last decode in its batch."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -17,7 +17,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import TokenLogprob
 from cerebrum_cli.engine.backend import TokenScore
-from cerebrum_cli.engine.control import AnswerStart, Constraint
+from cerebrum_cli.engine.control import AnswerStart
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.grammar import accept_token, is_allowed
 from cerebrum_cli.engine.llama.sampler import BatchPosition, LlamaSampler
@@ -51,11 +51,18 @@ def top_tokens(row_logits: Any, count: int) -> list[TokenLogprob]:
 class GreedySampler:
     """Sample the most likely token, the lowest id if tied, as llama.cpp's chain does, but eight times as fast."""
 
-    def __init__(self, logits: Callable[[int], Any]) -> None:
+    def __init__(self, logits: Callable[[int], Any], suppressed: Sequence[int]) -> None:
         self._logits = logits
+        self._suppressed = suppressed
 
     def sample(self, row: int) -> int:
-        return int(self._logits(row).argmax())
+        row_logits = self._logits(row)
+        token = int(row_logits.argmax())
+        if token in self._suppressed:
+            row_logits = row_logits.copy()  # `logprob` reads the model's own
+            row_logits[list(self._suppressed)] = -numpy.inf
+            token = int(row_logits.argmax())
+        return token
 
     def accept(self, token: int) -> None:
         pass
@@ -71,7 +78,8 @@ class GrammarSampler(LlamaSampler):
     the whole vocabulary is not. Only if a token does not fit, all tokens are filtered and one is sampled again. While
     the model reasons, tokens are sampled as without a grammar; markup and white space may precede the answer.
 
-    The `free` sampler samples the reasoning; None is this one, without the grammar.
+    Tokens in `banned` are not part of an answer. The `free` sampler samples the reasoning; None is this one, without
+    the grammar.
     """
 
     def __init__(
@@ -80,14 +88,15 @@ class GrammarSampler(LlamaSampler):
         chain: Any,
         batch_position: BatchPosition,
         vocabulary: Vocabulary,
-        constraint: Constraint,
+        start: AnswerStart | None,
+        banned: Sequence[int],
         free: Sampler | None,
     ) -> None:
         super().__init__(chain, batch_position)
         self._grammar = grammar
         self._vocabulary = vocabulary
-        self._start = constraint.start  # None once the grammar applies
-        self._banned = [token for token in constraint.markup if not vocabulary.is_eog(token)]
+        self._start = start  # None once the grammar applies
+        self._banned = banned
         self._free = free
         self._markup: deque[int] = deque()  # completes the markup that has begun
         self._data = numpy.zeros(vocabulary.size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
@@ -131,7 +140,7 @@ class GrammarSampler(LlamaSampler):
         """The token, or another one if the grammar does not allow it; GrammarError if it allows none."""
         if token in self._banned or not is_allowed(self._grammar, token):
             allowed = self._candidates(row_logits)
-            self._data["logit"][self._banned] = float("-inf")
+            self._data["logit"][list(self._banned)] = float("-inf")
             llama.llama_sampler_apply(self._grammar, ctypes.byref(allowed))
             if self._data["logit"].max() == float("-inf"):
                 raise GrammarError("the grammar rejects every possible next token", "check that it can be completed")
