@@ -28,6 +28,7 @@ def completion_peers(ask: Sequence[str], model: str, tokens: int, environment: E
     """
     prompt = preview(ask, environment)
     context = logged(r"llama_context: n_ctx += (\d+)", [*ask, "--set", "verbose=on"], environment)
+    context = max(context, prompt["prompt_tokens"] + 4)  # it refuses longer prompts
     text = prompt["prompt"].removeprefix("<s>")  # llama-completion adds it by itself
     command = [str(PEER_PROGRAMS / "llama-completion"), "--no-warmup", "-m", model, "-p", text]
     command += ["-n", str(tokens), "--temp", "0", "-t", str(THREADS), "-no-cnv", "--no-display-prompt"]

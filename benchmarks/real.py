@@ -1,0 +1,256 @@
+"""Compare `cerebrum` with its peers on a real model: first token, decode, a whole answer, a batch, an edit and a vote.
+
+Needs `make peers`. Usage: python benchmarks/real.py --data DIR --model FILE [--only PART] [--runs N] [--dry-run]
+
+DIR contains gsm8k-200.jsonl, see benchmarks/batch.py. FILE is an instruction model with a chat template, such as
+qwen2.5-coder-0.5b.gguf. All programs run on two threads, at temperature 0, without the user's configuration. Each run
+is a separate process, alternating with the peer's, after one warm-up each.
+
+first    From exec to the first byte of the reply, for prompts of about SHORT and LONG tokens, against llama-completion
+         with the rendered prompt and the same context. Then the second question of a session whose first prompt had
+         LONG tokens, against llama-completion with all of it.
+decode   STEPS tokens from the start of a text, against llama-bench and against llama-cpp-python's `Llama`.
+ask      A whole process that answers a question with ANSWER tokens, against llama-completion.
+batch    Questions of GSM8K in `cerebrum batch`, against llama-server with SERVER_SLOTS slots, of which the best counts,
+         and against the limit that llama-batched-bench gives for prompts of one length.
+edit     A file of LINES lines, written again with one name changed: tokens per second, against --no-drafts.
+votes    A vote of 8, against 8 answers that each evaluate the prompt.
+"""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+import statistics
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import votes
+from answering import THREADS, gsm8k, tokenized_prompts
+from batch import best_slots, make_job, rate
+from completion import completion_peers, preview
+from harness import (
+    PEER_PROGRAMS,
+    SCRIPT,
+    Environment,
+    Row,
+    alternate,
+    argument_parser,
+    in_subprocess,
+    isolated_environment,
+    medians,
+    pair,
+    record,
+    require_peers,
+    run,
+    time_to_first_byte,
+)
+from server import batched_bench, time_server
+
+SHORT, LONG = 60, 2000  # tokens of a prompt
+STEPS, ANSWER = 128, 64
+SERVER_SLOTS = (4, 8, 16)
+LINES = 200
+QUESTION = "Write a Python function that returns the n-th Fibonacci number."
+FOLLOW_UP = "Which of these questions is the hardest?"
+EDIT = "Rename the parameter `dialect` to `style` everywhere in this file. Print the whole file, and nothing else.\n\n"
+
+
+def main() -> None:
+    """Measure all parts or one, and record each when it is done."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="directory with gsm8k-200.jsonl")
+    parser.add_argument(
+        "--model", type=lambda text: Path(text).resolve(), required=True, metavar="FILE", help="an instruction model"
+    )
+    parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--runs", type=int, default=3, help="pairs of runs [default: 3]")
+    parser.add_argument("--questions", type=int, default=64, help="of the batch [default: 64]")
+    parser.add_argument("--tokens", type=int, default=160, help="per reply of the batch [default: 160]")
+    options = parser.parse_args()
+    require_peers()
+    for part in [options.only] if options.only else PARTS:
+        with tempfile.TemporaryDirectory() as name:
+            for row in PARTS[part](options, isolated_environment(Path(name))):
+                record([row], options.dry_run)
+
+
+def ask_command(model: Path, tokens: int, *arguments: str) -> list[str]:
+    """Command that generates at most `tokens` tokens."""
+    command = [SCRIPT, "ask", "-m", str(model), "-n", str(tokens), "--threads", str(THREADS), "--temperature", "0"]
+    return [*command, *arguments]
+
+
+def first_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
+    """Compare the time to the first byte."""
+    model, runs = options.model, options.runs
+    text = " ".join(question.prompt or "" for question in gsm8k(options.data, 64)).split()
+    for tokens in (SHORT, LONG):
+        words = " ".join(text[: tokens * 3 // 4])
+        ask = ask_command(model, 1, "--no-log", "--set", "cache_gb=0", words)
+        peer = completion_peers(ask, str(model), 1, environment)[0]
+        ours_s, peer_s, ratio = alternate(
+            lambda: time_to_first_byte(ask, environment),  # noqa: B023
+            lambda: time_to_first_byte(peer.command, environment),  # noqa: B023
+            runs,
+        )
+        count = preview(ask, environment)["prompt_tokens"]
+        label = f"first token, {model.stem}, prompt of {count} tokens / llama-completion --no-warmup, {peer.context}"
+        yield Row(label, f"{ours_s:.2f} s", f"{peer_s:.2f} s", ratio, "<= 1.05")
+    run(ask_command(model, 1, words), environment=environment)
+    again = ask_command(model, 1, "-c", FOLLOW_UP)
+    peer = completion_peers(again, str(model), 1, environment)[0]
+    count = preview(again, environment)["prompt_tokens"]
+    pairs = []
+    for number in range(runs):
+        run(ask_command(model, 1, words), environment=environment)  # the session that is continued
+        pairs.append(
+            pair(
+                lambda: time_to_first_byte(again, environment),
+                lambda: time_to_first_byte(peer.command, environment),
+                number,
+            )
+        )
+    ours_s, peer_s, ratio = medians(pairs)
+    label = f"first token, {model.stem}, second question of a session, {count} tokens / llama-completion --no-warmup"
+    yield Row(label, f"{ours_s:.2f} s", f"{peer_s:.2f} s", ratio, "<= 0.6")
+
+
+def decode_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
+    """Compare the speed of single-stream decode, in tokens per second."""
+    model, runs = options.model, options.runs
+    ask = ask_command(model, STEPS + 1, "--no-log", "--raw", "The", "--json", "--set", "drafts=off")
+    bench = [str(PEER_PROGRAMS / "llama-bench"), "-m", str(model), "-p", "0", "-n", str(STEPS), "-r", "1"]
+    bench += ["-t", str(THREADS), "-o", "json"]
+
+    def ours() -> float:
+        reply = json.loads(run(ask, environment=environment).output)
+        if reply["completion_tokens"] != STEPS + 1:
+            raise RuntimeError(f"the model stopped after {reply['completion_tokens']} tokens")
+        return float(reply["timings"]["tokens_per_second"])
+
+    peers = {
+        "llama-bench": lambda: float(json.loads(run(bench).output)[0]["avg_ts"]),
+        "llama-cpp-python": lambda: in_subprocess(python_rate, str(model)),
+    }
+    for name, peer in peers.items():
+        ours_rate, peer_rate, ratio = alternate(ours, peer, 2 * runs)
+        label = f"decode of {STEPS} tokens, {model.stem}, {name}"
+        yield Row(label, f"{ours_rate:.1f} tok/s", f"{peer_rate:.1f} tok/s", ratio, ">= 0.97")
+
+
+def python_rate(model: str) -> float:
+    """Tokens per second of llama-cpp-python's own loop; to be called in a subprocess."""
+    from itertools import islice
+    from time import perf_counter
+
+    from llama_cpp import Llama
+
+    llama = Llama(model, n_ctx=512, n_threads=THREADS, n_threads_batch=THREADS, verbose=False)
+    tokens = llama.generate(llama.tokenize(b"The"), temp=0.0)
+    next(tokens)
+    start = perf_counter()
+    count = sum(1 for _ in islice(tokens, STEPS))
+    return count / (perf_counter() - start)
+
+
+def answer_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
+    """Compare a whole process that answers a question."""
+    model = options.model
+    ask = ask_command(model, ANSWER, "--set", "cache_gb=0", QUESTION)
+    peer = completion_peers(ask, str(model), ANSWER, environment)[0]
+    ours_s, peer_s, ratio = alternate(
+        lambda: run(ask, environment=environment).seconds, lambda: run(peer.command).seconds, options.runs
+    )
+    label = f"ask, {ANSWER} tokens, {model.stem}, whole process / llama-completion --no-warmup, {peer.context}"
+    yield Row(label, f"{ours_s:.2f} s", f"{peer_s:.2f} s", ratio, "<= 1.05")
+
+
+def batch_rows(options: Namespace, _: Environment) -> Iterator[Row]:
+    """Compare a batch with llama-server at its best, and with the limit for prompts of one length."""
+    model, count, tokens = options.model, options.questions, options.tokens
+    questions = gsm8k(options.data, count)
+    prompts = in_subprocess(tokenized_prompts, str(model), questions)
+    length = round(statistics.mean(map(len, prompts)))
+    job = make_job(str(model), questions, tokens, None)
+    rates: list[tuple[float, dict[int, float]]] = []
+    for number in range(options.runs):
+        rates.append(
+            pair(
+                lambda: rate(job, prompts),
+                lambda: {
+                    slots: count * tokens / time_server(model, prompts, tokens, THREADS, slots)
+                    for slots in SERVER_SLOTS
+                },
+                number,
+            )
+        )
+    best = best_slots([peer for _, peer in rates])
+    label = f"batch of {count} questions, {tokens} tokens each, {model.stem}"
+    ours_rate, peer_rate, ratio = medians([(ours, peer[best]) for ours, peer in rates])
+    tried = " or ".join(map(str, SERVER_SLOTS))
+    yield Row(
+        f"{label}, llama-server -np {tried}",
+        f"{ours_rate:.1f} tok/s",
+        f"{peer_rate:.1f} tok/s (-np {best})",
+        ratio,
+        ">= 1.0",
+    )
+    bounds = {
+        slots: slots * tokens / sum(batched_bench(model, length, tokens, slots, THREADS))
+        for slots in (best, 2 * best)
+        if slots <= count
+    }
+    limit = max(bounds.values())
+    yield Row(
+        f"{label}, llama-batched-bench -npl {' or '.join(map(str, bounds))}",
+        f"{ours_rate:.1f} tok/s",
+        f"{limit:.1f} tok/s",
+        ours_rate / limit,
+        ">= 0.98",
+    )
+
+
+def edit_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
+    """Compare the speed of an edit with and without drafts, in tokens per second."""
+    model = options.model
+    lines = inspect.getsource(csv).splitlines(keepends=True)[-LINES:]
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / "csv.py"
+        file.write_text("".join(lines))
+        ask = ask_command(model, 4096, "--no-log", "--json", "--set", "cache_gb=0", "-f", str(file), EDIT)
+        shares: list[float] = []
+
+        def rate_with(drafts: str) -> float:
+            reply = json.loads(run([*ask, "--set", f"drafts={drafts}"], environment=environment).output)
+            shares.append(reply["timings"]["draft_n_accepted"] / reply["completion_tokens"])
+            return float(reply["timings"]["tokens_per_second"])
+
+        pairs = [pair(lambda: rate_with("on"), lambda: rate_with("off"), number) for number in range(options.runs)]
+    ours_rate, peer_rate, ratio = medians(pairs)
+    label = f"edit of a file of {len(lines)} lines, {model.stem}, drafts on / off"
+    ours = f"{ours_rate:.1f} tok/s ({max(shares):.0%} of the tokens drafted)"
+    yield Row(label, ours, f"{peer_rate:.1f} tok/s", ratio, ">= 2.0")
+
+
+def vote_rows(options: Namespace, _: Environment) -> Iterator[Row]:
+    """Compare a vote with as many answers."""
+    (question,) = gsm8k(options.data, 1)
+    yield from votes.cost_rows(str(options.model), question, ANSWER, options.runs)
+
+
+PARTS = {
+    "first": first_rows,
+    "decode": decode_rows,
+    "ask": answer_rows,
+    "batch": batch_rows,
+    "edit": edit_rows,
+    "votes": vote_rows,
+}
+
+
+if __name__ == "__main__":
+    main()
