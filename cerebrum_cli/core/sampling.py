@@ -86,6 +86,12 @@ class SamplingParams:
         return self.temperature == 0 and not (self.has_penalties or self.has_dry or self.logit_bias)
 
     @property
+    def changes_logits(self) -> bool:
+        """Whether top-k, top-p and min-p see other logits, or fewer tokens, than the model gives."""
+        is_truncated = self.top_n_sigma > 0 or self.typical_p < 1
+        return bool(self.has_penalties or self.has_dry or self.logit_bias or is_truncated)
+
+    @property
     def has_penalties(self) -> bool:
         return (self.repeat_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 

@@ -18,6 +18,7 @@ CPU_UBATCH = 128  # tokens; small, since an interrupt waits for the current step
 GPU_UBATCH = 512
 PADDING = 256  # tokens; llama.cpp rounds contexts up to it
 MIN_OUTPUTS = 64  # rows with logits that a step may have in any context: the most of a step with drafted tokens
+SAMPLING_BYTES = 16  # for each token of the vocabulary, for all sequences together
 OUTPUT_BYTES = 32 * 2**20  # of logits in one step, for texts to score: 256 rows of a vocabulary of 32,000 tokens
 CHECKPOINTS, MIN_CHECKPOINTS, CHECKPOINT_BYTES = 8, 2, 512 * 2**20  # number, and bytes of all of them together
 
@@ -145,7 +146,7 @@ def weight_needs(sizes: ModelSizes, offloaded: Sequence[int] = ()) -> MemoryNeed
 def context_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence[int] = ()) -> MemoryNeeds:
     """Memory for the KV cache, recurrent states and their checkpoints, compute buffers and logits."""
     host, on_devices = _divide([*(cache_bytes(layer, context) for layer in sizes.layers), 0], offloaded)
-    host += checkpoint_budget(sizes, context) + 4 * context.slots * sizes.vocabulary_size
+    host += checkpoint_budget(sizes, context) + (4 * context.slots + SAMPLING_BYTES) * sizes.vocabulary_size
     if sum(offloaded) <= len(sizes.layers):
         host += compute_bytes(sizes, context)
     else:

@@ -45,7 +45,7 @@ WEIGHTS = (32 * 128 + 512) * MIB
 CHAT = ContextOptions(8192, 1, 1, 512)
 COMPUTE = 124 * MIB  # 4 bytes x 512 rows x (4 x 4096 + 3 x 14336), and 8 MiB of attention mask
 INPUTS = 16 * MIB  # of the host without a layer: embeddings of 512 rows, and the mask
-LOGITS = 4 * 32000
+LOGITS = (4 + 16) * 32000  # and what samplers read
 MAMBA = ModelSizes((LayerSizes(16 * MIB, state_bytes=16 * MIB),) * 4, vocabulary_size=32000)
 
 
@@ -153,7 +153,7 @@ def test_windows_hold_what_a_step_reads() -> None:
     batch = replace(chat, slots=16)
     assert (batch.cells(window), replace(batch, kv_unified=True).cells(window)) == (1280, 8192)
     cache = memory_needs(GEMMA, batch).host - memory_needs(GEMMA, chat).host + checkpoint_budget(GEMMA, chat)
-    assert cache == 15 * (4096 * (4 * 8192 + 20 * 1280) + LOGITS)
+    assert cache == 15 * (4096 * (4 * 8192 + 20 * 1280) + 4 * 32000)
 
 
 def test_checkpoints_are_planned_where_tokens_cannot_be_dropped() -> None:

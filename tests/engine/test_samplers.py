@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import re
+from dataclasses import replace
 from math import log
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import drafter
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
+from cerebrum_cli.engine.llama.logits import Candidates
 from cerebrum_cli.engine.llama.sampler import DrySamplers, create_chain
 from cerebrum_cli.model.text_tokens import resolve_biases
 
@@ -110,6 +112,43 @@ def test_grammar_that_allows_suppressed_tokens_only_is_refused(chatml_model: Pat
     path = rewritten(chatml_model, tmp_path / "tiny.gguf", arrays={"tokenizer.ggml.suppress_tokens": [token]})
     with open_engine(path) as engine, pytest.raises(GrammarError, match="rejects every possible next token"):
         ask(engine, "a", grammar='root ::= "a"')
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"top_k": 3, "top_p": 0.6},
+        {"top_k": 500, "min_p": 0.0},
+        {"top_k": 10**6},
+        {"top_k": 0},
+        {"top_k": 0, "min_p": 0.0},
+        {"top_k": 0, "top_p": 0.2},
+        {"top_k": 0, "top_p": 1.0, "min_p": 0.1},
+        {"top_k": 0, "top_p": 1.0, "min_p": 0.0},
+    ],
+)
+def test_sampler_draws_the_same_from_the_likeliest_tokens(mistral: LlamaBackend, params: dict[str, Any]) -> None:
+    asked = SamplingParams(temperature=0.8, **params)
+    candidates, generator = Candidates(mistral.size), numpy.random.default_rng(7)
+    whole = create_chain(mistral._vocab, asked, 3, (), {})
+    narrow = create_chain(mistral._vocab, replace(asked, top_p=1.0) if asked.top_k == 0 else asked, 3, (), {})
+
+    def draw(chain: Any, array: Any) -> int:
+        llama.llama_sampler_apply(chain, ctypes.byref(array))
+        return int(array.data[array.selected].id)
+
+    sizes = []
+    for scale in (1.0, 2.0, 4.0) * 20:
+        logits = (20 - scale * numpy.log1p(generator.permutation(mistral.size))).astype(numpy.float32)
+        expected = draw(whole, candidates.fill(logits))
+        likeliest = candidates.likeliest(logits, asked)
+        sizes.append(likeliest.size)
+        assert draw(narrow, likeliest) == expected
+    keeps_all = asked.top_k > mistral.size or (asked.top_k, asked.top_p, asked.min_p) == (0, 1.0, 0.0)
+    assert (min(sizes) < mistral.size) is not keeps_all
+    for chain in (whole, narrow):
+        llama.llama_sampler_free(chain)
 
 
 def test_sampler_penalties_are_those_of_openai(mistral: LlamaBackend) -> None:

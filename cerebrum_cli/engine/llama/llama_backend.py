@@ -27,6 +27,7 @@ from cerebrum_cli.engine.model_options import fallback_notice
 from cerebrum_cli.engine.step_costs import MAX_DRAFT
 
 if TYPE_CHECKING:
+    from cerebrum_cli.engine.llama.logits import Candidates
     from cerebrum_cli.engine.protocols import Sampler
 
 
@@ -52,6 +53,7 @@ class LlamaBackend(LlamaVocabulary):
         super().__init__(model)
         self._dry_samplers: DrySamplers = {}
         self._suppressed = suppressed_tokens(self._vocab)
+        self._candidates: Candidates | None = None
         self._model = model
         self._stop = stop
         self._sizes, self._offloaded = plan.sizes, plan.offloaded
@@ -175,27 +177,33 @@ class LlamaBackend(LlamaVocabulary):
         self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
     ) -> Sampler:
         is_greedy = params.is_argmax and self._options.n_streams > 1
+        is_alone = self._options.n_streams == 1 and (params.temperature == 0 or params.top_k > 0)
         params = replace(
-            params,
-            dry_penalty_last_n=min(params.dry_penalty_last_n, self.context_size),  # it takes memory
-            logit_bias=(*params.logit_bias, *(TokenBias(token, -inf) for token in self._suppressed)),
-        )
-        if constraint is None and not is_greedy:
-            chain = create_chain(self._vocab, params, seed, prompt, self._dry_samplers)
-            return LlamaSampler(chain, self.batch_position)
+            params, dry_penalty_last_n=min(params.dry_penalty_last_n, self.context_size)
+        )  # it takes memory
+        if constraint is None and is_alone:
+            suppressed = (TokenBias(token, -inf) for token in self._suppressed)
+            params = replace(params, logit_bias=(*params.logit_bias, *suppressed))
+            return LlamaSampler(self._chain(params, seed, prompt), self.batch_position)
         from cerebrum_cli.engine.llama.grammar import parse_grammar
-        from cerebrum_cli.engine.llama.logits import GrammarSampler, GreedySampler
+        from cerebrum_cli.engine.llama.logits import Candidates, ChainSampler, GrammarSampler, GreedySampler
 
-        greedy = GreedySampler(self.logits, self._suppressed)
-        if constraint is None:
+        greedy = GreedySampler(self._allowed_logits)
+        if constraint is None and is_greedy:
             return greedy
+        self._candidates = self._candidates or Candidates(self.size)
+        likeliest = None if params.changes_logits or params.temperature == 0 else params
+        if likeliest and params.top_k == 0:
+            params = replace(params, top_p=1.0)
+        chain = self._chain(params, seed, prompt)
+        drawn = chain, self.batch_position, self._allowed_logits, self._candidates, likeliest
+        if constraint is None:
+            return ChainSampler(*drawn)
         grammar = parse_grammar(self._vocab, constraint.grammar)
-        chain = create_chain(self._vocab, params, seed, prompt, self._dry_samplers)
-        markup = [token for token in constraint.markup if not self.is_eog(token)]
-        free = greedy if is_greedy else None
-        return GrammarSampler(
-            grammar, chain, self.batch_position, self, constraint.start, (*markup, *self._suppressed), free
-        )
+        return GrammarSampler(*drawn, grammar, self, constraint, greedy if is_greedy else None)
+
+    def _chain(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> Any:
+        return create_chain(self._vocab, params, seed, prompt, self._dry_samplers)
 
     def batch_position(self, row: int) -> tuple[Any, int]:
         """llama.cpp's context, and the index of a row of the last decode in its batch."""
@@ -223,6 +231,14 @@ class LlamaBackend(LlamaVocabulary):
         from cerebrum_cli.engine.llama.logits import logits
 
         return logits(*self.batch_position(row), self.size)
+
+    def _allowed_logits(self, row: int) -> Any:
+        """The same without the tokens that the model suppresses."""
+        row_logits = self.logits(row)
+        if self._suppressed:
+            row_logits = row_logits.copy()
+            row_logits[list(self._suppressed)] = -inf
+        return row_logits
 
     @property
     def state_kind(self) -> str | None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from math import inf, log
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -16,8 +17,9 @@ from numpy.ctypeslib import as_array
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import TokenLogprob
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import TokenScore
-from cerebrum_cli.engine.control import AnswerStart
+from cerebrum_cli.engine.control import AnswerStart, Constraint
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.grammar import accept_token, is_allowed
 from cerebrum_cli.engine.llama.sampler import BatchPosition, LlamaSampler
@@ -25,6 +27,8 @@ from cerebrum_cli.engine.sequence import continuation
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.protocols import Sampler, Vocabulary
+
+MARGINS = (4.0, 8.0, 10.0, 12.0, 16.0, inf)  # below the highest logit, until they have enough tokens
 
 
 def logits(context: Any, index: int, size: int) -> Any:
@@ -48,21 +52,93 @@ def top_tokens(row_logits: Any, count: int) -> list[TokenLogprob]:
     return [TokenLogprob(token, score.logprob) for token, score in zip(tokens, scores, strict=True)]
 
 
+class Candidates:
+    """Tokens with their logits, as samplers take them, in one buffer: sequences are sampled one after another.
+
+    It takes 16 bytes for each token of the vocabulary (SAMPLING_BYTES in engine/memory.py).
+    """
+
+    def __init__(self, size: int) -> None:
+        self._tokens = numpy.arange(size, dtype=numpy.int32)
+        self._data = numpy.empty(size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
+        self.logits = self._data["logit"]  # by token, as long as no sampler has sorted those of `fill`
+
+    def fill(self, row_logits: Any, tokens: Any = None, is_sorted: bool = False) -> Any:
+        """llama.cpp's array of some tokens, or of all."""
+        if tokens is None:
+            tokens, token_logits = self._tokens, row_logits
+        else:
+            token_logits = row_logits[tokens]
+        size = len(tokens)
+        self._data["id"][:size] = tokens
+        self.logits[:size] = token_logits
+        data = self._data.ctypes.data_as(llama.llama_token_data_p)
+        return llama.llama_token_data_array(data=data, size=size, selected=-1, sorted=is_sorted)
+
+    def likeliest(self, row_logits: Any, params: SamplingParams) -> Any:
+        """The tokens that top-k or min-p may keep, or those that top-p keeps, from the likeliest to the least likely.
+
+        llama.cpp would sort all tokens for top-p: 16 ms for 152,000.
+        """
+        highest = row_logits.max()
+        if params.top_k > 0:
+            for margin in MARGINS:
+                tokens = numpy.flatnonzero(row_logits >= highest - margin)
+                if len(tokens) >= params.top_k:
+                    return self.fill(row_logits, tokens)
+        elif params.top_p < 1:
+            weights = numpy.exp(row_logits - highest)
+            least = params.top_p * weights.sum(dtype=numpy.float64)
+            for margin in MARGINS:
+                tokens = numpy.flatnonzero(row_logits >= highest - margin)
+                if weights[tokens].sum(dtype=numpy.float64) >= least:
+                    tokens = tokens[numpy.argsort(-row_logits[tokens])]
+                    kept = numpy.searchsorted(weights[tokens].cumsum(dtype=numpy.float64), least) + 1
+                    return self.fill(row_logits, tokens[:kept], is_sorted=True)
+        elif params.min_p > 0:
+            return self.fill(row_logits, numpy.flatnonzero(row_logits >= highest + log(params.min_p) - 0.01))
+        return self.fill(row_logits)
+
+
+class ChainSampler(LlamaSampler):
+    """A chain that shares its candidates with those of other sequences.
+
+    With `params`, it gets only the likeliest of them. Its chain must then be free of top-p, unless it has top-k.
+    """
+
+    def __init__(
+        self,
+        chain: Any,
+        batch_position: BatchPosition,
+        logits: Callable[[int], Any],
+        candidates: Candidates,
+        params: SamplingParams | None,
+    ) -> None:
+        super().__init__(chain, batch_position)
+        self._logits = logits
+        self._candidates = candidates
+        self._params = params
+
+    def sample(self, row: int) -> int:
+        token = self._draw(self._logits(row))
+        self.accept(token)
+        return token
+
+    def _draw(self, row_logits: Any) -> int:
+        params, candidates = self._params, self._candidates
+        array = candidates.likeliest(row_logits, params) if params else candidates.fill(row_logits)
+        llama.llama_sampler_apply(self.chain, ctypes.byref(array))
+        return int(array.data[array.selected].id)
+
+
 class GreedySampler:
     """Sample the most likely token, the lowest id if tied, as llama.cpp's chain does, but eight times as fast."""
 
-    def __init__(self, logits: Callable[[int], Any], suppressed: Sequence[int]) -> None:
+    def __init__(self, logits: Callable[[int], Any]) -> None:
         self._logits = logits
-        self._suppressed = suppressed
 
     def sample(self, row: int) -> int:
-        row_logits = self._logits(row)
-        token = int(row_logits.argmax())
-        if token in self._suppressed:
-            row_logits = row_logits.copy()  # `logprob` reads the model's own
-            row_logits[list(self._suppressed)] = -numpy.inf
-            token = int(row_logits.argmax())
-        return token
+        return int(self._logits(row).argmax())
 
     def accept(self, token: int) -> None:
         pass
@@ -71,44 +147,43 @@ class GreedySampler:
         pass
 
 
-class GrammarSampler(LlamaSampler):
+class GrammarSampler(ChainSampler):
     """A sampler constrained by a grammar, given as a sampler of its own, from where the answer starts.
 
     The grammar is applied last and lazily: most sampled tokens fit it, and checking one token is cheap, while filtering
     the whole vocabulary is not. Only if a token does not fit, all tokens are filtered and one is sampled again. While
     the model reasons, tokens are sampled as without a grammar; markup and white space may precede the answer.
 
-    Tokens in `banned` are not part of an answer. The `free` sampler samples the reasoning; None is this one, without
-    the grammar.
+    The `free` sampler samples the reasoning; None is this one, without the grammar.
     """
 
     def __init__(
         self,
-        grammar: Any,
         chain: Any,
         batch_position: BatchPosition,
+        logits: Callable[[int], Any],
+        candidates: Candidates,
+        params: SamplingParams | None,
+        grammar: Any,
         vocabulary: Vocabulary,
-        start: AnswerStart | None,
-        banned: Sequence[int],
+        constraint: Constraint,
         free: Sampler | None,
     ) -> None:
-        super().__init__(chain, batch_position)
+        super().__init__(chain, batch_position, logits, candidates, params)
         self._grammar = grammar
         self._vocabulary = vocabulary
-        self._start = start  # None once the grammar applies
-        self._banned = banned
+        self._start = constraint.start  # None once the grammar applies
+        self._banned = [token for token in constraint.markup if not vocabulary.is_eog(token)]
         self._free = free
         self._markup: deque[int] = deque()  # completes the markup that has begun
-        self._data = numpy.zeros(vocabulary.size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
-        self._ids = numpy.arange(vocabulary.size)
 
     def sample(self, row: int) -> int:
         """Sample the next token that the grammar allows, if it applies; GrammarError if there is none."""
         start = self._start
         if start and start.stage == "thinking":
             return self._free.sample(row) if self._free else super().sample(row)
-        row_logits = logits(*self.batch_position(row), len(self._data))
-        token = self._draw(self._candidates(row_logits))
+        row_logits = self._logits(row)
+        token = self._draw(row_logits)
         if start is None or (passing := self._before_answer(start, token)) is None:
             return self._constrained(row_logits, token)
         self.accept(passing)
@@ -139,25 +214,16 @@ class GrammarSampler(LlamaSampler):
     def _constrained(self, row_logits: Any, token: int) -> int:
         """The token, or another one if the grammar does not allow it; GrammarError if it allows none."""
         if token in self._banned or not is_allowed(self._grammar, token):
-            allowed = self._candidates(row_logits)
-            self._data["logit"][list(self._banned)] = float("-inf")
-            llama.llama_sampler_apply(self._grammar, ctypes.byref(allowed))
-            if self._data["logit"].max() == float("-inf"):
+            every = self._candidates.fill(row_logits)
+            self._candidates.logits[self._banned] = -numpy.inf
+            llama.llama_sampler_apply(self._grammar, ctypes.byref(every))
+            allowed = self._candidates.logits.copy()
+            if allowed.max() == -numpy.inf:
                 raise GrammarError("the grammar rejects every possible next token", "check that it can be completed")
             token = self._draw(allowed)
         llama.llama_sampler_accept(self.chain, token)
         llama.llama_sampler_accept(self._grammar, token)
         return token
-
-    def _candidates(self, row_logits: Any) -> Any:
-        self._data["id"] = self._ids
-        self._data["logit"] = row_logits
-        data = self._data.ctypes.data_as(llama.llama_token_data_p)
-        return llama.llama_token_data_array(data=data, size=len(self._data), selected=-1, sorted=False)
-
-    def _draw(self, candidates: Any) -> int:
-        llama.llama_sampler_apply(self.chain, ctypes.byref(candidates))
-        return int(candidates.data[candidates.selected].id)
 
     def close(self) -> None:
         llama.llama_sampler_free(self._grammar)
