@@ -25,7 +25,7 @@ from cerebrum_cli.engine import drafter
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.logits import Candidates
-from cerebrum_cli.engine.llama.sampler import DrySamplers, create_chain
+from cerebrum_cli.engine.llama.sampler import Prototypes, create_chain
 from cerebrum_cli.model.text_tokens import resolve_biases
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -39,21 +39,20 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 def draws(mistral: LlamaBackend, logits: dict[int, float], prompt: tuple[int, ...] = (), **params: Any) -> set[int]:
     """Tokens that a chain draws with 100 seeds; tokens without a logit are very unlikely."""
-    dry: DrySamplers = {}
+    prototypes = Prototypes()
     drawn = set()
     given = numpy.zeros(mistral.size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
     given["id"], given["logit"] = range(mistral.size), -1000.0
     for token, logit in logits.items():
         given["logit"][token] = logit
     for seed in range(100 if params.get("temperature") else 1):
-        chain, data = create_chain(mistral._vocab, SamplingParams(**params), seed, prompt, dry), given.copy()
+        chain, data = create_chain(mistral._vocab, SamplingParams(**params), seed, prompt, prototypes), given.copy()
         pointer = data.ctypes.data_as(llama.llama_token_data_p)
         candidates = llama.llama_token_data_array(data=pointer, size=mistral.size, selected=-1, sorted=False)
         llama.llama_sampler_apply(chain, ctypes.byref(candidates))
         drawn.add(int(candidates.data[candidates.selected].id))
         llama.llama_sampler_free(chain)
-    for sampler in dry.values():
-        llama.llama_sampler_free(sampler)
+    prototypes.close()
     return drawn
 
 
@@ -131,8 +130,8 @@ def test_grammar_that_allows_suppressed_tokens_only_is_refused(chatml_model: Pat
 def test_sampler_draws_the_same_from_the_likeliest_tokens(mistral: LlamaBackend, params: dict[str, Any]) -> None:
     asked = SamplingParams(temperature=0.8, **params)
     candidates, generator = Candidates(mistral.size), numpy.random.default_rng(7)
-    whole = create_chain(mistral._vocab, asked, 3, (), {})
-    narrow = create_chain(mistral._vocab, replace(asked, top_p=1.0) if asked.top_k == 0 else asked, 3, (), {})
+    whole = create_chain(mistral._vocab, asked, 3, (), Prototypes())
+    narrow = create_chain(mistral._vocab, replace(asked, top_p=1.0) if asked.top_k == 0 else asked, 3, (), Prototypes())
 
     def draw(chain: Any, array: Any) -> int:
         llama.llama_sampler_apply(chain, ctypes.byref(array))

@@ -19,7 +19,7 @@ from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.context import LlamaContext, OutOfMemory, has_recurrent_state, uses_long_rope
 from cerebrum_cli.engine.llama.devices import free_memory, library_text
-from cerebrum_cli.engine.llama.sampler import DrySamplers, LlamaSampler, create_chain
+from cerebrum_cli.engine.llama.sampler import LlamaSampler, Prototypes, create_chain
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary, suppressed_tokens
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, checkpoint_budget
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_slots
@@ -51,7 +51,7 @@ class LlamaBackend(LlamaVocabulary):
         fallback: ContextOptions | None = None,
     ) -> None:
         super().__init__(model)
-        self._dry_samplers: DrySamplers = {}
+        self._prototypes = Prototypes()
         self._suppressed = suppressed_tokens(self._vocab)
         self._candidates: Candidates | None = None
         self._model = model
@@ -199,11 +199,12 @@ class LlamaBackend(LlamaVocabulary):
         drawn = chain, self.batch_position, self._allowed_logits, self._candidates, likeliest
         if constraint is None:
             return ChainSampler(*drawn)
-        grammar = parse_grammar(self._vocab, constraint.grammar)
+        text = constraint.grammar
+        grammar = self._prototypes.clone("grammar", text, lambda: parse_grammar(self._vocab, text))
         return GrammarSampler(*drawn, grammar, self, constraint, greedy if is_greedy else None)
 
     def _chain(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> Any:
-        return create_chain(self._vocab, params, seed, prompt, self._dry_samplers)
+        return create_chain(self._vocab, params, seed, prompt, self._prototypes)
 
     def batch_position(self, row: int) -> tuple[Any, int]:
         """llama.cpp's context, and the index of a row of the last decode in its batch."""
@@ -253,6 +254,5 @@ class LlamaBackend(LlamaVocabulary):
 
     def close(self) -> None:
         self._close_context()
-        for sampler in self._dry_samplers.values():
-            llama.llama_sampler_free(sampler)
+        self._prototypes.close()
         llama.llama_model_free(self._model)

@@ -19,14 +19,38 @@ LEAST_P = 1e-30  # of a token for typical-p, whose entropy is not a number with 
 
 # The current context, which samplers outlive, and the index of a row of the last decode in its batch.
 BatchPosition = Callable[[int], tuple[Any, int]]
-# The latest DRY sampler by its parameters, to copy: a new one reads the whole vocabulary for its breakers.
-DrySamplers = dict[tuple[Any, ...], Any]
 
 
-def create_chain(vocab: Any, params: SamplingParams, seed: int, prompt: Sequence[int], dry: DrySamplers) -> Any:
+class Prototypes:
+    """The latest sampler of each kind, to clone: a new grammar is parsed, new DRY reads the whole vocabulary.
+
+    Only the latest, since rows may all have other settings; clones outlive what they are made from.
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[str, tuple[object, Any]] = {}
+
+    def clone(self, kind: str, key: object, create: Callable[[], Any]) -> Any:
+        known, prototype = self._latest.get(kind, (None, None))
+        if known != key:
+            prototype = create()
+            self._free(kind)
+            self._latest[kind] = key, prototype
+        return llama.llama_sampler_clone(prototype)
+
+    def _free(self, kind: str) -> None:
+        if kind in self._latest:
+            llama.llama_sampler_free(self._latest.pop(kind)[1])
+
+    def close(self) -> None:
+        for kind in tuple(self._latest):
+            self._free(kind)
+
+
+def create_chain(vocab: Any, params: SamplingParams, seed: int, prompt: Sequence[int], prototypes: Prototypes) -> Any:
     """Create a chain that has accepted the end of the prompt, as far as penalties look back."""
     chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-    for sampler in _samplers(vocab, params, seed, dry):
+    for sampler in _samplers(vocab, params, seed, prototypes):
         llama.llama_sampler_chain_add(chain, sampler)
     window = PENALTY_WINDOW if params.has_penalties else 0
     if params.has_dry:
@@ -36,7 +60,7 @@ def create_chain(vocab: Any, params: SamplingParams, seed: int, prompt: Sequence
     return chain
 
 
-def _samplers(vocab: Any, params: SamplingParams, seed: int, dry: DrySamplers) -> Iterator[Any]:
+def _samplers(vocab: Any, params: SamplingParams, seed: int, prototypes: Prototypes) -> Iterator[Any]:
     size = llama.llama_vocab_n_tokens(vocab)
     if params.logit_bias:
         biases = [llama.llama_logit_bias(token=int(bias.token), bias=bias.bias) for bias in params.logit_bias]
@@ -48,13 +72,12 @@ def _samplers(vocab: Any, params: SamplingParams, seed: int, dry: DrySamplers) -
     if params.has_dry:
         numbers = (params.dry_multiplier, params.dry_base, params.dry_allowed_length, params.dry_penalty_last_n)
         texts = [text.encode("utf-8", "surrogatepass") for text in params.dry_breakers]
-        key = (*numbers, *texts)
-        if key not in dry:
-            while dry:  # rows may all have other settings; clones outlive what they are made from
-                llama.llama_sampler_free(dry.popitem()[1])
-            breakers = (ctypes.c_char_p * len(texts))(*texts)
-            dry[key] = llama.llama_sampler_init_dry(vocab, *numbers, breakers, len(texts))
-        yield llama.llama_sampler_clone(dry[key])
+        breakers = (ctypes.c_char_p * len(texts))(*texts)
+        yield prototypes.clone(
+            "dry",
+            (*numbers, *texts),
+            lambda: llama.llama_sampler_init_dry(vocab, *numbers, breakers, len(texts)),
+        )
     if params.temperature <= 0:
         yield llama.llama_sampler_init_greedy()
         return
