@@ -192,6 +192,7 @@ def resolve(context: ContextOptions, sizes: ModelSizes, offloaded: Sequence[int]
         context,
         n_ubatch=max(min_ubatch, context.n_ubatch or n_ubatch),
         kv_unified=context.slots > 1 and context.kv_unified,
+        swa_full=context.swa_full or context.pad_steps,  # else the order of a window's cells depends on their number
         flash_attention=None if context.pad_steps else context.flash_attention,  # off, kernels depend on rows per slot
     )
 

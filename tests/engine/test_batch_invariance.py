@@ -135,6 +135,16 @@ def test_padded_steps_are_invariant_after_preemption(models: Path, monkeypatch: 
 
 
 @pytest.mark.slow
+def test_padded_steps_are_invariant_with_sliding_windows(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, requests = models / "window.gguf", prompts(3, 230)
+    write_sliding_window(path)
+    alone = replies(path, 1, requests, limit=300)
+    assert replies(path, 3, requests, limit=300, known=alone) == alone
+    monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
+    assert replies(path, 3, requests, limit=300) == alone
+
+
+@pytest.mark.slow
 def test_padded_steps_fill_the_context(models: Path) -> None:
     path, requests = model_of(models, "Q4_K_M"), prompts(6, 240)
     alone = replies(path, 1, requests, limit=None, context_size=256)
