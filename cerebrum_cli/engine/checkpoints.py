@@ -60,7 +60,7 @@ class Checkpoints:
         free = self._scheduler.slots_to_overwrite
         slot = next((slot for slot in free if slot.index not in self._backend.context.pending_copies), None)
         if slot:
-            slot.clear()
+            slot.truncate(0)
         return slot
 
     def rewind(self, slot: Slot, length: int, checkpoints: Iterable[Checkpoint]) -> int:
@@ -224,11 +224,11 @@ class PromptCache:
                 self._write(slot)
                 if slot.checkpoints:  # memory that cannot be trimmed: what a retry, or the next prompt, returns to
                     newest = slot.checkpoints[-1]
-                    slot.copy_prefix(slot, newest.length if self.backend.context.restore(slot.index, newest) else 0)
+                    slot.truncate(newest.length if self.backend.context.restore(slot.index, newest) else 0)
                     self._write(slot)
             if empties and self._count_unsaved(slot.tokens) < min_tokens:
                 self.backend.context.clear(slot.index)
-                slot.clear()
+                slot.truncate(0)
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:
         """Save a common prefix of prompts from an idle slot, which drops the rest, unless a state has it already."""
@@ -236,7 +236,7 @@ class PromptCache:
             return
         slot = next((slot for slot in self._idle_slots() if common_prefix(slot.tokens, tokens) == len(tokens)), None)
         if slot and self.backend.context.trim(slot.index, len(tokens)):
-            slot.copy_prefix(slot, len(tokens))
+            slot.truncate(len(tokens))
             self._write(slot, is_prefix=True)
 
     def _idle_slots(self) -> list[Slot]:

@@ -201,7 +201,7 @@ class Loop:
             if slot is None:
                 return False
             self._backend.context.clear(slot.index)
-            slot.clear()
+            slot.truncate(0)
         return True
 
     def _compact(self) -> None:
@@ -281,7 +281,7 @@ class Loop:
             sequence.draft_state.misses = 0 if accepted else sequence.draft_state.misses + 1
         length = self._checkpoints.rewind(slot, len(slot.tokens), slot.checkpoints)
         if length < len(slot.tokens):
-            slot.copy_prefix(slot, length)
+            slot.truncate(length)
             sequence.evaluated = length
 
     @staticmethod

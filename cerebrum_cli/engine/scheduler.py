@@ -35,12 +35,13 @@ CLOCK = count(1)
 class Slot:
     """Place for one sequence: the tokens in its KV cache, the cells that hold them, and the sequence running in it.
 
-    In a unified KV cache, copies of a token share its cell; `uses` counts the slots that use each cell. `checkpoints`
-    are earlier states of this slot, and `last_used` is larger the later a sequence was in it.
+    In a unified KV cache, copies of a token share its cell; `uses` counts the slots that use each cell, and is None for
+    separate caches. `checkpoints` are earlier states of this slot, and `last_used` is larger the later a sequence was
+    in it.
     """
 
     index: int
-    uses: Counter[int]
+    uses: Counter[int] | None
     tokens: array[int] = field(default_factory=lambda: array("i"))
     cells: list[int] = field(default_factory=list)
     sequence: Sequence | None = None
@@ -49,23 +50,31 @@ class Slot:
 
     def extend(self, tokens: Iterable[int]) -> None:
         self.tokens.extend(tokens)
-        cells = list(islice(CELL_IDS, len(self.tokens) - len(self.cells)))
-        self.cells += cells
-        self.uses.update(cells)
+        if self.uses is not None:
+            cells = list(islice(CELL_IDS, len(self.tokens) - len(self.cells)))
+            self.cells += cells
+            self.uses.update(cells)
+
+    def truncate(self, length: int) -> None:
+        """Record that this slot holds its first `length` tokens only."""
+        if self.uses is not None:
+            for cell in self.cells[length:]:
+                self.uses[cell] -= 1
+                if not self.uses[cell]:
+                    del self.uses[cell]
+        del self.tokens[length:], self.cells[length:]
+        self.checkpoints = [checkpoint for checkpoint in self.checkpoints if checkpoint.length <= length]
 
     def copy_prefix(self, source: Slot, length: int) -> None:
         """Record that this slot now holds the first `length` tokens of another, or of itself."""
-        before, cells = self.cells, source.cells[:length]
-        self.tokens, self.cells = source.tokens[:length], cells
+        if source is self:
+            return self.truncate(length)
+        self.truncate(0)
+        self.tokens, self.cells = source.tokens[:length], source.cells[:length]
+        if self.uses is not None:
+            self.uses.update(self.cells)
         self.checkpoints = [checkpoint for checkpoint in source.checkpoints if checkpoint.length <= length]
-        self.uses.update(cells)
-        for cell in before:
-            self.uses[cell] -= 1
-            if not self.uses[cell]:
-                del self.uses[cell]
-
-    def clear(self) -> None:
-        self.copy_prefix(self, 0)
+        return None
 
 
 class Admission(NamedTuple):
@@ -139,7 +148,7 @@ class Scheduler:
 
     def reset_slots(self, slots: int) -> None:
         """Replace the slots by this number of empty ones, after memory was allocated."""
-        self._uses: Counter[int] = Counter()
+        self._uses: Counter[int] | None = Counter() if self._kv_unified else None
         self.slots = [Slot(index, self._uses) for index in range(slots)]
         self._prefilled = 0
         self.snapshot: tuple[array[int], Checkpoint] | None = None
@@ -169,7 +178,7 @@ class Scheduler:
 
     def has_cells(self, tokens: int, cells: int) -> bool:
         """Whether memory holds this many additional tokens without evicting any."""
-        return not self._kv_unified or len(self._uses) + tokens <= cells
+        return self._uses is None or len(self._uses) + tokens <= cells
 
     def can_hold(self, sequence: Sequence, cells: int) -> bool:
         """Whether a unified KV cache, without its idle slots, has room for one more sequence and part of its reply."""
@@ -250,7 +259,7 @@ class Scheduler:
     def move(self, source: Slot, target: Slot) -> None:
         assert source.sequence is not None
         target.copy_prefix(source, len(source.tokens))
-        source.clear()
+        source.truncate(0)
         target.sequence, source.sequence = source.sequence, None
         target.sequence.slot, target.last_used = target.index, source.last_used
 
@@ -286,7 +295,7 @@ class Scheduler:
     def resume(self, sequence: Sequence, length: int) -> None:
         """Record that after an interrupted step the slot holds only the first `length` tokens of its sequence."""
         slot = self.slot_of(sequence)
-        slot.copy_prefix(slot, min(length, len(slot.tokens)))
+        slot.truncate(length)
         slot.extend(sequence.tokens_from(len(slot.tokens), length - len(slot.tokens)))
         sequence.evaluated = length
 
