@@ -272,9 +272,10 @@ class Loop:
         sequence.draft_n += len(draft)
         accepted = 0
         while self._sample_token(sequence, row + accepted) and accepted < len(draft):
-            if draft[accepted] != sequence.generated[-1]:
+            sampled = sequence.tokens_from(sequence.evaluated, 2)  # two if forced tokens follow it
+            if sampled != draft[accepted : accepted + 1]:
                 break
-            scheduler.record_evaluated(sequence, draft[accepted : accepted + 1])
+            scheduler.record_evaluated(sequence, sampled)
             accepted += 1
             sequence.draft_n_accepted += 1
         if sequence.draft_state:
@@ -293,25 +294,37 @@ class Loop:
     def _sample_token(self, sequence: Sequence, row: int) -> bool:
         """Sample the next token from a row of logits, and emit its text; False if it has ended or its slot is full.
 
-        A forced token is accepted instead, so that penalties count it.
+        Forced tokens are added at once, so that the next step evaluates all of them.
         """
-        backend, request, is_forced = self._backend, sequence.request, bool(sequence.pending)
         assert sequence.sampler is not None
+        if sequence.pending:  # there was no room for them
+            return self._add_forced(sequence)
         try:
-            if is_forced:
-                token = sequence.pending.popleft()
-                sequence.sampler.accept(token)
-            else:
-                token = sequence.sampler.sample(row)
+            token = sequence.sampler.sample(row)
         except GrammarError as error:
             self._release(sequence)
             sequence.emit(RefusedEvent(sequence.id, error))
             return False
-        sequence.sampled_at.append(perf_counter())
-        if backend.is_eog(token) and not (request.ignore_eos or is_forced):
+        if self._backend.is_eog(token) and not sequence.request.ignore_eos:
+            sequence.sampled_at.append(perf_counter())
             return self._finish(sequence, "stop")
-        logprob = backend.logprob(row, token) if request.logprobs and not is_forced else None
-        reason = sequence.add(token, backend.piece(token, special=token in request.visible_tokens), logprob)
+        logprob = self._backend.logprob(row, token) if sequence.request.logprobs else None
+        return self._add_token(sequence, token, logprob) and self._add_forced(sequence)
+
+    def _add_forced(self, sequence: Sequence) -> bool:
+        while sequence.pending:
+            token = sequence.pending.popleft()
+            assert sequence.sampler is not None
+            sequence.sampler.accept(token)  # penalties count it
+            if not self._add_token(sequence, token):
+                return False
+        return True
+
+    def _add_token(self, sequence: Sequence, token: int, logprob: float | None = None) -> bool:
+        backend = self._backend
+        sequence.sampled_at.append(perf_counter())
+        piece = backend.piece(token, special=token in sequence.request.visible_tokens)
+        reason = sequence.add(token, piece, logprob)
         if reason:
             return self._finish(sequence, reason, by_stop_string=reason == "stop")
         if sequence.length >= backend.context_size:

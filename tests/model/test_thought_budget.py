@@ -211,6 +211,7 @@ def test_engine_lets_several_controls_intervene() -> None:
     assert reply.text == "ababa" + "But: " + "ab" * (MIN_TOKENS // 2)
     assert reply.reason == "repetition"
     assert reply.finish and reply.finish.forced[0].at == 5
+    assert [len(step) for step in backend.steps if len(step) > 1] == [len("go"), len("aBut: ")]
 
 
 # Answers that the user asks for.
