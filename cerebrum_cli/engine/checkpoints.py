@@ -142,17 +142,22 @@ class Checkpoints:
     def swap_out(self, sequence: Sequence) -> None:
         """Save the slot of a sequence that is about to be preempted; if that fails, it is evaluated again.
 
-        States are in files, because sequences are preempted to make room for longer ones.
+        States are in files, because sequences are preempted to make room for longer ones. They leave at least as much
+        of the disk free as they take.
         """
         context, slot = self._backend.context, sequence.slot
         if slot is None or not context.length(slot) or slot in context.pending_copies:
             return
         try:
-            if self._swap_directory is None:
-                import tempfile
+            import shutil
+            import tempfile
 
+            if self._swap_directory is None:
                 folder = work_directory(self._swap_parent or Path(tempfile.gettempdir()), "cerebrum-swap")
                 self._swap_directory = self._resources.enter_context(folder)
+            held = sum(state.stat().st_size for state in self._swap_directory.iterdir())
+            if shutil.disk_usage(self._swap_directory).free < held + 2 * context.state_size(slot):
+                return
             sequence.swapped = self._swap_directory / f"{id(sequence)}.state"
             context.save_state(slot, sequence.swapped)
         except (OSError, EngineError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,6 +106,23 @@ def test_sequences_move_to_longer_slots_without_evaluating_again(
     assert [len(reply.ids) for reply in said] == [limit or 90] * 4
     assert backend.evaluated == 4 * (9 + (limit or 90))
     assert backend.reserved == reserved
+
+
+def test_states_of_preempted_sequences_leave_half_of_the_free_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 30)
+    taken: list[int] = []
+
+    def disk_usage(directory: Path) -> SimpleNamespace:
+        taken.append(sum(state.stat().st_size for state in directory.iterdir()))
+        return SimpleNamespace(free=1000 - taken[-1])
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    backend, requests = growing(4, fitting_cells=170)
+    with running_engine(backend) as engine:
+        said = collect_replies(engine.generate(requests)).values()
+    assert [len(reply.ids) for reply in said] == [90] * 4
+    assert 0 < max(taken) <= 500
+    assert backend.evaluated > 4 * (9 + 90)  # some are evaluated again
 
 
 @pytest.mark.slow
