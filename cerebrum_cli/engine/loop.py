@@ -294,42 +294,32 @@ class Loop:
     def _sample_token(self, sequence: Sequence, row: int) -> bool:
         """Sample the next token from a row of logits, and emit its text; False if it has ended or its slot is full.
 
-        Forced tokens are added at once, so that the next step evaluates all of them.
+        Forced tokens follow at once, so that the next step evaluates all of them. They are accepted instead of
+        sampled, so that penalties count them.
         """
-        assert sequence.sampler is not None
-        if sequence.pending:  # there was no room for them
-            return self._add_forced(sequence)
-        try:
-            token = sequence.sampler.sample(row)
-        except GrammarError as error:
-            self._release(sequence)
-            sequence.emit(RefusedEvent(sequence.id, error))
-            return False
-        if self._backend.is_eog(token) and not sequence.request.ignore_eos:
-            sequence.sampled_at.append(perf_counter())
-            return self._finish(sequence, "stop")
-        logprob = self._backend.logprob(row, token) if sequence.request.logprobs else None
-        return self._add_token(sequence, token, logprob) and self._add_forced(sequence)
-
-    def _add_forced(self, sequence: Sequence) -> bool:
-        while sequence.pending:
-            token = sequence.pending.popleft()
-            assert sequence.sampler is not None
-            sequence.sampler.accept(token)  # penalties count it
-            if not self._add_token(sequence, token):
+        backend, request, sampler = self._backend, sequence.request, sequence.sampler
+        assert sampler is not None
+        while True:
+            is_forced = bool(sequence.pending)
+            try:
+                token = sequence.pending.popleft() if is_forced else sampler.sample(row)
+            except GrammarError as error:
+                self._release(sequence)
+                sequence.emit(RefusedEvent(sequence.id, error))
                 return False
-        return True
-
-    def _add_token(self, sequence: Sequence, token: int, logprob: float | None = None) -> bool:
-        backend = self._backend
-        sequence.sampled_at.append(perf_counter())
-        piece = backend.piece(token, special=token in sequence.request.visible_tokens)
-        reason = sequence.add(token, piece, logprob)
-        if reason:
-            return self._finish(sequence, reason, by_stop_string=reason == "stop")
-        if sequence.length >= backend.context_size:
-            return self._finish(sequence, "context")
-        return sequence.length < backend.capacity
+            if is_forced:
+                sampler.accept(token)
+            sequence.sampled_at.append(perf_counter())
+            if backend.is_eog(token) and not (request.ignore_eos or is_forced):
+                return self._finish(sequence, "stop")
+            logprob = backend.logprob(row, token) if request.logprobs and not is_forced else None
+            reason = sequence.add(token, backend.piece(token, special=token in request.visible_tokens), logprob)
+            if reason:
+                return self._finish(sequence, reason, by_stop_string=reason == "stop")
+            if sequence.length >= backend.context_size:
+                return self._finish(sequence, "context")
+            if sequence.length >= backend.capacity or not sequence.pending:
+                return sequence.length < backend.capacity
 
     def _finish(self, sequence: Sequence, reason: FinishReason, by_stop_string: bool = False) -> bool:
         """End a sequence; False, since it has left its slot."""

@@ -116,7 +116,6 @@ def test_grammar_that_allows_suppressed_tokens_only_is_refused(chatml_model: Pat
 @pytest.mark.parametrize(
     "params",
     [
-        {"top_k": 40},
         {"top_k": 0},
         {"top_k": 0, "min_p": 0.0},
         {"top_k": 0, "top_p": 0.2},
@@ -128,7 +127,7 @@ def test_sampler_draws_the_same_from_the_likeliest_tokens(mistral: LlamaBackend,
     asked = SamplingParams(temperature=0.8, **params)
     candidates, generator = Candidates(mistral.size), numpy.random.default_rng(7)
     whole = create_chain(mistral._vocab, asked, 3, (), Prototypes())
-    narrow = create_chain(mistral._vocab, replace(asked, top_p=1.0) if asked.top_k == 0 else asked, 3, (), Prototypes())
+    narrow = create_chain(mistral._vocab, replace(asked, top_p=1.0), 3, (), Prototypes())
 
     def draw(chain: Any, array: Any) -> int:
         llama.llama_sampler_apply(chain, ctypes.byref(array))
@@ -141,7 +140,7 @@ def test_sampler_draws_the_same_from_the_likeliest_tokens(mistral: LlamaBackend,
         likeliest = candidates.likeliest(logits, asked)
         sizes.append(likeliest.size)
         assert draw(narrow, likeliest) == expected
-    keeps_all = asked.top_k > 0 or (asked.top_p, asked.min_p) == (1.0, 0.0)
+    keeps_all = (asked.top_p, asked.min_p) == (1.0, 0.0)
     assert (min(sizes) < mistral.size) is not keeps_all
     for chain in (whole, narrow):
         llama.llama_sampler_free(chain)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.backend import Checkpoint, StopFlag, TokenRow
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log
 from cerebrum_cli.engine.llama.state_files import PARTIAL, WHOLE, load_state, save_state
@@ -56,19 +55,6 @@ def context_params(options: ContextOptions, vocabulary_size: int) -> Any:
     return params
 
 
-class OutOfMemory(EngineError):
-    """There is no memory for a context of this size."""
-
-
-def context_error(options: ContextOptions, problems: list[str]) -> EngineError:
-    """Why no context was created: llama.cpp logs a failed allocation, or an option that the model does not support."""
-    if not problems or any(ALLOCATION.search(problem) for problem in problems):
-        size = f"{format_count(options.slots, 'sequence')} of {options.length} tokens"
-        return OutOfMemory(f"not enough memory for {size}", "use a smaller --ctx", problems)
-    reason = problems[-1].rpartition(": ")[2]
-    return EngineError(f"llama.cpp cannot create a context: {reason}", SHOW_LOG, problems)
-
-
 class LlamaContext:
     """A context with `slots` sequences, in which adapters apply, each with its scale.
 
@@ -83,6 +69,8 @@ class LlamaContext:
     With `max_rollback`, up to that many of a slot's last tokens can be removed from its recurrent state: only once,
     right after a decode, and never the first row of that step. llama.cpp would also remove others, and leave a wrong
     state. It records per slot which copy of the state is current, and does not copy that record with the slot.
+
+    Raises MemoryError with the lines of llama.cpp's log, or EngineError for options that the model does not support.
     """
 
     def __init__(
@@ -97,7 +85,11 @@ class LlamaContext:
         overflows = pad_length(options.length) * options.n_streams >= 2**32  # n_ctx
         self.handle = None if overflows else llama.llama_init_from_model(model, params)
         if not self.handle:
-            raise context_error(options, list(log.problems))
+            problems = list(log.problems)
+            if not problems or any(ALLOCATION.search(problem) for problem in problems):
+                raise MemoryError(*problems)
+            reason = problems[-1].rpartition(": ")[2]
+            raise EngineError(f"llama.cpp cannot create a context: {reason}", SHOW_LOG, problems)
         handles = (llama.llama_adapter_lora_p_ctypes * len(adapters))(*(adapter for adapter, _ in adapters))
         scales = (ctypes.c_float * len(adapters))(*(scale for _, scale in adapters))
         if llama.llama_set_adapters_lora(self.handle, handles, len(adapters), scales):

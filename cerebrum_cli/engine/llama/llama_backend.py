@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -13,14 +14,15 @@ from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.backend import StopFlag, TokenRow, TokenScore
 from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.llama.context import LlamaContext, OutOfMemory, has_recurrent_state, uses_long_rope
+from cerebrum_cli.engine.llama.context import LlamaContext, has_recurrent_state, uses_long_rope
 from cerebrum_cli.engine.llama.devices import free_memory, library_text
 from cerebrum_cli.engine.llama.sampler import LlamaSampler, Prototypes, create_chain
-from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary, suppressed_tokens
+from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, checkpoint_budget
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_slots
 from cerebrum_cli.engine.model_options import fallback_notice
@@ -52,7 +54,9 @@ class LlamaBackend(LlamaVocabulary):
     ) -> None:
         super().__init__(model)
         self._prototypes = Prototypes()
-        self._suppressed = suppressed_tokens(self._vocab)
+        count = ctypes.c_int32()
+        suppressed = llama.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(count))
+        self._suppressed = tuple(suppressed[: count.value])  # the model must never generate these
         self._candidates: Candidates | None = None
         self._model = model
         self._stop = stop
@@ -133,9 +137,10 @@ class LlamaBackend(LlamaVocabulary):
             try:
                 self.context = LlamaContext(self._model, options, self._stop, self._adapters)
                 self.capacity = self.context.capacity - self._room
-            except OutOfMemory:
+            except MemoryError as error:
                 if is_single or options.slots == 1:
-                    raise
+                    size = f"{format_count(options.slots, 'sequence')} of {options.length} tokens"
+                    raise EngineError(f"not enough memory for {size}", "use a smaller --ctx", error.args) from error
                 if n_slots == 1:  # one sequence alone needs no slot for padding
                     self._batch_invariant = False
                 n_slots = max(1, n_slots // 2)  # memory was allocated meanwhile
@@ -177,34 +182,31 @@ class LlamaBackend(LlamaVocabulary):
         self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
     ) -> Sampler:
         is_greedy = params.is_argmax and self._options.n_streams > 1
-        is_alone = self._options.n_streams == 1 and (params.temperature == 0 or params.top_k > 0)
-        params = replace(
-            params, dry_penalty_last_n=min(params.dry_penalty_last_n, self.context_size)
-        )  # it takes memory
-        if constraint is None and is_alone:
+        sorts_few = params.temperature == 0 or params.top_k > 0
+        dry_penalty_last_n = min(params.dry_penalty_last_n, self.context_size)  # it takes memory
+        params = replace(params, dry_penalty_last_n=dry_penalty_last_n)
+        if constraint is None and self._options.n_streams == 1 and sorts_few:
             suppressed = (TokenBias(token, -inf) for token in self._suppressed)
             params = replace(params, logit_bias=(*params.logit_bias, *suppressed))
-            return LlamaSampler(self._chain(params, seed, prompt), self.batch_position)
+            chain = create_chain(self._vocab, params, seed, prompt, self._prototypes)
+            return LlamaSampler(chain, self.batch_position)
         from cerebrum_cli.engine.llama.grammar import parse_grammar
         from cerebrum_cli.engine.llama.logits import Candidates, ChainSampler, GrammarSampler, GreedySampler
 
         greedy = GreedySampler(self._allowed_logits)
         if constraint is None and is_greedy:
             return greedy
+        if constraint:
+            text = constraint.grammar
+            grammar = self._prototypes.clone("grammar", text, lambda: parse_grammar(self._vocab, text))
         self._candidates = self._candidates or Candidates(self.size)
-        likeliest = None if params.changes_logits or params.temperature == 0 else params
-        if likeliest and params.top_k == 0:
-            params = replace(params, top_p=1.0)
-        chain = self._chain(params, seed, prompt)
-        drawn = chain, self.batch_position, self._allowed_logits, self._candidates, likeliest
+        narrowed = None if params.changes_logits or sorts_few else params
+        params = replace(params, top_p=1.0) if narrowed else params
+        chain = create_chain(self._vocab, params, seed, prompt, self._prototypes)
+        drawn = chain, self.batch_position, self._allowed_logits, self._candidates, narrowed
         if constraint is None:
             return ChainSampler(*drawn)
-        text = constraint.grammar
-        grammar = self._prototypes.clone("grammar", text, lambda: parse_grammar(self._vocab, text))
         return GrammarSampler(*drawn, grammar, self, constraint, greedy if is_greedy else None)
-
-    def _chain(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> Any:
-        return create_chain(self._vocab, params, seed, prompt, self._prototypes)
 
     def batch_position(self, row: int) -> tuple[Any, int]:
         """llama.cpp's context, and the index of a row of the last decode in its batch."""

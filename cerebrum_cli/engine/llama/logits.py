@@ -77,12 +77,10 @@ class Candidates:
         return llama.llama_token_data_array(data=data, size=size, selected=-1, sorted=is_sorted)
 
     def likeliest(self, row_logits: Any, params: SamplingParams) -> Any:
-        """All tokens; without top-k, those that min-p may keep, or that top-p keeps, sorted as it sorts them.
+        """The tokens that min-p may keep, or those that top-p keeps, sorted as it sorts them.
 
         llama.cpp would sort all tokens for top-p: 16 ms for 152,000.
         """
-        if params.top_k > 0:
-            return self.fill(row_logits)
         highest = row_logits.max()
         if params.top_p < 1:
             weights = numpy.exp(row_logits - highest)
@@ -101,7 +99,7 @@ class Candidates:
 class ChainSampler(LlamaSampler):
     """A chain that shares its candidates with those of other sequences.
 
-    With `params`, it gets only the likeliest of them. Its chain must then be free of top-p, unless it has top-k.
+    With `params`, it gets only the likeliest of them, from which its chain samples without top-k and top-p.
     """
 
     def __init__(

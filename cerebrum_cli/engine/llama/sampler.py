@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cerebrum_cli.core.sampling import SamplingParams
@@ -21,30 +21,28 @@ LEAST_P = 1e-30  # of a token for typical-p, whose entropy is not a number with 
 BatchPosition = Callable[[int], tuple[Any, int]]
 
 
+@dataclass(slots=True)
 class Prototypes:
     """The latest sampler of each kind, to clone: a new grammar is parsed, new DRY reads the whole vocabulary.
 
     Only the latest, since rows may all have other settings; clones outlive what they are made from.
     """
 
-    def __init__(self) -> None:
-        self._latest: dict[str, tuple[object, Any]] = {}
+    _latest: dict[str, tuple[object, Any]] = field(default_factory=dict)
 
     def clone(self, kind: str, key: object, create: Callable[[], Any]) -> Any:
         known, prototype = self._latest.get(kind, (None, None))
         if known != key:
-            prototype = create()
-            self._free(kind)
+            created = create()
+            if prototype:
+                llama.llama_sampler_free(prototype)
+            prototype = created
             self._latest[kind] = key, prototype
         return llama.llama_sampler_clone(prototype)
 
-    def _free(self, kind: str) -> None:
-        if kind in self._latest:
-            llama.llama_sampler_free(self._latest.pop(kind)[1])
-
     def close(self) -> None:
-        for kind in tuple(self._latest):
-            self._free(kind)
+        for _, prototype in self._latest.values():
+            llama.llama_sampler_free(prototype)
 
 
 def create_chain(vocab: Any, params: SamplingParams, seed: int, prompt: Sequence[int], prototypes: Prototypes) -> Any:

@@ -194,10 +194,3 @@ class LlamaVocabulary:
             if count >= 0:
                 return buffer.raw[:count]
             capacity = -count
-
-
-def suppressed_tokens(vocab: Any) -> tuple[int, ...]:
-    """Tokens that the model must never generate: `tokenizer.ggml.suppress_tokens`, which llama.cpp only lists."""
-    count = ctypes.c_int32()
-    tokens = llama.llama_vocab_get_suppress_tokens(vocab, ctypes.byref(count))
-    return tuple(tokens[: count.value])
