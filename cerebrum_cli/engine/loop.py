@@ -294,8 +294,8 @@ class Loop:
     def _sample_token(self, sequence: Sequence, row: int) -> bool:
         """Sample the next token from a row of logits, and emit its text; False if it has ended or its slot is full.
 
-        Forced tokens follow at once, so that the next step evaluates all of them. They are accepted instead of
-        sampled, so that penalties count them.
+        Forced tokens of the only sequence follow at once, so that the next step evaluates all of them; those of others
+        share the steps of the rest. They are accepted instead of sampled, so that penalties count them.
         """
         backend, request, sampler = self._backend, sequence.request, sequence.sampler
         assert sampler is not None
@@ -318,8 +318,9 @@ class Loop:
                 return self._finish(sequence, reason, by_stop_string=reason == "stop")
             if sequence.length >= backend.context_size:
                 return self._finish(sequence, "context")
-            if sequence.length >= backend.capacity or not sequence.pending:
-                return sequence.length < backend.capacity
+            is_full = sequence.length >= backend.capacity
+            if is_full or not sequence.pending or len(self._scheduler.running) > 1:
+                return not is_full
 
     def _finish(self, sequence: Sequence, reason: FinishReason, by_stop_string: bool = False) -> bool:
         """End a sequence; False, since it has left its slot."""

@@ -173,7 +173,6 @@ def test_llama_context_fits_memory_and_the_supported_number_of_slots(chatml_mode
         assert len(said) == 260 and engine.backend.slots == 256
 
 
-@pytest.mark.slow
 def test_llama_states_why_a_context_cannot_be_created(chatml_model: Path) -> None:
     """Fewer slots would not help, so none are tried."""
     wrong = options(chatml_model, slots=4)
@@ -185,6 +184,7 @@ def test_llama_states_why_a_context_cannot_be_created(chatml_model: Path) -> Non
         assert len(caught.value.log) == 1
 
 
+@pytest.mark.slow
 def test_llama_context_grows_once_to_the_maximum(chatml_model: Path) -> None:
     sizes = []
     with open_engine(chatml_model) as engine:

@@ -22,7 +22,9 @@ from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import drafter
+from cerebrum_cli.engine.llama import grammar
 from cerebrum_cli.engine.llama.bindings import llama
+from cerebrum_cli.engine.llama.grammar import parse_grammar
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.logits import Candidates
 from cerebrum_cli.engine.llama.sampler import Prototypes, create_chain
@@ -61,8 +63,9 @@ def draws(mistral: LlamaBackend, logits: dict[int, float], prompt: tuple[int, ..
 def test_sampler_that_changes_logits_changes_greedy_replies(chatml_model: Path, name: str, slots: int) -> None:
     with open_engine(chatml_model, slots=slots) as engine:
         [plain], [changed] = (ask(engine, "aaaa", max_tokens=60, **each) for each in ({}, CHANGES[name]))
-        [again] = ask(engine, "aaaa", max_tokens=60, temperature=1.0, top_k=1, seed=9, **CHANGES[name])
-    assert plain.ids != changed.ids == again.ids
+        for single in ({"top_k": 1}, {"top_k": 0, "top_p": 1e-6}):
+            [again] = ask(engine, "aaaa", max_tokens=60, temperature=1.0, seed=9, **single, **CHANGES[name])
+            assert plain.ids != changed.ids == again.ids
 
 
 @pytest.mark.parametrize("name", ["repeat", "presence", "frequency", "bias", "sampled"])
@@ -144,6 +147,25 @@ def test_sampler_draws_the_same_from_the_likeliest_tokens(mistral: LlamaBackend,
     assert (min(sizes) < mistral.size) is not keeps_all
     for chain in (whole, narrow):
         llama.llama_sampler_free(chain)
+    logits[7] = numpy.nan
+    assert candidates.likeliest(logits, asked).size == mistral.size
+
+
+def test_samples_share_a_parsed_grammar(chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+
+    def parse(vocab: Any, text: str) -> Any:
+        parsed.append(text)
+        return parse_grammar(vocab, text)
+
+    monkeypatch.setattr(grammar, "parse_grammar", parse)
+    with open_engine(chatml_model, slots=3) as engine:
+        said = ask(engine, "aaaa", n=3, grammar='root ::= "{" [a-z]{20} "}"', temperature=1.0, seed=5)
+        [other] = ask(engine, "aaaa", grammar='root ::= "other"')
+    assert len({reply.text for reply in said}) == 3
+    assert all(len(reply.text) == 22 for reply in said)
+    assert other.text == "other"
+    assert len(parsed) == 2
 
 
 def test_sampler_penalties_are_those_of_openai(mistral: LlamaBackend) -> None:

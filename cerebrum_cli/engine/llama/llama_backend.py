@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.llama.logits import Candidates
     from cerebrum_cli.engine.protocols import Sampler
 
+MAX_CLONED_ALTERNATIVES = 100  # of a rule: with 500, a clone takes longer than parsing
+
 
 class LlamaBackend(LlamaVocabulary):
     """A loaded model. `reserve` creates its context, since creating a large one takes longer than a short answer.
@@ -198,7 +200,10 @@ class LlamaBackend(LlamaVocabulary):
             return greedy
         if constraint:
             text = constraint.grammar
-            grammar = self._prototypes.clone("grammar", text, lambda: parse_grammar(self._vocab, text))
+            if max(line.count("|") for line in text.splitlines() or [""]) > MAX_CLONED_ALTERNATIVES:
+                grammar = parse_grammar(self._vocab, text)
+            else:
+                grammar = self._prototypes.clone("grammar", text, lambda: parse_grammar(self._vocab, text))
         self._candidates = self._candidates or Candidates(self.size)
         narrowed = None if params.changes_logits or sorts_few else params
         params = replace(params, top_p=1.0) if narrowed else params
