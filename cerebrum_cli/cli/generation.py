@@ -65,7 +65,8 @@ def find_source(
     `samples_by` is the option that asks for several samples, which need a temperature. Without `--parallel`, the
     context has 0 slots. Raises UsageError, ConfigError, ModelNotFound, ModelFileError.
     """
-    servers = servers_of(app, app.settings(overrides), options) if options.endpoint else None
+    requested = app.settings(overrides)
+    servers = servers_of(app, requested, options) if options.endpoint else None
     context = SINGLE
     if isinstance(options, ConcurrencyOptions):
         if options.ray_workers is not None and (options.ray is None or options.ray_workers < 1):

@@ -233,9 +233,12 @@ class Journal(Result):
 
 
 def noting_servers(events: Generator[T, None, None], run: Journal, model: LoadedModel) -> Generator[T, None, None]:
-    """Yield events, and note the servers as they change, and once the model is loaded: the process may be killed."""
+    """Yield events, and note the servers once there are rows, and as they change: the process may be killed."""
+    is_noted = not model.is_remote
     with contextlib.closing(events):
         for event in events:
-            if model.is_remote and isinstance(event, (ServersEvent, RowEvent, EvalProgress)):
-                run.note_servers(model.engine.builds)
+            if isinstance(event, ServersEvent) or (not is_noted and isinstance(event, (RowEvent, EvalProgress))):
+                if model.is_remote:
+                    run.note_servers(model.engine.builds)
+                is_noted = True
             yield event

@@ -58,6 +58,8 @@ class PartialFile:
         self._file = lock_partial(paths.partial)
         self._offsets = array("Q", bytes(8)) * len(rows)
         self._end = 0
+        # Than the known lines: a write may have failed half way. A longer file may also be that of a second writer.
+        self._may_have_more = False
         self._is_changed = False
         self._sync_error: OSError | None = None
         self._is_closing = threading.Event()
@@ -192,8 +194,9 @@ class PartialFile:
     def _write(self, text: bytes) -> None:
         descriptor = self._file.fileno()
         try:
-            if os.lseek(descriptor, 0, os.SEEK_END) > self._end:  # an earlier write failed half way
+            if self._may_have_more:
                 os.ftruncate(descriptor, self._end)
+            self._may_have_more = True
             os.lseek(descriptor, self._end, os.SEEK_SET)
             write_all(descriptor, text)
         except BaseException:
@@ -201,6 +204,7 @@ class PartialFile:
                 os.ftruncate(descriptor, self._end)
             raise
         self._end += len(text)
+        self._may_have_more = False
 
     def _place(self, position: int, offset: int, flags: int) -> None:
         self._offsets[position] = offset

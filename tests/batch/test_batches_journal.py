@@ -687,6 +687,18 @@ def test_lines_of_a_second_writer_are_an_error(
     second.close()
 
 
+def test_rows_of_a_second_writer_are_not_removed(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    first, second = open_batch(output), open_batch(output)
+    for position in range(3):
+        second.write(position, answer(ROWS[position]))
+    first.write(3, answer(ROWS[3]))
+    lines = output.with_name(f"{output.name}.partial").read_text().splitlines()
+    assert len(lines) >= 3
+    first.close()
+    second.close()
+
+
 # Streamed results.
 
 
