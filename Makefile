@@ -14,15 +14,16 @@
 #   make dist     the wheel and the source archive, in dist/
 #   make picture  docs/chat.svg, vote.svg and accuracy.png, from a real chat, vote and evaluation
 #   make peers    llama.cpp's own programs and `llm`, for the benchmarks; the programs for `make fuzz` too
-#   make bench [DATA=DIR] [SHAPE=FILE]   all benchmarks, into benchmarks/RESULTS.md and two pictures beside it; DIR holds
-#                 the questions of MT-bench and GSM8K, FILE is a model of Mistral-7B's shape (see benchmarks/all.py);
-#                 without them, the benchmarks that need them are skipped
+#   make bench [DATA=DIR] [SHAPE=FILE] [MODEL=FILE]   all benchmarks, into benchmarks/RESULTS.md and two pictures beside
+#                 it; DIR holds the questions of MT-bench and GSM8K, the first FILE is a model of Mistral-7B's shape, the
+#                 second an instruction model (see benchmarks/all.py); without them, what needs them is skipped
 
 PYTHON ?= python3
 ACCEL ?=
 WHEELS ?=
 DATA ?=
 SHAPE ?=
+MODEL ?=
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -157,7 +158,7 @@ peers: setup
 bench: peers
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/cerebrum pull --quiet starter
-	$(BIN)/python benchmarks/all.py $(if $(DATA),--data "$(DATA)") $(if $(SHAPE),--shape "$(SHAPE)")
+	$(BIN)/python benchmarks/all.py $(if $(DATA),--data "$(DATA)") $(if $(SHAPE),--shape "$(SHAPE)") $(if $(MODEL),--model "$(MODEL)")
 
 clean:
 	rm -rf $(VENV) .coverage .peers .mypy_cache .ruff_cache .pytest_cache dist

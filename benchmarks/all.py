@@ -1,11 +1,11 @@
 """Run the benchmarks one after another, each in its own process, and report which ones failed.
 
 Needs `make peers` and `cerebrum pull starter`; `make bench` does both and installs matplotlib.
-Usage: python benchmarks/all.py [--data DIR] [--shape FILE] [--only NAME...]
+Usage: python benchmarks/all.py [--data DIR] [--shape FILE] [--model FILE] [--only NAME...]
 
 DIR is a directory with the question files that some benchmarks need; the source of each missing file is printed.
-FILE is a model that benchmarks/mistral_shape.py has written. Measurements whose file is missing are skipped with a
-message.
+The FILE of --shape is a model that benchmarks/mistral_shape.py has written, that of --model an instruction model, such
+as Qwen2.5-Coder 1.5B. Measurements whose file is missing are skipped with a message.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ PUBLISHED = {
 
 
 class Benchmark(NamedTuple):
-    """A script in this directory, the question file it needs, and whether it also measures a 7B shape."""
+    """A script in this directory, the question file it needs, and whether it also measures a 7B shape.
+
+    One that `needs_model` measures an instruction model only.
+    """
 
     name: str
     questions: str | None = None
     measures_shape: bool = False
+    needs_model: bool = False
 
 
 # Run by `make bench`, in this order.
@@ -51,6 +55,7 @@ BENCHMARKS = (
     Benchmark("evaluation", GSM8K),
     Benchmark("drafts", GSM8K, measures_shape=True),
     Benchmark("scores"),
+    Benchmark("real", GSM8K, needs_model=True),
     Benchmark("lm_eval_parity", GSM8K),
     Benchmark("tune", measures_shape=True),
     Benchmark("merge", measures_shape=True),
@@ -62,12 +67,13 @@ def main() -> None:
     """Run the selected benchmarks; exit with code 1 if any failed."""
     options = parse_arguments()
     selected = [benchmark for benchmark in BENCHMARKS if not options.only or benchmark.name in options.only]
+    if not (options.model and has_questions(GSM8K, options.data)):
+        print("real: skipping what needs --model and --data", flush=True)
+        selected = [benchmark for benchmark in selected if not benchmark.needs_model]
     for line in missing_questions(selected, options.data):
         print(line, flush=True)
     failed = [
-        benchmark.name
-        for benchmark in selected
-        if not run_benchmark(benchmark.name, arguments_of(benchmark, options.data, options.shape))
+        benchmark.name for benchmark in selected if not run_benchmark(benchmark.name, arguments_of(benchmark, options))
     ]
     print(f"\nran {len(selected)} benchmarks; results are in {RESULTS}", flush=True)
     if failed:
@@ -79,13 +85,16 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=path_argument, metavar="DIR", help=f"directory with {MT_BENCH} and {GSM8K}")
     parser.add_argument("--shape", type=path_argument, metavar="FILE", help="a model of Mistral-7B's shape")
+    parser.add_argument("--model", type=path_argument, metavar="FILE", help="an instruction model")
     names = [benchmark.name for benchmark in BENCHMARKS]
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
     options = parser.parse_args()
     if options.data and not options.data.is_dir():
         parser.error(f"--data: {options.data} is not a directory")
-    if options.shape and not options.shape.is_file():
-        parser.error(f"--shape: {options.shape} is not a file")
+    for name in ("shape", "model"):
+        path = getattr(options, name)
+        if path and not path.is_file():
+            parser.error(f"--{name}: {path} is not a file")
     require_peers()
     return options
 
@@ -108,13 +117,15 @@ def has_questions(name: str, data: Path | None) -> bool:
     return data is not None and (data / name).is_file()
 
 
-def arguments_of(benchmark: Benchmark, data: Path | None, shape: Path | None) -> list[str]:
+def arguments_of(benchmark: Benchmark, options: argparse.Namespace) -> list[str]:
     """Command-line arguments of a benchmark, for the files that exist."""
     arguments = []
-    if benchmark.questions and has_questions(benchmark.questions, data):
-        arguments += ["--data", str(data)]
-    if benchmark.measures_shape and shape:
-        arguments += ["--shape", str(shape)]
+    if benchmark.questions and has_questions(benchmark.questions, options.data):
+        arguments += ["--data", str(options.data)]
+    if benchmark.measures_shape and options.shape:
+        arguments += ["--shape", str(options.shape)]
+    if benchmark.needs_model:
+        arguments += ["--model", str(options.model)]
     return arguments
 
 
