@@ -9,7 +9,8 @@ is a separate process, alternating with the peer's, after one warm-up each.
 first    From exec to the first byte of the reply, for prompts of about SHORT and LONG tokens, against llama-completion
          with the rendered prompt and the same context. Then the second question of a session whose first prompt had
          LONG tokens, against llama-completion with all of it.
-decode   STEPS tokens from the start of a text, against llama-bench and against llama-cpp-python's `Llama`.
+decode   STEPS tokens from the start of a text, against llama-bench with weights repacked or not, as ours, and against
+         llama-cpp-python's `Llama`, which repacks them.
 ask      A whole process that answers a question with ANSWER tokens, against llama-completion.
 batch    Questions of GSM8K in `cerebrum batch`, against llama-server with SERVER_SLOTS slots, of which the best counts,
          and against the limit that llama-batched-bench gives for prompts of one length.
@@ -124,7 +125,8 @@ def decode_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
     model, runs = options.model, options.runs
     ask = ask_command(model, STEPS + 1, "--no-log", "--raw", "The", "--json", "--set", "drafts=off")
     bench = [str(PEER_PROGRAMS / "llama-bench"), "-m", str(model), "-p", "0", "-n", str(STEPS), "-r", "1"]
-    bench += ["-t", str(THREADS), "-o", "json"]
+    repacked = "not repacked" not in run([*ask, "--stats"], environment=environment).errors
+    bench += ["-t", str(THREADS), "-o", "json", "--repack", "1" if repacked else "0"]
 
     def ours() -> float:
         reply = json.loads(run(ask, environment=environment).output)
@@ -134,11 +136,11 @@ def decode_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
 
     peers = {
         "llama-bench": lambda: float(json.loads(run(bench).output)[0]["avg_ts"]),
-        "llama-cpp-python": lambda: in_subprocess(python_rate, str(model)),
+        "llama-cpp-python (repacked)": lambda: in_subprocess(python_rate, str(model)),
     }
     for name, peer in peers.items():
         ours_rate, peer_rate, ratio = alternate(ours, peer, 2 * runs)
-        label = f"decode of {STEPS} tokens, {model.stem}, {name}"
+        label = f"decode of {STEPS} tokens, {model.stem}, {'' if repacked else 'not '}repacked, {name}"
         yield Row(label, f"{ours_rate:.1f} tok/s", f"{peer_rate:.1f} tok/s", ratio, ">= 0.97")
 
 
