@@ -68,13 +68,13 @@ class Slot:
     def copy_prefix(self, source: Slot, length: int) -> None:
         """Record that this slot now holds the first `length` tokens of another, or of itself."""
         if source is self:
-            return self.truncate(length)
+            self.truncate(length)
+            return
         self.truncate(0)
         self.tokens, self.cells = source.tokens[:length], source.cells[:length]
         if self.uses is not None:
             self.uses.update(self.cells)
         self.checkpoints = [checkpoint for checkpoint in source.checkpoints if checkpoint.length <= length]
-        return None
 
 
 class Admission(NamedTuple):

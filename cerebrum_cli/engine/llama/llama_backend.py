@@ -207,11 +207,11 @@ class LlamaBackend(LlamaVocabulary):
         self._candidates = self._candidates or Candidates(self.size)
         narrowed = None if params.changes_logits or sorts_few else params
         params = replace(params, top_p=1.0) if narrowed else params
-        chain = create_chain(self._vocab, params, seed, prompt, self._prototypes)
-        drawn = chain, self.batch_position, self._allowed_logits, self._candidates, narrowed
+        native = create_chain(self._vocab, params, seed, prompt, self._prototypes)
+        chain = ChainSampler(native, self._allowed_logits, self._candidates, narrowed)
         if constraint is None:
-            return ChainSampler(*drawn)
-        return GrammarSampler(*drawn, grammar, self, constraint, greedy if is_greedy else None)
+            return chain
+        return GrammarSampler(chain, grammar, self, constraint, greedy if is_greedy else None)
 
     def batch_position(self, row: int) -> tuple[Any, int]:
         """llama.cpp's context, and the index of a row of the last decode in its batch."""

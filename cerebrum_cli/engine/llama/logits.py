@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from math import inf, log
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,6 @@ from cerebrum_cli.engine.backend import TokenScore
 from cerebrum_cli.engine.control import AnswerStart, Constraint
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.grammar import accept_token, is_allowed
-from cerebrum_cli.engine.llama.sampler import BatchPosition, LlamaSampler
 from cerebrum_cli.engine.sequence import continuation
 
 if TYPE_CHECKING:
@@ -98,35 +98,35 @@ class Candidates:
         return self.fill(row_logits)
 
 
-class ChainSampler(LlamaSampler):
-    """A chain that shares its candidates with those of other sequences.
+@dataclass
+class ChainSampler:
+    """A chain, which it frees, that shares its candidates with those of other sequences.
 
     With `params`, it gets only the likeliest of them, from which its chain samples without top-k and top-p.
     """
 
-    def __init__(
-        self,
-        chain: Any,
-        batch_position: BatchPosition,
-        logits: Callable[[int], Any],
-        candidates: Candidates,
-        params: SamplingParams | None,
-    ) -> None:
-        super().__init__(chain, batch_position)
-        self._logits = logits
-        self._candidates = candidates
-        self._params = params
+    chain: Any
+    logits: Callable[[int], Any]
+    candidates: Candidates
+    params: SamplingParams | None
 
     def sample(self, row: int) -> int:
-        token = self._draw(self._logits(row))
+        token = self.draw(self.logits(row))
         self.accept(token)
         return token
 
-    def _draw(self, row_logits: Any) -> int:
-        params, candidates = self._params, self._candidates
+    def draw(self, row_logits: Any) -> int:
+        """Choose a token, without accepting it."""
+        params, candidates = self.params, self.candidates
         array = candidates.likeliest(row_logits, params) if params else candidates.fill(row_logits)
         llama.llama_sampler_apply(self.chain, ctypes.byref(array))
         return int(array.data[array.selected].id)
+
+    def accept(self, token: int) -> None:
+        llama.llama_sampler_accept(self.chain, token)
+
+    def close(self) -> None:
+        llama.llama_sampler_free(self.chain)
 
 
 class GreedySampler:
@@ -145,29 +145,26 @@ class GreedySampler:
         pass
 
 
-class GrammarSampler(ChainSampler):
+class GrammarSampler:
     """A sampler constrained by a grammar, given as a sampler of its own, from where the answer starts.
 
     The grammar is applied last and lazily: most sampled tokens fit it, and checking one token is cheap, while filtering
     the whole vocabulary is not. Only if a token does not fit, all tokens are filtered and one is sampled again. While
     the model reasons, tokens are sampled as without a grammar; markup and white space may precede the answer.
 
-    The `free` sampler samples the reasoning; None is this one, without the grammar.
+    The `chain` draws all tokens, but the `free` sampler those of the reasoning if there is one.
     """
 
     def __init__(
         self,
-        chain: Any,
-        batch_position: BatchPosition,
-        logits: Callable[[int], Any],
-        candidates: Candidates,
-        params: SamplingParams | None,
+        chain: ChainSampler,
         grammar: Any,
         vocabulary: Vocabulary,
         constraint: Constraint,
         free: Sampler | None,
     ) -> None:
-        super().__init__(chain, batch_position, logits, candidates, params)
+        self._chain = chain
+        self.accept = chain.accept
         self._grammar = grammar
         self._vocabulary = vocabulary
         self._start = constraint.start  # None once the grammar applies
@@ -179,9 +176,9 @@ class GrammarSampler(ChainSampler):
         """Sample the next token that the grammar allows, if it applies; GrammarError if there is none."""
         start = self._start
         if start and start.stage == "thinking":
-            return self._free.sample(row) if self._free else super().sample(row)
-        row_logits = self._logits(row)
-        token = self._draw(row_logits)
+            return (self._free or self._chain).sample(row)
+        row_logits = self._chain.logits(row)
+        token = self._chain.draw(row_logits)
         if start is None or (passing := self._before_answer(start, token)) is None:
             return self._constrained(row_logits, token)
         self.accept(passing)
@@ -212,17 +209,17 @@ class GrammarSampler(ChainSampler):
     def _constrained(self, row_logits: Any, token: int) -> int:
         """The token, or another one if the grammar does not allow it; GrammarError if it allows none."""
         if token in self._banned or not is_allowed(self._grammar, token):
-            every = self._candidates.fill(row_logits)
-            self._candidates.logits[self._banned] = -numpy.inf
+            every = self._chain.candidates.fill(row_logits)
+            self._chain.candidates.logits[self._banned] = -numpy.inf
             llama.llama_sampler_apply(self._grammar, ctypes.byref(every))
-            allowed = self._candidates.logits.copy()
+            allowed = self._chain.candidates.logits.copy()
             if not allowed.max() > -numpy.inf:  # or not a number
                 raise GrammarError("the grammar rejects every possible next token", "check that it can be completed")
-            token = self._draw(allowed)
-        llama.llama_sampler_accept(self.chain, token)
+            token = self._chain.draw(allowed)
+        self.accept(token)
         llama.llama_sampler_accept(self._grammar, token)
         return token
 
     def close(self) -> None:
         llama.llama_sampler_free(self._grammar)
-        super().close()
+        self._chain.close()
