@@ -142,17 +142,7 @@ def server_row(name: str, model: str, questions: Sequence[Question], tokens: int
     path, prompts = model_path(model), in_subprocess(tokenized_prompts, model, questions)
     job = make_job(model, questions, tokens, None)
     slot_counts = [slots for slots in SERVER_SLOTS if slots <= len(prompts)] or list(SERVER_SLOTS[:1])
-
-    def ours() -> float:
-        return rate(job, prompts)
-
-    def peer() -> dict[int, float]:
-        seconds = {slots: time_server(path, prompts, tokens, THREADS, slots) for slots in slot_counts}
-        return {slots: len(prompts) * tokens / seconds[slots] for slots in slot_counts}
-
-    if runs > 1:
-        ours(), peer()
-    rounds = [pair(ours, peer, number) for number in range(runs)]
+    rounds = server_rounds(path, job, prompts, slot_counts, runs)
     for slots in slot_counts:
         print(f"{name}: llama-server -np {slots}: {', '.join(f'{rates[slots]:.1f}' for _, rates in rounds)} tok/s")
     best = best_slots([rates for _, rates in rounds])
@@ -164,6 +154,24 @@ def server_row(name: str, model: str, questions: Sequence[Question], tokens: int
     tried = " or ".join(map(str, slot_counts))
     label = f"batch of {len(prompts)} questions, {tokens} tokens each, {name}, llama-server -np {tried}"
     return Row(label, f"{ours_rate:.1f} tok/s", f"{peer_rate:.1f} tok/s (-np {best})", ratio, target)
+
+
+def server_rounds(
+    path: Path, job: BatchJob, prompts: Sequence[Sequence[int]], slot_counts: Sequence[int], runs: int
+) -> list[tuple[float, dict[int, float]]]:
+    """Tokens per second of a batch, and of llama-server by its slots, in pairs; a single round has no warm-up."""
+    tokens = int(job.settings["max_tokens"])
+
+    def ours() -> float:
+        return rate(job, prompts)
+
+    def peer() -> dict[int, float]:
+        seconds = {slots: time_server(path, prompts, tokens, THREADS, slots) for slots in slot_counts}
+        return {slots: len(prompts) * tokens / seconds[slots] for slots in slot_counts}
+
+    if runs > 1:
+        ours(), peer()
+    return [pair(ours, peer, number) for number in range(runs)]
 
 
 def best_slots(rounds: Sequence[Mapping[int, float]]) -> int:

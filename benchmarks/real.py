@@ -31,7 +31,7 @@ from pathlib import Path
 
 import votes
 from answering import THREADS, gsm8k, tokenized_prompts
-from batch import best_slots, make_job, rate
+from batch import best_slots, make_job, server_rounds
 from completion import completion_peers, preview
 from harness import (
     PEER_PROGRAMS,
@@ -49,7 +49,7 @@ from harness import (
     run,
     time_to_first_byte,
 )
-from server import batched_bench, time_server
+from server import batched_bench
 
 SHORT, LONG = 60, 2000  # tokens of a prompt
 STEPS, ANSWER = 128, 64
@@ -178,18 +178,7 @@ def batch_rows(options: Namespace, _: Environment) -> Iterator[Row]:
     prompts = in_subprocess(tokenized_prompts, str(model), questions)
     length = round(statistics.mean(map(len, prompts)))
     job = make_job(str(model), questions, tokens, None)
-    rates: list[tuple[float, dict[int, float]]] = []
-    for number in range(options.runs):
-        rates.append(
-            pair(
-                lambda: rate(job, prompts),
-                lambda: {
-                    slots: count * tokens / time_server(model, prompts, tokens, THREADS, slots)
-                    for slots in SERVER_SLOTS
-                },
-                number,
-            )
-        )
+    rates = server_rounds(model, job, prompts, SERVER_SLOTS, options.runs)
     best = best_slots([peer for _, peer in rates])
     label = f"batch of {count} questions, {tokens} tokens each, {model.stem}"
     ours_rate, peer_rate, ratio = medians([(ours, peer[best]) for ours, peer in rates])
