@@ -45,6 +45,7 @@ class Loop:
         self._score_jobs: deque[ScoreJob] = deque()
         self._max_slots = backend.slots
         self._reserves_max = backend.slots == 1 or backend.kv_unified
+        self._is_for_scores = False  # whether memory was last allocated for scoring, with fewer slots
         self.prompt_cache = (
             PromptCache(backend, self._scheduler, self._checkpoints, state_store) if state_store else None
         )
@@ -113,10 +114,12 @@ class Loop:
 
     def _score(self) -> None:
         """Score texts for a step, in slots that hold nothing for sequences afterwards."""
+        slots = self._backend.slots
         try:
             if not self._score_jobs[0].step(self._backend):
                 self._score_jobs.popleft()
         finally:  # memory may have been reserved again
+            self._is_for_scores |= self._backend.slots < slots
             self._scheduler.reset_slots(self._backend.slots)
 
     def _preempt_full(self) -> None:
@@ -141,7 +144,7 @@ class Loop:
         scheduler, backend = self._scheduler, self._backend
         while scheduler.waiting and scheduler.free_slots and not scheduler.prefilling:
             sequence = scheduler.waiting[0]
-            needs_memory = self._required_length(sequence) > backend.capacity
+            needs_memory = self._required_length(sequence) > backend.capacity or self._is_for_scores
             if not scheduler.running and len(scheduler.waiting) > backend.slots:  # the last sequences were longer
                 length, slots = self._plan_cache()
                 needs_memory = needs_memory or min(slots, backend.slots_for(length)) > backend.slots
@@ -192,6 +195,7 @@ class Loop:
         length, slots = self._plan_cache()
         if notice := self._backend.reserve(max(min_length, length), n_slots or slots):
             self._scheduler.waiting[0].emit(notice)
+        self._is_for_scores = False
         self._scheduler.reset_slots(self._backend.slots)
 
     def _make_room(self, tokens: int) -> bool:

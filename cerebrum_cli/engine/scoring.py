@@ -182,14 +182,15 @@ class ScoreJob:
     def _reserve(self, backend: Backend) -> None:
         """Allocate memory for the longest text; a shared cache gets its full size, which attention depends on.
 
-        It is empty then, which makes scores independent of what was in it.
+        It is empty then, which makes scores independent of what was in it. Separate caches share no rows: one is used.
         """
+        slots = None if backend.shares_rows else 1
         length = backend.context_size if backend.kv_unified else max(len(path.tokens) for path in self._paths)
-        if length > backend.capacity and (notice := backend.reserve(length)):
+        if length > backend.capacity and (notice := backend.reserve(length, slots)):
             self.emit(notice)
         backend.context.clear_all()
         self._backend = backend
-        self._free_slots = list(range(backend.slots if backend.shares_rows else 1))
+        self._free_slots = list(range(slots or backend.slots))
 
     def _open_paths(self, backend: Backend) -> None:
         """Open further paths in free slots, each with what it has in common with the path before."""

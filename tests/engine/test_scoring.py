@@ -231,3 +231,16 @@ def test_scores_wait_for_running_sequences() -> None:
     assert (reply.text, scores) == ("world!", dict(enumerate(map(expected_scores, MANY))))
     sizes = [len(step) for step in backend.steps]
     assert sizes[:7] == [6, *[1] * 6] and min(sizes[7:]) > 1
+
+
+def test_scores_reserve_one_separate_cache_and_replies_then_all() -> None:
+    backend = ScriptedBackend(replies({"hello ": "world!"}), slots=4)
+    with running_engine(backend) as engine:
+        scores = collect_scores(engine.score(MANY))
+        one_slot = [slots for _, slots in backend.reserved]
+        with closing(engine.generate([Request(tokens("hello "))])) as running:
+            events = [next(running)]
+        [reply] = collect_replies(engine.generate([Request(tokens("hello "))])).values()
+    assert events and reply.text == "world!"
+    assert scores == dict(enumerate(map(expected_scores, MANY)))
+    assert (one_slot, [slots for _, slots in backend.reserved[1:]]) == ([1], [4])
