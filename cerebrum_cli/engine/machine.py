@@ -161,6 +161,14 @@ def processor_flags(path: Path = CPUINFO, release: str | None = None) -> frozens
     return frozenset((*flags.split(), *unlisted)) if flags else None
 
 
+def instruction_set() -> str:
+    """The processor's architecture: "x86", or "avx512" if it has that, or another in lower case."""
+    architecture = platform.machine().lower()
+    if architecture not in ("x86_64", "amd64"):
+        return architecture
+    return "avx512" if "avx512f" in (processor_flags() or ()) else "x86"
+
+
 def processor_name(path: Path = CPUINFO) -> str:
     """Model name of the first processor, or the best substitute that the system offers."""
     return _first_processor(path).get("model name") or platform.processor() or platform.machine()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
-from platform import machine as architecture
 from time import time
 
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.engine.bench import Bench, BenchError
-from cerebrum_cli.engine.machine import available_memory, processors
+from cerebrum_cli.engine.machine import available_memory, instruction_set, processors
 from cerebrum_cli.engine.memory import CPU_UBATCH, ContextOptions, Device, FreeMemory
 from cerebrum_cli.engine.memory_plan import plan_slots
 from cerebrum_cli.engine.model_options import LoadOptions, Tuning, plan_repacking
@@ -110,11 +109,12 @@ def search_space(model: InstalledModel, settings: Settings) -> SearchSpace:
     sized = replace(settings, ctx=EXPECTED_REPLY_TOKENS + PROMPT_TOKENS)
     context = load_options(model, sized, ContextOptions(slots=MAX_BATCH_SLOTS)).context
     slots = plan_slots(model.sizes, MAX_BATCH_SLOTS, replace(context, n_ubatch=CPU_UBATCH), (), free)
-    ask = Tuning(repack=plan_repacking(model.quantization, False, architecture()))
     return SearchSpace(
-        chat=Tuning(repack=plan_repacking(model.quantization, True, architecture())),
-        ask=ask,
-        batch=replace(ask, slots=min(BATCH_SLOTS, slots)),
+        chat=Tuning(repack=plan_repacking(model.quantization, instruction_set(), is_chat=True)),
+        ask=Tuning(repack=plan_repacking(model.quantization, instruction_set())),
+        batch=Tuning(
+            repack=plan_repacking(model.quantization, instruction_set(), is_batch=True), slots=min(BATCH_SLOTS, slots)
+        ),
         threads=() if settings.threads else thread_counts_to_try(cores.threads, cores.most_threads),
         slots=slots,
         layers=model.header.n_layers if settings.gpu_layers == "auto" else 0,
@@ -124,4 +124,6 @@ def search_space(model: InstalledModel, settings: Settings) -> SearchSpace:
 def bench_options(model: InstalledModel, settings: Settings) -> LoadOptions:
     """Load options of a chat without a profile. ModelFileError if the model cannot be loaded, or cannot answer."""
     require_generative(model.path, model.header)
-    return replace(load_options(model, settings), repack=plan_repacking(model.quantization, True, architecture()))
+    return replace(
+        load_options(model, settings), repack=plan_repacking(model.quantization, instruction_set(), is_chat=True)
+    )

@@ -227,7 +227,10 @@ def test_load_notes_options_without_effect(
     assert "".join(notice.message for notice in option_notices(asked, offloads, devices)) == problem
 
 
-def test_plan_repacking_repacks_k_quants_on_x86_only_for_a_chat() -> None:
-    assert plan_repacking("Q4_K_M", True, "x86_64") and plan_repacking("Q4_K_M", False, "arm64")
-    assert not plan_repacking("Q4_K_M", False, "x86_64") and not plan_repacking("Q6_K", False, "AMD64")
-    assert plan_repacking("Q4_0", False, "x86_64") and plan_repacking(None, False, "x86_64")
+def test_plan_repacking_leaves_k_quants_on_x86_as_they_are_unless_repacking_pays() -> None:
+    for instructions in ("x86", "avx512"):
+        assert plan_repacking("Q4_K_M", instructions, is_chat=True)
+        assert not plan_repacking("Q6_K", instructions)
+        assert plan_repacking("Q4_0", instructions) and plan_repacking(None, instructions)
+    assert plan_repacking("Q4_K_M", "x86", is_batch=True) and not plan_repacking("Q4_K_M", "avx512", is_batch=True)
+    assert plan_repacking("Q4_K_M", "arm64")
