@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from datetime import date
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
@@ -34,6 +35,7 @@ SCRIPT = str(Path(sys.executable).parent / "cerebrum")
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program has bytecode, too: the warm-up writes it
 TIMEOUT_S = 3600.0  # far longer than any measured process takes, even on a slow machine
+KERNELS = {"AVX512": "AVX-512", "AVX2": "AVX2", "AVX": "AVX", "SVE": "SVE", "NEON": "NEON"}
 TABLE_HEAD = """
 | benchmark | ours | peer | ratio | target | met | date | machine | versions |
 |---|---|---|---|---|---|---|---|---|
@@ -104,9 +106,15 @@ def run(command: Sequence[str], stdin_text: str | None = None, environment: Envi
 
 
 def require_peers() -> None:
-    """Exit with a message unless `make peers` has built all of llama.cpp's programs."""
+    """Exit with a message unless `make peers` has built all of llama.cpp's programs.
+
+    On Linux they then run with the library of this process, which may be another build: see `make test-avx2`.
+    """
     if not any(PEER_PROGRAMS.parent.glob("*.programs")):
         sys.exit("the peers are not built\nrun `make peers` first")
+    package = find_spec("llama_cpp")
+    assert package and package.submodule_search_locations
+    os.environ["LD_LIBRARY_PATH"] = str(Path(package.submodule_search_locations[0]) / "lib")
 
 
 def time_to_first_byte(command: Sequence[str], environment: Environment | None = None) -> float:
@@ -197,6 +205,20 @@ def medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
         statistics.median(b for _, b in pairs),
         statistics.median(a / b for a, b in pairs),
     )
+
+
+@cache
+def kernels() -> str:
+    """The widest vector instructions that llama.cpp is built for here, such as "AVX-512"."""
+    features = in_subprocess(cpu_features)
+    return next((shown for name, shown in KERNELS.items() if name in features), "no vector instructions")
+
+
+def cpu_features() -> Sequence[str]:
+    """Instruction sets that llama.cpp uses; to be called in a subprocess."""
+    from cerebrum_cli.engine.llama.devices import build
+
+    return build().cpu_features
 
 
 @cache

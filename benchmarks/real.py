@@ -42,6 +42,7 @@ from harness import (
     argument_parser,
     in_subprocess,
     isolated_environment,
+    kernels,
     medians,
     pair,
     record,
@@ -79,6 +80,11 @@ def main() -> None:
                 record([row], options.dry_run)
 
 
+def name_of(model: Path) -> str:
+    """Name of a model in a row, with the kernels it runs on: rows of both kinds of processor are kept."""
+    return f"{model.stem}, {kernels()}"
+
+
 def ask_command(model: Path, tokens: int, *arguments: str) -> list[str]:
     """Command that generates at most `tokens` tokens."""
     command = [SCRIPT, "ask", "-m", str(model), "-n", str(tokens), "--threads", str(THREADS), "--temperature", "0"]
@@ -99,7 +105,9 @@ def first_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
             runs,
         )
         count = preview(ask, environment)["prompt_tokens"]
-        label = f"first token, {model.stem}, prompt of {count} tokens / llama-completion --no-warmup, {peer.context}"
+        label = (
+            f"first token, {name_of(model)}, prompt of {count} tokens / llama-completion --no-warmup, {peer.context}"
+        )
         yield Row(label, f"{ours_s:.2f} s", f"{peer_s:.2f} s", ratio, "<= 1.05")
     run(ask_command(model, 1, words), environment=environment)
     again = ask_command(model, 1, "-c", FOLLOW_UP)
@@ -116,7 +124,9 @@ def first_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
             )
         )
     ours_s, peer_s, ratio = medians(pairs)
-    label = f"first token, {model.stem}, second question of a session, {count} tokens / llama-completion --no-warmup"
+    label = (
+        f"first token, {name_of(model)}, second question of a session, {count} tokens / llama-completion --no-warmup"
+    )
     yield Row(label, f"{ours_s:.2f} s", f"{peer_s:.2f} s", ratio, "<= 0.6")
 
 
@@ -140,7 +150,7 @@ def decode_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
     }
     for name, peer in peers.items():
         ours_rate, peer_rate, ratio = alternate(ours, peer, 2 * runs)
-        label = f"decode of {STEPS} tokens, {model.stem}, {'' if repacked else 'not '}repacked, {name}"
+        label = f"decode of {STEPS} tokens, {name_of(model)}, {'' if repacked else 'not '}repacked, {name}"
         yield Row(label, f"{ours_rate:.1f} tok/s", f"{peer_rate:.1f} tok/s", ratio, ">= 0.97")
 
 
@@ -167,7 +177,7 @@ def answer_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
     ours_s, peer_s, ratio = alternate(
         lambda: run(ask, environment=environment).seconds, lambda: run(peer.command).seconds, options.runs
     )
-    label = f"ask, {ANSWER} tokens, {model.stem}, whole process / llama-completion --no-warmup, {peer.context}"
+    label = f"ask, {ANSWER} tokens, {name_of(model)}, whole process / llama-completion --no-warmup, {peer.context}"
     yield Row(label, f"{ours_s:.2f} s", f"{peer_s:.2f} s", ratio, "<= 1.05")
 
 
@@ -180,7 +190,7 @@ def batch_rows(options: Namespace, _: Environment) -> Iterator[Row]:
     job = make_job(str(model), questions, tokens, None)
     rates = server_rounds(model, job, prompts, SERVER_SLOTS, options.runs)
     best = best_slots([peer for _, peer in rates])
-    label = f"batch of {count} questions, {tokens} tokens each, {model.stem}"
+    label = f"batch of {count} questions, {tokens} tokens each, {name_of(model)}"
     ours_rate, peer_rate, ratio = medians([(ours, peer[best]) for ours, peer in rates])
     tried = " or ".join(map(str, SERVER_SLOTS))
     yield Row(
@@ -222,7 +232,7 @@ def edit_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
 
         pairs = [pair(lambda: rate_with("on"), lambda: rate_with("off"), number) for number in range(options.runs)]
     ours_rate, peer_rate, ratio = medians(pairs)
-    label = f"edit of a file of {len(lines)} lines, {model.stem}, drafts on / off"
+    label = f"edit of a file of {len(lines)} lines, {name_of(model)}, drafts on / off"
     ours = f"{ours_rate:.1f} tok/s ({max(shares):.0%} of the tokens drafted)"
     yield Row(label, ours, f"{peer_rate:.1f} tok/s", ratio, ">= 2.0")
 
@@ -230,7 +240,7 @@ def edit_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
 def vote_rows(options: Namespace, _: Environment) -> Iterator[Row]:
     """Compare a vote with as many answers."""
     (question,) = gsm8k(options.data, 1)
-    yield from votes.cost_rows(str(options.model), question, ANSWER, options.runs)
+    yield from votes.cost_rows(name_of(options.model), str(options.model), question, ANSWER, options.runs)
 
 
 PARTS = {

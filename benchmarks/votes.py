@@ -49,7 +49,7 @@ def main() -> None:
     if not options.data:
         return print("skipping the cost of votes: it needs --data")
     (question,) = gsm8k(options.data, 1)
-    record(cost_rows("starter", question, options.tokens, options.runs or 3), options.dry_run)
+    record(cost_rows("starter", "starter", question, options.tokens, options.runs or 3), options.dry_run)
     if options.shape:
         tokens = min(SHAPE_TOKENS, options.tokens)
         record([shape_cost_row(str(options.shape), question, tokens, options.runs or 1)], options.dry_run)
@@ -63,11 +63,11 @@ class Timing(NamedTuple):
     finishes: list[FinishEvent]
 
 
-def cost_rows(model: str, question: Question, tokens: int, runs: int) -> list[Row]:
+def cost_rows(name: str, model: str, question: Question, tokens: int, runs: int) -> list[Row]:
     """Compare a vote with single answers that each evaluate the prompt, and with ones that reuse it."""
     measures = (time_vote, time_without_reuse, time_with_reuse)
     runs_s = [[in_subprocess(measure, model, question, tokens) for measure in measures] for _ in range(runs + 1)][1:]
-    label = f"{VOTES} votes of {tokens} tokens, {model}, {VOTES} answers that"
+    label = f"{VOTES} votes of {tokens} tokens, {name}, {VOTES} answers that"
     return [
         time_row(
             f"{label} each evaluate the prompt",
