@@ -109,7 +109,7 @@ class Reference(NamedTuple):
             return None
         reply = text.strip().encode()
         same = sum(1 for _ in takewhile(lambda read: reply.startswith(read.lstrip()), accumulate(self.pieces)))
-        return [{"nothing": 0.0, "a token": -inf}, *self.likeliest][min(same + 1, len(self.likeliest))]
+        return self.likeliest[same] if same < len(self.likeliest) else {"the end": 0.0, "another token": -inf}
 
     def change(self, other: Reference) -> float:
         """Largest change of a log probability while the tokens are equal."""
@@ -195,13 +195,13 @@ def reference_server(model: Path, *options: str, slots: int) -> Iterator[LlamaSe
 def reference(server: LlamaServer, ids: Sequence[int], is_plain: bool) -> Reference:
     """The server's reply to these token ids."""
     body = {"prompt": list(ids), "n_predict": TOKENS, "temperature": 0, "n_probs": 2, "cache_prompt": False}
-    body["stop"] = list(CEREBRUM.stop) if is_plain else []
     reply = completion(server.port, json.dumps(body).encode())
     if reply["tokens_evaluated"] != len(ids):
         raise RuntimeError(f"llama-server evaluated {reply['tokens_evaluated']} tokens, not {len(ids)}")
     tokens = reply.get("completion_probabilities", [])  # absent from an empty reply
     likeliest = [{each["token"]: float(each["logprob"]) for each in token["top_logprobs"]} for token in tokens]
-    return Reference(reply["content"], tuple(bytes(token["bytes"]) for token in tokens), tuple(likeliest))
+    text = reply["content"].partition(CEREBRUM.stop[0])[0] if is_plain else reply["content"]
+    return Reference(text, tuple(bytes(token["bytes"]) for token in tokens), tuple(likeliest))
 
 
 # Our ways of answering.
