@@ -36,13 +36,15 @@ JOB_KINDS: tuple[JobKind, ...] = ("prefill", "decode")
 class BenchJob(NamedTuple):
     """Work to time: a number of prompt tokens to prefill, or of steps to decode after `depth` tokens of context.
 
-    Several sequences decode together.
+    Several sequences decode together. To save time, the context of a single one may consist of `copies` of its first
+    tokens; where the KV cache cannot hold copies, it is these tokens alone.
     """
 
     kind: JobKind
     tokens: int
     sequences: int = 1
     depth: int = 16
+    copies: int = 1
 
 
 class Closeness(NamedTuple):
@@ -226,4 +228,4 @@ BenchFactory = Callable[..., Bench]
 
 def load_settings(tuning: Tuning) -> Tuning:
     """Part of a tuning that is fixed when the model is loaded; the rest can change with the context."""
-    return replace(tuning, n_ubatch=None, slots=None)
+    return replace(tuning, n_ubatch=None, slots=None, flash_attention=None)

@@ -75,6 +75,7 @@ class Tuning:
     n_ubatch: int | None = None
     gpu_layers: str | None = None
     slots: int | None = None
+    flash_attention: bool | None = None
 
     @property
     def overrides(self) -> dict[str, Any]:

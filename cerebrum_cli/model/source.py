@@ -213,9 +213,13 @@ def load_options(
 
 
 def without_user_settings(tuning: Tuning, settings: Settings) -> Tuning:
-    if settings.threads is not None:
-        tuning = replace(tuning, n_threads=None, n_threads_batch=None)
-    return replace(tuning, gpu_layers=None) if settings.gpu_layers != "auto" else tuning
+    is_set = {
+        "n_threads": settings.threads,
+        "n_threads_batch": settings.threads,
+        "gpu_layers": settings.gpu_layers != "auto",
+        "flash_attention": settings.flash_attn,
+    }
+    return replace(tuning, **dict.fromkeys(name for name, value in is_set.items() if value))
 
 
 def require_attention(model: InstalledModel, settings: Settings, pad_steps: bool = False) -> None:

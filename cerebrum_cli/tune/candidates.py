@@ -60,7 +60,9 @@ USES = (CHAT, ASK, BATCH)
 class SearchSpace(NamedTuple):
     """The default settings of each use, and what can be tried instead.
 
-    `threads` are thread counts other than the default; `slots` is the number of sequences that fit in memory.
+    `threads` are thread counts other than the default; `slots` is the number of sequences that fit in memory, and
+    `depth` the number of tokens after which a single one is decoded. `no_flash` has the values of `is_batch` for which
+    flash attention may be turned off.
     """
 
     chat: Tuning
@@ -69,6 +71,8 @@ class SearchSpace(NamedTuple):
     threads: tuple[int, ...]
     slots: int
     layers: int
+    depth: int
+    no_flash: tuple[bool, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -130,6 +134,8 @@ def _load_stages(space: SearchSpace, has_gpu: bool, is_batch: bool) -> Iterator[
     default = space.batch if is_batch else space.chat
     if is_batch or space.ask == space.chat:
         yield Stage(is_batch, {"repack": not default.repack}, is_essential=not is_batch)
+    if is_batch in space.no_flash and not has_gpu:
+        yield Stage(is_batch, {"flash_attention": False})
     for layers in ("0", str(space.layers // 2)) if has_gpu else ():
         yield Stage(is_batch, {"gpu_layers": layers})
     for count in space.threads:
@@ -151,6 +157,7 @@ def describe(tuning: Tuning, is_batch: bool = False) -> str:
     threads = ((decode, ""),) if decode == prefill else ((decode, " to decode"), (prefill, " to prefill"))
     texts = (
         None if tuning.repack is None else "repacked" if tuning.repack else "not repacked",
+        "no flash attention" if tuning.flash_attention is False else None,
         tuning.gpu_layers and f"{tuning.gpu_layers} layers offloaded",
         *(f"{format_count(count, 'thread')}{use}" for count, use in threads if count),
         f"n_ubatch {tuning.n_ubatch}" if tuning.n_ubatch else None,

@@ -31,10 +31,10 @@ from cerebrum_cli.tune.candidates import (
     plan_stages,
 )
 
-SEARCH_S = 60.0  # between measuring the defaults and confirming the winners
+SEARCH_S = 75.0  # between measuring the defaults and confirming the winners
 RUN_S = 0.8  # of one measurement
-MIN_DEPTH, BATCH_DEPTH, MAX_DEPTH = 16, 128, 2048  # tokens of context to decode after
-DEPTH_S = 2.0  # of evaluating them, once for each way of loading the model
+MIN_DEPTH, BATCH_DEPTH, MAX_DEPTH = 16, 128, 2048  # tokens of context to evaluate before decoding
+DEPTH_S = 2.0  # of evaluating them, once for each context
 PAIRS, CONFIRMATION_PAIRS = 2, 3  # of measurements in turn, for a candidate and for a winner
 MIN_GAIN = 1.05  # over the defaults, to be used: less may be caused by other programs
 MIN_IMPROVEMENT = 1.02  # over the best so far, to become the base of further candidates
@@ -96,8 +96,11 @@ class Search:
             self._measure(default, base, JOB_KINDS)
         else:
             prefill = self._calibrate(default, BenchJob("prefill", 64, 2 if default.is_batch else 1), 1024)
-            least, depth = 3 if default.is_batch else 6, context_depth(prefill, default.is_batch)
-            decode = self._calibrate(default, BenchJob("decode", least, tuning.slots or 1, depth), 64)
+            least, evaluated = 3 if default.is_batch else 6, context_depth(prefill, default.is_batch)
+            depth = evaluated if default.is_batch else self.space.depth
+            decode = self._calibrate(
+                default, BenchJob("decode", least, tuning.slots or 1, depth, copies=-(-depth // evaluated)), 64
+            )
             default.speeds = Speeds(self._load_seconds(tuning), prefill, decode, self.bench.peak_memory(tuning))
         self.candidates.append(default)
         for use in uses:
@@ -106,7 +109,7 @@ class Search:
             self._update_best(base)
 
     def _calibrate(self, candidate: Candidate, job: BenchJob, most: int) -> float:
-        speed, (kind, least, sequences, _) = self.bench.speed(candidate.tuning, job), job
+        speed, (kind, least, sequences, *_) = self.bench.speed(candidate.tuning, job), job
         steps = speed / (sequences if kind == "decode" else 1) * RUN_S
         tokens = int(steps) if kind == "decode" else int(steps // least * least)
         sized = self._jobs[candidate.is_batch, kind] = job._replace(tokens=min(most, max(least, tokens)))
@@ -211,10 +214,7 @@ class Search:
 
 
 def context_depth(prompt_speed: float, is_batch: bool = False) -> int:
-    """Tokens of context after which decoding is measured: of a whole chat, or of the prompts of a batch.
-
-    On slow machines they are fewer, but then the weights, not attention, take most of the time of a step.
-    """
+    """Tokens of context to evaluate before decoding: of a whole chat, or of the prompts of a batch; fewer if slow."""
     return max(MIN_DEPTH, min(BATCH_DEPTH if is_batch else MAX_DEPTH, int(prompt_speed * DEPTH_S)))
 
 

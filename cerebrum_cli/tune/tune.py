@@ -9,13 +9,22 @@ from time import time
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
-from cerebrum_cli.engine.bench import Bench, BenchError
+from cerebrum_cli.engine.bench import ROOM, Bench, BenchError
 from cerebrum_cli.engine.machine import available_memory, instruction_set, processors
-from cerebrum_cli.engine.memory import CPU_UBATCH, ContextOptions, Device, FreeMemory
+from cerebrum_cli.engine.memory import (
+    CPU_UBATCH,
+    QUANTIZED_CACHE_TYPES,
+    ContextOptions,
+    Device,
+    FreeMemory,
+    context_needs,
+    fits,
+)
 from cerebrum_cli.engine.memory_plan import plan_slots
 from cerebrum_cli.engine.model_options import LoadOptions, Tuning, plan_repacking
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK, MEASURED_ROWS, StepCosts
+from cerebrum_cli.formats.thinking import THOUGHTS
 from cerebrum_cli.gguf.architectures import facts_of
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.model.profiles import (
@@ -35,6 +44,7 @@ from cerebrum_cli.tune.search import SEARCH_S, Search, context_depth
 
 MAX_BATCH_SLOTS = 64
 STEPS_S = 10.0  # to measure steps with drafted tokens, for each use whose defaults differ
+DEPTHS = (8192, 2048, 512, 128)  # tokens of context to decode after: the most that fit, the first with a long thought
 PROMPT_TOKENS = 256  # per slot of a batch, in addition to the reply
 
 
@@ -107,8 +117,20 @@ def measure_steps(
 def search_space(model: InstalledModel, settings: Settings) -> SearchSpace:
     cores, free = processors(), FreeMemory(available_memory() - model.size)
     sized = replace(settings, ctx=EXPECTED_REPLY_TOKENS + PROMPT_TOKENS)
-    context = load_options(model, sized, ContextOptions(slots=MAX_BATCH_SLOTS)).context
-    slots = plan_slots(model.sizes, MAX_BATCH_SLOTS, replace(context, n_ubatch=CPU_UBATCH), (), free)
+    context = replace(load_options(model, sized, ContextOptions(slots=MAX_BATCH_SLOTS)).context, n_ubatch=CPU_UBATCH)
+    slots = plan_slots(model.sizes, MAX_BATCH_SLOTS, context, (), free)
+    thinks = any(thought.open in (model.header.chat_template or "") for thought in THOUGHTS)
+    depths = (
+        depth
+        for depth in DEPTHS[0 if thinks else 1 :]
+        if depth <= model.trained_context
+        and fits(context_needs(model.sizes, replace(context, length=depth + ROOM, slots=1)), free)
+    )
+    may_turn_off = (
+        not settings.flash_attn
+        and settings.cache_type_v not in QUANTIZED_CACHE_TYPES
+        and facts_of(model.header.architecture).has_flash_attention
+    )
     return SearchSpace(
         chat=Tuning(repack=plan_repacking(model.quantization, instruction_set(), is_chat=True)),
         ask=Tuning(repack=plan_repacking(model.quantization, instruction_set())),
@@ -118,6 +140,13 @@ def search_space(model: InstalledModel, settings: Settings) -> SearchSpace:
         threads=() if settings.threads else thread_counts_to_try(cores.threads, cores.most_threads),
         slots=slots,
         layers=model.header.n_layers if settings.gpu_layers == "auto" else 0,
+        depth=next(depths, DEPTHS[-1]),
+        # not in a batch on x86-64, whose answers would then depend on drafts
+        no_flash=tuple(
+            is_batch
+            for is_batch in (False, True)
+            if may_turn_off and not (is_batch and instruction_set() in ("x86", "avx512"))
+        ),
     )
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import psutil
 import pytest
 from command_line import CommandLine
+from numpy.typing import NDArray
 from scripted_command import run_here
 from waiting import wait_for_end, wait_until
 
 from cerebrum_cli.cli.app import PROBE
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.bench import Bench, BenchError, BenchJob
+from cerebrum_cli.engine.backend import TokenRow
+from cerebrum_cli.engine.bench import Bench, BenchError, BenchJob, JobKind
+from cerebrum_cli.engine.llama.bench_process import WARM_UP_STEPS, BenchModel
 from cerebrum_cli.engine.model_options import LoadOptions, Tuning
 from cerebrum_cli.gguf.sizes import uniform_sizes
 from cerebrum_cli.models.library import NANO
@@ -30,6 +34,7 @@ pytestmark = pytest.mark.slow
 TEXT = PROBE.read_text(encoding="utf-8")
 REPACKED, NOT_REPACKED = Tuning(repack=True), Tuning(repack=False)
 PREFILL, DECODE, BATCH_DECODE = BenchJob("prefill", 64), BenchJob("decode", 4), BenchJob("decode", 2, 4)
+DEEP_DECODE = BenchJob("decode", 4, depth=4096, copies=64)
 
 
 def options_of(path: Path) -> LoadOptions:
@@ -59,10 +64,11 @@ def bench_processes(pid: int | None = None) -> list[psutil.Process]:
 
 
 def test_bench_measures_speeds_load_time_and_memory(bench: Bench) -> None:
-    assert all(bench.speed(REPACKED, job) > 0 for job in (PREFILL, DECODE, BATCH_DECODE))
+    assert all(bench.speed(REPACKED, job) > 0 for job in (PREFILL, DECODE, DEEP_DECODE, BATCH_DECODE))
     assert 0 < bench.reload(REPACKED) < 30
     assert bench.peak_memory(REPACKED) > NANO.stat().st_size
     assert isinstance(bench.devices, tuple)
+    assert bench.speed(replace(REPACKED, flash_attention=False), DEEP_DECODE) > 0
     for tuning in (Tuning(n_ubatch=32), Tuning(slots=4)):
         assert bench.speed(replace(REPACKED, **tuning.overrides), BATCH_DECODE if tuning.slots else PREFILL) > 0
     assert len(bench_processes()) == 1, "other settings change only the context"
@@ -82,6 +88,62 @@ def test_bench_measures_the_costs_of_steps_with_drafts(bench: Bench) -> None:
     assert (measured.rows, measured.costs[0]) == ((1, 2, 8, 32), 1.0)
     assert measured.costs[-1] > 1.0
     assert bench.speed(NOT_REPACKED, DECODE) > 0
+
+
+@pytest.fixture
+def bench_model() -> Iterator[BenchModel]:
+    model = BenchModel()
+    model.load(options_of(NANO), TEXT)
+    yield model
+    model.backend.close()
+
+
+def test_decode_job_fills_the_context_with_copies_once(
+    bench_model: BenchModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, positions = bench_model.backend, list[int]()
+    decode = backend.decode
+
+    def recording(rows: Sequence[TokenRow]) -> bool:
+        positions.extend(row.position for row in rows)
+        return decode(rows)
+
+    monkeypatch.setattr(backend, "decode", recording)
+
+    def run(copies: int, kind: JobKind = "decode") -> tuple[int, int, int]:
+        """Rows evaluated, the last position, and the size of the state in slot 0."""
+        positions.clear()
+        bench_model.measure(Tuning(slots=1), 512, "time_job", BenchJob(kind, 4, depth=400, copies=copies))
+        return len(positions), positions[-1], backend.context.state_size(0)
+
+    decoded = 4 + WARM_UP_STEPS
+    *_, size = run(1)
+    assert run(8) == (50 + decoded, 50 + decoded - 1, size)
+    assert run(8) == (decoded, 50 + decoded - 1, size)
+    run(8, "prefill")
+    assert run(8) == (50 + decoded, 50 + decoded - 1, size)
+    assert run(1) == (400 + decoded, 400 + decoded - 1, size)
+
+
+def test_attention_reads_the_copies_of_a_context(bench_model: BenchModel) -> None:
+    """The new token then has a smaller share in attention, and nothing else changes."""
+
+    def logits_after(job: BenchJob) -> NDArray[numpy.float32]:
+        bench_model.measure(Tuning(slots=1), 512, "time_job", job)
+        logits: NDArray[numpy.float32] = bench_model.backend.logits(0).copy()
+        return logits
+
+    alone = logits_after(BenchJob("decode", 0, depth=50))
+    copied = logits_after(BenchJob("decode", 0, depth=400, copies=8))
+    assert 0 < abs(alone - copied).max() < (alone.max() - alone.min()) / 10
+
+
+def test_bench_decodes_after_the_first_copy_if_the_cache_cannot_hold_others(
+    recurrent_model: Path, sliding_window_model: Path
+) -> None:
+    for path in (recurrent_model, sliding_window_model):
+        with contextlib.closing(Bench(options_of(path), TEXT)) as bench:
+            assert bench.speed(NOT_REPACKED, BenchJob("decode", 4, depth=800, copies=8)) > 0
 
 
 def test_bench_measures_no_steps_of_a_recurrent_model(recurrent_model: Path) -> None:

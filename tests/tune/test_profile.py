@@ -14,13 +14,13 @@ from command_line import Finished
 from scripted_backend import ScriptedBackend
 from scripted_bench import ScriptedBench, SpeedModel
 from scripted_command import app_for, run_here
-from tiny_models import write_vocabulary
+from tiny_models import CHATML_TEMPLATE, Shape, write_chatml, write_vocabulary
 
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.files import lock_file
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.memory import ContextOptions, Device
+from cerebrum_cli.engine.memory import HEADROOM, ContextOptions, Device
 from cerebrum_cli.engine.model_options import LoadOptions, Tuning
 from cerebrum_cli.engine.step_costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.main import run
@@ -54,7 +54,7 @@ def profile(
     return Profile(model, machine, build, "2026-11-20T20:58:34+00:00", uses)
 
 
-ALL_SETTINGS = Tuning(False, 4, 6, 64, "12", 16)
+ALL_SETTINGS = Tuning(False, 4, 6, 64, "12", 16, False)
 
 
 def test_load_options_prefer_user_settings_over_the_tuning() -> None:
@@ -62,9 +62,12 @@ def test_load_options_prefer_user_settings_over_the_tuning() -> None:
     tuned = load_options(model, Settings(), tuning=ALL_SETTINGS)
     context = tuned.context
     assert (tuned.repack, tuned.gpu_layers, context.n_threads, context.n_threads_batch) == (False, "12", 4, 6)
-    assert (context.n_ubatch, context.slots) == (64, 1)
-    user_set = load_options(model, Settings(threads=2, gpu_layers="0", ctx=512), tuning=ALL_SETTINGS)
+    assert (context.n_ubatch, context.slots, context.flash_attention) == (64, 1, False)
+    settings = Settings(threads=2, gpu_layers="0", ctx=512, flash_attn="on")
+    user_set = load_options(model, settings, tuning=ALL_SETTINGS)
     context = user_set.context
+    assert context.flash_attention is True
+    assert load_options(model, Settings(flash_attn="auto"), tuning=ALL_SETTINGS).context.flash_attention is None
     assert (context.n_threads, context.n_threads_batch, user_set.gpu_layers, context.length) == (2, 0, "0", 512)
     for context in (CHAT_CONTEXT, ContextOptions(slots=8, batch_invariant=True)):
         assert load_options(model, Settings(), context, ALL_SETTINGS).context.slots == context.slots
@@ -263,6 +266,7 @@ def test_tune_saves_a_profile_that_other_commands_use(runner: CommandRunner) -> 
 
 
 def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cerebrum_cli.tune.tune.instruction_set", lambda: "avx512")
     done = runner.run("tune", runner.model, "--threads", "1")
     rows = [line.split("  ") for line in done.out.splitlines()]
     assert [row[0] for row in rows] == ["use", "chat", "ask", "batch", "speculative decoding: off"]
@@ -271,6 +275,8 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner, monkeypa
     assert done.err.splitlines()[1:] == [
         "measured, relative to the defaults:",
         "  not repacked: prompt 1.50 x, gen 0.90 x",
+        "  no flash attention: prompt 1.00 x, gen 1.00 x",
+        "  not repacked, no flash attention: prompt 1.50 x, gen 0.90 x",
         "  batch, not repacked: prompt 1.00 x, gen 1.00 x",
         "  batch, 16 sequences: prompt 1.00 x, gen 1.50 x",
         "  batch, 64 sequences: prompt 1.00 x, gen 1.00 x",
@@ -285,6 +291,57 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner, monkeypa
     assert runner.run("tune", runner.model, "--threads", "1", "--quiet") == Finished(0, done.out, "")
     monkeypatch.setenv("CEREBRUM_THREADS", "1")
     assert done.out in runner.run("show", runner.model).out
+
+
+@pytest.mark.parametrize(
+    ("options", "instructions", "tried"),
+    [
+        ((), "avx512", {False}),
+        ((), "arm64", {False, True}),
+        (("--set", "flash_attn=on"), "arm64", set()),
+        (("--set", "cache_type_v=q8_0"), "arm64", set()),
+        (("--set", "cache_type_k=q8_0"), "avx512", {False}),
+    ],
+)
+def test_tune_tries_without_flash_attention_where_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], instructions: str, tried: set[bool]
+) -> None:
+    """In a batch not on x86, where answers would depend on drafts."""
+    monkeypatch.setattr("cerebrum_cli.tune.tune.instruction_set", lambda: instructions)
+    runner = CommandRunner(tmp_path, write_chatml(tmp_path / "wide.gguf", shape=Shape(width=128)))
+    done = runner.run("tune", runner.model, "--json", *options)
+    assert {each["batch"] for each in done.object["tried"] if "flash_attention" in each["settings"]} == tried
+
+
+def test_tuned_flash_attention_is_used_shown_and_overridden(runner: CommandRunner) -> None:
+    runner.speed_model = SpeedModel(single={("flash_attention", False): (1.3, 1.3)})
+    assert "  chat: no flash attention (before: defaults)" in runner.run("tune", runner.model).err.splitlines()
+    assert "no flash attention" in runner.run("show", runner.model).out
+    chosen = [
+        runner.load_options("ask", *options, "hello").context.flash_attention
+        for options in ((), ("--set", "flash_attn=on"), ("--set", "no_profile=on"))
+    ]
+    assert chosen == [False, True, None]
+
+
+@pytest.mark.parametrize(
+    ("template", "context_length", "free", "depth"),
+    [
+        (CHATML_TEMPLATE, 40_960, 10**9, 2048),
+        (f"{CHATML_TEMPLATE}<think>", 40_960, 10**9, 8192),
+        (f"{CHATML_TEMPLATE}<think>", 4096, 10**9, 2048),
+        (f"{CHATML_TEMPLATE}<think>", 40_960, HEADROOM, 128),
+    ],
+)
+def test_tune_decodes_after_a_long_thought_if_the_model_thinks_and_memory_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, context_length: int, free: int, depth: int
+) -> None:
+    monkeypatch.setattr("cerebrum_cli.tune.tune.available_memory", lambda: free)
+    model = write_chatml(tmp_path / "model.gguf", chat_template=template, context_length=context_length)
+    runner = CommandRunner(tmp_path, model)
+    assert runner.run("tune", model, "--json").code == 0
+    [bench] = runner.benches
+    assert {job.depth for tuning, job in bench.jobs if job.kind == "decode" and not tuning.slots} == {depth}
 
 
 def test_tune_reports_changes_from_the_previous_profile(runner: CommandRunner) -> None:

@@ -12,6 +12,7 @@ from scripted_bench import ScriptedBench, SpeedModel
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
+from cerebrum_cli.engine.bench import BenchJob
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.model_options import Tuning
 from cerebrum_cli.model.profiles import Speeds, TunedUse, UseName
@@ -19,7 +20,9 @@ from cerebrum_cli.tune.candidates import USES, Candidate, SearchSpace, thread_co
 from cerebrum_cli.tune.search import SEARCH_S, Search
 
 BASELINE, BATCH_BASELINE = Tuning(repack=True), Tuning(repack=False, slots=32)
-SPACE = SearchSpace(BASELINE, BASELINE, BATCH_BASELINE, threads=(1, 4), slots=64, layers=32)
+SPACE = SearchSpace(
+    BASELINE, BASELINE, BATCH_BASELINE, threads=(1, 4), slots=64, layers=32, depth=2048, no_flash=(False, True)
+)
 GPU = Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000)
 NOT_REPACKED = {("repack", False): (1.5, 0.9)}
 SINGLE_USES: tuple[UseName, ...] = ("chat", "ask")
@@ -81,6 +84,10 @@ FASTEST: Mapping[str, tuple[SpeedModel, dict[str, dict[str, Any]]]] = {
         SpeedModel(batch={("repack", True): (1.2, 1.3), ("slots", 64): (1.0, 1.4), ("slots", 16): (1.0, 0.8)}),
         {"batch": {"repack": True, "slots": 64}},
     ),
+    "flash attention slows down prompts": (
+        SpeedModel({("flash_attention", False): (2.0, 1.0)}, {("flash_attention", False): (2.0, 1.0)}),
+        {name: {"flash_attention": False} for name in ("ask", "batch")},
+    ),
 }
 
 
@@ -94,6 +101,21 @@ def test_search_chooses_the_fastest_settings_of_each_use(case: str) -> None:
         speeds = speed_model(replace(baseline, **tuned.tuning.overrides))
         assert asdict(tuned.speeds) == pytest.approx(asdict(speeds))
         assert tuned.gain == pytest.approx(true_gain(speed_model, tuned, name))
+
+
+@pytest.mark.parametrize(("depth", "is_chosen"), [(512, False), (8192, True)])
+def test_search_finds_that_flash_attention_is_slow_in_a_long_context(depth: int, is_chosen: bool) -> None:
+    class DeepBench(ScriptedBench):
+        def speed(self, tuning: Tuning, job: BenchJob) -> float:
+            is_slow = job.kind == "decode" and tuning.flash_attention is None
+            return super().speed(tuning, job) / (1 + job.depth / 32_768 if is_slow else 1)
+
+    bench = DeepBench()
+    uses, _, _ = run_search(bench, space=SPACE._replace(depth=depth))
+    assert overrides_by_use(uses) == ({"chat": {"flash_attention": False}} if is_chosen else {})
+    decoded = {(job.sequences > 1, job.depth, job.depth // job.copies) for _, job in bench.jobs if job.kind == "decode"}
+    evaluated = 60  # in two seconds
+    assert decoded == {(False, depth, depth // -(-depth // evaluated)), (True, 90, 90)}
 
 
 @pytest.mark.parametrize(
@@ -210,13 +232,14 @@ def test_search_skips_settings_that_affect_little() -> None:
     assert {job.kind for job in bench.jobs_with(repack=False) if job.sequences == 1} == {"decode"}
 
 
-def test_search_tries_gpu_layers_only_with_a_gpu_and_threads_that_the_user_leaves_open() -> None:
+def test_search_tries_only_settings_that_the_user_and_the_machine_leave_open() -> None:
     speed_model = SpeedModel(single={("gpu_layers", "16"): (2.0, 2.0)})
-    _, search, _ = run_search(ScriptedBench(speed_model), space=SPACE._replace(threads=()))
+    _, search, _ = run_search(ScriptedBench(speed_model), space=SPACE._replace(threads=(), no_flash=()))
     tried = {setting for each in search.candidates for setting in each.tuning.overrides}
     assert tried == {"repack", "slots", "n_ubatch"}
     uses, search, _ = run_search(ScriptedBench(speed_model, devices=(GPU,)))
     assert {each.tuning.gpu_layers for each in search.candidates} == {None, "0", "16"}
+    assert not candidates_with(search, flash_attention=False)
     assert uses["chat"].tuning == Tuning(gpu_layers="16")
 
 

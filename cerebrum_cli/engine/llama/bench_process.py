@@ -38,6 +38,7 @@ WARM_UP_STEPS = 1  # not timed: llama.cpp builds its compute graph in the first 
 
 class BenchModel:
     _context: ContextOptions  # of the backend's context, if it has one
+    _copies = 1  # of its tokens requested for slot 0
 
     def load(self, options: LoadOptions, text: str) -> tuple[float, tuple[Device, ...]]:
         """Load the model, and the text that it evaluates: the seconds the model took, and the GPUs found."""
@@ -56,7 +57,7 @@ class BenchModel:
     def time_job(self, text: tuple[int, ...], job: BenchJob) -> tuple[float, float]:
         """Tokens per second, and the share of the CPU time of its threads that this process got."""
         if job.kind == "decode":
-            return self._time_decode(text[: job.depth], job.tokens, job.sequences)
+            return self._time_decode(text[: job.depth // job.copies], job)
         self._evaluate(text[: job.depth])  # the first steps of a context are not timed
         started = perf_counter(), process_time()
         self._evaluate(text[: job.tokens])
@@ -96,9 +97,12 @@ class BenchModel:
     def _configure(self, tuning: Tuning, length: int, n_rs_seq: int) -> None:
         options, sequences = self._options.with_tuning(tuning), tuning.slots or 1
         offloads = bool(accelerators()) and options.gpu_layers != "0"
+        fills = sequences == 1 and self.backend.trimmable_length == inf  # with copies, loaded into a second slot
         requested = replace(
             options.context,
             length=length,
+            slots=2 if fills else sequences,
+            kv_unified=fills,
             n_rs_seq=n_rs_seq,
             batch_invariant=sequences > 1 and not offloads,
             n_threads=options.context.n_threads or thread_count(),
@@ -114,14 +118,24 @@ class BenchModel:
     def _threads(self, is_batch: bool) -> int:
         return (is_batch and self._context.n_threads_batch) or self._context.n_threads
 
-    def _evaluate(self, tokens: tuple[int, ...]) -> None:
-        """Empty all slots, and evaluate a prompt in slot 0, with logits for its last token."""
+    def _evaluate(self, tokens: tuple[int, ...], copies: int = 1) -> None:
+        """Empty all slots, and evaluate a prompt in slot 0, with logits for its last token.
+
+        In a unified KV cache, the slot then gets copies of all its cells. They have the same positions, and attention
+        reads all of them.
+        """
+        context, self._copies = self.backend.context, copies
         for slot in range(self.backend.slots):
-            self.backend.context.clear(slot)
+            context.clear(slot)
         for start, end in self._chunks(len(tokens)):
             self.backend.decode(
                 [TokenRow(0, index, tokens[index], index == len(tokens) - 1) for index in range(start, end)]
             )
+        if copies > 1 and self._context.kv_unified:
+            state = context.checkpoint(0, is_whole=True)
+            for _ in range(copies - 1):
+                context.restore(1, state, is_whole=True)
+                context.share_cells(1, 0)
 
     def _logits(self, tokens: tuple[int, ...]) -> Iterator[NDArray[numpy.float32]]:
         """Yield the logits after each token but the last; each array is valid until the next one is requested."""
@@ -137,25 +151,25 @@ class BenchModel:
             yield start, end
             start = end
 
-    def _time_decode(self, prefix: tuple[int, ...], steps: int, sequences: int) -> tuple[float, float]:
-        backend, slots = self.backend, range(sequences)
+    def _time_decode(self, prefix: tuple[int, ...], job: BenchJob) -> tuple[float, float]:
+        backend, slots = self.backend, range(job.sequences)
         # A measurement before may have left the prefix, which takes long to evaluate.
-        if any(
+        if self._copies != job.copies or any(
             backend.context.length(slot) < len(prefix) or not backend.context.trim(slot, len(prefix)) for slot in slots
         ):
-            self._evaluate(prefix)
+            self._evaluate(prefix, job.copies)
             for slot in slots[1:]:
                 backend.context.copy(0, slot)
         samplers = [backend.sampler(SamplingParams(), 0, None, prefix) for _ in slots]
-        last, started = [prefix[0]] * sequences, (0.0, 0.0)
+        last, started = [prefix[0]] * job.sequences, (0.0, 0.0)
         try:
-            for step in range(steps + WARM_UP_STEPS):
+            for step in range(job.tokens + WARM_UP_STEPS):
                 if step == WARM_UP_STEPS:
                     started = perf_counter(), process_time()
                 position = len(prefix) + step
                 backend.decode([TokenRow(slot, position, token, True) for slot, token in enumerate(last)])
                 last = [sampler.sample(slot) for slot, sampler in enumerate(samplers)]
-            return rates(started, steps * sequences, self._threads(sequences > 1))
+            return rates(started, job.tokens * job.sequences, self._threads(job.sequences > 1))
         finally:
             for sampler in samplers:
                 sampler.close()
