@@ -1,4 +1,4 @@
-"""How to load a model: options and tunings, and notices about them. Pure."""
+"""How to load a model: options and tunings, and notices about them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.engine.machine import rebuild_command
+from cerebrum_cli.engine.machine import instruction_set, rebuild_command
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions, Device
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -103,9 +103,9 @@ def large_model_notice(weight_bytes: int) -> NoticeEvent:
 
 
 def plan_repacking(
-    quantization: str | None, instructions: str, *, is_chat: bool = False, is_batch: bool = False
+    quantization: str | None, *, is_chat: bool = False, is_batch: bool = False, instructions: str | None = None
 ) -> bool:
-    """Whether to repack weights, which is llama.cpp's default, for an `instruction_set`.
+    """Whether to repack weights, which is llama.cpp's default, with this processor's `instruction_set` or another.
 
     On x86, K-quants only for a chat, whose replies make up for the longer load, and for a batch without AVX-512.
     Measured on two cores without repacking, compared to repacked weights:
@@ -115,9 +115,10 @@ def plan_repacking(
     - Qwen2.5-Coder 1.5B in Q4_K_M, with AVX-512: prefill 1.5 times as fast, 1, 16 and 32 sequences 0.84, 0.90 and 1.05
       times; without AVX-512: prefill as fast, 1, 16 and 32 sequences 0.76, 0.76 and 0.90 times.
     """
-    if "_K" not in (quantization or "") or instructions not in ("x86", "avx512"):
+    if is_chat or "_K" not in (quantization or ""):
         return True
-    return is_chat or (is_batch and instructions != "avx512")
+    instructions = instructions or instruction_set()
+    return instructions not in ("x86", "avx512") or (is_batch and instructions == "x86")
 
 
 def expert_notice(expert_count: int, tensor_types: Iterable[str]) -> NoticeEvent | None:

@@ -13,7 +13,6 @@ from cerebrum_cli.core.settings import GENERATION_KEYS, Settings
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.machine import instruction_set
 from cerebrum_cli.engine.memory import BLOCK_SIZE, QUANTIZED_CACHE_TYPES, SINGLE, ContextOptions
 from cerebrum_cli.engine.model_options import (
     AdapterFile,
@@ -204,7 +203,7 @@ def load_options(
         GgufFile(model.path, model.trained_context, model.sizes, adapters, model.is_verified),
         context,
         settings.gpu_layers,
-        plan_repacking(model.quantization, instruction_set(), is_chat=whole_context, is_batch=context.slots > 1),
+        plan_repacking(model.quantization, is_chat=whole_context, is_batch=context.slots > 1),
         vocabulary_only,
         whole_context,
         settings.cpu_moe,

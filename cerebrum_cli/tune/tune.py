@@ -132,11 +132,9 @@ def search_space(model: InstalledModel, settings: Settings) -> SearchSpace:
         and facts_of(model.header.architecture).has_flash_attention
     )
     return SearchSpace(
-        chat=Tuning(repack=plan_repacking(model.quantization, instruction_set(), is_chat=True)),
-        ask=Tuning(repack=plan_repacking(model.quantization, instruction_set())),
-        batch=Tuning(
-            repack=plan_repacking(model.quantization, instruction_set(), is_batch=True), slots=min(BATCH_SLOTS, slots)
-        ),
+        chat=Tuning(repack=plan_repacking(model.quantization, is_chat=True)),
+        ask=Tuning(repack=plan_repacking(model.quantization)),
+        batch=Tuning(repack=plan_repacking(model.quantization, is_batch=True), slots=min(BATCH_SLOTS, slots)),
         threads=() if settings.threads else thread_counts_to_try(cores.threads, cores.most_threads),
         slots=slots,
         layers=model.header.n_layers if settings.gpu_layers == "auto" else 0,
@@ -153,6 +151,4 @@ def search_space(model: InstalledModel, settings: Settings) -> SearchSpace:
 def bench_options(model: InstalledModel, settings: Settings) -> LoadOptions:
     """Load options of a chat without a profile. ModelFileError if the model cannot be loaded, or cannot answer."""
     require_generative(model.path, model.header)
-    return replace(
-        load_options(model, settings), repack=plan_repacking(model.quantization, instruction_set(), is_chat=True)
-    )
+    return replace(load_options(model, settings), repack=plan_repacking(model.quantization, is_chat=True))

@@ -21,7 +21,6 @@ from cerebrum_cli.engine.llama.batch_invariance import pad_step, stable_slots
 from cerebrum_cli.engine.llama.devices import build
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.machine import instruction_set
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions, expert_notice, plan_repacking
 from cerebrum_cli.engine.sequence import Request
@@ -84,7 +83,7 @@ def replies(
     options = LoadOptions(
         GgufFile(path, 2048, header.sizes),
         ContextOptions(context_size, slots, **(defaults | context)),
-        repack=plan_repacking(header.quantization, instruction_set(), is_chat=True) if repack is None else repack,
+        repack=plan_repacking(header.quantization, is_chat=True) if repack is None else repack,
     )
     said: Replies = [[] for _ in requests]
     with (

@@ -136,6 +136,23 @@ def test_processor_name_is_that_of_the_first_core_or_the_platform(tmp_path: Path
     assert machine.processor_name(path) == machine.processor_name(tmp_path / "nowhere") != ""
 
 
+@pytest.mark.parametrize(
+    ("architecture", "flags", "expected"),
+    [
+        ("x86_64", {"avx2", "avx512f"}, "avx512"),
+        ("AMD64", {"avx2"}, "x86"),
+        ("x86_64", None, "x86"),
+        ("arm64", {"asimd"}, "arm64"),
+    ],
+)
+def test_instruction_set_names_what_kernels_depend_on(
+    architecture: str, flags: set[str] | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: architecture)
+    monkeypatch.setattr(machine, "processor_flags", lambda: flags)
+    assert machine.instruction_set() == expected
+
+
 def test_machine_fingerprint_has_cores_memory_and_gpus() -> None:
     alone, with_gpus = machine.machine_fingerprint(()), machine.machine_fingerprint(GPUS)
     assert re.fullmatch(r".+, \d+ processors, \d+ GB, no GPU", alone)

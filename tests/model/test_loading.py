@@ -229,8 +229,10 @@ def test_load_notes_options_without_effect(
 
 def test_plan_repacking_leaves_k_quants_on_x86_as_they_are_unless_repacking_pays() -> None:
     for instructions in ("x86", "avx512"):
-        assert plan_repacking("Q4_K_M", instructions, is_chat=True)
-        assert not plan_repacking("Q6_K", instructions)
-        assert plan_repacking("Q4_0", instructions) and plan_repacking(None, instructions)
-    assert plan_repacking("Q4_K_M", "x86", is_batch=True) and not plan_repacking("Q4_K_M", "avx512", is_batch=True)
-    assert plan_repacking("Q4_K_M", "arm64")
+        assert plan_repacking("Q4_K_M", instructions=instructions, is_chat=True)
+        assert not plan_repacking("Q6_K", instructions=instructions)
+        assert plan_repacking("Q4_0", instructions=instructions) and plan_repacking(None, instructions=instructions)
+    assert plan_repacking("Q4_K_M", instructions="x86", is_batch=True) and not plan_repacking(
+        "Q4_K_M", instructions="avx512", is_batch=True
+    )
+    assert plan_repacking("Q4_K_M", instructions="arm64")
