@@ -30,7 +30,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
-from itertools import accumulate, takewhile
+from itertools import takewhile
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,9 +107,13 @@ class Reference(NamedTuple):
         """The two likeliest tokens where a reply first differs; None if it does not."""
         if text.strip() == self.text.strip():
             return None
-        reply = text.strip().encode()
-        same = sum(1 for _ in takewhile(lambda read: reply.startswith(read.lstrip()), accumulate(self.pieces)))
-        return self.likeliest[same] if same < len(self.likeliest) else {"the end": 0.0, "another token": -inf}
+        reply, read = text.strip().encode(), b""
+        for piece, likeliest in zip(self.pieces, self.likeliest, strict=True):
+            longer = [token.encode() for token in likeliest if len(token.encode()) > len(piece)]  # " your", not " you"
+            if not reply.startswith((read + piece).lstrip()) or any(reply.startswith(read + token) for token in longer):
+                return likeliest
+            read += piece
+        return {"the end": 0.0, "another token": -inf}
 
     def change(self, other: Reference) -> float:
         """Largest change of a log probability while the tokens are equal."""
