@@ -55,12 +55,12 @@ from server import LlamaServer, completion, running_server
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.settings import fold
+from cerebrum_cli.engine.memory import CPU_UBATCH
 from cerebrum_cli.formats.plain import CEREBRUM
 
 HUMAN_EVAL = "humaneval.jsonl"
 TOKENS, LONG, LONG_EVERY, CONTEXT = 24, 1400, 20, 4096
 SLOTS = 8
-CPU_UBATCH = 128  # tokens in a step of ours without a GPU
 FOLLOW_UP = "Say that again in one short sentence."
 HEADING = "Greedy replies, and llama.cpp's own"
 HEAD = """
