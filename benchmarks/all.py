@@ -20,21 +20,22 @@ from typing import NamedTuple
 
 from harness import RESULTS, ROOT, require_peers
 
-MT_BENCH, GSM8K = "mt-bench-80.jsonl", "gsm8k-200.jsonl"
+MT_BENCH, GSM8K, HUMAN_EVAL = "mt-bench-80.jsonl", "gsm8k-200.jsonl", "humaneval.jsonl"
 PUBLISHED = {
     MT_BENCH: "fastchat/llm_judge/data/mt_bench/question.jsonl in github.com/lm-sys/FastChat",
     GSM8K: "the first 200 lines of grade_school_math/data/test.jsonl in github.com/openai/grade-school-math",
+    HUMAN_EVAL: "data/HumanEval.jsonl.gz in github.com/openai/human-eval",
 }
 
 
 class Benchmark(NamedTuple):
-    """A script in this directory, the question file it needs, and whether it also measures a 7B shape.
+    """A script in this directory, the question files it needs, and whether it also measures a 7B shape.
 
     One that `needs_model` measures an instruction model only.
     """
 
     name: str
-    questions: str | None = None
+    questions: tuple[str, ...] = ()
     measures_shape: bool = False
     needs_model: bool = False
 
@@ -45,18 +46,19 @@ BENCHMARKS = (
     Benchmark("start", measures_shape=True),
     Benchmark("interrupt", measures_shape=True),
     Benchmark("pull"),
-    Benchmark("chat", MT_BENCH, measures_shape=True),
+    Benchmark("chat", (MT_BENCH,), measures_shape=True),
     Benchmark("rendering"),
-    Benchmark("batch", GSM8K, measures_shape=True),
+    Benchmark("batch", (GSM8K,), measures_shape=True),
     Benchmark("large_batch"),
     Benchmark("stored_rows"),
-    Benchmark("endpoints", GSM8K),
-    Benchmark("votes", GSM8K, measures_shape=True),
-    Benchmark("evaluation", GSM8K),
-    Benchmark("drafts", GSM8K, measures_shape=True),
+    Benchmark("endpoints", (GSM8K,)),
+    Benchmark("votes", (GSM8K,), measures_shape=True),
+    Benchmark("evaluation", (GSM8K,)),
+    Benchmark("drafts", (GSM8K,), measures_shape=True),
     Benchmark("scores"),
-    Benchmark("real", GSM8K, needs_model=True),
-    Benchmark("lm_eval_parity", GSM8K),
+    Benchmark("real", (GSM8K,), needs_model=True),
+    Benchmark("same_text", (MT_BENCH, GSM8K, HUMAN_EVAL), needs_model=True),
+    Benchmark("lm_eval_parity", (GSM8K,)),
     Benchmark("tune", measures_shape=True),
     Benchmark("merge", measures_shape=True),
     Benchmark("plots"),
@@ -67,8 +69,8 @@ def main() -> None:
     """Run the selected benchmarks; exit with code 1 if any failed."""
     options = parse_arguments()
     selected = [benchmark for benchmark in BENCHMARKS if not options.only or benchmark.name in options.only]
-    if not (options.model and has_questions(GSM8K, options.data)):
-        print("real: skipping what needs --model and --data", flush=True)
+    if not (options.model and all(has_questions(name, options.data) for name in PUBLISHED)):
+        print("real, same_text: skipping what needs --model and --data", flush=True)
         selected = [benchmark for benchmark in selected if not benchmark.needs_model]
     for line in missing_questions(selected, options.data):
         print(line, flush=True)
@@ -83,7 +85,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Parse and check the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=path_argument, metavar="DIR", help=f"directory with {MT_BENCH} and {GSM8K}")
+    parser.add_argument("--data", type=path_argument, metavar="DIR", help=f"directory with {', '.join(PUBLISHED)}")
     parser.add_argument("--shape", type=path_argument, metavar="FILE", help="a model of Mistral-7B's shape")
     parser.add_argument("--model", type=path_argument, metavar="FILE", help="an instruction model")
     names = [benchmark.name for benchmark in BENCHMARKS]
@@ -106,9 +108,9 @@ def path_argument(text: str) -> Path:
 
 def missing_questions(benchmarks: Iterable[Benchmark], data: Path | None) -> Iterator[str]:
     """Yield a message for each question file that is missing."""
-    for name in dict.fromkeys(benchmark.questions for benchmark in benchmarks if benchmark.questions):
-        if not has_questions(name, data):
-            skipping = ", ".join(benchmark.name for benchmark in benchmarks if benchmark.questions == name)
+    for name in PUBLISHED:
+        skipping = ", ".join(benchmark.name for benchmark in benchmarks if name in benchmark.questions)
+        if skipping and not has_questions(name, data):
             yield f"{skipping}: skipping what needs DATA/{name}; source: {PUBLISHED[name]}"
 
 
@@ -120,7 +122,7 @@ def has_questions(name: str, data: Path | None) -> bool:
 def arguments_of(benchmark: Benchmark, options: argparse.Namespace) -> list[str]:
     """Command-line arguments of a benchmark, for the files that exist."""
     arguments = []
-    if benchmark.questions and has_questions(benchmark.questions, options.data):
+    if benchmark.questions and all(has_questions(name, options.data) for name in benchmark.questions):
         arguments += ["--data", str(options.data)]
     if benchmark.measures_shape and options.shape:
         arguments += ["--shape", str(options.shape)]

@@ -2,7 +2,7 @@
 
 Needs `make peers`. Usage: python benchmarks/same_text.py --data DIR --model FILE [--plain] [--prompts N] [--dry-run]
 
-DIR contains mt-bench-80.jsonl and humaneval.jsonl, see benchmarks/all.py. FILE is a model with a chat template; one
+DIR contains the three question files of benchmarks/all.py. FILE is a model with a chat template; one
 without needs --plain, the format of Cerebrum. The N prompts are chat turns, programming tasks and questions in 20
 languages, and every LONG_EVERYth is a text of about LONG words. Replies have at most TOKENS tokens.
 
@@ -35,7 +35,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from all import GSM8K, MT_BENCH
+from all import GSM8K, HUMAN_EVAL, MT_BENCH
 from answering import THREADS, loaded_model
 from completion import preview
 from harness import (
@@ -58,7 +58,6 @@ from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.memory import CPU_UBATCH
 from cerebrum_cli.formats.plain import CEREBRUM
 
-HUMAN_EVAL = "humaneval.jsonl"
 TOKENS, LONG, LONG_EVERY, CONTEXT = 24, 1400, 20, 4096
 SLOTS = 8
 FOLLOW_UP = "Say that again in one short sentence."
