@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Verdict = Literal["fits", "tight", "too big"]
 
 PREFERRED_QUANTIZATION = "Q4_K_M"  # the common compromise of size and quality
+FAST_IN_BATCHES = ("Q4_0", "IQ4_NL", "Q4_K_M")  # on CPUs: docs/how-to/batch.md has figures
 SYSTEM_RESERVE = 2**30  # bytes of memory left to the system
 TIGHT_FRACTION = 7 / 8  # of the host's memory; above it other programs are swapped out
 ROOMY_FRACTION = 0.5  # of all usable memory; models that need more are listed after those that do not
@@ -168,6 +169,14 @@ class DownloadPlan:
             f"{self.reference} needs {format_size(self.chosen.needed)} of memory at {self.context} tokens of context;"
             f" {format_size(self.capacity.usable_memory)} is available"
         )
+
+    @property
+    def fast_in_batches(self) -> ModelReference | None:
+        """The largest quantization that answers batches faster than a larger chosen one on a CPU; None on GPUs."""
+        names = () if self.capacity.devices else FAST_IN_BATCHES
+        fast = [fit for fit in self.candidates if any(same_quantization(fit.quantization, name) for name in names)]
+        is_larger = fast and fast[-1].size < self.chosen.size
+        return ModelReference(self.name, fast[-1].quantization) if is_larger else None
 
     @property
     def rank(self) -> tuple[int, bool]:
