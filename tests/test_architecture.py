@@ -52,7 +52,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "platformdirs": ("model.installation",),
     "lm_eval": ("eval.lm_eval",),
     "math_verify": ("eval.line_process",),
-    "pyarrow": ("eval.sources",),
+    "pyarrow": ("batch.parquet", "eval.sources"),
     "tomlkit": ("cli.prompts",),
     "ray": ("cluster.ray_adapter",),
     "click": (),

@@ -1,4 +1,4 @@
-"""Read the rows of a batch from txt, jsonl, csv or tsv, each when it is asked for.
+"""Read the rows of a batch from txt, jsonl, csv or tsv, each when it is asked for; those of Parquet as jsonl.
 
 The input is a file that is read by offset and must not change while the batch runs. A problem with one row becomes that
 row's error; UsageError is for problems with the whole input, such as bad quoting in a table: an unclosed quote swallows
@@ -27,6 +27,7 @@ from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import write_all
 from cerebrum_cli.core.text import format_count, format_size, well_formed
+from cerebrum_cli.runs.output_files import PARQUET
 from cerebrum_cli.runs.result import DELIMITERS
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 Shape = Literal["txt", "jsonl", "csv", "tsv"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
-_SUFFIXES: dict[str, Shape] = {f".{shape}": shape for shape in SHAPES} | {".ndjson": "jsonl"}
+_SUFFIXES: dict[str, Shape] = {f".{shape}": shape for shape in SHAPES} | {".ndjson": "jsonl", PARQUET: "jsonl"}
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
 _PROMPT_COLUMN = "prompt"
 MAX_LINE_BYTES = 64_000_000
@@ -103,11 +104,20 @@ def _require_length(size: int, number: int, name: str) -> None:
 
 
 def open_input(source: Path) -> InputFile:
-    """Open a file; one that cannot be read by offset, such as a pipe, is copied. Raises UsageError, BatchError."""
+    """Open a file; one that cannot be read by offset, such as a pipe, is copied, and a Parquet file as JSON Lines.
+
+    Raises UsageError, BatchError.
+    """
     try:
         file = source.open("rb", buffering=0)
     except OSError as error:
         raise UsageError(f"{source}: {error.strerror or error}", "check the path") from error
+    if source.suffix.lower() == PARQUET:
+        from cerebrum_cli.batch.parquet import json_lines
+
+        with file:
+            parts = json_lines(file, str(source))
+            return spool_input(lambda _: next(parts, b""), str(source))
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return InputFile(file, str(source))
     with file:

@@ -50,11 +50,13 @@ class BatchCommandOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOpti
 def batch(
     app: App,
     on_command_line: frozenset[str],
-    input_file: Annotated[str, positional("INPUT", "Questions: .txt, .jsonl, .csv or .tsv; `-` reads standard input")],
+    input_file: Annotated[
+        str, positional("INPUT", "Questions: .txt, .jsonl, .csv, .tsv, .parquet; `-`: standard input")
+    ],
     output: Annotated[
         Path,
         Option(
-            "Answers: .jsonl, .csv, .tsv; `-` streams to standard output",
+            "Answers: .jsonl, .csv, .tsv, .parquet; `-` streams to standard output",
             "Output",
             short="-o",
             metavar="OUTPUT",
@@ -74,14 +76,14 @@ def batch(
       cerebrum batch exam.jsonl -o out.jsonl --votes auto:3..16
     """
     from cerebrum_cli.batch.readers import detect_shape, open_input, read_rows, spool_input
-    from cerebrum_cli.runs.output_files import output_paths, result_delimiter
+    from cerebrum_cli.runs.output_files import PARQUET, output_paths, table_suffix
     from cerebrum_cli.runs.result import DELIMITERS
 
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     source = Path(input_file)
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
-    is_table = result_delimiter(output) is not None
+    is_delimited = table_suffix(output) not in (None, PARQUET)
     if source != STANDARD:
         opened = open_input(source)
     elif app.streams.piped is not None:
@@ -90,7 +92,7 @@ def batch(
         raise UsageError("INPUT is `-`, but nothing is piped in", "pipe the questions in, or name a file")
     with closing(opened) as file:
         shape = detect_shape(source, options.input_format, file.head)
-        includes_input = options.include_input or (is_table and shape in DELIMITERS)
+        includes_input = options.include_input or (is_delimited and shape in DELIMITERS)
         options = replace(options, input_format=shape, include_input=includes_input)
         rows = read_rows(file, shape, options.template, options.include_input, saved)
         without_answer = run_rows(app, rows, output, overrides, options, saved)
@@ -176,11 +178,16 @@ def open_result(
 ) -> Journal | StreamedResult:
     from cerebrum_cli.batch.rows import result_rows
     from cerebrum_cli.runs.journal import open_journal
-    from cerebrum_cli.runs.output_files import result_delimiter
-    from cerebrum_cli.runs.result import StreamedResult, table_lines
+    from cerebrum_cli.runs.output_files import PARQUET, table_suffix
+    from cerebrum_cli.runs.result import DELIMITERS, StreamedResult, table_lines
 
-    delimiter = result_delimiter(output)
-    table = partial(table_lines, delimiter, rows.columns) if delimiter else None
+    table, suffix = None, table_suffix(output)
+    if suffix == PARQUET:
+        from cerebrum_cli.batch.parquet import parquet_table
+
+        table = parquet_table()
+    elif suffix:
+        table = partial(table_lines, DELIMITERS[suffix.removeprefix(".")], rows.columns)
     result_of = result_rows(rows, rows.sha256, rows.unit, table)
     if output == STANDARD:
         if options.ray is not None:

@@ -37,6 +37,7 @@ VERSION = 1
 _WRITTEN_TOGETHER = 64  # lines of a result
 MIXED = ""  # the input of a record whose partial file may have positions of another input, or none
 MADE_BY = ("cerebrum", "llama.cpp")  # keys of a fingerprint: versions of the programs, which older ones lack
+PARQUET = ".parquet"
 _JSON_SUFFIXES = ("", ".jsonl", ".ndjson", ".json")
 _MAX_DIFFERENCES = 3  # in an error message
 _MAX_VALUE = 40  # characters
@@ -104,14 +105,14 @@ def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
     return paths
 
 
-def result_delimiter(output: Path) -> str | None:
-    """Delimiter of a result with the suffix of a table; None for JSON Lines. Raises UsageError for other suffixes."""
+def table_suffix(output: Path) -> str | None:
+    """Suffix of a result that is a table; None for JSON Lines. Raises UsageError for other suffixes."""
     suffix = output.suffix.lower()
     if suffix in _JSON_SUFFIXES:
         return None
-    if delimiter := DELIMITERS.get(suffix.removeprefix(".")):
-        return delimiter
-    raise UsageError(f"{output}: unsupported file type {suffix}", "name it .jsonl, .csv or .tsv")
+    if suffix == PARQUET or suffix.removeprefix(".") in DELIMITERS:
+        return suffix
+    raise UsageError(f"{output}: unsupported file type {suffix}", "name it .jsonl, .csv, .tsv or .parquet")
 
 
 def lock_partial(path: Path, hint: str = "wait for it, or choose another -o") -> FileIO:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
-from command_line import CommandLine, Finished, fixed_reply_grammar
+from command_line import CommandLine, Finished, assert_error, fixed_reply_grammar
+from pyarrow import parquet
 from scripted_backend import ScriptedSampler
 from scripted_command import RecordingBackend, run_here
 from templates import chatml_prompt
@@ -80,7 +84,7 @@ def test_row_system_prompt_overrides_option_overrides_format(runner: BatchRunner
 
 def test_row_settings_override_the_options(runner: BatchRunner) -> None:
     runner.script["seeds"] = ["zero", "one two three"]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "a", "seed": 3},
         {"prompt": "b", "max_tokens": 3},
         {"prompt": "c", "stop": [" three", "x"]},
@@ -272,6 +276,28 @@ def test_table_is_written_again_from_its_rows(runner: BatchRunner) -> None:
     assert refused.err.startswith(f"error: {rows} is missing: it has the answers for out.csv\n hint: use --restart")
     assert runner.run(source, "-o", output, "--restart").code == 0
     assert output.read_text() == table + "3,c,ok,,stop,\n"
+
+
+def test_parquet_is_read_and_written(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": "a", "text": "Why?", "n": 1, "at": date(2026, 1, 2)},
+        {"id": "b", "text": None, "n": None, "at": None},
+    ]
+    source, output = runner.home / "in.parquet", runner.home / "out.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), source)
+    command = (source, "--template", "{text}", "--seed", "7", "--include-input", "-o", output)
+    for _ in range(2):  # it is complete
+        assert runner.run(*command).code == 6
+    [answered, failed] = parquet.ParquetFile(output).read(use_threads=False).to_pylist()
+    assert (answered["id"], answered["prompt"], answered["text"], answered["error"]) == ("a", "Why?", "ok", None)
+    assert (answered["seed"], answered["completion_tokens"], len(runner.backends)) == (7, 2, 1)
+    assert json.loads(answered["input"]) == {**rows[0], "at": "2026-01-02"}
+    assert (failed["text"], json.loads(failed["error"])["type"]) == (None, "unknown_field")
+    damaged = runner.write("damaged.parquet", "PAR1")
+    assert "damaged.parquet is not a Parquet file that pyarrow can read" in runner.run(damaged, "-o", "x.jsonl").err
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for files in ((source, "-o", "x.jsonl"), (runner.write("in.txt", "a\n"), "-o", "x.parquet")):
+        assert_error(runner.run(*files), 2, "Parquet files need pyarrow", "cerebrum-cli[eval]")
 
 
 # A real model.
