@@ -16,6 +16,7 @@ from cerebrum_cli.core.settings import CONFIG, KEYS, OPTIONS, SAVED_PROMPT, Laye
 from cerebrum_cli.core.text import did_you_mean
 
 ENDPOINTS = "endpoints"
+ENDPOINT_FILES = ("ca_file", "client_cert")
 PROMPTS = "prompts"
 INPUT = "{input}"  # in a saved prompt, the place of the question
 PROMPT_KEYS = ("prompt", "schema", "extract")  # of a saved prompt, besides settings
@@ -26,11 +27,16 @@ _UNQUOTED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class EndpointTable:
-    """A table `[endpoints.NAME]`: `key_env` names the environment variable that holds the API key."""
+    """A table `[endpoints.NAME]`: `key_env` names the environment variable that holds the API key.
+
+    `ca_file` and `client_cert` are paths, as of an Endpoint.
+    """
 
     url: str
     key_env: str | None = None
     served_model: str | None = None
+    ca_file: str | None = None
+    client_cert: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +165,8 @@ def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:
             raise ConfigError.invalid(wrong, table[wrong], "non-empty text", f"{where}: ")
         if "url" not in table:
             raise ConfigError(f"{where}: url is missing", f"write {example}")
-        endpoints[name] = EndpointTable(**table)
+        paths = {key: str(path.parent / Path(table[key]).expanduser()) for key in ENDPOINT_FILES if key in table}
+        endpoints[name] = EndpointTable(**table | paths)
     return endpoints
 
 

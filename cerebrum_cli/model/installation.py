@@ -181,27 +181,34 @@ def find_endpoints(
     for text in texts:
         endpoint = find_endpoint(installation, text)
         changes = {"served_model": served_model_name} if served_model_name else {}
-        endpoints.append(replace(endpoint, **changes, allow_http_key=allow_http_key, named_model=named))
+        changed = replace(endpoint, **changes, allow_http_key=allow_http_key, named_model=named)
+        endpoints.append(changed.with_key())
     urls = [endpoint.url for endpoint in endpoints]
     if repeated := next((url for url in urls if urls.count(url) > 1), None):
         raise UsageError(f"the endpoint {repeated} is given twice", "omit one of them")
-    for endpoint in endpoints:
-        endpoint.validate()
     return tuple(endpoints)
 
 
 def find_endpoint(installation: Installation, text: str) -> Endpoint:
+    """A server by its URL or the name of its table, without the API key. Raises UsageError or ConfigError."""
     from cerebrum_cli.engine.remote.client import KEY_VARIABLE, Endpoint, parse_url
 
     tables = installation.config.endpoints
     if table := tables.get(text):
-        key = environment(table.key_env or KEY_VARIABLE)
-        if table.key_env and key is None:
+        variable = table.key_env or KEY_VARIABLE
+        if table.key_env and environment(variable) is None:
             raise ConfigError(f"endpoint {text}: {table.key_env} is not set", f"run export {table.key_env}=KEY")
-        return Endpoint(text, parse_url(table.url), key, table.served_model)
+        return Endpoint(
+            text,
+            parse_url(table.url),
+            served_model=table.served_model,
+            ca_file=table.ca_file,
+            client_cert=table.client_cert,
+            key_variable=variable,
+        )
     if "://" in text:
         url = parse_url(text)
-        return Endpoint(url, url, environment(KEY_VARIABLE))
+        return Endpoint(url.partition("?")[0], url)  # a query may hold a secret
     known = f"config.toml has {', '.join(tables)}" if tables else "config.toml has no table [endpoints.NAME]"
     raise UsageError(f"unknown endpoint {text!r}", f"{known}; a URL begins with http:// or https://")
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pytest
 
 from cerebrum_cli.engine.remote import client as client_module
-from cerebrum_cli.engine.remote.client import Client, Endpoint, LostServerError, RequestError
+from cerebrum_cli.engine.remote.client import Client, Endpoint, LostServerError, RequestError, parse_url
 
 CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"  # with its key, self-signed
 LIMIT = 2**16
@@ -297,6 +297,29 @@ def test_client_opens_an_encrypted_tunnel_through_a_proxy(monkeypatch: pytest.Mo
     assert value == [[1], [1]]
     assert request.startswith(b"CONNECT localhost:444 HTTP/1.1\r\n") and b"sesame" not in request
     assert server.connections == 1 and b"Authorization: Bearer sesame" in server.requests[0]
+
+
+@pytest.mark.parametrize("variable", [None, "REQUESTS_CA_BUNDLE"])
+def test_client_and_server_trust_each_other_by_files(monkeypatch: pytest.MonkeyPatch, variable: str | None) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    if variable:
+        monkeypatch.setenv(variable, str(CERTIFICATE))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(CERTIFICATE))
+    context.load_cert_chain(CERTIFICATE)
+    context.verify_mode = ssl.CERT_REQUIRED
+    server = Server(json_reply())
+
+    async def run() -> Any:
+        async with listening(server, context):
+            url, trusted = f"https://localhost:{server.port}/base?api-version=1", None if variable else str(CERTIFICATE)
+            endpoint = Endpoint("it", parse_url(url), ca_file=trusted, client_cert=str(CERTIFICATE))
+            async with aclosing(Client(endpoint)) as client:
+                await client.post("/completion", {})
+                return await client.get("/props", 20.0, model="a b")
+
+    assert asyncio.run(run()) == [1]
+    paths = [request.split(b" ")[1] for request in server.requests]
+    assert paths == [b"/base/completion?api-version=1", b"/base/props?api-version=1&model=a+b"]
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,10 @@ FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["first is unavailable: scripted", ALL],
     ),
     "503 while loading": ({"status": 503}, [ALL]),
+    "429 until a date": ({"status": 429, "headers": {"Retry-After": "Sat, 01 Jan 2000 00:00:00 GMT"}}, [ALL]),
     "500": ({"status": 500}, ["first is unavailable: scripted", ALL]),
+    "500 with status 200": ({"body": b'{"error":"scripted"}'}, ["first is unavailable: scripted", ALL]),
+    "429 with status 200": ({"body": b'{"error":{"message":"scripted","code":429}}'}, [ALL]),
     "502, at length": (
         {"status": 502, "message": "two\nlines" + "x" * 5000},
         [f"first is unavailable: two lines{'x' * 191}", ALL],
@@ -148,11 +151,11 @@ def vllm_choice(**values: Any) -> dict[str, Any]:
     return {"body": json.dumps({"choices": [choice]}).encode()}
 
 
-DAMAGE: list[tuple[type[ModelServer], dict[str, Any], str]] = [
+DAMAGE: list[tuple[type[ModelServer], dict[str, Any], str | None]] = [
     (LlamaServer, {"edit": lambda _, reply: {**reply, "tokens": [None] * len(reply["tokens"])}}, "damaged reply"),
     (VllmServer, {"edit": lambda _, reply: {**reply, "choices": []}}, "0 replies instead of 1"),
     (VllmServer, vllm_choice(token_ids=["x"]), "damaged reply"),
-    (VllmServer, vllm_choice(finish_reason="abort"), "the reply ended with abort"),
+    (VllmServer, vllm_choice(finish_reason="abort"), None),  # of one row
     (SglangServer, {"body": b"{}"}, "damaged reply"),
     (SglangServer, {"body": json.dumps(ABORTED).encode()}, "the server aborted the reply"),
 ]
@@ -160,11 +163,31 @@ DAMAGE: list[tuple[type[ModelServer], dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("kind", "fault", "reason"), DAMAGE)
 def test_server_reply_of_another_shape_costs_no_row(
-    kind: type[ModelServer], fault: dict[str, Any], reason: str
+    kind: type[ModelServer], fault: dict[str, Any], reason: str | None
 ) -> None:
     with serving_kind(kind, random_model, 2) as servers, connected(*servers) as engine:
-        servers[0].arm(times=3, **fault)
-        assert transcript(engine, servers, ROWS) == [f"first is unavailable: {reason}", ALL]
+        servers[0].arm(times=2, **fault)
+        expected = [f"first is unavailable: {reason}", ALL] if reason else [ALL]
+        assert transcript(engine, servers, ROWS) == expected
+
+
+def test_server_that_aborts_a_row_three_times_refuses_it() -> None:
+    with serving_kind(VllmServer, random_model) as servers, connected(*servers) as engine:
+        servers[0].arm(times=3, **vllm_choice(finish_reason="repetition"))
+        problem = "this request failed 3 times, last on server 1: the reply ended with repetition"
+        assert transcript(engine, servers, ROWS[:1]) == [f"EndpointError: {problem}"]
+        assert transcript(engine, servers, ROWS) == [ALL]
+
+
+def test_server_reply_without_a_stated_end_is_truncated() -> None:
+    with serving_kind(VllmServer, STORY) as servers, connected(*servers) as engine:
+        servers[0].arm(times=2, **vllm_choice(token_ids=list(b"once"), finish_reason=None))
+        for _ in range(2):  # with one notice
+            events = list(engine.complete([replace(STREAM, stream=False)]))
+            [finish] = [event for event in events if isinstance(event, FinishEvent)]
+            assert (finish.reason, tokens_of(events, SequenceId(0))) == ("context", list(b"once"))
+            notices = [event.message for event in events if isinstance(event, NoticeEvent)]
+            assert len(notices) == (not _) and all("does not state why a reply ended" in each for each in notices)
 
 
 @contextmanager
@@ -282,6 +305,9 @@ ONLY = {
     "500 that is no refusal": only(
         ["first is unavailable: does not support it", ALL],
         failing(500, 1, message="does not support it", let_through=12),
+    ),
+    "no first reply": only(
+        ["error: no reply of any server within 0.3 s"], {"hang_after": 0, "times": None}, patience=0.3
     ),
     "another prompt": only(
         ["error: the server evaluated 9 prompt tokens instead of 2"],

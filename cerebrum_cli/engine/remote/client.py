@@ -11,13 +11,16 @@ import json
 import os
 import socket
 import ssl
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
 from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
+from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
 from cerebrum_cli.core.text import one_line, well_formed
 
@@ -43,6 +46,7 @@ RETRY_LATER = (408, 429, 503)
 # Parts of messages that concern the request, though the status is 500, or missing within a stream.
 REFUSALS = ("validation error", "context length", "context window")
 URL_EXAMPLE = "write it like http://localhost:8080"
+CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 DONE = b"[DONE]"  # ends a stream in OpenAI's format
 
 
@@ -50,8 +54,10 @@ DONE = b"[DONE]"  # ends a stream in OpenAI's format
 class Endpoint:
     """A server: `name` is what messages call it, `url` ends before `/v1`, and `served_model` is the model's id there.
 
-    With `allow_http_key`, the key may travel unencrypted to another machine. A server of messages is asked for the
-    `named_model`; to others, that is the model whose vocabulary they have.
+    A query of the URL is sent with each request. `ca_file` has the certificates to trust instead of the system's, and
+    `client_cert` a certificate with its key, both in PEM. With `allow_http_key`, the key may travel unencrypted to
+    another machine. A server of messages is asked for the `named_model`; to others, that is the model whose vocabulary
+    they have. `key_variable` is the environment variable of the key.
     """
 
     name: str
@@ -60,6 +66,9 @@ class Endpoint:
     served_model: str | None = None
     allow_http_key: bool = False
     named_model: str | None = None
+    ca_file: str | None = None
+    client_cert: str | None = None
+    key_variable: str = KEY_VARIABLE
 
     @property
     def is_loopback(self) -> bool:
@@ -68,6 +77,12 @@ class Endpoint:
             return ip_address(host).is_loopback
         except ValueError:
             return host == "localhost" or host.endswith(".localhost")
+
+    def with_key(self) -> Endpoint:
+        """This with the API key in the environment here. Raises UsageError if that must not be sent."""
+        endpoint = replace(self, key=environment(self.key_variable))
+        endpoint.validate()
+        return endpoint
 
     def validate(self) -> None:
         if self.key is None:
@@ -97,11 +112,11 @@ class ExchangeError(Exception):
 class LostServerError(ExchangeError):
     """The server is gone or failed; another may answer. `was_sent`: it may have been this request that killed it.
 
-    Where `is_late`, the server works, but this reply takes too long.
+    Where `server_works`, only this reply failed, or takes too long.
     """
 
     was_sent: bool = True
-    is_late: bool = False
+    server_works: bool = False
 
 
 @dataclass(eq=False)
@@ -136,10 +151,10 @@ def parse_url(text: str) -> str:
     if parts.username or parts.password:
         problem = "the URL of an endpoint contains a user name or password"
         raise UsageError(problem, f"remove them, and set {KEY_VARIABLE} to an API key")
-    if parts.scheme not in ("http", "https") or not has_host or parts.query or parts.fragment:
+    if parts.scheme not in ("http", "https") or not has_host or parts.fragment:
         raise UsageError(f"{text!r} is not the URL of a server", URL_EXAMPLE)
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
-    return SplitResult(parts.scheme, parts.netloc, path, "", "").geturl()
+    return SplitResult(parts.scheme, parts.netloc, path, parts.query, "").geturl()
 
 
 class Client:
@@ -153,12 +168,13 @@ class Client:
         try:
             self._proxy = None if endpoint.is_loopback else _proxy_of(urlsplit(endpoint.url))
             if "https:" in (endpoint.url[:6], (self._proxy or "")[:6]):
-                import httpx2
-
-                certificates = httpx2.create_ssl_context()
+                certificates = _certificates(endpoint)
         except (OSError, ValueError) as error:
             problem = f"{endpoint.name}: {server_text(str(error))}"
-            raise EndpointError(problem, "check the URL, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE") from error
+            hint = f"check the URL, HTTP_PROXY, ALL_PROXY, {', '.join(CA_VARIABLES)}, and its table in config.toml"
+            raise EndpointError(problem, hint) from error
+        self._base_url, mark, query = endpoint.url.partition("?")
+        self._query = mark + query
         self._headers = {"User-Agent": "cerebrum-cli", "Accept-Encoding": "identity"}
         if endpoint.key:
             self._headers["Authorization"] = f"Bearer {endpoint.key.strip()}"  # those of a session also go to a proxy
@@ -182,7 +198,7 @@ class Client:
         """The JSON reply to a JSON body. Without a timeout, the caller must end the request in time."""
         limit = QUESTION_BYTES if timeout_s else REPLY_BYTES * min(samples, MAX_LONG_SAMPLES)
         async with self._exchange("POST", path, timeout_s, json=body) as response:
-            return json.loads(await _content(response, limit))
+            return _require_success(json.loads(await _content(response, limit)))
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the JSON objects of server-sent events, each in a line; closing the iterator closes the connection."""
@@ -193,11 +209,7 @@ class Client:
                     raise LostServerError(TOO_LARGE)
                 field, _, data = line.strip().partition(b":")
                 if field == b"data" and data.strip() != DONE:
-                    event = json.loads(data)
-                    if (error := event.get("error")) is not None:
-                        code = error.get("code") if isinstance(error, dict) else None
-                        raise failure(code if isinstance(code, int) else 500, event)
-                    yield event
+                    yield _require_success(json.loads(data))
 
     def fault(self, error: RequestError, hint: str, where: str = "") -> EndpointError:
         if error.status in (401, 403):
@@ -227,7 +239,7 @@ class Client:
             raise EndpointError(f"{self.endpoint.name}: not the URL of a server", "check the URL") from error
         except aiohttp.ClientConnectorCertificateError as error:
             reason = getattr(error.certificate_error, "verify_message", error)
-            hint = "check the URL, or set SSL_CERT_FILE to trusted certificates"
+            hint = "check the URL, or set SSL_CERT_FILE, or ca_file in its table in config.toml"
             raise EndpointError(f"{self.endpoint.name}: untrusted certificate: {reason}", hint) from error
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
             raise LostServerError(_connection_problem(error), was_sent=False) from error
@@ -250,7 +262,9 @@ class Client:
         while True:
             kept, sent_at = set[str](), clock()
             try:
-                return await self._session.request(method, self.endpoint.url + path, trace_request_ctx=kept, **content)
+                return await self._session.request(
+                    method, self._base_url + path + self._query, trace_request_ctx=kept, **content
+                )
             except aiohttp.ClientConnectorError as error:
                 raise broken or error from error
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
@@ -268,8 +282,7 @@ class Client:
         with contextlib.suppress(TimeoutError, LostServerError, aiohttp.ClientError, ValueError, RecursionError):
             async with asyncio.timeout(MESSAGE_S):
                 body = json.loads(await _content(response, QUESTION_BYTES))
-        retry_after = response.headers.get("Retry-After", "")
-        return failure(response.status, body, float(retry_after) if retry_after.isdecimal() else None)
+        return failure(response.status, body, _delay(response.headers.get("Retry-After", "")))
 
 
 async def _note_reuse(session: aiohttp.ClientSession, context: Any, params: Any) -> None:  # noqa: ARG001
@@ -287,6 +300,25 @@ async def _content(response: aiohttp.ClientResponse, limit: int) -> bytes:
     return bytes(content)
 
 
+def _require_success(reply: Any) -> Any:
+    """A reply or an event, unless it states an error although its status is 200."""
+    error = reply.get("error") if isinstance(reply, dict) else None
+    if error is not None:
+        code = error.get("code") if isinstance(error, dict) else None
+        raise failure(code if isinstance(code, int) else 500, reply)
+    return reply
+
+
+def _delay(retry_after: str) -> float | None:
+    """Seconds to wait, stated as such or as a date; None if neither."""
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
 def _kept_alive(address: Any) -> socket.socket:
     family, kind, protocol, *_ = address
     created = socket.socket(family, kind, protocol)
@@ -295,6 +327,18 @@ def _kept_alive(address: Any) -> socket.socket:
         if option := getattr(socket, name, None):
             created.setsockopt(socket.IPPROTO_TCP, option, value)
     return created
+
+
+def _certificates(endpoint: Endpoint) -> ssl.SSLContext:
+    """What a server is trusted by, and what it trusts. Raises OSError for files that cannot be read."""
+    import httpx2
+
+    files = endpoint.ca_file, *map(environment, CA_VARIABLES)
+    file = next(filter(None, files), None)
+    certificates = ssl.create_default_context(cafile=file) if file else httpx2.create_ssl_context()
+    if endpoint.client_cert:
+        certificates.load_cert_chain(endpoint.client_cert)
+    return certificates
 
 
 def _proxy_of(url: SplitResult) -> str | None:

@@ -16,7 +16,7 @@ MAX_WINDOW = 4096  # sequences to give a server at a time
 ANY_CONTEXT = 2**24  # tokens, of a server that does not state its context
 OPEN, CLOSE = "<think>\n", "\n</think>\n\n"  # around reasoning that a server sends apart from the answer
 
-StopReason = Literal["eos", "stop string", "limit"]
+StopReason = Literal["eos", "stop string", "limit", "unstated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,8 @@ class ReplyChunk:
     With `total`, the number of tokens so far, ids may be missing: `text` is that of all tokens since the last text.
     Without it, a `text` has no ids. `progress` is that of the prompt: tokens evaluated, and all. The last part has an
     `end`, where a "limit" is that of tokens or of the context, the number of tokens in the prompt, and times, if the
-    server states them. With `progress` or an `end`, `cached` tokens of the prompt were.
+    server states them. One that is "unstated" counts as a limit. With `progress` or an `end`, `cached` tokens of the
+    prompt were.
     """
 
     tokens: Sequence[int] = ()
@@ -108,6 +109,11 @@ def origin(record: Mapping[str, str]) -> str:
 
 def file_name(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def stated_count(count: Any) -> int | None:
+    """A number of tokens that a server states; None without one that is possible."""
+    return count if isinstance(count, int) and 0 < count <= ANY_CONTEXT else None
 
 
 def require_ids(ids: Sequence[int] | None, count: int | None = None) -> Sequence[int]:

@@ -25,6 +25,7 @@ from cerebrum_cli.engine.remote.kind import (
     StopReason,
     file_name,
     require_ids,
+    stated_count,
 )
 from cerebrum_cli.engine.sequence import MessagesRequest, Request
 
@@ -38,6 +39,8 @@ IGNORED_SEEDS = (
 )
 CHAT_SLOTS = 4  # requests at a time, since a server of chat completions does not state how many it takes
 DEFAULTS = SamplingParams()
+UNSTATED = "unstated"
+ENDS: Mapping[str, StopReason] = {"stop": "eos", "length": "limit", UNSTATED: "unstated"}  # by the reason to finish
 _SHARED_PARAMS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")  # which have the same name here
 
 
@@ -237,7 +240,7 @@ class OpenAIServer(ServerKind):
         [choice] = answer["choices"]
         reasoning, text = _texts(choice["message"])
         marked = f"{OPEN}{reasoning}{CLOSE}{text}" if reasoning else text
-        return [_chat_end(choice["finish_reason"], answer.get("usage") or {}, marked)]
+        return [_chat_end(choice["finish_reason"] or UNSTATED, answer.get("usage") or {}, marked)]
 
     async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
         finish, usage, is_reasoning, parts = None, dict[str, Any](), False, 0
@@ -279,7 +282,7 @@ def _weights(entry: Mapping[str, Any], path: Any) -> str:
 
 def _vllm_chunk(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> ReplyChunk:
     """A part of a reply, or with `usage` its last."""
-    finish, usage = None if usage is None else str(choice.get("finish_reason")), usage or {}
+    finish, usage = None if usage is None else choice.get("finish_reason") or UNSTATED, usage or {}
     counts = usage.get("prompt_tokens"), (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
     scores = (choice.get("logprobs") or {}).get("token_logprobs")
     return _chunk(require_ids(choice.get("token_ids")), scores, finish, choice.get("stop_reason"), *counts)
@@ -298,18 +301,18 @@ def _sglang_chunk(reply: Mapping[str, Any], seen: int = 0) -> ReplyChunk:
 
 
 def _chunk(
-    tokens: Sequence[int], scores: Any, finish: str | None, matched: Any, prompt_tokens: int | None, cached: int | None
+    tokens: Sequence[int], scores: Any, finish: str | None, matched: Any, prompt_tokens: Any, cached: Any
 ) -> ReplyChunk:
     """A part of a reply, the last with how it finished: `matched` is the stop string or the token that ended it."""
-    if finish not in (None, "stop", "length"):
-        raise LostServerError(f"the reply ended with {server_text(finish)}")
-    end: StopReason = "limit" if finish == "length" else "stop string" if isinstance(matched, str) else "eos"
+    if finish not in (None, *ENDS):  # such as "abort" or "repetition"
+        raise LostServerError(f"the reply ended with {server_text(str(finish))}", server_works=True)
+    end = ENDS.get(finish or "")
     return ReplyChunk(
         tokens,
         scores if scores and len(scores) == len(tokens) else (),
-        end=end if finish else None,
-        prompt_tokens=prompt_tokens,
-        cached=int(cached or 0),
+        end="stop string" if end == "eos" and isinstance(matched, str) else end,
+        prompt_tokens=stated_count(prompt_tokens),
+        cached=stated_count(cached) or 0,
     )
 
 
@@ -321,12 +324,12 @@ def _texts(message: Mapping[str, Any]) -> tuple[str, str]:
 
 def _chat_end(finish: str, usage: Mapping[str, Any], text: str = "") -> ReplyChunk:
     """The last part of a reply. Raises RefusedRequestError if the server has withheld the rest."""
-    if finish not in ("stop", "length"):
+    if finish not in ENDS:
         problem = f"the server ended the reply: {server_text(str(finish))}"
         raise RefusedRequestError(EndpointError(problem, "rephrase the question, or check the server's log"))
     return ReplyChunk(
-        total=usage.get("completion_tokens") or None,
+        total=stated_count(usage.get("completion_tokens")),
         text=text,
-        end="limit" if finish == "length" else "eos",
-        prompt_tokens=usage.get("prompt_tokens"),
+        end=ENDS[finish],
+        prompt_tokens=stated_count(usage.get("prompt_tokens")),
     )

@@ -18,7 +18,7 @@ from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.description import remarks
 from cerebrum_cli.engine.remote.server import CANCELLED, PoolJob, Server
-from cerebrum_cli.engine.remote.server_health import NOT_ASKED, ServerNotices, ServerTimeouts
+from cerebrum_cli.engine.remote.server_health import NOT_ASKED, RECENT, ServerNotices, ServerTimeouts
 
 
 class Pool:
@@ -31,12 +31,12 @@ class Pool:
         self._notices = ServerNotices(timeouts.notices)
         self._waiting: deque[PoolJob] = deque()
         self._lost: deque[PoolJob] = deque()  # jobs that were, and wait until no others do
-        self._slowest = 0.0  # seconds of the slowest reply so far
+        self._recent: deque[float] = deque(maxlen=RECENT)  # seconds of the latest replies
         self._tasks: list[asyncio.Task[None]] = []
         self._has_started = asyncio.Event()  # a server can be used, or the start has failed
         self._error: BaseException | None = None  # of the start
         self._is_connected = False
-        self._stuck_since = self._now  # without a usable server
+        self._stuck_since = self._now  # without a usable server, or before the first reply without a part of one
 
     async def connect(self) -> None:
         """Start to ask the servers; return soon after one can be used. The others join as they answer.
@@ -101,6 +101,11 @@ class Pool:
     @property
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+    @property
+    def _slow(self) -> float:
+        """Seconds of a slow reply, one in twenty of the latest."""
+        return sorted(self._recent)[len(self._recent) * 19 // 20] if self._recent else 0.0
 
     # Jobs that wait.
 
@@ -174,7 +179,7 @@ class Pool:
         error = job.stopped_by or (CANCELLED if task.cancelled() else task.exception())
         server.remove(job)
         if error is None or not job.samples:
-            self._slowest = max(self._slowest, self._now - job.start)
+            self._recent.append(self._now - job.start)
             self._note_answer(server, is_reply=True)
         elif error is CANCELLED:
             job.cancel()
@@ -209,9 +214,9 @@ class Pool:
     def _lose(self, job: PoolJob, server: Server, lost: LostServerError) -> None:
         """Ask for a lost server's job again, unless part of its reply was shown, or it is to blame."""
         is_last, is_blamed = not (self._waiting or self._is_running), False
-        if lost.is_late or (lost.was_sent and server.health.is_evidence(job.losses, is_last, self._timeouts)):
-            is_blamed = job.losses.add(server.health.lost, lost.is_late)
-        if not lost.is_late and server.health.is_reached:
+        if lost.server_works or (lost.was_sent and server.health.is_evidence(job.losses, is_last, self._timeouts)):
+            is_blamed = job.losses.add(server.health.lost, lost.server_works)
+        if not lost.server_works and server.health.is_reached:
             self._open(server, lost)
         others = [other for other in self._servers if other is not server]
         if job.has_output or (job.request.stream and all(other.health.state == "open" for other in others)):
@@ -225,14 +230,22 @@ class Pool:
     def _fail_if_stuck(self) -> None:
         """Fail everything if no server fits, or once none has been usable for too long while something waits for one.
 
-        At the start, one that does not fit is enough, and those that do not answer may not be waited for at all.
+        Neither may the first reply take so long, unless parts of it arrive. At the start, one server that does not fit
+        is enough, and those that do not answer may not be waited for at all.
         """
         problems = [server.health.problem for server in self._servers]
         misfits = [problem for problem in problems if isinstance(problem, EndpointError)]
+        has_answer = self._recent or not self._is_running  # or none is expected
         if misfits and (not self._is_connected or len(misfits) == len(problems)):
             self._fail(misfits[0])
-        elif None in problems or (self._is_connected and not self._has_jobs):
+        elif (None in problems and has_answer) or (self._is_connected and not self._has_jobs):
             self._stuck_since = self._now
+        elif None in problems:
+            heard_at = max(self._stuck_since, *(server.heard_at for server in self._servers))
+            limit = max(self._timeouts.patience, self._timeouts.row_timeout or 0)
+            if self._now - heard_at >= limit:
+                hint = "check their logs; batch and eval wait longer with --set patience=SECONDS"
+                self._fail(NoServerError(f"no reply of any server within {limit:g} s", hint))
         elif not self._is_running and NOT_ASKED not in problems:  # else a reply may come
             stuck_s = self._now - self._stuck_since
             left_s = self._timeouts.patience - stuck_s
@@ -268,7 +281,8 @@ class Pool:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(self._timeouts.tick):
                             await server.was_lost.wait()
-                    server.stop_late(self._slowest, self._now)
+                    self._assign()
+                    server.stop_late(self._slow, self._now)
                     await server.require_life()
                     self._assign()
         except Exception as error:  # a bug

@@ -157,7 +157,8 @@ class RemoteSample:
 
     def _end(self, chunk: ReplyChunk) -> Iterator[Event]:
         """End the running turn with its last part, or the one after which the rest is left."""
-        sent, turns, end = len(self._turn.prompt_tokens), self._turns, chunk.end or "limit"
+        sent, turns = len(self._turn.prompt_tokens), self._turns
+        end: StopReason = "limit" if chunk.end in (None, "unstated") else chunk.end
         if self._takes_messages:
             self._prompt_tokens = chunk.prompt_tokens or 0
         elif chunk.prompt_tokens not in (None, sent):

@@ -27,6 +27,7 @@ from cerebrum_cli.engine.sequence import MessagesRequest, Request
 
 TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
 MAX_CHARACTERS = 8  # of a prompt for each of its tokens; texts have 1 to 5
+UNSTATED_HINT = "its replies may be truncated; check its log, or update it"
 DROPPED_HINT = (
     "it may have dropped the rest: give it a larger context, as with OLLAMA_CONTEXT_LENGTH=16384 ollama serve"
 )
@@ -110,7 +111,9 @@ class Server:
         self.running: dict[PoolJob, asyncio.Task[None]] = {}
         self.outstanding = self.generated = 0  # samples that it has been given, and tokens of replies
         self.alive_at = 0.0  # on the event loop's clock
-        self.is_known = self._drops_messages = False
+        self.heard_at = 0.0  # when a part of a reply last arrived
+        self.is_known = False
+        self._noticed = set[str]()  # hints of its notices
         self._window, self._most = window, most
         self._expected, self._timeouts = expected, timeouts
 
@@ -160,13 +163,13 @@ class Server:
             if job.stopped_by is not CANCELLED and self.running[job].cancel():
                 job.stopped_by = error
 
-    def stop_late(self, slowest: float, now: float) -> None:
-        """Remove jobs that take too long, given the slowest reply so far."""
+    def stop_late(self, slow: float, now: float) -> None:
+        """Remove jobs that take too long, given the seconds of a slow reply."""
         for job in list(self.running):
-            limit = self._timeouts.row_limit(slowest, job.losses.count)
+            limit = self._timeouts.row_limit(slow, job.losses.count)
             if now - job.alive_at > limit:
-                is_late = self.alive_at > job.start  # has answered others meanwhile
-                self.stop(LostServerError(f"no reply within {limit:g} s", is_late=is_late), [job])
+                works = self.alive_at > job.start  # has answered others meanwhile
+                self.stop(LostServerError(f"no reply within {limit:g} s", server_works=works), [job])
 
     async def require_life(self) -> None:
         """Remove all jobs if it has been silent for long, and does not answer whether it is healthy: it is frozen.
@@ -217,18 +220,18 @@ class Server:
 
         Nothing is emitted before the last turn: until then, another server may be asked for all of them.
         """
-        events = await self._ask(job.samples, info)
+        events = await self._ask(job, job.samples, info)
         while waiting := [sample for sample in job.samples if sample.needs_turn]:
             try:
                 async with asyncio.TaskGroup() as group:  # one that fails ends the others
-                    turns = [group.create_task(self._ask([sample], info)) for sample in waiting]
+                    turns = [group.create_task(self._ask(job, [sample], info)) for sample in waiting]
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from errors
             for turn in turns:
                 events += turn.result()
         self._report(job, events)
 
-    async def _ask(self, samples: Sequence[RemoteSample], info: ServerInfo) -> list[Event]:
+    async def _ask(self, job: PoolJob, samples: Sequence[RemoteSample], info: ServerInfo) -> list[Event]:
         """The events of the next turn of some samples, which share it if there are several.
 
         Raises LostServerError if any is missing.
@@ -239,6 +242,8 @@ class Server:
         replies = info.kind.read_replies(answer)
         if len(replies) != len(samples) or not all(reply.end for reply in replies):
             raise LostServerError(f"{len(replies)} replies instead of {len(samples)}")
+        if any(reply.end == "unstated" for reply in replies):
+            self._notice(job, "does not state why a reply ended", UNSTATED_HINT)
         return [event for sample, reply in zip(samples, replies, strict=True) for event in sample.add(reply)]
 
     async def _receive_stream(self, job: PoolJob, info: ServerInfo) -> None:
@@ -248,7 +253,7 @@ class Server:
             body = info.kind.completion_body(sample.take_turn(), info, sample.seed, 1)
             async with contextlib.aclosing(self.client.stream(info.kind.completion_path, body)) as answers:
                 async for chunk in info.kind.read_stream(answers):
-                    job.alive_at = self.alive_at = asyncio.get_running_loop().time()
+                    job.alive_at = self.alive_at = self.heard_at = asyncio.get_running_loop().time()
                     for event in sample.add(chunk):
                         job.has_output = job.has_output or not isinstance(event, PromptEvent)
                         self._report(job, [event])
@@ -266,14 +271,18 @@ class Server:
 
     def _check_prompt(self, job: PoolJob, finish: FinishEvent) -> None:
         """Report once if a server of messages seems to have dropped some: Ollama does, without an error."""
-        if self._drops_messages or not isinstance(job.request, MessagesRequest):
+        if not isinstance(job.request, MessagesRequest):
             return
         characters = sum(len(message["content"]) for message in job.request.conversation.openai_messages)
-        if characters <= MAX_CHARACTERS * (finish.prompt_tokens or inf):
-            return
-        self._drops_messages = True
-        problem = f"{self.name} read {finish.prompt_tokens} tokens of a prompt with {characters} characters"
-        job.report([NoticeEvent(problem, DROPPED_HINT)])
+        if characters > MAX_CHARACTERS * (finish.prompt_tokens or inf):
+            problem = f"read {finish.prompt_tokens} tokens of a prompt with {characters} characters"
+            self._notice(job, problem, DROPPED_HINT)
+
+    def _notice(self, job: PoolJob, problem: str, hint: str) -> None:
+        """Report a problem of this server, once with each hint."""
+        if hint not in self._noticed:
+            self._noticed.add(hint)
+            job.report([NoticeEvent(f"{self.name} {problem}", hint)])
 
 
 def _refusal(error: RequestError, request: Request, name: str) -> CerebrumError:

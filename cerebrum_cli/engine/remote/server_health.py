@@ -12,7 +12,7 @@ Servers. Each is open, half-open or closed:
   asked for `/v1/models` instead.
 - 408, 429, 503: it rests for `Retry-After`, or a second, and is then given half as many samples at a time.
 - It serves another model: as lost, without blame for its rows. If no other server fits, everything ends.
-- No server can be used for `patience`: everything ends.
+- No server can be used for `patience`, or the first reply takes longer: everything ends.
 
 Rows. A row that was lost may be what kills servers, or one of many that an outage took along. Lost twice, it shares a
 server with an eighth as many lost rows as the first time, and so on; lost alone, at its third loss or later, it is
@@ -44,7 +44,8 @@ MAX_LOSSES = 3  # of a row, the last of them alone, after which it is refused
 SHARE = 8  # one of so many lost rows shares a server with a row that is lost again
 MAX_REFUSALS = 5  # rows that a server refuses in turn before it is not used
 OF_THE_ROW = (400, 413)  # statuses that are never the server's fault
-SLOW = 10  # times the slowest reply so far
+SLOW = 10  # times a slow reply
+RECENT = 200  # replies, the slowest twentieth of which are slow
 NOT_ASKED = BusyServerError("no answer yet")
 
 
@@ -53,7 +54,7 @@ class ServerTimeouts:
     """Times in seconds, and whether servers that do not answer at the start are waited for."""
 
     patience: float = PATIENCE_S
-    row_timeout: float | None = None  # of one request; None: by the slowest replies
+    row_timeout: float | None = None  # of one request; None: by slow replies
     retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # before a lost server is tried again
     silence: float = 30.0  # of a server that has rows, before it is asked for its health
     health: float = 25.0  # for that question
@@ -71,9 +72,9 @@ class ServerTimeouts:
         """Delay before a lost server is tried again; several are within the patience, unless that is short."""
         return min(self.retries[: failures + 1][-1], max(self.patience / 10, 1.0))
 
-    def row_limit(self, slowest: float, losses: int) -> float:
-        """Longest time of one row, given the slowest reply so far; longer than where it was lost before."""
-        return self.row_timeout or max(self.patience, SLOW * slowest or PATIENCE_S) * (1 << losses)
+    def row_limit(self, slow: float, losses: int) -> float:
+        """Longest time of one row, given that of a slow reply; longer than where it was lost before."""
+        return self.row_timeout or max(PATIENCE_S, SLOW * slow) * (1 << losses)
 
 
 @dataclass(slots=True)
@@ -88,11 +89,11 @@ class RowLosses:
         """Whether it gets a server of its own, to be the only possible cause of the next loss."""
         return self.company == 1 and self.count >= MAX_LOSSES - 1
 
-    def add(self, lost: int, is_late: bool) -> bool:
-        """Count a loss of so many rows at the same moment, or a late reply; return whether the row is to blame."""
-        is_blamed = self.is_alone or (is_late and self.count >= MAX_LOSSES - 1)
+    def add(self, lost: int, server_works: bool) -> bool:
+        """Count a loss of so many rows at the same moment, or of this alone; return whether the row is to blame."""
+        is_blamed = self.is_alone or (server_works and self.count >= MAX_LOSSES - 1)
         self.count += 1
-        if not is_late:
+        if not server_works:
             self.company = lost if self.company == inf else max(1, self.company // SHARE)
         return is_blamed
 
