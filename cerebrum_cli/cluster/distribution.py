@@ -61,7 +61,9 @@ def distribute(
     """The missing rows of some work, to be answered on the cluster that `--ray` names. Raises UsageError."""
     model, servers = source.model, source.servers
     slots = (servers.window or SERVER_SAMPLES) if servers else slots_of(source)
-    servers = servers and replace(servers, earlier=work.run.servers)
+    if servers:  # nodes have API keys in environments of their own
+        endpoints = [replace(endpoint, key=None) for endpoint in servers.endpoints]
+        servers = replace(servers, earlier=work.run.servers, endpoints=endpoints)
     identity = source.installation.library.hashed_identity(model)
     # Nodes have installations of their own, and find the model there.
     portable = replace(
@@ -215,7 +217,10 @@ class NodeJob:
         if settings.threads is None and threads < thread_count():
             settings = replace(settings, threads=threads)
         model = find_file(installation.library, self)
-        source = replace(self.source, installation=installation, model=model, settings=settings)
+        servers = self.source.servers
+        if servers:
+            servers = replace(servers, endpoints=[endpoint.with_key() for endpoint in servers.endpoints])
+        source = replace(self.source, installation=installation, model=model, settings=settings, servers=servers)
         loaded = open_many(source, MAX_PARALLEL)
         for event in loaded.load():
             if isinstance(event, NoticeEvent):

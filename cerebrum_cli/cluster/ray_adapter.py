@@ -178,17 +178,21 @@ class Place(NamedTuple):
 
 
 def find_places(workers: int | None, uses_gpus: bool) -> list[Place]:
-    """Places for a number of workers; without one, for one on each GPU, or on each node if there are no GPUs.
+    """Places for a number of workers; without one, for one on each free GPU, or on each node if there are no GPUs.
 
     Nodes without GPUs, such as a head, are left out where others have some. Raises EndpointError if none is left.
     """
     import ray
+    from ray._private.state import available_resources_per_node
 
     alive = (node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
     resources_of = {node["NodeID"]: node["Resources"] for node in alive}
     nodes = {node: resources for node, resources in resources_of.items() if resources.get("GPU")} or resources_of
-    counts = {node: int(resources.get("GPU", 0)) if uses_gpus else 0 for node, resources in nodes.items()}
+    free = available_resources_per_node()
+    counts = {node: int(free.get(node, {}).get("GPU", 0)) if uses_gpus else 0 for node in nodes}
     on_gpus = [node for turn in range(max(counts.values(), default=0)) for node in nodes if turn < counts[node]]
+    if uses_gpus and not on_gpus and any(resources.get("GPU") for resources in nodes.values()):
+        raise EndpointError("no GPU of the Ray cluster is free", "wait for its other jobs: see ray status")
     chosen = on_gpus[:workers] or list(islice(cycle(nodes), workers or len(nodes)))
     if not chosen:
         raise EndpointError("no node of the Ray cluster has CPUs", "check the nodes with ray status")
@@ -277,7 +281,7 @@ class RemoteWorker:
 
 
 class Worker:
-    """Answers blocks with a model; one that cannot be opened is reported, and gets no blocks."""
+    """Answers blocks with a model; one that cannot be opened is reported, gets no blocks, and is replaced later."""
 
     def open(self, version: str, job: bytes, threads: int) -> Iterator[bytes | Report]:
         """Yield notices, then a report."""
@@ -290,14 +294,20 @@ class Worker:
             yield socket.gethostname(), "", "", records
         except Exception as error:
             yield report_problem(error)
+            end_later()
 
     def answer(self, block: bytes) -> Iterator[bytes | Report]:
         try:
             yield self._answer(block)
         except Exception as error:  # of the whole model: a new worker replaces this one
             yield report_problem(error)
-            time.sleep(RESTART_S)
-            os._exit(1)
+            end_later()
+
+
+def end_later() -> None:
+    """End this worker, so that another replaces it: the problem may be gone by then."""
+    time.sleep(RESTART_S)
+    os._exit(1)
 
 
 def report_problem(error: Exception) -> Report:
