@@ -171,7 +171,7 @@ class Client:
                 certificates = _certificates(endpoint)
         except (OSError, ValueError) as error:
             problem = f"{endpoint.name}: {server_text(str(error))}"
-            hint = f"check the URL, HTTP_PROXY, ALL_PROXY, {', '.join(CA_VARIABLES)}, and its table in config.toml"
+            hint = f"check the URL, HTTP_PROXY, ALL_PROXY, {' and '.join(CA_VARIABLES)}, or ca_file and client_cert"
             raise EndpointError(problem, hint) from error
         self._base_url, mark, query = endpoint.url.partition("?")
         self._query = mark + query
