@@ -9,7 +9,7 @@ from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
-from cerebrum_cli.batch.rows import OUTPUT_KEYS
+from cerebrum_cli.batch.rows import INPUT, OUTPUT_KEYS
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.runs.result import Table, to_json
@@ -35,7 +35,7 @@ def parquet_table() -> Table:
     pyarrow, parquet = _import_pyarrow()
 
     def encode(objects: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
-        keys = (*OUTPUT_KEYS, "input")
+        keys = (*OUTPUT_KEYS, INPUT)
         types = {key: pyarrow.int64() if key in INTEGERS else pyarrow.string() for key in keys}
         schema, parts, objects = pyarrow.schema(types), list[bytes](), iter(objects)
         sink = SimpleNamespace(write=lambda data: parts.append(bytes(data)), flush=bool, close=bool, closed=False)

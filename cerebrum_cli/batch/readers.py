@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Shape = Literal["txt", "jsonl", "csv", "tsv"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
-_SUFFIXES: dict[str, Shape] = {f".{shape}": shape for shape in SHAPES} | {".ndjson": "jsonl", PARQUET: "jsonl"}
+_SUFFIXES: dict[str, Shape] = {f".{shape}": shape for shape in SHAPES} | {".ndjson": "jsonl", f".{PARQUET}": "jsonl"}
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
 _PROMPT_COLUMN = "prompt"
 MAX_LINE_BYTES = 64_000_000
@@ -112,7 +112,7 @@ def open_input(source: Path) -> InputFile:
         file = source.open("rb", buffering=0)
     except OSError as error:
         raise UsageError(f"{source}: {error.strerror or error}", "check the path") from error
-    if source.suffix.lower() == PARQUET:
+    if source.suffix.lower() == f".{PARQUET}":
         from cerebrum_cli.batch.parquet import json_lines
 
         with file:

@@ -76,14 +76,14 @@ def batch(
       cerebrum batch exam.jsonl -o out.jsonl --votes auto:3..16
     """
     from cerebrum_cli.batch.readers import detect_shape, open_input, read_rows, spool_input
-    from cerebrum_cli.runs.output_files import PARQUET, output_paths, table_suffix
+    from cerebrum_cli.runs.output_files import output_paths, table_type
     from cerebrum_cli.runs.result import DELIMITERS
 
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     source = Path(input_file)
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
-    is_delimited = table_suffix(output) not in (None, PARQUET)
+    is_delimited = table_type(output) in DELIMITERS
     if source != STANDARD:
         opened = open_input(source)
     elif app.streams.piped is not None:
@@ -178,16 +178,16 @@ def open_result(
 ) -> Journal | StreamedResult:
     from cerebrum_cli.batch.rows import result_rows
     from cerebrum_cli.runs.journal import open_journal
-    from cerebrum_cli.runs.output_files import PARQUET, table_suffix
+    from cerebrum_cli.runs.output_files import PARQUET, table_type
     from cerebrum_cli.runs.result import DELIMITERS, StreamedResult, table_lines
 
-    table, suffix = None, table_suffix(output)
-    if suffix == PARQUET:
+    table, name = None, table_type(output)
+    if name == PARQUET:
         from cerebrum_cli.batch.parquet import parquet_table
 
         table = parquet_table()
-    elif suffix:
-        table = partial(table_lines, DELIMITERS[suffix.removeprefix(".")], rows.columns)
+    elif name:
+        table = partial(table_lines, DELIMITERS[name], rows.columns)
     result_of = result_rows(rows, rows.sha256, rows.unit, table)
     if output == STANDARD:
         if options.ray is not None:

@@ -37,7 +37,7 @@ VERSION = 1
 _WRITTEN_TOGETHER = 64  # lines of a result
 MIXED = ""  # the input of a record whose partial file may have positions of another input, or none
 MADE_BY = ("cerebrum", "llama.cpp")  # keys of a fingerprint: versions of the programs, which older ones lack
-PARQUET = ".parquet"
+PARQUET = "parquet"
 _JSON_SUFFIXES = ("", ".jsonl", ".ndjson", ".json")
 _MAX_DIFFERENCES = 3  # in an error message
 _MAX_VALUE = 40  # characters
@@ -105,13 +105,13 @@ def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
     return paths
 
 
-def table_suffix(output: Path) -> str | None:
-    """Suffix of a result that is a table; None for JSON Lines. Raises UsageError for other suffixes."""
+def table_type(output: Path) -> str | None:
+    """Suffix of a result that is a table, without the dot; None for JSON Lines. Raises UsageError for others."""
     suffix = output.suffix.lower()
     if suffix in _JSON_SUFFIXES:
         return None
-    if suffix == PARQUET or suffix.removeprefix(".") in DELIMITERS:
-        return suffix
+    if (name := suffix.removeprefix(".")) in (PARQUET, *DELIMITERS):
+        return name
     raise UsageError(f"{output}: unsupported file type {suffix}", "name it .jsonl, .csv, .tsv or .parquet")
 
 
