@@ -293,23 +293,18 @@ class Worker:
             self._answer, records = yield from pickle.loads(job)(threads)
             yield socket.gethostname(), "", "", records
         except Exception as error:
-            yield report_problem(error)
-            end_later()
+            yield from end_with(error)
 
     def answer(self, block: bytes) -> Iterator[bytes | Report]:
         try:
             yield self._answer(block)
         except Exception as error:  # of the whole model: a new worker replaces this one
-            yield report_problem(error)
-            end_later()
+            yield from end_with(error)
 
 
-def end_later() -> None:
-    """End this worker, so that another replaces it: the problem may be gone by then."""
+def end_with(error: Exception) -> Iterator[Report]:
+    """Report why this worker ends, and end it later: the problem may be gone when another replaces it."""
+    hint = getattr(error, "hint", "see its Ray logs in /tmp/ray")
+    yield socket.gethostname(), str(error) or type(error).__name__, hint, ()
     time.sleep(RESTART_S)
     os._exit(1)
-
-
-def report_problem(error: Exception) -> Report:
-    hint = getattr(error, "hint", "see its Ray logs in /tmp/ray")
-    return socket.gethostname(), str(error) or type(error).__name__, hint, ()
