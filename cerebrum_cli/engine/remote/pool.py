@@ -281,7 +281,7 @@ class Pool:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(self._timeouts.tick):
                             await server.was_lost.wait()
-                    self._assign()
+                    self._fail_if_stuck()  # before a row that is late is asked again
                     server.stop_late(self._slow, self._now)
                     await server.require_life()
                     self._assign()
