@@ -62,6 +62,7 @@ class Candidates:
     def __init__(self, size: int) -> None:
         self._tokens = numpy.arange(size, dtype=numpy.int32)
         self._data = numpy.empty(size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
+        self._address = self._data.ctypes.data_as(llama.llama_token_data_p)
         self.logits = self._data["logit"]  # by token, as long as no sampler has sorted those of `fill`
 
     def fill(self, row_logits: Any, tokens: Any = None, is_sorted: bool = False) -> Any:
@@ -73,8 +74,7 @@ class Candidates:
         size = len(tokens)
         self._data["id"][:size] = tokens
         self.logits[:size] = token_logits
-        data = self._data.ctypes.data_as(llama.llama_token_data_p)
-        return llama.llama_token_data_array(data=data, size=size, selected=-1, sorted=is_sorted)
+        return llama.llama_token_data_array(data=self._address, size=size, selected=-1, sorted=is_sorted)
 
     def likeliest(self, row_logits: Any, params: SamplingParams) -> Any:
         """The tokens that min-p may keep, or those that top-p keeps, sorted as it sorts them.
