@@ -193,13 +193,13 @@ def test_remote_row_of_a_server_that_loads_its_model_is_asked_elsewhere() -> Non
             assert len(outcome(replies)) == 1
 
 
-def poisoned(server: LlamaServer, request: Request) -> None:
+def poisoned(server: LlamaServer, request: Request, status: int = 500) -> None:
     """Let a server fail at a request, whenever it comes."""
     whole = server.complete
 
     def complete(body: Mapping[str, Any]) -> Generator[Any, None, None]:
         if tuple(body["prompt"]) == request.prompt_tokens:
-            raise Refused(500, "assertion failed")
+            raise Refused(status, "assertion failed")
         yield from whole(body)
 
     server.complete = complete  # type: ignore[method-assign]
@@ -219,6 +219,17 @@ def test_remote_row_that_kills_servers_is_refused_and_stalls_no_other() -> None:
     assert texts == [reply.text for reply in local_replies(unicode_model, *good).values()]
     assert sum(each.count(tuple(bad.prompt_tokens)) for each in prompts) >= 3
     assert tuple(bad.prompt_tokens) in [each[-1] for each in prompts]  # alone
+
+
+def test_remote_row_that_the_only_server_refuses_first_is_the_only_one_without_a_reply() -> None:
+    with serving(unicode_model) as [server], connected(server, window=1) as engine:
+        poisoned(server, REQUESTS[0], 422)
+        events = events_of(engine, *REQUESTS)
+        alone = events_of(engine, REQUESTS[0])
+    refused = {event.sequence.request: event for event in events if isinstance(event, RefusedEvent)}
+    assert [*refused] == [0] and refused[0].error.message == "server 1: assertion failed"
+    assert outcome(events).keys() == {SequenceId(at) for at in range(1, 20)}
+    assert not notices(events) and isinstance(alone[-1], RefusedEvent)
 
 
 # What ends everything.

@@ -302,6 +302,11 @@ ONLY = {
     # So few replies cannot separate 17 refusals into runs of less than five.
     "403 once it has answered": only(["error: first requires an API key"], failing(403, None, let_through=3)),
     "422 for one row": only(["EndpointError: server 1: scripted", "19 replies"], failing(422, 1, let_through=12)),
+    "422 for all rows": only(["error: first: scripted"], failing(422, None)),
+    "422 for the only row": only(
+        ["EndpointError: this request failed 3 times, last on server 1: scripted"], failing(422, None), requests=ROWS[:1]
+    ),
+    "422 for the only stream": only(["error: first: scripted"], failing(422, None), requests=[STREAM]),
     "500 that is no refusal": only(
         ["first is unavailable: does not support it", ALL],
         failing(500, 1, message="does not support it", let_through=12),

@@ -209,8 +209,11 @@ class Server:
         except RequestError as error:
             if error.status == 404:  # as from a gateway while the server restarts
                 raise LostServerError(error.reason) from error
-            if self.health.refuse(error.status, job.start):
+            fault = self.health.refuse(error.status, job.start)
+            if fault == "server":
                 raise self.client.fault(error, REFUSED_HINT) from error
+            if fault == "unknown":
+                raise LostServerError(error.reason, server_works=True) from error
             raise RefusedRequestError(_refusal(error, request, self.alias)) from error
         except DAMAGE as error:
             raise LostServerError("damaged reply") from error

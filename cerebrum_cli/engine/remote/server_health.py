@@ -22,8 +22,9 @@ refused: `RowLosses`.
 - A part of the reply was shown: the row ends with an error.
 - A reply takes too long, or a part of a streamed one: the server is lost, or if it has answered others meanwhile, the
   row alone, which may then take twice as long.
-- 400, 413, or a message about the prompt: the row is refused. So is one with another 4xx, unless the server had
-  answered none before, or refuses several in turn: then it is the server's fault, as if it served another model.
+- 400, 413, or a message about the prompt: the row is refused. So is one with another 4xx, but where the server had
+  answered none before, only at the third time; other rows are asked meanwhile. 401 or 403 before any answer, or several
+  such refusals in turn, are the server's fault, as if it served another model.
 
 `client.py` translates responses into LostServerError, BusyServerError and RequestError; `Pool._end` acts on them.
 Values and decisions; the clock is the caller's.
@@ -44,6 +45,7 @@ MAX_LOSSES = 3  # of a row, the last of them alone, after which it is refused
 SHARE = 8  # one of so many lost rows shares a server with a row that is lost again
 MAX_REFUSALS = 5  # rows that a server refuses in turn before it is not used
 OF_THE_ROW = (400, 413)  # statuses that are never the server's fault
+OF_THE_KEY = (401, 403)  # those that are, unless it has answered a row
 SLOW = 10  # times a slow reply
 RECENT = 200  # replies, the slowest twentieth of which are slow
 NOT_ASKED = BusyServerError("no answer yet")
@@ -147,12 +149,15 @@ class ServerHealth:
             self.failures = 0
             self.is_proven = True
 
-    def refuse(self, status: int, sent_at: float) -> bool:
-        """Note that it refuses a row, which was sent at this time; return whether that is its own fault."""
+    def refuse(self, status: int, sent_at: float) -> Literal["row", "server", "unknown"]:
+        """Note that it refuses a row, which was sent at this time; return whose fault that is."""
         if status in OF_THE_ROW:
-            return False
+            return "row"
         self.refusals += 1
-        return sent_at < self.first_reply_at or self.refusals >= MAX_REFUSALS
+        has_answered = sent_at >= self.first_reply_at
+        if self.refusals >= MAX_REFUSALS or (status in OF_THE_KEY and not has_answered):
+            return "server"
+        return "row" if has_answered else "unknown"
 
     def is_evidence(self, losses: RowLosses, is_last: bool, timeouts: ServerTimeouts) -> bool:
         """Whether the loss of a row counts against it.
