@@ -50,6 +50,7 @@ BENCHMARKS = (
     Benchmark("rendering"),
     Benchmark("batch", (GSM8K,), measures_shape=True),
     Benchmark("large_batch"),
+    Benchmark("outages"),
     Benchmark("stored_rows"),
     Benchmark("endpoints", (GSM8K,)),
     Benchmark("votes", (GSM8K,), measures_shape=True),

@@ -231,10 +231,13 @@ class StandIn(asyncio.Protocol):
                 return
             body = bytes(self._received[start : start + length])
             del self._received[: start + length]
-            content = self._answer(head.split(" ", 2)[1].partition("?")[0], body).encode()
-            self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
+            self.answer(head.split(" ", 2)[1].partition("?")[0], body)
 
-    def _answer(self, path: str, body: bytes) -> str:
+    def answer(self, path: str, body: bytes) -> None:
+        content = self._content(path, body).encode()
+        self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
+
+    def _content(self, path: str, body: bytes) -> str:
         if path == "/completion":
             return f'{self._completion},"tokens_evaluated":{len(json.loads(body)["prompt"])}}}'
         return json.dumps(ANSWERS[path]) if path in ANSWERS else self._probe

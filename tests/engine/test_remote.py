@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +41,7 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.engine.control import LoopCheck
+from cerebrum_cli.engine.remote import client
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.terminal.progress import server_rates
 
@@ -219,6 +220,48 @@ def test_remote_row_that_kills_servers_is_refused_and_stalls_no_other() -> None:
     assert texts == [reply.text for reply in local_replies(unicode_model, *good).values()]
     assert sum(each.count(tuple(bad.prompt_tokens)) for each in prompts) >= 3
     assert tuple(bad.prompt_tokens) in [each[-1] for each in prompts]  # alone
+
+
+@contextmanager
+def killed_by(server: LlamaServer, request: Request, kills: list[LlamaServer]) -> Iterator[None]:
+    """Let a server end at a request, whenever it comes, and start it again."""
+    whole, is_over, dies = server.complete, threading.Event(), threading.Semaphore(0)
+
+    def complete(body: Mapping[str, Any]) -> Generator[Any, None, None]:
+        if tuple(body["prompt"]) == request.prompt_tokens:
+            kills.append(server)
+            dies.release()
+            raise ConnectionAbortedError
+        yield from whole(body)
+
+    def supervise() -> None:
+        while dies.acquire() and not is_over.is_set():
+            server.kill()
+            server.start()
+
+    server.complete = complete  # type: ignore[method-assign]
+    supervisor = threading.Thread(target=supervise, daemon=True)
+    supervisor.start()
+    yield
+    is_over.set()
+    dies.release()
+    supervisor.join()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_remote_row_that_kills_servers_does_so_three_times(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "RESEND_S", 0.0)  # other servers take longer to restart
+    requests = [request_of(f"Q{at}") for at in range(120)]
+    kills: list[LlamaServer] = []
+    with serving(unicode_model, count, slots=16) as servers, ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(killed_by(server, requests[80], kills))
+        with connected(*servers) as engine:
+            events = events_of(engine, *requests)
+    [refused] = [event for event in events if isinstance(event, RefusedEvent)]
+    assert refused.sequence.request == 80 and "this request failed 3 times" in refused.error.message
+    assert len(kills) == 3
+    assert outcome(events).keys() == {SequenceId(at) for at in range(120) if at != 80}
 
 
 def test_remote_row_that_the_only_server_refuses_first_is_the_only_one_without_a_reply() -> None:

@@ -304,7 +304,9 @@ ONLY = {
     "422 for one row": only(["EndpointError: server 1: scripted", "19 replies"], failing(422, 1, let_through=12)),
     "422 for all rows": only(["error: first: scripted"], failing(422, None)),
     "422 for the only row": only(
-        ["EndpointError: this request failed 3 times, last on server 1: scripted"], failing(422, None), requests=ROWS[:1]
+        ["EndpointError: this request failed 3 times, last on server 1: scripted"],
+        failing(422, None),
+        requests=ROWS[:1],
     ),
     "422 for the only stream": only(["error: first: scripted"], failing(422, None), requests=[STREAM]),
     "500 that is no refusal": only(

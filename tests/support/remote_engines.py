@@ -70,11 +70,13 @@ def served_engine(engine: LocalEngine) -> LlamaServer:
     return LlamaServer(model, context_size=engine.context_size, vocabulary=vocabulary)
 
 
-def remote_engine(*servers: ModelServer | str, timeouts: ServerTimeouts = QUICK, **endpoint: Any) -> RemoteEngine:
+def remote_engine(
+    *servers: ModelServer | str, timeouts: ServerTimeouts = QUICK, window: int | None = None, **endpoint: Any
+) -> RemoteEngine:
     urls = [server if isinstance(server, str) else server.url for server in servers]
     vocabulary = ScriptedBackend(lambda held, seed: END)
     endpoints = [Endpoint(url, url, **endpoint) for url in urls]
-    return RemoteEngine(vocabulary.open, endpoints, timeouts=timeouts)
+    return RemoteEngine(vocabulary.open, endpoints, window, timeouts)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.description import remarks
 from cerebrum_cli.engine.remote.server import CANCELLED, PoolJob, Server
-from cerebrum_cli.engine.remote.server_health import NOT_ASKED, RECENT, ServerNotices, ServerTimeouts
+from cerebrum_cli.engine.remote.server_health import MAX_LOSSES, NOT_ASKED, RECENT, ServerNotices, ServerTimeouts
 
 
 class Pool:
@@ -30,7 +30,7 @@ class Pool:
         self._emit = emit  # later replaced by that of the latest job
         self._notices = ServerNotices(timeouts.notices)
         self._waiting: deque[PoolJob] = deque()
-        self._lost: deque[PoolJob] = deque()  # jobs that were, and wait until no others do
+        self._lost: list[PoolJob] = []  # jobs that were lost with their server
         self._recent: deque[float] = deque(maxlen=RECENT)  # seconds of the latest replies
         self._tasks: list[asyncio.Task[None]] = []
         self._has_started = asyncio.Event()  # a server can be used, or the start has failed
@@ -114,6 +114,8 @@ class Pool:
 
         A job whose prompt a server has evaluated waits for that one, and others pass it.
         """
+        # lost jobs, beside others
+        self._start_lost(must_be_proven=True)
         # waiting jobs
         at = 0
         while at < len(self._waiting):
@@ -126,14 +128,25 @@ class Pool:
                 at += 1
             else:
                 break
-        # lost jobs
-        while self._lost and not self._waiting and (server := self._choose(self._lost[0])):
-            self._start(self._lost.popleft(), server)
+        # lost jobs, if there are no others
+        if not self._waiting:
+            self._start_lost(must_be_proven=False)
         self._fail_if_stuck()
         # notices, if someone reads them
         if self._has_jobs or not self._is_connected:
             for notice in self._notices.take(self._now):
                 self._emit(notice)
+
+    def _start_lost(self, must_be_proven: bool) -> None:
+        """Start jobs that were lost: of those with equal losses, the one that was sent last.
+
+        Those with more losses are the first on servers that have just answered others, the last on other ones.
+        """
+        for losses in sorted({job.losses for job in self._lost}, reverse=must_be_proven):
+            jobs = sorted((job for job in self._lost if job.losses == losses), key=lambda job: job.start)
+            while jobs and (server := self._choose(jobs[-1], must_be_proven)):
+                self._lost.remove(jobs[-1])
+                self._start(jobs.pop(), server)
 
     @property
     def _has_jobs(self) -> bool:
@@ -148,10 +161,12 @@ class Pool:
         server = job.pooled.server
         return server if isinstance(server, Server) and server.health.problem is None else None
 
-    def _choose(self, job: PoolJob) -> Server | None:
+    def _choose(self, job: PoolJob, must_be_proven: bool = False) -> Server | None:
         """The server to give a job now: one that has answered since it was reached, or failed least; the idlest."""
         owner = self._owner(job)
         candidates = [owner] if owner else self._servers
+        if must_be_proven:
+            candidates = [server for server in candidates if server.health.is_proven]
         fitting = [server for server in candidates if server.has_room(job, self._now)]
 
         def preference(server: Server) -> tuple[bool, int, float]:
@@ -169,9 +184,9 @@ class Pool:
         task.add_done_callback(lambda task: self._end(task, job, server))
 
     def _requeue(self, job: PoolJob) -> None:
-        """Let a job wait again, behind the others: it may be what fails."""
+        """Let a job wait again, behind the others."""
         job.pooled.server = job.stopped_by = None
-        (self._lost if job.losses.count else self._waiting).append(job)
+        (self._lost if job.losses else self._waiting).append(job)
 
     # Jobs that end.
 
@@ -180,12 +195,12 @@ class Pool:
         server.remove(job)
         if error is None or not job.samples:
             self._recent.append(self._now - job.start)
-            self._note_answer(server, is_reply=True)
+            self._note_answer(server, job, is_reply=True)
         elif error is CANCELLED:
             job.cancel()
         elif isinstance(error, RefusedRequestError):
             job.refuse(error.error)
-            self._note_answer(server, is_reply=False)
+            self._note_answer(server, job, is_reply=False)
         elif isinstance(error, BusyServerError) and not job.has_output:
             self._requeue(job)
             self._rest(server, error)
@@ -199,9 +214,9 @@ class Pool:
                 self._open(server, error)
         self._assign()
 
-    def _note_answer(self, server: Server, is_reply: bool) -> None:
+    def _note_answer(self, server: Server, job: PoolJob, is_reply: bool) -> None:
         self._stuck_since = server.alive_at = self._now
-        server.health.answer(self._now, is_reply)
+        server.health.answer(self._now, job.losses, is_reply)
         self._recover(server)
 
     def _rest(self, server: Server, busy: BusyServerError) -> None:
@@ -213,19 +228,31 @@ class Pool:
 
     def _lose(self, job: PoolJob, server: Server, lost: LostServerError) -> None:
         """Ask for a lost server's job again, unless part of its reply was shown, or it is to blame."""
-        is_last, is_blamed = not (self._waiting or self._is_running), False
-        if lost.server_works or (lost.was_sent and server.health.is_evidence(job.losses, is_last, self._timeouts)):
-            is_blamed = job.losses.add(server.health.lost, lost.server_works)
+        is_last = not (self._waiting or self._is_running)
+        if lost.server_works:
+            job.failures += 1
+        elif lost.was_sent and server.health.is_evidence(job.losses, is_last, self._timeouts):
+            job.losses += 1
+        is_killer = job.is_alone and job.losses >= MAX_LOSSES
         if not lost.server_works and server.health.is_reached:
             self._open(server, lost)
         others = [other for other in self._servers if other is not server]
         if job.has_output or (job.request.stream and all(other.health.state == "open" for other in others)):
             job.pooled.emit(EndpointError(f"{server.name}: {lost}", "check the server, then ask again"))
-        elif is_blamed:
-            problem = f"this request failed {job.losses.count} times, last on {server.alias}: {lost}"
+        elif is_killer or job.failures >= MAX_LOSSES:
+            problem = f"this request failed {job.losses + job.failures} times, last on {server.alias}: {lost}"
             job.refuse(EndpointError(problem, "check the log of the server"))
+            if is_killer:
+                self._forgive_others()
         else:
             self._requeue(job)
+
+    def _forgive_others(self) -> None:
+        """Treat lost jobs as new: the cause of their losses is known."""
+        for job in chain(self._lost, *(server.running for server in self._servers)):
+            job.losses = 0
+        self._waiting += self._lost
+        self._lost.clear()
 
     def _fail_if_stuck(self) -> None:
         """Fail everything if no server fits, or once none has been usable for too long while something waits for one.

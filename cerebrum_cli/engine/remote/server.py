@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
@@ -22,7 +22,7 @@ from cerebrum_cli.engine.remote.client import (
 from cerebrum_cli.engine.remote.description import ExpectedModel, describe
 from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.replies import RemoteSample
-from cerebrum_cli.engine.remote.server_health import RowLosses, ServerHealth, ServerTimeouts
+from cerebrum_cli.engine.remote.server_health import ServerHealth, ServerTimeouts
 from cerebrum_cli.engine.sequence import MessagesRequest, Request
 
 TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
@@ -55,12 +55,15 @@ class PoolJob:
     """Unfinished samples of one request that one server generates together, or fewer where it takes fewer at a time.
 
     A running one began at `start`, and something last arrived of it at `alive_at`. `stopped_by` is why it was taken
-    from its server.
+    from its server. It was lost `losses` times with its server, and has failed `failures` times while that worked. One
+    that `is_alone` has a server of its own, to be the only possible cause of its next loss.
     """
 
     pooled: PooledRequest
     samples: tuple[RemoteSample, ...]
-    losses: RowLosses = field(default_factory=RowLosses)
+    losses: int = 0
+    failures: int = 0
+    is_alone: bool = False
     has_output: bool = False
     start: float = 0.0
     alive_at: float = 0.0
@@ -74,7 +77,7 @@ class PoolJob:
 
     def take(self, count: int) -> PoolJob:
         taken, self.samples = self.samples[:count], self.samples[count:]
-        return PoolJob(self.pooled, taken, replace(self.losses))
+        return replace(self, samples=taken)
 
     def report(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -131,30 +134,30 @@ class Server:
     # Its jobs.
 
     def has_room(self, job: PoolJob, now: float) -> bool:
-        """Whether it can be given a job now; if it is half-open, or the job is to be alone, only if it is empty."""
+        """Whether it can be given a job now: if it is half-open, or the job is to be alone, only if it is empty."""
         if not self.health.takes_rows(now):
             return False
         if self.outstanding == 0:
             return True
         fits = self.outstanding + min(len(job.samples), self.info.max_samples) <= self.health.window
-        if not fits or self.health.state != "closed" or job.losses.is_alone:
+        if not fits or self.health.state != "closed":
             return False
-        if job.losses.count == 0:
+        if job.losses == 0:
             return True
-        return len([other for other in self.running if other.losses.count]) < job.losses.company
+        together, lost = self.health.lost_rows(job.losses), [other for other in self.running if other.losses]
+        return together > max(1, len(lost))
 
     def add(self, job: PoolJob, task: asyncio.Task[None], now: float) -> None:
         if not self.running:
             self.alive_at = now
         job.start = job.alive_at = now
         job.origin = Origin(self.alias, self.info.weights)
-        job.load = max(len(job.samples), self.health.window if job.losses.is_alone else 0)
+        job.is_alone = job.losses > 1 and self.health.lost_rows(job.losses) == 1
+        job.load = self.health.window if job.is_alone else len(job.samples)
         self.running[job] = task
         self.outstanding += job.load
 
     def remove(self, job: PoolJob) -> None:
-        if self.health.is_reached:
-            self.health.lost = len(self.running)  # if this is the first of those that are lost
         del self.running[job]
         self.outstanding -= job.load
 
@@ -166,7 +169,7 @@ class Server:
     def stop_late(self, slow: float, now: float) -> None:
         """Remove jobs that take too long, given the seconds of a slow reply."""
         for job in list(self.running):
-            limit = self._timeouts.row_limit(slow, job.losses.count)
+            limit = self._timeouts.row_limit(slow, job.failures)
             if now - job.alive_at > limit:
                 works = self.alive_at > job.start  # has answered others meanwhile
                 self.stop(LostServerError(f"no reply within {limit:g} s", server_works=works), [job])

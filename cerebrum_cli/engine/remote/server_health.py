@@ -14,14 +14,15 @@ Servers. Each is open, half-open or closed:
 - It serves another model: as lost, without blame for its rows. If no other server fits, everything ends.
 - No server can be used for `patience`, or the first reply takes longer: everything ends.
 
-Rows. A row that was lost may be what kills servers, or one of many that an outage took along. Lost twice, it shares a
-server with an eighth as many lost rows as the first time, and so on; lost alone, at its third loss or later, it is
-refused: `RowLosses`.
+Rows. A row that was lost may be what kills servers, or one of many that an outage took along. Those lost once are asked
+again beside other rows, eight at a time; those lost twice alone, on a server that has just answered another. The last
+one sent is the likeliest cause, and goes first. With each answer, more of them go together. A row lost alone, at its
+third loss or later, is refused, and the others that were lost count as new.
 
 - A connection that was kept breaks within a second of sending: not a loss, the client sends it again.
 - A part of the reply was shown: the row ends with an error.
 - A reply takes too long, or a part of a streamed one: the server is lost, or if it has answered others meanwhile, the
-  row alone, which may then take twice as long.
+  row alone, which may then take twice as long. A row that fails three times in this way is refused.
 - 400, 413, or a message about the prompt: the row is refused. So is one with another 4xx, but where the server had
   answered none before, only at the third time; other rows are asked meanwhile. 401 or 403 before any answer, or several
   such refusals in turn, are the server's fault, as if it served another model.
@@ -32,6 +33,7 @@ Values and decisions; the clock is the caller's.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
@@ -41,8 +43,8 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import PATIENCE_S
 from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError
 
-MAX_LOSSES = 3  # of a row, the last of them alone, after which it is refused
-SHARE = 8  # one of so many lost rows shares a server with a row that is lost again
+MAX_LOSSES = 3  # of a row, the last of them alone, or failures of it while its server works
+TOGETHER = 8  # rows lost once that a server is given at a time
 MAX_REFUSALS = 5  # rows that a server refuses in turn before it is not used
 OF_THE_ROW = (400, 413)  # statuses that are never the server's fault
 OF_THE_KEY = (401, 403)  # those that are, unless it has answered a row
@@ -74,30 +76,9 @@ class ServerTimeouts:
         """Delay before a lost server is tried again; several are within the patience, unless that is short."""
         return min(self.retries[: failures + 1][-1], max(self.patience / 10, 1.0))
 
-    def row_limit(self, slow: float, losses: int) -> float:
-        """Longest time of one row, given that of a slow reply; longer than where it was lost before."""
-        return self.row_timeout or max(PATIENCE_S, SLOW * slow) * (1 << losses)
-
-
-@dataclass(slots=True)
-class RowLosses:
-    """How often a row was lost, and with at most how many lost rows, itself included, it may share a server now."""
-
-    count: int = 0
-    company: float = inf
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether it gets a server of its own, to be the only possible cause of the next loss."""
-        return self.company == 1 and self.count >= MAX_LOSSES - 1
-
-    def add(self, lost: int, server_works: bool) -> bool:
-        """Count a loss of so many rows at the same moment, or of this alone; return whether the row is to blame."""
-        is_blamed = self.is_alone or (server_works and self.count >= MAX_LOSSES - 1)
-        self.count += 1
-        if not server_works:
-            self.company = lost if self.company == inf else max(1, self.company // SHARE)
-        return is_blamed
+    def row_limit(self, slow: float, failures: int) -> float:
+        """Longest time of one row, given that of a slow reply; longer than where it failed before."""
+        return self.row_timeout or max(PATIENCE_S, SLOW * slow) * (1 << failures)
 
 
 @dataclass(slots=True)
@@ -110,7 +91,7 @@ class ServerHealth:
     is_proven: bool = False  # it has answered a row since it was last reached
     first_reply_at: float = inf
     refusals: int = 0  # in turn
-    lost: int = 0  # jobs that it had when it was last lost
+    recovered: Counter[int] = field(default_factory=Counter)  # lost rows it has since answered, by number of losses
     retry_at: float = 0.0
     busy_since: float = 0.0
     busy_until: float = 0.0
@@ -138,8 +119,12 @@ class ServerHealth:
         self.problem = None
         return True
 
-    def answer(self, now: float, is_reply: bool = True) -> None:
-        """Note a reply to a row, or its refusal; one to an older row does not close it early."""
+    def lost_rows(self, losses: int) -> int:
+        """Number of lost rows that it may have together with one that was lost so often; 1 is alone."""
+        return max(TOGETHER if losses == 1 else 1, self.recovered[losses])
+
+    def answer(self, now: float, losses: int = 0, is_reply: bool = True) -> None:
+        """Note a reply to a row that was lost so often, or its refusal; one to an older row does not close it early."""
         self.busy_since = now
         self.window = min(self.limit, self.window + 1)
         if is_reply:
@@ -148,6 +133,7 @@ class ServerHealth:
         if self.is_reached:
             self.failures = 0
             self.is_proven = True
+            self.recovered[losses] += 1
 
     def refuse(self, status: int, sent_at: float) -> Literal["row", "server", "unknown"]:
         """Note that it refuses a row, which was sent at this time; return whose fault that is."""
@@ -159,18 +145,19 @@ class ServerHealth:
             return "server"
         return "row" if has_answered else "unknown"
 
-    def is_evidence(self, losses: RowLosses, is_last: bool, timeouts: ServerTimeouts) -> bool:
-        """Whether the loss of a row counts against it.
+    def is_evidence(self, losses: int, is_last: bool, timeouts: ServerTimeouts) -> bool:
+        """Whether the loss of a row counts against the row.
 
         A server that has answered nothing since it was reached proves nothing, unless no others than rows that were
         lost before are left to try it with, or it fails for long.
         """
-        return self.is_proven or (is_last and (losses.count > 0 or self.failures >= len(timeouts.retries)))
+        return self.is_proven or (is_last and (losses > 0 or self.failures >= len(timeouts.retries)))
 
     def fail(self, problem: ExchangeError | EndpointError, now: float, timeouts: ServerTimeouts) -> None:
         """Open: a row was lost, or it did not answer what it is, or does not fit, or is loading its model."""
         self.problem = problem
         self.is_reached = False
+        self.recovered.clear()
         if isinstance(problem, BusyServerError):
             self.retry_at = now + min(problem.retry_after or timeouts.busy, timeouts.retries[-1])
         else:
