@@ -26,7 +26,7 @@ import random
 import statistics
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
@@ -103,16 +103,23 @@ class Reference(NamedTuple):
     likeliest: tuple[dict[str, float], ...]
 
     def at_difference(self, text: str) -> dict[str, float] | None:
-        """The two likeliest tokens where a reply first differs; None if it does not."""
+        """The two likeliest tokens where a reply first differs; None if it does not.
+
+        A token may be longer than the reference's and begin with it. Where the text fits both, it is the closer of the
+        two places.
+        """
         if text.strip() == self.text.strip():
             return None
-        reply, read = text.strip().encode(), b""
+        reply, read, places = text.strip().encode(), b"", list[dict[str, float]]()
         for piece, likeliest in zip(self.pieces, self.likeliest, strict=True):
             longer = [token.encode() for token in likeliest if len(token.encode()) > len(piece)]  # " your", not " you"
-            if not reply.startswith((read + piece).lstrip()) or any(reply.startswith(read + token) for token in longer):
-                return likeliest
+            is_equal = reply.startswith((read + piece).lstrip())
+            if not is_equal or any(reply.startswith((read + token).lstrip()) for token in longer):
+                places.append(likeliest)
+            if not is_equal:
+                break
             read += piece
-        return {"the end": 0.0, "another token": -inf}
+        return min(places, key=gap_of, default={"the end": 0.0, "another token": -inf})
 
     def change(self, other: Reference) -> float:
         """Largest change of a log probability while the tokens are equal."""
@@ -120,6 +127,11 @@ class Reference(NamedTuple):
         steps = zip(self.likeliest, other.likeliest[: 1 + sum(1 for _ in equal)], strict=False)
         shared = ((ours, theirs, token) for ours, theirs in steps for token in ours.keys() & theirs.keys())
         return max((abs(ours[token] - theirs[token]) for ours, theirs, token in shared), default=0.0)
+
+
+def gap_of(likeliest: Mapping[str, float]) -> float:
+    high, low = likeliest.values()
+    return high - low
 
 
 def main() -> None:
@@ -259,8 +271,7 @@ def record_way(
     gaps = []
     for number, (expected, text) in enumerate(zip(references, texts, strict=True), 1):
         if likeliest := expected.at_difference(text):
-            high, low = likeliest.values()
-            gaps.append(high - low)
+            gaps.append(gap_of(likeliest))
             far = "" if gaps[-1] <= limit else ", no tie of rounding"
             print(f"{options.model.stem}, {way}, prompt {number}: {likeliest}{far}", flush=True)
     key = f"| {options.model.stem} | {kernels()} | {way.partition(' (')[0]}"

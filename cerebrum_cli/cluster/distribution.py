@@ -61,9 +61,8 @@ def distribute(
     """The missing rows of some work, to be answered on the cluster that `--ray` names. Raises UsageError."""
     model, servers = source.model, source.servers
     slots = (servers.window or SERVER_SAMPLES) if servers else slots_of(source)
-    if servers:  # nodes have API keys in environments of their own
-        endpoints = [replace(endpoint, key=None) for endpoint in servers.endpoints]
-        servers = replace(servers, earlier=work.run.servers, endpoints=endpoints)
+    if servers:
+        servers = replace(servers, earlier=work.run.servers)
     identity = source.installation.library.hashed_identity(model)
     # Nodes have installations of their own, and find the model there.
     portable = replace(
@@ -75,9 +74,9 @@ def distribute(
 
 
 def parse_cluster(text: str) -> str | int:
-    """The address that `--ray` names, or the number of nodes to start. Raises UsageError."""
+    """The address that `--ray` names, or the number of workers on a node to start. Raises UsageError."""
     if local := LOCAL.fullmatch(text):
-        return int(local[1] or 1)
+        return int(local[1] or 0)
     if ADDRESS.fullmatch(text):
         return text
     raise UsageError.invalid("--ray", text, "auto, local, local:N or HOST:PORT")
@@ -217,10 +216,7 @@ class NodeJob:
         if settings.threads is None and threads < thread_count():
             settings = replace(settings, threads=threads)
         model = find_file(installation.library, self)
-        servers = self.source.servers
-        if servers:
-            servers = replace(servers, endpoints=[endpoint.with_key() for endpoint in servers.endpoints])
-        source = replace(self.source, installation=installation, model=model, settings=settings, servers=servers)
+        source = replace(self.source, installation=installation, model=model, settings=settings)
         loaded = open_many(source, MAX_PARALLEL)
         for event in loaded.load():
             if isinstance(event, NoticeEvent):

@@ -64,8 +64,9 @@ def answer_blocks(
 ) -> Generator[Message, None, None]:
     """Yield answers to blocks as they are finished, reports of workers, b"" as their sign of life, and None otherwise.
 
-    `address` is that of a cluster, or a number of nodes to start on this machine. Without a number of `workers`, there
-    is one on each GPU, or on each node. Blocks whose worker or node is lost are left out. Raises EndpointError.
+    `address` is that of a cluster; a number starts a node on this machine, with so many workers unless `workers` names
+    their number. Without any, there is one on each GPU, or on each node. Blocks whose worker or node is lost are left
+    out. Raises EndpointError.
     """
     if not find_spec("ray"):
         raise EndpointError("ray is not installed", pip_install("'cerebrum-cli[ray]'"))
@@ -118,38 +119,41 @@ def main() -> None:
     pipe = Connection(int(sys.argv[1]))
     try:
         address, workers, uses_gpus = pipe.recv()
-        with start_nodes(address) if isinstance(address, int) else contextlib.nullcontext(address) as address:
-            try:
+        directory = None
+        try:
+            if isinstance(address, int):
+                directory = start_node(address)
+            else:
                 connect(address)
-                places = find_places(workers, uses_gpus)
-                pipe.send(len(places))
-                answer_in_places(pipe, places, *pipe.recv())
-            finally:
-                signal.alarm(STOP_S)  # if Ray does not stop
+            places = find_places(workers or (address if isinstance(address, int) else 0), uses_gpus)
+            pipe.send(len(places))
+            answer_in_places(pipe, places, *pipe.recv())
+        finally:
+            signal.alarm(STOP_S)  # if Ray does not stop
+            stop(directory)
     except CerebrumError as error:
         pipe.send(error)
     except (EOFError, OSError):  # the command has ended
         pass
 
 
-@contextlib.contextmanager
-def start_nodes(count: int) -> Iterator[str]:
-    """Start nodes, which share this machine's processors; yield their address. They leave no files."""
+def start_node(workers: int) -> str:
+    """Start a node on this machine, which runs so many workers at least; return the directory of its files."""
     import ray
-    from ray.cluster_utils import Cluster
 
     from cerebrum_cli.engine.machine import thread_count
 
-    cluster, processors = Cluster(), max(1, thread_count() // count)
-    try:
-        for _ in range(count):
-            cluster.add_node(num_cpus=processors, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
-        yield cluster.address
-    finally:
-        session = cluster.head_node.get_session_dir_path() if cluster.head_node else ""
-        ray.shutdown()
-        cluster.shutdown()
-        shutil.rmtree(session, ignore_errors=True)
+    options = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False, "log_to_driver": False}
+    context = ray.init("local", num_cpus=max(thread_count(), workers), **options)
+    return str(context.address_info["session_dir"])
+
+
+def stop(directory: str | None) -> None:
+    import ray
+
+    ray.shutdown()
+    if directory:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def connect(address: str) -> None:
@@ -177,8 +181,8 @@ class Place(NamedTuple):
     resource: str
 
 
-def find_places(workers: int | None, uses_gpus: bool) -> list[Place]:
-    """Places for a number of workers; without one, for one on each free GPU, or on each node if there are no GPUs.
+def find_places(workers: int, uses_gpus: bool) -> list[Place]:
+    """Places for a number of workers; for 0, one on each free GPU, or on each node if there are no GPUs.
 
     Nodes without GPUs, such as a head, are left out where others have some. Raises EndpointError if none is left.
     """
@@ -193,7 +197,7 @@ def find_places(workers: int | None, uses_gpus: bool) -> list[Place]:
     on_gpus = [node for turn in range(max(counts.values(), default=0)) for node in nodes if turn < counts[node]]
     if uses_gpus and not on_gpus and any(resources.get("GPU") for resources in nodes.values()):
         raise EndpointError("no GPU of the Ray cluster is free", "wait for its other jobs: see ray status")
-    chosen = on_gpus[:workers] or list(islice(cycle(nodes), workers or len(nodes)))
+    chosen = on_gpus[: workers or None] or list(islice(cycle(nodes), workers or len(nodes)))
     if not chosen:
         raise EndpointError("no node of the Ray cluster has CPUs", "check the nodes with ray status")
     threads = {node: max(1, int(nodes[node]["CPU"]) // chosen.count(node)) for node in chosen}

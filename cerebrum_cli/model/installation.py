@@ -181,8 +181,8 @@ def find_endpoints(
     for text in texts:
         endpoint = find_endpoint(installation, text)
         changes = {"served_model": served_model_name} if served_model_name else {}
-        changed = replace(endpoint, **changes, allow_http_key=allow_http_key, named_model=named)
-        endpoints.append(changed.with_key())
+        endpoints.append(replace(endpoint, **changes, allow_http_key=allow_http_key, named_model=named))
+        endpoints[-1].validate()
     urls = [endpoint.url for endpoint in endpoints]
     if repeated := next((url for url in urls if urls.count(url) > 1), None):
         raise UsageError(f"the endpoint {repeated} is given twice", "omit one of them")
@@ -190,7 +190,7 @@ def find_endpoints(
 
 
 def find_endpoint(installation: Installation, text: str) -> Endpoint:
-    """A server by its URL or the name of its table, without the API key. Raises UsageError or ConfigError."""
+    """A server by its URL or the name of its table. Raises UsageError or ConfigError."""
     from cerebrum_cli.engine.remote.client import KEY_VARIABLE, Endpoint, parse_url
 
     tables = installation.config.endpoints

@@ -387,7 +387,7 @@ START_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"path": "/tokenize", "body": b"{}"}, "first: /tokenize fails: 'tokens'"),
     (ANOTHER_VOCABULARY, DIFFERS),
     ({"server": {"key": "sesame"}}, "first requires an API key"),
-    ({"server": {"key": "sesame"}, "endpoint": {"key": "wrong-key"}}, "first refuses this API key"),
+    ({"server": {"key": "sesame"}, "key": "wrong-key"}, "first refuses this API key"),
     ({"server": {"models": ("a", "b")}}, "first serves several models"),
     ({"server": {"models": ("a", "b")}, "endpoint": {"served_model": "c"}}, "first does not serve the model 'c'"),
     *(
@@ -399,8 +399,12 @@ START_FAULTS: list[tuple[dict[str, Any], str]] = [
 
 @each_kind
 @pytest.mark.parametrize(("fault", "message"), START_FAULTS)
-def test_server_that_cannot_be_used_is_refused(kind: type[ModelServer], fault: dict[str, Any], message: str) -> None:
+def test_server_that_cannot_be_used_is_refused(
+    kind: type[ModelServer], fault: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fault = dict(fault)
+    if key := fault.pop("key", None):
+        monkeypatch.setenv("CEREBRUM_API_KEY", key)
     options = {"timeouts": fault.pop("timeouts", QUICK), **fault.pop("endpoint", {})}
     with serving_kind(kind, random_model) as [server]:
         path = SERVER_KINDS[server.owner].description_path

@@ -212,7 +212,7 @@ def test_chat_leaves_forced_tokens_out_also_of_a_loaded_reply(store: Store, tmp_
 
 
 def test_chat_on_a_server_cannot_inspect_replies(store: Store, tmp_path: Path, chatml_model: Path) -> None:
-    endpoint = Endpoint("x", "http://127.0.0.1:8200", None, None, False)
+    endpoint = Endpoint("x", "http://127.0.0.1:8200")
     backend = ScriptedBackend(replies({}), context_size=500)
     with (
         closing(make_chat(store, tmp_path, chatml_model, lambda: backend, (endpoint,))) as chat,

@@ -13,7 +13,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
 from ipaddress import ip_address
@@ -30,10 +30,8 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "CEREBRUM_API_KEY"
 MESSAGE_S = 5.0  # in which the message of an error must arrive
 QUESTION_BYTES = 2**20  # about a server, its load or the tokens of a text, and of an error
-REPLY_BYTES = 2**26  # of one sample; with log probabilities, a token takes about 200
-MAX_LONG_SAMPLES = 4  # so long ones of one request, at most
+REPLY_BYTES = 2**28  # of all samples; with log probabilities, a token takes about 200
 EVENT_BYTES = 2**23  # of a line of a stream: llama-server's last event may repeat a long prompt
-STREAM_BYTES = 2**28
 TOO_LARGE = "the reply is too large"
 CONNECT_S = 5.0
 IDLE_S = 2.0  # of a connection before it is closed: llama-server closes it after 5, perhaps while a request is sent
@@ -57,12 +55,11 @@ class Endpoint:
     A query of the URL is sent with each request. `ca_file` has the certificates to trust instead of the system's, and
     `client_cert` a certificate with its key, both in PEM. With `allow_http_key`, the key may travel unencrypted to
     another machine. A server of messages is asked for the `named_model`; to others, that is the model whose vocabulary
-    they have. `key_variable` is the environment variable of the key.
+    they have. `key_variable` is the environment variable of the API key, which is read where it is used.
     """
 
     name: str
     url: str
-    key: str | None = field(default=None, repr=False)
     served_model: str | None = None
     allow_http_key: bool = False
     named_model: str | None = None
@@ -78,13 +75,12 @@ class Endpoint:
         except ValueError:
             return host == "localhost" or host.endswith(".localhost")
 
-    def with_key(self) -> Endpoint:
-        """This with the API key in the environment here. Raises UsageError if that must not be sent."""
-        endpoint = replace(self, key=environment(self.key_variable))
-        endpoint.validate()
-        return endpoint
+    @property
+    def key(self) -> str | None:
+        return environment(self.key_variable)
 
     def validate(self) -> None:
+        """Raise UsageError if the API key must not be sent."""
         if self.key is None:
             return
         if not (self.url.startswith("https:") or self.is_loopback or self.allow_http_key):
@@ -163,6 +159,7 @@ class Client:
     def __init__(self, endpoint: Endpoint) -> None:
         import aiohttp
 
+        endpoint.validate()
         self.endpoint = endpoint
         certificates: ssl.SSLContext | bool = True
         try:
@@ -194,16 +191,16 @@ class Client:
         async with self._exchange("GET", path, timeout_s, params=query) as response:
             return parse(await _content(response, QUESTION_BYTES))
 
-    async def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None, samples: int = 1) -> Any:
+    async def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None) -> Any:
         """The JSON reply to a JSON body. Without a timeout, the caller must end the request in time."""
-        limit = QUESTION_BYTES if timeout_s else REPLY_BYTES * min(samples, MAX_LONG_SAMPLES)
         async with self._exchange("POST", path, timeout_s, json=body) as response:
-            return _require_success(json.loads(await _content(response, limit)))
+            content = await _content(response, QUESTION_BYTES if timeout_s else REPLY_BYTES)
+            return _require_success(json.loads(content))
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the JSON objects of server-sent events, each in a line; closing the iterator closes the connection."""
         async with self._exchange("POST", path, None, json=body, read_bufsize=EVENT_BYTES // 2) as response:
-            limit = STREAM_BYTES
+            limit = REPLY_BYTES
             async for line in response.content:
                 if (limit := limit - len(line)) < 0:
                     raise LostServerError(TOO_LARGE)

@@ -138,12 +138,12 @@ class Pool:
                 self._emit(notice)
 
     def _start_lost(self, must_be_proven: bool) -> None:
-        """Start jobs that were lost: of those with equal losses, the one that was sent last.
+        """Start jobs that were lost: of those with equal losses, the one that was sent last before its first.
 
         Those with more losses are the first on servers that have just answered others, the last on other ones.
         """
         for losses in sorted({job.losses for job in self._lost}, reverse=must_be_proven):
-            jobs = sorted((job for job in self._lost if job.losses == losses), key=lambda job: job.start)
+            jobs = sorted((job for job in self._lost if job.losses == losses), key=lambda job: job.sent_at)
             while jobs and (server := self._choose(jobs[-1], must_be_proven)):
                 self._lost.remove(jobs[-1])
                 self._start(jobs.pop(), server)
@@ -233,6 +233,7 @@ class Pool:
             job.failures += 1
         elif lost.was_sent and server.health.is_evidence(job.losses, is_last, self._timeouts):
             job.losses += 1
+            job.sent_at = job.start if job.losses == 1 else job.sent_at
         is_killer = job.is_alone and job.losses >= MAX_LOSSES
         if not lost.server_works and server.health.is_reached:
             self._open(server, lost)

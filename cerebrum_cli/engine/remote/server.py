@@ -55,13 +55,15 @@ class PoolJob:
     """Unfinished samples of one request that one server generates together, or fewer where it takes fewer at a time.
 
     A running one began at `start`, and something last arrived of it at `alive_at`. `stopped_by` is why it was taken
-    from its server. It was lost `losses` times with its server, and has failed `failures` times while that worked. One
-    that `is_alone` has a server of its own, to be the only possible cause of its next loss.
+    from its server. It was lost `losses` times with its server, the first time after it was sent at `sent_at`, and has
+    failed `failures` times while its server worked. One that `is_alone` has a server of its own, to be the only
+    possible cause of its next loss.
     """
 
     pooled: PooledRequest
     samples: tuple[RemoteSample, ...]
     losses: int = 0
+    sent_at: float = 0.0
     failures: int = 0
     is_alone: bool = False
     has_output: bool = False
@@ -244,7 +246,7 @@ class Server:
         """
         turns = [sample.take_turn() for sample in samples]
         body = info.kind.completion_body(turns[0], info, samples[0].seed, len(samples))
-        answer = await self.client.post(info.kind.completion_path, body, samples=len(samples))
+        answer = await self.client.post(info.kind.completion_path, body)
         replies = info.kind.read_replies(answer)
         if len(replies) != len(samples) or not all(reply.end for reply in replies):
             raise LostServerError(f"{len(replies)} replies instead of {len(samples)}")

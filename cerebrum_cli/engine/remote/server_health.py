@@ -16,7 +16,7 @@ Servers. Each is open, half-open or closed:
 
 Rows. A row that was lost may be what kills servers, or one of many that an outage took along. Those lost once are asked
 again beside other rows, eight at a time; those lost twice alone, on a server that has just answered another. The last
-one sent is the likeliest cause, and goes first. With each answer, more of them go together. A row lost alone, at its
+one sent is the likeliest cause, and goes first. The more are answered, the more go together. A row lost alone, at its
 third loss or later, is refused, and the others that were lost count as new.
 
 - A connection that was kept breaks within a second of sending: not a loss, the client sends it again.
