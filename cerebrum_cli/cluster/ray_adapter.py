@@ -116,25 +116,27 @@ def receive_message(pipe: Connection) -> Any:
 
 def main() -> None:
     set_environment_default("RAY_USAGE_STATS_ENABLED", "0")
-    pipe = Connection(int(sys.argv[1]))
-    try:
-        address, workers, uses_gpus = pipe.recv()
-        directory = None
+    import ray
+
+    pipe, directory = Connection(int(sys.argv[1])), None
+    with contextlib.suppress(EOFError, OSError):  # the command has ended
         try:
+            address, workers, uses_gpus = pipe.recv()
             if isinstance(address, int):
                 directory = start_node(address)
+                workers = workers or address
             else:
                 connect(address)
-            places = find_places(workers or (address if isinstance(address, int) else 0), uses_gpus)
+            places = find_places(workers or 0, uses_gpus)
             pipe.send(len(places))
             answer_in_places(pipe, places, *pipe.recv())
+        except CerebrumError as error:
+            pipe.send(error)
         finally:
             signal.alarm(STOP_S)  # if Ray does not stop
-            stop(directory)
-    except CerebrumError as error:
-        pipe.send(error)
-    except (EOFError, OSError):  # the command has ended
-        pass
+            ray.shutdown()
+            if directory:
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def start_node(workers: int) -> str:
@@ -146,14 +148,6 @@ def start_node(workers: int) -> str:
     options = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False, "log_to_driver": False}
     context = ray.init("local", num_cpus=max(thread_count(), workers), **options)
     return str(context.address_info["session_dir"])
-
-
-def stop(directory: str | None) -> None:
-    import ray
-
-    ray.shutdown()
-    if directory:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def connect(address: str) -> None:
@@ -251,12 +245,8 @@ class RemoteWorker:
         self.tasks = [self._actor.open.remote(__version__, self._job, self._place.threads)]
 
     @property
-    def is_open(self) -> bool:
-        return self.opened_at < inf
-
-    @property
     def has_room(self) -> bool:
-        return self.is_open and len(self.tasks) < self._concurrency
+        return self.opened_at < inf and len(self.tasks) < self._concurrency
 
     def answer(self, block: bytes) -> None:
         self.tasks.append(self._actor.answer.remote(block))
