@@ -1,34 +1,19 @@
 """How a failing server is retried, and what becomes of its rows: states, counters, time limits, notices.
 
-Servers. Each is open, half-open or closed:
+A server is open, half-open or closed:
 
-    open       it is given no rows, and asked what it is after 1, 2, 4 up to 60 s; an answer that fits leads to closed,
-               or to half-open after a failure
+    open       it is given no rows, and asked what it is, ever less often; an answer that fits leads to closed, or to
+               half-open after a failure
     half-open  it is given one row: an answer closes it, a loss opens it again
     closed     it is given as many rows as it takes, until it is lost
 
-- No connection, a reset, 5xx, 404, a damaged reply, or nothing for 30 s and no answer to `/health`: it is lost. Its
-  rows are asked again, of any server. A server of chat completions has no `/health`: while it streams a reply, it is
-  asked for `/v1/models` instead.
-- 408, 429, 503: it rests for `Retry-After`, or a second, and is then given half as many samples at a time.
-- It serves another model: as lost, without blame for its rows. If no other server fits, everything ends.
-- No server can be used for `patience`, or the first reply takes longer: everything ends.
+A row that was lost may be what kills servers, or one of many that an outage took along. Those lost once are asked again
+beside other rows, eight at a time; those lost twice alone, on a server that has just answered another. The last one
+sent is the likeliest cause, and goes first. The more are answered, the more go together. A row lost alone, at its third
+loss or later, is refused, and the others that were lost count as new.
 
-Rows. A row that was lost may be what kills servers, or one of many that an outage took along. Those lost once are asked
-again beside other rows, eight at a time; those lost twice alone, on a server that has just answered another. The last
-one sent is the likeliest cause, and goes first. The more are answered, the more go together. A row lost alone, at its
-third loss or later, is refused, and the others that were lost count as new.
-
-- A connection that was kept breaks within a second of sending: not a loss, the client sends it again.
-- A part of the reply was shown: the row ends with an error.
-- A reply takes too long, or a part of a streamed one: the server is lost, or if it has answered others meanwhile, the
-  row alone, which may then take twice as long. A row that fails three times in this way is refused.
-- 400, 413, or a message about the prompt: the row is refused. So is one with another 4xx, but where the server had
-  answered none before, only at the third time; other rows are asked meanwhile. 401 or 403 before any answer, or several
-  such refusals in turn, are the server's fault, as if it served another model.
-
-`client.py` translates responses into LostServerError, BusyServerError and RequestError; `Pool._end` acts on them.
-Values and decisions; the clock is the caller's.
+"If a server fails" in docs/how-to/several-machines.md lists all events. `client.py` translates responses into errors,
+on which `Pool._end` acts. The clock is the caller's.
 """
 
 from __future__ import annotations
