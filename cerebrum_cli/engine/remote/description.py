@@ -29,13 +29,8 @@ DESCRIBE_S = 30.0  # a busy server answers between two steps
 DIFFERENT_MODEL = "use servers of one model; batch and eval have --allow-different-models, and --restart to start over"
 PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
 # Of the probe without BOS and the like, in the words of llama-server and of the others.
-TOKENIZE = {
-    "content": PROBE,
-    "add_special": False,
-    "parse_special": False,
-    "prompt": PROBE,
-    "add_special_tokens": False,
-}
+TOKENIZE = {"content": PROBE, "add_special": False, "parse_special": False}
+TOKENIZE |= {"prompt": PROBE, "add_special_tokens": False}
 
 
 @dataclass
@@ -96,17 +91,15 @@ def probe(endpoint: Endpoint) -> ServerInfo:
     try:
         return asyncio.run(ask())
     except LostServerError as lost:
-        hint = (
-            "check the URL, and the log of the server" if lost.was_sent else "check the URL, and start the server there"
-        )
-        raise EndpointError(f"{endpoint.name}: {lost.reason}", hint) from lost
+        remedy = "the log of the server" if lost.was_sent else "start the server there"
+        raise EndpointError(f"{endpoint.name}: {lost.reason}", f"check the URL, and {remedy}") from lost
 
 
 async def describe(client: Client) -> ServerInfo:
     """Ask a server what it is. Raises EndpointError if it cannot be used."""
-    endpoint, path = client.endpoint, "/v1/models"
+    path = "/v1/models"
     try:
-        entry = _choose_model(await client.get(path, DESCRIBE_S), endpoint)
+        entry = _choose_model(await client.get(path, DESCRIBE_S), client.endpoint)
         kind = KINDS.get(str(entry.get("owned_by")))
         if kind is None:
             return OTHER.read_info(entry, None)
@@ -122,7 +115,7 @@ async def describe(client: Client) -> ServerInfo:
             raise LostServerError(f"{path}: {error}") from error
         raise client.fault(error, "check the URL: it must be that of a language model server", f"{path}: ") from error
     except DAMAGE as error:
-        problem = f"{endpoint.name}: unexpected response to /v1/models or {path}"
+        problem = f"{client.endpoint.name}: unexpected response to /v1/models or {path}"
         raise EndpointError(problem, "update the server") from error
 
 

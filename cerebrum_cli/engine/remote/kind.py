@@ -51,8 +51,8 @@ class ServerInfo:
     weights: str  # where they are from
     context_size: int
     slots: int  # concurrent sequences; of a server that states none, as many as to give it
-    max_samples: int  # of one request
-    max_window: int  # of sequences, if a user asks for more
+    max_samples: int = 1  # of one request
+    max_window: int = MAX_WINDOW  # of sequences, if a user asks for more
     vocabulary_size: int | None = None
     has_seeds: bool = True  # the same seed gives the same sample
     has_other_weights: bool = False  # than those of a GGUF file

@@ -97,7 +97,6 @@ class Vllm(_SharedFields):
             context_size=int(entry["max_model_len"]),
             slots=SEQUENCES,
             max_samples=MAX_SAMPLES,
-            max_window=MAX_WINDOW,
             has_other_weights=True,
         )
 
@@ -155,7 +154,6 @@ class Sglang(_SharedFields):
             weights=_weights(entry, entry.get("root") if is_adapter else answer.get("model_path")),
             context_size=int(entry["max_model_len"]),
             slots=int(stated or SEQUENCES),
-            max_samples=1,
             max_window=int(stated or MAX_WINDOW),
             has_seeds=bool(answer.get("enable_deterministic_inference")),
             has_other_weights=answer.get("load_format") != "gguf",
@@ -205,16 +203,7 @@ class OpenAIServer(ServerKind):
 
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:  # noqa: ARG002
         model = str(entry["id"])
-        return ServerInfo(
-            self,
-            build="unknown",
-            model=model,
-            weights=server_text(model),
-            context_size=ANY_CONTEXT,
-            slots=CHAT_SLOTS,
-            max_samples=1,
-            max_window=MAX_WINDOW,
-        )
+        return ServerInfo(self, "unknown", model, server_text(model), context_size=ANY_CONTEXT, slots=CHAT_SLOTS)
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:  # noqa: ARG002
         assert isinstance(request, MessagesRequest), "prompts of token ids are refused before"
@@ -249,16 +238,13 @@ class OpenAIServer(ServerKind):
             for choice in event.get("choices") or ():
                 finish = choice.get("finish_reason") or finish
                 reasoning, text = _texts(choice.get("delta") or {})
-                marked = ""
-                if reasoning:
-                    marked = reasoning if is_reasoning else OPEN + reasoning
-                    is_reasoning = True
-                if text:
-                    marked += CLOSE + text if is_reasoning else text
-                    is_reasoning = False
-                if marked:
+                if reasoning and not is_reasoning:
+                    reasoning, is_reasoning = OPEN + reasoning, True
+                if text and is_reasoning:
+                    text, is_reasoning = CLOSE + text, False
+                if reasoning or text:
                     parts += 1
-                    yield ReplyChunk(text=marked)
+                    yield ReplyChunk(text=reasoning + text)
         if is_reasoning:
             yield ReplyChunk(text=CLOSE)
         if finish:  # without usage, a part is taken for a token

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import compress, count
 from time import perf_counter
 
@@ -35,27 +35,24 @@ from cerebrum_cli.engine.sequence import MessagesRequest, Request, continuation
 JSON_STARTS = '{["-0123456789tfn'
 
 
+@dataclass(eq=False)
 class RemoteSample:
     """One sample of a request: what has arrived of it from a server. All of a reply that does not stream is one event.
 
-    `needs_turn` while the controls want it continued by another request.
+    It `needs_turn` while the controls want it continued by another request. A `replace` of it starts anew.
     """
 
-    def __init__(
-        self,
-        id: SequenceId,
-        request: Request,
-        seed: int,
-        vocabulary: Vocabulary,
-        context_size: int = 0,
-        origin: Origin | None = None,
-    ) -> None:
-        self.id, self.request, self.seed = id, request, seed
-        self.tokens, self.has_all_tokens = 0, True
-        self.needs_turn = False
+    id: SequenceId
+    request: Request
+    seed: int
+    vocabulary: Vocabulary
+    context_size: int = 0
+    origin: Origin | None = None
+
+    def __post_init__(self) -> None:
+        request = self.request
+        self.tokens, self.has_all_tokens, self.needs_turn = 0, True, False
         self._takes_messages = isinstance(request, MessagesRequest)
-        self._vocabulary = vocabulary
-        self._context_size, self._origin = context_size, origin
         self._started_at = perf_counter()
         self._first_at: float | None = None
         self._prompt_tokens = 0 if self._takes_messages else len(request.prompt_tokens)
@@ -71,11 +68,8 @@ class RemoteSample:
         self._by_stop_string = False
         stop = () if self._takes_messages else request.params.stop  # such a server has matched them, reasoning apart
         self._detokenizer = Detokenizer(stop, request.answer_start)
-        self._turns = Turns(request, vocabulary)  # which applies controls: servers know none
+        self._turns = Turns(request, self.vocabulary)  # which applies controls: servers know none
         self._turn = request
-
-    def restarted(self, context_size: int, origin: Origin | None = None) -> RemoteSample:
-        return RemoteSample(self.id, self.request, self.seed, self._vocabulary, context_size, origin)
 
     def take_turn(self) -> Request:
         self.needs_turn = False
@@ -117,14 +111,14 @@ class RemoteSample:
     def _decode_text(self, chunk: ReplyChunk, text: str) -> Iterator[Event]:
         """Decode a text whose ids are not known, by some with the same text."""
         self._unsent, self.has_all_tokens = b"", False
-        yield from self._decode(replace(chunk, tokens=continuation(self._vocabulary, (Text(text),))))
+        yield from self._decode(replace(chunk, tokens=continuation(self.vocabulary, (Text(text),))))
 
     def _decode(self, chunk: ReplyChunk) -> Iterator[Event]:
         """Decode tokens up to one that ends the reply: together where nothing can intervene."""
         tokens, turns, at = array("i", chunk.tokens), self._turns, 0
         end = len(tokens)
         if not self.request.ignore_eos:
-            end = next(compress(count(), map(self._vocabulary.is_eog, tokens)), end)
+            end = next(compress(count(), map(self.vocabulary.is_eog, tokens)), end)
         while at < len(tokens) and not (self._is_ended or turns.intervention or turns.starts_answer(tokens[at])):
             if at == end:
                 self._is_ended, self._end_token = True, (tokens[at],)
@@ -137,7 +131,7 @@ class RemoteSample:
 
     def _pieces(self, tokens: Sequence[int]) -> list[bytes]:
         visible = self.request.visible_tokens
-        return [self._vocabulary.piece(token, token in visible) for token in tokens]
+        return [self.vocabulary.piece(token, token in visible) for token in tokens]
 
     def _add(
         self, tokens: array[int], pieces: list[bytes], logprobs: Sequence[float | None] = (), is_forced: bool = False
@@ -212,7 +206,7 @@ class RemoteSample:
 
     @property
     def _is_full(self) -> bool:
-        return self._is_at_limit or len(self.request.prompt_tokens) + self.tokens >= self._context_size
+        return self._is_at_limit or len(self.request.prompt_tokens) + self.tokens >= self.context_size
 
     def _require_grammar(self, start: int) -> None:
         """Raise RefusedRequestError if the grammar does not allow the tokens of this turn: some servers ignore fields.
@@ -226,7 +220,7 @@ class RemoteSample:
             if self._takes_messages:  # of JSON, whose schema the server has, only the beginning is checked
                 matches = "".join(self._texts).rpartition(CLOSE)[2].lstrip()[:1] in JSON_STARTS
             else:
-                matches = self._vocabulary.matches_grammar(grammar, tokens)
+                matches = self.vocabulary.matches_grammar(grammar, tokens)
         except GrammarError as error:
             raise RefusedRequestError(error) from error
         if not matches:
@@ -257,10 +251,10 @@ class RemoteSample:
             cached_tokens=self._cached,
             completion_tokens=self.tokens,
             seed=self.seed,
-            context_size=0 if self._takes_messages else self._context_size,
+            context_size=0 if self._takes_messages else self.context_size,
             timings=self._measured_timings,
             by_stop_string=self._by_stop_string,
             has_all_tokens=self.has_all_tokens,
             forced=tuple(self._forced),
-            origin=self._origin,
+            origin=self.origin,
         )

@@ -204,7 +204,9 @@ class Server:
         request, info = job.request, self.info
         total = len(request.prompt_tokens)
         evaluated = 0 if request.stream else total  # whole replies show no progress
-        job.samples = tuple(sample.restarted(info.context_size, job.origin) for sample in job.samples)
+        job.samples = tuple(
+            replace(sample, context_size=info.context_size, origin=job.origin) for sample in job.samples
+        )
         job.report(PromptEvent(sample.id, evaluated, total) for sample in job.samples)
         try:
             if request.stream:
@@ -224,10 +226,7 @@ class Server:
             raise LostServerError("damaged reply") from error
 
     async def _receive_replies(self, job: PoolJob, info: ServerInfo) -> None:
-        """Wait for whole replies.
-
-        Nothing is emitted before the last turn: until then, another server may be asked for all of them.
-        """
+        """Wait for whole replies; nothing is emitted before the last turn, as another server may be asked for all."""
         events = await self._ask(job, job.samples, info)
         while waiting := [sample for sample in job.samples if sample.needs_turn]:
             try:
@@ -240,10 +239,7 @@ class Server:
         self._report(job, events)
 
     async def _ask(self, job: PoolJob, samples: Sequence[RemoteSample], info: ServerInfo) -> list[Event]:
-        """The events of the next turn of some samples, which share it if there are several.
-
-        Raises LostServerError if any is missing.
-        """
+        """The events of the next turn of some samples, which share it. Raises LostServerError if any is missing."""
         turns = [sample.take_turn() for sample in samples]
         body = info.kind.completion_body(turns[0], info, samples[0].seed, len(samples))
         answer = await self.client.post(info.kind.completion_path, body)
