@@ -19,15 +19,16 @@ from cerebrum_cli.chat.session import Session, StoredMessage
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import Interrupted, SessionError
-from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.formats.thinking import SplitText
 from cerebrum_cli.model.interface import Model
 from cerebrum_cli.model.reply import Reply, ReplyRequest
 from cerebrum_cli.model.voting import MajorityVote
 
 INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
 RESTORE_BELOW = 0.25  # of the context: dropping turns for this context size leaves more
-REPLY_FRACTION = 8  # a reply needs 1/8 of the context, or its maximum tokens if fewer
+REPLY_FRACTION = 8  # a reply needs 1/8 of the context, or as much as an earlier one, or its maximum tokens if fewer
 DROP_FRACTION = 4  # drop 1/4 of the context or more together: the rest is evaluated again, so this should be rare
 SAVE_EVERY_S = 1.0  # a killed process loses at most this much of a reply
 SAVE_SHARE = 0.02  # or, of a long one, this part: the whole text is written each time
@@ -49,34 +50,66 @@ class ReplyRecorder:
     continued: StoredMessage | None = None
     reply: Reply = field(default_factory=Reply)
     _is_stored: bool = field(default=False, init=False)
+    _question: int | None = field(init=False)  # the message that is answered
+    _prefix: tuple[int, ...] = field(init=False)  # tokens of the reply that the next request continues
+    _generated: int = field(default=0, init=False)  # tokens of this reply before older turns were dropped
+
+    def __post_init__(self) -> None:
+        self._question = self.session.leaf
+        self._prefix = (self.continued and self.continued.message.tokens) or ()
 
     def record(self, majority_vote: MajorityVote | None = None) -> Generator[Event, None, None]:
         """Yield the events of a reply, or of a vote, and save the reply, or the leading sample. Raises SessionError."""
         if notice := self._make_room():
             yield notice
-        request = ReplyRequest(self._conversation, self.settings, prefix_tokens=self.prefix_tokens)
         if majority_vote:
             from cerebrum_cli.model.concurrent_rows import vote_events
 
             try:
-                yield from vote_events(self.loaded, request, majority_vote)
+                yield from vote_events(self.loaded, self._request, majority_vote)
             finally:
                 self.reply = majority_vote.reply or self.reply
         else:
-            self.reply = self.loaded.respond(request)
+            self.reply = self.loaded.respond(self._request)
             if self.continued:
                 begin_with(self.reply, self.continued)
-            start = time.monotonic()
-            next_save = start + save_interval(0.0)
-            with contextlib.closing(self.reply.events()) as events:
-                for event in events:
-                    now = time.monotonic()
-                    if self._has_tokens and now >= next_save:
-                        next_save = now + save_interval(now - start)
-                        with contextlib.suppress(SessionError):  # generation continues; it is saved at the end
-                            self._save(None)
-                    yield event
+            while notice := (yield from self._record_until_full()):
+                yield notice
+                self._continue_reply()
         self._save("cancelled")
+
+    def _record_until_full(self) -> Generator[Event, None, NoticeEvent | None]:
+        """Yield the events of the reply, and save it now and then.
+
+        If it fills the context, and older turns can be dropped, drop them, and return the notice of that.
+        """
+        start = time.monotonic()
+        next_save = start + save_interval(0.0)
+        with contextlib.closing(self.reply.events()) as events:
+            for event in events:
+                now = time.monotonic()
+                if self._has_tokens and now >= next_save:
+                    next_save = now + save_interval(now - start)
+                    with contextlib.suppress(SessionError):  # generation continues; it is saved at the end
+                        self._save(None)
+                if isinstance(event, FinishEvent) and event.reason == "context" and event.has_all_tokens:
+                    self._prefix = tuple(self.reply.sampled)
+                    if notice := self._make_room():
+                        return notice
+                yield event
+        return None
+
+    def _continue_reply(self) -> None:
+        full = self.reply
+        texts: list[SplitText] = [("thinking", full.reasoning or ""), ("answer", full.text)]
+        self._generated += full.finish.completion_tokens
+        self.reply = self.loaded.respond(self._request)
+        self.reply.begin(full.sampled, texts, full.finish.forced)
+
+    @property
+    def _request(self) -> ReplyRequest:
+        limit = self.settings.max_tokens and max(1, self.settings.max_tokens - self._generated)
+        return ReplyRequest(self._conversation, replace(self.settings, max_tokens=limit), prefix_tokens=self._prefix)
 
     def end_early(self, error: BaseException, previous_leaf: int | None) -> None:
         """Save an interrupted reply, even if empty; after an error without a reply, remove the question."""
@@ -91,7 +124,12 @@ class ReplyRecorder:
 
     @property
     def _conversation(self) -> Conversation:
-        return load_conversation(self.store, self.session, self.loaded.model, self.settings)
+        return load_conversation(self.store, self._asked, self.loaded.model, self.settings)
+
+    @property
+    def _asked(self) -> Session:
+        """The session up to the question: a part of the reply may be stored."""
+        return replace(self.session, leaf=self._question)
 
     def _make_room(self) -> NoticeEvent | None:
         """Drop the session's oldest turns if the reply needs the room; return a notice if others than before are.
@@ -102,7 +140,7 @@ class ReplyRecorder:
         assert size is not None, "the model is loaded"
 
         def count(conversation: Conversation) -> int:
-            return self.loaded.count_tokens(conversation) + len(self.prefix_tokens)
+            return self.loaded.count_tokens(conversation) + len(self._prefix)
 
         conversation = self._conversation
         if previous_first and count(conversation) < size * RESTORE_BELOW:
@@ -110,10 +148,12 @@ class ReplyRecorder:
             conversation = self._conversation
         if self.settings.overflow == "stop":
             return None
-        dropped = messages_to_drop(conversation, count, size, self.settings.max_tokens)
+        visible = visible_messages(self.store, self._asked)
+        longest = max(len(stored.message.tokens or ()) for stored in visible)
+        dropped = messages_to_drop(conversation, count, size, self.settings.max_tokens, longest)
         if not dropped:
             return None
-        first = visible_messages(self.store, self.session)[dropped].id
+        first = visible[dropped].id
         self.session = self.store.update_session(self.session, first=first)
         if first == previous_first:
             return None
@@ -126,12 +166,8 @@ class ReplyRecorder:
         )
 
     @property
-    def prefix_tokens(self) -> tuple[int, ...]:
-        return (self.continued and self.continued.message.tokens) or ()
-
-    @property
     def _has_tokens(self) -> bool:
-        return len(self.reply.sampled) > len(self.prefix_tokens)
+        return len(self.reply.sampled) > len((self.continued and self.continued.message.tokens) or ())
 
     def _save(self, unfinished: str | None) -> None:
         """Save the reply so far; `unfinished` is its reason to finish until it has one of its own."""
@@ -145,15 +181,21 @@ class ReplyRecorder:
 
 
 def messages_to_drop(
-    conversation: Conversation, count: Callable[[Conversation], int], context_size: int, max_tokens: int | None
+    conversation: Conversation,
+    count: Callable[[Conversation], int],
+    context_size: int,
+    max_tokens: int | None,
+    longest: int = 0,
 ) -> int:
     """Number of messages to drop before a reply; 0 if all fit, or dropping would not help.
 
     Drops the oldest turns, each a question with its reply; the system prompt and the last question stay. `count` counts
-    the tokens of a conversation's prompt.
+    the tokens of a conversation's prompt. The `longest` reply so far had this many tokens, with its reasoning; there is
+    room for another one, up to half of the context.
     """
     tokens = count(conversation)
-    room = min(max_tokens or context_size, context_size // REPLY_FRACTION)
+    room = max(context_size // REPLY_FRACTION, min(longest, context_size // 2))
+    room = min(max_tokens or context_size, room)
     if tokens + room <= context_size:
         return 0
     target = min(context_size - room, tokens - context_size // DROP_FRACTION)

@@ -62,7 +62,7 @@ class Settings(SamplingParams):
         None, "Chat template to use, or none [default: the embedded one]", "Model", metavar="FILE"
     )
     ctx: int | None = option(
-        None, "Context size in tokens [default: at most 8192]", "Model", metavar="N", least=1, local=True
+        None, "Context size in tokens [default: at most 32768]", "Model", metavar="N", least=1, local=True
     )
     lora: tuple[str, ...] = option((), "Apply a LoRA adapter, or none (repeatable)", "Model", metavar="FILE[:SCALE]")
     threads: int | None = option(

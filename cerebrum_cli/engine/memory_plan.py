@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.sequence import Sequence as Sample
 
 DEFAULT_CONTEXT = 8192
+THINKING_CONTEXT = 32_768  # of a model that thinks, if memory allows; cards of such models suggest as much
 EXPECTED_LENGTH = 1024  # tokens of a sequence in a batch, to plan offloading before any is known
 MAX_RESERVED_TOKENS = 65_536  # in all slots, beyond the expected lengths: memory is zeroed, which takes 1 s a gigabyte
 EXPERTS_UBATCH = 512  # tokens, of a mixture of experts on a CPU
@@ -80,10 +81,12 @@ class LoadPlan:
 def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], None]) -> LoadPlan:
     """Plan for this free memory. The context is as long as requested, or as fits; its number of threads is left open.
 
+    Without a request, it is up to 8,192 tokens long, or 32,768 if the model thinks.
     Raises EngineError for a requested context or tuned GPU layers that do not fit, and UsageError for experts to keep
     on the CPU without a GPU.
     """
     default = min(options.file.trained_context, DEFAULT_CONTEXT)
+    most = min(options.file.trained_context, THINKING_CONTEXT if options.file.thinks else DEFAULT_CONTEXT)
     if options.vocabulary_only:
         length = options.context.length or default
         return LoadPlan(options.file.sizes, resolve(replace(options.context, length=length), options.file.sizes, ()))
@@ -101,7 +104,7 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
     if length := options.context.length:
         require_context(options, free, counts_weights=fits_memory)
     else:
-        length = default if fits_with(default) else _longest(default, fits_with)
+        length = most if fits_with(most) else _longest(most, fits_with)
         if length < default:
             emit(short_context_notice(length, default))
     context = replace(options.context, length=length)

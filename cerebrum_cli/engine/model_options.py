@@ -27,7 +27,7 @@ class AdapterFile(NamedTuple):
 class GgufFile:
     """A GGUF file to load: facts of its header, and the adapters to apply.
 
-    With `is_verified`, its digest is known to be right, or we wrote the file.
+    With `is_verified`, its digest is known to be right, or we wrote the file. One that `thinks` marks its reasoning.
     """
 
     path: Path
@@ -35,6 +35,7 @@ class GgufFile:
     sizes: ModelSizes
     adapters: tuple[AdapterFile, ...] = ()
     is_verified: bool = False
+    thinks: bool = False
 
 
 @dataclass(frozen=True, slots=True)

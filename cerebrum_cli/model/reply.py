@@ -241,6 +241,9 @@ def reply_notice(reply: Reply, larger_context: str, has_grammar: bool = False) -
         )
     if finish.reason == "context":
         size = f" of {finish.context_size} tokens" if finish.context_size else ""
+        if reply.reasoning and not reply.text:
+            problem = f"only reasoning, no answer: the context{size} is full"
+            return NoticeEvent(problem, f"{larger_context}, or limit reasoning with --think N")
         return NoticeEvent(f"answer truncated: the context{size} is full", f"{larger_context}, or ask for less")
     if finish.reason == "length":
         stage = " of reasoning" if reply.reasoning and not reply.text else ""

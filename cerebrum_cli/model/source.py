@@ -200,7 +200,7 @@ def load_options(
         cache_type_v=settings.cache_type_v or context.cache_type_v,
     )
     options = LoadOptions(
-        GgufFile(model.path, model.trained_context, model.sizes, adapters, model.is_verified),
+        GgufFile(model.path, model.trained_context, model.sizes, adapters, model.is_verified, model.thinks),
         context,
         settings.gpu_layers,
         plan_repacking(model.quantization, is_chat=whole_context, is_batch=context.slots > 1),

@@ -24,7 +24,6 @@ from cerebrum_cli.engine.memory_plan import plan_slots
 from cerebrum_cli.engine.model_options import LoadOptions, Tuning, plan_repacking
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK, MEASURED_ROWS, StepCosts
-from cerebrum_cli.formats.thinking import THOUGHTS
 from cerebrum_cli.gguf.architectures import facts_of
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.model.profiles import (
@@ -119,10 +118,9 @@ def search_space(model: InstalledModel, settings: Settings) -> SearchSpace:
     sized = replace(settings, ctx=EXPECTED_REPLY_TOKENS + PROMPT_TOKENS)
     context = replace(load_options(model, sized, ContextOptions(slots=MAX_BATCH_SLOTS)).context, n_ubatch=CPU_UBATCH)
     slots = plan_slots(model.sizes, MAX_BATCH_SLOTS, context, (), free)
-    thinks = any(thought.open in (model.header.chat_template or "") for thought in THOUGHTS)
     depths = (
         depth
-        for depth in DEPTHS[0 if thinks else 1 :]
+        for depth in DEPTHS[0 if model.thinks else 1 :]
         if depth <= model.trained_context
         and fits(context_needs(model.sizes, replace(context, length=depth + ROOM, slots=1)), free)
     )

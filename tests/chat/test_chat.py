@@ -221,6 +221,24 @@ def test_chat_drops_the_oldest_turns_from_the_context_with_a_notice(small_chat: 
     assert text(chat.send("Well?")) == "Fifth."
 
 
+def test_chat_continues_a_reply_that_fills_the_context_without_the_oldest_turns(start_chat: Start) -> None:
+    story = " once upon a time" * 10
+    prompt_y = f"{PROMPT_X} First.\nUser: {Y}\nAI:"
+    script = {PROMPT_X: " First.", prompt_y: " Second.", f"{prompt_y} Second.\nUser: {Z}\nAI:": story}
+    script[f"S\nUser: {Z}\nAI:"] = story
+    chat = start_chat(model(script, 400))
+    list(chat.send(X))
+    list(chat.send(Y))
+    events = list(chat.send(Z))
+    assert text(events) == story.lstrip() == chat.require_reply().message.content
+    assert finish(events).reason == "stop"
+    [notice] = [event for event in events if isinstance(event, NoticeEvent)]
+    assert "dropped the 4 oldest messages (" in notice.message
+    assert [message.content for message in chat.conversation.messages] == [Z, story.lstrip()]
+    assert text(chat.retry()) == story.lstrip()
+    assert contents(chat) == [X, "First.", Y, "Second.", Z, story.lstrip()]
+
+
 def test_chat_stops_at_a_full_context_with_overflow_stop(small_chat: Chat) -> None:
     chat = small_chat
     list(chat.change_settings({"overflow": "stop"}))

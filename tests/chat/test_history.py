@@ -235,3 +235,8 @@ FIVE_TURNS = (20, 40, 20, 40, 20, 40, 20, 40, 60, 60, 10)
 )
 def test_window_drops_whole_turns_where_that_helps(sizes: tuple[int, ...], max_tokens: int | None, drop: int) -> None:
     assert messages_to_drop(conversation_of(*sizes), count, 400, max_tokens) == drop
+
+
+@pytest.mark.parametrize(("longest", "drop"), [(50, 0), (200, 2), (300, 2)])  # of earlier replies; half the context
+def test_window_has_room_for_another_reply_as_long_as_an_earlier_one(longest: int, drop: int) -> None:
+    assert messages_to_drop(conversation_of(20, 100, 90), count, 400, None, longest) == drop

@@ -165,6 +165,21 @@ def test_plan_context_is_the_default_or_what_fits(length: int) -> None:
         assert notices == ([limited] if expected < 8192 else [])
 
 
+def test_plan_context_has_room_for_a_long_thought_if_memory_allows() -> None:
+    model = options("Mistral 7B")
+    chat = replace(model, file=replace(model.file, trained_context=131_072, thinks=True))
+
+    def needed(length: int) -> int:
+        return memory.HEADROOM + memory_needs(chat.file.sizes, ContextOptions(length, n_ubatch=128)).host
+
+    for free, expected in ((64 * GIB, 32_768), (needed(20_480), 20_480), (needed(8192), 8192)):
+        plan, notices = planned(chat, FreeMemory(free))
+        assert (plan.context.length, notices) == (expected, [])
+    assert planned(chat, FreeMemory(needed(8192) - 1))[1] == [
+        "context limited to 7936 tokens by free memory (default: 8192)"
+    ]
+
+
 def test_plan_context_uses_the_memory_of_a_gpu_only_if_allowed() -> None:
     free = machines(4 * GIB)
     chat = options("Mistral 7B")

@@ -141,6 +141,8 @@ class Repl:
             stage = "" if reply.text else " of reasoning"
             return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens{stage}", hint)
         notice = reply_notice(reply, self.chat.loaded.engine.larger_context)
+        if notice and reason == "context" and not self.chat.loaded.is_remote:
+            return replace(notice, hint=full_context_hint(reply))
         return replace(notice, hint=REPETITION_HINT) if notice and reason == "repetition" else notice
 
     def switch_session(self, session: Session | None) -> None:
@@ -269,6 +271,13 @@ class Repl:
         return (
             error.exit_code == 128 + signal.SIGINT and self.streams.in_is_terminal and self.signals.exit_signal is None
         )
+
+
+def full_context_hint(reply: Reply) -> str:
+    """What helps where a reply fills the context, although older turns were dropped."""
+    if not reply.text:
+        return "limit reasoning with /think N, or use /set ctx N for more room; then /retry"
+    return "/set ctx N gives more room; then /continue resumes it"
 
 
 def fit_segments(segments: dict[str, str], width: int) -> str:
