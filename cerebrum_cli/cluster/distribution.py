@@ -1,8 +1,4 @@
-"""Blocks of rows are answered on the nodes of a Ray cluster, by the same code as here.
-
-`Distribution` cuts the missing rows into blocks, and writes their answers. A `NodeJob` opens the model on a node.
-Blocks that are lost with their worker are answered in another pass.
-"""
+"""Answers blocks of rows on the nodes of a Ray cluster; another pass answers those that were lost with a worker."""
 
 from __future__ import annotations
 
@@ -92,6 +88,7 @@ class Distribution:
     slots: int
     patience: float = PATIENCE_S
     is_cancelled: bool = False
+    _workers: int = 0
     _fruitless: int = 0  # passes in which no row was answered
     _reports: dict[str, WorkerReport] = field(default_factory=dict)
     _notices: set[NoticeEvent] = field(default_factory=set)
@@ -127,6 +124,7 @@ class Distribution:
     def _plan(self, workers: int) -> tuple[Iterator[bytes], NodeJob, int]:
         """The blocks of missing rows for some workers, the job of each, and how many blocks it has at a time."""
         rows, samples, _, run = self.work
+        self._workers = workers
         rows_each = -(-(len(run.rows) - len(run.finished)) // workers)
         most = max(BLOCK, min(SHORT_BLOCK, BLOCK_TOKENS // (self.job.source.settings.max_tokens or BLOCK_TOKENS)))
         size = min(most, -(-rows_each // BLOCKS_EACH))
@@ -152,7 +150,7 @@ class Distribution:
         self._reports[report.worker] = report
         if report.problem:
             problems = [report_so_far.problem for report_so_far in self._reports.values()]
-            if all(problems) and len(problems) >= report.workers:
+            if all(problems) and len(problems) >= self._workers:
                 raise EndpointError(f"no worker could start ({report.host}: {report.problem})", report.hint)
             yield NoticeEvent(f"{report.host} is not used: {report.problem}", report.hint)
             return

@@ -1,7 +1,4 @@
-"""The adapter to Ray: workers on the nodes of a cluster answer blocks of rows.
-
-Ray runs in a child process, since it handles signals, prints, and does not stop at once; this module is its program.
-"""
+"""The adapter to Ray, which runs in a child process: it handles signals, prints, and does not stop at once."""
 
 from __future__ import annotations
 
@@ -46,14 +43,13 @@ Plan = Callable[[int], tuple[Iterator[bytes], Job, int]]
 
 
 class WorkerReport(NamedTuple):
-    """A worker on a host is ready, or has a problem; `worker` is its id, and `workers` the number of all."""
+    """A worker on a host is ready, or has a problem; `worker` is its id."""
 
     worker: str
     host: str
     problem: str
     hint: str
     records: Records
-    workers: int
 
 
 Message = bytes | WorkerReport | None
@@ -86,11 +82,8 @@ def answer_blocks(
             if isinstance(message, CerebrumError):
                 raise message
             if isinstance(message, int):
-                count = message
-                blocks, job, concurrency = plan(count)
+                blocks, job, concurrency = plan(message)
                 pipe.send((pickle.dumps(job), concurrency))
-            elif isinstance(message, tuple):
-                yield WorkerReport._make((*message, count))
             elif message == NEXT:
                 pipe.send(next(blocks, b""))
             else:
@@ -199,10 +192,7 @@ def find_places(workers: int, uses_gpus: bool) -> list[Place]:
 
 
 def answer_in_places(pipe: Connection, places: Sequence[Place], job: bytes, concurrency: int) -> None:
-    """Send reports of workers, and the answers to all blocks that the command sends, except those that are lost.
-
-    Raises EOFError once the command has ended.
-    """
+    """Send reports of workers, and answers to all blocks but lost ones. Raises EOFError once the command has ended."""
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[Worker.__module__])  # nodes may lack this package
@@ -251,12 +241,12 @@ class RemoteWorker:
     def answer(self, block: bytes) -> None:
         self.tasks.append(self._actor.answer.remote(block))
 
-    def receive(self, task: Any) -> Any:
+    def receive(self, task: Any) -> Message:
         """The next answer or report of a task; None at its end, or if the worker or its node is lost."""
         import ray
 
         try:
-            message = ray.get(next(task))
+            message: bytes | Report = ray.get(next(task))
         except StopIteration:
             self.tasks.remove(task)
             return None
@@ -265,10 +255,10 @@ class RemoteWorker:
             return None
         if isinstance(message, bytes):
             return message
-        _, problem, *_ = message
-        self.has_opened = self.has_opened or not problem
-        self.opened_at = inf if problem else time.monotonic()
-        return self._id, *message
+        report = WorkerReport(self._id, *message)
+        self.has_opened = self.has_opened or not report.problem
+        self.opened_at = inf if report.problem else time.monotonic()
+        return report
 
 
 # In processes of the cluster. They get what follows by value: a node may lack this package.

@@ -41,7 +41,7 @@ from cerebrum_cli.models.registry import Registry, RegistryEntry, hash_file
 from cerebrum_cli.runs.journal import open_journal
 
 ROWS = 40
-READY = WorkerReport("1", "here", "", "", ({"kind": "vllm", "model": "m"},), 2)
+READY = WorkerReport("1", "here", "", "", ({"kind": "vllm", "model": "m"},))
 Messages = Iterator[Message]
 
 
@@ -114,7 +114,7 @@ def test_ray_rows_of_lost_workers_are_answered_again(source: Path) -> None:
 
 
 def test_ray_answers_a_row_once_and_reports_a_node_with_a_problem_once(source: Path) -> None:
-    bad = WorkerReport("2", "there", "no model", "pull it", (), 2)
+    bad = WorkerReport("2", "there", "no model", "pull it", ())
     cluster = ScriptedCluster([lambda blocks: iter([bad, *map(answered, [*blocks[:3], *blocks]), bad])])
     events, texts = answer_all(source, cluster)
     assert texts == EXPECTED and len(cluster.asked) == 1
@@ -123,7 +123,7 @@ def test_ray_answers_a_row_once_and_reports_a_node_with_a_problem_once(source: P
 
 
 def test_ray_refuses_servers_with_different_models(source: Path) -> None:
-    other = WorkerReport("2", "there", "", "", ({"kind": "vllm", "model": "n"},), 2)
+    other = WorkerReport("2", "there", "", "", ({"kind": "vllm", "model": "n"},))
 
     def script(blocks: list[bytes]) -> Messages:
         yield answered(blocks[0])
@@ -136,8 +136,8 @@ def test_ray_refuses_servers_with_different_models(source: Path) -> None:
 
 
 SILENT = "no worker is running"
-BUSY = WorkerReport("1", "here", "busy", "", (), 2)
-BAD = [WorkerReport(worker, worker, "no model", "pull it", (), 2) for worker in ("1", "2")]
+BUSY = WorkerReport("1", "here", "busy", "", ())
+BAD = [WorkerReport(worker, worker, "no model", "pull it", ()) for worker in ("1", "2")]
 
 
 def silent(*messages: Message) -> Messages:
