@@ -1,7 +1,4 @@
-"""The address of a server, requests to it, and failures, classified by how they are handled.
-
-Redirects are not followed: a key never reaches another host.
-"""
+"""The address of a server, and requests to it; redirects are not followed, so a key never reaches another host."""
 
 from __future__ import annotations
 
@@ -106,10 +103,7 @@ class ExchangeError(Exception):
 
 @dataclass(eq=False)
 class LostServerError(ExchangeError):
-    """The server is gone or failed; another may answer. `was_sent`: it may have been this request that killed it.
-
-    Where `server_works`, only this reply failed, or takes too long.
-    """
+    """The server is lost, or where `server_works`, only this reply; if it `was_sent`, the request may be the cause."""
 
     was_sent: bool = True
     server_works: bool = False

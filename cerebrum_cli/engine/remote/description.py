@@ -104,13 +104,10 @@ async def describe(client: Client) -> ServerInfo:
         if kind is None:
             return OTHER.read_info(entry, None)
         path = kind.description_path
-        try:
-            return kind.read_info(entry, await client.get(path, DESCRIBE_S, model=str(entry["id"])))
-        except RequestError as error:
-            if error.status != 404:
-                raise
-            return OTHER.read_info(entry, None)  # behind a gateway that passes only /v1
+        return kind.read_info(entry, await client.get(path, DESCRIBE_S, model=str(entry["id"])))
     except RequestError as error:
+        if error.status == 404 and path != "/v1/models":  # behind a gateway that passes only /v1
+            return OTHER.read_info(entry, None)
         if error.status == 404:  # as from a gateway while the server restarts
             raise LostServerError(f"{path}: {error}") from error
         raise client.fault(error, "check the URL: it must be that of a language model server", f"{path}: ") from error

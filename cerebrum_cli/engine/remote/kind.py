@@ -43,8 +43,6 @@ class ReplyChunk:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """A server that is ready."""
-
     kind: ServerKind
     build: str
     model: str  # its id there

@@ -1,7 +1,6 @@
 """vLLM and SGLang, which sample alike and name most settings alike, and all other servers of OpenAI's interface.
 
 vLLM ignores fields it does not know, and fills in unset ones from the model's generation_config.json, so all are sent.
-Servers of chat completions, such as Ollama and LM Studio, get messages, apply their own template, and send text back.
 """
 
 from __future__ import annotations
@@ -190,10 +189,7 @@ class Sglang(_SharedFields):
 
 
 class OpenAIServer(ServerKind):
-    """Any other server of chat completions; each sample is a request.
-
-    Reasoning, which comes apart from the answer, is put before it in markup.
-    """
+    """Any other server of chat completions, such as Ollama; each sample is a request, with its reasoning in markup."""
 
     name = "OpenAI-compatible server"
     takes_messages = True

@@ -1,7 +1,6 @@
-"""Which server answers which job. All of it runs on one event loop.
+"""Which server answers which job, all on one event loop; `server_health.py` has the rules.
 
-A request is computed at least once and reported once: one whose server is lost is sent to another one with the same
-seed. A task for each server goes through its states. `server_health.py` has the rules.
+A request is computed at least once and reported once: if its server is lost, another one gets it, with the same seed.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ from cerebrum_cli.engine.remote.server_health import MAX_LOSSES, NOT_ASKED, RECE
 
 
 class Pool:
-    """The servers, and the jobs that wait for one."""
-
     def __init__(self, servers: Sequence[Server], timeouts: ServerTimeouts, emit: Callable[[Event], None]) -> None:
         self._servers = servers
         self._timeouts = timeouts
@@ -39,10 +36,7 @@ class Pool:
         self._stuck_since = self._now  # without a usable server, or before the first reply without a part of one
 
     async def connect(self) -> None:
-        """Start to ask the servers; return soon after one can be used. The others join as they answer.
-
-        Raises NoServerError if none answers in time, EndpointError if one does not fit.
-        """
+        """Return soon after one can be used. Raises NoServerError if none answers, EndpointError if one is unfit."""
         asked = {server: asyncio.create_task(self._reach(server)) for server in self._servers}
         self._tasks = [asyncio.create_task(self._serve(server, task)) for server, task in asked.items()]
         await asyncio.wait(asked.values(), timeout=self._timeouts.join)
@@ -110,10 +104,7 @@ class Pool:
     # Jobs that wait.
 
     def _assign(self) -> None:
-        """Start waiting jobs, in order, while a server can take the next, and report what users should know.
-
-        A job whose prompt a server has evaluated waits for that one, and others pass it.
-        """
+        """Start waiting jobs in order, but let others pass those that wait for the server with their prompt."""
         # lost jobs, beside others
         self._start_lost(must_be_proven=True)
         # waiting jobs
@@ -184,7 +175,6 @@ class Pool:
         task.add_done_callback(lambda task: self._end(task, job, server))
 
     def _requeue(self, job: PoolJob) -> None:
-        """Let a job wait again, behind the others."""
         job.pooled.server = job.stopped_by = None
         (self._lost if job.losses else self._waiting).append(job)
 

@@ -1,8 +1,4 @@
-"""Generate completions on servers.
-
-One thread runs an event loop with all connections; callers on other threads read events from queues, as with a model
-on this machine. The vocabulary is that of a local file, and is compared with each server's before it is used.
-"""
+"""Completions of servers: one thread runs an event loop with all connections, others read events from queues."""
 
 from __future__ import annotations
 
@@ -38,10 +34,7 @@ READ_AT = 1.5  # such requests; together, since submitting wakes the thread of t
 
 
 class RemoteCompletions(Completions[RemoteSample]):
-    """Completions of servers, and once a second what each of several has generated.
-
-    The source is read on the caller's thread.
-    """
+    """Completions, and once a second what each of several servers has generated; the caller reads the source."""
 
     def __init__(self, engine: RemoteEngine, requests: Iterable[Request], scope: CancelScope) -> None:
         super().__init__(scope)

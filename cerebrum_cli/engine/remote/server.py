@@ -37,13 +37,10 @@ CANCELLED = asyncio.CancelledError()
 
 @dataclass(eq=False, slots=True)
 class PooledRequest:
-    """A request that has unfinished samples, or may get more; all its jobs go to the server that evaluates the prompt.
-
-    `seed` is that of the first sample.
-    """
+    """A request with unfinished samples, or that may get more; one server gets all its jobs, as it has the prompt."""
 
     request: Request
-    seed: int
+    seed: int  # of the first sample
     emit: Callable[[Event | BaseException], None]
     server: object = None
     samples: int = 0
@@ -70,7 +67,6 @@ class PoolJob:
     start: float = 0.0
     alive_at: float = 0.0
     load: int = 0
-    origin: Origin | None = None
     stopped_by: BaseException | None = None
 
     @property
@@ -91,14 +87,11 @@ class PoolJob:
         self.report([sample.finish("cancelled") for sample in self.samples])
 
     def refuse(self, error: CerebrumError) -> None:
-        self.report([RefusedEvent(sample.id, error, self.origin) for sample in self.samples])
+        self.report([RefusedEvent(sample.id, error, sample.origin) for sample in self.samples])
 
 
 class Server:
-    """A server, which is given up to `window` samples at a time, or as many as it states, and at most `most`.
-
-    Results call it by its `alias`, which is no address.
-    """
+    """A server; it is given up to `window` samples at a time, or as many as it states, and at most `most`."""
 
     info: ServerInfo  # once it `is_known`: what it was when it was last reached
 
@@ -111,7 +104,7 @@ class Server:
         expected: ExpectedModel,
         timeouts: ServerTimeouts,
     ) -> None:
-        self.name, self.alias = endpoint.name, alias
+        self.name, self.alias = endpoint.name, alias  # which results have: it is no address
         self.client, self.health, self.was_lost = Client(endpoint), ServerHealth(), asyncio.Event()
         self.running: dict[PoolJob, asyncio.Task[None]] = {}
         self.outstanding = self.generated = 0  # samples that it has been given, and tokens of replies
@@ -123,10 +116,7 @@ class Server:
         self._expected, self._timeouts = expected, timeouts
 
     async def open(self) -> None:
-        """Find out whether it can be used, for the first time or after it was lost: it may serve another model.
-
-        Raises LostServerError, BusyServerError, or EndpointError if it does not fit.
-        """
+        """Find out what it serves. Raises LostServerError, BusyServerError, or EndpointError if it does not fit."""
         info = await describe(self.client)
         await self._expected.check(self.client, info)
         self.info = replace(info, end_tokens=self._expected.end_tokens) if info.kind.takes_end_tokens else info
@@ -153,7 +143,8 @@ class Server:
         if not self.running:
             self.alive_at = now
         job.start = job.alive_at = now
-        job.origin = Origin(self.alias, self.info.weights)
+        size, origin = self.info.context_size, Origin(self.alias, self.info.weights)
+        job.samples = tuple(replace(sample, context_size=size, origin=origin) for sample in job.samples)
         job.is_alone = job.losses > 1 and self.health.lost_rows(job.losses) == 1
         job.load = self.health.window if job.is_alone else len(job.samples)
         self.running[job] = task
@@ -177,15 +168,12 @@ class Server:
                 self.stop(LostServerError(f"no reply within {limit:g} s", server_works=works), [job])
 
     async def require_life(self) -> None:
-        """Remove all jobs if it has been silent for long, and does not answer whether it is healthy: it is frozen.
-
-        A server of chat completions may answer nothing else while it generates whole replies, and is not asked then.
-        """
+        """Remove all jobs if it has been silent for long, and does not answer whether it is healthy: it is frozen."""
         clock, timeouts, kind = asyncio.get_running_loop().time, self._timeouts, self.info.kind
         if not self.running or clock() - self.alive_at < timeouts.silence:
             return
         if kind.takes_messages and not any(job.request.stream for job in self.running):
-            return
+            return  # while it generates whole replies, it may answer nothing else
         path = kind.description_path if kind.takes_messages else "/health"
         try:
             with contextlib.suppress(BusyServerError, RequestError, EndpointError):  # an answer, too
@@ -197,16 +185,10 @@ class Server:
     # Its replies.
 
     async def answer(self, job: PoolJob) -> None:
-        """Generate the samples of a job and emit their events.
-
-        Raises LostServerError, BusyServerError or RefusedRequestError, or EndpointError if it concerns all requests.
-        """
+        """Generate a job's samples. Raises ExchangeError, RefusedRequestError, or EndpointError if it affects all."""
         request, info = job.request, self.info
         total = len(request.prompt_tokens)
         evaluated = 0 if request.stream else total  # whole replies show no progress
-        job.samples = tuple(
-            replace(sample, context_size=info.context_size, origin=job.origin) for sample in job.samples
-        )
         job.report(PromptEvent(sample.id, evaluated, total) for sample in job.samples)
         try:
             if request.stream:
