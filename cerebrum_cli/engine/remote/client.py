@@ -47,22 +47,14 @@ DONE = b"[DONE]"  # ends a stream in OpenAI's format
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server: `name` is what messages call it, `url` ends before `/v1`, and `served_model` is the model's id there.
-
-    A query of the URL is sent with each request. `ca_file` has the certificates to trust instead of the system's, and
-    `client_cert` a certificate with its key, both in PEM. With `allow_http_key`, the key may travel unencrypted to
-    another machine. A server of messages is asked for the `named_model`; to others, that is the model whose vocabulary
-    they have. `key_variable` is the environment variable of the API key, which is read where it is used.
-    """
-
-    name: str
-    url: str
-    served_model: str | None = None
-    allow_http_key: bool = False
-    named_model: str | None = None
-    ca_file: str | None = None
-    client_cert: str | None = None
-    key_variable: str = KEY_VARIABLE
+    name: str  # what messages call it
+    url: str  # ends before `/v1`; its query is sent with each request
+    served_model: str | None = None  # the model's id there
+    allow_http_key: bool = False  # the key may travel unencrypted to another machine
+    named_model: str | None = None  # what a server of messages is asked for; others have its vocabulary
+    ca_file: str | None = None  # PEM of the certificates to trust instead of the system's
+    client_cert: str | None = None  # PEM of a certificate with its key
+    key_variable: str = KEY_VARIABLE  # environment variable of the API key, which is read where it is used
 
     @property
     def is_loopback(self) -> bool:

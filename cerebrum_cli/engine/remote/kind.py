@@ -67,17 +67,14 @@ class ServerInfo:
 
 
 class ServerKind(ABC):
-    """Requests to a kind of server, and the meaning of its replies. Damaged answers raise one of `DAMAGE`.
-
-    One that `takes_messages` knows no token ids; one that `takes_end_tokens` does not know all of them itself.
-    """
+    """Requests to a kind of server, and the meaning of its replies. Damaged answers raise one of `DAMAGE`."""
 
     name: str
     description_path: str
     completion_path: str
     context_option: str  # on the server's command line
-    takes_messages = False
-    takes_end_tokens = False
+    takes_messages = False  # instead of token ids
+    takes_end_tokens = False  # since it does not know all of them itself
 
     @abstractmethod
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:

@@ -30,8 +30,6 @@ from cerebrum_cli.engine.sequence import MessagesRequest, Request
 
 SEQUENCES = 1024  # vLLM does not report its --max-num-seqs, which is this on large GPUs; what is too much waits there
 MAX_SAMPLES = 64
-LEAST_TOP_P = 1e-6  # 0 is refused
-ALL_TOKENS = -1  # for SGLang's top_k
 IGNORED_SEEDS = (
     "this server ignores seeds, so samples are not reproducible",
     "start SGLang with --enable-deterministic-inference",
@@ -52,7 +50,7 @@ class _SharedFields(ServerKind):
         return {
             **{name: getattr(params, name) for name in _SHARED_PARAMS},
             "min_p": params.min_p,
-            "top_p": max(params.top_p, LEAST_TOP_P),
+            "top_p": max(params.top_p, 1e-6),  # 0 is refused
             "repetition_penalty": params.repeat_penalty,
             "stop": list(request.stop_anywhere),
             "stop_token_ids": [] if request.ignore_eos else list(info.end_tokens),
@@ -171,7 +169,7 @@ class Sglang(_SharedFields):
                 **self._sampling_fields(request, info),
                 "max_new_tokens": limit if limit is not None and limit < info.room_for_reply(request) else None,
                 "n": samples,
-                "top_k": request.params.top_k or ALL_TOKENS,
+                "top_k": request.params.top_k or -1,  # all tokens
                 "min_new_tokens": 0,
                 **({"sampling_seed": seed} if info.has_seeds else {}),
                 **({"ebnf": request.grammar} if request.grammar else {}),

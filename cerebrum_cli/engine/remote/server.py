@@ -49,25 +49,19 @@ class PooledRequest:
 
 @dataclass(eq=False, slots=True)
 class PoolJob:
-    """Unfinished samples of one request that one server generates together, or fewer where it takes fewer at a time.
-
-    A running one began at `start`, and something last arrived of it at `alive_at`. `stopped_by` is why it was taken
-    from its server. It was lost `losses` times with its server, the first time after it was sent at `sent_at`, and has
-    failed `failures` times while its server worked. One that `is_alone` has a server of its own, to be the only
-    possible cause of its next loss.
-    """
+    """Unfinished samples of one request that one server generates together, or fewer where it takes fewer at a time."""
 
     pooled: PooledRequest
     samples: tuple[RemoteSample, ...]
-    losses: int = 0
-    sent_at: float = 0.0
-    failures: int = 0
-    is_alone: bool = False
+    losses: int = 0  # with its server
+    sent_at: float = 0.0  # before its first loss
+    failures: int = 0  # while its server worked
+    is_alone: bool = False  # on its server, so that nothing else can cause its next loss
     has_output: bool = False
-    start: float = 0.0
-    alive_at: float = 0.0
-    load: int = 0
-    stopped_by: BaseException | None = None
+    start: float = 0.0  # when it was last sent
+    alive_at: float = 0.0  # when something last arrived of it
+    load: int = 0  # samples that its server has no room for meanwhile
+    stopped_by: BaseException | None = None  # why it was taken from its server
 
     @property
     def request(self) -> Request:
