@@ -193,16 +193,12 @@ class BlockResult(Result):
 
 @dataclass(frozen=True, slots=True)
 class NodeJob:
-    """How nodes open a model, and answer blocks.
+    """How nodes open a model, and answer blocks."""
 
-    The model is at the same path as here, or in their own caches; `identity` are its digests, `reference` its name;
-    the `source` has the node's own installation and file.
-    """
-
-    identity: str
-    path: Path
-    reference: str
-    source: ModelSource
+    identity: str  # digests of the model
+    path: Path  # of the model here; nodes may have it in their own caches
+    reference: str  # its name
+    source: ModelSource  # to which a node adds its own installation and file
     answer_block: Callable[..., Iterator[Event]]
 
     def __call__(self, threads: int) -> Generator[bytes, None, tuple[Callable[[bytes], bytes], Records]]:

@@ -169,10 +169,7 @@ class Place(NamedTuple):
 
 
 def find_places(workers: int, uses_gpus: bool) -> list[Place]:
-    """Places for a number of workers; for 0, one on each free GPU, or on each node if there are no GPUs.
-
-    Nodes without GPUs, such as a head, are left out where others have some. Raises EndpointError if none is left.
-    """
+    """Places on the nodes with GPUs, or on all if none has any; for 0, one on each free GPU or node."""
     import ray
     from ray._private.state import available_resources_per_node
 
