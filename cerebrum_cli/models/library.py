@@ -280,7 +280,7 @@ class Library:
             cached is not None
             and cached.repo_id.lower() == reference.name.lower()
             and reference.file in (None, *cached.names)
-            and (revision is None or cache.commit(cached.repo_id, revision) in (None, cached.commit))
+            and (revision is None or cache.commit(cached.repo_id, revision) == cached.commit)
         )
 
     def best_match(self, reference: Reference, models: Iterable[InstalledModel]) -> InstalledModel | None:

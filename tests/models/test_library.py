@@ -265,3 +265,13 @@ def test_vocabulary_missing_has_a_hint_to_pull_it(library: Library) -> None:
     assert error_of(library.resolve_vocabulary, "thinker:Q4_K_M") == missing
     assert error_of(library.resolve_vocabulary, "packed")[1] == "cerebrum pull packed"
     assert error_of(library.resolve_vocabulary, None)[1] == "name the model that the server runs: -m MODEL"
+
+
+def test_library_takes_no_other_commit_for_a_branch_that_was_never_pulled(library: Library, chatml_model: Path) -> None:
+    path, url = store(library.cache, chatml_model), f"https://huggingface.co/{REPO}/resolve/%s/Thinker-Q4_K_M.gguf"
+    library.cache.write_ref(REPO, "main", COMMIT)
+    assert library.resolve(url % "main").path == path
+    assert error_of(library.resolve, url % "v2")[:2] == (
+        f"{url % 'v2'} is not downloaded",
+        f"cerebrum pull {url % 'v2'}",
+    )
