@@ -29,13 +29,15 @@ OTHER_COMMANDS = {  # of other programs, and what does the same here
     "help": "did you mean cerebrum --help?",
     "version": "did you mean cerebrum --version?",
     "models": "did you mean cerebrum list?",
+    "list-models": "did you mean cerebrum list?",
+    "ls": "did you mean cerebrum list?",
     "install": "did you mean cerebrum pull?",
     "download": "did you mean cerebrum pull?",
     "remove": "did you mean cerebrum rm?",
     "info": "did you mean cerebrum show?",
     "logs": "did you mean cerebrum sessions list?",
     "prompt": "did you mean cerebrum ask?",
-    "run": "did you mean cerebrum chat?",
+    "run": "did you mean cerebrum chat -m MODEL?",
     "serve": "start llama-server -m FILE, and use it with cerebrum chat --endpoint URL",
 }
 OTHER_OPTIONS = {  # of other commands or llama.cpp's programs, and what does the same in this one, or in any
