@@ -36,7 +36,7 @@ class Pool:
         self._stuck_since = self._now  # without a usable server, or before the first reply without a part of one
 
     async def connect(self) -> None:
-        """Return soon after one can be used. Raises NoServerError if none answers, EndpointError if one is unfit."""
+        """Return soon after a server is usable. Raises NoServerError if none answers, EndpointError if one is unfit."""
         asked = {server: asyncio.create_task(self._reach(server)) for server in self._servers}
         self._tasks = [asyncio.create_task(self._serve(server, task)) for server, task in asked.items()]
         await asyncio.wait(asked.values(), timeout=self._timeouts.join)
