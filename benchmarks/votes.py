@@ -28,11 +28,11 @@ from harness import Row, argument_parser, in_subprocess, medians, record
 
 from cerebrum_cli.batch.rows import InputRow as Question
 from cerebrum_cli.core.events import Event, FinishEvent
+from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.model.interface import Model
 from cerebrum_cli.model.reply import ReplyRequest
 from cerebrum_cli.model.reply_stream import ReplyStream
-from cerebrum_cli.model.voting import VOTE_TEMPERATURE
 
 VOTES, TOKENS, SHAPE_TOKENS = 8, 128, 32
 SEED = 1
@@ -119,7 +119,7 @@ def time_with_reuse(model: str, question: Question, tokens: int) -> float:
 
 def make_request(question: Question, tokens: int, seed: int = SEED) -> ReplyRequest:
     """Request for one sample of a question."""
-    settings = benchmark_settings({"max_tokens": tokens, "temperature": VOTE_TEMPERATURE, "seed": seed})
+    settings = benchmark_settings({"max_tokens": tokens, "temperature": SAMPLED_TEMPERATURE, "seed": seed})
     return ReplyRequest(conversation_of(question), settings, ignore_eos=True)
 
 

@@ -163,10 +163,11 @@ def generation_settings(app: App, overrides: Layer, model: InstalledModel, sampl
     """
     settings = app.settings(overrides, model)
     if samples_by:
-        from cerebrum_cli.model.voting import VOTE_TEMPERATURE, require_sampling
+        from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
+        from cerebrum_cli.model.voting import require_sampling
 
         if settings.temperature == 0 and settings.origin("temperature") in RECOMMENDED:
-            overrides = SourcedLayer(overrides, SourcedLayer({"temperature": VOTE_TEMPERATURE}, origin=samples_by))
+            overrides = SourcedLayer(overrides, SourcedLayer({"temperature": SAMPLED_TEMPERATURE}, origin=samples_by))
             settings = app.settings(overrides, model)
         require_sampling(settings, samples_by)
     return settings

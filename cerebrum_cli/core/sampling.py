@@ -16,6 +16,7 @@ SEEDS = 2**32 - 1  # llama.cpp takes the next value for "draw a seed", which cou
 DRY_BREAKERS = ("\n", ":", '"', "*")
 NO_BREAKERS = "none"
 MAX_COUNT = 2**31 - 1
+SAMPLED_TEMPERATURE = 0.7  # where the model recommends none: of chats, and of samples that must differ
 MODEL_ELSE = "[default: the model's, else {}]"
 TRUNCATING = ("top_k", "top_p", "min_p", "top_n_sigma", "typical_p")  # samplers without effect at temperature 0
 

@@ -80,11 +80,12 @@ class Model(LoadedModel):
         others are done.
         """
         from cerebrum_cli.answers.vote import parse_votes
+        from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
         from cerebrum_cli.model.concurrent_rows import Row, RowOutcome, run_rows
-        from cerebrum_cli.model.voting import VOTE_TEMPERATURE, MajorityVote, require_sampling
+        from cerebrum_cli.model.voting import MajorityVote, require_sampling
 
         if samples is not None:
-            settings = {"temperature": self.source.settings.temperature or VOTE_TEMPERATURE, **settings}
+            settings = {"temperature": self.source.settings.temperature or SAMPLED_TEMPERATURE, **settings}
             require_sampling(changed(self.source.settings, settings), "a vote")
 
         requests = (self._request_or_error(question, schema, grammar, settings) for question in questions)

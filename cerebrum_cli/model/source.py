@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import EngineError, ModelFileError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
-from cerebrum_cli.core.settings import GENERATION_KEYS, Settings
+from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
+from cerebrum_cli.core.settings import DEFAULT, GENERATION_KEYS, Settings
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
@@ -23,7 +24,8 @@ from cerebrum_cli.engine.model_options import (
     plan_repacking,
 )
 from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, MAX_ROLLBACK, StepCosts
-from cerebrum_cli.formats.plain import EMBEDDED, RAW, SERVERS
+from cerebrum_cli.formats.plain import CEREBRUM, EMBEDDED, RAW, SERVERS
+from cerebrum_cli.formats.thinking import THOUGHTS
 from cerebrum_cli.gguf.architectures import facts_of
 from cerebrum_cli.gguf.header import Header, require_generative
 from cerebrum_cli.model.format_choice import (
@@ -80,8 +82,19 @@ class ModelSource:
     is_tuned: bool = True
 
     def for_chat(self) -> ModelSource:
+        """This for a chat, which is greedy only if that is recommended or set, as the cards of Cerebrum do."""
+        settings = self.settings
+        is_cerebrum = CEREBRUM.name in (settings.format, self.model.known_format)
+        if settings.origin("temperature") == DEFAULT and not is_cerebrum:
+            settings = replace(settings, temperature=SAMPLED_TEMPERATURE)
         return replace(
-            self, context=CHAT_CONTEXT, tuned_for="chat", drafts_for="chat", is_chat=True, caches_prompts=True
+            self,
+            settings=settings,
+            context=CHAT_CONTEXT,
+            tuned_for="chat",
+            drafts_for="chat",
+            is_chat=True,
+            caches_prompts=True,
         )
 
     def tuned_use(self, name: UseName | None) -> TunedUse | None:
@@ -199,8 +212,9 @@ def load_options(
         cache_type_k=settings.cache_type_k or context.cache_type_k,
         cache_type_v=settings.cache_type_v or context.cache_type_v,
     )
+    thinks = any(thought.open in (model.header.chat_template or "") for thought in THOUGHTS)
     options = LoadOptions(
-        GgufFile(model.path, model.trained_context, model.sizes, adapters, model.is_verified, model.thinks),
+        GgufFile(model.path, model.trained_context, model.sizes, adapters, model.is_verified, thinks),
         context,
         settings.gpu_layers,
         plan_repacking(model.quantization, is_chat=whole_context, is_batch=context.slots > 1),

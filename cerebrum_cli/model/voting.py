@@ -22,7 +22,6 @@ from cerebrum_cli.model.reply import Reply, ReplyRequest, mean_probability
 from cerebrum_cli.model.reply_stream import ReplyStream
 
 SampleEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
-VOTE_TEMPERATURE = 0.7  # of a vote, if the model recommends 0 or nothing: at 0 all samples would be the same
 MORE_SAMPLES = "take more samples, or ask a more specific question"  # hint for a vote without a clear winner
 
 

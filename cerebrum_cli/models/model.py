@@ -13,7 +13,6 @@ from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
-from cerebrum_cli.formats.thinking import THOUGHTS
 from cerebrum_cli.gguf.header import Header, parts_sizes, read_header, vocabulary_digest
 from cerebrum_cli.gguf.sizes import ModelSizes
 from cerebrum_cli.models.reference import STORES, ModelReference, looks_like_path, parts_of
@@ -169,11 +168,6 @@ class InstalledModel:
     @property
     def trained_context(self) -> int:
         return self.header.context_length or (self.spec and self.spec.context_size) or 2048
-
-    @property
-    def thinks(self) -> bool:
-        """Whether its template marks reasoning."""
-        return any(thought.open in (self.header.chat_template or "") for thought in THOUGHTS)
 
 
 def model_paths(path: Path) -> tuple[Path, ...]:

@@ -116,11 +116,12 @@ def measure_steps(
 def search_space(model: InstalledModel, settings: Settings) -> SearchSpace:
     cores, free = processors(), FreeMemory(available_memory() - model.size)
     sized = replace(settings, ctx=EXPECTED_REPLY_TOKENS + PROMPT_TOKENS)
-    context = replace(load_options(model, sized, ContextOptions(slots=MAX_BATCH_SLOTS)).context, n_ubatch=CPU_UBATCH)
+    options = load_options(model, sized, ContextOptions(slots=MAX_BATCH_SLOTS))
+    context = replace(options.context, n_ubatch=CPU_UBATCH)
     slots = plan_slots(model.sizes, MAX_BATCH_SLOTS, context, (), free)
     depths = (
         depth
-        for depth in DEPTHS[0 if model.thinks else 1 :]
+        for depth in DEPTHS[0 if options.file.thinks else 1 :]
         if depth <= model.trained_context
         and fits(context_needs(model.sizes, replace(context, length=depth + ROOM, slots=1)), free)
     )

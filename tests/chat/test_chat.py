@@ -80,6 +80,14 @@ def test_chat_evaluates_only_new_tokens_of_each_turn(chat: Chat) -> None:
     assert contents(chat) == ["One?", "First.", "Two?", "Second.", "Three?", "Third."]
 
 
+def test_chat_samples_unless_its_model_is_to_be_greedy(chat: Chat) -> None:
+    assert chat.settings.temperature == 0  # as Cerebrum's cards recommend
+    list(chat.change_settings({"format": "collective-cognition"}))
+    assert (chat.settings.temperature, chat.settings.origin("temperature")) == (0.7, "default")
+    list(chat.change_settings({"temperature": 0.0}))
+    assert chat.settings.temperature == 0
+
+
 def test_undo_keeps_the_turn_in_the_tree_and_its_prefix_evaluated(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
     list(chat.send("Two?"))

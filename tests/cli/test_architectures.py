@@ -92,7 +92,7 @@ class Owner:
     @contextmanager
     def chat(self, **settings: object) -> Iterator[Chat]:
         """Continue the session in a new process, as it were."""
-        layer = {"model": str(self.model), "threads": 1, "max_tokens": LENGTH, **settings}
+        layer = {"model": str(self.model), "threads": 1, "max_tokens": LENGTH, "temperature": 0, **settings}
         chat = open_chat(self.app(), layer, layer, ChatOptions(session="talk"))
         try:
             yield chat

@@ -324,7 +324,9 @@ def test_session_is_continued_with_its_adapter(user: CommandLine, adapter: Path)
 def test_chat_reloads_the_model_for_another_adapter(user: CommandLine, adapter: Path) -> None:
     def chat(*lines: str) -> list[str]:
         script = "".join(f"{line}\n" for line in ("hello", *lines))
-        done = user.run("chat", "small", "--quiet", stdin=script, env={"CEREBRUM_MAX_TOKENS": "8"})
+        done = user.run(
+            "chat", "small", "--quiet", stdin=script, env={"CEREBRUM_MAX_TOKENS": "8", "CEREBRUM_TEMPERATURE": "0"}
+        )
         refused.append("nothing to continue: the reply is complete, by another model" in done.err)
         return [reply for reply in re.split(r"^> .*\n", done.out, flags=re.MULTILINE) if reply]
 

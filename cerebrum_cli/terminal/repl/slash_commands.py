@@ -13,12 +13,12 @@ from cerebrum_cli.core.config import find_prompt
 from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
+from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE, SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.model.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.model.prompt_sources import read_prompt_files
-from cerebrum_cli.model.voting import VOTE_TEMPERATURE, MajorityVote
+from cerebrum_cli.model.voting import MajorityVote
 from cerebrum_cli.terminal.repl.programs import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import (
@@ -171,7 +171,7 @@ def vote(repl: Repl, argument: str) -> None:
         raise UsageError.invalid("/votes", votes, expected) from error
     settings = repl.chat.settings
     if settings.temperature == 0:
-        settings = replace(settings, temperature=VOTE_TEMPERATURE)
+        settings = replace(settings, temperature=SAMPLED_TEMPERATURE)
     repl.vote(question.strip(), settings, MajorityVote(bounds.needing(repl.min_votes)))
 
 
