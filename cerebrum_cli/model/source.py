@@ -217,7 +217,7 @@ def load_options(
         GgufFile(model.path, model.trained_context, model.sizes, adapters, model.is_verified, thinks),
         context,
         settings.gpu_layers,
-        plan_repacking(model.quantization, is_chat=whole_context, is_batch=context.slots > 1),
+        plan_repacking(model.quantization, is_chat=whole_context, is_batch=context.slots > 1 or context.pad_steps),
         vocabulary_only,
         whole_context,
         settings.cpu_moe,
