@@ -84,6 +84,10 @@ class AnswerStart(Protocol):
     def rest(self) -> str:
         """Text that completes the markup that has begun; empty if none has."""
 
+    @property
+    def closing(self) -> tuple[int, ...]:
+        """Tokens that end reasoning which is open; empty if none is."""
+
     def feed(self, tokens: Sequence[int], text: str) -> None:
         """Add tokens, sampled or forced, with their text."""
 

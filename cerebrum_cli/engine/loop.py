@@ -315,6 +315,8 @@ class Loop:
                 sampler.accept(token)
             sequence.sampled_at.append(perf_counter())
             if backend.is_eog(token) and not (request.ignore_eos or is_forced):
+                if sequence.close_reasoning():
+                    continue
                 return self._finish(sequence, "stop")
             logprob = backend.logprob(row, token) if request.logprobs and not is_forced else None
             reason = sequence.add(token, backend.piece(token, special=token in request.visible_tokens), logprob)

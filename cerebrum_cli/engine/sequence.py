@@ -202,6 +202,15 @@ class Sequence:
                 break
         return "length" if len(self.generated) == self.request.params.max_tokens else None
 
+    def close_reasoning(self) -> bool:
+        """End the reasoning where the model ends its turn in it although an answer has to match a grammar."""
+        start = self.constraint.start if self.constraint else None
+        closing = start.closing if start else ()
+        if closing:
+            self.forced.append(Forced(len(self.generated), len(closing)))
+            self.pending.extend(closing)
+        return bool(closing)
+
     def report_inspected(self, request: InspectionRequest, backend: Backend, rows: Iterable[int]) -> None:
         """Report the next tokens of an inspection, each by the row of the last decode that predicts it."""
         for row in rows:

@@ -84,7 +84,7 @@ class ReplyControls:
             return None
         markers = (*(thought.header for thought in thoughts if thought.header), *(thought.open for thought in thoughts))
         tokens = {marker: self.vocabulary.special_token_ids([marker]) for marker in markers}
-        return partial(AnswerDetector, replace(channels, thoughts=thoughts), tokens)
+        return partial(AnswerDetector, replace(channels, thoughts=thoughts), tokens, self._endings)
 
     def require_marked_thought(self, settings: Settings, system_prompt: str | None) -> None:
         """Raise UsageError for a limit of reasoning that nothing marks, and an effort that a template does not support.
@@ -213,13 +213,19 @@ class AnswerDetector:
 
     `markers` are the texts that precede an answer or open reasoning, each with its special tokens. Such a token is
     never part of an answer. A marker without any is spelled out, and an answer may begin with the same characters.
+    `endings` are the tokens of each text that ends a thought.
     """
 
-    def __init__(self, channels: ReplyChannels, markers: Mapping[str, frozenset[int]]) -> None:
+    def __init__(
+        self,
+        channels: ReplyChannels,
+        markers: Mapping[str, frozenset[int]],
+        endings: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
         # A footer is behind where an answer starts.
         thoughts = tuple(replace(thought, footer="") for thought in channels.thoughts)
         self._splitter = replace(channels, thoughts=thoughts, prefix_text="").splitter()
-        self._markers = markers
+        self._markers, self._endings = markers, endings or {}
         self._blanks = 0  # tokens of white space since the reply, or its last thought, ended
         self._overhang = ""  # of the answer, in the token that ended what precedes it, or in the prefix
         self._has_special = False  # in the text that is held
@@ -231,6 +237,11 @@ class AnswerDetector:
         if self._has_started or self._splitter.is_in_answer:
             return "answer"
         return "thinking" if self._splitter.open_thought else "undecided"
+
+    @property
+    def closing(self) -> tuple[int, ...]:
+        thought = self._splitter.open_thought
+        return self._endings.get(thought.ending(), ()) if thought else ()
 
     @property
     def held(self) -> str:

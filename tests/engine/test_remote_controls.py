@@ -130,7 +130,21 @@ def test_remote_grammar_applies_to_the_answer(
         asked = [(bytes(each.prompt).decode(), grammar_of(each.body)) for each in server.completions()]
     before = [grammar for prompt, grammar in asked if "</think>" not in prompt and name != "no thought"]
     assert not (asked[0][1] or any(before))
-    assert bool(asked[-1][1]) is (limit is not None or name not in ("ended", "all thought"))
+    assert asked[-1][1]
+
+
+@pytest.mark.parametrize(("kind", "stream"), EVERY_KIND)
+def test_remote_turn_that_ends_within_reasoning_is_followed_by_an_answer(kind: type[ModelServer], stream: bool) -> None:
+    def model(held: tuple[int, ...], seed: int) -> int:
+        thought, close, answer = bytes(held[2:]).decode().partition(ENDING)
+        rest = "1 2 3"[len(answer) :] if close else "<think>Hm."[len(thought) :]
+        return ord(rest[0]) if rest else END
+
+    given = answering(stream, grammar="root")
+    with serving_kind(kind, model, context_size=300) as [server], connected(server) as engine:
+        replies = replies_of(engine, given)
+        assert {reply.text for reply in replies.values()} == {f"<think>Hm.{ENDING}1 2 3"}
+        assert summaries(replies) == local(model, given)
 
 
 def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:

@@ -119,6 +119,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "own": write_bigrams(folder / "own.gguf", *own, chat_template=AFTER_COLON),
         "opened": write_bigrams(folder / "opened.gguf", *own[1:], chat_template=OPENED),
+        "ended": write_bigrams(folder / "ended.gguf", ":", "<think>", "H", "<|im_end|>", chat_template=AFTER_COLON),
         "switched": write_bigrams(folder / "switched.gguf", *own, chat_template=SWITCHED),
         "spelled": write_bigrams(folder / "spelled.gguf", ":", *"[/THINK]m[", chat_template=SPELLED),
     }
@@ -144,6 +145,8 @@ def ask(user: CommandLine, model: Path, rule: Any, *options: str) -> Finished:
         ("switched", (), "Hm.", None),
         ("spelled", (), "m", None),
         ("own", ("--set", "drafts=on"), "Hm.", None),
+        ("ended", (), "H", 2),
+        ("ended", ("--set", "drafts=on"), "H", 2),
         ("own", ("--think", "2"), "Hm.", 4),
         ("opened", ("--think", "1"), "Hm.", 3),
         ("own", ("--think", "off"), None, 1),

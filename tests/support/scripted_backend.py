@@ -88,7 +88,7 @@ class ScriptedSampler:
         token = self.backend.model(held, self.seed)
         if self.constraint:
             self._constrain(self.constraint, token)
-        self.expected = (*held, token)
+        self.expected = held if token == END else (*held, token)  # reasoning may be closed instead
         return token
 
     def _constrain(self, constraint: Constraint, token: int) -> None:

@@ -34,9 +34,12 @@ def speaker(reply: Callable[[int], str], prompt: int = 2) -> Model:
 
 
 def budget(limit: int = LIMIT, **options: Any) -> ControlFactory:
-    endings = plan_endings(ScriptedBackend(lambda held, seed: END), THOUGHTS)
-    return partial(ThoughtBudget, limit, endings, **{"channels": ReplyChannels(THOUGHTS), **options})
+    return partial(ThoughtBudget, limit, endings(), **{"channels": ReplyChannels(THOUGHTS), **options})
 
 
 def answer_start() -> AnswerStartFactory:
-    return partial(AnswerDetector, ReplyChannels(THOUGHTS[:1]), {"<think>": frozenset()})
+    return partial(AnswerDetector, ReplyChannels(THOUGHTS[:1]), {"<think>": frozenset()}, endings())
+
+
+def endings() -> dict[str, tuple[int, ...]]:
+    return plan_endings(ScriptedBackend(lambda held, seed: END), THOUGHTS)

@@ -289,8 +289,13 @@ class Turns:
     def starts_answer(self, token: int) -> bool:
         """Whether a token does not precede the answer, so that the running turn ends before it."""
         start = self.free_start
-        if start is None or start.stage == "thinking":
+        if start is None:
             return False
+        if start.stage == "thinking":
+            has_ended = token == ENDED or self._vocabulary.is_eog(token)
+            if has_ended and start.closing:  # the model ends its turn, but the answer is still to come
+                self.intervention = Force(start.closing)
+            return self.intervention is not None
         piece = b"" if token == ENDED else self._vocabulary.piece(token, special=True)
         if start.passes(token, piece.decode("utf-8", "replace")):
             return False
