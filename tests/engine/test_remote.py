@@ -251,17 +251,17 @@ def killed_by(server: LlamaServer, request: Request, kills: list[LlamaServer]) -
 @pytest.mark.parametrize("count", [1, 3])
 def test_remote_row_that_kills_servers_does_so_three_times(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "RESEND_S", 0.0)  # other servers take longer to restart
-    requests = [request_of(f"Q{at}") for at in range(120)]
+    requests = [request_of(f"Q{at}") for at in range(60)]
     kills: list[LlamaServer] = []
-    with serving(unicode_model, count, slots=16) as servers, ExitStack() as stack:
+    with serving(unicode_model, count, slots=2) as servers, ExitStack() as stack:
         for server in servers:
-            stack.enter_context(killed_by(server, requests[80], kills))
+            stack.enter_context(killed_by(server, requests[40], kills))
         with connected(*servers) as engine:
             events = events_of(engine, *requests)
     [refused] = [event for event in events if isinstance(event, RefusedEvent)]
-    assert refused.sequence.request == 80 and "this request failed 3 times" in refused.error.message
-    assert len(kills) == 3
-    assert outcome(events).keys() == {SequenceId(at) for at in range(120) if at != 80}
+    assert refused.sequence.request == 40 and "this request failed 3 times" in refused.error.message
+    assert len(kills) == 3  # more rows lost together may take more
+    assert outcome(events).keys() == {SequenceId(at) for at in range(60) if at != 40}
 
 
 def test_remote_row_that_the_only_server_refuses_first_is_the_only_one_without_a_reply() -> None:
