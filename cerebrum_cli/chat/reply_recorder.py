@@ -56,7 +56,7 @@ class ReplyRecorder:
 
     def __post_init__(self) -> None:
         self._question = self.session.leaf
-        self._prefix = (self.continued and self.continued.message.tokens) or ()
+        self._prefix = self._continued_tokens
 
     def record(self, majority_vote: MajorityVote | None = None) -> Generator[Event, None, None]:
         """Yield the events of a reply, or of a vote, and save the reply, or the leading sample. Raises SessionError."""
@@ -167,7 +167,11 @@ class ReplyRecorder:
 
     @property
     def _has_tokens(self) -> bool:
-        return len(self.reply.sampled) > len((self.continued and self.continued.message.tokens) or ())
+        return len(self.reply.sampled) > len(self._continued_tokens)
+
+    @property
+    def _continued_tokens(self) -> tuple[int, ...]:
+        return (self.continued and self.continued.message.tokens) or ()
 
     def _save(self, unfinished: str | None) -> None:
         """Save the reply so far; `unfinished` is its reason to finish until it has one of its own."""
