@@ -218,13 +218,13 @@ class Pool:
 
     def _lose(self, job: PoolJob, server: Server, lost: LostServerError) -> None:
         """Ask for a lost server's job again, unless part of its reply was shown, or it is to blame."""
-        is_last = not (self._waiting or self._is_running)
+        is_last, is_killer = not (self._waiting or self._is_running), False
         if lost.server_works:
             job.failures += 1
         elif lost.was_sent and server.health.is_evidence(job.losses, is_last, self._timeouts):
             job.losses += 1
             job.sent_at = job.start if job.losses == 1 else job.sent_at
-        is_killer = job.is_alone and job.losses >= MAX_LOSSES
+            is_killer = job.is_alone and job.losses >= MAX_LOSSES
         if not lost.server_works and server.health.is_reached:
             self._open(server, lost)
         others = [other for other in self._servers if other is not server]

@@ -37,7 +37,7 @@ OVERHANG = "the answer begins in the token that ends the reasoning, so the serve
 class RemoteSample:
     """One sample of a request: what has arrived of it from a server. All of a reply that does not stream is one event.
 
-    It `needs_turn` while the controls want it continued by another request. A `replace` of it starts anew.
+    It `needs_turn` while the controls want it continued by another request. A `replace` of it starts over.
     """
 
     id: SequenceId
@@ -293,9 +293,10 @@ class Turns:
             return False
         if start.stage == "thinking":
             has_ended = token == ENDED or self._vocabulary.is_eog(token)
-            if has_ended and start.closing:  # the model ends its turn, but the answer is still to come
-                self.intervention = Force(start.closing)
-            return self.intervention is not None
+            if not (has_ended and start.closing) or self.intervention:
+                return False
+            self.intervention = Force(start.closing)  # the model ends its turn, but the answer is still to come
+            return True
         piece = b"" if token == ENDED else self._vocabulary.piece(token, special=True)
         if start.passes(token, piece.decode("utf-8", "replace")):
             return False
