@@ -26,7 +26,14 @@ class Force(NamedTuple):
     tokens: tuple[int, ...]
 
 
-Intervention: TypeAlias = EndReply | Force
+class Favor(NamedTuple):
+    """Adds `bias` to the logit of a token where the next one is sampled; servers ignore it."""
+
+    token: int
+    bias: float
+
+
+Intervention: TypeAlias = EndReply | Force | Favor
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,7 +306,7 @@ class Loop:
         while True:
             is_forced = bool(sequence.pending)
             try:
-                token = sequence.pending.popleft() if is_forced else sampler.sample(row)
+                token = sequence.pending.popleft() if is_forced else backend.sample(sampler, row, sequence.favored)
             except GrammarError as error:
                 self._release(sequence)
                 sequence.emit(RefusedEvent(sequence.id, error))

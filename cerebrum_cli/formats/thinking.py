@@ -28,8 +28,14 @@ class ThoughtMarkup:
         text = f"{self.open}\n{thought}" if self.own_lines else f"{self.open}{thought}"
         return text + self.ending(text)
 
-    def ending(self, text: str = "") -> str:
-        """Markup that ends the reasoning after a text, which may include `open`, and begins the answer."""
+    def ending(self, text: str = "", sentence: str = "") -> str:
+        """Markup that ends the reasoning after a text, which may include `open`, and begins the answer.
+
+        A closing `sentence` is a paragraph of its own before it.
+        """
+        if sentence:
+            breaks = len(text) - len(text.rstrip("\n"))
+            return "\n" * max(0, 2 - breaks) + sentence + self.ending(sentence)
         if not self.own_lines:
             return self.close + (self.final or self.header)
         body = text.rstrip("\n")
@@ -58,12 +64,22 @@ REPLACED = {  # what replaces the first markup in templates with this text
     "<response></response>": ThoughtMarkup("<think>", "</think>", "<response>", footer="</response>"),  # of Granite 3.3
 }
 
+# The last sentence of reasoning that is ended early, by how names of architectures begin.
+CLOSING_SENTENCES = {
+    "qwen3": "Considering the limited time by the user, I have to give the solution based on the thinking directly"
+    " now.",  # arXiv:2505.09388, section 4.4
+}
+
 SplitText = tuple[Channel, str]
 
 
 def thoughts_of(template: str) -> tuple[ThoughtMarkup, ...]:
     first = next((markup for text, markup in REPLACED.items() if text in template), THOUGHTS[0])
     return first, *THOUGHTS[1:]
+
+
+def closing_sentence(architecture: str) -> str:
+    return next((text for name, text in CLOSING_SENTENCES.items() if architecture.startswith(name)), "")
 
 
 def open_thought(prompt_end: str, thoughts: tuple[ThoughtMarkup, ...]) -> ThoughtMarkup | None:

@@ -12,7 +12,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import CHOSEN, RECOMMENDED, Settings
 from cerebrum_cli.core.text import partial_marker_length
-from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Force, LoopCheck, Stage, Upcoming
+from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Favor, Force, LoopCheck, Stage, Upcoming
 from cerebrum_cli.engine.sequence import continuation
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.thinking import ThoughtMarkup
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.protocols import Vocabulary
 
 SENTENCE_TOKENS = 16  # to wait for the end of a sentence
+SOFT_END = 0.8  # of a limit, from where the end of the reasoning becomes likelier
+MAX_BIAS = 20.0  # of the logit of its end, at the limit; it grows linearly
 OPENING_TOKENS = 8  # within which a reply has mostly begun to reason, or to answer
 MAX_BLANKS = 4  # tokens of white space before an answer under a grammar
 
@@ -46,10 +48,14 @@ class AnswerNow:
 
 @dataclass(eq=False)
 class ReplyControls:
-    """Creates the controls of replies in a format. What they force is tokenized when it is first needed."""
+    """Creates the controls of replies in a format. What they force is tokenized when it is first needed.
+
+    `sentence` precedes the end of reasoning that is ended early.
+    """
 
     vocabulary: Vocabulary
     format: PromptFormat
+    sentence: str = ""
 
     def create(
         self, request: ReplyRequest, channels: ReplyChannels, answer_now: AnswerNow
@@ -71,7 +77,9 @@ class ReplyControls:
             answer_now.is_watched = can_hurry
             watched = answer_now if can_hurry else None
             prefix_length = len(request.prefix_tokens)
-            controls.append(partial(ThoughtBudget, limit, self._endings, channels, watched, prefix_length))
+            controls.append(
+                partial(ThoughtBudget, limit, self._endings, channels, watched, prefix_length, self.sentence)
+            )
         return tuple(controls), answer_start
 
     def _answer_start(self, request: ReplyRequest, channels: ReplyChannels) -> AnswerStartFactory | None:
@@ -127,15 +135,16 @@ class ReplyControls:
 
     @cached_property
     def _endings(self) -> Mapping[str, tuple[int, ...]]:
-        return plan_endings(self.vocabulary, self.format.thoughts)
+        return plan_endings(self.vocabulary, self.format.thoughts, self.sentence)
 
 
 class ThoughtBudget:
     """Ends a thought that is longer than `limit` tokens: at the end of a sentence, or soon after; None is no limit.
 
-    It is ended without delay if the user asks for that. Several thoughts share one budget: once it is used up, another
-    one is ended where it begins. `endings` are the tokens of each text that ends a thought. A reply that continues
-    another begins with the prefix of `channels`, of `prefix_length` tokens.
+    From SOFT_END of the limit on, its end becomes likelier after each sentence, so that most end by themselves. It is
+    ended without delay if the user asks for that. Several thoughts share one budget: once it is used up, another
+    one is ended where it begins. `endings` are the tokens of each text that ends a thought, where a `sentence` may
+    precede. A reply that continues another begins with the prefix of `channels`, of `prefix_length` tokens.
     """
 
     def __init__(
@@ -145,8 +154,10 @@ class ThoughtBudget:
         channels: ReplyChannels,
         answer_now: AnswerNow | None = None,
         prefix_length: int = 0,
+        sentence: str = "",
     ) -> None:
         self._limit = limit
+        self._sentence = sentence
         self._endings = endings
         self._answer_now = answer_now
         self._splitter = channels.splitter()
@@ -172,12 +183,18 @@ class ThoughtBudget:
             self._read(text)
             self._splitter.feed(text)
 
-    def intervene(self) -> Force | None:
+    def intervene(self) -> Force | Favor | None:
         thought, tail = self._splitter.open_thought, self._tail
-        if thought is None or not self._is_due or partial_marker_length(tail, (thought.close,)):
+        if thought is None or partial_marker_length(tail, (thought.close,)):
             return None
+        if not self._is_due:
+            excess = self._used / self._limit - SOFT_END if self._limit else 0.0
+            if excess <= 0 or not self._is_at_sentence_end:
+                return None
+            return Favor(self._endings[thought.close][0], MAX_BIAS * excess / (1 - SOFT_END))
+        sentence = "" if self._is_used_up else self._sentence
         self._is_used_up = self._has_forced = True
-        return Force(self._endings[thought.ending(tail)])
+        return Force(self._endings[thought.ending(tail, sentence)])
 
     def lets_pass(self, upcoming: Upcoming) -> int:
         splitter, thought = self._splitter, self._splitter.open_thought
@@ -305,6 +322,15 @@ def require_servable(settings: Settings) -> None:
         )
 
 
-def plan_endings(vocabulary: Vocabulary, thoughts: tuple[ThoughtMarkup, ...]) -> dict[str, tuple[int, ...]]:
-    texts = {thought.ending(thought.open + breaks) for thought in thoughts for breaks in ("", "\n", "\n\n")}
+def plan_endings(
+    vocabulary: Vocabulary, thoughts: tuple[ThoughtMarkup, ...], sentence: str = ""
+) -> dict[str, tuple[int, ...]]:
+    """Tokens of the texts that end reasoning, after any text, with a sentence or without one, and of the markup."""
+    texts = {
+        thought.ending(thought.open + breaks, last)
+        for thought in thoughts
+        for breaks in ("", "\n", "\n\n")
+        for last in ("", sentence)
+    }
+    texts |= {thought.close for thought in thoughts}
     return {text: continuation(vocabulary, (Text(text, True),)) for text in texts}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import re
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,20 @@ from llama_engines import STORY, open_engine
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import GrammarError, UsageError
+from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import drafter
+from cerebrum_cli.engine.control import Favor, Upcoming
 from cerebrum_cli.engine.llama import grammar
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.grammar import parse_grammar
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.logits import Candidates
 from cerebrum_cli.engine.llama.sampler import Prototypes, create_chain
+from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.model.text_tokens import resolve_biases
 
+A = ord("a") - ord("!")
 CHANGES: dict[str, dict[str, Any]] = {
     "repeat": {"repeat_penalty": 1.5},
     "presence": {"presence_penalty": 5.0},
@@ -56,6 +61,36 @@ def draws(mistral: LlamaBackend, logits: dict[int, float], prompt: tuple[int, ..
         llama.llama_sampler_free(chain)
     prototypes.close()
     return drawn
+
+
+@dataclass
+class FavorA:
+    """Favors the letter a after every third token."""
+
+    count: int = 0
+    horizon: int | None = None
+
+    def feed(self, tokens: Sequence[int], text: str) -> None:
+        self.count += len(tokens)
+
+    def lets_pass(self, upcoming: Upcoming) -> int:
+        return 0
+
+    def intervene(self) -> Favor | None:
+        return Favor(A, 100.0) if self.count % 3 == 0 else None
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "seed": 1}, {"temperature": 1.0, "seed": 1, "top_k": 0}])
+def test_favored_token_is_sampled_in_its_place(chatml_model: Path, slots: int, params: dict[str, Any]) -> None:
+    sampling = SamplingParams(max_tokens=30, **params)
+    with open_engine(chatml_model, slots=slots) as engine:
+        prompt = engine.vocabulary.tokenize((Text("bbbb"),))
+        request = Request(prompt, sampling, controls=(FavorA,), logprobs=True, ignore_eos=True)
+        events = [event for event in engine.generate([request]) if isinstance(event, TokenEvent) and event.tokens]
+    ids = [token for event in events for token in event.tokens]
+    assert all(token == A for token in ids[3::3]) and any(token != A for token in ids)
+    assert all(event.logprobs[0] is not None and event.logprobs[0] < -1 for event in events[3::3])  # without the bias
 
 
 @pytest.mark.parametrize("slots", [1, 3])  # with several, plain greedy sampling takes a shortcut

@@ -24,10 +24,10 @@ from cerebrum_cli.engine.control import MIN_TOKENS, Force, LoopCheck, Upcoming
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import EMBEDDED
-from cerebrum_cli.formats.thinking import HARMONY_FINAL, THOUGHTS, ThoughtMarkup
+from cerebrum_cli.formats.thinking import HARMONY_FINAL, THOUGHTS, ThoughtMarkup, closing_sentence
 from cerebrum_cli.model.format_choice import format_builder
 from cerebrum_cli.model.reply import ReplyRequest
-from cerebrum_cli.model.reply_controls import SENTENCE_TOKENS, plan_endings
+from cerebrum_cli.model.reply_controls import MAX_BIAS, SENTENCE_TOKENS, plan_endings
 from cerebrum_cli.model.reply_stream import ReplyChannels
 
 SWITCHLESS = CHATML_TEMPLATE.replace("{% endfor %}", "{# <think> #}{% endfor %}", 1)
@@ -163,9 +163,22 @@ def test_thought_ends_on_a_line_of_its_own(text: str, ending: str) -> None:
 
 
 @pytest.mark.parametrize("thought", THOUGHTS)
-def test_thought_has_planned_endings_only(thought: ThoughtMarkup, chatml: LlamaBackend) -> None:
-    endings = plan_endings(chatml, THOUGHTS)
-    assert all(thought.ending(body + "\n" * breaks) in endings for body in (thought.open, "a") for breaks in range(4))
+@pytest.mark.parametrize("sentence", ["", "Time is up."])
+def test_thought_has_planned_endings_only(thought: ThoughtMarkup, sentence: str, chatml: LlamaBackend) -> None:
+    endings = plan_endings(chatml, THOUGHTS, sentence)
+    bodies = [body + "\n" * breaks for body in (thought.open, "a") for breaks in range(4)]
+    assert all(thought.ending(body, last) in endings for body in bodies for last in ("", sentence))
+    assert thought.close in endings
+
+
+def test_qwen3_ends_a_thought_with_the_sentence_of_its_report(models: dict[str, Path], tmp_path: Path) -> None:
+    sentence = closing_sentence("qwen3")
+    model = tmp_path / "qwen3.gguf"
+    model.write_bytes(models["none"].read_bytes().replace(b"llama", b"qwen3"))
+    reply = reply_around(SENTENCE, f"\n\n{sentence}{ENDING}", "Yes.")
+    answer = ask(model, tmp_path, reply, LIMIT, "--json").object
+    assert (answer["reasoning"], answer["text"]) == (f"Let me see.\n\n{sentence}", "Yes.")
+    assert closing_sentence("qwen35moe") == sentence and closing_sentence("llama") == ""
 
 
 # The engine.
@@ -212,6 +225,17 @@ def test_engine_lets_several_controls_intervene() -> None:
     assert reply.reason == "repetition"
     assert reply.finish and reply.finish.forced[0].at == 5
     assert [len(step) for step in backend.steps if len(step) > 1] == [len("go"), len("aBut: ")]
+
+
+def test_thought_ends_become_likelier_close_to_the_limit() -> None:
+    backend = ScriptedBackend(speaker(lambda seed: "<think>" + "a. " * 40), context_size=400)
+    request = Request(tokens("go"), SamplingParams(), controls=(budget(limit=100),))
+    with running_engine(backend) as engine:
+        [reply] = collect_replies(engine.generate([request])).values()
+    assert reply.finish and 100 < reply.finish.forced[0].at < 110  # no end came, so that one was forced
+    biases = [favor.bias for favor in backend.favored]
+    assert {favor.token for favor in backend.favored} == {tokens("</think>")[0]}
+    assert biases == sorted(biases) and 0 < biases[0] < 2 < 18 < biases[-1] <= MAX_BIAS
 
 
 # Answers that the user asks for.

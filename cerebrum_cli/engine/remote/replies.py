@@ -329,7 +329,9 @@ class Turns:
             self.intervention = Force(())
         else:
             interventions = (control.intervene() for control in self._controls)
-            self.intervention = next((intervention for intervention in interventions if intervention), None)
+            self.intervention = next(
+                (intervention for intervention in interventions if isinstance(intervention, (EndReply, Force))), None
+            )
 
     def was_shortened(self, generated: int) -> bool:
         """Whether the running turn ended where no more tokens were asked for."""
