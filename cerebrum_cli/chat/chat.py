@@ -125,9 +125,29 @@ class Chat:
         if not can_continue(last, self.loaded.model):
             raise SessionError(NO_CONTINUATION, "ask a question, or use /retry")
         yield from self.load()
+        if last.metadata.finish_reason == "context" and not self.loaded.is_remote:
+            yield from self._enlarge_context(last)
         continued = without_partial_character(last, self.loaded)
         previous_leaf = self._move(self.require_question().id)
         yield from self._reply(previous_leaf, continued, settings_of(last, self.settings))
+
+    @property
+    def larger_context(self) -> int | None:
+        """Twice the context, up to the model's trained length; None if it has that, or is on a server."""
+        size, trained = self.loaded.context_size, self.loaded.model.trained_context
+        return min(2 * size, trained) if size and size < trained and not self.loaded.is_remote else None
+
+    def _enlarge_context(self, last: StoredMessage) -> Events:
+        """Load the model with a larger context if question and reply fill this one. Raises SessionError."""
+        size, conversation = self.loaded.context_size or 0, self.conversation
+        before = replace(conversation, messages=conversation.messages[:-1])
+        if self.loaded.count_tokens(before) + len(last.message.tokens or ()) < size:
+            return
+        if (larger := self.larger_context) is None:
+            problem = f"the reply fills the context of {size} tokens, and this model supports no larger one"
+            raise SessionError(problem, "limit reasoning with /think N, then /retry")
+        yield NoticeEvent(f"the context grows from {size} to {larger} tokens", "/set ctx N chooses another size")
+        yield from self.change_settings({"ctx": larger})
 
     def given_reply(self) -> GivenReply:
         """The last reply in the tokens it was sampled as. Raises SessionError if they are not known.

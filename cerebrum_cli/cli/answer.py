@@ -90,9 +90,12 @@ class AnswerPrinter:
         """Generate and print a reply. Raises NoAnswer if it is not what the options ask for."""
         request, options = self.request, self.options
         reply = self._continue(self.continued) if self.continued else self.loaded.respond(request)
-        key = ReasoningSink(self.keyboard, self.loaded)
-        line = self._status_line(hint=lambda: key.hint, counts_answer=not options.streams_answer)
-        sinks: list[Sink] = [line, key] if self.streams.out_is_terminal else [line]  # only there are keys read
+        shows = request.settings.show_thinking
+        key = ReasoningSink(self.keyboard, self.loaded, self.streams if shows else None, shows)
+        line = self._status_line(hint=lambda: key.hint, counts_answer=not options.streams_answer, hides_reasoning=shows)
+        sinks: list[Sink] = [line]
+        if self.streams.out_is_terminal or shows:  # keys are read at a terminal only
+            sinks.append(key)
         if options.streams_answer:
             is_markdown = not (options.no_markdown or options.raw or request.grammar)
             sinks.append(AnswerSink(self.streams, is_markdown))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def ask(
     app: App,
     on_command_line: frozenset[str],
-    overrides: Annotated[Layer, settings_options((*REPLY_KEYS, "cache_gb", "no_log"))],
+    overrides: Annotated[Layer, settings_options((*REPLY_KEYS, "cache_gb", "show_thinking", "no_log"))],
     options: AskOptions,
     prompt: Annotated[list[str] | None, positional("[PROMPT]", "The question; `-` reads standard input")] = None,
 ) -> None:

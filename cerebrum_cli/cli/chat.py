@@ -46,7 +46,9 @@ def chat(
         list[str] | None, positional("[MODEL] [QUESTION]", "Model, first question, or both; with -m, only a question")
     ] = None,
     *,
-    overrides: Annotated[Layer, settings_options((*REPLY_KEYS, "overflow", "cache_gb", "no_log", "vi"))],
+    overrides: Annotated[
+        Layer, settings_options((*REPLY_KEYS, "overflow", "cache_gb", "show_thinking", "no_log", "vi"))
+    ],
     options: ChatOptions,
 ) -> None:
     """Type /help for commands and keys.
@@ -158,14 +160,19 @@ def input_lines(app: App, repl: Repl) -> InputSource:
     if is_plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
         return PlainPrompt(streams, repl.keyboard, repl.signals)
     from cerebrum_cli.terminal.repl.prompt import Candidates, InteractivePrompt, SlashCompleter
-    from cerebrum_cli.terminal.repl.slash_lines import PARTS, SETTABLE, SETTABLE_ON_SERVERS, SETTING_VALUES
+    from cerebrum_cli.terminal.repl.slash_lines import PARTS, SETTABLE, SETTABLE_ON_SERVERS, SETTING_VALUES, SHOWN
 
     candidates: Candidates = {
         "model": lambda: [model.reference for model in app.library.models()],
         "session": repl.chat.history.store.names,
         "setting": lambda: SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE,
         "part": lambda: PARTS,
-        "think": lambda: ("on", "off", *(repl.chat.loaded.format.efforts if repl.chat.loaded.engine.is_loaded else ())),
+        "think": lambda: (
+            "on",
+            "off",
+            *SHOWN,
+            *(repl.chat.loaded.format.efforts if repl.chat.loaded.engine.is_loaded else ()),
+        ),
         "prompt": lambda: repl.prompts,
     }
     history = None if repl.chat.settings.no_log else app.data_directory / "history"

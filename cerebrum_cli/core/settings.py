@@ -100,6 +100,7 @@ class Settings(SamplingParams):
     keep_thoughts: bool | None = option(
         None, "Keep earlier reasoning in the prompt [default: the template's choice]", choices=("on", "off")
     )
+    show_thinking: bool = option(False, "Show reasoning as it is generated [default: off]", "Output")
     no_log: bool = option(False, "Do not save this conversation as a session [default: off]", "Output")
     vi: bool = option(False, "Edit with vi keys [default: off]", choices=("on", "off"))
     loop_check: bool = option(True, "End replies that repeat themselves [default: on]", choices=("on", "off"))

@@ -73,11 +73,12 @@ class AnswerSink:
 
 @dataclass(slots=True)
 class ReasoningSink:
-    """Lets a key end the reasoning of a reply; afterwards a line on the streams of a chat sums it up."""
+    """Lets a key end the reasoning of a reply; afterwards a line sums it up. `shows` prints it as it comes, dimmed."""
 
     _keyboard: Keyboard
     _model: LoadedModel
     _streams: Streams | None = None
+    _shows: bool = False
     _started: float | None = None
     _tokens: int = 0
 
@@ -98,6 +99,9 @@ class ReasoningSink:
             if self.hint:
                 self._keyboard.bind_key(self._model.answer_now.request)
         self._tokens += 1
+        if self._streams and self._shows:
+            text = strip_controls(event.text)
+            self._streams.draw(f"\x1b[2m{text}\x1b[0m" if self._streams.can_redraw else text)
 
     def close(self) -> None:
         if self._started is None:
@@ -105,7 +109,10 @@ class ReasoningSink:
         self._keyboard.unbind_key()
         if self._streams:
             seconds = time.monotonic() - self._started
-            self._streams.write_line("", f"reasoned for {seconds:.1f} s, {self._tokens} tokens; /think shows it")
+            if self._shows:
+                self._streams.draw("\n")
+            hint = "" if self._shows else "; /think shows it"
+            self._streams.write_line("", f"reasoned for {seconds:.1f} s, {self._tokens} tokens{hint}")
         self._started = None
 
 

@@ -21,10 +21,11 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.core.text import one_line
-from cerebrum_cli.terminal.streams import Streams, columns, strip_controls
+from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal, strip_controls
 
 SHOW_AFTER_S = 1.0  # shorter waits show nothing
 LOG_EVERY_S = 60.0
+PLAIN_EVERY_S = 5.0  # on a terminal without redrawn lines, where somebody waits
 DRAWS_PER_S = 10
 ECHO_COLUMNS = 3  # columns left free for the ^C that a terminal echoes, which must not wrap
 HINT_GAP = "    "
@@ -36,13 +37,14 @@ Segment = tuple[str, str]  # a text and its color, which may be empty
 class Line:
     """A line on standard error that is redrawn while it shows, each time with what `render` returns for a width.
 
-    If it does not draw, the text of `log`, if there is one, is printed once a minute instead.
+    If it does not draw, the text of `log`, if there is one, is printed every `log_every` seconds instead.
     """
 
     streams: Streams
     draws: bool
     delay: float = 0.0
     log: Callable[[], str] | None = None
+    log_every: float = LOG_EVERY_S
     _last_log: float = field(default_factory=time.monotonic)
     _thread: threading.Thread | None = None
     _stopped: threading.Event = field(default_factory=threading.Event)
@@ -60,7 +62,7 @@ class Line:
             self._thread.start()
         if now and self.draws and (self._drawn or not self.delay):
             self._draw()
-        elif self.log and not self.draws and time.monotonic() - self._last_log >= LOG_EVERY_S:
+        elif self.log and not self.draws and time.monotonic() - self._last_log >= self.log_every:
             self._last_log = time.monotonic()
             self.streams.report(self.log())
 
@@ -108,7 +110,8 @@ class StatusLine(Line):
 
     `hint` is shown beside reasoning where there is room. `counts_answer`: the answer is printed at the end, and its
     tokens are counted until then. `vote` bounds the number of a vote's samples, whose tally is shown. A line that
-    `is_hidden` only prints notices.
+    `is_hidden` only prints notices; one that `hides_reasoning` leaves that to another sink. A plain terminal gets a
+    line every few seconds.
     """
 
     def __init__(
@@ -119,8 +122,12 @@ class StatusLine(Line):
         counts_answer: bool = False,
         vote: tuple[int, int] | None = None,
         is_hidden: bool = False,
+        hides_reasoning: bool = False,
     ) -> None:
-        super().__init__(streams, streams.can_redraw and not is_hidden, SHOW_AFTER_S)
+        draws = streams.can_redraw and not is_hidden
+        is_plain = streams.err_is_terminal and is_plain_terminal() and not (streams.is_quiet or is_hidden)
+        super().__init__(streams, draws, SHOW_AFTER_S, (lambda: self._text) if is_plain else None, PLAIN_EVERY_S)
+        self._hides_reasoning = hides_reasoning
         self._model = model
         self._hint = hint
         self._counts_answer = counts_answer
@@ -133,7 +140,7 @@ class StatusLine(Line):
         if isinstance(event, NoticeEvent):
             self.close()
             self.streams.report(event)
-        elif self.draws and not isinstance(event, ServersEvent):
+        elif (self.draws or self.log) and not isinstance(event, ServersEvent):
             if isinstance(event, TokenEvent):
                 self._tokens[event.channel] += max(1, len(event.tokens))
             text = self._vote_text(event)
@@ -167,7 +174,7 @@ class StatusLine(Line):
             case PromptEvent(_, evaluated, total) if evaluated < total:
                 return f"prompt: {evaluated} of {total} tokens"
             case TokenEvent(channel="thinking"):
-                return f"reasoning: {self._tokens['thinking']} tokens"
+                return None if self._hides_reasoning else f"reasoning: {self._tokens['thinking']} tokens"
             case TokenEvent() if self._counts_answer:
                 return f"answer: {self._tokens['answer']} tokens"
         return None

@@ -151,7 +151,7 @@ def test_own_files_that_are_not_regular_are_never_waited_for(new_user: CommandLi
         path.unlink()
 
 
-MOST_OPTIONS = {"ask": 39}
+MOST_OPTIONS = {"ask": 40}
 MOST = 42  # of any other command
 
 

@@ -193,6 +193,18 @@ def test_status_line_shows_a_long_wait_and_is_erased(monkeypatch: pytest.MonkeyP
     assert written(streams.out) == ""
 
 
+def test_status_line_logs_now_and_then_on_a_plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCESSIBLE", "1")
+    streams = shown()
+    line = StatusLine(streams, "model")
+    for _ in range(2):
+        line.emit(TokenEvent(ONE, "so", "thinking"))
+    assert written(streams.err) == ""
+    line.log_every = 0.0
+    line.emit(TokenEvent(ONE, "so", "thinking"))
+    assert written(streams.err) == "reasoning: 3 tokens\n"
+
+
 MB = 1_000_000
 
 

@@ -19,7 +19,7 @@ from cerebrum_cli.model.prompt_sources import compose_prompt
 from cerebrum_cli.model.reply import Reply, reply_notice
 from cerebrum_cli.model.voting import MajorityVote, outcome_notice
 from cerebrum_cli.terminal.interrupts import Signals
-from cerebrum_cli.terminal.keyboard import Keyboard
+from cerebrum_cli.terminal.keyboard import ANSWER_KEY_NAME, Keyboard
 from cerebrum_cli.terminal.repl.questions import InputSource, prompt_text, shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
 from cerebrum_cli.terminal.sinks import AnswerSink, ReasoningSink, Sink, render, show_answer
@@ -29,6 +29,7 @@ from cerebrum_cli.terminal.tables import context_text, result_text
 
 NEARLY_FULL = 0.75
 SEPARATOR = " | "
+CONTINUE_KEY = ANSWER_KEY_NAME
 REPETITION_HINT = "/retry 0.7 samples another one; /set repeat_penalty 1.1 avoids repetition"
 DROP_ORDER = ("speed", "format", "session", "model", "files")  # segments of the toolbar, in the order they are dropped
 
@@ -118,10 +119,11 @@ class Repl:
         """Render a reply; Ctrl-C stops it and keeps its text. Raises Interrupted if there is none."""
         self.last_finish = None
         reply = Reply(events)
-        reasoning = ReasoningSink(self.keyboard, self.chat.loaded, self.streams)
+        shows = self.chat.settings.show_thinking
+        reasoning = ReasoningSink(self.keyboard, self.chat.loaded, self.streams, shows)
         sinks = reasoning, AnswerSink(self.streams, not self.no_markdown)
         try:
-            self.wait_for(reply.events(), *sinks, hint=lambda: reasoning.hint)
+            self.wait_for(reply.events(), *sinks, hint=lambda: reasoning.hint, hides_reasoning=shows)
         except Interrupted as error:
             if not self._continues_after(error):
                 raise
@@ -142,8 +144,13 @@ class Repl:
             return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens{stage}", hint)
         notice = reply_notice(reply, self.chat.loaded.engine.larger_context)
         if notice and reason == "context" and not self.chat.loaded.is_remote:
-            return replace(notice, hint=full_context_hint(reply))
+            return replace(notice, hint=full_context_hint(reply, self.chat.larger_context))
         return replace(notice, hint=REPETITION_HINT) if notice and reason == "repetition" else notice
+
+    @property
+    def fills_context(self) -> bool:
+        """Whether the last reply filled the context, and a larger one is possible."""
+        return self.last_finish is not None and self.last_finish.reason == "context" and bool(self.chat.larger_context)
 
     def switch_session(self, session: Session | None) -> None:
         self.streams.report(self.chat.switch_session(session))
@@ -273,11 +280,12 @@ class Repl:
         )
 
 
-def full_context_hint(reply: Reply) -> str:
+def full_context_hint(reply: Reply, larger: int | None) -> str:
     """What helps where a reply fills the context, although older turns were dropped."""
+    ways = [f"/continue, or {CONTINUE_KEY}, resumes it in a context of {larger} tokens"] if larger else []
     if not reply.text:
-        return "limit reasoning with /think N, or use /set ctx N for more room; then /retry"
-    return "/set ctx N gives more room; then /continue resumes it"
+        ways.append("/think N limits reasoning, then /retry")
+    return "; ".join(ways) or "this model supports no larger one; ask for less"
 
 
 def fit_segments(segments: dict[str, str], width: int) -> str:

@@ -27,6 +27,7 @@ from cerebrum_cli.terminal.repl.slash_lines import (
     PARTS,
     SETTABLE,
     SETTABLE_ON_SERVERS,
+    SHOWN,
     SlashCommand,
     help_text,
     parse_path,
@@ -301,6 +302,9 @@ def show_prompt(repl: Repl, _: str) -> None:
 
 
 def think(repl: Repl, argument: str) -> None:
+    if argument in SHOWN:
+        change_setting(repl, f"show_thinking {'on' if SHOWN[argument] else 'off'}")
+        return
     if argument:
         repl.wait_for(repl.chat.change_settings({"think": OPTIONS["think"].parse([argument], "/think")}))
         repl.streams.info(settings_lines({"think": repl.chat.settings.think}))
@@ -370,5 +374,11 @@ SLASH_COMMANDS = (
     SlashCommand("copy", copy_reply, "[N]", "copy the last reply, or its N-th code block"),
     SlashCommand("final", show_final_answer, "", "show the last reply's final answer"),
     SlashCommand("prompt", show_prompt, "", "show the exact prompt"),
-    SlashCommand("think", think, "[on|off|N|EFFORT]", "show the last reply's reasoning, or control thinking", "think"),
+    SlashCommand(
+        "think",
+        think,
+        "[MODE|show|hide]",
+        "show the last reply's reasoning, or all of it live; MODE: on, off, N tokens, or an effort",
+        "think",
+    ),
 )

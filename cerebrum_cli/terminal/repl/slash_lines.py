@@ -21,6 +21,7 @@ OWN_COMMANDS = {"model": "/model", "system": "/system"}  # settings that have th
 SETTABLE = tuple(key for key in SETTINGS if key not in (*OWN_COMMANDS, "no_log", "vi"))  # which apply to the next chat
 SETTABLE_ON_SERVERS = tuple(key for key in SETTABLE if key not in (*LOCAL_KEYS, "lora"))  # "none" is its only value
 SETTING_VALUES = {"format": FORMAT_NAMES} | {key: option.choices for key, option in OPTIONS.items() if option.choices}
+SHOWN = {"show": True, "hide": False}  # arguments of /think for reasoning as it is generated
 PARTS = ("question", "answer")  # of a turn; both can be edited
 
 ArgumentKind = Literal["", "path", "model", "session", "setting", "part", "prompt", "think"]
@@ -51,7 +52,7 @@ KEYS = (
     ("Ctrl-X Ctrl-E", "edit in $VISUAL or $EDITOR"),
     ("Ctrl-L", "clear the screen"),
     ("Ctrl-C", "stop a reply and keep its text; twice at an empty prompt: exit"),
-    ("Ctrl-T", "while the model thinks: stop and answer"),
+    ("Ctrl-T", "while the model thinks: stop and answer; after a full context: continue in a larger one"),
     ("Ctrl-D", "exit"),
 )
 

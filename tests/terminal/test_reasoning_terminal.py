@@ -1,0 +1,64 @@
+"""Reasoning at a real terminal: one that fills the context, and one that is shown as it is generated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_line import COMMAND
+from person import OpenTerminal, Person
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
+
+QUESTION = "What is 38 plus 47?"
+SIZES = pytest.mark.parametrize("size", [(80, 24), (40, 20)], ids=["80x24", "40x20"])
+PLAIN = pytest.mark.parametrize("plain", [{}, {"ACCESSIBLE": "1"}], ids=["drawn", "accessible"])
+
+
+def flat(person: Person) -> str:
+    """The screen without its line breaks, which depend on its width."""
+    return " ".join(" ".join(person.screen.lines).split())
+
+
+@SIZES
+@PLAIN
+def test_chat_continues_reasoning_that_filled_the_context(
+    open_terminal: OpenTerminal, thinker: Path, size: tuple[int, int], plain: dict[str, str]
+) -> None:
+    person = open_terminal(COMMAND, "chat", "-m", thinker, "--temperature", "0", "--ctx", "50", size=size, **plain)
+    person.wait_for(">")
+    person.type(f"{QUESTION}\r", shows="/think N")
+    assert "only reasoning, no answer: the context of 50 tokens is full" in flat(person)
+    assert "/continue, or Ctrl-T, resumes it in a context of 100 tokens; /think N limits reasoning" in flat(person)
+    person.type("/continue\r" if plain else "\x14", shows="The answer is 85.")
+    assert "the context grows from 50 to 100 tokens" in flat(person)
+    person.type("/tokens\r", shows="/100 (")
+    person.leave()
+
+
+def test_chat_drops_old_turns_before_it_asks_for_a_larger_context(open_terminal: OpenTerminal, thinker: Path) -> None:
+    person = open_terminal(COMMAND, "chat", "-m", thinker, "--temperature", "0", "--ctx", "100", "--session", "sums")
+    person.wait_for(">")
+    for _ in range(6):
+        person.type(f"{QUESTION}\r", shows="The answer is 85.")
+    person.leave()
+    assert "nearly full: dropped the" in flat(person)
+    assert "only reasoning" not in flat(person)
+
+
+@SIZES
+@PLAIN
+def test_chat_shows_reasoning_as_it_is_generated(
+    open_terminal: OpenTerminal, thinker: Path, size: tuple[int, int], plain: dict[str, str]
+) -> None:
+    person = open_terminal(COMMAND, "chat", "-m", thinker, "--temperature", "0", "--show-thinking", size=size, **plain)
+    person.wait_for(">")
+    person.type(f"{QUESTION}\r", shows="The answer is 85.")
+    assert "I need 38 plus 47. 38 plus 40 makes 78. 78 plus 7 makes 85. reasoned for" in flat(person)
+    assert ("\x1b[2m" in person.output) is not plain.get("ACCESSIBLE", False)
+    assert "/think shows it" not in flat(person)
+    person.type("/think hide\r", shows="show_thinking  off")
+    person.type(f"{QUESTION}\r", shows="The answer is 85.")
+    assert flat(person).count("makes 78.") == 1
+    person.type("/think show\r", shows="show_thinking  on")
+    person.leave()
