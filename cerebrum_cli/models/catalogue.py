@@ -17,7 +17,7 @@ from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.settings import CATALOGUE, KEYS, MODES, OPTIONS, SAMPLING_KEYS, Layer, SourcedLayer, in_directory
 from cerebrum_cli.models.reference import MODEL_NAME, REPO_ID, is_safe_path, same_quantization
 
-_QUANT = r"(?:UD-)?[A-Za-z0-9_]+"
+_QUANT = r"(?:UD-)?(?:I?Q|TQ|MXFP|NVFP|B?F|B?FP)[0-9][A-Z0-9_]*"  # another word names a model of its own
 _SPLIT = r"-\d{5}-of-\d{5}"
 
 

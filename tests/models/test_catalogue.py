@@ -85,12 +85,23 @@ def test_catalogue_rows_recommend_sampling_for_each_mode() -> None:
     assert sampled("qwen3.5-2b") == ("off", 1.0, 20, 1.0, 0.0, 2.0)
     assert sampled("qwen3.8-27b") == ("on", 1.0, 20, 0.95, 0.0, 0.0)
     assert sampled("gemma4-12b") == (None, 1.0, 64, 0.95, 0.0, 0.0)
-    assert sampled("gpt-oss-20b") == (None, 1.0, 0, 1.0, 0.05, 0.0)
+    assert sampled("gpt-oss-20b") == (None, 1.0, 0, 1.0, 0.0, 0.0)
+    assert sampled("llama-3.2-3b") == (None, 0.6, 0, 0.9, 0.0, 0.0)
+    sampling = {"temperature", "top_k", "top_p", "min_p"}
+    settings = [{*spec.settings, *spec.thinking} for spec in PACKAGED.values() if sampled(spec.name)[1] > 0]
+    assert all(sampling <= keys for keys in settings)  # what a card leaves out is not our default
     modes = [spec for spec in PACKAGED.values() if spec.thinking or spec.no_thinking]
     assert all("think" in spec.settings for spec in modes)  # without it, neither table would apply
     greedy = {name for name in PACKAGED if sampled(name)[1] == 0}
     first = {"cerebrum-7b", "cerebrum-8x7b", "cerebrum-12b", "collective-cognition-7b", "mistral-c2f-7b", "starter"}
-    assert greedy == first | {"granite-4.1-3b", "llama-3.2-3b", "ministral-3-8b"}
+    assert greedy == first | {"granite-4.1-3b", "ministral-3-8b"}
+
+
+@pytest.mark.parametrize(
+    "name", ["SmolLM3-MyFinetune.gguf", "gpt-oss-20b-abliterated.gguf", "SmolLM3-Q4_K_M-tuned.gguf"]
+)
+def test_file_named_like_a_row_is_no_model_of_the_catalogue(name: str) -> None:
+    assert not [spec.name for spec in PACKAGED.values() if spec.matches(name)]
 
 
 def written(directory: Path, text: str, name: str = "models.toml") -> Path:
