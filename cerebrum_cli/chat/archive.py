@@ -18,7 +18,7 @@ from cerebrum_cli.chat.history import (
     settings_of,
     with_thinking,
 )
-from cerebrum_cli.chat.session import Session, StoredMessage, printable_name, suggest_name
+from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, printable_name, suggest_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import SessionError, UsageError
@@ -27,6 +27,7 @@ from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc
 from cerebrum_cli.engine.sequence import TOKEN_BYTES
 from cerebrum_cli.engine.state_store import read_states
 from cerebrum_cli.formats.plain import EMBEDDED
+from cerebrum_cli.formats.thinking import THOUGHTS
 from cerebrum_cli.model.interface import open_source
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.prompt_sources import read_text
@@ -38,6 +39,7 @@ MIN_REPLY_TOKENS = 8  # shorter ones may occur in any conversation
 MAX_END_TOKENS = 4  # of a reply's last token and the end of its turn
 SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
 _SHAREGPT = {"human": "user", "gpt": "assistant"}
+_MARKED = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)  # reasoning before an answer
 _FENCE = re.compile("^```", re.MULTILINE)
 _EXPECTED = 'expected OpenAI\'s {"messages": [...]} or ShareGPT\'s {"conversations": [...]}'
 
@@ -55,6 +57,7 @@ def session_object(store: Store, session: Session) -> dict[str, Any]:
         "system_prompt": session.system_prompt,
         "params": session.params,
         "messages": [_message_object(stored) for stored in store.messages(session)],
+        "alternatives": [{"place": place, **_message_object(stored)} for place, stored in store.alternatives(session)],
     }
 
 
@@ -72,31 +75,57 @@ def search_rows(store: Store, text: str, *, marks_words: bool) -> list[dict[str,
 
 
 def export_session(store: Store, session: Session, export_format: str) -> str:
-    """Export a session as `markdown`, `json` (OpenAI messages) or `sharegpt`."""
+    """Export a session with its alternatives, as `markdown`, `json` (OpenAI messages) or `sharegpt`."""
+    messages, alternatives = store.messages(session), store.alternatives(session)
     if export_format == "markdown":
-        return to_markdown(session.name, session.system_prompt, store.messages(session))
-    conversation = store.conversation(session)
-    if export_format == "sharegpt":
-        return _format_json(to_sharegpt(session.name, conversation))
-    return _format_json({"name": session.name, "model": session.model, "messages": conversation.openai_messages})
+        return to_markdown(session.name, session.system_prompt, messages, alternatives)
+    is_sharegpt = export_format == "sharegpt"
+    to_turn = _sharegpt_turn if is_sharegpt else _openai_turn
+    head = [] if session.system_prompt is None else [to_turn("system", session.system_prompt, None)]
+    turns = head + [to_turn(*_texts(stored)) for stored in messages]
+    others = [{"place": place, **to_turn(*_texts(stored))} for place, stored in alternatives]
+    exported: dict[str, Any] = {"id": session.name} if is_sharegpt else {"name": session.name, "model": session.model}
+    exported |= {"conversations" if is_sharegpt else "messages": turns} | ({"alternatives": others} if others else {})
+    return _format_json(exported)
 
 
-def to_markdown(name: str, system_prompt: str | None, messages: Sequence[StoredMessage]) -> str:
+def to_markdown(
+    name: str,
+    system_prompt: str | None,
+    messages: Sequence[StoredMessage],
+    alternatives: Sequence[tuple[int, StoredMessage]] = (),
+) -> str:
     parts = [f"# {name}"]
     if system_prompt is not None:
         parts += ["## System", system_prompt]
     for stored in messages:
-        content, end = stored.message.content.strip(), stored.early_end
-        if end and len(_FENCE.findall(content)) % 2:  # the reply ended within a code block
-            content += "\n```"
-        parts += [f"## {stored.message.role.capitalize()}", content, f"*({end})*" if end else ""]
+        parts += _markdown_parts(f"## {stored.message.role.capitalize()}", stored)
+    if alternatives:
+        parts.append("## Alternatives")
+    for place, stored in alternatives:
+        parts += _markdown_parts(f"### {stored.message.role.capitalize()} (message {place})", stored)
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def to_sharegpt(name: str, conversation: Conversation) -> dict[str, Any]:
-    names = {"system": "system", "user": "human", "assistant": "gpt"}
-    turns = [{"from": names[turn["role"]], "value": turn["content"]} for turn in conversation.openai_messages]
-    return {"id": name, "conversations": turns}
+def _markdown_parts(title: str, stored: StoredMessage) -> list[str]:
+    content, end = stored.message.content.strip(), stored.early_end
+    if end and len(_FENCE.findall(content)) % 2:  # the reply ended within a code block
+        content += "\n```"
+    return [title, content, f"*({end})*" if end else ""]
+
+
+def _texts(stored: StoredMessage) -> tuple[str, str, str | None]:
+    return stored.message.role, stored.message.content, stored.metadata.reasoning
+
+
+def _openai_turn(role: str, content: str, reasoning: str | None) -> dict[str, Any]:
+    """A message as OpenAI's API has it, with the key that servers of models that think add."""
+    return {"role": role, "content": content} | ({"reasoning_content": reasoning} if reasoning else {})
+
+
+def _sharegpt_turn(role: str, content: str, reasoning: str | None) -> dict[str, Any]:
+    name = next((name for name, named in _SHAREGPT.items() if named == role), role)
+    return {"from": name, "value": THOUGHTS[0].wrap(reasoning) + content if reasoning else content}
 
 
 def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation]:
@@ -115,7 +144,7 @@ def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation
     if not isinstance(items, list):
         raise SessionError(f"{source} holds no conversation", _EXPECTED)
     try:
-        conversation = conversation_from_messages([*map(_openai_message, items)], source, is_request=False)
+        conversation = conversation_from_messages(_openai_messages(items), source, is_request=False)
     except UsageError as error:
         raise SessionError(error.message, _EXPECTED) from error
     if not conversation.messages:
@@ -177,7 +206,7 @@ def import_session(store: Store, file: Path, name: str | None) -> Session:
     with store.transaction():
         session = store.create(name, "import", system_prompt=conversation.system_prompt)
         for message in conversation.messages:
-            session = store.add_message(session, message)
+            session = store.add_message(session, message, ReplyMetadata(reasoning=message.reasoning))
     return session
 
 
@@ -248,8 +277,25 @@ def _format_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
 
 
+def _openai_messages(items: list[Any]) -> list[Any]:
+    """Messages of either format; questions in a row are joined, since roles alternate here."""
+    messages: list[Any] = []
+    for message in map(_openai_message, items):
+        previous = messages[-1] if messages else None
+        pair = [value for value in (previous, message) if isinstance(value, dict) and value["role"] == "user"]
+        contents = [value["content"] for value in pair]
+        if len(contents) == 2 and all(isinstance(content, str) for content in contents):
+            messages[-1] = {"role": "user", "content": "\n\n".join(contents)}
+        else:
+            messages.append(message)
+    return messages
+
+
 def _openai_message(item: Any) -> Any:
     if not isinstance(item, dict):
         return item
-    role = item.get("role", item.get("from"))
-    return {"role": _SHAREGPT.get(str(role), role), "content": item.get("content", item.get("value"))}
+    role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
+    reasoning = item.get("reasoning_content") or item.get("reasoning")
+    if isinstance(content, str) and (marked := _MARKED.match(content)) and not reasoning:
+        reasoning, content = marked[1].strip(), content[marked.end() :]
+    return {"role": _SHAREGPT.get(str(role), role), "content": content, "reasoning_content": reasoning}

@@ -174,6 +174,22 @@ class Chat:
         self._move(question.parent)
         return question.message.content
 
+    def redo(self) -> str:
+        """Restore the turn that was undone last, and return its question. Raises SessionError."""
+        turn = self.history.store.undone(self.session)[:2] if self.session else []
+        if not turn:
+            raise SessionError("nothing to redo", "/replies lists other replies to the last question")
+        self._move(turn[-1].id)
+        return turn[0].message.content
+
+    @property
+    def replies(self) -> list[StoredMessage]:
+        """All replies to the last question, and to its other versions, oldest first. Raises SessionError."""
+        return self.history.store.replies(self.require_question())
+
+    def choose_reply(self, reply: StoredMessage) -> None:
+        self._move(reply.id)
+
     def replace_reply(self, reply: str) -> None:
         self._move(self.require_reply().parent, Message("assistant", reply))
 

@@ -37,7 +37,7 @@ from cerebrum_cli.chat.session import (
     session_from_row,
     validated_name,
 )
-from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, well_formed
 
@@ -68,6 +68,17 @@ _BRANCH = (  # messages that end at one, oldest first
     "WITH RECURSIVE path (at, depth) AS (SELECT ?, 0 UNION ALL"
     " SELECT messages.parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent < at)"
     " SELECT messages.* FROM path JOIN messages ON messages.id = at ORDER BY depth DESC"
+)
+_NEWEST_BELOW = (  # the newest message of a session below one, or of all that it has
+    "WITH RECURSIVE below (at, added_to) AS (SELECT id, session FROM messages"
+    " WHERE parent IS :leaf AND (parent IS NOT NULL OR session = :session) UNION ALL"
+    " SELECT id, session FROM messages JOIN below ON parent = at)"
+    " SELECT max(at) FROM below WHERE added_to = :session"
+)
+_REPLIES = (  # to a question, and to its other versions
+    "SELECT reply.* FROM messages AS asked JOIN messages AS question"
+    " ON question.parent IS asked.parent AND question.session = asked.session"
+    " JOIN messages AS reply ON reply.parent = question.id WHERE asked.id = ? ORDER BY reply.id"
 )
 _LATEST_FIRST = "ORDER BY updated DESC, id DESC"
 
@@ -151,8 +162,30 @@ class Store:
         with self._read() as database:
             return list(map(message_from_row, database.execute(_BRANCH, (session.leaf,))))
 
-    def conversation(self, session: Session) -> Conversation:
-        return Conversation(tuple(stored.message for stored in self.messages(session)), session.system_prompt)
+    def undone(self, session: Session) -> list[StoredMessage]:
+        """The messages after a session's end that were undone last, oldest first; empty if nothing was."""
+        with self._read() as database:
+            values = {"leaf": session.leaf, "session": session.id}
+            (newest,) = database.execute(_NEWEST_BELOW, values).fetchone()
+        return self.messages(replace(session, leaf=newest))[len(self.messages(session)) :] if newest else []
+
+    def replies(self, question: StoredMessage) -> list[StoredMessage]:
+        """All replies to a question, and to what it was before and after it was edited, oldest first."""
+        with self._read() as database:
+            return list(map(message_from_row, database.execute(_REPLIES, (question.id,))))
+
+    def alternatives(self, session: Session) -> list[tuple[int, StoredMessage]]:
+        """The session's messages on other branches, oldest first, each with its place in a conversation, from 1."""
+        places: dict[int | None, int] = {None: 0}
+        places |= {stored.id: place for place, stored in enumerate(self.messages(session), 1)}
+        found = []
+        with self._read() as database:
+            rows = database.execute("SELECT * FROM messages WHERE session = ? ORDER BY id", (session.id,)).fetchall()
+        for stored in map(message_from_row, rows):
+            if stored.id not in places and stored.parent in places:
+                places[stored.id] = places[stored.parent] + 1
+                found.append((places[stored.id], stored))
+        return found
 
     def sampled_tokens(self) -> dict[int, bytes]:
         with self._read() as database:
@@ -219,7 +252,7 @@ class Store:
     def search(self, text: str, limit: int = 50) -> list[SearchHit]:
         """Find the messages that contain words beginning with all words of a text, best match first.
 
-        Each has the latest of the sessions whose branch contains it.
+        Each has the latest of the sessions whose branch contains it; on no branch, the one it was added to.
         """
         quoted = (word.replace('"', '""') for word in well_formed(text).replace("\0", " ").split())
         words = " ".join(f'"{word}"*' for word in quoted)  # FTS5 reads none of it as query syntax
@@ -229,8 +262,9 @@ class Store:
             session_of = {row["message"]: row["session"] for row in database.execute(_SESSION_OF_MESSAGE)}
             sessions = {session.id: session for session in self._sessions()}
             with contextlib.closing(database.execute(_MATCHES, (words,))) as ranked:
-                best = list(islice((row for row in ranked if session_of.get(row["id"]) in sessions), limit))
-            return [SearchHit(sessions[session_of[row["id"]]], message_from_row(row), row["excerpt"]) for row in best]
+                hits = ((sessions.get(session_of.get(row["id"], row["session"])), row) for row in ranked)
+                best = list(islice(((session, row) for session, row in hits if session), limit))
+            return [SearchHit(session, message_from_row(row), row["excerpt"]) for session, row in best]
 
     def _sessions(self, condition: str = "", *values: object) -> list[Session]:
         with self._read() as database:

@@ -127,6 +127,11 @@ print_choices = partial(
     shorten="license",
     drop=("quant",),
 )
+print_replies = partial(
+    print_columns,
+    {"": lambda row: "*" if row["current"] else "", "reply": "reply", "begins with": lambda row: excerpt(row["text"])},
+    shorten="begins with",
+)
 print_prompts = partial(
     print_columns,
     {"name": "name", "model": model_name, "prompt": lambda row: excerpt(row["prompt"] or row["system"] or "")},

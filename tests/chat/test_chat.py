@@ -102,6 +102,37 @@ def test_undo_keeps_the_turn_in_the_tree_and_its_prefix_evaluated(chat: Chat, st
     assert chat.conversation.messages == ()
 
 
+def test_redo_restores_undone_turns_one_by_one(chat: Chat) -> None:
+    for question in ("One?", "Two?", "Three?"):
+        list(chat.send(question))
+    whole = contents(chat)
+    assert [chat.undo() for _ in range(3)] == ["Three?", "Two?", "One?"]
+    assert [chat.redo() for _ in range(2)] == ["One?", "Two?"]
+    fork = chat.fork()
+    assert contents(chat) == whole[:4]
+    with pytest.raises(SessionError, match="nothing to redo"):  # the third turn is another session's
+        chat.redo()
+    chat.undo()
+    list(chat.send("Two?"))
+    assert chat.session and chat.session.id == fork.id
+    with pytest.raises(SessionError, match="nothing to redo"):
+        chat.redo()
+
+
+def test_replies_of_earlier_tries_and_edits_can_be_chosen(chat: Chat) -> None:
+    with pytest.raises(SessionError, match="no question yet"):
+        _ = chat.replies
+    list(chat.send("One?"))
+    list(chat.send("Two?"))
+    list(chat.retry())
+    chat.replace_reply("Mine.")
+    list(chat.edit_question("Two?"))
+    assert [stored.message.content for stored in chat.replies] == ["Second.", "Second.", "Mine.", "Second."]
+    chat.choose_reply(chat.replies[2])
+    assert contents(chat) == ["One?", "First.", "Two?", "Mine."]
+    assert len(chat.replies) == 4
+
+
 def test_retry_keeps_the_previous_reply_in_the_tree(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
     before, again = chat.require_reply(), list(chat.retry(replace(chat.settings, temperature=0.5)))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from installations import source_of
 
-from cerebrum_cli.chat.archive import export_to_file, parse_conversation, to_markdown, to_sharegpt
+from cerebrum_cli.chat.archive import export_session, export_to_file, import_session, parse_conversation, to_markdown
 from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message, Role, Text
@@ -20,6 +20,15 @@ from cerebrum_cli.model.interface import open_source
 from cerebrum_cli.model.loaded_model import LoadedModel
 
 SUMS = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.", (1, 2)).user("And 3 + 3?")
+SHAREGPT = {
+    "id": "sums",
+    "conversations": [
+        {"from": "system", "value": "Be brief."},
+        {"from": "human", "value": "What is 2 + 2?\n"},
+        {"from": "gpt", "value": "Four."},
+        {"from": "human", "value": "And 3 + 3?"},
+    ],
+}
 READ_BACK = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.").user("And 3 + 3?")
 
 
@@ -54,8 +63,8 @@ def test_markdown_notes_why_a_reply_is_incomplete(
         ({"name": "sums", "model": "a", "messages": SUMS.openai_messages}, "sums"),
         ({"messages": [{"role": "developer", "content": "Be brief."}, *SUMS.openai_messages[1:]]}, None),
         ([{**each, "content": [{"type": "text", "text": each["content"]}]} for each in SUMS.openai_messages], None),
-        (to_sharegpt("sums", SUMS), "sums"),
-        ([to_sharegpt("sums", SUMS)], "sums"),
+        (SHAREGPT, "sums"),
+        ([SHAREGPT], "sums"),
         ({"conversations": [{"from": each["role"], "value": each["content"]} for each in SUMS.openai_messages]}, None),
     ],
 )
@@ -74,7 +83,7 @@ MALFORMED: dict[str, list[Any]] = {
     ": message 2 has the role None": [[USER, [REPLY]], [USER, {}], [USER, {"content": "b"}]],
     ": message 2 has the role 'tool'": [[USER, {**REPLY, "role": "tool"}]],
     ": message 2 has no text content": [[USER, {**REPLY, "content": [{"type": "image_url"}]}]],
-    ": message 2 has the role": [[USER, USER], [SYSTEM, REPLY], [SYSTEM, SYSTEM, USER]],
+    ": message 2 has the role": [[SYSTEM, REPLY], [SYSTEM, SYSTEM, USER]],
     ": message 3 has the role assistant, expected user": [[USER, REPLY, REPLY]],
 }
 
@@ -92,6 +101,31 @@ def test_parse_conversation_reports_malformed_input_in_one_line(text: str, what:
     assert caught.value.message.startswith(f"chat.json{what}")
     assert caught.value.hint
     assert "\n" not in caught.value.message + caught.value.hint
+
+
+def test_questions_in_a_row_are_joined(store: Store) -> None:
+    questions = [USER, {"role": "user", "content": "And?"}, REPLY, USER]
+    assert parse_conversation(json.dumps(questions), "here")[1] == Conversation().user("a\n\nAnd?").assistant("b").user(
+        "a"
+    )
+
+
+@pytest.mark.parametrize("export_format", ["json", "sharegpt"])
+def test_reasoning_and_alternatives_survive_an_export(store: Store, tmp_path: Path, export_format: str) -> None:
+    session = create_session(store, (Message("assistant", "First."), ReplyMetadata(reasoning="Hm.\nSo.")))
+    [question, first] = store.messages(session)
+    session = store.add_message(store.move(session, question.id), Message("assistant", "Other."))
+    session = store.move(session, first.id)
+    text = export_session(store, session, export_format)
+    exported = json.loads(text)
+    assert [(other["place"], "Other." in other.values()) for other in exported["alternatives"]] == [(2, True)]
+    (tmp_path / "talk.json").write_text(text)
+    imported = store.messages(import_session(store, tmp_path / "talk.json", "again"))
+    assert [(each.message.content, each.metadata.reasoning) for each in imported] == [
+        ("One?", None),
+        ("First.", "Hm.\nSo."),
+    ]
+    assert "## Alternatives\n\n### Assistant (message 2)\n\nOther." in export_session(store, session, "markdown")
 
 
 # Files, and transcripts exactly as the model sees them.

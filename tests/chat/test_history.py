@@ -23,7 +23,7 @@ from cerebrum_cli.chat.history import (
     with_session_defaults,
 )
 from cerebrum_cli.chat.reply_recorder import messages_to_drop
-from cerebrum_cli.chat.session import ReplyMetadata, suggest_name
+from cerebrum_cli.chat.session import ReplyMetadata, Session, suggest_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.declaration import TokenBias
@@ -83,12 +83,16 @@ def test_record_stores_how_the_reply_was_generated(history: History) -> None:
     )
 
 
+def read_back(history: History, session: Session) -> Conversation:
+    return Conversation(tuple(stored.message for stored in history.store.messages(session)), session.system_prompt)
+
+
 def test_history_adds_an_interrupted_reply_to_an_unanswered_question(history: History) -> None:
     answered = history.record(None, SUM, FOUR, LOADED, SETTINGS)
     history.store.add_message(answered, Message("user", "And 3 + 3?"))
     session = history.acquire_latest()
     whole = SUM.assistant("Four.", (7, 8)).user("And 3 + 3?").assistant("")
-    assert history.store.conversation(session) == whole
+    assert read_back(history, session) == whole
     assert history.store.messages(session)[-1].metadata == ReplyMetadata(finish_reason="cancelled")
     empty = history.store.create("empty", "chat")
     assert [history.acquire(each) for each in (session, empty)] == [session, empty]
@@ -162,7 +166,7 @@ def test_session_defaults_apply_to_the_same_file_by_any_path(
 def test_record_omits_the_tokens_of_a_reply_ended_by_a_stop_string(history: History) -> None:
     reply = finished("Four", None, (5, 6, 7), replace(FINISH, by_stop_string=True))
     session = history.record(None, SUM, reply, LOADED, SETTINGS)
-    assert history.store.conversation(session) == SUM.assistant("Four")
+    assert read_back(history, session) == SUM.assistant("Four")
 
 
 # Locks: one process at a time holds a session; `test_locks.py` has how a lock ends.

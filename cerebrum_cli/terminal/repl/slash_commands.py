@@ -40,6 +40,7 @@ from cerebrum_cli.terminal.tables import (
     PIPE_WIDTH,
     context_text,
     print_prompts,
+    print_replies,
     print_rows,
     sampling_text,
     settings_lines,
@@ -137,6 +138,28 @@ def undo(repl: Repl, _: str) -> None:
     question = repl.chat.undo()
     repl.last_finish = None
     repl.streams.info(f"Undone: {shorten_question(question)}")
+
+
+def redo(repl: Repl, _: str) -> None:
+    question = repl.chat.redo()
+    repl.last_finish = None
+    repl.streams.info(f"Restored: {shorten_question(question)}")
+
+
+def choose_reply(repl: Repl, argument: str) -> None:
+    replies, current = repl.chat.replies, repl.chat.last_reply
+    if not argument:
+        rows = [
+            {"reply": number, "current": stored == current, "text": stored.message.content or "(no answer)"}
+            for number, stored in enumerate(replies, 1)
+        ]
+        print_rows(repl.streams, rows, False, print_replies, "no reply yet")
+        return
+    if not argument.isdecimal() or not 0 < int(argument) <= len(replies):
+        raise UsageError.invalid("/replies", argument, f"a number from 1 to {len(replies)}")
+    repl.chat.choose_reply(replies[int(argument) - 1])
+    repl.last_finish = None
+    repl.show_last_exchange()
 
 
 def retry(repl: Repl, argument: str) -> None:
@@ -334,6 +357,8 @@ SLASH_COMMANDS = (
         "use", use_prompt, "[NAME]", "list saved prompts, or use one for the next question, with its settings", "prompt"
     ),
     SlashCommand("undo", undo, "", "undo the last turn"),
+    SlashCommand("redo", redo, "", "restore the turn that was undone last"),
+    SlashCommand("replies", choose_reply, "[N]", "list all replies to the last question, or return to the N-th"),
     SlashCommand("retry", retry, "[TEMP|SEED]", "answer again, with a temperature such as 0.7 or a seed (above 2)"),
     SlashCommand("votes", vote, "K [QUESTION]", "vote with K samples on a question (default: the last one)"),
     SlashCommand("edit", edit, "[answer]", "edit the last question, or its reply, in your editor", "part"),
