@@ -6,10 +6,11 @@ import contextlib
 import shlex
 import sqlite3
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from cerebrum_cli.chat.session import printable_name
-from cerebrum_cli.core.errors import SessionError, UnwritableSessions
+from cerebrum_cli.core.errors import DamagedSessions, SessionError, UnwritableSessions
 from cerebrum_cli.core.files import file_system
 from cerebrum_cli.core.text import one_line
 
@@ -28,8 +29,9 @@ PRIMARY_CODE = 0xFF  # of an extended result code
 # A reply without a finish_reason is being generated, or its process was killed. `vocabulary` is a digest of the
 # vocabulary that `tokens` are ids of. `first` is the oldest message still in the model's context, if earlier ones were
 # dropped.
-VERSION = 1
-SCHEMA = (
+# A change of the schema adds a tuple of statements to MIGRATIONS, which lead from one version to the next.
+MIGRATIONS: tuple[tuple[str, ...], ...] = ()
+SCHEMA = (  # of version 1
     """CREATE TABLE messages (
     id INTEGER PRIMARY KEY,
     parent INTEGER REFERENCES messages (id),
@@ -112,16 +114,16 @@ def copy_to_memory(source: sqlite3.Connection | None) -> sqlite3.Connection:
 
 
 def prepare(database: sqlite3.Connection) -> None:
-    """Configure a connection; create the tables of an empty database, even if several processes do so concurrently."""
+    """Configure a connection; create or change the tables, even if several processes do so concurrently."""
     database.row_factory = sqlite3.Row
     database.execute("PRAGMA foreign_keys = ON")
-    if _version(database):
+    versions = (SCHEMA, *MIGRATIONS)
+    if _version(database) == len(versions):
         return
     with transaction(database):
-        if not _version(database):  # no other process has created them meanwhile
-            for statement in SCHEMA:
-                database.execute(statement)
-            database.execute(f"PRAGMA user_version = {VERSION}")
+        for statement in chain(*versions[_version(database) :]):  # none if another process was faster
+            database.execute(statement)
+        database.execute(f"PRAGMA user_version = {len(versions)}")
 
 
 @contextlib.contextmanager
@@ -132,9 +134,9 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 
 def require_known_version(database: sqlite3.Connection, path: Path) -> None:
-    if _version(database) not in (0, VERSION):
-        problem = f"{path}: written by another version of cerebrum"
-        raise SessionError(problem, "use that version, or move the file elsewhere; a new one will be created")
+    if _version(database) > 1 + len(MIGRATIONS):
+        problem = f"{path}: written by a newer version of cerebrum"
+        raise DamagedSessions(problem, "use that version, or move the file elsewhere; a new one will be created")
 
 
 def _version(database: sqlite3.Connection) -> int:
@@ -171,7 +173,7 @@ def check_integrity(path: Path) -> tuple[int, int, int] | None:
 
 @contextlib.contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Raise SessionError for an error of SQLite: UnwritableSessions without permission or space."""
+    """Raise SessionError for an error of SQLite: UnwritableSessions without permission or space, or for damage."""
     try:
         yield
     except READ_ERRORS as error:
@@ -190,9 +192,9 @@ def printable_line(problem: str) -> str:
     return one_line(printable_name(problem))  # SQLite quotes the statement of a damaged schema
 
 
-def _damaged(path: Path, problem: str) -> SessionError:
+def _damaged(path: Path, problem: str) -> DamagedSessions:
     recover = f"sqlite3 {shlex.quote(str(path))} .recover > saved.sql"
-    return SessionError(
+    return DamagedSessions(
         f"{path} is damaged: {problem}",
         f"recover what is readable: {recover}; then move the file and its -wal elsewhere to start a new one",
     )

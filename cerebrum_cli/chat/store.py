@@ -38,7 +38,7 @@ from cerebrum_cli.chat.session import (
     validated_name,
 )
 from cerebrum_cli.core.conversation import Message
-from cerebrum_cli.core.errors import SessionError, UnwritableSessions
+from cerebrum_cli.core.errors import DamagedSessions, SessionError, UnwritableSessions
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, well_formed
 
 _FIRST_MESSAGES = (  # of each session, with its number of messages
@@ -86,7 +86,7 @@ Change = TypeVar("Change", bound=Callable[..., Any])
 
 
 def _detachable(change: Change) -> Change:
-    """Make a method's change in memory if the file cannot be written."""
+    """Run a method in memory if the file cannot be used."""
 
     @wraps(change)
     def call(store: Store, *args: Any, **options: Any) -> Any:
@@ -102,7 +102,7 @@ def _detachable(change: Change) -> Change:
 class Store:
     """The sessions in one database file, which is created on first use.
 
-    A store that `detaches` continues in memory when the file cannot be written: `detached_by` is the reason.
+    A store that `detaches` continues in memory when the file cannot be used: `detached_by` is the reason.
     """
 
     def __init__(self, path: Path, detaches: bool = False) -> None:
@@ -120,9 +120,22 @@ class Store:
         """Continue in memory, on a copy of an open file, because of this error; raises it if it does not detach."""
         if self.detached_by or not self._detaches:
             raise error
-        memory = copy_to_memory(self._database)
+        memory = copy_to_memory(None if isinstance(error, DamagedSessions) else self._database)
         self.close()
         self._database, self.detached_by = memory, error
+
+    def move_aside(self) -> Path:
+        """Rename a file that cannot be read, and start a new one; return its new name. Raises SessionError."""
+        self.close()
+        self.detached_by = None
+        aside = self._path.with_name(f"{self._path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        try:
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    self._path.with_name(self._path.name + suffix).rename(aside.with_name(aside.name + suffix))
+        except OSError as error:
+            raise SessionError(f"{self._path}: {error.strerror}", "move it yourself") from error
+        return aside
 
     @_detachable
     def create(self, name: str, origin: Origin, *, question: Message | None = None, **values: Any) -> Session:
@@ -146,6 +159,7 @@ class Store:
     def latest(self) -> Session | None:
         return next(iter(self._sessions(f"{_LATEST_FIRST} LIMIT 1")), None)
 
+    @_detachable
     def names(self) -> list[str]:
         with self._read() as database:
             return [row["name"] for row in database.execute(f"SELECT name FROM sessions {_LATEST_FIRST}")]
@@ -157,6 +171,7 @@ class Store:
         sessions = self._sessions(_LATEST_FIRST)
         return [SessionSummary(session, *firsts.get(session.id, (0, ""))) for session in sessions]
 
+    @_detachable
     def messages(self, session: Session) -> list[StoredMessage]:
         """The messages on a session's branch, oldest first."""
         with self._read() as database:
@@ -266,6 +281,7 @@ class Store:
                 best = list(islice(((session, row) for session, row in hits if session), limit))
             return [SearchHit(session, message_from_row(row), row["excerpt"]) for session, row in best]
 
+    @_detachable
     def _sessions(self, condition: str = "", *values: object) -> list[Session]:
         with self._read() as database:
             return list(map(session_from_row, database.execute(f"SELECT * FROM sessions {condition}", values)))

@@ -68,7 +68,8 @@ class App(Installation):
         if not saves:
             if path.exists():
                 store.names()  # opens it, to be copied
-            store.detach(UnwritableSessions("no_log is on", "turn it off with --set no_log=off"))
+            if not store.detached_by:  # it can be read
+                store.detach(UnwritableSessions("no_log is on", "turn it off with --set no_log=off"))
         history = History(store, directory / "locks")
         self.on_exit.callback(history.close)
         return history

@@ -21,6 +21,7 @@ from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.chat import Chat
+    from cerebrum_cli.chat.history import History
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.model.source import ModelSource
     from cerebrum_cli.models.model import InstalledModel
@@ -125,6 +126,8 @@ def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions)
 
     saves, name, session = not app.settings(prompted).no_log, options.session, None
     history = app.open_history(detaches=True, saves=saves)
+    if saves:
+        offer_new_sessions(app, history)
     try:
         if options.continue_ or name is not None:
             session = history.acquire_latest() if name is None else history.acquire_named(name)
@@ -138,6 +141,18 @@ def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions)
         history.close()  # which frees its session
         raise
     return conversation
+
+
+def offer_new_sessions(app: App, history: History) -> None:
+    """Offer to move the session database aside if it cannot be read; otherwise the chat is not saved."""
+    from cerebrum_cli.core.errors import DamagedSessions
+
+    history.store.names()  # opens it
+    error = history.store.detached_by
+    if isinstance(error, DamagedSessions) and app.streams.can_ask:
+        app.streams.error(error)
+        if app.streams.confirm("Move it aside and start a new one?"):
+            app.streams.report(f"moved to {history.store.move_aside()}")
 
 
 def chat_source(app: App, overrides: Layer, options: ChatOptions, model: InstalledModel) -> ModelSource:

@@ -15,12 +15,12 @@ from chats import children
 from disks import full_disk
 
 from cerebrum_cli.chat import database as session_database
-from cerebrum_cli.chat.database import VERSION, translated
+from cerebrum_cli.chat.database import translated
 from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core import files
 from cerebrum_cli.core.conversation import Message
-from cerebrum_cli.core.errors import SessionError, UnwritableSessions
+from cerebrum_cli.core.errors import DamagedSessions, SessionError, UnwritableSessions
 
 ROOT = Path(__file__).parents[2]
 
@@ -317,7 +317,7 @@ def test_concurrent_writers_lose_nothing(path: Path) -> None:
     assert [writer.returncode for writer in writers] == [0] * 4
     with contextlib.closing(Store(path)) as sessions:
         stored = {each.session.name: texts(sessions.messages(each.session)) for each in sessions.summaries()}
-    assert rows(path, "PRAGMA user_version") == [(VERSION,)]
+    assert rows(path, "PRAGMA user_version") == [(1,)]
     assert stored == {
         f"{writer}-{number}": [f"question {writer} {number}", f"answer {writer} {number}"]
         for writer in range(4)
@@ -391,8 +391,43 @@ def test_database_of_another_version_is_left_unchanged(path: Path) -> None:
     before = path.read_bytes()
     hint = "use that version, or move the file elsewhere; a new one will be created"
     for error in errors_of(path):
-        assert (error.message, error.hint) == (f"{path}: written by another version of cerebrum", hint)
+        assert (error.message, error.hint) == (f"{path}: written by a newer version of cerebrum", hint)
     assert path.read_bytes() == before
+
+
+def test_changes_of_the_layout_are_made_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(Store(path)) as sessions:
+        session = add_texts(sessions, sessions.create("a", "chat"), "one")
+    added = ("ALTER TABLE messages ADD COLUMN mood TEXT", "UPDATE messages SET mood = 'fine'")
+    monkeypatch.setattr(session_database, "MIGRATIONS", (added, ("CREATE INDEX moods ON messages (mood)",)))
+    for _ in range(2):
+        with contextlib.closing(Store(path)) as sessions:
+            assert texts(sessions.messages(session)) == ["one"]
+        assert rows(path, "PRAGMA user_version") == [(3,)] and rows(path, "SELECT mood FROM messages") == [("fine",)]
+    with contextlib.closing(Store(path.with_name("new.db"))) as sessions:
+        sessions.create("b", "chat")
+    assert rows(path.with_name("new.db"), "SELECT mood FROM messages") == []
+    monkeypatch.setattr(session_database, "MIGRATIONS", ())
+    assert all("written by a newer version" in error.message for error in errors_of(path))
+
+
+@pytest.mark.parametrize("damage", [b"this is not a database\n" * 500, None])
+def test_store_that_detaches_continues_without_a_damaged_file(path: Path, damage: bytes | None) -> None:
+    with contextlib.closing(Store(path)) as sessions:
+        add_texts(sessions, sessions.create("a", "chat"), *("word " * 1000 for _ in range(100)))
+    data = path.read_bytes()
+    path.write_bytes(damage or data[: len(data) // 2])
+    with contextlib.closing(Store(path, detaches=True)) as sessions:
+        assert sessions.find("a") is None and isinstance(sessions.detached_by, DamagedSessions)
+        session = add_texts(sessions, sessions.create("a", "chat"), "one")
+        assert texts(sessions.messages(session)) == ["one"]
+        assert path.read_bytes() == (damage or data[: len(data) // 2])
+        aside = sessions.move_aside()
+        assert aside.read_bytes() == (damage or data[: len(data) // 2])
+        assert sessions.names() == [] and sessions.detached_by is None
+        sessions.create("b", "chat")
+    with contextlib.closing(Store(path)) as sessions:
+        assert sessions.names() == ["b"]
 
 
 def test_full_disk_is_reported(path: Path) -> None:

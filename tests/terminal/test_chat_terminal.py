@@ -53,6 +53,22 @@ def test_chat_on_a_full_disk_says_once_that_it_is_not_saved(
     assert "error" not in person.output
 
 
+def test_chat_offers_to_move_damaged_sessions_aside(
+    open_terminal: OpenTerminal, user: CommandLine, tmp_path: Path
+) -> None:
+    sessions = tmp_path / "data" / "cerebrum" / "sessions"
+    sessions.mkdir(parents=True, exist_ok=True)
+    (sessions / "sessions.db").write_text("not a database" * 100)
+    for answer, toolbar in (("n\r", "| not saved |"), ("y\r", "how-are-you | small")):
+        person = open_terminal(COMMAND, "chat", "-m", "small", "-n", "4")
+        person.wait_for("Move it aside and start a new one? [Y/n]")
+        person.type(answer, shows="context ")
+        person.type("How are you?\r", shows=toolbar)
+        person.leave()
+    assert user.contents("how-are-you")[0] == "How are you?"
+    assert [path.read_text()[:3] for path in sessions.glob("sessions.db.2*")] == ["not"]
+
+
 def test_chat_killed_leaves_its_session_unlocked_and_intact(open_small_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_small_chat("--session", "tea")
     turn(person, "One?")
