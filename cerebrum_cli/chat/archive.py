@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ MAX_END_TOKENS = 4  # of a reply's last token and the end of its turn
 SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
 _SHAREGPT = {"human": "user", "gpt": "assistant"}
 _MARKED = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)  # reasoning before an answer
+_TYPED = re.compile(r"\n# [^\n]*\n((?:\+[^\n]*\n)+)")  # a question in the prompt's history, after its time
 _FENCE = re.compile("^```", re.MULTILINE)
 _EXPECTED = 'expected OpenAI\'s {"messages": [...]} or ShareGPT\'s {"conversations": [...]}'
 
@@ -218,13 +220,15 @@ def sessions_older_than(store: Store, age: str) -> list[Session]:
     return [summary.session for summary in store.summaries() if summary.session.updated < limit]
 
 
-def delete_sessions(history: History, sessions: Sequence[Session], states: Path) -> Iterator[tuple[Session, int]]:
+def delete_sessions(
+    history: History, sessions: Sequence[Session], states: Path, typed: Path
+) -> Iterator[tuple[Session, int]]:
     """Erase sessions and every trace of their text; yield each with the number of messages deleted.
 
-    `states` is the directory of the prompt cache. Raises SessionError for a session that is open in another process;
-    those before it are erased.
+    `states` is the directory of the prompt cache, `typed` the file with the prompt's history. Raises SessionError for a
+    session that is open in another process; those before it are erased.
     """
-    before = history.store.sampled_tokens()
+    before, questions = history.store.sampled_tokens(), history.store.questions()
     try:
         for session in sessions:
             history.lock(session)
@@ -232,11 +236,32 @@ def delete_sessions(history: History, sessions: Sequence[Session], states: Path)
             history.release(removes=True)
             yield session, count
     finally:
-        kept = history.store.sampled_tokens()
+        kept, asked = history.store.sampled_tokens(), history.store.questions()
+        forget_questions(typed, {text for message, text in questions.items() if message not in asked})
         deleted = [tokens for message, tokens in before.items() if message not in kept]
         for path in states_to_delete(read_states(states), deleted, kept.values()):
             remove(path)
         history.store.vacuum()
+
+
+def forget_questions(path: Path, questions: Collection[str]) -> None:
+    """Remove questions from the prompt's history, in the form that prompt_toolkit writes."""
+
+    def without(entry: re.Match[str]) -> str:
+        typed = entry[1].replace("\n+", "\n").strip('+"\n ')
+        is_command = typed.startswith("/")  # such as /votes 4 QUESTION
+        asked = (question.strip() for question in questions)
+        is_gone = any(
+            question == typed or question.endswith(f"\n{typed}") or (is_command and typed.endswith(question))
+            for question in asked
+        )
+        return "" if typed and is_gone else entry[0]
+
+    with contextlib.suppress(FileNotFoundError):
+        text = path.read_bytes().decode("utf-8", "surrogateescape")
+        kept = _TYPED.sub(without, text)
+        if kept != text:
+            atomic_write(path, kept.encode("utf-8", "surrogateescape"))
 
 
 def states_to_delete(states: Mapping[Path, bytes], deleted: Iterable[bytes], kept: Iterable[bytes]) -> set[Path]:

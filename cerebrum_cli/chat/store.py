@@ -202,6 +202,10 @@ class Store:
                 found.append((places[stored.id], stored))
         return found
 
+    def questions(self) -> dict[int, str]:
+        with self._read() as database:
+            return dict(map(tuple, database.execute("SELECT id, content FROM messages WHERE role = 'user'")))
+
     def sampled_tokens(self) -> dict[int, bytes]:
         with self._read() as database:
             return dict(map(tuple, database.execute("SELECT id, tokens FROM messages WHERE tokens IS NOT NULL")))

@@ -164,6 +164,7 @@ def chat_source(app: App, overrides: Layer, options: ChatOptions, model: Install
 
 
 def input_lines(app: App, repl: Repl) -> InputSource:
+    from cerebrum_cli.model.installation import HISTORY
     from cerebrum_cli.model.prompt_sources import read_piped
     from cerebrum_cli.terminal.repl.questions import PlainPrompt, ScriptInput
     from cerebrum_cli.terminal.streams import is_plain_terminal
@@ -190,5 +191,5 @@ def input_lines(app: App, repl: Repl) -> InputSource:
         ),
         "prompt": lambda: repl.prompts,
     }
-    history = None if repl.chat.settings.no_log else app.data_directory / "history"
+    history = None if repl.chat.settings.no_log else app.data_directory / HISTORY
     return InteractivePrompt(repl, history, SlashCompleter(candidates, SETTING_VALUES))

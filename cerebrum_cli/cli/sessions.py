@@ -90,7 +90,7 @@ def rm(
     ] = None,
 ) -> None:
     """Delete sessions, their unshared messages, and their states in the prompt cache."""
-    from cerebrum_cli.model.installation import STATES
+    from cerebrum_cli.model.installation import HISTORY, STATES
 
     with closing(app.open_history()) as history:  # which frees its locks
         chosen = {name: history.get(name) for name in names or ()}
@@ -106,7 +106,8 @@ def rm(
         listed = ", ".join(chosen)
         what = f"session {listed}" if len(chosen) == 1 else f"{len(chosen)} sessions ({listed})"
         require_agreement(app, f"Delete {what}?", listed, yes)
-        for session, count in archive.delete_sessions(history, list(chosen.values()), app.cache_directory / STATES):
+        states, typed = app.cache_directory / STATES, app.data_directory / HISTORY
+        for session, count in archive.delete_sessions(history, list(chosen.values()), states, typed):
             app.streams.report(f"{session.name} deleted ({count} {'message' if count == 1 else 'messages'})")
 
 

@@ -34,6 +34,7 @@ DEVICES = "devices.json"
 LOADED_FILES = "loaded_files.json"
 PROFILES = "profiles"
 STATES = "states"  # in the cache directory: the prompt cache, which holds tokens of conversations
+HISTORY = "history"  # of questions typed at the prompt of a chat
 
 OpenFile = Callable[["LoadOptions", Callable[[Event], None], "StopFlag"], "Backend"]
 """Loads a model file and reports progress; the flag interrupts it. llama.cpp, or something smaller in tests."""

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from command_line import COMMAND, CommandLine, assert_error, fixed_reply_grammar
 from person import Person
+from prompt_toolkit.history import FileHistory
 
 from cerebrum_cli.chat.archive import states_to_delete
 from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.conversation import Message
 
 
 def ask(user: CommandLine, question: str, reply: str, *more: str | Path, code: int = 0) -> str:
@@ -176,3 +178,17 @@ def test_sessions_at_a_terminal(user: CommandLine) -> None:
     assert [line.split()[0] for line in at_terminal("list", "-n", "1").screen.lines] == ["name", "number-1-bold"]
     assert "\x1b[1mNumber\x1b[0m" in at_terminal("search", "numb 1").output
     assert "Number 1 bold?" in at_terminal("show", "number-1-bold").screen.lines
+
+
+def test_sessions_rm_forgets_the_questions_typed_at_the_prompt(user: CommandLine) -> None:
+    history = FileHistory(str(user.home / "data" / "cerebrum" / "history"))
+    typed = ("Who was I?", "Why?", '"""\nTwo\n\nlines\n"""', "/votes 4 Who was I?", "/help", "Who are you?")
+    for text in typed:
+        history.store_string(text)
+    for question in ("Who was I?", "Two\n\nlines", "# file.txt\nWhy?", "Who are you?"):
+        with closing(Store(database(user))) as store:
+            kept = question == "Who are you?"
+            session = store.find("kept" if kept else "gone") or store.create("kept" if kept else "gone", "chat")
+            store.add_message(session, Message("user", question))
+    assert user.run("sessions", "rm", "-y", "gone").code == 0
+    assert list(history.load_history_strings()) == ["Who are you?", "/help"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from io import BytesIO, StringIO
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine, Finished
+from command_line import COMMAND, CommandLine, Finished
 from person import OpenTerminal
 from scripted_command import app_for
 
@@ -194,3 +195,30 @@ def test_chat_summarizes_reasoning_in_one_line(open_chat: OpenTerminal) -> None:
     person.type("/think\r", shows="Let me see.")
     person.type("/prompt\r", shows="<think>Let me see.</think>Yes.")
     person.leave()
+
+
+@pytest.mark.parametrize("plain", [{"ACCESSIBLE": "1"}, {"TERM": "dumb"}])
+def test_plain_prompt_takes_a_paste_as_one_question_and_refuses_long_lines(
+    open_terminal: OpenTerminal, user: CommandLine, plain: dict[str, str]
+) -> None:
+    person = open_terminal(COMMAND, "chat", "-m", "small", "-n", "2", "--session", "tea", **plain)
+    person.wait_for(">")
+    person.type("def f():\n    return 1\nWhat is it?\n", shows="What is it?")
+    person.wait_for("reply truncated")
+    person.type("x" * 3000)
+    time.sleep(0.2)
+    person.type("y" * 2000 + "\n", shows="of a line")
+    person.type("Short?\n", shows="reply truncated")
+    person.leave()
+    assert user.contents("tea")[::2] == ["def f():\n    return 1\nWhat is it?", "Short?"]
+
+
+def test_ctrl_z_at_the_prompt_suspends_the_chat(open_shell: OpenTerminal, chatml_model: Path) -> None:
+    shell = open_shell(chatml_model, {"rows": {}, "seeds": ["Yes."]})
+    shell.type("./chat\n")
+    shell.wait_for("context ")
+    shell.type("half a ")
+    shell.type("\x1a", shows="Stopped")
+    shell.type("fg\n", shows="half a")
+    shell.type("question?\r", shows="Yes.")
+    shell.type("/exit\r", shows="shell%")

@@ -67,6 +67,7 @@ class InteractivePrompt(PlainPrompt):
             key_bindings=_key_bindings(repl),
             multiline=True,
             vi_mode=repl.chat.settings.vi,
+            enable_suspend=True,
             bottom_toolbar=lambda: repl.toolbar(self._session.app.output.get_size().columns) or None,
             prompt_continuation=CONTINUATION,
             input_processors=[TabsProcessor(char1=" ", char2=" ")],

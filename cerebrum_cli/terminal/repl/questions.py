@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from cerebrum_cli.terminal.repl.programs import edit_file
 from cerebrum_cli.terminal.streams import Streams
 
 FENCE = '"""'
+MAX_TERMINAL_LINE = 4095  # bytes that a Linux terminal passes on of a line; it drops the rest
+PASTE_GAP_S = 0.05  # lines that follow sooner were pasted
 PROMPT, CONTINUATION = "> ", "... "
 MAX_LINE, EDGE_LINES = 200, 4  # characters of a line, lines at each end of a question shown again
 
@@ -96,7 +99,11 @@ class PlainPrompt:
 
     def read(self) -> str:
         with self.signals.acting(raise_at_prompt):
-            return read_question(self._read_line(PROMPT), iter(lambda: self._read_line(CONTINUATION), None))
+            is_typed_ahead = self._has_input(0)
+            lines = [self._read_line(PROMPT)]
+            while not (is_typed_ahead or lines[0].startswith("/")) and self._has_input(PASTE_GAP_S):
+                lines.append(self._read_line(""))
+            return read_question("\n".join(lines), iter(lambda: self._read_line(CONTINUATION), None))
 
     def edit(self, text: str) -> str:
         """Edit a text and return the result. Raises UsageError if the editor fails, or does not write UTF-8.
@@ -117,6 +124,10 @@ class PlainPrompt:
         with self.keyboard.released():
             return self.streams.confirm(question)
 
+    def _has_input(self, timeout: float) -> bool:
+        """Whether a line comes within the time; always False unless a terminal sends it line by line."""
+        return self.streams.in_is_terminal and bool(select.select([sys.stdin], [], [], timeout)[0])
+
     def _read_line(self, prompt: str) -> str:
         if sys.stdin is None:  # closed by the parent process
             raise EOFError
@@ -124,6 +135,9 @@ class PlainPrompt:
         line = sys.stdin.buffer.readline()
         if not line:
             raise EOFError
+        if self.streams.in_is_terminal and len(line) >= MAX_TERMINAL_LINE:
+            problem = f"this terminal drops what follows {MAX_TERMINAL_LINE} bytes of a line"
+            raise UsageError(problem, "break the line, or use /file PATH")
         return line.decode("utf-8", "replace").rstrip("\r\n")
 
 

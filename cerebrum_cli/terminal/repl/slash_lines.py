@@ -54,6 +54,7 @@ KEYS = (
     ("Ctrl-C", "stop a reply and keep its text; twice at an empty prompt: exit"),
     ("Ctrl-T", "while the model thinks: stop and answer; after a full context: continue in a larger one"),
     ("Ctrl-D", "exit"),
+    ("Ctrl-Z", "suspend; the shell's fg resumes"),
 )
 
 
