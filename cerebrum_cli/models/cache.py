@@ -1,7 +1,7 @@
 """The Hugging Face cache, shared by all tools that use the Hub: the GGUF models in it, and the paths of a download.
 
     models--OWNER--REPO/blobs/DIGEST                       the bytes, once; `datasets--` likewise
-    models--OWNER--REPO/snapshots/COMMIT/FILE              a link to them by file name
+    models--OWNER--REPO/snapshots/COMMIT/FILE              a link to them by file name; without links, the bytes
     models--OWNER--REPO/refs/REVISION                      the commit of a branch or tag at the last request
 
 The cache is scanned here and not by huggingface_hub, which takes 0.1 s to import and looks at every file of every
@@ -105,6 +105,11 @@ class Cache:
     def blob(self, repo_id: str, digest: str) -> Path:
         return self.repository_directory(repo_id) / "blobs" / digest
 
+    def stored(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
+        """Where the bytes of a file are, or will be: in its blob, or in a snapshot on a file system without links."""
+        blob, pointer = self.blob(repo_id, digest), self.pointer(repo_id, commit, name)
+        return pointer if exists(pointer) and not pointer.is_symlink() and not exists(blob) else blob
+
     def partial(self, repo_id: str, digest: str) -> Path:
         """Path of a partial download, by a name that `hf cache` knows as incomplete."""
         return self.repository_directory(repo_id) / "blobs" / f"{digest}.incomplete"
@@ -130,9 +135,12 @@ class Cache:
 
     def link(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
         blob, pointer = self.blob(repo_id, digest), self.pointer(repo_id, commit, name)
-        if not (pointer.exists() and pointer.samefile(blob)):
+        if not (pointer.exists() and pointer.samefile(self.stored(repo_id, commit, name, digest))):
             temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}")
-            temporary.symlink_to(os.path.relpath(blob, pointer.parent))
+            try:
+                temporary.symlink_to(os.path.relpath(blob, pointer.parent))
+            except OSError:  # a file system without links, where huggingface_hub moves the blob, too
+                temporary = blob
             temporary.replace(pointer)
         return pointer
 

@@ -119,7 +119,7 @@ class Download:
 
     def _fetch(self, file: HubFile, on_download: OnDownload) -> Path:
         cache, repo_id, commit = self.cache, self.listing.repo_id, self.listing.commit
-        pointer, blob = cache.pointer(repo_id, commit, file.name), cache.blob(repo_id, file.digest)
+        pointer, blob = cache.pointer(repo_id, commit, file.name), self._stored(file)
         if exists(pointer) and pointer.samefile(blob) and self._is_valid(blob, file):
             return pointer
         cache.make_directories(repo_id, commit, file.name, file.digest)
@@ -131,13 +131,16 @@ class Download:
             if not exists(blob):
                 partial_file = cache.partial(repo_id, file.digest)
                 self._complete(partial_file, file, on_download)
-                partial_file.replace(blob)
+                partial_file.replace(cache.blob(repo_id, file.digest))
             return cache.link(repo_id, commit, file.name, file.digest)
 
+    def _stored(self, file: HubFile) -> Path:
+        return self.cache.stored(self.listing.repo_id, self.listing.commit, file.name, file.digest)
+
     def _present_bytes(self, file: HubFile) -> int:
-        for path_of in (self.cache.blob, self.cache.partial):
+        for path in (self._stored(file), self.cache.partial(self.listing.repo_id, file.digest)):
             with contextlib.suppress(OSError):
-                return min(file.size, path_of(self.listing.repo_id, file.digest).stat().st_size)
+                return min(file.size, path.stat().st_size)
         return 0
 
     def _report_other_process(self, file: HubFile, on_download: OnDownload) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -176,8 +177,9 @@ class DownloadPlanner:
         )
 
     def _is_cached(self, listing: Listing, variant: Variant) -> bool:
-        digests = [listing.file(name).sha256 for name in variant.files]
-        return all(digest and exists(self.library.cache.blob(listing.repo_id, digest)) for digest in digests)
+        stored = partial(self.library.cache.stored, listing.repo_id, listing.commit)
+        digests = [(name, listing.file(name).sha256) for name in variant.files]
+        return all(digest and exists(stored(name, digest)) for name, digest in digests)
 
 
 def _list_repositories(repo_ids: Sequence[str]) -> list[Listing | None]:

@@ -120,7 +120,7 @@ class Puller:
         cache, repo_id, commit = library.vocabulary_cache, listing.repo_id, listing.commit
         files = tuple(map(listing.file, variant.files))
         for file in files:
-            blob, header = cache.blob(repo_id, file.digest), b""
+            blob, header = cache.stored(repo_id, commit, file.name, file.digest), b""
             if not exists(blob):
                 header = self.planner.header_bytes(listing, file)
                 if file == files[0]:
@@ -172,20 +172,23 @@ class Puller:
         """Installed models with newer uploads on the Hub that are not installed. Raises HubError."""
 
         @cache
-        def files_of(repo_id: str, revision: str | None) -> tuple[HubFile, ...]:
+        def listing_of(repo_id: str, revision: str | None) -> Listing | None:
             try:
-                return RetryPolicy(self.progress).run(list_repository, repo_id, revision).files
+                return RetryPolicy(self.progress).run(list_repository, repo_id, revision)
             except ModelNotFound as error:  # gone, or private
                 self.progress.notice(NoticeEvent(error.message, "its models are skipped"))
-                return ()
+                return None
 
         def is_outdated(model: InstalledModel) -> bool:
             if (cached := model.cached) is None or model.is_shadowed:
                 return False
             sources = model.spec.sources if model.spec else ()
             revision = next((source.revision for source in sources if source.repo_id == cached.repo_id), None)
-            newest = [file.sha256 for file in files_of(cached.repo_id, revision) if file.name in cached.names]
-            return any(sha256 and not exists(self.library.cache.blob(cached.repo_id, sha256)) for sha256 in newest)
+            if (listing := listing_of(cached.repo_id, revision)) is None:
+                return False
+            newest = [file for file in listing.files if file.name in cached.names and file.sha256]
+            place, commit = self.library.cache.stored, listing.commit
+            return not all(exists(place(cached.repo_id, commit, file.name, file.digest)) for file in newest)
 
         return [model for model in self.library.models() if is_outdated(model)]
 
@@ -213,7 +216,7 @@ class Puller:
     def _remember_digests(self, cache: Cache, listing: Listing, files: tuple[HubFile, ...]) -> None:
         registry = self.library.registry
         for file in files:
-            stored = cache.blob(listing.repo_id, file.digest)
+            stored = cache.stored(listing.repo_id, listing.commit, file.name, file.digest)
             if registry.known_digest(stored) is None:
                 registry.remember_digest(RegistryEntry.of_file(stored, file.digest))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import os
 import subprocess
 import sys
 from io import StringIO
@@ -177,3 +179,26 @@ def test_pull_names_a_next_command_that_works(tmp_path: Path) -> None:
         streams = Streams(StringIO(), errors, None, False, True, False)
         assert run(["pull", str(file)], app_for({}, tmp_path, streams)) == 0
         assert errors.getvalue().splitlines()[-1] == shown
+
+
+def test_pull_without_links_lays_files_where_huggingface_hub_does(
+    hub_user: HubUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")  # as on exFAT
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    path = hub_user.path(named("Q2_K"))
+    for expected in (True, False):
+        hub_user.hub.log.clear()
+        assert cleaned(hub_user.pull("cerebrum-7b:Q2_K")) == f"installed cerebrum-7b:Q2_K: {path}\n"
+        assert path.is_file() and not path.is_symlink() and not hub_user.blobs()
+        assert bool(hub_user.hub.log.requests("cdn")) == expected
+    assert hub_user.ask("-m", "cerebrum-7b:Q2_K")
+    assert not hub_user.run("list", "--outdated", "--json").object
+    [listed] = hub_user.run("list", "--json").object
+    assert (listed["path"], listed["quantization"]) == (str(path), "Q2_K")
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert "is damaged" in hub_user.run("pull", "cerebrum-7b:Q2_K").err
+    assert hub_user.run("rm", "-y", "cerebrum-7b:Q2_K").code == 0
+    assert not path.exists()
