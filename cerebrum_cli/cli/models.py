@@ -331,13 +331,12 @@ def rm(
       cerebrum rm starter
       cerebrum rm -y cerebrum-7b:Q4_K_M
     """
-    from cerebrum_cli.models.model import is_missing
     from cerebrum_cli.models.removal import find_removable, removal_question, remove
 
     library = app.library
     installed = find_removable(library, library.parse(model))
     require_agreement(app, removal_question(library, installed), installed.reference, yes)
-    has_profiles = not (installed.is_vocabulary or is_missing(installed.path))
+    has_profiles = not (installed.is_vocabulary or installed.missing)
     identity = library.identity(installed) if has_profiles else None
     report = remove(library, installed)
     if identity:

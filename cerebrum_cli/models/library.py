@@ -130,7 +130,7 @@ class Library:
             return self.model_at(reference)
         if entry := self.registry.find(str(reference)):
             registered = self.model_from_entry(entry)
-            if is_missing(entry.path):
+            if registered.missing:
                 raise _file_missing(registered)
             return registered
         if str(reference) == NANO_NAME:
@@ -161,10 +161,12 @@ class Library:
             if target in map(Path.resolve, model.paths):
                 raise ModelFileError(path, "only a vocabulary, without weights", f"cerebrum pull {model.reference}")
         resolved = absolute_path(path)
-        if entry := next((entry for entry in self.registry.entries() if entry.path == resolved), None):
-            return self.model_from_entry(entry)
-        model = InstalledModel(path.stem, model_paths(resolved), self.spec_of_file(path))
+        entry = next((entry for entry in self.registry.entries() if entry.path == resolved), None)
+        unnamed = InstalledModel(path.stem, model_paths(resolved), self.spec_of_file(path))
+        model = self.model_from_entry(entry) if entry else unnamed
         _ = model.header
+        if model.missing:
+            raise ModelNotFound(f"{model.missing}: file not found", "the model needs all of its files")
         return model
 
     def older_uploads(self, model: InstalledModel) -> list[InstalledModel]:
@@ -271,7 +273,7 @@ class Library:
 
     def _matches(self, reference: ModelReference, model: InstalledModel) -> bool:
         cached, revision, wanted = model.cached, reference.revision, reference.quantization
-        if is_missing(model.path) or (wanted and not same_quantization(wanted, model.quantization or "")):
+        if model.missing or (wanted and not same_quantization(wanted, model.quantization or "")):
             return False
         if not reference.is_on_hub:
             return model.name == reference.name or bool(model.spec and model.spec.has_name(reference.name))
@@ -317,7 +319,7 @@ def _marked(models: Iterable[InstalledModel]) -> list[InstalledModel]:
 
 def _file_missing(model: InstalledModel) -> ModelNotFound:
     name, spec, cached = model.name, model.spec, model.cached
-    problem = f"{name}: its file {model.path} no longer exists"
+    problem = f"{name}: its file {model.missing} no longer exists"
     source = f"PATH --name {name}  (PATH: where the file is now)"
     if name.startswith(STORE_PREFIXES):
         source = f"{name}  (once it is back), or cerebrum rm {name}"

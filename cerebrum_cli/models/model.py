@@ -83,13 +83,18 @@ class InstalledModel:
         """Digest of its vocabulary; None if the file cannot be read any more."""
         return vocabulary_digest(self.path, self.header)
 
+    @property
+    def missing(self) -> Path | None:
+        """A file of the model that certainly does not exist."""
+        return next(filter(is_missing, self.paths), None)
+
     @cached_property
     def is_readable(self) -> bool:
         try:
             _ = self.header
         except ModelFileError:
             return False
-        return True
+        return not self.missing
 
     @property
     def is_verified(self) -> bool:

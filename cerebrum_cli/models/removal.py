@@ -6,7 +6,7 @@ from cerebrum_cli.core import files
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.model import InstalledModel, is_missing
+from cerebrum_cli.models.model import InstalledModel
 from cerebrum_cli.models.reference import Reference
 from cerebrum_cli.models.registry import USED
 
@@ -34,7 +34,7 @@ def find_removable(library: Library, reference: Reference) -> InstalledModel:
 def removal_question(library: Library, model: InstalledModel) -> str:
     if model.is_vocabulary:
         return f"Delete the vocabulary of {model.reference} in {model.path}?"
-    if is_missing(model.path):
+    if model.missing:
         return f"Remove {model.reference} from the list?"
     if _is_ours(library, model) and not _other_names(library, model):
         return f"Delete {model.reference}, {format_size(model.size)} in {model.path}?"
@@ -47,7 +47,7 @@ def remove(library: Library, model: InstalledModel) -> str:
         _delete(library, model)
         return f"deleted the vocabulary of {model.reference}"
     was_default, other_names = library.is_default(model), _other_names(library, model)
-    if is_missing(model.path):
+    if model.missing:
         report = f"removed {model.reference} from the list; its file no longer exists"
     elif other_names or not _is_ours(library, model):
         user = f", {other_names[0]} uses it" if other_names else ""
@@ -62,7 +62,8 @@ def remove(library: Library, model: InstalledModel) -> str:
         files.remove(library.registry.directory / USED / model.usage_key)
     if not was_default:
         return report
-    successor = next(filter(library.is_managed, library.models()), None)
+    candidates = (installed for installed in library.models() if not installed.missing)
+    successor = next(filter(library.is_managed, candidates), None)
     library.registry.set_default(successor.reference if successor else None)
     changed = successor is not None and successor.reference != model.reference
     return f"{report}; the default model is now {successor.reference}" if successor and changed else report

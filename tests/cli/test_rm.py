@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import assert_error
+from command_line import CommandLine, assert_error
 from hub_user import CATALOGUED, HubUser, named
 from tiny_models import write_chatml
 
@@ -113,3 +113,21 @@ def test_rm_keeps_files_of_another_name(hub_user: HubUser) -> None:
     assert hub_user.ask("-m", "two")
     assert removed(hub_user, "two").startswith("deleted two, ")
     assert hub_user.blobs(OWNED) == {}
+
+
+def test_split_model_without_all_its_files_is_never_the_default(
+    user: CommandLine, parts: dict[str, Path], tmp_path: Path
+) -> None:
+    for path in parts.values():
+        shutil.copy(path, tmp_path / path.name)
+    first, *_, last = (tmp_path / path.name for path in parts.values())
+    assert user.run("pull", first, "--name", "split").code == 0
+    last.unlink()
+    assert_error(
+        user.run("ask", "Hi", "-m", "split"), 3, f"split: its file {last} no longer exists", "cerebrum pull PATH"
+    )
+    assert_error(user.run("ask", "Hi", "-m", first), 3, f"{last}: file not found", "the model needs all of its files")
+    assert user.run("pull", "--default", "small").code == 0
+    assert "the default model is now" not in user.run("rm", "-y", "small").err
+    assert user.run("rm", "-y", "split").code == 0
+    assert_error(user.run("pull", first), 3, f"{last}: file not found", "the model needs all of its files")
