@@ -165,17 +165,19 @@ def shows_fields(source: str, bos: str, eos: str) -> bool:
 def find_writer(source: str, values: Mapping[str, Any], thoughts: tuple[ThoughtMarkup, ...]) -> tuple[WriteReply, bool]:
     """How a template takes replies with their reasoning, and whether it drops that of earlier ones.
 
-    A template without reasoning gets only the answers.
+    A template without reasoning gets only the answers, and so does one that puts an empty block before each.
     """
-    writers: list[WriteReply] = []
+    writers: dict[WriteReply, ThoughtMarkup | None] = {}
     if shows_fields(source, values["bos_token"], values["eos_token"]):
-        writers.append(write_fields)
+        writers[write_fields] = None
     shown = (thought for thought in thoughts if thought.open in source or thought.close in source)
-    writers += [partial(write_inline, thought) for thought in shown]
+    writers |= {partial(write_inline, thought): thought for thought in shown}
     keeping: WriteReply | None = None
-    for write in writers:
+    for write, thought in writers.items():
         with suppress(FormatError):  # GPT-OSS rejects markup in the content
             prompt = run_template(source, {**values, "messages": _conversation(write)})
+            if thought and f"{thought.close}{thought.open}" in "".join(prompt.split()):
+                return write_answer, False
             is_dropped = prompt.count(ANSWER) == 2 and prompt.count(THOUGHT) < 2
             if is_dropped or write is write_fields:
                 return write, is_dropped

@@ -275,6 +275,16 @@ def test_sampled_tokens_are_kept_as_the_template_or_the_user_keeps_thoughts(chat
         assert untrusted(embedded(chatml, template).render(untokenized)) == ["One?", "<|im_end|>", "1.", "Two?"]
 
 
+@pytest.mark.parametrize("reasoning", [None, "Hm."])
+def test_template_that_marks_replies_without_reasoning_does_so_once(
+    chatml: LlamaBackend, reasoning: str | None
+) -> None:
+    imported = Conversation(thinks=False).user("One?").assistant("1.", None, reasoning).user("Two?")
+    shown = text_of(embedded(chatml, "smollm3").render(imported))
+    assert shown.count("<think>") == 2 and "assistant\n<think>\n\n</think>\n1.<|im_end|>" in shown
+    assert (reasoning or "1.") in text_of(embedded(chatml, "smollm3").render(replace(imported, thinks=True)))
+
+
 def test_reply_interrupted_before_its_thought_leaves_none_open(chatml: LlamaBackend) -> None:
     interrupted = Conversation().user("One?").assistant("", ()).user("Two?")
     shown = text_of(embedded(chatml, "qwen3.8").render(interrupted))
