@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,7 +53,7 @@ class BashWords(OptionValues, BashComplete):
         return words, incomplete
 
     def format_completion(self, item: CompletionItem) -> str:
-        return super().format_completion(item).removeprefix(self.unreplaced)
+        return re.sub(r"([^\w@%+=:,./-])", r"\\\1", super().format_completion(item).removeprefix(self.unreplaced))
 
 
 def joined_words(words: Iterable[str]) -> list[str]:

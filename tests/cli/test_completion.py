@@ -32,6 +32,8 @@ def test_shell_completes_values(user: CommandLine, tmp_path: Path) -> None:
         assert complete(user, f"cerebrum {line}") == ["small"], line
     for line in ("chat --session ", "sessions show wh", "sessions rm "):
         assert complete(user, f"cerebrum {line}") == ["why-is-it-so"], line
+    assert user.run("chat", "-n", "2", "--session", "my (first) chat", stdin="Hi\n").code == 0
+    assert complete(user, "cerebrum sessions show my") == ["my\\", "\\(first\\)\\", "chat"]
     for line in ("ask -p s", "chat --saved-prompt s", "batch in.txt -p s", "prompts show s", "prompts edit s"):
         assert complete(user, f"cerebrum {line}") == ["sum"], line
     for line in ("ask -f fix", "batch ", "merge fix"):  # files, which the shell completes

@@ -7,8 +7,11 @@ import struct
 from pathlib import Path
 
 import pytest
+from command_line import assert_error
 from hub_server import FORBIDDEN, Fault, Refusal
 from hub_user import CATALOGUED, OTHER, READER, HubUser, named
+
+from cerebrum_cli.models import download
 
 PAGE = f"https://huggingface.co/{CATALOGUED}"
 
@@ -170,7 +173,8 @@ def test_pull_of_a_model_that_does_not_fit_needs_yes(hub_user: HubUser, chatml_m
     ("more", "error"),
     [
         ({"HF_TOKEN": "t\u00f6k"}, "invalid characters in the token from HF_TOKEN"),
-        ({"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "cannot use the network"),
+        ({"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "cannot use a SOCKS proxy"),
+        ({"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "pip install socksio"),
         *(
             ({"HF_ENDPOINT": address}, f"HF_ENDPOINT={address!r} is not a URL")
             for address in ("nonsense", "ftp://a", "http://127.0.0.1:99999")
@@ -199,3 +203,12 @@ def test_pull_reports_an_endpoint_that_is_not_a_hub(hub_user: HubUser) -> None:
     hub_user.hub.arm(Fault(part="api", refusal=Refusal(200, "Sign in.")))
     said = f"unexpected response from {hub_user.hub.url}: not a Hugging Face Hub"
     assert refused(hub_user, CATALOGUED)[:2] == (1, said)
+
+
+def test_pull_names_the_proxy_that_it_cannot_reach(hub_user: HubUser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "sleep", lambda _: None)
+    proxy = {"HTTP_PROXY": "http://me:secret@127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}
+    done = hub_user.run("pull", CATALOGUED, **proxy)
+    host = hub_user.hub.url.removeprefix("http://")
+    assert_error(done, 1, f"{host}, through the proxy 127.0.0.1:1: connection refused", "check HTTPS_PROXY")
+    assert "secret" not in done.err

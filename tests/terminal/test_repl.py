@@ -92,6 +92,12 @@ def test_toolbar_drops_the_least_important_segments() -> None:
         assert fit_segments({**segments, "speed": "5 t/s", "files": "with a.txt"}, width) == shown
 
 
+def test_toolbar_counts_wide_characters_twice() -> None:
+    segments = {"session": "日本語の質問", "model": "small", "context": "context 1/9"}
+    assert fit_segments(dict(segments), 34) == "日本語の質問 | small | context 1/9"
+    assert fit_segments(dict(segments), 33) == "small | context 1/9"
+
+
 def test_chat_saves_the_prompt_cache_unless_no_cache(user: CommandLine) -> None:
     states = user.home / ".cache" / "cerebrum" / "states"
     for cached in (False, True):

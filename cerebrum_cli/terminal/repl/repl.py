@@ -289,8 +289,10 @@ def full_context_hint(reply: Reply, larger: int | None) -> str:
 
 
 def fit_segments(segments: dict[str, str], width: int) -> str:
+    from rich.cells import cell_len  # names may be two columns wide a character
+
     for name in DROP_ORDER:
-        if sum(map(len, segments.values())) + len(SEPARATOR) * (len(segments) - 1) <= width:
+        if cell_len(SEPARATOR.join(segments.values())) <= width:
             break
         if len(segments) > 1:
             segments.pop(name, None)
