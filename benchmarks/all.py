@@ -59,6 +59,7 @@ BENCHMARKS = (
     Benchmark("scores"),
     Benchmark("real", (GSM8K,), needs_model=True),
     Benchmark("same_text", (MT_BENCH, GSM8K, HUMAN_EVAL), needs_model=True),
+    Benchmark("reasoning_limits", (GSM8K,), needs_model=True),
     Benchmark("lm_eval_parity", (GSM8K,)),
     Benchmark("tune", measures_shape=True),
     Benchmark("merge", measures_shape=True),
@@ -71,7 +72,7 @@ def main() -> None:
     options = parse_arguments()
     selected = [benchmark for benchmark in BENCHMARKS if not options.only or benchmark.name in options.only]
     if not (options.model and all(has_questions(name, options.data) for name in PUBLISHED)):
-        print("real, same_text: skipping what needs --model and --data", flush=True)
+        print("real, same_text, reasoning_limits: skipping what needs --model and --data", flush=True)
         selected = [benchmark for benchmark in selected if not benchmark.needs_model]
     for line in missing_questions(selected, options.data):
         print(line, flush=True)

@@ -36,8 +36,12 @@ def test_chat_continues_reasoning_that_filled_the_context(
     person.leave()
 
 
-def test_chat_drops_old_turns_before_it_asks_for_a_larger_context(open_terminal: OpenTerminal, thinker: Path) -> None:
-    person = open_terminal(COMMAND, "chat", "-m", thinker, "--temperature", "0", "--ctx", "100", "--session", "sums")
+@SIZES
+@PLAIN
+def test_chat_drops_old_turns_before_it_asks_for_a_larger_context(
+    open_terminal: OpenTerminal, thinker: Path, size: tuple[int, int], plain: dict[str, str]
+) -> None:
+    person = open_terminal(COMMAND, "chat", "-m", thinker, "--temperature", "0", "--ctx", "100", size=size, **plain)
     person.wait_for(">")
     for _ in range(6):
         person.type(f"{QUESTION}\r", shows="The answer is 85.")

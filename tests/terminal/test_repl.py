@@ -228,3 +228,18 @@ def test_ctrl_z_at_the_prompt_suspends_the_chat(open_shell: OpenTerminal, chatml
     shell.type("fg\n", shows="half a")
     shell.type("question?\r", shows="Yes.")
     shell.type("/exit\r", shows="shell%")
+
+
+def test_question_taller_than_the_screen_is_shortened_once_it_is_sent(open_chat: OpenTerminal) -> None:
+    person = open_chat("Long indeed.")
+    pasted = "\n".join(f"line {number}" for number in range(60))
+    person.type(f"\x1b[200~{pasted}\x1b[201~", shows="line 59")
+    person.type("\r", shows="Long indeed.")
+    shown = [line for line in person.screen.lines if "line " in line or line == "... ..."]
+    assert shown == [
+        "> line 0",
+        *(f"... line {n}" for n in (1, 2, 3)),
+        "... ...",
+        *(f"... line {n}" for n in range(56, 60)),
+    ]
+    person.leave()

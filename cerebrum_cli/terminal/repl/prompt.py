@@ -30,6 +30,7 @@ from cerebrum_cli.terminal.repl.questions import (
     PlainPrompt,
     is_complete,
     prompt_text,
+    shorten_question,
     strip_fences,
 )
 from cerebrum_cli.terminal.repl.repl import Repl
@@ -85,6 +86,8 @@ class InteractivePrompt(PlainPrompt):
             self._draft = ""
             self._session.history.append_string(text)
             self.streams.answer(prompt_text(text) + "\n")
+        elif self._session.app.erase_when_done:
+            self.streams.answer(prompt_text(shorten_question(text)) + "\n")
         return strip_fences(well_formed(text))
 
     def _prompt(self) -> str | OpenInEditor:
@@ -134,6 +137,8 @@ def _key_bindings(repl: Repl) -> KeyBindings:
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if is_complete(buffer.text):
+            rows = event.app.output.get_size().rows
+            event.app.erase_when_done = buffer.document.line_count > rows - 2  # it would scroll by once more
             buffer.validate_and_handle()
         else:
             buffer.insert_text("\n")

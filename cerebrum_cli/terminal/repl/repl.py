@@ -30,7 +30,7 @@ from cerebrum_cli.terminal.tables import context_text, result_text
 NEARLY_FULL = 0.75
 SEPARATOR = " | "
 CONTINUE_KEY = ANSWER_KEY_NAME
-REPETITION_HINT = "/retry 0.7 samples another one; /set repeat_penalty 1.1 avoids repetition"
+REPETITION_HINT = "/retry 0.9 samples another one; /set repeat_penalty 1.1 avoids repetition"
 DROP_ORDER = ("speed", "format", "session", "model", "files")  # segments of the toolbar, in the order they are dropped
 
 
