@@ -19,7 +19,14 @@ from cerebrum_cli.chat.history import (
     settings_of,
     with_thinking,
 )
-from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, printable_name, suggest_name
+from cerebrum_cli.chat.session import (
+    ReplyMetadata,
+    Session,
+    StoredMessage,
+    printable_name,
+    suggest_name,
+    without_files,
+)
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import SessionError, UsageError
@@ -48,7 +55,7 @@ _EXPECTED = 'expected OpenAI\'s {"messages": [...]} or ShareGPT\'s {"conversatio
 
 def session_rows(store: Store) -> list[dict[str, Any]]:
     return [
-        {**_session_fields(summary.session), "messages": summary.messages, "first": summary.first}
+        {**_session_fields(summary.session), "messages": summary.messages, "first": without_files(summary.first)}
         for summary in store.summaries()
     ]
 

@@ -7,7 +7,7 @@ import re
 import sqlite3
 import struct
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
@@ -55,6 +55,12 @@ class StoredMessage:
         """Why a reply is incomplete; None for a complete one, and for one that was imported or edited."""
         is_sampled = self.metadata.model or self.metadata.finish_reason
         return END_LABELS.get(self.metadata.finish_reason) if self.message.role == "assistant" and is_sampled else None
+
+    def is_continued(self, others: Iterable[StoredMessage]) -> bool:
+        """Whether one of several messages is this reply, continued after it was cut off."""
+        later = (other for other in others if other.parent == self.parent and other.id > self.id)
+        text = self.message.content
+        return self.early_end is not None and any(other.message.content.startswith(text) for other in later)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +117,15 @@ def validated_name(name: str) -> str:
 
 def suggest_name(conversation: Conversation) -> str:
     """Derive a session's name from the first words of its first question, ignoring files quoted before it."""
-    first = conversation.messages[0].content.lower() if conversation.messages else ""
-    first = _QUOTED_FILE.sub("", first).strip() or first
+    first = without_files(conversation.messages[0].content).lower() if conversation.messages else ""
     # In many scripts, marks combine with letters.
     letters = (char if char.isalnum() or unicodedata.category(char).startswith("M") else " " for char in first)
     words = "".join(letters).split()[:_MAX_WORDS]
     return "-".join(words)[:_MAX_CHARS].strip("-") or "session"
+
+
+def without_files(question: str) -> str:
+    return _QUOTED_FILE.sub("", question).strip() or question
 
 
 def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]:

@@ -187,7 +187,8 @@ class Store:
     def replies(self, question: StoredMessage) -> list[StoredMessage]:
         """All replies to a question, and to what it was before and after it was edited, oldest first."""
         with self._read() as database:
-            return list(map(message_from_row, database.execute(_REPLIES, (question.id,))))
+            found = list(map(message_from_row, database.execute(_REPLIES, (question.id,))))
+        return [reply for reply in found if not reply.is_continued(found)]
 
     def alternatives(self, session: Session) -> list[tuple[int, StoredMessage]]:
         """The session's messages on other branches, oldest first, each with its place in a conversation, from 1."""
@@ -195,11 +196,13 @@ class Store:
         places |= {stored.id: place for place, stored in enumerate(self.messages(session), 1)}
         found = []
         with self._read() as database:
-            rows = database.execute("SELECT * FROM messages WHERE session = ? ORDER BY id", (session.id,)).fetchall()
-        for stored in map(message_from_row, rows):
+            rows = database.execute("SELECT * FROM messages WHERE session = ? ORDER BY id", (session.id,))
+            messages = list(map(message_from_row, rows))
+        for stored in messages:
             if stored.id not in places and stored.parent in places:
                 places[stored.id] = places[stored.parent] + 1
-                found.append((places[stored.id], stored))
+                if not stored.is_continued(messages):
+                    found.append((places[stored.id], stored))
         return found
 
     def questions(self) -> dict[int, str]:

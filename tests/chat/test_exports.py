@@ -114,7 +114,10 @@ def test_questions_in_a_row_are_joined(store: Store) -> None:
 def test_reasoning_and_alternatives_survive_an_export(store: Store, tmp_path: Path, export_format: str) -> None:
     session = create_session(store, (Message("assistant", "First."), ReplyMetadata(reasoning="Hm.\nSo.")))
     [question, first] = store.messages(session)
-    session = store.add_message(store.move(session, question.id), Message("assistant", "Other."))
+    for reply, reason in (("Oth", "cancelled"), ("Other.", "stop")):  # interrupted, then continued
+        metadata = ReplyMetadata(model="small", finish_reason=reason)
+        session = store.add_message(store.move(session, question.id), Message("assistant", reply), metadata)
+    assert [stored.message.content for stored in store.replies(question)] == ["First.", "Other."]
     session = store.move(session, first.id)
     text = export_session(store, session, export_format)
     exported = json.loads(text)
