@@ -144,9 +144,9 @@ class Chat:
         if self.loaded.count_tokens(before) + len(last.message.tokens or ()) < size:
             return
         if (larger := self.larger_context) is None:
-            problem = f"the reply fills the context of {size} tokens, and this model supports no larger one"
+            problem = f"the reply fills the context of {size} tokens, the largest this model supports"
             raise SessionError(problem, "limit reasoning with /think N, then /retry")
-        yield NoticeEvent(f"the context grows from {size} to {larger} tokens", "/set ctx N chooses another size")
+        yield NoticeEvent(f"increasing the context from {size} to {larger} tokens", "use /set ctx N for another size")
         yield from self.change_settings({"ctx": larger})
 
     def given_reply(self) -> GivenReply:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from cerebrum_cli.chat.session import printable_name
-from cerebrum_cli.core.errors import DamagedSessions, SessionError, UnwritableSessions
+from cerebrum_cli.chat.session import DamagedSessions, printable_name
+from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 from cerebrum_cli.core.files import file_system
 from cerebrum_cli.core.text import one_line
 

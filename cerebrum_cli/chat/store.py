@@ -26,6 +26,7 @@ from cerebrum_cli.chat.database import (
 )
 from cerebrum_cli.chat.session import (
     COLUMNS,
+    DamagedSessions,
     Origin,
     ReplyMetadata,
     SearchHit,
@@ -38,7 +39,7 @@ from cerebrum_cli.chat.session import (
     validated_name,
 )
 from cerebrum_cli.core.conversation import Message
-from cerebrum_cli.core.errors import DamagedSessions, SessionError, UnwritableSessions
+from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, well_formed
 
 _FIRST_MESSAGES = (  # of each session, with its number of messages
@@ -134,7 +135,7 @@ class Store:
                 with contextlib.suppress(FileNotFoundError):
                     self._path.with_name(self._path.name + suffix).rename(aside.with_name(aside.name + suffix))
         except OSError as error:
-            raise SessionError(f"{self._path}: {error.strerror}", "move it yourself") from error
+            raise SessionError(f"{self._path}: {error.strerror}", "move the file yourself") from error
         return aside
 
     @_detachable

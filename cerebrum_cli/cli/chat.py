@@ -145,14 +145,14 @@ def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions)
 
 def offer_new_sessions(app: App, history: History) -> None:
     """Offer to move the session database aside if it cannot be read; otherwise the chat is not saved."""
-    from cerebrum_cli.core.errors import DamagedSessions
+    from cerebrum_cli.chat.session import DamagedSessions
 
     history.store.names()  # opens it
     error = history.store.detached_by
     if isinstance(error, DamagedSessions) and app.streams.can_ask:
-        app.streams.error(error)
-        if app.streams.confirm("Move it aside and start a new one?"):
-            app.streams.report(f"moved to {history.store.move_aside()}")
+        app.streams.info(f"error: {error.message}")
+        if app.streams.confirm("Rename it and start a new file? If not, this chat is not saved."):
+            app.streams.report(f"renamed to {history.store.move_aside()}")
 
 
 def chat_source(app: App, overrides: Layer, options: ChatOptions, model: InstalledModel) -> ModelSource:

@@ -89,7 +89,7 @@ def rm(
         str | None, Option("Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
     ] = None,
 ) -> None:
-    """Delete sessions, their unshared messages, and their states in the prompt cache."""
+    """Delete sessions with their unshared messages, questions typed in them, and cached prompts."""
     from cerebrum_cli.model.installation import HISTORY, STATES
 
     with closing(app.open_history()) as history:  # which frees its locks

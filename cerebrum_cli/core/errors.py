@@ -103,10 +103,6 @@ class UnwritableSessions(SessionError):
     """The session database cannot be written, for lack of permission or space."""
 
 
-class DamagedSessions(UnwritableSessions):
-    """The session database cannot be read either: it is damaged, or of a newer version."""
-
-
 class BatchError(CerebrumError):
     """A batch result that cannot be started, resumed or written without losing data; finished rows are kept."""
 

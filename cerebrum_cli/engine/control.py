@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
+from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.events import FinishReason
 
 MAX_PERIOD = 256  # tokens
@@ -26,14 +27,8 @@ class Force(NamedTuple):
     tokens: tuple[int, ...]
 
 
-class Favor(NamedTuple):
-    """Adds `bias` to the logit of a token where the next one is sampled; servers ignore it."""
-
-    token: int
-    bias: float
-
-
-Intervention: TypeAlias = EndReply | Force | Favor
+# A bias applies where the next token is sampled; servers ignore it.
+Intervention: TypeAlias = EndReply | Force | TokenBias
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,7 +306,10 @@ class Loop:
         while True:
             is_forced = bool(sequence.pending)
             try:
-                token = sequence.pending.popleft() if is_forced else backend.sample(sampler, row, sequence.favored)
+                if is_forced:
+                    token = sequence.pending.popleft()
+                else:
+                    token = backend.sample(sampler, row, sequence.bias) if sequence.bias else sampler.sample(row)
             except GrammarError as error:
                 self._release(sequence)
                 sequence.emit(RefusedEvent(sequence.id, error))

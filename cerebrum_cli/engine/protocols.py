@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 from cerebrum_cli.core.conversation import PromptPart
+from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.events import Event, NoticeEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Checkpoint, StopFlag, TokenRow, TokenScore
-from cerebrum_cli.engine.control import Constraint, Favor
+from cerebrum_cli.engine.control import Constraint
 
 
 class Sampler(Protocol):
@@ -172,8 +173,8 @@ class Backend(Vocabulary, Protocol):
     def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
         """Score tokens by the logits of the last decode; `targets` are pairs of row and token, ascending by row."""
 
-    def sample(self, sampler: Sampler, row: int, favored: Favor | None) -> int:
-        """Sample the next token from a row of the last decode, in which a token may be favored."""
+    def sample(self, sampler: Sampler, row: int, bias: TokenBias) -> int:
+        """Sample the next token from a row of the last decode, with a bias of the logit of one."""
 
     def top_tokens(self, row: int, count: int) -> list[TokenLogprob]:
         """The likeliest tokens in row `row` of the last decode, the likeliest first."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from cerebrum_cli.core.conversation import Conversation, PromptPart, Text
 from cerebrum_cli.core.conversation import Tokens as PromptTokens
+from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.events import (
     AlternativesEvent,
     Event,
@@ -25,7 +26,7 @@ from cerebrum_cli.core.events import (
     TokenLogprob,
 )
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
-from cerebrum_cli.engine.control import AnswerStartFactory, Constraint, ControlFactory, EndReply, Favor, ReplyControl
+from cerebrum_cli.engine.control import AnswerStartFactory, Constraint, ControlFactory, EndReply, ReplyControl
 from cerebrum_cli.engine.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Sequence:
     `draft_n` tokens were drafted. `pending` tokens are
     forced: they follow instead of sampled ones. `inspected` tokens of an inspection are reported. A step of the prompt
     ends at `checkpoint_at`. While the sequence is preempted, its state may be in the file `swapped`. A control may
-    have `favored` a token in the next place.
+    have set a `bias` for the next token.
     """
 
     id: SequenceId
@@ -153,7 +154,7 @@ class Sequence:
     constraint: Constraint | None = None
     pending: deque[int] = field(default_factory=deque)
     forced: list[Forced] = field(default_factory=list)
-    favored: Favor | None = None
+    bias: TokenBias | None = None
     inspected: int = 0
     checkpoint_at: int | None = None
     swapped: Path | None = None
@@ -191,7 +192,7 @@ class Sequence:
             return "stop"
         if self.constraint and self.constraint.start:
             self.constraint.start.feed((token,), piece.decode("utf-8", "replace"))
-        self.favored = None
+        self.bias = None
         is_constrained = self.constraint is not None and self.constraint.applies
         for control in () if is_constrained else self.controls:
             control.feed((token,), text)
@@ -199,8 +200,8 @@ class Sequence:
             intervention = control.intervene()
             if isinstance(intervention, EndReply):
                 return intervention.reason
-            if isinstance(intervention, Favor):
-                self.favored = intervention
+            if isinstance(intervention, TokenBias):
+                self.bias = intervention
             elif intervention:
                 self.forced.append(Forced(len(self.generated), len(intervention.tokens)))
                 self.pending.extend(intervention.tokens)

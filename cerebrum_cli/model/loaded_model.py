@@ -17,7 +17,7 @@ from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import OPENING_TOKENS, InspectionRequest, MessagesRequest, Request
 from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
-from cerebrum_cli.formats.thinking import closing_sentence, open_thought
+from cerebrum_cli.formats.thinking import open_thought
 from cerebrum_cli.model.format_choice import FormatBuilder
 from cerebrum_cli.model.reply import Reply, ReplyRequest
 from cerebrum_cli.model.reply_controls import AnswerNow, ReplyControls
@@ -229,7 +229,7 @@ class LoadedModel:
 
     @cached_property
     def controls(self) -> ReplyControls:
-        return ReplyControls(self.engine.vocabulary, self.format, closing_sentence(self.model.header.architecture))
+        return ReplyControls(self.engine.vocabulary, self.format, self.model.header.architecture)
 
     def save_prompt_cache(
         self,

@@ -9,13 +9,14 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import CHOSEN, RECOMMENDED, Settings
 from cerebrum_cli.core.text import partial_marker_length
-from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Favor, Force, LoopCheck, Stage, Upcoming
+from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Force, LoopCheck, Stage, Upcoming
 from cerebrum_cli.engine.sequence import continuation
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
-from cerebrum_cli.formats.thinking import ThoughtMarkup
+from cerebrum_cli.formats.thinking import ThoughtMarkup, closing_sentence
 from cerebrum_cli.model.reply import ReplyRequest
 from cerebrum_cli.model.reply_stream import ReplyChannels
 
@@ -50,12 +51,12 @@ class AnswerNow:
 class ReplyControls:
     """Creates the controls of replies in a format. What they force is tokenized when it is first needed.
 
-    `sentence` precedes the end of reasoning that is ended early.
+    Architectures have a sentence before the end of reasoning that is ended early.
     """
 
     vocabulary: Vocabulary
     format: PromptFormat
-    sentence: str = ""
+    architecture: str = ""
 
     def create(
         self, request: ReplyRequest, channels: ReplyChannels, answer_now: AnswerNow
@@ -78,7 +79,7 @@ class ReplyControls:
             watched = answer_now if can_hurry else None
             prefix_length = len(request.prefix_tokens)
             controls.append(
-                partial(ThoughtBudget, limit, self._endings, channels, watched, prefix_length, self.sentence)
+                partial(ThoughtBudget, limit, self._endings, channels, watched, prefix_length, self._sentence)
             )
         return tuple(controls), answer_start
 
@@ -135,7 +136,11 @@ class ReplyControls:
 
     @cached_property
     def _endings(self) -> Mapping[str, tuple[int, ...]]:
-        return plan_endings(self.vocabulary, self.format.thoughts, self.sentence)
+        return plan_endings(self.vocabulary, self.format.thoughts, self._sentence)
+
+    @property
+    def _sentence(self) -> str:
+        return closing_sentence(self.architecture)
 
 
 class ThoughtBudget:
@@ -183,7 +188,7 @@ class ThoughtBudget:
             self._read(text)
             self._splitter.feed(text)
 
-    def intervene(self) -> Force | Favor | None:
+    def intervene(self) -> Force | TokenBias | None:
         thought, tail = self._splitter.open_thought, self._tail
         if thought is None or partial_marker_length(tail, (thought.close,)):
             return None
@@ -191,7 +196,7 @@ class ThoughtBudget:
             excess = self._used / self._limit - SOFT_END if self._limit else 0.0
             if excess <= 0 or not self._is_at_sentence_end:
                 return None
-            return Favor(self._endings[thought.close][0], MAX_BIAS * excess / (1 - SOFT_END))
+            return TokenBias(self._endings[thought.close][0], MAX_BIAS * excess / (1 - SOFT_END))
         sentence = "" if self._is_used_up else self._sentence
         self._is_used_up = self._has_forced = True
         return Force(self._endings[thought.ending(tail, sentence)])

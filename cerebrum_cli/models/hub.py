@@ -309,7 +309,8 @@ def _translated(subject: str, kind: RepositoryKind = "model") -> Iterator[float]
         location = _token_location()
         raise HubError(f"invalid characters in the token from {location}", replace_token(location)) from error
     except ImportError as error:  # of socksio, whose name httpx2's message hides
-        raise HubError(f"cannot use a SOCKS proxy: {error}", "pip install socksio, or use an HTTP proxy") from error
+        hint = "install socksio in the environment of cerebrum, or use an HTTP proxy"
+        raise HubError("SOCKS proxies need the package socksio, which is not installed", hint) from error
     except OSError as error:  # an unreadable token or certificate
         raise HubError(f"cannot use the network: {error}", "check the proxy, the token and SSL_CERT_FILE") from error
     except (httpx2.RequestError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -368,7 +369,7 @@ def _connection_error(url: httpx2.URL, error: BaseException) -> HubError:
     host, proxies = url.netloc.decode("ascii", "replace"), getproxies()
     proxy = "" if proxy_bypass(url.host) else proxies.get(url.scheme) or proxies.get("all", "")
     if proxy:
-        host += f", through the proxy {proxy.rpartition('//')[2].rpartition('@')[2]}"
+        host += f" via proxy {proxy.rpartition('//')[2].rpartition('@')[2]}"
 
     causes: tuple[tuple[type[BaseException], str, str, int], ...] = (  # the first match wins
         (socket.gaierror, "cannot resolve the host name", "check the network, and HF_ENDPOINT if it is set", 1),
@@ -381,7 +382,7 @@ def _connection_error(url: httpx2.URL, error: BaseException) -> HubError:
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)
     problem, hint, retries = next(row[1:] for row in causes if any(isinstance(link, row[0]) for link in chain))
-    hint = "check HTTPS_PROXY and ALL_PROXY" if proxy and "certificate" not in problem else hint
+    hint = "check the proxy settings (HTTPS_PROXY, ALL_PROXY)" if proxy and "certificate" not in problem else hint
     return HubError(f"{host}: {problem}", f"{hint}, then try again", retries=retries)
 
 

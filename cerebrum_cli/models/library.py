@@ -166,7 +166,9 @@ class Library:
         model = self.model_from_entry(entry) if entry else unnamed
         _ = model.header
         if model.missing:
-            raise ModelNotFound(f"{model.missing}: file not found", "the model needs all of its files")
+            raise ModelNotFound(
+                f"{model.missing}: file not found", "put all files of the model in one directory, or download it again"
+            )
         return model
 
     def older_uploads(self, model: InstalledModel) -> list[InstalledModel]:
@@ -319,7 +321,7 @@ def _marked(models: Iterable[InstalledModel]) -> list[InstalledModel]:
 
 def _file_missing(model: InstalledModel) -> ModelNotFound:
     name, spec, cached = model.name, model.spec, model.cached
-    problem = f"{name}: its file {model.missing} no longer exists"
+    problem = f"{name}: {model.missing} no longer exists"
     source = f"PATH --name {name}  (PATH: where the file is now)"
     if name.startswith(STORE_PREFIXES):
         source = f"{name}  (once it is back), or cerebrum rm {name}"

@@ -16,11 +16,11 @@ from disks import full_disk
 
 from cerebrum_cli.chat import database as session_database
 from cerebrum_cli.chat.database import translated
-from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage
+from cerebrum_cli.chat.session import DamagedSessions, ReplyMetadata, Session, StoredMessage
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core import files
 from cerebrum_cli.core.conversation import Message
-from cerebrum_cli.core.errors import DamagedSessions, SessionError, UnwritableSessions
+from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 
 ROOT = Path(__file__).parents[2]
 

@@ -24,7 +24,7 @@ from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import drafter
-from cerebrum_cli.engine.control import Favor, Upcoming
+from cerebrum_cli.engine.control import Upcoming
 from cerebrum_cli.engine.llama import grammar
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.grammar import parse_grammar
@@ -64,8 +64,8 @@ def draws(mistral: LlamaBackend, logits: dict[int, float], prompt: tuple[int, ..
 
 
 @dataclass
-class FavorA:
-    """Favors the letter a after every third token."""
+class BiasOfA:
+    """Makes the letter a likelier after every third token."""
 
     count: int = 0
     horizon: int | None = None
@@ -76,17 +76,17 @@ class FavorA:
     def lets_pass(self, upcoming: Upcoming) -> int:
         return 0
 
-    def intervene(self) -> Favor | None:
-        return Favor(A, 100.0) if self.count % 3 == 0 else None
+    def intervene(self) -> TokenBias | None:
+        return TokenBias(A, 100.0) if self.count % 3 == 0 else None
 
 
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "seed": 1}, {"temperature": 1.0, "seed": 1, "top_k": 0}])
-def test_favored_token_is_sampled_in_its_place(chatml_model: Path, slots: int, params: dict[str, Any]) -> None:
+def test_bias_of_a_control_applies_in_its_place(chatml_model: Path, slots: int, params: dict[str, Any]) -> None:
     sampling = SamplingParams(max_tokens=30, **params)
     with open_engine(chatml_model, slots=slots) as engine:
         prompt = engine.vocabulary.tokenize((Text("bbbb"),))
-        request = Request(prompt, sampling, controls=(FavorA,), logprobs=True, ignore_eos=True)
+        request = Request(prompt, sampling, controls=(BiasOfA,), logprobs=True, ignore_eos=True)
         events = [event for event in engine.generate([request]) if isinstance(event, TokenEvent) and event.tokens]
     ids = [token for event in events for token in event.tokens]
     assert all(token == A for token in ids[3::3]) and any(token != A for token in ids)

@@ -150,5 +150,5 @@ def test_batch_counts_a_repetition_as_truncated(chatml_model: Path, tmp_path: Pa
 def test_chat_reports_a_repetition_and_can_let_it_be(chatml_model: Path, tmp_path: Path) -> None:
     script = {"rows": {}, "seeds": [LINE * 30]}
     done = run_here(script, tmp_path, "chat", "-m", chatml_model, piped=b"Why?\n/set loop_check off\n/retry\n")
-    assert done.err.count("the reply repeats itself and was stopped") == 1 and "/retry 0.7" in done.err
+    assert done.err.count("the reply repeats itself and was stopped") == 1 and "try /retry 0.9" in done.err
     assert (done.out.count(LINE.strip()), done.code) == (4 + 30, 0)

@@ -233,8 +233,8 @@ def test_thought_ends_become_likelier_close_to_the_limit() -> None:
     with running_engine(backend) as engine:
         [reply] = collect_replies(engine.generate([request])).values()
     assert reply.finish and 100 < reply.finish.forced[0].at < 110  # no end came, so that one was forced
-    biases = [favor.bias for favor in backend.favored]
-    assert {favor.token for favor in backend.favored} == {tokens("</think>")[0]}
+    biases = [bias.bias for bias in backend.biases]
+    assert {bias.token for bias in backend.biases} == {tokens("</think>")[0]}
     assert biases == sorted(biases) and 0 < biases[0] < 2 < 18 < biases[-1] <= MAX_BIAS
 
 

@@ -166,7 +166,7 @@ def test_library_registers_a_moved_file_by_the_same_name(library: Library, other
     (tmp_path / "elsewhere").mkdir()
     moved = other.rename(tmp_path / "elsewhere" / "other.gguf")
     message, hint, _ = error_of(library.resolve, "other")
-    assert message == f"other: its file {other} no longer exists"
+    assert message == f"other: {other} no longer exists"
     assert hint.startswith("cerebrum pull PATH --name other")
     assert pulled(library, str(moved)).path == moved
     copy = Path(shutil.copy(moved, tmp_path / "other.gguf"))

@@ -173,8 +173,11 @@ def test_pull_of_a_model_that_does_not_fit_needs_yes(hub_user: HubUser, chatml_m
     ("more", "error"),
     [
         ({"HF_TOKEN": "t\u00f6k"}, "invalid characters in the token from HF_TOKEN"),
-        ({"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "cannot use a SOCKS proxy"),
-        ({"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "pip install socksio"),
+        (
+            {"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""},
+            "SOCKS proxies need the package socksio",
+        ),
+        ({"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "install socksio in the environment"),
         *(
             ({"HF_ENDPOINT": address}, f"HF_ENDPOINT={address!r} is not a URL")
             for address in ("nonsense", "ftp://a", "http://127.0.0.1:99999")
@@ -210,5 +213,5 @@ def test_pull_names_the_proxy_that_it_cannot_reach(hub_user: HubUser, monkeypatc
     proxy = {"HTTP_PROXY": "http://me:secret@127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}
     done = hub_user.run("pull", CATALOGUED, **proxy)
     host = hub_user.hub.url.removeprefix("http://")
-    assert_error(done, 1, f"{host}, through the proxy 127.0.0.1:1: connection refused", "check HTTPS_PROXY")
+    assert_error(done, 1, f"{host} via proxy 127.0.0.1:1: connection refused", "check the proxy settings")
     assert "secret" not in done.err

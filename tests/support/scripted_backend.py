@@ -18,11 +18,12 @@ from pathlib import Path
 from zlib import crc32
 
 from cerebrum_cli.core.conversation import PromptPart, Tokens
+from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Checkpoint, StopFlag, TokenRow, TokenScore
-from cerebrum_cli.engine.control import Constraint, Favor
+from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.protocols import Sampler
 from cerebrum_cli.engine.step_costs import MAX_DRAFT
 
@@ -139,7 +140,7 @@ class ScriptedBackend:
     kv_unified: bool = False
     unwritable: bool = False
     fitting_cells: int = 1_000_000
-    favored: list[Favor] = field(default_factory=list)
+    biases: list[TokenBias] = field(default_factory=list)
     checkpoint_budget: int = 0
     repacks: bool = False
 
@@ -277,9 +278,8 @@ class ScriptedBackend:
         assert self.outputs[row]
         return -token / 1000
 
-    def sample(self, sampler: Sampler, row: int, favored: Favor | None) -> int:
-        if favored:
-            self.favored.append(favored)
+    def sample(self, sampler: Sampler, row: int, bias: TokenBias) -> int:
+        self.biases.append(bias)
         return sampler.sample(row)
 
     def top_tokens(self, row: int, count: int) -> list[TokenLogprob]:

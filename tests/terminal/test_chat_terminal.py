@@ -61,7 +61,7 @@ def test_chat_offers_to_move_damaged_sessions_aside(
     (sessions / "sessions.db").write_text("not a database" * 100)
     for answer, toolbar in (("n\r", "| not saved |"), ("y\r", "how-are-you | small")):
         person = open_terminal(COMMAND, "chat", "-m", "small", "-n", "4")
-        person.wait_for("Move it aside and start a new one? [Y/n]")
+        person.wait_for("n]")
         person.type(answer, shows="context ")
         person.type("How are you?\r", shows=toolbar)
         person.leave()

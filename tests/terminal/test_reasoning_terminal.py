@@ -27,11 +27,11 @@ def test_chat_continues_reasoning_that_filled_the_context(
 ) -> None:
     person = open_terminal(COMMAND, "chat", "-m", thinker, "--temperature", "0", "--ctx", "50", size=size, **plain)
     person.wait_for(">")
-    person.type(f"{QUESTION}\r", shows="/think N")
+    person.type(f"{QUESTION}\r", shows="then /retry")
     assert "only reasoning, no answer: the context of 50 tokens is full" in flat(person)
-    assert "/continue, or Ctrl-T, resumes it in a context of 100 tokens; /think N limits reasoning" in flat(person)
+    assert "/continue or Ctrl-T resumes it with a context of 100 tokens; or use /think N, then /retry" in flat(person)
     person.type("/continue\r" if plain else "\x14", shows="The answer is 85.")
-    assert "the context grows from 50 to 100 tokens" in flat(person)
+    assert "increasing the context from 50 to 100 tokens" in flat(person)
     person.type("/tokens\r", shows="/100 (")
     person.leave()
 

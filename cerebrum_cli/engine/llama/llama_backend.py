@@ -16,7 +16,7 @@ from cerebrum_cli.core.events import NoticeEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.backend import StopFlag, TokenRow, TokenScore
-from cerebrum_cli.engine.control import Constraint, Favor
+from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.context import LlamaContext, has_recurrent_state, uses_long_rope
@@ -213,16 +213,14 @@ class LlamaBackend(LlamaVocabulary):
             return chain
         return GrammarSampler(chain, grammar, self, constraint, greedy if is_greedy else None)
 
-    def sample(self, sampler: Sampler, row: int, favored: Favor | None) -> int:
-        if favored is None:
-            return sampler.sample(row)
-        row_logits = llama.llama_get_logits_ith(*self.batch_position(row))
-        unbiased = row_logits[favored.token]
-        row_logits[favored.token] += favored.bias
+    def sample(self, sampler: Sampler, row: int, bias: TokenBias) -> int:
+        row_logits, token = llama.llama_get_logits_ith(*self.batch_position(row)), int(bias.token)
+        unbiased = row_logits[token]
+        row_logits[token] += bias.bias
         try:
             return sampler.sample(row)
         finally:
-            row_logits[favored.token] = unbiased  # for the log probability
+            row_logits[token] = unbiased  # for the log probability
 
     def batch_position(self, row: int) -> tuple[Any, int]:
         """llama.cpp's context, and the index of a row of the last decode in its batch."""

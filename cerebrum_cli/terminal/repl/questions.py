@@ -136,8 +136,8 @@ class PlainPrompt:
         if not line:
             raise EOFError
         if self.streams.in_is_terminal and len(line) >= MAX_TERMINAL_LINE:
-            problem = f"this terminal drops what follows {MAX_TERMINAL_LINE} bytes of a line"
-            raise UsageError(problem, "break the line, or use /file PATH")
+            problem = f"the terminal truncates lines at {MAX_TERMINAL_LINE} bytes; nothing was sent"
+            raise UsageError(problem, "split the line, or use /file PATH")
         return line.decode("utf-8", "replace").rstrip("\r\n")
 
 

@@ -30,7 +30,7 @@ from cerebrum_cli.terminal.tables import context_text, result_text
 NEARLY_FULL = 0.75
 SEPARATOR = " | "
 CONTINUE_KEY = ANSWER_KEY_NAME
-REPETITION_HINT = "/retry 0.9 samples another one; /set repeat_penalty 1.1 avoids repetition"
+REPETITION_HINT = "try /retry 0.9, or /set repeat_penalty 1.1 to avoid repetition"
 DROP_ORDER = ("speed", "format", "session", "model", "files")  # segments of the toolbar, in the order they are dropped
 
 
@@ -282,10 +282,10 @@ class Repl:
 
 def full_context_hint(reply: Reply, larger: int | None) -> str:
     """What helps where a reply fills the context, although older turns were dropped."""
-    ways = [f"/continue, or {CONTINUE_KEY}, resumes it in a context of {larger} tokens"] if larger else []
+    ways = [f"/continue or {CONTINUE_KEY} resumes it with a context of {larger} tokens"] if larger else []
     if not reply.text:
-        ways.append("/think N limits reasoning, then /retry")
-    return "; ".join(ways) or "this model supports no larger one; ask for less"
+        ways.append("or use /think N, then /retry")
+    return "; ".join(ways).removeprefix("or ") or "this is the model's largest context; ask for a shorter answer"
 
 
 def fit_segments(segments: dict[str, str], width: int) -> str:

@@ -156,7 +156,7 @@ def choose_reply(repl: Repl, argument: str) -> None:
         print_rows(repl.streams, rows, False, print_replies, "no reply yet")
         return
     if not argument.isdecimal() or not 0 < int(argument) <= len(replies):
-        raise UsageError.invalid("/replies", argument, f"a number from 1 to {len(replies)}")
+        raise UsageError(f"there is no reply {argument}", "list the replies with /replies")
     repl.chat.choose_reply(replies[int(argument) - 1])
     repl.last_finish = None
     repl.show_last_exchange()
@@ -357,8 +357,8 @@ SLASH_COMMANDS = (
         "use", use_prompt, "[NAME]", "list saved prompts, or use one for the next question, with its settings", "prompt"
     ),
     SlashCommand("undo", undo, "", "undo the last turn"),
-    SlashCommand("redo", redo, "", "restore the turn that was undone last"),
-    SlashCommand("replies", choose_reply, "[N]", "list all replies to the last question, or return to the N-th"),
+    SlashCommand("redo", redo, "", "restore the last undone turn"),
+    SlashCommand("replies", choose_reply, "[N]", "list all replies to the last question, or switch to the N-th"),
     SlashCommand("retry", retry, "[TEMP|SEED]", "answer again, with a temperature such as 0.7 or a seed (above 2)"),
     SlashCommand("votes", vote, "K [QUESTION]", "vote with K samples on a question (default: the last one)"),
     SlashCommand("edit", edit, "[answer]", "edit the last question, or its reply, in your editor", "part"),
@@ -403,7 +403,7 @@ SLASH_COMMANDS = (
         "think",
         think,
         "[MODE|show|hide]",
-        "show the last reply's reasoning, or all of it live; MODE: on, off, N tokens, or an effort",
+        "show the last reply's reasoning; set thinking to on, off, N tokens or an effort; show or hide it live",
         "think",
     ),
 )

@@ -52,9 +52,9 @@ KEYS = (
     ("Ctrl-X Ctrl-E", "edit in $VISUAL or $EDITOR"),
     ("Ctrl-L", "clear the screen"),
     ("Ctrl-C", "stop a reply and keep its text; twice at an empty prompt: exit"),
-    ("Ctrl-T", "while the model thinks: stop and answer; after a full context: continue in a larger one"),
+    ("Ctrl-T", "stop thinking and answer; if the context is full, continue in a larger one"),
     ("Ctrl-D", "exit"),
-    ("Ctrl-Z", "suspend; the shell's fg resumes"),
+    ("Ctrl-Z", "suspend (resume with fg)"),
 )
 
 
