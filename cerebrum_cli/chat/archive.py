@@ -48,6 +48,7 @@ MAX_END_TOKENS = 4  # of a reply's last token and the end of its turn
 SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
 _SHAREGPT = {"human": "user", "gpt": "assistant"}
 _MARKED = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)  # reasoning before an answer
+_AROUND = '" \n'  # a question, and text that the prompt takes as several lines
 _TYPED = re.compile(r"\n# [^\n]*\n((?:\+[^\n]*\n)+)")  # a question in the prompt's history, after its time
 _FENCE = re.compile("^```", re.MULTILINE)
 _EXPECTED = 'expected OpenAI\'s {"messages": [...]} or ShareGPT\'s {"conversations": [...]}'
@@ -89,13 +90,12 @@ def export_session(store: Store, session: Session, export_format: str) -> str:
     if export_format == "markdown":
         return to_markdown(session.name, session.system_prompt, messages, alternatives)
     is_sharegpt = export_format == "sharegpt"
-    to_turn = _sharegpt_turn if is_sharegpt else _openai_turn
-    head = [] if session.system_prompt is None else [to_turn("system", session.system_prompt, None)]
-    turns = head + [to_turn(*_texts(stored)) for stored in messages]
-    others = [{"place": place, **to_turn(*_texts(stored))} for place, stored in alternatives]
-    exported: dict[str, Any] = {"id": session.name} if is_sharegpt else {"name": session.name, "model": session.model}
-    exported |= {"conversations" if is_sharegpt else "messages": turns} | ({"alternatives": others} if others else {})
-    return _format_json(exported)
+    head = [] if session.system_prompt is None else [_turn("system", session.system_prompt, None, is_sharegpt)]
+    turns = head + [_turn(*_texts(stored), is_sharegpt) for stored in messages]
+    others = [{"place": place, **_turn(*_texts(stored), is_sharegpt)} for place, stored in alternatives]
+    names: dict[str, Any] = {"id": session.name} if is_sharegpt else {"name": session.name, "model": session.model}
+    key = "conversations" if is_sharegpt else "messages"
+    return _format_json(names | {key: turns} | ({"alternatives": others} if others else {}))
 
 
 def to_markdown(
@@ -127,14 +127,12 @@ def _texts(stored: StoredMessage) -> tuple[str, str, str | None]:
     return stored.message.role, stored.message.content, stored.metadata.reasoning
 
 
-def _openai_turn(role: str, content: str, reasoning: str | None) -> dict[str, Any]:
-    """A message as OpenAI's API has it, with the key that servers of models that think add."""
+def _turn(role: str, content: str, reasoning: str | None, is_sharegpt: bool) -> dict[str, Any]:
+    """A message of ShareGPT, or of OpenAI's API, with the key that servers add for reasoning."""
+    if is_sharegpt:
+        name = next((name for name, named in _SHAREGPT.items() if named == role), role)
+        return {"from": name, "value": THOUGHTS[0].wrap(reasoning) + content if reasoning else content}
     return {"role": role, "content": content} | ({"reasoning_content": reasoning} if reasoning else {})
-
-
-def _sharegpt_turn(role: str, content: str, reasoning: str | None) -> dict[str, Any]:
-    name = next((name for name, named in _SHAREGPT.items() if named == role), role)
-    return {"from": name, "value": THOUGHTS[0].wrap(reasoning) + content if reasoning else content}
 
 
 def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation]:
@@ -153,7 +151,7 @@ def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation
     if not isinstance(items, list):
         raise SessionError(f"{source} holds no conversation", _EXPECTED)
     try:
-        conversation = conversation_from_messages(_openai_messages(items), source, is_request=False)
+        conversation = conversation_from_messages([*map(_openai_message, items)], source, is_request=False)
     except UsageError as error:
         raise SessionError(error.message, _EXPECTED) from error
     if not conversation.messages:
@@ -244,7 +242,7 @@ def delete_sessions(
             yield session, count
     finally:
         kept, asked = history.store.sampled_tokens(), history.store.questions()
-        forget_questions(typed, {text for message, text in questions.items() if message not in asked})
+        forget_questions(typed, {*questions.values()} - {*asked.values()})
         deleted = [tokens for message, tokens in before.items() if message not in kept]
         for path in states_to_delete(read_states(states), deleted, kept.values()):
             remove(path)
@@ -254,15 +252,12 @@ def delete_sessions(
 def forget_questions(path: Path, questions: Collection[str]) -> None:
     """Remove questions from the prompt's history, in the form that prompt_toolkit writes."""
 
+    gone = [question.strip(_AROUND) for question in questions]
+
     def without(entry: re.Match[str]) -> str:
-        typed = entry[1].replace("\n+", "\n").strip('+"\n ')
-        is_command = typed.startswith("/")  # such as /votes 4 QUESTION
-        asked = (question.strip() for question in questions)
-        is_gone = any(
-            question == typed or question.endswith(f"\n{typed}") or (is_command and typed.endswith(question))
-            for question in asked
-        )
-        return "" if typed and is_gone else entry[0]
+        text = "\n".join(line[1:] for line in entry[1].splitlines())
+        typed = re.sub(r"\A/votes \S+ ", "", text).strip(_AROUND)
+        return "" if typed and any(f"\n{text}".endswith(f"\n{typed}") for text in gone) else entry[0]
 
     with contextlib.suppress(FileNotFoundError):
         text = path.read_bytes().decode("utf-8", "surrogateescape")
@@ -309,25 +304,11 @@ def _format_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
 
 
-def _openai_messages(items: list[Any]) -> list[Any]:
-    """Messages of either format; questions in a row are joined, since roles alternate here."""
-    messages: list[Any] = []
-    for message in map(_openai_message, items):
-        previous = messages[-1] if messages else None
-        pair = [value for value in (previous, message) if isinstance(value, dict) and value["role"] == "user"]
-        contents = [value["content"] for value in pair]
-        if len(contents) == 2 and all(isinstance(content, str) for content in contents):
-            messages[-1] = {"role": "user", "content": "\n\n".join(contents)}
-        else:
-            messages.append(message)
-    return messages
-
-
 def _openai_message(item: Any) -> Any:
     if not isinstance(item, dict):
         return item
     role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
-    reasoning = item.get("reasoning_content") or item.get("reasoning")
-    if isinstance(content, str) and (marked := _MARKED.match(content)) and not reasoning:
+    role, reasoning = _SHAREGPT.get(str(role), role), item.get("reasoning_content") or item.get("reasoning")
+    if isinstance(content, str) and role == "assistant" and not reasoning and (marked := _MARKED.match(content)):
         reasoning, content = marked[1].strip(), content[marked.end() :]
-    return {"role": _SHAREGPT.get(str(role), role), "content": content, "reasoning_content": reasoning}
+    return {"role": role, "content": content, "reasoning_content": reasoning}

@@ -59,6 +59,7 @@ class Chat:
     unprompted: Layer | None = None
     _counted: tuple[object, int] | None = field(default=None, init=False)
     _sampled: tuple[int | None, tuple[int, ...]] | None = field(default=None, init=False)  # of the message with this id
+    _undone: list[tuple[int | None, int | None]] = field(default_factory=list, init=False)  # leaves after and before
 
     @property
     def messages(self) -> list[StoredMessage]:
@@ -139,9 +140,9 @@ class Chat:
 
     def _enlarge_context(self, last: StoredMessage) -> Events:
         """Load the model with a larger context if question and reply fill this one. Raises SessionError."""
-        size, conversation = self.loaded.context_size or 0, self.conversation
-        before = replace(conversation, messages=conversation.messages[:-1])
-        if self.loaded.count_tokens(before) + len(last.message.tokens or ()) < size:
+        size, asked = self.loaded.context_size or 0, self.conversation
+        asked = replace(asked, messages=asked.messages[:-1])
+        if self.loaded.count_tokens(asked) + len(last.message.tokens or ()) < size:
             return
         if (larger := self.larger_context) is None:
             problem = f"the reply fills the context of {size} tokens, the largest this model supports"
@@ -171,16 +172,22 @@ class Chat:
 
     def undo(self) -> str:
         question = self.require_question()
-        self._move(question.parent)
+        self._undone.append((question.parent, self._move(question.parent)))
         return question.message.content
 
     def redo(self) -> str:
-        """Restore the turn that was undone last, and return its question. Raises SessionError."""
-        turn = self.history.store.undone(self.session)[:2] if self.session else []
-        if not turn:
+        """Restore the turn that was undone last, and return its question. Raises SessionError.
+
+        After an earlier run of the program, it is the newest turn that the session has after this one.
+        """
+        leaf = self.session.leaf if self.session else None
+        if self._undone and self._undone[-1][0] == leaf:
+            self._move(self._undone.pop()[1])
+        elif turn := self.history.store.undone(self.session)[:2] if self.session else []:
+            self._move(turn[-1].id)
+        else:
             raise SessionError("nothing to redo", "/replies lists other replies to the last question")
-        self._move(turn[-1].id)
-        return turn[0].message.content
+        return self.require_question().message.content
 
     @property
     def replies(self) -> list[StoredMessage]:

@@ -78,10 +78,10 @@ END;""",
 )
 
 
-def open_database(path: Path) -> sqlite3.Connection:
+def open_database(path: Path, is_checked: bool = False) -> sqlite3.Connection:
     """Open the database; create it if necessary, readable only by its owner. Raises SessionError.
 
-    SQLite creates the files beside it with the same permissions.
+    SQLite creates the files beside it with the same permissions. If it `is_checked`, damage anywhere is found.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -99,6 +99,8 @@ def open_database(path: Path) -> sqlite3.Connection:
             database.execute("PRAGMA synchronous = FULL")
             database.execute("PRAGMA secure_delete = ON")  # deleted text must not remain in the file
             prepare(database)
+            if is_checked and (problem := database.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise _damaged(path, printable_line(problem))
         except BaseException:
             database.close()
             raise

@@ -59,8 +59,9 @@ class StoredMessage:
     def is_continued(self, others: Iterable[StoredMessage]) -> bool:
         """Whether one of several messages is this reply, continued after it was cut off."""
         later = (other for other in others if other.parent == self.parent and other.id > self.id)
-        text = self.message.content
-        return self.early_end is not None and any(other.message.content.startswith(text) for other in later)
+        tokens = self.message.tokens or ()
+        is_cut_off = self.early_end is not None and bool(tokens)
+        return is_cut_off and any((other.message.tokens or ())[: len(tokens)] == tokens for other in later)
 
 
 @dataclass(frozen=True, slots=True)

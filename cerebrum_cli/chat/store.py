@@ -70,11 +70,11 @@ _BRANCH = (  # messages that end at one, oldest first
     " SELECT messages.parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent < at)"
     " SELECT messages.* FROM path JOIN messages ON messages.id = at ORDER BY depth DESC"
 )
-_NEWEST_BELOW = (  # the newest message of a session below one, or of all that it has
+_NEWEST_BELOW = (  # the newest reply of a session below a message, or of all that it has
     "WITH RECURSIVE below (at, added_to) AS (SELECT id, session FROM messages"
     " WHERE parent IS :leaf AND (parent IS NOT NULL OR session = :session) UNION ALL"
     " SELECT id, session FROM messages JOIN below ON parent = at)"
-    " SELECT max(at) FROM below WHERE added_to = :session"
+    " SELECT max(at) FROM below JOIN messages ON messages.id = at WHERE added_to = :session AND role = 'assistant'"
 )
 _REPLIES = (  # to a question, and to its other versions
     "SELECT reply.* FROM messages AS asked JOIN messages AS question"
@@ -160,7 +160,6 @@ class Store:
     def latest(self) -> Session | None:
         return next(iter(self._sessions(f"{_LATEST_FIRST} LIMIT 1")), None)
 
-    @_detachable
     def names(self) -> list[str]:
         with self._read() as database:
             return [row["name"] for row in database.execute(f"SELECT name FROM sessions {_LATEST_FIRST}")]
@@ -172,7 +171,6 @@ class Store:
         sessions = self._sessions(_LATEST_FIRST)
         return [SessionSummary(session, *firsts.get(session.id, (0, ""))) for session in sessions]
 
-    @_detachable
     def messages(self, session: Session) -> list[StoredMessage]:
         """The messages on a session's branch, oldest first."""
         with self._read() as database:
@@ -192,17 +190,21 @@ class Store:
         return [reply for reply in found if not reply.is_continued(found)]
 
     def alternatives(self, session: Session) -> list[tuple[int, StoredMessage]]:
-        """The session's messages on other branches, oldest first, each with its place in a conversation, from 1."""
+        """The session's messages on other branches, oldest first, each with its place in a conversation, from 1.
+
+        Questions that were never answered are left out.
+        """
         places: dict[int | None, int] = {None: 0}
         places |= {stored.id: place for place, stored in enumerate(self.messages(session), 1)}
         found = []
         with self._read() as database:
             rows = database.execute("SELECT * FROM messages WHERE session = ? ORDER BY id", (session.id,))
             messages = list(map(message_from_row, rows))
+        answered = {stored.parent for stored in messages}
         for stored in messages:
             if stored.id not in places and stored.parent in places:
                 places[stored.id] = places[stored.parent] + 1
-                if not stored.is_continued(messages):
+                if (stored.message.role == "assistant" or stored.id in answered) and not stored.is_continued(messages):
                     found.append((places[stored.id], stored))
         return found
 
@@ -289,7 +291,6 @@ class Store:
                 best = list(islice(((session, row) for session, row in hits if session), limit))
             return [SearchHit(session, message_from_row(row), row["excerpt"]) for session, row in best]
 
-    @_detachable
     def _sessions(self, condition: str = "", *values: object) -> list[Session]:
         with self._read() as database:
             return list(map(session_from_row, database.execute(f"SELECT * FROM sessions {condition}", values)))
@@ -310,7 +311,7 @@ class Store:
     def _opened(self) -> sqlite3.Connection:
         if self._database is None:
             try:
-                self._database = open_database(self._path)
+                self._database = open_database(self._path, is_checked=self._detaches)
             except UnwritableSessions as error:
                 self.detach(error)
         assert self._database

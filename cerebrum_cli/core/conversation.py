@@ -62,12 +62,16 @@ class Conversation:
 
 
 def conversation_from_messages(items: Any, name: str, is_request: bool = True) -> Conversation:
-    """Convert an OpenAI messages list; a request ends with a question. Raises UsageError with `name` as the source."""
+    """Convert an OpenAI messages list; a request ends with a question. Raises UsageError with `name` as the source.
+
+    Elsewhere, questions in a row are joined.
+    """
     if not isinstance(items, list) or not items:
         raise UsageError(f"{name} has no messages", 'it must be a list like [{"role": "user", "content": "..."}]')
     messages = [_message(item, f"{name}: message {number}") for number, item in enumerate(items, 1)]
     system = messages[0][1] if messages[0][0] == "system" else None
     turns = messages[1:] if system is not None else messages
+    turns = turns if is_request else _joined(turns)
     conversation = []
     for number, (role, content, reasoning) in enumerate(turns):
         where, expected = f"{name}: message {number + 1 + len(messages) - len(turns)}", ROLES[number % 2]
@@ -82,6 +86,16 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
     if is_request and len(turns) % 2 == 0:
         raise UsageError(f"{name}: no question to answer", "the last message must have the role user")
     return Conversation(tuple(conversation), system)
+
+
+def _joined(turns: list[tuple[str, str, str | None]]) -> list[tuple[str, str, str | None]]:
+    joined: list[tuple[str, str, str | None]] = []
+    for role, content, reasoning in turns:
+        if joined and role == joined[-1][0] == "user":
+            joined[-1] = role, f"{joined[-1][1]}\n\n{content}", None
+        else:
+            joined.append((role, content, reasoning))
+    return joined
 
 
 def _message(item: Any, where: str) -> tuple[str, str, str | None]:

@@ -11,6 +11,7 @@ model and data set.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -137,10 +138,13 @@ class Cache:
         blob, pointer = self.blob(repo_id, digest), self.pointer(repo_id, commit, name)
         if not (pointer.exists() and pointer.samefile(self.stored(repo_id, commit, name, digest))):
             temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}")
+            temporary.unlink(missing_ok=True)
             try:
                 temporary.symlink_to(os.path.relpath(blob, pointer.parent))
-            except OSError:  # a file system without links, where huggingface_hub moves the blob, too
-                temporary = blob
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                    raise
+                temporary = blob  # the file system has no links: huggingface_hub moves it, too
             temporary.replace(pointer)
         return pointer
 

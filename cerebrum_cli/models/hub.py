@@ -308,10 +308,10 @@ def _translated(subject: str, kind: RepositoryKind = "model") -> Iterator[float]
     except UnicodeEncodeError as error:
         location = _token_location()
         raise HubError(f"invalid characters in the token from {location}", replace_token(location)) from error
-    except ImportError as error:  # of socksio, whose name httpx2's message hides
-        hint = "install socksio in the environment of cerebrum, or use an HTTP proxy"
-        raise HubError("SOCKS proxies need the package socksio, which is not installed", hint) from error
-    except OSError as error:  # an unreadable token or certificate
+    except (ImportError, OSError) as error:  # no library for a proxy; an unreadable token or certificate
+        if "socksio" in str(error):
+            problem = "SOCKS proxies need the package socksio, which is not installed"
+            raise HubError(problem, "install it in cerebrum's environment, or use an HTTP proxy") from error
         raise HubError(f"cannot use the network: {error}", "check the proxy, the token and SSL_CERT_FILE") from error
     except (httpx2.RequestError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _not_a_hub() from error

@@ -48,7 +48,8 @@ def remove(library: Library, model: InstalledModel) -> str:
         return f"deleted the vocabulary of {model.reference}"
     was_default, other_names = library.is_default(model), _other_names(library, model)
     if model.missing:
-        report = f"removed {model.reference} from the list; {model.missing} no longer exists"
+        kept = "; its other files are kept" if len(model.paths) > 1 else ""
+        report = f"removed {model.reference} from the list; {model.missing} no longer exists{kept}"
     elif other_names or not _is_ours(library, model):
         user = f", {other_names[0]} uses it" if other_names else ""
         report = f"removed {model.reference} from the list; kept {model.path}{user}"

@@ -78,7 +78,7 @@ class ReasoningSink:
     _keyboard: Keyboard
     _model: LoadedModel
     _streams: Streams | None = None
-    _shows: bool = False
+    shows: bool = False
     _started: float | None = None
     _tokens: int = 0
 
@@ -99,7 +99,7 @@ class ReasoningSink:
             if self.hint:
                 self._keyboard.bind_key(self._model.answer_now.request)
         self._tokens += 1
-        if self._streams and self._shows:
+        if self._streams and self.shows:
             text = strip_controls(event.text)
             self._streams.draw(f"\x1b[2m{text}\x1b[0m" if self._streams.can_redraw else text)
 
@@ -109,10 +109,10 @@ class ReasoningSink:
         self._keyboard.unbind_key()
         if self._streams:
             seconds = time.monotonic() - self._started
-            if self._shows:
+            if self.shows:
                 self._streams.draw("\n")
-            hint = "" if self._shows else "; /think shows it"
-            self._streams.write_line("", f"reasoned for {seconds:.1f} s, {self._tokens} tokens{hint}")
+            summary = f"reasoned for {seconds:.1f} s, {self._tokens} tokens"
+            self._streams.write_line("", summary if self.shows else f"{summary}; /think shows it")
         self._started = None
 
 

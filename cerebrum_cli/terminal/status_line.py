@@ -124,9 +124,14 @@ class StatusLine(Line):
         is_hidden: bool = False,
         hides_reasoning: bool = False,
     ) -> None:
-        draws = streams.can_redraw and not is_hidden
         is_plain = streams.err_is_terminal and is_plain_terminal() and not (streams.is_quiet or is_hidden)
-        super().__init__(streams, draws, SHOW_AFTER_S, (lambda: self._text) if is_plain else None, PLAIN_EVERY_S)
+        super().__init__(
+            streams,
+            streams.can_redraw and not is_hidden,
+            SHOW_AFTER_S,
+            (lambda: self._text) if is_plain else None,
+            PLAIN_EVERY_S,
+        )
         self._hides_reasoning = hides_reasoning
         self._model = model
         self._hint = hint

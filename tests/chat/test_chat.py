@@ -108,14 +108,19 @@ def test_redo_restores_undone_turns_one_by_one(chat: Chat) -> None:
     whole = contents(chat)
     assert [chat.undo() for _ in range(3)] == ["Three?", "Two?", "One?"]
     assert [chat.redo() for _ in range(2)] == ["One?", "Two?"]
-    fork = chat.fork()
     assert contents(chat) == whole[:4]
-    with pytest.raises(SessionError, match="nothing to redo"):  # the third turn is another session's
+    with pytest.raises(PromptTooLong):
+        list(chat.send("x" * 5000))
+    assert chat.redo() == "Three?"
+    with pytest.raises(SessionError, match="nothing to redo"):
         chat.redo()
     chat.undo()
-    list(chat.send("Two?"))
-    assert chat.session and chat.session.id == fork.id
-    with pytest.raises(SessionError, match="nothing to redo"):
+    chat._undone.clear()  # as after a restart
+    assert (chat.redo(), contents(chat)) == ("Three?", whole)
+    chat.undo()
+    chat.fork()
+    chat._undone.clear()
+    with pytest.raises(SessionError, match="nothing to redo"):  # the third turn is another session's
         chat.redo()
 
 
@@ -129,6 +134,7 @@ def test_replies_of_earlier_tries_and_edits_can_be_chosen(chat: Chat) -> None:
     list(chat.edit_question("Two?"))
     assert [stored.message.content for stored in chat.replies] == ["Second.", "Second.", "Mine.", "Second."]
     chat.choose_reply(chat.replies[2])
+    assert (chat.undo(), chat.redo()) == ("Two?", "Two?")
     assert contents(chat) == ["One?", "First.", "Two?", "Mine."]
     assert len(chat.replies) == 4
 

@@ -103,21 +103,22 @@ def test_parse_conversation_reports_malformed_input_in_one_line(text: str, what:
     assert "\n" not in caught.value.message + caught.value.hint
 
 
-def test_questions_in_a_row_are_joined(store: Store) -> None:
-    questions = [USER, {"role": "user", "content": "And?"}, REPLY, USER]
-    assert parse_conversation(json.dumps(questions), "here")[1] == Conversation().user("a\n\nAnd?").assistant("b").user(
-        "a"
-    )
+def test_questions_in_a_row_are_joined_and_keep_markup() -> None:
+    parts = [{"type": "text", "text": "<think>And?</think>"}]
+    messages = [SYSTEM, USER, {"role": "user", "content": parts}, {**REPLY, "content": "<think>Hm.</think>\n\nb"}, USER]
+    expected = Conversation(system_prompt="c").user("a\n\n<think>And?</think>").assistant("b", None, "Hm.").user("a")
+    assert parse_conversation(json.dumps(messages), "here")[1] == expected
 
 
 @pytest.mark.parametrize("export_format", ["json", "sharegpt"])
 def test_reasoning_and_alternatives_survive_an_export(store: Store, tmp_path: Path, export_format: str) -> None:
     session = create_session(store, (Message("assistant", "First."), ReplyMetadata(reasoning="Hm.\nSo.")))
     [question, first] = store.messages(session)
-    for reply, reason in (("Oth", "cancelled"), ("Other.", "stop")):  # interrupted, then continued
+    for reply, tokens, reason in (("Oth", (1, 2), "cancelled"), ("Other.", (1, 2, 3), "stop")):  # and continued
         metadata = ReplyMetadata(model="small", finish_reason=reason)
-        session = store.add_message(store.move(session, question.id), Message("assistant", reply), metadata)
+        session = store.add_message(store.move(session, question.id), Message("assistant", reply, tokens), metadata)
     assert [stored.message.content for stored in store.replies(question)] == ["First.", "Other."]
+    store.add_message(store.move(session, first.id), Message("user", "A question that failed"))
     session = store.move(session, first.id)
     text = export_session(store, session, export_format)
     exported = json.loads(text)

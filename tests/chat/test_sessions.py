@@ -411,19 +411,25 @@ def test_changes_of_the_layout_are_made_once(path: Path, monkeypatch: pytest.Mon
     assert all("written by a newer version" in error.message for error in errors_of(path))
 
 
-@pytest.mark.parametrize("damage", [b"this is not a database\n" * 500, None])
-def test_store_that_detaches_continues_without_a_damaged_file(path: Path, damage: bytes | None) -> None:
+@pytest.mark.parametrize("damage", ["all", "half", "page"])
+def test_store_that_detaches_continues_without_a_damaged_file(path: Path, damage: str) -> None:
     with contextlib.closing(Store(path)) as sessions:
         add_texts(sessions, sessions.create("a", "chat"), *("word " * 1000 for _ in range(100)))
     data = path.read_bytes()
-    path.write_bytes(damage or data[: len(data) // 2])
+    middle = len(data) // 8192 * 4096
+    damaged = {
+        "all": b"this is not a database\n" * 500,
+        "half": data[: len(data) // 2],
+        "page": data[:middle] + b"X" * 4096 + data[middle + 4096 :],
+    }[damage]
+    path.write_bytes(damaged)
     with contextlib.closing(Store(path, detaches=True)) as sessions:
         assert sessions.find("a") is None and isinstance(sessions.detached_by, DamagedSessions)
         session = add_texts(sessions, sessions.create("a", "chat"), "one")
         assert texts(sessions.messages(session)) == ["one"]
-        assert path.read_bytes() == (damage or data[: len(data) // 2])
+        assert path.read_bytes() == damaged
         aside = sessions.move_aside()
-        assert aside.read_bytes() == (damage or data[: len(data) // 2])
+        assert aside.read_bytes() == damaged
         assert sessions.names() == [] and sessions.detached_by is None
         sessions.create("b", "chat")
     with contextlib.closing(Store(path)) as sessions:

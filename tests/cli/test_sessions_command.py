@@ -182,13 +182,15 @@ def test_sessions_at_a_terminal(user: CommandLine) -> None:
 
 def test_sessions_rm_forgets_the_questions_typed_at_the_prompt(user: CommandLine) -> None:
     history = FileHistory(str(user.home / "data" / "cerebrum" / "history"))
-    typed = ("Who was I?", "Why?", '"""\nTwo\n\nlines\n"""', "/votes 4 Who was I?", "/help", "Who are you?")
+    typed = ["Who was I?", "Why?", '"""\nTwo\n\nlines\n"""', "/votes 4 Who was I?", "+1 to C++", 'Is it "foo"', "2"]
+    typed += ["/set top_k 2", "/help", "Who are you?", "Twice?"]
     for text in typed:
         history.store_string(text)
-    for question in ("Who was I?", "Two\n\nlines", "# file.txt\nWhy?", "Who are you?"):
+    gone = ("Who was I?", "Two\n\nlines", "# file.txt\nWhy?", "+1 to C++", 'Is it "foo"', "2", "", "Twice?")
+    for question in (*gone, "Who are you?", "Twice?"):
         with closing(Store(database(user))) as store:
-            kept = question == "Who are you?"
-            session = store.find("kept" if kept else "gone") or store.create("kept" if kept else "gone", "chat")
+            name = "kept" if question == "Who are you?" or store.find("kept") else "gone"
+            session = store.find(name) or store.create(name, "chat")
             store.add_message(session, Message("user", question))
     assert user.run("sessions", "rm", "-y", "gone").code == 0
-    assert list(history.load_history_strings()) == ["Who are you?", "/help"]
+    assert list(history.load_history_strings()) == ["Twice?", "Who are you?", "/help", "/set top_k 2"]

@@ -177,7 +177,7 @@ def test_pull_of_a_model_that_does_not_fit_needs_yes(hub_user: HubUser, chatml_m
             {"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""},
             "SOCKS proxies need the package socksio",
         ),
-        ({"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "install socksio in the environment"),
+        ({"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "install it in cerebrum's environment"),
         *(
             ({"HF_ENDPOINT": address}, f"HF_ENDPOINT={address!r} is not a URL")
             for address in ("nonsense", "ftp://a", "http://127.0.0.1:99999")

@@ -148,7 +148,11 @@ def _key_bindings(repl: Repl) -> KeyBindings:
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    @keys.add("c-t", filter=writing & Condition(lambda: repl.fills_context and not get_app().current_buffer.text))
+    def can_enlarge() -> bool:
+        finish, is_empty = repl.last_finish, not get_app().current_buffer.text
+        return bool(finish and finish.reason == "context" and is_empty and repl.chat.larger_context)
+
+    @keys.add("c-t", filter=writing & Condition(can_enlarge))
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.text = "/continue"
         event.current_buffer.validate_and_handle()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -96,13 +97,15 @@ class PlainPrompt:
     streams: Streams
     keyboard: Keyboard
     signals: Signals
+    is_ended: bool = field(default=False, init=False)
 
     def read(self) -> str:
         with self.signals.acting(raise_at_prompt):
             is_typed_ahead = self._has_input(0)
             lines = [self._read_line(PROMPT)]
-            while not (is_typed_ahead or lines[0].startswith("/")) and self._has_input(PASTE_GAP_S):
-                lines.append(self._read_line(""))
+            with contextlib.suppress(EOFError):  # it ends the chat when it is read again
+                while not (is_typed_ahead or lines[0].startswith("/")) and self._has_input(PASTE_GAP_S):
+                    lines.append(self._read_line(""))
             return read_question("\n".join(lines), iter(lambda: self._read_line(CONTINUATION), None))
 
     def edit(self, text: str) -> str:
@@ -125,17 +128,19 @@ class PlainPrompt:
             return self.streams.confirm(question)
 
     def _has_input(self, timeout: float) -> bool:
-        """Whether a line comes within the time; always False unless a terminal sends it line by line."""
         return self.streams.in_is_terminal and bool(select.select([sys.stdin], [], [], timeout)[0])
 
     def _read_line(self, prompt: str) -> str:
-        if sys.stdin is None:  # closed by the parent process
+        if sys.stdin is None or self.is_ended:  # None: closed by the parent process
             raise EOFError
         self.streams.answer(prompt)
         line = sys.stdin.buffer.readline()
         if not line:
+            self.is_ended = True  # a terminal says so once
             raise EOFError
-        if self.streams.in_is_terminal and len(line) >= MAX_TERMINAL_LINE:
+        if self.streams.in_is_terminal and len(line) > MAX_TERMINAL_LINE:
+            while self._has_input(PASTE_GAP_S) and sys.stdin.buffer.readline():  # the rest of the paste
+                pass
             problem = f"the terminal truncates lines at {MAX_TERMINAL_LINE} bytes; nothing was sent"
             raise UsageError(problem, "split the line, or use /file PATH")
         return line.decode("utf-8", "replace").rstrip("\r\n")

@@ -29,7 +29,6 @@ from cerebrum_cli.terminal.tables import context_text, result_text
 
 NEARLY_FULL = 0.75
 SEPARATOR = " | "
-CONTINUE_KEY = ANSWER_KEY_NAME
 REPETITION_HINT = "try /retry 0.9, or /set repeat_penalty 1.1 to avoid repetition"
 DROP_ORDER = ("speed", "format", "session", "model", "files")  # segments of the toolbar, in the order they are dropped
 
@@ -119,11 +118,10 @@ class Repl:
         """Render a reply; Ctrl-C stops it and keeps its text. Raises Interrupted if there is none."""
         self.last_finish = None
         reply = Reply(events)
-        shows = self.chat.settings.show_thinking
-        reasoning = ReasoningSink(self.keyboard, self.chat.loaded, self.streams, shows)
+        reasoning = ReasoningSink(self.keyboard, self.chat.loaded, self.streams, self.chat.settings.show_thinking)
         sinks = reasoning, AnswerSink(self.streams, not self.no_markdown)
         try:
-            self.wait_for(reply.events(), *sinks, hint=lambda: reasoning.hint, hides_reasoning=shows)
+            self.wait_for(reply.events(), *sinks, hint=lambda: reasoning.hint, hides_reasoning=reasoning.shows)
         except Interrupted as error:
             if not self._continues_after(error):
                 raise
@@ -144,13 +142,8 @@ class Repl:
             return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens{stage}", hint)
         notice = reply_notice(reply, self.chat.loaded.engine.larger_context)
         if notice and reason == "context" and not self.chat.loaded.is_remote:
-            return replace(notice, hint=full_context_hint(reply, self.chat.larger_context))
+            return replace(notice, hint=full_context_hint(reply, self.chat.larger_context, self.input.redraws))
         return replace(notice, hint=REPETITION_HINT) if notice and reason == "repetition" else notice
-
-    @property
-    def fills_context(self) -> bool:
-        """Whether the last reply filled the context, and a larger one is possible."""
-        return self.last_finish is not None and self.last_finish.reason == "context" and bool(self.chat.larger_context)
 
     def switch_session(self, session: Session | None) -> None:
         self.streams.report(self.chat.switch_session(session))
@@ -280,12 +273,13 @@ class Repl:
         )
 
 
-def full_context_hint(reply: Reply, larger: int | None) -> str:
+def full_context_hint(reply: Reply, larger: int | None, has_keys: bool) -> str:
     """What helps where a reply fills the context, although older turns were dropped."""
-    ways = [f"/continue or {CONTINUE_KEY} resumes it with a context of {larger} tokens"] if larger else []
-    if not reply.text:
-        ways.append("or use /think N, then /retry")
-    return "; ".join(ways).removeprefix("or ") or "this is the model's largest context; ask for a shorter answer"
+    limit = "" if reply.text else "use /think N, then /retry"
+    if larger:
+        key = f" or {ANSWER_KEY_NAME}" if has_keys else ""
+        return f"/continue{key} resumes it with a context of {larger} tokens{limit and f'; or {limit}'}"
+    return limit or "this is the model's largest context; ask for a shorter answer"
 
 
 def fit_segments(segments: dict[str, str], width: int) -> str:

@@ -149,17 +149,17 @@ def redo(repl: Repl, _: str) -> None:
 def choose_reply(repl: Repl, argument: str) -> None:
     replies, current = repl.chat.replies, repl.chat.last_reply
     if not argument:
-        rows = [
+        rows = (
             {"reply": number, "current": stored == current, "text": stored.message.content or "(no answer)"}
             for number, stored in enumerate(replies, 1)
-        ]
-        print_rows(repl.streams, rows, False, print_replies, "no reply yet")
-        return
-    if not argument.isdecimal() or not 0 < int(argument) <= len(replies):
+        )
+        print_replies(repl.streams, rows)
+    elif not argument.isdecimal() or not 0 < int(argument) <= len(replies):
         raise UsageError(f"there is no reply {argument}", "list the replies with /replies")
-    repl.chat.choose_reply(replies[int(argument) - 1])
-    repl.last_finish = None
-    repl.show_last_exchange()
+    else:
+        repl.chat.choose_reply(replies[int(argument) - 1])
+        repl.last_finish = None
+        repl.show_last_exchange()
 
 
 def retry(repl: Repl, argument: str) -> None:
