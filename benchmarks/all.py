@@ -60,6 +60,7 @@ BENCHMARKS = (
     Benchmark("real", (GSM8K,), needs_model=True),
     Benchmark("same_text", (MT_BENCH, GSM8K, HUMAN_EVAL), needs_model=True),
     Benchmark("reasoning_limits", (GSM8K,), needs_model=True),
+    Benchmark("comparison_level"),
     Benchmark("lm_eval_parity", (GSM8K,)),
     Benchmark("tune", measures_shape=True),
     Benchmark("merge", measures_shape=True),

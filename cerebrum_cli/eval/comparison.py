@@ -7,15 +7,23 @@ from dataclasses import dataclass
 from math import asin, atan, pi, sin, sqrt
 from statistics import NormalDist
 
-from cerebrum_cli.eval.estimates import ROUNDING, SEED, Clusters, Interval, Z, mean, standard_error, wilson, winner
+from cerebrum_cli.eval.estimates import (
+    ROUNDING,
+    Clusters,
+    Interval,
+    Z,
+    mean,
+    standard_error,
+    student_t,
+    wilson,
+    winner,
+)
 from cerebrum_cli.eval.questions import QuestionId, Sample
 from cerebrum_cli.eval.report import accuracy_of, clusters_of, votes_of
 
 SIGNIFICANCE = 0.05
 Z_POWER = NormalDist().inv_cdf(0.8)  # a power of 80%
 MIN_DISCORDANT = 6  # changes of one direction that an exact McNemar test needs: 2 / 2**6 < 0.05 < 2 / 2**5
-RESAMPLES = 10_000
-BLOCK = 2**21  # numbers drawn together
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +73,8 @@ def outcomes(questions: Mapping[QuestionId, Sequence[Sample]]) -> dict[QuestionI
 def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
     """Compare two runs, given the outcomes of the same questions in the same order.
 
-    The difference is significant if its interval excludes 0. The bootstrap of a few questions is too confident: there
-    must be enough to show a difference at all, and between single samples McNemar's test, which is exact, must agree.
+    The difference is significant if its interval excludes 0, and there are enough questions to show a difference at
+    all. Between single samples of independent questions, McNemar's test, which is exact, must agree.
     """
     pairs = list(zip(a, b, strict=True))
     differences = [after.accuracy - before.accuracy for before, after in pairs]
@@ -74,10 +82,11 @@ def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
     right_to_wrong = sum(before.correct and not after.correct for before, after in pairs)
     wrong_to_right = sum(after.correct and not before.correct for before, after in pairs)
     p_value = mcnemar(right_to_wrong, wrong_to_right)
-    interval = bootstrap(differences, clusters)
+    interval = paired_interval(differences, clusters)
     is_binary = all(outcome.accuracy in (0.0, 1.0) for outcome in (*a, *b))
     smallest = _smallest_difference_of(differences, clusters, is_binary)
-    is_unlikely = smallest is not None and (p_value < SIGNIFICANCE or not is_binary)
+    is_exact = is_binary and len(set(clusters)) == len(clusters)
+    is_unlikely = smallest is not None and (p_value < SIGNIFICANCE or not is_exact)
     return Comparison(
         n=len(pairs),
         accuracy_a=mean([outcome.accuracy for outcome in a]),
@@ -107,26 +116,17 @@ def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
     return min(1.0, 2 * tail / (1 << changes))
 
 
-def bootstrap(differences: Sequence[float], clusters: Clusters = None) -> Interval:
-    """Percentile bootstrap interval of the mean of paired differences; clusters are resampled as wholes.
+def paired_interval(differences: Sequence[float], clusters: Clusters = None) -> Interval:
+    """Student's t interval of the mean of paired differences, with one degree of freedom fewer than there are clusters.
 
-    Where resamples cannot vary, as with all zeros, questions that were not asked may still differ: their share is below
-    Wilson's upper bound of none among these questions (or clusters), which is then the reach to both sides.
+    The standard error is that of the clusters. Where they do not vary, as with all zeros, questions that were not asked
+    may still differ: their share is below Wilson's upper bound of none among these questions (or clusters), which is
+    then the reach to both sides.
     """
-    keys: dict[object, int] = {}
-    members = [keys.setdefault(key, len(keys)) for key in (range(len(differences)) if clusters is None else clusters)]
-    if standard_error(differences, members) < ROUNDING:
-        center, reach = mean(differences), wilson(0.0, len(keys)).high
-        return Interval(max(-1.0, center - reach), min(1.0, center + reach))
-    import numpy
-
-    sums, sizes = numpy.bincount(members, differences), numpy.bincount(members)
-    random, means, rows = numpy.random.default_rng(SEED), [], max(1, BLOCK // len(keys))
-    for start in range(0, RESAMPLES, rows):
-        drawn = random.integers(len(keys), size=(min(rows, RESAMPLES - start), len(keys)))
-        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-    low, high = numpy.quantile(numpy.concatenate(means), (SIGNIFICANCE / 2, 1 - SIGNIFICANCE / 2)).tolist()
-    return Interval(low, high)
+    units = len(differences if clusters is None else set(clusters))
+    center, error = mean(differences), standard_error(differences, clusters)
+    reach = student_t(units - 1) * error if error >= ROUNDING else wilson(0.0, units).high
+    return Interval(max(-1.0, center - reach), min(1.0, center + reach))
 
 
 def smallest_difference(n: float, disagreement: float) -> float | None:

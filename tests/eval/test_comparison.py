@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 
-from cerebrum_cli.eval.comparison import Outcome, bootstrap, compare, conclusion, mcnemar, outcomes, smallest_difference
-from cerebrum_cli.eval.estimates import mean, wilson
+from cerebrum_cli.eval.comparison import (
+    Outcome,
+    compare,
+    conclusion,
+    mcnemar,
+    outcomes,
+    paired_interval,
+    smallest_difference,
+)
+from cerebrum_cli.eval.estimates import student_t, wilson
 from cerebrum_cli.eval.questions import Sample
 from cerebrum_cli.eval.report import group_by_question
 
@@ -48,39 +56,48 @@ def test_mcnemar_equals_that_of_statsmodels(lost: int, won: int) -> None:
     assert mcnemar(lost, won) == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
 
-# Bootstrap.
+# The interval of a difference.
 
 
-def test_bootstrap_equals_that_of_scipy() -> None:
+@pytest.mark.parametrize("freedom", [*range(1, 12), 30, 99, 1000])
+def test_student_t_equals_that_of_scipy(freedom: int) -> None:
+    assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-9)
+    assert student_t(1001) == pytest.approx(1.96, abs=1e-3)
+
+
+def test_paired_interval_equals_that_of_scipy() -> None:
     values = numpy.random.default_rng(2).choice([-1.0, 0.0, 0.0, 0.0, 1.0, 1.0], 60).tolist()
-    expected = stats.bootstrap([values], numpy.mean, n_resamples=10_000, method="percentile", rng=3).confidence_interval
-    assert bootstrap(values) == pytest.approx(tuple(expected), abs=0.02)
-    assert bootstrap(values) == bootstrap(values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert paired_interval(values) == pytest.approx((expected.low, expected.high))
 
 
-def test_bootstrap_resamples_clusters_as_wholes() -> None:
+def test_paired_interval_takes_clusters_as_wholes() -> None:
     values = numpy.random.default_rng(4).normal(0, 0.3, 60).tolist()
     repeated, clusters = [each for each in values for _ in range(5)], [index for index in range(60) for _ in range(5)]
-    assert bootstrap(repeated, clusters) == pytest.approx(bootstrap(values), abs=1e-12)
-    plain = bootstrap(repeated)
-    assert plain.high - plain.low < 0.6 * (bootstrap(values).high - bootstrap(values).low)
+    assert paired_interval(repeated, clusters) == pytest.approx(paired_interval(values), abs=1e-12)
+    plain, whole = paired_interval(repeated), paired_interval(values)
+    assert plain.high - plain.low < 0.6 * (whole.high - whole.low)
 
 
-def test_bootstrap_weighs_clusters_by_their_questions() -> None:
-    values, clusters = [1.0] * 30 + [0.0] * 10, [index // 3 for index in range(30)] + list(range(10, 20))
-    generator, means = numpy.random.default_rng(5), []
-    members = [[value for value, name in zip(values, clusters, strict=True) if name == each] for each in range(20)]
-    for _ in range(4000):
-        means.append(mean([value for each in generator.integers(20, size=20) for value in members[each]]))
-    assert bootstrap(values, clusters) == pytest.approx(tuple(numpy.quantile(means, (0.025, 0.975))), abs=0.03)
+@pytest.mark.parametrize("clusters", [2, 3, 8, 20])
+@pytest.mark.parametrize("per_cluster", [3, 6])
+def test_interval_of_few_clusters_excludes_the_truth_in_about_5_percent(clusters: int, per_cluster: int) -> None:
+    generator, excluded = numpy.random.default_rng(7), 0
+    names = [name for name in range(clusters) for _ in range(per_cluster)]
+    for _ in range(1000):
+        effects = generator.normal(0, 0.2, clusters)
+        differences = [effects[name] + generator.normal(0, 0.1) for name in names]
+        low, high = paired_interval(differences, names)
+        excluded += not low <= 0 <= high
+    assert 25 <= excluded <= 75
 
 
-def test_bootstrap_of_equal_runs_has_a_width() -> None:
+def test_paired_interval_of_equal_runs_has_a_width() -> None:
     reach = wilson(0.0, 30).high
-    assert bootstrap([0.0] * 30) == (-reach, reach)
-    assert bootstrap([0.5] * 30) == (0.5 - reach, 0.5 + reach)
-    assert bootstrap([0.0] * 30, ["one text"] * 30) == (-wilson(0.0, 1).high, wilson(0.0, 1).high)
-    assert bootstrap([1.0]) == (1 - wilson(0.0, 1).high, 1.0)
+    assert paired_interval([0.0] * 30) == (-reach, reach)
+    assert paired_interval([0.5] * 30) == (0.5 - reach, 0.5 + reach)
+    assert paired_interval([0.0] * 30, ["one text"] * 30) == (-wilson(0.0, 1).high, wilson(0.0, 1).high)
+    assert paired_interval([1.0]) == (1 - wilson(0.0, 1).high, 1.0)
 
 
 # The smallest difference that would have been shown.
