@@ -369,6 +369,17 @@ def chat(model: Harness, question: str) -> str:
     return prompt
 
 
+def test_cache_of_lm_eval_does_not_repeat_sampled_texts(chatml_model: Path, tmp_path: Path) -> None:
+    kwargs = {"until": [], "max_gen_toks": 8, "temperature": 1.0}  # without do_sample
+    with harness(chatml_model) as model:
+        texts = []
+        for _ in range(2):  # the run that resumes asks again
+            cached = CachingLM(model, str(tmp_path / "cache.db"))
+            requests = requests_for("generate_until", [("Once", dict(kwargs)) for _ in range(4)])
+            texts.append(cached.generate_until(requests))
+    assert len(set(texts[0])) == 4 and texts[1] == texts[0]
+
+
 def test_lm_returns_what_follows_each_thought(thinker: Path) -> None:
     with harness(thinker, "embedded") as model:
         prompts = [chat(model, question) for question in SUMS]

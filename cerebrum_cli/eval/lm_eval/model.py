@@ -193,6 +193,8 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         for key, group in groupby(enumerate(requests), key=lambda pair: pair[1].args):
             positions = [position for position, _ in group]
             kwargs = normalize_gen_kwargs(key[1], MAX_GEN_TOKENS)
+            for position in positions if kwargs["do_sample"] else ():
+                requests[position].args[1]["do_sample"] = True  # else lm-eval's cache returns one text for all samples
             ignored |= kwargs.keys() - NEUTRAL.keys() - OTHER_KEYS
             settings = self._generation_settings(kwargs, self._seed + positions[0])
             tokens, room = self._encode_prompt(key[0]), self.max_length - (settings.max_tokens or 0)
