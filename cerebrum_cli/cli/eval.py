@@ -40,6 +40,7 @@ SETTINGS = settings_options(
 ASSUMED_TOKENS = 256  # of an answer, where no earlier run says
 BENCH_SLOTS = 16
 SAMPLES_OPTION = "--samples"
+LIMITED = "decide --limit beforehand: raising it until a result looks significant finds differences by chance"
 
 
 @option_group
@@ -199,7 +200,7 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
         **source.model.adapter_params,
         CHOSEN_SETTINGS: [key for key, origin in origins.items() if origin not in (*RECOMMENDED, SAMPLES_OPTION)],
         "bad_rows": len(task.bad_rows),
-        "remarks": list(task.remarks),
+        "remarks": [*task.remarks, *([LIMITED] if len(evaluation.questions) < len(task.questions) else [])],
     }
     run = open_journal(path, fingerprint, rows, options.restart, extent=evaluation.extent, notes=notes)
     with resumable(run, "samples", options.restart):

@@ -124,6 +124,7 @@ def print_run(
     if json:
         more = {
             "skipped": skipped,
+            "complete": run.is_complete,
             "bad_rows": run.record.notes.get("bad_rows", 0),
             "sampling": run.sampling,
             "marking": scored_by,

@@ -77,7 +77,7 @@ class Report:
     `accuracy` is the mean over the `n` questions. `maj` and `pass_at` are over the complete ones, for each k of
     `vote_sizes`; empty if there are none. Every sample is correct, or wrong, or states no answer: `cut_off` is the
     share of those that reached a limit first, `no_answer` of the others. `chance` is the accuracy of guessing choices,
-    if there are any.
+    if there are any, `with_skipped` the accuracy if skipped samples count as wrong, if there are any.
     """
 
     task: str
@@ -93,6 +93,7 @@ class Report:
     tokens_per_answer: float
     seconds_per_question: float | None
     chance: float | None = None
+    with_skipped: Estimate | None = None
 
 
 def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | None) -> Report:
@@ -164,7 +165,9 @@ def clusters_of(questions: Sequence[Sequence[Sample]]) -> Clusters:
 
 
 def report_object(report: Report) -> dict[str, Any]:
-    chance = {} if report.chance is None else {"chance": report.chance}
+    more: dict[str, Any] = {} if report.chance is None else {"chance": report.chance}
+    if skipped := report.with_skipped:
+        more |= {"accuracy_with_skipped": skipped.value, "interval_with_skipped": list(skipped.interval)}
     return {
         "task": report.task,
         "model": report.model,
@@ -178,7 +181,7 @@ def report_object(report: Report) -> dict[str, Any]:
         "cut_off": report.cut_off,
         "tokens_per_answer": report.tokens_per_answer,
         "seconds_per_question": report.seconds_per_question,
-        **chance,
+        **more,
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import commit_file, unfinished_file
 from cerebrum_cli.core.settings import KEYS
-from cerebrum_cli.core.text import enumeration
+from cerebrum_cli.core.text import enumeration, format_count, format_names
 from cerebrum_cli.eval.comparison import Comparison, compare, outcomes
 from cerebrum_cli.eval.questions import CHOSEN_SETTINGS, Match, Question, Sample, sample_object
 from cerebrum_cli.eval.report import group_by_question
@@ -99,9 +99,13 @@ def compare_runs(before: Run, after: Run) -> tuple[Comparison, list[str]]:
         counted = group_by_question(sample for sample in samples if not sample.is_skipped)
         finished = {id: group for id, group in counted.items() if len(group) == run.samples_per_question}
         runs.append(outcomes(finished))
-    common = [id for id in runs[0] if id in runs[1]]
+    common = dict.fromkeys(id for id in runs[0] if id in runs[1])
     if not common:
         raise UsageError(f"{before.name} and {after.name} have no finished question in common", "finish both runs")
+    for run, other, here in zip((before, after), (after, before), runs, strict=True):
+        if unpaired := [str(id) for id in here if id not in common]:
+            count = format_count(len(unpaired), "question")
+            notes.append(f"left out {count} of {run.name} without a result in {other.name}: {format_names(unpaired)}")
     return compare(*([run[id] for id in common] for run in runs)), notes
 
 

@@ -22,7 +22,7 @@ from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.eval.questions import SAMPLES, Match, Sample, parse_sample
-from cerebrum_cli.eval.report import Report, summarize
+from cerebrum_cli.eval.report import Report, group_by_question, mean_accuracy, summarize
 from cerebrum_cli.eval.scorers import SCORING_RULES, describe_rules, rules_of
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.runs.output_files import (
@@ -242,6 +242,8 @@ def report_of(run: Run, samples: Sequence[Sample]) -> Report:
     seconds = notes["seconds"] * len(samples) / notes["timed_samples"] if notes.get("timed_samples") else None
     counted = [sample for sample in samples if not sample.is_skipped]
     report = summarize(run.task, counted, run.samples_per_question, seconds)
+    if len(counted) < len(samples):
+        report = replace(report, with_skipped=mean_accuracy(list(group_by_question(samples).values())))
     return replace(report, maj={}) if run.match == "code" else report  # programs are not put to a vote
 
 

@@ -86,8 +86,10 @@ def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = Non
 def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> None:
     questions, samples = format_count(report.n, "question"), format_count(report.samples, "sample")
     title = f"{report.task}: {report.model}, {questions}, {samples} each, {sampling_text(run.sampling)}"
+    title += "" if run.is_complete else "; the run is not complete"
     streams.answer(f"{wrapped(streams, one_line(title))}\n\n")
     estimates = {"accuracy": report.accuracy}
+    estimates |= {"accuracy, skipped as wrong": report.with_skipped} if report.with_skipped else {}
     estimates |= {f"maj@{k}": estimate for k, estimate in report.maj.items() if k > 1}
     estimates |= {f"pass@{k}": estimate for k, estimate in report.pass_at.items() if k > 1}
     seconds = report.seconds_per_question

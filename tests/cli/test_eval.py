@@ -168,7 +168,10 @@ def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) 
     assert (done.code, done.object["n"], done.object["skipped"]) == (6, 1, 5)
     assert done.err.count(" skipped: the prompt has") == SHOWN_ERRORS
     assert re.search(r"\n6 of 6 questions done, accuracy \d.\d{3} \(.*\), 5 skipped", done.err)
-    assert "samples skipped" in command.run("runs", "show", tmp_path / "run.jsonl").out
+    shown = command.run("runs", "show", tmp_path / "run.jsonl").out
+    assert "samples skipped" in shown and "accuracy, skipped as wrong" in shown
+    all_questions = done.object["accuracy"] / 6
+    assert done.object["accuracy_with_skipped"] == pytest.approx(all_questions)
     source = write_questions(tmp_path / "none.jsonl", too_long[:1])
     for _ in range(2):  # taken, and complete already
         done = run_eval(command, source, "--ctx", "256", "-q", "-o", tmp_path / "none.out")

@@ -299,6 +299,9 @@ def test_comparison_leaves_out_what_one_run_lacks(tmp_path: Path) -> None:
     gaps = [sample(1), sample(1, 1), sample(2), skipped(3), skipped(3, 1)]  # 2 is unfinished, 4 not begun
     second = write_run(tmp_path / "b.jsonl", gaps, 4, 2, condition=OTHER_MODEL)
     assert compare_runs(first, second)[0].n == compare_runs(second, first)[0].n == 1
+    assert compare_runs(first, second)[1] == [
+        f"left out 3 questions of {first.name} without a result in {second.name}: 2, 3, 4"
+    ]
     none = write_run(tmp_path / "c.jsonl", [skipped(1), sample(2)], 4, 2)
     with pytest.raises(UsageError, match="no finished question in common"):
         compare_runs(first, none)
