@@ -30,7 +30,8 @@ from cerebrum_cli.answers.plain_text import (
 
 _THOUGHT = re.compile(r"\A.*</think(?:ing)?>|<think(?:ing)?>.*+\Z", re.DOTALL)
 _NEXT_QUESTION = re.compile(
-    r"^[ \t#*>_-]*+(?:question|q|user|human|problem)\s?\d*+[*_]*+:", re.IGNORECASE | re.MULTILINE
+    r"^[ \t#*>_-]*+(?:(?P<own>question|q)|user|human|problem)\s?\d*+[*_]*+:|^(?P<list>the following (?:are|is)\b)",
+    re.IGNORECASE | re.MULTILINE,
 )
 _MARKER = re.compile(
     r"""
@@ -127,7 +128,8 @@ def own_text(text: str) -> str:
     text = _THOUGHT.sub("", text) if "think" in text else text
     if question := _NEXT_QUESTION.search(text):
         own = text[: question.start()].strip()
-        is_answer = "\n" not in own and (_AS_IS.match(own) or NUMBER.search(own))
+        is_apart = "\n" not in own or (question.lastgroup and text[: question.start()].endswith("\n\n"))
+        is_answer = is_apart and (_AS_IS.match(own) or NUMBER.search(own))
         if is_answer or any(has_content(own[marker.end() :].partition("\n")[0]) for marker in _MARKER.finditer(own)):
             return own
     return text

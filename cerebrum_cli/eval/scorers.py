@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 from cerebrum_cli.answers.canonical import canonical, equals_reference
-from cerebrum_cli.answers.extract import final_answer
+from cerebrum_cli.answers.extract import final_answer, own_text
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.eval.choices import chosen_letter
@@ -29,6 +29,9 @@ SCORING_RULES = "marking"  # key of a fingerprint: the rules that scored a run, 
 MATH_VERIFY = "Math-Verify"
 SCORING_VERSION = 1  # of the rules by which replies are scored; raise it when a score may change
 _WORDS = re.compile(r"(?!(?:yes|no)\Z)[^\W\d_]{2}[^\\=^{}$<>|+*/]*+")  # normal form of an answer in words
+
+# A reply that opens with yes or no, which it may explain; not "No one knows".
+_OPENING = re.compile(r"\W*(yes|no)\b(?=\W*?(?:[,.;:!\n—–-]|\Z|(?:because|since|as|it|they)\b))", re.IGNORECASE)
 
 
 class ScoredAnswer(NamedTuple):
@@ -166,7 +169,13 @@ def score_answer(question: Question, text: str, is_complete: bool = True) -> Sco
         letter = chosen_letter(text, question.choices, is_complete)
         return ScoredAnswer(letter, letter == question.reference)
     answer = final_answer(text, is_complete, is_in_words(question))
+    if is_yes_or_no(question.reference) and not is_yes_or_no(answer) and (opening := _OPENING.match(own_text(text))):
+        answer = opening[1]
     return ScoredAnswer(answer, equals_reference(answer, question.reference))
+
+
+def is_yes_or_no(answer: str | None) -> bool:
+    return answer is not None and canonical(answer) in ("yes", "no")
 
 
 def is_in_words(question: Question) -> bool:
@@ -181,7 +190,7 @@ def score_exact(question: Question, text: str, is_complete: bool) -> ScoredAnswe
 
 def score_contains(question: Question, text: str, _is_complete: bool) -> ScoredAnswer:
     reference = question.reference.strip()
-    if reference.casefold() in text.strip().casefold():
+    if re.search(rf"(?<!\w){re.escape(reference.casefold())}(?!\w)", text.casefold()):  # as whole words
         return ScoredAnswer(reference, True)
     return ScoredAnswer(text.strip() or None, False)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.questions import Match, Question
@@ -88,12 +89,37 @@ def test_scores_change_only_with_the_number_of_their_rules() -> None:
         ("contains", "It is PARIS, of course", "Paris", ("Paris", True)),
         ("contains", "It is paris", "Paris", ("Paris", True)),  # so both vote for one answer
         ("contains", " It is Rome\n", "Paris", ("It is Rome", False)),
+        ("contains", "It is invalid.", "valid", ("It is invalid.", False)),
+        ("contains", "It costs $5.", "$5", ("$5", True)),
         ("regex", "It is in 1998.", r"\b19\d\d\b", ("1998", True)),
         ("regex", "It is in 2004.", r"\b19\d\d\b", ("It is in 2004.", False)),
     ],
 )
 def test_texts_are_scored_as_match_says(match: Match, text: str, gold: str, found: tuple[str | None, bool]) -> None:
     assert score(text, gold, match=match) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Yes, they do: 3 steps", "Yes"),
+        ("**No**, 3 < 5.", "No"),
+        ("**Yes** because 12 > 5", "Yes"),
+        ("Yes. There are 12 of them.", "Yes"),
+        ("No - it takes 4 days.", "No"),
+        ("Yes\n\nIt has 3 sides.", "Yes"),
+        ("Yes, at first 3. So the answer is no.", "no"),
+        ("No one of the 12 knows.", "12"),
+    ],
+)
+def test_yes_or_no_at_the_beginning_counts_where_it_is_asked_for(text: str, answer: str) -> None:
+    assert score(text, "yes") == (answer, answer == "Yes")
+    assert score(text, "12").answer == final_answer(text)
+
+
+@pytest.mark.parametrize("following", ["Question: 7 plus 9?\nAnswer: 16", "Q: 7?", "The following are: 7, 8"])
+def test_question_that_a_base_model_makes_up_is_cut_off(following: str) -> None:
+    assert score(f"She has 5 apples.\nShe keeps 2.\n\n{following}", "2") == ("2", True)
 
 
 @pytest.mark.parametrize(("text", "gold", "found"), IN_WORDS)

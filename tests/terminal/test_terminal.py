@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Generator
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 
 import pytest
@@ -185,7 +186,7 @@ def test_status_line_shows_a_long_wait_and_is_erased(monkeypatch: pytest.MonkeyP
         for number, (event, expected) in enumerate(events):
             line.emit(event)
             if number == 0:
-                wait_until(lambda: lines(streams.err) != [])
+                wait_until(partial(lambda text: "".join(lines(streams.err)) == text, expected))
             assert "".join(lines(streams.err)) == expected
         line.close()
         assert lines(streams.err) == []
