@@ -221,11 +221,17 @@ def print_results(
 
 
 def cache_path(app: App, source: ModelSource, options: LmEvalOptions) -> Path:
-    """Where lm-eval saves results while they are computed: by model and settings, since its own keys are only texts."""
+    """Where lm-eval saves results while they are computed, since its own keys are only texts.
+
+    It depends on the model, the settings, and the build of llama.cpp.
+    """
+    from cerebrum_cli.engine.machine import build_fingerprint
+
     settings = source.settings
     identity = app.library.identity(source.model)
     record = (
         ANSWER_RULES,
+        build_fingerprint(),
         identity,
         settings.ctx,
         settings.seed,

@@ -13,6 +13,7 @@ FENCE = re.compile(r"(?P<indent> *)(?P<marks>`{3,}|~{3,})(?P<info>[^`]*)")
 FUTURE_IMPORT = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 TOP_LEVEL = re.compile(r"from [\w.]+ import |import [\w., ]+$|@\w|(async )?def \w|class \w|\w+ *(:[^=]+)?= ")
 INDENT = "    "
+OWN_CALLS = ("input(", "print(", "__name__")  # of a program's own tests and examples
 INNER_FENCES = 8  # in a program's strings, such as examples of its use
 
 
@@ -26,8 +27,10 @@ class Block(NamedTuple):
 def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
     """Find the program of a reply, completed with what it needs of the prompt; None if the reply has no code.
 
-    In this order: the last fenced block that defines the entry point, a definition outside of blocks, the last block
-    that continues the prompt, text that does, the last block. A closed block may be invalid, and is not repaired.
+    In this order: the last fenced block that defines the entry point, unless it only repeats its signature; a
+    definition outside of blocks, the last block that continues the prompt, text that does, the last block. A closed
+    block may be invalid, and is not repaired. Helpers are taken from other blocks, and what a block runs below the
+    function, such as the model's own tests, is left out.
     """
     reply = reply.replace("\r\n", "\n")
     blocks = fenced_blocks(reply)
@@ -35,9 +38,12 @@ def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
     opening = re.search(rf"^(@.*\n)*(async )?def {name}\b", prompt, re.MULTILINE)
     preamble = prompt[: opening.start()].strip("\n") if opening else ""
     definition = re.compile(rf"^((async )?def {name}\b|{name} *(:[^=\n]+)?=[^=])", re.MULTILINE)
-    for block in reversed(blocks):
-        if definition.search(block.text):
-            return _with_preamble(preamble, block.text if block.is_closed else _valid_prefix(block.text))
+    defining = [block for block in reversed(blocks) if definition.search(block.text)]
+    if defining:
+        block = next((block for block in defining if not _is_stub(block.text, entry_point)), defining[0])
+        code = _without_own_tests(block.text if block.is_closed else _valid_prefix(block.text), entry_point)
+        helpers = [other.text for other in blocks if other not in defining]
+        return _with_preamble(preamble, _with_helpers(code, helpers, preamble))
     if function := _bare_function(reply, entry_point):
         return _with_preamble(preamble, function)
     # A first fence may close a block that was opened by the prompt.
@@ -46,6 +52,44 @@ def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
         if program := _continue_prompt(prompt, block, entry_point):
             return program
     return _with_preamble(preamble, blocks[-1].text) if blocks else None
+
+
+def _functions(code: str) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The functions that code defines at its top level; none of invalid code."""
+    body = _parse(code).body if _first_error(code) is None else []
+    return {node.name: node for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def _is_stub(code: str, entry_point: str) -> bool:
+    """Whether the entry point has nothing but a docstring, `pass`, `...` or an error for what is missing."""
+    function = _functions(code).get(entry_point)
+    return function is not None and all(
+        isinstance(node, ast.Pass)
+        or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        or (isinstance(node, ast.Raise) and "NotImplemented" in ast.unparse(node))
+        for node in function.body
+    )
+
+
+def _without_own_tests(code: str, entry_point: str) -> str:
+    """Code without what it runs below the entry point: assertions, examples of its use, and reading of input."""
+    function = _functions(code).get(entry_point)
+    lines = code.split("\n")
+    for node in reversed(_parse(code).body if function else []):
+        text = ast.unparse(node)
+        is_definition = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        is_test = isinstance(node, ast.Assert) or any(call in text for call in (f"{entry_point}(", *OWN_CALLS))
+        if function and node.lineno > function.lineno and is_test and not is_definition:
+            del lines[node.lineno - 1 : node.end_lineno]
+    return "\n".join(lines)
+
+
+def _with_helpers(code: str, blocks: list[str], preamble: str) -> str:
+    """Put before code the blocks that define functions which it calls and lacks."""
+    called = {node.id for node in ast.walk(_parse(code)) if isinstance(node, ast.Name)} if _functions(code) else set()
+    missing = called - _functions(f"{preamble}\n{code}").keys()
+    helpers = [block for block in blocks if missing & _functions(block).keys()]
+    return "\n\n\n".join([*(_without_own_tests(block, max(_functions(block))) for block in helpers), code])
 
 
 def fenced_blocks(text: str) -> list[Block]:

@@ -57,6 +57,24 @@ def result_of(program: str) -> str:
     return "passed"
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        f"```python\n{FUNCTION}\nassert double([1]) == [3]\n```",
+        f"```python\n{FUNCTION}\nnumbers = input().split()\nprint(double(numbers))\n```",
+        f"```python\n{FUNCTION}\nif __name__ == '__main__':\n    raise SystemExit\n```",
+        f"```python\n{FUNCTION}```\nIn short:\n```python\ndef double(numbers: List[int]) -> List[int]:\n    ...\n```",
+        f"```python\n{FUNCTION}```\n```python\ndef double(numbers):\n    raise NotImplementedError\n```",
+        "```python\ndef double(numbers):\n    return [twice(number) for number in numbers]\n```\nwith\n"
+        "```python\ndef twice(number):\n    return 2 * number\n\nassert twice(2) == 5\nprint(twice(input()))\n```",
+        "```python\ndef double(numbers):\n    return [FACTOR * number for number in numbers]\n\nFACTOR = 2\n```",
+    ],
+)
+def test_extraction_leaves_out_own_tests_and_stubs_and_finds_helpers(reply: str) -> None:
+    program = extract_program(reply, PROMPT, "double")
+    assert program is not None and result_of(program) == "passed", program
+
+
 @pytest.mark.parametrize("reply", REPLIES["programs"].values(), ids=REPLIES["programs"])
 def test_extraction_finds_a_program_in(reply: str) -> None:
     program = extract_program(reply, PROMPT, "double")

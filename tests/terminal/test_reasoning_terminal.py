@@ -44,15 +44,14 @@ def test_chat_drops_old_turns_before_it_asks_for_a_larger_context(
 ) -> None:
     person = open_terminal(COMMAND, "chat", "-m", thinker, "--temperature", "0", "--ctx", "100", size=size, **plain)
     person.wait_for(">")
-    for _ in range(6):
+    for _ in range(4):
         person.type(f"{QUESTION}\r", shows="The answer is 85.")
     person.leave()
     assert "nearly full: dropped the" in flat(person)
     assert "only reasoning" not in flat(person)
 
 
-@SIZES
-@PLAIN
+@pytest.mark.parametrize(("size", "plain"), [((80, 24), {}), ((40, 20), {"ACCESSIBLE": "1"})], ids=["drawn", "plain"])
 def test_chat_shows_reasoning_as_it_is_generated(
     open_terminal: OpenTerminal, thinker: Path, size: tuple[int, int], plain: dict[str, str]
 ) -> None:

@@ -65,7 +65,7 @@ def test_help_names_every_slash_command() -> None:
 
 def chat(user: CommandLine, script: str, *arguments: str) -> Finished:
     """Run a script on the real small model, which generates two tokens per reply."""
-    done = user.run("chat", "-n", "2", *arguments, stdin=script)
+    done = user.run("chat", "-n", "2", "--temperature", "0", *arguments, stdin=script)
     assert done.code == 0, done.err
     assert "\x1b" not in done.out + done.err
     return done
