@@ -133,7 +133,7 @@ class Chat:
         yield from self._reply(previous_leaf, continued, settings_of(last, self.settings))
 
     @property
-    def larger_context(self) -> int | None:
+    def doubled_context(self) -> int | None:
         """Twice the context, up to the model's trained length; None if it has that, or is on a server."""
         size, trained = self.loaded.context_size, self.loaded.model.trained_context
         return min(2 * size, trained) if size and size < trained and not self.loaded.is_remote else None
@@ -144,7 +144,7 @@ class Chat:
         asked = replace(asked, messages=asked.messages[:-1])
         if self.loaded.count_tokens(asked) + len(last.message.tokens or ()) < size:
             return
-        if (larger := self.larger_context) is None:
+        if (larger := self.doubled_context) is None:
             problem = f"the reply fills the context of {size} tokens, the largest this model supports"
             raise SessionError(problem, "limit reasoning with /think N, then /retry")
         yield NoticeEvent(f"increasing the context from {size} to {larger} tokens", "use /set ctx N for another size")

@@ -22,3 +22,12 @@ def forget_empty_variable(name: str) -> None:
 def set_environment_default(name: str, value: str) -> None:
     """Set a variable for libraries, unless the user has set it."""
     os.environ.setdefault(name, value)
+
+
+def named_proxy(scheme: str, host: str) -> str:
+    """The proxy that variables name for a URL with this scheme and host; empty without one."""
+    from urllib.request import getproxies, proxy_bypass
+
+    proxies = getproxies()
+    named = proxies.get(scheme) or proxies.get("all")
+    return named if named and not proxy_bypass(host) else ""

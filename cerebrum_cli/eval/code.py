@@ -89,7 +89,7 @@ def _with_helpers(code: str, blocks: list[str], preamble: str) -> str:
     called = {node.id for node in ast.walk(_parse(code)) if isinstance(node, ast.Name)} if _functions(code) else set()
     missing = called - _functions(f"{preamble}\n{code}").keys()
     helpers = [block for block in blocks if missing & _functions(block).keys()]
-    return "\n\n\n".join([*(_without_own_tests(block, max(_functions(block))) for block in helpers), code])
+    return "\n\n\n".join([*(_without_own_tests(block, next(iter(_functions(block)))) for block in helpers), code])
 
 
 def fenced_blocks(text: str) -> list[Block]:

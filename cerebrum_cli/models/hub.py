@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
-from cerebrum_cli.core.environment import environment, forget_empty_variable
+from cerebrum_cli.core.environment import environment, forget_empty_variable, named_proxy
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.files import read_small
 from cerebrum_cli.core.version import __version__
@@ -364,11 +364,9 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
 def _connection_error(url: httpx2.URL, error: BaseException) -> HubError:
     import socket
     import ssl
-    from urllib.request import getproxies, proxy_bypass
 
-    host, proxies = url.netloc.decode("ascii", "replace"), getproxies()
-    proxy = "" if proxy_bypass(url.host) else proxies.get(url.scheme) or proxies.get("all", "")
-    if proxy:
+    host = url.netloc.decode("ascii", "replace")
+    if proxy := named_proxy(url.scheme, url.host):
         host += f" via proxy {proxy.rpartition('//')[2].rpartition('@')[2]}"
 
     causes: tuple[tuple[type[BaseException], str, str, int], ...] = (  # the first match wins

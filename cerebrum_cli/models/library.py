@@ -162,8 +162,10 @@ class Library:
                 raise ModelFileError(path, "only a vocabulary, without weights", f"cerebrum pull {model.reference}")
         resolved = absolute_path(path)
         entry = next((entry for entry in self.registry.entries() if entry.path == resolved), None)
-        unnamed = InstalledModel(path.stem, model_paths(resolved), self.spec_of_file(path))
-        model = self.model_from_entry(entry) if entry else unnamed
+        if entry:
+            model = self.model_from_entry(entry)
+        else:
+            model = InstalledModel(path.stem, model_paths(resolved), self.spec_of_file(path))
         _ = model.header
         if model.missing:
             raise ModelNotFound(

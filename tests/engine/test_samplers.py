@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from math import log
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from asking import FREE_ROWS, Guesser, ask
 from command_line import CommandLine
 from gguf_files import rewritten
 from llama_engines import STORY, open_engine
+from thinkers import CountingControl
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.declaration import TokenBias
@@ -24,7 +25,6 @@ from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import drafter
-from cerebrum_cli.engine.control import Upcoming
 from cerebrum_cli.engine.llama import grammar
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.grammar import parse_grammar
@@ -63,30 +63,14 @@ def draws(mistral: LlamaBackend, logits: dict[int, float], prompt: tuple[int, ..
     return drawn
 
 
-@dataclass
-class BiasOfA:
-    """Makes the letter a likelier after every third token."""
-
-    count: int = 0
-    horizon: int | None = None
-
-    def feed(self, tokens: Sequence[int], text: str) -> None:
-        self.count += len(tokens)
-
-    def lets_pass(self, upcoming: Upcoming) -> int:
-        return 0
-
-    def intervene(self) -> TokenBias | None:
-        return TokenBias(A, 100.0) if self.count % 3 == 0 else None
-
-
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "seed": 1}, {"temperature": 1.0, "seed": 1, "top_k": 0}])
 def test_bias_of_a_control_applies_in_its_place(chatml_model: Path, slots: int, params: dict[str, Any]) -> None:
     sampling = SamplingParams(max_tokens=30, **params)
+    bias = partial(CountingControl, lambda count: TokenBias(A, 100.0) if count % 3 == 0 else None)
     with open_engine(chatml_model, slots=slots) as engine:
         prompt = engine.vocabulary.tokenize((Text("bbbb"),))
-        request = Request(prompt, sampling, controls=(BiasOfA,), logprobs=True, ignore_eos=True)
+        request = Request(prompt, sampling, controls=(bias,), logprobs=True, ignore_eos=True)
         events = [event for event in engine.generate([request]) if isinstance(event, TokenEvent) and event.tokens]
     ids = [token for event in events for token in event.tokens]
     assert all(token == A for token in ids[3::3]) and any(token != A for token in ids)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,13 +14,13 @@ from installations import model_on
 from scripted_backend import END, ScriptedBackend, tokens
 from scripted_command import run_here
 from templates import TEMPLATES
-from thinkers import ENDING, LIMIT, budget, reply_around, speaker
+from thinkers import ENDING, LIMIT, CountingControl, budget, reply_around, speaker
 from tiny_models import CHATML_TEMPLATE, write_chatml
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.control import MIN_TOKENS, Force, LoopCheck, Upcoming
+from cerebrum_cli.engine.control import MIN_TOKENS, Force, LoopCheck
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import EMBEDDED
@@ -201,25 +201,11 @@ def test_engine_counts_the_thought_of_a_prefix() -> None:
     assert "</think>" in reply.text[:12]
 
 
-@dataclass
-class Interrupt:
-    count: int = 0
-    horizon: int | None = None
-
-    def feed(self, tokens: Sequence[int], text: str) -> None:
-        self.count += len(tokens)
-
-    def lets_pass(self, upcoming: Upcoming) -> int:
-        return 0
-
-    def intervene(self) -> Force | None:
-        return Force(tokens("But: ")) if self.count == 5 else None
-
-
 def test_engine_lets_several_controls_intervene() -> None:
     backend = ScriptedBackend(lambda held, seed: b"ab"[len(held) % 2], context_size=400)
     with running_engine(backend) as engine:
-        request = Request(tokens("go"), SamplingParams(), controls=(LoopCheck, Interrupt))
+        interrupt = partial(CountingControl, lambda count: Force(tokens("But: ")) if count == 5 else None)
+        request = Request(tokens("go"), SamplingParams(), controls=(LoopCheck, interrupt))
         [reply] = collect_replies(engine.generate([request])).values()
     assert reply.text == "ababa" + "But: " + "ab" * (MIN_TOKENS // 2)
     assert reply.reason == "repetition"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from scripted_backend import END, Model, ScriptedBackend
 
-from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory
+from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Intervention, Upcoming
 from cerebrum_cli.formats.thinking import THOUGHTS
 from cerebrum_cli.model.reply_controls import AnswerDetector, ThoughtBudget, plan_endings
 from cerebrum_cli.model.reply_stream import ReplyChannels
@@ -35,6 +36,24 @@ def speaker(reply: Callable[[int], str], prompt: int = 2) -> Model:
 
 def budget(limit: int = LIMIT, **options: Any) -> ControlFactory:
     return partial(ThoughtBudget, limit, endings(), **{"channels": ReplyChannels(THOUGHTS), **options})
+
+
+@dataclass
+class CountingControl:
+    """A control that intervenes as `decide` says for the number of tokens so far."""
+
+    decide: Callable[[int], Intervention | None]
+    count: int = 0
+    horizon: int | None = None
+
+    def feed(self, tokens: Sequence[int], text: str) -> None:
+        self.count += len(tokens)
+
+    def lets_pass(self, upcoming: Upcoming) -> int:
+        return 0
+
+    def intervene(self) -> Intervention | None:
+        return self.decide(self.count)
 
 
 def answer_start() -> AnswerStartFactory:

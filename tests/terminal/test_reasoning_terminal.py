@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import COMMAND
@@ -20,13 +21,18 @@ def flat(person: Person) -> str:
     return " ".join(" ".join(person.screen.lines).split())
 
 
+def chat(open_terminal: OpenTerminal, thinker: Path, *arguments: str, **terminal: Any) -> Person:
+    person = open_terminal(COMMAND, "chat", "-m", thinker, "--temperature", "0", *arguments, **terminal)
+    person.wait_for(">")
+    return person
+
+
 @SIZES
 @PLAIN
 def test_chat_continues_reasoning_that_filled_the_context(
     open_terminal: OpenTerminal, thinker: Path, size: tuple[int, int], plain: dict[str, str]
 ) -> None:
-    person = open_terminal(COMMAND, "chat", "-m", thinker, "--temperature", "0", "--ctx", "50", size=size, **plain)
-    person.wait_for(">")
+    person = chat(open_terminal, thinker, "--ctx", "50", size=size, **plain)
     person.type(f"{QUESTION}\r", shows="/retry")
     assert "only reasoning, no answer: the context of 50 tokens is full" in flat(person)
     key = "" if plain else " or Ctrl-T"
@@ -42,8 +48,7 @@ def test_chat_continues_reasoning_that_filled_the_context(
 def test_chat_drops_old_turns_before_it_asks_for_a_larger_context(
     open_terminal: OpenTerminal, thinker: Path, size: tuple[int, int], plain: dict[str, str]
 ) -> None:
-    person = open_terminal(COMMAND, "chat", "-m", thinker, "--temperature", "0", "--ctx", "100", size=size, **plain)
-    person.wait_for(">")
+    person = chat(open_terminal, thinker, "--ctx", "100", size=size, **plain)
     for _ in range(4):
         person.type(f"{QUESTION}\r", shows="The answer is 85.")
     person.leave()
@@ -55,8 +60,7 @@ def test_chat_drops_old_turns_before_it_asks_for_a_larger_context(
 def test_chat_shows_reasoning_as_it_is_generated(
     open_terminal: OpenTerminal, thinker: Path, size: tuple[int, int], plain: dict[str, str]
 ) -> None:
-    person = open_terminal(COMMAND, "chat", "-m", thinker, "--temperature", "0", "--show-thinking", size=size, **plain)
-    person.wait_for(">")
+    person = chat(open_terminal, thinker, "--show-thinking", size=size, **plain)
     person.type(f"{QUESTION}\r", shows="The answer is 85.")
     assert "I need 38 plus 47. 38 plus 40 makes 78. 78 plus 7 makes 85. reasoned for" in flat(person)
     assert ("\x1b[2m" in person.output) == (not plain)

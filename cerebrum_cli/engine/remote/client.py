@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
-from cerebrum_cli.core.environment import environment
+from cerebrum_cli.core.environment import environment, named_proxy
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
 from cerebrum_cli.core.text import one_line, well_formed
 
@@ -326,11 +326,8 @@ def _certificates(endpoint: Endpoint) -> ssl.SSLContext:
 
 def _proxy_of(url: SplitResult) -> str | None:
     """The proxy that the environment names for a URL. Raises ValueError if it cannot be used."""
-    from urllib.request import getproxies, proxy_bypass
-
-    proxies = getproxies()
-    named = proxies.get(url.scheme) or proxies.get("all")
-    if not named or proxy_bypass(url.hostname or ""):
+    named = named_proxy(url.scheme, url.hostname or "")
+    if not named:
         return None
     proxy = urlsplit(named if "://" in named else f"http://{named}")
     if proxy.scheme not in ("http", "https") or not proxy.hostname or proxy.port == 0:

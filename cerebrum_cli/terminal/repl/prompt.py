@@ -150,7 +150,7 @@ def _key_bindings(repl: Repl) -> KeyBindings:
 
     def can_enlarge() -> bool:
         finish, is_empty = repl.last_finish, not get_app().current_buffer.text
-        return bool(finish and finish.reason == "context" and is_empty and repl.chat.larger_context)
+        return bool(finish and finish.reason == "context" and is_empty and repl.chat.doubled_context)
 
     @keys.add("c-t", filter=writing & Condition(can_enlarge))
     def _(event: KeyPressEvent) -> None:

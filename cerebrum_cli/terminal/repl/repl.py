@@ -142,7 +142,7 @@ class Repl:
             return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens{stage}", hint)
         notice = reply_notice(reply, self.chat.loaded.engine.larger_context)
         if notice and reason == "context" and not self.chat.loaded.is_remote:
-            return replace(notice, hint=full_context_hint(reply, self.chat.larger_context, self.input.redraws))
+            return replace(notice, hint=full_context_hint(reply, self.chat.doubled_context, self.input.redraws))
         return replace(notice, hint=REPETITION_HINT) if notice and reason == "repetition" else notice
 
     def switch_session(self, session: Session | None) -> None:

@@ -326,7 +326,7 @@ def show_prompt(repl: Repl, _: str) -> None:
 
 def think(repl: Repl, argument: str) -> None:
     if argument in SHOWN:
-        change_setting(repl, f"show_thinking {'on' if SHOWN[argument] else 'off'}")
+        change_setting(repl, f"show_thinking {SHOWN[argument]}")
         return
     if argument:
         repl.wait_for(repl.chat.change_settings({"think": OPTIONS["think"].parse([argument], "/think")}))

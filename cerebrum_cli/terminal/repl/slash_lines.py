@@ -21,7 +21,7 @@ OWN_COMMANDS = {"model": "/model", "system": "/system"}  # settings that have th
 SETTABLE = tuple(key for key in SETTINGS if key not in (*OWN_COMMANDS, "no_log", "vi"))  # which apply to the next chat
 SETTABLE_ON_SERVERS = tuple(key for key in SETTABLE if key not in (*LOCAL_KEYS, "lora"))  # "none" is its only value
 SETTING_VALUES = {"format": FORMAT_NAMES} | {key: option.choices for key, option in OPTIONS.items() if option.choices}
-SHOWN = {"show": True, "hide": False}  # arguments of /think for reasoning as it is generated
+SHOWN = {"show": "on", "hide": "off"}  # arguments of /think for reasoning as it is generated
 PARTS = ("question", "answer")  # of a turn; both can be edited
 
 ArgumentKind = Literal["", "path", "model", "session", "setting", "part", "prompt", "think"]
