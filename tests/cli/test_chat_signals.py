@@ -218,7 +218,7 @@ def test_starter_chat_ctrl_c_stops_decode_and_prefill(
 ) -> None:
     (tmp_path / "my long notes.txt").write_text("The cat sleeps on the sofa in the afternoon. " * 400)
     install(new_user.home, starter, "starter")
-    arguments = ("--session", "stops", "--no-markdown", "--set", "loop_check=off")
+    arguments = ("--session", "stops", "--temperature", "0", "--no-markdown", "--set", "loop_check=off")
     person = open_terminal(COMMAND, "chat", *arguments)
     person.wait_for("/8192 (")
     person.type("Tell me a very long story.\r")

@@ -19,7 +19,7 @@ def open_small_chat(open_terminal: OpenTerminal, user: CommandLine) -> OpenTermi
     """A function that starts a chat with the small model, and waits for its prompt, if that has a toolbar."""
 
     def start(*arguments: str, shows: str = "context ", **options: Any) -> Person:
-        person = open_terminal(COMMAND, "chat", "-m", "small", "-n", "4", *arguments, **options)
+        person = open_terminal(COMMAND, "chat", "-m", "small", "--temperature", "0", "-n", "4", *arguments, **options)
         person.wait_for(shows)
         return person
 
@@ -60,7 +60,7 @@ def test_chat_offers_to_move_damaged_sessions_aside(
     sessions.mkdir(parents=True, exist_ok=True)
     (sessions / "sessions.db").write_text("not a database" * 100)
     for answer, toolbar in (("n\r", "| not saved |"), ("y\r", "how-are-you | small")):
-        person = open_terminal(COMMAND, "chat", "-m", "small", "-n", "4")
+        person = open_terminal(COMMAND, "chat", "-m", "small", "--temperature", "0", "-n", "4")
         person.wait_for("n]")
         person.type(answer, shows="context ")
         person.type("How are you?\r", shows=toolbar)

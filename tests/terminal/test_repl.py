@@ -207,7 +207,7 @@ def test_chat_summarizes_reasoning_in_one_line(open_chat: OpenTerminal) -> None:
 def test_plain_prompt_takes_a_paste_as_one_question_and_refuses_long_lines(
     open_terminal: OpenTerminal, user: CommandLine, plain: dict[str, str]
 ) -> None:
-    person = open_terminal(COMMAND, "chat", "-m", "small", "-n", "2", "--session", "tea", **plain)
+    person = open_terminal(COMMAND, "chat", "-m", "small", "--temperature", "0", "-n", "2", "--session", "tea", **plain)
     person.wait_for(">")
     person.type("def f():\n    return 1\nWhat is it?\n", shows="What is it?")
     person.wait_for("reply truncated")
