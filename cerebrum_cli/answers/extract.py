@@ -107,7 +107,10 @@ def final_answer(text: str, is_complete: bool = True, in_words: bool = False) ->
 
 
 def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> tuple[str | None, str | None]:
-    """Find the final answer as `final_answer` does, and the answer that the text states even if it is truncated."""
+    """Find the final answer as `final_answer` does, and the answer that the text states even if it is truncated.
+
+    The final answer is stated if these are equal, and guessed otherwise. A reply of nothing but a number states it.
+    """
     text = own_text(text)
     doubtful = None
     for answer, firm in _statements_from_last(text, in_words):
@@ -119,7 +122,8 @@ def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> tup
         return doubtful, doubtful
     if in_words:
         return doubtful or trimmed(plain(text.rstrip().rpartition("\n")[2])) or None, doubtful
-    return _last_value(text) or doubtful, doubtful
+    value = _last_value(text) or doubtful
+    return value, value if NUMBER.fullmatch(trimmed(plain(text)).strip()) else doubtful
 
 
 def own_text(text: str) -> str:

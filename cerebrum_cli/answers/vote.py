@@ -56,7 +56,7 @@ def parse_votes(text: str) -> Votes:
 
 @dataclass(frozen=True, slots=True)
 class SampleAnswer:
-    """A finished sample: its final answer as the model wrote it, its normal form, and its probability.
+    """A finished sample: its final answer as the model wrote it, and its normal form.
 
     `probability` is the exponential of the mean log probability of its tokens, 0 until a tie needs it.
     """
@@ -64,16 +64,21 @@ class SampleAnswer:
     answer: str | None
     form: str | None
     probability: float
+    is_stated: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """One candidate: the answer as most of its samples wrote it, their number, and the sum of their probabilities."""
+    """One candidate: the answer as most of its samples wrote it, their number, and how many state it.
+
+    `probability_sum` is the sum of their probabilities, 0 of a single sample, whose probability decides nothing.
+    """
 
     answer: str
     count: int
     probability_sum: float
     form: str
+    stated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +88,11 @@ class Tally:
     votes: Votes
     answers: tuple[SampleAnswer, ...] = ()
 
-    def add(self, answer: str | None, probability: float = 0.0) -> Tally:
+    def add(self, answer: str | None, probability: float = 0.0, is_stated: bool = False) -> Tally:
         from cerebrum_cli.answers.canonical import canonical  # its patterns take 50 ms to compile
 
         form = None if answer is None else canonical(answer)
-        return replace(self, answers=(*self.answers, SampleAnswer(answer, form, probability)))
+        return replace(self, answers=(*self.answers, SampleAnswer(answer, form, probability, is_stated)))
 
     def with_probabilities(self, probabilities: Mapping[int, float]) -> Tally:
         answers = list(self.answers)
@@ -101,7 +106,7 @@ class Tally:
 
     @property
     def counts(self) -> tuple[Count, ...]:
-        """Candidates, best first: by samples, if that is several by the sum of probabilities, then by the first one."""
+        """Candidates, best first: by samples, by those that state it, if several by probability, then by the first."""
         groups: dict[str, list[SampleAnswer]] = {}
         for answer in self.answers:
             if answer.form is not None:
@@ -110,9 +115,12 @@ class Tally:
         for form, group in groups.items():
             # Of two spellings that are equally frequent, the first is shown.
             [(spelling, _)] = Counter(answer.answer or "" for answer in group).most_common(1)
-            counts.append(Count(spelling, len(group), fsum(answer.probability for answer in group), form))
-        # The probability of a single sample decides nothing; equal candidates stay in order.
-        return tuple(sorted(counts, key=lambda count: (-count.count, -count.probability_sum if count.count > 1 else 0)))
+            stated, probability = (
+                sum(answer.is_stated for answer in group),
+                fsum(answer.probability for answer in group),
+            )
+            counts.append(Count(spelling, len(group), probability if len(group) > 1 else 0.0, form, stated))
+        return tuple(sorted(counts, key=lambda count: (count.count, count.stated, count.probability_sum), reverse=True))
 
     @property
     def leader(self) -> Count | None:
@@ -124,9 +132,9 @@ class Tally:
 
     @property
     def tied(self) -> tuple[Count, ...]:
-        """The answers with the most samples if those are several, else none."""
+        """The answers with the most samples, as often stated, if those are several, else none."""
         counts = self.counts
-        leading = tuple(count for count in counts if count.count == counts[0].count)
+        leading = tuple(count for count in counts if (count.count, count.stated) == (counts[0].count, counts[0].stated))
         return leading if len(leading) > 1 else ()
 
     @property

@@ -104,23 +104,26 @@ def _patterns(count: int) -> tuple[re.Pattern[str], ...]:
     )
 
 
-def chosen_letter(text: str, choices: tuple[str, ...], is_complete: bool) -> str | None:
-    """The letter of the choice that a reply means; of a truncated reply, only what it states or begins with counts."""
+def chosen_letter(text: str, choices: tuple[str, ...], is_complete: bool) -> tuple[str | None, bool]:
+    """The letter of the choice that a reply means, and whether rules 1 to 3 find it, as a statement.
+
+    Of a truncated reply, only what it states or begins with counts.
+    """
     text = own_text(text).strip()
     statement, line, named, several = _patterns(len(choices))
     lines = list(line.finditer(text))
     items = _items(lines)
     if stated := _stated(text, statement, several, items, any(_NONE.search(choice) for choice in choices)):
-        return max(stated)[1] or None
+        return max(stated)[1] or None, True
     if lines and lines[0].start() == 0 and lines[0] not in items:
         letter = lines[0][1].upper()
         opening = sentences(text.partition("\n")[0])[0]
-        return letter if _letters(opening, (), named, several) <= {letter} else None
+        return letter if _letters(opening, (), named, several) <= {letter} else None, True
     if (choice := _equal(text, choices, is_complete)) or not is_complete:
-        return choice
+        return choice, True
     for item in reversed(items):
         text = text[: item.start()] + text[item.end() :].partition("\n")[2]
-    return _named(text, choices, named, several)
+    return _named(text, choices, named, several), False
 
 
 def _items(lines: list[re.Match[str]]) -> list[re.Match[str]]:

@@ -50,12 +50,15 @@ class Totals(NamedTuple):
 class Vote(NamedTuple):
     """A sample in a majority vote; `form` is the normal form of its answer, None if it has no answer.
 
+    `is_stated` is False if the answer was guessed from how the reply ends.
+
     Samples of one form should all be correct or all wrong; if they are not, the first of them decides.
     """
 
     form: str | None
     correct: bool
     probability: float
+    is_stated: bool = False
 
 
 def mean(scores: Sequence[float]) -> float:
@@ -169,9 +172,9 @@ def majorities(questions: Sequence[Sequence[Vote]]) -> dict[int, list[float]]:
     """maj@k of each question, for every k of `vote_sizes`: the share of votes of `k` of its samples that are right.
 
     All questions have as many samples. All subsets of `k` samples vote, or MAX_SUBSETS seeded ones where there are
-    more, the same for all questions. The answer with the most samples wins; of tied ones, that with the higher sum of
-    probabilities if at least two samples agree, then the one of the earlier sample. A sample without an answer votes
-    for nothing, and a vote without an answer is wrong.
+    more, the same for all questions. The answer with the most samples wins; of tied ones, the one that more samples
+    state, then that with the higher sum of probabilities if at least two samples agree, then the one of the earlier
+    sample. A sample without an answer votes for nothing, and a vote without an answer is wrong.
     """
     import numpy
 
@@ -207,19 +210,25 @@ def _subsets(size: int) -> dict[int, NDArray[numpy.int64]]:
 def _winners(votes: Sequence[Vote], subsets: Iterable[NDArray[numpy.int64]]) -> Iterator[NDArray[numpy.int64]]:
     """Yield, for subsets of each size, the first sample with the winning answer of each, or without an answer if none.
 
-    A sample counts as one ballot plus its probability in whole units, small enough for the ballots to decide and for
-    sums to be exact; a single sample of an answer as one ballot.
+    A sample counts as one ballot, plus a smaller one if its answer is stated, plus its probability in whole units, so
+    small that the larger ones decide and sums are exact. The probability of a single sample does not count.
     """
     import numpy
 
-    unit = 2 ** (52 - 2 * len(votes).bit_length())
-    single = len(votes) * unit
-    ballots = numpy.array([0 if vote.form is None else single + round(vote.probability * unit) for vote in votes])
+    size = 2 ** len(votes).bit_length()  # more than there are votes
+    unit = 2**50 // size**3
+    stated, single = size * unit, 2 * size**2 * unit
+    ballots = numpy.array(
+        [
+            0 if vote.form is None else single + stated * vote.is_stated + round(vote.probability * unit)
+            for vote in votes
+        ]
+    )
     numbers: dict[str | None, int] = {}
     labels = numpy.array([numbers.setdefault(vote.form, len(numbers)) for vote in votes])
     for samples in subsets:
         rows = numpy.arange(len(samples))
         cells = labels[samples] + len(numbers) * rows[:, None]
         counts = numpy.bincount(cells.ravel(), ballots[samples].ravel())[cells]  # of the answer of each sample
-        ranks = numpy.where(counts < 2 * single, numpy.minimum(counts, single), counts)
+        ranks = numpy.where(counts < 2 * single, counts // stated * stated, counts)
         yield samples[rows, ranks.argmax(axis=1)]

@@ -12,12 +12,20 @@ from cerebrum_cli.core.sampling import SEEDS
 
 QuestionId = str | int
 Match = Literal["answer", "exact", "contains", "regex", "math", "code"]  # methods of scoring a reply
+Basis = Literal["stated", "guessed", "missing"]  # of the answer that is scored; guessed from how a reply ends
 MATCHES: tuple[Match, ...] = get_args(Match)[:-2]  # to choose from; tasks have the others
 
 MAX_SAMPLES = 256  # of a question
 _STRIDE = 1024  # from the first seed of a question to that of the next; another one would change the seeds of all runs
 _BLOCKS = SEEDS // _STRIDE  # more than four million
-OPTIONAL_KEYS = ("choices", "cluster", "thought_closed_at", "lowest_window", *Origin._fields)  # where they apply
+OPTIONAL_KEYS = (
+    "basis",
+    "choices",
+    "cluster",
+    "thought_closed_at",
+    "lowest_window",
+    *Origin._fields,
+)  # where they apply
 QUESTIONS, SAMPLES = "questions", "samples"  # keys of a run's extent
 CHOSEN_SETTINGS = "chosen settings"  # key of a run's notes: settings whose values are not the model's, nor defaults
 SKIPPED = "skipped"  # reason of a sample that could not be generated, such as one whose prompt is too long
@@ -69,7 +77,8 @@ class Sample:
     """A scored reply; `answer` is what was extracted, None if the reply states none.
 
     `sample` counts the samples of a question from 0. `probability` is the geometric mean of its tokens' probabilities,
-    `lowest_window` that of the least likely 16 consecutive ones; samples of older runs lack it.
+    `lowest_window` that of the least likely 16 consecutive ones; samples of older runs lack it. `basis` says how the
+    answer was found, where one is extracted.
     """
 
     id: QuestionId
@@ -84,6 +93,7 @@ class Sample:
     probability: float
     finish_reason: str
     completion_tokens: int
+    basis: Basis | None = None
     choices: tuple[str, ...] = ()
     cluster: str | None = None
     thought_closed_at: int | None = None

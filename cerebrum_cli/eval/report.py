@@ -75,9 +75,10 @@ class Report:
 
     `n` is the number of questions with a sample, of which `complete` have all. A question's samples are averaged first:
     `accuracy` is the mean over the `n` questions. `maj` and `pass_at` are over the complete ones, for each k of
-    `vote_sizes`; empty if there are none. Every sample is correct, or wrong, or states no answer: `cut_off` is the
-    share of those that reached a limit first, `no_answer` of the others. `chance` is the accuracy of guessing choices,
-    if there are any, `with_skipped` the accuracy if skipped samples count as wrong, if there are any.
+    `vote_sizes`; empty if there are none. Every sample is correct, or wrong, or has no answer: `cut_off` is the share
+    of those that reached a limit first, `no_answer` of the others. `stated` and `guessed` are the shares by how answers
+    were found, None where none is extracted. `chance` is the accuracy of guessing choices, if there are any,
+    `with_skipped` the accuracy if skipped samples count as wrong, if there are any.
     """
 
     task: str
@@ -92,6 +93,8 @@ class Report:
     cut_off: float
     tokens_per_answer: float
     seconds_per_question: float | None
+    stated: float | None = None
+    guessed: float | None = None
     chance: float | None = None
     with_skipped: Estimate | None = None
 
@@ -107,6 +110,8 @@ def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | N
     correct = [sum(sample.correct for sample in question) for question in complete]
     unstated = [sample for sample in run if sample.answer is None and not sample.correct]
     cut_off = sum(sample.is_cut_off for sample in unstated)
+    stated, guessed = (mean([sample.basis == basis for sample in run]) for basis in ("stated", "guessed"))
+    are_extracted = any(sample.basis for sample in run)
     return Report(
         task=task,
         model=run[0].model,
@@ -127,6 +132,8 @@ def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | N
         cut_off=cut_off / len(run),
         tokens_per_answer=mean([sample.completion_tokens for sample in run]),
         seconds_per_question=None if seconds is None else seconds / len(questions),
+        stated=stated if are_extracted else None,
+        guessed=guessed if are_extracted else None,
         chance=mean([1 / count if count else 0.0 for count in choices]) if any(choices) else None,
     )
 
@@ -152,7 +159,7 @@ def votes_of(question: Sequence[Sample]) -> list[Vote]:
     for sample in question:
         is_silent = sample.answer is None or (sample.finish_reason == "repetition" and len(question) > 1)
         form = None if is_silent else _canonical(sample.answer or "")
-        votes.append(Vote(form, sample.correct, sample.probability))
+        votes.append(Vote(form, sample.correct, sample.probability, sample.basis == "stated"))
     return votes
 
 
@@ -166,6 +173,8 @@ def clusters_of(questions: Sequence[Sequence[Sample]]) -> Clusters:
 
 def report_object(report: Report) -> dict[str, Any]:
     more: dict[str, Any] = {} if report.chance is None else {"chance": report.chance}
+    if report.stated is not None:
+        more |= {"stated": report.stated, "guessed": report.guessed}
     if skipped := report.with_skipped:
         more |= {"accuracy_with_skipped": skipped.value, "interval_with_skipped": list(skipped.interval)}
     return {

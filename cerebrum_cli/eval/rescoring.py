@@ -45,7 +45,7 @@ def rescored(match: Match, samples: Sequence[Sample], run_code: bool = False) ->
             scorer.add(index, question, text, sample.finish_reason == "stop")
         while scores := scorer.scores(None):
             for index, score in scores:
-                new[index] = replace(new[index], answer=score.answer, correct=score.correct)
+                new[index] = replace(new[index], **score._asdict())
     changed = sum(before.correct != after.correct for before, after in zip(samples, new, strict=True))
     return new, changed
 

@@ -9,13 +9,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 from cerebrum_cli.answers.canonical import canonical, equals_reference
-from cerebrum_cli.answers.extract import final_answer, own_text
+from cerebrum_cli.answers.extract import extract_answers, own_text
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.eval.choices import chosen_letter
 from cerebrum_cli.eval.code import extract_program
 from cerebrum_cli.eval.line_process import INSTALL, LineProcess, MathVerify, math_verify_version
-from cerebrum_cli.eval.questions import Match, Question
+from cerebrum_cli.eval.questions import Basis, Match, Question
 
 SEARCH_S = 5.0  # for a regular expression in a reply
 SEARCH = """
@@ -37,6 +37,7 @@ _OPENING = re.compile(r"\W*(yes|no)\b(?=\W*?(?:[,.;:!\n—–-]|\Z|(?:because|si
 class ScoredAnswer(NamedTuple):
     answer: str | None
     correct: bool
+    basis: Basis | None = None
 
 
 class ReplyScorer:
@@ -126,10 +127,10 @@ def math_scorer() -> ReplyScorer:
     math_verify = MathVerify()
 
     def score(question: Question, text: str, is_complete: bool) -> ScoredAnswer:
-        answer, is_correct = score_answer(question, text, is_complete)
-        if answer is not None and not is_correct:
-            is_correct = math_verify.is_equal(answer, question.reference)
-        return ScoredAnswer(answer, is_correct)
+        scored = score_answer(question, text, is_complete)
+        if scored.answer is None or scored.correct:
+            return scored
+        return scored._replace(correct=math_verify.is_equal(scored.answer, question.reference))
 
     return ReplyScorer(score, math_verify.close)
 
@@ -166,12 +167,18 @@ def require_run_code(run_code: bool) -> None:
 
 def score_answer(question: Question, text: str, is_complete: bool = True) -> ScoredAnswer:
     if question.choices:
-        letter = chosen_letter(text, question.choices, is_complete)
-        return ScoredAnswer(letter, letter == question.reference)
-    answer = final_answer(text, is_complete, is_in_words(question))
+        letter, is_stated = chosen_letter(text, question.choices, is_complete)
+        return ScoredAnswer(letter, letter == question.reference, _basis(letter, is_stated))
+    answer, stated = extract_answers(text, is_complete, is_in_words(question))
     if is_yes_or_no(question.reference) and not is_yes_or_no(answer) and (opening := _OPENING.match(own_text(text))):
-        answer = opening[1]
-    return ScoredAnswer(answer, equals_reference(answer, question.reference))
+        answer = stated = opening[1]
+    return ScoredAnswer(answer, equals_reference(answer, question.reference), _basis(answer, answer == stated))
+
+
+def _basis(answer: str | None, is_stated: bool) -> Basis:
+    if answer is None:
+        return "missing"
+    return "stated" if is_stated else "guessed"
 
 
 def is_yes_or_no(answer: str | None) -> bool:

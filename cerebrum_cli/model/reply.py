@@ -158,11 +158,20 @@ class Reply:
 
     @property
     def final_answer(self) -> str | None:
-        """The final answer stated in the text; None without one."""
-        from cerebrum_cli.answers.extract import final_answer  # compiling its patterns is slow
+        """The final answer of the text; None without one."""
+        return self._answers()[0]
+
+    @property
+    def is_answer_stated(self) -> bool:
+        """Whether the text states its final answer, which is guessed otherwise from how it ends."""
+        answer, stated = self._answers()
+        return answer is not None and answer == stated
+
+    def _answers(self) -> tuple[str | None, str | None]:
+        from cerebrum_cli.answers.extract import extract_answers  # compiling its patterns is slow
 
         text = self.text  # which waits for the reply
-        return final_answer(text, is_complete=self._finish is not None and self._finish.reason == "stop")
+        return extract_answers(text, is_complete=self._finish is not None and self._finish.reason == "stop")
 
     @property
     def finish_reason(self) -> FinishReason:

@@ -70,7 +70,7 @@ class MajorityVote:
                 self.tally = self.tally.add(None)
             else:
                 self.replies[self.tally.samples] = ready
-                self.tally = self.tally.add(ready.vote, ready.probability)
+                self.tally = self.tally.add(ready.vote, ready.probability, ready.is_answer_stated)
         if self.is_over:
             replies.completions.abort(index)
             tied = {sample_index: tuple(self.replies[sample_index].sampled) for sample_index in self.tally.tied_samples}

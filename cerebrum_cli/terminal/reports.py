@@ -95,6 +95,8 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
     seconds = report.seconds_per_question
     values = {
         "random guessing": None if report.chance is None else f"{report.chance:.3f}",
+        "stated answers": None if report.stated is None else f"{report.stated:.3f}",
+        "guessed answers": None if report.guessed is None else f"{report.guessed:.3f}",
         "no answer": f"{report.no_answer:.3f}",
         "no answer (truncated)": f"{report.cut_off:.3f}",
         "tokens per sample": f"{report.tokens_per_answer:.0f}",

@@ -54,7 +54,7 @@ def test_votes_refuse_other_text_with_the_valid_forms(text: str) -> None:
 
 def test_tally_counts_equivalent_answers_together() -> None:
     counted = tally("80", "7", "80 dollars", "80%", "80%", None)
-    assert counted.counts == (Count("80%", 4, 2.0, "80"), Count("7", 1, 0.5, "7"))
+    assert counted.counts == (Count("80%", 4, 2.0, "80"), Count("7", 1, 0.0, "7"))
     assert counted.winner == counted.counts[0]
     assert (counted.agreement, counted.samples) == (4 / 6, 6)
     assert [count.answer for count in tally("4/5", "0.8").counts] == ["4/5"]  # the first of equally frequent ones
@@ -67,6 +67,13 @@ def test_tally_breaks_ties_by_probability_then_order() -> None:
     assert [count.answer for count in tally("5", "7", "7", "5").counts] == ["5", "7"]
     untied = tally("5", "7", "5", "7").with_probabilities({0: 0.2, 1: 0.3, 2: 0.0, 3: 0.0})
     assert (untied.winning_sample, untied.counts[0]) == (1, Count("7", 2, 0.3, "7"))
+
+
+def test_tally_prefers_stated_answers_among_equally_many() -> None:
+    guessed = tally("5", "5", "7")
+    found = guessed.add("7", 0.1, is_stated=True)
+    assert ([count.answer for count in found.counts], found.tied) == (["7", "5"], ())
+    assert [count.answer for count in found.add("5").counts] == ["5", "7"]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +89,7 @@ def test_tally_lists_the_tied_leaders_and_their_samples(counted: str, tied: int,
 
 
 def test_tally_samples_without_an_answer_never_win() -> None:
-    assert tally(None, None, "5").winner == Count("5", 1, 0.5, "5")
+    assert tally(None, None, "5").winner == Count("5", 1, 0.0, "5")
     for none in (tally(None, None), Tally(AUTO)):
         assert (none.winner, none.winning_sample, none.agreement, none.counts) == (None, None, 0.0, ())
         assert not none.is_decided

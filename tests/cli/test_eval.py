@@ -81,7 +81,7 @@ def test_eval_reports_accuracy_and_saves_each_sample(command: CommandLine, sums:
     assert 0 <= report["interval"][0] <= report["accuracy"] <= report["interval"][1] <= 1
     assert set(report["maj"]) == set(report["pass_at"]) == {"1"}
     assert (report["no_answer"], report["cut_off"], report["tokens_per_answer"] > 5) == (0, 0, True)
-    assert all(tuple(sample) == (*SAMPLE_KEYS, "lowest_window") for sample in samples)
+    assert all(tuple(sample) == (*SAMPLE_KEYS, "basis", "lowest_window") for sample in samples)
     ids = [sample["id"] for sample in samples]
     assert ids != sorted(ids)  # a random subset, not the first lines
     assert [sample["correct"] for sample in samples] == [sample["answer"] == sample["gold"] for sample in samples]

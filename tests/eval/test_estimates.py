@@ -37,7 +37,8 @@ def random_votes(random: Random, samples: int) -> list[Vote]:
     votes = []
     for _ in range(samples):
         form = random.choice(["right", "right", "a", "b", "c", None])
-        votes.append(Vote(form, form == "right", random.choice([0.25, 0.5, 0.75, 1.0, random.random()])))
+        probability = random.choice([0.25, 0.5, 0.75, 1.0, random.random()])
+        votes.append(Vote(form, form == "right", probability, is_stated=random.random() < 0.5))
     return votes
 
 
@@ -47,7 +48,8 @@ def is_right(votes: Sequence[Vote]) -> bool:
     right = False
     for index, vote in enumerate(votes):
         same = [each for each in votes if each.form == vote.form]
-        standing = (len(same), fsum(each.probability for each in same) * (len(same) > 1), -index)
+        probability = fsum(each.probability for each in same) if len(same) > 1 else 0.0
+        standing = (len(same), sum(each.is_stated for each in same), probability, -index)
         if vote.form is not None and standing > best:
             best, right = standing, vote.correct
     return right
@@ -175,11 +177,12 @@ def test_majority_settles_ties_as_a_tally_does() -> None:
         [*(Vote("b", True, each) for each in (0.7, 0.2, 0.1)), *(Vote("a", False, each) for each in (0.1, 0.2, 0.7))],
         [*(Vote("b", True, each) for each in (0.1, 0.2, 0.7)), *(Vote("a", False, each) for each in (0.7, 0.2, 0.1))],
     ]
-    assert [majorities([votes])[len(votes)] for votes in cases] == [[0.0], [1.0], [0.0], [1.0], [1.0], [1.0]]
+    cases += [[Vote("a", False, 0.9), Vote("b", True, 0.1, is_stated=True)]]
+    assert [majorities([votes])[len(votes)] for votes in cases] == [[0.0], [1.0], [0.0], [1.0], [1.0], [1.0], [1.0]]
     for votes in (*cases, *(random_votes(Random(seed), 9) for seed in range(60))):
         tally = Tally(Votes(len(votes), len(votes)))
         for vote in votes:
-            tally = tally.add(vote.form, vote.probability)
+            tally = tally.add(vote.form, vote.probability, vote.is_stated)
         won = winner(votes)
         assert (won and won.form) == (tally.winner and tally.winner.form)
 

@@ -32,7 +32,7 @@ IN_WORDS = (  # replies, correct answers, and what is found
     ("Let me think.\nParis", "Paris", "Paris"),
     ("The answer is unknown.", "Paris", ""),
 )
-SCORES = (1, "a69842c2a29618c4")
+SCORES = (1, "d03acdc182de3dee")
 DATA = Path(__file__).parents[1] / "data"
 ANSWERS = json.loads((DATA / "answers.json").read_text(encoding="utf-8"))
 CHOICES: list[tuple[str, tuple[str, ...], str | None]] = [
@@ -56,7 +56,27 @@ def score(
 @pytest.mark.parametrize(("text", "choices", "letter"), CHOICES)
 def test_choice_is_found_by_its_letter_or_its_text(text: str, choices: tuple[str, ...], letter: str | None) -> None:
     """No letter: the reply means no choice, or several."""
-    assert score(text, "B", choices) == (letter, letter == "B")
+    assert score(text, "B", choices)[:2] == (letter, letter == "B")
+
+
+@pytest.mark.parametrize(
+    ("text", "choices", "basis"),
+    [
+        ("So 3 + 4 = 7.\nThe answer is 7.", (), "stated"),
+        ("3 + 4 = \\boxed{7}", (), "stated"),
+        ("**7**", (), "stated"),
+        ("She has 3 + 4 = 7 apples.", (), "guessed"),
+        ("The answer is: let us see step by step. 3 + 4 = 7.", (), "guessed"),
+        ("Nobody knows.", (), "missing"),
+        ("The answer is B.", GASES, "stated"),
+        ("B) carbon dioxide, since plants need it.", GASES, "stated"),
+        ("Carbon dioxide", GASES, "stated"),
+        ("Plants take up carbon dioxide from the air around them.", GASES, "guessed"),
+        ("I am not sure.", GASES, "missing"),
+    ],
+)
+def test_answer_is_stated_guessed_or_missing(text: str, choices: tuple[str, ...], basis: str) -> None:
+    assert score(text, "B", choices).basis == basis
 
 
 @pytest.mark.slow
@@ -96,7 +116,7 @@ def test_scores_change_only_with_the_number_of_their_rules() -> None:
     ],
 )
 def test_texts_are_scored_as_match_says(match: Match, text: str, gold: str, found: tuple[str | None, bool]) -> None:
-    assert score(text, gold, match=match) == found
+    assert score(text, gold, match=match)[:2] == found
 
 
 @pytest.mark.parametrize(
@@ -113,19 +133,19 @@ def test_texts_are_scored_as_match_says(match: Match, text: str, gold: str, foun
     ],
 )
 def test_yes_or_no_at_the_beginning_counts_where_it_is_asked_for(text: str, answer: str) -> None:
-    assert score(text, "yes") == (answer, answer == "Yes")
+    assert score(text, "yes")[:2] == (answer, answer == "Yes")
     assert score(text, "12").answer == final_answer(text)
 
 
 @pytest.mark.parametrize("following", ["Question: 7 plus 9?\nAnswer: 16", "Q: 7?", "The following are: 7, 8"])
 def test_question_that_a_base_model_makes_up_is_cut_off(following: str) -> None:
-    assert score(f"She has 5 apples.\nShe keeps 2.\n\n{following}", "2") == ("2", True)
+    assert score(f"She has 5 apples.\nShe keeps 2.\n\n{following}", "2")[:2] == ("2", True)
 
 
 @pytest.mark.parametrize(("text", "gold", "found"), IN_WORDS)
 def test_answer_in_words_is_never_the_number_in_a_reply(text: str, gold: str, found: str | None) -> None:
     is_correct = bool(found)  # None stands for the whole reply, which is not the answer alone
-    assert score(text, gold) == (text.rstrip(".") if found is None else found or None, is_correct)
+    assert score(text, gold)[:2] == (text.rstrip(".") if found is None else found or None, is_correct)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +161,7 @@ def test_answer_in_words_is_never_the_number_in_a_reply(text: str, gold: str, fo
 def test_reply_cut_off_counts_only_as_far_as_it_states_its_answer(
     text: str, choices: tuple[str, ...], match: Match, found: tuple[str | None, bool]
 ) -> None:
-    assert score(text, "B", choices, match, is_complete=False) == found
+    assert score(text, "B", choices, match, is_complete=False)[:2] == found
 
 
 @pytest.mark.slow
