@@ -52,7 +52,7 @@ def tasks(_: App) -> Iterable[str]:
 
 
 def presets(_: App) -> Iterable[str]:
-    from cerebrum_cli.eval.tasks import PRESETS
+    from cerebrum_cli.eval.presets import PRESETS
 
     return (preset.name for preset in PRESETS)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
@@ -15,7 +15,7 @@ import typer
 from cerebrum_cli.cli.completion_values import tasks
 from cerebrum_cli.cli.options import ConcurrencyOptions
 from cerebrum_cli.cli.signature import composed, positional, settings_options
-from cerebrum_cli.core.declaration import Option, option, option_group
+from cerebrum_cli.core.declaration import Option, flag, option, option_group
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
@@ -26,9 +26,9 @@ from cerebrum_cli.eval.questions import CHOSEN_SETTINGS, MATCHES, MAX_SAMPLES, M
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.evaluate import Evaluation
+    from cerebrum_cli.eval.presets import Preset
     from cerebrum_cli.eval.sources import LoadedTask
     from cerebrum_cli.eval.stored_runs import Run
-    from cerebrum_cli.eval.tasks import Preset
     from cerebrum_cli.model.source import ModelSource
     from cerebrum_cli.runs.journal import Journal
 
@@ -50,6 +50,9 @@ class EvalOptions(ConcurrencyOptions):
         None, "Number of questions, chosen at random [default: all]", "Input", metavar="N", least=1
     )
     template: str | None = option(None, "Build the prompt from a question's fields", "Input", metavar="TEXT")
+    examples: Path | None = option(
+        None, "Question file whose questions and answers precede each question", "Input", metavar="FILE"
+    )
     samples: int | None = option(
         None, "Samples per question [default: 1, or the preset's]", "Sampling", metavar="K", least=1, most=MAX_SAMPLES
     )
@@ -67,7 +70,7 @@ def evaluate_model(
     app: App,
     source: Annotated[
         str,
-        positional("TASK", "gsm8k, math, math500, arc-challenge, humaneval, sums, or a file like exam.jsonl", tasks),
+        positional("TASK", "Task such as gsm8k, humaneval or ifeval, or a file like exam.jsonl", tasks),
     ],
     overrides: Annotated[Layer, SETTINGS],
     options: EvalOptions,
@@ -86,6 +89,7 @@ def evaluate_model(
       cerebrum eval exam.jsonl -m cerebrum-7b:Q8_0 --samples 8
     """
     from cerebrum_cli.cli.runs import print_run
+    from cerebrum_cli.eval.tasks import HARNESS_TASKS
     from cerebrum_cli.runs.output_files import output_paths
     from cerebrum_cli.runs.result import DELIMITERS
 
@@ -95,6 +99,9 @@ def evaluate_model(
         output_paths(output, Path(source))
         if output.suffix.lower().removeprefix(".") in DELIMITERS:
             raise UsageError(f"{output}: a run is not a table, but JSON Lines", "name it .jsonl")
+    if source in HARNESS_TASKS:
+        run_in_harness(app, source, overrides, options, output)
+        return
     prepared = prepare(app, source, overrides, options)
     path, why_new = (output, "") if output else app.runs.path_for(prepared.fingerprint)
     if why_new:
@@ -114,6 +121,23 @@ def evaluate_model(
         raise typer.Exit(SOME_FAILED)
 
 
+def run_in_harness(app: App, source: str, overrides: Layer, options: EvalOptions, output: Path | None) -> None:
+    """Evaluate a task that lm-eval scores. Raises UsageError for options that do not apply to it."""
+    from cerebrum_cli.cli.generation import given_options
+    from cerebrum_cli.cli.lm_eval import KEYS, LmEvalOptions, evaluate_harness_tasks
+    from cerebrum_cli.eval.tasks import HARNESS_TASKS
+
+    kept = {field.name for field in fields(LmEvalOptions)} - {"preset"}
+    others = [field.name for field in fields(EvalOptions) if field.name not in kept]
+    needless = [*given_options(options, *others), *(flag(key) for key in overrides if key not in KEYS)]
+    if needless:
+        raise UsageError(f"{needless[0]} does not apply to {source}, which lm-eval evaluates", "omit it")
+    task = HARNESS_TASKS[source]
+    shared = {name: getattr(options, name) for name in kept if hasattr(options, name)}
+    shared |= {"output": output, "num_fewshot": task.num_fewshot, "apply_chat_template": task.apply_chat_template}
+    evaluate_harness_tasks(app, [task.task], overrides, LmEvalOptions(**shared))
+
+
 class PreparedEvaluation(NamedTuple):
     """An evaluation, what generates its samples, and everything that they depend on, by readable names."""
 
@@ -127,8 +151,8 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
     from cerebrum_cli.cli import generation
     from cerebrum_cli.eval.evaluate import Evaluation
+    from cerebrum_cli.eval.presets import find_preset
     from cerebrum_cli.eval.stored_runs import provenance
-    from cerebrum_cli.eval.tasks import find_preset
     from cerebrum_cli.model.source import generation_fingerprint
 
     generation.parse_parallel(options)  # what is invalid is refused before questions are downloaded
@@ -143,19 +167,22 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
             f"--samples needs a temperature above 0, but preset {options.preset} sets 0",
             "add --temperature 0.7, or omit --samples",
         )
-    overrides = SourcedLayer(SourcedLayer({"temperature": condition.temperature}, origin=generation.PRESET), overrides)
+    conditions = {"temperature": condition.temperature, "stop": task.stop or None}
+    overrides = SourcedLayer(SourcedLayer(conditions, origin=generation.PRESET), overrides)
     reply_source = generation.find_source(app, overrides, options, SAMPLES_OPTION if samples > 1 else None)
     settings = reply_source.settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     if preset:
         expected = {"temperature": condition.temperature}
         others = [] if samples == condition.samples else [f"--samples {samples}, not {condition.samples}"]
-        others += generation.given_options(options, "limit", "template", "match", "schema", "grammar", "template_arg")
+        names = ("limit", "template", "examples", "match", "schema", "grammar", "template_arg")
+        others += generation.given_options(options, *names)
         if remark := generation.no_reproduction(reply_source, preset, expected, others):
             task = replace(task, remarks=(*task.remarks, remark))
     model = reply_source.model
     grammar = generation.read_grammar(app, options, model)
-    evaluation = Evaluation(select(task.questions, options.limit), samples, settings, model.label, task.match, grammar)
+    questions = select(task.questions, options.limit)
+    evaluation = Evaluation(questions, samples, settings, model.label, task.match, grammar, task.examples)
     fingerprint = {
         **task.fingerprint,
         **provenance(reply_source),
@@ -175,6 +202,7 @@ def read_task(app: App, source: str, options: EvalOptions, preset: Preset | None
             progress,
             preset=preset,
             template=options.template,
+            examples=options.examples,
             match=cast(Match | None, options.match),
             run_code=options.run_code,
             offline=options.offline,
@@ -231,7 +259,6 @@ def generate(app: App, prepared: PreparedEvaluation, run: Journal, options: Eval
 
 def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> None:
     """Print the exact prompt of the first question on standard output, and a summary of the run on standard error."""
-    from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.engine.memory import SINGLE
     from cerebrum_cli.eval.stored_runs import samples_to_keep
     from cerebrum_cli.model.interface import open_source
@@ -241,8 +268,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     kept = [] if options.restart else samples_to_keep(path, prepared.fingerprint, evaluation.extent)
     question = evaluation.questions[0]
     with open_source(replace(prepared.source, context=SINGLE, vocabulary_only=True)) as loaded:
-        conversation = Conversation(system_prompt=evaluation.settings.system).user(question.prompt)
-        conversation = evaluation.settings.applied_to(conversation)
+        conversation = evaluation.settings.applied_to(evaluation.conversation(question))
         prompt, token_ids = loaded.preview(conversation, evaluation.settings)
     samples = len(evaluation.rows)
     missing = samples - len(kept)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.core.settings import Layer
-    from cerebrum_cli.eval.tasks import Preset
+    from cerebrum_cli.eval.presets import Preset
     from cerebrum_cli.model.interface import Model
     from cerebrum_cli.models.model import InstalledModel
     from cerebrum_cli.runs.journal import Journal

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.lm_eval.model import Use
-    from cerebrum_cli.eval.tasks import Preset
+    from cerebrum_cli.eval.presets import Preset
     from cerebrum_cli.model.interface import Model
     from cerebrum_cli.model.source import ModelSource
 
 BOS = "add_bos_token"
+KEYS = (*LOAD_KEYS, "think", "seed")  # settings that apply
 ANSWER_RULES = 1  # by which thoughts are removed from replies: results in the cache depend on them
 
 
@@ -62,7 +63,7 @@ class LmEvalOptions(ConcurrencyOptions):
 def lm_eval(
     app: App,
     tasks: Annotated[list[str], positional("TASK...", "Task names or wildcards; `lm_eval ls tasks` lists tasks")],
-    overrides: Annotated[Layer, settings_options((*LOAD_KEYS, "think", "seed"), seed="Random seed [default: 0]")],
+    overrides: Annotated[Layer, settings_options(KEYS, seed="Random seed [default: 0]")],
     options: LmEvalOptions,
 ) -> None:
     """Prints lm-eval's own table. Needs the extra lm-eval.
@@ -73,9 +74,14 @@ def lm_eval(
     Examples:
       cerebrum lm-eval arc_easy piqa -m cerebrum-7b --limit 200
     """
+    evaluate_harness_tasks(app, tasks, overrides, options)
+
+
+def evaluate_harness_tasks(app: App, tasks: Sequence[str], overrides: Layer, options: LmEvalOptions) -> None:
+    """Evaluate tasks of lm-eval, or resume, and print their results. Raises UsageError, CerebrumError."""
     from cerebrum_cli.cli.generation import CONDITION_KEYS, find_source
     from cerebrum_cli.core.files import atomic_write, lock_file, remove
-    from cerebrum_cli.eval.tasks import find_preset
+    from cerebrum_cli.eval.presets import find_preset
     from cerebrum_cli.model.source import format_of
     from cerebrum_cli.models.hub import offline_if_unreachable
     from cerebrum_cli.terminal.interrupts import interruptible

@@ -45,7 +45,8 @@ SCHEMA = Schema(
 class Evaluation:
     """Questions in the order in which they are asked, and how each is answered `samples` times and scored.
 
-    `model` is the name that samples carry. The settings' seed is the base of all seeds.
+    `model` is the name that samples carry. The settings' seed is the base of all seeds. The `examples` precede each
+    question, as turns of one conversation.
     """
 
     questions: tuple[Question, ...]
@@ -54,6 +55,13 @@ class Evaluation:
     model: str
     match: Match
     grammar: str | None = None
+    examples: tuple[Question, ...] = ()
+
+    def conversation(self, question: Question) -> Conversation:
+        conversation = Conversation(system_prompt=self.settings.system)
+        for example in self.examples:
+            conversation = conversation.user(example.prompt).assistant(example.solution or example.reference)
+        return conversation.user(question.prompt)
 
     @property
     def rows(self) -> ResultRows:
@@ -81,8 +89,9 @@ class Evaluation:
             for _, neighbors in groupby(enumerate(missing), key=lambda pair: pair[1] - pair[0]):
                 [first, *others] = [sample for _, sample in neighbors]
                 settings, count = replace(self.settings, seed=self.seed(question, first)), 1 + len(others)
-                conversation = Conversation(system_prompt=settings.system).user(question.prompt)
-                request = ReplyRequest(conversation, settings, self.grammar, n=count, max_n=count, logprobs=True)
+                request = ReplyRequest(
+                    self.conversation(question), settings, self.grammar, n=count, max_n=count, logprobs=True
+                )
                 yield Row((position, first), request)
 
 

@@ -35,7 +35,8 @@ SKIPPED = "skipped"  # reason of a sample that could not be generated, such as o
 class Question:
     """A question; `index` is its place in the source, from 0, and `id` the source's own id or `index` + 1.
 
-    `prompt` is what the model is asked. `reference` is the correct answer; with `choices`, its letter. For code it is
+    `prompt` is what the model is asked, and `solution` the correct answer as the source has it, perhaps with its steps.
+    `reference` is the correct answer; with `choices`, its letter. For code it is
     the test that the program must pass, `stub` the beginning of that program, which the prompt shows, and `entry_point`
     the function that it begins. Questions of one `cluster`, such as those about one text, are not independent.
     """
@@ -48,6 +49,7 @@ class Question:
     cluster: str | None = None
     stub: str = ""
     entry_point: str = ""
+    solution: str = ""
 
 
 def select(questions: Iterable[Question], limit: int | None = None, seed: int = 0) -> tuple[Question, ...]:

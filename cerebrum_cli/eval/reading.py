@@ -121,12 +121,14 @@ def _read_row(number: int, row: Mapping[str, Any], template: Template | None) ->
     elif isinstance(id, bool) or not isinstance(id, str | int):
         raise _Invalid(f"invalid `id`: {_shown(id)}; it must be text or an integer")
     prompt = _prompt(row, choices, template)
-    correct = _correct_choice(row, choices, labels, integers) if choices else _final_answer(_required(row, "answer"))
+    solution = "" if choices else _required(row, "answer")
+    correct = _correct_choice(row, choices, labels, integers) if choices else _final_answer(solution)
     question = Question(
         index=number - 1,
         id=well_formed(id) if isinstance(id, str) else id,
         prompt=prompt,
         reference=correct if isinstance(correct, str) else "",
+        solution=solution,
         choices=choices,
         cluster=None if row.get("cluster") in (None, "") else _text(row["cluster"], "cluster"),
         stub=str(row.get("stub", "")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +14,8 @@ from cerebrum_cli.batch.readers import open_input
 from cerebrum_cli.batch.rows import parse_template
 from cerebrum_cli.core.errors import CerebrumError, PullError, UsageError
 from cerebrum_cli.core.files import exists, translate_os_errors
-from cerebrum_cli.core.text import did_you_mean, pip_install
+from cerebrum_cli.core.text import did_you_mean, format_count, pip_install
+from cerebrum_cli.eval.presets import Condition, Preset, find_condition
 from cerebrum_cli.eval.questions import Match, Question
 from cerebrum_cli.eval.reading import CHOICE_TEMPLATE, QUESTION_TEMPLATE, BadRow, Row, read_questions, split_lines
 from cerebrum_cli.eval.scorers import (
@@ -24,7 +25,7 @@ from cerebrum_cli.eval.scorers import (
     require_run_code,
     rules_of,
 )
-from cerebrum_cli.eval.tasks import CODE_TEMPLATE, SUMS, TASK_NAMES, TASKS, Condition, Preset, Task, find_condition
+from cerebrum_cli.eval.tasks import SUMS, TASK_NAMES, TASKS, Task
 from cerebrum_cli.models.cache import Cache, CachedFile
 from cerebrum_cli.models.download import Download, Progress, RetryPolicy, git_hash
 from cerebrum_cli.models.hub import cache_directory, is_offline, list_repository, unreachable
@@ -36,7 +37,8 @@ IN_WORDS = "correct answers are words, and final answers must equal them; --matc
 class LoadedTask:
     """The questions of a task or a file; `fingerprint` identifies them and how replies are scored.
 
-    `condition` is a preset's, or has the defaults, and `remarks` are sentences for the report.
+    `examples` are asked, and answered by their solutions, before each question. `condition` is a preset's, or has the
+    defaults, and `remarks` are sentences for the report.
     """
 
     name: str
@@ -46,6 +48,8 @@ class LoadedTask:
     match: Match
     condition: Condition
     remarks: tuple[str, ...] = ()
+    examples: tuple[Question, ...] = ()
+    stop: tuple[str, ...] = ()
 
 
 def read_source(
@@ -54,6 +58,7 @@ def read_source(
     *,
     preset: Preset | None,
     template: str | None,
+    examples: Path | None,
     match: Match | None,
     run_code: bool,
     offline: bool,
@@ -70,22 +75,40 @@ def read_source(
     condition = find_condition(preset, source) if preset else Condition(source)
     match = _choose_match(source, task, match, run_code)
     rows, digest, origin = load_dataset(task, progress, offline) if task else _read_file(path)
-    parsed = None if template is None else parse_template(template)
+    # The cards ask questions verbatim; how they ask for code is not stated.
+    protocol = task if task and not template and (preset is None or task.match == "code") else None
+    text = protocol.template if protocol else template
+    parsed = None if text is None else parse_template(text)
     found = read_questions(rows, parsed, task.convert if task else None)
+    shown, shown_digest = tuple[Question, ...](), None
+    if examples:
+        example_rows, shown_digest, _ = _read_file(examples)
+        read = read_questions(example_rows, parsed)
+        if read.bad_rows:
+            raise UsageError(f"{examples}, line {read.bad_rows[0].line}: {read.bad_rows[0].reason}", "correct the file")
+        shown = read.questions
+    elif protocol and protocol.shots:
+        example_rows, shown_digest, _ = load_dataset(replace(protocol, file=protocol.shots_file), progress, offline)
+        shown = read_questions(example_rows, parsed).questions[: protocol.shots]
     reply_scorer(match, found.questions, run_code).close()  # what it refuses is refused before a model is loaded
     fingerprint = {
         "task": path.stem,
         "question file": digest,
         "template": template,
-        "default template": _default_template(match, found.questions),
+        "default template": protocol.template if protocol else _default_template(found.questions),
+        "protocol": f"{protocol.name} {protocol.version}" if protocol else None,
+        "example file": shown_digest,
         "match": match,
         SCORING_RULES: rules_of(match),
     }
-    remarks = [origin, *_remarks(task, preset, condition), found.note]
+    remarks = [origin, *_remarks(task, protocol, preset, condition), found.note]
+    if shown:
+        remarks.append(f"{format_count(len(shown), 'example')} before each question")
     if match == "answer" and 2 * sum(map(is_in_words, found.questions)) > len(found.questions):
         remarks.append(IN_WORDS)
+    stop = protocol.stop if protocol else ()
     stated = tuple(remark for remark in remarks if remark)
-    return LoadedTask(path.stem, found.questions, found.bad_rows, fingerprint, match, condition, stated)
+    return LoadedTask(path.stem, found.questions, found.bad_rows, fingerprint, match, condition, stated, shown, stop)
 
 
 def _choose_match(source: str, task: Task | None, match: Match | None, run_code: bool) -> Match:
@@ -95,7 +118,7 @@ def _choose_match(source: str, task: Task | None, match: Match | None, run_code:
             raise UsageError(f"--match has no effect on {source}, which runs programs", "omit --match")
         require_run_code(run_code)
     elif run_code:
-        raise UsageError("--run-code applies only to humaneval", "omit --run-code")
+        raise UsageError("--run-code applies only to humaneval, humaneval+ and mbpp", "omit --run-code")
     return match or (task.match if task else "answer")
 
 
@@ -106,14 +129,14 @@ def _read_file(path: Path) -> tuple[Iterable[Row], str, str]:
     return split_lines(data), digest.hexdigest(), ""
 
 
-def _default_template(match: Match, questions: Iterable[Question]) -> str:
-    if match == "code":
-        return CODE_TEMPLATE
+def _default_template(questions: Iterable[Question]) -> str:
     return CHOICE_TEMPLATE if any(question.choices for question in questions) else QUESTION_TEMPLATE
 
 
-def _remarks(task: Task | None, preset: Preset | None, condition: Condition) -> Iterator[str]:
+def _remarks(task: Task | None, protocol: Task | None, preset: Preset | None, condition: Condition) -> Iterator[str]:
     """Sentences from the tables of tasks and presets; some are empty."""
+    if protocol:
+        yield f"protocol {protocol.name}, version {protocol.version}: {protocol.follows}"
     if task:
         yield task.published and f"settings on the Cerebrum model cards: {task.published}"
         yield task.note

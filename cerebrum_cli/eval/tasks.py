@@ -1,14 +1,13 @@
-"""Tasks that can be evaluated by name, and the conditions under which model cards report results: tables of data."""
+"""Tasks that can be evaluated by name, each a protocol with a version: what is asked, how it is scored, as tables."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import sqrt
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.eval.questions import Match
 from cerebrum_cli.eval.reading import Convert
 
@@ -17,13 +16,27 @@ BOXES = ("\\boxed", "\\fbox")
 CODE_TEMPLATE = (
     "Complete this Python function. Reply with the whole function in one code block.\n\n```python\n{prompt}\n```"
 )
+TESTED_TEMPLATE = (
+    "Write a Python function for this task. Reply with it in one code block.\n\n{text}\n\n"
+    "It must pass these tests:\n\n```python\n{tests}\n```"
+)
+STEPS = "{question}\n\nReason step by step, and "
+NUMBER_TEMPLATE = STEPS + 'end your reply with a line "Answer: N", where N is the final number.'
+BOX_TEMPLATE = STEPS + "put the final answer in \\boxed{{}}."
+LETTER_TEMPLATE = (
+    "{question}\n\n{choices}\n\n"
+    'Reason step by step, and end your reply with a line "Answer: X", where X is the letter of the correct choice.'
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """A task; `file` is the pattern of the names of its `files` files in the repository.
 
-    `published` is how the cards report it, `note` is printed with every result. `convert` adds fields to a row.
+    `template` is the prompt without a preset, which asks for an answer form; `follows` names the paper or harness whose
+    protocol this is. The first `shots` rows of `shots_file` are examples, and `stop` ends a reply. A change of these or
+    of the scoring raises `version`. `published` is how the cards report the task, `note` is printed with every result.
+    `convert` adds fields to a row.
     """
 
     name: str
@@ -31,6 +44,12 @@ class Task:
     split: str
     file: str
     match: Match
+    template: str
+    follows: str
+    shots: int = 0
+    shots_file: str = ""
+    stop: tuple[str, ...] = ()
+    version: int = 1
     published: str = ""
     note: str = ""
     convert: Convert | None = None
@@ -44,10 +63,23 @@ def complete_test(test: str, entry_point: str) -> str:
 
 def _code_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
-        "question": CODE_TEMPLATE.format(prompt=str(row["prompt"]).strip("\n")),
+        "prompt": str(row["prompt"]).strip("\n"),
         "answer": complete_test(str(row["test"]), str(row["entry_point"])),
         "id": row.get("task_id"),
         "stub": row["prompt"],
+    }
+
+
+def _tested_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Convert a row of MBPP, whose tests name the function that its solution defines last."""
+    tests = "\n".join(map(str, row["test_list"]))
+    names = [name for name in re.findall(r"^def (\w+)", str(row["code"]), re.MULTILINE) if f"{name}(" in tests]
+    setup = str(row.get("test_setup_code") or "")
+    return {
+        "tests": tests,
+        "answer": f"{setup}\n{tests}\n",
+        "id": row.get("task_id"),
+        "entry_point": names[-1] if names else None,
     }
 
 
@@ -72,7 +104,21 @@ TASKS = {
             split="test",
             file="main/test-*.parquet",
             match="answer",
+            follows="zero-shot, with a last line as in simple-evals' MGSM",
+            template=NUMBER_TEMPLATE,
             published="zero-shot at temperature 0 (Cerebrum-1.0-7b); maj@8 (Cerebrum-1.0-8x7b)",
+        ),
+        Task(
+            name="gsm8k@8shot",
+            repo_id="openai/gsm8k",
+            split="test",
+            file="main/test-*.parquet",
+            match="answer",
+            follows="prompt and stop string of lm-eval's gsm8k, with the first 8 training questions as earlier turns",
+            template="Question: {question}\nAnswer:",
+            shots=8,
+            shots_file="main/train-*.parquet",
+            stop=("Question:",),
         ),
         Task(
             name="math",
@@ -80,6 +126,8 @@ TASKS = {
             split="test",
             file="*/test-*.parquet",
             match="math",
+            follows="zero-shot, the last box counts, as in Hendrycks et al. 2021 (arXiv 2103.03874)",
+            template=BOX_TEMPLATE,
             published="zero-shot (Cerebrum-1.0-7b at temperature 0, Cerebrum-1.0-8x7b)",
             convert=lambda row: {"question": row["problem"], "answer": last_boxed(str(row["solution"]))},
             files=7,  # a subject each
@@ -90,6 +138,8 @@ TASKS = {
             split="test",
             file="test.jsonl",
             match="math",
+            follows="the protocol of math on the 500 problems of Lightman et al. 2023 (arXiv 2305.20050)",
+            template=BOX_TEMPLATE,
             note="MATH-500 is a subset: the model cards use all of MATH (task math), so scores are not comparable",
             convert=lambda row: {"question": row["problem"], "id": row.get("unique_id")},
         ),
@@ -99,6 +149,8 @@ TASKS = {
             split="test",
             file="ARC-Challenge/test-*.parquet",
             match="answer",
+            follows="zero-shot, with a last line as in simple-evals' multiple choice",
+            template=LETTER_TEMPLATE,
             published="zero-shot (Cerebrum-1.0-7b at temperature 0, Cerebrum-1.0-8x7b)",
             note="the model generates a letter, and lm-eval compares log-likelihoods of the choices: not comparable",
             convert=lambda row: {"answer": row["answerKey"]},
@@ -109,169 +161,48 @@ TASKS = {
             split="test",
             file="openai_humaneval/test-*.parquet",
             match="code",
+            template=CODE_TEMPLATE,
+            follows="zero-shot pass@1 with the tests of Chen et al. 2021 (arXiv 2107.03374), asked as a chat",
             published="zero-shot (Cerebrum-1.0-8x7b)",
             convert=_code_row,
+        ),
+        Task(
+            name="humaneval+",
+            repo_id="evalplus/humanevalplus",
+            split="test",
+            file="data/test-*.parquet",
+            match="code",
+            template=CODE_TEMPLATE,
+            follows="the prompt of humaneval with the tests of EvalPlus (arXiv 2305.01210)",
+            convert=_code_row,
+        ),
+        Task(
+            name="mbpp",
+            repo_id="google-research-datasets/mbpp",
+            split="test",
+            file="full/test-*.parquet",
+            match="code",
+            template=TESTED_TEMPLATE,
+            follows="zero-shot pass@1 with the tests in the prompt, as in Austin et al. 2021 (arXiv 2108.07732)",
+            note="all 500 problems of the test split: EvalPlus reports 378 others, so scores are not comparable",
+            convert=_tested_row,
         ),
     )
 }
 SUMS = Path(__file__).parents[1] / "data" / "sums.jsonl"  # bundled questions that the bundled model can answer
-TASK_NAMES = (*TASKS, SUMS.stem)
-
-PICTURES_ONLY = "the card publishes its figures only as an image, so none is printed next to yours"
-_EXTRACTION = "how answers are extracted from replies"
-_TEMPERATURE = "the temperature: 0 is used, as on the card of Cerebrum-1.0-7b"
-_ZERO_SHOT = "zero-shot, temperature 0"
-# lm-eval tokenized texts for causal models without special tokens: bigscience-workshop/lm-evaluation-harness#126 of
-# 2022, `HFLM.tok_encode` in EleutherAI/lm-evaluation-harness at 0068151. `add_bos_token` came in 2024 (#1465), and
-# since October 2025 the tokenizer decides (#3347).
-_LM_EVAL_UNSTATED = (
-    "the number of few-shot examples (presumably 0)",
-    "the chat template (presumably none)",
-    "whether BOS precedes a text (lm-eval of 2023 left it out, and so does this preset)",
-)
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """How a card evaluates a task, by its name here or in lm-eval; `unstated` says what it leaves open.
-
-    The preset sets `temperature` and `samples`; a temperature of None is not stated, and left to the default. `figures`
-    are published results between 0 and 1 by their metric, `stated_error` is the standard error of the only one.
-    """
+class HarnessTask(NamedTuple):
+    """A task that lm-eval evaluates, under its name there."""
 
     task: str
-    published: str = ""
-    temperature: float | None = None
-    samples: int = 1
-    unstated: tuple[str, ...] = ()
-    figures: Mapping[str, float] = field(default_factory=dict)
-    stated_error: float | None = None
-    note: str = ""
-
-    def error(self, metric: str, n: int) -> float:
-        """Standard error among n documents; where the card states none, that of a proportion, as lm-eval has it."""
-        value = self.figures[metric]
-        return self.stated_error or sqrt(value * (1 - value) / max(1, n - 1))
+    num_fewshot: int | None
+    apply_chat_template: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """The conditions of one model card; `model` is the model's name in the catalog, `source` the card.
-
-    `averages` are published means of the last figures of some tasks. `assumed` are options of `cerebrum lm-eval` that
-    the card presumably had; only `add_bos_token` is set.
-    """
-
-    name: str
-    model: str
-    source: str
-    conditions: tuple[Condition, ...]
-    averages: Mapping[str, tuple[tuple[Condition, ...], float]] = field(default_factory=dict)
-    assumed: Mapping[str, Any] = field(default_factory=dict)
-
-
-def find_preset(name: str) -> Preset:
-    for preset in PRESETS:
-        if preset.name == name:
-            return preset
-    raise UsageError(f"unknown preset {name!r}", f"use one of {', '.join(preset.name for preset in PRESETS)}")
-
-
-def find_condition(preset: Preset, task: str) -> Condition:
-    for condition in preset.conditions:
-        if condition.task == task:
-            return condition
-    known = ", ".join(condition.task for condition in preset.conditions)
-    raise UsageError(f"{preset.source} has no results for {task!r}", f"preset {preset.name} has {known}")
-
-
-def _cerebrum(
-    task: str, published: str, *unstated: str, temperature: float | None = 0.0, samples: int = 1
-) -> Condition:
-    return Condition(task, published, temperature, samples, (*unstated, _EXTRACTION), note=PICTURES_ONLY)
-
-
-def _lm_eval(
-    task: str, acc: float, acc_norm: float | None = None, error: float | None = None, note: str = ""
-) -> Condition:
-    figures = {"acc": acc} if acc_norm is None else {"acc": acc, "acc_norm": acc_norm}
-    return Condition(
-        task,
-        "by the likelihood of the choices",
-        unstated=_LM_EVAL_UNSTATED,
-        figures=figures,
-        stated_error=error,
-        note=note,
-    )
-
-
-_GPT4ALL = (
-    _lm_eval("arc_challenge", 0.5401, 0.5572),
-    _lm_eval("arc_easy", 0.8102, 0.7992),
-    _lm_eval("boolq", 0.8538),
-    _lm_eval("hellaswag", 0.6459, 0.8297),
-    _lm_eval("openbookqa", 0.3380, 0.4360),
-    _lm_eval("piqa", 0.8085, 0.8232),
-    _lm_eval("winogrande", 0.7451),
-)
-_AGIEVAL = (
-    _lm_eval("agieval_aqua_rat", 0.1890, 0.2047),
-    _lm_eval("agieval_logiqa_en", 0.2611, 0.3134),
-    _lm_eval("agieval_lsat_ar", 0.2087, 0.2217),
-    _lm_eval("agieval_lsat_lr", 0.3373, 0.3196),
-    _lm_eval("agieval_lsat_rc", 0.4201, 0.3978),
-    _lm_eval("agieval_sat_en", 0.5971, 0.5631),
-    _lm_eval("agieval_sat_en_without_passage", 0.4029, 0.3398),
-    _lm_eval("agieval_sat_math", 0.3045, 0.2864),
-)
-_TRUTHFULQA_VERSION = "the card has version 1 of TruthfulQA's tasks"
-_TRUTHFULQA = (
-    _lm_eval("truthfulqa_mc1", 0.3794, error=0.0170, note=_TRUTHFULQA_VERSION),
-    _lm_eval("truthfulqa_mc2", 0.5394, error=0.0158, note=_TRUTHFULQA_VERSION),
-)
-
-PRESETS = (
-    Preset(
-        name="cerebrum-7b",
-        model="cerebrum-7b",
-        source="the card of Cerebrum-1.0-7b",
-        conditions=(
-            _cerebrum("gsm8k", _ZERO_SHOT),
-            _cerebrum("math", _ZERO_SHOT),
-            _cerebrum("math500", f"MATH, {_ZERO_SHOT}"),
-            _cerebrum("arc-challenge", _ZERO_SHOT),
-        ),
-    ),
-    Preset(
-        name="cerebrum-8x7b",
-        model="cerebrum-8x7b",
-        source="the card of Cerebrum-1.0-8x7b",
-        conditions=(
-            _cerebrum("gsm8k", "maj@8", "the temperature of maj@8", temperature=None, samples=8),
-            _cerebrum("math", "zero-shot", _TEMPERATURE),
-            _cerebrum("math500", "MATH, zero-shot", _TEMPERATURE),
-            _cerebrum("arc-challenge", "zero-shot", _TEMPERATURE),
-            _cerebrum("humaneval", "zero-shot", _TEMPERATURE),
-        ),
-    ),
-    Preset(
-        name="collective-cognition",
-        model="collective-cognition-7b",
-        source="the card of CollectiveCognition-v1-Mistral-7B",
-        conditions=(*_TRUTHFULQA, *_GPT4ALL, *_AGIEVAL),
-        averages={"GPT4All": (_GPT4ALL, 0.7206), "AGIEval": (_AGIEVAL, 0.3308)},
-        assumed={"add_bos_token": False, "num_fewshot": 0, "apply_chat_template": False},
-    ),
-    Preset(
-        name="mistral-c2f",
-        model="mistral-c2f-7b",
-        source="the card of Mistral-C2F",
-        conditions=(
-            Condition(
-                "mmlu",
-                unstated=("the number of few-shot examples", "the chat template", "the method of scoring"),
-                note="the card names only one of its 11 general tasks in its text; its figures are only images",
-            ),
-        ),
-    ),
-)
+HARNESS_TASKS = {
+    "gpqa-diamond": HarnessTask("gpqa_diamond_cot_zeroshot", None, apply_chat_template=True),  # arXiv 2311.12022
+    "ifeval": HarnessTask("ifeval", None, apply_chat_template=True),  # arXiv 2311.07911
+    "mmlu": HarnessTask("mmlu", 5, apply_chat_template=False),  # arXiv 2009.03300
+}
+TASK_NAMES = (*TASKS, SUMS.stem, *HARNESS_TASKS)

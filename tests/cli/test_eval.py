@@ -19,6 +19,7 @@ from nano.measure import MODEL_FILE, loaded_engine
 from nano.questions import held_out
 from waiting import wait_until
 
+from cerebrum_cli.cli import lm_eval
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.engine.local import LocalEngine
@@ -206,6 +207,35 @@ def test_dry_run_estimates_the_whole_run_and_what_is_missing(command: CommandLin
     refused = run_eval(command, sums, "--limit", "9", "--dry-run")
     assert (refused.code, refused.err.splitlines()[0]) == (1, f"error: {run} already has more questions (10, now 9)")
     assert not Path(f"{run}.partial").exists()
+
+
+def test_examples_precede_each_question(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    example = {"question": "One?", "answer": "1 + 0 = 1\n#### 1"}
+    examples = write_questions(tmp_path / "shown.jsonl", [example, {"question": "Two?"}])
+    refused = run_eval(command, sums, "--examples", examples)
+    assert problem(refused) == f"error: {examples}, line 2: no `answer`; the fields are: question"
+    write_questions(examples, [example])
+    done = command.run("eval", sums, *MODEL, "--limit", "2", "--examples", examples, "--dry-run")
+    assert "User: One?\nAI: 1 + 0 = 1\n#### 1\nUser: " in done.out, done.out
+    assert "1 example before each question" in done.err
+    first = run_eval(command, sums, "--limit", "2", "--examples", examples).object
+    examples.write_text(examples.read_text().replace("1 + 0", "0 + 1"))
+    done = command.run("eval", sums, *MODEL, "--limit", "2", "--examples", examples)
+    assert "was made with another example file" in done.err and first["n"] == 2
+
+
+def test_task_of_lm_eval_is_evaluated_by_it(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = command.run("eval", "ifeval", *MODEL, "--samples", "2")
+    assert problem(refused) == "error: --samples 2 does not apply to ifeval, which lm-eval evaluates"
+    assert "--temperature does not apply" in problem(command.run("eval", "mmlu", *MODEL, "--temperature", "1"))
+    asked = list[tuple[list[str], lm_eval.LmEvalOptions]]()
+    monkeypatch.setattr(lm_eval, "evaluate_harness_tasks", lambda _, tasks, __, options: asked.append((tasks, options)))
+    for name in ("ifeval", "mmlu"):
+        assert command.run("eval", name, *MODEL, "--limit", "3", "-o", "results.json").code == 0
+    assert [
+        (tasks, options.apply_chat_template, options.num_fewshot, options.limit, options.output)
+        for tasks, options in asked
+    ] == [(["ifeval"], True, None, 3, Path("results.json")), (["mmlu"], False, 5, 3, Path("results.json"))]
 
 
 def test_runs_of_two_models_are_compared(command: CommandLine, sums: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hub_user import HubUser
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.eval.presets import find_preset
 from cerebrum_cli.eval.questions import Match
 from cerebrum_cli.eval.reading import BadRow, QuestionSet, read_questions
 from cerebrum_cli.eval.scorers import SCORING_VERSION, comparison_of
@@ -40,7 +41,7 @@ def problems(count: int) -> bytes:
 def datasets(hub_user: HubUser) -> None:
     """Upload two datasets: parquet in large-file storage, and JSON lines in git."""
     sums = [{"question": f"{n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(3)]
-    files = {GSM8K_FILE: table(sums), "main/train-00000-of-00001.parquet": table(sums[:1])}
+    files = {GSM8K_FILE: table(sums), "main/train-00000-of-00001.parquet": table(sums * 3)}
     hub_user.hub.repository(f"{DATASETS}{GSM8K}", files)
     hub_user.hub.repository(f"{DATASETS}{MATH}", {MATH_FILE: problems(2000), "README.md": b"# MATH-500\n"})
 
@@ -105,7 +106,8 @@ def test_dataset_in_git_is_verified_by_its_git_hash(hub_user: HubUser) -> None:
 
 
 def read(source: str | Path, **options: Any) -> LoadedTask:
-    defaults: dict[str, Any] = {"preset": None, "template": None, "match": None, "run_code": False, "offline": False}
+    defaults: dict[str, Any] = {"preset": None, "template": None, "examples": None, "match": None}
+    defaults |= {"run_code": False, "offline": False}
     return read_source(str(source), Notices(), **defaults | options)
 
 
@@ -130,6 +132,29 @@ def test_task_of_mathematics_is_scored_with_math_verify_if_installed(
     assert comparison_of(rules) == f"{form} only{'' if version else install}"
     assert (plain.fingerprint["match"], plain.fingerprint["marking"]) == ("answer", rules)
     assert sums.fingerprint["match"] == "answer"
+
+
+def test_protocol_asks_for_a_form_and_a_preset_asks_as_its_card_does(hub_user: HubUser) -> None:
+    with environment_of(hub_user.command.environment(hub_user.environment({}))):
+        found, boxed = read("gsm8k"), read("math500")
+        of_card, own = read("gsm8k", preset=find_preset("cerebrum-7b")), read("gsm8k", template="{question} Briefly.")
+    form = 'end your reply with a line "Answer: N", where N is the final number.'
+    assert found.questions[0].prompt == f"0 + 1?\n\nReason step by step, and {form}"
+    assert boxed.questions[0].prompt.endswith("put the final answer in \\boxed{}.")
+    assert (of_card.questions[0].prompt, own.questions[0].prompt) == ("0 + 1?", "0 + 1? Briefly.")
+    protocols = [each.fingerprint["protocol"] for each in (found, boxed, of_card, own)]
+    assert protocols == ["gsm8k 1", "math500 1", None, None]
+    assert any(remark.startswith("protocol gsm8k, version 1: zero-shot") for remark in found.remarks)
+    assert not any(remark.startswith("protocol") for remark in of_card.remarks)
+
+
+def test_protocol_with_shots_takes_them_from_the_training_split(hub_user: HubUser) -> None:
+    with environment_of(hub_user.command.environment(hub_user.environment({}))):
+        found = read("gsm8k@8shot")
+    shown = [(question.prompt, question.solution) for question in found.examples]
+    assert shown[:2] == [(f"Question: {n} + 1?\nAnswer:", f"It is {n + 1}.\n#### {n + 1}") for n in range(2)]
+    assert (len(shown), found.stop, found.questions[0].prompt) == (8, ("Question:",), "Question: 0 + 1?\nAnswer:")
+    assert "8 examples before each question" in found.remarks
 
 
 @pytest.mark.slow

@@ -13,9 +13,10 @@ import pytest
 from cerebrum_cli.batch.rows import parse_template
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.sampling import SEEDS
+from cerebrum_cli.eval.presets import PRESETS, find_condition, find_preset
 from cerebrum_cli.eval.questions import MAX_SAMPLES, Question, sample_seed, select
 from cerebrum_cli.eval.reading import INDEX_NOTE, BadRow, QuestionSet, read_questions, split_lines
-from cerebrum_cli.eval.tasks import PRESETS, TASKS, find_condition, find_preset, last_boxed
+from cerebrum_cli.eval.tasks import TASKS, last_boxed
 from cerebrum_cli.models.reference import REPO_ID
 
 ROOT = Path(__file__).parents[2]
@@ -50,8 +51,9 @@ def test_questions_have_the_fields_of_their_rows() -> None:
         {"question": "Why?", "answer": "so", "id": "q-3", "cluster": 7},
         {"question": "Why not?", "answer": 0.5, "id": 12, "other": None},
     )
-    why, why_not = Question(2, "q-3", "Why?", "so", cluster="7"), Question(3, 12, "Why not?", "0.5")
-    assert found == QuestionSet((Question(0, 1, "2 + 2?", "4"), why, why_not))
+    why = Question(2, "q-3", "Why?", "so", cluster="7", solution="so")
+    why_not = Question(3, 12, "Why not?", "0.5", solution="0.5")
+    assert found == QuestionSet((Question(0, 1, "2 + 2?", "4", solution="4"), why, why_not))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,7 @@ def test_seeds_are_consecutive_and_never_collide() -> None:
 
 
 def test_tasks_and_presets_are_of_the_hub_and_the_catalog() -> None:
-    assert list(TASKS) == ["gsm8k", "math", "math500", "arc-challenge", "humaneval"]
+    assert [*TASKS] == ["gsm8k", "gsm8k@8shot", "math", "math500", "arc-challenge", "humaneval", "humaneval+", "mbpp"]
     assert all(REPO_ID.fullmatch(task.repo_id) for task in TASKS.values())
     catalog = (ROOT / "models.toml").read_text(encoding="utf-8")
     assert all(f"[models.{preset.model}]" in catalog for preset in PRESETS)
@@ -195,6 +197,21 @@ def test_task_reports_a_row_without_a_field_it_converts() -> None:
     assert reason(row, convert=lambda row: {"answer": row["answer"]}) == f"no `answer`; {fields}"
     with pytest.raises(UsageError, match=f"line 1: no `entry_point`; {fields}"):
         read(row, b"{", convert=TASKS["humaneval"].convert)
+
+
+def test_task_mbpp_asks_with_its_tests_and_finds_the_function_they_name() -> None:
+    row: dict[str, Any] = {
+        "task_id": 11,
+        "text": "Write a function to add.",
+        "code": "def half(x):\r\n    return x / 2\r\ndef add(a, b):\r\n    return a + b",
+        "test_list": ["assert add(1, 2) == 3", "assert abs(add(1, 1)) == 2"],
+        "test_setup_code": "import math",
+    }
+    task = TASKS["mbpp"]
+    [question] = read(row, template=parse_template(task.template), convert=task.convert).questions
+    assert "Write a function to add." in question.prompt and row["test_list"][1] in question.prompt
+    assert (question.id, question.entry_point, question.stub) == (11, "add", "")
+    assert question.reference == "import math\nassert add(1, 2) == 3\nassert abs(add(1, 1)) == 2"
 
 
 def test_presets_set_what_the_cards_state() -> None:

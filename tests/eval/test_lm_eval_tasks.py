@@ -19,7 +19,7 @@ from waiting import wait_until
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.files import lock_file
-from cerebrum_cli.eval.tasks import find_preset
+from cerebrum_cli.eval.presets import find_preset
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of lm-eval's libraries
 

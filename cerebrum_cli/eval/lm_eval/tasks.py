@@ -19,7 +19,7 @@ from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent
 from cerebrum_cli.core.text import did_you_mean, pip_install
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM
-from cerebrum_cli.eval.tasks import Preset
+from cerebrum_cli.eval.presets import Preset
 
 evaluator.get_git_commit_hash = lambda: None  # it runs git, which prints an error outside of a repository
 TASK_DEFINITIONS = "lm_eval.api.task"  # the logger of warnings about what a task's file leaves to defaults
