@@ -21,11 +21,12 @@ TESTED_TEMPLATE = (
     "It must pass these tests:\n\n```python\n{tests}\n```"
 )
 STEPS = "{question}\n\nReason step by step, and "
-NUMBER_TEMPLATE = STEPS + 'end your reply with a line "Answer: N", where N is the final number.'
+# Not "Answer: N": a small model repeats the letter.
+NUMBER_TEMPLATE = STEPS + 'on the last line write "Answer:" and the final number.'
 BOX_TEMPLATE = STEPS + "put the final answer in \\boxed{{}}."
 LETTER_TEMPLATE = (
     "{question}\n\n{choices}\n\n"
-    'Reason step by step, and end your reply with a line "Answer: X", where X is the letter of the correct choice.'
+    'Reason step by step, and on the last line write "Answer:" and the letter of the correct choice.'
 )
 
 
