@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.metadata import distribution
 from pathlib import Path
 from threading import Event
 from typing import IO, Literal, NamedTuple, cast
@@ -39,9 +40,12 @@ POLL_MS = 200  # after which a program that is late, or whose sandbox is closed,
 GUEST = Path(__file__).with_name("guest.py")
 LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache")
 PACKAGES = ("/nix/store", "/gnu/store")  # of NixOS and Guix, libraries included
+NUMPY = ("numpy", "numpy.libs")  # directories of what programs can import besides the standard library
+IMPORTS = "/imports"
 ISOLATION = (
     "--unshare-user --unshare-all --cap-drop ALL --die-with-parent --clearenv --setenv HOME /tmp"
-    " --setenv PYTHONHASHSEED 0 --size 16777216 --tmpfs /tmp --dev-bind /dev/null /dev/null"
+    f" --setenv PYTHONHASHSEED 0 --setenv PYTHONPATH {IMPORTS} --setenv OPENBLAS_NUM_THREADS 1"
+    " --size 16777216 --tmpfs /tmp --dev-bind /dev/null /dev/null"
 )
 
 # System calls that a program cannot make: of other processes and threads, namespaces, sockets, and memory that does not
@@ -141,7 +145,7 @@ class Sandbox:
         )
 
     def _start(self, request: bytes) -> subprocess.Popen[bytes]:
-        """Start guest.py in bubblewrap, where nothing but Python, libraries and a small /tmp exists.
+        """Start guest.py in bubblewrap, where nothing but Python, numpy, libraries and a small /tmp exists.
 
         The request is its standard input. The interpreter is that of this process; of a virtual environment, the one
         that it was made from.
@@ -149,6 +153,8 @@ class Sandbox:
         python = str(Path(sys.executable).resolve())
         libraries = (*LIBRARIES, *PACKAGES, f"{sys.base_prefix}/lib", f"{sys.base_exec_prefix}/lib")
         readable = [part for path in (*libraries, python) for part in ("--ro-bind-try", path, path)]
+        packages = distribution("numpy").locate_file("")
+        readable += [part for name in NUMPY for part in ("--ro-bind-try", f"{packages}/{name}", f"{IMPORTS}/{name}")]
         with _file(request) as stdin, _file(self._call_filter) as call_filter:
             locks = f"--remount-ro / --chdir /tmp --seccomp {call_filter.fileno()}"
             guest = [python, "-P", "-s", "-S", "-c", GUEST.read_text(encoding="utf-8")]

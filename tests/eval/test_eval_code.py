@@ -182,6 +182,9 @@ def test_sandbox_runs_a_program_and_its_test(sandbox: Sandbox) -> None:
     assert "NameError: name 'List' is not defined" in run(sandbox, FUNCTION, test).detail
 
 
+SANDBOX_VARIABLES = {"HOME", "PWD", "PYTHONHASHSEED", "LC_CTYPE", "PYTHONPATH", "OPENBLAS_NUM_THREADS"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
@@ -191,7 +194,8 @@ def test_sandbox_runs_a_program_and_its_test(sandbox: Sandbox) -> None:
         "import collections, datetime, decimal, hashlib, heapq, itertools, math, random, re, statistics, typing\n",
         "print('x' * 100_000_000)\n",
         "open('scratch', 'w').write('x')\nassert open('/tmp/scratch').read() == 'x'\n",
-        "import os, sys\nassert dict(os.environ).keys() <= {'HOME', 'PWD', 'PYTHONHASHSEED', 'LC_CTYPE'}, os.environ\n",
+        "import numpy\nassert numpy.linalg.inv(numpy.eye(50)).sum() == 50\n",
+        f"import os, sys\nassert os.environ.keys() <= {SANDBOX_VARIABLES}, os.environ\n",
         "assert hash('a') == hash('a') and 'ä'.encode() == open('f', 'w').write('ä') or True\n",
     ],
 )
