@@ -16,6 +16,7 @@ from cerebrum_cli.cli.completion_values import tasks
 from cerebrum_cli.cli.options import ConcurrencyOptions
 from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import Option, flag, option, option_group
+from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
@@ -188,6 +189,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
         **provenance(reply_source),
         **generation.source_fingerprint(reply_source),
         **generation_fingerprint(settings, grammar, model, app.library),
+        "model file": app.library.hashed_identity(model),
     }
     return PreparedEvaluation(task, evaluation, replace(reply_source, settings=settings), fingerprint)
 
@@ -224,8 +226,8 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     task, evaluation, source, fingerprint = prepared
     rows, origins = evaluation.rows, source.settings.origins
     notes = {
-        "reference": source.model.reference,
-        **source.model.adapter_params,
+        "reference": without_home(source.model.reference),
+        **{key: list(map(without_home, paths)) for key, paths in source.model.adapter_params.items()},
         CHOSEN_SETTINGS: [key for key, origin in origins.items() if origin not in (*RECOMMENDED, SAMPLES_OPTION)],
         "bad_rows": len(task.bad_rows),
         "remarks": [*task.remarks, *([LIMITED] if len(evaluation.questions) < len(task.questions) else [])],

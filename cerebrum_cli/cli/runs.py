@@ -23,7 +23,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.questions import Sample
@@ -109,6 +109,7 @@ def print_run(
     from cerebrum_cli.eval.report import report_object
     from cerebrum_cli.eval.scorers import comparison_of
     from cerebrum_cli.eval.stored_runs import report_of
+    from cerebrum_cli.runs.journal import CONDITIONS
     from cerebrum_cli.terminal.reports import print_report
 
     skipped = sum(sample.is_skipped for sample in samples)
@@ -128,6 +129,7 @@ def print_run(
             "bad_rows": run.record.notes.get("bad_rows", 0),
             "sampling": run.sampling,
             "marking": scored_by,
+            CONDITIONS: run.record.notes.get(CONDITIONS, []),
         }
         app.streams.answer_object({**report_object(report), **more})
         return
@@ -135,10 +137,15 @@ def print_run(
     if not app.streams.is_quiet:
         for remark in (
             *run.record.notes.get("remarks", ()),
+            *map(describe_conditions, run.record.notes.get(CONDITIONS, ())),
             *([comparison_of(scored_by)] if run.match == "math" else []),
         ):
             app.streams.write_line("- ", remark)
         app.streams.info(f"run {run.name}: {run.path}")
+
+
+def describe_conditions(conditions: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in conditions.items())
 
 
 def model_of(app: App, run: Run) -> InstalledModel:
@@ -148,7 +155,7 @@ def model_of(app: App, run: Run) -> InstalledModel:
     model = library.resolve(run.record.notes["reference"])
     model = library.with_adapters(model, run.record.notes.get(LORA, ()))
     recorded = run.record.fingerprint
-    if (library.file_identity(model), model.adapter_identity) != (recorded["model file"], recorded.get("adapter")):
+    if (library.hashed_identity(model), model.adapter_identity) != (recorded["model file"], recorded.get("adapter")):
         raise UsageError(f"the file of {run.model} has changed since the run {run.name}", "run cerebrum eval again")
     return model
 

@@ -203,8 +203,8 @@ class NodeJob:
 
     def __call__(self, threads: int) -> Generator[bytes, None, tuple[Callable[[bytes], bytes], Records]]:
         """Load the model, or connect to the node's server; yield notices meanwhile. Raises CerebrumError."""
-        from cerebrum_cli.engine.llama.devices import build
-        from cerebrum_cli.engine.machine import processor_name, thread_count
+        from cerebrum_cli.engine.llama.devices import build, hardware
+        from cerebrum_cli.engine.machine import thread_count
 
         installation, settings = Installation.of_user(), self.source.settings
         if settings.threads is None and threads < thread_count():
@@ -219,9 +219,8 @@ class NodeJob:
         if loaded.is_remote:
             return answer, loaded.engine.builds
         library = build()
-        processor = ", ".join((processor_name(), *(device.description for device in library.devices)))
         llama = f"{library.version} ({' '.join(library.cpu_features)})"
-        return answer, [{"kind": "ray", "build": llama, "processor": processor}]
+        return answer, [{"kind": "ray", "build": llama, "processor": hardware()}]
 
     def answer(self, model: LoadedModel, block: bytes) -> bytes:
         result, tokens, notices = BlockResult(), 0, list[NoticeEvent]()

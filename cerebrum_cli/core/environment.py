@@ -31,3 +31,9 @@ def named_proxy(scheme: str, host: str) -> str:
     proxies = getproxies()
     named = proxies.get(scheme) or proxies.get("all")
     return named if named and not proxy_bypass(host) else ""
+
+
+def without_home(path: str) -> str:
+    """A path with `~` in place of the user's home directory."""
+    home = f"{environment('HOME') or '~'}/"
+    return f"~/{path.removeprefix(home)}" if path.startswith(home) else path

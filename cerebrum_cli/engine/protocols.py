@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cerebrum_cli.core.conversation import PromptPart
 from cerebrum_cli.core.declaration import TokenBias
@@ -120,6 +120,7 @@ class Backend(Vocabulary, Protocol):
     - `trimmable_length`: number of tokens up to which a slot can be trimmed to any length: none with recurrent states,
       a window's with sliding windows, and infinite without both
     - `repacks`: whether weights were loaded in CPU-optimized layouts, where those exist
+    - `conditions`: options on which the last digits of logits depend, by readable names
     - `checkpoint_budget`: bytes of checkpoints that memory was planned for; 0 with separate KV caches, and if none are
       needed
     """
@@ -135,6 +136,9 @@ class Backend(Vocabulary, Protocol):
     trimmable_length: float
     checkpoint_budget: int
     repacks: bool
+
+    @property
+    def conditions(self) -> dict[str, Any]: ...
 
     @property
     def context(self) -> Context:

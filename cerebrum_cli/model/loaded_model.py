@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
@@ -68,6 +68,11 @@ class LoadedModel:
     def repacks(self) -> bool | None:
         """Whether weights were repacked for speed; None behind a server."""
         return None if self.is_remote else self.engine.backend.repacks
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """The hardware and the options that replies depend on; none behind a server, and before there is a context."""
+        return self.engine.backend.conditions if not self.is_remote and self.engine.backend.capacity else {}
 
     def respond(self, request: ReplyRequest) -> Reply:
         """Start a reply: nothing happens before it is iterated. Raises PromptTooLong before any evaluation."""

@@ -221,6 +221,8 @@ class Library:
 
     def hashed_identity(self, model: InstalledModel) -> str:
         """`file_identity` with the digests of all files, which are computed unless they are known."""
+        if model.is_served:
+            return model.name
         return " ".join(f"{digest.sha256} {digest.size}" for digest in map(self.registry.digest, model.paths))
 
     def with_adapters(self, model: InstalledModel, texts: Iterable[str]) -> InstalledModel:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cerebrum_cli.core.errors import BatchError
-from cerebrum_cli.core.events import ServersEvent
+from cerebrum_cli.core.events import NoticeEvent, ServersEvent
 from cerebrum_cli.core.files import commit_file, fsync_directory, unfinished_file
 from cerebrum_cli.core.row_events import SHOWN_ERRORS, EvalProgress, RowCounts, RowEvent
 from cerebrum_cli.model.loaded_model import LoadedModel
@@ -38,7 +38,8 @@ from cerebrum_cli.runs.output_files import (
 from cerebrum_cli.runs.partial import PartialFile
 from cerebrum_cli.runs.result import FAILED, FINISHED, FinishedRows, Result, ResultRows
 
-Records = Sequence[Mapping[str, str]]
+Records = Sequence[Mapping[str, Any]]
+CONDITIONS = "conditions"  # key of the notes: hardware and options under which rows were made, each once
 """Kind, build and model of the servers, or nodes, that answered rows; their addresses are not recorded."""
 
 T = TypeVar("T")
@@ -163,9 +164,20 @@ class Journal(Result):
         return records
 
     def note_servers(self, servers: Records) -> None:
-        if new := [record for record in servers if record not in self.servers]:
+        self._add_to_notes("servers", servers)
+
+    def note_conditions(self, conditions: dict[str, Any]) -> NoticeEvent | None:
+        """Note the hardware and options; return a notice if other rows were made on other hardware."""
+        before = {str(record["hardware"]) for record in self.notes.get(CONDITIONS, ())} - {conditions["hardware"]}
+        self._add_to_notes(CONDITIONS, (conditions,))
+        problem = f"other rows were made on {' and '.join(sorted(before))}, not {conditions['hardware']}"
+        return NoticeEvent(problem, "near ties may be decided differently") if before else None
+
+    def _add_to_notes(self, key: str, records: Records) -> None:
+        known = self.notes.get(key, ())
+        if new := [record for record in records if record not in known]:
             with contextlib.suppress(BatchError):  # of a full disk: what went wrong before it matters more
-                self.write_notes({**self.notes, "servers": [*self.servers, *new]})
+                self.write_notes({**self.notes, key: [*known, *new]})
 
     def complete(self) -> None:
         """Write the result file atomically, in the order of the input; nothing if it is complete.
@@ -232,13 +244,20 @@ class Journal(Result):
         return self.rows.schema.identify(self.rows.fields(position))
 
 
-def noting_servers(events: Generator[T, None, None], run: Journal, model: LoadedModel) -> Generator[T, None, None]:
-    """Yield events, and note the servers once there are rows, and as they change: the process may be killed."""
-    is_noted = not model.is_remote
+def noting_servers(
+    events: Generator[T, None, None], run: Journal, model: LoadedModel
+) -> Generator[T | NoticeEvent, None, None]:
+    """Yield events, and note the servers once there are rows, and as they change: the process may be killed.
+
+    Of a model on this machine, note the hardware and the options.
+    """
+    is_noted = False
     with contextlib.closing(events):
         for event in events:
             if isinstance(event, ServersEvent) or (not is_noted and isinstance(event, (RowEvent, EvalProgress))):
                 if model.is_remote:
                     run.note_servers(model.engine.builds)
-                is_noted = True
+                elif (conditions := model.conditions) and (notice := run.note_conditions(conditions)):
+                    yield notice
+                is_noted = model.is_remote or bool(conditions)
             yield event

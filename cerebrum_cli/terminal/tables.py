@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.environment import environment
+from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.settings import DEFAULT
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_size, one_line
 from cerebrum_cli.terminal.streams import Streams, columns, strip_controls
@@ -50,10 +50,7 @@ def is_url(reference: str) -> bool:
 
 
 def _location(row: Row) -> str:
-    home, path = f"{environment('HOME') or '~'}/", row["path"]
-    place = f"~/{path.removeprefix(home)}" if path.startswith(home) else path
-    if row["repo_id"]:
-        place = f"hf.co/{row['repo_id']}"
+    place = f"hf.co/{row['repo_id']}" if row["repo_id"] else without_home(row["path"])
     if is_url(row["reference"]):
         return f"{place}, commit {row['revision'][:7]}"
     return f"{place}, merged from {' and '.join(row['merged_from'])}" if row["merged_from"] else place

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import re
 import signal
 from collections.abc import Callable, Sequence
@@ -23,6 +23,7 @@ from cerebrum_cli.cli import lm_eval
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.machine import processor_name
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.questions import SAMPLE_KEYS
@@ -209,6 +210,28 @@ def test_dry_run_estimates_the_whole_run_and_what_is_missing(command: CommandLin
     assert not Path(f"{run}.partial").exists()
 
 
+def test_run_records_what_it_depends_on_without_the_home_directory(command: CommandLine, sums: Path) -> None:
+    model = command.home / "mine.gguf"
+    model.write_bytes(MODEL_FILE.read_bytes())
+    arguments = ("eval", sums, "-m", model, "--format", "cerebrum", "-o", "run.jsonl")
+    assert command.run(*arguments, "--limit", "2").code == 0
+    run = command.home / "run.jsonl"
+    record = record_of(run)
+    assert str(command.home) not in Path(f"{run}.meta.json").read_text(encoding="utf-8")
+    assert record["notes"]["reference"] == "~/mine.gguf"
+    data = model.read_bytes()
+    assert record["fingerprint"]["model file"] == f"{hashlib.sha256(data).hexdigest()} {len(data)}"
+    [conditions] = record["notes"]["conditions"]
+    assert conditions["hardware"].startswith(processor_name()) and conditions["threads"] == 1
+    assert (conditions["GPU layers"], conditions["slots"], conditions["flash attention"]) == (0, 2, "auto")
+    record["notes"]["conditions"] = [conditions | {"hardware": "Motorola 68000"}]
+    Path(f"{run}.meta.json").write_text(json.dumps(record), encoding="utf-8")
+    resumed = command.run(*arguments, "--limit", "3")
+    assert "note: other rows were made on Motorola 68000, not " in resumed.err
+    assert "\n- hardware Motorola 68000, GPU layers 0, threads 1, slots 2, " in resumed.err
+    assert len(record_of(run)["notes"]["conditions"]) == 2
+
+
 def test_examples_precede_each_question(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     example = {"question": "One?", "answer": "1 + 0 = 1\n#### 1"}
     examples = write_questions(tmp_path / "shown.jsonl", [example, {"question": "Two?"}])
@@ -247,7 +270,7 @@ def test_runs_of_two_models_are_compared(command: CommandLine, sums: Path, tmp_p
     compared = command.run("runs", "compare", *names, "--kl", "--json").object
     assert (compared["n"], compared["flips"], compared["p_value"]) == (10, 0, 1.0)
     assert (compared["mean_kld"], compared["top1_agreement"]) == (0.0, 1.0)
-    os.utime(other)
+    other.write_bytes(MODEL_FILE.read_bytes() + bytes(32))
     changed = command.run("runs", "compare", *names, "--kl")
     assert problem(changed).startswith("error: the file of other has changed since the run sums-other")
 

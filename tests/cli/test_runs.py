@@ -50,7 +50,7 @@ def store(tmp_path: Path) -> RunStore:
 def sample(id: int, number: int = 0, text: str = "The answer is 7.") -> Sample:
     """A reply whose correct answer is 7."""
     answer = text.removeprefix("The answer is ").removesuffix(".")
-    return Sample(id, number, "tiny", 1, text, None, answer, "7", answer == "7", 0.5, "stop", 10)
+    return Sample(id, number, "tiny", 1, text, None, answer, "7", answer == "7", 0.5, "stop", 10, "stated")
 
 
 def skipped(id: int, number: int = 0) -> Sample:
@@ -330,7 +330,7 @@ def test_rescoring_changes_scores_only(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run.jsonl", [outdated, cut_off, choice, skipped(4)], 4)
     assert rescored(run.match, run.samples())[0] == [
         sample(1),
-        replace(cut_off, answer=None, correct=False),
+        replace(cut_off, answer=None, correct=False, basis="missing"),
         replace(choice, answer="B", correct=True),
         skipped(4),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import sys
@@ -100,7 +101,9 @@ def test_lm_eval_generates_in_the_models_format(command: CommandLine, tasks: Pat
     run = run_tasks(command, tasks, "replies", "--apply-chat-template", "--log-samples", "-o", output, "--json", "-q")
     assert (run.code, run.err) == (0, "")
     assert 0.6 < run.object["results"]["replies"]["exact_match,number"] <= 1
-    assert run.object["config"]["prompt_format"] == "cerebrum"
+    recorded = run.object["config"]["model_args"]
+    assert recorded["prompt_format"] == "cerebrum" and recorded["hardware"]
+    assert recorded["model_sha256"].startswith(hashlib.sha256(MODEL_FILE.read_bytes()).hexdigest())
     saved = json.loads(output.read_text(encoding="utf-8"))
     samples = saved.pop("samples")["replies"]
     assert saved == run.object and len(samples) == SUMS

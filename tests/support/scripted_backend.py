@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 from cerebrum_cli.core.conversation import PromptPart, Tokens
@@ -143,6 +144,7 @@ class ScriptedBackend:
     biases: list[TokenBias] = field(default_factory=list)
     checkpoint_budget: int = 0
     repacks: bool = False
+    conditions: dict[str, Any] = field(default_factory=dict)
 
     requested: int = 0
     reserved: list[tuple[int, int]] = field(default_factory=list)

@@ -6,7 +6,7 @@ import ctypes
 from typing import Any
 
 from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.machine import Build, available_memory, read_features
+from cerebrum_cli.engine.machine import Build, available_memory, processor_name, read_features
 from cerebrum_cli.engine.memory import Device, FreeMemory
 
 GPU, INTEGRATED_GPU = 1, 2  # of ggml_backend_dev_type
@@ -82,6 +82,11 @@ def _package_version() -> str:
 def library_text(symbol: str) -> str:
     value: bytes = bind(symbol, ctypes.c_char_p, ())()
     return value.decode("utf-8", "replace")
+
+
+def hardware() -> str:
+    """Names of the processor and the GPUs, whose drivers it initializes."""
+    return ", ".join((processor_name(), *(device.description for device in accelerators())))
 
 
 def build() -> Build:

@@ -20,7 +20,7 @@ from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.context import LlamaContext, has_recurrent_state, uses_long_rope
-from cerebrum_cli.engine.llama.devices import free_memory, library_text
+from cerebrum_cli.engine.llama.devices import free_memory, hardware, library_text
 from cerebrum_cli.engine.llama.sampler import LlamaSampler, Prototypes, create_chain
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, checkpoint_budget
@@ -256,6 +256,18 @@ class LlamaBackend(LlamaVocabulary):
             row_logits = row_logits.copy()
             row_logits[list(self._suppressed)] = -inf
         return row_logits
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        options = self._made_with
+        return {
+            "hardware": hardware(),
+            "GPU layers": sum(self._offloaded),
+            "threads": options.n_threads_batch or options.n_threads,
+            "slots": self.slots,
+            "flash attention": {None: "auto", True: "on", False: "off"}[options.flash_attention],
+            "repacked weights": "yes" if self.repacks else "no",
+        }
 
     @property
     def state_kind(self) -> str | None:

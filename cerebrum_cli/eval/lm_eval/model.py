@@ -22,6 +22,8 @@ from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, StageEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.version import __version__
+from cerebrum_cli.engine.llama.devices import version
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.model.concurrent_rows import Continuation, Row, RowOutcome, channels_of, run_rows
@@ -102,6 +104,10 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             "prompt_format": self._model.format_name if self._chat else RAW.name,
             "max_length": self.max_length,
             "add_bos_token": self._add_bos_token,
+            "model_sha256": self._model.source.installation.library.hashed_identity(self._model.model),
+            "cerebrum": __version__,
+            "llama.cpp": version(),
+            **self._model.conditions,
         }
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:

@@ -37,6 +37,7 @@ def evaluate_tasks(
         model.on_event(StageEvent("loading tasks", 0, 1))
         manager, names = find_tasks(tasks, include_path)
         results = evaluator.simple_evaluate(model=model, tasks=names, task_manager=manager, **arguments)
+    results["config"]["model_args"] = model.get_model_info()
     plain: dict[str, Any] = json.loads(json.dumps(results, default=handle_non_serializable))  # functions become text
     return plain
 
