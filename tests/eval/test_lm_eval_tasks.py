@@ -101,10 +101,11 @@ def test_lm_eval_generates_in_the_models_format(command: CommandLine, tasks: Pat
     run = run_tasks(command, tasks, "replies", "--apply-chat-template", "--log-samples", "-o", output, "--json", "-q")
     assert (run.code, run.err) == (0, "")
     assert 0.6 < run.object["results"]["replies"]["exact_match,number"] <= 1
-    recorded = run.object["config"]["model_args"]
+    recorded = run.object["config"]
     assert recorded["prompt_format"] == "cerebrum" and recorded["hardware"]
     assert recorded["model_sha256"].startswith(hashlib.sha256(MODEL_FILE.read_bytes()).hexdigest())
     saved = json.loads(output.read_text(encoding="utf-8"))
+    assert saved["config"]["use_cache"].startswith("~/") and str(command.home) not in json.dumps(saved["configs"])
     samples = saved.pop("samples")["replies"]
     assert saved == run.object and len(samples) == SUMS
     prompts, replies = [each["arguments"][0][0] for each in samples], [each["resps"][0][0] for each in samples]

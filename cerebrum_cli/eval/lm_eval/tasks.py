@@ -37,8 +37,9 @@ def evaluate_tasks(
         model.on_event(StageEvent("loading tasks", 0, 1))
         manager, names = find_tasks(tasks, include_path)
         results = evaluator.simple_evaluate(model=model, tasks=names, task_manager=manager, **arguments)
-    results["config"]["model_args"] = model.get_model_info()
-    plain: dict[str, Any] = json.loads(json.dumps(results, default=handle_non_serializable))  # functions become text
+    results["config"]["model_args"] = f"model={results['config']['model_name']}"
+    text = json.dumps(results, default=handle_non_serializable)  # functions become text
+    plain: dict[str, Any] = json.loads(text.replace(f'"{Path.home()}/', '"~/'))
     return plain
 
 
