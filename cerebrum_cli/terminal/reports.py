@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from math import exp
@@ -56,6 +56,7 @@ HINT_PREFIX = "hint: "
 FOUND_HEADINGS = ("repository", "best fit", "size", "verdict", "license", "updated", "downloads")
 FOUND_DROP = ("downloads", "updated", "license", "best fit", "size")
 FOUND_INDENT = "  "
+ENDING = 60  # characters
 LISTED = 20  # sessions that a terminal shows unless asked for more
 print_sessions = partial(
     print_columns,
@@ -69,6 +70,20 @@ print_sessions = partial(
     shorten="first message",
     drop=("model", "messages", "updated"),
 )
+
+
+def print_disagreements(streams: Streams, rows: Iterable[Row]) -> None:
+    [first, *others] = rows
+    columns: dict[str, Callable[[Row], str]] = {
+        key: partial(cell, key) for key in first if key not in ("sample", "text")
+    }
+    columns["end of the reply"] = lambda row: one_line(row["text"][-ENDING:])
+    print_columns(columns, streams, [first, *others], shorten="end of the reply")
+
+
+def cell(key: str, row: Row) -> str:
+    """A value on one line, shortened: a filter may extract whole sentences."""
+    return excerpt(one_line(str({True: "yes", False: "no", None: "none"}.get(row[key], row[key]))))
 
 
 def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = None) -> None:
