@@ -210,7 +210,7 @@ def filters(app: App, name: Name, _: QuietOptions, json: JsonArray = False) -> N
     samples = [sample for sample in run.samples() if not sample.is_skipped]
     if run.match not in ("answer", "math") or not samples:
         raise UsageError(f"{run.name} has no answers that were extracted", "use a run with --match answer")
-    from cerebrum_cli.eval.lm_eval.filters import disagreements
+    from cerebrum_cli.eval.lm_eval.tasks import disagreements
 
     rows = list(disagreements(samples))
     print_rows(app.streams, rows, json, print_disagreements, "lm-eval's filters score all samples as the run does")

@@ -1,4 +1,4 @@
-"""Run tasks of lm-evaluation-harness on a model, and compare its results with published ones."""
+"""Tasks of lm-evaluation-harness on a model, its results beside published ones, and its filters beside our scores."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from math import hypot
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
 from lm_eval import evaluator
+from lm_eval.api.metrics import exact_match_hf_evaluate
+from lm_eval.api.registry import get_filter
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import handle_non_serializable, make_table
 
 from cerebrum_cli.core.errors import CerebrumError, UsageError
@@ -20,8 +24,15 @@ from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent
 from cerebrum_cli.core.text import did_you_mean, pip_install
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM
 from cerebrum_cli.eval.presets import Preset
+from cerebrum_cli.eval.questions import Sample
 
 evaluator.get_git_commit_hash = lambda: None  # it runs git, which prints an error outside of a repository
+# Definitions of tasks with filters for numbers and for letters.
+NUMBERS = "gsm8k/gsm8k.yaml"
+LETTERS = "mmlu/flan_cot_zeroshot/_mmlu_flan_cot_zeroshot_template_yaml"
+NOTHING = "[invalid]"  # what they extract from a reply without an answer
+COMPARED = ("ignore_case", "ignore_punctuation", "regexes_to_ignore")  # options of its metric
+
 TASK_DEFINITIONS = "lm_eval.api.task"  # the logger of warnings about what a task's file leaves to defaults
 
 
@@ -158,3 +169,35 @@ def remarks(results: Mapping[str, Any], preset: Preset) -> list[str]:
     unstated = dict.fromkeys(text for condition in conditions for text in condition.unstated)
     notes = dict.fromkeys(condition.note for condition in conditions if condition.note)
     return [*(f"{preset.source} does not state {text}" for text in unstated), *notes]
+
+
+def disagreements(samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
+    """Yield an object for each sample that a filter which extracts an answer scores differently.
+
+    All samples have choices, or none does. A filter that finds nothing counts only if none finds an answer: GSM8K's
+    strict one reads only what follows "####".
+    """
+    has_choices = bool(samples[0].choices)
+    definition = Path(lm_eval.tasks.__file__).parent / (LETTERS if has_choices else NUMBERS)
+    task = load_yaml(definition, resolve_func=False)
+    options = {key: task["metric_list"][0][key] for key in COMPARED if key in task["metric_list"][0]}
+    found = {each["name"]: filtered(each["filter"], samples) for each in task["filter_list"]}
+    for index, sample in enumerate(samples):
+        answers = {name: texts[index] for name, texts in found.items()}
+        gold = [f"({sample.gold})" if has_choices else sample.gold]
+        extracted = [answer for answer in answers.values() if answer != NOTHING] or [NOTHING]
+        scores = [exact_match_hf_evaluate([answer], gold, **options)["exact_match"] == 1 for answer in extracted]
+        if any(score != sample.correct for score in scores):
+            score = {"gold": sample.gold, "answer": sample.answer, "correct": sample.correct, "basis": sample.basis}
+            yield {"id": sample.id, "sample": sample.sample, **score, **answers, "text": sample.text}
+
+
+def filtered(steps: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> list[str]:
+    """The answers that a filter extracts, step by step."""
+    texts: Any = [[sample.text] for sample in samples]
+    documents = [{"choices": list(sample.choices)} for sample in samples]
+    for step in steps:
+        arguments = {key: value for key, value in step.items() if key != "function"}
+        texts = list(get_filter(step["function"])(**arguments).apply(texts, documents))
+    answers: list[str] = texts
+    return answers
