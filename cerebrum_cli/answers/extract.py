@@ -5,10 +5,8 @@ Equal answers may differ here ("0.8" and "4/5"): `canonical` decides which are e
 1. What the reply states last as its answer: "the answer is", "Answer:", `\boxed{}`, `####`, `"answer":` in JSON. Of
    a sentence, its amount counts: "Answer: They sold 12 apples (6 red ones)." comes to 12, "a = b = 10" to 10.
 2. Otherwise its last line, if that is a yes, a no or a letter.
-3. Otherwise the amount of its last sentence that has one, unless that is a question. Of several, it is the one computed
-   last, or else the last one that is not beside the point: "in 3 days", "of the 20", "to build 3 walls".
-
-Every pattern below runs in linear time; hence the possessive quantifiers (`++`), which never give back what they took.
+3. Otherwise the amount of its last sentence that has one, unless that is a question; of several, the bold one, else
+   the one computed last, else the last that is not beside the point: "in 3 days", "of the 20", "after giving away 3".
 """
 
 from __future__ import annotations
@@ -69,7 +67,6 @@ _ASIDE = re.compile(r"(?<=[\w%.])\s++\((?!mod\b)(?=[^()]*?(?:[^\W\d_]{2}|\d\s?[-
 _EXPRESSION = r"(?:\^|[a-z]?\s?[-+*/×÷]|\s?x)\s?[\d(.]"  # with the number before it: "2x + 5"
 _EQUATION = re.compile(rf".*[=≈]\s*+(?!0\s*\Z)({NUMBER_SOURCE}(?!{_EXPRESSION}).*+)", re.VERBOSE | re.IGNORECASE)
 _SEVERAL = re.compile(r"[,;<>≤≥≠^]|!=|\b(?:and|or)\b")
-_UNFINISHED = re.compile(r"(?:[=+×÷(]|\d\sx)\s?\$?\Z")  # "So it costs 3 x $"
 _ALONE = re.compile(r"(?i:yes|no)|[A-Z]|\([A-Za-z]\)")
 _ITEM = re.compile(r"^[ \t#*>-]*+(?:\d{1,2}[.)]\s|Step \d++\b)", re.MULTILINE | re.IGNORECASE)
 _CLOSING = re.compile(
@@ -81,47 +78,43 @@ _COMPUTED = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 # "= 90 minutes, which is 1.5 hours"; not "= 8, which is 2 more than 6"
-_CONSEQUENCE = re.compile(
-    r"\b(?:(?:so|thus|therefore|hence|leaving|which (?:is|means|leaves|gives))\b"
-    r"(?!.{1,12}\b(?:far|more|less|fewer|times)\b)|or(?= -?[\d.]))",
-    re.IGNORECASE,
-)
+_CONSEQUENCE = re.compile(r"\b(?:so|thus|therefore|hence|leaving|which (?:is|means|leaves|gives))\b(?! far)", re.I)
 # "240 apples in 30 days", "5 of the 20 students"
 _BESIDE = re.compile(
-    r"(?<!total )(?<!sum )(?<!average )\b(?:after|at|during|every|for|in|of|on|over|per|than|to|within)\s"
+    r"(?<!total )(?<!sum )(?<!average )\b(?:at|during|every|for|in|of|on|over|per|than|to|within)\s"
     rf"(?:(?:an?|all|the|those|these|\w++'s)\s(?:(?:first|initial|original|other|total)\s)?)?+(?x:{NUMBER_SOURCE})",
     re.IGNORECASE,
 )
-
-
-_PURPOSE = re.compile(r"\sto\s(?!a|the\b)[a-z]+\b")  # "10 hours to build 3 walls"
+# "10 hours to build 3 walls", "32 apples after giving away 18"
+_EXPLANATION = re.compile(
+    r"\b(?:(?:since|because|after|or(?=\s-?\d)|to\s(?!a|the\b)[a-z]+|which is\b(?=.{3,16}\bthan\b))\b|i\.e\.)", re.I
+)
+_BOLD = re.compile(r"(?<!\*)\*\*(?!\*)([^*\n:]+)\*\*(?!\*)")
 
 
 def final_answer(text: str, is_complete: bool = True, in_words: bool = False) -> str | None:
     """Find the final answer of a reply; None if it has none.
 
-    If the text was truncated (`is_complete` is false), only what it states counts: its last paragraph is unfinished.
-    To a question that words answer (`in_words`), no number counts: without a statement it is the last line.
+    If it was truncated (not `is_complete`), only what it states counts. To a question that words answer (`in_words`),
+    no number counts: without a statement, it is the bold part of the last line, or that line.
     """
     return extract_answers(text, is_complete, in_words)[0]
 
 
 def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> tuple[str | None, str | None]:
-    """Find the final answer as `final_answer` does, and the answer that the text states even if it is truncated.
-
-    The final answer is stated if these are equal, and guessed otherwise. A reply of nothing but a number states it.
-    """
+    """Find the final answer, and what the text states even if it is truncated; guessed if they differ."""
     text = own_text(text)
     doubtful = None
     for answer, firm in _statements_from_last(text, in_words):
         if firm:
-            stated = None if _REFUSAL.search(answer) else answer
-            return stated, stated
+            return (None, None) if _REFUSAL.search(answer) else (answer, answer)
         doubtful = doubtful or answer
     if not is_complete:
         return doubtful, doubtful
     if in_words:
-        return doubtful or trimmed(plain(text.rstrip().rpartition("\n")[2])) or None, doubtful
+        last = text.rstrip().rpartition("\n")[2]
+        [value, *others] = _BOLD.findall(last) or [last]  # "The capital of France is **Paris**."
+        return doubtful or trimmed(plain(last if others else value)) or None, doubtful
     value = _last_value(text) or doubtful
     return value, value if NUMBER.fullmatch(trimmed(plain(text)).strip()) else doubtful
 
@@ -133,8 +126,9 @@ def own_text(text: str) -> str:
     if question := _NEXT_QUESTION.search(text):
         own = text[: question.start()].strip()
         is_apart = "\n" not in own or (question.lastgroup and text[: question.start()].endswith("\n\n"))
-        is_answer = is_apart and (_AS_IS.match(own) or NUMBER.search(own))
-        if is_answer or any(has_content(own[marker.end() :].partition("\n")[0]) for marker in _MARKER.finditer(own)):
+        if (is_apart and (_AS_IS.match(own) or NUMBER.search(own))) or any(
+            has_content(own[marker.end() :].partition("\n")[0]) for marker in _MARKER.finditer(own)
+        ):
             return own
     return text
 
@@ -162,10 +156,9 @@ def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool
         is_heading = kind == "hashes" and (not NUMBER.match(answer) or has_content(remainder))
         if answer and not (is_heading and (end < len(text) or has_content(remainder + below))):
             is_remark = _REMARK.fullmatch(answer) is not None
-            value = answer if is_remark or in_words else _value(answer, text, marker.start())
-            if in_words:
-                value = _ASIDE.sub("", answer)
-            elif kind in ("label", "heading") and value != answer and has_content(remainder):
+            is_sentence = not (is_remark or in_words)
+            value = _value(answer, text, marker.start()) if is_sentence else _ASIDE.sub("", answer)
+            if is_sentence and kind in ("label", "heading") and value != answer and has_content(remainder):
                 value = _last_result(line, text, marker.start()) or value
             # Many words without an amount are a first step ("Answer: Let us think step by step"), or a remark.
             is_prose = len(_WORD.findall(value)) > 3 and not _REFUSAL.search(value)
@@ -193,8 +186,7 @@ def _value(answer: str, text: str, place: int) -> str:
     numbers = [number.strip() for number in NUMBER.findall(answer)]
     words = len(_WORD.findall(answer))
     if NUMBER.match(answer):
-        is_sentence = len(numbers) > 1 and words > 2 and not _SEVERAL.search(answer)
-        return numbers[0] if is_sentence else answer
+        return numbers[0] if len(numbers) > 1 and words > 2 and not _SEVERAL.search(answer) else answer
     if words < 2 or (words < 3 and len(numbers) > 1):
         return answer
     return _result(answer, text, place) or answer
@@ -216,21 +208,19 @@ def _sentence_end(line: str) -> int:
 
 
 def _answer(text: str) -> str:
-    text = trimmed(" ".join(_REASON.split(text, maxsplit=1)[0].split()))
-    text = re.sub(r"\A\(([A-Z])\)\Z", r"\1", text)
+    text = re.sub(r"\A\(([A-Z])\)\Z", r"\1", trimmed(" ".join(_REASON.split(text, maxsplit=1)[0].split())))
     return text if text.strip("_-–—…^= ") else ""
 
 
 def _last_value(text: str) -> str | None:
     text = CALCULATOR_NOTE.sub(" = ", text).strip()
-    if _UNFINISHED.search(text[-9:]):
-        return None
     last = trimmed(plain(text.rpartition("\n")[2]).strip())
     if _ALONE.fullmatch(last):
         return last.strip("()")
     without_notes = _CLOSING.sub("", text)
     text = _ITEM.sub("", without_notes if NUMBER.search(without_notes) else text)
-    lines = reversed(text.split("\n"))
+    numbers = ((line, list(filter(NUMBER.search, _BOLD.findall(line)))) for line in reversed(text.split("\n")))
+    lines = (bold[0] if len(bold) == 1 else line for line, bold in numbers)
     return next(filter(None, (_last_result(plain(line), text, len(text)) for line in lines)), None)
 
 
@@ -242,6 +232,10 @@ def _last_result(line: str, text: str, place: int) -> str | None:
 def _result(sentence: str, text: str, place: int) -> str | None:
     """Number that a sentence at a place in a text comes to; of several, the one that was computed last."""
     sentence = _ASIDE.sub("", sentence)
+    first = NUMBER.search(sentence)
+    explanation = _EXPLANATION.search(sentence, first.end()) if first else None
+    if explanation and "=" not in sentence[explanation.start() :]:
+        sentence = sentence[: explanation.start()]
     numbers = [number.strip() for number in NUMBER.findall(sentence)]
     if len(numbers) < 2:
         return numbers[0] if numbers else None
@@ -253,8 +247,5 @@ def _result(sentence: str, text: str, place: int) -> str | None:
 
 
 def _last_number(text: str) -> str | None:
-    relevant = _BESIDE.sub(" ", text)
-    first = NUMBER.search(relevant)
-    purpose = _PURPOSE.search(relevant, first.end()) if first else None
-    numbers = NUMBER.findall(relevant, 0, purpose.start() if purpose else len(relevant)) or NUMBER.findall(text)
+    numbers = NUMBER.findall(_BESIDE.sub(" ", text)) or NUMBER.findall(text)
     return str(numbers[-1]).strip() if numbers else None

@@ -69,10 +69,7 @@ class SampleAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """One candidate: the answer as most of its samples wrote it, their number, and how many state it.
-
-    `probability_sum` is the sum of their probabilities, 0 of a single sample, whose probability decides nothing.
-    """
+    """One candidate as most of its samples wrote it, and their number; `probability_sum` is 0 of a single sample."""
 
     answer: str
     count: int
@@ -95,9 +92,10 @@ class Tally:
         return replace(self, answers=(*self.answers, SampleAnswer(answer, form, probability, is_stated)))
 
     def with_probabilities(self, probabilities: Mapping[int, float]) -> Tally:
-        answers = list(self.answers)
-        for sample, probability in probabilities.items():
-            answers[sample] = replace(answers[sample], probability=probability)
+        answers = (
+            replace(answer, probability=probabilities.get(at, answer.probability))
+            for at, answer in enumerate(self.answers)
+        )
         return replace(self, answers=tuple(answers))
 
     @property
@@ -115,11 +113,8 @@ class Tally:
         for form, group in groups.items():
             # Of two spellings that are equally frequent, the first is shown.
             [(spelling, _)] = Counter(answer.answer or "" for answer in group).most_common(1)
-            stated, probability = (
-                sum(answer.is_stated for answer in group),
-                fsum(answer.probability for answer in group),
-            )
-            counts.append(Count(spelling, len(group), probability if len(group) > 1 else 0.0, form, stated))
+            probability = fsum(answer.probability for answer in group) if len(group) > 1 else 0.0
+            counts.append(Count(spelling, len(group), probability, form, sum(answer.is_stated for answer in group)))
         return tuple(sorted(counts, key=lambda count: (count.count, count.stated, count.probability_sum), reverse=True))
 
     @property

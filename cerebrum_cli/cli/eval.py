@@ -133,10 +133,9 @@ def run_in_harness(app: App, source: str, overrides: Layer, options: EvalOptions
     needless = [*given_options(options, *others), *(flag(key) for key in overrides if key not in KEYS)]
     if needless:
         raise UsageError(f"{needless[0]} does not apply to {source}, which lm-eval evaluates", "omit it")
-    task = HARNESS_TASKS[source]
+    task, arguments = HARNESS_TASKS[source]
     shared = {name: getattr(options, name) for name in kept if hasattr(options, name)}
-    shared |= {"output": output, "num_fewshot": task.num_fewshot, "apply_chat_template": task.apply_chat_template}
-    evaluate_harness_tasks(app, [task.task], overrides, LmEvalOptions(**shared))
+    evaluate_harness_tasks(app, [task], overrides, LmEvalOptions(**shared, **arguments, output=output))
 
 
 class PreparedEvaluation(NamedTuple):
@@ -168,22 +167,26 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
             f"--samples needs a temperature above 0, but preset {options.preset} sets 0",
             "add --temperature 0.7, or omit --samples",
         )
-    conditions = {"temperature": condition.temperature, "stop": task.stop or None}
-    overrides = SourcedLayer(SourcedLayer(conditions, origin=generation.PRESET), overrides)
+    overrides = SourcedLayer(
+        SourcedLayer({"temperature": condition.temperature, "stop": task.stop or None}, origin=generation.PRESET),
+        overrides,
+    )
     reply_source = generation.find_source(app, overrides, options, SAMPLES_OPTION if samples > 1 else None)
     settings = reply_source.settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     if preset:
         expected = {"temperature": condition.temperature}
         others = [] if samples == condition.samples else [f"--samples {samples}, not {condition.samples}"]
-        names = ("limit", "template", "examples", "match", "schema", "grammar", "template_arg")
-        others += generation.given_options(options, *names)
+        others += generation.given_options(
+            options, "limit", "template", "examples", "match", "schema", "grammar", "template_arg"
+        )
         if remark := generation.no_reproduction(reply_source, preset, expected, others):
             task = replace(task, remarks=(*task.remarks, remark))
     model = reply_source.model
     grammar = generation.read_grammar(app, options, model)
-    questions = select(task.questions, options.limit)
-    evaluation = Evaluation(questions, samples, settings, model.label, task.match, grammar, task.examples)
+    evaluation = Evaluation(
+        select(task.questions, options.limit), samples, settings, model.label, task.match, grammar, task.examples
+    )
     fingerprint = {
         **task.fingerprint,
         **provenance(reply_source),

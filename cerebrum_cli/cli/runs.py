@@ -24,7 +24,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import format_count
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.questions import Sample
@@ -117,7 +117,7 @@ def print_run(
     if skipped == len(samples):
         reason = samples[0].text if samples else "none has finished"
         raise UsageError(f"no sample of {run.name} counts: {reason}", "run cerebrum eval again with other settings")
-    report = report_of(run, samples)
+    report, notes = report_of(run, samples), run.record.notes
     if plot:  # first: a report is not followed by an error
         from cerebrum_cli.terminal.plot import plot_report
 
@@ -127,26 +127,22 @@ def print_run(
         more = {
             "skipped": skipped,
             "complete": run.is_complete,
-            "bad_rows": run.record.notes.get("bad_rows", 0),
+            "bad_rows": notes.get("bad_rows", 0),
             "sampling": run.sampling,
             "marking": scored_by,
-            CONDITIONS: run.record.notes.get(CONDITIONS, []),
+            CONDITIONS: notes.get(CONDITIONS, []),
         }
         app.streams.answer_object({**report_object(report), **more})
         return
     print_report(app.streams, report, run, skipped)
     if not app.streams.is_quiet:
         for remark in (
-            *run.record.notes.get("remarks", ()),
-            *map(describe_conditions, run.record.notes.get(CONDITIONS, ())),
+            *notes.get("remarks", ()),
+            *(", ".join(f"{key} {value}" for key, value in each.items()) for each in notes.get(CONDITIONS, ())),
             *([comparison_of(scored_by)] if run.match == "math" else []),
         ):
             app.streams.write_line("- ", remark)
         app.streams.info(f"run {run.name}: {run.path}")
-
-
-def describe_conditions(conditions: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in conditions.items())
 
 
 def model_of(app: App, run: Run) -> InstalledModel:

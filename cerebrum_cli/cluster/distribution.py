@@ -26,7 +26,7 @@ from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.source import MAX_PARALLEL, ModelSource, slots_of
 from cerebrum_cli.models.library import Library
 from cerebrum_cli.models.model import InstalledModel
-from cerebrum_cli.runs.journal import Journal
+from cerebrum_cli.runs.journal import SERVERS, Journal
 from cerebrum_cli.runs.result import FinishedRows, Result
 
 INPUT = "input"  # the last key of an object that has it
@@ -161,7 +161,7 @@ class Distribution:
             raise EndpointError(problem, "use servers with the same model, or --allow-different-models")
         if is_restart:
             yield NoticeEvent(f"{report.host}: a worker was lost and restarted", "see its Ray logs in /tmp/ray")
-        self.work.run.note_servers(report.records)
+        self.work.run.note(SERVERS, report.records)
         yield events.PromptEvent(events.SequenceId(0), 0, 1)
 
     def _write(self, answer: bytes) -> Iterator[Event]:

@@ -83,8 +83,10 @@ def _patterns(count: int) -> tuple[re.Pattern[str], ...]:
             | (?:\b(?i:if|whether)\s(?i:option\s)?)?
                 (?P<is>{upper})(?:(?!{upper})[^.\n]){{0,120}}?
                 \b(?i:is|are|be|seems|appears|as)\b(?:[\s*_]++\w++){{0,3}}?[\s*_]++(?i:{_QUALITY})\b
-            | (?:\b\w++\W++){{0,2}} \b(?i:choose|chose|select|selected|pick|give|go\swith|opt\sfor)\s(?i:{_FILLER})
+            | (?:\b\w++\W++){{0,2}} \b(?i:choose|chose|select|selected|pick|give|say|go\swith|opt\sfor)\s(?i:{_FILLER})
                 (?P<chosen>{upper})
+            | \b(?i:but)\s(?i:{_FILLER})(?P<instead>{upper})(?=\W*+$)
+            | ^[^\w\n]*+(?P<ticked>{letter})[.):]?\s[^\n✓✔✅]*[✓✔✅]
             | \\boxed\s*+\{{(?i:{_FILLER})(?P<boxed>{letter})
             | \b(?i:is|are|be)\s[*("\[]*+(?P<marked>{upper})[*"]*+[.):\]]
             | (?:\b\w++\**+|(?<![\w*])):\s++[*("\[]*+(?P<listed>{letter})[*"]*+(?:[.):\]]|$)
@@ -93,7 +95,7 @@ def _patterns(count: int) -> tuple[re.Pattern[str], ...]:
         ),
         re.compile(
             rf"""^[^\w\n]*+(?:(?i:option|choice|answer)\s[("*]*+)?({letter})"""
-            r"""(?:[*"']*+[.):\]]|\*\*|\s[-–—]\s|\s(?:because|since)\b|[ *"'`]*+$)""",
+            r"""(?:[*"']*+[.):\]]|\*\*|\s[-–—]\s|,?\s(?:because|since)\b|[ *"'`]*+$)""",
             re.MULTILINE,
         ),
         re.compile(
@@ -144,7 +146,9 @@ def _stated(
         group = match.lastgroup or ""
         at, letter = match.start(group), match[group].upper()
         is_refused = (
-            at in listed or (at in joined and group not in ("said", "chosen")) or _NEGATED.search(match[0]) is not None
+            (at in listed and group != "ticked")
+            or (at in joined and group not in ("said", "chosen"))
+            or _NEGATED.search(match[0]) is not None
         )
         if not is_refused:
             stated.append((match.start(), "" if at in joined else letter))

@@ -161,10 +161,8 @@ def _continue_prompt(prompt: str, block: Block, entry_point: str) -> str | None:
 
 
 def _has_body(program: str, entry_point: str, start: int) -> bool:
-    if _first_error(program) is not None:
-        return False
-    functions = (node for node in _parse(program).body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
-    body = (statement for function in functions if function.name == entry_point for statement in function.body)
+    function = _functions(program).get(entry_point)
+    body = function.body if function else []
     return any(statement.lineno > start and not _is_words(statement) for statement in body)
 
 

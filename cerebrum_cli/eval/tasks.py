@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cerebrum_cli.eval.questions import Match
 from cerebrum_cli.eval.reading import Convert
@@ -75,10 +75,9 @@ def _tested_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """Convert a row of MBPP, whose tests name the function that its solution defines last."""
     tests = "\n".join(map(str, row["test_list"]))
     names = [name for name in re.findall(r"^def (\w+)", str(row["code"]), re.MULTILINE) if f"{name}(" in tests]
-    setup = str(row.get("test_setup_code") or "")
     return {
         "tests": tests,
-        "answer": f"{setup}\n{tests}\n",
+        "answer": f"{row.get('test_setup_code') or ''}\n{tests}\n",
         "id": row.get("task_id"),
         "entry_point": names[-1] if names else None,
     }
@@ -193,17 +192,10 @@ TASKS = {
 SUMS = Path(__file__).parents[1] / "data" / "sums.jsonl"  # bundled questions that the bundled model can answer
 
 
-class HarnessTask(NamedTuple):
-    """A task that lm-eval evaluates, under its name there."""
-
-    task: str
-    num_fewshot: int | None
-    apply_chat_template: bool
-
-
-HARNESS_TASKS = {
-    "gpqa-diamond": HarnessTask("gpqa_diamond_cot_zeroshot", None, apply_chat_template=True),  # arXiv 2311.12022
-    "ifeval": HarnessTask("ifeval", None, apply_chat_template=True),  # arXiv 2311.07911
-    "mmlu": HarnessTask("mmlu", 5, apply_chat_template=False),  # arXiv 2009.03300
+# Tasks that lm-eval evaluates, by their names there, and the options with which it does.
+HARNESS_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpqa-diamond": ("gpqa_diamond_cot_zeroshot", {"apply_chat_template": True}),  # arXiv 2311.12022
+    "ifeval": ("ifeval", {"apply_chat_template": True}),  # arXiv 2311.07911
+    "mmlu": ("mmlu", {"num_fewshot": 5}),  # arXiv 2009.03300
 }
 TASK_NAMES = (*TASKS, SUMS.stem, *HARNESS_TASKS)

@@ -39,7 +39,8 @@ from cerebrum_cli.runs.partial import PartialFile
 from cerebrum_cli.runs.result import FAILED, FINISHED, FinishedRows, Result, ResultRows
 
 Records = Sequence[Mapping[str, Any]]
-CONDITIONS = "conditions"  # key of the notes: hardware and options under which rows were made, each once
+# Keys of the notes: servers, and hardware and options of this machine, under which rows were made, each once.
+SERVERS, CONDITIONS = "servers", "conditions"
 """Kind, build and model of the servers, or nodes, that answered rows; their addresses are not recorded."""
 
 T = TypeVar("T")
@@ -160,20 +161,18 @@ class Journal(Result):
 
     @property
     def servers(self) -> Records:
-        records: Records = self.notes.get("servers", ())
+        records: Records = self.notes.get(SERVERS, ())
         return records
-
-    def note_servers(self, servers: Records) -> None:
-        self._add_to_notes("servers", servers)
 
     def note_conditions(self, conditions: dict[str, Any]) -> NoticeEvent | None:
         """Note the hardware and options; return a notice if other rows were made on other hardware."""
         before = {str(record["hardware"]) for record in self.notes.get(CONDITIONS, ())} - {conditions["hardware"]}
-        self._add_to_notes(CONDITIONS, (conditions,))
+        self.note(CONDITIONS, (conditions,))
         problem = f"other rows were made on {' and '.join(sorted(before))}, not {conditions['hardware']}"
         return NoticeEvent(problem, "near ties may be decided differently") if before else None
 
-    def _add_to_notes(self, key: str, records: Records) -> None:
+    def note(self, key: str, records: Records) -> None:
+        """Add records to a list of the notes, those that are not in it."""
         known = self.notes.get(key, ())
         if new := [record for record in records if record not in known]:
             with contextlib.suppress(BatchError):  # of a full disk: what went wrong before it matters more
@@ -256,7 +255,7 @@ def noting_servers(
         for event in events:
             if isinstance(event, ServersEvent) or (not is_noted and isinstance(event, (RowEvent, EvalProgress))):
                 if model.is_remote:
-                    run.note_servers(model.engine.builds)
+                    run.note(SERVERS, model.engine.builds)
                 elif (conditions := model.conditions) and (notice := run.note_conditions(conditions)):
                     yield notice
                 is_noted = model.is_remote or bool(conditions)

@@ -31,8 +31,9 @@ IN_WORDS = (  # replies, correct answers, and what is found
     ("It lies on the Seine, with 2 million people.\nAnswer: Paris", "Paris", "Paris"),
     ("Let me think.\nParis", "Paris", "Paris"),
     ("The answer is unknown.", "Paris", ""),
+    ("Let me think.\nThe capital of France is **Paris**.", "Paris", "Paris"),
 )
-SCORES = (1, "d03acdc182de3dee")
+SCORES = (1, "0f07984ca41d04b2")
 DATA = Path(__file__).parents[1] / "data"
 ANSWERS = json.loads((DATA / "answers.json").read_text(encoding="utf-8"))
 CHOICES: list[tuple[str, tuple[str, ...], str | None]] = [

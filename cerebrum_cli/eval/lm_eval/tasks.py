@@ -192,12 +192,11 @@ def disagreements(samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
             yield {"id": sample.id, "sample": sample.sample, **score, **answers, "text": sample.text}
 
 
-def filtered(steps: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> list[str]:
+def filtered(steps: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> list[Any]:
     """The answers that a filter extracts, step by step."""
-    texts: Any = [[sample.text] for sample in samples]
+    texts: list[Any] = [[sample.text] for sample in samples]
     documents = [{"choices": list(sample.choices)} for sample in samples]
     for step in steps:
         arguments = {key: value for key, value in step.items() if key != "function"}
         texts = list(get_filter(step["function"])(**arguments).apply(texts, documents))
-    answers: list[str] = texts
-    return answers
+    return texts
