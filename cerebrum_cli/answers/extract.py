@@ -85,11 +85,12 @@ _BESIDE = re.compile(
     rf"(?:(?:an?|all|the|those|these|\w++'s)\s(?:(?:first|initial|original|other|total)\s)?)?+(?x:{NUMBER_SOURCE})",
     re.IGNORECASE,
 )
-# "10 hours to build 3 walls", "32 apples after giving away 18"
 _EXPLANATION = re.compile(
     r"\b(?:(?:since|because|after|or(?=\s-?\d)|to\s(?!a|the\b)[a-z]+|which is\b(?=.{3,16}\bthan\b))\b|i\.e\.)", re.I
 )
-_BOLD = re.compile(r"(?<!\*)\*\*(?!\*)([^*\n:]+)\*\*(?!\*)")
+_BOLD = re.compile(  # where a sentence comes to it: "The capital of France is **Paris**."
+    r"\b(?:is|are|was|were|be|has|have|had|needs?|equals|makes?|earns?|costs?|of|total)\s\$?\*\*([^*\n:]+)\*\*(?!\s?[:=])"
+)
 
 
 def final_answer(text: str, is_complete: bool = True, in_words: bool = False) -> str | None:
@@ -110,13 +111,13 @@ def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> tup
             return (None, None) if _REFUSAL.search(answer) else (answer, answer)
         doubtful = doubtful or answer
     if not is_complete:
-        return doubtful, doubtful
+        return doubtful, None
     if in_words:
         last = text.rstrip().rpartition("\n")[2]
-        [value, *others] = _BOLD.findall(last) or [last]  # "The capital of France is **Paris**."
-        return doubtful or trimmed(plain(last if others else value)) or None, doubtful
-    value = _last_value(text) or doubtful
-    return value, value if NUMBER.fullmatch(trimmed(plain(text)).strip()) else doubtful
+        [value, *others] = _BOLD.findall(last) or [last]
+        return doubtful or trimmed(plain(last if others else value)) or None, None
+    value, whole = _last_value(text) or doubtful, trimmed(plain(text)).strip()
+    return value, value if NUMBER.fullmatch(whole) or _ALONE.fullmatch(whole) else None
 
 
 def own_text(text: str) -> str:
@@ -126,9 +127,8 @@ def own_text(text: str) -> str:
     if question := _NEXT_QUESTION.search(text):
         own = text[: question.start()].strip()
         is_apart = "\n" not in own or (question.lastgroup and text[: question.start()].endswith("\n\n"))
-        if (is_apart and (_AS_IS.match(own) or NUMBER.search(own))) or any(
-            has_content(own[marker.end() :].partition("\n")[0]) for marker in _MARKER.finditer(own)
-        ):
+        is_answer = is_apart and (_AS_IS.match(own) or NUMBER.search(own))
+        if is_answer or any(has_content(own[marker.end() :].partition("\n")[0]) for marker in _MARKER.finditer(own)):
             return own
     return text
 
@@ -156,9 +156,9 @@ def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool
         is_heading = kind == "hashes" and (not NUMBER.match(answer) or has_content(remainder))
         if answer and not (is_heading and (end < len(text) or has_content(remainder + below))):
             is_remark = _REMARK.fullmatch(answer) is not None
-            is_sentence = not (is_remark or in_words)
-            value = _value(answer, text, marker.start()) if is_sentence else _ASIDE.sub("", answer)
-            if is_sentence and kind in ("label", "heading") and value != answer and has_content(remainder):
+            is_kept = is_remark or in_words
+            value = _ASIDE.sub("", answer) if is_kept else _value(answer, text, marker.start())
+            if not is_kept and kind in ("label", "heading") and value != answer and has_content(remainder):
                 value = _last_result(line, text, marker.start()) or value
             # Many words without an amount are a first step ("Answer: Let us think step by step"), or a remark.
             is_prose = len(_WORD.findall(value)) > 3 and not _REFUSAL.search(value)
@@ -219,8 +219,7 @@ def _last_value(text: str) -> str | None:
         return last.strip("()")
     without_notes = _CLOSING.sub("", text)
     text = _ITEM.sub("", without_notes if NUMBER.search(without_notes) else text)
-    numbers = ((line, list(filter(NUMBER.search, _BOLD.findall(line)))) for line in reversed(text.split("\n")))
-    lines = (bold[0] if len(bold) == 1 else line for line, bold in numbers)
+    lines = (next(filter(NUMBER.match, reversed(_BOLD.findall(line))), line) for line in reversed(text.split("\n")))
     return next(filter(None, (_last_result(plain(line), text, len(text)) for line in lines)), None)
 
 
@@ -232,9 +231,9 @@ def _last_result(line: str, text: str, place: int) -> str | None:
 def _result(sentence: str, text: str, place: int) -> str | None:
     """Number that a sentence at a place in a text comes to; of several, the one that was computed last."""
     sentence = _ASIDE.sub("", sentence)
-    first = NUMBER.search(sentence)
-    explanation = _EXPLANATION.search(sentence, first.end()) if first else None
-    if explanation and "=" not in sentence[explanation.start() :]:
+    explanation = _EXPLANATION.search(sentence, first.end()) if (first := NUMBER.search(sentence)) else None
+    behind = _BESIDE.sub(" ", sentence[explanation.start() :]) if explanation else "="
+    if explanation and not re.search("[=,]", behind) and len(NUMBER.findall(behind)) < 2:
         sentence = sentence[: explanation.start()]
     numbers = [number.strip() for number in NUMBER.findall(sentence)]
     if len(numbers) < 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
@@ -15,7 +15,7 @@ import typer
 from cerebrum_cli.cli.completion_values import tasks
 from cerebrum_cli.cli.options import ConcurrencyOptions
 from cerebrum_cli.cli.signature import composed, positional, settings_options
-from cerebrum_cli.core.declaration import Option, flag, option, option_group
+from cerebrum_cli.core.declaration import Option, flag, option, option_group, options_of
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -128,8 +128,8 @@ def run_in_harness(app: App, source: str, overrides: Layer, options: EvalOptions
     from cerebrum_cli.cli.lm_eval import KEYS, LmEvalOptions, evaluate_harness_tasks
     from cerebrum_cli.eval.tasks import HARNESS_TASKS
 
-    kept = {field.name for field in fields(LmEvalOptions)} - {"preset"}
-    others = [field.name for field in fields(EvalOptions) if field.name not in kept]
+    kept = options_of(LmEvalOptions).keys() - {"preset"}
+    others = [name for name in options_of(EvalOptions) if name not in kept]
     needless = [*given_options(options, *others), *(flag(key) for key in overrides if key not in KEYS)]
     if needless:
         raise UsageError(f"{needless[0]} does not apply to {source}, which lm-eval evaluates", "omit it")

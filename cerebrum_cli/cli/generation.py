@@ -15,6 +15,7 @@ from cerebrum_cli.cli.options import (
     ConstrainedOptions,
 )
 from cerebrum_cli.core.declaration import flag
+from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import GrammarError, Interrupted, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import (
@@ -119,7 +120,7 @@ def given_options(options: object, *names: str) -> Iterator[str]:
 
 
 def shown(value: Any) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    text = " ".join(without_home(str(part)) for part in (value if isinstance(value, tuple) else (value,)))
     return f"{value:g}" if isinstance(value, float) else quote(shorten(text, MAX_SHOWN, placeholder="..."))
 
 

@@ -35,5 +35,5 @@ def named_proxy(scheme: str, host: str) -> str:
 
 def without_home(path: str) -> str:
     """A path with `~` in place of the user's home directory."""
-    home = f"{environment('HOME') or '~'}/"
+    home = f"{(environment('HOME') or '~').rstrip('/')}/"
     return f"~/{path.removeprefix(home)}" if path.startswith(home) else path

@@ -3,7 +3,8 @@
 What counts, first of all:
 
 1. The letter that the reply states last: "the answer is B", "Answer: (B)", "B is correct", "I choose B", `\\boxed{B}`,
-   and "...:" before a line such as "B. carbon dioxide". "None of the above" states that there is none.
+   and "...:" before a line such as "B. carbon dioxide"; else the only one with a tick. "None of the above" states that
+   there is none.
 2. The letter that opens the reply: "B) carbon dioxide".
 3. The choice whose text is the first or the last line of the reply, or its final answer.
 4. The only choice named, by letter or by text, in its last sentence about the answer; otherwise in its last sentence
@@ -83,10 +84,9 @@ def _patterns(count: int) -> tuple[re.Pattern[str], ...]:
             | (?:\b(?i:if|whether)\s(?i:option\s)?)?
                 (?P<is>{upper})(?:(?!{upper})[^.\n]){{0,120}}?
                 \b(?i:is|are|be|seems|appears|as)\b(?:[\s*_]++\w++){{0,3}}?[\s*_]++(?i:{_QUALITY})\b
-            | (?:\b\w++\W++){{0,2}} \b(?i:choose|chose|select|selected|pick|give|say|go\swith|opt\sfor)\s(?i:{_FILLER})
-                (?P<chosen>{upper})
+            | (?:\b\w++\W++){{0,2}} \b(?i:choose|chose|select|selected|pick|give|(?<=d\s)say|go\swith|opt\sfor)\s
+                (?i:{_FILLER})(?P<chosen>{upper})
             | \b(?i:but)\s(?i:{_FILLER})(?P<instead>{upper})(?=\W*+$)
-            | ^[^\w\n]*+(?P<ticked>{letter})[.):]?\s[^\n✓✔✅]*[✓✔✅]
             | \\boxed\s*+\{{(?i:{_FILLER})(?P<boxed>{letter})
             | \b(?i:is|are|be)\s[*("\[]*+(?P<marked>{upper})[*"]*+[.):\]]
             | (?:\b\w++\**+|(?<![\w*])):\s++[*("\[]*+(?P<listed>{letter})[*"]*+(?:[.):\]]|$)
@@ -103,6 +103,7 @@ def _patterns(count: int) -> tuple[re.Pattern[str], ...]:
             rf"|(?:\A|\b(?i:is|be|but|so|thus|hence|therefore|leaves|with|it's|es|est|ist)\b|[:,是为])\W{{0,4}}({upper})(?=\W*\Z)"
         ),
         re.compile(several),
+        re.compile(rf"^[^\w\n]*+({letter})[.):]?\s[^\n✓✔✅✗✘❌]*+[✓✔✅]", re.MULTILINE),
     )
 
 
@@ -112,17 +113,20 @@ def chosen_letter(text: str, choices: tuple[str, ...], is_complete: bool) -> tup
     Of a truncated reply, only what it states or begins with counts.
     """
     text = own_text(text).strip()
-    statement, line, named, several = _patterns(len(choices))
+    statement, line, named, several, tick = _patterns(len(choices))
     lines = list(line.finditer(text))
     items = _items(lines)
     if stated := _stated(text, statement, several, items, any(_NONE.search(choice) for choice in choices)):
         return max(stated)[1] or None, True
+    if len(ticked := tick.findall(text)) == 1:
+        return ticked[0].upper(), True
     if lines and lines[0].start() == 0 and lines[0] not in items:
         letter = lines[0][1].upper()
         opening = sentences(text.partition("\n")[0])[0]
         return letter if _letters(opening, (), named, several) <= {letter} else None, True
-    if (choice := _equal(text, choices, is_complete)) or not is_complete:
-        return choice, True
+    choice, is_stated = _equal(text, choices, is_complete)
+    if choice or not is_complete:
+        return choice, is_stated
     for item in reversed(items):
         text = text[: item.start()] + text[item.end() :].partition("\n")[2]
     return _named(text, choices, named, several), False
@@ -146,9 +150,7 @@ def _stated(
         group = match.lastgroup or ""
         at, letter = match.start(group), match[group].upper()
         is_refused = (
-            (at in listed and group != "ticked")
-            or (at in joined and group not in ("said", "chosen"))
-            or _NEGATED.search(match[0]) is not None
+            at in listed or (at in joined and group not in ("said", "chosen")) or _NEGATED.search(match[0]) is not None
         )
         if not is_refused:
             stated.append((match.start(), "" if at in joined else letter))
@@ -156,15 +158,16 @@ def _stated(
     return stated
 
 
-def _equal(text: str, choices: tuple[str, ...], is_complete: bool) -> str | None:
+def _equal(text: str, choices: tuple[str, ...], is_complete: bool) -> tuple[str | None, bool]:
+    """The letter of the choice whose text is a line or the final answer, and whether that is stated, not guessed."""
     final, stated = extract_answers(text, is_complete)
     lines = [trimmed(plain(line).strip()) for line in (text.partition("\n")[0], text.rpartition("\n")[2])]
     forms = [canonical(choice) for choice in choices]
-    values = (stated, *lines, final) if is_complete else (stated,)
-    for form in map(canonical, filter(None, values)):
-        if forms.count(form) == 1:
-            return LETTERS[forms.index(form)]
-    return None
+    values = (stated, *lines, final) if is_complete else (stated or final,)
+    for value in filter(None, values):
+        if forms.count(form := canonical(value)) == 1:
+            return LETTERS[forms.index(form)], value in (stated, *lines)
+    return None, False
 
 
 def _named(text: str, choices: tuple[str, ...], named: re.Pattern[str], several: re.Pattern[str]) -> str | None:

@@ -76,8 +76,8 @@ def read_source(
     match = _choose_match(source, task, match, run_code)
     rows, digest, origin = load_dataset(task, progress, offline) if task else _read_file(path)
     # The cards ask questions verbatim; how they ask for code is not stated.
-    protocol = task if task and not template and (preset is None or task.match == "code") else None
-    text = protocol.template if protocol else template
+    asked = task if task and not template and (preset is None or task.match == "code") else None
+    protocol, text = None if examples else asked, asked.template if asked else template
     parsed = None if text is None else parse_template(text)
     found = read_questions(rows, parsed, task.convert if task else None)
     shown, shown_digest = tuple[Question, ...](), None
@@ -95,7 +95,7 @@ def read_source(
         "task": path.stem,
         "question file": digest,
         "template": template,
-        "default template": protocol.template if protocol else _default_template(found.questions),
+        "default template": asked.template if asked else _default_template(found.questions),
         "protocol": f"{protocol.name} {protocol.version}" if protocol else None,
         "example file": shown_digest,
         "match": match,
@@ -106,7 +106,7 @@ def read_source(
         remarks.append(f"{format_count(len(shown), 'example')} before each question")
     if match == "answer" and 2 * sum(map(is_in_words, found.questions)) > len(found.questions):
         remarks.append(IN_WORDS)
-    stop = protocol.stop if protocol else ()
+    stop = asked.stop if asked else ()
     stated = tuple(remark for remark in remarks if remark)
     return LoadedTask(path.stem, found.questions, found.bad_rows, fingerprint, match, condition, stated, shown, stop)
 

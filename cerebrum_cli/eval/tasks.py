@@ -64,7 +64,8 @@ def complete_test(test: str, entry_point: str) -> str:
 
 def _code_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
-        "prompt": str(row["prompt"]).strip("\n"),
+        "prompt": (prompt := str(row["prompt"]).strip("\n")),
+        "question": CODE_TEMPLATE.format(prompt=prompt),
         "answer": complete_test(str(row["test"]), str(row["entry_point"])),
         "id": row.get("task_id"),
         "stub": row["prompt"],
@@ -74,12 +75,13 @@ def _code_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
 def _tested_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """Convert a row of MBPP, whose tests name the function that its solution defines last."""
     tests = "\n".join(map(str, row["test_list"]))
-    names = [name for name in re.findall(r"^def (\w+)", str(row["code"]), re.MULTILINE) if f"{name}(" in tests]
+    defined = re.findall(r"^def (\w+)", str(row["code"]), re.MULTILINE)
+    names = [*re.findall(r"assert\s+\(?(\w+)\(", tests)[:1], *(name for name in defined if f"{name}(" in tests)]
     return {
         "tests": tests,
         "answer": f"{row.get('test_setup_code') or ''}\n{tests}\n",
         "id": row.get("task_id"),
-        "entry_point": names[-1] if names else None,
+        "entry_point": names[-1] if names else "",
     }
 
 

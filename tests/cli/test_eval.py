@@ -250,6 +250,8 @@ def test_examples_precede_each_question(command: CommandLine, sums: Path, tmp_pa
 def test_task_of_lm_eval_is_evaluated_by_it(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = command.run("eval", "ifeval", *MODEL, "--samples", "2")
     assert problem(refused) == "error: --samples 2 does not apply to ifeval, which lm-eval evaluates"
+    for option in (("--schema", "s.json"), ("--grammar", "g"), ("--ray", "auto"), ("--endpoint", "http://localhost:1")):
+        assert f"error: {option[0]} {option[1]} does not apply" in problem(command.run("eval", "mmlu", *MODEL, *option))
     assert "--temperature does not apply" in problem(command.run("eval", "mmlu", *MODEL, "--temperature", "1"))
     asked = list[tuple[list[str], lm_eval.LmEvalOptions]]()
     monkeypatch.setattr(lm_eval, "evaluate_harness_tasks", lambda _, tasks, __, options: asked.append((tasks, options)))

@@ -148,13 +148,18 @@ def test_protocol_asks_for_a_form_and_a_preset_asks_as_its_card_does(hub_user: H
     assert not any(remark.startswith("protocol") for remark in of_card.remarks)
 
 
-def test_protocol_with_shots_takes_them_from_the_training_split(hub_user: HubUser) -> None:
+def test_protocol_with_shots_takes_them_from_the_training_split(hub_user: HubUser, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"question": "One?", "answer": 1}\n')
     with environment_of(hub_user.command.environment(hub_user.environment({}))):
-        found = read("gsm8k@8shot")
+        found, with_own = read("gsm8k@8shot"), read("gsm8k@8shot", examples=own)
     shown = [(question.prompt, question.solution) for question in found.examples]
     assert shown[:2] == [(f"Question: {n} + 1?\nAnswer:", f"It is {n + 1}.\n#### {n + 1}") for n in range(2)]
     assert (len(shown), found.stop, found.questions[0].prompt) == (8, ("Question:",), "Question: 0 + 1?\nAnswer:")
     assert "8 examples before each question" in found.remarks
+    assert [question.prompt for question in with_own.examples] == ["Question: One?\nAnswer:"]
+    assert (with_own.fingerprint["protocol"], with_own.stop) == (None, ("Question:",))
+    assert not any(remark.startswith("protocol") for remark in with_own.remarks)
 
 
 @pytest.mark.slow

@@ -197,6 +197,8 @@ def test_task_reports_a_row_without_a_field_it_converts() -> None:
     assert reason(row, convert=lambda row: {"answer": row["answer"]}) == f"no `answer`; {fields}"
     with pytest.raises(UsageError, match=f"line 1: no `entry_point`; {fields}"):
         read(row, b"{", convert=TASKS["humaneval"].convert)
+    [question] = read(row | {"entry_point": "f"}, convert=TASKS["humaneval"].convert).questions
+    assert question.prompt.endswith("```python\ndef f():\n```")  # also for a template with {question}
 
 
 def test_task_mbpp_asks_with_its_tests_and_finds_the_function_they_name() -> None:
@@ -212,6 +214,9 @@ def test_task_mbpp_asks_with_its_tests_and_finds_the_function_they_name() -> Non
     assert "Write a function to add." in question.prompt and row["test_list"][1] in question.prompt
     assert (question.id, question.entry_point, question.stub) == (11, "add", "")
     assert question.reference == "import math\nassert add(1, 2) == 3\nassert abs(add(1, 1)) == 2"
+    row |= {"code": "add = lambda a, b: a + b", "test_setup_code": None}
+    [question] = read(row, template=parse_template(task.template), convert=task.convert).questions
+    assert question.entry_point == "add"
 
 
 def test_presets_set_what_the_cards_state() -> None:

@@ -33,7 +33,7 @@ IN_WORDS = (  # replies, correct answers, and what is found
     ("The answer is unknown.", "Paris", ""),
     ("Let me think.\nThe capital of France is **Paris**.", "Paris", "Paris"),
 )
-SCORES = (1, "0f07984ca41d04b2")
+SCORES = (1, "eac3baa151c17639")
 DATA = Path(__file__).parents[1] / "data"
 ANSWERS = json.loads((DATA / "answers.json").read_text(encoding="utf-8"))
 CHOICES: list[tuple[str, tuple[str, ...], str | None]] = [
@@ -66,6 +66,8 @@ def test_choice_is_found_by_its_letter_or_its_text(text: str, choices: tuple[str
         ("So 3 + 4 = 7.\nThe answer is 7.", (), "stated"),
         ("3 + 4 = \\boxed{7}", (), "stated"),
         ("**7**", (), "stated"),
+        ("Yes.", (), "stated"),
+        ("The answer is that nobody has ever known this number.", (), "guessed"),
         ("She has 3 + 4 = 7 apples.", (), "guessed"),
         ("The answer is: let us see step by step. 3 + 4 = 7.", (), "guessed"),
         ("Nobody knows.", (), "missing"),
@@ -73,6 +75,7 @@ def test_choice_is_found_by_its_letter_or_its_text(text: str, choices: tuple[str
         ("B) carbon dioxide, since plants need it.", GASES, "stated"),
         ("Carbon dioxide", GASES, "stated"),
         ("Plants take up carbon dioxide from the air around them.", GASES, "guessed"),
+        ("She has 3 + 5, and that makes 8 apples left.", ("6", "8"), "guessed"),
         ("I am not sure.", GASES, "missing"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -49,8 +50,8 @@ def evaluate_tasks(
         manager, names = find_tasks(tasks, include_path)
         results = evaluator.simple_evaluate(model=model, tasks=names, task_manager=manager, **arguments)
     results["config"]["model_args"] = f"model={results['config']['model_name']}"
-    text = json.dumps(results, default=handle_non_serializable)  # functions become text
-    plain: dict[str, Any] = json.loads(text.replace(f'"{Path.home()}/', '"~/'))
+    text = json.dumps(results, default=handle_non_serializable, ensure_ascii=False)  # functions become text
+    plain: dict[str, Any] = json.loads(re.sub(rf'(?<!\\)"{re.escape(str(Path.home()))}/', '"~/', text))
     return plain
 
 
