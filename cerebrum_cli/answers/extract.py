@@ -156,9 +156,9 @@ def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool
         is_heading = kind == "hashes" and (not NUMBER.match(answer) or has_content(remainder))
         if answer and not (is_heading and (end < len(text) or has_content(remainder + below))):
             is_remark = _REMARK.fullmatch(answer) is not None
-            is_kept = is_remark or in_words
-            value = _ASIDE.sub("", answer) if is_kept else _value(answer, text, marker.start())
-            if not is_kept and kind in ("label", "heading") and value != answer and has_content(remainder):
+            is_amount = not (is_remark or in_words)
+            value = _value(answer, text, marker.start()) if is_amount else _ASIDE.sub("", answer)
+            if is_amount and kind in ("label", "heading") and value != answer and has_content(remainder):
                 value = _last_result(line, text, marker.start()) or value
             # Many words without an amount are a first step ("Answer: Let us think step by step"), or a remark.
             is_prose = len(_WORD.findall(value)) > 3 and not _REFUSAL.search(value)
@@ -231,10 +231,10 @@ def _last_result(line: str, text: str, place: int) -> str | None:
 def _result(sentence: str, text: str, place: int) -> str | None:
     """Number that a sentence at a place in a text comes to; of several, the one that was computed last."""
     sentence = _ASIDE.sub("", sentence)
-    explanation = _EXPLANATION.search(sentence, first.end()) if (first := NUMBER.search(sentence)) else None
-    behind = _BESIDE.sub(" ", sentence[explanation.start() :]) if explanation else "="
-    if explanation and not re.search("[=,]", behind) and len(NUMBER.findall(behind)) < 2:
-        sentence = sentence[: explanation.start()]
+    if (first := NUMBER.search(sentence)) and (explanation := _EXPLANATION.search(sentence, first.end())):
+        behind = _BESIDE.sub(" ", sentence[explanation.start() :])
+        if not re.search("[=,]", behind) and len(NUMBER.findall(behind)) < 2:
+            sentence = sentence[: explanation.start()]
     numbers = [number.strip() for number in NUMBER.findall(sentence)]
     if len(numbers) < 2:
         return numbers[0] if numbers else None

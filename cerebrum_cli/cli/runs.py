@@ -138,7 +138,7 @@ def print_run(
     if not app.streams.is_quiet:
         for remark in (
             *notes.get("remarks", ()),
-            *(", ".join(f"{key} {value}" for key, value in each.items()) for each in notes.get(CONDITIONS, ())),
+            *(", ".join(f"{key} {value}" for key, value in record.items()) for record in notes.get(CONDITIONS, ())),
             *([comparison_of(scored_by)] if run.match == "math" else []),
         ):
             app.streams.write_line("- ", remark)

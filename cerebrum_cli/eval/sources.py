@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.batch.readers import open_input
-from cerebrum_cli.batch.rows import parse_template
+from cerebrum_cli.batch.rows import Template, parse_template
 from cerebrum_cli.core.errors import CerebrumError, PullError, UsageError
 from cerebrum_cli.core.files import exists, translate_os_errors
 from cerebrum_cli.core.text import did_you_mean, format_count, pip_install
@@ -82,11 +82,7 @@ def read_source(
     found = read_questions(rows, parsed, task.convert if task else None)
     shown, shown_digest = tuple[Question, ...](), None
     if examples:
-        example_rows, shown_digest, _ = _read_file(examples)
-        read = read_questions(example_rows, parsed)
-        if read.bad_rows:
-            raise UsageError(f"{examples}, line {read.bad_rows[0].line}: {read.bad_rows[0].reason}", "correct the file")
-        shown = read.questions
+        shown, shown_digest = _read_examples(examples, parsed)
     elif protocol and protocol.shots:
         example_rows, shown_digest, _ = load_dataset(replace(protocol, file=protocol.shots_file), progress, offline)
         shown = read_questions(example_rows, parsed).questions[: protocol.shots]
@@ -127,6 +123,15 @@ def _read_file(path: Path) -> tuple[Iterable[Row], str, str]:
     with closing(open_input(path)) as file:
         data = b"\n".join(file.lines(0, digest))
     return split_lines(data), digest.hexdigest(), ""
+
+
+def _read_examples(path: Path, template: Template | None) -> tuple[tuple[Question, ...], str]:
+    """The examples in a question file, and its SHA-256. Raises UsageError for a row that cannot be read."""
+    rows, digest, _ = _read_file(path)
+    found = read_questions(rows, template)
+    if found.bad_rows:
+        raise UsageError(f"{path}, line {found.bad_rows[0].line}: {found.bad_rows[0].reason}", "correct the file")
+    return found.questions, digest
 
 
 def _default_template(questions: Iterable[Question]) -> str:

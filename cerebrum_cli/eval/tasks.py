@@ -63,8 +63,9 @@ def complete_test(test: str, entry_point: str) -> str:
 
 
 def _code_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    prompt = str(row["prompt"]).strip("\n")
     return {
-        "prompt": (prompt := str(row["prompt"]).strip("\n")),
+        "prompt": prompt,
         "question": CODE_TEMPLATE.format(prompt=prompt),
         "answer": complete_test(str(row["test"]), str(row["entry_point"])),
         "id": row.get("task_id"),

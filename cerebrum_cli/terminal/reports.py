@@ -73,12 +73,12 @@ print_sessions = partial(
 
 
 def print_disagreements(streams: Streams, rows: Iterable[Row]) -> None:
-    [first, *others] = rows
+    listed = list(rows)
     columns: dict[str, Callable[[Row], str]] = {
-        key: partial(cell, key) for key in first if key not in ("sample", "text")
+        key: partial(cell, key) for key in listed[0] if key not in ("sample", "text")
     }
     columns["end of the reply"] = lambda row: one_line(row["text"][-ENDING:])
-    print_columns(columns, streams, [first, *others], shorten="end of the reply")
+    print_columns(columns, streams, listed, shorten="end of the reply")
 
 
 def cell(key: str, row: Row) -> str:
