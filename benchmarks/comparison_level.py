@@ -3,8 +3,9 @@
 Usage: python benchmarks/comparison_level.py [--dry-run]
 
 Questions have a difficulty and belong to clusters, in each of which one model may be better than the other by chance;
-over all clusters they are equal. The rate should be 5 %. It is lower where few questions with one sample each take few
-values, and where McNemar's exact test must agree: that is the last column, in which each question is its own cluster.
+over all clusters they are equal. The rate should be 5 %. It is lower where few questions with one sample each give few
+different results: six questions, of which four of one direction must change, or two or three clusters, whose sums are
+often equal, so that they show no spread. In the last column each question is its own cluster.
 """
 
 from __future__ import annotations

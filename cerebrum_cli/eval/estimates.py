@@ -105,14 +105,14 @@ def wilson(value: float, n: float) -> Interval:
     return Interval(max(0.0, low), min(1.0, high))
 
 
-def student_t(freedom: int) -> float:
-    """Quantile of Student's t distribution for intervals at CONFIDENCE, by bisection of its finite series.
+def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """Quantile of Student's t distribution for two-sided intervals, by bisection of its finite series.
 
     The probability of values up to sqrt(freedom) tan(angle) is a sum of powers of the angle's cosine (Abramowitz and
     Stegun, 26.7.3 and 26.7.4). Beyond 1,000 degrees of freedom, the distribution is nearly normal.
     """
     if freedom > NEARLY_NORMAL:
-        return Z
+        return NormalDist().inv_cdf((1 + confidence) / 2)
     low, high, is_odd = 0.0, pi / 2, freedom % 2
     for _ in range(BISECTIONS):
         angle = (low + high) / 2
@@ -122,7 +122,7 @@ def student_t(freedom: int) -> float:
             term *= (power - 1) / power * cos(angle) ** 2
             total += term
         inside = 2 / pi * (angle + sin(angle) * total) if is_odd else sin(angle) * total
-        low, high = (angle, high) if inside < CONFIDENCE else (low, angle)
+        low, high = (angle, high) if inside < confidence else (low, angle)
     return sqrt(freedom) * tan(low)
 
 

@@ -140,6 +140,7 @@ def print_comparison(
         (f"accuracy of {before.name}", f"{comparison.accuracy_a:.3f}", ""),
         (f"accuracy of {after.name}", f"{comparison.accuracy_b:.3f}", ""),
         ("difference", f"{points(comparison.difference)} points", " to ".join(map(points, comparison.interval))),
+        ("at every look", "", " to ".join(map(points, comparison.sequential_interval))),
         (f"right to wrong{of_votes}", comparison.right_to_wrong, ""),
         (f"wrong to right{of_votes}", comparison.wrong_to_right, ""),
         (f"changed answers{of_votes}", f"{comparison.flips} of {comparison.n}", ""),

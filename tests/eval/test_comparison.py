@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import sqrt
+from math import comb, sqrt
+from random import Random
 
 import numpy
 import pytest
@@ -142,11 +143,35 @@ def test_compare_counts_changes_and_flips() -> None:
     assert not found.is_significant
 
 
-def test_compare_of_few_single_samples_needs_both_tests() -> None:
-    """Four changes of ten, all to the better: no resample is below 0, but coins do that in one of eight cases."""
+def test_compare_goes_by_the_interval() -> None:
+    """Four changes of ten, all to the better, are outside the interval; three are not."""
     found = compare(*pair(3, 0, 4, 3))
-    assert found.interval.low > 0 and found.p_value == 0.125
-    assert not found.is_significant
+    assert found.interval.low > 0 and found.p_value == 0.125 and found.is_significant
+    fewer = compare(*pair(4, 0, 3, 3))
+    assert fewer.interval.low < 0 and not fewer.is_significant
+
+
+def test_equal_runs_differ_significantly_in_five_percent_of_cases() -> None:
+    """Of all outcomes of 60 questions, of which a fifth change, one in 20 is significant."""
+    share = 0.0
+    for changes, won in ((total, won) for total in range(35) for won in range(total + 1)):
+        if compare(*pair(60 - changes, changes - won, won)).is_significant:
+            share += comb(60, changes) * 0.2**changes * 0.8 ** (60 - changes) * comb(changes, won) / 2**changes
+    assert 0.04 < share < 0.055
+
+
+def test_sequential_interval_holds_at_every_look() -> None:
+    """Equal runs of up to 200 questions, compared after every ten."""
+    random = Random(46)
+    excluded = {"interval": 0, "sequential_interval": 0}
+    for _ in range(200):
+        answers = [random.choice(((RIGHT, WRONG), (WRONG, RIGHT), (RIGHT, RIGHT))) for _ in range(200)]
+        a, b = ([replace(pair[side], cluster=number) for number, pair in enumerate(answers)] for side in (0, 1))
+        looks = [compare(a[:n], b[:n]) for n in range(10, 201, 10)]
+        for name in excluded:
+            intervals = [getattr(look, name) for look in looks]
+            excluded[name] += any(not interval.low <= 0 <= interval.high for interval in intervals)
+    assert excluded["interval"] > 30 and excluded["sequential_interval"] <= 6
 
 
 def test_compare_of_several_samples_uses_their_averages() -> None:
