@@ -314,7 +314,7 @@ def start(sandbox: Sandbox, tmp_path: Path, chatml_model: Path) -> Iterator[Star
     stubs = {id: f'def {name}():\n    """Seven."""' for id, name in names.items()}
     rows = [{"task_id": id, "prompt": stub, "test": SEVEN, "entry_point": names[id]} for id, stub in stubs.items()]
     cache_dataset(tmp_path, "openai/openai_humaneval", "openai_humaneval/test-00000-of-00001.parquet", table(rows))
-    replies = {f"{stub}\n```": reply_with(names[id], 6 if id == FIRST else 0) for id, stub in stubs.items()}
+    replies = {f"{stub}\n```": reply_with(names[id], 4 if id == FIRST else 0) for id, stub in stubs.items()}
     script = {"rows": replies, "pause": 0.001}
     options = ("--run-code", "--offline", "--parallel", "1", "-m", str(chatml_model), "-o", "run.jsonl")
     processes: list[subprocess.Popen[bytes]] = []
@@ -362,7 +362,7 @@ def test_scorer_runs_as_many_programs_as_cores(sandbox: Sandbox, monkeypatch: py
     """Adding one never waits for a core: the loop that adds programs also takes the model's tokens."""
     monkeypatch.setattr(scorers, "thread_count", lambda: 2)
     questions = [Question(at, at, "", f"{SEVEN}\ncheck(f)", entry_point="f") for at in range(5)]
-    texts = (reply_with("f", 6), reply_with("f"), "I cannot.", reply_with("f").replace("7", "8"), reply_with("f"))
+    texts = (reply_with("f", 4), reply_with("f"), "I cannot.", reply_with("f").replace("7", "8"), reply_with("f"))
     found: list[tuple[int, ScoredAnswer]] = []
     with closing(reply_scorer("code", (), run_code=True)) as scorer:
         for question, text in zip(questions, texts, strict=True):
