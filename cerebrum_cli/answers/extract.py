@@ -208,7 +208,8 @@ def _sentence_end(line: str) -> int:
 
 
 def _answer(text: str) -> str:
-    text = re.sub(r"\A\(([A-Z])\)\Z", r"\1", trimmed(" ".join(_REASON.split(text, maxsplit=1)[0].split())))
+    text = trimmed(" ".join(_REASON.split(text, maxsplit=1)[0].split()))
+    text = re.sub(r"\A(?:\(([A-Z])\)|[\[<]\$?(-?[\d./]++)[\]>])\Z", r"\1\2", text)
     return text if text.strip("_-–—…^= ") else ""
 
 

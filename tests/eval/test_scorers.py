@@ -33,7 +33,7 @@ IN_WORDS = (  # replies, correct answers, and what is found
     ("The answer is unknown.", "Paris", ""),
     ("Let me think.\nThe capital of France is **Paris**.", "Paris", "Paris"),
 )
-SCORES = (1, "eac3baa151c17639")
+SCORES = (1, "08352c8b012addf5")
 DATA = Path(__file__).parents[1] / "data"
 ANSWERS = json.loads((DATA / "answers.json").read_text(encoding="utf-8"))
 CHOICES: list[tuple[str, tuple[str, ...], str | None]] = [
