@@ -175,12 +175,11 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     settings = reply_source.settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     if preset:
-        expected = {"temperature": condition.temperature}
         others = [] if samples == condition.samples else [f"--samples {samples}, not {condition.samples}"]
         others += generation.given_options(
             options, "limit", "template", "examples", "match", "schema", "grammar", "template_arg"
         )
-        if remark := generation.no_reproduction(reply_source, preset, expected, others):
+        if remark := generation.no_reproduction(reply_source, preset, {"temperature": condition.temperature}, others):
             task = replace(task, remarks=(*task.remarks, remark))
     model = reply_source.model
     grammar = generation.read_grammar(app, options, model)

@@ -86,8 +86,9 @@ def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
     right_to_wrong = sum(before.correct and not after.correct for before, after in pairs)
     wrong_to_right = sum(after.correct and not before.correct for before, after in pairs)
     interval = paired_interval(differences, clusters)
-    is_binary = all(outcome.accuracy in (0.0, 1.0) for outcome in (*a, *b))
-    smallest = _smallest_difference_of(differences, clusters, is_binary)
+    smallest = _smallest_difference_of(
+        differences, clusters, is_binary=all(outcome.accuracy in (0.0, 1.0) for outcome in (*a, *b))
+    )
     return Comparison(
         n=len(pairs),
         accuracy_a=mean([outcome.accuracy for outcome in a]),
