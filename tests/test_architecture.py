@@ -78,7 +78,7 @@ IMPURE_MODULES = ("core.environment", "core.files", "core.signals")
 MIN_LINES = 80  # of a module that only one other imports
 SMALL_MODULES = {
     "cli.completion": "classes that are needed only when a shell asks",
-    "eval.guest": "a program of its own, which runs in the sandbox",
+    "model.guest": "a program of its own, which runs in the sandbox",
 }
 
 # Packages that use the engine directly: what builds on it, and the two that measure and check it. Of the others only

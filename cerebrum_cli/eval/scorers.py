@@ -140,7 +140,7 @@ def code_scorer(run_code: bool) -> ReplyScorer:
 
     Replies to a question without an entry point are programs. Raises UsageError without a sandbox.
     """
-    from cerebrum_cli.eval.code_sandbox import require_sandbox
+    from cerebrum_cli.model.code_sandbox import require_sandbox
 
     require_run_code(run_code)
     sandbox, threads = require_sandbox(), ThreadPoolExecutor(thread_count())

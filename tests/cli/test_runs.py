@@ -15,7 +15,6 @@ import pytest
 
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.eval import rescoring, scorers
-from cerebrum_cli.eval.code_sandbox import require_sandbox
 from cerebrum_cli.eval.evaluate import SCHEMA
 from cerebrum_cli.eval.questions import SKIPPED, Sample, sample_object
 from cerebrum_cli.eval.rescoring import (
@@ -28,6 +27,7 @@ from cerebrum_cli.eval.rescoring import (
 )
 from cerebrum_cli.eval.scorers import SCORING_VERSION
 from cerebrum_cli.eval.stored_runs import Run, RunStore, report_of, require_run, samples_to_keep
+from cerebrum_cli.model.code_sandbox import require_sandbox
 from cerebrum_cli.runs import output_files
 from cerebrum_cli.runs.journal import Journal, open_journal
 from cerebrum_cli.runs.output_files import output_paths

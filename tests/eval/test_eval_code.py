@@ -23,10 +23,10 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.code import extract_program
-from cerebrum_cli.eval.code_sandbox import CodeResult, Sandbox, call_filter, require_sandbox
 from cerebrum_cli.eval.questions import Question, select
 from cerebrum_cli.eval.scorers import ScoredAnswer, reply_scorer
 from cerebrum_cli.eval.tasks import complete_test
+from cerebrum_cli.model.code_sandbox import CodeResult, Sandbox, call_filter, require_sandbox
 
 PROMPT = '''from typing import List
 
@@ -260,7 +260,7 @@ def test_sandbox_limits_and_isolates(
 
 RUNNING = """
 import sys
-from cerebrum_cli.eval.code_sandbox import require_sandbox
+from cerebrum_cli.model.code_sandbox import require_sandbox
 require_sandbox().run("while True: pass", "", timeout_s=60)
 """
 
