@@ -22,6 +22,8 @@ from cerebrum_cli.core.errors import ModelNotFound, PromptTooLong, UsageError
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.formats.thinking import THOUGHTS
+from cerebrum_cli.model import checking
+from cerebrum_cli.model.code_sandbox import CodeResult
 from cerebrum_cli.model.interface import Question
 from cerebrum_cli.models.library import NANO
 
@@ -119,6 +121,18 @@ def test_library_answers_many_questions_as_they_finish(model: Model) -> None:
             for reply in model.replies([SUM, invalid, SUM]):
                 answered.append(reply.index)
         assert sorted(answered) == [0, 2]
+
+
+def test_library_checks_samples_with_programs(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def run(self, code: str, test: str, timeout_s: float) -> CodeResult:
+            assert code and not test and timeout_s == checking.TIMEOUT_S
+            return CodeResult("failed")
+
+    monkeypatch.setattr(checking, "require_sandbox", Failing)
+    vote = model.vote(SUM, 3, check="python", seed=2)
+    assert vote.final_answer == "42" and not vote.tally.is_checked
+    assert {program.output for _, program in vote.programs.values()} == {None}
 
 
 def test_library_errors_are_the_packages_own(model: Model, tmp_path: Path) -> None:

@@ -152,7 +152,8 @@ def row_object(
     assert isinstance(reply, Reply) and isinstance(row.request, ReplyRequest)
     continued, limits_thought = len(row.request.prefix_tokens), row.request.settings.thought_limit is not None
     states_answer = vote or not options.is_json
-    samples = vote.replies.values() if vote else [reply]
+    programs = [program for program, _ in vote.programs.values()] if vote else []
+    samples = [*vote.replies.values(), *programs] if vote else [reply]
     notice = reply_notice(reply, larger_context, has_grammar=True) if options.grammar else None
     error = notice and RowError(INCOMPLETE, f"{notice.message}: {notice.hint}")
     return output_object(

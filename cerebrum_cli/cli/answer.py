@@ -209,7 +209,10 @@ class AnswerPrinter:
             raise NoAnswer(problem, self._hint_to_read(reply, "a final answer"))
         if notice and (self.options.final or not tally.winner):
             raise NoAnswer(notice.message, notice.hint)
-        if not notice and tally.agreement < MAJORITY:
+        if not notice and tally.votes.checks and not tally.is_checked:
+            problem = f"no program came to any of the {tally.samples} answers, so the majority is not checked"
+            notice = NoticeEvent(problem, MORE_SAMPLES)
+        elif not notice and tally.agreement < MAJORITY and not tally.is_checked:
             problem = f"the winner has only {tally.leader.count} of {tally.samples} votes"
             notice = NoticeEvent(problem, MORE_SAMPLES)
         self.streams.report(notice)

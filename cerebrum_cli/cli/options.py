@@ -59,16 +59,26 @@ class GenerationOptions(ConstrainedOptions):
     )
 
     min_votes: int | None = option(None, "Votes required to win [default: 1]", "Sampling", metavar="N")
+    check: str | None = option(
+        None, "Count only answers that a program of the model comes to", "Sampling", metavar="python"
+    )
+    min_checked: int | None = option(None, "Programs required to come to the winning answer [default: 0]", metavar="N")
 
     @property
     def vote_bounds(self) -> Votes | None:
         if self.votes is None:
-            if self.min_votes is not None:
-                raise UsageError("--min-votes needs --votes", "add --votes K, the number of samples")
+            for flag, value in (("--min-votes", self.min_votes), ("--check", self.check)):
+                if value is not None:
+                    raise UsageError(f"{flag} needs --votes", "add --votes K, the number of samples")
             return None
         from cerebrum_cli.answers.vote import parse_votes
 
-        return parse_votes(self.votes).needing(self.min_votes)
+        votes = parse_votes(self.votes).needing(self.min_votes).checked_by(self.check, self.min_checked)
+        if votes.checks:
+            from cerebrum_cli.model.checking import create_check
+
+            create_check()  # raises an error without a sandbox, before the model is loaded
+        return votes
 
 
 @option_group

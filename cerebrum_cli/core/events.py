@@ -17,10 +17,14 @@ TRUNCATED = ("length", "context", "repetition")  # reasons of replies that did n
 
 
 class SequenceId(NamedTuple):
-    """The sequence an event belongs to: the index of the request, and the index of the sample in it."""
+    """The sequence an event belongs to: the index of the request, of the sample in it, and of its reply in the sample.
+
+    Turn 1 is the reply to the request's `follow_up`.
+    """
 
     request: int
     sample: int = 0
+    turn: int = 0
 
 
 class Forced(NamedTuple):
@@ -179,6 +183,8 @@ class Timings:
 class FinishEvent:
     """The last event of a sequence: the reason it finished, token counts, timings and its seed.
 
+    If it `is_followed`, the reply to the request's follow-up comes next.
+
     A server may not state how many tokens the prompt has, nor its context: they are 0 then.
     With `by_stop_string`, its tokens include those of the stop string, and its text does not. A server may not send all
     tokens of a reply: `has_all_tokens`. `forced` are the places where tokens were forced into the reply. Replies of
@@ -197,6 +203,7 @@ class FinishEvent:
     has_all_tokens: bool = True
     forced: tuple[Forced, ...] = ()
     origin: Origin | None = None
+    is_followed: bool = False
 
 
 Event: TypeAlias = """(

@@ -35,9 +35,7 @@ class SamplingParams:
     temperature: float = option(
         0.0, f"Sampling temperature; 0 is greedy {MODEL_ELSE.format(0)}", "Sampling", metavar="T", least=0
     )
-    top_k: int = option(
-        40, f"Keep the K likeliest tokens; 0: all {MODEL_ELSE.format(40)}", "Sampling", metavar="K", least=0
-    )
+    top_k: int = option(40, f"Keep the K likeliest tokens; 0: all {MODEL_ELSE.format(40)}", metavar="K", least=0)
     top_p: float = option(
         0.95,
         f"Keep the likeliest tokens up to probability P {MODEL_ELSE.format(0.95)}",

@@ -54,6 +54,8 @@ class EventQueue(SimpleQueue[T | BaseException | None], Iterator[T]):
 class Completions(Iterator[Event], Generic[LiveSample]):
     """Iterator over the events of all samples, each ending with a FinishEvent or RefusedEvent; for one thread.
 
+    A FinishEvent that `is_followed` has another after it.
+
     It stops when no sample is running. Closing it frees what the samples hold before returning. Samples added after
     its scope was cancelled finish as `cancelled`.
     """
@@ -67,8 +69,8 @@ class Completions(Iterator[Event], Generic[LiveSample]):
         if not self._live:
             raise StopIteration
         event = next(self._outbox)
-        if isinstance(event, FinishEvent | RefusedEvent):
-            del self._live[event.sequence]
+        if isinstance(event, RefusedEvent) or (isinstance(event, FinishEvent) and not event.is_followed):
+            del self._live[event.sequence._replace(turn=0)]
             self._end_sample(event.sequence.request)
         return event
 

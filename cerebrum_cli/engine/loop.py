@@ -65,7 +65,7 @@ class Loop:
         unfinished = [*self._scheduler.running, *self._scheduler.waiting]
         chosen = set(unfinished if work is None else work)
         for sequence in unfinished:
-            if sequence in chosen:
+            if sequence in chosen or sequence.followed in chosen:
                 self._finish(sequence, "cancelled")
         for job in [job for job in self._score_jobs if work is None or job in chosen]:
             self._score_jobs.remove(job)
@@ -332,14 +332,17 @@ class Loop:
                 return not is_full
 
     def _finish(self, sequence: Sequence, reason: FinishReason, by_stop_string: bool = False) -> bool:
-        """End a sequence; False, since it has left its slot."""
+        """End a sequence, and ask its follow-up if there is one; False, since it has left its slot."""
         text, stopped = sequence.detokenizer.flush(is_truncated=reason != "stop")
         if text:
             sequence.emit(TokenEvent(sequence.id, text))
         self._release(sequence)
         by_stop_string = by_stop_string or stopped
-        reason = "stop" if stopped else reason
-        sequence.emit(sequence.finish(reason, self._backend.context_size, self._load_s, by_stop_string))
+        reason, size = "stop" if stopped else reason, self._backend.context_size
+        follow_up = sequence.follow(size) if reason == "stop" and not by_stop_string else None
+        sequence.emit(sequence.finish(reason, size, self._load_s, by_stop_string, follow_up is not None))
+        if follow_up:
+            self._scheduler.submit([follow_up], first=True)  # to the slot that holds the sample
         return False
 
     def _release(self, sequence: Sequence) -> None:

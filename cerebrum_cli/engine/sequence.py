@@ -55,6 +55,7 @@ class Request:
     force tokens into it, but not where the grammar applies.
 
     The last `opening` tokens of a prompt begin the reply; the prompt of the next turn may differ from there on.
+    A sample that ends by itself is followed by a reply to `follow_up`, whose prompt tokens continue it.
     """
 
     prompt_tokens: Tokens
@@ -70,6 +71,7 @@ class Request:
     controls: tuple[ControlFactory, ...] = ()
     answer_start: AnswerStartFactory | None = None
     opening: int = OPENING_TOKENS
+    follow_up: Request | None = None
 
     @property
     def constraint(self) -> Constraint | None:
@@ -129,7 +131,7 @@ class Sequence:
     `draft_n` tokens were drafted. `pending` tokens are
     forced: they follow instead of sampled ones. `inspected` tokens of an inspection are reported. A step of the prompt
     ends at `checkpoint_at`. While the sequence is preempted, its state may be in the file `swapped`. A control may
-    have set a `bias` for the next token.
+    have set a `bias` for the next token. A reply to a follow-up knows the sample that it has `followed`.
     """
 
     id: SequenceId
@@ -158,6 +160,7 @@ class Sequence:
     inspected: int = 0
     checkpoint_at: int | None = None
     swapped: Path | None = None
+    followed: Sequence | None = None
 
     @property
     def is_prefilling(self) -> bool:
@@ -234,7 +237,19 @@ class Sequence:
         start = max(0, position - len(prompt))
         return (*prompt[position:], *self.generated[start : end - len(prompt)])
 
-    def finish(self, reason: FinishReason, context_size: int, load_s: float, by_stop_string: bool) -> FinishEvent:
+    def follow(self, context_size: int) -> Sequence | None:
+        """The sequence that asks the request's follow-up; None without one, and if the context has no room for it."""
+        request = self.request.follow_up
+        if request is None or self.length + len(request.prompt_tokens) >= context_size:
+            return None
+        request = replace(request, prompt_tokens=(*self.tokens, *request.prompt_tokens))
+        [sequence] = create_sequences(self.id.request, request, self.emit, [self.id.sample], self.seed - self.id.sample)
+        sequence.id, sequence.followed = self.id._replace(turn=1), self
+        return sequence
+
+    def finish(
+        self, reason: FinishReason, context_size: int, load_s: float, by_stop_string: bool, is_followed: bool = False
+    ) -> FinishEvent:
         """The last event, with elapsed times in seconds, which include sampling and waiting for other sequences."""
         now = perf_counter()
         first = self.sampled_at[0] if self.sampled_at else now
@@ -259,6 +274,7 @@ class Sequence:
             timings=timings,
             by_stop_string=by_stop_string,
             forced=tuple(self.forced),
+            is_followed=is_followed,
         )
 
 

@@ -88,7 +88,7 @@ def call_filter(machine: str) -> bytes:
 
 
 class CodeResult(NamedTuple):
-    """How a program ended, and the end of its error; "crashed" if it ended before its test did."""
+    """How a program ended, and the end of its error, or of what it printed; "crashed" if it ended before its test."""
 
     reason: Reason
     detail: str = ""

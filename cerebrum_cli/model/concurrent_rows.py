@@ -7,12 +7,13 @@ the answers are needed in order.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+from cerebrum_cli.answers.vote import Program
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId
@@ -27,6 +28,7 @@ from cerebrum_cli.model.reply_controls import ReplyControls
 from cerebrum_cli.model.reply_stream import PreparedReply, ReplyChannels, ReplyStream
 from cerebrum_cli.model.voting import MajorityVote, SampleEvent
 
+Check: TypeAlias = Callable[[Reply], Program]  # runs the program in a reply
 SORT_WINDOW = 4096  # rows sorted together so that shared prefixes meet; more would delay the first answer
 
 
@@ -62,11 +64,16 @@ class RowOutcome(NamedTuple):
 
 @dataclass(slots=True)
 class PendingRow(PreparedReply):
-    """A row that is running, and the replies to it so far; `samples` of them have not finished."""
+    """A row that is running, and the replies to it so far; `samples` of them have not finished.
+
+    `check` runs the programs that check the samples of a vote; the engine goes on meanwhile.
+    """
 
     row: Row
     samples: int
-    replies: dict[int, Reply] = field(default_factory=dict)
+    check: Check | None = None
+    replies: dict[SequenceId, Reply] = field(default_factory=dict)
+    unchecked: dict[int, Reply] = field(default_factory=dict)  # finished, but their programs are not
 
     @property
     def is_over(self) -> bool:
@@ -79,7 +86,14 @@ class PendingRow(PreparedReply):
             has_changed = vote.add_inspected(event)
         elif (outcome := self._outcome(event)) is None:
             return
+        elif vote and isinstance(event, FinishEvent) and event.is_followed and isinstance(outcome, Reply):
+            self.unchecked[sequence.sample] = outcome
+            return
         elif vote:
+            if sequence.turn and self.check and isinstance(outcome, Reply):
+                reply, outcome = outcome, self.unchecked.pop(sequence.sample)
+                if reply.finish.reason != "cancelled":
+                    vote.programs[sequence.sample] = reply, self.check(reply)
             has_changed = vote.add(sequence, outcome, stream)
         else:
             self.samples -= 1
@@ -92,13 +106,13 @@ class PendingRow(PreparedReply):
 
     def _outcome(self, event: SampleEvent) -> Reply | RefusedEvent | None:
         """A sample that finishes with this event; None if it goes on."""
-        sample = event.sequence.sample
+        sequence = event.sequence
         if isinstance(event, RefusedEvent | AlternativesEvent):
             return event if isinstance(event, RefusedEvent) else None
-        if sample not in self.replies:
-            self.replies[sample] = self._begin_reply()
-        self.replies[sample].emit(event)
-        return self.replies.pop(sample) if isinstance(event, FinishEvent) else None
+        if sequence not in self.replies:
+            self.replies[sequence] = Reply() if sequence.turn else self._begin_reply()
+        self.replies[sequence].emit(event)
+        return self.replies.pop(sequence) if isinstance(event, FinishEvent) else None
 
     def _begin_reply(self) -> Reply:
         request = self.row.request
@@ -153,6 +167,7 @@ class _Run:
     def __init__(self, model: LoadedModel, scope: CancelScope) -> None:
         self.scope = scope
         self._model = model
+        self._check: Check | None = None  # once a row needs it
         self._refused: list[RowOutcome] = []
 
     def prepared(self, rows: Iterable[Row]) -> Iterator[PendingRow]:
@@ -173,6 +188,8 @@ class _Run:
                 if row.vote:
                     request = row.vote.with_samples(request, self._model.engine)
                 prepared = self._model.prepare_reply(request)
+                if row.vote and row.vote.tally.votes.checks:
+                    prepared = self._with_check(prepared, request)
         except (EngineError, Interrupted):  # these concern all rows
             raise
         except CerebrumError as error:
@@ -180,7 +197,20 @@ class _Run:
             refused = RefusedEvent(SequenceId(0), error.with_traceback(None))
             self._refused.append(RowOutcome(row, 0, refused, is_whole_row=True))
             return None
-        return PendingRow(prepared.request.compact(), prepared.channels, row, prepared.request.n)
+        return PendingRow(
+            prepared.request.compact(),
+            prepared.channels,
+            row,
+            prepared.request.n,
+            self._check,
+            follow_up=prepared.follow_up,
+        )
+
+    def _with_check(self, prepared: PreparedReply, request: ReplyRequest) -> PreparedReply:
+        from cerebrum_cli.model.checking import create_check, with_check
+
+        self._check = self._check or create_check()
+        return with_check(self._model, prepared, request)
 
     def take_refused(self) -> list[RowOutcome]:
         refused, self._refused = self._refused, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -34,9 +35,10 @@ def main() -> None:
 
 
 def run(code: str, test: str) -> tuple[str, str]:
-    """Execute a program and its test in one new module; the reason for the result, and the error."""
+    """Execute a program and its test in one new module; the reason for the result, and the error or what they print."""
     module = ModuleType("program")  # not __main__, whose parts are not what is tested
     sys.modules["program"] = module  # where dataclasses look their annotations up
+    printed = sys.stdout = io.StringIO()
     format_error, memory_error = traceback.format_exception, MemoryError
     try:
         for name, source in (("program.py", code), ("test.py", test)):
@@ -46,7 +48,7 @@ def run(code: str, test: str) -> tuple[str, str]:
     except BaseException as error:
         own = error.__traceback__  # the frame of this function, above those of the program
         return "failed", "".join(format_error(type(error), error, own and own.tb_next, limit=-3))[-DETAIL:]
-    return "passed", ""
+    return "passed", printed.getvalue()[-DETAIL:]
 
 
 if __name__ == "__main__":

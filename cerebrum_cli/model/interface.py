@@ -53,14 +53,18 @@ class Model(LoadedModel):
         question: Question,
         samples: int | str = 8,
         *,
+        check: str | None = None,
         schema: Any = None,
         grammar: str | None = None,
         **settings: Any,
     ) -> MajorityVote:
-        """Take several samples, and count their final answers; `samples` is a number, "auto" or "auto:3..16"."""
+        """Take several samples, and count their final answers; `samples` is a number, "auto" or "auto:3..16".
+
+        With `check="python"`, each sample is asked for a program, and counts if that comes to its answer.
+        """
         from cerebrum_cli.model.voting import MajorityVote
 
-        for vote in self.replies([question], samples, schema=schema, grammar=grammar, **settings):
+        for vote in self.replies([question], samples, check=check, schema=schema, grammar=grammar, **settings):
             assert isinstance(vote, MajorityVote)
             return vote
         raise UsageError("the vote was cancelled", "call it again")
@@ -70,6 +74,7 @@ class Model(LoadedModel):
         questions: Iterable[Question],
         samples: int | str | None = None,
         *,
+        check: str | None = None,
         schema: Any = None,
         grammar: str | None = None,
         **settings: Any,
@@ -89,7 +94,7 @@ class Model(LoadedModel):
             require_sampling(changed(self.source.settings, settings), "a vote")
 
         requests = (self._request_or_error(question, schema, grammar, settings) for question in questions)
-        votes = None if samples is None else parse_votes(str(samples))
+        votes = None if samples is None else parse_votes(str(samples)).checked_by(check)
         rows = (Row(index, request, MajorityVote(votes) if votes else None) for index, request in enumerate(requests))
         error: CerebrumError | None = None
         with closing(run_rows(self, rows)) as events:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId, TokenEvent
@@ -32,10 +32,14 @@ class ReplyChannels:
 
 @dataclass(slots=True)
 class PreparedReply:
-    """A tokenized request, and what splits its text into channels; None for text without channels."""
+    """A tokenized request, and what splits its text into channels; None for text without channels.
+
+    `follow_up` splits that of the reply to the request's follow-up.
+    """
 
     request: Request
     channels: ReplyChannels | None
+    follow_up: ReplyChannels | None = field(default=None, kw_only=True)
 
 
 P = TypeVar("P", bound=PreparedReply)
@@ -60,7 +64,8 @@ class ReplyStream(Generic[P]):
             if isinstance(event, (TokenEvent, FinishEvent)):
                 if event.sequence not in self._splitters:
                     reply = self.replies.get(event.sequence.request)
-                    self._splitters[event.sequence] = reply.channels.splitter() if reply and reply.channels else None
+                    channels = reply and (reply.follow_up if event.sequence.turn else reply.channels)
+                    self._splitters[event.sequence] = channels.splitter() if channels else None
                 splitter = self._splitters[event.sequence]
                 yield from split_channels(event, splitter) if splitter else (event,)
             else:

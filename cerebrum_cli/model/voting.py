@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from cerebrum_cli.answers.vote import Tally, Votes
+from cerebrum_cli.answers.vote import Program, Tally, Votes
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import (
     AlternativesEvent,
@@ -38,6 +38,7 @@ class MajorityVote:
         self.index = 0  # of the question among several
         self.tally = Tally(votes)
         self.replies: dict[int, Reply] = {}  # of the samples in the tally
+        self.programs: dict[int, tuple[Reply, Program]] = {}  # that check samples, and the replies that wrote them
         self.requested = self.tally.votes.minimum
         self.finished_samples: list[Reply] = []  # also those that were not counted
         self.refusals: list[RefusedEvent] = []  # of the samples in the tally
@@ -55,7 +56,7 @@ class MajorityVote:
 
     def add(self, sequence: SequenceId, outcome: Reply | RefusedEvent, replies: ReplyStream[Any]) -> bool:
         """Add a sample that has finished; start or stop others; return whether the tally changed."""
-        index, sample = sequence
+        index, sample, _ = sequence
         self._finished += 1
         is_cancelled = isinstance(outcome, Reply) and outcome.finish.reason == "cancelled"
         if isinstance(outcome, Reply):
@@ -70,7 +71,8 @@ class MajorityVote:
                 self.tally = self.tally.add(None)
             else:
                 self.replies[self.tally.samples] = ready
-                self.tally = self.tally.add(ready.vote, ready.probability, ready.is_answer_stated)
+                _, program = self.programs.get(self.tally.samples, (None, None))
+                self.tally = self.tally.add(ready.vote, ready.probability, ready.is_answer_stated, program)
         if self.is_over:
             replies.completions.abort(index)
             tied = {sample_index: tuple(self.replies[sample_index].sampled) for sample_index in self.tally.tied_samples}
@@ -131,6 +133,9 @@ class MajorityVote:
 
 def outcome_notice(tally: Tally) -> NoticeEvent | None:
     leader, number = tally.leader, tally.samples
+    if leader and not tally.winner and tally.votes.needed_checked > (leader.count if tally.is_checked else 0):
+        came = f"only {leader.count} programs came to the best" if tally.is_checked else "no program came to any"
+        return NoticeEvent(f"{came} of the {number} answers", MORE_SAMPLES)
     if leader and not tally.winner:
         needed = f"--min-votes {tally.votes.needed}"
         return NoticeEvent(f"the best answer has {leader.count} of {number} votes, fewer than {needed}", MORE_SAMPLES)
@@ -149,6 +154,19 @@ def require_sampling(settings: Settings, option: str = "--votes") -> None:
         )
 
 
+def checked_object(vote: MajorityVote, sample: int) -> dict[str, Any]:
+    """The program that checks a sample, its output, and whether that is the answer; empty without checks."""
+    if not vote.tally.votes.checks:
+        return {}
+    reply, program = vote.programs.get(sample, (None, None))
+    return {
+        "program": program and program.code,
+        "program_output": program and program.output,
+        "program_tokens": reply.finish.completion_tokens if reply else 0,
+        "checked": vote.tally.answers[sample].is_checked,
+    }
+
+
 def votes_object(vote: MajorityVote) -> dict[str, Any]:
     return {
         "samples": vote.tally.samples,
@@ -162,7 +180,8 @@ def votes_object(vote: MajorityVote) -> dict[str, Any]:
                 "text": reply.text,
                 "final_answer": reply.vote,
                 "finish_reason": reply.finish.reason,
+                **checked_object(vote, sample),
             }
-            for _, reply in sorted(vote.replies.items())
+            for sample, reply in sorted(vote.replies.items())
         ],
     }

@@ -11,12 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.answers.vote import AUTO, MAX_VOTES, Count, Tally, Votes, is_lead_certain, parse_votes
+from cerebrum_cli.answers.vote import (
+    AUTO,
+    MAX_VOTES,
+    Count,
+    Program,
+    Tally,
+    Votes,
+    comes_to,
+    is_lead_certain,
+    parse_votes,
+)
 from cerebrum_cli.core.errors import UsageError
 
 LETTERS = ("5", "7", "9", None)
 answers = st.sampled_from(("5", "5.0", "five", "7", "7 apples", "9", "yes", None))
-bounds = st.tuples(st.integers(1, 24), st.integers(1, 24)).map(sorted).map(lambda pair: Votes(*pair))
+bounds = st.tuples(st.integers(1, 24), st.integers(1, 24)).map(sorted).map(lambda pair: Votes(pair[0], pair[1]))
 
 
 def tally(*counted: str | None, votes: Votes | None = None, probability: float = 0.5) -> Tally:
@@ -155,3 +165,75 @@ def test_vote_ends_within_its_maximum(votes: Votes, replies: list[str | None]) -
         for answer in replies[counted.samples : counted.samples + missing]:
             counted = counted.add(answer, 0.5)
     assert counted.is_decided and counted.samples >= min(votes.minimum, votes.maximum // 2 + 1)
+
+
+# Samples that programs check: upper case stands for those whose program comes to their answer.
+
+
+def checked_tally(counted: str, votes: Votes) -> Tally:
+    """Tally of samples that answer "a" or "b", or nothing, in the order of the letters."""
+    result = Tally(votes)
+    for letter in counted:
+        answer = letter.lower().strip() or None
+        result = result.add(answer, program=Program("", answer if letter.isupper() else "c"))
+    return result
+
+
+@pytest.mark.parametrize(
+    ("counted", "winner"),
+    [*(("aab", "a"), ("aaB", "b"), ("aaBA", "b"), ("aaBAA", "a"), ("  B", "b"), ("   ", None), ("aab ", "a"))],
+)
+def test_vote_counts_only_checked_samples_if_there_are_any(counted: str, winner: str | None) -> None:
+    found = checked_tally(counted, Votes(8, 8, checks=True))
+    assert (found.winner and found.winner.answer) == winner
+    assert winner is None or counted[found.winning_sample or 0] == (winner.upper() if found.is_checked else winner)
+
+
+def test_vote_can_need_checked_samples() -> None:
+    votes = Votes(4, 4).checked_by("python", 2)
+    assert str(votes) == "4..4, checked by programs, 2 checked"
+    assert checked_tally("aaaa", votes).winner is None
+    assert checked_tally("aaaA", votes).winner is None
+    assert (won := checked_tally("baAA", votes).winner) and (won.answer, won.count) == ("a", 2)
+    assert Votes(4, 4).checked_by(None) == Votes(4, 4)
+    for language, needed in (("perl", None), (None, 1), ("python", 5)):
+        with pytest.raises(UsageError):
+            Votes(4, 4).checked_by(language, needed)
+
+
+def test_vote_with_checks_is_decided_when_no_checked_sample_can_change_the_winner() -> None:
+    votes = Votes(4, 4, checks=True)
+    for length in range(5):
+        for letters in product("abAB ", repeat=length):
+            counted = "".join(letters)
+            winners = set()
+            for rest in product("abAB ", repeat=4 - length):
+                found = checked_tally(counted + "".join(rest), votes)
+                winners.add(None if found.tied or not found.winner else found.winner.answer)
+            is_settled = len(winners) == 1 and (length == 4 or winners != {None})
+            assert checked_tally(counted, votes).is_decided is (is_settled or length == 4), counted
+
+
+def test_vote_with_checks_stops_early_when_checked_samples_agree() -> None:
+    votes = Votes(3, 16, checks=True)
+    assert [checked_tally(counted, votes).is_decided for counted in ("AAA", "aaa", "aaaA", "AAAb", "AAAB")] == [
+        *(True, False, False, True, False),
+    ]
+    assert [checked_tally(counted, votes).missing_samples for counted in ("", "aaa", "aaA", "AAB")] == [3, 3, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("answer", "output", "agrees"),
+    [
+        *(
+            ("7", "7.0", True),
+            ("$18.00", "18", True),
+            ("0.3", "0.30000000000000004", True),
+            ("19/3", str(19 / 3), True),
+        ),
+        *(("33.33", "33.333333333333336", True), ("12", "11.75", False), ("33.34", "33.333333333333336", False)),
+        *(("Paris", "paris", True), ("5", "", False), ("5", None, False), ("1/0", "1", False), ("B", "B", True)),
+    ],
+)
+def test_program_comes_to_an_answer(answer: str, output: str | None, agrees: bool) -> None:
+    assert comes_to(Program("", output), answer) is agrees

@@ -73,7 +73,7 @@ def user(tmp_path: Path, thinker: Path, monkeypatch: pytest.MonkeyPatch) -> User
 def test_question_is_sampled_as_the_model_recommends(user: User, chatml_model: Path) -> None:
     assert user.sampled("Q") == user.sampled("Q", "--think", "on") == user.sampled("Q", "--think", "9") == [ON]
     assert user.sampled("Q", "--think", "off") == [OFF]
-    assert user.sampled("Q", "--top-k", "3") == [ON | {"top_k": 3}]
+    assert user.sampled("Q", "--set", "top_k=3") == [ON | {"top_k": 3}]
     assert user.sampled("Q", "--temperature", "0") == [{"temperature": 0.0, "presence_penalty": 1.5}]
     user.row("")
     assert user.sampled("Q") == [{"temperature": 0.5, "top_k": 64, "top_p": 0.95, "min_p": 0.05}]
@@ -156,7 +156,7 @@ def test_think_switches_the_recommended_sampling(user: User) -> None:
 
 
 def test_session_records_only_what_the_user_has_set(user: User) -> None:
-    user.run("chat", "-q", "--session", "s", "--top-k", "3", typed="Q\n")
+    user.run("chat", "-q", "--session", "s", "--set", "top_k=3", typed="Q\n")
     session = json.loads(run_here({}, user.home, "sessions", "show", "s", "--json").out)
     assert session["params"] == {"top_k": 3}
     assert session["messages"][1]["params"].items() >= (ON | {"top_k": 3}).items()

@@ -200,7 +200,7 @@ SANDBOX_VARIABLES = {"HOME", "PWD", "PYTHONHASHSEED", "LC_CTYPE", "PYTHONPATH", 
     ],
 )
 def test_sandbox_runs_ordinary_programs(sandbox: Sandbox, code: str) -> None:
-    assert run(sandbox, code) == CodeResult("passed")
+    assert run(sandbox, code).reason == "passed"
 
 
 WRITE_EVERYWHERE = "import os\nfor fd in range(3, 64):\n    try:\n        {}\n    except OSError: pass\nos._exit(0)"

@@ -1,0 +1,55 @@
+"""Checks of answers by programs: the same sequence is asked for one, which runs in the sandbox."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from cerebrum_cli.answers.vote import Program
+from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.model.code_sandbox import Sandbox, require_sandbox
+from cerebrum_cli.model.loaded_model import LoadedModel
+from cerebrum_cli.model.reply import Reply, ReplyRequest
+from cerebrum_cli.model.reply_stream import PreparedReply
+
+QUESTION = (
+    "Now write a short Python program that computes the answer from the numbers in the question, and prints only the"
+    " final answer. Reply with the program only."
+)
+STOP = ("\n```\n",)  # some models explain a program, and imagine what it prints
+MAX_TOKENS = 400
+TIMEOUT_S = 5.0
+PLACE = "☃"  # stands for the reply, to find where a conversation goes on after one
+
+_BLOCK = re.compile(r"^ *```[^`\n]*\n(.*?)(?:^ *```|\Z)", re.DOTALL | re.MULTILINE)
+
+
+def with_check(model: LoadedModel, prepared: PreparedReply, request: ReplyRequest) -> PreparedReply:
+    """A prepared reply whose samples are each asked for a program afterwards. Raises UsageError behind a server."""
+    if model.is_remote:
+        raise UsageError("programs check only replies of a model on this machine", "omit --check, or --endpoint")
+    place = model.engine.vocabulary.tokenize([Text(PLACE)])[-1]
+    conversation = request.conversation.assistant(PLACE, (place,)).user(QUESTION)
+    settings = replace(request.settings, max_tokens=MAX_TOKENS, stop=STOP, think="off")
+    check = model.prepare_reply(ReplyRequest(conversation, settings))
+    tokens = tuple(check.request.prompt_tokens)
+    after = len(tokens) - tokens[::-1].index(place)
+    follow_up = replace(check.request, prompt_tokens=tokens[after:])
+    return replace(prepared, request=replace(prepared.request, follow_up=follow_up), follow_up=check.channels)
+
+
+def create_check() -> Callable[[Reply], Program]:
+    """A function that runs the program in a reply. Raises UsageError without a sandbox."""
+    return partial(run_program, require_sandbox())
+
+
+def run_program(sandbox: Sandbox, reply: Reply) -> Program:
+    """Run the first code block of a reply, or all of it if it has none."""
+    block = _BLOCK.search(reply.text)
+    code = block[1] if block else reply.text
+    result = sandbox.run(code, "", TIMEOUT_S)
+    printed = result.detail.strip().splitlines() if result.reason == "passed" else []
+    return Program(code, printed[-1] if printed else None)

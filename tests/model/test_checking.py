@@ -1,0 +1,130 @@
+"""`--check python`: each sample of a vote is asked for a program, and counts if that comes to its answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Finished, assert_error
+from scripted_command import run_here
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.model import checking
+from cerebrum_cli.model.code_sandbox import CodeResult, Sandbox, require_sandbox
+
+BETWEEN = f"<|im_end|>\n<|im_start|>user\n{checking.QUESTION}"
+OUTPUTS = {"print(2 + 2)": "4\n", "print('so:'); print(7.0)": "so:\n7.0\n", "print(": None}
+
+
+def program(code: str) -> str:
+    return f"```python\n{code}\n```"
+
+
+def answer(number: int) -> str:
+    return f"The answer is {number}."
+
+
+# Four samples: 5, which no program comes to; 4, which one does; 5 again; and 7.
+REPLIES = [answer(5), answer(4), answer(5), answer(7)]
+PROGRAMS = {answer(5): program("print("), answer(4): program("print(2 + 2)"), answer(7): program("print(2 + 2)")}
+
+
+class FakeSandbox:
+    """Has the output of each program; one that fails has none."""
+
+    def run(self, code: str, test: str, timeout_s: float) -> CodeResult:
+        assert (test, timeout_s) == ("", checking.TIMEOUT_S)
+        output = OUTPUTS[code.strip()]
+        return CodeResult("failed", "SyntaxError") if output is None else CodeResult("passed", output)
+
+
+@pytest.fixture
+def has_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "require_sandbox", FakeSandbox)
+
+
+def run(
+    home: Path,
+    model: Path,
+    *arguments: str,
+    replies: list[str] = REPLIES,
+    programs: dict[str, str] = PROGRAMS,
+    command: str = "ask",
+) -> Finished:
+    rows = {f"{reply}{BETWEEN}": text for reply, text in programs.items()}
+    script: dict[str, Any] = {"rows": rows, "seeds": replies}
+    return run_here(script, home, command, "-m", model, "--seed", "0", "--check", "python", *arguments)
+
+
+pytestmark = pytest.mark.usefixtures("has_sandbox")
+
+
+def test_check_counts_samples_that_a_program_comes_to(tmp_path: Path, chatml_model: Path) -> None:
+    done = run(tmp_path, chatml_model, "q", "--votes", "4", "--json", "-q")
+    votes = done.object["votes"]
+    assert (done.code, votes["winner"], votes["tally"]) == (0, "4", [{"answer": "4", "count": 1}])
+    assert [(chain["final_answer"], chain["program_output"], chain["checked"]) for chain in votes["chains"]] == [
+        *(("5", None, False), ("4", "4", True), ("5", None, False), ("7", "4", False)),
+    ]
+    assert [chain["program"].strip() for chain in votes["chains"]] == ["print(", "print(2 + 2)"] * 2
+    assert votes["chains"][1]["program_tokens"] == len(program("print(2 + 2)"))
+    assert done.object["text"] == answer(4)
+    assert done.object["completion_tokens"] == len(answer(4))
+
+
+def test_check_without_an_agreeing_program_is_a_plain_majority(tmp_path: Path, chatml_model: Path) -> None:
+    programs = dict.fromkeys(PROGRAMS, program("print("))
+    done = run(tmp_path, chatml_model, "q", "--votes", "4", "--final", programs=programs)
+    assert (done.code, done.out) == (0, "5\n")
+    assert "no program came to any of the 4 answers" in done.err
+    done = run(tmp_path, chatml_model, "q", "--votes", "4", "--final", "--set", "min_checked=1", programs=programs)
+    assert_error(done, 5, "no program came to any of the 4 answers")
+
+
+def test_check_prints_the_last_line_of_a_program(tmp_path: Path, chatml_model: Path) -> None:
+    programs = {answer(7): program("print('so:'); print(7.0)")}
+    done = run(tmp_path, chatml_model, "q", "--votes", "2", "--final", replies=[answer(7)] * 2, programs=programs)
+    assert (done.code, done.out) == (0, "7\n")
+
+
+def test_check_of_a_truncated_sample_is_not_asked_for(tmp_path: Path, chatml_model: Path) -> None:
+    done = run(tmp_path, chatml_model, "q", "--votes", "2", "-n", "8", "--json", "-q", replies=[answer(4)])
+    assert [(chain["finish_reason"], chain["program"]) for chain in done.object["votes"]["chains"]] == [
+        ("length", None)
+    ] * 2
+
+
+def test_check_of_a_batch_writes_the_programs(tmp_path: Path, chatml_model: Path) -> None:
+    (tmp_path / "in.txt").write_text("one\ntwo\n")
+    done = run(tmp_path, chatml_model, str(tmp_path / "in.txt"), "-o", "-", "--votes", "4", "-q", command="batch")
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert [row["final_answer"] for row in rows] == ["4", "4"]
+    spent = sum(map(len, REPLIES)) + sum(len(PROGRAMS[reply]) for reply in REPLIES)
+    assert [row["completion_tokens"] for row in rows] == [spent] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("q",), "--check needs --votes"),
+        (("q", "--votes", "2", "--check", "perl"), "invalid --check: 'perl'"),
+        (("q", "--votes", "2", "--set", "min_checked=3"), "invalid --min-checked: 3"),
+    ],
+)
+def test_check_refuses_what_it_cannot_do(
+    tmp_path: Path, chatml_model: Path, arguments: tuple[str, ...], part: str
+) -> None:
+    assert_error(run(tmp_path, chatml_model, *arguments), 2, part)
+
+
+def test_program_runs_in_the_sandbox(tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        sandbox: Sandbox = require_sandbox()
+    except UsageError as error:
+        pytest.skip(error.message)
+    monkeypatch.setattr(checking, "require_sandbox", lambda: sandbox)
+    programs = {answer(4): program("import os\nprint(os.path.exists('/etc/passwd'))\nprint(2 + 2)")}
+    done = run(tmp_path, chatml_model, "q", "--votes", "2", "--json", "-q", replies=[answer(4)], programs=programs)
+    assert [chain["program_output"] for chain in done.object["votes"]["chains"]] == ["4", "4"]
