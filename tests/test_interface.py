@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 from command_line import ROOT, environment_of, start_python
@@ -125,6 +126,8 @@ def test_library_answers_many_questions_as_they_finish(model: Model) -> None:
 
 def test_library_checks_samples_with_programs(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing:
+        is_closed = Event()
+
         def run(self, code: str, test: str, timeout_s: float) -> CodeResult:
             assert code and not test and timeout_s == checking.TIMEOUT_S
             return CodeResult("failed")

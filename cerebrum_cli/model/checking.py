@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from threading import Event
 
 from cerebrum_cli.answers.vote import Program
 from cerebrum_cli.core.conversation import Text
@@ -41,15 +42,19 @@ def with_check(model: LoadedModel, prepared: PreparedReply, request: ReplyReques
     return replace(prepared, request=replace(prepared.request, follow_up=follow_up), follow_up=check.channels)
 
 
-def create_check() -> Callable[[Reply], Program]:
-    """A function that runs the program in a reply. Raises UsageError without a sandbox."""
-    return partial(run_program, require_sandbox())
+def create_check(scope: Event | None = None) -> Callable[[Reply], Program | None]:
+    """A function that runs the program in a reply, until `scope` is set. Raises UsageError without a sandbox."""
+    sandbox = require_sandbox()
+    sandbox.is_closed = scope or sandbox.is_closed
+    return partial(run_program, sandbox)
 
 
-def run_program(sandbox: Sandbox, reply: Reply) -> Program:
-    """Run the first code block of a reply, or all of it if it has none."""
+def run_program(sandbox: Sandbox, reply: Reply) -> Program | None:
+    """Run the first code block of a reply, or all of it if it has none; None if the sandbox is closed meanwhile."""
     block = _BLOCK.search(reply.text)
     code = block[1] if block else reply.text
     result = sandbox.run(code, "", TIMEOUT_S)
+    if sandbox.is_closed.is_set():
+        return None
     printed = result.detail.strip().splitlines() if result.reason == "passed" else []
     return Program(code, printed[-1] if printed else None)

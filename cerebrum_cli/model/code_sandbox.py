@@ -19,7 +19,6 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from importlib.metadata import distribution
@@ -218,7 +217,7 @@ def require_sandbox() -> Sandbox:
 
 @contextlib.contextmanager
 def _file(data: bytes) -> Iterator[IO[bytes]]:
-    with tempfile.TemporaryFile() as file:
+    with os.fdopen(os.memfd_create("request"), "r+b") as file:  # the disk may be full
         file.write(data)
         file.seek(0)
         yield file

@@ -28,7 +28,7 @@ from cerebrum_cli.model.reply_controls import ReplyControls
 from cerebrum_cli.model.reply_stream import PreparedReply, ReplyChannels, ReplyStream
 from cerebrum_cli.model.voting import MajorityVote, SampleEvent
 
-Check: TypeAlias = Callable[[Reply], Program]  # runs the program in a reply
+Check: TypeAlias = Callable[[Reply], Program | None]  # runs the program in a reply; None if it is cancelled
 SORT_WINDOW = 4096  # rows sorted together so that shared prefixes meet; more would delay the first answer
 
 
@@ -92,8 +92,10 @@ class PendingRow(PreparedReply):
         elif vote:
             if sequence.turn and self.check and isinstance(outcome, Reply):
                 reply, outcome = outcome, self.unchecked.pop(sequence.sample)
-                if reply.finish.reason != "cancelled":
-                    vote.programs[sequence.sample] = reply, self.check(reply)
+                program = None if reply.finish.reason == "cancelled" else self.check(reply)
+                if program is None:  # cancelled, too
+                    return
+                vote.programs[sequence.sample] = reply, program
             has_changed = vote.add(sequence, outcome, stream)
         else:
             self.samples -= 1
@@ -209,7 +211,7 @@ class _Run:
     def _with_check(self, prepared: PreparedReply, request: ReplyRequest) -> PreparedReply:
         from cerebrum_cli.model.checking import create_check, with_check
 
-        self._check = self._check or create_check()
+        self._check = self._check or create_check(self.scope)
         return with_check(self._model, prepared, request)
 
     def take_refused(self) -> list[RowOutcome]:

@@ -17,7 +17,7 @@ import pytest
 from batch_files import complete_lines, without_position
 from dataset_files import cache_dataset, table
 from scripted_command import start_scripted
-from waiting import wait_for_end, wait_until
+from waiting import user_seconds, wait_for_end, wait_until
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine.machine import thread_count
@@ -263,14 +263,6 @@ import sys
 from cerebrum_cli.model.code_sandbox import require_sandbox
 require_sandbox().run("while True: pass", "", timeout_s=60)
 """
-
-
-def user_seconds(process: psutil.Process) -> float:
-    """User time of a process; 0 if it has ended meanwhile."""
-    try:
-        return float(process.cpu_times().user)
-    except psutil.NoSuchProcess:
-        return 0.0
 
 
 @pytest.mark.slow

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+import psutil
 import pytest
 from command_line import Finished, assert_error
-from scripted_command import run_here
+from scripted_command import run_here, start_scripted
+from waiting import user_seconds, wait_for_end, wait_until
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.model import checking
@@ -33,6 +38,8 @@ PROGRAMS = {answer(5): program("print("), answer(4): program("print(2 + 2)"), an
 
 class FakeSandbox:
     """Has the output of each program; one that fails has none."""
+
+    is_closed = Event()
 
     def run(self, code: str, test: str, timeout_s: float) -> CodeResult:
         assert (test, timeout_s) == ("", checking.TIMEOUT_S)
@@ -128,3 +135,25 @@ def test_program_runs_in_the_sandbox(tmp_path: Path, chatml_model: Path, monkeyp
     programs = {answer(4): program("import os\nprint(os.path.exists('/etc/passwd'))\nprint(2 + 2)")}
     done = run(tmp_path, chatml_model, "q", "--votes", "2", "--json", "-q", replies=[answer(4)], programs=programs)
     assert [chain["program_output"] for chain in done.object["votes"]["chains"]] == ["4", "4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_check_ends_with_its_command(tmp_path: Path, chatml_model: Path, signum: signal.Signals, code: int) -> None:
+    """A program that would run for five seconds ends at once, and is not counted as one that failed."""
+    try:
+        require_sandbox()
+    except UsageError as error:
+        pytest.skip(error.message)
+    script = {"rows": {f"{answer(4)}{BETWEEN}": program("while True: pass")}, "seeds": [answer(4)]}
+    options = ("--votes", "2", "--check", "python", "--json", "-m", str(chatml_model))
+    with start_scripted(script, tmp_path, "ask", "q", *options) as process:
+        parent = psutil.Process(process.pid)
+        wait_until(lambda: any(user_seconds(child) > 0.3 for child in parent.children(recursive=True)))
+        running = parent.children(recursive=True)
+        started = time.monotonic()
+        process.send_signal(signum)
+        out, _ = process.communicate(timeout=10)
+        assert (process.returncode, out) == (code, b"")
+        assert time.monotonic() - started < 3
+    wait_for_end(running)

@@ -23,6 +23,14 @@ def wait_for_end(processes: Sequence[psutil.Process]) -> None:
     wait_until(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in processes))
 
 
+def user_seconds(process: psutil.Process) -> float:
+    """User time of a process; 0 if it has ended meanwhile."""
+    try:
+        return float(process.cpu_times().user)
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
 def assert_returns(call: Callable[[], object]) -> None:
     """Make a call on another thread; fail if it does not return in time."""
     thread = threading.Thread(target=call, daemon=True)
