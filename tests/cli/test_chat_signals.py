@@ -222,7 +222,7 @@ def test_starter_chat_ctrl_c_stops_decode_and_prefill(
     person = open_terminal(COMMAND, "chat", *arguments)
     person.wait_for("/8192 (")
     person.type("Tell me a very long story.\r")
-    person.wait_for_lines(4)
+    person.wait_for_lines(2)
     person.type("\x03", shows="reply interrupted")
     person.type("/continue\r", shows="> /continue")
     person.type("\x03", shows="interrupted")

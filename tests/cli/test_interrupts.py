@@ -106,7 +106,7 @@ def test_interrupt_of_the_first_imports_exits_quietly(tmp_path: Path) -> None:
 
 # In a shell.
 
-WORDS = " ".join(f"word{number}" for number in range(120)) + "\nThe end."
+WORDS = " ".join(f"word{number}" for number in range(80)) + "\nThe end."
 
 
 @pytest.fixture

@@ -122,8 +122,8 @@ def words(count: int, begin: str) -> str:
 
 PROSE = f"{words(60, 'a')}\n\n{words(60, 'b')}\n\n"
 WIDE = f"# Kopf\n\n{words(20, 'w')} {' '.join(f'日本{n:02}語' for n in range(30))} {words(9, 'x')}\n\n"
-LIST = "".join(f"- {words(14, f'l{item}i')}\n  - {words(9, f'm{item}i')}\n" for item in range(8)) + "\n"
-CODE = "```python\n" + "".join(f"c{line:02} = 'd{line:02}'  # e{line:02}\n" for line in range(40)) + "```\n\n"
+LIST = "".join(f"- {words(14, f'l{item}i')}\n  - {words(9, f'm{item}i')}\n" for item in range(5)) + "\n"
+CODE = "```python\n" + "".join(f"c{line:02} = 'd{line:02}'  # e{line:02}\n" for line in range(24)) + "```\n\n"
 TABLE = "| t00 | u00 |\n|---|---|\n" + "".join(f"| t{row:02} | u{row:02} v{row:02} |\n" for row in range(1, 9)) + "\n"
 TEXT = PROSE + LIST + CODE + WIDE + TABLE + "end"
 WORD = re.compile(r"[a-z]\d*i?\d+|日本\d+語|Kopf|end")
