@@ -36,8 +36,8 @@ def main() -> None:
 
 def run(code: str, test: str) -> tuple[str, str]:
     """Execute a program and its test in one new module; the reason for the result, and the error or what they print."""
-    module = ModuleType("program")  # not __main__, whose parts are not what is tested
-    sys.modules["program"] = module  # where dataclasses look their annotations up
+    module = ModuleType("program" if test else "__main__")  # __main__ has parts that are not what is tested
+    sys.modules[module.__name__] = module  # where dataclasses look their annotations up
     printed = sys.stdout = io.StringIO()
     format_error, memory_error = traceback.format_exception, MemoryError
     try:

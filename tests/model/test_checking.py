@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,9 +16,12 @@ from command_line import Finished, assert_error
 from scripted_command import run_here, start_scripted
 from waiting import user_seconds, wait_for_end, wait_until
 
+from cerebrum_cli.answers.vote import Program
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings, TokenEvent
 from cerebrum_cli.model import checking
 from cerebrum_cli.model.code_sandbox import CodeResult, Sandbox, require_sandbox
+from cerebrum_cli.model.reply import Reply
 
 BETWEEN = f"<|im_end|>\n<|im_start|>user\n{checking.QUESTION}"
 OUTPUTS = {"print(2 + 2)": "4\n", "print('so:'); print(7.0)": "so:\n7.0\n", "print(": None}
@@ -157,3 +161,80 @@ def test_check_ends_with_its_command(tmp_path: Path, chatml_model: Path, signum:
         assert (process.returncode, out) == (code, b"")
         assert time.monotonic() - started < 3
     wait_for_end(running)
+
+
+HOSTILE = (  # programs, and what they print at most
+    ("import os\nwhile True: os.fork()", None),
+    ("import os\nos.posix_spawn('/bin/sh', ['sh'], {})", None),
+    ("import os\nassert os.system('id') == 0\nprint(1)", None),
+    ("import os\nos.execv('/bin/sh', ['sh', '-c', 'id'])", None),
+    ("import multiprocessing\nmultiprocessing.Process(target=print).start()", None),
+    ("import ctypes\nprint(ctypes.CDLL(None).syscall(57))", "-1"),
+    ("import _thread\n_thread.start_new_thread(print, ())", None),
+    ("import asyncio\nasyncio.run(asyncio.create_subprocess_shell('id'))", None),
+    ("x = []\nwhile True: x.append(bytearray(10**7))", None),
+    ("import numpy\nnumpy.ones((10**6, 10**6))", None),
+    ("import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))\nprint(1)", None),
+    ("while True: print('x' * 10**6)", None),
+    ("import os\nos.write(1, b'42')\nos.close(1)\nprint(7)", "7"),
+    ("import sys\nsys.stdout.close()\nprint(5)", None),
+    ("import builtins\nbuiltins.print = lambda *_: None\nprint(5)", None),
+    ("import atexit\natexit.register(print, 4)", None),
+    ("import os\nos.symlink('/etc/passwd', '/tmp/l')\nprint(open('/tmp/l').read())", None),
+    ("import os\nos.symlink('/', '/tmp/r')\nprint(os.listdir('/tmp/r/home'))", None),
+    ("import os\nos.link('/usr/lib/os-release', '/tmp/o')", None),
+    ("import os\nos.chroot('/tmp')", None),
+    ("import os\nos.remove(os.__file__)", None),
+    ("import os\nos.chmod('/usr', 0)", None),
+    ("open('/tmp/../etc/hosts')", None),
+    ("open('/tmp/a', 'wb').write(b'x' * 2**30)", None),
+    ("print(open('/proc/self/environ').read())", None),
+    ("print(open('/sys/kernel/hostname').read())", None),
+    ("print(open('/dev/tty').read())", None),
+    ("import socket\nsocket.create_connection(('127.0.0.1', 80))", None),
+    ("import urllib.request\nurllib.request.urlopen('http://127.0.0.1')", None),
+    ("import os\nos.kill(os.getppid(), 9)\nos.kill(-1, 9)", None),
+    ("import os\nos.killpg(0, 9)", None),
+    ("import pickle\nassert pickle.loads(b\"cos\\nsystem\\n(S'id'\\ntR.\") == 0\nprint(1)", None),
+    ("import cerebrum_cli", None),
+    ("import llama_cpp", None),
+    ("import ctypes\nctypes.memset(id(None), 0, 64)", None),
+    ("import os\nos._exit(0)", None),
+    ("raise KeyboardInterrupt", None),
+    ("\0", None),
+    ("input()", None),
+)
+
+
+@pytest.mark.slow
+def test_hostile_programs_print_nothing_and_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        sandbox = require_sandbox()
+    except UsageError as error:
+        pytest.skip(error.message)
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(2) as threads:
+        results = list(threads.map(lambda case: run_text(sandbox, case[0]).output, HOSTILE))
+    assert {code: output for (code, _), output in zip(HOSTILE, results, strict=True)} == dict(HOSTILE)
+    assert list(tmp_path.iterdir()) == []
+    wait_for_end(psutil.Process().children(recursive=True))
+
+
+@pytest.mark.slow
+def test_program_with_a_main_guard_or_classes_prints_its_answer() -> None:
+    try:
+        sandbox = require_sandbox()
+    except UsageError as error:
+        pytest.skip(error.message)
+    guarded = "def main():\n    print('steps')\n    print(6 * 7)\n\nif __name__ == '__main__':\n    main()"
+    classes = "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int'\nprint(A(42).x)"
+    assert [run_text(sandbox, code).output for code in (guarded, classes)] == ["42", "42"]
+
+
+def run_text(sandbox: Sandbox, text: str) -> Program:
+    reply = Reply()
+    reply.emit(TokenEvent(SequenceId(0), text))
+    reply.emit(FinishEvent(SequenceId(0), "stop", 0, 0, 0, 0, 0, Timings(0, 0, 0, 0, 0, 0)))
+    result = checking.run_program(sandbox, reply)
+    assert result is not None
+    return result
