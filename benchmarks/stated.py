@@ -23,24 +23,27 @@ from cerebrum_cli.eval.stored_runs import require_run
 
 HEADING = "Wrong marks of stated and guessed answers"
 INTRODUCTION = """\
-Greedy replies to GSM8K, scored by `cerebrum eval` and read by a person where the mark is "wrong"; {day}, written by
-`benchmarks/stated.py`. Wrong marks are those that differ from what the reply means, with a 95% interval.
+Replies of Qwen2.5-Coder Instruct (Q4_K_M) to GSM8K, scored by `cerebrum eval` and read by a person where the mark is
+"wrong"; {day}, written by `benchmarks/stated.py`. Runs named `form` asked for a last line with the answer, `plain` only
+the question, both greedily; `samples` asked for the line at temperature 0.7. Wrong marks are those that differ from what
+the reply means, with a 95% interval.
 
 | run | replies | accuracy | stated | guessed | missing | wrong marks where stated | where guessed |
 |---|---|---|---|---|---|---|---|
 """
 
 
-def row(name: str, samples: Sequence[Sample], wrong: set[tuple[str, int]]) -> str:
-    """Row of the table for a run; `wrong` has the samples whose marks are wrong."""
-    cells = [name, str(len(samples)), f"{sum(sample.correct for sample in samples) / len(samples):.3f}"]
+def row(name: str, read: Sequence[tuple[Sample, bool]]) -> str:
+    """Row of the table for a run, from its samples and whether their marks are wrong."""
+    cells = [name, str(len(read)), f"{sum(sample.correct for sample, _ in read) / len(read):.3f}"]
     by_basis = {
-        basis: [sample for sample in samples if sample.basis == basis] for basis in ("stated", "guessed", "missing")
+        basis: [is_wrong for sample, is_wrong in read if sample.basis == basis]
+        for basis in ("stated", "guessed", "missing")
     }
     cells += [str(len(found)) for found in by_basis.values()]
     for basis in ("stated", "guessed"):
         found = by_basis[basis]
-        count = sum((str(sample.id), sample.sample) in wrong for sample in found)
+        count = sum(found)
         low, high = wilson(count / len(found) if found else 0.0, len(found))
         cells.append(f"{count} of {len(found)} ({low:.3f} to {high:.3f})" if found else "")
     return f"| {' | '.join(cells)} |"
@@ -52,12 +55,15 @@ def main() -> None:
     parser.add_argument("--labels", type=Path)
     options = parser.parse_args()
     labels = [json.loads(line) for line in options.labels.read_text().splitlines()] if options.labels else []
-    lines = []
+    lines, all_read = [], list[tuple[Sample, bool]]()
     for path in options.runs:
         run = require_run(path)
         samples, _ = rescored(run.match, run.samples())
         wrong = {(str(label["id"]), int(label["sample"])) for label in labels if label["run"] == run.name}
-        lines.append(row(run.name, samples, wrong))
+        read = [(sample, (str(sample.id), sample.sample) in wrong) for sample in samples]
+        lines.append(row(run.name, read))
+        all_read += read
+    lines.append(row("all", all_read))
     table = INTRODUCTION.format(day=date.today()) + "\n".join(lines)
     print(table)
     if not options.dry_run:

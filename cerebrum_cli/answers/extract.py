@@ -111,7 +111,7 @@ def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> tup
             return (None, None) if _REFUSAL.search(answer) else (answer, answer)
         doubtful = doubtful or answer
     if not is_complete:
-        return doubtful, None
+        return None, None
     if in_words:
         last = text.rstrip().rpartition("\n")[2]
         [value, *others] = _BOLD.findall(last) or [last]

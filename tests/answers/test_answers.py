@@ -78,3 +78,9 @@ def test_final_answer_takes_linear_time(opening: str) -> None:
         start = time.process_time()
         final_answer(text)
         assert time.process_time() - start < 0.15, unit  # a quadratic pattern takes 0.33, others 0.04
+
+
+def test_final_answer_of_a_truncated_reply_is_no_prose() -> None:
+    text = "This is not the answer we need.\nAnswer: Let us correct the calculation and solve the equation again"
+    assert final_answer(text, is_complete=False) is None
+    assert final_answer(f"The answer is 12.\n{text}", is_complete=False) == "12"
