@@ -24,9 +24,9 @@ from cerebrum_cli.eval.stored_runs import require_run
 HEADING = "Wrong marks of stated and guessed answers"
 INTRODUCTION = """\
 Replies of Qwen2.5-Coder Instruct (Q4_K_M) to GSM8K, scored by `cerebrum eval` and read by a person where the mark is
-"wrong"; {day}, written by `benchmarks/stated.py`. Runs named `form` asked for a last line with the answer, `plain` only
-the question, both greedily; `samples` asked for the line at temperature 0.7. Wrong marks are those that differ from what
-the reply means, with a 95% interval.
+"wrong"; {day}, written by `benchmarks/stated.py`. Runs named `form` asked for a last line with the answer, `plain`
+only the question, both greedily; `samples` asked for the line at temperature 0.7. Wrong marks are those that differ
+from what the reply means, with a 95% interval.
 
 | run | replies | accuracy | stated | guessed | missing | wrong marks where stated | where guessed |
 |---|---|---|---|---|---|---|---|
