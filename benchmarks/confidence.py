@@ -39,7 +39,7 @@ import numpy.typing as npt
 from harness import Row, argument_parser, record
 
 from cerebrum_cli.answers.canonical import canonical
-from cerebrum_cli.answers.vote import AUTO
+from cerebrum_cli.model.tally import AUTO
 
 Array = npt.NDArray[Any]
 

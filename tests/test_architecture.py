@@ -64,7 +64,7 @@ PURE = (
     *("engine.control", "engine.drafter", "engine.llama.batch_invariance", "engine.model_options", "engine.memory"),
     *("engine.memory_plan", "engine.scheduler", "engine.step_costs", "formats.plain", "formats.thinking"),
     *("gguf.architectures", "gguf.sizes", "gguf.types", "model.inspection", "model.reply_controls"),
-    *("model.voting", "merge.compatibility", "merge.methods", "merge.plan"),
+    *("model.tally", "model.voting", "merge.compatibility", "merge.methods", "merge.plan"),
     *("merge.recipe", "merge.tensor_names", "models.fit"),
     *("core.row_events", "tune.candidates"),
 )

@@ -1,1 +1,1 @@
-"""Find the final answer in a chain of thought, and count majority votes; pure functions over strings."""
+"""Find the final answer in a chain of thought, and its normal form; pure functions over strings."""

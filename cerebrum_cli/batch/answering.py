@@ -6,7 +6,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.batch.rows import (
     THOUGHT_CLOSED_AT,
     InputRow,
@@ -23,6 +22,7 @@ from cerebrum_cli.model.concurrent_rows import Row, RowOutcome, run_rows
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.reply import Reply, ReplyRequest, reply_notice
 from cerebrum_cli.model.source import generation_fingerprint
+from cerebrum_cli.model.tally import Votes
 from cerebrum_cli.model.text_tokens import drop_partial_character
 from cerebrum_cli.model.voting import MajorityVote, require_sampling, votes_object
 from cerebrum_cli.models.library import Library

@@ -25,12 +25,12 @@ from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.tables import result_text, sampling_text, stats_line
 
 if TYPE_CHECKING:
-    from cerebrum_cli.answers.vote import Tally, Votes
     from cerebrum_cli.chat.history import History
     from cerebrum_cli.chat.session import Session, StoredMessage
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.model.inspection import UncertainToken
     from cerebrum_cli.model.interface import Model
+    from cerebrum_cli.model.tally import Tally, Votes
     from cerebrum_cli.terminal.streams import Streams
 
 MAJORITY = 0.5

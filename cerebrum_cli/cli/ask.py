@@ -16,10 +16,10 @@ from cerebrum_cli.cli.signature import (
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
 if TYPE_CHECKING:
-    from cerebrum_cli.answers.vote import Votes
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.model.interface import Model
     from cerebrum_cli.model.source import ModelSource
+    from cerebrum_cli.model.tally import Votes
 
 
 @composed

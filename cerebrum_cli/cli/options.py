@@ -12,8 +12,8 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import PATIENCE_S, Layer, SourcedLayer
 
 if TYPE_CHECKING:
-    from cerebrum_cli.answers.vote import Votes
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.model.tally import Votes
 
 FIRST, LAST = "first", "last"  # code blocks of a reply
 WHOLE_ANSWER = {"extract": None, "final": False, "schema": None}
@@ -71,7 +71,7 @@ class GenerationOptions(ConstrainedOptions):
                 if value is not None:
                     raise UsageError(f"{flag} needs --votes", "add --votes K, the number of samples")
             return None
-        from cerebrum_cli.answers.vote import parse_votes
+        from cerebrum_cli.model.tally import parse_votes
 
         votes = parse_votes(self.votes).needing(self.min_votes).checked_by(self.check, self.min_checked)
         if votes.checks:

@@ -8,13 +8,13 @@ from dataclasses import replace
 from functools import partial
 from threading import Event
 
-from cerebrum_cli.answers.vote import Program
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.model.code_sandbox import Sandbox, require_sandbox
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.reply import Reply, ReplyRequest
 from cerebrum_cli.model.reply_stream import PreparedReply
+from cerebrum_cli.model.tally import Program
 
 QUESTION = (
     "Now write a short Python program that computes the answer from the numbers in the question, and prints only the"

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
-from cerebrum_cli.answers.vote import Program
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId
@@ -26,6 +25,7 @@ from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.reply import Reply, ReplyRequest
 from cerebrum_cli.model.reply_controls import ReplyControls
 from cerebrum_cli.model.reply_stream import PreparedReply, ReplyChannels, ReplyStream
+from cerebrum_cli.model.tally import Program
 from cerebrum_cli.model.voting import MajorityVote, SampleEvent
 
 Check: TypeAlias = Callable[[Reply], Program | None]  # runs the program in a reply; None if it is cancelled

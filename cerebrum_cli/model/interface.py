@@ -84,9 +84,9 @@ class Model(LoadedModel):
         `index` of each is the position of its question. Raises the error of a question that cannot be answered when all
         others are done.
         """
-        from cerebrum_cli.answers.vote import parse_votes
         from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
         from cerebrum_cli.model.concurrent_rows import Row, RowOutcome, run_rows
+        from cerebrum_cli.model.tally import parse_votes
         from cerebrum_cli.model.voting import MajorityVote, require_sampling
 
         if samples is not None:

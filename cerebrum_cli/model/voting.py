@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from cerebrum_cli.answers.vote import Program, Tally, Votes
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import (
     AlternativesEvent,
@@ -20,6 +19,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.model.reply import Reply, ReplyRequest, mean_probability
 from cerebrum_cli.model.reply_stream import ReplyStream
+from cerebrum_cli.model.tally import Program, Tally, Votes
 
 SampleEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
 MORE_SAMPLES = "take more samples, or ask a more specific question"  # hint for a vote without a clear winner

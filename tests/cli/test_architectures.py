@@ -21,7 +21,6 @@ from llama_engines import STORY, in_f32
 from scripted_command import app_for
 from templates import TEMPLATES
 
-from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.cli.chat import ChatOptions, open_chat
@@ -36,6 +35,7 @@ from cerebrum_cli.gguf.header import read_header, require_generative
 from cerebrum_cli.main import run
 from cerebrum_cli.model.installation import open_with_llama
 from cerebrum_cli.model.source import has_stable_attention
+from cerebrum_cli.model.tally import Votes
 from cerebrum_cli.model.voting import MajorityVote
 from cerebrum_cli.terminal.streams import Streams
 

@@ -16,12 +16,12 @@ from command_line import Finished, assert_error
 from scripted_command import run_here, start_scripted
 from waiting import user_seconds, wait_for_end, wait_until
 
-from cerebrum_cli.answers.vote import Program
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings, TokenEvent
 from cerebrum_cli.model import checking
 from cerebrum_cli.model.code_sandbox import CodeResult, Sandbox, require_sandbox
 from cerebrum_cli.model.reply import Reply
+from cerebrum_cli.model.tally import Program
 
 BETWEEN = f"<|im_end|>\n<|im_start|>user\n{checking.QUESTION}"
 OUTPUTS = {"print(2 + 2)": "4\n", "print('so:'); print(7.0)": "so:\n7.0\n", "print(": None}

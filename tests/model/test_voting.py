@@ -13,7 +13,6 @@ from installations import model_on
 from scripted_backend import ScriptedSampler
 from scripted_command import RecordingBackend, batch_backend, run_here
 
-from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
@@ -23,6 +22,7 @@ from cerebrum_cli.model.concurrent_rows import vote_events
 from cerebrum_cli.model.format_choice import format_builder
 from cerebrum_cli.model.interface import Model
 from cerebrum_cli.model.reply import ReplyRequest
+from cerebrum_cli.model.tally import parse_votes
 from cerebrum_cli.model.voting import MajorityVote
 
 VOTES_KEYS = ["samples", "winner", "tie", "tally", "agreement", "chains"]

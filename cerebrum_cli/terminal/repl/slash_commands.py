@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.answers.extract import final_answer
-from cerebrum_cli.answers.vote import MAX_VOTES, parse_votes
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
 from cerebrum_cli.core.config import find_prompt
 from cerebrum_cli.core.declaration import LORA
@@ -18,6 +17,7 @@ from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.model.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.model.prompt_sources import read_prompt_files
+from cerebrum_cli.model.tally import MAX_VOTES, parse_votes
 from cerebrum_cli.model.voting import MajorityVote
 from cerebrum_cli.terminal.repl.programs import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import shorten_question

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.answers.vote import (
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.model.tally import (
     AUTO,
     MAX_VOTES,
     Count,
@@ -22,7 +23,6 @@ from cerebrum_cli.answers.vote import (
     is_lead_certain,
     parse_votes,
 )
-from cerebrum_cli.core.errors import UsageError
 
 LETTERS = ("5", "7", "9", None)
 answers = st.sampled_from(("5", "5.0", "five", "7", "7 apples", "9", "yes", None))
