@@ -208,12 +208,8 @@ def filters(app: App, name: Name, _: QuietOptions, json: JsonArray = False) -> N
         raise UsageError(f"{run.name} has no answers that were extracted", "use a run with --match answer")
     from cerebrum_cli.eval.lm_eval.tasks import disagreements
 
-    rows = [
-        row
-        for has_choices in (False, True)
-        if (group := [sample for sample in samples if bool(sample.choices) == has_choices])
-        for row in disagreements(group)
-    ]
+    groups = ([sample for sample in samples if bool(sample.choices) == has] for has in (False, True))
+    rows = [row for group in groups if group for row in disagreements(group)]
     print_rows(app.streams, rows, json, print_disagreements, "lm-eval's filters score all samples as the run does")
     app.streams.report(f"{len(rows)} of {format_count(len(samples), 'sample')} scored differently")
 

@@ -66,14 +66,13 @@ class RowOutcome(NamedTuple):
 class PendingRow(PreparedReply):
     """A row that is running, and the replies to it so far; `samples` of them have not finished.
 
-    `check` runs the programs that check the samples of a vote; the engine goes on meanwhile.
+    `check` runs the programs that check the samples of a vote, while the engine keeps generating.
     """
 
     row: Row
     samples: int
     check: Check | None = None
     replies: dict[SequenceId, Reply] = field(default_factory=dict)
-    unchecked: dict[int, Reply] = field(default_factory=dict)  # finished, but their programs are not
 
     @property
     def is_over(self) -> bool:
@@ -86,16 +85,7 @@ class PendingRow(PreparedReply):
             has_changed = vote.add_inspected(event)
         elif (outcome := self._outcome(event)) is None:
             return
-        elif vote and isinstance(event, FinishEvent) and event.is_followed and isinstance(outcome, Reply):
-            self.unchecked[sequence.sample] = outcome
-            return
         elif vote:
-            if sequence.turn and self.check and isinstance(outcome, Reply):
-                reply, outcome = outcome, self.unchecked.pop(sequence.sample)
-                program = None if reply.finish.reason == "cancelled" else self.check(reply)
-                if program is None:  # cancelled, too
-                    return
-                vote.programs[sequence.sample] = reply, program
             has_changed = vote.add(sequence, outcome, stream)
         else:
             self.samples -= 1
@@ -107,14 +97,27 @@ class PendingRow(PreparedReply):
             yield RowOutcome(self.row, 0, vote, is_whole_row=True)
 
     def _outcome(self, event: SampleEvent) -> Reply | RefusedEvent | None:
-        """A sample that finishes with this event; None if it goes on."""
+        """A sample that finishes with this event; None if it continues, or waits for the program that checks it."""
         sequence = event.sequence
         if isinstance(event, RefusedEvent | AlternativesEvent):
             return event if isinstance(event, RefusedEvent) else None
         if sequence not in self.replies:
             self.replies[sequence] = Reply() if sequence.turn else self._begin_reply()
         self.replies[sequence].emit(event)
-        return self.replies.pop(sequence) if isinstance(event, FinishEvent) else None
+        if not isinstance(event, FinishEvent) or event.is_followed:
+            return None
+        reply = self.replies.pop(sequence)
+        return self._checked_by(reply, sequence) if sequence.turn else reply
+
+    def _checked_by(self, written: Reply, sequence: SequenceId) -> Reply | None:
+        """The sample whose program was written in a reply, after the program has run; None if that is cancelled."""
+        assert self.check and self.row.vote
+        checked = self.replies.pop(sequence._replace(turn=0))
+        program = None if written.finish.reason == "cancelled" else self.check(written)
+        if program is None:
+            return None
+        self.row.vote.programs[sequence.sample] = written, program
+        return checked
 
     def _begin_reply(self) -> Reply:
         request = self.row.request

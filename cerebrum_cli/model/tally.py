@@ -143,7 +143,8 @@ class Tally:
     @property
     def counted(self) -> tuple[SampleAnswer | None, ...]:
         """The samples, with None in place of those that do not count."""
-        return tuple(answer if answer.is_checked or not self.is_checked else None for answer in self.answers)
+        counts_all = not self.is_checked
+        return tuple(answer if counts_all or answer.is_checked else None for answer in self.answers)
 
     @property
     def counts(self) -> tuple[Count, ...]:
