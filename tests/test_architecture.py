@@ -59,12 +59,12 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
 }
 # Modules, or packages with all below them, that compute values: they touch no files, clocks or processes.
 PURE = (
-    *("answers", "batch.rows", "runs.result", "eval.code", "eval.comparison", "eval.estimates"),
+    *("answers", "batch.rows", "runs.result", "eval.comparison", "eval.estimates"),
     *("core.conversation", "core.declaration", "core.errors", "core.events", "core.sampling"),
     *("engine.control", "engine.drafter", "engine.llama.batch_invariance", "engine.model_options", "engine.memory"),
     *("engine.memory_plan", "engine.scheduler", "engine.step_costs", "formats.plain", "formats.thinking"),
     *("gguf.architectures", "gguf.sizes", "gguf.types", "model.inspection", "model.reply_controls"),
-    *("model.tally", "model.voting", "merge.compatibility", "merge.methods", "merge.plan"),
+    *("model.programs", "model.tally", "model.voting", "merge.compatibility", "merge.methods", "merge.plan"),
     *("merge.recipe", "merge.tensor_names", "models.fit"),
     *("core.row_events", "tune.candidates"),
 )

@@ -238,7 +238,7 @@ class Sequence:
         return (*prompt[position:], *self.generated[start : end - len(prompt)])
 
     def follow(self, context_size: int) -> Sequence | None:
-        """The sequence that asks the request's follow-up; None without one, and if the context has no room for it."""
+        """The sequence that asks the request's follow-up; None without one, and if the context is too small for it."""
         request = self.request.follow_up
         if request is None or self.length + len(request.prompt_tokens) >= context_size:
             return None

@@ -13,9 +13,9 @@ from cerebrum_cli.answers.extract import extract_answers, own_text
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.eval.choices import chosen_letter
-from cerebrum_cli.eval.code import extract_program
 from cerebrum_cli.eval.line_process import INSTALL, LineProcess, MathVerify, math_verify_version
 from cerebrum_cli.eval.questions import Basis, Match, Question
+from cerebrum_cli.model.programs import extract_program
 
 SEARCH_S = 5.0  # for a regular expression in a reply
 SEARCH = """

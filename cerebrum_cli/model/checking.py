@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,6 +11,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.model.code_sandbox import Sandbox, require_sandbox
 from cerebrum_cli.model.loaded_model import LoadedModel
+from cerebrum_cli.model.programs import fenced_blocks
 from cerebrum_cli.model.reply import Reply, ReplyRequest
 from cerebrum_cli.model.reply_stream import PreparedReply
 from cerebrum_cli.model.tally import Program
@@ -23,9 +23,7 @@ QUESTION = (
 STOP = ("\n```\n",)  # some models explain a program, and imagine what it prints
 MAX_TOKENS = 400
 TIMEOUT_S = 5.0
-PLACE = "☃"  # stands for the reply, to find where a conversation goes on after one
-
-_BLOCK = re.compile(r"^ *```[^`\n]*\n(.*?)(?:^ *```|\Z)", re.DOTALL | re.MULTILINE)
+PLACE = "☃"  # stands for the reply, to find where a conversation continues after one
 
 
 def with_check(model: LoadedModel, prepared: PreparedReply, request: ReplyRequest) -> PreparedReply:
@@ -51,8 +49,7 @@ def create_check(scope: Event | None = None) -> Callable[[Reply], Program | None
 
 def run_program(sandbox: Sandbox, reply: Reply) -> Program | None:
     """Run the first code block of a reply, or all of it if it has none; None if the sandbox is closed meanwhile."""
-    block = _BLOCK.search(reply.text)
-    code = block[1] if block else reply.text
+    code = next((block.text for block in fenced_blocks(reply.text)), reply.text)
     result = sandbox.run(code, "", TIMEOUT_S)
     if sandbox.is_closed.is_set():
         return None

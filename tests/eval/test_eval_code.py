@@ -22,11 +22,11 @@ from waiting import user_seconds, wait_for_end, wait_until
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.eval import scorers
-from cerebrum_cli.eval.code import extract_program
 from cerebrum_cli.eval.questions import Question, select
 from cerebrum_cli.eval.scorers import ScoredAnswer, reply_scorer
 from cerebrum_cli.eval.tasks import complete_test
 from cerebrum_cli.model.code_sandbox import CodeResult, Sandbox, call_filter, require_sandbox
+from cerebrum_cli.model.programs import extract_program
 
 PROMPT = '''from typing import List
 

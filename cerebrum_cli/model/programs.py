@@ -1,4 +1,4 @@
-"""The program in a reply to a prompt that begins a Python function; pure functions that run nothing."""
+"""Programs in replies, also to a prompt that begins a Python function; pure functions that run nothing."""
 
 from __future__ import annotations
 
