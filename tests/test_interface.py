@@ -145,6 +145,8 @@ def test_library_errors_are_the_packages_own(model: Model, tmp_path: Path) -> No
         model.reply(SUM, temperature="hot")
     with pytest.raises(UsageError, match="ctx is set when a model is opened"):
         model.reply(SUM, ctx=512)
+    with pytest.raises(UsageError, match="programs check only votes"):
+        list(model.replies([SUM], check="python"))
     with pytest.raises(UsageError, match="a vote needs a temperature above 0"):
         model.vote(SUM, 3, temperature=0)
     with pytest.raises(UsageError, match="invalid parallel: 0"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cerebrum_cli.core.config import SavedPrompt, find_prompt
-from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group
+from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group, options_of
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import PATIENCE_S, Layer, SourcedLayer
 
@@ -67,9 +67,12 @@ class GenerationOptions(ConstrainedOptions):
     @property
     def vote_bounds(self) -> Votes | None:
         if self.votes is None:
-            for flag, value in (("--min-votes", self.min_votes), ("--check", self.check)):
-                if value is not None:
-                    raise UsageError(f"{flag} needs --votes", "add --votes K, the number of samples")
+            for name in ("min_votes", "check", "min_checked"):
+                if getattr(self, name) is not None:
+                    raise UsageError(
+                        f"{options_of(GenerationOptions)[name].argument} needs --votes",
+                        "add --votes K, the number of samples",
+                    )
             return None
         from cerebrum_cli.model.tally import parse_votes
 

@@ -92,6 +92,8 @@ class Model(LoadedModel):
         if samples is not None:
             settings = {"temperature": self.source.settings.temperature or SAMPLED_TEMPERATURE, **settings}
             require_sampling(changed(self.source.settings, settings), "a vote")
+        elif check is not None:
+            raise UsageError("programs check only votes", "set samples, or omit check")
 
         requests = (self._request_or_error(question, schema, grammar, settings) for question in questions)
         votes = None if samples is None else parse_votes(str(samples)).checked_by(check)

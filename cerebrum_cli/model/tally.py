@@ -52,7 +52,9 @@ class Votes:
         if language not in (None, "python"):
             raise UsageError.invalid("--check", language, "python")
         if needed is not None and not (language and 0 <= needed <= self.maximum):
-            raise UsageError.invalid("--min-checked", needed, f"from 0 to {self.maximum} samples, with --check python")
+            raise UsageError.invalid(
+                "--set min_checked", needed, f"from 0 to {self.maximum} samples, with --check python"
+            )
         return replace(self, checks=language is not None, needed_checked=needed or 0)
 
 

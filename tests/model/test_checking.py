@@ -120,8 +120,9 @@ def test_check_of_a_batch_writes_the_programs(tmp_path: Path, chatml_model: Path
     ("arguments", "part"),
     [
         (("q",), "--check needs --votes"),
+        (("q", "--set", "min_checked=1"), "--check needs --votes"),
         (("q", "--votes", "2", "--check", "perl"), "invalid --check: 'perl'"),
-        (("q", "--votes", "2", "--set", "min_checked=3"), "invalid --min-checked: 3"),
+        (("q", "--votes", "2", "--set", "min_checked=3"), "invalid --set min_checked: 3"),
     ],
 )
 def test_check_refuses_what_it_cannot_do(
