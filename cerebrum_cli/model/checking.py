@@ -12,7 +12,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.model.code_sandbox import Sandbox, require_sandbox
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.programs import fenced_blocks
-from cerebrum_cli.model.reply import Reply, ReplyRequest
+from cerebrum_cli.model.reply import ReplyRequest
 from cerebrum_cli.model.reply_stream import PreparedReply
 from cerebrum_cli.model.tally import Program
 
@@ -40,16 +40,16 @@ def with_check(model: LoadedModel, prepared: PreparedReply, request: ReplyReques
     return replace(prepared, request=replace(prepared.request, follow_up=follow_up), follow_up=check.channels)
 
 
-def create_check(scope: Event | None = None) -> Callable[[Reply], Program | None]:
+def create_check(scope: Event | None = None) -> Callable[[str], Program | None]:
     """A function that runs the program in a reply, until `scope` is set. Raises UsageError without a sandbox."""
     sandbox = require_sandbox()
     sandbox.is_closed = scope or sandbox.is_closed
     return partial(run_program, sandbox)
 
 
-def run_program(sandbox: Sandbox, reply: Reply) -> Program | None:
+def run_program(sandbox: Sandbox, text: str) -> Program | None:
     """Run the first code block of a reply, or all of it if it has none; None if the sandbox is closed meanwhile."""
-    code = next((block.text for block in fenced_blocks(reply.text)), reply.text)
+    code = next((block.text for block in fenced_blocks(text)), text)
     result = sandbox.run(code, "", TIMEOUT_S)
     if sandbox.is_closed.is_set():
         return None

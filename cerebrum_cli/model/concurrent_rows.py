@@ -28,7 +28,7 @@ from cerebrum_cli.model.reply_stream import PreparedReply, ReplyChannels, ReplyS
 from cerebrum_cli.model.tally import Program
 from cerebrum_cli.model.voting import MajorityVote, SampleEvent
 
-Check: TypeAlias = Callable[[Reply], Program | None]  # runs the program in a reply; None if it is cancelled
+Check: TypeAlias = Callable[[str], Program | None]  # runs the program in a reply; None if it is cancelled
 SORT_WINDOW = 4096  # rows sorted together so that shared prefixes meet; more would delay the first answer
 
 
@@ -113,7 +113,7 @@ class PendingRow(PreparedReply):
         """The sample whose program was written in a reply, after the program has run; None if that is cancelled."""
         assert self.check and self.row.vote
         checked = self.replies.pop(sequence._replace(turn=0))
-        program = None if written.finish.reason == "cancelled" else self.check(written)
+        program = None if written.finish.reason == "cancelled" else self.check(written.text)
         if program is None:
             return None
         self.row.vote.programs[sequence.sample] = written, program

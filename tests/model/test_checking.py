@@ -17,10 +17,8 @@ from scripted_command import run_here, start_scripted
 from waiting import user_seconds, wait_for_end, wait_until
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings, TokenEvent
 from cerebrum_cli.model import checking
 from cerebrum_cli.model.code_sandbox import CodeResult, Sandbox, require_sandbox
-from cerebrum_cli.model.reply import Reply
 from cerebrum_cli.model.tally import Program
 
 BETWEEN = f"<|im_end|>\n<|im_start|>user\n{checking.QUESTION}"
@@ -233,9 +231,6 @@ def test_program_with_a_main_guard_or_classes_prints_its_answer() -> None:
 
 
 def run_text(sandbox: Sandbox, text: str) -> Program:
-    reply = Reply()
-    reply.emit(TokenEvent(SequenceId(0), text))
-    reply.emit(FinishEvent(SequenceId(0), "stop", 0, 0, 0, 0, 0, Timings(0, 0, 0, 0, 0, 0)))
-    result = checking.run_program(sandbox, reply)
+    result = checking.run_program(sandbox, text)
     assert result is not None
     return result
