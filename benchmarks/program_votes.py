@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from itertools import combinations, pairwise
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness import argument_parser, record_section
 
@@ -28,7 +28,7 @@ from cerebrum_cli.eval.questions import Sample
 from cerebrum_cli.eval.report import group_by_question
 from cerebrum_cli.eval.stored_runs import require_run
 from cerebrum_cli.model.checking import run_program
-from cerebrum_cli.model.code_sandbox import require_sandbox
+from cerebrum_cli.model.code_sandbox import Sandbox, require_sandbox
 from cerebrum_cli.model.tally import Program, comes_to
 
 HEADING = "Votes on programs"
@@ -125,7 +125,7 @@ def rows(questions: Sequence[tuple[list[Drawn], list[Drawn]]]) -> Iterator[str]:
     sizes = range(1, len(questions[0][0]) + 1)
     prose = [votes(questions, "", size, 0) for size in sizes]
     named = {f"{size} of prose": curve for size, curve in zip(sizes, prose, strict=True)}
-    named |= {f"{format_count(size, 'program')}": votes(questions, "", 0, size) for size in sizes}
+    named |= {format_count(size, "program"): votes(questions, "", 0, size) for size in sizes}
     named |= {f"{a} of prose, {format_count(b, 'program')}": votes(questions, "", a, b) for a, b in MIXTURES}
     named |= {f"{size} of prose that programs check": votes(questions, "checked", size, 0) for size in sizes}
     named |= {f"{size} of prose and the program after each": votes(questions, "both", size, 0) for size in sizes}
@@ -139,24 +139,20 @@ def rows(questions: Sequence[tuple[list[Drawn], list[Drawn]]]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def draw(prose: list[Sample], programs: list[Sample], checks: dict[str, dict[str, object]]) -> Iterator[list[Drawn]]:
-    sandbox, kinds = require_sandbox(), (list[Drawn](), list[Drawn]())
-    for sample in prose:
-        check = checks[f"{sample.id}/{sample.sample}"]
-        program = run_program(sandbox, str(check["text"])) or NOT_RUN
-        kinds[0].append(
-            Drawn(
-                ballot(sample.answer, sample.gold),
-                sample.completion_tokens,
-                ballot(number(program), sample.gold),
-                int(str(check["completion_tokens"])),
-                sample.answer is not None and comes_to(program, sample.answer),
-            )
-        )
-    for sample in programs:
-        answer = number(run_program(sandbox, sample.text) or NOT_RUN)
-        kinds[1].append(Drawn(ballot(answer, sample.gold), sample.completion_tokens))
-    yield from kinds
+def draw_prose(sandbox: Sandbox, sample: Sample, check: Mapping[str, Any]) -> Drawn:
+    program = run_program(sandbox, check["text"]) or NOT_RUN
+    return Drawn(
+        ballot(sample.answer, sample.gold),
+        sample.completion_tokens,
+        ballot(number(program), sample.gold),
+        check["completion_tokens"],
+        sample.answer is not None and comes_to(program, sample.answer),
+    )
+
+
+def draw_program(sandbox: Sandbox, sample: Sample) -> Drawn:
+    answer = number(run_program(sandbox, sample.text) or NOT_RUN)
+    return Drawn(ballot(answer, sample.gold), sample.completion_tokens)
 
 
 def main() -> None:
@@ -168,10 +164,14 @@ def main() -> None:
     first, second = (require_run(path) for path in (options.prose, options.programs))
     checks = {row["id"]: row for row in map(json.loads, options.checks.read_text().splitlines())}
     by_prose, by_programs = (group_by_question(run.samples()) for run in (first, second))
-    questions = []
-    for id, samples in by_prose.items():
-        of_prose, of_programs = draw(samples, by_programs[id], checks)
-        questions.append((of_prose, of_programs))
+    sandbox = require_sandbox()
+    questions = [
+        (
+            [draw_prose(sandbox, sample, checks[f"{id}/{sample.sample}"]) for sample in samples],
+            [draw_program(sandbox, sample) for sample in by_programs[id]],
+        )
+        for id, samples in by_prose.items()
+    ]
     drawn = [sample for of_prose, _ in questions for sample in of_prose]
     introduction = INTRODUCTION.format(
         model=first.model,
