@@ -134,8 +134,8 @@ def test_library_checks_samples_with_programs(model: Model, monkeypatch: pytest.
 
     monkeypatch.setattr(checking, "require_sandbox", Failing)
     vote = model.vote(SUM, 3, check="python", seed=2)
-    assert vote.final_answer == "42" and not vote.tally.is_checked
-    assert {program.output for _, program in vote.programs.values()} == {None}
+    assert vote.final_answer == "42" and not any(count.is_checked for count in vote.tally.counts)
+    assert {reply.program and reply.program.output for reply in vote.replies.values()} == {None}
 
 
 def test_library_errors_are_the_packages_own(model: Model, tmp_path: Path) -> None:

@@ -152,8 +152,7 @@ def row_object(
     assert isinstance(reply, Reply) and isinstance(row.request, ReplyRequest)
     continued, limits_thought = len(row.request.prefix_tokens), row.request.settings.thought_limit is not None
     states_answer = vote or not options.is_json
-    programs = [program for program, _ in vote.programs.values()] if vote else []
-    samples = [*vote.replies.values(), *programs] if vote else [reply]
+    samples = list(vote.replies.values()) if vote else [reply]
     notice = reply_notice(reply, larger_context, has_grammar=True) if options.grammar else None
     error = notice and RowError(INCOMPLETE, f"{notice.message}: {notice.hint}")
     return output_object(
@@ -163,7 +162,7 @@ def row_object(
         final_answer=(vote or reply).final_answer if states_answer else None,
         finish_reason=reply.finish.reason,
         prompt_tokens=reply.finish.prompt_tokens - continued or None,
-        completion_tokens=continued + sum(sample.finish.completion_tokens for sample in samples),
+        completion_tokens=continued + sum(sample.total_tokens for sample in samples),
         seed=None if continued else reply.finish.seed,
         reasoning=reply.reasoning,
         votes=votes_object(vote) if vote else None,

@@ -12,6 +12,7 @@ from cerebrum_cli.cli.generation import naming_grammar_file
 from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, SessionError
 from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.text import format_count
 from cerebrum_cli.model.reply import (
     LONG_PROMPT,
     Reply,
@@ -168,7 +169,13 @@ class AnswerPrinter:
                 is_shown = options.json or not vote.tally.tied
                 self._print_rest(reply, vote.final_answer if is_shown else None, voting.votes_object(vote))
                 if options.stats or (self.streams.err_is_terminal and not self.streams.is_quiet):
-                    self.streams.info(result_text(vote.tally_event))
+                    leader = vote.tally.leader
+                    checked = (
+                        f"; checked by {format_count(leader.programs, 'program')}"
+                        if leader and leader.is_checked
+                        else ""
+                    )
+                    self.streams.info(result_text(vote.tally_event) + checked)
                 self._save_prompt_cache(vote.finished_samples)
         if reply:
             self._require_complete(reply)
@@ -209,10 +216,10 @@ class AnswerPrinter:
             raise NoAnswer(problem, self._hint_to_read(reply, "a final answer"))
         if notice and (self.options.final or not tally.winner):
             raise NoAnswer(notice.message, notice.hint)
-        if not notice and tally.votes.checks and not tally.is_checked:
-            problem = f"no program came to any of the {tally.samples} answers, so the majority is not checked"
+        if not notice and tally.votes.checks and not tally.leader.is_checked:
+            problem = "no reply and program agree on an answer, so the winner is not checked"
             notice = NoticeEvent(problem, MORE_SAMPLES)
-        elif not notice and tally.agreement < MAJORITY and not tally.is_checked:
+        elif not notice and tally.agreement < MAJORITY and not tally.leader.is_checked:
             problem = f"the winner has only {tally.leader.count} of {tally.samples} votes"
             notice = NoticeEvent(problem, MORE_SAMPLES)
         self.streams.report(notice)

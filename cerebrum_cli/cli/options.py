@@ -60,9 +60,9 @@ class GenerationOptions(ConstrainedOptions):
 
     min_votes: int | None = option(None, "Votes required to win [default: 1]", "Sampling", metavar="N")
     check: str | None = option(
-        None, "Count only answers that a program of the model comes to", "Sampling", metavar="python"
+        None, "Ask for a program after each sample, whose output also votes", "Sampling", metavar="python"
     )
-    min_checked: int | None = option(None, "Programs required to come to the winning answer [default: 0]", metavar="N")
+    min_checked: int | None = option(None, "Programs required to confirm the winning answer [default: 0]", metavar="N")
 
     @property
     def vote_bounds(self) -> Votes | None:

@@ -23,13 +23,14 @@ QUESTION = (
 STOP = ("\n```\n",)  # some models explain a program, and imagine what it prints
 MAX_TOKENS = 400
 TIMEOUT_S = 5.0
+ONLY_HERE = "programs check only replies of a model on this machine", "omit --check, or --endpoint"
 PLACE = "☃"  # stands for the reply, to find where a conversation continues after one
 
 
 def with_check(model: LoadedModel, prepared: PreparedReply, request: ReplyRequest) -> PreparedReply:
     """A prepared reply whose samples are each asked for a program afterwards. Raises UsageError behind a server."""
     if model.is_remote:
-        raise UsageError("programs check only replies of a model on this machine", "omit --check, or --endpoint")
+        raise UsageError(*ONLY_HERE)
     place = model.engine.vocabulary.tokenize([Text(PLACE)])[-1]
     conversation = request.conversation.assistant(PLACE, (place,)).user(QUESTION)
     settings = replace(request.settings, max_tokens=MAX_TOKENS, stop=STOP, think="off")

@@ -45,12 +45,18 @@ class Continuation(NamedTuple):
 class Row:
     """What is asked, and how it is answered: by the samples of the request, or by the vote on them.
 
-    `id` is for the caller. A row that cannot be asked has an `error` in place of a request.
+    `id` is for the caller. A row that cannot be asked has an `error` in place of a request. If it `checks`, or its vote
+    does, the model is asked for a program after each sample.
     """
 
     id: Any
     request: ReplyRequest | Continuation | CerebrumError
     vote: MajorityVote | None = None
+    checks: bool = False
+
+    @property
+    def asks_programs(self) -> bool:
+        return self.checks or (self.vote is not None and self.vote.tally.votes.checks)
 
 
 class RowOutcome(NamedTuple):
@@ -66,7 +72,7 @@ class RowOutcome(NamedTuple):
 class PendingRow(PreparedReply):
     """A row that is running, and the replies to it so far; `samples` of them have not finished.
 
-    `check` runs the programs that check the samples of a vote, while the engine keeps generating.
+    `check` runs the programs that follow the samples, while the engine keeps generating.
     """
 
     row: Row
@@ -97,7 +103,7 @@ class PendingRow(PreparedReply):
             yield RowOutcome(self.row, 0, vote, is_whole_row=True)
 
     def _outcome(self, event: SampleEvent) -> Reply | RefusedEvent | None:
-        """A sample that finishes with this event; None if it continues, or waits for the program that checks it."""
+        """A sample that finishes with this event; None if it continues, or waits for its program."""
         sequence = event.sequence
         if isinstance(event, RefusedEvent | AlternativesEvent):
             return event if isinstance(event, RefusedEvent) else None
@@ -107,17 +113,15 @@ class PendingRow(PreparedReply):
         if not isinstance(event, FinishEvent) or event.is_followed:
             return None
         reply = self.replies.pop(sequence)
-        return self._checked_by(reply, sequence) if sequence.turn else reply
+        return self._with_program(sequence._replace(turn=0), reply) if sequence.turn else reply
 
-    def _checked_by(self, written: Reply, sequence: SequenceId) -> Reply | None:
-        """The sample whose program was written in a reply, after the program has run; None if that is cancelled."""
-        assert self.check and self.row.vote
-        checked = self.replies.pop(sequence._replace(turn=0))
+    def _with_program(self, sequence: SequenceId, written: Reply) -> Reply | None:
+        """The sample that a program was written after, when the program has run; None if that is cancelled."""
+        assert self.check
+        reply = self.replies.pop(sequence)
         program = None if written.finish.reason == "cancelled" else self.check(written.text)
-        if program is None:
-            return None
-        self.row.vote.programs[sequence.sample] = written, program
-        return checked
+        reply.program, reply.program_reply = program, written
+        return reply if program else None
 
     def _begin_reply(self) -> Reply:
         request = self.row.request
@@ -193,7 +197,7 @@ class _Run:
                 if row.vote:
                     request = row.vote.with_samples(request, self._model.engine)
                 prepared = self._model.prepare_reply(request)
-                if row.vote and row.vote.tally.votes.checks:
+                if row.asks_programs:
                     prepared = self._with_check(prepared, request)
         except (EngineError, Interrupted):  # these concern all rows
             raise

@@ -60,7 +60,7 @@ class Model(LoadedModel):
     ) -> MajorityVote:
         """Take several samples, and count their final answers; `samples` is a number, "auto" or "auto:3..16".
 
-        With `check="python"`, each sample is asked for a program, and counts if that comes to its answer.
+        With `check="python"`, each sample is asked for a program, whose output votes, too.
         """
         from cerebrum_cli.model.voting import MajorityVote
 

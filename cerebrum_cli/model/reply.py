@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from math import exp, fsum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
@@ -25,6 +25,9 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.sequence import Tokens
 from cerebrum_cli.formats.thinking import SplitText
+
+if TYPE_CHECKING:
+    from cerebrum_cli.model.tally import Program
 
 PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with the same text must be equal
 WINDOW = 16  # tokens; DeepConf (arXiv:2508.15260) takes 2,048, of replies of up to 130,000
@@ -56,11 +59,14 @@ class Reply:
     """One reply: its texts, its tokens and how it finished. Iterate it for the pieces of its answer as they come.
 
     Its properties wait for the whole reply, except while it is iterated: then they are of what there is so far. A reply
-    of many that run together has no events of its own, and is fed with `emit`.
+    of many that run together has no events of its own, and is fed with `emit`. If the model was asked for a `program`
+    afterwards, `program_reply` is what it replied.
     """
 
     def __init__(self, events: Generator[Event, None, None] | None = None, conversation: Conversation | None = None):
         self.index = 0  # of the question among several
+        self.program: Program | None = None
+        self.program_reply: Reply | None = None
         self._events = events
         self._conversation = conversation
         self._texts: dict[Channel, list[str]] = {"answer": [], "thinking": []}
@@ -224,6 +230,11 @@ class Reply:
     def thought_closed_at(self) -> int | None:
         """Number of tokens after which the reasoning was ended; None if it came to its end by itself."""
         return self.finish.forced[0].at if self.finish.forced else None
+
+    @property
+    def total_tokens(self) -> int:
+        """The tokens it has generated, with those of its program."""
+        return self.finish.completion_tokens + (self.program_reply.total_tokens if self.program_reply else 0)
 
     @property
     def vote(self) -> str | None:

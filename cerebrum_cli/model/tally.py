@@ -1,15 +1,15 @@
 """Count majority votes: which answer leads, whether more samples can change that, how many to run.
 
 Self-consistency is from Wang et al. 2022 (arXiv:2203.11171); stopping early from Aggarwal et al. 2023, "Let's Sample
-Step by Step: Adaptive-Consistency" (arXiv:2305.11860). Of samples that were checked by a program, only those count
-whose program comes to their answer, if there are any; so does PROVE (arXiv:2410.12608).
+Step by Step: Adaptive-Consistency" (arXiv:2305.11860). Samples with a program vote for what it printed, too, and an
+answer that both a reply states and a program printed outvotes all others; PROVE (arXiv:2410.12608) counts no others.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import comb, fsum
@@ -19,6 +19,7 @@ from cerebrum_cli.core.errors import UsageError
 
 MAX_VOTES = 256
 
+_LONG = re.compile(r"-?\d+\.\d{10,}", re.ASCII)  # floats have 15 to 17 digits
 _VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{1,4}))?", re.ASCII)
 
 
@@ -26,8 +27,8 @@ _VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{
 class Votes:
     """How many samples to take, `minimum` and `maximum` may be equal; between them, until the outcome is likely.
 
-    An answer wins with at least `needed` samples. With `checks`, each sample is checked by a program, and at least
-    `needed_checked` programs must come to the winning answer.
+    An answer wins with at least `needed` samples. With `checks`, each sample also has a program, and at least
+    `needed_checked` programs must come to the winning answer, and a reply.
     """
 
     minimum: int
@@ -78,31 +79,63 @@ class Program(NamedTuple):
     code: str
     output: str | None
 
+    @property
+    def answer(self) -> str | None:
+        """Its output without the error of its arithmetic."""
+        if self.output and _LONG.fullmatch(self.output):
+            return f"{float(self.output):.9f}".rstrip("0").rstrip(".")
+        return self.output
+
 
 @dataclass(frozen=True, slots=True)
 class SampleAnswer:
-    """A finished sample: its final answer as the model wrote it, and its normal form.
+    """A finished sample: its final answer as the model wrote it, its normal form, and the answer of its program.
 
-    `probability` is the exponential of the mean log probability of its tokens, 0 until a tie needs it. If it
-    `is_checked`, its program comes to the same answer.
+    `probability` is the exponential of the mean log probability of its tokens, 0 until a tie needs it. The program's
+    form is that of the reply if the program comes to its answer.
     """
 
     answer: str | None
     form: str | None
     probability: float
     is_stated: bool
-    is_checked: bool = False
+    computed: str | None = None
+    computed_form: str | None = None
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether its program comes to the answer of its reply."""
+        return self.form is not None and self.form == self.computed_form
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """One candidate as most of its samples wrote it, and their number; `probability_sum` is 0 of a single sample."""
+    """One candidate as most of its samples wrote it, and their number; `probability_sum` is 0 of a single sample.
+
+    A sample counts once, whether its reply or its program comes to the candidate, or both.
+    """
 
     answer: str
     count: int
     probability_sum: float
     form: str
     stated: int = 0
+    replies: int = 0
+    programs: int = 0
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether both a reply and a program come to it, of one sample or of two."""
+        return bool(self.replies and self.programs)
+
+    @property
+    def rank(self) -> tuple[bool, int, int]:
+        return self.is_checked, self.count, self.stated
+
+    def satisfies(self, votes: Votes, more: int = 0) -> bool:
+        """Whether it would have enough votes to win, with so many more."""
+        is_checked = self.is_checked or more > 0 or not votes.needed_checked
+        return is_checked and self.count + more >= votes.needed and self.programs + more >= votes.needed_checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +155,9 @@ class Tally:
         from cerebrum_cli.answers.canonical import canonical  # its patterns take 50 ms to compile
 
         form = None if answer is None else canonical(answer)
-        is_checked = program is not None and answer is not None and comes_to(program, answer)
-        sample = SampleAnswer(answer, form, probability, is_stated, is_checked)
+        computed = program and program.answer
+        computed_form = computed and (form if answer and comes_to(computed, answer) else canonical(computed))
+        sample = SampleAnswer(answer, form, probability, is_stated, computed, computed_form)
         return replace(self, answers=(*self.answers, sample))
 
     def with_probabilities(self, probabilities: Mapping[int, float]) -> Tally:
@@ -138,30 +172,19 @@ class Tally:
         return len(self.answers)
 
     @property
-    def is_checked(self) -> bool:
-        """Whether any sample is: then only those count."""
-        return any(answer.is_checked for answer in self.answers)
-
-    @property
-    def counted(self) -> tuple[SampleAnswer | None, ...]:
-        """The samples, with None in place of those that do not count."""
-        counts_all = not self.is_checked
-        return tuple(answer if counts_all or answer.is_checked else None for answer in self.answers)
-
-    @property
     def counts(self) -> tuple[Count, ...]:
-        """Candidates, best first: by samples, by those that state it, if several by probability, then by the first."""
+        """Candidates, best first.
+
+        Checked ones come first, then those of more samples, then those that more samples state or compute, if several
+        by probability, then that of the earlier sample.
+        """
         groups: dict[str, list[SampleAnswer]] = {}
-        for answer in filter(None, self.counted):
-            if answer.form is not None:
-                groups.setdefault(answer.form, []).append(answer)
-        counts = []
-        for form, group in groups.items():
-            # Of two spellings that are equally frequent, the first is shown.
-            [(spelling, _)] = Counter(answer.answer or "" for answer in group).most_common(1)
-            probability = fsum(answer.probability for answer in group) if len(group) > 1 else 0.0
-            counts.append(Count(spelling, len(group), probability, form, sum(answer.is_stated for answer in group)))
-        return tuple(sorted(counts, key=lambda count: (count.count, count.stated, count.probability_sum), reverse=True))
+        for sample in self.answers:
+            for form in dict.fromkeys((sample.form, sample.computed_form)):
+                if form is not None:
+                    groups.setdefault(form, []).append(sample)
+        counts = [_count(form, group) for form, group in groups.items()]
+        return tuple(sorted(counts, key=lambda count: (*count.rank, count.probability_sum), reverse=True))
 
     @property
     def leader(self) -> Count | None:
@@ -169,28 +192,26 @@ class Tally:
 
     @property
     def winner(self) -> Count | None:
-        leader, votes = self.leader, self.votes
-        needed = max(votes.needed, votes.needed_checked)
-        return leader if leader and leader.count >= needed and (self.is_checked or not votes.needed_checked) else None
+        return self.leader if self.leader and self.leader.satisfies(self.votes) else None
 
     @property
     def tied(self) -> tuple[Count, ...]:
-        """The answers with the most samples, as often stated, if those are several, else none."""
+        """The leading answers if only probability or order decides between several, else none."""
         counts = self.counts
-        leading = tuple(count for count in counts if (count.count, count.stated) == (counts[0].count, counts[0].stated))
+        leading = tuple(count for count in counts if count.rank == counts[0].rank)
         return leading if len(leading) > 1 else ()
 
     @property
     def tied_samples(self) -> list[int]:
-        """The samples of the leading answers if several have the most samples, and at least two; none otherwise."""
+        """The samples whose replies have one of several leading answers of at least two samples; none otherwise."""
         forms = [count.form for count in self.tied if count.count > 1]
-        return [sample for sample, answer in enumerate(self.counted) if answer and answer.form in forms]
+        return [sample for sample, answer in enumerate(self.answers) if answer.form in forms]
 
     @property
     def winning_sample(self) -> int | None:
-        """Sample to show: the first one with the leading answer."""
-        forms = [answer and answer.form for answer in self.counted]
-        return forms.index(self.leader.form) if self.leader else None
+        """Sample to show: the first one whose reply has the leading answer, or, if none has, whose program has it."""
+        forms = [answer.form for answer in self.answers] + [answer.computed_form for answer in self.answers]
+        return forms.index(self.leader.form) % self.samples if self.leader else None
 
     @property
     def agreement(self) -> float:
@@ -211,26 +232,38 @@ class Tally:
         return next(more for more in range(1, self.votes.maximum + 1) if self._is_decided_with(more))
 
     def _is_decided_with(self, more: int) -> bool:
-        counted = self.samples + more
-        is_open = self.votes.checks and not self.is_checked  # one that is checked will outvote all that are not
-        first, second = (*(count.count for count in self.counts[:2] if not is_open), 0, 0)[:2]
-        leader = first + more
-        left = self.votes.maximum - counted
-        if left <= 0 or (leader + left < self.votes.needed and not is_open):
+        """Whether it would be with so many more samples that agree with the leader, replies and programs."""
+        votes, new = self.votes, Count("", 0, 0.0, "")
+        first, *others = (*self.counts, new)
+        left = votes.maximum - self.samples - more
+        if left <= 0 or not any((first.satisfies(votes, more + left), *(c.satisfies(votes, left) for c in others))):
             return True
-        if leader < max(self.votes.needed, self.votes.needed_checked):
+        if not first.satisfies(votes, more) or (votes.checks and not (first.is_checked or more)):
             return False
-        if leader > second + left:
+        leader, second = first.count + more, max((count.count for count in others), default=0)
+        if leader > second + left:  # also if the second is not checked: it may be with the next sample
             return True
-        is_adaptive = self.votes.minimum < self.votes.maximum  # a likely outcome is enough, it need not be certain
-        return is_adaptive and counted >= self.votes.minimum and is_lead_certain(leader, second)
+        is_adaptive = votes.minimum < votes.maximum  # a likely outcome is enough, it need not be certain
+        return is_adaptive and self.samples + more >= votes.minimum and is_lead_certain(leader, second)
 
 
-def comes_to(program: Program, answer: str) -> bool:
-    """Whether a program printed an answer, which may be rounded to some decimals, up to the error of its arithmetic."""
+def _count(form: str, group: Sequence[SampleAnswer]) -> Count:
+    """The count of a form, from the samples whose replies or programs come to it."""
+    replies = [sample for sample in group if sample.form == form]
+    programs = [sample for sample in group if sample.computed_form == form]
+    # Of two spellings that are equally frequent, the first is shown.
+    spellings = [sample.answer for sample in replies] or [sample.computed for sample in programs]
+    [(spelling, _)] = Counter(spelling or "" for spelling in spellings).most_common(1)
+    probability = fsum(sample.probability for sample in replies) if len(group) > 1 else 0.0
+    stated = len(programs) + sum(sample.is_stated for sample in replies if sample not in programs)
+    return Count(spelling, len(group), probability, form, stated, len(replies), len(programs))
+
+
+def comes_to(output: str, answer: str) -> bool:
+    """Whether a program's output is an answer, which may be rounded to some decimals."""
     from cerebrum_cli.answers.canonical import canonical
 
-    form, output = canonical(answer), canonical(program.output or "")
+    form, output = canonical(answer), canonical(output)
     try:
         value, computed = Fraction(form), Fraction(output)
     except (ValueError, ZeroDivisionError):

@@ -16,10 +16,11 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.model.reply import Reply, ReplyRequest, mean_probability
 from cerebrum_cli.model.reply_stream import ReplyStream
-from cerebrum_cli.model.tally import Program, Tally, Votes
+from cerebrum_cli.model.tally import Tally, Votes
 
 SampleEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
 MORE_SAMPLES = "take more samples, or ask a more specific question"  # hint for a vote without a clear winner
@@ -38,7 +39,6 @@ class MajorityVote:
         self.index = 0  # of the question among several
         self.tally = Tally(votes)
         self.replies: dict[int, Reply] = {}  # of the samples in the tally
-        self.programs: dict[int, tuple[Reply, Program]] = {}  # that check samples, and the replies that wrote them
         self.requested = self.tally.votes.minimum
         self.finished_samples: list[Reply] = []  # also those that were not counted
         self.refusals: list[RefusedEvent] = []  # of the samples in the tally
@@ -71,8 +71,7 @@ class MajorityVote:
                 self.tally = self.tally.add(None)
             else:
                 self.replies[self.tally.samples] = ready
-                _, program = self.programs.get(self.tally.samples, (None, None))
-                self.tally = self.tally.add(ready.vote, ready.probability, ready.is_answer_stated, program)
+                self.tally = self.tally.add(ready.vote, ready.probability, ready.is_answer_stated, ready.program)
         if self.is_over:
             replies.completions.abort(index)
             tied = {sample_index: tuple(self.replies[sample_index].sampled) for sample_index in self.tally.tied_samples}
@@ -125,17 +124,23 @@ class MajorityVote:
 
     @property
     def reply(self) -> Reply | None:
-        """The sample to show: the first one with the winning answer; without an answer, of all; None before any."""
-        first = min(self.replies, default=None)
-        sample = first if self.tally.winning_sample is None else self.tally.winning_sample
-        return None if sample is None else self.replies[sample]
+        """The sample to show: the first one with the winning answer; without an answer, of all; None before any.
+
+        If only programs come to that answer, it is the reply with the first of these.
+        """
+        tally, sample = self.tally, self.tally.winning_sample
+        if sample is None or not tally.leader:
+            return self.replies[min(self.replies)] if self.replies else None
+        reply = self.replies[sample]
+        return reply if tally.leader.replies else reply.program_reply
 
 
 def outcome_notice(tally: Tally) -> NoticeEvent | None:
     leader, number = tally.leader, tally.samples
-    if leader and not tally.winner and tally.votes.needed_checked > (leader.count if tally.is_checked else 0):
-        came = f"only {leader.count} programs came to the best" if tally.is_checked else "no program came to any"
-        return NoticeEvent(f"{came} of the {number} answers", MORE_SAMPLES)
+    if leader and not tally.winner and not leader.satisfies(replace(tally.votes, needed=1)):
+        programs = format_count(leader.programs, "program") if leader.is_checked else "no program"
+        problem = f"{programs} confirmed the best answer, fewer than min_checked={tally.votes.needed_checked}"
+        return NoticeEvent(problem, MORE_SAMPLES)
     if leader and not tally.winner:
         needed = f"--min-votes {tally.votes.needed}"
         return NoticeEvent(f"the best answer has {leader.count} of {number} votes, fewer than {needed}", MORE_SAMPLES)
@@ -154,33 +159,38 @@ def require_sampling(settings: Settings, option: str = "--votes") -> None:
         )
 
 
-def checked_object(vote: MajorityVote, sample: int) -> dict[str, Any]:
-    """The program that checks a sample, its output, and whether that is the answer; empty without checks."""
-    if not vote.tally.votes.checks:
-        return {}
-    reply, program = vote.programs.get(sample, (None, None))
+def program_object(reply: Reply) -> dict[str, Any]:
+    """The program that the model wrote after a sample, and its output."""
     return {
-        "program": program and program.code,
-        "program_output": program and program.output,
-        "program_tokens": reply.finish.completion_tokens if reply else 0,
-        "checked": vote.tally.answers[sample].is_checked,
+        "program": reply.program and reply.program.code,
+        "program_output": reply.program and reply.program.output,
+        "program_tokens": reply.total_tokens - reply.finish.completion_tokens,
     }
 
 
 def votes_object(vote: MajorityVote) -> dict[str, Any]:
+    tally, checks = vote.tally, vote.tally.votes.checks
     return {
-        "samples": vote.tally.samples,
+        "samples": tally.samples,
         "winner": vote.final_answer,
-        "tie": bool(vote.tally.tied),
-        "tally": [{"answer": count.answer, "count": count.count} for count in vote.tally.counts],
-        "agreement": round(vote.tally.agreement, 4),
+        "tie": bool(tally.tied),
+        "tally": [
+            {
+                "answer": count.answer,
+                "count": count.count,
+                **({"replies": count.replies, "programs": count.programs} if checks else {}),
+            }
+            for count in tally.counts
+        ],
+        "agreement": round(tally.agreement, 4),
+        **({"checked": tally.winner is not None and tally.winner.is_checked} if checks else {}),
         "chains": [
             {
                 "seed": reply.finish.seed,
                 "text": reply.text,
                 "final_answer": reply.vote,
                 "finish_reason": reply.finish.reason,
-                **checked_object(vote, sample),
+                **({**program_object(reply), "checked": tally.answers[sample].is_checked} if checks else {}),
             }
             for sample, reply in sorted(vote.replies.items())
         ],

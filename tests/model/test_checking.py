@@ -1,4 +1,4 @@
-"""`--check python`: each sample of a vote is asked for a program, and counts if that comes to its answer."""
+"""`--check python`: each sample of a vote is asked for a program, whose output votes, too."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def answer(number: int) -> str:
     return f"The answer is {number}."
 
 
-# Four samples: 5, which no program comes to; 4, which one does; 5 again; and 7.
+# Four samples: 5, whose program fails; 4, to which its program comes; 5 again; and 7, whose program comes to 4.
 REPLIES = [answer(5), answer(4), answer(5), answer(7)]
 PROGRAMS = {answer(5): program("print("), answer(4): program("print(2 + 2)"), answer(7): program("print(2 + 2)")}
 
@@ -70,10 +70,13 @@ def run(
 pytestmark = pytest.mark.usefixtures("has_sandbox")
 
 
-def test_check_counts_samples_that_a_program_comes_to(tmp_path: Path, chatml_model: Path) -> None:
+def test_check_prefers_an_answer_that_programs_come_to(tmp_path: Path, chatml_model: Path) -> None:
     done = run(tmp_path, chatml_model, "q", "--votes", "4", "--json", "-q")
     votes = done.object["votes"]
-    assert (done.code, votes["winner"], votes["tally"]) == (0, "4", [{"answer": "4", "count": 1}])
+    assert (done.code, votes["winner"], votes["checked"], votes["agreement"]) == (0, "4", True, 0.5)
+    assert [(each["answer"], each["count"], each["replies"], each["programs"]) for each in votes["tally"]] == [
+        *(("4", 2, 1, 2), ("5", 2, 2, 0), ("7", 1, 1, 0)),
+    ]
     assert [(chain["final_answer"], chain["program_output"], chain["checked"]) for chain in votes["chains"]] == [
         *(("5", None, False), ("4", "4", True), ("5", None, False), ("7", "4", False)),
     ]
@@ -87,9 +90,17 @@ def test_check_without_an_agreeing_program_is_a_plain_majority(tmp_path: Path, c
     programs = dict.fromkeys(PROGRAMS, program("print("))
     done = run(tmp_path, chatml_model, "q", "--votes", "4", "--final", programs=programs)
     assert (done.code, done.out) == (0, "5\n")
-    assert "no program came to any of the 4 answers" in done.err
+    assert "no reply and program agree on an answer, so the winner is not checked" in done.err
     done = run(tmp_path, chatml_model, "q", "--votes", "4", "--final", "--set", "min_checked=1", programs=programs)
-    assert_error(done, 5, "no program came to any of the 4 answers")
+    assert_error(done, 5, "no program confirmed the best answer, fewer than min_checked=1")
+
+
+def test_check_shows_the_program_that_wins_alone(tmp_path: Path, chatml_model: Path) -> None:
+    programs = dict.fromkeys(PROGRAMS, program("print(2 + 2)"))
+    replies = [answer(5), answer(7), answer(7), answer(5)]
+    done = run(tmp_path, chatml_model, "q", "--votes", "4", replies=replies, programs=programs)
+    assert (done.code, done.out.strip()) == (0, program("print(2 + 2)"))
+    assert "the winner is not checked" in done.err
 
 
 def test_check_prints_the_last_line_of_a_program(tmp_path: Path, chatml_model: Path) -> None:
