@@ -61,6 +61,13 @@ class EvalOptions(ConcurrencyOptions):
         None, "How answers are compared [default: answer]", "Output", metavar="|".join(MATCHES), choices=MATCHES
     )
     run_code: bool = option(False, "Run the programs that the model writes, in a sandbox", "Output")
+    check: str | None = option(
+        None,
+        "Ask for a program after each sample, whose output also votes",
+        "Sampling",
+        metavar="python",
+        choices=("python",),
+    )
     restart: bool = option(False, "Start over; replace the run when done", "Output")
     dry_run: bool = option(False, "Show one prompt and estimate the run time", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
@@ -152,7 +159,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     from cerebrum_cli.cli import generation
     from cerebrum_cli.eval.evaluate import Evaluation
     from cerebrum_cli.eval.presets import find_preset
-    from cerebrum_cli.eval.stored_runs import provenance
+    from cerebrum_cli.eval.stored_runs import CHECK, provenance
     from cerebrum_cli.model.source import generation_fingerprint
 
     generation.parse_parallel(options)  # what is invalid is refused before questions are downloaded
@@ -184,16 +191,37 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     model = reply_source.model
     grammar = generation.read_grammar(app, options, model)
     evaluation = Evaluation(
-        select(task.questions, options.limit), samples, settings, model.label, task.match, grammar, task.examples
+        select(task.questions, options.limit),
+        samples,
+        settings,
+        model.label,
+        task.match,
+        grammar,
+        task.examples,
+        checks=options.check is not None,
     )
+    if options.check:
+        require_check(task, reply_source)
     fingerprint = {
         **task.fingerprint,
         **provenance(reply_source),
         **generation.source_fingerprint(reply_source),
         **generation_fingerprint(settings, grammar, model, app.library),
         "model file": app.library.hashed_identity(model),
+        **({CHECK: options.check} if options.check else {}),
     }
     return PreparedEvaluation(task, evaluation, replace(reply_source, settings=settings), fingerprint)
+
+
+def require_check(task: LoadedTask, source: ModelSource) -> None:
+    """Raise UsageError where a program cannot follow each sample: of code, behind a server, or without a sandbox."""
+    from cerebrum_cli.model.checking import ONLY_HERE, create_check
+
+    if task.match == "code":
+        raise UsageError("--check does not apply to answers that are programs", "omit --check")
+    if source.servers is not None:
+        raise UsageError(*ONLY_HERE)
+    create_check()
 
 
 def read_task(app: App, source: str, options: EvalOptions, preset: Preset | None) -> LoadedTask:

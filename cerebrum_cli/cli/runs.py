@@ -109,7 +109,7 @@ def print_run(
     """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
     from cerebrum_cli.eval.report import report_object
     from cerebrum_cli.eval.scorers import comparison_of
-    from cerebrum_cli.eval.stored_runs import report_of
+    from cerebrum_cli.eval.stored_runs import CHECK, report_of
     from cerebrum_cli.runs.journal import CONDITIONS
     from cerebrum_cli.terminal.reports import print_report
 
@@ -117,7 +117,10 @@ def print_run(
     if skipped == len(samples):
         reason = samples[0].text if samples else "none has finished"
         raise UsageError(f"no sample of {run.name} counts: {reason}", "run cerebrum eval again with other settings")
-    report, notes = report_of(run, samples), run.record.notes
+    report, notes = (
+        report_of(run, samples, app.runs.greedy(run) if CHECK in run.record.fingerprint else ()),
+        run.record.notes,
+    )
     if plot:  # first: a report is not followed by an error
         from cerebrum_cli.terminal.plot import plot_report
 

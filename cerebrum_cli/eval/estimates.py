@@ -50,7 +50,8 @@ class Totals(NamedTuple):
 class Vote(NamedTuple):
     """A sample in a majority vote; `form` is the normal form of its answer, None if it has no answer.
 
-    `is_stated` is False if the answer was guessed from how the reply ends.
+    `is_stated` is False if the answer was guessed from how the reply ends. `computed` is the normal form of what the
+    sample's program printed, if it has one that votes, and `is_computed_correct` whether that is correct.
 
     Samples of one form should all be correct or all wrong; if they are not, the first of them decides.
     """
@@ -59,6 +60,8 @@ class Vote(NamedTuple):
     correct: bool
     probability: float
     is_stated: bool = False
+    computed: str | None = None
+    is_computed_correct: bool = False
 
 
 def mean(scores: Sequence[float]) -> float:
@@ -175,24 +178,28 @@ def majorities(questions: Sequence[Sequence[Vote]]) -> dict[int, list[float]]:
     more, the same for all questions. The answer with the most samples wins; of tied ones, the one that more samples
     state, then that with the higher sum of probabilities if at least two samples agree, then the one of the earlier
     sample. A sample without an answer votes for nothing, and a vote without an answer is wrong.
+
+    With programs, a sample is one of an answer if its reply or its program comes to it, and an answer that both a reply
+    and a program come to wins against all others.
     """
     import numpy
 
     subsets = _subsets(len(questions[0])) if questions else {}
     shares: dict[int, list[float]] = {k: [] for k in subsets}
     for votes in questions:
-        correct = numpy.array([vote.correct and vote.form is not None for vote in votes])
+        correct = numpy.array([answer.correct and answer.form is not None for answer in _answers(votes)])
         for k, winners in zip(subsets, _winners(votes, subsets.values()), strict=True):
             shares[k].append(float(correct[winners].mean()))
     return shares
 
 
 def winner(votes: Sequence[Vote]) -> Vote | None:
-    """The first sample with the answer that wins the vote of all samples; None if no sample has an answer."""
+    """The first answer that wins the vote of all samples; None if no sample has an answer."""
     import numpy
 
     [[index]] = _winners(votes, [numpy.arange(len(votes)).reshape(1, -1)])
-    return votes[index] if votes[index].form is not None else None
+    answer = _answers(votes)[index]
+    return answer if answer.form is not None else None
 
 
 def _subsets(size: int) -> dict[int, NDArray[numpy.int64]]:
@@ -207,28 +214,46 @@ def _subsets(size: int) -> dict[int, NDArray[numpy.int64]]:
     }
 
 
+def _answers(votes: Sequence[Vote]) -> list[Vote]:
+    """The answers of all samples; where programs vote, each is followed by that of its program, and stated if equal."""
+    if all(vote.computed is None for vote in votes):
+        return list(votes)
+    programs = (Vote(vote.computed, vote.is_computed_correct, 0.0, is_stated=True) for vote in votes)
+    replies = (vote._replace(is_stated=vote.is_stated or vote.form == vote.computed) for vote in votes)
+    return [answer for pair in zip(replies, programs, strict=True) for answer in pair]
+
+
 def _winners(votes: Sequence[Vote], subsets: Iterable[NDArray[numpy.int64]]) -> Iterator[NDArray[numpy.int64]]:
-    """Yield, for subsets of each size, the first sample with the winning answer of each, or without an answer if none.
+    """Yield, for subsets of each size, the first of `_answers` that wins each of them, or one that is none.
 
     A sample counts as one ballot, plus a smaller one if its answer is stated, plus its probability in whole units, so
-    small that the larger ones decide and sums are exact. The probability of a single sample does not count.
+    small that the larger ones decide and sums are exact. The probability of a single sample does not count. A program
+    that comes to the answer of its reply adds no ballot; that answer is stated.
     """
     import numpy
 
+    answers = _answers(votes)
+    columns = len(answers) // len(votes)
     size = 2 ** len(votes).bit_length()  # more than there are votes
     unit = 2**50 // size**3
     stated, single = size * unit, 2 * size**2 * unit
-    ballots = numpy.array(
-        [
-            0 if vote.form is None else single + stated * vote.is_stated + round(vote.probability * unit)
-            for vote in votes
-        ]
+    forms, is_program = [answer.form for answer in answers], numpy.arange(len(answers)) % columns == 1
+    has_form = numpy.array([form is not None for form in forms])
+    is_repeated = is_program & numpy.array(
+        [form == before for form, before in zip(forms, [None, *forms], strict=False)]
     )
+    ballots = numpy.array([single + stated * vote.is_stated + round(vote.probability * unit) for vote in answers])
+    ballots = ballots * has_form * ~is_repeated
     numbers: dict[str | None, int] = {}
-    labels = numpy.array([numbers.setdefault(vote.form, len(numbers)) for vote in votes])
+    labels = numpy.array([numbers.setdefault(form, len(numbers)) for form in forms])
     for samples in subsets:
         rows = numpy.arange(len(samples))
-        cells = labels[samples] + len(numbers) * rows[:, None]
-        counts = numpy.bincount(cells.ravel(), ballots[samples].ravel())[cells]  # of the answer of each sample
-        ranks = numpy.where(counts < 2 * single, counts // stated * stated, counts)
-        yield samples[rows, ranks.argmax(axis=1)]
+        places = (columns * samples[:, :, None] + numpy.arange(columns)).reshape(len(samples), -1)
+        cells = labels[places] + len(numbers) * rows[:, None]
+        totals, by_replies, by_programs = (
+            numpy.bincount(cells.ravel(), weights[places].ravel())[cells]  # of the answer at each place
+            for weights in (ballots, has_form & ~is_program, has_form & is_program)
+        )
+        ranks = numpy.where(totals < 2 * single, totals // stated * stated, totals)
+        is_checked = (by_replies > 0) & (by_programs > 0)
+        yield places[rows, (ranks + 2.0**52 * is_checked).argmax(axis=1)]

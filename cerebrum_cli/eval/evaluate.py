@@ -29,6 +29,7 @@ from cerebrum_cli.eval.scorers import ReplyScorer, reply_scorer
 from cerebrum_cli.model.concurrent_rows import Row, RowOutcome, run_rows
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.reply import Reply, ReplyRequest
+from cerebrum_cli.model.voting import program_object
 from cerebrum_cli.runs.result import FINISHED, FinishedRows, Result, ResultRows, Schema
 
 POLL_S = 0.2  # a signal does not end a wait
@@ -46,7 +47,7 @@ class Evaluation:
     """Questions in the order in which they are asked, and how each is answered `samples` times and scored.
 
     `model` is the name that samples carry. The settings' seed is the base of all seeds. The `examples` precede each
-    question, as turns of one conversation.
+    question, as turns of one conversation. If it `checks`, a program follows each sample.
     """
 
     questions: tuple[Question, ...]
@@ -56,6 +57,7 @@ class Evaluation:
     match: Match
     grammar: str | None = None
     examples: tuple[Question, ...] = ()
+    checks: bool = False
 
     def conversation(self, question: Question) -> Conversation:
         conversation = Conversation(system_prompt=self.settings.system)
@@ -92,7 +94,7 @@ class Evaluation:
                 request = ReplyRequest(
                     self.conversation(question), settings, self.grammar, n=count, max_n=count, logprobs=True
                 )
-                yield Row((position, first), request)
+                yield Row((position, first), request, checks=self.checks)
 
 
 class SampleWriter:
@@ -143,6 +145,7 @@ class SampleWriter:
                     completion_tokens=reply.finish.completion_tokens,
                     thought_closed_at=reply.thought_closed_at,
                     lowest_window=reply.lowest_window,
+                    **(program_object(reply) if self._evaluation.checks else {}),
                     **(reply.finish.origin.keys if reply.finish.origin else {}),
                 )
                 yield self.score.event

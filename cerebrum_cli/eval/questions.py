@@ -24,6 +24,9 @@ OPTIONAL_KEYS = (
     "cluster",
     "thought_closed_at",
     "lowest_window",
+    "program",
+    "program_output",
+    "program_tokens",
     *Origin._fields,
 )  # where they apply
 QUESTIONS, SAMPLES = "questions", "samples"  # keys of a run's extent
@@ -80,7 +83,8 @@ class Sample:
 
     `sample` counts the samples of a question from 0. `probability` is the geometric mean of its tokens' probabilities,
     `lowest_window` that of the least likely 16 consecutive ones; samples of older runs lack it. `basis` says how the
-    answer was found, where one is extracted.
+    answer was found, where one is extracted. `program` was written after the reply, in `program_tokens`, and failed if
+    its output is None.
     """
 
     id: QuestionId
@@ -100,6 +104,9 @@ class Sample:
     cluster: str | None = None
     thought_closed_at: int | None = None
     lowest_window: float = 0.0
+    program: str | None = None
+    program_output: str | None = None
+    program_tokens: int = 0
     server: str | None = None
     served_model: str | None = None
 

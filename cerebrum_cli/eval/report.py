@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from cerebrum_cli.answers.canonical import canonical
+from cerebrum_cli.answers.canonical import canonical, equals_reference
 from cerebrum_cli.core.row_events import EvalProgress
 from cerebrum_cli.eval.estimates import Clusters, Estimate, Vote, estimate, majorities, mean, pass_at, vote_sizes
 from cerebrum_cli.eval.questions import QuestionId, Sample
+from cerebrum_cli.model.tally import Program, comes_to
 
+GREEDY, MAJORITY, WITH_PROGRAMS = "greedy", "maj", "checked"  # kinds of votes
 _canonical = lru_cache(maxsize=10_000)(canonical)  # samples that vote state few different answers
 
 
@@ -70,6 +72,33 @@ class RunningScore:
 
 
 @dataclass(frozen=True, slots=True)
+class VoteCost:
+    """The accuracy of a kind of vote of some `samples`, and its mean tokens and seconds a question.
+
+    `gain` is the paired difference from majority votes that cost as many tokens.
+    """
+
+    kind: str
+    samples: int
+    accuracy: Estimate
+    tokens: float
+    seconds: float | None
+    gain: Estimate | None = None
+
+    @property
+    def name(self) -> str:
+        return self.kind if self.kind == GREEDY else f"{self.kind}@{self.samples}"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """How many questions have an answer that a reply and a program came to, or have not, and how often it is right."""
+
+    n: int
+    accuracy: Estimate
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Estimates of a run of up to `samples` samples a question.
 
@@ -78,7 +107,8 @@ class Report:
     `vote_sizes`; empty if there are none. Every sample is correct, or wrong, or has no answer: `cut_off` is the share
     of those that reached a limit first, `no_answer` of the others. `stated` and `guessed` are the shares by how answers
     were found, None where none is extracted. `chance` is the accuracy of guessing choices, if there are any,
-    `with_skipped` the accuracy if skipped samples count as wrong, if there are any.
+    `with_skipped` the accuracy if skipped samples count as wrong, if there are any. Of a run with programs, `votes` are
+    the ways to vote, and `by_check` has the votes of all samples, by whether they are checked.
     """
 
     task: str
@@ -97,6 +127,8 @@ class Report:
     guessed: float | None = None
     chance: float | None = None
     with_skipped: Estimate | None = None
+    votes: tuple[VoteCost, ...] = ()
+    by_check: Mapping[bool, Checked] = field(default_factory=dict)
 
 
 def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | None) -> Report:
@@ -153,13 +185,23 @@ def accuracy_of(question: Sequence[Sample]) -> float:
     return mean([sample.correct for sample in question])
 
 
-def votes_of(question: Sequence[Sample]) -> list[Vote]:
-    """A question's samples as votes; of several, one that ended in a repetition votes for nothing."""
+def votes_of(question: Sequence[Sample], with_programs: bool = True) -> list[Vote]:
+    """A question's samples as votes; of several, one that ended in a repetition votes for nothing.
+
+    Their programs vote, too, unless it is without them.
+    """
     votes = []
     for sample in question:
         is_silent = sample.answer is None or (sample.finish_reason == "repetition" and len(question) > 1)
         form = None if is_silent else _canonical(sample.answer or "")
-        votes.append(Vote(form, sample.correct, sample.probability, sample.basis == "stated"))
+        vote = Vote(form, sample.correct, sample.probability, sample.basis == "stated")
+        output = Program("", sample.program_output).answer if with_programs else None
+        if output and sample.answer and form and comes_to(output, sample.answer):
+            vote = vote._replace(computed=form, is_computed_correct=sample.correct)
+        elif output:
+            is_correct = equals_reference(output, sample.gold)
+            vote = vote._replace(computed=_canonical(output), is_computed_correct=is_correct)
+        votes.append(vote)
     return votes
 
 
@@ -177,6 +219,12 @@ def report_object(report: Report) -> dict[str, Any]:
         more |= {"stated": report.stated, "guessed": report.guessed}
     if skipped := report.with_skipped:
         more |= {"accuracy_with_skipped": skipped.value, "interval_with_skipped": list(skipped.interval)}
+    if report.votes:
+        more |= {
+            "votes": [asdict(vote) for vote in report.votes],
+            "checked": report.by_check.get(True) and asdict(report.by_check[True]),
+            "unchecked": report.by_check.get(False) and asdict(report.by_check[False]),
+        }
     return {
         "task": report.task,
         "model": report.model,

@@ -24,6 +24,7 @@ from cerebrum_cli.core.version import __version__
 from cerebrum_cli.eval.questions import SAMPLES, Match, Sample, parse_sample
 from cerebrum_cli.eval.report import Report, group_by_question, mean_accuracy, summarize
 from cerebrum_cli.eval.scorers import SCORING_RULES, describe_rules, rules_of
+from cerebrum_cli.eval.vote_costs import by_check, vote_costs
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.runs.output_files import (
     BatchRecord,
@@ -44,11 +45,13 @@ if TYPE_CHECKING:
     from cerebrum_cli.models.model import InstalledModel
 
 DEFAULT_TEMPLATE = "default template"
+CHECK = "check"  # key of a fingerprint: the language of programs that vote, too
 SUFFIX = ".jsonl"
 AGAIN = ", then run it again"
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
 _MAX_NAME = 200  # bytes; file systems have 255, of which suffixes take some
 PROBE_TOKENS = 256  # of the text on which two quantizations are compared
+_OF_SAMPLING = {CHECK, "seed", *(key.replace("_", " ") for key in SAMPLERS)}
 _REQUIRED = {"task", "model", "match"}  # keys of a run's fingerprint
 
 
@@ -129,6 +132,16 @@ class RunStore:
             f"no run named {reference!r}",
             did_you_mean(reference, [run.name for run in self], 3) + "list the stored runs with cerebrum runs list",
         )
+
+    def greedy(self, run: Run) -> list[Sample]:
+        """The samples of the latest run that differs from another only in its sampling, at temperature 0, if any."""
+        fingerprint, samples = run.record.fingerprint, list[Sample]()
+        for other in self:
+            keys = fingerprint.keys() | other.record.fingerprint.keys()
+            differing = {key for key in keys if fingerprint.get(key) != other.record.fingerprint.get(key)}
+            if "temperature" in differing <= _OF_SAMPLING and not other.record.fingerprint["temperature"]:
+                samples = other.samples()
+        return [sample for sample in samples if not sample.is_skipped]
 
     def path_for(self, fingerprint: Mapping[str, Any]) -> tuple[Path, str]:
         """The path of the run with this fingerprint: an existing one, or a free name of its task and model.
@@ -236,14 +249,24 @@ def has_rows(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
-def report_of(run: Run, samples: Sequence[Sample]) -> Report:
-    """The report of a run, of which at least one sample counts. Skipped ones take no time."""
+def report_of(run: Run, samples: Sequence[Sample], greedy: Sequence[Sample] = ()) -> Report:
+    """The report of a run, of which at least one sample counts. Skipped ones take no time.
+
+    Its votes with programs are reported beside the `greedy` samples, if these are of the same questions.
+    """
     notes = run.record.notes
     seconds = notes["seconds"] * len(samples) / notes["timed_samples"] if notes.get("timed_samples") else None
     counted = [sample for sample in samples if not sample.is_skipped]
     report = summarize(run.task, counted, run.samples_per_question, seconds)
     if len(counted) < len(samples):
         report = replace(report, with_skipped=mean_accuracy(list(group_by_question(samples).values())))
+    if any(sample.program for sample in counted) and report.maj:
+        taken = group_by_question(counted)
+        complete = [question for question in taken.values() if len(question) == run.samples_per_question]
+        by_id = group_by_question(greedy)
+        others = [by_id.get(question[0].id, []) for question in complete]
+        costs = vote_costs(complete, others if all(others) else [], report.seconds_per_question)
+        report = replace(report, votes=tuple(costs), by_check=by_check(complete))
     return replace(report, maj={}) if run.match == "code" else report  # programs are not put to a vote
 
 

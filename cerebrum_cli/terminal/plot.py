@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.text import pip_install
-from cerebrum_cli.eval.report import Report
+from cerebrum_cli.eval.report import GREEDY, MAJORITY, WITH_PROGRAMS, Report, VoteCost
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg")
-BAND = "0.85"  # light gray
+STYLES = {  # label, line and marker, color of the interval
+    MAJORITY: ("majority vote", "ko-", "0.85"),
+    WITH_PROGRAMS: ("vote with programs", "bs--", "#0000ff22"),
+    GREEDY: ("greedy", "r^", "#ff000022"),
+}
 
 
 def plot_report(report: Report, path: Path) -> None:
@@ -44,37 +48,37 @@ def draw_report(report: Report) -> Figure:
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     by_votes, by_tokens = figure.subplots(1, 2, sharey=True)
-    votes = list(report.maj)
-    draw_votes(by_votes, report, votes)
-    margin = max(0.5, 0.03 * votes[-1])
-    by_votes.set(xlabel="samples per vote", ylabel="accuracy", xlim=(1 - margin, votes[-1] + margin))
+    tokens = {k: k * max(1.0, report.tokens_per_answer) for k in report.maj}  # 0 has no place on a log scale
+    majorities = [VoteCost(MAJORITY, k, report.maj[k], tokens[k], None) for k in tokens]
+    by_kind = {kind: [vote for vote in report.votes or majorities if vote.kind == kind] for kind in STYLES}
+    for kind, votes in by_kind.items():
+        draw_votes(by_votes, kind, [vote.samples for vote in votes], votes)
+        draw_votes(by_tokens, kind, [max(1.0, vote.tokens) for vote in votes], votes)
+    for axes in (by_votes, by_tokens):
+        if report.chance is not None:
+            axes.axhline(report.chance, color="black", linestyle=":", linewidth=1, label="guessing")
+        axes.spines[["top", "right"]].set_visible(False)
+    margin = max(0.5, 0.03 * max(tokens))
+    by_votes.set(xlabel="samples per vote", ylabel="accuracy", xlim=(1 - margin, max(tokens) + margin))
     by_votes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    tokens = [k * max(1.0, report.tokens_per_answer) for k in votes]  # 0 has no place on a log scale
-    draw_votes(by_tokens, report, tokens)
     by_tokens.set(xlabel="tokens per question", xscale="log")
-    doublings = [count for k, count in zip(votes, tokens, strict=True) if k & (k - 1) == 0]
+    doublings = [count for k, count in tokens.items() if k & (k - 1) == 0]
     by_tokens.set_xticks(doublings, [f"{count:.0f}" for count in doublings])
     by_tokens.minorticks_off()
     title = f"{report.task}: {report.model}, {report.complete} questions"
     figure.suptitle(title, fontsize="medium", parse_math=False, wrap=True)
-    figure.legend(*by_votes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*by_votes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
-def draw_votes(axes: Axes, report: Report, x: Sequence[float]) -> None:
-    low, high = zip(*(estimate.interval for estimate in report.maj.values()), strict=True)
+def draw_votes(axes: Axes, kind: str, x: Sequence[float], votes: Sequence[VoteCost]) -> None:
+    if not votes:
+        return
+    label, style, band = STYLES[kind]
+    low, high = zip(*(vote.accuracy.interval for vote in votes), strict=True)
+    interval = "95% interval" if kind == MAJORITY else "_"  # only once
     if len(x) > 1:
-        axes.fill_between(x, low, high, color=BAND, linewidth=0, label="95% interval")
+        axes.fill_between(x, low, high, color=band, linewidth=0, label=interval)
     else:
-        axes.vlines(x, low, high, color=BAND, linewidth=8, label="95% interval")
-    axes.plot(
-        x,
-        [estimate.value for estimate in report.maj.values()],
-        "o-",
-        color="black",
-        markersize=4,
-        label="majority vote",
-    )
-    if report.chance is not None:
-        axes.axhline(report.chance, color="black", linestyle=":", linewidth=1, label="guessing")
-    axes.spines[["top", "right"]].set_visible(False)
+        axes.vlines(x, low, high, color=band, linewidth=8, label=interval)
+    axes.plot(x, [vote.accuracy.value for vote in votes], style, markersize=4, label=label)

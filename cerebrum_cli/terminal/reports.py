@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.bench import Closeness
     from cerebrum_cli.eval.comparison import Comparison
     from cerebrum_cli.eval.estimates import Interval
-    from cerebrum_cli.eval.report import Report
+    from cerebrum_cli.eval.report import Report, VoteCost
     from cerebrum_cli.eval.stored_runs import Run
     from cerebrum_cli.model import inspection
     from cerebrum_cli.model.profiles import Profile, TunedUse
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.tune.tune import TuningResult
 
 ESTIMATES = ("", "value", "95% interval")
+VOTES = ("vote", "accuracy", "95% interval", "tokens", "seconds", "points at equal tokens")
 UNCERTAIN = ("position", "after", "token", "prob.", "alternatives")
 MAX_TOKEN_TEXT = 16  # characters
 STATUS_COLORS: dict[Status, str] = {"ok": "32", "warning": "33", "failure": "1;31"}
@@ -105,8 +106,12 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
     streams.answer(f"{wrapped(streams, one_line(title))}\n\n")
     estimates = {"accuracy": report.accuracy}
     estimates |= {"accuracy, skipped as wrong": report.with_skipped} if report.with_skipped else {}
-    estimates |= {f"maj@{k}": estimate for k, estimate in report.maj.items() if k > 1}
+    estimates |= {f"maj@{k}": estimate for k, estimate in report.maj.items() if k > 1 and not report.votes}
     estimates |= {f"pass@{k}": estimate for k, estimate in report.pass_at.items() if k > 1}
+    estimates |= {
+        f"{'checked' if key else 'unchecked'} answers ({checked.n})": checked.accuracy
+        for key, checked in sorted(report.by_check.items(), reverse=True)
+    }
     seconds = report.seconds_per_question
     values = {
         "random guessing": None if report.chance is None else f"{report.chance:.3f}",
@@ -124,6 +129,16 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
     ]
     rows += [(label, value, "") for label, value in values.items() if value is not None]
     print_table(streams, ESTIMATES, rows)
+    if report.votes:
+        streams.answer("\n")
+        print_table(streams, VOTES, [vote_row(vote) for vote in report.votes])
+
+
+def vote_row(vote: VoteCost) -> tuple[str, ...]:
+    gain = f"{points(vote.gain.value)} ({' to '.join(map(points, vote.gain.interval))})" if vote.gain else ""
+    seconds = "" if vote.seconds is None else f"{vote.seconds:.2f}"
+    accuracy = f"{vote.accuracy.value:.3f}", bounds(vote.accuracy.interval)
+    return vote.name, *accuracy, f"{vote.tokens:.0f}", seconds, gain
 
 
 def print_comparison(

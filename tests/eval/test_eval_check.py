@@ -1,0 +1,135 @@
+"""`eval --check python`: votes with a program after each sample, and what they cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from threading import Event
+
+import pytest
+from command_line import Finished, assert_error
+from scripted_command import run_here
+
+from cerebrum_cli.eval.estimates import winner
+from cerebrum_cli.eval.questions import Sample
+from cerebrum_cli.eval.report import votes_of
+from cerebrum_cli.eval.vote_costs import at_tokens, by_check, vote_costs
+from cerebrum_cli.model import checking
+from cerebrum_cli.model.code_sandbox import CodeResult
+from cerebrum_cli.model.tally import Program, Tally, Votes
+
+
+class Printing:
+    """A sandbox that prints the only word of a program."""
+
+    is_closed = Event()
+
+    def run(self, code: str, test: str, timeout_s: float) -> CodeResult:
+        assert (test, timeout_s) == ("", checking.TIMEOUT_S)
+        return CodeResult("failed") if code == "-" else CodeResult("passed", f"{code}\n")
+
+
+# Four samples of each question: the answers 5, 7, 5 and 4, and programs that print 4, nothing, 4 and 4.
+REPLIES = [f"The answer is {number}." for number in (5, 7, 5, 4)]
+AFTER = f"<|im_end|>\n<|im_start|>user\n{checking.QUESTION}"
+SCRIPT = {
+    "rows": {f"{reply}{AFTER}": program for reply, program in zip(REPLIES, ("4", "-", "4", "4"), strict=True)},
+    "seeds": REPLIES,
+}
+QUESTIONS = [{"question": "2 + 2?", "answer": "4"}, {"question": "2 + 3?", "answer": "5"}]
+
+
+@pytest.fixture
+def exam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(checking, "require_sandbox", Printing)
+    path = tmp_path / "exam.jsonl"
+    path.write_text("".join(f"{json.dumps(question)}\n" for question in QUESTIONS))
+    return path
+
+
+def evaluate(home: Path, exam: Path, model: Path, *arguments: str) -> Finished:
+    return run_here(SCRIPT, home, "eval", str(exam), "-m", str(model), "--json", "-q", *arguments)
+
+
+def test_eval_check_reports_votes_with_programs_beside_others(tmp_path: Path, exam: Path, chatml_model: Path) -> None:
+    greedy = evaluate(tmp_path, exam, chatml_model, "--temperature", "0").object
+    assert greedy["accuracy"] == 0.5 and "votes" not in greedy
+    arguments = ("--temperature", "0.7", "--samples", "4", "--check", "python")
+    report = evaluate(tmp_path, exam, chatml_model, *arguments).object
+    votes = {(vote["kind"], vote["samples"]): vote for vote in report["votes"]}
+    assert list(votes) == [("greedy", 1), *((kind, k) for kind in ("maj", "checked") for k in (1, 2, 3, 4))]
+    # Of all four, 5 has two replies, and 4 one reply and three programs.
+    right = {key: vote["accuracy"]["value"] for key, vote in votes.items()}
+    assert (right["greedy", 1], right["maj", 4], right["checked", 4]) == (0.5, 0.5, 0.5)
+    assert votes["maj", 4]["tokens"] == sum(map(len, REPLIES)) and votes["maj", 4]["gain"] is None
+    assert votes["checked", 4]["tokens"] == votes["maj", 4]["tokens"] + 4
+    assert votes["checked", 4]["gain"]["value"] == 0
+    assert votes["checked", 4]["seconds"] == pytest.approx(report["seconds_per_question"])
+    assert (report["checked"]["n"], report["checked"]["accuracy"]["value"], report["unchecked"]) == (2, 0.5, None)
+    [path] = (path for path in tmp_path.rglob("exam-*-2.jsonl"))
+    samples = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(each["answer"], each.get("program"), each.get("program_output")) for each in samples[:4]] == [
+        *(("5", "4", "4"), ("7", "-", None), ("5", "4", "4"), ("4", "4", "4")),
+    ]
+    assert [each["correct"] for each in samples].count(True) == 3
+    shown = run_here(SCRIPT, tmp_path, "runs", "show", str(path), "--plot", str(tmp_path / "votes.png"))
+    assert shown.code == 0 and "checked answers (2)" in shown.out and "greedy" in shown.out
+    rescored = run_here(SCRIPT, tmp_path, "runs", "show", str(path), "--rescore", "--json", "-q")
+    assert rescored.object["votes"] == report["votes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("--check", "perl"), "invalid --check: 'perl'"),
+        (("--check", "python", "--endpoint", "http://127.0.0.1:1/v1"), checking.ONLY_HERE[0]),
+    ],
+)
+def test_eval_check_refuses_what_it_cannot_do(
+    tmp_path: Path, exam: Path, chatml_model: Path, arguments: tuple[str, ...], part: str
+) -> None:
+    assert_error(evaluate(tmp_path, exam, chatml_model, *arguments), 2, part)
+
+
+def sample(number: int, answer: str | None, output: str | None, gold: str = "4") -> Sample:
+    return Sample(
+        *(1, number, "m", 0, "", None, answer, gold, answer == gold, 0.5, "stop", 10),
+        basis="stated",
+        program_output=output,
+        program_tokens=5,
+    )
+
+
+CASES = ("a.a.b.", "a.a.bb", "a.b.cb", "ab..", "acbc", "aabbb.", "...b", "abba", "aabb", "a.b.bbaa", "....", "abbccd")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_vote_of_a_run_wins_as_the_vote_of_a_command(case: str) -> None:
+    tally, samples = Tally(Votes(8, 8, checks=True)), list[Sample]()
+    for number, (reply, output) in enumerate(zip(case[::2], case[1::2], strict=True)):
+        answer, printed = (None if letter == "." else letter for letter in (reply, output))
+        tally = tally.add(answer, 0.5, answer is not None, Program("", printed))
+        samples.append(sample(number, answer, printed, gold="a"))
+    won = winner(votes_of(samples))
+    assert (won and won.form) == (tally.leader and tally.leader.form)
+    assert list(by_check([samples])) == ([tally.leader.is_checked] if tally.leader else [])
+
+
+def test_vote_costs_compare_with_votes_of_as_many_tokens() -> None:
+    questions = [[sample(0, "4", "4"), sample(1, "5", None)], [sample(0, "5", "4"), sample(1, "5", "5")]]
+    costs = {cost.name: cost for cost in vote_costs(questions, [], None)}
+    assert {name: (cost.accuracy.value, cost.tokens, cost.seconds) for name, cost in costs.items()} == {
+        "maj@1": (0.25, 10, None),
+        "maj@2": (0.5, 20, None),
+        "checked@1": (0.25, 15, None),
+        "checked@2": (0.5, 30, None),
+    }
+    gains = {name: cost.gain and cost.gain.value for name, cost in costs.items()}
+    assert gains == {"maj@1": None, "maj@2": None, "checked@1": -0.125, "checked@2": 0.0}
+
+
+def test_accuracies_at_tokens_are_between_those_of_two_votes() -> None:
+    votes = {10.0: [0.0, 1.0], 20.0: [1.0, 1.0]}
+    assert [at_tokens(votes, tokens) for tokens in (5, 10, 15, 20, 90)] == [
+        *([0.0, 1.0], [0.0, 1.0], [0.5, 1.0], [1.0, 1.0], [1.0, 1.0]),
+    ]
