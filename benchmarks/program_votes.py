@@ -5,7 +5,7 @@ Usage: python benchmarks/program_votes.py (PROSE.jsonl PROGRAMS.jsonl CHECKS.jso
 PROSE and PROGRAMS are runs of `cerebrum eval` on the same questions, with as many samples each: one asks for reasoning,
 the other for a program. CHECKS has the replies of `cerebrum batch` to a request for a program that follows each sample
 of PROSE, with `question/sample` as their ids. The programs run in the sandbox; votes are replayed over all subsets.
-With the files of several models, their questions are also pooled.
+With the files of several models, their questions are also pooled. `--plot FILE` draws accuracy against tokens.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ HEAD = """\
 | vote on | accuracy | tokens a question | difference from votes on prose, points |
 |---|---|---|---|"""
 MIXTURES = ((1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 4), (3, 3))
+LINES = (  # label, end of the names of its votes, style
+    ("replies", "of prose", "ko-"),
+    ("a program after each reply", "with the program after each", "bs--"),
+    ("only replies that it agrees with", "agrees with", "c.:"),
+)
 SHIPPED = "with the program after each"  # what `--check python` does
 
 
@@ -182,9 +187,34 @@ def pooled(models: Sequence[dict[str, Curve]]) -> Iterator[str]:
         yield f"| {name.split()[0]} | {interval(differences)} |"
 
 
+def plot(models: dict[str, dict[str, Curve]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    for axes, (model, found) in zip(figure.subplots(1, len(models), squeeze=False)[0], models.items(), strict=True):
+        for label, suffix, style in LINES:
+            points = sorted(
+                (tokens, mean(accuracies)) for name, (accuracies, tokens) in found.items() if name.endswith(suffix)
+            )
+            axes.plot(*zip(*points, strict=True), style, markersize=4, label=label)
+        mixed = [found[f"{a} of prose, {format_count(b, 'program')}"] for a, b in MIXTURES]
+        axes.plot(
+            [curve.tokens for curve in mixed],
+            [mean(curve.accuracies) for curve in mixed],
+            "g^",
+            markersize=4,
+            label="replies and programs apart",
+        )
+        axes.set(title=model, xlabel="tokens per question", ylabel="accuracy")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     sandbox = require_sandbox()
     found, names = list[dict[str, Curve]](), list[str]()
@@ -194,6 +224,8 @@ def main() -> None:
         found.append(curves(questions))
         names.append(first.model)
         report(options.dry_run, first.model, introduce(first.model, questions), HEAD, *rows(found[-1]))
+    if options.plot:
+        plot(dict(zip(names, found, strict=True)), options.plot)
     if len(found) > 1:
         text = f"A program after each sample, the questions of {' and '.join(names)} pooled; {date.today()}."
         report(options.dry_run, "pooled", text, *pooled(found))

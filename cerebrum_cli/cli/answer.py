@@ -165,16 +165,13 @@ class AnswerPrinter:
                 self._save(reply)
                 if options.streams_answer:
                     is_markdown = not (options.no_markdown or options.raw or self.request.grammar)
-                    show_answer(self.streams, reply.text, is_markdown)
+                    show_answer(self.streams, reply.text if self.request.grammar else vote.text, is_markdown)
                 is_shown = options.json or not vote.tally.tied
                 self._print_rest(reply, vote.final_answer if is_shown else None, voting.votes_object(vote))
                 if options.stats or (self.streams.err_is_terminal and not self.streams.is_quiet):
                     leader = vote.tally.leader
-                    checked = (
-                        f"; checked by {format_count(leader.programs, 'program')}"
-                        if leader and leader.is_checked
-                        else ""
-                    )
+                    programs = format_count(leader.programs, "program") if leader else ""
+                    checked = f"; checked by {programs}" if leader and leader.is_checked else ""
                     self.streams.info(result_text(vote.tally_event) + checked)
                 self._save_prompt_cache(vote.finished_samples)
         if reply:
@@ -208,7 +205,7 @@ class AnswerPrinter:
 
     def _require_winner(self, tally: Tally, reply: Reply) -> None:
         """Print a notice about a winner without a majority. Raises NoAnswer without one, and for a tie with --final."""
-        from cerebrum_cli.model.voting import MORE_SAMPLES, outcome_notice
+        from cerebrum_cli.model.voting import MORE_SAMPLES, NOT_CHECKED, outcome_notice
 
         notice = outcome_notice(tally)
         if tally.leader is None:
@@ -217,8 +214,7 @@ class AnswerPrinter:
         if notice and (self.options.final or not tally.winner):
             raise NoAnswer(notice.message, notice.hint)
         if not notice and tally.votes.checks and not tally.leader.is_checked:
-            problem = "no reply and program agree on an answer, so the winner is not checked"
-            notice = NoticeEvent(problem, MORE_SAMPLES)
+            notice = NoticeEvent(f"{NOT_CHECKED}, so the winner is not checked", MORE_SAMPLES)
         elif not notice and tally.agreement < MAJORITY and not tally.leader.is_checked:
             problem = f"the winner has only {tally.leader.count} of {tally.samples} votes"
             notice = NoticeEvent(problem, MORE_SAMPLES)

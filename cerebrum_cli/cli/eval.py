@@ -40,6 +40,7 @@ SETTINGS = settings_options(
 )
 ASSUMED_TOKENS = 256  # of an answer, where no earlier run says
 BENCH_SLOTS = 16
+ALIKE = ("model", "task", "check")  # in the fingerprints of runs that take equally long
 SAMPLES_OPTION = "--samples"
 LIMITED = "decide --limit beforehand: raising it until a result looks significant finds differences by chance"
 
@@ -63,7 +64,7 @@ class EvalOptions(ConcurrencyOptions):
     run_code: bool = option(False, "Run the programs that the model writes, in a sandbox", "Output")
     check: str | None = option(
         None,
-        "Ask for a program after each sample, whose output also votes",
+        "Ask for a program after each sample; its output is a vote, too",
         "Sampling",
         metavar="python",
         choices=("python",),
@@ -214,11 +215,11 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
 
 
 def require_check(task: LoadedTask, source: ModelSource) -> None:
-    """Raise UsageError where a program cannot follow each sample: of code, behind a server, or without a sandbox."""
+    """Raise UsageError where programs cannot vote: on code or choices, behind a server, or without a sandbox."""
     from cerebrum_cli.model.checking import ONLY_HERE, create_check
 
-    if task.match == "code":
-        raise UsageError("--check does not apply to answers that are programs", "omit --check")
+    if task.match not in ("answer", "math") or any(question.choices for question in task.questions):
+        raise UsageError("--check applies to answers that a program can compute", "omit --check, --match and choices")
     if source.servers is not None:
         raise UsageError(*ONLY_HERE)
     create_check()
@@ -346,11 +347,11 @@ def estimate(app: App, prepared: PreparedEvaluation, prompt_tokens: int) -> tupl
     from cerebrum_cli.engine.model_options import Tuning
     from cerebrum_cli.model.source import load_options
 
-    evaluation, source = prepared.evaluation, prepared.source
-    samples = len(evaluation.rows)
+    evaluation, source, samples = prepared.evaluation, prepared.source, len(prepared.evaluation.rows)
     for run in reversed([*app.runs]):
         notes = run.record.notes
-        if (run.model, run.task) == (evaluation.model, prepared.task.name) and notes.get("timed_samples"):
+        is_alike = all(run.record.fingerprint.get(key) == prepared.fingerprint.get(key) for key in ALIKE)
+        if is_alike and notes.get("timed_samples"):
             return notes["seconds"] * samples / notes["timed_samples"], f"based on run {run.name}"
     if source.servers:
         return None, "the time depends on the servers"

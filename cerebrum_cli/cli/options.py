@@ -60,7 +60,7 @@ class GenerationOptions(ConstrainedOptions):
 
     min_votes: int | None = option(None, "Votes required to win [default: 1]", "Sampling", metavar="N")
     check: str | None = option(
-        None, "Ask for a program after each sample, whose output also votes", "Sampling", metavar="python"
+        None, "Ask for a program after each sample; its output is a vote, too", "Sampling", metavar="python"
     )
     min_checked: int | None = option(None, "Programs required to confirm the winning answer [default: 0]", metavar="N")
 

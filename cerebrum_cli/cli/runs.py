@@ -117,10 +117,8 @@ def print_run(
     if skipped == len(samples):
         reason = samples[0].text if samples else "none has finished"
         raise UsageError(f"no sample of {run.name} counts: {reason}", "run cerebrum eval again with other settings")
-    report, notes = (
-        report_of(run, samples, app.runs.greedy(run) if CHECK in run.record.fingerprint else ()),
-        run.record.notes,
-    )
+    greedy, notes = app.runs.greedy(run) if CHECK in run.record.fingerprint else (), run.record.notes
+    report = report_of(run, samples, greedy)
     if plot:  # first: a report is not followed by an error
         from cerebrum_cli.terminal.plot import plot_report
 

@@ -250,10 +250,11 @@ def _winners(votes: Sequence[Vote], subsets: Iterable[NDArray[numpy.int64]]) -> 
         rows = numpy.arange(len(samples))
         places = (columns * samples[:, :, None] + numpy.arange(columns)).reshape(len(samples), -1)
         cells = labels[places] + len(numbers) * rows[:, None]
-        totals, by_replies, by_programs = (
+        totals, *by_kind = (
             numpy.bincount(cells.ravel(), weights[places].ravel())[cells]  # of the answer at each place
-            for weights in (ballots, has_form & ~is_program, has_form & is_program)
+            for weights in (ballots, has_form & ~is_program, has_form & is_program)[: 2 * columns - 1]
         )
         ranks = numpy.where(totals < 2 * single, totals // stated * stated, totals)
-        is_checked = (by_replies > 0) & (by_programs > 0)
-        yield places[rows, (ranks + 2.0**52 * is_checked).argmax(axis=1)]
+        if by_kind:
+            ranks += 2.0**52 * numpy.all(by_kind, axis=0)  # an answer of both replies and programs
+        yield places[rows, ranks.argmax(axis=1)]

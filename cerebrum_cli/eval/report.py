@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -75,7 +75,7 @@ class RunningScore:
 class VoteCost:
     """The accuracy of a kind of vote of some `samples`, and its mean tokens and seconds a question.
 
-    `gain` is the paired difference from majority votes that cost as many tokens.
+    `gain` is the paired difference from majority votes that cost as many tokens; None above the largest of them.
     """
 
     kind: str
@@ -108,7 +108,8 @@ class Report:
     of those that reached a limit first, `no_answer` of the others. `stated` and `guessed` are the shares by how answers
     were found, None where none is extracted. `chance` is the accuracy of guessing choices, if there are any,
     `with_skipped` the accuracy if skipped samples count as wrong, if there are any. Of a run with programs, `votes` are
-    the ways to vote, and `by_check` has the votes of all samples, by whether they are checked.
+    the ways to vote, `checked` and `unchecked` the votes of all samples, and `no_program` the share of samples without
+    a program, such as truncated ones.
     """
 
     task: str
@@ -128,7 +129,9 @@ class Report:
     chance: float | None = None
     with_skipped: Estimate | None = None
     votes: tuple[VoteCost, ...] = ()
-    by_check: Mapping[bool, Checked] = field(default_factory=dict)
+    checked: Checked | None = None
+    unchecked: Checked | None = None
+    no_program: float = 0.0
 
 
 def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | None) -> Report:
@@ -153,7 +156,7 @@ def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | N
         accuracy=mean_accuracy(questions),
         maj={
             k: estimate(shares, clusters)
-            for k, shares in majorities([votes_of(question) for question in complete]).items()
+            for k, shares in majorities([votes_of(question, with_programs=False) for question in complete]).items()
         },
         pass_at={
             k: estimate([pass_at(samples, count, k) for count in correct], clusters)
@@ -194,14 +197,20 @@ def votes_of(question: Sequence[Sample], with_programs: bool = True) -> list[Vot
     for sample in question:
         is_silent = sample.answer is None or (sample.finish_reason == "repetition" and len(question) > 1)
         form = None if is_silent else _canonical(sample.answer or "")
-        vote = Vote(form, sample.correct, sample.probability, sample.basis == "stated")
-        output = Program("", sample.program_output).answer if with_programs else None
-        if output and sample.answer and form and comes_to(output, sample.answer):
-            vote = vote._replace(computed=form, is_computed_correct=sample.correct)
-        elif output:
-            is_correct = equals_reference(output, sample.gold)
-            vote = vote._replace(computed=_canonical(output), is_computed_correct=is_correct)
-        votes.append(vote)
+        votes.append(Vote(form, sample.correct, sample.probability, sample.basis == "stated"))
+    if not with_programs or all(sample.program_output is None for sample in question):
+        return votes
+    correct = {vote.form: vote.correct for vote in reversed(votes)}
+    for place, (vote, sample) in enumerate(zip(votes, question, strict=True)):
+        output, computed = sample.program_output or "", Program("", sample.program_output).answer
+        if vote.form is not None and sample.answer and comes_to(output, sample.answer):
+            form = vote.form
+        elif computed:
+            form = _canonical(computed)
+        else:
+            continue
+        is_correct = correct.setdefault(form, equals_reference(computed, sample.gold) or comes_to(output, sample.gold))
+        votes[place] = vote._replace(computed=form, is_computed_correct=is_correct)
     return votes
 
 
@@ -222,8 +231,9 @@ def report_object(report: Report) -> dict[str, Any]:
     if report.votes:
         more |= {
             "votes": [asdict(vote) for vote in report.votes],
-            "checked": report.by_check.get(True) and asdict(report.by_check[True]),
-            "unchecked": report.by_check.get(False) and asdict(report.by_check[False]),
+            "checked": report.checked and asdict(report.checked),
+            "unchecked": report.unchecked and asdict(report.unchecked),
+            "no_program": report.no_program,
         }
     return {
         "task": report.task,

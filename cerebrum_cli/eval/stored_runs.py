@@ -24,7 +24,7 @@ from cerebrum_cli.core.version import __version__
 from cerebrum_cli.eval.questions import SAMPLES, Match, Sample, parse_sample
 from cerebrum_cli.eval.report import Report, group_by_question, mean_accuracy, summarize
 from cerebrum_cli.eval.scorers import SCORING_RULES, describe_rules, rules_of
-from cerebrum_cli.eval.vote_costs import by_check, vote_costs
+from cerebrum_cli.eval.vote_costs import with_votes
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.runs.output_files import (
     BatchRecord,
@@ -140,7 +140,8 @@ class RunStore:
             keys = fingerprint.keys() | other.record.fingerprint.keys()
             differing = {key for key in keys if fingerprint.get(key) != other.record.fingerprint.get(key)}
             if "temperature" in differing <= _OF_SAMPLING and not other.record.fingerprint["temperature"]:
-                samples = other.samples()
+                with contextlib.suppress(UsageError):  # of a damaged file
+                    samples = other.samples()
         return [sample for sample in samples if not sample.is_skipped]
 
     def path_for(self, fingerprint: Mapping[str, Any]) -> tuple[Path, str]:
@@ -260,13 +261,8 @@ def report_of(run: Run, samples: Sequence[Sample], greedy: Sequence[Sample] = ()
     report = summarize(run.task, counted, run.samples_per_question, seconds)
     if len(counted) < len(samples):
         report = replace(report, with_skipped=mean_accuracy(list(group_by_question(samples).values())))
-    if any(sample.program for sample in counted) and report.maj:
-        taken = group_by_question(counted)
-        complete = [question for question in taken.values() if len(question) == run.samples_per_question]
-        by_id = group_by_question(greedy)
-        others = [by_id.get(question[0].id, []) for question in complete]
-        costs = vote_costs(complete, others if all(others) else [], report.seconds_per_question)
-        report = replace(report, votes=tuple(costs), by_check=by_check(complete))
+    if CHECK in run.record.fingerprint:
+        report = with_votes(report, counted, greedy)
     return replace(report, maj={}) if run.match == "code" else report  # programs are not put to a vote
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from cerebrum_cli.eval.comparison import paired_interval
@@ -13,11 +14,32 @@ from cerebrum_cli.eval.report import (
     MAJORITY,
     WITH_PROGRAMS,
     Checked,
+    Report,
     VoteCost,
     accuracy_of,
     clusters_of,
+    group_by_question,
     votes_of,
 )
+
+
+def with_votes(report: Report, run: Sequence[Sample], greedy: Sequence[Sample]) -> Report:
+    """The report of a run with programs, with the votes on its complete questions.
+
+    The `greedy` samples are reported if there is one of each of these questions.
+    """
+    complete = [question for question in group_by_question(run).values() if len(question) == report.samples]
+    if not complete:
+        return report
+    by_id, checks = group_by_question(greedy), by_check(complete)
+    others = [by_id.get(question[0].id, []) for question in complete]
+    return replace(
+        report,
+        votes=tuple(vote_costs(complete, others if all(others) else [], report.seconds_per_question)),
+        checked=checks.get(True),
+        unchecked=checks.get(False),
+        no_program=mean([sample.program is None for sample in run]),
+    )
 
 
 def vote_costs(
@@ -35,10 +57,7 @@ def vote_costs(
         WITH_PROGRAMS: mean([sample.completion_tokens + sample.program_tokens for sample in samples]),
     }
     per_token = None if seconds is None else seconds / (count * max(1.0, tokens[WITH_PROGRAMS]))
-    votes = {
-        MAJORITY: majorities([votes_of(question, with_programs=False) for question in questions]),
-        WITH_PROGRAMS: majorities([votes_of(question) for question in questions]),
-    }
+    votes = {kind: majorities([votes_of(question, kind == WITH_PROGRAMS) for question in questions]) for kind in tokens}
     plain = {k * tokens[MAJORITY]: shares for k, shares in votes[MAJORITY].items()}
     costs = list[VoteCost]()
     if greedy:
@@ -48,7 +67,7 @@ def vote_costs(
     for kind, sizes in votes.items():
         for k, shares in sizes.items():
             cost, gain = k * tokens[kind], None
-            if kind == WITH_PROGRAMS:
+            if kind == WITH_PROGRAMS and cost <= max(plain):
                 gains = [here - there for here, there in zip(shares, at_tokens(plain, cost), strict=True)]
                 gain = Estimate(mean(gains), paired_interval(gains, clusters))
             costs.append(VoteCost(kind, k, estimate(shares, clusters), cost, per_token and per_token * cost, gain))
@@ -62,9 +81,7 @@ def by_check(questions: Sequence[Sequence[Sample]]) -> dict[bool, Checked]:
     for question, cluster in zip(questions, clusters_of(questions) or range(len(questions)), strict=True):
         votes = votes_of(question)
         if won := winner(votes):
-            is_checked = all(
-                won.form in forms for forms in zip(*((vote.form, vote.computed) for vote in votes), strict=True)
-            )
+            is_checked = won.form in {vote.form for vote in votes} & {vote.computed for vote in votes}
             right.setdefault(is_checked, []).append(won.correct)
             clusters.setdefault(is_checked, []).append(cluster)
     return {key: Checked(len(scores), estimate(scores, clusters[key])) for key, scores in right.items()}

@@ -60,7 +60,7 @@ class Reply:
 
     Its properties wait for the whole reply, except while it is iterated: then they are of what there is so far. A reply
     of many that run together has no events of its own, and is fed with `emit`. If the model was asked for a `program`
-    afterwards, `program_reply` is what it replied.
+    afterwards, `program_reply` is what it replied to that.
     """
 
     def __init__(self, events: Generator[Event, None, None] | None = None, conversation: Conversation | None = None):

@@ -20,6 +20,7 @@ from cerebrum_cli.core.errors import UsageError
 MAX_VOTES = 256
 
 _LONG = re.compile(r"-?\d+\.\d{10,}", re.ASCII)  # floats have 15 to 17 digits
+_PRINTED = {"True": "yes", "False": "no", **dict.fromkeys(("", "None", "nan", "inf", "-inf"))}
 _VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{1,4}))?", re.ASCII)
 
 
@@ -81,10 +82,10 @@ class Program(NamedTuple):
 
     @property
     def answer(self) -> str | None:
-        """Its output without the error of its arithmetic."""
+        """Its output as an answer, without the error of its arithmetic; None if it is none."""
         if self.output and _LONG.fullmatch(self.output):
-            return f"{float(self.output):.9f}".rstrip("0").rstrip(".")
-        return self.output
+            return f"{float(self.output):.12g}"
+        return _PRINTED.get(self.output or "", self.output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,8 @@ class Tally:
 
         form = None if answer is None else canonical(answer)
         computed = program and program.answer
-        computed_form = computed and (form if answer and comes_to(computed, answer) else canonical(computed))
+        agrees = program is not None and answer is not None and comes_to(program.output or "", answer)
+        computed_form = form if agrees else computed and canonical(computed)
         sample = SampleAnswer(answer, form, probability, is_stated, computed, computed_form)
         return replace(self, answers=(*self.answers, sample))
 
@@ -209,7 +211,7 @@ class Tally:
 
     @property
     def winning_sample(self) -> int | None:
-        """Sample to show: the first one whose reply has the leading answer, or, if none has, whose program has it."""
+        """The first sample whose reply has the leading answer, or, if none has, whose program has it."""
         forms = [answer.form for answer in self.answers] + [answer.computed_form for answer in self.answers]
         return forms.index(self.leader.form) % self.samples if self.leader else None
 
@@ -238,9 +240,10 @@ class Tally:
         left = votes.maximum - self.samples - more
         if left <= 0 or not any((first.satisfies(votes, more + left), *(c.satisfies(votes, left) for c in others))):
             return True
-        if not first.satisfies(votes, more) or (votes.checks and not (first.is_checked or more)):
+        if not first.satisfies(votes, more):
             return False
-        leader, second = first.count + more, max((count.count for count in others), default=0)
+        leader = more + (first.count if first.is_checked or not votes.checks else 0)
+        second = max((count.count for count in others), default=0)
         if leader > second + left:  # also if the second is not checked: it may be with the next sample
             return True
         is_adaptive = votes.minimum < votes.maximum  # a likely outcome is enough, it need not be certain
@@ -255,7 +258,7 @@ def _count(form: str, group: Sequence[SampleAnswer]) -> Count:
     spellings = [sample.answer for sample in replies] or [sample.computed for sample in programs]
     [(spelling, _)] = Counter(spelling or "" for spelling in spellings).most_common(1)
     probability = fsum(sample.probability for sample in replies) if len(group) > 1 else 0.0
-    stated = len(programs) + sum(sample.is_stated for sample in replies if sample not in programs)
+    stated = sum(sample.is_stated or sample.computed_form == form for sample in group)
     return Count(spelling, len(group), probability, form, stated, len(replies), len(programs))
 
 

@@ -23,6 +23,7 @@ from cerebrum_cli.model.reply_stream import ReplyStream
 from cerebrum_cli.model.tally import Tally, Votes
 
 SampleEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
+NOT_CHECKED = "no reply and program agree on an answer"
 MORE_SAMPLES = "take more samples, or ask a more specific question"  # hint for a vote without a clear winner
 
 
@@ -126,21 +127,28 @@ class MajorityVote:
     def reply(self) -> Reply | None:
         """The sample to show: the first one with the winning answer; without an answer, of all; None before any.
 
-        If only programs come to that answer, it is the reply with the first of these.
+        If only programs come to that answer, it is the first with such a program.
         """
-        tally, sample = self.tally, self.tally.winning_sample
-        if sample is None or not tally.leader:
-            return self.replies[min(self.replies)] if self.replies else None
-        reply = self.replies[sample]
-        return reply if tally.leader.replies else reply.program_reply
+        first = min(self.replies, default=None)
+        sample = first if self.tally.winning_sample is None else self.tally.winning_sample
+        return None if sample is None else self.replies[sample]
+
+    @property
+    def text(self) -> str:
+        """The text of the sample to show; if only its program comes to the winning answer, also that and its output."""
+        reply, leader = self.reply, self.tally.leader
+        if reply is None or reply.program is None or leader is None or leader.replies:
+            return reply.text if reply else ""
+        return f"{reply.text}\n\n```python\n{reply.program.code.strip()}\n```\n\n{reply.program.output}"
 
 
 def outcome_notice(tally: Tally) -> NoticeEvent | None:
     leader, number = tally.leader, tally.samples
     if leader and not tally.winner and not leader.satisfies(replace(tally.votes, needed=1)):
-        programs = format_count(leader.programs, "program") if leader.is_checked else "no program"
-        problem = f"{programs} confirmed the best answer, fewer than min_checked={tally.votes.needed_checked}"
-        return NoticeEvent(problem, MORE_SAMPLES)
+        programs = f"only {format_count(leader.programs, 'program')} came to the best answer"
+        return NoticeEvent(
+            f"{programs if leader.is_checked else NOT_CHECKED}: min_checked={tally.votes.needed_checked}", MORE_SAMPLES
+        )
     if leader and not tally.winner:
         needed = f"--min-votes {tally.votes.needed}"
         return NoticeEvent(f"the best answer has {leader.count} of {number} votes, fewer than {needed}", MORE_SAMPLES)

@@ -108,10 +108,8 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
     estimates |= {"accuracy, skipped as wrong": report.with_skipped} if report.with_skipped else {}
     estimates |= {f"maj@{k}": estimate for k, estimate in report.maj.items() if k > 1 and not report.votes}
     estimates |= {f"pass@{k}": estimate for k, estimate in report.pass_at.items() if k > 1}
-    estimates |= {
-        f"{'checked' if key else 'unchecked'} answers ({checked.n})": checked.accuracy
-        for key, checked in sorted(report.by_check.items(), reverse=True)
-    }
+    by_check = {"checked": report.checked, "unchecked": report.unchecked}
+    estimates |= {f"{key} answers ({found.n})": found.accuracy for key, found in by_check.items() if found}
     seconds = report.seconds_per_question
     values = {
         "random guessing": None if report.chance is None else f"{report.chance:.3f}",
@@ -119,6 +117,7 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
         "guessed answers": None if report.guessed is None else f"{report.guessed:.3f}",
         "no answer": f"{report.no_answer:.3f}",
         "no answer (truncated)": f"{report.cut_off:.3f}",
+        "no program": f"{report.no_program:.3f}" if report.votes else None,
         "tokens per sample": f"{report.tokens_per_answer:.0f}",
         "seconds per question": None if seconds is None else f"{seconds:.2f}",
         "invalid rows": run.record.notes.get("bad_rows") or None,

@@ -92,15 +92,19 @@ def test_check_without_an_agreeing_program_is_a_plain_majority(tmp_path: Path, c
     assert (done.code, done.out) == (0, "5\n")
     assert "no reply and program agree on an answer, so the winner is not checked" in done.err
     done = run(tmp_path, chatml_model, "q", "--votes", "4", "--final", "--set", "min_checked=1", programs=programs)
-    assert_error(done, 5, "no program confirmed the best answer, fewer than min_checked=1")
+    assert_error(done, 5, "no reply and program agree on an answer: min_checked=1")
 
 
 def test_check_shows_the_program_that_wins_alone(tmp_path: Path, chatml_model: Path) -> None:
     programs = dict.fromkeys(PROGRAMS, program("print(2 + 2)"))
     replies = [answer(5), answer(7), answer(7), answer(5)]
     done = run(tmp_path, chatml_model, "q", "--votes", "4", replies=replies, programs=programs)
-    assert (done.code, done.out.strip()) == (0, program("print(2 + 2)"))
+    assert (done.code, done.out.split("\n")) == (
+        *(0, [answer(5), "", *program("print(2 + 2)").split("\n"), "", "4", ""]),
+    )
     assert "the winner is not checked" in done.err
+    done = run(tmp_path, chatml_model, "q", "--votes", "4", "--json", "-q", replies=replies, programs=programs)
+    assert (done.object["text"], done.object["final_answer"]) == (answer(5), "4")
 
 
 def test_check_prints_the_last_line_of_a_program(tmp_path: Path, chatml_model: Path) -> None:

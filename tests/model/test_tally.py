@@ -197,10 +197,16 @@ def test_vote_counts_replies_and_programs_and_prefers_what_both_come_to(
 
 def test_vote_takes_the_output_of_a_program_as_the_reply_writes_it() -> None:
     found = Tally(Votes(4, 4, checks=True))
-    for answer, output in (("$18.00", "18"), ("3.33", str(10 / 3)), ("5", "2.0000000000000004"), ("2", "x")):
+    for answer, output in (
+        ("$18.00", "18"),
+        ("1/6", str(1 / 6)),
+        ("5", "2.0000000000000004"),
+        ("2", "x"),
+        ("9", "None"),
+    ):
         found = found.add(answer, program=Program("", output))
     assert [(count.answer, count.replies, count.programs) for count in found.counts] == [
-        *(("2", 1, 1), ("$18.00", 1, 1), ("3.33", 1, 1), ("x", 0, 1), ("5", 1, 0)),
+        *(("2", 1, 1), ("$18.00", 1, 1), ("1/6", 1, 1), ("x", 0, 1), ("5", 1, 0), ("9", 1, 0)),
     ]
 
 
@@ -239,7 +245,7 @@ def test_vote_with_checks_stops_early_when_checked_samples_agree() -> None:
     cases = ("aaaaaa", "a.a.a.", "a.a.a.aa", "aaaaaa.b", "aaaaaabb")
     assert [checked_tally(counted, votes).is_decided for counted in cases] == [True, False, True, False, False]
     assert [checked_tally(counted, votes).missing_samples for counted in ("", "a.a.a.", "a.a.aa", "aaaabb")] == [
-        *(3, 1, 0, 3),
+        *(3, 3, 0, 3),
     ]
 
 
