@@ -1,16 +1,23 @@
 """Accuracy of votes against tokens: on prose, on programs, on both, and on prose with a program after each sample.
 
-Usage: python benchmarks/program_votes.py (PROSE.jsonl PROGRAMS.jsonl CHECKS.jsonl)... [--dry-run]
+Usage: python benchmarks/program_votes.py (CHECKED.jsonl PROGRAMS.jsonl GREEDY.jsonl)... [--plot FILE] [--dry-run]
 
-PROSE and PROGRAMS are runs of `cerebrum eval` on the same questions, with as many samples each: one asks for reasoning,
-the other for a program. CHECKS has the replies of `cerebrum batch` to a request for a program that follows each sample
-of PROSE, with `question/sample` as their ids. The programs run in the sandbox; votes are replayed over all subsets.
-With the files of several models, their questions are also pooled. `--plot FILE` draws accuracy against tokens.
+Each three files are runs on the same questions with the same model. With the files of several models, their questions
+are also pooled. `--plot FILE` draws accuracy against tokens. The programs of PROGRAMS run in the sandbox, and votes are
+replayed over all subsets of the samples. To make the runs:
+
+    cerebrum eval gsm8k.jsonl -m MODEL --samples 4 --check python -o CHECKED.jsonl
+    cerebrum eval gsm8k.jsonl -m MODEL --samples 4 --template "$ONLY_A_PROGRAM" -o PROGRAMS.jsonl
+    cerebrum eval gsm8k.jsonl -m MODEL --temperature 0 -o GREEDY.jsonl
+
+ONLY_A_PROGRAM='{question}
+
+Write a short Python program that computes the answer from the numbers in the question, and prints only the final
+answer. Reply with the program only.'
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
@@ -26,10 +33,10 @@ from cerebrum_cli.core.text import format_count
 from cerebrum_cli.eval.comparison import paired_interval
 from cerebrum_cli.eval.estimates import Vote, winner
 from cerebrum_cli.eval.questions import Sample
-from cerebrum_cli.eval.report import group_by_question, votes_of
+from cerebrum_cli.eval.report import GREEDY, group_by_question, votes_of
 from cerebrum_cli.eval.rescoring import rescored
 from cerebrum_cli.eval.stored_runs import Run, require_run
-from cerebrum_cli.eval.vote_costs import at_tokens
+from cerebrum_cli.eval.vote_costs import at_tokens, by_check
 from cerebrum_cli.model.checking import run_program
 from cerebrum_cli.model.code_sandbox import Sandbox, require_sandbox
 
@@ -37,9 +44,10 @@ HEADING = "Votes on programs"
 INTRODUCTION = """\
 {model}, {questions} questions of GSM8K, temperature 0.7; {day}, written by `benchmarks/program_votes.py`. One sample of
 prose is right in {prose:.3f}, one program in {program:.3f}. The program that follows a sample prints its answer in
-{checked:.3f}; then the sample is right in {if_checked:.3f}, otherwise in {if_not:.3f}. The last column is the paired
-difference from votes on prose that cost as many tokens, by interpolation, or from the largest vote if that costs fewer,
-with a 95% interval.
+{checked:.3f}; then the sample is right in {if_checked:.3f}, otherwise in {if_not:.3f}. {no_program} of {samples}
+samples have no program. Of votes of {votes} with the program after each, {trusted} end in a checked answer, right in
+{if_trusted:.3f}, and {others} in another, right in {if_other:.3f}. The last column is the paired difference from votes
+on prose that cost as many tokens, by interpolation, or from the largest vote if that costs fewer, with a 95% interval.
 """
 HEAD = """\
 | vote on | accuracy | tokens a question | difference from votes on prose, points |
@@ -54,10 +62,11 @@ SHIPPED = "with the program after each"  # what `--check python` does
 
 
 class Drawn(NamedTuple):
-    """The samples of prose to a question, with the programs after them, and programs alone."""
+    """The samples of prose to a question, with the programs after them, programs alone, and the greedy reply."""
 
     prose: list[Sample]
     programs: list[Sample]
+    greedy: list[Sample]
 
 
 class Curve(NamedTuple):
@@ -100,7 +109,9 @@ def cost(sample: Sample, has_program: bool) -> int:
 
 def curves(questions: Sequence[Drawn]) -> dict[str, Curve]:
     sizes = range(1, len(questions[0].prose) + 1)
-    found = {f"{size} of prose": curve(questions, size, 0) for size in sizes}
+    greedy = [sample for drawn in questions for sample in drawn.greedy]
+    found = {GREEDY: Curve([sample.correct for sample in greedy], mean(sample.completion_tokens for sample in greedy))}
+    found |= {f"{size} of prose": curve(questions, size, 0) for size in sizes}
     found |= {format_count(size, "program"): curve(questions, 0, size) for size in sizes}
     found |= {f"{a} of prose, {format_count(b, 'program')}": curve(questions, a, b) for a, b in MIXTURES}
     found |= {
@@ -125,30 +136,21 @@ def interval(differences: Sequence[float]) -> str:
 
 def rows(found: dict[str, Curve]) -> Iterator[str]:
     for name, (accuracies, tokens) in sorted(found.items(), key=lambda item: item[1].tokens):
-        has_gain = not name.endswith("of prose") and tokens >= found["1 of prose"].tokens
+        has_gain = name != GREEDY and not name.endswith("of prose") and tokens >= found["1 of prose"].tokens
         cells = name, f"{mean(accuracies):.3f}", f"{tokens:.0f}", interval(gains(found, name)) if has_gain else ""
         yield f"| {' | '.join(cells)} |"
 
 
-def draw(sandbox: Sandbox, first: Run, second: Run, checks: Path) -> list[Drawn]:
-    """The samples of two runs by question, with their programs and what these print."""
-    written = {row["id"]: row for row in map(json.loads, checks.read_text().splitlines())}
-    prose, programs = (group_by_question(rescored(run.match, run.samples())[0]) for run in (first, second))
+def draw(sandbox: Sandbox, *runs: Run) -> list[Drawn]:
+    """The samples of three runs by question; what the programs of the second print is all that they answer."""
+    prose, programs, greedy = (group_by_question(rescored(run.match, run.samples())[0]) for run in runs)
 
-    def with_program(sample: Sample, text: str, tokens: int) -> Sample:
-        program = run_program(sandbox, text)
-        return replace(sample, program_output=program and program.output, program_tokens=tokens)
+    def as_program(sample: Sample) -> Sample:
+        program = run_program(sandbox, sample.text)
+        return replace(sample, answer=None, program_output=program and program.output)
 
     return [
-        Drawn(
-            [
-                with_program(sample, check["text"], check["completion_tokens"])
-                for sample in samples
-                for check in [written[f"{id}/{sample.sample}"]]
-            ],
-            [with_program(replace(sample, answer=None), sample.text, 0) for sample in programs[id]],
-        )
-        for id, samples in prose.items()
+        Drawn(samples, [as_program(sample) for sample in programs[id]], greedy[id]) for id, samples in prose.items()
     ]
 
 
@@ -162,10 +164,11 @@ def introduce(model: str, questions: Sequence[Drawn]) -> str:
     checked = [
         vote.form is not None and vote.form == vote.computed for sample in samples for vote in votes_of([sample])
     ]
-    by_check = {
+    by_program = {
         key: mean(sample.correct for sample, is_checked in zip(samples, checked, strict=True) if is_checked is key)
         for key in (True, False)
     }
+    votes = by_check([drawn.prose for drawn in questions])
     text = INTRODUCTION.format(
         model=model,
         questions=len(questions),
@@ -173,8 +176,15 @@ def introduce(model: str, questions: Sequence[Drawn]) -> str:
         prose=mean(sample.correct for sample in samples),
         program=mean(is_right(sample) for drawn in questions for sample in drawn.programs),
         checked=mean(checked),
-        if_checked=by_check[True],
-        if_not=by_check[False],
+        if_checked=by_program[True],
+        if_not=by_program[False],
+        no_program=sum(sample.program is None for sample in samples),
+        samples=len(samples),
+        votes=len(questions[0].prose),
+        trusted=votes[True].n,
+        if_trusted=votes[True].accuracy.value,
+        others=votes[False].n,
+        if_other=votes[False].accuracy.value,
     )
     return fill(text, 120)
 
@@ -205,9 +215,10 @@ def plot(models: dict[str, dict[str, Curve]], path: Path) -> None:
             markersize=4,
             label="replies and programs apart",
         )
+        axes.plot(found[GREEDY].tokens, mean(found[GREEDY].accuracies), "r*", label="greedy")
         axes.set(title=model, xlabel="tokens per question", ylabel="accuracy")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path, dpi=150)
 
 
@@ -218,12 +229,12 @@ def main() -> None:
     options = parser.parse_args()
     sandbox = require_sandbox()
     found, names = list[dict[str, Curve]](), list[str]()
-    for prose, programs, checks in zip(*[iter(options.files)] * 3, strict=True):
-        first, second = require_run(prose), require_run(programs)
-        questions = draw(sandbox, first, second, checks)
+    for paths in zip(*[iter(options.files)] * 3, strict=True):
+        runs = [require_run(path) for path in paths]
+        questions = draw(sandbox, *runs)
         found.append(curves(questions))
-        names.append(first.model)
-        report(options.dry_run, first.model, introduce(first.model, questions), HEAD, *rows(found[-1]))
+        names.append(runs[0].model)
+        report(options.dry_run, names[-1], introduce(names[-1], questions), HEAD, *rows(found[-1]))
     if options.plot:
         plot(dict(zip(names, found, strict=True)), options.plot)
     if len(found) > 1:
