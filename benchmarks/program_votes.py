@@ -1,10 +1,11 @@
 """Accuracy of votes against tokens: on prose, on programs, on both, and on prose with a program after each sample.
 
-Usage: python benchmarks/program_votes.py (CHECKED.jsonl PROGRAMS.jsonl GREEDY.jsonl)... [--plot FILE] [--dry-run]
+Usage: python benchmarks/program_votes.py CHECKED.jsonl PROGRAMS.jsonl GREEDY.jsonl [--dry-run]
+       python benchmarks/program_votes.py --plot FILE
 
-Each three files are runs on the same questions with the same model. With the files of several models, their questions
-are also pooled. `--plot FILE` draws accuracy against tokens. The programs of PROGRAMS run in the sandbox, and votes are
-replayed over all subsets of the samples. To make the runs:
+The files are runs on the same questions with the same model. The programs of PROGRAMS run in the sandbox, and votes are
+replayed over all subsets of the samples. `--plot` draws accuracy against tokens for all models in RESULTS.md, and
+prints their mean gain over all questions. To make the runs:
 
     cerebrum eval gsm8k.jsonl -m MODEL --samples 4 --check python -o CHECKED.jsonl
     cerebrum eval gsm8k.jsonl -m MODEL --samples 4 --template "$ONLY_A_PROGRAM" -o PROGRAMS.jsonl
@@ -18,7 +19,8 @@ answer. Reply with the program only.'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from itertools import combinations
@@ -27,7 +29,7 @@ from statistics import mean
 from textwrap import fill
 from typing import NamedTuple
 
-from harness import argument_parser, record_section
+from harness import argument_parser, read_results, record_section
 
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.eval.comparison import paired_interval
@@ -53,11 +55,14 @@ HEAD = """\
 | vote on | accuracy | tokens a question | difference from votes on prose, points |
 |---|---|---|---|"""
 MIXTURES = ((1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 4), (3, 3))
-LINES = (  # label, end of the names of its votes, style
-    ("replies", "of prose", "ko-"),
-    ("a program after each reply", "with the program after each", "bs--"),
-    ("only replies that it agrees with", "agrees with", "c.:"),
+LINES = (  # label, names of its votes, style
+    ("greedy", "greedy", "r*"),
+    ("replies", r"\d of prose", "ko-"),
+    ("a program after each reply", r"\d of prose with .*", "bs--"),
+    ("only replies that it agrees with", r"\d of prose, only .*", "c.:"),
+    ("replies and programs apart", r"\d of prose, \d .*", "g^"),
 )
+ROW = re.compile(r"^\| ([\w][^|]*?) \| (\d.*)$", re.M)  # a vote, and its figures
 SHIPPED = "with the program after each"  # what `--check python` does
 
 
@@ -189,33 +194,38 @@ def introduce(model: str, questions: Sequence[Drawn]) -> str:
     return fill(text, 120)
 
 
-def pooled(models: Sequence[dict[str, Curve]]) -> Iterator[str]:
-    """Differences of what is shipped, over the questions of all models."""
-    yield "| samples | difference from votes on prose at equal tokens, points |\n|---|---|"
-    for name in (name for name in models[0] if name.endswith(SHIPPED)):
-        differences = [gain for found in models for gain in gains(found, name)]
-        yield f"| {name.split()[0]} | {interval(differences)} |"
+def recorded() -> dict[str, tuple[int, dict[str, list[float]]]]:
+    """By model in RESULTS.md: the number of questions; and by vote: accuracy, tokens, difference and its interval."""
+    models = {}
+    for heading, text in read_results()[2].items():
+        if heading.startswith(HEADING):
+            [questions] = re.findall(r"(\d+) questions", text)
+            votes = {name: list(map(float, re.findall(r"[-+]?[\d.]+", cells))) for name, cells in ROW.findall(text)}
+            models[heading.removeprefix(f"{HEADING}: ")] = int(questions), votes
+    return models
 
 
-def plot(models: dict[str, dict[str, Curve]], path: Path) -> None:
+def mean_gain(models: Collection[tuple[int, dict[str, list[float]]]], name: str) -> str:
+    """Difference and 95% interval of a vote over the questions of all models, which are independent."""
+    total = sum(questions for questions, _ in models)
+    gain, squares = 0.0, 0.0
+    for questions, votes in models:
+        _, _, difference, low, high = votes[name]
+        gain += questions / total * difference
+        squares += (questions / total * (high - low) / 2) ** 2
+    return f"{gain:+.1f} ({gain - squares**0.5:+.1f} to {gain + squares**0.5:+.1f})"
+
+
+def plot(models: dict[str, tuple[int, dict[str, list[float]]]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
-    for axes, (model, found) in zip(figure.subplots(1, len(models), squeeze=False)[0], models.items(), strict=True):
-        for label, suffix, style in LINES:
-            points = sorted(
-                (tokens, mean(accuracies)) for name, (accuracies, tokens) in found.items() if name.endswith(suffix)
-            )
+    for axes, (model, (_, votes)) in zip(
+        figure.subplots(1, len(models), squeeze=False)[0], models.items(), strict=True
+    ):
+        for label, names, style in LINES:
+            points = sorted((values[1], values[0]) for name, values in votes.items() if re.fullmatch(names, name))
             axes.plot(*zip(*points, strict=True), style, markersize=4, label=label)
-        mixed = [found[f"{a} of prose, {format_count(b, 'program')}"] for a, b in MIXTURES]
-        axes.plot(
-            [curve.tokens for curve in mixed],
-            [mean(curve.accuracies) for curve in mixed],
-            "g^",
-            markersize=4,
-            label="replies and programs apart",
-        )
-        axes.plot(found[GREEDY].tokens, mean(found[GREEDY].accuracies), "r*", label="greedy")
         axes.set(title=model, xlabel="tokens per question", ylabel="accuracy")
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
@@ -224,29 +234,21 @@ def plot(models: dict[str, dict[str, Curve]], path: Path) -> None:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("runs", type=Path, nargs="*")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    sandbox = require_sandbox()
-    found, names = list[dict[str, Curve]](), list[str]()
-    for paths in zip(*[iter(options.files)] * 3, strict=True):
-        runs = [require_run(path) for path in paths]
-        questions = draw(sandbox, *runs)
-        found.append(curves(questions))
-        names.append(runs[0].model)
-        report(options.dry_run, names[-1], introduce(names[-1], questions), HEAD, *rows(found[-1]))
     if options.plot:
-        plot(dict(zip(names, found, strict=True)), options.plot)
-    if len(found) > 1:
-        text = f"A program after each sample, the questions of {' and '.join(names)} pooled; {date.today()}."
-        report(options.dry_run, "pooled", text, *pooled(found))
-
-
-def report(is_dry_run: bool, name: str, introduction: str, *lines: str) -> None:
-    table = "\n".join([introduction, "", *lines])
+        models = recorded()
+        plot(models, options.plot)
+        for size in (2, 3, 4):
+            print(size, mean_gain(models.values(), f"{size} of prose {SHIPPED}"))
+        return
+    checked, programs, greedy = map(require_run, options.runs)
+    questions = draw(require_sandbox(), checked, programs, greedy)
+    table = "\n".join([introduce(checked.model, questions), "", HEAD, *rows(curves(questions))])
     print(table)
-    if not is_dry_run:
-        record_section(f"{HEADING}: {name}", table)
+    if not options.dry_run:
+        record_section(f"{HEADING}: {checked.model}", table)
 
 
 if __name__ == "__main__":
