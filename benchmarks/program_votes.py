@@ -228,7 +228,7 @@ def plot(models: dict[str, tuple[int, dict[str, list[float]]]], path: Path) -> N
             axes.plot(*zip(*points, strict=True), style, markersize=4, label=label)
         axes.set(title=model, xlabel="tokens per question", ylabel="accuracy")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
 
 
