@@ -43,7 +43,7 @@ def search(
 ) -> None:
     """Lists the 10 most downloaded GGUF repositories with the quantization recommended for this machine.
 
-    The verdict is an estimate; `cerebrum pull --dry-run REPOSITORY` is exact, and lists all quantizations.
+    Whether it fits is an estimate; `cerebrum pull --dry-run REPOSITORY` is exact, and lists all quantizations.
 
     Examples:
       cerebrum search qwen3.5

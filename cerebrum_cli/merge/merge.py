@@ -230,7 +230,7 @@ def _plan(puller: Puller, recipe: Recipe, reference: ModelReference, context: in
     candidates = candidates or [row for row in plan.candidates if _is_ready(puller.library, recipe, row.quantization)]
     if not candidates:
         return plan
-    best = min(candidates, key=lambda row: (not row.recommended, row.verdict != "fits", -row.size))
+    best = min(candidates, key=lambda row: (not row.recommended, row.fit != "fits", -row.size))
     return planner.plan(ModelReference(reference.name, best.quantization), context)
 
 

@@ -22,7 +22,7 @@ from cerebrum_cli.models.reference import ModelReference, Variant, same_quantiza
 if TYPE_CHECKING:
     from cerebrum_cli.models.hub import Listing
 
-Verdict = Literal["fits", "tight", "too big"]
+Fit = Literal["fits", "tight", "too big"]
 
 PREFERRED_QUANTIZATION = "Q4_K_M"  # the common compromise of size and quality
 FAST_IN_BATCHES = ("Q4_0", "IQ4_NL", "Q4_K_M")  # on CPUs: docs/how-to/batch.md has figures
@@ -62,7 +62,7 @@ class QuantizationFit:
     quantization: str
     size: int
     needed: int
-    verdict: Verdict
+    fit: Fit
     installed: bool = False
     recommended: bool = False
 
@@ -76,7 +76,7 @@ class MemoryFit(NamedTuple):
     """How a model fits this machine: bytes it needs, and whether one larger than the preferred one does no harm."""
 
     needed: int
-    verdict: Verdict
+    fit: Fit
     is_comfortable: bool
 
 
@@ -87,13 +87,13 @@ def fit_memory(sizes: ModelSizes, context: int, capacity: Capacity) -> MemoryFit
     needed = plan.needs.total + HEADROOM
     on_host = host_bytes(plan.needs, devices) + HEADROOM
     available = capacity.host_memory
-    verdict: Verdict = "fits" if on_host <= TIGHT_FRACTION * available else "tight"
+    fit: Fit = "fits" if on_host <= TIGHT_FRACTION * available else "tight"
     if on_host > available:
-        verdict = "too big"
+        fit = "too big"
     is_offloaded = sum(plan.offloaded) > len(sizes.layers) and not plan.host_experts
     if is_offloaded and not any(device.is_unified for device in devices):  # GPUs hold it
-        return MemoryFit(needed, verdict, verdict == "fits")
-    return MemoryFit(needed, verdict, needed <= COMFORTABLE_FRACTION * available)
+        return MemoryFit(needed, fit, fit == "fits")
+    return MemoryFit(needed, fit, needed <= COMFORTABLE_FRACTION * available)
 
 
 def assess_quantizations(
@@ -107,10 +107,10 @@ def assess_quantizations(
     installed_names = tuple(installed)
     candidates, comfortable = [], []
     for name, size in sorted(quantizations, key=lambda item: (item[1], item[0])):
-        fit = fit_memory(sizes.with_weights(size), context, capacity)
+        memory = fit_memory(sizes.with_weights(size), context, capacity)
         is_installed = any(same_quantization(name, quantization) for quantization in installed_names)
-        candidates.append(QuantizationFit(name, size, fit.needed, fit.verdict, is_installed))
-        if fit.is_comfortable:
+        candidates.append(QuantizationFit(name, size, memory.needed, memory.fit, is_installed))
+        if memory.is_comfortable:
             comfortable.append(candidates[-1])
     best = recommend(candidates, comfortable) if candidates else None
     return tuple(replace(candidate, recommended=candidate is best) for candidate in candidates)
@@ -124,7 +124,7 @@ def recommend(candidates: Sequence[QuantizationFit], comfortable: Sequence[Quant
     """
     quantized = [fit for fit in candidates if not _UNQUANTIZED.fullmatch(fit.quantization)] or list(candidates)
     by_size = sorted(quantized, key=lambda fit: fit.size)
-    fitting = [fit for fit in by_size if fit.verdict == "fits"]
+    fitting = [option for option in by_size if option.fit == "fits"]
     if not fitting:
         return by_size[0]
     preferred = [fit for fit in by_size if same_quantization(fit.quantization, PREFERRED_QUANTIZATION)]
@@ -163,7 +163,7 @@ class DownloadPlan:
 
     @property
     def warning(self) -> str | None:
-        if self.chosen.verdict != "too big":
+        if self.chosen.fit != "too big":
             return None
         return (
             f"{self.reference} needs {format_size(self.chosen.needed)} of memory at {self.context} tokens of context;"
@@ -181,7 +181,7 @@ class DownloadPlan:
     @property
     def rank(self) -> tuple[int, bool]:
         is_large = self.chosen.needed > ROOMY_FRACTION * self.capacity.usable_memory
-        return get_args(Verdict).index(self.chosen.verdict), is_large
+        return get_args(Fit).index(self.chosen.fit), is_large
 
     @property
     def variant(self) -> Variant:

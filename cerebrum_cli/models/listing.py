@@ -181,7 +181,7 @@ def catalogue_rows(library: Library, context: int | None) -> list[dict[str, Any]
 
 
 def suggestions(library: Library, context: int | None) -> list[dict[str, Any]]:
-    fitting = [(spec, plan) for spec, plan in _ranked_plans(library, context) if plan and plan.chosen.verdict == "fits"]
+    fitting = [(spec, plan) for spec, plan in _ranked_plans(library, context) if plan and plan.chosen.fit == "fits"]
     few = fitting[: SUGGESTIONS - 1] + sorted(fitting[SUGGESTIONS - 1 :], key=lambda pair: pair[1].chosen.size)[:1]
     return [_catalogue_row(spec, plan, False) for spec, plan in few]
 
@@ -230,7 +230,7 @@ def _chosen(plan: DownloadPlan | None) -> dict[str, Any]:
         "recommended": chosen and chosen.quantization,
         "size": chosen and chosen.size,
         "memory": chosen and chosen.needed,
-        "verdict": chosen and chosen.verdict,
+        "fit": chosen and chosen.fit,
     }
 
 

@@ -54,7 +54,7 @@ STATUS_WIDTH = len("warning") + 2
 NAME_WIDTH = len("hugging_face_cache") + 2
 MIN_TEXT_WIDTH = 30  # columns; a terminal with room for less wraps the lines itself
 HINT_PREFIX = "hint: "
-FOUND_HEADINGS = ("repository", "best fit", "size", "verdict", "license", "updated", "downloads")
+FOUND_HEADINGS = ("repository", "best fit", "size", "fit", "license", "updated", "downloads")
 FOUND_DROP = ("downloads", "updated", "license", "best fit", "size")
 FOUND_INDENT = "  "
 ENDING = 60  # characters
@@ -388,7 +388,7 @@ def print_repositories(streams: Streams, rows: Iterable[Row]) -> None:
     cells = [
         [
             f"{row['repo_id']} (gated)" if row["gated"] else row["repo_id"],
-            *(row["recommended"], size_text(row["size"]), row["verdict"], row["license"], row["updated"]),
+            *(row["recommended"], size_text(row["size"]), row["fit"], row["license"], row["updated"]),
             f"{row['downloads']:,}",
         ]
         for row in rows

@@ -102,7 +102,7 @@ print_catalogue = partial(
         "best fit": "recommended",
         "size": lambda row: size_text(row["size"]),
         "memory": lambda row: size_text(row["memory"]),
-        "verdict": "verdict",
+        "fit": "fit",
         "good for": "good_for",
         "license": "license",
         "title": "title",
@@ -154,12 +154,12 @@ def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
             candidate.quantization,
             format_size(candidate.size),
             format_size(candidate.needed),
-            candidate.verdict,
+            candidate.fit,
             "yes" if candidate.installed else "",
         )
         for candidate in plan.candidates
     ]
-    print_table(streams, ("", "quant", "size", "memory", "verdict", "installed"), rows)
+    print_table(streams, ("", "quant", "size", "memory", "fit", "installed"), rows)
     streams.answer("\n* recommended for this machine\n")
 
 

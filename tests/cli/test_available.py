@@ -8,7 +8,7 @@ import pytest
 from command_line import CommandLine, assert_error
 
 GIB = 2**30
-VERDICTS = ["fits", "tight", "too big", None]
+FITS = ["fits", "tight", "too big", None]
 
 
 @pytest.fixture(params=[8, 16, 32, 64])
@@ -24,8 +24,8 @@ BEST = {8: "qwen3.5-4b", 16: "qwen3.5-9b", 32: "gemma4-26b-a4b", 64: "qwen3.6-35
 def test_list_available_is_sorted_by_what_fits(new_user: CommandLine, memory: int) -> None:
     rows = new_user.run("list", "--available", "--json").object
     chosen = [next((each for each in row["quantizations"] if each["recommended"]), None) for row in rows]
-    verdicts = [VERDICTS.index(each and each["verdict"]) for each in chosen]
-    assert verdicts == sorted(verdicts) and len(rows) == len({row["name"] for row in rows})
+    fits = [FITS.index(each and each["fit"]) for each in chosen]
+    assert fits == sorted(fits) and len(rows) == len({row["name"] for row in rows})
     assert rows[0]["name"] == BEST[memory // GIB]
     assert chosen[0] and chosen[0]["needed"] <= (memory - GIB) / 2
     assert rows[-1]["name"] == "mistral-c2f-7b" and chosen[-1] is None  # cannot be downloaded
@@ -35,7 +35,7 @@ def test_list_available_is_sorted_by_what_fits(new_user: CommandLine, memory: in
 def test_list_available_shows_size_memory_license_and_use_in_a_pipe(new_user: CommandLine) -> None:
     done = new_user.run("list", "--available")
     head, *lines = done.out.splitlines()
-    columns = ["name", "installed", "best fit", "size", "memory", "verdict", "good for", "license", "title"]
+    columns = ["name", "installed", "best fit", "size", "memory", "fit", "good for", "license", "title"]
     assert re.split(" {2,}", head) == columns
     assert next(line.split() for line in lines if line.startswith("nemotron"))[-3:] == [
         *("speed", "nvidia-nemotron-open-model-license", "Nemotron-3-Nano-30B-A3B"),

@@ -39,7 +39,7 @@ def test_search_lists_repositories_by_downloads_with_the_best_fit(hub_user: HubU
     assert [row["repo_id"] for row in rows] == [
         *(CATALOGUED, "unsloth/Qwen3.5-122B-GGUF", LONG, "owner/qwen-mmproj-GGUF", "meta/Qwen-like-GGUF")
     ]
-    assert [row["verdict"] for row in rows] == ["fits", "too big", "fits", None, "fits"]
+    assert [row["fit"] for row in rows] == ["fits", "too big", "fits", None, "fits"]
     assert [row["gated"] for row in rows] == [False, False, False, False, True]
     first, second, long, nothing, gated = rows
     planned = hub_user.run("pull", "--dry-run", "--json", CATALOGUED).object
@@ -84,7 +84,7 @@ def test_search_is_retried_where_the_hub_asks_for_it_but_no_repository(hub_user:
     hub_user.hub.arm(Fault(part="api", path=LONG, refusal=FORBIDDEN))
     done = hub_user.run("search", "qwen", "--json")
     assert done.err.count("note: the Hub is rate-limiting requests (429)") == 2
-    assert [row["verdict"] for row in done.object] == [None, "too big", None, None, "fits"]
+    assert [row["fit"] for row in done.object] == [None, "too big", None, None, "fits"]
 
 
 @pytest.mark.slow

@@ -47,9 +47,9 @@ def test_catalogue_row_resolves_and_is_planned(
     for fit in plan.candidates:
         needed = fit.size + DEFAULT_CONTEXT * (spec.kv_bytes_per_token or 0) + HEADROOM
         assert needed < fit.needed < needed + 5_000_000  # the mask
-        verdict = "fits" if fit.needed <= 7 / 8 * available else "tight"
-        assert fit.verdict == (verdict if fit.needed <= available else "too big")
-    if plan.chosen.verdict == "too big":
+        fit_here = "fits" if fit.needed <= 7 / 8 * available else "tight"
+        assert fit.fit == (fit_here if fit.needed <= available else "too big")
+    if plan.chosen.fit == "too big":
         needs = f"needs {format_size(plan.chosen.needed)} of memory at 8192 tokens of context"
         said = f"{spec.name}:{plan.chosen.quantization} {needs}; {format_size(available)} is available"
         assert plan.warning == said

@@ -57,7 +57,7 @@ def fit(size: float, here: Capacity, sizes: ModelSizes = KV) -> MemoryFit:
 
 
 @pytest.mark.parametrize(
-    ("here", "size", "verdict"),
+    ("here", "size", "expected"),
     [
         (machine(SYSTEM_RESERVE + 10 * GB), 8.75 * GB - HEADROOM, "fits"),
         (machine(SYSTEM_RESERVE + 10 * GB), 8.75 * GB - HEADROOM + 1, "tight"),
@@ -74,15 +74,15 @@ def fit(size: float, here: Capacity, sizes: ModelSizes = KV) -> MemoryFit:
         (metal(16 * GIB, 12 * GIB), 20.4 * GB, "too big"),
     ],
 )
-def test_fit_verdict_changes_at_its_limits(here: Capacity, size: float, verdict: str) -> None:
+def test_fit_changes_at_its_limits(here: Capacity, size: float, expected: str) -> None:
     without_kv = uniform_sizes(0, 32, 0)  # half a GiB is left free beside the weights
-    assert fit(size, here, without_kv).verdict == verdict
+    assert fit(size, here, without_kv).fit == expected
     unusable = machine(SYSTEM_RESERVE // 2), machine(SYSTEM_RESERVE // 2, 10 * GB), metal(16 * GIB, 12 * GIB)
     assert [each.usable_memory for each in unusable] == [0, 10 * GB - HEADROOM, 15 * GIB]
 
 
 @pytest.mark.parametrize(
-    ("name", "here", "quantization", "verdict"),
+    ("name", "here", "quantization", "expected"),
     [
         ("cerebrum-7b", machine(4 * GIB), "Q2_K", "too big"),
         ("cerebrum-7b", machine(11 * GIB // 2), "Q2_K", "tight"),
@@ -101,9 +101,9 @@ def test_fit_verdict_changes_at_its_limits(here: Capacity, size: float, verdict:
         ("cerebrum-8x7b", machine(512 * GIB), "Q8_0", "fits"),
     ],
 )
-def test_fit_recommends_by_memory(name: str, here: Capacity, quantization: str, verdict: str) -> None:
+def test_fit_recommends_by_memory(name: str, here: Capacity, quantization: str, expected: str) -> None:
     candidates = assess_quantizations(CATALOGUE[name].quantizations, (), KV, DEFAULT_CONTEXT, here)
-    assert [(each.quantization, each.verdict) for each in candidates if each.recommended] == [(quantization, verdict)]
+    assert [(each.quantization, each.fit) for each in candidates if each.recommended] == [(quantization, expected)]
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_pull_dry_run_downloads_nothing(hub_user: HubUser) -> None:
     assert (found["chosen"], found["context"]) == ("Q2_K", 8192)
     sizes = [(each["quantization"], each["size"]) for each in found["quantizations"]]
     assert sizes == [("Q2_K", 225_440), ("Q4_K_M", 225_440)]
-    assert list(found["quantizations"][0]) == ["quantization", "size", "needed", "verdict", "installed", "recommended"]
+    assert list(found["quantizations"][0]) == ["quantization", "size", "needed", "fit", "installed", "recommended"]
     smaller = hub_user.run("pull", "--dry-run", "--json", "cerebrum-7b", CEREBRUM_CTX="1024").object
     needed = [each["quantizations"][1]["needed"] for each in (found, smaller)]
     assert (smaller["context"], needed[0] - needed[1]) == (1024, 7168 * (131_072 + 2 * 128)), "with the attention mask"

@@ -299,7 +299,7 @@ def model_row(name: str = "collective-cognition-7b") -> dict[str, object]:
 
 
 def catalog_row(**row: object) -> dict[str, object]:
-    chosen = {"recommended": "Q4_K_M", "size": 4_368_438_944, "memory": 6 * 10**9, "verdict": "tight"}
+    chosen = {"recommended": "Q4_K_M", "size": 4_368_438_944, "memory": 6 * 10**9, "fit": "tight"}
     return {**chosen, "license": "nvidia-nemotron-open-model-license", "good_for": "reasoning", **row}
 
 
@@ -313,7 +313,7 @@ def test_tables_in_a_pipe_are_not_truncated() -> None:
     streams = piped()
     row = catalog_row(name="a", here=False, license=None, title=LONG)
     print_catalogue(streams, [row, {**row, "title": "short", "recommended": None, "size": None}])
-    assert "no         Q4_K_M    4.37 GB  6.00 GB  tight    reasoning  -        a note" in written(streams.out)
+    assert "no         Q4_K_M    4.37 GB  6.00 GB  tight  reasoning  -        a note" in written(streams.out)
     assert LONG.strip() in written(streams.out)
     assert not [line for line in written(streams.out).splitlines() if line != line.rstrip()]
 
@@ -329,8 +329,8 @@ def test_tables_on_a_narrow_terminal_drop_columns(columns: int, monkeypatch: pyt
         assert row.removeprefix("*").lstrip().startswith("collective-cognition")
         assert ("…" in row) is (streams is catalogue and columns == 80)
         assert max(map(len, (head, row))) <= columns
-    heads = ["name", "size", "memory", "verdict", "good for", "license"]
-    assert re.split(" {2,}", head) == (heads if columns == 80 else ["name", "size"])
+    heads = ["name", "size", "memory", "fit", "good for", "license"]
+    assert re.split(" {2,}", head) == (heads if columns == 80 else ["name", "size", "fit"])
 
 
 @pytest.mark.parametrize(("columns", "is_stacked"), [(120, False), (80, True), (40, True)])
