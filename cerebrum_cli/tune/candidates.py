@@ -11,8 +11,7 @@ from cerebrum_cli.engine.bench import JobKind
 from cerebrum_cli.engine.model_options import Tuning
 from cerebrum_cli.model.profiles import Speeds, UseName
 
-BATCH_SLOTS = 32  # concurrent sequences of a batch without a profile
-TRIED_SLOTS = (16, 64)
+TRIED_SLOTS = (16, 32)  # fewer concurrent sequences than a batch has without a profile
 TRIED_UBATCHES = (64, 256, 512)
 LONG_PROMPT_TOKENS = 2048
 MAX_LONGER = 1.25  # how much longer an answer may take for an earlier first token
@@ -60,16 +59,14 @@ USES = (CHAT, ASK, BATCH)
 class SearchSpace(NamedTuple):
     """The default settings of each use, and what can be tried instead.
 
-    `threads` are thread counts other than the default; `slots` is the number of sequences that fit in memory, and
-    `depth` the number of tokens after which a single one is decoded. `no_flash` has the values of `is_batch` for which
-    flash attention may be turned off.
+    `threads` are thread counts other than the default, and `depth` is the number of tokens after which a single
+    sequence is decoded. `no_flash` has the values of `is_batch` for which flash attention may be turned off.
     """
 
     chat: Tuning
     ask: Tuning
     batch: Tuning
     threads: tuple[int, ...]
-    slots: int
     layers: int
     depth: int
     no_flash: tuple[bool, ...]
@@ -126,7 +123,7 @@ def plan_stages(space: SearchSpace, has_gpu: bool) -> Iterator[Stage]:
     yield from _load_stages(space, has_gpu, is_batch=False)
     yield Stage(True, is_essential=True)
     yield from _load_stages(space, has_gpu, is_batch=True)
-    yield from (Stage(True, {"slots": slots}) for slots in TRIED_SLOTS if slots <= space.slots)
+    yield from (Stage(True, {"slots": slots}) for slots in TRIED_SLOTS if slots < (space.batch.slots or 0))
     yield from (Stage(False, {"n_ubatch": size}) for size in TRIED_UBATCHES)
 
 

@@ -31,17 +31,15 @@ from cerebrum_cli.model.profiles import (
     TunedUse,
     UseName,
 )
-from cerebrum_cli.model.source import draft_problem, load_options, without_user_settings
+from cerebrum_cli.model.source import AUTO_PARALLEL, draft_problem, load_options, without_user_settings
 from cerebrum_cli.models.model import InstalledModel
 from cerebrum_cli.tune.candidates import (
-    BATCH_SLOTS,
     Candidate,
     SearchSpace,
     thread_counts_to_try,
 )
 from cerebrum_cli.tune.search import SEARCH_S, Search, context_depth
 
-MAX_BATCH_SLOTS = 64
 STEPS_S = 10.0  # to measure steps with drafted tokens, for each use whose defaults differ
 DEPTHS = (8192, 2048, 512, 128)  # tokens of context to decode after: the most that fit, the first with a long thought
 PROMPT_TOKENS = 256  # per slot of a batch, in addition to the reply
@@ -116,9 +114,9 @@ def measure_steps(
 def search_space(model: InstalledModel, settings: Settings) -> SearchSpace:
     cores, free = processors(), FreeMemory(available_memory() - model.size)
     sized = replace(settings, ctx=EXPECTED_REPLY_TOKENS + PROMPT_TOKENS)
-    options = load_options(model, sized, ContextOptions(slots=MAX_BATCH_SLOTS))
+    options = load_options(model, sized, ContextOptions(slots=AUTO_PARALLEL))
     context = replace(options.context, n_ubatch=CPU_UBATCH)
-    slots = plan_slots(model.sizes, MAX_BATCH_SLOTS, context, (), free)
+    slots = plan_slots(model.sizes, AUTO_PARALLEL, context, (), free)
     depths = (
         depth
         for depth in DEPTHS[0 if options.file.thinks else 1 :]
@@ -133,9 +131,8 @@ def search_space(model: InstalledModel, settings: Settings) -> SearchSpace:
     return SearchSpace(
         chat=Tuning(repack=plan_repacking(model.quantization, is_chat=True)),
         ask=Tuning(repack=plan_repacking(model.quantization)),
-        batch=Tuning(repack=plan_repacking(model.quantization, is_batch=True), slots=min(BATCH_SLOTS, slots)),
+        batch=Tuning(repack=plan_repacking(model.quantization, is_batch=True), slots=slots),
         threads=() if settings.threads else thread_counts_to_try(cores.threads, cores.most_threads),
-        slots=slots,
         layers=model.header.n_layers if settings.gpu_layers == "auto" else 0,
         depth=next(depths, DEPTHS[-1]),
         # not in a batch on x86-64, whose answers would then depend on drafts

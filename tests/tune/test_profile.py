@@ -279,7 +279,7 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner, monkeypa
         "  not repacked, no flash attention: prompt 1.50 x, gen 0.90 x",
         "  batch, not repacked: prompt 1.00 x, gen 1.00 x",
         "  batch, 16 sequences: prompt 1.00 x, gen 1.50 x",
-        "  batch, 64 sequences: prompt 1.00 x, gen 1.00 x",
+        "  batch, 32 sequences: prompt 1.00 x, gen 1.00 x",
         *(f"  not repacked, n_ubatch {size}: prompt 1.50 x, gen 0.90 x" for size in (64, 256, 512)),
         "changed:",
         "  ask: not repacked (before: defaults)",

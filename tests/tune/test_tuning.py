@@ -19,10 +19,8 @@ from cerebrum_cli.model.profiles import Speeds, TunedUse, UseName
 from cerebrum_cli.tune.candidates import USES, Candidate, SearchSpace, thread_counts_to_try
 from cerebrum_cli.tune.search import SEARCH_S, Search
 
-BASELINE, BATCH_BASELINE = Tuning(repack=True), Tuning(repack=False, slots=32)
-SPACE = SearchSpace(
-    BASELINE, BASELINE, BATCH_BASELINE, threads=(1, 4), slots=64, layers=32, depth=2048, no_flash=(False, True)
-)
+BASELINE, BATCH_BASELINE = Tuning(repack=True), Tuning(repack=False, slots=64)
+SPACE = SearchSpace(BASELINE, BASELINE, BATCH_BASELINE, threads=(1, 4), layers=32, depth=2048, no_flash=(False, True))
 GPU = Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000)
 NOT_REPACKED = {("repack", False): (1.5, 0.9)}
 SINGLE_USES: tuple[UseName, ...] = ("chat", "ask")
@@ -81,8 +79,8 @@ FASTEST: Mapping[str, tuple[SpeedModel, dict[str, dict[str, Any]]]] = {
         {name: {"n_threads": 1, "n_threads_batch": 4} for name in SINGLE_USES},
     ),
     "a batch has settings of its own": (
-        SpeedModel(batch={("repack", True): (1.2, 1.3), ("slots", 64): (1.0, 1.4), ("slots", 16): (1.0, 0.8)}),
-        {"batch": {"repack": True, "slots": 64}},
+        SpeedModel(batch={("repack", True): (1.2, 1.3), ("slots", 32): (1.0, 1.4), ("slots", 16): (1.0, 0.8)}),
+        {"batch": {"repack": True, "slots": 32}},
     ),
     "flash attention slows down prompts": (
         SpeedModel({("flash_attention", False): (2.0, 1.0)}, {("flash_attention", False): (2.0, 1.0)}),
@@ -202,11 +200,11 @@ def test_search_drops_settings_that_fail_during_confirmation() -> None:
         is_full = events and "again, against" in events[-1].stage
         return "needs 9.9 GB; 1.0 GB is free" if is_full and is_not_repacked(tuning) else None
 
-    speed_model = SpeedModel(single={("repack", False): (2.0, 2.0)}, batch={("slots", 64): (1.0, 2.0)})
+    speed_model = SpeedModel(single={("repack", False): (2.0, 2.0)}, batch={("slots", 32): (1.0, 2.0)})
     bench = ScriptedBench(speed_model, refusal=refusal)
-    space = SPACE._replace(batch=Tuning(repack=True, slots=32))
+    space = SPACE._replace(batch=Tuning(repack=True, slots=64))
     uses, search, _ = run_search(bench, space=space, events=events)
-    assert overrides_by_use(uses) == {"batch": {"slots": 64}}
+    assert overrides_by_use(uses) == {"batch": {"slots": 32}}
     [dropped] = [each for each in search.candidates if each.tuning == Tuning(repack=False)]
     assert dropped.dropped == "needs 9.9 GB; 1.0 GB is free"
 
@@ -243,15 +241,15 @@ def test_search_tries_only_settings_that_the_user_and_the_machine_leave_open() -
     assert uses["chat"].tuning == Tuning(gpu_layers="16")
 
 
-@pytest.mark.parametrize(("slots", "tried"), [(64, [32, 16, 64]), (63, [32, 16]), (8, [8])])
+@pytest.mark.parametrize(("slots", "tried"), [(64, [64, 16, 32]), (32, [32, 16]), (8, [8])])
 def test_search_tries_only_sequences_that_fit_in_memory(slots: int, tried: list[int]) -> None:
-    batch = replace(BATCH_BASELINE, slots=min(32, slots))
-    _, search, _ = run_search(ScriptedBench(), space=SPACE._replace(slots=slots, batch=batch))
+    batch = replace(BATCH_BASELINE, slots=slots)
+    _, search, _ = run_search(ScriptedBench(), space=SPACE._replace(batch=batch))
     assert list(dict.fromkeys(each.tuning.slots for each in search.candidates if each.is_batch)) == tried
 
 
 def test_search_runs_essential_stages_after_the_deadline() -> None:
-    speed_model = SpeedModel(single={**NOT_REPACKED, ("n_ubatch", 64): (9.0, 1.0)}, batch={("slots", 64): (1.0, 9.0)})
+    speed_model = SpeedModel(single={**NOT_REPACKED, ("n_ubatch", 64): (9.0, 1.0)}, batch={("slots", 32): (1.0, 9.0)})
     uses, search, events = run_search(ScriptedBench(speed_model), search_s=0.0)
     measured = [(each.tuning, each.is_batch) for each in search.candidates if each.speeds]
     assert measured == [(BASELINE, False), (replace(BASELINE, repack=False), False), (BATCH_BASELINE, True)]
