@@ -235,7 +235,7 @@ class Chat:
         if self.session:
             self.session = self.history.store.update_session(self.session, name=name)
         elif self.history.store.find(validated_name(name)):
-            raise SessionError(f'session "{name}" already exists', "choose another name")
+            raise SessionError(f"session {name!r} already exists", "choose another name")
         self.name = name
 
     def change_settings(self, changes: Layer) -> Events:

@@ -12,7 +12,7 @@ from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, sug
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.declaration import LORA, NONE
-from cerebrum_cli.core.errors import SessionError, UnwritableSessions
+from cerebrum_cli.core.errors import SessionError, UnwritableSessions, UsageError
 from cerebrum_cli.core.events import Forced
 from cerebrum_cli.core.files import lock_file, remove
 from cerebrum_cli.core.settings import (
@@ -80,7 +80,7 @@ class History:
         if self.store.detached_by or (self._held and self._held[0] == path):
             return
         busy = SessionError(
-            f'session "{session.name}" is open in another process', "close it there, or use another session"
+            f"session {session.name!r} is open in another process", "close it there, or use another session"
         )
         try:
             self.locks.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ class History:
     def get(self, name: str) -> Session:
         session = self.store.find(name)
         if session is None:
-            raise SessionError(f'no session named "{name}"', "list sessions with cerebrum sessions list")
+            raise UsageError(f"no session named {name!r}", "list sessions with cerebrum sessions list")
         return session
 
     def close(self) -> None:

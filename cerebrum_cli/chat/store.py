@@ -321,7 +321,7 @@ class Store:
     def _changing(self, session: Session) -> Iterator[sqlite3.Connection]:
         with self.transaction() as database:
             if database.execute("SELECT 1 FROM sessions WHERE id = ?", (session.id,)).fetchone() is None:
-                raise SessionError(f'session "{session.name}" was deleted by another process', "start a new one")
+                raise SessionError(f"session {session.name!r} was deleted by another process", "start a new one")
             yield database
 
     @contextlib.contextmanager
@@ -331,7 +331,7 @@ class Store:
         except sqlite3.IntegrityError as error:
             if "sessions.name" not in str(error):
                 raise
-            raise SessionError(f'session "{name}" already exists', "choose another name") from error
+            raise SessionError(f"session {name!r} already exists", "choose another name") from error
 
     def _add(
         self, database: sqlite3.Connection, session: Session, message: Message, metadata: ReplyMetadata

@@ -234,7 +234,9 @@ def print_installed(app: App, listed: list[dict[str, Any]], is_outdated: bool) -
             streams.report("no installed model has a newer upload")
         return
     if not listed:
-        streams.report("no model is installed; cerebrum list --available shows models to pull")
+        streams.report(
+            "only nano is here, which is bundled for testing; cerebrum list --available shows models to pull"
+        )
     for model in library.vocabularies():
         streams.report(f"vocabulary only, for --endpoint: {model.reference}")
 

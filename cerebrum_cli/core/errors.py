@@ -78,6 +78,8 @@ class Interrupted(CerebrumError):
 class ModelFileError(CerebrumError):
     """A file that is not a GGUF model this build of llama.cpp can open."""
 
+    exit_code = 2
+
     def __init__(self, path: Path, problem: str, hint: str = "") -> None:
         super().__init__(f"{path}: {problem}", hint or "check the source of the file, or pull it again")
         self.path = path
@@ -93,6 +95,8 @@ class PullError(CerebrumError):
 
 class ConfigError(CerebrumError):
     """An invalid configuration file; the message names the file, the place and the key."""
+
+    exit_code = 2
 
 
 class SessionError(CerebrumError):

@@ -33,7 +33,11 @@ class SamplingParams:
         None, "Maximum tokens to generate [default: no limit]", "Length", short="-n", metavar="N", least=1
     )
     temperature: float = option(
-        0.0, f"Sampling temperature; 0 is greedy {MODEL_ELSE.format(0)}", "Sampling", metavar="T", least=0
+        0.0,
+        "Sampling temperature; 0: greedy [default: the model's, else 0, or 0.7 in chats and votes]",
+        "Sampling",
+        metavar="T",
+        least=0,
     )
     top_k: int = option(40, f"Keep the K likeliest tokens; 0: all {MODEL_ELSE.format(40)}", metavar="K", least=0)
     top_p: float = option(

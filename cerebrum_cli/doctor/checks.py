@@ -172,7 +172,7 @@ CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {
     "memory": lambda _: assess_memory(machine.available_memory(), machine.total_memory(), machine.machine_memory()),
     "disk": _check_disk,
     "config": _check_config,
-    "catalogue": _check_catalogue,
+    "catalog": _check_catalogue,
     "models": _check_models,
     "token": _check_token,
     "network": _check_network,

@@ -95,5 +95,5 @@ def identify(first: bytes) -> tuple[str, str]:
             return f"not a GGUF file: it looks like {kind}", hint
     if first.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in first):
         text = " ".join(first.decode("ascii").split())[:40]
-        return f'not a GGUF file: a text that begins with "{text}"', ""
+        return f"not a GGUF file: a text that begins with {text!r}", ""
     return f"not a GGUF file: it begins with the bytes {first[:4].hex(' ')}", ""

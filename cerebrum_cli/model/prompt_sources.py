@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
 STANDARD_INPUT = Path("-")  # to other programs
+PATTERN = frozenset("*?[")  # characters of a glob pattern
 MAX_FOUND_BYTES = 1_000_000  # of a file that was not named itself: larger ones are data, and fill most contexts
 TOO_LARGE = f"over {format_size(MAX_FOUND_BYTES)}"
 
@@ -45,9 +47,12 @@ class PromptSources:
     saved: SavedPrompt | None = None
 
     def validate(self, piped: SupportsRead[bytes] | None) -> None:
-        """Raise UsageError for sources that cannot give a question. Reads nothing."""
+        """Raise UsageError for sources that cannot give a question, such as a missing file. Reads nothing."""
         if self.messages is not None and (self.prompt is not None or self.files or self.raw):
             raise UsageError("--messages cannot be combined with a prompt, --file or --raw", "omit them")
+        for path in self.files:
+            if path != STANDARD_INPUT and not PATTERN.intersection(str(path)) and not os.path.lexists(path):
+                raise UsageError(f"{path}: {os.strerror(errno.ENOENT)}", "check the path")
         if piped is not None:
             return
         if self.messages == Path("-"):

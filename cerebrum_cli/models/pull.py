@@ -97,6 +97,9 @@ class Puller:
             try:
                 return find(reference)
             except ModelNotFound as error:
+                spec = self.library.spec_of(reference)
+                if spec and not (spec.package or spec.sources or spec.recipe):
+                    raise
                 raise ModelNotFound(
                     f"{error.message}, and the network is disabled", "pull it without --offline or HF_HUB_OFFLINE"
                 ) from error

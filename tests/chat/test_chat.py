@@ -340,7 +340,7 @@ def test_rename_works_before_and_after_the_session_exists(chat: Chat, store: Sto
     chat.rename("ours")
     assert [summary.session.name for summary in store.summaries()] == ["ours"]
     chat.switch_session(None)
-    with pytest.raises(SessionError, match='session "ours" already exists'):
+    with pytest.raises(SessionError, match="session 'ours' already exists"):
         chat.rename("ours")
 
 

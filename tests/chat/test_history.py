@@ -179,7 +179,7 @@ def test_session_open_in_another_process_is_refused(chatml_model: Path, tmp_path
     chat, delete = ("chat", "-m", chatml_model), ("sessions", "rm", "tea", "-y")
     assert run(*chat, "--session", "tea", piped=b"One?\n").code == 0
     directory = tmp_path / "data" / "cerebrum" / "sessions"
-    problem = 'error: session "tea" is open in another process'
+    problem = "error: session 'tea' is open in another process"
     with contextlib.closing(History(Store(directory / "sessions.db"), directory / "locks")) as other:
         other.lock(other.get("tea"))
         for arguments in ((*chat, "--session", "tea"), ("ask", "-m", chatml_model, "-c", "Two?"), delete):

@@ -63,7 +63,7 @@ def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
 def test_store_refuses_unprintable_names_and_names_in_use(sessions: Store) -> None:
     session, other = sessions.create("a", "chat"), sessions.create("b", "chat")
     problems = {name: f"invalid session name: {name!r}" for name in ("", " a", "a\nb", "\x1b[2J")}
-    for name, problem in {**problems, "a": 'session "a" already exists'}.items():
+    for name, problem in {**problems, "a": "session 'a' already exists"}.items():
         attempts: tuple[Callable[[], object], ...] = (
             lambda name=name: sessions.create(name, "chat"),  # type: ignore[misc]
             lambda name=name: sessions.update_session(other, name=name),  # type: ignore[misc]

@@ -202,7 +202,7 @@ def test_sessions_check_fails_for_an_unusable_database(
         ("data/cerebrum/models/registry.json", "{", {"models"}),
         ("config/cerebrum/config.toml", "threads = [", {"config"}),
         ("config/cerebrum/config.toml", "treads = 2", {"config"}),
-        ("config/cerebrum/models.toml", "[models.mine]\nsize = 1", {"catalogue"}),
+        ("config/cerebrum/models.toml", "[models.mine]\nsize = 1", {"catalog"}),
         ("data/cerebrum", "not a directory", {"disk", "models"}),
     ],
 )

@@ -132,7 +132,7 @@ def test_header_reports_a_path_that_is_not_a_file(tmp_path: Path) -> None:
         (b"lmgg" + bytes(40), "a GGML file"),
         (b"\x1f\x8b\x08\x00", "a gzip archive"),
         (bytes(5000), "an incomplete download (zeros"),
-        (b"Entry not found", 'a text that begins with "Entry not found"'),
+        (b"Entry not found", "a text that begins with 'Entry not found'"),
         (b"\xde\xad\xbe\xef\x00", "begins with the bytes de ad be ef"),
     ],
 )

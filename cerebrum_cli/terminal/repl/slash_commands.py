@@ -233,7 +233,7 @@ def load_session(repl: Repl, argument: str) -> None:
     chat = repl.chat
     session = chat.history.store.find(argument)
     if session is None:
-        raise SessionError(f'no session named "{argument}"', LIST_SESSIONS)
+        raise SessionError(f"no session named {argument!r}", LIST_SESSIONS)
     repl.switch_session(session)
     repl.streams.info(f"Now in session {session.name!r}")
     repl.show_last_exchange()
