@@ -62,7 +62,7 @@ def test_endpoint_name_stands_for_a_table(served: Served, monkeypatch: pytest.Mo
     [server, _] = served.servers
     server.key, server.models = "sesame", ("a.gguf", "b.gguf")
     served.config(f'[endpoints.big]\nurl = "{server.url}/v1"\nkey_env = "BIG_KEY"\nserved_model = "b.gguf"\n')
-    assert_error(served.run_alone("ask", "--endpoint", "big", "hi"), 1, "BIG_KEY is not set")
+    assert_error(served.run_alone("ask", "--endpoint", "big", "hi"), 2, "BIG_KEY is not set")
     monkeypatch.setenv("BIG_KEY", "sesame")
     done = served.run_alone("ask", "--endpoint", "big", "--seed", "0", "2 + 2?")
     assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err

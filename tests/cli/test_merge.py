@@ -239,4 +239,4 @@ def test_merge_reports_too_little_disk_space_before_writing(home: Home, monkeypa
 def test_merge_refuses_a_mixtral_with_one_tensor_per_expert(home: Home) -> None:
     write_weights(home.path / "old.gguf", {"blk.0.ffn_gate.0.weight": np.ones((32, 32))})
     done = home.run("merge", "twice.yaml", *OUT, "--source", "tiny=old.gguf")
-    assert_error(done, 1, "made before April 2024 with one tensor per expert")
+    assert_error(done, 2, "made before April 2024 with one tensor per expert")

@@ -159,7 +159,7 @@ def test_prompts_edit_without_changes_adds_nothing(editable: Home, monkeypatch: 
 def test_prompts_edit_keeps_the_text_of_a_fault(editable: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISUAL", editor(editable.home, "text += 'prmpt = \"x\"\\n'"))
     done = editable.run("prompts", "edit", "a b")
-    assert (done.code, editable.text) == (1, FILE + 'prmpt = "x"\n')
+    assert (done.code, editable.text) == (2, FILE + 'prmpt = "x"\n')
     problem = f"error: {editable.config}: [prompts.a b]: unknown key `prmpt`\n hint: did you mean prompt?"
     assert done.err.startswith(problem)
     assert done.err.endswith("run cerebrum prompts edit 'a b' to open the file again, with your text\n")

@@ -132,7 +132,7 @@ def test_config_that_cannot_be_read_is_one_line(new_user: CommandLine, text: str
     path = new_user.config / "config.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="latin-1")
-    assert_error(new_user.run("ask", "hi"), 1, f"{path}: {problem}", EDIT_OR_MOVE)
+    assert_error(new_user.run("ask", "hi"), 2, f"{path}: {problem}", EDIT_OR_MOVE)
 
 
 def test_config_number_beyond_floats_is_invalid(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_two_interrupts_end_a_template(user: CommandLine, loop: str, options: tu
 
 def test_hostile_template_is_an_error_line(user: CommandLine) -> None:
     model = write_chatml(user.home / "hostile.gguf", chat_template="{{ 'a' * 3 * 10 ** 9 }}")
-    assert_error(user.run_process("ask", "-m", model, "hi"), 1, "hostile.gguf: its chat template takes too much memory")
+    assert_error(user.run_process("ask", "-m", model, "hi"), 2, "hostile.gguf: its chat template takes too much memory")
 
 
 def test_hostile_template_file_is_an_error_line(user: CommandLine, chatml_model: Path) -> None:
@@ -63,7 +63,7 @@ def test_hostile_template_file_is_an_error_line(user: CommandLine, chatml_model:
     path.write_text("{{ 9 ** (9 ** 9) }}")  # computed when it is compiled
     arguments = ("-m", chatml_model, "--chat-template", path)
     problem = "takes longer than 5 s"
-    assert_error(user.run_process("ask", *arguments, "hi", "--dry-run"), 1, f"{path}: its chat template", problem)
+    assert_error(user.run_process("ask", *arguments, "hi", "--dry-run"), 2, f"{path}: its chat template", problem)
 
 
 def test_sound_template_file_is_tried_once(user: CommandLine, chatml_model: Path) -> None:

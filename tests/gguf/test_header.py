@@ -293,7 +293,7 @@ def test_commands_refuse_an_encoder_only_model(new_user: CommandLine, chatml_mod
         *(("batch", "-m", "bert", "rows.txt", "-o", "out.jsonl"), ("tune", "bert")),
     ):
         done = user.run(*arguments)
-        assert (done.code, done.err) == (1, f"error: {path}: {kind} (architecture bert)\n{BERT_HINT}"), arguments
+        assert (done.code, done.err) == (2, f"error: {path}: {kind} (architecture bert)\n{BERT_HINT}"), arguments
     assert not list(user.home.glob("out.jsonl*"))
     assert user.run("show", "bert", "--json").object["unsupported"] == kind
     assert [row["default"] for row in json.loads(user.run("list", "--json").out)] == [False]

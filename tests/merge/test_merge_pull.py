@@ -126,7 +126,7 @@ def test_merge_pull_reports_circular_recipes(rows: list[str], quantizations: str
         (home.command.config / f"{each}.yaml").write_text(stack((used, 0, 4)))
     done = home.run("pull", "--offline", "-y", "own")
     error = "error: own: circular recipe\n hint: correct its row in models.toml\n"
-    assert (done.code, done.out, done.err) == (1, "", error)
+    assert (done.code, done.out, done.err) == (2, "", error)
     assert not list((home.path / "data").rglob("*.gguf*"))
 
 

@@ -193,7 +193,7 @@ def test_adapter_on_which_llama_cpp_crashes_is_an_error(
     monkeypatch.setattr(adapters, "ALPHA", "an error of no known kind")
     path = write_adapter(user.home / "a.gguf", factors_for(chatml_model), alpha=np.float64(6))  # asserted to be FLOAT32
     done = user.run("ask", "-m", "small", "--lora", path, "hello", "--max-tokens", "2")
-    assert done.code == 1
+    assert done.code == 2
     assert f"{path}: llama.cpp crashes on it: " in done.err
 
 

@@ -72,7 +72,7 @@ def test_vocabulary_is_no_installed_model(hub_user: HubUser) -> None:
     done = hub_user.run("ask", "-m", REFERENCE, "Why?")
     assert (done.code, done.out, done.err) == (3, "", NOT_HERE)
     done = hub_user.run("ask", "-m", path_of(hub_user), "Why?")
-    assert (done.code, done.err.splitlines()[-1]) == (1, f" hint: cerebrum pull {REFERENCE}")
+    assert (done.code, done.err.splitlines()[-1]) == (2, f" hint: cerebrum pull {REFERENCE}")
     assert hub_user.run("ask", "Why?").code == 3
     env = {"_CEREBRUM_COMPLETE": "complete_bash", "COMP_WORDS": "cerebrum rm o", "COMP_CWORD": "2"}
     assert hub_user.run(**env).out.split() == [REFERENCE]
@@ -144,7 +144,7 @@ def test_vocabulary_pull_stores_no_damaged_header(
 ) -> None:
     hub_user.hub.repositories[REPO].commit({FILE: mistral_model.read_bytes()[:bytes_left]})
     done = hub_user.run("pull", "--vocabulary", REPO)
-    assert (done.code, done.out) == (1, "")
+    assert (done.code, done.out) == (2, "")
     assert f"error: {REPO}/{FILE}: {problem}" in done.err
     assert blobs(hub_user) == {}
 

@@ -439,7 +439,7 @@ def test_tune_reports_what_keeps_it_from_measuring(runner: CommandRunner) -> Non
     assert (unknown.code, unknown.out) == (3, "")
     (runner.home / "text.gguf").write_text("hello")
     done = runner.run("tune", runner.home / "text.gguf")
-    assert (done.code, done.out, runner.profiles.exists()) == (1, "", False)
+    assert (done.code, done.out, runner.profiles.exists()) == (2, "", False)
     runner.profiles.mkdir(parents=True)
     with lock_file(runner.profiles / "lock", EngineError("locked")):
         done = runner.run("tune", runner.model)
@@ -448,7 +448,7 @@ def test_tune_reports_what_keeps_it_from_measuring(runner: CommandRunner) -> Non
     rmtree(runner.profiles)
     runner.profiles.write_text("a file in its place")
     done = runner.run("tune", runner.model, "--json")
-    assert (done.code, done.out, runner.benches) == (1, "", [])
+    assert (done.code, done.out, runner.benches) == (2, "", [])
     assert done.err.splitlines() == [f"error: {runner.profiles}: File exists", " hint: check its permissions"]
     assert runner.load_options("ask", "hello").context.n_threads == 0
 
