@@ -32,7 +32,7 @@ LEFT_OUT = {
     "starts a server or a cluster": r"^(llama-server|ggml-rpc-server) |--ray ",
     "takes a minute": r"cerebrum (tune|lm-eval)\b",
     "needs a GPU": r"cpu_moe=24",
-    "needs bubblewrap": r"--run-code",
+    "needs bubblewrap": r"--run-code|--check python",
     "has a placeholder": r"\bNAME$",
 }
 SKIPPED = re.compile("|".join(LEFT_OUT.values()))
