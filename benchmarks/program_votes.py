@@ -1,11 +1,11 @@
 """Accuracy of votes against tokens: on prose, on programs, on both, and on prose with a program after each sample.
 
-Usage: python benchmarks/program_votes.py CHECKED.jsonl PROGRAMS.jsonl GREEDY.jsonl [--dry-run]
+Usage: python benchmarks/program_votes.py CHECKED.jsonl PROGRAMS.jsonl [GREEDY.jsonl] [--dry-run]
        python benchmarks/program_votes.py --plot FILE
 
-The files are runs on the same questions with the same model. The programs of PROGRAMS run in the sandbox, and votes are
-replayed over all subsets of the samples. `--plot` draws accuracy against tokens for all models in RESULTS.md, and
-prints their mean gain over all questions. To make the runs:
+The files are runs on the same questions with the same model; questions without all samples are left out. The programs
+of PROGRAMS run in the sandbox, and votes are replayed over all subsets of the samples. `--plot` draws accuracy against
+tokens for all models in RESULTS.md, and prints their mean gain over all questions. To make the runs:
 
     cerebrum eval gsm8k.jsonl -m MODEL --samples 4 --check python -o CHECKED.jsonl
     cerebrum eval gsm8k.jsonl -m MODEL --samples 4 --template "$ONLY_A_PROGRAM" -o PROGRAMS.jsonl
@@ -115,10 +115,16 @@ def cost(sample: Sample, has_program: bool) -> int:
 def curves(questions: Sequence[Drawn]) -> dict[str, Curve]:
     sizes = range(1, len(questions[0].prose) + 1)
     greedy = [sample for drawn in questions for sample in drawn.greedy]
-    found = {GREEDY: Curve([sample.correct for sample in greedy], mean(sample.completion_tokens for sample in greedy))}
+    programs = len(questions[0].programs)
+    found = dict[str, Curve]()
+    if greedy:
+        tokens = mean(sample.completion_tokens for sample in greedy)
+        found[GREEDY] = Curve([sample.correct for sample in greedy], tokens)
     found |= {f"{size} of prose": curve(questions, size, 0) for size in sizes}
-    found |= {format_count(size, "program"): curve(questions, 0, size) for size in sizes}
-    found |= {f"{a} of prose, {format_count(b, 'program')}": curve(questions, a, b) for a, b in MIXTURES}
+    found |= {format_count(size, "program"): curve(questions, 0, size) for size in range(1, programs + 1)}
+    found |= {
+        f"{a} of prose, {format_count(b, 'program')}": curve(questions, a, b) for a, b in MIXTURES if b <= programs
+    }
     found |= {
         f"{size} of prose, only those that their program agrees with": curve(questions, size, 0, only_checked)
         for size in sizes
@@ -147,15 +153,19 @@ def rows(found: dict[str, Curve]) -> Iterator[str]:
 
 
 def draw(sandbox: Sandbox, *runs: Run) -> list[Drawn]:
-    """The samples of three runs by question; what the programs of the second print is all that they answer."""
-    prose, programs, greedy = (group_by_question(rescored(run.match, run.samples())[0]) for run in runs)
+    """The questions of two or three runs with all samples; a program of the second answers only what it prints."""
+    prose, programs, *others = (group_by_question(rescored(run.match, run.samples())[0]) for run in runs)
+    greedy = others[0] if others else {}
+    sizes = [max(map(len, samples.values())) for samples in (prose, programs)]
 
     def as_program(sample: Sample) -> Sample:
         program = run_program(sandbox, sample.text)
         return replace(sample, answer=None, program_output=program and program.output)
 
     return [
-        Drawn(samples, [as_program(sample) for sample in programs[id]], greedy[id]) for id, samples in prose.items()
+        Drawn(samples, [as_program(sample) for sample in programs[id]], greedy.get(id, []))
+        for id, samples in prose.items()
+        if [len(samples), len(programs.get(id, ()))] == sizes
     ]
 
 
@@ -225,10 +235,11 @@ def plot(models: dict[str, tuple[int, dict[str, list[float]]]], path: Path) -> N
     ):
         for label, names, style in LINES:
             points = sorted((values[1], values[0]) for name, values in votes.items() if re.fullmatch(names, name))
-            axes.plot(*zip(*points, strict=True), style, markersize=4, label=label)
+            if points:
+                axes.plot(*zip(*points, strict=True), style, markersize=4, label=label)
         axes.set(title=model, xlabel="tokens per question", ylabel="accuracy")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
 
 
@@ -243,12 +254,12 @@ def main() -> None:
         for size in (2, 3, 4):
             print(size, mean_gain(models.values(), f"{size} of prose {SHIPPED}"))
         return
-    checked, programs, greedy = map(require_run, options.runs)
-    questions = draw(require_sandbox(), checked, programs, greedy)
-    table = "\n".join([introduce(checked.model, questions), "", HEAD, *rows(curves(questions))])
+    runs = [require_run(path) for path in options.runs]
+    questions = draw(require_sandbox(), *runs)
+    table = "\n".join([introduce(runs[0].model, questions), "", HEAD, *rows(curves(questions))])
     print(table)
     if not options.dry_run:
-        record_section(f"{HEADING}: {checked.model}", table)
+        record_section(f"{HEADING}: {runs[0].model}", table)
 
 
 if __name__ == "__main__":
