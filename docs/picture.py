@@ -1,6 +1,6 @@
 """Draw docs/chat.svg, vote.svg and accuracy.png: a chat and a vote of the starter model, and an evaluation of nano.
 
-The evaluation prints the tables of the README: nano's held-out sums in two quantizations, 16 samples each.
+The evaluation prints the table in evaluate.md: nano's held-out sums in two quantizations, 16 samples each.
 """
 
 from __future__ import annotations
