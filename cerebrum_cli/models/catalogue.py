@@ -101,6 +101,11 @@ class ModelSpec:
             return self.alternatives
         return (Repository(self.repo_id, self.file, self.quantizations, self.revision), *self.alternatives)
 
+    @property
+    def is_obtainable(self) -> bool:
+        """Whether it can be downloaded or built."""
+        return bool(self.package or self.sources or self.recipe)
+
     def is_available_in(self, quantization: str | None) -> bool:
         merged = self.quantizations if self.recipe else ()
         known = (*merged, *(item for source in self.sources for item in source.quantizations))

@@ -339,7 +339,7 @@ def _file_missing(model: InstalledModel) -> ModelNotFound:
 
 
 def _not_installed(reference: ModelReference, spec: ModelSpec | None = None) -> ModelNotFound:
-    if spec and not (spec.package or spec.sources or spec.recipe):
+    if spec and not spec.is_obtainable:
         return ModelNotFound(f"{spec.name} is not installed and cannot be downloaded", spec.notes)
     if spec and not spec.is_available_in(reference.quantization):
         return ModelNotFound(

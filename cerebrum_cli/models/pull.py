@@ -98,7 +98,7 @@ class Puller:
                 return find(reference)
             except ModelNotFound as error:
                 spec = self.library.spec_of(reference)
-                if spec and not (spec.package or spec.sources or spec.recipe):
+                if spec and not spec.is_obtainable:
                     raise
                 raise ModelNotFound(
                     f"{error.message}, and the network is disabled", "pull it without --offline or HF_HUB_OFFLINE"
