@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
 STANDARD_INPUT = Path("-")  # to other programs
-PATTERN = frozenset("*?[")  # characters of a glob pattern
 MAX_FOUND_BYTES = 1_000_000  # of a file that was not named itself: larger ones are data, and fill most contexts
 TOO_LARGE = f"over {format_size(MAX_FOUND_BYTES)}"
 
@@ -50,9 +48,12 @@ class PromptSources:
         """Raise UsageError for sources that cannot give a question, such as a missing file. Reads nothing."""
         if self.messages is not None and (self.prompt is not None or self.files or self.raw):
             raise UsageError("--messages cannot be combined with a prompt, --file or --raw", "omit them")
-        for path in self.files:
-            if path != STANDARD_INPUT and not PATTERN.intersection(str(path)) and not os.path.lexists(path):
-                raise UsageError(f"{path}: {os.strerror(errno.ENOENT)}", "check the path")
+        if self.files:
+            from cerebrum_cli.model.file_search import search_of
+
+            for path in self.files:
+                if path != STANDARD_INPUT and search_of(path) is None:
+                    require_found(path)
         if piped is not None:
             return
         if self.messages == Path("-"):
@@ -212,6 +213,14 @@ def read_piped(piped: SupportsRead[bytes]) -> str:
     data = piped.read(MAX_PROMPT_BYTES + 1)
     is_too_large = len(data) > MAX_PROMPT_BYTES
     return decode_text(None if is_too_large else data, "standard input", MAX_PROMPT_BYTES, PromptTooLong)
+
+
+def require_found(path: Path) -> None:
+    """Raise UsageError unless the path leads to something."""
+    try:
+        path.stat()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
 
 
 def read_text(path: Path, limit: int, error_type: type[CerebrumError] = UsageError) -> str:
