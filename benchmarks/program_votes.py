@@ -81,6 +81,13 @@ class Curve(NamedTuple):
     tokens: float
 
 
+class Recorded(NamedTuple):
+    """The number of questions of a model in RESULTS.md; by vote: accuracy, tokens, difference and its interval."""
+
+    questions: int
+    votes: dict[str, list[float]]
+
+
 def plain(samples: Sequence[Sample]) -> list[Vote]:
     return votes_of(samples, with_programs=False)
 
@@ -142,7 +149,11 @@ def gains(found: dict[str, Curve], name: str) -> list[float]:
 
 def interval(differences: Sequence[float]) -> str:
     low, high = paired_interval(differences)
-    return f"{100 * mean(differences):+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return points(100 * mean(differences), 100 * low, 100 * high)
+
+
+def points(value: float, low: float, high: float) -> str:
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def rows(found: dict[str, Curve]) -> Iterator[str]:
@@ -204,18 +215,18 @@ def introduce(model: str, questions: Sequence[Drawn]) -> str:
     return fill(text, 120)
 
 
-def recorded() -> dict[str, tuple[int, dict[str, list[float]]]]:
-    """By model in RESULTS.md: the number of questions; and by vote: accuracy, tokens, difference and its interval."""
+def recorded() -> dict[str, Recorded]:
+    """The models in RESULTS.md by name."""
     models = {}
     for heading, text in read_results()[2].items():
         if heading.startswith(HEADING):
             [questions] = re.findall(r"(\d+) questions", text)
             votes = {name: list(map(float, re.findall(r"[-+]?[\d.]+", cells))) for name, cells in ROW.findall(text)}
-            models[heading.removeprefix(f"{HEADING}: ")] = int(questions), votes
+            models[heading.removeprefix(f"{HEADING}: ")] = Recorded(int(questions), votes)
     return models
 
 
-def mean_gain(models: Collection[tuple[int, dict[str, list[float]]]], name: str) -> str:
+def mean_gain(models: Collection[Recorded], name: str) -> str:
     """Difference and 95% interval of a vote over the questions of all models, which are independent."""
     total = sum(questions for questions, _ in models)
     gain, squares = 0.0, 0.0
@@ -223,10 +234,10 @@ def mean_gain(models: Collection[tuple[int, dict[str, list[float]]]], name: str)
         _, _, difference, low, high = votes[name]
         gain += questions / total * difference
         squares += (questions / total * (high - low) / 2) ** 2
-    return f"{gain:+.1f} ({gain - squares**0.5:+.1f} to {gain + squares**0.5:+.1f})"
+    return points(gain, gain - squares**0.5, gain + squares**0.5)
 
 
-def plot(models: dict[str, tuple[int, dict[str, list[float]]]], path: Path) -> None:
+def plot(models: dict[str, Recorded], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
@@ -234,9 +245,9 @@ def plot(models: dict[str, tuple[int, dict[str, list[float]]]], path: Path) -> N
         figure.subplots(1, len(models), squeeze=False)[0], models.items(), strict=True
     ):
         for label, names, style in LINES:
-            points = sorted((values[1], values[0]) for name, values in votes.items() if re.fullmatch(names, name))
-            if points:
-                axes.plot(*zip(*points, strict=True), style, markersize=4, label=label)
+            shown = sorted((values[1], values[0]) for name, values in votes.items() if re.fullmatch(names, name))
+            if shown:
+                axes.plot(*zip(*shown, strict=True), style, markersize=4, label=label)
         axes.set(title=model, xlabel="tokens per question", ylabel="accuracy")
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
