@@ -27,54 +27,7 @@ MODEL ?=
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-LLAMA := llama-cpp-python>=0.3.36,<0.3.37
 INSTALLED := $(VENV)/.installed$(if $(ACCEL),-$(ACCEL))$(if $(WHEELS),-$(firstword $(shell printf %s "$(WHEELS)" | cksum)))
-
-cmake_cuda := -DGGML_CUDA=on
-cmake_metal := -DGGML_METAL=on
-cmake_vulkan := -DGGML_VULKAN=on
-cmake_rpc := -DGGML_RPC=on
-ifneq ($(ACCEL),)
-ifeq ($(cmake_$(ACCEL)),)
-$(error ACCEL is "$(ACCEL)"; it can be cuda, metal, vulkan or rpc)
-endif
-endif
-cmake_avx2 := -DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_BMI2=ON -DGGML_FMA=ON -DGGML_F16C=ON
-# A wheel that is built has llama.cpp's libraries alone, and is kept for other checkouts. Its directory is named after
-# this machine, for whose processor it is.
-BUILT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cerebrum/wheels/$(shell uname -n)
-WITHOUT_COMPILER := https://abetlen.github.io/llama-cpp-python/whl/cpu
-# $(call install,KIND[,OPTIONS]) installs such a wheel; $(call build,KIND[,OPTIONS]) builds it first if there is none.
-install = $(BIN)/python -m pip install --quiet --force-reinstall --no-deps --no-index --find-links $(BUILT)/$(1) $(2) "$(LLAMA)"
-define build
-@$(call install,$(1),$(2)) 2>/dev/null || { \
-	echo "building llama.cpp for this machine; this takes minutes, once"; \
-	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/scripts/libraries.cmake $(cmake_$(1))" \
-	FORCE_CMAKE=1 \
-	CMAKE_BUILD_PARALLEL_LEVEL=$$(getconf _NPROCESSORS_ONLN) \
-	$(BIN)/python -m pip wheel --no-cache-dir --no-deps --wheel-dir $(BUILT)/$(1) "$(LLAMA)" || { \
-		echo "error: llama.cpp was not built, for the reason above" >&2; \
-		echo " hint: install a C++ compiler; without one, run make setup WHEELS=$(WITHOUT_COMPILER)" >&2; exit 1; }; \
-	$(call install,$(1),$(2)); }
-endef
-llama = $(call build,$(or $(ACCEL),cpu))
-ifneq ($(WHEELS),)
-ifneq ($(ACCEL),)
-$(error ACCEL builds llama.cpp and WHEELS installs a wheel of it; use one of them)
-endif
-# Where WHEELS has none that fits, pip fails instead of building one. A wheel may have been built for another processor,
-# which doctor reports.
-define llama
-$(BIN)/python -m pip install --quiet --only-binary llama-cpp-python --force-reinstall --no-deps \
-	$(if $(wildcard $(WHEELS)/.),--no-index --find-links,--index-url) "$(WHEELS)" "$(LLAMA)"
-endef
-define check
-$(BIN)/cerebrum doctor --offline --quiet
-endef
-endif
-
-NEEDED := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
-comma := ,
 
 .PHONY: setup demo test test-avx2 quick fuzz coverage check format lock docs catalogue dist picture peers bench clean
 
@@ -85,15 +38,7 @@ $(VENV)/.setup: $(INSTALLED)
 	touch $@
 
 $(INSTALLED): pyproject.toml
-	@python=$(PYTHON) remove=; test ! -x $(BIN)/python || { python=$(BIN)/python; remove="rm -r $(VENV) && "; }; \
-	$$python -c 'import sys; sys.exit(sys.version_info < ($(subst .,$(comma),$(NEEDED))))' || { \
-		echo "Python $(NEEDED) or newer is needed; $$python is $$($$python --version 2>&1)" >&2; \
-		echo "install one and run: $${remove}make setup PYTHON=python$(NEEDED)" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(llama)
-	$(BIN)/python -m pip install --quiet --editable .
-	$(check)
+	ACCEL="$(ACCEL)" WHEELS="$(WHEELS)" PYTHON="$(PYTHON)" scripts/setup.sh
 	rm -f $(VENV)/.installed-*
 	touch $(VENV)/.installed $@
 
@@ -113,7 +58,7 @@ test-avx2: setup $(VENV)/avx2/.installed
 		tests/engine tests/batch/test_together.py tests/cli/test_architectures.py $(ARGS)
 
 $(VENV)/avx2/.installed: $(INSTALLED)
-	$(call build,avx2,--upgrade --target $(VENV)/avx2)
+	scripts/build.sh avx2 --upgrade --target $(VENV)/avx2
 	touch $@
 
 fuzz: setup

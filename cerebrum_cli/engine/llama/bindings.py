@@ -13,14 +13,21 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 from cerebrum_cli.core.environment import environment, set_environment_default
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.text import pip_install
-from cerebrum_cli.engine.machine import CPU_FLAGS, REQUIREMENT, lacking, processor_flags, rebuild_command
+from cerebrum_cli.engine.machine import (
+    CPU_FLAGS,
+    REQUIREMENT,
+    bindings_directory,
+    lacking,
+    processor_flags,
+    rebuild_command,
+)
 
 DEBUG, WARNING, CONTINUED = 1, 3, 5  # ggml's log levels; 2 is info, 4 error
 SHOW_LOG = "show its log with --set verbose=on"
@@ -53,12 +60,13 @@ class Log:
 def import_bindings(name: str) -> Any:
     """Import one module of `llama_cpp` without running the package's `__init__`."""
     if "llama_cpp" not in sys.modules:
-        spec = find_spec("llama_cpp")
-        if spec is None or spec.submodule_search_locations is None:
+        directory = bindings_directory()
+        if directory is None:
             raise EngineError("llama-cpp-python is not installed", pip_install(f'"{REQUIREMENT}"'))
         package = ModuleType("llama_cpp")
-        package.__path__ = list(spec.submodule_search_locations)
-        package.__spec__ = spec
+        package.__path__ = [str(directory)]
+        package.__spec__ = ModuleSpec("llama_cpp", None, is_package=True)
+        package.__spec__.submodule_search_locations = package.__path__
         sys.modules["llama_cpp"] = package
     try:
         return importlib.import_module(f"llama_cpp.{name}")
@@ -105,4 +113,6 @@ def suppress_log() -> Iterator[None]:
         llama.llama_log_set(_write_log, None)
 
 
+if not llama._lib.ggml_backend_reg_count():  # the wheel for any processor: load the best kernels for this one
+    llama._lib.ggml_backend_load_all_from_path(str(llama._base_path).encode())
 llama.llama_backend_init()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from typing import Any
 
@@ -9,7 +10,7 @@ from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.machine import Build, available_memory, processor_name, read_features
 from cerebrum_cli.engine.memory import Device, FreeMemory
 
-GPU, INTEGRATED_GPU = 1, 2  # of ggml_backend_dev_type
+CPU, GPU, INTEGRATED_GPU = 0, 1, 2  # of ggml_backend_dev_type
 UNIFIED = ("Metal", "MTL")  # names of GPUs of type GPU that use the memory of the host
 
 
@@ -53,9 +54,10 @@ def expert_overrides(layers: int) -> Any:
 
         _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
 
-    cpu = bind("ggml_backend_cpu_buffer_type", ctypes.c_void_p, ())
+    cpu = bind("ggml_backend_dev_by_type", ctypes.c_void_p, (ctypes.c_int,))(CPU)
+    buffers = bind("ggml_backend_dev_buffer_type", ctypes.c_void_p, (ctypes.c_void_p,))(cpu)
     pattern = rf"blk\.({'|'.join(map(str, range(layers)))})\.ffn_(up|down|gate|gate_up)_(ch)?exps"
-    return (BufferOverride * 2)(BufferOverride(pattern.encode(), cpu()), BufferOverride())
+    return (BufferOverride * 2)(BufferOverride(pattern.encode(), buffers), BufferOverride())
 
 
 def bind(symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:
@@ -73,10 +75,10 @@ def version() -> str:
 def _package_version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
-    try:
-        return version("llama-cpp-python")
-    except PackageNotFoundError:  # not installed as a package
-        return "unknown version"
+    for name in ("llama-cpp-python", "cerebrum-llama"):
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return "unknown version"  # not installed as a package
 
 
 def library_text(symbol: str) -> str:

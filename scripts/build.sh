@@ -1,0 +1,42 @@
+#!/bin/sh
+# Installs llama.cpp in .venv, built for this machine: build.sh cpu|cuda|metal|vulkan|rpc|avx2 [PIP OPTION...]
+# The wheel is kept for other checkouts. Where there is no C++ compiler, Zig's is downloaded, and removed afterwards.
+set -eu
+cd "$(dirname "$0")/.."
+python=.venv/bin/python
+requirement=$(sed -n 's/^ *"\(llama-cpp-python>=[^"]*\)".*/\1/p' pyproject.toml)
+
+case $1 in
+requirement) echo "$requirement" && exit ;;
+cpu) options= ;;
+avx2) options="-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_BMI2=ON -DGGML_FMA=ON -DGGML_F16C=ON" ;;
+*) options="-DGGML_$(echo "$1" | tr '[:lower:]' '[:upper:]')=ON" ;;
+esac
+# Named after this machine, for whose processor it is.
+wheels="${XDG_CACHE_HOME:-$HOME/.cache}/cerebrum/wheels/$(uname -n)/$1"
+shift
+
+install() {
+    $python -m pip install --quiet --force-reinstall --no-deps --no-index --find-links "$wheels" "$@" "$requirement"
+}
+
+install "$@" 2>/dev/null && exit
+if ! command -v "${CXX:-c++}" >/dev/null; then
+    echo "no C++ compiler found: downloading Zig's for this build (100 MB; 410 MB unpacked)"
+    zig=$(mktemp -d)
+    trap 'rm -rf "$zig"' EXIT
+    $python -m pip install --quiet --target "$zig" --group compiler
+    # Zig compiles its C++ library once for each set of flags, so CMake's tests of the compiler have the same as the build.
+    export CC="$zig/ziglang/zig cc -O2 -s" CXX="$zig/ziglang/zig c++ -O2 -s"
+    export ZIG_GLOBAL_CACHE_DIR="$zig/cache" ZIG_LOCAL_CACHE_DIR="$zig/cache"
+    options="$options -DGGML_OPENMP=OFF"
+fi
+echo "building llama.cpp for this machine; this takes minutes, once"
+export CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/scripts/libraries.cmake $options"
+export FORCE_CMAKE=1 CMAKE_BUILD_PARALLEL_LEVEL="$(getconf _NPROCESSORS_ONLN)"
+if ! $python -m pip wheel --no-cache-dir --no-deps --wheel-dir "$wheels" "$requirement"; then
+    echo "error: llama.cpp was not built, for the reason above" >&2
+    echo " hint: install a wheel of it: WHEELS=https://abetlen.github.io/llama-cpp-python/whl/cpu scripts/setup.sh" >&2
+    exit 1
+fi
+install "$@"
