@@ -12,10 +12,11 @@ fail() {
     exit 1
 }
 
-case "${ACCEL:=}" in '' | cuda | metal | vulkan | rpc) ;;
+: "${ACCEL:=}" "${WHEELS:=}"
+case $ACCEL in '' | cuda | metal | vulkan | rpc) ;;
 *) fail "ACCEL is \"$ACCEL\"" "it can be cuda, metal, vulkan or rpc" ;;
 esac
-if [ -n "$ACCEL" ] && [ -n "${WHEELS:=}" ]; then
+if [ -n "$ACCEL" ] && [ -n "$WHEELS" ]; then
     fail "ACCEL builds llama.cpp and WHEELS installs a wheel of it" "use one of them"
 fi
 
