@@ -17,7 +17,7 @@ wheels="${XDG_CACHE_HOME:-$HOME/.cache}/cerebrum/wheels/$(uname -n)/$1"
 shift
 
 install() {
-    $python -m pip install --quiet --force-reinstall --no-deps --no-index --find-links "$wheels" "$@" "$requirement"
+    $python -m pip install --quiet --no-compile --force-reinstall --no-deps --no-index --find-links "$wheels" "$@" "$requirement"
 }
 
 install "$@" 2>/dev/null && exit

@@ -37,6 +37,6 @@ else
     $python -m pip install --quiet --only-binary llama-cpp-python --force-reinstall --no-deps $from "$WHEELS" \
         "$(scripts/build.sh requirement)"
 fi
-$python -m pip install --quiet --editable .
+$python -m pip install --quiet --no-compile --editable .
 # A wheel may have been built for another processor.
 [ -z "$WHEELS" ] || .venv/bin/cerebrum doctor --offline --quiet

@@ -48,9 +48,13 @@ def build(architecture: str, directory: Path) -> Path:
     """Build llama-cpp-python's wheel for another processor than this machine's, or for any of its kind."""
     options, environment = list(OPTIONS), dict(os.environ)
     if sys.platform == "linux":
-        target = f"-target {architecture}-linux-gnu.{GLIBC[0]}.{GLIBC[1]}"
-        for variable, compiler in (("CC", "cc"), ("CXX", "c++"), ("ASM", "cc")):
-            environment[variable] = f"{sys.executable} -m ziglang {compiler} -O2 -s {target}"
+        import ziglang
+
+        flags = f"-O2 -s -target {architecture}-linux-gnu.{GLIBC[0]}.{GLIBC[1]}"
+        if architecture == "x86_64":
+            flags += " -mevex512"  # which this Clang wants beside -mavx512f
+        zig = Path(ziglang.__file__).with_name("zig")
+        environment |= {"CC": f"{zig} cc {flags}", "CXX": f"{zig} c++ {flags}"}
         options += ["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={architecture}"]
         environment["_PYTHON_HOST_PLATFORM"] = f"linux-{architecture}"  # the wheel's tag
     requirement = run([str(ROOT / "scripts" / "build.sh"), "requirement"], capture_output=True).stdout.strip()
