@@ -1,4 +1,4 @@
-"""Run local GGUF reasoning models, in the exact prompt format each was trained on.
+"""Run local GGUF reasoning models, each in its own prompt format.
 
 A model replies to a conversation: iterate the reply.
 

@@ -56,7 +56,7 @@ def assembled(names: Collection[str] = ALL) -> Any:
     """
     app = typer.Typer(
         name="cerebrum",
-        help="Run local GGUF reasoning models in a terminal, in the exact prompt format each was trained on.",
+        help="Run local GGUF reasoning models in a terminal, each in its own prompt format.",
         epilog="Every option can also be set as CEREBRUM_...: --max-tokens is CEREBRUM_MAX_TOKENS.",
         no_args_is_help=True,
         rich_markup_mode=None,
