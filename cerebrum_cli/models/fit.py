@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Fit = Literal["fits", "tight", "too big"]
 
 PREFERRED_QUANTIZATION = "Q4_K_M"  # the common compromise of size and quality
-FAST_IN_BATCHES = ("Q4_0", "IQ4_NL", "Q4_K_M")  # on CPUs: docs/how-to/batch.md has figures
+FAST_IN_BATCHES = ("Q4_0", "IQ4_NL", "Q4_K_M")  # on CPUs: benchmarks/RESULTS.md has figures
 SYSTEM_RESERVE = 2**30  # bytes of memory left to the system
 TIGHT_FRACTION = 7 / 8  # of the host's memory; above it other programs are swapped out
 ROOMY_FRACTION = 0.5  # of all usable memory; models that need more are listed after those that do not
