@@ -3,7 +3,8 @@
 #   make setup WHEELS=URL   the same without a compiler: llama.cpp from a package index or a directory of wheels
 #   make demo     pull the starter model and ask it a question
 #   make test     the test suite; ARGS are pytest's: make test ARGS="tests/cli/test_ask.py -k stop"
-#   make test-avx2   the tests of the engine again, with a second build of llama.cpp: AVX2 (x86-64-v3), no AVX-512
+#   make wheels   dist/cerebrum_llama-*.whl: llama.cpp for any processor; on Linux for x86-64 and ARM64
+#   make test-wheel   the tests of the engine again with that wheel, and once more with its kernels for AVX2
 #   make fuzz     many damaged and hostile inputs, thousands of cases of each property and, after `make peers`, all
 #                 architectures of llama.cpp, in minutes
 #   make quick    no slow tests and no property tests, under a minute
@@ -11,7 +12,7 @@
 #   make check    format, lint, types
 #   make docs     docs/reference/cli.md and chat.md, from the code
 #   make catalogue   sizes and pinned revisions of models.toml, from the Hugging Face Hub
-#   make dist     the wheel and the source archive, in dist/
+#   make dist     the source archive, and the wheel, which needs that of `make wheels` instead of a compiler, in dist/
 #   make picture  docs/chat.svg, vote.svg and accuracy.png, from a real chat, vote and evaluation
 #   make peers    llama.cpp's own programs and `llm`, for the benchmarks; the programs for `make fuzz` too
 #   make bench [DATA=DIR] [SHAPE=FILE] [MODEL=FILE]   all benchmarks, into benchmarks/RESULTS.md and two pictures beside
@@ -29,7 +30,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed$(if $(ACCEL),-$(ACCEL))$(if $(WHEELS),-$(firstword $(shell printf %s "$(WHEELS)" | cksum)))
 
-.PHONY: setup demo test test-avx2 quick fuzz coverage check format lock docs catalogue dist picture peers bench clean
+.PHONY: setup demo test test-wheel wheels quick fuzz coverage check format lock docs catalogue dist picture peers bench clean
 
 setup: $(VENV)/.setup
 
@@ -49,16 +50,19 @@ demo: $(INSTALLED)
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-# The second build is found first on Python's path. Tests that do not run llama.cpp are left out.
-test-avx2: setup $(VENV)/avx2/.installed
-	PYTHONPATH=$(VENV)/avx2 $(BIN)/python -c \
-		'from cerebrum_cli.engine.llama import devices; assert "AVX512" not in devices.build().cpu_features'
-	PYTHONPATH=$(CURDIR)/$(VENV)/avx2 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
-		-m "not fuzz and not hypothesis" --ignore-glob "*_remote*" --ignore-glob "*_client.py" --ignore-glob "*_endpoint.py" \
-		tests/engine tests/batch/test_together.py tests/cli/test_architectures.py $(ARGS)
+# On Linux, any of the two machines can build both.
+wheels: setup
+	$(BIN)/python -m pip install --quiet --group wheels
+	for architecture in $(if $(filter Darwin,$(shell uname)),arm64,x86_64 aarch64); do \
+		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/wheels.py $$architecture dist || exit; \
+	done
 
-$(VENV)/avx2/.installed: $(INSTALLED)
-	scripts/build.sh avx2 --upgrade --target $(VENV)/avx2
+test-wheel: setup $(VENV)/wheel/.installed
+	scripts/test_wheel.sh $(ARGS)
+
+$(VENV)/wheel/.installed: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --group wheels
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/wheels.py $(shell uname -m) $(VENV)/wheel
 	touch $@
 
 fuzz: setup
@@ -89,8 +93,8 @@ catalogue: setup
 	$(BIN)/python scripts/catalogue.py
 
 dist: setup
-	rm -rf dist
 	$(BIN)/python -m hatchling build
+	scripts/depend_on_wheel.sh
 
 picture: setup
 	$(BIN)/cerebrum pull --quiet starter

@@ -1,4 +1,4 @@
-"""Builds a wheel of `cerebrum-llama`: llama.cpp for any processor of one architecture, with llama-cpp-python's bindings.
+"""Build a wheel of `cerebrum-llama`: llama.cpp for any processor of an architecture, with llama-cpp-python's bindings.
 
     wheels.py x86_64|aarch64|arm64 DIRECTORY
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -104,21 +106,77 @@ def test_wheel_runs_in_a_bare_environment(bare: CommandLine) -> None:
     assert version.startswith("pip ")
 
 
-def make_setup(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """What `make setup` would run in a directory."""
-    (directory / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
-    argv = ["make", "--dry-run", "--directory", str(directory), "-f", str(ROOT / "Makefile"), "setup", *arguments]
-    return subprocess.run(argv, capture_output=True, text=True)
+RECORDER = """#!/bin/sh
+echo "${CC:-default} python $*" >> "$LOG"
+case "$*" in
+*"pip wheel "*) touch "$LOG.built" ;;
+*cerebrum/wheels*) test -e "$LOG.built" ;;
+esac
+"""
 
 
-def test_make_setup_takes_llama_cpp_from_wheels_and_builds_nothing(tmp_path: Path) -> None:
-    for wheels, options in ((str(tmp_path), "--find-links"), ("https://example.org/whl/cpu", "--index-url")):
-        lines = make_setup(tmp_path, f"WHEELS={wheels}").stdout.splitlines()
-        [command] = [line for line in lines if "--only-binary" in line]
-        assert f' {options} "{wheels}" ' in command
-    refused = make_setup(tmp_path, "WHEELS=https://example.org/whl/cpu", "ACCEL=cuda")
-    assert refused.returncode != 0
-    assert "use one of them" in refused.stderr
+def set_up(checkout: Path, **environment: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run setup.sh in a checkout where Python and `cerebrum` only record how they are called; return their calls."""
+    programs = checkout / ".venv" / "bin"
+    programs.mkdir(parents=True, exist_ok=True)
+    for name in ("python", "cerebrum"):
+        (programs / name).write_text(RECORDER)
+        (programs / name).chmod(0o755)
+    (checkout / "scripts").mkdir(exist_ok=True)
+    for name in ("pyproject.toml", "scripts/setup.sh", "scripts/build.sh"):
+        shutil.copy(ROOT / name, checkout / name)
+    log = checkout / "log"
+    log.unlink(missing_ok=True)
+    inherited = {name: os.environ[name] for name in ("PATH",)}
+    home = {"HOME": str(checkout), "TMPDIR": str(checkout), "LOG": str(log)}
+    done = subprocess.run(
+        ["sh", "scripts/setup.sh"], cwd=checkout, env=inherited | home | environment, capture_output=True, text=True
+    )
+    return done, log.read_text().splitlines() if log.exists() else []
+
+
+def test_setup_builds_llama_cpp_once(tmp_path: Path) -> None:
+    done, calls = set_up(tmp_path, CXX="sh")  # a compiler that exists
+    assert done.returncode == 0, done.stderr
+    [build] = [call for call in calls if " pip wheel " in call]
+    assert build.startswith("default ")
+    assert sum("--group compiler" in call for call in calls) == 0
+    again, calls = set_up(tmp_path, CXX="sh")
+    assert again.returncode == 0
+    assert [call for call in calls if " pip wheel " in call] == []
+
+
+def test_setup_downloads_a_compiler_where_there_is_none(tmp_path: Path) -> None:
+    done, calls = set_up(tmp_path, CXX="no-compiler-of-this-name")
+    assert done.returncode == 0, done.stderr
+    assert "no C++ compiler found" in done.stdout
+    assert sum("--group compiler" in call for call in calls) == 1
+    [build] = [call for call in calls if " pip wheel " in call]
+    assert build.split()[0].endswith("/ziglang/zig")
+    assert list(tmp_path.glob("tmp.*")) == []  # removed afterwards
+
+
+def test_setup_takes_llama_cpp_from_wheels_and_builds_nothing(tmp_path: Path) -> None:
+    for wheels, options in ((str(tmp_path), "--no-index --find-links"), ("https://example.org/cpu", "--index-url")):
+        done, calls = set_up(tmp_path, WHEELS=wheels)
+        assert done.returncode == 0, done.stderr
+        [call] = [call for call in calls if "--only-binary llama-cpp-python" in call]
+        assert f" {options} {wheels} llama-cpp-python>=" in call
+        assert [call for call in calls if " pip wheel " in call] == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "problem"),
+    [
+        ({"WHEELS": "https://example.org/cpu", "ACCEL": "cuda"}, "ACCEL builds llama.cpp and WHEELS installs a wheel"),
+        ({"ACCEL": "opencl"}, 'ACCEL is "opencl"'),
+    ],
+)
+def test_setup_refuses_what_it_cannot_build(tmp_path: Path, environment: dict[str, str], problem: str) -> None:
+    done, calls = set_up(tmp_path, **environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {problem}")
+    assert calls == []
 
 
 def test_source_tree_has_the_catalogue_at_its_root() -> None:

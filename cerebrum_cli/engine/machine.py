@@ -329,15 +329,10 @@ def rebuild_command(option: str = "") -> str:
     return arguments + pip_install(f'--force-reinstall --no-cache-dir --no-deps "{REQUIREMENT}"')
 
 
-def bindings_directory() -> Path | None:
-    """Directory of llama.cpp and its bindings: of llama-cpp-python or, without it, of our wheel for any processor."""
-    spec = find_spec("llama_cpp") or find_spec("cerebrum_llama")
-    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
-
-
 def build_fingerprint() -> str:
     """Digest that identifies a build of llama.cpp, of the names, sizes and times of its libraries."""
-    directory = bindings_directory()
-    paths = [path for path in sorted((directory / "lib").glob("*")) if path.exists()] if directory else []
+    spec = find_spec("llama_cpp") or find_spec("cerebrum_llama")
+    folders = (spec and spec.submodule_search_locations) or ()
+    paths = [path for folder in folders for path in sorted(Path(folder, "lib").glob("*")) if path.exists()]
     files = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
     return sha256("\n".join(files).encode()).hexdigest()[:16] if files else "none"

@@ -13,21 +13,14 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 from cerebrum_cli.core.environment import environment, set_environment_default
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.text import pip_install
-from cerebrum_cli.engine.machine import (
-    CPU_FLAGS,
-    REQUIREMENT,
-    bindings_directory,
-    lacking,
-    processor_flags,
-    rebuild_command,
-)
+from cerebrum_cli.engine.machine import CPU_FLAGS, REQUIREMENT, lacking, processor_flags, rebuild_command
 
 DEBUG, WARNING, CONTINUED = 1, 3, 5  # ggml's log levels; 2 is info, 4 error
 SHOW_LOG = "show its log with --set verbose=on"
@@ -60,13 +53,13 @@ class Log:
 def import_bindings(name: str) -> Any:
     """Import one module of `llama_cpp` without running the package's `__init__`."""
     if "llama_cpp" not in sys.modules:
-        directory = bindings_directory()
-        if directory is None:
+        # llama-cpp-python or, without it, our wheel for any processor, which contains its bindings
+        spec = find_spec("llama_cpp") or find_spec("cerebrum_llama")
+        if spec is None or spec.submodule_search_locations is None:
             raise EngineError("llama-cpp-python is not installed", pip_install(f'"{REQUIREMENT}"'))
         package = ModuleType("llama_cpp")
-        package.__path__ = [str(directory)]
-        package.__spec__ = ModuleSpec("llama_cpp", None, is_package=True)
-        package.__spec__.submodule_search_locations = package.__path__
+        package.__path__ = list(spec.submodule_search_locations)
+        package.__spec__ = spec
         sys.modules["llama_cpp"] = package
     try:
         return importlib.import_module(f"llama_cpp.{name}")
