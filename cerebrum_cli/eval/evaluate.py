@@ -160,7 +160,7 @@ class SampleWriter:
             text="",
             reasoning=None,
             answer=None,
-            gold=question.reference,
+            reference=question.reference,
             correct=False,
             probability=0.0,
             finish_reason=SKIPPED,

@@ -94,7 +94,7 @@ class Sample:
     text: str
     reasoning: str | None
     answer: str | None
-    gold: str
+    reference: str
     correct: bool
     probability: float
     finish_reason: str

@@ -86,7 +86,7 @@ def test_eval_reports_accuracy_and_saves_each_sample(command: CommandLine, sums:
     assert all(tuple(sample) == (*SAMPLE_KEYS, "basis", "lowest_window") for sample in samples)
     ids = [sample["id"] for sample in samples]
     assert ids != sorted(ids)  # a random subset, not the first lines
-    assert [sample["correct"] for sample in samples] == [sample["answer"] == sample["gold"] for sample in samples]
+    assert [sample["correct"] for sample in samples] == [sample["answer"] == sample["reference"] for sample in samples]
     assert all(0 < sample["probability"] <= 1 and sample["finish_reason"] == "stop" for sample in samples)
     short = run_eval(command, sums, "--limit", "4", "--max-tokens", "6", "-o", tmp_path / "short.jsonl").object
     assert (short["accuracy"], short["no_answer"], short["cut_off"]) == (0.0, 0.0, 1.0)

@@ -326,7 +326,7 @@ def test_report_takes_time_from_the_samples_that_have_one(tmp_path: Path) -> Non
 def test_rescoring_changes_scores_only(tmp_path: Path) -> None:
     outdated = replace(sample(1), answer="8", correct=False)
     cut_off = replace(sample(2, text="It makes 7."), answer="7", correct=True, finish_reason="length")
-    choice = replace(sample(3, text="b)"), answer=None, correct=False, gold="B", choices=("x", "y"))
+    choice = replace(sample(3, text="b)"), answer=None, correct=False, reference="B", choices=("x", "y"))
     run = write_run(tmp_path / "run.jsonl", [outdated, cut_off, choice, skipped(4)], 4)
     assert rescored(run.match, run.samples())[0] == [
         sample(1),
@@ -398,9 +398,9 @@ def test_rescoring_code_keeps_replies_without_a_program(tmp_path: Path) -> None:
         pytest.skip(error.message)
     test = "def check(f):\n    assert f() == 7\n\ncheck(f)\n"
     code = 'def f():\n    """Return 7.\n\n    ```\n    f()\n    ```\n    """\n    return 7'
-    program = replace(sample(1), answer=code, gold=test, correct=False)
-    none = replace(sample(2), answer=None, gold=test, correct=False)
-    samples = [program, none, replace(skipped(3), gold=test)]
+    program = replace(sample(1), answer=code, reference=test, correct=False)
+    none = replace(sample(2), answer=None, reference=test, correct=False)
+    samples = [program, none, replace(skipped(3), reference=test)]
     run = write_run(tmp_path / "run.jsonl", samples, 3, condition={**CONDITION, "match": "code"})
     found = rescored(run.match, run.samples(), run_code=True)[0]
     assert [(each.answer, each.correct) for each in found] == [(code, True), (None, False), (None, False)]

@@ -309,8 +309,10 @@ def test_lm_eval_names_other_conditions_than_the_cards(command: CommandLine, tas
 def test_runs_filters_lists_what_lm_eval_scores_differently(command: CommandLine, tmp_path: Path) -> None:
     from cerebrum_cli.eval.lm_eval.tasks import disagreements
 
-    def sample(id: int, text: str, answer: str | None, gold: str, choices: tuple[str, ...] = ()) -> Sample:
-        return Sample(id, 0, "m", 1, text, None, answer, gold, answer == gold, 0.5, "stop", 9, "stated", choices)
+    def sample(id: int, text: str, answer: str | None, reference: str, choices: tuple[str, ...] = ()) -> Sample:
+        return Sample(
+            id, 0, "m", 1, text, None, answer, reference, answer == reference, 0.5, "stop", 9, "stated", choices
+        )
 
     numbers = [
         sample(1, "It is 7.\n#### 7", "7", "7"),
