@@ -294,7 +294,7 @@ def test_run_is_opened_with_other_rules_of_scoring(
     hint = f"score it again: cerebrum runs show {run} --rescore --save\n"
     shown = command.run("runs", "show", run)
     assert shown.code == 0 and f"note: {scored}, not rules version {now}\n      {hint}" in shown.err, shown.err
-    assert command.run("runs", "show", run, "--json").object["marking"] == str(SCORING_VERSION)
+    assert command.run("runs", "show", run, "--json").object["scoring"] == str(SCORING_VERSION)
     assert record_of(run)["fingerprint"]["prompt"].endswith("\nUser: {question}\nAI:")
     assert run_eval(command, sums, "--limit", "4", "-o", other).code == 0
     compared = command.run("runs", "compare", run, other, "--json")
@@ -304,7 +304,7 @@ def test_run_is_opened_with_other_rules_of_scoring(
     before = run.read_bytes()
     for arguments in (("--limit", "6"), ("--limit", "6", "--dry-run")):
         refused = run_eval(command, sums, *arguments, "-o", run)
-        difference = f"was made with another marking ({SCORING_VERSION}, now {now})"
+        difference = f"was made with another scoring ({SCORING_VERSION}, now {now})"
         assert_error(refused, 1, f"{run} {difference}", "use --restart to replace it, or choose another -o")
     assert run.read_bytes() == before
     assert command.run("runs", "show", run, "--rescore", "--save").code == 0
