@@ -148,7 +148,7 @@ def compare_commands(owner: Owner, story: str) -> Iterator[Comparison]:
     first = f"{story} Who?"
     replies = (owner.ask(first, "-n", "60", "--set", f"drafts={drafts}")["text"] for drafts in ("off", "on"))
     yield "drafts", *replies
-    vote = owner.ask(first, "--temperature", "0.8", "--votes", "5")["votes"]["chains"][-1]
+    vote = owner.ask(first, "--temperature", "0.8", "--votes", "5")["votes"]["samples"][-1]
     yield "vote", owner.ask(first, "--temperature", "0.8", "--seed", str(vote["seed"]))["text"], vote["text"]
     questions = [*(f"{story[: 20 * index]} Why?" for index in range(9)), first]
     yield "batch", owner.ask(first)["text"], owner.batch(questions, 8)[-1]
