@@ -83,7 +83,7 @@ class Chat:
         size = self.loaded.context_size
         if size is None or self.loaded.model.is_served:
             return None
-        key = self.loaded, self.session, self.settings.system, self.settings.think, self.settings.keep_thoughts
+        key = self.loaded, self.session, self.settings.system, self.settings.think, self.settings.keep_reasoning
         if self._counted is None or self._counted[0] != key:
             conversation = self.conversation
             if conversation.messages and conversation.messages[-1].role == "assistant":

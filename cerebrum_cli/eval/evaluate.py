@@ -143,7 +143,7 @@ class SampleWriter:
                     probability=reply.probability,
                     finish_reason=reply.finish.reason,
                     completion_tokens=reply.finish.completion_tokens,
-                    thought_closed_at=reply.thought_closed_at,
+                    reasoning_closed_at=reply.reasoning_closed_at,
                     lowest_window=reply.lowest_window,
                     **(program_object(reply) if self._evaluation.checks else {}),
                     **(reply.finish.origin.keys if reply.finish.origin else {}),

@@ -25,7 +25,7 @@ from cerebrum_cli.engine.model_options import (
 )
 from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, MAX_ROLLBACK, StepCosts
 from cerebrum_cli.formats.plain import CEREBRUM, EMBEDDED, RAW, SERVERS
-from cerebrum_cli.formats.thinking import THOUGHTS
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.gguf.architectures import facts_of
 from cerebrum_cli.gguf.header import Header, require_generative
 from cerebrum_cli.model.format_choice import (
@@ -212,7 +212,7 @@ def load_options(
         cache_type_k=settings.cache_type_k or context.cache_type_k,
         cache_type_v=settings.cache_type_v or context.cache_type_v,
     )
-    thinks = any(thought.open in (model.header.chat_template or "") for thought in THOUGHTS)
+    thinks = any(markup.open in (model.header.chat_template or "") for markup in REASONING_MARKUPS)
     options = LoadOptions(
         GgufFile(model.path, model.trained_context, model.sizes, adapters, model.is_verified, thinks),
         context,

@@ -41,7 +41,7 @@ from cerebrum_cli.tune.candidates import (
 from cerebrum_cli.tune.search import SEARCH_S, Search, context_depth
 
 STEPS_S = 10.0  # to measure steps with drafted tokens, for each use whose defaults differ
-DEPTHS = (8192, 2048, 512, 128)  # tokens of context to decode after: the most that fit, the first with a long thought
+DEPTHS = (8192, 2048, 512, 128)  # tokens of context to decode after: the most that fit, the first with long reasoning
 PROMPT_TOKENS = 256  # per slot of a batch, in addition to the reply
 
 

@@ -226,8 +226,8 @@ def test_long_prompts_are_not_evaluated_again(owner: Owner, count_rows: Callable
 
 
 @pytest.mark.parametrize("owner", ("llama", *KINDS), indirect=True)
-def test_turn_after_a_thought_evaluates_what_follows_the_last_question(owner: Owner) -> None:
-    """Also after a resume, and with a thought longer than what a sliding window can be rolled back by."""
+def test_turn_after_reasoning_evaluates_what_follows_the_last_question(owner: Owner) -> None:
+    """Also after a resume, and with reasoning longer than what a sliding window can be rolled back by."""
     template = owner.home / "template.jinja"
     before = "(thinking before the answer is given)"
     template.write_text(TEMPLATES["qwen3.5"].replace("<think>\\n') }}", before + "\\n<think>\\n') }}"))

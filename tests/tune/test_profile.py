@@ -333,7 +333,7 @@ def test_tuned_flash_attention_is_used_shown_and_overridden(runner: CommandRunne
         (f"{CHATML_TEMPLATE}<think>", 40_960, HEADROOM, 128),
     ],
 )
-def test_tune_decodes_after_a_long_thought_if_the_model_thinks_and_memory_holds_it(
+def test_tune_decodes_after_long_reasoning_if_the_model_thinks_and_memory_holds_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, context_length: int, free: int, depth: int
 ) -> None:
     monkeypatch.setattr("cerebrum_cli.tune.tune.available_memory", lambda: free)
