@@ -274,7 +274,7 @@ class Chat:
             except BaseException:
                 self._reopen(previous)
                 raise
-        elif changes.get("drafts") and (notice := draft_notice(self.loaded.model)):
+        elif changes.get("speculative") and (notice := draft_notice(self.loaded.model)):
             yield notice
         elif changes.get("logit_bias") or changes.get("think"):
             yield from self.load()

@@ -120,7 +120,7 @@ class LoadedModel:
             self.visible_tokens,
             request.logprobs,
             request.ignore_eos,
-            step_costs=draft_costs(self.measured_costs, self.model, settings.drafts),
+            step_costs=draft_costs(self.measured_costs, self.model, settings.speculative),
             max_n=request.max_n,
             stream=request.stream,
             controls=controls,

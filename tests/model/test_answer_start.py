@@ -144,9 +144,9 @@ def ask(user: CommandLine, model: Path, rule: Any, *options: str) -> Finished:
         ("opened", (), "Hm.", None),
         ("switched", (), "Hm.", None),
         ("spelled", (), "m", None),
-        ("own", ("--set", "drafts=on"), "Hm.", None),
+        ("own", ("--set", "speculative=on"), "Hm.", None),
         ("ended", (), "H", 2),
-        ("ended", ("--set", "drafts=on"), "H", 2),
+        ("ended", ("--set", "speculative=on"), "H", 2),
         ("own", ("--think", "2"), "Hm.", 4),
         ("opened", ("--think", "1"), "Hm.", 3),
         ("own", ("--think", "off"), None, 1),
@@ -171,7 +171,7 @@ def test_answer_after_reasoning_matches_its_schema(
 def test_drafts_leave_reasoning_and_answer_as_they_are(new_user: CommandLine, models: dict[str, Path]) -> None:
     plain = ask(new_user, models["own"], OBJECT, "--temperature", "0").object["text"]
     command = ("ask", f"Hm. {plain} {plain}", "-m", models["own"], "--json", *constrained(new_user.home, OBJECT))
-    answer = new_user.run(*command, "--set", "drafts=on").object
+    answer = new_user.run(*command, "--set", "speculative=on").object
     assert (answer["reasoning"], answer["text"]) == ("Hm.", plain)
     assert answer["timings"]["draft_n_accepted"] > 3
 
@@ -234,7 +234,7 @@ def test_ask_checks_reasoning_under_a_grammar_for_loops(new_user: CommandLine, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--set", "drafts=on"), ("--set", "batch_invariant=on")])
+@pytest.mark.parametrize("options", [(), ("--set", "speculative=on"), ("--set", "batch_invariant=on")])
 def test_batch_rows_match_their_schema_after_reasoning(
     new_user: CommandLine, models: dict[str, Path], options: tuple[str, ...]
 ) -> None:
