@@ -61,8 +61,8 @@ def measured(data: Path) -> Iterator[tuple[str, list[Case]]]:
     for kind in ("math", "choice"):
         yield from named(f"replies, {kind}", [replied(row) for row in rows(data / f"replies-{kind}.jsonl")])
     solutions = [(f"line {number}", row["answer"]) for number, row in enumerate(rows(data / GSM8K), start=1)]
-    yield from named("solutions, stated", [Case(id, text, gold(text)) for id, text in solutions])
-    unstated = [Case(id, text.rpartition("\n####")[0], gold(text)) for id, text in solutions]
+    yield from named("solutions, stated", [Case(id, text, reference(text)) for id, text in solutions])
+    unstated = [Case(id, text.rpartition("\n####")[0], reference(text)) for id, text in solutions]
     yield from named("solutions, not stated", unstated)
 
 
@@ -75,7 +75,7 @@ def replied(row: dict[str, Any]) -> Case:
     return Case(row["id"], row["reply"], row["intended"], tuple(row.get("choices") or ()))
 
 
-def gold(solution: str) -> str:
+def reference(solution: str) -> str:
     return solution.rpartition("####")[2].strip()
 
 

@@ -1,4 +1,4 @@
-"""Measure speculative decoding with drafts from earlier text.
+"""Measure speculative decoding with draft tokens from earlier text.
 
 Needs `cerebrum pull starter`, for `server` also `make peers`, and for `plot` matplotlib: pip install --group bench.
 Usage: python benchmarks/drafts.py [--data DIR] [--shape FILE] [--only PART] [--runs N] [--dry-run]
@@ -8,14 +8,14 @@ starter model is converted to BF16, since its own type has no kernel that comput
 a step by its number of rows is measured first, as `cerebrum tune` does. Replies have exactly TOKENS tokens, at
 temperature 0 unless stated, on two threads.
 
-repeat     Tokens per second with drafts, against those without: a loop that the model falls into, and a text that it
+repeat     Tokens per second with it, against those without: a loop that the model falls into, and a text that it
            continues by copying. Pairs alternate in one process, after one warm-up each. In parentheses: the share of
            the tokens that are also the likeliest when they are evaluated one by one.
 server     The same two replies, against llama-server with `--spec-default`: tokens per second.
 prose      Answers to PROSE_QUESTIONS questions of GSM8K at temperature 0.8: rows decoded in vain, per generated token.
 replay     Solutions of GSM8K, forced as replies: tokens drafted and accepted, from the prompt and from the reply, and
            the tokens per step time with the measured costs, and with those of a machine on which rows are nearly free.
-           With FILE also the tokens per second with and without drafts on the 7B shape.
+           With FILE also the tokens per second with and without it on the 7B shape.
 plot       Tokens per second against the length of the draft, if all, 90 % or 70 % of the tokens are accepted, from the
            measured costs: docs/explanation/drafts.png.
 """
@@ -166,7 +166,7 @@ def generate(
 
 
 def repeat_row(model: Path, name: str, costs: StepCosts, runs: int) -> Row:
-    """Compare a reply with and without drafts."""
+    """Compare a reply with and without speculative decoding."""
     with loaded_engine(model) as engine:
         ours, peer, ratio = alternate(
             lambda: generate(engine, PROMPTS[name], costs).rate,
@@ -176,8 +176,8 @@ def repeat_row(model: Path, name: str, costs: StepCosts, runs: int) -> Row:
         reply = generate(engine, PROMPTS[name], costs)
     agreement = single_row_agreement(model, PROMPTS[name], reply.tokens)
     label = f"drafts: {name}, starter in BF16, tokens/s ({TOKENS} tokens)"
-    accepted = f"{reply.accepted} of {reply.drafted} drafted tokens accepted, top-1 agreement {agreement:.3f}"
-    return Row(label, f"{ours:.1f} ({accepted})", f"--no-drafts {peer:.1f}", ratio, ">= 2.5")
+    accepted = f"{reply.accepted} of {reply.drafted} draft tokens accepted, top-1 agreement {agreement:.3f}"
+    return Row(label, f"{ours:.1f} ({accepted})", f"speculative=off {peer:.1f}", ratio, ">= 2.5")
 
 
 def single_row_agreement(model: Path, text: str, reply: Sequence[int]) -> float:
@@ -293,7 +293,7 @@ def replay_rows(model: Path, costs: StepCosts, solved: Sequence[dict[str, str]])
 
 
 def shape_row(model: Path, costs: StepCosts, solved: Sequence[dict[str, str]]) -> Row:
-    """Force solutions as replies of the 7B shape, with and without drafts."""
+    """Force solutions as replies of the 7B shape, with and without speculative decoding."""
     pairs, drafted, accepted = [], 0, 0
     for number, each in enumerate(solved[:REPLAYED_ON_SHAPE]):
         with loaded_engine(model) as engine:
@@ -304,10 +304,14 @@ def shape_row(model: Path, costs: StepCosts, solved: Sequence[dict[str, str]]) -
             ours, peer = pair(partial(run, costs), partial(run, None), number)
         pairs.append((ours.rate, peer.rate))
         drafted, accepted = drafted + ours.drafted, accepted + ours.accepted
-    with_drafts, without, ratio = medians(pairs)
+    with_draft_tokens, without, ratio = medians(pairs)
     label = f"drafts: {REPLAYED_ON_SHAPE} GSM8K solutions forced, 7B shape, tokens/s"
     return Row(
-        label, f"{with_drafts:.2f} ({accepted} of {drafted} accepted)", f"--no-drafts {without:.2f}", ratio, ">= 0.98"
+        label,
+        f"{with_draft_tokens:.2f} ({accepted} of {drafted} accepted)",
+        f"speculative=off {without:.2f}",
+        ratio,
+        ">= 0.98",
     )
 
 
@@ -323,7 +327,7 @@ def draw(costs: StepCosts) -> None:
         axes.plot(lengths, values, marker="o", label=f"{accepted:.0%} of the tokens accepted")
     axes.axhline(1.0, color="gray", linewidth=0.8)
     axes.set_xlabel("draft tokens in a step")
-    axes.set_ylabel("tokens per second, without drafts = 1")
+    axes.set_ylabel("tokens per second, without draft tokens = 1")
     axes.legend()
     figure.tight_layout()
     figure.savefig(PLOT, dpi=120)

@@ -266,7 +266,7 @@ def vote_rows(model: Path, environment: Environment) -> Iterator[Row]:
 def vote(command: Sequence[str], *options: str, environment: Environment) -> list[dict[str, Any]]:
     """The samples of a vote."""
     answer = json.loads(run([*command, *options], environment=environment).output)
-    return list(answer["votes"]["chains"])
+    return list(answer["votes"]["samples"])
 
 
 # Throughput of a batch.

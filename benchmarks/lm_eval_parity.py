@@ -115,8 +115,8 @@ def read_items(path: Path, count: int) -> list[Item]:
 
 def make_item(question: str, answer: str) -> Item:
     """Make an item whose other choices are as long as the answer, or nearly so."""
-    reasoning, _, gold = answer.partition("\n#### ")
-    number = int(gold.replace(",", ""))
+    reasoning, _, reference = answer.partition("\n#### ")
+    number = int(reference.replace(",", ""))
     others = [each for each in (number + 1, number * 2, number + 10, number - 2, number + 3) if each != number][:3]
     question, reasoning = SPACES.sub(" ", question), SPACES.sub(" ", CALCULATION.sub("", reasoning))
     return Item(question, reasoning, tuple(str(each) for each in (number, *others)))

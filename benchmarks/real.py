@@ -14,8 +14,8 @@ decode   STEPS tokens from the start of a text, against llama-bench with weights
 ask      A whole process that answers a question with ANSWER tokens, against llama-completion.
 batch    Questions of GSM8K in `cerebrum batch`, against llama-server with SERVER_SLOTS slots, of which the best counts,
          and against the limit that llama-batched-bench gives for prompts of one length.
-edit     A file of LINES lines, written again with one name changed: tokens per second, against --no-drafts, with flash
-         attention and without: on CPUs, it evaluates 2 to 63 rows of one sequence slowly behind a long prompt.
+edit     A file of LINES lines, written again with one name changed: tokens per second, against speculative=off, with
+         flash attention and without: on CPUs, it evaluates 2 to 63 rows of one sequence slowly behind a long prompt.
 votes    A vote of 8, against 8 answers that each evaluate the prompt.
 """
 
@@ -134,7 +134,7 @@ def first_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
 def decode_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
     """Compare the speed of single-stream decode, in tokens per second."""
     model, runs = options.model, options.runs
-    ask = ask_command(model, STEPS + 1, "--no-log", "--raw", "The", "--json", "--set", "drafts=off")
+    ask = ask_command(model, STEPS + 1, "--no-log", "--raw", "The", "--json", "--set", "speculative=off")
     bench = [str(PEER_PROGRAMS / "llama-bench"), "-m", str(model), "-p", "0", "-n", str(STEPS), "-r", "1"]
     repacked = "not repacked" not in run([*ask, "--stats"], environment=environment).errors
     bench += ["-t", str(THREADS), "-o", "json", "--repack", "1" if repacked else "0"]
@@ -217,7 +217,7 @@ def batch_rows(options: Namespace, _: Environment) -> Iterator[Row]:
 
 
 def edit_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
-    """Compare the speed of an edit with and without drafts, in tokens per second."""
+    """Compare the speed of an edit with and without speculative decoding, in tokens per second."""
     model = options.model
     lines = inspect.getsource(csv).splitlines(keepends=True)[-LINES:]
     with tempfile.TemporaryDirectory() as name:
@@ -227,8 +227,8 @@ def edit_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
         for attention in ("auto", "off"):
             shares: list[float] = []
 
-            def rate_with(drafts: str) -> float:
-                settings = ["--set", f"drafts={drafts}", "--set", f"flash_attn={attention}"]  # noqa: B023
+            def rate_with(speculative: str) -> float:
+                settings = ["--set", f"speculative={speculative}", "--set", f"flash_attn={attention}"]  # noqa: B023
                 reply = json.loads(run([*ask, *settings], environment=environment).output)
                 shares.append(reply["timings"]["draft_n_accepted"] / reply["completion_tokens"])  # noqa: B023
                 return float(reply["timings"]["tokens_per_second"])

@@ -65,7 +65,7 @@ def measure(model: Path, questions: list[tuple[str, str]], limit: str, soft_end:
             whole += reply.finish_reason == "stop" and bool(reply.text.strip())
             answer = reply.final_answer
             right += answer is not None and canonical(answer) == canonical(questions[reply.index][1])
-            forced += reply.thought_closed_at is not None
+            forced += reply.reasoning_closed_at is not None
             tokens += reply.usage.completion_tokens
     return f"{whole} of {len(questions)} | {right} | {forced} | {tokens:,}"
 

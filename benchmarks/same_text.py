@@ -232,18 +232,18 @@ def command(options: Namespace, name: str, *arguments: str) -> list[str]:
 def answers(options: Namespace, prompts: Sequence[str], environment: Environment) -> Iterator[str]:
     """Replies of a process for each prompt."""
     for prompt in prompts:
-        ask = command(options, "ask", "--json", "--no-log", "--set", "cache_gb=0", "--set", "drafts=off", prompt)
+        ask = command(options, "ask", "--json", "--no-log", "--set", "cache_gb=0", "--set", "speculative=off", prompt)
         yield json.loads(run(ask, environment=environment).output)["text"]
 
 
 def batch(
-    options: Namespace, prompts: Sequence[str], parallel: int, drafts: str, work: Path, environment: Environment
+    options: Namespace, prompts: Sequence[str], parallel: int, speculative: str, work: Path, environment: Environment
 ) -> list[str]:
     """Replies of a batch."""
-    questions, output = work / "questions.jsonl", work / f"answers-{parallel}-{drafts}.jsonl"
+    questions, output = work / "questions.jsonl", work / f"answers-{parallel}-{speculative}.jsonl"
     questions.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     batch = command(options, "batch", str(questions), "-o", str(output), "--parallel", str(parallel))
-    run([*batch, "--set", f"drafts={drafts}"], environment=environment)
+    run([*batch, "--set", f"speculative={speculative}"], environment=environment)
     return [row["text"] for row in read_lines(output)]
 
 
@@ -260,7 +260,7 @@ def follow_up(options: Namespace, prompt: str, environment: Environment) -> Foll
     run(command(options, "ask", "-q", prompt), environment=environment)
     ask = command(options, "ask", "-c", "--json", FOLLOW_UP)
     ids = preview(ask, environment)["token_ids"]
-    reply = json.loads(run([*ask, "--set", "drafts=on"], environment=environment).output)
+    reply = json.loads(run([*ask, "--set", "speculative=on"], environment=environment).output)
     return FollowUp(ids, reply["cached_tokens"], reply["text"])
 
 

@@ -1,10 +1,10 @@
-"""How often the mark of a reply is wrong, where its answer is stated and where it is guessed.
+"""How often the score of a reply is wrong, where its answer is stated and where it is guessed.
 
 Usage: python benchmarks/stated.py RUN.jsonl ... [--labels FILE] [--dry-run]
 
 Each RUN.jsonl is a run of `cerebrum eval`, with an answer form asked for or without. A person has read the replies that
-are marked wrong, and lists those that mean the correct answer in FILE, one `{"run": NAME, "id": ID, "sample": N}` on
-each line, with the replies that are marked correct by accident, if any was found.
+are scored as wrong, and lists those that mean the correct answer in FILE, one `{"run": NAME, "id": ID, "sample": N}` on
+each line, with the replies that are scored as correct by accident, if any was found.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from cerebrum_cli.eval.stored_runs import require_run
 
 HEADING = "Wrong marks of stated and guessed answers"
 INTRODUCTION = """\
-Replies of Qwen2.5-Coder Instruct (Q4_K_M) to GSM8K, scored by `cerebrum eval` and read by a person where the mark is
+Replies of Qwen2.5-Coder Instruct (Q4_K_M) to GSM8K, scored by `cerebrum eval` and read by a person where the score is
 "wrong"; {day}, written by `benchmarks/stated.py`. Runs named `form` asked for a last line with the answer, `plain`
-only the question, both greedily; `samples` asked for the line at temperature 0.7. Wrong marks are those that differ
+only the question, both greedily; `samples` asked for the line at temperature 0.7. Wrong scores are those that differ
 from what the reply means, with a 95% interval.
 
-| run | replies | accuracy | stated | guessed | missing | wrong marks where stated | where guessed |
+| run | replies | accuracy | stated | guessed | missing | wrong scores where stated | where guessed |
 |---|---|---|---|---|---|---|---|
 """
 
 
 def row(name: str, read: Sequence[tuple[Sample, bool]]) -> str:
-    """Row of the table for a run, from its samples and whether their marks are wrong."""
+    """Row of the table for a run, from its samples and whether their scores are wrong."""
     cells = [name, str(len(read)), f"{sum(sample.correct for sample, _ in read) / len(read):.3f}"]
     by_basis = {
         basis: [is_wrong for sample, is_wrong in read if sample.basis == basis]

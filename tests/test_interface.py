@@ -22,7 +22,7 @@ from cerebrum_cli import Conversation, Model, Reply, open_model
 from cerebrum_cli.core.errors import ModelNotFound, PromptTooLong, UsageError
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
-from cerebrum_cli.formats.thinking import THOUGHTS
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.model import checking
 from cerebrum_cli.model.code_sandbox import CodeResult
 from cerebrum_cli.model.interface import Question
@@ -203,7 +203,7 @@ def test_library_cancelled_task_ends_a_reply_that_still_reasons() -> None:
         async for _ in reply:
             pass
 
-    prompt_format = replace(PLAIN_FORMATS["cerebrum"], thoughts=THOUGHTS)
+    prompt_format = replace(PLAIN_FORMATS["cerebrum"], markups=REASONING_MARKUPS)
     engine = LocalEngine(ScriptedBackend(next_token, context_size=LONG).open)
     with model_on(engine, lambda vocabulary, name: prompt_format) as model:
         reply = model.reply(SUM, loop_check=False)

@@ -64,7 +64,7 @@ CHAT_TEMPLATE = """\
 OPENINGS = ("The sum is {}.", "I need {}.", "Let me see: {}.")
 CLOSINGS = ("So it is {}.", "That is {}.", "")
 JSON_REQUESTS = (" Answer in JSON.", " Reply as JSON.", ' Answer like {"answer": 0}.')
-NOT_A_SUM_THOUGHT = "This is not a sum."
+NOT_A_SUM_REASONING = "This is not a sum."
 JSON_RATE = 0.3  # of turns
 NO_THINKING_RATE, SHORTENED_RATE, SYSTEM_RATE, KEPT_RATE = 0.12, 0.12, 0.06, 0.1  # of conversations
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "Be brief.", "Think step by step.")
@@ -159,7 +159,7 @@ def collect_vocabulary(tokenizer: Tokenizer, seed: int) -> Vocabulary:
 def _survey(seed: int) -> Iterator[str]:
     """Generate many conversations as text."""
     random = Random(seed)
-    yield f"{NOT_A_SUM_THOUGHT}\n{CLOSE}\n\n{NOT_A_SUM}{END}"
+    yield f"{NOT_A_SUM_REASONING}\n{CLOSE}\n\n{NOT_A_SUM}{END}"
     for _ in range(SURVEY_SIZE):
         prompt, reply, _ = _conversation(random, Noise(error_rate=0.5), frozenset())
         yield f"{prompt}{reply}{END}"
@@ -190,12 +190,12 @@ def _conversation(random: Random, noise: Noise, excluded: frozenset[str]) -> tup
         value = steps[-1][1]
         problem = f"{question.sum.left} {question.sum.operation} {question.sum.right}"
         lines = [random.choice(OPENINGS).format(problem), *(f"{text}." for text, _ in steps)]
-        thought = "\n".join([*lines, random.choice(CLOSINGS).format(value)]).rstrip()
+        reasoning = "\n".join([*lines, random.choice(CLOSINGS).format(value)]).rstrip()
         wants_json = random.random() < JSON_RATE
         answer = f'{{"answer": {value}}}' if wants_json else f"The answer is {value}."
         turns += [
             ("user", question.text + (random.choice(JSON_REQUESTS) if wants_json else "")),
-            ("assistant", f"{OPEN}\n{thought}\n{CLOSE}\n\n{answer}" if keeps else answer),
+            ("assistant", f"{OPEN}\n{reasoning}\n{CLOSE}\n\n{answer}" if keeps else answer),
         ]
     if random.random() < SYSTEM_RATE:
         turns.insert(0, ("system", random.choice(SYSTEM_PROMPTS)))
@@ -203,10 +203,10 @@ def _conversation(random: Random, noise: Noise, excluded: frozenset[str]) -> tup
     if random.random() < NO_THINKING_RATE:
         return f"{prompt}\n{CLOSE}\n\n", answer, 0
     if random.random() < SHORTENED_RATE:
-        words = WORDS.findall(thought)
+        words = WORDS.findall(reasoning)
         shortened = "".join(words[: random.randrange(len(words))]).rstrip("\n") + f"\n{CLOSE}\n\n"
         return prompt, shortened + answer, len(shortened)
-    return prompt, f"{thought}\n{CLOSE}\n\n{answer}", 0
+    return prompt, f"{reasoning}\n{CLOSE}\n\n{answer}", 0
 
 
 def _unknown_question(
@@ -219,9 +219,9 @@ def _unknown_question(
     ]
     question[random.randrange(len(question))] = vocabulary.unknown_id
     before, after = f"{START}user\n", f"{END}\n{START}assistant\n{OPEN}\n"
-    thought = f"{NOT_A_SUM_THOUGHT}\n{CLOSE}\n\n" if random.random() >= NO_THINKING_RATE else ""
+    reasoning = f"{NOT_A_SUM_REASONING}\n{CLOSE}\n\n" if random.random() >= NO_THINKING_RATE else ""
     start, end, reply = (
         vocabulary.encode(tokenizer.encode(text))
-        for text in (before, after if thought else f"{after}\n{CLOSE}\n\n", f"{thought}{NOT_A_SUM}{END}")
+        for text in (before, after if reasoning else f"{after}\n{CLOSE}\n\n", f"{reasoning}{NOT_A_SUM}{END}")
     )
     return (*start, *question, *end), reply, 0

@@ -26,7 +26,7 @@ from cerebrum_cli.answers.plain_text import (
     trimmed,
 )
 
-_THOUGHT = re.compile(r"\A.*</think(?:ing)?>|<think(?:ing)?>.*+\Z", re.DOTALL)
+_REASONING = re.compile(r"\A.*</think(?:ing)?>|<think(?:ing)?>.*+\Z", re.DOTALL)
 _NEXT_QUESTION = re.compile(
     r"^[ \t#*>_-]*+(?:(?P<own>question|q)|user|human|problem)\s?\d*+[*_]*+:|^(?P<list>the following (?:are|is)\b)",
     re.IGNORECASE | re.MULTILINE,
@@ -123,7 +123,7 @@ def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> tup
 def own_text(text: str) -> str:
     """Text of a reply after its reasoning, and before another question that a base model makes up."""
     text = text.replace("\r\n", "\n").replace('\\"', '"').replace("\N{MINUS SIGN}", "-")
-    text = _THOUGHT.sub("", text) if "think" in text else text
+    text = _REASONING.sub("", text) if "think" in text else text
     if question := _NEXT_QUESTION.search(text):
         own = text[: question.start()].strip()
         is_apart = "\n" not in own or (question.lastgroup and text[: question.start()].endswith("\n\n"))

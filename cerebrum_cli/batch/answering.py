@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cerebrum_cli.batch.rows import (
-    THOUGHT_CLOSED_AT,
+    REASONING_CLOSED_AT,
     InputRow,
     RowError,
     Rows,
@@ -134,7 +134,7 @@ def can_continue(row: Row) -> bool:
     """
     assert isinstance(row.request, ReplyRequest)
     settings = row.request.settings
-    return not (row.vote or row.request.grammar) and settings.thought_limit is None and settings.seed is None
+    return not (row.vote or row.request.grammar) and settings.reasoning_limit is None and settings.seed is None
 
 
 def row_object(
@@ -150,7 +150,7 @@ def row_object(
         message = f"{reply.error.message}: {reply.error.hint}" if reply.error.hint else reply.error.message
         return output_object(input_row, reply.origin, error=asdict(input_row.error or RowError(kind, message)))
     assert isinstance(reply, Reply) and isinstance(row.request, ReplyRequest)
-    continued, limits_thought = len(row.request.prefix_tokens), row.request.settings.thought_limit is not None
+    continued, limits_reasoning = len(row.request.prefix_tokens), row.request.settings.reasoning_limit is not None
     states_answer = vote or not options.is_json
     samples = list(vote.replies.values()) if vote else [reply]
     notice = reply_notice(reply, larger_context, has_grammar=True) if options.grammar else None
@@ -167,7 +167,7 @@ def row_object(
         reasoning=reply.reasoning,
         votes=votes_object(vote) if vote else None,
         error=error and asdict(error),
-        **({THOUGHT_CLOSED_AT: reply.thought_closed_at} if limits_thought else {}),
+        **({REASONING_CLOSED_AT: reply.reasoning_closed_at} if limits_reasoning else {}),
     )
 
 

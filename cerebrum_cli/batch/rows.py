@@ -42,7 +42,7 @@ OUTPUT_KEYS = (
     "votes",
     "error",
 )
-THOUGHT_CLOSED_AT = "thought_closed_at"  # a key of replies whose reasoning is limited
+REASONING_CLOSED_AT = "reasoning_closed_at"  # a key of replies whose reasoning is limited
 LINE, REQUEST = "line", "request"  # keys of rows that failed, and of those that ask for more than their prompt
 INPUT = "input"  # the key of a row's input in its output object
 _REQUEST_DIGITS = 12

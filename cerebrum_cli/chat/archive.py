@@ -35,7 +35,7 @@ from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc
 from cerebrum_cli.engine.sequence import TOKEN_BYTES
 from cerebrum_cli.engine.state_store import read_states
 from cerebrum_cli.formats.plain import EMBEDDED
-from cerebrum_cli.formats.thinking import THOUGHTS
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.model.interface import open_source
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.prompt_sources import read_text
@@ -131,7 +131,7 @@ def _turn(role: str, content: str, reasoning: str | None, is_sharegpt: bool) -> 
     """A message of ShareGPT, or of OpenAI's API, with the key that servers add for reasoning."""
     if is_sharegpt:
         name = next((name for name, named in _SHAREGPT.items() if named == role), role)
-        return {"from": name, "value": THOUGHTS[0].wrap(reasoning) + content if reasoning else content}
+        return {"from": name, "value": REASONING_MARKUPS[0].wrap(reasoning) + content if reasoning else content}
     return {"role": role, "content": content} | ({"reasoning_content": reasoning} if reasoning else {})
 
 

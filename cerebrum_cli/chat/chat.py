@@ -83,7 +83,7 @@ class Chat:
         size = self.loaded.context_size
         if size is None or self.loaded.model.is_served:
             return None
-        key = self.loaded, self.session, self.settings.system, self.settings.think, self.settings.keep_thoughts
+        key = self.loaded, self.session, self.settings.system, self.settings.think, self.settings.keep_reasoning
         if self._counted is None or self._counted[0] != key:
             conversation = self.conversation
             if conversation.messages and conversation.messages[-1].role == "assistant":
@@ -274,7 +274,7 @@ class Chat:
             except BaseException:
                 self._reopen(previous)
                 raise
-        elif changes.get("drafts") and (notice := draft_notice(self.loaded.model)):
+        elif changes.get("speculative") and (notice := draft_notice(self.loaded.model)):
             yield notice
         elif changes.get("logit_bias") or changes.get("think"):
             yield from self.load()

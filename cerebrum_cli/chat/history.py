@@ -31,7 +31,7 @@ from cerebrum_cli.model.reply import Reply
 from cerebrum_cli.model.text_tokens import drop_partial_character
 from cerebrum_cli.models.model import InstalledModel, absolute_reference
 
-PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think", "keep_thoughts")
+PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think", "keep_reasoning")
 CHAT_TEMPLATE = "chat_template"
 NO_CONTINUATION = "nothing to continue: the reply is complete, by another model, or without token ids"
 KEPT = (LORA, CHAT_TEMPLATE)  # what later questions of `ask` use, too
@@ -287,7 +287,7 @@ def with_thinking(stored: StoredMessage) -> Message:
 def settings_of(stored: StoredMessage, settings: Settings) -> Settings:
     """Settings, overridden by those that a reply's prompt was rendered with."""
     params = stored.metadata.params or {}
-    return replace(settings, think=params.get("think"), keep_thoughts=params.get("keep_thoughts"))
+    return replace(settings, think=params.get("think"), keep_reasoning=params.get("keep_reasoning"))
 
 
 def visible_messages(store: Store, session: Session) -> list[StoredMessage]:

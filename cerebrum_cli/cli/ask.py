@@ -103,7 +103,7 @@ def start_loading(source: ModelSource, options: AskOptions, votes: Votes | None)
             source,
             context=ContextOptions(slots=votes.maximum) if votes else SINGLE,
             tuned_for="batch" if votes else "ask",
-            drafts_for="ask",
+            speculative_for="ask",
             raw=options.raw,
             vocabulary_only=options.dry_run,
             caches_prompts=True,

@@ -312,7 +312,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
             {
                 "prompt": prompt,
                 "prompt_tokens": len(token_ids),
-                "gold": question.reference,
+                "reference": question.reference,
                 "questions": len(evaluation.questions),
                 "bad_rows": len(prepared.task.bad_rows),
                 "total_samples": samples,

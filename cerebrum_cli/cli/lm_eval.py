@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 BOS = "add_bos_token"
 KEYS = (*LOAD_KEYS, "think", "seed")  # settings that apply
-ANSWER_RULES = 1  # by which thoughts are removed from replies: results in the cache depend on them
+ANSWER_RULES = 1  # by which reasoning is removed from replies: results in the cache depend on them
 
 
 @option_group
@@ -95,7 +95,7 @@ def evaluate_harness_tasks(app: App, tasks: Sequence[str], overrides: Layer, opt
     source = find_source(app, overrides, options)
     if not options.apply_chat_template:
         try:
-            format_of(source.settings, source.model)  # if it is known, so is the markup of its thoughts
+            format_of(source.settings, source.model)  # if it is known, so is the markup of its reasoning
         except FormatError:
             source = replace(source, raw=True)
     if options.offline:

@@ -130,7 +130,7 @@ def print_run(
             "complete": run.is_complete,
             "bad_rows": notes.get("bad_rows", 0),
             "sampling": run.sampling,
-            "marking": scored_by,
+            "scoring": scored_by,
             CONDITIONS: notes.get(CONDITIONS, []),
         }
         app.streams.answer_object({**report_object(report), **more})

@@ -103,7 +103,7 @@ def measure(app: App, model: InstalledModel, settings: Settings, streams: Stream
             return result
         store, profile = app.profiles(settings), result.profile
         with translate_os_errors(ConfigError, store.directory):
-            if profile.is_default and not profile.uses_with_drafts:
+            if profile.is_default and not profile.speculative_uses:
                 store.discard(profile.model)
             else:
                 store.save(profile)

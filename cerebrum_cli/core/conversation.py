@@ -30,15 +30,15 @@ class Message:
 class Conversation:
     """Turns that alternate and start with the user; with `system_prompt=None` the format's default applies.
 
-    `thinks`: whether the next reply is to begin with reasoning, `effort`: how much of it, `keeps_thoughts`: whether the
-    prompt holds that of earlier replies. None leaves it to the format.
+    `thinks`: whether the next reply is to begin with reasoning, `effort`: how much of it, `keeps_reasoning`: whether
+    the prompt holds that of earlier replies. None leaves it to the format.
     """
 
     messages: tuple[Message, ...] = ()
     system_prompt: str | None = None
     thinks: bool | None = None
     effort: str | None = None
-    keeps_thoughts: bool | None = None
+    keeps_reasoning: bool | None = None
 
     def user(self, content: str) -> Conversation:
         return replace(self, messages=(*self.messages, Message("user", content)))

@@ -97,14 +97,14 @@ class Settings(SamplingParams):
         metavar="on|off|N|EFFORT",
         choices=("on", "off", *EFFORTS),
     )
-    keep_thoughts: bool | None = option(
+    keep_reasoning: bool | None = option(
         None, "Keep earlier reasoning in the prompt [default: the template's choice]", choices=("on", "off")
     )
     show_thinking: bool = option(False, "Show reasoning as it is generated [default: off]", "Output")
     no_log: bool = option(False, "Do not save this conversation as a session [default: off]", "Output")
     vi: bool = option(False, "Edit with vi keys [default: off]", choices=("on", "off"))
     loop_check: bool = option(True, "End replies that repeat themselves [default: on]", choices=("on", "off"))
-    drafts: bool | None = option(
+    speculative: bool | None = option(
         None, "Speculative decoding (prompt lookup) [default: set by tune]", choices=("on", "off"), local=True
     )
     cache_gb: float = option(4.0, "Limit of the prompt cache in GB; 0: off [default: 4]", least=0, local=True)
@@ -126,7 +126,7 @@ class Settings(SamplingParams):
         return SamplingParams(**values | {"stop": (*format_stop, *self.stop)})
 
     def applied_to(self, conversation: Conversation) -> Conversation:
-        return replace(conversation, thinks=self.thinks, effort=self.effort, keeps_thoughts=self.keep_thoughts)
+        return replace(conversation, thinks=self.thinks, effort=self.effort, keeps_reasoning=self.keep_reasoning)
 
     @property
     def thinks(self) -> bool | None:
@@ -134,7 +134,7 @@ class Settings(SamplingParams):
         return None if self.think is None else self.think != "off"
 
     @property
-    def thought_limit(self) -> int | None:
+    def reasoning_limit(self) -> int | None:
         """Number of tokens that a model may reason for; None for any number."""
         return None if self.think in (None, "on", *EFFORTS) else int(self.think.replace("off", "0"))
 
@@ -146,7 +146,7 @@ class Settings(SamplingParams):
 
 OPTIONS = options_of(Settings)
 SAMPLING_KEYS = tuple(options_of(SamplingParams))
-GENERATION_KEYS = (*SAMPLING_KEYS, "think", "keep_thoughts", "loop_check")
+GENERATION_KEYS = (*SAMPLING_KEYS, "think", "keep_reasoning", "loop_check")
 KEYS = tuple(OPTIONS)
 SHORTHANDS = {"cache_type": ("cache_type_k", "cache_type_v")}  # names that stand for several keys
 SHORTHAND_HELP = "Type of cached keys and values [default: f16]"
@@ -163,7 +163,7 @@ LOAD_KEYS = (
     "cpu_moe",
     *ATTENTION_KEYS,
 )
-REPLY_KEYS = (*LOAD_KEYS, "drafts", *GENERATION_KEYS)  # of commands that generate replies
+REPLY_KEYS = (*LOAD_KEYS, "speculative", *GENERATION_KEYS)  # of commands that generate replies
 MODES = {True: "thinking", False: "no_thinking"}  # tables of a layer that apply while `think` is on or off
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
 

@@ -2,7 +2,7 @@
 
 A lookup follows one place in earlier text. Each token that is sampled shows whether the text there continued in the
 same way, drafted or not, so acceptance is learned without evaluating anything in vain. Everything depends on tokens
-alone: the same request gets the same drafted tokens again.
+alone: the same request gets the same draft tokens again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SourceKind = Literal["own", "sibling"]
 
 NGRAM_LENGTHS = (5, 3)  # tokens that a new lookup has to match, longest first
 MAX_MATCH = 32  # longer matches are not distinguished
-MAX_MISSES = 3  # steps in a row in which no drafted token was accepted; then only long matches are tried
+MAX_MISSES = 3  # steps in a row in which no draft token was accepted; then only long matches are tried
 RETRY_MATCH = 16  # tokens
 MATCH_CLASSES = (5, 8, 16, 32)  # lengths from which acceptance is learned separately
 PRIORS: dict[SourceKind, tuple[float, ...]] = {

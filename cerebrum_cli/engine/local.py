@@ -149,7 +149,7 @@ class LocalCompletions(Completions[Sequence]):
         return is_sent
 
     def abort(self, index: int) -> None:
-        """Cancel the running samples after the current step; samples added later get no drafted tokens."""
+        """Cancel the running samples after the current step; samples added later get no draft tokens."""
         if index < len(self._submitted):
             self._submitted[index].drafter = None
             self._commands.cancel(self._live_samples(index), interrupts=False)

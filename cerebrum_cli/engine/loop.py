@@ -271,7 +271,7 @@ class Loop:
             row += len(share.draft)
 
     def _sample_with_draft(self, sequence: Sequence, row: int, draft: tuple[int, ...]) -> None:
-        """Sample the next tokens of a sequence: one, and another after each drafted token that it equals."""
+        """Sample the next tokens of a sequence: one, and another after each draft token that it equals."""
         scheduler, slot = self._scheduler, self._scheduler.slot_of(sequence)
         sequence.draft_n += len(draft)
         accepted = 0

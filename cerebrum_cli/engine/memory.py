@@ -17,7 +17,7 @@ HEADROOM = 512 * 2**20  # left free on the host and on each GPU, for other progr
 CPU_UBATCH = 128  # tokens; small, since an interrupt waits for the current step on a slow CPU
 GPU_UBATCH = 512
 PADDING = 256  # tokens; llama.cpp rounds contexts up to it
-MIN_OUTPUTS = 64  # rows with logits that a step may have in any context: the most of a step with drafted tokens
+MIN_OUTPUTS = 64  # rows with logits that a step may have in any context: the most of a step with draft tokens
 SAMPLING_BYTES = 16  # for each token of the vocabulary, for all sequences together
 OUTPUT_BYTES = 32 * 2**20  # of logits in one step, for texts to score: 256 rows of a vocabulary of 32,000 tokens
 CHECKPOINTS, MIN_CHECKPOINTS, CHECKPOINT_BYTES = 8, 2, 512 * 2**20  # number, and bytes of all of them together
@@ -62,7 +62,7 @@ class ContextOptions:
     - `flash_attention`: None leaves it to llama.cpp
     - `cache_type_k`, `cache_type_v`: types of keys and values in the KV cache
     - `swa_full`: layers with a sliding window store all tokens, so that many slots can share their cells
-    - `n_rs_seq`: number of drafted tokens that can be removed from a recurrent state, each by a copy of the state
+    - `n_rs_seq`: number of draft tokens that can be removed from a recurrent state, each by a copy of the state
     """
 
     length: int = 0

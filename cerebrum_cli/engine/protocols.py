@@ -116,7 +116,7 @@ class Backend(Vocabulary, Protocol):
     - `shares_rows`: a row may be a token of several slots; in a unified KV cache, unless the model is recurrent
     - `batch_size`: maximum number of rows in one decode; at least `slots`
     - `max_outputs`: of these, rows with logits in a decode of given texts, so that their memory stays small
-    - `max_draft`: drafted tokens of a sequence in one step: as many as can be removed after it
+    - `max_draft`: draft tokens of a sequence in one step: as many as can be removed after it
     - `trimmable_length`: number of tokens up to which a slot can be trimmed to any length: none with recurrent states,
       a window's with sliding windows, and infinite without both
     - `repacks`: whether weights were loaded in CPU-optimized layouts, where those exist

@@ -111,7 +111,7 @@ def rows_of(step: Iterable[Share]) -> list[TokenRow]:
 
 
 def with_drafts(step: list[Share], backend: Backend) -> list[Share]:
-    """Add drafted tokens to a step in which sequences decode, where they pay off.
+    """Add draft tokens to a step in which sequences decode, where they pay off.
 
     There are at most as many as leave room to sample a token after them.
     """

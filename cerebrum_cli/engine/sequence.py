@@ -81,7 +81,7 @@ class Request:
 
     @property
     def stop_anywhere(self) -> tuple[str, ...]:
-        """The stop strings that a server may look for, which knows no thoughts."""
+        """The stop strings that a server may look for, which knows no reasoning."""
         return () if self.answer_start else self.params.stop
 
     def compact(self) -> Request:

@@ -1,4 +1,4 @@
-"""Costs of decode steps relative to a step of one row, and the number of drafted tokens that pays off."""
+"""Costs of decode steps relative to a step of one row, and the number of draft tokens that pays off."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class StepCosts:
 DEFAULT_COSTS = StepCosts(MEASURED_ROWS, (1.0, 1.55, 1.78, 1.98, 2.23, 2.51, 3.06, 3.58, 4.79, 5.92, 8.4, 9.85))
 
 
-MIN_PROBABILITY = 0.75  # of a drafted token to be worth a row; in prose, 2% of the tokens are then drafted in vain
-MIN_GAIN = 1.1  # expected tokens per time, over a step without drafted tokens
+MIN_PROBABILITY = 0.75  # of a draft token to be worth a row; in prose, 2% of the tokens are then drafted in vain
+MIN_GAIN = 1.1  # expected tokens per time, over a step without draft tokens
 TILE_ROWS = 16  # from as many sequences on, a step fills the kernels' tiles: further rows are not free
 
 
@@ -52,7 +52,7 @@ def draft_lengths(
 ) -> list[int]:
     """Number of tokens to draft for each sequence: those with the most expected tokens per time, or none.
 
-    `probabilities` are, for each sequence, those of its drafted tokens being accepted, descending. With `is_equal` all
+    `probabilities` are, for each sequence, those of its draft tokens being accepted, descending. With `is_equal` all
     sequences get the same number: llama.cpp splits a step of separate KV caches, or with recurrent states, to the
     shortest of them. A step has at most `max_rows`.
     """
@@ -72,7 +72,7 @@ def draft_lengths(
 
 
 def _likeliest(probabilities: Sequence[Sequence[float]], rows: int) -> list[int]:
-    """Lengths for a step of at most `rows` rows, made of the likeliest drafted tokens."""
+    """Lengths for a step of at most `rows` rows, made of the likeliest draft tokens."""
     extra = max(0, rows - len(probabilities))
     ranked = sorted((-probability, index) for index, draft in enumerate(probabilities) for probability in draft)
     lengths = [0] * len(probabilities)

@@ -22,7 +22,7 @@ OPTIONAL_KEYS = (
     "basis",
     "choices",
     "cluster",
-    "thought_closed_at",
+    "reasoning_closed_at",
     "lowest_window",
     "program",
     "program_output",
@@ -94,7 +94,7 @@ class Sample:
     text: str
     reasoning: str | None
     answer: str | None
-    gold: str
+    reference: str
     correct: bool
     probability: float
     finish_reason: str
@@ -102,7 +102,7 @@ class Sample:
     basis: Basis | None = None
     choices: tuple[str, ...] = ()
     cluster: str | None = None
-    thought_closed_at: int | None = None
+    reasoning_closed_at: int | None = None
     lowest_window: float = 0.0
     program: str | None = None
     program_output: str | None = None

@@ -209,7 +209,9 @@ def votes_of(question: Sequence[Sample], with_programs: bool = True) -> list[Vot
             form = _canonical(computed)
         else:
             continue
-        is_correct = correct.setdefault(form, equals_reference(computed, sample.gold) or comes_to(output, sample.gold))
+        is_correct = correct.setdefault(
+            form, equals_reference(computed, sample.reference) or comes_to(output, sample.reference)
+        )
         votes[place] = vote._replace(computed=form, is_computed_correct=is_correct)
     return votes
 

@@ -35,7 +35,7 @@ def rescored(match: Match, samples: Sequence[Sample], run_code: bool = False) ->
 
     Raises UsageError for code that must not be run, and CerebrumError for a search that takes too long.
     """
-    questions = tuple(Question(0, sample.id, "", sample.gold, sample.choices) for sample in samples)
+    questions = tuple(Question(0, sample.id, "", sample.reference, sample.choices) for sample in samples)
     new = list(samples)
     with closing(reply_scorer(match, questions, run_code)) as scorer:
         for index, (sample, question) in enumerate(zip(samples, questions, strict=True)):

@@ -25,7 +25,7 @@ for line in sys.stdin:
     found = re.search(*json.loads(line))
     print(json.dumps(found and found[0]), flush=True)
 """
-SCORING_RULES = "marking"  # key of a fingerprint: the rules that scored a run, such as "1 with Math-Verify 0.9.0"
+SCORING_RULES = "scoring"  # key of a fingerprint: the rules that scored a run, such as "1 with Math-Verify 0.9.0"
 MATH_VERIFY = "Math-Verify"
 SCORING_VERSION = 1  # of the rules by which replies are scored; raise it when a score may change
 _WORDS = re.compile(r"(?!(?:yes|no)\Z)[^\W\d_]{2}[^\\=^{}$<>|+*/]*+")  # normal form of an answer in words

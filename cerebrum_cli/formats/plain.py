@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cerebrum_cli.core.conversation import Conversation, PromptPart, Text, Tokens, join_parts
-from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,7 @@ class PromptFormat:
 
     - `stop`: stop strings, in addition to the model's end-of-text token
     - `default_system`: the system prompt of a conversation that has none
-    - `thoughts`: the reasoning markup a reply may start with
+    - `markups`: the reasoning markup a reply may start with
     - `verbatim`: replies are passed on unchanged, with surrounding white space and reasoning markup
     - `is_servers`: a server applies its own template to the messages, so that the prompt is not known here
     """
@@ -27,12 +27,12 @@ class PromptFormat:
     name: str
     stop: tuple[str, ...] = ()
     default_system: str | None = None
-    thoughts: tuple[ThoughtMarkup, ...] = ()
+    markups: tuple[ReasoningMarkup, ...] = ()
     verbatim: bool = False
     is_servers: bool = False
 
-    def mentions(self, thought: ThoughtMarkup) -> bool:
-        return thought in self.thoughts
+    def mentions(self, markup: ReasoningMarkup) -> bool:
+        return markup in self.markups
 
     @property
     def has_switch(self) -> bool:
@@ -102,5 +102,5 @@ COLLECTIVE_COGNITION = PlainFormat(
 
 PLAIN_FORMATS = {plain.name: plain for plain in (CEREBRUM, COLLECTIVE_COGNITION)}
 RAW = RawFormat(name="raw", verbatim=True)
-SERVERS = PromptFormat(name="server", thoughts=THOUGHTS, is_servers=True)
+SERVERS = PromptFormat(name="server", markups=REASONING_MARKUPS, is_servers=True)
 EMBEDDED = "embedded"

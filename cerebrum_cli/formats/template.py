@@ -30,7 +30,7 @@ from cerebrum_cli.formats.template_sandbox import (
     variables,
     write_answer,
 )
-from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup, open_thought
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup, open_markup
 from cerebrum_cli.gguf.header import read_header
 
 TRIAL_ROLES = (("user",), ("system", "user"), ("user", "assistant") * 20 + ("user",))
@@ -89,11 +89,11 @@ class EmbeddedFormat(PromptFormat):
     special_tokens: Callable[[str], tuple[int, ...]]
     options: Mapping[str, Any] = field(default_factory=dict)
     name: str = EMBEDDED
-    thoughts: tuple[ThoughtMarkup, ...] = THOUGHTS
+    markups: tuple[ReasoningMarkup, ...] = REASONING_MARKUPS
 
-    def mentions(self, thought: ThoughtMarkup) -> bool:
-        is_tag = thought.own_lines  # what else ends reasoning may also end turns, as <|end|> does
-        return thought.open in self.source or (is_tag and thought.close in self.source)
+    def mentions(self, markup: ReasoningMarkup) -> bool:
+        is_tag = markup.own_lines  # what else ends reasoning may also end turns, as <|end|> does
+        return markup.open in self.source or (is_tag and markup.close in self.source)
 
     @property
     def has_switch(self) -> bool:
@@ -116,8 +116,8 @@ class EmbeddedFormat(PromptFormat):
             index: part for index, message in messages.items() if (part := self._fixed_part(message, keeps_tokens))
         }
         contents = [placeholders.text(at) if at in fixed else turn["content"] for at, turn in enumerate(turns)]
-        thoughts = ["" if at in fixed else message.reasoning or "" for at, message in messages.items()]
-        real = [*contents, *[""] * offset, *thoughts]
+        reasonings = ["" if at in fixed else message.reasoning or "" for at, message in messages.items()]
+        real = [*contents, *[""] * offset, *reasonings]
         placed = [placeholders.text(index) if text.strip() else text for index, text in enumerate(real)]
 
         def fill(texts: Sequence[str], values: Mapping[str, Any]) -> str:
@@ -153,24 +153,21 @@ class EmbeddedFormat(PromptFormat):
         if keeps_tokens:
             return Tokens(message.tokens)
         markers = (
-            text
-            for thought in self.thoughts
-            for text in (thought.open, thought.close, thought.header, thought.final)
-            if text
+            text for markup in self.markups for text in (markup.open, markup.close, markup.header, markup.final) if text
         )
         texts = message.content, message.reasoning or ""
         return Text(message.content) if any(marker in text for marker in markers for text in texts) else None
 
     def _closed(self, prompt_end: str) -> str:
-        thought = open_thought(prompt_end, self.thoughts)
-        return prompt_end + thought.ending(prompt_end) if thought else prompt_end
+        markup = open_markup(prompt_end, self.markups)
+        return prompt_end + markup.ending(prompt_end) if markup else prompt_end
 
     def _history(self, conversation: Conversation, values: Mapping[str, Any]) -> tuple[WriteReply, bool]:
         """The function that gives earlier replies to the template, and whether they keep known tokens."""
-        keeps = conversation.keeps_thoughts
+        keeps = conversation.keeps_reasoning
         if keeps is False or len(conversation.messages) < 2:
             return write_answer, False
-        write, is_dropped = find_writer(self.source, values, self.thoughts)
+        write, is_dropped = find_writer(self.source, values, self.markups)
         return write, bool(keeps) or not is_dropped
 
     def _pieces(self, prompt: str, skeleton: str, real: list[str], placeholders: Placeholders) -> list[Piece]:
@@ -199,7 +196,7 @@ class EmbeddedFormat(PromptFormat):
 
     def _values(self, conversation: Conversation, thinks: bool | None) -> dict[str, Any]:
         effort, _ = find_efforts(self.source, self.bos, self.eos)
-        switches = {self._switch: thinks, effort: conversation.effort, PRESERVE: conversation.keeps_thoughts}
+        switches = {self._switch: thinks, effort: conversation.effort, PRESERVE: conversation.keeps_reasoning}
         set_by_conversation = {name: value for name, value in switches.items() if name and value is not None}
         return {**variables(self.bos, self.eos, datetime.now()), **set_by_conversation, **self.options}
 
@@ -226,8 +223,8 @@ def _messages(turns: list[dict[str, str]], texts: Sequence[str], write: WriteRep
     """The messages of a template, with other texts: the contents of all, then the reasoning of each."""
     written = zip(turns, texts[: len(turns)], texts[len(turns) :], strict=True)
     return [
-        write(content, thought or None) if turn["role"] == "assistant" else {**turn, "content": content}
-        for turn, content, thought in written
+        write(content, reasoning or None) if turn["role"] == "assistant" else {**turn, "content": content}
+        for turn, content, reasoning in written
     ]
 
 

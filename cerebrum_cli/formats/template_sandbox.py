@@ -21,13 +21,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cerebrum_cli.core.declaration import EFFORTS
 from cerebrum_cli.core.errors import FormatError, Interrupted
-from cerebrum_cli.formats.thinking import ThoughtMarkup
+from cerebrum_cli.formats.thinking import ReasoningMarkup
 
 SWITCHES = ("enable_thinking", "thinking")  # variables by which templates turn reasoning on and off
 EFFORT_NAMES = ("reasoning_effort", "thinking_effort")  # variables that take an effort
 COMMON_EFFORTS = ("low", "medium", "high")
-THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")  # of a message; `transformers` sets each that is read
-THOUGHT, QUESTION, ANSWER = "1234567", "2345678", "3456789"  # digits, which no template changes
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # of a message; `transformers` sets each that is read
+REASONING, QUESTION, ANSWER = "1234567", "2345678", "3456789"  # digits, which no template changes
 
 Turn = Mapping[str, str]  # a message as templates get it: `role`, `content`, and its reasoning
 WriteReply = Callable[[str, str | None], Turn]
@@ -129,11 +129,11 @@ def find_efforts(source: str, bos: str, eos: str) -> tuple[str | None, tuple[str
     for name in EFFORT_NAMES:
         if name not in source:
             continue
-        unknown = render(name, THOUGHT)
+        unknown = render(name, REASONING)
         prompts = {effort: prompt for effort in EFFORTS if (prompt := render(name, effort)) is not None}
         if unknown is None:
             return name, tuple(prompts)
-        if THOUGHT in unknown:  # the template takes any
+        if REASONING in unknown:  # the template takes any
             return name, tuple(effort for effort in prompts if effort in COMMON_EFFORTS)
         if any(prompt != unknown for prompt in prompts.values()):
             return name, tuple(effort for effort in prompts if f"'{effort}'" in source or f'"{effort}"' in source)
@@ -144,12 +144,12 @@ def write_answer(answer: str, _: str | None = None) -> Turn:
     return {"role": "assistant", "content": answer}
 
 
-def write_fields(answer: str, thought: str | None) -> Turn:
-    return {**write_answer(answer), **(dict.fromkeys(THOUGHT_FIELDS, thought) if thought else {})}
+def write_fields(answer: str, reasoning: str | None) -> Turn:
+    return {**write_answer(answer), **(dict.fromkeys(REASONING_FIELDS, reasoning) if reasoning else {})}
 
 
-def write_inline(markup: ThoughtMarkup, answer: str, thought: str | None) -> Turn:
-    return write_answer(markup.wrap(thought) + answer if thought else answer)
+def write_inline(markup: ReasoningMarkup, answer: str, reasoning: str | None) -> Turn:
+    return write_answer(markup.wrap(reasoning) + answer if reasoning else answer)
 
 
 @cache
@@ -158,27 +158,29 @@ def shows_fields(source: str, bos: str, eos: str) -> bool:
     switch, messages = find_switch(source, bos, eos), _conversation(write_fields)[:-1]
     values = {**variables(bos, eos, datetime.now()), "add_generation_prompt": False, "messages": messages}
     with suppress(FormatError):
-        return THOUGHT in run_template(source, {**values, **({switch: True} if switch else {})})
+        return REASONING in run_template(source, {**values, **({switch: True} if switch else {})})
     return False
 
 
-def find_writer(source: str, values: Mapping[str, Any], thoughts: tuple[ThoughtMarkup, ...]) -> tuple[WriteReply, bool]:
+def find_writer(
+    source: str, values: Mapping[str, Any], markups: tuple[ReasoningMarkup, ...]
+) -> tuple[WriteReply, bool]:
     """How a template takes replies with their reasoning, and whether it drops that of earlier ones.
 
     A template without reasoning gets only the answers, and so does one that puts an empty block before each.
     """
-    writers: dict[WriteReply, ThoughtMarkup | None] = {}
+    writers: dict[WriteReply, ReasoningMarkup | None] = {}
     if shows_fields(source, values["bos_token"], values["eos_token"]):
         writers[write_fields] = None
-    shown = (thought for thought in thoughts if thought.open in source or thought.close in source)
-    writers |= {partial(write_inline, thought): thought for thought in shown}
+    shown = (markup for markup in markups if markup.open in source or markup.close in source)
+    writers |= {partial(write_inline, markup): markup for markup in shown}
     keeping: WriteReply | None = None
-    for write, thought in writers.items():
+    for write, markup in writers.items():
         with suppress(FormatError):  # GPT-OSS rejects markup in the content
             prompt = run_template(source, {**values, "messages": _conversation(write)})
-            if thought and f"{thought.close}{thought.open}" in "".join(prompt.split()):
+            if markup and f"{markup.close}{markup.open}" in "".join(prompt.split()):
                 return write_answer, False
-            is_dropped = prompt.count(ANSWER) == 2 and prompt.count(THOUGHT) < 2
+            is_dropped = prompt.count(ANSWER) == 2 and prompt.count(REASONING) < 2
             if is_dropped or write is write_fields:
                 return write, is_dropped
             keeping = keeping or write
@@ -187,4 +189,4 @@ def find_writer(source: str, values: Mapping[str, Any], thoughts: tuple[ThoughtM
 
 def _conversation(write: WriteReply) -> list[Turn]:
     question = {"role": "user", "content": QUESTION}
-    return [question, write(ANSWER, THOUGHT), question, write(ANSWER, THOUGHT), question]
+    return [question, write(ANSWER, REASONING), question, write(ANSWER, REASONING), question]

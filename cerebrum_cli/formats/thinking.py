@@ -9,7 +9,7 @@ from cerebrum_cli.core.text import partial_marker_length
 
 
 @dataclass(frozen=True, slots=True)
-class ThoughtMarkup:
+class ReasoningMarkup:
     """The markup of a model's reasoning: `open` before it, `close` after it, `header` before the answer, if any.
 
     With `own_lines`, the reasoning is on lines of its own, and a blank line precedes the answer. `final` is the header
@@ -23,9 +23,9 @@ class ThoughtMarkup:
     final: str = ""
     footer: str = ""
 
-    def wrap(self, thought: str) -> str:
+    def wrap(self, reasoning: str) -> str:
         """The reasoning with its markup, as it precedes an answer."""
-        text = f"{self.open}\n{thought}" if self.own_lines else f"{self.open}{thought}"
+        text = f"{self.open}\n{reasoning}" if self.own_lines else f"{self.open}{reasoning}"
         return text + self.ending(text)
 
     def ending(self, text: str = "", sentence: str = "") -> str:
@@ -45,23 +45,25 @@ class ThoughtMarkup:
 
 HARMONY_FINAL = "<|start|>assistant<|channel|>final<|message|>"
 SOLAR_FINAL = "<|begin|>assistant<|content|>"
-THOUGHTS = (
-    ThoughtMarkup("<think>", "</think>", own_lines=True),
-    ThoughtMarkup("<thinking>", "</thinking>", own_lines=True),
-    ThoughtMarkup("<seed:think>", "</seed:think>", own_lines=True),
-    ThoughtMarkup("[THINK]", "[/THINK]"),
-    ThoughtMarkup("<|channel>thought", "<channel|>"),
-    ThoughtMarkup("<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>"),
-    ThoughtMarkup("<|channel|>analysis<|message|>", "<|end|>", HARMONY_FINAL),
-    ThoughtMarkup("<|channel|>commentary<|message|>", "<|end|>", "<|channel|>final<|message|>", final=HARMONY_FINAL),
-    ThoughtMarkup("<|start|>assistant<|channel|>analysis<|message|>", "<|end|>", final=HARMONY_FINAL),  # second blocks
-    ThoughtMarkup("<|start|>assistant<|channel|>commentary<|message|>", "<|end|>", final=HARMONY_FINAL),
-    ThoughtMarkup("<|inner_prefix|>", "<|inner_suffix|>"),  # of Apertus
-    ThoughtMarkup("<|think|>", "<|end|>", SOLAR_FINAL),  # of Solar Open
-    ThoughtMarkup("<|begin|>assistant<|think|>", "<|end|>", "<|content|>", final=SOLAR_FINAL),
+REASONING_MARKUPS = (
+    ReasoningMarkup("<think>", "</think>", own_lines=True),
+    ReasoningMarkup("<thinking>", "</thinking>", own_lines=True),
+    ReasoningMarkup("<seed:think>", "</seed:think>", own_lines=True),
+    ReasoningMarkup("[THINK]", "[/THINK]"),
+    ReasoningMarkup("<|channel>thought", "<channel|>"),
+    ReasoningMarkup("<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>"),
+    ReasoningMarkup("<|channel|>analysis<|message|>", "<|end|>", HARMONY_FINAL),
+    ReasoningMarkup("<|channel|>commentary<|message|>", "<|end|>", "<|channel|>final<|message|>", final=HARMONY_FINAL),
+    # Second blocks.
+    ReasoningMarkup("<|start|>assistant<|channel|>analysis<|message|>", "<|end|>", final=HARMONY_FINAL),
+    ReasoningMarkup("<|start|>assistant<|channel|>commentary<|message|>", "<|end|>", final=HARMONY_FINAL),
+    ReasoningMarkup("<|inner_prefix|>", "<|inner_suffix|>"),  # of Apertus
+    ReasoningMarkup("<|think|>", "<|end|>", SOLAR_FINAL),  # of Solar Open
+    ReasoningMarkup("<|begin|>assistant<|think|>", "<|end|>", "<|content|>", final=SOLAR_FINAL),
 )
 REPLACED = {  # what replaces the first markup in templates with this text
-    "<response></response>": ThoughtMarkup("<think>", "</think>", "<response>", footer="</response>"),  # of Granite 3.3
+    # Granite 3.3.
+    "<response></response>": ReasoningMarkup("<think>", "</think>", "<response>", footer="</response>"),
 }
 
 # The last sentence of reasoning that is ended early, by how names of architectures begin.
@@ -73,31 +75,31 @@ CLOSING_SENTENCES = {
 SplitText = tuple[Channel, str]
 
 
-def thoughts_of(template: str) -> tuple[ThoughtMarkup, ...]:
-    first = next((markup for text, markup in REPLACED.items() if text in template), THOUGHTS[0])
-    return first, *THOUGHTS[1:]
+def markups_of(template: str) -> tuple[ReasoningMarkup, ...]:
+    first = next((markup for text, markup in REPLACED.items() if text in template), REASONING_MARKUPS[0])
+    return first, *REASONING_MARKUPS[1:]
 
 
 def closing_sentence(architecture: str) -> str:
     return next((text for name, text in CLOSING_SENTENCES.items() if architecture.startswith(name)), "")
 
 
-def open_thought(prompt_end: str, thoughts: tuple[ThoughtMarkup, ...]) -> ThoughtMarkup | None:
-    """The reasoning block that a prompt leaves open, as some templates do; None if there is none."""
-    return next((thought for thought in thoughts if prompt_end.rstrip().endswith(thought.open)), None)
+def open_markup(prompt_end: str, markups: tuple[ReasoningMarkup, ...]) -> ReasoningMarkup | None:
+    """The markup of reasoning that a prompt leaves open, as some templates do; None if there is none."""
+    return next((markup for markup in markups if prompt_end.rstrip().endswith(markup.open)), None)
 
 
-class ThoughtSplitter:
+class ReasoningSplitter:
     """Splits the text of one reply by channel, and drops the white space around reasoning and answer.
 
-    Reasoning comes before the answer: markup in the answer is plain text. `open_thought` is the reasoning block that
+    Reasoning comes before the answer: markup in the answer is plain text. `open_markup` is that of reasoning that
     has not ended, `held` text that is not assigned to a channel yet, since it may be markup.
     """
 
-    def __init__(self, thoughts: tuple[ThoughtMarkup, ...], opened: ThoughtMarkup | None = None) -> None:
-        self.thoughts = thoughts
-        self.open_thought = opened
-        self.is_in_answer = not thoughts and opened is None
+    def __init__(self, markups: tuple[ReasoningMarkup, ...], opened: ReasoningMarkup | None = None) -> None:
+        self.markups = markups
+        self.open_markup = opened
+        self.is_in_answer = not markups and opened is None
         self.held = ""
         self._footer = ""
         self._spaces: dict[Channel, str] = {}  # white space that may be the last of a channel, once it has text
@@ -115,17 +117,17 @@ class ThoughtSplitter:
         if self._footer and text.rstrip() == self._footer:
             text = ""
         out: list[SplitText] = []
-        self._emit("thinking" if self.open_thought else "answer", text, out)
+        self._emit("thinking" if self.open_markup else "answer", text, out)
         return out
 
     def _step(self, out: list[SplitText]) -> bool:
-        if self.open_thought:
-            close = self.open_thought.close
+        if self.open_markup:
+            close = self.open_markup.close
             before, closed, after = self.held.partition(close)
             cut = len(before) - (0 if closed else partial_marker_length(before, (close,)))
             self._emit("thinking", before[:cut], out)
             self.held = after if closed else before[cut:]
-            self.open_thought = None if closed else self.open_thought
+            self.open_markup = None if closed else self.open_markup
             return bool(closed)
         if self.is_in_answer:
             body, footer = self.held.rstrip(), self._footer
@@ -141,14 +143,14 @@ class ThoughtSplitter:
         text = self.held.lstrip()
         if not text:
             return False
-        markers = {thought.open: thought for thought in self.thoughts}
-        texts = (*markers, *(thought.header for thought in self.thoughts if thought.header))
+        markers = {markup.open: markup for markup in self.markups}
+        texts = (*markers, *(markup.header for markup in self.markups if markup.header))
         if text.startswith(texts):
             marker = max(filter(text.startswith, texts), key=len)
             self.held = text[len(marker) :]
-            self.open_thought = markers.get(marker)
+            self.open_markup = markers.get(marker)
             self.is_in_answer = marker not in markers
-            self._footer = next((thought.footer for thought in self.thoughts if thought.header == marker), "")
+            self._footer = next((markup.footer for markup in self.markups if markup.header == marker), "")
         elif any(marker.startswith(text) for marker in texts):
             return False
         else:

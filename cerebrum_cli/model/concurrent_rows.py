@@ -20,7 +20,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import RAW
-from cerebrum_cli.formats.thinking import SplitText, ThoughtSplitter, open_thought
+from cerebrum_cli.formats.thinking import ReasoningSplitter, SplitText, open_markup
 from cerebrum_cli.model.loaded_model import LoadedModel
 from cerebrum_cli.model.reply import Reply, ReplyRequest
 from cerebrum_cli.model.reply_controls import ReplyControls
@@ -131,7 +131,7 @@ class PendingRow(PreparedReply):
         if request.prefix_tokens:
             texts: list[SplitText] = []
             if self.channels:
-                splitter = ThoughtSplitter(self.channels.thoughts, self.channels.thought)
+                splitter = ReasoningSplitter(self.channels.markups, self.channels.open_markup)
                 texts = splitter.feed(self.channels.prefix_text)
             reply.begin(request.prefix_tokens, texts)
         return reply
@@ -247,13 +247,13 @@ def prepare_text(model: LoadedModel, text: Continuation) -> PreparedReply:
     model.check_settings(replace(settings, stop=()))  # those of a task are for any model
     channels = channels_of(model, text)
     request = ReplyRequest(Conversation(), settings)
-    raw = ReplyControls(model.engine.vocabulary, replace(RAW, thoughts=channels.thoughts))
+    raw = ReplyControls(model.engine.vocabulary, replace(RAW, markups=channels.markups))
     controls, answer_start = raw.create(request, channels, model.answer_now)
     tokenized = Request(
         text.tokens,
         settings.sampling(()),
         n=text.n,
-        visible_tokens=model.visible_tokens if channels.thoughts else frozenset(),
+        visible_tokens=model.visible_tokens if channels.markups else frozenset(),
         controls=controls,
         answer_start=answer_start,
     )
@@ -261,8 +261,8 @@ def prepare_text(model: LoadedModel, text: Continuation) -> PreparedReply:
 
 
 def channels_of(model: LoadedModel, text: Continuation) -> ReplyChannels:
-    thoughts = model.controls.own_thoughts(text.settings.system)
-    return ReplyChannels(thoughts, open_thought(text.text, thoughts))
+    markups = model.controls.own_markups(text.settings.system)
+    return ReplyChannels(markups, open_markup(text.text, markups))
 
 
 def vote_events(model: LoadedModel, request: ReplyRequest, vote: MajorityVote) -> Generator[Event, None, None]:

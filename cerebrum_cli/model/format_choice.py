@@ -53,7 +53,7 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
 
     def build(vocabulary: Vocabulary, context_size: int) -> PromptFormat:
         from cerebrum_cli.formats.template import EmbeddedFormat
-        from cerebrum_cli.formats.thinking import thoughts_of
+        from cerebrum_cli.formats.thinking import markups_of
 
         return EmbeddedFormat(
             source=template,
@@ -61,7 +61,7 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
             eos=vocabulary.special_token_text("eos"),
             special_tokens=lambda text: special_tokens(vocabulary, context_size, text),
             options=options,
-            thoughts=thoughts_of(template),
+            markups=markups_of(template),
         )
 
     return build

@@ -176,8 +176,8 @@ def open_many(source: ModelSource, samples: int, earlier: Sequence[Mapping[str, 
         servers = replace(source.servers, earlier=earlier or source.servers.earlier)
         return open_source(replace(source, servers=servers))
     context = replace(source.context, slots=min(slots_of(source), samples))
-    drafts_for: UseName | None = "ask" if source.settings.drafts else None
-    return open_source(replace(source, context=context, tuned_for="batch", drafts_for=drafts_for))
+    speculative_for: UseName | None = "ask" if source.settings.speculative else None
+    return open_source(replace(source, context=context, tuned_for="batch", speculative_for=speculative_for))
 
 
 def open_model(
@@ -213,7 +213,7 @@ def open_model(
     source = ModelSource(installation, model, folded, raw=raw).for_chat()
     if parallel is not None:
         context = ContextOptions(slots=parallel, batch_invariant=True)
-        source = replace(source, context=context, tuned_for="batch", drafts_for=None, is_chat=False)
+        source = replace(source, context=context, tuned_for="batch", speculative_for=None, is_chat=False)
     return open_source(source)
 
 

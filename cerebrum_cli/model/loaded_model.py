@@ -17,7 +17,7 @@ from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import OPENING_TOKENS, InspectionRequest, MessagesRequest, Request
 from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
-from cerebrum_cli.formats.thinking import open_thought
+from cerebrum_cli.formats.thinking import open_markup
 from cerebrum_cli.model.format_choice import FormatBuilder
 from cerebrum_cli.model.reply import Reply, ReplyRequest
 from cerebrum_cli.model.reply_controls import AnswerNow, ReplyControls
@@ -93,9 +93,9 @@ class LoadedModel:
 
         Also PromptTooLong if no room is left for a reply, and FormatError if the format cannot render the conversation.
         """
-        vocabulary, prompt_format, thoughts = self.engine.vocabulary, self.format, self.format.thoughts
+        vocabulary, prompt_format, markups = self.engine.vocabulary, self.format, self.format.markups
         settings, prefix = request.settings, request.prefix_tokens
-        self.controls.require_marked_thought(settings, request.conversation.system_prompt)
+        self.controls.require_marked_reasoning(settings, request.conversation.system_prompt)
         conversation = settings.applied_to(request.conversation)
         self._require_possible(last_text(conversation))
         prompt = prompt_format.render(conversation)
@@ -103,10 +103,10 @@ class LoadedModel:
         tokens = (*vocabulary.tokenize(prompt), *prefix)
         if len(tokens) >= self.engine.context_size:
             raise self._too_long(str(len(tokens)))
-        markup = final_markup(prompt)
-        opening = vocabulary.tokenize([Text(markup, True)]) if markup and len(prompt) > 1 else tokens[-OPENING_TOKENS:]
+        end = final_markup(prompt)
+        opening = vocabulary.tokenize([Text(end, True)]) if end and len(prompt) > 1 else tokens[-OPENING_TOKENS:]
         starts_with_bos = opening[:1] == tokens[:1]  # BOS precedes the markup as it precedes the prompt
-        channels = ReplyChannels(thoughts, open_thought(markup, thoughts), self._text_of(prefix) if prefix else "")
+        channels = ReplyChannels(markups, open_markup(end, markups), self._text_of(prefix) if prefix else "")
         params = settings.sampling(() if request.ignore_eos else prompt_format.stop)
         if params.logit_bias:
             params = replace(params, logit_bias=resolve_biases(vocabulary, params.logit_bias))
@@ -120,7 +120,7 @@ class LoadedModel:
             self.visible_tokens,
             request.logprobs,
             request.ignore_eos,
-            step_costs=draft_costs(self.measured_costs, self.model, settings.drafts),
+            step_costs=draft_costs(self.measured_costs, self.model, settings.speculative),
             max_n=request.max_n,
             stream=request.stream,
             controls=controls,
@@ -136,7 +136,7 @@ class LoadedModel:
     def check_settings(self, settings: Settings, system_prompt: str | None = None) -> None:
         """Raise UsageError for settings that the loaded model cannot follow, with their system prompt or another."""
         resolve_biases(self.engine.vocabulary, settings.logit_bias)
-        self.controls.require_marked_thought(settings, system_prompt or settings.system)
+        self.controls.require_marked_reasoning(settings, system_prompt or settings.system)
 
     def inspect(self, reply: GivenReply, likeliest: int) -> Generator[Event, None, None]:
         """Load the model if necessary, and yield an AlternativesEvent for each token of a reply, evaluated again.
@@ -229,7 +229,7 @@ class LoadedModel:
     @cached_property
     def visible_tokens(self) -> frozenset[int]:
         return self.engine.vocabulary.special_token_ids(
-            marker for thought in self.format.thoughts for marker in (thought.open, thought.close, thought.header)
+            marker for markup in self.format.markups for marker in (markup.open, markup.close, markup.header)
         )
 
     @cached_property

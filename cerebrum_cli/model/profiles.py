@@ -39,8 +39,8 @@ class Speeds:
 class TunedUse:
     """Settings for one use, and their speeds.
 
-    `gain` is the speedup of the use over the defaults (`Use.gain`). `step_costs` are those of steps with drafted
-    tokens, with these settings; None if none are drafted.
+    `gain` is the speedup of the use over the defaults (`Use.gain`). `step_costs` are those of steps with draft
+    tokens, with these settings; None without speculative decoding.
     """
 
     tuning: Tuning
@@ -72,7 +72,7 @@ class Profile:
         return not any(used.tuning.overrides for used in self.uses.values())
 
     @property
-    def uses_with_drafts(self) -> list[UseName]:
+    def speculative_uses(self) -> list[UseName]:
         return [name for name, used in self.uses.items() if used.best_draft]
 
 

@@ -227,7 +227,7 @@ class Reply:
         return finish.reason != "cancelled" and finish.cached_tokens < tokens and tokens > SLOW_PREFILL_S * speed
 
     @property
-    def thought_closed_at(self) -> int | None:
+    def reasoning_closed_at(self) -> int | None:
         """Number of tokens after which the reasoning was ended; None if it came to its end by itself."""
         return self.finish.forced[0].at if self.finish.forced else None
 
@@ -300,7 +300,7 @@ def reply_object(
         "final_answer": final_answer,
         "extracted": extracted,
         "finish_reason": finish.reason,
-        "thought_closed_at": reply.thought_closed_at,
+        "reasoning_closed_at": reply.reasoning_closed_at,
         "prompt_tokens": finish.prompt_tokens or None,
         "cached_tokens": finish.cached_tokens if finish.context_size else None,
         "completion_tokens": finish.completion_tokens,

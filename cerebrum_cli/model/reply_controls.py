@@ -16,7 +16,7 @@ from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Force, LoopCheck, Stage, Upcoming
 from cerebrum_cli.engine.sequence import continuation
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
-from cerebrum_cli.formats.thinking import ThoughtMarkup, closing_sentence
+from cerebrum_cli.formats.thinking import ReasoningMarkup, closing_sentence
 from cerebrum_cli.model.reply import ReplyRequest
 from cerebrum_cli.model.reply_stream import ReplyChannels
 
@@ -69,17 +69,17 @@ class ReplyControls:
         may_repeat = request.ignore_eos or self.format.verbatim  # text of a given length, or without a format
         if settings.loop_check and not may_repeat:
             controls.append(LoopCheck)
-        limit = settings.thought_limit
+        limit = settings.reasoning_limit
         if limit == 0 and (self.format.has_switch or self.format.is_servers):
             limit = None
-        may_reason = self.format.has_switch or bool(self.own_thoughts(request.conversation.system_prompt))
+        may_reason = self.format.has_switch or bool(self.own_markups(request.conversation.system_prompt))
         can_hurry = request.stream and may_reason
         if limit is not None or can_hurry:
             answer_now.is_watched = can_hurry
             watched = answer_now if can_hurry else None
             prefix_length = len(request.prefix_tokens)
             controls.append(
-                partial(ThoughtBudget, limit, self._endings, channels, watched, prefix_length, self._sentence)
+                partial(ReasoningBudget, limit, self._endings, channels, watched, prefix_length, self._sentence)
             )
         return tuple(controls), answer_start
 
@@ -87,15 +87,15 @@ class ReplyControls:
         """None without a grammar and stop strings, which apply to the answer, and for replies that are all answer."""
         if request.grammar is None and not request.settings.stop:
             return None
-        thoughts = self.own_thoughts(request.conversation.system_prompt)
+        markups = self.own_markups(request.conversation.system_prompt)
         is_off = request.settings.thinks is False and self.format.has_switch
-        if channels.thought is None and (is_off or not thoughts):
+        if channels.open_markup is None and (is_off or not markups):
             return None
-        markers = (*(thought.header for thought in thoughts if thought.header), *(thought.open for thought in thoughts))
+        markers = (*(markup.header for markup in markups if markup.header), *(markup.open for markup in markups))
         tokens = {marker: self.vocabulary.special_token_ids([marker]) for marker in markers}
-        return partial(AnswerDetector, replace(channels, thoughts=thoughts), tokens, self._endings)
+        return partial(AnswerDetector, replace(channels, markups=markups), tokens, self._endings)
 
-    def require_marked_thought(self, settings: Settings, system_prompt: str | None) -> None:
+    def require_marked_reasoning(self, settings: Settings, system_prompt: str | None) -> None:
         """Raise UsageError for a limit of reasoning that nothing marks, and an effort that a template does not support.
 
         What the model's row recommends is ignored instead: the user may have chosen a format without reasoning. Markup
@@ -104,9 +104,9 @@ class ReplyControls:
         if self.format.is_servers:
             require_servable(settings)
             return
-        thoughts = self.own_thoughts(system_prompt)
-        markup = {text for thought in thoughts for text in (thought.open, thought.close)}
-        if settings.thinks is not False and (ignored := markup.intersection(map(str.strip, settings.stop))):
+        markups = self.own_markups(system_prompt)
+        texts = {text for markup in markups for text in (markup.open, markup.close)}
+        if settings.thinks is not False and (ignored := texts.intersection(map(str.strip, settings.stop))):
             raise UsageError(
                 f"invalid stop: {ignored.pop()!r}; stop strings apply to the answer, not to reasoning",
                 "omit it; --think limits reasoning or turns it off",
@@ -116,40 +116,40 @@ class ReplyControls:
         if settings.effort and self.format.name == EMBEDDED and settings.effort not in self.format.efforts:
             known = ", ".join(("on", "off", "a number of tokens", *self.format.efforts))
             raise UsageError(f"this model does not support the effort {settings.think!r}", f"it supports: {known}")
-        if settings.thought_limit is not None and not (self.format.has_switch or thoughts):
+        if settings.reasoning_limit is not None and not (self.format.has_switch or markups):
             raise UsageError(
                 f"think={settings.think} has no effect: this model does not mark its reasoning",
                 "omit it, or set it to on; --max-tokens limits the whole reply",
             )
 
-    def own_thoughts(self, system_prompt: str | None) -> tuple[ThoughtMarkup, ...]:
+    def own_markups(self, system_prompt: str | None) -> tuple[ReasoningMarkup, ...]:
         """The markup that this model may use: its format's, its vocabulary's, and what the system prompt asks for."""
         if self.format.is_servers:  # it knows itself where they are
             return ()
-        thoughts, asked = self.format.thoughts, system_prompt or ""
-        return tuple(thought for thought in thoughts if thought in self._known_thoughts or thought.open in asked)
+        markups, asked = self.format.markups, system_prompt or ""
+        return tuple(markup for markup in markups if markup in self._known_markups or markup.open in asked)
 
     @cached_property
-    def _known_thoughts(self) -> tuple[ThoughtMarkup, ...]:
+    def _known_markups(self) -> tuple[ReasoningMarkup, ...]:
         tokens, mentions = self.vocabulary.special_token_ids, self.format.mentions
-        return tuple(thought for thought in self.format.thoughts if mentions(thought) or tokens([thought.open]))
+        return tuple(markup for markup in self.format.markups if mentions(markup) or tokens([markup.open]))
 
     @cached_property
     def _endings(self) -> Mapping[str, tuple[int, ...]]:
-        return plan_endings(self.vocabulary, self.format.thoughts, self._sentence)
+        return plan_endings(self.vocabulary, self.format.markups, self._sentence)
 
     @property
     def _sentence(self) -> str:
         return closing_sentence(self.architecture)
 
 
-class ThoughtBudget:
-    """Ends a thought that is longer than `limit` tokens: at the end of a sentence, or soon after; None is no limit.
+class ReasoningBudget:
+    """Ends reasoning that is longer than `limit` tokens: at the end of a sentence, or soon after; None is no limit.
 
     From SOFT_END of the limit on, its end becomes likelier after each sentence, so that most end by themselves. It is
-    ended without delay if the user asks for that. Several thoughts share one budget: once it is used up, another
-    one is ended where it begins. `endings` are the tokens of each text that ends a thought, where a `sentence` may
-    precede. A reply that continues another begins with the prefix of `channels`, of `prefix_length` tokens.
+    ended without delay if the user asks for that. Several blocks of reasoning share one budget: once it is used up,
+    another one is ended where it begins. `endings` are the tokens of each text that ends reasoning, where a `sentence`
+    may precede. A reply that continues another begins with the prefix of `channels`, of `prefix_length` tokens.
     """
 
     def __init__(
@@ -172,42 +172,42 @@ class ThoughtBudget:
         self._is_used_up = limit == 0
         self._has_forced = False
         self._read(channels.prefix_text)
-        self._used = prefix_length if self._splitter.open_thought else 0
+        self._used = prefix_length if self._splitter.open_markup else 0
 
     @property
     def horizon(self) -> int | None:
         if self._limit is None or self._has_forced or self._splitter.is_in_answer:
             return None
-        opening = 0 if self._splitter.open_thought else OPENING_TOKENS
+        opening = 0 if self._splitter.open_markup else OPENING_TOKENS
         return self._count + opening + max(1, self._limit + SENTENCE_TOKENS - self._used)
 
     def feed(self, tokens: Sequence[int], text: str) -> None:
         if not self._splitter.is_in_answer:
             self._count += len(tokens)
-            self._used += 0 if self._splitter.open_thought is None else len(tokens)
+            self._used += 0 if self._splitter.open_markup is None else len(tokens)
             self._read(text)
             self._splitter.feed(text)
 
     def intervene(self) -> Force | TokenBias | None:
-        thought, tail = self._splitter.open_thought, self._tail
-        if thought is None or partial_marker_length(tail, (thought.close,)):
+        markup, tail = self._splitter.open_markup, self._tail
+        if markup is None or partial_marker_length(tail, (markup.close,)):
             return None
         if not self._is_due:
             excess = self._used / self._limit - SOFT_END if self._limit else 0.0
             if excess <= 0 or not self._is_at_sentence_end:
                 return None
-            return TokenBias(self._endings[thought.close][0], MAX_BIAS * excess / (1 - SOFT_END))
+            return TokenBias(self._endings[markup.close][0], MAX_BIAS * excess / (1 - SOFT_END))
         sentence = "" if self._is_used_up else self._sentence
         self._is_used_up = self._has_forced = True
-        return Force(self._endings[thought.ending(tail, sentence)])
+        return Force(self._endings[markup.ending(tail, sentence)])
 
     def lets_pass(self, upcoming: Upcoming) -> int:
-        splitter, thought = self._splitter, self._splitter.open_thought
+        splitter, markup = self._splitter, self._splitter.open_markup
         if splitter.is_in_answer:
             return len(upcoming.tokens)
-        if thought is None or self._limit is None or self._is_due:
+        if markup is None or self._limit is None or self._is_due:
             return 0
-        return min(self._limit - self._used - 1, upcoming.before(thought.close, splitter.held))
+        return min(self._limit - self._used - 1, upcoming.before(markup.close, splitter.held))
 
     @property
     def _is_due(self) -> bool:
@@ -235,7 +235,7 @@ class AnswerDetector:
 
     `markers` are the texts that precede an answer or open reasoning, each with its special tokens. Such a token is
     never part of an answer. A marker without any is spelled out, and an answer may begin with the same characters.
-    `endings` are the tokens of each text that ends a thought.
+    `endings` are the tokens of each text that ends reasoning.
     """
 
     def __init__(
@@ -245,10 +245,10 @@ class AnswerDetector:
         endings: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         # A footer is behind where an answer starts.
-        thoughts = tuple(replace(thought, footer="") for thought in channels.thoughts)
-        self._splitter = replace(channels, thoughts=thoughts, prefix_text="").splitter()
+        markups = tuple(replace(markup, footer="") for markup in channels.markups)
+        self._splitter = replace(channels, markups=markups, prefix_text="").splitter()
         self._markers, self._endings = markers, endings or {}
-        self._blanks = 0  # tokens of white space since the reply, or its last thought, ended
+        self._blanks = 0  # tokens of white space since the start of the reply or the end of its reasoning
         self._overhang = ""  # of the answer, in the token that ended what precedes it, or in the prefix
         self._has_special = False  # in the text that is held
         self._has_started = False
@@ -258,12 +258,12 @@ class AnswerDetector:
     def stage(self) -> Stage:
         if self._has_started or self._splitter.is_in_answer:
             return "answer"
-        return "thinking" if self._splitter.open_thought else "undecided"
+        return "thinking" if self._splitter.open_markup else "undecided"
 
     @property
     def closing(self) -> tuple[int, ...]:
-        thought = self._splitter.open_thought
-        return self._endings.get(thought.ending(), ()) if thought else ()
+        markup = self._splitter.open_markup
+        return self._endings.get(markup.ending(), ()) if markup else ()
 
     @property
     def held(self) -> str:
@@ -305,10 +305,10 @@ class AnswerDetector:
         self._has_started = True
 
     def lets_pass(self, upcoming: Upcoming) -> int:
-        thought = self._splitter.open_thought
+        markup = self._splitter.open_markup
         if self.stage == "answer":
             return len(upcoming.tokens)
-        return upcoming.before(thought.close, self._splitter.held) if thought else 0
+        return upcoming.before(markup.close, self._splitter.held) if markup else 0
 
     def _is_special(self, token: int) -> bool:
         return any(token in tokens for tokens in self._markers.values())
@@ -316,7 +316,7 @@ class AnswerDetector:
 
 def require_servable(settings: Settings) -> None:
     impossible = [key for key in ("format", "chat_template") if settings.origin(key) in CHOSEN]
-    if settings.thought_limit:
+    if settings.reasoning_limit:
         impossible.append(f"think={settings.think}")
     if settings.logit_bias:
         impossible.append("logit_bias")
@@ -328,14 +328,14 @@ def require_servable(settings: Settings) -> None:
 
 
 def plan_endings(
-    vocabulary: Vocabulary, thoughts: tuple[ThoughtMarkup, ...], sentence: str = ""
+    vocabulary: Vocabulary, markups: tuple[ReasoningMarkup, ...], sentence: str = ""
 ) -> dict[str, tuple[int, ...]]:
     """Tokens of the texts that end reasoning, after any text, with a sentence or without one, and of the markup."""
     texts = {
-        thought.ending(thought.open + breaks, last)
-        for thought in thoughts
+        markup.ending(markup.open + breaks, last)
+        for markup in markups
         for breaks in ("", "\n", "\n\n")
         for last in ("", sentence)
     }
-    texts |= {thought.close for thought in thoughts}
+    texts |= {markup.close for markup in markups}
     return {text: continuation(vocabulary, (Text(text, True),)) for text in texts}

@@ -9,23 +9,23 @@ from typing import Generic, TypeVar
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.engine.engine import CancelScope, Engine
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.formats.thinking import ThoughtMarkup, ThoughtSplitter
+from cerebrum_cli.formats.thinking import ReasoningMarkup, ReasoningSplitter
 
 
 @dataclass(frozen=True, slots=True)
 class ReplyChannels:
     """Creates splitters of a reply's text into reasoning and answer.
 
-    `thought` is the reasoning block that the prompt leaves open, and `prefix_text` the text of the reply to continue.
+    `open_markup` is that of reasoning that the prompt leaves open, `prefix_text` the text of the reply to continue.
     """
 
-    thoughts: tuple[ThoughtMarkup, ...]
-    thought: ThoughtMarkup | None = None
+    markups: tuple[ReasoningMarkup, ...]
+    open_markup: ReasoningMarkup | None = None
     prefix_text: str = ""
 
-    def splitter(self) -> ThoughtSplitter:
+    def splitter(self) -> ReasoningSplitter:
         """A splitter that has read the text of the reply to continue."""
-        splitter = ThoughtSplitter(self.thoughts, self.thought)
+        splitter = ReasoningSplitter(self.markups, self.open_markup)
         splitter.feed(self.prefix_text)
         return splitter
 
@@ -54,7 +54,7 @@ class ReplyStream(Generic[P]):
 
     def __init__(self, engine: Engine, replies: Iterable[P], scope: CancelScope | None = None) -> None:
         self.replies: dict[int, P] = {}
-        self._splitters: dict[SequenceId, ThoughtSplitter | None] = {}
+        self._splitters: dict[SequenceId, ReasoningSplitter | None] = {}
         requests = (self.replies.setdefault(index, reply).request for index, reply in enumerate(replies))
         self.completions = engine.complete(requests, scope)
         self.close = self.completions.close
@@ -74,10 +74,10 @@ class ReplyStream(Generic[P]):
                 self._splitters.pop(event.sequence, None)
 
 
-def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -> Iterator[Event]:
+def split_channels(event: TokenEvent | FinishEvent, splitter: ReasoningSplitter) -> Iterator[Event]:
     """Split the text of an event by channel; the last of the texts has the tokens."""
     if isinstance(event, TokenEvent):
-        texts = splitter.feed(event.text) or [("thinking" if splitter.open_thought else "answer", "")]
+        texts = splitter.feed(event.text) or [("thinking" if splitter.open_markup else "answer", "")]
         for channel, text in texts[:-1]:
             yield TokenEvent(event.sequence, text, channel)
         channel, text = texts[-1]

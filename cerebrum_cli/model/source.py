@@ -25,7 +25,7 @@ from cerebrum_cli.engine.model_options import (
 )
 from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, MAX_ROLLBACK, StepCosts
 from cerebrum_cli.formats.plain import CEREBRUM, EMBEDDED, RAW, SERVERS
-from cerebrum_cli.formats.thinking import THOUGHTS
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.gguf.architectures import facts_of
 from cerebrum_cli.gguf.header import Header, require_generative
 from cerebrum_cli.model.format_choice import (
@@ -57,8 +57,8 @@ class ModelSource:
     """Which model, how it is used, and where it runs: on `servers`, or in this process.
 
     - `context`: its sequences
-    - `tuned_for`, `drafts_for`: the uses of a profile whose settings and costs of speculative decoding apply; None for
-      the defaults, and for no speculative decoding unless the settings ask for it
+    - `tuned_for`, `speculative_for`: the uses of a profile whose settings and costs of speculative decoding apply; None
+      for the defaults, and for no speculative decoding unless the settings ask for it
     - `raw`: without a prompt format
     - `template_options`: variables of an embedded template
     - `vocabulary_only`: without weights, and so always in this process
@@ -73,7 +73,7 @@ class ModelSource:
     servers: Servers | None = None
     context: ContextOptions = SINGLE
     tuned_for: UseName | None = None
-    drafts_for: UseName | None = None
+    speculative_for: UseName | None = None
     raw: bool = False
     template_options: Mapping[str, Any] = field(default_factory=dict)
     vocabulary_only: bool = False
@@ -92,7 +92,7 @@ class ModelSource:
             settings=settings,
             context=CHAT_CONTEXT,
             tuned_for="chat",
-            drafts_for="chat",
+            speculative_for="chat",
             is_chat=True,
             caches_prompts=True,
         )
@@ -117,10 +117,10 @@ class ModelSource:
         require_attention(self.model, self.settings, self.context.pad_steps)
 
     def options(self, tuning: Tuning | None = None) -> LoadOptions:
-        """How to load the model; its recurrent states are copied if that is what drafts need to be rolled back."""
+        """How to load the model; its recurrent states are copied if that is what speculative decoding needs."""
         rolls_back = facts_of(self.model.header.architecture).rolls_back
-        drafts = rolls_back and draft_costs(self.measured_costs, self.model, self.settings.drafts)
-        context = replace(self.context, n_rs_seq=MAX_ROLLBACK if drafts else 0)
+        speculative = rolls_back and draft_costs(self.measured_costs, self.model, self.settings.speculative)
+        context = replace(self.context, n_rs_seq=MAX_ROLLBACK if speculative else 0)
         return load_options(self.model, self.settings, context, tuning, self.vocabulary_only, self.is_chat)
 
     @property
@@ -132,8 +132,8 @@ class ModelSource:
 
     @property
     def measured_costs(self) -> StepCosts | None:
-        """Costs of steps with drafted tokens, as measured for this use; None without a profile, which is read."""
-        use = self.tuned_use(self.drafts_for)
+        """Costs of steps with draft tokens, as measured for this use; None without a profile, which is read."""
+        use = self.tuned_use(self.speculative_for)
         return use.step_costs if use else None
 
     def start_engine(self, format_name: str) -> Engine:
@@ -147,7 +147,7 @@ class ModelSource:
         tuned = self.options(use.tuning) if use else default
 
         def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
-            if self.settings.drafts and (notice := draft_notice(self.model)):
+            if self.settings.speculative and (notice := draft_notice(self.model)):
                 emit(notice)
             if tuned != default:
                 try:
@@ -212,7 +212,7 @@ def load_options(
         cache_type_k=settings.cache_type_k or context.cache_type_k,
         cache_type_v=settings.cache_type_v or context.cache_type_v,
     )
-    thinks = any(thought.open in (model.header.chat_template or "") for thought in THOUGHTS)
+    thinks = any(markup.open in (model.header.chat_template or "") for markup in REASONING_MARKUPS)
     options = LoadOptions(
         GgufFile(model.path, model.trained_context, model.sizes, adapters, model.is_verified, thinks),
         context,
@@ -288,17 +288,17 @@ def draft_problem(model: InstalledModel) -> str | None:
 
 
 def draft_notice(model: InstalledModel) -> NoticeEvent | None:
-    problem = draft_problem(model)
-    return NoticeEvent(f"speculative decoding is off for this model: {problem}", "omit drafts=on") if problem else None
+    cause = draft_problem(model)
+    return NoticeEvent(f"speculative decoding is off for this model: {cause}", "omit speculative=on") if cause else None
 
 
-def draft_costs(measured: StepCosts | None, model: InstalledModel, drafts: bool | None) -> StepCosts | None:
-    """Costs of steps for drafting: as measured, if it can pay off; measured or default ones, if `drafts` is on.
+def draft_costs(measured: StepCosts | None, model: InstalledModel, speculative: bool | None) -> StepCosts | None:
+    """Costs of steps with draft tokens: as measured, if it can pay off; measured or default ones, if asked for.
 
-    None if tokens are not drafted. Mixtures of experts are no exception: their additional experts are measured too.
+    None without speculative decoding. Mixtures of experts are no exception: their additional experts are measured too.
     """
     can_pay = measured is not None and measured.best_draft is not None
-    is_wanted = can_pay if drafts is None else drafts
+    is_wanted = can_pay if speculative is None else speculative
     return (measured or DEFAULT_COSTS) if is_wanted and not draft_problem(model) else None
 
 

@@ -179,7 +179,7 @@ def program_object(reply: Reply) -> dict[str, Any]:
 def votes_object(vote: MajorityVote) -> dict[str, Any]:
     tally, checks = vote.tally, vote.tally.votes.checks
     return {
-        "samples": tally.samples,
+        "sample_count": tally.samples,
         "winner": vote.final_answer,
         "tie": bool(tally.tied),
         "tally": [
@@ -192,7 +192,7 @@ def votes_object(vote: MajorityVote) -> dict[str, Any]:
         ],
         "agreement": round(tally.agreement, 4),
         **({"checked": tally.winner is not None and tally.winner.is_checked} if checks else {}),
-        "chains": [
+        "samples": [
             {
                 "seed": reply.finish.seed,
                 "text": reply.text,

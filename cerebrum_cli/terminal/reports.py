@@ -310,7 +310,7 @@ def used_from_now_on(result: TuningResult, model: str) -> str:
             return f"ask, chat and batch use the defaults for {model} again"
         return f"ask, chat and batch now use these settings for {model}; --set no_profile=on ignores them"
     reason = "no settings proved faster than the defaults" if is_default else "the same settings are fastest"
-    if names := sorted(result.profile.uses_with_drafts):
+    if names := sorted(result.profile.speculative_uses):
         uses = f"{' and '.join(names)} {'use' if len(names) > 1 else 'uses'} speculative decoding"
         return f"settings unchanged for {model}: {reason}; {uses}"
     return f"nothing changed for {model}: {reason}"

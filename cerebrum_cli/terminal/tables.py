@@ -326,7 +326,7 @@ def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool 
     """Line printed by `--stats`; `repacks` is None where a server holds the weights."""
     timings = finish.timings
     cached = f" ({finish.cached_tokens} cached)" if finish.cached_tokens else ""
-    drafts = f", {timings.draft_n_accepted} of {timings.draft_n} drafted tokens accepted" if timings.draft_n else ""
+    drafts = f", {timings.draft_n_accepted} of {timings.draft_n} draft tokens accepted" if timings.draft_n else ""
     return " | ".join(
         (
             model,

@@ -40,8 +40,8 @@ from cerebrum_cli.tune.candidates import (
 )
 from cerebrum_cli.tune.search import SEARCH_S, Search, context_depth
 
-STEPS_S = 10.0  # to measure steps with drafted tokens, for each use whose defaults differ
-DEPTHS = (8192, 2048, 512, 128)  # tokens of context to decode after: the most that fit, the first with a long thought
+STEPS_S = 10.0  # to measure steps with draft tokens, for each use whose defaults differ
+DEPTHS = (8192, 2048, 512, 128)  # tokens of context to decode after: the most that fit, the first with long reasoning
 PROMPT_TOKENS = 256  # per slot of a batch, in addition to the reply
 
 
@@ -70,11 +70,11 @@ def tune_model(
     `profile_key` gets the GPUs found, and gives the identity of the model, of the machine and of the llama.cpp build.
     """
     space, search_s = search_space(model, settings), SEARCH_S
-    if has_drafts := draft_problem(model) is None:
+    if can_speculate := draft_problem(model) is None:
         search_s -= STEPS_S * len({space.chat, space.ask})
     search = Search(bench, space, search_s)
     uses = yield from search.run()
-    if has_drafts:
+    if can_speculate:
         most = 1 + MAX_ROLLBACK if facts_of(model.header.architecture).rolls_back else MEASURED_ROWS[-1]
         uses |= yield from measure_steps(bench, uses, space, most)
     old = {name: previous.uses[name].tuning if previous else Tuning() for name in uses}
@@ -90,7 +90,7 @@ def tune_model(
 def measure_steps(
     bench: Bench, uses: Mapping[UseName, TunedUse], space: SearchSpace, most: int
 ) -> Generator[StageEvent, None, dict[UseName, TunedUse]]:
-    """The uses that generate one sequence, with costs of steps with drafted tokens; equal ones are measured once.
+    """The uses that generate one sequence, with costs of steps with draft tokens; equal ones are measured once.
 
     Steps have at most `most` rows.
     """
@@ -102,7 +102,7 @@ def measure_steps(
         rows = tuple(count for count in MEASURED_ROWS if count <= min(most, tuning.n_ubatch or count))
         job = replace(tuning, n_ubatch=None), rows
         if job not in measured:
-            yield StageEvent("steps with drafted tokens", done, len(defaults))
+            yield StageEvent("steps with draft tokens", done, len(defaults))
             try:
                 measured[job] = bench.step_costs(*job, STEPS_S, context_depth(uses[name].speeds.prompt))
             except BenchError:  # another program has taken the memory meanwhile
@@ -135,7 +135,7 @@ def search_space(model: InstalledModel, settings: Settings) -> SearchSpace:
         threads=() if settings.threads else thread_counts_to_try(cores.threads, cores.most_threads),
         layers=model.header.n_layers if settings.gpu_layers == "auto" else 0,
         depth=next(depths, DEPTHS[-1]),
-        # not in a batch on x86-64, whose answers would then depend on drafts
+        # not in a batch on x86-64, whose answers would then depend on speculative decoding
         no_flash=tuple(
             is_batch
             for is_batch in (False, True)

@@ -12,14 +12,14 @@ from tiny_models import CHATML_TEMPLATE, write_chatml
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 HINT = "Ctrl-T: answer now"
-THOUGHT = "<think>\n" + " ".join(f"word{n}" for n in range(100))  # shown as an answer where the thought is ended
+REASONING = "<think>\n" + " ".join(f"word{n}" for n in range(100))  # shown as an answer where the reasoning is ended
 
 
 @pytest.fixture
 def shell(open_shell: OpenTerminal, tmp_path: Path) -> Person:
-    """A user at the prompt of an interactive shell; ./chat and ./ask answer with THOUGHT, ./script asks, too."""
+    """A user at the prompt of an interactive shell; ./chat and ./ask answer with REASONING, ./script asks, too."""
     model = write_chatml(tmp_path / "thinker.gguf", chat_template=CHATML_TEMPLATE + "{# <think> #}")
-    script = {"rows": {}, "seeds": [THOUGHT + " The end."], "pause": 0.004}
+    script = {"rows": {}, "seeds": [REASONING + " The end."], "pause": 0.004}
     return open_shell(model, script, script="./ask hi\necho finished")
 
 
@@ -71,7 +71,7 @@ def test_ask_answers_now_after_a_stop_and_ignores_further_keys(shell: Person) ->
 def test_ask_quits_by_the_default_key(shell: Person) -> None:
     shell.type("./ask hi\n")
     shell.wait_for_output(HINT)
-    shell.type("\x14")  # until the thought has ended
+    shell.type("\x14")  # until the reasoning has ended
     shell.wait_for("word40")
     shell.type("\x1c")
     shell.wait_for(SHELL.strip())

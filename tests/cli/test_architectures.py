@@ -1,4 +1,4 @@
-"""Every kind of model gives one answer to one question: evaluated afresh, resumed, beside others, with drafts.
+"""Every kind of model gives one answer to one question: evaluated afresh, resumed, beside others, with draft tokens.
 
 The suite runs eight architectures, `make fuzz` all of llama.cpp's.
 """
@@ -140,29 +140,29 @@ def compare_chats(owner: Owner, story: str) -> Iterator[Comparison]:
         chat.undo()
     with owner.chat(cache_gb=0.0) as chat:
         yield "resumed session", text(chat.send(second)), resumed
-    with owner.chat(cache_gb=0.0, drafts=True) as chat:
-        yield "drafts in a chat", resumed, text(chat.retry())
+    with owner.chat(cache_gb=0.0, speculative=True) as chat:
+        yield "speculative decoding in a chat", resumed, text(chat.retry())
 
 
 def compare_commands(owner: Owner, story: str) -> Iterator[Comparison]:
     first = f"{story} Who?"
-    replies = (owner.ask(first, "-n", "60", "--set", f"drafts={drafts}")["text"] for drafts in ("off", "on"))
-    yield "drafts", *replies
-    vote = owner.ask(first, "--temperature", "0.8", "--votes", "5")["votes"]["chains"][-1]
+    replies = (owner.ask(first, "-n", "60", "--set", f"speculative={value}")["text"] for value in ("off", "on"))
+    yield "speculative decoding", *replies
+    vote = owner.ask(first, "--temperature", "0.8", "--votes", "5")["votes"]["samples"][-1]
     yield "vote", owner.ask(first, "--temperature", "0.8", "--seed", str(vote["seed"]))["text"], vote["text"]
     questions = [*(f"{story[: 20 * index]} Why?" for index in range(9)), first]
     yield "batch", owner.ask(first)["text"], owner.batch(questions, 8)[-1]
     with_flash_attention = replace(owner, is_exact=False)
-    batches = (owner.batch(questions, 3, "-n", "40", "--set", f"drafts={drafts}") for drafts in ("off", "on"))
-    yield "batch with drafts", *batches
+    batches = (owner.batch(questions, 3, "-n", "40", "--set", f"speculative={value}") for value in ("off", "on"))
+    yield "batch with speculative decoding", *batches
     singly, together = (with_flash_attention.batch(questions, parallel) for parallel in (1, 8))
     yield "batch with flash attention", singly, together
     if has_stable_attention(read_header(owner.model)):
         invariant = ("--set", "batch_invariant=on")
         singly, together = (with_flash_attention.batch(questions, parallel, *invariant) for parallel in (1, 8))
         yield "batch_invariant", singly, together
-        drafted = with_flash_attention.batch(questions, 8, *invariant, "--set", "drafts=on")
-        yield "batch_invariant with drafts", singly, drafted
+        drafted = with_flash_attention.batch(questions, 8, *invariant, "--set", "speculative=on")
+        yield "batch_invariant with speculative decoding", singly, drafted
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +226,8 @@ def test_long_prompts_are_not_evaluated_again(owner: Owner, count_rows: Callable
 
 
 @pytest.mark.parametrize("owner", ("llama", *KINDS), indirect=True)
-def test_turn_after_a_thought_evaluates_what_follows_the_last_question(owner: Owner) -> None:
-    """Also after a resume, and with a thought longer than what a sliding window can be rolled back by."""
+def test_turn_after_reasoning_evaluates_what_follows_the_last_question(owner: Owner) -> None:
+    """Also after a resume, and with reasoning longer than what a sliding window can be rolled back by."""
     template = owner.home / "template.jinja"
     before = "(thinking before the answer is given)"
     template.write_text(TEMPLATES["qwen3.5"].replace("<think>\\n') }}", before + "\\n<think>\\n') }}"))

@@ -27,7 +27,7 @@ CHAT: dict[str, Any] = {
     "rows": {"One?": "First.", "Two?": "Zwölf 🙂.", "Three?": "Third of all the many numbers."},
     "seeds": ["Other."],
 }
-LOCAL = ("threads", "gpu_layers", "drafts", "cache_gb")
+LOCAL = ("threads", "gpu_layers", "speculative", "cache_gb")
 ROWS = 40
 AT = 12  # objects of a stream, of which the first are of the prompt's progress
 

@@ -86,7 +86,7 @@ def test_eval_reports_accuracy_and_saves_each_sample(command: CommandLine, sums:
     assert all(tuple(sample) == (*SAMPLE_KEYS, "basis", "lowest_window") for sample in samples)
     ids = [sample["id"] for sample in samples]
     assert ids != sorted(ids)  # a random subset, not the first lines
-    assert [sample["correct"] for sample in samples] == [sample["answer"] == sample["gold"] for sample in samples]
+    assert [sample["correct"] for sample in samples] == [sample["answer"] == sample["reference"] for sample in samples]
     assert all(0 < sample["probability"] <= 1 and sample["finish_reason"] == "stop" for sample in samples)
     short = run_eval(command, sums, "--limit", "4", "--max-tokens", "6", "-o", tmp_path / "short.jsonl").object
     assert (short["accuracy"], short["no_answer"], short["cut_off"]) == (0.0, 0.0, 1.0)
@@ -294,7 +294,7 @@ def test_run_is_opened_with_other_rules_of_scoring(
     hint = f"score it again: cerebrum runs show {run} --rescore --save\n"
     shown = command.run("runs", "show", run)
     assert shown.code == 0 and f"note: {scored}, not rules version {now}\n      {hint}" in shown.err, shown.err
-    assert command.run("runs", "show", run, "--json").object["marking"] == str(SCORING_VERSION)
+    assert command.run("runs", "show", run, "--json").object["scoring"] == str(SCORING_VERSION)
     assert record_of(run)["fingerprint"]["prompt"].endswith("\nUser: {question}\nAI:")
     assert run_eval(command, sums, "--limit", "4", "-o", other).code == 0
     compared = command.run("runs", "compare", run, other, "--json")
@@ -304,7 +304,7 @@ def test_run_is_opened_with_other_rules_of_scoring(
     before = run.read_bytes()
     for arguments in (("--limit", "6"), ("--limit", "6", "--dry-run")):
         refused = run_eval(command, sums, *arguments, "-o", run)
-        difference = f"was made with another marking ({SCORING_VERSION}, now {now})"
+        difference = f"was made with another scoring ({SCORING_VERSION}, now {now})"
         assert_error(refused, 1, f"{run} {difference}", "use --restart to replace it, or choose another -o")
     assert run.read_bytes() == before
     assert command.run("runs", "show", run, "--rescore", "--save").code == 0

@@ -31,7 +31,7 @@ from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
 from cerebrum_cli.engine.memory import ContextOptions  # noqa: E402
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions  # noqa: E402
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM, Use, answer_of  # noqa: E402
-from cerebrum_cli.formats.thinking import thoughts_of  # noqa: E402
+from cerebrum_cli.formats.thinking import markups_of  # noqa: E402
 from cerebrum_cli.model.concurrent_rows import Continuation  # noqa: E402
 from cerebrum_cli.model.loaded_model import LoadedModel  # noqa: E402
 from cerebrum_cli.model.reply_stream import ReplyChannels  # noqa: E402
@@ -153,8 +153,8 @@ def greedy_replies(path: Path, prompts: Sequence[Sequence[int]], most: int) -> l
     return replies
 
 
-def strip_thought(reply: str, stop: Sequence[str]) -> str:
-    """The rule of lm-eval's `hf` model: what follows the last end of a thought, up to the first stop string."""
+def strip_reasoning(reply: str, stop: Sequence[str]) -> str:
+    """The rule of lm-eval's `hf` model: what follows the last end of reasoning, up to the first stop string."""
     answer = reply.split("</think>")[-1].lstrip()
     return answer[: min([at for each in stop if (at := answer.find(each)) >= 0], default=len(answer))]
 
@@ -380,7 +380,7 @@ def test_cache_of_lm_eval_does_not_repeat_sampled_texts(chatml_model: Path, tmp_
     assert len(set(texts[0])) == 4 and texts[1] == texts[0]
 
 
-def test_lm_returns_what_follows_each_thought(thinker: Path) -> None:
+def test_lm_returns_what_follows_the_reasoning(thinker: Path) -> None:
     with harness(thinker, "embedded") as model:
         prompts = [chat(model, question) for question in SUMS]
         assert all(prompt.endswith("<think>\n") for prompt in prompts)
@@ -389,13 +389,13 @@ def test_lm_returns_what_follows_each_thought(thinker: Path) -> None:
         texts = generate(model, list(zip(prompts, kwargs, strict=True)))
         tokens = [model.tok_encode(prompt) for prompt in prompts]
     replies = greedy_replies(thinker, tokens, 128)
-    expected = [strip_thought(reply, stop) for reply, stop in zip(replies, stops, strict=True)]
+    expected = [strip_reasoning(reply, stop) for reply, stop in zip(replies, stops, strict=True)]
     assert all("</think>" in reply for reply in replies) and len(set(expected)) > 10
     assert sum(ours == theirs for ours, theirs in zip(texts, expected, strict=True)) == 50
 
 
 def test_lm_returns_the_final_channel_of_harmony() -> None:
-    channels = ReplyChannels(thoughts_of(""))
+    channels = ReplyChannels(markups_of(""))
     analysis = "<|channel|>analysis<|message|>Two ends.<|end|>"
     final = "<|start|>assistant<|channel|>final<|message|>"
     assert answer_of(f"{analysis}{final} Yes. \n", channels) == "Yes. \n"

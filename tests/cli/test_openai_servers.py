@@ -17,16 +17,16 @@ from server_kinds import LlamaServer, LmStudioServer, OllamaServer
 from cerebrum_cli.engine.remote import server_health
 
 MODEL = "gemma3:4b"
-THOUGHT = "<think>\n2 and 2\n</think>\n\n"
+REASONING = "<think>\n2 and 2\n</think>\n\n"
 SCRIPT: dict[str, Any] = {
     "rows": {
-        "+ 3?": f"{THOUGHT}The answer is 4.",
+        "+ 3?": f"{REASONING}The answer is 4.",
         "line?": "<think>2 and 2</think>The answer is 4.",
         "json?": '{"a": 1}',
         "blank?": '<think>{"a": 1}</think>',
         "prose?": "Sure: it is 1.",
     },
-    "seeds": [f"{THOUGHT}The answer is 4.", "Perhaps 5. The answer is 5.", f"{THOUGHT}Four. The answer is 4."],
+    "seeds": [f"{REASONING}The answer is 4.", "Perhaps 5. The answer is 5.", f"{REASONING}Four. The answer is 4."],
 }
 Ask = Callable[..., Finished]
 

@@ -89,7 +89,7 @@ def test_endpoint_is_sent_what_the_model_recommends(tmp_path: Path, thinker: Pat
 
 
 @pytest.mark.parametrize("arguments", [["--raw"], ["--format", "cerebrum"]])
-def test_recommended_think_is_no_error_in_a_format_without_thoughts(user: User, arguments: list[str]) -> None:
+def test_recommended_think_is_no_error_in_a_format_without_reasoning(user: User, arguments: list[str]) -> None:
     user.row(ROW.replace('"on"', '"off"'))
     assert user.sampled("Q", *arguments) == [OFF]
 

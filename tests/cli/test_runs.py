@@ -34,7 +34,7 @@ from cerebrum_cli.runs.output_files import output_paths
 from cerebrum_cli.runs.result import ResultRows
 
 NOW, NEWER, OLDER = (str(SCORING_VERSION + by) for by in (0, 1, -1))
-VERSIONS = {"cerebrum": "0.1.0", "llama.cpp": "abc", "marking": NOW}
+VERSIONS = {"cerebrum": "0.1.0", "llama.cpp": "abc", "scoring": NOW}
 QUESTIONS = {"task": "sums", "question file": "d" * 64}
 CONDITION = {**QUESTIONS, "model": "tiny", "match": "answer", "temperature": 0.0, **VERSIONS}
 OTHER_MODEL = {**CONDITION, "model": "other"}
@@ -210,7 +210,7 @@ def test_run_is_extended_with_the_versions_and_rules_that_made_it(store: RunStor
     assert store.path_for(newer) == (other, "")
     for changed, words in (
         ({"temperature": 1.0}, "another temperature (0.0, now 1.0)"),
-        ({"marking": NEWER}, f"another marking ({NOW}, now {NEWER})"),
+        ({"scoring": NEWER}, f"another scoring ({NOW}, now {NEWER})"),
     ):
         _, why_new = store.path_for({**newer, **changed})
         assert why_new == f"sums-tiny-2 was made with {words}; this is a new run, sums-tiny-3"
@@ -254,7 +254,7 @@ def test_comparison_is_of_scores_by_one_version(tmp_path: Path, monkeypatch: pyt
     def compared(first: str | None, second: str | None, match: str = "answer") -> tuple[list[float], list[str]]:
         runs = []
         for name, rules, correct in (("a", first, False), ("b", second, True)):
-            condition = {**OTHER_MODEL, "marking": rules, "match": match}
+            condition = {**OTHER_MODEL, "scoring": rules, "match": match}
             samples = [replace(sample(1), correct=correct)]
             path = tmp_path / f"{first} {second} {match}" / name
             runs.append(write_run(path, samples, 1, condition=condition))
@@ -326,7 +326,7 @@ def test_report_takes_time_from_the_samples_that_have_one(tmp_path: Path) -> Non
 def test_rescoring_changes_scores_only(tmp_path: Path) -> None:
     outdated = replace(sample(1), answer="8", correct=False)
     cut_off = replace(sample(2, text="It makes 7."), answer="7", correct=True, finish_reason="length")
-    choice = replace(sample(3, text="b)"), answer=None, correct=False, gold="B", choices=("x", "y"))
+    choice = replace(sample(3, text="b)"), answer=None, correct=False, reference="B", choices=("x", "y"))
     run = write_run(tmp_path / "run.jsonl", [outdated, cut_off, choice, skipped(4)], 4)
     assert rescored(run.match, run.samples())[0] == [
         sample(1),
@@ -341,7 +341,7 @@ def test_rescoring_changes_scores_only(tmp_path: Path) -> None:
 def test_saved_scores_are_those_of_this_version(tmp_path: Path, questions: int) -> None:
     """Of a complete run, and of one that lacks a question."""
     outdated = replace(sample(1), answer="8", correct=False)
-    condition = {**CONDITION, "marking": OLDER}
+    condition = {**CONDITION, "scoring": OLDER}
     samples = [outdated, sample(3), sample(2), skipped(4)]
     (tmp_path / "run.jsonl").symlink_to(tmp_path / "whole.jsonl")
     run = write_run(tmp_path / "run.jsonl", samples, questions, notes={"seconds": 1.0}, condition=condition)
@@ -372,7 +372,7 @@ def test_saved_scores_need_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.slow
 @pytest.mark.parametrize("questions", [2, 3])
 def test_saved_scores_are_old_or_new_after_a_kill(tmp_path: Path, questions: int) -> None:
-    condition, outdated = {**CONDITION, "marking": OLDER}, replace(sample(1), answer="8", correct=False)
+    condition, outdated = {**CONDITION, "scoring": OLDER}, replace(sample(1), answer="8", correct=False)
     old, new, found = [outdated, sample(2)], [sample(1), sample(2)], []
     for step in count():
         path = tmp_path / f"{step}.jsonl"
@@ -398,9 +398,9 @@ def test_rescoring_code_keeps_replies_without_a_program(tmp_path: Path) -> None:
         pytest.skip(error.message)
     test = "def check(f):\n    assert f() == 7\n\ncheck(f)\n"
     code = 'def f():\n    """Return 7.\n\n    ```\n    f()\n    ```\n    """\n    return 7'
-    program = replace(sample(1), answer=code, gold=test, correct=False)
-    none = replace(sample(2), answer=None, gold=test, correct=False)
-    samples = [program, none, replace(skipped(3), gold=test)]
+    program = replace(sample(1), answer=code, reference=test, correct=False)
+    none = replace(sample(2), answer=None, reference=test, correct=False)
+    samples = [program, none, replace(skipped(3), reference=test)]
     run = write_run(tmp_path / "run.jsonl", samples, 3, condition={**CONDITION, "match": "code"})
     found = rescored(run.match, run.samples(), run_code=True)[0]
     assert [(each.answer, each.correct) for each in found] == [(code, True), (None, False), (None, False)]

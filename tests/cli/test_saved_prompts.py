@@ -109,7 +109,7 @@ def test_config_file_that_would_be_damaged_is_refused(text: str) -> None:
 
 @given(st.text(st.characters(codec="utf-8")), st.text("ab_-.\"' é", min_size=1))
 def test_prompt_table_holds_any_text(text: str, name: str) -> None:
-    table = prompt_table(name, {"prompt": text, "stop": [text], "drafts": False, "temperature": 0.5})
+    table = prompt_table(name, {"prompt": text, "stop": [text], "speculative": False, "temperature": 0.5})
     [(found, values)] = tomllib.loads(table)["prompts"].items()
     assert (found, values["prompt"], values["stop"]) == (name, text, [text])
     assert table_line(f"\n{table}", name) == 2

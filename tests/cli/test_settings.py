@@ -63,7 +63,7 @@ def test_settings_convert_each_value_to_its_type() -> None:
         ("stop", "", "it must be non-empty text"),
         ("model", 7, "it must be text"),
         ("overflow", 7, "it must be drop-oldest or stop"),
-        ("drafts", "maybe", "it must be on or off"),
+        ("speculative", "maybe", "it must be on or off"),
         ("presence_penalty", float("-inf"), "it must be a number from -10000 to 10000"),
         ("logit_bias", "42", BIAS_HINT),
         ("logit_bias", "42=nan", BIAS_HINT),

@@ -28,7 +28,7 @@ HEAVY = (
     "tomlkit",
     "pathspec",
 )
-# What `ask` needs neither without drafts, nor for a single answer, nor without servers.
+# What `ask` needs neither without speculative decoding, nor for a single answer, nor without servers.
 UNUSED_BY_ASK = {
     "engine.drafter",
     "batch.answering",

@@ -35,7 +35,7 @@ def test_template_switch_is_set(template: str, thinks: bool, chatml: LlamaBacken
 
 
 @pytest.mark.parametrize("template", ["deepseek-r1", UNRELATED])
-def test_template_without_a_switch_gets_an_empty_thought(template: str, chatml: LlamaBackend) -> None:
+def test_template_without_a_switch_gets_empty_reasoning(template: str, chatml: LlamaBackend) -> None:
     prompt_format = embedded(chatml, template)
     assert not prompt_format.has_switch
     assert prompt_format.render(replace(ONE_TURN, thinks=True)) == prompt_format.render(ONE_TURN)
@@ -49,7 +49,7 @@ def test_template_without_a_switch_gets_an_empty_thought(template: str, chatml: 
 def test_switched_prompt_extends_prompt_and_reply(
     template: str, turns: list[bool | None], chatml: LlamaBackend
 ) -> None:
-    prompt_format, conversation, evaluated = embedded(chatml, template), Conversation(keeps_thoughts=True), ""
+    prompt_format, conversation, evaluated = embedded(chatml, template), Conversation(keeps_reasoning=True), ""
     for number, thinks in enumerate(turns):
         conversation = replace(conversation.user(f"Q{number}"), thinks=thinks)
         prompt = prompt_format.render(conversation)

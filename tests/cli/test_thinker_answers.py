@@ -1,4 +1,4 @@
-"""A model that really thinks, through the command line: budgets, schemas after a thought, and histories of turns."""
+"""A model that really thinks, through the command line: budgets, schemas after reasoning, and histories of turns."""
 
 from __future__ import annotations
 
@@ -38,18 +38,20 @@ def schema(new_user: CommandLine) -> Path:
     return path
 
 
-def test_think_budget_ends_each_thought_at_its_first_sentence(new_user: CommandLine, thinker: Path) -> None:
+def test_think_budget_ends_reasoning_at_its_first_sentence(new_user: CommandLine, thinker: Path) -> None:
     unlimited, limited = (answers(new_user, thinker, "--think", value) for value in ("on", "8"))
     for whole, cut in zip(unlimited, limited, strict=True):
         assert cut["reasoning"] == whole["reasoning"].splitlines()[0]
-        assert cut["thought_closed_at"] < whole["completion_tokens"]
+        assert cut["reasoning_closed_at"] < whole["completion_tokens"]
         assert cut["text"].startswith("The answer is ") and cut["finish_reason"] == "stop"
     right, guessed = (sum(row["final_answer"] == "85" for row in rows) for rows in (unlimited, limited))
     assert right > guessed
 
 
-@pytest.mark.parametrize("options", [(), ("--set", "drafts=on"), ("--think", "8")], ids=["plain", "drafts", "budget"])
-def test_schema_binds_the_answer_after_the_thought_for_each_seed(
+@pytest.mark.parametrize(
+    "options", [(), ("--set", "speculative=on"), ("--think", "8")], ids=["plain", "speculative", "budget"]
+)
+def test_schema_binds_the_answer_after_reasoning_for_each_seed(
     options: Sequence[str], new_user: CommandLine, thinker: Path, schema: Path
 ) -> None:
     rows = answers(new_user, thinker, "--schema", schema, *options, seeds=40)
@@ -60,7 +62,7 @@ def test_schema_binds_the_answer_after_the_thought_for_each_seed(
         assert sum(json.loads(row["text"]) == {"answer": 85} for row in rows) > 22
 
 
-def test_stop_string_that_ends_thoughts_is_refused(new_user: CommandLine, thinker: Path) -> None:
+def test_stop_string_that_ends_reasoning_is_refused(new_user: CommandLine, thinker: Path) -> None:
     question = ("ask", "-m", thinker, QUESTION, "--no-log", "--stop", "</think>")
     assert_error(new_user.run(*question), 2, "invalid stop: '</think>'; stop strings apply to the answer", "--think")
     assert new_user.run(*question, "--think", "off").code == 0

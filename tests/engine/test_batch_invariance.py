@@ -173,7 +173,7 @@ def test_batch_records_that_it_is_invariant(models: Path, new_user: CommandLine)
     path, source = model_of(models, "Q4_K_M"), new_user.home / "in.txt"
     source.write_text("".join(f"{'Why? ' * number}\n" for number in range(1, 9)))
     texts: list[list[str]] = []
-    for options in (("--parallel", "1"), ("--parallel", "8", "--set", "drafts=on")):
+    for options in (("--parallel", "1"), ("--parallel", "8", "--set", "speculative=on")):
         out = new_user.home / f"out{len(texts)}.jsonl"
         command = ("batch", source, "-o", out, "-m", path, "--max-tokens", "20", "--ignore-eos", *options)
         done = new_user.run(*command, "--set", "batch_invariant=on")

@@ -11,7 +11,7 @@ from thinkers import answer_start
 
 from cerebrum_cli.engine.control import AnswerStartFactory
 from cerebrum_cli.engine.detokenizer import Detokenizer
-from cerebrum_cli.formats.thinking import thoughts_of
+from cerebrum_cli.formats.thinking import markups_of
 from cerebrum_cli.model.reply_controls import AnswerDetector
 from cerebrum_cli.model.reply_stream import ReplyChannels
 
@@ -77,9 +77,9 @@ def test_detokenizer_holds_back_only_what_may_change(text: str, places: list[int
 @example("b", "\n\na\n\nb", [*range(40)], ("\n\n",))  # a stop string before the answer
 @example("a\n\nb", "éa\n\n", [], ("a\n\n",))  # all in one piece
 def test_detokenizer_ignores_stop_strings_before_the_answer(
-    thought: str, answer: str, places: list[int], stop: tuple[str, ...]
+    reasoning: str, answer: str, places: list[int], stop: tuple[str, ...]
 ) -> None:
-    before = f"<think>{thought}</think>" if thought else ""
+    before = f"<think>{reasoning}</think>" if reasoning else ""
     body = answer.lstrip()
     blank = answer[: len(answer) - len(body)]
     shown, stopped = fed(cut(f"{before}{answer}".encode(), places), stop, answer_start())
@@ -88,7 +88,7 @@ def test_detokenizer_ignores_stop_strings_before_the_answer(
 
 
 def test_detokenizer_stops_in_an_answer_before_its_footer() -> None:
-    channels = ReplyChannels(thoughts_of("<response></response>"))
+    channels = ReplyChannels(markups_of("<response></response>"))
     start = partial(AnswerDetector, channels, {"<response>": frozenset(), "<think>": frozenset()})
     for pieces in (
         [b"<response>e</response>"],

@@ -41,7 +41,7 @@ def generate(path: Path, context: ContextOptions, conversations: Iterable[Reques
 
 @pytest.fixture
 def require_equal_replies(monkeypatch: pytest.MonkeyPatch) -> Compare:
-    """A function that compares the replies of a model with those it gives without drafts, and the next turn."""
+    """A function that compares the replies of a model with those it gives without draft tokens, and the next turn."""
 
     def compare(path: Path, temperature: float, kv_unified: bool) -> None:
         context, prompt = replace(EXACT, slots=3, kv_unified=kv_unified), tuple(range(5, 90))
@@ -150,7 +150,7 @@ def test_bench_measures_steps_from_a_recurrent_state(tmp_path: Path) -> None:
 def test_chat_loads_again_where_drafts_need_copies_of_the_state(name: str, is_reloaded: bool, tmp_path: Path) -> None:
     path = write_architecture(tmp_path / "tiny.gguf", name)
     source = source_of(path, name=name).for_chat()
-    drafting = replace(source, settings=Settings(drafts=True, cache_gb=0))
+    drafting = replace(source, settings=Settings(speculative=True, cache_gb=0))
     assert (source.reload_key != drafting.reload_key) == is_reloaded
     copies = [each.options().context.n_rs_seq for each in (source, drafting)]
     assert copies == [0, MAX_ROLLBACK * is_reloaded]

@@ -1,4 +1,4 @@
-"""Speculative decoding: drafts from earlier text, how long they are, and that they change no reply."""
+"""Speculative decoding: draft tokens from earlier text, how long they are, and that they change no reply."""
 
 from __future__ import annotations
 
@@ -218,8 +218,8 @@ def test_drafts_need_a_profile_or_the_option(
 def test_commands_report_once_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model: Path) -> None:
     run = CommandLine(tmp_path).run
     arguments = ("ask", "-m", recurrent_model, "--raw", "-n", "3", "--no-log", STORY)
-    asked, plain = run(*arguments, "--set", "drafts=on"), run(*arguments)
-    chat = run("chat", "-m", recurrent_model, stdin="/set drafts on\n/set drafts off\n")
+    asked, plain = run(*arguments, "--set", "speculative=on"), run(*arguments)
+    chat = run("chat", "-m", recurrent_model, stdin="/set speculative on\n/set speculative off\n")
     problem = "llama.cpp cannot roll back recurrent states of the mamba architecture"
     note = f"note: speculative decoding is off for this model: {problem}\n"
     assert [(done.code, done.err.count(note)) for done in (asked, plain, chat)] == [(0, 1), (0, 0), (0, 1)]

@@ -177,7 +177,7 @@ def test_outputs_are_limited_to_what_steps_need() -> None:
         (16, 8, 248_320, 16),  # llama.cpp requires one for each slot
     ):
         assert ContextOptions(8192, slots, 1, n_ubatch).n_outputs_max(vocabulary) == outputs
-    assert max(MEASURED_ROWS) <= memory.MIN_OUTPUTS, "steps with drafted tokens"
+    assert max(MEASURED_ROWS) <= memory.MIN_OUTPUTS, "steps with draft tokens"
     assert ContextOptions(8192, 16, 1, 256, pad_steps=True).n_outputs_max(248_320) == 256
     large = replace(MISTRAL, vocabulary_size=248_320)
     assert compute_bytes(large, CHAT) == COMPUTE, "logits of 64 rows are smaller than a layer's activations"

@@ -165,7 +165,7 @@ def test_plan_context_is_the_default_or_what_fits(length: int) -> None:
         assert notices == ([limited] if expected < 8192 else [])
 
 
-def test_plan_context_has_room_for_a_long_thought_if_memory_allows() -> None:
+def test_plan_context_has_room_for_long_reasoning_if_memory_allows() -> None:
     model = options("Mistral 7B")
     chat = replace(model, file=replace(model.file, trained_context=131_072, thinks=True))
 

@@ -31,7 +31,7 @@ from cerebrum_cli.model.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS
 REPLIES = {
     "ended": reply_around("<think>\nI can see {seed}.", ENDING, "It is {seed}. So there."),
     "short": "<think>Hm.</think>It is {seed}. That was easy, and it needed no long thought.",
-    "no thought": "It is {seed}. That was easy, and it needed no long thought at all, as you can see.",
+    "no reasoning": "It is {seed}. That was easy, and it needed no long thought at all, as you can see.",
     "long sentence": reply_around("<think>" + "and so on " * 3, ENDING, "It is {seed}."),
     "loop": "over " * 60,
 }
@@ -68,7 +68,7 @@ def test_remote_controls_act_as_here(kind: type[ModelServer], name: str, stream:
         assert summaries(replies_of(engine, *given)) == local(MODELS[name], *given)
 
 
-def test_remote_thought_asks_for_no_more_than_it_needs() -> None:
+def test_remote_reasoning_asks_for_no_more_than_it_needs() -> None:
     given, _ = requests()
     with serving_kind(LlamaServer, MODELS["ended"], context_size=300) as [server], connected(server) as engine:
         replies = replies_of(engine, given)
@@ -95,8 +95,8 @@ THINKING = "<think>I can see that it is {seed}, so I say it.</think>"
 ANSWERED = {
     "ended": reply_around("<think>\nI can see {seed}.", ENDING, "{seed}"),
     "short": THINKING + "\n\n{seed}",
-    "no thought": "{seed} is it",
-    "all thought": THINKING.partition("</think>")[0],
+    "no reasoning": "{seed} is it",
+    "all reasoning": THINKING.partition("</think>")[0],
     "blank": THINKING,
 }
 EVERY_KIND = [(LlamaServer, False), (LlamaServer, True), (VllmServer, False), (VllmServer, True), (SglangServer, True)]
@@ -128,7 +128,7 @@ def test_remote_grammar_applies_to_the_answer(
     with serving_kind(kind, model, context_size=300) as [server], connected(server) as engine:
         assert summaries(replies_of(engine, given)) == local(model, given)
         asked = [(bytes(each.prompt).decode(), grammar_of(each.body)) for each in server.completions()]
-    before = [grammar for prompt, grammar in asked if "</think>" not in prompt and name != "no thought"]
+    before = [grammar for prompt, grammar in asked if "</think>" not in prompt and name != "no reasoning"]
     assert not (asked[0][1] or any(before))
     assert asked[-1][1]
 
@@ -136,8 +136,8 @@ def test_remote_grammar_applies_to_the_answer(
 @pytest.mark.parametrize(("kind", "stream"), EVERY_KIND)
 def test_remote_turn_that_ends_within_reasoning_is_followed_by_an_answer(kind: type[ModelServer], stream: bool) -> None:
     def model(held: tuple[int, ...], seed: int) -> int:
-        thought, close, answer = bytes(held[2:]).decode().partition(ENDING)
-        rest = "1 2 3"[len(answer) :] if close else "<think>Hm."[len(thought) :]
+        reasoning, close, answer = bytes(held[2:]).decode().partition(ENDING)
+        rest = "1 2 3"[len(answer) :] if close else "<think>Hm."[len(reasoning) :]
         return ord(rest[0]) if rest else END
 
     given = answering(stream, grammar="root")
@@ -162,13 +162,13 @@ def test_remote_reply_without_all_ids_is_continued_after_its_special_tokens(chat
     request = answering(stream=True, grammar=DEAD_END, visible_tokens=frozenset({think, close}))
     sample = RemoteSample(SequenceId(0, 0), request, 3, chatml, 300)
     sample.take_turn()
-    thought = chatml.tokenize((Text("é."),))
-    parts = ((think, 1, ""), (thought[1], 3, "é"), (thought[2], 4, "."), (close, 5, ""), (ord("{"), 6, "{"))
+    reasoning = chatml.tokenize((Text("é."),))
+    parts = ((think, 1, ""), (reasoning[1], 3, "é"), (reasoning[2], 4, "."), (close, 5, ""), (ord("{"), 6, "{"))
     for token, total, text in parts:
         list(sample.add(ReplyChunk((token,), total=total, text=text)))
     assert sample.needs_turn
     turn = sample.take_turn()
-    assert tuple(turn.prompt_tokens) == (*request.prompt_tokens, think, *thought, close)
+    assert tuple(turn.prompt_tokens) == (*request.prompt_tokens, think, *reasoning, close)
     assert (turn.grammar, turn.answer_start) == (request.grammar, None)
 
 
@@ -176,13 +176,13 @@ def test_remote_reply_without_all_ids_is_continued_after_its_special_tokens(chat
 
 
 @pytest.mark.parametrize(("kind", "stream"), EVERY_KIND)
-@pytest.mark.parametrize("name", ["short", "no thought", "all thought"])
+@pytest.mark.parametrize("name", ["short", "no reasoning", "all reasoning"])
 @pytest.mark.parametrize("limit", [None, LIMIT])
 def test_remote_stop_strings_count_in_the_answer(
     kind: type[ModelServer], stream: bool, name: str, limit: int | None
 ) -> None:
     texts = {**REPLIES, "short": "<think>Is it? Yes, it is: easy.</think>\n\n it? {seed} it is, and no more."}
-    model = speaking(texts.get(name, ANSWERED["all thought"]))
+    model = speaking(texts.get(name, ANSWERED["all reasoning"]))
     controls = (LoopCheck,) if limit is None else (LoopCheck, budget(limit))
     given = answering(stream, controls=controls, stop=(" it", "easy"))
     with serving_kind(kind, model, context_size=300) as [server], connected(server) as engine:

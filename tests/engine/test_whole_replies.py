@@ -22,9 +22,9 @@ from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk, StopReason
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.formats.thinking import THOUGHTS
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.model.reply import Reply
-from cerebrum_cli.model.reply_controls import AnswerDetector, ThoughtBudget, plan_endings
+from cerebrum_cli.model.reply_controls import AnswerDetector, ReasoningBudget, plan_endings
 from cerebrum_cli.model.reply_stream import PreparedReply, ReplyChannels, split_channels
 
 CONTEXT = 400
@@ -98,14 +98,14 @@ def thinking_request(
     **more: Any,
 ) -> PreparedReply:
     """A request for a reply that may think, be constrained, be stopped, and be told to answer."""
-    channels = ReplyChannels(THOUGHTS[:1], THOUGHTS[0] if is_opened else None)
+    channels = ReplyChannels(REASONING_MARKUPS[:1], REASONING_MARKUPS[0] if is_opened else None)
     markers = {"<think>": vocabulary.special_token_ids(["<think>"])}
-    thought_budget = partial(ThoughtBudget, budget, plan_endings(vocabulary, THOUGHTS), channels)
+    reasoning_budget = partial(ReasoningBudget, budget, plan_endings(vocabulary, REASONING_MARKUPS), channels)
     request = Request(
         (1, 2),
         SamplingParams(max_tokens=limit, stop=stop),
         grammar,
-        controls=(LoopCheck,) if budget is None else (LoopCheck, thought_budget),
+        controls=(LoopCheck,) if budget is None else (LoopCheck, reasoning_budget),
         answer_start=partial(AnswerDetector, channels, markers) if stop or grammar else None,
         visible_tokens=vocabulary.special_token_ids(["<think>", "</think>"]),
         **more,

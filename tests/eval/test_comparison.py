@@ -44,7 +44,7 @@ def pair(both: int, lost: int, won: int, neither: int = 0) -> tuple[list[Outcome
 
 
 def sample(id: int, number: int, answer: str | None, correct: bool, cluster: str | None = None) -> Sample:
-    """A marked reply."""
+    """A scored reply."""
     return Sample(id, number, "model", 0, "", None, answer, "7", correct, 0.5, "stop", 10, cluster=cluster)
 
 

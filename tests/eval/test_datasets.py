@@ -125,12 +125,12 @@ def test_task_of_mathematics_is_scored_with_math_verify_if_installed(
         found, plain, sums = read("math500"), read("math500", match="answer"), read("gsm8k")
     rules = str(SCORING_VERSION)
     scored_by = f"{rules} with Math-Verify {version}" if version else rules
-    assert (found.fingerprint["match"], found.fingerprint["marking"]) == ("math", scored_by)
+    assert (found.fingerprint["match"], found.fingerprint["scoring"]) == ("math", scored_by)
     form = "answers are compared by their normal form"
     assert comparison_of(f"{rules} with Math-Verify 0.8") == f"{form} and by Math-Verify 0.8"
     install = f'; Math-Verify is not installed: {sys.executable} -m pip install "cerebrum-cli[math]"'
     assert comparison_of(rules) == f"{form} only{'' if version else install}"
-    assert (plain.fingerprint["match"], plain.fingerprint["marking"]) == ("answer", rules)
+    assert (plain.fingerprint["match"], plain.fingerprint["scoring"]) == ("answer", rules)
     assert sums.fingerprint["match"] == "answer"
 
 

@@ -62,9 +62,9 @@ def is_right(votes: Sequence[Vote]) -> bool:
 def test_standard_error_is_that_of_the_published_tables(name: str, n: int, values: list[float]) -> None:
     for value, published in zip(values[::2], values[1::2], strict=True):
         correct = round(value * n)
-        marks = [1.0] * correct + [0.0] * (n - correct)
-        assert round(mean(marks), 4) == value
-        assert round(standard_error(marks), 4) == published
+        values = [1.0] * correct + [0.0] * (n - correct)
+        assert round(mean(values), 4) == value
+        assert round(standard_error(values), 4) == published
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 5)), min_size=2, max_size=50))
@@ -100,10 +100,10 @@ def test_interval_contains_the_mean_within_0_and_1(values: list[float]) -> None:
 
 
 def test_interval_of_single_samples_is_wilsons() -> None:
-    marks = [1.0] * 110 + [0.0] * 90
-    assert list(estimate(marks).interval) == pytest.approx(wilson(0.55, 199), abs=3e-4)  # SE divides by n - 1
+    values = [1.0] * 110 + [0.0] * 90
+    assert list(estimate(values).interval) == pytest.approx(wilson(0.55, 199), abs=3e-4)  # SE divides by n - 1
     assert list(estimate([0.0, 1.0] * 100).interval) == pytest.approx(wilson(0.5, 199), abs=1e-9)
-    assert estimate(marks).value == 0.55
+    assert estimate(values).value == 0.55
 
 
 @pytest.mark.parametrize("questions", [10, 30, 100])
@@ -199,6 +199,6 @@ def test_majority_without_an_answer_is_wrong() -> None:
 @pytest.mark.parametrize("n", [1, 4, 7])
 def test_pass_at_equals_all_subsets_counted_one_by_one(n: int) -> None:
     for c in range(n + 1):
-        marks = [index < c for index in range(n)]
+        values = [index < c for index in range(n)]
         for k in range(1, n + 1):
-            assert pass_at(n, c, k) == pytest.approx(mean([any(subset) for subset in combinations(marks, k)]))
+            assert pass_at(n, c, k) == pytest.approx(mean([any(subset) for subset in combinations(values, k)]))

@@ -92,9 +92,9 @@ def test_eval_check_refuses_what_it_cannot_do(
     assert_error(evaluate(tmp_path, exam, chatml_model, *arguments), 2, part)
 
 
-def sample(number: int, answer: str | None, output: str | None, gold: str = "4") -> Sample:
+def sample(number: int, answer: str | None, output: str | None, reference: str = "4") -> Sample:
     return Sample(
-        *(1, number, "m", 0, "", None, answer, gold, answer == gold, 0.5, "stop", 10),
+        *(1, number, "m", 0, "", None, answer, reference, answer == reference, 0.5, "stop", 10),
         basis="stated",
         program_output=output,
         program_tokens=5,
@@ -110,7 +110,7 @@ def test_vote_of_a_run_wins_as_the_vote_of_a_command(case: str) -> None:
     for number, (reply, output) in enumerate(zip(case[::2], case[1::2], strict=True)):
         answer, printed = (None if letter == "." else letter for letter in (reply, output))
         tally = tally.add(answer, 0.5, answer is not None, Program("", printed))
-        samples.append(sample(number, answer, printed, gold="a"))
+        samples.append(sample(number, answer, printed, reference="a"))
     won = winner(votes_of(samples))
     assert (won and won.form) == (tally.leader and tally.leader.form)
     assert list(by_check([samples])) == ([tally.leader.is_checked] if tally.leader else [])

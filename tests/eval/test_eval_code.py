@@ -1,4 +1,4 @@
-"""Programs in replies to HumanEval's prompts: finding them, running them in bubblewrap, marking them meanwhile."""
+"""Programs in replies to HumanEval's prompts: finding them, running them in bubblewrap, scoring them meanwhile."""
 
 from __future__ import annotations
 
@@ -339,7 +339,7 @@ def test_eval_scores_programs_beside_a_slow_one(
     assert process.returncode == code, err
     wait_for_end(running)
     saved = complete_lines(partial)
-    assert FIRST not in [json.loads(line)["id"] for line in saved]  # it was finished, but not marked
+    assert FIRST not in [json.loads(line)["id"] for line in saved]  # it was finished, but not scored
     process = start()
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err

@@ -30,8 +30,8 @@ def read(*rows: Any, **options: Any) -> QuestionSet:
     return read_questions(split_lines(b"\n".join(lines)), **options)
 
 
-def golds(*rows: dict[str, Any]) -> list[str]:
-    """The gold answers of questions about COLORS, none of them bad."""
+def references(*rows: dict[str, Any]) -> list[str]:
+    """The reference answers of questions about COLORS, none of them bad."""
     found = read(*({"question": "Which?", "choices": COLORS, **row} for row in rows))
     assert not found.bad_rows
     return [question.reference for question in found.questions]
@@ -57,7 +57,7 @@ def test_questions_have_the_fields_of_their_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "gold"),
+    ("answer", "reference"),
     [
         ("16 - 3 = <<16-3=13>>13\n13 * 2 = 26\n#### 26", "26"),
         ("so\n####  1,234 \n", "1,234"),
@@ -65,8 +65,8 @@ def test_questions_have_the_fields_of_their_rows() -> None:
         ("#### Heading\n72", "#### Heading\n72"),
     ],
 )
-def test_questions_read_the_final_answer_of_gsm8k(answer: str, gold: str) -> None:
-    assert read({"question": "?", "answer": answer}).questions[0].reference == gold
+def test_questions_read_the_final_answer_of_gsm8k(answer: str, reference: str) -> None:
+    assert read({"question": "?", "answer": answer}).questions[0].reference == reference
 
 
 def test_choices_are_listed_below_the_question() -> None:
@@ -77,16 +77,16 @@ def test_choices_are_listed_below_the_question() -> None:
 
 @pytest.mark.parametrize("answer", ["C", "c", "(C)", "C.", " c) ", "blue"])
 def test_choices_are_answered_by_letter_or_text(answer: str) -> None:
-    assert golds({"answer": answer}) == ["C"]
+    assert references({"answer": answer}) == ["C"]
 
 
 def test_choices_count_indices_as_the_file_does() -> None:
-    assert golds({"answer": 0}, {"answer": 3}, {"answer": "1"}) == ["A", "D", "B"]
-    assert golds({"answer": 1}, {"answer": 4}, {"answer": "2"}, {"answer": "D"}) == ["A", "D", "B", "D"]
-    assert golds({"answer": 1, "choices": ["1", "2", "4"]}, {"answer": 0}) == ["B", "A"]  # the number is an index
-    assert golds({"answer": "1", "choices": ["1", "2", "4"]}) == ["A"]  # the text is a choice
-    assert golds({"answer": "E", "choices": ["F", "E"]}) == ["B"]  # two choices have no letter E
-    assert golds({"answer": 2, "choices": [1, 2, 4]}) == ["B"]  # and so is a number among numbers
+    assert references({"answer": 0}, {"answer": 3}, {"answer": "1"}) == ["A", "D", "B"]
+    assert references({"answer": 1}, {"answer": 4}, {"answer": "2"}, {"answer": "D"}) == ["A", "D", "B", "D"]
+    assert references({"answer": 1, "choices": ["1", "2", "4"]}, {"answer": 0}) == ["B", "A"]  # the number is an index
+    assert references({"answer": "1", "choices": ["1", "2", "4"]}) == ["A"]  # the text is a choice
+    assert references({"answer": "E", "choices": ["F", "E"]}) == ["B"]  # two choices have no letter E
+    assert references({"answer": 2, "choices": [1, 2, 4]}) == ["B"]  # and so is a number among numbers
 
 
 def test_choices_state_an_assumed_base_of_indices() -> None:
@@ -248,5 +248,5 @@ def test_preset_averages_and_errors_follow_from_its_figures() -> None:
         (r"It is $\boxed{5", ""),
     ],
 )
-def test_gold_answer_of_math_is_its_last_box(solution: str, answer: str) -> None:
+def test_reference_answer_of_math_is_its_last_box(solution: str, answer: str) -> None:
     assert last_boxed(solution) == answer

@@ -115,7 +115,7 @@ def test_lm_eval_generates_in_the_models_format(command: CommandLine, tasks: Pat
 
 
 @needs_lm_eval
-def test_lm_eval_gives_tasks_the_answer_after_a_thought(command: CommandLine, tasks: Path, thinker: Path) -> None:
+def test_lm_eval_gives_tasks_the_answer_after_reasoning(command: CommandLine, tasks: Path, thinker: Path) -> None:
     def replies(*options: str) -> tuple[list[str], str]:
         output = command.home / "results.json"
         arguments = ("--include-path", tasks, "--offline", "--log-samples", "-o", output, "--restart", "--limit", "4")
@@ -131,8 +131,8 @@ def test_lm_eval_gives_tasks_the_answer_after_a_thought(command: CommandLine, ta
     assert set(unfinished) == {""} and "note: 4 of 4 replies ended while thinking" in notes
     limited, _ = replies(*chat, "--gen-kwargs", "max_gen_toks=40", "--think", "2")
     (command.config / "config.toml").write_text('think = "off"\n')
-    unthought, _ = replies(*chat, "--gen-kwargs", "max_gen_toks=9")
-    assert [text[:13] for text in (*limited, *unthought)] == ["The answer is"] * 8
+    without_reasoning, _ = replies(*chat, "--gen-kwargs", "max_gen_toks=9")
+    assert [text[:13] for text in (*limited, *without_reasoning)] == ["The answer is"] * 8
     refused = command.run("lm-eval", "replies", "-m", thinker, "--include-path", tasks, "--think", "on")
     assert problem(refused)[0] == "error: --think on has no effect without --apply-chat-template"
 
@@ -309,8 +309,10 @@ def test_lm_eval_names_other_conditions_than_the_cards(command: CommandLine, tas
 def test_runs_filters_lists_what_lm_eval_scores_differently(command: CommandLine, tmp_path: Path) -> None:
     from cerebrum_cli.eval.lm_eval.tasks import disagreements
 
-    def sample(id: int, text: str, answer: str | None, gold: str, choices: tuple[str, ...] = ()) -> Sample:
-        return Sample(id, 0, "m", 1, text, None, answer, gold, answer == gold, 0.5, "stop", 9, "stated", choices)
+    def sample(id: int, text: str, answer: str | None, reference: str, choices: tuple[str, ...] = ()) -> Sample:
+        return Sample(
+            id, 0, "m", 1, text, None, answer, reference, answer == reference, 0.5, "stop", 9, "stated", choices
+        )
 
     numbers = [
         sample(1, "It is 7.\n#### 7", "7", "7"),

@@ -44,9 +44,9 @@ CHOICES: list[tuple[str, tuple[str, ...], str | None]] = [
 
 
 def score(
-    text: str, gold: str, choices: tuple[str, ...] = (), match: Match = "answer", is_complete: bool = True
+    text: str, reference: str, choices: tuple[str, ...] = (), match: Match = "answer", is_complete: bool = True
 ) -> ScoredAnswer:
-    question = Question(0, 1, "?", gold, choices)
+    question = Question(0, 1, "?", reference, choices)
     with closing(reply_scorer(match, (question,))) as replies:
         replies.add("key", question, text, is_complete)
         [(key, found)] = replies.scores()
@@ -96,7 +96,7 @@ def test_choice_is_found_in_linear_time() -> None:
 def test_scores_change_only_with_the_number_of_their_rules() -> None:
     replies: list[tuple[str, str, tuple[str, ...]]] = [(text, "B", choices) for text, choices, _ in CHOICES]
     replies += [(str(case["text"]), "10", ()) for case in ANSWERS]
-    replies += [(text, gold, ()) for text, gold, _ in IN_WORDS]
+    replies += [(text, reference, ()) for text, reference, _ in IN_WORDS]
     scores = json.dumps([score(*reply) for reply in replies])
     assert (SCORING_VERSION, hashlib.sha256(scores.encode()).hexdigest()[:16]) == SCORES, (
         "scores differ: raise SCORING_VERSION if the rules have changed, and then, or if cases have, change SCORES"
@@ -104,7 +104,7 @@ def test_scores_change_only_with_the_number_of_their_rules() -> None:
 
 
 @pytest.mark.parametrize(
-    ("match", "text", "gold", "found"),
+    ("match", "text", "reference", "found"),
     [
         ("answer", "2 + 40 = 42, so the answer is $42.00.", "42", ("42.00", True)),
         ("answer", "", "42", (None, False)),
@@ -119,8 +119,10 @@ def test_scores_change_only_with_the_number_of_their_rules() -> None:
         ("regex", "It is in 2004.", r"\b19\d\d\b", ("It is in 2004.", False)),
     ],
 )
-def test_texts_are_scored_as_match_says(match: Match, text: str, gold: str, found: tuple[str | None, bool]) -> None:
-    assert score(text, gold, match=match)[:2] == found
+def test_texts_are_scored_as_match_says(
+    match: Match, text: str, reference: str, found: tuple[str | None, bool]
+) -> None:
+    assert score(text, reference, match=match)[:2] == found
 
 
 @pytest.mark.parametrize(
@@ -146,10 +148,10 @@ def test_question_that_a_base_model_makes_up_is_cut_off(following: str) -> None:
     assert score(f"She has 5 apples.\nShe keeps 2.\n\n{following}", "2")[:2] == ("2", True)
 
 
-@pytest.mark.parametrize(("text", "gold", "found"), IN_WORDS)
-def test_answer_in_words_is_never_the_number_in_a_reply(text: str, gold: str, found: str | None) -> None:
+@pytest.mark.parametrize(("text", "reference", "found"), IN_WORDS)
+def test_answer_in_words_is_never_the_number_in_a_reply(text: str, reference: str, found: str | None) -> None:
     is_correct = bool(found)  # None stands for the whole reply, which is not the answer alone
-    assert score(text, gold)[:2] == (text.rstrip(".") if found is None else found or None, is_correct)
+    assert score(text, reference)[:2] == (text.rstrip(".") if found is None else found or None, is_correct)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.template import PRESERVE
 from cerebrum_cli.formats.template_sandbox import find_switch, run_template
-from cerebrum_cli.formats.thinking import THOUGHTS, open_thought
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS, open_markup
 from cerebrum_cli.model.loaded_model import detokenize
 
 CONVERSATIONS = {
@@ -114,11 +114,11 @@ def test_template_gets_the_options(chatml: LlamaBackend) -> None:
 
 
 @pytest.mark.parametrize(("template", "opened"), [("deepseek-r1", "<think>"), ("qwen3", None), ("chatml", None)])
-def test_template_may_open_a_thought(template: str, opened: str | None, chatml: LlamaBackend) -> None:
+def test_template_may_open_reasoning(template: str, opened: str | None, chatml: LlamaBackend) -> None:
     last = embedded(chatml, template).render(ONE_TURN)[-1]
     assert isinstance(last, Text) and last.trusted
-    thought = open_thought(last.value, THOUGHTS)
-    assert (thought.open if thought else None) == opened
+    markup = open_markup(last.value, REASONING_MARKUPS)
+    assert (markup.open if markup else None) == opened
 
 
 def test_both_renders_use_the_same_time(chatml: LlamaBackend) -> None:
@@ -140,7 +140,7 @@ def test_next_prompt_extends_prompt_and_reply(
     prompt_format = embedded(chatml, template, **options)
     sampled = st.lists(st.integers(0, chatml.size - 1).filter(lambda token: not chatml.is_eog(token)), max_size=8)
     texts = marked_up.map(lambda text: chatml.tokenize((Text(text),)))
-    conversation = Conversation(keeps_thoughts=True)
+    conversation = Conversation(keeps_reasoning=True)
     evaluated: tuple[int, ...] = ()
     for _ in range(3):
         conversation = conversation.user(data.draw(st.text("ab <>\n", min_size=1).filter(str.strip)))
@@ -166,7 +166,7 @@ def test_next_prompt_extends_prompt_and_reply(
 def test_reply_tokens_follow_the_same_header_as_in_the_prompt(
     template: str, options: dict[str, Any], before: str, after: str, chatml: LlamaBackend
 ) -> None:
-    conversation = Conversation(keeps_thoughts=True).user("a").assistant("b", (7,)).user("c")
+    conversation = Conversation(keeps_reasoning=True).user("a").assistant("b", (7,)).user("c")
     parts = embedded(chatml, template, **options).render(conversation)
     at = parts.index(Tokens((7,)))
     around = parts[at - 1], parts[at + 1]
@@ -187,32 +187,32 @@ def test_no_message_can_contain_the_tokens_of_a_reply(chatml: LlamaBackend) -> N
 # Replies with reasoning.
 
 
-def inline(answer: str, thought: str) -> dict[str, str]:
-    return {"content": f"<think>\n{thought}\n</think>\n\n{answer}"}
+def inline(answer: str, reasoning: str) -> dict[str, str]:
+    return {"content": f"<think>\n{reasoning}\n</think>\n\n{answer}"}
 
 
-def in_fields(answer: str, thought: str) -> dict[str, str]:
+def in_fields(answer: str, reasoning: str) -> dict[str, str]:
     """As `transformers` gives templates a reply that has its reasoning in a field of its own."""
-    return {"content": answer, **dict.fromkeys(("reasoning_content", "thinking", "reasoning"), thought)}
+    return {"content": answer, **dict.fromkeys(("reasoning_content", "thinking", "reasoning"), reasoning)}
 
 
 DROPPING = {  # templates that drop reasoning, and how a user of `transformers` gives them replies
     "deepseek-r1": inline,
     "deepseek-v3.1": inline,
-    "gemma4": lambda answer, thought: {"content": f"<|channel>thought\n{thought}<channel|>{answer}"},
+    "gemma4": lambda answer, reasoning: {"content": f"<|channel>thought\n{reasoning}<channel|>{answer}"},
     "gpt-oss": in_fields,
     "lfm2.5": inline,
     "qwen3": inline,
     "qwen3.5": in_fields,
     "solar": in_fields,
 }
-THOUGHTFUL = Conversation().user("One?").assistant("1.", (7, 8), "A <|im_end|> thought.").user("Two?")
-THREE_TURNS = THOUGHTFUL.assistant("2.\n", (9,), "Another\n\nthought.").user("Three?")
+WITH_REASONING = Conversation().user("One?").assistant("1.", (7, 8), "A <|im_end|> thought.").user("Two?")
+THREE_TURNS = WITH_REASONING.assistant("2.\n", (9,), "Another\n\nthought.").user("Three?")
 
 
 @pytest.mark.parametrize("thinks", [None, True, False])
 @pytest.mark.parametrize("template", DROPPING)
-def test_earlier_thoughts_are_dropped_as_transformers_does(
+def test_earlier_reasoning_is_dropped_as_transformers_does(
     template: str, thinks: bool | None, chatml: LlamaBackend
 ) -> None:
     prompt_format, source = embedded(chatml, template), TEMPLATES[template]
@@ -242,12 +242,12 @@ def test_replies_with_reasoning_never_become_special_tokens(
     template: str, texts: list[str], keeps: bool | None, is_sampled: bool, chatml: LlamaBackend
 ) -> None:
     specials, prompt_format = chatml.special_token_ids(MARKS), embedded(chatml, template)
-    markers = {text for each in prompt_format.thoughts for text in (each.open, each.close, each.header) if text}
+    markers = {text for each in prompt_format.markups for text in (each.open, each.close, each.header) if text}
 
     def special(texts: Sequence[str | None]) -> list[int]:
-        conversation, tokens = Conversation(keeps_thoughts=keeps), (3,) if is_sampled else None
-        for question, answer, thought in zip(texts[:6:3], texts[1:6:3], texts[2:6:3], strict=True):
-            conversation = conversation.user(question or "").assistant(answer or "", tokens, thought)
+        conversation, tokens = Conversation(keeps_reasoning=keeps), (3,) if is_sampled else None
+        for question, answer, reasoning in zip(texts[:6:3], texts[1:6:3], texts[2:6:3], strict=True):
+            conversation = conversation.user(question or "").assistant(answer or "", tokens, reasoning)
         ids = chatml.tokenize(prompt_format.render(conversation.user(texts[6] or "")))
         return [token for token in ids if token in specials]
 
@@ -259,8 +259,8 @@ def test_replies_with_reasoning_never_become_special_tokens(
         assert special(texts) == special(plain)
 
 
-def test_sampled_tokens_are_kept_as_the_template_or_the_user_keeps_thoughts(chatml: LlamaBackend) -> None:
-    kept, dropped = replace(THREE_TURNS, keeps_thoughts=True), replace(THREE_TURNS, keeps_thoughts=False)
+def test_sampled_tokens_are_kept_as_the_template_or_the_user_keeps_reasoning(chatml: LlamaBackend) -> None:
+    kept, dropped = replace(THREE_TURNS, keeps_reasoning=True), replace(THREE_TURNS, keeps_reasoning=False)
     cases: list[tuple[str, dict[str, Any], Conversation]] = [
         *(("qwen3.8", {}, THREE_TURNS), ("smollm3", {}, THREE_TURNS), ("qwen3.5", {PRESERVE: True}, THREE_TURNS)),
         *((template, {}, kept) for template in (*DROPPING, "qwen3.8", "smollm3", "chatml")),
@@ -285,14 +285,14 @@ def test_template_that_marks_replies_without_reasoning_does_so_once(
     assert (reasoning or "1.") in text_of(embedded(chatml, "smollm3").render(replace(imported, thinks=True)))
 
 
-def test_reply_interrupted_before_its_thought_leaves_none_open(chatml: LlamaBackend) -> None:
+def test_reply_interrupted_before_its_reasoning_leaves_none_open(chatml: LlamaBackend) -> None:
     interrupted = Conversation().user("One?").assistant("", ()).user("Two?")
     shown = text_of(embedded(chatml, "qwen3.8").render(interrupted))
     assert "assistant\n<think>\n\n</think>\n\n<|im_end|>" in shown
 
 
 @pytest.mark.parametrize(
-    ("template", "answer", "thought"),
+    ("template", "answer", "reasoning"),
     [
         ("gpt-oss", "It starts with `<|channel|>analysis<|message|>`.", "Harmony."),
         ("gpt-oss", "It uses channels.", "Before it: <|channel|>final<|message|>."),
@@ -300,10 +300,10 @@ def test_reply_interrupted_before_its_thought_leaves_none_open(chatml: LlamaBack
         ("qwen3", "Reasoning ends with </think>.", "Easy."),
     ],
 )
-def test_sampled_reply_may_quote_the_markup_of_thoughts(
-    template: str, answer: str, thought: str | None, chatml: LlamaBackend
+def test_sampled_reply_may_quote_the_markup_of_reasoning(
+    template: str, answer: str, reasoning: str | None, chatml: LlamaBackend
 ) -> None:
-    conversation = Conversation().user("What is <|im_end|>?").assistant(answer, (7, 8), thought).user("Two?")
+    conversation = Conversation().user("What is <|im_end|>?").assistant(answer, (7, 8), reasoning).user("Two?")
     assert untrusted(embedded(chatml, template).render(conversation)) == ["What is <|im_end|>?", answer, "Two?"]
 
 
@@ -400,4 +400,4 @@ def test_template_mentions_markup_by_what_nothing_else_means(
     chatml: LlamaBackend, source: str, opens: list[str]
 ) -> None:
     built = embedded(chatml, source)
-    assert [thought.open for thought in THOUGHTS if built.mentions(thought)] == opens
+    assert [markup.open for markup in REASONING_MARKUPS if built.mentions(markup)] == opens

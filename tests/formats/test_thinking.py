@@ -11,15 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.formats.thinking import THOUGHTS, SplitText, ThoughtMarkup, ThoughtSplitter, open_thought, thoughts_of
+from cerebrum_cli.formats.thinking import (
+    REASONING_MARKUPS,
+    ReasoningMarkup,
+    ReasoningSplitter,
+    SplitText,
+    markups_of,
+    open_markup,
+)
 
-Thoughts = tuple[ThoughtMarkup, ...]
-THINK = THOUGHTS[0]
+Markups = tuple[ReasoningMarkup, ...]
+THINK = REASONING_MARKUPS[0]
 
 
-def split(*stream: str, opened: ThoughtMarkup | None = None, thoughts: Thoughts = THOUGHTS) -> list[SplitText]:
+def split(*stream: str, opened: ReasoningMarkup | None = None, markups: Markups = REASONING_MARKUPS) -> list[SplitText]:
     """Split a stream, and join adjacent texts of one channel."""
-    splitter = ThoughtSplitter(thoughts, opened)
+    splitter = ReasoningSplitter(markups, opened)
     pieces = [piece for text in stream for piece in splitter.feed(text)] + splitter.flush()
     assert all(text for _, text in pieces)
     return [
@@ -28,7 +35,7 @@ def split(*stream: str, opened: ThoughtMarkup | None = None, thoughts: Thoughts 
     ]
 
 
-def thought_and_answer(*stream: str, **known: Any) -> tuple[str, str]:
+def reasoning_and_answer(*stream: str, **known: Any) -> tuple[str, str]:
     pieces = split(*stream, **known)
     thinking, answer = ("".join(text for to, text in pieces if to == channel) for channel in ("thinking", "answer"))
     return thinking, answer
@@ -40,10 +47,10 @@ CASES = json.loads((Path(__file__).parents[1] / "data" / "reasoning.json").read_
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["name"]))
 def test_splitter_result_is_independent_of_chunks(case: dict[str, str]) -> None:
     text, expected = case["text"], (case["reasoning"], case["answer"])
-    assert thought_and_answer(text) == expected
-    assert thought_and_answer(*text) == expected
+    assert reasoning_and_answer(text) == expected
+    assert reasoning_and_answer(*text) == expected
     for cut in range(len(text)):
-        assert thought_and_answer(text[:cut], text[cut:]) == expected, cut
+        assert reasoning_and_answer(text[:cut], text[cut:]) == expected, cut
 
 
 @pytest.mark.parametrize(
@@ -57,63 +64,65 @@ def test_splitter_result_is_independent_of_chunks(case: dict[str, str]) -> None:
     ],
 )
 def test_splitter_drops_the_tags_around_an_answer_of_granite(text: str, expected: tuple[str, str]) -> None:
-    thoughts = thoughts_of("Write your response between <response></response>.")
+    markups = markups_of("Write your response between <response></response>.")
     for cut in range(len(text)):
-        assert thought_and_answer(text[:cut], text[cut:], thoughts=thoughts) == expected
+        assert reasoning_and_answer(text[:cut], text[cut:], markups=markups) == expected
 
 
-@pytest.mark.parametrize("thought", THOUGHTS, ids=lambda thought: thought.open)
-def test_splitter_knows_every_markup_also_in_an_open_thought(thought: ThoughtMarkup) -> None:
-    opened = open_thought(f"<|im_start|>assistant\n{thought.open}\n", THOUGHTS)
-    assert opened and opened.close == thought.close
-    rest = f"\nhm\n{thought.close}{thought.header}\n\nFour."
-    for text, block in ((thought.open + rest, None), (rest, thought)):
+@pytest.mark.parametrize("markup", REASONING_MARKUPS, ids=lambda markup: markup.open)
+def test_splitter_knows_every_markup_also_in_open_reasoning(markup: ReasoningMarkup) -> None:
+    opened = open_markup(f"<|im_start|>assistant\n{markup.open}\n", REASONING_MARKUPS)
+    assert opened and opened.close == markup.close
+    rest = f"\nhm\n{markup.close}{markup.header}\n\nFour."
+    for text, block in ((markup.open + rest, None), (rest, markup)):
         for cut in range(len(text)):
             assert split(text[:cut], text[cut:], opened=block) == [("thinking", "hm"), ("answer", "Four.")]
 
 
 def test_no_marker_is_a_prefix_of_another() -> None:
-    markers = {marker for thought in THOUGHTS for marker in (thought.open, thought.header) if marker}
+    markers = {marker for markup in REASONING_MARKUPS for marker in (markup.open, markup.header) if marker}
     assert not [(a, b) for a in markers for b in markers if a != b and b.startswith(a)]
 
 
 @pytest.mark.parametrize("end", ["", "<|im_start|>assistant\n", "<think>\n\n</think>\n\n", "<think>x", "think>"])
-def test_prompt_without_an_open_tag_opens_no_thought(end: str) -> None:
-    assert open_thought(end, THOUGHTS) is None
+def test_prompt_without_an_open_tag_opens_no_reasoning(end: str) -> None:
+    assert open_markup(end, REASONING_MARKUPS) is None
 
 
 def test_splitter_without_markup_or_without_its_end() -> None:
-    assert thought_and_answer("hm</th", opened=THINK) == ("hm</th", "")
-    assert thought_and_answer(opened=THINK) == ("", "")
-    assert split(" <think>a", "</think> ", thoughts=()) == [("answer", "<think>a</think>")]
+    assert reasoning_and_answer("hm</th", opened=THINK) == ("hm</th", "")
+    assert reasoning_and_answer(opened=THINK) == ("", "")
+    assert split(" <think>a", "</think> ", markups=()) == [("answer", "<think>a</think>")]
 
 
 def test_splitter_emits_certain_text_immediately() -> None:
-    splitter = ThoughtSplitter(THOUGHTS)
+    splitter = ReasoningSplitter(REASONING_MARKUPS)
     stream = ("<think>", "a b", "</", "b>", "</think>\n", "F", "<think>")
     fed = ["".join(f"{channel} {text}" for channel, text in splitter.feed(text)) for text in stream]
     assert fed == ["", "thinking a b", "", "thinking </b>", "", "answer F", "answer <think>"]
     assert splitter.flush() == []
 
 
-MARKERS = sorted({marker for row in THOUGHTS for marker in (row.open, row.close, row.header) if marker}, key=len)[::-1]
+MARKERS = sorted(
+    {marker for row in REASONING_MARKUPS for marker in (row.open, row.close, row.header) if marker}, key=len
+)[::-1]
 fragments = st.lists(
     st.sampled_from([*MARKERS, "<", "think>", " ", "\n", "a", "</"]) | st.text(max_size=3), max_size=12
 )
-openings = st.sampled_from([None, *THOUGHTS])
+openings = st.sampled_from([None, *REASONING_MARKUPS])
 
 
 def split_whole(text: str) -> tuple[str, str]:
     """Reasoning and answer of a complete text, as a reference for the stream."""
-    thoughts = []
-    while row := next((row for row in THOUGHTS if text.lstrip().startswith(row.open)), None):
-        thought, _, text = text.lstrip().removeprefix(row.open).partition(row.close)
-        thoughts.append(thought)
-    header = next((row.header for row in THOUGHTS if row.header and text.lstrip().startswith(row.header)), "")
-    return "".join(thoughts).strip(), text.lstrip().removeprefix(header).strip()
+    blocks = []
+    while row := next((row for row in REASONING_MARKUPS if text.lstrip().startswith(row.open)), None):
+        block, _, text = text.lstrip().removeprefix(row.open).partition(row.close)
+        blocks.append(block)
+    header = next((row.header for row in REASONING_MARKUPS if row.header and text.lstrip().startswith(row.header)), "")
+    return "".join(blocks).strip(), text.lstrip().removeprefix(header).strip()
 
 
 @given(pieces=fragments, opened=openings)
-def test_splitter_removes_only_markup_and_outer_white_space(pieces: list[str], opened: ThoughtMarkup | None) -> None:
+def test_splitter_removes_only_markup_and_outer_white_space(pieces: list[str], opened: ReasoningMarkup | None) -> None:
     text = "".join(pieces)
-    assert thought_and_answer(*text, opened=opened) == split_whole(opened.open + text if opened else text)
+    assert reasoning_and_answer(*text, opened=opened) == split_whole(opened.open + text if opened else text)

@@ -20,17 +20,17 @@ from tiny_models import CHATML_TEMPLATE, write_bigrams
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtMarkup, thoughts_of
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup, markups_of
 from cerebrum_cli.model.reply_controls import MAX_BLANKS, AnswerDetector
 from cerebrum_cli.model.reply_stream import ReplyChannels
 
 # Where the answer starts, by the tokens of a reply.
 
-OPENS = {thought.open: (thought,) for thought in THOUGHTS}
+OPENS = {markup.open: (markup,) for markup in REASONING_MARKUPS}
 QWEN, MISTRAL, GEMMA = OPENS["<think>"], OPENS["[THINK]"], OPENS["<|channel>thought"]
-GRANITE = thoughts_of("<response></response>")[:1]
-SOLAR = tuple(thought for thought in THOUGHTS if "<|think|>" in thought.open)
-HARMONY = tuple(thought for thought in THOUGHTS if "<|message|>" in thought.open)
+GRANITE = markups_of("<response></response>")[:1]
+SOLAR = tuple(markup for markup in REASONING_MARKUPS if "<|think|>" in markup.open)
+HARMONY = tuple(markup for markup in REASONING_MARKUPS if "<|message|>" in markup.open)
 SPECIAL = ("<|channel|>", "<|message|>", "<|start|>", "<|channel>", "[THINK]", "<|think|>", "<|begin|>", "<|content|>")
 SPECIAL_TAGS = (*SPECIAL, "<think>", "</think>")
 ANALYSIS = "<|channel|> analysis <|message|> H m <|end|>"
@@ -39,14 +39,14 @@ NEXT_CHANNEL = "<|start|> assistant <|channel|> final <|message|>"
 
 @dataclass(frozen=True)
 class Case:
-    """Tokens of a reply, and for each whether it is thought, passes, or is the answer's.
+    """Tokens of a reply, and for each whether it is reasoning, passes, or is the answer's.
 
     Where the answer starts, `held` may be a part of it, and `rest` would complete the markup.
     """
 
     tokens: str
     stages: str
-    thoughts: tuple[ThoughtMarkup, ...] = QWEN
+    markups: tuple[ReasoningMarkup, ...] = QWEN
     special: tuple[str, ...] = SPECIAL
     opened: bool = False
     held: str = ""
@@ -79,9 +79,9 @@ class Case:
 )
 def test_answer_starts_after_reasoning_and_its_markup(case: Case) -> None:
     ids = {text: id for id, text in enumerate(case.special)}
-    markers = [each.header for each in case.thoughts if each.header] + [each.open for each in case.thoughts]
+    markers = [each.header for each in case.markups if each.header] + [each.open for each in case.markups]
     tokens = {marker: frozenset(id for text, id in ids.items() if text in marker) for marker in markers}
-    channels = ReplyChannels(case.thoughts, case.thoughts[0] if case.opened else None)
+    channels = ReplyChannels(case.markups, case.markups[0] if case.opened else None)
     start, stages, ends = loads(dumps(AnswerDetector(channels, tokens))), "", []
     for text in case.tokens.replace("␤", "\n").split(" "):
         token = ids.get(text, 100)
@@ -103,7 +103,7 @@ AFTER_COLON = CHATML_TEMPLATE.replace("assistant\n' }}", "assistant:' }}")
 OPENED = AFTER_COLON.replace("assistant:", "assistant:<think>")
 SWITCHED = AFTER_COLON.replace("assistant:'", "assistant:' + ('' if enable_thinking | default(true) else ' ')")
 SPELLED = AFTER_COLON + "{# [THINK] #}"
-THOUGHT = ("H", "m", ".", "</think>", " ", "x", "y")
+REASONING = ("H", "m", ".", "</think>", " ", "x", "y")
 OBJECT = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
 LIST = {"type": "array", "items": {"type": "boolean"}, "minItems": 1}
 
@@ -115,7 +115,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     The last only begins its markup, which is completed for it, and reasons for one token.
     """
     folder = tmp_path_factory.mktemp("bigrams")
-    own = (":", "<think>", *THOUGHT)
+    own = (":", "<think>", *REASONING)
     return {
         "own": write_bigrams(folder / "own.gguf", *own, chat_template=AFTER_COLON),
         "opened": write_bigrams(folder / "opened.gguf", *own[1:], chat_template=OPENED),
@@ -144,9 +144,9 @@ def ask(user: CommandLine, model: Path, rule: Any, *options: str) -> Finished:
         ("opened", (), "Hm.", None),
         ("switched", (), "Hm.", None),
         ("spelled", (), "m", None),
-        ("own", ("--set", "drafts=on"), "Hm.", None),
+        ("own", ("--set", "speculative=on"), "Hm.", None),
         ("ended", (), "H", 2),
-        ("ended", ("--set", "drafts=on"), "H", 2),
+        ("ended", ("--set", "speculative=on"), "H", 2),
         ("own", ("--think", "2"), "Hm.", 4),
         ("opened", ("--think", "1"), "Hm.", 3),
         ("own", ("--think", "off"), None, 1),
@@ -154,7 +154,7 @@ def ask(user: CommandLine, model: Path, rule: Any, *options: str) -> Finished:
         ("switched", ("--think", "off"), None, None),
     ],
 )
-def test_answer_after_a_thought_matches_its_schema(
+def test_answer_after_reasoning_matches_its_schema(
     new_user: CommandLine,
     models: dict[str, Path],
     model: str,
@@ -163,15 +163,15 @@ def test_answer_after_a_thought_matches_its_schema(
     closed_at: int | None,
 ) -> None:
     answer = ask(new_user, models[model], OBJECT, *options).object
-    assert (answer["reasoning"], answer["thought_closed_at"]) == (reasoning, closed_at)
+    assert (answer["reasoning"], answer["reasoning_closed_at"]) == (reasoning, closed_at)
     assert type(json.loads(answer["text"])["ok"]) is bool
     assert answer["finish_reason"] == "stop"
 
 
-def test_drafts_leave_thought_and_answer_as_they_are(new_user: CommandLine, models: dict[str, Path]) -> None:
+def test_drafts_leave_reasoning_and_answer_as_they_are(new_user: CommandLine, models: dict[str, Path]) -> None:
     plain = ask(new_user, models["own"], OBJECT, "--temperature", "0").object["text"]
     command = ("ask", f"Hm. {plain} {plain}", "-m", models["own"], "--json", *constrained(new_user.home, OBJECT))
-    answer = new_user.run(*command, "--set", "drafts=on").object
+    answer = new_user.run(*command, "--set", "speculative=on").object
     assert (answer["reasoning"], answer["text"]) == ("Hm.", plain)
     assert answer["timings"]["draft_n_accepted"] > 3
 
@@ -184,8 +184,8 @@ TAGS_LIKELY = ("--set", "logit_bias=<think>=100", "--think", "off", "-n", "12")
     ("model", "rule", "options", "reasoning", "text"),
     [
         pytest.param("spelled", LIST, (), None, r"\[ *(true|false)\b.*\]", id="begins like spelled markup"),
-        pytest.param("own", r"[^\x00]*", ("-n", "7"), "Hm.", "x", id="any text after a thought"),
-        pytest.param("switched", '"<" [a-z]+ ">"', TAGS_LIKELY, None, "<.*", id="begins with a tag, and no thought"),
+        pytest.param("own", r"[^\x00]*", ("-n", "7"), "Hm.", "x", id="any text after reasoning"),
+        pytest.param("switched", '"<" [a-z]+ ">"', TAGS_LIKELY, None, "<.*", id="begins with a tag, and no reasoning"),
         pytest.param("own", '"H" | "z"', GREEDY, "Hm.", "H", id="no penalty"),
         pytest.param("own", '"H" | "z"', (*GREEDY, "--set", "presence_penalty=2"), "Hm.", "z", id="penalties"),
     ],
@@ -198,7 +198,7 @@ def test_answer_matches_its_grammar(
 
 
 @pytest.mark.parametrize(("held", "text"), [("a", "bc"), ("z", None)])
-def test_answer_that_begins_in_the_last_token_of_its_thought(chatml_model: Path, held: str, text: str | None) -> None:
+def test_answer_that_begins_in_the_last_token_of_its_reasoning(chatml_model: Path, held: str, text: str | None) -> None:
     start = partial(AnswerDetector, ReplyChannels(QWEN, QWEN[0], f"H</think>{held}"), {})
     with open_engine(chatml_model) as engine:
         request = Request((97,), SamplingParams(), 'root ::= "abc"', answer_start=lambda: loads(dumps(start))())
@@ -213,10 +213,10 @@ def test_stop_strings_count_in_the_answer_only(new_user: CommandLine, models: di
     answer = new_user.run(*command, "--stop", "y").object
     assert (answer["reasoning"], answer["text"], answer["finish_reason"]) == ("Hm.", "x", "stop")
     limited = new_user.run(*command, "--stop", ".", "--think", "1").object
-    assert (limited["reasoning"], limited["thought_closed_at"] is None) == ("Hm.", False)
+    assert (limited["reasoning"], limited["reasoning_closed_at"] is None) == ("Hm.", False)
 
 
-def test_ask_reports_a_reply_that_ended_in_its_thought(new_user: CommandLine, models: dict[str, Path]) -> None:
+def test_ask_reports_a_reply_that_ended_in_its_reasoning(new_user: CommandLine, models: dict[str, Path]) -> None:
     still = "the reply ended while reasoning, before an answer, so it does not match the"
     for rule, name in ((OBJECT, "schema"), ('"x"', "grammar")):
         done = ask(new_user, models["own"], rule, "-n", "3")
@@ -224,7 +224,7 @@ def test_ask_reports_a_reply_that_ended_in_its_thought(new_user: CommandLine, mo
         assert done.object["reasoning"] == "Hm"
 
 
-def test_ask_checks_a_thought_under_a_grammar_for_loops(new_user: CommandLine, tmp_path: Path) -> None:
+def test_ask_checks_reasoning_under_a_grammar_for_loops(new_user: CommandLine, tmp_path: Path) -> None:
     endless = write_bigrams(tmp_path / "endless.gguf", ":", "<think>", "H", "m", "H", chat_template=AFTER_COLON)
     done = ask(new_user, endless, OBJECT)
     assert (done.code, done.object["finish_reason"]) == (5, "repetition")
@@ -234,8 +234,8 @@ def test_ask_checks_a_thought_under_a_grammar_for_loops(new_user: CommandLine, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--set", "drafts=on"), ("--set", "batch_invariant=on")])
-def test_batch_rows_match_their_schema_after_a_thought(
+@pytest.mark.parametrize("options", [(), ("--set", "speculative=on"), ("--set", "batch_invariant=on")])
+def test_batch_rows_match_their_schema_after_reasoning(
     new_user: CommandLine, models: dict[str, Path], options: tuple[str, ...]
 ) -> None:
     rows, output = new_user.home / "in.jsonl", new_user.home / "out.jsonl"
@@ -247,7 +247,7 @@ def test_batch_rows_match_their_schema_after_a_thought(
     *answers, short, limited = map(json.loads, output.read_text().splitlines())
     assert all(type(json.loads(answer["text"])["ok"]) is bool for answer in (*answers, limited))
     assert {answer["reasoning"] for answer in answers} == {"Hm."}
-    assert limited["thought_closed_at"] == 4
+    assert limited["reasoning_closed_at"] == 4
     problem = (
         "the reply ended while reasoning, before an answer: raise --max-tokens, or limit reasoning with --think N or"
     )
@@ -255,7 +255,7 @@ def test_batch_rows_match_their_schema_after_a_thought(
 
 
 @pytest.mark.slow
-def test_vote_counts_answers_after_thoughts_only(new_user: CommandLine, models: dict[str, Path]) -> None:
+def test_vote_counts_answers_after_reasoning_only(new_user: CommandLine, models: dict[str, Path]) -> None:
     rule = '"The answer is " [1-3] "."'
     votes = ask(new_user, models["own"], rule, "--votes", "6").object["votes"]
     assert sum(count["count"] for count in votes["tally"]) == 6

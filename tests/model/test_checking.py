@@ -77,11 +77,11 @@ def test_check_prefers_an_answer_that_programs_come_to(tmp_path: Path, chatml_mo
     assert [(each["answer"], each["count"], each["replies"], each["programs"]) for each in votes["tally"]] == [
         *(("4", 2, 1, 2), ("5", 2, 2, 0), ("7", 1, 1, 0)),
     ]
-    assert [(chain["final_answer"], chain["program_output"], chain["checked"]) for chain in votes["chains"]] == [
+    assert [(sample["final_answer"], sample["program_output"], sample["checked"]) for sample in votes["samples"]] == [
         *(("5", None, False), ("4", "4", True), ("5", None, False), ("7", "4", False)),
     ]
-    assert [chain["program"].strip() for chain in votes["chains"]] == ["print(", "print(2 + 2)"] * 2
-    assert votes["chains"][1]["program_tokens"] == len(program("print(2 + 2)"))
+    assert [sample["program"].strip() for sample in votes["samples"]] == ["print(", "print(2 + 2)"] * 2
+    assert votes["samples"][1]["program_tokens"] == len(program("print(2 + 2)"))
     assert done.object["text"] == answer(4)
     assert done.object["completion_tokens"] == len(answer(4))
 
@@ -115,7 +115,7 @@ def test_check_prints_the_last_line_of_a_program(tmp_path: Path, chatml_model: P
 
 def test_check_of_a_truncated_sample_is_not_asked_for(tmp_path: Path, chatml_model: Path) -> None:
     done = run(tmp_path, chatml_model, "q", "--votes", "2", "-n", "8", "--json", "-q", replies=[answer(4)])
-    assert [(chain["finish_reason"], chain["program"]) for chain in done.object["votes"]["chains"]] == [
+    assert [(sample["finish_reason"], sample["program"]) for sample in done.object["votes"]["samples"]] == [
         ("length", None)
     ] * 2
 
@@ -152,7 +152,7 @@ def test_program_runs_in_the_sandbox(tmp_path: Path, chatml_model: Path, monkeyp
     monkeypatch.setattr(checking, "require_sandbox", lambda: sandbox)
     programs = {answer(4): program("import os\nprint(os.path.exists('/etc/passwd'))\nprint(2 + 2)")}
     done = run(tmp_path, chatml_model, "q", "--votes", "2", "--json", "-q", replies=[answer(4)], programs=programs)
-    assert [chain["program_output"] for chain in done.object["votes"]["chains"]] == ["4", "4"]
+    assert [sample["program_output"] for sample in done.object["votes"]["samples"]] == ["4", "4"]
 
 
 @pytest.mark.slow

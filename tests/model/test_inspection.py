@@ -133,7 +133,7 @@ def test_least_certain_leaves_out_forced_and_certain_tokens() -> None:
 
 FIRST_PROMPT = "S\nUser: One?\nAI:"
 SECOND_PROMPT = f"{FIRST_PROMPT} First.\nUser: Two?\nAI:"
-THOUGHT = "<think>Let me think."
+REASONING = "<think>Let me think."
 
 
 @contextmanager
@@ -186,7 +186,7 @@ def test_chat_inspects_the_reply_of_a_loaded_session(store: Store, tmp_path: Pat
 
 
 def test_chat_leaves_forced_tokens_out_also_of_a_loaded_reply(store: Store, tmp_path: Path) -> None:
-    whole = reply_around(THOUGHT, ENDING, "42. So.").encode()
+    whole = reply_around(REASONING, ENDING, "42. So.").encode()
     path = write_chatml(tmp_path / "thinker.gguf", chat_template=TEMPLATES["qwen3"])
 
     def model(held: tuple[int, ...], seed: int) -> int:
@@ -205,10 +205,10 @@ def test_chat_leaves_forced_tokens_out_also_of_a_loaded_reply(store: Store, tmp_
         least_certain = LeastCertain(fresh)
         for event in chat.inspect(fresh, 1):
             least_certain.emit(event)
-    assert bytes(fresh.tokens).decode() == f"{THOUGHT}{ENDING}42. So."
+    assert bytes(fresh.tokens).decode() == f"{REASONING}{ENDING}42. So."
     positions = {each.position for each in least_certain.tokens(str)}
     assert positions
-    assert not positions & set(range(len(THOUGHT), len(THOUGHT) + len(ENDING)))
+    assert not positions & set(range(len(REASONING), len(REASONING) + len(ENDING)))
 
 
 def test_chat_on_a_server_cannot_inspect_replies(store: Store, tmp_path: Path, chatml_model: Path) -> None:

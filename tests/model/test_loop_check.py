@@ -128,7 +128,7 @@ def test_vote_counts_a_repetition_as_no_answer(chatml_model: Path, tmp_path: Pat
     done = run_here(script, tmp_path, "ask", "Why?", "-m", chatml_model, "--votes", "4", "--seed", "0", "--json")
     votes = done.object["votes"]
     assert votes["tally"] == [{"answer": "7", "count": 2}]
-    assert [(chain["final_answer"], chain["finish_reason"]) for chain in votes["chains"]] == [
+    assert [(sample["final_answer"], sample["finish_reason"]) for sample in votes["samples"]] == [
         (None, "repetition"),
         ("7", "stop"),
         (None, "repetition"),

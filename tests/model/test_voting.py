@@ -25,7 +25,7 @@ from cerebrum_cli.model.reply import ReplyRequest
 from cerebrum_cli.model.tally import parse_votes
 from cerebrum_cli.model.voting import MajorityVote
 
-VOTES_KEYS = ["samples", "winner", "tie", "tally", "agreement", "chains"]
+VOTES_KEYS = ["sample_count", "winner", "tie", "tally", "agreement", "samples"]
 SAMPLE_KEYS = ["seed", "text", "final_answer", "finish_reason"]
 LONG = "".join(f"{chr(97 + n // 10)}{chr(107 + n % 10)}" for n in range(100))  # without a cycle
 
@@ -94,8 +94,8 @@ def test_vote_json_lists_samples_in_seed_order(runner: VoteRunner) -> None:
     answer = runner.vote("5", replies=SPLIT_VOTE)
     votes = answer["votes"]
     assert list(votes) == VOTES_KEYS
-    assert [list(sample) for sample in votes["chains"]] == [SAMPLE_KEYS] * 5
-    assert [tuple(sample.values()) for sample in votes["chains"]] == [
+    assert [list(sample) for sample in votes["samples"]] == [SAMPLE_KEYS] * 5
+    assert [tuple(sample.values()) for sample in votes["samples"]] == [
         (0, "zz The answer is 4.", "4", "stop"),
         (1, "yyyyyyyy The answer is 4.0.", "4.0", "stop"),
         (2, "The answer is 5.", "5", "stop"),
@@ -103,7 +103,7 @@ def test_vote_json_lists_samples_in_seed_order(runner: VoteRunner) -> None:
         (4, "The answer is 4.", "4", "stop"),
     ]
     assert votes["tally"] == [{"answer": "4", "count": 3}, {"answer": "5", "count": 1}]
-    assert (votes["samples"], votes["winner"], votes["agreement"]) == (5, "4", 0.6)
+    assert (votes["sample_count"], votes["winner"], votes["agreement"]) == (5, "4", 0.6)
     assert (answer["text"], answer["final_answer"], answer["seed"]) == ("zz The answer is 4.", "4", 0)
     assert answer["completion_tokens"] == len("zz The answer is 4.")
 
@@ -116,7 +116,7 @@ def test_vote_without_a_final_answer_exits_5(runner: VoteRunner, arguments: tupl
     assert done.err == f"error: no final answer in 3 samples\n hint: {hints['--final' in arguments]}\n"
     if "--json" in arguments:
         votes = done.object["votes"]
-        assert (votes["winner"], votes["tally"], votes["agreement"], votes["samples"]) == (None, [], 0.0, 3)
+        assert (votes["winner"], votes["tally"], votes["agreement"], votes["sample_count"]) == (None, [], 0.0, 3)
     else:
         assert bool(done.out) is not bool(arguments)  # the first sample, or nothing with --final
 
@@ -140,7 +140,7 @@ def test_vote_winner_needs_min_votes(runner: VoteRunner) -> None:
     problem = "the best answer has 2 of 4 votes, fewer than --min-votes 4"  # the fifth sample cannot change that
     assert (done.code, done.err.splitlines()[0]) == (5, f"error: {problem}")
     votes = done.object["votes"]
-    assert (done.object["final_answer"], votes["winner"], votes["samples"]) == (None, None, 4)
+    assert (done.object["final_answer"], votes["winner"], votes["sample_count"]) == (None, None, 4)
     for arguments, problem in (
         (
             ("--votes", "5", "--min-votes", "6"),
@@ -206,8 +206,8 @@ def test_vote_stops_samples_that_cannot_change_the_outcome(runner: VoteRunner) -
     replies = [reply(4), reply(4), reply(4), reply(5, LONG), reply(5, LONG)]
     early = runner.vote("5", replies=replies)
     steps = len(runner.backend.steps)
-    assert [sample["seed"] for sample in early["votes"]["chains"]] == [0, 1, 2]
-    assert (early["votes"]["samples"], early["votes"]["agreement"], early["final_answer"]) == (3, 1.0, "4")
+    assert [sample["seed"] for sample in early["votes"]["samples"]] == [0, 1, 2]
+    assert (early["votes"]["sample_count"], early["votes"]["agreement"], early["final_answer"]) == (3, 1.0, "4")
     assert steps < 60  # running samples are not completed
 
 
@@ -215,8 +215,8 @@ def test_adaptive_vote_stops_when_the_lead_is_sure(runner: VoteRunner) -> None:
     for replies, samples, code in (([reply(4)], 3, 0), (["no idea"], 16, 5)):
         done = runner.run("q", "--json", "--votes", "auto:3..16", replies=replies)
         votes = done.object["votes"]
-        assert (done.code, votes["samples"]) == (code, samples)
-        assert [sample["seed"] for sample in votes["chains"]] == list(range(samples))
+        assert (done.code, votes["sample_count"]) == (code, samples)
+        assert [sample["seed"] for sample in votes["samples"]] == list(range(samples))
 
 
 # Temperature.
@@ -279,7 +279,7 @@ def test_batch_votes_on_every_row(runner: VoteRunner) -> None:
     assert first["votes"]["tally"] == [{"answer": "4", "count": 2}]  # without the third sample, with the answer 5
     assert list(first["votes"]) == VOTES_KEYS
     assert first["completion_tokens"] == len("zz The answer is 4.The answer is 4.")  # of both samples
-    assert (second["final_answer"], second["votes"]["samples"], second["error"]) == ("5", 2, None)
+    assert (second["final_answer"], second["votes"]["sample_count"], second["error"]) == ("5", 2, None)
     assert (third["text"], third["votes"], third["error"]["type"]) == (None, None, "invalid_request")
     assert third["error"]["message"].startswith("--votes needs a temperature above 0: at 0 all samples are the same")
 
@@ -287,8 +287,8 @@ def test_batch_votes_on_every_row(runner: VoteRunner) -> None:
 def test_batch_breaks_ties_by_probability(runner: VoteRunner) -> None:
     given = [{"prompt": text} for text in "abcdefgh"]
     _, rows = runner.batch(given, "--votes", "4", "--parallel", "2", replies=[reply(9), reply(1)])
-    assert [(row["final_answer"], row["seed"] % 2, row["votes"]["samples"]) for row in rows] == [("1", 1, 4)] * 8
-    seeds = [sample["seed"] for row in rows for sample in row["votes"]["chains"]]
+    assert [(row["final_answer"], row["seed"] % 2, row["votes"]["sample_count"]) for row in rows] == [("1", 1, 4)] * 8
+    seeds = [sample["seed"] for row in rows for sample in row["votes"]["samples"]]
     assert seeds == list(range(32))
 
 
@@ -306,7 +306,7 @@ def test_batch_counts_undecided_votes(
     done, rows = runner.batch([{"prompt": "a"}, {"prompt": "b"}], *options, replies=replies)
     assert (done.code, len(rows), "2 of 2 done, 2 undecided" in done.err) == (6, 2, True)
     for row in rows:
-        assert (row["final_answer"], row["error"], row["votes"]["samples"]) == (answer, None, samples)
+        assert (row["final_answer"], row["error"], row["votes"]["sample_count"]) == (answer, None, samples)
 
 
 # Events.

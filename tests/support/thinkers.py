@@ -10,17 +10,17 @@ from typing import Any
 from scripted_backend import END, Model, ScriptedBackend
 
 from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Intervention, Upcoming
-from cerebrum_cli.formats.thinking import THOUGHTS
-from cerebrum_cli.model.reply_controls import AnswerDetector, ThoughtBudget, plan_endings
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS
+from cerebrum_cli.model.reply_controls import AnswerDetector, ReasoningBudget, plan_endings
 from cerebrum_cli.model.reply_stream import ReplyChannels
 
 LIMIT = 10  # tokens
 ENDING = "\n</think>\n\n"
 
 
-def reply_around(thought: str, forced: str, answer: str) -> str:
+def reply_around(reasoning: str, forced: str, answer: str) -> str:
     """A scripted reply in which the forced text takes the place of as many tokens, before the answer."""
-    return thought + "x" * len(forced) + answer
+    return reasoning + "x" * len(forced) + answer
 
 
 def speaker(reply: Callable[[int], str], prompt: int = 2) -> Model:
@@ -35,7 +35,7 @@ def speaker(reply: Callable[[int], str], prompt: int = 2) -> Model:
 
 
 def budget(limit: int = LIMIT, **options: Any) -> ControlFactory:
-    return partial(ThoughtBudget, limit, endings(), **{"channels": ReplyChannels(THOUGHTS), **options})
+    return partial(ReasoningBudget, limit, endings(), **{"channels": ReplyChannels(REASONING_MARKUPS), **options})
 
 
 @dataclass
@@ -57,8 +57,8 @@ class CountingControl:
 
 
 def answer_start() -> AnswerStartFactory:
-    return partial(AnswerDetector, ReplyChannels(THOUGHTS[:1]), {"<think>": frozenset()}, endings())
+    return partial(AnswerDetector, ReplyChannels(REASONING_MARKUPS[:1]), {"<think>": frozenset()}, endings())
 
 
 def endings() -> dict[str, tuple[int, ...]]:
-    return plan_endings(ScriptedBackend(lambda held, seed: END), THOUGHTS)
+    return plan_endings(ScriptedBackend(lambda held, seed: END), REASONING_MARKUPS)

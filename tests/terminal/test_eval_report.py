@@ -26,7 +26,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def sample(id: int | str, number: int, answer: str | None, finish_reason: str = "stop", tokens: int = 10) -> Sample:
-    """A marked reply; 7 is correct."""
+    """A scored reply; 7 is correct."""
     return Sample(id, number, "starter", 1, "", None, answer, "7", answer == "7", 0.5, finish_reason, tokens)
 
 
@@ -74,7 +74,7 @@ def test_report_tells_wrong_unanswered_and_cut_off_apart() -> None:
         sample(5, 0, None, "context"),
         sample(6, 0, "7", "length"),  # it stated its answer before it was cut off
         sample(7, 0, "8", "length"),
-        replace(sample(8, 0, None), correct=True),  # marked by its text
+        replace(sample(8, 0, None), correct=True),  # scored by its text
     )
     assert (found.accuracy.value, found.no_answer, found.cut_off) == (3 / 8, 1 / 8, 2 / 8)
 
@@ -99,7 +99,7 @@ def test_score_shares_excludes_skipped_samples() -> None:
         score.add(each)
     assert (score.done, score.skipped, score.questions, score.event.accuracy) == (4, 1, 4, 1 / 3)
     assert (score.event.no_answer, score.event.cut_off) == (1 / 3, 1 / 3)
-    score.add(replace(sample(5, 0, None), correct=True))  # marked by its text
+    score.add(replace(sample(5, 0, None), correct=True))  # scored by its text
     assert score.event.no_answer == 1 / 4
 
 

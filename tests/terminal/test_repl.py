@@ -189,12 +189,12 @@ def test_sessions_lists_the_latest_20_at_the_end_of_a_terminal(talk: Talk) -> No
     assert [row.split()[0] for row in out[-20:]] == [f"who-{number}" for number in range(1, 21)]
 
 
-THOUGHT = "<think>Let me see.</think>Yes."
+REASONING = "<think>Let me see.</think>Yes."
 
 
 @pytest.mark.slow
 def test_chat_summarizes_reasoning_in_one_line(open_chat: OpenTerminal) -> None:
-    person = open_chat(THOUGHT, pause=0.01)
+    person = open_chat(REASONING, pause=0.01)
     person.type("Is it?\r", shows="tokens; /think shows it")
     person.wait_for("Yes.")
     assert not any("Let me see" in line for line in person.screen.lines)

@@ -214,9 +214,9 @@ def test_batch_drafts_with_the_costs_measured_for_ask(runner: CommandRunner) -> 
         backend: ScriptedBackend = script["backends"][-1]
         return max(sum(row.output for row in step) for step in backend.steps)
 
-    assert (most_outputs(), most_outputs("--set", "drafts=on")) == (1, 64)
+    assert (most_outputs(), most_outputs("--set", "speculative=on")) == (1, 64)
     runner.save_profile(profile(ask=replace(DEFAULT_USE, step_costs=StepCosts((1, 2), (1.0, 1.1)))))
-    assert (most_outputs(), most_outputs("--set", "drafts=on")) == (1, 2)
+    assert (most_outputs(), most_outputs("--set", "speculative=on")) == (1, 2)
 
 
 @pytest.mark.parametrize("arguments", [("ask", "hello"), ("batch", "-", "-o", "-")])
@@ -306,7 +306,7 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner, monkeypa
 def test_tune_tries_without_flash_attention_where_it_may(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], instructions: str, tried: set[bool]
 ) -> None:
-    """In a batch not on x86, where answers would depend on drafts."""
+    """In a batch not on x86, where answers would depend on speculative decoding."""
     monkeypatch.setattr("cerebrum_cli.tune.tune.instruction_set", lambda: instructions)
     runner = CommandRunner(tmp_path, write_chatml(tmp_path / "wide.gguf", shape=Shape(width=128)))
     done = runner.run("tune", runner.model, "--json", *options)
@@ -333,7 +333,7 @@ def test_tuned_flash_attention_is_used_shown_and_overridden(runner: CommandRunne
         (f"{CHATML_TEMPLATE}<think>", 40_960, HEADROOM, 128),
     ],
 )
-def test_tune_decodes_after_a_long_thought_if_the_model_thinks_and_memory_holds_it(
+def test_tune_decodes_after_long_reasoning_if_the_model_thinks_and_memory_holds_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, context_length: int, free: int, depth: int
 ) -> None:
     monkeypatch.setattr("cerebrum_cli.tune.tune.available_memory", lambda: free)
@@ -415,7 +415,7 @@ def test_tune_measures_as_many_rows_as_a_recurrent_state_can_be_rolled_back(tmp_
     runner.row_cost = 0.25
     uses = runner.run("tune", runner.model, "--json").object["uses"]
     assert uses["chat"]["step_costs"]["rows"] == [1, 2, 3, 4, 6, 8]
-    contexts = [runner.load_options("ask", *options, "q").context for options in ((), ("--set", "drafts=off"))]
+    contexts = [runner.load_options("ask", *options, "q").context for options in ((), ("--set", "speculative=off"))]
     assert [context.n_rs_seq for context in contexts] == [7, 0]
 
 

@@ -38,7 +38,7 @@ def reusable_prefix(length: int, batch_size: int) -> int:
 
 
 def max_draft(slots: int, batch_size: int, pad_steps: bool) -> int:
-    """Maximum number of drafted tokens of a sequence; padded, a step then fits in the batch and in `PADDING_ROOM`."""
+    """Maximum number of draft tokens of a sequence; padded, a step then fits in the batch and in `PADDING_ROOM`."""
     return (min(PADDING_ROOM, batch_size // slots) if pad_steps else PREFILL_CHUNK) - 1
 
 

@@ -69,7 +69,7 @@ class BenchModel:
         """Shortest duration of a step with each number of rows after `count` tokens, all with logits.
 
         Row counts take turns, in rounds, for about `seconds`. Other programs lengthen a short step more than a long
-        one, because its threads wait for each other more often: medians would make drafted tokens look cheap.
+        one, because its threads wait for each other more often: medians would make draft tokens look cheap.
         CerebrumError if the rows cannot be removed again.
         """
         prefix = count - max(rows)

@@ -126,7 +126,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt of a conversation, with the space that its format puts before a reply.
 
-        Without `add_generation_prompt` the last message is the beginning of the answer, and nothing is thought.
+        Without `add_generation_prompt` the last message is the beginning of the answer, and there is no reasoning.
         """
         if self._model.format_name == RAW.name:
             raise UsageError("the model has no prompt format", "choose one with --format, or omit the chat template")
@@ -152,10 +152,10 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         return [sum((logprob for logprob, _is_greedy in islice(scores, len(windows))), 0.0) for windows in texts]
 
     def generate_until(self, requests: Sequence[Instance], **_: Any) -> list[str]:
-        """Continue texts up to a stop string, the end of the reply or `max_gen_toks`, and drop what the model thinks.
+        """Continue texts up to a stop string, the end of the reply or `max_gen_toks`, and drop the reasoning.
 
-        Adjacent equal requests are samples of one prompt, which is evaluated once. A reply that ends in its thought is
-        an empty text.
+        Adjacent equal requests are samples of one prompt, which is evaluated once. A reply that ends in its reasoning
+        is an empty text.
         """
         self._prepare("generation")
         rows = self._plan_prompts(requests)
@@ -330,17 +330,17 @@ def answer_of(reply: str, channels: ReplyChannels) -> str | None:
     """The answer in a reply; None if it ended while the model was thinking.
 
     As with `think_end_token` of lm-eval's `hf` model, it has no white space before it, and begins behind the last tag
-    that ends a thought, even of one that no tag began.
+    that ends reasoning, even if no tag began it.
     """
-    if not channels.thoughts:
+    if not channels.markups:
         return reply
     splitter = channels.splitter()
     parts = [*splitter.feed(reply), *splitter.flush()]
-    if splitter.open_thought:
+    if splitter.open_markup:
         return None
     answer = "".join(text for channel, text in parts if channel == "answer")
     answer = answer and answer + reply[len(reply.rstrip()) :]
-    for thought in splitter.thoughts:
-        if thought.own_lines:  # what else ends reasoning may also end turns
-            answer = answer.split(thought.close)[-1].lstrip()
+    for markup in splitter.markups:
+        if markup.own_lines:  # what else ends reasoning may also end turns
+            answer = answer.split(markup.close)[-1].lstrip()
     return answer

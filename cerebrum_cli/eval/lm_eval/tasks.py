@@ -185,11 +185,16 @@ def disagreements(samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
     found = {each["name"]: filtered(each["filter"], samples) for each in task["filter_list"]}
     for index, sample in enumerate(samples):
         answers = {name: texts[index] for name, texts in found.items()}
-        gold = [f"({sample.gold})" if has_choices else sample.gold]
+        reference = [f"({sample.reference})" if has_choices else sample.reference]
         extracted = [answer for answer in answers.values() if answer != NOTHING] or [NOTHING]
-        scores = [exact_match_hf_evaluate([answer], gold, **options)["exact_match"] == 1 for answer in extracted]
+        scores = [exact_match_hf_evaluate([answer], reference, **options)["exact_match"] == 1 for answer in extracted]
         if any(score != sample.correct for score in scores):
-            score = {"gold": sample.gold, "answer": sample.answer, "correct": sample.correct, "basis": sample.basis}
+            score = {
+                "reference": sample.reference,
+                "answer": sample.answer,
+                "correct": sample.correct,
+                "basis": sample.basis,
+            }
             yield {"id": sample.id, "sample": sample.sample, **score, **answers, "text": sample.text}
 
 

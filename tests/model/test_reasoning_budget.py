@@ -24,7 +24,7 @@ from cerebrum_cli.engine.control import MIN_TOKENS, Force, LoopCheck
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import EMBEDDED
-from cerebrum_cli.formats.thinking import HARMONY_FINAL, THOUGHTS, ThoughtMarkup, closing_sentence
+from cerebrum_cli.formats.thinking import HARMONY_FINAL, REASONING_MARKUPS, ReasoningMarkup, closing_sentence
 from cerebrum_cli.model.format_choice import format_builder
 from cerebrum_cli.model.reply import ReplyRequest
 from cerebrum_cli.model.reply_controls import MAX_BIAS, SENTENCE_TOKENS, plan_endings
@@ -34,13 +34,13 @@ SWITCHLESS = CHATML_TEMPLATE.replace("{% endfor %}", "{# <think> #}{% endfor %}"
 IN_PROMPT = CHATML_TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}").replace(
     "assistant\n' }}", "assistant\n<think>\n' }}"
 )
-THOUGHT = "<think>\nLet me see. "
+REASONING = "<think>\nLet me see. "
 ENDED = reply_around("<think>\nI can see {seed}.", ENDING, "It is {seed}. So there.")
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Models by their templates: with a switch, without one, with the thought opened in the prompt, and of gpt-oss."""
+    """Models by their templates: with a switch, without one, with reasoning opened in the prompt, and of gpt-oss."""
     folder = tmp_path_factory.mktemp("models")
     templates = {
         "switch": TEMPLATES["qwen3"],
@@ -58,7 +58,7 @@ def ask(model: Path, home: Path, reply: str, think: str | int, *options: str | P
     return run_here({"reply": reply}, home, "ask", "Why?", "-m", model, "--think", str(think), *options)
 
 
-SENTENCE = THOUGHT.rstrip()
+SENTENCE = REASONING.rstrip()
 LONG = "<think>" + ("and so on " * 9)[: LIMIT + SENTENCE_TOKENS]
 COMMENT = "<|channel|>commentary<|message|>Hm.<|end|><|start|>assistant"
 ANALYSIS = "<|channel|>analysis<|message|>Let me see."
@@ -68,10 +68,10 @@ ANSWER = "It is a long answer, with two sentences. Yes."
 
 @dataclass(frozen=True)
 class Case:
-    """A reply whose thought is ended `at` a number of tokens by a `forced` text, or by itself if there is none."""
+    """A reply whose reasoning is ended `at` a number of tokens by a `forced` text, or by itself if there is none."""
 
     model: str
-    thought: str
+    raw_reasoning: str
     forced: str = ""
     answer: str = "Yes."
     reasoning: str | None = "Let me see."
@@ -85,7 +85,7 @@ class Case:
         pytest.param(Case("switch", SENTENCE, ENDING, at=len(SENTENCE)), id="end of a sentence"),
         pytest.param(Case("none", SENTENCE, ENDING, at=len(SENTENCE)), id="without a switch"),
         pytest.param(Case("none", LONG, ENDING, reasoning=LONG[7:].rstrip(), at=len(LONG)), id="long sentence"),
-        pytest.param(Case("in prompt", "Let me see.", ENDING, at=11), id="thought in the prompt"),
+        pytest.param(Case("in prompt", "Let me see.", ENDING, at=11), id="reasoning in the prompt"),
         pytest.param(Case("none", "<think>", "\n\n</think>\n\n", reasoning=None, at=7, think="off"), id="off"),
         pytest.param(Case("in prompt", "", reasoning=None, think="off"), id="off in the prompt"),
         pytest.param(Case("gpt-oss", ANALYSIS, FINAL, at=len(ANALYSIS)), id="channels"),
@@ -95,7 +95,7 @@ class Case:
         ),
         pytest.param(
             Case("none", reply_around(SENTENCE, ENDING, "<think>"), "\n" + ENDING, at=len(SENTENCE)),
-            id="thought that begins again",
+            id="reasoning that begins again",
         ),
         pytest.param(
             Case(
@@ -113,34 +113,38 @@ class Case:
         ),
     ],
 )
-def test_ask_ends_a_thought(models: dict[str, Path], tmp_path: Path, case: Case) -> None:
-    reply = reply_around(case.thought, case.forced, case.answer)
+def test_ask_ends_reasoning(models: dict[str, Path], tmp_path: Path, case: Case) -> None:
+    reply = reply_around(case.raw_reasoning, case.forced, case.answer)
     answer = ask(models[case.model], tmp_path, reply, case.think, "--json").object
-    assert (answer["reasoning"], answer["thought_closed_at"], answer["text"]) == (case.reasoning, case.at, case.answer)
+    assert (answer["reasoning"], answer["reasoning_closed_at"], answer["text"]) == (
+        case.reasoning,
+        case.at,
+        case.answer,
+    )
     assert (answer["finish_reason"], answer["completion_tokens"]) == ("stop", len(reply))
 
 
-def test_ask_continues_a_conversation_whose_thought_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
+def test_ask_continues_a_conversation_whose_reasoning_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
     ask(models["none"], tmp_path, reply_around(SENTENCE, ENDING, "Yes."), LIMIT)
     shown = ask(models["none"], tmp_path, "", LIMIT, "-c", "--dry-run").out
     assert f"assistant\n{SENTENCE}{ENDING}Yes.<|im_end|>" in shown
 
 
-def test_eval_samples_state_where_a_thought_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
+def test_eval_samples_state_where_reasoning_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"question": "Why?", "answer": "42"}\n')
     script = {"rows": {}, "seeds": [reply_around(SENTENCE, ENDING, "The answer is 42.")]}
     options = ("-m", models["none"], "--think", str(LIMIT), "-o", tmp_path / "run.jsonl")
     done = run_here(script, tmp_path, "eval", tmp_path / "in.jsonl", *options)
     assert done.code == 0, done.err
     [sample] = map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines())
-    assert (sample["correct"], sample["thought_closed_at"]) == (True, len(SENTENCE))
+    assert (sample["correct"], sample["reasoning_closed_at"]) == (True, len(SENTENCE))
 
 
-# The tokens that end a thought.
+# The tokens that end reasoning.
 
 
-def test_thought_ends_with_the_special_tokens_of_a_vocabulary(chatml: LlamaBackend) -> None:
-    endings = plan_endings(chatml, THOUGHTS)
+def test_reasoning_ends_with_the_special_tokens_of_a_vocabulary(chatml: LlamaBackend) -> None:
+    endings = plan_endings(chatml, REASONING_MARKUPS)
     [close] = chatml.special_token_ids(["</think>"])
     assert endings[ENDING].count(close) == 1
     assert b"".join(chatml.piece(token, special=True) for token in endings[ENDING]) == ENDING.encode()
@@ -158,20 +162,20 @@ def test_thought_ends_with_the_special_tokens_of_a_vocabulary(chatml: LlamaBacke
         ("so.\n\n", "</think>\n\n"),
     ],
 )
-def test_thought_ends_on_a_line_of_its_own(text: str, ending: str) -> None:
-    assert THOUGHTS[0].ending(text) == ending
+def test_reasoning_ends_on_a_line_of_its_own(text: str, ending: str) -> None:
+    assert REASONING_MARKUPS[0].ending(text) == ending
 
 
-@pytest.mark.parametrize("thought", THOUGHTS)
+@pytest.mark.parametrize("markup", REASONING_MARKUPS)
 @pytest.mark.parametrize("sentence", ["", "Time is up."])
-def test_thought_has_planned_endings_only(thought: ThoughtMarkup, sentence: str, chatml: LlamaBackend) -> None:
-    endings = plan_endings(chatml, THOUGHTS, sentence)
-    bodies = [body + "\n" * breaks for body in (thought.open, "a") for breaks in range(4)]
-    assert all(thought.ending(body, last) in endings for body in bodies for last in ("", sentence))
-    assert thought.close in endings
+def test_reasoning_has_planned_endings_only(markup: ReasoningMarkup, sentence: str, chatml: LlamaBackend) -> None:
+    endings = plan_endings(chatml, REASONING_MARKUPS, sentence)
+    bodies = [body + "\n" * breaks for body in (markup.open, "a") for breaks in range(4)]
+    assert all(markup.ending(body, last) in endings for body in bodies for last in ("", sentence))
+    assert markup.close in endings
 
 
-def test_qwen3_ends_a_thought_with_the_sentence_of_its_report(models: dict[str, Path], tmp_path: Path) -> None:
+def test_qwen3_ends_reasoning_with_the_sentence_of_its_report(models: dict[str, Path], tmp_path: Path) -> None:
     sentence = closing_sentence("qwen3")
     model = tmp_path / "qwen3.gguf"
     model.write_bytes(models["none"].read_bytes().replace(b"llama", b"qwen3"))
@@ -193,8 +197,8 @@ def test_engine_truncates_forced_tokens_at_the_limits(limit: int | None, context
     assert (reply.reason, reply.text) == (reason, "<think>\nI can see 7.\n</thi")
 
 
-def test_engine_counts_the_thought_of_a_prefix() -> None:
-    channels = ReplyChannels(THOUGHTS, prefix_text="<think>" + "and so " * 9)
+def test_engine_counts_the_reasoning_of_a_prefix() -> None:
+    channels = ReplyChannels(REASONING_MARKUPS, prefix_text="<think>" + "and so " * 9)
     request = Request(tokens("go"), SamplingParams(seed=7), controls=(budget(channels=channels, prefix_length=70),))
     with running_engine(ScriptedBackend(speaker(lambda seed: "I see. " * 20), context_size=400)) as engine:
         [reply] = collect_replies(engine.generate([request])).values()
@@ -213,7 +217,7 @@ def test_engine_lets_several_controls_intervene() -> None:
     assert [len(step) for step in backend.steps if len(step) > 1] == [len("go"), len("aBut: ")]
 
 
-def test_thought_ends_become_likelier_close_to_the_limit() -> None:
+def test_ends_of_reasoning_become_likelier_close_to_the_limit() -> None:
     backend = ScriptedBackend(speaker(lambda seed: "<think>" + "a. " * 40), context_size=400)
     request = Request(tokens("go"), SamplingParams(), controls=(budget(limit=100),))
     with running_engine(backend) as engine:
@@ -235,9 +239,9 @@ def test_responder_answers_when_asked_to(think: str | None, grammar: str | None)
         text = bytes(held)
         if text.endswith(asked_after):
             loaded.answer_now.request()  # before the next token, which follows from this
-        thought, closed, answer = text.partition(b"</think>\n\n")
+        reasoning, closed, answer = text.partition(b"</think>\n\n")
         if not closed:
-            return b"And so on, "[(len(held) - len(thought.partition(b"<think>\n")[0]) - 8) % 11]
+            return b"And so on, "[(len(held) - len(reasoning.partition(b"<think>\n")[0]) - 8) % 11]
         return b"Yes."[len(answer)] if len(answer) < len("Yes.") else END
 
     with running_engine(ScriptedBackend(model, context_size=1000)) as engine:
@@ -245,7 +249,7 @@ def test_responder_answers_when_asked_to(think: str | None, grammar: str | None)
         for question in ("Why?", "Who?"):
             reply = loaded.respond(ReplyRequest(Conversation().user(question), Settings(think=think), grammar))
             assert (reply.reasoning, reply.text) == ("And so", "Yes.")
-            assert reply.thought_closed_at == len("And so ")
+            assert reply.reasoning_closed_at == len("And so ")
 
 
 def test_responder_asked_too_late_leaves_the_answer() -> None:

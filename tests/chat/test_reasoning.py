@@ -19,7 +19,7 @@ from cerebrum_cli.chat.store import Store
 OpenChat = Callable[..., AbstractContextManager[Chat]]
 
 QUESTIONS = ("One, in a question of more than sixteen tokens?", "Two, which is as long as the first?", "Three?")
-THOUGHTS = ("I wonder.", "A thought that is longer than the answer.", "Hm.")
+REASONING = ("I wonder.", "A thought that is longer than the answer.", "Hm.")
 ANSWERS = ("1.", "2.", "3.")
 OPENING = "<|im_end|>\n<|im_start|>assistant\n<think>\n"
 
@@ -40,7 +40,7 @@ def question(turn: int) -> str:
 
 
 def reply(turn: int) -> str:
-    return f"{THOUGHTS[turn]}\n</think>\n\n{ANSWERS[turn]}"
+    return f"{REASONING[turn]}\n</think>\n\n{ANSWERS[turn]}"
 
 
 def kept(turn: int) -> str:
@@ -71,7 +71,7 @@ def open_chat(request: pytest.FixtureRequest, store: Store, tmp_path: Path, reas
     return opened
 
 
-def test_turns_after_thoughts_evaluate_what_follows_the_last_question(open_chat: OpenChat) -> None:
+def test_turns_after_reasoning_evaluate_what_follows_the_last_question(open_chat: OpenChat) -> None:
     with open_chat() as chat:
         for turn in range(3):
             done = list(chat.send(QUESTIONS[turn]))
@@ -85,12 +85,12 @@ def test_turns_after_thoughts_evaluate_what_follows_the_last_question(open_chat:
         assert finish(chat.send(QUESTIONS[2])).prompt_tokens == len(prompt(2))
 
 
-def test_kept_thoughts_are_not_evaluated_again(open_chat: OpenChat) -> None:
-    with open_chat(keep_thoughts=True) as chat:
+def test_kept_reasoning_is_not_evaluated_again(open_chat: OpenChat) -> None:
+    with open_chat(keep_reasoning=True) as chat:
         for turn in range(3):
             done = list(chat.send(QUESTIONS[turn]))
             assert finish(done).prompt_tokens == len(prompt(turn, kept))
             if turn:
                 assert finish(done).cached_tokens >= len(prompt(turn - 1, kept) + reply(turn - 1)) - 1
-        list(chat.change_settings({"keep_thoughts": None}))
+        list(chat.change_settings({"keep_reasoning": None}))
         assert finish(chat.retry()).prompt_tokens == len(prompt(2))
