@@ -32,7 +32,7 @@ if ! command -v "${CXX:-c++}" >/dev/null; then
     options="$options -DGGML_OPENMP=OFF"
 fi
 echo "building llama.cpp for this machine; this takes minutes, once"
-export CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/scripts/libraries.cmake $options"
+export CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/scripts/llama.cmake $options"
 export FORCE_CMAKE=1 CMAKE_BUILD_PARALLEL_LEVEL="$(getconf _NPROCESSORS_ONLN)"
 if ! $python -m pip wheel --no-cache-dir --no-deps --wheel-dir "$wheels" "$requirement"; then
     echo "error: llama.cpp was not built, for the reason above" >&2

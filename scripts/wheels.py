@@ -21,7 +21,7 @@ GLIBC = (2, 28)
 OPTIONS = (
     *("-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON", "-DGGML_NATIVE=OFF", "-DGGML_OPENMP=OFF"),
     *("-DLLAVA_BUILD=OFF", "-DCMAKE_INSTALL_RPATH=$ORIGIN"),
-    f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={ROOT / 'scripts' / 'libraries.cmake'}",
+    f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={ROOT / 'scripts' / 'llama.cmake'}",
 )
 UNUSED = ("llama_cpp/__init__.py", "llama_cpp/llava_cpp.py", "llama_cpp/mtmd_cpp.py", "llama_cpp/server/")
 LICENSES = ("LICENSE.md", "LICENSE.llama.cpp")
