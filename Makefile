@@ -50,7 +50,6 @@ demo: $(INSTALLED)
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-# On Linux, any of the two machines can build both.
 wheels: setup
 	$(BIN)/python -m pip install --quiet --group wheels
 	for architecture in $(if $(filter Darwin,$(shell uname)),arm64,x86_64 aarch64); do \
@@ -92,9 +91,11 @@ docs: setup
 catalogue: setup
 	$(BIN)/python scripts/catalogue.py
 
-dist: setup
+dist: wheels
 	$(BIN)/python -m hatchling build
-	scripts/depend_on_wheel.sh
+	cd dist && ../$(BIN)/python -m wheel unpack cerebrum_cli-*.whl && rm cerebrum_cli-*.whl && \
+		sed -i.bak 's/^Requires-Dist: llama-cpp-python/Requires-Dist: cerebrum-llama/' cerebrum_cli-*/*.dist-info/METADATA && \
+		rm cerebrum_cli-*/*.dist-info/*.bak && ../$(BIN)/python -m wheel pack cerebrum_cli-*/ && rm -r cerebrum_cli-*/
 
 picture: setup
 	$(BIN)/cerebrum pull --quiet starter

@@ -108,7 +108,8 @@ def run(command: Sequence[str], stdin_text: str | None = None, environment: Envi
 def require_peers() -> None:
     """Exit with a message unless `make peers` has built all of llama.cpp's programs.
 
-    On Linux they then run with the library of this process, which may be another build: see `make test-avx2`.
+    On Linux they then run with the library of this process, which may be another build, such as
+    that of `scripts/build.sh avx2 --target .venv/avx2`.
     """
     if not any(PEER_PROGRAMS.parent.glob("*.programs")):
         sys.exit("the peers are not built\nrun `make peers` first")

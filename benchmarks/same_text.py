@@ -16,7 +16,8 @@ much more than these. What that alone does is measured with llama-server in SLOT
 its own in one slot, and by how much a log probability changes while the tokens are still equal. A gap between two
 tokens is a tie of rounding if it is below twice that change, or if replies of llama-server itself differ at such a gap.
 
-With PYTHONPATH=.venv/avx2, as in `make test-avx2`, both sides use the kernels of processors without AVX-512.
+After `scripts/build.sh avx2 --target .venv/avx2`, with PYTHONPATH=.venv/avx2, both sides use the kernels of processors
+without AVX-512.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ MODELS = {  # files by the repositories that the catalog and the pages name
     "unsloth/Qwen3.5-4B-GGUF": ("Qwen3.5-4B-Q4_K_M.gguf",),
     "bartowski/Cerebrum-1.0-7b-GGUF": ("Cerebrum-1.0-7b-Q4_K_M.gguf", "Cerebrum-1.0-7b-Q8_0.gguf"),
     "bartowski/Cerebrum-1.0-8x7b-GGUF": ("Cerebrum-1.0-8x7b-Q4_K_M.gguf",),
+    "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF": ("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",),
     "owner/repo": ("model-Q5_K_M.gguf",),
 }
 SERVERS: dict[str, tuple[type[ModelServer], str]] = {

@@ -1,0 +1,41 @@
+#!/bin/sh
+# Tests the wheel for any processor in .venv/wheel: test_wheel.sh [PYTEST OPTION...]
+# First with the kernels that it chooses for this processor. If these use AVX-512, then with those for AVX2, too.
+# Each time, batch-invariant texts are compared with those of the build in .venv, and the tests of the engine run.
+# Tests that do not run llama.cpp are left out.
+set -eu
+cd "$(dirname "$0")/.."
+python=.venv/bin/python
+
+texts() {
+    seq 100 | PYTHONPATH=$1 $python -m cerebrum_cli batch - -m nano --template "What is {text} plus 25?" -n 64 \
+        --set batch_invariant=on --set cache_gb=0 --seed 1 -q -o - | $python -c "
+import json, sys
+print(*(json.loads(line)['text'] for line in sys.stdin), sep='\n')"
+}
+
+check() {
+    kernels=$PWD/.venv/wheel/$1
+    PYTHONPATH=$kernels $python -c "
+from cerebrum_cli.engine.llama import devices
+from cerebrum_cli.engine.llama.bindings import llama
+assert llama.__file__.startswith('$kernels'), llama.__file__
+print('$1:', *devices.build().cpu_features)"
+    shift
+    test "$(texts "$kernels")" = "$(texts "")" || {
+        echo "error: texts differ from those of the build for this machine" >&2
+        exit 1
+    }
+    PYTHONPATH=$kernels $python -m pytest --numprocesses 2 --dist loadfile -m "not fuzz and not hypothesis" \
+        --ignore-glob "*_remote*" --ignore-glob "*_client.py" --ignore-glob "*_endpoint.py" \
+        tests/engine tests/batch/test_together.py tests/cli/test_architectures.py "$@"
+}
+
+for kernels in best avx2; do  # under the name of the bindings, and found before those in .venv
+    rm -rf ".venv/wheel/$kernels"
+    $python -m pip install --quiet --no-deps --no-index --target ".venv/wheel/$kernels" .venv/wheel/*.whl
+    ln -s cerebrum_llama ".venv/wheel/$kernels/llama_cpp"
+done
+find .venv/wheel/avx2 -name 'libggml-cpu-*' ! -name '*-haswell.so' -delete
+check best "$@"
+if grep -q avx512f /proc/cpuinfo 2>/dev/null; then check avx2 "$@"; fi
