@@ -53,7 +53,7 @@ def build(architecture: str, directory: Path) -> Path:
         flags = f"-O2 -s -target {architecture}-linux-gnu.{GLIBC[0]}.{GLIBC[1]}"
         if architecture == "x86_64":
             flags += " -mevex512"  # which this Clang wants beside -mavx512f
-        zig = Path(ziglang.__file__).with_name("zig")
+        zig = f"{sys.executable} {ROOT / 'scripts' / 'zig_cc.py'} {Path(ziglang.__file__).with_name('zig')}"
         environment |= {"CC": f"{zig} cc {flags}", "CXX": f"{zig} c++ {flags}"}
         options += ["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={architecture}"]
         environment["_PYTHON_HOST_PLATFORM"] = f"linux-{architecture}"  # the wheel's tag

@@ -37,9 +37,10 @@ SYMBOLS = (
     *("ggml_backend_dev_count", "ggml_backend_dev_get", "ggml_backend_dev_type", "ggml_backend_dev_memory"),
     *("ggml_backend_dev_name", "ggml_backend_dev_description", "ggml_backend_reg_count", "ggml_backend_reg_get"),
     *("ggml_backend_reg_name", "ggml_quantize_chunk", "ggml_quantize_requires_imatrix", "ggml_version"),
-    *("ggml_type_name", "ggml_blck_size", "ggml_type_size"),
-    *(f"ggml_cpu_has_{name.lower()}" for name in CPU_FLAGS),
+    *("ggml_type_name", "ggml_blck_size", "ggml_type_size", "ggml_backend_load_all_from_path"),
+    *("ggml_backend_dev_by_type", "ggml_backend_dev_buffer_type"),
 )
+FEATURES = [f"ggml_cpu_has_{name.lower()}" for name in CPU_FLAGS]
 
 
 def test_dependency_is_bounded_to_the_checked_version() -> None:
@@ -58,6 +59,8 @@ def test_library_has_the_functions_and_fields_that_are_used() -> None:
     assert sizes == [("id", 4), ("logit", 4), ("p", 4)]
     assert [name for name, _ in llama.llama_token_data_array._fields_] == ["data", "size", "selected", "sorted"]
     assert [name for name in SYMBOLS if not hasattr(llama._lib, name)] == []
+    found = [name for name in FEATURES if hasattr(llama._lib, name)]
+    assert found in (FEATURES, [])  # the wheel for any processor has them in the libraries that it loads later
 
 
 def test_schema_converter_has_the_tables_that_are_patched() -> None:
