@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import platform
 import pty
@@ -32,14 +33,10 @@ U = TypeVar("U")
 ROOT = Path(__file__).resolve().parent.parent
 PEER_PROGRAMS = ROOT / ".peers" / "build" / "bin"
 SCRIPT = str(Path(sys.executable).parent / "cerebrum")
-RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+RESULTS, TABLE = ROOT / "benchmarks" / "RESULTS.md", ROOT / "benchmarks" / "results.csv"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program has bytecode, too: the warm-up writes it
 TIMEOUT_S = 3600.0  # far longer than any measured process takes, even on a slow machine
 KERNELS = {"AVX512": "AVX-512", "AVX2": "AVX2", "AVX": "AVX", "SVE": "SVE", "NEON": "NEON"}
-TABLE_HEAD = """
-| benchmark | ours | peer | ratio | target | met | date | machine | versions |
-|---|---|---|---|---|---|---|---|---|
-"""
 
 
 class Run(NamedTuple):
@@ -242,39 +239,31 @@ def gpus() -> list[str]:
 
 
 def record(rows: Iterable[Row], dry_run: bool = False) -> None:
-    """Print rows, and write them to RESULTS.md: each replaces the row with its label or is appended.
+    """Print rows, and write them to results.csv: each replaces the row with its label or is appended.
 
     A dry run only prints them.
     """
-    introduction, lines, sections = read_results()
     versions = ", ".join(f"{name} {version(name)}" for name in ("cerebrum-cli", "llama-cpp-python", "huggingface-hub"))
+    with TABLE.open(newline="") as file:
+        recorded = {line[0]: line for line in csv.reader(file)}
     for row in rows:
-        met = "yes" if row.met else "**no**"
-        cells = (row.label, row.ours, row.peer, f"{row.ratio:.3f}", row.target, met)
-        lines[row.label] = f"| {' | '.join(cells)} | {date.today()} | {machine()} | {versions} |"
+        met = "yes" if row.met else "no"
+        cells = [row.label, row.ours, row.peer, f"{row.ratio:.3f}", row.target, met]
+        recorded[row.label] = [*cells, str(date.today()), machine(), versions]
         print(f"{row.label}: {row.ours} against {row.peer}, ratio {row.ratio:.3f}, target {row.target}, met: {met}")
     if not dry_run:
-        write_results(introduction, lines, sections)
+        with TABLE.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(recorded.values())
 
 
 def record_section(heading: str, text: str) -> None:
-    """Write a section below the table of RESULTS.md, replacing the section with the same heading."""
-    introduction, lines, sections = read_results()
-    sections[heading] = text.strip()
-    write_results(introduction, lines, sections)
+    """Write a section of RESULTS.md, replacing the section with the same heading."""
+    introduction = RESULTS.read_text().partition("\n## ")[0]
+    sections = {**read_sections(), heading: text.strip()}
+    RESULTS.write_text(introduction + "".join(f"\n## {name}\n\n{text}\n" for name, text in sections.items()))
 
 
-def read_results() -> tuple[str, dict[str, str], dict[str, str]]:
-    """Text above the table in RESULTS.md, rows of the table by label, and the sections below it by heading."""
-    introduction, _, rest = RESULTS.read_text().partition(TABLE_HEAD)
-    table, *below = rest.split("\n## ")
-    rows = [line for line in table.splitlines() if line.startswith("| ")]
-    sections = (section.partition("\n") for section in below)
-    named = {name: text.strip() for name, _, text in sections}
-    return introduction, {row.split("|")[1].strip(): row for row in rows}, named
-
-
-def write_results(introduction: str, lines: Mapping[str, str], sections: Mapping[str, str]) -> None:
-    """Write the introduction, the table and the sections to RESULTS.md."""
-    tail = "".join(f"\n## {heading}\n\n{text}\n" for heading, text in sections.items())
-    RESULTS.write_text(introduction + TABLE_HEAD + "\n".join(lines.values()) + "\n" + tail)
+def read_sections() -> dict[str, str]:
+    """Sections of RESULTS.md by heading."""
+    sections = (section.partition("\n") for section in RESULTS.read_text().split("\n## ")[1:])
+    return {name: text.strip() for name, _, text in sections}

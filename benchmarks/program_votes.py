@@ -29,7 +29,7 @@ from statistics import mean
 from textwrap import fill
 from typing import NamedTuple
 
-from harness import argument_parser, read_results, record_section
+from harness import argument_parser, read_sections, record_section
 
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.eval.comparison import paired_interval
@@ -218,7 +218,7 @@ def introduce(model: str, questions: Sequence[Drawn]) -> str:
 def recorded() -> dict[str, Recorded]:
     """The models in RESULTS.md by name."""
     models = {}
-    for heading, text in read_results()[2].items():
+    for heading, text in read_sections().items():
         if heading.startswith(HEADING):
             [questions] = re.findall(r"(\d+) questions", text)
             votes = {name: list(map(float, re.findall(r"[-+]?[\d.]+", cells))) for name, cells in ROW.findall(text)}

@@ -47,7 +47,7 @@ from harness import (
     isolated_environment,
     kernels,
     machine,
-    read_results,
+    read_sections,
     record_section,
     require_peers,
     run,
@@ -287,7 +287,7 @@ def record_way(
     line = f"| {' | '.join(cells)} | {date.today()} | {machine()} |"
     print(line, flush=True)
     if not options.dry_run:
-        kept = [each for each in read_results()[2].get(HEADING, "").splitlines() if each.startswith("| ")][1:]
+        kept = [each for each in read_sections().get(HEADING, "").splitlines() if each.startswith("| ")][1:]
         lines = [each for each in kept if not each.startswith(key)] + [line]
         record_section(HEADING, HEAD.format(tokens=TOKENS) + "\n".join(lines))
     return max(gaps, default=0.0)
