@@ -13,7 +13,7 @@
 #   make docs     docs/reference/cli.md and chat.md, from the code
 #   make catalogue   sizes and pinned revisions of models.toml, from the Hugging Face Hub
 #   make dist     the source archive, and the wheel, which needs that of `make wheels` instead of a compiler, in dist/
-#   make picture  docs/chat.svg, vote.svg and accuracy.png, from a real chat, vote and evaluation
+#   make picture MODEL=FILE  docs/vote.svg and accuracy.png, from a real vote and an evaluation
 #   make peers    llama.cpp's own programs and `llm`, for the benchmarks; the programs for `make fuzz` too
 #   make bench [DATA=DIR] [SHAPE=FILE] [MODEL=FILE]   all benchmarks, into benchmarks/RESULTS.md and two pictures beside
 #                 it; DIR holds the questions of MT-bench and GSM8K, the first FILE is a model of Mistral-7B's shape, the
@@ -98,9 +98,8 @@ dist: wheels
 		rm cerebrum_cli-*/*.dist-info/*.bak && ../$(BIN)/python -m wheel pack cerebrum_cli-*/ && rm -r cerebrum_cli-*/
 
 picture: setup
-	$(BIN)/cerebrum pull --quiet starter
 	$(BIN)/python -m pip install --quiet --group bench
-	PYTHONPATH=benchmarks $(BIN)/python docs/picture.py
+	$(BIN)/python docs/picture.py "$(MODEL)"
 
 peers: setup
 	benchmarks/peers.sh $(BIN)/python

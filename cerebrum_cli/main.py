@@ -37,7 +37,7 @@ OTHER_COMMANDS = {  # of other programs, and what does the same here
     "info": "did you mean cerebrum show?",
     "logs": "did you mean cerebrum sessions list?",
     "prompt": "did you mean cerebrum ask?",
-    "run": "did you mean cerebrum chat -m MODEL?",
+    "run": "did you mean cerebrum chat MODEL?",
     "serve": "start llama-server -m FILE, and use it with cerebrum chat --endpoint URL",
 }
 OTHER_OPTIONS = {  # of other commands or llama.cpp's programs, and what does the same in this one, or in any
