@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-GLIBC = (2, 28)
+GLIBC = "2.28"
 OPTIONS = (
     *("-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON", "-DGGML_NATIVE=OFF", "-DGGML_OPENMP=OFF"),
     *("-DLLAVA_BUILD=OFF", "-DCMAKE_INSTALL_RPATH=$ORIGIN"),
@@ -50,7 +50,7 @@ def build(architecture: str, directory: Path) -> Path:
     if sys.platform == "linux":
         import ziglang
 
-        flags = f"-O2 -s -target {architecture}-linux-gnu.{GLIBC[0]}.{GLIBC[1]}"
+        flags = f"-O2 -s -target {architecture}-linux-gnu.{GLIBC}"
         if architecture == "x86_64":
             flags += " -mevex512"  # which this Clang wants beside -mavx512f
         zig = f"{sys.executable} {ROOT / 'scripts' / 'zig_cc.py'} {Path(ziglang.__file__).with_name('zig')}"
@@ -108,8 +108,9 @@ def main(architecture: str, directory: str) -> None:
         [wheel] = Path(temporary).glob("cerebrum_llama-*.whl")
         Path(directory).mkdir(parents=True, exist_ok=True)
         if sys.platform == "linux":
-            policy = f"manylinux_{GLIBC[0]}_{GLIBC[1]}_{architecture}"
-            run([sys.executable, "-m", "auditwheel", "repair", "--plat", policy, "-w", directory, str(wheel)])
+            run([sys.executable, "-m", "auditwheel", "repair", "--plat", "auto", "-w", directory, str(wheel)])
+            if not list(Path(directory).glob(f"cerebrum_llama-*manylinux*_{architecture}.whl")):
+                sys.exit("auditwheel found no manylinux platform for the wheel")
         else:
             shutil.move(wheel, directory)
 
