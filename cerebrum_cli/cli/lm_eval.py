@@ -66,7 +66,7 @@ def lm_eval(
     overrides: Annotated[Layer, settings_options(KEYS, seed="Random seed [default: 0]")],
     options: LmEvalOptions,
 ) -> None:
-    """Prints lm-eval's own table. Needs the extra lm-eval.
+    """Prints lm-eval's own table. Install lm-eval first: pip install "cerebrum-cli[lm-eval]".
 
     Generation settings come from the task; --gen-kwargs overrides them. If the run is interrupted, run it again to
     resume.

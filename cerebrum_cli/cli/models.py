@@ -233,10 +233,8 @@ def print_installed(app: App, listed: list[dict[str, Any]], is_outdated: bool) -
         if not listed:
             streams.report("no installed model has a newer upload")
         return
-    if not listed:
-        streams.report(
-            "only nano is here, which is bundled for testing; cerebrum list --available shows models to pull"
-        )
+    pull = "" if listed else "; cerebrum list --available shows models to pull"
+    streams.report(f"bundled, for trying the program: nano{pull}")
     for model in library.vocabularies():
         streams.report(f"vocabulary only, for --endpoint: {model.reference}")
 

@@ -196,7 +196,7 @@ def compare(
 def filters(app: App, name: Name, _: QuietOptions, json: JsonArray = False) -> None:
     """List the samples that lm-eval's filters for numbers (gsm8k) or letters (mmlu) score differently from the run.
 
-    Needs the extra lm-eval.
+    Install lm-eval first: pip install "cerebrum-cli[lm-eval]".
     """
     from cerebrum_cli.cli.lm_eval import require_lm_eval
     from cerebrum_cli.terminal.reports import print_disagreements
