@@ -40,8 +40,7 @@ $(VENV)/.setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
 	ACCEL="$(ACCEL)" WHEELS="$(WHEELS)" PYTHON="$(PYTHON)" scripts/setup.sh
-	rm -f $(VENV)/.installed-*
-	touch $(VENV)/.installed $@
+	touch $@
 
 demo: $(INSTALLED)
 	$(BIN)/cerebrum pull starter
@@ -51,6 +50,7 @@ test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 wheels: setup
+	rm -f dist/cerebrum_llama-*.whl
 	$(BIN)/python -m pip install --quiet --group wheels
 	for architecture in $(if $(filter Darwin,$(shell uname)),arm64,x86_64 aarch64); do \
 		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/wheels.py $$architecture dist || exit; \
@@ -59,7 +59,8 @@ wheels: setup
 test-wheel: setup $(VENV)/wheel/.installed
 	scripts/test_wheel.sh $(ARGS)
 
-$(VENV)/wheel/.installed: $(INSTALLED)
+$(VENV)/wheel/.installed: $(INSTALLED) scripts/wheels.py scripts/zig_cc.py scripts/llama.cmake
+	rm -rf $(VENV)/wheel
 	$(BIN)/python -m pip install --quiet --group wheels
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/wheels.py $(shell uname -m) $(VENV)/wheel
 	touch $@
@@ -92,6 +93,7 @@ catalogue: setup
 	$(BIN)/python scripts/catalogue.py
 
 dist: wheels
+	rm -f dist/cerebrum_cli-*
 	$(BIN)/python -m hatchling build
 	cd dist && ../$(BIN)/python -m wheel unpack cerebrum_cli-*.whl && rm cerebrum_cli-*.whl && \
 		sed -i.bak 's/^Requires-Dist: llama-cpp-python/Requires-Dist: cerebrum-llama/' cerebrum_cli-*/*.dist-info/METADATA && \

@@ -72,7 +72,7 @@ class Row(NamedTuple):
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser of a benchmark's options, with --dry-run."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry-run", action="store_true", help="do not write to RESULTS.md")
+    parser.add_argument("--dry-run", action="store_true", help="do not write to results.csv or RESULTS.md")
     return parser
 
 

@@ -12,19 +12,30 @@ cpu) options= ;;
 avx2) options="-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_BMI2=ON -DGGML_FMA=ON -DGGML_F16C=ON" ;;
 *) options="-DGGML_$(echo "$1" | tr '[:lower:]' '[:upper:]')=ON" ;;
 esac
+if "${CXX:-c++}" --version >/dev/null 2>&1; then
+    kind=$1
+elif [ "$1" = cuda ] || [ "$1" = metal ] || [ "$1" = vulkan ]; then
+    echo "error: there is no C++ compiler, which $1 needs" >&2
+    echo " hint: install g++ or Clang; on macOS, run xcode-select --install" >&2
+    exit 1
+else
+    kind=$1-zig
+fi
 # Named after this machine, for whose processor it is.
-wheels="${XDG_CACHE_HOME:-$HOME/.cache}/cerebrum/wheels/$(uname -n)/$1"
+wheels="${XDG_CACHE_HOME:-$HOME/.cache}/cerebrum/wheels/$(uname -n)/$kind"
 shift
 
 install() {
     $python -m pip install --quiet --no-compile --force-reinstall --no-deps --no-index --find-links "$wheels" "$@" "$requirement"
 }
 
-install "$@" 2>/dev/null && exit
-if ! command -v "${CXX:-c++}" >/dev/null; then
+if [ -d "$wheels" ] && install "$@"; then exit; fi
+if [ "$kind" != "${kind%-zig}" ]; then
     echo "no C++ compiler found: downloading Zig's for this build (100 MB; 410 MB unpacked)"
     zig=$(mktemp -d)
     trap 'rm -rf "$zig"' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
     $python -m pip install --quiet --target "$zig" --group compiler
     # Zig compiles its C++ library once for each set of flags, so CMake's tests of the compiler have the same as the build.
     export CC="$zig/ziglang/zig cc -O2 -s" CXX="$zig/ziglang/zig c++ -O2 -s"
@@ -32,7 +43,7 @@ if ! command -v "${CXX:-c++}" >/dev/null; then
     options="$options -DGGML_OPENMP=OFF"
 fi
 echo "building llama.cpp for this machine; this takes minutes, once"
-export CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/scripts/llama.cmake $options"
+export CMAKE_ARGS="-DLLAVA_BUILD=OFF '-DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/scripts/llama.cmake' $options"
 export FORCE_CMAKE=1 CMAKE_BUILD_PARALLEL_LEVEL="$(getconf _NPROCESSORS_ONLN)"
 if ! $python -m pip wheel --no-cache-dir --no-deps --wheel-dir "$wheels" "$requirement"; then
     echo "error: llama.cpp was not built, for the reason above" >&2

@@ -4,6 +4,8 @@
 #   WHEELS=URL|DIRECTORY   installs llama.cpp from this package index or directory of wheels instead
 #   PYTHON=python3.12   the Python of a new .venv
 set -eu
+: "${ACCEL:=}" "${WHEELS:=}"
+[ ! -d "$WHEELS" ] || WHEELS=$(cd "$WHEELS" && pwd)
 cd "$(dirname "$0")/.."
 
 fail() {
@@ -12,7 +14,6 @@ fail() {
     exit 1
 }
 
-: "${ACCEL:=}" "${WHEELS:=}"
 case $ACCEL in '' | cuda | metal | vulkan | rpc) ;;
 *) fail "ACCEL is \"$ACCEL\"" "it can be cuda, metal, vulkan or rpc" ;;
 esac
@@ -40,3 +41,5 @@ fi
 $python -m pip install --quiet --no-compile --editable .
 # A wheel may have been built for another processor.
 [ -z "$WHEELS" ] || .venv/bin/cerebrum doctor --offline --quiet
+rm -f .venv/.installed-*  # what make has installed
+touch .venv/.installed

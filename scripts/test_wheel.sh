@@ -41,4 +41,8 @@ for kernels in best avx2; do  # under the name of the bindings, and found before
 done
 find .venv/wheel/avx2 -name 'libggml-cpu-*' ! -name '*-haswell.so' -delete
 check best "$@"
-if grep -q avx512f /proc/cpuinfo 2>/dev/null; then check avx2 "$@"; fi
+if grep -q avx512f /proc/cpuinfo 2>/dev/null; then
+    check avx2 "$@"
+else
+    echo "this processor has no AVX-512, whose kernels are not tested"
+fi

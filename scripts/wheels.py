@@ -9,6 +9,7 @@ Linux, the compiler is Zig's, for glibc 2.28 and newer; for macOS (arm64), it is
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 GLIBC = "2.28"
 OPTIONS = (
     *("-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON", "-DGGML_NATIVE=OFF", "-DGGML_OPENMP=OFF"),
-    *("-DLLAVA_BUILD=OFF", "-DCMAKE_INSTALL_RPATH=$ORIGIN"),
+    *("-DLLAVA_BUILD=OFF", f"-DCMAKE_INSTALL_RPATH={'@loader_path' if sys.platform == 'darwin' else '$ORIGIN'}"),
     f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={ROOT / 'scripts' / 'llama.cmake'}",
 )
 UNUSED = ("llama_cpp/__init__.py", "llama_cpp/llava_cpp.py", "llama_cpp/mtmd_cpp.py", "llama_cpp/server/")
@@ -57,8 +58,10 @@ def build(architecture: str, directory: Path) -> Path:
         environment |= {"CC": f"{zig} cc {flags}", "CXX": f"{zig} c++ {flags}"}
         options += ["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={architecture}"]
         environment["_PYTHON_HOST_PLATFORM"] = f"linux-{architecture}"  # the wheel's tag
+    else:
+        environment["MACOSX_DEPLOYMENT_TARGET"] = "13.3"
     requirement = run([str(ROOT / "scripts" / "build.sh"), "requirement"], capture_output=True).stdout.strip()
-    environment |= {"CMAKE_ARGS": " ".join(options), "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count())}
+    environment |= {"CMAKE_ARGS": shlex.join(options), "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count())}
     run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-cache-dir", "-w", str(directory), requirement],
         env=environment,
