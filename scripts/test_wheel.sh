@@ -16,14 +16,18 @@ assert len(texts) == 100
 print(*texts, sep='\n')"
 }
 
-check() {
+check() {  # check KERNELS PATTERN [PYTEST OPTION...]: with the kernels whose files match
     kernels=$PWD/.venv/wheel/$1
+    rm -rf "$kernels"
+    $python -m pip install --quiet --no-deps --no-index --target "$kernels" .venv/wheel/*.whl
+    find "$kernels" -name 'libggml-cpu-*' ! -name "$2" -delete
+    ln -s cerebrum_llama "$kernels/llama_cpp"  # under the name of the bindings, and found before those in .venv
     PYTHONPATH=$kernels $python -c "
 from cerebrum_cli.engine.llama import devices
 from cerebrum_cli.engine.llama.bindings import llama
 assert llama.__file__.startswith('$kernels'), llama.__file__
 print('$1:', *devices.build().cpu_features)"
-    shift
+    shift 2
     texts "$kernels" > .venv/wheel/texts
     texts "" | diff - .venv/wheel/texts || {
         echo "error: these texts differ from those of the build for this machine" >&2
@@ -34,15 +38,9 @@ print('$1:', *devices.build().cpu_features)"
         tests/engine tests/batch/test_together.py tests/cli/test_architectures.py "$@"
 }
 
-for kernels in best avx2; do  # under the name of the bindings, and found before those in .venv
-    rm -rf ".venv/wheel/$kernels"
-    $python -m pip install --quiet --no-deps --no-index --target ".venv/wheel/$kernels" .venv/wheel/*.whl
-    ln -s cerebrum_llama ".venv/wheel/$kernels/llama_cpp"
-done
-find .venv/wheel/avx2 -name 'libggml-cpu-*' ! -name '*-haswell.so' -delete
-check best "$@"
+check best '*' "$@"
 if grep -q avx512f /proc/cpuinfo 2>/dev/null; then
-    check avx2 "$@"
+    check avx2 '*-haswell.so' "$@"
 else
     echo "this processor has no AVX-512, whose kernels are not tested"
 fi

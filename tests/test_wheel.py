@@ -127,10 +127,9 @@ def set_up(checkout: Path, **environment: str) -> tuple[subprocess.CompletedProc
         shutil.copy(ROOT / name, checkout / name)
     log = checkout / "log"
     log.unlink(missing_ok=True)
-    inherited = {name: os.environ[name] for name in ("PATH",)}
-    home = {"HOME": str(checkout), "TMPDIR": str(checkout), "LOG": str(log)}
+    home = {"PATH": os.environ["PATH"], "HOME": str(checkout), "TMPDIR": str(checkout), "LOG": str(log)}
     done = subprocess.run(
-        ["sh", "scripts/setup.sh"], cwd=checkout, env=inherited | home | environment, capture_output=True, text=True
+        ["sh", "scripts/setup.sh"], cwd=checkout, env=home | environment, capture_output=True, text=True
     )
     return done, log.read_text().splitlines() if log.exists() else []
 
