@@ -106,4 +106,4 @@ def test_experts_of_the_first_layers_are_kept_on_the_host(tmp_path: Path) -> Non
     assert first.buffer_type and not end.pattern and not end.buffer_type
     options = LoadOptions(GgufFile(path, 512, read_header(path).sizes))
     plan = LoadPlan(options.file.sizes, options.context, host_experts=11)
-    llama.llama_model_free(load_model(options, plan, lambda _: None, StopFlag()))
+    llama.llama_model_free(load_model(options, plan, (), lambda _: None, StopFlag()))

@@ -8,6 +8,7 @@ decodes nothing.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -130,7 +131,8 @@ def _load(path: str, kind: Kind, adapter: str) -> None:
     from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 
     params = llama.llama_model_default_params()
-    params.n_gpu_layers, params.use_extra_bufts = 0, False
+    no_devices = (ctypes.c_void_p * 1)()  # drivers of GPUs may need more memory than the limit
+    params.devices, params.use_extra_bufts = ctypes.cast(no_devices, ctypes.c_void_p), False
     with suppress_log():
         # With the vocabulary only and without, loading gets as far as it does not in the other way.
         for params.vocab_only in (True,) if kind == "vocabulary" else (True, False):

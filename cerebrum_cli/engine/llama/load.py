@@ -14,10 +14,10 @@ from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import has_recurrent_state, model_metadata
-from cerebrum_cli.engine.llama.devices import expert_overrides, free_memory
+from cerebrum_cli.engine.llama.devices import bind, expert_overrides, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.machine import save_devices, thread_count
-from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, host_bytes, weight_needs
+from cerebrum_cli.engine.memory import ContextOptions, Device, FreeMemory, host_bytes, weight_needs
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_load, resolve
 from cerebrum_cli.engine.model_options import AdapterFile, LoadOptions, option_notices
 from cerebrum_cli.gguf.architectures import facts_of
@@ -51,7 +51,7 @@ def open_llama(
     for notice in option_notices(options, llama.llama_supports_gpu_offload(), free.devices):
         emit(notice)
     plan = plan_load(options, free, emit)
-    model = load_model(options, plan, emit, stop)
+    model = load_model(options, plan, free.devices, emit, stop)
     has_state, offloads = has_recurrent_state(model), any(plan.offloaded)
     is_sequential = facts_of(model_metadata(model, "general.architecture")).is_sequential
     if is_sequential and plan.context.slots > 1 and not options.whole_context:  # a chat may never run several
@@ -97,8 +97,13 @@ def adapted(plan: LoadPlan, model: Any, is_sequential: bool) -> ContextOptions:
     )
 
 
-def load_model(options: LoadOptions, plan: LoadPlan, emit: Callable[[Event], None], stop: StopFlag) -> Any:
-    """Load the model, with a number of layers on each GPU; weights are memory-mapped unless they are repacked."""
+def load_model(
+    options: LoadOptions, plan: LoadPlan, devices: Sequence[Device], emit: Callable[[Event], None], stop: StopFlag
+) -> Any:
+    """Load the model, with a number of layers on each GPU; weights are memory-mapped unless they are repacked.
+
+    llama.cpp is given the GPUs that have layers. Of all others it would allocate memory, and evaluate prompts on them.
+    """
     reported = -1.0
 
     def progress(fraction: float, _: object) -> bool:
@@ -111,9 +116,14 @@ def load_model(options: LoadOptions, plan: LoadPlan, emit: Callable[[Event], Non
     params = llama.llama_model_default_params()
     params.n_gpu_layers, params.vocab_only = sum(plan.offloaded), options.vocabulary_only
     params.use_extra_bufts = plan.repack
-    if len(plan.offloaded) > 1:
-        params.tensor_split = (ctypes.c_float * llama.llama_max_devices())(*plan.offloaded)
-    # alive until the model is loaded
+    used = [(device, count) for device, count in zip(devices, plan.offloaded, strict=False) if count]
+    # alive until the model is loaded; a null pointer ends the list
+    handles = (ctypes.c_void_p * (len(used) + 1))()
+    if used:
+        find = bind("ggml_backend_dev_by_name", ctypes.c_void_p, (ctypes.c_char_p,))
+        handles[:-1] = [find(device.name.encode()) for device, _ in used]
+    params.devices = ctypes.cast(handles, ctypes.c_void_p)
+    params.tensor_split = (ctypes.c_float * llama.llama_max_devices())(*(count for _, count in used))
     overrides: Any = expert_overrides(plan.host_experts) if plan.host_experts else None
     params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
     params.progress_callback = llama.llama_progress_callback(progress)
