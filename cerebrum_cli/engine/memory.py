@@ -147,11 +147,13 @@ def context_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequenc
     """Memory for the KV cache, recurrent states and their checkpoints, compute buffers and logits."""
     host, on_devices = _divide([*(cache_bytes(layer, context) for layer in sizes.layers), 0], offloaded)
     host += checkpoint_budget(sizes, context) + (4 * context.slots + SAMPLING_BYTES) * sizes.vocabulary_size
+    used = sum(map(bool, offloaded))
     if sum(offloaded) <= len(sizes.layers):
         host += compute_bytes(sizes, context)
     else:
-        host += 4 * context.n_ubatch * sizes.embedding_length + _mask_bytes(sizes, context)
-    buffers = [device_buffers(sizes, context) if count else 0 for count in offloaded]
+        host += 8 * context.n_ubatch * sizes.embedding_length + _mask_bytes(sizes, context)
+        host += _input_copies(sizes, context) if used > 1 else 0
+    buffers = [device_buffers(sizes, context, sum(offloaded), used) if count else 0 for count in offloaded]
     return MemoryNeeds(host, tuple(map(sum, zip(on_devices, buffers, strict=True))))
 
 
@@ -202,10 +204,23 @@ def cache_bytes(layer: LayerSizes, context: ContextOptions) -> int:
     return int(context.token_bytes(layer) * cells) + layer.state_bytes * (1 + context.n_rs_seq) * context.slots
 
 
-def device_buffers(sizes: ModelSizes, context: ContextOptions) -> int:
-    """Size of a GPU's compute buffer, with room for one layer's experts, which large steps copy from host memory."""
-    copied = max((layer.expert_bytes for layer in sizes.layers), default=0) if sizes.host_expert_bytes else 0
-    return compute_bytes(sizes, context) + copied
+def device_buffers(sizes: ModelSizes, context: ContextOptions, offloaded: int, n_devices: int) -> int:
+    """Size of each GPU's compute buffer, of a number of GPUs with a number of layers in all.
+
+    Large steps copy weights in host memory to a GPU, one tensor at a time, and what goes into them.
+    """
+    extra = 0
+    if sizes.host_expert_bytes or offloaded <= len(sizes.layers):
+        extra = max((layer.largest_tensor for layer in sizes.layers), default=0)
+        extra += 4 * context.n_ubatch * sizes.embedding_length
+    elif n_devices > 1:
+        extra = _input_copies(sizes, context)
+    return compute_bytes(sizes, context) + extra
+
+
+def _input_copies(sizes: ModelSizes, context: ContextOptions) -> int:
+    """Further copies of a step's inputs: GPUs that hold all layers work on up to four steps at the same time."""
+    return 3 * _mask_bytes(sizes, context) + 16 * context.n_ubatch * sizes.embedding_length
 
 
 def _mask_bytes(sizes: ModelSizes, context: ContextOptions) -> int:

@@ -254,7 +254,7 @@ def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...
     output_bytes = sizes.output_bytes + (sizes.input_bytes if sizes.is_tied else 0)
     weights = [layer.weight_bytes + layer.adapter_bytes + cache_bytes(layer, context) for layer in sizes.layers]
     layers = [*weights, output_bytes]
-    buffers = device_buffers(sizes, context)
+    buffers = device_buffers(sizes, context, count, len(devices))
     waiting = iter(layers[len(layers) - count :])
     size, filled = next(waiting, None), []
     for device in devices:

@@ -28,7 +28,7 @@ class LayerSizes(NamedTuple):
 
     `adapter_bytes` are the weights of adapters, which are allocated where those of the model may be mapped. A layer
     with a sliding window attends to the last `window` tokens only; 0 is all of them. `expert_bytes` are those of the
-    weights that belong to the experts of a mixture.
+    weights that belong to the experts of a mixture, `largest_tensor` those of the largest of all.
     """
 
     weight_bytes: int
@@ -38,6 +38,7 @@ class LayerSizes(NamedTuple):
     adapter_bytes: int = 0
     window: int = 0
     expert_bytes: int = 0
+    largest_tensor: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,9 @@ class ModelSizes:
             return replace(self, layers=layers, input_bytes=size - even * len(layers), output_bytes=0)
         layers = tuple(
             layer._replace(
-                weight_bytes=layer.weight_bytes * size // whole, expert_bytes=layer.expert_bytes * size // whole
+                weight_bytes=layer.weight_bytes * size // whole,
+                expert_bytes=layer.expert_bytes * size // whole,
+                largest_tensor=layer.largest_tensor * size // whole,
             )
             for layer in self.layers
         )
@@ -217,6 +220,7 @@ def _layer_sizes(
             state_bytes=_STATE_BYTES * _state_length(keys) if recurs else 0,
             window=window,
             expert_bytes=sum(size for name, size in tensors.items() if _EXPERTS.fullmatch(name)),
+            largest_tensor=max(tensors.values(), default=0),
         )
     return tuple(layers), head_lengths
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,11 @@ from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine import memory
+from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.bindings import llama, log
 from cerebrum_cli.engine.llama.context import context_params
+from cerebrum_cli.engine.llama.devices import accelerators
+from cerebrum_cli.engine.llama.load import load_model
 from cerebrum_cli.engine.memory import (
     ContextOptions,
     Device,
@@ -23,13 +27,15 @@ from cerebrum_cli.engine.memory import (
     compute_bytes,
     memory_needs,
 )
-from cerebrum_cli.engine.memory_plan import group_lengths, plan_layers, require_devices
+from cerebrum_cli.engine.memory_plan import LoadPlan, group_lengths, plan_layers, require_devices
+from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.step_costs import MEASURED_ROWS
 from cerebrum_cli.gguf.header import parts_sizes, read_header
 from cerebrum_cli.gguf.parser import Array
 from cerebrum_cli.gguf.sizes import Hyperparameters, LayerSizes, ModelSizes, layer_windows, model_sizes
 
 MIB, GIB = 2**20, 2**30
+GPUS = accelerators()
 
 # A Mistral-7B in a 4-bit quantization, rounded: a layer is 128 MiB of weights and, in 8192 tokens, 32 MiB of KV cache.
 MISTRAL = ModelSizes(
@@ -44,7 +50,8 @@ MISTRAL = ModelSizes(
 WEIGHTS = (32 * 128 + 512) * MIB
 CHAT = ContextOptions(8192, 1, 1, 512)
 COMPUTE = 124 * MIB  # 4 bytes x 512 rows x (4 x 4096 + 3 x 14336), and 8 MiB of attention mask
-INPUTS = 16 * MIB  # of the host without a layer: embeddings of 512 rows, and the mask
+INPUTS = 24 * MIB  # of the host without a layer: embeddings of 512 rows, twice, and the mask
+COPIES = 56 * MIB  # of inputs, for steps of several GPUs: three masks, and embeddings of 512 rows, four times
 LOGITS = (4 + 16) * 32000  # and what samplers read
 MAMBA = ModelSizes((LayerSizes(16 * MIB, state_bytes=16 * MIB),) * 4, vocabulary_size=32000)
 
@@ -53,32 +60,35 @@ def cuda(free: int) -> Device:
     return Device("CUDA0", "NVIDIA GeForce RTX 4090", free, free)
 
 
-def logged_mib(path: Path, options: ContextOptions, monkeypatch: pytest.MonkeyPatch) -> float:
-    """Load a model without offloading and repacking, and sum the buffers that llama.cpp logs."""
+def logged_mib(path: Path, plan: LoadPlan, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, float]:
+    """Load a model without repacking, and sum the buffers that llama.cpp logs: by device, or kind of host memory."""
     logged: list[str] = []
     monkeypatch.setattr(log, "forward", logged.append)
-    params = llama.llama_model_default_params()
-    params.n_gpu_layers, params.use_extra_bufts = 0, False
-    model = llama.llama_model_load_from_file(str(path).encode(), params)
+    options = LoadOptions(GgufFile(path, plan.context.length, plan.sizes))
+    model = load_model(options, plan, GPUS, lambda _: None, StopFlag())
     vocabulary_size = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
-    context = llama.llama_init_from_model(model, context_params(options, vocabulary_size))
+    context = llama.llama_init_from_model(model, context_params(plan.context, vocabulary_size))
     assert context
     llama.llama_free(context)
     llama.llama_model_free(model)
-    lines = [line for line in logged if "buffer size =" in line]
-    assert any("compute" in line for line in lines)
-    return sum(float(size) for line in lines for size in re.findall(r"buffer size =\s+([\d.]+) MiB", line))
-
-
-def logged_needs(sizes: ModelSizes, options: ContextOptions) -> float:
-    """Planned memory in MiB, without the checkpoints, which are ours."""
-    return (memory_needs(sizes, options).total - checkpoint_budget(sizes, options)) / MIB
+    sums: dict[str, float] = defaultdict(float)
+    for device, kind, size in re.findall(r"(\S+) +(\w*) *buffer size = +([\d.]+) MiB", "\n".join(logged)):
+        sums[device] += float(size)
+        sums[kind] += float(size)
+    assert sums["compute"]
+    return sums
 
 
 @pytest.fixture(scope="module")
 def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "mixtral.gguf"
     return write_quantized(path, experts=8, shape=Shape(layers=2, width=512, heads=8, kv_heads=2, ffn=512))
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "dense.gguf"
+    return write_quantized(path, shape=Shape(layers=2, width=1024, heads=8, kv_heads=2, ffn=2816))
 
 
 @pytest.mark.slow
@@ -99,8 +109,30 @@ def test_plan_is_within_3_percent_of_logged_buffers(
     if model == "sliding_window_model" and options.kv_unified:
         pytest.skip("windows are never shared")
     path: Path = request.getfixturevalue(model)
-    planned = logged_needs(read_header(path).sizes, options)
-    assert planned == pytest.approx(logged_mib(path, options, monkeypatch), rel=0.03, abs=0.1)
+    sizes = read_header(path).sizes
+    planned = memory_needs(sizes, options).total - checkpoint_budget(sizes, options)  # which are ours
+    logged = logged_mib(path, LoadPlan(sizes, options), monkeypatch)
+    assert planned / MIB == pytest.approx(sum(logged.values()) / 2, rel=0.03, abs=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GPUS, reason="needs a GPU")
+@pytest.mark.parametrize(
+    ("model", "layers", "host_experts"),
+    [("dense", 3, 0), ("dense", 2, 0), ("dense", 0, 0), ("mixtral", 3, 0), ("mixtral", 2, 0), ("mixtral", 3, 2)],
+)
+def test_plan_of_gpus_is_not_below_logged_buffers(
+    model: str, layers: int, host_experts: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path: Path = request.getfixturevalue(model)
+    sizes = read_header(path).sizes.with_experts_on_host(host_experts)
+    options = ContextOptions(4096, 4, 1, 512)
+    many = 2 if len(GPUS) > 1 and layers == 3 else 1
+    offloaded = (1, 2) if many == 2 else (layers,)
+    plan = LoadPlan(sizes, options, (*offloaded, *(0,) * (len(GPUS) - many)), host_experts)
+    logged = logged_mib(path, plan, monkeypatch)
+    for device, need in zip(GPUS, plan.needs.devices, strict=True):
+        assert -0.01 <= need / MIB - logged[device.name] <= 0.03 * need / MIB + 12, device.name
 
 
 def plan(
@@ -118,14 +150,14 @@ def plan(
         ((), (), WEIGHTS + 32 * 32 * MIB + COMPUTE + LOGITS, ()),
         # all but the embeddings
         ((24 * GIB,), (33,), 256 * MIB + INPUTS + LOGITS, ((32 * 160 + 256) * MIB + COMPUTE,)),
-        # 4096 - 512 - 124 = 3460 MiB hold the output layer, 256 MiB, and twenty layers of 160 MiB
-        ((4 * GIB,), (21,), (256 + 12 * 160) * MIB + COMPUTE + LOGITS, ((256 + 20 * 160) * MIB + COMPUTE,)),
-        # 2048 - 512 - 124 = 1412 MiB hold eight layers; the other 24 and the output layer go to the larger one
+        # 4096 - 512 - 124 - 8 = 3452 MiB hold the output layer, 256 MiB, and nineteen layers of 160 MiB
+        ((4 * GIB,), (20,), (256 + 13 * 160) * MIB + COMPUTE + LOGITS, ((264 + 19 * 160) * MIB + COMPUTE,)),
+        # 2048 - 512 - 124 - 56 = 1356 MiB hold eight layers; the other 24 and the output layer go to the larger one
         (
             (2 * GIB, 8 * GIB),
             (8, 25),
-            256 * MIB + INPUTS + LOGITS,
-            (8 * 160 * MIB + COMPUTE, (24 * 160 + 256) * MIB + COMPUTE),
+            256 * MIB + INPUTS + COPIES + LOGITS,
+            (8 * 160 * MIB + COMPUTE + COPIES, (24 * 160 + 256) * MIB + COMPUTE + COPIES),
         ),
         ((memory.HEADROOM,), (0,), WEIGHTS + 32 * 32 * MIB + COMPUTE + LOGITS, (0,)),
     ],

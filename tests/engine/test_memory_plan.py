@@ -244,7 +244,7 @@ def test_plan_keeps_experts_on_the_host_if_not_all_layers_fit() -> None:
 @pytest.mark.parametrize(
     ("cpu_moe", "gpu_layers", "experts", "layers"),
     [
-        ("off", "auto", 0, 17),
+        ("off", "auto", 0, 16),
         ("48", "auto", 48, 49),
         ("100", "10", 48, 10),
         ("auto", "10", 0, 10),
