@@ -297,12 +297,16 @@ class Build:
     ggml: str
     backends: tuple[str, ...]
     features: Mapping[str, Mapping[str, str]]
-    offloads: bool
     devices: tuple[Device, ...]
 
     @property
     def cpu_features(self) -> tuple[str, ...]:
         return tuple(name for name, value in self.features.get("CPU", {}).items() if value != "0")
+
+
+def offloads(backends: Iterable[str]) -> bool:
+    """Whether one of these backends is for GPUs, also if it finds none."""
+    return not {*backends} <= {"CPU", "BLAS"}
 
 
 def lacking(features: Iterable[str], flags: frozenset[str] | None) -> tuple[str, ...]:

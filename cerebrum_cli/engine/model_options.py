@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.engine.machine import instruction_set, rebuild_command
+from cerebrum_cli.engine.machine import instruction_set, offloads, rebuild_command
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions, Device
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -136,20 +136,17 @@ def expert_notice(expert_count: int, tensor_types: Iterable[str]) -> NoticeEvent
     )
 
 
-def option_notices(options: LoadOptions, offloads: bool, devices: tuple[Device, ...]) -> Iterator[NoticeEvent]:
-    """Yield notices about options that have no or an adverse effect; `offloads`: this build supports GPUs."""
+def option_notices(
+    options: LoadOptions, backends: Callable[[], Iterable[str]], devices: tuple[Device, ...]
+) -> Iterator[NoticeEvent]:
+    """Yield notices about options that have no or an adverse effect; `backends` names those of llama.cpp."""
     trained, length = options.file.trained_context, options.context.length
-    wants_gpu = options.gpu_layers not in ("auto", "0")
-    if wants_gpu and offloads and not devices:
-        yield NoticeEvent(
-            f"--gpu-layers {options.gpu_layers}: no GPU found; using the CPU",
-            "check the driver, or omit --gpu-layers",
-        )
-    elif wants_gpu and not offloads:
-        yield NoticeEvent(
-            f"--gpu-layers {options.gpu_layers}: llama.cpp was built without GPU support; using the CPU",
-            f"rebuild it: {rebuild_command('-DGGML_CUDA=on')}  (GGML_METAL or GGML_VULKAN likewise)",
-        )
+    if options.gpu_layers not in ("auto", "0") and not devices:
+        reason, hint = "no GPU found", "check the driver, or omit --gpu-layers"
+        if not offloads(backends()):
+            reason = "llama.cpp was built without GPU support"
+            hint = f"rebuild it: {rebuild_command('-DGGML_CUDA=on')}  (GGML_METAL or GGML_VULKAN likewise)"
+        yield NoticeEvent(f"--gpu-layers {options.gpu_layers}: {reason}; using the CPU", hint)
     if length > trained:
         yield NoticeEvent(
             f"--ctx {length} exceeds the model's trained context of {trained} tokens",

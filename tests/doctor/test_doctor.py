@@ -44,9 +44,9 @@ from cerebrum_cli.terminal.streams import Streams
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="libraries are named differently")
 UNREACHABLE = "http://127.0.0.1:1"  # nothing listens there
 TOKEN = "hf_ThisIsASecret"
-CPU = Build("0.3.36", "0.25.3", ("CPU",), {"CPU": {"AVX2": "1", "OPENMP": "1"}}, False, ())
+CPU = Build("0.3.36", "0.25.3", ("CPU",), {"CPU": {"AVX2": "1", "OPENMP": "1"}}, ())
 GPU = Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000)
-WITH_GPU = replace(CPU, backends=("CUDA", "CPU"), offloads=True, devices=(GPU,))
+WITH_GPU = replace(CPU, backends=("CUDA", "CPU"), devices=(GPU,))
 
 
 def doctor(home: Path, *arguments: str, **variables: str) -> Finished:

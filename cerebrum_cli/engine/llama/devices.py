@@ -91,16 +91,20 @@ def hardware() -> str:
     return ", ".join((processor_name(), *(device.description for device in accelerators())))
 
 
-def build() -> Build:
-    """Describe the installed build; finding its GPUs initializes their drivers."""
+def backends() -> tuple[str, ...]:
+    """Names of the backends that llama.cpp was built with."""
     count = bind("ggml_backend_reg_count", ctypes.c_size_t, ())
     get = bind("ggml_backend_reg_get", ctypes.c_void_p, (ctypes.c_size_t,))
     name = bind("ggml_backend_reg_name", ctypes.c_char_p, (ctypes.c_void_p,))
+    return tuple(name(get(index)).decode("utf-8", "replace") for index in range(count()))
+
+
+def build() -> Build:
+    """Describe the installed build; finding its GPUs initializes their drivers."""
     return Build(
         version=_package_version(),
         ggml=library_text("ggml_version"),
-        backends=tuple(name(get(index)).decode("utf-8", "replace") for index in range(count())),
+        backends=backends(),
         features=read_features(llama.llama_print_system_info().decode("utf-8", "replace")),
-        offloads=bool(llama.llama_supports_gpu_offload()),
         devices=accelerators(),
     )

@@ -14,7 +14,7 @@ from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import has_recurrent_state, model_metadata
-from cerebrum_cli.engine.llama.devices import bind, expert_overrides, free_memory
+from cerebrum_cli.engine.llama.devices import backends, bind, expert_overrides, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.machine import save_devices, thread_count
 from cerebrum_cli.engine.memory import ContextOptions, Device, FreeMemory, host_bytes, weight_needs
@@ -48,7 +48,7 @@ def open_llama(
     free = free_memory()
     if devices_file:
         save_devices(devices_file, free.devices)
-    for notice in option_notices(options, llama.llama_supports_gpu_offload(), free.devices):
+    for notice in option_notices(options, backends, free.devices):
         emit(notice)
     plan = plan_load(options, free, emit)
     model = load_model(options, plan, free.devices, emit, stop)
