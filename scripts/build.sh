@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs llama.cpp in .venv, built for this machine: build.sh cpu|cuda|metal|vulkan|rpc|avx2 [PIP OPTION...]
-# The wheel is kept for other checkouts. Where there is no C++ compiler, Zig's is downloaded, and removed afterwards.
+# The wheel is kept for other checkouts; with CMAKE_ARGS, which are options of llama.cpp, it is built again. Where there
+# is no C++ compiler, Zig's is downloaded, and removed afterwards.
 set -eu
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
@@ -29,7 +30,7 @@ install() {
     $python -m pip install --quiet --no-compile --force-reinstall --no-deps --no-index --find-links "$wheels" "$@" "$requirement"
 }
 
-if [ -d "$wheels" ] && install "$@"; then exit; fi
+if [ -z "${CMAKE_ARGS:-}" ] && [ -d "$wheels" ] && install "$@"; then exit; fi
 if [ "$kind" != "${kind%-zig}" ]; then
     echo "no C++ compiler found: downloading Zig's for this build (100 MB; 410 MB unpacked)"
     zig=$(mktemp -d)
@@ -43,11 +44,12 @@ if [ "$kind" != "${kind%-zig}" ]; then
     options="$options -DGGML_OPENMP=OFF"
 fi
 echo "building llama.cpp for this machine; this takes minutes, once"
-export CMAKE_ARGS="-DLLAVA_BUILD=OFF '-DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/scripts/llama.cmake' $options"
+export CMAKE_ARGS="-DLLAVA_BUILD=OFF '-DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/scripts/llama.cmake' $options ${CMAKE_ARGS:-}"
 export FORCE_CMAKE=1 CMAKE_BUILD_PARALLEL_LEVEL="$(getconf _NPROCESSORS_ONLN)"
 if ! $python -m pip wheel --no-cache-dir --no-deps --wheel-dir "$wheels" "$requirement"; then
     echo "error: llama.cpp was not built, for the reason above" >&2
-    echo " hint: install a wheel of it: WHEELS=https://abetlen.github.io/llama-cpp-python/whl/cpu scripts/setup.sh" >&2
+    case $kind in cuda) index=cu130 ;; metal | vulkan) index=$kind ;; *) index=cpu ;; esac
+    echo " hint: install a wheel of it: WHEELS=https://abetlen.github.io/llama-cpp-python/whl/$index scripts/setup.sh" >&2
     exit 1
 fi
 install "$@"
