@@ -83,6 +83,7 @@ def replies(
     options = LoadOptions(
         GgufFile(path, 2048, header.sizes),
         ContextOptions(context_size, slots, **(defaults | context)),
+        gpu_layers="0",
         repack=plan_repacking(header.quantization, is_chat=True) if repack is None else repack,
     )
     said: Replies = [[] for _ in requests]
@@ -176,7 +177,7 @@ def test_batch_records_that_it_is_invariant(models: Path, new_user: CommandLine)
     for options in (("--parallel", "1"), ("--parallel", "8", "--set", "speculative=on")):
         out = new_user.home / f"out{len(texts)}.jsonl"
         command = ("batch", source, "-o", out, "-m", path, "--max-tokens", "20", "--ignore-eos", *options)
-        done = new_user.run(*command, "--set", "batch_invariant=on")
+        done = new_user.run(*command, "-ngl", "0", "--set", "batch_invariant=on")
         assert done.code == 0, done.err
         texts.append([json.loads(line)["text"] for line in out.read_text().splitlines()])
         assert "all types" in Path(f"{out}.meta.json").read_text()
@@ -192,7 +193,7 @@ def test_invariance_notices_for_experts_and_recurrent_models(
     source = new_user.home / "in.txt"
     source.write_text("Why?\n")
     mixtral = write_quantized(models / "mixtral.gguf", shape=SHAPE, experts=4)
-    command = ("batch", source, "-o", "-", "-n", "2", "--set", "batch_invariant=on", "-m")
+    command = ("batch", source, "-o", "-", "-n", "2", "-ngl", "0", "--set", "batch_invariant=on", "-m")
     assert "a mixture of experts in K-quants" in new_user.run(*command, mixtral).err
     assert "mixture" not in new_user.run(*command, mixtral, "-q").err
     assert "no effect on a recurrent model" in new_user.run(*command, recurrent_model).err

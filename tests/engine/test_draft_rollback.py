@@ -18,6 +18,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine import drafter
 from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.bench import Bench
+from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
@@ -85,7 +86,9 @@ def test_llama_rolls_back_no_state_that_was_restored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kv_unified", [False, True])
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize(
+    "temperature", [0.0] if accelerators() else [0.0, 0.8]
+)  # GPUs round steps of other sizes otherwise
 @pytest.mark.parametrize("name", ["lfm2", "qwen35", "qwen3moe"])
 def test_llama_drafts_that_are_rejected_change_no_reply(
     name: str, temperature: float, kv_unified: bool, tmp_path: Path, require_equal_replies: Compare

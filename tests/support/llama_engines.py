@@ -24,9 +24,10 @@ TALE = STORY * 5  # longer than the sliding window
 
 
 def options(path: Path, *, slots: int = 1, context_size: int = 2048, is_invariant: bool = False) -> LoadOptions:
-    """Load on one thread: tiny models need no more. `is_invariant` pads all steps."""
+    """Load on one thread: tiny models need no more. `is_invariant` pads all steps, on the CPU."""
     context = ContextOptions(context_size, slots, n_threads=1, batch_invariant=is_invariant, pad_steps=is_invariant)
-    return LoadOptions(GgufFile(path, 2048, read_header(path).sizes), context)
+    gpu_layers = "0" if is_invariant else "auto"
+    return LoadOptions(GgufFile(path, 2048, read_header(path).sizes), context, gpu_layers)
 
 
 def in_f32(options: LoadOptions) -> LoadOptions:

@@ -1,0 +1,116 @@
+"""Compare greedy replies with layers on a GPU with those of the CPU, token by token.
+
+Usage: python benchmarks/offload.py [--prompts N] [--tokens N] [--dry-run] FILE...
+
+Each FILE is a model. Its replies to questions in 20 languages are generated with all layers on the GPU, half of them,
+and the output layer alone, one at a time and SLOTS at a time, and on the CPU SLOTS at a time. Each is compared with the
+reply of the CPU, one at a time. Where they differ, rounding should have decided between two tokens that are nearly
+equally likely.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import date
+from pathlib import Path
+
+from answering import THREADS
+from harness import argument_parser, machine, read_sections, record_section
+from same_text import QUESTIONS
+
+from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.events import AlternativesEvent, TokenEvent
+from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.memory import ContextOptions
+from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
+from cerebrum_cli.engine.sequence import InspectionRequest, Request
+from cerebrum_cli.gguf.header import read_header
+
+CONTEXT, SLOTS = 1024, 16
+HEADING = "Offloading"
+HEAD = """
+Greedy replies with layers on a GPU, and those of the CPU to the same {prompts} prompts, of {tokens} tokens; written by
+`benchmarks/offload.py` on {date}. {machine}. Cells give how many are equal, one and {slots} at a time; in parentheses,
+where one differs, the largest difference of the CPU's log probabilities for its two likeliest tokens there.
+
+| model | all layers | half of the layers | output layer | CPU, {slots} at a time |
+|---|---|---|---|---|
+"""
+
+
+def main() -> None:
+    """Compare all ways, and record a line for each."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("--prompts", type=int, default=len(QUESTIONS))
+    parser.add_argument("--tokens", type=int, default=24)
+    options = parser.parse_args()
+    lines = [compare(path, options) for path in options.files]
+    if not options.dry_run:
+        names = tuple(f"| {path.stem} |" for path in options.files)
+        kept = [each for each in read_sections().get(HEADING, "").splitlines() if each.startswith("| ")][1:]
+        lines = [*(each for each in kept if not each.startswith(names)), *lines]
+        head = HEAD.format(**vars(options), slots=SLOTS, date=date.today(), machine=machine())
+        record_section(HEADING, head + "\n".join(lines))
+
+
+def compare(path: Path, options: Namespace) -> str:
+    """A line of the table."""
+    all_layers = len(read_header(path).sizes.layers) + 1
+    expected = replies(path, 0, 1, options)
+
+    def cell(layers: int, slots: int) -> str:
+        pairs = zip(expected, replies(path, layers, slots, options), strict=True)
+        differ = [(number, *pair) for number, pair in enumerate(pairs) if pair[0] != pair[1]]
+        gap = f" ({max(gaps(path, differ)):.4f})" if differ else ""
+        return f"{len(expected) - len(differ)}{gap}"
+
+    cells = [f"{cell(layers, 1)}, {cell(layers, SLOTS)}" for layers in (all_layers, all_layers // 2, 1)]
+    line = f"| {path.stem} | {' | '.join(cells)} | {cell(0, SLOTS)} |"
+    print(line, flush=True)
+    return line
+
+
+def replies(path: Path, layers: int, slots: int, options: Namespace) -> list[list[int]]:
+    """Tokens of the replies to all prompts."""
+    said: list[list[int]] = [[] for _ in range(options.prompts)]
+    with opened(path, layers, slots) as engine:
+        params = SamplingParams(max_tokens=options.tokens)
+        requests = [Request(prompt_tokens(engine, number), params, ignore_eos=True) for number in range(len(said))]
+        for event in engine.generate(requests):
+            if isinstance(event, TokenEvent):
+                said[event.sequence.request] += event.tokens
+    return said
+
+
+def gaps(path: Path, differ: Sequence[tuple[int, list[int], list[int]]]) -> Iterator[float]:
+    """Gaps where replies first differ, as the CPU evaluates them."""
+    with opened(path, 0, 1) as engine:
+        for number, expected, given in differ:
+            same = next(at for at, pair in enumerate(zip(expected, given, strict=True)) if pair[0] != pair[1])
+            prompt = prompt_tokens(engine, number)
+            request = InspectionRequest.of_reply(prompt, tuple(expected[: same + 1]), likeliest=2)
+            *_, last = (event for event in engine.generate([request]) if isinstance(event, AlternativesEvent))
+            yield last.likeliest[0].logprob - last.likeliest[1].logprob
+
+
+@contextmanager
+def opened(path: Path, layers: int, slots: int) -> Iterator[LocalEngine]:
+    """An engine with so many layers on GPUs and so many slots."""
+    file = GgufFile(path, CONTEXT, read_header(path).sizes, is_verified=True)
+    options = LoadOptions(file, ContextOptions(CONTEXT, slots, THREADS), gpu_layers=str(layers), repack=False)
+    with closing(LocalEngine(lambda emit, stop: open_llama(options, emit, stop))) as engine:
+        list(engine.load())
+        yield engine
+
+
+def prompt_tokens(engine: LocalEngine, number: int) -> tuple[int, ...]:
+    return tuple(engine.vocabulary.tokenize([Text(f"Question {number}: {QUESTIONS[number % len(QUESTIONS)]}")]))
+
+
+if __name__ == "__main__":
+    main()
