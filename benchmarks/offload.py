@@ -23,6 +23,7 @@ from same_text import QUESTIONS
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import AlternativesEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
@@ -49,6 +50,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=len(QUESTIONS))
     parser.add_argument("--tokens", type=int, default=24)
     options = parser.parse_args()
+    if not accelerators():
+        parser.error("llama.cpp finds no GPU")
     lines = [compare(path, options) for path in options.files]
     if not options.dry_run:
         names = tuple(f"| {path.stem} |" for path in options.files)
