@@ -35,8 +35,11 @@ CONTEXT, SLOTS = 1024, 16
 HEADING = "Offloading"
 HEAD = """
 Greedy replies with layers on a GPU, and those of the CPU to the same {prompts} prompts, of {tokens} tokens; written by
-`benchmarks/offload.py` on {date}. {machine}. Cells give how many are equal, one and {slots} at a time; in parentheses,
-where one differs, the largest difference of the CPU's log probabilities for its two likeliest tokens there.
+`benchmarks/offload.py` on {date}.
+Cells give how many are equal, one and {slots} at a time; in parentheses, where one differs, the largest difference of
+the CPU's log probabilities for its two likeliest tokens there.
+
+On {machine}.
 
 | model | all layers | half of the layers | output layer | CPU, {slots} at a time |
 |---|---|---|---|---|
