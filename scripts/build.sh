@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs llama.cpp in .venv, built for this machine: build.sh cpu|cuda|metal|vulkan|rpc|avx2 [PIP OPTION...]
-# The wheel is kept for other checkouts; with CMAKE_ARGS, which are options of llama.cpp, it is built again. Where there
-# is no C++ compiler, Zig's is downloaded, and removed afterwards.
+# CMAKE_ARGS are further options of llama.cpp. The wheel is kept for other checkouts. Where there is no C++ compiler,
+# Zig's is downloaded, and removed afterwards.
 set -eu
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
@@ -22,15 +22,16 @@ elif [ "$1" = cuda ] || [ "$1" = metal ] || [ "$1" = vulkan ]; then
 else
     kind=$1-zig
 fi
-# Named after this machine, for whose processor it is.
+# Named after this machine, for whose processor it is, and the options.
 wheels="${XDG_CACHE_HOME:-$HOME/.cache}/cerebrum/wheels/$(uname -n)/$kind"
+[ -z "${CMAKE_ARGS:-}" ] || wheels="$wheels-$(echo "$CMAKE_ARGS" | cksum | cut -d ' ' -f 1)"
 shift
 
 install() {
     $python -m pip install --quiet --no-compile --force-reinstall --no-deps --no-index --find-links "$wheels" "$@" "$requirement"
 }
 
-if [ -z "${CMAKE_ARGS:-}" ] && [ -d "$wheels" ] && install "$@"; then exit; fi
+if [ -d "$wheels" ] && install "$@"; then exit; fi
 if [ "$kind" != "${kind%-zig}" ]; then
     echo "no C++ compiler found: downloading Zig's for this build (100 MB; 410 MB unpacked)"
     zig=$(mktemp -d)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from cerebrum_cli.core.text import enumeration, format_count, format_size
-from cerebrum_cli.engine.machine import CPU_FLAGS, KEY_FEATURES, Build, Processors, lacking, offloads, rebuild_command
+from cerebrum_cli.engine.machine import CPU_FLAGS, KEY_FEATURES, Build, Processors, lacking, rebuild_command
 
 MIN_MEMORY = 2 * 10**9  # bytes; a small model, its KV cache and other programs
 MIN_DISK = 5 * 10**9  # bytes; the default model takes 4.4 GB
@@ -59,7 +59,7 @@ class DirectoryState:
 def assess_build(build: Build, flags: frozenset[str] | None) -> CheckResult:
     detail = (
         f"llama-cpp-python {build.version}, ggml {build.ggml}; backends {', '.join(build.backends) or 'none'};"
-        f" {'offload' if offloads(build.backends) else 'no offload'};"
+        f" {'offload' if build.offloads else 'no offload'};"
         f" CPU: {', '.join(build.cpu_features) or 'no features reported'}"
     )
     if unsupported := lacking(build.cpu_features, flags):
@@ -74,8 +74,8 @@ def assess_build(build: Build, flags: frozenset[str] | None) -> CheckResult:
 
 
 def assess_devices(build: Build, likely_accelerator: str | None) -> CheckResult:
-    if offloads(build.backends) and not build.devices:
-        problem = f"llama.cpp (backends {', '.join(build.backends)}) finds no GPU"
+    if build.offloads and not build.devices:
+        problem = "llama.cpp was built for GPUs and finds none"
         return check_result("", (problem, "check the GPU's driver; for NVIDIA, run nvidia-smi"))
     if likely_accelerator and not build.devices:
         problem = "this machine seems to have a GPU, but llama.cpp was built without GPU support"

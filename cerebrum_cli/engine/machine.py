@@ -291,22 +291,21 @@ def load_devices(path: Path) -> tuple[Device, ...] | None:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """An installed llama.cpp: versions, backends, the features each was built with, and visible accelerators."""
+    """An installed llama.cpp: versions, backends, the features each was built with, and visible accelerators.
+
+    One that `offloads` was built for GPUs, even if it finds none.
+    """
 
     version: str
     ggml: str
     backends: tuple[str, ...]
     features: Mapping[str, Mapping[str, str]]
+    offloads: bool
     devices: tuple[Device, ...]
 
     @property
     def cpu_features(self) -> tuple[str, ...]:
         return tuple(name for name, value in self.features.get("CPU", {}).items() if value != "0")
-
-
-def offloads(backends: Iterable[str]) -> bool:
-    """Whether one of these backends is for GPUs, also if it finds none."""
-    return not {*backends} <= {"CPU", "BLAS"}
 
 
 def lacking(features: Iterable[str], flags: frozenset[str] | None) -> tuple[str, ...]:

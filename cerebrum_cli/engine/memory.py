@@ -16,6 +16,7 @@ from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
 HEADROOM = 512 * 2**20  # left free on the host and on each GPU, for other programs and the driver
 CPU_UBATCH = 128  # tokens; small, since an interrupt waits for the current step on a slow CPU
 GPU_UBATCH = 512
+OFFLOADED_ROWS = 32  # from which on llama.cpp evaluates layers in host memory on a GPU
 PADDING = 256  # tokens; llama.cpp rounds contexts up to it
 MIN_OUTPUTS = 64  # rows with logits that a step may have in any context: the most of a step with draft tokens
 SAMPLING_BYTES = 16  # for each token of the vocabulary, for all sequences together
@@ -152,7 +153,7 @@ def context_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequenc
         host += compute_bytes(sizes, context)
     else:
         host += 8 * context.n_ubatch * sizes.embedding_length + _mask_bytes(sizes, context)
-        host += _input_copies(sizes, context) if used > 1 else 0
+        host += _input_copies(sizes, context) if used > 1 and not sizes.host_expert_bytes else 0
     buffers = [device_buffers(sizes, context, sum(offloaded), used) if count else 0 for count in offloaded]
     return MemoryNeeds(host, tuple(map(sum, zip(on_devices, buffers, strict=True))))
 
@@ -205,17 +206,22 @@ def cache_bytes(layer: LayerSizes, context: ContextOptions) -> int:
 
 
 def device_buffers(sizes: ModelSizes, context: ContextOptions, offloaded: int, n_devices: int) -> int:
-    """Size of each GPU's compute buffer, of a number of GPUs with a number of layers in all.
+    """Size of the compute buffer of each of `n_devices` GPUs, which hold `offloaded` layers between them.
 
-    Large steps copy weights in host memory to a GPU, one tensor at a time, and what goes into them.
+    Steps of OFFLOADED_ROWS copy weights in host memory to a GPU, one tensor at a time, and for attention the KV cache
+    of a layer. With so many sequences, parts of up to 2.5 caches were seen there at the same time.
     """
-    extra = 0
-    if sizes.host_expert_bytes or offloaded <= len(sizes.layers):
-        extra = max((layer.largest_tensor for layer in sizes.layers), default=0)
-        extra += 4 * context.n_ubatch * sizes.embedding_length
+    buffer, rows = compute_bytes(sizes, context), 4 * context.n_ubatch * sizes.embedding_length
+    is_partial = offloaded <= len(sizes.layers)
+    if is_partial or sizes.host_expert_bytes:
+        buffer += max((layer.largest_tensor for layer in sizes.layers), default=0) + rows
     elif n_devices > 1:
-        extra = _input_copies(sizes, context)
-    return compute_bytes(sizes, context) + extra
+        buffer += _input_copies(sizes, context)
+    if is_partial:
+        caches = max((context.token_bytes(layer) * context.cells(layer) for layer in sizes.layers), default=0)
+        copied = int(caches * context.n_streams * (2.5 if context.slots >= OFFLOADED_ROWS else 1))
+        buffer = max(buffer, copied + _mask_bytes(sizes, context) + 5 * rows)
+    return buffer
 
 
 def _input_copies(sizes: ModelSizes, context: ContextOptions) -> int:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.engine.machine import instruction_set, offloads, rebuild_command
+from cerebrum_cli.engine.machine import instruction_set, rebuild_command
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions, Device
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -137,13 +137,13 @@ def expert_notice(expert_count: int, tensor_types: Iterable[str]) -> NoticeEvent
 
 
 def option_notices(
-    options: LoadOptions, backends: Callable[[], Iterable[str]], devices: tuple[Device, ...]
+    options: LoadOptions, offloads: Callable[[], bool], devices: tuple[Device, ...]
 ) -> Iterator[NoticeEvent]:
-    """Yield notices about options that have no or an adverse effect; `backends` names those of llama.cpp."""
+    """Yield notices about options that have no or an adverse effect; `offloads`: this build supports GPUs."""
     trained, length = options.file.trained_context, options.context.length
     if options.gpu_layers not in ("auto", "0") and not devices:
         reason, hint = "no GPU found", "check the driver, or omit --gpu-layers"
-        if not offloads(backends()):
+        if not offloads():
             reason = "llama.cpp was built without GPU support"
             hint = f"rebuild it: {rebuild_command('-DGGML_CUDA=on')}  (GGML_METAL or GGML_VULKAN likewise)"
         yield NoticeEvent(f"--gpu-layers {options.gpu_layers}: {reason}; using the CPU", hint)

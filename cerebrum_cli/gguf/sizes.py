@@ -28,7 +28,7 @@ class LayerSizes(NamedTuple):
 
     `adapter_bytes` are the weights of adapters, which are allocated where those of the model may be mapped. A layer
     with a sliding window attends to the last `window` tokens only; 0 is all of them. `expert_bytes` are those of the
-    weights that belong to the experts of a mixture, `largest_tensor` those of the largest of all.
+    weights that belong to the experts of a mixture, and `largest_tensor` is the size of the largest of all.
     """
 
     weight_bytes: int

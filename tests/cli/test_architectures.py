@@ -119,8 +119,8 @@ def require_equal_replies(owner: Owner) -> None:
     story = STORY * 3 if has_long_context else "Once upon a time there lived a fox. "
     compared = (*compare_chats(owner, story), *compare_commands(owner, story))
     different = [comparison for comparison in compared if comparison[1] != comparison[2]]
-    # GPUs may round to F16 in steps of many rows, which decides between tokens that are equally likely
-    assert not different or (accelerators() and len(different) == 1), different
+    # GPUs may round to F16 in steps of several rows, which decides between tokens that are equally likely
+    assert not different or (accelerators() and [way for way, *_ in different] == ["speculative decoding in a chat"])
 
 
 def compare_chats(owner: Owner, story: str) -> Iterator[Comparison]:

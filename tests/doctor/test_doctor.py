@@ -44,9 +44,9 @@ from cerebrum_cli.terminal.streams import Streams
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="libraries are named differently")
 UNREACHABLE = "http://127.0.0.1:1"  # nothing listens there
 TOKEN = "hf_ThisIsASecret"
-CPU = Build("0.3.36", "0.25.3", ("CPU",), {"CPU": {"AVX2": "1", "OPENMP": "1"}}, ())
+CPU = Build("0.3.36", "0.25.3", ("CPU",), {"CPU": {"AVX2": "1", "OPENMP": "1"}}, False, ())
 GPU = Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000)
-WITH_GPU = replace(CPU, backends=("CUDA", "CPU"), devices=(GPU,))
+WITH_GPU = replace(CPU, backends=("CUDA", "CPU"), offloads=True, devices=(GPU,))
 
 
 def doctor(home: Path, *arguments: str, **variables: str) -> Finished:
@@ -294,7 +294,7 @@ SEEMS = "this machine seems to have a GPU"
         (assess_threads(LIMITED, None), "ok", f"2 threads; {CORES}, {ALLOWED}, cgroup quota 1.5", ""),
         (assess_threads(LIMITED, 3), "warning", "3 requested, but only 2 can run concurrently", ""),
         (assess_devices(WITH_GPU, "cuda"), "ok", "CUDA0 NVIDIA H200: 140.00 GB of 150.00 GB free", ""),
-        (assess_devices(WITHOUT_DRIVER, "cuda"), "warning", "(backends CUDA, CPU) finds no", "nvidia-smi"),
+        (assess_devices(WITHOUT_DRIVER, "cuda"), "warning", "was built for GPUs and finds none", "nvidia-smi"),
         (assess_devices(CPU, "cuda"), "warning", SEEMS, f'CMAKE_ARGS="-DGGML_CUDA=on" {sys.executable} -m pip install'),
         (assess_devices(CPU, "metal"), "warning", SEEMS, "make setup ACCEL=metal"),
         (assess_devices(CPU, None), "ok", "none: everything runs on the CPU", ""),

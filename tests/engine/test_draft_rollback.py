@@ -88,7 +88,7 @@ def test_llama_rolls_back_no_state_that_was_restored(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kv_unified", [False, True])
 @pytest.mark.parametrize(
     "temperature", [0.0] if accelerators() else [0.0, 0.8]
-)  # GPUs round steps of other sizes otherwise
+)  # GPUs round differently in steps of different sizes
 @pytest.mark.parametrize("name", ["lfm2", "qwen35", "qwen3moe"])
 def test_llama_drafts_that_are_rejected_change_no_reply(
     name: str, temperature: float, kv_unified: bool, tmp_path: Path, require_equal_replies: Compare

@@ -117,16 +117,21 @@ def test_plan_is_within_3_percent_of_logged_buffers(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not GPUS, reason="needs a GPU")
+@pytest.mark.parametrize("options", [ContextOptions(4096, 4, 1, 512), ContextOptions(32_768, 1, 1, 512)])
 @pytest.mark.parametrize(
     ("model", "layers", "host_experts"),
     [("dense", 3, 0), ("dense", 2, 0), ("dense", 0, 0), ("mixtral", 3, 0), ("mixtral", 2, 0), ("mixtral", 3, 2)],
 )
 def test_plan_of_gpus_is_not_below_logged_buffers(
-    model: str, layers: int, host_experts: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    model: str,
+    layers: int,
+    host_experts: int,
+    options: ContextOptions,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path: Path = request.getfixturevalue(model)
     sizes = read_header(path).sizes.with_experts_on_host(host_experts)
-    options = ContextOptions(4096, 4, 1, 512)
     many = 2 if len(GPUS) > 1 and layers == 3 else 1
     offloaded = (1, 2) if many == 2 else (layers,)
     plan = LoadPlan(sizes, options, (*offloaded, *(0,) * (len(GPUS) - many)), host_experts)

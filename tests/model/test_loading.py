@@ -211,30 +211,20 @@ def test_own_cgroups_include_all_ancestors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "backends", "devices", "problem"),
+    ("changes", "offloads", "devices", "problem"),
     [
-        (
-            {"context": ContextOptions(2049)},
-            ("CPU",),
-            (),
-            "--ctx 2049 exceeds the model's trained context of 2048 tokens",
-        ),
-        ({"context": ContextOptions(2048)}, ("CPU",), (), ""),
-        (
-            {"gpu_layers": "all"},
-            ("BLAS", "CPU"),
-            (),
-            "--gpu-layers all: llama.cpp was built without GPU support; using the CPU",
-        ),
-        ({"gpu_layers": "all"}, ("CUDA", "CPU"), (), "--gpu-layers all: no GPU found; using the CPU"),
-        ({"gpu_layers": "all"}, ("CUDA", "CPU"), (Device("CUDA0", "a GPU", GIB, GIB),), ""),
+        ({"context": ContextOptions(2049)}, False, (), "--ctx 2049 exceeds the model's trained context of 2048 tokens"),
+        ({"context": ContextOptions(2048)}, False, (), ""),
+        ({"gpu_layers": "all"}, False, (), "--gpu-layers all: llama.cpp was built without GPU support; using the CPU"),
+        ({"gpu_layers": "all"}, True, (), "--gpu-layers all: no GPU found; using the CPU"),
+        ({"gpu_layers": "all"}, True, (Device("CUDA0", "a GPU", GIB, GIB),), ""),
     ],
 )
 def test_load_notes_options_without_effect(
-    changes: dict[str, Any], backends: tuple[str, ...], devices: tuple[Device, ...], problem: str
+    changes: dict[str, Any], offloads: bool, devices: tuple[Device, ...], problem: str
 ) -> None:
     asked = replace(options(Path("model.gguf")), **changes)
-    assert "".join(notice.message for notice in option_notices(asked, lambda: backends, devices)) == problem
+    assert "".join(notice.message for notice in option_notices(asked, lambda: offloads, devices)) == problem
 
 
 def test_plan_repacking_leaves_k_quants_on_x86_as_they_are_unless_repacking_pays() -> None:

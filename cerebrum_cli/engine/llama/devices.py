@@ -91,20 +91,21 @@ def hardware() -> str:
     return ", ".join((processor_name(), *(device.description for device in accelerators())))
 
 
-def backends() -> tuple[str, ...]:
-    """Names of the backends that llama.cpp was built with."""
-    count = bind("ggml_backend_reg_count", ctypes.c_size_t, ())
-    get = bind("ggml_backend_reg_get", ctypes.c_void_p, (ctypes.c_size_t,))
-    name = bind("ggml_backend_reg_name", ctypes.c_char_p, (ctypes.c_void_p,))
-    return tuple(name(get(index)).decode("utf-8", "replace") for index in range(count()))
+def offloads() -> bool:
+    """Whether llama.cpp was built for GPUs. Without a driver, it may not register the backend."""
+    return any(hasattr(llama._lib, f"ggml_backend_{name}_reg") for name in ("cuda", "metal", "opencl", "sycl", "vk"))
 
 
 def build() -> Build:
     """Describe the installed build; finding its GPUs initializes their drivers."""
+    count = bind("ggml_backend_reg_count", ctypes.c_size_t, ())
+    get = bind("ggml_backend_reg_get", ctypes.c_void_p, (ctypes.c_size_t,))
+    name = bind("ggml_backend_reg_name", ctypes.c_char_p, (ctypes.c_void_p,))
     return Build(
         version=_package_version(),
         ggml=library_text("ggml_version"),
-        backends=backends(),
+        backends=tuple(name(get(index)).decode("utf-8", "replace") for index in range(count())),
+        offloads=offloads(),
         features=read_features(llama.llama_print_system_info().decode("utf-8", "replace")),
         devices=accelerators(),
     )

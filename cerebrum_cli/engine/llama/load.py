@@ -14,7 +14,7 @@ from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import has_recurrent_state, model_metadata
-from cerebrum_cli.engine.llama.devices import backends, bind, expert_overrides, free_memory
+from cerebrum_cli.engine.llama.devices import bind, expert_overrides, free_memory, offloads
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.machine import save_devices, thread_count
 from cerebrum_cli.engine.memory import ContextOptions, Device, FreeMemory, host_bytes, weight_needs
@@ -48,17 +48,17 @@ def open_llama(
     free = free_memory()
     if devices_file:
         save_devices(devices_file, free.devices)
-    for notice in option_notices(options, backends, free.devices):
+    for notice in option_notices(options, offloads, free.devices):
         emit(notice)
     plan = plan_load(options, free, emit)
     model = load_model(options, plan, free.devices, emit, stop)
-    has_state, offloads = has_recurrent_state(model), any(plan.offloaded)
+    has_state, uses_gpu = has_recurrent_state(model), any(plan.offloaded)
     is_sequential = facts_of(model_metadata(model, "general.architecture")).is_sequential
     if is_sequential and plan.context.slots > 1 and not options.whole_context:  # a chat may never run several
         emit(NoticeEvent("llama.cpp crashes when this model runs several sequences", "running them one at a time"))
-    if options.context.pad_steps and (has_state or offloads):
-        hint = "use the CPU with --gpu-layers 0" if offloads else "use --parallel 1"
-        emit(NoticeEvent(f"batch_invariant has no effect on a {'GPU' if offloads else 'recurrent model'}", hint))
+    if options.context.pad_steps and (has_state or uses_gpu):
+        hint = "use the CPU with --gpu-layers 0" if uses_gpu else "use --parallel 1"
+        emit(NoticeEvent(f"batch_invariant has no effect on a {'GPU' if uses_gpu else 'recurrent model'}", hint))
     adapters = load_adapters(model, file.adapters) if file.adapters and not options.vocabulary_only else ()
     fallback = None
     if options.baseline:
@@ -102,7 +102,7 @@ def load_model(
 ) -> Any:
     """Load the model, with a number of layers on each GPU; weights are memory-mapped unless they are repacked.
 
-    llama.cpp is given the GPUs that have layers. Of all others it would allocate memory, and evaluate prompts on them.
+    llama.cpp is given only the GPUs that get layers. On others, it would allocate memory and evaluate prompts.
     """
     reported = -1.0
 
