@@ -64,9 +64,10 @@ def import_bindings(name: str) -> Any:
     try:
         return importlib.import_module(f"llama_cpp.{name}")
     except (RuntimeError, OSError, ImportError, AttributeError) as error:  # the last: another version
+        # a build for GPUs needs their driver's libraries
+        first = "install what is missing, or " if "cannot open shared object" in str(error) else ""
         raise EngineError(
-            f"cannot load llama.cpp's library: {error}",
-            f"reinstall it: {rebuild_command()}",
+            f"cannot load llama.cpp's library: {error}", f"{first}reinstall it: {rebuild_command()}"
         ) from error
 
 
