@@ -32,6 +32,7 @@ from cerebrum_cli.doctor.assessment import (
     assess_threads,
 )
 from cerebrum_cli.doctor.checks import ANSWER, CHECKS, QUESTION
+from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.devices import build as installed_build
 from cerebrum_cli.engine.machine import CPU_FLAGS, Build, Processors, likely_accelerator, processor_flags
 from cerebrum_cli.engine.memory import Device
@@ -106,7 +107,8 @@ def test_doctor_only_warns_a_new_user_and_writes_the_list_of_devices(tmp_path: P
     assert set(CHECKS) - {"self_test_gpu"} <= set(results)
     assert {tuple(result) for result in results.values()} == {("name", "status", "detail", "hint")}
     assert (done.code, done.err, statuses(done)) == (0, "", {"models": "warning", "network": "warning"})
-    assert {results[name]["detail"][:4] for name in ("devices", "token", "sessions")} == {"none"}
+    assert {results[name]["detail"][:4] for name in ("token", "sessions")} == {"none"}
+    assert (results["devices"]["detail"][:4] == "none") is (not accelerators())
     assert all(bool(result["hint"]) == (result["status"] != "ok") for result in results.values())
     assert "llama-cpp-python 0." in results["llama_cpp"]["detail"]
     assert f"{QUESTION} {ANSWER}" in results["self_test"]["detail"]
