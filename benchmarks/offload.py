@@ -34,15 +34,15 @@ from cerebrum_cli.gguf.header import read_header
 CONTEXT, SLOTS = 1024, 16
 HEADING = "Offloading"
 HEAD = """
-Greedy replies with layers on a GPU, and those of the CPU to the same {prompts} prompts, of {tokens} tokens; written by
-`benchmarks/offload.py` on {date}.
-Cells give how many are equal, one and {slots} at a time; in parentheses, where one differs, the largest difference of
-the CPU's log probabilities for its two likeliest tokens there.
+Greedy replies with layers on a GPU, compared with those of the CPU, one at a time; written by `benchmarks/offload.py`.
+Cells give how many are equal, of replies generated one and {slots} at a time; in parentheses, where one differs, the
+largest difference of the CPU's log probabilities for its two likeliest tokens there.
+Models named after an architecture are tiny, with random weights, from `tests/support/architectures.py`.
+llvmpipe is Mesa's driver that computes on the CPU; it allows no tensor of more than 128 MiB, such as the output layer
+of the 0.5B.
 
-On {machine}.
-
-| model | all layers | half of the layers | output layer | CPU, {slots} at a time |
-|---|---|---|---|---|
+| model | prompts | tokens | all layers | half of the layers | output layer | CPU, {slots} at a time | date | machine |
+|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -60,8 +60,7 @@ def main() -> None:
         names = tuple(f"| {path.stem} |" for path in options.files)
         kept = [each for each in read_sections().get(HEADING, "").splitlines() if each.startswith("| ")][1:]
         lines = [*(each for each in kept if not each.startswith(names)), *lines]
-        head = HEAD.format(**vars(options), slots=SLOTS, date=date.today(), machine=machine())
-        record_section(HEADING, head + "\n".join(lines))
+        record_section(HEADING, HEAD.format(slots=SLOTS) + "\n".join(lines))
 
 
 def compare(path: Path, options: Namespace) -> str:
@@ -76,7 +75,8 @@ def compare(path: Path, options: Namespace) -> str:
         return f"{len(expected) - len(differ)}{gap}"
 
     cells = [f"{cell(layers, 1)}, {cell(layers, SLOTS)}" for layers in (all_layers, all_layers // 2, 1)]
-    line = f"| {path.stem} | {' | '.join(cells)} | {cell(0, SLOTS)} |"
+    row = path.stem, options.prompts, options.tokens, *cells, cell(0, SLOTS), date.today(), machine()
+    line = f"| {' | '.join(map(str, row))} |"
     print(line, flush=True)
     return line
 
