@@ -263,6 +263,13 @@ def record_section(heading: str, text: str) -> None:
     RESULTS.write_text(introduction + "".join(f"\n## {name}\n\n{text}\n" for name, text in sections.items()))
 
 
+def record_lines(heading: str, head: str, lines: Sequence[str], keys: tuple[str, ...]) -> None:
+    """Write a section of RESULTS.md that ends with a table, whose earlier lines stay unless they begin with a key."""
+    earlier = [line for line in read_sections().get(heading, "").splitlines() if line.startswith("| ")][1:]
+    kept = [line for line in earlier if not line.startswith(keys)]
+    record_section(heading, head + "\n".join([*kept, *lines]))
+
+
 def read_sections() -> dict[str, str]:
     """Sections of RESULTS.md by heading."""
     sections = (section.partition("\n") for section in RESULTS.read_text().split("\n## ")[1:])

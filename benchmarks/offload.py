@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 
 from answering import THREADS
-from harness import argument_parser, machine, read_sections, record_section
+from harness import argument_parser, machine, record_lines
 from same_text import QUESTIONS
 
 from cerebrum_cli.core.conversation import Text
@@ -58,9 +58,7 @@ def main() -> None:
     lines = [compare(path, options) for path in options.files]
     if not options.dry_run:
         names = tuple(f"| {path.stem} |" for path in options.files)
-        kept = [each for each in read_sections().get(HEADING, "").splitlines() if each.startswith("| ")][1:]
-        lines = [*(each for each in kept if not each.startswith(names)), *lines]
-        record_section(HEADING, HEAD.format(slots=SLOTS) + "\n".join(lines))
+        record_lines(HEADING, HEAD.format(slots=SLOTS), lines, names)
 
 
 def compare(path: Path, options: Namespace) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from all import GSM8K
-from harness import ROOT, argument_parser, machine, read_sections, record_section
+from harness import ROOT, argument_parser, machine, record_lines
 
 from cerebrum_cli import open_model
 from cerebrum_cli.answers.canonical import canonical
@@ -92,9 +92,7 @@ def main() -> None:
             rows.append(f"| {model.stem} | {limit} | {end} | {figures} | {date.today()} | {machine()} |")
             print(rows[-1], flush=True)
     if not options.dry_run:
-        earlier = read_sections().get(HEADING, "").partition("|---|---|---|---|---|---|---|---|---|\n")[2].splitlines()
-        kept = [line for line in earlier if not line.startswith(f"| {model.stem} |")]
-        record_section(HEADING, INTRODUCTION + "\n".join([*kept, *rows]))
+        record_lines(HEADING, INTRODUCTION, rows, (f"| {model.stem} |",))
 
 
 if __name__ == "__main__":

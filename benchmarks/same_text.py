@@ -47,8 +47,7 @@ from harness import (
     isolated_environment,
     kernels,
     machine,
-    read_sections,
-    record_section,
+    record_lines,
     require_peers,
     run,
 )
@@ -287,9 +286,7 @@ def record_way(
     line = f"| {' | '.join(cells)} | {date.today()} | {machine()} |"
     print(line, flush=True)
     if not options.dry_run:
-        kept = [each for each in read_sections().get(HEADING, "").splitlines() if each.startswith("| ")][1:]
-        lines = [each for each in kept if not each.startswith(key)] + [line]
-        record_section(HEADING, HEAD.format(tokens=TOKENS) + "\n".join(lines))
+        record_lines(HEADING, HEAD.format(tokens=TOKENS), [line], (key,))
     return max(gaps, default=0.0)
 
 
