@@ -153,7 +153,7 @@ def context_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequenc
         host += compute_bytes(sizes, context)
     else:
         host += 8 * context.n_ubatch * sizes.embedding_length + _mask_bytes(sizes, context)
-        host += _input_copies(sizes, context) if used > 1 and not sizes.host_expert_bytes else 0
+        host += _input_copies(sizes, context, sum(offloaded), used)
     buffers = [device_buffers(sizes, context, sum(offloaded), used) if count else 0 for count in offloaded]
     return MemoryNeeds(host, tuple(map(sum, zip(on_devices, buffers, strict=True))))
 
@@ -211,12 +211,11 @@ def device_buffers(sizes: ModelSizes, context: ContextOptions, offloaded: int, n
     Steps of OFFLOADED_ROWS copy weights in host memory to a GPU, one tensor at a time, and for attention the KV cache
     of a layer. With so many sequences, parts of up to 2.5 caches were seen there at the same time.
     """
-    buffer, rows = compute_bytes(sizes, context), 4 * context.n_ubatch * sizes.embedding_length
+    buffer = compute_bytes(sizes, context) + _input_copies(sizes, context, offloaded, n_devices)
+    rows = 4 * context.n_ubatch * sizes.embedding_length
     is_partial = offloaded <= len(sizes.layers)
     if is_partial or sizes.host_expert_bytes:
         buffer += max((layer.largest_tensor for layer in sizes.layers), default=0) + rows
-    elif n_devices > 1:
-        buffer += _input_copies(sizes, context)
     if is_partial:
         caches = max((context.token_bytes(layer) * context.cells(layer) for layer in sizes.layers), default=0)
         copied = int(caches * context.n_streams * (2.5 if context.slots >= OFFLOADED_ROWS else 1))
@@ -224,8 +223,10 @@ def device_buffers(sizes: ModelSizes, context: ContextOptions, offloaded: int, n
     return buffer
 
 
-def _input_copies(sizes: ModelSizes, context: ContextOptions) -> int:
-    """Further copies of a step's inputs: GPUs that hold all layers work on up to four steps at the same time."""
+def _input_copies(sizes: ModelSizes, context: ContextOptions, offloaded: int, n_devices: int) -> int:
+    """Further copies of a step's inputs: several GPUs that hold everything work on up to four steps at a time."""
+    if n_devices < 2 or offloaded <= len(sizes.layers) or sizes.host_expert_bytes:
+        return 0
     return 3 * _mask_bytes(sizes, context) + 16 * context.n_ubatch * sizes.embedding_length
 
 

@@ -254,9 +254,8 @@ def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...
     output_bytes = sizes.output_bytes + (sizes.input_bytes if sizes.is_tied else 0)
     weights = [layer.weight_bytes + layer.adapter_bytes + cache_bytes(layer, context) for layer in sizes.layers]
     layers = [*weights, output_bytes]
-    filled = list[int]()
-    for n_devices in (1, len(devices)):  # several need more memory
-        buffers = device_buffers(sizes, context, count, n_devices)
+
+    def fill(buffers: int) -> tuple[int, ...]:
         waiting = iter(layers[len(layers) - count :])
         size, filled = next(waiting, None), []
         for device in devices:
@@ -264,9 +263,12 @@ def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...
             while size is not None and size <= room:
                 room, number, size = room - size, number + 1, next(waiting, None)
             filled.append(number)
-        if sum(map(bool, filled)) <= n_devices:
-            break
-    return tuple(filled)
+        return tuple(filled)
+
+    filled = fill(device_buffers(sizes, context, count, 1))
+    if sum(map(bool, filled)) > 1:  # several need more memory
+        filled = fill(device_buffers(sizes, context, count, len(devices)))
+    return filled
 
 
 def require_devices(needs: MemoryNeeds, devices: Sequence[Device]) -> None:
