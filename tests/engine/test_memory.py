@@ -72,10 +72,9 @@ def logged_mib(path: Path, plan: LoadPlan, monkeypatch: pytest.MonkeyPatch) -> M
     llama.llama_free(context)
     llama.llama_model_free(model)
     sums: dict[str, float] = defaultdict(float)
-    for device, kind, size in re.findall(r"(\S+) +(\w*) *buffer size = +([\d.]+) MiB", "\n".join(logged)):
+    for device, size in re.findall(r"(\S+) +\w* *buffer size = +([\d.]+) MiB", "\n".join(logged)):
         sums[device] += float(size)
-        sums[kind] += float(size)
-    assert sums["compute"]
+    assert any("compute buffer size =" in line for line in logged)
     return sums
 
 
@@ -112,7 +111,7 @@ def test_plan_is_within_3_percent_of_logged_buffers(
     sizes = read_header(path).sizes
     planned = memory_needs(sizes, options).total - checkpoint_budget(sizes, options)  # which are ours
     logged = logged_mib(path, LoadPlan(sizes, options), monkeypatch)
-    assert planned / MIB == pytest.approx(sum(logged.values()) / 2, rel=0.03, abs=0.1)
+    assert planned / MIB == pytest.approx(sum(logged.values()), rel=0.03, abs=0.1)
 
 
 @pytest.mark.slow
