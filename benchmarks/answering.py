@@ -18,16 +18,16 @@ from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings, fold
-from cerebrum_cli.engine.backend import StopFlag
+from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.engine.model_options import LoadOptions
-from cerebrum_cli.engine.protocols import Backend
 from cerebrum_cli.engine.remote.client import Endpoint
+from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.model.installation import OpenFile, Servers
-from cerebrum_cli.model.interface import Model, open_source
-from cerebrum_cli.model.source import AUTO_PARALLEL, ModelSource
-from cerebrum_cli.runs.journal import open_journal
+from cerebrum_cli.replies.installation import OpenFile, Servers
+from cerebrum_cli.replies.interface import Model, open_source
+from cerebrum_cli.replies.source import AUTO_PARALLEL, ModelSource
+from cerebrum_cli.results.journal import open_journal
 from cerebrum_cli.terminal.sinks import render
 
 THREADS = 2

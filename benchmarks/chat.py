@@ -35,9 +35,9 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.engine.remote.client import Endpoint
-from cerebrum_cli.model.installation import Servers
-from cerebrum_cli.model.interface import open_source
-from cerebrum_cli.model.source import ModelSource
+from cerebrum_cli.replies.installation import Servers
+from cerebrum_cli.replies.interface import open_source
+from cerebrum_cli.replies.source import ModelSource
 
 FORMATS = ("cerebrum", "embedded")
 CHATS, TURNS = 4, 10

@@ -66,8 +66,8 @@ from cerebrum_cli.engine.memory import CPU_UBATCH
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
-from cerebrum_cli.model.reply import ReplyRequest
-from cerebrum_cli.model.reply_stream import ReplyStream
+from cerebrum_cli.replies.reply import ReplyRequest
+from cerebrum_cli.replies.reply_stream import ReplyStream
 
 PARTS = ("texts", "cache", "votes", "batch", "failover")
 PROMPTS, TEXT_TOKENS = 20, 64

@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.eval.tasks import complete_test
-from cerebrum_cli.model.code_sandbox import require_sandbox
-from cerebrum_cli.model.programs import extract_program
+from cerebrum_cli.programs.code import extract_program
+from cerebrum_cli.programs.sandbox import require_sandbox
 
 
 class Problem(NamedTuple):

@@ -35,7 +35,7 @@ from harness import SCRIPT, Row, argument_parser, in_subprocess, isolated_enviro
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.remote.description import PROBE
-from cerebrum_cli.runs.output_files import output_paths
+from cerebrum_cli.results.output_files import output_paths
 
 ROWS = 200_000
 PARTS = 10

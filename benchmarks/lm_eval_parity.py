@@ -38,7 +38,7 @@ from cerebrum_cli.cli.lm_eval import open_for_lm_eval
 from cerebrum_cli.core.events import Event, StageEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.scoring import build_paths
-from cerebrum_cli.model.source import ModelSource
+from cerebrum_cli.replies.source import ModelSource
 
 TOLERANCE = 1e-2
 TEXT_ITEMS, TEXT_TOKENS = 20, 32

@@ -36,7 +36,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.model.loaded_model import LoadedModel
+from cerebrum_cli.replies.loaded_model import LoadedModel
 
 PARTS = ("throughput", "prompt")
 PROMPT_LENGTH, TOKENS, MAX_SEQUENCES = 128, 64, 64  # 192 tokens: single rows are not padded before position 256

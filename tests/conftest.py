@@ -34,7 +34,7 @@ from vocabularies import open_vocabulary
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.remote import server_health
-from cerebrum_cli.models import download
+from cerebrum_cli.library import download
 from cerebrum_cli.terminal.markdown import renderer
 
 settings.register_profile("test", derandomize=True, deadline=None, max_examples=100)  # the same cases everywhere

@@ -20,10 +20,10 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("core",),
     ("gguf",),
-    ("engine", "formats", "answers"),
-    ("models",),
-    ("model",),
-    ("runs",),
+    ("engine", "formats", "answers", "programs"),
+    ("library",),
+    ("replies",),
+    ("results",),
     ("chat", "batch", "eval", "merge", "tune", "doctor", "cluster"),
     ("terminal",),
     ("cli",),
@@ -35,8 +35,8 @@ EXCEPTIONS = {("eval", "batch")}  # questions are read with the templates and re
 # Libraries and the only modules, or packages with all below them, that may import each.
 ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "llama_cpp": ("engine.llama",),
-    "huggingface_hub": ("models.hub",),
-    "httpx2": ("models.hub", "engine.remote.client"),
+    "huggingface_hub": ("library.hub",),
+    "httpx2": ("library.hub", "engine.remote.client"),
     "aiohttp": ("engine.remote.client",),
     "gguf": (),  # headers are read without it, which takes half a second to import
     "yaml": ("merge.document",),
@@ -45,11 +45,11 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "prompt_toolkit": ("terminal",),
     "markdown_it": ("terminal",),
     "typer": ("main", "cli"),
-    "sqlite3": ("chat", "runs.partial"),
+    "sqlite3": ("chat", "results.partial"),
     "jinja2": ("formats",),
-    "pathspec": ("model.file_search",),
+    "pathspec": ("replies.file_search",),
     "psutil": ("engine.machine",),
-    "platformdirs": ("model.installation",),
+    "platformdirs": ("replies.installation",),
     "lm_eval": ("eval.lm_eval",),
     "math_verify": ("eval.line_process",),
     "pyarrow": ("batch.parquet", "eval.sources"),
@@ -59,13 +59,13 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
 }
 # Modules, or packages with all below them, that compute values: they touch no files, clocks or processes.
 PURE = (
-    *("answers", "batch.rows", "runs.result", "eval.comparison", "eval.estimates"),
+    *("answers", "batch.rows", "results.result", "eval.comparison", "eval.estimates"),
     *("core.conversation", "core.declaration", "core.errors", "core.events", "core.sampling"),
     *("engine.control", "engine.drafter", "engine.llama.batch_invariance", "engine.model_options", "engine.memory"),
     *("engine.memory_plan", "engine.scheduler", "engine.step_costs", "formats.plain", "formats.thinking"),
-    *("gguf.architectures", "gguf.sizes", "gguf.types", "model.inspection", "model.reply_controls"),
-    *("model.programs", "model.tally", "model.voting", "merge.compatibility", "merge.methods", "merge.plan"),
-    *("merge.recipe", "merge.tensor_names", "models.fit"),
+    *("gguf.architectures", "gguf.sizes", "gguf.types", "replies.inspection", "replies.reply_controls"),
+    *("programs.code", "replies.tally", "replies.voting", "merge.compatibility", "merge.methods", "merge.plan"),
+    *("merge.recipe", "merge.tensor_names", "library.fit"),
     *("core.row_events", "tune.candidates"),
 )
 IMPURE = {  # the first names of modules that touch them; a Path is a value, too
@@ -78,12 +78,12 @@ IMPURE_MODULES = ("core.environment", "core.files", "core.signals")
 MIN_LINES = 80  # of a module that only one other imports
 SMALL_MODULES = {
     "cli.completion": "classes that are needed only when a shell asks",
-    "model.guest": "a program of its own, which runs in the sandbox",
+    "programs.guest": "a program of its own, which runs in the sandbox",
 }
 
 # Packages that use the engine directly: what builds on it, and the two that measure and check it. Of the others only
 # these modules do, each for what is named.
-ENGINE_USERS = ("engine", "models", "model", "tune", "doctor")
+ENGINE_USERS = ("engine", "library", "replies", "tune", "doctor")
 ENGINE_EXCEPTIONS = {
     "chat.archive": "saved states that hold deleted text",
     "cli.app": "the real implementations, which it picks",
@@ -249,7 +249,7 @@ def test_pure_modules_touch_no_files_clocks_or_processes() -> None:
     assert found == []
 
 
-def test_engine_is_used_through_model() -> None:
+def test_engine_is_used_through_replies() -> None:
     sources = modules()
     users = {
         name
@@ -278,8 +278,8 @@ def test_every_package_has_a_layer() -> None:
         ("terminal.sinks", "def f():\n    from cerebrum_cli import cli", "terminal is below cli"),
         (
             "formats.template",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from cerebrum_cli.model.reply import Reply",
-            "formats is below model",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from cerebrum_cli.replies.reply import Reply",
+            "formats is below replies",
         ),
         ("engine.engine", "import importlib\nimportlib.import_module('cerebrum_cli.main')", "engine is below main"),
         ("engine.engine", "import llama_cpp", "llama_cpp may only"),

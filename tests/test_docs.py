@@ -13,9 +13,9 @@ import pytest
 from cerebrum_cli.cli.signature import option_names
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.settings import SHORTHANDS
+from cerebrum_cli.library.catalogue import load_catalogue
+from cerebrum_cli.library.installed import CATALOGUE
 from cerebrum_cli.main import assembled
-from cerebrum_cli.models.catalogue import load_catalogue
-from cerebrum_cli.models.library import CATALOGUE
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])

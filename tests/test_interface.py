@@ -23,10 +23,10 @@ from cerebrum_cli.core.errors import ModelNotFound, PromptTooLong, UsageError
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
-from cerebrum_cli.model import checking
-from cerebrum_cli.model.code_sandbox import CodeResult
-from cerebrum_cli.model.interface import Question
-from cerebrum_cli.models.library import NANO
+from cerebrum_cli.library.installed import NANO
+from cerebrum_cli.programs.sandbox import CodeResult
+from cerebrum_cli.replies import checking
+from cerebrum_cli.replies.interface import Question
 
 PAGE = (ROOT / "docs/how-to/use-from-python.md").read_text(encoding="utf-8")
 OPENING, *EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)

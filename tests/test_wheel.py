@@ -20,8 +20,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from cerebrum_cli import __version__
-from cerebrum_cli.models.catalogue import load_catalogue
-from cerebrum_cli.models.library import CATALOGUE
+from cerebrum_cli.library.catalogue import load_catalogue
+from cerebrum_cli.library.installed import CATALOGUE
 
 ROOT = Path(__file__).parents[1]
 

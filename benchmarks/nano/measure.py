@@ -21,7 +21,7 @@ from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import CEREBRUM, EMBEDDED, PromptFormat
 from cerebrum_cli.gguf.header import read_header
-from cerebrum_cli.model.format_choice import format_builder
+from cerebrum_cli.replies.format_choice import format_builder
 from nano.questions import held_out, questions
 
 ROOT = Path(__file__).parents[2]

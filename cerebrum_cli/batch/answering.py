@@ -18,16 +18,16 @@ from cerebrum_cli.core.events import Event, RefusedEvent
 from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings
-from cerebrum_cli.model.concurrent_rows import Row, RowOutcome, run_rows
-from cerebrum_cli.model.loaded_model import LoadedModel
-from cerebrum_cli.model.reply import Reply, ReplyRequest, reply_notice
-from cerebrum_cli.model.source import generation_fingerprint
-from cerebrum_cli.model.tally import Votes
-from cerebrum_cli.model.text_tokens import drop_partial_character
-from cerebrum_cli.model.voting import MajorityVote, require_sampling, votes_object
-from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.model import InstalledModel
-from cerebrum_cli.runs.result import Result
+from cerebrum_cli.library.installed import Library
+from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.replies.concurrent_rows import Row, RowOutcome, run_rows
+from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.reply import Reply, ReplyRequest, reply_notice
+from cerebrum_cli.replies.source import generation_fingerprint
+from cerebrum_cli.replies.tally import Votes
+from cerebrum_cli.replies.text_tokens import drop_partial_character
+from cerebrum_cli.replies.voting import MajorityVote, require_sampling, votes_object
+from cerebrum_cli.results.result import Result
 
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
 REFUSED = "invalid_request"

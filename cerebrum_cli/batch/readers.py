@@ -27,8 +27,8 @@ from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import write_all
 from cerebrum_cli.core.text import format_count, format_size, well_formed
-from cerebrum_cli.runs.output_files import PARQUET
-from cerebrum_cli.runs.result import DELIMITERS
+from cerebrum_cli.results.output_files import PARQUET
+from cerebrum_cli.results.result import DELIMITERS
 
 if TYPE_CHECKING:
     from hashlib import _Hash

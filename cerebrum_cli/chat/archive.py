@@ -36,10 +36,10 @@ from cerebrum_cli.engine.sequence import TOKEN_BYTES
 from cerebrum_cli.engine.state_store import read_states
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
-from cerebrum_cli.model.interface import open_source
-from cerebrum_cli.model.loaded_model import LoadedModel
-from cerebrum_cli.model.prompt_sources import read_text
-from cerebrum_cli.model.source import ModelSource
+from cerebrum_cli.replies.interface import open_source
+from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.prompt_sources import read_text
+from cerebrum_cli.replies.source import ModelSource
 
 DAY_S = 86_400
 MAX_IMPORT_BYTES = 1_000_000_000

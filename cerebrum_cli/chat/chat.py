@@ -31,10 +31,10 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer
-from cerebrum_cli.model.inspection import GivenReply
-from cerebrum_cli.model.interface import Model, open_source
-from cerebrum_cli.model.source import ModelSource, draft_notice
-from cerebrum_cli.model.voting import MajorityVote
+from cerebrum_cli.replies.inspection import GivenReply
+from cerebrum_cli.replies.interface import Model, open_source
+from cerebrum_cli.replies.source import ModelSource, draft_notice
+from cerebrum_cli.replies.voting import MajorityVote
 
 Events = Generator[Event, None, None]
 MIN_CACHED_TOKENS = 64  # fewer are evaluated as fast as they are read from disk

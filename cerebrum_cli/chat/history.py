@@ -25,11 +25,11 @@ from cerebrum_cli.core.settings import (
     SourcedLayer,
 )
 from cerebrum_cli.formats.thinking import SplitText
-from cerebrum_cli.model.format_choice import template_file
-from cerebrum_cli.model.loaded_model import LoadedModel
-from cerebrum_cli.model.reply import Reply
-from cerebrum_cli.model.text_tokens import drop_partial_character
-from cerebrum_cli.models.model import InstalledModel, absolute_reference
+from cerebrum_cli.library.model import InstalledModel, absolute_reference
+from cerebrum_cli.replies.format_choice import template_file
+from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.reply import Reply
+from cerebrum_cli.replies.text_tokens import drop_partial_character
 
 PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think", "keep_reasoning")
 CHAT_TEMPLATE = "chat_template"

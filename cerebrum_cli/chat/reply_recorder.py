@@ -22,9 +22,9 @@ from cerebrum_cli.core.errors import Interrupted, SessionError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.formats.thinking import SplitText
-from cerebrum_cli.model.interface import Model
-from cerebrum_cli.model.reply import Reply, ReplyRequest
-from cerebrum_cli.model.voting import MajorityVote
+from cerebrum_cli.replies.interface import Model
+from cerebrum_cli.replies.reply import Reply, ReplyRequest
+from cerebrum_cli.replies.voting import MajorityVote
 
 INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
 RESTORE_BELOW = 0.25  # of the context: dropping turns for this context size leaves more
@@ -63,7 +63,7 @@ class ReplyRecorder:
         if notice := self._make_room():
             yield notice
         if majority_vote:
-            from cerebrum_cli.model.concurrent_rows import vote_events
+            from cerebrum_cli.replies.concurrent_rows import vote_events
 
             try:
                 yield from vote_events(self.loaded, self._request, majority_vote)

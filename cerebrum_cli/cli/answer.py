@@ -13,7 +13,7 @@ from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, SessionError
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.text import format_count
-from cerebrum_cli.model.reply import (
+from cerebrum_cli.replies.reply import (
     LONG_PROMPT,
     Reply,
     ReplyRequest,
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
     from cerebrum_cli.chat.session import Session, StoredMessage
     from cerebrum_cli.core.conversation import Conversation
-    from cerebrum_cli.model.inspection import UncertainToken
-    from cerebrum_cli.model.interface import Model
-    from cerebrum_cli.model.tally import Tally, Votes
+    from cerebrum_cli.replies.inspection import UncertainToken
+    from cerebrum_cli.replies.interface import Model
+    from cerebrum_cli.replies.tally import Tally, Votes
     from cerebrum_cli.terminal.streams import Streams
 
 MAJORITY = 0.5
@@ -150,8 +150,8 @@ class AnswerPrinter:
 
     def show_vote(self, votes: Votes) -> None:
         """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
-        from cerebrum_cli.model import voting
-        from cerebrum_cli.model.concurrent_rows import vote_events
+        from cerebrum_cli.replies import voting
+        from cerebrum_cli.replies.concurrent_rows import vote_events
 
         options, vote = self.options, voting.MajorityVote(votes)
         try:
@@ -205,7 +205,7 @@ class AnswerPrinter:
 
     def _require_winner(self, tally: Tally, reply: Reply) -> None:
         """Print a notice about a winner without a majority. Raises NoAnswer without one, and for a tie with --final."""
-        from cerebrum_cli.model.voting import MORE_SAMPLES, NOT_CHECKED, outcome_notice
+        from cerebrum_cli.replies.voting import MORE_SAMPLES, NOT_CHECKED, outcome_notice
 
         notice = outcome_notice(tally)
         if tally.leader is None:
@@ -223,7 +223,7 @@ class AnswerPrinter:
     def _inspect(self, reply: Reply, count: int) -> None:
         if not reply.is_finished:
             return
-        from cerebrum_cli.model.inspection import GivenReply, LeastCertain
+        from cerebrum_cli.replies.inspection import GivenReply, LeastCertain
 
         given = GivenReply(self.request.conversation, tuple(reply.sampled), reply.finish.forced)
         least_certain = LeastCertain(given)

@@ -12,7 +12,7 @@ from cerebrum_cli.core.config import Config
 from cerebrum_cli.core.errors import ConfigError, UnwritableSessions
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Layer, Settings
-from cerebrum_cli.model.installation import Installation
+from cerebrum_cli.replies.installation import Installation
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.memory import Device
     from cerebrum_cli.engine.model_options import LoadOptions
     from cerebrum_cli.eval.stored_runs import RunStore
-    from cerebrum_cli.models.catalogue import ModelSpec
-    from cerebrum_cli.models.download import Progress
-    from cerebrum_cli.models.model import InstalledModel
-    from cerebrum_cli.models.pull import Puller
+    from cerebrum_cli.library.catalogue import ModelSpec
+    from cerebrum_cli.library.download import Progress
+    from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.library.pull import Puller
 
 PROBE = Path(__file__).parents[1] / "data" / "probe.txt"
 
@@ -84,7 +84,7 @@ class App(Installation):
         return self.bench(options, self.cache_directory / "trials", self.capacity().devices or ())
 
     def puller(self, progress: Progress, offline: bool) -> Puller:
-        from cerebrum_cli.models.pull import Puller
+        from cerebrum_cli.library.pull import Puller
 
         def merge(*arguments: Any) -> InstalledModel:
             from cerebrum_cli.merge.merge import pull_merge

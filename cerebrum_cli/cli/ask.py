@@ -17,9 +17,9 @@ from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.model.interface import Model
-    from cerebrum_cli.model.source import ModelSource
-    from cerebrum_cli.model.tally import Votes
+    from cerebrum_cli.replies.interface import Model
+    from cerebrum_cli.replies.source import ModelSource
+    from cerebrum_cli.replies.tally import Votes
 
 
 @composed
@@ -46,7 +46,7 @@ def ask(
         save(app, options.save_prompt, text, overrides, options, on_command_line)
         return
     from cerebrum_cli.cli.generation import find_source, read_grammar
-    from cerebrum_cli.model.prompt_sources import PromptSources
+    from cerebrum_cli.replies.prompt_sources import PromptSources
 
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved)
@@ -71,7 +71,7 @@ def ask(
         continued, conversation, settings = history.resume(open_history().store, session, source.model, settings)
     with start_loading(source, options, votes) as loaded:
         from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
-        from cerebrum_cli.model.reply import ReplyRequest
+        from cerebrum_cli.replies.reply import ReplyRequest
 
         if conversation is None:  # files and standard input are read while the model loads
             conversation = question.read(piped, settings, overrides.get("system"))
@@ -96,7 +96,7 @@ def ask(
 def start_loading(source: ModelSource, options: AskOptions, votes: Votes | None) -> Model:
     """Start to load the model, or to connect to its server. A dry run needs the vocabulary only."""
     from cerebrum_cli.engine.memory import SINGLE, ContextOptions
-    from cerebrum_cli.model.interface import open_source
+    from cerebrum_cli.replies.interface import open_source
 
     return open_source(
         replace(

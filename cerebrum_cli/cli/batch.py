@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from cerebrum_cli.batch.readers import IndexedRows
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.config import SavedPrompt
-    from cerebrum_cli.model.source import ModelSource
-    from cerebrum_cli.runs.journal import Journal
-    from cerebrum_cli.runs.result import StreamedResult
+    from cerebrum_cli.replies.source import ModelSource
+    from cerebrum_cli.results.journal import Journal
+    from cerebrum_cli.results.result import StreamedResult
 
 STANDARD = Path("-")  # standard input or output
 
@@ -76,8 +76,8 @@ def batch(
       cerebrum batch exam.jsonl -o out.jsonl --votes auto:3..16
     """
     from cerebrum_cli.batch.readers import detect_shape, open_input, read_rows, spool_input
-    from cerebrum_cli.runs.output_files import output_paths, table_type
-    from cerebrum_cli.runs.result import DELIMITERS
+    from cerebrum_cli.results.output_files import output_paths, table_type
+    from cerebrum_cli.results.result import DELIMITERS
 
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     source = Path(input_file)
@@ -152,7 +152,7 @@ def generate(
     from cerebrum_cli.batch.answering import answer_rows
     from cerebrum_cli.cli.generation import answer_missing
     from cerebrum_cli.engine.model_options import expert_notice
-    from cerebrum_cli.runs.journal import Journal
+    from cerebrum_cli.results.journal import Journal
     from cerebrum_cli.terminal.progress import BatchProgress
 
     if len(result.finished) == len(rows):
@@ -177,9 +177,9 @@ def open_result(
     options: BatchCommandOptions,
 ) -> Journal | StreamedResult:
     from cerebrum_cli.batch.rows import result_rows
-    from cerebrum_cli.runs.journal import open_journal
-    from cerebrum_cli.runs.output_files import PARQUET, table_type
-    from cerebrum_cli.runs.result import DELIMITERS, StreamedResult, table_lines
+    from cerebrum_cli.results.journal import open_journal
+    from cerebrum_cli.results.output_files import PARQUET, table_type
+    from cerebrum_cli.results.result import DELIMITERS, StreamedResult, table_lines
 
     table, name = None, table_type(output)
     if name == PARQUET:

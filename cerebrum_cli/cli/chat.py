@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.chat.chat import Chat
     from cerebrum_cli.chat.history import History
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.model.source import ModelSource
-    from cerebrum_cli.models.model import InstalledModel
+    from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.terminal.repl.questions import InputSource
     from cerebrum_cli.terminal.repl.repl import Repl
 
@@ -102,8 +102,8 @@ def chat(
 def is_question(argument: str) -> bool:
     """Whether an argument is not the reference of a model, or looks more like a question."""
     from cerebrum_cli.core.files import is_file
-    from cerebrum_cli.models.model import as_path
-    from cerebrum_cli.models.reference import looks_like_path
+    from cerebrum_cli.library.model import as_path
+    from cerebrum_cli.library.reference import looks_like_path
 
     if "://" in argument or (looks_like_path(argument) and is_file(as_path(argument))):
         return False
@@ -115,7 +115,7 @@ def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions)
     from cerebrum_cli.chat.chat import Chat
     from cerebrum_cli.chat.history import with_session_defaults
     from cerebrum_cli.cli.model_choice import find_model
-    from cerebrum_cli.model.interface import open_source
+    from cerebrum_cli.replies.interface import open_source
 
     def resolve(layer: Layer) -> ModelSource:
         model = find_model(app, layer, options) if options.endpoint else app.library.resolve(layer.get("model"))
@@ -164,8 +164,8 @@ def chat_source(app: App, overrides: Layer, options: ChatOptions, model: Install
 
 
 def input_lines(app: App, repl: Repl) -> InputSource:
-    from cerebrum_cli.model.installation import HISTORY
-    from cerebrum_cli.model.prompt_sources import read_piped
+    from cerebrum_cli.replies.installation import HISTORY
+    from cerebrum_cli.replies.prompt_sources import read_piped
     from cerebrum_cli.terminal.repl.questions import PlainPrompt, ScriptInput
     from cerebrum_cli.terminal.streams import is_plain_terminal
 

@@ -40,7 +40,7 @@ def saved_prompts(app: App) -> Iterable[str]:
 
 
 def formats(_: App) -> Iterable[str]:
-    from cerebrum_cli.model.format_choice import FORMAT_NAMES
+    from cerebrum_cli.replies.format_choice import FORMAT_NAMES
 
     return FORMAT_NAMES
 

@@ -68,7 +68,7 @@ def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator
     from cerebrum_cli.chat.database import check_integrity
     from cerebrum_cli.doctor.checks import DoctorContext, run_checks
     from cerebrum_cli.doctor.servers import run_server_checks
-    from cerebrum_cli.model.installation import find_endpoints
+    from cerebrum_cli.replies.installation import find_endpoints
     from cerebrum_cli.terminal.reports import check_terminal
 
     layer = {**environment_layer("threads"), **overrides}

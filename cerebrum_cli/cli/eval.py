@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.presets import Preset
     from cerebrum_cli.eval.sources import LoadedTask
     from cerebrum_cli.eval.stored_runs import Run
-    from cerebrum_cli.model.source import ModelSource
-    from cerebrum_cli.runs.journal import Journal
+    from cerebrum_cli.replies.source import ModelSource
+    from cerebrum_cli.results.journal import Journal
 
 SETTINGS = settings_options(
     REPLY_KEYS,
@@ -99,8 +99,8 @@ def evaluate_model(
     """
     from cerebrum_cli.cli.runs import print_run
     from cerebrum_cli.eval.tasks import HARNESS_TASKS
-    from cerebrum_cli.runs.output_files import output_paths
-    from cerebrum_cli.runs.result import DELIMITERS
+    from cerebrum_cli.results.output_files import output_paths
+    from cerebrum_cli.results.result import DELIMITERS
 
     if output:
         if output == Path("-"):
@@ -161,7 +161,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     from cerebrum_cli.eval.evaluate import Evaluation
     from cerebrum_cli.eval.presets import find_preset
     from cerebrum_cli.eval.stored_runs import CHECK, provenance
-    from cerebrum_cli.model.source import generation_fingerprint
+    from cerebrum_cli.replies.source import generation_fingerprint
 
     generation.parse_parallel(options)  # what is invalid is refused before questions are downloaded
     preset = find_preset(options.preset) if options.preset else None
@@ -216,7 +216,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
 
 def require_check(task: LoadedTask, source: ModelSource) -> None:
     """Raise UsageError where programs cannot vote: on code or choices, behind a server, or without a sandbox."""
-    from cerebrum_cli.model.checking import ONLY_HERE, create_check
+    from cerebrum_cli.replies.checking import ONLY_HERE, create_check
 
     if task.match not in ("answer", "math") or any(question.choices for question in task.questions):
         raise UsageError("--check applies to answers that a program can compute", "omit --check, --match and choices")
@@ -252,7 +252,7 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     """
     from cerebrum_cli.cli.generation import resumable
     from cerebrum_cli.eval.stored_runs import require_run
-    from cerebrum_cli.runs.journal import open_journal
+    from cerebrum_cli.results.journal import open_journal
 
     task, evaluation, source, fingerprint = prepared
     rows, origins = evaluation.rows, source.settings.origins
@@ -294,7 +294,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     """Print the exact prompt of the first question on standard output, and a summary of the run on standard error."""
     from cerebrum_cli.engine.memory import SINGLE
     from cerebrum_cli.eval.stored_runs import samples_to_keep
-    from cerebrum_cli.model.interface import open_source
+    from cerebrum_cli.replies.interface import open_source
     from cerebrum_cli.terminal.tables import sampling_text
 
     streams, evaluation = app.streams, prepared.evaluation
@@ -345,7 +345,7 @@ def estimate(app: App, prepared: PreparedEvaluation, prompt_tokens: int) -> tupl
     """Estimated seconds of the whole run, None if unknown, and the basis of the estimate."""
     from cerebrum_cli.engine.bench import BenchError, BenchJob
     from cerebrum_cli.engine.model_options import Tuning
-    from cerebrum_cli.model.source import load_options
+    from cerebrum_cli.replies.source import load_options
 
     evaluation, source, samples = prepared.evaluation, prepared.source, len(prepared.evaluation.rows)
     for run in reversed([*app.runs]):

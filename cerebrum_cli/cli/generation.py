@@ -30,9 +30,9 @@ from cerebrum_cli.core.settings import (
 )
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.model.installation import Servers, find_endpoints, require_no_adapters, without_local
-from cerebrum_cli.model.prompt_sources import read_text, template_options
-from cerebrum_cli.model.source import MAX_PARALLEL, ModelSource, require_attention
+from cerebrum_cli.replies.installation import Servers, find_endpoints, require_no_adapters, without_local
+from cerebrum_cli.replies.prompt_sources import read_text, template_options
+from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, require_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.eval.presets import Preset
-    from cerebrum_cli.model.interface import Model
-    from cerebrum_cli.models.model import InstalledModel
-    from cerebrum_cli.runs.journal import Journal
-    from cerebrum_cli.runs.result import StreamedResult
+    from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.replies.interface import Model
+    from cerebrum_cli.results.journal import Journal
+    from cerebrum_cli.results.result import StreamedResult
 
 MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
 PRESET = "preset"  # the origin of its settings
@@ -165,7 +165,7 @@ def generation_settings(app: App, overrides: Layer, model: InstalledModel, sampl
     settings = app.settings(overrides, model)
     if samples_by:
         from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
-        from cerebrum_cli.model.voting import require_sampling
+        from cerebrum_cli.replies.voting import require_sampling
 
         if settings.temperature == 0 and settings.origin("temperature") in RECOMMENDED:
             overrides = SourcedLayer(overrides, SourcedLayer({"temperature": SAMPLED_TEMPERATURE}, origin=samples_by))
@@ -223,7 +223,7 @@ def naming_grammar_file(options: ConstrainedOptions) -> Iterator[None]:
 @contextmanager
 def resumable(result: Journal | StreamedResult, unit: str, restart: bool) -> Iterator[None]:
     """Complete a result at the end, and close it. Raises Interrupted with how to resume."""
-    from cerebrum_cli.runs.journal import Journal
+    from cerebrum_cli.results.journal import Journal
 
     try:
         yield
@@ -248,8 +248,8 @@ def answer_missing(
 
     `block` is for the nodes of a cluster: the rows, the number of samples of each, and what answers some of them.
     """
-    from cerebrum_cli.model.interface import open_many
-    from cerebrum_cli.runs.journal import Journal, noting_servers
+    from cerebrum_cli.replies.interface import open_many
+    from cerebrum_cli.results.journal import Journal, noting_servers
     from cerebrum_cli.terminal.progress import BatchProgress
     from cerebrum_cli.terminal.sinks import render
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.lm_eval.model import Use
     from cerebrum_cli.eval.presets import Preset
-    from cerebrum_cli.model.interface import Model
-    from cerebrum_cli.model.source import ModelSource
+    from cerebrum_cli.replies.interface import Model
+    from cerebrum_cli.replies.source import ModelSource
 
 BOS = "add_bos_token"
 KEYS = (*LOAD_KEYS, "think", "seed")  # settings that apply
@@ -82,8 +82,8 @@ def evaluate_harness_tasks(app: App, tasks: Sequence[str], overrides: Layer, opt
     from cerebrum_cli.cli.generation import CONDITION_KEYS, find_source
     from cerebrum_cli.core.files import atomic_write, lock_file, remove
     from cerebrum_cli.eval.presets import find_preset
-    from cerebrum_cli.model.source import format_of
-    from cerebrum_cli.models.hub import offline_if_unreachable
+    from cerebrum_cli.library.hub import offline_if_unreachable
+    from cerebrum_cli.replies.source import format_of
     from cerebrum_cli.terminal.interrupts import interruptible
 
     require_usable(overrides, options)
@@ -127,7 +127,7 @@ def require_lm_eval() -> None:
 
 
 def require_usable(overrides: Layer, options: LmEvalOptions) -> None:
-    from cerebrum_cli.runs.output_files import output_paths
+    from cerebrum_cli.results.output_files import output_paths
 
     output = options.output
     require_lm_eval()
@@ -189,8 +189,8 @@ def open_for_lm_eval(source: ModelSource, use: Use, scores_raw: bool = False) ->
     With `scores_raw`, texts to score have no prompt format.
     """
     from cerebrum_cli.engine.memory import ContextOptions
-    from cerebrum_cli.model.interface import open_source
-    from cerebrum_cli.model.source import AUTO_PARALLEL
+    from cerebrum_cli.replies.interface import open_source
+    from cerebrum_cli.replies.source import AUTO_PARALLEL
 
     if use == "generation":
         context = replace(source.context, slots=source.context.slots or AUTO_PARALLEL)

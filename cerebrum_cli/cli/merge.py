@@ -82,8 +82,8 @@ def merge(
 
 def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
     """Find the models, which may be pulled, and plan the merge; ask before a file is replaced."""
+    from cerebrum_cli.library.pull import require_free_name
     from cerebrum_cli.merge.merge import prepare, read_recipe, require_not_source, resolve_models, source_references
-    from cerebrum_cli.models.pull import require_free_name
 
     library = app.library
     parsed, spec, quantization = read_recipe(library, recipe)
@@ -101,10 +101,10 @@ def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
 
 
 def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
+    from cerebrum_cli.library.model import as_path
+    from cerebrum_cli.library.reference import is_part, name_from_stem
     from cerebrum_cli.merge.merge import MergeOptions
     from cerebrum_cli.merge.plan import parse_type
-    from cerebrum_cli.models.model import as_path
-    from cerebrum_cli.models.reference import is_part, name_from_stem
 
     if options.output is None and not options.dry_run:
         raise UsageError("no output file given (-o)", "name a file: -o OUT.gguf")
@@ -133,7 +133,7 @@ def describe(merge: Merge, context: int | None) -> dict[str, Any]:
 
     from cerebrum_cli.gguf.header import header_from_tables
     from cerebrum_cli.gguf.parser import parse_tables
-    from cerebrum_cli.models.fit import Capacity, fit_memory, planned_context
+    from cerebrum_cli.library.fit import Capacity, fit_memory, planned_context
 
     size, path, tensors = merge.plan.size, merge.options.output, merge.plan.tensors
     header = header_from_tables(path, parse_tables(path, merge.plan.header, size))

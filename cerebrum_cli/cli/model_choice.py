@@ -12,8 +12,8 @@ from cerebrum_cli.terminal.interrupts import interruptible
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.models.model import InstalledModel
-    from cerebrum_cli.models.reference import Reference
+    from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.library.reference import Reference
 
 
 def find_model(app: App, overrides: Layer, options: PullOptions) -> InstalledModel:
@@ -25,7 +25,7 @@ def find_model(app: App, overrides: Layer, options: PullOptions) -> InstalledMod
     if isinstance(options, ConcurrencyOptions) and options.ray:
         return app.library.resolve_vocabulary(settings.model)
     if isinstance(options, AnswerOptions) and options.endpoint:
-        from cerebrum_cli.model.installation import find_endpoints, find_remote_model
+        from cerebrum_cli.replies.installation import find_endpoints, find_remote_model
 
         requested = options.endpoint, settings, options.served_model_name, options.allow_http_key
         return find_remote_model(app, settings, find_endpoints(app, *requested))
@@ -46,7 +46,7 @@ def find_model(app: App, overrides: Layer, options: PullOptions) -> InstalledMod
             if app.puller(progress, options.offline).is_unavailable_offline(reference):
                 raise
         if settings.model is None and not options.yes:
-            from cerebrum_cli.models.listing import suggestions
+            from cerebrum_cli.library.listing import suggestions
 
             rows = suggestions(app.library, settings.ctx)
             chosen = choose_model(app, f"{error.message}; these fit this machine, best first", rows)

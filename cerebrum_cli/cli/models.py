@@ -27,10 +27,10 @@ from cerebrum_cli.terminal.progress import FileProgress
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.model.profiles import Profile
-    from cerebrum_cli.models.catalogue import ModelSpec
-    from cerebrum_cli.models.model import InstalledModel
-    from cerebrum_cli.models.reference import Reference
+    from cerebrum_cli.library.catalogue import ModelSpec
+    from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.library.reference import Reference
+    from cerebrum_cli.replies.profiles import Profile
 
 
 @composed
@@ -49,7 +49,7 @@ def search(
       cerebrum search qwen3.5
       cerebrum search "gemma 4" --json
     """
-    from cerebrum_cli.models.listing import search_row
+    from cerebrum_cli.library.listing import search_row
     from cerebrum_cli.terminal.reports import print_repositories
     from cerebrum_cli.terminal.tables import print_rows
 
@@ -95,7 +95,7 @@ def pull(
       cerebrum pull owner/repo:Q5_K_M --name mine
       cerebrum pull --dry-run cerebrum-8x7b
     """
-    from cerebrum_cli.models.listing import suggestions
+    from cerebrum_cli.library.listing import suggestions
 
     if options.vocabulary and (others := given_flags(options, "name", "default", "dry_run")):
         raise UsageError.conflict("--vocabulary", others[0])
@@ -122,7 +122,7 @@ def pull(
         if app.streams.err_is_terminal:
             app.streams.report(next_step(app, installed))
     if options.json:
-        from cerebrum_cli.models.listing import row
+        from cerebrum_cli.library.listing import row
 
         app.streams.answer_object(row(app.library, installed))
 
@@ -133,7 +133,7 @@ def given_flags(options: object, *names: str) -> list[str]:
 
 def next_step(app: App, model: InstalledModel) -> str:
     """Notice with the command that tries an installed model; empty for one that generates no text."""
-    from cerebrum_cli.model.source import format_of
+    from cerebrum_cli.replies.source import format_of
 
     if unsupported_kind(model.header):
         return ""
@@ -145,7 +145,7 @@ def next_step(app: App, model: InstalledModel) -> str:
 
 
 def show_download_plan(app: App, reference: Reference, context: int | None, options: PullCommandOptions) -> None:
-    from cerebrum_cli.models.listing import download_plan_object
+    from cerebrum_cli.library.listing import download_plan_object
     from cerebrum_cli.terminal.tables import print_candidates
 
     with FileProgress(app.streams) as progress:
@@ -178,9 +178,9 @@ def list_models(app: App, options: ListOptions) -> None:
       cerebrum list --available
       cerebrum list --outdated
     """
-    from cerebrum_cli.models import listing
-    from cerebrum_cli.models.fit import planned_context
-    from cerebrum_cli.models.stores import unreadable_stores
+    from cerebrum_cli.library import listing
+    from cerebrum_cli.library.fit import planned_context
+    from cerebrum_cli.library.stores import unreadable_stores
     from cerebrum_cli.terminal.tables import capacity_text, print_catalogue, print_found
 
     if len(flags := given_flags(options, "available", "found", "outdated")) > 1:
@@ -254,8 +254,8 @@ def show(
       cerebrum show starter
       cerebrum show cerebrum-7b --json
     """
-    from cerebrum_cli.model.profiles import profile_object
-    from cerebrum_cli.models import listing
+    from cerebrum_cli.library import listing
+    from cerebrum_cli.replies.profiles import profile_object
     from cerebrum_cli.terminal.reports import print_profile
     from cerebrum_cli.terminal.tables import print_candidates, print_description
 
@@ -303,7 +303,7 @@ def show(
 def ask_settings(app: App, model: InstalledModel) -> Settings:
     """The settings of a question without options."""
     from cerebrum_cli.formats.plain import EMBEDDED
-    from cerebrum_cli.model.format_choice import template_file
+    from cerebrum_cli.replies.format_choice import template_file
 
     settings = app.readable_settings(environment_layer(*REPLY_KEYS), model)
     return replace(settings, format=EMBEDDED) if template_file(settings) else settings
@@ -331,7 +331,7 @@ def rm(
       cerebrum rm starter
       cerebrum rm -y cerebrum-7b:Q4_K_M
     """
-    from cerebrum_cli.models.removal import find_removable, removal_question, remove
+    from cerebrum_cli.library.removal import find_removable, removal_question, remove
 
     library = app.library
     installed = find_removable(library, library.parse(model))

@@ -13,7 +13,7 @@ from cerebrum_cli.core.settings import PATIENCE_S, Layer, SourcedLayer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.model.tally import Votes
+    from cerebrum_cli.replies.tally import Votes
 
 FIRST, LAST = "first", "last"  # code blocks of a reply
 WHOLE_ANSWER = {"extract": None, "final": False, "schema": None}
@@ -74,11 +74,11 @@ class GenerationOptions(ConstrainedOptions):
                         "add --votes K, the number of samples",
                     )
             return None
-        from cerebrum_cli.model.tally import parse_votes
+        from cerebrum_cli.replies.tally import parse_votes
 
         votes = parse_votes(self.votes).needing(self.min_votes).checked_by(self.check, self.min_checked)
         if votes.checks:
-            from cerebrum_cli.model.checking import create_check
+            from cerebrum_cli.replies.checking import create_check
 
             create_check()  # raises an error without a sandbox, before the model is loaded
         return votes
@@ -137,7 +137,7 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
             if is_conflict:
                 raise UsageError.conflict(first, second, hint)
         if self.top_logprobs is not None:
-            from cerebrum_cli.model.inspection import parse_likeliest
+            from cerebrum_cli.replies.inspection import parse_likeliest
 
             parse_likeliest("--top-logprobs", str(self.top_logprobs))
 

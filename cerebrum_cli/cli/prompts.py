@@ -28,7 +28,7 @@ from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import replace_user_file
 from cerebrum_cli.core.settings import KEYS, Layer, in_directory
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.terminal.repl.programs import edit_file
+from cerebrum_cli.terminal.repl.external_programs import edit_file
 from cerebrum_cli.terminal.tables import NO_PROMPTS, print_prompts, print_rows
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ def save(
 ) -> None:
     """Save what is on the command line as a prompt; variables are not saved. Raises UsageError."""
     from cerebrum_cli.cli.generation import MAX_GRAMMAR_BYTES
-    from cerebrum_cli.model.prompt_sources import read_piped, read_text
-    from cerebrum_cli.models.model import absolute_reference
+    from cerebrum_cli.library.model import absolute_reference
+    from cerebrum_cli.replies.prompt_sources import read_piped, read_text
 
     require_name(name)
     if unsaved := min(on_command_line - SAVED, default=None):

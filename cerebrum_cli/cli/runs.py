@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.questions import Sample
     from cerebrum_cli.eval.stored_runs import Run
-    from cerebrum_cli.models.model import InstalledModel
+    from cerebrum_cli.library.model import InstalledModel
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 RUN_HELP = "A name from `cerebrum runs list`, or a path"
@@ -110,7 +110,7 @@ def print_run(
     from cerebrum_cli.eval.report import report_object
     from cerebrum_cli.eval.scorers import comparison_of
     from cerebrum_cli.eval.stored_runs import CHECK, report_of
-    from cerebrum_cli.runs.journal import CONDITIONS
+    from cerebrum_cli.results.journal import CONDITIONS
     from cerebrum_cli.terminal.reports import print_report
 
     skipped = sum(sample.is_skipped for sample in samples)

@@ -90,7 +90,7 @@ def rm(
     ] = None,
 ) -> None:
     """Delete sessions with their unshared messages, questions typed in them, and cached prompts."""
-    from cerebrum_cli.model.installation import HISTORY, STATES
+    from cerebrum_cli.replies.installation import HISTORY, STATES
 
     with closing(app.open_history()) as history:  # which frees its locks
         chosen = {name: history.get(name) for name in names or ()}
@@ -126,7 +126,7 @@ def export(
     ] = MARKDOWN,
 ) -> None:
     """Print a session in another format."""
-    from cerebrum_cli.model.source import ModelSource
+    from cerebrum_cli.replies.source import ModelSource
 
     history = app.open_history()
     session = history.get(name)

@@ -16,7 +16,7 @@ from cerebrum_cli.core.settings import ATTENTION_KEYS, Layer, Settings
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.engine.memory import Device
-    from cerebrum_cli.models.model import InstalledModel
+    from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.terminal.streams import Streams
     from cerebrum_cli.tune.tune import TuningResult
 
@@ -39,7 +39,7 @@ def tune(
     Examples:
       cerebrum tune cerebrum-7b
     """
-    from cerebrum_cli.model.profiles import profile_object, settings_text
+    from cerebrum_cli.replies.profiles import profile_object, settings_text
     from cerebrum_cli.terminal.reports import print_profile, print_summary
 
     overrides = {**overrides, "model": reference}
@@ -76,7 +76,7 @@ def measure(app: App, model: InstalledModel, settings: Settings, streams: Stream
     """
     from cerebrum_cli.core.files import lock_file, translate_os_errors
     from cerebrum_cli.engine.machine import save_devices
-    from cerebrum_cli.model.installation import DEVICES
+    from cerebrum_cli.replies.installation import DEVICES
     from cerebrum_cli.terminal.interrupts import interruptible
     from cerebrum_cli.terminal.progress import FileProgress, StageProgress
     from cerebrum_cli.terminal.sinks import render_stages

@@ -20,14 +20,14 @@ from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFoun
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.settings import PATIENCE_S
-from cerebrum_cli.model.installation import Installation
-from cerebrum_cli.model.interface import open_many
-from cerebrum_cli.model.loaded_model import LoadedModel
-from cerebrum_cli.model.source import MAX_PARALLEL, ModelSource, slots_of
-from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.model import InstalledModel
-from cerebrum_cli.runs.journal import SERVERS, Journal
-from cerebrum_cli.runs.result import FinishedRows, Result
+from cerebrum_cli.library.installed import Library
+from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.replies.installation import Installation
+from cerebrum_cli.replies.interface import open_many
+from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, slots_of
+from cerebrum_cli.results.journal import SERVERS, Journal
+from cerebrum_cli.results.result import FinishedRows, Result
 
 INPUT = "input"  # the last key of an object that has it
 ADDRESS = re.compile(r"auto|[^\s/:]+:\d{1,5}")

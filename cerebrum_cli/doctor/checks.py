@@ -30,13 +30,13 @@ from cerebrum_cli.doctor.assessment import (
 from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.machine import Build, lacking, rebuild_command
 from cerebrum_cli.engine.state_store import STATE, list_names
-from cerebrum_cli.model.installation import Installation
-from cerebrum_cli.model.interface import open_source
-from cerebrum_cli.model.reply import ReplyRequest
-from cerebrum_cli.model.source import ModelSource
-from cerebrum_cli.models import listing
-from cerebrum_cli.models.library import NANO
-from cerebrum_cli.models.model import InstalledModel
+from cerebrum_cli.library import listing
+from cerebrum_cli.library.installed import NANO
+from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.replies.installation import Installation
+from cerebrum_cli.replies.interface import open_source
+from cerebrum_cli.replies.reply import ReplyRequest
+from cerebrum_cli.replies.source import ModelSource
 
 QUESTION = "What is 17 plus 25?"
 ANSWER = "17 plus 20 makes 37, 37 plus 5 makes 42. The answer is 42."
@@ -119,7 +119,7 @@ def _check_models(context: DoctorContext) -> CheckResult:
 
 
 def _check_token(_: DoctorContext) -> CheckResult:
-    from cerebrum_cli.models.hub import token_location
+    from cerebrum_cli.library.hub import token_location
 
     location = token_location()
     return check_result(
@@ -128,7 +128,7 @@ def _check_token(_: DoctorContext) -> CheckResult:
 
 
 def _check_network(context: DoctorContext) -> CheckResult:
-    from cerebrum_cli.models import hub
+    from cerebrum_cli.library import hub
 
     if context.offline:
         return check_result("skipped: --offline")

@@ -19,12 +19,12 @@ from cerebrum_cli.engine.remote.description import probe
 from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.engine.remote.openai_servers import IGNORED_SEEDS
-from cerebrum_cli.model.installation import Servers
-from cerebrum_cli.model.interface import Model, open_source
-from cerebrum_cli.model.reply import Reply, ReplyRequest, reply_notice
-from cerebrum_cli.model.reply_stream import ReplyStream
-from cerebrum_cli.model.source import ModelSource
-from cerebrum_cli.models.library import served_model
+from cerebrum_cli.library.installed import served_model
+from cerebrum_cli.replies.installation import Servers
+from cerebrum_cli.replies.interface import Model, open_source
+from cerebrum_cli.replies.reply import Reply, ReplyRequest, reply_notice
+from cerebrum_cli.replies.reply_stream import ReplyStream
+from cerebrum_cli.replies.source import ModelSource
 
 REPLY_TIMEOUT_S = 60.0  # of each reply; the server may be busy with other requests
 REPLY_TOKENS = 64

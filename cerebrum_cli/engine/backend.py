@@ -1,54 +1,195 @@
-"""Values that the engine and its backend exchange: rows, checkpoints, scores, and the flag that interrupts a decode."""
+"""The interface between the engine and a library that runs models; at run time nothing needs it."""
 
 from __future__ import annotations
 
-import ctypes
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from cerebrum_cli.core.conversation import PromptPart
+from cerebrum_cli.core.declaration import TokenBias
+from cerebrum_cli.core.events import Event, NoticeEvent, TokenLogprob
+from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.control import Constraint
+from cerebrum_cli.engine.step import Checkpoint, StopFlag, TokenRow, TokenScore
 
 
-class TokenRow(NamedTuple):
-    """One token of a step: its slot, its position in the slot, and whether its logits are computed.
+class Sampler(Protocol):
+    """Sampling state of one sequence."""
 
-    If the backend `shares_rows`, it may also be the token of `others`, slots that hold the same tokens before it.
+    def sample(self, row: int) -> int:
+        """Sample the next token from row `row` of the last decode, and accept it."""
+
+    def accept(self, token: int) -> None:
+        """Accept a token that was not sampled, as the next one."""
+
+    def close(self) -> None:
+        """Free the native samplers."""
+
+
+class Vocabulary(Protocol):
+    """The vocabulary of a model; for any thread."""
+
+    def tokenize(self, parts: Iterable[PromptPart]) -> tuple[int, ...]:
+        """Tokenize a prompt; untrusted text never becomes a special token."""
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+
+    @property
+    def longest_token(self) -> int:
+        """Bytes of text that one token can stand for, at most. The first access takes a tenth of a second."""
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """Convert a token to its bytes; empty for a control token unless `special`."""
+
+    def is_eog(self, token: int) -> bool:
+        """Whether the token ends a generation (EOS, EOT and similar)."""
+
+    def matches_grammar(self, grammar: str, tokens: Iterable[int]) -> bool:
+        """Whether a grammar allows the tokens as a reply or its beginning. Raises GrammarError if it is invalid."""
+
+    def special_token_ids(self, texts: Iterable[str]) -> frozenset[int]:
+        """Ids of all control and user-defined tokens spelled out in the texts."""
+
+    def special_token_text(self, name: str) -> str:
+        """Text of the vocabulary's `bos` or `eos` token; empty if it has none."""
+
+
+class Context(Protocol):
+    """The slots of a KV cache, each with the tokens of one sequence; for one thread.
+
+    `pending_copies` are the slots that a copy reads or writes which the next decode completes; until then, no state of
+    theirs is saved or loaded.
     """
 
-    slot: int
-    position: int
-    token: int
-    output: bool
-    others: tuple[int, ...] = ()
+    pending_copies: set[int]
+
+    def length(self, slot: int) -> int:
+        """Number of tokens in the slot."""
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy the contents of the source slot to the target slot, possibly not before the next decode."""
+
+    def trim_limit(self, slot: int) -> float:
+        """The shortest length, besides 0, that the slot can be trimmed to; infinity if its state is not valid."""
+
+    def trim(self, slot: int, length: int) -> bool:
+        """Remove positions from `length` on from the slot; False, and no change, below its limit."""
+
+    def clear(self, slot: int) -> None:
+        """Empty the slot."""
+
+    def clear_all(self) -> None:
+        """Empty all slots, whatever they hold."""
+
+    def checkpoint(self, slot: int, is_whole: bool = False) -> Checkpoint:
+        """Copy what later tokens overwrite, so that the slot can return here.
+
+        With `is_whole`, copy the whole state, which can be restored into any slot.
+        """
+
+    def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool = False) -> bool:
+        """Trim the slot to a checkpoint that was taken of the same tokens; False, and an empty slot, if that fails.
+
+        With `is_whole`, the slot may hold anything.
+        """
+
+    def state_size(self, slot: int) -> int:
+        """Approximate number of bytes that `save_state` writes."""
+
+    def save_state(self, slot: int, path: Path) -> None:
+        """Write the slot to a file, replacing it; EngineError if that fails, or if no longer context could load it."""
+
+    def load_state(self, slot: int, path: Path) -> bool:
+        """Restore the slot from `save_state`'s file, ignoring trailing bytes; False, and an empty slot, if rejected."""
 
 
-class Checkpoint(NamedTuple):
-    """The part of a slot's memory, at `length` tokens, that later tokens overwrite: recurrent states and windows.
+class Backend(Vocabulary, Protocol):
+    """A loaded model and, after the first `reserve`, its context; for one thread, except for the vocabulary.
 
-    `state` is llama.cpp's, in a buffer of ctypes, whose length is its size.
+    - `context_size`: maximum length of a sequence, in tokens
+    - `capacity`: length of a sequence, in tokens, that memory is allocated for; 0 without a context
+    - `slots`: number of concurrent sequences; before the first `reserve`, the number requested
+    - `kv_unified`: all slots share one KV cache of `capacity` tokens, with common prefixes stored once
+    - `shares_rows`: a row may be a token of several slots; in a unified KV cache, unless the model is recurrent
+    - `batch_size`: maximum number of rows in one decode; at least `slots`
+    - `max_outputs`: of these, rows with logits in a decode of given texts, so that their memory stays small
+    - `max_draft`: draft tokens of a sequence in one step: as many as can be removed after it
+    - `trimmable_length`: number of tokens up to which a slot can be trimmed to any length: none with recurrent states,
+      a window's with sliding windows, and infinite without both
+    - `repacks`: whether weights were loaded in CPU-optimized layouts, where those exist
+    - `conditions`: options on which the last digits of logits depend, by readable names
+    - `checkpoint_budget`: bytes of checkpoints that memory was planned for; 0 with separate KV caches, and if none are
+      needed
     """
 
-    length: int
-    state: ctypes.Array[ctypes.c_uint8]
+    context_size: int
+    capacity: int
+    slots: int
+    kv_unified: bool
+    shares_rows: bool
+    batch_size: int
+    max_outputs: int
+    max_draft: int
+    trimmable_length: float
+    checkpoint_budget: int
+    repacks: bool
+
+    @property
+    def conditions(self) -> dict[str, Any]: ...
+
+    @property
+    def context(self) -> Context:
+        """The context that `reserve` has created."""
+
+    def slots_for(self, length: int) -> int:
+        """Number of the requested slots for which memory suffices, if each holds `length` tokens; for any thread."""
+
+    def reserve(self, length: int, slots: int | None = None) -> NoticeEvent | None:
+        """Create an empty context for sequences of at least `length` tokens, with at most `slots` slots.
+
+        There are fewer slots if memory is short; None is the number requested. Returns a notice if tuned settings gave
+        way to the defaults. Raises EngineError if there is not enough memory.
+        """
+
+    def prefill_chunk(self, position: int) -> int:
+        """Maximum number of prompt tokens to evaluate in one step from this position."""
+
+    def reusable_prefix(self, length: int) -> int:
+        """Number of the first `length` tokens of a slot that another prompt may reuse."""
+
+    def decode(self, rows: Sequence[TokenRow]) -> bool:
+        """Evaluate the rows; False if interrupted, and then `length` gives what each slot holds.
+
+        With separate KV caches, rows ascend by slot.
+        """
+
+    def sampler(
+        self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
+    ) -> Sampler:
+        """Create a sampler; penalties start with the end of the prompt."""
+
+    def logprob(self, row: int, token: int) -> float:
+        """Natural logarithm of a token's probability in row `row` of the last decode."""
+
+    def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
+        """Score tokens by the logits of the last decode; `targets` are pairs of row and token, ascending by row."""
+
+    def sample(self, sampler: Sampler, row: int, bias: TokenBias) -> int:
+        """Sample the next token from a row of the last decode, with a bias of the logit of one."""
+
+    def top_tokens(self, row: int, count: int) -> list[TokenLogprob]:
+        """The likeliest tokens in row `row` of the last decode, the likeliest first."""
+
+    @property
+    def state_kind(self) -> str | None:
+        """Build, cache types and layout that a state on disk depends on; None if the prompt cache cannot use any."""
+
+    def close(self) -> None:
+        """Free the model and its context."""
 
 
-class TokenScore(NamedTuple):
-    """Natural logarithm of a token's probability, and whether it is the most likely token."""
-
-    logprob: float
-    is_argmax: bool
-
-
-@dataclass(slots=True, eq=False)
-class StopFlag:
-    """A flag that native code can read without Python: one byte, `0` to continue, `1` to stop."""
-
-    buffer: ctypes.Array[ctypes.c_char] = field(default_factory=lambda: ctypes.create_string_buffer(b"0"))
-
-    def set(self) -> None:
-        """Interrupt the running load or decode."""
-        self.buffer[0] = b"1"
-
-    def clear(self) -> None:
-        self.buffer[0] = b"0"
-
-    def __bool__(self) -> bool:
-        return self.buffer[0] == b"1"
+# Load a model and report progress; the flag interrupts the load and all later decodes.
+OpenBackend = Callable[[Callable[[Event], None], StopFlag], Backend]

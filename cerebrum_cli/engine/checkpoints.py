@@ -24,8 +24,8 @@ from cerebrum_cli.engine.sequence import Sequence, Tokens
 from cerebrum_cli.engine.state_store import State, StateStore
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.backend import Checkpoint
-    from cerebrum_cli.engine.protocols import Backend
+    from cerebrum_cli.engine.backend import Backend
+    from cerebrum_cli.engine.step import Checkpoint
 
 MIN_SAVED_TOKENS = 16  # fewer are evaluated as fast as a state is found
 MAX_READ_RATIO = 16  # tokens read for each token saved: reading takes about a twentieth of evaluating

@@ -16,7 +16,7 @@ from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.sequence import Request
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.protocols import Backend, Vocabulary
+    from cerebrum_cli.engine.backend import Backend, Vocabulary
     from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 LiveSample = TypeVar("LiveSample")

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, SequenceId
-from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.checkpoints import PromptCache
 from cerebrum_cli.engine.engine import (
     CancelScope,
@@ -39,10 +38,11 @@ from cerebrum_cli.engine.loop import Loop, Work, fail_work
 from cerebrum_cli.engine.memory_plan import group_lengths
 from cerebrum_cli.engine.sequence import InspectionRequest, Request, Sequence, create_sequences
 from cerebrum_cli.engine.state_store import StateStore
+from cerebrum_cli.engine.step import StopFlag
 
 if TYPE_CHECKING:
+    from cerebrum_cli.engine.backend import OpenBackend
     from cerebrum_cli.engine.drafter import Drafter
-    from cerebrum_cli.engine.protocols import OpenBackend
     from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 

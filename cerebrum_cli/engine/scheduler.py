@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from itertools import count, islice, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
-from cerebrum_cli.engine.backend import Checkpoint, TokenRow
 from cerebrum_cli.engine.sequence import Sequence, Tokens, common_tokens, pack_tokens
+from cerebrum_cli.engine.step import Checkpoint, TokenRow
 from cerebrum_cli.engine.step_costs import draft_lengths
 
 if TYPE_CHECKING:
+    from cerebrum_cli.engine.backend import Backend
     from cerebrum_cli.engine.drafter import DraftToken
-    from cerebrum_cli.engine.protocols import Backend
 
 MIN_FREE_CELLS = 256  # tokens of room for a reply that admission to a unified KV cache requires
 MAX_PREFILL_BETWEEN_DECODES = 1024  # tokens of prompts

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError, EngineError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent, RefusedEvent, SequenceId, StageEvent
-from cerebrum_cli.engine.backend import TokenRow
-from cerebrum_cli.engine.protocols import Backend
+from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Tokens
+from cerebrum_cli.engine.step import TokenRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ from cerebrum_cli.engine.control import AnswerStartFactory, Constraint, ControlF
 from cerebrum_cli.engine.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
+    from cerebrum_cli.engine.backend import Backend, Sampler, Vocabulary
     from cerebrum_cli.engine.drafter import Drafter, DraftState
-    from cerebrum_cli.engine.protocols import Backend, Sampler, Vocabulary
     from cerebrum_cli.engine.step_costs import StepCosts
 
 # Token ids; an array takes a tenth of a tuple's memory.

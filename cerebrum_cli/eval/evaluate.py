@@ -26,11 +26,11 @@ from cerebrum_cli.eval.questions import (
 )
 from cerebrum_cli.eval.report import RunningScore
 from cerebrum_cli.eval.scorers import ReplyScorer, reply_scorer
-from cerebrum_cli.model.concurrent_rows import Row, RowOutcome, run_rows
-from cerebrum_cli.model.loaded_model import LoadedModel
-from cerebrum_cli.model.reply import Reply, ReplyRequest
-from cerebrum_cli.model.voting import program_object
-from cerebrum_cli.runs.result import FINISHED, FinishedRows, Result, ResultRows, Schema
+from cerebrum_cli.replies.concurrent_rows import Row, RowOutcome, run_rows
+from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.reply import Reply, ReplyRequest
+from cerebrum_cli.replies.voting import program_object
+from cerebrum_cli.results.result import FINISHED, FinishedRows, Result, ResultRows, Schema
 
 POLL_S = 0.2  # a signal does not end a wait
 

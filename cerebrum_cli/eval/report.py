@@ -11,7 +11,7 @@ from cerebrum_cli.answers.canonical import canonical, equals_reference
 from cerebrum_cli.core.row_events import EvalProgress
 from cerebrum_cli.eval.estimates import Clusters, Estimate, Vote, estimate, majorities, mean, pass_at, vote_sizes
 from cerebrum_cli.eval.questions import QuestionId, Sample
-from cerebrum_cli.model.tally import Program, comes_to
+from cerebrum_cli.replies.tally import Program, comes_to
 
 GREEDY, MAJORITY, WITH_PROGRAMS = "greedy", "maj", "checked"  # kinds of votes
 _canonical = lru_cache(maxsize=10_000)(canonical)  # samples that vote state few different answers

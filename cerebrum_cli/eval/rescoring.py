@@ -21,8 +21,8 @@ from cerebrum_cli.eval.scorers import (
     rules_of,
 )
 from cerebrum_cli.eval.stored_runs import AGAIN, DEFAULT_TEMPLATE, Run, require_run, writing
-from cerebrum_cli.runs.output_files import MADE_BY, MIXED, shown_values, write_record, write_result
-from cerebrum_cli.runs.result import to_json_line
+from cerebrum_cli.results.output_files import MADE_BY, MIXED, shown_values, write_record, write_result
+from cerebrum_cli.results.result import to_json_line
 
 # What is not named as a difference: what a model's label stands for, and keys of the versions and of the questions.
 NOT_NAMED = ("model", *MADE_BY, SCORING_RULES, "task", "dataset", DEFAULT_TEMPLATE)

@@ -15,7 +15,7 @@ from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.eval.choices import chosen_letter
 from cerebrum_cli.eval.line_process import INSTALL, LineProcess, MathVerify, math_verify_version
 from cerebrum_cli.eval.questions import Basis, Match, Question
-from cerebrum_cli.model.programs import extract_program
+from cerebrum_cli.programs.code import extract_program
 
 SEARCH_S = 5.0  # for a regular expression in a reply
 SEARCH = """
@@ -140,7 +140,7 @@ def code_scorer(run_code: bool) -> ReplyScorer:
 
     Replies to a question without an entry point are programs. Raises UsageError without a sandbox.
     """
-    from cerebrum_cli.model.code_sandbox import require_sandbox
+    from cerebrum_cli.programs.sandbox import require_sandbox
 
     require_run_code(run_code)
     sandbox, threads = require_sandbox(), ThreadPoolExecutor(thread_count())

@@ -26,9 +26,9 @@ from cerebrum_cli.eval.scorers import (
     rules_of,
 )
 from cerebrum_cli.eval.tasks import SUMS, TASK_NAMES, TASKS, Task
-from cerebrum_cli.models.cache import Cache, CachedFile
-from cerebrum_cli.models.download import Download, Progress, RetryPolicy, git_hash
-from cerebrum_cli.models.hub import cache_directory, is_offline, list_repository, unreachable
+from cerebrum_cli.library.cache import Cache, CachedFile
+from cerebrum_cli.library.download import Download, Progress, RetryPolicy, git_hash
+from cerebrum_cli.library.hub import cache_directory, is_offline, list_repository, unreachable
 
 IN_WORDS = "correct answers are words, and final answers must equal them; --match contains accepts them anywhere"
 

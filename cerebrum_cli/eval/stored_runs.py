@@ -26,7 +26,7 @@ from cerebrum_cli.eval.report import Report, group_by_question, mean_accuracy, s
 from cerebrum_cli.eval.scorers import SCORING_RULES, describe_rules, rules_of
 from cerebrum_cli.eval.vote_costs import with_votes
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
-from cerebrum_cli.runs.output_files import (
+from cerebrum_cli.results.output_files import (
     BatchRecord,
     OutputPaths,
     decide,
@@ -41,8 +41,8 @@ from cerebrum_cli.runs.output_files import (
 if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.engine.bench import BenchFactory, Closeness
-    from cerebrum_cli.model.source import ModelSource
-    from cerebrum_cli.models.model import InstalledModel
+    from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.replies.source import ModelSource
 
 DEFAULT_TEMPLATE = "default template"
 CHECK = "check"  # key of a fingerprint: the language of programs that vote, too
@@ -222,7 +222,7 @@ def provenance(source: ModelSource) -> dict[str, Any]:
     That is the text of a built-in format with its own system prompt, or the digest of a chat template. Builds of
     servers are notes of the run.
     """
-    from cerebrum_cli.model.source import format_of
+    from cerebrum_cli.replies.source import format_of
 
     name, template = format_of(source.settings, source.model)
     versions = {"cerebrum": __version__, "llama.cpp": None}
@@ -274,7 +274,7 @@ def measure_divergence(
     Raises ModelFileError, UsageError if their vocabularies or layers differ, EngineError if they cannot be loaded.
     """
     from cerebrum_cli.gguf.header import require_generative
-    from cerebrum_cli.model.source import load_options
+    from cerebrum_cli.replies.source import load_options
 
     for model in (reference, other):
         require_generative(model.path, model.header)

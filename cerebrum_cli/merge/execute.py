@@ -26,9 +26,9 @@ import numpy.typing as npt
 from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
 from cerebrum_cli.core.files import commit_file, translate_os_errors, unfinished_file, write_all
 from cerebrum_cli.gguf.parser import Tensor, aligned
+from cerebrum_cli.library.registry import OnProgress
 from cerebrum_cli.merge.methods import Slerp, Sum, TensorOp, Term, input_tensors, offset_sum, slerp_coefficients
 from cerebrum_cli.merge.plan import OutputTensor, Plan
-from cerebrum_cli.models.registry import OnProgress
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.llama.codec import LlamaCodec as Codec  # converts weights, in several threads

@@ -14,18 +14,18 @@ from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.header import read_header, require_loadable
 from cerebrum_cli.gguf.table import read_table
+from cerebrum_cli.library.catalogue import ModelSpec
+from cerebrum_cli.library.fit import DownloadPlan
+from cerebrum_cli.library.installed import Library
+from cerebrum_cli.library.model import MERGE_FORMAT, MERGE_RECIPE, MERGE_SOURCES, InstalledModel, as_path, is_missing
+from cerebrum_cli.library.pull import Confirm, Puller, require_confirmation, require_free_name
+from cerebrum_cli.library.reference import ModelReference
+from cerebrum_cli.library.registry import OnProgress, RegistryEntry
 from cerebrum_cli.merge.execute import CHUNK_WEIGHTS, PENDING_PER_THREAD, execute, llama_codec, require_supported_types
 from cerebrum_cli.merge.methods import input_tensors
 from cerebrum_cli.merge.plan import MergePlanner, Plan, Provenance, Target
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
-from cerebrum_cli.model.prompt_sources import read_text
-from cerebrum_cli.models.catalogue import ModelSpec
-from cerebrum_cli.models.fit import DownloadPlan
-from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.model import MERGE_FORMAT, MERGE_RECIPE, MERGE_SOURCES, InstalledModel, as_path, is_missing
-from cerebrum_cli.models.pull import Confirm, Puller, require_confirmation, require_free_name
-from cerebrum_cli.models.reference import ModelReference
-from cerebrum_cli.models.registry import OnProgress, RegistryEntry
+from cerebrum_cli.replies.prompt_sources import read_text
 
 # Bytes of memory: the process with the libraries that read files, and each metadata array item while it is read.
 BASE_MEMORY, MEMORY_PER_ITEM = 80_000_000, 200

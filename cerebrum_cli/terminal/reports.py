@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.text import format_count, format_size, one_line
 from cerebrum_cli.doctor.assessment import CheckResult, Status, check_result
-from cerebrum_cli.model.inspection import CERTAIN
-from cerebrum_cli.models.reference import looks_like_path
+from cerebrum_cli.library.reference import looks_like_path
+from cerebrum_cli.replies.inspection import CERTAIN
 from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns, strip_controls
 from cerebrum_cli.terminal.tables import (
     PIPE_WIDTH,
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.estimates import Interval
     from cerebrum_cli.eval.report import Report, VoteCost
     from cerebrum_cli.eval.stored_runs import Run
-    from cerebrum_cli.model import inspection
-    from cerebrum_cli.model.profiles import Profile, TunedUse
+    from cerebrum_cli.replies import inspection
+    from cerebrum_cli.replies.profiles import Profile, TunedUse
     from cerebrum_cli.tune.candidates import Candidate
     from cerebrum_cli.tune.tune import TuningResult
 

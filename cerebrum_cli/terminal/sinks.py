@@ -14,7 +14,7 @@ from cerebrum_cli.terminal.keyboard import ANSWER_KEY_NAME, Keyboard
 from cerebrum_cli.terminal.streams import Streams, strip_complete, strip_controls
 
 if TYPE_CHECKING:
-    from cerebrum_cli.model.loaded_model import LoadedModel
+    from cerebrum_cli.replies.loaded_model import LoadedModel
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from cerebrum_cli.terminal.streams import Streams, columns, strip_controls
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.events import FinishEvent, TallyEvent
-    from cerebrum_cli.models.fit import Capacity, DownloadPlan
+    from cerebrum_cli.library.fit import Capacity, DownloadPlan
 
 PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is truncated or wrapped
 MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.bench import JobKind
 from cerebrum_cli.engine.model_options import Tuning
-from cerebrum_cli.model.profiles import Speeds, UseName
+from cerebrum_cli.replies.profiles import Speeds, UseName
 
 TRIED_SLOTS = (16, 32)  # fewer concurrent sequences than a batch has without a profile
 TRIED_UBATCHES = (64, 256, 512)

@@ -17,7 +17,7 @@ from typing import Any
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.bench import JOB_KINDS, Bench, BenchError, BenchJob, JobKind
 from cerebrum_cli.engine.model_options import Tuning
-from cerebrum_cli.model.profiles import Speeds, TunedUse, UseName
+from cerebrum_cli.replies.profiles import Speeds, TunedUse, UseName
 from cerebrum_cli.tune.candidates import (
     ASK,
     BATCH,

@@ -26,13 +26,13 @@ from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK, MEASURED_ROWS, StepCosts
 from cerebrum_cli.gguf.architectures import facts_of
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.model.profiles import (
+from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.replies.profiles import (
     Profile,
     TunedUse,
     UseName,
 )
-from cerebrum_cli.model.source import AUTO_PARALLEL, draft_problem, load_options, without_user_settings
-from cerebrum_cli.models.model import InstalledModel
+from cerebrum_cli.replies.source import AUTO_PARALLEL, draft_problem, load_options, without_user_settings
 from cerebrum_cli.tune.candidates import (
     Candidate,
     SearchSpace,

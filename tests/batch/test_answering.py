@@ -18,11 +18,11 @@ from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.model.concurrent_rows import Row, RowOutcome, run_rows
-from cerebrum_cli.model.format_choice import format_builder
-from cerebrum_cli.model.interface import Model
-from cerebrum_cli.model.reply import ReplyRequest
-from cerebrum_cli.runs.result import StreamedResult
+from cerebrum_cli.replies.concurrent_rows import Row, RowOutcome, run_rows
+from cerebrum_cli.replies.format_choice import format_builder
+from cerebrum_cli.replies.interface import Model
+from cerebrum_cli.replies.reply import ReplyRequest
+from cerebrum_cli.results.result import StreamedResult
 
 TOO_LONG = "q" * 500  # of a context of 100 tokens
 
@@ -64,7 +64,7 @@ def test_refused_rows_keep_no_tokens(model: Model) -> None:
 
 
 def test_cancelled_rows_are_no_longer_read(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cerebrum_cli.model.concurrent_rows.SORT_WINDOW", 4)
+    monkeypatch.setattr("cerebrum_cli.replies.concurrent_rows.SORT_WINDOW", 4)
     rows = iter([Row(number, ReplyRequest(Conversation().user("q"), Settings())) for number in range(10)])
     for event in run_rows(model, rows, in_order=True):
         if isinstance(event, RowOutcome):

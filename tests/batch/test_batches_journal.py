@@ -36,9 +36,9 @@ from waiting import wait_until
 
 from cerebrum_cli.batch.rows import OUTPUT_KEYS, result_rows
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.runs.journal import Journal, open_journal
-from cerebrum_cli.runs.output_files import output_paths
-from cerebrum_cli.runs.result import ResultRows, StreamedResult
+from cerebrum_cli.results.journal import Journal, open_journal
+from cerebrum_cli.results.output_files import output_paths
+from cerebrum_cli.results.result import ResultRows, StreamedResult
 
 
 def batch_error(action: Callable[[], object]) -> tuple[str, str]:

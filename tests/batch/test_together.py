@@ -14,7 +14,6 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
@@ -22,6 +21,7 @@ from cerebrum_cli.engine.memory import CPU_UBATCH, HEADROOM, ContextOptions, Fre
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import StateStore
+from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.gguf.header import read_header
 

@@ -18,8 +18,8 @@ from cerebrum_cli.chat.session import Session
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.errors import EngineError, ModelNotFound, PromptTooLong, SessionError
 from cerebrum_cli.core.events import Event, NoticeEvent, TokenEvent
-from cerebrum_cli.engine.backend import StopFlag
-from cerebrum_cli.engine.protocols import Backend
+from cerebrum_cli.engine.backend import Backend
+from cerebrum_cli.engine.step import StopFlag
 
 FIRST_PROMPT = "S\nUser: One?\nAI:"
 SECOND_PROMPT = f"{FIRST_PROMPT} First.\nUser: Two?\nAI:"

@@ -16,8 +16,8 @@ from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message, Role, Text
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.settings import fold
-from cerebrum_cli.model.interface import open_source
-from cerebrum_cli.model.loaded_model import LoadedModel
+from cerebrum_cli.replies.interface import open_source
+from cerebrum_cli.replies.loaded_model import LoadedModel
 
 SUMS = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.", (1, 2)).user("And 3 + 3?")
 SHAREGPT = {

@@ -29,10 +29,10 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.model.reply import Reply
-from cerebrum_cli.models.library import NANO
-from cerebrum_cli.models.model import InstalledModel
-from cerebrum_cli.models.registry import RegistryEntry
+from cerebrum_cli.library.installed import NANO
+from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.library.registry import RegistryEntry
+from cerebrum_cli.replies.reply import Reply
 
 ONLY = SequenceId(0)
 TIMINGS = Timings(load_s=1.0, prefill_s=0.5, ttft_s=0.75, decode_s=0.3, prefill_tokens=16, decode_steps=1)

@@ -221,7 +221,7 @@ def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, mon
 
     with monkeypatch.context() as patched:
         patched.setattr(RecordingBackend, "decode", change_and_decode)
-        patched.setattr("cerebrum_cli.model.concurrent_rows.SORT_WINDOW", 4)  # rows that are read together
+        patched.setattr("cerebrum_cli.replies.concurrent_rows.SORT_WINDOW", 4)  # rows that are read together
         failed = runner.run(*arguments)
     done = len(parse_lines((runner.home / "out.partial").read_text()))
     assert (failed.code, 0 < done < 12) == (1, True)

@@ -11,7 +11,7 @@ from person import OpenTerminal
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
-from cerebrum_cli.models.registry import Registry, RegistryEntry
+from cerebrum_cli.library.registry import Registry, RegistryEntry
 from cerebrum_cli.terminal.repl.prompt import SlashCompleter
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
 from cerebrum_cli.terminal.repl.slash_lines import PARTS, SETTABLE, SETTING_VALUES

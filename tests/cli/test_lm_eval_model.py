@@ -25,17 +25,17 @@ from cerebrum_cli.core.conversation import Conversation  # noqa: E402
 from cerebrum_cli.core.errors import PromptTooLong, UsageError  # noqa: E402
 from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent  # noqa: E402
 from cerebrum_cli.core.settings import fold  # noqa: E402
-from cerebrum_cli.engine.backend import StopFlag, TokenRow  # noqa: E402
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend  # noqa: E402
 from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
 from cerebrum_cli.engine.memory import ContextOptions  # noqa: E402
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions  # noqa: E402
+from cerebrum_cli.engine.step import StopFlag, TokenRow  # noqa: E402
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM, Use, answer_of  # noqa: E402
 from cerebrum_cli.formats.thinking import markups_of  # noqa: E402
-from cerebrum_cli.model.concurrent_rows import Continuation  # noqa: E402
-from cerebrum_cli.model.loaded_model import LoadedModel  # noqa: E402
-from cerebrum_cli.model.reply_stream import ReplyChannels  # noqa: E402
-from cerebrum_cli.models.model import InstalledModel  # noqa: E402
+from cerebrum_cli.library.model import InstalledModel  # noqa: E402
+from cerebrum_cli.replies.concurrent_rows import Continuation  # noqa: E402
+from cerebrum_cli.replies.loaded_model import LoadedModel  # noqa: E402
+from cerebrum_cli.replies.reply_stream import ReplyChannels  # noqa: E402
 
 CONTEXT = 512
 STORY = "Once upon a time there lived a fox who could count to a hundred and no further."

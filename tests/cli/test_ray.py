@@ -32,13 +32,13 @@ from cerebrum_cli.core.errors import EndpointError, ModelNotFound, NoServerError
 from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.remote.client import Endpoint
-from cerebrum_cli.model.installation import Servers
-from cerebrum_cli.model.source import ModelSource
-from cerebrum_cli.models.cache import Cache
-from cerebrum_cli.models.fit import Capacity
-from cerebrum_cli.models.library import Library
-from cerebrum_cli.models.registry import Registry, RegistryEntry, hash_file
-from cerebrum_cli.runs.journal import open_journal
+from cerebrum_cli.library.cache import Cache
+from cerebrum_cli.library.fit import Capacity
+from cerebrum_cli.library.installed import Library
+from cerebrum_cli.library.registry import Registry, RegistryEntry, hash_file
+from cerebrum_cli.replies.installation import Servers
+from cerebrum_cli.replies.source import ModelSource
+from cerebrum_cli.results.journal import open_journal
 
 ROWS = 40
 READY = WorkerReport("1", "here", "", "", ({"kind": "vllm", "model": "m"},))

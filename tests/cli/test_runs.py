@@ -27,11 +27,11 @@ from cerebrum_cli.eval.rescoring import (
 )
 from cerebrum_cli.eval.scorers import SCORING_VERSION
 from cerebrum_cli.eval.stored_runs import Run, RunStore, report_of, require_run, samples_to_keep
-from cerebrum_cli.model.code_sandbox import require_sandbox
-from cerebrum_cli.runs import output_files
-from cerebrum_cli.runs.journal import Journal, open_journal
-from cerebrum_cli.runs.output_files import output_paths
-from cerebrum_cli.runs.result import ResultRows
+from cerebrum_cli.programs.sandbox import require_sandbox
+from cerebrum_cli.results import output_files
+from cerebrum_cli.results.journal import Journal, open_journal
+from cerebrum_cli.results.output_files import output_paths
+from cerebrum_cli.results.result import ResultRows
 
 NOW, NEWER, OLDER = (str(SCORING_VERSION + by) for by in (0, 1, -1))
 VERSIONS = {"cerebrum": "0.1.0", "llama.cpp": "abc", "scoring": NOW}

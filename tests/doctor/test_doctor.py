@@ -36,9 +36,9 @@ from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.devices import build as installed_build
 from cerebrum_cli.engine.machine import CPU_FLAGS, Build, Processors, likely_accelerator, processor_flags
 from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.library.cache import Cache
+from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.main import run
-from cerebrum_cli.models.cache import Cache
-from cerebrum_cli.models.library import NANO
 from cerebrum_cli.terminal.reports import check_terminal
 from cerebrum_cli.terminal.streams import Streams
 

@@ -19,7 +19,7 @@ from server_kinds import BUILD, LlamaServer, SglangServer, VllmServer
 from cerebrum_cli.doctor import servers
 from cerebrum_cli.doctor.checks import ANSWER, QUESTION
 from cerebrum_cli.engine.remote import description, server_health
-from cerebrum_cli.models.library import NANO
+from cerebrum_cli.library.installed import NANO
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,6 @@ from tiny_models import Shape, write_quantized, write_sliding_window
 from cerebrum_cli.core.events import FinishEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import drafter, sequence
-from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.llama.batch_invariance import pad_step, stable_slots
 from cerebrum_cli.engine.llama.devices import build
 from cerebrum_cli.engine.llama.load import open_llama
@@ -24,6 +23,7 @@ from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions, expert_notice, plan_repacking
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.types import FILE_TYPES
 

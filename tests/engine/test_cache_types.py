@@ -19,13 +19,13 @@ from tiny_models import Shape, write_chatml
 from cerebrum_cli.cli.lm_eval import open_for_lm_eval
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.model_options import LoadOptions, Tuning
-from cerebrum_cli.model.profiles import Profile, Speeds, TunedUse
-from cerebrum_cli.model.source import ModelSource, load_options
-from cerebrum_cli.models.model import InstalledModel
+from cerebrum_cli.engine.step import StopFlag, TokenRow
+from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.replies.profiles import Profile, Speeds, TunedUse
+from cerebrum_cli.replies.source import ModelSource, load_options
 
 SPEEDS = Speeds(1.0, 10.0, 10.0)
 TUNING = Tuning(n_threads=3)

@@ -17,10 +17,10 @@ from scripted_backend import ScriptedBackend, endless, replies, tokens
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import sequence
-from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.step import StopFlag, TokenRow
 
 BUDGET = 10_000
 END = sequence.OPENING_TOKENS

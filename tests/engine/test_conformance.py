@@ -23,7 +23,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.control import EndReply, Force, Intervention, Upcoming
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.models.library import NANO
+from cerebrum_cli.library.installed import NANO
 
 SERVERS: dict[str, type[ModelServer]] = {"llama-server": LlamaServer, "vllm": VllmServer, "sglang": SglangServer}
 

@@ -12,8 +12,8 @@ from thinkers import answer_start
 from cerebrum_cli.engine.control import AnswerStartFactory
 from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.formats.thinking import markups_of
-from cerebrum_cli.model.reply_controls import AnswerDetector
-from cerebrum_cli.model.reply_stream import ReplyChannels
+from cerebrum_cli.replies.reply_controls import AnswerDetector
+from cerebrum_cli.replies.reply_stream import ReplyChannels
 
 # Few letters, so that stop strings occur; letters of one to four bytes, so that they are split.
 texts = st.text("ab\néé€🙂", max_size=30)

@@ -16,7 +16,6 @@ from llama_engines import STORY, options
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine import drafter
-from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.bench import Bench
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
@@ -24,6 +23,7 @@ from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.model_options import Tuning
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
 from cerebrum_cli.gguf.architectures import facts_of
 

@@ -19,8 +19,8 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafter import Drafter, DraftState
 from cerebrum_cli.engine.sequence import Request, create_sequences
 from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, MAX_DRAFT, StepCosts, draft_lengths
-from cerebrum_cli.model.source import draft_costs
-from cerebrum_cli.models.model import InstalledModel
+from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.replies.source import draft_costs
 
 DEAR_ROWS = StepCosts((1, 2, 4), (1.0, 1.65, 3.3))
 REPEATED = "the cat sat on the mat. "

@@ -18,12 +18,12 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import PromptEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.llama.grammar import schema_to_grammar
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.step import StopFlag, TokenRow
 
 KINDS = ["fox", 'wolf "grey"', "back\\slash\n", None]
 

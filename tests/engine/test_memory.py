@@ -14,7 +14,6 @@ from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine import memory
-from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.bindings import llama, log
 from cerebrum_cli.engine.llama.context import context_params
 from cerebrum_cli.engine.llama.devices import accelerators
@@ -29,6 +28,7 @@ from cerebrum_cli.engine.memory import (
 )
 from cerebrum_cli.engine.memory_plan import LoadPlan, group_lengths, plan_layers, require_devices
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
+from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.engine.step_costs import MEASURED_ROWS
 from cerebrum_cli.gguf.header import parts_sizes, read_header
 from cerebrum_cli.gguf.parser import Array

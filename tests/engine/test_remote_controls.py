@@ -26,7 +26,7 @@ from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.model.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS
+from cerebrum_cli.replies.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS
 
 REPLIES = {
     "ended": reply_around("<think>\nI can see {seed}.", ENDING, "It is {seed}. So there."),

@@ -32,7 +32,7 @@ from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.logits import Candidates
 from cerebrum_cli.engine.llama.sampler import Prototypes, create_chain
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.model.text_tokens import resolve_biases
+from cerebrum_cli.replies.text_tokens import resolve_biases
 
 A = ord("a") - ord("!")
 CHANGES: dict[str, dict[str, Any]] = {

@@ -16,12 +16,12 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import checkpoints
 from cerebrum_cli.engine import scheduler as scheduling
 from cerebrum_cli.engine import sequence as sequencing
-from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.local import Commands, EngineCommand, submission
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
 from cerebrum_cli.engine.sequence import InspectionRequest, Request, Sequence, create_sequences
+from cerebrum_cli.engine.step import StopFlag
 
 
 def test_scheduler_puts_late_samples_first_but_not_between_siblings() -> None:

@@ -17,7 +17,7 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.model_options import Tuning
 from cerebrum_cli.engine.scoring import LogprobScores, Score, ScoreRequest
-from cerebrum_cli.model.format_choice import format_builder
+from cerebrum_cli.replies.format_choice import format_builder
 
 VOCABULARY = 270  # tokens that all tiny models have
 

@@ -15,17 +15,17 @@ from scripted_backend import END, FIRST_WORD, ScriptedBackend
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, LoopCheck, Upcoming
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.engine.protocols import Vocabulary
 from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk, StopReason
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
-from cerebrum_cli.model.reply import Reply
-from cerebrum_cli.model.reply_controls import AnswerDetector, ReasoningBudget, plan_endings
-from cerebrum_cli.model.reply_stream import PreparedReply, ReplyChannels, split_channels
+from cerebrum_cli.replies.reply import Reply
+from cerebrum_cli.replies.reply_controls import AnswerDetector, ReasoningBudget, plan_endings
+from cerebrum_cli.replies.reply_stream import PreparedReply, ReplyChannels, split_channels
 
 CONTEXT = 400
 PARTS = (

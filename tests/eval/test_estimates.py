@@ -16,7 +16,7 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.proportion import proportion_confint
 
 from cerebrum_cli.eval.estimates import Vote, estimate, majorities, mean, pass_at, standard_error, wilson, winner
-from cerebrum_cli.model.tally import Tally, Votes
+from cerebrum_cli.replies.tally import Tally, Votes
 
 # Tables of the model card of CollectiveCognition-v1-Mistral-7B, printed by lm-eval: metric, value, standard error.
 # The sizes are those of the splits lm-eval scores: TruthfulQA, ARC test, HellaSwag validation, AGIEval's AQuA-RAT.

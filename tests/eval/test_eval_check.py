@@ -14,9 +14,9 @@ from cerebrum_cli.eval.estimates import winner
 from cerebrum_cli.eval.questions import Sample
 from cerebrum_cli.eval.report import votes_of
 from cerebrum_cli.eval.vote_costs import at_tokens, by_check, vote_costs
-from cerebrum_cli.model import checking
-from cerebrum_cli.model.code_sandbox import CodeResult
-from cerebrum_cli.model.tally import Program, Tally, Votes
+from cerebrum_cli.programs.sandbox import CodeResult
+from cerebrum_cli.replies import checking
+from cerebrum_cli.replies.tally import Program, Tally, Votes
 
 
 class Printing:

@@ -25,8 +25,8 @@ from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.questions import Question, select
 from cerebrum_cli.eval.scorers import ScoredAnswer, reply_scorer
 from cerebrum_cli.eval.tasks import complete_test
-from cerebrum_cli.model.code_sandbox import CodeResult, Sandbox, call_filter, require_sandbox
-from cerebrum_cli.model.programs import extract_program
+from cerebrum_cli.programs.code import extract_program
+from cerebrum_cli.programs.sandbox import CodeResult, Sandbox, call_filter, require_sandbox
 
 PROMPT = '''from typing import List
 
@@ -260,7 +260,7 @@ def test_sandbox_limits_and_isolates(
 
 RUNNING = """
 import sys
-from cerebrum_cli.model.code_sandbox import require_sandbox
+from cerebrum_cli.programs.sandbox import require_sandbox
 require_sandbox().run("while True: pass", "", timeout_s=60)
 """
 

@@ -17,7 +17,7 @@ from cerebrum_cli.eval.presets import PRESETS, find_condition, find_preset
 from cerebrum_cli.eval.questions import MAX_SAMPLES, Question, sample_seed, select
 from cerebrum_cli.eval.reading import INDEX_NOTE, BadRow, QuestionSet, read_questions, split_lines
 from cerebrum_cli.eval.tasks import TASKS, last_boxed
-from cerebrum_cli.models.reference import REPO_ID
+from cerebrum_cli.library.reference import REPO_ID
 
 ROOT = Path(__file__).parents[2]
 GOOD = {"question": "1 + 1?", "answer": "2"}

@@ -24,7 +24,7 @@ from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.template import PRESERVE
 from cerebrum_cli.formats.template_sandbox import find_switch, run_template
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, open_markup
-from cerebrum_cli.model.loaded_model import detokenize
+from cerebrum_cli.replies.loaded_model import detokenize
 
 CONVERSATIONS = {
     "one question": ONE_TURN,

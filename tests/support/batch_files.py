@@ -15,7 +15,7 @@ import pytest
 
 from cerebrum_cli.batch.readers import Shape, read_rows, spool_input
 from cerebrum_cli.batch.rows import InputRow, RowError, output_object, result_rows
-from cerebrum_cli.runs.journal import Journal, open_journal
+from cerebrum_cli.results.journal import Journal, open_journal
 
 FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",), "system": None}
 

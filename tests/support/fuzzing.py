@@ -64,7 +64,7 @@ def template_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
 def grammar_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
     from cerebrum_cli.engine.llama.bindings import llama
     from cerebrum_cli.engine.llama.grammar import parse_grammar, schema_to_grammar
-    from cerebrum_cli.models.library import NANO
+    from cerebrum_cli.library.installed import NANO
 
     params = llama.llama_model_default_params()
     params.vocab_only = True

@@ -9,12 +9,12 @@ from typing import Any
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.model.format_choice import FormatBuilder
-from cerebrum_cli.model.installation import Installation, OpenFile
-from cerebrum_cli.model.interface import Model
-from cerebrum_cli.model.source import ModelSource
-from cerebrum_cli.models import model as installed
-from cerebrum_cli.models.library import NANO
+from cerebrum_cli.library import model as installed
+from cerebrum_cli.library.installed import NANO
+from cerebrum_cli.replies.format_choice import FormatBuilder
+from cerebrum_cli.replies.installation import Installation, OpenFile
+from cerebrum_cli.replies.interface import Model
+from cerebrum_cli.replies.source import ModelSource
 
 NOWHERE = Path(gettempdir()) / "cerebrum-tests-without-installation"
 

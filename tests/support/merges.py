@@ -19,13 +19,13 @@ from tiny_models import Shape
 
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.gguf.table import read_table
+from cerebrum_cli.library.cache import Cache
+from cerebrum_cli.library.catalogue import RECIPES
+from cerebrum_cli.library.reference import parts_of
 from cerebrum_cli.main import run
 from cerebrum_cli.merge.execute import execute, require_supported_types
 from cerebrum_cli.merge.plan import MergePlanner, Plan, Provenance, Target
 from cerebrum_cli.merge.recipe import parse_recipe
-from cerebrum_cli.models.cache import Cache
-from cerebrum_cli.models.catalogue import RECIPES
-from cerebrum_cli.models.reference import parts_of
 from cerebrum_cli.terminal.streams import Streams
 
 Weights = NDArray[np.float64]

@@ -20,7 +20,7 @@ from scripted_backend import Model, ScriptedBackend
 from waiting import TIMEOUT_S
 
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.engine.protocols import Vocabulary
+from cerebrum_cli.engine.backend import Vocabulary
 
 PING = b":\n\n"
 

@@ -23,9 +23,9 @@ from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Checkpoint, StopFlag, TokenRow, TokenScore
+from cerebrum_cli.engine.backend import Sampler
 from cerebrum_cli.engine.control import Constraint
-from cerebrum_cli.engine.protocols import Sampler
+from cerebrum_cli.engine.step import Checkpoint, StopFlag, TokenRow, TokenScore
 from cerebrum_cli.engine.step_costs import MAX_DRAFT
 
 END = 256

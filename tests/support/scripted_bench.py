@@ -15,7 +15,7 @@ from cerebrum_cli.engine.bench import Bench, BenchError, BenchJob, load_settings
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.model_options import Tuning
 from cerebrum_cli.engine.step_costs import StepCosts
-from cerebrum_cli.model.profiles import Speeds
+from cerebrum_cli.replies.profiles import Speeds
 
 SettingFactors = Mapping[tuple[str, Any], tuple[float, float]]
 """Speedups of prefill and decode by setting and value; 1 for settings not listed."""

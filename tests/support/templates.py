@@ -8,7 +8,7 @@ from typing import Any
 from cerebrum_cli.core.conversation import Conversation, PromptPart, Text
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
-from cerebrum_cli.model.format_choice import format_builder
+from cerebrum_cli.replies.format_choice import format_builder
 
 TEMPLATES = {
     path.stem: path.read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ from scripted_backend import END, Model, ScriptedBackend
 
 from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Intervention, Upcoming
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
-from cerebrum_cli.model.reply_controls import AnswerDetector, ReasoningBudget, plan_endings
-from cerebrum_cli.model.reply_stream import ReplyChannels
+from cerebrum_cli.replies.reply_controls import AnswerDetector, ReasoningBudget, plan_endings
+from cerebrum_cli.replies.reply_stream import ReplyChannels
 
 LIMIT = 10  # tokens
 ENDING = "\n</think>\n\n"

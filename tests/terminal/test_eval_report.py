@@ -19,7 +19,7 @@ from cerebrum_cli.eval.estimates import estimate, majorities, mean
 from cerebrum_cli.eval.questions import SKIPPED, Sample
 from cerebrum_cli.eval.report import Report, RunningScore, report_object, summarize, votes_of
 from cerebrum_cli.eval.stored_runs import measure_divergence
-from cerebrum_cli.models.model import InstalledModel
+from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.terminal.plot import plot_report
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -20,13 +20,13 @@ from waiting import wait_for_end, wait_until
 
 from cerebrum_cli.cli.app import PROBE
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.backend import TokenRow
 from cerebrum_cli.engine.bench import Bench, BenchError, BenchJob, JobKind
 from cerebrum_cli.engine.llama.bench_process import WARM_UP_STEPS, BenchModel
 from cerebrum_cli.engine.model_options import LoadOptions, Tuning
+from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.gguf.sizes import uniform_sizes
-from cerebrum_cli.models.library import NANO
-from cerebrum_cli.models.model import InstalledModel
+from cerebrum_cli.library.installed import NANO
+from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.tune.tune import bench_options
 
 pytestmark = pytest.mark.slow

@@ -23,11 +23,11 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.memory import HEADROOM, ContextOptions, Device
 from cerebrum_cli.engine.model_options import LoadOptions, Tuning
 from cerebrum_cli.engine.step_costs import MEASURED_ROWS, StepCosts
+from cerebrum_cli.library.installed import NANO
+from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.main import run
-from cerebrum_cli.model.profiles import Profile, ProfileStore, Speeds, TunedUse, UseName
-from cerebrum_cli.model.source import CHAT_CONTEXT, load_options
-from cerebrum_cli.models.library import NANO
-from cerebrum_cli.models.model import InstalledModel
+from cerebrum_cli.replies.profiles import Profile, ProfileStore, Speeds, TunedUse, UseName
+from cerebrum_cli.replies.source import CHAT_CONTEXT, load_options
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.tune.tune import bench_options
 

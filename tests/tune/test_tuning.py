@@ -15,7 +15,7 @@ from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.bench import BenchJob
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.model_options import Tuning
-from cerebrum_cli.model.profiles import Speeds, TunedUse, UseName
+from cerebrum_cli.replies.profiles import Speeds, TunedUse, UseName
 from cerebrum_cli.tune.candidates import USES, Candidate, SearchSpace, thread_counts_to_try
 from cerebrum_cli.tune.search import SEARCH_S, Search
 

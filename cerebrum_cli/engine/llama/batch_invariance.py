@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from cerebrum_cli.engine.backend import TokenRow
+from cerebrum_cli.engine.step import TokenRow
 
 PREFILL_CHUNK = 60  # rows, below llama.cpp's threshold
 CHUNKED_POSITIONS = 1024  # beyond these, whole batches are used: they are faster in long contexts

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import CerebrumError, EngineError
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import StopFlag, TokenRow
 from cerebrum_cli.engine.bench import BenchError, BenchJob, Closeness
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
@@ -29,6 +28,7 @@ from cerebrum_cli.engine.machine import peak_memory, thread_count
 from cerebrum_cli.engine.memory import ContextOptions, Device
 from cerebrum_cli.engine.memory_plan import resolve
 from cerebrum_cli.engine.model_options import LoadOptions, Tuning
+from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
 
 MIN_ROUNDS, MAX_ROUNDS = 2, 9  # of steps with each number of rows

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.backend import Checkpoint, StopFlag, TokenRow
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log
 from cerebrum_cli.engine.llama.state_files import PARTIAL, WHOLE, load_state, save_state
 from cerebrum_cli.engine.memory import ContextOptions, pad_length
+from cerebrum_cli.engine.step import Checkpoint, StopFlag, TokenRow
 
 INVALID, DONE, NO_ROOM, ABORTED = -1, 0, 1, 2  # results of llama_decode
 CACHE_TYPES = {

@@ -23,7 +23,7 @@ from typing import Literal
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelFileError
 from cerebrum_cli.core.files import atomic_write, read_small_json
-from cerebrum_cli.engine.backend import StopFlag
+from cerebrum_cli.engine.step import StopFlag
 
 MAX_DATA_BYTES, MAX_CPU_S = 2 * 2**30, 20  # of the child: an honest file is mapped, and takes less than a second
 MAX_CHECK_S = 5  # of CPU

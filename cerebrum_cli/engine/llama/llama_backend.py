@@ -15,7 +15,6 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.text import format_count
-from cerebrum_cli.engine.backend import StopFlag, TokenRow, TokenScore
 from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.bindings import llama
@@ -26,11 +25,12 @@ from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, checkpoint_budget
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_slots
 from cerebrum_cli.engine.model_options import fallback_notice
+from cerebrum_cli.engine.step import StopFlag, TokenRow, TokenScore
 from cerebrum_cli.engine.step_costs import MAX_DRAFT
 
 if TYPE_CHECKING:
+    from cerebrum_cli.engine.backend import Sampler
     from cerebrum_cli.engine.llama.logits import Candidates
-    from cerebrum_cli.engine.protocols import Sampler
 
 MAX_CLONED_ALTERNATIVES = 100  # of a rule: with 500, a clone takes longer than parsing
 

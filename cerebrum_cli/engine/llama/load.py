@@ -11,7 +11,6 @@ from typing import Any
 
 from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
-from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import has_recurrent_state, model_metadata
 from cerebrum_cli.engine.llama.devices import bind, expert_overrides, free_memory, offloads
@@ -20,6 +19,7 @@ from cerebrum_cli.engine.machine import save_devices, thread_count
 from cerebrum_cli.engine.memory import ContextOptions, Device, FreeMemory, host_bytes, weight_needs
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_load, resolve
 from cerebrum_cli.engine.model_options import AdapterFile, LoadOptions, option_notices
+from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.architectures import facts_of
 
 

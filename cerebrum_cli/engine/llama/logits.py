@@ -18,14 +18,14 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import TokenScore
 from cerebrum_cli.engine.control import AnswerStart, Constraint
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.grammar import accept_token, is_allowed
 from cerebrum_cli.engine.sequence import continuation
+from cerebrum_cli.engine.step import TokenScore
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.protocols import Sampler, Vocabulary
+    from cerebrum_cli.engine.backend import Sampler, Vocabulary
 
 MARGINS = (4.0, 8.0, 10.0, 12.0, 16.0, inf)  # below the highest logit, until they have enough tokens
 

@@ -13,7 +13,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import format_names
-from cerebrum_cli.engine.protocols import Vocabulary
+from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.remote.client import DAMAGE, Client, Endpoint, LostServerError, RequestError, server_text
 from cerebrum_cli.engine.remote.kind import ServerInfo, ServerKind, origin
 from cerebrum_cli.engine.remote.llama_server import LlamaServer

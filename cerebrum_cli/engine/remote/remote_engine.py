@@ -14,10 +14,9 @@ from time import monotonic
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, SequenceId
 from cerebrum_cli.core.sampling import SEEDS
-from cerebrum_cli.engine.backend import StopFlag
+from cerebrum_cli.engine.backend import OpenBackend
 from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, first_seed
 from cerebrum_cli.engine.machine import raise_open_files
-from cerebrum_cli.engine.protocols import OpenBackend
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.remote.description import ExpectedModel
 from cerebrum_cli.engine.remote.kind import file_name
@@ -26,6 +25,7 @@ from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.remote.server import PooledRequest, PoolJob, Server
 from cerebrum_cli.engine.remote.server_health import ServerTimeouts
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.step import StopFlag
 
 OTHER_FILES = 128  # that are open besides connections
 REPORT_S = 1.0  # between reports of what each server has generated

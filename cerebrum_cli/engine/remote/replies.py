@@ -21,9 +21,9 @@ from cerebrum_cli.core.events import (
     Timings,
     TokenEvent,
 )
+from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control import AnswerStart, EndReply, Force, Intervention, Upcoming
 from cerebrum_cli.engine.detokenizer import Detokenizer
-from cerebrum_cli.engine.protocols import Vocabulary
 from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import CLOSE, ReplyChunk, StopReason
 from cerebrum_cli.engine.sequence import MessagesRequest, Request, continuation

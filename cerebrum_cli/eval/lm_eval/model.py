@@ -26,10 +26,10 @@ from cerebrum_cli.core.version import __version__
 from cerebrum_cli.engine.llama.devices import version
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 from cerebrum_cli.formats.plain import RAW
-from cerebrum_cli.model.concurrent_rows import Continuation, Row, RowOutcome, channels_of, run_rows
-from cerebrum_cli.model.loaded_model import LoadedModel
-from cerebrum_cli.model.reply import Reply
-from cerebrum_cli.model.reply_stream import ReplyChannels
+from cerebrum_cli.replies.concurrent_rows import Continuation, Row, RowOutcome, channels_of, run_rows
+from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.reply import Reply
+from cerebrum_cli.replies.reply_stream import ReplyChannels
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -14,7 +14,7 @@ from typing import ClassVar
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.terminal.interrupts import Signals, ignore_ctrl_c, raise_at_prompt
 from cerebrum_cli.terminal.keyboard import Keyboard
-from cerebrum_cli.terminal.repl.programs import edit_file
+from cerebrum_cli.terminal.repl.external_programs import edit_file
 from cerebrum_cli.terminal.streams import Streams
 
 FENCE = '"""'

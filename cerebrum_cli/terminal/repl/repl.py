@@ -15,9 +15,9 @@ from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
-from cerebrum_cli.model.prompt_sources import compose_prompt
-from cerebrum_cli.model.reply import Reply, reply_notice
-from cerebrum_cli.model.voting import MajorityVote, outcome_notice
+from cerebrum_cli.replies.prompt_sources import compose_prompt
+from cerebrum_cli.replies.reply import Reply, reply_notice
+from cerebrum_cli.replies.voting import MajorityVote, outcome_notice
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.keyboard import ANSWER_KEY_NAME, Keyboard
 from cerebrum_cli.terminal.repl.questions import InputSource, prompt_text, shorten_question

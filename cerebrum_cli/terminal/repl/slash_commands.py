@@ -15,11 +15,11 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE, SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
 from cerebrum_cli.core.text import did_you_mean
-from cerebrum_cli.model.inspection import LeastCertain, parse_likeliest
-from cerebrum_cli.model.prompt_sources import read_prompt_files
-from cerebrum_cli.model.tally import MAX_VOTES, parse_votes
-from cerebrum_cli.model.voting import MajorityVote
-from cerebrum_cli.terminal.repl.programs import copy_to_clipboard
+from cerebrum_cli.replies.inspection import LeastCertain, parse_likeliest
+from cerebrum_cli.replies.prompt_sources import read_prompt_files
+from cerebrum_cli.replies.tally import MAX_VOTES, parse_votes
+from cerebrum_cli.replies.voting import MajorityVote
+from cerebrum_cli.terminal.repl.external_programs import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import (
     DEFAULT_SYSTEM,

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import KEYS as SETTINGS
 from cerebrum_cli.core.settings import LOCAL_KEYS, OPTIONS
-from cerebrum_cli.model.format_choice import FORMAT_NAMES
+from cerebrum_cli.replies.format_choice import FORMAT_NAMES
 
 DEFAULT_SYSTEM = "default"  # argument of /system for the format's own prompt
 

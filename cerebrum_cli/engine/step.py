@@ -1,0 +1,54 @@
+"""Values that the engine and its backend exchange: rows, checkpoints, scores, and the flag that interrupts a decode."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class TokenRow(NamedTuple):
+    """One token of a step: its slot, its position in the slot, and whether its logits are computed.
+
+    If the backend `shares_rows`, it may also be the token of `others`, slots that hold the same tokens before it.
+    """
+
+    slot: int
+    position: int
+    token: int
+    output: bool
+    others: tuple[int, ...] = ()
+
+
+class Checkpoint(NamedTuple):
+    """The part of a slot's memory, at `length` tokens, that later tokens overwrite: recurrent states and windows.
+
+    `state` is llama.cpp's, in a buffer of ctypes, whose length is its size.
+    """
+
+    length: int
+    state: ctypes.Array[ctypes.c_uint8]
+
+
+class TokenScore(NamedTuple):
+    """Natural logarithm of a token's probability, and whether it is the most likely token."""
+
+    logprob: float
+    is_argmax: bool
+
+
+@dataclass(slots=True, eq=False)
+class StopFlag:
+    """A flag that native code can read without Python: one byte, `0` to continue, `1` to stop."""
+
+    buffer: ctypes.Array[ctypes.c_char] = field(default_factory=lambda: ctypes.create_string_buffer(b"0"))
+
+    def set(self) -> None:
+        """Interrupt the running load or decode."""
+        self.buffer[0] = b"1"
+
+    def clear(self) -> None:
+        self.buffer[0] = b"0"
+
+    def __bool__(self) -> bool:
+        return self.buffer[0] == b"1"

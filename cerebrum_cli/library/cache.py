@@ -1,0 +1,185 @@
+"""The Hugging Face cache, shared by all tools that use the Hub: the GGUF models in it, and the paths of a download.
+
+    models--OWNER--REPO/blobs/DIGEST                       the bytes, once; `datasets--` likewise
+    models--OWNER--REPO/snapshots/COMMIT/FILE              a link to them by file name; without links, the bytes
+    models--OWNER--REPO/refs/REVISION                      the commit of a branch or tag at the last request
+
+The cache is scanned here and not by huggingface_hub, which takes 0.1 s to import and looks at every file of every
+model and data set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from cerebrum_cli.core.files import exists, unfinished_file
+from cerebrum_cli.library.reference import MAIN, RepositoryKind, Variant, is_model, parts_of, quantization_of, variants
+from cerebrum_cli.library.registry import SHA256
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+_MODELS = "models--"
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """A model in the cache: its repository and commit, and its files in order with their blobs."""
+
+    repo_id: str
+    commit: str
+    quantization: str
+    names: tuple[str, ...]
+    paths: tuple[Path, ...]
+    blobs: tuple[Path, ...]
+
+
+class CachedFile(NamedTuple):
+    commit: str
+    name: str  # in the repository
+    path: Path  # in the snapshot
+
+    @property
+    def digest(self) -> str | None:
+        """The SHA-256 or git hash that its blob is named after; None on a file system without links."""
+        name = _link_target(self.path).name
+        return name if SHA256.fullmatch(name) or COMMIT.fullmatch(name) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The cache in one directory: the repositories of one kind."""
+
+    directory: Path
+    kind: RepositoryKind = "model"
+
+    def models(self) -> Iterator[CachedModel]:
+        """Yield every complete GGUF model, newest commit of a repository first; models that commits share only once."""
+        for folder in _sorted_entries(self.directory):
+            unique: dict[tuple[tuple[str, ...], tuple[Path, ...]], CachedModel] = {}
+            repo_id = _repo_id_of(folder.name)
+            for snapshot in self._snapshots(repo_id) if repo_id else ():
+                for variant in variants(_files(snapshot, is_model)):
+                    model = self.model_from_files(repo_id, snapshot.name, variant)
+                    unique.setdefault((model.names, model.blobs), model)
+            yield from unique.values()
+
+    def model_from_files(self, repo_id: str, commit: str, variant: Variant) -> CachedModel:
+        paths = tuple(self.pointer(repo_id, commit, name) for name in variant.files)
+        return CachedModel(repo_id, commit, variant.quantization, variant.files, paths, tuple(map(_link_target, paths)))
+
+    def model_at(self, path: Path) -> CachedModel | None:
+        try:
+            folder, snapshots, commit, *names = path.relative_to(self.directory).parts
+        except ValueError:
+            return None
+        repo_id, name = _repo_id_of(folder), "/".join(names)
+        if not (repo_id and snapshots == "snapshots" and name):
+            return None
+        return self.model_from_files(repo_id, commit, Variant(quantization_of(name), parts_of(name)))
+
+    def find_files(self, repo_id: str, pattern: str, count: int) -> list[CachedFile]:
+        """Find `count` files by the pattern of their names: in the commit of `main`, or else in the newest with all."""
+        for snapshot in self._snapshots(repo_id):
+            names = sorted(_files(snapshot, lambda name: fnmatchcase(name, pattern)))
+            if len(names) == count:
+                return [CachedFile(snapshot.name, name, snapshot / name) for name in names]
+        return []
+
+    def repository_directory(self, repo_id: str) -> Path:
+        return self.directory / f"{self.kind}s--{repo_id.replace('/', '--')}"
+
+    def commit(self, repo_id: str, revision: str) -> str | None:
+        if COMMIT.fullmatch(revision):
+            return revision
+        try:
+            return (self.repository_directory(repo_id) / "refs" / PurePosixPath(revision)).read_text()
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def blob(self, repo_id: str, digest: str) -> Path:
+        return self.repository_directory(repo_id) / "blobs" / digest
+
+    def stored(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
+        """Where the bytes of a file are, or will be: in its blob, or in a snapshot on a file system without links."""
+        blob, pointer = self.blob(repo_id, digest), self.pointer(repo_id, commit, name)
+        return pointer if exists(pointer) and not pointer.is_symlink() and not exists(blob) else blob
+
+    def partial(self, repo_id: str, digest: str) -> Path:
+        """Path of a partial download, by a name that `hf cache` knows as incomplete."""
+        return self.repository_directory(repo_id) / "blobs" / f"{digest}.incomplete"
+
+    def lock(self, repo_id: str, digest: str) -> Path:
+        """The file that huggingface_hub locks while it downloads this blob."""
+        return self.directory / ".locks" / self.repository_directory(repo_id).name / f"{digest}.lock"
+
+    def pointer(self, repo_id: str, commit: str, name: str) -> Path:
+        return self.repository_directory(repo_id) / "snapshots" / commit / PurePosixPath(name)
+
+    def make_directories(self, repo_id: str, commit: str, name: str, digest: str) -> None:
+        for path in (self.blob(repo_id, digest), self.pointer(repo_id, commit, name), self.lock(repo_id, digest)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write_ref(self, repo_id: str, revision: str, commit: str) -> None:
+        if not COMMIT.fullmatch(revision) and self.commit(repo_id, revision) != commit:
+            reference = self.repository_directory(repo_id) / "refs" / PurePosixPath(revision)
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            with unfinished_file(reference, 0o666) as part:
+                part.path.write_text(commit)
+                part.path.replace(reference)
+
+    def link(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
+        blob, pointer = self.blob(repo_id, digest), self.pointer(repo_id, commit, name)
+        if not (pointer.exists() and pointer.samefile(self.stored(repo_id, commit, name, digest))):
+            temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}")
+            temporary.unlink(missing_ok=True)
+            try:
+                temporary.symlink_to(os.path.relpath(blob, pointer.parent))
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                    raise
+                temporary = blob  # the file system has no links: huggingface_hub moves it, too
+            temporary.replace(pointer)
+        return pointer
+
+    def _snapshots(self, repo_id: str) -> list[Path]:
+        """Snapshots of a repository: the commit of `main` first, then newest first."""
+        main = self.commit(repo_id, MAIN)
+        keys = {}
+        for path in _sorted_entries(self.repository_directory(repo_id) / "snapshots"):
+            with contextlib.suppress(OSError):  # a broken link, or a snapshot being deleted
+                keys[path] = (path.name == main, path.stat().st_mtime_ns, path)
+        return sorted(keys, key=keys.__getitem__, reverse=True)
+
+
+def _files(snapshot: Path, is_wanted: Callable[[str], bool]) -> Iterator[str]:
+    for directory, _, names in os.walk(snapshot):
+        for name in names:
+            path = Path(directory, name)
+            relative = path.relative_to(snapshot).as_posix()
+            if is_wanted(relative) and exists(path):
+                yield relative
+
+
+def _repo_id_of(folder: str) -> str:
+    """The repository of a model in a folder of this name; empty for other folders."""
+    owner, dashes, name = folder.removeprefix(_MODELS).partition("--")
+    return f"{owner}/{name}" if folder.startswith(_MODELS) and dashes else ""
+
+
+def _sorted_entries(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except OSError:
+        return []
+
+
+def _link_target(path: Path) -> Path:
+    """The blob that a link points to, one step only: a blob may itself link to one that repositories share."""
+    return Path(os.path.normpath(path.parent / path.readlink())) if path.is_symlink() else path

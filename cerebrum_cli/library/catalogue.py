@@ -1,0 +1,272 @@
+"""The catalog: its rows, and how they are read from models.toml, validated; later files override earlier ones.
+
+A row is a model with its sources, and what is known of it before a download.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cerebrum_cli.core.config import parse_toml, read_config_text
+from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.settings import CATALOGUE, KEYS, MODES, OPTIONS, SAMPLING_KEYS, Layer, SourcedLayer, in_directory
+from cerebrum_cli.library.reference import MODEL_NAME, REPO_ID, is_safe_path, same_quantization
+
+_QUANT = r"(?:UD-)?(?:I?Q|TQ|MXFP|NVFP|B?F|B?FP)[0-9][A-Z0-9_]*"  # another word names a model of its own
+_SPLIT = r"-\d{5}-of-\d{5}"
+
+
+# Quantizations of a model: names in file names, and sizes in bytes (rounded if known in GB only).
+Sizes = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository on the Hub with a model's files, and the pattern of their names."""
+
+    repo_id: str
+    file: str
+    quantizations: Sizes = ()
+    revision: str | None = None
+
+    def matches(self, filename: str) -> bool:
+        """Whether a file of this name, possibly part of a split file, belongs to this model."""
+        if not filename.lower().startswith(self.file.partition("{quant}")[0].removesuffix(".gguf").lower()):
+            return False  # most rows; a pattern for each takes longer
+        pattern = _QUANT.join(map(re.escape, self.file[: -len(".gguf")].split("{quant}")))
+        return bool(re.fullmatch(rf"{pattern}(?:{_SPLIT})?\.gguf", filename, re.IGNORECASE))
+
+
+@dataclass(frozen=True, slots=True)
+class PackageSource:
+    """A model file inside a Python package: pip requirement, member of the wheel, digest and sizes in bytes."""
+
+    requirement: str
+    member: str
+    sha256: str
+    size: int
+    download_size: int
+
+    @property
+    def filename(self) -> str:
+        return PurePosixPath(self.member).name
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A catalog model. Without `format` its chat template is used; without a source it is merged or converted.
+
+    `context_size` is the trained context in tokens, `kv_bytes_per_token` its KV cache in f16. In `file`, `{quant}`
+    stands for the quantization; `revision` is a commit, branch or tag other than main. `recipe` is the merge recipe
+    of a model that is not downloaded itself. `settings` are recommended settings; `thinking` and `no_thinking` override
+    them while `think` is on or off. `good_for` is one word. `refuse` has the `repo_id` of broken repositories, with a
+    `reason`.
+    """
+
+    name: str
+    title: str
+    aliases: tuple[str, ...] = ()
+    repo_id: str | None = None
+    revision: str | None = None
+    file: str | None = None
+    quantizations: Sizes = ()
+    format: str | None = None
+    context_size: int | None = None
+    kv_bytes_per_token: int | None = None
+    license: str | None = None
+    good_for: str | None = None
+    notes: str = ""
+    package: PackageSource | None = None
+    recipe: Path | None = None
+    alternatives: tuple[Repository, ...] = ()
+    refuse: tuple[Mapping[str, str], ...] = ()
+    settings: Mapping[str, object] = field(default_factory=dict)
+    thinking: Mapping[str, object] = field(default_factory=dict)
+    no_thinking: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def recommended(self) -> tuple[Layer, ...]:
+        tables = {mode: SourcedLayer(getattr(self, mode), origin=CATALOGUE) for mode in MODES.values()}
+        return (SourcedLayer(self.settings, tables, origin=CATALOGUE),)
+
+    @property
+    def sources(self) -> tuple[Repository, ...]:
+        """Repositories with this model, the preferred one first."""
+        if self.repo_id is None or self.file is None:
+            return self.alternatives
+        return (Repository(self.repo_id, self.file, self.quantizations, self.revision), *self.alternatives)
+
+    @property
+    def is_obtainable(self) -> bool:
+        """Whether it can be downloaded or built."""
+        return bool(self.package or self.sources or self.recipe)
+
+    def is_available_in(self, quantization: str | None) -> bool:
+        merged = self.quantizations if self.recipe else ()
+        known = (*merged, *(item for source in self.sources for item in source.quantizations))
+        return quantization is None or not known or any(same_quantization(quantization, name) for name, _ in known)
+
+    def has_name(self, name: str) -> bool:
+        return name.lower() in (self.name.lower(), *map(str.lower, self.aliases))
+
+    def matches(self, filename: str) -> bool:
+        """Whether a file of this name is this model, in any quantization and from any source."""
+        if self.package and filename.lower() == self.package.filename.lower():
+            return True
+        merged = [Repository("", self.file)] if self.recipe and self.file else []
+        return any(source.matches(filename) for source in (*self.sources, *merged))
+
+    def merged_name(self, quantization: str) -> str:
+        return (self.file or f"{self.name}-{{quant}}.gguf").replace("{quant}", quantization)
+
+
+Check = Callable[[Any], Any]  # returns the typed value of what a file says, or raises _Invalid
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
+    """Load the models of these files in order of first mention; missing files are skipped.
+
+    A later file adds rows and overrides single keys of earlier ones; a table such as `quantizations` counts as one key.
+    Raises ConfigError with file, row and key.
+    """
+    specs: dict[str, ModelSpec] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        try:
+            tables = _table({"models": _models}, parse_toml(read_config_text(path), path))
+            for name, row in tables.get("models", {}).items():
+                rows[name] = rows.get(name, {}) | row
+                specs[name] = _at(f"models.{name}", partial(_spec, path.parent, name), rows[name])
+        except _Invalid as error:
+            problem, *keys = error.args
+            raise ConfigError(f"{path}: {'.'.join(keys)}: {problem}", "edit the file") from error
+    return tuple(specs.values())
+
+
+class _Invalid(ValueError):
+    """An invalid value of a file: the problem, and the keys that lead to the value."""
+
+
+def _spec(directory: Path, name: str, row: dict[str, Any]) -> ModelSpec:
+    checks = _ROW | {"recipe": partial(_recipe, directory), "settings": partial(_settings, directory, KEYS)}
+    checks |= {mode: partial(_settings, directory, SAMPLING_KEYS) for mode in MODES.values()}
+    values = _table(checks, row, ("file",) if "repo_id" in row else ())
+    return ModelSpec(name, **{"title": name, **values})
+
+
+def _at(key: str, check: Check, value: object) -> Any:
+    try:
+        return check(value)
+    except _Invalid as error:
+        problem, *keys = error.args
+        raise _Invalid(problem, key, *keys) from None
+
+
+def _dict(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _Invalid("must be a table")
+    return value
+
+
+def _table(checks: Mapping[str, Check], value: object, required: Collection[str] = ()) -> dict[str, Any]:
+    row = _dict(value)
+    for key in (*row, *required):
+        if key not in checks:
+            raise _Invalid(f"unknown key; the keys are {', '.join(checks)}", key)
+        if key not in row:
+            raise _Invalid("missing", key)
+    return {key: _at(key, checks[key], item) for key, item in row.items()}
+
+
+def _list(check: Check) -> Check:
+    def checked(value: object) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise _Invalid("must be a list")
+        return tuple(_at(str(number), check, item) for number, item in enumerate(value, 1))
+
+    return checked
+
+
+def _text_that(is_valid: Callable[[str], object], problem: str) -> Check:
+    def check(value: object) -> str:
+        if not isinstance(value, str) or not is_valid(value):
+            raise _Invalid(problem)
+        return value
+
+    return check
+
+
+def _matching(pattern: str, problem: str) -> Check:
+    return _text_that(re.compile(pattern).fullmatch, problem)
+
+
+def _models(value: object) -> dict[str, dict[str, Any]]:
+    return {_at(name, _name, name): _at(name, _dict, row) for name, row in _dict(value).items()}
+
+
+def _settings(directory: Path, keys: Sequence[str], value: object) -> Mapping[str, object]:
+    def check(key: str, item: object) -> object:
+        try:
+            OPTIONS[key].validate(item, key)
+        except UsageError as error:
+            raise _Invalid(f"{error.message}; {error.hint}") from error
+        return item
+
+    return in_directory(_table({key: partial(check, key) for key in keys}, value), directory)
+
+
+def _quantizations(value: object) -> Sizes:
+    return tuple((name, _at(name, _positive_integer, size)) for name, size in _dict(value).items())
+
+
+def _recipe(directory: Path, value: object) -> Path:
+    name: str = _text(value)
+    for path in (directory / name, RECIPES / name):
+        if path.is_file():
+            return path
+    raise _Invalid(f"recipe {directory / name} does not exist")
+
+
+def _positive_integer(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise _Invalid("must be a positive integer")
+    return value
+
+
+_text = _matching(r"(?s).*\S.*", "must be non-empty text")
+_name = _matching(MODEL_NAME.pattern, "must be a name of letters, digits, `.`, `_` and `-`")
+_REPOSITORY: dict[str, Check] = {
+    "repo_id": _matching(REPO_ID.pattern, "must be OWNER/NAME"),
+    "file": _matching(r"(?i)[^/\\]+\.gguf", "must be the name of a .gguf file"),
+    "quantizations": _quantizations,
+    "revision": _text_that(is_safe_path, "must be a commit, branch or tag"),
+}
+_PACKAGE: dict[str, Check] = {
+    "requirement": _matching(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+", "pin one version: NAME==VERSION"),
+    "member": _matching(r"(?i).+\.gguf", "must be the path of a .gguf file"),
+    "sha256": _matching(r"[0-9a-f]{64}", "must be 64 lowercase hexadecimal digits"),
+    "size": _positive_integer,
+    "download_size": _positive_integer,
+}
+_REFUSAL: dict[str, Check] = {"repo_id": _REPOSITORY["repo_id"], "reason": _text}
+_ROW: dict[str, Check] = {
+    "title": _text,
+    "aliases": _list(_name),
+    **_REPOSITORY,
+    "format": _text,
+    "context_size": _positive_integer,
+    "kv_bytes_per_token": _positive_integer,
+    "license": _text,
+    "good_for": _matching(r"\S+", "must be one word"),
+    "notes": _text,
+    "package": lambda value: PackageSource(**_table(_PACKAGE, value, _PACKAGE)),
+    "alternatives": _list(lambda value: Repository(**_table(_REPOSITORY, value, ("repo_id", "file")))),
+    "refuse": _list(lambda value: _table(_REFUSAL, value, _REFUSAL)),
+}

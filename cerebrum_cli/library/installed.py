@@ -1,0 +1,356 @@
+"""Find the model that a reference means: in the registry, in the Hugging Face cache, or at a path."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.core.declaration import parse_adapter
+from cerebrum_cli.core.environment import environment
+from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.files import exists, is_file
+from cerebrum_cli.core.text import did_you_mean
+from cerebrum_cli.library.model import InstalledModel, absolute_path, as_path, is_missing, model_paths
+from cerebrum_cli.library.reference import STORE_PREFIXES, ModelReference, Reference, parse_reference, same_quantization
+from cerebrum_cli.library.registry import Registry, RegistryEntry
+
+if TYPE_CHECKING:
+    from cerebrum_cli.library.cache import Cache, CachedModel
+    from cerebrum_cli.library.catalogue import ModelSpec
+    from cerebrum_cli.library.fit import Capacity
+
+ADAPTED = " with adapters "  # in an identity, between those of the file and of its adapters
+_OLLAMA_TAG = re.compile(r"[\w.-]+:(?:latest|e?\d+(?:\.\d+)?[bm]\b.*)", re.IGNORECASE)
+
+_PACKAGE = Path(__file__).parents[1]
+NANO = _PACKAGE / "data" / "nano.gguf"  # the bundled model
+NANO_NAME = "nano"
+_INSTALLED_CATALOGUE = _PACKAGE / "models.toml"  # in a checkout it is beside the package
+CATALOGUE = _INSTALLED_CATALOGUE if is_file(_INSTALLED_CATALOGUE) else _PACKAGE.parent / "models.toml"
+
+
+@dataclass
+class Library:
+    """The catalog, the registry, the Hugging Face cache, and the capacity of this machine."""
+
+    catalogue_paths: tuple[Path, ...]
+    registry: Registry
+    capacity: Callable[[], Capacity]
+
+    @cached_property
+    def cache(self) -> Cache:
+        from cerebrum_cli.library.cache import Cache
+        from cerebrum_cli.library.hub import cache_directory
+
+        return Cache(cache_directory())
+
+    @property
+    def vocabulary_cache(self) -> Cache:
+        """Headers of models that are not installed, as sparse files, in the layout of the Hugging Face cache."""
+        from cerebrum_cli.library.cache import Cache
+
+        return Cache((self.registry.directory / "vocabularies").resolve())
+
+    @cached_property
+    def specs(self) -> tuple[ModelSpec, ...]:
+        from cerebrum_cli.library.catalogue import load_catalogue
+
+        return load_catalogue(self.catalogue_paths)
+
+    @property
+    def merge_directory(self) -> Path:
+        return (self.registry.directory / "merged").resolve()  # as the registry has it
+
+    def models(self) -> list[InstalledModel]:
+        """Installed models: registered ones in order of registration, then those in the cache."""
+        registered = [self.model_from_entry(entry) for entry in self.registry.entries()]
+        paths = {model.path for model in registered}
+        return registered + [model for model in _marked(self.cached_models()) if model.path not in paths]
+
+    def vocabularies(self) -> list[InstalledModel]:
+        models = map(self.model_from_cache, self.vocabulary_cache.models())
+        return _marked(replace(model, is_vocabulary=True) for model in models)
+
+    def cached_models(self) -> Iterator[InstalledModel]:
+        return map(self.model_from_cache, self.cache.models())
+
+    def model_from_cache(self, cached: CachedModel) -> InstalledModel:
+        spec = self.spec_in(cached.repo_id, cached.names[0])
+        return InstalledModel(spec.name if spec else cached.repo_id, cached.paths, spec, cached=cached)
+
+    def resolve(self, text: str | None) -> InstalledModel:
+        """The model of a reference, or the default model if None. Raises ModelNotFound."""
+        return self._default_model() if text is None else self.find(self.parse(text))
+
+    def resolve_vocabulary(self, text: str | None) -> InstalledModel:
+        if text is None and (text := self.registry.default) is None:
+            raise ModelNotFound(
+                "no model given, and no default model is set", "name the model that the server runs: -m MODEL"
+            )
+        return self.find_vocabulary(self.parse(text))
+
+    def find_vocabulary(self, reference: Reference) -> InstalledModel:
+        try:
+            return self.find(reference)
+        except ModelNotFound as error:
+            if vocabulary := self.stored_vocabulary(reference):
+                return vocabulary
+            spec = self.spec_of(reference)
+            if error.pullable is None or (spec and (spec.package or spec.recipe)):
+                raise
+            raise ModelNotFound(
+                error.message,
+                f"cerebrum pull --vocabulary {error.pullable}  (or the whole model: cerebrum pull {error.pullable})",
+                error.pullable,
+            ) from error
+
+    def stored_vocabulary(self, reference: Reference) -> InstalledModel | None:
+        return self.best_match(reference, self.vocabularies())
+
+    def parse(self, text: str) -> Reference:
+        """Parse a reference; registered names come first. Raises ModelNotFound, or UsageError for an invalid URL."""
+        if self.registry.find(text):
+            return ModelReference(text)
+        try:
+            reference = parse_reference(text, environment("HF_ENDPOINT"))
+        except UsageError as error:
+            if "://" in text:
+                raise
+            raise self._unknown(text) from error
+        return as_path(text) if isinstance(reference, Path) else reference
+
+    def find(self, reference: Reference) -> InstalledModel:
+        if isinstance(reference, Path):
+            return self.model_at(reference)
+        if entry := self.registry.find(str(reference)):
+            registered = self.model_from_entry(entry)
+            if registered.missing:
+                raise _file_missing(registered)
+            return registered
+        if str(reference) == NANO_NAME:
+            return InstalledModel(NANO_NAME, (NANO,), is_bundled=True)
+        if model := self.best_match(reference, self.models()):
+            return model
+        if reference.is_on_hub:
+            self.require_not_refused(reference.name)
+            raise _not_installed(reference)
+        if reference.name.startswith(STORE_PREFIXES):
+            from cerebrum_cli.library.stores import find_in_store
+
+            if entry := self.registry.find(find_in_store(reference.name).reference):
+                return self.model_from_entry(entry)
+            raise ModelNotFound(f"{reference} is not registered", f"cerebrum pull {reference}")
+        if spec := self.spec_named(reference.name):
+            raise _not_installed(reference, spec)
+        raise self._unknown(str(reference))
+
+    def model_at(self, path: Path) -> InstalledModel:
+        """The model in a file. Raises ModelNotFound if there is no file, ModelFileError if it is not a model."""
+        if is_missing(path):
+            raise ModelNotFound(
+                f"{path}: file not found", "check the path, or list installed models with cerebrum list"
+            )
+        target = Path(os.path.realpath(path))
+        for model in self.vocabularies() if target.is_relative_to(self.vocabulary_cache.directory) else ():
+            if target in map(Path.resolve, model.paths):
+                raise ModelFileError(path, "only a vocabulary, without weights", f"cerebrum pull {model.reference}")
+        resolved = absolute_path(path)
+        entry = next((entry for entry in self.registry.entries() if entry.path == resolved), None)
+        if entry:
+            model = self.model_from_entry(entry)
+        else:
+            model = InstalledModel(path.stem, model_paths(resolved), self.spec_of_file(path))
+        _ = model.header
+        if model.missing:
+            raise ModelNotFound(
+                f"{model.missing}: file not found", "put all files of the model in one directory, or download it again"
+            )
+        return model
+
+    def older_uploads(self, model: InstalledModel) -> list[InstalledModel]:
+        """Models of the cache that were uploaded under the names of this model's files before."""
+        shadowed = [older for older in self.models() if older.is_shadowed and older.path != model.path]
+        return [older for older in shadowed if older.usage_key == model.usage_key]
+
+    def model_from_entry(self, entry: RegistryEntry) -> InstalledModel:
+        spec = self.spec_named(entry.name) or self.spec_of_file(entry.path)
+        cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
+        return InstalledModel(entry.name, model_paths(entry.path), spec, entry, cached)
+
+    def spec_of(self, reference: Reference) -> ModelSpec | None:
+        return None if isinstance(reference, Path) else self.spec_named(reference.name)
+
+    def spec_named(self, name: str) -> ModelSpec | None:
+        matches = (spec for spec in self.specs if spec.has_name(name))
+        return min(matches, key=lambda spec: spec.name.lower() != name.lower(), default=None)
+
+    def spec_in(self, repo_id: str, file: str) -> ModelSpec | None:
+        name, repo_id = file.rpartition("/")[2], repo_id.lower()
+        pairs = ((spec, source) for spec in self.specs for source in spec.sources)
+        rows = (spec for spec, source in pairs if source.repo_id.lower() == repo_id and source.matches(name))
+        return next(rows, None)
+
+    def require_not_refused(self, repo_id: str) -> None:
+        """Raise PullError for a repository that the catalog lists as broken; the hint names a working one."""
+        for spec in self.specs:
+            for refusal in spec.refuse:
+                if refusal["repo_id"].lower() == repo_id.lower():
+                    source = f"  (from {spec.repo_id})" if spec.repo_id else ""
+                    raise PullError(f"{refusal['repo_id']}: {refusal['reason']}", f"cerebrum pull {spec.name}{source}")
+
+    def identity(self, model: InstalledModel) -> str:
+        """Unique text for a model's files and adapters: for each file, its size, and its digest if that is known.
+
+        Otherwise its path and time take the place of the digest.
+        """
+        identities = [model.name] if model.is_served else []
+        for path in () if model.is_served else model.paths:
+            stat, digest = path.stat(), self.registry.known_digest(path)
+            content = digest.sha256 if digest else f"{path} {stat.st_mtime_ns}"
+            identities.append(f"{content} {stat.st_size}")
+        return " ".join(identities) + (f"{ADAPTED}{model.adapter_identity}" if model.adapters else "")
+
+    def file_identity(self, model: InstalledModel) -> str:
+        return self.identity(replace(model, adapters=()))
+
+    def hashed_identity(self, model: InstalledModel) -> str:
+        """`file_identity` with the digests of all files, which are computed unless they are known."""
+        if model.is_served:
+            return model.name
+        return " ".join(f"{digest.sha256} {digest.size}" for digest in map(self.registry.digest, model.paths))
+
+    def with_adapters(self, model: InstalledModel, texts: Iterable[str]) -> InstalledModel:
+        """The model with the adapters that `--lora` names; one with scale 0 is only checked.
+
+        Raises UsageError for a missing file, and ModelFileError for one that is no adapter, or does not fit the model.
+        """
+        adapters = []
+        for text in texts:
+            from cerebrum_cli.library.adapters import Adapter, adapter_size
+
+            name, scale = parse_adapter(text)
+            path = absolute_path(as_path(name))
+            if not exists(path):
+                raise UsageError(f"adapter {path} does not exist", "check the path, or use --lora none")
+            size = adapter_size(path, model.paths)
+            adapters.append(Adapter(path, scale, self.registry.digest(path).sha256, size))
+        applied = tuple(adapter for adapter in adapters if adapter.scale)
+        return replace(model, adapters=applied) if applied != model.adapters else model
+
+    def is_managed(self, model: InstalledModel) -> bool:
+        """Whether this program installed a model, rather than another tool: it has a name or a stored digest."""
+        return bool(model.file or (model.cached and self.registry.known_digest(model.cached.blobs[0])))
+
+    def is_default(self, model: InstalledModel) -> bool:
+        return self.registry.default in model.references
+
+    def _unknown(self, text: str) -> ModelNotFound:
+        names = {NANO_NAME, *(model.name for model in self.models()), *(spec.name for spec in self.specs)}
+        similar = did_you_mean(text.partition(":")[0], sorted(names), 3, 0.5)
+        if _OLLAMA_TAG.fullmatch(text) and not similar:
+            return ModelNotFound(
+                f"unknown model {text!r}",
+                f"if Ollama has it, run cerebrum pull ollama:{text}; or pull from the Hub: cerebrum pull OWNER/REPO",
+            )
+        search = f"to find others: cerebrum search {quote(text.partition(':')[0])}, then cerebrum pull OWNER/REPO"
+        hint = (similar or "see cerebrum list --available; ") + search + _file_hint(text)
+        return ModelNotFound(f"unknown model {text!r}", hint)
+
+    def _default_model(self) -> InstalledModel:
+        default = self.registry.default
+        if default is not None:
+            return self.resolve(default)
+        if model := next(iter(self.models()), None):  # installed by another tool, so not chosen by the user
+            raise ModelNotFound(
+                "no model given, and no default model is set",
+                f"add -m {model.reference}, or set the default: cerebrum pull --default {model.reference}",
+            )
+        raise ModelNotFound(
+            "no model is installed",
+            "cerebrum pull  (choose one that fits this machine)  or  cerebrum pull starter  (98 MB, to try it out)",
+            pullable="starter",
+        )
+
+    def _matches(self, reference: ModelReference, model: InstalledModel) -> bool:
+        cached, revision, wanted = model.cached, reference.revision, reference.quantization
+        if model.missing or (wanted and not same_quantization(wanted, model.quantization or "")):
+            return False
+        if not reference.is_on_hub:
+            return model.name == reference.name or bool(model.spec and model.spec.has_name(reference.name))
+        cache = self.vocabulary_cache if model.is_vocabulary else self.cache
+        return (
+            cached is not None
+            and cached.repo_id.lower() == reference.name.lower()
+            and reference.file in (None, *cached.names)
+            and (revision is None or cache.commit(cached.repo_id, revision) == cached.commit)
+        )
+
+    def best_match(self, reference: Reference, models: Iterable[InstalledModel]) -> InstalledModel | None:
+        """The model of a reference: of several quantizations the default, else the recommended one."""
+        from cerebrum_cli.library.fit import assess_quantizations, planned_context
+
+        matching = [model for model in models if not isinstance(reference, Path) and self._matches(reference, model)]
+        readable = [model for model in matching if model.is_readable] or matching[:1]
+        chosen = next((model for model in readable if self.is_default(model)), None)
+        if chosen or len(readable) <= 1:
+            return chosen or next(iter(readable), None)
+        by_name = {model.display_name: model for model in reversed(readable)}
+        context = planned_context(None, readable[0].header.context_length)
+        quantizations = [(name, model.size) for name, model in by_name.items()]
+        candidates = assess_quantizations(quantizations, (), readable[0].sizes, context, self.capacity())
+        return by_name[next(candidate.quantization for candidate in candidates if candidate.recommended)]
+
+    def spec_of_file(self, path: Path) -> ModelSpec | None:
+        return next((spec for spec in self.specs if spec.matches(path.name)), None)
+
+
+def served_model(name: str) -> InstalledModel:
+    """A model that only a server has; the bundled model's vocabulary stands in for its own, to handle text."""
+    return InstalledModel(name, (NANO,), is_served=True)
+
+
+def _marked(models: Iterable[InstalledModel]) -> list[InstalledModel]:
+    seen, marked = set[str](), []
+    for model in models:
+        marked.append(replace(model, is_shadowed=model.reference in seen))
+        seen.add(model.reference)
+    return marked
+
+
+def _file_missing(model: InstalledModel) -> ModelNotFound:
+    name, spec, cached = model.name, model.spec, model.cached
+    problem = f"{name}: {model.missing} no longer exists"
+    source = f"PATH --name {name}  (PATH: where the file is now)"
+    if name.startswith(STORE_PREFIXES):
+        source = f"{name}  (once it is back), or cerebrum rm {name}"
+    elif cached:
+        source = f"{cached.repo_id}:{cached.quantization} --name {name}"
+    elif spec and model.file and model.file.source in ("package", "merge"):
+        if spec.has_name(name.partition(":")[0]):
+            return ModelNotFound(problem, f"cerebrum pull {name}", name)
+        source = f"{spec.name} --name {name}"
+    return ModelNotFound(problem, f"cerebrum pull {source}")
+
+
+def _not_installed(reference: ModelReference, spec: ModelSpec | None = None) -> ModelNotFound:
+    if spec and not spec.is_obtainable:
+        return ModelNotFound(f"{spec.name} is not installed and cannot be downloaded", spec.notes)
+    if spec and not spec.is_available_in(reference.quantization):
+        return ModelNotFound(
+            f"{reference} is not installed, and the catalog lists no such quantization",
+            f"list quantizations: cerebrum pull --dry-run {spec.name}",
+        )
+    return ModelNotFound(
+        f"{reference} is not downloaded", f"cerebrum pull {reference}{_file_hint(str(reference))}", str(reference)
+    )
+
+
+def _file_hint(text: str) -> str:
+    """Hint for referring to the file of this name, if there is one: a name never means a file."""
+    return f"; for a file of this name, use ./{text}" if is_file(Path(text)) else ""

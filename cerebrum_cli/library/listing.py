@@ -1,0 +1,272 @@
+"""Models as JSON objects for `show`, `list` and `pull --dry-run`: sizes in bytes, contexts in tokens, times in UTC."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cerebrum_cli.core.errors import ModelFileError, ModelNotFound
+from cerebrum_cli.core.sampling import SAMPLERS
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import format_utc
+from cerebrum_cli.gguf.header import unsupported_kind
+from cerebrum_cli.gguf.parser import Array, Scalar
+from cerebrum_cli.library.catalogue import ModelSpec
+from cerebrum_cli.library.fit import DownloadPlan, known_plan, planned_context
+from cerebrum_cli.library.hub import FoundRepository
+from cerebrum_cli.library.installed import Library
+from cerebrum_cli.library.model import InstalledModel, absolute_path
+from cerebrum_cli.library.reference import Reference
+from cerebrum_cli.library.registry import USED, OnProgress
+from cerebrum_cli.library.stores import found_models
+
+SHOWN = ("think", "chat_template")  # settings of a question, besides those of the catalog, its format and context
+SUGGESTIONS = 5  # models to choose a first one from: the best, and the smallest of the others
+
+
+SettingsByMode = Callable[[InstalledModel | ModelSpec], Mapping[str, Settings]]
+"""The settings that a question to a model gets, by the mode of thinking."""
+
+
+def describe(
+    library: Library, model: InstalledModel, settings: Settings, by_mode: SettingsByMode, on_progress: OnProgress
+) -> dict[str, Any]:
+    """Object of `show --json`, without the table of quantizations; `settings` are those of a question."""
+    header, spec, cached = model.header, model.spec, model.cached
+    format_name, context = settings.format or model.default_format, planned_context(settings.ctx, model.trained_context)
+    asked = {key: getattr(settings, key) for key in (*(spec.settings if spec else ()), *SHOWN) if key not in SAMPLERS}
+    license_name = header.metadata.get("general.license")
+    return {
+        "name": model.name,
+        "reference": model.reference,
+        "path": str(model.path),
+        "size": model.size,
+        "format": model.default_format,
+        "context_size": model.trained_context,
+        "ask": {"format": format_name, "context": context}
+        | {key: value for key, value in asked.items() if value is not None},
+        "sampling": sampling_object(by_mode(model)),
+        "sha256": library.registry.digest(model.path, on_progress).sha256,
+        "quantization": model.quantization,
+        "tensor_types": dict(header.tensor_types),
+        "architecture": header.architecture,
+        "unsupported": unsupported_kind(header),
+        "parameters": header.parameters,
+        "layers": header.n_layers,
+        "heads": header.sizes.n_heads,
+        "kv_heads": header.n_kv_heads,
+        "embedding_length": header.sizes.embedding_length,
+        "vocabulary_size": header.sizes.vocabulary_size,
+        "kv_bytes_per_token": header.kv_bytes_per_token,
+        "chat_template": header.chat_template is not None,
+        "source": source_of(model),
+        "merged_from": list(model.merged_from),
+        "repo_id": cached.repo_id if cached else spec.repo_id if spec else None,
+        "revision": cached.commit if cached else None,
+        "license": (spec and spec.license) or (license_name if isinstance(license_name, str) else None),
+        "default": library.is_default(model),
+        "last_used": last_used(library, model),
+        "notes": spec.notes if spec else "",
+        "files": [str(path) for path in model.paths],
+        "metadata": {key: metadata_json(value) for key, value in header.metadata.items()},
+    }
+
+
+def sampling_object(by_mode: Mapping[str, Settings]) -> dict[str, Any]:
+    return {
+        mode: {key: {"value": value, "origin": settings.origin(key)} for key, value in settings.samplers.items()}
+        for mode, settings in by_mode.items()
+    }
+
+
+def describe_available(
+    library: Library, reference: Reference, by_mode: SettingsByMode, context: int | None
+) -> tuple[dict[str, Any], DownloadPlan | None] | None:
+    """Description and quantizations of a catalog model that is not installed; None for any other model."""
+    if isinstance(reference, Path):
+        return None
+    repo_ids = ((spec, source.repo_id.lower()) for spec in library.specs for source in spec.sources)
+    in_catalog = (spec for spec, repo_id in repo_ids if repo_id == reference.name.lower())
+    spec = library.spec_named(reference.name) or next(in_catalog, None)
+    if spec is None:
+        return None
+    description = {
+        "name": spec.name,
+        "reference": str(reference),
+        "title": spec.title,
+        "path": None,
+        "size": None,
+        "format": spec.format,
+        "context_size": spec.context_size,
+        "sampling": sampling_object(by_mode(spec)),
+        "sha256": None,
+        "quantization": None,
+        "kv_bytes_per_token": spec.kv_bytes_per_token,
+        "repo_id": spec.repo_id,
+        "revision": spec.revision,
+        "license": spec.license,
+        "default": False,
+        "notes": spec.notes,
+        "metadata": None,
+    }
+    return description, known_plan(spec, library.models(), reference.quantization, context, library.capacity())
+
+
+def row(library: Library, model: InstalledModel) -> dict[str, Any]:
+    description: dict[str, Any] = {
+        "name": model.name,
+        "reference": model.reference,
+        "path": str(model.path),
+        "default": library.is_default(model),
+        "source": source_of(model),
+        "merged_from": [],
+        "repo_id": model.cached.repo_id if model.cached else None,
+        "revision": model.cached.commit if model.cached else None,
+        "last_used": last_used(library, model),
+        "quantization": None,
+        "size": model.file.size if model.file else None,
+        "format": None,
+        "context_size": None,
+        "error": None,
+    }
+    try:
+        return description | {
+            "quantization": model.quantization,
+            "size": model.size,
+            "format": model.default_format,
+            "context_size": model.trained_context,
+            "merged_from": list(model.merged_from),
+        }
+    except (ModelFileError, OSError) as error:
+        problem = error.message if isinstance(error, ModelFileError) else f"{model.path}: {error.strerror}"
+        return description | {"error": problem}
+
+
+def found_rows(library: Library) -> list[dict[str, Any]]:
+    """Objects of `list --found --json`; `error` is set for a file that cannot be used."""
+    names = {entry.path: entry.name for entry in library.registry.entries()}
+    rows = []
+    for stored in found_models():
+        description: dict[str, Any] = {
+            "reference": stored.reference,
+            "path": str(stored.path),
+            "name": names.get(absolute_path(stored.path)),
+            "architecture": None,
+            "quantization": None,
+            "size": None,
+            "context_size": None,
+            "error": None,
+        }
+        try:
+            model = library.model_at(stored.path)
+            description |= {
+                "architecture": model.header.architecture,
+                "quantization": model.quantization,
+                "size": model.size,
+                "context_size": model.header.context_length,
+                "error": "only Ollama can load it" if stored.needs_ollama else unsupported_kind(model.header),
+            }
+        except (ModelFileError, ModelNotFound, OSError) as error:
+            description["error"] = str(error)
+        rows.append(description)
+    return rows
+
+
+def catalogue_rows(library: Library, context: int | None) -> list[dict[str, Any]]:
+    """Objects of `list --available --json`, sorted by how well the models fit this machine."""
+    installed = {model.spec.name for model in library.models() if model.spec}
+    return [_catalogue_row(spec, plan, spec.name in installed) for spec, plan in _ranked_plans(library, context)]
+
+
+def suggestions(library: Library, context: int | None) -> list[dict[str, Any]]:
+    fitting = [(spec, plan) for spec, plan in _ranked_plans(library, context) if plan and plan.chosen.fit == "fits"]
+    few = fitting[: SUGGESTIONS - 1] + sorted(fitting[SUGGESTIONS - 1 :], key=lambda pair: pair[1].chosen.size)[:1]
+    return [_catalogue_row(spec, plan, False) for spec, plan in few]
+
+
+def _ranked_plans(library: Library, context: int | None) -> list[tuple[ModelSpec, DownloadPlan | None]]:
+    models, capacity = library.models(), library.capacity()
+    plans = [(spec, known_plan(spec, models, None, context, capacity)) for spec in library.specs]
+    return sorted(plans, key=lambda pair: (0, *pair[1].rank) if pair[1] else (1, 0, False))
+
+
+def _catalogue_row(spec: ModelSpec, plan: DownloadPlan | None, is_installed: bool) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "aliases": list(spec.aliases),
+        "title": spec.title,
+        "here": is_installed,
+        "format": spec.format,
+        "context_size": spec.context_size,
+        "license": spec.license,
+        "good_for": spec.good_for,
+        "repo_id": spec.repo_id,
+        **_chosen(plan),
+        "quantizations": [asdict(candidate) for candidate in plan.candidates] if plan else [],
+        "notes": spec.notes,
+    }
+
+
+def download_plan_object(plan: DownloadPlan) -> dict[str, Any]:
+    return {
+        "name": plan.name,
+        "repo_id": plan.listing.repo_id if plan.listing else plan.spec and plan.spec.repo_id,
+        "revision": plan.listing.commit if plan.listing else None,
+        "chosen": plan.chosen.quantization,
+        **candidates_object(plan),
+    }
+
+
+def search_row(repository: FoundRepository, plan: DownloadPlan | None) -> dict[str, Any]:
+    """Object of `search --json`; without a plan the repository has no model that can be downloaded."""
+    return {**repository._asdict(), **_chosen(plan)}
+
+
+def _chosen(plan: DownloadPlan | None) -> dict[str, Any]:
+    chosen = plan.chosen if plan else None
+    return {
+        "recommended": chosen and chosen.quantization,
+        "size": chosen and chosen.size,
+        "memory": chosen and chosen.needed,
+        "fit": chosen and chosen.fit,
+    }
+
+
+def candidates_object(plan: DownloadPlan) -> dict[str, Any]:
+    """Table of quantizations, and the context and memory they were assessed with."""
+    devices = plan.capacity.devices
+    return {
+        "context": plan.context,
+        "memory": plan.capacity.memory,
+        "devices": None if devices is None else [asdict(device) for device in devices],
+        "quantizations": [asdict(candidate) for candidate in plan.candidates],
+    }
+
+
+def quantization_plan(library: Library, model: InstalledModel, context: int | None) -> DownloadPlan | None:
+    others = [installed for installed in library.models() if installed.path != model.path]
+    if not model.spec:
+        uploads = [other for other in others if model.cached and other.cached and other.name == model.name]
+        others = [other for other in uploads if other.is_readable]
+    return known_plan(model.spec, [*others, model], model.display_name, context, library.capacity())
+
+
+def source_of(model: InstalledModel) -> str:
+    if model.is_vocabulary:
+        return "vocabulary"
+    return model.file.source if model.file else "hub" if model.cached else "local"
+
+
+def last_used(library: Library, model: InstalledModel) -> str | None:
+    try:
+        return format_utc((library.registry.directory / USED / model.usage_key).stat().st_mtime)
+    except OSError:
+        return None
+
+
+def metadata_json(value: Scalar | Array) -> Any:
+    if not isinstance(value, Array):
+        return value
+    return list(value.values) if value.values else {"type": value.item_type, "length": value.length}

@@ -1,0 +1,209 @@
+"""An installed model, and checks of paths."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.core.declaration import LORA
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.settings import Layer
+from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
+from cerebrum_cli.gguf.header import Header, parts_sizes, read_header, vocabulary_digest
+from cerebrum_cli.gguf.sizes import ModelSizes
+from cerebrum_cli.library.reference import STORES, ModelReference, looks_like_path, parts_of
+
+if TYPE_CHECKING:
+    from cerebrum_cli.library.adapters import Adapter
+    from cerebrum_cli.library.cache import CachedModel
+    from cerebrum_cli.library.catalogue import ModelSpec
+    from cerebrum_cli.library.registry import RegistryEntry
+
+# Metadata of a merge: the recipe, the names of its models, and their prompt format.
+MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.merge.sources", "cerebrum.format"
+
+
+@dataclass(frozen=True)
+class InstalledModel:
+    """An installed model: its files in order, its catalog entry, and its registry or cache entry.
+
+    If `is_shadowed`, another model has the same short name, which refers to that one. If `is_vocabulary`, its files
+    have their headers only and no weights: it is not installed, but its vocabulary is. `adapters` are applied when it
+    is loaded. One that `is_served` is known by name only: a server has it, and the file is that of another. One that
+    `is_bundled` is part of this program.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    spec: ModelSpec | None = None
+    file: RegistryEntry | None = None
+    cached: CachedModel | None = None
+    is_shadowed: bool = False
+    is_vocabulary: bool = False
+    adapters: tuple[Adapter, ...] = ()
+    is_served: bool = False
+    is_bundled: bool = False
+
+    @property
+    def path(self) -> Path:
+        return self.paths[0]
+
+    @property
+    def size(self) -> int:
+        return sum(path.stat().st_size for path in self.paths)
+
+    @cached_property
+    def header(self) -> Header:
+        """Header of the file. Raises ModelFileError if it is not a complete GGUF file."""
+        return read_header(self.path)
+
+    @cached_property
+    def sizes(self) -> ModelSizes:
+        sizes = self.header.sizes if len(self.paths) == 1 else parts_sizes(self.paths)
+        return sizes.with_adapters(sum(adapter.size for adapter in self.adapters)) if self.adapters else sizes
+
+    @property
+    def adapter_names(self) -> list[str]:
+        return [str(adapter) for adapter in self.adapters]
+
+    @property
+    def adapter_params(self) -> dict[str, list[str]]:
+        return {LORA: self.adapter_names} if self.adapters else {}
+
+    @property
+    def adapter_identity(self) -> str | None:
+        return ", ".join(sorted(adapter.identity for adapter in self.adapters)) or None
+
+    @cached_property
+    def vocabulary(self) -> str | None:
+        """Digest of its vocabulary; None if the file cannot be read any more."""
+        return vocabulary_digest(self.path, self.header)
+
+    @property
+    def missing(self) -> Path | None:
+        """A file of the model that certainly does not exist."""
+        return next(filter(is_missing, self.paths), None)
+
+    @cached_property
+    def is_readable(self) -> bool:
+        try:
+            _ = self.header
+        except ModelFileError:
+            return False
+        return not self.missing
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether its digest was compared with a published one, or we wrote it ourselves; unknown of several parts."""
+        file, is_whole = self.file, len(self.paths) == 1
+        is_published = file is not None and file.source not in ("local", *STORES) and is_whole and file.is_current
+        return self.is_bundled or is_published
+
+    @property
+    def is_unnamed(self) -> bool:
+        """Whether only its path refers to it: it is neither registered, nor in the cache, nor bundled."""
+        return self.file is None and self.cached is None and not self.is_bundled
+
+    @property
+    def merged_from(self) -> tuple[str, ...]:
+        sources = self.header.metadata.get(MERGE_SOURCES)
+        return tuple(sources.splitlines()) if isinstance(sources, str) else ()
+
+    @property
+    def display_name(self) -> str:
+        return self.quantization or self.path.stem
+
+    @property
+    def usage_key(self) -> str:
+        """Name of its usage record, which stays the same in new commits of its repository."""
+        name = f"{self.cached.repo_id}/{self.cached.names[0]}" if self.cached else str(self.path)
+        return sha256(os.fsencode(name)).hexdigest()[:32]
+
+    @property
+    def quantization(self) -> str | None:
+        return self.cached.quantization if self.cached else self.header.quantization
+
+    @property
+    def reference(self) -> str:
+        if self.file or self.is_served or self.is_bundled:
+            return self.name
+        if self.cached is None:
+            return str(self.path)
+        if self.is_shadowed:
+            return str(ModelReference(self.cached.repo_id, file=self.cached.names[0], revision=self.cached.commit))
+        return str(ModelReference(self.name, self.cached.quantization))
+
+    @property
+    def label(self) -> str:
+        return self.name if self.is_unnamed else self.reference
+
+    @property
+    def references(self) -> set[str]:
+        if self.cached is None:
+            return {self.reference}
+        unnamed = replace(self, file=None, name=self.spec.name if self.spec else self.cached.repo_id)
+        return {self.reference, unnamed.reference}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.label, *sorted(self.references), *([self.spec.name] if self.spec else []))
+
+    @property
+    def known_format(self) -> str | None:
+        if self.spec and self.spec.format:
+            return self.spec.format
+        if self.is_bundled:
+            return "cerebrum"
+        merged = self.header.metadata.get(MERGE_FORMAT)
+        return merged if isinstance(merged, str) and merged in PLAIN_FORMATS else None
+
+    @property
+    def default_format(self) -> str | None:
+        return self.known_format or (EMBEDDED if self.header.chat_template else None)
+
+    @property
+    def recommended(self) -> tuple[Layer, ...]:
+        """Settings that its file recommends, and over them those of its row in the catalog. Raises ModelFileError."""
+        return (self.header.sampling, *(self.spec.recommended if self.spec else ()))
+
+    @property
+    def trained_context(self) -> int:
+        return self.header.context_length or (self.spec and self.spec.context_size) or 2048
+
+
+def model_paths(path: Path) -> tuple[Path, ...]:
+    """All files of the model whose first file is `path`. Raises ModelFileError for another part of it."""
+    names = parts_of(path.name)
+    if names[0] != path.name:
+        raise ModelFileError(path, "is not the first part of its model", f"use {path.parent / names[0]}")
+    return tuple(path.parent / name for name in names)
+
+
+def as_path(reference: str) -> Path:
+    try:
+        return Path(reference).expanduser()
+    except RuntimeError:  # unknown user
+        return Path(reference)
+
+
+def absolute_reference(reference: str) -> str:
+    """A reference that means the same in any directory: of a path, the absolute one."""
+    return str(absolute_path(as_path(reference))) if looks_like_path(reference) else reference
+
+
+def absolute_path(path: Path) -> Path:
+    """Absolute path of a file, with links resolved in its directory only: in the Hub's cache, it links to a blob."""
+    return path.parent.resolve() / path.name
+
+
+def is_missing(path: Path) -> bool:
+    """Whether a path certainly does not exist; an inaccessible one might."""
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
+    return False

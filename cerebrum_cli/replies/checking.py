@@ -1,0 +1,58 @@
+"""Checks of answers by programs: the same sequence is asked for one, which runs in the sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from threading import Event
+
+from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.programs.code import fenced_blocks
+from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
+from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.reply import ReplyRequest
+from cerebrum_cli.replies.reply_stream import PreparedReply
+from cerebrum_cli.replies.tally import Program
+
+QUESTION = (
+    "Now write a short Python program that computes the answer from the numbers in the question, and prints only the"
+    " final answer. Reply with the program only."
+)
+STOP = ("\n```\n",)  # some models explain a program, and imagine what it prints
+MAX_TOKENS = 400
+TIMEOUT_S = 5.0
+ONLY_HERE = "programs check only replies of a model on this machine", "omit --check, or --endpoint"
+PLACE = "☃"  # stands for the reply, to find where a conversation continues after one
+
+
+def with_check(model: LoadedModel, prepared: PreparedReply, request: ReplyRequest) -> PreparedReply:
+    """A prepared reply whose samples are each asked for a program afterwards. Raises UsageError behind a server."""
+    if model.is_remote:
+        raise UsageError(*ONLY_HERE)
+    place = model.engine.vocabulary.tokenize([Text(PLACE)])[-1]
+    conversation = request.conversation.assistant(PLACE, (place,)).user(QUESTION)
+    settings = replace(request.settings, max_tokens=MAX_TOKENS, stop=STOP, think="off")
+    check = model.prepare_reply(ReplyRequest(conversation, settings))
+    tokens = tuple(check.request.prompt_tokens)
+    after = len(tokens) - tokens[::-1].index(place)
+    follow_up = replace(check.request, prompt_tokens=tokens[after:])
+    return replace(prepared, request=replace(prepared.request, follow_up=follow_up), follow_up=check.channels)
+
+
+def create_check(scope: Event | None = None) -> Callable[[str], Program | None]:
+    """A function that runs the program in a reply, until `scope` is set. Raises UsageError without a sandbox."""
+    sandbox = require_sandbox()
+    sandbox.is_closed = scope or sandbox.is_closed
+    return partial(run_program, sandbox)
+
+
+def run_program(sandbox: Sandbox, text: str) -> Program | None:
+    """Run the first code block of a reply, or all of it if it has none; None if the sandbox is closed meanwhile."""
+    code = next((block.text for block in fenced_blocks(text)), text)
+    result = sandbox.run(code, "", TIMEOUT_S)
+    if sandbox.is_closed.is_set():
+        return None
+    printed = result.detail.strip().splitlines() if result.reason == "passed" else []
+    return Program(code, printed[-1] if printed else None)

@@ -1,0 +1,280 @@
+"""One way through many rows: rows in, and their replies and votes out, as they finish.
+
+Rows are read in windows. On this machine, those of similar length run together, the shortest first, and those with a
+common prefix one after the other. Servers get rows in the given order, as they can take them, without windows unless
+the answers are needed in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, NamedTuple, TypeAlias
+
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
+from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.engine import CancelScope
+from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.formats.plain import RAW
+from cerebrum_cli.formats.thinking import ReasoningSplitter, SplitText, open_markup
+from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.reply import Reply, ReplyRequest
+from cerebrum_cli.replies.reply_controls import ReplyControls
+from cerebrum_cli.replies.reply_stream import PreparedReply, ReplyChannels, ReplyStream
+from cerebrum_cli.replies.tally import Program
+from cerebrum_cli.replies.voting import MajorityVote, SampleEvent
+
+Check: TypeAlias = Callable[[str], Program | None]  # runs the program in a reply; None if it is cancelled
+SORT_WINDOW = 4096  # rows sorted together so that shared prefixes meet; more would delay the first answer
+
+
+class Continuation(NamedTuple):
+    """A text without a prompt format, by its last tokens, of which `n` continuations are sampled."""
+
+    text: str
+    tokens: tuple[int, ...]
+    settings: Settings
+    n: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What is asked, and how it is answered: by the samples of the request, or by the vote on them.
+
+    `id` is for the caller. A row that cannot be asked has an `error` in place of a request. If it `checks`, or its vote
+    does, the model is asked for a program after each sample.
+    """
+
+    id: Any
+    request: ReplyRequest | Continuation | CerebrumError
+    vote: MajorityVote | None = None
+    checks: bool = False
+
+    @property
+    def asks_programs(self) -> bool:
+        return self.checks or (self.vote is not None and self.vote.tally.votes.checks)
+
+
+class RowOutcome(NamedTuple):
+    """A sample of a row has finished, or the whole row, by a vote or a refusal; a cancelled reply is one, too."""
+
+    row: Row
+    sample: int
+    outcome: Reply | MajorityVote | RefusedEvent
+    is_whole_row: bool = False
+
+
+@dataclass(slots=True)
+class PendingRow(PreparedReply):
+    """A row that is running, and the replies to it so far; `samples` of them have not finished.
+
+    `check` runs the programs that follow the samples, while the engine keeps generating.
+    """
+
+    row: Row
+    samples: int
+    check: Check | None = None
+    replies: dict[SequenceId, Reply] = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        return self.row.vote.is_over if self.row.vote else self.samples == 0
+
+    def add_event(self, event: SampleEvent, stream: ReplyStream[PendingRow]) -> Iterator[Event | RowOutcome]:
+        """Process an event of this row; yield changes of its tally, and what has finished."""
+        sequence, vote = event.sequence, self.row.vote
+        if vote and sequence.sample in vote.inspected:
+            has_changed = vote.add_inspected(event)
+        elif (outcome := self._outcome(event)) is None:
+            return
+        elif vote:
+            has_changed = vote.add(sequence, outcome, stream)
+        else:
+            self.samples -= 1
+            yield RowOutcome(self.row, sequence.sample, outcome)
+            return
+        if vote and has_changed:
+            yield vote.tally_event
+        if vote and vote.is_over:
+            yield RowOutcome(self.row, 0, vote, is_whole_row=True)
+
+    def _outcome(self, event: SampleEvent) -> Reply | RefusedEvent | None:
+        """A sample that finishes with this event; None if it continues, or waits for its program."""
+        sequence = event.sequence
+        if isinstance(event, RefusedEvent | AlternativesEvent):
+            return event if isinstance(event, RefusedEvent) else None
+        if sequence not in self.replies:
+            self.replies[sequence] = Reply() if sequence.turn else self._begin_reply()
+        self.replies[sequence].emit(event)
+        if not isinstance(event, FinishEvent) or event.is_followed:
+            return None
+        reply = self.replies.pop(sequence)
+        return self._with_program(sequence._replace(turn=0), reply) if sequence.turn else reply
+
+    def _with_program(self, sequence: SequenceId, written: Reply) -> Reply | None:
+        """The sample that a program was written after, when the program has run; None if that is cancelled."""
+        assert self.check
+        reply = self.replies.pop(sequence)
+        program = None if written.finish.reason == "cancelled" else self.check(written.text)
+        reply.program, reply.program_reply = program, written
+        return reply if program else None
+
+    def _begin_reply(self) -> Reply:
+        request = self.row.request
+        if not isinstance(request, ReplyRequest):
+            return Reply()
+        reply = Reply(None, request.conversation)
+        if request.prefix_tokens:
+            texts: list[SplitText] = []
+            if self.channels:
+                splitter = ReasoningSplitter(self.channels.markups, self.channels.open_markup)
+                texts = splitter.feed(self.channels.prefix_text)
+            reply.begin(request.prefix_tokens, texts)
+        return reply
+
+
+def run_rows(
+    model: LoadedModel,
+    rows: Iterable[Row],
+    scope: CancelScope | None = None,
+    in_order: bool = False,
+    sorts: bool = True,
+) -> Generator[Event | RowOutcome, None, None]:
+    """Answer rows; yield all events of loading and generating, and a RowOutcome for all that finishes.
+
+    Rows that cannot be asked are refused as they are read. If a reader needs the rows `in_order`, no row overtakes one
+    of another window. A model on this machine `sorts` rows by their tokens, to evaluate common prefixes once. After a
+    cancel of the `scope`, rows are missing. Raises EngineError.
+    """
+    run = _Run(model, scope or model.engine.cancel_scope)
+    yield from model.load()
+    if model.engine.schedules_rows and not in_order:
+        yield from run.answer(run.prepared(rows))
+        return
+    rows = iter(rows)
+    while not run.scope.is_set() and (window := list(islice(rows, SORT_WINDOW))):
+        pending = list(run.prepared(window))
+        if run.scope.is_set():
+            return
+        yield from run.take_refused()
+        groups = [range(len(pending))] if in_order else model.engine.group_by_length(row.request for row in pending)
+        for indexes in groups:
+            group = [pending[index] for index in indexes]
+            if sorts and not in_order:
+                group.sort(key=lambda row: row.request.prompt_tokens)
+            if not run.scope.is_set():
+                yield from run.answer(group)
+
+
+class _Run:
+    """Rows that are running, and those that were refused as they were read."""
+
+    def __init__(self, model: LoadedModel, scope: CancelScope) -> None:
+        self.scope = scope
+        self._model = model
+        self._check: Check | None = None  # once a row needs it
+        self._refused: list[RowOutcome] = []
+
+    def prepared(self, rows: Iterable[Row]) -> Iterator[PendingRow]:
+        for row in rows:
+            if self.scope.is_set():
+                return
+            if pending := self._prepare(row):
+                yield pending
+
+    def _prepare(self, row: Row) -> PendingRow | None:
+        request = row.request
+        try:
+            if isinstance(request, CerebrumError):
+                raise request
+            if isinstance(request, Continuation):
+                prepared = prepare_text(self._model, request)
+            else:
+                if row.vote:
+                    request = row.vote.with_samples(request, self._model.engine)
+                prepared = self._model.prepare_reply(request)
+                if row.asks_programs:
+                    prepared = self._with_check(prepared, request)
+        except (EngineError, Interrupted):  # these concern all rows
+            raise
+        except CerebrumError as error:
+            error.__context__ = None  # the frames of a traceback hold the tokens of the prompt
+            refused = RefusedEvent(SequenceId(0), error.with_traceback(None))
+            self._refused.append(RowOutcome(row, 0, refused, is_whole_row=True))
+            return None
+        return PendingRow(
+            prepared.request.compact(),
+            prepared.channels,
+            row,
+            prepared.request.n,
+            self._check,
+            follow_up=prepared.follow_up,
+        )
+
+    def _with_check(self, prepared: PreparedReply, request: ReplyRequest) -> PreparedReply:
+        from cerebrum_cli.replies.checking import create_check, with_check
+
+        self._check = self._check or create_check(self.scope)
+        return with_check(self._model, prepared, request)
+
+    def take_refused(self) -> list[RowOutcome]:
+        refused, self._refused = self._refused, []
+        return refused
+
+    def answer(self, rows: Iterable[PendingRow]) -> Iterator[Event | RowOutcome]:
+        with closing(ReplyStream(self._model.engine, rows, self.scope)) as stream:
+            for event in stream:
+                yield event
+                if self._refused:
+                    yield from self.take_refused()
+                if isinstance(event, SampleEvent) and (row := stream.replies.get(event.sequence.request)):
+                    yield from row.add_event(event, stream)
+                    if row.is_over:
+                        del stream.replies[event.sequence.request]  # all rows may not fit into memory
+        yield from self.take_refused()
+
+
+def prepare_text(model: LoadedModel, text: Continuation) -> PreparedReply:
+    """The request to continue a text. The replies are not split by channel: `channels_of` does that.
+
+    Raises UsageError as `check_settings` does.
+    """
+    settings = text.settings
+    model.check_settings(replace(settings, stop=()))  # those of a task are for any model
+    channels = channels_of(model, text)
+    request = ReplyRequest(Conversation(), settings)
+    raw = ReplyControls(model.engine.vocabulary, replace(RAW, markups=channels.markups))
+    controls, answer_start = raw.create(request, channels, model.answer_now)
+    tokenized = Request(
+        text.tokens,
+        settings.sampling(()),
+        n=text.n,
+        visible_tokens=model.visible_tokens if channels.markups else frozenset(),
+        controls=controls,
+        answer_start=answer_start,
+    )
+    return PreparedReply(tokenized, None)
+
+
+def channels_of(model: LoadedModel, text: Continuation) -> ReplyChannels:
+    markups = model.controls.own_markups(text.settings.system)
+    return ReplyChannels(markups, open_markup(text.text, markups))
+
+
+def vote_events(model: LoadedModel, request: ReplyRequest, vote: MajorityVote) -> Generator[Event, None, None]:
+    """Yield the events of all samples, and each new tally. Raises the error of a sample if all were refused."""
+    with closing(run_rows(model, [Row(0, request, vote)])) as events:
+        for event in events:
+            if not isinstance(event, RowOutcome):
+                yield event
+            elif isinstance(event.outcome, RefusedEvent):
+                raise event.outcome.error
+    if vote.refusals:
+        error = vote.refusals[0].error
+        if not vote.replies:
+            raise error
+        yield NoticeEvent(f"{len(vote.refusals)} of {vote.tally.samples} samples failed: {error.message}", error.hint)

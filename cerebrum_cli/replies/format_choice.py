@@ -1,0 +1,91 @@
+"""Choose the prompt format of a model: the requested, the catalog's or the embedded one. It is never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.core.declaration import NONE
+from cerebrum_cli.core.errors import FormatError, UsageError
+from cerebrum_cli.core.settings import SESSION, Settings
+from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW, SERVERS, PromptFormat
+from cerebrum_cli.replies.text_tokens import special_tokens
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.backend import Vocabulary
+
+FormatBuilder = Callable[["Vocabulary", int], PromptFormat]
+"""Builds the prompt format from a vocabulary and the context size. Raises FormatError."""
+
+FORMAT_NAMES = (*PLAIN_FORMATS, EMBEDDED)
+MAX_TEMPLATE_BYTES = 2**20
+
+
+def choose_format(requested: str | None, known: str | None, template: str | None) -> str:
+    if requested is not None and requested not in FORMAT_NAMES:
+        raise UsageError(f"unknown format {requested!r}", f"use one of {', '.join(FORMAT_NAMES)}")
+    if requested is None and known is not None and known not in FORMAT_NAMES:
+        raise FormatError(
+            f"unknown format {known!r} in this model's catalog entry",
+            f"set it to one of {', '.join(FORMAT_NAMES)} in models.toml, or use --format",
+        )
+    name = requested or known or (EMBEDDED if template else None)
+    if name is None:
+        raise FormatError(
+            "unknown prompt format: the model is not in the catalog, and its file has no chat template",
+            f"choose one with --format ({', '.join(PLAIN_FORMATS)}), or run cerebrum ask --raw",
+        )
+    if name == EMBEDDED and not template:
+        raise FormatError("the model file has no chat template", f"use --format {' or '.join(PLAIN_FORMATS)}")
+    return name
+
+
+def format_builder(name: str, template: str | None, options: Mapping[str, Any]) -> FormatBuilder:
+    """A function that builds the format once the vocabulary is loaded. Raises UsageError for unused options."""
+    if name != EMBEDDED or template is None:
+        if options:
+            raise UsageError(
+                f"template_arg needs the format embedded; this model uses {name}",
+                "omit it, or add --format embedded",
+            )
+        return lambda *_: next(plain for plain in (RAW, SERVERS, *PLAIN_FORMATS.values()) if plain.name == name)
+
+    def build(vocabulary: Vocabulary, context_size: int) -> PromptFormat:
+        from cerebrum_cli.formats.template import EmbeddedFormat
+        from cerebrum_cli.formats.thinking import markups_of
+
+        return EmbeddedFormat(
+            source=template,
+            bos=vocabulary.special_token_text("bos"),
+            eos=vocabulary.special_token_text("eos"),
+            special_tokens=lambda text: special_tokens(vocabulary, context_size, text),
+            options=options,
+            markups=markups_of(template),
+        )
+
+    return build
+
+
+def template_file(settings: Settings) -> Path | None:
+    """The file whose chat template the settings choose; None without one, and for a format from a higher layer.
+
+    It takes precedence over the format that a session used. Raises UsageError for a format from the same layer.
+    """
+    if settings.chat_template in (None, NONE):
+        return None
+    if settings.format not in (None, EMBEDDED) and settings.origin("format") != SESSION:
+        if settings.outranks("format", "chat_template"):
+            return None
+        if not settings.outranks("chat_template", "format"):
+            raise UsageError(f"chat_template cannot be used with --format {settings.format}", "omit one of them")
+    return Path(settings.chat_template).expanduser()
+
+
+def require_valid(path: Path, template: str) -> None:
+    from cerebrum_cli.formats.template_sandbox import compile_template
+
+    try:
+        compile_template(template)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error.message}", "correct it, or choose another chat template") from error

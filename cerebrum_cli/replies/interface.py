@@ -1,0 +1,226 @@
+"""The library: open a model by any name that the commands take, or on a server, and iterate its replies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
+from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.core.events import RefusedEvent
+from cerebrum_cli.core.settings import LOAD_KEYS, OPTIONS, Settings, SourcedLayer, fold
+from cerebrum_cli.engine.memory import ContextOptions
+from cerebrum_cli.gguf.header import require_generative
+from cerebrum_cli.replies.installation import (
+    Installation,
+    Servers,
+    find_endpoints,
+    find_remote_model,
+    without_local,
+)
+from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.reply import Reply, ReplyRequest
+from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, slots_of
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.scoring import Score
+    from cerebrum_cli.replies.profiles import UseName
+    from cerebrum_cli.replies.voting import MajorityVote
+
+Question = str | Conversation | Sequence[Mapping[str, str]]
+"""A question, a conversation that ends with one, or OpenAI's messages."""
+
+
+class Model(LoadedModel):
+    """A model that replies to questions. `open_model` creates it; close it, or leave its `with` block, to free it.
+
+    It is for one thread. Settings are those of the commands, by the same names: `temperature`, `max_tokens`, `seed`,
+    `think`, `system`. A `schema` is a JSON Schema, as a mapping or as text; a `grammar` is GBNF with the rule `root`.
+    """
+
+    def reply(self, question: Question, *, schema: Any = None, grammar: str | None = None, **settings: Any) -> Reply:
+        """A reply to a question: iterate it. Nothing happens before.
+
+        The iteration raises PromptTooLong, and EngineError if the model cannot be loaded.
+        """
+        return self.respond(self._request(question, schema, grammar, settings))
+
+    def vote(
+        self,
+        question: Question,
+        samples: int | str = 8,
+        *,
+        check: str | None = None,
+        schema: Any = None,
+        grammar: str | None = None,
+        **settings: Any,
+    ) -> MajorityVote:
+        """Take several samples, and count their final answers; `samples` is a number, "auto" or "auto:3..16".
+
+        With `check="python"`, each sample is asked for a program, whose output votes, too.
+        """
+        from cerebrum_cli.replies.voting import MajorityVote
+
+        for vote in self.replies([question], samples, check=check, schema=schema, grammar=grammar, **settings):
+            assert isinstance(vote, MajorityVote)
+            return vote
+        raise UsageError("the vote was cancelled", "call it again")
+
+    def replies(
+        self,
+        questions: Iterable[Question],
+        samples: int | str | None = None,
+        *,
+        check: str | None = None,
+        schema: Any = None,
+        grammar: str | None = None,
+        **settings: Any,
+    ) -> Iterator[Reply | MajorityVote]:
+        """Answer many questions concurrently; yield replies, or votes on `samples`, as they finish.
+
+        `index` of each is the position of its question. Raises the error of a question that cannot be answered when all
+        others are done.
+        """
+        from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
+        from cerebrum_cli.replies.concurrent_rows import Row, RowOutcome, run_rows
+        from cerebrum_cli.replies.tally import parse_votes
+        from cerebrum_cli.replies.voting import MajorityVote, require_sampling
+
+        if samples is not None:
+            settings = {"temperature": self.source.settings.temperature or SAMPLED_TEMPERATURE, **settings}
+            require_sampling(changed(self.source.settings, settings), "a vote")
+        elif check is not None:
+            raise UsageError("programs check only votes", "set samples, or omit check")
+
+        requests = (self._request_or_error(question, schema, grammar, settings) for question in questions)
+        votes = None if samples is None else parse_votes(str(samples)).checked_by(check)
+        rows = (Row(index, request, MajorityVote(votes) if votes else None) for index, request in enumerate(requests))
+        error: CerebrumError | None = None
+        with closing(run_rows(self, rows)) as events:
+            for row, _, outcome, _ in (event for event in events if isinstance(event, RowOutcome)):
+                if isinstance(outcome, RefusedEvent):
+                    error = error or outcome.error
+                elif isinstance(outcome, MajorityVote) and outcome.reply is None:
+                    error = error or outcome.refusals[0].error
+                else:
+                    outcome.index = row.id
+                    yield outcome
+        if error:
+            raise error
+
+    def score(self, context: str, continuations: Sequence[str]) -> tuple[Score, ...]:
+        """Log-probabilities of texts after a context, whose special tokens are recognized. Raises EngineError."""
+        from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
+
+        for _ in self.load():
+            pass
+        vocabulary = self.engine.vocabulary
+        prefix = () if self.prefix_token is None else (self.prefix_token,)
+        before = vocabulary.tokenize([Text(context, trusted=True)]) or prefix
+        after = (vocabulary.tokenize([Tokens(before), Text(text, trusted=True)]) for text in continuations)
+        request = ScoreRequest(before, tuple(tokens[len(before) :] for tokens in after))
+        with closing(self.engine.score([request])) as events:
+            for event in events:
+                if isinstance(event, RefusedEvent):
+                    raise event.error
+                if isinstance(event, LogprobScores):
+                    return event.scores
+        raise UsageError("scoring was cancelled", "call it again")
+
+    def _request_or_error(
+        self, question: Question, schema: Any, grammar: str | None, changes: Mapping[str, Any]
+    ) -> ReplyRequest | CerebrumError:
+        try:
+            return self._request(question, schema, grammar, changes)
+        except CerebrumError as error:
+            return error
+
+    def _request(
+        self, question: Question, schema: Any, grammar: str | None, changes: Mapping[str, Any]
+    ) -> ReplyRequest:
+        if schema is not None and grammar is not None:
+            raise UsageError.conflict("schema", "grammar")
+        if fixed := [key for key in changes if key in LOAD_KEYS and key != "system"]:
+            raise UsageError(f"{fixed[0]} is set when a model is opened", f"open_model(..., {fixed[0]}=...)")
+        settings = changed(self.source.settings, changes)
+        if isinstance(question, str):
+            question = Conversation().user(question)
+        elif not isinstance(question, Conversation):
+            question = conversation_from_messages(list(question), "messages")
+        if question.system_prompt is None:
+            question = replace(question, system_prompt=settings.system)
+        if schema is not None:
+            text = schema if isinstance(schema, str) else json.dumps(schema)
+            grammar = text if self.model.is_served else self.source.installation.schema_to_grammar(text)[0]
+        return ReplyRequest(settings.applied_to(question), settings, grammar)
+
+
+def open_source(source: ModelSource) -> Model:
+    """Start to load a model, or to connect to it, without waiting. Errors of file and format are raised before that."""
+    model = source.model
+    if model.is_served and (source.raw or source.vocabulary_only):
+        option = "--raw" if source.raw else "--dry-run"
+        raise UsageError(f"{option} needs the exact prompt, which the server builds", "omit it, or use llama-server")
+    require_generative(model.path, model.header)
+    format_name, build_format = source.choose_format()
+    engine = source.start_engine(format_name)
+    return Model(source, engine, format_name, build_format, source.measured_costs)
+
+
+def open_many(source: ModelSource, samples: int, earlier: Sequence[Mapping[str, str]] = ()) -> Model:
+    """Start to load the model for this number of samples, or to connect to servers like the `earlier` ones."""
+    if source.servers:
+        servers = replace(source.servers, earlier=earlier or source.servers.earlier)
+        return open_source(replace(source, servers=servers))
+    context = replace(source.context, slots=min(slots_of(source), samples))
+    speculative_for: UseName | None = "ask" if source.settings.speculative else None
+    return open_source(replace(source, context=context, tuned_for="batch", speculative_for=speculative_for))
+
+
+def open_model(
+    name: str | None = None,
+    *,
+    endpoint: str | Sequence[str] = (),
+    parallel: int | None = None,
+    raw: bool = False,
+    installation: Installation | None = None,
+    **settings: Any,
+) -> Model:
+    """Open an installed model, by any name that the commands take; without one, the default model.
+
+    It starts to load immediately, and the first reply waits for it. With `endpoint`, servers generate: their URLs, or
+    names of their tables in config.toml; `name` is that of their model. `parallel` is the number of replies that are
+    generated at a time, 16 by default. `raw` continues texts without a prompt format. Other settings are those of the
+    commands; config.toml's and CEREBRUM_* variables are not read. Raises ModelNotFound, UsageError, ConfigError.
+    """
+    if parallel is not None and parallel not in range(1, MAX_PARALLEL + 1):
+        raise UsageError.invalid("parallel", parallel, f"a number from 1 to {MAX_PARALLEL}")
+    installation = installation or Installation.of_user()
+    overrides = SourcedLayer({"model": name}, settings)
+    requested = changed(fold(), overrides)
+    texts = (endpoint,) if isinstance(endpoint, str) else tuple(endpoint)
+    endpoints = find_endpoints(installation, texts, requested)
+    if endpoints:
+        model = find_remote_model(installation, requested, endpoints)
+        folded = without_local(fold(*model.recommended, overrides))
+        return open_source(ModelSource(installation, model, folded, Servers(endpoints, parallel), raw=raw))
+    model = installation.library.resolve(name)
+    folded = fold(*model.recommended, overrides)
+    model = installation.library.with_adapters(model, folded.lora)
+    source = ModelSource(installation, model, folded, raw=raw).for_chat()
+    if parallel is not None:
+        context = ContextOptions(slots=parallel, batch_invariant=True)
+        source = replace(source, context=context, tuned_for="batch", speculative_for=None, is_chat=False)
+    return open_source(source)
+
+
+def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Settings with changes by name. Raises UsageError for an unknown name or an invalid value."""
+    if unknown := changes.keys() - Settings.__dataclass_fields__.keys():
+        raise UsageError(f"unknown setting {unknown.pop()!r}", "cerebrum ask --set help lists them")
+    values = {key: value for key, value in changes.items() if value is not None}
+    layer = SourcedLayer({key: OPTIONS[key].validate(value, key) for key, value in values.items()})
+    return replace(settings, **layer, origins={**settings.origins, **layer.origins})

@@ -1,0 +1,297 @@
+"""A loaded model: conversations in, replies out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Self
+
+from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text
+from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
+from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, RefusedEvent
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.engine import Engine, raise_refusals
+from cerebrum_cli.engine.scheduler import common_prefix
+from cerebrum_cli.engine.sequence import OPENING_TOKENS, InspectionRequest, MessagesRequest, Request
+from cerebrum_cli.engine.step_costs import StepCosts
+from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
+from cerebrum_cli.formats.thinking import open_markup
+from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.replies.format_choice import FormatBuilder
+from cerebrum_cli.replies.reply import Reply, ReplyRequest
+from cerebrum_cli.replies.reply_controls import AnswerNow, ReplyControls
+from cerebrum_cli.replies.reply_stream import PreparedReply, ReplyChannels, ReplyStream
+from cerebrum_cli.replies.source import ModelSource, draft_costs
+from cerebrum_cli.replies.text_tokens import least_tokens, resolve_biases
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.backend import Vocabulary
+    from cerebrum_cli.replies.inspection import GivenReply
+
+
+@dataclass(eq=False)
+class LoadedModel:
+    """A model that is loading or loaded: its prompt format, its vocabulary and its engine.
+
+    Other calls than `load`, `respond`, `preview` and `cancel` need the model, or its vocabulary, to be loaded. With
+    `answer_now`, the reasoning of the reply that is being generated can be ended.
+    """
+
+    source: ModelSource
+    engine: Engine
+    format_name: str
+    build_format: FormatBuilder
+    measured_costs: StepCosts | None = None
+    answer_now: AnswerNow = field(default_factory=AnswerNow, init=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what is running, and free the model."""
+        self.engine.close()
+
+    @property
+    def model(self) -> InstalledModel:
+        return self.source.model
+
+    @property
+    def is_remote(self) -> bool:
+        return self.source.servers is not None and not self.source.vocabulary_only
+
+    @property
+    def repacks(self) -> bool | None:
+        """Whether weights were repacked for speed; None behind a server."""
+        return None if self.is_remote else self.engine.backend.repacks
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """The hardware and the options that replies depend on; none behind a server, and before there is a context."""
+        return self.engine.backend.conditions if not self.is_remote and self.engine.backend.capacity else {}
+
+    def respond(self, request: ReplyRequest) -> Reply:
+        """Start a reply: nothing happens before it is iterated. Raises PromptTooLong before any evaluation."""
+        return Reply(self._respond(request), request.conversation)
+
+    def _respond(self, request: ReplyRequest) -> Generator[Event, None, None]:
+        yield from self.load()
+        self.answer_now = AnswerNow()
+        prepared = self.prepare_reply(replace(request, stream=True))
+        with closing(ReplyStream(self.engine, [prepared])) as events:
+            for event in events:
+                if isinstance(event, RefusedEvent):
+                    raise event.error
+                yield event
+
+    def prepare_reply(self, request: ReplyRequest) -> PreparedReply:
+        """Tokenize the request of a conversation. Raises UsageError as `check_settings` does.
+
+        Also PromptTooLong if no room is left for a reply, and FormatError if the format cannot render the conversation.
+        """
+        vocabulary, prompt_format, markups = self.engine.vocabulary, self.format, self.format.markups
+        settings, prefix = request.settings, request.prefix_tokens
+        self.controls.require_marked_reasoning(settings, request.conversation.system_prompt)
+        conversation = settings.applied_to(request.conversation)
+        self._require_possible(last_text(conversation))
+        prompt = prompt_format.render(conversation)
+        self._require_possible(prompt)
+        tokens = (*vocabulary.tokenize(prompt), *prefix)
+        if len(tokens) >= self.engine.context_size:
+            raise self._too_long(str(len(tokens)))
+        end = final_markup(prompt)
+        opening = vocabulary.tokenize([Text(end, True)]) if end and len(prompt) > 1 else tokens[-OPENING_TOKENS:]
+        starts_with_bos = opening[:1] == tokens[:1]  # BOS precedes the markup as it precedes the prompt
+        channels = ReplyChannels(markups, open_markup(end, markups), self._text_of(prefix) if prefix else "")
+        params = settings.sampling(() if request.ignore_eos else prompt_format.stop)
+        if params.logit_bias:
+            params = replace(params, logit_bias=resolve_biases(vocabulary, params.logit_bias))
+        controls, answer_start = self.controls.create(request, channels, self.answer_now)
+        create = partial(MessagesRequest, conversation=conversation) if prompt_format.is_servers else Request
+        tokenized = create(
+            tokens,
+            params,
+            request.grammar,
+            request.n,
+            self.visible_tokens,
+            request.logprobs,
+            request.ignore_eos,
+            step_costs=draft_costs(self.measured_costs, self.model, settings.speculative),
+            max_n=request.max_n,
+            stream=request.stream,
+            controls=controls,
+            answer_start=answer_start,
+            opening=len(opening) - int(starts_with_bos) + len(prefix),
+        )
+        return PreparedReply(tokenized, None if prompt_format.verbatim else channels)
+
+    def _text_of(self, prefix: tuple[int, ...]) -> str:
+        pieces = (self.engine.vocabulary.piece(token, special=token in self.visible_tokens) for token in prefix)
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    def check_settings(self, settings: Settings, system_prompt: str | None = None) -> None:
+        """Raise UsageError for settings that the loaded model cannot follow, with their system prompt or another."""
+        resolve_biases(self.engine.vocabulary, settings.logit_bias)
+        self.controls.require_marked_reasoning(settings, system_prompt or settings.system)
+
+    def inspect(self, reply: GivenReply, likeliest: int) -> Generator[Event, None, None]:
+        """Load the model if necessary, and yield an AlternativesEvent for each token of a reply, evaluated again.
+
+        It has one more token than `likeliest`, since one of them may be the given one. Raises PromptTooLong, and
+        UsageError where this is not supported.
+        """
+        self.require_inspection()
+        yield from self.load()
+        if reply.tokens:
+            prompt = self.tokenize(reply.conversation)
+            if (length := len(prompt) + len(reply.tokens) - 1) >= self.engine.context_size:
+                raise self._too_long(str(length))
+            request = InspectionRequest.of_reply(prompt, reply.tokens, likeliest + 1)
+            with closing(self.engine.complete([request])) as events:
+                yield from raise_refusals(events)
+
+    def require_inspection(self) -> None:
+        if not self.engine.scores_texts:
+            raise UsageError(
+                "servers cannot compute the probabilities of an existing reply", "use a model on this machine"
+            )
+
+    @property
+    def prefix_token(self) -> int | None:
+        """The token that a text without a context is scored after: BOS, or EOS in a vocabulary without it."""
+        vocabulary = self.engine.vocabulary
+        texts = filter(None, map(vocabulary.special_token_text, ("bos", "eos")))
+        return next((token for text in texts for token in vocabulary.special_token_ids([text])), None)
+
+    def load(self) -> Iterator[Event]:
+        """Load the model and yield the events of loading. Raises what made it fail."""
+        for event in self.engine.load():
+            yield event
+            if isinstance(event, LoadEvent) and self.format_name == EMBEDDED:
+                import cerebrum_cli.formats.template  # noqa: F401  # while native code loads: it takes long to import
+
+    def count_tokens(self, conversation: Conversation) -> int:
+        """Number of tokens in the prompt of a conversation; the least possible number of one that cannot fit."""
+        vocabulary, size = self.engine.vocabulary, self.engine.context_size
+        if least := least_tokens(vocabulary, size, last_text(conversation)):
+            return least
+        parts = self.format.render(conversation)
+        return least_tokens(vocabulary, size, parts) or len(vocabulary.tokenize(parts))
+
+    def tokenize(self, conversation: Conversation) -> tuple[int, ...]:
+        """Tokenize the prompt of a conversation. Raises PromptTooLong if it is too long to be tokenized in seconds."""
+        return self.engine.vocabulary.tokenize(self._render(conversation))
+
+    def shared_prefix(self, conversation: Conversation) -> tuple[int, ...]:
+        """The prompt tokens that do not depend on the first question; empty without a question."""
+        first = next((message.content for message in conversation.messages if message.role == "user"), None)
+        if first is None:
+            return ()
+        other = Message("user", "a" if first.startswith("0") else "0")
+        tokens = self.tokenize(conversation)
+        return tokens[: common_prefix(tokens, self.tokenize(replace(conversation, messages=(other,))))]
+
+    @property
+    def context_size(self) -> int | None:
+        """Tokens in the context of the loaded model; None before it is loaded."""
+        return self.engine.context_size if self.engine.is_loaded else None
+
+    def preview(self, conversation: Conversation, settings: Settings | None = None) -> tuple[str, tuple[int, ...]]:
+        """Load the model, and return the exact prompt of a conversation, as text and token ids, without evaluating it.
+
+        Special tokens are spelled out in the text. Raises UsageError for settings that a reply could not follow.
+        """
+        for _ in self.load():
+            pass
+        if settings:
+            self.check_settings(settings, conversation.system_prompt)
+        ids, text = self.tokenize(conversation), self.render(conversation)
+        bos = self.engine.vocabulary.special_token_text("bos")
+        adds_bos = bool(ids) and self.detokenize(ids[:1]) == bos and not text.startswith(bos)
+        return bos + text if adds_bos else text, ids
+
+    def render(self, conversation: Conversation) -> str:
+        """The text of a conversation's prompt, without BOS unless the format writes it. Raises PromptTooLong."""
+        parts = self._render(conversation)
+        return "".join(part.value if isinstance(part, Text) else self.detokenize(part.ids) for part in parts)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return detokenize(self.engine.vocabulary, ids)
+
+    @cached_property
+    def format(self) -> PromptFormat:
+        return self.build_format(self.engine.vocabulary, self.engine.context_size)
+
+    @cached_property
+    def visible_tokens(self) -> frozenset[int]:
+        return self.engine.vocabulary.special_token_ids(
+            marker for markup in self.format.markups for marker in (markup.open, markup.close, markup.header)
+        )
+
+    @cached_property
+    def controls(self) -> ReplyControls:
+        return ReplyControls(self.engine.vocabulary, self.format, self.model.header.architecture)
+
+    def save_prompt_cache(
+        self,
+        min_tokens: int | None,
+        conversation: Conversation | None = None,
+        empties: bool = False,
+        is_slow: Callable[[int], bool] | None = None,
+    ) -> NoticeEvent | None:
+        """Save `min_tokens` or more evaluated tokens, of one conversation or all. Return a notice if that fails.
+
+        With `empties`, they are then dropped from memory. The prefix that conversations with the same system prompt
+        share is saved too if it `is_slow` to evaluate this many tokens; tokens after it are dropped from memory.
+        """
+        if not self.engine.has_prompt_cache:
+            return None
+        conversation = conversation if self.engine.is_loaded else None
+        try:
+            if min_tokens is not None:
+                prompt = self.tokenize(conversation) if conversation else None
+                self.engine.save_prompt_cache(min_tokens, prompt, empties)
+            if is_slow and conversation and (prefix := self.shared_prefix(conversation)) and is_slow(len(prefix)):
+                self.engine.save_prefix(prefix)
+        except FormatError:  # the conversation was never evaluated
+            return None
+        except EngineError as error:
+            return NoticeEvent(f"prompt cache not saved: {error.message}", error.hint)
+        return None
+
+    def cancel(self) -> None:
+        self.engine.cancel()
+
+    def _render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
+        self._require_possible(last_text(conversation))
+        prompt = self.format.render(conversation)
+        self._require_possible(prompt)
+        return prompt
+
+    def _require_possible(self, prompt: Iterable[PromptPart]) -> None:
+        if least := least_tokens(self.engine.vocabulary, self.engine.context_size, prompt):
+            raise self._too_long(f"at least {least}")
+
+    def _too_long(self, tokens: str) -> PromptTooLong:
+        size, trained = self.engine.context_size, self.model.trained_context
+        advice = f" or {self.engine.larger_context} (trained context: {trained})" if size < trained else ""
+        return PromptTooLong.for_context(tokens, size, advice)
+
+
+def final_markup(prompt: Sequence[PromptPart]) -> str:
+    """The template's own text at the end of a prompt."""
+    last = prompt[-1] if prompt else None
+    return last.value if isinstance(last, Text) and last.trusted else ""
+
+
+def detokenize(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
+    return b"".join(vocabulary.piece(token, special=True) for token in ids).decode("utf-8", "replace")
+
+
+def last_text(conversation: Conversation) -> tuple[Text, ...]:
+    """The last message of a conversation, which is in every prompt, as a part."""
+    return tuple(Text(message.content) for message in conversation.messages[-1:])

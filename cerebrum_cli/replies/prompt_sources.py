@@ -1,0 +1,242 @@
+"""The sources of a prompt: the argument, files, standard input or a messages list."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.core.config import SavedPrompt
+from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
+from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.files import read_at_most
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import format_count, format_names, format_size, well_formed
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsRead
+
+    from cerebrum_cli.replies.file_search import Skipped
+
+MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
+STANDARD_INPUT = Path("-")  # to other programs
+MAX_FOUND_BYTES = 1_000_000  # of a file that was not named itself: larger ones are data, and fill most contexts
+TOO_LARGE = f"over {format_size(MAX_FOUND_BYTES)}"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSources:
+    """The sources of a question: the argument (`-` is standard input), files, or a messages list.
+
+    They are the input of a saved prompt, if there is one; of a messages list, its last message.
+    `files` may be directories and patterns; `on_notice` receives what was left out of them.
+    """
+
+    prompt: str | None
+    files: tuple[Path, ...]
+    messages: Path | None
+    raw: bool
+    on_notice: Callable[[NoticeEvent], None]
+    saved: SavedPrompt | None = None
+
+    def validate(self, piped: SupportsRead[bytes] | None) -> None:
+        """Raise UsageError for sources that cannot give a question, such as a missing file. Reads nothing."""
+        if self.messages is not None and (self.prompt is not None or self.files or self.raw):
+            raise UsageError("--messages cannot be combined with a prompt, --file or --raw", "omit them")
+        if self.files:
+            from cerebrum_cli.replies.file_search import search_of
+
+            for path in self.files:
+                if path != STANDARD_INPUT and search_of(path) is None:
+                    require_found(path)
+        if piped is not None:
+            return
+        if self.messages == Path("-"):
+            raise UsageError("--messages is `-`, but nothing is piped in", "pipe the list in, or name a file")
+        if self.prompt == "-":
+            raise UsageError("the prompt is `-`, but nothing is piped in", "pipe it in, or give it as an argument")
+        if self.messages is None and not self.files:
+            fill(self.saved, self.prompt or "")
+
+    def read(self, piped: SupportsRead[bytes] | None, settings: Settings, system: str | None) -> Conversation:
+        """Read all sources. Raises UsageError for a source that cannot be read, PromptTooLong for one without end.
+
+        A question gets the system prompt of the settings; a messages list only one given on the command line.
+        """
+        self.validate(piped)
+        if self.messages is not None:
+            if self.messages == STANDARD_INPUT and piped is not None:
+                conversation = parse_messages(read_piped(piped), "standard input")
+            else:
+                text = read_text(self.messages, MAX_PROMPT_BYTES, PromptTooLong)
+                conversation = parse_messages(text, str(self.messages))
+            if self.saved:
+                conversation = conversation.with_question(self.saved.fill(conversation.question))
+            return conversation if system is None else replace(conversation, system_prompt=system)
+        appended = read_piped(piped) if piped else None
+        prompt = None if self.prompt in (None, "-") else well_formed(self.prompt)
+        files = read_prompt_files(self.files, self.on_notice) if self.files else []
+        if self.raw:
+            texts = [*(content for _, content in files), prompt or "", appended or ""]
+            return Conversation().user(fill(self.saved, "".join(texts)))
+        return Conversation(system_prompt=settings.system).user(compose_prompt(prompt, files, appended, self.saved))
+
+
+def compose_prompt(
+    prompt: str | None, files: Sequence[tuple[str, str]], piped: str | None, saved: SavedPrompt | None = None
+) -> str:
+    """Join the parts of a question: files first, so that further questions about them reuse the prefix.
+
+    They are the input of a `saved` prompt. Raises UsageError for an empty question.
+    """
+    blocks = [fence_file(name, text) for name, text in files]
+    blocks += [text for text in (prompt, piped) if text and text.strip()]
+    return fill(saved, "\n\n".join(block.rstrip("\n") for block in blocks))
+
+
+def fill(saved: SavedPrompt | None, input: str) -> str:
+    """The question that a saved prompt makes of an input, without one the input. Raises UsageError if it is empty."""
+    prompt = saved.fill(input) if saved else input
+    if not prompt:
+        raise UsageError("no prompt given", 'give one: cerebrum ask "..."  or pipe one in')
+    return prompt
+
+
+def fence_file(name: str, text: str) -> str:
+    """Format a file as its name and a code block; the fence is longer than any run of backticks in the text."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{name}:\n{fence}{Path(name).suffix.lstrip('.')}\n{text.rstrip()}\n{fence}"
+
+
+def parse_messages(text: str, name: str) -> Conversation:
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{name} is not JSON: {error}", 'it must be a list like [{"role": "user", "content": "..."}]'
+        ) from error
+    if isinstance(items, dict):
+        items = items.get("messages")
+    return conversation_from_messages(items, name)
+
+
+def template_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parse KEY=VALUE pairs; a value that is not JSON is text."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError.invalid("template_arg", pair, "KEY=VALUE")
+        if key == "messages":
+            raise UsageError("template_arg messages would replace the conversation", "use --messages FILE")
+        try:
+            options[key] = json.loads(value)
+        except (ValueError, RecursionError):
+            options[key] = value
+    return options
+
+
+def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], None]) -> list[tuple[str, str]]:
+    """Read files as names and texts, in the given order; those of a directory or a pattern are sorted.
+
+    A directory or pattern adds each file once, and only text; a notice counts the others. Raises UsageError if a named
+    file cannot be read, or a directory or pattern leads to no text file; PromptTooLong for more than a prompt can hold.
+    """
+    from cerebrum_cli.replies.file_search import search_of
+
+    searches = [(path, search_of(path)) for path in paths]
+    seen = {os.path.realpath(path) for path, search in searches if search is None}
+    files: list[tuple[str, str]] = []
+    skipped: list[Skipped] = []
+    for path, search in searches:
+        if path == STANDARD_INPUT:
+            raise UsageError("- is not a file", "piped text is added to the prompt without -f")
+        if search is None:
+            files.append((well_formed(str(path)), read_text(path, MAX_PROMPT_BYTES, PromptTooLong)))
+            continue
+        left_out: list[Skipped] = []
+        try:
+            matches = {os.path.realpath(match): match for match in search.find(left_out)}
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
+        texts = read_found(path, [match for real, match in matches.items() if real not in seen], left_out)
+        if not texts and seen.isdisjoint(matches):
+            hint = "hidden files and those in .gitignore are left out"
+            raise UsageError(f"{path}: no text files found", skipped_notice(left_out).message if left_out else hint)
+        seen.update(matches)
+        files += texts
+        skipped += left_out
+    if skipped:
+        on_notice(skipped_notice(skipped))
+    return files
+
+
+def read_found(source: Path, paths: Sequence[Path], skipped: list[Skipped]) -> list[tuple[str, str]]:
+    """The files that are text, as names and texts; adds the others to `skipped`. Raises PromptTooLong."""
+    texts, size = [], 0
+    for match in paths:
+        is_below = match.is_absolute() and match.is_relative_to(Path.cwd())
+        path = match.relative_to(Path.cwd()) if is_below else match
+        try:
+            data = read_at_most(path, MAX_FOUND_BYTES)
+            text = None if data is None else data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            skipped.append((path, "binary"))
+            continue
+        except OSError as error:
+            skipped.append((path, error.strerror or "unreadable"))
+            continue
+        if text is None or "\0" in text:
+            skipped.append((path, TOO_LARGE if text is None else "binary"))
+            continue
+        size += len(text)
+        if size > MAX_PROMPT_BYTES:
+            raise PromptTooLong(
+                f"the files in {source} exceed {format_size(MAX_PROMPT_BYTES)} in total", "name fewer files"
+            )
+        texts.append((well_formed(str(path)), text))
+    return texts
+
+
+def skipped_notice(skipped: Sequence[Skipped]) -> NoticeEvent:
+    names = format_names([f"{well_formed(str(path))} ({reason})" for path, reason in skipped])
+    hint = "to include a large file, name it" if any(reason == TOO_LARGE for _, reason in skipped) else ""
+    return NoticeEvent(f"{format_count(len(skipped), 'file')} skipped: {names}", hint)
+
+
+def read_piped(piped: SupportsRead[bytes]) -> str:
+    data = piped.read(MAX_PROMPT_BYTES + 1)
+    is_too_large = len(data) > MAX_PROMPT_BYTES
+    return decode_text(None if is_too_large else data, "standard input", MAX_PROMPT_BYTES, PromptTooLong)
+
+
+def require_found(path: Path) -> None:
+    """Raise UsageError unless the path leads to something."""
+    try:
+        path.stat()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
+
+
+def read_text(path: Path, limit: int, error_type: type[CerebrumError] = UsageError) -> str:
+    """Read a text file. Raises UsageError if it cannot be read or is not UTF-8, and `error_type` if it is larger."""
+    try:
+        data = read_at_most(path, limit)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
+    return decode_text(data, str(path), limit, error_type)
+
+
+def decode_text(data: bytes | None, name: str, limit: int, error_type: type[CerebrumError]) -> str:
+    """Decode UTF-8 without a byte order mark. Raises UsageError, and `error_type` for None, which exceeds the limit."""
+    if data is None:
+        raise error_type(f"{name} is larger than {format_size(limit)}", "shorten it, or split it")
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "convert it to UTF-8, or omit it") from error

@@ -1,0 +1,320 @@
+"""Requests for replies, the stream of their events, the replies, and the objects that `--json` prints of them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from math import exp, fsum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import (
+    Channel,
+    Event,
+    FinishEvent,
+    FinishReason,
+    Forced,
+    NoticeEvent,
+    TokenEvent,
+    answer_text,
+)
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.sequence import Tokens
+from cerebrum_cli.formats.thinking import SplitText
+
+if TYPE_CHECKING:
+    from cerebrum_cli.replies.tally import Program
+
+PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with the same text must be equal
+WINDOW = 16  # tokens; DeepConf (arXiv:2508.15260) takes 2,048, of replies of up to 130,000
+SLOW_PREFILL_S = 0.25  # shared prefixes that take longer to evaluate are cached on disk
+LONG_PROMPT = 256  # tokens; longer prompts are cached on disk
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyRequest:
+    """A conversation, and how to sample `n` replies to it, or up to `max_n` in the end.
+
+    `prefix_tokens` are the tokens of a reply to continue. With `logprobs`, each token event has its log probability.
+    With `ignore_eos`, neither the model's end-of-text token nor the format's stop strings end a reply. With `stream`, a
+    server sends tokens as they are sampled, not the whole reply at the end.
+    """
+
+    conversation: Conversation
+    settings: Settings
+    grammar: str | None = None
+    n: int = 1
+    prefix_tokens: tuple[int, ...] = ()
+    logprobs: bool = False
+    ignore_eos: bool = False
+    max_n: int = 1
+    stream: bool = False
+
+
+class Reply:
+    """One reply: its texts, its tokens and how it finished. Iterate it for the pieces of its answer as they come.
+
+    Its properties wait for the whole reply, except while it is iterated: then they are of what there is so far. A reply
+    of many that run together has no events of its own, and is fed with `emit`. If the model was asked for a `program`
+    afterwards, `program_reply` is what it replied to that.
+    """
+
+    def __init__(self, events: Generator[Event, None, None] | None = None, conversation: Conversation | None = None):
+        self.index = 0  # of the question among several
+        self.program: Program | None = None
+        self.program_reply: Reply | None = None
+        self._events = events
+        self._conversation = conversation
+        self._texts: dict[Channel, list[str]] = {"answer": [], "thinking": []}
+        self._tokens = array("i")
+        self._logprobs = array("d")
+        self._finish: FinishEvent | None = None
+        self._prefix_length = 0  # tokens of the reply that this one continues
+        self._prefix_forced: tuple[Forced, ...] = ()
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the pieces of the answer as they come; leaving the loop ends the reply."""
+        with closing(self.events()) as events:
+            for event in events:
+                if text := answer_text(event):
+                    yield text
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """Yield the pieces of the answer, waiting for events in a thread, so that an event loop runs on.
+
+        A task that is cancelled ends the reply at its next event.
+        """
+        import asyncio
+
+        events = self.events()
+        waiting = None
+        try:
+            while True:
+                waiting = asyncio.ensure_future(asyncio.to_thread(next, events, None))
+                event = await asyncio.shield(waiting)
+                if event is None:
+                    return
+                if text := answer_text(event):
+                    yield text
+        finally:
+            if waiting:
+                await asyncio.wait([waiting])  # a generator that runs cannot be closed
+            await asyncio.to_thread(events.close)
+
+    def events(self) -> Generator[Event, None, None]:
+        """All events of loading the model and of the reply, once; nothing later."""
+        events, self._events = self._events, None
+        if events is None:
+            return
+        with closing(events):
+            for event in events:
+                self.emit(event)
+                yield event
+
+    def begin(self, tokens: Sequence[int], texts: Iterable[SplitText], forced: tuple[Forced, ...] = ()) -> None:
+        """Add the tokens and texts of the reply that this one continues, and where tokens were forced into it."""
+        self._tokens.extend(tokens)
+        self._prefix_length, self._prefix_forced = len(tokens), forced
+        for channel, text in texts:
+            self._texts[channel].append(text)
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, TokenEvent):
+            self._texts[event.channel].append(event.text)
+            self._tokens.extend(event.tokens)
+            self._logprobs.extend(logprob for logprob in event.logprobs if logprob is not None)
+        elif isinstance(event, FinishEvent):
+            forced = (place._replace(at=self._prefix_length + place.at) for place in event.forced)
+            self._finish = replace(event, forced=(*self._prefix_forced, *forced))
+
+    def wait(self) -> Reply:
+        """Generate the rest of a reply that nobody iterates, and return it. Raises what makes the reply fail."""
+        for _ in self.events():
+            pass
+        return self
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has come to an end by now; one whose loop was left, or that failed, never does."""
+        return self._finish is not None
+
+    @property
+    def finish(self) -> FinishEvent:
+        """How it finished, with `prompt_tokens`, `cached_tokens`, `completion_tokens`: 0 if a server does not say."""
+        finish = self.wait()._finish
+        if finish is None:
+            raise UsageError("the reply has not finished", "iterate it to its end")
+        return finish
+
+    usage = finish
+
+    @property
+    def text(self) -> str:
+        """The answer, without the reasoning."""
+        return "".join(self.wait()._texts["answer"])
+
+    @property
+    def reasoning(self) -> str | None:
+        """The reasoning; None if the model has not marked any."""
+        return "".join(self.wait()._texts["thinking"]) or None
+
+    @property
+    def final_answer(self) -> str | None:
+        """The final answer of the text; None without one."""
+        return self._answers()[0]
+
+    @property
+    def is_answer_stated(self) -> bool:
+        """Whether the text states its final answer, which is guessed otherwise from how it ends."""
+        answer, stated = self._answers()
+        return answer is not None and answer == stated
+
+    def _answers(self) -> tuple[str | None, str | None]:
+        from cerebrum_cli.answers.extract import extract_answers  # compiling its patterns is slow
+
+        text = self.text  # which waits for the reply
+        return extract_answers(text, is_complete=self._finish is not None and self._finish.reason == "stop")
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why it ended: "stop" if by itself, "cancelled" also if its loop was left."""
+        finish = self.wait()._finish
+        return finish.reason if finish else "cancelled"
+
+    @property
+    def conversation(self) -> Conversation:
+        """The conversation with this reply: add a question with `user`, and it continues."""
+        if self._conversation is None:
+            raise UsageError("the reply continues a text, not a conversation", "ask a question")
+        return self._conversation.assistant(self.text, self.tokens, self.reasoning)
+
+    @property
+    def sampled(self) -> Tokens:
+        """All tokens, including those of the reasoning and of a stop string."""
+        return self._tokens
+
+    @property
+    def tokens(self) -> tuple[int, ...] | None:
+        """The tokens to save in a conversation; None if they are not all known, or the text lacks a stop string's."""
+        if not self.is_finished or (self.finish.has_all_tokens and not self.finish.by_stop_string):
+            return tuple(self._tokens)
+        return None
+
+    @property
+    def probability(self) -> float:
+        """Geometric mean of the tokens' probabilities; 0 unless the request asked for log probabilities."""
+        return mean_probability(self._logprobs)
+
+    @property
+    def lowest_window(self) -> float:
+        """Geometric mean of the probabilities of the least likely WINDOW consecutive tokens, or of all."""
+        windows = [self._logprobs[at : at + WINDOW] for at in range(max(1, len(self._logprobs) - WINDOW + 1))]
+        return mean_probability(min(windows, key=fsum))
+
+    @property
+    def has_long_prompt(self) -> bool:
+        """Whether it evaluated so much of the prompt that the prompt is worth caching on disk."""
+        finish = self.finish
+        return finish.reason != "cancelled" and finish.prompt_tokens - finish.cached_tokens > LONG_PROMPT
+
+    def has_slow_prefill(self, tokens: int) -> bool:
+        """Whether it evaluated the first tokens of its prompt, and this many take long to evaluate."""
+        speed, finish = self.finish.timings.prompt_tokens_per_second, self.finish
+        return finish.reason != "cancelled" and finish.cached_tokens < tokens and tokens > SLOW_PREFILL_S * speed
+
+    @property
+    def reasoning_closed_at(self) -> int | None:
+        """Number of tokens after which the reasoning was ended; None if it came to its end by itself."""
+        return self.finish.forced[0].at if self.finish.forced else None
+
+    @property
+    def total_tokens(self) -> int:
+        """The tokens it has generated, with those of its program."""
+        return self.finish.completion_tokens + (self.program_reply.total_tokens if self.program_reply else 0)
+
+    @property
+    def vote(self) -> str | None:
+        """The answer that counts in a vote; None without one, and for a reply that ended in a repetition."""
+        return None if self.finish.reason == "repetition" else self.final_answer
+
+
+def mean_probability(logprobs: Sequence[float]) -> float:
+    """Geometric mean of probabilities, from their logarithms; 0 without any."""
+    return round(exp(fsum(logprobs) / len(logprobs)), PROBABILITY_DIGITS) if logprobs else 0.0
+
+
+def reply_notice(reply: Reply, larger_context: str, has_grammar: bool = False) -> NoticeEvent | None:
+    """A notice that the answer is truncated or blank, or None. `larger_context` is that of the engine.
+
+    With a grammar, which an incomplete reply does not match, also of one that ended while reasoning.
+    """
+    finish = reply.finish
+    if has_grammar and reply.reasoning and not reply.text.strip() and finish.reason in ("length", "stop"):
+        more = "raise --max-tokens" if finish.reason == "length" else "ask again"
+        return NoticeEvent(
+            "the reply ended while reasoning, before an answer",
+            f"{more}, or limit reasoning with --think N or --think off",
+        )
+    if finish.reason == "context":
+        size = f" of {finish.context_size} tokens" if finish.context_size else ""
+        if reply.reasoning and not reply.text:
+            problem = f"only reasoning, no answer: the context{size} is full"
+            return NoticeEvent(problem, f"{larger_context}, or limit reasoning with --think N")
+        return NoticeEvent(f"answer truncated: the context{size} is full", f"{larger_context}, or ask for less")
+    if finish.reason == "length":
+        stage = " of reasoning" if reply.reasoning and not reply.text else ""
+        return NoticeEvent(f"answer truncated at {finish.completion_tokens} tokens{stage}", "raise --max-tokens")
+    if finish.reason == "repetition":
+        return NoticeEvent(
+            f"the reply repeats itself and was stopped after {finish.completion_tokens} tokens",
+            "try a higher --temperature, --set repeat_penalty=1.1, or --set loop_check=off",
+        )
+    if finish.reason == "stop" and not reply.text.strip():
+        has_prompt = finish.context_size > 0  # else the server makes it
+        hint = "check the prompt format with --dry-run" if has_prompt else "give the server a larger context"
+        return NoticeEvent("the model's answer is blank", f"{hint}, or ask again")
+    return None
+
+
+def reply_object(
+    reply: Reply,
+    model: str,
+    file: Path | None,
+    format_name: str,
+    final_answer: str | None,
+    votes: Mapping[str, Any] | None = None,
+    extracted: str | None = None,
+) -> dict[str, Any]:
+    """The object `ask --json` prints; `file` is the model file used, None behind a server. Rates are per second."""
+    finish = reply.finish
+    timings = finish.timings
+    return {
+        "model": model,
+        "file": file and str(file),
+        "format": format_name,
+        "text": reply.text,
+        "final_answer": final_answer,
+        "extracted": extracted,
+        "finish_reason": finish.reason,
+        "reasoning_closed_at": reply.reasoning_closed_at,
+        "prompt_tokens": finish.prompt_tokens or None,
+        "cached_tokens": finish.cached_tokens if finish.context_size else None,
+        "completion_tokens": finish.completion_tokens,
+        "seed": finish.seed,
+        "reasoning": reply.reasoning,
+        "votes": votes,
+        "timings": {
+            "load_s": round(timings.load_s, 4),
+            "prefill_s": round(timings.prefill_s, 4),
+            "ttft_s": round(timings.ttft_s, 4),
+            "decode_s": round(timings.decode_s, 4),
+            "prompt_tokens_per_second": round(timings.prompt_tokens_per_second, 2),
+            "tokens_per_second": round(timings.tokens_per_second, 2),
+            "draft_n": timings.draft_n,
+            "draft_n_accepted": timings.draft_n_accepted,
+        },
+    }

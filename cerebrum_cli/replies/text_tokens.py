@@ -1,0 +1,66 @@
+"""Texts as tokens of a vocabulary: how many at least, which special ones, which one for a bias, which are whole."""
+
+from __future__ import annotations
+
+from codecs import getincrementaldecoder
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.core.conversation import PromptPart, Text
+from cerebrum_cli.core.declaration import TokenBias
+from cerebrum_cli.core.errors import PromptTooLong, UsageError
+from cerebrum_cli.engine.sequence import continuation
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.backend import Vocabulary
+
+MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
+POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized without asking whether they can fit
+
+
+def special_tokens(vocabulary: Vocabulary, context_size: int, text: str) -> tuple[int, ...]:
+    """The special tokens a text would be tokenized to if it were trusted, in order. Raises PromptTooLong."""
+    if least := least_tokens(vocabulary, context_size, (Text(text),)):
+        raise PromptTooLong.for_context(f"at least {least}", context_size)
+    special = vocabulary.special_token_ids((text,))
+    return tuple(token for token in vocabulary.tokenize((Text(text, trusted=True),)) if token in special)
+
+
+def least_tokens(vocabulary: Vocabulary, context_size: int, prompt: Iterable[PromptPart]) -> int | None:
+    """Least possible number of tokens of a prompt that cannot fit, whatever its tokens are; None for any other."""
+    texts = [part.value for part in prompt if isinstance(part, Text)]
+    if sum(map(len, texts)) <= POSSIBLE_CHARACTERS * context_size:
+        return None
+    least = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // vocabulary.longest_token
+    return least if least > context_size else None
+
+
+def drop_partial_character(vocabulary: Vocabulary, ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Drop tokens at the end that hold only part of a character."""
+    for length in range(len(ids), 0, -1):
+        decoder = getincrementaldecoder("utf-8")("replace")  # bytes may start inside a character
+        decoder.decode(b"".join(map(vocabulary.piece, ids[:length][-MAX_CHARACTER_BYTES:])))
+        if not decoder.getstate()[0]:
+            return ids[:length]
+    return ()
+
+
+def resolve_biases(vocabulary: Vocabulary, biases: Iterable[TokenBias]) -> tuple[TokenBias, ...]:
+    """Replace text by token ids; of several biases of a token the last counts. Raises UsageError."""
+    resolved = {_token_id(vocabulary, token): bias for token, bias in biases}
+    return tuple(TokenBias(token, bias) for token, bias in resolved.items())
+
+
+def _token_id(vocabulary: Vocabulary, token: int | str) -> int:
+    if isinstance(token, int):
+        if token >= vocabulary.size:
+            raise UsageError(f"logit_bias: this model has no token {token}", f"ids are below {vocabulary.size}")
+        return token
+    tokens = continuation(vocabulary, (Text(token, trusted=True),))
+    if len(tokens) == 1:
+        return tokens[0]
+    listed = ", ".join(f"{part} {vocabulary.piece(part, special=True).decode('utf-8', 'replace')!r}" for part in tokens)
+    raise UsageError(
+        f"logit_bias: {token!r} is not one token of this model but {len(tokens)}: {listed}",
+        "put a space before it, or bias tokens by their ids, as in 42=-1",
+    )

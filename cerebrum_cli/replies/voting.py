@@ -1,0 +1,205 @@
+"""Sample several replies to one question, and take the majority of their final answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import (
+    AlternativesEvent,
+    FinishEvent,
+    NoticeEvent,
+    RefusedEvent,
+    SequenceId,
+    TallyEvent,
+    TokenEvent,
+)
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import format_count
+from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.replies.reply import Reply, ReplyRequest, mean_probability
+from cerebrum_cli.replies.reply_stream import ReplyStream
+from cerebrum_cli.replies.tally import Tally, Votes
+
+SampleEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
+NOT_CHECKED = "no reply and program agree on an answer"
+MORE_SAMPLES = "take more samples, or ask a more specific question"  # hint for a vote without a clear winner
+
+
+class MajorityVote:
+    """A vote on the samples of one request: their replies, the tally, and how many samples to request.
+
+    Samples are counted in the order of their seeds, whichever finishes first: the outcome and the number of samples
+    depend on the seeds alone. Samples that can no longer change the outcome are stopped. If answers are tied in the
+    end, their samples are evaluated again to compare their probabilities: to know those of all samples, each step would
+    need a softmax over the whole vocabulary.
+    """
+
+    def __init__(self, votes: Votes) -> None:
+        self.index = 0  # of the question among several
+        self.tally = Tally(votes)
+        self.replies: dict[int, Reply] = {}  # of the samples in the tally
+        self.requested = self.tally.votes.minimum
+        self.finished_samples: list[Reply] = []  # also those that were not counted
+        self.refusals: list[RefusedEvent] = []  # of the samples in the tally
+        self._waiting: dict[int, Reply | RefusedEvent] = {}  # finished, but an earlier sample has not
+        self._finished = 0
+        self._logprobs: dict[int, list[float]] = {}  # of the tokens of tied samples
+        self.inspected: set[int] = set()  # of these, those that are being evaluated again
+
+    def with_samples(self, request: ReplyRequest, engine: Engine) -> ReplyRequest:
+        """Set how many samples a request starts and may end with.
+
+        Request log probabilities now from a server, which cannot score samples later.
+        """
+        return replace(request, n=self.requested, max_n=self.tally.votes.maximum, logprobs=not engine.scores_texts)
+
+    def add(self, sequence: SequenceId, outcome: Reply | RefusedEvent, replies: ReplyStream[Any]) -> bool:
+        """Add a sample that has finished; start or stop others; return whether the tally changed."""
+        index, sample, _ = sequence
+        self._finished += 1
+        is_cancelled = isinstance(outcome, Reply) and outcome.finish.reason == "cancelled"
+        if isinstance(outcome, Reply):
+            self.finished_samples.append(outcome)
+        if is_cancelled or self.is_over:  # it may finish before the abort reaches it
+            return False
+        self._waiting[sample] = outcome
+        before = self.tally.samples
+        while not self.is_over and (ready := self._waiting.pop(self.tally.samples, None)):
+            if isinstance(ready, RefusedEvent):  # a sample without an answer
+                self.refusals.append(ready)
+                self.tally = self.tally.add(None)
+            else:
+                self.replies[self.tally.samples] = ready
+                self.tally = self.tally.add(ready.vote, ready.probability, ready.is_answer_stated, ready.program)
+        if self.is_over:
+            replies.completions.abort(index)
+            tied = {sample_index: tuple(self.replies[sample_index].sampled) for sample_index in self.tally.tied_samples}
+            if tied and replies.completions.inspect(index, tied):
+                self._logprobs, self.inspected = {sample_index: [] for sample_index in tied}, set(tied)
+        elif not self.running and (count := self.tally.missing_samples):
+            # in rounds: the outcome must not depend on when samples finish
+            self.requested += count
+            replies.completions.add_samples(index, count)
+        return self.tally.samples > before
+
+    def add_inspected(self, event: SampleEvent) -> bool:
+        """Process an event of a sample that is evaluated again; return whether the tie is broken."""
+        sample = event.sequence.sample
+        if isinstance(event, AlternativesEvent):
+            forced = self.replies[sample].finish.forced
+            if not any(place.at <= event.position < place.at + place.length for place in forced):
+                self._logprobs[sample].append(event.given.logprob)
+        elif isinstance(event, FinishEvent) and event.reason != "cancelled":
+            self.inspected.remove(sample)
+            if self.is_over:
+                probabilities = {
+                    sample_index: mean_probability(logprobs) for sample_index, logprobs in self._logprobs.items()
+                }
+                self.tally = self.tally.with_probabilities(probabilities)
+        return self.is_over
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        return self.tally.votes.minimum, self.tally.votes.maximum
+
+    @property
+    def running(self) -> int:
+        return self.requested - self._finished
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the vote is complete; False after an interrupt."""
+        return self.tally.is_decided and not self.inspected
+
+    @property
+    def tally_event(self) -> TallyEvent:
+        counts = tuple((count.answer, count.count) for count in self.tally.counts)
+        return TallyEvent(counts, self.tally.samples, *self.bounds)
+
+    @property
+    def final_answer(self) -> str | None:
+        """The winning answer as most of its samples wrote it; None while no sample has a final answer."""
+        return self.tally.winner.answer if self.tally.winner else None
+
+    @property
+    def reply(self) -> Reply | None:
+        """The sample to show: the first one with the winning answer; without an answer, of all; None before any.
+
+        If only programs come to that answer, it is the first with such a program.
+        """
+        first = min(self.replies, default=None)
+        sample = first if self.tally.winning_sample is None else self.tally.winning_sample
+        return None if sample is None else self.replies[sample]
+
+    @property
+    def text(self) -> str:
+        """The text of the sample to show; if only its program comes to the winning answer, also that and its output."""
+        reply, leader = self.reply, self.tally.leader
+        if reply is None or reply.program is None or leader is None or leader.replies:
+            return reply.text if reply else ""
+        return f"{reply.text}\n\n```python\n{reply.program.code.strip()}\n```\n\n{reply.program.output}"
+
+
+def outcome_notice(tally: Tally) -> NoticeEvent | None:
+    leader, number = tally.leader, tally.samples
+    if leader and not tally.winner and not leader.satisfies(replace(tally.votes, needed=1)):
+        programs = f"only {format_count(leader.programs, 'program')} came to the best answer"
+        return NoticeEvent(
+            f"{programs if leader.is_checked else NOT_CHECKED}: min_checked={tally.votes.needed_checked}", MORE_SAMPLES
+        )
+    if leader and not tally.winner:
+        needed = f"--min-votes {tally.votes.needed}"
+        return NoticeEvent(f"the best answer has {leader.count} of {number} votes, fewer than {needed}", MORE_SAMPLES)
+    if leader and tally.tied:
+        return NoticeEvent(
+            f"{len(tally.tied)} answers are tied with {leader.count} of {number} votes each", MORE_SAMPLES
+        )
+    return None
+
+
+def require_sampling(settings: Settings, option: str = "--votes") -> None:
+    if settings.temperature == 0:
+        raise UsageError(
+            f"{option} needs a temperature above 0: at 0 all samples are the same",
+            "omit --temperature, or set it above 0",
+        )
+
+
+def program_object(reply: Reply) -> dict[str, Any]:
+    """The program that the model wrote after a sample, and its output."""
+    return {
+        "program": reply.program and reply.program.code,
+        "program_output": reply.program and reply.program.output,
+        "program_tokens": reply.total_tokens - reply.finish.completion_tokens,
+    }
+
+
+def votes_object(vote: MajorityVote) -> dict[str, Any]:
+    tally, checks = vote.tally, vote.tally.votes.checks
+    return {
+        "sample_count": tally.samples,
+        "winner": vote.final_answer,
+        "tie": bool(tally.tied),
+        "tally": [
+            {
+                "answer": count.answer,
+                "count": count.count,
+                **({"replies": count.replies, "programs": count.programs} if checks else {}),
+            }
+            for count in tally.counts
+        ],
+        "agreement": round(tally.agreement, 4),
+        **({"checked": tally.winner is not None and tally.winner.is_checked} if checks else {}),
+        "samples": [
+            {
+                "seed": reply.finish.seed,
+                "text": reply.text,
+                "final_answer": reply.vote,
+                "finish_reason": reply.finish.reason,
+                **({**program_object(reply), "checked": tally.answers[sample].is_checked} if checks else {}),
+            }
+            for sample, reply in sorted(vote.replies.items())
+        ],
+    }

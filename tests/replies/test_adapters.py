@@ -1,0 +1,366 @@
+"""LoRA adapters on real tiny models: their effect, what is refused before loading, and what they are part of."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from adapter_files import RANK, Factors, factors_for, write_adapter
+from command_line import CommandLine
+from gguf_files import rewritten
+from llama_engines import TALE, options
+from scripted_command import app_for
+from tiny_models import Shape, write_quantized
+
+from cerebrum_cli.cli.batch import BatchCommandOptions
+from cerebrum_cli.cli.generation import find_source
+from cerebrum_cli.core.errors import ModelFileError, UsageError
+from cerebrum_cli.core.settings import Settings, fold
+from cerebrum_cli.engine.bench import Bench
+from cerebrum_cli.engine.llama.devices import accelerators
+from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.memory import ContextOptions, memory_needs
+from cerebrum_cli.engine.model_options import AdapterFile, LoadOptions, Tuning
+from cerebrum_cli.engine.step import StopFlag, TokenRow
+from cerebrum_cli.library import adapters
+from cerebrum_cli.library.adapters import adapter_size
+from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.replies.profiles import Profile, Speeds, TunedUse
+from cerebrum_cli.replies.source import load_options
+
+Values = npt.NDArray[Any]
+TOKENS = range(20, 40)
+TOLERANCE = 0.03 if accelerators() else 0.02  # GPUs may round to F16
+SPEEDS = Speeds(1.0, 10.0, 10.0)
+USE = TunedUse(Tuning(n_threads=1), SPEEDS, 1.5)
+
+
+def write_merged(path: Path, model: Path, *changes: tuple[Factors, float]) -> Path:
+    """Write a model whose weights have these changes, each with the factor of its effect, in full precision."""
+
+    def merge(name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        for factors, scale in changes:
+            if name in factors:
+                a, b = factors[name]
+                values += np.float32(scale) * (a @ b.T if name == "token_embd.weight" else b @ a)
+        return values
+
+    return rewritten(model, path, change=merge)
+
+
+def with_files(plain: LoadOptions, adapters: tuple[AdapterFile, ...]) -> LoadOptions:
+    return replace(plain, file=replace(plain.file, adapters=adapters))
+
+
+def logits(model: Path, *adapters: tuple[Path, float]) -> npt.NDArray[np.float32]:
+    files = tuple(AdapterFile(str(path), scale) for path, scale in adapters)
+    backend = open_llama(with_files(options(model), files), lambda _: None, StopFlag())
+    try:
+        backend.reserve(64)
+        backend.decode([TokenRow(0, index, token, index == len(TOKENS) - 1) for index, token in enumerate(TOKENS)])
+        return np.array(backend.logits(len(TOKENS) - 1))
+    finally:
+        backend.close()
+
+
+@pytest.fixture(scope="module")
+def adapter(chatml_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("adapters") / "style.gguf", factors_for(chatml_model))
+
+
+# What it computes.
+
+
+def assert_equals_merged(
+    model: Path, folder: Path, *adapters: tuple[Factors, float, float], tolerance: float = TOLERANCE
+) -> None:
+    """Check adapters, each of factors, an alpha and a scale, against the same changes made to the weights."""
+    paths = [write_adapter(folder / f"{at}.gguf", each, alpha=alpha) for at, (each, alpha, _) in enumerate(adapters)]
+    changes = [(each, alpha / RANK * scale) for each, alpha, scale in adapters]
+    adapted = logits(model, *((path, scale) for path, (_, _, scale) in zip(paths, adapters, strict=True)))
+    assert np.abs(adapted - logits(write_merged(folder / "merged.gguf", model, *changes))).max() < tolerance
+    assert np.abs(adapted - logits(model)).max() > 0.5
+    for path, (factors, _, _) in zip(paths, adapters, strict=True):
+        assert adapter_size(path, [model]) == sum(a.nbytes + b.nbytes for a, b in factors.values())
+
+
+def test_adapters_equal_their_changes_merged_into_the_weights(tmp_path: Path, chatml_model: Path) -> None:
+    assert_equals_merged(chatml_model, tmp_path, (factors_for(chatml_model), 6.0, 0.5))
+    names = ("blk.0.ffn_up.weight", "output.weight")
+    assert_equals_merged(chatml_model, tmp_path, (factors_for(chatml_model, names), 6.0, 0.5))
+    first, second = (factors_for(chatml_model, seed=seed) for seed in (1, 2))
+    assert_equals_merged(chatml_model, tmp_path, (first, 6.0, 0.5), (second, 6.0, -1.0))
+    random = np.random.default_rng(3)
+    a, b = random.standard_normal((275, RANK), np.float32), random.standard_normal((64, RANK), np.float32)
+    assert_equals_merged(chatml_model, tmp_path, ({"token_embd.weight": (a, b)}, 0.5, 1.0))
+
+
+def test_adapter_of_experts_equals_its_change_merged(tmp_path: Path) -> None:
+    model = write_quantized(tmp_path / "experts.gguf", shape=Shape(width=256, ffn=512), experts=4, encoding="F16")
+    factors = factors_for(model, ("blk.0.ffn_up_exps.weight", "blk.1.ffn_down_exps.weight"))
+    assert_equals_merged(model, tmp_path, (factors, 4.0, 1.0), tolerance=0.1)
+
+
+def test_adapter_applies_to_repacked_quantized_weights(tmp_path: Path, seven: Path) -> None:
+    path = write_adapter(tmp_path / "a.gguf", factors_for(seven))
+    assert np.abs(logits(seven, (path, 1.0)) - logits(seven)).max() > 0.5
+
+
+def test_adapter_weights_count_as_memory_of_their_layers(chatml_model: Path, adapter: Path) -> None:
+    sizes, context = InstalledModel("tiny", (chatml_model,)).sizes, ContextOptions(256, 1, 1, 32)
+    changed = adapter_size(adapter, [chatml_model])
+    adapted = sizes.with_adapters(changed)
+    assert [layer.adapter_bytes for layer in adapted.layers] == [(2048 + 1536 + 3072) // 2] * 2
+    needed = [memory_needs(each, context, (1,)) for each in (sizes, adapted)]
+    assert sum(needed[1].devices) + needed[1].host - needed[0].host - sum(needed[0].devices) == 2048 + 1536 + 3072
+    assert adapted.weight_bytes == sizes.weight_bytes
+
+
+@pytest.mark.slow
+def test_bench_measures_the_model_with_its_adapters(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
+    files = (AdapterFile(str(adapter), 1.0),)
+    written = []
+    for each in ((), files):
+        bench = Bench(with_files(options(chatml_model), each), "Some text. " * 9, tmp_path)
+        try:
+            written.append(np.load(bench.write_logits(16)))
+        finally:
+            bench.close()
+    assert np.abs(written[0] - written[1]).max() > 0.5
+
+
+# What is refused before loading.
+
+
+def renamed(old: str, new: str) -> dict[str, Any]:
+    return {"change": lambda name, values: (name.replace(old, new), values)}
+
+
+def typed(kind: type) -> dict[str, Any]:
+    return {"change": lambda name, values: (name, values.astype(kind))}
+
+
+def transposed(name: str, values: Values) -> tuple[str, Values]:
+    return name, np.ascontiguousarray(values.T)
+
+
+@pytest.mark.parametrize(
+    ("details", "problem"),
+    [
+        ({"metadata": {"general.type": "model"}}, "a model, not an adapter"),
+        ({"metadata": {"adapter.type": "dora"}}, "an adapter of type 'dora', not lora"),
+        ({"metadata": {"general.architecture": "gemma2"}}, "made for the architecture 'gemma2', but the model's is"),
+        ({"metadata": {"adapter.alora.invocation_tokens": [1, 2]}}, "an activated LoRA adapter"),
+        ({"alpha": 16}, "its adapter.lora.alpha is '16'"),
+        ({"alpha": float("nan")}, "its adapter.lora.alpha is 'nan'"),
+        ({"alpha": np.float64(6)}, "its adapter.lora.alpha is '6.0' of type FLOAT64"),
+        (renamed("blk.0", "blk.7"), "changes the tensor 'blk.7.attn_q.weight', which the model does not have"),
+        (renamed("attn_q.weight.lora_b", "attn_q.weight.diff"), "'blk.0.attn_q.weight.diff' is not part of a LoRA"),
+        (renamed("attn_q.weight.lora_b", "attn_k.weight.lora_b"), "missing tensor 'blk.0.attn_k.weight.lora_a'"),
+        (renamed("attn_q.weight", "attn_norm.weight"), "'blk.0.attn_norm.weight', which is not a matrix"),
+        (renamed("attn_q.weight", "ffn_up.weight"), "by 64×4 and 4×64, but the model's is 64×128"),
+        ({"change": transposed}, "changes 'blk.0.attn_q.weight' by 4×64 and 64×4"),
+        (typed(np.int8), "is of type I8, which cannot be multiplied"),
+        (typed(np.float64), "is of type F64, which cannot be multiplied"),
+    ],
+)
+def test_adapter_that_does_not_fit_is_refused(
+    tmp_path: Path, chatml_model: Path, details: Mapping[str, Any], problem: str
+) -> None:
+    path = write_adapter(tmp_path / "a.gguf", factors_for(chatml_model), **details)
+    with pytest.raises(ModelFileError) as caught:
+        adapter_size(path, [chatml_model])
+    assert problem in caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+def test_adapter_of_embeddings_that_are_also_the_output_is_refused(tmp_path: Path, sliding_window_model: Path) -> None:
+    factors = {"token_embd.weight": (np.zeros((275, 4), np.float32), np.zeros((64, 4), np.float32))}
+    path = write_adapter(tmp_path / "a.gguf", factors, metadata={"general.architecture": "gemma2"})
+    with pytest.raises(ModelFileError, match="also this model's output matrix"):
+        adapter_size(path, [sliding_window_model])
+
+
+def test_adapter_on_which_llama_cpp_crashes_is_an_error(
+    user: CommandLine, chatml_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "ALPHA", "an error of no known kind")
+    path = write_adapter(user.home / "a.gguf", factors_for(chatml_model), alpha=np.float64(6))  # asserted to be FLOAT32
+    done = user.run("ask", "-m", "small", "--lora", path, "hello", "--max-tokens", "2")
+    assert done.code == 2
+    assert f"{path}: llama.cpp crashes on it: " in done.err
+
+
+@pytest.mark.parametrize("text", ["style.gguf:nan", "style.gguf:inf", ":0.5", ["none", "style.gguf"], ""])
+def test_lora_with_an_invalid_scale_or_no_file_is_a_usage_error(text: object) -> None:
+    with pytest.raises(UsageError, match="invalid --lora: "):
+        fold({"lora": text})
+
+
+def test_missing_adapter_is_one_line_and_a_hint(user: CommandLine) -> None:
+    done = user.run("ask", "-m", "small", "--lora", "none.gguf:0.5", "hello")
+    assert (done.code, done.out) == (2, "")
+    problem = f"error: adapter {user.home}/none.gguf does not exist"
+    assert done.err.splitlines() == [problem, " hint: check the path, or use --lora none"]
+
+
+# On the command line.
+
+
+def answer(user: CommandLine, *arguments: str | Path) -> dict[str, Any]:
+    done = user.run("ask", "-m", "small", "--json", "--max-tokens", "8", *arguments)
+    assert done.code == 0, done.err
+    return dict(done.object)
+
+
+@pytest.mark.slow
+def test_adapter_of_a_catalog_row_is_beside_models_toml(user: CommandLine, chatml_model: Path) -> None:
+    write_adapter(user.config / "style.gguf", factors_for(chatml_model))
+    plain = answer(user, "hello", "--no-log")["text"]
+    row = '[models.small]\nfile = "{}"\n[models.small.settings]\nlora = "style.gguf:0.9"\n'
+    (user.config / "models.toml").write_text(row.format(chatml_model.name))
+    assert answer(user, "hello", "--no-log")["text"] != plain
+    assert answer(user, "hello", "--no-log", "--lora", "none")["text"] == plain
+    (user.config / "models.toml").unlink()
+    (user.config / "config.toml").write_text('lora = ["style.gguf:0.9"]\n')
+    assert answer(user, "hello", "--no-log")["text"] != plain
+
+
+def test_show_names_the_adapters_of_a_catalog_row(user: CommandLine, chatml_model: Path) -> None:
+    row = '[models.small]\nfile = "{}"\n[models.small.settings]\nlora = ["style.gguf:0.9", "tone.gguf"]\n'
+    (user.config / "models.toml").write_text(row.format(chatml_model.name))
+    first, second = f"{user.config}/style.gguf:0.9", f"{user.config}/tone.gguf"
+    assert f", lora {first} and {second}\n" in user.run("show", "small").out
+    assert user.run("show", "small", "--json").object["ask"]["lora"] == [first, second]
+
+
+@pytest.mark.slow
+def test_prompt_cache_of_another_adapter_is_never_used(user: CommandLine, adapter: Path) -> None:
+    question = (TALE, "--set", "no_profile=on")
+    assert answer(user, *question)["cached_tokens"] == 0
+    assert answer(user, *question)["cached_tokens"] > 256
+    for lora in (f"{adapter}", f"{adapter}:0.5"):
+        assert answer(user, *question, "--lora", lora)["cached_tokens"] == 0
+        assert answer(user, *question, "--lora", lora)["cached_tokens"] > 256
+    assert answer(user, *question, "--lora", f"{adapter}:0")["cached_tokens"] > 256
+
+
+@pytest.mark.slow
+def test_batch_is_not_resumed_with_another_adapter(user: CommandLine, chatml_model: Path, adapter: Path) -> None:
+    (user.home / "in.txt").write_text("one\ntwo\n")
+    command = ("batch", "in.txt", "-o", "out.jsonl", "-m", "small", "--max-tokens", "2", "-q")
+    assert user.run(*command, "--lora", adapter).code == 0
+    moved = user.home / "moved.gguf"
+    moved.write_bytes(adapter.read_bytes())
+    assert user.run(*command, "--lora", moved).code == 0
+    other = write_adapter(user.home / "other.gguf", factors_for(chatml_model, seed=7))
+    for lora, now in (
+        ((), "none"),
+        (("--lora", f"{adapter}:0.5"), f"{adapter.name}:0.5"),
+        (("--lora", other), "other.gguf"),
+        (("--lora", adapter, "--lora", other), f"{adapter.name}, other.gguf"),
+    ):
+        done = user.run(*command, *lora)
+        assert done.code == 1
+        assert f"out.jsonl was made with another adapter ({adapter.name}, now {now})\n" in done.err
+    (user.home / "same").mkdir()
+    same = write_adapter(user.home / "same/other.gguf", factors_for(chatml_model, seed=9))
+    assert user.run(*command, "--lora", other, "--restart").code == 0
+    assert "out.jsonl was made with another adapter\n" in user.run(*command, "--lora", same).err
+
+
+def test_profile_of_another_adapter_is_never_used(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
+    here, settings = app_for({}, tmp_path), Settings()
+    plain = InstalledModel("tiny", (chatml_model,))
+    models = [plain, *(here.library.with_adapters(plain, [f"{adapter}:{scale}"]) for scale in (1.0, 0.5))]
+    store = here.profiles(settings)
+    for number, model in enumerate(models):
+        assert here.profile(model, settings) is None
+        uses: Any = dict.fromkeys(("chat", "ask", "batch"), USE)
+        saved = Profile(here.library.identity(model), store.machine, store.build, f"time {number}", uses)
+        store.save(saved)
+        for use in (settings, Settings(threads=2)):
+            assert here.profile(model, use) == saved
+    store.discard(here.library.identity(models[1]))
+    assert [here.profile(model, settings) is None for model in models] == [False, True, False]
+    store.delete(here.library.identity(plain))  # as `rm` does
+    assert [here.profile(model, settings) for model in models] == [None] * 3
+
+
+def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
+    library, plain = app_for({}, tmp_path).library, InstalledModel("tiny", (chatml_model,))
+    assert library.with_adapters(plain, [f"{adapter}:0"]) == plain
+    assert library.file_identity(library.with_adapters(plain, [str(adapter)])) == library.identity(plain)
+    assert load_options(library.with_adapters(plain, [str(adapter)]), Settings()).file.adapters == (
+        (str(adapter), 1.0),
+    )
+    both = [[f"{adapter}:1", f"{adapter}:2"], [f"{adapter}:2", f"{adapter}:1"]]
+    assert len({library.identity(library.with_adapters(plain, each)) for each in both}) == 1
+
+
+# Sessions.
+
+
+@pytest.mark.slow
+def test_session_is_continued_with_its_adapter(user: CommandLine, adapter: Path) -> None:
+    answer(user, "hello", "--lora", f"{adapter}:0.9")
+    recorded = [f"{adapter}:0.9"]
+    answer(user, "-c", "and now?")
+    session = json.loads(user.run("sessions", "show", "hello", "--json").out)
+    assert [each["params"].get("lora") for each in session["messages"] if each["role"] == "assistant"] == [recorded] * 2
+    assert session["params"]["lora"] == recorded
+    answer(user, "-c", "without it?", "--lora", "none")
+    assert "lora" not in user.messages("hello")[-1]["params"]
+    assert "lora" not in json.loads(user.run("sessions", "show", "hello", "--json").out)["params"]
+
+
+@pytest.mark.slow
+def test_chat_reloads_the_model_for_another_adapter(user: CommandLine, adapter: Path) -> None:
+    def chat(*lines: str) -> list[str]:
+        script = "".join(f"{line}\n" for line in ("hello", *lines))
+        done = user.run(
+            "chat", "small", "--quiet", stdin=script, env={"CEREBRUM_MAX_TOKENS": "8", "CEREBRUM_TEMPERATURE": "0"}
+        )
+        refused.append("nothing to continue: the reply is complete, by another model" in done.err)
+        return [reply for reply in re.split(r"^> .*\n", done.out, flags=re.MULTILINE) if reply]
+
+    refused: list[bool] = []
+    plain, adapted, again = chat(f"/set lora {adapter}", "/retry", "/set lora", "/retry")
+    assert plain == again != adapted
+    assert [len(chat("/continue")), len(chat(f"/set lora {adapter}", "/continue"))] == [2, 1]
+    assert refused == [False, False, True]
+
+
+# Elsewhere than on this machine.
+
+
+def test_adapter_and_endpoint_exclude_each_other(user: CommandLine, adapter: Path) -> None:
+    command = ("ask", "-m", "small", "--endpoint", "http://127.0.0.1:9", "hello")
+    for place in ((*command, "--lora", adapter), command):
+        done = user.run(*place, env={"CEREBRUM_LORA": str(adapter)})
+        assert done.code == 2
+        assert f"error: --endpoint cannot apply the adapter {adapter}" in done.err
+
+
+def test_adapter_and_ray_exclude_each_other(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
+    model, options = InstalledModel("tiny", (chatml_model,)), BatchCommandOptions(ray="auto")
+    with pytest.raises(UsageError, match="--ray cannot apply the adapter"):
+        find_source(app_for({}, tmp_path), {"lora": (str(adapter),)}, options, model=model)
+
+
+@pytest.mark.slow
+def test_saved_prompt_keeps_the_place_of_its_adapter(user: CommandLine, adapter: Path) -> None:
+    plain = answer(user, "hello", "--no-log")["text"]
+    (user.home / "style.gguf").write_bytes(adapter.read_bytes())
+    assert user.run("ask", "--save-prompt", "styled", "--lora", "style.gguf:0.9").code == 0
+    assert f'lora = ["{user.home}/style.gguf:0.9"]' in (user.config / "config.toml").read_text()
+    assert answer(user, "hello", "--no-log", "-p", "styled")["text"] != plain
+    assert answer(user, "hello", "--no-log", "-p", "styled", "--lora", "none")["text"] == plain

@@ -1,0 +1,251 @@
+"""`--check python`: each sample of a vote is asked for a program, whose output votes, too."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import psutil
+import pytest
+from command_line import Finished, assert_error
+from scripted_command import run_here, start_scripted
+from waiting import user_seconds, wait_for_end, wait_until
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.programs.sandbox import CodeResult, Sandbox, require_sandbox
+from cerebrum_cli.replies import checking
+from cerebrum_cli.replies.tally import Program
+
+BETWEEN = f"<|im_end|>\n<|im_start|>user\n{checking.QUESTION}"
+OUTPUTS = {"print(2 + 2)": "4\n", "print('so:'); print(7.0)": "so:\n7.0\n", "print(": None}
+
+
+def program(code: str) -> str:
+    return f"```python\n{code}\n```"
+
+
+def answer(number: int) -> str:
+    return f"The answer is {number}."
+
+
+# Four samples: 5, whose program fails; 4, to which its program comes; 5 again; and 7, whose program comes to 4.
+REPLIES = [answer(5), answer(4), answer(5), answer(7)]
+PROGRAMS = {answer(5): program("print("), answer(4): program("print(2 + 2)"), answer(7): program("print(2 + 2)")}
+
+
+class FakeSandbox:
+    """Has the output of each program; one that fails has none."""
+
+    is_closed = Event()
+
+    def run(self, code: str, test: str, timeout_s: float) -> CodeResult:
+        assert (test, timeout_s) == ("", checking.TIMEOUT_S)
+        output = OUTPUTS[code.strip()]
+        return CodeResult("failed", "SyntaxError") if output is None else CodeResult("passed", output)
+
+
+@pytest.fixture
+def has_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "require_sandbox", FakeSandbox)
+
+
+def run(
+    home: Path,
+    model: Path,
+    *arguments: str,
+    replies: list[str] = REPLIES,
+    programs: dict[str, str] = PROGRAMS,
+    command: str = "ask",
+) -> Finished:
+    rows = {f"{reply}{BETWEEN}": text for reply, text in programs.items()}
+    script: dict[str, Any] = {"rows": rows, "seeds": replies}
+    return run_here(script, home, command, "-m", model, "--seed", "0", "--check", "python", *arguments)
+
+
+pytestmark = pytest.mark.usefixtures("has_sandbox")
+
+
+def test_check_prefers_an_answer_that_programs_come_to(tmp_path: Path, chatml_model: Path) -> None:
+    done = run(tmp_path, chatml_model, "q", "--votes", "4", "--json", "-q")
+    votes = done.object["votes"]
+    assert (done.code, votes["winner"], votes["checked"], votes["agreement"]) == (0, "4", True, 0.5)
+    assert [(each["answer"], each["count"], each["replies"], each["programs"]) for each in votes["tally"]] == [
+        *(("4", 2, 1, 2), ("5", 2, 2, 0), ("7", 1, 1, 0)),
+    ]
+    assert [(sample["final_answer"], sample["program_output"], sample["checked"]) for sample in votes["samples"]] == [
+        *(("5", None, False), ("4", "4", True), ("5", None, False), ("7", "4", False)),
+    ]
+    assert [sample["program"].strip() for sample in votes["samples"]] == ["print(", "print(2 + 2)"] * 2
+    assert votes["samples"][1]["program_tokens"] == len(program("print(2 + 2)"))
+    assert done.object["text"] == answer(4)
+    assert done.object["completion_tokens"] == len(answer(4))
+
+
+def test_check_without_an_agreeing_program_is_a_plain_majority(tmp_path: Path, chatml_model: Path) -> None:
+    programs = dict.fromkeys(PROGRAMS, program("print("))
+    done = run(tmp_path, chatml_model, "q", "--votes", "4", "--final", programs=programs)
+    assert (done.code, done.out) == (0, "5\n")
+    assert "no reply and program agree on an answer, so the winner is not checked" in done.err
+    done = run(tmp_path, chatml_model, "q", "--votes", "4", "--final", "--set", "min_checked=1", programs=programs)
+    assert_error(done, 5, "no reply and program agree on an answer: min_checked=1")
+
+
+def test_check_shows_the_program_that_wins_alone(tmp_path: Path, chatml_model: Path) -> None:
+    programs = dict.fromkeys(PROGRAMS, program("print(2 + 2)"))
+    replies = [answer(5), answer(7), answer(7), answer(5)]
+    done = run(tmp_path, chatml_model, "q", "--votes", "4", replies=replies, programs=programs)
+    assert (done.code, done.out.split("\n")) == (
+        *(0, [answer(5), "", *program("print(2 + 2)").split("\n"), "", "4", ""]),
+    )
+    assert "the winner is not checked" in done.err
+    done = run(tmp_path, chatml_model, "q", "--votes", "4", "--json", "-q", replies=replies, programs=programs)
+    assert (done.object["text"], done.object["final_answer"]) == (answer(5), "4")
+
+
+def test_check_prints_the_last_line_of_a_program(tmp_path: Path, chatml_model: Path) -> None:
+    programs = {answer(7): program("print('so:'); print(7.0)")}
+    done = run(tmp_path, chatml_model, "q", "--votes", "2", "--final", replies=[answer(7)] * 2, programs=programs)
+    assert (done.code, done.out) == (0, "7\n")
+
+
+def test_check_of_a_truncated_sample_is_not_asked_for(tmp_path: Path, chatml_model: Path) -> None:
+    done = run(tmp_path, chatml_model, "q", "--votes", "2", "-n", "8", "--json", "-q", replies=[answer(4)])
+    assert [(sample["finish_reason"], sample["program"]) for sample in done.object["votes"]["samples"]] == [
+        ("length", None)
+    ] * 2
+
+
+def test_check_of_a_batch_writes_the_programs(tmp_path: Path, chatml_model: Path) -> None:
+    (tmp_path / "in.txt").write_text("one\ntwo\n")
+    done = run(tmp_path, chatml_model, str(tmp_path / "in.txt"), "-o", "-", "--votes", "4", "-q", command="batch")
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert [row["final_answer"] for row in rows] == ["4", "4"]
+    spent = sum(map(len, REPLIES)) + sum(len(PROGRAMS[reply]) for reply in REPLIES)
+    assert [row["completion_tokens"] for row in rows] == [spent] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("q",), "--check needs --votes"),
+        (("q", "--set", "min_checked=1"), "--check needs --votes"),
+        (("q", "--votes", "2", "--check", "perl"), "invalid --check: 'perl'"),
+        (("q", "--votes", "2", "--set", "min_checked=3"), "invalid --set min_checked: 3"),
+    ],
+)
+def test_check_refuses_what_it_cannot_do(
+    tmp_path: Path, chatml_model: Path, arguments: tuple[str, ...], part: str
+) -> None:
+    assert_error(run(tmp_path, chatml_model, *arguments), 2, part)
+
+
+def test_program_runs_in_the_sandbox(tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        sandbox: Sandbox = require_sandbox()
+    except UsageError as error:
+        pytest.skip(error.message)
+    monkeypatch.setattr(checking, "require_sandbox", lambda: sandbox)
+    programs = {answer(4): program("import os\nprint(os.path.exists('/etc/passwd'))\nprint(2 + 2)")}
+    done = run(tmp_path, chatml_model, "q", "--votes", "2", "--json", "-q", replies=[answer(4)], programs=programs)
+    assert [sample["program_output"] for sample in done.object["votes"]["samples"]] == ["4", "4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_check_ends_with_its_command(tmp_path: Path, chatml_model: Path, signum: signal.Signals, code: int) -> None:
+    """A program that would run for five seconds ends at once, and is not counted as one that failed."""
+    try:
+        require_sandbox()
+    except UsageError as error:
+        pytest.skip(error.message)
+    script = {"rows": {f"{answer(4)}{BETWEEN}": program("while True: pass")}, "seeds": [answer(4)]}
+    options = ("--votes", "2", "--check", "python", "--json", "-m", str(chatml_model))
+    with start_scripted(script, tmp_path, "ask", "q", *options) as process:
+        parent = psutil.Process(process.pid)
+        wait_until(lambda: any(user_seconds(child) > 0.3 for child in parent.children(recursive=True)))
+        running = parent.children(recursive=True)
+        started = time.monotonic()
+        process.send_signal(signum)
+        out, _ = process.communicate(timeout=10)
+        assert (process.returncode, out) == (code, b"")
+        assert time.monotonic() - started < 3
+    wait_for_end(running)
+
+
+HOSTILE = (  # programs, and what they print at most
+    ("import os\nwhile True: os.fork()", None),
+    ("import os\nos.posix_spawn('/bin/sh', ['sh'], {})", None),
+    ("import os\nassert os.system('id') == 0\nprint(1)", None),
+    ("import os\nos.execv('/bin/sh', ['sh', '-c', 'id'])", None),
+    ("import multiprocessing\nmultiprocessing.Process(target=print).start()", None),
+    ("import ctypes\nprint(ctypes.CDLL(None).syscall(57))", "-1"),
+    ("import _thread\n_thread.start_new_thread(print, ())", None),
+    ("import asyncio\nasyncio.run(asyncio.create_subprocess_shell('id'))", None),
+    ("x = []\nwhile True: x.append(bytearray(10**7))", None),
+    ("import numpy\nnumpy.ones((10**6, 10**6))", None),
+    ("import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))\nprint(1)", None),
+    ("while True: print('x' * 10**6)", None),
+    ("import os\nos.write(1, b'42')\nos.close(1)\nprint(7)", "7"),
+    ("import sys\nsys.stdout.close()\nprint(5)", None),
+    ("import builtins\nbuiltins.print = lambda *_: None\nprint(5)", None),
+    ("import atexit\natexit.register(print, 4)", None),
+    ("import os\nos.symlink('/etc/passwd', '/tmp/l')\nprint(open('/tmp/l').read())", None),
+    ("import os\nos.symlink('/', '/tmp/r')\nprint(os.listdir('/tmp/r/home'))", None),
+    ("import os\nos.link('/usr/lib/os-release', '/tmp/o')", None),
+    ("import os\nos.chroot('/tmp')", None),
+    ("import os\nos.remove(os.__file__)", None),
+    ("import os\nos.chmod('/usr', 0)", None),
+    ("open('/tmp/../etc/hosts')", None),
+    ("open('/tmp/a', 'wb').write(b'x' * 2**30)", None),
+    ("print(open('/proc/self/environ').read())", None),
+    ("print(open('/sys/kernel/hostname').read())", None),
+    ("print(open('/dev/tty').read())", None),
+    ("import socket\nsocket.create_connection(('127.0.0.1', 80))", None),
+    ("import urllib.request\nurllib.request.urlopen('http://127.0.0.1')", None),
+    ("import os\nos.kill(os.getppid(), 9)\nos.kill(-1, 9)", None),
+    ("import os\nos.killpg(0, 9)", None),
+    ("import pickle\nassert pickle.loads(b\"cos\\nsystem\\n(S'id'\\ntR.\") == 0\nprint(1)", None),
+    ("import cerebrum_cli", None),
+    ("import llama_cpp", None),
+    ("import ctypes\nctypes.memset(id(None), 0, 64)", None),
+    ("import os\nos._exit(0)", None),
+    ("raise KeyboardInterrupt", None),
+    ("\0", None),
+    ("input()", None),
+)
+
+
+@pytest.mark.slow
+def test_hostile_programs_print_nothing_and_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        sandbox = require_sandbox()
+    except UsageError as error:
+        pytest.skip(error.message)
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(2) as threads:
+        results = list(threads.map(lambda case: run_text(sandbox, case[0]).output, HOSTILE))
+    assert {code: output for (code, _), output in zip(HOSTILE, results, strict=True)} == dict(HOSTILE)
+    assert list(tmp_path.iterdir()) == []
+    wait_for_end(psutil.Process().children(recursive=True))
+
+
+@pytest.mark.slow
+def test_program_with_a_main_guard_or_classes_prints_its_answer() -> None:
+    try:
+        sandbox = require_sandbox()
+    except UsageError as error:
+        pytest.skip(error.message)
+    guarded = "def main():\n    print('steps')\n    print(6 * 7)\n\nif __name__ == '__main__':\n    main()"
+    classes = "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int'\nprint(A(42).x)"
+    assert [run_text(sandbox, code).output for code in (guarded, classes)] == ["42", "42"]
+
+
+def run_text(sandbox: Sandbox, text: str) -> Program:
+    result = checking.run_program(sandbox, text)
+    assert result is not None
+    return result

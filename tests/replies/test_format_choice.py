@@ -1,0 +1,69 @@
+"""Choosing the prompt format of a model: requested, known or embedded, and never guessed."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_models import CHATML_TEMPLATE
+from vocabularies import MARKS, text_of
+
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
+from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
+from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, RAW
+from cerebrum_cli.replies.format_choice import choose_format, format_builder
+from cerebrum_cli.replies.text_tokens import special_tokens
+
+CONTEXT_SIZE = 512
+
+
+@pytest.mark.parametrize(
+    ("requested", "known", "template", "chosen"),
+    [
+        *(("cerebrum", "collective-cognition", "{}", "cerebrum"), ("embedded", "cerebrum", "{}", "embedded")),
+        *(("cerebrum", "a-typo", None, "cerebrum"), (None, "cerebrum", "{}", "cerebrum")),
+        *((None, "embedded", "{}", "embedded"), (None, None, "{}", "embedded")),
+    ],
+)
+def test_requested_format_precedes_known_precedes_template(
+    requested: str | None, known: str | None, template: str | None, chosen: str
+) -> None:
+    assert choose_format(requested, known, template) == chosen
+
+
+@pytest.mark.parametrize(
+    ("requested", "known", "template", "kind", "message"),
+    [
+        ("chatml", None, "{}", UsageError, "unknown format 'chatml'"),
+        (None, None, None, FormatError, "unknown prompt format: the model is not in the catalog"),
+        (None, "embedded", None, FormatError, "the model file has no chat template"),
+        (None, "a-typo", "{}", FormatError, "unknown format 'a-typo' in this model's catalog entry"),
+    ],
+)
+def test_missing_or_unknown_format_is_an_error(
+    requested: str | None, known: str | None, template: str | None, kind: type[CerebrumError], message: str
+) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        choose_format(requested, known, template)
+    assert "cerebrum" in caught.value.hint
+
+
+def test_builder_returns_built_in_formats_unchanged(chatml: LlamaBackend) -> None:
+    for plain in (CEREBRUM, COLLECTIVE_COGNITION, RAW):
+        assert format_builder(plain.name, CHATML_TEMPLATE, {})(chatml, CONTEXT_SIZE) is plain
+
+
+def test_template_options_of_a_built_in_format_are_an_error() -> None:
+    with pytest.raises(UsageError, match=r"template_arg needs the format embedded.* uses cerebrum$"):
+        format_builder("cerebrum", CHATML_TEMPLATE, {"enable_thinking": False})
+
+
+def test_template_gets_special_tokens_of_its_vocabulary(chatml: LlamaBackend) -> None:
+    prompt_format = format_builder("embedded", "{{ bos_token }}{{ eos_token }}{{ name }}", {"name": "x"})(
+        chatml, CONTEXT_SIZE
+    )
+    assert text_of(prompt_format.render(Conversation().user("a"))) == "<|im_start|><|im_end|>x"
+
+
+def test_special_tokens_are_listed_in_order_with_repeats(chatml: LlamaBackend) -> None:
+    ids = special_tokens(chatml, CONTEXT_SIZE, "<think>a<|im_end|> <|im_end|></think><thinking>\n\n")
+    assert [MARKS[token] for token in ids] == ["<think>", "<|im_end|>", "<|im_end|>", "</think>"]

@@ -1,0 +1,238 @@
+"""Loading: planned context, layers and slots; progress, logs and errors of llama.cpp."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_engines import greedy_reply
+
+from cerebrum_cli.core.errors import EngineError, ModelFileError
+from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
+from cerebrum_cli.engine.llama.bindings import Log
+from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.machine import cgroup_memory, cgroup_quota, own_cgroups
+from cerebrum_cli.engine.memory import (
+    GPU_UBATCH,
+    HEADROOM,
+    ContextOptions,
+    Device,
+    FreeMemory,
+    context_needs,
+    memory_needs,
+)
+from cerebrum_cli.engine.model_options import GgufFile, LoadOptions, option_notices, plan_repacking
+from cerebrum_cli.engine.step import StopFlag
+from cerebrum_cli.gguf.header import read_header
+from cerebrum_cli.gguf.sizes import uniform_sizes
+
+GIB = 2**30
+DEBUG, INFO, WARNING, ERROR, CONTINUED = range(1, 6)
+
+
+def tree(root: Path, **files: str) -> Path:
+    """Write the files of a cgroup; `__` in a name separates directories."""
+    for name, content in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        *(({}, math.inf), ({"cpu.max": "max 100000\n"}, math.inf), ({"cpu.max": "damaged"}, math.inf)),
+        *(({"cpu.max": "150000 100000\n"}, 1.5), ({"cpu__cpu.cfs_quota_us": "200000\n"}, math.inf)),
+        ({"cpu__cpu.cfs_quota_us": "200000\n", "cpu__cpu.cfs_period_us": "100000\n"}, 2.0),
+        ({"cpu__cpu.cfs_quota_us": "-1\n", "cpu__cpu.cfs_period_us": "100000\n"}, math.inf),
+    ],
+)
+def test_cgroup_quota_limits_the_cpus(tmp_path: Path, files: dict[str, str], quota: float) -> None:
+    assert cgroup_quota(tree(tmp_path, **files)) == quota
+
+
+V1_MEMORY = {"memory__memory.limit_in_bytes": "1000\n", "memory__memory.usage_in_bytes": "600\n"}
+V2_MEMORY = {"memory.max": "1000\n", "memory.current": "600\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({}, math.inf),
+        ({"memory.max": "max\n", "memory.current": "5\n", "memory.stat": ""}, math.inf),
+        ({"memory__memory.limit_in_bytes": "1000\n"}, math.inf),
+        (V1_MEMORY, 400),
+        ({**V1_MEMORY, "memory__memory.stat": "active_file 1\ntotal_active_file 100\ntotal_inactive_file 250\n"}, 750),
+        ({**V2_MEMORY, "memory.stat": "anon 600\n"}, 400),
+        ({**V2_MEMORY, "memory.stat": "active_file 100\ninactive_file 250\n"}, 750),
+    ],
+)
+def test_cgroup_memory_ignores_cached_files(tmp_path: Path, files: dict[str, str], left: float) -> None:
+    assert cgroup_memory(tree(tmp_path, **files)) == left
+
+
+def options(path: Path) -> LoadOptions:
+    return LoadOptions(GgufFile(path, 2048, uniform_sizes(1_000_000, 2, 128)), ContextOptions(n_threads=1))
+
+
+def opened(told: list[Event], load: LoadOptions, stop: StopFlag | None = None) -> None:
+    open_llama(load, told.append, stop or StopFlag()).close()
+
+
+def test_load_reports_progress(chatml_model: Path) -> None:
+    told: list[Event] = []
+    opened(told, options(chatml_model))
+    fractions = [event.fraction for event in told if isinstance(event, LoadEvent)]
+    assert fractions == sorted(fractions) and 0.0 <= fractions[0] <= fractions[-1] <= 1.0
+
+
+@pytest.mark.parametrize("whole_context", [False, True])
+def test_tuned_context_that_cannot_be_created_is_replaced(chatml_model: Path, whole_context: bool) -> None:
+    default = replace(options(chatml_model), whole_context=whole_context)
+    quantized = replace(default.context, cache_type_v="q8_0")  # this model's heads are narrower than a block
+    tuned = replace(default, context=quantized, baseline=default)
+    engine = LocalEngine(lambda emit, stop: open_llama(tuned, emit, stop))
+    with closing(engine):
+        events: list[object] = list(engine.load())
+        for _ in range(2):
+            reply, found = greedy_reply(engine, (3, 4, 5), 4)
+            assert reply.finish
+            events += found
+    [notice] = [event for event in events if isinstance(event, NoticeEvent)]
+    assert notice.message.startswith("cannot use the tuned settings: ")
+
+
+def test_load_offloads_a_recurrent_model_with_the_one_state_it_gets(
+    recurrent_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = read_header(recurrent_model).sizes
+    all_layers = (len(sizes.layers) + 1,)
+    needs = memory_needs(sizes, ContextOptions(2048, 1, 1, GPU_UBATCH), all_layers)
+    gpu = Device("CUDA0", "a GPU", needs.devices[0] + HEADROOM, GIB)
+    monkeypatch.setattr("cerebrum_cli.engine.llama.load.free_memory", lambda: FreeMemory(8 * GIB, (gpu,)))
+    context = ContextOptions(n_threads=1, slots=16, kv_unified=True)  # as a chat does
+    load = LoadOptions(GgufFile(recurrent_model, 2048, sizes), context)
+    backend = open_llama(load, lambda event: None, StopFlag())
+    assert backend._offloaded == all_layers
+    backend.close()
+
+
+def test_load_plans_batches_beside_mapped_weights(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = read_header(seven).sizes
+    batch = ContextOptions(1024, 64, 1, 128)
+    cache = context_needs(sizes, replace(batch, slots=10)).host
+    load = LoadOptions(GgufFile(seven, 2048, sizes), batch)
+    for allocated in (0, sizes.weight_bytes // 3, sizes.weight_bytes):  # while the file is loaded
+        before = HEADROOM + sizes.weight_bytes + cache
+        measured = iter([FreeMemory(before), *[FreeMemory(before - allocated)] * 2])
+        for module in ("load", "llama_backend"):
+            monkeypatch.setattr(f"cerebrum_cli.engine.llama.{module}.free_memory", lambda values=measured: next(values))
+        backend = open_llama(load, lambda event: None, StopFlag())
+        assert backend.slots_for(1024) == 10
+        backend.close()
+
+
+def test_load_repacks_weights_where_memory_allows(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = LoadOptions(GgufFile(seven, 2048, read_header(seven).sizes), repack=True)
+    for free, repacks in ((8 * GIB, True), (HEADROOM, False)):
+        monkeypatch.setattr("cerebrum_cli.engine.llama.load.free_memory", lambda free=free: FreeMemory(free))
+        with closing(open_llama(load, lambda event: None, StopFlag())) as backend:
+            assert backend.repacks == repacks
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are Unicode")
+def test_load_accepts_undecodable_file_names(chatml_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"m\xff\xfe.gguf")
+    path.write_bytes(chatml_model.read_bytes())
+    opened([], options(path))
+
+
+DAMAGES: tuple[tuple[Callable[[bytes], bytes], str], ...] = (
+    (lambda model: b"", "failed to read magic"),
+    (lambda model: b"hello" * 100, "invalid magic characters: 'hell', expected 'GGUF'"),
+    (lambda model: model[:3000], "failed to read key-value pairs"),
+    (lambda model: model[:4] + b"\t\0\0\0" + model[8:], "this GGUF file is version 9 but this software"),
+    (lambda model: model[:-1000], "tensor 'blk.1.ffn_down.weight' data is not within the file bounds"),
+    (lambda model: model.replace(b"llama", b"lamma", 1), "unknown model architecture: 'lamma'"),
+)
+
+
+@pytest.mark.parametrize(("change", "reason"), DAMAGES)
+def test_load_of_a_damaged_file_gives_the_reason(
+    chatml_model: Path, tmp_path: Path, change: Callable[[bytes], bytes], reason: str
+) -> None:
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(change(chatml_model.read_bytes()))
+    engine = LocalEngine(lambda tell, stop: open_llama(options(path), tell, stop))
+    for _ in range(2):
+        with pytest.raises(ModelFileError) as caught:
+            list(engine.load())
+        assert caught.value.message.startswith(f"{path}: llama.cpp cannot load it: {reason}")
+    engine.close()
+
+
+def test_load_stops_when_interrupted(chatml_model: Path) -> None:
+    stop = StopFlag()
+    stop.set()
+    with pytest.raises(EngineError, match="interrupted"):
+        opened([], options(chatml_model), stop)
+
+
+def test_log_forwards_lines_and_keeps_problems() -> None:
+    kept, heard = Log(), list[str]()
+    kept.forward = heard.append
+    kept.write(DEBUG, b"inside ")
+    kept.write(CONTINUED, b"and out\n")
+    kept.write(INFO, b"shown\n")
+    kept.write(WARNING, b"beware\nof ")
+    kept.write(CONTINUED, b"the fox\n")
+    kept.write(ERROR, "Füchse\n".encode())
+    kept.write(INFO, b"not yet")
+    assert list(kept.problems) == ["beware", "of the fox", "Füchse"]
+    assert heard == ["shown", *kept.problems]
+
+
+def test_own_cgroups_include_all_ancestors(tmp_path: Path) -> None:
+    (tmp_path / "membership").write_text("4:cpu:/elsewhere\n0::/user.slice/me.scope\n")
+    root = tmp_path / "cgroup"
+    own = own_cgroups(root, tmp_path / "membership")
+    own_slice = [root / "user.slice" / "me.scope", root / "user.slice", root]
+    assert own == {*own_slice, root / "cpu" / "elsewhere", root / "cpu"}
+    assert own_cgroups(root, tmp_path / "nothing") == {root}
+
+
+@pytest.mark.parametrize(
+    ("changes", "offloads", "devices", "problem"),
+    [
+        ({"context": ContextOptions(2049)}, False, (), "--ctx 2049 exceeds the model's trained context of 2048 tokens"),
+        ({"context": ContextOptions(2048)}, False, (), ""),
+        ({"gpu_layers": "all"}, False, (), "--gpu-layers all: llama.cpp was built without GPU support; using the CPU"),
+        ({"gpu_layers": "all"}, True, (), "--gpu-layers all: no GPU found; using the CPU"),
+        ({"gpu_layers": "all"}, True, (Device("CUDA0", "a GPU", GIB, GIB),), ""),
+    ],
+)
+def test_load_notes_options_without_effect(
+    changes: dict[str, Any], offloads: bool, devices: tuple[Device, ...], problem: str
+) -> None:
+    asked = replace(options(Path("model.gguf")), **changes)
+    assert "".join(notice.message for notice in option_notices(asked, lambda: offloads, devices)) == problem
+
+
+def test_plan_repacking_leaves_k_quants_on_x86_as_they_are_unless_repacking_pays() -> None:
+    for instructions in ("x86", "avx512"):
+        assert plan_repacking("Q4_K_M", instructions=instructions, is_chat=True)
+        assert not plan_repacking("Q6_K", instructions=instructions)
+        assert plan_repacking("Q4_0", instructions=instructions) and plan_repacking(None, instructions=instructions)
+    assert plan_repacking("Q4_K_M", instructions="x86", is_batch=True) and not plan_repacking(
+        "Q4_K_M", instructions="avx512", is_batch=True
+    )
+    assert plan_repacking("Q4_K_M", instructions="arm64")

@@ -1,0 +1,205 @@
+"""Reading a question from the argument, files and a pipe, or a conversation from a messages list."""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.replies.prompt_sources import PromptSources, fence_file, parse_messages, template_options
+
+USER = {"role": "user", "content": "Why?"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+ASSISTANT = {"role": "assistant", "content": "So."}
+
+
+def no_notices(notice: NoticeEvent) -> None:
+    raise AssertionError(notice)
+
+
+def ask(
+    prompt: str | None = None,
+    *files: Path,
+    messages: Path | None = None,
+    raw: bool = False,
+    piped: bytes | None = None,
+    system: str | None = None,
+) -> Conversation:
+    return PromptSources(prompt, files, messages, raw, no_notices).read(
+        BytesIO(piped) if piped is not None else None, Settings(system=system), system
+    )
+
+
+def question_text(*arguments: Any, **options: Any) -> str:
+    (message,) = ask(*arguments, **options).messages
+    assert message.role == "user"
+    return message.content
+
+
+def write(directory: Path, name: str, data: bytes | str) -> Path:
+    path = directory / name
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+# Argument, files and piped input.
+
+
+def test_question_joins_files_prompt_and_piped_input(tmp_path: Path) -> None:
+    code, notes = write(tmp_path, "a.py", "x = 1\n\n"), write(tmp_path, "notes", "  b\n")
+    expected = f"{code}:\n```py\nx = 1\n```\n\n{notes}:\n```\n  b\n```\n\nWhy?\n\npiped\ntext"
+    assert question_text("Why?\n", code, notes, piped=b"piped\ntext\n\n") == expected
+    assert question_text("-", piped=b"\xef\xbb\xbf Why?\n") == " Why?"
+    bare = write(tmp_path, "a", b"\xef\xbb\xbfx\xef\xbb\xbfy")
+    assert question_text(" ", bare, piped=b"\n") == f"{bare}:\n```\nx\ufeffy\n```"
+
+
+@pytest.mark.parametrize("options", [{}, {"piped": b""}, {"piped": b" \n"}, {"raw": True}, {"raw": True, "piped": b""}])
+def test_empty_question_is_an_error(options: dict[str, Any]) -> None:
+    for prompt in (None, "") if "piped" not in options else (None, "", "-"):
+        with pytest.raises(UsageError, match="no prompt given") as caught:
+            ask(prompt, **options)
+        assert caught.value.hint
+    with pytest.raises(UsageError, match="the prompt is `-`, but nothing is piped in"):
+        ask("-")
+
+
+def test_raw_question_joins_its_sources_directly(tmp_path: Path) -> None:
+    file = write(tmp_path, "a", "a \n")
+    assert ask("b ", file, raw=True, piped=b"c\n", system="unread") == Conversation().user("a \nb c\n")
+    assert question_text(" ", raw=True) == " "
+
+
+@given(st.text(alphabet="`~ab\n", max_size=40))
+def test_no_line_of_a_file_closes_its_fence(text: str) -> None:
+    opening, *lines, closing = fence_file("a", text).split("\n")[1:]
+    assert closing == opening
+    assert closing not in "\n".join(lines)
+    assert "\n".join(lines) == text.rstrip()
+
+
+@pytest.mark.parametrize(
+    ("data", "byte"),
+    [(b"caf\xe9", 3), (b"\xff\xfeh\0", 0), (b"\xef\xbb\xbfabc\xff", 6), (b"ok\n\xc3", 3), (b"\xed\xa0\x80", 0)],
+)
+def test_text_that_is_not_utf_8_is_refused_with_the_offset(data: bytes, byte: int, tmp_path: Path) -> None:
+    file = write(tmp_path, "a.txt", data)
+    with pytest.raises(UsageError) as caught:
+        ask("Why?", file)
+    assert caught.value.message == f"{file} is not UTF-8 text (byte {byte})"
+    with pytest.raises(UsageError) as caught:
+        ask(piped=data)
+    assert caught.value.message == f"standard input is not UTF-8 text (byte {byte})"
+
+
+def test_argument_that_is_not_utf_8_gets_replacement_characters() -> None:
+    assert question_text("caf\udce9", piped=b"x") == "caf\ufffd\n\nx"
+    assert question_text("\ud83d\ude00\udcff", raw=True) == "😀\ufffd"
+
+
+# Messages lists.
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([USER], Conversation().user("Why?")),
+        ([SYSTEM, USER], Conversation((), "Be brief.").user("Why?")),
+        ([{**SYSTEM, "role": "developer"}, USER], Conversation((), "Be brief.").user("Why?")),
+        ([USER, ASSISTANT, USER], Conversation().user("Why?").assistant("So.").user("Why?")),
+        ({"model": "m", "messages": [USER]}, Conversation().user("Why?")),
+        ([{**USER, "name": "x"}], Conversation().user("Why?")),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}],
+            Conversation().user("a b"),
+        ),
+        ([{"role": "user", "content": "\ud83d cut off"}], Conversation().user("\ufffd cut off")),
+    ],
+)
+def test_messages_list_is_parsed(messages: Any, expected: Conversation) -> None:
+    assert parse_messages(json.dumps(messages), "m.json") == expected
+
+
+NOT_A_LIST = "m.json has no messages"
+
+
+@pytest.mark.parametrize(
+    ("messages", "what"),
+    [
+        ([], NOT_A_LIST),
+        ({}, NOT_A_LIST),
+        (["Why?"], "m.json: message 1 has the role None"),
+        ([USER, {"role": "tool", "content": "a"}], "m.json: message 2 has the role 'tool'"),
+        ([{"role": "user"}], "m.json: message 1 has no text content"),
+        ([{"role": "user", "content": [{"type": "text", "text": 1}]}], "m.json: message 1 has no text content"),
+        ([USER, USER], "m.json: message 2 has the role user, expected assistant"),
+        ([ASSISTANT, USER], "m.json: message 1 has the role assistant, expected user"),
+        ([SYSTEM, SYSTEM, USER], "m.json: message 2 has the role system, expected user"),
+        ([USER, ASSISTANT], "m.json: no question to answer"),
+        ([{"role": "user", "content": " \n"}], "m.json: message 1 is empty"),
+    ],
+)
+def test_invalid_messages_list_is_a_one_line_error(messages: Any, what: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_messages(json.dumps(messages), "m.json")
+    assert caught.value.message == what
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "Expecting value: line 1 column 1 (char 0)"),
+        ("[{]", "Expecting property name enclosed in double quotes: line 1 column 3 (char 2)"),
+        ("[" * 100_000, ""),
+        ("9" * 5000, "Exceeds the limit (4300 digits)"),
+    ],
+)
+def test_messages_that_are_not_json_are_an_error(text: str, reason: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_messages(text, "m.json")
+    assert caught.value.message.startswith(f"m.json is not JSON: {reason}")
+    assert "\n" not in caught.value.message
+
+
+def test_configured_system_prompt_does_not_change_messages() -> None:
+    text = json.dumps([SYSTEM, {"role": "user", "content": "Why?"}])
+    question = PromptSources(None, (), Path("-"), raw=False, on_notice=no_notices)
+    configured = Settings(system="From config.toml.")
+    assert question.read(BytesIO(text.encode()), configured, None).system_prompt == "Be brief."
+    assert question.read(BytesIO(text.encode()), configured, "Given.").system_prompt == "Given."
+
+
+@pytest.mark.parametrize(("sources", "raw"), [(("Why?",), False), ((None, Path("a")), False), ((), True)])
+def test_messages_exclude_other_sources(sources: Any, raw: bool) -> None:
+    with pytest.raises(UsageError, match="--messages cannot be combined"):
+        ask(*sources, messages=Path("m.json"), raw=raw)
+
+
+# Template options.
+
+
+def test_template_options_are_json_or_text() -> None:
+    nested = "[" * 100_000
+    values = {"true": True, "1": 1, "x=y": "x=y", '"1"': "1", "": "", '{"g": [null]}': {"g": [None]}, "[": "["}
+    for text, value in {**values, nested: nested}.items():
+        assert template_options(["a=last", "b=2", f"a={text}"]) == {"a": value, "b": 2}
+    assert template_options(()) == {}
+
+
+@pytest.mark.parametrize("pair", ["a", "", "=x", "a b=c", "1=2", "a-b=c"])
+def test_template_option_must_be_key_and_value(pair: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        template_options(["a=1", pair])
+    assert (caught.value.message, caught.value.hint) == (f"invalid template_arg: {pair!r}", "it must be KEY=VALUE")
+    with pytest.raises(UsageError, match="would replace the conversation"):
+        template_options(["messages=[]"])

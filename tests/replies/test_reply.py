@@ -1,0 +1,82 @@
+"""Asking for a reply, collecting it from its events, and the objects that --json prints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from installations import model_on
+from scripted_backend import END, ScriptedBackend
+
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import PromptTooLong
+from cerebrum_cli.core.events import FinishEvent, FinishReason, SequenceId, Timings, TokenEvent
+from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.formats.plain import EMBEDDED
+from cerebrum_cli.replies.format_choice import format_builder
+from cerebrum_cli.replies.reply import Reply, reply_notice, reply_object
+
+SEQUENCE = SequenceId(0)
+FINISH = FinishEvent(
+    sequence=SEQUENCE,
+    reason="stop",
+    prompt_tokens=20,
+    cached_tokens=4,
+    completion_tokens=5,
+    seed=7,
+    context_size=256,
+    timings=Timings(load_s=1.0, prefill_s=0.5, ttft_s=0.75, decode_s=0.3, prefill_tokens=16, decode_steps=4),
+)
+
+
+def test_reply_object_has_texts_counts_and_timings() -> None:
+    reply = Reply()
+    for event in (TokenEvent(SEQUENCE, "hm", "thinking"), TokenEvent(SEQUENCE, "The answer is 4."), FINISH):
+        assert not reply.is_finished
+        reply.emit(event)
+    answer = reply_object(reply, "cerebrum-7b", Path("7b.gguf"), "cerebrum", "4")
+    assert (answer["text"], answer["reasoning"], answer["final_answer"]) == ("The answer is 4.", "hm", "4")
+    assert (answer["model"], answer["file"], answer["format"]) == ("cerebrum-7b", "7b.gguf", "cerebrum")
+    assert (answer["prompt_tokens"], answer["cached_tokens"], answer["completion_tokens"]) == (20, 4, 5)
+    assert answer["timings"] == {
+        "load_s": 1.0,
+        "prefill_s": 0.5,
+        "ttft_s": 0.75,
+        "decode_s": 0.3,
+        "prompt_tokens_per_second": 32.0,
+        "tokens_per_second": 13.33,
+        "draft_n": 0,
+        "draft_n_accepted": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "reason", "message"),
+    [
+        ("Four.", None, "stop", None),
+        ("Fo", None, "cancelled", None),
+        ("Fo", None, "length", "answer truncated at 5 tokens"),
+        ("", "Hm", "length", "answer truncated at 5 tokens of reasoning"),
+        ("Fo", None, "context", "answer truncated: the context of 256 tokens is full"),
+        (" \n", None, "stop", "the model's answer is blank"),
+    ],
+)
+def test_reply_notice_names_the_exhausted_limit(
+    text: str, reasoning: str | None, reason: FinishReason, message: str | None
+) -> None:
+    reply = Reply()
+    reply.begin((), [("thinking", reasoning or ""), ("answer", text)])
+    reply.emit(replace(FINISH, reason=reason))
+    notice = reply_notice(reply, "raise --ctx")
+    assert (notice and notice.message) == message
+    assert reason != "context" or (notice and notice.hint == "raise --ctx, or ask for less")
+
+
+def test_too_long_question_is_refused_before_its_template_is_rendered() -> None:
+    build_format = format_builder(EMBEDDED, "{{ raise_exception('rendered') }}", {})
+    with model_on(LocalEngine(ScriptedBackend(lambda held, seed: END, context_size=20).open), build_format) as model:
+        question = "x" * 1000
+        for read in (lambda: model.reply(question).wait(), lambda: model.tokenize(Conversation().user(question))):
+            with pytest.raises(PromptTooLong):
+                read()

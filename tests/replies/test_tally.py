@@ -1,0 +1,266 @@
+"""Majority votes: the tally of samples, its winner, and when a vote is decided."""
+
+from __future__ import annotations
+
+from collections import Counter
+from fractions import Fraction
+from itertools import product
+from math import comb, factorial
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.replies.tally import (
+    AUTO,
+    MAX_VOTES,
+    Count,
+    Program,
+    Tally,
+    Votes,
+    comes_to,
+    is_lead_certain,
+    parse_votes,
+)
+
+LETTERS = ("5", "7", "9", None)
+answers = st.sampled_from(("5", "5.0", "five", "7", "7 apples", "9", "yes", None))
+bounds = st.tuples(st.integers(1, 24), st.integers(1, 24)).map(sorted).map(lambda pair: Votes(pair[0], pair[1]))
+
+
+def tally(*counted: str | None, votes: Votes | None = None, probability: float = 0.5) -> Tally:
+    """Tally of these answers, one per sample."""
+    result = Tally(votes or Votes(16, 16))
+    for answer in counted:
+        result = result.add(answer, probability)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("text", "votes"),
+    [
+        *(("8", Votes(8, 8)), ("1", Votes(1, 1)), ("256", Votes(256, 256))),
+        *(("auto", Votes(3, 16)), ("auto:2..5", Votes(2, 5)), ("auto:4..4", Votes(4, 4))),
+    ],
+)
+def test_votes_parse_a_number_or_bounds(text: str, votes: Votes) -> None:
+    assert parse_votes(text) == votes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "0", "-1", "257", "9999", "1" * 5000, "8.0", " 8", "٨", "auto:", "auto:5", "auto:5..3", "auto:0..3"),
+        *("auto:3..257", "auto:3-16", "AUTO", "3..16", "many", "8\n"),
+    ],
+)
+def test_votes_refuse_other_text_with_the_valid_forms(text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_votes(text)
+    assert repr(text) in error.value.message
+    assert f"1 to {MAX_VOTES}" in error.value.hint and "auto:3..16" in error.value.hint
+
+
+def test_tally_counts_equivalent_answers_together() -> None:
+    counted = tally("80", "7", "80 dollars", "80%", "80%", None)
+    assert counted.counts == (Count("80%", 4, 2.0, "80", replies=4), Count("7", 1, 0.0, "7", replies=1))
+    assert counted.winner == counted.counts[0]
+    assert (counted.agreement, counted.samples) == (4 / 6, 6)
+    assert [count.answer for count in tally("4/5", "0.8").counts] == ["4/5"]  # the first of equally frequent ones
+
+
+def test_tally_breaks_ties_by_probability_then_order() -> None:
+    even = Tally(Votes(4, 4)).add("5", 0.2).add("7", 0.3)
+    assert [count.answer for count in even.counts] == ["5", "7"]  # nothing agrees
+    assert [count.answer for count in even.add("7", 0.1).add("5", 0.1).counts] == ["7", "5"]
+    assert [count.answer for count in tally("5", "7", "7", "5").counts] == ["5", "7"]
+    untied = tally("5", "7", "5", "7").with_probabilities({0: 0.2, 1: 0.3, 2: 0.0, 3: 0.0})
+    assert (untied.winning_sample, untied.counts[0]) == (1, Count("7", 2, 0.3, "7", replies=2))
+
+
+def test_tally_prefers_stated_answers_among_equally_many() -> None:
+    guessed = tally("5", "5", "7")
+    found = guessed.add("7", 0.1, is_stated=True)
+    assert ([count.answer for count in found.counts], found.tied) == (["7", "5"], ())
+    assert [count.answer for count in found.add("5").counts] == ["5", "7"]
+
+
+@pytest.mark.parametrize(
+    ("counted", "tied", "samples"),
+    [
+        *((counted, 0, []) for counted in ("", "5", "575", "5797", "5755 7")),
+        *(("57", 2, []), ("57795", 2, [0, 1, 2, 4])),
+    ],
+)
+def test_tally_lists_the_tied_leaders_and_their_samples(counted: str, tied: int, samples: list[int]) -> None:
+    found = tally(*(None if letter == " " else letter for letter in counted))
+    assert (len(found.tied), found.tied_samples) == (tied, samples)
+
+
+def test_tally_samples_without_an_answer_never_win() -> None:
+    assert tally(None, None, "5").winner == Count("5", 1, 0.0, "5", replies=1)
+    for none in (tally(None, None), Tally(AUTO)):
+        assert (none.winner, none.winning_sample, none.agreement, none.counts) == (None, None, 0.0, ())
+        assert not none.is_decided
+
+
+def is_settled(counted: tuple[str | None, ...], remaining: int) -> bool:
+    """Whether one answer leads alone in every possible continuation."""
+    leaders = set()
+    for rest in product((*LETTERS, "11"), repeat=remaining):
+        counts = Counter(answer for answer in (*counted, *rest) if answer is not None).most_common(2)
+        if not counts or (len(counts) > 1 and counts[0][1] == counts[1][1]):
+            return False
+        leaders.add(counts[0][0])
+    return len(leaders) == 1
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_vote_fixed_is_decided_when_no_sample_can_change_the_winner(number: int) -> None:
+    for length in range(number):
+        for counted in product(LETTERS, repeat=length):
+            is_decided = tally(*counted, votes=Votes(number, number)).is_decided
+            assert is_decided is is_settled(counted, number - length), counted
+
+
+def test_vote_needs_enough_samples_with_one_answer() -> None:
+    needed = Votes(4, 4).needing(3)
+    assert tally(*"5577", votes=needed).winner is None
+    assert tally(*"5575", votes=needed).winner == Count("5", 3, 1.5, "5", replies=3)
+    assert [tally(*counted, votes=needed).is_decided for counted in ("55", "57")] == [False, False]
+    assert tally(*"579", votes=needed).is_decided  # no answer can have three votes
+
+
+@pytest.mark.slow
+def test_vote_lead_is_certain_at_a_beta_posterior_of_nine_tenths() -> None:
+    for leader, runner_up in product(range(41), repeat=2):
+        area = sum(
+            comb(leader, k) * (-1) ** k * Fraction(1, 2) ** (runner_up + k + 1) / (runner_up + k + 1)
+            for k in range(leader + 1)
+        )
+        posterior = area * factorial(leader + runner_up + 1) / (factorial(leader) * factorial(runner_up))
+        assert is_lead_certain(leader, runner_up) is (posterior >= Fraction(9, 10)), (leader, runner_up)
+
+
+@pytest.mark.parametrize(
+    ("counted", "votes", "missing"),
+    [
+        *(("", Votes(8, 8), 8), ("57", Votes(8, 8), 6), ("555", Votes(4, 4), 0), ("5 7", Votes(3, 3), 0)),
+        *(("   ", Votes(2, 3), 0), ("579", Votes(2, 3), 0), ("55", Votes(2, 3), 0)),  # by the majority of the maximum
+        *(("", AUTO, 3), ("5", AUTO, 2), ("555", AUTO, 0), ("557", AUTO, 3), ("   ", AUTO, 3), ("5 5 5", AUTO, 0)),
+        *(("55557", AUTO, 1), ("555", Votes(4, 16), 1), ("55577799", Votes(3, 9), 1)),
+    ],
+)
+def test_vote_starts_the_fewest_samples_that_could_decide(counted: str, votes: Votes, missing: int) -> None:
+    found = tally(*(None if letter == " " else letter for letter in counted), votes=votes)
+    assert (found.missing_samples, found.is_decided) == (missing, missing == 0)
+
+
+@given(bounds, st.lists(answers, min_size=24, max_size=24))
+def test_vote_ends_within_its_maximum(votes: Votes, replies: list[str | None]) -> None:
+    counted = Tally(votes)
+    while missing := counted.missing_samples:
+        assert not counted.is_decided and counted.samples + missing <= votes.maximum
+        for answer in replies[counted.samples : counted.samples + missing]:
+            counted = counted.add(answer, 0.5)
+    assert counted.is_decided and counted.samples >= min(votes.minimum, votes.maximum // 2 + 1)
+
+
+# Samples with programs: two letters each, the answer of the reply and the output of its program; a dot is none.
+
+
+def checked_tally(counted: str, votes: Votes) -> Tally:
+    result = Tally(votes)
+    for reply, output in zip(counted[::2], counted[1::2], strict=True):
+        program = Program("", None if output == "." else output)
+        result = result.add(None if reply == "." else reply, is_stated=True, program=program)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("counted", "winner", "count", "sample", "is_checked"),
+    [
+        *(("a.a.b.", "a", 2, 0, False), ("a.a.bb", "b", 1, 2, True), ("a.b.cb", "b", 2, 1, True)),
+        *(("ab..", "a", 1, 0, False), ("acbc", "c", 2, 0, False), ("acbc..", "c", 2, 0, False)),
+        *(("aabbb.", "b", 2, 1, True), ("aab.b.", "a", 1, 0, True), ("...b", "b", 1, 1, False)),
+        *(("a.bbab", "b", 2, 1, True), ("abba", "a", 2, 0, True)),
+    ],
+)
+def test_vote_counts_replies_and_programs_and_prefers_what_both_come_to(
+    counted: str, winner: str, count: int, sample: int, is_checked: bool
+) -> None:
+    found = checked_tally(counted, Votes(8, 8, checks=True))
+    won = found.winner
+    assert won and (won.answer, won.count, found.winning_sample, won.is_checked) == (winner, count, sample, is_checked)
+
+
+def test_vote_takes_the_output_of_a_program_as_the_reply_writes_it() -> None:
+    found = Tally(Votes(4, 4, checks=True))
+    for answer, output in (
+        ("$18.00", "18"),
+        ("1/6", str(1 / 6)),
+        ("5", "2.0000000000000004"),
+        ("2", "x"),
+        ("9", "None"),
+    ):
+        found = found.add(answer, program=Program("", output))
+    assert [(count.answer, count.replies, count.programs) for count in found.counts] == [
+        *(("2", 1, 1), ("$18.00", 1, 1), ("1/6", 1, 1), ("x", 0, 1), ("5", 1, 0), ("9", 1, 0)),
+    ]
+
+
+def test_vote_can_need_checked_samples() -> None:
+    votes = Votes(4, 4).checked_by("python", 2)
+    assert str(votes) == "4..4, checked by programs, 2 checked"
+    assert checked_tally("a.a.a.a.", votes).winner is None
+    assert checked_tally("a.a.a.aa", votes).winner is None
+    assert checked_tally(".a.a", votes).winner is None
+    assert (won := checked_tally("b.a.aaaa", votes).winner) and (won.answer, won.count) == ("a", 3)
+    assert [checked_tally(counted, votes).is_decided for counted in ("aaaa", "a.b.", "a.a.a.")] == [False, False, True]
+    assert Votes(4, 4).checked_by(None) == Votes(4, 4)
+    for language, needed in (("perl", None), (None, 1), ("python", 5)):
+        with pytest.raises(UsageError):
+            Votes(4, 4).checked_by(language, needed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("needed", [0, 2])
+def test_vote_with_checks_is_decided_only_when_no_sample_can_change_the_winner(needed: int) -> None:
+    votes, samples = Votes(4, 4, checks=True, needed_checked=needed), ["".join(pair) for pair in product("ab.", "ab.")]
+    decided = 0
+    for length in range(1, 4):
+        for first in product(samples, repeat=length):
+            counted = "".join(first)
+            if checked_tally(counted, votes).is_decided:
+                ends = [checked_tally(counted + "".join(rest), votes) for rest in product(samples, repeat=4 - length)]
+                assert len({end.winner and end.winner.answer for end in ends}) == 1, counted
+                assert not any(end.tied and end.winner for end in ends), counted
+                decided += 1
+    assert decided > 100
+
+
+def test_vote_with_checks_stops_early_when_checked_samples_agree() -> None:
+    votes = Votes(3, 16, checks=True)
+    cases = ("aaaaaa", "a.a.a.", "a.a.a.aa", "aaaaaa.b", "aaaaaabb")
+    assert [checked_tally(counted, votes).is_decided for counted in cases] == [True, False, True, False, False]
+    assert [checked_tally(counted, votes).missing_samples for counted in ("", "a.a.a.", "a.a.aa", "aaaabb")] == [
+        *(3, 3, 0, 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "output", "agrees"),
+    [
+        *(
+            ("7", "7.0", True),
+            ("$18.00", "18", True),
+            ("0.3", "0.30000000000000004", True),
+            ("19/3", str(19 / 3), True),
+        ),
+        *(("33.33", "33.333333333333336", True), ("12", "11.75", False), ("33.34", "33.333333333333336", False)),
+        *(("Paris", "paris", True), ("5", "", False), ("1/0", "1", False), ("B", "B", True)),
+    ],
+)
+def test_program_comes_to_an_answer(answer: str, output: str, agrees: bool) -> None:
+    assert comes_to(output, answer) is agrees

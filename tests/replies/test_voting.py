@@ -1,0 +1,356 @@
+"""`--votes` of `ask` and `batch`: several samples of one prompt, the majority answer, and early stopping."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CommandLine, Finished
+from installations import model_on
+from scripted_backend import ScriptedSampler
+from scripted_command import RecordingBackend, batch_backend, run_here
+
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import GrammarError
+from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
+from cerebrum_cli.core.settings import fold
+from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.replies.concurrent_rows import vote_events
+from cerebrum_cli.replies.format_choice import format_builder
+from cerebrum_cli.replies.interface import Model
+from cerebrum_cli.replies.reply import ReplyRequest
+from cerebrum_cli.replies.tally import parse_votes
+from cerebrum_cli.replies.voting import MajorityVote
+
+VOTES_KEYS = ["sample_count", "winner", "tie", "tally", "agreement", "samples"]
+SAMPLE_KEYS = ["seed", "text", "final_answer", "finish_reason"]
+LONG = "".join(f"{chr(97 + n // 10)}{chr(107 + n % 10)}" for n in range(100))  # without a cycle
+
+
+def reply(answer: object, before: str = "") -> str:
+    return f"{before}The answer is {answer}."
+
+
+class VoteRunner:
+    """Runs votes on a scripted model: the sample with seed n is the n-th of `replies`, repeated as needed."""
+
+    def __init__(self, home: Path, model: Path) -> None:
+        self.home = home
+        self.model = model
+        self.script: dict[str, Any] = {"rows": {}, "seeds": [], "backends": []}
+
+    def run(self, *arguments: str | Path, replies: list[str] | None = None, command: str = "ask") -> Finished:
+        """Run one command with --seed 0, so that samples are in the order of `replies`."""
+        self.script["seeds"] = replies or self.script["seeds"]
+        return run_here(self.script, self.home, command, "-m", self.model, "--seed", "0", *arguments)
+
+    def vote(self, votes: str, *arguments: str | Path, replies: list[str]) -> Any:
+        done = self.run("q", "--json", "-q", "--votes", votes, *arguments, replies=replies)
+        assert (done.code, done.err) == (0, "")
+        return done.object
+
+    def batch(self, rows: list[dict[str, Any]], *arguments: str, replies: list[str]) -> tuple[Finished, list[Any]]:
+        """Run a batch; also return its rows."""
+        source = self.home / "in.jsonl"
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        done = self.run(source, "-o", "-", *arguments, replies=replies, command="batch")
+        return done, [json.loads(line) for line in done.out.splitlines()]
+
+    @property
+    def backend(self) -> RecordingBackend:
+        backend: RecordingBackend = self.script["backends"][-1]
+        return backend
+
+
+@pytest.fixture
+def runner(tmp_path: Path, chatml_model: Path) -> VoteRunner:
+    return VoteRunner(tmp_path, chatml_model)
+
+
+SPLIT_VOTE = [reply(4, "zz "), reply("4.0", "yyyyyyyy "), reply(5), "no idea", reply(4)]
+
+
+# Output.
+
+
+def test_vote_prints_the_winning_sample_or_answer_and_tally(runner: VoteRunner) -> None:
+    done = runner.run("q", "--votes", "5", replies=SPLIT_VOTE)
+    assert (done.code, done.out, done.err) == (0, "zz The answer is 4.\n", "")  # the first of three
+    done = runner.run("q", "--votes", "5", "--final", "--stats")
+    assert (done.code, done.out) == (0, "4\n")
+    stats, tally = done.err.splitlines()
+    assert "| seed 0 |" in stats
+    assert tally == "4: 3 of 5 votes (60%); runner-up 5: 1"
+    assert runner.run("q", "--votes", "5", "--final", "-q").err == ""
+    done = runner.run("q", "--votes", "5", "--final", replies=[reply(number) for number in (4, 5, 4, 6, 7)])
+    assert (done.code, done.out) == (0, "4\n")
+    assert "the winner has only 2 of 5 votes" in done.err
+
+
+def test_vote_json_lists_samples_in_seed_order(runner: VoteRunner) -> None:
+    answer = runner.vote("5", replies=SPLIT_VOTE)
+    votes = answer["votes"]
+    assert list(votes) == VOTES_KEYS
+    assert [list(sample) for sample in votes["samples"]] == [SAMPLE_KEYS] * 5
+    assert [tuple(sample.values()) for sample in votes["samples"]] == [
+        (0, "zz The answer is 4.", "4", "stop"),
+        (1, "yyyyyyyy The answer is 4.0.", "4.0", "stop"),
+        (2, "The answer is 5.", "5", "stop"),
+        (3, "no idea", None, "stop"),
+        (4, "The answer is 4.", "4", "stop"),
+    ]
+    assert votes["tally"] == [{"answer": "4", "count": 3}, {"answer": "5", "count": 1}]
+    assert (votes["sample_count"], votes["winner"], votes["agreement"]) == (5, "4", 0.6)
+    assert (answer["text"], answer["final_answer"], answer["seed"]) == ("zz The answer is 4.", "4", 0)
+    assert answer["completion_tokens"] == len("zz The answer is 4.")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--final",), ("--json",)])
+def test_vote_without_a_final_answer_exits_5(runner: VoteRunner, arguments: tuple[str, ...]) -> None:
+    done = runner.run("q", "--votes", "3", *arguments, replies=["I went on and on. " * 3, "so it goes on, and"])
+    assert done.code == 5
+    hints = {True: "read the reply: cerebrum sessions show q", False: "ask for a final answer in the prompt"}
+    assert done.err == f"error: no final answer in 3 samples\n hint: {hints['--final' in arguments]}\n"
+    if "--json" in arguments:
+        votes = done.object["votes"]
+        assert (votes["winner"], votes["tally"], votes["agreement"], votes["sample_count"]) == (None, [], 0.0, 3)
+    else:
+        assert bool(done.out) is not bool(arguments)  # the first sample, or nothing with --final
+
+
+def test_vote_reports_a_tie_and_has_no_final_answer_in_it(runner: VoteRunner) -> None:
+    replies = [reply(answer) for answer in (1, 2, 3, 4, 5)]
+    done = runner.run("q", "--votes", "5", replies=replies)
+    assert (done.code, done.out) == (0, "The answer is 1.\n")
+    problem, hint = "5 answers are tied with 1 of 5 votes each", "take more samples, or ask a more specific question"
+    assert done.err == f"note: {problem}\n      {hint}\n"
+    done = runner.run("q", "--votes", "5", "--final")
+    assert (done.code, done.out, done.err) == (5, "", f"error: {problem}\n hint: {hint}\n")
+    assert runner.run("q", "--votes", "5", "--final", "--json").object["votes"]["tie"] is True
+    assert runner.vote("5", replies=SPLIT_VOTE)["votes"]["tie"] is False
+
+
+def test_vote_winner_needs_min_votes(runner: VoteRunner) -> None:
+    enough = runner.run("q", "--votes", "5", "--min-votes", "3", "--final", replies=SPLIT_VOTE)
+    assert (enough.code, enough.out, enough.err) == (0, "4\n", "")
+    done = runner.run("q", "--votes", "5", "--min-votes", "4", "--json")
+    problem = "the best answer has 2 of 4 votes, fewer than --min-votes 4"  # the fifth sample cannot change that
+    assert (done.code, done.err.splitlines()[0]) == (5, f"error: {problem}")
+    votes = done.object["votes"]
+    assert (done.object["final_answer"], votes["winner"], votes["sample_count"]) == (None, None, 4)
+    for arguments, problem in (
+        (
+            ("--votes", "5", "--min-votes", "6"),
+            "invalid --min-votes: 6\n hint: it must be from 1 to 5, the number of samples",
+        ),
+        (("--min-votes", "2"), "--min-votes needs --votes\n hint: add --votes K, the number of samples"),
+    ):
+        done = runner.run("q", *arguments)
+        assert (done.code, done.err) == (2, f"error: {problem}\n")
+
+
+def test_chat_vote_reports_a_tie_and_too_few_votes(runner: VoteRunner) -> None:
+    runner.script["seeds"] = [reply(1), reply(2)]
+    command = ("chat", "-m", runner.model, "--seed", "0")
+    done = run_here(runner.script, runner.home, *command, piped=b"/votes 2 Why?\n")
+    assert "note: 2 answers are tied with 1 of 2 votes each" in done.err
+    done = run_here(runner.script, runner.home, *command, "--min-votes", "3", piped=b"/votes 4 Why?\n/votes 2\n")
+    assert "note: the best answer has 2 of 4 votes, fewer than --min-votes 3" in done.err
+    assert "error: invalid --min-votes: 3\n hint: it must be from 1 to 2" in done.err
+
+
+def test_vote_evaluates_only_tied_samples_again(runner: VoteRunner) -> None:
+    vote, seen = events_of([reply(9), reply(1), reply(9), reply(1), reply(5)], "5")
+    inspected = [event.sequence.sample for event in seen if isinstance(event, AlternativesEvent)]
+    assert sorted(set(inspected)) == [0, 1, 2, 3]
+    assert len(inspected) == 4 * len(reply(9))
+    assert [event.tally[0] for event in seen if isinstance(event, TallyEvent)][-2:] == [("9", 2), ("1", 2)]
+    assert (vote.final_answer, vote.reply and vote.reply.finish.seed, vote.is_over) == ("1", 1, True)
+
+
+def test_vote_interrupted_while_it_breaks_a_tie_is_not_over() -> None:
+    replies = [reply(9), reply(1), reply(9), reply(1)]
+    vote, seen = events_of(replies, "4", lambda model, seen: model.cancel() if len(seen) > 64 else None)
+    assert (vote.final_answer, vote.is_over) == ("9", False)
+    assert not any(isinstance(event, AlternativesEvent) for event in seen)
+
+
+def test_vote_counts_a_failed_sample_as_one_without_an_answer(
+    runner: VoteRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = ScriptedSampler.sample
+
+    def rejecting(sampler: ScriptedSampler, row: int) -> int:
+        if sampler.seed in failing:
+            raise GrammarError("no token is allowed", "check the grammar")
+        return sample(sampler, row)
+
+    monkeypatch.setattr(ScriptedSampler, "sample", rejecting)
+    failing = {0, 2}
+    done = runner.run("q", "--votes", "4", replies=[reply(5), reply(4), reply(5), reply(4)])
+    assert (done.code, done.out) == (0, reply(4) + "\n")
+    assert done.err == "note: 2 of 4 samples failed: no token is allowed\n      check the grammar\n"
+    failing = {0, 1, 2, 3}
+    done = runner.run("q", "--votes", "4")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.endswith("no token is allowed\n hint: check the grammar\n")
+
+
+# Early stopping.
+
+
+def test_vote_stops_samples_that_cannot_change_the_outcome(runner: VoteRunner) -> None:
+    replies = [reply(4), reply(4), reply(4), reply(5, LONG), reply(5, LONG)]
+    early = runner.vote("5", replies=replies)
+    steps = len(runner.backend.steps)
+    assert [sample["seed"] for sample in early["votes"]["samples"]] == [0, 1, 2]
+    assert (early["votes"]["sample_count"], early["votes"]["agreement"], early["final_answer"]) == (3, 1.0, "4")
+    assert steps < 60  # running samples are not completed
+
+
+def test_adaptive_vote_stops_when_the_lead_is_sure(runner: VoteRunner) -> None:
+    for replies, samples, code in (([reply(4)], 3, 0), (["no idea"], 16, 5)):
+        done = runner.run("q", "--json", "--votes", "auto:3..16", replies=replies)
+        votes = done.object["votes"]
+        assert (done.code, votes["sample_count"]) == (code, samples)
+        assert [sample["seed"] for sample in votes["samples"]] == list(range(samples))
+
+
+# Temperature.
+
+
+def test_vote_temperature_defaults_to_0_7(runner: VoteRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def temperature(*arguments: str) -> float:
+        runner.vote("2", *arguments, replies=[reply(4)])
+        assert len({params.temperature for params in runner.backend.params}) == 1
+        return runner.backend.params[0].temperature
+
+    assert temperature() == 0.7
+    assert temperature("--temperature", "1.5") == 1.5
+    monkeypatch.setenv("CEREBRUM_TEMPERATURE", "0.9")
+    assert temperature() == 0.9
+    monkeypatch.delenv("CEREBRUM_TEMPERATURE")
+    (CommandLine(runner.home).config / "config.toml").write_text("temperature = 0.3\n")
+    assert temperature() == 0.3
+    runner.run("q", replies=["ok"])
+    assert runner.backend.params[0].temperature == 0.3
+
+
+@pytest.mark.parametrize("command", ["ask", "batch"])
+def test_vote_at_temperature_0_is_a_usage_error(runner: VoteRunner, command: str) -> None:
+    (runner.home / "in.txt").write_text("q\n")
+    prompt = ("q",) if command == "ask" else (runner.home / "in.txt", "-o", runner.home / "out")
+    given = runner.run(*prompt, "--votes", "3", "--temperature", "0", replies=[reply(4)], command=command)
+    (CommandLine(runner.home).config / "config.toml").write_text("temperature = 0\n")
+    configured = runner.run(*prompt, "--votes", "3", command=command)
+    for done in (given, configured):
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith("error: --votes needs a temperature above 0: at 0 all samples are the same\n hint: ")
+    assert not runner.script["backends"]
+    assert not list(runner.home.glob("out*"))
+
+
+# Sessions.
+
+
+def test_session_saves_and_continues_the_winning_sample(runner: VoteRunner) -> None:
+    runner.run("q", "--votes", "5", replies=SPLIT_VOTE)
+    shown = run_here(runner.script, runner.home, "sessions", "show", "--json", "q")
+    assert [message["content"] for message in shown.object["messages"]] == ["q", "zz The answer is 4."]
+    prompt = runner.run("-c", "and then?", "--dry-run").out
+    assert "assistant\nzz The answer is 4.<|im_end|>\n<|im_start|>user\nand then?" in prompt
+    again = runner.run("-c", "and then?", "--votes", "3", "--json", replies=[reply(8)])
+    assert again.object["final_answer"] == "8"
+    assert runner.run("-c", "x", "--dry-run").out.count("<|im_start|>user") == 3
+
+
+# Batches.
+
+
+def test_batch_votes_on_every_row(runner: VoteRunner) -> None:
+    rows = [{"prompt": "a", "seed": 0}, {"prompt": "b", "seed": 2}, {"prompt": "c", "temperature": 0}]
+    replies = [reply(4, "zz "), reply(4), reply(5), reply(5), reply(4, LONG)]
+    done, [first, second, third] = runner.batch(rows, "--votes", "3", replies=replies)
+    assert done.code == 6
+    assert (first["text"], first["final_answer"], first["seed"]) == ("zz The answer is 4.", "4", 0)
+    assert first["votes"]["tally"] == [{"answer": "4", "count": 2}]  # without the third sample, with the answer 5
+    assert list(first["votes"]) == VOTES_KEYS
+    assert first["completion_tokens"] == len("zz The answer is 4.The answer is 4.")  # of both samples
+    assert (second["final_answer"], second["votes"]["sample_count"], second["error"]) == ("5", 2, None)
+    assert (third["text"], third["votes"], third["error"]["type"]) == (None, None, "invalid_request")
+    assert third["error"]["message"].startswith("--votes needs a temperature above 0: at 0 all samples are the same")
+
+
+def test_batch_breaks_ties_by_probability(runner: VoteRunner) -> None:
+    given = [{"prompt": text} for text in "abcdefgh"]
+    _, rows = runner.batch(given, "--votes", "4", "--parallel", "2", replies=[reply(9), reply(1)])
+    assert [(row["final_answer"], row["seed"] % 2, row["votes"]["sample_count"]) for row in rows] == [("1", 1, 4)] * 8
+    seeds = [sample["seed"] for row in rows for sample in row["votes"]["samples"]]
+    assert seeds == list(range(32))
+
+
+@pytest.mark.parametrize(
+    ("options", "replies", "answer", "samples"),
+    [
+        (("--votes", "auto"), ["no idea"], None, 16),
+        (("--votes", "2"), [reply(1), reply(2)], "1", 2),
+        (("--votes", "2", "--min-votes", "2"), [reply(1), reply(2)], None, 2),
+    ],
+)
+def test_batch_counts_undecided_votes(
+    runner: VoteRunner, options: tuple[str, ...], replies: list[str], answer: str | None, samples: int
+) -> None:
+    done, rows = runner.batch([{"prompt": "a"}, {"prompt": "b"}], *options, replies=replies)
+    assert (done.code, len(rows), "2 of 2 done, 2 undecided" in done.err) == (6, 2, True)
+    for row in rows:
+        assert (row["final_answer"], row["error"], row["votes"]["sample_count"]) == (answer, None, samples)
+
+
+# Events.
+
+
+def events_of(
+    replies: list[str], votes: str, on_tally: Callable[[Model, list[Event]], object] = lambda *_: None
+) -> tuple[MajorityVote, list[Event]]:
+    """Run a vote on an engine, collect its events, and call `on_tally` with them for each TallyEvent."""
+    script: dict[str, Any] = {"rows": {}, "seeds": replies}
+    vote, seen = MajorityVote(parse_votes(votes)), list[Event]()
+    backend = batch_backend(script, vote.tally.votes.maximum)
+    engine = LocalEngine(backend.open)
+    try:
+        model = model_on(engine, format_builder("cerebrum", None, {}))
+        request = ReplyRequest(Conversation().user("q"), fold({"seed": 0, "temperature": 0.7, "system": "S"}))
+        for event in vote_events(model, request, vote):
+            seen.append(event)
+            if isinstance(event, TallyEvent):
+                on_tally(model, seen)
+    finally:
+        engine.close()
+    assert backend.closed
+    return vote, seen
+
+
+def test_vote_yields_a_tally_event_per_change() -> None:
+    _, seen = events_of([reply(4), reply(5, "zzz "), "no idea", reply(5, LONG)], "4")
+    tallies = [event for event in seen if isinstance(event, TallyEvent)]
+    assert tallies == [
+        TallyEvent((("4", 1),), 1, 4, 4),  # "no idea" finishes first, and waits for the samples before it
+        TallyEvent((("4", 1), ("5", 1)), 3, 4, 4),
+        TallyEvent((("5", 2), ("4", 1)), 4, 4, 4),
+    ]
+    finished = [event.sequence.sample for event in seen if isinstance(event, FinishEvent)]
+    assert sorted(finished) == [0, 1, 2, 3]
+    assert any(isinstance(event, PromptEvent) for event in seen)
+    assert {event.logprobs for event in seen if isinstance(event, TokenEvent)} == {()}  # no tie needs them
+    assert not any(isinstance(event, AlternativesEvent) for event in seen)
+
+
+def test_cancelled_vote_keeps_its_tally() -> None:
+    vote, seen = events_of([reply(4), *[reply(5, LONG)] * 4], "5", lambda model, _: model.cancel())
+    assert (vote.tally.winner and vote.tally.winner.answer, vote.is_over, vote.running) == ("4", False, 0)
+    assert vote.reply and vote.reply.text == reply(4)
+    reasons = [event.reason for event in seen if isinstance(event, FinishEvent)]
+    assert sorted(reasons) == ["cancelled"] * 4 + ["stop"]
