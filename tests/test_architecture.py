@@ -1,9 +1,8 @@
-"""Architecture invariants, checked with `ast`: layers, cycles, adapters, pure modules, names, sizes."""
+"""Architecture invariants, checked with `ast`: layers, cycles, adapters, pure modules, names."""
 
 from __future__ import annotations
 
 import ast
-import itertools
 from collections.abc import Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -74,12 +73,6 @@ IMPURE = {  # the first names of modules that touch them; a Path is a value, too
     *("time", "urllib"),
 }
 IMPURE_MODULES = ("core.environment", "core.files", "core.signals")
-
-MIN_LINES = 80  # of a module that only one other imports
-SMALL_MODULES = {
-    "cli.completion": "classes that are needed only when a shell asks",
-    "programs.guest": "a program of its own, which runs in the sandbox",
-}
 
 # Packages that use the engine directly: what builds on it, and the two that measure and check it. Of the others only
 # these modules do, each for what is named.
@@ -197,26 +190,8 @@ def test_architecture_has_no_import_cycles() -> None:
     assert cycle(modules()) == []
 
 
-def importers() -> dict[str, set[str]]:
-    sources = modules()
-    found: dict[str, set[str]] = {module: set() for module in sources}
-    for module, source in sources.items():
-        for imported in imported_modules(source, sources) - {module}:
-            found[imported].add(module)
-    return found
-
-
 def command_modules() -> set[str]:
     return {f"cli.{command.module}" for command in COMMANDS}
-
-
-def test_modules_have_two_importers_or_are_long() -> None:
-    allowed = {"", "__main__", "main", *SMALL_MODULES, *command_modules(), *itertools.chain(*ADAPTERS.values())}
-    sources = modules()
-    small = {name for name, by in importers().items() if len(by) < 2 and sources[name].count("\n") < MIN_LINES}
-    packages = {name for name in sources if (ROOT / PACKAGE / name.replace(".", "/")).is_dir()}
-    assert small - packages - allowed == set(), "each belongs in the module that imports it"
-    assert SMALL_MODULES.keys() <= small
 
 
 def test_public_classes_have_names_of_their_own() -> None:

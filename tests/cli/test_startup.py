@@ -32,9 +32,9 @@ HEAVY = (
 UNUSED_BY_ASK = {
     "engine.drafter",
     "batch.answering",
-    "model.voting",
+    "replies.voting",
     "tune.tune",
-    "batch.journal",
+    "results.journal",
     "merge.plan",
     "cli.prompts",
     "engine.remote",
