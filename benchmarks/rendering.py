@@ -25,6 +25,7 @@ from harness import Row, attach_to, in_subprocess, medians, pseudo_terminal, rec
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, SequenceId, TokenEvent
+from cerebrum_cli.core.saved_prompts import PromptDirectory
 from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.repl.repl import Repl
@@ -100,7 +101,14 @@ def draw_reply(directory: Path, tokens: int, device: str) -> ReplyTimes:
     times: list[float] = []
     try:
         streams = standard_streams()
-        repl = Repl(chat, streams, Signals(streams), SLASH_COMMANDS, no_markdown=device == os.devnull)
+        repl = Repl(
+            chat,
+            streams,
+            Signals(streams),
+            SLASH_COMMANDS,
+            PromptDirectory(directory),
+            no_markdown=device == os.devnull,
+        )
         repl.render(record_times(chat.send(PROMPT), times))
         end = time.perf_counter()
     finally:

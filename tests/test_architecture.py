@@ -52,7 +52,6 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "lm_eval": ("eval.lm_eval",),
     "math_verify": ("eval.line_process",),
     "pyarrow": ("batch.parquet", "eval.sources"),
-    "tomlkit": ("cli.prompts",),
     "ray": ("cluster.ray_adapter",),
     "click": (),
 }

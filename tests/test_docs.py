@@ -12,6 +12,7 @@ import pytest
 
 from cerebrum_cli.cli.signature import option_names
 from cerebrum_cli.core.config import read_config
+from cerebrum_cli.core.saved_prompts import read_prompt
 from cerebrum_cli.core.settings import SHORTHANDS
 from cerebrum_cli.library.catalogue import load_catalogue
 from cerebrum_cli.library.installed import CATALOGUE
@@ -35,7 +36,15 @@ def test_examples_of_configuration_can_be_read(page: Path, tmp_path: Path) -> No
     (tmp_path / "models.toml").write_text("\n".join(models), encoding="utf-8")
     (tmp_path / "config.toml").write_text(settings, encoding="utf-8")
     load_catalogue([CATALOGUE, tmp_path / "models.toml"])
-    assert list(read_config(tmp_path / "config.toml").prompts) == re.findall(r"^\[prompts\.(\w+)\]", settings, re.M)
+    read_config(tmp_path / "config.toml")
+
+
+@pytest.mark.parametrize("page", ["how-to/save-prompts.md", "reference/settings.md"])
+def test_examples_of_saved_prompts_can_be_read(page: str, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    for example in re.findall(r"^```text\n(\+\+\+\n.*?)^```", text, re.M | re.S):
+        (tmp_path / "example.md").write_text(example, encoding="utf-8")
+        assert "{input}" in str(read_prompt(tmp_path / "example.md").prompt)
 
 
 def anchors(page: Path) -> set[str]:

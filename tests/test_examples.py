@@ -64,7 +64,7 @@ INSTALLED = {  # models by what in a page needs them
 LOCAL = ("model.gguf", "actor.gguf", "instruct.gguf", "Cerebrum-1.0-7b-Q4_K_M.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf")
 CONFIGURATION = {"docs/how-to/use-a-server.md": "config.toml", "docs/how-to/choose-a-model.md": "models.toml"}
 UNPRINTED = {MERGE: ["cerebrum merge weights.yaml -o weights.gguf"]}  # the page says "save one of those below"
-EDITOR = "#!/bin/sh\nprintf '[prompts.commit]\\nmax_tokens = 8\\n' > \"$1\"\n"
+EDITOR = "#!/bin/sh\nprintf 'Describe this change:\\n' > \"$1\"\n"
 PROGRAMS = {"jq": "#!/bin/sh\ncat\n", "git": "#!/bin/sh\necho change\n", "editor": EDITOR}
 
 

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cerebrum_cli.batch.json_rows import ID_KEYS, has_own_id, parse_json, read_json_row
 from cerebrum_cli.batch.rows import InputRow, InvalidRow, Template, invalid_row, parse_template, prompt_row
-from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import write_all
+from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.text import format_count, format_size, well_formed
 from cerebrum_cli.results.output_files import PARQUET
 from cerebrum_cli.results.result import DELIMITERS

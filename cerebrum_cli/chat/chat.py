@@ -26,10 +26,10 @@ from cerebrum_cli.chat.history import (
 )
 from cerebrum_cli.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.chat.session import Session, StoredMessage, validated_name
-from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer
 from cerebrum_cli.replies.inspection import GivenReply
 from cerebrum_cli.replies.interface import Model, open_source

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.batch.answering import BatchOptions
     from cerebrum_cli.batch.readers import IndexedRows
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.core.config import SavedPrompt
+    from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.results.journal import Journal
     from cerebrum_cli.results.result import StreamedResult

@@ -86,9 +86,9 @@ def chat(
                 app.streams,
                 signals,
                 SLASH_COMMANDS,
+                app.prompts,
                 no_markdown=options.no_markdown,
                 min_votes=options.min_votes,
-                prompts=app.config.prompts,
                 pending_prompt=saved if saved and saved.prompt else None,
             )
             repl.run(input_lines(app, repl), question)
@@ -189,7 +189,7 @@ def input_lines(app: App, repl: Repl) -> InputSource:
             *SHOWN,
             *(repl.chat.loaded.format.efforts if repl.chat.loaded.engine.is_loaded else ()),
         ),
-        "prompt": lambda: repl.prompts,
+        "prompt": repl.prompts.names,
     }
     history = None if repl.chat.settings.no_log else app.data_directory / HISTORY
     return InteractivePrompt(repl, history, SlashCompleter(candidates, SETTING_VALUES))

@@ -36,7 +36,7 @@ def run_names(app: App) -> Iterable[str]:
 
 
 def saved_prompts(app: App) -> Iterable[str]:
-    return app.config.prompts
+    return app.prompts.names()
 
 
 def formats(_: App) -> Iterable[str]:

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from cerebrum_cli.core.config import SavedPrompt, find_prompt
 from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group, options_of
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import PATIENCE_S, Layer, SourcedLayer
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def apply_prompt(
     """
     if options.saved_prompt is None:
         return None, overrides, options
-    saved = find_prompt(app.config.prompts, options.saved_prompt, is_option=True)
+    saved = app.prompts.find(options.saved_prompt, is_option=True)
     typed = SourcedLayer({key: value for key, value in overrides.items() if key in on_command_line})
     overrides = SourcedLayer(overrides, saved.settings, typed)
     if not isinstance(options, ConstrainedOptions):

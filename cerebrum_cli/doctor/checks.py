@@ -93,10 +93,11 @@ def _check_disk(context: DoctorContext) -> CheckResult:
 def _check_config(context: DoctorContext) -> CheckResult:
     path = context.installation.config_directory / "config.toml"
     config = read_config(path)
+    saved = format_count(len(context.installation.prompts.read_all()), "saved prompt")
     if not path.exists():
-        return check_result(f"{path} does not exist: using default settings")
+        return check_result(f"{path} does not exist: using default settings; {saved}")
     keys = [*config.settings, *(f"endpoints.{name}" for name in config.endpoints)]
-    return check_result(f"{path} sets {', '.join(keys) or 'nothing'}")
+    return check_result(f"{path} sets {', '.join(keys) or 'nothing'}; {saved}")
 
 
 def _check_catalogue(context: DoctorContext) -> CheckResult:

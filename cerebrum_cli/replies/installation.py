@@ -13,6 +13,7 @@ from cerebrum_cli.core.config import Config, read_config
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ConfigError, EndpointError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.saved_prompts import PromptDirectory
 from cerebrum_cli.core.settings import CHOSEN, CONFIG, ENVIRONMENT, LOCAL_KEYS, Layer, Settings, SourcedLayer, fold
 from cerebrum_cli.library.installed import CATALOGUE, Library
 from cerebrum_cli.library.registry import Registry
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.profiles import Profile, ProfileStore
 
 TRY_TEMPLATE = "cerebrum_cli.formats.template.try_template"  # what a child process calls with an unknown file
+PROMPTS = "prompts"  # in the configuration directory
 # In the data directory.
 DEVICES = "devices.json"
 LOADED_FILES = "loaded_files.json"
@@ -129,6 +131,10 @@ class Installation:
     def ignore_settings(self, keys: Collection[str]) -> None:
         kept = {key: value for key, value in self.config.settings.items() if key not in keys}
         self.config = replace(self.config, settings=SourcedLayer(kept, origin=CONFIG))
+
+    @property
+    def prompts(self) -> PromptDirectory:
+        return PromptDirectory(self.config_directory / PROMPTS)
 
     @cached_property
     def config(self) -> Config:

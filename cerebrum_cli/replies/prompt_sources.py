@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import read_at_most
+from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_names, format_size, well_formed
 

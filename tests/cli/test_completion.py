@@ -27,7 +27,8 @@ def complete(user: CommandLine, line: str) -> list[str]:
 @pytest.mark.slow
 def test_shell_completes_values(user: CommandLine, tmp_path: Path) -> None:
     assert user.run("ask", "--grammar", fixed_reply_grammar("Yes.", tmp_path), "Why is it so?").code == 0
-    (user.config / "config.toml").write_text('[prompts.sum]\nprompt = "x"\n')
+    (user.config / "prompts").mkdir()
+    (user.config / "prompts" / "sum.md").write_text("x\n")
     for line in ("ask -m ", "ask --model sm", "show ", "rm s", "tune sm", "batch in.txt -m "):
         assert complete(user, f"cerebrum {line}") == ["small"], line
     for line in ("chat --session ", "sessions show wh", "sessions rm "):

@@ -1,11 +1,10 @@
-"""Saved prompts in config.toml, and `cerebrum prompts`, which edits them."""
+"""Files of saved prompts, and `cerebrum prompts edit`."""
 
 from __future__ import annotations
 
 import os
 import stat
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,157 +12,81 @@ from command_line import CommandLine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.cli.prompts import prompt_table, table_line, with_prompt
-from cerebrum_cli.core.errors import ConfigError
+from cerebrum_cli.core.config import parse_toml
+from cerebrum_cli.core.saved_prompts import SavedPrompt, read_prompt, split_header
 
-FILE = '''\
-# My settings.
-top_k = 3  # few
-
-# Two prompts.
-[prompts.sum]  # short
-temperature = 0.9  # warm
-prompt = """
-Sum up: {input}
-[prompts.list]
-"""
-
-# The server.
-[endpoints.lab]
-url = "http://localhost:1"
-
-# Another.
-[prompts."a b"]
-system = "Be kind."
-'''
-WITHOUT_SUM = FILE[: FILE.index("[prompts.sum]")] + FILE[FILE.index("# The server.") :]
+HEADER = '+++\nsystem = "Be kind."\n+++\n'
 
 
 class Home:
-    """A user who has FILE, with its comments."""
+    """A user with a saved prompt, who edits it with a Python program."""
 
     def __init__(self, user: CommandLine) -> None:
         self.home, self.run = user.home, user.run
-        self.config = user.config / "config.toml"
-        self.config.write_text(FILE, encoding="utf-8")
+        self.file = user.config / "prompts" / "tone.md"
+        self.file.parent.mkdir()
+        self.file.write_text(HEADER)
 
-    @property
-    def text(self) -> str:
-        return self.config.read_text(encoding="utf-8")
+    def edit(self, name: str, code: str) -> tuple[int, str]:
+        """Edit a prompt with code that changes the text `text` of the file; returns exit code and standard error."""
+        program = self.home / "editor.py"
+        opened = "import sys, pathlib\npath = pathlib.Path(sys.argv[-1])\ntext = path.read_text()"
+        program.write_text(f"{opened}\n{code}\npath.write_text(text)\n")
+        done = self.run("prompts", "edit", name, env={"VISUAL": f"'{sys.executable}' '{program}'"})
+        return done.code, done.err
 
 
 @pytest.fixture
-def editable(new_user: CommandLine) -> Home:
+def home(new_user: CommandLine) -> Home:
     return Home(new_user)
 
 
-def editor(directory: Path, code: str) -> str:
-    """An editor: a Python program that changes the text `text` of the file."""
-    program = directory / "editor.py"
-    opened = "import sys, pathlib\npath = pathlib.Path(sys.argv[-1])\ntext = path.read_text()"
-    program.write_text(f"{opened}\n{code}\npath.write_text(text)\n")
-    return f"'{sys.executable}' '{program}'"
+@given(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8", exclude_characters="\r")))
+def test_saved_prompt_holds_any_text(system: str, prompt: str) -> None:
+    settings = {"system": system, "stop": (system,), "speculative": False, "temperature": 0.5}
+    header, text = split_header(SavedPrompt("a", settings, prompt).file_text(), Path("a.md"))
+    assert parse_toml(header, Path("a.md")) == {**settings, "stop": [system]}
+    assert text == f"\n{prompt}\n"
 
 
-# Text of config.toml.
+def test_saved_prompt_may_have_no_header_and_other_line_ends(home: Home) -> None:
+    home.file.write_bytes(b"Sum up:\r\n\r\n{input}\r\n")
+    assert read_prompt(home.file) == SavedPrompt("tone", {}, "Sum up:\n\n{input}")
 
 
-def test_config_file_keeps_everything_else() -> None:
-    assert with_prompt(FILE, "sum", None) == WITHOUT_SUM
-    assert with_prompt(FILE, "a b", None) == FILE[: FILE.index('[prompts."a b"]')]
-    assert with_prompt(FILE, "new", {"prompt": "x"}) == FILE + '\n[prompts.new]\nprompt = "x"\n'
-    changed = with_prompt(FILE, "sum", {"temperature": 0.5, "system": "A\nB"})
-    assert "[prompts.sum]  # short\ntemperature = 0.5\n" in changed
-    assert 'system = """\nA\nB"""\n' in changed
-    assert [line for line in FILE.splitlines() if "#" in line and "warm" not in line] == [
-        line for line in changed.splitlines() if "#" in line and "warm" not in line
-    ]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        '[ prompts . "sum" ]\r\nprompt = "y"\r\n[endpoints.b]\r\nurl = "u"\r\n',
-        '[prompts.a]\nprompt = "[prompts.sum]\\n"\n[prompts.sum]\nprompt = """\n[prompts.a]\n"""\n',
-    ],
-)
-def test_config_file_is_written_in_many_ways(text: str) -> None:
-    values = tomllib.loads(text)
-    others = {key: table for key, table in values.get("prompts", {}).items() if key != "sum"}
-    changed = tomllib.loads(with_prompt(text, "sum", {"prompt": "a\nb", "top_k": 1}))
-    assert changed == {**values, "prompts": {**others, "sum": {"prompt": "a\nb", "top_k": 1}}}
-    if "sum" in values.get("prompts", {}):
-        removed = tomllib.loads(with_prompt(text, "sum", None))
-        assert {"prompts": {}, **removed} == {**values, "prompts": others}
-
-
-@pytest.mark.parametrize("text", ['prompts = {sum = {prompt = "x"}}\n', 'prompts.sum.prompt = "y"\n'])
-def test_config_file_that_would_be_damaged_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        with_prompt(text, "sum", {"prompt": "y"})
-    assert caught.value.hint == "edit the file: cerebrum prompts edit sum"
-    with pytest.raises(ConfigError):
-        with_prompt(text, "sum", None)
-
-
-@given(st.text(st.characters(codec="utf-8")), st.text("ab_-.\"' é", min_size=1))
-def test_prompt_table_holds_any_text(text: str, name: str) -> None:
-    table = prompt_table(name, {"prompt": text, "stop": [text], "speculative": False, "temperature": 0.5})
-    [(found, values)] = tomllib.loads(table)["prompts"].items()
-    assert (found, values["prompt"], values["stop"]) == (name, text, [text])
-    assert table_line(f"\n{table}", name) == 2
-
-
-def test_prompts_keep_permissions_and_symlinks(editable: Home) -> None:
-    real = editable.home / "dotfiles" / "config.toml"
+def test_save_prompt_keeps_permissions_and_symlinks(home: Home) -> None:
+    real = home.home / "dotfiles" / "tone.md"
     real.parent.mkdir()
-    editable.config.rename(real)
-    editable.config.symlink_to(real)
+    home.file.rename(real)
+    home.file.symlink_to(real)
     real.chmod(0o664)
-    assert editable.run("prompts", "rm", "-y", "sum").code == 0
-    assert editable.config.is_symlink() and real.read_text() == WITHOUT_SUM
+    assert home.run("ask", "New", "--save-prompt", "tone", "-y").code == 0
+    assert home.file.is_symlink()
+    assert real.read_text() == "+++\n+++\nNew\n"
     assert stat.S_IMODE(real.stat().st_mode) == 0o664
-    assert os.listdir(real.parent) == ["config.toml"]
+    assert os.listdir(real.parent) == ["tone.md"]
 
 
-# cerebrum prompts edit.
+def test_prompts_edit_creates_a_file_from_an_example(home: Home) -> None:
+    change = "assert '# model = ' in text\ntext = text.replace('# temperature', 'temperature')"
+    new = home.file.with_name("new.md")
+    assert home.edit("new", change) == (0, f"new saved in {new}\n")
+    assert read_prompt(new).header == {"temperature": 0.2}
 
 
-def test_prompts_edit_creates_a_table(editable: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    change = "assert '[prompts.new]\\n# prompt = ' in text\ntext = text.replace('# temperature', 'temperature')"
-    monkeypatch.setenv("VISUAL", editor(editable.home, change))
-    done = editable.run("prompts", "edit", "new")
-    assert (done.code, done.err) == (0, f"new saved in {editable.config}\n")
-    assert editable.text.startswith(FILE + "\n[prompts.new]\n# prompt = ")
-    assert tomllib.loads(editable.text)["prompts"]["new"] == {"temperature": 0.2}
-
-
-def test_prompts_edit_without_changes_adds_nothing(editable: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    vim = editable.home / "vim"
-    vim.write_text('#!/bin/sh\necho "$@" > arguments\n')
-    vim.chmod(0o700)
-    monkeypatch.setenv("VISUAL", str(vim))
-    assert editable.run("prompts", "edit", "a b").err == "no changes\n"
-    assert (editable.home / "arguments").read_text() == f"+17 {editable.config}\n"  # the line of its table
-    assert editable.run("prompts", "edit", "new").err == "no changes\n"
-    monkeypatch.setenv("VISUAL", "false")
-    failed = editable.run("prompts", "edit", "new")
-    assert (failed.code, editable.text) == (2, FILE)
+def test_prompts_edit_without_changes_adds_nothing(home: Home) -> None:
+    assert home.edit("tone", "") == (0, "no changes\n")
+    assert home.edit("new", "") == (0, "no changes\n")
+    failed = home.run("prompts", "edit", "new", env={"VISUAL": "false"})
+    assert failed.code == 2
     assert failed.err.startswith("error: the editor false failed: ")
-    editable.config.unlink()
-    assert editable.run("prompts", "edit", "new").code == 2
-    assert not editable.config.exists()
+    assert os.listdir(home.file.parent) == ["tone.md"]
 
 
-def test_prompts_edit_keeps_the_text_of_a_fault(editable: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VISUAL", editor(editable.home, "text += 'prmpt = \"x\"\\n'"))
-    done = editable.run("prompts", "edit", "a b")
-    assert (done.code, editable.text) == (2, FILE + 'prmpt = "x"\n')
-    problem = f"error: {editable.config}: [prompts.a b]: unknown key `prmpt`\n hint: did you mean prompt?"
-    assert done.err.startswith(problem)
-    assert done.err.endswith("run cerebrum prompts edit 'a b' to open the file again, with your text\n")
-    editable.config.write_text(editable.text + "top_k = = 1\n")
-    monkeypatch.setenv("VISUAL", editor(editable.home, "text = text.replace('prmpt', 'prompt').replace('= =', '=')"))
-    assert editable.run("prompts", "edit", "a b").code == 0
-    assert editable.run("prompts", "show", "a b", "--json").object["prompt"] == "x"
+def test_prompts_edit_keeps_the_text_of_a_fault(home: Home) -> None:
+    code, error = home.edit("tone", "text = text.replace('system', 'sistem')")
+    assert code == 2
+    assert error.startswith(f"error: {home.file}:2: unknown key `sistem`\n hint: did you mean system?")
+    assert error.endswith("run cerebrum prompts edit tone to open the file again, with your text\n")
+    assert home.edit("tone", "text = text.replace('sistem', 'system')")[0] == 0
+    assert home.file.read_text() == HEADER

@@ -25,7 +25,6 @@ HEAVY = (
     "psutil",
     "sqlite3",
     "yaml",
-    "tomlkit",
     "pathspec",
 )
 # What `ask` needs neither without speculative decoding, nor for a single answer, nor without servers.
@@ -93,10 +92,11 @@ def test_startup_models_and_merges_do_not_import_llama_cpp(tmp_path: Path, chatm
 
 def test_startup_ask_imports_only_the_bindings(tmp_path: Path, mistral_model: Path) -> None:
     user = CommandLine(tmp_path)
-    (user.config / "config.toml").write_text('[prompts.short]\nmax_tokens = 1\nformat = "cerebrum"\n')
+    (user.config / "prompts").mkdir()
+    (user.config / "prompts" / "short.md").write_text('+++\nmax_tokens = 1\nformat = "cerebrum"\n+++\n')
     modules = imported_modules(user, ("ask", "-m", mistral_model, "-p", "short", "hi"))
     assert {"llama_cpp", "tomllib"} <= modules
-    heavy = {"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit", "httpx2", "aiohttp", "asyncio", "tomlkit"}
+    heavy = {"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit", "httpx2", "aiohttp", "asyncio"}
     assert modules.isdisjoint(heavy | {f"cerebrum_cli.{name}" for name in UNUSED_BY_ASK})
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.session import Session
-from cerebrum_cli.core.config import SavedPrompt
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent
+from cerebrum_cli.core.saved_prompts import PromptDirectory, SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.replies.prompt_sources import compose_prompt
@@ -45,10 +45,10 @@ class Repl:
     streams: Streams
     signals: Signals
     commands: Sequence[SlashCommand]
+    prompts: PromptDirectory
     keyboard: Keyboard = field(default_factory=Keyboard)
     no_markdown: bool = False
     min_votes: int | None = None
-    prompts: Mapping[str, SavedPrompt] = field(default_factory=dict)
     pending_prompt: SavedPrompt | None = None
     last_finish: FinishEvent | None = None
     pending_files: list[tuple[str, str]] = field(default_factory=list)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
-from cerebrum_cli.core.config import find_prompt
 from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -124,11 +123,10 @@ def print_settings(repl: Repl, shown: Collection[str]) -> None:
 
 def use_prompt(repl: Repl, argument: str) -> None:
     if not argument:
-        print_rows(
-            repl.streams, [saved.as_object() for saved in repl.prompts.values()], False, print_prompts, NO_PROMPTS
-        )
+        rows = [saved.as_object() for saved in repl.prompts.read_all()]
+        print_rows(repl.streams, rows, False, print_prompts, NO_PROMPTS)
         return
-    saved = find_prompt(repl.prompts, argument)
+    saved = repl.prompts.find(argument)
     repl.wait_for(repl.chat.use(saved))
     repl.pending_prompt = saved if saved.prompt else None
     repl.streams.info(f"using {saved.name}{' for the next question' if saved.prompt else ''}")
