@@ -21,19 +21,13 @@ from cerebrum_cli.gguf.types import SIGNATURE_BYTES, TENSOR_TYPES, TensorType, i
 Scalar = str | int | float | bool
 
 STRING, ARRAY = 8, 9
-# GGUF's value types by number.
-VALUE_TYPES = (
-    *("UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "FLOAT32", "BOOL"),
-    *("STRING", "ARRAY", "UINT64", "INT64", "FLOAT64"),
-)
-# Those other than string and array: short name, and layout as in the `struct` module.
-SCALARS = {
-    number: (name, layout)
-    for number, name, layout in (
-        *((0, "u8", "B"), (1, "i8", "b"), (2, "u16", "H"), (3, "i16", "h"), (4, "u32", "I"), (5, "i32", "i")),
-        *((6, "f32", "f"), (7, "bool", "?"), (10, "u64", "Q"), (11, "i64", "q"), (12, "f64", "d")),
-    )
-}
+# By the number of a GGUF value type: its name, and that of an array's items.
+_VALUE_TYPES = "UINT8 INT8 UINT16 INT16 UINT32 INT32 FLOAT32 BOOL STRING ARRAY UINT64 INT64 FLOAT64"
+VALUE_TYPES = tuple(_VALUE_TYPES.split())
+_ITEM_TYPES = "u8 i8 u16 i16 u32 i32 f32 bool string array u64 i64 f64"
+ITEM_TYPES = tuple(_ITEM_TYPES.split())
+# Of the types other than string and array: the layout as in the `struct` module.
+LAYOUTS = dict(enumerate("BbHhIif?")) | dict(enumerate("Qqd", 10))
 
 # Limits far above known models (large vocabularies take about 20 MB, per-expert layouts a few thousand tensors).
 _HEADER_BYTES = 128 << 20
@@ -101,25 +95,34 @@ class Cursor:
     def value(self, whole: bool = False) -> Value:
         """Read a metadata value: its type, then its data; `whole` with all items, so that it can be written again."""
         [kind] = self.unpack("I")
-        item_kind, length = self.unpack("IQ") if kind == ARRAY else (kind, 1)
-        if item_kind != STRING and item_kind not in SCALARS:
-            raise self.damaged(f"metadata value of unknown type {item_kind} at byte {self.position:,}")
-        if kind == STRING:
-            text = self.string("metadata string").decode("utf-8", "surrogateescape" if whole else "replace")
-            return Value("STRING", text)
         if kind == ARRAY:
-            return Value("ARRAY", self._items(item_kind, length, whole), VALUE_TYPES[item_kind])
-        [number] = self.unpack(SCALARS[kind][1])
+            return self._array(whole)
+        if kind == STRING:
+            encoding_errors = "surrogateescape" if whole else "replace"
+            return Value("STRING", self.string("metadata string").decode("utf-8", encoding_errors))
+        [number] = self.unpack(self._layout(kind))
         return Value(VALUE_TYPES[kind], number)
 
-    def _items(self, kind: int, length: int, whole: bool) -> Array | tuple[Any, ...]:
-        if kind != STRING:
-            name, layout = SCALARS[kind]
-            if not whole and length > _MAX_STORED_ITEMS:
-                self.unpack(f"{length * struct.calcsize(layout)}x")
-                return Array(name, length)
-            numbers = self.unpack(f"{length}{layout}")
-            return numbers if whole else Array(name, length, numbers)
+    def _layout(self, kind: int) -> str:
+        if kind not in LAYOUTS:
+            raise self.damaged(f"metadata value of unknown type {kind} at byte {self.position:,}")
+        return LAYOUTS[kind]
+
+    def _array(self, whole: bool) -> Value:
+        kind, length = self.unpack("IQ")
+        items = self._strings(length, whole) if kind == STRING else self._numbers(kind, length, whole)
+        return Value("ARRAY", items, VALUE_TYPES[kind])
+
+    def _numbers(self, kind: int, length: int, whole: bool) -> Array | tuple[Any, ...]:
+        layout = self._layout(kind)
+        if whole:
+            return self.unpack(f"{length}{layout}")
+        if length <= _MAX_STORED_ITEMS:
+            return Array(ITEM_TYPES[kind], length, self.unpack(f"{length}{layout}"))
+        self.unpack(f"{length * struct.calcsize(layout)}x")
+        return Array(ITEM_TYPES[kind], length)
+
+    def _strings(self, length: int, whole: bool) -> Array | tuple[bytes, ...]:
         if whole:
             return tuple(self.string("string", len(self.data)) for _ in range(length))
         # the only loop that runs once per token and per merge (57 ns each)
@@ -195,8 +198,10 @@ def read_tables(path: Path, whole: bool = False) -> Tables:
                 raise ModelFileError(path, "the file is empty")
             with mmap.mmap(file.fileno(), min(size, _HEADER_BYTES), access=mmap.ACCESS_READ) as data:
                 return parse_tables(path, data, size, whole)
-    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte, or a shrinking file
-        raise ModelFileError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise ModelFileError(path, f"cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a path with a zero byte, or a shrinking file
+        raise ModelFileError(path, f"cannot be read: {error}") from error
 
 
 def parse_tables(path: Path, data: mmap.mmap | bytes, size: int, whole: bool = False) -> Tables:
@@ -207,32 +212,35 @@ def parse_tables(path: Path, data: mmap.mmap | bytes, size: int, whole: bool = F
     if data[:4] != b"GGUF":
         raise ModelFileError(path, *identify(data[:SIGNATURE_BYTES]))
     cursor = Cursor(path, data, position=4)
-    [version] = cursor.unpack("I")
-    if version and not version & 0xFFFF:
-        raise ModelFileError(path, "big-endian", "pull the little-endian file of this model")
-    if version not in (2, 3):
-        raise ModelFileError(
-            path, f"GGUF version {version}, not 2 or 3", "pull a newer file of this model, or update cerebrum"
-        )
+    _check_version(cursor)
     n_tensors, n_values = cursor.unpack("QQ")
     if n_tensors > MAX_TENSORS or n_values > _METADATA_COUNT:
         raise cursor.damaged(f"{n_tensors:,} tensors and {n_values:,} metadata values")
     values, vocabulary = _read_values(cursor, n_values, whole)
     metadata = {key: value.content for key, value in values.items()}
     alignment = checked_integer(path, "general.alignment", metadata.get("general.alignment", ALIGNMENT))
-    if alignment == 0 or alignment & (alignment - 1):
+    if alignment.bit_count() != 1:
         raise cursor.damaged(f"its general.alignment {alignment:,} is not a power of two")
     tensors = _read_tensors(cursor, n_tensors, alignment)
-    tables = Tables(metadata, values, vocabulary, tensors, cursor.position, aligned(cursor.position, alignment))
-    end = tensors[-1].offset + tensors[-1].size if tensors else 0
-    needed = tables.data_start + end if end else tables.length
-    if needed > size:
-        raise ModelFileError(
-            path,
-            f"truncated: its tensors end at byte {needed:,}, but the file has {size:,} bytes",
-            "pull it again, or copy it again",
-        )
-    return tables
+    data_start = aligned(cursor.position, alignment)
+    if tensors:
+        _check_size(path, data_start + tensors[-1].offset + tensors[-1].size, size)
+    return Tables(metadata, values, vocabulary, tensors, cursor.position, data_start)
+
+
+def _check_version(cursor: Cursor) -> None:
+    [version] = cursor.unpack("I")
+    if version and not version & 0xFFFF:
+        raise ModelFileError(cursor.path, "big-endian", "pull the little-endian file of this model")
+    if version not in (2, 3):
+        hint = "pull a newer file of this model, or update cerebrum"
+        raise ModelFileError(cursor.path, f"GGUF version {version}, not 2 or 3", hint)
+
+
+def _check_size(path: Path, end: int, size: int) -> None:
+    if end > size:
+        problem = f"truncated: its tensors end at byte {end:,}, but the file has {size:,} bytes"
+        raise ModelFileError(path, problem, "pull it again, or copy it again")
 
 
 def checked_integer(path: Path, key: str, value: Scalar | Array) -> int:
@@ -244,7 +252,9 @@ def checked_integer(path: Path, key: str, value: Scalar | Array) -> int:
 
 def quoted(text: str) -> str:
     """Text from the file, quoted, shortened and safe to print."""
-    return ascii(text if len(text) <= 80 else text[:80] + "...")
+    if len(text) > 80:
+        text = f"{text[:80]}..."
+    return ascii(text)
 
 
 def _read_values(cursor: Cursor, count: int, whole: bool) -> tuple[dict[str, Value], dict[str, tuple[int, int]]]:
@@ -252,8 +262,8 @@ def _read_values(cursor: Cursor, count: int, whole: bool) -> tuple[dict[str, Val
     vocabulary = {}
     for _ in range(count):
         key = cursor.string("metadata key", _KEY_BYTES).decode("utf-8", "replace")
-        if not key or key in values:
-            raise cursor.damaged(f"the metadata key {quoted(key)} is {'duplicated' if key else 'empty'}")
+        if key in values:
+            raise cursor.damaged(f"the metadata key {quoted(key)} is duplicated")
         start = cursor.position
         values[key] = cursor.value(whole)
         if key in VOCABULARY_KEYS:
@@ -264,32 +274,40 @@ def _read_values(cursor: Cursor, count: int, whole: bool) -> tuple[dict[str, Val
 def _read_tensors(cursor: Cursor, count: int, alignment: int) -> list[Tensor]:
     """Read a tensor table, whose tensors must be contiguous, as llama.cpp expects.
 
-    The end of a tensor of an unknown type is unknown; the offset of the next one is then accepted.
+    The end of a tensor of an unknown type is unknown; any offset of the next one is then accepted.
     """
     tensors: dict[str, Tensor] = {}
     expected: int | None = 0
-    end = 0
     for _ in range(count):
-        name = cursor.string("tensor name", _TENSOR_NAME_BYTES).decode("utf-8", "replace")
-        if name in tensors:
-            raise cursor.damaged(f"the tensor {quoted(name)} is duplicated")
-        [n_dims] = cursor.unpack("I")
-        if n_dims > _TENSOR_DIMENSIONS:
-            raise cursor.damaged(f"the tensor {quoted(name)} has {n_dims:,} dimensions")
-        *shape, number, offset = cursor.unpack(f"{n_dims}QIQ")
-        if math.prod(shape) >= 1 << 63:
-            raise cursor.damaged(f"the tensor {quoted(name)} has {math.prod(shape):,} weights")
-        if offset % alignment or (expected is not None and offset != expected) or offset < end:
-            rather = "" if expected is None else f", not {expected:,}"
-            raise cursor.damaged(f"the tensor {quoted(name)} begins at byte {offset:,} of the data{rather}")
-        tensors[name] = tensor = Tensor(name, tuple(shape), number, cursor.path, offset)
-        kind, row = tensor.kind, shape[0] if shape else 1
-        if row % kind.block_size:
-            blocks = f"blocks of {kind.block_size} ({kind.name})"
-            raise cursor.damaged(f"the tensor {quoted(name)} has rows of {row:,} weights in {blocks}")
-        end = offset + tensor.size
-        expected = aligned(end, alignment) if number in TENSOR_TYPES else None
+        tensor = _read_tensor(cursor)
+        if tensor.name in tensors:
+            raise cursor.damaged(f"the tensor {quoted(tensor.name)} is duplicated")
+        if expected not in (None, tensor.offset):
+            place = f"begins at byte {tensor.offset:,} of the data, not {expected:,}"
+            raise cursor.damaged(f"the tensor {quoted(tensor.name)} {place}")
+        tensors[tensor.name] = tensor
+        expected = None
+        if tensor.type in TENSOR_TYPES:
+            expected = aligned(tensor.offset + tensor.size, alignment)
     return list(tensors.values())
+
+
+def _read_tensor(cursor: Cursor) -> Tensor:
+    name = cursor.string("tensor name", _TENSOR_NAME_BYTES).decode("utf-8", "replace")
+    [n_dims] = cursor.unpack("I")
+    if n_dims > _TENSOR_DIMENSIONS:
+        raise cursor.damaged(f"the tensor {quoted(name)} has {n_dims:,} dimensions")
+    *shape, number, offset = cursor.unpack(f"{n_dims}QIQ")
+    n_weights = math.prod(shape)
+    if n_weights >= 1 << 63:
+        raise cursor.damaged(f"the tensor {quoted(name)} has {n_weights:,} weights")
+    tensor = Tensor(name, tuple(shape), number, cursor.path, offset)
+    name, block_size, _ = tensor.kind
+    row = shape[0] if shape else 1
+    if row % block_size:
+        blocks = f"blocks of {block_size} ({name})"
+        raise cursor.damaged(f"the tensor {quoted(tensor.name)} has rows of {row:,} weights in {blocks}")
+    return tensor
 
 
 def aligned(position: int, alignment: int = ALIGNMENT) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from cerebrum_cli.core.errors import MergeError, ModelFileError
 from cerebrum_cli.gguf.header import MAX_LAYERS
-from cerebrum_cli.gguf.parser import SCALARS, VALUE_TYPES, Tensor, Value, aligned, read_tables
+from cerebrum_cli.gguf.parser import LAYOUTS, STRING, VALUE_TYPES, Tensor, Value, aligned, read_tables
 from cerebrum_cli.gguf.types import TENSOR_TYPES
 
 ARCHITECTURE = "general.architecture"
@@ -28,7 +28,9 @@ _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 def split_layer(name: str) -> tuple[int | None, str]:
     """Split a tensor name into its layer number, None outside of layers, and the rest of the name."""
     match = _LAYER.fullmatch(name)
-    return (int(match[1]), match[2]) if match else (None, name)
+    if match is None:
+        return None, name
+    return int(match[1]), match[2]
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,15 @@ class Table:
         return self.tensors_by_layer.get(index, {})
 
     def content(self, key: str, default: Any = None) -> Any:
-        value = self.metadata.get(key)
-        return default if value is None else value.content
+        if key not in self.metadata:
+            return default
+        return self.metadata[key].content
 
     def text(self, key: str) -> str | None:
         content = self.content(key)
-        return content if isinstance(content, str) and content else None
+        if not isinstance(content, str):
+            return None
+        return content or None
 
     def hyperparameter(self, key: str) -> Any:
         return self.content(f"{self.architecture}.{key}")
@@ -97,8 +102,11 @@ class Table:
         return value
 
     def is_per_layer(self, key: str) -> bool:
-        items, name = self.content(key), key.removeprefix(f"{self.architecture}.")
-        if not isinstance(items, tuple) or name == key or name.startswith(_NOT_PER_LAYER):
+        items = self.content(key)
+        prefix = f"{self.architecture}."
+        if not isinstance(items, tuple) or not key.startswith(prefix):
+            return False
+        if key.removeprefix(prefix).startswith(_NOT_PER_LAYER):
             return False
         return len(items) == self.n_layers
 
@@ -134,13 +142,18 @@ def encode_header(metadata: Mapping[str, Value], tensors: Iterable[tuple[str, tu
     The tensors must follow in order, each aligned. The architecture comes first; empty arrays are left out.
     """
     values = {ARCHITECTURE: metadata[ARCHITECTURE], **metadata}
-    rows = [(key, value) for key, value in values.items() if value.content != ()]
-    infos, offset = [], 0
+    rows = []
+    for key, value in values.items():
+        if value.content != ():
+            rows.append(encode_string(key) + encode_value(value))
+    infos = []
+    offset = 0
     for name, shape, kind in tensors:
-        infos.append(encode_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset))
+        infos.append(encode_string(name))
+        infos.append(struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset))
         offset += aligned(TENSOR_TYPES[kind].bytes_of(prod(shape)))
-    data = b"GGUF" + struct.pack("<IQQ", VERSION, len(infos), len(rows))
-    data += b"".join(encode_string(key) + encode_value(value) for key, value in rows) + b"".join(infos)
+    start = struct.pack("<4sIQQ", b"GGUF", VERSION, len(infos) // 2, len(rows))
+    data = b"".join((start, *rows, *infos))
     return data.ljust(aligned(len(data)), b"\0")
 
 
@@ -153,12 +166,13 @@ def encode_value(value: Value) -> bytes:
 
 
 def encode_items(kind: int, items: Sequence[Any]) -> bytes:
-    if kind not in SCALARS:
+    if kind == STRING:
         return b"".join(map(encode_string, items))
-    return struct.pack(f"<{len(items)}{SCALARS[kind][1]}", *items)
+    return struct.pack(f"<{len(items)}{LAYOUTS[kind]}", *items)
 
 
 def encode_string(text: str | bytes) -> bytes:
     """Encode a string with its length; bytes that were not UTF-8 when it was decoded stay unchanged."""
-    data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
-    return struct.pack("<Q", len(data)) + data
+    if isinstance(text, str):
+        text = text.encode("utf-8", "surrogateescape")
+    return struct.pack("<Q", len(text)) + text
