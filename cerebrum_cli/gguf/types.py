@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 
@@ -18,43 +19,52 @@ class TensorType(NamedTuple):
 
 
 # Source: `enum ggml_type` in ggml.h and the block structs in ggml-common.h (llama.cpp 0c1e57098); gaps: removed types.
-TENSOR_TYPES = {
-    0: TensorType("F32", 1, 4),
-    1: TensorType("F16", 1, 2),
-    2: TensorType("Q4_0", 32, 18),
-    3: TensorType("Q4_1", 32, 20),
-    6: TensorType("Q5_0", 32, 22),
-    7: TensorType("Q5_1", 32, 24),
-    8: TensorType("Q8_0", 32, 34),
-    9: TensorType("Q8_1", 32, 36),
-    10: TensorType("Q2_K", 256, 84),
-    11: TensorType("Q3_K", 256, 110),
-    12: TensorType("Q4_K", 256, 144),
-    13: TensorType("Q5_K", 256, 176),
-    14: TensorType("Q6_K", 256, 210),
-    15: TensorType("Q8_K", 256, 292),
-    16: TensorType("IQ2_XXS", 256, 66),
-    17: TensorType("IQ2_XS", 256, 74),
-    18: TensorType("IQ3_XXS", 256, 98),
-    19: TensorType("IQ1_S", 256, 50),
-    20: TensorType("IQ4_NL", 32, 18),
-    21: TensorType("IQ3_S", 256, 110),
-    22: TensorType("IQ2_S", 256, 82),
-    23: TensorType("IQ4_XS", 256, 136),
-    24: TensorType("I8", 1, 1),
-    25: TensorType("I16", 1, 2),
-    26: TensorType("I32", 1, 4),
-    27: TensorType("I64", 1, 8),
-    28: TensorType("F64", 1, 8),
-    29: TensorType("IQ1_M", 256, 56),
-    30: TensorType("BF16", 1, 2),
-    34: TensorType("TQ1_0", 256, 54),
-    35: TensorType("TQ2_0", 256, 66),
-    39: TensorType("MXFP4", 32, 17),
-    40: TensorType("NVFP4", 64, 36),
-    41: TensorType("Q1_0", 128, 18),
-    42: TensorType("Q2_0", 64, 18),
-}
+_TENSOR_TYPES = """
+ 0  F32        1    4
+ 1  F16        1    2
+ 2  Q4_0      32   18
+ 3  Q4_1      32   20
+ 6  Q5_0      32   22
+ 7  Q5_1      32   24
+ 8  Q8_0      32   34
+ 9  Q8_1      32   36
+10  Q2_K     256   84
+11  Q3_K     256  110
+12  Q4_K     256  144
+13  Q5_K     256  176
+14  Q6_K     256  210
+15  Q8_K     256  292
+16  IQ2_XXS  256   66
+17  IQ2_XS   256   74
+18  IQ3_XXS  256   98
+19  IQ1_S    256   50
+20  IQ4_NL    32   18
+21  IQ3_S    256  110
+22  IQ2_S    256   82
+23  IQ4_XS   256  136
+24  I8         1    1
+25  I16        1    2
+26  I32        1    4
+27  I64        1    8
+28  F64        1    8
+29  IQ1_M    256   56
+30  BF16       1    2
+34  TQ1_0    256   54
+35  TQ2_0    256   66
+39  MXFP4     32   17
+40  NVFP4     64   36
+41  Q1_0     128   18
+42  Q2_0      64   18
+"""
+
+
+def _tensor_types() -> Iterator[tuple[int, TensorType]]:
+    for line in _TENSOR_TYPES.strip().splitlines():
+        number, name, block_size, block_bytes = line.split()
+        yield int(number), TensorType(name, int(block_size), int(block_bytes))
+
+
+TENSOR_TYPES = dict(_tensor_types())
 
 # Source: `enum llama_ftype` in llama.h, without its MOSTLY_ prefix, as in file names, in runs without a gap.
 FILE_TYPES = {
@@ -68,32 +78,26 @@ FILE_TYPES = {
     for number, name in enumerate(names.split(), first)
 }
 
-# Files that are not GGUF: offset, bytes (lower case: the comparison ignores case), type of file, hint.
+# Files that are not GGUF: how they begin (lower case: the comparison ignores case), type of file, hint.
+_CONVERT = "llama.cpp reads GGUF: convert it, or pull a GGUF of this model"
 _SIGNATURES = (
-    (0, b"version https://git-lfs", "a git-lfs pointer, not the model itself", "fetch the file with: git lfs pull"),
-    (0, b"<!doctype html", "an HTML page, not a model", "the URL leads to a web page: download the file itself"),
-    (0, b"<html", "an HTML page, not a model", "the URL leads to a web page: download the file itself"),
-    (0, b"<?xml", "an XML response of a server, not a model", "download the file again"),
-    (8, b'{"', "a safetensors file", "llama.cpp reads GGUF: convert it, or pull a GGUF of this model"),
-    (0, b"pk\x03\x04", "a zip archive or PyTorch checkpoint", "unpack it, or pull a GGUF of this model"),
-    (0, b"\x80\x02", "a PyTorch checkpoint", "llama.cpp reads GGUF: convert it, or pull a GGUF of this model"),
-    (0, b"\x1f\x8b", "a gzip archive", "unpack it first"),
-    *(
-        (0, magic, "a GGML file from before August 2023", "llama.cpp no longer reads GGML: pull a GGUF of this model")
-        for magic in (b"lmgg", b"fmgg", b"tjgg", b"algg")
-    ),
-    (0, bytes(16), "an incomplete download (zeros in place of a header)", "pull it again"),
+    (b"version https://git-lfs", "a git-lfs pointer, not the model itself", "fetch the file with: git lfs pull"),
+    (b"<", "an HTML page or XML response, not a model", "the URL leads to a web page: download the file itself"),
+    (b"pk\x03\x04", "a zip archive or PyTorch checkpoint", "unpack it, or pull a GGUF of this model"),
+    (b"\x80\x02", "a PyTorch checkpoint", _CONVERT),
+    (bytes(16), "an incomplete download (zeros in place of a header)", "pull it again"),
 )
 SIGNATURE_BYTES = 256
 
 
 def identify(first: bytes) -> tuple[str, str]:
     """The likely kind of a file with these first bytes, and a hint, which may be empty."""
+    if first[8:].startswith(b'{"'):
+        return "not a GGUF file: it looks like a safetensors file", _CONVERT
     start = first.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for offset, magic, kind, hint in _SIGNATURES:
-        if first[offset:].lower().startswith(magic) or (offset == 0 and start.startswith(magic)):
+    for magic, kind, hint in _SIGNATURES:
+        if start.startswith(magic):
             return f"not a GGUF file: it looks like {kind}", hint
-    if first.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in first):
-        text = " ".join(first.decode("ascii").split())[:40]
-        return f"not a GGUF file: a text that begins with {text!r}", ""
+    if first.isascii() and first.decode("ascii").replace("\n", " ").isprintable():
+        return f"not a GGUF file: a text that begins with {first[:40].decode('ascii').strip()!r}", ""
     return f"not a GGUF file: it begins with the bytes {first[:4].hex(' ')}", ""
