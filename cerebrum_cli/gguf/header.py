@@ -6,13 +6,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cerebrum_cli.core.declaration import InvalidValue
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.core.settings import MODEL_FILE, OPTIONS, SourcedLayer
 from cerebrum_cli.gguf.architectures import EMBEDDING, ENCODER_ONLY, facts_of
 from cerebrum_cli.gguf.parser import VOCABULARY_KEYS, Metadata, Tables, checked_integer, read_tables
 from cerebrum_cli.gguf.sizes import Hyperparameters, ModelSizes, model_sizes
@@ -22,12 +19,6 @@ from cerebrum_cli.gguf.types import FILE_TYPES
 _EXPERT_TENSOR = re.compile(r"blk\.\d+\.ffn_(?:gate|down|up)\.\d+\.weight")
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 UNKNOWN_FILE_TYPE = 2**32 - 1
-SAMPLING_KEYS = {  # general.sampling.*, by the settings they recommend; there are others without an equivalent here
-    **{key: key for key in ("top_k", "top_p", "min_p")},
-    "temp": "temperature",
-    "penalty_repeat": "repeat_penalty",
-}
-FLOAT_DIGITS = 6  # of a number that the file holds in 32 bits: 0.95 is read as 0.949999988...
 GENERATIVE_HINT = "use a decoder-only model; cerebrum list --available shows some"
 
 _RERANKER = "a reranker, which scores texts and generates none"
@@ -62,18 +53,6 @@ class Header:
         """Bytes of KV cache per token in f16."""
         return 2 * self.sizes.kv_length
 
-    @property
-    def sampling(self) -> SourcedLayer:
-        """The sampling settings that the file recommends; invalid ones are ignored."""
-        values = {}
-        for key, name in SAMPLING_KEYS.items():
-            value = self.metadata.get(f"general.sampling.{key}")
-            if value is None:
-                continue
-            with suppress(InvalidValue):
-                values[name] = OPTIONS[name].convert(round(value, FLOAT_DIGITS) if isinstance(value, float) else value)
-        return SourcedLayer(values, origin=MODEL_FILE)
-
 
 def read_header(path: Path) -> Header:
     """Read the header of a GGUF file. Raises ModelFileError for a path or file that cannot be opened as a model."""
@@ -84,7 +63,7 @@ def parts_sizes(paths: Sequence[Path]) -> ModelSizes:
     """Sizes of a model in several files. Raises ModelFileError for a damaged one."""
     parts = [read_tables(path) for path in paths]
     keys = Hyperparameters(paths[0], parts[0].metadata)
-    return model_sizes(keys, ((tensor.name, tensor.size) for part in parts for tensor in part.tensors))
+    return model_sizes(keys, [(tensor.name, tensor.size) for part in parts for tensor in part.tensors])
 
 
 def vocabulary_digest(path: Path, header: Header) -> str | None:
@@ -109,24 +88,24 @@ def vocabulary_digest(path: Path, header: Header) -> str | None:
 
 def header_from_tables(path: Path, tables: Tables) -> Header:
     """The header with these tables; `path` is for error messages. Raises ModelFileError for an unusable value."""
-    metadata, tensors = tables.metadata, tables.tensors
+    metadata = tables.metadata
     keys = Hyperparameters(path, metadata)
-    sizes = model_sizes(keys, [(tensor.name, tensor.size) for tensor in tensors])
+    names = [tensor.name for tensor in tables.tensors]
+    sizes = model_sizes(keys, [(tensor.name, tensor.size) for tensor in tables.tensors])
+    file_type = metadata.get("general.file_type", UNKNOWN_FILE_TYPE)
     template = metadata.get("tokenizer.chat_template")
     return Header(
         architecture=keys.architecture,
-        quantization=FILE_TYPES.get(
-            checked_integer(path, "general.file_type", metadata.get("general.file_type", UNKNOWN_FILE_TYPE))
-        ),
-        tensor_types=Counter(tensor.kind.name for tensor in tensors),
-        parameters=sum(math.prod(tensor.shape) for tensor in tensors),
+        quantization=FILE_TYPES.get(checked_integer(path, "general.file_type", file_type)),
+        tensor_types=Counter(tensor.kind.name for tensor in tables.tensors),
+        parameters=sum(math.prod(tensor.shape) for tensor in tables.tensors),
         n_layers=keys.n_layers,
         n_kv_heads=max(keys.per_layer("attention.head_count_kv"), default=sizes.n_heads),
         context_length=keys.integer("context_length") or None,
         expert_count=keys.integer("expert_count"),
         chat_template=template if isinstance(template, str) and template else None,
         sizes=sizes,
-        per_expert_tensors=any(_EXPERT_TENSOR.fullmatch(tensor.name) for tensor in tensors),
+        per_expert_tensors=any(map(_EXPERT_TENSOR.fullmatch, names)),
         vocabulary=tables.vocabulary,
         metadata=metadata,
     )
@@ -139,9 +118,12 @@ def unsupported_kind(header: Header) -> str | None:
         return kind
     if metadata.get(f"{name}.attention.causal") is False:
         return ENCODER_ONLY
-    if (pooling := metadata.get(f"{name}.pooling_type")) in _NO_POOLING:
+    pooling = metadata.get(f"{name}.pooling_type")
+    if pooling in _NO_POOLING:
         return None
-    return _RERANKER if pooling == _RANK else EMBEDDING
+    if pooling == _RANK:
+        return _RERANKER
+    return EMBEDDING
 
 
 def require_generative(path: Path, header: Header) -> None:
@@ -159,14 +141,14 @@ def require_loadable(path: Path, header: Header) -> None:
             "made before April 2024 with one tensor per expert, which llama.cpp no longer loads",
             "pull a newer conversion of this model; for Cerebrum-1.0-8x7b: cerebrum pull cerebrum-8x7b",
         )
-    problems = [
-        *([] if header.tensor_types else ["it has no tensors"]),
-        *([] if 0 < header.n_layers <= MAX_LAYERS else [f"it has {header.n_layers:,} layers"]),
-        *(
-            f"its {key} is {value}"
-            for key, value in header.metadata.items()
-            if key.endswith("epsilon") and isinstance(value, float) and not 0 <= value < math.inf
-        ),
-    ]
-    if problems:
-        raise ModelFileError(path, f"damaged: {problems[0]}", "pull it again, or pull another conversion of this model")
+    if not header.tensor_types:
+        raise _damaged(path, "it has no tensors")
+    if not 0 < header.n_layers <= MAX_LAYERS:
+        raise _damaged(path, f"it has {header.n_layers:,} layers")
+    for key, value in header.metadata.items():
+        if key.endswith("epsilon") and isinstance(value, float) and not 0 <= value < math.inf:
+            raise _damaged(path, f"its {key} is {value}")
+
+
+def _damaged(path: Path, problem: str) -> ModelFileError:
+    return ModelFileError(path, f"damaged: {problem}", "pull it again, or pull another conversion of this model")

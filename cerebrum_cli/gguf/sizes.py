@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +40,14 @@ class LayerSizes(NamedTuple):
     expert_bytes: int = 0
     largest_tensor: int = 0
 
+    def scaled(self, size: int, whole: int) -> LayerSizes:
+        """The layer of a model that has `size` bytes of weights instead of `whole`."""
+        return self._replace(
+            weight_bytes=self.weight_bytes * size // whole,
+            expert_bytes=self.expert_bytes * size // whole,
+            largest_tensor=self.largest_tensor * size // whole,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSizes:
@@ -70,7 +78,7 @@ class ModelSizes:
     @property
     def weight_bytes(self) -> int:
         others = self.input_bytes + self.output_bytes + self.host_expert_bytes
-        return others + sum(layer.weight_bytes for layer in self.layers)
+        return sum((layer.weight_bytes for layer in self.layers), others)
 
     @property
     def has_experts(self) -> bool:
@@ -92,35 +100,33 @@ class ModelSizes:
     def with_weights(self, size: int) -> ModelSizes:
         """The same model with `size` bytes of weights: in another quantization, or of all parts of a split file."""
         whole = self.weight_bytes
-        if not whole or any(layer.key_length and not layer.weight_bytes for layer in self.layers):  # a part, or unknown
-            even = size // max(1, len(self.layers))
-            layers = tuple(layer._replace(weight_bytes=even) for layer in self.layers)
-            return replace(self, layers=layers, input_bytes=size - even * len(layers), output_bytes=0)
-        layers = tuple(
-            layer._replace(
-                weight_bytes=layer.weight_bytes * size // whole,
-                expert_bytes=layer.expert_bytes * size // whole,
-                largest_tensor=layer.largest_tensor * size // whole,
-            )
-            for layer in self.layers
-        )
-        output_bytes = self.output_bytes * size // whole
-        input_bytes = size - output_bytes - sum(layer.weight_bytes for layer in layers)
-        return replace(self, layers=layers, input_bytes=input_bytes, output_bytes=output_bytes)
+        is_part = any(layer.key_length and not layer.weight_bytes for layer in self.layers)
+        if is_part or not whole:
+            return self._with_even_weights(size)
+        layers = tuple(layer.scaled(size, whole) for layer in self.layers)
+        scaled = replace(self, layers=layers, input_bytes=0, output_bytes=self.output_bytes * size // whole)
+        rest = size - scaled.weight_bytes + scaled.host_expert_bytes
+        return replace(scaled, input_bytes=rest)
+
+    def _with_even_weights(self, size: int) -> ModelSizes:
+        even = size // max(1, len(self.layers))
+        layers = tuple(layer._replace(weight_bytes=even) for layer in self.layers)
+        return replace(self, layers=layers, input_bytes=size - even * len(layers), output_bytes=0)
 
     def with_experts_on_host(self, count: int) -> ModelSizes:
         """The same model with the experts of the first `count` layers in host memory."""
-        moved = self.layers[:count]
-        without_experts = (layer._replace(weight_bytes=layer.weight_bytes - layer.expert_bytes) for layer in moved)
-        layers = (*without_experts, *self.layers[count:])
-        return replace(self, layers=layers, host_expert_bytes=sum(layer.expert_bytes for layer in moved))
+        layers = list(self.layers)
+        moved = 0
+        for index, layer in enumerate(layers[:count]):
+            layers[index] = layer._replace(weight_bytes=layer.weight_bytes - layer.expert_bytes)
+            moved += layer.expert_bytes
+        return replace(self, layers=tuple(layers), host_expert_bytes=moved)
 
     def with_adapters(self, size: int) -> ModelSizes:
         """The same model with `size` bytes of adapters, which mostly change all layers alike."""
         even = -(-size // max(1, len(self.layers)))
-        return replace(
-            self, layers=tuple(layer._replace(adapter_bytes=layer.adapter_bytes + even) for layer in self.layers)
-        )
+        layers = [layer._replace(adapter_bytes=layer.adapter_bytes + even) for layer in self.layers]
+        return replace(self, layers=tuple(layers))
 
 
 def uniform_sizes(weight_bytes: int, n_layers: int, kv_length: int) -> ModelSizes:
@@ -138,7 +144,9 @@ class Hyperparameters:
         architecture = metadata.get("general.architecture")
         if not isinstance(architecture, str):
             raise ModelFileError(path, "not a language model: no general.architecture")
-        self._path, self.metadata, self.architecture = path, metadata, architecture
+        self._path = path
+        self.metadata = metadata
+        self.architecture = architecture
         self.n_layers = self.integer("block_count")
         if self.n_layers > MAX_TENSORS:
             raise ModelFileError(path, f"damaged: {self.n_layers:,} layers")
@@ -155,124 +163,150 @@ class Hyperparameters:
         value = self.metadata.get(key)
         if isinstance(value, Array) and value.length == len(value.values):
             return tuple(checked_integer(self._path, key, item) for item in value.values)
-        return () if value is None else (checked_integer(self._path, key, value),) * self.n_layers
+        if value is None:
+            return ()
+        return (checked_integer(self._path, key, value),) * self.n_layers
 
 
 def model_sizes(keys: Hyperparameters, tensors: Iterable[tuple[str, int]]) -> ModelSizes:
     """Sizes of a model from its metadata, and from the names and bytes of its tensors."""
-    by_layer: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))  # and by kind
-    others: dict[str, int] = {}
+    by_layer: dict[int, Counter[str]] = defaultdict(Counter)  # bytes by kind of tensor
+    others: Counter[str] = Counter()
     for name, size in tensors:
         if match := _LAYER.match(name):
             by_layer[int(match[1])][match[2]] += size
         else:
             others[name] = size
-    layers, head_lengths = _layer_sizes(keys, by_layer)
-    input_bytes = sum(size for name, size in others.items() if name.startswith(_INPUT))
     kinds = set().union(*by_layer.values())
-    tokens = keys.metadata.get("tokenizer.ggml.tokens")
-    # Of the largest activations of a layer, beside four embeddings; found by measuring.
-    feed_forward = max(keys.per_layer("feed_forward_length"), default=0)
-    experts = keys.integer("expert_used_count") * (keys.integer("expert_feed_forward_length") or feed_forward)
-    recurrent = 2 * keys.integer("ssm.inner_size") - keys.integer("embedding_length")
+    layers = _layer_sizes(keys, by_layer)
+    attending = {layer.window > 0 for layer in layers if layer.key_length}
+    input_bytes = sum(size for name, size in others.items() if name.startswith(_INPUT))
     return ModelSizes(
-        layers,
-        input_bytes,
-        sum(others.values()) - input_bytes,
-        "output.weight" not in others,
-        keys.integer("embedding_length"),
-        3 * max(feed_forward, experts, recurrent),
-        tokens.length if isinstance(tokens, Array) else keys.integer("vocab_size"),
-        keys.n_heads,
-        tuple(sorted(head_lengths)),
+        layers=layers,
+        input_bytes=input_bytes,
+        output_bytes=others.total() - input_bytes,
+        is_tied="output.weight" not in others,
+        embedding_length=keys.integer("embedding_length"),
+        activation_length=_activation_length(keys),
+        vocabulary_size=_vocabulary_size(keys),
+        n_heads=keys.n_heads,
+        head_lengths=tuple(sorted({_head_lengths(keys, has_window) for has_window in attending})),
         step_states=2 if _DELTA_NET & kinds else 1,
-        indexer_length=_indexer_length(keys) if _INDEXER in kinds else 0,
+        indexer_length=_indexer_length(keys, kinds),
     )
 
 
-def _layer_sizes(
-    keys: Hyperparameters, by_layer: Mapping[int, Mapping[str, int]]
-) -> tuple[tuple[LayerSizes, ...], set[tuple[int, int]]]:
-    """Sizes of each layer, and the elements of a key and of a value in one head, for each kind of attention layers.
+def _vocabulary_size(keys: Hyperparameters) -> int:
+    tokens = keys.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, Array):
+        return tokens.length
+    return keys.integer("vocab_size")
 
-    A layer without tensors, as in the first part of a split file, counts as an attention layer. The last layers may
-    predict several tokens, which llama.cpp does not load.
-    """
+
+def _activation_length(keys: Hyperparameters) -> int:
+    """Elements of the largest activations of a layer, beside four embeddings; found by measuring."""
+    feed_forward = max(keys.per_layer("feed_forward_length"), default=0)
+    expert_length = keys.integer("expert_feed_forward_length") or feed_forward
+    experts = keys.integer("expert_used_count") * expert_length
+    recurrent = 2 * keys.integer("ssm.inner_size") - keys.integer("embedding_length")
+    return 3 * max(feed_forward, experts, recurrent)
+
+
+def _layer_sizes(keys: Hyperparameters, by_layer: Mapping[int, Mapping[str, int]]) -> tuple[LayerSizes, ...]:
+    """Sizes of each layer; the last layers may predict several tokens, which llama.cpp does not load."""
     kv_heads = keys.per_layer("attention.head_count_kv") or keys.heads or (0,) * keys.n_layers
     n_cached = len(kv_heads) - keys.integer("attention.shared_kv_layers")
     n_used = max(len(kv_heads), keys.n_layers) - keys.integer("nextn_predict_layers")
-    windows = layer_windows(keys)
-    layers, head_lengths = [LayerSizes(0)] * len(kv_heads), set()
-    for index, count in enumerate(kv_heads[: max(0, n_used)]):
-        tensors = by_layer.get(index, {})
-        recurs = any(name.startswith(_RECURRENT) for name in tensors)
-        # Fused projections of a layer with a recurrent state are not for attention.
-        attends = not tensors or tensors.keys() & _KEYS or ("attn_qkv" in tensors and not recurs)
-        n_kv = count if index < n_cached and attends else 0
-        window = windows[index] if index < len(windows) else 0
-        key_length, value_length = _head_lengths(keys, window > 0)
-        if n_kv:
-            head_lengths.add((key_length, value_length))
-        layers[index] = LayerSizes(
-            weight_bytes=sum(tensors.values()),
-            key_length=n_kv * key_length + (keys.integer("attention.indexer.key_length") if _INDEXER in tensors else 0),
-            value_length=n_kv * value_length,
-            state_bytes=_STATE_BYTES * _state_length(keys) if recurs else 0,
-            window=window,
-            expert_bytes=sum(size for name, size in tensors.items() if _EXPERTS.fullmatch(name)),
-            largest_tensor=max(tensors.values(), default=0),
-        )
-    return tuple(layers), head_lengths
+    windows = dict(enumerate(layer_windows(keys)))
+    layers = [LayerSizes(0)] * len(kv_heads)
+    for index, n_kv in enumerate(kv_heads[: max(0, n_used)]):
+        if index >= n_cached:
+            n_kv = 0
+        layers[index] = _layer(keys, by_layer.get(index, {}), n_kv, windows.get(index, 0))
+    return tuple(layers)
+
+
+def _layer(keys: Hyperparameters, tensors: Mapping[str, int], n_kv: int, window: int) -> LayerSizes:
+    """Sizes of a layer with `n_kv` heads of keys and values.
+
+    A layer without tensors, as in the first part of a split file, counts as an attention layer.
+    """
+    recurs = any(name.startswith(_RECURRENT) for name in tensors)
+    # Fused projections of a layer with a recurrent state are not for attention.
+    attends = not tensors or tensors.keys() & _KEYS or ("attn_qkv" in tensors and not recurs)
+    if not attends:
+        n_kv = 0
+    key_length, value_length = _head_lengths(keys, window > 0)
+    key_length *= n_kv
+    if _INDEXER in tensors:
+        key_length += keys.integer("attention.indexer.key_length")
+    return LayerSizes(
+        weight_bytes=sum(tensors.values()),
+        key_length=key_length,
+        value_length=n_kv * value_length,
+        state_bytes=_STATE_BYTES * _state_length(keys) if recurs else 0,
+        window=window,
+        expert_bytes=sum(size for name, size in tensors.items() if _EXPERTS.fullmatch(name)),
+        largest_tensor=max(tensors.values(), default=0),
+    )
 
 
 def layer_windows(keys: Hyperparameters) -> tuple[int, ...]:
-    """Sliding window of each layer in tokens, 0 for none.
+    """Sliding window of each layer in tokens, 0 for none; empty if no layer has one.
 
     The file may have a flag for each layer, or a period n, where one layer in n has no window.
     """
     facts = facts_of(keys.architecture)
-    window = keys.integer("attention.sliding_window") or facts.default_window
     if keys.architecture == "exaone4" and keys.n_layers != 64:  # only the 32B has windows
         return ()
+    window = keys.integer("attention.sliding_window") or facts.default_window
     stated = keys.metadata.get(f"{keys.architecture}.attention.sliding_window_pattern")
     if isinstance(stated, Array):
-        flags: Sequence[object] = stated.values
-    else:
-        period = abs(stated if isinstance(stated, int) and stated else facts.window_period)
-        dense = period - 1 if facts.window_period > 0 else 0
-        flags = [index % period != dense for index in range(keys.n_layers)] if facts.window_period else ()
-    return tuple(window if has_window else 0 for has_window in flags)
+        return tuple(window if has_window else 0 for has_window in stated.values)
+    if not facts.window_period:
+        return ()
+    period = abs(facts.window_period)
+    if isinstance(stated, int) and stated:
+        period = abs(stated)
+    dense = period - 1 if facts.window_period > 0 else 0
+    return tuple(0 if index % period == dense else window for index in range(keys.n_layers))
 
 
 def _head_lengths(keys: Hyperparameters, has_window: bool) -> tuple[int, int]:
     """Elements of a key and of a value in one head."""
-    default = keys.integer("embedding_length") // keys.n_heads if keys.n_heads else 0
+    default = 0
+    if keys.n_heads:
+        default = keys.integer("embedding_length") // keys.n_heads
     key_length = keys.integer("attention.key_length") or default
     value_length = keys.integer("attention.value_length") or default
     if keys.integer("attention.key_length_mla"):
         value_length = 0  # values are part of the keys
-    if not has_window:
-        return key_length, value_length
-    return (
-        keys.integer("attention.key_length_swa") or key_length,
-        keys.integer("attention.value_length_swa") or value_length,
-    )
+    if has_window:
+        key_length = keys.integer("attention.key_length_swa") or key_length
+        value_length = keys.integer("attention.value_length_swa") or value_length
+    return key_length, value_length
 
 
-def _indexer_length(keys: Hyperparameters) -> int:
+def _indexer_length(keys: Hyperparameters, kinds: Set[str]) -> int:
     """Elements that sparse attention scores for a row and a cell, found by measuring; some score blocks of cells."""
+    if _INDEXER not in kinds:
+        return 0
     block = max(keys.per_layer("attention.compress_ratios"), default=0)
-    return 2 + 2 * keys.integer("attention.indexer.head_count") // block if block else 6
+    if not block:
+        return 6
+    return 2 + 2 * keys.integer("attention.indexer.head_count") // block
 
 
 def _state_length(keys: Hyperparameters) -> int:
     """Elements of the recurrent state of a layer, as in llama.cpp's llama_hparams: n_embd_r and n_embd_s."""
-    embedding, convolution = keys.integer("embedding_length"), max(0, keys.integer("ssm.conv_kernel") - 1)
+    embedding = keys.integer("embedding_length")
     if head := keys.integer("wkv.head_size"):
         return embedding * ((keys.integer("token_shift_count") or 2) + head)
     if cache := keys.integer("shortconv.l_cache"):
         return embedding * (cache - 1)
+    convolution = max(0, keys.integer("ssm.conv_kernel") - 1)
     if head := keys.integer("kda.head_dim"):
         return keys.n_heads * head * (3 * convolution + head)
-    inner, state = keys.integer("ssm.inner_size"), keys.integer("ssm.state_size")
+    inner = keys.integer("ssm.inner_size")
+    state = keys.integer("ssm.state_size")
     return convolution * (inner + 2 * keys.integer("ssm.group_count") * state) + inner * state

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.declaration import LORA
+from cerebrum_cli.core.declaration import LORA, InvalidValue
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.core.settings import Layer
+from cerebrum_cli.core.settings import MODEL_FILE, OPTIONS, Layer, SourcedLayer
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
 from cerebrum_cli.gguf.header import Header, parts_sizes, read_header, vocabulary_digest
 from cerebrum_cli.gguf.sizes import ModelSizes
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.registry import RegistryEntry
 
+SAMPLING_KEYS = {  # general.sampling.*, by the settings they recommend; there are others without an equivalent here
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "temp": "temperature",
+    "penalty_repeat": "repeat_penalty",
+}
+FLOAT_DIGITS = 6  # of a number that the file holds in 32 bits: 0.95 is read as 0.949999988...
 # Metadata of a merge: the recipe, the names of its models, and their prompt format.
 MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.merge.sources", "cerebrum.format"
 
@@ -168,11 +177,28 @@ class InstalledModel:
     @property
     def recommended(self) -> tuple[Layer, ...]:
         """Settings that its file recommends, and over them those of its row in the catalog. Raises ModelFileError."""
-        return (self.header.sampling, *(self.spec.recommended if self.spec else ()))
+        of_file = recommended_sampling(self.header)
+        if self.spec is None:
+            return (of_file,)
+        return (of_file, *self.spec.recommended)
 
     @property
     def trained_context(self) -> int:
         return self.header.context_length or (self.spec and self.spec.context_size) or 2048
+
+
+def recommended_sampling(header: Header) -> SourcedLayer:
+    """The sampling settings that a file recommends; invalid ones are ignored."""
+    values = {}
+    for key, name in SAMPLING_KEYS.items():
+        value: object = header.metadata.get(f"general.sampling.{key}")
+        if value is None:
+            continue
+        if isinstance(value, float):
+            value = round(value, FLOAT_DIGITS)
+        with suppress(InvalidValue):
+            values[name] = OPTIONS[name].convert(value)
+    return SourcedLayer(values, origin=MODEL_FILE)
 
 
 def model_paths(path: Path) -> tuple[Path, ...]:
