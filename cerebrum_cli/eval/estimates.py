@@ -6,18 +6,20 @@ samples are averaged first, so the questions are what varies, or clusters of the
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb, cos, fsum, pi, sin, sqrt, tan
 from random import Random
 from statistics import NormalDist
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
+
+    Indices = NDArray[numpy.int64]
 
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
@@ -47,6 +49,13 @@ class Totals(NamedTuple):
     size: float
 
 
+class Winner(NamedTuple):
+    """The answer that wins a vote: its normal form, and whether it is correct."""
+
+    form: str
+    correct: bool
+
+
 class Vote(NamedTuple):
     """A sample in a majority vote; `form` is the normal form of its answer, None if it has no answer.
 
@@ -74,16 +83,17 @@ def standard_error(scores: Sequence[float], clusters: Clusters = None) -> float:
     With C clusters it is sqrt(C / (C - 1) * sum of squares of the clusters' summed deviations) / n. If each score is
     its own cluster, this is the usual standard deviation over sqrt(n).
     """
-    return _error(mean(scores), count_totals(scores, clusters))
+    return _error(mean(scores), _count_totals(scores, clusters))
 
 
-def count_totals(scores: Sequence[float], clusters: Clusters = None) -> Counter[Totals]:
+def _count_totals(scores: Sequence[float], clusters: Clusters) -> Counter[Totals]:
+    """Clusters by the sum and the number of their scores: few kinds, even of many questions."""
     if clusters is None:
         return Counter(Totals(score, 1) for score in scores)
-    members: dict[object, list[float]] = {}
+    members = defaultdict[object, list[float]](list)
     for score, cluster in zip(scores, clusters, strict=True):
-        members.setdefault(cluster, []).append(score)
-    return Counter(Totals(fsum(cluster_scores), len(cluster_scores)) for cluster_scores in members.values())
+        members[cluster].append(score)
+    return Counter(Totals(fsum(cluster), len(cluster)) for cluster in members.values())
 
 
 def _error(center: float, totals: Counter[Totals]) -> float:
@@ -101,32 +111,49 @@ def _size(totals: Counter[Totals]) -> float:
 def wilson(value: float, n: float) -> Interval:
     """Wilson's score interval of a share among `n`; [0, 1] if `n` is 0."""
     square = Z**2
+    center = n * value + square / 2
     reach = Z * sqrt(max(0.0, n * value * (1 - value)) + square / 4)
+    low = (center - reach) / (n + square)
+    high = (center + reach) / (n + square)
     # Rounding must not push a bound past the share, nor past 0 and 1, which are exact for none and all.
-    low = min(value, (n * value + square / 2 - reach) / (n + square)) if value > 0 else 0.0
-    high = max(value, (n * value + square / 2 + reach) / (n + square)) if value < 1 else 1.0
-    return Interval(max(0.0, low), min(1.0, high))
+    return Interval(max(0.0, min(value, low)), min(1.0, max(value, high)))
 
 
 def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """Quantile of Student's t distribution for two-sided intervals, by bisection of its finite series.
+    """Quantile of Student's t distribution for two-sided intervals, by bisection.
 
-    The probability of values up to sqrt(freedom) tan(angle) is a sum of powers of the angle's cosine (Abramowitz and
-    Stegun, 26.7.3 and 26.7.4). Beyond 1,000 degrees of freedom, the distribution is nearly normal.
+    Beyond 1,000 degrees of freedom, the distribution is nearly normal.
     """
     if freedom > NEARLY_NORMAL:
         return NormalDist().inv_cdf((1 + confidence) / 2)
-    low, high, is_odd = 0.0, pi / 2, freedom % 2
+    low, high = 0.0, pi / 2
     for _ in range(BISECTIONS):
         angle = (low + high) / 2
-        term = cos(angle) if is_odd else 1.0
-        total = term if freedom > 1 else 0.0
-        for power in range(2 + is_odd, freedom, 2):
-            term *= (power - 1) / power * cos(angle) ** 2
-            total += term
-        inside = 2 / pi * (angle + sin(angle) * total) if is_odd else sin(angle) * total
-        low, high = (angle, high) if inside < confidence else (low, angle)
+        if _probability_within(angle, freedom) < confidence:
+            low = angle
+        else:
+            high = angle
     return sqrt(freedom) * tan(low)
+
+
+def _probability_within(angle: float, freedom: int) -> float:
+    """Probability that |t| is at most sqrt(freedom) tan(angle), a sum of powers of the angle's cosine.
+
+    Abramowitz and Stegun, 26.7.3 for odd degrees of freedom, 26.7.4 for even ones.
+    """
+    if freedom == 1:
+        return 2 / pi * angle
+    is_odd = freedom % 2
+    term = 1.0
+    if is_odd:
+        term = cos(angle)
+    total = term
+    for power in range(2 + is_odd, freedom, 2):
+        term *= (power - 1) / power * cos(angle) ** 2
+        total += term
+    if is_odd:
+        return 2 / pi * (angle + sin(angle) * total)
+    return sin(angle) * total
 
 
 def estimate(scores: Sequence[float], clusters: Clusters = None) -> Estimate:
@@ -138,13 +165,18 @@ def estimate(scores: Sequence[float], clusters: Clusters = None) -> Estimate:
     So n is at most what it would be with one more question, or cluster of average size, whose scores are 0 (or 1 if
     the mean is below 0.5). Where the scores do not vary, n is the number of questions, or of clusters.
     """
-    value, totals = mean(scores), count_totals(scores, clusters)
+    value = mean(scores)
+    totals = _count_totals(scores, clusters)
     error = _error(value, totals)
     if error < ROUNDING:
         return Estimate(value, _corrected(value, totals.total()))
-    n, size, score = _size(totals), _size(totals) / totals.total(), float(value <= 0.5)
-    more, center = totals + Counter([Totals(score * size, size)]), (n * value + size * score) / (n + size)
-    return Estimate(value, _corrected(value, min(_effective(value, error), _effective(center, _error(center, more)))))
+    n = _size(totals)
+    size = n / totals.total()
+    added = Totals(size * (value <= 0.5), size)
+    center = (n * value + added.sum) / (n + size)
+    error_with_added = _error(center, totals + Counter([added]))
+    trials = min(_effective(value, error), _effective(center, error_with_added))
+    return Estimate(value, _corrected(value, trials))
 
 
 def _corrected(value: float, n: float) -> Interval:
@@ -153,7 +185,8 @@ def _corrected(value: float, n: float) -> Interval:
     That bound excludes the truth too often where only a few errors are expected, so it is that of a share with fewer of
     them: half a trial fewer near 0 and 1, as in a continuity correction, and none at 0.5.
     """
-    plain, moved = wilson(value, n), wilson(min(1.0, max(0.0, value + (value - 0.5) / n)), n)
+    plain = wilson(value, n)
+    moved = wilson(min(1.0, max(0.0, value + (value - 0.5) / n)), n)
     return Interval(min(plain.low, moved.low), max(plain.high, moved.high))
 
 
@@ -168,7 +201,10 @@ def pass_at(n: int, c: int, k: int) -> float:
 
 def vote_sizes(samples: int) -> list[int]:
     """The k of maj@k and pass@k to report: all of a few samples, or powers of two and the last."""
-    return [k for k in range(1, samples + 1) if samples <= ALL_SIZES or k == samples or k & (k - 1) == 0]
+    if samples <= ALL_SIZES:
+        return list(range(1, samples + 1))
+    powers = [1 << exponent for exponent in range((samples - 1).bit_length())]
+    return [*powers, samples]
 
 
 def majorities(questions: Sequence[Sequence[Vote]]) -> dict[int, list[float]]:
@@ -182,79 +218,104 @@ def majorities(questions: Sequence[Sequence[Vote]]) -> dict[int, list[float]]:
     With programs, a sample is one of an answer if its reply or its program comes to it, and an answer that both a reply
     and a program come to wins against all others.
     """
-    import numpy
-
-    subsets = _subsets(len(questions[0])) if questions else {}
-    shares: dict[int, list[float]] = {k: [] for k in subsets}
+    shares: dict[int, list[float]] = {}
+    if not questions:
+        return shares
+    subsets = _subsets(len(questions[0]))
     for votes in questions:
-        correct = numpy.array([answer.correct and answer.form is not None for answer in _answers(votes)])
-        for k, winners in zip(subsets, _winners(votes, subsets.values()), strict=True):
-            shares[k].append(float(correct[winners].mean()))
+        ballots = _Ballots(votes)
+        for k, samples in subsets.items():
+            winners = ballots.winners(samples)
+            shares.setdefault(k, []).append(float(ballots.correct[winners].mean()))
     return shares
 
 
-def winner(votes: Sequence[Vote]) -> Vote | None:
-    """The first answer that wins the vote of all samples; None if no sample has an answer."""
+def winner(votes: Sequence[Vote]) -> Winner | None:
+    """The answer that wins the vote of all samples; None if no sample has one."""
     import numpy
 
-    [[index]] = _winners(votes, [numpy.arange(len(votes)).reshape(1, -1)])
-    answer = _answers(votes)[index]
-    return answer if answer.form is not None else None
+    ballots = _Ballots(votes)
+    [number] = ballots.winners(numpy.arange(len(votes)).reshape(1, -1))
+    form = ballots.forms[number]
+    if form is None:
+        return None
+    return Winner(form, bool(ballots.correct[number]))
 
 
-def _subsets(size: int) -> dict[int, NDArray[numpy.int64]]:
+def _subsets(size: int) -> dict[int, Indices]:
     """Subsets of a question's samples by their size, one a row, in order. Random ones contain the smaller ones."""
     import numpy
 
     random = Random(SEED)  # its method `random` gives the same numbers in every version of Python
-    orders = numpy.argsort([[random.random() for _ in range(size)] for _ in range(MAX_SUBSETS)], kind="stable")
-    return {
-        k: numpy.sort(orders[:, :k]) if comb(size, k) > MAX_SUBSETS else numpy.array(list(combinations(range(size), k)))
-        for k in vote_sizes(size)
-    }
+    keys = [[random.random() for _ in range(size)] for _ in range(MAX_SUBSETS)]
+    orders = numpy.argsort(keys, kind="stable")
+    subsets = {}
+    for k in vote_sizes(size):
+        if comb(size, k) > MAX_SUBSETS:
+            subsets[k] = numpy.sort(orders[:, :k])
+        else:
+            subsets[k] = numpy.array(list(combinations(range(size), k)))
+    return subsets
 
 
-def _answers(votes: Sequence[Vote]) -> list[Vote]:
-    """The answers of all samples; where programs vote, each is followed by that of its program, and stated if equal."""
-    if all(vote.computed is None for vote in votes):
-        return list(votes)
-    programs = (Vote(vote.computed, vote.is_computed_correct, 0.0, is_stated=True) for vote in votes)
-    replies = (vote._replace(is_stated=vote.is_stated or vote.form == vote.computed) for vote in votes)
-    return [answer for pair in zip(replies, programs, strict=True) for answer in pair]
+class _Ballots:
+    """The votes of a question's samples as numbers: a row for each sample, with its reply, and its program if any has.
 
-
-def _winners(votes: Sequence[Vote], subsets: Iterable[NDArray[numpy.int64]]) -> Iterator[NDArray[numpy.int64]]:
-    """Yield, for subsets of each size, the first of `_answers` that wins each of them, or one that is none.
-
-    A sample counts as one ballot, plus a smaller one if its answer is stated, plus its probability in whole units, so
-    small that the larger ones decide and sums are exact. The probability of a single sample does not count. A program
-    that comes to the answer of its reply adds no ballot; that answer is stated.
+    A sample has one ballot, plus a smaller one if its answer is stated, plus its probability in whole units, so small
+    that the larger ones decide and sums are exact. `forms` are the answers, the first of which is none.
     """
-    import numpy
 
-    answers = _answers(votes)
-    columns = len(answers) // len(votes)
-    size = 2 ** len(votes).bit_length()  # more than there are votes
-    unit = 2**50 // size**3
-    stated, single = size * unit, 2 * size**2 * unit
-    forms, is_program = [answer.form for answer in answers], numpy.arange(len(answers)) % columns == 1
-    has_form = numpy.array([form is not None for form in forms])
-    is_repeated = is_program & numpy.array(
-        [form == before for form, before in zip(forms, [None, *forms], strict=False)]
-    )
-    ballots = numpy.array([single + stated * vote.is_stated + round(vote.probability * unit) for vote in answers])
-    ballots = ballots * has_form * ~is_repeated
-    numbers: dict[str | None, int] = {}
-    labels = numpy.array([numbers.setdefault(form, len(numbers)) for form in forms])
-    for samples in subsets:
-        rows = numpy.arange(len(samples))
-        places = (columns * samples[:, :, None] + numpy.arange(columns)).reshape(len(samples), -1)
-        cells = labels[places] + len(numbers) * rows[:, None]
-        totals, *by_kind = (
-            numpy.bincount(cells.ravel(), weights[places].ravel())[cells]  # of the answer at each place
-            for weights in (ballots, has_form & ~is_program, has_form & is_program)[: 2 * columns - 1]
-        )
-        ranks = numpy.where(totals < 2 * single, totals // stated * stated, totals)
-        if by_kind:
-            ranks += 2.0**52 * numpy.all(by_kind, axis=0)  # an answer of both replies and programs
-        yield places[rows, ranks.argmax(axis=1)]
+    def __init__(self, votes: Sequence[Vote]) -> None:
+        import numpy
+
+        numbers: dict[str | None, int] = {None: 0}
+        for vote in votes:
+            numbers.setdefault(vote.form, len(numbers))
+            numbers.setdefault(vote.computed, len(numbers))
+        self.forms = list(numbers)
+        self.correct = numpy.zeros(len(numbers))
+        self._answers = numpy.zeros((len(votes), 2), int)
+        self._ballots = numpy.zeros((len(votes), 2))
+        size = 2 ** len(votes).bit_length()  # more than there are votes
+        unit = 2**50 // size**3
+        self._stated = size * unit
+        self._single = 2 * size * self._stated
+        for row, vote in reversed([*enumerate(votes)]):  # the first sample of an answer decides whether it is correct
+            reply, program = numbers[vote.form], numbers[vote.computed]
+            self.correct[program] = vote.is_computed_correct
+            self.correct[reply] = vote.correct
+            self._answers[row] = reply, program
+            self._ballots[row] = self._single + round(vote.probability * unit), self._single + self._stated
+            if vote.is_stated or reply == program:
+                self._ballots[row, 0] += self._stated
+            if reply == program:
+                self._ballots[row, 1] = 0
+        self.correct[0] = False
+        self._ballots[self._answers == 0] = 0
+        if not self._answers[:, 1].any():
+            self._answers, self._ballots = self._answers[:, :1], self._ballots[:, :1]
+
+    def winners(self, subsets: Indices) -> Indices:
+        """The answers that win among subsets of the samples, by their numbers; a row of `subsets` has its samples."""
+        import numpy
+
+        answers = self._answers[subsets]
+        totals = self._sums(answers, self._ballots[subsets])
+        # The probability of a single sample does not count.
+        ranks = numpy.where(totals < 2 * self._single, totals // self._stated * self._stated, totals)
+        if answers.shape[2] == 2:
+            replies, programs = answers[:, :, 0], answers[:, :, 1]
+            agree = (self._sums(replies, replies > 0) > 0) & (self._sums(programs, programs > 0) > 0)
+            ranks += 2.0**52 * agree
+        answers = answers.reshape(len(subsets), -1)
+        first_best = numpy.take_along_axis(ranks, answers, axis=1).argmax(axis=1)
+        found: Indices = answers[numpy.arange(len(subsets)), first_best]
+        return found
+
+    def _sums(self, answers: Indices, weights: NDArray[Any]) -> NDArray[numpy.float64]:
+        """Sums of weights by answer, a row for each subset."""
+        import numpy
+
+        rows, size = len(answers), len(self.forms)
+        cells = answers.reshape(rows, -1) + size * numpy.arange(rows)[:, None]
+        return numpy.bincount(cells.ravel(), weights.ravel(), rows * size).reshape(rows, size)
