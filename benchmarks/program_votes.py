@@ -20,10 +20,10 @@ answer. Reply with the program only.'
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
@@ -35,13 +35,14 @@ from cerebrum_cli.core.text import format_count
 from cerebrum_cli.eval.comparison import paired_interval
 from cerebrum_cli.eval.estimates import Vote, winner
 from cerebrum_cli.eval.questions import Sample
-from cerebrum_cli.eval.report import GREEDY, group_by_question, votes_of
+from cerebrum_cli.eval.report import group_by_question, votes_of
 from cerebrum_cli.eval.rescoring import rescored
 from cerebrum_cli.eval.stored_runs import Run, require_run
-from cerebrum_cli.eval.vote_costs import at_tokens, by_check
+from cerebrum_cli.eval.vote_costs import by_check
 from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 from cerebrum_cli.replies.checking import run_program
 
+GREEDY = "greedy"
 HEADING = "Votes on programs"
 INTRODUCTION = """\
 {model}, {questions} questions of GSM8K, temperature 0.7; {day}, written by `benchmarks/program_votes.py`. One sample of
@@ -145,6 +146,18 @@ def gains(found: dict[str, Curve], name: str) -> list[float]:
     prose = {curve.tokens: curve.accuracies for name, curve in found.items() if name.endswith("of prose")}
     accuracies, tokens = found[name]
     return [here - there for here, there in zip(accuracies, at_tokens(prose, tokens), strict=True)]
+
+
+def at_tokens(votes: Mapping[float, Sequence[float]], tokens: float) -> Sequence[float]:
+    """Accuracies of the questions at a number of tokens: between those of two votes by their tokens, or of the nearest.
+
+    The votes are in the order of their tokens.
+    """
+    for (less, before), (more, after) in pairwise(votes.items()):
+        if less <= tokens <= more:
+            share = (tokens - less) / (more - less) if more > less else 0.0
+            return [(1 - share) * low + share * high for low, high in zip(before, after, strict=True)]
+    return votes[min(votes) if tokens < min(votes) else max(votes)]
 
 
 def interval(differences: Sequence[float]) -> str:

@@ -109,7 +109,7 @@ def print_run(
     """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
     from cerebrum_cli.eval.report import report_object
     from cerebrum_cli.eval.scorers import comparison_of
-    from cerebrum_cli.eval.stored_runs import CHECK, report_of
+    from cerebrum_cli.eval.stored_runs import report_of
     from cerebrum_cli.results.journal import CONDITIONS
     from cerebrum_cli.terminal.reports import print_report
 
@@ -117,8 +117,8 @@ def print_run(
     if skipped == len(samples):
         reason = samples[0].text if samples else "none has finished"
         raise UsageError(f"no sample of {run.name} counts: {reason}", "run cerebrum eval again with other settings")
-    greedy, notes = app.runs.greedy(run) if CHECK in run.record.fingerprint else (), run.record.notes
-    report = report_of(run, samples, greedy)
+    notes = run.record.notes
+    report = report_of(run, samples)
     if plot:  # first: a report is not followed by an error
         from cerebrum_cli.terminal.plot import plot_report
 
@@ -174,6 +174,7 @@ def compare(
     from cerebrum_cli.terminal.tables import wrapped
 
     runs = app.runs.find(before), app.runs.find(after)
+    require_same_rules(runs, (before, after))
     (comparison, notes), differing = compare_runs(*runs), differences(*runs)
     if versions := describe_differences(version_differences(*runs)):
         notes.insert(0, f"the runs were made with different versions: {versions}")
@@ -190,6 +191,15 @@ def compare(
         return
     print_comparison(app.streams, comparison, *runs, describe_differences(differing), closeness)
     app.streams.answer(f"\n{wrapped(app.streams, conclusion(comparison, *(run.name for run in runs)))}\n")
+
+
+def require_same_rules(runs: Sequence[Run], names: Sequence[str]) -> None:
+    """Raise UsageError if runs were scored by different rules."""
+    if len({run.scored_by for run in runs}) == 1:
+        return
+    for run, name in zip(runs, names, strict=True):
+        if run.outdated:
+            raise UsageError(run.outdated, run.how_to_rescore(name))
 
 
 @subcommand(group, short_help="List replies that lm-eval's filters score differently.")

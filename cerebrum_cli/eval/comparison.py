@@ -20,7 +20,7 @@ from cerebrum_cli.eval.estimates import (
     winner,
 )
 from cerebrum_cli.eval.questions import QuestionId, Sample
-from cerebrum_cli.eval.report import accuracy_of, clusters_of, votes_of
+from cerebrum_cli.eval.report import accuracy_of, votes_of
 
 Z_POWER = NormalDist().inv_cdf(0.8)  # a power of 80%
 SEQUENCE_SCALE = 40  # questions
@@ -66,12 +66,11 @@ class Comparison:
 
 
 def outcomes(questions: Mapping[QuestionId, Sequence[Sample]]) -> dict[QuestionId, Outcome]:
-    clusters = clusters_of(list(questions.values())) or list(questions)
-    by_question = {}
-    for (id, question), cluster in zip(questions.items(), clusters, strict=True):
-        won = winner(votes_of(question))
-        by_question[id] = Outcome(accuracy_of(question), won and won.form, won is not None and won.correct, cluster)
-    return by_question
+    found = {}
+    for id, question in questions.items():
+        form, correct = winner(votes_of(question)) or (None, False)
+        found[id] = Outcome(accuracy_of(question), form, correct, question[0].cluster_key)
+    return found
 
 
 def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
@@ -80,17 +79,20 @@ def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
     The difference is significant if its interval excludes 0 and there are enough questions to show a difference at all.
     McNemar's exact test may disagree where few answers changed: it finds fewer than 5% of equal runs different.
     """
-    pairs = list(zip(a, b, strict=True))
-    differences = [after.accuracy - before.accuracy for before, after in pairs]
+    differences = []
+    right_to_wrong = wrong_to_right = flips = 0
+    for before, after in zip(a, b, strict=True):
+        differences.append(after.accuracy - before.accuracy)
+        right_to_wrong += before.correct and not after.correct
+        wrong_to_right += after.correct and not before.correct
+        # Two spellings of a right answer are the same answer.
+        flips += before.correct != after.correct or (not after.correct and before.form != after.form)
     clusters = [outcome.cluster for outcome in a]
-    right_to_wrong = sum(before.correct and not after.correct for before, after in pairs)
-    wrong_to_right = sum(after.correct and not before.correct for before, after in pairs)
     interval = paired_interval(differences, clusters)
-    smallest = _smallest_difference_of(
-        differences, clusters, is_binary=all(outcome.accuracy in (0.0, 1.0) for outcome in (*a, *b))
-    )
+    is_binary = all(outcome.accuracy in (0.0, 1.0) for outcome in (*a, *b))
+    smallest = _smallest_difference_of(differences, clusters, is_binary)
     return Comparison(
-        n=len(pairs),
+        n=len(differences),
         accuracy_a=mean([outcome.accuracy for outcome in a]),
         accuracy_b=mean([outcome.accuracy for outcome in b]),
         difference=mean(differences),
@@ -99,11 +101,7 @@ def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
         right_to_wrong=right_to_wrong,
         wrong_to_right=wrong_to_right,
         p_value=mcnemar(right_to_wrong, wrong_to_right),
-        flips=sum(
-            # Two spellings of a right answer are the same answer.
-            before.correct != after.correct or (not after.correct and before.form != after.form)
-            for before, after in pairs
-        ),
+        flips=flips,
         smallest_difference=smallest,
         is_significant=smallest is not None and not interval.low <= 0 <= interval.high,
     )
@@ -111,9 +109,9 @@ def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
 
 def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
     """Two-sided p value of McNemar's exact test: how likely fair coins split as unevenly."""
-    changes, fewer = right_to_wrong + wrong_to_right, min(right_to_wrong, wrong_to_right)
+    changes = right_to_wrong + wrong_to_right
     ways = tail = 1
-    for count in range(fewer):
+    for count in range(min(right_to_wrong, wrong_to_right)):
         ways = ways * (changes - count) // (count + 1)  # comb(changes, count + 1)
         tail += ways
     return min(1.0, 2 * tail / (1 << changes))
@@ -138,10 +136,16 @@ def paired_interval(
     may still differ: their share is below Wilson's upper bound of none among these questions (or clusters), which is
     then the reach to both sides.
     """
-    units = len(differences if clusters is None else set(clusters))
+    units = _units(differences, clusters)
     center, error = mean(differences), standard_error(differences, clusters)
-    reach = student_t(units - 1, confidence) * error if error >= ROUNDING else wilson(0.0, units).high
+    reach = wilson(0.0, units).high
+    if error >= ROUNDING:
+        reach = student_t(units - 1, confidence) * error
     return Interval(max(-1.0, center - reach), min(1.0, center + reach))
+
+
+def _units(differences: Sequence[float], clusters: Clusters) -> int:
+    return len(differences if clusters is None else set(clusters))
 
 
 def smallest_difference(n: float, disagreement: float) -> float | None:
@@ -159,9 +163,10 @@ def smallest_difference(n: float, disagreement: float) -> float | None:
 
 def _smallest_difference_of(differences: Sequence[float], clusters: Clusters, is_binary: bool) -> float | None:
     """Smallest difference given how much the questions differed, and how much less clusters tell than questions."""
-    plain, clustered = standard_error(differences), standard_error(differences, clusters)
-    units = len(differences if clusters is None else set(clusters))
-    n = len(differences) * (plain / clustered) ** 2 if clustered >= ROUNDING else units
+    n: float = _units(differences, clusters)
+    clustered = standard_error(differences, clusters)
+    if clustered >= ROUNDING:
+        n = len(differences) * (standard_error(differences) / clustered) ** 2
     disagreement = mean([difference**2 for difference in differences])
     if is_binary or disagreement < ROUNDING:
         disagreement = max(disagreement, min(1.0, MIN_DISCORDANT / n))
@@ -169,22 +174,24 @@ def _smallest_difference_of(differences: Sequence[float], clusters: Clusters, is
 
 
 def conclusion(comparison: Comparison, a: str, b: str) -> str:
-    difference, (low, high) = comparison.difference, comparison.interval
-    better, worse = (b, a) if difference >= 0 else (a, b)
-    bounds = (low, high) if difference >= 0 else (-high, -low)
-    interval = f"95% interval: {_points(bounds[0])} to {_points(bounds[1])}"
-    figures = f"{_points(abs(difference))} percentage points {{}} ({interval})"
+    better, worse = b, a
+    low, high = comparison.interval
+    if comparison.difference < 0:
+        better, worse = a, b
+        low, high = -high, -low
+    ahead = f"{_points(abs(comparison.difference))} percentage points"
+    interval = f"(95% interval: {_points(low)} to {_points(high)})"
     if comparison.is_significant:
-        return (
-            f"{better} is {figures.format(f'more accurate than {worse}')}; the difference is statistically significant"
-        )
+        return f"{better} is {ahead} more accurate than {worse} {interval}; the difference is statistically significant"
     least = comparison.smallest_difference
     if least is None:
-        count = "1 question is" if comparison.n == 1 else f"{comparison.n} questions are"
-        return f"no significant difference: {count} too few to detect any"
-    ahead = "the accuracies are equal" if abs(difference) < ROUNDING else f"{better} is {figures.format('ahead')}"
+        are = "question is" if comparison.n == 1 else "questions are"
+        return f"no significant difference: {comparison.n} {are} too few to detect any"
+    found = f"{better} is {ahead} ahead {interval}"
+    if abs(comparison.difference) < ROUNDING:
+        found = "the accuracies are equal"
     return (
-        f"no significant difference: {ahead}; with {comparison.n} questions,"
+        f"no significant difference: {found}; with {comparison.n} questions,"
         f" only differences of at least about {_points(least)} percentage points are likely to be detected"
     )
 

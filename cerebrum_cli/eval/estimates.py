@@ -312,7 +312,7 @@ class _Ballots:
         found: Indices = answers[numpy.arange(len(subsets)), first_best]
         return found
 
-    def _sums(self, answers: Indices, weights: NDArray[Any]) -> NDArray[numpy.float64]:
+    def _sums(self, answers: Indices, weights: NDArray[Any]) -> NDArray[Any]:
         """Sums of weights by answer, a row for each subset."""
         import numpy
 

@@ -82,7 +82,7 @@ class Sample:
     """A scored reply; `answer` is what was extracted, None if the reply states none.
 
     `sample` counts the samples of a question from 0. `probability` is the geometric mean of its tokens' probabilities,
-    `lowest_window` that of the least likely 16 consecutive ones; samples of older runs lack it. `basis` says how the
+    `lowest_window` that of the least likely 16 consecutive ones. `basis` says how the
     answer was found, where one is extracted. `program` was written after the reply, in `program_tokens`, and failed if
     its output is None.
     """
@@ -111,13 +111,28 @@ class Sample:
     served_model: str | None = None
 
     @property
-    def is_cut_off(self) -> bool:
-        return self.finish_reason in TRUNCATED
-
-    @property
     def is_skipped(self) -> bool:
         """Whether it was never taken, and so does not count; `text` is the reason."""
         return self.finish_reason == SKIPPED
+
+    @property
+    def has_no_answer(self) -> bool:
+        return self.answer is None and not self.correct and not self.is_skipped
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether it reached a limit before it stated an answer."""
+        return self.has_no_answer and self.finish_reason in TRUNCATED
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether it ended without an answer."""
+        return self.has_no_answer and self.finish_reason not in TRUNCATED
+
+    @property
+    def cluster_key(self) -> object:
+        """The cluster of its question, which is its own if it has none."""
+        return self.cluster or (self.id,)
 
 
 SAMPLE_KEYS = tuple(field.name for field in fields(Sample) if field.name not in OPTIONAL_KEYS)

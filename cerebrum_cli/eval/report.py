@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from math import fsum
 from typing import Any
 
 from cerebrum_cli.answers.canonical import canonical, equals_reference
 from cerebrum_cli.core.row_events import EvalProgress
-from cerebrum_cli.eval.estimates import Clusters, Estimate, Vote, estimate, majorities, mean, pass_at, vote_sizes
-from cerebrum_cli.eval.questions import QuestionId, Sample
+from cerebrum_cli.eval.estimates import Estimate, Vote, estimate, majorities, mean, pass_at, vote_sizes
+from cerebrum_cli.eval.questions import Basis, QuestionId, Sample
 from cerebrum_cli.replies.tally import Program, comes_to
 
-GREEDY, MAJORITY, WITH_PROGRAMS = "greedy", "maj", "checked"  # kinds of votes
+MAJORITY, WITH_PROGRAMS = "maj", "checked"  # kinds of votes
 _canonical = lru_cache(maxsize=10_000)(canonical)  # samples that vote state few different answers
 
 
@@ -36,30 +37,35 @@ class RunningScore:
 
     @property
     def event(self) -> EvalProgress:
-        new = len(self._scores) - self._estimated
-        # An estimate takes time in proportion to all scores, so of thousands it is made again only now and then.
-        if new > self._estimated // 500 or (new and self.questions == self.all_questions):
-            self._estimate, self._estimated = estimate(self._scores, self._clusters), len(self._scores)
+        self._update_estimate()
+        accuracy, interval = None, None
+        if self._estimate:
+            accuracy, interval = self._estimate.value, self._estimate.interval
         taken = max(1, self.done - self.skipped)
         return EvalProgress(
             self.done,
             self.all_questions * self._samples,
             self.questions,
             self.all_questions,
-            self._estimate.value if self._estimate else None,
-            self._estimate.interval if self._estimate else None,
+            accuracy,
+            interval,
             self._unanswered / taken,
             self._cut_off / taken,
             self.skipped,
         )
 
+    def _update_estimate(self) -> None:
+        """Estimate the accuracy again, in time proportional to all scores: of thousands, only now and then."""
+        new = len(self._scores) - self._estimated
+        if new > self._estimated // 500 or (new and self.questions == self.all_questions):
+            self._estimate = estimate(self._scores, self._clusters)
+            self._estimated = len(self._scores)
+
     def add(self, sample: Sample) -> None:
         self.done += 1
-        if sample.is_skipped:
-            self.skipped += 1
-        elif sample.answer is None and not sample.correct:
-            self._cut_off += sample.is_cut_off
-            self._unanswered += not sample.is_cut_off
+        self.skipped += sample.is_skipped
+        self._cut_off += sample.is_cut_off
+        self._unanswered += sample.is_unanswered
         correct = self._correct.setdefault(sample.id, [])
         correct.append(None if sample.is_skipped else sample.correct)
         if len(correct) < self._samples:
@@ -68,26 +74,17 @@ class RunningScore:
         del self._correct[sample.id]
         if None not in correct:
             self._scores.append(correct.count(True) / self._samples)
-            self._clusters.append((sample.id,) if sample.cluster is None else sample.cluster)
+            self._clusters.append(sample.cluster_key)
 
 
 @dataclass(frozen=True, slots=True)
 class VoteCost:
-    """The accuracy of a kind of vote of some `samples`, and its mean tokens and seconds a question.
-
-    `gain` is the paired difference from majority votes that cost as many tokens; None above the largest of them.
-    """
+    """The accuracy of a kind of vote of some `samples`, and its mean number of tokens a question."""
 
     kind: str
     samples: int
     accuracy: Estimate
     tokens: float
-    seconds: float | None
-    gain: Estimate | None = None
-
-    @property
-    def name(self) -> str:
-        return self.kind if self.kind == GREEDY else f"{self.kind}@{self.samples}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +138,6 @@ def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | N
     """
     questions = list(group_by_question(run).values())
     complete = [question for question in questions if len(question) == samples]
-    clusters, choices = clusters_of(complete), [len(question[0].choices) for question in questions]
-    correct = [sum(sample.correct for sample in question) for question in complete]
-    unstated = [sample for sample in run if sample.answer is None and not sample.correct]
-    cut_off = sum(sample.is_cut_off for sample in unstated)
-    stated, guessed = (mean([sample.basis == basis for sample in run]) for basis in ("stated", "guessed"))
-    are_extracted = any(sample.basis for sample in run)
     return Report(
         task=task,
         model=run[0].model,
@@ -154,23 +145,48 @@ def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | N
         complete=len(complete),
         samples=samples,
         accuracy=mean_accuracy(questions),
-        maj={
-            k: estimate(shares, clusters)
-            for k, shares in majorities([votes_of(question, with_programs=False) for question in complete]).items()
-        },
-        pass_at={
-            k: estimate([pass_at(samples, count, k) for count in correct], clusters)
-            for k in vote_sizes(samples)
-            if correct
-        },
-        no_answer=(len(unstated) - cut_off) / len(run),
-        cut_off=cut_off / len(run),
+        maj=majority_estimates(complete, with_programs=False),
+        pass_at=_pass_at_estimates(complete),
+        no_answer=mean([sample.is_unanswered for sample in run]),
+        cut_off=mean([sample.is_cut_off for sample in run]),
         tokens_per_answer=mean([sample.completion_tokens for sample in run]),
-        seconds_per_question=None if seconds is None else seconds / len(questions),
-        stated=stated if are_extracted else None,
-        guessed=guessed if are_extracted else None,
-        chance=mean([1 / count if count else 0.0 for count in choices]) if any(choices) else None,
+        seconds_per_question=seconds and seconds / len(questions),
+        stated=_share_with_basis(run, "stated"),
+        guessed=_share_with_basis(run, "guessed"),
+        chance=_accuracy_of_guessing(questions),
     )
+
+
+def majority_estimates(questions: Sequence[Sequence[Sample]], with_programs: bool) -> dict[int, Estimate]:
+    """maj@k of questions with as many samples each."""
+    clusters = clusters_of(questions)
+    shares = majorities([votes_of(question, with_programs) for question in questions])
+    return {k: estimate(scores, clusters) for k, scores in shares.items()}
+
+
+def _pass_at_estimates(questions: Sequence[Sequence[Sample]]) -> dict[int, Estimate]:
+    estimates: dict[int, Estimate] = {}
+    if not questions:
+        return estimates
+    samples = len(questions[0])
+    clusters = clusters_of(questions)
+    correct = [sum(sample.correct for sample in question) for question in questions]
+    for k in vote_sizes(samples):
+        estimates[k] = estimate([pass_at(samples, count, k) for count in correct], clusters)
+    return estimates
+
+
+def _share_with_basis(run: Sequence[Sample], basis: Basis) -> float | None:
+    if not any(sample.basis for sample in run):
+        return None
+    return mean([sample.basis == basis for sample in run])
+
+
+def _accuracy_of_guessing(questions: Sequence[Sequence[Sample]]) -> float | None:
+    counts = [len(question[0].choices) for question in questions]
+    if not any(counts):
+        return None
+    return fsum(1 / count for count in counts if count) / len(counts)
 
 
 def group_by_question(run: Iterable[Sample]) -> dict[QuestionId, list[Sample]]:
@@ -193,66 +209,64 @@ def votes_of(question: Sequence[Sample], with_programs: bool = True) -> list[Vot
 
     Their programs vote, too, unless it is without them.
     """
-    votes = []
-    for sample in question:
-        is_silent = sample.answer is None or (sample.finish_reason == "repetition" and len(question) > 1)
-        form = None if is_silent else _canonical(sample.answer or "")
-        votes.append(Vote(form, sample.correct, sample.probability, sample.basis == "stated"))
-    if not with_programs or all(sample.program_output is None for sample in question):
+    votes = [_vote_of(sample, is_alone=len(question) == 1) for sample in question]
+    if not with_programs:
         return votes
-    correct = {vote.form: vote.correct for vote in reversed(votes)}
-    for place, (vote, sample) in enumerate(zip(votes, question, strict=True)):
-        output, computed = sample.program_output or "", Program("", sample.program_output).answer
-        if vote.form is not None and sample.answer and comes_to(output, sample.answer):
-            form = vote.form
-        elif computed:
-            form = _canonical(computed)
-        else:
-            continue
-        is_correct = correct.setdefault(
-            form, equals_reference(computed, sample.reference) or comes_to(output, sample.reference)
-        )
-        votes[place] = vote._replace(computed=form, is_computed_correct=is_correct)
-    return votes
+    correct = {vote.form: vote.correct for vote in reversed(votes)}  # the first sample of an answer decides
+    return [_with_program(vote, sample, correct) for vote, sample in zip(votes, question, strict=True)]
 
 
-def clusters_of(questions: Sequence[Sequence[Sample]]) -> Clusters:
-    """Cluster of each question; one without a cluster is its own. None if no question has one."""
-    firsts = [question[0] for question in questions]
-    if all(sample.cluster is None for sample in firsts):
-        return None
-    return [(sample.id,) if sample.cluster is None else sample.cluster for sample in firsts]
+def _vote_of(sample: Sample, is_alone: bool) -> Vote:
+    form = None
+    if sample.answer is not None and (is_alone or sample.finish_reason != "repetition"):
+        form = _canonical(sample.answer)
+    return Vote(form, sample.correct, sample.probability, sample.basis == "stated")
+
+
+def _with_program(vote: Vote, sample: Sample, correct: dict[str | None, bool]) -> Vote:
+    """A vote with that of the sample's program, if it has one; `correct` are the answers that are known to be so."""
+    output = sample.program_output
+    if output is None:
+        return vote
+    computed = Program("", output).answer
+    if vote.form is not None and sample.answer and comes_to(output, sample.answer):
+        form = vote.form
+    elif computed:
+        form = _canonical(computed)
+    else:
+        return vote
+    if form not in correct:
+        correct[form] = equals_reference(computed, sample.reference) or comes_to(output, sample.reference)
+    return vote._replace(computed=form, is_computed_correct=correct[form])
+
+
+def clusters_of(questions: Sequence[Sequence[Sample]]) -> list[object]:
+    return [question[0].cluster_key for question in questions]
 
 
 def report_object(report: Report) -> dict[str, Any]:
-    more: dict[str, Any] = {} if report.chance is None else {"chance": report.chance}
-    if report.stated is not None:
-        more |= {"stated": report.stated, "guessed": report.guessed}
-    if skipped := report.with_skipped:
-        more |= {"accuracy_with_skipped": skipped.value, "interval_with_skipped": list(skipped.interval)}
-    if report.votes:
-        more |= {
-            "votes": [asdict(vote) for vote in report.votes],
-            "checked": report.checked and asdict(report.checked),
-            "unchecked": report.unchecked and asdict(report.unchecked),
-            "no_program": report.no_program,
-        }
-    return {
+    object: dict[str, Any] = {
         "task": report.task,
         "model": report.model,
         "n": report.n,
         "samples": report.samples,
         "accuracy": report.accuracy.value,
-        "interval": list(report.accuracy.interval),
-        "maj": _estimates_object(report.maj),
-        "pass_at": _estimates_object(report.pass_at),
+        "interval": report.accuracy.interval,
+        "maj": {str(k): asdict(estimate) for k, estimate in report.maj.items()},
+        "pass_at": {str(k): asdict(estimate) for k, estimate in report.pass_at.items()},
         "no_answer": report.no_answer,
         "cut_off": report.cut_off,
         "tokens_per_answer": report.tokens_per_answer,
         "seconds_per_question": report.seconds_per_question,
-        **more,
     }
-
-
-def _estimates_object(estimates: Mapping[int, Estimate]) -> dict[str, dict[str, Any]]:
-    return {str(k): {"value": estimate.value, "interval": list(estimate.interval)} for k, estimate in estimates.items()}
+    for key in ("chance", "stated", "guessed"):
+        value = getattr(report, key)
+        if value is not None:
+            object[key] = value
+    if skipped := report.with_skipped:
+        object["accuracy_with_skipped"] = skipped.value
+        object["interval_with_skipped"] = skipped.interval
+    if report.votes:
+        whole = asdict(report)
+        object |= {key: whole[key] for key in ("votes", "checked", "unchecked", "no_program")}
+    return object

@@ -90,8 +90,7 @@ def read_source(
     fingerprint = {
         "task": path.stem,
         "question file": digest,
-        "template": template,
-        "default template": asked.template if asked else _default_template(found.questions),
+        "template": text or _default_template(found.questions),
         "protocol": f"{protocol.name} {protocol.version}" if protocol else None,
         "example file": shown_digest,
         "match": match,

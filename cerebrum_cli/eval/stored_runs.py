@@ -13,15 +13,16 @@ from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import exists, remove_abandoned, translate_os_errors
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
+from cerebrum_cli.core.settings import KEYS
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.core.version import __version__
-from cerebrum_cli.eval.questions import SAMPLES, Match, Sample, parse_sample
+from cerebrum_cli.eval.questions import CHOSEN_SETTINGS, SAMPLES, Match, QuestionId, Sample, parse_sample
 from cerebrum_cli.eval.report import Report, group_by_question, mean_accuracy, summarize
 from cerebrum_cli.eval.scorers import SCORING_RULES, describe_rules, rules_of
 from cerebrum_cli.eval.vote_costs import with_votes
@@ -44,14 +45,12 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.replies.source import ModelSource
 
-DEFAULT_TEMPLATE = "default template"
 CHECK = "check"  # key of a fingerprint: the language of programs that vote, too
 SUFFIX = ".jsonl"
 AGAIN = ", then run it again"
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
 _MAX_NAME = 200  # bytes; file systems have 255, of which suffixes take some
 PROBE_TOKENS = 256  # of the text on which two quantizations are compared
-_OF_SAMPLING = {CHECK, "seed", *(key.replace("_", " ") for key in SAMPLERS)}
 _REQUIRED = {"task", "model", "match"}  # keys of a run's fingerprint
 
 
@@ -72,19 +71,37 @@ class Run:
     @property
     def outdated(self) -> str:
         """By which rules it was scored, in words; empty if these are the rules of this version."""
-        before, now = self.scored_by, rules_of(self.match)
-        text = f"{self.name} was scored by {describe_rules(before)}, not {describe_rules(now)}"
-        return "" if before == now else text
+        now = rules_of(self.match)
+        if self.scored_by == now:
+            return ""
+        return f"{self.name} was scored by {describe_rules(self.scored_by)}, not {describe_rules(now)}"
 
     def how_to_rescore(self, reference: str) -> str:
         code = " --run-code" if self.match == "code" else ""
         return f"score it again: cerebrum runs show {quote(reference)} --rescore --save{code}"
 
     @property
+    def conditions(self) -> dict[str, Any]:
+        """What its samples depend on, and how many there are."""
+        extent = {f"number of {key}": value for key, value in self.record.extent.items()}
+        return {**self.record.fingerprint, **extent}
+
+    @property
+    def settings_not_chosen(self) -> set[str]:
+        """Settings with the values that the model recommends, or defaults, by their names in a fingerprint."""
+        return {key.replace("_", " ") for key in KEYS if key not in self.record.notes.get(CHOSEN_SETTINGS, KEYS)}
+
+    @property
     def sampling(self) -> dict[str, Any]:
-        recorded = {key: self.record.fingerprint.get(key.replace("_", " ")) for key in (*SAMPLERS, "think")}
-        think = {"think": recorded["think"]} if recorded["think"] else {}
-        return samplers_in_effect({key: value for key, value in recorded.items() if value is not None}) | think
+        recorded = {}
+        for key in (*SAMPLERS, "think"):
+            value = self.record.fingerprint.get(key.replace("_", " "))
+            if value is not None:
+                recorded[key] = value
+        sampling: dict[str, Any] = samplers_in_effect(recorded)
+        if recorded.get("think"):
+            sampling["think"] = recorded["think"]
+        return sampling
 
     @property
     def changed_at(self) -> float:
@@ -98,8 +115,12 @@ class Run:
             return False
         return not has_rows(self.paths.partial) or identify(self.paths.output) == self.record.result
 
+    @property
+    def samples_path(self) -> Path:
+        return self.paths.output if self.is_complete else self.paths.partial
+
     def samples(self) -> list[Sample]:
-        path = self.paths.output if self.is_complete else self.paths.partial
+        path = self.samples_path
         try:
             with path.open("rb") as lines:  # the last line of a running or killed run may be incomplete
                 return [parse_sample(json.loads(line)) for line in lines if line.endswith(b"\n")]
@@ -107,6 +128,11 @@ class Run:
             return []
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _not_a_run(path) from error
+
+    def finished_questions(self) -> dict[QuestionId, list[Sample]]:
+        """The questions all of whose samples count."""
+        questions = group_by_question(sample for sample in self.samples() if not sample.is_skipped)
+        return {id: samples for id, samples in questions.items() if len(samples) == self.samples_per_question}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,32 +143,22 @@ class RunStore:
         """Yield the runs with a readable record, oldest first."""
         runs = []
         for meta in self.directory.glob(f"*{SUFFIX}.meta.json"):
-            with contextlib.suppress(BatchError):
-                runs.append(read_run(meta.with_name(meta.name.removesuffix(".meta.json"))))
-        yield from sorted(filter(None, runs), key=lambda run: (run.changed_at, run.name))
+            run = _readable_run(meta.with_name(meta.name.removesuffix(".meta.json")))
+            if run is not None:
+                runs.append(run)
+        yield from sorted(runs, key=lambda run: (run.changed_at, run.name))
 
     def find(self, reference: str) -> Run:
-        named = self.directory / f"{reference}{SUFFIX}"
-        run = (read_run(named) if "/" not in reference else None) or read_run(Path(reference))
+        run = None
+        if "/" not in reference:
+            run = read_run(self.directory / f"{reference}{SUFFIX}")
+        run = run or read_run(Path(reference))
         if run is not None:
             return run
         if exists(Path(reference)):
             raise _not_a_run(reference)
-        raise UsageError(
-            f"no run named {reference!r}",
-            did_you_mean(reference, [run.name for run in self], 3) + "list the stored runs with cerebrum runs list",
-        )
-
-    def greedy(self, run: Run) -> list[Sample]:
-        """The samples of the latest run that differs from another only in its sampling, at temperature 0, if any."""
-        fingerprint, samples = run.record.fingerprint, list[Sample]()
-        for other in self:
-            keys = fingerprint.keys() | other.record.fingerprint.keys()
-            differing = {key for key in keys if fingerprint.get(key) != other.record.fingerprint.get(key)}
-            if "temperature" in differing <= _OF_SAMPLING and not other.record.fingerprint["temperature"]:
-                with contextlib.suppress(UsageError):  # of a damaged file
-                    samples = other.samples()
-        return [sample for sample in samples if not sample.is_skipped]
+        similar = did_you_mean(reference, [run.name for run in self], 3)
+        raise UsageError(f"no run named {reference!r}", f"{similar}list the stored runs with cerebrum runs list")
 
     def path_for(self, fingerprint: Mapping[str, Any]) -> tuple[Path, str]:
         """The path of the run with this fingerprint: an existing one, or a free name of its task and model.
@@ -150,20 +166,22 @@ class RunStore:
         With it, in words, why a new run does not extend the one whose name is numbered before it.
         """
         new = BatchRecord(normalize(fingerprint), 0)
-        parts = (_NOT_IN_NAMES.sub("-", str(fingerprint[key])).strip("-.") for key in ("task", "model"))
-        base = "-".join(filter(None, parts)).encode()[:_MAX_NAME].decode(errors="ignore")
-        previous = None
+        base = _name_of(fingerprint)
+        why_new = ""
         for number in count(1):
-            path = self.directory / f"{base if number == 1 else f'{base}-{number}'}{SUFFIX}"
+            name = base if number == 1 else f"{base}-{number}"
+            path = self.directory / f"{name}{SUFFIX}"
             if not any(file.exists() for file in OutputPaths(path).all):
                 break
-            previous = None
-            with contextlib.suppress(BatchError):
-                previous = read_run(path)
-            if previous and not describe_difference(previous.record, new):
+            why_new = ""
+            previous = _readable_run(path)
+            if previous is None:
+                continue
+            difference = describe_difference(previous.record, new)
+            if not difference:
                 return path, ""
-        made = previous and f"{previous.name} was made with {describe_difference(previous.record, new)}"
-        return path, f"{made}; this is a new run, {path.stem}" if made else ""
+            why_new = f"{previous.name} was made with {difference}; this is a new run, "
+        return path, why_new and why_new + path.stem
 
     def delete(self, run: Run) -> None:
         """Delete the files of a run. Raises BatchError if a process is writing it, or they cannot be deleted."""
@@ -196,13 +214,32 @@ def read_run(path: Path) -> Run | None:
     record = read_record(paths.meta)
     if record is None or SAMPLES not in record.extent or not record.fingerprint.keys() >= _REQUIRED:
         return None
-    task, model, match = (record.fingerprint[key] for key in ("task", "model", "match"))
-    if match not in get_args(Match):
-        return None
-    rules = record.fingerprint.get(SCORING_RULES)
-    scored_by = None if rules is None else str(rules)
-    name, samples = path.name.removesuffix(SUFFIX), int(record.extent[SAMPLES])
-    return Run(name, path, paths, record, task, model, match, scored_by, samples)
+    fingerprint = record.fingerprint
+    return Run(
+        name=path.name.removesuffix(SUFFIX),
+        path=path,
+        paths=paths,
+        record=record,
+        task=fingerprint["task"],
+        model=fingerprint["model"],
+        match=fingerprint["match"],
+        scored_by=fingerprint.get(SCORING_RULES),
+        samples_per_question=int(record.extent[SAMPLES]),
+    )
+
+
+def _name_of(fingerprint: Mapping[str, Any]) -> str:
+    """A file name from a task and a model."""
+    parts = [_NOT_IN_NAMES.sub("-", str(fingerprint[key])).strip("-.") for key in ("task", "model")]
+    name = "-".join(filter(None, parts))
+    return name.encode()[:_MAX_NAME].decode(errors="ignore")
+
+
+def _readable_run(path: Path) -> Run | None:
+    """The run at a path; None where its record is damaged, too."""
+    with contextlib.suppress(BatchError):
+        return read_run(path)
+    return None
 
 
 def require_run(path: Path) -> Run:
@@ -250,20 +287,21 @@ def has_rows(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
-def report_of(run: Run, samples: Sequence[Sample], greedy: Sequence[Sample] = ()) -> Report:
-    """The report of a run, of which at least one sample counts. Skipped ones take no time.
-
-    Its votes with programs are reported beside the `greedy` samples, if these are of the same questions.
-    """
+def report_of(run: Run, samples: Sequence[Sample]) -> Report:
+    """The report of a run, of which at least one sample counts. Skipped ones take no time."""
     notes = run.record.notes
-    seconds = notes["seconds"] * len(samples) / notes["timed_samples"] if notes.get("timed_samples") else None
+    seconds = None
+    if notes.get("timed_samples"):
+        seconds = notes["seconds"] * len(samples) / notes["timed_samples"]
     counted = [sample for sample in samples if not sample.is_skipped]
     report = summarize(run.task, counted, run.samples_per_question, seconds)
     if len(counted) < len(samples):
-        report = replace(report, with_skipped=mean_accuracy(list(group_by_question(samples).values())))
+        report = replace(report, with_skipped=mean_accuracy([*group_by_question(samples).values()]))
     if CHECK in run.record.fingerprint:
-        report = with_votes(report, counted, greedy)
-    return replace(report, maj={}) if run.match == "code" else report  # programs are not put to a vote
+        report = with_votes(report, counted)
+    if run.match == "code":
+        report = replace(report, maj={})  # programs are not put to a vote
+    return report
 
 
 def measure_divergence(

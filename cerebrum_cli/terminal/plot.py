@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.text import pip_install
-from cerebrum_cli.eval.report import GREEDY, MAJORITY, WITH_PROGRAMS, Report, VoteCost
+from cerebrum_cli.eval.report import MAJORITY, WITH_PROGRAMS, Report, VoteCost
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,6 @@ SUFFIXES = (".png", ".svg")
 STYLES = {  # label, line and marker, color of the interval
     MAJORITY: ("majority vote", "ko-", "0.85"),
     WITH_PROGRAMS: ("vote with programs", "bs--", "#0000ff22"),
-    GREEDY: ("greedy", "r^", "#ff000022"),
 }
 
 
@@ -49,7 +48,7 @@ def draw_report(report: Report) -> Figure:
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     by_votes, by_tokens = figure.subplots(1, 2, sharey=True)
     tokens = {k: k * max(1.0, report.tokens_per_answer) for k in report.maj}  # 0 has no place on a log scale
-    majorities = [VoteCost(MAJORITY, k, report.maj[k], tokens[k], None) for k in tokens]
+    majorities = [VoteCost(MAJORITY, k, report.maj[k], tokens[k]) for k in tokens]
     by_kind = {kind: [vote for vote in report.votes or majorities if vote.kind == kind] for kind in STYLES}
     for kind, votes in by_kind.items():
         draw_votes(by_votes, kind, [vote.samples for vote in votes], votes)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.tune.tune import TuningResult
 
 ESTIMATES = ("", "value", "95% interval")
-VOTES = ("vote", "accuracy", "95% interval", "tokens", "seconds", "points at equal tokens")
+VOTES = ("vote", "accuracy", "95% interval", "tokens")
 UNCERTAIN = ("position", "after", "token", "prob.", "alternatives")
 MAX_TOKEN_TEXT = 16  # characters
 STATUS_COLORS: dict[Status, str] = {"ok": "32", "warning": "33", "failure": "1;31"}
@@ -134,10 +134,8 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
 
 
 def vote_row(vote: VoteCost) -> tuple[str, ...]:
-    gain = f"{points(vote.gain.value)} ({' to '.join(map(points, vote.gain.interval))})" if vote.gain else ""
-    seconds = "" if vote.seconds is None else f"{vote.seconds:.2f}"
-    accuracy = f"{vote.accuracy.value:.3f}", bounds(vote.accuracy.interval)
-    return vote.name, *accuracy, f"{vote.tokens:.0f}", seconds, gain
+    name = f"{vote.kind}@{vote.samples}"
+    return name, f"{vote.accuracy.value:.3f}", bounds(vote.accuracy.interval), f"{vote.tokens:.0f}"
 
 
 def print_comparison(

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from cerebrum_cli.cli.runs import require_same_rules
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.eval import rescoring, scorers
+from cerebrum_cli.eval import rescoring
 from cerebrum_cli.eval.evaluate import SCHEMA
 from cerebrum_cli.eval.questions import SKIPPED, Sample, sample_object
 from cerebrum_cli.eval.rescoring import (
@@ -248,36 +249,19 @@ def test_runs_of_other_settings_are_compared_and_the_difference_named(tmp_path: 
     assert named(model, notes=chosen) == "temperature (0.0 and 0.6) and format (chatml and plain)"
 
 
-def test_comparison_is_of_scores_by_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scores of the first run are wrong: whether it counts as right shows whether it was scored again."""
-
-    def compared(first: str | None, second: str | None, match: str = "answer") -> tuple[list[float], list[str]]:
-        runs = []
-        for name, rules, correct in (("a", first, False), ("b", second, True)):
-            condition = {**OTHER_MODEL, "scoring": rules, "match": match}
-            samples = [replace(sample(1), correct=correct)]
-            path = tmp_path / f"{first} {second} {match}" / name
-            runs.append(write_run(path, samples, 1, condition=condition))
-        found, notes = compare_runs(*runs)
-        return [found.accuracy_a, found.accuracy_b], notes
-
-    def again(run: str, rules: str) -> str:
-        return f"{run} was scored by {rules}; for this comparison its replies were scored again by rules version {NOW}"
-
-    older, verified = f"rules version {OLDER}", f"{NOW} with Math-Verify 0.9.0"
-    assert compared(NOW, NOW) == compared(NEWER, NEWER) == ([0, 1], [])
-    assert compared(OLDER, NOW) == ([1, 1], [again("a", older)])
-    assert compared(OLDER, NEWER) == ([1, 1], [again("a", older), again("b", f"rules version {NEWER}")])
-    assert compared(NOW, OLDER) == ([0, 1], [again("b", older)])
-    assert compared(None, None) == ([1, 1], [again("a", "unknown rules"), again("b", "unknown rules")])
-    code = f"a was scored by {older}, not rules version {NOW}: programs are not run again"
-    assert compared(OLDER, NOW, "code") == ([0, 1], [code])
-    monkeypatch.setattr(scorers, "math_verify_version", lambda: None)  # it has been removed
-    assert compared(verified, NOW, "math") == ([1, 1], [again("a", f"rules version {verified}")])
+def test_comparison_is_of_scores_by_one_version(store: RunStore) -> None:
+    write_run(store.directory / "a.jsonl", [sample(1)], 1, condition={**OTHER_MODEL, "scoring": OLDER})
+    write_run(store.directory / "b.jsonl", [sample(1)], 1)
+    for names in (("a", "b"), ("b", "a")):
+        with pytest.raises(UsageError) as error:
+            require_same_rules([store.find(name) for name in names], names)
+        assert error.value.message == f"a was scored by rules version {OLDER}, not rules version {NOW}"
+        assert error.value.hint == "score it again: cerebrum runs show a --rescore --save"
+    require_same_rules([store.find("a")] * 2, ("a", "a"))
 
 
 def test_comparison_names_other_versions(tmp_path: Path) -> None:
-    first = write_run(tmp_path / "a.jsonl", [sample(1)], 1, condition={**CONDITION, "default template": "{question}"})
+    first = write_run(tmp_path / "a.jsonl", [sample(1)], 1)
     changed = {"llama.cpp": "def", "prompt": "User: {question}", "dataset": "o/r at 123"}
     second = write_run(tmp_path / "b.jsonl", [sample(1)], 1, condition={**OTHER_MODEL, **changed})
     assert compare_runs(first, second)[0].n == 1
@@ -285,12 +269,6 @@ def test_comparison_names_other_versions(tmp_path: Path) -> None:
     notes = {"servers": [{"kind": "llama-server", "build": "b123", "model": "tiny.gguf"}]}
     served = write_run(tmp_path / "c.jsonl", [sample(1)], 1, condition={**CONDITION, "llama.cpp": None}, notes=notes)
     assert version_differences(first, served) == {"llama.cpp": ("abc", "llama-server b123")}
-    own = {**CONDITION, "default template": "Say {question}"}
-    other = write_run(tmp_path / "d.jsonl", [sample(1)], 1, condition=own)
-    assert differences(first, other) == {"default template": ("{question}", "Say {question}")}
-    asked = ({"template": "{question}", "default template": default} for default in ("{question}", "Say {question}"))
-    pair = [write_run(tmp_path / f"{n}.jsonl", [sample(1)], 1, condition=CONDITION | c) for n, c in enumerate(asked)]
-    assert differences(*pair) == {}
 
 
 def test_comparison_leaves_out_what_one_run_lacks(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_outcomes_vote_and_average_the_samples_of_a_question() -> None:
         3: Outcome(0.0, "8", False, "text"),
     }
     plain = outcomes({id: [sample(id, 0, "7", True)] for id in (4, 9)})
-    assert [each.cluster for each in plain.values()] == [4, 9]
+    assert [each.cluster for each in plain.values()] == [(4,), (9,)]
 
 
 # In words and as JSON.
