@@ -1,62 +1,94 @@
-"""Completion in bash, zsh and fish, beyond what Typer does; imported when a shell asks for it."""
+"""Completion in bash, zsh and fish: Typer's, also of `small:Q8_0` and `--model=small`; imported when a shell asks."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from io import StringIO
 from typing import Any
 
-from typer._click.shell_completion import CompletionItem, ShellComplete, add_completion_class
-from typer._completion_classes import BashComplete, FishComplete, ZshComplete
+from cerebrum_cli.core.environment import environment, set_environment
 
-from cerebrum_cli.core.environment import environment
-
-WORDS = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")  # the command line so far: bash's, other shells'
 WORD_BREAKS = ":="  # at which bash splits words, by default
+BASH_SPECIAL = re.compile(r"([^\w@%+=:,./-])")
+ZSH_VALUE = re.compile(r'(^|\(\()"', re.MULTILINE)  # where each candidate begins
 
 
 def complete(command_line: Any) -> None:
-    for shell, words in (("bash", BashWords), ("zsh", ZshWords), ("fish", FishWords)):
-        add_completion_class(words, shell)
-    command_line(prog_name="cerebrum", standalone_mode=False)
+    """Print candidates for the word before the cursor, and exit. Typer completes only the value in `--model=sm`."""
+    shorten_help(command_line)
+    if environment("COMP_WORDS"):
+        complete_in_bash(command_line)
+        return
+    words = split_words(environment("_TYPER_COMPLETE_ARGS") or "")
+    option = option_of(words[-1]) if words else ""
+    with printing(lambda text: with_option(option, text)):
+        command_line(prog_name="cerebrum", standalone_mode=False)
 
 
-class OptionValues(ShellComplete):
-    """Completion of `--model=sm`, which shells replace as one word; without defaults in the help of options."""
-
-    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
-        option = incomplete[: incomplete.find("=") + 1] if incomplete.startswith("-") else ""
-        items = super().get_completions(args, incomplete)
-        for item in items:
-            item.value = option + item.value
-            item.help = item.help and item.help.partition(" [")[0]
-        return items
+def shorten_help(command: Any) -> None:
+    """Omit defaults, which rich would take for markup."""
+    for parameter in command.params:
+        parameter.help = parameter.help.partition(" [")[0]
+    for subcommand in getattr(command, "commands", {}).values():
+        shorten_help(subcommand)
 
 
-class ZshWords(OptionValues, ZshComplete):
-    """Completion in zsh."""
+def with_option(option: str, text: str) -> str:
+    """Candidates as zsh and fish read them, with the name of an option before each value: they replace whole words."""
+    if text.startswith("_arguments"):
+        return ZSH_VALUE.sub(rf'\1"{option}', text)
+    return "".join(option + line for line in text.splitlines(keepends=True))
 
 
-class FishWords(OptionValues, FishComplete):
-    """Completion in fish."""
+def complete_in_bash(command_line: Any) -> None:
+    """Complete in bash, which splits words like `small:Q8_0`, and replaces only the part after the colon."""
+    cursor = int(environment("COMP_CWORD") or 0)
+    words = split_words(environment("COMP_WORDS") or "")[: cursor + 1]
+    if len(words) <= cursor:
+        words.append("")
+    joined = joined_words(words)
+    incomplete = joined[-1]
+    option = option_of(incomplete)
+    unreplaced = incomplete.removesuffix(words[-1].lstrip(WORD_BREAKS))
+
+    def escape(text: str) -> str:
+        lines = [(option + line).removeprefix(unreplaced) for line in text.splitlines()]
+        return "".join(BASH_SPECIAL.sub(r"\\\1", line) + "\n" for line in lines)
+
+    set_environment("COMP_WORDS", shlex.join(joined))
+    set_environment("COMP_CWORD", str(len(joined) - 1))
+    with printing(escape):
+        command_line(prog_name="cerebrum", standalone_mode=False)
 
 
-class BashWords(OptionValues, BashComplete):
-    """Completion in bash, which splits words like `small:Q8_0` and replaces only the part after the colon."""
-
-    unreplaced = ""
-
-    def get_completion_args(self) -> tuple[list[str], str]:
-        args, last = super().get_completion_args()
-        *words, incomplete = joined_words([*args, last])
-        self.unreplaced = incomplete.removesuffix(last.lstrip(WORD_BREAKS))
-        return words, incomplete
-
-    def format_completion(self, item: CompletionItem) -> str:
-        return re.sub(r"([^\w@%+=:,./-])", r"\\\1", super().format_completion(item).removeprefix(self.unreplaced))
+@contextmanager
+def printing(change: Callable[[str], str]) -> Iterator[None]:
+    """Change what is printed meanwhile."""
+    output = StringIO()
+    try:
+        with redirect_stdout(output):
+            yield
+    finally:
+        sys.stdout.write(change(output.getvalue()))
 
 
-def joined_words(words: Iterable[str]) -> list[str]:
+def option_of(word: str) -> str:
+    """The name in `--model=sm` with its equal sign; empty for other words."""
+    return word[: word.find("=") + 1] if word.startswith("-") else ""
+
+
+def split_words(line: str) -> list[str]:
+    with suppress(ValueError):  # of an open quote
+        return shlex.split(line)
+    return line.split()
+
+
+def joined_words(words: list[str]) -> list[str]:
+    """The words before bash split them."""
     joined: list[str] = []
     follows_break = False
     for word in words:
@@ -70,5 +102,6 @@ def joined_words(words: Iterable[str]) -> list[str]:
 
 
 def completed_command() -> str:
-    line = next((line.split() for line in map(environment, WORDS) if line), [])
-    return line[1] if len(line) > 1 else ""
+    line = environment("COMP_WORDS") or environment("_TYPER_COMPLETE_ARGS") or ""
+    words = line.split()
+    return words[1] if len(words) > 1 else ""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass, replace
 from functools import partial, wraps
 from importlib import import_module
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeGuard, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
@@ -21,12 +21,12 @@ from cerebrum_cli.core.declaration import HEADINGS, Option, flag, options_of
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import (
+    COMMAND_LINE,
     OPTIONS,
     SHORTHAND_HELP,
     SHORTHANDS,
-    Layer,
     SourcedLayer,
-    environment_layer,
+    environment_value,
     unknown_variables,
     variable_that_sets,
 )
@@ -70,106 +70,195 @@ def composed(function: Callable[..., Any]) -> Callable[..., Any]:
     without a flag are set by `--set`, and so are settings. `on_command_line` gets the names of the options there.
     """
     signature = inspect.signature(function, eval_str=True, locals={"App": object})
-    groups: dict[str, dict[str, Option]] = {}
-    parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
-    settable: dict[str, Option] = {}
-    for name, parameter in signature.parameters.items():
-        if options := options_in(parameter):
-            groups[name] = options
-            default = parameter.default if name in options else None
-            parameters += [typer_parameter(declared, default) for declared in options.values() if declared.heading]
-            settable |= {key: declared for key, declared in options.items() if key in OPTIONS or not declared.heading}
-        elif name not in ("app", ON_COMMAND_LINE):
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-    NAMES.update(*groups.values())
-    if settable:
-        parameters.append(typer_parameter(SET_OPTION, None, partial(assignments, settable)))
+    declared = DeclaredCommand.of(signature.parameters)
 
     @wraps(function)
     def call(context: typer.Context, **texts: Any) -> Any:
-        assigned_texts = texts.pop(SET, None) or ()
-        if HELP in assigned_texts:
-            return print_settings(app_of(context, None).streams, settable)
-        names = {name for name, text in texts.items() if text is not None}
-        assigned = parse_assignments(assigned_texts, settable)
-        is_remote = "endpoint" in texts and bool(texts["endpoint"] or variable_that_sets("endpoint"))
-        values: dict[str, Any] = {}
-        for name, options in groups.items():
-            layers = (given_value(options[key], texts.pop(key, None), assigned, is_remote) for key in options)
-            layer, kind = SourcedLayer(*layers), signature.parameters[name].annotation
-            if name in options:
-                values |= layer
-            else:
-                values[name] = kind(**layer) if isinstance(kind, type) else layer
-        app = app_of(context, next((value for value in values.values() if isinstance(value, QuietOptions)), None))
-        values |= {name: text for name, text in texts.items() if text is not None}
-        if ON_COMMAND_LINE in signature.parameters:
-            values[ON_COMMAND_LINE] = frozenset(assigned).union(names)
+        assigned = texts.pop(SET, None) or ()
+        if HELP in assigned:
+            return print_settings(app_of(context, None).streams, declared.settable)
+        require_complete(context, declared.required)
+        given = GivenOptions.parse(texts, assigned, declared.settable)
+        values = declared.values(given)
+        app = app_of(context, next(filter(is_quiet_group, values.values()), None))
         with app.on_exit:
             return function(app, **values)
 
     call.__annotations__ = {}  # Typer would evaluate them; those of the signature are enough
-    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__signature__ = signature.replace(parameters=declared.typer_parameters())  # type: ignore[attr-defined]
     return call
 
 
-def options_in(parameter: inspect.Parameter) -> dict[str, Option]:
-    if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation):
-        return options_of(parameter.annotation)
-    hint, declared = (*get_args(parameter.annotation), None, None)[:2]
+class DeclaredCommand(NamedTuple):
+    """The parameters of a command's function, and the options that some of them stand for, by the parameter's name."""
+
+    parameters: Mapping[str, inspect.Parameter]
+    groups: Mapping[str, Mapping[str, Option]]
+    settable: Mapping[str, Option]
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, inspect.Parameter]) -> DeclaredCommand:
+        groups = {}
+        for name, parameter in parameters.items():
+            if options := options_in(parameter):
+                groups[name] = options
+        NAMES.update(*groups.values())
+        return cls(parameters, groups, settable_options(groups.values()))
+
+    @property
+    def required(self) -> Iterator[Option]:
+        """Options without a default."""
+        for name, options in self.groups.items():
+            if name in options and self.parameters[name].default is inspect.Parameter.empty:
+                yield options[name]
+
+    def typer_parameters(self) -> list[inspect.Parameter]:
+        parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+        for name, parameter in self.parameters.items():
+            if name in self.groups:
+                options = self.groups[name].values()
+                parameters += [typer_parameter(declared) for declared in options if declared.heading]
+            elif name not in ("app", ON_COMMAND_LINE):
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        if self.settable:
+            parameters.append(typer_parameter(SET_OPTION, partial(assignments, self.settable)))
+        return parameters
+
+    def values(self, given: GivenOptions) -> dict[str, Any]:
+        """The arguments of the function; those that nobody sets have its defaults. Raises UsageError."""
+        values: dict[str, Any] = {}
+        for name, parameter in self.parameters.items():
+            if name not in self.groups:
+                if name in given.flags:
+                    values[name] = given.flags[name]
+                continue
+            layer, kind = given.layer(self.groups[name]), parameter.annotation
+            if name in self.groups[name]:
+                values.update(layer)
+            elif isinstance(kind, type):
+                values[name] = kind(**layer)
+            else:
+                values[name] = layer
+        if ON_COMMAND_LINE in self.parameters:
+            values[ON_COMMAND_LINE] = frozenset([*given.flags, *given.assigned])
+        return values
+
+
+def options_in(parameter: inspect.Parameter) -> Mapping[str, Option]:
+    """The options that a parameter stands for, by name; empty for an argument of the command line."""
+    annotation = parameter.annotation
+    if is_dataclass(annotation) and isinstance(annotation, type):
+        return options_of(annotation)
+    if get_origin(annotation) is not Annotated:
+        return {}
+    hint, declared = get_args(annotation)
     if isinstance(declared, Option):
         kind, *_ = get_args(hint) or [hint]  # without None
         return {parameter.name: declared._replace(name=parameter.name, kind=kind.__name__)}
     return declared if isinstance(declared, dict) else {}
 
 
-def typer_parameter(declared: Option, default: Any, values: Values | None = None) -> inspect.Parameter:
-    """Typer's parameter of an option, as text, several texts or a switch, which `given_value` converts."""
-    annotation: Any = str | None
+def settable_options(groups: Iterable[Mapping[str, Option]]) -> dict[str, Option]:
+    """The options that `--set` takes: settings, and those without a flag."""
+    settable = {}
+    for options in groups:
+        for name, declared in options.items():
+            if name in OPTIONS or not declared.heading:
+                settable[name] = declared
+    return settable
+
+
+def typer_parameter(declared: Option, values: Values | None = None) -> inspect.Parameter:
+    """Typer's parameter of an option, as text, several texts or a switch."""
+    kind: Any = str | None
     if declared.is_list:
-        annotation = list[str] | None
+        kind = list[str] | None
     elif declared.kind == "bool":
-        annotation, default = bool, False
+        kind = bool
     values = values or completion_of(declared)
+    names = [name for name in (declared.short, flag(declared.name)) if name]
     details = typer.Option(
-        *filter(None, (declared.short, flag(declared.name))),
+        *names,
         help=f"{declared.help}.",
         metavar=declared.metavar,
         show_default=False,
         autocompletion=completing(values) if values else None,
         rich_help_panel=declared.heading,
     )
-    annotation = Annotated[annotation, details]
+    default = False if kind is bool else None
+    annotation = Annotated[kind, details]
     return inspect.Parameter(declared.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def given_value(declared: Option, text: Any, assigned: Mapping[str, Any], is_remote: bool) -> Layer:
-    """The value of an option as a layer: that of its flag, else `assigned` with `--set`, else that of a variable.
+def is_quiet_group(value: object) -> TypeGuard[QuietOptions]:
+    return isinstance(value, QuietOptions)
 
-    `text` is what follows the flag, or a list of texts, or True for a switch; None without the flag. Raises UsageError
-    for an invalid value, with the name of the flag or variable, and for an option that is set twice. Local options are
-    refused if a server is used, and their variables have no effect then.
+
+def require_complete(context: typer.Context, required: Iterable[Option]) -> None:
+    """Raise UsageError for an argument or an option that is missing, and for arguments left over."""
+    hint = f"see {context.command_path} --help"
+    for parameter in context.command.params:
+        is_missing = parameter.required and context.params[parameter.name] is None
+        if is_missing and parameter.param_type_name == "argument":
+            raise UsageError(f"missing argument '{parameter.metavar}'", hint)
+    for declared in required:
+        if context.params[declared.name] is None and variable_that_sets(declared.name) is None:
+            names = [repr(name) for name in (declared.short, flag(declared.name)) if name]
+            raise UsageError(f"missing option {' / '.join(names)}", hint)
+    if context.args:
+        raise UsageError(f"unexpected argument: {' '.join(context.args)}", hint)
+
+
+class GivenOptions(NamedTuple):
+    """What a command line sets: what follows each flag, True for a switch, and the values of `--set`.
+
+    Local options are refused if a server is used, and their variables have no effect then.
     """
-    name = declared.name
-    source = f"--set {name}" if text is None else flag(name)
-    is_given = text is not None or name in assigned
-    if text is not None and name in assigned:
-        raise UsageError.conflict(source, f"--set {name}")
-    if declared.local and is_remote and is_given:
-        raise UsageError(f"{source} applies to local models, not to --endpoint", f"omit {source}")
-    if text is None:
-        if name in assigned:
-            return {name: assigned[name]}
-        return {} if declared.local and is_remote else environment_layer(name, options={name: declared})
-    if text is not True:
-        text = declared.parse([text] if isinstance(text, str) else text, source, has_quotes=False)
-    return {name: text}
+
+    flags: Mapping[str, Any]
+    assigned: Mapping[str, Any]
+    is_remote: bool
+
+    @classmethod
+    def parse(cls, texts: Mapping[str, Any], assigned: Iterable[str], settable: Mapping[str, Option]) -> GivenOptions:
+        """Read what Typer found, with None for a flag that is not there. Raises UsageError."""
+        flags = {name: text for name, text in texts.items() if text is not None}
+        has_server = "endpoint" in flags or variable_that_sets("endpoint") is not None
+        return cls(flags, parse_assignments(assigned, settable), "endpoint" in texts and has_server)
+
+    def layer(self, options: Mapping[str, Option]) -> SourcedLayer:
+        """The values of options: of the flag, else of `--set`, else of a variable.
+
+        Raises UsageError for an invalid value, with the name of the flag or variable, and for an option set twice.
+        """
+        layer = SourcedLayer()
+        for name, declared in options.items():
+            if name in self.flags or name in self.assigned:
+                layer.put(name, self.value(declared), COMMAND_LINE)
+            elif not (declared.local and self.is_remote):
+                layer.put(name, *environment_value(declared))
+        return layer
+
+    def value(self, declared: Option) -> Any:
+        name = declared.name
+        source = flag(name) if name in self.flags else f"--set {name}"
+        if name in self.flags and name in self.assigned:
+            raise UsageError.conflict(source, f"--set {name}")
+        if declared.local and self.is_remote:
+            raise UsageError(f"{source} applies to local models, not to --endpoint", f"omit {source}")
+        if name in self.assigned:
+            return self.assigned[name]
+        text = self.flags[name]
+        if text is True:
+            return True
+        texts = [text] if isinstance(text, str) else text
+        return declared.parse(texts, source, has_quotes=False)
 
 
-def parse_assignments(texts: Iterable[str] | None, settable: Mapping[str, Option]) -> dict[str, Any]:
+def parse_assignments(texts: Iterable[str], settable: Mapping[str, Option]) -> dict[str, Any]:
     """Values by key; those of a repeated list are joined, else the last one counts. Raises UsageError."""
     collected: dict[str, list[str]] = {}
-    for text in texts or ():
+    for text in texts:
         name, equals, value = text.partition("=")
         key = name.replace("-", "_")
         keys = [meant for meant in SHORTHANDS.get(key, (key,)) if meant in settable]
@@ -184,17 +273,24 @@ def parse_assignments(texts: Iterable[str] | None, settable: Mapping[str, Option
 
 
 def with_shorthands(settable: Mapping[str, Option]) -> dict[str, Option]:
-    shorthands = {name: settable[keys[0]] for name, keys in SHORTHANDS.items() if keys[0] in settable}
-    return {name: declared._replace(help=SHORTHAND_HELP) for name, declared in shorthands.items()} | dict(settable)
+    shorthands = {}
+    for name, keys in SHORTHANDS.items():
+        if keys[0] in settable:
+            shorthands[name] = settable[keys[0]]._replace(help=SHORTHAND_HELP)
+    return {**shorthands, **settable}
 
 
 def assignments(settable: Mapping[str, Option], app: App) -> Iterator[str]:
     """Completions of `--set`: each key, with its values if they can be listed."""
     for name, declared in with_shorthands(settable).items():
-        values: Sequence[str] = declared.choices or (("on", "off") if declared.kind == "bool" else ())
-        if source := completion_of(declared):
-            values = tuple(source(app))
-        yield from (f"{name}={value}" for value in values or ("",))
+        source = completion_of(declared)
+        values: Iterable[str] = declared.choices
+        if source:
+            values = source(app)
+        elif declared.kind == "bool":
+            values = ("on", "off")
+        for value in values or ("",):
+            yield f"{name}={value}"
 
 
 def print_settings(streams: Streams, settable: Mapping[str, Option]) -> None:
@@ -208,42 +304,46 @@ def print_settings(streams: Streams, settable: Mapping[str, Option]) -> None:
 
 
 class SectionedCommand(TyperCommand):
-    """A command that gets its options as text, and lists them under headings in its help."""
+    """A command that gets its options as text, and lists them under headings in its help.
+
+    Typer would convert them with pydantic, whose import takes longer than a whole start, and print headings with rich.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put what follows each flag, and the arguments, into the parameters of the context; None without it.
-
-        Typer would convert each of them, by importing pydantic in newer versions. Raises UsageError.
-        """
+        """Put what follows each flag, and the arguments, into the parameters of the context; None without it."""
         if ctx.resilient_parsing:  # for completion
             return super().parse_args(ctx, args)
-        valued = {opt for option in self.params for opt in option.opts if option.metavar and option.name != "extract"}
-        words = args[: args.index("--")] if "--" in args else args
-        for position, (previous, word) in enumerate(zip(["", *words], words, strict=False)):
-            if EXTRACT.fullmatch(word) and previous not in valued:  # Typer requires a value
-                args[position] = f"{word}={FIRST}" if word.startswith("--") else f"{word}{FIRST}"
-        texts, extra, _ = self.make_parser(ctx).parse_args(args=args)
+        texts, ctx.args, _ = self.make_parser(ctx).parse_args(args=self.with_extract_values(args))
         if texts.get("help"):
             typer.echo(ctx.get_help())
             ctx.exit()
-        hint = f"see {ctx.command_path} --help"
-        if HELP not in texts.get(SET, ()):
-            for parameter in self.params:
-                if parameter.required and texts.get(name := str(parameter.name)) is None:
-                    if parameter.param_type_name == "argument":
-                        raise UsageError(f"missing argument '{parameter.metavar}'", hint)
-                    if variable_that_sets(name) is None:
-                        raise UsageError(f"missing option {' / '.join(map(repr, parameter.opts))}", hint)
-            if extra:
-                raise UsageError(f"unexpected argument: {' '.join(extra)}", hint)
-        ctx.params = {parameter.name: texts.get(str(parameter.name)) for parameter in self.params}
+        for parameter in self.params:
+            ctx.params[parameter.name] = texts.get(parameter.name)
         return []
+
+    def with_extract_values(self, args: list[str]) -> list[str]:
+        """The words, with the value that Typer requires after each `--extract` and `-x` without one."""
+        valued = set()
+        for parameter in self.params:
+            if parameter.metavar and parameter.name != "extract":
+                valued.update(parameter.opts)
+        end = args.index("--") if "--" in args else len(args)
+        words: list[str] = []
+        for word in args[:end]:
+            if EXTRACT.fullmatch(word) and (not words or words[-1] not in valued):
+                word += f"={FIRST}" if word.startswith("--") else FIRST
+            words.append(word)
+        return words + args[end:]
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002
         pieces = ["[OPTIONS]"]
         for argument in self.arguments:
-            brackets = "{%s}" if argument.required else "[%s]"
-            pieces.append(argument.metavar if argument.metavar.startswith("[") else brackets % argument.metavar)
+            if argument.required:
+                pieces.append(f"{{{argument.metavar}}}")
+            elif argument.metavar.startswith("["):
+                pieces.append(argument.metavar)
+            else:
+                pieces.append(f"[{argument.metavar}]")
         return pieces
 
     @property
@@ -257,7 +357,8 @@ class SectionedCommand(TyperCommand):
             sections["Arguments"].append((argument.metavar, text))
         option: Any
         for option in self.get_params(ctx):
-            if option.param_type_name == "option" and (record := option.get_help_record(ctx)):
+            record = option.get_help_record(ctx)
+            if option.param_type_name == "option" and record:
                 names, text = record
                 names = names.replace(" [=", "[=")  # an optional value is attached
                 sections[option.rich_help_panel or "Options"].append((names, text))

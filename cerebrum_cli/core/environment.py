@@ -19,6 +19,10 @@ def forget_empty_variable(name: str) -> None:
         del os.environ[name]
 
 
+def set_environment(name: str, value: str) -> None:
+    os.environ[name] = value
+
+
 def set_environment_default(name: str, value: str) -> None:
     """Set a variable for libraries, unless the user has set it."""
     os.environ.setdefault(name, value)

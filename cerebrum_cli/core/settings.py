@@ -43,8 +43,12 @@ class SourcedLayer(dict[str, Any]):
         for layer in layers:
             known = layer.origins if isinstance(layer, SourcedLayer) else {}
             for key, value in layer.items():
-                if value is not None:
-                    self[key], self.origins[key] = value, known.get(key, origin)
+                self.put(key, value, known.get(key, origin))
+
+    def put(self, key: str, value: Any, origin: str) -> None:
+        if value is not None:
+            self[key] = value
+            self.origins[key] = origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,16 +209,24 @@ def unknown_variables(known: Iterable[str]) -> dict[str, str]:
     return {name: did_you_mean(name, tuple(names), cutoff=0.8).rstrip() or others for name in unknown}
 
 
-def environment_layer(*keys: str, options: Mapping[str, Option] = OPTIONS) -> Layer:
-    """The options that CEREBRUM_* variables set; by default settings of these keys. Raises UsageError."""
+def environment_layer(*keys: str) -> Layer:
+    """The settings of these keys that CEREBRUM_* variables set. Raises UsageError."""
     layer = SourcedLayer()
     for key in keys:
-        if source := variable_that_sets(key):
-            declared, text = options[key], environment(source) or ""
-            texts = text.split(":" if "Path" in declared.kind else None) if declared.splits else [text]
-            layer[key] = declared.parse(texts, source, has_quotes=not declared.heading)
-            layer.origins[key] = source
+        layer.put(key, *environment_value(OPTIONS[key]))
     return layer
+
+
+def environment_value(declared: Option) -> tuple[Any, str]:
+    """The value that a variable gives an option, and the name of the variable; None without one. Raises UsageError."""
+    source = variable_that_sets(declared.name)
+    if source is None:
+        return None, ""
+    text = environment(source) or ""
+    texts = [text]
+    if declared.splits:
+        texts = text.split(":" if "Path" in declared.kind else None)
+    return declared.parse(texts, source, has_quotes=not declared.heading), source
 
 
 def variable_that_sets(name: str) -> str | None:
