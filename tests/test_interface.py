@@ -138,6 +138,17 @@ def test_library_checks_samples_with_programs(model: Model, monkeypatch: pytest.
     assert {reply.program and reply.program.output for reply in vote.replies.values()} == {None}
 
 
+def test_library_refuses_votes_at_a_chosen_temperature_0() -> None:
+    refused = pytest.raises(UsageError, match="a vote needs a temperature above 0")
+    with open_model("nano", temperature=0) as model:
+        with refused:
+            model.vote(SUM, 3)
+        vote = model.vote(SUM, 2, temperature=0.5, max_tokens=1)
+        assert len(vote.replies) == 2
+    with open_model("nano") as model, refused:
+        model.vote(SUM, 3, temperature=0)
+
+
 def test_library_errors_are_the_packages_own(model: Model, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown setting 'temprature'"):
         model.reply(SUM, temprature=1)
@@ -147,8 +158,6 @@ def test_library_errors_are_the_packages_own(model: Model, tmp_path: Path) -> No
         model.reply(SUM, ctx=512)
     with pytest.raises(UsageError, match="programs check only votes"):
         list(model.replies([SUM], check="python"))
-    with pytest.raises(UsageError, match="a vote needs a temperature above 0"):
-        model.vote(SUM, 3, temperature=0)
     with pytest.raises(UsageError, match="invalid parallel: 0"):
         open_model("nano", parallel=0)
     with pytest.raises(UsageError, match="schema and grammar"):

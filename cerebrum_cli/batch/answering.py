@@ -26,7 +26,7 @@ from cerebrum_cli.replies.reply import Reply, ReplyRequest, reply_notice
 from cerebrum_cli.replies.source import generation_fingerprint
 from cerebrum_cli.replies.tally import Votes
 from cerebrum_cli.replies.text_tokens import drop_partial_character
-from cerebrum_cli.replies.voting import MajorityVote, require_sampling, votes_object
+from cerebrum_cli.replies.voting import MajorityVote, votes_object
 from cerebrum_cli.results.result import Result
 
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
@@ -113,7 +113,7 @@ def row_to_ask(
     vote = MajorityVote(options.votes) if options.votes else None
     if vote:
         try:
-            require_sampling(settings)
+            settings = settings.for_samples("--votes")
         except UsageError as problem:
             return Row((position, row), problem)
     conversation = row.conversation

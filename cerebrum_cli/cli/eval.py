@@ -170,11 +170,6 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
         app.ignore_settings(generation.CONDITION_KEYS)
     condition = task.condition
     samples = options.samples or condition.samples
-    if samples > 1 and overrides.get("temperature") is None and condition.temperature == 0:
-        raise UsageError(
-            f"--samples needs a temperature above 0, but preset {options.preset} sets 0",
-            "add --temperature 0.7, or omit --samples",
-        )
     overrides = SourcedLayer(
         SourcedLayer({"temperature": condition.temperature, "stop": task.stop or None}, origin=generation.PRESET),
         overrides,

@@ -158,20 +158,9 @@ def parse_parallel(options: ConcurrencyOptions) -> int:
 
 
 def generation_settings(app: App, overrides: Layer, model: InstalledModel, samples_by: str | None) -> Settings:
-    """Settings for a model; `samples_by` is the option that asks for several samples, which need a temperature.
-
-    Raises UsageError.
-    """
+    """Settings for a model; `samples_by` is the option that asks for several samples. Raises UsageError."""
     settings = app.settings(overrides, model)
-    if samples_by:
-        from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
-        from cerebrum_cli.replies.voting import require_sampling
-
-        if settings.temperature == 0 and settings.origin("temperature") in RECOMMENDED:
-            overrides = SourcedLayer(overrides, SourcedLayer({"temperature": SAMPLED_TEMPERATURE}, origin=samples_by))
-            settings = app.settings(overrides, model)
-        require_sampling(settings, samples_by)
-    return settings
+    return settings.for_samples(samples_by) if samples_by else settings
 
 
 def settings_by_mode(app: App, source: ModelSource, overrides: Layer, samples_by: str | None) -> dict[str, Settings]:

@@ -15,7 +15,8 @@ from typing import Any
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import EFFORTS, NONE, Option, option, options_of, variable
 from cerebrum_cli.core.environment import environment, environment_names
-from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE, SamplingParams
 from cerebrum_cli.core.text import did_you_mean
 
 Layer = Mapping[str, Any]
@@ -128,6 +129,21 @@ class Settings(SamplingParams):
         """Sampling parameters, with the format's stop strings before the user's."""
         values = {parameter.name: getattr(self, parameter.name) for parameter in fields(SamplingParams)}
         return SamplingParams(**values | {"stop": (*format_stop, *self.stop)})
+
+    def for_samples(self, by: str) -> Settings:
+        """These settings for several samples of one prompt, which are all the same at temperature 0.
+
+        `by` is what asks for samples. Raises UsageError if the user has chosen 0; otherwise it becomes 0.7.
+        """
+        if self.temperature > 0:
+            return self
+        origin = self.origin("temperature")
+        if origin in RECOMMENDED:
+            return replace(self, temperature=SAMPLED_TEMPERATURE, origins={**self.origins, "temperature": by})
+        hint = "leave temperature unset, or set it above 0"
+        if origin not in CHOSEN:
+            hint = f"set temperature above 0; {origin} sets 0"
+        raise UsageError(f"{by} needs a temperature above 0: at 0 all samples are the same", hint)
 
     def applied_to(self, conversation: Conversation) -> Conversation:
         return replace(conversation, thinks=self.thinks, effort=self.effort, keeps_reasoning=self.keep_reasoning)

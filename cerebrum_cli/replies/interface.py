@@ -84,14 +84,13 @@ class Model(LoadedModel):
         `index` of each is the position of its question. Raises the error of a question that cannot be answered when all
         others are done.
         """
-        from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
         from cerebrum_cli.replies.concurrent_rows import Row, RowOutcome, run_rows
         from cerebrum_cli.replies.tally import parse_votes
-        from cerebrum_cli.replies.voting import MajorityVote, require_sampling
+        from cerebrum_cli.replies.voting import MajorityVote
 
         if samples is not None:
-            settings = {"temperature": self.source.settings.temperature or SAMPLED_TEMPERATURE, **settings}
-            require_sampling(changed(self.source.settings, settings), "a vote")
+            sampled = changed(self.source.settings, settings).for_samples("a vote")
+            settings["temperature"] = sampled.temperature
         elif check is not None:
             raise UsageError("programs check only votes", "set samples, or omit check")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import (
     AlternativesEvent,
     FinishEvent,
@@ -15,7 +14,6 @@ from cerebrum_cli.core.events import (
     TallyEvent,
     TokenEvent,
 )
-from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.replies.reply import Reply, ReplyRequest, mean_probability
@@ -157,14 +155,6 @@ def outcome_notice(tally: Tally) -> NoticeEvent | None:
             f"{len(tally.tied)} answers are tied with {leader.count} of {number} votes each", MORE_SAMPLES
         )
     return None
-
-
-def require_sampling(settings: Settings, option: str = "--votes") -> None:
-    if settings.temperature == 0:
-        raise UsageError(
-            f"{option} needs a temperature above 0: at 0 all samples are the same",
-            "omit --temperature, or set it above 0",
-        )
 
 
 def program_object(reply: Reply) -> dict[str, Any]:

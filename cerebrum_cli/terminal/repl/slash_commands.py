@@ -11,7 +11,7 @@ from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_tra
 from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE, SAMPLERS, samplers_in_effect
+from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.replies.inspection import LeastCertain, parse_likeliest
@@ -191,9 +191,7 @@ def vote(repl: Repl, argument: str) -> None:
     except UsageError as error:
         expected = f"a number from 1 to {MAX_VOTES} or auto, as in /votes 8, and optionally a question"
         raise UsageError.invalid("/votes", votes, expected) from error
-    settings = repl.chat.settings
-    if settings.temperature == 0:
-        settings = replace(settings, temperature=SAMPLED_TEMPERATURE)
+    settings = repl.chat.settings.for_samples("/votes")
     repl.vote(question.strip(), settings, MajorityVote(bounds.needing(repl.min_votes)))
 
 
