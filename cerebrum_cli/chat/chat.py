@@ -305,11 +305,8 @@ class Chat:
             self.history.close()
 
     @property
-    def unsaved_notice(self) -> NoticeEvent | None:
-        error = self.history.store.detached_by
-        if error is None:
-            return None
-        return NoticeEvent(f"this chat is not saved: {error.message}", "use /export FILE to save a copy")
+    def is_saved(self) -> bool:
+        return self.history.locks is not None
 
     def require_question(self) -> StoredMessage:
         for stored in reversed(self.messages):

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from cerebrum_cli.chat.session import DamagedSessions, printable_name
-from cerebrum_cli.core.errors import SessionError, UnwritableSessions
+from cerebrum_cli.chat.session import printable_name
+from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.files import file_system
 from cerebrum_cli.core.text import one_line
 
@@ -21,6 +21,7 @@ NO_ACCESS = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOP
 NO_SPACE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
 DAMAGE = ("malformed", "not a database", "vtable constructor", "already exists", "decode", "no such", "FOREIGN KEY")
 READ_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+OR_UNSAVED = "or use --no-log"  # which needs no database
 PRIMARY_CODE = 0xFF  # of an extended result code
 
 # Messages form a tree, each row pointing to the message before it, so undo, retry and fork delete nothing: a session
@@ -78,15 +79,15 @@ END;""",
 )
 
 
-def open_database(path: Path, is_checked: bool = False) -> sqlite3.Connection:
+def open_database(path: Path) -> sqlite3.Connection:
     """Open the database; create it if necessary, readable only by its owner. Raises SessionError.
 
-    SQLite creates the files beside it with the same permissions. If it `is_checked`, damage anywhere is found.
+    SQLite creates the files beside it with the same permissions.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise UnwritableSessions(f"{error.filename}: {error.strerror}", "make it writable, or use --no-log") from error
+        raise SessionError(f"{error.filename}: {error.strerror}", f"make it writable, {OR_UNSAVED}") from error
     with contextlib.suppress(OSError):  # opening it reports the error
         path.touch(mode=0o600, exist_ok=False)
     with translated(path):
@@ -99,18 +100,14 @@ def open_database(path: Path, is_checked: bool = False) -> sqlite3.Connection:
             database.execute("PRAGMA synchronous = FULL")
             database.execute("PRAGMA secure_delete = ON")  # deleted text must not remain in the file
             prepare(database)
-            if is_checked and (problem := database.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-                raise _damaged(path, printable_line(problem))
         except BaseException:
             database.close()
             raise
     return database
 
 
-def copy_to_memory(source: sqlite3.Connection | None) -> sqlite3.Connection:
+def open_in_memory() -> sqlite3.Connection:
     database = sqlite3.connect(":memory:", isolation_level=None)
-    if source:
-        source.backup(database)
     prepare(database)
     return database
 
@@ -138,7 +135,7 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
 def require_known_version(database: sqlite3.Connection, path: Path) -> None:
     if _version(database) > 1 + len(MIGRATIONS):
         problem = f"{path}: written by a newer version of cerebrum"
-        raise DamagedSessions(problem, "use that version, or move the file elsewhere; a new one will be created")
+        raise SessionError(problem, "use that version, or move the file elsewhere; a new one will be created")
 
 
 def _version(database: sqlite3.Connection) -> int:
@@ -174,29 +171,30 @@ def check_integrity(path: Path) -> tuple[int, int, int] | None:
 
 
 @contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Raise SessionError for an error of SQLite: UnwritableSessions without permission or space, or for damage."""
+def translated(path: Path | None) -> Iterator[None]:
+    """Raise SessionError for an error of SQLite."""
     try:
         yield
     except READ_ERRORS as error:
         problem = printable_line(str(error))
-        code = getattr(error, "sqlite_errorcode", 0) & PRIMARY_CODE
-        if any(sign in problem for sign in DAMAGE):
+        if path and any(sign in problem for sign in DAMAGE):
             raise _damaged(path, problem) from error
+        code = getattr(error, "sqlite_errorcode", 0) & PRIMARY_CODE
+        hint = "close other programs that use the file, then try again"
         if code in NO_ACCESS:
-            raise UnwritableSessions(f"{path}: {problem}", "make sure that it is readable and writable") from error
-        if code in NO_SPACE:
-            raise UnwritableSessions(f"{path}: {problem}", "free disk space") from error
-        raise SessionError(f"{path}: {problem}", "close other programs that use the file, then try again") from error
+            hint = f"make sure that it is readable and writable, {OR_UNSAVED}"
+        elif code in NO_SPACE:
+            hint = f"free disk space, {OR_UNSAVED}"
+        raise SessionError(f"{path or 'memory'}: {problem}", hint) from error
 
 
 def printable_line(problem: str) -> str:
     return one_line(printable_name(problem))  # SQLite quotes the statement of a damaged schema
 
 
-def _damaged(path: Path, problem: str) -> DamagedSessions:
+def _damaged(path: Path, problem: str) -> SessionError:
     recover = f"sqlite3 {shlex.quote(str(path))} .recover > saved.sql"
-    return DamagedSessions(
+    return SessionError(
         f"{path} is damaged: {problem}",
-        f"recover what is readable: {recover}; then move the file and its -wal elsewhere to start a new one",
+        f"move it and its -wal elsewhere to start a new one, {OR_UNSAVED}; to recover what is readable: {recover}",
     )

@@ -8,11 +8,12 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from cerebrum_cli.chat.database import OR_UNSAVED
 from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, suggest_name, validated_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.declaration import LORA, NONE
-from cerebrum_cli.core.errors import SessionError, UnwritableSessions, UsageError
+from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import Forced
 from cerebrum_cli.core.files import lock_file, remove
 from cerebrum_cli.core.settings import (
@@ -41,18 +42,19 @@ KEPT = (LORA, CHAT_TEMPLATE)  # what later questions of `ask` use, too
 class History:
     """A user's sessions; this process locks at most one, by an empty file in `locks`.
 
-    A lock keeps other processes from writing to the session, and ends with its process.
+    A lock keeps other processes from writing to the session, and ends with its process. Without `locks`, the sessions
+    are in memory only.
     """
 
     store: Store
-    locks: Path
+    locks: Path | None
     _held: tuple[Path, FileIO] | None = None
 
     def acquire_latest(self) -> Session:
         """Lock the latest session. Raises SessionError if there is none, or another process holds it."""
         session = self.store.latest()
         if session is None:
-            raise self.store.detached_by or SessionError("no session to continue", "ask without -c first")
+            raise SessionError("no session to continue", "ask without -c first")
         return self.acquire(session)
 
     def acquire_named(self, name: str) -> Session | None:
@@ -72,12 +74,11 @@ class History:
         return session
 
     def lock(self, session: Session) -> None:
-        """Lock a session and release the previous one. Raises SessionError if another process holds the lock.
-
-        A session that exists only in memory needs no lock.
-        """
+        """Lock a session and release the previous one. Raises SessionError if another process holds the lock."""
+        if self.locks is None:
+            return
         path = self.locks / f"{session.id}.lock"
-        if self.store.detached_by or (self._held and self._held[0] == path):
+        if self._held and self._held[0] == path:
             return
         busy = SessionError(
             f"session {session.name!r} is open in another process", "close it there, or use another session"
@@ -86,8 +87,7 @@ class History:
             self.locks.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = lock_file(path, busy, mode=0o600, is_required=False)
         except OSError as error:
-            self.store.detach(UnwritableSessions(f"{path}: {error.strerror}", "make sure that it is writable"))
-            return
+            raise SessionError(f"{path}: {error.strerror}", f"make it writable, {OR_UNSAVED}") from error
         self.release()
         self._held = path, file
 

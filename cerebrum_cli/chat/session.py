@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation, Message, Role
-from cerebrum_cli.core.errors import SessionError, UnwritableSessions
+from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.text import well_formed
 
 Origin = Literal["chat", "ask", "import"]
@@ -82,10 +82,6 @@ class Session:
     created: float
     updated: float
     first: int | None = None
-
-
-class DamagedSessions(UnwritableSessions):
-    """The session database cannot be read either: it is damaged, or of a newer version."""
 
 
 class SessionSummary(NamedTuple):

@@ -9,24 +9,22 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import wraps
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from cerebrum_cli.chat.database import (
     READ_ERRORS,
-    copy_to_memory,
     open_database,
+    open_in_memory,
     printable_line,
     transaction,
     translated,
 )
 from cerebrum_cli.chat.session import (
     COLUMNS,
-    DamagedSessions,
     Origin,
     ReplyMetadata,
     SearchHit,
@@ -39,7 +37,7 @@ from cerebrum_cli.chat.session import (
     validated_name,
 )
 from cerebrum_cli.core.conversation import Message
-from cerebrum_cli.core.errors import SessionError, UnwritableSessions
+from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, well_formed
 
 _FIRST_MESSAGES = (  # of each session, with its number of messages
@@ -83,62 +81,19 @@ _REPLIES = (  # to a question, and to its other versions
 )
 _LATEST_FIRST = "ORDER BY updated DESC, id DESC"
 
-Change = TypeVar("Change", bound=Callable[..., Any])
-
-
-def _detachable(change: Change) -> Change:
-    """Run a method in memory if the file cannot be used."""
-
-    @wraps(change)
-    def call(store: Store, *args: Any, **options: Any) -> Any:
-        try:
-            return change(store, *args, **options)
-        except UnwritableSessions as error:
-            store.detach(error)
-            return change(store, *args, **options)
-
-    return cast("Change", call)
-
 
 class Store:
-    """The sessions in one database file, which is created on first use.
+    """The sessions in one database file, which is created on first use; without a path, in memory."""
 
-    A store that `detaches` continues in memory when the file cannot be used: `detached_by` is the reason.
-    """
-
-    def __init__(self, path: Path, detaches: bool = False) -> None:
-        self._path = path
-        self._detaches = detaches
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
         self._database: sqlite3.Connection | None = None
-        self.detached_by: UnwritableSessions | None = None
 
     def close(self) -> None:
         if self._database:
             self._database.close()
         self._database = None
 
-    def detach(self, error: UnwritableSessions) -> None:
-        """Continue in memory, on a copy of an open file, because of this error; raises it if it does not detach."""
-        if self.detached_by or not self._detaches:
-            raise error
-        memory = copy_to_memory(None if isinstance(error, DamagedSessions) else self._database)
-        self.close()
-        self._database, self.detached_by = memory, error
-
-    def move_aside(self) -> Path:
-        """Rename a file that cannot be read, and start a new one; return its new name. Raises SessionError."""
-        self.close()
-        self.detached_by = None
-        aside = self._path.with_name(f"{self._path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-        try:
-            for suffix in ("", "-wal", "-shm"):
-                with contextlib.suppress(FileNotFoundError):
-                    self._path.with_name(self._path.name + suffix).rename(aside.with_name(aside.name + suffix))
-        except OSError as error:
-            raise SessionError(f"{self._path}: {error.strerror}", "move the file yourself") from error
-        return aside
-
-    @_detachable
     def create(self, name: str, origin: Origin, *, question: Message | None = None, **values: Any) -> Session:
         """Create a session with a first `question`; `values` are its other columns. Raises SessionError."""
         now, name = time.time(), validated_name(name)
@@ -216,12 +171,10 @@ class Store:
         with self._read() as database:
             return dict(map(tuple, database.execute("SELECT id, tokens FROM messages WHERE tokens IS NOT NULL")))
 
-    @_detachable
     def add_message(self, session: Session, message: Message, metadata: ReplyMetadata | None = None) -> Session:
         with self._changing(session) as database:
             return self._add(database, session, message, metadata or ReplyMetadata())
 
-    @_detachable
     def update_message(self, session: Session, message: Message, metadata: ReplyMetadata) -> None:
         columns = ", ".join(f"{column} = ?" for column in COLUMNS)
         with self._changing(session) as database:
@@ -230,13 +183,11 @@ class Store:
             )
             database.execute("UPDATE sessions SET updated = ? WHERE id = ?", (time.time(), session.id))
 
-    @_detachable
     def move(self, session: Session, leaf: int | None) -> Session:
         """Move a session to another branch; the messages of the previous one stay in the tree."""
         with self._changing(session) as database:
             return self._set_leaf(database, session, leaf)
 
-    @_detachable
     def update_session(self, session: Session, **values: Any) -> Session:
         """Change columns of a session: name, system_prompt, model, format, params or first."""
         if "name" in values:
@@ -246,7 +197,6 @@ class Store:
             database.execute(f"UPDATE sessions SET {sets} WHERE id = ?", (*_encoded(values), session.id))
         return replace(session, **values)
 
-    @_detachable
     def remove(self, session: Session) -> int:
         """Delete a session, and the messages that no session shares any more; return their number."""
         with self.transaction() as database:
@@ -270,7 +220,7 @@ class Store:
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except READ_ERRORS as error:
             raise SessionError(
-                f"deleted text may remain in {self._path}: {printable_line(str(error))}",
+                f"deleted text may remain in {self.path}: {printable_line(str(error))}",
                 "free disk space or close other programs that use the file; the next deletion tries again",
             ) from error
 
@@ -297,24 +247,20 @@ class Store:
 
     @contextlib.contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
-        with translated(self._path):
+        with translated(self.path):
             yield self._opened()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """The database in a transaction, or in the one that is open."""
-        with translated(self._path):
+        with translated(self.path):
             database = self._opened()
             with contextlib.nullcontext() if database.in_transaction else transaction(database):
                 yield database
 
     def _opened(self) -> sqlite3.Connection:
         if self._database is None:
-            try:
-                self._database = open_database(self._path, is_checked=self._detaches)
-            except UnwritableSessions as error:
-                self.detach(error)
-        assert self._database
+            self._database = open_database(self.path) if self.path else open_in_memory()
         return self._database
 
     @contextlib.contextmanager

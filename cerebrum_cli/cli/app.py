@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.config import Config
-from cerebrum_cli.core.errors import ConfigError, UnwritableSessions
+from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Layer, Settings
 from cerebrum_cli.replies.installation import Installation
@@ -54,23 +54,15 @@ class App(Installation):
     bench: BenchFactory = process_bench
     on_exit: ExitStack = field(default_factory=ExitStack)
 
-    def open_history(self, detaches: bool = False, saves: bool = True) -> History:
-        """Sessions of this user; the database is opened on first use. See `Store` for `detaches`.
-
-        Unless it `saves`, changes are made in memory only.
-        """
+    def open_history(self, saves: bool = True) -> History:
+        """Sessions of this user, whose database is opened on first use; new ones in memory unless it `saves`."""
         from cerebrum_cli.chat.history import History
         from cerebrum_cli.chat.store import Store
 
         directory = self.data_directory / "sessions"
-        path = directory / "sessions.db"
-        store = Store(path, detaches)
-        if not saves:
-            if path.exists():
-                store.names()  # opens it, to be copied
-            if not store.detached_by:  # it can be read
-                store.detach(UnwritableSessions("no_log is on", "turn it off with --set no_log=off"))
-        history = History(store, directory / "locks")
+        history = History(Store(None), None)
+        if saves:
+            history = History(Store(directory / "sessions.db"), directory / "locks")
         self.on_exit.callback(history.close)
         return history
 

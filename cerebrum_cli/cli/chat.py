@@ -21,7 +21,6 @@ from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.chat import Chat
-    from cerebrum_cli.chat.history import History
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.replies.source import ModelSource
@@ -125,10 +124,11 @@ def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions)
         return with_session_defaults(session, layer, is_remote=bool(options.endpoint))
 
     saves, name, session = not app.settings(prompted).no_log, options.session, None
-    history = app.open_history(detaches=True, saves=saves)
-    if saves:
-        offer_new_sessions(app, history)
+    if options.continue_ and not saves:
+        raise UsageError("no_log is on, so there is no session to continue", "use --set no_log=off, or omit -c")
+    history = app.open_history(saves)
     try:
+        history.store.names()  # opens the database: an error should precede the first question
         if options.continue_ or name is not None:
             session = history.acquire_latest() if name is None else history.acquire_named(name)
         defaults = with_defaults(prompted)
@@ -141,18 +141,6 @@ def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions)
         history.close()  # which frees its session
         raise
     return conversation
-
-
-def offer_new_sessions(app: App, history: History) -> None:
-    """Offer to move the session database aside if it cannot be read; otherwise the chat is not saved."""
-    from cerebrum_cli.chat.session import DamagedSessions
-
-    history.store.names()  # opens it
-    error = history.store.detached_by
-    if isinstance(error, DamagedSessions) and app.streams.can_ask:
-        app.streams.info(f"error: {error.message}")
-        if app.streams.confirm("Rename it and start a new file? If not, this chat is not saved."):
-            app.streams.report(f"renamed to {history.store.move_aside()}")
 
 
 def chat_source(app: App, overrides: Layer, options: ChatOptions, model: InstalledModel) -> ModelSource:

@@ -103,10 +103,6 @@ class SessionError(CerebrumError):
     """A session that cannot be found, read or saved."""
 
 
-class UnwritableSessions(SessionError):
-    """The session database cannot be written, for lack of permission or space."""
-
-
 class BatchError(CerebrumError):
     """A batch result that cannot be started, resumed or written without losing data; finished rows are kept."""
 

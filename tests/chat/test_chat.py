@@ -364,42 +364,37 @@ def test_chat_removes_a_question_that_cannot_be_answered(start_chat: Start) -> N
     assert contents(chat) == ["One?", "First.", "Two?", "Second."]
 
 
-@pytest.fixture
-def detaching_chat(tmp_path: Path, start_chat: Start) -> Chat:
-    """A chat that continues without a writable database."""
-    return start_chat(model(), store=Store(tmp_path / "sessions.db", detaches=True))
+def test_chat_on_a_full_disk_generates_nothing(start_chat: Start, tmp_path: Path) -> None:
+    chat = start_chat(model(), store=Store(tmp_path / "sessions.db"))
+    with full_disk(), pytest.raises(SessionError, match=r"sessions\.db") as caught:
+        list(chat.send("One?"))
+    assert caught.value.hint == "free disk space, or use --no-log"
+    assert text(chat.send("One?")) == "First."
 
 
-def test_chat_continues_on_a_full_disk(detaching_chat: Chat, tmp_path: Path) -> None:
-    chat = detaching_chat
+def test_chat_without_a_database_has_all_it_needs(start_chat: Start) -> None:
+    chat = start_chat(model(), store=Store(None))
     with full_disk():
         assert text(chat.send("One?")) == "First."
         assert text(chat.send("Two?")) == "Second."
-        assert chat.unsaved_notice
-        assert chat.unsaved_notice.message.startswith(f"this chat is not saved: {tmp_path}/sessions.db: ")
         assert chat.undo() == "Two?"
-        assert contents(chat) == ["One?", "First."]
         chat.rename("mine")
-    with contextlib.closing(Store(tmp_path / "sessions.db")) as saved:
-        assert saved.summaries() == []
+    assert contents(chat) == ["One?", "First."]
 
 
-def test_chat_keeps_its_turns_when_the_disk_gets_full(detaching_chat: Chat, tmp_path: Path) -> None:
-    chat = detaching_chat
-    assert text(chat.send("One?")) == "First."
-    assert chat.unsaved_notice is None
-    with contextlib.ExitStack() as stack:
-        said = ""
+def test_chat_shows_a_reply_that_cannot_be_saved(start_chat: Start, tmp_path: Path) -> None:
+    chat = start_chat(model(), store=Store(tmp_path / "sessions.db"))
+    list(chat.send("One?"))
+    shown = ""
+    with contextlib.ExitStack() as stack, pytest.raises(SessionError):
         for event in chat.send("Two?"):
             if isinstance(event, TokenEvent):
-                said += event.text
-                if not chat.unsaved_notice:
+                if not shown:
                     stack.enter_context(full_disk())
-        assert (said, bool(chat.unsaved_notice)) == ("Second.", True)
-        assert contents(chat) == ["One?", "First.", "Two?", "Second."]
-    with contextlib.closing(Store(tmp_path / "sessions.db")) as saved:
-        [summary] = saved.summaries()
-        assert summary.messages == 3
+                shown += event.text
+    assert shown == "Second."
+    assert contents(chat) == ["One?", "First."]
+    assert text(chat.send("Two?")) == "Second."
 
 
 PARROTS = "🦜🦜"

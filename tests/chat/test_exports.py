@@ -157,9 +157,12 @@ def create_session(store: Store, *turns: tuple[Message, ReplyMetadata]) -> Sessi
 
 
 def transcript(store: Store, session: Session, loaded: LoadedModel) -> str:
-    path = store._path.parent / "talk.txt"
+    assert store.path
+    path = store.path.with_name("talk.txt")
     export_to_file(path, store, session, loaded)
-    return path.read_text()
+    text = path.read_text()
+    path.unlink()
+    return text
 
 
 def test_transcript_tokenizes_another_models_reply_again(store: Store, loaded: LoadedModel) -> None:
@@ -167,7 +170,6 @@ def test_transcript_tokenizes_another_models_reply_again(store: Store, loaded: L
     session = create_session(store, (Message("assistant", "First.", (31999, 7)), OTHER), (second, OWN))
     assert transcript(store, session, loaded) == f"{FIRST_PROMPT}First.{SECOND_PROMPT}Second.\n"
     session = store.move(session, store.messages(session)[1].id)
-    (store._path.parent / "talk.txt").unlink()
     assert transcript(store, session, loaded) == f"{FIRST_PROMPT}First.\n"
 
 

@@ -82,6 +82,6 @@ def contents(chat: Chat) -> list[str]:
 
 def children(store: Store, parent: int | None) -> list[str]:
     """All texts in the tree that follow a message, oldest first; for None, all first questions."""
-    with closing(sqlite3.connect(store._path)) as database:
+    with closing(sqlite3.connect(store.path or "")) as database:
         rows = database.execute("SELECT content FROM messages WHERE parent IS ? ORDER BY id", (parent,))
         return [content for (content,) in rows]

@@ -56,7 +56,6 @@ class Repl:
     exit_code: int = 0  # of a script: that of the last failed question, if no question was answered
     input: InputSource = field(init=False)
     _has_replied: bool = field(default=False, init=False)
-    _has_reported_unsaved: bool = field(default=False, init=False)
 
     def run(self, source: InputSource, first: str | None = None) -> None:
         """Ask the `first` question, and run until the user exits.
@@ -65,7 +64,8 @@ class Repl:
         """
         self.input = source
         with self.keyboard.without_echo(types_ahead=True) if source.redraws else nullcontext():
-            self._report_unsaved()
+            if not self.chat.is_saved:
+                self.streams.report(NoticeEvent("this chat is not saved: no_log is on", "/export FILE saves a copy"))
             if self.streams.in_is_terminal and not self.streams.is_quiet:
                 with self._reporting_errors():
                     self._print_greeting()
@@ -105,7 +105,7 @@ class Repl:
         pending = [name for name, _ in self.pending_files] + ([self.pending_prompt.name] if self.pending_prompt else [])
         segments = {
             "session": chat.session.name if chat.session else "",
-            "unsaved": "not saved" if chat.unsaved_notice else "",
+            "unsaved": "" if chat.is_saved else "not saved",
             "model": chat.loaded.model.label,
             "format": chat.loaded.format_name,
             "context": context,
@@ -250,13 +250,6 @@ class Repl:
                 yield
         except CerebrumError as error:
             self._show_error(error)
-        finally:
-            self._report_unsaved()
-
-    def _report_unsaved(self) -> None:
-        if not self._has_reported_unsaved and (notice := self.chat.unsaved_notice):
-            self._has_reported_unsaved = True
-            self.streams.notice(notice)
 
     def _show_error(self, error: CerebrumError) -> None:
         if not isinstance(error, Interrupted):

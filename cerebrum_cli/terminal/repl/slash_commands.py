@@ -242,11 +242,10 @@ def load_session(repl: Repl, argument: str) -> None:
 
 def rename_session(repl: Repl, argument: str) -> None:
     repl.chat.rename(argument)
-    is_saved = repl.chat.unsaved_notice is None
-    repl.streams.info(
-        f"Session {'saved as' if is_saved else 'named'} {argument!r}; "
-        f"{'every turn is saved automatically' if is_saved else 'it is not saved'}"
-    )
+    if repl.chat.is_saved:
+        repl.streams.info(f"Session saved as {argument!r}; every turn is saved automatically")
+    else:
+        repl.streams.info(f"Session named {argument!r}; it is not saved")
 
 
 def export_session(repl: Repl, argument: str) -> None:
