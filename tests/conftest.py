@@ -33,7 +33,6 @@ from vocabularies import open_vocabulary
 
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.engine.remote import server_health
 from cerebrum_cli.library import download
 from cerebrum_cli.terminal.markdown import renderer
 
@@ -217,7 +216,7 @@ def open_shell(open_terminal: OpenTerminal, tmp_path: Path) -> OpenTerminal:
 @pytest.fixture
 def served(tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """Two servers of a scripted model, and a user with little patience in the working directory."""
-    monkeypatch.setattr(server_health, "ServerTimeouts", lambda: QUICK)
+    monkeypatch.setattr("cerebrum_cli.engine.remote.timeouts.ServerTimeouts", lambda: QUICK)
     monkeypatch.chdir(tmp_path)
     with serving_user(tmp_path, chatml_model) as served:
         yield served

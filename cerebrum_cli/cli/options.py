@@ -149,7 +149,7 @@ class ConcurrencyOptions(ConstrainedOptions):
     ray_workers: int | None = option(None, "Workers with --ray [default: one per GPU or node]", "Server", metavar="N")
     allow_different_models: bool = option(False, "Allow servers with different models", "Server")
     patience: float | None = option(None, f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", least=0)
-    row_timeout: float | None = option(None, "Seconds per row on a server [default: from the slowest row]", least=0.1)
+    row_timeout: float | None = option(None, "Seconds per row on a server [default: no limit]", least=0.1)
     batch_invariant: bool = option(False, "Make answers independent of concurrency; slower [default: off]", local=True)
 
 

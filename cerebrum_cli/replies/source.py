@@ -165,7 +165,7 @@ class ModelSource:
 
     def _connect(self, servers: Servers) -> Engine:
         from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
-        from cerebrum_cli.engine.remote.server_health import ServerTimeouts
+        from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 
         options = load_options(self.model, self.settings, vocabulary_only=True)
         return RemoteEngine(

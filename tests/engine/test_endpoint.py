@@ -15,8 +15,6 @@ from served import SEEDS, Served
 from server_kinds import BUILD
 from waiting import TIMEOUT_S
 
-from cerebrum_cli.engine.remote import server_health
-
 ROWS = 100
 
 
@@ -133,7 +131,7 @@ def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, mon
     first, second = served.servers
     command = (served.questions(ROWS), "--seed", "7", "-o", "out.jsonl")
     with monkeypatch.context() as hasty:
-        hasty.setattr(server_health, "ServerTimeouts", lambda: HASTY)
+        hasty.setattr("cerebrum_cli.engine.remote.timeouts.ServerTimeouts", lambda: HASTY)
         for server in served.servers:
             server.arm(times=None, let_through=5, status=500)
             server.arm(path="/v1/models", times=None, let_through=1, reset_after=0)

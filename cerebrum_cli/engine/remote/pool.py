@@ -1,23 +1,36 @@
-"""Which server answers which job, all on one event loop; `server_health.py` has the rules.
+"""Which server answers which row, and how a failing server is retried, all on one event loop.
 
-A request is computed at least once and reported once: if its server is lost, another one gets it, with the same seed.
+A server that fails is asked what it is, ever less often, until it answers. Then it is given one row, and more once it
+has answered that. One that is busy rests.
+
+A row that is lost with its server is asked again, with the same seed. As many may be lost with one that kills servers,
+those that were lost twice have servers to themselves: at most a quarter of those that were lost together. A row that is
+lost alone, for the third time or later, is refused.
+
+Once nothing else waits, free servers are also asked rows that have waited long elsewhere; the first reply counts.
+"If a server fails" in docs/how-to/several-machines.md lists all events. `client.py` translates responses into errors.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from time import monotonic
 
-from cerebrum_cli.core.errors import EndpointError, NoServerError
+from cerebrum_cli.core.errors import CerebrumError, EndpointError, NoServerError
 from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent, ServerTokens
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.description import remarks
-from cerebrum_cli.engine.remote.server import CANCELLED, PoolJob, Server
-from cerebrum_cli.engine.remote.server_health import MAX_LOSSES, NOT_ASKED, RECENT, ServerNotices, ServerTimeouts
+from cerebrum_cli.engine.remote.server import NOT_ASKED, PoolJob, Server
+from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
+
+ATTEMPTS = 3  # at a row; twice as many at servers that answer nothing else
+SPLIT = 4  # divides a group of rows that was lost together
+LATE = 2  # times the longest reply so far, after which a row is asked elsewhere, too
+STUCK = 10  # times the longest reply, after which no server is expected to answer
 
 
 class Pool:
@@ -25,29 +38,27 @@ class Pool:
         self._servers = servers
         self._timeouts = timeouts
         self._emit = emit  # later replaced by that of the latest job
-        self._notices = ServerNotices(timeouts.notices)
-        self._waiting: deque[PoolJob] = deque()
-        self._lost: list[PoolJob] = []  # jobs that were lost with their server
-        self._recent: deque[float] = deque(maxlen=RECENT)  # seconds of the latest replies
-        self._tasks: list[asyncio.Task[None]] = []
+        self._waiting = deque[PoolJob]()
+        self._suspects = deque[PoolJob]()  # which were lost twice
+        self._notices = set[NoticeEvent]()  # which are given once
+        self._longest_s = 0.0  # of all replies
+        self._alive_at = monotonic()  # when a reply last arrived, or there was nothing to do
         self._has_started = asyncio.Event()  # a server can be used, or the start has failed
         self._error: BaseException | None = None  # of the start
-        self._is_connected = False
-        self._stuck_since = self._now  # without a usable server, or before the first reply without a part of one
+        self._is_connected = self._is_closed = False
 
     async def connect(self) -> None:
         """Return soon after a server is usable. Raises NoServerError if none answers, EndpointError if one is unfit."""
-        asked = {server: asyncio.create_task(self._reach(server)) for server in self._servers}
-        self._tasks = [asyncio.create_task(self._serve(server, task)) for server, task in asked.items()]
-        await asyncio.wait(asked.values(), timeout=self._timeouts.join)
+        self._ticking = asyncio.create_task(self._tick())
+        await asyncio.wait([self._reach(server) for server in self._servers], timeout=self._timeouts.join)
         await self._has_started.wait()
         if self._error:
             raise self._error
         for server in self._servers:
             if not server.is_known:
-                self._note(server)
-        self._assign()
+                self._note(server, "retrying")
         self._is_connected = True
+        self._schedule()
 
     @property
     def known(self) -> list[Server]:
@@ -57,283 +68,270 @@ class Pool:
     @property
     def generated(self) -> ServersEvent:
         servers = self.known if len(self._servers) > 1 else []
-        return ServersEvent(
-            tuple(ServerTokens(server.name, server.generated, server.health.state != "closed") for server in servers)
-        )
+        return ServersEvent(tuple(ServerTokens(server.name, server.generated, server.is_lost) for server in servers))
 
     @property
     def window(self) -> int:
-        return sum(server.health.window for server in self._servers)
+        return sum(server.window for server in self._servers)
 
     def submit(self, jobs: Sequence[PoolJob], scope: CancelScope) -> None:
         for job in jobs:
             self._emit = job.pooled.emit
+            self._waiting.append(job)
             if scope.is_set():
                 job.cancel()
-            else:
-                self._waiting.append(job)
-        self._assign()
+        self._schedule()
 
     def cancel(self, should_cancel: Callable[[PoolJob], bool]) -> None:
         """Stop jobs; each sample that has not finished does, as `cancelled`."""
-        for queue in (self._waiting, self._lost):
-            for job in list(filter(should_cancel, queue)):
-                queue.remove(job)
+        for job in list(self._jobs):
+            if should_cancel(job):
                 job.cancel()
-        for server in self._servers:
-            server.stop(CANCELLED, filter(should_cancel, server.running))
+        self._schedule()
 
     async def close(self) -> None:
-        running = [task for server in self._servers for task in server.running.values()]
+        self._is_closed = True
         self.cancel(lambda _: True)
-        for task in self._tasks:
+        tasks = [job.task for job in self._jobs]
+        tasks += [server.reaching for server in self._servers]
+        running = [self._ticking, *filter(None, tasks)]
+        for task in running:
             task.cancel()
-        await asyncio.gather(*running, *self._tasks, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
         for server in self._servers:
             await server.client.aclose()
 
-    @property
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self._timeouts.tick)
+            self._schedule()
 
     @property
-    def _slow(self) -> float:
-        """Seconds of a slow reply, one in twenty of the latest."""
-        return sorted(self._recent)[len(self._recent) * 19 // 20] if self._recent else 0.0
+    def _jobs(self) -> Iterator[PoolJob]:
+        """All jobs that have not finished."""
+        yield from self._waiting
+        yield from self._suspects
+        for server in self._servers:
+            yield from server.running
 
     # Jobs that wait.
 
-    def _assign(self) -> None:
-        """Start waiting jobs in order, but let others pass those that wait for the server with their prompt."""
-        # lost jobs, beside others
-        self._start_lost(must_be_proven=True)
-        # waiting jobs
-        at = 0
-        while at < len(self._waiting):
-            job = self._waiting[at]
-            if server := self._choose(job):
-                self._start(job.take(server.info.max_samples), server)
-                if not job.samples:
-                    del self._waiting[at]
-            elif self._owner(job):
-                at += 1
-            else:
-                break
-        # lost jobs, if there are no others
+    def _schedule(self) -> None:
+        """Start all that can be started now; called after every change, and every `tick` seconds."""
+        if self._is_closed:
+            return
+        for server in self._servers:
+            if server.is_due:
+                self._reach(server)
+        for queue in (self._suspects, self._waiting):
+            self._start_from(queue)
         if not self._waiting:
-            self._start_lost(must_be_proven=False)
-        self._fail_if_stuck()
-        # notices, if someone reads them
-        if self._has_jobs or not self._is_connected:
-            for notice in self._notices.take(self._now):
-                self._emit(notice)
+            self._start_copies()
+        if error := self._stuck():
+            self._fail(error)
+        else:
+            self._note_servers()
 
-    def _start_lost(self, must_be_proven: bool) -> None:
-        """Start jobs that were lost: of those with equal losses, the one that was sent last before its first.
+    def _start_from(self, queue: deque[PoolJob]) -> None:
+        while queue:
+            job = queue[0]
+            server = self._choose(job)
+            if job.unfinished and server is None:
+                return
+            queue.popleft()
+            if job.unfinished and server:
+                self._start(job, server)
 
-        Those with more losses are the first on servers that have just answered others, the last on other ones.
-        """
-        for losses in sorted({job.losses for job in self._lost}, reverse=must_be_proven):
-            jobs = sorted((job for job in self._lost if job.losses == losses), key=lambda job: job.sent_at)
-            while jobs and (server := self._choose(jobs[-1], must_be_proven)):
-                self._lost.remove(jobs[-1])
-                self._start(jobs.pop(), server)
+    def _start_copies(self) -> None:
+        """Ask servers with free slots for rows that have waited long elsewhere."""
+        before = monotonic() - max(self._timeouts.hedge, LATE * self._longest_s)
+        for server in self._servers:
+            for job in list(server.running):
+                is_late = job.start < before and job.may_be_copied
+                if is_late and (other := self._choose(job, but=server)):
+                    job.copy = replace(job, copy=job)
+                    self._start(job.copy, other)
 
-    @property
-    def _has_jobs(self) -> bool:
-        return bool(self._waiting or self._lost or self._is_running)
-
-    @property
-    def _is_running(self) -> bool:
-        return any(server.running for server in self._servers)
-
-    def _owner(self, job: PoolJob) -> Server | None:
-        """The server that has evaluated the prompt of a job, unless it is lost or busy."""
-        server = job.pooled.server
-        return server if isinstance(server, Server) and server.health.problem is None else None
-
-    def _choose(self, job: PoolJob, must_be_proven: bool = False) -> Server | None:
-        """The server to give a job now: one that has answered since it was reached, or failed least; the idlest."""
-        owner = self._owner(job)
-        candidates = [owner] if owner else self._servers
-        if must_be_proven:
-            candidates = [server for server in candidates if server.health.is_proven]
-        fitting = [server for server in candidates if server.has_room(job, self._now)]
+    def _choose(self, job: PoolJob, but: Server | None = None) -> Server | None:
+        """The server to give a job now: the one that has its prompt, or one that works; the idlest."""
+        needs_proof = bool(job.group and self._waiting)  # that the server answers other rows
+        fitting = [
+            server
+            for server in self._servers
+            if server is not but and server.has_room(job) and not (needs_proof and server.failures)
+        ]
 
         def preference(server: Server) -> tuple[bool, int, float]:
-            health = server.health
-            return not health.is_proven, health.failures, server.outstanding / health.window
+            return server is not job.pooled.server, server.failures, server.outstanding / server.window
 
         return min(fitting, key=preference, default=None)
 
     def _start(self, job: PoolJob, server: Server) -> None:
+        if rest := job.split(server.info.max_samples):
+            self._waiting.appendleft(rest)
         job.pooled.server = server
         for problem, hint in server.info.kind.differences(job.request, server.info):
-            self._notices.add(problem, NoticeEvent(problem, hint))
-        task = asyncio.create_task(server.answer(job))
-        server.add(job, task, self._now)
-        task.add_done_callback(lambda task: self._end(task, job, server))
-
-    def _requeue(self, job: PoolJob) -> None:
-        job.pooled.server = job.stopped_by = None
-        (self._lost if job.losses else self._waiting).append(job)
+            self._note_once(NoticeEvent(problem, hint))
+        server.start(job).add_done_callback(lambda task: self._end(task, job, server))
 
     # Jobs that end.
 
     def _end(self, task: asyncio.Task[None], job: PoolJob, server: Server) -> None:
-        error = job.stopped_by or (CANCELLED if task.cancelled() else task.exception())
         server.remove(job)
-        if error is None or not job.samples:
-            self._recent.append(self._now - job.start)
-            self._note_answer(server, job, is_reply=True)
-        elif error is CANCELLED:
-            job.cancel()
-        elif isinstance(error, RefusedRequestError):
-            job.refuse(error.error)
-            self._note_answer(server, job, is_reply=False)
+        error = LostServerError(str(server.problem)) if task.cancelled() else task.exception()
+        if error is None or isinstance(error, RefusedRequestError):
+            self._end_answered(job, server, error)
+        elif not job.unfinished:
+            pass  # it was cancelled
         elif isinstance(error, BusyServerError) and not job.has_output:
+            server.rest(error)
             self._requeue(job)
-            self._rest(server, error)
-        elif isinstance(error, ExchangeError):
-            self._lose(job, server, error if isinstance(error, LostServerError) else LostServerError(str(error)))
-        else:
-            self._requeue(job)
-            if not isinstance(error, EndpointError):  # a bug
-                self._fail(error)
-            elif server.health.is_reached:
-                self._open(server, error)
-        self._assign()
+        elif isinstance(error, (ExchangeError, EndpointError)):
+            self._lose(job, server, error)
+        else:  # a bug
+            self._waiting.append(job)
+            self._fail(error)
+        self._schedule()
 
-    def _note_answer(self, server: Server, job: PoolJob, is_reply: bool) -> None:
-        self._stuck_since = server.alive_at = self._now
-        server.health.answer(self._now, job.losses, is_reply)
-        self._recover(server)
+    def _end_answered(self, job: PoolJob, server: Server, refusal: RefusedRequestError | None) -> None:
+        self._alive_at = monotonic()
+        self._longest_s = max(self._longest_s, self._alive_at - job.start)
+        if refusal:
+            job.refuse(refusal.error)
+        if job.copy:
+            job.copy.cancel()
+        server.note_answer(is_reply=refusal is None)
 
-    def _rest(self, server: Server, busy: BusyServerError) -> None:
-        health = server.health
-        health.rest(busy, self._now, self._timeouts)
-        if health.busy_until - health.busy_since >= self._timeouts.busy_notice:
-            self._note(server, f"retrying in {health.busy_until - self._now:.0f} s")
-        asyncio.get_running_loop().call_at(health.busy_until, self._assign)
-
-    def _lose(self, job: PoolJob, server: Server, lost: LostServerError) -> None:
-        """Ask for a lost server's job again, unless part of its reply was shown, or it is to blame."""
-        is_last, is_killer = not (self._waiting or self._is_running), False
-        if lost.server_works:
-            job.failures += 1
-        elif lost.was_sent and server.health.is_evidence(job.losses, is_last, self._timeouts):
-            job.losses += 1
-            job.sent_at = job.start if job.losses == 1 else job.sent_at
-            is_killer = job.is_alone and job.losses >= MAX_LOSSES
-        if not lost.server_works and server.health.is_reached:
-            self._open(server, lost)
-        others = [other for other in self._servers if other is not server]
-        if job.has_output or (job.request.stream and all(other.health.state == "open" for other in others)):
+    def _lose(self, job: PoolJob, server: Server, error: ExchangeError | EndpointError) -> None:
+        """Ask for a job again, unless part of its reply was shown, or it is to blame."""
+        lost = error if isinstance(error, LostServerError) else LostServerError(str(error))
+        if not lost.server_works:
+            server.lose(error)
+        others = [other for other in self._servers if other is not server and not other.is_lost]
+        if job.has_output or (job.request.stream and not others):
             job.pooled.emit(EndpointError(f"{server.name}: {lost}", "check the server, then ask again"))
-        elif is_killer or job.failures >= MAX_LOSSES:
-            problem = f"this request failed {job.losses + job.failures} times, last on {server.alias}: {lost}"
+            return
+        together = 1 if lost.server_works else server.lost_together
+        job.losses += lost.was_sent
+        if job.losses >= ATTEMPTS - 1:
+            job.group = max(1, together // SPLIT)
+        attempts = ATTEMPTS if server.failures <= 1 else 2 * ATTEMPTS
+        if together == 1 and job.losses >= attempts:
+            problem = f"this request failed {job.losses} times, last on {server.alias}: {lost}"
             job.refuse(EndpointError(problem, "check the log of the server"))
-            if is_killer:
-                self._forgive_others()
         else:
             self._requeue(job)
 
-    def _forgive_others(self) -> None:
-        """Treat lost jobs as new: the cause of their losses is known."""
-        for job in chain(self._lost, *(server.running for server in self._servers)):
-            job.losses = 0
-        self._waiting += self._lost
-        self._lost.clear()
+    def _requeue(self, job: PoolJob) -> None:
+        job.pooled.server = None
+        if job.copy:  # it may still be answered
+            job.copy.copy = None
+        elif job.group:
+            self._suspects.appendleft(job)
+        else:
+            self._waiting.append(job)
 
-    def _fail_if_stuck(self) -> None:
-        """Fail everything if no server fits, or once none has been usable for too long while something waits for one.
+    # When to give up.
 
-        Neither may the first reply take so long, unless parts of it arrive. At the start, one server that does not fit
-        is enough, and those that do not answer may not be waited for at all.
+    def _stuck(self) -> CerebrumError | None:
+        """The error if no server fits, or none has answered for too long.
+
+        At the start, one server that does not fit is enough, and those that do not answer may not be waited for at all.
         """
-        problems = [server.health.problem for server in self._servers]
+        problems = [server.problem for server in self._servers]
         misfits = [problem for problem in problems if isinstance(problem, EndpointError)]
-        has_answer = self._recent or not self._is_running  # or none is expected
         if misfits and (not self._is_connected or len(misfits) == len(problems)):
-            self._fail(misfits[0])
-        elif (None in problems and has_answer) or (self._is_connected and not self._has_jobs):
-            self._stuck_since = self._now
-        elif None in problems:
-            heard_at = max(self._stuck_since, *(server.heard_at for server in self._servers))
-            limit = max(self._timeouts.patience, self._timeouts.row_timeout or 0)
-            if self._now - heard_at >= limit:
-                hint = "check their logs; batch and eval wait longer with --set patience=SECONDS"
-                self._fail(NoServerError(f"no reply of any server within {limit:g} s", hint))
-        elif not self._is_running and NOT_ASKED not in problems:  # else a reply may come
-            stuck_s = self._now - self._stuck_since
-            left_s = self._timeouts.patience - stuck_s
-            waits = self._is_connected or self._timeouts.waits_at_start
-            if left_s <= 0 or not (waits or any(isinstance(problem, BusyServerError) for problem in problems)):
-                reasons = "; ".join(f"{server.name}: {server.health.problem}" for server in self._servers)
-                hint = "start one or correct the URL, then run the same command again"
-                self._fail(NoServerError(f"no server answers ({reasons})", hint))
-            elif not self._is_connected or stuck_s >= self._timeouts.busy_notice:
-                for server in self._servers:
-                    self._note(server, f"giving up in {left_s:.0f} s")
+            return misfits[0]
+        if NOT_ASKED in problems and not self._is_connected:
+            return None
+        if self._is_connected and not any(self._jobs):
+            self._alive_at = monotonic()
+        is_loading = any(isinstance(problem, BusyServerError) for problem in problems)
+        may_wait = self._is_connected or self._timeouts.waits_at_start or is_loading or None in problems
+        if may_wait and self._left_s > 0:
+            return None
+        if None in problems:
+            hint = "check their logs; batch and eval wait longer with --set patience=SECONDS"
+            return NoServerError(f"no reply of any server within {self._patience:.3g} s", hint)
+        reasons = "; ".join(f"{server.name}: {server.problem}" for server in self._servers)
+        hint = "start one or correct the URL, then run the same command again"
+        return NoServerError(f"no server answers ({reasons})", hint)
+
+    @property
+    def _patience(self) -> float:
+        return max(self._timeouts.patience, self._timeouts.row_timeout or 0.0, STUCK * self._longest_s)
+
+    @property
+    def _left_s(self) -> float:
+        """Seconds of the patience that are left."""
+        alive_at = max(self._alive_at, *(server.heard_at for server in self._servers))
+        return alive_at + self._patience - monotonic()
 
     def _fail(self, error: BaseException) -> None:
         self._error = error
         self._has_started.set()
-        for job in chain(self._waiting, self._lost, *(server.running for server in self._servers)):
+        for job in self._jobs:
             job.pooled.emit(error)
         self._waiting.clear()
-        self._lost.clear()
+        self._suspects.clear()
 
     # Servers.
 
-    async def _serve(self, server: Server, asked: asyncio.Task[None]) -> None:
-        health = server.health
-        try:
-            await asked
-            while True:
-                server.was_lost.clear()
-                if health.state == "open":
-                    await asyncio.sleep(health.retry_at - self._now)
-                    await self._reach(server)
-                else:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(self._timeouts.tick):
-                            await server.was_lost.wait()
-                    self._fail_if_stuck()  # before a row that is late is asked again
-                    server.stop_late(self._slow, self._now)
-                    await server.require_life()
-                    self._assign()
-        except Exception as error:  # a bug
+    def _reach(self, server: Server) -> asyncio.Task[None]:
+        server.reaching = asyncio.create_task(server.open())
+        server.reaching.add_done_callback(lambda task: self._end_reach(task, server))
+        return server.reaching
+
+    def _end_reach(self, task: asyncio.Task[None], server: Server) -> None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, (ExchangeError, EndpointError)):  # it is busy while it loads its model
+            server.lose(error)
+            server.stop_all()
+        elif error:  # a bug
             self._fail(error)
+        elif server.is_reached:
+            self._note_reached()
+        server.reaching = None
+        self._schedule()
 
-    async def _reach(self, server: Server) -> None:
-        try:
-            await server.open()
-        except (BusyServerError, LostServerError, EndpointError) as error:  # it is busy while it loads its model
-            self._open(server, error)
-            server.stop(LostServerError(str(error)), server.running)  # what was sent before it was lost
-        else:
-            self._recover(server)
-            for remark in remarks({server.name: server.info for server in self.known}):
-                self._notices.add(remark.message, remark)
-            if self._is_connected:
-                self._emit(self.generated)  # so that it is recorded before its first reply
-            self._has_started.set()
-        self._assign()
+    def _note_reached(self) -> None:
+        self._has_started.set()
+        for remark in remarks({server.name: server.info for server in self.known}):
+            self._note_once(remark)
+        if self._is_connected:
+            self._emit(self.generated)  # so that it is recorded before its first reply
 
-    def _open(self, server: Server, problem: ExchangeError | EndpointError) -> None:
-        server.health.fail(problem, self._now, self._timeouts)
-        server.was_lost.set()
-        if self._is_connected and not isinstance(problem, BusyServerError):
-            self._note(server)
+    # Notices.
 
-    def _recover(self, server: Server) -> None:
-        if server.health.recover(self._now):
-            self._notices.recover(server.name)
+    def _note_servers(self) -> None:
+        """Note problems of servers, and their ends."""
+        is_usable = any(server.problem is None for server in self._servers)
+        hint = "retrying" if is_usable else f"giving up in {self._left_s:.0f} s"
+        for server in self._servers:
+            is_first = not (is_usable or self._is_connected or server.problem is NOT_ASKED)
+            if server.is_noteworthy or is_first:
+                self._note(server, hint)
+            elif server.is_noted and server.problem is None and self._is_read:
+                server.is_noted = False
+                self._emit(NoticeEvent(f"{server.name} is available again", ""))
 
-    def _note(self, server: Server, hint: str = "retrying") -> None:
-        problem = server.health.problem
-        notice = NoticeEvent(f"{server.name} is unavailable: {problem}", hint)
+    def _note(self, server: Server, hint: str) -> None:
+        """Note why a server is not usable, once until it is, and once within `notices` seconds."""
+        now, problem = monotonic(), server.problem
+        if server.is_noted or now - server.noted_at < self._timeouts.notices or not self._is_read:
+            return
+        server.is_noted, server.noted_at = True, now
         if isinstance(problem, EndpointError):
-            notice = NoticeEvent(problem.message, problem.hint)
-        self._notices.add(server.name, notice)
+            self._emit(NoticeEvent(problem.message, problem.hint))
+        else:
+            self._emit(NoticeEvent(f"{server.name} is unavailable: {problem}", hint))
+
+    def _note_once(self, notice: NoticeEvent) -> None:
+        if notice not in self._notices and self._is_read:
+            self._notices.add(notice)
+            self._emit(notice)
+
+    @property
+    def _is_read(self) -> bool:
+        """Whether someone reads notices."""
+        return any(self._jobs) or not self._is_connected

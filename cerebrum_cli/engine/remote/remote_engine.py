@@ -23,7 +23,7 @@ from cerebrum_cli.engine.remote.kind import file_name
 from cerebrum_cli.engine.remote.pool import Pool
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.remote.server import PooledRequest, PoolJob, Server
-from cerebrum_cli.engine.remote.server_health import ServerTimeouts
+from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step import StopFlag
 
@@ -90,6 +90,7 @@ class RemoteCompletions(Completions[RemoteSample]):
         )
         pooled.samples += count
         pooled.unfinished += count
+        pooled.running |= {sample.id for sample in samples}
         self._live.update((sample.id, sample) for sample in samples)
         if pooled.request.stream:
             return [PoolJob(pooled, (sample,)) for sample in samples]

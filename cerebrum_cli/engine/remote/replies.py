@@ -7,16 +7,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, count
 from time import perf_counter
+from typing import TypeAlias
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EndpointError, GrammarError
 from cerebrum_cli.core.events import (
-    Event,
     FinishEvent,
     FinishReason,
     Forced,
     Origin,
     PromptEvent,
+    RefusedEvent,
     SequenceId,
     Timings,
     TokenEvent,
@@ -27,6 +28,8 @@ from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import CLOSE, ReplyChunk, StopReason
 from cerebrum_cli.engine.sequence import MessagesRequest, Request, continuation
+
+SampleEvent: TypeAlias = PromptEvent | TokenEvent | FinishEvent | RefusedEvent
 
 JSON_STARTS = '{["-0123456789tfn'
 ENDED = -1  # the token that ends a reply, whatever it is
@@ -74,7 +77,7 @@ class RemoteSample:
         self._turn = self._turns.next_request(self._ids, self.tokens)
         return self._turn
 
-    def add(self, chunk: ReplyChunk) -> Iterator[Event]:
+    def add(self, chunk: ReplyChunk) -> Iterator[SampleEvent]:
         """Yield the events of a part of the reply; no more is read of a turn once it `needs_turn` or has ended.
 
         Raises EndpointError if it belongs to another prompt, and RefusedRequestError if it does not fit the grammar.
@@ -95,7 +98,7 @@ class RemoteSample:
         if chunk.end or is_left:
             yield from self._end(chunk)
 
-    def _decode_counted(self, chunk: ReplyChunk, total: int) -> Iterator[Event]:
+    def _decode_counted(self, chunk: ReplyChunk, total: int) -> Iterator[SampleEvent]:
         """Decode tokens, or those of the text since the last one if ids are missing."""
         total += self._turns.start
         if self._is_ended or total == self.tokens + len(chunk.tokens):
@@ -106,12 +109,12 @@ class RemoteSample:
             yield from self._decode_text(chunk, unknown)
             self.tokens = total
 
-    def _decode_text(self, chunk: ReplyChunk, text: str) -> Iterator[Event]:
+    def _decode_text(self, chunk: ReplyChunk, text: str) -> Iterator[SampleEvent]:
         """Decode a text whose ids are not known, by some with the same text."""
         self._unsent, self.has_all_tokens = b"", False
         yield from self._decode(replace(chunk, tokens=continuation(self.vocabulary, (Text(text),))))
 
-    def _decode(self, chunk: ReplyChunk) -> Iterator[Event]:
+    def _decode(self, chunk: ReplyChunk) -> Iterator[SampleEvent]:
         """Decode tokens up to one that ends the reply: together where nothing can intervene."""
         tokens, turns, at = array("i", chunk.tokens), self._turns, 0
         end = len(tokens)
@@ -133,7 +136,7 @@ class RemoteSample:
 
     def _add(
         self, tokens: array[int], pieces: list[bytes], logprobs: Sequence[float | None] = (), is_forced: bool = False
-    ) -> Iterator[Event]:
+    ) -> Iterator[SampleEvent]:
         """Add tokens, of which the last may complete a stop string; if not, controls may intervene after it."""
         text, self._by_stop_string = self._detokenizer.feed(b"".join(pieces))
         self._is_ended = self._by_stop_string
@@ -147,7 +150,7 @@ class RemoteSample:
         elif self.request.logprobs:
             self._logprobs += logprobs or [None] * len(tokens)
 
-    def _end(self, chunk: ReplyChunk) -> Iterator[Event]:
+    def _end(self, chunk: ReplyChunk) -> Iterator[SampleEvent]:
         """End the running turn with its last part, or the one after which the rest is left."""
         sent, turns = len(self._turn.prompt_tokens), self._turns
         end: StopReason = "limit" if chunk.end in (None, "unstated") else chunk.end
@@ -171,7 +174,7 @@ class RemoteSample:
             turns.intervention, end = None, "limit"
         yield from self._finish_reply(end)
 
-    def _force(self) -> Iterator[Event]:
+    def _force(self) -> Iterator[SampleEvent]:
         turns = self._turns
         tokens = turns.intervention.tokens if isinstance(turns.intervention, Force) else ()
         if tokens and not (turns.free_start and turns.free_start.stage == "undecided"):  # where it is markup
@@ -181,7 +184,7 @@ class RemoteSample:
                 return
             yield from self._add(array("i", (token,)), self._pieces([token]), is_forced=True)
 
-    def _finish_reply(self, end: StopReason) -> Iterator[Event]:
+    def _finish_reply(self, end: StopReason) -> Iterator[SampleEvent]:
         is_stopped = self._is_ended or end != "limit"
         text, stopped_at_end = self._detokenizer.flush(is_truncated=not is_stopped)
         if not self.request.stream:

@@ -1,28 +1,38 @@
-"""A server: the jobs that it has, and the events of its replies."""
+"""A server: its state, the jobs that it has, and the events of its replies; `pool.py` chooses the jobs."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
+from time import monotonic
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, Origin, PromptEvent, RefusedEvent
+from cerebrum_cli.core.events import (
+    Event,
+    FinishEvent,
+    NoticeEvent,
+    Origin,
+    PromptEvent,
+    RefusedEvent,
+    SequenceId,
+)
 from cerebrum_cli.engine.remote.client import (
     DAMAGE,
     BusyServerError,
     Client,
     Endpoint,
+    ExchangeError,
     LostServerError,
     RefusedRequestError,
     RequestError,
 )
 from cerebrum_cli.engine.remote.description import ExpectedModel, describe
 from cerebrum_cli.engine.remote.kind import ServerInfo
-from cerebrum_cli.engine.remote.replies import RemoteSample
-from cerebrum_cli.engine.remote.server_health import ServerHealth, ServerTimeouts
+from cerebrum_cli.engine.remote.replies import RemoteSample, SampleEvent
+from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 from cerebrum_cli.engine.sequence import MessagesRequest, Request
 
 TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
@@ -32,56 +42,74 @@ DROPPED_HINT = (
     "it may have dropped the rest: give it a larger context, as with OLLAMA_CONTEXT_LENGTH=16384 ollama serve"
 )
 REFUSED_HINT = "check the settings of the request, and the server's log"
-CANCELLED = asyncio.CancelledError()
+MAX_REFUSALS = 5  # rows that a server refuses in turn before it is not used
+OF_THE_ROW = (400, 413)  # statuses that are never the server's fault
+OF_THE_KEY = (401, 403)  # those that are, unless it has answered a row
+NOT_ASKED = BusyServerError("no answer yet")
 
 
 @dataclass(eq=False, slots=True)
 class PooledRequest:
-    """A request with unfinished samples, or that may get more; one server gets all its jobs, as it has the prompt."""
+    """A request with samples that have not finished, or that may get more; one server gets all its jobs if it can."""
 
     request: Request
     seed: int  # of the first sample
     emit: Callable[[Event | BaseException], None]
-    server: object = None
+    server: object = None  # that has evaluated the prompt
     samples: int = 0
     unfinished: int = 0
+    running: set[SequenceId] = field(default_factory=set)  # samples whose last event was not emitted
 
 
 @dataclass(eq=False, slots=True)
 class PoolJob:
-    """Unfinished samples of one request that one server generates together, or fewer where it takes fewer at a time."""
+    """Samples of one request that one server generates together, or fewer where it takes fewer at a time."""
 
     pooled: PooledRequest
     samples: tuple[RemoteSample, ...]
-    losses: int = 0  # with its server
-    sent_at: float = 0.0  # before its first loss
-    failures: int = 0  # while its server worked
-    is_alone: bool = False  # on its server, so that nothing else can cause its next loss
+    losses: int = 0  # of its reply
+    group: int = 0  # most jobs that its next server may have, 0 for any number
+    copy: PoolJob | None = None  # on another server
     has_output: bool = False
     start: float = 0.0  # when it was last sent
-    alive_at: float = 0.0  # when something last arrived of it
-    load: int = 0  # samples that its server has no room for meanwhile
-    stopped_by: BaseException | None = None  # why it was taken from its server
+    task: asyncio.Task[None] | None = None
 
     @property
     def request(self) -> Request:
         return self.pooled.request
 
-    def take(self, count: int) -> PoolJob:
-        taken, self.samples = self.samples[:count], self.samples[count:]
-        return replace(self, samples=taken)
+    @property
+    def unfinished(self) -> tuple[RemoteSample, ...]:
+        return tuple(sample for sample in self.samples if sample.id in self.pooled.running)
 
-    def report(self, events: Iterable[Event]) -> None:
+    @property
+    def may_be_copied(self) -> bool:
+        return not (self.request.stream or self.losses or self.copy)
+
+    def split(self, count: int) -> PoolJob | None:
+        """Limit the job to so many samples; return one for the others."""
+        samples = self.unfinished
+        self.samples = samples[:count]
+        if len(samples) <= count:
+            return None
+        return replace(self, samples=samples[count:], copy=None)
+
+    def report(self, events: Iterable[SampleEvent]) -> None:
+        """Emit events of samples that have not finished: a copy may have been faster."""
+        running = self.pooled.running
         for event in events:
-            if isinstance(event, FinishEvent | RefusedEvent):
-                self.samples = tuple(sample for sample in self.samples if sample.id != event.sequence)
-            self.pooled.emit(event)
+            if event.sequence in running:
+                if isinstance(event, (FinishEvent, RefusedEvent)):
+                    running.remove(event.sequence)
+                self.pooled.emit(event)
 
     def cancel(self) -> None:
-        self.report([sample.finish("cancelled") for sample in self.samples])
+        self.report([sample.finish("cancelled") for sample in self.unfinished])
+        if self.task:
+            self.task.cancel()
 
     def refuse(self, error: CerebrumError) -> None:
-        self.report([RefusedEvent(sample.id, error, sample.origin) for sample in self.samples])
+        self.report([RefusedEvent(sample.id, error, sample.origin) for sample in self.unfinished])
 
 
 class Server:
@@ -99,12 +127,21 @@ class Server:
         timeouts: ServerTimeouts,
     ) -> None:
         self.name, self.alias = endpoint.name, alias  # which results have: it is no address
-        self.client, self.health, self.was_lost = Client(endpoint), ServerHealth(), asyncio.Event()
-        self.running: dict[PoolJob, asyncio.Task[None]] = {}
+        self.client = Client(endpoint)
+        self.running: dict[PoolJob, None] = {}
+        self.reaching: asyncio.Task[None] | None = None
         self.outstanding = self.generated = 0  # samples that it has been given, and tokens of replies
-        self.alive_at = 0.0  # on the event loop's clock
-        self.heard_at = 0.0  # when a part of a reply last arrived
+        self.problem: ExchangeError | EndpointError | None = NOT_ASKED  # why it is not usable, as far as is known
+        self.failures = 0  # since its last answer
+        self.lost_together = 0  # jobs that it had when it was lost
+        self.heard_at = monotonic()  # when something last arrived of a reply
         self.is_known = False
+        self.is_reached = False  # since it was lost, it has answered what it is, and fits
+        self.is_noted, self.noted_at = False, -inf  # whether users know its problem, and since when
+        self.window = self._limit = 0
+        self._refusals = 0  # in turn
+        self._first_reply_at = inf
+        self._retry_at = 0.0
         self._noticed = set[str]()  # hints of its notices
         self._window, self._most = window, most
         self._expected, self._timeouts = expected, timeouts
@@ -114,92 +151,128 @@ class Server:
         info = await describe(self.client)
         await self._expected.check(self.client, info)
         self.info = replace(info, end_tokens=self._expected.end_tokens) if info.kind.takes_end_tokens else info
-        self.health.reach(min(self._window or info.slots, info.max_window, self._most))
-        self.is_known = True
+        self.window = self._limit = min(self._window or info.slots, info.max_window, self._most)
+        self.is_known = self.is_reached = True
+        if not self.failures:
+            self.problem = None
 
-    # Its jobs.
+    @property
+    def is_lost(self) -> bool:
+        return not self.is_reached or self.failures > 0
 
-    def has_room(self, job: PoolJob, now: float) -> bool:
-        """Whether it can be given a job now: if it is half-open, or the job is to be alone, only if it is empty."""
-        if not self.health.takes_rows(now):
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to ask it what it is."""
+        return not self.is_reached and self.reaching is None and monotonic() >= self._retry_at
+
+    @property
+    def is_noteworthy(self) -> bool:
+        """Whether users should know its problem: not that it is busy for a moment."""
+        if isinstance(self.problem, BusyServerError):
+            return self._retry_at - self.heard_at >= self._timeouts.busy_notice
+        return self.problem is not None
+
+    def has_room(self, job: PoolJob) -> bool:
+        """Whether it can be given a job now: one after a failure, and suspects in groups."""
+        if not self.is_reached or monotonic() < self._retry_at:
             return False
-        if self.outstanding == 0:
-            return True
-        fits = self.outstanding + min(len(job.samples), self.info.max_samples) <= self.health.window
-        if not fits or self.health.state != "closed":
-            return False
-        if job.losses == 0:
-            return True
-        together, lost = self.health.lost_rows(job.losses), [other for other in self.running if other.losses]
-        return together > max(1, len(lost))
-
-    def add(self, job: PoolJob, task: asyncio.Task[None], now: float) -> None:
         if not self.running:
-            self.alive_at = now
-        job.start = job.alive_at = now
-        size, origin = self.info.context_size, Origin(self.alias, self.info.weights)
+            return True
+        if job.group or next(iter(self.running)).group:
+            return len(self.running) < min(job.group, *(other.group for other in self.running))
+        samples = min(len(job.samples), self.info.max_samples)
+        return not self.failures and self.outstanding + samples <= self.window
+
+    def start(self, job: PoolJob) -> asyncio.Task[None]:
+        origin = Origin(self.alias, self.info.weights)
+        size = self.info.context_size
         job.samples = tuple(replace(sample, context_size=size, origin=origin) for sample in job.samples)
-        job.is_alone = job.losses > 1 and self.health.lost_rows(job.losses) == 1
-        job.load = self.health.window if job.is_alone else len(job.samples)
-        self.running[job] = task
-        self.outstanding += job.load
+        job.start = monotonic()
+        self.running[job] = None
+        self.outstanding += len(job.samples)
+        job.task = asyncio.create_task(self.answer(job))
+        return job.task
 
     def remove(self, job: PoolJob) -> None:
         del self.running[job]
-        self.outstanding -= job.load
+        self.outstanding -= len(job.samples)
 
-    def stop(self, error: BaseException, jobs: Iterable[PoolJob]) -> None:
-        for job in list(jobs):
-            if job.stopped_by is not CANCELLED and self.running[job].cancel():
-                job.stopped_by = error
+    def note_answer(self, is_reply: bool) -> None:
+        """Note a reply to a row, or its refusal."""
+        self.heard_at = monotonic()
+        self.window = min(self._limit, self.window + 1)
+        if is_reply:
+            self._first_reply_at = min(self._first_reply_at, self.heard_at)
+            self._refusals = 0
+        if self.is_reached and self.heard_at >= self._retry_at:
+            self.failures = 0
+            self.problem = None
 
-    def stop_late(self, slow: float, now: float) -> None:
-        """Remove jobs that take too long, given the seconds of a slow reply."""
-        for job in list(self.running):
-            limit = self._timeouts.row_limit(slow, job.failures)
-            if now - job.alive_at > limit:
-                works = self.alive_at > job.start  # has answered others meanwhile
-                self.stop(LostServerError(f"no reply within {limit:g} s", server_works=works), [job])
-
-    async def require_life(self) -> None:
-        """Remove all jobs if it has been silent for long, and does not answer whether it is healthy: it is frozen."""
-        clock, timeouts, kind = asyncio.get_running_loop().time, self._timeouts, self.info.kind
-        if not self.running or clock() - self.alive_at < timeouts.silence:
+    def lose(self, problem: ExchangeError | EndpointError) -> None:
+        """Give it no rows until it has answered what it is again."""
+        if self.is_reached:
+            self.lost_together = len(self.running) + 1
+        elif self.reaching is None:  # this row was lost with others
             return
-        if kind.takes_messages and not any(job.request.stream for job in self.running):
-            return  # while it generates whole replies, it may answer nothing else
-        path = kind.description_path if kind.takes_messages else "/health"
-        try:
-            with contextlib.suppress(BusyServerError, RequestError, EndpointError):  # an answer, too
-                await self.client.get(path, timeouts.health, bytes)
-            self.alive_at = clock()
-        except LostServerError:
-            self.stop(LostServerError(f"no sign of life for {clock() - self.alive_at:.0f} s"), self.running)
+        self.is_reached = False
+        self.rest(problem)
+
+    def rest(self, problem: ExchangeError | EndpointError) -> None:
+        """Give it no rows for as long as it asks for, or longer after each failure."""
+        self.problem = problem
+        if isinstance(problem, BusyServerError):
+            delay = max(self._timeouts.busy, min(problem.retry_after or 0.0, self._timeouts.patience))
+            self.window = max(1, min(self.window, self.outstanding))
+        else:
+            delay = self._timeouts.retry_delay(self.failures)
+            self.failures += 1
+        self._retry_at = monotonic() + delay
+
+    def stop_all(self) -> None:
+        """Stop its jobs, which are lost."""
+        for job in self.running:
+            if job.task:
+                job.task.cancel()
 
     # Its replies.
 
     async def answer(self, job: PoolJob) -> None:
         """Generate a job's samples. Raises ExchangeError, RefusedRequestError, or EndpointError if it affects all."""
+        limit = self._timeouts.row_timeout
+        try:
+            async with asyncio.timeout(limit) as deadline:
+                await self._receive(job, deadline)
+        except RequestError as error:
+            raise self._refusal(job, error) from error
+        except TimeoutError as error:
+            works = self.heard_at > job.start  # has answered others meanwhile
+            raise LostServerError(f"no reply within {limit:g} s", server_works=works) from error
+        except DAMAGE as error:
+            raise LostServerError("damaged reply") from error
+
+    def _refusal(self, job: PoolJob, error: RequestError) -> Exception:
+        """What it means that a server refuses a row: a fault of the row, of the server, or not known yet."""
+        if error.status == 404:  # as from a gateway while the server restarts
+            return LostServerError(error.reason)
+        if error.status not in OF_THE_ROW:
+            self._refusals += 1
+            has_replied = job.start >= self._first_reply_at
+            is_of_the_server = error.status in OF_THE_KEY and not has_replied
+            if is_of_the_server or self._refusals >= MAX_REFUSALS:
+                return self.client.fault(error, REFUSED_HINT)
+            if not has_replied:
+                return LostServerError(error.reason, server_works=True)
+        return RefusedRequestError(_explain(error, job.request, self.alias))
+
+    async def _receive(self, job: PoolJob, deadline: asyncio.Timeout) -> None:
         request, info = job.request, self.info
         total = len(request.prompt_tokens)
         evaluated = 0 if request.stream else total  # whole replies show no progress
         job.report(PromptEvent(sample.id, evaluated, total) for sample in job.samples)
-        try:
-            if request.stream:
-                await self._receive_stream(job, info)
-            else:
-                await self._receive_replies(job, info)
-        except RequestError as error:
-            if error.status == 404:  # as from a gateway while the server restarts
-                raise LostServerError(error.reason) from error
-            fault = self.health.refuse(error.status, job.start)
-            if fault == "server":
-                raise self.client.fault(error, REFUSED_HINT) from error
-            if fault == "unknown":
-                raise LostServerError(error.reason, server_works=True) from error
-            raise RefusedRequestError(_refusal(error, request, self.alias)) from error
-        except DAMAGE as error:
-            raise LostServerError("damaged reply") from error
+        if request.stream:
+            await self._receive_stream(job, info, deadline)
+        else:
+            await self._receive_replies(job, info)
 
     async def _receive_replies(self, job: PoolJob, info: ServerInfo) -> None:
         """Wait for whole replies; nothing is emitted before the last turn, as another server may be asked for all."""
@@ -214,7 +287,7 @@ class Server:
                 events += turn.result()
         self._report(job, events)
 
-    async def _ask(self, job: PoolJob, samples: Sequence[RemoteSample], info: ServerInfo) -> list[Event]:
+    async def _ask(self, job: PoolJob, samples: Sequence[RemoteSample], info: ServerInfo) -> list[SampleEvent]:
         """The events of the next turn of some samples, which share it. Raises LostServerError if any is missing."""
         turns = [sample.take_turn() for sample in samples]
         body = info.kind.completion_body(turns[0], info, samples[0].seed, len(samples))
@@ -226,23 +299,28 @@ class Server:
             self._notice(job, "does not state why a reply ended", UNSTATED_HINT)
         return [event for sample, reply in zip(samples, replies, strict=True) for event in sample.add(reply)]
 
-    async def _receive_stream(self, job: PoolJob, info: ServerInfo) -> None:
+    async def _receive_stream(self, job: PoolJob, info: ServerInfo, deadline: asyncio.Timeout) -> None:
         """Pass on the parts of a reply as they arrive; closing the stream of a turn stops the server."""
         [sample] = job.samples
-        while job.samples:
+        while job.unfinished:
             body = info.kind.completion_body(sample.take_turn(), info, sample.seed, 1)
             async with contextlib.aclosing(self.client.stream(info.kind.completion_path, body)) as answers:
                 async for chunk in info.kind.read_stream(answers):
-                    job.alive_at = self.alive_at = self.heard_at = asyncio.get_running_loop().time()
+                    self._note_life(deadline)
                     for event in sample.add(chunk):
                         job.has_output = job.has_output or not isinstance(event, PromptEvent)
                         self._report(job, [event])
-                    if sample.needs_turn or not job.samples:
+                    if sample.needs_turn or not job.unfinished:
                         break
                 else:
                     raise LostServerError("the reply is incomplete")
 
-    def _report(self, job: PoolJob, events: Iterable[Event]) -> None:
+    def _note_life(self, deadline: asyncio.Timeout) -> None:
+        self.heard_at = monotonic()
+        if self._timeouts.row_timeout:
+            deadline.reschedule(asyncio.get_running_loop().time() + self._timeouts.row_timeout)
+
+    def _report(self, job: PoolJob, events: Iterable[SampleEvent]) -> None:
         for event in events:
             if isinstance(event, FinishEvent):
                 self.generated += event.completion_tokens
@@ -262,10 +340,10 @@ class Server:
         """Report a problem of this server, once with each hint."""
         if hint not in self._noticed:
             self._noticed.add(hint)
-            job.report([NoticeEvent(f"{self.name} {problem}", hint)])
+            job.pooled.emit(NoticeEvent(f"{self.name} {problem}", hint))
 
 
-def _refusal(error: RequestError, request: Request, name: str) -> CerebrumError:
+def _explain(error: RequestError, request: Request, name: str) -> CerebrumError:
     if any(sign in error.reason for sign in TOO_LONG):
         return PromptTooLong(f"{name}: {error}", "shorten the prompt, or give the server a larger context")
     if request.grammar and "grammar" in error.reason.lower():
