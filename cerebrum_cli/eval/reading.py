@@ -1,20 +1,20 @@
 """Read questions from JSON objects; a row that cannot be scored becomes a BadRow with the reason.
 
     {"question": "...", "answer": "... #### 72"}                                          text, as in GSM8K
-    {"question": "...", "choices": ["...", "..."], "answer": "B"}                         letter, text or index
+    {"question": "...", "choices": ["...", "..."], "answer": "B"}                         letter, text or index from 0
     {"question": "...", "choices": {"text": [...], "label": ["1", "2"]}, "answer": "2"}   label, as in ARC
 
-A row may have an `id` and a `cluster`. Whether an index counts from 0 or from 1 is decided over all rows.
+A row may have an `id` and a `cluster`.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from string import ascii_uppercase as LETTERS
-from typing import Any
+from typing import Any, NamedTuple
 
 from cerebrum_cli.batch.json_rows import parse_line
 from cerebrum_cli.batch.rows import InvalidRow, Template
@@ -24,16 +24,16 @@ from cerebrum_cli.eval.questions import Question, QuestionId
 
 QUESTION_TEMPLATE = "{question}"  # of a question without a template of its own
 CHOICE_TEMPLATE = "{question}\n\n{choices}\n\nAnswer with the letter of the correct choice."  # of one with choices
-INDEX_NOTE = "answer indices are assumed to start at 0: none is 0, and none equals its number of choices"
 _BOM = b"\xef\xbb\xbf"
 _MAX_SHOWN = 60  # characters of a value in a reason
 _FINAL = re.compile(r".*(?<!#)####(?!#)(.*)")  # in the last line of a solution in GSM8K
 _LETTER_MARKS = re.compile(r"\(?([^().:]+)[).:]?")  # B, (B), B), B.
 
+Fields = Mapping[str, Any]  # of a row
 # Number of a row, from 1, and its fields, or a line of JSON that has them.
-Row = tuple[int, Mapping[str, Any] | bytes]
+Row = tuple[int, Fields | bytes]
 # Fields of a question from those of a row that are not null; KeyError means a missing one.
-Convert = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+Convert = Callable[[Fields], Fields]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +46,13 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class QuestionSet:
-    """The questions of a source, at least one, its bad rows by line, and an assumption about all of them."""
+    """The questions of a source, at least one, and its bad rows by line."""
 
     questions: tuple[Question, ...]
     bad_rows: tuple[BadRow, ...] = ()
-    note: str | None = None
 
 
-class _Invalid(Exception):
+class Invalid(Exception):
     """A row cannot be scored; caught where it becomes a BadRow."""
 
 
@@ -72,22 +71,17 @@ def read_questions(
     with choices CHOICE_TEMPLATE. `convert` adds fields to a row.
     """
     questions: dict[QuestionId, Question] = {}
-    indices: dict[QuestionId, int] = {}  # answers that are indices, whose base is known once all rows are read
     bad_rows: list[BadRow] = []
     for number, row in rows:
         try:
-            question, index = _read_row(number, _fields(row, convert), template)
+            question = _read_row(number, _fields(row, convert), template)
             if first := questions.get(question.id):
-                raise _Invalid(f"duplicate id {_shown(question.id)}, first on line {first.index + 1}")
+                raise Invalid(f"duplicate id {_shown(question.id)}, first on line {first.index + 1}")
             questions[question.id] = question
-            if index is not None:
-                indices[question.id] = index
-        except (_Invalid, InvalidRow) as invalid:
+        except (Invalid, InvalidRow) as invalid:
             bad_rows.append(BadRow(number, well_formed(str(invalid))))
-    note = _resolve_indices(questions, indices, bad_rows)
-    bad_rows.sort(key=lambda bad: bad.line)
     if questions:
-        return QuestionSet(tuple(questions.values()), tuple(bad_rows), note)
+        return QuestionSet(tuple(questions.values()), tuple(bad_rows))
     if not bad_rows:
         raise UsageError("there are no questions", 'put one {"question": "...", "answer": "..."} on each line')
     raise UsageError(
@@ -96,14 +90,14 @@ def read_questions(
     )
 
 
-def _fields(row: Mapping[str, Any] | bytes, convert: Convert | None) -> Mapping[str, Any]:
+def _fields(row: Fields | bytes, convert: Convert | None) -> Fields:
     if isinstance(row, bytes):
         try:
             row = parse_line(row.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise _Invalid(f"byte {error.start + 1} is not UTF-8") from error
+            raise Invalid(f"byte {error.start + 1} is not UTF-8") from error
     if not isinstance(row, dict):
-        raise _Invalid("not a JSON object")
+        raise Invalid("not a JSON object")
     if convert is None:
         return row
     try:
@@ -112,129 +106,141 @@ def _fields(row: Mapping[str, Any] | bytes, convert: Convert | None) -> Mapping[
         raise _missing(str(error.args[0]), row) from error
 
 
-def _read_row(number: int, row: Mapping[str, Any], template: Template | None) -> tuple[Question, int | None]:
-    """The question of a row; if its answer is an index, without its reference answer, and the index."""
-    id = row.get("id")
-    choices, labels, integers = _choices(row.get("choices"))
-    if id is None or id == "":
-        id = number
-    elif isinstance(id, bool) or not isinstance(id, str | int):
-        raise _Invalid(f"invalid `id`: {_shown(id)}; it must be text or an integer")
-    prompt = _prompt(row, choices, template)
-    solution = "" if choices else _required(row, "answer")
-    correct = _correct_choice(row, choices, labels, integers) if choices else _final_answer(solution)
-    question = Question(
+def _read_row(number: int, row: Fields, template: Template | None) -> Question:
+    choices = _choices(row.get("choices"))
+    prompt = _prompt(row, choices.texts, template)
+    if choices.texts:
+        solution, reference = "", _correct_choice(row, choices)
+    else:
+        solution = _required(row, "answer")
+        reference = _final_answer(solution)
+    return Question(
         index=number - 1,
-        id=well_formed(id) if isinstance(id, str) else id,
+        id=_id(row, number),
         prompt=prompt,
-        reference=correct if isinstance(correct, str) else "",
+        reference=reference,
         solution=solution,
-        choices=choices,
-        cluster=None if row.get("cluster") in (None, "") else _text(row["cluster"], "cluster"),
+        choices=choices.texts,
+        cluster=_cluster(row),
         stub=str(row.get("stub", "")),
         entry_point=str(row.get("entry_point", "")),
     )
-    return question, correct if isinstance(correct, int) else None
 
 
-def _choices(value: Any) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
+def _id(row: Fields, number: int) -> QuestionId:
+    id = row.get("id")
+    if id is None or id == "":
+        return number
+    if isinstance(id, str):
+        return well_formed(id)
+    if type(id) is int:
+        return id
+    raise Invalid(f"invalid `id`: {_shown(id)}; it must be text or an integer")
+
+
+def _cluster(row: Fields) -> str | None:
+    if row.get("cluster") in (None, ""):
+        return None
+    return _text(row["cluster"], "cluster")
+
+
+class Choices(NamedTuple):
     """Texts of the choices, their labels if the data have any, and those that are JSON integers."""
+
+    texts: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    integers: tuple[int, ...] = ()
+
+
+def _choices(value: Any) -> Choices:
     if value is None or value == []:
-        return (), (), ()
+        return Choices()
     labels = None
     if isinstance(value, Mapping):
         value, labels = value.get("text"), value.get("label")
-    if not isinstance(value, list) or not (labels is None or (isinstance(labels, list) and len(labels) == len(value))):
-        raise _Invalid('`choices` must be a list of texts, or {"text": [...], "label": [...]}')
+    is_list = isinstance(value, list)
+    if not is_list or not (labels is None or (isinstance(labels, list) and len(labels) == len(value))):
+        raise Invalid('`choices` must be a list of texts, or {"text": [...], "label": [...]}')
     if not 2 <= len(value) <= len(LETTERS):
-        raise _Invalid(f"`choices` must have 2 to {len(LETTERS)} items, not {len(value)}")
-    return (
-        tuple(_text(choice, "choices") for choice in value),
-        tuple(_text(label, "choices") for label in labels or ()),
-        tuple(choice for choice in value if type(choice) is int),
+        raise Invalid(f"`choices` must have 2 to {len(LETTERS)} items, not {len(value)}")
+    return Choices(
+        texts=tuple(_text(choice, "choices") for choice in value),
+        labels=tuple(_text(label, "choices") for label in labels or ()),
+        integers=tuple(choice for choice in value if type(choice) is int),
     )
 
 
-def _prompt(row: Mapping[str, Any], choices: tuple[str, ...], template: Template | None) -> str:
+def _prompt(row: Fields, choices: tuple[str, ...], template: Template | None) -> str:
     lines = "\n".join(f"{letter}) {text}" for letter, text in zip(LETTERS, choices, strict=False))
     if template is None:
-        own = CHOICE_TEMPLATE if choices else QUESTION_TEMPLATE
-        return own.format(question=_required(row, "question"), choices=lines)
-    prompt = well_formed(template.render({**row, "choices": lines} if choices else row))
+        question = _required(row, "question")
+        if choices:
+            return CHOICE_TEMPLATE.format(question=question, choices=lines)
+        return question
+    if choices:
+        row = {**row, "choices": lines}
+    prompt = well_formed(template.render(row))
     if not prompt.strip():
-        raise _Invalid("the prompt is blank")
+        raise Invalid("the prompt is blank")
     return prompt
 
 
-def _required(row: Mapping[str, Any], name: str) -> str:
+def _required(row: Fields, name: str) -> str:
     if row.get(name) is None:
         raise _missing(name, row)
     return _text(row[name], name)
 
 
-def _missing(name: str, row: Mapping[str, Any]) -> _Invalid:
-    return _Invalid(f"no `{name}`; the fields are: {', '.join(row) or 'none'}")
+def _missing(name: str, row: Fields) -> Invalid:
+    return Invalid(f"no `{name}`; the fields are: {', '.join(row) or 'none'}")
 
 
 def _text(value: Any, name: str) -> str:
-    if not (isinstance(value, str) or type(value) is int or (isinstance(value, float) and math.isfinite(value))):
-        raise _Invalid(f"invalid `{name}`: {_shown(value)}; it must be text or a number")
+    is_number = type(value) is int or (isinstance(value, float) and math.isfinite(value))
+    if not (is_number or isinstance(value, str)):
+        raise Invalid(f"invalid `{name}`: {_shown(value)}; it must be text or a number")
     text = well_formed(str(value)).strip()
     if not text:
-        raise _Invalid(f"`{name}` is blank")
+        raise Invalid(f"`{name}` is blank")
     return text
 
 
 def _final_answer(answer: str) -> str:
     final = _FINAL.match(answer.rpartition("\n")[2])
-    if final and not final[1].strip():
-        raise _Invalid("`answer` has nothing after its ####")
-    return final[1].strip() if final else answer
+    if final is None:
+        return answer
+    if not final[1].strip():
+        raise Invalid("`answer` has nothing after its ####")
+    return final[1].strip()
 
 
-def _correct_choice(
-    row: Mapping[str, Any], choices: tuple[str, ...], labels: tuple[str, ...], integers: tuple[int, ...]
-) -> str | int:
-    """Letter of the correct choice, or its index, from 0 or 1."""
+def _correct_choice(row: Fields, choices: Choices) -> str:
+    """Letter of the choice that `answer` names by its label, its text, or its index from 0."""
     text = _required(row, "answer")
     answer = row["answer"]
-    count = len(choices)
-    marked = _LETTER_MARKS.fullmatch(text)
-    answered = (marked[1].strip() if marked else text).casefold()
-    places = {place for place, label in enumerate(labels or LETTERS[:count]) if answered == label.casefold()}
-    could_be_index = text.isdecimal() and len(text) < 3 and int(text) <= count
+    count = len(choices.texts)
+    places = _labeled(text, choices.labels or LETTERS[:count])
+    is_index = text in map(str, range(count))
     # The number 2 is an index beside the text "2", and a choice beside the numbers 1 and 2, as the text "2" always is.
-    is_index = could_be_index and isinstance(answer, int) and answer not in integers
-    if not is_index and not (labels and places):
-        places |= {place for place, choice in enumerate(choices) if text == choice}
+    is_number = is_index and isinstance(answer, int) and answer not in choices.integers
+    if not is_number and not (choices.labels and places):
+        places.update(place for place, choice in enumerate(choices.texts) if text == choice)
     if len(places) > 1:
         named = " or ".join(LETTERS[place] for place in sorted(places))
-        raise _Invalid(f"ambiguous `answer`: {_shown(answer)} may mean choice {named}")
+        raise Invalid(f"ambiguous `answer`: {_shown(answer)} may mean choice {named}")
     if places:
         return LETTERS[places.pop()]
-    if could_be_index:
-        return int(text)
-    raise _Invalid(f"invalid `answer`: {_shown(answer)} is none of the {count} choices")
+    if is_index:
+        return LETTERS[int(text)]
+    raise Invalid(f"invalid `answer`: {_shown(answer)} is none of the {count} choices")
 
 
-def _resolve_indices(
-    questions: dict[QuestionId, Question], indices: Mapping[QuestionId, int], bad_rows: list[BadRow]
-) -> str | None:
-    """Give questions their reference answers, or make them bad rows if the base is undecided; what was assumed.
-
-    An index of 0 shows that indices count from 0, one equal to the number of choices that they count from 1.
-    """
-    zero = next((id for id, index in indices.items() if index == 0), None)
-    last = next((id for id, index in indices.items() if index == len(questions[id].choices)), None)
-    if zero is not None and last is not None:
-        lines = (questions[id].index + 1 for id in (zero, last))
-        reason = "the answer is an index, but line {} counts from 0 and line {} from 1".format(*lines)
-        bad_rows += [BadRow(questions.pop(id).index + 1, reason) for id in indices]
-        return None
-    base = 0 if last is None else 1
-    for id, index in indices.items():
-        questions[id] = replace(questions[id], reference=LETTERS[index - base])
-    return INDEX_NOTE if indices and zero is None and last is None else None
+def _labeled(text: str, labels: Sequence[str]) -> set[int]:
+    """Places of the label in a text, such as "(b)"."""
+    marked = _LETTER_MARKS.fullmatch(text)
+    if marked:
+        text = marked[1].strip()
+    return {place for place, label in enumerate(labels) if text.casefold() == label.casefold()}
 
 
 def _shown(value: Any) -> str:

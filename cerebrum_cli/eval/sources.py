@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -67,106 +67,145 @@ def read_source(
 
     Raises UsageError, PullError.
     """
-    task = TASKS.get(source)
-    path = SUMS if source == SUMS.stem else Path(source)
-    if task is None and not exists(path) and not source.endswith(".jsonl"):
-        hint = f"use {', '.join(TASK_NAMES)}, or a file such as exam.jsonl"
-        raise UsageError(f"unknown task {source!r}", did_you_mean(source, TASK_NAMES) + hint)
+    task = _find_task(source)
     condition = find_condition(preset, source) if preset else Condition(source)
-    match = _choose_match(source, task, match, run_code)
-    rows, digest, origin = load_dataset(task, progress, offline) if task else _read_file(path)
-    # The cards ask questions verbatim; how they ask for code is not stated.
-    asked = task if task and not template and (preset is None or task.match == "code") else None
-    protocol, text = None if examples else asked, asked.template if asked else template
-    parsed = None if text is None else parse_template(text)
-    found = read_questions(rows, parsed, task.convert if task else None)
-    shown, shown_digest = tuple[Question, ...](), None
+    match = _choose_match(task, match, run_code)
+    asked = task
+    if template or (preset and task.match != "code"):
+        # The cards ask questions verbatim; how they ask for code is not stated.
+        asked = replace(task, template=template or "", follows="", shots=0, stop=())
+    if examples:
+        asked = replace(asked, follows="", shots=0)
+    parsed = parse_template(asked.template) if asked.template else None
+    rows, digest, origin = load_dataset(task, progress, offline)
+    found = read_questions(rows, parsed, task.convert)
+    shown: tuple[Question, ...] = ()
+    shown_digest = None
     if examples:
         shown, shown_digest = _read_examples(examples, parsed)
-    elif protocol and protocol.shots:
-        example_rows, shown_digest, _ = load_dataset(replace(protocol, file=protocol.shots_file), progress, offline)
-        shown = read_questions(example_rows, parsed).questions[: protocol.shots]
+    elif asked.shots:
+        training = replace(task, file=task.shots_file)
+        example_rows, shown_digest, _ = load_dataset(training, progress, offline)
+        shown = read_questions(example_rows, parsed).questions[: asked.shots]
     reply_scorer(match, found.questions, run_code).close()  # what it refuses is refused before a model is loaded
     fingerprint = {
-        "task": path.stem,
+        "task": task.name,
         "question file": digest,
-        "template": text or _default_template(found.questions),
-        "protocol": f"{protocol.name} {protocol.version}" if protocol else None,
+        "template": asked.template or _default_template(found.questions),
+        "protocol": f"{task.name} {task.version}" if asked.follows else None,
         "example file": shown_digest,
         "match": match,
         SCORING_RULES: rules_of(match),
     }
-    remarks = [origin, *_remarks(task, protocol, preset, condition), found.note]
+    remarks = [origin, *_remarks(asked, preset, condition)]
     if shown:
         remarks.append(f"{format_count(len(shown), 'example')} before each question")
-    if match == "answer" and 2 * sum(map(is_in_words, found.questions)) > len(found.questions):
+    if match == "answer" and _are_mostly_words(found.questions):
         remarks.append(IN_WORDS)
-    stop = asked.stop if asked else ()
-    stated = tuple(remark for remark in remarks if remark)
-    return LoadedTask(path.stem, found.questions, found.bad_rows, fingerprint, match, condition, stated, shown, stop)
+    return LoadedTask(
+        name=task.name,
+        questions=found.questions,
+        bad_rows=found.bad_rows,
+        fingerprint=fingerprint,
+        match=match,
+        condition=condition,
+        remarks=tuple(filter(None, remarks)),
+        examples=shown,
+        stop=asked.stop,
+    )
 
 
-def _choose_match(source: str, task: Task | None, match: Match | None, run_code: bool) -> Match:
+def _find_task(source: str) -> Task:
+    if source in TASKS:
+        return TASKS[source]
+    if source == SUMS.stem:
+        return Task(name=source, file=str(SUMS))
+    if not exists(Path(source)) and not source.endswith(".jsonl"):
+        hint = f"use {', '.join(TASK_NAMES)}, or a file such as exam.jsonl"
+        raise UsageError(f"unknown task {source!r}", did_you_mean(source, TASK_NAMES) + hint)
+    return Task(name=Path(source).stem, file=source)
+
+
+def _choose_match(task: Task, match: Match | None, run_code: bool) -> Match:
     """How to score replies. Raises UsageError for options that do not apply, before anything is downloaded."""
-    if task and task.match == "code":
+    if task.match == "code":
         if match:
-            raise UsageError(f"--match has no effect on {source}, which runs programs", "omit --match")
+            raise UsageError(f"--match has no effect on {task.name}, which runs programs", "omit --match")
         require_run_code(run_code)
     elif run_code:
         raise UsageError("--run-code applies only to humaneval, humaneval+ and mbpp", "omit --run-code")
-    return match or (task.match if task else "answer")
-
-
-def _read_file(path: Path) -> tuple[Iterable[Row], str, str]:
-    digest = sha256()
-    with closing(open_input(path)) as file:
-        data = b"\n".join(file.lines(0, digest))
-    return split_lines(data), digest.hexdigest(), ""
+    return match or task.match
 
 
 def _read_examples(path: Path, template: Template | None) -> tuple[tuple[Question, ...], str]:
     """The examples in a question file, and its SHA-256. Raises UsageError for a row that cannot be read."""
-    rows, digest, _ = _read_file(path)
-    found = read_questions(rows, template)
+    data, digest = _read_file(path)
+    found = read_questions(split_lines(data), template)
     if found.bad_rows:
         raise UsageError(f"{path}, line {found.bad_rows[0].line}: {found.bad_rows[0].reason}", "correct the file")
     return found.questions, digest
+
+
+def _read_file(path: Path) -> tuple[bytes, str]:
+    digest = sha256()
+    with closing(open_input(path)) as file:
+        data = b"\n".join(file.lines(0, digest))
+    return data, digest.hexdigest()
 
 
 def _default_template(questions: Iterable[Question]) -> str:
     return CHOICE_TEMPLATE if any(question.choices for question in questions) else QUESTION_TEMPLATE
 
 
-def _remarks(task: Task | None, protocol: Task | None, preset: Preset | None, condition: Condition) -> Iterator[str]:
+def _are_mostly_words(questions: Sequence[Question]) -> bool:
+    return 2 * sum(map(is_in_words, questions)) > len(questions)
+
+
+def _remarks(asked: Task, preset: Preset | None, condition: Condition) -> Iterator[str]:
     """Sentences from the tables of tasks and presets; some are empty."""
-    if protocol:
-        yield f"protocol {protocol.name}, version {protocol.version}: {protocol.follows}"
-    if task:
-        yield task.published and f"settings on the Cerebrum model cards: {task.published}"
-        yield task.note
+    if asked.follows:
+        yield f"protocol {asked.name}, version {asked.version}: {asked.follows}"
+    if asked.published:
+        yield f"settings on the Cerebrum model cards: {asked.published}"
+    yield asked.note
     if preset:
         yield f"preset {preset.name}: {condition.published}"
-        yield from (f"{preset.source} does not state {detail}" for detail in condition.unstated)
+        for detail in condition.unstated:
+            yield f"{preset.source} does not state {detail}"
         yield condition.note
 
 
 def load_dataset(task: Task, progress: Progress, offline: bool = False) -> tuple[Iterable[Row], str, str]:
-    """The rows of a task's dataset, the SHA-256 of its files, and a remark about where they are from.
+    """The rows of a task's dataset or file, the SHA-256 of its files, and a remark about where they are from.
 
     A dataset that was downloaded once is read from the cache, without the network. Raises PullError if it cannot be
     downloaded or read, CerebrumError without the library that reads it.
     """
+    if not task.repo_id:
+        data, digest = _read_file(Path(task.file))
+        return split_lines(data), digest, ""
     cache = Cache(cache_directory(), "dataset")
     with translate_os_errors(PullError, cache.directory):
-        files = {file: file.path.read_bytes() for file in cache.find_files(task.repo_id, task.file, task.files)}
-        are_intact = (file.digest in (None, sha256(data).hexdigest(), git_hash(data)) for file, data in files.items())
-        if not files or not all(are_intact):
-            files = _download(task, progress, cache, offline)
+        files = _cached(task, cache) or _download(task, progress, cache, offline)
     data = b"".join(files.values())
-    rows = _parquet_rows(task, files) if task.file.endswith(".parquet") else split_lines(data)
+    rows = split_lines(data)
+    if task.file.endswith(".parquet"):
+        rows = _parquet_rows(task, files)
     [first, *others] = files
-    origin = f"dataset {task.repo_id}, {task.file if others else first.name} at commit {first.commit}"
+    name = task.file if others else first.name
+    origin = f"dataset {task.repo_id}, {name} at commit {first.commit}"
     return rows, sha256(data).hexdigest(), origin
+
+
+def _cached(task: Task, cache: Cache) -> dict[CachedFile, bytes]:
+    """The contents of a dataset's files in the cache; none if one is missing or damaged."""
+    contents = {}
+    for file in cache.find_files(task.repo_id, task.file, task.files):
+        data = file.path.read_bytes()
+        if file.digest not in (None, sha256(data).hexdigest(), git_hash(data)):
+            return {}
+        contents[file] = data
+    return contents
 
 
 def _parquet_rows(task: Task, files: Mapping[CachedFile, bytes]) -> Iterator[Row]:
@@ -191,17 +230,10 @@ def _parquet_rows(task: Task, files: Mapping[CachedFile, bytes]) -> Iterator[Row
 
 
 def _download(task: Task, progress: Progress, cache: Cache, offline: bool) -> dict[CachedFile, bytes]:
-    reason = "cerebrum is offline" if offline or is_offline() else ""
-    if not reason and (problem := unreachable()):
-        reason = f"the Hub cannot be reached ({problem})"
-    if reason:
-        raise PullError(
-            f"the dataset {task.repo_id} of {task.name} is not downloaded, or damaged, and {reason}",
-            f"run the command once online, or download it: hf download {task.repo_id} --repo-type dataset",
-        )
+    _require_hub(task, offline)
     listing = RetryPolicy(progress).run(list_repository, task.repo_id, kind="dataset")
-    named = (file for file in listing.files if fnmatchcase(file.name, task.file))
-    files = tuple(sorted(named, key=lambda file: file.name))
+    matching = (file for file in listing.files if fnmatchcase(file.name, task.file))
+    files = tuple(sorted(matching, key=lambda file: file.name))
     if len(files) != task.files:
         count = f"{len(files)} files" if files else "no file"
         raise PullError(
@@ -210,7 +242,21 @@ def _download(task: Task, progress: Progress, cache: Cache, offline: bool) -> di
         )
     download = Download(listing, cache, progress)
     download.require_space(files)
-    paths = download.fetch(files)
-    return {
-        CachedFile(listing.commit, file.name, path): path.read_bytes() for file, path in zip(files, paths, strict=True)
-    }
+    contents = {}
+    for file, path in zip(files, download.fetch(files), strict=True):
+        contents[CachedFile(listing.commit, file.name, path)] = path.read_bytes()
+    return contents
+
+
+def _require_hub(task: Task, offline: bool) -> None:
+    """Raise PullError if the Hub cannot be reached."""
+    if offline or is_offline():
+        reason = "cerebrum is offline"
+    elif problem := unreachable():
+        reason = f"the Hub cannot be reached ({problem})"
+    else:
+        return
+    raise PullError(
+        f"the dataset {task.repo_id} of {task.name} is not downloaded, or damaged, and {reason}",
+        f"run the command once online, or download it: hf download {task.repo_id} --repo-type dataset",
+    )

@@ -30,23 +30,24 @@ LETTER_TEMPLATE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A task; `file` is the pattern of the names of its `files` files in the repository.
+    """A task, or a file of questions, which has no `repo_id`.
 
-    `template` is the prompt without a preset, which asks for an answer form; `follows` names the paper or harness whose
-    protocol this is. The first `shots` rows of `shots_file` are examples, and `stop` ends a reply. A change of these or
-    of the scoring raises `version`. `published` is how the cards report the task, `note` is printed with every result.
-    `convert` adds fields to a row.
+    `file` is the pattern of the names of its `files` files in the repository. `template` is the prompt without a
+    preset, which asks for an answer form; `follows` names the paper or harness whose protocol this is. The first
+    `shots` rows of `shots_file` are examples, and `stop` ends a reply. A change of these or of the scoring raises
+    `version`. `published` is how the cards report the task, `note` is printed with every result. `convert` adds fields
+    to a row.
     """
 
     name: str
-    repo_id: str
-    split: str
     file: str
-    match: Match
-    template: str
-    follows: str
+    repo_id: str = ""
+    split: str = ""
+    match: Match = "answer"
+    template: str = ""
+    follows: str = ""
     shots: int = 0
     shots_file: str = ""
     stop: tuple[str, ...] = ()

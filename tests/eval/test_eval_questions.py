@@ -15,7 +15,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.eval.presets import PRESETS, find_condition, find_preset
 from cerebrum_cli.eval.questions import MAX_SAMPLES, Question, sample_seed, select
-from cerebrum_cli.eval.reading import INDEX_NOTE, BadRow, QuestionSet, read_questions, split_lines
+from cerebrum_cli.eval.reading import BadRow, QuestionSet, read_questions, split_lines
 from cerebrum_cli.eval.tasks import TASKS, last_boxed
 from cerebrum_cli.library.reference import REPO_ID
 
@@ -80,28 +80,19 @@ def test_choices_are_answered_by_letter_or_text(answer: str) -> None:
     assert references({"answer": answer}) == ["C"]
 
 
-def test_choices_count_indices_as_the_file_does() -> None:
-    assert references({"answer": 0}, {"answer": 3}, {"answer": "1"}) == ["A", "D", "B"]
-    assert references({"answer": 1}, {"answer": 4}, {"answer": "2"}, {"answer": "D"}) == ["A", "D", "B", "D"]
-    assert references({"answer": 1, "choices": ["1", "2", "4"]}, {"answer": 0}) == ["B", "A"]  # the number is an index
-    assert references({"answer": "1", "choices": ["1", "2", "4"]}) == ["A"]  # the text is a choice
-    assert references({"answer": "E", "choices": ["F", "E"]}) == ["B"]  # two choices have no letter E
-    assert references({"answer": 2, "choices": [1, 2, 4]}) == ["B"]  # and so is a number among numbers
-
-
-def test_choices_state_an_assumed_base_of_indices() -> None:
-    row = {"question": "Which?", "choices": COLORS}
-    found = read({**row, "answer": 1}, {**row, "answer": 3}, GOOD)
-    assert ([question.reference for question in found.questions], found.note) == (["B", "D", "2"], INDEX_NOTE)
-    assert read({**row, "answer": 1}, {**row, "answer": 0}).note is read({**row, "answer": "B"}).note is None
-
-
-def test_choices_with_both_bases_are_bad_rows() -> None:
-    row = {"question": "Which?", "choices": COLORS}
-    found = read({**row, "answer": 2}, b"[", {**row, "answer": 4}, {**row, "answer": "B"}, {**row, "answer": 0})
-    assert [question.reference for question in found.questions] == ["B"]
-    assert [bad.line for bad in found.bad_rows] == [1, 2, 3, 5]
-    assert found.bad_rows[0].reason == "the answer is an index, but line 5 counts from 0 and line 3 from 1"
+@pytest.mark.parametrize(
+    ("row", "letter"),
+    [
+        ({"answer": 0}, "A"),
+        ({"answer": "1"}, "B"),
+        ({"answer": 1, "choices": ["1", "2", "4"]}, "B"),  # the number is an index
+        ({"answer": "1", "choices": ["1", "2", "4"]}, "A"),  # the text is a choice
+        ({"answer": 2, "choices": [1, 2, 4]}, "B"),  # and so is a number among numbers
+        ({"answer": "E", "choices": ["F", "E"]}, "B"),  # two choices have no letter E
+    ],
+)
+def test_choices_are_answered_by_index_from_0(row: dict[str, Any], letter: str) -> None:
+    assert references(row) == [letter]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +116,7 @@ def test_choices_with_both_bases_are_bad_rows() -> None:
         ({**GOOD, "choices": ["2"]}, "`choices` must have 2 to 26 items, not 1"),
         ({**GOOD, "choices": {"text": ["2", "3"], "label": ["A"]}}, "`choices` must be a list of texts, or {"),
         ({**GOOD, "choices": COLORS, "answer": "E"}, "invalid `answer`: 'E' is none of the 4 choices"),
+        ({**GOOD, "choices": COLORS, "answer": 4}, "invalid `answer`: 4 is none of the 4 choices"),
         ({**GOOD, "choices": ["B", "A"], "answer": "A"}, "ambiguous `answer`: 'A' may mean choice A or B"),
         ({**GOOD, "choices": ["x", "x"], "answer": "x"}, "ambiguous `answer`: 'x' may mean choice A or B"),
     ],
