@@ -49,7 +49,7 @@ def differences(table: Table, first: Table) -> Iterator[tuple[str, Any, Any]]:
         name = key.removeprefix(prefix)
         is_per_layer = table.is_per_layer(key) or first.is_per_layer(key)
         if key.startswith(prefix) and name not in MAY_DIFFER and not is_per_layer:
-            actual, expected = (model.content(key, DEFAULTS.get(name)) for model in (table, first))
+            actual, expected = table.content(key, DEFAULTS.get(name)), first.content(key, DEFAULTS.get(name))
             if None not in (actual, expected) and actual != expected:
                 yield key, actual, expected
     yield from vocabulary_differences(table, first)
@@ -62,14 +62,13 @@ def vocabulary_differences(table: Table, first: Table) -> Iterator[tuple[str, An
         actual, expected = table.content(key), first.content(key)
         if actual == expected or (None in (actual, expected) and key == "tokenizer.ggml.pre"):  # missing in older files
             continue
-        if isinstance(actual, tuple) and isinstance(expected, tuple):
-            if len(actual) == len(expected):
-                index = next(index for index, item in enumerate(actual) if item != expected[index])
-                yield f"{key}[{index}]", actual[index], expected[index]
-            else:
-                yield f"the length of {key}", len(actual), len(expected)
-        else:
+        if not (isinstance(actual, tuple) and isinstance(expected, tuple)):
             yield key, actual, expected
+        elif len(actual) != len(expected):
+            yield f"the length of {key}", len(actual), len(expected)
+        else:
+            index = next(index for index, item in enumerate(actual) if item != expected[index])
+            yield f"{key}[{index}]", actual[index], expected[index]
 
 
 def shape_differences(table: Table, first: Table) -> Iterator[tuple[str, Any, Any]]:
@@ -92,28 +91,37 @@ def display(value: Any) -> str:
         value = value.decode("utf-8", "replace")
     if value is None:
         return "nothing"
-    text = ascii(value) if isinstance(value, str) else str(list(value) if isinstance(value, tuple) else value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    if isinstance(value, tuple):
+        value = list(value)
+    text = ascii(value)
+    if len(text) > 60:
+        return f"{text[:60]}..."
+    return text
 
 
 def require_layer_pattern(tables: Mapping[str, Table], layers: Sequence[LayerSources]) -> None:
     """Raise MergeError if a layer moves to a number at which its architecture evaluates it differently."""
-    patterns = {name: layer_pattern(table) for name, table in tables.items()}
-    if len(set(patterns.values())) > 1:
+    patterns = {layer_pattern(table) for table in tables.values()}
+    if len(patterns) > 1:
         raise MergeError("the models' layer patterns differ (attention.sliding_window_pattern)", "merge other files")
-    stays = all(number == layer for number, sources in enumerate(layers) for _, layer in sources)
+    moves = []
+    for number, sources in enumerate(layers):
+        moves += [(number, name, layer) for name, layer in sources if layer != number]
     for name, table in tables.items():
-        is_uniform = EMBEDDING_PER_LAYER not in table.global_tensors and not any(map(table.whole_number, LAYER_COUNTS))
-        if not (is_uniform or (stays and len(layers) == table.n_layers)):
+        if has_special_layers(table) and (moves or len(layers) != table.n_layers):
             raise MergeError(
                 f"{name} has {table.n_layers} layers of several kinds or with embeddings of their own",
                 "keep all layers of such a model, in order",
             )
-    for number, sources in enumerate(layers):
-        for name, layer in sources:
-            if (number - layer) % (period := lcm(*patterns[name])):
-                problem = f"layer {layer} of {name} would become layer {number}, which {tables[name].architecture}"
-                raise MergeError(f"{problem} evaluates differently", f"move layers by multiples of {period}")
+    period = lcm(*patterns.pop())
+    for number, name, layer in moves:
+        if (number - layer) % period:
+            problem = f"layer {layer} of {name} would become layer {number}, which {tables[name].architecture}"
+            raise MergeError(f"{problem} evaluates differently", f"move layers by multiples of {period}")
+
+
+def has_special_layers(table: Table) -> bool:
+    return EMBEDDING_PER_LAYER in table.global_tensors or any(map(table.whole_number, LAYER_COUNTS))
 
 
 def layer_pattern(table: Table) -> tuple[int, int]:

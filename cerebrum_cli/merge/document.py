@@ -25,11 +25,16 @@ class Field:
 
     def __getitem__(self, key: str) -> Field:
         """The field of a key, in a value that is a mapping or missing."""
-        return Field(self.file, f"{self.path}.{key}" if self.path else key, (self.value or {}).get(key))
+        path = f"{self.path}.{key}".lstrip(".")
+        return Field(self.file, path, (self.value or {}).get(key))
+
+    @property
+    def missing(self) -> str:
+        return "missing" if self.value is None else ""
 
     def error(self, problem: str, hint: str) -> UsageError:
-        at = f"{self.path}: " if self.path else ""
-        return UsageError(printable(f"{self.file}: {at}{problem}"), printable(hint))
+        place = ": ".join(filter(None, (self.file, self.path)))
+        return UsageError(printable(f"{place}: {problem}"), printable(hint))
 
     def require_mapping(self, keys: Sequence[str]) -> None:
         if not isinstance(self.value, dict):
@@ -78,15 +83,18 @@ def read_document(file: str, text: str) -> Field:
         return Field(file, "", loader.construct_document(node))
     # PyYAML does not translate the exceptions of int(), date() and re for invalid numbers, dates and tagged values.
     except (yaml.YAMLError, *_CONSTRUCTION_ERRORS) as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        at = ""
+        if mark := getattr(error, "problem_mark", None):
+            at = f" at line {mark.line + 1}, column {mark.column + 1}"
         reason = truncate(str(getattr(error, "problem", None) or error), 200)
         raise root.error(f"not valid YAML{at}: {reason}", "correct it, or quote it if it is text") from error
 
 
 def suggestion(name: object, known: Sequence[str]) -> str:
     """Beginning of a hint with the known name that a name is probably meant to be; empty if none is similar enough."""
-    return did_you_mean(name[:100], known, cutoff=_TYPO_SIMILARITY) if isinstance(name, str) else ""
+    if not isinstance(name, str):
+        return ""
+    return did_you_mean(name[:100], known, cutoff=_TYPO_SIMILARITY)
 
 
 def choices(name: object, known: Sequence[str]) -> str:
@@ -96,7 +104,9 @@ def choices(name: object, known: Sequence[str]) -> str:
 def quoted(value: object) -> str:
     if not isinstance(value, str):
         return f"({type(value).__name__})"
-    return truncate(value if value.strip() else repr(value), 60)
+    if not value.strip():
+        value = repr(value)
+    return truncate(value, 60)
 
 
 def printable(text: str) -> str:

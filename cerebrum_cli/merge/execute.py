@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -27,7 +27,7 @@ from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
 from cerebrum_cli.core.files import commit_file, translate_os_errors, unfinished_file, write_all
 from cerebrum_cli.gguf.parser import Tensor, aligned
 from cerebrum_cli.library.registry import OnProgress
-from cerebrum_cli.merge.methods import Slerp, Sum, TensorOp, Term, input_tensors, offset_sum, slerp_coefficients
+from cerebrum_cli.merge.methods import Slerp, Sum, Term, input_tensors, offset_sum, slerp_coefficients
 from cerebrum_cli.merge.plan import OutputTensor, Plan
 
 if TYPE_CHECKING:
@@ -41,20 +41,10 @@ EXPERTS = "_exps."  # in the names of tensors that hold all experts of a layer
 COPY_BYTES = 1 << 20  # size of a copied chunk
 PENDING_PER_THREAD = 3  # chunks computed or queued per thread
 CHUNK_WEIGHTS = 1 << 18  # weights in a computed chunk: 1 MB as floats
-# Byte offsets of the half-precision scales in a type's blocks (structs of ggml-common.h, llama.cpp 0c1e57098). All
-# weights of a block are multiples of them, so multiplying the scales multiplies the tensor.
-SCALE_OFFSETS: Mapping[str, tuple[int, ...]] = {
-    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), (0,)),
-    **dict.fromkeys(("IQ4_NL", "IQ4_XS"), (0,)),
-    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q6_K": (208,),
-}
-
 
 CodecFactory = Callable[[], "Codec"]  # only called when weights have to be computed
 Rows = tuple[int, int]  # consecutive rows of a tensor: the first one, and their number
+Shape = tuple[int, ...]
 
 
 def llama_codec() -> Codec:
@@ -74,23 +64,26 @@ class TensorEvaluator(contextlib.ExitStack):
 
     def chunks(self, output: OutputTensor) -> Iterator[bytes]:
         """Yield the bytes of a tensor. Raises ModelFileError for an unreadable source, MergeError on overflow."""
-        if isinstance(output.op, Slerp) and len(output.shape) > 2 and EXPERTS in output.name:
-            for number in range(prod(output.shape[2:])):
-                first, second = (expert_tensor(tensor, number) for tensor in (output.op.first, output.op.second))
-                expert = output.op._replace(first=first, second=second)
-                yield from self.chunks(output._replace(shape=output.shape[:2], op=expert))
-            return
         for tensor in input_tensors(output.op):
             self._open_file(tensor.path)  # here, before threads read it
-        op = self._slerp_as_sum(output.op) if isinstance(output.op, Slerp) else output.op
-        if scale := block_scale(op, output):
-            tensor = scale.tensor
-            whole = COPY_BYTES // tensor.kind.block_bytes * tensor.kind.block_bytes
-            for begin in range(0, tensor.size, whole):
-                yield scale_blocks(self._read(tensor, begin, min(whole, tensor.size - begin)), scale)
+        if output.is_copy:
+            yield from self._copied(input_tensors(output.op)[0])
+        elif isinstance(output.op, Sum):
+            yield from self._computed(output, output.op)
+        elif len(output.shape) > 2 and EXPERTS in output.name:
+            for number in range(prod(output.shape[2:])):
+                expert = expert_of(output.op, number)
+                yield from self._computed(output, self._slerp_as_sum(expert), output.shape[:2])
         else:
-            task = partial(self._sum, self._codec, op, output)
-            yield from self._run_in_order(partial(task, rows) for rows in row_ranges(output.shape))
+            yield from self._computed(output, self._slerp_as_sum(output.op))
+
+    def _copied(self, tensor: Tensor) -> Iterator[bytes]:
+        for begin in range(0, tensor.size, COPY_BYTES):
+            yield self._read(tensor, begin, min(COPY_BYTES, tensor.size - begin))
+
+    def _computed(self, output: OutputTensor, op: Sum, shape: Shape | None = None) -> Iterator[bytes]:
+        task = partial(self._sum, self._codec, op, output)
+        return self._run_in_order(partial(task, rows) for rows in row_ranges(shape or output.shape))
 
     @cached_property
     def _codec(self) -> Codec:
@@ -115,22 +108,23 @@ class TensorEvaluator(contextlib.ExitStack):
         """Convert slerp to a weighted sum; its coefficients depend on all weights of both tensors."""
         task = partial(self._dot_products, self._codec, op)
         measured = self._run_in_order(partial(task, rows) for rows in row_ranges(op.first.shape))
-        first, second, product = (float(total) for total in np.sum(list(measured), axis=0))
-        coefficients = slerp_coefficients(op.t, sqrt(first), sqrt(second), product)
-        return offset_sum((Term(op.first, coefficients[0]), Term(op.second, coefficients[1])), op.offset)
+        first, second, product = np.sum(list(measured), axis=0).tolist()
+        of_first, of_second = slerp_coefficients(op.t, sqrt(first), sqrt(second), product)
+        return offset_sum((Term(op.first, of_first), Term(op.second, of_second)), op.offset)
 
     def _dot_products(self, codec: Codec, op: Slerp, rows: Rows) -> tuple[float, ...]:
-        first, second = (
-            self._dequantize(codec, tensor, rows).ravel().astype(np.float64) - op.offset
-            for tensor in (op.first, op.second)
-        )
+        first = self._dequantize(codec, op.first, rows).ravel().astype(np.float64) - op.offset
+        second = self._dequantize(codec, op.second, rows).ravel().astype(np.float64) - op.offset
         with np.errstate(over="ignore", invalid="ignore"):
-            return tuple(float(np.einsum("i,i", *pair)) for pair in ((first, first), (second, second), (first, second)))
+            pairs = (first, first), (second, second), (first, second)
+            return tuple(float(np.einsum("i,i", *pair)) for pair in pairs)
 
     def _dequantize(self, codec: Codec, tensor: Tensor, rows: Rows) -> Floats:
-        (first, length), row_length, bytes_of = rows, tensor.shape[0], tensor.kind.bytes_of
+        first, length = rows
+        row_length = tensor.shape[0]
         out = np.empty((length, row_length), np.float32)
-        codec.dequantize(self._read(tensor, bytes_of(first * row_length), bytes_of(out.size)), tensor.type, out)
+        begin, size = tensor.kind.bytes_of(first * row_length), tensor.kind.bytes_of(out.size)
+        codec.dequantize(self._read(tensor, begin, size), tensor.type, out)
         return out
 
     def _read(self, tensor: Tensor, begin: int, size: int) -> bytes:
@@ -164,40 +158,20 @@ class TensorEvaluator(contextlib.ExitStack):
                 future.cancel()
 
 
-def row_ranges(shape: tuple[int, ...]) -> Iterator[Rows]:
+def row_ranges(shape: Shape) -> Iterator[Rows]:
     rows = prod(shape[1:])
     step = max(1, CHUNK_WEIGHTS // shape[0])
-    return ((first, min(step, rows - first)) for first in range(0, rows, step))
+    for first in range(0, rows, step):
+        yield first, min(step, rows - first)
+
+
+def expert_of(op: Slerp, number: int) -> Slerp:
+    return op._replace(first=expert_tensor(op.first, number), second=expert_tensor(op.second, number))
 
 
 def expert_tensor(tensor: Tensor, number: int) -> Tensor:
     size = tensor.kind.bytes_of(prod(tensor.shape[:2]))
     return tensor._replace(shape=tensor.shape[:2], offset=tensor.offset + number * size)
-
-
-def block_scale(op: TensorOp, output: OutputTensor) -> Term | None:
-    """The tensor, and its coefficient, whose blocks make up the output, copied or with other scales."""
-    if not isinstance(op, Sum) or len(op.terms) > 1 or op.constant or op.terms[0].tensor.type != output.type:
-        return None
-    return op.terms[0] if op.terms[0].coefficient == 1 or output.kind.name in SCALE_OFFSETS else None
-
-
-def scale_blocks(data: bytes, scale: Term) -> bytes:
-    if scale.coefficient == 1:
-        return data
-    kind = scale.tensor.kind
-    blocks = np.frombuffer(bytearray(data), np.uint8).reshape(-1, kind.block_bytes)
-    for offset in SCALE_OFFSETS[kind.name]:
-        halves = np.ascontiguousarray(blocks[:, offset : offset + 2]).view("<f2").astype(np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            halves = (halves * np.float32(scale.coefficient)).astype("<f2")
-        if not np.isfinite(halves).all():
-            raise MergeError(
-                f"{scale.tensor.name} times {scale.coefficient:g} overflows its type",
-                "use a smaller scale, or another type with --type",
-            )
-        blocks[:, offset : offset + 2] = halves.view(np.uint8)
-    return blocks.tobytes()
 
 
 PROGRESS_INTERVAL_S = 0.02  # between two progress reports
@@ -293,7 +267,7 @@ def chunks(plan: Plan, evaluator: TensorEvaluator) -> Iterator[bytes]:
 
 def require_supported_types(plan: Plan, codec: CodecFactory) -> None:
     """Raise MergeError for a type that the codec cannot read or write, before anything is written."""
-    computed = [tensor for tensor in plan.tensors if not block_scale(tensor.op, tensor)]
+    computed = [tensor for tensor in plan.tensors if not tensor.is_copy]
     if not computed:
         return
     instance = codec()

@@ -8,19 +8,18 @@ from functools import partial
 from pathlib import Path
 from shlex import quote
 
-from cerebrum_cli.core.errors import CerebrumError, ConfigError, MergeError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.errors import ConfigError, MergeError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import existing_parent, remove_abandoned, require_space
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.header import read_header, require_loadable
 from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.library.catalogue import ModelSpec
-from cerebrum_cli.library.fit import DownloadPlan
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import MERGE_FORMAT, MERGE_RECIPE, MERGE_SOURCES, InstalledModel, as_path, is_missing
 from cerebrum_cli.library.pull import Confirm, Puller, require_confirmation, require_free_name
 from cerebrum_cli.library.reference import ModelReference
-from cerebrum_cli.library.registry import OnProgress, RegistryEntry
+from cerebrum_cli.library.registry import OnProgress, Registry, RegistryEntry
 from cerebrum_cli.merge.execute import CHUNK_WEIGHTS, PENDING_PER_THREAD, execute, llama_codec, require_supported_types
 from cerebrum_cli.merge.methods import input_tensors
 from cerebrum_cli.merge.plan import MergePlanner, Plan, Provenance, Target
@@ -35,7 +34,8 @@ MAX_RECIPE_BYTES = 1 << 20
 
 def read_recipe(library: Library, text: str) -> tuple[Recipe, ModelSpec | None, str | None]:
     """Read a recipe file, or that of a catalog model with its row and the requested quantization. Raises UsageError."""
-    path, (name, _, quantization) = as_path(text), text.partition(":")
+    path = as_path(text)
+    name, _, quantization = text.partition(":")
     spec = library.spec_named(name)
     if spec and spec.recipe:
         return parse_recipe(read_text(spec.recipe, MAX_RECIPE_BYTES), spec.name), spec, quantization or None
@@ -54,17 +54,26 @@ def source_references(
     """
     references = {}
     for name in names:
-        references[name] = name
-        reference = library.parse(name) if quantization else None
-        if isinstance(reference, ModelReference) and not reference.quantization and library.spec_named(reference.name):
-            references[name] = str(ModelReference(reference.name, quantization))
+        references[name] = _quantized(library, name, quantization)
     for text in sources:
         name, _, model = text.partition("=")
-        if name not in names or not model:
-            problem = "no model after the =" if name in names else "the recipe does not name this model"
-            raise UsageError(f"--source {text}: {problem}", f"use NAME=MODEL, where NAME is {' or '.join(names)}")
+        hint = f"use NAME=MODEL, where NAME is {' or '.join(names)}"
+        if name not in names:
+            raise UsageError(f"--source {text}: the recipe does not name this model", hint)
+        if not model:
+            raise UsageError(f"--source {text}: no model after the =", hint)
         references[name] = model
     return references
+
+
+def _quantized(library: Library, name: str, quantization: str | None) -> str:
+    """A name with a quantization, if it is one of the catalog without."""
+    if quantization is None:
+        return name
+    reference = library.parse(name)
+    if isinstance(reference, ModelReference) and not reference.quantization and library.spec_named(reference.name):
+        return str(ModelReference(reference.name, quantization))
+    return name
 
 
 def resolve_models(
@@ -78,10 +87,10 @@ def resolve_models(
             if name != reference or library.spec_named(name.partition(":")[0]):
                 raise
             hint = f"name the model to use: --source {name}=MODEL"  # most names are of repositories without GGUF files
-            if isinstance(error, ModelNotFound) and error.pullable:
-                raise ModelNotFound(
-                    error.message, f"{error.hint}, if it has GGUF files; or {hint}", pullable=error.pullable
-                ) from error
+            pullable = isinstance(error, ModelNotFound) and error.pullable
+            if pullable:
+                hint = f"{error.hint}, if it has GGUF files; or {hint}"
+                raise ModelNotFound(error.message, hint, pullable=pullable) from error
             raise ModelNotFound(f"the recipe's model {name}: {error.message}", hint) from error
     return models
 
@@ -113,26 +122,26 @@ class Merge:
 
     @property
     def memory(self) -> int:
-        most = max(len(input_tensors(tensor.op)) for tensor in self.plan.tensors)
-        return (
-            BASE_MEMORY
-            + self.array_items * MEMORY_PER_ITEM
-            + thread_count() * PENDING_PER_THREAD * (most + 1) * CHUNK_WEIGHTS * 4
-        )
+        inputs = max(len(input_tensors(tensor.op)) for tensor in self.plan.tensors)
+        chunks = thread_count() * PENDING_PER_THREAD * (inputs + 1)
+        return BASE_MEMORY + self.array_items * MEMORY_PER_ITEM + chunks * CHUNK_WEIGHTS * 4
 
 
 def prepare(recipe: Recipe, models: Mapping[str, InstalledModel], options: MergeOptions) -> Merge:
     """Plan a merge of models by their names in the recipe. Raises MergeError if they do not fit, ModelFileError."""
     tables = {}
+    array_items = 0
     for name, model in models.items():
         require_loadable(model.path, read_header(model.path))
         tables[name] = read_table(public_name(model), model.paths)
-    dtype = None if recipe.method == "passthrough" else recipe.dtype
-    target = Target(options.type, dtype, options.quantization)
+        array_items += tables[name].array_items
+    target = Target(options.type, recipe.dtype, options.quantization)
+    if recipe.method == "passthrough":
+        target = replace(target, dtype=None)
     title = recipe.name or options.title or options.name
     plan = MergePlanner(recipe, tables, target).plan(provenance(recipe, models, title))
     require_supported_types(plan, llama_codec)
-    return Merge(recipe, models, options, plan, sum(table.array_items for table in tables.values()))
+    return Merge(recipe, models, options, plan, array_items)
 
 
 def write(library: Library, merge: Merge, on_progress: OnProgress) -> tuple[InstalledModel, str]:
@@ -141,17 +150,14 @@ def write(library: Library, merge: Merge, on_progress: OnProgress) -> tuple[Inst
     Raises UsageError if the file is one of the sources, MergeError if it cannot be written, which leaves no file, and
     ConfigError if it cannot be registered: the file is kept, since writing it may have taken an hour.
     """
-    registry, path, name = library.registry, merge.options.output, merge.options.name
+    path, name = merge.options.output, merge.options.name
     require_not_source(merge.models, path)
     remove_abandoned(path.parent, f".{path.name}.")
     require_space(path.parent.resolve(), merge.plan.size + DISK_RESERVE, MergeError, "write elsewhere")
     sha256 = execute(merge.plan, path, llama_codec, thread_count(), on_progress)
     model = RegistryEntry.of_file(path.resolve(), sha256, name, "merge")
     try:
-        for entry in registry.entries():
-            if entry.source == "merge" and entry.name != name and entry.path == model.path:
-                registry.remove(entry.name)
-        registry.add(model)
+        register(library.registry, model)
     except ConfigError as error:
         problem = f"{path} is complete, but not registered: {error.message}"
         then = f"cerebrum pull {quote(str(path))} --name {quote(name)}"
@@ -159,14 +165,25 @@ def write(library: Library, merge: Merge, on_progress: OnProgress) -> tuple[Inst
     return library.model_from_entry(model), sha256
 
 
+def register(registry: Registry, model: RegistryEntry) -> None:
+    """Register a merge in place of an earlier one in the same file."""
+    for entry in registry.entries():
+        if entry.source == "merge" and entry.name != model.name and entry.path == model.path:
+            registry.remove(entry.name)
+    registry.add(model)
+
+
 def require_not_source(models: Mapping[str, InstalledModel], path: Path) -> None:
-    if path.resolve() in {source.resolve() for model in models.values() for source in model.paths}:
-        raise UsageError(f"{path} is a source of this merge", "choose another output file")
+    for model in models.values():
+        if path.resolve() in map(Path.resolve, model.paths):
+            raise UsageError(f"{path} is a source of this merge", "choose another output file")
 
 
 def public_name(model: InstalledModel) -> str:
     """Name of a source for a file that may be shared: without local directories."""
-    return model.path.name if model.is_unnamed else model.reference
+    if model.is_unnamed:
+        return model.path.name
+    return model.reference
 
 
 def provenance(recipe: Recipe, models: Mapping[str, InstalledModel], title: str) -> Provenance:
@@ -200,7 +217,7 @@ def pull_merge(
     library, directory = puller.library, puller.library.merge_directory
     recipe, _, quantization = read_recipe(library, str(reference))
     if spec.quantizations:
-        plan = _plan(puller, recipe, reference, context)
+        plan = puller.planner.plan(reference, context)
         if plan.chosen.installed:
             return puller.with_name(library.find(plan.reference), name)
         require_confirmation(plan, confirm)
@@ -212,32 +229,12 @@ def pull_merge(
     models = {}
     for name_in_recipe, text in source_references(library, recipe.models, quantization).items():
         source = library.parse(text)
-        is_path = isinstance(source, Path)  # a file is used as it is, and not registered
-        models[name_in_recipe] = library.find(source) if is_path else inner.find_or_pull(source, None, context, confirm)
+        if isinstance(source, Path):  # a file is used as it is, and not registered
+            models[name_in_recipe] = library.find(source)
+        else:
+            models[name_in_recipe] = inner.find_or_pull(source, None, context, confirm)
     label = quantization or models[recipe.models[0]].display_name
-    output, name = directory / spec.merged_name(label), name or f"{spec.name}:{label}"
-    merge = prepare(recipe, models, MergeOptions(output, name, title=spec.title, quantization=quantization))
-    return write(library, merge, partial(puller.progress.update, "merge"))[0]
-
-
-def _plan(puller: Puller, recipe: Recipe, reference: ModelReference, context: int | None) -> DownloadPlan:
-    """Plan the download; without a quantization in the reference, prefer one whose models are installed."""
-    planner = puller.planner
-    plan = planner.plan(reference, context)
-    if plan.chosen.installed or reference.quantization:
-        return plan
-    candidates = [row for row in plan.candidates if row.installed] if planner.is_offline else []
-    candidates = candidates or [row for row in plan.candidates if _is_ready(puller.library, recipe, row.quantization)]
-    if not candidates:
-        return plan
-    best = min(candidates, key=lambda row: (not row.recommended, row.fit != "fits", -row.size))
-    return planner.plan(ModelReference(reference.name, best.quantization), context)
-
-
-def _is_ready(library: Library, recipe: Recipe, quantization: str) -> bool:
-    try:
-        for reference in source_references(library, recipe.models, quantization).values():
-            library.find(library.parse(reference))
-    except CerebrumError:
-        return False
-    return True
+    output = directory / spec.merged_name(label)
+    options = MergeOptions(output, name or f"{spec.name}:{label}", title=spec.title, quantization=quantization)
+    model, _ = write(library, prepare(recipe, models, options), partial(puller.progress.update, "merge"))
+    return model

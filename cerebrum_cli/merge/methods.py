@@ -6,7 +6,8 @@ The formulas are mergekit's (merge_methods/{passthrough,linear,slerp,generalized
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
@@ -49,7 +50,9 @@ def copy_of(tensor: Tensor) -> Sum:
 
 
 def input_tensors(op: TensorOp) -> tuple[Tensor, ...]:
-    return (op.first, op.second) if isinstance(op, Slerp) else tuple(term.tensor for term in op.terms)
+    if isinstance(op, Slerp):
+        return op.first, op.second
+    return tuple(term.tensor for term in op.terms)
 
 
 Inputs = Sequence[tuple[SliceSource, Tensor]]
@@ -69,54 +72,71 @@ class TensorPosition(NamedTuple):
 
         For a tensor of a source, filters match the layer number there, as in mergekit.
         """
-        stored = tensor.name if tensor and split_layer(self.name)[0] is not None else self.name
+        stored = self.name
+        if tensor and split_layer(stored)[0] is not None:
+            stored = tensor.name
         names = hugging_face_names(stored, self.architecture)
-        levels = (*([source.parameters] if source else []), self.slice.parameters, self.recipe.parameters)
-        for value, filter in (row for level in levels for row in level.get(name, ())):
-            if filter is None or any(filter in tensor_name for tensor_name in names):
-                return interpolate(value, self.t) if isinstance(value, tuple) else value
+        levels = [self.slice.parameters, self.recipe.parameters]
+        if source:
+            levels.insert(0, source.parameters)
+        for level in levels:
+            for value, filter in level.get(name, ()):
+                if filter is None or any(filter in tensor_name for tensor_name in names):
+                    return interpolate(value, self.t)
         return None
 
     def required(self, name: str, source: SliceSource | None = None, tensor: Tensor | None = None) -> float:
         value = self.parameter(name, source, tensor)
-        if value is None:
-            missing = f"{name} of {source.model}" if source else name
-            raise MergeError(
-                f"the recipe has no {missing} for {self.name}", "add a value without a filter at the end of the list"
-            )
-        return value
+        if value is not None:
+            return value
+        owner = f" of {source.model}" if source else ""
+        problem = f"the recipe has no {name}{owner} for {self.name}"
+        raise MergeError(problem, "add a value without a filter at the end of the list")
 
     @property
     def offset(self) -> float:
         return stored_offset(self.name, self.architecture)
 
 
-def interpolate(gradient: tuple[float, ...], t: float) -> float:
-    position = t * (len(gradient) - 1)
+def interpolate(value: float | tuple[float, ...], t: float) -> float:
+    """A value, or the one of a gradient at `t` from 0 to 1."""
+    if not isinstance(value, tuple):
+        return value
+    position = t * (len(value) - 1)
     before = int(position)
-    after = min(before + 1, len(gradient) - 1)
+    after = min(before + 1, len(value) - 1)
     share = position - before
-    return (1.0 - share) * gradient[before] + share * gradient[after]
+    return (1.0 - share) * value[before] + share * value[after]
 
 
 def tensor_op(position: TensorPosition, inputs: Inputs) -> TensorOp:
     if position.name in CONSTANTS:
         return copy_of(base_tensor(position, inputs))
-    method = position.recipe.method
-    if method == "slerp":
-        return slerp(position, inputs)
-    terms = {"passthrough": passthrough, "linear": linear, "task_arithmetic": task_arithmetic}[method](position, inputs)
+    match position.recipe.method:
+        case "slerp":
+            return slerp(position, inputs)
+        case "passthrough":
+            terms = passthrough(position, inputs)
+        case "linear":
+            terms = linear(position, inputs)
+        case "task_arithmetic":
+            terms = task_arithmetic(position, inputs)
     return simplify(terms, position.offset)
 
 
 def base_tensor(position: TensorPosition, inputs: Inputs) -> Tensor:
     """Tensor whose type and shape the result has: the base model's, otherwise the first."""
-    return next((tensor for source, tensor in inputs if source.model == position.slice.base_model), inputs[0][1])
+    for source, tensor in inputs:
+        if source.model == position.slice.base_model:
+            return tensor
+    return inputs[0][1]
 
 
 def split_base(position: TensorPosition, inputs: Inputs) -> tuple[Tensor, Inputs]:
-    index = next(index for index, (source, _) in enumerate(inputs) if source.model == position.slice.base_model)
-    return inputs[index][1], [*inputs[:index], *inputs[index + 1 :]]
+    models = [source.model for source, _ in inputs]
+    others = list(inputs)
+    _, base = others.pop(models.index(position.slice.base_model or ""))
+    return base, others
 
 
 def passthrough(position: TensorPosition, inputs: Inputs) -> list[Term]:
@@ -127,57 +147,77 @@ def passthrough(position: TensorPosition, inputs: Inputs) -> list[Term]:
 
 def linear(position: TensorPosition, inputs: Inputs) -> list[Term]:
     """Weighted sum; the weights are divided by their sum unless `normalize` is false."""
-    weights = [position.required("weight", source, tensor) for source, tensor in inputs]
-    divisor = 1.0 if position.parameter("normalize") == 0 else sum(weights)
+    terms = weighted(position, inputs)
+    if position.parameter("normalize") == 0:
+        return terms
+    divisor = sum(term.coefficient for term in terms)
     if abs(divisor) < COEFFICIENT_TOLERANCE:
         raise MergeError(f"the weights for {position.name} add up to 0", "change one, or set normalize: false")
-    return [Term(tensor, weight / divisor) for (_, tensor), weight in zip(inputs, weights, strict=True)]
+    return [Term(tensor, weight / divisor) for tensor, weight in terms]
+
+
+def weighted(position: TensorPosition, inputs: Inputs) -> list[Term]:
+    return [Term(tensor, position.required("weight", source, tensor)) for source, tensor in inputs]
 
 
 def task_arithmetic(position: TensorPosition, inputs: Inputs) -> list[Term]:
     """The base plus the others' weighted differences, times `lambda`; weights are divided by their sum on request."""
     base, others = split_base(position, inputs)
-    weights = [position.required("weight", source, tensor) for source, tensor in others]
-    divisor = sum(weights) if position.parameter("normalize") else 1.0
+    differences = weighted(position, others)
     factor = position.parameter("lambda")
-    factor = (1.0 if factor is None else factor) / (divisor if abs(divisor) >= MIN_NORM else 1.0)
-    terms = [Term(tensor, weight * factor) for (_, tensor), weight in zip(others, weights, strict=True)]
+    if factor is None:
+        factor = 1.0
+    if position.parameter("normalize"):
+        divisor = sum(term.coefficient for term in differences)
+        if abs(divisor) >= MIN_NORM:
+            factor /= divisor
+    terms = [Term(tensor, weight * factor) for tensor, weight in differences]
     return [Term(base, 1.0 - sum(term.coefficient for term in terms)), *terms]
 
 
 def slerp(position: TensorPosition, inputs: Inputs) -> TensorOp:
-    t, (base, [(_, other)]) = position.required("t"), split_base(position, inputs)
+    t = position.required("t")
+    base, [(_, other)] = split_base(position, inputs)
     if base == other or t == 0:
         return copy_of(base)
-    return copy_of(other) if t == 1 else Slerp(t, base, other, position.offset)
+    if t == 1:
+        return copy_of(other)
+    return Slerp(t, base, other, position.offset)
 
 
-def simplify(terms: Iterable[Term], offset: float) -> TensorOp:
+def simplify(terms: Sequence[Term], offset: float) -> TensorOp:
     """Combine terms of the same tensor; a copy if a single tensor with coefficient 1 remains.
 
     The tensors are stored with `offset` added to their weights, and so is the result.
     """
-    coefficients: dict[Tensor, float] = {}
+    coefficients = defaultdict[Tensor, float](float)
     for tensor, coefficient in terms:
-        coefficients[tensor] = coefficients.get(tensor, 0.0) + coefficient
+        coefficients[tensor] += coefficient
+    first = next(iter(coefficients))
     nonzero = [Term(tensor, value) for tensor, value in coefficients.items() if abs(value) > COEFFICIENT_TOLERANCE]
-    nonzero = nonzero or [Term(next(iter(coefficients)), 0.0)]
+    if not nonzero:
+        return offset_sum([Term(first, 0.0)], offset)
     if len(nonzero) == 1 and abs(nonzero[0].coefficient - 1) < COEFFICIENT_TOLERANCE:
         return copy_of(nonzero[0].tensor)
     return offset_sum(nonzero, offset)
 
 
-def offset_sum(terms: Iterable[Term], offset: float) -> Sum:
+def offset_sum(terms: Sequence[Term], offset: float) -> Sum:
     """Weighted sum of tensors that are stored with `offset` added to their weights, and so is the result."""
-    terms = tuple(terms)
     missing = 1.0 - sum(term.coefficient for term in terms)
-    return Sum(terms, offset * missing if abs(missing) > COEFFICIENT_TOLERANCE else 0.0)
+    if abs(missing) <= COEFFICIENT_TOLERANCE:
+        missing = 0.0
+    return Sum(tuple(terms), offset * missing)
 
 
 def slerp_coefficients(t: float, first: float, second: float, product: float) -> tuple[float, float]:
     """Coefficients of two tensors for slerp at `t`, from their norms and dot product."""
-    cosine = product / (first if first > MIN_NORM else 1.0) / (second if second > MIN_NORM else 1.0)
+    cosine = product
+    for norm in (first, second):
+        if norm > MIN_NORM:
+            cosine /= norm
     if abs(cosine) > DOT_THRESHOLD:
         return 1 - t, t
     angle = math.acos(cosine)
-    return math.sin(angle - angle * t) / math.sin(angle), math.sin(angle * t) / math.sin(angle)
+    whole = math.sin(angle)
+    return math.sin(angle - angle * t) / whole, math.sin(angle * t) / whole

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import MergeError, UsageError
 from cerebrum_cli.gguf.parser import Tensor, Value, aligned
@@ -22,6 +22,8 @@ from cerebrum_cli.merge.recipe import Recipe, Slice
 from cerebrum_cli.merge.tensor_names import hugging_face_names
 
 HUB = "https://huggingface.co"
+Metadata = dict[str, Value]
+Origins = Sequence[tuple[Table, int]]  # tables, and the number of a layer in each
 
 # Keys that describe a source file and do not hold for a merge of it.
 _NOT_INHERITED = (
@@ -44,61 +46,74 @@ class Provenance:
 def merged_metadata(
     recipe: Recipe,
     tables: Mapping[str, Table],
-    origins: Sequence[tuple[Table, int]],
+    origins: Origins,
     file_type: int | None,
     provenance: Provenance,
-) -> dict[str, Value]:
+) -> Metadata:
     """Build the metadata of a merge; tokenizer and chat template come from the recipe's `tokenizer_source`.
 
     `origins` are the model and layer that the metadata of each layer comes from.
     """
     first = tables[recipe.base_model or recipe.models[0]]
-    tokenizer = tables[recipe.tokenizer_model]
-    metadata = {key: value for key, value in first.metadata.items() if not key.startswith("tokenizer.")}
-    metadata |= {key: value for key, value in tokenizer.metadata.items() if key.startswith("tokenizer.")}
-    metadata = {
-        key: value for key, value in metadata.items() if key not in _DROPPED and not key.startswith(_DROPPED_PREFIXES)
-    }
+    metadata = {}
+    for key, value in first.metadata.items():
+        if not key.startswith("tokenizer."):
+            metadata[key] = value
+    for key, value in tables[recipe.tokenizer_model].metadata.items():
+        if key.startswith("tokenizer."):
+            metadata[key] = value
+    dropped_prefixes = _DROPPED_PREFIXES
+    if len({table.text("general.license") for table in tables.values()}) > 1:
+        dropped_prefixes = (*_DROPPED_PREFIXES, "general.license")
+    for key in [*metadata]:
+        if key in _DROPPED or key.startswith(dropped_prefixes):
+            del metadata[key]
     metadata |= hyperparameters(first, tables.values(), origins)
     metadata["general.name"] = Value("STRING", provenance.name)
     if file_type is not None:
         metadata["general.file_type"] = Value("UINT32", file_type)
-    if len({table.text("general.license") for table in tables.values()}) > 1:
-        metadata = {key: value for key, value in metadata.items() if not key.startswith("general.license")}
     return metadata | base_models(recipe, tables, provenance)
 
 
-def hyperparameters(first: Table, tables: Collection[Table], origins: Sequence[tuple[Table, int]]) -> dict[str, Value]:
+def hyperparameters(first: Table, tables: Collection[Table], origins: Origins) -> Metadata:
     """Hyperparameters that may differ from the first model's: number of layers, context length, per-layer arrays."""
     prefix = f"{first.architecture}."
     result = {f"{prefix}block_count": Value("UINT32", len(origins))}
+    lengths = []
     for table in tables:
-        table.whole_number("context_length")  # raises if it is not one
-    for key in {key: None for table in tables for key in table.metadata if key.startswith(prefix)}:
-        values = [table.metadata[key] for table in tables if key in table.metadata]
-        arrays = [table.metadata[key] for table in tables if table.is_per_layer(key)]
-        if key == f"{prefix}context_length":
-            result[key] = min(values, key=lambda value: value.content)
-        elif arrays:
-            items = tuple(table.layer_value(key, layer) for table, layer in origins)
-            if None in items:
-                name = origins[items.index(None)][0].name
-                raise MergeError(f"{name} has no {key}, which another model has for each layer", SAME_SHAPE_HINT)
-            result[key] = arrays[0]._replace(content=items)
+        if table.whole_number("context_length") is not None:
+            lengths.append(table.metadata[f"{prefix}context_length"])
+        for key, value in table.metadata.items():
+            if key.startswith(prefix) and key not in result and table.is_per_layer(key):
+                result[key] = value._replace(content=layer_values(key, origins))
+    if lengths:
+        result[f"{prefix}context_length"] = min(lengths, key=lambda value: value.content)
     return result
 
 
-def base_models(recipe: Recipe, tables: Mapping[str, Table], provenance: Provenance) -> dict[str, Value]:
+def layer_values(key: str, origins: Origins) -> tuple[Any, ...]:
+    values = []
+    for table, layer in origins:
+        value = table.layer_value(key, layer)
+        if value is None:
+            raise MergeError(f"{table.name} has no {key}, which another model has for each layer", SAME_SHAPE_HINT)
+        values.append(value)
+    return tuple(values)
+
+
+def base_models(recipe: Recipe, tables: Mapping[str, Table], provenance: Provenance) -> Metadata:
     unique: dict[str, str] = {}  # a recipe may have two names for one model
     for model in recipe.models:
         unique.setdefault(provenance.references[model], model)
     result = {"general.base_model.count": Value("UINT32", len(unique))}
-    for number, model in enumerate(unique.values()):
+    for number, (reference, model) in enumerate(unique.items()):
         key = f"general.base_model.{number}"
-        result[f"{key}.name"] = Value("STRING", tables[model].text("general.name") or provenance.references[model])
+        result[f"{key}.name"] = Value("STRING", tables[model].text("general.name") or reference)
         if repo_id := provenance.repositories.get(model):
             result[f"{key}.repo_url"] = Value("STRING", f"{HUB}/{repo_id}")
-    return result | {key: Value("STRING", content) for key, content in provenance.extra.items()}
+    for key, content in provenance.extra.items():
+        result[key] = Value("STRING", content)
+    return result
 
 
 TYPE_NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
@@ -133,7 +148,7 @@ class Target:
     quantization: str | None = None
 
     def type_of(self, tensor: Tensor, is_head: bool) -> int:
-        target = self.type or (self.dtype if tensor.kind.name in FLOAT_TYPES else None)
+        target = self._type_of(tensor.kind.name)
         is_matrix = len(tensor.shape) > 1 and tensor.name.endswith(".weight")
         if target is None or not is_matrix or any(part in tensor.name for part in NOT_QUANTIZED):
             return tensor.type
@@ -146,12 +161,20 @@ class Target:
 
     def file_type(self, own: int | None) -> int | None:
         """File type number (llama.cpp's ftype) of the merge, given that of its main source."""
-        target = self.type or (self.dtype if own is not None and FILE_TYPES.get(own) in FLOAT_TYPES else None)
-        if target is None and own is not None:
-            return own
-        target = target or self.quantization or ""
+        target = self.type or self.quantization or ""
+        if own is not None:
+            converted = self._type_of(FILE_TYPES.get(own, ""))
+            if converted is None:
+                return own
+            target = converted
         file_type = MIXTURES.get(target, target)
         return next((number for number, name in FILE_TYPES.items() if name == file_type), None)
+
+    def _type_of(self, own: str) -> str | None:
+        """Type that replaces a source's own; None if it stays."""
+        if self.type is None and own in FLOAT_TYPES:
+            return self.dtype
+        return self.type
 
 
 class OutputTensor(NamedTuple):
@@ -202,14 +225,17 @@ class MergeStep(NamedTuple):
     origins: tuple[tuple[Table, int], ...]
 
     @property
-    def models(self) -> tuple[str, ...]:
-        return tuple(source.model for source in self.slice.sources)
-
-    @property
     def base(self) -> tuple[Table, int]:
         """The origin that determines types and metadata: the base model's, otherwise the first."""
-        models = self.models
-        return self.origins[models.index(self.slice.base_model) if self.slice.base_model in models else 0]
+        for source, origin in zip(self.slice.sources, self.origins, strict=True):
+            if source.model == self.slice.base_model:
+                return origin
+        return self.origins[0]
+
+    @property
+    def layer_sources(self) -> LayerSources:
+        origins = zip(self.slice.sources, self.origins, strict=True)
+        return tuple((source.model, layer) for source, (_, layer) in origins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,70 +253,69 @@ class MergePlanner:
             *self._layer_tensors(steps),
             *self._global_tensors(steps[-1], True),
         )
-        layers = tuple(tuple(zip(step.models, (layer for _, layer in step.origins), strict=True)) for step in steps)
+        layers = tuple(step.layer_sources for step in steps)
         require_layer_pattern(self.tables, layers)
         origins = [step.base for step in steps]
         file_type = self.target.file_type(dominant_file_type(origins))
-        return Plan(
-            merged_metadata(self.recipe, self.tables, origins, file_type, provenance),
-            tensors,
-            layers,
-            self._unmatched_filters(),
-        )
+        metadata = merged_metadata(self.recipe, self.tables, origins, file_type, provenance)
+        return Plan(metadata, tensors, layers, self._unmatched_filters())
 
     @property
     def _architecture(self) -> str:
         return self.tables[self.recipe.models[0]].architecture
 
     def _unmatched_filters(self) -> tuple[str, ...]:
-        stored = {name for table in self.tables.values() for name in table.tensors}
-        names = {name for tensor in stored for name in hugging_face_names(tensor, self._architecture)}
-        levels = [self.recipe.parameters]
-        for part in self.recipe.slices:
-            levels += [part.parameters, *(source.parameters for source in part.sources)]
-        rows = [row for level in levels for values in level.values() for row in values]
-        filters = dict.fromkeys(row.filter for row in rows if row.filter is not None)
-        return tuple(filter for filter in filters if not any(filter in name for name in names))
+        names = set[str]()
+        for table in self.tables.values():
+            for tensor in table.tensors:
+                names.update(hugging_face_names(tensor, self._architecture))
+        unmatched = []
+        for filter in self.recipe.filters:
+            if not any(filter in name for name in names):
+                unmatched.append(filter)
+        return tuple(unmatched)
 
     def _steps(self) -> Iterator[MergeStep]:
         for number, part in enumerate(self.recipe.slices):
-            tables = [self.tables[source.model] for source in part.sources]
-            ranges = [source.layer_range or (0, self.tables[source.model].n_layers) for source in part.sources]
-            for source, table, (start, end) in zip(part.sources, tables, ranges, strict=True):
-                if end > table.n_layers:
-                    raise MergeError(
-                        f"slices[{number}]: layer_range [{start}, {end}] of {source.model}, which has {table.n_layers}"
-                        " layers",
-                        f"end it at {table.n_layers} or below",
-                    )
-            lengths = [end - start for start, end in ranges]
-            if len({*lengths}) > 1:
-                counts = ", ".join(f"{source.model} {n}" for source, n in zip(part.sources, lengths, strict=True))
-                raise MergeError(f"slices[{number}]: layer counts differ: {counts}", "give each source a layer_range")
-            for index in range(lengths[0]):
-                t = index / (lengths[0] - 1) if lengths[0] > 1 else 1.0
-                origins = ((table, start + index) for table, (start, _) in zip(tables, ranges, strict=True))
-                yield MergeStep(part, t, tuple(origins))
+            starts, counts = [], []
+            for source in part.sources:
+                n_layers = self.tables[source.model].n_layers
+                start, end = source.layer_range or (0, n_layers)
+                if end > n_layers:
+                    problem = f"layer_range [{start}, {end}] of {source.model}, which has {n_layers} layers"
+                    raise MergeError(f"slices[{number}]: {problem}", f"end it at {n_layers} or below")
+                starts.append((self.tables[source.model], start))
+                counts.append(end - start)
+            if len({*counts}) > 1:
+                found = ", ".join(f"{source.model} {n}" for source, n in zip(part.sources, counts, strict=True))
+                raise MergeError(f"slices[{number}]: layer counts differ: {found}", "give each source a layer_range")
+            last = counts[0] - 1
+            for index in range(counts[0]):
+                origins = tuple((table, start + index) for table, start in starts)
+                yield MergeStep(part, index / last if last else 1.0, origins)
 
     def _layer_tensors(self, steps: Sequence[MergeStep]) -> Iterator[OutputTensor]:
         for index, step in enumerate(steps):
             by_source = [table.layer_tensors(layer) for table, layer in step.origins]
+            first = by_source[0]
             for (table, _), tensors in zip(step.origins, by_source, strict=True):
-                if extra := sorted(tensors.keys() - by_source[0].keys()):
+                for suffix in sorted(tensors.keys() - first.keys()):
                     raise MergeError(
-                        f"{step.origins[0][0].name} has no {tensors[extra[0]].name}, unlike {table.name}",
-                        SAME_SHAPE_HINT,
+                        f"{step.origins[0][0].name} has no {tensors[suffix].name}, unlike {table.name}", SAME_SHAPE_HINT
                     )
-            for suffix in by_source[0]:
+            for suffix in first:
                 yield self._output(f"blk.{index}.{suffix}", step.t, step, by_source, suffix)
 
     def _global_tensors(self, step: MergeStep, is_after: bool) -> Iterator[OutputTensor]:
-        by_source = [table.global_tensors for table, _ in step.origins]
-        if is_after and self._has_head:  # without one the embeddings are used, but the merge has the first slice's
-            by_source = [{**outer, HEAD: outer.get(HEAD) or outer[EMBEDDING]} for outer in by_source]
-        for suffix in by_source[0]:
-            if suffix.startswith(HEAD_PREFIX) == is_after:
-                yield self._output(suffix, 0.0, step, by_source, suffix)
+        by_source = []
+        for table, _ in step.origins:
+            tensors = dict(table.global_tensors)
+            if is_after and self._has_head:  # without one the embeddings are used, but the merge has the first slice's
+                tensors.setdefault(HEAD, tensors[EMBEDDING])
+            by_source.append(tensors)
+        for name in by_source[0]:
+            if name.startswith(HEAD_PREFIX) == is_after:
+                yield self._output(name, 0.0, step, by_source, name)
 
     def _output(
         self, name: str, t: float, step: MergeStep, by_source: Sequence[Mapping[str, Tensor]], suffix: str
@@ -313,14 +338,16 @@ class MergePlanner:
 
     @property
     def _has_head(self) -> bool:
-        first, last = (tuple(source.model for source in self.recipe.slices[at].sources) for at in (0, -1))
+        first, last = self.recipe.slices[0].models, self.recipe.slices[-1].models
         return first != last or any(HEAD in self.tables[model].global_tensors for model in last)
 
 
-def dominant_file_type(origins: Sequence[tuple[Table, int]]) -> int | None:
+def dominant_file_type(origins: Origins) -> int | None:
+    """File type of the model that most layers come from."""
     counts = Counter(table.name for table, _ in origins)
-    table = next(table for table, _ in origins if table.name == counts.most_common(1)[0][0])
-    number = table.content("general.file_type")
+    [(name, _)] = counts.most_common(1)
+    tables = {table.name: table for table, _ in origins}
+    number = tables[name].content("general.file_type")
     return number if isinstance(number, int) and 0 <= number < 2**32 else None
 
 
@@ -334,8 +361,9 @@ def parse_type(text: str) -> str:
     name = text.upper().replace("-", "_")
     if name in WRITABLE:
         return name
-    is_mixture = name in FILE_TYPES.values() and name.startswith(tuple(MIXTURES))
-    problem = "mixture of types, not a weight type" if is_mixture else "unknown weight type"
+    problem = "unknown weight type"
+    if name in FILE_TYPES.values() and name.startswith(tuple(MIXTURES)):
+        problem = "mixture of types, not a weight type"
     raise UsageError(
         f"--type {text}: {problem}", f"use one of {', '.join(WRITABLE)}; without --type each tensor keeps its type"
     )

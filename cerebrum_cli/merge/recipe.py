@@ -29,6 +29,11 @@ class SliceSource:
     layer_range: tuple[int, int] | None
     parameters: Parameters
 
+    @property
+    def n_layers(self) -> int:
+        start, end = self.layer_range or (0, 0)
+        return end - start
+
 
 @dataclass(frozen=True, slots=True)
 class Slice:
@@ -37,6 +42,10 @@ class Slice:
     sources: tuple[SliceSource, ...]
     parameters: Parameters
     base_model: str | None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(source.model for source in self.sources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +68,25 @@ class Recipe:
 
     @property
     def models(self) -> tuple[str, ...]:
-        named = [source.model for part in self.slices for source in part.sources]
-        bases = [*(part.base_model for part in self.slices), self.base_model]
-        return tuple(dict.fromkeys([*named, *filter(None, [*bases, self._named_tokenizer])]))
+        names: list[str | None] = []
+        for part in self.slices:
+            names += part.models
+        for part in self.slices:
+            names.append(part.base_model)
+        names += [self.base_model, self._named_tokenizer]
+        return tuple(dict.fromkeys(filter(None, names)))
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        levels = [self.parameters]
+        for part in self.slices:
+            levels.append(part.parameters)
+            levels += [source.parameters for source in part.sources]
+        found = {}
+        for level in levels:
+            for values in level.values():
+                found.update((row.filter, None) for row in values if row.filter is not None)
+        return tuple(found)
 
     @property
     def tokenizer_model(self) -> str:
@@ -69,7 +94,9 @@ class Recipe:
 
     @property
     def _named_tokenizer(self) -> str | None:
-        return None if self.tokenizer_source in _NO_MODEL else self.tokenizer_source
+        if self.tokenizer_source in _NO_MODEL:
+            return None
+        return self.tokenizer_source
 
 
 _METHODS: tuple[Method, ...] = get_args(Method)
@@ -97,13 +124,13 @@ def parse_recipe(text: str, where: str) -> Recipe:
     slices = _slices(root, method, parameters, base_model)
     if root["chat_template"].value not in (None, "auto"):
         raise root["chat_template"].error("only `auto` is supported", "remove it")
-    dtypes = [_dtype(root[key]) for key in ("out_dtype", "dtype") if root[key].value is not None]
+    dtype, out_dtype = _dtype(root["dtype"]), _dtype(root["out_dtype"])
     return Recipe(
         method=method,
         slices=slices,
         parameters=parameters,
         base_model=base_model,
-        dtype=dtypes[0] if dtypes else None,
+        dtype=out_dtype or dtype,
         tokenizer_source=_tokenizer_source(root),
         name=None if root["name"].value is None else root["name"].text("a name"),
         text=text,
@@ -115,38 +142,38 @@ def _method(field: Field) -> Method:
     for method in _METHODS:
         if method == field.value:
             return method
-    raise field.error(
-        "missing" if field.value is None else f"{quoted(field.value)} is not supported", choices(field.value, _METHODS)
-    )
+    raise field.error(field.missing or f"{quoted(field.value)} is not supported", choices(field.value, _METHODS))
 
 
 def _slices(root: Field, method: Method, parameters: Parameters, base_model: str | None) -> tuple[Slice, ...]:
     slices, models = root["slices"], root["models"]
-    if (slices.value is None) == (models.value is None):
-        raise root.error(
-            "neither slices nor models are given" if slices.value is None else "both slices and models are given",
-            "give slices to merge layers, or models to merge whole models",
-        )
-    if slices.value is None:  # one slice of all layers, with the base model among its sources
-        fields = models.items()
-        sources = [_source(field, ("model", "parameters")) for field in fields]
-        if base_model is not None and all(source.model != base_model for source in sources):
-            sources, fields = [*sources, SliceSource(base_model, None, {})], [*fields, root["base_model"]]
-        part = Slice(tuple(sources), {}, base_model)
-        _check_method(method, part, parameters, models, fields)
-        return (part,)
-    return tuple(_slice(field, method, parameters, base_model) for field in slices.items())
+    hint = "give slices to merge layers, or models to merge whole models"
+    if slices.missing and models.missing:
+        raise root.error("neither slices nor models are given", hint)
+    if models.missing:
+        return tuple(_slice(field, method, parameters, base_model) for field in slices.items())
+    if not slices.missing:
+        raise root.error("both slices and models are given", hint)
+    # one slice of all layers, with the base model among its sources
+    fields = models.items()
+    sources = [_source(field, ("model", "parameters")) for field in fields]
+    if base_model is not None and base_model not in [source.model for source in sources]:
+        sources.append(SliceSource(base_model, None, {}))
+        fields.append(root["base_model"])
+    part = Slice(tuple(sources), {}, base_model)
+    _check_method(method, part, parameters, models, fields)
+    return (part,)
 
 
 def _slice(field: Field, method: Method, shared: Parameters, base_model: str | None) -> Slice:
     field.require_keys(("sources", "parameters", "base_model"))
     fields = field["sources"].items()
     sources = [_source(source_field, ("model", "layer_range", "parameters")) for source_field in fields]
-    counts = [source.layer_range[1] - source.layer_range[0] for source in sources if source.layer_range]
-    for source_field, count in zip(fields, counts, strict=True):
-        if count != counts[0]:
+    first = sources[0].n_layers
+    for source_field, source in zip(fields, sources, strict=True):
+        if source.n_layers != first:
             raise source_field["layer_range"].error(
-                f"{count} layers, but the first source has {counts[0]}",
+                f"{source.n_layers} layers, but the first source has {first}",
                 "use the same number of layers from each source",
             )
     part = Slice(tuple(sources), _parameters(field["parameters"]), _optional_model(field["base_model"]) or base_model)
@@ -162,46 +189,51 @@ def _source(field: Field, keys: tuple[str, ...]) -> SliceSource:
 
 def _check_method(method: Method, part: Slice, shared: Parameters, field: Field, fields: Sequence[Field]) -> None:
     """Raise UsageError if a slice lacks what the method needs; `fields` are those of its sources."""
-    models, base_model = [source.model for source in part.sources], part.base_model
-    stated, has_base = {*part.parameters, *shared}, method in ("slerp", "task_arithmetic")
-    for is_wrong, problem, hint in (
-        (
-            method == "passthrough" and len(models) != 1,
-            f"passthrough takes one source per slice, not {len(models)}",
+    stated = {*part.parameters, *shared}
+    if method in ("slerp", "task_arithmetic"):
+        _check_base(method, part, field)
+    if method == "passthrough" and len(part.models) != 1:
+        raise field.error(
+            f"passthrough takes one source per slice, not {len(part.models)}",
             "give each source its own slice, or use another merge_method",
-        ),
-        (has_base and base_model is None, f"{method} needs a base_model", "make one of the models the base_model"),
-        (
-            has_base and base_model not in models,
-            f"the base_model {quoted(base_model)} is not among the sources",
-            "add it, or make one of the sources the base_model",
-        ),
-        (
-            method == "slerp" and (len(models), len(set(models))) != (2, 2),
-            f"slerp takes two sources of different models, not {len(models)} of {len(set(models))}",
-            f"use two: {quoted(base_model)} and another",
-        ),
-    ):
-        if is_wrong:
-            raise field.error(problem, hint)
+        )
     if method == "slerp":
-        hint = "to the parameters of the slice or the recipe"
+        _check_slerp(part, stated, field, fields)
+    elif method != "passthrough" and "weight" not in stated:
         for source, source_field in zip(part.sources, fields, strict=True):
-            if "t" in source.parameters:
-                raise source_field["parameters"]["t"].error("slerp takes one t for both sources", f"move it {hint}")
-        if "t" not in stated:
-            raise field.error("slerp needs t, from 0 (base_model) to 1 (the other model)", f"add it {hint}")
-    if method in ("linear", "task_arithmetic") and "weight" not in stated:
-        for source, source_field in zip(part.sources, fields, strict=True):
-            if "weight" not in source.parameters and (method == "linear" or source.model != base_model):
-                raise source_field.error(
-                    f"{quoted(source.model)} has no weight",
-                    "add one to the parameters of each source, or of the recipe",
-                )
+            needs_weight = method == "linear" or source.model != part.base_model
+            if needs_weight and "weight" not in source.parameters:
+                hint = "add one to the parameters of each source, or of the recipe"
+                raise source_field.error(f"{quoted(source.model)} has no weight", hint)
+
+
+def _check_base(method: Method, part: Slice, field: Field) -> None:
+    if part.base_model is None:
+        raise field.error(f"{method} needs a base_model", "make one of the models the base_model")
+    if part.base_model not in part.models:
+        raise field.error(
+            f"the base_model {quoted(part.base_model)} is not among the sources",
+            "add it, or make one of the sources the base_model",
+        )
+
+
+def _check_slerp(part: Slice, stated: set[str], field: Field, fields: Sequence[Field]) -> None:
+    count, different = len(part.models), len({*part.models})
+    if (count, different) != (2, 2):
+        raise field.error(
+            f"slerp takes two sources of different models, not {count} of {different}",
+            f"use two: {quoted(part.base_model)} and another",
+        )
+    place = "to the parameters of the slice or the recipe"
+    for source, source_field in zip(part.sources, fields, strict=True):
+        if "t" in source.parameters:
+            raise source_field["parameters"]["t"].error("slerp takes one t for both sources", f"move it {place}")
+    if "t" not in stated:
+        raise field.error("slerp needs t, from 0 (base_model) to 1 (the other model)", f"add it {place}")
 
 
 def _optional_model(field: Field) -> str | None:
-    return None if field.value is None else _model(field)
+    return None if field.missing else _model(field)
 
 
 def _model(field: Field) -> str:
@@ -211,8 +243,10 @@ def _model(field: Field) -> str:
         return _model(field["model"])
     if isinstance(field.value, dict):
         field.require_keys(("path", "revision"))
-        revision = field["revision"]
-        return _model(field["path"]) + ("" if revision.value is None else f"@{revision.text('a revision')}")
+        name, revision = _model(field["path"]), field["revision"]
+        if revision.missing:
+            return name
+        return f"{name}@{revision.text('a revision')}"
     name = field.text("a model name")
     if "+" in name and not name.lower().endswith(".gguf"):  # mergekit's `model+lora`
         raise field.error(f"{quoted(name)}: LoRA adapters are not supported", "name a model without a `+`")
@@ -224,38 +258,45 @@ def _layer_range(field: Field) -> tuple[int, int]:
         case [int(start), int(end)] if bool not in (type(start), type(end)) and 0 <= start < end:
             return start, end
     raise field.error(
-        "missing" if field.value is None else "not a range of layers",
+        field.missing or "not a range of layers",
         "write [START, END]: the first layer, counted from 0, and the end, which is not included",
     )
 
 
-def _dtype(field: Field) -> str:
-    dtype = _DTYPES.get(field.value.lower().removeprefix("torch.")) if isinstance(field.value, str) else None
-    if dtype is None:
+def _dtype(field: Field) -> str | None:
+    if field.missing:
+        return None
+    name = str(field.value).lower().removeprefix("torch.")
+    if name not in _DTYPES:
         raise field.error(f"{quoted(field.value)} is not a supported dtype", "use float32, float16 or bfloat16")
-    return dtype
+    return _DTYPES[name]
 
 
 def _tokenizer_source(root: Field) -> str | None:
-    field, source = root["tokenizer"], root["tokenizer_source"]
-    if field.value is not None:
-        if source.value is not None:
+    source = root["tokenizer_source"]
+    if not root["tokenizer"].missing:
+        if not source.missing:
             raise root.error("both tokenizer and tokenizer_source are given", "remove one of them")
-        field.require_keys(("source",))
-        source = field["source"]
-        if source.value is None:
+        root["tokenizer"].require_keys(("source",))
+        source = root["tokenizer"]["source"]
+        if source.missing:
             return "union"  # mergekit's default
-    if source.value is None:
+    if source.missing:
         return None
-    return next((name for name in _NO_MODEL if name == source.value), None) or _model(source).removeprefix("model:")
+    if source.value in _NO_MODEL:
+        return str(source.value)
+    return _model(source).removeprefix("model:")
 
 
 def _parameters(field: Field) -> Parameters:
-    if field.value is None:
-        return {}
+    parameters: dict[str, tuple[ConditionalValue, ...]] = {}
+    if field.missing:
+        return parameters
     field.require_keys(_PARAMETERS, ignored=_UNUSED_PARAMETERS)
-    names = [name for name, value in field.value.items() if name in _PARAMETERS and value is not None]
-    return {name: _conditional_values(field[name]) for name in names}
+    for name in field.value:
+        if name in _PARAMETERS and not field[name].missing:
+            parameters[name] = _conditional_values(field[name])
+    return parameters
 
 
 def _conditional_values(field: Field) -> tuple[ConditionalValue, ...]:
@@ -273,8 +314,12 @@ def _conditional_value(field: Field) -> ConditionalValue:
         raise value.error("missing", "write the number for tensors that match this filter")
     if not isinstance(filter.value, str | None):
         raise filter.error("not text", "write a part of a tensor name, in quotes")
-    return ConditionalValue(_value(value), None if filter.value == "*" else filter.value)
+    if filter.value == "*":
+        return ConditionalValue(_value(value), None)
+    return ConditionalValue(_value(value), filter.value)
 
 
 def _value(field: Field) -> float | tuple[float, ...]:
-    return tuple(item.number() for item in field.items()) if isinstance(field.value, list) else field.number()
+    if isinstance(field.value, list):
+        return tuple(item.number() for item in field.items())
+    return field.number()

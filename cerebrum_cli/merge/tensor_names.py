@@ -91,18 +91,18 @@ def hugging_face_names(name: str, architecture: str = "llama") -> tuple[str, ...
         return (name,)
     if stem in _GLOBAL:
         return (f"{_GLOBAL[stem]}.{kind}",)
-    block, rows = _BLOCK.fullmatch(stem), {**_PER_LAYER, **_BY_ARCHITECTURE.get(architecture, {})}
+    block = _BLOCK.fullmatch(stem)
     if block is None:
         return (name,)
     layer, part = block.groups()
-    if whole := rows.get(f"{part}.{kind}"):
-        return tuple(f"model.layers.{layer}.{own_name}" for own_name in whole.split())
-    if part not in rows:
-        return (name,)
-    return tuple(f"model.layers.{layer}.{own_name}.{kind}" for own_name in rows[part].split())
+    rows = {**_PER_LAYER, **_BY_ARCHITECTURE.get(architecture, {})}
+    translated = rows.get(f"{part}.{kind}", "").split()
+    if not translated:
+        translated = [f"{own_name}.{kind}" for own_name in rows.get(part, "").split()]
+    return tuple(f"model.layers.{layer}.{own_name}" for own_name in translated) or (name,)
 
 
 def stored_offset(name: str, architecture: str) -> float:
     """Constant that the converter adds to a tensor's weights."""
     is_norm = name.endswith("norm.weight") and not name.endswith(".ssm_norm.weight")
-    return 1.0 if is_norm and architecture in _NORMS_PLUS_ONE else 0.0
+    return float(is_norm and architecture in _NORMS_PLUS_ONE)

@@ -85,23 +85,14 @@ def tiny_user(hub_user: HubUser, tinies: dict[str, Path]) -> HubUser:
     return hub_user
 
 
-def test_merge_pull_prefers_installed_source_models(tiny_user: HubUser) -> None:
+def test_merge_pull_downloads_the_sources_of_a_quantization(tiny_user: HubUser) -> None:
     recommended = tiny_user.run("pull", "--dry-run", "--json", "own").object["chosen"]
-    [other] = SIZES.keys() - {recommended}
-    tiny_user.pull(f"tiny:{other}")
-    tiny_user.hub.log.clear()
-    done = tiny_user.pull("own")
-    path = tiny_user.command.home / f"data/cerebrum/models/merged/Own-{other}.gguf"
-    assert done.err.splitlines()[-1] == f"installed own:{other}: {path}"
-    assert not tiny_user.hub.log.requests("cdn")
-    assert_layers_copied([path], [tiny_user.path(f"Tiny-{other}.gguf", REPOSITORY)], TWO_TIMES)
-
+    path = tiny_user.command.home / f"data/cerebrum/models/merged/Own-{recommended}.gguf"
     named = tiny_user.pull(f"own:{recommended.lower()}")
-    assert named.err.splitlines()[-1] == f"installed own:{recommended}: {path.with_name(f'Own-{recommended}.gguf')}"
-    assert len(tiny_user.downloads()) == 1
-    assert {each["reference"]: each["merged_from"] for each in tiny_user.listed() if each["source"] == "merge"} == {
-        f"own:{each}": [f"tiny:{each}"] for each in SIZES
-    }
+    assert named.err.splitlines()[-1] == f"installed own:{recommended}: {path}"
+    assert_layers_copied([path], [tiny_user.path(f"Tiny-{recommended}.gguf", REPOSITORY)], TWO_TIMES)
+    [merged] = [each for each in tiny_user.listed() if each["source"] == "merge"]
+    assert merged["merged_from"] == [f"tiny:{recommended}"]
 
 
 def test_merge_pull_offline_uses_the_installed_merge(home: Home, tinies: dict[str, Path]) -> None:
