@@ -62,11 +62,10 @@ def merged_metadata(
     for key, value in tables[recipe.tokenizer_model].metadata.items():
         if key.startswith("tokenizer."):
             metadata[key] = value
-    dropped_prefixes = _DROPPED_PREFIXES
-    if len({table.text("general.license") for table in tables.values()}) > 1:
-        dropped_prefixes = (*_DROPPED_PREFIXES, "general.license")
+    are_licensed_alike = len({table.text("general.license") for table in tables.values()}) == 1
     for key in [*metadata]:
-        if key in _DROPPED or key.startswith(dropped_prefixes):
+        is_license = key.startswith("general.license")
+        if key in _DROPPED or key.startswith(_DROPPED_PREFIXES) or (is_license and not are_licensed_alike):
             del metadata[key]
     metadata |= hyperparameters(first, tables.values(), origins)
     metadata["general.name"] = Value("STRING", provenance.name)

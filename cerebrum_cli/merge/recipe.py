@@ -82,7 +82,7 @@ class Recipe:
         for part in self.slices:
             levels.append(part.parameters)
             levels += [source.parameters for source in part.sources]
-        found = {}
+        found: dict[str, None] = {}
         for level in levels:
             for values in level.values():
                 found.update((row.filter, None) for row in values if row.filter is not None)
