@@ -67,7 +67,6 @@ from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 from cerebrum_cli.replies.reply import ReplyRequest
-from cerebrum_cli.replies.reply_stream import ReplyStream
 
 PARTS = ("texts", "cache", "votes", "batch", "failover")
 PROMPTS, TEXT_TOKENS = 20, 64
@@ -149,7 +148,7 @@ def top_two_gap(model: str, prompt: str, local: str, remote: str) -> float:
     settings = fold({"threads": THREADS}, {"max_tokens": TEXT_TOKENS})
     with loaded_model(model, settings) as loaded:
         request = loaded.prepare_reply(ReplyRequest(Conversation().user(prompt), settings))
-        with closing(ReplyStream(loaded.engine, [request])) as events:
+        with closing(loaded.engine.complete([request])) as events:
             tokens = [token for event in events if isinstance(event, TokenEvent) for token in event.tokens]
         pieces = [loaded.engine.vocabulary.piece(token) for token in tokens]
         if b"".join(pieces).decode().strip() != local:
@@ -157,7 +156,7 @@ def top_two_gap(model: str, prompt: str, local: str, remote: str) -> float:
         same = [
             token for token, text in zip(tokens, accumulate(pieces), strict=True) if remote.encode().startswith(text)
         ]
-        context = (*request.request.prompt_tokens, *same)
+        context = (*request.prompt_tokens, *same)
         every_token = tuple((token,) for token in range(loaded.model.header.sizes.vocabulary_size))
         (scored,) = [
             event

@@ -26,7 +26,7 @@ from harness import Row, attach_to, in_subprocess, medians, pseudo_terminal, rec
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, SequenceId, TokenEvent
 from cerebrum_cli.core.saved_prompts import PromptDirectory
-from cerebrum_cli.engine.detokenizer import Detokenizer
+from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
@@ -150,9 +150,9 @@ def split_text(kind: str, tokens: int) -> list[str]:
             for _ in chat.loaded.load():
                 pass
             text = PREFIXES.get(kind, "") + "".join(map(TEXTS[kind].format, islice(count(1), tokens)))
-            vocabulary, detokenizer = chat.loaded.engine.vocabulary, Detokenizer(())
+            vocabulary, reader = chat.loaded.engine.vocabulary, ReplyText(ReplyRules())
             ids = vocabulary.tokenize((Text(text),))[:tokens]
-            return [detokenizer.feed(vocabulary.piece(token))[0] for token in ids]
+            return ["".join(text for _, text in reader.feed(vocabulary.piece(token))) for token in ids]
         finally:
             close_chat(chat)
 

@@ -32,7 +32,6 @@ from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import ReplyRequest
-from cerebrum_cli.replies.reply_stream import ReplyStream
 
 VOTES, TOKENS, SHAPE_TOKENS = 8, 128, 32
 SEED = 1
@@ -131,7 +130,7 @@ def generate_sequentially(model: Model, question: Question, tokens: int) -> Iter
 
 def generate(model: Model, request: ReplyRequest) -> Iterator[Event]:
     """Yield the events of a request."""
-    with closing(ReplyStream(model.engine, [model.prepare_reply(request)])) as replies:
+    with closing(model.engine.complete([model.prepare_reply(request)])) as replies:
         yield from replies
 
 

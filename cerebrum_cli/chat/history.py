@@ -25,7 +25,7 @@ from cerebrum_cli.core.settings import (
     Settings,
     SourcedLayer,
 )
-from cerebrum_cli.formats.thinking import SplitText
+from cerebrum_cli.formats.reply_text import SplitText
 from cerebrum_cli.library.model import InstalledModel, absolute_reference
 from cerebrum_cli.replies.format_choice import template_file
 from cerebrum_cli.replies.loaded_model import LoadedModel

@@ -21,7 +21,7 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import Interrupted, SessionError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.formats.thinking import SplitText
+from cerebrum_cli.formats.reply_text import SplitText
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply, ReplyRequest
 from cerebrum_cli.replies.voting import MajorityVote

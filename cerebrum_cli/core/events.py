@@ -187,8 +187,8 @@ class FinishEvent:
 
     A server may not state how many tokens the prompt has, nor its context: they are 0 then.
     With `by_stop_string`, its tokens include those of the stop string, and its text does not. A server may not send all
-    tokens of a reply: `has_all_tokens`. `forced` are the places where tokens were forced into the reply. Replies of
-    servers have an `origin`.
+    tokens of a reply: `has_all_tokens`. `forced` are the places where tokens were forced into the reply. One that ended
+    `in_reasoning` has no answer. Replies of servers have an `origin`.
     """
 
     sequence: SequenceId
@@ -204,6 +204,7 @@ class FinishEvent:
     forced: tuple[Forced, ...] = ()
     origin: Origin | None = None
     is_followed: bool = False
+    in_reasoning: bool = False
 
 
 Event: TypeAlias = """(

@@ -23,7 +23,6 @@ from cerebrum_cli.library.installed import served_model
 from cerebrum_cli.replies.installation import Servers
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.reply import Reply, ReplyRequest, reply_notice
-from cerebrum_cli.replies.reply_stream import ReplyStream
 from cerebrum_cli.replies.source import ModelSource
 
 REPLY_TIMEOUT_S = 60.0  # of each reply; the server may be busy with other requests
@@ -173,7 +172,7 @@ def _sample(model: Model, settings: Settings) -> Reply:
     settings = replace(settings, max_tokens=SAMPLED_TOKENS, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=SEED)
     request = ReplyRequest(Conversation().user(QUESTION), settings, ignore_eos=True)
     sample = Reply()
-    with closing(ReplyStream(model.engine, [model.prepare_reply(request)])) as events, _time_limit(model):
+    with closing(model.engine.complete([model.prepare_reply(request)])) as events, _time_limit(model):
         for event in raise_refusals(events):
             sample.emit(event)
     if _finished(sample).finish.reason == "cancelled":

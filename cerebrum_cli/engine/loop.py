@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import GrammarError
-from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
+from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent
 from cerebrum_cli.engine.checkpoints import Checkpoints, PromptCache
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.memory_plan import plan_cache
@@ -324,23 +324,22 @@ class Loop:
             logprob = backend.logprob(row, token) if request.logprobs and not is_forced else None
             reason = sequence.add(token, backend.piece(token, special=token in request.visible_tokens), logprob)
             if reason:
-                return self._finish(sequence, reason, by_stop_string=reason == "stop")
+                return self._finish(sequence, reason)
             if sequence.length >= backend.context_size:
                 return self._finish(sequence, "context")
             is_full = sequence.length >= backend.capacity
             if is_full or not sequence.pending or len(self._scheduler.running) > 1:
                 return not is_full
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, by_stop_string: bool = False) -> bool:
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> bool:
         """End a sequence, and ask its follow-up if there is one; False, since it has left its slot."""
-        text, stopped = sequence.detokenizer.flush(is_truncated=reason != "stop")
-        if text:
-            sequence.emit(TokenEvent(sequence.id, text))
+        sequence.finish_text(is_truncated=reason != "stop")
         self._release(sequence)
-        by_stop_string = by_stop_string or stopped
-        reason, size = "stop" if stopped else reason, self._backend.context_size
-        follow_up = sequence.follow(size) if reason == "stop" and not by_stop_string else None
-        sequence.emit(sequence.finish(reason, size, self._load_s, by_stop_string, follow_up is not None))
+        size, is_stopped = self._backend.context_size, sequence.text.is_stopped
+        if is_stopped:
+            reason = "stop"
+        follow_up = sequence.follow(size) if reason == "stop" and not is_stopped else None
+        sequence.emit(sequence.finish(reason, size, self._load_s, follow_up is not None))
         if follow_up:
             self._scheduler.submit([follow_up], first=True)  # to the slot that holds the sample
         return False

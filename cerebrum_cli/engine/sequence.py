@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from cerebrum_cli.core.conversation import Tokens as PromptTokens
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.events import (
     AlternativesEvent,
+    Channel,
     Event,
     FinishEvent,
     FinishReason,
@@ -26,8 +27,8 @@ from cerebrum_cli.core.events import (
     TokenLogprob,
 )
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
-from cerebrum_cli.engine.control import AnswerStartFactory, Constraint, ControlFactory, EndReply, ReplyControl
-from cerebrum_cli.engine.detokenizer import Detokenizer
+from cerebrum_cli.engine.control import Constraint, ControlFactory, EndReply, ReplyControl
+from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend, Sampler, Vocabulary
@@ -46,8 +47,7 @@ EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared ou
 class Request:
     """A prompt with its sampling parameters and number of samples; `grammar` is GBNF with the rule `root`.
 
-    The grammar and the stop strings apply from the first token on, or from where `answer_start` decides that the answer
-    begins.
+    The grammar and the stop strings apply where the text is the answer by the `rules`.
     `max_n`, if larger, is the number of samples that there may be in the end. `visible_tokens` are control tokens to
     include in the text. `logprobs` adds its log probability to each token. `ignore_eos` treats end-of-generation tokens
     as ordinary ones. With `step_costs`, several tokens may be drafted and verified in one step. With `stream`, a server
@@ -69,20 +69,14 @@ class Request:
     max_n: int = 1
     stream: bool = False
     controls: tuple[ControlFactory, ...] = ()
-    answer_start: AnswerStartFactory | None = None
+    rules: ReplyRules = field(default_factory=ReplyRules)
     opening: int = OPENING_TOKENS
     follow_up: Request | None = None
 
     @property
-    def constraint(self) -> Constraint | None:
-        if self.grammar is None:
-            return None
-        return Constraint(self.grammar, self.answer_start() if self.answer_start else None, self.visible_tokens)
-
-    @property
     def stop_anywhere(self) -> tuple[str, ...]:
         """The stop strings that a server may look for, which knows no reasoning."""
-        return () if self.answer_start else self.params.stop
+        return self.params.stop if self.rules.stops_anywhere else ()
 
     def compact(self) -> Request:
         """The request with its prompt in 4 bytes a token, for work that holds many."""
@@ -139,7 +133,7 @@ class Sequence:
     prompt: Tokens
     seed: int
     emit: Callable[[Event | BaseException], None]
-    detokenizer: Detokenizer
+    text: ReplyText
     arrival_time: float
     sampler: Sampler | None = None
     slot: int | None = None
@@ -189,36 +183,46 @@ class Sequence:
     def add(self, token: int, piece: bytes, logprob: float | None = None) -> FinishReason | None:
         """Add a token and emit its text; return the reason if it is the last: "stop" means a stop string."""
         self.generated.append(token)
-        text, is_stopped = self.detokenizer.feed(piece)
-        self.emit(TokenEvent(self.id, text, tokens=(token,), logprobs=() if logprob is None else (logprob,)))
-        if is_stopped:
+        pieces = self.text.feed(piece, (token,))
+        for event in token_events(self.id, pieces, self.text.channel, (token,), () if logprob is None else (logprob,)):
+            self.emit(event)
+        if self.text.is_stopped:
             return "stop"
-        if self.constraint and self.constraint.start:
-            self.constraint.start.feed((token,), piece.decode("utf-8", "replace"))
         self.bias = None
-        is_constrained = self.constraint is not None and self.constraint.applies
-        for control in () if is_constrained else self.controls:
-            control.feed((token,), text)
-        for control in () if is_constrained or self.pending else self.controls:  # the first that intervenes
-            intervention = control.intervene()
+        if self.constraint is None or not self.constraint.applies:
+            for control in self.controls:
+                control.feed((token,), self.text)
+            if not self.pending and (reason := self._intervene()):
+                return reason
+        return "length" if len(self.generated) == self.request.params.max_tokens else None
+
+    def _intervene(self) -> FinishReason | None:
+        """Let the controls intervene, up to the first that forces tokens; return the reason if one ends the reply."""
+        for control in self.controls:
+            intervention = control.intervene(self.text)
             if isinstance(intervention, EndReply):
                 return intervention.reason
             if isinstance(intervention, TokenBias):
                 self.bias = intervention
             elif intervention:
-                self.forced.append(Forced(len(self.generated), len(intervention.tokens)))
-                self.pending.extend(intervention.tokens)
-                break
-        return "length" if len(self.generated) == self.request.params.max_tokens else None
+                self._force(intervention.tokens)
+                return None
+        return None
 
     def close_reasoning(self) -> bool:
         """End the reasoning where the model ends its turn in it although an answer has to match a grammar."""
-        start = self.constraint.start if self.constraint else None
-        closing = start.closing if start else ()
+        closing = self.text.closing if self.constraint else ()
         if closing:
-            self.forced.append(Forced(len(self.generated), len(closing)))
-            self.pending.extend(closing)
+            self._force(closing)
         return bool(closing)
+
+    def _force(self, tokens: tuple[int, ...]) -> None:
+        self.forced.append(Forced(len(self.generated), len(tokens)))
+        self.pending.extend(tokens)
+
+    def finish_text(self, is_truncated: bool) -> None:
+        for channel, text in self.text.finish(is_truncated):
+            self.emit(TokenEvent(self.id, text, channel))
 
     def report_inspected(self, request: InspectionRequest, backend: Backend, rows: Iterable[int]) -> None:
         """Report the next tokens of an inspection, each by the row of the last decode that predicts it."""
@@ -247,9 +251,7 @@ class Sequence:
         sequence.id, sequence.followed = self.id._replace(turn=1), self
         return sequence
 
-    def finish(
-        self, reason: FinishReason, context_size: int, load_s: float, by_stop_string: bool, is_followed: bool = False
-    ) -> FinishEvent:
+    def finish(self, reason: FinishReason, context_size: int, load_s: float, is_followed: bool = False) -> FinishEvent:
         """The last event, with elapsed times in seconds, which include sampling and waiting for other sequences."""
         now = perf_counter()
         first = self.sampled_at[0] if self.sampled_at else now
@@ -272,8 +274,9 @@ class Sequence:
             seed=self.seed,
             context_size=context_size,
             timings=timings,
-            by_stop_string=by_stop_string,
+            by_stop_string=self.text.is_stopped,
             forced=tuple(self.forced),
+            in_reasoning=self.text.stage == "thinking",
             is_followed=is_followed,
         )
 
@@ -288,21 +291,37 @@ def create_sequences(
 ) -> list[Sequence]:
     """Create samples of a request; sample `i` has seed `seed + i`. All samples of the request share its `drafter`."""
     now = perf_counter()
-    return [
-        Sequence(
+    sequences = []
+    for sample in samples:
+        text = ReplyText(request.rules, request.params.stop)
+        sequence = Sequence(
             SequenceId(index, sample),
             request,
             request.prompt_tokens,
             (seed + sample) % SEEDS,
             emit,
-            Detokenizer(request.params.stop, request.answer_start),
+            text,
             now,
             drafter=drafter,
             controls=tuple(create() for create in request.controls),
-            constraint=request.constraint if request.grammar else None,
+            constraint=None if request.grammar is None else Constraint(request.grammar, text, request.visible_tokens),
         )
-        for sample in samples
-    ]
+        sequences.append(sequence)
+    return sequences
+
+
+def token_events(
+    id: SequenceId,
+    pieces: list[SplitText],
+    channel: Channel,
+    tokens: Many[int],
+    logprobs: Many[float | None],
+) -> Iterator[TokenEvent]:
+    """The events of some tokens and the pieces of text that they complete, the last of which has the tokens."""
+    for earlier, text in pieces[:-1]:
+        yield TokenEvent(id, text, earlier)
+    channel, text = pieces[-1] if pieces else (channel, "")
+    yield TokenEvent(id, text, channel, tokens, logprobs)
 
 
 def common_tokens(a: bytes, b: bytes) -> int:

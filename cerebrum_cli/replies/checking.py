@@ -9,11 +9,11 @@ from threading import Event
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.programs.code import fenced_blocks
 from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import ReplyRequest
-from cerebrum_cli.replies.reply_stream import PreparedReply
 from cerebrum_cli.replies.tally import Program
 
 QUESTION = (
@@ -27,18 +27,17 @@ ONLY_HERE = "programs check only replies of a model on this machine", "omit --ch
 PLACE = "☃"  # stands for the reply, to find where a conversation continues after one
 
 
-def with_check(model: LoadedModel, prepared: PreparedReply, request: ReplyRequest) -> PreparedReply:
-    """A prepared reply whose samples are each asked for a program afterwards. Raises UsageError behind a server."""
+def with_check(model: LoadedModel, prepared: Request, request: ReplyRequest) -> Request:
+    """A request whose samples are each asked for a program afterwards. Raises UsageError behind a server."""
     if model.is_remote:
         raise UsageError(*ONLY_HERE)
     place = model.engine.vocabulary.tokenize([Text(PLACE)])[-1]
     conversation = request.conversation.assistant(PLACE, (place,)).user(QUESTION)
     settings = replace(request.settings, max_tokens=MAX_TOKENS, stop=STOP, think="off")
     check = model.prepare_reply(ReplyRequest(conversation, settings))
-    tokens = tuple(check.request.prompt_tokens)
+    tokens = tuple(check.prompt_tokens)
     after = len(tokens) - tokens[::-1].index(place)
-    follow_up = replace(check.request, prompt_tokens=tokens[after:])
-    return replace(prepared, request=replace(prepared.request, follow_up=follow_up), follow_up=check.channels)
+    return replace(prepared, follow_up=replace(check, prompt_tokens=tokens[after:]))
 
 
 def create_check(scope: Event | None = None) -> Callable[[str], Program | None]:

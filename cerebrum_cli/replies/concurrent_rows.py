@@ -17,14 +17,13 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.engine import CancelScope
+from cerebrum_cli.engine.engine import CancelScope, Completions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import RAW
-from cerebrum_cli.formats.thinking import ReasoningSplitter, SplitText, open_markup
+from cerebrum_cli.formats.reply_text import ReplyText
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply, ReplyRequest
 from cerebrum_cli.replies.reply_controls import ReplyControls
-from cerebrum_cli.replies.reply_stream import PreparedReply, ReplyChannels, ReplyStream
 from cerebrum_cli.replies.tally import Program
 from cerebrum_cli.replies.voting import MajorityVote, SampleEvent
 
@@ -69,13 +68,14 @@ class RowOutcome(NamedTuple):
 
 
 @dataclass(slots=True)
-class PendingRow(PreparedReply):
+class PendingRow:
     """A row that is running, and the replies to it so far; `samples` of them have not finished.
 
     `check` runs the programs that follow the samples, while the engine keeps generating.
     """
 
     row: Row
+    request: Request
     samples: int
     check: Check | None = None
     replies: dict[SequenceId, Reply] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class PendingRow(PreparedReply):
     def is_over(self) -> bool:
         return self.row.vote.is_over if self.row.vote else self.samples == 0
 
-    def add_event(self, event: SampleEvent, stream: ReplyStream[PendingRow]) -> Iterator[Event | RowOutcome]:
+    def add_event(self, event: SampleEvent, completions: Completions[Any]) -> Iterator[Event | RowOutcome]:
         """Process an event of this row; yield changes of its tally, and what has finished."""
         sequence, vote = event.sequence, self.row.vote
         if vote and sequence.sample in vote.inspected:
@@ -92,7 +92,7 @@ class PendingRow(PreparedReply):
         elif (outcome := self._outcome(event)) is None:
             return
         elif vote:
-            has_changed = vote.add(sequence, outcome, stream)
+            has_changed = vote.add(sequence, outcome, completions)
         else:
             self.samples -= 1
             yield RowOutcome(self.row, sequence.sample, outcome)
@@ -129,11 +129,8 @@ class PendingRow(PreparedReply):
             return Reply()
         reply = Reply(None, request.conversation)
         if request.prefix_tokens:
-            texts: list[SplitText] = []
-            if self.channels:
-                splitter = ReasoningSplitter(self.channels.markups, self.channels.open_markup)
-                texts = splitter.feed(self.channels.prefix_text)
-            reply.begin(request.prefix_tokens, texts)
+            rules = self.request.rules
+            reply.begin(request.prefix_tokens, ReplyText(replace(rules, prefix="")).feed_text(rules.prefix))
         return reply
 
 
@@ -206,16 +203,9 @@ class _Run:
             refused = RefusedEvent(SequenceId(0), error.with_traceback(None))
             self._refused.append(RowOutcome(row, 0, refused, is_whole_row=True))
             return None
-        return PendingRow(
-            prepared.request.compact(),
-            prepared.channels,
-            row,
-            prepared.request.n,
-            self._check,
-            follow_up=prepared.follow_up,
-        )
+        return PendingRow(row, prepared.compact(), prepared.n, self._check)
 
-    def _with_check(self, prepared: PreparedReply, request: ReplyRequest) -> PreparedReply:
+    def _with_check(self, prepared: Request, request: ReplyRequest) -> Request:
         from cerebrum_cli.replies.checking import create_check, with_check
 
         self._check = self._check or create_check(self.scope)
@@ -226,43 +216,35 @@ class _Run:
         return refused
 
     def answer(self, rows: Iterable[PendingRow]) -> Iterator[Event | RowOutcome]:
-        with closing(ReplyStream(self._model.engine, rows, self.scope)) as stream:
-            for event in stream:
+        pending: dict[int, PendingRow] = {}
+        requests = (pending.setdefault(index, row).request for index, row in enumerate(rows))
+        with closing(self._model.engine.complete(requests, self.scope)) as completions:
+            for event in completions:
                 yield event
                 if self._refused:
                     yield from self.take_refused()
-                if isinstance(event, SampleEvent) and (row := stream.replies.get(event.sequence.request)):
-                    yield from row.add_event(event, stream)
+                if isinstance(event, SampleEvent) and (row := pending.get(event.sequence.request)):
+                    yield from row.add_event(event, completions)
                     if row.is_over:
-                        del stream.replies[event.sequence.request]  # all rows may not fit into memory
+                        del pending[event.sequence.request]  # all rows may not fit into memory
         yield from self.take_refused()
 
 
-def prepare_text(model: LoadedModel, text: Continuation) -> PreparedReply:
-    """The request to continue a text. The replies are not split by channel: `channels_of` does that.
-
-    Raises UsageError as `check_settings` does.
-    """
+def prepare_text(model: LoadedModel, text: Continuation) -> Request:
+    """The request to continue a text. Raises UsageError as `check_settings` does."""
     settings = text.settings
     model.check_settings(replace(settings, stop=()))  # those of a task are for any model
-    channels = channels_of(model, text)
-    request = ReplyRequest(Conversation(), settings)
-    raw = ReplyControls(model.engine.vocabulary, replace(RAW, markups=channels.markups))
-    controls, answer_start = raw.create(request, channels, model.answer_now)
-    tokenized = Request(
+    markups = model.controls.own_markups(settings.system)
+    raw = ReplyControls(model.engine.vocabulary, replace(RAW, markups=markups))
+    rules, controls = raw.create(ReplyRequest(Conversation(), settings), text.text, "", model.answer_now)
+    return Request(
         text.tokens,
         settings.sampling(()),
         n=text.n,
-        visible_tokens=model.visible_tokens if channels.markups else frozenset(),
+        visible_tokens=model.visible_tokens if markups else frozenset(),
         controls=controls,
-        answer_start=answer_start,
+        rules=rules,
     )
-    return PreparedReply(tokenized, None)
-
-
-def channels_of(model: LoadedModel, text: Continuation) -> ReplyChannels:
-    markups = model.controls.own_markups(text.settings.system)
-    return ReplyChannels(markups, open_markup(text.text, markups))
 
 
 def vote_events(model: LoadedModel, request: ReplyRequest, vote: MajorityVote) -> Generator[Event, None, None]:

@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
-from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, RefusedEvent
+from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import OPENING_TOKENS, InspectionRequest, MessagesRequest, Request
 from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
-from cerebrum_cli.formats.thinking import open_markup
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.format_choice import FormatBuilder
 from cerebrum_cli.replies.reply import Reply, ReplyRequest
 from cerebrum_cli.replies.reply_controls import AnswerNow, ReplyControls
-from cerebrum_cli.replies.reply_stream import PreparedReply, ReplyChannels, ReplyStream
 from cerebrum_cli.replies.source import ModelSource, draft_costs
 from cerebrum_cli.replies.text_tokens import least_tokens, resolve_biases
 
@@ -82,18 +80,15 @@ class LoadedModel:
         yield from self.load()
         self.answer_now = AnswerNow()
         prepared = self.prepare_reply(replace(request, stream=True))
-        with closing(ReplyStream(self.engine, [prepared])) as events:
-            for event in events:
-                if isinstance(event, RefusedEvent):
-                    raise event.error
-                yield event
+        with closing(self.engine.complete([prepared])) as events:
+            yield from raise_refusals(events)
 
-    def prepare_reply(self, request: ReplyRequest) -> PreparedReply:
+    def prepare_reply(self, request: ReplyRequest) -> Request:
         """Tokenize the request of a conversation. Raises UsageError as `check_settings` does.
 
         Also PromptTooLong if no room is left for a reply, and FormatError if the format cannot render the conversation.
         """
-        vocabulary, prompt_format, markups = self.engine.vocabulary, self.format, self.format.markups
+        vocabulary, prompt_format = self.engine.vocabulary, self.format
         settings, prefix = request.settings, request.prefix_tokens
         self.controls.require_marked_reasoning(settings, request.conversation.system_prompt)
         conversation = settings.applied_to(request.conversation)
@@ -106,13 +101,12 @@ class LoadedModel:
         end = final_markup(prompt)
         opening = vocabulary.tokenize([Text(end, True)]) if end and len(prompt) > 1 else tokens[-OPENING_TOKENS:]
         starts_with_bos = opening[:1] == tokens[:1]  # BOS precedes the markup as it precedes the prompt
-        channels = ReplyChannels(markups, open_markup(end, markups), self._text_of(prefix) if prefix else "")
+        rules, controls = self.controls.create(request, end, self._text_of(prefix), self.answer_now)
         params = settings.sampling(() if request.ignore_eos else prompt_format.stop)
         if params.logit_bias:
             params = replace(params, logit_bias=resolve_biases(vocabulary, params.logit_bias))
-        controls, answer_start = self.controls.create(request, channels, self.answer_now)
         create = partial(MessagesRequest, conversation=conversation) if prompt_format.is_servers else Request
-        tokenized = create(
+        return create(
             tokens,
             params,
             request.grammar,
@@ -124,10 +118,9 @@ class LoadedModel:
             max_n=request.max_n,
             stream=request.stream,
             controls=controls,
-            answer_start=answer_start,
+            rules=rules,
             opening=len(opening) - int(starts_with_bos) + len(prefix),
         )
-        return PreparedReply(tokenized, None if prompt_format.verbatim else channels)
 
     def _text_of(self, prefix: tuple[int, ...]) -> str:
         pieces = (self.engine.vocabulary.piece(token, special=token in self.visible_tokens) for token in prefix)

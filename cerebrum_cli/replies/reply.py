@@ -24,7 +24,7 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.sequence import Tokens
-from cerebrum_cli.formats.thinking import SplitText
+from cerebrum_cli.formats.reply_text import SplitText
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.tally import Program

@@ -1,4 +1,4 @@
-"""Controls of a reply, one of which ends its reasoning, and the detector of where its answer starts."""
+"""The rules of a reply's text, and its controls, one of which ends its reasoning."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import CHOSEN, RECOMMENDED, Settings
 from cerebrum_cli.core.text import partial_marker_length
-from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Force, LoopCheck, Stage, Upcoming
+from cerebrum_cli.engine.control import ControlFactory, Force, LoopCheck
 from cerebrum_cli.engine.sequence import continuation
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
-from cerebrum_cli.formats.thinking import ReasoningMarkup, closing_sentence
+from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
+from cerebrum_cli.formats.thinking import ReasoningMarkup, closing_sentence, open_markup
 from cerebrum_cli.replies.reply import ReplyRequest
-from cerebrum_cli.replies.reply_stream import ReplyChannels
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Vocabulary
@@ -27,14 +27,12 @@ SENTENCE_TOKENS = 16  # to wait for the end of a sentence
 SOFT_END = 0.8  # of a limit, from where the end of the reasoning becomes likelier
 MAX_BIAS = 20.0  # of the logit of its end, at the limit; it grows linearly
 OPENING_TOKENS = 8  # within which a reply has mostly begun to reason, or to answer
-MAX_BLANKS = 4  # tokens of white space before an answer under a grammar
 
 # Patterns are compiled when they are first searched for: few replies need them.
 _SENTENCE_END = r"""(?x) (?: \n | [。！？] | [^\W\d_][.!?] | [^\w\s][.!?] | \d[!?] ) ["')\]”’*]*+ \s*+ \Z"""
 _NUMBER_END = r"(?<![\d.])\d++\.[*)]*+\s*+\Z"  # of a sentence, unless it is a decimal point
 _LIST_ITEM = r"(?:\A|\n)\s*+\d++\.\s*+\Z"
 _DECIMAL = r"\d\.\d"
-_TAIL = 64  # characters in which a sentence may end
 
 
 class AnswerNow:
@@ -59,12 +57,13 @@ class ReplyControls:
     architecture: str = ""
 
     def create(
-        self, request: ReplyRequest, channels: ReplyChannels, answer_now: AnswerNow
-    ) -> tuple[tuple[ControlFactory, ...], AnswerStartFactory | None]:
-        """The controls of a reply, and the detector of where its answer starts."""
-        settings, answer_start = request.settings, self._answer_start(request, channels)
-        if request.grammar and answer_start is None:  # it applies from the first token, and nothing may be forced
-            return (), None
+        self, request: ReplyRequest, prompt_end: str, prefix: str, answer_now: AnswerNow
+    ) -> tuple[ReplyRules, tuple[ControlFactory, ...]]:
+        """How a reply is read, which follows the end of a prompt and a `prefix` of its text, and its controls."""
+        settings = request.settings
+        rules = self.rules(request, prompt_end, prefix)
+        if request.grammar is not None and rules.stops_anywhere:  # it applies from the first token
+            return rules, ()
         controls: list[ControlFactory] = []
         may_repeat = request.ignore_eos or self.format.verbatim  # text of a given length, or without a format
         if settings.loop_check and not may_repeat:
@@ -76,24 +75,35 @@ class ReplyControls:
         can_hurry = request.stream and may_reason
         if limit is not None or can_hurry:
             answer_now.is_watched = can_hurry
-            watched = answer_now if can_hurry else None
-            prefix_length = len(request.prefix_tokens)
-            controls.append(
-                partial(ReasoningBudget, limit, self._endings, channels, watched, prefix_length, self._sentence)
-            )
-        return tuple(controls), answer_start
+            rules = replace(rules, endings=self._endings)
+            controls.append(partial(ReasoningBudget, limit, answer_now if can_hurry else None, self._sentence))
+        return rules, tuple(controls)
 
-    def _answer_start(self, request: ReplyRequest, channels: ReplyChannels) -> AnswerStartFactory | None:
-        """None without a grammar and stop strings, which apply to the answer, and for replies that are all answer."""
-        if request.grammar is None and not request.settings.stop:
-            return None
-        markups = self.own_markups(request.conversation.system_prompt)
+    def rules(self, request: ReplyRequest, prompt_end: str, prefix: str) -> ReplyRules:
+        """How the text of a reply is read. Where the model may not reason, grammar and stop strings apply to all of it.
+
+        Without a grammar, markup that the model is not known to have is recognized, too.
+        """
+        own = self.own_markups(request.conversation.system_prompt)
+        rules = ReplyRules(
+            markups=self.format.markups,
+            opened=open_markup(prompt_end, self.format.markups),
+            prefix=prefix,
+            prefix_tokens=len(request.prefix_tokens),
+            trims=not self.format.verbatim,
+        )
+        has_grammar = request.grammar is not None
         is_off = request.settings.thinks is False and self.format.has_switch
-        if channels.open_markup is None and (is_off or not markups):
-            return None
-        markers = (*(markup.header for markup in markups if markup.header), *(markup.open for markup in markups))
+        if rules.opened is None and (is_off or not own):
+            is_all_answer = has_grammar and not self.format.is_servers
+            return replace(rules, markups=()) if is_all_answer else rules
+        if not (has_grammar or request.settings.stop):
+            return rules
+        markers = [*(markup.header for markup in own if markup.header), *(markup.open for markup in own)]
         tokens = {marker: self.vocabulary.special_token_ids([marker]) for marker in markers}
-        return partial(AnswerDetector, replace(channels, markups=markups), tokens, self._endings)
+        if has_grammar:
+            rules = replace(rules, markups=own)
+        return replace(rules, stops_anywhere=False, markers=tokens, endings=self._endings)
 
     def require_marked_reasoning(self, settings: Settings, system_prompt: str | None) -> None:
         """Raise UsageError for a limit of reasoning that nothing marks, and an effort that a template does not support.
@@ -148,170 +158,56 @@ class ReasoningBudget:
 
     From SOFT_END of the limit on, its end becomes likelier after each sentence, so that most end by themselves. It is
     ended without delay if the user asks for that. Several blocks of reasoning share one budget: once it is used up,
-    another one is ended where it begins. `endings` are the tokens of each text that ends reasoning, where a `sentence`
-    may precede. A reply that continues another begins with the prefix of `channels`, of `prefix_length` tokens.
+    another one is ended where it begins. A `sentence` may precede the end.
     """
 
-    def __init__(
-        self,
-        limit: int | None,
-        endings: Mapping[str, tuple[int, ...]],
-        channels: ReplyChannels,
-        answer_now: AnswerNow | None = None,
-        prefix_length: int = 0,
-        sentence: str = "",
-    ) -> None:
+    def __init__(self, limit: int | None, answer_now: AnswerNow | None = None, sentence: str = "") -> None:
         self._limit = limit
-        self._sentence = sentence
-        self._endings = endings
         self._answer_now = answer_now
-        self._splitter = channels.splitter()
-        self._tail = ""  # the last characters of the text
+        self._sentence = sentence
         self._has_decimals = False
         self._count = 0  # tokens of the reply
         self._is_used_up = limit == 0
         self._has_forced = False
-        self._read(channels.prefix_text)
-        self._used = prefix_length if self._splitter.open_markup else 0
 
-    @property
-    def horizon(self) -> int | None:
-        if self._limit is None or self._has_forced or self._splitter.is_in_answer:
+    def horizon(self, text: ReplyText) -> int | None:
+        if self._limit is None or self._has_forced or text.stage == "answer":
             return None
-        opening = 0 if self._splitter.open_markup else OPENING_TOKENS
-        return self._count + opening + max(1, self._limit + SENTENCE_TOKENS - self._used)
+        opening = 0 if text.open_markup else OPENING_TOKENS
+        return self._count + opening + max(1, self._limit + SENTENCE_TOKENS - text.reasoning_tokens)
 
-    def feed(self, tokens: Sequence[int], text: str) -> None:
-        if not self._splitter.is_in_answer:
+    def feed(self, tokens: Sequence[int], text: ReplyText) -> None:
+        if text.stage != "answer":
             self._count += len(tokens)
-            self._used += 0 if self._splitter.open_markup is None else len(tokens)
-            self._read(text)
-            self._splitter.feed(text)
+            self._has_decimals = self._has_decimals or re.search(_DECIMAL, text.tail) is not None
 
-    def intervene(self) -> Force | TokenBias | None:
-        markup, tail = self._splitter.open_markup, self._tail
-        if markup is None or partial_marker_length(tail, (markup.close,)):
+    def intervene(self, text: ReplyText) -> Force | TokenBias | None:
+        markup = text.open_markup
+        if markup is None or partial_marker_length(text.tail, (markup.close,)):
             return None
-        if not self._is_due:
-            excess = self._used / self._limit - SOFT_END if self._limit else 0.0
-            if excess <= 0 or not self._is_at_sentence_end:
-                return None
-            return TokenBias(self._endings[markup.close][0], MAX_BIAS * excess / (1 - SOFT_END))
-        sentence = "" if self._is_used_up else self._sentence
-        self._is_used_up = self._has_forced = True
-        return Force(self._endings[markup.ending(tail, sentence)])
+        if self._is_due(text):
+            sentence = "" if self._is_used_up else self._sentence
+            self._is_used_up = self._has_forced = True
+            return Force(text.rules.endings[markup.ending(text.tail, sentence)])
+        if self._limit is None:
+            return None
+        excess = text.reasoning_tokens / self._limit - SOFT_END
+        if excess <= 0 or not self._is_at_sentence_end(text.tail):
+            return None
+        return TokenBias(text.rules.endings[markup.close][0], MAX_BIAS * excess / (1 - SOFT_END))
 
-    def lets_pass(self, upcoming: Upcoming) -> int:
-        splitter, markup = self._splitter, self._splitter.open_markup
-        if splitter.is_in_answer:
-            return len(upcoming.tokens)
-        if markup is None or self._limit is None or self._is_due:
-            return 0
-        return min(self._limit - self._used - 1, upcoming.before(markup.close, splitter.held))
-
-    @property
-    def _is_due(self) -> bool:
+    def _is_due(self, text: ReplyText) -> bool:
         if self._is_used_up or (self._answer_now and self._answer_now.is_requested):
             return True
-        late = -1 if self._limit is None else self._used - self._limit
-        return late >= SENTENCE_TOKENS or (late >= 0 and self._is_at_sentence_end)
+        if self._limit is None or text.reasoning_tokens < self._limit:
+            return False
+        return text.reasoning_tokens >= self._limit + SENTENCE_TOKENS or self._is_at_sentence_end(text.tail)
 
-    def _read(self, text: str) -> None:
-        text = self._tail + text
-        self._tail = text[-_TAIL:]
-        self._has_decimals = self._has_decimals or re.search(_DECIMAL, text) is not None
-
-    @property
-    def _is_at_sentence_end(self) -> bool:
+    def _is_at_sentence_end(self, tail: str) -> bool:
         """Whether a sentence has just ended; behind a number, only in text without decimal points."""
-        tail = self._tail
         if re.search(_SENTENCE_END, tail):
             return True
         return not self._has_decimals and re.search(_NUMBER_END, tail) is not None and not re.search(_LIST_ITEM, tail)
-
-
-class AnswerDetector:
-    """Finds where an answer starts, after the markup of reasoning and white space.
-
-    `markers` are the texts that precede an answer or open reasoning, each with its special tokens. Such a token is
-    never part of an answer. A marker without any is spelled out, and an answer may begin with the same characters.
-    `endings` are the tokens of each text that ends reasoning.
-    """
-
-    def __init__(
-        self,
-        channels: ReplyChannels,
-        markers: Mapping[str, frozenset[int]],
-        endings: Mapping[str, tuple[int, ...]] | None = None,
-    ) -> None:
-        # A footer is behind where an answer starts.
-        markups = tuple(replace(markup, footer="") for markup in channels.markups)
-        self._splitter = replace(channels, markups=markups, prefix_text="").splitter()
-        self._markers, self._endings = markers, endings or {}
-        self._blanks = 0  # tokens of white space since the start of the reply or the end of its reasoning
-        self._overhang = ""  # of the answer, in the token that ended what precedes it, or in the prefix
-        self._has_special = False  # in the text that is held
-        self._has_started = False
-        self.feed((), channels.prefix_text)
-
-    @property
-    def stage(self) -> Stage:
-        if self._has_started or self._splitter.is_in_answer:
-            return "answer"
-        return "thinking" if self._splitter.open_markup else "undecided"
-
-    @property
-    def closing(self) -> tuple[int, ...]:
-        markup = self._splitter.open_markup
-        return self._endings.get(markup.ending(), ()) if markup else ()
-
-    @property
-    def held(self) -> str:
-        return "" if self._has_special else self._overhang or self._marker
-
-    @property
-    def rest(self) -> str:
-        started = self._marker
-        return next((marker[len(started) :] for marker in self._markers if started and marker.startswith(started)), "")
-
-    @property
-    def _marker(self) -> str:
-        return self._splitter.held.lstrip() if self.stage == "undecided" else ""
-
-    def feed(self, tokens: Sequence[int], text: str) -> None:
-        if self._has_started:
-            return
-        parts = self._splitter.feed(text)
-        self._overhang += "".join(part for channel, part in parts if channel == "answer")
-        started = self._marker
-        self._has_special = bool(started) and (self._has_special or any(map(self._is_special, tokens)))
-        self._blanks = self._blanks + 1 if text.isspace() and self.stage == "undecided" and not started else 0
-
-    def passes(self, token: int, text: str) -> bool:
-        started = self._marker
-        line = (started + text).lstrip()
-        if not line:
-            return text.isspace() and self._blanks < MAX_BLANKS
-        if not text:
-            return False
-        any_marker = started or self._is_special(token)
-        return any(
-            marker.startswith(line) or (line.startswith(marker) and not line[len(marker) :].strip())
-            for marker, tokens in self._markers.items()
-            if any_marker or not tokens
-        )
-
-    def begin(self) -> None:
-        self._has_started = True
-
-    def lets_pass(self, upcoming: Upcoming) -> int:
-        markup = self._splitter.open_markup
-        if self.stage == "answer":
-            return len(upcoming.tokens)
-        return upcoming.before(markup.close, self._splitter.held) if markup else 0
-
-    def _is_special(self, token: int) -> bool:
-        return any(token in tokens for tokens in self._markers.values())
 
 
 def require_servable(settings: Settings) -> None:

@@ -15,9 +15,8 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.core.text import format_count
-from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.engine import Completions, Engine
 from cerebrum_cli.replies.reply import Reply, ReplyRequest, mean_probability
-from cerebrum_cli.replies.reply_stream import ReplyStream
 from cerebrum_cli.replies.tally import Tally, Votes
 
 SampleEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
@@ -53,7 +52,7 @@ class MajorityVote:
         """
         return replace(request, n=self.requested, max_n=self.tally.votes.maximum, logprobs=not engine.scores_texts)
 
-    def add(self, sequence: SequenceId, outcome: Reply | RefusedEvent, replies: ReplyStream[Any]) -> bool:
+    def add(self, sequence: SequenceId, outcome: Reply | RefusedEvent, completions: Completions[Any]) -> bool:
         """Add a sample that has finished; start or stop others; return whether the tally changed."""
         index, sample, _ = sequence
         self._finished += 1
@@ -72,14 +71,14 @@ class MajorityVote:
                 self.replies[self.tally.samples] = ready
                 self.tally = self.tally.add(ready.vote, ready.probability, ready.is_answer_stated, ready.program)
         if self.is_over:
-            replies.completions.abort(index)
+            completions.abort(index)
             tied = {sample_index: tuple(self.replies[sample_index].sampled) for sample_index in self.tally.tied_samples}
-            if tied and replies.completions.inspect(index, tied):
+            if tied and completions.inspect(index, tied):
                 self._logprobs, self.inspected = {sample_index: [] for sample_index in tied}, set(tied)
         elif not self.running and (count := self.tally.missing_samples):
             # in rounds: the outcome must not depend on when samples finish
             self.requested += count
-            replies.completions.add_samples(index, count)
+            completions.add_samples(index, count)
         return self.tally.samples > before
 
     def add_inspected(self, event: SampleEvent) -> bool:

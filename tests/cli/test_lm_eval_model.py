@@ -23,7 +23,14 @@ from quantized import F32, quantize  # noqa: E402
 from cerebrum_cli.cli.lm_eval import open_for_lm_eval  # noqa: E402
 from cerebrum_cli.core.conversation import Conversation  # noqa: E402
 from cerebrum_cli.core.errors import PromptTooLong, UsageError  # noqa: E402
-from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent  # noqa: E402
+from cerebrum_cli.core.events import (  # noqa: E402
+    Event,
+    FinishEvent,
+    NoticeEvent,
+    SequenceId,
+    StageEvent,
+    Timings,
+)
 from cerebrum_cli.core.settings import fold  # noqa: E402
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend  # noqa: E402
 from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
@@ -31,11 +38,12 @@ from cerebrum_cli.engine.memory import ContextOptions  # noqa: E402
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions  # noqa: E402
 from cerebrum_cli.engine.step import StopFlag, TokenRow  # noqa: E402
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM, Use, answer_of  # noqa: E402
+from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText  # noqa: E402
 from cerebrum_cli.formats.thinking import markups_of  # noqa: E402
 from cerebrum_cli.library.model import InstalledModel  # noqa: E402
 from cerebrum_cli.replies.concurrent_rows import Continuation  # noqa: E402
 from cerebrum_cli.replies.loaded_model import LoadedModel  # noqa: E402
-from cerebrum_cli.replies.reply_stream import ReplyChannels  # noqa: E402
+from cerebrum_cli.replies.reply import Reply  # noqa: E402
 
 CONTEXT = 512
 STORY = "Once upon a time there lived a fox who could count to a hundred and no further."
@@ -361,6 +369,7 @@ def test_lm_caches_results_as_they_finish(precise_chatml: Path, tmp_path: Path) 
 # Models that think.
 
 SUMS = [turns[0] for turns, _ in held_out()[:50]]
+ANALYSIS = "<|channel|>analysis<|message|>Two ends.<|end|>"
 STOPS = (["makes"], [".", "\n"], ["\n\n", " is"], ["</think>", "The"], ["Question:"])
 
 
@@ -394,11 +403,19 @@ def test_lm_returns_what_follows_the_reasoning(thinker: Path) -> None:
     assert sum(ours == theirs for ours, theirs in zip(texts, expected, strict=True)) == 50
 
 
-def test_lm_returns_the_final_channel_of_harmony() -> None:
-    channels = ReplyChannels(markups_of(""))
-    analysis = "<|channel|>analysis<|message|>Two ends.<|end|>"
-    final = "<|start|>assistant<|channel|>final<|message|>"
-    assert answer_of(f"{analysis}{final} Yes. \n", channels) == "Yes. \n"
-    assert answer_of(f"{analysis}<|start|>assistant<|channel|>commentary<|message|>Hm.", channels) is None
-    assert answer_of("<think>\n1</think>\n\nOne </think> two ", channels) == "two "  # as `hf` does
-    assert answer_of(" 42 ", channels) == "42 "
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (f"{ANALYSIS}<|start|>assistant<|channel|>final<|message|> Yes. \n", "Yes. \n"),
+        (f"{ANALYSIS}<|start|>assistant<|channel|>commentary<|message|>Hm.", None),
+        ("<think>\n1</think>\n\nOne </think> two ", "two "),  # as `hf` does
+        (" 42 ", "42 "),
+    ],
+)
+def test_lm_returns_the_answer_in_a_reply(text: str, answer: str | None) -> None:
+    markups = markups_of("")
+    reader = ReplyText(ReplyRules(markups))
+    reply = Reply()
+    reply.begin((), reader.feed_text(text) + reader.finish())
+    reply.emit(FinishEvent(SequenceId(0), "stop", 1, 0, 1, 0, 9, Timings(), in_reasoning=reader.stage == "thinking"))
+    assert answer_of(reply, markups) == answer

@@ -20,9 +20,10 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import FinishEvent, NoticeEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.control import EndReply, Force, Intervention, Upcoming
+from cerebrum_cli.engine.control import EndReply, Force, Intervention
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.formats.reply_text import ReplyText
 from cerebrum_cli.library.installed import NANO
 
 SERVERS: dict[str, type[ModelServer]] = {"llama-server": LlamaServer, "vllm": VllmServer, "sglang": SglangServer}
@@ -122,21 +123,18 @@ def test_conformance_gives_a_logprob_for_each_token(engine: Engine) -> None:
 class After:
     """Intervenes once, after the fourth token."""
 
-    horizon = 4
-
     def __init__(self, intervention: Intervention) -> None:
         self._intervention: Intervention = intervention
         self._fed = 0
 
-    def feed(self, tokens: Sequence[int], text: str) -> None:
+    def feed(self, tokens: Sequence[int], text: ReplyText) -> None:
         self._fed += len(tokens)
 
-    def intervene(self) -> Intervention | None:
+    def intervene(self, text: ReplyText) -> Intervention | None:
         return self._intervention if self._fed == 4 else None
 
-    def lets_pass(self, upcoming: Upcoming) -> int:
-        """All before the fourth, and all after it."""
-        return min(len(upcoming.tokens), 3 - self._fed) if self._fed < 4 else len(upcoming.tokens)
+    def horizon(self, text: ReplyText) -> int:
+        return 4
 
 
 def test_conformance_controls_end_a_reply_or_force_tokens(engine: Engine, stream: bool) -> None:

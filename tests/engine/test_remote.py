@@ -43,6 +43,7 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.engine.control import LoopCheck
 from cerebrum_cli.engine.remote import client
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.formats.reply_text import ReplyText
 from cerebrum_cli.terminal.progress import server_rates
 
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
@@ -142,7 +143,7 @@ def test_remote_source_is_read_ahead() -> None:
 
 
 class BrokenControl(LoopCheck):
-    def feed(self, tokens: Sequence[int], text: str) -> None:
+    def feed(self, tokens: Sequence[int], text: ReplyText) -> None:
         raise RuntimeError("a bug")
 
 

@@ -16,7 +16,7 @@ from remote_engines import (
 )
 from scripted_backend import DEAD_END, END, FIRST_WORD, Model, ScriptedBackend
 from server_kinds import LlamaServer, SglangServer, VllmServer
-from thinkers import ENDING, LIMIT, answer_start, budget, reply_around, speaker
+from thinkers import ENDING, LIMIT, answering_late, budget, reply_around, speaker, thinking
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import SequenceId
@@ -26,6 +26,7 @@ from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.formats.reply_text import ReplyRules
 from cerebrum_cli.replies.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS
 
 REPLIES = {
@@ -48,7 +49,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def requests(limit: int = LIMIT, **more: Any) -> list[Request]:
-    values = {**UNLIMITED, "controls": (LoopCheck, budget(limit)), **more}
+    values = {**UNLIMITED, "controls": (LoopCheck, budget(limit)), "rules": thinking(), **more}
     limited = {**values, "max_tokens": 33}
     if values.get("stream"):
         return [request_of("go", seed=3, **values), request_of("go", seed=3, **limited)]
@@ -77,7 +78,7 @@ def test_remote_reasoning_asks_for_no_more_than_it_needs() -> None:
     prompt_length = len(f"go<think>\nI can see 3.{ENDING}")
     later = sorted((body["seed"], body["n_cmpl"], len(body["prompt"])) for body in others)
     assert later == [(seed, 1, prompt_length) for seed in (3, 4, 5)]
-    assert next(iter(replies.values())).text == f"<think>\nI can see 3.{ENDING}It is 3. So there."
+    assert next(iter(replies.values())).text == "\nI can see 3.\nIt is 3. So there."
 
 
 def test_remote_turn_that_fails_ends_those_of_the_other_samples() -> None:
@@ -104,7 +105,7 @@ EVERY_KIND = [(LlamaServer, False), (LlamaServer, True), (VllmServer, False), (V
 
 def answering(stream: bool = False, **more: Any) -> Request:
     """A request with something that applies once the answer starts."""
-    values = {"answer_start": answer_start(), "controls": (LoopCheck,), **UNLIMITED, **more}
+    values = {"rules": answering_late(), "controls": (LoopCheck,), **UNLIMITED, **more}
     return request_of("go", seed=3, stream=stream, **values, **({} if stream else {"n": 3, "max_n": 3}))
 
 
@@ -143,7 +144,7 @@ def test_remote_turn_that_ends_within_reasoning_is_followed_by_an_answer(kind: t
     given = answering(stream, grammar="root")
     with serving_kind(kind, model, context_size=300) as [server], connected(server) as engine:
         replies = replies_of(engine, given)
-        assert {reply.text for reply in replies.values()} == {f"<think>Hm.{ENDING}1 2 3"}
+        assert {reply.text for reply in replies.values()} == {"Hm.\n1 2 3"}
         assert summaries(replies) == local(model, given)
 
 
@@ -169,7 +170,7 @@ def test_remote_reply_without_all_ids_is_continued_after_its_special_tokens(chat
     assert sample.needs_turn
     turn = sample.take_turn()
     assert tuple(turn.prompt_tokens) == (*request.prompt_tokens, think, *reasoning, close)
-    assert (turn.grammar, turn.answer_start) == (request.grammar, None)
+    assert (turn.grammar, turn.rules) == (request.grammar, ReplyRules())
 
 
 # Stop strings, which count only once the answer starts.
@@ -196,7 +197,7 @@ def test_remote_stream_is_left_at_a_stop_string_of_the_answer() -> None:
         server.arm(hang_after=60)
         [reply] = replies_of(engine, answering(stream=True, stop=("so so",))).values()
         server.wait_for(lambda: server.completions()[0].is_left)
-    assert (reply.text, reply.reason) == ("<think>It is.</think>It is ", "stop")
+    assert (reply.text, reply.reason) == ("It is.It is ", "stop")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -205,5 +206,5 @@ def test_remote_stop_strings_end_an_answer_under_a_grammar(stream: bool) -> None
     given = answering(stream, grammar="root", stop=(" 3",))
     with serving_kind(LlamaServer, model, context_size=300) as [server], connected(server) as engine:
         replies = replies_of(engine, given)
-        assert {reply.text for reply in replies.values()} == {"<think>1 2 3</think>1 2"}
+        assert {reply.text for reply in replies.values()} == {"1 2 31 2"}
         assert [bool(asked.body["stop"]) for asked in server.completions()][-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,16 +15,16 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Vocabulary
-from cerebrum_cli.engine.control import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, LoopCheck, Upcoming
+from cerebrum_cli.engine.control import LoopCheck
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk, StopReason
 from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.formats.reply_text import ReplyRules
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.replies.reply_controls import AnswerDetector, ReasoningBudget, plan_endings
-from cerebrum_cli.replies.reply_stream import PreparedReply, ReplyChannels, split_channels
+from cerebrum_cli.replies.reply_controls import ReasoningBudget, plan_endings
 
 CONTEXT = 400
 PARTS = (
@@ -43,8 +42,7 @@ replies = st.lists(
 class Served:
     """A server of a scripted reply, to whose tokens others are added where turns begin after forced ones."""
 
-    def __init__(self, vocabulary: Vocabulary, script: Sequence[int], channels: ReplyChannels) -> None:
-        self.channels = channels
+    def __init__(self, vocabulary: Vocabulary, script: Sequence[int]) -> None:
         self.vocabulary = vocabulary
         self._script = script
 
@@ -61,7 +59,7 @@ class Served:
                 assert events or sample.needs_turn
         except RefusedRequestError as refused:
             return (refused.error.message,)
-        return outcome(self.channels, events)
+        return outcome(events)
 
     def _answer(self, turn: Request, request: Request, is_whole: bool) -> list[ReplyChunk]:
         given = len(turn.prompt_tokens) - len(request.prompt_tokens)
@@ -76,13 +74,12 @@ class Served:
         return [*parts, ReplyChunk(end=end)]
 
 
-def outcome(channels: ReplyChannels, events: Sequence[Event]) -> tuple[Any, ...]:
-    reply, splitter = Reply(), channels.splitter()
+def outcome(events: Sequence[Event]) -> tuple[Any, ...]:
+    reply = Reply()
     for event in events:
         assert not isinstance(event, RefusedEvent)
-        for part in split_channels(event, splitter):  # type: ignore[arg-type]
-            reply.emit(part)
-    assert [type(event).__name__ for event in events] == ["TokenEvent", "FinishEvent"]
+        reply.emit(event)
+    assert 2 <= len(events) <= 3, "a text for each channel, and the end"
     finish = reply.finish
     counts = finish.reason, finish.completion_tokens, finish.by_stop_string, finish.has_all_tokens, finish.forced
     return reply.text, reply.reasoning, *counts, list(reply.sampled), reply.probability, reply.lowest_window
@@ -96,21 +93,25 @@ def thinking_request(
     limit: int | None = None,
     grammar: str | None = None,
     **more: Any,
-) -> PreparedReply:
+) -> Request:
     """A request for a reply that may think, be constrained, be stopped, and be told to answer."""
-    channels = ReplyChannels(REASONING_MARKUPS[:1], REASONING_MARKUPS[0] if is_opened else None)
-    markers = {"<think>": vocabulary.special_token_ids(["<think>"])}
-    reasoning_budget = partial(ReasoningBudget, budget, plan_endings(vocabulary, REASONING_MARKUPS), channels)
-    request = Request(
+    rules = ReplyRules(
+        REASONING_MARKUPS[:1],
+        REASONING_MARKUPS[0] if is_opened else None,
+        trims=True,
+        stops_anywhere=not (stop or grammar),
+        markers={"<think>": vocabulary.special_token_ids(["<think>"])},
+        endings=plan_endings(vocabulary, REASONING_MARKUPS),
+    )
+    return Request(
         (1, 2),
         SamplingParams(max_tokens=limit, stop=stop),
         grammar,
-        controls=(LoopCheck,) if budget is None else (LoopCheck, reasoning_budget),
-        answer_start=partial(AnswerDetector, channels, markers) if stop or grammar else None,
+        controls=(LoopCheck,) if budget is None else (LoopCheck, partial(ReasoningBudget, budget)),
+        rules=rules,
         visible_tokens=vocabulary.special_token_ids(["<think>", "</think>"]),
         **more,
     )
-    return PreparedReply(request, channels)
 
 
 OPTIONS = {
@@ -123,10 +124,8 @@ OPTIONS = {
 }
 
 
-def require_equal(vocabulary: Vocabulary, script: Sequence[int], prepared: PreparedReply) -> None:
-    request, channels = prepared.request, prepared.channels
-    assert channels
-    server = Served(vocabulary, script, channels)
+def require_equal(vocabulary: Vocabulary, script: Sequence[int], request: Request) -> None:
+    server = Served(vocabulary, script)
     assert server.reply(request, is_whole=True) == server.reply(request, is_whole=False)
 
 
@@ -160,11 +159,3 @@ def test_whole_reply_of_a_real_vocabulary_equals_its_tokens(
     grammar = st.sampled_from([None, None, "root ::= [^x]*"])
     request = data.draw(st.builds(thinking_request, st.just(chatml), grammar=grammar, **OPTIONS))
     require_equal(chatml, [*script, end], request)
-
-
-@pytest.mark.parametrize("period", [1, 7, 31, 32, 33, 90, 256, 257])
-@pytest.mark.parametrize("before", [0, 5, 64, 200])
-def test_whole_reply_ends_where_it_repeats_itself(period: int, before: int) -> None:
-    tokens = [*range(before), *(1000 + at % period for at in range(2000)), *range(5000, 5100)]
-    passed = LoopCheck().lets_pass(Upcoming(array("i", tokens), [b""] * len(tokens)))
-    assert passed == (len(tokens) if period > MAX_PERIOD else before + max(MIN_TOKENS, MIN_REPEATS * period) - 1)

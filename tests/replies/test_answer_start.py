@@ -6,7 +6,6 @@ import json
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from pickle import dumps, loads
 from typing import Any
@@ -20,9 +19,8 @@ from tiny_models import CHATML_TEMPLATE, write_bigrams
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.formats.reply_text import MAX_BLANKS, ReplyRules, ReplyText
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup, markups_of
-from cerebrum_cli.replies.reply_controls import MAX_BLANKS, AnswerDetector
-from cerebrum_cli.replies.reply_stream import ReplyChannels
 
 # Where the answer starts, by the tokens of a reply.
 
@@ -81,19 +79,19 @@ def test_answer_starts_after_reasoning_and_its_markup(case: Case) -> None:
     ids = {text: id for id, text in enumerate(case.special)}
     markers = [each.header for each in case.markups if each.header] + [each.open for each in case.markups]
     tokens = {marker: frozenset(id for text, id in ids.items() if text in marker) for marker in markers}
-    channels = ReplyChannels(case.markups, case.markups[0] if case.opened else None)
-    start, stages, ends = loads(dumps(AnswerDetector(channels, tokens))), "", []
+    rules = ReplyRules(case.markups, case.markups[0] if case.opened else None, stops_anywhere=False, markers=tokens)
+    reader, stages, ends = ReplyText(loads(dumps(rules))), "", []
     for text in case.tokens.replace("␤", "\n").split(" "):
         token = ids.get(text, 100)
-        if start.stage == "thinking":
+        if reader.stage == "thinking":
             stages += "t"
-        elif start.stage == "undecided" and start.passes(token, text):
+        elif reader.stage == "undecided" and reader.passes(token, text):
             stages += "p"
         else:
             stages += "a"
-            ends.append((start.held, start.rest))
-            start.begin()
-        start.feed((token,), text)
+            ends.append((reader.held, reader.rest))
+            reader.begin_answer()
+        reader.feed(text.encode(), (token,))
     assert (stages, ends[0]) == (case.stages, (case.held, case.rest))
 
 
@@ -199,9 +197,9 @@ def test_answer_matches_its_grammar(
 
 @pytest.mark.parametrize(("held", "text"), [("a", "bc"), ("z", None)])
 def test_answer_that_begins_in_the_last_token_of_its_reasoning(chatml_model: Path, held: str, text: str | None) -> None:
-    start = partial(AnswerDetector, ReplyChannels(QWEN, QWEN[0], f"H</think>{held}"), {})
+    rules = ReplyRules(QWEN, QWEN[0], f"H</think>{held}", stops_anywhere=False)
     with open_engine(chatml_model) as engine:
-        request = Request((97,), SamplingParams(), 'root ::= "abc"', answer_start=lambda: loads(dumps(start))())
+        request = Request((97,), SamplingParams(), 'root ::= "abc"', rules=rules)
         with pytest.raises(GrammarError, match=r"rejects 'z'") if text is None else nullcontext():
             [reply] = collect_replies(engine.generate([request])).values()
             assert reply.text == text

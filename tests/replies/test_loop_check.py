@@ -21,6 +21,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.control import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, LoopCheck
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step_costs import StepCosts
+from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
 
 ROOT = Path(__file__).parents[2]
 CODE_FILES, CHARACTERS = 30, 12_000
@@ -29,10 +30,10 @@ LINE = "The same line once more, and nothing else.\n"
 
 def found_at(reply: Sequence[int]) -> int | None:
     """Number of tokens after which the check ends a reply; None if it does not."""
-    check = LoopCheck()
+    check, text = LoopCheck(), ReplyText(ReplyRules())
     for count, token in enumerate(reply, start=1):
-        check.feed((token,), "")
-        if check.intervene():
+        check.feed((token,), text)
+        if check.intervene(text):
             return count
     return None
 

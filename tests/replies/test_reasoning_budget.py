@@ -14,7 +14,7 @@ from installations import model_on
 from scripted_backend import END, ScriptedBackend, tokens
 from scripted_command import run_here
 from templates import TEMPLATES
-from thinkers import ENDING, LIMIT, CountingControl, budget, reply_around, speaker
+from thinkers import ENDING, LIMIT, CountingControl, budget, reply_around, speaker, thinking
 from tiny_models import CHATML_TEMPLATE, write_chatml
 
 from cerebrum_cli.core.conversation import Conversation
@@ -28,7 +28,6 @@ from cerebrum_cli.formats.thinking import HARMONY_FINAL, REASONING_MARKUPS, Reas
 from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.reply import ReplyRequest
 from cerebrum_cli.replies.reply_controls import MAX_BIAS, SENTENCE_TOKENS, plan_endings
-from cerebrum_cli.replies.reply_stream import ReplyChannels
 
 SWITCHLESS = CHATML_TEMPLATE.replace("{% endfor %}", "{# <think> #}{% endfor %}", 1)
 IN_PROMPT = CHATML_TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}").replace(
@@ -191,18 +190,18 @@ def test_qwen3_ends_reasoning_with_the_sentence_of_its_report(models: dict[str, 
 @pytest.mark.parametrize(("limit", "context", "reason"), [(26, 400, "length"), (None, 28, "context")])
 def test_engine_truncates_forced_tokens_at_the_limits(limit: int | None, context: int, reason: str) -> None:
     backend = ScriptedBackend(speaker(lambda seed: ENDED.format(seed=seed)), context_size=context)
-    request = Request(tokens("go"), SamplingParams(seed=7, max_tokens=limit), controls=(budget(),))
+    request = Request(tokens("go"), SamplingParams(seed=7, max_tokens=limit), controls=(budget(),), rules=thinking())
     with running_engine(backend) as engine:
         [reply] = collect_replies(engine.generate([request])).values()
-    assert (reply.reason, reply.text) == (reason, "<think>\nI can see 7.\n</thi")
+    assert (reply.reason, reply.text) == (reason, "\nI can see 7.\n</thi")
 
 
 def test_engine_counts_the_reasoning_of_a_prefix() -> None:
-    channels = ReplyChannels(REASONING_MARKUPS, prefix_text="<think>" + "and so " * 9)
-    request = Request(tokens("go"), SamplingParams(seed=7), controls=(budget(channels=channels, prefix_length=70),))
+    rules = thinking(prefix="<think>" + "and so " * 9, prefix_tokens=70)
+    request = Request(tokens("go"), SamplingParams(seed=7), controls=(budget(),), rules=rules)
     with running_engine(ScriptedBackend(speaker(lambda seed: "I see. " * 20), context_size=400)) as engine:
         [reply] = collect_replies(engine.generate([request])).values()
-    assert "</think>" in reply.text[:12]
+    assert reply.finish and reply.finish.forced[0].at < 12
 
 
 def test_engine_lets_several_controls_intervene() -> None:
@@ -219,7 +218,7 @@ def test_engine_lets_several_controls_intervene() -> None:
 
 def test_ends_of_reasoning_become_likelier_close_to_the_limit() -> None:
     backend = ScriptedBackend(speaker(lambda seed: "<think>" + "a. " * 40), context_size=400)
-    request = Request(tokens("go"), SamplingParams(), controls=(budget(limit=100),))
+    request = Request(tokens("go"), SamplingParams(), controls=(budget(limit=100),), rules=thinking())
     with running_engine(backend) as engine:
         [reply] = collect_replies(engine.generate([request])).values()
     assert reply.finish and 100 < reply.finish.forced[0].at < 110  # no end came, so that one was forced

@@ -112,7 +112,7 @@ def summaries(replies: dict[SequenceId, Reply]) -> dict[SequenceId, tuple[Any, .
 def request_of(prompt: str, *, n: int = 1, stream: bool = False, max_n: int = 1, **params: Any) -> Request:
     """A request for replies to a text, of at most 40 tokens."""
     values = {"max_tokens": 40, "seed": 1, **params}
-    names = ("logprobs", "ignore_eos", "visible_tokens", "controls", "answer_start")
+    names = ("logprobs", "ignore_eos", "visible_tokens", "controls", "rules")
     own = {name: values.pop(name) for name in names if name in values}
     grammar = values.pop("grammar", None)
     return Request(tuple(prompt.encode()), SamplingParams(**values), grammar, n, max_n=max_n, stream=stream, **own)

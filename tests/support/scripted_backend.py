@@ -95,9 +95,9 @@ class ScriptedSampler:
         return token
 
     def _constrain(self, constraint: Constraint, token: int) -> None:
-        start, text = constraint.start, self.backend.piece(token, special=True).decode("utf-8", "replace")
-        if start and start.stage != "thinking" and not (start.stage == "undecided" and start.passes(token, text)):
-            start.begin()
+        text, piece = constraint.text, self.backend.piece(token, special=True).decode("utf-8", "replace")
+        if text.stage == "undecided" and not text.passes(token, piece):
+            text.begin_answer()
         if constraint.applies:
             if constraint.grammar == DEAD_END and self.constrained == DEAD_END_TOKENS:
                 raise GrammarError("the grammar rejects every possible next token")

@@ -9,10 +9,10 @@ from typing import Any
 
 from scripted_backend import END, Model, ScriptedBackend
 
-from cerebrum_cli.engine.control import AnswerStartFactory, ControlFactory, Intervention, Upcoming
+from cerebrum_cli.engine.control import ControlFactory, Intervention
+from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
-from cerebrum_cli.replies.reply_controls import AnswerDetector, ReasoningBudget, plan_endings
-from cerebrum_cli.replies.reply_stream import ReplyChannels
+from cerebrum_cli.replies.reply_controls import ReasoningBudget, plan_endings
 
 LIMIT = 10  # tokens
 ENDING = "\n</think>\n\n"
@@ -35,7 +35,12 @@ def speaker(reply: Callable[[int], str], prompt: int = 2) -> Model:
 
 
 def budget(limit: int = LIMIT, **options: Any) -> ControlFactory:
-    return partial(ReasoningBudget, limit, endings(), **{"channels": ReplyChannels(REASONING_MARKUPS), **options})
+    return partial(ReasoningBudget, limit, **options)
+
+
+def thinking(**more: Any) -> ReplyRules:
+    """Rules of replies that may reason in any markup."""
+    return ReplyRules(REASONING_MARKUPS, endings=endings(), **more)
 
 
 @dataclass
@@ -44,20 +49,21 @@ class CountingControl:
 
     decide: Callable[[int], Intervention | None]
     count: int = 0
-    horizon: int | None = None
 
-    def feed(self, tokens: Sequence[int], text: str) -> None:
+    def feed(self, tokens: Sequence[int], text: ReplyText) -> None:
         self.count += len(tokens)
 
-    def lets_pass(self, upcoming: Upcoming) -> int:
-        return 0
-
-    def intervene(self) -> Intervention | None:
+    def intervene(self, text: ReplyText) -> Intervention | None:
         return self.decide(self.count)
 
+    def horizon(self, text: ReplyText) -> None:
+        """It is asked after each token."""
 
-def answer_start() -> AnswerStartFactory:
-    return partial(AnswerDetector, ReplyChannels(REASONING_MARKUPS[:1]), {"<think>": frozenset()}, endings())
+
+def answering_late(**more: Any) -> ReplyRules:
+    """Rules of replies whose grammar and stop strings apply from where the answer starts."""
+    markers: dict[str, frozenset[int]] = {"<think>": frozenset()}
+    return ReplyRules(REASONING_MARKUPS[:1], stops_anywhere=False, markers=markers, endings=endings(), **more)
 
 
 def endings() -> dict[str, tuple[int, ...]]:

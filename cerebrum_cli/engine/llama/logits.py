@@ -18,7 +18,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.control import AnswerStart, Constraint
+from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.grammar import accept_token, is_allowed
 from cerebrum_cli.engine.sequence import continuation
@@ -167,43 +167,44 @@ class GrammarSampler:
         self.accept = chain.accept
         self._grammar = grammar
         self._vocabulary = vocabulary
-        self._start = constraint.start  # None once the grammar applies
+        self._text = constraint.text
+        self._applies = False
         self._banned = [token for token in constraint.markup if not vocabulary.is_eog(token)]
         self._free = free
         self._markup: deque[int] = deque()  # completes the markup that has begun
 
     def sample(self, row: int) -> int:
         """Sample the next token that the grammar allows, if it applies; GrammarError if there is none."""
-        start = self._start
-        if start and start.stage == "thinking":
+        if self._text.stage == "thinking":
             return (self._free or self._chain).sample(row)
         row_logits = self._chain.logits(row)
         token = self._chain.draw(row_logits)
-        if start is None or (passing := self._before_answer(start, token)) is None:
+        if self._applies or (passing := self._before_answer(token)) is None:
             return self._constrained(row_logits, token)
         self.accept(passing)
         return passing
 
-    def _before_answer(self, start: AnswerStart, token: int) -> int | None:
+    def _before_answer(self, token: int) -> int | None:
         """The token that precedes the answer: the one drawn, or one of markup; None if the answer starts here."""
         if self._markup:
             return self._markup.popleft()
-        text = self._vocabulary.piece(token, special=True).decode("utf-8", "replace")
-        if start.stage == "undecided" and start.passes(token, text):
+        text = self._text
+        piece = self._vocabulary.piece(token, special=True).decode("utf-8", "replace")
+        if text.stage == "undecided" and text.passes(token, piece):
             return token
-        held = continuation(self._vocabulary, (Text(start.held),)) if start.held else ()
+        held = continuation(self._vocabulary, (Text(text.held),)) if text.held else ()
         fits = all(accept_token(self._grammar, held_token) for held_token in held)
-        if fits and (held or not start.rest):
-            start.begin()
-            self._start = None
+        if fits and (held or not text.rest):
+            text.begin_answer()
+            self._applies = True
             return None
-        if not start.rest:
+        if not text.rest:
             raise GrammarError(
-                f"the answer begins in the token that ends the reasoning, and the grammar rejects {start.held!r}",
+                f"the answer begins in the token that ends the reasoning, and the grammar rejects {text.held!r}",
                 "ask again, or use --think off",
             )
         llama.llama_sampler_reset(self._grammar)
-        self._markup += continuation(self._vocabulary, (Text(start.rest, trusted=True),))
+        self._markup += continuation(self._vocabulary, (Text(text.rest, trusted=True),))
         return self._markup.popleft()
 
     def _constrained(self, row_logits: Any, token: int) -> int:

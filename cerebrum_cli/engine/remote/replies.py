@@ -5,13 +5,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress, count
 from time import perf_counter
 from typing import TypeAlias
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EndpointError, GrammarError
 from cerebrum_cli.core.events import (
+    Channel,
     FinishEvent,
     FinishReason,
     Forced,
@@ -23,11 +23,11 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.engine.backend import Vocabulary
-from cerebrum_cli.engine.control import AnswerStart, EndReply, Force, Intervention, Upcoming
-from cerebrum_cli.engine.detokenizer import Detokenizer
+from cerebrum_cli.engine.control import EndReply, Force, Intervention
 from cerebrum_cli.engine.remote.client import RefusedRequestError
-from cerebrum_cli.engine.remote.kind import CLOSE, ReplyChunk, StopReason
-from cerebrum_cli.engine.sequence import MessagesRequest, Request, continuation
+from cerebrum_cli.engine.remote.kind import ReplyChunk, StopReason
+from cerebrum_cli.engine.sequence import MessagesRequest, Request, continuation, token_events
+from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 
 SampleEvent: TypeAlias = PromptEvent | TokenEvent | FinishEvent | RefusedEvent
 
@@ -61,15 +61,15 @@ class RemoteSample:
         self._timings = Timings()  # as stated by the server
         self._forced: list[Forced] = []
         self._ids = array("i")
-        self._texts: list[str] = []
+        self._pieces: list[SplitText] = []
         self._logprobs: list[float | None] = []
         self._unsent = b""  # of the tokens: the server still holds it back
         self._is_ended = False  # no further token is part of the reply
         self._end_token: tuple[int, ...] = ()
         self._by_stop_string = False
         stop = () if self._takes_messages else request.params.stop  # such a server has matched them, reasoning apart
-        self._detokenizer = Detokenizer(stop, request.answer_start)
-        self._turns = Turns(request, self.vocabulary)  # which applies controls: servers know none
+        self.text = ReplyText(request.rules, stop)
+        self._turns = Turns(request, self.text, self.vocabulary)  # which applies controls: servers know none
         self._turn = request
 
     def take_turn(self) -> Request:
@@ -94,7 +94,7 @@ class RemoteSample:
         else:
             yield from self._decode_text(chunk, chunk.text) if chunk.text else self._decode(chunk)
         # A server knows no control, and may not know a stop string: it would continue.
-        is_left = self._turns.intervention or (self._by_stop_string and self.request.answer_start)
+        is_left = self._turns.intervention or (self._by_stop_string and not self.request.rules.stops_anywhere)
         if chunk.end or is_left:
             yield from self._end(chunk)
 
@@ -102,7 +102,7 @@ class RemoteSample:
         """Decode tokens, or those of the text since the last one if ids are missing."""
         total += self._turns.start
         if self._is_ended or total == self.tokens + len(chunk.tokens):
-            self._unsent = b"" if chunk.text else self._unsent + b"".join(self._pieces(chunk.tokens))
+            self._unsent = b"" if chunk.text else self._unsent + b"".join(map(self._piece, chunk.tokens))
             yield from self._decode(chunk)
         elif chunk.text or chunk.end:
             unknown = chunk.text.encode().removeprefix(self._unsent).decode("utf-8", "replace")
@@ -115,40 +115,33 @@ class RemoteSample:
         yield from self._decode(replace(chunk, tokens=continuation(self.vocabulary, (Text(text),))))
 
     def _decode(self, chunk: ReplyChunk) -> Iterator[SampleEvent]:
-        """Decode tokens up to one that ends the reply: together where nothing can intervene."""
-        tokens, turns, at = array("i", chunk.tokens), self._turns, 0
-        end = len(tokens)
-        if not self.request.ignore_eos:
-            end = next(compress(count(), map(self.vocabulary.is_eog, tokens)), end)
-        while at < len(tokens) and not (self._is_ended or turns.intervention or turns.starts_answer(tokens[at])):
-            if at == end:
-                self._is_ended, self._end_token = True, (tokens[at],)
+        """Decode tokens up to one that ends the reply, or after which the controls intervene."""
+        turns = self._turns
+        logprobs = chunk.logprobs or [None] * len(chunk.tokens)
+        for token, logprob in zip(chunk.tokens, logprobs, strict=True):
+            if self._is_ended or turns.intervention or turns.starts_answer(token):
                 return
-            block, pieces = tokens[at:end], self._pieces(tokens[at:end])
-            upcoming = Upcoming(block, pieces, self._detokenizer.held)
-            passed = max(1, min(turns.lets_pass(upcoming), self._detokenizer.lets_pass(upcoming)))
-            yield from self._add(block[:passed], pieces[:passed], chunk.logprobs[at : at + passed])
-            at += passed
+            if self.vocabulary.is_eog(token) and not self.request.ignore_eos:
+                self._is_ended, self._end_token = True, (token,)
+                return
+            yield from self._add(token, (logprob,) if chunk.logprobs else ())
 
-    def _pieces(self, tokens: Sequence[int]) -> list[bytes]:
-        visible = self.request.visible_tokens
-        return [self.vocabulary.piece(token, token in visible) for token in tokens]
+    def _piece(self, token: int) -> bytes:
+        return self.vocabulary.piece(token, token in self.request.visible_tokens)
 
-    def _add(
-        self, tokens: array[int], pieces: list[bytes], logprobs: Sequence[float | None] = (), is_forced: bool = False
-    ) -> Iterator[SampleEvent]:
-        """Add tokens, of which the last may complete a stop string; if not, controls may intervene after it."""
-        text, self._by_stop_string = self._detokenizer.feed(b"".join(pieces))
-        self._is_ended = self._by_stop_string
-        self.tokens += len(tokens)
-        self._ids += tokens
-        self._texts.append(text)
+    def _add(self, token: int, logprobs: Sequence[float | None] = (), is_forced: bool = False) -> Iterator[SampleEvent]:
+        """Add a token, which may complete a stop string; if not, controls may intervene after it."""
+        pieces = self.text.feed(self._piece(token), (token,))
+        self._by_stop_string = self._is_ended = self.text.is_stopped
+        self.tokens += 1
+        self._ids.append(token)
         if not self._is_ended:
-            self._turns.feed(tokens, text, pieces, is_forced)
+            self._turns.feed((token,), is_forced)
+        self._pieces += pieces
         if self.request.stream:
-            yield TokenEvent(self.id, text, tokens=tokens, logprobs=logprobs)
+            yield from token_events(self.id, pieces, self.text.channel, (token,), logprobs)
         elif self.request.logprobs:
-            self._logprobs += logprobs or [None] * len(tokens)
+            self._logprobs += logprobs or [None]
 
     def _end(self, chunk: ReplyChunk) -> Iterator[SampleEvent]:
         """End the running turn with its last part, or the one after which the rest is left."""
@@ -177,21 +170,23 @@ class RemoteSample:
     def _force(self) -> Iterator[SampleEvent]:
         turns = self._turns
         tokens = turns.intervention.tokens if isinstance(turns.intervention, Force) else ()
-        if tokens and not (turns.free_start and turns.free_start.stage == "undecided"):  # where it is markup
+        if tokens and not (turns.is_before_answer and self.text.stage == "undecided"):  # where it is markup
             self._forced.append(Forced(self.tokens, len(tokens)))
         for token in tokens:
             if self._is_ended or self._is_full:
                 return
-            yield from self._add(array("i", (token,)), self._pieces([token]), is_forced=True)
+            yield from self._add(token, is_forced=True)
 
     def _finish_reply(self, end: StopReason) -> Iterator[SampleEvent]:
         is_stopped = self._is_ended or end != "limit"
-        text, stopped_at_end = self._detokenizer.flush(is_truncated=not is_stopped)
-        if not self.request.stream:
-            text = "".join((*self._texts, text))
-        if text or not self.request.stream:
-            yield TokenEvent(self.id, text, tokens=() if self.request.stream else self._ids, logprobs=self._logprobs)
-        self._by_stop_string = self._by_stop_string or stopped_at_end or end == "stop string"
+        last = self.text.finish(is_truncated=not is_stopped)
+        if self.request.stream:
+            for channel, text in last:
+                yield TokenEvent(self.id, text, channel)
+        else:
+            joined = join_pieces(self._pieces + last)
+            yield from token_events(self.id, joined, self.text.channel, self._ids, self._logprobs)
+        self._by_stop_string = self.text.is_stopped or end == "stop string"
         is_limited = self._takes_messages and self.request.params.max_tokens is not None
         reason: FinishReason = "length" if self._is_at_limit or is_limited else "context"
         if isinstance(self._turns.intervention, EndReply):
@@ -216,7 +211,8 @@ class RemoteSample:
             return
         try:
             if self._takes_messages:  # of JSON, whose schema the server has, only the beginning is checked
-                matches = "".join(self._texts).rpartition(CLOSE)[2].lstrip()[:1] in JSON_STARTS
+                answer = "".join(text for channel, text in self._pieces if channel == "answer")
+                matches = answer.lstrip()[:1] in JSON_STARTS
             else:
                 matches = self.vocabulary.matches_grammar(grammar, tokens)
         except GrammarError as error:
@@ -252,6 +248,7 @@ class RemoteSample:
             has_all_tokens=self.has_all_tokens,
             forced=tuple(self._forced),
             origin=self.origin,
+            in_reasoning=self.text.stage == "thinking",
         )
 
 
@@ -264,78 +261,79 @@ class Turns:
     asked for no longer than its controls need to decide.
     """
 
-    def __init__(self, request: Request, vocabulary: Vocabulary) -> None:
+    def __init__(self, request: Request, text: ReplyText, vocabulary: Vocabulary) -> None:
         self.start = 0
         self.intervention: Intervention | None = None
         self._end: int | None = None  # up to which the running one is asked for
-        self._request, self._vocabulary = request, vocabulary
+        self._request, self._text, self._vocabulary = request, text, vocabulary
         self._controls = [create() for create in request.controls]
-        self._constraint = request.constraint
+        self._applies_late = request.grammar is not None and not isinstance(request, MessagesRequest)
+        self._has_applied = self._applies_late and text.stage == "answer"  # the grammar
 
     def next_request(self, tokens: Sequence[int], generated: int) -> Request:
         """The request that continues the reply after these tokens, as far as they are known of those generated."""
         self.start, self.intervention, request = generated, None, self._request
-        grammar = None if self.free_start else request.grammar  # of one turn only: it would start again in another
-        horizons = [control.horizon for control in self._controls if control.horizon is not None]
+        grammar = None if self.is_before_answer else request.grammar  # of one turn only
+        horizons = [horizon for control in self._controls if (horizon := control.horizon(self._text)) is not None]
         limits = request.params.max_tokens, None if request.stream or grammar else min(horizons, default=None)
         self._end = min((limit for limit in limits if limit is not None and limit > generated), default=None)
         params = replace(request.params, max_tokens=None if self._end is None else self._end - generated)
         prompt = array("i", (*request.prompt_tokens, *tokens)) if tokens else request.prompt_tokens
-        start = None if grammar else request.answer_start
-        return replace(request, prompt_tokens=prompt, params=params, grammar=grammar, answer_start=start)
+        rules = ReplyRules() if grammar else request.rules  # all of the turn is the answer
+        return replace(request, prompt_tokens=prompt, params=params, grammar=grammar, rules=rules)
 
     @property
-    def free_start(self) -> AnswerStart | None:
-        """Detector of the start of the answer; None once the grammar applies, and without one."""
-        return None if self._constraint is None or self._constraint.applies else self._constraint.start
+    def is_before_answer(self) -> bool:
+        """Whether there is a grammar that does not apply yet."""
+        return self._applies_late and self._text.stage != "answer"
 
     def starts_answer(self, token: int) -> bool:
         """Whether a token does not precede the answer, so that the running turn ends before it."""
-        start = self.free_start
-        if start is None:
+        text = self._text
+        if not self.is_before_answer:
             return False
-        if start.stage == "thinking":
+        if text.stage == "thinking":
             has_ended = token == ENDED or self._vocabulary.is_eog(token)
-            if not (has_ended and start.closing) or self.intervention:
+            if not (has_ended and text.closing) or self.intervention:
                 return False
-            self.intervention = Force(start.closing)  # the model ends its turn, but the answer is still to come
+            self.intervention = Force(text.closing)  # the model ends its turn, but the answer is still to come
             return True
         piece = b"" if token == ENDED else self._vocabulary.piece(token, special=True)
-        if start.passes(token, piece.decode("utf-8", "replace")):
+        if text.passes(token, piece.decode("utf-8", "replace")):
             return False
-        self.intervention = Force(continuation(self._vocabulary, (Text(start.rest, trusted=True),)))
-        if not start.rest:
-            start.begin()
+        self.intervention = Force(continuation(self._vocabulary, (Text(text.rest, trusted=True),)))
+        if not text.rest:
+            text.begin_answer()
+            self._has_applied = True
         return True
 
-    def lets_pass(self, upcoming: Upcoming) -> int:
-        """Number of the next tokens after which nothing intervenes, and the answer does not start."""
-        if self._constraint and self._constraint.applies:
-            return len(upcoming.tokens)
-        passed = min((control.lets_pass(upcoming) for control in self._controls), default=len(upcoming.tokens))
-        return min(passed, self.free_start.lets_pass(upcoming)) if self.free_start else passed
-
-    def feed(self, tokens: Sequence[int], text: str, pieces: Iterable[bytes], is_forced: bool = False) -> None:
+    def feed(self, tokens: Sequence[int], is_forced: bool = False) -> None:
         """Add tokens, after which controls may intervene unless they are forced. Raises RefusedRequestError."""
-        if self._constraint and self._constraint.applies:
+        if self._has_applied:
             return
         for control in self._controls:
-            control.feed(tokens, text)
-        start = self.free_start
-        if start:
-            start.feed(tokens, b"".join(pieces).decode("utf-8", "replace"))
-            if start.stage == "answer" and start.held:
-                raise RefusedRequestError(GrammarError(OVERHANG, "ask again, or use --think off"))
+            control.feed(tokens, self._text)
+        self._has_applied = self._applies_late and self._text.stage == "answer"
+        if self._has_applied and self._text.held:
+            raise RefusedRequestError(GrammarError(OVERHANG, "ask again, or use --think off"))
         if is_forced:
             return
-        if start and start.stage == "answer":
+        if self._has_applied:
             self.intervention = Force(())
-        else:
-            interventions = (control.intervene() for control in self._controls)
-            self.intervention = next(
-                (intervention for intervention in interventions if isinstance(intervention, (EndReply, Force))), None
-            )
+            return
+        interventions = (control.intervene(self._text) for control in self._controls)
+        self.intervention = next(
+            (intervention for intervention in interventions if isinstance(intervention, (EndReply, Force))), None
+        )
 
     def was_shortened(self, generated: int) -> bool:
         """Whether the running turn ended where no more tokens were asked for."""
         return self._end is not None and self._end <= generated
+
+
+def join_pieces(pieces: Iterable[SplitText]) -> list[SplitText]:
+    """Join the texts of each channel."""
+    texts: dict[Channel, list[str]] = {}
+    for channel, text in pieces:
+        texts.setdefault(channel, []).append(text)
+    return [(channel, "".join(parts)) for channel, parts in texts.items()]

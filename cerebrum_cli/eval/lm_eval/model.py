@@ -26,10 +26,10 @@ from cerebrum_cli.core.version import __version__
 from cerebrum_cli.engine.llama.devices import version
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 from cerebrum_cli.formats.plain import RAW
-from cerebrum_cli.replies.concurrent_rows import Continuation, Row, RowOutcome, channels_of, run_rows
+from cerebrum_cli.formats.thinking import ReasoningMarkup
+from cerebrum_cli.replies.concurrent_rows import Continuation, Row, RowOutcome, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.replies.reply_stream import ReplyChannels
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -170,7 +170,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             assert isinstance(event.outcome, Reply)
             (key, positions), prompt = event.row.id, event.row.request
             assert isinstance(prompt, Continuation)
-            answer = answer_of(event.outcome.text, channels_of(self._model, prompt))
+            answer = answer_of(event.outcome, self._model.controls.own_markups(prompt.settings.system))
             answered += 1
             unfinished += answer is None
             text = answer or ""
@@ -326,21 +326,18 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         self._use = use
 
 
-def answer_of(reply: str, channels: ReplyChannels) -> str | None:
+def answer_of(reply: Reply, markups: tuple[ReasoningMarkup, ...]) -> str | None:
     """The answer in a reply; None if it ended while the model was thinking.
 
     As with `think_end_token` of lm-eval's `hf` model, it has no white space before it, and begins behind the last tag
     that ends reasoning, even if no tag began it.
     """
-    if not channels.markups:
-        return reply
-    splitter = channels.splitter()
-    parts = [*splitter.feed(reply), *splitter.flush()]
-    if splitter.open_markup:
+    if not markups:
+        return reply.text
+    if reply.finish.in_reasoning:
         return None
-    answer = "".join(text for channel, text in parts if channel == "answer")
-    answer = answer and answer + reply[len(reply.rstrip()) :]
-    for markup in splitter.markups:
+    answer = reply.text.lstrip()
+    for markup in markups:
         if markup.own_lines:  # what else ends reasoning may also end turns
             answer = answer.split(markup.close)[-1].lstrip()
     return answer
